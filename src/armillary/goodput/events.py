@@ -1,0 +1,98 @@
+"""The events of a run, one JSON object per line (contract 3).
+
+Whatever trains, injects faults or simulates a cluster writes these lines; whatever counts lost time or draws a page
+reads them. A line that a kill tore in half at the end of the file is passed over: it was never reported as done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from armillary.recipe import ArmillaryError
+
+FORMAT = 1
+
+EventKind = Literal["start", "resume", "progress", "validation", "checkpoint", "stop", "fault", "end"]
+
+
+class Event(BaseModel):
+    """One thing that happened: ``time_s`` since the Unix epoch, ``step`` counts finished steps.
+
+    ``progress`` carries ``duration_s`` for the steps since the last one; ``validation`` and ``checkpoint`` carry the
+    seconds they took from training; ``stop`` is an orderly interruption, ``fault`` an unplanned one.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    format: int = FORMAT
+    time_s: float
+    run: str
+    kind: EventKind
+    step: int = Field(ge=0)
+    rank: int = Field(default=0, ge=0)
+    duration_s: float | None = Field(default=None, ge=0)
+    data: dict[str, Any] = Field(default_factory=dict)
+
+
+class EventWriter:
+    """Appends events of one run to a file; each line is handed to the system before the call returns."""
+
+    def __init__(self, path: Path, run: str) -> None:
+        self.run = run
+        # A kill may have left half a line: begin a new one, so that the next event is not lost with it.
+        torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        if torn:
+            self._file.write("\n")
+
+    def write(self, kind: EventKind, step: int, duration_s: float | None = None, **data: Any) -> None:
+        """Append one event that happens now."""
+        event = Event(time_s=time.time(), run=self.run, kind=kind, step=step, duration_s=duration_s, data=data)
+        self._file.write(event.model_dump_json() + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Bring what was written to the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_events(path: Path) -> Iterator[Event]:
+    """Events of a file in order; lines torn by a kill are passed over.
+
+    Raises:
+        ArmillaryError: a whole line that is not an event, or one of a newer format, with file and line.
+    """
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                fields = json.loads(line)
+            except ValueError:
+                continue
+            try:
+                event = Event.model_validate(fields)
+            except ValidationError as error:
+                raise ArmillaryError(f"{path}:{number}: not an event: {error.errors()[0]['msg']}") from error
+            if event.format > FORMAT:
+                raise ArmillaryError(
+                    f"{path}:{number}: event format {event.format} is newer than this version reads ({FORMAT}); "
+                    "update armillary"
+                )
+            yield event

@@ -1,0 +1,52 @@
+"""The documents that everything else reads: model shapes, schedules, run specifications, recipes. Imports no torch."""
+
+from armillary.recipe.document import (
+    AnnealStudy,
+    CorpusSpec,
+    DomainSpec,
+    LadderStudy,
+    Limits,
+    MixtureStudy,
+    Recipe,
+    TokenizerSpec,
+    Training,
+    load_recipe,
+)
+from armillary.recipe.errors import ArmillaryError, UsageError
+from armillary.recipe.run import (
+    Decay,
+    MixturePhase,
+    OptimizerSpec,
+    RunSpec,
+    Schedule,
+    Validation,
+    canonical_hash,
+    decay_factor,
+)
+from armillary.recipe.shapes import Document, Family, ModelShape
+
+__all__ = [
+    "AnnealStudy",
+    "ArmillaryError",
+    "CorpusSpec",
+    "Decay",
+    "Document",
+    "DomainSpec",
+    "Family",
+    "LadderStudy",
+    "Limits",
+    "MixturePhase",
+    "MixtureStudy",
+    "ModelShape",
+    "OptimizerSpec",
+    "Recipe",
+    "RunSpec",
+    "Schedule",
+    "TokenizerSpec",
+    "Training",
+    "UsageError",
+    "Validation",
+    "canonical_hash",
+    "decay_factor",
+    "load_recipe",
+]

@@ -1,0 +1,308 @@
+"""The recipe: one YAML file that says what is asked and within which limits.
+
+``load_recipe`` turns it into a checked ``Recipe``. Whatever is wrong in it is told with file, line, key and what would
+be right, before anything is trained.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from armillary.recipe.errors import UsageError
+from armillary.recipe.run import Decay
+from armillary.recipe.shapes import Document, Family
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class DomainSpec(Document):
+    """A domain of text: ``source`` is a file, a folder, or ``demo:NAME`` for a built-in one.
+
+    With ``train: false`` the domain is only examined: all of its text goes to validation.
+    """
+
+    source: str
+    train: bool = True
+    text_field: str = "text"
+
+
+class TokenizerSpec(Document):
+    """A byte-level BPE of ``vocab_size`` trained on the corpus, or the ``tokenizer.json`` of ``file``."""
+
+    vocab_size: int = Field(default=2048, ge=257)
+    file: str | None = None
+
+
+class CorpusSpec(Document):
+    """Which domains there are, and how they become training and validation tokens.
+
+    Documents longer than ``max_document_chars`` are cut at line ends. ``validation_share`` of the documents of each
+    training domain is held out by hash, at most about ``validation_chars`` characters of it being kept per domain.
+    """
+
+    domains: dict[str, DomainSpec] = Field(min_length=1)
+    tokenizer: TokenizerSpec = TokenizerSpec()
+    validation_share: float = Field(default=0.05, gt=0, lt=0.5)
+    validation_chars: int = Field(default=400_000, ge=1000)
+    max_document_chars: int = Field(default=8_000, ge=100)
+
+    @property
+    def training_domains(self) -> tuple[str, ...]:
+        """Names of the domains one may train on, in the recipe's order."""
+        return tuple(name for name, domain in self.domains.items() if domain.train)
+
+
+class Limits(Document):
+    """What a mixture may be: passes over a domain at the target's tokens, and floors and ceilings of its weight."""
+
+    max_epochs: float = Field(default=4.0, gt=0)
+    floors: dict[str, Share] = Field(default_factory=dict)
+    ceilings: dict[str, Share] = Field(default_factory=dict)
+
+
+class TargetModel(Document):
+    """The model one wants in the end: a family's name and its depth."""
+
+    family: str = "base"
+    depth: int = Field(ge=1)
+
+
+class Training(Document):
+    """How every run of the recipe trains.
+
+    The peak learning rate of a model of width d is ``lr * (lr_width / d) ** lr_exponent``. The target run takes
+    ``tokens``, or ``budget_share`` of the recipe's budget; it is repeated with each of ``seeds``.
+    """
+
+    tokens: int | None = Field(default=None, ge=1)
+    budget_share: float | None = Field(default=None, gt=0, lt=1)
+    context_length: int = Field(default=128, ge=2)
+    batch_sequences: int = Field(default=16, ge=1)
+    lr: float = Field(default=4e-3, gt=0)
+    lr_width: int = Field(default=64, ge=1)
+    lr_exponent: float = Field(default=1.0, ge=0, le=2)
+    weight_decay: float = Field(default=0.1, ge=0)
+    grad_clip: float = Field(default=1.0, gt=0)
+    z_loss: float = Field(default=0.0, ge=0)
+    warmup_share: float = Field(default=0.05, ge=0, lt=0.5)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    seeds: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1)
+
+    @model_validator(mode="after")
+    def _tokens_or_share(self) -> Self:
+        if (self.tokens is None) == (self.budget_share is None):
+            raise ValueError("give exactly one of 'tokens' (a number) and 'budget_share' (a share of the budget)")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds must differ, found {list(self.seeds)}")
+        return self
+
+    def peak_lr(self, d_model: int) -> float:
+        """Peak learning rate for a model of width ``d_model``."""
+        return self.lr * float((self.lr_width / d_model) ** self.lr_exponent)
+
+
+class MixtureStudy(Document):
+    """Proxies over a designed set of mixtures, then ``candidates`` of the law run again with new seeds."""
+
+    depth: int = Field(default=2, ge=1)
+    runs: int = Field(default=40, ge=8)
+    tokens: int = Field(default=300_000, ge=1)
+    candidates: int = Field(default=3, ge=1)
+    confirm_seeds: int = Field(default=3, ge=2)
+    seed: int = Field(default=0, ge=0)
+
+
+class AnnealStudy(Document):
+    """Branches that decay from one stable trunk: each share of the budget with each shape and annealing mixture.
+
+    ``sharpen`` lists exponents: the mixture found, each weight raised to it and normalised (1 keeps the mixture).
+    """
+
+    depth: int = Field(default=2, ge=1)
+    tokens: int = Field(default=400_000, ge=1)
+    shares: tuple[Share, ...] = Field(default=(0.1, 0.2, 0.4), min_length=1)
+    shapes: tuple[Decay, ...] = Field(default=("linear", "1-sqrt"), min_length=1)
+    sharpen: tuple[float, ...] = Field(default=(1.0,), min_length=1)
+    seeds: int = Field(default=2, ge=1)
+
+
+class LadderStudy(Document):
+    """Models of growing depth; each trains a trunk and decays from it at ``multiples`` of its tokens.
+
+    ``tokens`` belongs to the deepest rung; a rung of N non-embedding parameters takes ``tokens`` too, so that every
+    depth is seen at the same data sizes.
+    """
+
+    depths: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1)
+    tokens: int = Field(default=600_000, ge=1)
+    fractions: tuple[Share, ...] = Field(default=(0.25, 0.5, 1.0), min_length=1)
+    families: tuple[str, ...] = ("base",)
+    seeds: int = Field(default=1, ge=1)
+
+
+class Studies(Document):
+    """The three studies that argue for the recipe."""
+
+    mixture: MixtureStudy = MixtureStudy()
+    anneal: AnnealStudy = AnnealStudy()
+    ladder: LadderStudy = LadderStudy()
+
+
+class Recipe(Document):
+    """What is asked: domains, target, limits, model, training and studies."""
+
+    format: Literal[1] = 1
+    name: str = Field(min_length=1)
+    corpus: CorpusSpec
+    target: dict[str, float] = Field(min_length=1)
+    limits: Limits = Limits()
+    families: tuple[Family, ...] = Field(default=(Family(),), min_length=1)
+    model: TargetModel
+    training: Training
+    study: Studies = Studies()
+    budget: str | None = None
+    validation_windows: int = Field(default=64, ge=1)
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Self:
+        domains = list(self.corpus.domains)
+        training = self.corpus.training_domains
+        if len(training) < 2:
+            raise ValueError("corpus.domains: a mixture needs at least two domains with 'train: true'")
+        known_domain("target", self.target, domains)
+        known_domain("limits.floors", self.limits.floors, training)
+        known_domain("limits.ceilings", self.limits.ceilings, training)
+        if any(not math.isfinite(w) or w < 0 for w in self.target.values()) or sum(self.target.values()) <= 0:
+            raise ValueError("target: weights must be finite, not negative, and not all zero")
+        for name, floor in self.limits.floors.items():
+            if floor > self.limits.ceilings.get(name, 1.0):
+                raise ValueError(f"limits: the floor of '{name}' lies above its ceiling")
+        if sum(self.limits.floors.values()) > 1:
+            raise ValueError("limits.floors: the floors sum to more than 1")
+        names = [family.name for family in self.families]
+        if len(set(names)) != len(names):
+            raise ValueError(f"families: names must differ, found {names}")
+        for family in (self.model.family, *self.study.ladder.families):
+            if family not in names:
+                raise ValueError(f"family '{family}' is not in families ({', '.join(names)})")
+        if self.training.budget_share is not None and self.budget is None:
+            raise ValueError("training.budget_share needs a 'budget' (such as 20m or 1e15flops)")
+        return self
+
+    def family(self, name: str) -> Family:
+        """The family of that name."""
+        return next(family for family in self.families if family.name == name)
+
+    @property
+    def target_weights(self) -> dict[str, float]:
+        """The target's weights, scaled to sum to 1, without zeros."""
+        total = sum(self.target.values())
+        return {name: weight / total for name, weight in self.target.items() if weight > 0}
+
+
+def known_domain(where: str, names: dict[str, float], known: list[str] | tuple[str, ...]) -> None:
+    """Raise ValueError if a key of ``names`` is not one of ``known``, with the nearest known one."""
+    for name in names:
+        if name not in known:
+            raise ValueError(f"{where}: no domain '{name}' here{_nearest(name, list(known))}")
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read and check a recipe.
+
+    Relative sources are taken from the recipe's own folder.
+
+    Raises:
+        UsageError: file missing, not YAML, an unknown key (with the nearest valid one) or a wrong value.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); give the path of a recipe in YAML") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 at byte {error.start}; save the recipe as UTF-8") from error
+    try:
+        # compose first: it keeps the line of every key for the messages below
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UsageError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from error
+    if not isinstance(value, dict):
+        raise UsageError(f"{path}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}")
+    try:
+        recipe = Recipe.model_validate(value)
+    except ValidationError as error:
+        lines = [f"{path}:{_line(node, e['loc'])}: {_problem(e)}" for e in error.errors()]
+        raise UsageError("\n".join(lines)) from error
+    return _absolute_sources(recipe, path.resolve().parent)
+
+
+def _absolute_sources(recipe: Recipe, base: Path) -> Recipe:
+    def absolute(source: str) -> str:
+        return source if source.startswith("demo:") or "://" in source else str(base / Path(source).expanduser())
+
+    domains = {
+        name: domain.model_copy(update={"source": absolute(domain.source)})
+        for name, domain in recipe.corpus.domains.items()
+    }
+    tokenizer = recipe.corpus.tokenizer
+    if tokenizer.file is not None:
+        tokenizer = tokenizer.model_copy(update={"file": absolute(tokenizer.file)})
+    corpus = recipe.corpus.model_copy(update={"domains": domains, "tokenizer": tokenizer})
+    return recipe.model_copy(update={"corpus": corpus})
+
+
+def _line(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
+    """Line (from 1) of the deepest part of ``location`` that stands in the file."""
+    line = 1
+    for key in location:
+        if isinstance(node, yaml.MappingNode):
+            found = [(k, v) for k, v in node.value if k.value == str(key)]
+            if not found:
+                break
+            line, node = found[0][0].start_mark.line + 1, found[0][1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            node = node.value[key]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
+
+
+def _problem(error: Any) -> str:
+    """One pydantic error in words: the key, what is wrong with it, and for an unknown key the nearest valid one."""
+    location = error["loc"]
+    where = ".".join(str(part) for part in location)
+    if error["type"] == "extra_forbidden":
+        return f"unknown key '{where}'{_nearest(str(location[-1]), _valid_keys(location[:-1]))}"
+    if error["type"] == "missing":
+        return f"the key '{where}' is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    given = error.get("input")
+    shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) else ""
+    return f"{where}: {message}{shown}" if where else message
+
+
+def _valid_keys(location: tuple[int | str, ...]) -> list[str]:
+    """Keys of the recipe part that ``location`` leads to."""
+    model: Any = Recipe
+    for key in location:
+        if isinstance(model, type) and issubclass(model, BaseModel):
+            model = model.model_fields[str(key)].annotation
+        else:  # dict[str, X] or tuple[X, ...]: step into X
+            arguments = [a for a in getattr(model, "__args__", ()) if a not in (str, Ellipsis)]
+            model = arguments[0] if arguments else None
+    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; nearest valid: '{match[0]}'" if match else f"; valid: {', '.join(known)}" if known else ""

@@ -1,0 +1,18 @@
+"""The two kinds of error that reach a person, and the exit code each one means.
+
+Every error says what was wrong, where, and what would be right; the command line prints it without a traceback.
+"""
+
+from __future__ import annotations
+
+
+class ArmillaryError(Exception):
+    """The work failed: a run diverged, a file is torn, a disk is full. Exit code 1."""
+
+    exit_code = 1
+
+
+class UsageError(ArmillaryError):
+    """What the user gave cannot be right: a recipe, a source, an option. Exit code 2."""
+
+    exit_code = 2
