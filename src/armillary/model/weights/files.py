@@ -1,0 +1,130 @@
+"""Files and folders that appear whole or not at all, and the checks that all weight formats share.
+
+Both are written aside, under a hidden name in the same folder, brought to the disk and then renamed. A file takes the
+place of an older one in one step. A folder does so too where the kernel can exchange two names (Linux, most file
+systems); elsewhere the older folder is moved aside first, and a kill in that instant leaves neither under the name,
+but both whole beside it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from armillary.recipe import ArmillaryError, UsageError
+
+AT_FDCWD = -100  # linux/fcntl.h: paths are relative to the working directory
+# All that a model folder of ours holds; a folder with anything else is not taken for one and not replaced.
+MODEL_FILES = frozenset(
+    {
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "README.md",
+        "lineage.json",
+    }
+)
+
+RENAME_EXCHANGE = 2  # linux/fs.h
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file that appears under ``path`` only when it is whole and on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            aside,
+            metadata={"format": "pt"},
+        )
+        sync(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+@contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to fill; when the block ends well it takes the place of ``folder``, in one step.
+
+    If the block raises, or the process dies in it, ``folder`` is as it was.
+
+    Raises:
+        UsageError: ``folder`` is a file, or holds what no model folder of ours holds (it would be deleted).
+    """
+    folder = folder.absolute()
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: is a file; give a folder that is new or holds an earlier export")
+    foreign = sorted({entry.name for entry in folder.iterdir()} - MODEL_FILES) if folder.exists() else []
+    if foreign:
+        raise UsageError(
+            f"{folder}: holds '{foreign[0]}', which is no part of an earlier export and would be deleted; "
+            "give a folder that is new, empty or holds an earlier export"
+        )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(aside, ignore_errors=True)  # left over from a process that was killed
+    aside.mkdir()
+    try:
+        yield aside
+        for path in aside.iterdir():
+            sync(path)
+        sync(aside)
+        if not folder.exists():
+            aside.rename(folder)
+        elif not _exchange(aside, folder):
+            old = aside.with_suffix(".old")
+            folder.rename(old)
+            aside.rename(folder)
+            shutil.rmtree(old)
+        sync(folder.parent)
+    finally:
+        # after an exchange this is the older folder
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two names in one step; False where the system cannot."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    done: int = rename(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)
+    return done == 0
+
+
+def check_tensors(path: Path, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Hold the names and shapes of a file's tensors against those of the model.
+
+    Raises:
+        ArmillaryError: naming the tensors that are missing, unexpected or of another shape.
+    """
+    problems = [f"missing {name}" for name in wanted if name not in found]
+    problems += [f"unexpected {name}" for name in found if name not in wanted]
+    problems += [
+        f"{name} is {list(found[name])} and should be {list(size)}"
+        for name, size in wanted.items()
+        if name in found and found[name] != size
+    ]
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise ArmillaryError(f"{path}: the weights are not those of this model shape: {shown}")

@@ -1,0 +1,256 @@
+"""Model folders that Hugging Face ``transformers`` loads, written and read without it.
+
+A shape without QK-norm is a ``LlamaForCausalLM``, one with it a ``Qwen3ForCausalLM``; both compute exactly what our
+transformer computes, so logits agree to rounding. Our merged matrices (q, k, v; gate, up) are cut apart on the way out
+and joined on the way in, which loses no bit.
+
+Trade-offs: the configuration is written by hand and kept to the keys that decide the computation, so that an export
+needs no further package; the test suite holds it against ``transformers`` itself. Reading refuses whatever this
+transformer does not compute (biases, scaled rotary positions, sliding windows, quantised weights) rather than guess.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from armillary.model.transformer import Transformer
+from armillary.model.weights.files import check_tensors, replace_folder, save_tensors
+from armillary.recipe import ArmillaryError, ModelShape, UsageError
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+
+# What must hold of a configuration for our transformer to compute the same; an absent key has this value.
+SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "rope_scaling": (None,),
+    "partial_rotary_factor": (1, None),
+    "use_sliding_window": (False,),
+    "quantization_config": (None,),
+}
+
+
+def export_hf(
+    model: Transformer,
+    folder: Path,
+    *,
+    tokenizer_file: Path,
+    end_token: str,
+    context_length: int,
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+) -> None:
+    """Write a folder that ``AutoModelForCausalLM`` and ``AutoTokenizer`` load; it appears only when it is whole.
+
+    ``end_token`` is the token that ends a document; generation stops at it. No chat template is written: this is a
+    model that continues text. An earlier export under ``folder`` is replaced at the very end.
+
+    Raises:
+        UsageError: the tokenizer cannot be read, lacks ``end_token`` or has more tokens than the model; or ``folder``
+            holds files that are no export.
+    """
+    end = _end_token_id(tokenizer_file, end_token, model.shape.vocab_size)
+    stored = getattr(torch, dtype)
+    documents = {
+        "config.json": _config(model.shape, context_length, end, dtype),
+        "generation_config.json": {"eos_token_id": end},
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": end_token,
+            "model_max_length": context_length,
+            "clean_up_tokenization_spaces": False,
+        },
+    }
+    with replace_folder(folder) as aside:
+        for name, document in documents.items():
+            (aside / name).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        (aside / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
+        state = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        save_tensors({name: t.to(stored) for name, t in _cut_apart(state, model.shape)}, aside / WEIGHTS)
+
+
+def import_hf(folder: Path) -> Transformer:
+    """The model in a ``transformers`` folder of a Llama or Qwen3 model, in fp32 on the CPU.
+
+    Weights may be one safetensors file or several with an index; half-precision weights are widened, which is exact.
+
+    Raises:
+        UsageError: no such folder, or a configuration that our transformer does not compute, naming the key.
+        ArmillaryError: weights missing, torn or of other names or shapes than the configuration says.
+    """
+    shape = _shape(folder / "config.json")
+    with torch.device("meta"):
+        model = Transformer(shape)
+        outside = dict(_cut_apart(dict(model.named_parameters()), shape))
+    tensors = _read_tensors(folder)
+    # tables that old checkpoints carry, and the second name of a tied matrix
+    ignored = [name for name in tensors if name.endswith("rotary_emb.inv_freq")]
+    for name in [*ignored, *(["lm_head.weight"] if shape.tied_embeddings else [])]:
+        tensors.pop(name, None)
+    check_tensors(
+        folder,
+        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        {name: tuple(tensor.shape) for name, tensor in outside.items()},
+    )
+    inside = {name: torch.cat([tensors[part].float() for part in parts]) for name, parts in _names(shape).items()}
+    model.load_state_dict(inside, assign=True)
+    return model
+
+
+def _names(shape: ModelShape) -> dict[str, tuple[str, ...]]:
+    """Our parameter names, each with the outside tensors that its rows are made of, in order."""
+    names: dict[str, tuple[str, ...]] = {
+        "embedding.weight": ("model.embed_tokens.weight",),
+        "norm.weight": ("model.norm.weight",),
+    }
+    if not shape.tied_embeddings:
+        names["output.weight"] = ("lm_head.weight",)
+    for i in range(shape.n_layers):
+        ours, theirs = f"layers.{i}", f"model.layers.{i}"
+        attention, mlp = f"{theirs}.self_attn", f"{theirs}.mlp"
+        names[f"{ours}.attention_norm.weight"] = (f"{theirs}.input_layernorm.weight",)
+        names[f"{ours}.attention.qkv.weight"] = tuple(f"{attention}.{part}_proj.weight" for part in "qkv")
+        names[f"{ours}.attention.out.weight"] = (f"{attention}.o_proj.weight",)
+        if shape.qk_norm:
+            names[f"{ours}.attention.q_norm.weight"] = (f"{attention}.q_norm.weight",)
+            names[f"{ours}.attention.k_norm.weight"] = (f"{attention}.k_norm.weight",)
+        names[f"{ours}.feed_forward_norm.weight"] = (f"{theirs}.post_attention_layernorm.weight",)
+        names[f"{ours}.feed_forward.gate_up.weight"] = (f"{mlp}.gate_proj.weight", f"{mlp}.up_proj.weight")
+        names[f"{ours}.feed_forward.down.weight"] = (f"{mlp}.down_proj.weight",)
+    return names
+
+
+def _cut_apart(state: dict[str, Tensor], shape: ModelShape) -> Iterator[tuple[str, Tensor]]:
+    """Outside names and tensors of our parameters."""
+    rows = {
+        "q_proj": shape.n_heads * shape.head_dim,
+        "k_proj": shape.n_kv_heads * shape.head_dim,
+        "v_proj": shape.n_kv_heads * shape.head_dim,
+        "gate_proj": shape.d_ff,
+        "up_proj": shape.d_ff,
+    }
+    for name, parts in _names(shape).items():
+        if len(parts) == 1:
+            yield parts[0], state[name]
+        else:
+            sizes = [rows[part.split(".")[-2]] for part in parts]
+            yield from zip(parts, torch.split(state[name], sizes), strict=True)
+
+
+def _config(shape: ModelShape, context_length: int, end: int, dtype: str) -> dict[str, Any]:
+    kind = "qwen3" if shape.qk_norm else "llama"
+    return {
+        "architectures": [ARCHITECTURES[kind]],
+        "model_type": kind,
+        "dtype": dtype,
+        "torch_dtype": dtype,  # the name of the key before transformers 5
+        "hidden_size": shape.d_model,
+        "num_hidden_layers": shape.n_layers,
+        "num_attention_heads": shape.n_heads,
+        "num_key_value_heads": shape.n_kv_heads,
+        "head_dim": shape.head_dim,
+        "intermediate_size": shape.d_ff,
+        "vocab_size": shape.vocab_size,
+        "tie_word_embeddings": shape.tied_embeddings,
+        "rms_norm_eps": shape.norm_eps,
+        "rope_theta": shape.rope_theta,  # before transformers 5; from then on rope_parameters
+        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
+        "max_position_embeddings": context_length,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        **({} if shape.qk_norm else {"mlp_bias": False}),
+        "attention_dropout": 0.0,
+        "bos_token_id": None,
+        "eos_token_id": end,
+        "use_cache": True,
+    }
+
+
+def _end_token_id(tokenizer_file: Path, end_token: str, vocab_size: int) -> int:
+    try:
+        tokenizer = Tokenizer.from_file(str(tokenizer_file))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise UsageError(f"{tokenizer_file}: not a tokenizer.json of Hugging Face tokenizers ({error})") from error
+    end: int | None = tokenizer.token_to_id(end_token)
+    if end is None:
+        raise UsageError(f"{tokenizer_file}: has no token {end_token!r} to end documents with; name one that it has")
+    if tokenizer.get_vocab_size() > vocab_size:
+        raise UsageError(
+            f"{tokenizer_file}: has {tokenizer.get_vocab_size()} tokens and the model only {vocab_size}; "
+            "give the tokenizer that the model was trained with"
+        )
+    return end
+
+
+def _shape(path: Path) -> ModelShape:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read as a model configuration ({error})") from error
+    kind = config.get("model_type")
+    if kind not in ARCHITECTURES:
+        raise UsageError(f"{path}: model_type is {kind!r}; supported are {', '.join(sorted(ARCHITECTURES))}")
+    if config.get("architectures") not in (None, [ARCHITECTURES[kind]]):
+        raise UsageError(
+            f"{path}: architectures is {config['architectures']!r}; supported is {[ARCHITECTURES[kind]]!r}"
+        )
+    for key, values in SUPPORTED.items():
+        if config.get(key, values[0]) not in values:
+            raise UsageError(f"{path}: {key} is {config[key]!r}; supported is only {values[0]!r}")
+    if any(layer != "full_attention" for layer in config.get("layer_types") or ()):
+        raise UsageError(f"{path}: layer_types is {config['layer_types']!r}; supported is only 'full_attention'")
+    rope = config.get("rope_parameters") or {}
+    if rope.get("rope_type", "default") != "default" or rope.get("partial_rotary_factor", 1) != 1:
+        raise UsageError(f"{path}: rope_parameters is {rope!r}; supported is only the rope_type 'default'")
+    heads = config.get("num_attention_heads")
+    # Left out or null, these have a default only where the architecture defines one by the other sizes.
+    llama_defaults = {"num_key_value_heads": heads, "head_dim": (config.get("hidden_size") or 0) // (heads or 1)}
+    try:
+        return ModelShape(
+            n_layers=config["num_hidden_layers"],
+            d_model=config["hidden_size"],
+            n_heads=config["num_attention_heads"],
+            n_kv_heads=config.get("num_key_value_heads") or llama_defaults["num_key_value_heads"],
+            head_dim=config.get("head_dim") or llama_defaults["head_dim"],
+            d_ff=config["intermediate_size"],
+            vocab_size=config["vocab_size"],
+            tied_embeddings=config.get("tie_word_embeddings", False),
+            qk_norm=kind == "qwen3",
+            rope_theta=rope.get("rope_theta") or config.get("rope_theta") or 10_000.0,
+            norm_eps=config.get("rms_norm_eps", 1e-6),
+        )
+    except KeyError as error:
+        raise UsageError(f"{path}: the key {error} is missing") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UsageError(f"{path}: no shape of a model: {where} {first['msg']}") from error
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    index = folder / INDEX
+    try:
+        files = (
+            sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            if index.exists()
+            else [WEIGHTS]
+        )
+        tensors: dict[str, Tensor] = {}
+        for name in files:
+            with safe_open(folder / name, framework="pt") as file:
+                tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 (no mapping)
+    except (OSError, SafetensorError, ValueError, KeyError) as error:
+        raise ArmillaryError(f"{folder}: its weights cannot be read ({error}); fetch the folder again") from error
+    return tensors
