@@ -1,0 +1,92 @@
+"""What all laws share: the shape of an answer, checks of the input, and the estimator's contract.
+
+Input comes from people's tables, so each check names the row and the column that is wrong. Rows and columns are
+counted from 0, as numpy does. The contract is scikit-learn's: the constructor only stores its arguments, ``fit``
+returns the estimator, what was fitted ends in ``_``. scikit-learn itself is not needed for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from armillary.recipe import UsageError
+
+Array = NDArray[np.float64]
+
+
+class Prediction(NamedTuple):
+    """An expected value with the ends of its interval; three arrays of the same shape, or three scalars."""
+
+    mean: Array
+    low: Array
+    high: Array
+
+
+def require_fitted(estimator: object, attribute: str) -> None:
+    """Raise UsageError unless ``fit`` has set ``attribute``."""
+    if not hasattr(estimator, attribute):
+        raise UsageError(f"this {type(estimator).__name__} is not fitted yet; call fit first")
+
+
+def checked_interval(interval: float) -> float:
+    """``interval`` if it is a probability strictly between 0 and 1, else UsageError."""
+    if not 0 < interval < 1:
+        raise UsageError(f"interval is {interval!r}; give a probability between 0 and 1, such as 0.9")
+    return interval
+
+
+def checked_table(
+    name: str, values: ArrayLike, *, columns: int | None = None, labels: Sequence[str] | None = None, rows: int = 1
+) -> Array:
+    """``values`` as a finite array [n, columns] with n >= rows.
+
+    Raises:
+        UsageError: not a table of numbers, wrong number of columns, too few rows, or a value that is not finite, with
+            its row and column (and the column's label if given).
+    """
+    try:
+        table = np.array(values, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{name} is not a table of numbers: {error}") from error
+    if table.ndim != 2 or table.shape[1] == 0 or (columns is not None and table.shape[1] != columns):
+        wanted = f"[rows, {columns if columns is not None else 'columns'}]"
+        raise UsageError(f"{name} has shape {list(table.shape)}; it must be {wanted}")
+    if len(table) < rows:
+        raise UsageError(f"{name} has {len(table)} rows; at least {rows} are needed")
+    refuse_where(~np.isfinite(table), name, table, "give a finite number or leave the row out", labels)
+    return table
+
+
+def checked_positive(name: str, values: ArrayLike, **shape: object) -> Array:
+    """As ``checked_table``, and every value above 0."""
+    table = checked_table(name, values, **shape)  # type: ignore[arg-type]
+    labels = shape.get("labels")
+    refuse_where(table <= 0, name, table, "it must be above 0", labels)  # type: ignore[arg-type]
+    return table
+
+
+def checked_mixtures(name: str, values: ArrayLike, *, columns: int | None = None, rows: int = 1) -> Array:
+    """Mixtures [n, d], one a row: not negative, each row summing to 1 within 1e-4 (then scaled to sum to 1 exactly).
+
+    Raises:
+        UsageError: as ``checked_table``; a negative weight; a row that does not sum to 1.
+    """
+    table = checked_table(name, values, columns=columns, rows=rows)
+    refuse_where(table < 0, name, table, "a weight must not be negative", None)
+    total = table.sum(1)
+    for row in np.flatnonzero(np.abs(total - 1) > 1e-4):
+        raise UsageError(f"row {row} of {name} (columns 0 to {table.shape[1] - 1}) sums to {total[row]:.6g}, not to 1")
+    return table / total[:, None]
+
+
+def refuse_where(bad: NDArray[np.bool_], name: str, table: Array, remedy: str, labels: Sequence[str] | None) -> None:
+    """Raise UsageError for the first true entry of ``bad``, naming row, column and value of ``table``."""
+    if bad.any():
+        row, column = (int(i) for i in np.argwhere(bad)[0])
+        label = f" ({labels[column]})" if labels else ""
+        others = f" ({int(bad.sum()) - 1} more such values)" if bad.sum() > 1 else ""
+        raise UsageError(f"row {row}, column {column}{label} of {name} is {table[row, column]:g}; {remedy}{others}")
