@@ -1,0 +1,329 @@
+"""The charts of the report, one function each, from the parts of ``ReportData`` to inline SVG.
+
+Every chart differs by shape or dash as well as by colour, so that it is readable in grey print, and every number in it
+also stands in a table of the page.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
+
+from armillary.report import format as fmt
+from armillary.report.canvas import (
+    C1,
+    C2,
+    C3,
+    COLOURS,
+    DASHES,
+    FONT,
+    GRID,
+    INK,
+    MARKERS,
+    MUTED,
+    PAPER,
+    SMALL,
+    WIDTH,
+    axes,
+    chart,
+    figure,
+    label,
+    rows,
+    text_width,
+)
+from armillary.report.data import (
+    AnnealPart,
+    ArmRow,
+    CandidateRow,
+    DifferenceRow,
+    DomainFit,
+    LadderPart,
+    LossCurve,
+    MixturePart,
+    PredictionRow,
+)
+from armillary.report.text import Words
+
+ARM_COLOURS = {"found": C1, "natural": C2, "uniform": C3}
+ARM_MARKERS = {"found": "o", "natural": "s", "uniform": "^"}
+
+
+def _left_margin(labels: Sequence[str]) -> float:
+    return 14 + max((text_width(text) for text in labels), default=0)
+
+
+def _percent_axis(ax: Axes, axis: str, places: int = 0) -> None:
+    ticks = getattr(ax, f"{axis}axis")
+    ticks.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.{places}f}%"))
+
+
+def _loss_axis(ax: Axes, axis: str, ticks: int = 6, sign: bool = False) -> None:
+    """Ticks of losses, with as many decimals as tell neighbours apart."""
+    chosen = getattr(ax, f"{axis}axis")
+    chosen.set_major_locator(MaxNLocator(ticks, min_n_ticks=2))
+    low, high = sorted(chosen.get_view_interval())
+    step = max((high - low) / ticks, 1e-9)
+    places = min(4, max(1, math.ceil(-math.log10(step))))
+    form = f"{{:{'+' if sign else ''}.{places}f}}"
+    chosen.set_major_formatter(
+        FuncFormatter(lambda v, _: "0" if sign and abs(v) < 1e-12 else form.format(v).replace("-", "−"))
+    )
+
+
+@chart
+def mixtures(part: MixturePart, words: Words) -> Figure:
+    """Weights of the natural, the uniform and the found mixture, side by side for each domain."""
+    labels = [label(name) for name in part.domains]
+    left, row = _left_margin(labels), 46
+    height = row * len(labels)
+    fig = figure(height + 76)
+    ax = axes(fig, left, 30, WIDTH - left - 60, height)
+    series: list[tuple[str, Mapping[str, float]]] = [
+        ("natural", part.natural),
+        ("uniform", part.uniform),
+        ("found", part.found),
+    ]
+    for i, (name, weights) in enumerate(series):
+        values = [weights.get(domain, 0.0) for domain in part.domains]
+        places = [y + 0.27 * (i - 1) for y in range(len(values))]
+        found = name == "found"
+        ax.barh(places, values, height=0.23, color=ARM_COLOURS[name], label=words.name(name))
+        for y, value in zip(places, values, strict=True):
+            ax.text(
+                value,
+                y,
+                f" {fmt.percent(value)}",
+                va="center_baseline",
+                fontsize=SMALL if found else 10,
+                color=INK if found else MUTED,
+                fontweight="bold" if found else "normal",
+            )
+    rows(ax, labels)
+    _percent_axis(ax, "x")
+    ax.set_xlim(left=0)
+    ax.set_xlabel(words("share"))
+    ax.legend(ncols=3, loc="lower left", bbox_to_anchor=(-0.01, 1.0), borderaxespad=0.2, handlelength=1.2)
+    return fig
+
+
+@chart
+def scatter(part: MixturePart, words: Words) -> Figure:
+    """Held-out predictions against measurements of the proxies, one panel for each validation domain."""
+    panels: list[tuple[str, DomainFit]] = [(label(f.domain, 22), f) for f in part.fits]
+    if part.target_fit is not None:
+        panels.insert(0, (words("target_loss"), part.target_fit))
+    columns = min(4, len(panels))
+    left, gap, width, size, head = 62, 54, 152, 152, 44
+    lines = -(-len(panels) // columns)
+    fig = figure(lines * (size + head + 30) + 26, left + columns * width + (columns - 1) * gap + 10)
+    for i, (title, fitted) in enumerate(panels):
+        ax = axes(fig, left + (i % columns) * (width + gap), head + (i // columns) * (size + head + 30), width, size)
+        points = [p for p in zip(fitted.predicted, fitted.measured, strict=True) if all(map(math.isfinite, p))]
+        values = [v for pair in points for v in pair] or [0.0, 1.0]
+        margin = 0.06 * (max(values) - min(values)) or 0.05
+        ends = (min(values) - margin, max(values) + margin)
+        ax.plot(ends, ends, color=MUTED, linewidth=1, dashes=(4, 3))
+        colour = C2 if fitted is part.target_fit else C1
+        ax.plot(*zip(*points, strict=True), "o", mfc="none", mec=colour, mew=1.2, ms=4.5) if points else None
+        ax.set(xlim=ends, ylim=ends)
+        _loss_axis(ax, "x", 3)
+        _loss_axis(ax, "y", 4)
+        above = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
+        ax.annotate(title, (0, 1), (0, 21), fontweight="bold", **above)
+        ax.annotate(
+            f"ρ {fitted.spearman:.2f} · {words('rmse')} {fmt.loss(fitted.rmse)}".replace("-", "−"),
+            (0, 1),
+            (0, 7),
+            fontsize=SMALL,
+            color=MUTED,
+            **above,
+        )
+        if i % columns == 0:
+            ax.set_ylabel(words("measured"))
+        if i + columns >= len(panels):
+            ax.set_xlabel(words("predicted_heldout"))
+    return fig
+
+
+@chart
+def candidates(candidate_rows: Sequence[CandidateRow], taken: str | None, words: Words) -> Figure:
+    """What the law promised for each candidate, over what new seeds measured."""
+    labels = [label(words.name(row.name)) for row in candidate_rows]
+    left, row_height = _left_margin(labels) + 8, 46
+    height = row_height * len(labels)
+    fig = figure(height + 50)
+    ax = axes(fig, left, 4, WIDTH - left - 20, height)
+    for y, row in enumerate(candidate_rows):
+        colour = ARM_COLOURS.get(row.name, C1)
+        ax.plot([row.low, row.high], [y - 0.16] * 2, color=colour, linewidth=1.6, solid_capstyle="butt")
+        ax.plot(row.predicted, y - 0.16, "D", mfc=PAPER, mec=colour, mew=1.6, ms=7)
+        ax.plot(row.measured, [y + 0.18] * len(row.measured), "o", color=colour, ms=4, alpha=0.55, mew=0)
+        if row.measured:
+            ax.plot(fmean(row.measured), y + 0.18, "o", color=colour, ms=9)
+        if row.name == taken:
+            ax.axhspan(y - 0.46, y + 0.46, color=GRID, alpha=0.45, linewidth=0, zorder=0)
+    rows(ax, labels)
+    _loss_axis(ax, "x", 8)
+    ax.set_xlabel(f"{words('target_loss')} ({words('nats')})")
+    return fig
+
+
+@chart
+def anneal(part: AnnealPart, words: Words) -> Figure:
+    """Learning rates of the branches where given, and the target loss by length, shape and mixture of the decay."""
+    fig = figure(372)
+    left, right_width = 66, WIDTH - 66 - 20
+    if part.curves:
+        ax = axes(fig, 66, 46, 320, 270)
+        for i, curve in enumerate(part.curves):
+            colour, dash = COLOURS[i % len(COLOURS)], DASHES[i // 3 % len(DASHES)]
+            ax.plot(curve.steps, curve.lr, color=colour, linestyle=dash, linewidth=1.5, label=label(curve.label, 20))
+        ax.set(xlabel=words("step"), ylabel=words("learning_rate"), ylim=(0, None))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: fmt.count(v)))
+        ax.legend(ncols=3, loc="lower left", bbox_to_anchor=(-0.04, 1.0), columnspacing=1.0, handlelength=2.0)
+        left, right_width = 470, WIDTH - 470 - 20
+    ax = axes(fig, left, 46, right_width, 270)
+    one_mixture = len({row.mixture for row in part.branches}) == 1
+    for i, (shape, mixture) in enumerate(sorted({(row.shape, row.mixture) for row in part.branches})):
+        found = sorted((r for r in part.branches if (r.shape, r.mixture) == (shape, mixture)), key=lambda r: r.share)
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        shares, means = [r.share for r in found], [fmean(r.losses) for r in found]
+        name = shape if one_mixture else f"{shape}, {words.name(mixture)}"
+        ax.plot(
+            shares, means, color=colour, marker=marker, ms=7, linestyle=DASHES[i % len(DASHES)], label=label(name, 26)
+        )
+        for row in found:
+            ax.plot([row.share] * len(row.losses), row.losses, marker, color=colour, ms=3.5, alpha=0.5, mew=0)
+    best = part.branches[part.chosen]
+    ax.plot(best.share, fmean(best.losses), "o", mfc="none", mec=INK, mew=1.4, ms=16)
+    shares = sorted({row.share for row in part.branches})
+    margin = 0.12 * (shares[-1] - shares[0]) or 0.05
+    ax.set_xlim(shares[0] - margin, shares[-1] + margin)
+    ax.xaxis.set_major_locator(FixedLocator(shares))
+    _percent_axis(ax, "x")
+    _loss_axis(ax, "y")
+    ax.set(xlabel=words("decay_share"), ylabel=f"{words('target_loss')} ({words('nats')})")
+    ax.legend(ncols=2, loc="lower left", bbox_to_anchor=(-0.04, 1.0), columnspacing=1.2, handlelength=2.6)
+    return fig
+
+
+@chart
+def ladder(part: LadderPart, words: Words) -> Figure:
+    """Target loss over compute: runs, laws with their bands, and the target run."""
+    fig = figure(430)
+    ax = axes(fig, 66, 12, WIDTH - 66 - 190, 360)
+    families = sorted({p.family for p in part.points} | {law.family for law in part.laws})
+    depths = sorted({p.depth for p in part.points})
+    for i, family in enumerate(families):
+        colour = COLOURS[i % len(COLOURS)]
+        for law in (law for law in part.laws if law.family == family):
+            ax.fill_between(law.flops, law.low, law.high, color=colour, alpha=0.16, linewidth=0)
+            ax.plot(law.flops, law.mean, color=colour, linestyle=DASHES[i % len(DASHES)], label=label(family, 22))
+        for j, depth in enumerate(depths):
+            own = [p for p in part.points if (p.family, p.depth) == (family, depth)]
+            marker = MARKERS[j % len(MARKERS)]
+            face = colour if i == 0 else PAPER
+            ax.plot([p.flops for p in own], [p.target for p in own], marker, mfc=face, mec=colour, mew=1.3, ms=7)
+    for j, depth in enumerate(depths):
+        ax.plot([], [], MARKERS[j % len(MARKERS)], color=MUTED, ms=7, label=f"{words('depth')} {depth}")
+    if (target := part.target) is not None:
+        spread = [[target.predicted - target.low], [target.high - target.predicted]]
+        ax.errorbar(target.flops, target.predicted, yerr=spread, fmt="none", ecolor=INK, elinewidth=1.6, capsize=5)
+        said = f"{words('target_run')}, {words('predicted')}"
+        ax.plot(target.flops, target.predicted, "D", mfc=PAPER, mec=INK, mew=1.6, ms=8, label=said)
+        if target.measured is not None:
+            seen = f"{words('target_run')}, {words('measured')}"
+            ax.plot(target.flops, target.measured, "*", color=C2, mec=INK, mew=0.8, ms=15, label=seen)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(10))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: fmt.ten_to_the(round(math.log10(v)))))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    _loss_axis(ax, "y", 8)
+    ax.set(xlabel=words("compute"), ylabel=f"{words('target_loss')} ({words('nats')})")
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), handlelength=2.4, labelspacing=0.7)
+    return fig
+
+
+@chart
+def prediction(predictions: Sequence[PredictionRow], words: Words) -> Figure:
+    """Intervals around each prediction and where the measurement fell, as differences from the predicted loss."""
+    labels = [label(words.name(row.domain)) for row in predictions]
+    left, height = _left_margin(labels), 32 * len(labels)
+    fig = figure(height + 50)
+    ax = axes(fig, left, 4, WIDTH - left - 20, height)
+    ax.axvline(0, color=MUTED, linewidth=1)
+    for y, row in enumerate(predictions):
+        ends = [row.low - row.predicted, row.high - row.predicted]
+        ax.plot(ends, [y, y], color=C1, linewidth=7, alpha=0.3, solid_capstyle="butt")
+        for end in ends:
+            ax.plot([end, end], [y - 0.2, y + 0.2], color=C1, linewidth=1.6)
+        if row.measured is not None:
+            inside = bool(row.inside)
+            ax.plot(row.measured - row.predicted, y, "o" if inside else "X", color=C1 if inside else C2, ms=9)
+    rows(ax, labels)
+    _loss_axis(ax, "x", 8, sign=True)
+    ax.set_xlabel(words("minus_predicted"))
+    return fig
+
+
+@chart
+def arms(arm_rows: Sequence[ArmRow], differences: Sequence[DifferenceRow], words: Words) -> Figure:
+    """Target loss on each mixture with its seeds, and the differences with their intervals."""
+    names = [label(words.name(row.name)) for row in arm_rows]
+    pairs = [words("minus", arm=words.name(d.arm), reference=words.name(d.reference)) for d in differences]
+    height = 40 * max(len(names), len(pairs))
+    fig = figure(height + 50)
+    left = _left_margin(names)
+    middle = WIDTH / 2 + 10 if differences else WIDTH
+    ax = axes(fig, left, 4, middle - left - 20, height)
+    for y, row in enumerate(arm_rows):
+        colour, marker = ARM_COLOURS.get(row.name, C1), ARM_MARKERS.get(row.name, "o")
+        ax.plot([row.low, row.high], [y, y], color=colour, linewidth=2)
+        ax.plot(row.losses, [y + 0.24] * len(row.losses), marker, color=colour, ms=4, alpha=0.6, mew=0)
+        ax.plot(row.mean, y, marker, color=colour, ms=9)
+    rows(ax, names)
+    _loss_axis(ax, "x", 5)
+    ax.set_xlabel(f"{words('target_loss')} ({words('nats')})")
+    if differences:
+        left = middle + _left_margin(pairs)
+        ax = axes(fig, left, 4, WIDTH - left - 20, height)
+        ax.axvline(0, color=MUTED, linewidth=1)
+        for y, difference in enumerate(differences):
+            colour = ARM_COLOURS.get(difference.arm, C1)
+            ax.plot([difference.low, difference.high], [y, y], color=colour, linewidth=2)
+            ax.plot(difference.mean, y, ARM_MARKERS.get(difference.arm, "o"), color=colour, ms=9)
+        rows(ax, [label(pair) for pair in pairs])
+        _loss_axis(ax, "x", 4, sign=True)
+        ax.set_xlabel(f"{words('difference')} ({words('nats')})")
+    return fig
+
+
+@chart
+def curves(loss_curves: Sequence[LossCurve], words: Words) -> Figure:
+    """Losses of the target runs over the tokens they have seen; names that begin with an arm take its colour."""
+    fig = figure(340)
+    ax = axes(fig, 66, 12, WIDTH - 66 - 170, 272)
+    arm_names = list(ARM_COLOURS)
+    for i, curve in enumerate(loss_curves):
+        arm = next((name for name in arm_names if curve.label.startswith(name)), None)
+        colour = ARM_COLOURS[arm] if arm else COLOURS[i % len(COLOURS)]
+        dash = DASHES[arm_names.index(arm) if arm else i % len(DASHES)]
+        name = curve.label if arm is None else words.name(arm) + curve.label.removeprefix(arm)
+        ax.plot(curve.tokens, curve.losses, color=colour, linestyle=dash, linewidth=1.6, label=label(name, 22))
+    ends = [value for curve in loss_curves for value in curve.losses if math.isfinite(value)]
+    if ends:  # the first steps fall from far above and would press the rest flat
+        low, high = min(ends), float(np.quantile(ends, 0.97))
+        ax.set_ylim(low - 0.04 * (high - low), high + 0.08 * (high - low) or None)
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: fmt.short(v)))
+    ax.xaxis.set_minor_locator(NullLocator())
+    _loss_axis(ax, "y")
+    ax.set(xlabel=words("tokens_seen"), ylabel=f"{words('loss')} ({words('nats')})")
+    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), handlelength=2.6, labelspacing=0.7)
+    return fig

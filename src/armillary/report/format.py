@@ -1,0 +1,102 @@
+"""Numbers as the report prints them: tabular, with true minus signs, and a dash for what is not a finite number."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+
+from armillary.report.text import Words
+
+MISSING = "–"
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def loss(value: float | None) -> str:
+    """A loss, an error or bits per byte: three decimals."""
+    return MISSING if value is None or not math.isfinite(value) else f"{value:.3f}".replace("-", "−")
+
+
+def signed(value: float | None) -> str:
+    """A difference of losses: three decimals and always a sign."""
+    return MISSING if value is None or not math.isfinite(value) else f"{value:+.3f}".replace("-", "−")
+
+
+def interval(low: float, high: float) -> str:
+    """The two ends of an interval of losses."""
+    return f"[{loss(low)}, {loss(high)}]"
+
+
+def difference(mean: float, low: float, high: float) -> str:
+    """A difference of losses with its interval."""
+    return f"{signed(mean)} [{signed(low)}, {signed(high)}]"
+
+
+def percent(share: float | None) -> str:
+    """A share as a percentage, one decimal."""
+    return MISSING if share is None or not math.isfinite(share) else f"{100 * share:.1f}%"
+
+
+def passes(value: float | None) -> str:
+    """Passes over a domain's text: two decimals."""
+    return MISSING if value is None or not math.isfinite(value) else f"{value:.2f}"
+
+
+def rank(value: float) -> str:
+    """A rank correlation: two decimals."""
+    return f"{value:.2f}".replace("-", "−") if math.isfinite(value) else MISSING
+
+
+def count(value: float) -> str:
+    """A count with thousands separated."""
+    return f"{value:,.0f}"
+
+
+def short(value: float) -> str:
+    """A count in thousands, millions or billions: three digits."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        # 999,500 would round to 1000 k: let the next unit take it
+        if abs(value) >= 0.9995 * size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.3g}"
+
+
+def power(value: float) -> str:
+    """A large number as ``a × 10ⁿ``, such as a count of FLOPs."""
+    if not math.isfinite(value) or value == 0:
+        return "0" if value == 0 else MISSING
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}"
+
+
+def ten_to_the(exponent: int) -> str:
+    """``10ⁿ``, for a logarithmic axis."""
+    return f"10{str(exponent).translate(_SUPERSCRIPT)}"
+
+
+def general(value: float) -> str:
+    """A fitted parameter: four digits, as a power of ten where it is very large or small."""
+    if value != 0 and math.isfinite(value) and not 1e-3 <= abs(value) < 1e5:
+        return power(value).replace("-", "−")
+    return f"{value:.4g}".replace("-", "−") if math.isfinite(value) else MISSING
+
+
+def duration(words: Words, seconds: float) -> str:
+    """A span of time in the two largest units that fit."""
+    if seconds < 60:
+        return words("seconds", seconds=seconds)
+    whole = round(seconds)
+    if whole < 3600:
+        return words("minutes_seconds", minutes=whole // 60, seconds=whole % 60)
+    minutes = round(seconds / 60)
+    return words("hours_minutes", hours=minutes // 60, minutes=minutes % 60)
+
+
+def moment(text: str) -> datetime:
+    """An ISO 8601 date as a point in time, in UTC where it names no zone."""
+    value = datetime.fromisoformat(text)
+    return value if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+def date(text: str) -> str:
+    """An ISO 8601 date in UTC to the second."""
+    return f"{moment(text).astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
