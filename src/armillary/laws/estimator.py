@@ -80,7 +80,7 @@ def checked_mixtures(name: str, values: ArrayLike, *, columns: int | None = None
     total = table.sum(1)
     for row in np.flatnonzero(np.abs(total - 1) > 1e-4):
         raise UsageError(f"row {row} of {name} (columns 0 to {table.shape[1] - 1}) sums to {total[row]:.6g}, not to 1")
-    return table / total[:, None]
+    return np.asarray(table / total[:, None])
 
 
 def refuse_where(bad: NDArray[np.bool_], name: str, table: Array, remedy: str, labels: Sequence[str] | None) -> None:

@@ -9,9 +9,10 @@ Trade-offs taken:
   it; with six runs it keeps the fit in the region of all published laws, and the draws carry its width.
 - An interval must cover a *new run*, so it adds three parts in quadrature, in log loss: what the parameters leave
   open (posterior draws), the noise of one run, and the wrongness of the form. The last is not in the residuals. It is
-  measured by leaving out the largest runs and looking how far the law missed, beyond what the first two parts explain,
-  per unit of extrapolation (natural logarithm of the factor); it grows in proportion to the extrapolation asked for.
-- With few runs there are few such misses, so their average is mixed with a prior guess of 0.3 % per e-fold.
+  measured by leaving out the largest runs and looking how far the law missed, beyond what the first two parts explain.
+  Its variance grows in proportion to the e-folds of extrapolation asked for, as if the truth walked away from the form
+  step by step: held-out misses on published ladders grow more slowly than the e-folds themselves.
+- With few runs there are few such misses, so their average is mixed with a prior guess of 0.3 % at one e-fold.
 - N is whatever the caller counts (all parameters, or those outside the embedding): be consistent.
 """
 
@@ -91,7 +92,7 @@ class ChinchillaLaw:
         draws_: the same for each draw, arrays [bootstraps].
         residual_std_: relative standard deviation of the losses around the law.
         noise_: relative standard deviation of one run: the one given, else ``residual_std_``.
-        miss_per_efold_: relative miss of the form per e-fold of extrapolation.
+        miss_per_efold_: relative miss of the form (standard deviation) at one e-fold of extrapolation.
         holdout_error_: what was left out, predicted and measured, a list of ``LeftOut``.
     """
 
@@ -158,7 +159,7 @@ class ChinchillaLaw:
         points = np.log(checked_positive("X", X, columns=2, labels=COLUMNS))
         mean = self._log_law(self._theta[None], points)[0]
         spread = self._log_law(self._draws, points).std(0)
-        miss = self.miss_per_efold_ * _efolds(points, self._log_points)
+        miss = self.miss_per_efold_ * np.sqrt(_efolds(points, self._log_points))
         # Each part is known from so many observations; Satterthwaite's (1946) degrees of freedom for their sum.
         known, missed = (spread**2 + self.noise_**2), miss**2
         freedom = (known + missed) ** 2 / (known**2 / self._freedom + missed**2 / self._miss_freedom)
@@ -290,14 +291,17 @@ class ChinchillaLaw:
             for g, (what, kept) in enumerate(cuts):
                 out = np.flatnonzero(~kept)
                 miss = predicted[g, out] - self._log_losses[out]
-                slope = self._slopes(fits.parameters[g], points[out])
-                explained = np.einsum("ki,ij,kj->k", slope, np.linalg.inv(fits.precision[g]), slope) + scale[g] ** 2
-                # Runs left out together are missed together: they count as one observation.
-                unexplained += float((miss**2 - explained).mean())
-                distance += float((_efolds(points[out], points[kept]) ** 2).mean())
-                far = np.exp(points[out].sum(1) - points[kept].sum(1).max())
+                # Runs left out together are missed together: they count as one observation, their mean miss, in which
+                # the farther ones weigh more.
+                far = _efolds(points[out], points[kept])
+                share = far / far.sum()
+                slope = share @ self._slopes(fits.parameters[g], points[out])
+                explained = slope @ np.linalg.inv(fits.precision[g]) @ slope + scale[g] ** 2 * (share**2).sum()
+                unexplained += float((share @ miss) ** 2 - explained)
+                distance += float(share @ far)
+                factor = np.exp(points[out].sum(1) - points[kept].sum(1).max())
                 self.holdout_error_.append(
-                    LeftOut(what, out, np.exp(predicted[g, out]), np.exp(self._log_losses[out]), far)
+                    LeftOut(what, out, np.exp(predicted[g, out]), np.exp(self._log_losses[out]), factor)
                 )
         found = max(0.0, unexplained / distance) if distance > 0 else 0.0
         self._miss_freedom = MISS_COUNT + len(cuts)
@@ -321,9 +325,9 @@ def _cuts(log_sizes: Array) -> list[float]:
 
 
 def _efolds(log_points: Array, fitted: Array) -> Array:
-    """How far log points [m, 2] lie beyond those fitted, in e-folds: in N and D together, or in compute if that is more.
+    """How far log points [m, 2] lie beyond those fitted, in e-folds: the excess of N plus that of D, or that of compute.
 
-    Inside the ladder's ranges and below its largest compute this is 0.
+    The larger of the two is meant. Inside the ladder's ranges and below its largest compute this is 0.
     """
     beyond = np.maximum(log_points - fitted.max(0), 0.0).sum(1)
     compute = log_points.sum(1) - fitted.sum(1).max()

@@ -38,7 +38,7 @@ class Fits:
     @property
     def effective_parameters(self) -> Array:
         """How many parameters the data decide rather than the prior, [P], each in [0, p]."""
-        return np.trace(np.linalg.solve(self.precision, self.data_precision), axis1=1, axis2=2)
+        return np.asarray(np.trace(np.linalg.solve(self.precision, self.data_precision), axis1=1, axis2=2))
 
 
 def fit_many(
