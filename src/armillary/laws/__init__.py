@@ -1,18 +1,26 @@
-"""Laws from small runs to large ones, with intervals: scaling, mixtures, and the choice among few runs.
+"""Laws from small runs to large ones, with intervals: scaling, mixtures, and the choice among few repeats.
 
 Imports no torch; works on anybody's table of runs.
 """
 
+from armillary.laws.design import simplex_design
 from armillary.laws.estimator import Prediction
+from armillary.laws.mixture import HeldOut, MixtureLaw
+from armillary.laws.optimise import Optimum, optimise_mixture
 from armillary.laws.scaling import ChinchillaLaw, LeftOut
 from armillary.laws.uncertainty import Choice, best_of, mean_interval, paired_difference
 
 __all__ = [
     "ChinchillaLaw",
     "Choice",
+    "HeldOut",
     "LeftOut",
+    "MixtureLaw",
+    "Optimum",
     "Prediction",
     "best_of",
     "mean_interval",
+    "optimise_mixture",
     "paired_difference",
+    "simplex_design",
 ]
