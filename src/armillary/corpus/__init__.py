@@ -1,0 +1,18 @@
+"""From text domains to token shards, and the order in which a run reads them (contract 2). Imports no torch."""
+
+from armillary.corpus.build import build_corpus
+from armillary.corpus.demo import DEMO_DOMAINS, DemoDomain
+from armillary.corpus.order import TokenOrder
+from armillary.corpus.shards import Corpus, DomainManifest, Manifest, ShardFile, ValidationSet
+
+__all__ = [
+    "DEMO_DOMAINS",
+    "Corpus",
+    "DemoDomain",
+    "DomainManifest",
+    "Manifest",
+    "ShardFile",
+    "TokenOrder",
+    "ValidationSet",
+    "build_corpus",
+]

@@ -1,0 +1,31 @@
+"""From texts to documents: cutting what is too long, and the hash that decides duplicates and the split."""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Iterator
+
+HASH_BYTES = 16
+
+
+def cut(text: str, limit: int) -> Iterator[str]:
+    """Parts of at most ``limit`` characters that together are ``text``.
+
+    A part ends with a line where one ends in the second half of the limit, else at the limit.
+    """
+    start = 0
+    while len(text) - start > limit:
+        end = text.rfind("\n", start + limit // 2, start + limit) + 1 or start + limit
+        yield text[start:end]
+        start = end
+    yield text[start:]
+
+
+def document_hash(text: str) -> bytes:
+    """BLAKE2b (16 bytes) of the text in Unicode NFC with every run of white space made one space and the ends stripped.
+
+    Two documents that differ only in line breaks, indentation or the spelling of accents have one hash.
+    """
+    normalised = " ".join(unicodedata.normalize("NFC", text).split())
+    return hashlib.blake2b(normalised.encode(), digest_size=HASH_BYTES).digest()
