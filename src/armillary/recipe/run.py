@@ -172,8 +172,11 @@ class RunSpec(Document):
         return self.optimizer.lr * self.schedule.ratio(step, self.steps)
 
     def prefix_id(self, steps: int) -> str:
-        """Hash of all that decides the first ``steps`` steps; runs that share it share the state after them."""
-        parts = self.model_dump(mode="json", exclude={"steps", "schedule", "mixture", "validation"})
+        """Hash of all that decides the first ``steps`` steps and what is measured in them.
+
+        Runs of one prefix share the state after it, whatever schedule and mixture they go on with.
+        """
+        parts = self.model_dump(mode="json", exclude={"steps", "schedule", "mixture"})
         parts["mixture"] = [p.model_dump(mode="json") for p in self.mixture if p.start_step < steps]
         parts["lr"] = [self.lr(step) for step in range(steps)]
         return canonical_hash(parts)

@@ -1,0 +1,445 @@
+"""The command line: one verb each; parses, calls one function of a room, prints.
+
+Exit codes: 0 good, 1 the work failed, 2 wrong use. Results go to standard output, progress to standard error; with
+``--json`` standard output holds one JSON value and nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from armillary import __version__
+from armillary.recipe import ArmillaryError, load_recipe
+
+app = typer.Typer(
+    help="Find a training recipe with small models, record what the large run will reach, carry it out, check.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+study_app = typer.Typer(help="Small runs that argue for a recipe.", no_args_is_help=True)
+app.add_typer(study_app, name="study")
+
+RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", "-o", help="Folder of the results. [default: the recipe's name]")
+]
+WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes. [default: one per core]")]
+BudgetOption = Annotated[
+    str | None, typer.Option(help="Wall time (90s, 8m, 2h) or FLOPs (1e15flops) instead of the recipe's.")
+]
+DatabaseOption = Annotated[
+    str | None, typer.Option(envvar="ARMILLARY_DATABASE", help="SQLAlchemy URL of the store instead of SQLite.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+out = Console(soft_wrap=True)
+err = Console(stderr=True, soft_wrap=True)
+_PLAIN_EVERY_S = 15.0
+
+
+class Reporter:
+    """Shows progress: a bar with the time left on a terminal, else a line from time to time."""
+
+    def __init__(self) -> None:
+        columns = (
+            TextColumn("{task.description:<18}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%  {task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+        )
+        self.bars = Progress(*columns, console=err)
+        self.tasks: dict[str, Any] = {}
+        self.begun: dict[str, float] = {}
+        self.told: dict[str, float] = {}
+
+    def __call__(self, stage: str, done: float, total: float, note: str) -> None:
+        if stage == "plan":
+            (self.bars.console if err.is_terminal else err).print(f"[dim]plan[/dim] {note}")
+        elif err.is_terminal:
+            if stage not in self.tasks:
+                self.bars.start()
+                self.tasks[stage] = self.bars.add_task(stage, total=total, note=note)
+            self.bars.update(self.tasks[stage], completed=done, total=total, note=note)
+        else:
+            now = time.monotonic()
+            begun = self.begun.setdefault(stage, now)
+            if now - self.told.get(stage, 0.0) >= _PLAIN_EVERY_S or done >= total:
+                self.told[stage] = now if done < total else float("inf")
+                left = (now - begun) * (total - done) / done if done else 0.0
+                err.print(
+                    f"{stage}: {done / max(total, 1e-9):.0%} {note}, {now - begun:.0f} s, about {left:.0f} s left"
+                )
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self.bars.stop()
+
+
+def workspace(
+    recipe: Path, folder: Path | None, budget: str | None, workers: int | None, database: str | None, show: Reporter
+) -> Any:
+    """The workspace of a recipe file."""
+    from armillary.path import Workspace  # torch is imported only by verbs that need it
+
+    document = load_recipe(recipe)
+    return Workspace(document, folder or Path(document.name), budget, workers, database, show)
+
+
+def reach(
+    goal: str, recipe: Path, folder: Path | None, budget: str | None, workers: int | None, database: str | None
+) -> Any:
+    """The evidence after all stages up to ``goal``."""
+    show = Reporter()
+    try:
+        return workspace(recipe, folder, budget, workers, database, show).go(goal)
+    finally:
+        show.close()
+
+
+def show_json(value: Any) -> None:
+    """One JSON value on standard output."""
+    print(json.dumps(value.model_dump(mode="json") if hasattr(value, "model_dump") else value, ensure_ascii=False))
+
+
+def show_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
+    """A table; numbers are shown to four decimals and to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*[f"{v:.4f}" if isinstance(v, float) else "" if v is None else str(v) for v in row])
+    out.print(table)
+
+
+@app.command()
+def corpus(
+    recipe: RecipeArgument, folder: OutOption = None, workers: WorkersOption = None, as_json: JsonOption = False
+) -> None:
+    """Build the corpus of a recipe: domains to token shards.
+
+    Example: armillary corpus recipe.yaml
+    """
+    show = Reporter()
+    try:
+        built = workspace(recipe, folder, None, workers, None, show).corpus()
+    finally:
+        show.close()
+    if as_json:
+        return show_json(built.manifest)
+    rows = [
+        [name, d.documents, d.duplicates, d.train_tokens, d.validation_tokens, d.problem_count]
+        for name, d in built.manifest.domains.items()
+    ]
+    show_table(
+        f"corpus {built.hash}",
+        ["domain", "documents", "duplicates", "training tokens", "validation tokens", "problems"],
+        rows,
+    )
+    for name, domain in built.manifest.domains.items():
+        for problem in domain.problems:
+            err.print(f"[yellow]{name}[/yellow]: {problem}", highlight=False)
+
+
+@study_app.command("mixture")
+def study_mixture(
+    recipe: RecipeArgument,
+    folder: OutOption = None,
+    budget: BudgetOption = None,
+    workers: WorkersOption = None,
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the mixture: designed proxies, a law, its best candidates run again, a choice with significance.
+
+    Example: armillary study mixture recipe.yaml --budget 8m
+    """
+    found = reach("mixture", recipe, folder, budget, workers, database).mixture
+    if as_json:
+        return show_json(found)
+    rows = [
+        [d, found.natural[d], found.uniform[d], found.found[d]]
+        for d in sorted(found.training_domains, key=lambda d: -found.found[d])
+    ]
+    show_table(f"mixture taken: {found.taken}", ["domain", "natural", "uniform", "taken"], rows)
+    rows = [[c.name, c.predicted, sum(c.measured) / max(1, len(c.measured)), len(c.measured)] for c in found.candidates]
+    show_table("target loss (nats per token)", ["mixture", "law", "measured again", "seeds"], rows)
+    out.print(
+        f"best candidate minus {found.reference}: {found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f}), "
+        f"{'significant' if found.significant else 'not significant: the natural mixture is taken'}"
+    )
+
+
+@study_app.command("anneal")
+def study_anneal(
+    recipe: RecipeArgument,
+    folder: OutOption = None,
+    budget: BudgetOption = None,
+    workers: WorkersOption = None,
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the annealing: one stable trunk, branches that decay from it. Runs the mixture study first if need be.
+
+    Example: armillary study anneal recipe.yaml
+    """
+    found = reach("anneal", recipe, folder, budget, workers, database).anneal
+    if as_json:
+        return show_json(found)
+    rows = [
+        ["→ " * (b.annealing == found.taken) + _annealing(b.annealing), *sorted(b.measured)] for b in found.branches
+    ]
+    columns = ["annealing", *[f"seed {i + 1}" for i in range(max(len(b.measured) for b in found.branches))]]
+    show_table("target loss by annealing (nats per token)", columns, rows)
+    out.print(
+        f"best ({found.best}) minus {found.reference}: "
+        f"{found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f}), "
+        f"{'significant' if found.significant else f'not significant: {found.reference} is taken'}"
+    )
+
+
+def _annealing(annealing: Any) -> str:
+    return str(annealing.name)
+
+
+@study_app.command("ladder")
+def study_ladder(
+    recipe: RecipeArgument,
+    folder: OutOption = None,
+    budget: BudgetOption = None,
+    workers: WorkersOption = None,
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Climb the ladder: growing models and tokens with the recipe found. Runs the studies before it if need be.
+
+    Example: armillary study ladder recipe.yaml --json
+    """
+    found = reach("ladder", recipe, folder, budget, workers, database).ladder
+    if as_json:
+        return show_json(found)
+    rows = [[p.family, p.depth, p.parameters, p.tokens, p.target] for p in found.points]
+    show_table("ladder", ["family", "depth", "parameters", "tokens", "target loss"], rows)
+
+
+@app.command()
+def predict(
+    recipe: RecipeArgument,
+    folder: OutOption = None,
+    budget: BudgetOption = None,
+    workers: WorkersOption = None,
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Record what the target run will reach, before it exists. Runs the studies first if need be.
+
+    Example: armillary predict recipe.yaml
+    """
+    said = reach("predict", recipe, folder, budget, workers, database).prediction
+    if as_json:
+        return show_json(said)
+    rows = [[d, v["predicted"], v["low"], v["high"]] for d, v in [*said["domains"].items(), ("target", said["target"])]]
+    show_table(
+        f"prediction of run {said['run']}, recorded {said['recorded_at']}",
+        ["domain", "predicted", f"low ({said['interval']:.0%})", "high"],
+        rows,
+    )
+    out.print(f"extrapolated {said['extrapolation']:.1f} times in compute")
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    folder: OutOption = None,
+    budget: BudgetOption = None,
+    workers: WorkersOption = None,
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Carry out the target run, and the same model on the natural and the uniform mixture.
+
+    Example: armillary train recipe.yaml
+    """
+    found = reach("target", recipe, folder, budget, workers, database).target
+    if as_json:
+        return show_json(found)
+    show_arms(found)
+
+
+def show_arms(found: Any) -> None:
+    """The arms of the target run and their differences."""
+    rows = [[a.name, a.mean, a.low, a.high, len(a.target)] for a in found.arms]
+    show_table("target loss (nats per token)", ["mixture", "mean", "low (90%)", "high", "seeds"], rows)
+    for d in found.differences:
+        word = "better" if d.high < 0 else "worse" if d.low > 0 else "not different with confidence"
+        out.print(f"found minus {d.reference}: {d.mean:+.4f} ({d.low:+.4f} to {d.high:+.4f}): {word}")
+
+
+@app.command()
+def verdict(
+    recipe: RecipeArgument,
+    folder: OutOption = None,
+    budget: BudgetOption = None,
+    workers: WorkersOption = None,
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Hold the prediction against the outcome, and append the verdict to it.
+
+    Example: armillary verdict recipe.yaml
+    """
+    said = reach("verdict", recipe, folder, budget, workers, database).verdict
+    if as_json:
+        return show_json(said)
+    show_verdict(said)
+
+
+def show_verdict(said: dict[str, Any]) -> None:
+    """Predicted, interval, measured, inside or not."""
+    rows = [
+        [r["domain"], r["predicted"], r["low"], r["high"], r["measured"], "yes" if r["inside"] else "no"]
+        for r in said["rows"]
+    ]
+    show_table(f"verdict on run {said['run']}", ["domain", "predicted", "low", "high", "measured", "inside"], rows)
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    folder: OutOption = None,
+    budget: BudgetOption = None,
+    workers: WorkersOption = None,
+    database: DatabaseOption = None,
+    language: Annotated[str, typer.Option("--language", help="Language of the report: en or zh.")] = "en",
+    as_json: JsonOption = False,
+) -> None:
+    """The whole path: corpus, studies, prediction, target run, verdict, published model, report.
+
+    Example: armillary run recipe.yaml --budget 2h
+    """
+    if language not in ("en", "zh"):
+        raise typer.BadParameter(
+            f"'{language}' is not a language of the report; give en or zh", param_hint="--language"
+        )
+    show = Reporter()
+    try:
+        place = workspace(recipe, folder, budget, workers, database, show)
+        page = place.report(language=language)
+        evidence = place.go("release")
+    finally:
+        show.close()
+    if as_json:
+        print((place.folder / "summary.json").read_text(encoding="utf-8"))
+        return
+    show_verdict(evidence.verdict)
+    show_arms(evidence.target)
+    out.print(
+        f"report  {page}\nmodel   {place.folder / 'model'}\nnumbers {place.folder / 'summary.json'}", highlight=False
+    )
+
+
+@app.command()
+def demo(
+    folder: OutOption = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Only text that Python and torch bring along.")] = False,
+    budget: BudgetOption = None,
+    workers: WorkersOption = None,
+    language: Annotated[str, typer.Option("--language", help="Language of the report: en or zh.")] = "en",
+    as_json: JsonOption = False,
+) -> None:
+    """The whole path with the built-in recipe.
+
+    Example: armillary demo --out demo
+    """
+    from armillary.path import demo_recipe
+
+    run(demo_recipe(offline), folder or Path("demo"), budget, workers, None, language, as_json)
+
+
+@app.command()
+def report(
+    recipe: RecipeArgument,
+    folder: OutOption = None,
+    workers: WorkersOption = None,
+    database: DatabaseOption = None,
+    language: Annotated[str, typer.Option("--language", help="Language of the report: en or zh.")] = "en",
+) -> None:
+    """Write the report once more, for example in Chinese.
+
+    Example: armillary report recipe.yaml --language zh
+    """
+    if language not in ("en", "zh"):
+        raise typer.BadParameter(
+            f"'{language}' is not a language of the report; give en or zh", param_hint="--language"
+        )
+    show = Reporter()
+    try:
+        page = workspace(recipe, folder, None, workers, database, show).report(language=language)
+    finally:
+        show.close()
+    print(page)
+
+
+@app.command()
+def runs(
+    recipe: RecipeArgument, folder: OutOption = None, database: DatabaseOption = None, as_json: JsonOption = False
+) -> None:
+    """List the runs of a recipe's store with their state.
+
+    Example: armillary runs recipe.yaml
+    """
+    rows = workspace(recipe, folder, None, None, database, Reporter()).store().overview()
+    if as_json:
+        return show_json(rows)
+    columns = ["run", "study", "status", "attempts", "parameters", "tokens", "error"]
+    show_table("runs", columns, [[row[c] for c in columns] for row in rows])
+
+
+def version(value: bool) -> None:
+    """Print the version and end."""
+    if value:
+        print(f"armillary {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options before the verb."""
+
+
+def main() -> None:
+    """Entry point: errors that are a person's or the work's end in a message and an exit code, not in a traceback."""
+    sys.exit(guarded(lambda: app(standalone_mode=True)))
+
+
+def guarded(act: Callable[[], Any]) -> int:
+    """The exit code of ``act``."""
+    try:
+        act()
+    except ArmillaryError as error:
+        err.print(f"[red]error[/red] {error}", highlight=False)
+        return error.exit_code
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        err.print(f"[red]error[/red] {where}{error.strerror or error}; what was done before is kept", highlight=False)
+        return 1
+    except KeyboardInterrupt:
+        err.print("stopped; give the same command to go on")
+        return 1
+    return 0

@@ -1,0 +1,249 @@
+"""The whole path from a recipe to a published model, stage by stage.
+
+A workspace is the folder in which a recipe's results live: ``corpus/``, ``store/`` (runs and database), ``plan.json``
+(the sizes of the studies), and at the end ``report.html``, ``summary.json``, ``recipe.found.yaml`` and ``model/``.
+Every stage is skipped when its result is there, so that any verb may be given again at any time; what it depends on is
+part of the key under which a result is kept, so that a changed recipe never meets a stale one.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from armillary.corpus import Corpus, build_corpus
+from armillary.model import load_weights
+from armillary.path.evidence import Evidence, lineage, report_data, summary
+from armillary.recipe import ArmillaryError, Recipe, RunSpec, UsageError, canonical_hash
+from armillary.release import check_lineage, publish
+from armillary.report import write_report
+from armillary.study import (
+    STAGES,
+    Found,
+    Lab,
+    LocalExecutor,
+    Plan,
+    Progress,
+    Stage,
+    Store,
+    anneal_study,
+    found_recipe,
+    judge,
+    ladder_study,
+    make_plan,
+    mixture_study,
+    predict,
+    target_spec,
+    train_target,
+)
+from armillary.train import write_json
+
+FORMAT = 1
+
+Goal = Literal["mixture", "anneal", "ladder", "predict", "target", "verdict", "release"]
+GOALS: tuple[Goal, ...] = get_args(Goal)
+
+
+def quiet(stage: str, done: float, total: float, note: str) -> None:
+    """A progress that nobody watches."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A recipe and the folder of its results.
+
+    ``budget`` replaces the recipe's; ``workers`` is the number of worker processes (default: one per core or
+    accelerator); ``database`` an SQLAlchemy URL instead of the SQLite file in the folder.
+    """
+
+    recipe: Recipe
+    folder: Path
+    budget: str | None = None
+    workers: int | None = None
+    database: str | None = None
+    progress: Progress = quiet
+
+    def corpus(self) -> Corpus:
+        """Build the recipe's corpus, or open it where it is built.
+
+        Raises:
+            UsageError: a source that cannot be read, a domain without text.
+        """
+
+        def tell(stage: str, done: int, total: int) -> None:
+            self.progress(f"corpus: {stage}", done, total, "")
+
+        with self._timed("corpus"):
+            return build_corpus(self.recipe.corpus, self.folder / "corpus", workers=self.workers, progress=tell)
+
+    def store(self) -> Store:
+        """The workspace's run store."""
+        return Store(self.folder / "store", self.database)
+
+    @contextmanager
+    def lab(self, resize: Stage | None = None) -> Iterator[Lab]:
+        """Corpus, store, workers and the plan. ``resize`` sizes that stage alone to the workspace's whole budget."""
+        corpus, store = self.corpus(), self.store()
+        with LocalExecutor(store, corpus.path, self.workers) as executor:
+            plan = self._plan(corpus, executor, resize)
+            yield Lab(self.recipe, corpus, store, executor, plan, self.progress)
+
+    def _plan(self, corpus: Corpus, executor: LocalExecutor, resize: Stage | None) -> Plan:
+        path = self.folder / "plan.json"
+        key = canonical_hash([corpus.hash, self.recipe.model_dump(mode="json", exclude={"corpus"})])
+        plan, budget = _read_plan(path, key)
+        fits = self.budget is None or self.budget == budget or resize is not None
+        if plan is None or not fits:
+            self.progress("plan", 0, 1, "measuring throughput")
+            budget = (self.budget if resize is None else None) or self.recipe.budget
+            plan = make_plan(self.recipe, corpus, executor, STAGES, budget)
+            self.progress("plan", 1, 1, "measured")
+        if resize is not None and self.budget is not None:
+            sized = make_plan(self.recipe, corpus, executor, (resize,), self.budget)
+            parts = {f: {**getattr(plan, f), resize: getattr(sized, f)[resize]} for f in ("tokens", "seconds", "flops")}
+            runs = sized.mixture_runs if resize == "mixture" else plan.mixture_runs
+            plan = plan.model_copy(update={**parts, "mixture_runs": runs})
+        write_json(path, {"format": FORMAT, "key": key, "budget": budget, "plan": plan.model_dump(mode="json")})
+        for stage in STAGES:
+            size = f"{plan.tokens[stage]:,} tokens"
+            if stage == "mixture":
+                size = f"{plan.mixture_runs} runs of {size}"
+            self.progress(
+                "plan", 1, 1, f"{stage}: {size}, about {plan.seconds[stage]:.0f} s, {plan.flops[stage]:.2e} FLOPs"
+            )
+        return plan
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        """Add the wall time of what happens inside to ``cost.json``, also when it is interrupted."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            spent = self.wall_s()
+            spent[stage] = spent.get(stage, 0.0) + time.perf_counter() - begin
+            write_json(self.folder / "cost.json", spent)
+
+    def wall_s(self) -> dict[str, float]:
+        """Wall time by stage, over all calls."""
+        try:
+            spent: dict[str, float] = json.loads((self.folder / "cost.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        return spent
+
+    def go(self, until: Goal) -> Evidence:
+        """Carry out every stage up to ``until``; a stage whose result is there is skipped.
+
+        Raises:
+            UsageError: the recipe, a source or a limit cannot be right.
+            ArmillaryError: a stage failed.
+            InterruptedStudyError: Ctrl-C; the same call goes on.
+        """
+        reach = GOALS.index(until)
+        resize = next((stage for stage in STAGES if stage == until and self.budget is not None), None)
+        with self.lab(resize) as lab:
+            evidence = Evidence(self.recipe, lab.corpus, lab.store, lab.plan)
+            with self._timed("mixture"):
+                evidence.mixture = mixture_study(lab)
+            if reach >= GOALS.index("anneal"):
+                with self._timed("anneal"):
+                    evidence.anneal = anneal_study(lab, evidence.mixture.found)
+                evidence.found = found_recipe(evidence.mixture, evidence.anneal)
+            if reach >= GOALS.index("ladder"):
+                assert evidence.found is not None
+                with self._timed("ladder"):
+                    evidence.ladder = ladder_study(lab, evidence.found.mixture, evidence.found.annealing)
+            if reach >= GOALS.index("predict"):
+                assert evidence.found is not None and evidence.ladder is not None
+                with self._timed("predict"):
+                    evidence.prediction = predict(lab, evidence.found, evidence.mixture, evidence.ladder)
+                self._write_found(lab, evidence.found)
+            if reach >= GOALS.index("target"):
+                assert evidence.found is not None
+                with self._timed("target"):
+                    evidence.target = train_target(lab, evidence.found)
+            if reach >= GOALS.index("verdict"):
+                assert evidence.found is not None
+                evidence.verdict = judge(lab, evidence.found)
+        if reach >= GOALS.index("release"):
+            with self._timed("export"):
+                self._release(evidence)
+        return evidence
+
+    def report(self, until: Goal = "release", language: Literal["en", "zh"] = "en") -> Path:
+        """Write ``report.html`` (``report.zh.html`` in Chinese) and ``summary.json`` of what ``until`` covers."""
+        evidence = self.go(until)
+        path = self.folder / ("report.html" if language == "en" else f"report.{language}.html")
+        write_report(report_data(evidence, self.wall_s(), f"{self.recipe.name}.yaml"), path, language)
+        if evidence.verdict is not None:
+            write_json(self.folder / "summary.json", summary(evidence, self.wall_s()))
+        return path
+
+    def _write_found(self, lab: Lab, found: Found) -> None:
+        """The recipe found, for people, and the target's specification, for `armillary train --spec`."""
+        spec = target_spec(lab, found, found.mixture, self.recipe.training.seeds[0])
+        document = {
+            "name": self.recipe.name,
+            "corpus": lab.corpus.hash,
+            "mixture": found.mixture,
+            "annealing": found.annealing.model_dump(mode="json"),
+            "target_run": {"id": spec.id, **spec.model_dump(mode="json")},
+        }
+        text = yaml.safe_dump(document, allow_unicode=True, sort_keys=False)
+        aside = self.folder / ".recipe.found.yaml"
+        aside.write_text(text, encoding="utf-8")
+        aside.rename(self.folder / "recipe.found.yaml")
+
+    def _release(self, evidence: Evidence) -> None:
+        """Publish the target run's weights with their lineage, unless that very model is published."""
+        assert evidence.target is not None
+        run = evidence.target.arms[0].runs[0]
+        folder = self.folder / "model"
+        record = lineage(evidence)
+        if _is_published(folder, run):
+            return
+        spec = RunSpec.model_validate(record["spec"])
+        model = load_weights(evidence.store.run_folder(run) / "model.safetensors", spec.model)
+        publish(
+            model,
+            folder,
+            tokenizer_file=evidence.corpus.tokenizer_file,
+            end_token=evidence.corpus.manifest.end_of_text,
+            context_length=spec.context_length,
+            lineage=record,
+        )
+
+
+def demo_recipe(offline: bool) -> Path:
+    """The file of the built-in recipe; the offline one needs no package beyond those the program needs itself."""
+    return Path(__file__).with_name("demo-offline.yaml" if offline else "demo.yaml")
+
+
+def _is_published(folder: Path, run: str) -> bool:
+    try:
+        return bool(check_lineage(folder)["run"] == run)
+    except ArmillaryError:
+        return False
+
+
+def _read_plan(path: Path, key: str) -> tuple[Plan | None, str | None]:
+    """The plan in ``path`` and the budget it was made for; None where it is missing or for another recipe."""
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if value["format"] != FORMAT or value["key"] != key:
+            return None, None
+        return Plan.model_validate(value["plan"]), value["budget"]
+    except FileNotFoundError:
+        return None, None
+    except (ValueError, KeyError, ValidationError) as error:
+        raise UsageError(f"{path}: not a plan ({error}); remove the file to have the studies sized again") from error

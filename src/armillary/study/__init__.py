@@ -1,0 +1,74 @@
+"""Studies: designs, the run store, the mixture, annealing and ladder studies, predictions and verdicts."""
+
+from armillary.study.anneal import AnnealOutcome, anneal_study
+from armillary.study.executor import (
+    Failure,
+    InterruptedStudyError,
+    Job,
+    LocalExecutor,
+    Probe,
+    Progress,
+    default_workers,
+)
+from armillary.study.lab import Annealing, Lab, record, stage_key, stored
+from armillary.study.ladder import LadderOutcome, Point, fit_laws, ladder_study
+from armillary.study.mixture import Candidate, MixtureOutcome, mixture_study
+from armillary.study.predictions import (
+    INTERVAL,
+    Arm,
+    Difference,
+    Found,
+    TargetOutcome,
+    forecast,
+    found_recipe,
+    judge,
+    predict,
+    seed_noise,
+    target_spec,
+    train_target,
+)
+from armillary.study.sizing import STAGES, Plan, Stage, make_plan, parse_budget
+from armillary.study.store import Store, iso_time
+
+__all__ = [
+    "INTERVAL",
+    "STAGES",
+    "AnnealOutcome",
+    "Annealing",
+    "Arm",
+    "Candidate",
+    "Difference",
+    "Failure",
+    "Found",
+    "InterruptedStudyError",
+    "Job",
+    "Lab",
+    "LadderOutcome",
+    "LocalExecutor",
+    "MixtureOutcome",
+    "Plan",
+    "Point",
+    "Probe",
+    "Progress",
+    "Stage",
+    "Store",
+    "TargetOutcome",
+    "anneal_study",
+    "default_workers",
+    "fit_laws",
+    "forecast",
+    "found_recipe",
+    "iso_time",
+    "judge",
+    "ladder_study",
+    "make_plan",
+    "mixture_study",
+    "parse_budget",
+    "predict",
+    "record",
+    "seed_noise",
+    "stage_key",
+    "stored",
+    "target_spec",
+    "train_target",
+]

@@ -1,0 +1,192 @@
+"""From a budget to the size of each study: how many runs of how many tokens.
+
+A budget is wall time on this machine or FLOPs. For time, the throughput of every shape is measured first, all workers
+busy; the target run's share is set aside, and the studies divide the rest. Sizes are then stored, so that a study that
+was interrupted goes on with the sizes it had, whatever the machine is doing today.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from armillary.corpus import Corpus
+from armillary.recipe import Document, ModelShape, Recipe, UsageError
+from armillary.study.executor import LocalExecutor, Probe
+
+# What validation costs in training tokens: a forward pass is a third of a training step.
+_FORWARD_SHARE = 1 / 3
+# Starting runs, checkpoints and the last run of a stage, for which one worker has nothing to do.
+_SLACK = 1.12
+# How the studies divide what the target run leaves.
+_SHARES = {"mixture": 0.5, "anneal": 0.15, "ladder": 0.35}
+_MIN_STEPS = 60
+_MIN_MIXTURE_RUNS = 20
+
+Stage = Literal["mixture", "anneal", "ladder", "target"]
+STAGES: tuple[Stage, ...] = ("mixture", "anneal", "ladder", "target")
+
+
+class Plan(Document):
+    """Sizes of the studies and of the target run; ``tokens`` per stage are those of its largest run.
+
+    ``seconds`` and ``flops`` are expected totals per stage; ``rates`` the measured tokens per second of all workers
+    together by shape (``family/depth``).
+    """
+
+    precision: Literal["fp32", "bf16"]
+    workers: int
+    mixture_runs: int
+    tokens: dict[Stage, int]
+    seconds: dict[Stage, float]
+    flops: dict[Stage, float]
+    rates: dict[str, float]
+
+
+def parse_budget(text: str) -> tuple[float, Literal["s", "flops"]]:
+    """``90s``, ``8m``, ``2h`` or ``1e15flops`` as a number and its unit.
+
+    Raises:
+        UsageError: anything else.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*(s|m|h|flops?)\s*", text.lower())
+    try:
+        value = float(match[1]) if match else 0.0
+    except ValueError:
+        value = 0.0
+    if match is None or value <= 0:
+        raise UsageError(f"budget '{text}' is not understood; give a time (90s, 8m, 2h) or FLOPs (1e15flops)")
+    if match[2].startswith("f"):
+        return value, "flops"
+    return value * {"s": 1, "m": 60, "h": 3600}[match[2]], "s"
+
+
+def make_plan(
+    recipe: Recipe,
+    corpus: Corpus,
+    executor: LocalExecutor,
+    stages: tuple[Stage, ...] = STAGES,
+    budget: str | None = None,
+) -> Plan:
+    """Measure the throughput and size the given stages to ``budget`` (else the recipe's, else as the recipe says).
+
+    Raises:
+        UsageError: the budget is too small for the smallest sensible study; the message says what it takes.
+    """
+    shapes = _shapes(recipe, corpus)
+    precision, rates = _measure(recipe, shapes, executor)
+    tokens: dict[Stage, int] = {
+        "mixture": recipe.study.mixture.tokens,
+        "anneal": recipe.study.anneal.tokens,
+        "ladder": recipe.study.ladder.tokens,
+        "target": recipe.training.tokens or 0,
+    }
+    runs = recipe.study.mixture.runs
+    budget = budget or recipe.budget
+    if budget is not None:
+        value, unit = parse_budget(budget)
+        cost = {
+            name: (1 / rates[name] if unit == "s" else shape.train_flops_per_token(recipe.training.context_length))
+            for name, shape in shapes.items()
+        }
+        value /= _SLACK if unit == "s" else 1.0
+        if "target" in stages:
+            if recipe.training.budget_share is not None:
+                allowed = value * recipe.training.budget_share
+                tokens["target"] = _solve(recipe, corpus, "target", runs, cost, allowed, budget)
+            value -= _cost(recipe, corpus, "target", tokens["target"], runs, cost)
+        studies = [stage for stage in stages if stage != "target"]
+        weight = sum(_SHARES[stage] for stage in studies)
+        for stage in studies:
+            allowed = value * _SHARES[stage] / weight
+            if stage == "mixture":
+                smallest = _MIN_STEPS * recipe.training.batch_sequences * recipe.training.context_length
+                while runs > _MIN_MIXTURE_RUNS and _cost(recipe, corpus, stage, smallest, runs, cost) > allowed:
+                    runs -= 1
+            tokens[stage] = _solve(recipe, corpus, stage, runs, cost, allowed, budget)
+    if tokens["target"] == 0:
+        # Only studies were asked for, and the target's size hangs on a budget for everything.
+        tokens["target"] = tokens["ladder"]
+    per_second = {name: 1 / rate for name, rate in rates.items()}
+    per_flop = {n: s.train_flops_per_token(recipe.training.context_length) for n, s in shapes.items()}
+    return Plan(
+        precision=precision,
+        workers=executor.n_workers,
+        mixture_runs=runs,
+        tokens=tokens,
+        seconds={s: _SLACK * _cost(recipe, corpus, s, tokens[s], runs, per_second) for s in stages},
+        flops={s: _cost(recipe, corpus, s, tokens[s], runs, per_flop) for s in stages},
+        rates=rates,
+    )
+
+
+def _shapes(recipe: Recipe, corpus: Corpus) -> dict[str, ModelShape]:
+    """Every shape that the recipe trains, by ``family/depth``."""
+    study, family = recipe.study, recipe.model.family
+    wanted = [(family, study.mixture.depth), (family, study.anneal.depth), (family, recipe.model.depth)]
+    wanted += [(name, depth) for name in study.ladder.families for depth in study.ladder.depths]
+    return {f"{n}/{d}": recipe.family(n).shape(d, corpus.vocab_size) for n, d in dict.fromkeys(wanted)}
+
+
+def _measure(
+    recipe: Recipe, shapes: dict[str, ModelShape], executor: LocalExecutor
+) -> tuple[Literal["fp32", "bf16"], dict[str, float]]:
+    """The precision to use (the faster one on the target, where the recipe leaves it open) and the rates in it."""
+    training = recipe.training
+
+    def probe(shape: ModelShape, precision: str) -> Probe:
+        return Probe(shape, training.context_length, training.batch_sequences, precision)
+
+    precision: Literal["fp32", "bf16"]
+    if training.precision == "auto":
+        target = shapes[f"{recipe.model.family}/{recipe.model.depth}"]
+        single, half = executor.measure([probe(target, "fp32"), probe(target, "bf16")])
+        precision = "bf16" if half > single else "fp32"
+    else:
+        precision = training.precision
+    rates = executor.measure([probe(shape, precision) for shape in shapes.values()])
+    return precision, dict(zip(shapes, rates, strict=True))
+
+
+def _cost(
+    recipe: Recipe, corpus: Corpus, stage: Stage, tokens: float, mixture_runs: int, cost: dict[str, float]
+) -> float:
+    """What a stage costs whose largest run takes ``tokens``, in the units of ``cost`` per training token."""
+    study, family, seeds = recipe.study, recipe.model.family, len(recipe.training.seeds)
+    look = _FORWARD_SHARE * len(corpus.domains) * recipe.validation_windows * recipe.training.context_length
+    if stage == "mixture":
+        runs = mixture_runs + (study.mixture.candidates + 2) * study.mixture.confirm_seeds
+        return runs * (tokens + look) * cost[f"{family}/{study.mixture.depth}"]
+    if stage == "anneal":
+        a = study.anneal
+        branches = len(a.shapes) * len(a.sharpen)
+        share = 1 - min(a.shares) + branches * sum(a.shares)
+        looks = 1 + branches * len(a.shares)
+        return a.seeds * (tokens * share + looks * look) * cost[f"{family}/{a.depth}"]
+    if stage == "ladder":
+        share = 1 + max(study.anneal.shares) * (sum(study.ladder.fractions) - 1)
+        looks = 1 + len(study.ladder.fractions)
+        names = [f"{name}/{depth}" for name in study.ladder.families for depth in study.ladder.depths]
+        return study.ladder.seeds * (tokens * share + looks * look) * sum(cost[name] for name in names)
+    return 3 * seeds * (tokens + TARGET_LOOKS * look) * cost[f"{family}/{recipe.model.depth}"]
+
+
+TARGET_LOOKS = 8
+"""How often a target run is validated."""
+
+
+def _solve(
+    recipe: Recipe, corpus: Corpus, stage: Stage, mixture_runs: int, cost: dict[str, float], allowed: float, budget: str
+) -> int:
+    """Tokens of the stage's largest run so that the stage costs ``allowed`` (the cost is linear in the tokens)."""
+    fixed = _cost(recipe, corpus, stage, 0, mixture_runs, cost)
+    slope = _cost(recipe, corpus, stage, 1, mixture_runs, cost) - fixed
+    tokens = (allowed - fixed) / slope
+    smallest = _MIN_STEPS * recipe.training.batch_sequences * recipe.training.context_length
+    if tokens < smallest:
+        factor = (fixed + slope * smallest) / allowed if allowed > 0 else float("inf")
+        remedy = f"give about {factor:.1f} times as much" if factor < 1e3 else "give more, or a smaller target run"
+        raise UsageError(
+            f"budget {budget} is too small for the {stage} stage, which needs {_MIN_STEPS} steps per run; {remedy}"
+        )
+    return int(tokens)

@@ -1,0 +1,273 @@
+"""The run store: what was trained, for which study, with which result; predictions and verdicts (contracts 1 and 4).
+
+A store is a folder and a database beside it. The folder ``runs/ID`` holds what a run wrote; its ``result.json`` is what
+makes the run done. The database is the index over them, plus the few things that live nowhere else: which study asked
+for a run, the result of each stage, predictions and verdicts. SQLite in WAL mode by default, any SQLAlchemy URL
+(PostgreSQL for a team) instead.
+
+Trade-off: results are read from the database and taken from the folder where the database does not have them yet (a
+kill between the two writes), so neither has to be trusted alone.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from armillary.recipe import ArmillaryError, RunSpec, canonical_hash
+from armillary.train import RunResult, read_result
+
+FORMAT = 1
+
+_schema = sa.MetaData()
+
+_format = sa.Table("format", _schema, sa.Column("version", sa.Integer, primary_key=True))
+
+_runs = sa.Table(
+    "runs",
+    _schema,
+    sa.Column("id", sa.String(16), primary_key=True),
+    sa.Column("spec", sa.JSON, nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),  # pending, running, done, failed, diverged
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("started_at", sa.Float),
+    sa.Column("finished_at", sa.Float),
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("error", sa.Text),
+    sa.Column("result", sa.JSON),
+)
+
+_study_runs = sa.Table(
+    "study_runs",
+    _schema,
+    sa.Column("study", sa.String(64), primary_key=True),
+    sa.Column("run", sa.String(16), sa.ForeignKey("runs.id"), primary_key=True),
+)
+
+_stages = sa.Table(
+    "stages",
+    _schema,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("key", sa.String(16), primary_key=True),
+    sa.Column("recorded_at", sa.Float, nullable=False),
+    sa.Column("content", sa.JSON, nullable=False),
+)
+
+_predictions = sa.Table(
+    "predictions",
+    _schema,
+    sa.Column("run", sa.String(16), primary_key=True),
+    sa.Column("recorded_at", sa.Float, nullable=False),
+    sa.Column("sha256", sa.String(16), nullable=False),
+    sa.Column("content", sa.JSON, nullable=False),
+)
+
+_verdicts = sa.Table(
+    "verdicts",
+    _schema,
+    sa.Column("run", sa.String(16), sa.ForeignKey("predictions.run"), primary_key=True),
+    sa.Column("recorded_at", sa.Float, nullable=False),
+    sa.Column("content", sa.JSON, nullable=False),
+)
+
+# What was predicted stays as it was written (contract 4): the database itself refuses to change it.
+_APPEND_ONLY = """
+CREATE TRIGGER IF NOT EXISTS {table}_{verb} BEFORE {verb} ON {table}
+BEGIN SELECT RAISE(ABORT, '{table} are never rewritten'); END
+"""
+
+
+class Store:
+    """Opens, and where needed creates, the store in ``folder``.
+
+    Raises:
+        ArmillaryError: the database is of another format, or cannot be reached.
+    """
+
+    def __init__(self, folder: Path, url: str | None = None) -> None:
+        self.folder = folder
+        (folder / "runs").mkdir(parents=True, exist_ok=True)
+        self.engine = sa.create_engine(url or f"sqlite:///{folder / 'store.sqlite'}")
+        if self.engine.dialect.name == "sqlite":
+            sa.event.listen(self.engine, "connect", _sqlite_pragmas)
+        try:
+            with self.engine.begin() as db:
+                _schema.create_all(db)
+                version = db.execute(sa.select(_format.c.version)).scalar()
+                if version is None:
+                    db.execute(sa.insert(_format).values(version=FORMAT))
+                if self.engine.dialect.name == "sqlite":
+                    for table in ("predictions", "verdicts"):
+                        for verb in ("UPDATE", "DELETE"):
+                            db.execute(sa.text(_APPEND_ONLY.format(table=table, verb=verb)))
+        except sa.exc.SQLAlchemyError as error:
+            raise ArmillaryError(f"{self.engine.url}: the store's database cannot be used: {error}") from error
+        if version not in (None, FORMAT):
+            raise ArmillaryError(f"{self.engine.url}: store format {version}; this version reads {FORMAT}")
+
+    def run_folder(self, run: str) -> Path:
+        """Where the run of that id keeps its files."""
+        return self.folder / "runs" / run
+
+    def add(self, study: str, specs: Iterable[RunSpec]) -> None:
+        """Say that ``study`` needs these runs; a run that is already known keeps its state."""
+        with self.engine.begin() as db:
+            for spec in specs:
+                known = db.execute(sa.select(_runs.c.id).where(_runs.c.id == spec.id)).scalar()
+                if known is None:
+                    row = {"id": spec.id, "spec": spec.model_dump(mode="json"), "status": "pending", "attempts": 0}
+                    db.execute(sa.insert(_runs).values(created_at=time.time(), **row))
+                pair = {"study": study, "run": spec.id}
+                if db.execute(sa.select(_study_runs.c.run).filter_by(**pair)).scalar() is None:
+                    db.execute(sa.insert(_study_runs).values(**pair))
+
+    def mark_running(self, run: str) -> None:
+        """One more attempt at the run begins now; ``started_at`` keeps the time of the first."""
+        with self.engine.begin() as db:
+            started = sa.func.coalesce(_runs.c.started_at, time.time())
+            values = {"status": "running", "started_at": started, "attempts": _runs.c.attempts + 1}
+            db.execute(sa.update(_runs).where(_runs.c.id == run).values(**values))
+
+    def mark_failed(self, run: str, status: str, error: str) -> None:
+        """The run ended without a result: ``failed`` or ``diverged``, or ``pending`` to be tried again."""
+        with self.engine.begin() as db:
+            values = {"status": status, "error": error, "finished_at": time.time()}
+            db.execute(sa.update(_runs).where(_runs.c.id == run).values(**values))
+
+    def mark_done(self, result: RunResult) -> None:
+        """The run has its result; a result that is there is never changed."""
+        with self.engine.begin() as db:
+            values = {"status": "done", "error": None, "finished_at": time.time(), "result": result.__dict__}
+            db.execute(sa.update(_runs).where(_runs.c.id == result.run, _runs.c.result.is_(None)).values(**values))
+
+    def result(self, run: str) -> RunResult | None:
+        """The result of a run, or None while it has none."""
+        with self.engine.connect() as db:
+            row = db.execute(sa.select(_runs.c.result).where(_runs.c.id == run)).first()
+        if row is not None and row.result is not None:
+            return RunResult(**row.result)
+        result = read_result(self.run_folder(run))
+        if result is not None and row is not None:
+            self.mark_done(result)
+        return result
+
+    def status(self, run: str) -> tuple[str, int, str | None]:
+        """Status, attempts and last error of a known run."""
+        with self.engine.connect() as db:
+            query = sa.select(_runs.c.status, _runs.c.attempts, _runs.c.error).where(_runs.c.id == run)
+            row = db.execute(query).one()
+        return row.status, row.attempts, row.error
+
+    def started_at(self, run: str) -> float | None:
+        """When the first attempt at the run began (seconds since the epoch), or None."""
+        with self.engine.connect() as db:
+            return db.execute(sa.select(_runs.c.started_at).where(_runs.c.id == run)).scalar()
+
+    def study_runs(self, study: str) -> list[str]:
+        """Ids of the runs that a study asked for."""
+        with self.engine.connect() as db:
+            return list(db.execute(sa.select(_study_runs.c.run).where(_study_runs.c.study == study)).scalars())
+
+    def overview(self) -> list[dict[str, Any]]:
+        """A row per run and study: run, study, status, attempts, parameters, tokens and error."""
+        query = sa.select(_runs, _study_runs.c.study).join(_study_runs).order_by(_runs.c.created_at)
+        rows = []
+        with self.engine.connect() as db:
+            for row in db.execute(query):
+                spec = RunSpec.model_validate(row.spec)
+                rows.append(
+                    {
+                        "run": row.id,
+                        "study": row.study,
+                        "status": row.status,
+                        "attempts": row.attempts,
+                        "parameters": spec.model.parameters,
+                        "tokens": spec.tokens,
+                        "error": row.error,
+                    }
+                )
+        return rows
+
+    def run_specs(self) -> dict[str, RunSpec]:
+        """All specifications in the store by run id."""
+        with self.engine.connect() as db:
+            return {r.id: RunSpec.model_validate(r.spec) for r in db.execute(sa.select(_runs.c.id, _runs.c.spec))}
+
+    def stage(self, name: str, key: str) -> Any | None:
+        """What the stage of that name found for inputs that hash to ``key``, or None."""
+        with self.engine.connect() as db:
+            return db.execute(sa.select(_stages.c.content).filter_by(name=name, key=key)).scalar()
+
+    def record_stage(self, name: str, key: str, content: Any) -> None:
+        """Keep what a stage found; a second result for the same inputs is not taken."""
+        if self.stage(name, key) is None:
+            with self.engine.begin() as db:
+                db.execute(sa.insert(_stages).values(name=name, key=key, recorded_at=time.time(), content=content))
+
+    def record_prediction(self, run: str, content: dict[str, Any]) -> None:
+        """Write down what ``run`` will reach, before it exists (contract 4).
+
+        Raises:
+            ArmillaryError: the run has begun, or a prediction of it is there and says something else.
+        """
+        known = self.prediction(run)
+        if known is not None:
+            if known["sha256"] != canonical_hash(content):
+                raise ArmillaryError(f"run {run} has a prediction of {known['recorded_at']}; it is never rewritten")
+            return
+        if self.started_at(run) is not None or (self.run_folder(run) / "spec.json").exists():
+            raise ArmillaryError(f"run {run} has already begun; a prediction can only be made before its run")
+        with self.engine.begin() as db:
+            row = {"run": run, "sha256": canonical_hash(content), "content": content}
+            db.execute(sa.insert(_predictions).values(recorded_at=time.time(), **row))
+
+    def prediction(self, run: str) -> dict[str, Any] | None:
+        """The content of the prediction of ``run`` with ``recorded_at`` (ISO 8601) and ``sha256``, or None.
+
+        Raises:
+            ArmillaryError: the content is no longer what was recorded.
+        """
+        with self.engine.connect() as db:
+            row = db.execute(sa.select(_predictions).where(_predictions.c.run == run)).first()
+        if row is None:
+            return None
+        if canonical_hash(row.content) != row.sha256:
+            raise ArmillaryError(f"the prediction of run {run} was changed after it was recorded; it cannot be judged")
+        return {**row.content, "recorded_at": iso_time(row.recorded_at), "sha256": row.sha256}
+
+    def record_verdict(self, run: str, content: dict[str, Any]) -> None:
+        """Append the outcome to a prediction; the first verdict stays."""
+        if self.verdict(run) is None:
+            with self.engine.begin() as db:
+                db.execute(sa.insert(_verdicts).values(run=run, recorded_at=time.time(), content=content))
+
+    def verdict(self, run: str) -> dict[str, Any] | None:
+        """The verdict on the prediction of ``run`` with ``recorded_at``, or None."""
+        with self.engine.connect() as db:
+            row = db.execute(sa.select(_verdicts).where(_verdicts.c.run == run)).first()
+        return None if row is None else {**row.content, "recorded_at": iso_time(row.recorded_at)}
+
+
+def iso_time(seconds: float) -> str:
+    """Seconds since the epoch as ISO 8601 in UTC, to the millisecond."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
+def to_json(value: Any) -> Any:
+    """``value`` as it comes back from the database, so that what is used is what is stored."""
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
+def _sqlite_pragmas(connection: Any, _record: Any) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA busy_timeout=30000")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()

@@ -1,0 +1,29 @@
+"""Training runs: a specification and a corpus in, a folder with weights, metrics, events and a result out."""
+
+from armillary.train.checkpoint import write_json
+from armillary.train.loop import (
+    DivergedError,
+    InterruptedRunError,
+    RunResult,
+    Trunk,
+    build_optimizer,
+    default_device,
+    read_result,
+    train_run,
+    train_step,
+    validate,
+)
+
+__all__ = [
+    "DivergedError",
+    "InterruptedRunError",
+    "RunResult",
+    "Trunk",
+    "build_optimizer",
+    "default_device",
+    "read_result",
+    "train_run",
+    "train_step",
+    "validate",
+    "write_json",
+]

@@ -1,0 +1,135 @@
+"""Checkpoints of one run: all that training needs to go on bit for bit.
+
+A checkpoint is a folder ``step-N`` with the weights and AdamW's moments (safetensors), the metrics so far (Parquet) and
+a small JSON that names their checksums. It is written aside and renamed, so it is there whole or not at all; one whose
+files do not match their checksums (a torn disk, a flipped bit) is passed over for the one before it. There is no saved
+state of the data loader and none of a random generator: the batches are a function of the step (contract 2), and
+nothing in a step is random.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import load_file, save_file
+
+from armillary.model import Transformer
+from armillary.recipe import ArmillaryError
+
+FORMAT = 1
+
+_FILES = ("model.safetensors", "optimizer.safetensors", "metrics.parquet")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON so that a kill leaves the old file or the new one, never a part."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(aside, "w", encoding="utf-8") as file:
+        json.dump(value, file, ensure_ascii=False, indent=1, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(path)
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    model: Transformer,
+    optimizer: torch.optim.Optimizer,
+    metrics: list[dict[str, float]],
+    keep: Collection[int] = (),
+) -> Path:
+    """Write ``folder/step-N`` and remove older checkpoints, except those of the steps in ``keep``.
+
+    The checkpoint before the new one stays, as the one to fall back on.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".step-{step}.{os.getpid()}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, aside / _FILES[0])
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    moments = {
+        f"{names[parameter]}/{key}": torch.as_tensor(value).contiguous()
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+    save_file(moments, aside / _FILES[1])
+    pq.write_table(pa.Table.from_pylist(metrics or [{"step": 0}]), aside / _FILES[2])
+    sums = {name: _sha256(aside / name) for name in _FILES}
+    write_json(aside / "checkpoint.json", {"format": FORMAT, "step": step, "sha256": sums})
+    for name in _FILES:
+        _sync(aside / name)
+    final = folder / f"step-{step}"
+    shutil.rmtree(final, ignore_errors=True)  # only a torn one of the same step can stand there
+    aside.rename(final)
+    _sync(folder)
+    older = [s for s in checkpoint_steps(folder) if s < step and s not in keep]
+    for stale in older[:-1]:
+        shutil.rmtree(folder / f"step-{stale}", ignore_errors=True)
+    return final
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in ``folder``, ascending."""
+    if not folder.is_dir():
+        return []
+    return sorted(int(p.name.removeprefix("step-")) for p in folder.glob("step-*"))
+
+
+def verify_checkpoint(path: Path) -> str | None:
+    """What is wrong with a checkpoint, in words, or None when every file has its checksum."""
+    try:
+        manifest = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            return f"format {manifest['format']} is not the one this version reads ({FORMAT})"
+        for name, expected in manifest["sha256"].items():
+            if _sha256(path / name) != expected:
+                return f"{name} does not match its checksum"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (ValueError, KeyError, AttributeError):
+        return "checkpoint.json is damaged"
+    return None
+
+
+def load_checkpoint(path: Path, model: Transformer, optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
+    """Put a verified checkpoint's state into ``model`` and ``optimizer``; returns the metrics so far.
+
+    Raises:
+        ArmillaryError: the checkpoint is damaged.
+    """
+    problem = verify_checkpoint(path)
+    if problem:
+        raise ArmillaryError(f"{path}: {problem}")
+    device = next(model.parameters()).device
+    model.load_state_dict(load_file(path / _FILES[0], device=str(device)))
+    moments = load_file(path / _FILES[1])
+    for name, parameter in model.named_parameters():
+        state = {key: moments[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+        # The fused optimizer keeps its step count beside the parameter.
+        optimizer.state[parameter] = {key: value.to(device) for key, value in state.items()}
+    rows = pq.read_table(path / _FILES[2]).to_pylist()
+    return [{k: v for k, v in row.items() if v is not None} for row in rows if row.keys() != {"step"}]
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,360 @@
+"""One training run, from its specification to its result, on one device.
+
+The run lives in a folder: ``spec.json``, ``events.jsonl`` (contract 3), ``checkpoints/``, and at the end
+``metrics.parquet``, ``model.safetensors`` and ``result.json``, the last of which makes the run done. Whoever calls
+``train_run`` again on the folder gets the result if it is there, or goes on from the last good checkpoint; the numbers
+do not depend on how often that happened (contract 1). A lock on the folder keeps a second process out.
+
+Trade-offs: losses are fetched from the device only every ``_FLUSH`` steps, so a divergence is noticed up to that many
+steps late, and training never waits for a number that nobody has asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from armillary.corpus import Corpus, TokenOrder
+from armillary.goodput import EventWriter, read_events
+from armillary.model import Transformer, save_weights
+from armillary.recipe import ArmillaryError, RunSpec
+from armillary.train.checkpoint import (
+    checkpoint_steps,
+    load_checkpoint,
+    save_checkpoint,
+    verify_checkpoint,
+    write_json,
+)
+
+FORMAT = 1
+
+_FLUSH = 25  # steps between two looks at the losses
+_VALIDATION_BATCH = 64  # windows; part of the arithmetic, so it is fixed
+
+
+class DivergedError(ArmillaryError):
+    """The loss became infinite or not a number."""
+
+
+class InterruptedRunError(ArmillaryError):
+    """The run was asked to stop; a checkpoint of its last step is written."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run measured.
+
+    ``loss`` in nats per token and ``bits_per_byte``, both per validation domain after the last step; ``train_loss`` is
+    the mean over the last tenth of the steps; ``epochs`` counts passes over each training domain. ``wall_s`` is the
+    time spent in all attempts, the only number here that another execution may change.
+    """
+
+    run: str
+    loss: dict[str, float]
+    bits_per_byte: dict[str, float]
+    train_loss: float
+    tokens: int
+    flops: float
+    epochs: dict[str, float]
+    wall_s: float
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """The folder of a run that shares its first ``step`` steps with the one to train."""
+
+    folder: Path
+    step: int
+
+
+def default_device() -> torch.device:
+    """The machine's accelerator where there is one, else the CPU."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
+
+
+def read_result(folder: Path) -> RunResult | None:
+    """The result of a run's folder, or None while it is not done.
+
+    Raises:
+        ArmillaryError: the result is of another format.
+    """
+    try:
+        value = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    if value.pop("format", None) != FORMAT:
+        raise ArmillaryError(f"{folder / 'result.json'}: format is not the one this version reads ({FORMAT})")
+    return RunResult(**value)
+
+
+def autocast(spec: RunSpec, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """The precision of the matrix products: bf16 by autocast with fp32 weights, or plain fp32."""
+    if spec.precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def build_optimizer(model: Transformer, spec: RunSpec) -> torch.optim.AdamW:
+    """AdamW over the model's parameters, decay on matrices only, the rate set anew at each step."""
+    o = spec.optimizer
+    groups = model.optimizer_groups(o.weight_decay)
+    return torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps, fused=True)
+
+
+def train_step(
+    model: Transformer, optimizer: torch.optim.Optimizer, spec: RunSpec, step: int, batch: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One optimizer step on ``batch`` (int64 ``[batch_sequences, context_length + 1]``, on the model's device).
+
+    Returns the mean cross entropy in nats and the gradient norm before clipping, both still on the device.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = spec.lr(step)
+    loss = torch.zeros((), device=batch.device)
+    for part in batch.chunk(spec.accumulation):
+        with autocast(spec, batch.device):
+            objective, cross_entropy = model.loss(part, spec.optimizer.z_loss)
+        (objective / spec.accumulation).backward()  # type: ignore[no-untyped-call]
+        loss += cross_entropy.detach() / spec.accumulation
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), spec.optimizer.grad_clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss, norm
+
+
+@torch.no_grad()
+def validate(model: Transformer, spec: RunSpec, corpus: Corpus) -> dict[str, tuple[float, float]]:
+    """Mean loss in nats per token, and bits per byte, on the validation windows of every domain."""
+    device = next(model.parameters()).device
+    results = {}
+    for domain in corpus.domains:
+        held_out = corpus.validation(domain, spec.context_length, spec.validation.windows)
+        total = 0.0
+        for part in torch.split(torch.from_numpy(np.ascontiguousarray(held_out.tokens)), _VALIDATION_BATCH):
+            with autocast(spec, device):
+                _, cross_entropy = model.loss(part.to(device))
+            total += cross_entropy.item() * part.shape[0] * spec.context_length
+        predicted = held_out.tokens.shape[0] * spec.context_length
+        results[domain] = (total / predicted, total / math.log(2) / held_out.bytes)
+    return results
+
+
+def train_run(
+    spec: RunSpec,
+    corpus: Corpus,
+    folder: Path,
+    *,
+    trunk: Trunk | None = None,
+    keep: tuple[int, ...] = (),
+    checkpoint_every_s: float = 30.0,
+    device: torch.device | None = None,
+    progress: Callable[[int], None] = lambda step: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> RunResult:
+    """Carry out ``spec`` in ``folder``, or go on with it, or return its result where it is done.
+
+    ``trunk`` saves the steps that another run has already taken; the result is the same without it. Checkpoints of the
+    steps in ``keep`` stay for other runs to branch from. ``progress(step)`` is called after every step with the number
+    of finished ones; ``stop()`` is asked as often.
+
+    Raises:
+        DivergedError: the loss is not finite.
+        InterruptedRunError: ``stop()`` said so; call again to go on.
+        ArmillaryError: the corpus is another one, or another process trains in this folder.
+    """
+    if corpus.hash != spec.corpus:
+        raise ArmillaryError(f"run {spec.id} belongs to corpus {spec.corpus}, but {corpus.path} is {corpus.hash}")
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder):
+        done = read_result(folder)
+        if done is not None:
+            return done
+        if not (folder / "spec.json").exists():
+            write_json(folder / "spec.json", spec.model_dump(mode="json"))
+        with EventWriter(folder / "events.jsonl", spec.id) as events:
+            run = _Run(spec, corpus, folder, events, device or default_device())
+            run.begin(trunk)
+            run.steps(keep, checkpoint_every_s, progress, stop)
+            return run.finish(keep)
+
+
+class _Run:
+    """The state of a run while it trains."""
+
+    def __init__(self, spec: RunSpec, corpus: Corpus, folder: Path, events: EventWriter, device: torch.device) -> None:
+        self.spec, self.corpus, self.folder, self.events, self.device = spec, corpus, folder, events, device
+        self.checkpoints = folder / "checkpoints"
+        self.order = TokenOrder(
+            corpus,
+            spec.mixture,
+            seed=spec.seed,
+            context_length=spec.context_length,
+            batch_sequences=spec.batch_sequences,
+        )
+        self.model = Transformer(spec.model)
+        self.model.init_weights(spec.seed)
+        self.model.to(device)
+        self.optimizer = build_optimizer(self.model, spec)
+        self.step = 0
+        self.metrics: list[dict[str, float]] = []
+        self.pending: list[tuple[Tensor, Tensor]] = []
+        self.since = time.perf_counter()
+
+    def begin(self, trunk: Trunk | None) -> None:
+        """Start from the last good checkpoint of this folder, else from the trunk's, else from the beginning."""
+        for step in reversed(checkpoint_steps(self.checkpoints)):
+            path = self.checkpoints / f"step-{step}"
+            problem = verify_checkpoint(path)
+            if problem is None:
+                self._load(path, step)
+                self.events.write("resume", step)
+                return
+            self.events.write("fault", step, checkpoint=path.name, problem=problem, remedy="the one before it is used")
+        if trunk is not None:
+            path = trunk.folder / "checkpoints" / f"step-{trunk.step}"
+            if verify_checkpoint(path) is None and self._shares_prefix(trunk):
+                self._load(path, trunk.step)
+                self.events.write("start", trunk.step, trunk=trunk.folder.name)
+                return
+        self.events.write("start", 0)
+
+    def _shares_prefix(self, trunk: Trunk) -> bool:
+        value = json.loads((trunk.folder / "spec.json").read_text(encoding="utf-8"))
+        return RunSpec.model_validate(value).prefix_id(trunk.step) == self.spec.prefix_id(trunk.step)
+
+    def _load(self, path: Path, step: int) -> None:
+        rows = load_checkpoint(path, self.model, self.optimizer)
+        # A trunk ends, and is validated, where its branch goes on without a look.
+        due = [self.spec.validation.due(int(row["step"]), self.spec.steps) for row in rows]
+        self.metrics = [
+            row if taken else {k: v for k, v in row.items() if not k.startswith("validation/")}
+            for row, taken in zip(rows, due, strict=True)
+        ]
+        self.step = step
+
+    def steps(
+        self,
+        keep: tuple[int, ...],
+        checkpoint_every_s: float,
+        progress: Callable[[int], None],
+        stop: Callable[[], bool],
+    ) -> None:
+        spec = self.spec
+        saved = self.since = time.perf_counter()
+        while self.step < spec.steps:
+            batch = torch.from_numpy(self.order.batch(self.step)).to(self.device, non_blocking=True)
+            self.pending.append(train_step(self.model, self.optimizer, spec, self.step, batch))
+            self.step += 1
+            if len(self.pending) >= _FLUSH or self.step == spec.steps:
+                self._flush()
+            progress(self.step)
+            if spec.validation.due(self.step, spec.steps):
+                self._validate()
+            stopping = stop() and self.step < spec.steps
+            if self.step in keep or stopping or time.perf_counter() - saved > checkpoint_every_s:
+                self._save(keep)
+                saved = time.perf_counter()
+            if stopping:
+                self.events.write("stop", self.step)
+                raise InterruptedRunError(
+                    f"run {spec.id} stopped after step {self.step} of {spec.steps}; start it again to go on"
+                )
+
+    def _flush(self) -> None:
+        """Fetch the losses of the steps since the last flush."""
+        first = self.step - len(self.pending)
+        for step, (loss, norm) in enumerate(self.pending, start=first):
+            row = {
+                "step": step + 1,
+                "tokens": (step + 1) * self.spec.batch_tokens,
+                "lr": self.spec.lr(step),
+                "loss": loss.item(),
+                "grad_norm": norm.item(),
+            }
+            if not math.isfinite(row["loss"]) or not math.isfinite(row["grad_norm"]):
+                self.events.write("fault", step + 1, problem="diverged")
+                raise DivergedError(
+                    f"run {self.spec.id} diverged: at step {step + 1} the loss is {row['loss']} and the gradient norm "
+                    f"{row['grad_norm']}; lower the learning rate ({self.spec.optimizer.lr:g})"
+                )
+            self.metrics.append(row)
+        now = time.perf_counter()
+        if self.pending:
+            self.events.write("progress", self.step, now - self.since, loss=self.metrics[-1]["loss"])
+        self.pending.clear()
+        self.since = now
+
+    def _validate(self) -> None:
+        self._flush()
+        begin = time.perf_counter()
+        for domain, (loss, bits) in validate(self.model, self.spec, self.corpus).items():
+            self.metrics[-1][f"validation/{domain}/loss"] = loss
+            self.metrics[-1][f"validation/{domain}/bits_per_byte"] = bits
+        self.since = time.perf_counter()
+        self.events.write("validation", self.step, self.since - begin)
+
+    def _save(self, keep: tuple[int, ...]) -> None:
+        self._flush()
+        begin = time.perf_counter()
+        save_checkpoint(self.checkpoints, self.step, self.model, self.optimizer, self.metrics, keep)
+        self.since = time.perf_counter()
+        self.events.write("checkpoint", self.step, self.since - begin)
+
+    def finish(self, keep: tuple[int, ...]) -> RunResult:
+        """Write metrics, weights and, last of all, the result that makes the run done."""
+        columns = dict.fromkeys(key for row in self.metrics for key in row)
+        table = pa.Table.from_pylist([{c: row.get(c) for c in columns} for row in self.metrics])
+        aside = self.folder / ".metrics.parquet"
+        pq.write_table(table, aside)
+        aside.rename(self.folder / "metrics.parquet")
+        save_weights(self.model, self.folder / "model.safetensors")
+        last = self.metrics[-1]
+        tail = [row["loss"] for row in self.metrics[-max(1, len(self.metrics) // 10) :]]
+        domains = self.corpus.domains
+        self.events.write("end", self.step)
+        result = RunResult(
+            run=self.spec.id,
+            loss={d: last[f"validation/{d}/loss"] for d in domains},
+            bits_per_byte={d: last[f"validation/{d}/bits_per_byte"] for d in domains},
+            train_loss=sum(tail) / len(tail),
+            tokens=self.spec.tokens,
+            flops=self.spec.flops,
+            epochs=self.order.epochs(self.spec.steps),
+            wall_s=_spent(self.folder / "events.jsonl"),
+        )
+        write_json(self.folder / "result.json", {"format": FORMAT, **result.__dict__})
+        for step in checkpoint_steps(self.checkpoints):
+            if step not in keep:
+                shutil.rmtree(self.checkpoints / f"step-{step}", ignore_errors=True)
+        return result
+
+
+def _spent(path: Path) -> float:
+    """Seconds of work in the events of a run: what its steps, validations and checkpoints took, in all attempts."""
+    return sum(event.duration_s or 0.0 for event in read_events(path))
+
+
+@contextlib.contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """Keep other processes out of the folder; a dead process's lock is gone with it."""
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ArmillaryError(f"{folder}: another process trains this run; wait for it or stop it") from error
+        yield
