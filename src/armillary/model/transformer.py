@@ -1,4 +1,19 @@
-"""The decoder-only transformer: RMSNorm before each block, rotary positions, grouped-query attention, SwiGLU."""
+"""The decoder-only transformer: RMSNorm before each block, rotary positions, grouped-query attention, SwiGLU.
+
+What it computes is what Llama computes and, with QK-norm, what Qwen3 computes, so its weights travel to and from both.
+It knows nothing of devices, ranks or precision: it runs where its parameters are, and in half precision where the
+caller opens ``torch.autocast``.
+
+Trade-offs, for the many small runs that a study trains on one core:
+
+- q, k and v come from one matrix product, gate and up from another; the weight formats cut them apart.
+- Rotary positions and the loss have gradients written by hand, since PyTorch's own for them cost many more passes
+  over memory than arithmetic. Attention, RMSNorm and SwiGLU do not: ours were no faster there, or would lose the fused
+  kernels of accelerators.
+- Rotary tables are kept in fp32 as buffers that are not saved, built at first use and built larger when a longer
+  context comes; so there is no longest context, and a model built on the ``meta`` device needs nothing repaired.
+- No dropout and no biases: one pass over little data is what these models are for.
+"""
 
 from __future__ import annotations
 
@@ -10,64 +25,111 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name the field uses)
 from torch import Tensor, nn
 
+from armillary.model.cross_entropy import linear_cross_entropy
 from armillary.recipe import ModelShape
 
 
-class Norm(nn.Module):
-    """RMSNorm (Zhang and Sennrich 2019, equation 4): ``x / rms(x) * weight`` over the last dimension."""
+class Transformer(nn.Module):
+    """A decoder-only language model; its parameters are built on the current default device.
 
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-
-
-class Attention(nn.Module):
-    """Causal grouped-query attention with rotary positions; q, k and v come from one matrix product."""
+    They hold no sensible values until ``init_weights`` is called or weights are loaded.
+    """
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         self.shape = shape
-        heads, kv_heads, size = shape.n_heads, shape.n_kv_heads, shape.head_dim
-        self.qkv = nn.Linear(shape.d_model, (heads + 2 * kv_heads) * size, bias=False)
-        self.out = nn.Linear(heads * size, shape.d_model, bias=False)
-        self.q_norm = Norm(size, shape.norm_eps) if shape.qk_norm else None
-        self.k_norm = Norm(size, shape.norm_eps) if shape.qk_norm else None
+        self.embedding = nn.Embedding(shape.vocab_size, shape.d_model)
+        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.n_layers))
+        self.norm = Norm(shape.d_model, shape.norm_eps)
+        self.output = None if shape.tied_embeddings else nn.Linear(shape.d_model, shape.vocab_size, bias=False)
+        self.rotary_cos: Tensor
+        self.rotary_sin: Tensor
+        self.register_buffer("rotary_cos", torch.empty(0), persistent=False)
+        self.register_buffer("rotary_sin", torch.empty(0), persistent=False)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        shape = self.shape
-        batch, length, _ = x.shape
-        heads = self.qkv(x).view(batch, length, -1, shape.head_dim)
-        q, k, v = heads.split((shape.n_heads, shape.n_kv_heads, shape.n_kv_heads), dim=2)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = rotate(q, cos, sin).transpose(1, 2), rotate(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shape.n_heads != shape.n_kv_heads)
-        x = self.out(y.transpose(1, 2).reshape(batch, length, -1))
-        return x
+    @property
+    def output_weight(self) -> Tensor:
+        """The output matrix [vocab_size, d_model]; where tied, the embedding itself."""
+        return self.embedding.weight if self.output is None else self.output.weight
+
+    def init_weights(self, seed: int) -> None:
+        """Draw all parameters from ``seed``.
+
+        Every parameter has a generator of its own, on the CPU, seeded by ``seed`` and its name: the values depend
+        neither on the global generator, nor on threads or device, nor on which other parameters exist.
+        """
+        for name, parameter in self.named_parameters():
+            digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+            generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+            values = torch.ones(parameter.shape, dtype=torch.float32, device="cpu")
+            if parameter.ndim > 1:
+                values.normal_(0.0, self._init_std(name, parameter.shape[1]), generator=generator)
+            with torch.no_grad():
+                parameter.copy_(values)
+
+    def _init_std(self, name: str, fan_in: int) -> float:
+        if name == "embedding.weight":
+            return 0.02
+        std = 1 / math.sqrt(fan_in)
+        # What a layer adds to the residual stream, 2 n_layers times, should not grow with the depth
+        # (GPT-2, Radford et al. 2019, section 2.3).
+        residual = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
+        return std / math.sqrt(2 * self.shape.n_layers) if residual else std
+
+    def features(self, tokens: Tensor) -> Tensor:
+        """Token ids [B, T] (int64) to the normalised last hidden state [B, T, d_model]."""
+        length = tokens.shape[1]
+        cos, sin = self._rotary_tables(length, tokens.device)
+        x = self.embedding(tokens)
+        for layer in self.layers:
+            x = layer(x, cos, sin)
+        normalised: Tensor = self.norm(x)
+        return normalised
+
+    def _rotary_tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Cosines [T, 1, head_dim] and sines [T, 1, head_dim / 2] of the angles (Su et al. 2021, equation 15)."""
+        cos = self.rotary_cos
+        # the dtype is asked for because casting the whole model casts buffers too
+        if cos.shape[0] < length or cos.device != device or cos.dtype != torch.float32:
+            positions = torch.arange(max(length, 2 * cos.shape[0]), dtype=torch.float32, device="cpu")
+            exponents = torch.arange(0, self.shape.head_dim, 2, dtype=torch.float32, device="cpu") / self.shape.head_dim
+            angles = torch.outer(positions, 1.0 / self.shape.rope_theta**exponents)[:, None]
+            self.rotary_cos = torch.cat((angles, angles), dim=-1).cos().to(device)
+            self.rotary_sin = angles.sin().to(device)
+        return self.rotary_cos[:length], self.rotary_sin[:length]
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Token ids [B, T] (int64) to logits [B, T, vocab_size]."""
+        return F.linear(self.features(tokens), self.output_weight)
+
+    def loss(self, tokens: Tensor, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Loss of predicting ``tokens[:, 1:]`` from the tokens before each; ``tokens`` is [B, T + 1] (int64).
+
+        Returns two fp32 scalars, means over all B * T predictions in nats: the objective (cross entropy plus
+        ``z_loss`` times the squared log of the partition function), which is what ``backward`` is for, and the cross
+        entropy alone, which carries no gradient.
+        """
+        features = self.features(tokens[:, :-1]).flatten(0, 1)
+        return linear_cross_entropy(features, self.output_weight, tokens[:, 1:].flatten(), z_loss)
+
+    def optimizer_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Parameter groups for a torch optimizer: matrices and embeddings decay by ``weight_decay``, gains do not."""
+        parameters = list(self.parameters())
+        return [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+            {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
+        ]
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    half = x.shape[-1] // 2
-    turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
-    return (x * cos + turned * sin).to(x.dtype)
+class Norm(nn.RMSNorm):
+    """RMSNorm (Zhang and Sennrich 2019, equation 4) in the precision of its input, reduced in fp32.
 
-
-class FeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020, equation 6): ``down(silu(gate(x)) * up(x))``; gate and up are one matrix product."""
-
-    def __init__(self, shape: ModelShape) -> None:
-        super().__init__()
-        self.gate_up = nn.Linear(shape.d_model, 2 * shape.d_ff, bias=False)
-        self.down = nn.Linear(shape.d_ff, shape.d_model, bias=False)
+    PyTorch's own leaves its fused kernel where the input is half precision and the gain is not.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        y: Tensor = self.down(F.silu(gate) * up)
-        return y
+        """[..., width] to the same."""
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
 class Layer(nn.Module):
@@ -81,84 +143,76 @@ class Layer(nn.Module):
         self.feed_forward = FeedForward(shape)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """[B, T, d_model] to the same."""
         x = x + self.attention(self.attention_norm(x), cos, sin)
-        y: Tensor = x + self.feed_forward(self.feed_forward_norm(x))
-        return y
+        x = x + self.feed_forward(self.feed_forward_norm(x))
+        return x
 
 
-class Transformer(nn.Module):
-    """A decoder-only language model of the given shape, on the current default device."""
+class Attention(nn.Module):
+    """Causal grouped-query attention (Ainslie et al. 2023) with rotary positions and, if so shaped, QK-norm."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
-        self.shape = shape
-        self.embedding = nn.Embedding(shape.vocab_size, shape.d_model)
-        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.n_layers))
-        self.norm = Norm(shape.d_model, shape.norm_eps)
-        self.output = None if shape.tied_embeddings else nn.Linear(shape.d_model, shape.vocab_size, bias=False)
-        self.cos: Tensor
-        self.sin: Tensor
-        self.register_buffer("cos", torch.empty(0), persistent=False)
-        self.register_buffer("sin", torch.empty(0), persistent=False)
+        self.heads = (shape.n_heads, shape.n_kv_heads, shape.n_kv_heads)
+        self.head_dim = shape.head_dim
+        self.qkv = nn.Linear(shape.d_model, sum(self.heads) * shape.head_dim, bias=False)
+        self.out = nn.Linear(shape.n_heads * shape.head_dim, shape.d_model, bias=False)
+        self.q_norm = Norm(shape.head_dim, shape.norm_eps) if shape.qk_norm else nn.Identity()
+        self.k_norm = Norm(shape.head_dim, shape.norm_eps) if shape.qk_norm else nn.Identity()
 
-    @property
-    def output_weight(self) -> Tensor:
-        """The output matrix ``[vocab_size, d_model]``: the embedding itself where tied."""
-        return self.embedding.weight if self.output is None else self.output.weight
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """[B, T, d_model] to the same; ``cos`` and ``sin`` are the rotary tables."""
+        q, k, v = self.qkv(x).unflatten(-1, (-1, self.head_dim)).split(self.heads, dim=2)
+        q, k = _rotate(self.q_norm(q), cos, sin), _rotate(self.k_norm(k), cos, sin)
+        mixed = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            is_causal=True,
+            enable_gqa=q.shape[2] != k.shape[2],
+        )
+        x = self.out(mixed.transpose(1, 2).flatten(2))
+        return x
 
-    def init_weights(self, seed: int) -> None:
-        """Draw all parameters anew, from ``seed`` alone."""
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 1:
-                nn.init.ones_(parameter)
-                continue
-            std = 0.02 if name == "embedding.weight" else 1 / math.sqrt(parameter.shape[1])
-            if name.endswith(("attention.out.weight", "feed_forward.down.weight")):
-                std /= math.sqrt(2 * self.shape.n_layers)
-            digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-            drawn = torch.empty(parameter.shape, device="cpu", dtype=torch.float32).normal_(0, std, generator=generator)
-            with torch.no_grad():
-                parameter.copy_(drawn)
 
-    def features(self, tokens: Tensor) -> Tensor:
-        """Token ids ``[B, T]`` to the normalised last hidden state ``[B, T, d_model]``."""
-        length = tokens.shape[1]
-        if self.cos.shape[0] < length or self.cos.device != tokens.device:
-            self._grow_tables(length, tokens.device)
-        cos, sin = self.cos[:length], self.sin[:length]
-        x = self.embedding(tokens)
-        for layer in self.layers:
-            x = layer(x, cos, sin)
-        y: Tensor = self.norm(x)
-        return y
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer 2020, equation 6): ``down(silu(gate(x)) * up(x))``."""
 
-    def _grow_tables(self, length: int, device: torch.device) -> None:
-        half = torch.arange(0, self.shape.head_dim, 2, dtype=torch.float32) / self.shape.head_dim
-        angles = torch.outer(torch.arange(length, dtype=torch.float32), 1.0 / self.shape.rope_theta**half)
-        angles = torch.cat((angles, angles), dim=-1)[:, None, :]
-        self.cos, self.sin = angles.cos().to(device), angles.sin().to(device)
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        self.gate_up = nn.Linear(shape.d_model, 2 * shape.d_ff, bias=False)
+        self.down = nn.Linear(shape.d_ff, shape.d_model, bias=False)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Token ids ``[B, T]`` (int64) to logits ``[B, T, vocab_size]``."""
-        return F.linear(self.features(tokens), self.output_weight)
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, d_model] to the same."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        x = self.down(F.silu(gate) * up)
+        return x
 
-    def loss(self, tokens: Tensor, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
-        """Mean loss of predicting ``tokens[:, 1:]`` from those before, in nats per token; ``tokens`` is [B, T + 1].
 
-        Returns the objective (cross entropy plus ``z_loss`` times the mean squared log partition function) and the
-        cross entropy alone, both fp32 scalars.
-        """
-        logits = self.forward(tokens[:, :-1]).flatten(0, 1).float()
-        cross_entropy = F.cross_entropy(logits, tokens[:, 1:].flatten())
-        if z_loss == 0.0:
-            return cross_entropy, cross_entropy.detach()
-        return cross_entropy + z_loss * torch.logsumexp(logits, dim=-1).square().mean(), cross_entropy.detach()
+class _Rotate(torch.autograd.Function):
+    """Turns each pair (i, i + head_dim / 2) of the last dimension by its angle; the gradient is turned back."""
 
-    def optimizer_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Parameter groups for an optimizer: matrices and embeddings decay by ``weight_decay``, gains do not."""
-        parameters = list(self.parameters())
-        return [
-            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(grad, cos, sin, -1), None, None
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    rotated: Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+    return rotated
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+    half = x.shape[-1] // 2
+    turned = x * cos  # fp32 also where x is half precision: angles of late positions need the digits
+    turned[..., :half].addcmul_(x[..., half:], sin, value=-direction)
+    turned[..., half:].addcmul_(x[..., :half], sin, value=direction)
+    return turned.to(x.dtype)
