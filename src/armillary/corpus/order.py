@@ -15,8 +15,8 @@ Sample ``g = step * batch_sequences + position`` of a run gets a domain, a draw 
 The key of a phase depends on its index only: mixtures that agree on all phases before a step give the same batches
 before that step, whatever comes later.
 
-Trade-offs: evenly spread is not random, so the domain of a sample can be guessed from the one before, which training
-does not notice; the permutation is a small Feistel network, good enough to shuffle and not a cipher.
+Trade-offs: evenly spread is not random, so which domain comes next can be told from the last ones, which training does
+not notice; a weight is rounded to a multiple of 2^-32.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from armillary.corpus.permutation import keyed_hash, permutation_keys, permute
+from armillary.corpus.permutation import keyed_hash, permute
 from armillary.corpus.shards import Corpus
 from armillary.recipe import MixturePhase, UsageError
 
@@ -52,116 +52,118 @@ class TokenOrder:
         context_length: int,
         batch_sequences: int,
     ) -> None:
-        self.corpus = corpus
+        for phase in mixture:
+            _check_weights(phase, corpus)
         self.seed = seed
         self.context_length = context_length
         self.batch_sequences = batch_sequences
         self._domains = corpus.training_domains
-        for phase in mixture:
-            _check_domains(phase, corpus)
         drawn = {name for phase in mixture for name, weight in phase.weights.items() if weight > 0}
-        # A plain view: slicing a memmap costs several times as much.
-        self._tokens = {name: np.asarray(corpus.train_tokens(name)) for name in self._domains if name in drawn}
-        # Domains that are never drawn may be shorter than a window; 1 keeps the arithmetic defined for them.
+        # A plain view, because slicing a memmap costs several times as much. Domains that are never drawn may be
+        # shorter than a window; their one window is never fetched.
+        self._tokens = [np.asarray(corpus.train_tokens(name)) for name in self._domains]
         self._windows = np.array(
             [corpus.windows(name, context_length) if name in drawn else 1 for name in self._domains], dtype=np.int64
         )
         self._starts = [phase.start_step * batch_sequences for phase in mixture]
         self._bounds = [_boundaries([phase.weights.get(name, 0.0) for name in self._domains]) for phase in mixture]
         self._offsets = [keyed_hash(seed, "phase", index) % MODULUS for index in range(len(mixture))]
-        # Draws of each domain before each phase.
-        self._before = [np.zeros(len(self._domains), dtype=np.int64)]
+        self._before = [np.zeros(len(self._domains), dtype=np.int64)]  # draws of each domain before each phase
         for index, (start, end) in enumerate(zip(self._starts, self._starts[1:], strict=False)):
             self._before.append(self._before[-1] + self._draws_within(index, end - start))
-        self._keys: dict[tuple[int, int], list[int]] = {}
+        self._keys: dict[tuple[int, int], int] = {}
+        # Draws before the sample after the last batch: the usual next question, answered without floor sums.
+        self._next = (0, self._before[0])
 
     def batch(self, step: int) -> NDArray[np.int64]:
         """Tokens of ``step`` (0-based), shape [batch_sequences, context_length + 1]."""
         first = step * self.batch_sequences
         phase = self._phase(first)
         start = first - self._starts[phase]
-        u = (np.arange(start, start + self.batch_sequences, dtype=np.uint64) * np.uint64(MULTIPLIER)) % np.uint64(
-            MODULUS
-        )
-        u = (u + np.uint64(self._offsets[phase])) % np.uint64(MODULUS)
+        sample = np.arange(start, start + self.batch_sequences, dtype=np.uint64)
+        u = (sample * np.uint64(MULTIPLIER) + np.uint64(self._offsets[phase])) % np.uint64(MODULUS)
         domain = np.searchsorted(self._bounds[phase], u, side="right")
+        before = self._next[1] if self._next[0] == first else self._draws(phase, start)
+        counts = np.bincount(domain, minlength=len(self._domains))
+        # Rows of a domain, in their order, are its next draws.
+        by_domain = np.argsort(domain, kind="stable")
         draw = np.empty(self.batch_sequences, dtype=np.int64)
-        drawn_before = self._before[phase] + self._draws_within(phase, start)
-        for index in np.unique(domain):
-            rows = np.flatnonzero(domain == index)
-            draw[rows] = drawn_before[index] + np.arange(len(rows))
+        draw[by_domain] = np.arange(self.batch_sequences) + np.repeat(before - np.cumsum(counts) + counts, counts)
+        self._next = (first + self.batch_sequences, before + counts)
+
         windows = self._windows[domain]
         epoch, position = np.divmod(draw, windows)
-        keys = np.array([self._epoch_keys(int(d), int(e)) for d, e in zip(domain, epoch, strict=True)], dtype=np.uint64)
-        window = permute(position, windows, keys)
+        keys = [self._key(d, e) for d, e in zip(domain.tolist(), epoch.tolist(), strict=True)]
+        window = permute(position, windows, np.array(keys, dtype=np.uint64))
         batch = np.empty((self.batch_sequences, self.context_length + 1), dtype=np.int64)
-        for row, (index, w) in enumerate(zip(domain.tolist(), window.tolist(), strict=True)):
-            tokens = self._tokens[self._domains[index]]
+        for row, (d, w) in enumerate(zip(domain.tolist(), window.tolist(), strict=True)):
+            tokens = self._tokens[d]
             begin = min(w * self.context_length, len(tokens) - self.context_length - 1)
             batch[row] = tokens[begin : begin + self.context_length + 1]
         return batch
 
     def epochs(self, steps: int) -> dict[str, float]:
-        """Passes over each training domain in the first ``steps`` steps, known exactly without reading any text."""
-        if steps == 0:
-            return dict.fromkeys(self._domains, 0.0)
+        """Passes over each training domain in the first ``steps`` steps: exact, and known without walking there."""
         samples = steps * self.batch_sequences
-        phase = self._phase(samples - 1)
-        draws = self._before[phase] + self._draws_within(phase, samples - self._starts[phase])
+        phase = self._phase(max(samples - 1, 0))
+        draws = self._draws(phase, samples - self._starts[phase])
         return {name: float(n / w) for name, n, w in zip(self._domains, draws, self._windows, strict=True)}
 
     def _phase(self, sample: int) -> int:
         return int(np.searchsorted(self._starts, sample, side="right")) - 1
 
+    def _draws(self, phase: int, samples: int) -> NDArray[np.int64]:
+        """Draws of each domain before sample ``samples`` of a phase, those of earlier phases included."""
+        return self._before[phase] + self._draws_within(phase, samples)
+
     def _draws_within(self, phase: int, samples: int) -> NDArray[np.int64]:
-        """How many of the first ``samples`` samples of a phase fall to each domain."""
-        offset = self._offsets[phase]
         # u < c exactly where floor((A r + b) / m) - floor((A r + b - c) / m) is 1; m is added to keep all positive.
+        offset = self._offsets[phase]
         base = samples + floor_sum(samples, MODULUS, MULTIPLIER, offset)
         below = [
-            base - floor_sum(samples, MODULUS, MULTIPLIER, offset + MODULUS - int(bound))
-            for bound in self._bounds[phase]
+            base - floor_sum(samples, MODULUS, MULTIPLIER, offset + MODULUS - bound)
+            for bound in self._bounds[phase].tolist()
         ]
         edges = np.array([0, *below, samples], dtype=np.int64)
         return edges[1:] - edges[:-1]
 
-    def _epoch_keys(self, domain: int, epoch: int) -> list[int]:
-        found = self._keys.get((domain, epoch))
-        if found is None:
-            if len(self._keys) > 4096:
+    def _key(self, domain: int, epoch: int) -> int:
+        key = self._keys.get((domain, epoch))
+        if key is None:
+            if len(self._keys) > 4096:  # a domain of few windows has a new epoch every few draws
                 self._keys.clear()
-            found = permutation_keys(self.seed, self._domains[domain], epoch)
-            self._keys[domain, epoch] = found
-        return found
+            key = self._keys[domain, epoch] = keyed_hash(self.seed, "epoch", self._domains[domain], epoch)
+        return key
 
 
-def _check_domains(phase: MixturePhase, corpus: Corpus) -> None:
+def _check_weights(phase: MixturePhase, corpus: Corpus) -> None:
+    where = f"mixture from step {phase.start_step}"
     for name, weight in phase.weights.items():
         if name not in corpus.domains:
             nearest = difflib.get_close_matches(name, corpus.training_domains, n=1, cutoff=0.5)
             hint = f"nearest: '{nearest[0]}'" if nearest else f"there are: {', '.join(corpus.training_domains)}"
-            raise UsageError(f"mixture from step {phase.start_step}: the corpus has no domain '{name}'; {hint}")
+            raise UsageError(f"{where}: the corpus has no domain '{name}'; {hint}")
         if weight > 0 and name not in corpus.training_domains:
             raise UsageError(
-                f"mixture from step {phase.start_step}: domain '{name}' is only examined (train: false) and cannot "
-                f"have weight {weight:g}; set 'train: true' in the corpus or its weight to 0"
+                f"{where}: domain '{name}' is only examined (train: false) and cannot have weight {weight:g}; "
+                "set 'train: true' in the corpus or its weight to 0"
             )
 
 
 def _boundaries(weights: list[float]) -> NDArray[np.uint64]:
-    """Inner boundaries in [0, 2^32] of the intervals of the domains: one fewer than weights.
+    """Inner boundaries of the domains' intervals in [0, 2^32], one fewer than domains.
 
-    Integer shares by largest remainder, so that they sum to 2^32 exactly; a domain of weight 0 gets an empty interval.
+    The intervals have integer lengths by largest remainder, so that they sum to 2^32 exactly; weight 0 gets length 0.
     """
     total = sum(weights)
     exact = [weight / total * MODULUS for weight in weights]
-    shares = [int(x) for x in exact]
-    order = sorted(range(len(weights)), key=lambda i: (shares[i] - exact[i], i))
-    # Rounding of floats may leave the sum short by a few; only domains with weight take part.
-    order = [i for i in order if weights[i] > 0]
-    for i in range(MODULUS - sum(shares)):
-        shares[order[i % len(order)]] += 1
-    return np.cumsum(np.array(shares[:-1], dtype=np.uint64), dtype=np.uint64)
+    lengths = [int(length) for length in exact]
+    by_remainder = sorted(
+        (i for i, weight in enumerate(weights) if weight > 0), key=lambda i: (lengths[i] - exact[i], i)
+    )
+    for i in range(MODULUS - sum(lengths)):
+        lengths[by_remainder[i % len(by_remainder)]] += 1
+    return np.cumsum(lengths[:-1], dtype=np.uint64)
 
 
 def floor_sum(n: int, m: int, a: int, b: int) -> int:

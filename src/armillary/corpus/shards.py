@@ -26,7 +26,7 @@ import tokenizers
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 
-from armillary.corpus.permutation import permutation_keys, permute
+from armillary.corpus.permutation import keyed_hash, permute
 from armillary.recipe import ArmillaryError, UsageError
 from armillary.recipe import Document as RecipePart
 
@@ -199,8 +199,8 @@ class Corpus:
         sizes = self._map(f"validation/{shard_name(domain)}.bytes", "uint32")
         total = self._enough(domain, "validation", len(tokens), context_length)
         n = min(windows, total)
-        keys = np.array([permutation_keys("validation", domain, context_length)] * n, dtype=np.uint64)
-        picked = permute(np.arange(n), np.full(n, total, dtype=np.int64), keys)
+        key = np.full(n, keyed_hash("validation", domain, context_length), dtype=np.uint64)
+        picked = permute(np.arange(n), np.full(n, total), key)
         starts = np.minimum(picked * context_length, len(tokens) - context_length - 1)
         index = starts[:, None] + np.arange(context_length + 1)
         return ValidationSet(tokens=tokens[index].astype(np.int64), bytes=int(sizes[index[:, 1:]].sum()))

@@ -133,11 +133,10 @@ def read_documents(file: SourceFile, text_field: str) -> Iterator[str | Problem]
     Raises:
         ArmillaryError: the file cannot be read at all right now (a network or disk error).
     """
+    documents: Iterator[tuple[str, Any] | Problem]
     try:
         if file.reader.startswith("demo:"):
-            documents: Iterator[tuple[str, Any] | Problem] = (
-                (file.path, text) for text in DEMO_DOMAINS[file.reader.removeprefix("demo:")].read(Path(file.path))
-            )
+            documents = _demo(file)
         elif file.reader == "text":
             documents = _text(file)
         elif file.reader == "jsonl":
@@ -172,6 +171,18 @@ def _open(path: str) -> IO[bytes]:
         opened: IO[bytes] = filesystem.open(inner, "rb")
         return opened
     return open(path, "rb")
+
+
+def _demo(file: SourceFile) -> Iterator[tuple[str, Any] | Problem]:
+    domain = DEMO_DOMAINS[file.reader.removeprefix("demo:")]
+    try:
+        for text in domain.read(Path(file.path)):
+            yield file.path, text
+    except (KeyError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"source {file.reader}: {file.path} is not as in the tested version of {domain.package} ({error!r}); "
+            "install that one: pip install 'armillary[demo]'"
+        ) from error
 
 
 def _text(file: SourceFile) -> Iterator[tuple[str, Any] | Problem]:
