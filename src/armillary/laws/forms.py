@@ -34,7 +34,7 @@ class Form(Protocol):
         """Log losses [n, v] of each fold's rows, predicted from all other rows."""
 
     def fit(self, X: Array, Z: Array, noise: Array, rng: np.random.Generator) -> None:
-        """Fit, and prepare draws; ``noise`` [b, n, v] has variance 1 and the correlation over domains that is wanted."""
+        """Fit, and prepare draws; ``noise`` [b, n, v] of variance 1 is correlated over domains as is wanted."""
 
     def mean(self, X: Array) -> Array:
         """Best prediction of log losses, [m, v]."""
@@ -94,7 +94,7 @@ class Linear:
         self._coefficients = self._vt.T @ (self._s[:, None] / (self._s[:, None] ** 2 + self._penalty) * rotated)
         chosen = residual[best, :, np.arange(Z.shape[1])]  # [v, n]
         freedom = len(X) - leverage.sum(1)[best]
-        return np.sqrt((chosen**2).sum(1) / np.maximum(freedom, 1.0))
+        return np.asarray(np.sqrt((chosen**2).sum(1) / np.maximum(freedom, 1.0)))
 
 
 class EffectiveData:
@@ -145,7 +145,7 @@ class EffectiveData:
         """See ``Form``."""
         count, targets, p = self._draws.shape
         law = self._law(self._draws.reshape(-1, p), X)
-        return law.reshape(count, targets, len(X)).transpose(0, 2, 1)
+        return np.asarray(law.reshape(count, targets, len(X)).transpose(0, 2, 1))
 
     def _prior_std(self, domains: int) -> Array:
         return np.concatenate([self._STDS, np.full(domains, self._STRENGTH_STD)])
@@ -299,7 +299,7 @@ class GaussianProcess:
 
     def mean(self, X: Array) -> Array:
         """See ``Form``."""
-        columns = [
+        columns: list[Array] = [
             self._constant[v] + self._kernel(X, self._X, v) @ self._alpha[:, v] for v in range(len(self._constant))
         ]
         return np.stack(columns, axis=1)
@@ -323,7 +323,7 @@ class GaussianProcess:
         return np.asarray(np.sqrt(self._scale[v]) * (smooth + straight))
 
     def _kernel(self, A: Array, B: Array, v: int) -> Array:
-        return _matern(A, B, self._length[v]) + self._linear[v] * np.sqrt(A) @ np.sqrt(B).T
+        return np.asarray(_matern(A, B, self._length[v]) + self._linear[v] * np.sqrt(A) @ np.sqrt(B).T)
 
     def _solve(self, X: Array, Z: Array) -> None:
         n, targets = Z.shape

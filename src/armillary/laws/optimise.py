@@ -14,11 +14,11 @@ The search is an evolution of a population: the surface is cheap to ask in batch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import cdist
 
 from armillary.laws.design import checked_bounds, into_bounds
@@ -32,7 +32,7 @@ NEAR = 0.9
 SHRINK = 0.5
 
 # Candidates differ in at least this share of the tokens (total variation distance).
-DISTINCT = 0.08
+DISTINCT = 0.1
 
 POPULATION = 256
 GENERATIONS = 24
@@ -143,8 +143,8 @@ class _Region:
         if self.ceiling.sum() < 1:
             tight = np.flatnonzero((largest < ceiling) & (largest < 1)).tolist()
             raise UsageError(
-                f"within the upper bounds no mixture is supported by the design: its largest weights of domains {tight} "
-                f"are {largest[tight].round(4).tolist()}; run a design under these bounds"
+                "within the upper bounds no mixture is supported by the design: its largest weights of domains "
+                f"{tight} are {largest[tight].round(4).tolist()}; run a design under these bounds"
             )
         self._design = np.sqrt(np.unique(design.round(9), axis=0))
         own = np.sort(cdist(self._design, self._design), axis=1)[:, 1 : NEIGHBOURS + 1].mean(1)
@@ -158,13 +158,13 @@ class _Region:
                 "run a design under these bounds"
             )
 
-    def contains(self, mixtures: Array) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    def contains(self, mixtures: Array) -> NDArray[np.bool_]:
         """Whether mixtures [m, d], which fulfil the bounds, are near the design, [m]."""
         distance = np.sort(cdist(np.sqrt(mixtures), self._design), axis=1)[:, :NEIGHBOURS].mean(1)
         return np.asarray(distance <= self._radius + 1e-12)
 
 
-def _evolve(value, region: _Region, rng: np.random.Generator) -> tuple[Array, Array]:  # type: ignore[no-untyped-def]
+def _evolve(value: Callable[[Array], Array], region: _Region, rng: np.random.Generator) -> tuple[Array, Array]:
     """All admissible mixtures asked [m, d], and their values [m]."""
     found, values = region.start, value(region.start)
     width = 0.6

@@ -283,7 +283,7 @@ class ChinchillaLaw:
                 if kept.sum() >= 4 and all(np.ptp(points[kept, column]) > 0.05 for column in (0, 1)):
                     cuts.append((f"{label} >= {np.exp(cut):.3g}", kept))
         self.holdout_error_: list[LeftOut] = []
-        unexplained = distance = 0.0
+        misses, explained, distances = (np.zeros(len(cuts)) for _ in range(3))
         if cuts:
             weights = np.array([kept for _, kept in cuts], dtype=float)
             fits, scale, _ = self._fit_with_noise(weights, noise)
@@ -296,14 +296,15 @@ class ChinchillaLaw:
                 far = _efolds(points[out], points[kept])
                 share = far / far.sum()
                 slope = share @ self._slopes(fits.parameters[g], points[out])
-                explained = slope @ np.linalg.inv(fits.precision[g]) @ slope + scale[g] ** 2 * (share**2).sum()
-                unexplained += float((share @ miss) ** 2 - explained)
-                distance += float(share @ far)
+                misses[g], distances[g] = share @ miss, share @ far
+                explained[g] = slope @ np.linalg.inv(fits.precision[g]) @ slope + scale[g] ** 2 * (share**2).sum()
                 factor = np.exp(points[out].sum(1) - points[kept].sum(1).max())
                 self.holdout_error_.append(
                     LeftOut(what, out, np.exp(predicted[g, out]), np.exp(self._log_losses[out]), factor)
                 )
-        found = max(0.0, unexplained / distance) if distance > 0 else 0.0
+        # Variance beyond what is explained, per e-fold; a miss that parameters and noise explain anyway says little.
+        says = distances / (explained + MISS**2 * distances) ** 2
+        found = max(0.0, float(says @ (misses**2 - explained) / (says @ distances))) if cuts else 0.0
         self._miss_freedom = MISS_COUNT + len(cuts)
         self.miss_per_efold_ = float(np.sqrt((MISS_COUNT * MISS**2 + len(cuts) * found) / self._miss_freedom))
 
@@ -325,9 +326,10 @@ def _cuts(log_sizes: Array) -> list[float]:
 
 
 def _efolds(log_points: Array, fitted: Array) -> Array:
-    """How far log points [m, 2] lie beyond those fitted, in e-folds: the excess of N plus that of D, or that of compute.
+    """How far log points [m, 2] lie beyond those fitted, in e-folds [m].
 
-    The larger of the two is meant. Inside the ladder's ranges and below its largest compute this is 0.
+    That is the excess of N plus that of D, or the excess of compute where it is larger; inside the ladder's ranges and
+    below its largest compute it is 0.
     """
     beyond = np.maximum(log_points - fitted.max(0), 0.0).sum(1)
     compute = log_points.sum(1) - fitted.sum(1).max()

@@ -1,0 +1,137 @@
+"""The contract that every law keeps, and how wrong input is refused."""
+
+import inspect
+
+import numpy as np
+import pytest
+
+from armillary.laws import ChinchillaLaw, MixtureLaw, Prediction, optimise_mixture, simplex_design
+from armillary.recipe import UsageError
+
+SMALL = {"bootstraps": 10}
+
+
+def ladder():
+    points = np.array([(n, d) for n in (1e5, 3e5, 1e6) for d in (1e6, 4e6)])
+    return points, 1.5 + 20 / points[:, 0] ** 0.3 + 60 / points[:, 1] ** 0.3
+
+
+def mixtures():
+    design = simplex_design(16, np.zeros(3), np.ones(3), centre=[0.5, 0.3, 0.2], seed=0)
+    return design, 2 + 0.3 * (0.1 + design) ** -0.5
+
+
+LAWS = [(ChinchillaLaw, ladder), (MixtureLaw, mixtures)]
+
+
+@pytest.mark.parametrize(("law", "data"), LAWS)
+class TestContract:
+    def test_constructor_only_stores_its_arguments(self, law, data):
+        for name, parameter in inspect.signature(law).parameters.items():
+            given = object()
+            assert getattr(law(**{name: given}), name) is given
+            assert getattr(law(), name) is parameter.default
+        assert set(vars(law())) == set(inspect.signature(law).parameters)
+
+    def test_fit_returns_self_keeps_arguments_and_input(self, law, data):
+        X, y = data()
+        before = X.copy(), y.copy()
+        estimator = law(**SMALL)
+        assert estimator.fit(X, y) is estimator
+        assert estimator.bootstraps == SMALL["bootstraps"]
+        np.testing.assert_array_equal(X, before[0])
+        np.testing.assert_array_equal(y, before[1])
+        fitted = set(vars(estimator)) - set(inspect.signature(law).parameters)
+        assert any(name.endswith("_") for name in fitted)
+        assert all(name.startswith("_") or name.endswith("_") for name in fitted)
+
+    def test_predict_gives_ordered_arrays_that_widen_with_the_interval(self, law, data):
+        X, y = data()
+        estimator = law(**SMALL).fit(X, y)
+        narrow, wide = estimator.predict(X[:4], interval=0.5), estimator.predict(X[:4])
+        assert isinstance(wide, Prediction)
+        assert wide.mean.shape == y[:4].shape
+        np.testing.assert_array_equal(narrow.mean, wide.mean)
+        assert (wide.low < narrow.low).all() and (narrow.low < narrow.mean).all()
+        assert (narrow.mean < narrow.high).all() and (narrow.high < wide.high).all()
+
+    def test_refit_is_equal_and_another_seed_is_not(self, law, data):
+        X, y = data()
+        first, again = law(**SMALL).fit(X, y), law(**SMALL).fit(X[::-1], y[::-1]).fit(X, y)
+        for a, b in zip(first.predict(X), again.predict(X), strict=True):
+            np.testing.assert_array_equal(a, b)
+        other = law(**SMALL, seed=1).fit(X, y)
+        assert (other.predict(X).low != first.predict(X).low).any()
+
+    def test_scaled_losses_scale_the_prediction(self, law, data):
+        X, y = data()
+        nats, bits = law(**SMALL).fit(X, y), law(**SMALL).fit(X, y / np.log(2))
+        for a, b in zip(nats.predict(X), bits.predict(X), strict=True):
+            np.testing.assert_allclose(a / np.log(2), b, rtol=1e-4)
+
+    def test_predict_before_fit_is_refused(self, law, data):
+        with pytest.raises(UsageError, match="call fit first"):
+            law().predict(data()[0])
+
+    def test_wrong_input_is_refused_by_row_and_column(self, law, data):
+        X, y = data()
+        for value in (np.nan, np.inf, -1.0):
+            broken = X.copy()
+            broken[3, 1] = value
+            with pytest.raises(UsageError, match=r"row 3, column 1.* of X"):
+                law(**SMALL).fit(broken, y)
+            with pytest.raises(UsageError, match=r"row 3, column 1.* of X"):
+                law(**SMALL).fit(X, y).predict(broken)
+            broken = y.copy()
+            broken.reshape(len(y), -1)[2, -1] = value
+            with pytest.raises(UsageError, match=rf"row 2, column {broken.reshape(len(y), -1).shape[1] - 1}"):
+                law(**SMALL).fit(X, broken)
+        with pytest.raises(UsageError, match="at least"):
+            law(**SMALL).fit(X[:3], y[:3])
+        with pytest.raises(UsageError, match="rows"):
+            law(**SMALL).fit(X, y[:-1])
+        with pytest.raises(UsageError, match="interval"):
+            law(**SMALL).fit(X, y).predict(X, interval=90)
+        with pytest.raises(UsageError, match="shape"):
+            law(**SMALL).fit(X[:, :1].ravel(), y)
+
+
+def test_a_row_that_does_not_sum_to_one_is_named():
+    X, Y = mixtures()
+    X[5] *= 0.9
+    with pytest.raises(UsageError, match=r"row 5 of X .* sums to 0\.9"):
+        MixtureLaw(**SMALL).fit(X, Y)
+
+
+def test_unknown_form_and_repeats_of_few_mixtures_are_refused():
+    X, Y = mixtures()
+    with pytest.raises(UsageError, match="lightgbm"):
+        MixtureLaw(models=("lightgbm",)).fit(X, Y)
+    with pytest.raises(UsageError, match="4 different mixtures"):
+        MixtureLaw(**SMALL).fit(np.tile(X[:4], (4, 1)), np.tile(Y[:4], (4, 1)))
+
+
+def test_a_ladder_of_one_size_is_refused():
+    X, y = ladder()
+    X[:, 0] = 1e6
+    with pytest.raises(UsageError, match="at least two values"):
+        ChinchillaLaw(**SMALL).fit(X, y)
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "message"),
+    [
+        ([0.5, 0.5, 0.5], [1, 1, 1], "lower bounds sum to 1.5"),
+        ([0, 0, 0], [0.2, 0.3, 0.3], "upper bounds sum to 0.8"),
+        ([0, 0.4, 0], [1, 0.3, 1], "weight 1: lower 0.4, upper 0.3"),
+        ([0, 0], [1, 1], "lower has shape"),
+        ([0, np.nan, 0], [1, 1, 1], r"lower\[1\]"),
+    ],
+)
+def test_bounds_that_no_mixture_fulfils_are_refused(lower, upper, message):
+    X, Y = mixtures()
+    law = MixtureLaw(**SMALL).fit(X, Y)
+    with pytest.raises(UsageError, match=message):
+        optimise_mixture(law, [1, 0, 0], upper=upper, lower=lower, support=X, references={}, candidates=1, seed=0)
+    with pytest.raises(UsageError, match=message):
+        simplex_design(8, lower, upper, centre=X[0], seed=0)

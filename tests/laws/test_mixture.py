@@ -1,0 +1,164 @@
+"""The mixture law and its optimum: recovery, coverage, bounds, and no run into the unknown."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from armillary.laws import MixtureLaw, optimise_mixture, simplex_design
+
+NATURAL = np.array([0.4, 0.2, 0.15, 0.1, 0.1, 0.05])
+D = len(NATURAL)
+FREE = {"lower": np.zeros(D), "upper": np.ones(D)}
+
+
+def truth(seed, targets=3):
+    """A law with one own domain for each target, and some transfer."""
+    rng = np.random.default_rng(seed)
+    strength = rng.normal(-1, 1, (targets, D))
+    strength[:, :targets] += 2.5 * np.eye(targets)
+    floor, power = rng.uniform(1, 2.5, targets), rng.uniform(0.2, 0.5, targets)
+
+    def losses(X):
+        return floor + (0.1 + np.einsum("vd,nd->nv", np.exp(strength), X**0.7)) ** -power
+
+    return losses
+
+
+def noisy(losses, rng, noise=0.003):
+    """Noise of 0.3 %, correlated over the targets as one model's are."""
+    common = rng.standard_normal((len(losses), 1))
+    own = rng.standard_normal(losses.shape)
+    return losses * np.exp(noise * (0.7 * common + np.sqrt(0.51) * own))
+
+
+def test_intervals_cover_new_runs_and_their_weighted_target():
+    inside, target_inside = [], []
+    weights = np.array([0.5, 0.3, 0.2])
+    for seed in range(8):
+        rng = np.random.default_rng(seed)
+        law_of = truth(seed)
+        X = simplex_design(40, **FREE, centre=NATURAL, seed=seed)
+        new = simplex_design(66, **FREE, centre=NATURAL, seed=100 + seed)[2:]
+        measured = noisy(law_of(new), rng)
+        law = MixtureLaw(bootstraps=50).fit(X, noisy(law_of(X), rng))
+        predicted, target = law.predict(new), law.target(new, weights)
+        inside.append((predicted.low <= measured) & (measured <= predicted.high))
+        target_inside.append((target.low <= measured @ weights) & (measured @ weights <= target.high))
+        np.testing.assert_allclose(target.mean, predicted.mean @ weights)
+        assert (law.held_out_.spearman > 0.8).all()
+    assert 0.82 <= np.mean(inside) <= 0.98
+    assert 0.82 <= np.mean(target_inside) <= 0.98
+
+
+def test_correlated_noise_widens_the_interval_of_a_target():
+    rng = np.random.default_rng(0)
+    X = simplex_design(60, **FREE, centre=NATURAL, seed=0)
+    flat = np.full((60, 4), 3.0)
+    weights = np.full(4, 0.25)
+    common = MixtureLaw(bootstraps=50).fit(X, flat * np.exp(0.01 * rng.standard_normal((60, 1))))
+    apart = MixtureLaw(bootstraps=50).fit(X, flat * np.exp(0.01 * rng.standard_normal((60, 4))))
+    widths = [np.ptp(np.array(law.target(X[:5], weights)[1:]), axis=0).mean() for law in (common, apart)]
+    assert widths[0] > 1.5 * widths[1]
+
+
+def test_held_out_runs_have_not_been_seen():
+    """Pure noise: a law that peeked would correlate with what it claims to predict."""
+    rng = np.random.default_rng(0)
+    X = np.repeat(simplex_design(20, **FREE, centre=NATURAL, seed=0), 2, axis=0)
+    each = np.repeat(rng.standard_normal((20, 6)), 2, axis=0)  # repeats of a mixture share their deviation
+    Y = 3 * np.exp(0.01 * each)
+    law = MixtureLaw(bootstraps=10).fit(X, Y)
+    assert law.held_out_.spearman.mean() < 0.25
+    assert (law.held_out_.rmse > 0.8 * Y.std(0)).all()
+
+
+def test_weights_of_the_forms_favour_the_one_that_predicts_best():
+    X = simplex_design(40, **FREE, centre=NATURAL, seed=0)
+    straight = np.exp(1.0 - 0.3 * X[:, :1] + 0.1 * X[:, 1:2])
+    bent = truth(0)(X)[:, :1]
+    rng = np.random.default_rng(0)
+    law = MixtureLaw(bootstraps=10).fit(X, noisy(np.hstack([straight, bent]), rng))
+    assert law.chosen_["linear"][0] > 0.3
+    assert law.chosen_["linear"][1] < 0.05
+    np.testing.assert_allclose(sum(law.chosen_.values()), 1.0)
+    assert law.held_out_.rmse_of_model["effective-data"][1] < 0.5 * law.held_out_.rmse_of_model["linear"][1]
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    X = simplex_design(40, **FREE, centre=NATURAL, seed=3)
+    return X, MixtureLaw(bootstraps=20).fit(X, noisy(truth(3)(X), np.random.default_rng(3)))
+
+
+def bounds_around(seed):
+    """Random floors and ceilings that hold at least one mixture of the design's neighbourhood."""
+    rng = np.random.default_rng(seed)
+    inside = simplex_design(40, **FREE, centre=NATURAL, seed=3)[rng.integers(1, 40)]
+    return inside * rng.uniform(0, 1, D), np.minimum(inside * rng.uniform(1.05, 4, D) + 0.02, 1)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_every_candidate_respects_bounds_and_support(fitted, seed):
+    X, law = fitted
+    lower, upper = bounds_around(seed)
+    found = optimise_mixture(
+        law, [1, 1, 1], lower=lower, upper=upper, support=X, references={"natural": NATURAL}, candidates=3, seed=seed
+    )
+    assert 1 <= len(found) <= 3
+    for candidate in found:
+        assert candidate.weights.sum() == pytest.approx(1)
+        assert (candidate.weights >= lower - 1e-9).all() and (candidate.weights <= upper + 1e-9).all()
+        assert candidate.predicted.low < candidate.predicted.mean < candidate.predicted.high
+        assert 0 <= candidate.better_than["natural"] <= 1
+        if not candidate.shrunken:
+            assert (candidate.weights <= np.maximum(X.max(0), lower) + 1e-9).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=st.integers(0, 10_000), n=st.integers(2, 40))
+def test_designs_stay_in_bounds_and_begin_with_natural_and_uniform(seed, n):
+    lower, upper = bounds_around(seed)
+    design = simplex_design(n, lower, upper, centre=NATURAL, seed=seed)
+    assert design.shape == (n, D)
+    np.testing.assert_allclose(design.sum(1), 1)
+    np.testing.assert_allclose(design[0], NATURAL)
+    assert (design[1:] >= lower - 1e-9).all() and (design[1:] <= upper + 1e-9).all()
+    free = simplex_design(n, **FREE, centre=NATURAL, seed=seed)
+    np.testing.assert_allclose(free[1], 1 / D)
+    assert len(np.unique(free.round(9), axis=0)) == n
+
+
+def test_finds_the_known_optimum_and_says_that_it_beats_the_natural_mixture():
+    """Loss of each of three targets falls with its own domain only: the best is a third each."""
+    X = simplex_design(48, **FREE, centre=NATURAL, seed=0)
+
+    def losses(mixtures):
+        return 2 + 0.5 * (0.05 + mixtures[:, :3]) ** -0.4
+
+    law = MixtureLaw(bootstraps=50).fit(X, noisy(losses(X), np.random.default_rng(0), 0.002))
+    best, *others = optimise_mixture(
+        law, [1, 1, 1], **FREE, support=X, references={"natural": NATURAL}, candidates=4, seed=0
+    )
+    third = losses(np.array([[1 / 3, 1 / 3, 1 / 3, 0, 0, 0]])).sum()
+    natural = losses(NATURAL[None]).sum()
+    reached = losses(best.weights[None]).sum()
+    assert reached - third < 0.25 * (natural - third)
+    assert best.better_than["natural"] > 0.95
+    assert best.predicted.low <= reached <= best.predicted.high
+    assert sum(other.shrunken for other in others) == 1
+    mixtures = [best.weights] + [other.weights for other in others]
+    assert all(np.abs(a - b).sum() > 0.05 for i, a in enumerate(mixtures) for b in mixtures[:i])
+
+
+def test_does_not_run_away_to_where_no_run_was_made():
+    """Runs only near the natural mixture, and a loss that keeps falling towards pure domain 5."""
+    rng = np.random.default_rng(0)
+    X = rng.dirichlet(60 * NATURAL, 48)
+    Y = noisy(3 - 1.5 * X[:, 5:6], rng)
+    law = MixtureLaw(bootstraps=50).fit(X, Y)
+    best = optimise_mixture(law, [1], **FREE, support=X, references={"natural": NATURAL}, candidates=1, seed=0)[0]
+    assert best.weights[5] <= X[:, 5].max() + 1e-9
+    assert np.sqrt(((np.sqrt(best.weights) - np.sqrt(X)) ** 2).sum(1)).min() < 0.25
+    assert best.weights[5] > NATURAL[5]

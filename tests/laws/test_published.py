@@ -1,0 +1,76 @@
+"""The laws on measurements of published work, which are not part of this repository.
+
+``ARMILLARY_PUBLISHED`` names the folder (default ``../shared/published`` beside the repository). Run with ``-s`` to
+see the figures.
+"""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from armillary.laws import ChinchillaLaw, MixtureLaw
+
+ROOT = Path(os.environ.get("ARMILLARY_PUBLISHED", Path(__file__).parents[3] / "shared" / "published"))
+
+
+def table(name, columns=None):
+    path = ROOT / name
+    if not path.exists():
+        pytest.skip(f"{path} is missing: set ARMILLARY_PUBLISHED to the folder of published measurements")
+    with open(path) as file:
+        header = file.readline().strip().split(",")
+        used = range(1, len(header)) if columns is None else [header.index(column) for column in columns]
+        return np.loadtxt(file, delimiter=",", usecols=used)
+
+
+def test_chinchilla_points_give_the_published_law():
+    """Besiroglu et al. 2024 (arXiv 2404.10102): 482, 2085, 1.817, 0.348, 0.366, with standard errors 124, 1293, ..."""
+    data = table("scaling/chinchilla.csv", ("params", "tokens", "loss"))
+    data = data[data[:, 2].argsort()][:-5]
+    law = ChinchillaLaw(bootstraps=50).fit(data[:, :2], data[:, 2])
+    print("\nchinchilla:", {name: round(value, 4) for name, value in law.parameters_.items()})
+    expected = {"A": (478, 15), "B": (2140, 60), "E": (1.817, 0.003), "alpha": (0.347, 0.002), "beta": (0.367, 0.002)}
+    for name, (value, tolerance) in expected.items():
+        assert law.parameters_[name] == pytest.approx(value, abs=tolerance)
+
+
+@pytest.mark.parametrize("corpus", ["c4_en", "pile", "dolma_stack"])
+def test_largest_size_of_a_ladder_is_foretold(corpus):
+    """OLMo ladder (arXiv 2412.04403): 1.3B from 190M to 760M."""
+    data = table("scaling/olmo_ladder.csv", ("params", "tokens", f"loss_{corpus}"))
+    large = data[:, 0] > 1e9
+    law = ChinchillaLaw(bootstraps=100).fit(data[~large, :2], data[~large, 2])
+    predicted, measured = law.predict(data[large, :2]), data[large, 2]
+    error = np.abs(predicted.mean / measured - 1)
+    width = (predicted.high - predicted.low) / measured
+    inside = (predicted.low <= measured) & (measured <= predicted.high)
+    print(f"\nladder {corpus}: error {error.mean():.2%}, interval {width.mean():.2%} wide, {inside.mean():.0%} inside")
+    assert error.mean() < 0.015
+    assert inside.mean() >= 0.8
+
+
+def test_mixture_law_ranks_unseen_mixtures_better_than_linear_regression():
+    """RegMix (arXiv 2407.01492): 64 of the 512 runs at 1M parameters; judged on 256 other runs at 1M and at 60M."""
+    X, Y = table("mixture/regmix/train_mixture_1m.csv"), table("mixture/regmix/train_pile_loss_1m.csv")
+    rows = np.random.default_rng(0).permutation(len(X))[:64]
+    X, Y = X[rows] / X[rows].sum(1, keepdims=True), Y[rows]
+    law = MixtureLaw(bootstraps=30).fit(X, Y)
+    linear = MixtureLaw(models=("linear",), bootstraps=30).fit(X, Y)
+    assert law.held_out_.spearman.mean() > 0.95
+    assert linear.held_out_.spearman.mean() < 0.9
+    for size in ("1m", "60m"):
+        new = table(f"mixture/regmix/test_mixture_{size}.csv")
+        new, measured = new / new.sum(1, keepdims=True), table(f"mixture/regmix/test_pile_loss_{size}.csv")
+        predicted = law.predict(new)
+        ranks = [stats.spearmanr(predicted.mean[:, v], measured[:, v]).statistic for v in range(Y.shape[1])]
+        straight = linear.predict(new).mean
+        plain = [stats.spearmanr(straight[:, v], measured[:, v]).statistic for v in range(Y.shape[1])]
+        print(f"\nregmix {size}: rank correlation {np.mean(ranks):.3f}, linear {np.mean(plain):.3f}")
+        assert np.mean(ranks) > 0.96 > np.mean(plain)
+        if size == "1m":
+            inside = ((predicted.low <= measured) & (measured <= predicted.high)).mean()
+            print(f"regmix 1m: {inside:.0%} of 90 % intervals cover")
+            assert 0.82 <= inside <= 0.98
