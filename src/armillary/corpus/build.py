@@ -84,9 +84,11 @@ def build_corpus(
             "files": {name: [[f.path, f.size, f.version] for f in files] for name, (files, _) in found.items()},
         }
     )
-    if built := _already_built(root, fingerprint):
-        return built
     folder = root / f"build-{fingerprint}"
+    if built := _already_built(root, fingerprint):
+        # Left where a kill came between the last two steps of a build.
+        shutil.rmtree(folder, ignore_errors=True)
+        return built
     size = sum(file.size for files, _ in found.values() for file in files)
     count = workers or (1 if size < SMALL_BYTES else os.cpu_count() or 1)
     try:

@@ -95,7 +95,7 @@ class Encoder:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         ids: list[int] = encoding.ids
         sizes = self._byte_table[ids] if self._byte_table is not None else np.zeros(len(ids), dtype=np.uint32)
-        if sizes.sum() != len(text.encode()):
+        if ids and sizes.sum() != len(text.encode()):
             before = np.zeros(len(text) + 1, dtype=np.int64)
             np.cumsum([len(character.encode()) for character in text], out=before[1:])
             starts = np.maximum.accumulate(before[[0, *(start for start, _ in encoding.offsets[1:])]])

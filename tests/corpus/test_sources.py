@@ -1,0 +1,142 @@
+"""What is wrong in a source is told with file and line, and what is good is read."""
+
+import gzip
+import json
+import os
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from armillary.corpus import sources
+from armillary.corpus.sources import Problem, find_files, read_documents
+from armillary.recipe import DomainSpec, UsageError
+
+
+def read(source, text_field="text"):
+    """Texts and problems of a source."""
+    files, problems = find_files("d", DomainSpec(source=str(source)))
+    found = [item for file in files for item in read_documents(file, text_field)]
+    texts = [item for item in found if not isinstance(item, Problem)]
+    return texts, [p.message for p in [*problems, *found] if isinstance(p, Problem)]
+
+
+LINES = (
+    b'\xef\xbb\xbf{"text": "one", "n": 1}\n'
+    b"not json\n"
+    b"\n"
+    b'{"text": "\xff"}\r\n'
+    b'{"txt": "three"}\n'
+    b'{"text": 4}\n'
+    b'["five"]\n'
+    b'{"text": " \\n "}\n'
+    b'{"text": "\\ud800"}\n'
+    b'{"text": "caf\\u00e9 \xe5\xa4\xa9\\r\\nend"}'
+)
+WRONG = [
+    ":2: not JSON",
+    ":4: not UTF-8 (byte 0xff)",
+    ":5: no field 'text'; it has txt; set the domain's text_field",
+    ":6: the field 'text' holds int and not text",
+    ":7: a list and not a JSON object",
+    ":8: empty",
+    ":9: half a surrogate pair",
+]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_json_lines(tmp_path, suffix):
+    file = tmp_path / f"lines.jsonl{suffix}"
+    with pa.output_stream(str(file), compression={"": None, ".gz": "gzip", ".zst": "zstd"}[suffix]) as stream:
+        stream.write(LINES)
+    texts, problems = read(file)
+    assert texts == ["one", "café 天\nend"]
+    assert len(problems) == len(WRONG)
+    for problem, wrong in zip(problems, WRONG, strict=True):
+        assert problem.startswith(f"{file}{wrong}")
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_compressed_file_that_breaks_off_gives_what_came_before(tmp_path, suffix):
+    file = tmp_path / f"lines.jsonl{suffix}"
+    lines = b"".join(b'{"text": "%s"}\n' % os.urandom(30).hex().encode() for _ in range(20_000))
+    with pa.output_stream(str(file), compression={".gz": "gzip", ".zst": "zstd"}[suffix]) as stream:
+        stream.write(lines)
+    file.write_bytes(file.read_bytes()[:-200_000])
+    texts, problems = read(file)
+    assert 0 < len(texts) < 20_000
+    assert texts == [json.loads(line)["text"] for line in lines.splitlines()[: len(texts)]]
+    assert "compressed data is damaged" in problems[-1]
+
+
+def test_concatenated_gzip_members_are_one_file(tmp_path):
+    file = tmp_path / "lines.jsonl.gz"
+    file.write_bytes(gzip.compress(b'{"text": "a"}\n') + gzip.compress(b'{"text": "b"}\n'))
+    assert read(file) == (["a", "b"], [])
+
+
+def test_text_files(tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "a.md").write_bytes(b"\xef\xbb\xbf# title\r\n\r\ntext\r\n")
+    (tmp_path / "b.txt").write_bytes(b"line\nline\n\xe4\xa9")
+    (tmp_path / "c.txt").write_bytes(b"")
+    (tmp_path / "d.txt").write_bytes(b" \n")
+    (tmp_path / "e.PY").write_bytes(b"x = 1\n")
+    (tmp_path / ".hidden").write_bytes(b"x")
+    (tmp_path / "page.html").write_bytes(b"x")
+    (tmp_path / "two.html").write_bytes(b"x")
+    texts, problems = read(tmp_path)
+    assert texts == ["# title\n\ntext\n", "x = 1\n"]
+    assert problems == [
+        f"{tmp_path}: passed over files of other kinds (2 .html); read: {', '.join(sources.READERS)}",
+        f"{tmp_path}/b.txt:3: not UTF-8 (byte 0xe4); save the text as UTF-8",
+        f"{tmp_path}/c.txt:1: the file is empty",
+        f"{tmp_path}/d.txt:1: empty",
+    ]
+
+
+def test_a_huge_text_file_is_taken_in_blocks_that_end_with_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "TEXT_BLOCK", 10)
+    file = tmp_path / "a.txt"
+    file.write_bytes("天地玄黄\n宇宙洪荒\nlast\n".encode() + b"\xff broken line\n" + b"good again\n")
+    texts, problems = read(file)
+    assert texts == ["天地玄黄\n", "宇宙洪荒\n", "good again\n"]
+    assert problems == [f"{file}:4: not UTF-8 (byte 0xff); save the text as UTF-8"]
+
+
+def test_parquet(tmp_path):
+    pq.write_table(pa.table({"content": ["one", None, "", "天"], "n": [1, 2, 3, 4]}), tmp_path / "a.parquet")
+    (tmp_path / "b.parquet").write_bytes(b"PAR1 no parquet")
+    texts, problems = read(tmp_path, "content")
+    assert texts == ["one", "天"]
+    assert problems[:2] == [
+        f"{tmp_path}/a.parquet:2: the field 'content' holds null and not text",
+        f"{tmp_path}/a.parquet:3: empty",
+    ]
+    assert problems[2].startswith(f"{tmp_path}/b.parquet:1: not a whole parquet file")
+    _, problems = read(tmp_path / "a.parquet", "contents")
+    assert problems == [f"{tmp_path}/a.parquet:1: no column 'contents'; it has content; set the domain's text_field"]
+
+
+def test_urls_are_read_through_fsspec():
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/corpus/b.jsonl", b'{"text": "two"}\n')
+    memory.pipe("/corpus/a.txt", b"one")
+    assert read("memory://corpus") == (["one", "two"], [])
+    assert read("memory://corpus/b.jsonl") == (["two"], [])
+
+
+def test_sources_that_hold_nothing(tmp_path):
+    (tmp_path / "texts").mkdir()
+    with pytest.raises(UsageError, match=r"domain 'd': source .*text: does not exist; did you mean 'texts'\?"):
+        read(tmp_path / "text")
+    with pytest.raises(UsageError, match=f"does not exist, nor does its folder {tmp_path}/no"):
+        read(tmp_path / "no" / "way")
+    with pytest.raises(UsageError, match="the folder is empty"):
+        read(tmp_path / "texts")
+    (tmp_path / "texts" / "a.docx").write_bytes(b"x")
+    with pytest.raises(UsageError, match=r"no file of a known kind; these are read: \.txt"):
+        read(tmp_path / "texts")
+    with pytest.raises(UsageError, match="nosuch"):
+        read("nosuch://bucket/path")
