@@ -87,11 +87,12 @@ def chart(draw: Callable[P, Figure]) -> Callable[P, Markup]:
     @functools.wraps(draw)
     def svg(*args: P.args, **kwargs: P.kwargs) -> Markup:
         # the salt keeps the ids of two charts on one page apart, and the same from one writing to the next
-        with mpl.rc_context({**_STYLE, "svg.hashsalt": draw.__name__}), warnings.catch_warnings():
+        style: Any = {**_STYLE, "svg.hashsalt": draw.__name__}
+        with mpl.rc_context(style), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
             target = io.StringIO()
             draw(*args, **kwargs).savefig(target, format="svg", metadata={"Date": None})
-        return Markup(_inline(target.getvalue()))  # noqa: S704 (matplotlib escapes all text)
+        return Markup(_inline(target.getvalue()))  # matplotlib escapes all text
 
     return svg
 

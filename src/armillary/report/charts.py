@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,9 +21,9 @@ from armillary.report.canvas import (
     C1,
     C2,
     C3,
+    C5,
     COLOURS,
     DASHES,
-    FONT,
     GRID,
     INK,
     MARKERS,
@@ -66,10 +67,10 @@ def _percent_axis(ax: Axes, axis: str, places: int = 0) -> None:
 def _loss_axis(ax: Axes, axis: str, ticks: int = 6, sign: bool = False) -> None:
     """Ticks of losses, with as many decimals as tell neighbours apart."""
     chosen = getattr(ax, f"{axis}axis")
-    chosen.set_major_locator(MaxNLocator(ticks, min_n_ticks=2))
-    low, high = sorted(chosen.get_view_interval())
-    step = max((high - low) / ticks, 1e-9)
-    places = min(4, max(1, math.ceil(-math.log10(step))))
+    chosen.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 5, 10], min_n_ticks=2))
+    marks = chosen.get_majorticklocs()
+    step = float(marks[1] - marks[0]) if len(marks) > 1 else 0.1
+    places = min(4, max(1, -math.floor(math.log10(step * 1.001))))
     form = f"{{:{'+' if sign else ''}.{places}f}}"
     chosen.set_major_formatter(
         FuncFormatter(lambda v, _: "0" if sign and abs(v) < 1e-12 else form.format(v).replace("-", "−"))
@@ -95,10 +96,11 @@ def mixtures(part: MixturePart, words: Words) -> Figure:
         found = name == "found"
         ax.barh(places, values, height=0.23, color=ARM_COLOURS[name], label=words.name(name))
         for y, value in zip(places, values, strict=True):
-            ax.text(
-                value,
-                y,
-                f" {fmt.percent(value)}",
+            ax.annotate(
+                fmt.percent(value),
+                (value, y),
+                (4, 0),
+                textcoords="offset points",
                 va="center_baseline",
                 fontsize=SMALL if found else 10,
                 color=INK if found else MUTED,
@@ -130,11 +132,11 @@ def scatter(part: MixturePart, words: Words) -> Figure:
         ends = (min(values) - margin, max(values) + margin)
         ax.plot(ends, ends, color=MUTED, linewidth=1, dashes=(4, 3))
         colour = C2 if fitted is part.target_fit else C1
-        ax.plot(*zip(*points, strict=True), "o", mfc="none", mec=colour, mew=1.2, ms=4.5) if points else None
+        ax.plot([p for p, _ in points], [m for _, m in points], "o", mfc="none", mec=colour, mew=1.2, ms=4.5)
         ax.set(xlim=ends, ylim=ends)
         _loss_axis(ax, "x", 3)
         _loss_axis(ax, "y", 4)
-        above = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
+        above: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
         ax.annotate(title, (0, 1), (0, 21), fontweight="bold", **above)
         ax.annotate(
             f"ρ {fitted.spearman:.2f} · {words('rmse')} {fmt.loss(fitted.rmse)}".replace("-", "−"),
@@ -163,7 +165,7 @@ def candidates(candidate_rows: Sequence[CandidateRow], taken: str | None, words:
         colour = ARM_COLOURS.get(row.name, C1)
         ax.plot([row.low, row.high], [y - 0.16] * 2, color=colour, linewidth=1.6, solid_capstyle="butt")
         ax.plot(row.predicted, y - 0.16, "D", mfc=PAPER, mec=colour, mew=1.6, ms=7)
-        ax.plot(row.measured, [y + 0.18] * len(row.measured), "o", color=colour, ms=4, alpha=0.55, mew=0)
+        ax.plot(row.measured, [y + 0.18] * len(row.measured), "o", color=colour, ms=4.5, alpha=0.7, mew=0)
         if row.measured:
             ax.plot(fmean(row.measured), y + 0.18, "o", color=colour, ms=9)
         if row.name == taken:
@@ -181,13 +183,23 @@ def anneal(part: AnnealPart, words: Words) -> Figure:
     left, right_width = 66, WIDTH - 66 - 20
     if part.curves:
         ax = axes(fig, 66, 46, 320, 270)
-        for i, curve in enumerate(part.curves):
-            colour, dash = COLOURS[i % len(COLOURS)], DASHES[i // 3 % len(DASHES)]
-            ax.plot(curve.steps, curve.lr, color=colour, linestyle=dash, linewidth=1.5, label=label(curve.label, 20))
+        # a curve that names one of the shapes takes its colour and dash, so that both panels share a legend
+        shapes = sorted({row.shape for row in part.branches})
+        keys = [next((s for s in shapes if s in curve.label), curve.label) for curve in part.curves]
+        order = [*shapes, *(key for key in dict.fromkeys(keys) if key not in shapes)]
+        for curve, key in zip(part.curves, keys, strict=True):
+            i = order.index(key)
+            ax.plot(
+                curve.steps, curve.lr, color=COLOURS[i % len(COLOURS)], linestyle=DASHES[i % len(DASHES)], linewidth=1.5
+            )
         ax.set(xlabel=words("step"), ylabel=words("learning_rate"), ylim=(0, None))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: fmt.count(v)))
-        ax.legend(ncols=3, loc="lower left", bbox_to_anchor=(-0.04, 1.0), columnspacing=1.0, handlelength=2.0)
+        ax.yaxis.set_major_locator(MaxNLocator(4))
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        for i, key in enumerate(order):
+            ax.plot([], [], color=COLOURS[i % len(COLOURS)], linestyle=DASHES[i % len(DASHES)], label=label(key, 20))
+        ax.legend(ncols=3, loc="lower left", bbox_to_anchor=(-0.04, 1.0), columnspacing=1.0, handlelength=2.6)
         left, right_width = 470, WIDTH - 470 - 20
     ax = axes(fig, left, 46, right_width, 270)
     one_mixture = len({row.mixture for row in part.branches}) == 1
@@ -200,7 +212,7 @@ def anneal(part: AnnealPart, words: Words) -> Figure:
             shares, means, color=colour, marker=marker, ms=7, linestyle=DASHES[i % len(DASHES)], label=label(name, 26)
         )
         for row in found:
-            ax.plot([row.share] * len(row.losses), row.losses, marker, color=colour, ms=3.5, alpha=0.5, mew=0)
+            ax.plot([row.share] * len(row.losses), row.losses, marker, color=colour, ms=4, alpha=0.6, mew=0)
     best = part.branches[part.chosen]
     ax.plot(best.share, fmean(best.losses), "o", mfc="none", mec=INK, mew=1.4, ms=16)
     shares = sorted({row.share for row in part.branches})
@@ -237,10 +249,10 @@ def ladder(part: LadderPart, words: Words) -> Figure:
         spread = [[target.predicted - target.low], [target.high - target.predicted]]
         ax.errorbar(target.flops, target.predicted, yerr=spread, fmt="none", ecolor=INK, elinewidth=1.6, capsize=5)
         said = f"{words('target_run')}, {words('predicted')}"
-        ax.plot(target.flops, target.predicted, "D", mfc=PAPER, mec=INK, mew=1.6, ms=8, label=said)
+        ax.plot(target.flops, target.predicted, "D", mfc=PAPER, mec=INK, mew=1.6, ms=11, label=said)
         if target.measured is not None:
             seen = f"{words('target_run')}, {words('measured')}"
-            ax.plot(target.flops, target.measured, "*", color=C2, mec=INK, mew=0.8, ms=15, label=seen)
+            ax.plot(target.flops, target.measured, "o", color=C5, ms=7, label=seen)
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(10))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: fmt.ten_to_the(round(math.log10(v)))))
@@ -274,6 +286,24 @@ def prediction(predictions: Sequence[PredictionRow], words: Words) -> Figure:
 
 
 @chart
+def gauge(row: PredictionRow) -> Figure:
+    """The recorded interval of the target loss, the prediction in it, and where the measurement fell."""
+    fig = figure(58, 360)
+    ax = axes(fig, 8, 2, 344, 32)
+    ax.plot([row.low, row.high], [0, 0], color=C1, linewidth=7, alpha=0.3, solid_capstyle="butt")
+    for end in (row.low, row.high):
+        ax.plot([end, end], [-0.5, 0.5], color=C1, linewidth=1.6)
+    ax.plot(row.predicted, 0, "D", mfc=PAPER, mec=C1, mew=1.6, ms=9)
+    if row.measured is not None:
+        ax.plot(row.measured, 0, "o" if row.inside else "X", color=C1 if row.inside else C2, ms=9)
+    ax.margins(x=0.12)
+    ax.set(ylim=(-1, 1), yticks=[])
+    ax.spines["left"].set_visible(False)
+    _loss_axis(ax, "x", 5)
+    return fig
+
+
+@chart
 def arms(arm_rows: Sequence[ArmRow], differences: Sequence[DifferenceRow], words: Words) -> Figure:
     """Target loss on each mixture with its seeds, and the differences with their intervals."""
     names = [label(words.name(row.name)) for row in arm_rows]
@@ -286,7 +316,7 @@ def arms(arm_rows: Sequence[ArmRow], differences: Sequence[DifferenceRow], words
     for y, row in enumerate(arm_rows):
         colour, marker = ARM_COLOURS.get(row.name, C1), ARM_MARKERS.get(row.name, "o")
         ax.plot([row.low, row.high], [y, y], color=colour, linewidth=2)
-        ax.plot(row.losses, [y + 0.24] * len(row.losses), marker, color=colour, ms=4, alpha=0.6, mew=0)
+        ax.plot(row.losses, [y + 0.24] * len(row.losses), marker, color=colour, ms=4.5, alpha=0.8, mew=0)
         ax.plot(row.mean, y, marker, color=colour, ms=9)
     rows(ax, names)
     _loss_axis(ax, "x", 5)

@@ -194,13 +194,17 @@ class TargetPoint:
 
 @dataclass(frozen=True)
 class LadderPart:
-    """The ladder: its runs, one law per family, errors on held-out points, and the target run."""
+    """The ladder: its runs, one law per family, errors on held-out points, and the target run.
+
+    ``note`` stands below the chart, such as how the laws' grid of compute is split into parameters and tokens.
+    """
 
     points: Sequence[LadderPoint]
     laws: Sequence[LadderLaw]
     holdout: Sequence[HoldoutRow] = ()
     target: TargetPoint | None = None
     families: Sequence[FamilyRow] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True)

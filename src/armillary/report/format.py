@@ -36,6 +36,11 @@ def percent(share: float | None) -> str:
     return MISSING if share is None or not math.isfinite(share) else f"{100 * share:.1f}%"
 
 
+def share(value: float) -> str:
+    """A share that someone chose, as a percentage of up to three digits: ``40%``."""
+    return f"{100 * value:.3g}%"
+
+
 def passes(value: float | None) -> str:
     """Passes over a domain's text: two decimals."""
     return MISSING if value is None or not math.isfinite(value) else f"{value:.2f}"

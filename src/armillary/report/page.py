@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from armillary.recipe import ArmillaryError
 from armillary.report import charts
@@ -141,19 +142,19 @@ def _recipe(data: ReportData) -> list[tuple[str, float, float]]:
     return [(domain, weight, natural.get(domain, 0.0)) for domain, weight in found]
 
 
-def _recorded(part: PredictionPart, words: Words) -> str:
+def _recorded(part: PredictionPart, words: Words) -> Markup:
     recorded = fmt.date(part.recorded_at)
     if part.started_at is None:
-        return words("recorded_only", recorded=recorded)
+        return words.sentence("recorded_only", recorded=recorded)
     said, began = fmt.moment(part.recorded_at), fmt.moment(part.started_at)
     if said >= began:
-        return words("recorded_late", recorded=recorded, started=fmt.date(part.started_at))
+        return words.sentence("recorded_late", recorded=recorded, started=fmt.date(part.started_at))
     lead = fmt.duration(words, (began - said).total_seconds())
-    return words("recorded", recorded=recorded, started=fmt.date(part.started_at), lead=lead)
+    return words.sentence("recorded", recorded=recorded, started=fmt.date(part.started_at), lead=lead)
 
 
-def _choice(choice: MixtureChoice, words: Words) -> str:
-    return words(
+def _choice(choice: MixtureChoice, words: Words) -> Markup:
+    return words.sentence(
         "choice_significant" if choice.significant else "choice_not_significant",
         taken=words.name(choice.taken),
         reference=words.name(choice.reference),
@@ -161,10 +162,10 @@ def _choice(choice: MixtureChoice, words: Words) -> str:
     )
 
 
-def _gain(row: DifferenceRow, words: Words) -> tuple[str, str]:
+def _gain(row: DifferenceRow, words: Words) -> tuple[str, Markup]:
     """Whether the difference is ``better``, ``worse`` or ``undecided``, and the sentence that says so."""
     verdict = "better" if row.high < 0 else "worse" if row.low > 0 else "undecided"
-    said = words(
+    said = words.sentence(
         verdict,
         arm=words.name(row.arm),
         reference=words.name(row.reference),

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from markupsafe import Markup
+
 Language = Literal["en", "zh"]
 
 STRINGS: dict[str, tuple[str, str]] = {
@@ -45,6 +47,10 @@ STRINGS: dict[str, tuple[str, str]] = {
     "inside": ("inside", "区间内"),
     "outside": ("outside", "区间外"),
     "target_inside": ("The target loss fell inside its interval.", "目标损失落在预测区间之内。"),
+    "gauge_caption": (
+        "Target loss: the interval and the prediction (diamond) that were recorded, and the measurement (dot).",
+        "目标损失：记录在案的预测（菱形）及其区间，与实测值（圆点）。",
+    ),
     "target_outside": ("The target loss fell outside its interval.", "目标损失落在预测区间之外。"),
     "domains_inside": (
         "{inside} of {count} domains fell inside their 90% intervals.",
@@ -76,7 +82,8 @@ STRINGS: dict[str, tuple[str, str]] = {
     "corpus_lead": (
         "{domains} domains, {trained} of them to train on: {tokens} training tokens in {documents} documents. "
         "{duplicates} exact duplicates were dropped.",
-        "共 {domains} 个域，其中 {trained} 个用于训练：训练词元 {tokens}，文档 {documents} 篇；剔除完全重复文档 {duplicates} 篇。",
+        "共 {domains} 个域，其中 {trained} 个用于训练：训练词元 {tokens}，文档 {documents} 篇；"
+        "剔除完全重复文档 {duplicates} 篇。",
     ),
     "domain": ("Domain", "语料域"),
     "source": ("Source", "来源"),
@@ -89,8 +96,8 @@ STRINGS: dict[str, tuple[str, str]] = {
     "examined_only": ("examined only", "仅用于检验"),
     # mixture
     "mixture_lead": (
-        "{runs} small models, each trained on another mixture of {domains} domains. A law fitted to them tells the loss "
-        "on every validation domain from the mixture.",
+        "{runs} small models, each trained on another mixture of {domains} domains. A law fitted to them tells the "
+        "loss on every validation domain from the mixture.",
         "{runs} 个小模型，各用 {domains} 个域的不同配比训练；由此拟合出的规律可从配比推知每个验证域的损失。",
     ),
     "mixtures_caption": (
@@ -106,7 +113,8 @@ STRINGS: dict[str, tuple[str, str]] = {
     "scatter_caption": (
         "The law against the proxies. Every point is held out: the law that predicted it had not seen it. On the line, "
         "prediction and measurement agree; ρ is Spearman's rank correlation.",
-        "规律与小模型实测的对照。每一点都是留出点：作出该预测的规律未见过它。落在线上即预测与实测一致；ρ 为斯皮尔曼秩相关。",
+        "规律与小模型实测的对照。每一点都是留出点：作出该预测的规律未见过它。"
+        "落在线上即预测与实测一致；ρ 为斯皮尔曼秩相关。",
     ),
     "predicted_heldout": ("predicted, held out", "留出预测"),
     "nats": ("nats per token", "奈特/词元"),
@@ -116,7 +124,8 @@ STRINGS: dict[str, tuple[str, str]] = {
     "candidates_caption": (
         "Candidates trained again at proxy size with new seeds: the law's prediction (hollow, 90% interval) over each "
         "seed (small) and their mean (large).",
-        "候选配比以新的随机种子在小模型规模上重训：上为规律的预测（空心，90% 区间），下为各种子（小点）及其均值（大点）。",
+        "候选配比以新的随机种子在小模型规模上重训：上为规律的预测（空心，90% 区间），"
+        "下为各种子（小点）及其均值（大点）。",
     ),
     "candidate": ("Candidate", "候选"),
     "mean": ("mean", "均值"),
@@ -169,8 +178,7 @@ STRINGS: dict[str, tuple[str, str]] = {
         "{points} 个规模与词元数递增的模型；将损失规律外推到目标训练。",
     ),
     "ladder_caption": (
-        "Target loss over compute. Marks are runs, by depth; the line is the law along the target's own depth or best "
-        "use of compute, the band its 90% interval.",
+        "Target loss over compute. Marks are runs, by depth; the line is the law, the band its 90% interval.",
         "目标损失与算力。标记为各次训练（按深度区分），曲线为规律，色带为其 90% 区间。",
     ),
     "compute": ("training compute (FLOPs)", "训练算力（FLOPs）"),
@@ -293,6 +301,11 @@ class Words:
     def __call__(self, key: str, **values: object) -> str:
         """The string of ``key`` with ``values`` filled in."""
         return STRINGS[key][self._column].format(**values)
+
+    def sentence(self, key: str, **values: object) -> Markup:
+        """As a call, but as HTML in which no line breaks inside a value that fits on one (``1-sqrt``, a date)."""
+        kept = {name: Markup('<span class="value">{}</span>').format(value) for name, value in values.items()}
+        return Markup(STRINGS[key][self._column]).format(**kept)
 
     def name(self, name: str) -> str:
         """The word for a name that this program gives; any other name as it is."""
