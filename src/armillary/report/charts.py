@@ -67,10 +67,10 @@ def _percent_axis(ax: Axes, axis: str, places: int = 0) -> None:
 def _loss_axis(ax: Axes, axis: str, ticks: int = 6, sign: bool = False) -> None:
     """Ticks of losses, with as many decimals as tell neighbours apart."""
     chosen = getattr(ax, f"{axis}axis")
-    chosen.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 5, 10], min_n_ticks=2))
+    chosen.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10], min_n_ticks=2))
     marks = chosen.get_majorticklocs()
     step = float(marks[1] - marks[0]) if len(marks) > 1 else 0.1
-    places = min(4, max(1, -math.floor(math.log10(step * 1.001))))
+    places = next((p for p in range(1, 6) if abs(step * 10**p - round(step * 10**p)) < 1e-6), 6)
     form = f"{{:{'+' if sign else ''}.{places}f}}"
     chosen.set_major_formatter(
         FuncFormatter(lambda v, _: "0" if sign and abs(v) < 1e-12 else form.format(v).replace("-", "−"))
@@ -83,7 +83,7 @@ def mixtures(part: MixturePart, words: Words) -> Figure:
     labels = [label(name) for name in part.domains]
     left, row = _left_margin(labels), 46
     height = row * len(labels)
-    fig = figure(height + 76)
+    fig = figure(height + 72)
     ax = axes(fig, left, 30, WIDTH - left - 60, height)
     series: list[tuple[str, Mapping[str, float]]] = [
         ("natural", part.natural),
@@ -137,11 +137,11 @@ def scatter(part: MixturePart, words: Words) -> Figure:
         _loss_axis(ax, "x", 3)
         _loss_axis(ax, "y", 4)
         above: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
-        ax.annotate(title, (0, 1), (0, 21), fontweight="bold", **above)
+        ax.annotate(title, (0, 1), (0, 23), fontweight="bold", **above)
         ax.annotate(
             f"ρ {fitted.spearman:.2f} · {words('rmse')} {fmt.loss(fitted.rmse)}".replace("-", "−"),
             (0, 1),
-            (0, 7),
+            (0, 9),
             fontsize=SMALL,
             color=MUTED,
             **above,
@@ -159,7 +159,7 @@ def candidates(candidate_rows: Sequence[CandidateRow], taken: str | None, words:
     labels = [label(words.name(row.name)) for row in candidate_rows]
     left, row_height = _left_margin(labels) + 8, 46
     height = row_height * len(labels)
-    fig = figure(height + 50)
+    fig = figure(height + 44)
     ax = axes(fig, left, 4, WIDTH - left - 20, height)
     for y, row in enumerate(candidate_rows):
         colour = ARM_COLOURS.get(row.name, C1)
@@ -172,14 +172,14 @@ def candidates(candidate_rows: Sequence[CandidateRow], taken: str | None, words:
             ax.axhspan(y - 0.46, y + 0.46, color=GRID, alpha=0.45, linewidth=0, zorder=0)
     rows(ax, labels)
     _loss_axis(ax, "x", 8)
-    ax.set_xlabel(f"{words('target_loss')} ({words('nats')})")
+    ax.set_xlabel(words("with_unit", what=words("target_loss"), unit=words("nats")))
     return fig
 
 
 @chart
 def anneal(part: AnnealPart, words: Words) -> Figure:
     """Learning rates of the branches where given, and the target loss by length, shape and mixture of the decay."""
-    fig = figure(372)
+    fig = figure(362)
     left, right_width = 66, WIDTH - 66 - 20
     if part.curves:
         ax = axes(fig, 66, 46, 320, 270)
@@ -195,7 +195,7 @@ def anneal(part: AnnealPart, words: Words) -> Figure:
         ax.set(xlabel=words("step"), ylabel=words("learning_rate"), ylim=(0, None))
         ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: fmt.count(v)))
-        ax.yaxis.set_major_locator(MaxNLocator(4))
+        ax.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         for i, key in enumerate(order):
             ax.plot([], [], color=COLOURS[i % len(COLOURS)], linestyle=DASHES[i % len(DASHES)], label=label(key, 20))
@@ -221,7 +221,7 @@ def anneal(part: AnnealPart, words: Words) -> Figure:
     ax.xaxis.set_major_locator(FixedLocator(shares))
     _percent_axis(ax, "x")
     _loss_axis(ax, "y")
-    ax.set(xlabel=words("decay_share"), ylabel=f"{words('target_loss')} ({words('nats')})")
+    ax.set(xlabel=words("decay_share"), ylabel=words("with_unit", what=words("target_loss"), unit=words("nats")))
     ax.legend(ncols=2, loc="lower left", bbox_to_anchor=(-0.04, 1.0), columnspacing=1.2, handlelength=2.6)
     return fig
 
@@ -229,7 +229,7 @@ def anneal(part: AnnealPart, words: Words) -> Figure:
 @chart
 def ladder(part: LadderPart, words: Words) -> Figure:
     """Target loss over compute: runs, laws with their bands, and the target run."""
-    fig = figure(430)
+    fig = figure(418)
     ax = axes(fig, 66, 12, WIDTH - 66 - 190, 360)
     families = sorted({p.family for p in part.points} | {law.family for law in part.laws})
     depths = sorted({p.depth for p in part.points})
@@ -248,27 +248,27 @@ def ladder(part: LadderPart, words: Words) -> Figure:
     if (target := part.target) is not None:
         spread = [[target.predicted - target.low], [target.high - target.predicted]]
         ax.errorbar(target.flops, target.predicted, yerr=spread, fmt="none", ecolor=INK, elinewidth=1.6, capsize=5)
-        said = f"{words('target_run')}, {words('predicted')}"
+        said = words("pair", first=words("target_run"), second=words("predicted"))
         ax.plot(target.flops, target.predicted, "D", mfc=PAPER, mec=INK, mew=1.6, ms=11, label=said)
         if target.measured is not None:
-            seen = f"{words('target_run')}, {words('measured')}"
+            seen = words("pair", first=words("target_run"), second=words("measured"))
             ax.plot(target.flops, target.measured, "o", color=C5, ms=7, label=seen)
     ax.set_xscale("log")
     ax.xaxis.set_major_locator(LogLocator(10))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: fmt.ten_to_the(round(math.log10(v)))))
     ax.xaxis.set_minor_formatter(NullFormatter())
     _loss_axis(ax, "y", 8)
-    ax.set(xlabel=words("compute"), ylabel=f"{words('target_loss')} ({words('nats')})")
+    ax.set(xlabel=words("compute"), ylabel=words("with_unit", what=words("target_loss"), unit=words("nats")))
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), handlelength=2.4, labelspacing=0.7)
     return fig
 
 
 @chart
-def prediction(predictions: Sequence[PredictionRow], words: Words) -> Figure:
+def prediction(predictions: Sequence[PredictionRow], target: PredictionRow | None, words: Words) -> Figure:
     """Intervals around each prediction and where the measurement fell, as differences from the predicted loss."""
-    labels = [label(words.name(row.domain)) for row in predictions]
+    labels = [words("target_loss") if row is target else label(row.domain) for row in predictions]
     left, height = _left_margin(labels), 32 * len(labels)
-    fig = figure(height + 50)
+    fig = figure(height + 44)
     ax = axes(fig, left, 4, WIDTH - left - 20, height)
     ax.axvline(0, color=MUTED, linewidth=1)
     for y, row in enumerate(predictions):
@@ -309,7 +309,7 @@ def arms(arm_rows: Sequence[ArmRow], differences: Sequence[DifferenceRow], words
     names = [label(words.name(row.name)) for row in arm_rows]
     pairs = [words("minus", arm=words.name(d.arm), reference=words.name(d.reference)) for d in differences]
     height = 40 * max(len(names), len(pairs))
-    fig = figure(height + 50)
+    fig = figure(height + 44)
     left = _left_margin(names)
     middle = WIDTH / 2 + 10 if differences else WIDTH
     ax = axes(fig, left, 4, middle - left - 20, height)
@@ -320,7 +320,7 @@ def arms(arm_rows: Sequence[ArmRow], differences: Sequence[DifferenceRow], words
         ax.plot(row.mean, y, marker, color=colour, ms=9)
     rows(ax, names)
     _loss_axis(ax, "x", 5)
-    ax.set_xlabel(f"{words('target_loss')} ({words('nats')})")
+    ax.set_xlabel(words("with_unit", what=words("target_loss"), unit=words("nats")))
     if differences:
         left = middle + _left_margin(pairs)
         ax = axes(fig, left, 4, WIDTH - left - 20, height)
@@ -330,15 +330,15 @@ def arms(arm_rows: Sequence[ArmRow], differences: Sequence[DifferenceRow], words
             ax.plot([difference.low, difference.high], [y, y], color=colour, linewidth=2)
             ax.plot(difference.mean, y, ARM_MARKERS.get(difference.arm, "o"), color=colour, ms=9)
         rows(ax, [label(pair) for pair in pairs])
-        _loss_axis(ax, "x", 4, sign=True)
-        ax.set_xlabel(f"{words('difference')} ({words('nats')})")
+        _loss_axis(ax, "x", 5, sign=True)
+        ax.set_xlabel(words("with_unit", what=words("difference"), unit=words("nats")))
     return fig
 
 
 @chart
 def curves(loss_curves: Sequence[LossCurve], words: Words) -> Figure:
     """Losses of the target runs over the tokens they have seen; names that begin with an arm take its colour."""
-    fig = figure(340)
+    fig = figure(330)
     ax = axes(fig, 66, 12, WIDTH - 66 - 170, 272)
     arm_names = list(ARM_COLOURS)
     for i, curve in enumerate(loss_curves):
@@ -349,11 +349,11 @@ def curves(loss_curves: Sequence[LossCurve], words: Words) -> Figure:
         ax.plot(curve.tokens, curve.losses, color=colour, linestyle=dash, linewidth=1.6, label=label(name, 22))
     ends = [value for curve in loss_curves for value in curve.losses if math.isfinite(value)]
     if ends:  # the first steps fall from far above and would press the rest flat
-        low, high = min(ends), float(np.quantile(ends, 0.97))
+        low, high = min(ends), float(np.quantile(ends, 0.9))
         ax.set_ylim(low - 0.04 * (high - low), high + 0.08 * (high - low) or None)
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: fmt.short(v)))
     ax.xaxis.set_minor_locator(NullLocator())
     _loss_axis(ax, "y")
-    ax.set(xlabel=words("tokens_seen"), ylabel=f"{words('loss')} ({words('nats')})")
+    ax.set(xlabel=words("tokens_seen"), ylabel=words("with_unit", what=words("loss"), unit=words("nats")))
     ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), handlelength=2.6, labelspacing=0.7)
     return fig

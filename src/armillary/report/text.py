@@ -60,7 +60,7 @@ STRINGS: dict[str, tuple[str, str]] = {
         "Annealing: {shape} decay over the last {share} of the tokens, mixture: {mixture}",
         "退火：最后 {share} 的词元按 {shape} 衰减，配比：{mixture}",
     ),
-    "trained_runs": ("training runs", "次训练"),
+    "trained_runs": ("training runs", "训练次数"),
     "core_hours": ("core hours", "核时"),
     # question
     "target": ("Target", "目标"),
@@ -80,9 +80,9 @@ STRINGS: dict[str, tuple[str, str]] = {
     "unseen": ("no training text", "无训练文本"),
     # corpus
     "corpus_lead": (
-        "{domains} domains, {trained} of them to train on: {tokens} training tokens in {documents} documents. "
+        "{domains} domains, {trained} of them to train on: {tokens} training tokens; {documents} documents in all. "
         "{duplicates} exact duplicates were dropped.",
-        "共 {domains} 个域，其中 {trained} 个用于训练：训练词元 {tokens}，文档 {documents} 篇；"
+        "共 {domains} 个域，其中 {trained} 个用于训练：训练词元 {tokens}，文档总计 {documents} 篇；"
         "剔除完全重复文档 {duplicates} 篇。",
     ),
     "domain": ("Domain", "语料域"),
@@ -270,6 +270,10 @@ STRINGS: dict[str, tuple[str, str]] = {
     "command": ("Command", "命令"),
     "what": ("What", "项目"),
     "id": ("Id", "标识"),
+    # joints
+    "gap": (" ", ""),
+    "pair": ("{first}, {second}", "{first}，{second}"),
+    "with_unit": ("{what} ({unit})", "{what}（{unit}）"),
     # units of time
     "hours_minutes": ("{hours} h {minutes:02d} min", "{hours} 小时 {minutes:02d} 分"),
     "minutes_seconds": ("{minutes} min {seconds:02d} s", "{minutes} 分 {seconds:02d} 秒"),
@@ -303,9 +307,11 @@ class Words:
         return STRINGS[key][self._column].format(**values)
 
     def sentence(self, key: str, **values: object) -> Markup:
-        """As a call, but as HTML in which no line breaks inside a value that fits on one (``1-sqrt``, a date)."""
-        kept = {name: Markup('<span class="value">{}</span>').format(value) for name, value in values.items()}
-        return Markup(STRINGS[key][self._column]).format(**kept)
+        """As a call, but as HTML in which no line breaks inside a short value (``1-sqrt``, a date)."""
+        kept = Markup('<span class="value">{}</span>')
+        return Markup(STRINGS[key][self._column]).format(
+            **{name: kept.format(value) if len(str(value)) <= 40 else value for name, value in values.items()}
+        )
 
     def name(self, name: str) -> str:
         """The word for a name that this program gives; any other name as it is."""
