@@ -9,8 +9,8 @@ workers. The last step renames the finished folder to ``ROOT/HASH``, the hash be
 second build looks at the files' times and does nothing else.
 
 Trade-offs: reading is parallel over files, so one huge file is read by one process (encoding it is parallel); a file
-changed without a change of size and time goes unnoticed; the hashes of all documents are held in memory (about 60
-bytes each); a build needs about twice the size of its text on disk.
+changed without a change of size and time goes unnoticed; hash and lengths of all documents are held in memory (about
+100 bytes each); a build needs about twice the size of its text on disk.
 """
 
 from __future__ import annotations
@@ -216,12 +216,13 @@ def _gather(name: str, spec: DomainSpec, tasks: list[ReadTask], problems: list[P
         raise UsageError(f"domain '{name}': source {spec.source} holds no usable text{shown}")
     tables = [pq.read_table(piece, columns=["hash", "chars", "bytes"]) for piece in pieces]
     table = pa.concat_tables(tables)
+    hashes = table["hash"].combine_chunks()
     return _ReadDomain(
         name=name,
         spec=spec,
         pieces=pieces,
         rows=[part.num_rows for part in tables],
-        hashes=np.frombuffer(b"".join(table["hash"].to_pylist()), dtype=f"S{HASH_BYTES}"),
+        hashes=np.frombuffer(hashes.buffers()[1], dtype=f"S{HASH_BYTES}", count=len(hashes)),
         chars=table["chars"].to_numpy(),
         bytes=table["bytes"].to_numpy(),
         cut=sum(s["cut"] for s in summaries),
