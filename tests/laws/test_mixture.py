@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from armillary.laws import MixtureLaw, optimise_mixture, simplex_design
+from armillary.recipe import UsageError
 
 NATURAL = np.array([0.4, 0.2, 0.15, 0.1, 0.1, 0.05])
 D = len(NATURAL)
@@ -162,3 +163,24 @@ def test_does_not_run_away_to_where_no_run_was_made():
     assert best.weights[5] <= X[:, 5].max() + 1e-9
     assert np.sqrt(((np.sqrt(best.weights) - np.sqrt(X)) ** 2).sum(1)).min() < 0.25
     assert best.weights[5] > NATURAL[5]
+
+
+def test_bounds_far_from_every_run_are_refused():
+    """Runs only near the natural mixture, and a floor that asks for nearly nothing but domain 5."""
+    X = np.random.default_rng(0).dirichlet(200 * NATURAL, 40)
+    law = MixtureLaw(bootstraps=10).fit(X, truth(0)(X))
+    lower = np.array([0, 0, 0, 0, 0, 0.9])
+    with pytest.raises(UsageError, match="exclude where runs were made"):
+        optimise_mixture(law, [1, 0, 0], lower=lower, upper=np.ones(D), support=X, references={}, candidates=1, seed=0)
+
+
+def test_without_any_effect_of_the_mixture_no_candidate_is_called_certain():
+    certain = []
+    for seed in range(6):
+        X = simplex_design(40, **FREE, centre=NATURAL, seed=seed)
+        law = MixtureLaw(bootstraps=50).fit(X, noisy(np.full((40, 2), 3.0), np.random.default_rng(seed)))
+        best = optimise_mixture(
+            law, [1, 1], **FREE, support=X, references={"natural": NATURAL}, candidates=1, seed=seed
+        )[0]
+        certain.append(best.better_than["natural"])
+    assert np.mean(certain) < 0.93

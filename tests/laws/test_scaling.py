@@ -35,7 +35,7 @@ def test_intervals_cover_a_new_run_of_a_small_ladder(sizes, tokens, further):
     """Ladders of a laptop, noise 0.3 %, laws drawn anew each time; the target lies inside, or beyond in N and D."""
     rng = np.random.default_rng(1)
     inside, errors = [], []
-    for _ in range(60):
+    for _ in range(50):
         alpha, beta = rng.uniform(0.25, 0.6, 2)
         p = {
             "E": rng.uniform(0.8, 3.0),
@@ -52,7 +52,7 @@ def test_intervals_cover_a_new_run_of_a_small_ladder(sizes, tokens, further):
         inside.append(predicted.low <= measured <= predicted.high)
         errors.append(abs(predicted.mean / measured - 1))
     # Six runs do not tell five parameters: there the interval is wider than needed, never narrower.
-    assert 0.82 <= np.mean(inside) <= (1.0 if sizes * tokens == 6 else 0.985)
+    assert 0.82 <= np.mean(inside) <= (1.0 if sizes * tokens == 6 else 0.98)
     assert np.mean(errors) < 0.02
 
 

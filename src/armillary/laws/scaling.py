@@ -11,7 +11,7 @@ Trade-offs taken:
   open (posterior draws), the noise of one run, and the wrongness of the form. The last is not in the residuals. It is
   measured by leaving out the largest runs and looking how far the law missed, beyond what the first two parts explain.
   Its variance grows in proportion to the e-folds of extrapolation asked for, as if the truth walked away from the form
-  step by step: held-out misses on published ladders grow more slowly than the e-folds themselves.
+  step by step: held-out misses on Chinchilla's points grow more slowly than the e-folds themselves.
 - With few runs there are few such misses, so their average is mixed with a prior guess of 0.3 % at one e-fold.
 - N is whatever the caller counts (all parameters, or those outside the embedding): be consistent.
 """
