@@ -234,6 +234,6 @@ def full_report() -> ReportData:
     )  # fmt: skip
 
 
-@pytest.fixture
-def report_data() -> ReportData:
+@pytest.fixture(scope="session")
+def full_data() -> ReportData:
     return full_report()

@@ -131,6 +131,8 @@ def axes(fig: Figure, left: float, top: float, width: float, height: float) -> A
 def label(name: str, longest: int = 30) -> str:
     """A name on one line, cut where it is too long for a chart."""
     line = " ".join(name.split())
+    if line.startswith("_"):  # matplotlib would leave it out of a legend: hide the underscore behind a joiner
+        line = "\u2060" + line
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 

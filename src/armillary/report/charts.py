@@ -139,7 +139,7 @@ def scatter(part: MixturePart, words: Words) -> Figure:
         above: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
         ax.annotate(title, (0, 1), (0, 23), fontweight="bold", **above)
         ax.annotate(
-            f"ρ {fitted.spearman:.2f} · {words('rmse')} {fmt.loss(fitted.rmse)}".replace("-", "−"),
+            f"ρ {fmt.rank(fitted.spearman)} · {words('rmse')} {fmt.loss(fitted.rmse)}",
             (0, 1),
             (0, 9),
             fontsize=SMALL,

@@ -281,8 +281,8 @@ class Sample:
 class CostRow:
     """What a stage cost: ``core_s`` is the sum over its processes of the time they ran.
 
-    Of ``stage`` the words corpus, mixture, confirm, anneal, ladder, predict, target, arms, export and total are
-    translated; any other is shown as it is.
+    The words corpus, mixture, confirm, anneal, ladder, predict, target, arms, verdict, export, total, everything,
+    recipe and code are shown in the report's language; any other ``stage`` as it is.
     """
 
     stage: str
@@ -294,7 +294,7 @@ class CostRow:
 
 @dataclass(frozen=True)
 class Command:
-    """How to get a number of this report again. ``what`` is translated where it is a word that CostRow knows."""
+    """How to get a number of this report again. ``what`` is translated as in CostRow."""
 
     what: str
     command: str
@@ -302,7 +302,10 @@ class Command:
 
 @dataclass(frozen=True)
 class LineageRow:
-    """One link of the chain from the weights back to the text: the id of a run, a corpus, a recipe, a code version."""
+    """One link of the chain from the weights back to the text: the id of a run, a corpus, a recipe, a code version.
+
+    ``what`` is translated as in CostRow.
+    """
 
     what: str
     id: str
@@ -310,7 +313,11 @@ class LineageRow:
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that a report shows. ``total`` is the cost of the whole; without it, the sum of ``cost`` is shown."""
+    """All that a report shows.
+
+    ``total`` is the cost of the whole; without it, the sum of ``cost`` is shown. ``warnings`` are sentences in the
+    report's language. Where ``differences`` are not given, the verdict speaks of the mixture's choice at proxy size.
+    """
 
     name: str
     question: Question

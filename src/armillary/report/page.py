@@ -6,14 +6,16 @@ whether an interval excludes zero, whether a prediction really came first. What 
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from armillary.recipe import ArmillaryError
@@ -21,6 +23,8 @@ from armillary.report import charts
 from armillary.report import format as fmt
 from armillary.report.data import CostRow, DifferenceRow, MixtureChoice, PredictionPart, PredictionRow, ReportData
 from armillary.report.text import Language, Words
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def write_report(data: ReportData, path: Path, language: Language = "en") -> None:
@@ -31,12 +35,13 @@ def write_report(data: ReportData, path: Path, language: Language = "en") -> Non
     Raises:
         ArmillaryError: the file cannot be written.
     """
-    html = _render(data, Words(language))
+    # a young model may write control characters, which HTML forbids
+    html = _CONTROL.sub("\ufffd", _render(data, Words(language)))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
+            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
                 file.write(html)
                 file.flush()
                 os.fsync(file.fileno())
@@ -51,7 +56,8 @@ def write_report(data: ReportData, path: Path, language: Language = "en") -> Non
         ) from error
 
 
-def _render(data: ReportData, words: Words) -> str:
+@functools.cache
+def _template() -> Template:
     environment = Environment(
         loader=PackageLoader("armillary.report", "."),
         autoescape=True,
@@ -59,6 +65,10 @@ def _render(data: ReportData, words: Words) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template("report.html.j2")
+
+
+def _render(data: ReportData, words: Words) -> str:
     predictions = [] if data.prediction is None else list(data.prediction.rows)
     if data.prediction is not None and data.prediction.target is not None:
         predictions.insert(0, data.prediction.target)
@@ -67,7 +77,7 @@ def _render(data: ReportData, words: Words) -> str:
     def by_domain(field: str, domain: str) -> list[float | None]:
         return [getattr(row, field).get(domain) for row in data.arms]
 
-    return environment.get_template("report.html.j2").render(
+    return _template().render(
         data=data,
         t=words,
         name=words.name,

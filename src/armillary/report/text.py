@@ -154,6 +154,10 @@ STRINGS: dict[str, tuple[str, str]] = {
         "Chosen: {shape} over the last {share}, mixture: {mixture}. It beat the next best beyond chance.",
         "选定：{shape}，最后 {share}，配比：{mixture}；显著优于次佳者。",
     ),
+    "anneal_only": (
+        "Chosen: {shape} over the last {share}, mixture: {mixture}, the only branch.",
+        "选定：{shape}，最后 {share}，配比：{mixture}；仅此一条分支。",
+    ),
     "anneal_tied": (
         "Chosen: {shape} over the last {share}, mixture: {mixture}. Its lead over the next best is within chance.",
         "选定：{shape}，最后 {share}，配比：{mixture}；其领先幅度未超出随机波动。",
@@ -219,8 +223,8 @@ STRINGS: dict[str, tuple[str, str]] = {
     "deviation": ("Deviation", "偏差"),
     # arms
     "arms_lead": (
-        "The same model, tokens and schedule on each mixture, with several seeds.",
-        "同一模型、同样的词元数与学习率安排，分别采用各配比，多个随机种子。",
+        "The same model, tokens and schedule on each mixture; seeds per mixture: {seeds}.",
+        "同一模型、同样的词元数与学习率安排，分别采用各配比；每种配比的随机种子数：{seeds}。",
     ),
     "better": (
         "On the target, the {arm} mixture is better than the {reference} one: {difference}.",
@@ -292,6 +296,10 @@ STRINGS: dict[str, tuple[str, str]] = {
     "name_arms": ("other mixtures", "对照配比"),
     "name_export": ("export", "导出"),
     "name_total": ("total", "合计"),
+    "name_everything": ("everything", "全部"),
+    "name_recipe": ("recipe", "配方"),
+    "name_code": ("code version", "代码版本"),
+    "name_verdict": ("verdict", "判定"),
 }
 
 

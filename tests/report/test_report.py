@@ -1,0 +1,367 @@
+"""The report as a reader meets it: all numbers there, nothing loaded from elsewhere, no name that breaks the page."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import string
+import subprocess
+import sys
+from collections import Counter
+from html import unescape
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from armillary.recipe import ArmillaryError
+from armillary.report import (
+    AnnealPart,
+    AnnealRow,
+    DifferenceRow,
+    DomainFit,
+    DomainRow,
+    LadderPart,
+    LossCurve,
+    PredictionPart,
+    Question,
+    ReportData,
+    Sample,
+    write_report,
+)
+from armillary.report.text import STRINGS
+
+VOID = {"meta", "br", "hr", "img", "input", "link", "wbr"}
+
+
+class Page(HTMLParser):
+    """What a browser would read: tags in balance, attributes, and text without tags."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str, str]] = []
+        self.words: list[str] = []
+        self.rows: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(tag, key, value or "") for key, value in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(tag, key, value or "") for key, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" in self.open:
+            return
+        self.words.append(data)
+        if self.open[-1:] == ["th"]:
+            self.rows.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.words).split())
+
+
+def render(data: ReportData, folder: Path, language: str = "en") -> str:
+    path = folder / "report.html"
+    write_report(data, path, language)  # type: ignore[arg-type]
+    return path.read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module", params=["en", "zh"])
+def html(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, full_data: ReportData) -> str:
+    return render(full_data, tmp_path_factory.mktemp("report"), request.param)
+
+
+def bare(**parts: object) -> ReportData:
+    return ReportData("r", Question({"a": 1.0}, "m"), "2026-01-01T00:00:00", "0", **parts)  # type: ignore[arg-type]
+
+
+def numbers_to_show(data: ReportData) -> set[str]:
+    """Every figure of the data, written as a reader expects it."""
+    losses: list[float] = []
+    counts: list[float] = []
+    shares: list[float] = []
+    names: list[str] = []
+    counts += [data.question.tokens, data.question.parameters]
+    for row in data.corpus:
+        counts += [row.validation_tokens, row.documents, row.duplicates] + ([row.train_tokens] if row.trained else [])
+        names += [row.name, row.source, row.licence, f"{row.bytes_per_token:.2f}"]
+    mixture = data.mixture
+    shares += [w for run in mixture.design for w in run]
+    shares += [*mixture.natural.values(), *mixture.uniform.values(), *mixture.found.values()]
+    names += [f"{epochs:.2f}" for epochs in mixture.epochs.values()]
+    losses += [*mixture.target_fit.predicted, *mixture.target_fit.measured]
+    for fit in [*mixture.fits, mixture.target_fit]:
+        losses.append(fit.rmse)
+        names += [f"{fit.spearman:.2f}", fit.form]
+    for row in mixture.candidates:
+        shares += row.weights.values()
+        losses += [row.predicted, row.low, row.high, *row.measured]
+    losses += [loss for row in data.anneal.branches for loss in row.losses]
+    for point in data.ladder.points:
+        counts += [point.depth, point.parameters, point.tokens]
+        losses += [point.target, *point.losses.values()]
+    names += [f"{value:.4g}" for law in data.ladder.laws for value in law.parameters.values()]
+    for row in [*data.ladder.holdout, *data.ladder.families, *data.prediction.rows, data.prediction.target]:
+        losses += [getattr(row, f) for f in ("predicted", "low", "high", "measured") if hasattr(row, f)]
+    for arm in data.arms:
+        losses += [arm.mean, arm.low, arm.high, *arm.losses, *arm.domain_losses.values(), *arm.bits_per_byte.values()]
+    for row in data.cost:
+        counts.append(row.runs)
+        if row.flops:
+            names.append(f"{row.flops:.2e}".split("e")[0] + " × 10")
+    names += [row.command for row in data.reproduce] + [row.id for row in data.lineage]
+    names += [" ".join((sample.prompt + sample.text).split()) for sample in data.samples] + list(data.warnings)
+    differences = [v for row in [data.mixture.choice] for v in (row.difference, row.low, row.high)]
+    differences += [v for row in data.differences for v in (row.mean, row.low, row.high)]
+    return {
+        *(f"{value:.3f}" for value in losses),
+        *(f"{value:,}" for value in counts),
+        *(f"{100 * value:.1f}%" for value in shares),
+        *(f"{value:+.3f}".replace("-", "−") for value in differences),
+        *names,
+    }
+
+
+def test_every_number_is_shown(html: str, full_data: ReportData) -> None:
+    text = Page(html).text
+    assert [figure for figure in numbers_to_show(full_data) if figure not in text] == []
+
+
+def test_totals_are_sums_of_the_stages(html: str, full_data: ReportData) -> None:
+    text = Page(html).text
+    assert f"{sum(row.runs for row in full_data.cost)}" in text
+    seconds = round(sum(row.wall_s for row in full_data.cost))
+    assert re.search(rf"{seconds // 60} (min|分) {seconds % 60:02d} (s|秒)", text)
+
+
+def test_nothing_is_loaded_from_elsewhere(html: str) -> None:
+    page = Page(html)
+    assert not set(page.tags) & {"script", "link", "img", "iframe", "object", "embed", "base", "image", "form"}
+    links = [value for _, key, value in page.attributes if key in {"src", "href", "action", "xlink:href", "data"}]
+    assert links and all(link.startswith("#") for link in links)
+    assert "http://" not in html and "https://" not in html and "@import" not in html
+    assert all(reference.startswith("#") for reference in re.findall(r"url\(\s*[\"']?(\S)", html))
+    assert not [key for _, key, _ in page.attributes if key.startswith("on")]
+
+
+def test_ids_are_unique_and_every_link_leads_somewhere(html: str) -> None:
+    page = Page(html)
+    ids = [value for _, key, value in page.attributes if key == "id"]
+    assert len(ids) == len(set(ids))
+    targets = {value[1:] for _, key, value in page.attributes if key == "href"}
+    targets |= set(re.findall(r"url\(#([^)]*)\)", html))
+    assert targets <= set(ids)
+
+
+def test_charts_hold_text_and_follow_the_pages_colours(html: str) -> None:
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", html)
+    assert {"中文新闻", "三国演义", "encyclopedia"} <= set(texts)
+    assert "#0102" not in html  # a placeholder that no variable replaced
+    used = set(re.findall(r"var\((--\w+)\)", html))
+    assert used <= set(re.findall(r"(--\w+):", html))
+
+
+def test_languages_have_the_same_keys_and_places_to_fill() -> None:
+    def places(text: str) -> set[str]:
+        return {name for _, name, _, _ in string.Formatter().parse(text) if name}
+
+    for key, (english, chinese) in STRINGS.items():
+        assert places(english) == places(chinese), key
+        assert english and (chinese or key == "gap"), key
+
+
+def test_chinese_report_has_no_english_left_in_its_own_words(tmp_path: Path, full_data: ReportData) -> None:
+    text = Page(render(dataclasses.replace(full_data, mixture=None, anneal=None, ladder=None), tmp_path, "zh")).text
+    for english, chinese in STRINGS.values():
+        if english != chinese and len(english) > 12 and "{" not in english:
+            assert english not in text
+
+
+def test_same_data_same_bytes_in_another_process(tmp_path: Path, full_data: ReportData) -> None:
+    here = render(full_data, tmp_path)
+    script = (
+        "import sys, pathlib; sys.path.insert(0, sys.argv[1]); import conftest;"
+        "from armillary.report import write_report;"
+        "write_report(conftest.full_report(), pathlib.Path(sys.argv[2]));"
+        "print('torch' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path / "other.html")],
+        env={**os.environ, "PYTHONHASHSEED": "77", "TZ": "Asia/Shanghai"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert (tmp_path / "other.html").read_text(encoding="utf-8") == here
+    assert out.stdout.split() == ["False", "False"]
+    assert "Warning" not in out.stderr
+
+
+PARTS = [
+    "corpus",
+    "mixture",
+    "anneal",
+    "ladder",
+    "prediction",
+    "arms",
+    "curves",
+    "samples",
+    "cost",
+    "reproduce",
+    "lineage",
+]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_alone_is_shown_and_the_rest_left_out(part: str, tmp_path: Path, full_data: ReportData) -> None:
+    page = Page(render(bare(**{part: getattr(full_data, part)}), tmp_path))
+    shown = {value for tag, key, value in page.attributes if tag == "section" and key == "id"}
+    assert shown == {"verdict", "question", part}
+    entries = {value[1:] for tag, key, value in page.attributes if tag == "a" and key == "href"}
+    assert entries == shown
+
+
+def test_parts_that_are_half_there(tmp_path: Path, full_data: ReportData) -> None:
+    """A study interrupted or diverged: one branch, no law yet, no measurement, a loss that is not a number."""
+    nan = float("nan")
+    mixture = full_data.mixture
+    assert mixture is not None and full_data.prediction is not None
+    text = Page(
+        render(
+            bare(
+                mixture=dataclasses.replace(
+                    mixture,
+                    choice=None,
+                    target_fit=None,
+                    epochs={},
+                    fits=[DomainFit("a", [1.0, nan], [nan, 2.0], nan, nan)],
+                    candidates=[dataclasses.replace(mixture.candidates[0], measured=[])],
+                ),
+                anneal=AnnealPart([AnnealRow(0.2, "linear", "found", [3.0])], chosen=0, significant=False),
+                ladder=LadderPart(points=[], laws=[]),
+                prediction=PredictionPart(
+                    "2026-01-01T00:00:00Z",
+                    None,
+                    [dataclasses.replace(row, measured=None, inside=None) for row in full_data.prediction.rows],
+                ),
+                arms=[dataclasses.replace(full_data.arms[0], domain_losses={}, bits_per_byte={})],
+                curves=[LossCurve("train", [1.0, 2.0], [nan, nan])],
+            ),
+            tmp_path,
+        )
+    ).text
+    assert "the target run has not begun" in text
+    assert "not measured yet" in text
+    assert "nan" not in text.lower().split()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "said"),
+    [
+        (-0.05, -0.01, "the found mixture is better than the natural one"),
+        (0.01, 0.05, "the found mixture is worse than the natural one"),
+        (-0.01, 0.05, "no difference between the found and the natural mixture was found beyond chance"),
+    ],
+)
+def test_says_honestly_whether_the_found_mixture_is_better(low: float, high: float, said: str, tmp_path: Path) -> None:
+    rows = [DifferenceRow("found", "natural", (low + high) / 2, low, high)]
+    text = Page(render(bare(differences=rows), tmp_path)).text
+    phrases = ["is better than", "is worse than", "beyond chance"]
+    assert said in text
+    assert sum(phrase in text for phrase in phrases) == 1
+
+
+def test_a_prediction_recorded_after_the_start_is_called_none(tmp_path: Path) -> None:
+    early = PredictionPart("2026-01-01T00:00:00Z", "2026-01-01T00:00:30Z", [])
+    assert "30.0 s later" in Page(render(bare(prediction=early), tmp_path)).text
+    # the same clock time, but an hour west: recorded later than the start
+    late = PredictionPart("2026-01-01T00:00:00-01:00", "2026-01-01T00:00:30Z", [])
+    assert "this is not a prediction" in Page(render(bare(prediction=late), tmp_path)).text
+
+
+def test_hostile_names_stay_text_in_page_and_charts(tmp_path: Path, full_data: ReportData) -> None:
+    evil = '<script>alert("x")</script> $\\frac{1}{2}$ {0} {{ t }} --><!-- & \n</svg></style>'
+    evil_short = '<script>"&$x_{$'
+
+    def rename(name: str) -> str:
+        return evil_short if name == "encyclopedia" else evil if name == "code" else name
+
+    mixture, prediction = full_data.mixture, full_data.prediction
+    assert mixture is not None and prediction is not None
+    weights = {rename(name): weight for name, weight in mixture.found.items()}
+    data = dataclasses.replace(
+        full_data,
+        name=evil,
+        mixture=dataclasses.replace(
+            mixture,
+            domains=[rename(name) for name in mixture.domains],
+            fits=[dataclasses.replace(fit, domain=rename(fit.domain), form=evil) for fit in mixture.fits],
+            found=weights,
+        ),
+        anneal=None,
+        prediction=dataclasses.replace(
+            prediction, rows=[dataclasses.replace(row, domain=rename(row.domain)) for row in prediction.rows]
+        ),
+        curves=[LossCurve(evil_short, [1.0, 2.0], [2.0, 1.0])],
+        samples=[Sample(evil, "\x00\x1b[31m\ud800" + evil)],
+        warnings=[evil],
+    )
+    html = render(data, tmp_path)
+    page = Page(html)
+    assert "<script" not in html
+    assert " ".join(evil.split()) in page.text
+    assert evil_short in {unescape(text) for text in re.findall(r"<text[^>]*>([^<]*)</text>", html)}
+    assert not re.search("[\x00-\x08\x1b]", html)
+
+
+@settings(max_examples=60, deadline=None)
+@given(name=st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1))
+def test_any_name_reads_back_as_it_was(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    row = DomainRow(name, name, name, True, 1, 1, 1, 0, 1.0)
+    page = Page(render(bare(corpus=[row]), tmp_path_factory.mktemp("name")))
+    assert name in page.rows
+
+
+def test_a_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.html"
+    path.write_text("old")
+
+    def full_disk(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(ArmillaryError, match=r"report\.html.*No space left"):
+        write_report(bare(), path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_report_replaces_the_old_one_and_makes_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "report.html"
+    write_report(bare(), path)
+    first = path.read_text()
+    write_report(bare(warnings=["one run diverged"]), path)
+    assert path.read_text() != first
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ArmillaryError, match=re.escape(str(tmp_path))):
+        write_report(bare(), tmp_path)
+    assert list(tmp_path.iterdir()) == []
