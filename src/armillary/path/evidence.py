@@ -280,7 +280,11 @@ def _ladder_part(evidence: Evidence) -> report.LadderPart | None:
             report.FamilyRow(name, shape.parameters, float(at.mean[0]), float(at.low[0]), float(at.high[0]))
         )
         if name == recipe.model.family:
-            holdout = [report.HoldoutRow(h.what, h.predicted, h.measured) for h in law.holdout_error_]
+            holdout = [
+                report.HoldoutRow(h.what, float(predicted), float(measured))
+                for h in law.holdout_error_
+                for predicted, measured in zip(h.predicted, h.measured, strict=True)
+            ]
     target = None
     if evidence.prediction is not None:
         spec = RunSpec.model_validate(evidence.prediction["spec"])

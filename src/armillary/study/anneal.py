@@ -48,7 +48,9 @@ def anneal_study(lab: Lab, mixture: dict[str, float]) -> AnnealOutcome:
         InterruptedStudyError: Ctrl-C; call again to go on.
     """
     recipe, study = lab.recipe, lab.recipe.study.anneal
-    key = stage_key(lab.corpus, recipe.target_weights, recipe.training, recipe.families, study, lab.plan, mixture)
+    key = stage_key(
+        lab.corpus, recipe.target_weights, recipe.training, recipe.families, study, lab.plan.size("anneal"), mixture
+    )
     known = stored(lab.store, "anneal", key, AnnealOutcome)
     if known is not None:
         return known

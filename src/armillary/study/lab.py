@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 
 from armillary.corpus import Corpus
 from armillary.recipe import (
@@ -206,5 +207,4 @@ def record(store: Store, stage: str, key: str, outcome: Outcome) -> Outcome:
 
 def stage_key(corpus: Corpus, *inputs: Any) -> str:
     """Hash of what a stage depends on."""
-    values = [v.model_dump(mode="json") if isinstance(v, BaseModel) else v for v in inputs]
-    return canonical_hash([corpus.hash, *values])
+    return canonical_hash([corpus.hash, *to_jsonable_python(inputs)])

@@ -53,7 +53,14 @@ def ladder_study(lab: Lab, mixture: dict[str, float], annealing: Annealing) -> L
     """
     recipe, study = lab.recipe, lab.recipe.study.ladder
     key = stage_key(
-        lab.corpus, recipe.target_weights, recipe.training, recipe.families, study, lab.plan, mixture, annealing
+        lab.corpus,
+        recipe.target_weights,
+        recipe.training,
+        recipe.families,
+        study,
+        lab.plan.size("ladder"),
+        mixture,
+        annealing,
     )
     known = stored(lab.store, "ladder", key, LadderOutcome)
     if known is not None:

@@ -105,7 +105,15 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
         InterruptedStudyError: Ctrl-C; call again to go on.
     """
     recipe, corpus, study = lab.recipe, lab.corpus, lab.recipe.study.mixture
-    key = stage_key(corpus, recipe.target_weights, recipe.limits, recipe.training, recipe.families, study, lab.plan)
+    key = stage_key(
+        corpus,
+        recipe.target_weights,
+        recipe.limits,
+        recipe.training,
+        recipe.families,
+        study,
+        lab.plan.size("mixture", "target"),
+    )
     known = stored(lab.store, "mixture", key, MixtureOutcome)
     if known is not None:
         return known
@@ -182,7 +190,7 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
             spearman=[float(v) for v in held.spearman],
             rmse=[float(v) for v in held.rmse],
             target_spearman=_spearman(held.predicted @ weights, Y @ weights),
-            forms=[dict(form) for form in law.chosen_],
+            forms=[{form: float(share[i]) for form, share in law.chosen_.items()} for i in range(len(corpus.domains))],
             natural=lab.named(natural),
             uniform=lab.named(uniform),
             candidates=candidates,

@@ -8,7 +8,7 @@ was interrupted goes on with the sizes it had, whatever the machine is doing tod
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 from armillary.corpus import Corpus
 from armillary.recipe import Document, ModelShape, Recipe, UsageError
@@ -41,6 +41,10 @@ class Plan(Document):
     seconds: dict[Stage, float]
     flops: dict[Stage, float]
     rates: dict[str, float]
+
+    def size(self, *stages: Stage) -> list[Any]:
+        """What of the plan decides the runs of these stages."""
+        return [self.precision, self.mixture_runs, *[self.tokens[stage] for stage in stages]]
 
 
 def parse_budget(text: str) -> tuple[float, Literal["s", "flops"]]:
@@ -171,7 +175,7 @@ def _cost(
     return 3 * seeds * (tokens + TARGET_LOOKS * look) * cost[f"{family}/{recipe.model.depth}"]
 
 
-TARGET_LOOKS = 8
+TARGET_LOOKS = 4
 """How often a target run is validated."""
 
 
