@@ -94,7 +94,9 @@ def mixtures(part: MixturePart, words: Words) -> Figure:
         values = [weights.get(domain, 0.0) for domain in part.domains]
         places = [y + 0.27 * (i - 1) for y in range(len(values))]
         found = name == "found"
-        ax.barh(places, values, height=0.23, color=ARM_COLOURS[name], label=words.name(name))
+        # hollow, as orange and grey-blue are one grey on paper
+        face = PAPER if name == "uniform" else ARM_COLOURS[name]
+        ax.barh(places, values, height=0.23, facecolor=face, edgecolor=ARM_COLOURS[name], label=words.name(name))
         for y, value in zip(places, values, strict=True):
             ax.annotate(
                 fmt.percent(value),
