@@ -1,0 +1,29 @@
+"""Every file of examples/ is a recipe that this version loads, so that nobody starts from a stale one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from armillary.recipe import load_recipe
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+FILES = sorted(EXAMPLES.glob("*.yaml"))
+
+
+def test_there_are_examples() -> None:
+    assert EXAMPLES / "own-corpus.yaml" in FILES
+    assert FILES == sorted(path for path in EXAMPLES.iterdir() if path.is_file())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_an_example_loads(path: Path) -> None:
+    recipe = load_recipe(path)
+    # Relative sources belong to the example's own folder, not to wherever the command is given.
+    sources = [domain.source for domain in recipe.corpus.domains.values() if not domain.source.startswith("demo:")]
+    assert all(Path(source).is_relative_to(EXAMPLES) for source in sources)
+    # Each shape that the recipe would train exists.
+    depths = {recipe.model.depth, recipe.study.mixture.depth, recipe.study.anneal.depth, *recipe.study.ladder.depths}
+    for family in recipe.families:
+        assert all(family.shape(depth, recipe.corpus.tokenizer.vocab_size).parameters > 0 for depth in depths)
