@@ -14,17 +14,17 @@ from armillary.corpus import Corpus
 from armillary.recipe import Document, ModelShape, Recipe, UsageError
 from armillary.study.executor import LocalExecutor, Probe
 
+Stage = Literal["mixture", "anneal", "ladder", "target"]
+STAGES: tuple[Stage, ...] = ("mixture", "anneal", "ladder", "target")
+
 # What validation costs in training tokens: a forward pass is a third of a training step.
 _FORWARD_SHARE = 1 / 3
 # Starting runs, checkpoints and the last run of a stage, for which one worker has nothing to do.
 _SLACK = 1.12
 # How the studies divide what the target run leaves.
-_SHARES = {"mixture": 0.5, "anneal": 0.15, "ladder": 0.35}
+_SHARES: dict[Stage, float] = {"mixture": 0.55, "anneal": 0.15, "ladder": 0.3}
 _MIN_STEPS = 60
 _MIN_MIXTURE_RUNS = 20
-
-Stage = Literal["mixture", "anneal", "ladder", "target"]
-STAGES: tuple[Stage, ...] = ("mixture", "anneal", "ladder", "target")
 
 
 class Plan(Document):
@@ -99,7 +99,8 @@ def make_plan(
                 allowed = value * recipe.training.budget_share
                 tokens["target"] = _solve(recipe, corpus, "target", runs, cost, allowed, budget)
             value -= _cost(recipe, corpus, "target", tokens["target"], runs, cost)
-        studies = [stage for stage in stages if stage != "target"]
+        # The mixture comes last: it takes what the others leave when more tokens than the target's own would not help.
+        studies: list[Stage] = [stage for stage in ("ladder", "anneal", "mixture") if stage in stages]
         weight = sum(_SHARES[stage] for stage in studies)
         for stage in studies:
             allowed = value * _SHARES[stage] / weight
@@ -108,6 +109,10 @@ def make_plan(
                 while runs > _MIN_MIXTURE_RUNS and _cost(recipe, corpus, stage, smallest, runs, cost) > allowed:
                     runs -= 1
             tokens[stage] = _solve(recipe, corpus, stage, runs, cost, allowed, budget)
+            if "target" in stages and stage != "mixture":
+                tokens[stage] = min(tokens[stage], tokens["target"])
+            value -= _cost(recipe, corpus, stage, tokens[stage], runs, cost)
+            weight -= _SHARES[stage]
     if tokens["target"] == 0:
         # Only studies were asked for, and the target's size hangs on a budget for everything.
         tokens["target"] = tokens["ladder"]

