@@ -109,8 +109,9 @@ def build_corpus(
         raise
     except BrokenProcessPool as error:
         raise ArmillaryError(
-            f"{folder}: a worker process died (out of memory? try fewer workers; or a script that calls build_corpus "
-            "outside of if __name__ == '__main__'); finished parts are kept, build again to go on"
+            f"{folder}: a worker process died; finished parts are kept, build again to go on. Out of memory: use fewer "
+            "workers. A script from standard input, or that calls build_corpus outside of "
+            "if __name__ == '__main__': use workers=1"
         ) from error
     except OSError as error:
         raise ArmillaryError(
