@@ -51,11 +51,14 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
+        aside.touch()
+        mode = aside.stat().st_mode
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
             aside,
             metadata={"format": "pt"},
         )
+        aside.chmod(mode)  # safetensors makes files that only their owner may read
         sync(aside)
         aside.replace(path)
     finally:
@@ -72,7 +75,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     Raises:
         UsageError: ``folder`` is a file, or holds what no model folder of ours holds (it would be deleted).
     """
-    folder = folder.absolute()
+    folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"{folder}: is a file; give a folder that is new or holds an earlier export")
     foreign = sorted({entry.name for entry in folder.iterdir()} - MODEL_FILES) if folder.exists() else []
@@ -82,7 +85,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
             "give a folder that is new, empty or holds an earlier export"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = folder.with_name(f".{folder.name}.new")
+    aside, older = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
     shutil.rmtree(aside, ignore_errors=True)  # left over from a process that was killed
     aside.mkdir()
     try:
@@ -93,11 +96,11 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         if not folder.exists():
             aside.rename(folder)
         elif not _exchange(aside, folder):
-            old = aside.with_suffix(".old")
-            folder.rename(old)
+            shutil.rmtree(older, ignore_errors=True)
+            folder.rename(older)
             aside.rename(folder)
-            shutil.rmtree(old)
         sync(folder.parent)
+        shutil.rmtree(older, ignore_errors=True)
     finally:
         # after an exchange this is the older folder
         shutil.rmtree(aside, ignore_errors=True)

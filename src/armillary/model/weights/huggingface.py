@@ -31,6 +31,17 @@ INDEX = "model.safetensors.index.json"
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
+# Fields of our shape and the keys that hold them.
+SIZES = {
+    "n_layers": "num_hidden_layers",
+    "d_model": "hidden_size",
+    "n_heads": "num_attention_heads",
+    "n_kv_heads": "num_key_value_heads",
+    "head_dim": "head_dim",
+    "d_ff": "intermediate_size",
+    "vocab_size": "vocab_size",
+}
+
 # What must hold of a configuration for our transformer to compute the same; an absent key has this value.
 SUPPORTED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
@@ -156,13 +167,7 @@ def _config(shape: ModelShape, context_length: int, end: int, dtype: str) -> dic
         "model_type": kind,
         "dtype": dtype,
         "torch_dtype": dtype,  # the name of the key before transformers 5
-        "hidden_size": shape.d_model,
-        "num_hidden_layers": shape.n_layers,
-        "num_attention_heads": shape.n_heads,
-        "num_key_value_heads": shape.n_kv_heads,
-        "head_dim": shape.head_dim,
-        "intermediate_size": shape.d_ff,
-        "vocab_size": shape.vocab_size,
+        **{key: getattr(shape, field) for field, key in SIZES.items()},
         "tie_word_embeddings": shape.tied_embeddings,
         "rms_norm_eps": shape.norm_eps,
         "rope_theta": shape.rope_theta,  # before transformers 5; from then on rope_parameters
@@ -214,29 +219,27 @@ def _shape(path: Path) -> ModelShape:
     rope = config.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default" or rope.get("partial_rotary_factor", 1) != 1:
         raise UsageError(f"{path}: rope_parameters is {rope!r}; supported is only the rope_type 'default'")
-    heads = config.get("num_attention_heads")
-    # Left out or null, these have a default only where the architecture defines one by the other sizes.
-    llama_defaults = {"num_key_value_heads": heads, "head_dim": (config.get("hidden_size") or 0) // (heads or 1)}
+    if kind == "llama":  # Qwen3 derives neither of the two from the other sizes
+        heads, width = config.get("num_attention_heads"), config.get("hidden_size")
+        if config.get("num_key_value_heads") is None:
+            config["num_key_value_heads"] = heads
+        if config.get("head_dim") is None and heads and width:
+            config["head_dim"] = width // heads
+    missing = [key for key in SIZES.values() if config.get(key) is None]
+    if missing:
+        raise UsageError(f"{path}: the key {missing[0]} is missing; it decides the shape of the model")
     try:
         return ModelShape(
-            n_layers=config["num_hidden_layers"],
-            d_model=config["hidden_size"],
-            n_heads=config["num_attention_heads"],
-            n_kv_heads=config.get("num_key_value_heads") or llama_defaults["num_key_value_heads"],
-            head_dim=config.get("head_dim") or llama_defaults["head_dim"],
-            d_ff=config["intermediate_size"],
-            vocab_size=config["vocab_size"],
+            **{field: config[key] for field, key in SIZES.items()},
             tied_embeddings=config.get("tie_word_embeddings", False),
             qk_norm=kind == "qwen3",
             rope_theta=rope.get("rope_theta") or config.get("rope_theta") or 10_000.0,
             norm_eps=config.get("rms_norm_eps", 1e-6),
         )
-    except KeyError as error:
-        raise UsageError(f"{path}: the key {error} is missing") from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UsageError(f"{path}: no shape of a model: {where} {first['msg']}") from error
+        where = "".join(f"{SIZES.get(str(field), field)}: " for field in first["loc"])
+        raise UsageError(f"{path}: not the shape of a model: {where}{first['msg']}") from error
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
