@@ -10,6 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,6 +43,28 @@ DatabaseOption = Annotated[
     str | None, typer.Option(envvar="ARMILLARY_DATABASE", help="SQLAlchemy URL of the store instead of SQLite.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+class Language(StrEnum):
+    """Languages of the report."""
+
+    en = "en"
+    zh = "zh"
+
+
+class Until(StrEnum):
+    """Stages that a report may end with."""
+
+    mixture = "mixture"
+    anneal = "anneal"
+    ladder = "ladder"
+    predict = "predict"
+    target = "target"
+    verdict = "verdict"
+    release = "release"
+
+
+LanguageOption = Annotated[Language, typer.Option(help="Language of the report.")]
 
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
@@ -101,10 +124,10 @@ def workspace(
 def reach(
     goal: str, recipe: Path, folder: Path | None, budget: str | None, workers: int | None, database: str | None
 ) -> Any:
-    """The evidence after all stages up to ``goal``."""
+    """The evidence after all stages up to ``goal``; the report is written as far as it goes."""
     show = Reporter()
     try:
-        return workspace(recipe, folder, budget, workers, database, show).go(goal)
+        return workspace(recipe, folder, budget, workers, database, show).report(goal)
     finally:
         show.close()
 
@@ -322,7 +345,7 @@ def run(
     budget: BudgetOption = None,
     workers: WorkersOption = None,
     database: DatabaseOption = None,
-    language: Annotated[str, typer.Option("--language", help="Language of the report: en or zh.")] = "en",
+    language: LanguageOption = Language.en,
     as_json: JsonOption = False,
 ) -> None:
     """The whole path: corpus, studies, prediction, target run, verdict, published model, report.
@@ -336,8 +359,7 @@ def run(
     show = Reporter()
     try:
         place = workspace(recipe, folder, budget, workers, database, show)
-        page = place.report(language=language)
-        evidence = place.go("release")
+        evidence = place.report(language=language.value)
     finally:
         show.close()
     if as_json:
@@ -345,9 +367,12 @@ def run(
         return
     show_verdict(evidence.verdict)
     show_arms(evidence.target)
-    out.print(
-        f"report  {page}\nmodel   {place.folder / 'model'}\nnumbers {place.folder / 'summary.json'}", highlight=False
-    )
+    for what, path in (
+        ("report", place.report_file(language.value)),
+        ("model", place.folder / "model"),
+        ("numbers", place.folder / "summary.json"),
+    ):
+        out.print(f"{what:<8}{path}", highlight=False)
 
 
 @app.command()
@@ -356,7 +381,7 @@ def demo(
     offline: Annotated[bool, typer.Option("--offline", help="Only text that Python and torch bring along.")] = False,
     budget: BudgetOption = None,
     workers: WorkersOption = None,
-    language: Annotated[str, typer.Option("--language", help="Language of the report: en or zh.")] = "en",
+    language: LanguageOption = Language.en,
     as_json: JsonOption = False,
 ) -> None:
     """The whole path with the built-in recipe.
@@ -372,24 +397,22 @@ def demo(
 def report(
     recipe: RecipeArgument,
     folder: OutOption = None,
+    until: Annotated[Until, typer.Option(help="The last stage to show; it is carried out if need be.")] = Until.release,
+    language: LanguageOption = Language.en,
     workers: WorkersOption = None,
     database: DatabaseOption = None,
-    language: Annotated[str, typer.Option("--language", help="Language of the report: en or zh.")] = "en",
 ) -> None:
-    """Write the report once more, for example in Chinese.
+    """Write the report once more, for example in Chinese, or of the first stages alone.
 
     Example: armillary report recipe.yaml --language zh
     """
-    if language not in ("en", "zh"):
-        raise typer.BadParameter(
-            f"'{language}' is not a language of the report; give en or zh", param_hint="--language"
-        )
     show = Reporter()
     try:
-        page = workspace(recipe, folder, None, workers, database, show).report(language=language)
+        place = workspace(recipe, folder, None, workers, database, show)
+        place.report(until.value, language.value)
     finally:
         show.close()
-    print(page)
+    print(place.report_file(language.value))
 
 
 @app.command()

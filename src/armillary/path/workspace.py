@@ -48,6 +48,7 @@ from armillary.train import write_json
 
 FORMAT = 1
 
+Language = Literal["en", "zh"]
 Goal = Literal["mixture", "anneal", "ladder", "predict", "target", "verdict", "release"]
 GOALS: tuple[Goal, ...] = get_args(Goal)
 
@@ -180,14 +181,18 @@ class Workspace:
                 self._release(evidence)
         return evidence
 
-    def report(self, until: Goal = "release", language: Literal["en", "zh"] = "en") -> Path:
-        """Write ``report.html`` (``report.zh.html`` in Chinese) and ``summary.json`` of what ``until`` covers."""
+    def report(self, until: Goal = "release", language: Language = "en") -> Evidence:
+        """Go to ``until`` and write what was found on the way: the report and, after a verdict, ``summary.json``."""
         evidence = self.go(until)
-        path = self.folder / ("report.html" if language == "en" else f"report.{language}.html")
-        write_report(report_data(evidence, self.wall_s(), f"{self.recipe.name}.yaml"), path, language)
+        data = report_data(evidence, self.wall_s(), f"{self.recipe.name}.yaml")
+        write_report(data, self.report_file(language), language)
         if evidence.verdict is not None:
             write_json(self.folder / "summary.json", summary(evidence, self.wall_s()))
-        return path
+        return evidence
+
+    def report_file(self, language: Language) -> Path:
+        """Where the report in that language lies: ``report.html``, or ``report.zh.html``."""
+        return self.folder / ("report.html" if language == "en" else f"report.{language}.html")
 
     def _write_found(self, lab: Lab, found: Found) -> None:
         """The recipe found, for people, and the target's specification, for `armillary train --spec`."""
