@@ -48,10 +48,12 @@ class EventWriter:
     def __init__(self, path: Path, run: str) -> None:
         self.run = run
         # A kill may have left half a line: begin a new one, so that the next event is not lost with it.
-        torn = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
-        if torn:
-            self._file.write("\n")
+        if self._file.tell() > 0:
+            with open(path, "rb") as written:
+                written.seek(-1, os.SEEK_END)
+                if written.read() != b"\n":
+                    self._file.write("\n")
 
     def write(self, kind: EventKind, step: int, duration_s: float | None = None, **data: Any) -> None:
         """Append one event that happens now."""
@@ -86,13 +88,16 @@ def read_events(path: Path) -> Iterator[Event]:
                 fields = json.loads(line)
             except ValueError:
                 continue
-            try:
-                event = Event.model_validate(fields)
-            except ValidationError as error:
-                raise ArmillaryError(f"{path}:{number}: not an event: {error.errors()[0]['msg']}") from error
-            if event.format > FORMAT:
+            # Asked first: what is new in a newer format would only look wrong to this version.
+            version = fields.get("format") if isinstance(fields, dict) else None
+            if isinstance(version, int) and version > FORMAT:
                 raise ArmillaryError(
-                    f"{path}:{number}: event format {event.format} is newer than this version reads ({FORMAT}); "
+                    f"{path}:{number}: event format {version} is newer than this version reads ({FORMAT}); "
                     "update armillary"
                 )
-            yield event
+            try:
+                yield Event.model_validate(fields)
+            except ValidationError as error:
+                first = error.errors()[0]
+                where = ".".join(map(str, first["loc"])) or "line"
+                raise ArmillaryError(f"{path}:{number}: not an event: {where}: {first['msg']}") from error

@@ -2,6 +2,7 @@
 
 from armillary.train.checkpoint import write_json
 from armillary.train.loop import (
+    BusyRunError,
     DivergedError,
     InterruptedRunError,
     RunResult,
@@ -15,6 +16,7 @@ from armillary.train.loop import (
 )
 
 __all__ = [
+    "BusyRunError",
     "DivergedError",
     "InterruptedRunError",
     "RunResult",

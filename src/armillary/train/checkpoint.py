@@ -50,7 +50,8 @@ def save_checkpoint(
 ) -> Path:
     """Write ``folder/step-N`` and remove older checkpoints, except those of the steps in ``keep``.
 
-    The checkpoint before the new one stays, as the one to fall back on.
+    The checkpoint before the new one stays, as the one to fall back on. Later ones go: they are damaged, or the run
+    would have gone on from them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".step-{step}.{os.getpid()}"
@@ -64,19 +65,32 @@ def save_checkpoint(
         for key, value in state.items()
     }
     save_file(moments, aside / _FILES[1])
-    pq.write_table(pa.Table.from_pylist(metrics or [{"step": 0}]), aside / _FILES[2])
+    pq.write_table(metrics_table(metrics), aside / _FILES[2])
     sums = {name: _sha256(aside / name) for name in _FILES}
     write_json(aside / "checkpoint.json", {"format": FORMAT, "step": step, "sha256": sums})
     for name in _FILES:
-        _sync(aside / name)
+        sync(aside / name)
+    sync(aside)
     final = folder / f"step-{step}"
-    shutil.rmtree(final, ignore_errors=True)  # only a torn one of the same step can stand there
+    shutil.rmtree(final, ignore_errors=True)  # only a damaged one of the same step can stand there
     aside.rename(final)
-    _sync(folder)
-    older = [s for s in checkpoint_steps(folder) if s < step and s not in keep]
-    for stale in older[:-1]:
-        shutil.rmtree(folder / f"step-{stale}", ignore_errors=True)
+    sync(folder)
+    before = [s for s in checkpoint_steps(folder) if s < step and s not in keep][-1:]
+    remove_checkpoints(folder, {*keep, *before, step})
     return final
+
+
+def remove_checkpoints(folder: Path, keep: Collection[int]) -> None:
+    """Remove all checkpoints but those of the steps in ``keep``, and what a killed process had half written."""
+    for path in [*folder.glob("step-*"), *folder.glob(".step-*")]:
+        if path.name not in {f"step-{step}" for step in keep}:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def metrics_table(metrics: list[dict[str, float]]) -> pa.Table:
+    """Rows as a table with a column for every key that any of them has, in order of first appearance."""
+    columns = dict.fromkeys(key for row in metrics for key in row)
+    return pa.Table.from_pylist([{column: row.get(column) for column in columns} for row in metrics])
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
@@ -92,12 +106,14 @@ def verify_checkpoint(path: Path) -> str | None:
         manifest = json.loads((path / "checkpoint.json").read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             return f"format {manifest['format']} is not the one this version reads ({FORMAT})"
-        for name, expected in manifest["sha256"].items():
-            if _sha256(path / name) != expected:
+        for name in _FILES:
+            if _sha256(path / name) != manifest["sha256"][name]:
                 return f"{name} does not match its checksum"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (ValueError, KeyError, AttributeError):
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError):
         return "checkpoint.json is damaged"
     return None
 
@@ -116,10 +132,10 @@ def load_checkpoint(path: Path, model: Transformer, optimizer: torch.optim.Optim
     moments = load_file(path / _FILES[1])
     for name, parameter in model.named_parameters():
         state = {key: moments[f"{name}/{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-        # The fused optimizer keeps its step count beside the parameter.
-        optimizer.state[parameter] = {key: value.to(device) for key, value in state.items()}
+        # The fused optimizer keeps its step count beside the parameter. Copied: what is loaded is the mapped file.
+        optimizer.state[parameter] = {key: value.to(device, copy=True) for key, value in state.items()}
     rows = pq.read_table(path / _FILES[2]).to_pylist()
-    return [{k: v for k, v in row.items() if v is not None} for row in rows if row.keys() != {"step"}]
+    return [{k: v for k, v in row.items() if v is not None} for row in rows]
 
 
 def _sha256(path: Path) -> str:
@@ -127,7 +143,8 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

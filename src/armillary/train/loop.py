@@ -15,17 +15,16 @@ import contextlib
 import fcntl
 import json
 import math
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from armillary.corpus import Corpus, TokenOrder
@@ -35,7 +34,10 @@ from armillary.recipe import ArmillaryError, RunSpec
 from armillary.train.checkpoint import (
     checkpoint_steps,
     load_checkpoint,
+    metrics_table,
+    remove_checkpoints,
     save_checkpoint,
+    sync,
     verify_checkpoint,
     write_json,
 )
@@ -44,6 +46,10 @@ FORMAT = 1
 
 _FLUSH = 25  # steps between two looks at the losses
 _VALIDATION_BATCH = 64  # windows; part of the arithmetic, so it is fixed
+
+
+class BusyRunError(ArmillaryError):
+    """Another process trains in the run's folder."""
 
 
 class DivergedError(ArmillaryError):
@@ -91,14 +97,18 @@ def read_result(folder: Path) -> RunResult | None:
     """The result of a run's folder, or None while it is not done.
 
     Raises:
-        ArmillaryError: the result is of another format.
+        ArmillaryError: the result is of another format, or damaged.
     """
+    path = folder / "result.json"
     try:
-        value = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
+        version = value.pop("format")
     except FileNotFoundError:
         return None
-    if value.pop("format", None) != FORMAT:
-        raise ArmillaryError(f"{folder / 'result.json'}: format is not the one this version reads ({FORMAT})")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ArmillaryError(f"{path}: damaged; remove it to have the run taken to its end again") from error
+    if version != FORMAT:
+        raise ArmillaryError(f"{path}: format {version} is not the one this version reads ({FORMAT})")
     return RunResult(**value)
 
 
@@ -175,17 +185,20 @@ def train_run(
     Raises:
         DivergedError: the loss is not finite.
         InterruptedRunError: ``stop()`` said so; call again to go on.
-        ArmillaryError: the corpus is another one, or another process trains in this folder.
+        BusyRunError: another process trains in this folder.
+        ArmillaryError: the corpus is another one, or the folder holds another run.
     """
     if corpus.hash != spec.corpus:
         raise ArmillaryError(f"run {spec.id} belongs to corpus {spec.corpus}, but {corpus.path} is {corpus.hash}")
     folder.mkdir(parents=True, exist_ok=True)
     with _lock(folder):
+        if not (folder / "spec.json").exists():
+            write_json(folder / "spec.json", spec.model_dump(mode="json"))
+        elif _read_spec(folder) != spec:
+            raise ArmillaryError(f"{folder}: holds another run than {spec.id}; give every run a folder of its own")
         done = read_result(folder)
         if done is not None:
             return done
-        if not (folder / "spec.json").exists():
-            write_json(folder / "spec.json", spec.model_dump(mode="json"))
         with EventWriter(folder / "events.jsonl", spec.id) as events:
             run = _Run(spec, corpus, folder, events, device or default_device())
             run.begin(trunk)
@@ -225,17 +238,15 @@ class _Run:
                 self.events.write("resume", step)
                 return
             self.events.write("fault", step, checkpoint=path.name, problem=problem, remedy="the one before it is used")
-        if trunk is not None:
+        # A trunk as long as the run leaves nothing to branch off, and lacks the last validation.
+        if trunk is not None and trunk.step < self.spec.steps:
             path = trunk.folder / "checkpoints" / f"step-{trunk.step}"
-            if verify_checkpoint(path) is None and self._shares_prefix(trunk):
+            same = self.spec.prefix_id(trunk.step)
+            if verify_checkpoint(path) is None and _read_spec(trunk.folder).prefix_id(trunk.step) == same:
                 self._load(path, trunk.step)
                 self.events.write("start", trunk.step, trunk=trunk.folder.name)
                 return
         self.events.write("start", 0)
-
-    def _shares_prefix(self, trunk: Trunk) -> bool:
-        value = json.loads((trunk.folder / "spec.json").read_text(encoding="utf-8"))
-        return RunSpec.model_validate(value).prefix_id(trunk.step) == self.spec.prefix_id(trunk.step)
 
     def _load(self, path: Path, step: int) -> None:
         rows = load_checkpoint(path, self.model, self.optimizer)
@@ -287,11 +298,7 @@ class _Run:
                 "grad_norm": norm.item(),
             }
             if not math.isfinite(row["loss"]) or not math.isfinite(row["grad_norm"]):
-                self.events.write("fault", step + 1, problem="diverged")
-                raise DivergedError(
-                    f"run {self.spec.id} diverged: at step {step + 1} the loss is {row['loss']} and the gradient norm "
-                    f"{row['grad_norm']}; lower the learning rate ({self.spec.optimizer.lr:g})"
-                )
+                self._diverged(step + 1, f"the loss is {row['loss']} and the gradient norm {row['grad_norm']}")
             self.metrics.append(row)
         now = time.perf_counter()
         if self.pending:
@@ -299,10 +306,17 @@ class _Run:
         self.pending.clear()
         self.since = now
 
+    def _diverged(self, step: int, what: str) -> NoReturn:
+        self.events.write("fault", step, problem="diverged")
+        rate = self.spec.optimizer.lr
+        raise DivergedError(f"run {self.spec.id} diverged: at step {step} {what}; lower the learning rate ({rate:g})")
+
     def _validate(self) -> None:
         self._flush()
         begin = time.perf_counter()
         for domain, (loss, bits) in validate(self.model, self.spec, self.corpus).items():
+            if not math.isfinite(loss):  # the last update can be the one that breaks the model
+                self._diverged(self.step, f"the validation loss on '{domain}' is {loss}")
             self.metrics[-1][f"validation/{domain}/loss"] = loss
             self.metrics[-1][f"validation/{domain}/bits_per_byte"] = bits
         self.since = time.perf_counter()
@@ -317,10 +331,9 @@ class _Run:
 
     def finish(self, keep: tuple[int, ...]) -> RunResult:
         """Write metrics, weights and, last of all, the result that makes the run done."""
-        columns = dict.fromkeys(key for row in self.metrics for key in row)
-        table = pa.Table.from_pylist([{c: row.get(c) for c in columns} for row in self.metrics])
         aside = self.folder / ".metrics.parquet"
-        pq.write_table(table, aside)
+        pq.write_table(metrics_table(self.metrics), aside)
+        sync(aside)
         aside.rename(self.folder / "metrics.parquet")
         save_weights(self.model, self.folder / "model.safetensors")
         last = self.metrics[-1]
@@ -338,10 +351,16 @@ class _Run:
             wall_s=_spent(self.folder / "events.jsonl"),
         )
         write_json(self.folder / "result.json", {"format": FORMAT, **result.__dict__})
-        for step in checkpoint_steps(self.checkpoints):
-            if step not in keep:
-                shutil.rmtree(self.checkpoints / f"step-{step}", ignore_errors=True)
+        remove_checkpoints(self.checkpoints, keep)
         return result
+
+
+def _read_spec(folder: Path) -> RunSpec:
+    path = folder / "spec.json"
+    try:
+        return RunSpec.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ArmillaryError(f"{path}: not a run's specification; remove the folder to train the run anew") from error
 
 
 def _spent(path: Path) -> float:
@@ -356,5 +375,5 @@ def _lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ArmillaryError(f"{folder}: another process trains this run; wait for it or stop it") from error
+            raise BusyRunError(f"{folder}: another process trains this run; wait for it or stop it") from error
         yield
