@@ -26,3 +26,13 @@ def test_an_example_loads(path: Path) -> None:
     depths = {recipe.model.depth, recipe.study.mixture.depth, recipe.study.anneal.depth, *recipe.study.ladder.depths}
     for family in recipe.families:
         assert all(family.shape(depth, recipe.corpus.tokenizer.vocab_size).parameters > 0 for depth in depths)
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
+def test_the_recipe_in_a_readme_loads(page: str, tmp_path: Path) -> None:
+    blocks = (EXAMPLES.parent / page).read_text(encoding="utf-8").split("```yaml\n")[1:]
+    assert blocks
+    for block in blocks:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(block.split("```")[0], encoding="utf-8")
+        assert load_recipe(path).corpus.training_domains
