@@ -12,6 +12,8 @@ def model_card(name: str, shape: ModelShape, context_length: int, lineage: dict[
     """Markdown with what the model is, how to load it, what it was trained on, how it measured, and its limits."""
     domains = lineage["corpus"]["domains"]
     kind = "Qwen3ForCausalLM" if shape.qk_norm else "LlamaForCausalLM"
+    argued = ", ".join(f"{len(runs)} runs of the {study} study" for study, runs in lineage["argued_by"].items() if runs)
+    argued = argued and f", argued for by {argued}"
     parts = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- armillary\n---",
         f"# {name}",
@@ -26,14 +28,14 @@ def model_card(name: str, shape: ModelShape, context_length: int, lineage: dict[
         "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
         "model = AutoModelForCausalLM.from_pretrained(folder)\n"
         'tokens = tokenizer("The ", return_tensors="pt")\n'
-        "text = model.generate(**tokens, max_new_tokens=50, do_sample=True, temperature=0.8)\n"
+        f"text = model.generate(**tokens, max_new_tokens={context_length // 2}, do_sample=True, temperature=0.8)\n"
         "print(tokenizer.decode(text[0]))\n```",
         "It continues text. It was not taught to chat or to follow instructions.",
         "## What it was trained on",
         _table(
             ("domain", "training tokens", "licence", "source"),
             [
-                (domain, f"{about['train_tokens']:,}", about["licence"], about["source"])
+                (domain, f"{about['train_tokens']:,}", about["licence"] or "not stated", about["source"])
                 for domain, about in domains.items()
             ],
         ),
@@ -42,12 +44,8 @@ def model_card(name: str, shape: ModelShape, context_length: int, lineage: dict[
         "## How it measured",
         *_measured(lineage),
         "## Where it comes from",
-        f"Run `{lineage['run']}` on corpus `{lineage['corpus']['hash']}`, argued for by "
-        + (
-            ", ".join(f"{len(runs)} runs of the {study} study" for study, runs in lineage["argued_by"].items())
-            or "none"
-        )
-        + f". `lineage.json` names each of them, the full specification, and the weight file by its SHA-256 "
+        f"Run `{lineage['run']}` on corpus `{lineage['corpus']['hash']}`{argued}. `lineage.json` holds its full "
+        f"specification, the runs behind it, the version of the code and the SHA-256 of the weight file "
         f"(`{lineage['weights']['sha256'][:16]}…`).",
         "## Limits",
         "This is a very small model, made to show how a training recipe is found and checked. It has little knowledge, "
@@ -58,26 +56,21 @@ def model_card(name: str, shape: ModelShape, context_length: int, lineage: dict[
 
 
 def _measured(lineage: dict[str, Any]) -> list[str]:
-    verdict = {row["domain"]: row for row in lineage["verdict"] or ()}
+    """A sentence and a table of the measured losses; with a verdict also what was predicted."""
     text = "Validation loss on held-out text, in nats per token."
+    losses: dict[str, float] = lineage["losses"]
+    verdict = {row["domain"]: row for row in lineage["verdict"] or ()}
     if not verdict:
-        losses = [(domain, f"{loss:.4f}") for domain, loss in lineage["losses"].items()]
-        return [text, _table(("domain", "loss"), losses)]
-    rows: list[tuple[str, ...]] = []
-    for domain, loss in lineage["losses"].items():
-        row = verdict.get(domain)
-        foretold = (
-            (
-                f"{row['predicted']:.4f}",
-                f"{row['low']:.4f} to {row['high']:.4f}",
-                "inside" if row["inside"] else "outside",
-            )
-            if row
-            else ("", "", "")
-        )
-        rows.append((domain, f"{loss:.4f}", *foretold))
+        return [text, _table(("domain", "loss"), [(domain, f"{loss:.4f}") for domain, loss in losses.items()])]
     hits = sum(bool(row["inside"]) for row in verdict.values())
     text += f" The prediction was recorded before the run began; {hits} of {len(verdict)} lie inside its interval."
+    rows = []
+    for domain, loss in (losses | {name: row["measured"] for name, row in verdict.items()}).items():
+        predicted = interval = inside = ""
+        if row := verdict.get(domain):
+            predicted, interval = f"{row['predicted']:.4f}", f"{row['low']:.4f} to {row['high']:.4f}"
+            inside = "inside" if row["inside"] else "outside"
+        rows.append((domain, f"{loss:.4f}", predicted, interval, inside))
     return [text, _table(("domain", "loss", "predicted", "interval", "verdict"), rows)]
 
 

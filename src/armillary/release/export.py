@@ -49,7 +49,9 @@ def publish(
     """
     wrong = REQUIRED.symmetric_difference(lineage)
     if wrong:
-        raise UsageError(f"lineage: missing or unknown: {', '.join(sorted(wrong))}; it has exactly {sorted(REQUIRED)}")
+        raise UsageError(
+            f"lineage: missing or unknown: {', '.join(sorted(wrong))}; it has exactly {', '.join(sorted(REQUIRED))}"
+        )
     with replace_folder(folder) as aside:
         export_hf(model, aside, tokenizer_file=tokenizer_file, end_token=end_token, context_length=context_length)
         document = {
@@ -74,7 +76,7 @@ def check_lineage(folder: Path) -> dict[str, Any]:
     path = folder / "lineage.json"
     try:
         document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version, weights = document["format"], document["weights"]
+        version, weights = int(document["format"]), document["weights"]
         name, recorded = weights["file"], weights["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path}: not the lineage of a published model ({error}); give its folder") from error
