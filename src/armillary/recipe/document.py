@@ -7,14 +7,14 @@ be right, before anything is trained.
 from __future__ import annotations
 
 import difflib
-import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from armillary.recipe.errors import UsageError
+from armillary.recipe.errors import FieldError, UsageError
 from armillary.recipe.run import Decay
 from armillary.recipe.shapes import Document, Family
 
@@ -173,26 +173,31 @@ class Recipe(Document):
     def _names_are_known(self) -> Self:
         domains = list(self.corpus.domains)
         training = self.corpus.training_domains
+        limits, ladder = self.limits, self.study.ladder
         if len(training) < 2:
-            raise ValueError("corpus.domains: a mixture needs at least two domains with 'train: true'")
-        known_domain("target", self.target, domains)
-        known_domain("limits.floors", self.limits.floors, training)
-        known_domain("limits.ceilings", self.limits.ceilings, training)
-        if any(not math.isfinite(w) or w < 0 for w in self.target.values()) or sum(self.target.values()) <= 0:
-            raise ValueError("target: weights must be finite, not negative, and not all zero")
-        for name, floor in self.limits.floors.items():
-            if floor > self.limits.ceilings.get(name, 1.0):
-                raise ValueError(f"limits: the floor of '{name}' lies above its ceiling")
-        if sum(self.limits.floors.values()) > 1:
-            raise ValueError("limits.floors: the floors sum to more than 1")
+            raise FieldError("a mixture needs at least two domains with 'train: true'", "corpus", "domains")
+        known_domain(self.target, domains, "target")
+        known_domain(limits.floors, training, "limits", "floors")
+        known_domain(limits.ceilings, training, "limits", "ceilings")
+        if any(w < 0 for w in self.target.values()) or sum(self.target.values()) <= 0:
+            raise FieldError("weights must not be negative, and not all zero", "target")
+        for name, floor in limits.floors.items():
+            ceiling = limits.ceilings.get(name, 1.0)
+            if floor > ceiling:
+                raise FieldError(f"the floor {floor:g} lies above the ceiling {ceiling:g}", "limits", "floors", name)
+        if sum(limits.floors.values()) > 1 + 1e-9:
+            raise FieldError("the floors sum to more than 1", "limits", "floors")
         names = [family.name for family in self.families]
         if len(set(names)) != len(names):
-            raise ValueError(f"families: names must differ, found {names}")
-        for family in (self.model.family, *self.study.ladder.families):
+            raise FieldError(f"names must differ, found {names}", "families")
+        for family, *where in (
+            (self.model.family, "model", "family"),
+            *((f, "study", "ladder", "families") for f in ladder.families),
+        ):
             if family not in names:
-                raise ValueError(f"family '{family}' is not in families ({', '.join(names)})")
+                raise FieldError(f"'{family}' is not in families{_nearest(family, names)}", *where)
         if self.training.budget_share is not None and self.budget is None:
-            raise ValueError("training.budget_share needs a 'budget' (such as 20m or 1e15flops)")
+            raise FieldError("needs a 'budget' (such as 20m or 1e15flops)", "training", "budget_share")
         return self
 
     def family(self, name: str) -> Family:
@@ -206,11 +211,11 @@ class Recipe(Document):
         return {name: weight / total for name, weight in self.target.items() if weight > 0}
 
 
-def known_domain(where: str, names: dict[str, float], known: list[str] | tuple[str, ...]) -> None:
-    """Raise ValueError if a key of ``names`` is not one of ``known``, with the nearest known one."""
+def known_domain(names: Collection[str], known: Collection[str], *where: str) -> None:
+    """Raise FieldError if one of ``names``, which stand at ``where``, is not ``known``, with the nearest known one."""
     for name in names:
         if name not in known:
-            raise ValueError(f"{where}: no domain '{name}' here{_nearest(name, list(known))}")
+            raise FieldError(f"no domain of that name here{_nearest(name, list(known))}", *where, name)
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -231,16 +236,17 @@ def load_recipe(path: Path) -> Recipe:
         # compose first: it keeps the line of every key for the messages below
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that is none
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise UsageError(f"{path}{line}: not YAML: {getattr(error, 'problem', error)}") from error
+        raise UsageError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or error}") from error
     if not isinstance(value, dict):
         raise UsageError(f"{path}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}")
     try:
         recipe = Recipe.model_validate(value)
     except ValidationError as error:
-        lines = [f"{path}:{_line(node, e['loc'])}: {_problem(e)}" for e in error.errors()]
+        problems = [(_location(e), e) for e in error.errors()]
+        lines = [f"{path}:{_line(node, where)}: {_problem(where, e)}" for where, e in problems]
         raise UsageError("\n".join(lines)) from error
     return _absolute_sources(recipe, path.resolve().parent)
 
@@ -277,9 +283,14 @@ def _line(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
     return line
 
 
-def _problem(error: Any) -> str:
+def _location(error: Any) -> tuple[int | str, ...]:
+    """Where in the document a pydantic error points, or the check that raised it."""
+    cause = error.get("ctx", {}).get("error")
+    return (*error["loc"], *(cause.location if isinstance(cause, FieldError) else ()))
+
+
+def _problem(location: tuple[int | str, ...], error: Any) -> str:
     """One pydantic error in words: the key, what is wrong with it, and for an unknown key the nearest valid one."""
-    location = error["loc"]
     where = ".".join(str(part) for part in location)
     if error["type"] == "extra_forbidden":
         return f"unknown key '{where}'{_nearest(str(location[-1]), _valid_keys(location[:-1]))}"

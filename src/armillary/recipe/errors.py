@@ -16,3 +16,11 @@ class UsageError(ArmillaryError):
     """What the user gave cannot be right: a recipe, a source, an option. Exit code 2."""
 
     exit_code = 2
+
+
+class FieldError(ValueError):
+    """Raised in a check of several fields of a document: ``location`` leads from it to the one at fault."""
+
+    def __init__(self, message: str, *location: str) -> None:
+        super().__init__(message)
+        self.location = location

@@ -80,9 +80,9 @@ class MixturePhase(Document):
 
     @model_validator(mode="after")
     def _weights_are_a_mixture(self) -> Self:
-        bad = {name: w for name, w in self.weights.items() if not (math.isfinite(w) and w >= 0)}
+        bad = {name: w for name, w in self.weights.items() if w < 0}
         if bad:
-            raise ValueError(f"mixture weights must be finite and not negative, found {bad}")
+            raise ValueError(f"mixture weights must not be negative, found {bad}")
         total = sum(self.weights.values())
         if abs(total - 1.0) > 1e-6:
             raise ValueError(f"mixture weights must sum to 1, these sum to {total:.8g}")

@@ -15,9 +15,9 @@ Attention = Literal["causal", "full"]
 
 
 class Document(BaseModel):
-    """A part of a recipe or a run: immutable, and an unknown key is an error rather than silently ignored."""
+    """A part of a recipe or a run: immutable; an unknown key or a number that is not finite is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ModelShape(Document):
