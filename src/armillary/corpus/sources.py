@@ -181,7 +181,7 @@ def _demo(file: SourceFile) -> Iterator[tuple[str, Any] | Problem]:
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(
             f"source {file.reader}: {file.path} is not as in the tested version of {domain.package} ({error!r}); "
-            "install that one: pip install 'armillary[demo]'"
+            f"{domain.remedy}"
         ) from error
 
 
