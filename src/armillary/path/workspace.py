@@ -153,7 +153,7 @@ class Workspace:
         reach = GOALS.index(until)
         resize = next((stage for stage in STAGES if stage == until and self.budget is not None), None)
         with self.lab(resize) as lab:
-            evidence = Evidence(self.recipe, lab.corpus, lab.store, lab.plan)
+            evidence = Evidence(self.recipe, lab.corpus, lab.store, lab.plan, self.budget or self.recipe.budget)
             with self._timed("mixture"):
                 evidence.mixture = mixture_study(lab)
             if reach >= GOALS.index("anneal"):
