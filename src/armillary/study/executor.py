@@ -10,13 +10,15 @@ Only the parent writes to the database. Workers end by themselves, with a checkp
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing as mp
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -27,6 +29,7 @@ from armillary.study.store import Store
 from armillary.train import RunResult
 
 MAX_ATTEMPTS = 3
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class InterruptedStudyError(ArmillaryError):
@@ -83,6 +86,7 @@ class _Queue:
     waiting: list[Job]
     done_tokens: float = 0.0
     outcomes: dict[str, RunResult | Failure] = field(default_factory=dict)
+    deaths: dict[str, int] = field(default_factory=dict)
 
 
 class LocalExecutor:
@@ -99,7 +103,8 @@ class LocalExecutor:
         self.checkpoint_every_s = checkpoint_every_s
         self.n_workers = workers or default_workers()
         self._context = mp.get_context("spawn")
-        self._stop = self._context.Event()
+        # A plain byte and not an Event: a worker that is killed while it holds an Event's lock would stop all others.
+        self._stop = self._context.RawValue("b", 0)
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> Self:
@@ -108,6 +113,7 @@ class LocalExecutor:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._stop.value = 1
         for worker in self._workers:
             worker.pipe.close()  # an idle worker ends when its pipe does
         for worker in self._workers:
@@ -116,15 +122,26 @@ class LocalExecutor:
                 worker.process.kill()
                 worker.process.join()
         self._workers.clear()
+        self._stop.value = 0
 
     def measure(self, probes: Sequence[Probe]) -> list[float]:
-        """Tokens per second of all workers together for each probe, all workers busy at once."""
+        """Tokens per second of all workers together for each probe, all workers busy at once.
+
+        Raises:
+            ArmillaryError: a worker died, or could not train at this size.
+        """
         rates = []
         self._start_workers()
         for probe in probes:
-            for worker in self._workers:
-                worker.pipe.send(("measure", probe))
-            answers = [worker.pipe.recv() for worker in self._workers]
+            try:
+                for worker in self._workers:
+                    worker.pipe.send(("measure", probe))
+                answers = [worker.pipe.recv() for worker in self._workers]
+            except (EOFError, OSError) as error:
+                raise ArmillaryError(
+                    "the throughput could not be measured: a worker process died (out of memory? try fewer workers; "
+                    "or a script that starts an executor outside of if __name__ == '__main__')"
+                ) from error
             for kind, value in answers:
                 if kind != "measured":
                     raise ArmillaryError(f"the throughput could not be measured: {value}")
@@ -144,8 +161,7 @@ class LocalExecutor:
         queue = _Queue(waiting=[])
         for job in unique:
             result = self.store.result(job.spec.id)
-            kept = all(self._kept(job.spec.id, step) for step in job.keep)
-            if result is not None and (kept or not job.keep):
+            if result is not None:
                 queue.outcomes[job.spec.id] = result
             else:
                 queue.waiting.append(job)
@@ -155,15 +171,15 @@ class LocalExecutor:
         total = sum(_new_tokens(job) for job in queue.waiting)
         total_runs = len(queue.waiting)
         self._start_workers()
-        before = _on_signals(self._stop.set)
+        before = _on_signals(self._stop)
         try:
             while queue.waiting or any(worker.job for worker in self._workers):
-                if self._stop.is_set() and not any(worker.job for worker in self._workers):
+                if self._stop.value and not any(worker.job for worker in self._workers):
                     raise InterruptedStudyError(
                         f"{study}: stopped with {len(queue.waiting)} of {total_runs} runs to go; "
                         "every run has left a checkpoint: give the same command to go on"
                     )
-                if not self._stop.is_set():
+                if not self._stop.value:
                     self._hand_out(queue)
                 self._collect(queue)
                 running = sum(_branch_tokens(w.job, w.step) for w in self._workers if w.job)
@@ -172,7 +188,7 @@ class LocalExecutor:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-            self._stop.clear()
+            self._stop.value = 0
         return queue.outcomes
 
     def _start_workers(self) -> None:
@@ -183,7 +199,14 @@ class LocalExecutor:
         ours, theirs = self._context.Pipe()
         arguments = (theirs, self.corpus, self.store.folder, self._stop, index, os.getpid(), self.checkpoint_every_s)
         process = self._context.Process(target=_work, args=arguments, daemon=True)
-        process.start()
+        # Ctrl-C reaches the whole group, and the child's first seconds go into imports: it inherits that these are
+        # blocked. The tracker of multiprocessing is started first, because starting it unblocks them.
+        resource_tracker.ensure_running()
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         theirs.close()
         return _Worker(process, ours)
 
@@ -201,7 +224,8 @@ class LocalExecutor:
                     queue.waiting.remove(job)
                     self.store.mark_running(job.spec.id)
                     worker.job, worker.step = job, job.trunk[1] if job.trunk else 0
-                    worker.pipe.send(("run", job))
+                    with contextlib.suppress(OSError):  # it has died: its pipe will tell so
+                        worker.pipe.send(("run", job))
                     break
 
     def _collect(self, queue: _Queue) -> None:
@@ -210,7 +234,7 @@ class LocalExecutor:
             worker = by_pipe[pipe]  # type: ignore[index]
             try:
                 kind, value = worker.pipe.recv()
-            except (EOFError, ConnectionResetError):
+            except (EOFError, OSError):
                 self._replace(worker, queue)
                 continue
             job = worker.job
@@ -219,19 +243,21 @@ class LocalExecutor:
                 worker.step = value
                 continue
             worker.job = None
+            if kind == "stopped":
+                self.store.mark_failed(job.spec.id, "pending", value)
+                queue.waiting.append(job)
+                continue
             queue.done_tokens += _new_tokens(job)
             if kind == "done":
                 self.store.mark_done(value)
                 queue.outcomes[job.spec.id] = value
-            elif kind == "stopped":
-                self.store.mark_failed(job.spec.id, "pending", value)
-                queue.waiting.append(job)
             else:
                 self.store.mark_failed(job.spec.id, kind, value)
                 queue.outcomes[job.spec.id] = Failure(job.spec.id, kind, value)
 
     def _replace(self, worker: _Worker, queue: _Queue) -> None:
         """A worker died: start another, and try its run again unless it has killed too many workers."""
+        worker.pipe.close()
         worker.process.join()
         code = worker.process.exitcode
         job = worker.job
@@ -239,12 +265,13 @@ class LocalExecutor:
         if job is None:
             return
         how = f"signal {-code}" if code and code < 0 else f"exit code {code}"
-        _, attempts, _ = self.store.status(job.spec.id)
-        if attempts < MAX_ATTEMPTS or self._stop.is_set():
+        # Counted per call: orderly stops and earlier calls say nothing about whether this run kills its workers.
+        deaths = queue.deaths[job.spec.id] = queue.deaths.get(job.spec.id, 0) + 1
+        if deaths < MAX_ATTEMPTS or self._stop.value:
             self.store.mark_failed(job.spec.id, "pending", f"its worker died ({how}); tried again")
             queue.waiting.insert(0, job)
         else:
-            error = f"its worker died ({how}) in each of {attempts} attempts"
+            error = f"its worker died ({how}) in each of {deaths} attempts"
             self.store.mark_failed(job.spec.id, "failed", error)
             queue.outcomes[job.spec.id] = Failure(job.spec.id, "failed", error)
             queue.done_tokens += _new_tokens(job)
@@ -258,7 +285,8 @@ def default_workers() -> int:
 
 
 def _branch_tokens(job: Job, step: int) -> float:
-    return (step - (job.trunk[1] if job.trunk else 0)) * job.spec.batch_tokens * _cost(job.spec)
+    # Without its trunk's checkpoint a branch begins at 0, which is not progress.
+    return max(0, step - (job.trunk[1] if job.trunk else 0)) * job.spec.batch_tokens * _cost(job.spec)
 
 
 def _new_tokens(job: Job) -> float:
@@ -270,28 +298,28 @@ def _cost(spec: RunSpec) -> float:
     return spec.model.train_flops_per_token(spec.context_length)
 
 
-def _on_signals(act: Callable[[], Any]) -> dict[int, Any]:
-    """Let Ctrl-C and a request to end call ``act``; a second Ctrl-C ends at once. Returns the handlers before."""
+def _on_signals(stop: Any) -> dict[int, Any]:
+    """Let Ctrl-C and a request to end set ``stop``; a second Ctrl-C ends at once. Returns the handlers before."""
     if threading.current_thread() is not threading.main_thread():
         return {}
 
     def handle(number: int, _frame: FrameType | None) -> None:
         signal.signal(number, signal.default_int_handler)
-        act()
+        stop.value = 1
 
-    return {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    return {number: signal.signal(number, handle) for number in _SIGNALS}
 
 
 def _work(
     pipe: Connection, corpus_path: Path, store: Path, stop: Any, index: int, parent: int, checkpoint_every_s: float
 ) -> None:
     """The life of a worker: take jobs from the pipe until it closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent alone decides
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in _SIGNALS:  # they reach the whole group; the parent alone decides
+        signal.signal(number, signal.SIG_IGN)
     import torch
 
     from armillary.corpus import Corpus
-    from armillary.train import DivergedError, InterruptedRunError, Trunk, default_device, train_run
+    from armillary.train import BusyRunError, DivergedError, InterruptedRunError, Trunk, default_device, train_run
 
     torch.set_num_threads(1)
     device = default_device()
@@ -305,30 +333,43 @@ def _work(
         now = time.monotonic()
         if now - last > 0.2:
             last = now
-            pipe.send(("step", step))
+            with contextlib.suppress(OSError):  # the parent is gone; `stopping` will see it and leave in order
+                pipe.send(("step", step))
+
+    def stopping() -> bool:
+        return bool(stop.value) or os.getppid() != parent
+
+    def train(job: Job) -> RunResult:
+        folder = store / "runs"
+        while True:
+            try:
+                return train_run(
+                    job.spec,
+                    corpus,
+                    folder / job.spec.id,
+                    trunk=Trunk(folder / job.trunk[0], job.trunk[1]) if job.trunk else None,
+                    keep=job.keep,
+                    checkpoint_every_s=checkpoint_every_s,
+                    device=device,
+                    progress=report,
+                    stop=stopping,
+                )
+            except BusyRunError:
+                # Another study trains it, or the last workers of one that was killed are still leaving.
+                if stopping():
+                    raise InterruptedRunError(f"run {job.spec.id} is trained by another process") from None
+                time.sleep(0.5)
 
     while True:
         try:
             kind, payload = pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):
             return
         try:
             if kind == "measure":
                 answer: tuple[str, Any] = ("measured", _measure(payload, device))
             else:
-                job: Job = payload
-                result = train_run(
-                    job.spec,
-                    corpus,
-                    store / "runs" / job.spec.id,
-                    trunk=Trunk(store / "runs" / job.trunk[0], job.trunk[1]) if job.trunk else None,
-                    keep=job.keep,
-                    checkpoint_every_s=checkpoint_every_s,
-                    device=device,
-                    progress=report,
-                    stop=lambda: stop.is_set() or os.getppid() != parent,
-                )
-                answer = ("done", result)
+                answer = ("done", train(payload))
         except InterruptedRunError as error:
             answer = ("stopped", str(error))
         except DivergedError as error:
@@ -337,7 +378,7 @@ def _work(
             answer = ("failed", f"{type(error).__name__}: {error}")
         try:
             pipe.send(answer)
-        except BrokenPipeError:
+        except OSError:
             return
 
 

@@ -46,7 +46,7 @@ class Annealing(Document):
     def name(self) -> str:
         """A short name for tables."""
         mixture = "" if self.sharpen == 1 else f", mixture^{self.sharpen:g}"
-        return f"{self.share:.0%} {self.shape}{mixture}"
+        return f"{100 * self.share:.4g}% {self.shape}{mixture}"
 
 
 @dataclass(frozen=True)
@@ -129,28 +129,27 @@ class Lab:
 
         Branches that agree on all but their end get one trunk, as long as the longest of them needs.
         """
-        groups: dict[str, list[RunSpec]] = {}
-        for spec in branches:
+        jobs = []
+        groups: dict[str, list[tuple[int, tuple[MixturePhase, ...], RunSpec]]] = {}
+        for spec in {spec.id: spec for spec in branches}.values():
             start = spec.schedule.decay_start(spec.steps)
             same = spec.model_dump(mode="json", exclude={"steps", "schedule", "mixture"})
-            stable = [p.model_dump(mode="json") for p in spec.mixture if p.start_step < start]
-            groups.setdefault(canonical_hash([same, stable, spec.schedule.warmup_steps]), []).append(spec)
-        jobs = []
+            stable = tuple(phase for phase in spec.mixture if phase.start_step < start)
+            key = canonical_hash([same, to_jsonable_python(stable), spec.schedule.warmup_steps])
+            if 0 < start < spec.steps:
+                groups.setdefault(key, []).append((start, stable, spec))
+            else:
+                jobs.append(Job(spec))  # nothing of it is a trunk, or all of it
         for group in groups.values():
-            starts = sorted({spec.schedule.decay_start(spec.steps) for spec in group})
+            _, stable, first = group[0]
             if len(group) == 1:
-                jobs.append(Job(group[0]))
+                jobs.append(Job(first))
                 continue
-            first = group[0]
-            trunk = first.model_copy(
-                update={
-                    "steps": starts[-1],
-                    "schedule": Schedule(kind="constant", warmup_steps=first.schedule.warmup_steps),
-                    "mixture": first.mixture[:1],
-                }
-            )
-            jobs.append(Job(trunk, keep=tuple(starts)))
-            jobs.extend(Job(spec, trunk=(trunk.id, spec.schedule.decay_start(spec.steps))) for spec in group)
+            starts = tuple(sorted({start for start, *_ in group}))
+            schedule = Schedule(kind="constant", warmup_steps=first.schedule.warmup_steps)
+            trunk = first.model_copy(update={"steps": starts[-1], "schedule": schedule, "mixture": stable})
+            jobs.append(Job(trunk, keep=starts))
+            jobs.extend(Job(spec, trunk=(trunk.id, start)) for start, _, spec in group)
         return jobs
 
     def carry_out(self, study: str, jobs: Sequence[Job]) -> tuple[dict[str, RunResult], list[Failure]]:

@@ -7,6 +7,7 @@ was interrupted goes on with the sizes it had, whatever the machine is doing tod
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, Literal
 
@@ -58,7 +59,7 @@ def parse_budget(text: str) -> tuple[float, Literal["s", "flops"]]:
         value = float(match[1]) if match else 0.0
     except ValueError:
         value = 0.0
-    if match is None or value <= 0:
+    if match is None or not 0 < value < math.inf:
         raise UsageError(f"budget '{text}' is not understood; give a time (90s, 8m, 2h) or FLOPs (1e15flops)")
     if match[2].startswith("f"):
         return value, "flops"
@@ -193,8 +194,13 @@ def _solve(
     tokens = (allowed - fixed) / slope
     smallest = _MIN_STEPS * recipe.training.batch_sequences * recipe.training.context_length
     if tokens < smallest:
-        factor = (fixed + slope * smallest) / allowed if allowed > 0 else float("inf")
-        remedy = f"give about {factor:.1f} times as much" if factor < 1e3 else "give more, or a smaller target run"
+        factor = (fixed + slope * smallest) / allowed if allowed > 0 else math.inf
+        # Rounded up: what the message says must be enough.
+        remedy = (
+            f"give about {math.ceil(10 * factor) / 10:.1f} times as much"
+            if factor < 1e3
+            else "give more, or a smaller target run"
+        )
         raise UsageError(
             f"budget {budget} is too small for the {stage} stage, which needs {_MIN_STEPS} steps per run; {remedy}"
         )

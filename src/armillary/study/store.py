@@ -11,6 +11,8 @@ kill between the two writes), so neither has to be trusted alone.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import time
 from collections.abc import Iterable
@@ -20,7 +22,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from armillary.recipe import ArmillaryError, RunSpec, canonical_hash
+from armillary.recipe import ArmillaryError, RunSpec, UsageError, canonical_hash
 from armillary.train import RunResult, read_result
 
 FORMAT = 1
@@ -76,40 +78,57 @@ _verdicts = sa.Table(
     sa.Column("content", sa.JSON, nullable=False),
 )
 
-# What was predicted stays as it was written (contract 4): the database itself refuses to change it.
+# What was predicted stays as it was written (contract 4): the database itself refuses to change it. INSERT is watched
+# too, because INSERT OR REPLACE deletes without asking the trigger for deletion.
 _APPEND_ONLY = """
-CREATE TRIGGER IF NOT EXISTS {table}_{verb} BEFORE {verb} ON {table}
+CREATE TRIGGER IF NOT EXISTS {table}_{verb} BEFORE {verb} ON {table} {condition}
 BEGIN SELECT RAISE(ABORT, '{table} are never rewritten'); END
 """
+_VERBS = {"UPDATE": "", "DELETE": "", "INSERT": "WHEN EXISTS (SELECT 1 FROM {table} WHERE run = NEW.run)"}
 
 
 class Store:
     """Opens, and where needed creates, the store in ``folder``.
 
     Raises:
+        UsageError: ``url`` is no database that can be used here.
         ArmillaryError: the database is of another format, or cannot be reached.
     """
 
     def __init__(self, folder: Path, url: str | None = None) -> None:
         self.folder = folder
         (folder / "runs").mkdir(parents=True, exist_ok=True)
-        self.engine = sa.create_engine(url or f"sqlite:///{folder / 'store.sqlite'}")
+        try:
+            self.engine = sa.create_engine(url or f"sqlite:///{folder / 'store.sqlite'}")
+        except (sa.exc.ArgumentError, ImportError) as error:
+            raise UsageError(
+                f"database: {error}; give an SQLAlchemy URL such as postgresql+psycopg://USER@HOST/NAME, and install "
+                "the driver that it names"
+            ) from error
         if self.engine.dialect.name == "sqlite":
             sa.event.listen(self.engine, "connect", _sqlite_pragmas)
         try:
-            with self.engine.begin() as db:
-                _schema.create_all(db)
-                version = db.execute(sa.select(_format.c.version)).scalar()
-                if version is None:
-                    db.execute(sa.insert(_format).values(version=FORMAT))
-                if self.engine.dialect.name == "sqlite":
-                    for table in ("predictions", "verdicts"):
-                        for verb in ("UPDATE", "DELETE"):
-                            db.execute(sa.text(_APPEND_ONLY.format(table=table, verb=verb)))
+            # One process at a time: of two that find no tables only one can create them.
+            with open(folder / ".lock", "w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                self._open()
         except sa.exc.SQLAlchemyError as error:
             raise ArmillaryError(f"{self.engine.url}: the store's database cannot be used: {error}") from error
-        if version not in (None, FORMAT):
-            raise ArmillaryError(f"{self.engine.url}: store format {version}; this version reads {FORMAT}")
+
+    def _open(self) -> None:
+        with self.engine.begin() as db:
+            _format.create(db, checkfirst=True)
+            version = db.execute(sa.select(_format.c.version)).scalar()
+            if version not in (None, FORMAT):
+                raise ArmillaryError(f"{self.engine.url}: store format {version}; this version reads {FORMAT}")
+            _schema.create_all(db)
+            if self.engine.dialect.name == "sqlite":
+                for table in ("predictions", "verdicts"):
+                    for verb, condition in _VERBS.items():
+                        when = condition.format(table=table)
+                        db.execute(sa.text(_APPEND_ONLY.format(table=table, verb=verb, condition=when)))
+            if version is None:
+                db.execute(sa.insert(_format).values(version=FORMAT))
 
     def run_folder(self, run: str) -> Path:
         """Where the run of that id keeps its files."""
@@ -117,28 +136,32 @@ class Store:
 
     def add(self, study: str, specs: Iterable[RunSpec]) -> None:
         """Say that ``study`` needs these runs; a run that is already known keeps its state."""
-        with self.engine.begin() as db:
-            for spec in specs:
-                known = db.execute(sa.select(_runs.c.id).where(_runs.c.id == spec.id)).scalar()
-                if known is None:
-                    row = {"id": spec.id, "spec": spec.model_dump(mode="json"), "status": "pending", "attempts": 0}
-                    db.execute(sa.insert(_runs).values(created_at=time.time(), **row))
-                pair = {"study": study, "run": spec.id}
-                if db.execute(sa.select(_study_runs.c.run).filter_by(**pair)).scalar() is None:
-                    db.execute(sa.insert(_study_runs).values(**pair))
+        wanted = {spec.id: spec for spec in specs}
+        try:
+            with self.engine.begin() as db:
+                known = set(db.execute(sa.select(_runs.c.id)).scalars())
+                paired = set(db.execute(sa.select(_study_runs.c.run).filter_by(study=study)).scalars())
+                for run, spec in wanted.items():
+                    if run not in known:
+                        row = {"id": run, "spec": spec.model_dump(mode="json"), "status": "pending", "attempts": 0}
+                        db.execute(sa.insert(_runs).values(created_at=time.time(), **row))
+                    if run not in paired:
+                        db.execute(sa.insert(_study_runs).values(study=study, run=run))
+        except sa.exc.IntegrityError:
+            self.add(study, wanted.values())  # another process has added one of them since we looked
 
     def mark_running(self, run: str) -> None:
         """One more attempt at the run begins now; ``started_at`` keeps the time of the first."""
         with self.engine.begin() as db:
             started = sa.func.coalesce(_runs.c.started_at, time.time())
             values = {"status": "running", "started_at": started, "attempts": _runs.c.attempts + 1}
-            db.execute(sa.update(_runs).where(_runs.c.id == run).values(**values))
+            db.execute(sa.update(_runs).where(_runs.c.id == run, _runs.c.result.is_(None)).values(**values))
 
     def mark_failed(self, run: str, status: str, error: str) -> None:
         """The run ended without a result: ``failed`` or ``diverged``, or ``pending`` to be tried again."""
         with self.engine.begin() as db:
             values = {"status": status, "error": error, "finished_at": time.time()}
-            db.execute(sa.update(_runs).where(_runs.c.id == run).values(**values))
+            db.execute(sa.update(_runs).where(_runs.c.id == run, _runs.c.result.is_(None)).values(**values))
 
     def mark_done(self, result: RunResult) -> None:
         """The run has its result; a result that is there is never changed."""
@@ -156,13 +179,6 @@ class Store:
         if result is not None and row is not None:
             self.mark_done(result)
         return result
-
-    def status(self, run: str) -> tuple[str, int, str | None]:
-        """Status, attempts and last error of a known run."""
-        with self.engine.connect() as db:
-            query = sa.select(_runs.c.status, _runs.c.attempts, _runs.c.error).where(_runs.c.id == run)
-            row = db.execute(query).one()
-        return row.status, row.attempts, row.error
 
     def started_at(self, run: str) -> float | None:
         """When the first attempt at the run began (seconds since the epoch), or None."""
@@ -207,8 +223,12 @@ class Store:
     def record_stage(self, name: str, key: str, content: Any) -> None:
         """Keep what a stage found; a second result for the same inputs is not taken."""
         if self.stage(name, key) is None:
-            with self.engine.begin() as db:
-                db.execute(sa.insert(_stages).values(name=name, key=key, recorded_at=time.time(), content=content))
+            self._insert_first(_stages, name=name, key=key, recorded_at=time.time(), content=content)
+
+    def _insert_first(self, table: sa.Table, **row: Any) -> None:
+        """Insert a row, unless another process was first."""
+        with contextlib.suppress(sa.exc.IntegrityError), self.engine.begin() as db:
+            db.execute(sa.insert(table).values(**row))
 
     def record_prediction(self, run: str, content: dict[str, Any]) -> None:
         """Write down what ``run`` will reach, before it exists (contract 4).
@@ -217,15 +237,15 @@ class Store:
             ArmillaryError: the run has begun, or a prediction of it is there and says something else.
         """
         known = self.prediction(run)
-        if known is not None:
-            if known["sha256"] != canonical_hash(content):
-                raise ArmillaryError(f"run {run} has a prediction of {known['recorded_at']}; it is never rewritten")
-            return
-        if self.started_at(run) is not None or (self.run_folder(run) / "spec.json").exists():
-            raise ArmillaryError(f"run {run} has already begun; a prediction can only be made before its run")
-        with self.engine.begin() as db:
+        if known is None:
+            if self.started_at(run) is not None or (self.run_folder(run) / "spec.json").exists():
+                raise ArmillaryError(f"run {run} has already begun; a prediction can only be made before its run")
             row = {"run": run, "sha256": canonical_hash(content), "content": content}
-            db.execute(sa.insert(_predictions).values(recorded_at=time.time(), **row))
+            self._insert_first(_predictions, recorded_at=time.time(), **row)
+            known = self.prediction(run)
+            assert known is not None
+        if known["sha256"] != canonical_hash(content):
+            raise ArmillaryError(f"run {run} has a prediction of {known['recorded_at']}; it is never rewritten")
 
     def prediction(self, run: str) -> dict[str, Any] | None:
         """The content of the prediction of ``run`` with ``recorded_at`` (ISO 8601) and ``sha256``, or None.
@@ -242,10 +262,15 @@ class Store:
         return {**row.content, "recorded_at": iso_time(row.recorded_at), "sha256": row.sha256}
 
     def record_verdict(self, run: str, content: dict[str, Any]) -> None:
-        """Append the outcome to a prediction; the first verdict stays."""
+        """Append the outcome to a prediction; the first verdict stays.
+
+        Raises:
+            ArmillaryError: there is no prediction of this run.
+        """
+        if self.prediction(run) is None:
+            raise ArmillaryError(f"run {run} has no prediction, so there is nothing to judge")
         if self.verdict(run) is None:
-            with self.engine.begin() as db:
-                db.execute(sa.insert(_verdicts).values(run=run, recorded_at=time.time(), content=content))
+            self._insert_first(_verdicts, run=run, recorded_at=time.time(), content=content)
 
     def verdict(self, run: str) -> dict[str, Any] | None:
         """The verdict on the prediction of ``run`` with ``recorded_at``, or None."""
@@ -266,8 +291,8 @@ def to_json(value: Any) -> Any:
 
 def _sqlite_pragmas(connection: Any, _record: Any) -> None:
     cursor = connection.cursor()
+    cursor.execute("PRAGMA busy_timeout=30000")
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
-    cursor.execute("PRAGMA busy_timeout=30000")
     cursor.execute("PRAGMA foreign_keys=ON")
     cursor.close()
