@@ -33,9 +33,11 @@ app.add_typer(study_app, name="study")
 
 RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
 OutOption = Annotated[
-    Path | None, typer.Option("--out", "-o", help="Folder of the results. [default: the recipe's name]")
+    Path | None, typer.Option("--out", "-o", help="Folder of the results (default: the recipe's name).")
 ]
-WorkersOption = Annotated[int | None, typer.Option(min=1, help="Worker processes. [default: one per core]")]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=1, help="Worker processes (default: one per core or accelerator).")
+]
 BudgetOption = Annotated[
     str | None, typer.Option(help="Wall time (90s, 8m, 2h) or FLOPs (1e15flops) instead of the recipe's.")
 ]

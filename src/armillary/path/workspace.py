@@ -40,6 +40,7 @@ from armillary.study import (
     ladder_study,
     make_plan,
     mixture_study,
+    parse_budget,
     predict,
     target_spec,
     train_target,
@@ -71,6 +72,11 @@ class Workspace:
     workers: int | None = None
     database: str | None = None
     progress: Progress = quiet
+
+    def __post_init__(self) -> None:
+        for budget in (self.budget, self.recipe.budget):
+            if budget is not None:
+                parse_budget(budget)  # a slip of the pen is told before the corpus is built
 
     def corpus(self) -> Corpus:
         """Build the recipe's corpus, or open it where it is built.
