@@ -149,7 +149,7 @@ def test_a_full_disk_at_any_point_keeps_what_was_done(text_spec, tmp_path, small
             raise OSError(errno.ENOSPC, "No space left on device")
         fsync(descriptor)
 
-    monkeypatch.setattr(tasks.os, "fsync", failing)
+    monkeypatch.setattr(os, "fsync", failing)
     # Fail at the first write, the second, ...: each build goes on from what the ones before it left.
     while True:
         calls[0] = 0

@@ -45,10 +45,9 @@ from armillary.corpus.tasks import (
     encode_piece,
     group_files,
     read_group,
-    sync_folder,
-    write_file,
 )
 from armillary.corpus.tokenizer import Encoder, read_tokenizer_file, train_bpe
+from armillary.files import sync, write_file
 from armillary.recipe import ArmillaryError, CorpusSpec, DomainSpec, UsageError, canonical_hash
 
 SAMPLE_BYTES = 2 << 20  # text per domain that the tokenizer is trained on
@@ -203,7 +202,7 @@ def _build(
         (out / "manifest.json").replace(path / "manifest.json")
     else:
         out.rename(path)
-    sync_folder(folder.parent)
+    sync(folder.parent)
     progress("assemble", len(domains), len(domains))
     return path
 
@@ -265,7 +264,7 @@ def _assemble(out: Path, domain: _ReadDomain, parts: list[Path]) -> tuple[ShardF
                 stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
-        sync_folder(path.parent)
+        sync(path.parent)
         shards.append(ShardFile(path=file, bytes=path.stat().st_size, sha256=digest.hexdigest()))
     return tuple(shards)
 

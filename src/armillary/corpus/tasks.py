@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from armillary.corpus.documents import HASH_BYTES, cut, document_hash
 from armillary.corpus.sources import Problem, SourceFile, read_documents
 from armillary.corpus.split import TRAIN, VALIDATION
 from armillary.corpus.tokenizer import Encoder
+from armillary.files import write_file
 
 GROUP_BYTES = 8 << 20
 PIECE_CHARS = 4 << 20
@@ -131,28 +131,3 @@ def encode_piece(task: EncodeTask) -> None:
         bytes=np.concatenate(sizes).astype("<u4"),
     )
     write_file(task.output, buffer.getvalue())
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file so that after a crash it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(aside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Bring renames within a folder to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

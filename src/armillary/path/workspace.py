@@ -20,6 +20,7 @@ import yaml
 from pydantic import ValidationError
 
 from armillary.corpus import Corpus, build_corpus
+from armillary.files import write_file, write_json
 from armillary.model import load_weights
 from armillary.path.evidence import Evidence, lineage, report_data, summary
 from armillary.recipe import ArmillaryError, Recipe, RunSpec, UsageError, canonical_hash
@@ -45,7 +46,6 @@ from armillary.study import (
     target_spec,
     train_target,
 )
-from armillary.train import write_json
 
 FORMAT = 1
 
@@ -211,9 +211,7 @@ class Workspace:
             "target_run": {"id": spec.id, **spec.model_dump(mode="json")},
         }
         text = yaml.safe_dump(document, allow_unicode=True, sort_keys=False)
-        aside = self.folder / ".recipe.found.yaml"
-        aside.write_text(text, encoding="utf-8")
-        aside.rename(self.folder / "recipe.found.yaml")
+        write_file(self.folder / "recipe.found.yaml", text.encode())
 
     def _release(self, evidence: Evidence) -> None:
         """Publish the target run's weights with their lineage, unless that very model is published."""

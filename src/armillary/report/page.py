@@ -7,9 +7,7 @@ whether an interval excludes zero, whether a prediction really came first. What 
 from __future__ import annotations
 
 import functools
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from armillary.files import write_file
 from armillary.recipe import ArmillaryError
 from armillary.report import charts
 from armillary.report import format as fmt
@@ -38,18 +37,7 @@ def write_report(data: ReportData, path: Path, language: Language = "en") -> Non
     # a young model may write control characters, which HTML forbids
     html = _CONTROL.sub("\ufffd", _render(data, Words(language)))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-                file.write(html)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(aside).chmod(0o644)
-            Path(aside).replace(path)
-        except BaseException:
-            Path(aside).unlink(missing_ok=True)
-            raise
+        write_file(path, html.encode("utf-8", errors="replace"))
     except OSError as error:
         raise ArmillaryError(
             f"{path}: the report cannot be written ({error.strerror}); give a path that can be written"

@@ -1,6 +1,5 @@
 """Training runs: a specification and a corpus in, a folder with weights, metrics, events and a result out."""
 
-from armillary.train.checkpoint import write_json
 from armillary.train.loop import (
     BusyRunError,
     DivergedError,
@@ -27,5 +26,4 @@ __all__ = [
     "train_run",
     "train_step",
     "validate",
-    "write_json",
 ]

@@ -15,29 +15,19 @@ import os
 import shutil
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
 
+from armillary.files import sync, write_json
 from armillary.model import Transformer
 from armillary.recipe import ArmillaryError
 
 FORMAT = 1
 
 _FILES = ("model.safetensors", "optimizer.safetensors", "metrics.parquet")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON so that a kill leaves the old file or the new one, never a part."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(aside, "w", encoding="utf-8") as file:
-        json.dump(value, file, ensure_ascii=False, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(path)
 
 
 def save_checkpoint(
@@ -141,12 +131,3 @@ def load_checkpoint(path: Path, model: Transformer, optimizer: torch.optim.Optim
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -28,6 +28,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from armillary.corpus import Corpus, TokenOrder
+from armillary.files import sync, write_json
 from armillary.goodput import EventWriter, read_events
 from armillary.model import Transformer, save_weights
 from armillary.recipe import ArmillaryError, RunSpec
@@ -37,9 +38,7 @@ from armillary.train.checkpoint import (
     metrics_table,
     remove_checkpoints,
     save_checkpoint,
-    sync,
     verify_checkpoint,
-    write_json,
 )
 
 FORMAT = 1

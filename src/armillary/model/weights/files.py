@@ -18,6 +18,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from armillary.files import sync
 from armillary.recipe import ArmillaryError, UsageError
 
 AT_FDCWD = -100  # linux/fcntl.h: paths are relative to the working directory
@@ -35,15 +36,6 @@ MODEL_FILES = frozenset(
 )
 
 RENAME_EXCHANGE = 2  # linux/fs.h
-
-
-def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
