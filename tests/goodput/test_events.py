@@ -1,0 +1,104 @@
+"""What was written is read again, and a kill in the middle of a line loses nothing but that line."""
+
+import json
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from armillary.goodput import EventWriter, read_events
+from armillary.recipe import ArmillaryError
+
+KINDS = ("start", "resume", "progress", "validation", "checkpoint", "stop", "fault", "end")
+VALUES = st.one_of(st.none(), st.booleans(), st.integers(-(2**53), 2**53), st.floats(-1e300, 1e300), st.text())
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(KINDS),
+        st.integers(0, 10**9),
+        st.one_of(st.none(), st.floats(0, 1e9)),
+        st.dictionaries(st.text(min_size=1).filter(lambda k: k not in {"self", "kind", "step", "duration_s"}), VALUES),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def write(path, events):
+    with EventWriter(path, "a run") as writer:
+        for kind, step, duration_s, data in events:
+            writer.write(kind, step, duration_s, **data)
+
+
+def read(path):
+    return [(event.kind, event.step, event.duration_s, event.data) for event in read_events(path)]
+
+
+@given(EVENTS)
+def test_round_trip(tmp_path_factory, events):
+    path = tmp_path_factory.mktemp("events") / "events.jsonl"
+    write(path, events)
+    assert read(path) == events
+    assert {(event.run, event.format, event.rank) for event in read_events(path)} == {("a run", 1, 0)}
+    times = [event.time_s for event in read_events(path)]
+    assert times == sorted(times) and all(map(math.isfinite, times))
+
+
+@given(EVENTS, EVENTS, st.data())
+def test_a_torn_last_line_costs_only_itself(tmp_path_factory, before, after, data):
+    path = tmp_path_factory.mktemp("events") / "events.jsonl"
+    write(path, before)
+    whole = path.read_bytes()
+    last = len(whole.splitlines(keepends=True)[-1])
+    left = data.draw(st.integers(0, last - 2), label="bytes of the last line that came to the disk")
+    path.write_bytes(whole[: len(whole) - last + left])
+    assert read(path) == before[:-1]
+    write(path, after)  # the process that goes on
+    assert read(path) == before[:-1] + after
+
+
+def test_a_last_line_that_lacks_only_its_end_is_whole(tmp_path):
+    path = tmp_path / "events.jsonl"
+    write(path, [("start", 0, None, {})])
+    path.write_bytes(path.read_bytes()[:-1])
+    write(path, [("end", 3, None, {})])
+    assert read(path) == [("start", 0, None, {}), ("end", 3, None, {})]
+
+
+def test_torn_in_the_middle_by_two_kills(tmp_path):
+    path = tmp_path / "events.jsonl"
+    expected = []
+    for attempt in range(3):
+        event = ("progress", attempt, 0.5, {"note": "浑仪"})
+        write(path, [event])
+        expected.append(event)
+        with open(path, "ab") as file:
+            file.write('{"format":1,"time_s":1.0,"run":"浑'.encode()[:-1])  # torn within a character
+    assert read(path) == expected
+
+
+def test_an_event_is_with_the_system_before_write_returns(tmp_path):
+    writer = EventWriter(tmp_path / "events.jsonl", "a run")
+    writer.write("start", 0)
+    assert read(tmp_path / "events.jsonl") == [("start", 0, None, {})]
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ({"format": 2, "time_s": 1, "run": "r", "kind": "start", "step": 0}, "format 2 is newer"),
+        ({"format": 2, "time_s": 1, "run": "r", "kind": "eclipse", "step": 0, "moon": 1}, "format 2 is newer"),
+        ({"time_s": 1, "run": "r", "kind": "eclipse", "step": 0}, "not an event: kind"),
+        ({"time_s": 1, "run": "r", "kind": "start", "step": -1}, "not an event: step"),
+        ([1, 2], "not an event"),
+    ],
+)
+def test_a_whole_line_that_is_no_event_of_ours_is_refused_with_its_place(tmp_path, line, said):
+    path = tmp_path / "events.jsonl"
+    write(path, [("start", 0, None, {})])
+    with open(path, "a") as file:
+        file.write(json.dumps(line) + "\n")
+    with pytest.raises(ArmillaryError) as caught:
+        list(read_events(path))
+    assert f"{path}:2: " in str(caught.value) and said in str(caught.value)
