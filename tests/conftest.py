@@ -26,9 +26,9 @@ from armillary.recipe import (
 # Domains of their own words, and one that is only examined and mixes the words of two of them: what is trained on
 # decides what is learned.
 _WORDS = {
-    "sky": "sun moon star orbit sphere ring pole zenith dawn comet".split(),
-    "sea": "wave tide reef foam gull salt harbour keel swell brine".split(),
-    "code": "def return if else for in while x = y + z * ( ) :".split(),
+    "sky": ["sun", "moon", "star", "orbit", "sphere", "ring", "pole", "zenith", "dawn", "comet"],
+    "sea": ["wave", "tide", "reef", "foam", "gull", "salt", "harbour", "keel", "swell", "brine"],
+    "code": ["def", "return", "if", "else", "for", "in", "while", "x", "=", "y", "+", "z", "*", "(", ")", ":"],
 }
 _EXAMINED = ("sky", "sea")
 

@@ -1,0 +1,166 @@
+"""Whatever is wrong in a recipe is told with file, line, key and what would be right."""
+
+import pytest
+import yaml
+
+from armillary.path import demo_recipe
+from armillary.recipe import Recipe, UsageError, load_recipe
+
+GOOD = """\
+name: three seas
+corpus:
+  domains:
+    sky: {source: text/sky}
+    sea: {source: /data/sea.jsonl, text_field: body}
+    voyage:
+      source: demo:drama
+      train: false
+target: {voyage: 2, sky: 1, sea: 0}
+limits:
+  max_epochs: 3
+  floors:
+    sky: 0.1
+  ceilings: {sea: 0.8}
+families:
+  - {name: base}
+  - name: wide
+    width_per_layer: 48
+model: {family: wide, depth: 6}
+training:
+  budget_share: 0.4
+  seeds: [1, 2]
+study:
+  ladder:
+    families: [base, wide]
+budget: 20m
+"""
+
+
+@pytest.fixture
+def load(tmp_path):
+    def of(text):
+        path = tmp_path / "recipe.yaml"
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return load_recipe(path)
+
+    return of
+
+
+def test_a_good_recipe(load, tmp_path):
+    recipe = load(GOOD)
+    domains = recipe.corpus.domains
+    assert recipe.corpus.training_domains == ("sky", "sea")
+    assert domains["sky"].source == str(tmp_path / "text/sky")  # relative to the recipe, not to where one stands
+    assert (domains["sea"].source, domains["voyage"].source) == ("/data/sea.jsonl", "demo:drama")
+    assert recipe.target_weights == {"voyage": 2 / 3, "sky": 1 / 3}
+    assert recipe.family("wide").shape(6, 300).d_model == 288
+    assert recipe.training.peak_lr(128) == recipe.training.lr / 2
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_the_built_in_recipes(offline):
+    recipe = load_recipe(demo_recipe(offline))
+    trained = [recipe.corpus.domains[name] for name in recipe.corpus.training_domains]
+    assert all(domain.source.startswith("demo:") for domain in recipe.corpus.domains.values())
+    if not offline:
+        assert len(trained) >= 7
+        assert any(name not in recipe.corpus.training_domains for name in recipe.target_weights)
+
+
+def swap(old, new):
+    assert GOOD.count(old) == 1, old
+    return GOOD.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        (swap("  max_epochs: 3", "  max_epoch: 3"), 11, "unknown key 'limits.max_epoch'; nearest valid: 'max_epochs'"),
+        (
+            swap("text_field: body", "textfield: body"),
+            5,
+            "unknown key 'corpus.domains.sea.textfield'; nearest valid: 't",
+        ),
+        (
+            swap("    width_per_layer: 48", "    width_per_leyer: 48"),
+            18,
+            "unknown key 'families.1.width_per_leyer'; nearest valid: 'width_per_layer'",
+        ),
+        (swap("budget: 20m", "zebra: 20m"), 26, "unknown key 'zebra'; valid: format, name, corpus"),
+        (swap("name: three seas\n", ""), 1, "the key 'name' is missing"),
+        (swap("{family: wide, depth: 6}", "{family: wide}"), 19, "the key 'model.depth' is missing"),
+        (swap("source: demo:drama\n      ", ""), 6, "the key 'corpus.domains.voyage.source' is missing"),
+        (swap("max_epochs: 3", "max_epochs: -3"), 11, "limits.max_epochs: Input should be greater than 0 (given: -3)"),
+        (swap("max_epochs: 3", "max_epochs: many"), 11, "(given: 'many')"),
+        (swap("max_epochs: 3", "max_epochs: .inf"), 11, "finite number (given: inf)"),
+        (swap("seeds: [1, 2]", "seeds: [1, 1]"), 20, "training: seeds must differ, found [1, 1]"),
+        (swap("budget_share: 0.4", "seeds: [3]"), 20, "give exactly one of 'tokens' (a number) and 'budget_share'"),
+        (swap("budget: 20m\n", ""), 21, "training.budget_share: needs a 'budget' (such as 20m or 1e15flops)"),
+        (
+            swap("    sky: 0.1", "    sky: 0.1\n    sea: 0.81"),
+            14,
+            "limits.floors.sea: the floor 0.81 lies above the ceil",
+        ),
+        (swap("    sky: 0.1", "    sky: 0.9\n    sea: 0.2"), 12, "limits.floors: the floors sum to more than 1"),
+        (swap("voyage: 2", "voyages: 2"), 9, "target.voyages: no domain of that name here; nearest valid: 'voyage'"),
+        (swap("voyage: 2, sky: 1", "voyage: 0, sky: 0"), 9, "target: weights must not be negative, and not all zero"),
+        (swap("voyage: 2", "voyage: -2"), 9, "target: weights must not be negative"),
+        (swap("{sea: 0.8}", "{voyage: 0.8}"), 14, "limits.ceilings.voyage: no domain of that name here; valid: sky, s"),
+        (swap("{family: wide,", "{family: wid,"), 19, "model.family: 'wid' is not in families; nearest valid: 'wide'"),
+        (swap("    families: [base, wide]", "    families: [base, x]"), 25, "study.ladder.families: 'x' is not in fam"),
+        (swap("- name: wide", "- name: base"), 15, "families: names must differ, found ['base', 'base']"),
+        (
+            swap("sky: {source: text/sky}", "sku: {source: x}"),
+            9,
+            "target.sky: no domain of that name here; nearest valid: 'sku'",
+        ),
+        ("format: 2\n" + GOOD, 1, "format: Input should be 1 (given: 2)"),
+    ],
+)
+def test_what_is_wrong_is_told_with_its_line(load, tmp_path, text, line, said):
+    with pytest.raises(UsageError) as caught:
+        load(text)
+    messages = str(caught.value).splitlines()
+    assert any(f"{tmp_path / 'recipe.yaml'}:{line}: " in m and said in m for m in messages), messages
+
+
+def test_a_mixture_needs_two_domains(load):
+    text = swap("source: /data/sea.jsonl, text_field: body", "source: x, train: false").replace("  ceilings", "  #")
+    with pytest.raises(UsageError, match=r":3: corpus.domains: a mixture needs at least two domains"):
+        load(text)
+
+
+def test_all_that_is_wrong_is_told_at_once(load):
+    with pytest.raises(UsageError) as caught:
+        load(swap("max_epochs: 3", "max_epochs: -3").replace("depth: 6", "depth: 0"))
+    assert [m.split(":")[1] for m in str(caught.value).splitlines()] == ["11", "19"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: [1, 2", ":1: not YAML: "),
+        ("name: x\n  b: {", ":2: not YAML: "),
+        ("name: 2024-13-45\n", ": not YAML: month must be"),
+        ("name: \x07\n", ": not YAML: "),
+        ("- 1\n- 2\n", "a recipe is a mapping with the keys format, name, corpus"),
+        ("", "a recipe is a mapping"),
+        ("name: 浑仪\n".encode("gb18030"), "not UTF-8 at byte 6; save the recipe as UTF-8"),
+    ],
+)
+def test_what_is_no_recipe_at_all(load, tmp_path, text, said):
+    with pytest.raises(UsageError) as caught:
+        load(text)
+    assert str(caught.value).startswith(str(tmp_path / "recipe.yaml")) and said in str(caught.value)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(UsageError, match=r"nowhere.yaml: cannot be read \(No such file or directory\)"):
+        load_recipe(tmp_path / "nowhere.yaml")
+    with pytest.raises(UsageError, match=r"cannot be read \(Is a directory\)"):
+        load_recipe(tmp_path)
+
+
+def test_a_recipe_goes_through_yaml_and_back(load):
+    recipe = load(GOOD)
+    assert Recipe.model_validate(yaml.safe_load(yaml.safe_dump(recipe.model_dump(mode="json")))) == recipe
