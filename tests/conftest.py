@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from armillary.recipe import (
     CorpusSpec,
@@ -22,6 +23,10 @@ from armillary.recipe import (
     TokenizerSpec,
     Validation,
 )
+
+# How long an example takes says something of the machine only.
+settings.register_profile("armillary", deadline=None)
+settings.load_profile("armillary")
 
 # Domains of their own words, and one that is only examined and mixes the words of two of them: what is trained on
 # decides what is learned.
