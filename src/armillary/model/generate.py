@@ -57,9 +57,10 @@ def generate(
         else:
             probabilities, order = (logits / temperature).softmax(-1).sort(descending=True, stable=True)
             mass = probabilities.cumsum(-1)
-            kept = int((mass < top_p).sum()) + 1
-            draw = torch.rand((), dtype=torch.float64, generator=generator) * mass[:kept][-1]
-            token = int(order[min(int(torch.searchsorted(mass[:kept], draw, right=True)), mass[:kept].numel() - 1)])
+            nucleus = mass[: int((mass < top_p).sum()) + 1]
+            draw = torch.rand((), dtype=torch.float64, generator=generator) * nucleus[-1]
+            # rounding may put the draw on the very end of the nucleus
+            token = int(order[torch.searchsorted(nucleus, draw, right=True).clamp(max=len(nucleus) - 1)])
         if token == end_token:
             break
         tokens.append(token)
