@@ -71,6 +71,7 @@ LanguageOption = Annotated[Language, typer.Option(help="Language of the report."
 out = Console(soft_wrap=True)
 err = Console(stderr=True, soft_wrap=True)
 _PLAIN_EVERY_S = 15.0
+_INTERRUPTED = 130  # how the parser of the command line ends on Ctrl-C
 
 
 class Reporter:
@@ -403,6 +404,7 @@ def report(
     language: LanguageOption = Language.en,
     workers: WorkersOption = None,
     database: DatabaseOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write the report once more, for example in Chinese, or of the first stages alone.
 
@@ -414,6 +416,8 @@ def report(
         place.report(until.value, language.value)
     finally:
         show.close()
+    if as_json:
+        return show_json({"report": str(place.report_file(language.value))})
     print(place.report_file(language.value))
 
 
@@ -464,7 +468,10 @@ def guarded(act: Callable[[], Any]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         err.print(f"[red]error[/red] {where}{error.strerror or error}; what was done before is kept", highlight=False)
         return 1
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as error:
+        code = error.code if isinstance(error, SystemExit) else _INTERRUPTED
+        if code != _INTERRUPTED:
+            return code if isinstance(code, int) else 0 if code is None else 1
         err.print("stopped; give the same command to go on")
         return 1
     return 0

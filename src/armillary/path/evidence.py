@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import armillary
 from armillary import report
 from armillary.corpus import Corpus
+from armillary.goodput import read_events
 from armillary.model import Transformer, generate, load_weights
 from armillary.recipe import Recipe, RunSpec
 from armillary.study import (
@@ -28,6 +29,7 @@ from armillary.study import (
     iso_time,
     seed_noise,
 )
+from armillary.train import RunResult
 
 _STUDIES = ("mixture", "mixture-confirm", "anneal", "ladder", "target")
 _SAMPLE_TOKENS = 64
@@ -68,7 +70,7 @@ def summary(evidence: Evidence, wall_s: Mapping[str, float]) -> dict[str, Any]:
         "name": evidence.recipe.name,
         "wall_s": sum(wall_s.values()),
         "runs": len(done),
-        "flops": sum(result.flops for result in done),
+        "flops": sum(_spent_flops(evidence.store, result) for result in done),
         "target": {a.name: {"mean": a.mean, "low": a.low, "high": a.high} for a in evidence.target.arms},
         "differences": [d.model_dump(mode="json") for d in evidence.target.differences],
         "predictions": evidence.verdict["rows"],
@@ -92,7 +94,7 @@ def lineage(evidence: Evidence) -> dict[str, Any]:
     }
     return {
         "run": arm.runs[0],
-        "spec": evidence.store.run_specs()[arm.runs[0]].model_dump(mode="json"),
+        "spec": evidence.store.run_spec(arm.runs[0]).model_dump(mode="json"),
         "corpus": {"hash": evidence.corpus.hash, "domains": domains},
         "argued_by": {study: runs for study, runs in evidence.runs.items() if study != "target"},
         "prediction": evidence.prediction,
@@ -217,11 +219,10 @@ def _anneal_part(evidence: Evidence) -> report.AnnealPart | None:
     found = evidence.anneal
     if found is None:
         return None
-    specs = evidence.store.run_specs()
     names = [branch.annealing.name for branch in found.branches]
     curves = []
     for branch in found.branches:
-        spec = specs[branch.runs[0]]
+        spec = evidence.store.run_spec(branch.runs[0])
         steps = list(range(spec.steps))
         curves.append(report.LrCurve(branch.annealing.name, steps, [spec.lr(step) for step in steps]))
     return report.AnnealPart(
@@ -361,7 +362,7 @@ def _samples(evidence: Evidence) -> list[report.Sample]:
     if evidence.target is None:
         return []
     run = evidence.target.arms[0].runs[0]
-    spec = evidence.store.run_specs()[run]
+    spec = evidence.store.run_spec(run)
     model: Transformer = load_weights(evidence.store.run_folder(run) / "model.safetensors", spec.model)
     tokenizer = evidence.corpus.tokenizer()
     samples = []
@@ -394,8 +395,17 @@ def _cost(evidence: Evidence, wall_s: Mapping[str, float]) -> list[report.CostRo
         ids = {run for study in stages.get(stage, ()) for run in runs.get(study, [])}
         done = [result for run in ids if (result := evidence.store.result(run)) is not None]
         core_s = sum(result.wall_s for result in done)
-        rows.append(report.CostRow(stage, len(done), sum(r.flops for r in done), seconds, core_s))
+        rows.append(
+            report.CostRow(stage, len(done), sum(_spent_flops(evidence.store, r) for r in done), seconds, core_s)
+        )
     return rows
+
+
+def _spent_flops(store: Store, result: RunResult) -> float:
+    """FLOPs of a run without the steps that its trunk had taken for it."""
+    first = next(iter(read_events(store.run_folder(result.run) / "events.jsonl")))
+    steps = store.run_spec(result.run).steps
+    return result.flops * (1 - first.step / steps)
 
 
 def _lineage_rows(evidence: Evidence) -> list[report.LineageRow]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -23,7 +23,7 @@ from armillary.corpus import Corpus, build_corpus
 from armillary.files import write_file, write_json
 from armillary.model import load_weights
 from armillary.path.evidence import Evidence, lineage, report_data, summary
-from armillary.recipe import ArmillaryError, Recipe, RunSpec, UsageError, canonical_hash
+from armillary.recipe import ArmillaryError, Document, Recipe, RunSpec, UsageError, canonical_hash
 from armillary.release import check_lineage, publish
 from armillary.report import write_report
 from armillary.study import (
@@ -47,11 +47,23 @@ from armillary.study import (
     train_target,
 )
 
-FORMAT = 1
-
 Language = Literal["en", "zh"]
 Goal = Literal["mixture", "anneal", "ladder", "predict", "target", "verdict", "release"]
+STUDIES = STAGES[:-1]
 GOALS: tuple[Goal, ...] = get_args(Goal)
+
+
+class _SavedPlan(Document):
+    """``plan.json``: the plan, the recipe and corpus (``key``) and the budget it was made for.
+
+    ``resized`` names the stages that were sized to a budget of their own, so that they go on with the size they have.
+    """
+
+    format: Literal[1] = 1
+    key: str
+    budget: str | None
+    resized: dict[str, str] = {}  # noqa: RUF012 (pydantic copies it)
+    plan: Plan
 
 
 def quiet(stage: str, done: float, total: float, note: str) -> None:
@@ -106,19 +118,22 @@ class Workspace:
     def _plan(self, corpus: Corpus, executor: LocalExecutor, resize: Stage | None) -> Plan:
         path = self.folder / "plan.json"
         key = canonical_hash([corpus.hash, self.recipe.model_dump(mode="json", exclude={"corpus"})])
-        plan, budget = _read_plan(path, key)
-        fits = self.budget is None or self.budget == budget or resize is not None
-        if plan is None or not fits:
+        saved = _read_plan(path, key)
+        whole = self.budget if resize is None else None
+        if saved is None or (whole is not None and whole != saved.budget):
             self.progress("plan", 0, 1, "measuring throughput")
-            budget = (self.budget if resize is None else None) or self.recipe.budget
-            plan = make_plan(self.recipe, corpus, executor, STAGES, budget)
-            self.progress("plan", 1, 1, "measured")
-        if resize is not None and self.budget is not None:
-            sized = make_plan(self.recipe, corpus, executor, (resize,), self.budget)
+            budget = whole or self.recipe.budget
+            saved = _SavedPlan(key=key, budget=budget, plan=make_plan(self.recipe, corpus, executor, STAGES, budget))
+        if resize is not None and saved.resized.get(resize) != self.budget:
+            self.progress("plan", 0, 1, f"measuring throughput for {resize}")
+            plan, sized = saved.plan, make_plan(self.recipe, corpus, executor, (resize,), self.budget)
             parts = {f: {**getattr(plan, f), resize: getattr(sized, f)[resize]} for f in ("tokens", "seconds", "flops")}
             runs = sized.mixture_runs if resize == "mixture" else plan.mixture_runs
             plan = plan.model_copy(update={**parts, "mixture_runs": runs})
-        write_json(path, {"format": FORMAT, "key": key, "budget": budget, "plan": plan.model_dump(mode="json")})
+            resized = {**saved.resized, resize: self.budget or ""}
+            saved = saved.model_copy(update={"plan": plan, "resized": resized})
+        plan = saved.plan
+        write_json(path, saved.model_dump(mode="json"))
         for stage in STAGES:
             size = f"{plan.tokens[stage]:,} tokens"
             if stage == "mixture":
@@ -157,7 +172,8 @@ class Workspace:
             InterruptedStudyError: Ctrl-C; the same call goes on.
         """
         reach = GOALS.index(until)
-        resize = next((stage for stage in STAGES if stage == until and self.budget is not None), None)
+        # A budget given to a study is that study's own; given to any later verb it is for the whole path.
+        resize = next((stage for stage in STUDIES if stage == until and self.budget is not None), None)
         with self.lab(resize) as lab:
             evidence = Evidence(self.recipe, lab.corpus, lab.store, lab.plan, self.budget or self.recipe.budget)
             with self._timed("mixture"):
@@ -201,7 +217,7 @@ class Workspace:
         return self.folder / ("report.html" if language == "en" else f"report.{language}.html")
 
     def _write_found(self, lab: Lab, found: Found) -> None:
-        """The recipe found, for people, and the target's specification, for `armillary train --spec`."""
+        """The recipe found and the target run's whole specification, as YAML for people and other programs."""
         spec = target_spec(lab, found, found.mixture, self.recipe.training.seeds[0])
         document = {
             "name": self.recipe.name,
@@ -245,14 +261,16 @@ def _is_published(folder: Path, run: str) -> bool:
         return False
 
 
-def _read_plan(path: Path, key: str) -> tuple[Plan | None, str | None]:
-    """The plan in ``path`` and the budget it was made for; None where it is missing or for another recipe."""
+def _read_plan(path: Path, key: str) -> _SavedPlan | None:
+    """The plan in ``path``; None where it is missing or for another recipe."""
     try:
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if value["format"] != FORMAT or value["key"] != key:
-            return None, None
-        return Plan.model_validate(value["plan"]), value["budget"]
+        saved = _SavedPlan.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        return None, None
-    except (ValueError, KeyError, ValidationError) as error:
-        raise UsageError(f"{path}: not a plan ({error}); remove the file to have the studies sized again") from error
+        return None
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UsageError(
+            f"{path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}; remove the file to have the studies "
+            "sized again"
+        ) from error
+    return saved if saved.key == key else None

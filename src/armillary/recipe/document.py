@@ -92,7 +92,7 @@ class Training(Document):
     z_loss: float = Field(default=0.0, ge=0)
     warmup_share: float = Field(default=0.05, ge=0, lt=0.5)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    seeds: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1)
+    seeds: tuple[int, ...] = Field(default=(1, 2, 3), min_length=2)
 
     @model_validator(mode="after")
     def _tokens_or_share(self) -> Self:
@@ -129,14 +129,13 @@ class AnnealStudy(Document):
     shares: tuple[Share, ...] = Field(default=(0.1, 0.2, 0.4), min_length=1)
     shapes: tuple[Decay, ...] = Field(default=("linear", "1-sqrt"), min_length=1)
     sharpen: tuple[float, ...] = Field(default=(1.0,), min_length=1)
-    seeds: int = Field(default=2, ge=1)
+    seeds: int = Field(default=2, ge=2)
 
 
 class LadderStudy(Document):
-    """Models of growing depth; each trains a trunk and decays from it at ``multiples`` of its tokens.
+    """Models of growing depth; each trains a trunk and decays from it at ``fractions`` of ``tokens``.
 
-    ``tokens`` belongs to the deepest rung; a rung of N non-embedding parameters takes ``tokens`` too, so that every
-    depth is seen at the same data sizes.
+    Every depth takes the same tokens. A law needs six points: depths times fractions times seeds.
     """
 
     depths: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1)
@@ -144,6 +143,16 @@ class LadderStudy(Document):
     fractions: tuple[Share, ...] = Field(default=(0.25, 0.5, 1.0), min_length=1)
     families: tuple[str, ...] = ("base",)
     seeds: int = Field(default=1, ge=1)
+
+    @model_validator(mode="after")
+    def _enough_for_a_law(self) -> Self:
+        points = len(set(self.depths)) * len(set(self.fractions)) * self.seeds
+        if points < 6 or min(len(set(self.depths)), len(set(self.fractions))) < 2:
+            raise ValueError(
+                f"{len(set(self.depths))} depths, {len(set(self.fractions))} fractions and {self.seeds} seeds are "
+                f"{points} points; a law needs 6, of at least 2 depths and 2 fractions"
+            )
+        return self
 
 
 class Studies(Document):
@@ -196,6 +205,8 @@ class Recipe(Document):
         ):
             if family not in names:
                 raise FieldError(f"'{family}' is not in families{_nearest(family, names)}", *where)
+        if self.model.family not in ladder.families:
+            raise FieldError(f"must hold the target's family '{self.model.family}'", "study", "ladder", "families")
         if self.training.budget_share is not None and self.budget is None:
             raise FieldError("needs a 'budget' (such as 20m or 1e15flops)", "training", "budget_share")
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -166,6 +167,9 @@ class Lab:
                 f"{study}: {len(failures)} of {len(outcomes)} runs have no result, too many to go on; "
                 f"the first: {failures[0].error}"
             )
+        for job in jobs:
+            if job.keep:  # every branch has started from it: the checkpoints of a trunk have done their work
+                shutil.rmtree(self.store.run_folder(job.spec.id) / "checkpoints", ignore_errors=True)
         return results, failures
 
     def target_loss(self, result: RunResult) -> float:

@@ -210,10 +210,10 @@ class Store:
                 )
         return rows
 
-    def run_specs(self) -> dict[str, RunSpec]:
-        """All specifications in the store by run id."""
+    def run_spec(self, run: str) -> RunSpec:
+        """The specification of a known run."""
         with self.engine.connect() as db:
-            return {r.id: RunSpec.model_validate(r.spec) for r in db.execute(sa.select(_runs.c.id, _runs.c.spec))}
+            return RunSpec.model_validate(db.execute(sa.select(_runs.c.spec).where(_runs.c.id == run)).scalar_one())
 
     def stage(self, name: str, key: str) -> Any | None:
         """What the stage of that name found for inputs that hash to ``key``, or None."""
