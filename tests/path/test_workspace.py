@@ -1,0 +1,56 @@
+"""The whole path on a tiny corpus: what it leaves, that it goes on, and that nothing is trained twice."""
+
+import json
+
+import pytest
+
+from armillary.path import Workspace
+from armillary.recipe import Recipe
+from armillary.release import check_lineage
+from armillary.study import Store
+
+_SETTINGS = {
+    "name": "tiny",
+    "target": {"voyage": 0.7, "code": 0.3},
+    "model": {"depth": 2},
+    "families": [{"name": "base", "width_per_layer": 8, "head_dim": 8}],
+    "training": {"tokens": 12_000, "context_length": 16, "batch_sequences": 8, "seeds": [1, 2], "precision": "fp32"},
+    "study": {
+        "mixture": {"depth": 1, "runs": 10, "tokens": 8_000, "candidates": 2, "confirm_seeds": 2},
+        "anneal": {"depth": 1, "tokens": 8_000, "shares": [0.2, 0.4], "shapes": ["linear"], "seeds": 2},
+        "ladder": {"depths": [1, 2], "tokens": 10_000, "fractions": [0.3, 0.6, 1.0]},
+    },
+    "validation_windows": 8,
+}
+
+
+@pytest.mark.slow
+def test_the_whole_path(tiny_corpus_spec, tmp_path):
+    recipe = Recipe.model_validate({**_SETTINGS, "corpus": tiny_corpus_spec.model_dump()})
+    workspace = Workspace(recipe, tmp_path / "out", workers=2)
+    workspace.report("ladder")
+    assert not (tmp_path / "out" / "summary.json").exists()
+    evidence = workspace.report("release")
+
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert {"wall_s", "runs", "flops", "target", "predictions", "recorded_at", "started_at"} <= summary.keys()
+    assert summary["recorded_at"] < summary["started_at"]
+    assert set(summary["target"]) == {"found", "natural", "uniform"}
+    assert {row["domain"] for row in summary["predictions"]} == {"sky", "sea", "code", "voyage", "target"}
+    for row in summary["predictions"]:
+        assert row["inside"] == (row["low"] <= row["measured"] <= row["high"])
+    target = evidence.target.arms[0]
+    assert sum(target.epochs.values()) > 0
+    assert target.target[0] == pytest.approx(0.7 * target.loss[0]["voyage"] + 0.3 * target.loss[0]["code"])
+
+    lineage = check_lineage(tmp_path / "out" / "model")
+    assert lineage["run"] == target.runs[0] == summary["target_run"]
+    known = {row["run"] for row in Store(tmp_path / "out" / "store").overview()}
+    assert {run for runs in lineage["argued_by"].values() for run in runs} <= known
+
+    before = {row["run"]: row["attempts"] for row in Store(tmp_path / "out" / "store").overview()}
+    html = (tmp_path / "out" / "report.html").read_text()
+    again = workspace.report("release", "zh")
+    assert {row["run"]: row["attempts"] for row in Store(tmp_path / "out" / "store").overview()} == before
+    assert again.verdict == evidence.verdict and again.prediction == evidence.prediction
+    assert (tmp_path / "out" / "report.zh.html").exists() and (tmp_path / "out" / "report.html").read_text() == html
