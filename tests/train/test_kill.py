@@ -7,9 +7,16 @@ import pytest
 from victim import POINTS, process, train_slowly, train_until, train_until_operation
 
 from armillary.goodput import read_events
+from armillary.recipe import Validation
 from armillary.train import BusyRunError, train_run
 
 _PATIENCE_S = 60
+
+
+@pytest.fixture(scope="module")
+def spec(make_spec):
+    """Short, since every step is brought to the disk, with validations before and after the kills."""
+    return make_spec(steps=8, validation=Validation(every=3, windows=4))
 
 
 def check_clean(folder):
@@ -21,8 +28,8 @@ def check_clean(folder):
 
 
 @pytest.mark.parametrize("point", POINTS)
-def test_killed_at(point, make_spec, tiny_corpus, tmp_path, undisturbed, outcome):
-    spec, folder = make_spec(), tmp_path / "run"
+def test_killed_at(point, spec, tiny_corpus, tmp_path, undisturbed, outcome):
+    folder = tmp_path / "run"
     victim = process(train_until, point, spec, tiny_corpus.path, folder)
     victim.join(_PATIENCE_S)
     assert victim.exitcode == -signal.SIGKILL
@@ -32,9 +39,9 @@ def test_killed_at(point, make_spec, tiny_corpus, tmp_path, undisturbed, outcome
         check_clean(folder)
 
 
-def test_killed_again_and_again(make_spec, tiny_corpus, tmp_path, undisturbed, outcome):
+def test_killed_again_and_again(spec, tiny_corpus, tmp_path, undisturbed, outcome):
     """The n-th attempt is killed before its n-th file operation, until one comes through."""
-    spec, folder = make_spec(), tmp_path / "run"
+    folder = tmp_path / "run"
     for kills in range(200):
         victim = process(train_until_operation, kills + 1, spec, tiny_corpus.path, folder)
         victim.join(_PATIENCE_S)
@@ -45,8 +52,7 @@ def test_killed_again_and_again(make_spec, tiny_corpus, tmp_path, undisturbed, o
 
 
 @pytest.mark.slow
-def test_killed_before_every_file_operation(make_spec, tiny_corpus, tmp_path, undisturbed, outcome):
-    spec = make_spec(steps=6)
+def test_killed_before_every_file_operation(spec, tiny_corpus, tmp_path, undisturbed, outcome):
     for kills in range(1000):
         folder = tmp_path / f"{kills}"
         victim = process(train_until_operation, kills + 1, spec, tiny_corpus.path, folder)
@@ -58,8 +64,8 @@ def test_killed_before_every_file_operation(make_spec, tiny_corpus, tmp_path, un
     assert victim.exitcode == 0 and kills >= 100
 
 
-def test_a_second_process_is_refused_until_the_first_is_dead(make_spec, tiny_corpus, tmp_path, undisturbed, outcome):
-    spec, folder = make_spec(), tmp_path / "run"
+def test_a_second_process_is_refused_until_the_first_is_dead(spec, tiny_corpus, tmp_path, undisturbed, outcome):
+    folder = tmp_path / "run"
     first = process(train_slowly, spec, tiny_corpus.path, folder)
     end = time.monotonic() + _PATIENCE_S
     while not (folder / "checkpoints" / "step-5").exists():
