@@ -104,7 +104,7 @@ def read_result(folder: Path) -> RunResult | None:
         version = value.pop("format")
     except FileNotFoundError:
         return None
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArmillaryError(f"{path}: damaged; remove it to have the run taken to its end again") from error
     if version != FORMAT:
         raise ArmillaryError(f"{path}: format {version} is not the one this version reads ({FORMAT})")
