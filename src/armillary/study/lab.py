@@ -151,7 +151,8 @@ class Lab:
             trunk = first.model_copy(update={"steps": starts[-1], "schedule": schedule, "mixture": stable})
             jobs.append(Job(trunk, keep=starts))
             jobs.extend(Job(spec, trunk=(trunk.id, start)) for start, _, spec in group)
-        return jobs
+        # A run that was asked for may itself be a trunk; the later job is the one that leaves checkpoints.
+        return list({job.spec.id: job for job in jobs}.values())
 
     def carry_out(self, study: str, jobs: Sequence[Job]) -> tuple[dict[str, RunResult], list[Failure]]:
         """Results by run id, and what failed; one failed run does not stop a study.

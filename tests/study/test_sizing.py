@@ -1,0 +1,139 @@
+"""From a budget to sizes: what is planned fits the budget, and what cannot fit is told with what it takes."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from armillary.recipe import Recipe, UsageError
+from armillary.study import STAGES, make_plan, parse_budget
+
+SETTINGS = {
+    "name": "tiny",
+    "target": {"voyage": 1},
+    "model": {"depth": 3},
+    "families": [{"name": "base", "width_per_layer": 8, "head_dim": 8}, {"name": "wide", "width_per_layer": 16}],
+    "training": {"budget_share": 0.4, "context_length": 16, "batch_sequences": 4, "seeds": [1, 2], "precision": "fp32"},
+    "study": {
+        "mixture": {"depth": 1, "runs": 30, "candidates": 2, "confirm_seeds": 2},
+        "anneal": {"depth": 1, "shares": [0.1, 0.4], "shapes": ["linear", "cosine"], "sharpen": [1, 2]},
+        "ladder": {"depths": [1, 2], "fractions": [0.2, 0.5, 1.0], "families": ["base", "wide"]},
+    },
+    "validation_windows": 4,
+    "budget": "1e11flops",
+}
+
+
+class Fleet:
+    """An executor of which one knows how fast it is."""
+
+    n_workers = 2
+
+    def __init__(self, rate=1e5, bf16=1.0):
+        self.rate, self.bf16 = rate, bf16
+
+    def measure(self, probes):
+        return [self.rate / p.shape.parameters * (self.bf16 if p.precision == "bf16" else 1) for p in probes]
+
+
+@pytest.fixture(scope="module")
+def make_recipe(tiny_corpus_spec):
+    def make(**training):
+        corpus = tiny_corpus_spec.model_dump()
+        return Recipe.model_validate({**SETTINGS, "corpus": corpus, "training": {**SETTINGS["training"], **training}})
+
+    return make
+
+
+@given(st.floats(1e-3, 1e6), st.sampled_from(["s", "m", "h", "flops", "flop"]), st.booleans())
+def test_budgets_are_read(value, unit, upper):
+    text = f"{value!r} {unit}"
+    read, kind = parse_budget(text.upper() if upper else text)
+    factor = {"s": 1, "m": 60, "h": 3600}.get(unit, 1)
+    assert read == value * factor and kind == ("flops" if unit.startswith("f") else "s")
+
+
+@pytest.mark.parametrize("text", ["8m", " 8 M ", "480s", "4.8e2s", "0.13333333333333333h"])
+def test_the_same_budget_in_other_words(text):
+    assert parse_budget(text) == (pytest.approx(480), "s")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "8", "m", "8x", "8 minutes", "-8m", "0m", "8m8s", "1.2.3m", "1e999s", "nanm", "infs", "8m\n8", "٨m"]
+)
+def test_what_is_no_budget_is_refused(text):
+    with pytest.raises(UsageError, match="is not understood; give a time"):
+        parse_budget(text)
+
+
+@given(st.floats(11, 15))
+def test_a_budget_in_flops_is_kept_and_does_not_depend_on_the_machine(make_recipe, tiny_corpus, exponent):
+    recipe, budget = make_recipe(), f"{10**exponent:.6e}flops"
+    plan = make_plan(recipe, tiny_corpus, Fleet(), budget=budget)
+    total = sum(plan.flops.values())
+    assert set(plan.flops) == set(STAGES)
+    assert 0.95 * 10**exponent < total <= parse_budget(budget)[0]
+    assert plan.flops["target"] == pytest.approx(0.4 * 10**exponent, rel=0.01)
+    assert all(plan.tokens[stage] >= 60 * 4 * 16 for stage in STAGES)
+    slow = make_plan(recipe, tiny_corpus, Fleet(rate=7.0), budget=budget)
+    assert (slow.tokens, slow.flops, slow.mixture_runs) == (plan.tokens, plan.flops, plan.mixture_runs)
+
+
+@given(st.floats(600, 1e6), st.floats(1e9, 1e11))
+def test_a_budget_in_time_is_kept_at_the_rate_measured(make_recipe, tiny_corpus, seconds, rate):
+    plan = make_plan(make_recipe(), tiny_corpus, Fleet(rate), budget=f"{seconds!r}s")
+    assert 0.95 * seconds < sum(plan.seconds.values()) <= seconds * (1 + 1e-9)
+    # twice the time on a machine of half the speed is the same study, but for rounding
+    other = make_plan(make_recipe(), tiny_corpus, Fleet(rate / 2), budget=f"{2 * seconds!r}s")
+    assert other.tokens == {stage: pytest.approx(tokens, abs=2) for stage, tokens in plan.tokens.items()}
+
+
+@pytest.mark.parametrize("unit", ["s", "flops"])
+def test_a_budget_that_is_too_small_is_told_with_what_it_takes(make_recipe, tiny_corpus, unit):
+    budget, said = 1e8 if unit == "flops" else 1.0, []
+    for _ in STAGES:
+        try:
+            make_plan(make_recipe(), tiny_corpus, Fleet(1e8), budget=f"{budget:.9e}{unit}")
+            break
+        except UsageError as error:
+            words = str(error).split()
+            assert "is too small for the" in str(error) and "needs 60 steps per run; give about" in str(error)
+            said.append(words[words.index("the", words.index("for")) + 1])
+            budget *= float(words[words.index("about") + 1])
+    else:
+        pytest.fail(f"still too small after all advice: {said}")
+    assert said and len(set(said)) == len(said)  # what was advised for a stage was enough for it
+
+
+def test_a_target_that_takes_all_leaves_nothing_for_studies(make_recipe, tiny_corpus):
+    recipe = make_recipe(budget_share=None, tokens=10_000_000)
+    with pytest.raises(UsageError, match="give more, or a smaller target run"):
+        make_plan(recipe, tiny_corpus, Fleet(), budget="1e11flops")
+    plan = make_plan(recipe, tiny_corpus, Fleet(), budget="1e14flops")
+    assert plan.tokens["target"] == 10_000_000 and sum(plan.flops.values()) <= 1e14
+
+
+def test_one_stage_can_have_a_budget_of_its_own(make_recipe, tiny_corpus):
+    plan = make_plan(make_recipe(), tiny_corpus, Fleet(), ("ladder",), "1e12flops")
+    assert list(plan.flops) == ["ladder"]
+    assert 0.99e12 < plan.flops["ladder"] <= 1e12
+
+
+def test_fewer_mixtures_before_runs_that_are_too_short(make_recipe, tiny_corpus):
+    def runs(flops):
+        return make_plan(make_recipe(), tiny_corpus, Fleet(), ("mixture",), f"{flops}flops").mixture_runs
+
+    enough = 1e12
+    while runs(enough) == 30:
+        enough /= 1.1
+    assert 20 <= runs(enough) < 30
+
+
+@pytest.mark.parametrize(("bf16", "taken"), [(1.3, "bf16"), (0.8, "fp32")])
+def test_the_faster_precision_is_taken_unless_one_is_asked_for(make_recipe, tiny_corpus, bf16, taken):
+    free = make_plan(make_recipe(precision="auto"), tiny_corpus, Fleet(bf16=bf16))
+    assert free.precision == taken
+    assert make_plan(make_recipe(), tiny_corpus, Fleet(bf16=bf16)).precision == "fp32"
+    assert all(math.isfinite(rate) and rate > 0 for rate in free.rates.values())
+    assert set(free.rates) == {"base/1", "base/2", "base/3", "wide/1", "wide/2"}
