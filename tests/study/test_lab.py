@@ -22,7 +22,7 @@ def branches(draw, make_spec):
     warmup = draw(st.sampled_from([0, 0, 2])) if decay + 2 <= steps else 0
     phases = [MixturePhase(start_step=0, weights=draw(st.sampled_from(MIXTURES)))]
     if draw(st.booleans()):
-        phases.append(MixturePhase(start_step=draw(st.sampled_from([5, steps - decay])), weights=MIXTURES[0]))
+        phases.append(MixturePhase(start_step=draw(st.sampled_from([5, max(1, steps - decay)])), weights=MIXTURES[0]))
     return make_spec(
         steps=steps,
         schedule=Schedule(kind=kind, warmup_steps=warmup, decay_steps=min(decay, steps)),
