@@ -158,7 +158,7 @@ def test_throughput_is_measured_in_every_worker(fleet, make_spec):
 @pytest.fixture
 def study(make_spec, tiny_corpus, tmp_path):
     """Start a study of three long runs in a process group of its own, and wait for a first checkpoint."""
-    specs = [make_spec(steps=1500, seed=seed, validation=Validation(windows=4)) for seed in (70, 71, 72)]
+    specs = [make_spec(steps=800, seed=seed, validation=Validation(windows=4)) for seed in (70, 71, 72)]
     paths = [tmp_path / f"{spec.id}.json" for spec in specs]
     for path, spec in zip(paths, specs, strict=True):
         path.write_text(json.dumps(spec.model_dump(mode="json")))
