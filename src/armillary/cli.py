@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -68,8 +69,10 @@ class Until(StrEnum):
 
 LanguageOption = Annotated[Language, typer.Option(help="Language of the report.")]
 
-out = Console(soft_wrap=True)
-err = Console(stderr=True, soft_wrap=True)
+# No emoji codes: "recipe.yaml:100: " is a line, not a picture. What others wrote goes through `escape`, since a path
+# may hold what looks like markup.
+out = Console(soft_wrap=True, emoji=False)
+err = Console(stderr=True, soft_wrap=True, emoji=False)
 _PLAIN_EVERY_S = 15.0
 _INTERRUPTED = 130  # how the parser of the command line ends on Ctrl-C
 
@@ -118,9 +121,9 @@ def workspace(
     recipe: Path, folder: Path | None, budget: str | None, workers: int | None, database: str | None, show: Reporter
 ) -> Any:
     """The workspace of a recipe file."""
-    from armillary.path import Workspace  # torch is imported only by verbs that need it
+    document = load_recipe(recipe)  # first: what is wrong in it is told before torch is imported
+    from armillary.path import Workspace
 
-    document = load_recipe(recipe)
     return Workspace(document, folder or Path(document.name), budget, workers, database, show)
 
 
@@ -146,7 +149,7 @@ def show_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
-        table.add_row(*[f"{v:.4f}" if isinstance(v, float) else "" if v is None else str(v) for v in row])
+        table.add_row(*[f"{v:.4f}" if isinstance(v, float) else "" if v is None else escape(str(v)) for v in row])
     out.print(table)
 
 
@@ -176,7 +179,7 @@ def corpus(
     )
     for name, domain in built.manifest.domains.items():
         for problem in domain.problems:
-            err.print(f"[yellow]{name}[/yellow]: {problem}", highlight=False)
+            err.print(f"[yellow]{escape(name)}[/yellow]: {escape(problem)}", highlight=False)
 
 
 @study_app.command("mixture")
@@ -375,7 +378,7 @@ def run(
         ("model", place.folder / "model"),
         ("numbers", place.folder / "summary.json"),
     ):
-        out.print(f"{what:<8}{path}", highlight=False)
+        out.print(f"{what:<8}{escape(str(path))}", highlight=False)
 
 
 @app.command()
@@ -462,11 +465,12 @@ def guarded(act: Callable[[], Any]) -> int:
     try:
         act()
     except ArmillaryError as error:
-        err.print(f"[red]error[/red] {error}", highlight=False)
+        err.print(f"[red]error[/red] {escape(str(error))}", highlight=False)
         return error.exit_code
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        err.print(f"[red]error[/red] {where}{error.strerror or error}; what was done before is kept", highlight=False)
+        said = escape(f"{where}{error.strerror or error}; what was done before is kept")
+        err.print(f"[red]error[/red] {said}", highlight=False)
         return 1
     except (KeyboardInterrupt, SystemExit) as error:
         code = error.code if isinstance(error, SystemExit) else _INTERRUPTED
