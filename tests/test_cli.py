@@ -3,8 +3,11 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from armillary.cli import main
 
 VERBS = [
     ["corpus"],
@@ -21,13 +24,23 @@ VERBS = [
 ]
 
 
-def call(*arguments, cwd=None):
-    command = [sys.executable, "-c", "from armillary.cli import main; main()", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120, check=False)
+@pytest.fixture
+def call(capfd, monkeypatch):
+    """Give a command in this process, which is much faster than in one of its own, and see what a caller would."""
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["armillary", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capfd.readouterr()
+        return subprocess.CompletedProcess(arguments, end.value.code, out, err)
+
+    return command
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
-def test_help_shows_an_example(verb):
+def test_help_shows_an_example(call, verb):
     done = call(*verb, "--help")
     assert done.returncode == 0
     assert f"Example: armillary {' '.join(verb)}" in done.stdout
@@ -45,9 +58,13 @@ def recipe(tiny_texts, tmp_path):
     return path
 
 
-def test_corpus_as_json_is_one_value(recipe):
-    done = call("corpus", recipe, "--out", recipe.parent / "out", "--json", "--workers", 1)
+def test_json_is_one_value_and_nothing_else(recipe, call):
+    command = [Path(sys.executable).with_name("armillary"), "corpus", recipe, "--out", recipe.parent / "out", "--json"]
+    done = subprocess.run(
+        [*map(str, command), "--workers", "2"], capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 0
+    assert "corpus: read: 100%" in done.stderr  # progress goes elsewhere
     assert set(json.loads(done.stdout)["domains"]) == {"sky", "sea", "code", "voyage"}
     assert json.loads(call("runs", recipe, "--out", recipe.parent / "out", "--json").stdout) == []
 
@@ -61,7 +78,7 @@ def test_corpus_as_json_is_one_value(recipe):
         (("name: tiny", "name: [tiny"), "not YAML"),
     ],
 )
-def test_a_wrong_recipe_is_told_with_its_line(recipe, change, message):
+def test_a_wrong_recipe_is_told_with_its_line(recipe, call, change, message):
     recipe.write_text(recipe.read_text().replace(*change))
     done = call("run", recipe, "--out", recipe.parent / "out")
     assert done.returncode == 2
@@ -73,13 +90,27 @@ def test_a_wrong_recipe_is_told_with_its_line(recipe, change, message):
 @pytest.mark.parametrize(
     "arguments", [["run", "nowhere.yaml"], ["nonsense"], ["demo", "--budget", "8x"], ["demo", "--language", "fr"]]
 )
-def test_wrong_use_is_2(arguments, tmp_path):
-    done = call(*arguments, cwd=tmp_path)
+def test_wrong_use_is_2(arguments, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = call(*arguments)
     assert done.returncode == 2
     assert done.stderr and "Traceback" not in done.stderr
+    assert done.stdout == "" and list(tmp_path.iterdir()) == []
 
 
-def test_failed_work_is_1(recipe):
+def test_a_database_that_is_none_is_2(recipe, call):
+    done = call("runs", recipe, "--out", recipe.parent / "out", "--database", "nonsense")
+    assert done.returncode == 2 and "give an SQLAlchemy URL" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["a[red]b.yaml", "a[/x]b.yaml", "a:100:b.yaml"])
+def test_paths_are_told_as_they_are(name, call):
+    """Brackets are no markup in a path, and line 100 is no picture."""
+    done = call("runs", name)
+    assert done.returncode == 2 and f"{name}: cannot be read" in done.stderr
+
+
+def test_failed_work_is_1(recipe, call):
     (recipe.parent / "out").write_text("a file where a folder should be")
     done = call("corpus", recipe, "--out", recipe.parent / "out", "--workers", 1)
     assert done.returncode == 1
