@@ -1,9 +1,11 @@
 """The whole path on a tiny corpus: what it leaves, that it goes on, and that nothing is trained twice."""
 
 import json
+from datetime import datetime
 
 import pytest
 
+from armillary.goodput import read_events
 from armillary.path import Workspace
 from armillary.recipe import Recipe
 from armillary.release import check_lineage
@@ -47,8 +49,18 @@ def test_the_whole_path(tiny_corpus_spec, tmp_path):
     assert lineage["run"] == target.runs[0] == summary["target_run"]
     known = {row["run"] for row in Store(tmp_path / "out" / "store").overview()}
     assert {run for runs in lineage["argued_by"].values() for run in runs} <= known
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "model")
+    tokens = transformers.AutoTokenizer.from_pretrained(tmp_path / "out" / "model")("sun moon", return_tensors="pt")
+    assert model(**tokens).logits.shape[-1] == 300
+
+    # The run that was predicted began after the prediction, by its own account too.
+    begun = next(read_events(tmp_path / "out" / "store" / "runs" / summary["target_run"] / "events.jsonl")).time_s
+    recorded = datetime.fromisoformat(summary["recorded_at"]).timestamp()
+    assert recorded < datetime.fromisoformat(summary["started_at"]).timestamp() <= begun + 0.001
 
     before = {row["run"]: row["attempts"] for row in Store(tmp_path / "out" / "store").overview()}
+    assert set(before.values()) == {1}
     html = (tmp_path / "out" / "report.html").read_text()
     again = workspace.report("release", "zh")
     assert {row["run"]: row["attempts"] for row in Store(tmp_path / "out" / "store").overview()} == before
