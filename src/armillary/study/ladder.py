@@ -66,6 +66,9 @@ def ladder_study(lab: Lab, mixture: dict[str, float], annealing: Annealing) -> L
     if known is not None:
         return known
     longest = lab.steps(lab.plan.tokens["ladder"])
+    # One warm-up for all points of a trunk, as long as that of a whole run where the shortest leaves room for it.
+    shortest = max(2, round(min(study.fractions) * longest))
+    warmup = min(round(recipe.training.warmup_share * longest), shortest - max(1, round(annealing.share * shortest)))
     specs = {}
     for family in study.families:
         for depth in study.depths:
@@ -73,7 +76,6 @@ def ladder_study(lab: Lab, mixture: dict[str, float], annealing: Annealing) -> L
             for seed in range(_SEED, _SEED + study.seeds):
                 for fraction in study.fractions:
                     steps = max(2, round(fraction * longest))
-                    warmup = round(recipe.training.warmup_share * min(study.fractions) * longest)
                     spec = lab.annealed(shape, steps, annealing, mixture, seed, warmup_steps=warmup)
                     specs[spec.id] = (family, depth, seed, spec)
     results, failures = lab.carry_out("ladder", lab.with_trunks([spec for *_, spec in specs.values()]))
