@@ -182,22 +182,8 @@ def corpus(
             err.print(f"[yellow]{escape(name)}[/yellow]: {escape(problem)}", highlight=False)
 
 
-@study_app.command("mixture")
-def study_mixture(
-    recipe: RecipeArgument,
-    folder: OutOption = None,
-    budget: BudgetOption = None,
-    workers: WorkersOption = None,
-    database: DatabaseOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Find the mixture: designed proxies, a law, its best candidates run again, a choice with significance.
-
-    Example: armillary study mixture recipe.yaml --budget 8m
-    """
-    found = reach("mixture", recipe, folder, budget, workers, database).mixture
-    if as_json:
-        return show_json(found)
+def show_mixture(found: Any) -> None:
+    """The mixture taken beside the plain ones, and what the law's candidates measured."""
     rows = [
         [d, found.natural[d], found.uniform[d], found.found[d]]
         for d in sorted(found.training_domains, key=lambda d: -found.found[d])
@@ -211,25 +197,9 @@ def study_mixture(
     )
 
 
-@study_app.command("anneal")
-def study_anneal(
-    recipe: RecipeArgument,
-    folder: OutOption = None,
-    budget: BudgetOption = None,
-    workers: WorkersOption = None,
-    database: DatabaseOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Find the annealing: one stable trunk, branches that decay from it. Runs the mixture study first if need be.
-
-    Example: armillary study anneal recipe.yaml
-    """
-    found = reach("anneal", recipe, folder, budget, workers, database).anneal
-    if as_json:
-        return show_json(found)
-    rows = [
-        ["→ " * (b.annealing == found.taken) + _annealing(b.annealing), *sorted(b.measured)] for b in found.branches
-    ]
+def show_anneal(found: Any) -> None:
+    """The target loss of every annealing by seed; an arrow marks the one taken."""
+    rows = [["→ " * (b.annealing == found.taken) + b.annealing.name, *b.measured] for b in found.branches]
     columns = ["annealing", *[f"seed {i + 1}" for i in range(max(len(b.measured) for b in found.branches))]]
     show_table("target loss by annealing (nats per token)", columns, rows)
     out.print(
@@ -239,46 +209,14 @@ def study_anneal(
     )
 
 
-def _annealing(annealing: Any) -> str:
-    return str(annealing.name)
-
-
-@study_app.command("ladder")
-def study_ladder(
-    recipe: RecipeArgument,
-    folder: OutOption = None,
-    budget: BudgetOption = None,
-    workers: WorkersOption = None,
-    database: DatabaseOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Climb the ladder: growing models and tokens with the recipe found. Runs the studies before it if need be.
-
-    Example: armillary study ladder recipe.yaml --json
-    """
-    found = reach("ladder", recipe, folder, budget, workers, database).ladder
-    if as_json:
-        return show_json(found)
+def show_ladder(found: Any) -> None:
+    """The points of the ladder."""
     rows = [[p.family, p.depth, p.parameters, p.tokens, p.target] for p in found.points]
     show_table("ladder", ["family", "depth", "parameters", "tokens", "target loss"], rows)
 
 
-@app.command()
-def predict(
-    recipe: RecipeArgument,
-    folder: OutOption = None,
-    budget: BudgetOption = None,
-    workers: WorkersOption = None,
-    database: DatabaseOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Record what the target run will reach, before it exists. Runs the studies first if need be.
-
-    Example: armillary predict recipe.yaml
-    """
-    said = reach("predict", recipe, folder, budget, workers, database).prediction
-    if as_json:
-        return show_json(said)
+def show_prediction(said: dict[str, Any]) -> None:
+    """What was recorded of the target run."""
     rows = [[d, v["predicted"], v["low"], v["high"]] for d, v in [*said["domains"].items(), ("target", said["target"])]]
     show_table(
         f"prediction of run {said['run']}, recorded {said['recorded_at']}",
@@ -286,25 +224,6 @@ def predict(
         rows,
     )
     out.print(f"extrapolated {said['extrapolation']:.1f} times in compute")
-
-
-@app.command()
-def train(
-    recipe: RecipeArgument,
-    folder: OutOption = None,
-    budget: BudgetOption = None,
-    workers: WorkersOption = None,
-    database: DatabaseOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Carry out the target run, and the same model on the natural and the uniform mixture.
-
-    Example: armillary train recipe.yaml
-    """
-    found = reach("target", recipe, folder, budget, workers, database).target
-    if as_json:
-        return show_json(found)
-    show_arms(found)
 
 
 def show_arms(found: Any) -> None:
@@ -316,25 +235,6 @@ def show_arms(found: Any) -> None:
         out.print(f"found minus {d.reference}: {d.mean:+.4f} ({d.low:+.4f} to {d.high:+.4f}): {word}")
 
 
-@app.command()
-def verdict(
-    recipe: RecipeArgument,
-    folder: OutOption = None,
-    budget: BudgetOption = None,
-    workers: WorkersOption = None,
-    database: DatabaseOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Hold the prediction against the outcome, and append the verdict to it.
-
-    Example: armillary verdict recipe.yaml
-    """
-    said = reach("verdict", recipe, folder, budget, workers, database).verdict
-    if as_json:
-        return show_json(said)
-    show_verdict(said)
-
-
 def show_verdict(said: dict[str, Any]) -> None:
     """Predicted, interval, measured, inside or not."""
     rows = [
@@ -342,6 +242,78 @@ def show_verdict(said: dict[str, Any]) -> None:
         for r in said["rows"]
     ]
     show_table(f"verdict on run {said['run']}", ["domain", "predicted", "low", "high", "measured", "inside"], rows)
+
+
+def stage_verb(group: typer.Typer, name: str, goal: str, part: str, show: Callable[[Any], None], text: str) -> None:
+    """A verb that goes as far as ``goal`` and shows the ``part`` of the evidence that was asked for."""
+
+    def verb(
+        recipe: RecipeArgument,
+        folder: OutOption = None,
+        budget: BudgetOption = None,
+        workers: WorkersOption = None,
+        database: DatabaseOption = None,
+        as_json: JsonOption = False,
+    ) -> None:
+        found = getattr(reach(goal, recipe, folder, budget, workers, database), part)
+        (show_json if as_json else show)(found)
+
+    group.command(name, help=text)(verb)
+
+
+stage_verb(
+    study_app,
+    "mixture",
+    "mixture",
+    "mixture",
+    show_mixture,
+    "Find the mixture: designed proxies, a law, its best candidates run again, a choice with significance."
+    "\n\nExample: armillary study mixture recipe.yaml --budget 8m",
+)
+stage_verb(
+    study_app,
+    "anneal",
+    "anneal",
+    "anneal",
+    show_anneal,
+    "Find the annealing: one stable trunk, branches that decay from it. Runs the mixture study first if need be."
+    "\n\nExample: armillary study anneal recipe.yaml",
+)
+stage_verb(
+    study_app,
+    "ladder",
+    "ladder",
+    "ladder",
+    show_ladder,
+    "Climb the ladder: growing models and tokens with the recipe found. Runs the studies before it if need be."
+    "\n\nExample: armillary study ladder recipe.yaml --json",
+)
+stage_verb(
+    app,
+    "predict",
+    "predict",
+    "prediction",
+    show_prediction,
+    "Record what the target run will reach, before it exists. Runs the studies first if need be."
+    "\n\nExample: armillary predict recipe.yaml",
+)
+stage_verb(
+    app,
+    "train",
+    "target",
+    "target",
+    show_arms,
+    "Carry out the target run, and the same model on the natural and the uniform mixture."
+    "\n\nExample: armillary train recipe.yaml",
+)
+stage_verb(
+    app,
+    "verdict",
+    "verdict",
+    "verdict",
+    show_verdict,
+    "Hold the prediction against the outcome, and append the verdict to it.\n\nExample: armillary verdict recipe.yaml",
+)
 
 
 @app.command()
@@ -358,10 +330,6 @@ def run(
 
     Example: armillary run recipe.yaml --budget 2h
     """
-    if language not in ("en", "zh"):
-        raise typer.BadParameter(
-            f"'{language}' is not a language of the report; give en or zh", param_hint="--language"
-        )
     show = Reporter()
     try:
         place = workspace(recipe, folder, budget, workers, database, show)

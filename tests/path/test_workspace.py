@@ -15,12 +15,15 @@ _SETTINGS = {
     "name": "tiny",
     "target": {"voyage": 0.7, "code": 0.3},
     "model": {"depth": 2},
-    "families": [{"name": "base", "width_per_layer": 8, "head_dim": 8}],
+    "families": [
+        {"name": "base", "width_per_layer": 8, "head_dim": 8},
+        {"name": "heavy", "width_per_layer": 8, "head_dim": 8, "ffn_ratio": 4.0, "qk_norm": True},
+    ],
     "training": {"tokens": 12_000, "context_length": 16, "batch_sequences": 8, "seeds": [1, 2], "precision": "fp32"},
     "study": {
         "mixture": {"depth": 1, "runs": 10, "tokens": 8_000, "candidates": 2, "confirm_seeds": 2},
         "anneal": {"depth": 1, "tokens": 8_000, "shares": [0.2, 0.4], "shapes": ["linear"], "seeds": 2},
-        "ladder": {"depths": [1, 2], "tokens": 10_000, "fractions": [0.3, 0.6, 1.0]},
+        "ladder": {"depths": [1, 2], "tokens": 10_000, "fractions": [0.3, 0.6, 1.0], "families": ["base", "heavy"]},
     },
     "validation_windows": 8,
 }
@@ -41,6 +44,8 @@ def test_the_whole_path(tiny_corpus_spec, tmp_path):
     assert {row["domain"] for row in summary["predictions"]} == {"sky", "sea", "code", "voyage", "target"}
     for row in summary["predictions"]:
         assert row["inside"] == (row["low"] <= row["measured"] <= row["high"])
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "heavy" in html  # both families are climbed side by side and compared
     target = evidence.target.arms[0]
     assert sum(target.epochs.values()) > 0
     assert target.target[0] == pytest.approx(0.7 * target.loss[0]["voyage"] + 0.3 * target.loss[0]["code"])
@@ -61,7 +66,6 @@ def test_the_whole_path(tiny_corpus_spec, tmp_path):
 
     before = {row["run"]: row["attempts"] for row in Store(tmp_path / "out" / "store").overview()}
     assert set(before.values()) == {1}
-    html = (tmp_path / "out" / "report.html").read_text()
     again = workspace.report("release", "zh")
     assert {row["run"]: row["attempts"] for row in Store(tmp_path / "out" / "store").overview()} == before
     assert again.verdict == evidence.verdict and again.prediction == evidence.prediction

@@ -38,13 +38,12 @@ _BAND_POINTS = 40
 
 @dataclass
 class Evidence:
-    """The outcome of every stage that was reached; the others are None. ``budget`` as the sizes were made for."""
+    """The outcome of every stage that was reached; the others are None."""
 
     recipe: Recipe
     corpus: Corpus
     store: Store
     plan: Plan
-    budget: str | None = None
     mixture: MixtureOutcome | None = None
     anneal: AnnealOutcome | None = None
     found: Found | None = None
@@ -115,7 +114,7 @@ def report_data(evidence: Evidence, wall_s: Mapping[str, float], recipe_file: st
             model=f"{recipe.model.family}, {shape.n_layers} × {shape.d_model}",
             parameters=shape.parameters,
             tokens=plan.tokens["target"],
-            budget=evidence.budget,
+            budget=plan.budget,
             max_epochs=recipe.limits.max_epochs,
             floors=recipe.limits.floors,
             ceilings=recipe.limits.ceilings,

@@ -54,14 +54,13 @@ GOALS: tuple[Goal, ...] = get_args(Goal)
 
 
 class _SavedPlan(Document):
-    """``plan.json``: the plan, the recipe and corpus (``key``) and the budget it was made for.
+    """``plan.json``: the plan, and the recipe and corpus it was made for (``key``).
 
     ``resized`` names the stages that were sized to a budget of their own, so that they go on with the size they have.
     """
 
     format: Literal[1] = 1
     key: str
-    budget: str | None
     resized: dict[str, str] = {}  # noqa: RUF012 (pydantic copies it)
     plan: Plan
 
@@ -120,10 +119,9 @@ class Workspace:
         key = canonical_hash([corpus.hash, self.recipe.model_dump(mode="json", exclude={"corpus"})])
         saved = _read_plan(path, key)
         whole = self.budget if resize is None else None
-        if saved is None or (whole is not None and whole != saved.budget):
+        if saved is None or (whole is not None and whole != saved.plan.budget):
             self.progress("plan", 0, 1, "measuring throughput")
-            budget = whole or self.recipe.budget
-            saved = _SavedPlan(key=key, budget=budget, plan=make_plan(self.recipe, corpus, executor, STAGES, budget))
+            saved = _SavedPlan(key=key, plan=make_plan(self.recipe, corpus, executor, STAGES, whole))
         if resize is not None and saved.resized.get(resize) != self.budget:
             self.progress("plan", 0, 1, f"measuring throughput for {resize}")
             plan, sized = saved.plan, make_plan(self.recipe, corpus, executor, (resize,), self.budget)
@@ -175,7 +173,7 @@ class Workspace:
         # A budget given to a study is that study's own; given to any later verb it is for the whole path.
         resize = next((stage for stage in STUDIES if stage == until and self.budget is not None), None)
         with self.lab(resize) as lab:
-            evidence = Evidence(self.recipe, lab.corpus, lab.store, lab.plan, self.budget or self.recipe.budget)
+            evidence = Evidence(self.recipe, lab.corpus, lab.store, lab.plan)
             with self._timed("mixture"):
                 evidence.mixture = mixture_study(lab)
             if reach >= GOALS.index("anneal"):

@@ -84,7 +84,7 @@ class _Queue:
     """The jobs of one call and where each stands."""
 
     waiting: list[Job]
-    done_tokens: float = 0.0
+    done_flops: float = 0.0
     outcomes: dict[str, RunResult | Failure] = field(default_factory=dict)
     deaths: dict[str, int] = field(default_factory=dict)
 
@@ -168,7 +168,7 @@ class LocalExecutor:
         if not queue.waiting:
             return queue.outcomes
         queue.waiting.sort(key=lambda job: -job.spec.flops)
-        total = sum(_new_tokens(job) for job in queue.waiting)
+        total = sum(_new_flops(job) for job in queue.waiting)
         total_runs = len(queue.waiting)
         self._start_workers()
         before = _on_signals(self._stop)
@@ -182,9 +182,9 @@ class LocalExecutor:
                 if not self._stop.value:
                     self._hand_out(queue)
                 self._collect(queue)
-                running = sum(_branch_tokens(w.job, w.step) for w in self._workers if w.job)
+                running = sum(_flops_after(w.job, w.step) for w in self._workers if w.job)
                 finished = total_runs - len(queue.waiting) - sum(w.job is not None for w in self._workers)
-                progress(study, queue.done_tokens + running, total, f"{finished}/{total_runs} runs")
+                progress(study, queue.done_flops + running, total, f"{finished}/{total_runs} runs")
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -247,7 +247,7 @@ class LocalExecutor:
                 self.store.mark_failed(job.spec.id, "pending", value)
                 queue.waiting.append(job)
                 continue
-            queue.done_tokens += _new_tokens(job)
+            queue.done_flops += _new_flops(job)
             if kind == "done":
                 self.store.mark_done(value)
                 queue.outcomes[job.spec.id] = value
@@ -274,7 +274,7 @@ class LocalExecutor:
             error = f"its worker died ({how}) in each of {deaths} attempts"
             self.store.mark_failed(job.spec.id, "failed", error)
             queue.outcomes[job.spec.id] = Failure(job.spec.id, "failed", error)
-            queue.done_tokens += _new_tokens(job)
+            queue.done_flops += _new_flops(job)
 
 
 def default_workers() -> int:
@@ -284,18 +284,15 @@ def default_workers() -> int:
     return torch.accelerator.device_count() or len(os.sched_getaffinity(0))
 
 
-def _branch_tokens(job: Job, step: int) -> float:
+def _flops_after(job: Job, step: int) -> float:
+    """FLOPs that a job has spent after ``step`` steps, without those its trunk has taken for it."""
     # Without its trunk's checkpoint a branch begins at 0, which is not progress.
-    return max(0, step - (job.trunk[1] if job.trunk else 0)) * job.spec.batch_tokens * _cost(job.spec)
+    own = max(0, step - (job.trunk[1] if job.trunk else 0))
+    return job.spec.flops * own / job.spec.steps
 
 
-def _new_tokens(job: Job) -> float:
-    """Work of a job in FLOPs, without the steps its trunk has taken."""
-    return _branch_tokens(job, job.spec.steps)
-
-
-def _cost(spec: RunSpec) -> float:
-    return spec.model.train_flops_per_token(spec.context_length)
+def _new_flops(job: Job) -> float:
+    return _flops_after(job, job.spec.steps)
 
 
 def _on_signals(stop: Any) -> dict[int, Any]:

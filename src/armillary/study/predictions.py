@@ -7,6 +7,7 @@ not a law's promise, says whether the recipe was worth finding. The prediction s
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ def target_spec(lab: Lab, found: Found, weights: dict[str, float], seed: int) ->
         weights,
         seed,
         warmup_steps=round(recipe.training.warmup_share * steps),
-        validation_every=max(1, steps // TARGET_LOOKS),
+        validation_every=math.ceil(steps / TARGET_LOOKS),
     )
 
 

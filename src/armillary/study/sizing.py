@@ -25,16 +25,19 @@ _SLACK = 1.12
 # How the studies divide what the target run leaves.
 _SHARES: dict[Stage, float] = {"mixture": 0.55, "anneal": 0.15, "ladder": 0.3}
 _MIN_STEPS = 60
+# How often a target run is validated.
+TARGET_LOOKS = 4
 _MIN_MIXTURE_RUNS = 20
 
 
 class Plan(Document):
-    """Sizes of the studies and of the target run; ``tokens`` per stage are those of its largest run.
+    """Sizes of the studies and of the target run, made for ``budget``; ``tokens`` are those of a stage's largest run.
 
     ``seconds`` and ``flops`` are expected totals per stage; ``rates`` the measured tokens per second of all workers
     together by shape (``family/depth``).
     """
 
+    budget: str | None
     precision: Literal["fp32", "bf16"]
     workers: int
     mixture_runs: int
@@ -120,6 +123,7 @@ def make_plan(
     per_second = {name: 1 / rate for name, rate in rates.items()}
     per_flop = {n: s.train_flops_per_token(recipe.training.context_length) for n, s in shapes.items()}
     return Plan(
+        budget=budget,
         precision=precision,
         workers=executor.n_workers,
         mixture_runs=runs,
@@ -179,10 +183,6 @@ def _cost(
         names = [f"{name}/{depth}" for name in study.ladder.families for depth in study.ladder.depths]
         return study.ladder.seeds * (tokens * share + looks * look) * sum(cost[name] for name in names)
     return 3 * seeds * (tokens + TARGET_LOOKS * look) * cost[f"{family}/{recipe.model.depth}"]
-
-
-TARGET_LOOKS = 4
-"""How often a target run is validated."""
 
 
 def _solve(
