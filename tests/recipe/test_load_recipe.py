@@ -94,7 +94,7 @@ def swap(old, new):
         (swap("max_epochs: 3", "max_epochs: many"), 11, "(given: 'many')"),
         (swap("max_epochs: 3", "max_epochs: .inf"), 11, "finite number (given: inf)"),
         (swap("seeds: [1, 2]", "seeds: [1, 1]"), 20, "training: seeds must differ, found [1, 1]"),
-        (swap("budget_share: 0.4", "seeds: [3]"), 20, "give exactly one of 'tokens' (a number) and 'budget_share'"),
+        (swap("  budget_share: 0.4\n", ""), 20, "give exactly one of 'tokens' (a number) and 'budget_share'"),
         (swap("budget: 20m\n", ""), 21, "training.budget_share: needs a 'budget' (such as 20m or 1e15flops)"),
         (
             swap("    sky: 0.1", "    sky: 0.1\n    sea: 0.81"),
@@ -114,6 +114,7 @@ def swap(old, new):
             9,
             "target.sky: no domain of that name here; nearest valid: 'sku'",
         ),
+        (swap("max_epochs: 3", "max_epochs: 3\n  max_epochs: 4"), 12, "the key 'max_epochs' is there twice"),
         ("format: 2\n" + GOOD, 1, "format: Input should be 1 (given: 2)"),
     ],
 )
@@ -143,9 +144,9 @@ def test_all_that_is_wrong_is_told_at_once(load):
         ("name: x\n  b: {", ":2: not YAML: "),
         ("name: 2024-13-45\n", ": not YAML: month must be"),
         ("name: \x07\n", ": not YAML: "),
-        ("- 1\n- 2\n", "a recipe is a mapping with the keys format, name, corpus"),
-        ("", "a recipe is a mapping"),
-        ("name: 浑仪\n".encode("gb18030"), "not UTF-8 at byte 6; save the recipe as UTF-8"),
+        ("- 1\n- 2\n", "the document is a mapping with the keys format, name, corpus"),
+        ("", "the document is a mapping"),
+        ("name: 浑仪\n".encode("gb18030"), "not UTF-8 at byte 6; save it as UTF-8"),
     ],
 )
 def test_what_is_no_recipe_at_all(load, tmp_path, text, said):

@@ -6,10 +6,13 @@ from armillary.recipe.document import (
     DomainSpec,
     LadderStudy,
     Limits,
+    MixtureLimits,
     MixtureStudy,
+    MixtureTarget,
     Recipe,
     TokenizerSpec,
     Training,
+    load_document,
     load_recipe,
 )
 from armillary.recipe.errors import ArmillaryError, UsageError
@@ -35,8 +38,10 @@ __all__ = [
     "Family",
     "LadderStudy",
     "Limits",
+    "MixtureLimits",
     "MixturePhase",
     "MixtureStudy",
+    "MixtureTarget",
     "ModelShape",
     "OptimizerSpec",
     "Recipe",
@@ -48,5 +53,6 @@ __all__ = [
     "Validation",
     "canonical_hash",
     "decay_factor",
+    "load_document",
     "load_recipe",
 ]

@@ -9,16 +9,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, PositiveFloat, ValidationError, model_validator
 
 from armillary.recipe.errors import FieldError, UsageError
 from armillary.recipe.run import Decay
 from armillary.recipe.shapes import Document, Family
 
 Share = Annotated[float, Field(ge=0, le=1)]
+D = TypeVar("D", bound=Document)
 
 
 class DomainSpec(Document):
@@ -64,6 +65,38 @@ class Limits(Document):
     max_epochs: float = Field(default=4.0, gt=0)
     floors: dict[str, Share] = Field(default_factory=dict)
     ceilings: dict[str, Share] = Field(default_factory=dict)
+
+
+class MixtureTarget(Document):
+    """What a mixture is to lower: the weighted sum of losses of some validation domains.
+
+    A file may hold ``weights:`` with the mapping below it, or the mapping alone.
+    """
+
+    weights: dict[str, PositiveFloat] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mapping_alone(cls, value: Any) -> Any:
+        return value if not isinstance(value, dict) or "weights" in value else {"weights": value}
+
+
+class MixtureLimits(Limits):
+    """Limits of a mixture where no corpus is at hand: ``domain_tokens`` of each domain and the run's ``budget_tokens``.
+
+    A domain without an entry in ``domain_tokens`` has no limit on epochs. ``natural`` is the mixture to compare with;
+    without it that is the mixture in proportion to ``domain_tokens`` if each domain is there.
+    """
+
+    budget_tokens: PositiveFloat | None = None
+    domain_tokens: dict[str, PositiveFloat] = Field(default_factory=dict)
+    natural: dict[str, Share] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _budget_for_epochs(self) -> Self:
+        if self.domain_tokens and self.budget_tokens is None:
+            raise FieldError("the limit on epochs needs the tokens of the run", "budget_tokens")
+        return self
 
 
 class TargetModel(Document):
@@ -235,14 +268,24 @@ def load_recipe(path: Path) -> Recipe:
     Relative sources are taken from the recipe's own folder.
 
     Raises:
-        UsageError: file missing, not YAML, an unknown key (with the nearest valid one) or a wrong value.
+        UsageError: as ``load_document``.
+    """
+    return _absolute_sources(load_document(path, Recipe), path.resolve().parent)
+
+
+def load_document(path: Path, kind: type[D]) -> D:
+    """Read a YAML file as a document of ``kind`` and check it.
+
+    Raises:
+        UsageError: file missing, not YAML, a key twice, an unknown key (with the nearest valid one) or a wrong value,
+            with file and line.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); give the path of a recipe in YAML") from error
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 at byte {error.start}; save the recipe as UTF-8") from error
+        raise UsageError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
     try:
         # compose first: it keeps the line of every key for the messages below
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -251,15 +294,35 @@ def load_recipe(path: Path) -> Recipe:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise UsageError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or error}") from error
+    twice = _key_twice(node)
+    if twice is not None:
+        raise UsageError(f"{path}:{twice.start_mark.line + 1}: the key '{twice.value}' is there twice; take one out")
     if not isinstance(value, dict):
-        raise UsageError(f"{path}: a recipe is a mapping with the keys {', '.join(Recipe.model_fields)}")
+        raise UsageError(f"{path}: the document is a mapping with the keys {', '.join(kind.model_fields)}")
     try:
-        recipe = Recipe.model_validate(value)
+        return kind.model_validate(value)
     except ValidationError as error:
         problems = [(_location(e), e) for e in error.errors()]
-        lines = [f"{path}:{_line(node, where)}: {_problem(where, e)}" for where, e in problems]
+        lines = [f"{path}:{_line(node, where)}: {_problem(kind, where, e)}" for where, e in problems]
         raise UsageError("\n".join(lines)) from error
-    return _absolute_sources(recipe, path.resolve().parent)
+
+
+def _key_twice(node: yaml.Node | None) -> yaml.ScalarNode | None:
+    """The second of two equal keys of one mapping anywhere below ``node``; YAML would let it win in silence."""
+    if isinstance(node, yaml.SequenceNode):
+        return next(filter(None, map(_key_twice, node.value)), None)
+    if not isinstance(node, yaml.MappingNode):
+        return None
+    seen: set[str] = set()
+    for key, value in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            if key.value in seen:
+                return key
+            seen.add(key.value)
+        below = _key_twice(value)
+        if below is not None:
+            return below
+    return None
 
 
 def _absolute_sources(recipe: Recipe, base: Path) -> Recipe:
@@ -300,11 +363,11 @@ def _location(error: Any) -> tuple[int | str, ...]:
     return (*error["loc"], *(cause.location if isinstance(cause, FieldError) else ()))
 
 
-def _problem(location: tuple[int | str, ...], error: Any) -> str:
+def _problem(kind: type[Document], location: tuple[int | str, ...], error: Any) -> str:
     """One pydantic error in words: the key, what is wrong with it, and for an unknown key the nearest valid one."""
     where = ".".join(str(part) for part in location)
     if error["type"] == "extra_forbidden":
-        return f"unknown key '{where}'{_nearest(str(location[-1]), _valid_keys(location[:-1]))}"
+        return f"unknown key '{where}'{_nearest(str(location[-1]), _valid_keys(kind, location[:-1]))}"
     if error["type"] == "missing":
         return f"the key '{where}' is missing"
     message = error["msg"].removeprefix("Value error, ")
@@ -313,9 +376,8 @@ def _problem(location: tuple[int | str, ...], error: Any) -> str:
     return f"{where}: {message}{shown}" if where else message
 
 
-def _valid_keys(location: tuple[int | str, ...]) -> list[str]:
-    """Keys of the recipe part that ``location`` leads to."""
-    model: Any = Recipe
+def _valid_keys(model: Any, location: tuple[int | str, ...]) -> list[str]:
+    """Keys of the part of a document of type ``model`` that ``location`` leads to."""
     for key in location:
         if isinstance(model, type) and issubclass(model, BaseModel):
             model = model.model_fields[str(key)].annotation
