@@ -1,34 +1,18 @@
-"""The command line: one verb each; parses, calls one function of a room, prints.
-
-Exit codes: 0 good, 1 the work failed, 2 wrong use. Results go to standard output, progress to standard error; with
-``--json`` standard output holds one JSON value and nothing else.
-"""
+"""The verbs of the path from a recipe to a published model. Each calls one function of a room, and prints."""
 
 from __future__ import annotations
 
-import json
-import sys
-import time
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
-from armillary import __version__
-from armillary.recipe import ArmillaryError, load_recipe
+from armillary.cli.screen import JsonOption, Reporter, app, err, out, show_json, show_table
+from armillary.recipe import load_recipe
 
-app = typer.Typer(
-    help="Find a training recipe with small models, record what the large run will reach, carry it out, check.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
 study_app = typer.Typer(help="Small runs that argue for a recipe.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
 
@@ -45,7 +29,6 @@ BudgetOption = Annotated[
 DatabaseOption = Annotated[
     str | None, typer.Option(envvar="ARMILLARY_DATABASE", help="SQLAlchemy URL of the store instead of SQLite.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 class Language(StrEnum):
@@ -69,53 +52,6 @@ class Until(StrEnum):
 
 LanguageOption = Annotated[Language, typer.Option(help="Language of the report.")]
 
-# No emoji codes: "recipe.yaml:100: " is a line, not a picture. What others wrote goes through `escape`, since a path
-# may hold what looks like markup.
-out = Console(soft_wrap=True, emoji=False)
-err = Console(stderr=True, soft_wrap=True, emoji=False)
-_PLAIN_EVERY_S = 15.0
-_INTERRUPTED = 130  # how the parser of the command line ends on Ctrl-C
-
-
-class Reporter:
-    """Shows progress: a bar with the time left on a terminal, else a line from time to time."""
-
-    def __init__(self) -> None:
-        columns = (
-            TextColumn("{task.description:<18}"),
-            BarColumn(),
-            TextColumn("{task.percentage:>3.0f}%  {task.fields[note]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-        )
-        self.bars = Progress(*columns, console=err)
-        self.tasks: dict[str, Any] = {}
-        self.begun: dict[str, float] = {}
-        self.told: dict[str, float] = {}
-
-    def __call__(self, stage: str, done: float, total: float, note: str) -> None:
-        if stage == "plan":
-            (self.bars.console if err.is_terminal else err).print(f"[dim]plan[/dim] {note}")
-        elif err.is_terminal:
-            if stage not in self.tasks:
-                self.bars.start()
-                self.tasks[stage] = self.bars.add_task(stage, total=total, note=note)
-            self.bars.update(self.tasks[stage], completed=done, total=total, note=note)
-        else:
-            now = time.monotonic()
-            begun = self.begun.setdefault(stage, now)
-            if now - self.told.get(stage, 0.0) >= _PLAIN_EVERY_S or done >= total:
-                self.told[stage] = now if done < total else float("inf")
-                left = (now - begun) * (total - done) / done if done else 0.0
-                err.print(
-                    f"{stage}: {done / max(total, 1e-9):.0%} {note}, {now - begun:.0f} s, about {left:.0f} s left"
-                )
-
-    def close(self) -> None:
-        """Leave the terminal as it was."""
-        self.bars.stop()
-
 
 def workspace(
     recipe: Path, folder: Path | None, budget: str | None, workers: int | None, database: str | None, show: Reporter
@@ -136,21 +72,6 @@ def reach(
         return workspace(recipe, folder, budget, workers, database, show).report(goal)
     finally:
         show.close()
-
-
-def show_json(value: Any) -> None:
-    """One JSON value on standard output."""
-    print(json.dumps(value.model_dump(mode="json") if hasattr(value, "model_dump") else value, ensure_ascii=False))
-
-
-def show_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """A table; numbers are shown to four decimals and to the right."""
-    table = Table(title=title, title_justify="left", title_style="bold")
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
-    for row in rows:
-        table.add_row(*[f"{v:.4f}" if isinstance(v, float) else "" if v is None else escape(str(v)) for v in row])
-    out.print(table)
 
 
 @app.command()
@@ -405,45 +326,3 @@ def runs(
         return show_json(rows)
     columns = ["run", "study", "status", "attempts", "parameters", "tokens", "error"]
     show_table("runs", columns, [[row[c] for c in columns] for row in rows])
-
-
-def version(value: bool) -> None:
-    """Print the version and end."""
-    if value:
-        print(f"armillary {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def options(
-    _version: Annotated[
-        bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version.")
-    ] = False,
-) -> None:
-    """Options before the verb."""
-
-
-def main() -> None:
-    """Entry point: errors that are a person's or the work's end in a message and an exit code, not in a traceback."""
-    sys.exit(guarded(lambda: app(standalone_mode=True)))
-
-
-def guarded(act: Callable[[], Any]) -> int:
-    """The exit code of ``act``."""
-    try:
-        act()
-    except ArmillaryError as error:
-        err.print(f"[red]error[/red] {escape(str(error))}", highlight=False)
-        return error.exit_code
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        said = escape(f"{where}{error.strerror or error}; what was done before is kept")
-        err.print(f"[red]error[/red] {said}", highlight=False)
-        return 1
-    except (KeyboardInterrupt, SystemExit) as error:
-        code = error.code if isinstance(error, SystemExit) else _INTERRUPTED
-        if code != _INTERRUPTED:
-            return code if isinstance(code, int) else 0 if code is None else 1
-        err.print("stopped; give the same command to go on")
-        return 1
-    return 0

@@ -1,0 +1,87 @@
+"""What all verbs share: the app they belong to, progress, tables and JSON on the terminal.
+
+Results go to standard output, progress to standard error; with ``--json`` standard output holds one JSON value and
+nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+app = typer.Typer(
+    help="Find a training recipe with small models, record what the large run will reach, carry it out, check.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+# No emoji codes: "recipe.yaml:100: " is a line, not a picture. What others wrote goes through `escape`, since a path
+# may hold what looks like markup.
+out = Console(soft_wrap=True, emoji=False)
+err = Console(stderr=True, soft_wrap=True, emoji=False)
+_PLAIN_EVERY_S = 15.0
+
+
+class Reporter:
+    """Shows progress: a bar with the time left on a terminal, else a line from time to time."""
+
+    def __init__(self) -> None:
+        columns = (
+            TextColumn("{task.description:<18}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%  {task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+        )
+        self.bars = Progress(*columns, console=err)
+        self.tasks: dict[str, Any] = {}
+        self.begun: dict[str, float] = {}
+        self.told: dict[str, float] = {}
+
+    def __call__(self, stage: str, done: float, total: float, note: str) -> None:
+        if stage == "plan":
+            (self.bars.console if err.is_terminal else err).print(f"[dim]plan[/dim] {note}")
+        elif err.is_terminal:
+            if stage not in self.tasks:
+                self.bars.start()
+                self.tasks[stage] = self.bars.add_task(stage, total=total, note=note)
+            self.bars.update(self.tasks[stage], completed=done, total=total, note=note)
+        else:
+            now = time.monotonic()
+            begun = self.begun.setdefault(stage, now)
+            if now - self.told.get(stage, 0.0) >= _PLAIN_EVERY_S or done >= total:
+                self.told[stage] = now if done < total else float("inf")
+                left = (now - begun) * (total - done) / done if done else 0.0
+                err.print(
+                    f"{stage}: {done / max(total, 1e-9):.0%} {note}, {now - begun:.0f} s, about {left:.0f} s left"
+                )
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self.bars.stop()
+
+
+def show_json(value: Any) -> None:
+    """One JSON value on standard output."""
+    print(json.dumps(value.model_dump(mode="json") if hasattr(value, "model_dump") else value, ensure_ascii=False))
+
+
+def show_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
+    """A table; numbers are shown to four decimals and to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*[f"{v:.4f}" if isinstance(v, float) else "" if v is None else escape(str(v)) for v in row])
+    out.print(table)
