@@ -157,9 +157,12 @@ def _decoded(value: Any) -> Any:
             return tuple(_decoded(part) for part in parts)
         case {"object": where, "attributes": attributes}:
             module, _, name = where.partition(":")
-            kind = getattr(importlib.import_module(f"{_ROOM}.{module}"), name)
+            try:
+                kind = getattr(importlib.import_module(f"{_ROOM}.{module}"), name, None)
+            except ImportError:
+                kind = None
             if not isinstance(kind, type) or not kind.__module__.startswith(f"{_ROOM}."):
-                raise UsageError(f"a law file names '{where}', which is no law")
+                raise UsageError(f"a law file names '{where}', which is no law of this program")
             parts = {name: _decoded(part) for name, part in attributes.items()}
             if issubclass(kind, tuple):
                 return kind(*parts.values())

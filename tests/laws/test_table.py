@@ -1,0 +1,77 @@
+"""Tables: whatever is wrong is told by file, line and column, and what is right comes through unchanged."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from armillary.laws.table import read_table
+from armillary.recipe import UsageError
+
+
+@pytest.fixture
+def table(tmp_path):
+    def of(text):
+        path = tmp_path / "runs.csv"
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return read_table(path)
+
+    return of
+
+
+def test_columns_by_name_in_the_order_asked_for(table):
+    read = table('\ufeffrun, a ,b\n"x, y",1,2.5\n\nz,3e2,-4\n')
+    assert read.columns == ("run", "a", "b")
+    assert read.text("run") == ["x, y", "z"]
+    assert read.numbers(["b", "a"]).tolist() == [[2.5, 1.0], [-4.0, 300.0]]
+    assert read.lines == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "has no lines"),
+        ("a,b\n", "has no rows below its header"),
+        ("a,,b\n1,2,3\n", "line 1: column 2 has no name"),
+        ("a,b,a\n1,2,3\n", "line 1: column 'a' is there twice"),
+        ("a,b\n1,2\n3\n", "line 3 has 1 entries and the header has 2"),
+        ("a,b\n1,2,3\n", "line 2 has 3 entries and the header has 2"),
+        ('a,b\n1,"2\n', "line 2: unexpected end of data"),
+        ("a,b\n1,浑\n".encode("gb18030"), "is not UTF-8 text"),
+    ],
+)
+def test_what_is_no_table(table, tmp_path, text, said):
+    with pytest.raises(UsageError) as caught:
+        table(text)
+    assert str(tmp_path / "runs.csv") in str(caught.value) and said in str(caught.value)
+
+
+@pytest.mark.parametrize("entry", ["nan", "inf", "-1e999", "", "  ", "1,0", "x", "-3", "0"])
+def test_a_bad_number_is_told_by_file_line_and_column(table, tmp_path, entry):
+    read = table(f'a,loss\n1,2\n\n5,"{entry}"\n')
+    with pytest.raises(UsageError) as caught:
+        read.numbers(["a", "loss"], above=0)
+    assert f"{tmp_path / 'runs.csv'}, line 4, column 'loss' is '{entry}'; " in str(caught.value)
+
+
+def test_limits_are_told_apart(table):
+    read = table("w\n0\n-1e-9\n")
+    with pytest.raises(UsageError, match=r"line 3, column 'w' is '-1e-9'; it must be at least 0"):
+        read.numbers(["w"], least=0)
+    with pytest.raises(UsageError, match=r"line 2, column 'w' is '0'; it must be above 0"):
+        read.numbers(["w"], above=0)
+
+
+def test_an_unknown_column_and_a_missing_file(table, tmp_path):
+    with pytest.raises(UsageError, match=r"runs\.csv has no column 'c'; its columns are a, b"):
+        table("a,b\n1,2\n").numbers(["a", "c"])
+    for path in (tmp_path / "nowhere.csv", tmp_path):
+        with pytest.raises(UsageError, match="give a CSV file with a header"):
+            read_table(path)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(*[st.floats(allow_nan=False, allow_infinity=False)] * 3), min_size=1, max_size=20))
+def test_numbers_come_back_to_the_last_bit(table, rows):
+    text = "a,b,c\n" + "".join(",".join(map(repr, row)) + "\n" for row in rows)
+    assert np.array_equal(table(text).numbers(["a", "b", "c"]), np.array(rows))
