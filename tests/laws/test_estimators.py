@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import pytest
 
-from armillary.laws import ChinchillaLaw, MixtureLaw, Prediction, optimise_mixture, simplex_design
+from armillary.laws import MixtureLaw, Prediction, ScalingLaw, optimise_mixture, simplex_design
 from armillary.recipe import UsageError
 
 SMALL = {"bootstraps": 10}
@@ -21,7 +21,7 @@ def mixtures():
     return design, 2 + 0.3 * (0.1 + design) ** -0.5
 
 
-LAWS = [(ChinchillaLaw, ladder), (MixtureLaw, mixtures)]
+LAWS = [(ScalingLaw, ladder), (MixtureLaw, mixtures)]
 
 
 @pytest.mark.parametrize(("law", "data"), LAWS)
@@ -115,7 +115,7 @@ def test_a_ladder_of_one_size_is_refused():
     X, y = ladder()
     X[:, 0] = 1e6
     with pytest.raises(UsageError, match="at least two values"):
-        ChinchillaLaw(**SMALL).fit(X, y)
+        ScalingLaw(**SMALL).fit(X, y)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from armillary.laws import ChinchillaLaw
+from armillary.laws import ScalingLaw
 
 TRUE = {"E": 1.7, "A": 400.0, "B": 1500.0, "alpha": 0.35, "beta": 0.37}
 
@@ -21,7 +21,7 @@ def test_recovers_parameters_from_a_wide_ladder_with_outliers():
     points = grid(np.geomspace(1e7, 1e10, 12), np.geomspace(1e9, 1e12, 12))
     y = loss(points) * np.exp(0.002 * rng.standard_normal(len(points)))
     y[::20] *= 1.05
-    law = ChinchillaLaw(bootstraps=40).fit(points, y)
+    law = ScalingLaw(form="chinchilla", bootstraps=40).fit(points, y)
     assert law.parameters_["E"] == pytest.approx(TRUE["E"], rel=0.02)
     assert law.parameters_["alpha"] == pytest.approx(TRUE["alpha"], rel=0.05)
     assert law.parameters_["beta"] == pytest.approx(TRUE["beta"], rel=0.05)
@@ -48,7 +48,7 @@ def test_intervals_cover_a_new_run_of_a_small_ladder(sizes, tokens, further):
         y = loss(points, p) * np.exp(0.003 * rng.standard_normal(len(points)))
         target = np.array([[8e5 * further, 4e6 * further]])
         measured = loss(target, p) * np.exp(0.003 * rng.standard_normal(1))
-        predicted = ChinchillaLaw(bootstraps=40).fit(points, y).predict(target)
+        predicted = ScalingLaw(bootstraps=40).fit(points, y).predict(target)
         inside.append(predicted.low <= measured <= predicted.high)
         errors.append(abs(predicted.mean / measured - 1))
     # Six runs do not tell five parameters: there the interval is wider than needed, never narrower.
@@ -59,8 +59,8 @@ def test_intervals_cover_a_new_run_of_a_small_ladder(sizes, tokens, further):
 def test_a_wrong_form_widens_the_interval_far_out_but_not_inside():
     points = grid(np.geomspace(1e6, 1e8, 6), np.geomspace(1e8, 1e10, 6))
     bend = 1 + 0.01 * (np.log(points[:, 0] / 1e7) / 2) ** 3
-    right = ChinchillaLaw(bootstraps=40).fit(points, loss(points), noise=0.002)
-    wrong = ChinchillaLaw(bootstraps=40).fit(points, loss(points) * bend, noise=0.002)
+    right = ScalingLaw(bootstraps=40).fit(points, loss(points), noise=0.002)
+    wrong = ScalingLaw(bootstraps=40).fit(points, loss(points) * bend, noise=0.002)
     assert wrong.miss_per_efold_ > 2 * right.miss_per_efold_
     far = np.array([[1e9, 1e11]])
 
@@ -74,17 +74,17 @@ def test_a_wrong_form_widens_the_interval_far_out_but_not_inside():
 
 def test_held_out_record_names_the_largest_runs_and_the_factor():
     points = grid([1e6, 3e6, 1e7], [1e8, 2e8, 4e8])
-    law = ChinchillaLaw(bootstraps=10).fit(points, loss(points))
-    by_size = next(left for left in law.holdout_error_ if left.what.startswith("parameters"))
+    law = ScalingLaw(bootstraps=10).fit(points, loss(points))
+    by_size = next(left for left in law.holdout_error_ if left.what.startswith("params"))
     np.testing.assert_array_equal(points[by_size.rows, 0], 1e7)
     np.testing.assert_allclose(by_size.measured, loss(points)[by_size.rows])
     np.testing.assert_allclose(by_size.extrapolation, [1e15 / 1.2e15, 2e15 / 1.2e15, 4e15 / 1.2e15])
-    assert {left.what.split()[0] for left in law.holdout_error_} == {"parameters", "tokens", "compute"}
+    assert {left.what.split()[0] for left in law.holdout_error_} == {"params", "tokens", "compute"}
     np.testing.assert_allclose(law.extrapolation([[1e7, 4e8], [1e8, 4e8]]), [1.0, 10.0])
 
 
 def test_known_noise_is_used_for_a_new_run():
     points = grid([1e6, 3e6, 1e7], [1e8, 4e8])
-    quiet = ChinchillaLaw(bootstraps=30).fit(points, loss(points), noise=0.001).predict(points)
-    loud = ChinchillaLaw(bootstraps=30).fit(points, loss(points), noise=0.02).predict(points)
+    quiet = ScalingLaw(bootstraps=30).fit(points, loss(points), noise=0.001).predict(points)
+    loud = ScalingLaw(bootstraps=30).fit(points, loss(points), noise=0.02).predict(points)
     assert ((loud.high - loud.low) > 5 * (quiet.high - quiet.low)).all()

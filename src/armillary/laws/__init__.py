@@ -4,20 +4,23 @@ Imports no torch; works on anybody's table of runs.
 """
 
 from armillary.laws.design import simplex_design
-from armillary.laws.estimator import Prediction
+from armillary.laws.estimator import ExtrapolationError, ExtrapolationWarning, Prediction
 from armillary.laws.mixture import HeldOut, MixtureLaw
 from armillary.laws.optimise import Optimum, optimise_mixture
-from armillary.laws.scaling import ChinchillaLaw, LeftOut
+from armillary.laws.scaling import SCALING_FORMS, LeftOut, ScalingLaw
 from armillary.laws.uncertainty import Choice, best_of, mean_interval, paired_difference
 
 __all__ = [
-    "ChinchillaLaw",
+    "SCALING_FORMS",
     "Choice",
+    "ExtrapolationError",
+    "ExtrapolationWarning",
     "HeldOut",
     "LeftOut",
     "MixtureLaw",
     "Optimum",
     "Prediction",
+    "ScalingLaw",
     "best_of",
     "mean_interval",
     "optimise_mixture",

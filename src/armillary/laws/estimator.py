@@ -18,6 +18,14 @@ from armillary.recipe import UsageError
 Array = NDArray[np.float64]
 
 
+class ExtrapolationError(UsageError):
+    """A prediction was asked for farther out than the fitted runs can tell of; says how far, and what runs it needs."""
+
+
+class ExtrapolationWarning(UserWarning):
+    """A prediction lies farther out than a law was tested by leaving out its own largest runs."""
+
+
 class Prediction(NamedTuple):
     """An expected value with the ends of its interval; three arrays of the same shape, or three scalars."""
 

@@ -1,23 +1,23 @@
-"""Scaling laws: the loss of a model as a function of its parameters N and its training tokens D.
+"""Scaling laws: the loss of a model as a function of its size and its training tokens, with intervals far out.
 
-One form so far, Chinchilla's (Hoffmann et al. 2022, equation 2): ``L = E + A / N^alpha + B / D^beta``.
+What decides a forecast far beyond the runs is the form, and no fit in sample tells which form holds out there. So each
+form is asked for the largest runs after a fit to the others (leave-largest-out), and the law is the average of the
+forms, weighted by how well they did.
 
 Trade-offs taken:
 
-- The same code must fit six points of a laptop's ladder and hundreds of a cluster's. Six points do not determine five
-  parameters, so each has a broad log-normal prior (below). With some dozens of runs over a decade the data outweigh
-  it; with six runs it keeps the fit in the region of all published laws, and the draws carry its width.
-- An interval must cover a *new run*, so it adds three parts in quadrature, in log loss: what the parameters leave
-  open (posterior draws), the noise of one run, and the wrongness of the form. The last is not in the residuals. It is
-  measured by leaving out the largest runs and looking how far the law missed, beyond what the first two parts explain.
-  Its variance grows in proportion to the e-folds of extrapolation asked for, as if the truth walked away from the form
-  step by step: held-out misses on Chinchilla's points grow more slowly than the e-folds themselves.
-- With few runs there are few such misses, so their average is mixed with a prior guess of 0.3 % at one e-fold.
+- The same code must fit six points of a laptop's ladder and hundreds of a cluster's: broad priors (``scaling_forms``).
+- An interval must cover a *new run*, so it adds in quadrature, in log loss: what the parameters of each form leave open
+  (posterior draws), how far the forms lie apart, the noise of one run, and the wrongness of all forms. The last is not
+  in the residuals: it is how far the law missed the runs left out, beyond what the other parts explain.
+- Few such misses are known, so their average is mixed with a prior guess.
 - N is whatever the caller counts (all parameters, or those outside the embedding): be consistent.
 """
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -27,36 +27,29 @@ from scipy import stats
 
 from armillary.laws.estimator import (
     Array,
+    ExtrapolationError,
+    ExtrapolationWarning,
     Prediction,
     checked_interval,
     checked_positive,
     require_fitted,
 )
-from armillary.laws.solver import Fits, fit_many
+from armillary.laws.scaling_fit import Solution, draw, fit_form
+from armillary.laws.scaling_forms import SCALING_FORMS
 from armillary.recipe import UsageError
 
-COLUMNS = ("parameters", "tokens")
+__all__ = ["SCALING_FORMS", "LeftOut", "ScalingLaw"]
 
-# Priors (medians and standard deviations of logarithms). Published exponents lie between 0.2 and 0.7 (Kaplan 2020,
-# Hoffmann 2022, Besiroglu 2024, DeepSeek 2024, Llama 3). The irreducible loss is some share of the lowest loss seen,
-# and each of the other two terms some share of the median loss at the centre of the ladder.
-EXPONENT, EXPONENT_STD = 0.4, 0.4
-IRREDUCIBLE, IRREDUCIBLE_STD = 0.6, 0.5
-TERM, TERM_STD = 0.3, 1.5
-
-# Before any run is seen: relative noise of a run, and relative miss per e-fold of extrapolation, each counted as so
-# many observations.
-NOISE, NOISE_COUNT = 0.004, 2.0
+# Relative miss of all forms per e-fold of extrapolation, before any run is left out, counted as so many observations.
 MISS, MISS_COUNT = 0.003, 2.0
 
-PRIOR_STD = np.array([IRREDUCIBLE_STD, TERM_STD, TERM_STD, EXPONENT_STD, EXPONENT_STD])
+# Forms are weighted by their held-out error to this power, at most; and by that many times the sets left out, at most.
+SHARPNESS = 4.0
+FAINT = 0.02
 
-# Residuals beyond this share of the loss count linearly, as in the published fits. That is far inside the noise and
-# makes a fit of medians: robust with hundreds of points, wasteful with few. Up to MANY points the threshold is the
-# one that is 95 % efficient for normal noise (Huber 1964), in units of the noise; beyond, it falls to the published.
-HUBER = 1e-3
-EFFICIENT = 1.345
-MANY = 30
+
+# What was left out, and which runs were kept [n].
+Cut = tuple[str, NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -66,8 +59,8 @@ class LeftOut:
     Attributes:
         what: which were left out, such as ``tokens >= 1.2e+09``.
         rows: their rows in the table given to ``fit``, [k].
-        predicted: losses by the law fitted without them, [k].
-        measured: their losses, [k].
+        predicted: losses by the law fitted without them, [k] or [k, t].
+        measured: their losses, [k] or [k, t].
         extrapolation: their compute N * D over the largest compute that was kept, [k].
     """
 
@@ -78,245 +71,304 @@ class LeftOut:
     extrapolation: Array
 
 
-class ChinchillaLaw:
-    """``L(N, D) = E + A / N^alpha + B / D^beta`` with intervals for a new run.
+@dataclass(frozen=True)
+class Member:
+    """One form of the average: its weight, parameters [t, p] and draws [b, t, p] on the scale of their priors."""
 
-    Fitted by Huber's loss on the logarithm of the loss (Hoffmann et al. 2022, section D.2) from many starts.
+    form: str
+    weight: float
+    theta: Array
+    draws: Array
+
+
+class ScalingLaw:
+    """The loss of a run from its sizes, with intervals for a new run.
 
     Args:
+        form: a name of ``SCALING_FORMS``, or ``auto`` for the average of all whose features are among ``features``.
+        features: what the columns of X are. A named form reads its own features and ignores this.
         bootstraps: draws for the uncertainty of the parameters.
         seed: of these draws.
+        max_extrapolation: times the fitted compute beyond which ``predict`` refuses.
 
     Attributes:
-        parameters_: ``E``, ``A``, ``B``, ``alpha``, ``beta``.
-        draws_: the same for each draw, arrays [bootstraps].
-        residual_std_: relative standard deviation of the losses around the law.
-        noise_: relative standard deviation of one run: the one given, else ``residual_std_``.
-        miss_per_efold_: relative miss of the form (standard deviation) at one e-fold of extrapolation.
+        features_: what the columns of X are.
+        form_: the form with the largest weight.
+        weights_: weight of each form.
+        parameters_: parameters of ``form_`` in the units of its formula; numbers, or arrays [t] for several targets.
+        draws_: the same for each draw, arrays [b] or [b, t].
+        noise_: relative standard deviation of one new run around the law, a number or [t].
+        miss_per_efold_: relative miss of the law (standard deviation) at one e-fold of extrapolation, likewise.
         holdout_error_: what was left out, predicted and measured, a list of ``LeftOut``.
+        held_out_: the same for each form.
     """
 
-    def __init__(self, *, bootstraps: int = 200, seed: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        form: str = "auto",
+        features: Sequence[str] = ("params", "tokens"),
+        bootstraps: int = 200,
+        seed: int = 0,
+        max_extrapolation: float = 1000.0,
+    ) -> None:
+        self.form = form
+        self.features = features
         self.bootstraps = bootstraps
         self.seed = seed
+        self.max_extrapolation = max_extrapolation
 
     def fit(self, X: ArrayLike, y: ArrayLike, noise: float | None = None) -> Self:
         """Fit to runs.
 
         Args:
-            X: [n, 2], parameters and tokens of each run, n >= 6 with at least two different values of each.
-            y: [n] losses.
+            X: [n, k], the features of each run, n >= 6.
+            y: [n] losses, or [n, t] losses of the same runs on t corpora.
             noise: known relative standard deviation between runs that differ only in their seed, if any.
 
         Raises:
-            UsageError: a value that is not finite or not positive (with row and column), too few runs, or all runs
-                with the same N or the same D.
+            UsageError: a value that is not finite or not positive (with row and column), too few runs, all runs with
+                the same N or the same D, an unknown form or feature.
         """
-        points = checked_positive("X", X, columns=2, labels=COLUMNS, rows=6)
-        losses = checked_positive("y", np.reshape(y, (-1, 1)), labels=("loss",))[:, 0]
+        names = self._candidates()
+        points = checked_positive("X", X, columns=len(self.features_), labels=self.features_, rows=6)
+        self._single = np.ndim(y) == 1
+        table = np.reshape(y, (-1, 1)) if self._single else y
+        losses = checked_positive("y", table, labels=("loss",) if self._single else None)
         if len(losses) != len(points):
             raise UsageError(f"X has {len(points)} rows and y has {len(losses)}; give one loss for each run")
         if noise is not None and not 0 < noise < 1:
             raise UsageError(f"noise is {noise!r}; give the relative standard deviation of a run, such as 0.003")
         if self.bootstraps < 2:
             raise UsageError(f"bootstraps is {self.bootstraps}; at least 2 are needed for an interval")
-        for column, label in enumerate(COLUMNS):
+        for column in self._sizes:
             if np.ptp(np.log(points[:, column])) < 0.05:
+                label = self.features_[column]
                 raise UsageError(
                     f"all runs have {label} {points[0, column]:g} (column {column} of X); a law in {label} needs runs "
                     "with at least two values of it"
                 )
         self._log_points = np.log(points)
-        self._log_losses = np.log(losses)
-        self._centre = self._log_points.mean(0)
-
-        everything = np.ones((1, len(points)))
-        fit, scale, freedom = self._fit_with_noise(everything, noise)
-        self.residual_std_ = float(scale[0])
-        self.noise_ = self.residual_std_ if noise is None else noise
-        self._theta = fit.parameters[0]
-        self._freedom = float(freedom[0])
-        self.parameters_ = {name: float(v[0]) for name, v in self._natural(fit.parameters).items()}
-        self._draw(fit, scale)
-        self.draws_ = self._natural(self._draws)
-        self._leave_largest_out(noise)
+        logs = np.log(losses)
+        cuts = self._cuts()
+        subsets = np.array([np.ones(len(points), dtype=bool), *(kept for _, kept in cuts)])
+        solutions = {}
+        for name in names:
+            form, seen = SCALING_FORMS[name], self._columns(name)
+            whole = fit_form(form, seen, logs, subsets[:1], noise=noise, pooled=True)
+            left = fit_form(form, seen, logs, subsets[1:], noise=noise, pooled=True, near=whole.theta[0])
+            solutions[name] = (whole, left)
+        misses = {name: self._misses(name, solutions[name][1], subsets[1:], logs) for name in names}
+        self.weights_ = self._weigh(misses, cuts, {name: whole.scale[0] for name, (whole, _) in solutions.items()})
+        self.form_ = max(self.weights_, key=lambda name: self.weights_[name])
+        rng = np.random.default_rng(self.seed)
+        self._members = []
+        for name, weight in self.weights_.items():
+            count = max(2, round(weight * self.bootstraps))
+            whole = solutions[name][0]
+            draws = draw(SCALING_FORMS[name], self._columns(name), logs, whole, count, rng)
+            self._members.append(Member(name, weight, whole.theta[0], draws))
+        share = np.array(list(self.weights_.values()))
+        scale = np.sqrt(share @ np.array([solutions[name][0].scale[0] ** 2 for name in self.weights_]))
+        self._noise = scale if noise is None else np.maximum(scale, noise)
+        self._freedom = share @ np.array([solutions[name][0].freedom[0] for name in self.weights_])
+        self._measure_misses({name: solutions[name][1] for name in self.weights_}, misses, cuts, logs)
+        self.noise_ = self._shown(self._noise)
+        self.miss_per_efold_ = self._shown(self._miss)
+        best = next(member for member in self._members if member.form == self.form_)
+        form, centre = SCALING_FORMS[self.form_], self._columns(self.form_).mean(0)
+        self.parameters_ = {name: self._shown(v) for name, v in form.natural(best.theta, centre).items()}
+        flat = form.natural(best.draws.reshape(-1, best.draws.shape[-1]), centre)
+        shape = best.draws.shape[:1] if self._single else best.draws.shape[:2]
+        self.draws_ = {name: v.reshape(shape) for name, v in flat.items()}
         return self
 
     def predict(self, X: ArrayLike, interval: float = 0.9) -> Prediction:
         """Expected losses of new runs, and intervals that hold for one run.
 
         Args:
-            X: [m, 2], parameters and tokens.
+            X: [m, k], the features of each run.
             interval: probability that the interval covers.
 
         Returns:
-            Prediction of three arrays [m].
+            Prediction of three arrays, [m] or [m, t] as ``y`` was.
 
         Raises:
             UsageError: not fitted; an X as ``fit`` refuses it; an interval outside (0, 1).
+            ExtrapolationError: beyond ``max_extrapolation``, or so far out that the interval says nothing.
         """
-        require_fitted(self, "parameters_")
-        points = np.log(checked_positive("X", X, columns=2, labels=COLUMNS))
-        mean = self._log_law(self._theta[None], points)[0]
-        spread = self._log_law(self._draws, points).std(0)
-        miss = self.miss_per_efold_ * np.sqrt(_efolds(points, self._log_points))
+        points = self._checked(X)
+        tail = (1 - checked_interval(interval)) / 2
+        self._refuse_far(points)
+        mean, variance = self._moments(points)
+        known = variance + self._noise**2
+        missed = self._miss**2 * _efolds(self._sized(points), self._sized(self._log_points))[:, None]
         # Each part is known from so many observations; Satterthwaite's (1946) degrees of freedom for their sum.
-        known, missed = (spread**2 + self.noise_**2), miss**2
         freedom = (known + missed) ** 2 / (known**2 / self._freedom + missed**2 / self._miss_freedom)
-        half = stats.t.isf((1 - checked_interval(interval)) / 2, freedom) * np.sqrt(known + missed)
-        return Prediction(np.exp(mean), np.exp(mean - half), np.exp(mean + half))
+        half = stats.t.isf(tail, freedom) * np.sqrt(known + missed)
+        mean, low, high = np.exp(mean), np.exp(mean - half), np.exp(mean + half)
+        return Prediction(*((v[:, 0] if self._single else v) for v in (mean, low, high)))
 
     def extrapolation(self, X: ArrayLike) -> Array:
-        """Compute N * D of runs X [m, 2] over the largest compute fitted, [m]; below 1 inside the ladder."""
+        """Compute N * D of runs X [m, k] over the largest compute fitted, [m]; below 1 inside the ladder."""
+        return self.extrapolation_factors(X)["compute"]
+
+    def extrapolation_factors(self, X: ArrayLike) -> dict[str, Array]:
+        """``N``, ``D`` and ``compute`` N * D of runs X [m, k], each over the largest fitted, [m]."""
+        return self._factors(self._checked(X))
+
+    def _candidates(self) -> list[str]:
+        """Names of the forms to fit; sets ``features_`` and which columns are N and D."""
+        if self.form != "auto" and self.form not in SCALING_FORMS:
+            raise UsageError(f"no scaling form '{self.form}'; give auto or one of {', '.join(SCALING_FORMS)}")
+        self.features_ = tuple(self.features if self.form == "auto" else SCALING_FORMS[self.form].features)
+        sizes = [name for name in ("active_params", "params") if name in self.features_]
+        names = [name for name, form in SCALING_FORMS.items() if set(form.features) <= set(self.features_)]
+        if self.form != "auto":
+            names = [self.form]
+        if not names or not sizes or "tokens" not in self.features_:
+            known = sorted({feature for form in SCALING_FORMS.values() for feature in form.features})
+            raise UsageError(
+                f"no form of scaling law reads the features {', '.join(self.features_)}; they must hold params (or "
+                f"active_params) and tokens, others known are {', '.join(known)}"
+            )
+        unread = set(self.features_) - {feature for name in names for feature in SCALING_FORMS[name].features}
+        if unread:
+            raise UsageError(f"no form of scaling law reads feature '{min(unread)}' beside the others; leave it out")
+        self._sizes = [self.features_.index(sizes[0]), self.features_.index("tokens")]
+        return names
+
+    def _checked(self, X: ArrayLike) -> Array:
         require_fitted(self, "parameters_")
-        points = np.log(checked_positive("X", X, columns=2, labels=COLUMNS))
-        return np.asarray(np.exp(points.sum(1) - self._log_points.sum(1).max()))
+        return np.log(checked_positive("X", X, columns=len(self.features_), labels=self.features_))
 
-    def _log_law(self, theta: Array, log_points: Array) -> Array:
-        """Log losses [P, m] of laws theta [P, 5]: log E, log terms at the centre of the ladder, log exponents."""
-        alpha, beta = np.exp(theta[:, 3:4]), np.exp(theta[:, 4:5])
-        u = log_points - self._centre
-        terms = np.stack(
-            [
-                np.broadcast_to(theta[:, 0:1], (len(theta), len(u))),
-                theta[:, 1:2] - alpha * u[:, 0],
-                theta[:, 2:3] - beta * u[:, 1],
-            ]
-        )
-        return np.asarray(np.logaddexp.reduce(terms, axis=0))
+    def _columns(self, name: str, points: Array | None = None) -> Array:
+        """The columns of log points that a form reads."""
+        points = self._log_points if points is None else points
+        return points[:, [self.features_.index(feature) for feature in SCALING_FORMS[name].features]]
 
-    def _natural(self, theta: Array) -> dict[str, Array]:
-        alpha, beta = np.exp(theta[:, 3]), np.exp(theta[:, 4])
-        return {
-            "E": np.exp(theta[:, 0]),
-            "A": np.exp(theta[:, 1] + alpha * self._centre[0]),
-            "B": np.exp(theta[:, 2] + beta * self._centre[1]),
-            "alpha": alpha,
-            "beta": beta,
-        }
+    def _sized(self, points: Array) -> Array:
+        """Log N and log D of log points, [m, 2]."""
+        return points[:, self._sizes]
 
-    def _solve(
-        self, start: Array, weights: Array, prior_mean: Array, scale: Array, losses: Array | None = None
-    ) -> Fits:
-        """Fit problems with the noise ``scale`` [P]; ``losses`` [P, n] are log losses if they differ by problem."""
-        u = self._log_points - self._centre
+    def _shown(self, values: Array) -> float | Array:
+        """Values [t] as the user sees them: a number for a single target."""
+        return float(values[0]) if self._single else values
 
-        def residuals(theta: Array, which: NDArray[np.intp]) -> tuple[Array, Array]:
-            alpha, beta = np.exp(theta[:, 3:4]), np.exp(theta[:, 4:5])
-            parts = np.exp(
-                [
-                    np.broadcast_to(theta[:, 0:1], (len(theta), len(u))),
-                    np.minimum(theta[:, 1:2] - alpha * u[:, 0], 300),
-                    np.minimum(theta[:, 2:3] - beta * u[:, 1], 300),
-                ]
-            )
-            law = parts.sum(0)
-            target = self._log_losses if losses is None else losses[which]
-            shares = parts / law
-            jacobian = np.stack(
-                [*shares, -shares[1] * alpha * u[:, 0], -shares[2] * beta * u[:, 1]],
-                axis=-1,
-            )
-            s = scale[which, None]
-            return (np.log(law) - target) / s, jacobian / s[:, :, None]
+    def _moments(self, points: Array) -> tuple[Array, Array]:
+        """Mean and variance [m, t] of the average of forms, without noise and miss."""
+        means, variances = [], []
+        for member in self._members:
+            form, seen = SCALING_FORMS[member.form], self._columns(member.form, points)
+            centre = self._columns(member.form).mean(0)
+            means.append(form.evaluate(member.theta, seen, centre)[0].T)
+            flat = form.evaluate(member.draws.reshape(-1, member.draws.shape[-1]), seen, centre)[0]
+            variances.append(flat.reshape(*member.draws.shape[:2], -1).var(0).T)
+        share = np.array([member.weight for member in self._members])[:, None, None]
+        mean = (share * means).sum(0)
+        return mean, (share * (variances + (np.array(means) - mean) ** 2)).sum(0)
 
-        huber = max(HUBER, EFFICIENT * float(np.median(scale)) * min(1.0, MANY / len(u)))
-        return fit_many(
-            residuals, start, weights, prior_mean, PRIOR_STD, huber=huber / float(np.median(scale)), iterations=300
-        )
+    def _factors(self, points: Array) -> dict[str, Array]:
+        sizes, fitted = self._sized(points), self._sized(self._log_points)
+        beyond = np.exp(sizes - fitted.max(0))
+        return {"N": beyond[:, 0], "D": beyond[:, 1], "compute": np.exp(sizes.sum(1) - fitted.sum(1).max())}
 
-    def _priors(self, weights: Array) -> Array:
-        """Means of the priors [P, 5] of problems that see the runs with ``weights`` [P, n] above 0."""
-        seen = np.where(weights > 0, self._log_losses, np.nan)
-        lowest, median = np.nanmin(seen, axis=1), np.nanmedian(seen, axis=1)
-        exponent = np.full(len(weights), np.log(EXPONENT))
-        term = median + np.log(TERM)
-        return np.stack([lowest + np.log(IRREDUCIBLE), term, term, exponent, exponent], axis=1)
+    def _refuse_far(self, points: Array) -> None:
+        factors = self._factors(points)
+        row = int(factors["compute"].argmax())
+        said = ", ".join(f"{factor[row]:.3g} times the largest {name}" for name, factor in factors.items())
+        if factors["compute"][row] > self.max_extrapolation:
+            raise ExtrapolationError(f"row {row} of X is {said} of the runs")
+        tested = max((float(left.extrapolation.max()) for left in self.holdout_error_), default=1.0)
+        if factors["compute"][row] > tested:
+            warnings.warn(f"row {row} of X is {said}; tested {tested:.3g}", ExtrapolationWarning, stacklevel=3)
 
-    def _fit_with_noise(self, weights: Array, noise: float | None) -> tuple[Fits, Array, Array]:
-        """Best of many starts for each row of ``weights`` [P, n], its noise [P], and degrees of freedom of that [P]."""
-        count = len(weights)
-        prior = self._priors(weights)
-        grid = np.array([(e, a, b) for e in (0.3, 0.6, 0.85) for a in (0.25, 0.5) for b in (0.25, 0.5)])
-        offsets = np.stack(
-            [
-                np.log(grid[:, 0] / IRREDUCIBLE),
-                np.log((1 - grid[:, 0]) / 2 / TERM),
-                np.log((1 - grid[:, 0]) / 2 / TERM),
-                np.log(grid[:, 1] / EXPONENT),
-                np.log(grid[:, 2] / EXPONENT),
-            ],
-            axis=1,
-        )
-        start = (prior[:, None, :] + offsets).reshape(-1, 5)
-        many = len(grid)
-        scale = np.full(count, NOISE if noise is None else noise)
-        fit = self._solve(start, np.repeat(weights, many, 0), np.repeat(prior, many, 0), np.repeat(scale, many))
-        first = np.arange(count) * many + fit.objective.reshape(count, many).argmin(1)
-        fit = Fits(fit.parameters[first], fit.objective[first], fit.precision[first], fit.data_precision[first])
-        known = NOISE_COUNT * (NOISE if noise is None else noise) ** 2
-        # The noise decides how much the priors count, and the fit decides the noise: a few rounds settle both.
-        for _ in range(4):
-            miss = self._log_law(fit.parameters, self._log_points) - self._log_losses
-            freedom = NOISE_COUNT + np.maximum(weights.sum(1) - fit.effective_parameters, 0.0)
-            scale = np.sqrt((known + (weights * miss**2).sum(1)) / freedom)
-            fit = self._solve(fit.parameters, weights, prior, scale)
-        return fit, scale, freedom
-
-    def _draw(self, fit: Fits, scale: Array) -> None:
-        """Posterior draws of the parameters, [bootstraps, 5], by disturbing losses and priors (see ``solver``)."""
-        rng = np.random.default_rng(self.seed)
-        n, count = len(self._log_losses), self.bootstraps
-        weights = np.ones((count, n))
-        losses = self._log_losses + scale * rng.standard_normal((count, n))
-        prior = self._priors(weights) + PRIOR_STD * rng.standard_normal((count, 5))
-        start = np.repeat(fit.parameters, count, 0)
-        self._draws = self._solve(start, weights, prior, np.repeat(scale, count), losses).parameters
-
-    def _leave_largest_out(self, noise: float | None) -> None:
-        """Hold back the largest runs by N, by D and by compute; from the misses, how wrong the form is per e-fold."""
-        points = self._log_points
-        cuts: list[tuple[str, NDArray[np.bool_]]] = []
-        for label, size in ((COLUMNS[0], points[:, 0]), (COLUMNS[1], points[:, 1]), ("compute", points.sum(1))):
-            for cut in _cuts(size):
+    def _cuts(self) -> list[Cut]:
+        """Names of sets of largest runs, and which runs are kept."""
+        sizes = self._sized(self._log_points)
+        labels = [self.features_[column] for column in self._sizes]
+        cuts = []
+        for label, size in ((labels[0], sizes[:, 0]), (labels[1], sizes[:, 1]), ("compute", sizes.sum(1))):
+            for cut in _levels(size):
                 kept = size < cut
-                if kept.sum() >= 4 and all(np.ptp(points[kept, column]) > 0.05 for column in (0, 1)):
+                if kept.sum() >= 4 and (np.ptp(sizes[kept], axis=0) > 0.05).all():
                     cuts.append((f"{label} >= {np.exp(cut):.3g}", kept))
-        self.holdout_error_: list[LeftOut] = []
-        misses, explained, distances = (np.zeros(len(cuts)) for _ in range(3))
-        if cuts:
-            weights = np.array([kept for _, kept in cuts], dtype=float)
-            fits, scale, _ = self._fit_with_noise(weights, noise)
-            predicted = self._log_law(fits.parameters, points)
-            for g, (what, kept) in enumerate(cuts):
-                out = np.flatnonzero(~kept)
-                miss = predicted[g, out] - self._log_losses[out]
-                # Runs left out together are missed together: they count as one observation, their mean miss, in which
-                # the farther ones weigh more.
-                far = _efolds(points[out], points[kept])
-                share = far / far.sum()
-                slope = share @ self._slopes(fits.parameters[g], points[out])
-                misses[g], distances[g] = share @ miss, share @ far
-                explained[g] = slope @ np.linalg.inv(fits.precision[g]) @ slope + scale[g] ** 2 * (share**2).sum()
-                factor = np.exp(points[out].sum(1) - points[kept].sum(1).max())
-                self.holdout_error_.append(
-                    LeftOut(what, out, np.exp(predicted[g, out]), np.exp(self._log_losses[out]), factor)
-                )
+        return cuts
+
+    def _misses(self, name: str, left: Solution, subsets: NDArray[np.bool_], logs: Array) -> Array:
+        """Predicted minus measured log losses of all runs under the law of each subset, [g, n, t]."""
+        form, seen = SCALING_FORMS[name], self._columns(name)
+        groups, targets = left.scale.shape
+        law = form.evaluate(left.theta.reshape(groups * targets, -1), seen, seen.mean(0))[0]
+        return law.reshape(groups, targets, -1).transpose(0, 2, 1) - logs
+
+    def _weigh(self, misses: dict[str, Array], cuts: list[Cut], scale: dict[str, Array]) -> dict[str, float]:
+        """Weights of the forms from their misses [g, n, t]; faint ones are dropped.
+
+        A form's score is the root mean square of its misses over all sets left out, as a geometric mean over targets.
+        Misses within the scatter of the best fit tell nothing and do not count for or against.
+        """
+        if not cuts:
+            return {name: 1 / len(misses) for name in misses}
+        floor = np.min(list(scale.values()), axis=0) ** 2
+        score = {
+            name: float(
+                np.log(np.mean([(miss[g][~kept] ** 2).mean(0) for g, (_, kept) in enumerate(cuts)], 0) + floor).mean()
+                / 2
+            )
+            for name, miss in misses.items()
+        }
+        power = min(SHARPNESS, len(cuts))
+        weights = {name: np.exp(power * (min(score.values()) - value)) for name, value in score.items()}
+        kept_weights = {name: w for name, w in weights.items() if w >= FAINT * sum(weights.values())}
+        return {name: float(w / sum(kept_weights.values())) for name, w in kept_weights.items()}
+
+    def _measure_misses(
+        self, left: dict[str, Solution], misses: dict[str, Array], cuts: list[Cut], logs: Array
+    ) -> None:
+        """Record what was left out; from the misses of the average, how wrong it is per e-fold."""
+        sizes, targets = self._sized(self._log_points), logs.shape[1]
+        share_of = np.array([self.weights_[name] for name in left])
+        average = np.einsum("f,fgnt->gnt", share_of, np.array([misses[name] for name in left]))
+        self.held_out_: dict[str, list[LeftOut]] = {
+            name: [self._left_out(cut, miss[g], logs) for g, cut in enumerate(cuts)] for name, miss in misses.items()
+        }
+        self.holdout_error_ = [self._left_out(cut, average[g], logs) for g, cut in enumerate(cuts)]
+        found, explained = np.zeros((len(cuts), targets)), np.zeros((len(cuts), targets))
+        distances = np.zeros(len(cuts))
+        for g, (_, kept) in enumerate(cuts):
+            out = np.flatnonzero(~kept)
+            # Runs left out together are missed together: they count as one observation, their mean miss, in which the
+            # farther ones weigh more.
+            far = _efolds(sizes[out], sizes[kept])
+            share = far / far.sum()
+            distances[g] = share @ far
+            found[g] = share @ average[g][out]
+            for weight, (name, solution) in zip(share_of, left.items(), strict=True):
+                seen = self._columns(name)
+                slopes = SCALING_FORMS[name].evaluate(solution.theta[g], seen[out], seen.mean(0))[1]
+                slope = np.einsum("m,tmp->tp", share, slopes)
+                open_ = np.einsum("tp,tp->t", slope, np.linalg.solve(solution.precision[g], slope[:, :, None])[:, :, 0])
+                apart = (share @ (misses[name][g] - average[g])[out]) ** 2
+                explained[g] += weight * (open_ + apart + solution.scale[g] ** 2 * (share**2).sum())
         # Variance beyond what is explained, per e-fold; a miss that parameters and noise explain anyway says little.
-        says = distances / (explained + MISS**2 * distances) ** 2
-        found = max(0.0, float(says @ (misses**2 - explained) / (says @ distances))) if cuts else 0.0
+        says = distances[:, None] / (explained + MISS**2 * distances[:, None]) ** 2
+        beyond = np.maximum(
+            (says * (found**2 - explained)).sum(0) / np.maximum((says * distances[:, None]).sum(0), 1e-300), 0
+        )
         self._miss_freedom = MISS_COUNT + len(cuts)
-        self.miss_per_efold_ = float(np.sqrt((MISS_COUNT * MISS**2 + len(cuts) * found) / self._miss_freedom))
+        self._miss = np.sqrt((MISS_COUNT * MISS**2 + len(cuts) * beyond) / self._miss_freedom)
 
-    def _slopes(self, theta: Array, log_points: Array) -> Array:
-        """Derivatives [m, 5] of the log loss by the parameters, by central differences."""
-        step = 1e-5
-        shifted = np.concatenate([theta + step * np.eye(5), theta - step * np.eye(5)])
-        law = self._log_law(shifted, log_points)
-        return np.asarray((law[:5] - law[5:]).T / (2 * step))
+    def _left_out(self, cut: Cut, miss: Array, logs: Array) -> LeftOut:
+        what, kept = cut
+        out, compute = np.flatnonzero(~kept), self._sized(self._log_points).sum(1)
+        measured, predicted = np.exp(logs[out]), np.exp(logs[out] + miss[out])
+        if self._single:
+            measured, predicted = measured[:, 0], predicted[:, 0]
+        return LeftOut(what, out, predicted, measured, np.exp(compute[out] - compute[kept].max()))
 
 
-def _cuts(log_sizes: Array) -> list[float]:
+def _levels(log_sizes: Array) -> list[float]:
     """Sizes from which on runs are left out: the largest one or two levels; of many levels, upper parts."""
     levels = np.unique(np.round(log_sizes / 0.05)) * 0.05
     if len(levels) > 12:
@@ -325,12 +377,12 @@ def _cuts(log_sizes: Array) -> list[float]:
     return [float(level) - 0.025 for level in levels[::-1][:2] if level > levels[0]]
 
 
-def _efolds(log_points: Array, fitted: Array) -> Array:
-    """How far log points [m, 2] lie beyond those fitted, in e-folds [m].
+def _efolds(sizes: Array, fitted: Array) -> Array:
+    """How far log sizes [m, 2] lie beyond those fitted, in e-folds [m].
 
     That is the excess of N plus that of D, or the excess of compute where it is larger; inside the ladder's ranges and
     below its largest compute it is 0.
     """
-    beyond = np.maximum(log_points - fitted.max(0), 0.0).sum(1)
-    compute = log_points.sum(1) - fitted.sum(1).max()
+    beyond = np.maximum(sizes - fitted.max(0), 0.0).sum(1)
+    compute = sizes.sum(1) - fitted.sum(1).max()
     return np.asarray(np.maximum(beyond, np.maximum(compute, 0.0)))

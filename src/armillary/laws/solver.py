@@ -48,7 +48,7 @@ def fit_many(
     prior_mean: Array,
     prior_std: Array,
     *,
-    huber: float = np.inf,
+    huber: float | Array = np.inf,
     iterations: int = 100,
     tolerance: float = 1e-7,
 ) -> Fits:
@@ -59,12 +59,15 @@ def fit_many(
         start: [P, p] where each begins.
         weights: [P, n], 0 leaves a row out.
         prior_mean: [P, p].
-        prior_std: [p].
-        huber: beyond this many units of noise rho grows linearly (Huber 1964); infinite for least squares.
+        prior_std: [p], or [P, p] where it differs by problem.
+        huber: beyond this many units of noise rho grows linearly (Huber 1964); infinite for least squares. [P] where
+            it differs by problem.
         iterations: at most so many steps.
         tolerance: a problem is done when a step lowers its objective by less than this share of it.
     """
     count, p = start.shape
+    prior_std = np.broadcast_to(prior_std, (count, p))
+    threshold = np.broadcast_to(huber, count)
     size = max(1, CHUNK // (weights.shape[1] * p))
     if count > size:
         parts = [
@@ -73,8 +76,8 @@ def fit_many(
                 start[first : first + size],
                 weights[first : first + size],
                 prior_mean[first : first + size],
-                prior_std,
-                huber=huber,
+                prior_std[first : first + size],
+                huber=threshold[first : first + size],
                 iterations=iterations,
                 tolerance=tolerance,
             )
@@ -89,12 +92,13 @@ def fit_many(
         r, jacobian = residuals(theta, which)
         size = np.abs(r)
         # A majoriser of Huber's loss: rows beyond the threshold count less the farther out they lie.
-        downweight = np.minimum(1.0, huber / np.maximum(size, 1e-300))
-        rho = np.where(size <= huber, r * r / 2, huber * (size - huber / 2)) if np.isfinite(huber) else r * r / 2
+        linear = np.minimum(size, threshold[which, None])
+        downweight = linear / np.maximum(size, 1e-300)
+        rho = linear * (size - linear / 2)
         away = theta - prior_mean[which]
-        objective = (weights[which] * rho).sum(1) + (pull * away * away).sum(1) / 2
+        objective = (weights[which] * rho).sum(1) + (pull[which] * away * away).sum(1) / 2
         weighted = jacobian * (weights[which] * downweight)[:, :, None]
-        gradient = (weighted * r[:, :, None]).sum(1) + pull * away
+        gradient = (weighted * r[:, :, None]).sum(1) + pull[which] * away
         return objective, gradient, weighted.transpose(0, 2, 1) @ jacobian
 
     theta = start.copy()
@@ -104,11 +108,11 @@ def fit_many(
     for _ in range(iterations):
         if not len(active):
             break
-        hessian = data[active] + np.diag(pull)
+        hessian = data[active].copy()
+        np.einsum("pii->pi", hessian)[...] += pull[active]
         diagonal = np.einsum("pii->pi", hessian)
-        lhs = hessian.copy()
-        np.einsum("pii->pi", lhs)[...] += damping[active, None] * diagonal
-        step = -np.linalg.solve(lhs, gradient[active][:, :, None])[:, :, 0]
+        diagonal *= 1 + damping[active, None]
+        step = -np.linalg.solve(hessian, gradient[active][:, :, None])[:, :, 0]
         # Parameters are logarithms or of order one: a longer step leaves the region where the Jacobian means anything.
         step = np.clip(step, -2.0, 2.0)
         trial = theta[active] + step
@@ -123,4 +127,6 @@ def fit_many(
         data[taken] = new_data[better]
         damping[active] = np.where(better, np.maximum(damping[active] / 5, 1e-9), damping[active] * 6)
         active = active[~done]
-    return Fits(theta, objective, data + np.diag(pull), data)
+    precision = data.copy()
+    np.einsum("pii->pi", precision)[...] += pull
+    return Fits(theta, objective, precision, data)

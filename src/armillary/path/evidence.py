@@ -268,7 +268,7 @@ def _ladder_part(evidence: Evidence) -> report.LadderPart | None:
         laws.append(
             report.LadderLaw(
                 family=name,
-                parameters=law.parameters_,
+                parameters={symbol: float(value) for symbol, value in law.parameters_.items()},
                 flops=(np.exp(per_token) * data).tolist(),
                 mean=band.mean.tolist(),
                 low=band.low.tolist(),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from armillary.laws import ChinchillaLaw
+from armillary.laws import ScalingLaw
 from armillary.recipe import ArmillaryError, Document
 from armillary.study.lab import Annealing, Lab, record, stage_key, stored
 
@@ -108,11 +108,11 @@ def ladder_study(lab: Lab, mixture: dict[str, float], annealing: Annealing) -> L
 
 def fit_laws(
     outcome: LadderOutcome, family: str, domains: list[str], noise: dict[str, float]
-) -> dict[str | None, ChinchillaLaw]:
+) -> dict[str | None, ScalingLaw]:
     """The law of each validation domain and, under None, of the target; ``noise`` as in ``MixtureOutcome``."""
     sizes = outcome.sizes(family)
-    laws: dict[str | None, ChinchillaLaw] = {}
+    laws: dict[str | None, ScalingLaw] = {}
     for domain in (*domains, None):
         known = noise.get(domain) if domain is not None else noise.get("")
-        laws[domain] = ChinchillaLaw().fit(sizes, outcome.losses(family, domain), noise=known)
+        laws[domain] = ScalingLaw().fit(sizes, outcome.losses(family, domain), noise=known)
     return laws

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from armillary import __version__
-from armillary.laws import ChinchillaLaw, mean_interval, paired_difference
+from armillary.laws import ScalingLaw, mean_interval, paired_difference
 from armillary.recipe import ArmillaryError, Document, RunSpec
 from armillary.study.anneal import AnnealOutcome
 from armillary.study.executor import Job
@@ -129,7 +129,7 @@ def seed_noise(mixture: MixtureOutcome) -> dict[str, float]:
     return dict(zip(mixture.domains, mixture.noise, strict=True)) | {"": mixture.target_noise}
 
 
-def _at(law: ChinchillaLaw, at: np.ndarray) -> dict[str, float]:
+def _at(law: ScalingLaw, at: np.ndarray) -> dict[str, float]:
     value = law.predict(at, interval=INTERVAL)
     return {"predicted": float(value.mean[0]), "low": float(value.low[0]), "high": float(value.high[0])}
 

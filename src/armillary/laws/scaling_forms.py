@@ -1,0 +1,308 @@
+"""The forms a scaling law may take: from sizes to the log loss, each with its derivatives in closed form and priors.
+
+All but two are sums of power laws (``PowerSum``): ``L = E + sum_j C_j prod_k x_k^(-w_jk)``, in which an exponent may
+stand in several terms. ``Kaplan`` bends the sum of the two terms, ``Repeated`` replaces parameters and tokens by what
+they are worth once data are repeated.
+
+Trade-offs taken:
+
+- Every parameter has a broad normal prior on the scale it is fitted on (``Parameter``), so that six runs suffice for a
+  fit and no start runs away. Parameters that a form adds to Chinchilla's have priors around "no effect".
+- Terms are written at the centre of the runs, not at N = 1: parameters are then nearly uncorrelated and of order one.
+- Terms of a sum stay positive: a law cannot say that a loss rises with size. What rises (overfitting) is its own term.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from armillary.laws.estimator import Array
+
+# Published exponents lie between 0.2 and 0.7 (Kaplan 2020, Hoffmann 2022, Besiroglu 2024, DeepSeek 2024, Llama 3). The
+# irreducible loss is some share of the lowest loss seen, and each term some share of the median loss at the centre.
+EXPONENT, EXPONENT_STD = 0.4, 0.4
+FLOOR, FLOOR_STD = 0.6, 0.5
+TERM, TERM_STD = 0.3, 1.5
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A fitted parameter, its scale and its prior there.
+
+    ``kind`` is ``floor`` (log of the irreducible loss; prior relative to the lowest loss), ``term`` (log of a term at
+    the centre; relative to the median loss), ``log`` (log of a positive number) or ``plain``.
+    """
+
+    name: str
+    kind: str
+    mean: float
+    std: float
+
+
+def exponent(name: str, mean: float = EXPONENT, std: float = EXPONENT_STD) -> Parameter:
+    """A positive exponent."""
+    return Parameter(name, "log", float(np.log(mean)), std)
+
+
+E = Parameter("E", "floor", float(np.log(FLOOR)), FLOOR_STD)
+A = Parameter("A", "term", float(np.log(TERM)), TERM_STD)
+B = Parameter("B", "term", float(np.log(TERM)), TERM_STD)
+ALPHA, BETA = exponent("alpha"), exponent("beta")
+
+
+class ScalingForm(Protocol):
+    """What the law asks of a form. ``theta`` [P, p] are parameters on the scale of their priors; ``points`` [n, k] logs
+    of the form's features, ``centre`` [k] those at which terms are written."""
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Columns that the form reads, in this order."""
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """What is fitted."""
+
+    def evaluate(self, theta: Array, points: Array, centre: Array) -> tuple[Array, Array]:
+        """Log losses [P, n] and their derivatives by the parameters [P, n, p]."""
+
+    def natural(self, theta: Array, centre: Array) -> dict[str, Array]:
+        """Parameters in the units of the published formula, each [P]."""
+
+
+@dataclass(frozen=True)
+class PowerSum:
+    """``E + sum_j C_j prod_k x_k^(-w_jk)``.
+
+    Attributes:
+        features: columns that the form reads.
+        parameters: first ``E``, then one ``term`` for each sum's term, then exponents (``log``: positive; ``plain``).
+        terms: for each term the pairs (regressor, name of its exponent). A regressor is a feature, or ``a/b`` for the
+            ratio of two features.
+    """
+
+    features: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
+    terms: tuple[tuple[tuple[str, str], ...], ...]
+
+    def evaluate(self, theta: Array, points: Array, centre: Array) -> tuple[Array, Array]:
+        """See ``ScalingForm``."""
+        u = points - centre
+        logs = [np.broadcast_to(theta[:, :1], (len(theta), len(u)))]
+        parts: list[list[tuple[int, Array]]] = [[]]
+        for j, pairs in enumerate(self.terms, start=1):
+            log = np.repeat(theta[:, j : j + 1], len(u), 1)
+            slopes = []
+            for regressor, name in pairs:
+                k, value, slope = self._exponent(theta, name)
+                x = self._regressor(regressor, u)
+                log -= value[:, None] * x
+                slopes.append((k, -slope[:, None] * x))
+            logs.append(np.minimum(log, 300.0))
+            parts.append(slopes)
+        stacked = np.array(logs)
+        law = np.logaddexp.reduce(stacked, axis=0)
+        shares = np.exp(stacked - law)
+        jacobian = np.zeros((*law.shape, len(self.parameters)))
+        for j, slopes in enumerate(parts):
+            jacobian[:, :, j] = shares[j]
+            for k, by in slopes:
+                jacobian[:, :, k] += shares[j] * by
+        return law, jacobian
+
+    def natural(self, theta: Array, centre: Array) -> dict[str, Array]:
+        """See ``ScalingForm``."""
+        values = {parameter.name: theta[:, k] for k, parameter in enumerate(self.parameters)}
+        for j, pairs in enumerate(self.terms, start=1):
+            name = self.parameters[j].name
+            for regressor, by in pairs:
+                values[name] = values[name] + self._exponent(theta, by)[1] * self._regressor(regressor, centre[None])[0]
+        return {p.name: values[p.name] if p.kind == "plain" else np.exp(values[p.name]) for p in self.parameters}
+
+    def _exponent(self, theta: Array, name: str) -> tuple[int, Array, Array]:
+        """Index of an exponent, its value [P], and the derivative of the value by the parameter [P]."""
+        k = [parameter.name for parameter in self.parameters].index(name)
+        if self.parameters[k].kind == "plain":
+            return k, theta[:, k], np.ones(len(theta))
+        value = np.exp(theta[:, k])
+        return k, value, value
+
+    def _regressor(self, name: str, u: Array) -> Array:
+        over, _, under = name.partition("/")
+        x = u[:, self.features.index(over)]
+        return x - u[:, self.features.index(under)] if under else x
+
+
+@dataclass(frozen=True)
+class Kaplan:
+    """``L = E + ((A / N^alpha)^(1/k) + (B / D^beta)^(1/k))^k`` (Kaplan et al. 2020, equation 1.5, has k = beta, E = 0).
+
+    With k = 1 it is Chinchilla's; with a smaller k the larger of the two terms rules and the smaller hardly counts.
+    """
+
+    features: tuple[str, ...] = ("params", "tokens")
+    parameters: tuple[Parameter, ...] = (E, A, B, ALPHA, BETA, Parameter("k", "log", 0.0, 0.7))
+
+    def evaluate(self, theta: Array, points: Array, centre: Array) -> tuple[Array, Array]:
+        """See ``ScalingForm``."""
+        u = points - centre
+        alpha, beta, k = (np.exp(theta[:, i : i + 1]) for i in (3, 4, 5))
+        inner = np.array([theta[:, 1:2] - alpha * u[:, 0], theta[:, 2:3] - beta * u[:, 1]]) / k
+        both = np.logaddexp(inner[0], inner[1])
+        log = np.minimum(k * both, 300.0)
+        law = np.logaddexp(theta[:, :1], log)
+        share, inside = np.exp(log - law), np.exp(inner - both)
+        jacobian = np.stack(
+            [
+                np.exp(theta[:, :1] - law),
+                share * inside[0],
+                share * inside[1],
+                -share * inside[0] * alpha * u[:, 0],
+                -share * inside[1] * beta * u[:, 1],
+                share * (log - k * (inside * inner).sum(0)),
+            ],
+            axis=-1,
+        )
+        return law, jacobian
+
+    def natural(self, theta: Array, centre: Array) -> dict[str, Array]:
+        """See ``ScalingForm``."""
+        values = dict(zip(["E", "A", "B", "alpha", "beta", "k"], np.exp(theta).T, strict=True))
+        values["A"] = values["A"] * np.exp(values["alpha"] * centre[0])
+        values["B"] = values["B"] * np.exp(values["beta"] * centre[1])
+        return values
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """Chinchilla's form with repeated data (Muennighoff et al. 2023, arXiv 2305.16264, equations 5 and 6).
+
+    ``D' = U (1 + R_D* (1 - e^(-R_D / R_D*)))`` with U unique tokens and ``R_D = D / U - 1`` repetitions, and the same
+    for parameters: ``N' = U_N (1 + R_N* (1 - e^(-R_N / R_N*)))`` where U_N is the size
+    that U tokens are optimal for and
+    ``R_N = N / U_N - 1`` the excess over it.
+    """
+
+    features: tuple[str, ...] = ("params", "tokens", "unique_tokens")
+    parameters: tuple[Parameter, ...] = (
+        E,
+        A,
+        B,
+        ALPHA,
+        BETA,
+        Parameter("R_D", "log", float(np.log(15.0)), 1.0),
+        Parameter("R_N", "log", float(np.log(5.0)), 1.0),
+    )
+
+    def evaluate(self, theta: Array, points: Array, centre: Array) -> tuple[Array, Array]:
+        """See ``ScalingForm``."""
+        n, d = points[:, 0] - centre[0], points[:, 1] - centre[1]
+        unique = np.minimum(points[:, 2], points[:, 1]) - centre[1]
+        alpha, beta = np.exp(theta[:, 3:4]), np.exp(theta[:, 4:5])
+        worth_d, _, by_r_d = _diminishing(unique, d, theta[:, 5:6])
+        best = (theta[:, 3:4] - theta[:, 4:5] + theta[:, 1:2] - theta[:, 2:3] + beta * unique) / alpha
+        worth_n, by_best, by_r_n = _diminishing(np.minimum(best, n), n, theta[:, 6:7])
+        by_best = np.where(best < n, by_best, 0.0)
+        logs = np.array(
+            [
+                np.broadcast_to(theta[:, :1], worth_n.shape),
+                np.minimum(theta[:, 1:2] - alpha * worth_n, 300.0),
+                np.minimum(theta[:, 2:3] - beta * worth_d, 300.0),
+            ]
+        )
+        law = np.logaddexp.reduce(logs, axis=0)
+        floor, share_n, share_d = np.exp(logs - law)
+        pull = -share_n * alpha * by_best  # the law's derivative by the logarithm of the optimal size
+        jacobian = np.stack(
+            [
+                floor,
+                share_n + pull / alpha,
+                share_d - pull / alpha,
+                -share_n * alpha * worth_n + pull * (1 / alpha - best),
+                -share_d * beta * worth_d + pull * (beta * unique - 1) / alpha,
+                -share_d * beta * by_r_d,
+                -share_n * alpha * by_r_n,
+            ],
+            axis=-1,
+        )
+        return law, jacobian
+
+    def natural(self, theta: Array, centre: Array) -> dict[str, Array]:
+        """See ``ScalingForm``."""
+        values = {p.name: np.exp(theta[:, k]) for k, p in enumerate(self.parameters)}
+        values["A"] = values["A"] * np.exp(values["alpha"] * centre[0])
+        values["B"] = values["B"] * np.exp(values["beta"] * centre[1])
+        return values
+
+
+def _diminishing(base: Array, total: Array, log_scale: Array) -> tuple[Array, Array, Array]:
+    """Log worth of ``e^total`` of which ``e^base`` is new; its derivatives by ``base`` and by ``log_scale``."""
+    scale = np.exp(log_scale)
+    repeats = np.maximum(np.exp(np.minimum(total - base, 50.0)) - 1, 0.0)
+    fade = np.exp(-repeats / scale)
+    gain = 1 + scale * (1 - fade)
+    by_base = 1 - fade * (repeats + 1) / gain
+    by_scale = (scale * (1 - fade) - fade * repeats) / gain
+    return base + np.log(gain), by_base, by_scale
+
+
+def _chinchilla(
+    *extra: Parameter, terms: tuple[tuple[tuple[str, str], ...], ...], features: tuple[str, ...]
+) -> PowerSum:
+    """A sum of ``terms`` whose first parameters are E, A, B; ``extra`` are the others, terms first."""
+    return PowerSum(features, (E, A, B, *extra), terms)
+
+
+_N, _D = ("params", "alpha"), ("tokens", "beta")
+_SMALL = float(np.log(0.05))
+
+SCALING_FORMS: Mapping[str, ScalingForm] = {
+    # Hoffmann et al. 2022, equation 2.
+    "chinchilla": _chinchilla(ALPHA, BETA, terms=((_N,), (_D,)), features=("params", "tokens")),
+    "shared": _chinchilla(ALPHA, terms=((_N,), (("tokens", "alpha"),)), features=("params", "tokens")),
+    # The worth of a token depends on the size: B / (D^beta N^gamma). With gamma = -beta it is tokens per parameter.
+    "interaction": _chinchilla(
+        ALPHA,
+        BETA,
+        Parameter("gamma", "plain", 0.0, 0.3),
+        terms=((_N,), (_D, ("params", "gamma"))),
+        features=("params", "tokens"),
+    ),
+    "kaplan": Kaplan(),
+    "data-constrained": Repeated(),
+    # Active parameters, helped by those that lie idle; more experts see fewer tokens each (Ludziejewski et al. 2025,
+    # arXiv 2502.05172, whose terms depend on the experts in the same way).
+    "moe": _chinchilla(
+        ALPHA,
+        BETA,
+        Parameter("idle", "plain", 0.1, 0.15),
+        Parameter("dilution", "plain", 0.0, 0.15),
+        terms=(
+            (("active_params", "alpha"), ("total_params/active_params", "idle")),
+            (_D, ("experts", "dilution")),
+        ),
+        features=("active_params", "total_params", "experts", "tokens"),
+    ),
+    "context": _chinchilla(
+        Parameter("C", "term", _SMALL, TERM_STD),
+        ALPHA,
+        BETA,
+        exponent("gamma"),
+        terms=((_N,), (_D,), (("context", "gamma"),)),
+        features=("params", "tokens", "context"),
+    ),
+    # McLeish et al. 2025 (arXiv 2502.06857): width, depth, parameters and tokens each with a term.
+    "width-depth": _chinchilla(
+        Parameter("W", "term", _SMALL, TERM_STD),
+        Parameter("H", "term", _SMALL, TERM_STD),
+        ALPHA,
+        BETA,
+        exponent("omega"),
+        exponent("eta"),
+        terms=((_N,), (_D,), (("width", "omega"),), (("depth", "eta"),)),
+        features=("params", "tokens", "width", "depth"),
+    ),
+}
