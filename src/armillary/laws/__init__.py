@@ -5,6 +5,7 @@ Imports no torch; works on anybody's table of runs.
 
 from armillary.laws.design import simplex_design
 from armillary.laws.estimator import ExtrapolationError, ExtrapolationWarning, Prediction
+from armillary.laws.hyperparameters import HyperparameterLaw
 from armillary.laws.mixture import HeldOut, MixtureLaw
 from armillary.laws.optimise import Optimum, optimise_mixture
 from armillary.laws.scaling import SCALING_FORMS, LeftOut, ScalingLaw
@@ -16,6 +17,7 @@ __all__ = [
     "ExtrapolationError",
     "ExtrapolationWarning",
     "HeldOut",
+    "HyperparameterLaw",
     "LeftOut",
     "MixtureLaw",
     "Optimum",
