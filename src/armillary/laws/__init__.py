@@ -3,20 +3,25 @@
 Imports no torch; works on anybody's table of runs.
 """
 
+from armillary.laws.anneal import AnnealLaw, HeldOutCurve
+from armillary.laws.curves import Curve, parse_size, read_curve, read_curves
 from armillary.laws.design import simplex_design
 from armillary.laws.estimator import ExtrapolationError, ExtrapolationWarning, Prediction
 from armillary.laws.hyperparameters import HyperparameterLaw
 from armillary.laws.mixture import HeldOut, MixtureLaw
-from armillary.laws.optimise import Optimum, optimise_mixture
+from armillary.laws.optimise import Optimum, epoch_ceilings, optimise_mixture
 from armillary.laws.scaling import SCALING_FORMS, LeftOut, ScalingLaw
 from armillary.laws.uncertainty import Choice, best_of, mean_interval, paired_difference
 
 __all__ = [
     "SCALING_FORMS",
+    "AnnealLaw",
     "Choice",
+    "Curve",
     "ExtrapolationError",
     "ExtrapolationWarning",
     "HeldOut",
+    "HeldOutCurve",
     "HyperparameterLaw",
     "LeftOut",
     "MixtureLaw",
@@ -24,8 +29,12 @@ __all__ = [
     "Prediction",
     "ScalingLaw",
     "best_of",
+    "epoch_ceilings",
     "mean_interval",
     "optimise_mixture",
     "paired_difference",
+    "parse_size",
+    "read_curve",
+    "read_curves",
     "simplex_design",
 ]

@@ -1,0 +1,364 @@
+"""Annealing laws: the loss as a function of the whole learning-rate curve, for one or several model sizes.
+
+The forms and their joint fit are in ``anneal_forms``, the curves in ``curves``. Trade-offs taken here:
+
+- A fit that follows its three curves as closely as it can foretells a fourth one worse than a stiffer fit. So each
+  curve counts as a few observations however many rows it has, and priors hold what they leave open. Which form speaks,
+  and how loudly, is decided by schedules held out, not by residuals.
+- Errors along one curve go together. The interval is for each row of one new run, not for the curve as a whole.
+- An interval adds, in log loss and in quadrature: what the curves leave open about the parameters (draws, and the
+  disagreement of the forms), the noise of a run, and the wrongness of the form, measured on held-out schedules beyond
+  what the first two explain. It grows with the e-folds of progress beyond the longest curve.
+- A new size is fitted anew together with the curves known (a tenth of a second for each form), so a curve that is
+  given later counts exactly as if it had been fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from armillary.laws.anneal_forms import FORMS, Frame, Joint, Problem, early_variance, fitted_rows
+from armillary.laws.curves import Curve, checked_curve, thinned
+from armillary.laws.estimator import Array, Prediction, checked_interval, require_fitted
+from armillary.recipe import UsageError
+
+# Rows that are kept of a curve, and at which the width of an interval is computed before it is interpolated.
+KEPT_ROWS = 600
+WIDTH_ROWS = 128
+CHUNK_ROWS = 2048
+
+# How often a form is taken before anything is held out, and the power of its held-out accuracy that it gets.
+TRUST = {"progress": 4.0, "multi-power": 1.0, "tissue": 1.0}
+POWER = 4.0
+
+# Relative miss on a held-out schedule before any is seen, counted as so many curves.
+MISS, MISS_COUNT = 1.5e-3, 3.0
+
+# Loss falls by about this much per e-fold of size (log loss), and nobody knows it better than that before a curve is
+# measured: standard deviations of the slope, and of one size around the line.
+SIZE_SLOPE, SIZE_SLOPE_STD, SIZE_SCATTER = -0.06, 0.03, 0.01
+
+
+@dataclass(frozen=True)
+class HeldOutCurve:
+    """A curve that was left out, foretold by the others.
+
+    Attributes:
+        name: of its schedule, which was left out at every size that has another.
+        size: of its model.
+        step: [k] the rows compared.
+        predicted: [k] losses foretold.
+        measured: [k] its losses.
+        error: mean relative absolute error over its steps (PredE of Luo et al. 2025, Appendix).
+        new_size: whether the size was left out too, but for one curve of another schedule.
+    """
+
+    name: str
+    size: float
+    step: Array
+    predicted: Array
+    measured: Array
+    error: float
+    new_size: bool
+
+
+@dataclass(frozen=True)
+class _Fold:
+    """Curves fitted, and curves foretold by them."""
+
+    kept: NDArray[np.bool_]
+    out: list[int]
+    new_size: bool
+
+
+class AnnealLaw:
+    """Loss along any learning-rate schedule, fitted to a few measured curves.
+
+    Args:
+        form: ``multi-power``, ``tissue``, ``progress`` (see ``anneal_forms``), or ``auto``: the three weighed by their
+            errors on held-out schedules.
+        warmup_steps: length of the linear warm-up from 0 before the first row of each curve.
+        bootstraps: draws for the uncertainty of the parameters.
+        seed: of these draws.
+
+    Attributes:
+        sizes_: [J] sizes fitted.
+        parameters_: for each form and size, its parameters: rates in units of the size's highest, time in units of
+            ``unit_steps_``, E and A in the units of the loss.
+        weights_: how much each form counts.
+        held_out_: schedules left out, foretold and measured, a list of ``HeldOutCurve``.
+        noise_: relative standard deviation of the losses around the law.
+        miss_: relative standard deviation of the miss on a new schedule, beyond noise and parameters.
+        unit_steps_: steps in the unit of time.
+    """
+
+    def __init__(self, *, form: str = "auto", warmup_steps: int = 0, bootstraps: int = 100, seed: int = 0) -> None:
+        self.form = form
+        self.warmup_steps = warmup_steps
+        self.bootstraps = bootstraps
+        self.seed = seed
+
+    def fit(self, curves: Sequence[Curve], y: None = None) -> Self:
+        """Fit to measured curves of one or several sizes.
+
+        Args:
+            curves: with losses; at least one. Three of one size that differ in shape (a constant rate, a decay, a
+                step down) are a good set; other sizes then need one.
+            y: not used; the losses are in the curves.
+
+        Raises:
+            UsageError: no curve, one without losses or with bad rows, two of one size and name, an unknown form, a
+                negative warm-up, fewer than two draws.
+        """
+        if self.form != "auto" and self.form not in FORMS:
+            raise UsageError(f"form is {self.form!r}; choose auto, {', '.join(FORMS)}")
+        if not 0 <= self.warmup_steps < np.inf:
+            raise UsageError(f"warmup_steps is {self.warmup_steps!r}; give the steps of the warm-up, 0 for none")
+        if self.bootstraps < 2:
+            raise UsageError(f"bootstraps is {self.bootstraps}; at least 2 are needed for an interval")
+        checked = [thinned(checked_curve(curve, need_loss=True), KEPT_ROWS) for curve in curves]
+        if not checked:
+            raise UsageError("no curve to fit; give at least one measured curve")
+        self._curves = sorted(checked, key=lambda curve: (curve.size, curve.name))
+        for one, other in zip(self._curves[:-1], self._curves[1:], strict=True):
+            if (one.size, one.name) == (other.size, other.name):
+                raise UsageError(f"two curves at size {one.size:g} are named '{one.name}'; give each its own name")
+        self._frame = _frame(self._curves, float(self.warmup_steps))
+        self.sizes_ = self._frame.size
+        self.unit_steps_ = self._frame.unit
+        self._joints: dict[str, Joint] = {}
+        folds = _folds(self._curves)
+        foretold: dict[str, list[Array]] = {}
+        for name in FORMS if self.form == "auto" else (self.form,):
+            problem = Problem(name, self._frame, self._curves)
+            fits = problem.fit(np.ones((1, len(self._curves)), dtype=bool))
+            self._joints[name] = problem.joint(*fits, self.bootstraps, self.seed)
+            if folds:
+                kept = np.array([fold.kept for fold in folds])
+                fold_fits, _, _ = problem.fit(kept, np.repeat(self._joints[name].z[None], len(folds), 0))
+                foretold[name] = self._foretold(name, folds, fold_fits.parameters)
+        self._weigh(folds, foretold)
+        self.parameters_ = {name: _natural(joint) for name, joint in self._joints.items()}
+        self.noise_ = float(sum(self.weights_[name] * joint.noise for name, joint in self._joints.items()))
+        return self
+
+    def predict(self, schedule: Curve, interval: float = 0.9, *, given: Curve | None = None) -> Prediction:
+        """Losses of a new run along a schedule, at each of its rows.
+
+        Args:
+            schedule: steps and rates; its losses, if it has any, are not looked at. Its size may be new.
+            interval: probability that the interval covers, for each row by itself.
+            given: a curve measured at the size of the schedule, which then counts as if it had been fitted.
+
+        Returns:
+            Prediction of three arrays [n].
+
+        Raises:
+            UsageError: not fitted; bad rows; ``given`` of another size or without losses; an interval outside (0, 1).
+        """
+        require_fitted(self, "weights_")
+        schedule = checked_curve(schedule, need_loss=False)
+        checked_interval(interval)
+        frame, joints, scale_std = self._at(schedule, given)
+        profile = frame.profile(schedule)
+        n = len(schedule.step)
+        weights = np.array([self.weights_[name] for name in joints])
+        each = np.array(
+            [
+                np.concatenate(
+                    [
+                        joint.log_loss(profile.at(rows), schedule.size, joint.z[None])[0]
+                        for rows in np.array_split(np.arange(n), -(-n // CHUNK_ROWS))
+                    ]
+                )
+                for joint in joints.values()
+            ]
+        )
+        mean = weights @ each
+
+        rows = np.unique(np.linspace(0, n - 1, min(n, WIDTH_ROWS)).round().astype(int))
+        part = profile.at(rows)
+        within = np.array([joint.log_loss(part, schedule.size, joint.draws).var(0) for joint in joints.values()])
+        spread = weights @ (within + (each[:, rows] - mean[rows]) ** 2) + scale_std**2
+        noise = self.noise_**2 * early_variance(part.area)
+        beyond = np.log(np.maximum(part.area / self._longest(frame), 1.0))
+        missed = self.miss_**2 * (1 + beyond)
+        known = spread + noise
+        freedom = (known + missed) ** 2 / (known**2 / self._freedom + missed**2 / self._miss_freedom)
+        half = stats.t.isf((1 - interval) / 2, freedom) * np.sqrt(known + missed)
+        wide = np.interp(np.arange(n), rows, half)
+        return Prediction(np.exp(mean), np.exp(mean - wide), np.exp(mean + wide))
+
+    def extrapolation(self, schedule: Curve) -> Array:
+        """How far each row of a schedule lies beyond what was fitted, [n]; at most 1 inside.
+
+        The area under the rate (in units of the highest rate of its size) over the largest fitted, times the size over
+        the largest fitted if it is larger, or the smallest over it if it is smaller.
+        """
+        require_fitted(self, "weights_")
+        schedule = checked_curve(schedule, need_loss=False)
+        frame, _ = self._extended(schedule, None)
+        sizes = self._frame.size
+        factor = max(schedule.size / sizes.max(), sizes.min() / schedule.size, 1.0)
+        return np.asarray(frame.profile(schedule).area / self._longest(frame) * factor)
+
+    def _longest(self, frame: Frame) -> float:
+        return max(float(frame.profile(curve).area[-1]) for curve in self._curves)
+
+    def _extended(self, schedule: Curve, given: Curve | None) -> tuple[Frame, float]:
+        """The units with the schedule's size among them, and how uncertain (log) the loss of that size is."""
+        if given is None and schedule.size in self._frame.size:
+            return self._frame, 0.0
+        known = self._curves if given is None else [*self._curves, given]
+        if given is not None:
+            return replace(_frame(known, self._frame.warmup_steps), unit=self._frame.unit), 0.0
+        x = np.log(self._frame.size)
+        # A line through the sizes with a prior on its slope, in closed form.
+        y, middle = np.log(self._frame.loss), x.mean()
+        precision = 1 / SIZE_SLOPE_STD**2 + ((x - middle) ** 2).sum() / SIZE_SCATTER**2
+        slope = SIZE_SLOPE + ((x - middle) @ (y - SIZE_SLOPE * (x - middle))) / SIZE_SCATTER**2 / precision
+        away = np.log(schedule.size) - middle
+        std = np.sqrt(away**2 / precision + SIZE_SCATTER**2 * (1 + 1 / len(x)))
+        size = np.append(self._frame.size, schedule.size)
+        order = size.argsort()
+        return (
+            replace(
+                self._frame,
+                size=size[order],
+                peak=np.append(self._frame.peak, schedule.lr.max())[order],
+                loss=np.append(self._frame.loss, np.exp(y.mean() + slope * away))[order],
+                centre=float(np.log(size).mean()),
+            ),
+            float(std),
+        )
+
+    def _at(self, schedule: Curve, given: Curve | None) -> tuple[Frame, dict[str, Joint], float]:
+        """Units, fitted forms and the uncertainty of the loss's scale for a schedule of any size."""
+        if given is not None:
+            given = thinned(checked_curve(given, need_loss=True), KEPT_ROWS)
+            if given.size != schedule.size:
+                raise UsageError(
+                    f"the given curve is of size {given.size:g} and the schedule of {schedule.size:g}; give a curve "
+                    "measured at the size that is asked for"
+                )
+        elif schedule.size in self._frame.size:
+            return self._frame, self._joints, 0.0
+        frame, std = self._extended(schedule, given)
+        curves = self._curves if given is None else [*self._curves, given]
+        joints = {}
+        for name in self._joints:
+            problem = Problem(name, frame, curves)
+            fits = problem.fit(np.ones((1, len(curves)), dtype=bool))
+            joints[name] = problem.joint(*fits, self.bootstraps, self.seed)
+        return frame, joints, std
+
+    def _foretold(self, form: str, folds: list[_Fold], z: Array) -> list[Array]:
+        """Log losses of each curve left out, fold by fold, at its fitted rows."""
+        joint = self._joints[form]
+        return [
+            joint.log_loss(
+                self._frame.profile(curve).at(fitted_rows(curve, self._frame.warmup_steps)), curve.size, z[k : k + 1]
+            )[0]
+            for k, fold in enumerate(folds)
+            for curve in (self._curves[i] for i in fold.out)
+        ]
+
+    def _weigh(self, folds: list[_Fold], foretold: dict[str, list[Array]]) -> None:
+        """Weights of the forms, the record of what was held out, and the miss of the law on a new schedule."""
+        cases = [(self._curves[i], fold.new_size) for fold in folds for i in fold.out]
+        measured = []
+        for curve, _ in cases:
+            assert curve.loss is not None
+            measured.append(np.log(curve.loss[fitted_rows(curve, self._frame.warmup_steps)]))
+        trust = np.array([TRUST[name] for name in self._joints])
+        if cases:
+            error = np.array(
+                [
+                    [(p - m).var() + (p - m).mean() ** 2 for p, m in zip(foretold[n], measured, strict=True)]
+                    for n in foretold
+                ]
+            )
+            accuracy = (error + MISS**2 / 4).mean(1) ** (-POWER / 2)
+            trust = trust * accuracy / accuracy.max()
+        weights = trust / trust.sum()
+        self.weights_ = {name: float(w) for name, w in zip(self._joints, weights, strict=True)}
+        self.held_out_: list[HeldOutCurve] = []
+        squares = []
+        for c, (curve, new_size) in enumerate(cases):
+            predicted = sum(w * foretold[name][c] for name, w in self.weights_.items())
+            miss = np.asarray(predicted) - measured[c]
+            squares.append(float((miss**2).mean()))
+            self.held_out_.append(
+                HeldOutCurve(
+                    name=curve.name,
+                    size=curve.size,
+                    step=curve.step[fitted_rows(curve, self._frame.warmup_steps)],
+                    predicted=np.exp(predicted),
+                    measured=np.exp(measured[c]),
+                    error=float(np.abs(np.expm1(miss)).mean()),
+                    new_size=new_size,
+                )
+            )
+        total = MISS_COUNT * MISS**2 + sum(squares)
+        self.miss_ = float(np.sqrt(total / (MISS_COUNT + len(squares))))
+        self._freedom = float(sum(self.weights_[n] * joint.freedom for n, joint in self._joints.items()))
+        self._miss_freedom = MISS_COUNT + len(squares)
+
+
+def _frame(curves: Sequence[Curve], warmup_steps: float) -> Frame:
+    size = np.array(sorted({curve.size for curve in curves}))
+    ends = [float(np.mean(c.loss[-max(1, len(c.loss) // 20) :])) for c in curves if c.loss is not None]
+    return Frame(
+        size=size,
+        peak=np.array([max(c.lr.max() for c in curves if c.size == s) for s in size]),
+        loss=np.array([np.median([e for e, c in zip(ends, curves, strict=True) if c.size == s]) for s in size]),
+        centre=float(np.log(size).mean()),
+        unit=float(np.median([curve.step[-1] for curve in curves])),
+        warmup_steps=warmup_steps,
+    )
+
+
+def _folds(curves: Sequence[Curve]) -> list[_Fold]:
+    """Each schedule left out wherever its size has another; each size left out but for its steadiest curve."""
+    size = np.array([curve.size for curve in curves])
+    name = np.array([curve.name for curve in curves])
+    folds = []
+    for schedule in dict.fromkeys(name.tolist()):
+        same = name == schedule
+        out = [i for i in np.flatnonzero(same).tolist() if ((size == size[i]) & ~same).any()]
+        if out:
+            folds.append(_Fold(~np.isin(np.arange(len(curves)), out), out, new_size=False))
+    sizes = np.unique(size)
+    for s in sizes if len(sizes) > 1 else ():
+        here = np.flatnonzero(size == s).tolist()
+        steady = min(here, key=lambda i: (float(np.std(curves[i].lr) / np.mean(curves[i].lr)), curves[i].step[-1]))
+        out = [i for i in here if i != steady]
+        if out and (np.unique(size[size != s], return_counts=True)[1] > 1).any():
+            folds.append(_Fold(~np.isin(np.arange(len(curves)), out), out, new_size=True))
+    return folds
+
+
+def _natural(joint: Joint) -> dict[str, dict[str, float]]:
+    """Parameters by size, E and A in the units of the loss, b in units of A."""
+    theta = joint.theta(joint.z[None])[0]
+    table = {}
+    for j, size in enumerate(joint.frame.size):
+        e, a, alpha, b, c, beta, gamma, q = np.exp(theta[j, :8])
+        table[f"{size:g}"] = {
+            "E": float(e * joint.frame.loss[j]),
+            "A": float(a * joint.frame.loss[j]),
+            "alpha": float(alpha),
+            "b": float(b),
+            "C": float(c),
+            "beta": float(beta),
+            "gamma": float(gamma),
+            "q": float(q),
+            "warmup": float(theta[j, 8]),
+        }
+    return table

@@ -1,0 +1,242 @@
+"""Loss curves along learning-rate schedules: reading them, and reducing a schedule to what an annealing law sums over.
+
+An annealing law asks two things of a schedule: the area under the learning rate, S1, and each change of the rate with
+the area at which it happened. Schedules have tens of thousands of steps, and nearly all of them change the rate by
+nothing or by next to nothing. So a schedule becomes a ``Profile``: the area at each row, and some hundred gaps.
+
+What the rate does between the rows of a sampled curve is not in the file, and is taken so:
+
+- it moves linearly;
+- but where it changes by a lot while it hardly moves in the intervals before and after, it jumped. A row says the rate
+  in force from its step on, so the jump stands at the later row;
+- before the first row it rises linearly from 0 over the warm-up, and then keeps the value of the first row. Without a
+  warm-up it jumps from 0 to that value at step 0.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from armillary.laws.estimator import Array
+from armillary.laws.table import read_table
+from armillary.recipe import UsageError
+
+UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
+
+# A jump changes the rate by at least this share of the highest rate, and at least so many times as fast per step as
+# in the neighbouring intervals.
+JUMP, JUMP_STEEPER = 0.05, 5.0
+
+# Gaps nearer to each other than this share of the whole range, both in rate and in area, are summed.
+GRAIN = 1 / 96
+WARMUP_GRAIN = 24
+
+# Rates count as at least this share of the highest: laws raise the rate to a negative power.
+LEAST_RATE = 1e-4
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A learning-rate schedule with the losses measured along it.
+
+    Attributes:
+        name: of the schedule; curves of several sizes that follow the same schedule carry the same name.
+        size: parameters of the model.
+        step: [n] optimizer steps, increasing.
+        lr: [n] the rate in force from each step on.
+        loss: [n] measured losses, or None for a schedule that is only asked about.
+    """
+
+    name: str
+    size: float
+    step: Array
+    lr: Array
+    loss: Array | None = None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A schedule as an annealing law sees it: rates in units of the peak, time in units of the caller's choice.
+
+    Attributes:
+        area: [n] area under the rate up to each row, S1; the warm-up is in it.
+        time: [n] time of each row.
+        dwell: [n, r] time spent at each level of the rate up to each row, without the warm-up.
+        level: [r] these levels.
+        warmup: time of the warm-up.
+        gap: [k] by how much the rate fell (negative where it rose).
+        gap_rate: [k] the rate there.
+        gap_area: [k] the area up to there.
+        gap_time: [k] the time.
+    """
+
+    area: Array
+    time: Array
+    dwell: Array
+    level: Array
+    warmup: float
+    gap: Array
+    gap_rate: Array
+    gap_area: Array
+    gap_time: Array
+
+    def at(self, rows: NDArray[np.intp]) -> Profile:
+        """The same schedule, asked at some of its rows only."""
+        return replace(self, area=self.area[rows], time=self.time[rows], dwell=self.dwell[rows])
+
+
+def parse_size(text: str) -> float:
+    """Parameters of a model from ``25M``, ``1.3B`` or ``25000000``.
+
+    Raises:
+        UsageError: it is no such size.
+    """
+    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([KMBT]?)\s*", text.upper())
+    size = float(found[1]) * UNITS[found[2]] if found else 0.0
+    if not 0 < size < np.inf:
+        raise UsageError(f"'{text}' is not the size of a model; write its parameters, such as 25M, 1.3B or 25000000")
+    return size
+
+
+def read_curve(path: Path, size: float, need_loss: bool = True) -> Curve:
+    """Read a CSV file with the columns ``step,lr,loss``; without ``need_loss``, ``loss`` may be missing.
+
+    Raises:
+        UsageError: the file, or an entry of it (not finite, a loss that is not above 0, a negative rate or step, steps
+            that do not increase), with file, line and column.
+    """
+    table = read_table(path)
+    step = table.numbers(["step"], least=0)[:, 0]
+    lr = table.numbers(["lr"], least=0)[:, 0]
+    for row in np.flatnonzero(np.diff(step) <= 0) + 1:
+        raise table.error(int(row), "step", f"steps must increase, and the row before has {step[row - 1]:g}")
+    loss = table.numbers(["loss"], above=0)[:, 0] if need_loss or "loss" in table.columns else None
+    return Curve(path.stem, size, step, lr, loss)
+
+
+def read_curves(directory: Path) -> list[Curve]:
+    """All curves of ``directory/SIZE/SCHEDULE.csv``, sizes such as 25M or 1.3B, by size and then by name.
+
+    Raises:
+        UsageError: as ``read_curve``; no such folder, no curve in it, a folder that is not named as a size.
+    """
+    if not directory.is_dir():
+        raise UsageError(f"{directory} is not a folder; give one with SIZE/SCHEDULE.csv, such as 25M/cosine.csv")
+    found = [
+        (parse_size(folder.name), path)
+        for folder in sorted(directory.iterdir())
+        if folder.is_dir() and not folder.name.startswith(".")
+        for path in sorted(folder.glob("*.csv"))
+    ]
+    if not found:
+        raise UsageError(f"{directory} has no SIZE/SCHEDULE.csv, such as 25M/cosine.csv; put each curve in such a file")
+    return [read_curve(path, size) for size, path in sorted(found)]
+
+
+def checked_curve(curve: Curve, need_loss: bool) -> Curve:
+    """``curve`` with its columns as arrays of finite numbers, as ``read_curve`` would have it.
+
+    Raises:
+        UsageError: what ``read_curve`` refuses, with curve, row and column.
+    """
+    where = f"curve '{curve.name}' at size {curve.size:g}"
+    if not 0 < float(curve.size) < np.inf:
+        raise UsageError(f"{where}: the size must be the number of parameters, above 0")
+    columns: dict[str, Array] = {}
+    for label in ("step", "lr", "loss"):
+        values = getattr(curve, label)
+        if values is None and label == "loss" and not need_loss:
+            continue
+        try:
+            column = np.array(values, dtype=float)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"{where}: column '{label}' is not numbers: {error}") from error
+        if column.ndim != 1 or not len(column) or len(column) != len(columns.get("step", column)):
+            raise UsageError(f"{where}: column '{label}' has shape {list(column.shape)}; give one number for each row")
+        bad = ~np.isfinite(column) | ((column <= 0) if label == "loss" else (column < 0))
+        for row in np.flatnonzero(bad):
+            remedy = "above 0" if label == "loss" else "not negative"
+            raise UsageError(f"{where}: row {row}, column '{label}' is {column[row]:g}; it must be finite and {remedy}")
+        columns[label] = column
+    for row in np.flatnonzero(np.diff(columns["step"]) <= 0) + 1:
+        raise UsageError(
+            f"{where}: row {row}, column 'step' is {columns['step'][row]:g}; steps must increase, and the row before "
+            f"has {columns['step'][row - 1]:g}"
+        )
+    if columns["lr"].max() <= 0:
+        raise UsageError(f"{where}: column 'lr' is 0 in every row; a law needs the learning rate")
+    return Curve(curve.name, float(curve.size), columns["step"], columns["lr"], columns.get("loss"))
+
+
+def jumps(step: Array, lr: Array) -> Array:
+    """Whether the rate jumps between row i and row i + 1, [n - 1] of 0 and 1."""
+    change = np.abs(np.diff(lr))
+    slope = change / np.diff(step)
+    # The first and the last interval have one neighbour; the missing one counts as just as steep.
+    before, after = np.append(slope[:1], slope[:-1]), np.append(slope[1:], slope[-1:])
+    return np.asarray(
+        (change >= JUMP * lr.max()) & (slope > JUMP_STEEPER * before) & (slope > JUMP_STEEPER * after), dtype=float
+    )
+
+
+def profile(curve: Curve, warmup_steps: float, peak: float, unit: float) -> Profile:
+    """What an annealing law needs of a checked curve, its rates in units of ``peak`` and its time of ``unit`` steps."""
+    lr, time = curve.lr / peak, curve.step / unit
+    n, top = len(time), float(lr.max())
+    warmup = min(float(warmup_steps) / unit, float(time[0]))
+    ramp = np.linspace(0.0, 1.0, WARMUP_GRAIN + 1)
+    jump = np.flatnonzero(jumps(time, lr)) + 1
+    # At a jump, one more node: the old rate holds up to the later row.
+    node_time = np.concatenate([warmup * ramp, np.insert(time, jump, time[jump])])
+    node_lr = np.concatenate([lr[0] * ramp, np.insert(lr, jump, lr[jump - 1])])
+    length, middle = np.diff(node_time), (node_lr[1:] + node_lr[:-1]) / 2
+    area = np.append(0.0, np.cumsum(length * middle))
+    rows = np.arange(n) + np.searchsorted(jump, np.arange(n), side="right") + len(ramp)
+
+    gap = node_lr[:-1] - node_lr[1:]
+    rate = np.maximum(np.where(length == 0, node_lr[1:], middle), LEAST_RATE * top)
+    moved = np.flatnonzero(gap != 0)
+    gap_area, gap_time = ((v[1:] + v[:-1])[moved] / 2 for v in (area, node_time))
+    size = np.abs(gap[moved])
+    # Neighbouring gaps are summed, each group at its middle.
+    cell = np.stack(
+        [np.cumsum(size) // (GRAIN * top), gap_area // (GRAIN * max(area[-1], 1e-300)), np.sign(gap[moved])]
+    )
+    begins = np.flatnonzero(np.append(True, (np.diff(cell, axis=1) != 0).any(0)))
+    total = np.add.reduceat(size, begins)
+    gap_rate, gap_area, gap_time = (
+        np.add.reduceat(v * size, begins) / total for v in (rate[moved], gap_area, gap_time)
+    )
+
+    # Time at each level of the rate, between row and row and then summed up.
+    after = np.arange(len(ramp) - 1, len(length))
+    level, which = np.unique(np.round(middle[after] / (GRAIN * top)), return_inverse=True)
+    dwell = np.zeros((n, len(level)))
+    np.add.at(dwell, (np.searchsorted(rows, after + 1), which), length[after])
+    return Profile(
+        area=area[rows],
+        time=time,
+        dwell=np.cumsum(dwell, axis=0),
+        level=np.maximum(level * GRAIN, LEAST_RATE) * top,
+        warmup=warmup,
+        gap=np.add.reduceat(gap[moved], begins),
+        gap_rate=gap_rate,
+        gap_area=gap_area,
+        gap_time=gap_time,
+    )
+
+
+def thinned(curve: Curve, rows: int) -> Curve:
+    """At most about ``rows`` rows of a curve, evenly spread, with the rows around each jump and both ends."""
+    n = len(curve.step)
+    if n <= rows:
+        return curve
+    jump = np.flatnonzero(jumps(curve.step, curve.lr))[:rows]
+    kept = np.unique(np.concatenate([np.linspace(0, n - 1, rows).round().astype(int), jump, jump + 1]))
+    loss = None if curve.loss is None else curve.loss[kept]
+    return replace(curve, step=curve.step[kept], lr=curve.lr[kept], loss=loss)
