@@ -53,14 +53,15 @@ def test_intervals_cover_new_runs_and_their_weighted_target():
 
 
 def test_correlated_noise_widens_the_interval_of_a_target():
-    rng = np.random.default_rng(0)
+    """One error of 1 % in all four losses, or four that average out to half of it."""
     X = simplex_design(60, **FREE, centre=NATURAL, seed=0)
-    flat = np.full((60, 4), 3.0)
-    weights = np.full(4, 0.25)
-    common = MixtureLaw(bootstraps=50).fit(X, flat * np.exp(0.01 * rng.standard_normal((60, 1))))
-    apart = MixtureLaw(bootstraps=50).fit(X, flat * np.exp(0.01 * rng.standard_normal((60, 4))))
-    widths = [np.ptp(np.array(law.target(X[:5], weights)[1:]), axis=0).mean() for law in (common, apart)]
-    assert widths[0] > 1.5 * widths[1]
+    widths = {1: [], 4: []}
+    for seed in range(3):
+        for errors, found in widths.items():
+            Y = np.full((60, 4), 3.0) * np.exp(0.01 * np.random.default_rng(seed).standard_normal((60, errors)))
+            target = MixtureLaw(bootstraps=50).fit(X, Y).target(X, np.full(4, 0.25))
+            found.append((target.high - target.low).mean())
+    assert np.mean(widths[1]) > 1.5 * np.mean(widths[4])
 
 
 def test_held_out_runs_have_not_been_seen():
@@ -89,7 +90,8 @@ def test_weights_of_the_forms_favour_the_one_that_predicts_best():
 @pytest.fixture(scope="module")
 def fitted():
     X = simplex_design(40, **FREE, centre=NATURAL, seed=3)
-    return X, MixtureLaw(bootstraps=20).fit(X, noisy(truth(3)(X), np.random.default_rng(3)))
+    law = MixtureLaw(models=("linear", "gaussian-process"), bootstraps=20)
+    return X, law.fit(X, noisy(truth(3)(X), np.random.default_rng(3)))
 
 
 def bounds_around(seed):
@@ -99,7 +101,7 @@ def bounds_around(seed):
     return inside * rng.uniform(0, 1, D), np.minimum(inside * rng.uniform(1.05, 4, D) + 0.02, 1)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_every_candidate_respects_bounds_and_support(fitted, seed):
     X, law = fitted
@@ -174,13 +176,15 @@ def test_bounds_far_from_every_run_are_refused():
         optimise_mixture(law, [1, 0, 0], lower=lower, upper=np.ones(D), support=X, references={}, candidates=1, seed=0)
 
 
-def test_without_any_effect_of_the_mixture_no_candidate_is_called_certain():
-    certain = []
-    for seed in range(6):
+def test_without_any_effect_of_the_mixture_better_is_a_toss_up():
+    """The optimum of a law fitted to noise is the luckiest guess; halves of the runs, judging each other, show it."""
+    said = []
+    for seed in range(10):
         X = simplex_design(40, **FREE, centre=NATURAL, seed=seed)
-        law = MixtureLaw(bootstraps=50).fit(X, noisy(np.full((40, 2), 3.0), np.random.default_rng(seed)))
+        Y = noisy(np.full((40, 2), 3.0), np.random.default_rng(seed))
+        law = MixtureLaw(models=("linear", "gaussian-process"), bootstraps=50).fit(X, Y)
         best = optimise_mixture(
             law, [1, 1], **FREE, support=X, references={"natural": NATURAL}, candidates=1, seed=seed
         )[0]
-        certain.append(best.better_than["natural"])
-    assert np.mean(certain) < 0.93
+        said.append(best.better_than["natural"])
+    assert 0.3 < np.mean(said) < 0.7

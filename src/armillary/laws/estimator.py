@@ -78,7 +78,7 @@ def checked_positive(name: str, values: ArrayLike, **shape: object) -> Array:
 
 
 def checked_mixtures(name: str, values: ArrayLike, *, columns: int | None = None, rows: int = 1) -> Array:
-    """Mixtures [n, d], one a row: not negative, each row summing to 1 within 1e-4 (then scaled to sum to 1 exactly).
+    """Mixtures [n, d], one a row: not negative, each row summing to 1 within 0.5 % (then scaled to sum to 1 exactly).
 
     Raises:
         UsageError: as ``checked_table``; a negative weight; a row that does not sum to 1.
@@ -86,7 +86,7 @@ def checked_mixtures(name: str, values: ArrayLike, *, columns: int | None = None
     table = checked_table(name, values, columns=columns, rows=rows)
     refuse_where(table < 0, name, table, "a weight must not be negative", None)
     total = table.sum(1)
-    for row in np.flatnonzero(np.abs(total - 1) > 1e-4):
+    for row in np.flatnonzero(np.abs(total - 1) > 0.005):
         raise UsageError(f"row {row} of {name} (columns 0 to {table.shape[1] - 1}) sums to {total[row]:.6g}, not to 1")
     return np.asarray(table / total[:, None])
 

@@ -1,14 +1,17 @@
-"""The forms a mixture law may take: from mixtures [n, d] to the log losses of several validation domains.
+"""The forms a mixture law may take: from mixtures [n, d] and sizes [n] to the log losses of several validation domains.
 
 Each form is fitted to all validation domains at once and offers the same three things: predictions of held-out folds,
-a best prediction, and joint draws from what the data leave open. The draws of all forms are posterior draws by
-*randomise then optimise* (see ``solver``): the losses are disturbed by noise that is correlated over the domains as
-the caller says, and the priors by their width. So an error that two domains share is shared in the draws.
+a best prediction, and joint draws from what the data leave open. Sizes are ``s = ln(N / N_largest)``, 0 for the largest
+model that was fitted. The draws are posterior draws by *randomise then optimise* (see ``solver``): the losses are
+disturbed by noise that is correlated over the domains as the caller says, and the priors by their width. So an error
+that two domains share is shared in the draws.
 
 - ``Linear``: ridge regression of the log loss on the weights. Cannot bend, but needs few runs.
-- ``EffectiveData``: ``loss = E + A (d0 + sum_i e^{w_i} x_i^g)^-a``. Each training domain feeds the validation domain
-  with a fitted strength, and data of one domain have diminishing returns.
 - ``GaussianProcess``: a smooth function of ``sqrt(x)``, in which a step from 0 to 1 % is larger than from 30 to 31 %.
+- ``BoostedTrees``: the regression of RegMix by LightGBM. Wants hundreds of runs.
+
+The laws in closed form are in ``mixture_forms``. What moves with size in the forms here is a second function of the
+mixture, times ``s``, that is a priori smaller than the first; trees have the size as one more column.
 """
 
 from __future__ import annotations
@@ -16,80 +19,98 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 from scipy.spatial.distance import cdist
 
 from armillary.laws.estimator import Array
-from armillary.laws.solver import Fits, fit_many
 
 Rows = NDArray[np.intp]
 
 
 class Form(Protocol):
-    """What the mixture law asks of a form; X are mixtures [n, d], Z log losses [n, v]."""
+    """What the mixture law asks of a form; X are mixtures [n, d], s sizes [n], Z log losses [n, v]."""
 
-    def held_out(self, X: Array, Z: Array, folds: Sequence[Rows]) -> Array:
+    def held_out(self, X: Array, s: Array, Z: Array, folds: Sequence[Rows]) -> Array:
         """Log losses [n, v] of each fold's rows, predicted from all other rows."""
 
-    def fit(self, X: Array, Z: Array, noise: Array, rng: np.random.Generator) -> None:
+    def fit(self, X: Array, s: Array, Z: Array, noise: Array, rng: np.random.Generator) -> None:
         """Fit, and prepare draws; ``noise`` [b, n, v] of variance 1 is correlated over domains as is wanted."""
 
-    def mean(self, X: Array) -> Array:
-        """Best prediction of log losses, [m, v]."""
+    def mean(self, X: Array, s: float) -> Array:
+        """Best prediction of log losses at one size, [m, v]."""
 
-    def draws(self, X: Array) -> Array:
-        """Log losses under each draw, [b, m, v]; noise of a new run is not in it."""
+    def draws(self, X: Array, s: Array) -> Array:
+        """Log losses under each draw, [b, m, v], with the size as each draw [b] has it; no noise of a new run."""
 
 
 class _Solved(Protocol):
     """A form that is solved anew without each fold, which costs it little."""
 
-    def mean(self, X: Array) -> Array: ...
+    def _solve(self, X: Array, s: Array, Z: Array) -> object: ...
 
-    def _solve(self, X: Array, Z: Array) -> object: ...
+    def _predicted(self, X: Array, s: Array) -> Array:
+        """Best prediction [m, v] for rows at sizes [m]."""
 
-    def held_out(self, X: Array, Z: Array, folds: Sequence[Rows]) -> Array:
+    def held_out(self, X: Array, s: Array, Z: Array, folds: Sequence[Rows]) -> Array:
         """See ``Form``."""
         predicted = np.empty_like(Z)
         for fold in folds:
             kept = np.setdiff1d(np.arange(len(X)), fold)
-            self._solve(X[kept], Z[kept])
-            predicted[fold] = self.mean(X[fold])
+            self._solve(X[kept], s[kept], Z[kept])
+            predicted[fold] = self._predicted(X[fold], s[fold])
         return predicted
+
+    def mean(self, X: Array, s: float) -> Array:
+        """See ``Form``."""
+        return self._predicted(X, np.full(len(X), s))
 
 
 class Linear(_Solved):
     """Ridge regression; its penalty is chosen for each validation domain by leave-one-out error in closed form."""
 
-    def fit(self, X: Array, Z: Array, noise: Array, rng: np.random.Generator) -> None:
+    # A movement over the whole range of sizes is as easy as a step of this many in a weight.
+    _LEVEL = 3.0
+
+    def fit(self, X: Array, s: Array, Z: Array, noise: Array, rng: np.random.Generator) -> None:
         """See ``Form``."""
-        scale = self._solve(X, Z)
+        scale = self._solve(X, s, Z)
         disturbed = Z + scale * noise
         # A ridge penalty is a normal prior with this width on each coefficient.
-        prior = rng.standard_normal((len(noise), X.shape[1], Z.shape[1])) * scale / np.sqrt(self._penalty)
+        prior = rng.standard_normal((len(noise), len(self._centre), Z.shape[1])) * scale / np.sqrt(self._penalty)
         middle = disturbed.mean(1)
         rotated = np.einsum("ns,bnv->bsv", self._u, disturbed - middle[:, None])
         singular = self._s[:, None]
         solved = singular * rotated + self._penalty * np.einsum("sd,bdv->bsv", self._vt, prior)
         self._draws = np.einsum("sd,bsv->bdv", self._vt, solved / (singular**2 + self._penalty))
         self._draws_middle = middle
+        del self._u
 
-    def mean(self, X: Array) -> Array:
+    def draws(self, X: Array, s: Array) -> Array:
         """See ``Form``."""
-        return np.asarray(self._middle + (X - self._centre) @ self._coefficients)
+        d = X.shape[1]
+        straight = self._draws[:, :d] + (s / self._span)[:, None, None] * self._draws[:, d + 1 :]
+        level = (s / self._span)[:, None] * self._LEVEL * self._draws[:, d]
+        centre = np.einsum("d,bdv->bv", self._centre, self._draws)
+        return np.asarray((self._draws_middle + level - centre)[:, None] + X @ straight)
 
-    def draws(self, X: Array) -> Array:
-        """See ``Form``."""
-        return np.asarray(self._draws_middle[:, None] + (X - self._centre) @ self._draws)
+    def _columns(self, X: Array, s: Array) -> Array:
+        along = (s / self._span)[:, None]
+        return np.hstack([X, self._LEVEL * along, along * X])
 
-    def _solve(self, X: Array, Z: Array) -> Array:
+    def _predicted(self, X: Array, s: Array) -> Array:
+        return np.asarray(self._middle + (self._columns(X, s) - self._centre) @ self._coefficients)
+
+    def _solve(self, X: Array, s: Array, Z: Array) -> Array:
         """Fit; returns the standard deviation [v] of the residuals."""
-        self._centre, self._middle = X.mean(0), Z.mean(0)
-        u, s, vt = np.linalg.svd(X - self._centre, full_matrices=False)
-        kept = s > 1e-9 * s[0]  # weights sum to 1: one direction is empty
-        self._u, self._s, self._vt = u[:, kept], s[kept], vt[kept]
+        self._span = max(float(np.ptp(s)), 1e-9)
+        columns = self._columns(X, s)
+        self._centre, self._middle = columns.mean(0), Z.mean(0)
+        u, sigma, vt = np.linalg.svd(columns - self._centre, full_matrices=False)
+        kept = sigma > 1e-9 * max(sigma[0], 1e-9)  # weights sum to 1: one direction is empty
+        self._u, self._s, self._vt = u[:, kept], sigma[kept], vt[kept]
         rotated = self._u.T @ (Z - self._middle)
         penalties = np.geomspace(1e-4, 1e2, 13) * self._s[0] ** 2
         shrink = self._s**2 / (self._s**2 + penalties[:, None])  # [penalty, s]
@@ -105,235 +126,107 @@ class Linear(_Solved):
         return np.asarray(np.sqrt((chosen**2).sum(1) / np.maximum(freedom, 1.0)))
 
 
-class EffectiveData:
-    """``loss = E + A (d0 + sum_i e^{w_i} x_i^g)^-a`` for each validation domain, all fits in one batch.
-
-    Log-normal priors keep what few runs cannot tell in a sensible region: E about 0.6 of the lowest loss, the rest
-    about 0.3 of the median, g about 0.7, a about 0.3, strengths e^w within about a factor of 7 of each other.
-    """
-
-    _MEDIANS = np.log([0.6, 0.3, 0.1, 0.7, 0.3])  # E (of the lowest loss), A (of the median loss), d0, g, a
-    _STDS = np.array([0.4, 1.0, 1.5, 0.4, 0.5])
-    _STRENGTH_STD = 2.0
-    _NOISE = 0.004  # relative, counted as two observations
-
-    def held_out(self, X: Array, Z: Array, folds: Sequence[Rows]) -> Array:
-        """See ``Form``."""
-        targets = Z.shape[1]
-        weights = np.ones((len(folds), len(X)))
-        for k, fold in enumerate(folds):
-            weights[k, fold] = 0.0
-        target = np.tile(np.arange(targets), len(folds))
-        fits, _ = self._solve(X, Z, target, np.repeat(weights, targets, 0))
-        predicted = np.empty_like(Z)
-        for k, fold in enumerate(folds):
-            predicted[fold] = self._law(fits.parameters[k * targets : (k + 1) * targets], X[fold]).T
-        return predicted
-
-    def fit(self, X: Array, Z: Array, noise: Array, rng: np.random.Generator) -> None:
-        """See ``Form``."""
-        count, targets = len(noise), Z.shape[1]
-        fits, scale = self._solve(X, Z, np.arange(targets), np.ones((targets, len(X))))
-        self._theta = fits.parameters
-        disturbed = (Z + scale * noise).transpose(0, 2, 1).reshape(count * targets, len(X))
-        everywhere = np.ones_like(disturbed)
-        std = self._prior_std(X.shape[1])
-        prior = np.tile(self._prior(Z.T, everywhere[:targets], X.shape[1]), (count, 1))
-        prior = prior + std * rng.standard_normal(prior.shape)
-        again = self._minimise(
-            X, np.tile(self._theta, (count, 1)), disturbed, everywhere, prior, np.tile(scale, count), 12, 1e-4
-        )
-        self._draws = again.parameters.reshape(count, targets, -1)
-
-    def mean(self, X: Array) -> Array:
-        """See ``Form``."""
-        return self._law(self._theta, X).T
-
-    def draws(self, X: Array) -> Array:
-        """See ``Form``."""
-        count, targets, p = self._draws.shape
-        law = self._law(self._draws.reshape(-1, p), X)
-        return np.asarray(law.reshape(count, targets, len(X)).transpose(0, 2, 1))
-
-    def _prior_std(self, domains: int) -> Array:
-        return np.concatenate([self._STDS, np.full(domains, self._STRENGTH_STD)])
-
-    def _prior(self, targets: Array, weights: Array, domains: int) -> Array:
-        """Prior means [P, 5 + d] for log losses [P, n] seen with ``weights`` [P, n]."""
-        seen = np.where(weights > 0, targets, np.nan)
-        prior = np.zeros((len(targets), 5 + domains))
-        prior[:, :5] = self._MEDIANS
-        prior[:, 0] += np.nanmin(seen, axis=1)
-        prior[:, 1] += np.nanmedian(seen, axis=1)
-        return prior
-
-    def _solve(self, X: Array, Z: Array, target: Rows, weights: Array) -> tuple[Fits, Array]:
-        """Fit problem p to column ``target[p]`` of Z with ``weights[p]``; returns fits and their noise [P]."""
-        count, domains = len(target), X.shape[1]
-        losses = Z.T[target]
-        prior = self._prior(losses, weights, domains)
-        # Where each domain's weight lowers the loss, a start with that domain strong; and one with all alike.
-        centred = (X - X.mean(0)) * weights[:, :, None]
-        slope = -np.einsum("pnd,pn->pd", centred, losses) / ((centred**2).sum(1) + 1e-9)
-        leaning = 2.0 * slope / np.maximum(np.abs(slope).max(1, keepdims=True), 1e-12)
-        starts = []
-        for strengths in (np.zeros_like(leaning), leaning):
-            for exponent, floor in ((0.15, 0.3), (0.5, 0.03)):
-                start = prior.copy()
-                start[:, 2] = np.log(floor)
-                start[:, 4] = np.log(exponent)
-                start[:, 5:] = strengths
-                starts.append(start)
-        many = len(starts)
-        scale = np.full(count, self._NOISE)
-        tries = self._minimise(
-            X,
-            np.concatenate(starts),
-            np.tile(losses, (many, 1)),
-            np.tile(weights, (many, 1)),
-            np.tile(prior, (many, 1)),
-            np.tile(scale, many),
-            30,
-            1e-4,
-        )
-        theta = tries.parameters.reshape(many, count, -1)[
-            tries.objective.reshape(many, count).argmin(0), np.arange(count)
-        ]
-        # The noise decides how much the priors count, and the fit decides the noise.
-        for _ in range(3):
-            fits = self._minimise(X, theta, losses, weights, prior, scale, 30, 1e-6)
-            theta = fits.parameters
-            miss = weights * (self._law(theta, X) - losses) ** 2
-            freedom = 2.0 + np.maximum(weights.sum(1) - fits.effective_parameters, 0.0)
-            scale = np.sqrt((2.0 * self._NOISE**2 + miss.sum(1)) / freedom)
-        return fits, scale
-
-    def _minimise(
-        self,
-        X: Array,
-        start: Array,
-        losses: Array,
-        weights: Array,
-        prior: Array,
-        scale: Array,
-        iterations: int,
-        tolerance: float,
-    ) -> Fits:
-        log_x = np.log(np.maximum(X, 1e-12))
-
-        def residuals(theta: Array, which: Rows) -> tuple[Array, Array]:
-            g, a = np.exp(theta[:, 3]), np.exp(theta[:, 4])
-            fed = np.exp(theta[:, None, 5:] + g[:, None, None] * log_x)  # [P, n, d]
-            d0 = np.exp(theta[:, 2])[:, None]
-            data = d0 + fed.sum(2)
-            log_data = np.log(data)
-            floor = np.exp(theta[:, 0])[:, None]
-            rest = np.exp(theta[:, 1][:, None] - a[:, None] * log_data)
-            law = floor + rest
-            jacobian = np.empty((*law.shape, theta.shape[1]))
-            per_data = -a[:, None] * rest / (law * data)
-            jacobian[:, :, 0] = floor / law
-            jacobian[:, :, 1] = rest / law
-            jacobian[:, :, 2] = per_data * d0
-            jacobian[:, :, 3] = per_data * g[:, None] * np.einsum("pnd,nd->pn", fed, log_x)
-            jacobian[:, :, 4] = -a[:, None] * log_data * rest / law
-            jacobian[:, :, 5:] = per_data[:, :, None] * fed
-            s = scale[which, None]
-            return (np.log(law) - losses[which]) / s, jacobian / s[:, :, None]
-
-        std = self._prior_std(X.shape[1])
-        return fit_many(residuals, start, weights, prior, std, huber=3.0, iterations=iterations, tolerance=tolerance)
-
-    def _law(self, theta: Array, X: Array) -> Array:
-        """Log losses [P, m] of laws theta [P, 5 + d]."""
-        log_x = np.log(np.maximum(X, 1e-12))
-        out = np.empty((len(theta), len(X)))
-        size = max(1, 2_000_000 // X.size)
-        for first in range(0, len(theta), size):
-            t = theta[first : first + size]
-            fed = np.exp(t[:, None, 5:] + np.exp(t[:, 3])[:, None, None] * log_x).sum(2)
-            log_data = np.log(np.exp(t[:, 2])[:, None] + fed)
-            out[first : first + size] = np.log(
-                np.exp(t[:, 0])[:, None] + np.exp(t[:, 1][:, None] - np.exp(t[:, 4])[:, None] * log_data)
-            )
-        return out
-
-
 class GaussianProcess(_Solved):
     """A constant plus a linear and a Matern-5/2 function of ``sqrt(x)``, plus noise (Rasmussen and Williams 2006).
 
     Length, share of the linear part and noise are chosen for each validation domain by marginal likelihood on a grid.
     Draws are exact at the data and use random Fourier features for the prior (Wilson et al. 2020, pathwise
-    conditioning), so that one draw is one function that may be asked anywhere.
+    conditioning), so that one draw is one function that may be asked anywhere. With many runs there are fewer
+    different draws than were asked for, and they repeat: a draw is as large as the data.
     """
 
     _LENGTHS = (0.25, 0.5, 1.0, 2.0)
     _LINEAR = (0.0, 1.0, 10.0)
     _NOISES = np.geomspace(1e-4, 3.0, 10)  # variance of the noise over that of the Matern part
-    _FEATURES = 256
+    _FEATURES = 128
+    _NUMBERS = 150_000
 
-    def fit(self, X: Array, Z: Array, noise: Array, rng: np.random.Generator) -> None:
+    # Variance of the movement over the whole range of sizes, in units of the Matern part: of the level, of the rest.
+    _LEVEL, _MOVE = 10.0, 0.2
+
+    def fit(self, X: Array, s: Array, Z: Array, noise: Array, rng: np.random.Generator) -> None:
         """See ``Form``."""
-        self._solve(X, Z)
-        count, _, targets = noise.shape
+        self._solve(X, s, Z)
+        self._count, targets = len(noise), Z.shape[1]
         domains = X.shape[1]
+        different = int(np.clip(self._NUMBERS // ((len(X) + self._FEATURES) * targets), 8, self._count))
+        noise = noise[: min(different, self._count)]
         # A multivariate t with 5 degrees of freedom is the spectral density of Matern 5/2.
         normal = rng.standard_normal((domains, self._FEATURES))
         self._frequencies = normal / np.sqrt(rng.chisquare(5, self._FEATURES) / 5)
         self._phases = rng.uniform(0, 2 * np.pi, self._FEATURES)
         # Prior functions of correlated domains are correlated as their noise is.
-        mix = np.linalg.cholesky(np.cov(noise.reshape(-1, targets).T).reshape(targets, targets))
-        self._feature_weights = rng.standard_normal((count, self._FEATURES, targets)) @ mix.T
-        self._linear_weights = rng.standard_normal((count, domains, targets)) @ mix.T
+        mix = np.linalg.cholesky(
+            np.cov(noise.reshape(-1, targets).T).reshape(targets, targets) + 1e-9 * np.eye(targets)
+        )
+        width = 2 * (self._FEATURES + domains) + 1
+        self._weights = rng.standard_normal((len(noise), width, targets)) @ mix.T
         ones = np.ones(len(X))
-        self._paths = np.empty((count, len(X), targets))
-        self._path_constants = np.empty((count, targets))
+        self._paths = np.empty((len(noise), len(X), targets))
+        self._path_constants = np.empty((len(noise), targets))
         for v in range(targets):
-            disturbed = Z[:, v] - self._prior_path(X, v) + np.sqrt(self._noise[v] * self._scale[v]) * noise[:, :, v]
-            factor = linalg.cho_factor(self._kernel(X, X, v) + self._noise[v] * np.eye(len(X)))
+            prior = self._weights[:, :, v] @ self._features(X, s, v).T
+            disturbed = Z[:, v] - prior + np.sqrt(self._noise[v] * self._scale[v]) * noise[:, :, v]
+            factor = linalg.cho_factor(self._kernel(X, s, X, s, v) + self._noise[v] * np.eye(len(X)))
             solved, one = linalg.cho_solve(factor, disturbed.T), linalg.cho_solve(factor, ones)
             constant = solved.sum(0) / one.sum()
             self._paths[:, :, v] = (solved - np.outer(one, constant)).T
             self._path_constants[:, v] = constant
 
-    def mean(self, X: Array) -> Array:
+    def draws(self, X: Array, s: Array) -> Array:
         """See ``Form``."""
+        different = len(self._paths)
+        out = np.empty((self._count, len(X), len(self._constant)))
+        for v in range(out.shape[2]):
+            # Both are straight in the size: ask at two sizes, and go on from there.
+            ends = []
+            for size in (0.0, -self._span):
+                at = np.full(len(X), size)
+                ends.append(
+                    self._path_constants[:, v, None]
+                    + self._weights[:, :, v] @ self._features(X, at, v).T
+                    + self._paths[:, :, v] @ self._kernel(self._X, self._sizes, X, at, v)
+                )
+            pick = np.arange(self._count) % different
+            along = -(s / self._span)[:, None]
+            out[:, :, v] = ends[0][pick] + along * (ends[1] - ends[0])[pick]
+        return out
+
+    def _predicted(self, X: Array, s: Array) -> Array:
         columns: list[Array] = [
-            self._constant[v] + self._kernel(X, self._X, v) @ self._alpha[:, v] for v in range(len(self._constant))
+            self._constant[v] + self._kernel(X, s, self._X, self._sizes, v) @ self._alpha[:, v]
+            for v in range(len(self._constant))
         ]
         return np.stack(columns, axis=1)
 
-    def draws(self, X: Array) -> Array:
-        """See ``Form``."""
-        columns = [
-            self._path_constants[:, v, None]
-            + self._prior_path(X, v)
-            + self._paths[:, :, v] @ self._kernel(self._X, X, v)
-            for v in range(len(self._constant))
-        ]
-        return np.stack(columns, axis=2)
+    def _features(self, X: Array, s: Array, v: int) -> Array:
+        """Functions [m, width] of which a draw of the prior for domain v is a sum with normal weights."""
+        root, along = np.sqrt(X), (s / self._span)[:, None]
+        smooth = np.cos(root @ self._frequencies / self._length[v] + self._phases) * np.sqrt(2 / self._FEATURES)
+        still = np.hstack([smooth, np.sqrt(self._linear[v]) * root])
+        moving = np.hstack([np.sqrt(self._MOVE) * along * still, np.sqrt(self._LEVEL) * along])
+        return np.asarray(np.sqrt(self._scale[v]) * np.hstack([still, moving]))
 
-    def _prior_path(self, X: Array, v: int) -> Array:
-        """Draws [b, m] of the prior for domain v."""
-        root = np.sqrt(X)
-        features = np.cos(root @ self._frequencies / self._length[v] + self._phases) * np.sqrt(2 / self._FEATURES)
-        smooth = self._feature_weights[:, :, v] @ features.T
-        straight = np.sqrt(self._linear[v]) * self._linear_weights[:, :, v] @ root.T
-        return np.asarray(np.sqrt(self._scale[v]) * (smooth + straight))
+    def _kernel(self, A: Array, a: Array, B: Array, b: Array, v: int) -> Array:
+        still = _matern(A, B, self._length[v]) + self._linear[v] * np.sqrt(A) @ np.sqrt(B).T
+        return self._moving(still, a, b)
 
-    def _kernel(self, A: Array, B: Array, v: int) -> Array:
-        return np.asarray(_matern(A, B, self._length[v]) + self._linear[v] * np.sqrt(A) @ np.sqrt(B).T)
+    def _moving(self, still: Array, a: Array, b: Array) -> Array:
+        along = np.outer(a / self._span, b / self._span)
+        return np.asarray(still * (1 + self._MOVE * along) + self._LEVEL * along)
 
-    def _solve(self, X: Array, Z: Array) -> None:
+    def _solve(self, X: Array, s: Array, Z: Array) -> None:
         n, targets = Z.shape
-        self._X = X
+        self._X, self._sizes = X, s
+        self._span = max(float(np.ptp(s)), 1e-9)
         best = np.full(targets, -np.inf)
         self._length, self._linear, self._noise = np.ones(targets), np.zeros(targets), np.ones(targets)
         self._constant, self._scale, self._alpha = np.zeros(targets), np.ones(targets), np.zeros((n, targets))
         root = np.sqrt(X)
         for length in self._LENGTHS:
             for linear in self._LINEAR:
-                values, vectors = np.linalg.eigh(_matern(X, X, length) + linear * root @ root.T)
+                still = _matern(X, X, length) + linear * root @ root.T
+                values, vectors = np.linalg.eigh(self._moving(still, s, s))
                 rotated, ones = vectors.T @ Z, vectors.T @ np.ones(n)
                 for noise in self._NOISES:
                     spectrum = np.maximum(values, 0.0) + noise
@@ -348,10 +241,71 @@ class GaussianProcess(_Solved):
                         self._alpha[:, v] = vectors @ (rest[:, v] / spectrum)
 
 
+class BoostedTrees:
+    """The regression of RegMix (Liu et al. 2024, arXiv 2407.01492) by LightGBM: 1,000 trees at a rate of 0.01.
+
+    All else is LightGBM's default, and nothing is stopped early (the published notebook stops on its test set). Trees
+    say nothing of what they do not know: a draw is the prediction plus a random smooth function of ``sqrt(x)``, as
+    large as the held-out residuals are.
+    """
+
+    _FEATURES = 64
+    _LENGTH = 0.5
+
+    def held_out(self, X: Array, s: Array, Z: Array, folds: Sequence[Rows]) -> Array:
+        """See ``Form``."""
+        predicted = np.empty_like(Z)
+        for fold in folds:
+            kept = np.setdiff1d(np.arange(len(X)), fold)
+            trees, trend = self._grown(X[kept], s[kept], Z[kept])
+            predicted[fold] = self._predicted(trees, trend, X[fold], s[fold])
+        self._miss = np.sqrt(((predicted - Z) ** 2).mean(0))
+        return predicted
+
+    def fit(self, X: Array, s: Array, Z: Array, noise: Array, rng: np.random.Generator) -> None:
+        """See ``Form``; ``held_out`` comes before."""
+        trees, self._trend = self._grown(X, s, Z)
+        self._trees = [booster.model_to_string() for booster in trees]
+        normal = rng.standard_normal((X.shape[1], self._FEATURES))
+        self._frequencies = normal / np.sqrt(rng.chisquare(5, self._FEATURES) / 5) / self._LENGTH
+        self._phases = rng.uniform(0, 2 * np.pi, self._FEATURES)
+        self._weights = self._miss * rng.standard_normal((len(noise), self._FEATURES, Z.shape[1]))
+
+    def mean(self, X: Array, s: float) -> Array:
+        """See ``Form``."""
+        trees = [lightgbm.Booster(model_str=text) for text in self._trees]
+        return self._predicted(trees, self._trend, X, np.full(len(X), s))
+
+    def draws(self, X: Array, s: Array) -> Array:
+        """See ``Form``."""
+        smooth = np.cos(np.sqrt(X) @ self._frequencies + self._phases) * np.sqrt(2 / self._FEATURES)
+        return np.asarray(self.mean(X, float(s.mean())) + smooth @ self._weights)
+
+    def _grown(self, X: Array, s: Array, Z: Array) -> tuple[list[lightgbm.Booster], Array]:
+        """A booster per validation domain, on losses less a straight line in the size; and the lines [2, v]."""
+        columns = np.column_stack([np.ones(len(s)), s])
+        losses = np.exp(Z)
+        trend = np.linalg.lstsq(columns, losses, rcond=None)[0] if np.ptp(s) > 0 else np.zeros((2, Z.shape[1]))
+        options = {
+            "objective": "regression",
+            "learning_rate": 0.01,
+            "seed": 42,
+            "num_threads": 1,
+            "deterministic": True,
+            "verbosity": -1,
+        }
+        data = np.column_stack([X, s])
+        rest = losses - columns @ trend
+        return [lightgbm.train(options, lightgbm.Dataset(data, y), 1000) for y in rest.T], trend
+
+    @staticmethod
+    def _predicted(trees: list[lightgbm.Booster], trend: Array, X: Array, s: Array) -> Array:
+        losses = np.column_stack([np.asarray(booster.predict(np.column_stack([X, s]))) for booster in trees])
+        losses += np.column_stack([np.ones(len(s)), s]) @ trend
+        return np.asarray(np.log(np.maximum(losses, 1e-6)))
+
+
 def _matern(A: Array, B: Array, length: float) -> Array:
     """Matern-5/2 correlation [a, b] of mixtures by the distance of their square roots."""
     distance = np.sqrt(5) / length * cdist(np.sqrt(A), np.sqrt(B))
     return np.asarray((1 + distance + distance**2 / 3) * np.exp(-distance))
-
-
-FORMS: dict[str, type[Form]] = {"linear": Linear, "effective-data": EffectiveData, "gaussian-process": GaussianProcess}

@@ -1,15 +1,19 @@
 """From a mixture of training domains to the loss on each of several validation domains, with intervals.
 
-The forms of ``forms`` are weighed, for each validation domain, by how well they predict runs that they have not seen
-(k-fold). What is reported as held-out error is that of the weighed ensemble, each fold predicted with weights taken
-from the other folds.
+The forms of ``forms`` and ``mixture_forms`` are weighed, for each validation domain, by how well they predict runs that
+they have not seen (k-fold). What is reported as held-out error is that of the weighed ensemble, each fold predicted
+with weights taken from the other folds.
 
-Trade-offs taken:
+Runs may be of several model sizes: then every form has parts that move with the logarithm of the size, and the law may
+be asked at any size. Trade-offs taken:
 
-- Repeats of one mixture always stand in the same fold, else a held-out run would have been seen.
+- Repeats of one mixture, at whatever size, always stand in the same fold, else a held-out run would have been seen.
 - A draw follows one form, picked with the ensemble's weights, so that the draws spread where the forms disagree.
-- The noise of a new run is what the held-out residuals show beyond the spread of the draws; it contains what no form
-  describes. It is taken as the same everywhere, and as correlated over domains as the residuals are.
+- Beyond the largest size every movement slows down: after ``REACH`` e-folds it has gone 63 % of all it will ever go. A
+  power law of the loss above its floor (Hoffmann et al. 2022) slows down about so in its logarithm. Each draw has its
+  own reach and its own bend, so that intervals grow with the extrapolation.
+- With one size only, the movement is the prior of ``EffectiveData``, whatever the form.
+- What no form describes is noise: read off held-out residuals, and unequal over mixtures and sizes (``mixture_noise``).
 """
 
 from __future__ import annotations
@@ -30,14 +34,35 @@ from armillary.laws.estimator import (
     checked_positive,
     require_fitted,
 )
-from armillary.laws.forms import FORMS, Form, Rows
+from armillary.laws.forms import BoostedTrees, Form, GaussianProcess, Linear, Rows
+from armillary.laws.mixture_forms import EffectiveData, Exponential
+from armillary.laws.mixture_noise import RunNoise, nearest_distance
 from armillary.recipe import UsageError
+
+FORMS: dict[str, type[Form]] = {
+    "linear": Linear,
+    "lightgbm": BoostedTrees,
+    "exponential": Exponential,
+    "effective-data": EffectiveData,
+    "gaussian-process": GaussianProcess,
+}
+MOVER = "effective-data"
 
 MIN_ROWS = 8
 FOLDS = 8
 
 # Weights of the forms go with rmse to the power of minus this: a form twice as wrong counts a 16th.
 SHARPNESS = 4.0
+
+# e-folds of size beyond the largest over which movement goes on, and a factor by which that may be wrong.
+REACH = 6.0
+_REACH_STD = 0.5
+
+# How far log losses may bend away from straight movement, per e-fold beyond the largest: all domains alike, each alone.
+_BEND_COMMON, _BEND_OWN = 0.015, 0.015
+
+# Share of a domain by which the noise's features ask how much a prediction turns on it.
+_TINY = 0.001
 
 
 @dataclass(frozen=True)
@@ -47,7 +72,7 @@ class HeldOut:
     Attributes:
         predicted: losses [n, v].
         measured: losses [n, v].
-        spearman: rank correlation of the two, [v].
+        spearman: rank correlation of the two among runs of one size, [v]; with several sizes the mean over runs.
         rmse: root mean square of the difference, [v], in units of the loss.
         rmse_of_model: the same for each form alone.
     """
@@ -63,14 +88,17 @@ class MixtureLaw:
     """An ensemble of forms from mixtures [n, d] to losses [n, v].
 
     Args:
-        models: forms to weigh, of ``linear``, ``effective-data`` and ``gaussian-process``.
+        models: forms to weigh, of ``linear``, ``lightgbm``, ``exponential``, ``effective-data``, ``gaussian-process``.
         bootstraps: joint draws for the uncertainty.
         seed: of folds and draws.
 
     Attributes:
         held_out_: k-fold predictions and their errors, a ``HeldOut``.
         chosen_: weights of each form, arrays [v].
-        noise_: relative standard deviation of a new run around the law, [v].
+        noise_: relative standard deviation of a new run around the law, [v], at an average mixture.
+        sizes_: different sizes that were fitted, ascending; empty if none were given.
+        mixtures_: [n, d] what was fitted.
+        run_sizes_: [n] the size of each run; 1 if none were given.
     """
 
     def __init__(
@@ -84,16 +112,18 @@ class MixtureLaw:
         self.bootstraps = bootstraps
         self.seed = seed
 
-    def fit(self, X: ArrayLike, Y: ArrayLike) -> Self:
+    def fit(self, X: ArrayLike, Y: ArrayLike, sizes: ArrayLike | None = None) -> Self:
         """Fit to runs.
 
         Args:
             X: [n, d] mixtures, each row summing to 1, d >= 2 and n >= 8 (30 to 60 for 8 domains give useful laws).
             Y: [n, v] losses.
+            sizes: [n] parameters of each run's model. Some dozens of small runs and 16 to 32 of a larger size tell
+                more of still larger ones than many runs of one size.
 
         Raises:
-            UsageError: a value that is not finite, a loss that is not positive, a row that does not sum to 1 (with row
-                and column), too few rows, or an unknown model.
+            UsageError: a value that is not finite, a loss or size that is not positive, a row that does not sum to 1
+                (with row and column), too few rows, or an unknown model.
         """
         mixtures = checked_mixtures("X", X, rows=MIN_ROWS)
         losses = checked_positive("Y", Y)
@@ -104,60 +134,81 @@ class MixtureLaw:
             raise UsageError(f"no mixture model {', '.join(unknown) or 'given'}; take some of {', '.join(FORMS)}")
         if self.bootstraps < 2:
             raise UsageError(f"bootstraps is {self.bootstraps}; at least 2 are needed for an interval")
+        self.sizes_ = np.empty(0)
+        self.run_sizes_ = np.ones(len(mixtures))
+        s = np.zeros(len(mixtures))
+        if sizes is not None:
+            given = _checked_sizes(sizes, len(mixtures))
+            self.sizes_, self.run_sizes_ = np.unique(given), given
+            s = np.log(given / given.max())
         rng = np.random.default_rng(self.seed)
         logs = np.log(losses)
+        targets = losses.shape[1]
         folds = _folds(mixtures, rng)
-        predicted = {name: FORMS[name]().held_out(mixtures, logs, folds) for name in self.models}
-        squares = np.stack([(p - logs) ** 2 for p in predicted.values()])  # [k, n, v]
+        forms = {name: FORMS[name]() for name in self.models}
+        predicted = {name: form.held_out(mixtures, s, logs, folds) for name, form in forms.items()}
+        # Each size counts as much as any other, however many runs it has.
+        _, place, runs = np.unique(s, return_inverse=True, return_counts=True)
+        importance = (len(s) / len(runs) / runs)[place.reshape(-1)]
+        squares = importance[:, None] * np.stack([(p - logs) ** 2 for p in predicted.values()])  # [k, n, v]
         weights = _weights(squares.mean(1))
         self.chosen_ = dict(zip(self.models, weights, strict=True))
-        self.held_out_, residuals = self._held_out(predicted, squares, folds, logs)
+        self.held_out_, residuals = self._held_out(predicted, squares, folds, logs, s)
 
         correlation = np.atleast_2d(np.corrcoef(residuals.T))
-        targets = losses.shape[1]
-        correlation = 0.9 * np.nan_to_num(correlation) + 0.1 * np.eye(targets)
-        shape = (self.bootstraps, *losses.shape)
-        noise = rng.standard_normal(shape) @ np.linalg.cholesky(correlation).T
+        self._correlation = 0.9 * np.nan_to_num(correlation) + 0.1 * np.eye(targets)
+        noise = rng.standard_normal((self.bootstraps, *losses.shape)) @ np.linalg.cholesky(self._correlation).T
+        # With one size, no form but one knows how it moves.
+        self._borrows = len(self.sizes_) == 1 and MOVER in self.models
         self._forms: dict[str, Form] = {}
-        for name in self.models:
-            if self.chosen_[name].any():
-                self._forms[name] = FORMS[name]()
-                self._forms[name].fit(mixtures, logs, noise, rng)
+        for name, form in forms.items():
+            if self.chosen_[name].any() or (self._borrows and name == MOVER):
+                form.fit(mixtures, s, logs, noise, rng)
+                self._forms[name] = form
         # One number per draw, the same for all validation domains: where two domains weigh the forms alike, a draw
         # takes the same form for both.
         self._pick = (np.arange(self.bootstraps) + rng.uniform(size=self.bootstraps)) / self.bootstraps
         rng.shuffle(self._pick)
-        # A few far misses (mixtures without any text like a validation domain) would widen all intervals if noise were
-        # the root mean square: take what nine tenths of the held-out residuals keep within, as for a normal one.
-        within = np.quantile(np.abs(residuals), 0.9, axis=0) / stats.norm.ppf(0.95)
-        scale = np.minimum(within, residuals.std(0))
-        spread = self.draws(mixtures).var(0).mean(0)
-        # Never less than half: the draws know nothing of what no form describes.
-        self.noise_ = scale * np.sqrt(np.maximum(1 - spread / np.maximum(scale**2, 1e-300), 0.25))
-        self._noise = correlation * np.outer(self.noise_, self.noise_)
-        self._freedom = len(mixtures) - 1
+        self._reach = REACH * np.exp(_REACH_STD * rng.standard_normal(self.bootstraps))
+        self._bend = _BEND_COMMON * rng.standard_normal((self.bootstraps, 1))
+        self._bend = self._bend + _BEND_OWN * rng.standard_normal((self.bootstraps, targets))
         self.mixtures_ = mixtures
+        self._freedom = len(mixtures) - 1
+        self._design = np.unique(mixtures.round(9), axis=0)
+        self._noise = RunNoise().fit(residuals, self._noise_features(mixtures, s), self._draws(mixtures, s).var(0))
+        self.noise_ = self._noise.scale_
         return self
 
-    def predict(self, X: ArrayLike, interval: float = 0.9) -> Prediction:
+    def predict(self, X: ArrayLike, interval: float = 0.9, *, sizes: float | ArrayLike | None = None) -> Prediction:
         """Expected losses of new runs on each validation domain, and intervals that hold for one run.
 
         Args:
             X: [m, d] mixtures.
             interval: probability that each interval covers.
+            sizes: parameters of the models, one number or [m]; the largest fitted size if not given.
 
         Returns:
             Prediction of three arrays [m, v].
 
         Raises:
-            UsageError: not fitted; an X as ``fit`` refuses it; an interval outside (0, 1).
+            UsageError: not fitted; an X as ``fit`` refuses it; an interval outside (0, 1); sizes where the law was
+                fitted without.
         """
         mixtures = self._checked(X)
-        mean = self._mean(mixtures)
-        half = self._quantile(interval) * np.sqrt(((self.draws(mixtures) - mean) ** 2).mean(0) + self.noise_**2)
+        s = self._moved(sizes, len(mixtures))
+        mean = self._mean(mixtures, s)
+        spread = ((self._draws(mixtures, s) - mean) ** 2).mean(0)
+        half = self._quantile(interval) * np.sqrt(spread + self._noise_std(mixtures, s) ** 2)
         return Prediction(np.exp(mean), np.exp(mean - half), np.exp(mean + half))
 
-    def target(self, X: ArrayLike, weights: ArrayLike, interval: float = 0.9) -> Prediction:
+    def target(
+        self,
+        X: ArrayLike,
+        weights: ArrayLike,
+        interval: float = 0.9,
+        *,
+        sizes: float | ArrayLike | None = None,
+    ) -> Prediction:
         """The weighted sum of losses ``sum_v weights[v] * loss[v]`` of new runs, with intervals for one run.
 
         The interval comes from the joint draws and the joint noise: errors that domains share do not average out.
@@ -166,6 +217,7 @@ class MixtureLaw:
             X: [m, d] mixtures.
             weights: [v], not negative, not all 0.
             interval: probability that each interval covers.
+            sizes: as for ``predict``.
 
         Returns:
             Prediction of three arrays [m].
@@ -175,26 +227,37 @@ class MixtureLaw:
         """
         mixtures = self._checked(X)
         weight = self.checked_weights(weights)
-        losses = np.exp(self._mean(mixtures))
-        mean = losses @ weight
-        spread = ((np.exp(self.draws(mixtures)) @ weight - mean) ** 2).mean(0)
-        scaled = losses * weight
-        noise = np.einsum("mv,vu,mu->m", scaled, self._noise, scaled)
-        half = self._quantile(interval) * np.sqrt(spread + noise)
+        s = self._moved(sizes, len(mixtures))
+        mean = np.exp(self._mean(mixtures, s)) @ weight
+        spread = ((np.exp(self._draws(mixtures, s)) @ weight - mean) ** 2).mean(0)
+        noise = self.target_noise(mixtures, weight, sizes=sizes)
+        half = self._quantile(interval) * np.sqrt(spread + noise**2)
         return Prediction(mean, mean - half, mean + half)
 
-    def draws(self, X: Array) -> Array:
-        """Log losses [b, m, v] at checked mixtures [m, d] under each joint draw, without the noise of a new run."""
-        result = np.empty((self.bootstraps, len(X), self.held_out_.measured.shape[1]))
-        start = np.zeros(result.shape[2])
-        for name in self.models:
-            if name in self._forms:
-                end = start + self.chosen_[name]
-                chosen = (self._pick[:, None] >= start) & (self._pick[:, None] < end + 1e-9)  # [b, v]
-                values = self._forms[name].draws(X)
-                result = np.where(chosen[:, None, :], values, result)
-                start = end
-        return result
+    def target_noise(self, X: ArrayLike, weights: ArrayLike, *, sizes: float | ArrayLike | None = None) -> Array:
+        """Standard deviation [m] of the weighted sum of losses between runs of the same mixture; as ``target``."""
+        mixtures = self._checked(X)
+        s = self._moved(sizes, len(mixtures))
+        scaled = np.exp(self._mean(mixtures, s)) * self.checked_weights(weights) * self._noise_std(mixtures, s)
+        return np.asarray(np.sqrt(np.einsum("mv,vu,mu->m", scaled, self._correlation, scaled)))
+
+    def extrapolation(self, sizes: float | ArrayLike | None = None) -> Array:
+        """How many times the largest size that was fitted, [m]; 1 where no sizes are given.
+
+        Raises:
+            UsageError: not fitted; sizes that are not positive; sizes where the law was fitted without.
+        """
+        require_fitted(self, "held_out_")
+        return np.asarray(np.exp(self._moved(sizes, np.size(1.0 if sizes is None else sizes))))
+
+    def draws(self, X: ArrayLike, *, sizes: float | ArrayLike | None = None) -> Array:
+        """Log losses [b, m, v] of mixtures [m, d] under each joint draw, without the noise of a new run.
+
+        Raises:
+            UsageError: as ``predict``.
+        """
+        mixtures = self._checked(X)
+        return self._draws(mixtures, self._moved(sizes, len(mixtures)))
 
     def checked_weights(self, weights: ArrayLike) -> Array:
         """Target weights [v] as an array, or UsageError."""
@@ -212,14 +275,78 @@ class MixtureLaw:
         require_fitted(self, "held_out_")
         return checked_mixtures("X", X, columns=self.mixtures_.shape[1])
 
-    def _mean(self, X: Array) -> Array:
-        return np.asarray(sum(self.chosen_[name] * form.mean(X) for name, form in self._forms.items()))
+    def _moved(self, sizes: float | ArrayLike | None, rows: int) -> Array:
+        """e-folds [m] above the largest fitted size."""
+        if sizes is None:
+            return np.zeros(rows)
+        if not len(self.sizes_):
+            raise UsageError("the law was fitted without sizes and holds at one size; fit it with the runs' sizes")
+        s: Array = np.log(_checked_sizes(sizes, rows) / self.sizes_[-1])
+        if len(self.sizes_) == 1 and not self._borrows and s.any():
+            raise UsageError(
+                f"the law was fitted to runs of one size with models {', '.join(self.models)}, which cannot tell how "
+                f"it moves; add runs at another size, or the model '{MOVER}'"
+            )
+        return s
+
+    def _mean(self, X: Array, s: Array) -> Array:
+        """Expected log losses [m, v]."""
+        out = np.empty((len(X), self.held_out_.measured.shape[1]))
+        for size in np.unique(s):
+            rows = s == size
+            slowed = float(_slowed(size, REACH))
+            moved: Array | float = 0.0
+            if self._borrows and size != 0:
+                mover = self._forms[MOVER]
+                moved = mover.mean(X[rows], slowed) - mover.mean(X[rows], 0.0)
+                slowed = 0.0
+            parts = [self.chosen_[name] * form.mean(X[rows], slowed) for name, form in self._forms.items()]
+            out[rows] = sum(parts) + moved
+        return out
+
+    def _draws(self, X: Array, s: Array) -> Array:
+        """Log losses [b, m, v] under each draw."""
+        out = np.empty((self.bootstraps, len(X), self.held_out_.measured.shape[1]))
+        for size in np.unique(s):
+            rows = s == size
+            slowed = np.asarray(_slowed(size, self._reach))
+            moved: Array | float = 0.0
+            if self._borrows and size != 0:
+                mover = self._forms[MOVER]
+                moved = mover.draws(X[rows], slowed) - mover.draws(X[rows], 0.0 * slowed)
+                slowed = 0.0 * slowed
+            start = np.zeros(out.shape[2])
+            values = np.empty((self.bootstraps, int(rows.sum()), out.shape[2]))
+            for name, form in self._forms.items():
+                end = start + self.chosen_[name]
+                chosen = (self._pick[:, None] >= start) & (self._pick[:, None] < end + 1e-9)  # [b, v]
+                if chosen.any():
+                    values = np.where(chosen[:, None, :], form.draws(X[rows], slowed), values)
+                start = end
+            out[:, rows] = values + moved + max(size, 0.0) * self._bend[:, None, :]
+        return out
 
     def _quantile(self, interval: float) -> float:
         return float(stats.t.isf((1 - checked_interval(interval)) / 2, self._freedom))
 
+    def _noise_features(self, X: Array, s: Array) -> Array:
+        """What a run's noise may depend on, [m, v, k]; of the prediction, that at the largest fitted size."""
+        here = np.zeros(len(X))
+        logs = self._mean(X, here)
+        turn = np.zeros_like(logs)
+        for i in range(X.shape[1]):
+            nudged = X * (1 - _TINY)
+            nudged[:, i] += _TINY
+            turn += (self._mean(nudged, here) - logs) ** 2
+        apart = np.log(nearest_distance(X, self._design) + 1e-3)
+        shared = np.broadcast_to(np.column_stack([apart, s])[:, None, :], (*logs.shape, 2))
+        return np.concatenate([logs[:, :, None], 0.5 * np.log(turn + 1e-10)[:, :, None], shared], axis=2)
+
+    def _noise_std(self, X: Array, s: Array) -> Array:
+        return self._noise.std(self._noise_features(X, s))
+
     def _held_out(
-        self, predicted: dict[str, Array], squares: Array, folds: list[Rows], logs: Array
+        self, predicted: dict[str, Array], squares: Array, folds: list[Rows], logs: Array, s: Array
     ) -> tuple[HeldOut, Array]:
         """Held-out record of the ensemble, and its residuals [n, v] in log loss."""
         ensemble = np.empty_like(logs)
@@ -231,15 +358,33 @@ class MixtureLaw:
         def rmse(log_predicted: Array) -> Array:
             return np.asarray(np.sqrt(((np.exp(log_predicted) - measured) ** 2).mean(0)))
 
-        ranks = [_spearman(ensemble[:, v], logs[:, v]) for v in range(logs.shape[1])]
+        ranks = np.zeros(logs.shape[1])
+        for size in np.unique(s):
+            rows = s == size
+            ranks += rows.mean() * np.array(
+                [_spearman(*pair) for pair in zip(ensemble[rows].T, logs[rows].T, strict=True)]
+            )
         record = HeldOut(
             predicted=np.exp(ensemble),
             measured=measured,
-            spearman=np.array(ranks),
+            spearman=ranks,
             rmse=rmse(ensemble),
             rmse_of_model={name: rmse(values) for name, values in predicted.items()},
         )
         return record, ensemble - logs
+
+
+def _checked_sizes(sizes: float | ArrayLike, rows: int) -> Array:
+    """Sizes [rows], all above 0."""
+    given = np.asarray(sizes, dtype=float)
+    if given.ndim > 1 or given.size not in (1, rows):
+        raise UsageError(f"sizes has shape {list(given.shape)}; give one size, or one for each of {rows} rows")
+    return np.broadcast_to(checked_positive("sizes", given.reshape(-1, 1))[:, 0], rows)
+
+
+def _slowed(s: float, reach: float | Array) -> float | Array:
+    """How far movement has gone ``s`` e-folds above the largest size."""
+    return reach * -np.expm1(-s / reach) if s > 0 else s + 0.0 * reach
 
 
 def _spearman(a: Array, b: Array) -> float:

@@ -7,7 +7,10 @@ A law's unrestrained optimum lies where the law knows least: a minimum over many
 - no weight goes beyond the largest that the design gave its domain;
 - the mean distance to the nearest three design mixtures is at most what nine tenths of the design's own mixtures have
   to theirs (distance of square roots, as Hellinger's);
-- a mixture half-way back to the natural one is always among the candidates, if a natural one is given.
+- a mixture half-way back to the natural one is always among the candidates, if a natural one is given;
+- the luck that is left is measured and taken off: the runs are split into halves, a mixture is chosen by the law of one
+  half and judged by that of the other, and what it loses there is its ``optimism`` (of the whole law by 1 / sqrt 2).
+  Where the mixture has no effect, the probability to be better than the natural one is so one half on average.
 
 The search is an evolution of a population: the surface is cheap to ask in batches, flat, and has kinks at the bounds.
 """
@@ -19,11 +22,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import stats
 from scipy.spatial.distance import cdist
 
 from armillary.laws.design import checked_bounds, into_bounds
 from armillary.laws.estimator import Array, Prediction, checked_mixtures
-from armillary.laws.mixture import MixtureLaw
+from armillary.laws.mixture import MIN_ROWS, MixtureLaw
 from armillary.recipe import UsageError
 
 PESSIMISM = 1.0
@@ -37,6 +41,13 @@ DISTINCT = 0.1
 POPULATION = 256
 GENERATIONS = 24
 
+# Splits into halves for the optimism, and what the law and the search of a half make do with.
+SPLITS = 2
+HALF_DRAWS, HALF_GENERATIONS = 16, 12
+
+# A weight is moved so far up and down to see whether it matters.
+STEP = 0.05
+
 
 @dataclass(frozen=True)
 class Optimum:
@@ -44,15 +55,48 @@ class Optimum:
 
     Attributes:
         weights: [d], summing to 1.
-        predicted: target loss of one new run at proxy size with its 90 % interval, scalars.
-        better_than: for each reference mixture, the probability that the expected target is lower here than there.
+        predicted: target loss of one new run with its 90 % interval, scalars.
+        better_than: for each reference mixture, the probability that the expected target is lower here than there,
+            after ``optimism``. At most one half where there are too few runs to measure that.
+        optimism: for each reference mixture, how much of the predicted gain over it is luck of the choice, in units of
+            the target.
+        noise: standard deviation of the target of one run here.
+        flat_low, flat_high: [d] how far each weight may move, the others in proportion, until the expected target has
+            risen by ``noise``; cut at the bounds.
+        matters: [d] rise of the expected target when the weight moves by 0.05 up or down, the worse of both, in units
+            of ``noise``. Below 1, no single run would show it.
         shrunken: whether it lies half-way between the best and the natural mixture.
     """
 
     weights: Array
     predicted: Prediction
     better_than: dict[str, float]
+    optimism: dict[str, float]
+    noise: float
+    flat_low: Array
+    flat_high: Array
+    matters: Array
     shrunken: bool = False
+
+
+def epoch_ceilings(domain_tokens: ArrayLike, budget_tokens: float, max_epochs: float) -> Array:
+    """Largest weight [d] of each domain that repeats none more than ``max_epochs`` times at the whole budget.
+
+    Args:
+        domain_tokens: [d] tokens that each domain has; infinite for no limit.
+        budget_tokens: tokens of the run that the mixture is for.
+        max_epochs: how often a token may be seen.
+
+    Raises:
+        UsageError: a number that is not above 0.
+    """
+    tokens = np.asarray(domain_tokens, dtype=float)
+    if np.isnan(tokens).any() or (tokens < 0).any():
+        raise UsageError(f"domain_tokens are {tokens.tolist()}; give each domain's number of tokens")
+    for name, value in (("budget_tokens", budget_tokens), ("max_epochs", max_epochs)):
+        if not value > 0:
+            raise UsageError(f"{name} is {value:g}; it must be above 0")
+    return np.minimum(1.0, max_epochs * tokens / budget_tokens)
 
 
 def optimise_mixture(
@@ -65,6 +109,7 @@ def optimise_mixture(
     references: Mapping[str, ArrayLike],
     candidates: int,
     seed: int,
+    size: float | None = None,
 ) -> list[Optimum]:
     """Several distinct mixtures with a low pessimistic target, the best first.
 
@@ -73,23 +118,24 @@ def optimise_mixture(
 
     Args:
         law: a fitted mixture law.
-        weights: [v] of the validation domains in the target.
-        upper: [d] ceilings (a limit on epochs gives one for each domain).
+        weights: [v] of each validation domain in the target.
+        upper: [d] ceilings (by choice, and by ``epoch_ceilings``).
         lower: [d] floors.
-        support: [n, d] the design's mixtures, near which the answer must stay.
-        references: mixtures [d] to compare with, such as ``natural`` and ``uniform``.
-        candidates: at most so many.
+        support: [n, d] the mixtures that were run.
+        references: mixtures [d] to compare with, by name.
+        candidates: how many, at least 1.
         seed: of the search.
+        size: parameters of the models that the mixture is for; the largest fitted size if not given.
 
     Raises:
-        UsageError: bounds that no mixture fulfils, or none near the design; wrong shapes or mixtures.
+        UsageError: bounds that no mixture fulfils, or that exclude where runs were made; wrong shapes; a size that the
+            law cannot be asked for.
     """
     target = law.checked_weights(weights)
-    d = law.mixtures_.shape[1]
-    floor, ceiling = checked_bounds(lower, upper, d)
-    design = checked_mixtures("support", support, columns=d, rows=NEIGHBOURS + 1)
+    design = checked_mixtures("support", support, columns=law.mixtures_.shape[1])
+    floor, ceiling = checked_bounds(lower, upper, design.shape[1])
     known = {
-        name: checked_mixtures(f"reference '{name}'", np.reshape(np.asarray(mixture, dtype=float), (1, -1)), columns=d)
+        name: checked_mixtures(f"references['{name}']", np.reshape(mixture, (1, -1)), columns=design.shape[1])
         for name, mixture in references.items()
     }
     if candidates < 1:
@@ -97,11 +143,7 @@ def optimise_mixture(
     region = _Region(design, floor, ceiling)
     rng = np.random.default_rng(seed)
 
-    def pessimistic(mixtures: Array) -> Array:
-        losses = np.exp(law.draws(mixtures)) @ target  # [b, m]
-        return np.asarray(losses.mean(0) + PESSIMISM * losses.std(0))
-
-    found, values = _evolve(pessimistic, region, rng)
+    found, values = _evolve(_Goal(law, target, size).pessimistic, region, rng)
     chosen = [found[values.argmin()]]
     natural = known.get("natural")
     shrunken = None
@@ -118,18 +160,127 @@ def optimise_mixture(
         ):
             chosen.append(found[i])
     mixtures = np.array(chosen if shrunken is None else [*chosen, shrunken])
-    predicted = law.target(mixtures, target)
-    here = np.exp(law.draws(mixtures)) @ target
-    there = {name: np.exp(law.draws(mixture)) @ target for name, mixture in known.items()}
-    return [
-        Optimum(
-            weights=mixture,
-            predicted=Prediction(*(part[i] for part in predicted)),
-            better_than={name: float((here[:, i] < losses[:, 0]).mean()) for name, losses in there.items()},
-            shrunken=shrunken is not None and i == len(mixtures) - 1,
+    goal = _Goal(law, target, size)
+    predicted = law.target(mixtures, target, sizes=size)
+    noise = law.target_noise(mixtures, target, sizes=size)
+    here = goal.draws(mixtures)
+    there = {name: goal.draws(mixture) for name, mixture in known.items()}
+    luck = _luck(goal, region, known, rng)
+    optima = []
+    for i, mixture in enumerate(mixtures):
+        better, optimism = {}, {}
+        for name, losses in there.items():
+            mean, error = luck[name]
+            # Luck is picked up on the way from the reference to the best mixture.
+            way = _variation(mixture, known[name][0]) / max(_variation(mixtures[0], known[name][0]), 1e-9)
+            optimism[name] = float(mean * min(way, 1.0))
+            gain = losses[:, 0] - here[:, i] - optimism[name]
+            better[name] = float(stats.norm.cdf(gain / max(error, 1e-12)).mean()) if np.isfinite(mean) else 0.5
+        low, high, matters = _flatness(goal, mixture, floor, region.ceiling, float(noise[i]))
+        optima.append(
+            Optimum(
+                weights=mixture,
+                predicted=Prediction(*(part[i] for part in predicted)),
+                better_than=better,
+                optimism=optimism,
+                noise=float(noise[i]),
+                flat_low=low,
+                flat_high=high,
+                matters=matters,
+                shrunken=shrunken is not None and i == len(mixtures) - 1,
+            )
         )
-        for i, mixture in enumerate(mixtures)
-    ]
+    return optima
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """The target under a law at a size."""
+
+    law: MixtureLaw
+    target: Array
+    size: float | None
+
+    def draws(self, mixtures: Array) -> Array:
+        """Target [b, m] under each joint draw."""
+        return np.asarray(np.exp(self.law.draws(mixtures, sizes=self.size)) @ self.target)
+
+    def expected(self, mixtures: Array) -> Array:
+        """Expected target [m]."""
+        return np.asarray(self.draws(mixtures).mean(0))
+
+    def pessimistic(self, mixtures: Array) -> Array:
+        """Expected target plus a standard deviation of the law, [m]."""
+        losses = self.draws(mixtures)
+        return np.asarray(losses.mean(0) + PESSIMISM * losses.std(0))
+
+
+def _luck(
+    goal: _Goal, region: _Region, known: Mapping[str, Array], rng: np.random.Generator
+) -> dict[str, tuple[float, float]]:
+    """For each reference, how much of the best mixture's gain over it is luck, with a standard error.
+
+    Infinite where halves of the runs are too few for a law.
+    """
+    law = goal.law
+    kept = [name for name in law.models if law.chosen_[name].any()]
+    _, group = np.unique(law.mixtures_.round(9), axis=0, return_inverse=True)
+    group = group.reshape(-1)
+    groups = int(group.max()) + 1
+    if groups < 2 * MIN_ROWS or not known:
+        return dict.fromkeys(known, (np.inf, np.inf))
+    largest = np.array([law.run_sizes_[group == k].max() for k in range(groups)])
+    lost: dict[str, list[float]] = {name: [] for name in known}
+    for _ in range(SPLITS):
+        # Halves alike in their sizes: every other mixture, in the order of size and chance.
+        half = np.empty(groups, dtype=int)
+        half[np.lexsort((rng.uniform(size=groups), largest))] = np.arange(groups) % 2
+        goals = []
+        for side in (0, 1):
+            rows = half[group] == side
+            sizes = law.run_sizes_[rows] if len(law.sizes_) else None
+            part = MixtureLaw(models=kept, bootstraps=HALF_DRAWS, seed=law.seed)
+            part.fit(law.mixtures_[rows], law.held_out_.measured[rows], sizes)
+            goals.append(_Goal(part, goal.target, goal.size))
+        for chooser, judge in (goals, goals[::-1]):
+            found, values = _evolve(chooser.pessimistic, region, rng, HALF_GENERATIONS)
+            best = found[values.argmin()][None]
+            for name, mixture in known.items():
+                both = np.concatenate([best, mixture])
+                promised, kept_promise = -np.diff(chooser.expected(both))[0], -np.diff(judge.expected(both))[0]
+                lost[name].append(float(kept_promise - promised) / np.sqrt(2))
+    return {name: (float(np.mean(values)), float(np.std(values)) / np.sqrt(SPLITS)) for name, values in lost.items()}
+
+
+def _flatness(goal: _Goal, mixture: Array, floor: Array, ceiling: Array, noise: float) -> tuple[Array, Array, Array]:
+    """How far each weight [d] may move down and up for a rise of ``noise``, and how much a step of it matters."""
+    d = len(mixture)
+    trials, at = [], []
+    for i in range(d):
+        grid = np.unique(
+            np.clip(
+                np.concatenate([mixture[i] + STEP * np.array([-1, 0, 1]), np.linspace(floor[i], ceiling[i], 25)]),
+                floor[i],
+                ceiling[i],
+            )
+        )
+        for weight in grid:
+            low, high = floor.copy(), ceiling.copy()
+            low[i] = high[i] = weight
+            if low.sum() <= 1 <= high.sum():
+                trials.append(into_bounds(mixture[None], low, high)[0])
+                at.append(i)
+    moved, which = np.array(trials), np.array(at)
+    rise = goal.expected(moved) - goal.expected(mixture[None])
+    low, high, matters = mixture.copy(), mixture.copy(), np.zeros(d)
+    for i in range(d):
+        weight, cost = moved[which == i, i], rise[which == i]
+        near = np.abs(weight - mixture[i]) <= STEP + 1e-9
+        matters[i] = max(0.0, cost[near].max(initial=0.0)) / noise
+        above, below = weight[(weight > mixture[i]) & (cost > noise)], weight[(weight < mixture[i]) & (cost > noise)]
+        inside = weight[(weight < above.min(initial=np.inf)) & (weight > below.max(initial=-np.inf))]
+        low[i], high[i] = min(inside.min(initial=low[i]), low[i]), max(inside.max(initial=high[i]), high[i])
+    return low, high, matters
 
 
 class _Region:
@@ -164,11 +315,13 @@ class _Region:
         return np.asarray(distance <= self._radius + 1e-12)
 
 
-def _evolve(value: Callable[[Array], Array], region: _Region, rng: np.random.Generator) -> tuple[Array, Array]:
+def _evolve(
+    value: Callable[[Array], Array], region: _Region, rng: np.random.Generator, generations: int = GENERATIONS
+) -> tuple[Array, Array]:
     """All admissible mixtures asked [m, d], and their values [m]."""
     found, values = region.start, value(region.start)
     width = 0.6
-    for _ in range(GENERATIONS):
+    for _ in range(generations):
         best = found[values.argsort()[: POPULATION // 8]]
         first, second = (best[rng.integers(len(best), size=POPULATION)] for _ in range(2))
         # Between two of the best, a little beyond, and disturbed in proportion to each weight; a few domains dropped.
