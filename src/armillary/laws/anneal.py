@@ -6,9 +6,10 @@ The forms and their joint fit are in ``anneal_forms``, the curves in ``curves``.
   curve counts as a few observations however many rows it has, and priors hold what they leave open. Which form speaks,
   and how loudly, is decided by schedules held out, not by residuals.
 - Errors along one curve go together. The interval is for each row of one new run, not for the curve as a whole.
-- An interval adds, in log loss and in quadrature: what the curves leave open about the parameters (draws, and the
-  disagreement of the forms), the noise of a run, and the wrongness of the form, measured on held-out schedules beyond
-  what the first two explain. It grows with the e-folds of progress beyond the longest curve.
+- An interval adds, in log loss and in quadrature, what the curves leave open about the parameters (draws, and the
+  disagreement of the forms) and the noise of a run. Both take the form for true and the priors for right. So the sum
+  is scaled by how it fared on what was held out: on schedules left out, and, for a size that was not fitted, on sizes
+  left out but for one curve. Its variance grows with the e-folds of progress beyond the longest curve.
 - A new size is fitted anew together with the curves known (a tenth of a second for each form), so a curve that is
   given later counts exactly as if it had been fitted.
 """
@@ -24,25 +25,33 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from armillary.laws.anneal_forms import FORMS, Frame, Joint, Problem, early_variance, fitted_rows
-from armillary.laws.curves import Curve, checked_curve, thinned
+from armillary.laws.curves import Curve, Profile, checked_curve, thinned
 from armillary.laws.estimator import Array, Prediction, checked_interval, require_fitted
 from armillary.recipe import UsageError
 
 # Rows that are kept of a curve, and at which the width of an interval is computed before it is interpolated.
 KEPT_ROWS = 600
 WIDTH_ROWS = 128
-CHUNK_ROWS = 2048
+CHUNK_ROWS = 512
 
-# How often a form is taken before anything is held out, and the power of its held-out accuracy that it gets.
-TRUST = {"progress": 4.0, "multi-power": 1.0, "tissue": 1.0}
-POWER = 4.0
+# Draws for each of the fits that leave something out.
+FOLD_DRAWS = 40
 
-# Relative miss on a held-out schedule before any is seen, counted as so many curves.
-MISS, MISS_COUNT = 1.5e-3, 3.0
+# How much each form is trusted before anything is held out. Held-out curves then count as in a likelihood, but at most
+# so many: their errors are not independent.
+TRUST = {"progress": 8.0, "multi-power": 1.0, "tissue": 1.0}
+MOST_CASES = 8
+
+# Misses over what was expected before anything is held out, counted as so many; what is left out together counts as
+# two, however many curves it has.
+SCALE, SCALE_COUNT, FOLD_COUNT = {"schedule": 0.9, "size": 0.6}, 4.0, 2.0
+
+# Held-out errors below this (relative) do not tell forms apart.
+SAME = 7e-4
 
 # Loss falls by about this much per e-fold of size (log loss), and nobody knows it better than that before a curve is
 # measured: standard deviations of the slope, and of one size around the line.
-SIZE_SLOPE, SIZE_SLOPE_STD, SIZE_SCATTER = -0.06, 0.03, 0.01
+SIZE_SLOPE, SIZE_SLOPE_STD, SIZE_SCATTER = -0.06, 0.015, 0.005
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,7 @@ class AnnealLaw:
         weights_: how much each form counts.
         held_out_: schedules left out, foretold and measured, a list of ``HeldOutCurve``.
         noise_: relative standard deviation of the losses around the law.
-        miss_: relative standard deviation of the miss on a new schedule, beyond noise and parameters.
+        scale_: by how much misses exceeded what was expected, for a new ``schedule`` and for a new ``size``.
         unit_steps_: steps in the unit of time.
     """
 
@@ -134,15 +143,15 @@ class AnnealLaw:
         self.unit_steps_ = self._frame.unit
         self._joints: dict[str, Joint] = {}
         folds = _folds(self._curves)
-        foretold: dict[str, list[Array]] = {}
+        foretold: dict[str, list[Joint]] = {}
         for name in FORMS if self.form == "auto" else (self.form,):
             problem = Problem(name, self._frame, self._curves)
-            fits = problem.fit(np.ones((1, len(self._curves)), dtype=bool))
-            self._joints[name] = problem.joint(*fits, self.bootstraps, self.seed)
+            every = np.ones((1, len(self._curves)), dtype=bool)
+            (self._joints[name],) = problem.joints(every, None, self.bootstraps, self.seed)
             if folds:
+                start = np.repeat(self._joints[name].z[None], len(folds), 0)
                 kept = np.array([fold.kept for fold in folds])
-                fold_fits, _, _ = problem.fit(kept, np.repeat(self._joints[name].z[None], len(folds), 0))
-                foretold[name] = self._foretold(name, folds, fold_fits.parameters)
+                foretold[name] = problem.joints(kept, start, FOLD_DRAWS, self.seed)
         self._weigh(folds, foretold)
         self.parameters_ = {name: _natural(joint) for name, joint in self._joints.items()}
         self.noise_ = float(sum(self.weights_[name] * joint.noise for name, joint in self._joints.items()))
@@ -168,32 +177,29 @@ class AnnealLaw:
         frame, joints, scale_std = self._at(schedule, given)
         profile = frame.profile(schedule)
         n = len(schedule.step)
-        weights = np.array([self.weights_[name] for name in joints])
-        each = np.array(
+        mean = np.concatenate(
             [
-                np.concatenate(
-                    [
-                        joint.log_loss(profile.at(rows), schedule.size, joint.z[None])[0]
-                        for rows in np.array_split(np.arange(n), -(-n // CHUNK_ROWS))
-                    ]
-                )
-                for joint in joints.values()
+                self._expected(list(joints.values()), profile.at(rows), schedule.size)[0]
+                for rows in np.array_split(np.arange(n), -(-n // CHUNK_ROWS))
             ]
         )
-        mean = weights @ each
-
         rows = np.unique(np.linspace(0, n - 1, min(n, WIDTH_ROWS)).round().astype(int))
         part = profile.at(rows)
-        within = np.array([joint.log_loss(part, schedule.size, joint.draws).var(0) for joint in joints.values()])
-        spread = weights @ (within + (each[:, rows] - mean[rows]) ** 2) + scale_std**2
-        noise = self.noise_**2 * early_variance(part.area)
+        _, variance = self._expected(list(joints.values()), part, schedule.size)
         beyond = np.log(np.maximum(part.area / self._longest(frame), 1.0))
-        missed = self.miss_**2 * (1 + beyond)
-        known = spread + noise
-        freedom = (known + missed) ** 2 / (known**2 / self._freedom + missed**2 / self._miss_freedom)
-        half = stats.t.isf((1 - interval) / 2, freedom) * np.sqrt(known + missed)
-        wide = np.interp(np.arange(n), rows, half)
-        return Prediction(np.exp(mean), np.exp(mean - wide), np.exp(mean + wide))
+        kind = "schedule" if schedule.size in self.sizes_ else "size"
+        std = self.scale_[kind] * np.sqrt((variance + scale_std**2) * (1 + beyond))
+        half = stats.t.isf((1 - interval) / 2, self._freedom[kind]) * np.interp(np.arange(n), rows, std)
+        return Prediction(np.exp(mean), np.exp(mean - half), np.exp(mean + half))
+
+    def _expected(self, joints: Sequence[Joint], schedule: Profile, size: float) -> tuple[Array, Array]:
+        """Log losses [n] under all forms together, and their variance [n] as forms and noise have it."""
+        weights = np.array([self.weights_[joint.form] for joint in joints])
+        each = np.array([joint.log_loss(schedule, size, joint.z[None])[0] for joint in joints])
+        within = np.array([joint.log_loss(schedule, size, joint.draws).var(0) for joint in joints])
+        noise = np.array([joint.noise**2 * early_variance(schedule.area) for joint in joints])
+        mean = weights @ each
+        return mean, weights @ (within + noise + (each - mean) ** 2)
 
     def extrapolation(self, schedule: Curve) -> Array:
         """How far each row of a schedule lies beyond what was fitted, [n]; at most 1 inside.
@@ -250,70 +256,73 @@ class AnnealLaw:
         elif schedule.size in self._frame.size:
             return self._frame, self._joints, 0.0
         frame, std = self._extended(schedule, given)
-        curves = self._curves if given is None else [*self._curves, given]
-        joints = {}
-        for name in self._joints:
-            problem = Problem(name, frame, curves)
-            fits = problem.fit(np.ones((1, len(curves)), dtype=bool))
-            joints[name] = problem.joint(*fits, self.bootstraps, self.seed)
+        curves = [*self._curves, self._imagined(frame, schedule.size) if given is None else given]
+        every = np.ones((1, len(curves)), dtype=bool)
+        joints = {
+            name: Problem(name, frame, curves).joints(every, None, self.bootstraps, self.seed)[0]
+            for name in self._joints
+        }
         return frame, joints, std
 
-    def _foretold(self, form: str, folds: list[_Fold], z: Array) -> list[Array]:
-        """Log losses of each curve left out, fold by fold, at its fitted rows."""
-        joint = self._joints[form]
-        return [
-            joint.log_loss(
-                self._frame.profile(curve).at(fitted_rows(curve, self._frame.warmup_steps)), curve.size, z[k : k + 1]
-            )[0]
-            for k, fold in enumerate(folds)
-            for curve in (self._curves[i] for i in fold.out)
-        ]
+    def _imagined(self, frame: Frame, size: float) -> Curve:
+        """The end of a curve at a size nobody measured, with the loss that the line through the sizes expects there."""
+        typical = min(self._curves, key=lambda curve: abs(np.log(_end(curve) / frame.loss[frame.index(curve.size)])))
+        j, k = frame.index(size), frame.index(typical.size)
+        lr = typical.lr * (frame.peak[j] / frame.peak[k])
+        loss = np.append(np.full(len(lr) - 1, np.nan), frame.loss[j])
+        return Curve("imagined", size, typical.step, lr, loss)
 
-    def _weigh(self, folds: list[_Fold], foretold: dict[str, list[Array]]) -> None:
-        """Weights of the forms, the record of what was held out, and the miss of the law on a new schedule."""
-        cases = [(self._curves[i], fold.new_size) for fold in folds for i in fold.out]
-        measured = []
-        for curve, _ in cases:
-            assert curve.loss is not None
-            measured.append(np.log(curve.loss[fitted_rows(curve, self._frame.warmup_steps)]))
+    def _weigh(self, folds: list[_Fold], foretold: dict[str, list[Joint]]) -> None:
+        """Weights of the forms, the record of what was held out, and how the intervals fared on it."""
+        out: list[tuple[int, Curve, Array, Profile]] = []
+        for k, fold in enumerate(folds):
+            for curve in (self._curves[i] for i in fold.out):
+                rows = fitted_rows(curve, self._frame.warmup_steps)
+                assert curve.loss is not None
+                out.append(
+                    (
+                        k,
+                        replace(curve, step=curve.step[rows]),
+                        np.log(curve.loss[rows]),
+                        self._frame.profile(curve).at(rows),
+                    )
+                )
         trust = np.array([TRUST[name] for name in self._joints])
-        if cases:
-            error = np.array(
-                [
-                    [(p - m).var() + (p - m).mean() ** 2 for p, m in zip(foretold[n], measured, strict=True)]
-                    for n in foretold
-                ]
-            )
-            accuracy = (error + MISS**2 / 4).mean(1) ** (-POWER / 2)
+        if out:
+            squares = [
+                [((joints[k].log_loss(part, c.size, joints[k].z[None])[0] - y) ** 2).mean() for k, c, y, part in out]
+                for joints in foretold.values()
+            ]
+            accuracy = (np.mean(squares, axis=1) + SAME**2) ** (-min(len(out), MOST_CASES) / 2)
             trust = trust * accuracy / accuracy.max()
-        weights = trust / trust.sum()
-        self.weights_ = {name: float(w) for name, w in zip(self._joints, weights, strict=True)}
+        self.weights_ = {name: float(w) for name, w in zip(self._joints, trust / trust.sum(), strict=True)}
         self.held_out_: list[HeldOutCurve] = []
-        squares = []
-        for c, (curve, new_size) in enumerate(cases):
-            predicted = sum(w * foretold[name][c] for name, w in self.weights_.items())
-            miss = np.asarray(predicted) - measured[c]
-            squares.append(float((miss**2).mean()))
+        ratios: list[list[float]] = [[] for _ in folds]
+        for k, curve, measured, part in out:
+            predicted, variance = self._expected([joints[k] for joints in foretold.values()], part, curve.size)
+            ratios[k].append(float(((predicted - measured) ** 2 / variance).mean()))
             self.held_out_.append(
                 HeldOutCurve(
                     name=curve.name,
                     size=curve.size,
-                    step=curve.step[fitted_rows(curve, self._frame.warmup_steps)],
+                    step=curve.step,
                     predicted=np.exp(predicted),
-                    measured=np.exp(measured[c]),
-                    error=float(np.abs(np.expm1(miss)).mean()),
-                    new_size=new_size,
+                    measured=np.exp(measured),
+                    error=float(np.abs(np.expm1(predicted - measured)).mean()),
+                    new_size=folds[k].new_size,
                 )
             )
-        total = MISS_COUNT * MISS**2 + sum(squares)
-        self.miss_ = float(np.sqrt(total / (MISS_COUNT + len(squares))))
-        self._freedom = float(sum(self.weights_[n] * joint.freedom for n, joint in self._joints.items()))
-        self._miss_freedom = MISS_COUNT + len(squares)
+        self.scale_, self._freedom = {}, {}
+        for kind, new_size in (("schedule", False), ("size", True)):
+            means = [np.mean(ratio) for ratio, fold in zip(ratios, folds, strict=True) if fold.new_size == new_size]
+            freedom = SCALE_COUNT + FOLD_COUNT * len(means)
+            self.scale_[kind] = float(np.sqrt((SCALE_COUNT * SCALE[kind] ** 2 + FOLD_COUNT * sum(means)) / freedom))
+            self._freedom[kind] = freedom
 
 
 def _frame(curves: Sequence[Curve], warmup_steps: float) -> Frame:
     size = np.array(sorted({curve.size for curve in curves}))
-    ends = [float(np.mean(c.loss[-max(1, len(c.loss) // 20) :])) for c in curves if c.loss is not None]
+    ends = [_end(curve) for curve in curves]
     return Frame(
         size=size,
         peak=np.array([max(c.lr.max() for c in curves if c.size == s) for s in size]),
@@ -322,6 +331,12 @@ def _frame(curves: Sequence[Curve], warmup_steps: float) -> Frame:
         unit=float(np.median([curve.step[-1] for curve in curves])),
         warmup_steps=warmup_steps,
     )
+
+
+def _end(curve: Curve) -> float:
+    """Mean loss over the last twentieth of a curve's rows."""
+    assert curve.loss is not None
+    return float(np.mean(curve.loss[-max(1, len(curve.loss) // 20) :]))
 
 
 def _folds(curves: Sequence[Curve]) -> list[_Fold]:

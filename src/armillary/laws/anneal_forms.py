@@ -35,7 +35,7 @@ PARAMETERS = ("E", "A", "alpha", "b", "C", "beta", "gamma", "q", "warmup")
 
 # Rows at which a curve enters the fit, and as how many independent ones they count: misses along a curve go together.
 ROWS = 96
-COUNT = 8.0
+COUNT = 5.0
 
 # Progress below this share of the unit of time is where no law holds; it only must not diverge.
 LEAST_PROGRESS = 1e-3
@@ -101,7 +101,7 @@ _COMMON = {
     "E": (np.log(0.93), 0.1, 0.03, 0.03),
     "A": (np.log(0.08), 0.7, 0.2, 0.3),
     "alpha": (np.log(0.47), 0.3, 0.1, 0.1),
-    "b": (np.log(0.6), 0.6, 0.1, 0.15),
+    "b": (np.log(0.6), 0.6, 0.05, 0.08),
 }
 _POWER = {
     "C": (np.log(300.0), 2.0, 0.2, 0.3),
@@ -113,8 +113,8 @@ FORMS = {
         power_kernel,
         **_COMMON,
         **_POWER,
-        q=(np.log(0.55), 0.2, 0.05, 0.05),
-        warmup=(0.0, 0.2, 0.05, 0.1),
+        q=(np.log(0.55), 0.1, 0.02, 0.02),
+        warmup=(0.0, 0.15, 0.02, 0.02),
     ),
     "multi-power": _form(power_kernel, **_COMMON, **_POWER),
     "tissue": _form(decay_kernel, **_COMMON, C=(np.log(24.0), 1.5, 0.2, 0.3)),
@@ -210,7 +210,7 @@ NOISE, NOISE_COUNT = 8e-4, 4.0
 
 # Two runs of one schedule part by a shift of their early progress, which fades: the variance at an area of this much
 # of the unit is twice the later one.
-EARLY = 0.1
+EARLY = 0.05
 
 
 def early_variance(area: Array) -> Array:
@@ -234,8 +234,8 @@ class Problem:
         for curve in curves:
             rows = fitted_rows(curve, frame.warmup_steps)
             rows = rows[np.linspace(0, len(rows) - 1, min(ROWS, len(rows))).round().astype(int)]
-            j = frame.index(curve.size)
             assert curve.loss is not None
+            j = frame.index(curve.size)
             schedule = frame.profile(curve).at(rows)
             scale = np.sqrt(early_variance(schedule.area))
             self._parts.append((j, schedule, np.log(curve.loss[rows] / frame.loss[j]), scale))
@@ -244,12 +244,8 @@ class Problem:
         self._curve = np.repeat(np.arange(len(curves)), [len(share) for share in shares])
         self._weights = COUNT * np.concatenate(shares)
 
-    def fit(self, kept: NDArray[np.bool_], start: Array | None = None) -> tuple[Fits, Array, Array]:
-        """Fit P problems, each to the curves that ``kept`` [P, curves] names.
-
-        Returns:
-            The fits, and for each problem the noise and the degrees of freedom of that, [P] each.
-        """
+    def _fit(self, kept: NDArray[np.bool_], start: Array | None) -> tuple[Fits, Array, Array]:
+        """The fits, and for each problem the noise and the degrees of freedom of that, [P] each."""
         count, p = len(kept), len(PARAMETERS) * len(self._frame.size)
         weights = kept[:, self._curve] * self._weights
         scale = np.full(count, NOISE)
@@ -271,18 +267,27 @@ class Problem:
             scale = np.sqrt((NOISE_COUNT * NOISE**2 + (weights * clipped**2).sum(1)) / freedom)
         return fits, scale, freedom
 
-    def joint(self, fits: Fits, scale: Array, freedom: Array, draws: int, seed: int) -> Joint:
-        """The first of the fitted problems with its draws (normal, from the curvature at the fit)."""
-        root = np.linalg.cholesky(np.linalg.inv(fits.precision[0]))
-        normal = np.random.default_rng(seed).standard_normal((draws, len(root)))
-        return Joint(
-            form=self._name,
-            frame=self._frame,
-            z=fits.parameters[0],
-            draws=fits.parameters[0] + normal @ root.T,
-            noise=float(scale[0]),
-            freedom=float(freedom[0]),
-        )
+    def joints(self, kept: NDArray[np.bool_], start: Array | None, draws: int, seed: int) -> list[Joint]:
+        """P problems, each fitted to the curves that ``kept`` [P, curves] names, with draws.
+
+        The draws are normal, from the curvature at the fit. ``start`` [P, 9 J] saves the search for where to begin.
+        """
+        fits, scale, freedom = self._fit(kept, start)
+        rng = np.random.default_rng(seed)
+        found = []
+        for k, z in enumerate(fits.parameters):
+            root = np.linalg.cholesky(np.linalg.inv(fits.precision[k]))
+            found.append(
+                Joint(
+                    form=self._name,
+                    frame=self._frame,
+                    z=z,
+                    draws=z + rng.standard_normal((draws, len(z))) @ root.T,
+                    noise=float(scale[k]),
+                    freedom=float(freedom[k]),
+                )
+            )
+        return found
 
     def _solve(self, start: Array, weights: Array, scale: Array, iterations: int) -> Fits:
         def residuals(z: Array, which: NDArray[np.intp]) -> tuple[Array, Array]:
@@ -307,10 +312,12 @@ class Problem:
 
 
 def fitted_rows(curve: Curve, warmup_steps: float) -> NDArray[np.intp]:
-    """Rows that a law is fitted to: not those of a warm-up, which no form describes."""
+    """Rows that a law is fitted to: those with a loss, and not those of a warm-up, which no form describes."""
+    assert curve.loss is not None
+    known = np.isfinite(curve.loss)
     rising = np.flatnonzero(np.append(np.diff(curve.lr) <= 0, True))[0] if curve.lr[0] < curve.lr.max() / 2 else 0
-    rows = np.flatnonzero((curve.step >= warmup_steps) & (curve.step > 0) & (np.arange(len(curve.step)) >= rising))
-    return rows if len(rows) else np.arange(len(curve.step))
+    late = (curve.step >= warmup_steps) & (curve.step > 0) & (np.arange(len(curve.step)) >= rising)
+    return np.flatnonzero(known & late if (known & late).any() else known)
 
 
 def _shares(time: Array) -> Array:
