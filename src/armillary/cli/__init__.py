@@ -13,11 +13,11 @@ import typer
 from rich.markup import escape
 
 from armillary import __version__
-from armillary.cli import path
+from armillary.cli import laws, path
 from armillary.cli.screen import app, err
 from armillary.recipe import ArmillaryError
 
-__all__ = ["guarded", "main", "path"]
+__all__ = ["guarded", "laws", "main", "path"]
 
 _INTERRUPTED = 130  # how the parser of the command line ends on Ctrl-C
 

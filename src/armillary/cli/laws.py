@@ -1,0 +1,196 @@
+"""The verbs on laws: fit, predict, optimise, compare, plan the next run, reproduce. Tables in, laws and tables out.
+
+None of them needs a recipe or a corpus, and none imports torch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from armillary.cli.screen import JsonOption, app, err, out, show_json, show_table
+
+fit_app = typer.Typer(help="Laws from tables of runs.", no_args_is_help=True)
+app.add_typer(fit_app, name="fit")
+
+LawOut = Annotated[Path, typer.Option("--out", "-o", help="The law file to write.", show_default=False)]
+LawArgument = Annotated[Path, typer.Argument(help="A law file that 'fit' wrote.", show_default=False)]
+IntervalOption = Annotated[float, typer.Option(help="Probability that each interval covers one new run.")]
+SizeOption = Annotated[
+    str | None, typer.Option(help="Parameters of the model to predict, such as 400M.", show_default=False)
+]
+WarmupOption = Annotated[
+    int | None,
+    typer.Option("--warmup-steps", min=0, help="Steps of linear warm-up from 0, where curves begin after it."),
+]
+ColumnsOption = Annotated[
+    str, typer.Option("--columns", help="Comma-separated: what the law takes, then the losses it predicts.")
+]
+PointsOption = Annotated[Path, typer.Option("--points", help="CSV, one row per run.", show_default=False)]
+
+
+def told(act: Callable[[], Any]) -> Any:
+    """What ``act`` returns; its warnings go to standard error in one line each."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = act()
+    for text in dict.fromkeys(str(warning.message) for warning in caught):
+        err.print(f"[yellow]warning[/yellow] {escape(text)}", highlight=False)
+    return result
+
+
+def fit(act: Callable[[], Any], path: Path, as_json: bool) -> None:
+    """Fit, write the law file, and show what was found."""
+    from armillary.laws import workbench
+
+    summary = told(lambda: workbench.save(path, act()))
+    if as_json:
+        return show_json({"law": str(path), **summary})
+    for title, rows in workbench.tables(summary):
+        show_table(title, list(rows[0]), [list(row.values()) for row in rows])
+    out.print(f"law written to {escape(str(path))}", highlight=False)
+
+
+@fit_app.command("mixture")
+def fit_mixture(
+    runs: Annotated[Path, typer.Option(help="CSV: index, one column per training domain.", show_default=False)],
+    losses: Annotated[Path, typer.Option(help="CSV: index, one column per validation domain.", show_default=False)],
+    path: LawOut,
+    size_column: Annotated[
+        str | None, typer.Option(help="Column of the models' parameters, for runs at several sizes.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """From mixtures of training domains to losses of validation domains.
+
+    Example: armillary fit mixture --runs M.csv --losses L.csv --out law.json
+    """
+    from armillary.laws import workbench
+
+    fit(lambda: workbench.fit_mixture(runs, losses, size_column), path, as_json)
+
+
+@fit_app.command("scaling")
+def fit_scaling(
+    points: PointsOption,
+    path: LawOut,
+    columns: ColumnsOption = "params,tokens,loss",
+    form: Annotated[
+        str,
+        typer.Option(
+            help="auto, chinchilla, shared, data-constrained, moe, context, width-depth; step-law or basin for "
+            "columns with learning rate and batch size. auto takes what the columns' names allow and holds-out prefers."
+        ),
+    ] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """From parameters, tokens and more to losses.
+
+    Example: armillary fit scaling --points P.csv --columns params,tokens,loss --out law.json
+    """
+    from armillary.laws import workbench
+
+    fit(lambda: workbench.fit_scaling(points, workbench.names(columns), form), path, as_json)
+
+
+@fit_app.command("anneal")
+def fit_anneal(
+    curves: Annotated[Path, typer.Option(help="Folder of SIZE/SCHEDULE.csv with step,lr,loss.", show_default=False)],
+    path: LawOut,
+    warmup_steps: WarmupOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """From the whole curve of the learning rate to the curve of the loss.
+
+    Example: armillary fit anneal --curves curves --warmup-steps 2160 --out law.json
+    """
+    from armillary.laws import workbench
+
+    fit(lambda: workbench.fit_anneal(curves, warmup_steps or 0), path, as_json)
+
+
+@app.command("predict-law")
+def predict_law(
+    law: LawArgument,
+    at: Annotated[Path, typer.Option(help="CSV of what to predict: the columns that the law takes.")],
+    path: Annotated[Path, typer.Option("--out", "-o", help="The CSV to write.")],
+    interval: IntervalOption = 0.9,
+    size: SizeOption = None,
+    given: Annotated[
+        Path | None, typer.Option(help="Annealing laws: a measured curve step,lr,loss at this size.")
+    ] = None,
+    warmup_steps: WarmupOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict runs with a law: for each loss its value, the ends of its interval, and how far it is extrapolated.
+
+    Example: armillary predict-law law.json --at NEW.csv --interval 0.9 --out pred.csv
+    """
+    from armillary.laws import workbench
+
+    rows = told(lambda: workbench.predict(law, at, interval, size=size, given=given, warmup_steps=warmup_steps))
+    rows.write(path)
+    if as_json:
+        return show_json({"predictions": str(path), "rows": len(rows.rows), "columns": rows.columns})
+    out.print(f"{len(rows.rows)} rows written to {escape(str(path))}", highlight=False)
+
+
+@app.command("optimise-mixture")
+def optimise_mixture(
+    law: LawArgument,
+    target: Annotated[Path, typer.Option(help="YAML: a weight for each validation domain that counts.")],
+    path: Annotated[Path, typer.Option("--out", "-o", help="The YAML to write.")],
+    limits: Annotated[
+        Path | None,
+        typer.Option(help="YAML: floors, ceilings, max_epochs, domain_tokens, budget_tokens, natural."),
+    ] = None,
+    size: SizeOption = None,
+    candidates: Annotated[int, typer.Option(min=1, help="How many distinct mixtures to give.")] = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """The best mixture for a target within limits, how likely it beats others, and which weights matter.
+
+    Example: armillary optimise-mixture law.json --target t.yaml --limits l.yaml --out mixture.yaml
+    """
+    from armillary.laws import workbench
+
+    found = told(lambda: workbench.optimise(law, target, limits, size, candidates))
+    workbench.write_yaml(path, found)
+    if as_json:
+        return show_json(found)
+    flat = [[name, found["weights"][name], *value.values()] for name, value in found["flat"].items()]
+    show_table("mixture", ["domain", "weight", "flat from", "to", "matters"], flat)
+    for name, probability in found["better_than"].items():
+        out.print(f"better than the {name} mixture with probability {probability:.2f}")
+    out.print(f"mixture written to {escape(str(path))}", highlight=False)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(help="A published result, such as chinchilla.", show_default=False)],
+    data: Annotated[
+        Path | None, typer.Option(envvar="ARMILLARY_PUBLISHED", help="Folder of the published measurements.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Carry out a published result again from its measured data: ours beside theirs.
+
+    Names: regmix, chinchilla, ladder, multi-power-law, step-law, gemstones, isoflop, data-constrained.
+
+    Example: armillary reproduce chinchilla --data published
+    """
+    from dataclasses import asdict
+
+    from armillary.laws.reproduce import coverage_table, figure_table, reproduce
+
+    evaluation = told(lambda: reproduce(name, data))
+    if as_json:
+        return show_json(asdict(evaluation))
+    show_table(f"{name}: {evaluation.source}", *figure_table([evaluation]))
+    if evaluation.forecasts:
+        show_table("held-out forecasts, 90 % intervals", *coverage_table([evaluation]))

@@ -1,0 +1,499 @@
+"""Laws from files to files: what the command line's verbs on laws do.
+
+Tables come in as CSV, laws as the files of ``file``, limits and targets as YAML. All checks that can name a line are
+made here, before a law sees numbers. Which columns are what is told by name: columns named like a known size
+(``params``, ``tokens``, ``lr`` ...) are what the law takes, all others are losses that it predicts; a form that is
+named takes its features from the first columns, whatever they are called.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from armillary.files import write_file
+from armillary.laws.anneal import AnnealLaw
+from armillary.laws.curves import parse_size, read_curve, read_curves
+from armillary.laws.estimator import Array, Prediction
+from armillary.laws.file import LawFile, read_law, source_of, write_law
+from armillary.laws.hyperparameters import HyperparameterLaw
+from armillary.laws.mixture import MixtureLaw
+from armillary.laws.optimise import Optimum, epoch_ceilings, optimise_mixture
+from armillary.laws.scaling import SCALING_FORMS, ScalingLaw
+from armillary.laws.table import Table, read_table
+from armillary.recipe import MixtureLimits, MixtureTarget, UsageError, load_document
+
+INDEX = "index"
+
+# Weights are often published with three decimals, so that rows miss a sum of 1 by some thousandths.
+SUM_TOLERANCE = 0.005
+
+# Names under which tables hold what laws take, without regard to case.
+ALIASES = {
+    "params": ("params", "parameters", "n", "param_count", "model_size", "total_params"),
+    "tokens": ("tokens", "d", "data", "train_tokens"),
+    "unique_tokens": ("unique_tokens", "unique", "u"),
+    "active_params": ("active_params", "active"),
+    "experts": ("experts", "n_experts", "num_experts"),
+    "context": ("context", "context_length", "sequence_length", "seq_len"),
+    "width": ("width", "d_model", "hidden_size"),
+    "depth": ("depth", "n_layers", "layers"),
+    "lr": ("lr", "learning_rate"),
+    "bs": ("bs", "batch", "batch_size", "batch_tokens"),
+}
+HYPERPARAMETER_FORMS = ("step-law", "basin")
+FORMS = ("auto", *SCALING_FORMS, *HYPERPARAMETER_FORMS)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table to be written: column names, and rows of text and numbers."""
+
+    columns: list[str]
+    rows: list[list[str | float]]
+
+    def write(self, path: Path) -> None:
+        """Write as CSV; numbers with all their digits."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.columns)
+        writer.writerows(self.rows)
+        write_file(path, text.getvalue().encode())
+
+
+def fit_mixture(runs: Path, losses: Path, size_column: str | None = None) -> LawFile:
+    """Fit a mixture law to two tables that share an ``index`` column.
+
+    Args:
+        runs: one column per training domain, rows that sum to 1; and ``size_column`` if it is not in ``losses``.
+        losses: one column per validation domain.
+        size_column: column of the models' sizes in parameters, for runs at several sizes.
+
+    Raises:
+        UsageError: a bad entry, with file, line and column; rows that do not match.
+    """
+    inputs, outputs = read_table(runs), read_table(losses)
+    order = _matched(inputs, outputs)
+    sizes = None
+    if size_column is not None:
+        if size_column in inputs.columns:
+            sizes = inputs.numbers([size_column], above=0)[:, 0]
+        else:
+            sizes = outputs.numbers([size_column], above=0)[order, 0]
+    domains = [name for name in inputs.columns if name not in (INDEX, size_column)]
+    targets = [name for name in outputs.columns if name not in (INDEX, size_column)]
+    if not targets:
+        raise UsageError(f"{losses} has no column of losses beside '{INDEX}'; add one per validation domain")
+    weights = _mixtures(inputs, domains)
+    law = MixtureLaw().fit(weights, outputs.numbers(targets, above=0)[order], sizes)
+    sources = [source_of(runs, len(inputs.rows)), source_of(losses, len(outputs.rows))]
+    return LawFile("mixture", law, domains, targets, size_column, sources)
+
+
+def fit_scaling(points: Path, columns: Sequence[str], form: str = "auto") -> LawFile:
+    """Fit a scaling law, or a law of learning rate and batch size, to a table of runs.
+
+    Args:
+        points: one row per run.
+        columns: what the law takes, then the losses it predicts.
+        form: one of ``FORMS``. ``auto`` takes what the columns' names allow.
+
+    Raises:
+        UsageError: an unknown form or column; columns that do not fit the form; a bad entry.
+    """
+    if form not in FORMS:
+        raise UsageError(f"no form '{form}'; take one of {', '.join(FORMS)}")
+    table = read_table(points)
+    for name in columns:
+        table.text(name)
+        if list(columns).count(name) > 1:
+            raise UsageError(f"--columns names '{name}' twice")
+    known = {name: feature for name in columns if (feature := _feature(name)) is not None}
+    if form == "auto":
+        roles = {feature: name for name, feature in known.items()}
+        kind = "hyperparameters" if {"lr", "bs"} <= roles.keys() else "scaling"
+        wanted: Sequence[str] = HyperparameterLaw.features if kind == "hyperparameters" else ("params", "tokens")
+        missing = [feature for feature in wanted if feature not in roles]
+        if missing:
+            raise UsageError(
+                f"--columns {','.join(columns)}: none is known as {' or '.join(missing)} (names such as "
+                f"{', '.join(ALIASES[missing[0]])}); rename it, or name a --form, which takes its columns in order"
+            )
+        if kind == "scaling":
+            wanted = (*wanted, *(feature for feature in roles if feature not in wanted))
+        features = [roles[feature] for feature in wanted]
+    else:
+        kind = "hyperparameters" if form in HYPERPARAMETER_FORMS else "scaling"
+        wanted = HyperparameterLaw.features if kind == "hyperparameters" else SCALING_FORMS[form].features
+        features = _in_order(columns, known, wanted, form)
+    targets = [name for name in columns if name not in features]
+    if not targets:
+        raise UsageError(f"--columns {','.join(columns)} names no loss; name it last")
+    X, Y = table.numbers(features, above=0), table.numbers(targets, above=0)
+    law: ScalingLaw | HyperparameterLaw
+    if kind == "hyperparameters":
+        if len(targets) > 1:
+            raise UsageError(f"a law of learning rate and batch size predicts one loss, not {', '.join(targets)}")
+        law = HyperparameterLaw(form=form).fit(X, Y[:, 0])
+    else:
+        law = ScalingLaw(form=form, features=tuple(wanted)).fit(X, Y)
+    return LawFile(kind, law, features, targets, None, [source_of(points, len(table.rows))])
+
+
+def fit_anneal(curves: Path, warmup_steps: int = 0) -> LawFile:
+    """Fit an annealing law to curves DIR/SIZE/SCHEDULE.csv of ``step,lr,loss``.
+
+    Raises:
+        UsageError: no curves there, or a bad entry, with file, line and column.
+    """
+    found = read_curves(curves)
+    law = AnnealLaw(warmup_steps=warmup_steps).fit(found)
+    sources = [source_of(path, len(read_table(path).rows)) for path in sorted(curves.glob("*/*.csv"))]
+    return LawFile("anneal", law, ["step", "lr"], ["loss"], None, sources)
+
+
+def predict_mixture(law: LawFile, at: Path, interval: float, size: float | None) -> Rows:
+    """Losses of the mixtures in table ``at``, at the size in its size column, else at ``size``.
+
+    Raises:
+        UsageError: columns that the law does not know or misses, a bad entry.
+    """
+    table = read_table(at)
+    allowed = {INDEX, law.size_column, *law.features, *law.targets}
+    for name in table.columns:
+        if name not in allowed:
+            raise UsageError(
+                f"{at}: the law knows no column '{name}'; it was fitted to {', '.join(law.features)}"
+                + (f" and {law.size_column}" if law.size_column else "")
+            )
+    weights = _mixtures(table, law.features)
+    sizes: Array | float | None = size
+    if law.size_column in table.columns and law.size_column is not None:
+        sizes = table.numbers([law.size_column], above=0)[:, 0]
+    prediction = law.law.predict(weights, interval, sizes=sizes)
+    factor = np.broadcast_to(law.law.extrapolation(sizes), len(weights))
+    return _with_predictions(table, law.targets, prediction, factor)
+
+
+def predict_points(law: LawFile, at: Path, interval: float) -> Rows:
+    """Losses of the runs in table ``at``, by a scaling law or one of learning rate and batch size.
+
+    Raises:
+        UsageError: a missing column, a bad entry.
+        ExtrapolationError: a run that the fitted runs do not support.
+    """
+    table = read_table(at)
+    X = table.numbers(law.features, above=0)
+    return _with_predictions(table, law.targets, law.law.predict(X, interval), law.law.extrapolation(X))
+
+
+def predict_curve(
+    law: LawFile, at: Path, interval: float, size: float | None, given: Path | None, warmup_steps: int | None
+) -> Rows:
+    """Losses along the schedule ``step,lr`` in table ``at`` for a model of ``size`` parameters.
+
+    Args:
+        law: an annealing law.
+        at: the schedule.
+        interval: probability that each interval covers.
+        size: of the model; needed unless the law was fitted to one size.
+        given: a measured curve ``step,lr,loss`` at that size.
+
+    Raises:
+        UsageError: no size where several were fitted, a bad entry.
+    """
+    if size is None:
+        if len(law.law.sizes_) > 1:
+            known = ", ".join(f"{s:g}" for s in law.law.sizes_)
+            raise UsageError(f"the law was fitted to models of {known} parameters; say which with --size, such as 400M")
+        size = float(law.law.sizes_[0])
+    schedule = read_curve(at, size, need_loss=False)
+    known_curve = None if given is None else read_curve(given, size)
+    prediction = law.law.predict(schedule, interval, given=known_curve)
+    factor = np.broadcast_to(law.law.extrapolation(schedule), len(schedule.step))
+    return _with_predictions(read_table(at), law.targets, prediction, factor)
+
+
+def predict(
+    path: Path,
+    at: Path,
+    interval: float = 0.9,
+    *,
+    size: str | None = None,
+    given: Path | None = None,
+    warmup_steps: int | None = None,
+) -> Rows:
+    """Predictions of any law file for the rows of table ``at``; ``size`` as in ``parse_size``.
+
+    Raises:
+        UsageError: as the functions above; an option that a law of this kind does not take.
+    """
+    law = read_law(path)
+    for option, value in (("--given", given), ("--warmup-steps", warmup_steps)):
+        if value is not None and law.kind != "anneal":
+            raise UsageError(f"{option} is for annealing laws; {path} holds a law of kind '{law.kind}'")
+    if size is not None and law.kind not in ("anneal", "mixture"):
+        raise UsageError(
+            f"--size is for annealing and mixture laws; sizes of this one stand in column {law.features[0]}"
+        )
+    parameters = None if size is None else parse_size(size)
+    if law.kind == "mixture":
+        return predict_mixture(law, at, interval, parameters)
+    if law.kind == "anneal":
+        return predict_curve(law, at, interval, parameters, given, warmup_steps)
+    return predict_points(law, at, interval)
+
+
+def save(path: Path, law: LawFile) -> dict[str, Any]:
+    """Write a law file, and return its summary for people: JSON values, tables as lists of rows."""
+    summary = _SUMMARIES[law.kind](law)
+    write_law(path, law, summary)
+    return summary
+
+
+def tables(summary: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The tables of a summary: titles and rows."""
+    return [(key.replace("_", " "), value) for key, value in summary.items() if isinstance(value, list) and value]
+
+
+def optimise(path: Path, target: Path, limits: Path | None, size: str | None, candidates: int) -> dict[str, Any]:
+    """The best mixtures for a target under limits, as the mapping that is written as YAML.
+
+    Args:
+        path: file of a mixture law.
+        target: YAML of a ``MixtureTarget``.
+        limits: YAML of a ``MixtureLimits``.
+        size: of the models the mixture is for, if the law knows sizes.
+        candidates: how many distinct mixtures to give.
+
+    Raises:
+        UsageError: names that the law does not know, limits that no mixture fulfils.
+    """
+    law = read_law(path)
+    if law.kind != "mixture":
+        raise UsageError(f"{path} holds a law of kind '{law.kind}'; give one that 'armillary fit mixture' wrote")
+    goal = load_document(target, MixtureTarget).weights
+    given = MixtureLimits() if limits is None else load_document(limits, MixtureLimits)
+    _known(target, "weights", goal, law.targets, "validation domain")
+    for field in ("floors", "ceilings", "domain_tokens", "natural"):
+        _known(limits or target, field, getattr(given, field), law.features, "training domain")
+    lower = np.array([given.floors.get(name, 0.0) for name in law.features])
+    upper = np.array([given.ceilings.get(name, 1.0) for name in law.features])
+    tokens = np.array([given.domain_tokens.get(name, np.inf) for name in law.features])
+    if given.budget_tokens is not None:
+        upper = np.minimum(upper, epoch_ceilings(tokens, given.budget_tokens, given.max_epochs))
+    natural = given.natural or (given.domain_tokens if np.isfinite(tokens).all() else {})
+    references = {"uniform": np.full(len(lower), 1 / len(lower))}
+    if natural:
+        shares = np.array([natural.get(name, 0.0) for name in law.features])
+        references = {"natural": shares / shares.sum(), **references}
+    optima = optimise_mixture(
+        law.law,
+        [goal.get(name, 0.0) for name in law.targets],
+        upper=upper,
+        lower=lower,
+        support=law.law.mixtures_,
+        references=references,
+        candidates=candidates,
+        seed=law.law.seed,
+        size=None if size is None else parse_size(size),
+    )
+    best, *others = optima
+    return {
+        **_described(best, law.features),
+        "others": [_described(other, law.features) for other in others],
+        "note": "A law's word only: train these beside the natural mixture with new seeds before you believe it.",
+    }
+
+
+def write_yaml(path: Path, value: dict[str, Any]) -> None:
+    """Write ``value`` as YAML in its own order."""
+    write_file(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode())
+
+
+def names(columns: str) -> list[str]:
+    """Column names from a comma-separated list."""
+    return [name.strip() for name in columns.split(",") if name.strip()]
+
+
+def _feature(column: str) -> str | None:
+    """What a column is by its name, if that is known."""
+    return next((feature for feature, names in ALIASES.items() if column.lower() in names), None)
+
+
+def _in_order(columns: Sequence[str], known: dict[str, str], wanted: Sequence[str], form: str) -> list[str]:
+    """Columns that are ``wanted`` by a form: by name where all are known by name, else the first ones."""
+    by_name = {feature: name for name, feature in known.items()}
+    if all(feature in by_name for feature in wanted):
+        return [by_name[feature] for feature in wanted]
+    if len(columns) <= len(wanted):
+        raise UsageError(
+            f"--form {form} takes {', '.join(wanted)} and then one loss or more; --columns {','.join(columns)} has "
+            f"{len(columns)} names"
+        )
+    return list(columns[: len(wanted)])
+
+
+def _mixtures(table: Table, domains: Sequence[str]) -> Array:
+    """Mixtures [n, d], each row scaled to a sum of 1."""
+    if len(domains) < 2:
+        raise UsageError(f"{table.path} has {len(domains)} columns of training domains; a mixture needs at least 2")
+    weights = table.numbers(domains, least=0)
+    total = weights.sum(1)
+    for row in np.flatnonzero(np.abs(total - 1) > SUM_TOLERANCE):
+        raise UsageError(
+            f"{table.path}, line {table.lines[row]}: the weights of columns '{domains[0]}' to '{domains[-1]}' sum to "
+            f"{total[row]:.6g}, not to 1; give the share of each domain in the tokens"
+        )
+    return np.asarray(weights / total[:, None])
+
+
+def _matched(inputs: Table, outputs: Table) -> np.ndarray:
+    """For each row of ``inputs`` the row of ``outputs`` with the same index."""
+    places: list[dict[str, int]] = []
+    for table in (inputs, outputs):
+        place: dict[str, int] = {}
+        for row, label in enumerate(table.text(INDEX)):
+            if label in place:
+                raise table.error(row, INDEX, f"line {table.lines[place[label]]} has the same; an index stands once")
+            place[label] = row
+        places.append(place)
+    for k, (table, other) in enumerate(((inputs, outputs), (outputs, inputs))):
+        for label, row in places[k].items():
+            if label not in places[1 - k]:
+                raise table.error(row, INDEX, f"{other.path} has no such index; give both tables the same runs")
+    return np.array([places[1][label] for label in places[0]])
+
+
+def _with_predictions(table: Table, targets: Sequence[str], prediction: Prediction, factor: Array) -> Rows:
+    """The index of ``table``, or where it has none all its columns but the targets, and the predictions."""
+    kept = [INDEX] if INDEX in table.columns else [name for name in table.columns if name not in targets]
+    values = [np.reshape(part, (len(table.rows), len(targets))) for part in prediction]
+    columns = [*kept, *(name + end for name in targets for end in ("", "_low", "_high")), "extrapolation"]
+    texts = [table.text(name) for name in kept]
+    rows: list[list[str | float]] = []
+    for i in range(len(table.rows)):
+        numbers = [float(value[i, t]) for t in range(len(targets)) for value in values]
+        rows.append([*(text[i] for text in texts), *numbers, float(factor[i])])
+    return Rows(columns, rows)
+
+
+def _known(path: Path, field: str, given: dict[str, float], names: Sequence[str], what: str) -> None:
+    for name in given:
+        if name not in names:
+            raise UsageError(f"{path}: {field}.{name}: the law knows no {what} of that name; it has {', '.join(names)}")
+
+
+def _described(optimum: Optimum, domains: Sequence[str]) -> dict[str, Any]:
+    """An optimum as plain values; weights are rounded such that they still sum to 1."""
+    weights = np.round(optimum.weights, 6)
+    weights[weights.argmax()] += 1 - weights.sum()
+    return {
+        "weights": {name: round(float(w), 6) for name, w in zip(domains, weights, strict=True)},
+        "predicted": dict(zip(("mean", "low", "high"), (float(v) for v in optimum.predicted), strict=True)),
+        "noise": float(optimum.noise),
+        "better_than": optimum.better_than,
+        "flat": {
+            name: {"low": round(float(low), 6), "high": round(float(high), 6), "matters": round(float(matters), 3)}
+            for name, low, high, matters in zip(
+                domains, optimum.flat_low, optimum.flat_high, optimum.matters, strict=True
+            )
+        },
+    }
+
+
+def _scaling_summary(file: LawFile) -> dict[str, Any]:
+    law: ScalingLaw = file.law
+    per = {name: np.broadcast_to(value, len(file.targets)) for name, value in law.parameters_.items()}
+    return {
+        "form": law.form_,
+        "weights_of_forms": [{"form": name, "weight": float(weight)} for name, weight in law.weights_.items()],
+        "parameters": [
+            {"loss": target, **{name: float(value[t]) for name, value in per.items()}}
+            for t, target in enumerate(file.targets)
+        ],
+        "largest_runs_left_out": [
+            {
+                "left out": left.what,
+                "runs": len(left.rows),
+                "times the compute": float(left.extrapolation.max()),
+                "mean error": float(np.abs(left.predicted / left.measured - 1).mean()),
+            }
+            for left in law.holdout_error_
+        ],
+    }
+
+
+def _hyperparameter_summary(file: LawFile) -> dict[str, Any]:
+    law: HyperparameterLaw = file.law
+    return {
+        "form": law.form_,
+        "diverged_runs": len(law.diverged_),
+        "parameters": [{"parameter": name, "value": value} for name, value in law.parameters_.items()],
+        "largest_runs_left_out": [
+            {
+                "left out": left.what,
+                "form": left.form,
+                "runs": len(left.rows),
+                "times the compute": float(left.extrapolation.max()),
+                "mean regret": float(left.regret.mean()) if len(left.regret) else None,
+            }
+            for left in law.held_out_
+        ],
+    }
+
+
+def _mixture_summary(file: LawFile) -> dict[str, Any]:
+    law: MixtureLaw = file.law
+    held = law.held_out_
+    return {
+        "runs": len(law.mixtures_),
+        "sizes": ", ".join(f"{size:g}" for size in law.sizes_),
+        "held_out": [
+            {
+                "loss": target,
+                "rank correlation": float(held.spearman[t]),
+                "rmse": float(held.rmse[t]),
+                "noise": float(law.noise_[t]),
+                **{form: float(weight[t]) for form, weight in law.chosen_.items()},
+            }
+            for t, target in enumerate(file.targets)
+        ],
+    }
+
+
+def _anneal_summary(file: LawFile) -> dict[str, Any]:
+    law: AnnealLaw = file.law
+    return {
+        "weights_of_forms": [{"form": name, "weight": weight} for name, weight in law.weights_.items()],
+        "parameters": [
+            {"form": form, "size": size, **values}
+            for form, sizes in law.parameters_.items()
+            if law.weights_[form] == max(law.weights_.values())
+            for size, values in sizes.items()
+        ],
+        "held_out": [
+            {
+                "schedule": held.name,
+                "size": f"{held.size:g}",
+                "left out": "size and schedule" if held.new_size else "schedule",
+                "mean error": held.error,
+            }
+            for held in law.held_out_
+        ],
+    }
+
+
+_SUMMARIES = {
+    "scaling": _scaling_summary,
+    "hyperparameters": _hyperparameter_summary,
+    "mixture": _mixture_summary,
+    "anneal": _anneal_summary,
+}
