@@ -28,6 +28,7 @@ from armillary.report import (
     PredictionPart,
     PredictionRow,
     Question,
+    RecordRow,
     ReportData,
     Sample,
     TargetPoint,
@@ -186,11 +187,17 @@ def full_report() -> ReportData:
         mixture=mixture_part(rng),
         anneal=anneal_part(rng),
         ladder=ladder_part(rng),
+        record=[
+            RecordRow("mixture_law", "confirmation runs", 110, 97, 0.011, 0.052, 1.0),
+            RecordRow("scaling_law", "params >= 7.3e+05", 33, 30, 0.0078, 0.041, 2.6),
+            RecordRow("anneal_law", "schedules", 6, None, 0.0056, None, 1.0),
+        ],
         prediction=PredictionPart(
             "2026-03-02T10:07:01+00:00",
             "2026-03-02T10:07:14+00:00",
             predictions,
             PredictionRow("target", 3.301, 3.262, 3.341, 3.318, True),
+            extrapolation=4.27,
         ),
         arms=arms(rng),
         differences=[

@@ -223,13 +223,34 @@ class PredictionRow:
 class PredictionPart:
     """The recorded prediction. ``started_at`` is when the target run began, None before it has.
 
-    ``target`` is the prediction of the target loss itself; ``rows`` are the validation domains.
+    ``target`` is the prediction of the target loss itself; ``rows`` are the validation domains. ``extrapolation`` is
+    the target run's compute over the largest of the ladder.
     """
 
     recorded_at: str
     started_at: str | None
     rows: Sequence[PredictionRow]
     target: PredictionRow | None = None
+    extrapolation: float | None = None
+
+
+@dataclass(frozen=True)
+class RecordRow:
+    """How a law fared on measurements that it was asked for without having seen them.
+
+    ``law`` is ``mixture_law``, ``scaling_law`` or ``anneal_law``, shown in the report's language; ``what`` says what
+    was held out. ``inside`` of ``forecasts`` lay within the interval, which was ``width`` of the loss wide on average;
+    both are None for forecasts without an interval. ``error`` is the mean relative error; ``extrapolation`` how many
+    times beyond the fitted compute the farthest lay.
+    """
+
+    law: str
+    what: str
+    forecasts: int
+    inside: int | None
+    error: float
+    width: float | None
+    extrapolation: float
 
 
 @dataclass(frozen=True)
@@ -327,6 +348,7 @@ class ReportData:
     mixture: MixturePart | None = None
     anneal: AnnealPart | None = None
     ladder: LadderPart | None = None
+    record: Sequence[RecordRow] = ()
     prediction: PredictionPart | None = None
     arms: Sequence[ArmRow] = ()
     differences: Sequence[DifferenceRow] = ()

@@ -86,6 +86,8 @@ def _render(data: ReportData, words: Words) -> str:
         choice_taken=data.mixture.choice.taken if data.mixture and data.mixture.choice else None,
         gains=[_gain(difference, words) for difference in data.differences],
         recipe=_recipe(data),
+        record_inside=sum(row.inside for row in data.record if row.inside is not None),
+        record_forecasts=sum(row.forecasts for row in data.record if row.inside is not None),
     )
 
 
@@ -98,6 +100,7 @@ def _sections(data: ReportData) -> list[str]:
         "mixture": data.mixture,
         "anneal": data.anneal,
         "ladder": data.ladder,
+        "record": data.record,
         "prediction": data.prediction,
         "arms": data.arms,
         "curves": data.curves,

@@ -29,6 +29,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "section_mixture": ("Mixture study", "配比研究"),
     "section_anneal": ("Annealing", "退火比较"),
     "section_ladder": ("Ladder and scaling law", "规模阶梯与标度律"),
+    "section_record": ("How the laws fared", "规律的检验记录"),
     "section_prediction": ("Prediction and verdict", "预测与判定"),
     "section_arms": ("Against the natural and the uniform mixture", "与自然配比、均匀配比的对照"),
     "section_curves": ("Loss curves", "损失曲线"),
@@ -195,6 +196,27 @@ STRINGS: dict[str, tuple[str, str]] = {
     "families_lead": ("The families at the target's compute", "各模型族在目标算力下的比较"),
     "points_details": ("All {points} runs of the ladder", "阶梯中的全部 {points} 次训练"),
     "target_run": ("target run", "目标训练"),
+    # record
+    "record_lead": (
+        "What the laws said of measurements that they had not seen, and how often their 90% intervals were right: "
+        "{inside} of {forecasts} here. The measurements within a row are not independent.",
+        "规律对未见过的测量所作的预报，及其 90% 区间的命中情况：此处 {forecasts} 次中命中 {inside} 次。"
+        "同一行内的测量并不独立。",
+    ),
+    "law": ("Law", "规律"),
+    "held_out": ("Held out", "留出"),
+    "forecasts": ("Forecasts", "预报数"),
+    "inside_count": ("Inside", "命中"),
+    "mean_error": ("Mean error", "平均误差"),
+    "mean_width": ("Mean width of the interval", "区间平均宽度"),
+    "extrapolation": ("Times the compute", "算力倍数"),
+    "extrapolated": (
+        "The target run takes {factor} times the compute of the largest run of the ladder.",
+        "目标训练的算力是阶梯中最大一次训练的 {factor} 倍。",
+    ),
+    "mixture_law": ("mixture", "配比"),
+    "scaling_law": ("scaling", "规模"),
+    "anneal_law": ("annealing", "退火"),
     # prediction
     "recorded": (
         "The prediction was recorded at {recorded}; the target run began at {started}, {lead} later.",
