@@ -11,11 +11,13 @@ from armillary.laws.hyperparameters import HyperparameterLaw
 from armillary.laws.mixture import HeldOut, MixtureLaw
 from armillary.laws.optimise import Optimum, epoch_ceilings, optimise_mixture
 from armillary.laws.scaling import SCALING_FORMS, LeftOut, ScalingLaw
+from armillary.laws.schedules import BestSchedule, annealing_mixture, best_schedule
 from armillary.laws.uncertainty import Choice, best_of, mean_interval, paired_difference
 
 __all__ = [
     "SCALING_FORMS",
     "AnnealLaw",
+    "BestSchedule",
     "Choice",
     "Curve",
     "ExtrapolationError",
@@ -28,7 +30,9 @@ __all__ = [
     "Optimum",
     "Prediction",
     "ScalingLaw",
+    "annealing_mixture",
     "best_of",
+    "best_schedule",
     "epoch_ceilings",
     "mean_interval",
     "optimise_mixture",

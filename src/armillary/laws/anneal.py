@@ -17,6 +17,7 @@ The forms and their joint fit are in ``anneal_forms``, the curves in ``curves``.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -105,6 +106,7 @@ class AnnealLaw:
         noise_: relative standard deviation of the losses around the law.
         scale_: by how much misses exceeded what was expected, for a new ``schedule`` and for a new ``size``.
         unit_steps_: steps in the unit of time.
+        lowest_rate_: the lowest rate fitted, over the highest of its size.
     """
 
     def __init__(self, *, form: str = "auto", warmup_steps: int = 0, bootstraps: int = 100, seed: int = 0) -> None:
@@ -139,8 +141,9 @@ class AnnealLaw:
             if (one.size, one.name) == (other.size, other.name):
                 raise UsageError(f"two curves at size {one.size:g} are named '{one.name}'; give each its own name")
         self._frame = _frame(self._curves, float(self.warmup_steps))
-        self.sizes_ = self._frame.size
+        self._know(self._curves)
         self.unit_steps_ = self._frame.unit
+        self._loss_std: dict[str, float] = {}
         self._joints: dict[str, Joint] = {}
         folds = _folds(self._curves)
         foretold: dict[str, list[Joint]] = {}
@@ -174,32 +177,48 @@ class AnnealLaw:
         require_fitted(self, "weights_")
         schedule = checked_curve(schedule, need_loss=False)
         checked_interval(interval)
-        frame, joints, scale_std = self._at(schedule, given)
-        profile = frame.profile(schedule)
+        if given is not None:
+            if given.size != schedule.size:
+                raise UsageError(
+                    f"the given curve is of size {given.size:g} and the schedule of {schedule.size:g}; give a curve "
+                    "measured at the size that is asked for"
+                )
+            return self.including(given).predict(schedule, interval)
+        law = self.placed(schedule.size, float(schedule.lr.max()))
+        profile = law._frame.profile(schedule)
         n = len(schedule.step)
-        mean = np.concatenate(
-            [
-                self._expected(list(joints.values()), profile.at(rows), schedule.size)[0]
-                for rows in np.array_split(np.arange(n), -(-n // CHUNK_ROWS))
-            ]
-        )
+        joints = list(law._joints.values())
+        parts = np.array_split(np.arange(n), -(-n // CHUNK_ROWS))
+        mean = np.concatenate([law._expected(joints, profile.at(rows), schedule.size)[0] for rows in parts])
         rows = np.unique(np.linspace(0, n - 1, min(n, WIDTH_ROWS)).round().astype(int))
-        part = profile.at(rows)
-        _, variance = self._expected(list(joints.values()), part, schedule.size)
-        beyond = np.log(np.maximum(part.area / self._longest(frame), 1.0))
-        kind = "schedule" if schedule.size in self.sizes_ else "size"
-        std = self.scale_[kind] * np.sqrt((variance + scale_std**2) * (1 + beyond))
-        half = stats.t.isf((1 - interval) / 2, self._freedom[kind]) * np.interp(np.arange(n), rows, std)
+        half = np.interp(np.arange(n), rows, law._half(profile.at(rows), schedule.size, interval))
         return Prediction(np.exp(mean), np.exp(mean - half), np.exp(mean + half))
 
-    def _expected(self, joints: Sequence[Joint], schedule: Profile, size: float) -> tuple[Array, Array]:
-        """Log losses [n] under all forms together, and their variance [n] as forms and noise have it."""
-        weights = np.array([self.weights_[joint.form] for joint in joints])
-        each = np.array([joint.log_loss(schedule, size, joint.z[None])[0] for joint in joints])
-        within = np.array([joint.log_loss(schedule, size, joint.draws).var(0) for joint in joints])
-        noise = np.array([joint.noise**2 * early_variance(schedule.area) for joint in joints])
-        mean = weights @ each
-        return mean, weights @ (within + noise + (each - mean) ** 2)
+    def ends(self, schedule: Curve, interval: float = 0.9) -> Prediction:
+        """As ``predict``, but for the last row alone, [1]; the schedule is not checked and its size must be known."""
+        last = self._frame.profile(schedule).at(np.array([len(schedule.step) - 1]))
+        mean, _ = self._expected(list(self._joints.values()), last, schedule.size)
+        half = self._half(last, schedule.size, interval)
+        return Prediction(np.exp(mean), np.exp(mean - half), np.exp(mean + half))
+
+    def peak_lr(self, size: float) -> float | None:
+        """The highest learning rate fitted at a size, or None where it was not fitted."""
+        require_fitted(self, "weights_")
+        return float(self._frame.peak[self._frame.index(size)]) if size in self._frame.size else None
+
+    def including(self, given: Curve) -> AnnealLaw:
+        """A law that also knows a measured curve, whose size may be new; forms and intervals are weighed as before.
+
+        Raises:
+            UsageError: not fitted; a curve without losses or with bad rows.
+        """
+        require_fitted(self, "weights_")
+        given = thinned(checked_curve(given, need_loss=True), KEPT_ROWS)
+        curves = sorted([*self._curves, given], key=lambda curve: (curve.size, curve.name))
+        frame = replace(_frame(curves, self._frame.warmup_steps), unit=self._frame.unit)
+        law = self._refitted(frame, curves)
+        law._know(curves)
+        return law
 
     def extrapolation(self, schedule: Curve) -> Array:
         """How far each row of a schedule lies beyond what was fitted, [n]; at most 1 inside.
@@ -209,60 +228,88 @@ class AnnealLaw:
         """
         require_fitted(self, "weights_")
         schedule = checked_curve(schedule, need_loss=False)
-        frame, _ = self._extended(schedule, None)
-        sizes = self._frame.size
-        factor = max(schedule.size / sizes.max(), sizes.min() / schedule.size, 1.0)
-        return np.asarray(frame.profile(schedule).area / self._longest(frame) * factor)
+        frame, _ = self._extended(schedule.size, float(schedule.lr.max()))
+        factor = max(schedule.size / self.sizes_.max(), self.sizes_.min() / schedule.size, 1.0)
+        return np.asarray(frame.profile(schedule).area / self._longest * factor)
 
-    def _longest(self, frame: Frame) -> float:
-        return max(float(frame.profile(curve).area[-1]) for curve in self._curves)
+    def _expected(self, joints: Sequence[Joint], schedule: Profile, size: float) -> tuple[Array, Array]:
+        """Log losses [n] under all forms together, and under each [forms, n]."""
+        each = np.array([joint.log_loss(schedule, size, joint.z[None])[0] for joint in joints])
+        return np.array([self.weights_[joint.form] for joint in joints]) @ each, each
 
-    def _extended(self, schedule: Curve, given: Curve | None) -> tuple[Frame, float]:
-        """The units with the schedule's size among them, and how uncertain (log) the loss of that size is."""
-        if given is None and schedule.size in self._frame.size:
-            return self._frame, 0.0
-        known = self._curves if given is None else [*self._curves, given]
-        if given is not None:
-            return replace(_frame(known, self._frame.warmup_steps), unit=self._frame.unit), 0.0
-        x = np.log(self._frame.size)
-        # A line through the sizes with a prior on its slope, in closed form.
-        y, middle = np.log(self._frame.loss), x.mean()
-        precision = 1 / SIZE_SLOPE_STD**2 + ((x - middle) ** 2).sum() / SIZE_SCATTER**2
-        slope = SIZE_SLOPE + ((x - middle) @ (y - SIZE_SLOPE * (x - middle))) / SIZE_SCATTER**2 / precision
-        away = np.log(schedule.size) - middle
-        std = np.sqrt(away**2 / precision + SIZE_SCATTER**2 * (1 + 1 / len(x)))
-        size = np.append(self._frame.size, schedule.size)
-        order = size.argsort()
-        return (
-            replace(
-                self._frame,
-                size=size[order],
-                peak=np.append(self._frame.peak, schedule.lr.max())[order],
-                loss=np.append(self._frame.loss, np.exp(y.mean() + slope * away))[order],
-                centre=float(np.log(size).mean()),
-            ),
-            float(std),
-        )
+    def _variance(self, joints: Sequence[Joint], schedule: Profile, size: float) -> Array:
+        """Variance of log losses [n]: of each form's parameters, between the forms, and the noise of a run."""
+        mean, each = self._expected(joints, schedule, size)
+        within = np.array([joint.log_loss(schedule, size, joint.draws).var(0) for joint in joints])
+        noise = np.array([joint.noise**2 * early_variance(schedule.area) for joint in joints])
+        weights = np.array([self.weights_[joint.form] for joint in joints])
+        return np.asarray(weights @ (within + noise + (each - mean) ** 2))
 
-    def _at(self, schedule: Curve, given: Curve | None) -> tuple[Frame, dict[str, Joint], float]:
-        """Units, fitted forms and the uncertainty of the loss's scale for a schedule of any size."""
-        if given is not None:
-            given = thinned(checked_curve(given, need_loss=True), KEPT_ROWS)
-            if given.size != schedule.size:
-                raise UsageError(
-                    f"the given curve is of size {given.size:g} and the schedule of {schedule.size:g}; give a curve "
-                    "measured at the size that is asked for"
-                )
-        elif schedule.size in self._frame.size:
-            return self._frame, self._joints, 0.0
-        frame, std = self._extended(schedule, given)
-        curves = [*self._curves, self._imagined(frame, schedule.size) if given is None else given]
+    def _half(self, schedule: Profile, size: float, interval: float) -> Array:
+        """Half the width of the interval in log loss, [n]."""
+        variance = self._variance(list(self._joints.values()), schedule, size)
+        variance = variance + self._loss_std.get(f"{size:g}", 0.0) ** 2
+        beyond = 1 + np.log(np.maximum(schedule.area / self._longest, 1.0))
+        kind = "schedule" if sum(curve.size == size for curve in self._curves) > 1 else "size"
+        width = stats.t.isf((1 - interval) / 2, self._freedom[kind]) * self.scale_[kind]
+        return np.asarray(width * np.sqrt(variance * beyond))
+
+    def placed(self, size: float, peak_lr: float) -> AnnealLaw:
+        """This law, or where it was not fitted at a size, one that is extrapolated to it.
+
+        Raises:
+            UsageError: not fitted.
+        """
+        require_fitted(self, "weights_")
+        if size in self._frame.size:
+            return self
+        frame, std = self._extended(size, peak_lr)
+        law = self._refitted(frame, [*self._curves, self._imagined(frame, size)])
+        law._loss_std = {f"{size:g}": std}
+        return law
+
+    def _refitted(self, frame: Frame, curves: list[Curve]) -> AnnealLaw:
+        law = copy(self)
         every = np.ones((1, len(curves)), dtype=bool)
-        joints = {
+        law._frame = frame
+        law._joints = {
             name: Problem(name, frame, curves).joints(every, None, self.bootstraps, self.seed)[0]
             for name in self._joints
         }
-        return frame, joints, std
+        law.parameters_ = {name: _natural(joint) for name, joint in law._joints.items()}
+        return law
+
+    def _extended(self, asked: float, peak_lr: float) -> tuple[Frame, float]:
+        """The units with a size among them, and how uncertain (log) the typical loss of that size is."""
+        if asked in self._frame.size:
+            return self._frame, 0.0
+        x, y = np.log(self._frame.size), np.log(self._frame.loss)
+        # A line through the sizes with a prior on its slope, in closed form.
+        away = x - x.mean()
+        precision = 1 / SIZE_SLOPE_STD**2 + (away @ away) / SIZE_SCATTER**2
+        slope = SIZE_SLOPE + away @ (y - SIZE_SLOPE * away) / SIZE_SCATTER**2 / precision
+        efolds = float(np.log(asked) - x.mean())
+        std = np.sqrt(efolds**2 / precision + SIZE_SCATTER**2 * (1 + 1 / len(x)))
+        size = np.append(self._frame.size, asked)
+        order = size.argsort()
+        frame = replace(
+            self._frame,
+            size=size[order],
+            peak=np.append(self._frame.peak, peak_lr)[order],
+            loss=np.append(self._frame.loss, np.exp(y.mean() + slope * efolds))[order],
+            centre=float(np.log(size).mean()),
+        )
+        return frame, float(std)
+
+    def _know(self, curves: list[Curve]) -> None:
+        """Take these curves, in the units of the frame, as what was measured."""
+        self._curves, self.sizes_ = curves, self._frame.size
+        self._longest = max(float(self._frame.profile(curve).area[-1]) for curve in curves)
+        lowest = [
+            c.lr[fitted_rows(c, self._frame.warmup_steps)].min() / self._frame.peak[self._frame.index(c.size)]
+            for c in curves
+        ]
+        self.lowest_rate_ = float(min(lowest))
 
     def _imagined(self, frame: Frame, size: float) -> Curve:
         """The end of a curve at a size nobody measured, with the loss that the line through the sizes expects there."""
@@ -290,8 +337,8 @@ class AnnealLaw:
         trust = np.array([TRUST[name] for name in self._joints])
         if out:
             squares = [
-                [((joints[k].log_loss(part, c.size, joints[k].z[None])[0] - y) ** 2).mean() for k, c, y, part in out]
-                for joints in foretold.values()
+                [((found[k].log_loss(part, c.size, found[k].z[None])[0] - y) ** 2).mean() for k, c, y, part in out]
+                for found in foretold.values()
             ]
             accuracy = (np.mean(squares, axis=1) + SAME**2) ** (-min(len(out), MOST_CASES) / 2)
             trust = trust * accuracy / accuracy.max()
@@ -299,7 +346,9 @@ class AnnealLaw:
         self.held_out_: list[HeldOutCurve] = []
         ratios: list[list[float]] = [[] for _ in folds]
         for k, curve, measured, part in out:
-            predicted, variance = self._expected([joints[k] for joints in foretold.values()], part, curve.size)
+            joints = [found[k] for found in foretold.values()]
+            predicted, _ = self._expected(joints, part, curve.size)
+            variance = self._variance(joints, part, curve.size)
             ratios[k].append(float(((predicted - measured) ** 2 / variance).mean()))
             self.held_out_.append(
                 HeldOutCurve(

@@ -34,7 +34,7 @@ from armillary.laws.solver import Fits, fit_many
 PARAMETERS = ("E", "A", "alpha", "b", "C", "beta", "gamma", "q", "warmup")
 
 # Rows at which a curve enters the fit, and as how many independent ones they count: misses along a curve go together.
-ROWS = 96
+ROWS = 64
 COUNT = 5.0
 
 # Progress below this share of the unit of time is where no law holds; it only must not diverge.

@@ -33,7 +33,7 @@ UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 JUMP, JUMP_STEEPER = 0.05, 5.0
 
 # Gaps nearer to each other than this share of the whole range, both in rate and in area, are summed.
-GRAIN = 1 / 96
+GRAIN = 1 / 64
 WARMUP_GRAIN = 24
 
 # Rates count as at least this share of the highest: laws raise the rate to a negative power.
@@ -194,9 +194,14 @@ def profile(curve: Curve, warmup_steps: float, peak: float, unit: float) -> Prof
     # At a jump, one more node: the old rate holds up to the later row.
     node_time = np.concatenate([warmup * ramp, np.insert(time, jump, time[jump])])
     node_lr = np.concatenate([lr[0] * ramp, np.insert(lr, jump, lr[jump - 1])])
+    # A long slope between two rows becomes several gaps.
+    rise = np.abs(np.diff(node_lr)) * (np.diff(node_time) > 0)
+    pieces = np.maximum(np.ceil(rise / (GRAIN * top)).astype(int), 1)
+    at = np.append(0, np.cumsum(pieces))
+    rows = at[np.arange(n) + np.searchsorted(jump, np.arange(n), side="right") + len(ramp)]
+    node_time, node_lr = (np.interp(np.arange(at[-1] + 1), at, v) for v in (node_time, node_lr))
     length, middle = np.diff(node_time), (node_lr[1:] + node_lr[:-1]) / 2
     area = np.append(0.0, np.cumsum(length * middle))
-    rows = np.arange(n) + np.searchsorted(jump, np.arange(n), side="right") + len(ramp)
 
     gap = node_lr[:-1] - node_lr[1:]
     rate = np.maximum(np.where(length == 0, node_lr[1:], middle), LEAST_RATE * top)
@@ -214,7 +219,7 @@ def profile(curve: Curve, warmup_steps: float, peak: float, unit: float) -> Prof
     )
 
     # Time at each level of the rate, between row and row and then summed up.
-    after = np.arange(len(ramp) - 1, len(length))
+    after = np.arange(at[len(ramp) - 1], len(length))
     level, which = np.unique(np.round(middle[after] / (GRAIN * top)), return_inverse=True)
     dwell = np.zeros((n, len(level)))
     np.add.at(dwell, (np.searchsorted(rows, after + 1), which), length[after])
