@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from armillary.laws import MixtureLaw, optimise_mixture, simplex_design
+from armillary.laws import MixtureLaw, epoch_ceilings, optimise_mixture, simplex_design
 from armillary.recipe import UsageError
 
 NATURAL = np.array([0.4, 0.2, 0.15, 0.1, 0.1, 0.05])
@@ -188,3 +188,45 @@ def test_without_any_effect_of_the_mixture_better_is_a_toss_up():
         )[0]
         said.append(best.better_than["natural"])
     assert 0.3 < np.mean(said) < 0.7
+
+
+def test_says_which_weights_matter_and_how_far_each_may_move():
+    """Domain 0 feeds the only target; the others do nothing, so that only their sum matters."""
+    X = simplex_design(48, **FREE, centre=NATURAL, seed=0)
+
+    def losses(mixtures):
+        return 2 + 0.5 * (0.02 + mixtures[:, :1]) ** -0.4
+
+    law = MixtureLaw(bootstraps=30).fit(X, noisy(losses(X), np.random.default_rng(0), 0.002))
+    upper = np.array([0.4, 1, 1, 1, 1, 1])
+    best = optimise_mixture(
+        law, [1], lower=np.zeros(D), upper=upper, support=X, references={"natural": NATURAL}, candidates=1, seed=0
+    )[0]
+    assert best.weights[0] > 0.35
+    assert best.matters[0] > 2
+    assert best.matters[1:].max() < 1
+    assert (best.flat_low <= best.weights).all() and (best.weights <= best.flat_high).all()
+    assert best.flat_low[0] > 0.25
+    assert (best.flat_high - best.flat_low)[1:].min() > 0.1
+    others = (1 - best.flat_low[0]) / 5
+    worst = losses(np.array([[best.flat_low[0], *np.full(5, others)]]))
+    assert (worst - losses(best.weights[None]))[0, 0] < 3 * best.noise
+
+
+def test_ceilings_from_epochs():
+    np.testing.assert_allclose(epoch_ceilings([1e9, 5e9, np.inf, 0], 1e10, 4), [0.4, 1, 1, 0])
+    for tokens, budget, epochs in (([1e9, np.nan], 1e10, 4), ([1e9], 0, 4), ([1e9], 1e10, -1)):
+        with pytest.raises(UsageError):
+            epoch_ceilings(tokens, budget, epochs)
+
+
+def test_noise_is_larger_where_held_out_runs_miss_by_more():
+    """Noise of 0.2 % near the natural mixture and of 3 % for nearly pure ones."""
+    X = simplex_design(120, **FREE, centre=NATURAL, seed=0)
+    pure = X.max(1) > 0.6
+    noise = np.where(pure, 0.03, 0.002)[:, None]
+    Y = (3 - X[:, :3]) * np.exp(noise * np.random.default_rng(0).standard_normal((120, 3)))
+    law = MixtureLaw(bootstraps=30).fit(X, Y)
+    predicted = law.predict(X)
+    width = np.log(predicted.high / predicted.low).mean(1)
+    assert width[pure].mean() > 1.3 * width[~pure].mean()

@@ -9,9 +9,9 @@ be asked at any size. Trade-offs taken:
 
 - Repeats of one mixture, at whatever size, always stand in the same fold, else a held-out run would have been seen.
 - A draw follows one form, picked with the ensemble's weights, so that the draws spread where the forms disagree.
-- Beyond the largest size every movement slows down: after ``REACH`` e-folds it has gone 63 % of all it will ever go. A
-  power law of the loss above its floor (Hoffmann et al. 2022) slows down about so in its logarithm. Each draw has its
-  own reach and its own bend, so that intervals grow with the extrapolation.
+- Beyond the largest size every movement slows down a little: after ``REACH`` e-folds it has gone 63 % of all it will
+  ever go. At equal tokens losses slow down sooner (Hoffmann et al. 2022), but larger models are trained on more tokens,
+  which sizes do not tell. Each draw has its own reach and bend, so that intervals grow with the extrapolation.
 - With one size only, the movement is the prior of ``EffectiveData``, whatever the form.
 - What no form describes is noise: read off held-out residuals, and unequal over mixtures and sizes (``mixture_noise``).
 """
@@ -36,7 +36,7 @@ from armillary.laws.estimator import (
 )
 from armillary.laws.forms import BoostedTrees, Form, GaussianProcess, Linear, Rows
 from armillary.laws.mixture_forms import EffectiveData, Exponential
-from armillary.laws.mixture_noise import RunNoise, nearest_distance
+from armillary.laws.mixture_noise import RunNoise, correlation, nearest_distance
 from armillary.recipe import UsageError
 
 FORMS: dict[str, type[Form]] = {
@@ -55,11 +55,12 @@ FOLDS = 8
 SHARPNESS = 4.0
 
 # e-folds of size beyond the largest over which movement goes on, and a factor by which that may be wrong.
-REACH = 6.0
-_REACH_STD = 0.5
+REACH = 20.0
+_REACH_STD = 0.7
 
-# How far log losses may bend away from straight movement, per e-fold beyond the largest: all domains alike, each alone.
-_BEND_COMMON, _BEND_OWN = 0.015, 0.015
+# How far log losses may bend away from that, per e-fold beyond the largest size: all domains alike (nobody says how
+# many tokens the larger models see), and each alone.
+_BEND_COMMON, _BEND_OWN = 0.02, 0.01
 
 # Share of a domain by which the noise's features ask how much a prediction turns on it.
 _TINY = 0.001
@@ -155,8 +156,7 @@ class MixtureLaw:
         self.chosen_ = dict(zip(self.models, weights, strict=True))
         self.held_out_, residuals = self._held_out(predicted, squares, folds, logs, s)
 
-        correlation = np.atleast_2d(np.corrcoef(residuals.T))
-        self._correlation = 0.9 * np.nan_to_num(correlation) + 0.1 * np.eye(targets)
+        self._correlation = 0.9 * correlation(residuals) + 0.1 * np.eye(targets)
         noise = rng.standard_normal((self.bootstraps, *losses.shape)) @ np.linalg.cholesky(self._correlation).T
         # With one size, no form but one knows how it moves.
         self._borrows = len(self.sizes_) == 1 and MOVER in self.models
@@ -407,7 +407,7 @@ def _folds(mixtures: Array, rng: np.random.Generator) -> list[Rows]:
 
 def _weights(mean_squares: Array) -> Array:
     """Weights [k, v] of the forms from their mean squared errors [k, v]; below 2 % a form is left out."""
-    relative = mean_squares / np.maximum(mean_squares.min(0), 1e-300)
+    relative = (mean_squares + 1e-18) / (mean_squares.min(0) + 1e-18)
     weights = relative ** (-SHARPNESS / 2)
     weights = weights / weights.sum(0)
     weights = np.where(weights < 0.02, 0.0, weights)

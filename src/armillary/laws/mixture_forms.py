@@ -28,11 +28,14 @@ from armillary.laws.solver import fit_many
 
 # Per e-fold of parameters at the same tokens: the fall of log losses, and the share by which the differences between
 # the log spreads of the validation domains shrink (0.58 over a factor of 60).
-LEVEL = -0.08
-CONTRACTION = 0.133
+LEVEL = -0.09
+CONTRACTION = 0.147
 
 # How much of the fall that all domains have in common is unknown with one size, per e-fold.
-_COMMON_STD = 0.03
+_COMMON_STD = 0.015
+
+# Exponents beyond this are steps of a search that go nowhere; cut, they overflow nothing.
+_LARGEST = 60.0
 
 # Relative noise of a run before the data have spoken, counted as two observations.
 _NOISE = 0.004
@@ -52,7 +55,9 @@ class ClosedForm:
         weights = np.ones((len(folds), len(X)))
         for k, fold in enumerate(folds):
             weights[k, fold] = 0.0
-        theta = self._solve(X, s, Z, weights)[0]
+        # The fit to all runs is a fine place to begin from, and nothing more of it stays.
+        whole = self._solve(X, s, Z, np.ones((1, len(X))))[0]
+        theta = self._solve(X, s, Z, weights, np.repeat(whole, len(folds), axis=0))[0]
         predicted = np.empty_like(Z)
         for k, fold in enumerate(folds):
             predicted[fold] = self._values(theta[k], X[fold], s[fold]).T
@@ -97,7 +102,7 @@ class ClosedForm:
         raise NotImplementedError
 
     def _move_prior(self, spread: Array, domains: int) -> tuple[Array, Array]:
-        """Means [v, q] of the movements, for domains of these log spreads [v] around their mean, and widths [q]."""
+        """Means [v, q] of the movements, for domains of log spreads [v] around their median, and widths [q]."""
         raise NotImplementedError
 
     def _starts(self, prior: Array, leaning: Array) -> list[Array]:
@@ -121,8 +126,10 @@ class ClosedForm:
             out[:, s == size] = self._in_parts(theta[:, :half] + size * theta[:, half:], X[s == size])
         return out
 
-    def _solve(self, X: Array, s: Array, Z: Array, weights: Array) -> tuple[Array, Array, Array, Array]:
-        """Fit all domains once for each row of ``weights`` [G, n].
+    def _solve(
+        self, X: Array, s: Array, Z: Array, weights: Array, begin: Array | None = None
+    ) -> tuple[Array, Array, Array, Array]:
+        """Fit all domains once for each row of ``weights`` [G, n], from the best of several starts or from ``begin``.
 
         Returns:
             Parameters with movements [G, v, 2 q], noise [G, v], means [G, v, 2 q] and widths [G, 2 q] of the priors.
@@ -138,32 +145,37 @@ class ClosedForm:
             spread += ((np.exp(Z[rows]) - np.exp(Z[rows]).mean(0)) ** 2).sum(0)
         spread = 0.5 * np.log(spread / n + 1e-12)
         start, start_std = self._prior(level, weights, domains)
-        move, move_std = self._move_prior(np.clip(spread - spread.mean(), -1.5, 1.5), domains)
+        move, move_std = self._move_prior(np.clip(spread - np.median(spread), -1.5, 1.5), domains)
         q = len(start_std)
         prior = np.concatenate([start, np.broadcast_to(move, start.shape)], axis=2)
         std = np.concatenate([start_std, move_std])
 
-        weighted = inside * weights[:, :, None]
-        slope = -np.einsum("gnd,nv->gvd", weighted, level) / ((weighted * inside).sum(1)[:, None] + 1e-9)
-        leaning = 2.0 * slope / np.maximum(np.abs(slope).max(2, keepdims=True), 1e-12)
-        starts = [np.concatenate([first, prior[:, :, q:]], axis=2) for first in self._starts(start, leaning)]
-        count, many = groups * targets, len(starts)
+        count = groups * targets
         losses, each = np.tile(Z.T, (groups, 1)), np.repeat(weights, targets, axis=0)
         flat = prior.reshape(count, 2 * q)
         scale = np.full(count, _NOISE)
-        theta, objective, _ = self._minimise(
-            X,
-            s,
-            np.reshape(starts, (many * count, 2 * q)),
-            np.tile(losses, (many, 1)),
-            np.tile(each, (many, 1)),
-            np.tile(flat, (many, 1)),
-            std,
-            np.tile(scale, many),
-            30,
-            1e-4,
-        )
-        theta = theta.reshape(many, count, -1)[objective.reshape(many, count).argmin(0), np.arange(count)]
+        if begin is None:
+            weighted = inside * weights[:, :, None]
+            slope = -np.einsum("gnd,nv->gvd", weighted, level) / ((weighted * inside).sum(1)[:, None] + 1e-9)
+            leaning = 2.0 * slope / np.maximum(np.abs(slope).max(2, keepdims=True), 1e-12)
+            starts = [np.concatenate([first, prior[:, :, q:]], axis=2) for first in self._starts(start, leaning)]
+            many = len(starts)
+            tries, objective, _ = self._minimise(
+                X,
+                s,
+                np.reshape(starts, (many * count, 2 * q)),
+                np.tile(losses, (many, 1)),
+                np.tile(each, (many, 1)),
+                np.tile(flat, (many, 1)),
+                std,
+                np.tile(scale, many),
+                30,
+                1e-4,
+            )
+            best = objective.reshape(many, count).argmin(0)
+            theta = tries.reshape(many, count, -1)[best, np.arange(count)]
+        else:
+            theta = begin.reshape(count, 2 * q)
         # The noise decides how much the priors count, and the fit decides the noise; so it is with the movements.
         for _ in range(3):
             theta, _, decided = self._minimise(X, s, theta, losses, each, flat, std, scale, 30, 1e-6)
@@ -232,7 +244,7 @@ class EffectiveData(ClosedForm):
     _MEDIANS = np.log([0.6, 0.3, 0.1, 0.7, 0.3])  # E (of the lowest loss), A (of the median loss), d0, g, a
     _STDS = np.array([0.4, 1.0, 1.5, 0.4, 0.5])
     _STRENGTH_STD = 2.0
-    _MOVE_STDS = np.array([0.05, 0.05, 0.1, 0.03, 0.05])
+    _MOVE_STDS = np.array([0.03, 0.03, 0.1, 0.03, 0.05])
     _STRENGTH_MOVE_STD = 0.1
 
     def _prior(self, Z: Array, weights: Array, domains: int) -> tuple[Array, Array]:
@@ -261,13 +273,14 @@ class EffectiveData(ClosedForm):
 
     def _law(self, theta: Array, X: Array) -> tuple[Array, Array]:
         log_x = np.log(np.maximum(X, 1e-12))
+        theta = np.clip(theta, -_LARGEST, _LARGEST)
         g, a = np.exp(theta[:, 3]), np.exp(theta[:, 4])
         fed = np.exp(theta[:, None, 5:] + g[:, None, None] * log_x)  # [P, m, d]
         d0 = np.exp(theta[:, 2])[:, None]
         data = d0 + fed.sum(2)
         log_data = np.log(data)
         floor = np.exp(theta[:, 0])[:, None]
-        rest = np.exp(theta[:, 1][:, None] - a[:, None] * log_data)
+        rest = np.exp(np.clip(theta[:, 1][:, None] - a[:, None] * log_data, -_LARGEST, _LARGEST))
         law = floor + rest
         jacobian = np.empty((*law.shape, theta.shape[1]))
         per_data = -a[:, None] * rest / (law * data)
@@ -286,7 +299,7 @@ class Exponential(ClosedForm):
     _MEDIANS = np.log([0.6, 0.4])  # c (of the lowest loss), k (of the median loss)
     _STDS = np.array([0.4, 0.7])
     _SLOPE_STD = 1.5
-    _MOVE_STDS = np.array([0.05, 0.05])
+    _MOVE_STDS = np.array([0.03, 0.03])
     _SLOPE_MOVE_STD = 0.1
 
     def _prior(self, Z: Array, weights: Array, domains: int) -> tuple[Array, Array]:
@@ -309,8 +322,8 @@ class Exponential(ClosedForm):
         return [prior, leaned]
 
     def _law(self, theta: Array, X: Array) -> tuple[Array, Array]:
-        floor = np.exp(theta[:, :1])
-        rest = np.exp(theta[:, 1:2] + theta[:, 2:] @ X.T)
+        floor = np.exp(np.clip(theta[:, :1], -_LARGEST, _LARGEST))
+        rest = np.exp(np.clip(theta[:, 1:2] + theta[:, 2:] @ X.T, -_LARGEST, _LARGEST))
         law = floor + rest
         share = rest / law
         return np.log(law), np.concatenate(

@@ -34,6 +34,14 @@ def nearest_distance(X: Array, design: Array) -> Array:
     return np.asarray(np.sort(apart, axis=1)[:, :NEIGHBOURS].mean(1))
 
 
+def correlation(columns: Array) -> Array:
+    """Correlation [v, v] of columns [n, v]; one that is constant is correlated with itself only."""
+    centred = columns - columns.mean(0)
+    length = np.sqrt((centred**2).sum(0))
+    unit = centred / np.where(length > 0, length, 1.0)
+    return np.asarray(unit.T @ unit + np.diag((length == 0).astype(float)))
+
+
 class RunNoise:
     """The standard deviation of a run around a law, fitted to held-out residuals.
 
@@ -53,7 +61,7 @@ class RunNoise:
         size = size - size.mean(0)
         flat = u.reshape(n * targets, k)
         # Residuals of one run are related: v domains that are all alike count as one.
-        alike = np.abs(np.nan_to_num(np.atleast_2d(np.corrcoef(size.T)))).sum() / targets
+        alike = np.abs(correlation(size)).sum() / targets
         pull = _LOG_NORMAL_STD**2 / _PRIOR_STD**2 * max(float(alike), 1.0)
         self.coefficients_ = np.linalg.solve(flat.T @ flat + pull * np.eye(k), flat.T @ size.ravel())
         relative = self._relative(features)

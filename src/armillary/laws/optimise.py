@@ -45,7 +45,7 @@ GENERATIONS = 24
 SPLITS = 2
 HALF_DRAWS, HALF_GENERATIONS = 16, 12
 
-# A weight is moved so far up and down to see whether it matters.
+# A weight is moved this far up and down to see whether it matters.
 STEP = 0.05
 
 
@@ -61,10 +61,11 @@ class Optimum:
         optimism: for each reference mixture, how much of the predicted gain over it is luck of the choice, in units of
             the target.
         noise: standard deviation of the target of one run here.
-        flat_low, flat_high: [d] how far each weight may move, the others in proportion, until the expected target has
-            risen by ``noise``; cut at the bounds.
-        matters: [d] rise of the expected target when the weight moves by 0.05 up or down, the worse of both, in units
-            of ``noise``. Below 1, no single run would show it.
+        flat_low, flat_high: [d] how low and how high each weight stands among the mixtures that are predicted within
+            ``noise`` of the best one, the other weights chosen anew; the same for all candidates.
+        matters: [d] what it costs at least to have this weight 0.05 lower or higher than the best mixture has it (the
+            worse of both, where bounds and support allow it), the other weights chosen anew, in units of ``noise``.
+            Below 1, no single run would show it; the same for all candidates.
         shrunken: whether it lies half-way between the best and the natural mixture.
     """
 
@@ -143,7 +144,8 @@ def optimise_mixture(
     region = _Region(design, floor, ceiling)
     rng = np.random.default_rng(seed)
 
-    found, values = _evolve(_Goal(law, target, size).pessimistic, region, rng)
+    goal = _Goal(law, target, size)
+    found, values = _evolve(goal.pessimistic, region, rng)
     chosen = [found[values.argmin()]]
     natural = known.get("natural")
     shrunken = None
@@ -160,12 +162,12 @@ def optimise_mixture(
         ):
             chosen.append(found[i])
     mixtures = np.array(chosen if shrunken is None else [*chosen, shrunken])
-    goal = _Goal(law, target, size)
     predicted = law.target(mixtures, target, sizes=size)
     noise = law.target_noise(mixtures, target, sizes=size)
     here = goal.draws(mixtures)
     there = {name: goal.draws(mixture) for name, mixture in known.items()}
     luck = _luck(goal, region, known, rng)
+    low, high, matters = _flatness(goal, found, values, region, float(noise[0]))
     optima = []
     for i, mixture in enumerate(mixtures):
         better, optimism = {}, {}
@@ -176,7 +178,6 @@ def optimise_mixture(
             optimism[name] = float(mean * min(way, 1.0))
             gain = losses[:, 0] - here[:, i] - optimism[name]
             better[name] = float(stats.norm.cdf(gain / max(error, 1e-12)).mean()) if np.isfinite(mean) else 0.5
-        low, high, matters = _flatness(goal, mixture, floor, region.ceiling, float(noise[i]))
         optima.append(
             Optimum(
                 weights=mixture,
@@ -252,35 +253,36 @@ def _luck(
     return {name: (float(np.mean(values)), float(np.std(values)) / np.sqrt(SPLITS)) for name, values in lost.items()}
 
 
-def _flatness(goal: _Goal, mixture: Array, floor: Array, ceiling: Array, noise: float) -> tuple[Array, Array, Array]:
-    """How far each weight [d] may move down and up for a rise of ``noise``, and how much a step of it matters."""
-    d = len(mixture)
-    trials, at = [], []
-    for i in range(d):
-        grid = np.unique(
-            np.clip(
-                np.concatenate([mixture[i] + STEP * np.array([-1, 0, 1]), np.linspace(floor[i], ceiling[i], 25)]),
-                floor[i],
-                ceiling[i],
-            )
-        )
-        for weight in grid:
-            low, high = floor.copy(), ceiling.copy()
+def _flatness(goal: _Goal, found: Array, values: Array, region: _Region, noise: float) -> tuple[Array, Array, Array]:
+    """How low and how high each weight [d] stands among mixtures within ``noise`` of the best, and how much it matters.
+
+    Args:
+        goal: the target.
+        found: [m, d] mixtures that the search asked for.
+        values: [m] their pessimistic targets.
+        region: where mixtures may lie.
+        noise: of one run.
+    """
+    best = found[values.argmin()]
+    # The search was thorough near the optimum; add what lies straight away from it.
+    aside = []
+    for i, (floor, ceiling) in enumerate(zip(region.floor, region.ceiling, strict=True)):
+        for weight in np.clip(best[i] + STEP * np.arange(-4, 5), floor, ceiling):
+            low, high = region.floor.copy(), region.ceiling.copy()
             low[i] = high[i] = weight
             if low.sum() <= 1 <= high.sum():
-                trials.append(into_bounds(mixture[None], low, high)[0])
-                at.append(i)
-    moved, which = np.array(trials), np.array(at)
-    rise = goal.expected(moved) - goal.expected(mixture[None])
-    low, high, matters = mixture.copy(), mixture.copy(), np.zeros(d)
-    for i in range(d):
-        weight, cost = moved[which == i, i], rise[which == i]
-        near = np.abs(weight - mixture[i]) <= STEP + 1e-9
-        matters[i] = max(0.0, cost[near].max(initial=0.0)) / noise
-        above, below = weight[(weight > mixture[i]) & (cost > noise)], weight[(weight < mixture[i]) & (cost > noise)]
-        inside = weight[(weight < above.min(initial=np.inf)) & (weight > below.max(initial=-np.inf))]
-        low[i], high[i] = min(inside.min(initial=low[i]), low[i]), max(inside.max(initial=high[i]), high[i])
-    return low, high, matters
+                aside.append(into_bounds(best[None], low, high)[0])
+    more = np.array([best, *aside])
+    more = more[region.contains(more) | (np.arange(len(more)) == 0)]
+    mixtures = np.concatenate([found, more])
+    rise = np.concatenate([values, goal.pessimistic(more)]) - values.min()
+    near = mixtures[rise <= noise]
+    matters = np.zeros(len(best))
+    for i, weight in enumerate(best):
+        for side in (mixtures[:, i] <= weight - STEP, mixtures[:, i] >= weight + STEP):
+            if side.any():
+                matters[i] = max(matters[i], rise[side].min() / noise)
+    return near.min(0), near.max(0), matters
 
 
 class _Region:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from armillary.laws import MixtureLaw, best_of, optimise_mixture, simplex_design
+from armillary.laws import MixtureLaw, best_of, epoch_ceilings, optimise_mixture, simplex_design
 from armillary.recipe import Document, UsageError
 from armillary.study.executor import Job
 from armillary.study.lab import Annealing, Lab, record, stage_key, stored
@@ -76,11 +76,11 @@ def bounds(lab: Lab) -> tuple[np.ndarray, np.ndarray]:
     """
     recipe, corpus = lab.recipe, lab.corpus
     lower, upper = [], []
-    for domain in corpus.training_domains:
-        tokens = corpus.train_tokens(domain).shape[0]
-        by_epochs = recipe.limits.max_epochs * tokens / lab.plan.tokens["target"]
+    domain_tokens = [corpus.train_tokens(domain).shape[0] for domain in corpus.training_domains]
+    ceilings = epoch_ceilings(domain_tokens, lab.plan.tokens["target"], recipe.limits.max_epochs)
+    for domain, tokens, by_epochs in zip(corpus.training_domains, domain_tokens, ceilings, strict=True):
         lower.append(recipe.limits.floors.get(domain, 0.0))
-        upper.append(min(1.0, recipe.limits.ceilings.get(domain, 1.0), by_epochs))
+        upper.append(min(recipe.limits.ceilings.get(domain, 1.0), float(by_epochs)))
         if lower[-1] > upper[-1]:
             raise UsageError(
                 f"limits.floors: '{domain}' must be at least {lower[-1]:.3g} of the mixture, but {tokens:,} tokens may "

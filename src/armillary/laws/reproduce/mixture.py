@@ -1,0 +1,174 @@
+"""RegMix (Liu et al. 2024, arXiv 2407.01492): which of 256 unseen mixtures of 17 domains gives which loss on 13.
+
+Laws are fitted to subsets of the 512 training runs at 1M parameters, alone or with a few of the 256 test runs at 60M,
+and judged on test runs they have not seen: by rank correlation for each validation domain and for the mean loss over
+the domains, and by what the mixture that is predicted to be best loses to the one that is. Beside them stand the
+published method (LightGBM on the runs at 1M, whose ranks hold for any size, not stopped early), linear regression, and
+rules that need no run at all: a domain's loss ranks as its own weight, the mean loss as the sum of the square roots of
+the 13 weights. What does not beat these has shown nothing.
+
+At larger scales mixtures were tested that are more even than most here, so the mean loss is also ranked among the 64
+most even test mixtures (by entropy): there the losses differ least, and the domains' scales decide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from armillary.laws.estimator import Array, Prediction
+from armillary.laws.forms import BoostedTrees, Form, Linear
+from armillary.laws.mixture import MixtureLaw
+from armillary.laws.reproduce.evaluation import Evaluation, Figure, Forecast
+from armillary.laws.table import read_table
+
+SMALL, LARGE = 1e6, 6e7
+EVEN = 64
+
+# Runs at 1M and at 60M that a law is fitted to.
+TRAINING = ((64, 0), (128, 0), (512, 0), (64, 16), (96, 32))
+MEASURES = ("per domain", "mean loss", f"mean loss, {EVEN} most even", "top-1 regret")
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Mixtures [n, 17] and losses [n, 13]."""
+
+    mixtures: Array
+    losses: Array
+
+
+def regmix(folder: Path, subsets: int = 3) -> Evaluation:
+    """Rank correlations and regret, in means over training subsets with the range of nine tenths of them.
+
+    Args:
+        folder: holds mixture/regmix/.
+        subsets: training sets of each kind (10 in the long form; of all 512 runs there is one).
+
+    Raises:
+        UsageError: a table is missing or broken.
+    """
+    train, names, own = _read(folder, "train", "1m")
+    tests = {SMALL: _read(folder, "test", "1m")[0], LARGE: _read(folder, "test", "60m")[0]}
+    figures: list[Figure] = []
+    forecasts: list[Forecast] = []
+    for few, more in TRAINING:
+        ours: dict[tuple[float, str], list[float]] = {}
+        published: dict[tuple[float, str], list[float]] = {}
+        linear: dict[tuple[float, str], list[float]] = {}
+        trivial: dict[tuple[float, str], list[float]] = {}
+        inside: dict[float, list[float]] = {}
+        for subset in range(1 if few == len(train.losses) else subsets):
+            rng = np.random.default_rng(subset)
+            rows = rng.permutation(len(train.losses))[:few]
+            seen, unseen = np.split(rng.permutation(len(tests[LARGE].losses)), [more])
+            X = np.concatenate([train.mixtures[rows], tests[LARGE].mixtures[seen]])
+            Y = np.concatenate([train.losses[rows], tests[LARGE].losses[seen]])
+            law = MixtureLaw(bootstraps=50, seed=subset).fit(X, Y, np.repeat([SMALL, LARGE], [few, more]))
+            plain: dict[str, Form] = {"lightgbm": BoostedTrees(), "linear": Linear()}
+            for form in plain.values():
+                _fit_plain(form, _Runs(train.mixtures[rows], train.losses[rows]))
+            for size, all_runs in tests.items():
+                test = _Runs(all_runs.mixtures[unseen], all_runs.losses[unseen])
+                prediction = law.predict(test.mixtures, sizes=size)
+                weights = test.mixtures[:, own]
+                rule = -np.sqrt(weights)
+                for found, losses in (
+                    (ours, prediction.mean),
+                    (published, np.exp(plain["lightgbm"].mean(test.mixtures, 0.0))),
+                    (linear, np.exp(plain["linear"].mean(test.mixtures, 0.0))),
+                    (trivial, rule),
+                ):
+                    for measure, value in zip(MEASURES, _scores(losses, test), strict=True):
+                        found.setdefault((size, measure), []).append(value)
+                covers = (prediction.low <= test.losses) & (test.losses <= prediction.high)
+                inside.setdefault(size, []).append(float(covers.mean()))
+                if subset == 0 and (few, more, size) in _FORECAST:
+                    forecasts += _forecasts(f"mixture {few}+{more}", names, prediction, test, size / max(law.sizes_))
+        for (size, measure), values in ours.items():
+            regret = measure == "top-1 regret"
+            unit = "nats" if regret else "rank correlation"
+            other = f"linear {np.mean(linear[size, measure]):.3f}"
+            low, high = np.quantile(values, [0.05, 0.95]).tolist()
+            figures.append(
+                Figure(
+                    f"{_named(few, more)} to {size / 1e6:.0f}M: {measure}",
+                    float(np.mean(values)),
+                    float(np.mean(published[size, measure])),
+                    float(np.mean(trivial[size, measure])),
+                    low,
+                    high,
+                    better="lower" if regret else "higher",
+                    unit=unit,
+                    note=f"published: LightGBM, measured here; {other}",
+                )
+            )
+        for size, covered in inside.items():
+            figures.append(
+                Figure(
+                    f"{_named(few, more)} to {size / 1e6:.0f}M: share of 90 % intervals that cover",
+                    float(np.mean(covered)),
+                    goal=0.9,
+                    better="equal",
+                )
+            )
+    return Evaluation("regmix", "Liu et al. 2024, arXiv 2407.01492", figures, forecasts)
+
+
+# Training set and size of the forecasts that are kept: one unseen run for each validation domain.
+_FORECAST = {(64, 0, SMALL), (64, 0, LARGE), (64, 16, LARGE), (96, 32, LARGE)}
+
+
+def _forecasts(group: str, names: list[str], prediction: Prediction, test: _Runs, factor: float) -> list[Forecast]:
+    return [
+        Forecast(
+            group,
+            f"{name}, unseen mixture {v}",
+            float(prediction.mean[v, v]),
+            float(prediction.low[v, v]),
+            float(prediction.high[v, v]),
+            float(test.losses[v, v]),
+            max(factor, 1.0),
+        )
+        for v, name in enumerate(names)
+    ]
+
+
+def _named(few: int, more: int) -> str:
+    return f"{few} runs at 1M" + (f" + {more} at 60M" if more else "")
+
+
+def _fit_plain(form: Form, runs: _Runs) -> None:
+    """Fit a form alone, without a search for its uncertainty."""
+    s, logs = np.zeros(len(runs.losses)), np.log(runs.losses)
+    no_folds = [np.arange(0)]
+    form.held_out(runs.mixtures, s, logs, no_folds)
+    form.fit(runs.mixtures, s, logs, np.zeros((2, *logs.shape)), np.random.default_rng(0))
+
+
+def _scores(predicted: Array, test: _Runs) -> tuple[float, float, float, float]:
+    """The four measures, for predictions [m, 13]."""
+    domains = [stats.spearmanr(*pair).statistic for pair in zip(predicted.T, test.losses.T, strict=True)]
+    said, measured = predicted.mean(1), test.losses.mean(1)
+    entropy = -(test.mixtures * np.log(test.mixtures + 1e-12)).sum(1)
+    even = entropy.argsort()[-EVEN:]
+    return (
+        float(np.mean(domains)),
+        float(stats.spearmanr(said, measured).statistic),
+        float(stats.spearmanr(said[even], measured[even]).statistic),
+        float(measured[said.argmin()] - measured.min()),
+    )
+
+
+def _read(folder: Path, part: str, size: str) -> tuple[_Runs, list[str], list[int]]:
+    """Runs, names of the validation domains, and for each the column of the training domain of its name."""
+    where = folder / "mixture" / "regmix"
+    inputs, outputs = (read_table(where / f"{part}_{what}_{size}.csv") for what in ("mixture", "pile_loss"))
+    domains, targets = inputs.columns[1:], outputs.columns[1:]
+    mixtures = inputs.numbers(domains, least=0)
+    names = [name.removeprefix("metric/").removesuffix("_val_loss") for name in targets]
+    own = [domains.index(f"train_{name}") for name in names]
+    return _Runs(mixtures / mixtures.sum(1, keepdims=True), outputs.numbers(targets, above=0)), names, own

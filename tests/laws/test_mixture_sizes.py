@@ -1,0 +1,141 @@
+"""Mixture laws over several model sizes: movement, extrapolation, and what is refused."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from armillary.laws import MixtureLaw, optimise_mixture, simplex_design
+from armillary.recipe import UsageError
+
+D, V = 6, 4
+FREE = {"lower": np.zeros(D), "upper": np.ones(D)}
+CENTRE = np.full(D, 1 / D)
+
+
+def family(seed):
+    """Losses [n, V] of mixtures at sizes, all parameters following powers of the size."""
+    rng = np.random.default_rng(seed)
+    strength = rng.normal(-1, 1, (V, D))
+    strength[:, :V] += 2.5 * np.eye(V)
+    falls = rng.uniform(0.05, 0.2, V)
+
+    def losses(X, sizes):
+        s = np.log(np.asarray(sizes, float) / 1e6)[:, None]
+        data = 0.1 * np.exp(-0.1 * s) + np.einsum("vd,nd->nv", np.exp(strength), X**0.7)
+        return 1.5 * np.exp(-0.04 * s) + np.exp(-falls * s) * data**-0.4
+
+    return losses
+
+
+def runs(seed, few=40, more=16, noise=0.003):
+    X = simplex_design(few + more, **FREE, centre=CENTRE, seed=seed)
+    X = X[np.random.default_rng(seed).permutation(len(X))]
+    sizes = np.repeat([1e6, 3e7], [few, more])
+    Y = family(seed)(X, sizes)
+    return X, Y * np.exp(noise * np.random.default_rng(seed).standard_normal(Y.shape)), sizes
+
+
+def test_a_size_never_seen_is_foretold_with_intervals_that_cover():
+    inside, errors, flat = [], [], []
+    for seed in range(4):
+        X, Y, sizes = runs(seed)
+        law = MixtureLaw(bootstraps=40).fit(X, Y, sizes)
+        new = simplex_design(40, **FREE, centre=CENTRE, seed=50 + seed)
+        measured = family(seed)(new, np.full(40, 3e8))
+        predicted = law.predict(new, sizes=3e8)
+        inside.append((predicted.low <= measured) & (measured <= predicted.high))
+        errors.append(np.abs(predicted.mean / measured - 1).mean())
+        flat.append(np.abs(law.predict(new).mean / measured - 1).mean())
+    assert np.mean(errors) < 0.03 < 0.3 * np.mean(flat)
+    assert np.mean(inside) > 0.85
+
+
+def test_few_runs_at_the_larger_size_borrow_from_many_at_the_smaller():
+    X, Y, sizes = runs(1)
+    large = sizes > 1e6
+    new = simplex_design(60, **FREE, centre=CENTRE, seed=99)
+    measured = family(1)(new, np.full(60, 3e7))
+    both = MixtureLaw(bootstraps=10).fit(X, Y, sizes)
+    alone = MixtureLaw(bootstraps=10).fit(X[large], Y[large])
+    errors = [np.abs(law.predict(new).mean / measured - 1).mean() for law in (both, alone)]
+    assert errors[0] < 0.6 * errors[1]
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 3), factor=st.floats(1.5, 100))
+def test_intervals_widen_beyond_the_largest_size(laws, seed, factor):
+    law, X = laws[seed]
+    widths = []
+    for size in (3e7, 3e7 * factor, 3e7 * factor * 3):
+        predicted = law.predict(X[:8], sizes=size)
+        widths.append(np.log(predicted.high / predicted.low).mean())
+        assert (predicted.low > 0).all()
+    assert widths[0] < widths[1] < widths[2]
+    np.testing.assert_allclose(law.extrapolation(3e7 * factor), factor)
+
+
+@pytest.fixture(scope="module")
+def laws():
+    found = []
+    for seed in range(4):
+        X, Y, sizes = runs(seed)
+        found.append((MixtureLaw(bootstraps=20).fit(X, Y, sizes), X))
+    return found
+
+
+def test_sizes_may_be_given_row_by_row_and_in_any_unit(laws):
+    law, X = laws[0]
+    mixed = law.predict(X[:2], sizes=[1e6, 3e8])
+    np.testing.assert_allclose(mixed.mean[0], law.predict(X[:1], sizes=1e6).mean[0])
+    np.testing.assert_allclose(mixed.high[1], law.predict(X[1:2], sizes=3e8).high[0])
+    X, Y, sizes = runs(0)
+    in_millions = MixtureLaw(bootstraps=20).fit(X, Y, sizes / 1e6)
+    np.testing.assert_allclose(in_millions.predict(X, sizes=300.0).mean, law.predict(X, sizes=3e8).mean, rtol=1e-6)
+    np.testing.assert_array_equal(law.extrapolation(), [1.0])
+
+
+def test_one_size_is_the_same_law_with_and_without_its_size():
+    X, Y, _ = runs(2, more=0)
+    without = MixtureLaw(bootstraps=10).fit(X, Y)
+    known = MixtureLaw(bootstraps=10).fit(X, Y, np.full(len(X), 1e6))
+    np.testing.assert_allclose(without.predict(X).high, known.predict(X).high)
+    larger = known.predict(X, sizes=6e7)
+    assert (larger.mean < known.predict(X).mean).all()
+    assert (larger.high / larger.low > known.predict(X).high / known.predict(X).low).all()
+
+
+def test_optimum_at_a_size_is_judged_at_that_size(laws):
+    law, X = laws[0]
+    found = optimise_mixture(
+        law, np.ones(V), **FREE, support=X, references={"even": CENTRE}, candidates=1, seed=0, size=3e8
+    )[0]
+    np.testing.assert_allclose(found.predicted.mean, law.predict(found.weights[None], sizes=3e8).mean.sum(), rtol=1e-6)
+
+
+def test_sizes_that_mean_nothing_are_refused():
+    X, Y, sizes = runs(0)
+    for bad, message in (
+        (sizes[:-1], "sizes has shape"),
+        (np.where(np.arange(len(X)) == 3, -1.0, sizes), "row 3, column 0 of sizes"),
+        (np.where(np.arange(len(X)) == 5, np.nan, sizes), "row 5, column 0 of sizes"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            MixtureLaw(bootstraps=10).fit(X, Y, bad)
+    without = MixtureLaw(models=("linear",), bootstraps=10).fit(X, Y)
+    with pytest.raises(UsageError, match="fitted without sizes"):
+        without.predict(X, sizes=1e9)
+    straight = MixtureLaw(models=("linear",), bootstraps=10).fit(X, Y, np.full(len(X), 1e6))
+    with pytest.raises(UsageError, match="cannot tell how"):
+        straight.predict(X, sizes=1e9)
+
+
+@pytest.mark.parametrize("model", ["linear", "lightgbm", "exponential", "effective-data", "gaussian-process"])
+def test_each_form_alone_follows_the_sizes_it_has_seen(model):
+    X, Y, sizes = runs(3)
+    law = MixtureLaw(models=(model,), bootstraps=10).fit(X, Y, sizes)
+    for size in (1e6, 3e7):
+        rows = sizes == size
+        predicted, measured = law.predict(X[rows], sizes=size), Y[rows]
+        np.testing.assert_allclose(predicted.mean.mean(0), measured.mean(0), rtol=0.04)
+        assert ((predicted.low <= measured) & (measured <= predicted.high)).mean() > 0.8
