@@ -32,7 +32,7 @@ from armillary.recipe import UsageError
 
 # Rows that are kept of a curve, and at which the width of an interval is computed before it is interpolated.
 KEPT_ROWS = 600
-WIDTH_ROWS = 128
+WIDTH_ROWS = 80
 CHUNK_ROWS = 512
 
 # Draws for each of the fits that leave something out.
@@ -43,12 +43,15 @@ FOLD_DRAWS = 40
 TRUST = {"progress": 8.0, "multi-power": 1.0, "tissue": 1.0}
 MOST_CASES = 8
 
+# A form that would count for less is dropped.
+LEAST_WEIGHT = 0.02
+
 # Misses over what was expected before anything is held out, counted as so many; what is left out together counts as
 # two, however many curves it has.
-SCALE, SCALE_COUNT, FOLD_COUNT = {"schedule": 0.9, "size": 0.6}, 4.0, 2.0
+SCALE, SCALE_COUNT, FOLD_COUNT = {"schedule": 1.0, "size": 0.6}, 6.0, 2.0
 
 # Held-out errors below this (relative) do not tell forms apart.
-SAME = 7e-4
+SAME = 4e-4
 
 # Loss falls by about this much per e-fold of size (log loss), and nobody knows it better than that before a curve is
 # measured: standard deviations of the slope, and of one size around the line.
@@ -101,7 +104,7 @@ class AnnealLaw:
         sizes_: [J] sizes fitted.
         parameters_: for each form and size, its parameters: rates in units of the size's highest, time in units of
             ``unit_steps_``, E and A in the units of the loss.
-        weights_: how much each form counts.
+        weights_: how much each form counts; those under 2 % are dropped.
         held_out_: schedules left out, foretold and measured, a list of ``HeldOutCurve``.
         noise_: relative standard deviation of the losses around the law.
         scale_: by how much misses exceeded what was expected, for a new ``schedule`` and for a new ``size``.
@@ -342,7 +345,11 @@ class AnnealLaw:
             ]
             accuracy = (np.mean(squares, axis=1) + SAME**2) ** (-min(len(out), MOST_CASES) / 2)
             trust = trust * accuracy / accuracy.max()
-        self.weights_ = {name: float(w) for name, w in zip(self._joints, trust / trust.sum(), strict=True)}
+        kept = trust >= LEAST_WEIGHT * trust.sum()
+        names = [name for name, keep in zip(self._joints, kept, strict=True) if keep]
+        self.weights_ = dict(zip(names, (trust[kept] / trust[kept].sum()).tolist(), strict=True))
+        self._joints = {name: self._joints[name] for name in names}
+        foretold = {name: found for name, found in foretold.items() if name in self.weights_}
         self.held_out_: list[HeldOutCurve] = []
         ratios: list[list[float]] = [[] for _ in folds]
         for k, curve, measured, part in out:

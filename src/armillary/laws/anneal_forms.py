@@ -40,6 +40,8 @@ COUNT = 5.0
 # Progress below this share of the unit of time is where no law holds; it only must not diverge.
 LEAST_PROGRESS = 1e-3
 
+MOST = 25.0
+
 # Residuals beyond so many units of noise count linearly: 95 % efficient for normal noise (Huber 1964).
 HUBER = 1.345
 
@@ -123,6 +125,8 @@ FORMS = {
 
 def law(form: Form, theta: Array, schedule: Profile) -> tuple[Array, Array]:
     """Losses [P, n] of laws ``theta`` [P, 9] along a schedule, and their derivatives [P, n, 9]."""
+    # Far out, where a step of the solver may land, numbers must only stay finite.
+    theta = np.clip(theta, -MOST, MOST)
     e, a, alpha, b = np.exp(theta[:, :4]).T[:, :, None]
     q, share = np.exp(theta[:, 7:8]), theta[:, 8:9]
     level = np.log(schedule.level)
