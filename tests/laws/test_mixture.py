@@ -36,7 +36,7 @@ def noisy(losses, rng, noise=0.003):
 def test_intervals_cover_new_runs_and_their_weighted_target():
     inside, target_inside = [], []
     weights = np.array([0.5, 0.3, 0.2])
-    for seed in range(8):
+    for seed in range(6):
         rng = np.random.default_rng(seed)
         law_of = truth(seed)
         X = simplex_design(40, **FREE, centre=NATURAL, seed=seed)
@@ -101,7 +101,7 @@ def bounds_around(seed):
     return inside * rng.uniform(0, 1, D), np.minimum(inside * rng.uniform(1.05, 4, D) + 0.02, 1)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_every_candidate_respects_bounds_and_support(fitted, seed):
     X, law = fitted
@@ -179,10 +179,10 @@ def test_bounds_far_from_every_run_are_refused():
 def test_without_any_effect_of_the_mixture_better_is_a_toss_up():
     """The optimum of a law fitted to noise is the luckiest guess; halves of the runs, judging each other, show it."""
     said = []
-    for seed in range(10):
+    for seed in range(6):
         X = simplex_design(40, **FREE, centre=NATURAL, seed=seed)
         Y = noisy(np.full((40, 2), 3.0), np.random.default_rng(seed))
-        law = MixtureLaw(models=("linear", "gaussian-process"), bootstraps=50).fit(X, Y)
+        law = MixtureLaw(bootstraps=30).fit(X, Y)
         best = optimise_mixture(
             law, [1, 1], **FREE, support=X, references={"natural": NATURAL}, candidates=1, seed=seed
         )[0]

@@ -38,7 +38,7 @@ def runs(seed, few=40, more=16, noise=0.003):
 
 def test_a_size_never_seen_is_foretold_with_intervals_that_cover():
     inside, errors, flat = [], [], []
-    for seed in range(4):
+    for seed in range(3):
         X, Y, sizes = runs(seed)
         law = MixtureLaw(bootstraps=40).fit(X, Y, sizes)
         new = simplex_design(40, **FREE, centre=CENTRE, seed=50 + seed)
@@ -63,7 +63,7 @@ def test_few_runs_at_the_larger_size_borrow_from_many_at_the_smaller():
 
 
 @settings(max_examples=10, deadline=None)
-@given(seed=st.integers(0, 3), factor=st.floats(1.5, 100))
+@given(seed=st.integers(0, 1), factor=st.floats(1.5, 100))
 def test_intervals_widen_beyond_the_largest_size(laws, seed, factor):
     law, X = laws[seed]
     widths = []
@@ -78,7 +78,7 @@ def test_intervals_widen_beyond_the_largest_size(laws, seed, factor):
 @pytest.fixture(scope="module")
 def laws():
     found = []
-    for seed in range(4):
+    for seed in range(2):
         X, Y, sizes = runs(seed)
         found.append((MixtureLaw(bootstraps=20).fit(X, Y, sizes), X))
     return found

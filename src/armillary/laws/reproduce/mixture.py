@@ -30,6 +30,9 @@ EVEN = 64
 
 # Runs at 1M and at 60M that a law is fitted to.
 TRAINING = ((64, 0), (128, 0), (512, 0), (64, 16), (96, 32))
+# Training set and size of the forecasts that are kept: an unseen run at random for each validation domain.
+_FORECAST = {(64, 0, SMALL), (128, 0, SMALL), (64, 0, LARGE), (64, 16, LARGE), (96, 32, LARGE)}
+
 MEASURES = ("per domain", "mean loss", f"mean loss, {EVEN} most even", "top-1 regret")
 
 
@@ -87,7 +90,7 @@ def regmix(folder: Path, subsets: int = 3) -> Evaluation:
                 covers = (prediction.low <= test.losses) & (test.losses <= prediction.high)
                 inside.setdefault(size, []).append(float(covers.mean()))
                 if subset == 0 and (few, more, size) in _FORECAST:
-                    forecasts += _forecasts(f"mixture {few}+{more}", names, prediction, test, size / max(law.sizes_))
+                    forecasts += _forecasts(f"mixture {few}+{more}", names, prediction, test, size / law.sizes_[-1])
         for (size, measure), values in ours.items():
             regret = measure == "top-1 regret"
             unit = "nats" if regret else "rank correlation"
@@ -118,22 +121,19 @@ def regmix(folder: Path, subsets: int = 3) -> Evaluation:
     return Evaluation("regmix", "Liu et al. 2024, arXiv 2407.01492", figures, forecasts)
 
 
-# Training set and size of the forecasts that are kept: one unseen run for each validation domain.
-_FORECAST = {(64, 0, SMALL), (64, 0, LARGE), (64, 16, LARGE), (96, 32, LARGE)}
-
-
 def _forecasts(group: str, names: list[str], prediction: Prediction, test: _Runs, factor: float) -> list[Forecast]:
+    rows = np.random.default_rng(0).permutation(len(test.losses))
     return [
         Forecast(
             group,
-            f"{name}, unseen mixture {v}",
-            float(prediction.mean[v, v]),
-            float(prediction.low[v, v]),
-            float(prediction.high[v, v]),
-            float(test.losses[v, v]),
+            f"{name}, unseen mixture {row}",
+            float(prediction.mean[row, v]),
+            float(prediction.low[row, v]),
+            float(prediction.high[row, v]),
+            float(test.losses[row, v]),
             max(factor, 1.0),
         )
-        for v, name in enumerate(names)
+        for v, (name, row) in enumerate(zip(names, rows, strict=False))
     ]
 
 
