@@ -4,11 +4,13 @@ Imports no torch; works on anybody's table of runs.
 """
 
 from armillary.laws.anneal import AnnealLaw, HeldOutCurve
+from armillary.laws.compare import Comparison, Versus, compare_families
 from armillary.laws.curves import Curve, parse_size, read_curve, read_curves
 from armillary.laws.design import simplex_design
 from armillary.laws.estimator import ExtrapolationError, ExtrapolationWarning, Prediction
 from armillary.laws.hyperparameters import HyperparameterLaw
 from armillary.laws.mixture import HeldOut, MixtureLaw
+from armillary.laws.next_run import NextRun, next_runs
 from armillary.laws.optimise import Optimum, epoch_ceilings, optimise_mixture
 from armillary.laws.scaling import SCALING_FORMS, LeftOut, ScalingLaw
 from armillary.laws.schedules import BestSchedule, annealing_mixture, best_schedule
@@ -19,6 +21,7 @@ __all__ = [
     "AnnealLaw",
     "BestSchedule",
     "Choice",
+    "Comparison",
     "Curve",
     "ExtrapolationError",
     "ExtrapolationWarning",
@@ -27,14 +30,18 @@ __all__ = [
     "HyperparameterLaw",
     "LeftOut",
     "MixtureLaw",
+    "NextRun",
     "Optimum",
     "Prediction",
     "ScalingLaw",
+    "Versus",
     "annealing_mixture",
     "best_of",
     "best_schedule",
+    "compare_families",
     "epoch_ceilings",
     "mean_interval",
+    "next_runs",
     "optimise_mixture",
     "paired_difference",
     "parse_size",

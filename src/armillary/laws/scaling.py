@@ -23,7 +23,7 @@ from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import optimize, stats
 
 from armillary.laws.estimator import (
     Array,
@@ -34,17 +34,23 @@ from armillary.laws.estimator import (
     checked_positive,
     require_fitted,
 )
-from armillary.laws.scaling_fit import Solution, draw, fit_form
+from armillary.laws.scaling_fit import Solution, draw, fit_form, height, seed_noise
 from armillary.laws.scaling_forms import SCALING_FORMS
 from armillary.recipe import UsageError
 
 __all__ = ["SCALING_FORMS", "LeftOut", "ScalingLaw"]
 
 # Relative miss of all forms per e-fold of extrapolation, before any run is left out, counted as so many observations.
-MISS, MISS_COUNT = 0.003, 2.0
+MISS, MISS_COUNT = 0.005, 2.0
 
-# Forms are weighted by their held-out error to this power, at most; and by that many times the sets left out, at most.
-SHARPNESS = 4.0
+# The 95th percentile of a normal variate: nine tenths of its absolute values are below.
+NORMAL = 1.645
+
+# An interval that reaches farther than this in log loss, either way, says nothing.
+VOID = float(np.log(2.0))
+
+# Forms are weighted by their held-out error to this power for each set left out; below FAINT a form is dropped.
+SHARPNESS = 2.0
 FAINT = 0.02
 
 
@@ -73,12 +79,16 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Member:
-    """One form of the average: its weight, parameters [t, p] and draws [b, t, p] on the scale of their priors."""
+    """One form of the average: its weight, parameters [t, p], draws [b, t, p] and precision [t, p, p].
+
+    All are on the scale of the priors of the form's parameters.
+    """
 
     form: str
     weight: float
     theta: Array
     draws: Array
+    precision: Array
 
 
 class ScalingLaw:
@@ -93,12 +103,15 @@ class ScalingLaw:
 
     Attributes:
         features_: what the columns of X are.
+        size_columns_: which of them are N and D.
+        log_points_: logarithms of the X that was fitted.
         form_: the form with the largest weight.
         weights_: weight of each form.
         parameters_: parameters of ``form_`` in the units of its formula; numbers, or arrays [t] for several targets.
         draws_: the same for each draw, arrays [b] or [b, t].
         noise_: relative standard deviation of one new run around the law, a number or [t].
-        miss_per_efold_: relative miss of the law (standard deviation) at one e-fold of extrapolation, likewise.
+        miss_per_efold_: relative miss of the law (standard deviation) at one e-fold of extrapolation in
+            ``N`` and in ``D``, likewise.
         holdout_error_: what was left out, predicted and measured, a list of ``LeftOut``.
         held_out_: the same for each form.
     """
@@ -141,25 +154,29 @@ class ScalingLaw:
             raise UsageError(f"noise is {noise!r}; give the relative standard deviation of a run, such as 0.003")
         if self.bootstraps < 2:
             raise UsageError(f"bootstraps is {self.bootstraps}; at least 2 are needed for an interval")
-        for column in self._sizes:
+        for column in self.size_columns_:
             if np.ptp(np.log(points[:, column])) < 0.05:
                 label = self.features_[column]
                 raise UsageError(
                     f"all runs have {label} {points[0, column]:g} (column {column} of X); a law in {label} needs runs "
                     "with at least two values of it"
                 )
-        self._log_points = np.log(points)
+        self.log_points_ = np.log(points)
         logs = np.log(losses)
         cuts = self._cuts()
         subsets = np.array([np.ones(len(points), dtype=bool), *(kept for _, kept in cuts)])
+        # A form that is named is fitted as the published fits are: all runs weigh the same.
+        tilted = self.form == "auto"
+        known = seed_noise(self.log_points_, logs) if noise is None else np.full(logs.shape[1], noise)
         solutions = {}
         for name in names:
             form, seen = SCALING_FORMS[name], self._columns(name)
-            whole = fit_form(form, seen, logs, subsets[:1], noise=noise, pooled=True)
-            left = fit_form(form, seen, logs, subsets[1:], noise=noise, pooled=True, near=whole.theta[0])
+            whole = fit_form(form, seen, logs, subsets[:1], noise=known, tilted=tilted)
+            left = fit_form(form, seen, logs, subsets[1:], noise=known, tilted=tilted, near=whole.theta[0])
             solutions[name] = (whole, left)
         misses = {name: self._misses(name, solutions[name][1], subsets[1:], logs) for name in names}
-        self.weights_ = self._weigh(misses, cuts, {name: whole.scale[0] for name, (whole, _) in solutions.items()})
+        scatter = np.min([self._scatter(whole, 0, logs, logs) for whole, _ in solutions.values()], axis=0)
+        self.weights_ = self._weigh(misses, cuts, scatter)
         self.form_ = max(self.weights_, key=lambda name: self.weights_[name])
         rng = np.random.default_rng(self.seed)
         self._members = []
@@ -167,14 +184,16 @@ class ScalingLaw:
             count = max(2, round(weight * self.bootstraps))
             whole = solutions[name][0]
             draws = draw(SCALING_FORMS[name], self._columns(name), logs, whole, count, rng)
-            self._members.append(Member(name, weight, whole.theta[0], draws))
+            self._members.append(Member(name, weight, whole.theta[0], draws, whole.precision[0]))
         share = np.array(list(self.weights_.values()))
         scale = np.sqrt(share @ np.array([solutions[name][0].scale[0] ** 2 for name in self.weights_]))
         self._noise = scale if noise is None else np.maximum(scale, noise)
+        self._tilt = share @ np.array([solutions[name][0].tilt[0] for name in self.weights_])
+        self._range = (logs.min(0), logs.max(0))
         self._freedom = share @ np.array([solutions[name][0].freedom[0] for name in self.weights_])
         self._measure_misses({name: solutions[name][1] for name in self.weights_}, misses, cuts, logs)
         self.noise_ = self._shown(self._noise)
-        self.miss_per_efold_ = self._shown(self._miss)
+        self.miss_per_efold_ = {axis: self._shown(v) for axis, v in zip("ND", self._miss, strict=True)}
         best = next(member for member in self._members if member.form == self.form_)
         form, centre = SCALING_FORMS[self.form_], self._columns(self.form_).mean(0)
         self.parameters_ = {name: self._shown(v) for name, v in form.natural(best.theta, centre).items()}
@@ -201,11 +220,12 @@ class ScalingLaw:
         tail = (1 - checked_interval(interval)) / 2
         self._refuse_far(points)
         mean, variance = self._moments(points)
-        known = variance + self._noise**2
-        missed = self._miss**2 * _efolds(self._sized(points), self._sized(self._log_points))[:, None]
+        known = variance + (self._noise * np.exp(self._tilt * height(mean.T, *self._range).T)) ** 2
+        missed = _efolds(self._sized(points), self._sized(self.log_points_)) @ self._miss**2
         # Each part is known from so many observations; Satterthwaite's (1946) degrees of freedom for their sum.
         freedom = (known + missed) ** 2 / (known**2 / self._freedom + missed**2 / self._miss_freedom)
-        half = stats.t.isf(tail, freedom) * np.sqrt(known + missed)
+        half = stats.t.isf(tail, freedom) * np.sqrt(known + missed) * self._wide
+        self._refuse_unknown(points, half)
         mean, low, high = np.exp(mean), np.exp(mean - half), np.exp(mean + half)
         return Prediction(*((v[:, 0] if self._single else v) for v in (mean, low, high)))
 
@@ -216,6 +236,32 @@ class ScalingLaw:
     def extrapolation_factors(self, X: ArrayLike) -> dict[str, Array]:
         """``N``, ``D`` and ``compute`` N * D of runs X [m, k], each over the largest fitted, [m]."""
         return self._factors(self._checked(X))
+
+    def log_sizes(self, name: str, X: ArrayLike) -> Array:
+        """Logarithms of a checked table [m, k] of this law's features; ``name`` is what errors call it."""
+        require_fitted(self, "parameters_")
+        return np.log(checked_positive(name, X, columns=len(self.features_), labels=self.features_))
+
+    def variance_after(self, at: Array, run: Array | None) -> Array:
+        """Expected variance [m, t] of the log loss of new runs ``at`` [m, k], once ``run`` [k] is fitted too (or None).
+
+        Both are logs. The posterior of each form is taken as normal around its fit.
+        """
+        mean, _ = self._moments(at)
+        fitted = self.log_points_ if run is None else np.vstack([self.log_points_, run])
+        total = _efolds(self._sized(at), self._sized(fitted)) @ self._miss**2
+        total = total + (self._noise * np.exp(self._tilt * height(mean.T, *self._range).T)) ** 2
+        for member in self._members:
+            form, centre = SCALING_FORMS[member.form], self._columns(member.form).mean(0)
+            law, slopes = form.evaluate(member.theta, self._columns(member.form, at), centre)
+            precision = member.precision
+            if run is not None:
+                there, by = form.evaluate(member.theta, self._columns(member.form, run[None]), centre)
+                scatter = self._noise * np.exp(self._tilt * height(there, *self._range)[:, 0])
+                precision = precision + by[:, 0, :, None] * by[:, 0, None, :] / scatter[:, None, None] ** 2
+            open_ = np.einsum("tmp,tpq,tmq->mt", slopes, np.linalg.inv(precision), slopes)
+            total = total + member.weight * (open_ + (law.T - mean) ** 2)
+        return np.asarray(total)
 
     def _candidates(self) -> list[str]:
         """Names of the forms to fit; sets ``features_`` and which columns are N and D."""
@@ -235,21 +281,20 @@ class ScalingLaw:
         unread = set(self.features_) - {feature for name in names for feature in SCALING_FORMS[name].features}
         if unread:
             raise UsageError(f"no form of scaling law reads feature '{min(unread)}' beside the others; leave it out")
-        self._sizes = [self.features_.index(sizes[0]), self.features_.index("tokens")]
+        self.size_columns_ = [self.features_.index(sizes[0]), self.features_.index("tokens")]
         return names
 
     def _checked(self, X: ArrayLike) -> Array:
-        require_fitted(self, "parameters_")
-        return np.log(checked_positive("X", X, columns=len(self.features_), labels=self.features_))
+        return self.log_sizes("X", X)
 
     def _columns(self, name: str, points: Array | None = None) -> Array:
         """The columns of log points that a form reads."""
-        points = self._log_points if points is None else points
+        points = self.log_points_ if points is None else points
         return points[:, [self.features_.index(feature) for feature in SCALING_FORMS[name].features]]
 
     def _sized(self, points: Array) -> Array:
         """Log N and log D of log points, [m, 2]."""
-        return points[:, self._sizes]
+        return points[:, self.size_columns_]
 
     def _shown(self, values: Array) -> float | Array:
         """Values [t] as the user sees them: a number for a single target."""
@@ -269,24 +314,49 @@ class ScalingLaw:
         return mean, (share * (variances + (np.array(means) - mean) ** 2)).sum(0)
 
     def _factors(self, points: Array) -> dict[str, Array]:
-        sizes, fitted = self._sized(points), self._sized(self._log_points)
+        sizes, fitted = self._sized(points), self._sized(self.log_points_)
         beyond = np.exp(sizes - fitted.max(0))
         return {"N": beyond[:, 0], "D": beyond[:, 1], "compute": np.exp(sizes.sum(1) - fitted.sum(1).max())}
 
     def _refuse_far(self, points: Array) -> None:
+        """Raise ExtrapolationError beyond ``max_extrapolation``; warn beyond what leaving out runs has tested."""
         factors = self._factors(points)
-        row = int(factors["compute"].argmax())
-        said = ", ".join(f"{factor[row]:.3g} times the largest {name}" for name, factor in factors.items())
-        if factors["compute"][row] > self.max_extrapolation:
-            raise ExtrapolationError(f"row {row} of X is {said} of the runs")
+        farthest = np.max(list(factors.values()), axis=0)
+        row = int(farthest.argmax())
+        said = f"row {row} of X lies at " + ", ".join(f"{f[row]:.3g} times the largest {k}" for k, f in factors.items())
+        if farthest[row] > self.max_extrapolation:
+            size, tokens = np.exp(self._sized(points)[row]) / np.sqrt(self.max_extrapolation)
+            raise ExtrapolationError(
+                f"{said} of the runs, beyond max_extrapolation = {self.max_extrapolation:g}; add runs up to about "
+                f"{size:.2g} parameters on {tokens:.2g} tokens"
+            )
         tested = max((float(left.extrapolation.max()) for left in self.holdout_error_), default=1.0)
-        if factors["compute"][row] > tested:
-            warnings.warn(f"row {row} of X is {said}; tested {tested:.3g}", ExtrapolationWarning, stacklevel=3)
+        if factors["compute"][row] > max(tested, 1.0):
+            warnings.warn(
+                f"{said} of the runs; leaving out its own largest runs has tested the law up to {tested:.3g} times "
+                "the compute",
+                ExtrapolationWarning,
+                stacklevel=3,
+            )
+
+    def _refuse_unknown(self, points: Array, half: Array) -> None:
+        """Raise ExtrapolationError where an interval beyond the runs, ``half`` [m, t] in log loss, says nothing."""
+        factors = self._factors(points)
+        void = (half.max(1) > VOID) & (np.max(list(factors.values()), axis=0) > 1)
+        if void.any():
+            row = int(np.flatnonzero(void)[0])
+            size, tokens = np.exp((self._sized(points)[row] + self._sized(self.log_points_).max(0)) / 2)
+            said = ", ".join(f"{f[row]:.3g} times the largest {k}" for k, f in factors.items())
+            raise ExtrapolationError(
+                f"row {row} of X lies at {said} of the runs, and these leave its loss open by a factor of "
+                f"{np.exp(half[row].max()):.2g} either way; add runs of several sizes up to about {size:.2g} "
+                f"parameters on {tokens:.2g} tokens"
+            )
 
     def _cuts(self) -> list[Cut]:
         """Names of sets of largest runs, and which runs are kept."""
-        sizes = self._sized(self._log_points)
-        labels = [self.features_[column] for column in self._sizes]
+        sizes = self._sized(self.log_points_)
+        labels = [self.features_[column] for column in self.size_columns_]
         cuts = []
         for label, size in ((labels[0], sizes[:, 0]), (labels[1], sizes[:, 1]), ("compute", sizes.sum(1))):
             for cut in _levels(size):
@@ -302,66 +372,81 @@ class ScalingLaw:
         law = form.evaluate(left.theta.reshape(groups * targets, -1), seen, seen.mean(0))[0]
         return law.reshape(groups, targets, -1).transpose(0, 2, 1) - logs
 
-    def _weigh(self, misses: dict[str, Array], cuts: list[Cut], scale: dict[str, Array]) -> dict[str, float]:
+    def _weigh(self, misses: dict[str, Array], cuts: list[Cut], scatter: Array) -> dict[str, float]:
         """Weights of the forms from their misses [g, n, t]; faint ones are dropped.
 
-        A form's score is the root mean square of its misses over all sets left out, as a geometric mean over targets.
-        Misses within the scatter of the best fit tell nothing and do not count for or against.
+        A form's score is the geometric mean of its misses over runs, sets left out and targets, each in units of the
+        ``scatter`` [n, t] of such a run around a law and never below it: what is within the scatter tells nothing.
         """
-        if not cuts:
-            return {name: 1 / len(misses) for name in misses}
-        floor = np.min(list(scale.values()), axis=0) ** 2
         score = {
-            name: float(
-                np.log(np.mean([(miss[g][~kept] ** 2).mean(0) for g, (_, kept) in enumerate(cuts)], 0) + floor).mean()
-                / 2
-            )
+            name: np.mean([np.log1p((miss[g] / scatter)[~kept] ** 2).mean() / 2 for g, (_, kept) in enumerate(cuts)])
+            if cuts
+            else 0.0
             for name, miss in misses.items()
         }
-        power = min(SHARPNESS, len(cuts))
-        weights = {name: np.exp(power * (min(score.values()) - value)) for name, value in score.items()}
+        power = SHARPNESS * len(cuts)
+        weights = {name: float(np.exp(power * (min(score.values()) - value))) for name, value in score.items()}
         kept_weights = {name: w for name, w in weights.items() if w >= FAINT * sum(weights.values())}
-        return {name: float(w / sum(kept_weights.values())) for name, w in kept_weights.items()}
+        return {name: w / sum(kept_weights.values()) for name, w in kept_weights.items()}
 
     def _measure_misses(
         self, left: dict[str, Solution], misses: dict[str, Array], cuts: list[Cut], logs: Array
     ) -> None:
         """Record what was left out; from the misses of the average, how wrong it is per e-fold."""
-        sizes, targets = self._sized(self._log_points), logs.shape[1]
+        sizes, targets = self._sized(self.log_points_), logs.shape[1]
         share_of = np.array([self.weights_[name] for name in left])
         average = np.einsum("f,fgnt->gnt", share_of, np.array([misses[name] for name in left]))
         self.held_out_: dict[str, list[LeftOut]] = {
             name: [self._left_out(cut, miss[g], logs) for g, cut in enumerate(cuts)] for name, miss in misses.items()
         }
         self.holdout_error_ = [self._left_out(cut, average[g], logs) for g, cut in enumerate(cuts)]
-        found, explained = np.zeros((len(cuts), targets)), np.zeros((len(cuts), targets))
-        distances = np.zeros(len(cuts))
+        found, explained, distances, runs = [], [], [], []
         for g, (_, kept) in enumerate(cuts):
             out = np.flatnonzero(~kept)
             # Runs left out together are missed together: they count as one observation, their mean miss, in which the
             # farther ones weigh more.
             far = _efolds(sizes[out], sizes[kept])
-            share = far / far.sum()
-            distances[g] = share @ far
-            found[g] = share @ average[g][out]
+            share = far.sum(1) / far.sum()
+            together, each = np.zeros(targets), np.zeros((len(out), targets))
             for weight, (name, solution) in zip(share_of, left.items(), strict=True):
                 seen = self._columns(name)
                 slopes = SCALING_FORMS[name].evaluate(solution.theta[g], seen[out], seen.mean(0))[1]
+                covariance = np.linalg.inv(solution.precision[g])
+                apart = misses[name][g][out] - average[g][out]
+                scatter = self._scatter(solution, g, logs[kept], logs[out] + misses[name][g][out]) ** 2
                 slope = np.einsum("m,tmp->tp", share, slopes)
-                open_ = np.einsum("tp,tp->t", slope, np.linalg.solve(solution.precision[g], slope[:, :, None])[:, :, 0])
-                apart = (share @ (misses[name][g] - average[g])[out]) ** 2
-                explained[g] += weight * (open_ + apart + solution.scale[g] ** 2 * (share**2).sum())
-        # Variance beyond what is explained, per e-fold; a miss that parameters and noise explain anyway says little.
-        says = distances[:, None] / (explained + MISS**2 * distances[:, None]) ** 2
-        beyond = np.maximum(
-            (says * (found**2 - explained)).sum(0) / np.maximum((says * distances[:, None]).sum(0), 1e-300), 0
-        )
+                together += weight * (
+                    np.einsum("tp,tpq,tq->t", slope, covariance, slope) + (share @ apart) ** 2 + share**2 @ scatter
+                )
+                each += weight * (np.einsum("tmp,tpq,tmq->mt", slopes, covariance, slopes) + apart**2 + scatter)
+            found.append(share @ average[g][out])
+            explained.append(together)
+            distances.append(share @ far)
+            runs.append((average[g][out], each, far))
         self._miss_freedom = MISS_COUNT + len(cuts)
-        self._miss = np.sqrt((MISS_COUNT * MISS**2 + len(cuts) * beyond) / self._miss_freedom)
+        # Variance beyond what is explained, per e-fold of N and of D: least squares with none below 0, in which the
+        # guess stands for MISS_COUNT misses, and a miss that parameters and noise explain anyway says little.
+        self._miss = np.empty((2, targets))
+        guess = np.sqrt(MISS_COUNT) * np.eye(2) / MISS**2
+        for t in range(targets):
+            far, known = np.reshape(distances, (-1, 2)), np.reshape(explained, (-1, targets))[:, t]
+            beyond = np.reshape(found, (-1, targets))[:, t] ** 2 - known
+            sure = 1 / (known + MISS**2 * far.sum(1))
+            rows = np.concatenate([guess, sure[:, None] * far])
+            self._miss[:, t] = np.sqrt(
+                optimize.nnls(rows, np.concatenate([guess @ np.full(2, MISS**2), sure * beyond]))[0]
+            )
+        # Are the runs left out missed as often as such intervals say? Their 9th decile, in units of that of a normal.
+        wide = [np.quantile(np.abs(m) / np.sqrt(v + f @ self._miss**2), 0.9, axis=0) / NORMAL for m, v, f in runs]
+        said = (MISS_COUNT + np.square(wide).sum(0)) / (MISS_COUNT + len(cuts))
+        self._wide = np.sqrt(np.maximum(said, 1.0))
+
+    def _scatter(self, solution: Solution, g: int, seen: Array, law: Array) -> Array:
+        return np.asarray(solution.scale[g] * np.exp(solution.tilt[g] * height(law.T, seen.min(0), seen.max(0)).T))
 
     def _left_out(self, cut: Cut, miss: Array, logs: Array) -> LeftOut:
         what, kept = cut
-        out, compute = np.flatnonzero(~kept), self._sized(self._log_points).sum(1)
+        out, compute = np.flatnonzero(~kept), self._sized(self.log_points_).sum(1)
         measured, predicted = np.exp(logs[out]), np.exp(logs[out] + miss[out])
         if self._single:
             measured, predicted = measured[:, 0], predicted[:, 0]
@@ -378,11 +463,12 @@ def _levels(log_sizes: Array) -> list[float]:
 
 
 def _efolds(sizes: Array, fitted: Array) -> Array:
-    """How far log sizes [m, 2] lie beyond those fitted, in e-folds [m].
+    """How far log sizes [m, 2] lie beyond those fitted, in e-folds of N and of D, [m, 2].
 
-    That is the excess of N plus that of D, or the excess of compute where it is larger; inside the ladder's ranges and
-    below its largest compute it is 0.
+    Where compute goes farther beyond the largest fitted than N and D together, the rest counts as D's; inside the
+    ladder's ranges and below its largest compute both are 0.
     """
-    beyond = np.maximum(sizes - fitted.max(0), 0.0).sum(1)
+    beyond = np.maximum(sizes - fitted.max(0), 0.0)
     compute = sizes.sum(1) - fitted.sum(1).max()
-    return np.asarray(np.maximum(beyond, np.maximum(compute, 0.0)))
+    beyond[:, 1] += np.maximum(compute - beyond.sum(1), 0.0)
+    return np.asarray(beyond)

@@ -26,6 +26,7 @@ from armillary.laws.estimator import Array
 # irreducible loss is some share of the lowest loss seen, and each term some share of the median loss at the centre.
 EXPONENT, EXPONENT_STD = 0.4, 0.4
 FLOOR, FLOOR_STD = 0.6, 0.5
+OVERFIT_AT = float(np.log(30.0))  # repetitions at which the term of overfitting is written
 TERM, TERM_STD = 0.3, 1.5
 
 
@@ -52,6 +53,7 @@ E = Parameter("E", "floor", float(np.log(FLOOR)), FLOOR_STD)
 A = Parameter("A", "term", float(np.log(TERM)), TERM_STD)
 B = Parameter("B", "term", float(np.log(TERM)), TERM_STD)
 ALPHA, BETA = exponent("alpha"), exponent("beta")
+BEND = Parameter("k", "log", 0.0, 0.7)
 
 
 class ScalingForm(Protocol):
@@ -75,42 +77,51 @@ class ScalingForm(Protocol):
 
 @dataclass(frozen=True)
 class PowerSum:
-    """``E + sum_j C_j prod_k x_k^(-w_jk)``.
+    """``E + (sum_j T_j^(1/k))^k`` with ``T_j = C_j prod_i x_i^(-w_ji)``; k = 1 unless ``bent``.
+
+    With a small k the largest term rules and the others hardly count (Kaplan et al. 2020, equation 1.5, has
+    k = beta and E = 0).
 
     Attributes:
         features: columns that the form reads.
         parameters: first ``E``, then one ``term`` for each sum's term, then exponents (``log``: positive; ``plain``).
         terms: for each term the pairs (regressor, name of its exponent). A regressor is a feature, or ``a/b`` for the
             ratio of two features.
+        bent: whether the last parameter is k.
     """
 
     features: tuple[str, ...]
     parameters: tuple[Parameter, ...]
     terms: tuple[tuple[tuple[str, str], ...], ...]
+    bent: bool = False
 
     def evaluate(self, theta: Array, points: Array, centre: Array) -> tuple[Array, Array]:
         """See ``ScalingForm``."""
         u = points - centre
-        logs = [np.broadcast_to(theta[:, :1], (len(theta), len(u)))]
-        parts: list[list[tuple[int, Array]]] = [[]]
+        logs, slopes = [], []
         for j, pairs in enumerate(self.terms, start=1):
             log = np.repeat(theta[:, j : j + 1], len(u), 1)
-            slopes = []
+            by = []
             for regressor, name in pairs:
                 k, value, slope = self._exponent(theta, name)
                 x = self._regressor(regressor, u)
                 log -= value[:, None] * x
-                slopes.append((k, -slope[:, None] * x))
+                by.append((k, -slope[:, None] * x))
             logs.append(np.minimum(log, 300.0))
-            parts.append(slopes)
-        stacked = np.array(logs)
-        law = np.logaddexp.reduce(stacked, axis=0)
-        shares = np.exp(stacked - law)
+            slopes.append(by)
+        bend = np.exp(theta[:, -1:]) if self.bent else 1.0
+        inner = np.array(logs) / bend
+        total = np.logaddexp.reduce(inner, axis=0)
+        law = np.logaddexp(theta[:, :1], bend * total)
+        share, inside = np.exp(bend * total - law), np.exp(inner - total)
         jacobian = np.zeros((*law.shape, len(self.parameters)))
-        for j, slopes in enumerate(parts):
-            jacobian[:, :, j] = shares[j]
-            for k, by in slopes:
-                jacobian[:, :, k] += shares[j] * by
+        jacobian[:, :, 0] = np.exp(theta[:, :1] - law)
+        for j, derivatives in enumerate(slopes):
+            jacobian[:, :, j + 1] = share * inside[j]
+            for k, by_k in derivatives:
+                jacobian[:, :, k] += jacobian[:, :, j + 1] * by_k
+        if self.bent:
+            jacobian[:, :, -1] = share * bend * (total - (inside * inner).sum(0))
         return law, jacobian
 
     def natural(self, theta: Array, centre: Array) -> dict[str, Array]:
@@ -137,46 +148,6 @@ class PowerSum:
 
 
 @dataclass(frozen=True)
-class Kaplan:
-    """``L = E + ((A / N^alpha)^(1/k) + (B / D^beta)^(1/k))^k`` (Kaplan et al. 2020, equation 1.5, has k = beta, E = 0).
-
-    With k = 1 it is Chinchilla's; with a smaller k the larger of the two terms rules and the smaller hardly counts.
-    """
-
-    features: tuple[str, ...] = ("params", "tokens")
-    parameters: tuple[Parameter, ...] = (E, A, B, ALPHA, BETA, Parameter("k", "log", 0.0, 0.7))
-
-    def evaluate(self, theta: Array, points: Array, centre: Array) -> tuple[Array, Array]:
-        """See ``ScalingForm``."""
-        u = points - centre
-        alpha, beta, k = (np.exp(theta[:, i : i + 1]) for i in (3, 4, 5))
-        inner = np.array([theta[:, 1:2] - alpha * u[:, 0], theta[:, 2:3] - beta * u[:, 1]]) / k
-        both = np.logaddexp(inner[0], inner[1])
-        log = np.minimum(k * both, 300.0)
-        law = np.logaddexp(theta[:, :1], log)
-        share, inside = np.exp(log - law), np.exp(inner - both)
-        jacobian = np.stack(
-            [
-                np.exp(theta[:, :1] - law),
-                share * inside[0],
-                share * inside[1],
-                -share * inside[0] * alpha * u[:, 0],
-                -share * inside[1] * beta * u[:, 1],
-                share * (log - k * (inside * inner).sum(0)),
-            ],
-            axis=-1,
-        )
-        return law, jacobian
-
-    def natural(self, theta: Array, centre: Array) -> dict[str, Array]:
-        """See ``ScalingForm``."""
-        values = dict(zip(["E", "A", "B", "alpha", "beta", "k"], np.exp(theta).T, strict=True))
-        values["A"] = values["A"] * np.exp(values["alpha"] * centre[0])
-        values["B"] = values["B"] * np.exp(values["beta"] * centre[1])
-        return values
-
-
-@dataclass(frozen=True)
 class Repeated:
     """Chinchilla's form with repeated data (Muennighoff et al. 2023, arXiv 2305.16264, equations 5 and 6).
 
@@ -184,6 +155,9 @@ class Repeated:
     for parameters: ``N' = U_N (1 + R_N* (1 - e^(-R_N / R_N*)))`` where U_N is the size
     that U tokens are optimal for and
     ``R_N = N / U_N - 1`` the excess over it.
+
+    In that law no loss rises with repetition. Where ``overfits``, ``O (N / U)^kappa (R_D / 30)^lambda`` is added,
+    which does.
     """
 
     features: tuple[str, ...] = ("params", "tokens", "unique_tokens")
@@ -196,6 +170,7 @@ class Repeated:
         Parameter("R_D", "log", float(np.log(15.0)), 1.0),
         Parameter("R_N", "log", float(np.log(5.0)), 1.0),
     )
+    overfits: bool = False
 
     def evaluate(self, theta: Array, points: Array, centre: Array) -> tuple[Array, Array]:
         """See ``ScalingForm``."""
@@ -214,6 +189,16 @@ class Repeated:
             ]
         )
         law = np.logaddexp.reduce(logs, axis=0)
+        extra = []
+        if self.overfits:
+            kappa, rate = np.exp(theta[:, 8:9]), np.exp(theta[:, 9:10])
+            with np.errstate(divide="ignore"):
+                repeats = np.maximum(np.log(np.expm1(np.maximum(d - unique, 0.0))), -30.0) - OVERFIT_AT
+            size = np.maximum(points[:, 0] - np.minimum(points[:, 2], points[:, 1]), -30.0)
+            log = np.minimum(theta[:, 7:8] + kappa * size + rate * repeats, 300.0)
+            law = np.logaddexp(law, log)
+            share = np.exp(log - law)
+            extra = [share, share * kappa * size, share * rate * repeats]
         floor, share_n, share_d = np.exp(logs - law)
         pull = -share_n * alpha * by_best  # the law's derivative by the logarithm of the optimal size
         jacobian = np.stack(
@@ -225,6 +210,7 @@ class Repeated:
                 -share_d * beta * worth_d + pull * (beta * unique - 1) / alpha,
                 -share_d * beta * by_r_d,
                 -share_n * alpha * by_r_n,
+                *extra,
             ],
             axis=-1,
         )
@@ -249,11 +235,12 @@ def _diminishing(base: Array, total: Array, log_scale: Array) -> tuple[Array, Ar
     return base + np.log(gain), by_base, by_scale
 
 
-def _chinchilla(
-    *extra: Parameter, terms: tuple[tuple[tuple[str, str], ...], ...], features: tuple[str, ...]
-) -> PowerSum:
+Terms = tuple[tuple[tuple[str, str], ...], ...]
+
+
+def _chinchilla(*extra: Parameter, terms: Terms, features: tuple[str, ...], bent: bool = False) -> PowerSum:
     """A sum of ``terms`` whose first parameters are E, A, B; ``extra`` are the others, terms first."""
-    return PowerSum(features, (E, A, B, *extra), terms)
+    return PowerSum(features, (E, A, B, *extra), terms, bent)
 
 
 _N, _D = ("params", "alpha"), ("tokens", "beta")
@@ -263,16 +250,27 @@ SCALING_FORMS: Mapping[str, ScalingForm] = {
     # Hoffmann et al. 2022, equation 2.
     "chinchilla": _chinchilla(ALPHA, BETA, terms=((_N,), (_D,)), features=("params", "tokens")),
     "shared": _chinchilla(ALPHA, terms=((_N,), (("tokens", "alpha"),)), features=("params", "tokens")),
-    # The worth of a token depends on the size: B / (D^beta N^gamma). With gamma = -beta it is tokens per parameter.
+    "kaplan": _chinchilla(ALPHA, BETA, BEND, terms=((_N,), (_D,)), features=("params", "tokens"), bent=True),
+    # Excess loss falls with size at a rate that only tokens per parameter change: (A + B (D/N)^-beta) / N^alpha.
+    "ratio": _chinchilla(ALPHA, BETA, terms=((_N,), (_N, ("tokens/params", "beta"))), features=("params", "tokens")),
+    # The same, and the worth of tokens per parameter drifts with size: B / (D^beta N^(alpha - beta + delta)).
     "interaction": _chinchilla(
         ALPHA,
         BETA,
-        Parameter("gamma", "plain", 0.0, 0.3),
-        terms=((_N,), (_D, ("params", "gamma"))),
+        Parameter("delta", "plain", 0.0, 0.05),
+        terms=((_N,), (_N, ("tokens/params", "beta"), ("params", "delta"))),
         features=("params", "tokens"),
     ),
-    "kaplan": Kaplan(),
     "data-constrained": Repeated(),
+    "overfitting": Repeated(
+        parameters=(
+            *Repeated().parameters,
+            Parameter("O", "term", float(np.log(0.01)), TERM_STD),
+            exponent("kappa", 1.0, 0.5),
+            exponent("lambda", 1.0, 0.5),
+        ),
+        overfits=True,
+    ),
     # Active parameters, helped by those that lie idle; more experts see fewer tokens each (Ludziejewski et al. 2025,
     # arXiv 2502.05172, whose terms depend on the experts in the same way).
     "moe": _chinchilla(
