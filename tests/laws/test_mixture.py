@@ -190,6 +190,14 @@ def test_without_any_effect_of_the_mixture_better_is_a_toss_up():
     assert 0.3 < np.mean(said) < 0.7
 
 
+def test_too_few_runs_to_judge_a_choice_give_no_probability():
+    X = simplex_design(12, **FREE, centre=NATURAL, seed=0)
+    law = MixtureLaw(bootstraps=20).fit(X, truth(0)(X))
+    best = optimise_mixture(law, [1, 1, 1], **FREE, support=X, references={"natural": NATURAL}, candidates=1, seed=0)[0]
+    assert best.better_than["natural"] == 0.5
+    assert best.optimism["natural"] > 0
+
+
 def test_says_which_weights_matter_and_how_far_each_may_move():
     """Domain 0 feeds the only target; the others do nothing, so that only their sum matters."""
     X = simplex_design(48, **FREE, centre=NATURAL, seed=0)

@@ -113,6 +113,14 @@ def test_optimum_at_a_size_is_judged_at_that_size(laws):
     np.testing.assert_allclose(found.predicted.mean, law.predict(found.weights[None], sizes=3e8).mean.sum(), rtol=1e-6)
 
 
+def test_one_run_at_the_larger_size_is_enough_to_ask_for_an_optimum_there():
+    """Half of the runs then holds one size only."""
+    X, Y, sizes = runs(0, few=30, more=1)
+    law = MixtureLaw(models=("linear",), bootstraps=10).fit(X, Y, sizes)
+    found = optimise_mixture(law, np.ones(V), **FREE, support=X, references={"even": CENTRE}, candidates=1, seed=0)[0]
+    assert found.better_than["even"] > 0.5
+
+
 def test_sizes_that_mean_nothing_are_refused():
     X, Y, sizes = runs(0)
     for bad, message in (

@@ -246,7 +246,7 @@ class BoostedTrees:
 
     All else is LightGBM's default, and nothing is stopped early (the published notebook stops on its test set). Trees
     say nothing of what they do not know: a draw is the prediction plus a random smooth function of ``sqrt(x)``, as
-    large as the held-out residuals are.
+    large as the held-out residuals are (where ``held_out`` was not asked before, as the losses' spread).
     """
 
     _FEATURES = 64
@@ -263,13 +263,14 @@ class BoostedTrees:
         return predicted
 
     def fit(self, X: Array, s: Array, Z: Array, noise: Array, rng: np.random.Generator) -> None:
-        """See ``Form``; ``held_out`` comes before."""
+        """See ``Form``."""
         trees, self._trend = self._grown(X, s, Z)
         self._trees = [booster.model_to_string() for booster in trees]
         normal = rng.standard_normal((X.shape[1], self._FEATURES))
         self._frequencies = normal / np.sqrt(rng.chisquare(5, self._FEATURES) / 5) / self._LENGTH
         self._phases = rng.uniform(0, 2 * np.pi, self._FEATURES)
-        self._weights = self._miss * rng.standard_normal((len(noise), self._FEATURES, Z.shape[1]))
+        size = getattr(self, "_miss", Z.std(0))
+        self._weights = size * rng.standard_normal((len(noise), self._FEATURES, Z.shape[1]))
 
     def mean(self, X: Array, s: float) -> Array:
         """See ``Form``."""

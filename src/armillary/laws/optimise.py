@@ -27,7 +27,7 @@ from scipy.spatial.distance import cdist
 
 from armillary.laws.design import checked_bounds, into_bounds
 from armillary.laws.estimator import Array, Prediction, checked_mixtures
-from armillary.laws.mixture import MIN_ROWS, MixtureLaw
+from armillary.laws.mixture import MIN_ROWS, MOVER, MixtureLaw
 from armillary.recipe import UsageError
 
 PESSIMISM = 1.0
@@ -57,9 +57,9 @@ class Optimum:
         weights: [d], summing to 1.
         predicted: target loss of one new run with its 90 % interval, scalars.
         better_than: for each reference mixture, the probability that the expected target is lower here than there,
-            after ``optimism``. At most one half where there are too few runs to measure that.
+            after ``optimism``. One half where there are too few runs (fewer than 16 mixtures) to tell.
         optimism: for each reference mixture, how much of the predicted gain over it is luck of the choice, in units of
-            the target.
+            the target; all of it where there are too few runs to tell.
         noise: standard deviation of the target of one run here.
         flat_low, flat_high: [d] how low and how high each weight stands among the mixtures that are predicted within
             ``noise`` of the best one, the other weights chosen anew; the same for all candidates.
@@ -141,6 +141,8 @@ def optimise_mixture(
     }
     if candidates < 1:
         raise UsageError(f"{candidates} candidates were asked for; ask for at least 1")
+    if size is None and len(law.sizes_):
+        size = float(law.sizes_[-1])
     region = _Region(design, floor, ceiling)
     rng = np.random.default_rng(seed)
 
@@ -166,18 +168,21 @@ def optimise_mixture(
     noise = law.target_noise(mixtures, target, sizes=size)
     here = goal.draws(mixtures)
     there = {name: goal.draws(mixture) for name, mixture in known.items()}
-    luck = _luck(goal, region, known, rng)
+    luck = _luck(goal, region, known, rng) if known else {}
     low, high, matters = _flatness(goal, found, values, region, float(noise[0]))
     optima = []
     for i, mixture in enumerate(mixtures):
         better, optimism = {}, {}
         for name, losses in there.items():
+            gain = losses[:, 0] - here[:, i]
+            if luck is None:
+                optimism[name], better[name] = max(float(gain.mean()), 0.0), 0.5
+                continue
             mean, error = luck[name]
             # Luck is picked up on the way from the reference to the best mixture.
             way = _variation(mixture, known[name][0]) / max(_variation(mixtures[0], known[name][0]), 1e-9)
-            optimism[name] = float(mean * min(way, 1.0))
-            gain = losses[:, 0] - here[:, i] - optimism[name]
-            better[name] = float(stats.norm.cdf(gain / max(error, 1e-12)).mean()) if np.isfinite(mean) else 0.5
+            optimism[name] = mean * min(way, 1.0)
+            better[name] = float(stats.norm.cdf((gain - optimism[name]) / max(error, 1e-12)).mean())
         optima.append(
             Optimum(
                 weights=mixture,
@@ -218,18 +223,21 @@ class _Goal:
 
 def _luck(
     goal: _Goal, region: _Region, known: Mapping[str, Array], rng: np.random.Generator
-) -> dict[str, tuple[float, float]]:
+) -> dict[str, tuple[float, float]] | None:
     """For each reference, how much of the best mixture's gain over it is luck, with a standard error.
 
-    Infinite where halves of the runs are too few for a law.
+    None where halves of the runs are too few for a law.
     """
     law = goal.law
+    # With sizes, a half may hold runs of one size only, and then needs a form that knows how to move.
     kept = [name for name in law.models if law.chosen_[name].any()]
+    if len(law.sizes_) and MOVER not in kept:
+        kept.append(MOVER)
     _, group = np.unique(law.mixtures_.round(9), axis=0, return_inverse=True)
     group = group.reshape(-1)
     groups = int(group.max()) + 1
-    if groups < 2 * MIN_ROWS or not known:
-        return dict.fromkeys(known, (np.inf, np.inf))
+    if groups < 2 * MIN_ROWS:
+        return None
     largest = np.array([law.run_sizes_[group == k].max() for k in range(groups)])
     lost: dict[str, list[float]] = {name: [] for name in known}
     for _ in range(SPLITS):

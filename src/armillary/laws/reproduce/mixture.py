@@ -144,8 +144,6 @@ def _named(few: int, more: int) -> str:
 def _fit_plain(form: Form, runs: _Runs) -> None:
     """Fit a form alone, without a search for its uncertainty."""
     s, logs = np.zeros(len(runs.losses)), np.log(runs.losses)
-    no_folds = [np.arange(0)]
-    form.held_out(runs.mixtures, s, logs, no_folds)
     form.fit(runs.mixtures, s, logs, np.zeros((2, *logs.shape)), np.random.default_rng(0))
 
 
