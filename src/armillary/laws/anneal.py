@@ -193,6 +193,8 @@ class AnnealLaw:
         joints = list(law._joints.values())
         parts = np.array_split(np.arange(n), -(-n // CHUNK_ROWS))
         mean = np.concatenate([law._expected(joints, profile.at(rows), schedule.size)[0] for rows in parts])
+        # Towards step 0 a power law of progress goes to any height; no loss that was fitted says where it ends.
+        mean = np.minimum(mean, law._highest)
         rows = np.unique(np.linspace(0, n - 1, min(n, WIDTH_ROWS)).round().astype(int))
         half = np.interp(np.arange(n), rows, law._half(profile.at(rows), schedule.size, interval))
         return Prediction(np.exp(mean), np.exp(mean - half), np.exp(mean + half))
@@ -307,6 +309,7 @@ class AnnealLaw:
     def _know(self, curves: list[Curve]) -> None:
         """Take these curves, in the units of the frame, as what was measured."""
         self._curves, self.sizes_ = curves, self._frame.size
+        self._highest = float(max(np.log(curve.loss).max() for curve in curves if curve.loss is not None)) + 1.0
         self._longest = max(float(self._frame.profile(curve).area[-1]) for curve in curves)
         lowest = [
             c.lr[fitted_rows(c, self._frame.warmup_steps)].min() / self._frame.peak[self._frame.index(c.size)]
