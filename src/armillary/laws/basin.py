@@ -12,7 +12,7 @@ low; and the third term ties the learning rate to a power of the batch size (gra
 Trade-offs taken:
 
 - Near the floor the form is right, far up its walls it is not, and diverged runs say nothing: a run counts with the
-  variance ``noise^2 + (FAR h)^2``, and runs that lie more than DIVERGED above the best of their (N, D) are left out.
+  variance ``noise^2 + (FAR h)^2``, and runs that lie more than DIVERGED above a smaller one are left out.
 - Three errors are shared. Each (N, D) is off the Chinchilla floor by some amount of its own, and its best learning
   rate and batch size are off their power laws. Runs of one (N, D, bs) may share one more: a loss read off the last
   batch is that batch's loss, and with the same data order they all end on the same batch. All are random effects whose
@@ -68,7 +68,7 @@ FLOOR, OPTIMUM = slice(0, 5), slice(5, 11)
 FIXED = 1e-4  # the standard deviation of what a form holds fixed
 
 FAR = 0.25
-DIVERGED = 0.1
+DIVERGED, LEAST = 0.1, 6
 # Before any run is seen, standard deviations: of the log loss of a run, of what runs of one (N, D, bs) share, and of an
 # (N, D) about the floor; and of the log lr* and log bs* of an (N, D) about their power laws. Each counts as so many
 # observations.
@@ -79,19 +79,23 @@ BEFORE = (SHARED, PAIR, PLACE, PLACE)
 EFFECTS: tuple[list[int], ...] = ([], [0, 1, 2, 3, 4], [5, 7, 8], [6, 9, 10])
 SNAPPED = 0.5  # standard deviation of the best point of a grid about the best of all, in e-folds
 HUBER = 2.0
-ROUNDS = 8
+ROUNDS = 6
 STEEP, HIGHEST = 6.0, 2.0  # where the exponentials of a basin end, so that nothing overflows
 
 
 def diverged(points: Array, losses: Array) -> NDArray[np.bool_]:
-    """Rows more than DIVERGED above the best of their (N, D), and more than twice as far as most of these."""
-    bad = np.zeros(len(losses), dtype=bool)
-    _, pair = np.unique(np.round(points[:, :2], 3), axis=0, return_inverse=True)
-    for p in range(pair.max() + 1):
-        mine = np.flatnonzero(pair.ravel() == p)
-        above = losses[mine] - losses[mine].min()
-        bad[mine] = above > max(DIVERGED, 2 * float(np.median(above)))
-    return bad
+    """Rows of log points [n, 4] whose log loss lies far above what no more parameters and no more tokens reached.
+
+    That is more than DIVERGED, and more than four times as much as the best quarter of the rows does; LEAST are kept.
+    """
+    sizes, which = np.unique(np.round(points[:, :2], 3), axis=0, return_inverse=True)
+    which = which.ravel()
+    reached = np.full(len(sizes), np.inf)
+    np.minimum.at(reached, which, losses)
+    smaller = (sizes[:, None] >= sizes[None]).all(2)  # [size, whether that is no larger]
+    above = losses - np.where(smaller, reached, np.inf).min(1)[which]
+    limit = max(DIVERGED, 4 * float(np.quantile(above, 0.25)), float(np.sort(above)[min(LEAST, len(above)) - 1]))
+    return np.asarray(above > limit)
 
 
 def lowest(theta: Array, size: Array) -> Array:
@@ -305,7 +309,7 @@ def fit(form: str, points: Array, losses: Array, noise: float | None) -> Fitted:
         freedom = max(len(x) - float(fits.effective_parameters[chosen]), 1.0)
         near = own**2 / spread**2
         relative = len(x) / freedom * runs / spread**2
-        far = np.sqrt((COUNT + ((1 - near) * relative).sum()) / (COUNT + (1 - near).sum())) * FAR
+        far = FAR * np.sqrt((COUNT + ((1 - near) * relative).sum()) / (COUNT + (1 - near).sum()))
         if noise is None:
             own = np.sqrt((COUNT * NOISE**2 + own**2 * (near * relative).sum()) / (COUNT + near.sum()))
         taken = np.diag(np.linalg.solve(fits.precision[chosen], fits.data_precision[chosen]))
@@ -355,7 +359,7 @@ def _minimise(
 
     means = np.broadcast_to(prior, start.shape)
     weights = np.ones((len(start), len(x)))
-    return fit_many(residuals, start, weights, means, width, huber=HUBER, iterations=60, tolerance=1e-5)
+    return fit_many(residuals, start, weights, means, width, huber=HUBER, iterations=60, tolerance=1e-4)
 
 
 def draws(fitted: Fitted, count: int, seed: int) -> Array:

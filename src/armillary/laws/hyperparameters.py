@@ -147,6 +147,8 @@ class HyperparameterLaw:
         self.diverged_ = np.flatnonzero(far_off)
         rows = np.flatnonzero(~far_off)
         points, log_losses = points[rows], log_losses[rows]
+        # No run is far worse than the worst that was seen: a power law for very small models would say so.
+        self._ceiling = float(np.log(losses.max()) + basin.HIGHEST)
         self._most = points.max(0)[:2]
         self._most_compute = float(points[:, :2].sum(1).max())
 
@@ -165,8 +167,9 @@ class HyperparameterLaw:
         self._draws = basin.draws(fitted, self.bootstraps, self.seed)
         self.parameters_ = {name: float(v[0]) for name, v in self._natural(self._theta[None]).items()}
         self.draws_ = self._natural(self._draws)
-        posterior = np.einsum("kk->k", np.linalg.inv(fitted.precision))
-        self.identified_ = dict(zip(NAMES, np.clip(1 - posterior / fitted.width**2, 0.0, 1.0).tolist(), strict=True))
+        fixed = fitted.width == basin.FIXED
+        variance = np.where(fixed, fitted.about**2, np.diag(np.linalg.inv(fitted.precision)))
+        self.identified_ = dict(zip(NAMES, np.clip(1 - variance / basin.STDS**2, 0.0, 1.0).tolist(), strict=True))
         return self
 
     def predict(self, X: ArrayLike, interval: float = 0.9) -> Prediction:
@@ -188,19 +191,19 @@ class HyperparameterLaw:
         offset, offset_std = self._offset(points)
         x = points - self._centre
         x[:, 2:] -= offset[:, 1:]
-        floor = basin.floor(self._theta[None], x)[0] + offset[:, 0]
         heights = basin.height(self._draws, x)
         height = heights.mean(0)
+        drawn = np.minimum(basin.floor(self._draws, x) + heights, self._ceiling)
         slopes = basin.jacobian(self._theta[None], x)[0, :, 5:7]
         run = self.noise_**2 + self.shared_noise_**2 + (self._far * height) ** 2
-        known = run + (basin.floor(self._draws, x) + heights).var(0)
+        known = run + drawn.var(0)
         place = offset_std[:, 0] ** 2 + ((offset_std[:, 1:] * slopes) ** 2).sum(1)
         miss = self.miss_per_efold_**2 * self._efolds(points)
         # Each part is known from so many observations; Satterthwaite's (1946) degrees of freedom for their sum.
         total = known + place + miss
         share = known**2 / self._freedom + place**2 / (COUNT + len(self._pairs)) + miss**2 / self._miss_freedom
         half = stats.t.isf(tail, total**2 / share) * np.sqrt(total)
-        mean = floor + height
+        mean = drawn.mean(0) + offset[:, 0]
         return Prediction(np.exp(mean), np.exp(mean - half), np.exp(mean + half))
 
     def extrapolation(self, X: ArrayLike) -> Array:
