@@ -1,4 +1,8 @@
-"""The contract that every law keeps, and how wrong input is refused."""
+"""The contract that every law keeps, and how wrong input is refused.
+
+``LAWS`` holds a row for each law: its class, the arguments that keep it small, and a function that gives (X, y). A new
+law adds a row.
+"""
 
 import inspect
 
@@ -21,33 +25,51 @@ def mixtures():
     return design, 2 + 0.3 * (0.1 + design) ** -0.5
 
 
-LAWS = [(ScalingLaw, ladder), (MixtureLaw, mixtures)]
+def corpora():
+    points, losses = ladder()
+    return points, np.stack([losses, 0.9 * losses, 1.0 + 0.5 * losses], axis=1)
 
 
-@pytest.mark.parametrize(("law", "data"), LAWS)
+def experts():
+    shapes = [(a, 4 * a, e, d) for a in (1e5, 3e5, 1e6) for e in (4, 8) for d in (1e6, 4e6)]
+    points = np.array(shapes)
+    return points, 1.5 + 20 / points[:, 0] ** 0.3 + 60 / points[:, 3] ** 0.3
+
+
+LAWS = {
+    "scaling": (ScalingLaw, SMALL, ladder),
+    "scaling of several targets": (ScalingLaw, SMALL, corpora),
+    "chinchilla": (ScalingLaw, SMALL | {"form": "chinchilla"}, ladder),
+    "mixture of experts": (ScalingLaw, SMALL | {"form": "moe"}, experts),
+    "mixture": (MixtureLaw, SMALL, mixtures),
+}
+
+
+@pytest.mark.filterwarnings("ignore::armillary.laws.ExtrapolationWarning")
+@pytest.mark.parametrize(("law", "small", "data"), LAWS.values(), ids=LAWS.keys())
 class TestContract:
-    def test_constructor_only_stores_its_arguments(self, law, data):
+    def test_constructor_only_stores_its_arguments(self, law, small, data):
         for name, parameter in inspect.signature(law).parameters.items():
             given = object()
             assert getattr(law(**{name: given}), name) is given
             assert getattr(law(), name) is parameter.default
         assert set(vars(law())) == set(inspect.signature(law).parameters)
 
-    def test_fit_returns_self_keeps_arguments_and_input(self, law, data):
+    def test_fit_returns_self_keeps_arguments_and_input(self, law, small, data):
         X, y = data()
         before = X.copy(), y.copy()
-        estimator = law(**SMALL)
+        estimator = law(**small)
         assert estimator.fit(X, y) is estimator
-        assert estimator.bootstraps == SMALL["bootstraps"]
+        assert all(getattr(estimator, name) == value for name, value in small.items())
         np.testing.assert_array_equal(X, before[0])
         np.testing.assert_array_equal(y, before[1])
         fitted = set(vars(estimator)) - set(inspect.signature(law).parameters)
         assert any(name.endswith("_") for name in fitted)
         assert all(name.startswith("_") or name.endswith("_") for name in fitted)
 
-    def test_predict_gives_ordered_arrays_that_widen_with_the_interval(self, law, data):
+    def test_predict_gives_ordered_arrays_that_widen_with_the_interval(self, law, small, data):
         X, y = data()
-        estimator = law(**SMALL).fit(X, y)
+        estimator = law(**small).fit(X, y)
         narrow, wide = estimator.predict(X[:4], interval=0.5), estimator.predict(X[:4])
         assert isinstance(wide, Prediction)
         assert wide.mean.shape == y[:4].shape
@@ -55,45 +77,45 @@ class TestContract:
         assert (wide.low < narrow.low).all() and (narrow.low < narrow.mean).all()
         assert (narrow.mean < narrow.high).all() and (narrow.high < wide.high).all()
 
-    def test_refit_is_equal_and_another_seed_is_not(self, law, data):
+    def test_refit_is_equal_and_another_seed_is_not(self, law, small, data):
         X, y = data()
-        first, again = law(**SMALL).fit(X, y), law(**SMALL).fit(X[::-1], y[::-1]).fit(X, y)
+        first, again = law(**small).fit(X, y), law(**small).fit(X[::-1], y[::-1]).fit(X, y)
         for a, b in zip(first.predict(X), again.predict(X), strict=True):
             np.testing.assert_array_equal(a, b)
-        other = law(**SMALL, seed=1).fit(X, y)
+        other = law(**small, seed=1).fit(X, y)
         assert (other.predict(X).low != first.predict(X).low).any()
 
-    def test_scaled_losses_scale_the_prediction(self, law, data):
+    def test_scaled_losses_scale_the_prediction(self, law, small, data):
         X, y = data()
-        nats, bits = law(**SMALL).fit(X, y), law(**SMALL).fit(X, y / np.log(2))
+        nats, bits = law(**small).fit(X, y), law(**small).fit(X, y / np.log(2))
         for a, b in zip(nats.predict(X), bits.predict(X), strict=True):
             np.testing.assert_allclose(a / np.log(2), b, rtol=1e-4)
 
-    def test_predict_before_fit_is_refused(self, law, data):
+    def test_predict_before_fit_is_refused(self, law, small, data):
         with pytest.raises(UsageError, match="call fit first"):
             law().predict(data()[0])
 
-    def test_wrong_input_is_refused_by_row_and_column(self, law, data):
+    def test_wrong_input_is_refused_by_row_and_column(self, law, small, data):
         X, y = data()
         for value in (np.nan, np.inf, -1.0):
             broken = X.copy()
             broken[3, 1] = value
             with pytest.raises(UsageError, match=r"row 3, column 1.* of X"):
-                law(**SMALL).fit(broken, y)
+                law(**small).fit(broken, y)
             with pytest.raises(UsageError, match=r"row 3, column 1.* of X"):
-                law(**SMALL).fit(X, y).predict(broken)
+                law(**small).fit(X, y).predict(broken)
             broken = y.copy()
             broken.reshape(len(y), -1)[2, -1] = value
             with pytest.raises(UsageError, match=rf"row 2, column {broken.reshape(len(y), -1).shape[1] - 1}"):
-                law(**SMALL).fit(X, broken)
+                law(**small).fit(X, broken)
         with pytest.raises(UsageError, match="at least"):
-            law(**SMALL).fit(X[:3], y[:3])
+            law(**small).fit(X[:3], y[:3])
         with pytest.raises(UsageError, match="rows"):
-            law(**SMALL).fit(X, y[:-1])
+            law(**small).fit(X, y[:-1])
         with pytest.raises(UsageError, match="interval"):
-            law(**SMALL).fit(X, y).predict(X, interval=90)
+            law(**small).fit(X, y).predict(X, interval=90)
         with pytest.raises(UsageError, match="shape"):
-            law(**SMALL).fit(X[:, :1].ravel(), y)
+            law(**small).fit(X[:, :1].ravel(), y)
 
 
 def test_a_row_that_does_not_sum_to_one_is_named():

@@ -369,8 +369,8 @@ class ScalingLaw:
         """Predicted minus measured log losses of all runs under the law of each subset, [g, n, t]."""
         form, seen = SCALING_FORMS[name], self._columns(name)
         groups, targets = left.scale.shape
-        law = form.evaluate(left.theta.reshape(groups * targets, -1), seen, seen.mean(0))[0]
-        return law.reshape(groups, targets, -1).transpose(0, 2, 1) - logs
+        law = form.evaluate(left.theta.reshape(groups * targets, len(form.parameters)), seen, seen.mean(0))[0]
+        return law.reshape(groups, targets, len(logs)).transpose(0, 2, 1) - logs
 
     def _weigh(self, misses: dict[str, Array], cuts: list[Cut], scatter: Array) -> dict[str, float]:
         """Weights of the forms from their misses [g, n, t]; faint ones are dropped.

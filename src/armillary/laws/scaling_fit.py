@@ -91,7 +91,7 @@ def fit_form(
     groups, targets = len(subsets), losses.shape[1]
     problems = groups * targets
     whole = subsets if subsets.ndim == 3 else np.repeat(subsets[:, None], targets, 1)
-    weights = whole.reshape(problems, -1).astype(float)
+    weights = whole.reshape(problems, len(points)).astype(float)
     data = np.tile(losses.T, (groups, 1))
     centre = points.mean(0)
     mean, std = _priors(form, weights, data)
@@ -107,7 +107,7 @@ def fit_form(
         centre,
         np.repeat(data, many, 0),
         np.repeat(scatter, many, 0),
-        starts.reshape(problems * many, -1),
+        starts.reshape(problems * many, len(form.parameters)),
         np.repeat(weights, many, 0),
         np.repeat(mean, many, 0),
         np.repeat(std, many, 0),
@@ -127,15 +127,15 @@ def fit_form(
         if targets > 1 and turn > 0:
             mean, std = _pool(form, fit, base, mean, std, groups, pooled)
         fit = _solve(form, points, centre, data, scatter, fit.parameters, weights, mean, std)
-    shape = (groups, targets)
+    shape, p = (groups, targets), len(form.parameters)
     return Solution(
-        fit.parameters.reshape(*shape, -1),
+        fit.parameters.reshape(*shape, p),
         scale.reshape(shape),
         tilt.reshape(shape),
         freedom.reshape(shape),
-        fit.precision.reshape(*shape, len(form.parameters), -1),
-        mean.reshape(*shape, -1),
-        std.reshape(*shape, -1),
+        fit.precision.reshape(*shape, p, p),
+        mean.reshape(*shape, p),
+        std.reshape(*shape, p),
     )
 
 

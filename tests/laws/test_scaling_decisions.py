@@ -1,0 +1,104 @@
+"""Decisions from scaling laws: which architecture, and which run next."""
+
+import numpy as np
+import pytest
+
+from armillary.laws import ScalingLaw, compare_families, next_runs
+from armillary.recipe import UsageError
+
+GRID = np.array([(n, d) for n in np.geomspace(1e7, 3e8, 4) for d in np.geomspace(1e9, 3e10, 4)])
+TARGET = (2e9, 1e11)
+
+
+def loss(points, gain=1.0):
+    """A law that needs ``gain`` times less compute (N and D each by its root) than with ``gain`` 1."""
+    scaled = points * np.sqrt(gain)
+    return 1.7 + 400 / scaled[:, 0] ** 0.35 + 1500 / scaled[:, 1] ** 0.37
+
+
+def noisy(values, rng):
+    return values * np.exp(0.002 * rng.standard_normal(len(values)))
+
+
+@pytest.mark.parametrize("gain", [1.0, 2.0])
+def test_compute_multiplier_covers_the_true_one(gain):
+    inside, better = [], []
+    for seed in range(15):
+        rng = np.random.default_rng(seed)
+        families = {"dense": (GRID, noisy(loss(GRID), rng)), "new": (GRID, noisy(loss(GRID, gain), rng))}
+        found = compare_families(families, TARGET, bootstraps=200, seed=seed)
+        versus = found.versus[0]
+        assert (versus.family, versus.reference, found.at) == ("new", "dense", pytest.approx(TARGET))
+        assert found.loss["dense"].low < found.loss["dense"].mean < found.loss["dense"].high
+        inside.append(versus.multiplier.low <= gain <= versus.multiplier.high)
+        better.append(versus.better)
+    assert np.mean(inside) >= 0.8
+    if gain == 1.0:
+        assert 0.25 < np.mean(better) < 0.75
+    else:
+        assert np.mean(better) > 0.9
+
+
+def test_compute_alone_is_split_as_in_the_runs_and_the_order_only_turns_the_answer():
+    rng = np.random.default_rng(0)
+    families = {"a": (GRID, noisy(loss(GRID), rng)), "b": (GRID, noisy(loss(GRID, 3.0), rng))}
+    found = compare_families(families, 1e20)
+    assert found.at[0] * found.at[1] == pytest.approx(1e20)
+    assert found.at[1] / found.at[0] == pytest.approx(np.median(GRID[:, 1] / GRID[:, 0]))
+    turned = compare_families(families, 1e20, reference="b").versus[0]
+    assert turned.better == pytest.approx(1 - found.versus[0].better, abs=0.05)
+    assert turned.multiplier.mean == pytest.approx(1 / found.versus[0].multiplier.mean, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("families", "at", "message"),
+    [
+        ({"a": (GRID, loss(GRID))}, TARGET, "at least two families"),
+        ({"a": (GRID, loss(GRID)), "b": (GRID, loss(GRID)[:-1])}, TARGET, "family 'b' has 16 rows in X and 15"),
+        ({"a": (GRID, loss(GRID)), "b": (GRID, -loss(GRID))}, TARGET, "row 0, column 0 of y of family 'b'"),
+        ({"a": (GRID, loss(GRID)), "b": (GRID[:4], loss(GRID)[:4])}, TARGET, "runs of one size"),
+        ({"a": (GRID, loss(GRID)), "b": (GRID, loss(GRID))}, (1e9, 1e10, 1), "at has 3 numbers"),
+    ],
+)
+def test_families_that_cannot_be_compared_are_refused(families, at, message):
+    with pytest.raises(UsageError, match=message):
+        compare_families(families, at)
+
+
+def test_the_run_that_is_said_to_narrow_most_does():
+    """Expected widths against those of laws refitted with the run."""
+    rng = np.random.default_rng(1)
+    y = noisy(loss(GRID), rng)
+    law = ScalingLaw(form="chinchilla", bootstraps=100).fit(GRID, y, noise=0.002)
+    candidates = np.array([[1e9, 6e10], [3e8, 1e9], [1e8, 3e10]])
+    found = next_runs(law, TARGET, candidates)
+    assert found[0].features == pytest.approx({"params": 1e9, "tokens": 6e10})
+    assert found[0].flops == pytest.approx(6 * 1e9 * 6e10)
+    assert found[0].width_after < 0.8 * found[0].width_before
+
+    def width(law):
+        said = law.predict([TARGET])
+        return float(((said.high - said.low) / said.mean)[0])
+
+    refitted = []
+    for run in found:
+        point = np.array([list(run.features.values())])
+        again = ScalingLaw(form="chinchilla", bootstraps=100)
+        refitted.append(width(again.fit(np.vstack([GRID, point]), np.append(y, loss(point)), noise=0.002)))
+    assert refitted[0] == min(refitted)
+    assert found[0].width_before == pytest.approx(width(law), rel=0.35)
+
+
+def test_without_candidates_a_grid_within_the_budget_is_tried():
+    law = ScalingLaw(form="chinchilla", bootstraps=20).fit(GRID, loss(GRID), noise=0.002)
+    found = next_runs(law, [TARGET], budget_flops=1e20)
+    assert max(run.flops for run in found) <= 1e20
+    widths = [run.width_after for run in found]
+    assert widths == sorted(widths)
+    assert all(run.width_after <= run.width_before * (1 + 1e-9) for run in found)
+    with pytest.raises(UsageError, match="no candidate costs at most"):
+        next_runs(law, TARGET, budget_flops=1.0)
+    with pytest.raises(UsageError, match="neither candidates nor budget_flops"):
+        next_runs(law, TARGET)
+    with pytest.raises(UsageError, match=r"row 0, column 1 .* of target"):
+        next_runs(law, [1e9, -1], budget_flops=1e20)
