@@ -8,7 +8,7 @@ from armillary.laws.compare import Comparison, Versus, compare_families
 from armillary.laws.curves import Curve, parse_size, read_curve, read_curves
 from armillary.laws.design import simplex_design
 from armillary.laws.estimator import ExtrapolationError, ExtrapolationWarning, Prediction
-from armillary.laws.hyperparameters import HyperparameterLaw
+from armillary.laws.hyperparameters import HeldOutGrid, HyperparameterLaw, HyperparameterOptimum
 from armillary.laws.mixture import HeldOut, MixtureLaw
 from armillary.laws.next_run import NextRun, next_runs
 from armillary.laws.optimise import Optimum, epoch_ceilings, optimise_mixture
@@ -27,7 +27,9 @@ __all__ = [
     "ExtrapolationWarning",
     "HeldOut",
     "HeldOutCurve",
+    "HeldOutGrid",
     "HyperparameterLaw",
+    "HyperparameterOptimum",
     "LeftOut",
     "MixtureLaw",
     "NextRun",

@@ -21,6 +21,9 @@ Trade-offs taken:
   the exponents are round numbers amid published ones (Li et al. 2025, arXiv 2503.04715: lr N^-0.71 D^0.31, bs D^0.57;
   Bjorck et al. 2024, arXiv 2409.19913: lr N^-0.23 D^-0.32; DeepSeek 2024, arXiv 2401.02954: lr C^-0.125, bs C^0.33;
   Zhang et al. 2024, arXiv 2410.21676: bs D^0.47, without N), with a standard deviation that covers them.
+
+Chosen after a look at the grids of Li et al., and so not proved by them: that the basin is skewed (a symmetric one
+names runs three times as far from the best), FAR (0.15 to 0.4 do equally well), and PLACE.
 """
 
 from __future__ import annotations
@@ -64,11 +67,11 @@ PRIORS = {
 }
 NAMES = tuple(PRIORS)
 MEANS, STDS = np.array(list(PRIORS.values())).T
-FLOOR, OPTIMUM = slice(0, 5), slice(5, 11)
+OPTIMUM = slice(5, 11)
 FIXED = 1e-4  # the standard deviation of what a form holds fixed
 
-FAR = 0.25
-DIVERGED, LEAST = 0.1, 6
+FAR = 0.25  # how wrong the form is, as a share of the height in the basin
+DIVERGED, LEAST = 0.1, 6  # see ``diverged``
 # Before any run is seen, standard deviations: of the log loss of a run, of what runs of one (N, D, bs) share, and of an
 # (N, D) about the floor; and of the log lr* and log bs* of an (N, D) about their power laws. Each counts as so many
 # observations.
@@ -78,8 +81,8 @@ BEFORE = (SHARED, PAIR, PLACE, PLACE)
 # offsets of (N, D), the power law of lr* with where the basins lie in lr, that of bs* with where they lie in bs.
 EFFECTS: tuple[list[int], ...] = ([], [0, 1, 2, 3, 4], [5, 7, 8], [6, 9, 10])
 SNAPPED = 0.5  # standard deviation of the best point of a grid about the best of all, in e-folds
-HUBER = 2.0
-ROUNDS = 6
+HUBER = 2.0  # errors beyond so many of their standard deviations count linearly
+ROUNDS = 6  # of fitting and of estimating the sizes of the errors, each from the other
 STEEP, HIGHEST = 6.0, 2.0  # where the exponentials of a basin end, so that nothing overflows
 
 
@@ -122,7 +125,7 @@ def floor_terms(theta: Array, x: Array) -> Array:
 
 
 def linex(skew: Array, z: Array) -> tuple[Array, Array, Array]:
-    """2 psi(skew, z), with its derivatives by z and by the skew; beyond ``skew * z = STEEP`` it goes on as a square."""
+    """psi(skew, z), with its derivatives by z and by the skew; beyond ``skew * z = STEEP`` it goes on as a square."""
     a = np.clip(skew * z, -STEEP, STEEP)
     small = np.abs(a) < 0.02
     b = np.where(small, 1.0, a)

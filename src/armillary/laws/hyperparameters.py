@@ -97,12 +97,13 @@ class HyperparameterLaw:
         draws_: the same for each draw, arrays [bootstraps].
         identified_: for each fitted number the share of its prior's variance that the data removed, in [0, 1]. Near 0
             the prior speaks: about ``lr_params`` if all runs have the same N, about ``bs`` if they have one batch size.
+            What a form holds fixed counts as known.
         noise_: relative standard deviation of one run, near the floor; ``shared_noise_`` of what runs of one (N, D,
             batch size) share.
         pair_std_: relative standard deviation of an (N, D) about the floor; ``place_std_`` of log lr* and log bs* of an
             (N, D) about their power laws.
         miss_per_efold_: relative miss of the floor (standard deviation) at one e-fold of extrapolation.
-        diverged_: rows of X that were left out because they lie far above the best run of their (N, D).
+        diverged_: rows of X that were left out because they lie far above a run no larger in N and D.
         held_out_: largest runs left out, for each form that was tried, a list of ``HeldOutGrid``.
     """
 
