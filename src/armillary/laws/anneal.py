@@ -68,7 +68,7 @@ class HeldOutCurve:
         step: [k] the rows compared.
         predicted: [k] losses foretold.
         measured: [k] its losses.
-        error: mean relative absolute error over its steps (PredE of Luo et al. 2025, Appendix).
+        error: mean relative absolute error over its rows (PredE of Luo et al. 2025).
         new_size: whether the size was left out too, but for one curve of another schedule.
     """
 
