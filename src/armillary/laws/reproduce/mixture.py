@@ -7,6 +7,11 @@ published method (LightGBM on the runs at 1M, whose ranks hold for any size, not
 rules that need no run at all: a domain's loss ranks as its own weight, the mean loss as the sum of the square roots of
 the 13 weights. What does not beat these has shown nothing.
 
+What is not held out: the movement of a law that knows one size only (``mixture_forms.LEVEL``, ``CONTRACTION`` and their
+widths) was measured on these 60M runs. So laws of 1M runs asked for 60M show no skill in mean losses and coverage that
+would not have been looked up; their ranks within a domain, and all laws that were given 60M runs, hardly use it. No
+forecast for the coverage table is taken from there. The 64 most even mixtures were singled out after looking, too.
+
 At larger scales mixtures were tested that are more even than most here, so the mean loss is also ranked among the 64
 most even test mixtures (by entropy): there the losses differ least, and the domains' scales decide.
 """
@@ -31,7 +36,7 @@ EVEN = 64
 # Runs at 1M and at 60M that a law is fitted to.
 TRAINING = ((64, 0), (128, 0), (512, 0), (64, 16), (96, 32))
 # Training set and size of the forecasts that are kept: an unseen run at random for each validation domain.
-_FORECAST = {(64, 0, SMALL), (128, 0, SMALL), (64, 0, LARGE), (64, 16, LARGE), (96, 32, LARGE)}
+_FORECAST = {(64, 0, SMALL), (128, 0, SMALL), (64, 16, LARGE), (96, 32, LARGE)}
 
 MEASURES = ("per domain", "mean loss", f"mean loss, {EVEN} most even", "top-1 regret")
 
@@ -106,7 +111,8 @@ def regmix(folder: Path, subsets: int = 3) -> Evaluation:
                     high,
                     better="lower" if regret else "higher",
                     unit=unit,
-                    note=f"published: LightGBM, measured here; {other}",
+                    note=f"published: LightGBM, measured here; {other}"
+                    + ("; movement not held out" if size == LARGE and not more else ""),
                 )
             )
         for size, covered in inside.items():
@@ -116,6 +122,7 @@ def regmix(folder: Path, subsets: int = 3) -> Evaluation:
                     float(np.mean(covered)),
                     goal=0.9,
                     better="equal",
+                    note="movement not held out" if size == LARGE and not more else "",
                 )
             )
     return Evaluation("regmix", "Liu et al. 2024, arXiv 2407.01492", figures, forecasts)
