@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from armillary.laws import MixtureLaw, ScalingLaw
+from armillary.laws.reproduce import scaling as reproduce
 
 ROOT = Path(os.environ.get("ARMILLARY_PUBLISHED", Path(__file__).parents[3] / "shared" / "published"))
 
@@ -35,6 +36,18 @@ def test_chinchilla_points_give_the_published_law():
     expected = {"A": (478, 15), "B": (2140, 60), "E": (1.817, 0.003), "alpha": (0.347, 0.002), "beta": (0.367, 0.002)}
     for name, (value, tolerance) in expected.items():
         assert law.parameters_[name] == pytest.approx(value, abs=tolerance)
+
+
+def test_chinchilla_points_thirteen_times_beyond_are_foretold_better_than_by_the_published_fit():
+    if not (ROOT / "scaling" / "chinchilla.csv").exists():
+        pytest.skip(f"{ROOT}/scaling/chinchilla.csv is missing: set ARMILLARY_PUBLISHED")
+    found = reproduce.chinchilla(ROOT)
+    figures = {figure.measure: figure for figure in found.figures}
+    ours = figures["error, held out: compute, 13 times"]
+    print(f"\nchinchilla 13 times beyond: {ours.ours:.2f} % (Huber {ours.published:.2f} %, {ours.note})")
+    assert ours.ours < 0.9 < ours.published < ours.trivial
+    assert len(found.forecasts) >= 24
+    assert np.mean([forecast.inside for forecast in found.forecasts]) >= 0.65
 
 
 def test_largest_size_of_a_ladder_is_foretold():
