@@ -12,6 +12,7 @@ from armillary.report import (
     CandidateRow,
     Command,
     CostRow,
+    CurveLaw,
     DifferenceRow,
     DomainFit,
     DomainRow,
@@ -109,7 +110,8 @@ def anneal_part(rng: np.random.Generator) -> AnnealPart:
                     min(1.0, s / 10) * (1.0 if s < start else 1 - ((s - start) / (200 - start)) ** 0.5) for s in steps
                 ]
             curves.append(LrCurve(f"{shape} {share:.0%}", steps, [4e-3 * p for p in part]))
-    return AnnealPart(branches, chosen=5, significant=False, curves=curves)
+    law = CurveLaw("sqrt", 0.2, [(0.1, 0.0121), (0.2, 0.0), (0.4, 0.0043)], [(150, 0.061), (250, 0.042)])
+    return AnnealPart(branches, chosen=5, significant=False, curves=curves, law=law)
 
 
 def ladder_part(rng: np.random.Generator) -> LadderPart:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ import armillary
 from armillary import report
 from armillary.corpus import Corpus
 from armillary.goodput import read_events
+from armillary.laws import ExtrapolationWarning, Prediction, ScalingLaw
 from armillary.model import Transformer, generate, load_weights
 from armillary.recipe import Recipe, RunSpec
 from armillary.study import (
@@ -25,9 +27,9 @@ from armillary.study import (
     Plan,
     Store,
     TargetOutcome,
-    fit_laws,
+    fit_law,
+    hold_out_rungs,
     iso_time,
-    seed_noise,
 )
 from armillary.train import RunResult
 
@@ -139,6 +141,7 @@ def report_data(evidence: Evidence, wall_s: Mapping[str, float], recipe_file: st
         mixture=_mixture_part(evidence),
         anneal=_anneal_part(evidence),
         ladder=_ladder_part(evidence),
+        record=_record_rows(evidence),
         prediction=_prediction_part(evidence),
         arms=_arm_rows(evidence),
         differences=[
@@ -237,6 +240,14 @@ def _anneal_part(evidence: Evidence) -> report.AnnealPart | None:
         chosen=names.index(found.taken.name),
         significant=found.significant,
         curves=curves,
+        law=None
+        if found.curve is None
+        else report.CurveLaw(
+            shape=found.curve.shape,
+            share=found.curve.share,
+            nearby=[(option.share, option.excess) for option in found.curve.nearby],
+            endings=[(ending.steps, ending.lost) for ending in found.curve.endings],
+        ),
     )
 
 
@@ -249,7 +260,7 @@ def _ladder_part(evidence: Evidence) -> report.LadderPart | None:
     target_tokens = evidence.plan.tokens["target"]
     holdout: list[report.HoldoutRow] = []
     for name in dict.fromkeys(point.family for point in found.points):
-        law = fit_laws(found, name, mixture.domains, seed_noise(mixture))[None]
+        law = fit_law(found, name, mixture.domains)
         family = recipe.family(name)
         # The band follows the way from the ladder to the target: tokens and parameters grow together.
         depths = sorted({p.depth for p in found.points if p.family == name} | {recipe.model.depth})
@@ -258,7 +269,7 @@ def _ladder_part(evidence: Evidence) -> report.LadderPart | None:
         sizes = np.geomspace(shapes[0].parameters, shapes[-1].parameters, _BAND_POINTS)
         first = min(p.tokens for p in found.points)
         data = np.geomspace(first, max(target_tokens, biggest), _BAND_POINTS)
-        band = law.predict(np.stack([sizes, data], axis=1))
+        band = _of_target(law, np.stack([sizes, data], axis=1))
         context = recipe.training.context_length
         per_token = np.interp(
             np.log(sizes),
@@ -268,15 +279,16 @@ def _ladder_part(evidence: Evidence) -> report.LadderPart | None:
         laws.append(
             report.LadderLaw(
                 family=name,
-                parameters={symbol: float(value) for symbol, value in law.parameters_.items()},
+                parameters={symbol: float(np.atleast_1d(value)[-1]) for symbol, value in law.parameters_.items()},
                 flops=(np.exp(per_token) * data).tolist(),
                 mean=band.mean.tolist(),
                 low=band.low.tolist(),
                 high=band.high.tolist(),
+                form=law.form_,
             )
         )
         shape = family.shape(recipe.model.depth, evidence.corpus.vocab_size)
-        at = law.predict(np.array([[shape.parameters, target_tokens]], float))
+        at = _of_target(law, np.array([[shape.parameters, target_tokens]], float))
         families.append(
             report.FamilyRow(name, shape.parameters, float(at.mean[0]), float(at.low[0]), float(at.high[0]))
         )
@@ -284,7 +296,7 @@ def _ladder_part(evidence: Evidence) -> report.LadderPart | None:
             holdout = [
                 report.HoldoutRow(h.what, float(predicted), float(measured))
                 for h in law.holdout_error_
-                for predicted, measured in zip(h.predicted, h.measured, strict=True)
+                for predicted, measured in zip(h.predicted[:, -1], h.measured[:, -1], strict=True)
             ]
     target = None
     if evidence.prediction is not None:
@@ -301,6 +313,43 @@ def _ladder_part(evidence: Evidence) -> report.LadderPart | None:
         holdout=holdout,
         target=target,
         families=families if len(families) > 1 else [],
+    )
+
+
+def _of_target(law: ScalingLaw, sizes: np.ndarray) -> Prediction:
+    """The target loss, the last column of the law, at ``sizes`` [n, 2]."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExtrapolationWarning)  # the recorded prediction tells it
+        return Prediction(*(part[:, -1] for part in law.predict(sizes)))
+
+
+def _record_rows(evidence: Evidence) -> list[report.RecordRow]:
+    """How each law fared on runs of these studies that it had not seen."""
+    rows = []
+    if evidence.mixture is not None:
+        said = [(c.predicted, c.low, c.high, m) for c in evidence.mixture.candidates for m in c.measured]
+        rows.append(_record_row("mixture_law", "confirm", 1.0, *np.array(said).T))
+    if evidence.anneal is not None and evidence.anneal.curve is not None:
+        errors = list(evidence.anneal.curve.held_out.values())
+        rows.append(report.RecordRow("anneal_law", "branches", len(errors), None, fmean(errors), None, 1.0))
+    if evidence.ladder is not None and evidence.mixture is not None:
+        for rung in hold_out_rungs(evidence.ladder, evidence.recipe.model.family, evidence.mixture.domains):
+            factor = float(rung.extrapolation.max())
+            rows.append(_record_row("scaling_law", rung.what, factor, *rung.prediction, rung.measured))
+    return rows
+
+
+def _record_row(
+    law: str, what: str, factor: float, mean: np.ndarray, low: np.ndarray, high: np.ndarray, measured: np.ndarray
+) -> report.RecordRow:
+    return report.RecordRow(
+        law=law,
+        what=what,
+        forecasts=measured.size,
+        inside=int(((low <= measured) & (measured <= high)).sum()),
+        error=float(np.abs(mean / measured - 1).mean()),
+        width=float(((high - low) / measured).mean()),
+        extrapolation=factor,
     )
 
 
@@ -322,6 +371,7 @@ def _prediction_part(evidence: Evidence) -> report.PredictionPart | None:
         started_at=None if started is None else iso_time(started),
         rows=[row(domain, value) for domain, value in said["domains"].items()],
         target=row("target", said["target"]),
+        extrapolation=said["extrapolation"],
     )
 
 
@@ -416,11 +466,11 @@ def _lineage_rows(evidence: Evidence) -> list[report.LineageRow]:
 
 
 def _warnings(evidence: Evidence) -> list[str]:
-    warnings = []
+    said = list(evidence.prediction.get("warnings", [])) if evidence.prediction else []
     for name, domain in evidence.corpus.manifest.domains.items():
         if domain.problem_count:
-            warnings.append(f"{name}: {domain.problem_count} documents were passed over; first: {domain.problems[0]}")
+            said.append(f"{name}: {domain.problem_count} documents were passed over; first: {domain.problems[0]}")
     for outcome in (evidence.mixture, evidence.anneal, evidence.ladder, evidence.target):
         if outcome is not None:
-            warnings.extend(outcome.failures)
-    return warnings
+            said.extend(outcome.failures)
+    return said

@@ -126,6 +126,20 @@ class LrCurve:
 
 
 @dataclass(frozen=True)
+class CurveLaw:
+    """What the law of the learning-rate curve says of the training loss.
+
+    ``nearby`` holds pairs of a share of decay and the loss it gives away against the best; ``endings`` pairs of a
+    number of steps and what is lost by ending there without having planned it. Losses in nats per token.
+    """
+
+    shape: str
+    share: float
+    nearby: Sequence[tuple[float, float]]
+    endings: Sequence[tuple[int, float]]
+
+
+@dataclass(frozen=True)
 class AnnealPart:
     """The annealing study. ``chosen`` is an index of ``branches``; ``significant`` says whether it beat the next."""
 
@@ -133,6 +147,7 @@ class AnnealPart:
     chosen: int
     significant: bool
     curves: Sequence[LrCurve] = ()
+    law: CurveLaw | None = None
 
 
 @dataclass(frozen=True)

@@ -177,6 +177,16 @@ STRINGS: dict[str, tuple[str, str]] = {
     "decay_share": ("Decay, share of the tokens", "衰减段占词元份额"),
     "shape": ("Shape", "形状"),
     "annealing_mixture": ("Mixture", "配比"),
+    "curve_law": ("The law of the learning-rate curve", "学习率曲线的规律"),
+    "curve_lead": (
+        "Fitted to the loss on training batches of the branches on the mixture found, it prefers a {shape} decay over "
+        "the last {share}. It does not choose; it says what other lengths and other ends would cost (nats per token).",
+        "由所选配比上各分支的训练批损失拟合，它倾向于最后 {share} 的 {shape} 衰减。选择不由它作出；"
+        "它说明其他长度与其他终点的代价（奈特/词元）。",
+    ),
+    "given_away": ("Given away against the best", "与最优相比的损失"),
+    "ended_at": ("Ended at step, unplanned", "未按计划止于第几步"),
+    "lost": ("Lost", "损失"),
     # ladder
     "ladder_lead": (
         "{points} models of growing size and tokens; the law of the loss is carried on to the target run.",
@@ -312,6 +322,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "name_corpus": ("corpus", "语料"),
     "name_mixture": ("mixture study", "配比研究"),
     "name_confirm": ("candidates confirmed", "候选确认"),
+    "name_branches": ("branches, each from the others", "各分支（由其余分支推得）"),
     "name_anneal": ("annealing study", "退火研究"),
     "name_ladder": ("ladder", "规模阶梯"),
     "name_predict": ("prediction", "预测"),

@@ -11,7 +11,7 @@ from armillary.study.executor import (
     default_workers,
 )
 from armillary.study.lab import Annealing, Lab, record, stage_key, stored
-from armillary.study.ladder import LadderOutcome, Point, fit_laws, ladder_study
+from armillary.study.ladder import HeldOutRung, LadderOutcome, Point, fit_law, hold_out_rungs, ladder_study
 from armillary.study.mixture import Candidate, MixtureOutcome, mixture_study
 from armillary.study.predictions import (
     INTERVAL,
@@ -23,7 +23,6 @@ from armillary.study.predictions import (
     found_recipe,
     judge,
     predict,
-    seed_noise,
     target_spec,
     train_target,
 )
@@ -40,6 +39,7 @@ __all__ = [
     "Difference",
     "Failure",
     "Found",
+    "HeldOutRung",
     "InterruptedStudyError",
     "Job",
     "Lab",
@@ -55,9 +55,10 @@ __all__ = [
     "TargetOutcome",
     "anneal_study",
     "default_workers",
-    "fit_laws",
+    "fit_law",
     "forecast",
     "found_recipe",
+    "hold_out_rungs",
     "iso_time",
     "judge",
     "ladder_study",
@@ -66,7 +67,6 @@ __all__ = [
     "parse_budget",
     "predict",
     "record",
-    "seed_noise",
     "stage_key",
     "stored",
     "target_spec",

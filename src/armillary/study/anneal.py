@@ -7,13 +7,22 @@ for bit, as one trained from the beginning.
 
 from __future__ import annotations
 
-from armillary.laws import best_of
-from armillary.recipe import ArmillaryError, Document
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from armillary.laws import AnnealLaw, Curve, best_of, best_schedule
+from armillary.recipe import ArmillaryError, Document, UsageError
 from armillary.study.lab import Annealing, Lab, record, sharpened, stage_key, stored
+from armillary.study.store import Store
 
 # The choice that is usual when nobody has looked; another one is taken only if it is better with significance.
 _USUAL_SHARE = 0.2
 _SEED = 2000
+
+# Points of a training curve, each the mean over the steps between; one batch is too noisy for a law.
+_POINTS = 40
 
 
 class Branch(Document):
@@ -22,6 +31,37 @@ class Branch(Document):
     annealing: Annealing
     measured: list[float]
     runs: list[str]
+
+
+class CurveOption(Document):
+    """A decay over the last ``share`` of the steps, and the loss it gives away against the best, by the law."""
+
+    share: float
+    excess: float
+
+
+class CurveEnding(Document):
+    """Training for another number of steps: ``lost`` where the schedule was not planned for it (nats per token)."""
+
+    steps: int
+    lost: float
+
+
+class CurveForecast(Document):
+    """What the law of the learning-rate curve says; fitted to the training loss of the branches on the mixture found.
+
+    All branches share their batches step by step, so their curves can be compared; the loss is that on training
+    batches, the mean over seeds. ``held_out`` is the mean relative error on each branch that was left out. The choice
+    of the annealing is not the law's: that rests on the target loss alone.
+    """
+
+    forms: dict[str, float]
+    shape: str
+    share: float
+    decay_start: int
+    nearby: list[CurveOption]
+    endings: list[CurveEnding]
+    held_out: dict[str, float]
 
 
 class AnnealOutcome(Document):
@@ -38,6 +78,7 @@ class AnnealOutcome(Document):
     taken: Annealing
     trunk_tokens: int
     failures: list[str]
+    curve: CurveForecast | None = None
 
 
 def anneal_study(lab: Lab, mixture: dict[str, float]) -> AnnealOutcome:
@@ -107,5 +148,46 @@ def anneal_study(lab: Lab, mixture: dict[str, float]) -> AnnealOutcome:
             taken=by_name[best] if significant else reference,
             trunk_tokens=max((job.spec.tokens for job in jobs if job.keep), default=0),
             failures=[f"{f.run}: {f.error}" for f in failures],
+            curve=curve_forecast(branches, lab.store),
         ),
+    )
+
+
+def curve_forecast(branches: Sequence[Branch], store: Store) -> CurveForecast | None:
+    """The forecast from the branches' training curves; None where there are too few steps or curves for a law."""
+    curves = []
+    for branch in branches:
+        runs = [run for run in branch.runs if store.result(run) is not None]
+        if branch.annealing.sharpen != 1 or not runs:
+            continue
+        tables = [pq.read_table(store.run_folder(run) / "metrics.parquet", columns=["lr", "loss"]) for run in runs]
+        lr = tables[0]["lr"].to_numpy()
+        loss = np.mean([table["loss"].to_numpy() for table in tables], axis=0)
+        warmup = int(np.argmax(lr >= 0.999 * lr.max()))
+        width = (len(lr) - warmup) // _POINTS
+        if width < 1:
+            return None
+        first = len(lr) - width * _POINTS
+
+        def means(values: np.ndarray, first: int = first, width: int = width) -> np.ndarray:
+            return np.asarray(values[first:].reshape(_POINTS, width).mean(axis=1))
+
+        size = store.run_spec(runs[0]).model.parameters
+        steps = np.arange(1, len(lr) + 1, dtype=float)
+        curves.append((warmup, Curve(branch.annealing.name, float(size), means(steps), means(lr), means(loss))))
+    if len(curves) < 2:
+        return None
+    law = AnnealLaw(warmup_steps=curves[0][0]).fit([curve for _, curve in curves])
+    try:
+        best = best_schedule(law, size=curves[0][1].size, steps=round(curves[0][1].step[-1]))
+    except UsageError:  # too far beyond what was fitted
+        return None
+    return CurveForecast(
+        forms=law.weights_,
+        shape=best.chosen.shape,
+        share=best.chosen.share,
+        decay_start=best.decay_start,
+        nearby=[CurveOption(share=option.share, excess=option.excess) for option in best.nearby],
+        endings=[CurveEnding(steps=ending.steps, lost=ending.lost) for ending in best.endings],
+        held_out={held.name: held.error for held in law.held_out_},
     )

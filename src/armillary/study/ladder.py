@@ -6,13 +6,18 @@ decay (Hägele et al. 2024, arXiv 2405.18392). Several families are climbed side
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
-from armillary.laws import ScalingLaw
+from armillary.laws import ExtrapolationWarning, Prediction, ScalingLaw
 from armillary.recipe import ArmillaryError, Document
 from armillary.study.lab import Annealing, Lab, record, stage_key, stored
 
 _SEED = 3000
+MIN_POINTS = 6
 
 
 class Point(Document):
@@ -96,23 +101,53 @@ def ladder_study(lab: Lab, mixture: dict[str, float], annealing: Annealing) -> L
     ]
     for family in study.families:
         found = sum(point.family == family for point in points)
-        if found < 6:
+        if found < MIN_POINTS:
             raise ArmillaryError(
-                f"ladder: {found} points for family '{family}', a law needs 6; add depths or fractions under "
-                "study.ladder, or see which runs failed"
+                f"ladder: {found} points for family '{family}', a law needs {MIN_POINTS}; add depths or "
+                "fractions under study.ladder, or see which runs failed"
             )
     return record(
         lab.store, "ladder", key, LadderOutcome(points=points, failures=[f"{f.run}: {f.error}" for f in failures])
     )
 
 
-def fit_laws(
-    outcome: LadderOutcome, family: str, domains: list[str], noise: dict[str, float]
-) -> dict[str | None, ScalingLaw]:
-    """The law of each validation domain and, under None, of the target; ``noise`` as in ``MixtureOutcome``."""
-    sizes = outcome.sizes(family)
-    laws: dict[str | None, ScalingLaw] = {}
-    for domain in (*domains, None):
-        known = noise.get(domain) if domain is not None else noise.get("")
-        laws[domain] = ScalingLaw().fit(sizes, outcome.losses(family, domain), noise=known)
-    return laws
+def fit_law(outcome: LadderOutcome, family: str, domains: Sequence[str]) -> ScalingLaw:
+    """One law for the losses on all ``domains`` and, in the last column, the target loss."""
+    return ScalingLaw().fit(outcome.sizes(family), _table(outcome, family, domains))
+
+
+@dataclass(frozen=True)
+class HeldOutRung:
+    """The largest models, or the longest runs, asked of a law that had not seen them; k runs, t losses (``fit_law``).
+
+    ``what`` names the feature and from where on runs were held out; ``extrapolation`` [k] is their compute over the
+    largest that was kept.
+    """
+
+    what: str
+    prediction: Prediction
+    measured: np.ndarray
+    extrapolation: np.ndarray
+
+
+def hold_out_rungs(outcome: LadderOutcome, family: str, domains: Sequence[str]) -> list[HeldOutRung]:
+    """Hold back the largest models, then the longest runs, where what is left suffices for a law."""
+    sizes, losses = outcome.sizes(family), _table(outcome, family, domains)
+    rungs = []
+    for column, label in enumerate(("parameters", "tokens")):
+        largest = sizes[:, column].max()
+        kept = sizes[:, column] < 0.99 * largest
+        if kept.sum() < MIN_POINTS or any(len(np.unique(sizes[kept, other])) < 2 for other in (0, 1)):
+            continue
+        law = ScalingLaw().fit(sizes[kept], losses[kept])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExtrapolationWarning)  # going beyond is what this is about
+            prediction = law.predict(sizes[~kept])
+        rungs.append(
+            HeldOutRung(f"{label} = {largest:.3g}", prediction, losses[~kept], law.extrapolation(sizes[~kept]))
+        )
+    return rungs
+
+
+def _table(outcome: LadderOutcome, family: str, domains: Sequence[str]) -> np.ndarray:
+    return np.stack([outcome.losses(family, domain) for domain in (*domains, None)], axis=1)

@@ -8,17 +8,18 @@ not a law's promise, says whether the recipe was worth finding. The prediction s
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
 
 from armillary import __version__
-from armillary.laws import ScalingLaw, mean_interval, paired_difference
+from armillary.laws import ExtrapolationWarning, mean_interval, paired_difference
 from armillary.recipe import ArmillaryError, Document, RunSpec
 from armillary.study.anneal import AnnealOutcome
 from armillary.study.executor import Job
 from armillary.study.lab import Annealing, Lab, record, stage_key, stored
-from armillary.study.ladder import LadderOutcome, fit_laws
+from armillary.study.ladder import LadderOutcome, fit_law
 from armillary.study.mixture import MixtureOutcome
 from armillary.study.sizing import TARGET_LOOKS
 
@@ -91,7 +92,8 @@ def predict(lab: Lab, found: Found, mixture: MixtureOutcome, ladder: LadderOutco
     """Record what the target run will reach, from the ladder's laws, and return the record.
 
     The record holds ``run``, ``interval``, ``domains`` and ``target`` (each ``predicted``, ``low``, ``high`` in nats
-    per token), the ``extrapolation`` in compute, the law's parameters, and the runs that it rests on.
+    per token), the ``extrapolation`` in compute and what the law warns of, its forms and parameters, and the runs that
+    it rests on.
 
     Raises:
         ArmillaryError: the target run has already begun.
@@ -108,30 +110,29 @@ def predict(lab: Lab, found: Found, mixture: MixtureOutcome, ladder: LadderOutco
 
 def forecast(lab: Lab, spec: RunSpec, mixture: MixtureOutcome, ladder: LadderOutcome) -> dict[str, Any]:
     """The content of a prediction of ``spec``, not yet recorded."""
-    laws = fit_laws(ladder, lab.recipe.model.family, mixture.domains, seed_noise(mixture))
+    law = fit_law(ladder, lab.recipe.model.family, mixture.domains)
     at = np.array([[spec.model.parameters, spec.tokens]], float)
-    target_law = laws[None]
+    columns = [*mixture.domains, "target"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ExtrapolationWarning)
+        mean, low, high = (part[0].tolist() for part in law.predict(at, interval=INTERVAL))
+    said = {name: {"predicted": mean[i], "low": low[i], "high": high[i]} for i, name in enumerate(columns)}
     return {
         "run": spec.id,
         "spec": spec.model_dump(mode="json"),
         "interval": INTERVAL,
-        "domains": {domain: _at(laws[domain], at) for domain in mixture.domains},
-        "target": _at(target_law, at),
-        "extrapolation": float(target_law.extrapolation(at)[0]),
-        "law": {domain or "target": dict(law.parameters_) for domain, law in laws.items()},
+        "domains": {domain: said[domain] for domain in mixture.domains},
+        "target": said["target"],
+        "extrapolation": float(law.extrapolation(at)[0]),
+        "warnings": [str(warning.message) for warning in caught],
+        "forms": law.weights_,
+        "law": {
+            name: {parameter: float(np.atleast_1d(value)[i]) for parameter, value in law.parameters_.items()}
+            for i, name in enumerate(columns)
+        },
         "from_runs": [point.run for point in ladder.points],
         "version": __version__,
     }
-
-
-def seed_noise(mixture: MixtureOutcome) -> dict[str, float]:
-    """Relative standard deviation between seeds per domain, and of the target under the empty name."""
-    return dict(zip(mixture.domains, mixture.noise, strict=True)) | {"": mixture.target_noise}
-
-
-def _at(law: ScalingLaw, at: np.ndarray) -> dict[str, float]:
-    value = law.predict(at, interval=INTERVAL)
-    return {"predicted": float(value.mean[0]), "low": float(value.low[0]), "high": float(value.high[0])}
 
 
 def train_target(lab: Lab, found: Found) -> TargetOutcome:
