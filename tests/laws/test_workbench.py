@@ -6,19 +6,11 @@ import numpy as np
 import pytest
 import yaml
 
-from armillary.laws import workbench
+from armillary.laws import decisions, workbench
 from armillary.laws.table import read_table
 from armillary.recipe import UsageError
 
 DOMAINS, TARGETS = ["web", "code", "books"], ["val web", "val code"]
-
-
-def write(path, columns, rows):
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(rows)
-    return path
 
 
 def losses_of(mixtures, size=1e6):
@@ -28,7 +20,7 @@ def losses_of(mixtures, size=1e6):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(tmp_path_factory, write):
     folder = tmp_path_factory.mktemp("runs")
     rng = np.random.default_rng(0)
     mixtures = rng.dirichlet(np.ones(3), 40)
@@ -51,7 +43,7 @@ def mixture_law(runs):
     return path
 
 
-def test_mixture_rows_are_matched_by_index_and_columns_by_name(runs, mixture_law):
+def test_mixture_rows_are_matched_by_index_and_columns_by_name(runs, mixture_law, write):
     folder, M, _ = runs
     read = read_table(M)
     order = np.arange(40)[::-1]
@@ -87,7 +79,7 @@ def test_mixture_rows_are_matched_by_index_and_columns_by_name(runs, mixture_law
         ("L", ("index", 0, "run"), r"L\.csv has no column 'index'; its columns are run, val web, val code"),
     ],
 )
-def test_bad_mixture_rows(runs, tmp_path, table, change, said):
+def test_bad_mixture_rows(runs, tmp_path, table, change, said, write):
     paths = {"M": runs[1], "L": runs[2]}
     label, column, entry = change
     rows = list(csv.reader(paths[table].open()))
@@ -97,7 +89,7 @@ def test_bad_mixture_rows(runs, tmp_path, table, change, said):
         workbench.fit_mixture(paths["M"], paths["L"])
 
 
-def test_what_the_law_does_not_know_is_refused(runs, mixture_law, tmp_path):
+def test_what_the_law_does_not_know_is_refused(runs, mixture_law, tmp_path, write):
     at = write(tmp_path / "new.csv", ["index", *DOMAINS, "poems"], [[1, 0.2, 0.3, 0.4, 0.1]])
     with pytest.raises(UsageError, match=r"new\.csv: the law knows no column 'poems'; it was fitted to web, code, boo"):
         workbench.predict(mixture_law, at)
@@ -112,7 +104,7 @@ def test_what_the_law_does_not_know_is_refused(runs, mixture_law, tmp_path):
             workbench.predict(mixture_law, at, **options)
 
 
-def test_sizes_of_mixture_runs(tmp_path):
+def test_sizes_of_mixture_runs(tmp_path, write):
     rng = np.random.default_rng(1)
     mixtures = rng.dirichlet(np.ones(3), 60)
     sizes = np.where(np.arange(60) < 40, 1e6, 6e7)
@@ -143,8 +135,8 @@ def test_the_optimum_keeps_the_limits(runs, mixture_law, tmp_path):
         "domain_tokens: {web: 2.0e+8, code: 9.0e+8, books: 9.0e+8}\nmax_epochs: 2\n"
     )
     law = mixture_law
-    found = workbench.optimise(law, target, limits, None, 2)
-    workbench.write_yaml(tmp_path / "mixture.yaml", found)
+    found = decisions.optimise(law, target, limits, None, 2)
+    decisions.write_yaml(tmp_path / "mixture.yaml", found)
     weights = yaml.safe_load((tmp_path / "mixture.yaml").read_text())["weights"]
     assert list(weights) == DOMAINS and sum(weights.values()) == pytest.approx(1, abs=1e-9)
     assert weights["books"] >= 0.1 and weights["code"] <= 0.4 and weights["web"] <= 0.4
@@ -156,7 +148,7 @@ def test_the_optimum_keeps_the_limits(runs, mixture_law, tmp_path):
     ]:
         target.write_text(text)
         with pytest.raises(UsageError, match=said):
-            workbench.optimise(law, target, limits, None, 2)
+            decisions.optimise(law, target, limits, None, 2)
     target.write_text("val web: 1\n")
     for text, said in [
         ("floors: {poems: 0.1}\n", r"l\.yaml: floors\.poems: the law knows no training domain"),
@@ -165,11 +157,11 @@ def test_the_optimum_keeps_the_limits(runs, mixture_law, tmp_path):
     ]:
         limits.write_text(text)
         with pytest.raises(UsageError, match=said):
-            workbench.optimise(law, target, limits, None, 2)
+            decisions.optimise(law, target, limits, None, 2)
 
 
 @pytest.fixture(scope="module")
-def ladder(tmp_path_factory):
+def ladder(tmp_path_factory, write):
     rng = np.random.default_rng(2)
     rows = [
         [
@@ -184,7 +176,7 @@ def ladder(tmp_path_factory):
     return write(tmp_path_factory.mktemp("ladder") / "P.csv", ["run", "params", "tokens", "loss", "other"], rows)
 
 
-def test_scaling_columns(ladder, tmp_path):
+def test_scaling_columns(ladder, tmp_path, write):
     law = workbench.fit_scaling(ladder, ["params", "tokens", "loss", "other"])
     assert (law.kind, law.features, law.targets) == ("scaling", ["params", "tokens"], ["loss", "other"])
     at = write(tmp_path / "new.csv", ["tokens", "params"], [[6e10, 6e8]])

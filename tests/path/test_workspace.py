@@ -46,6 +46,8 @@ def test_the_whole_path(tiny_corpus_spec, tmp_path):
         assert row["inside"] == (row["low"] <= row["measured"] <= row["high"])
     html = (tmp_path / "out" / "report.html").read_text()
     assert "heavy" in html  # both families are climbed side by side and compared
+    assert {o.share for o in evidence.anneal.curve.nearby} >= {0.2, 0.4} and len(evidence.anneal.curve.held_out) == 2
+    assert 'id="record"' in html and "The law of the learning-rate curve" in html
     target = evidence.target.arms[0]
     assert sum(target.epochs.values()) > 0
     assert target.target[0] == pytest.approx(0.7 * target.loss[0]["voyage"] + 0.3 * target.loss[0]["code"])

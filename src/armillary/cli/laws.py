@@ -52,8 +52,13 @@ def fit(act: Callable[[], Any], path: Path, as_json: bool) -> None:
     if as_json:
         return show_json({"law": str(path), **summary})
     for title, rows in workbench.tables(summary):
-        show_table(title, list(rows[0]), [list(row.values()) for row in rows])
+        show_rows(title, rows)
     out.print(f"law written to {escape(str(path))}", highlight=False)
+
+
+def show_rows(title: str, rows: list[dict[str, Any]]) -> None:
+    """Rows with the same keys as a table."""
+    show_table(title, [column.replace("_", " ") for column in rows[0]], [list(row.values()) for row in rows])
 
 
 @fit_app.command("mixture")
@@ -157,10 +162,10 @@ def optimise_mixture(
 
     Example: armillary optimise-mixture law.json --target t.yaml --limits l.yaml --out mixture.yaml
     """
-    from armillary.laws import workbench
+    from armillary.laws import decisions
 
-    found = told(lambda: workbench.optimise(law, target, limits, size, candidates))
-    workbench.write_yaml(path, found)
+    found = told(lambda: decisions.optimise(law, target, limits, size, candidates))
+    decisions.write_yaml(path, found)
     if as_json:
         return show_json(found)
     flat = [[name, found["weights"][name], *value.values()] for name, value in found["flat"].items()]
@@ -168,6 +173,88 @@ def optimise_mixture(
     for name, probability in found["better_than"].items():
         out.print(f"better than the {name} mixture with probability {probability:.2f}")
     out.print(f"mixture written to {escape(str(path))}", highlight=False)
+
+
+def show(act: Callable[[], dict[str, Any]], as_json: bool) -> None:
+    """Show an answer: its tables, and its single values as one line each."""
+    from armillary.laws import workbench
+
+    found = told(act)
+    if as_json:
+        return show_json(found)
+    for title, rows in workbench.tables(found):
+        show_rows(title, rows)
+    for name, value in found.items():
+        if not isinstance(value, list):
+            parts = value.items() if isinstance(value, dict) else [("", value)]
+            said = ", ".join(f"{k} {v:.5g}".strip() if isinstance(v, float) else f"{k} {v}".strip() for k, v in parts)
+            out.print(f"{name.replace('_', ' ')}: {said}", highlight=False)
+
+
+@app.command("best-schedule")
+def best_schedule(
+    law: LawArgument,
+    size: Annotated[str, typer.Option(help="Parameters of the model, such as 400M.")],
+    steps: Annotated[int, typer.Option(min=1, help="Steps in all, with the warm-up.")],
+    given: Annotated[Path | None, typer.Option(help="A measured curve step,lr,loss at this size.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The best learning-rate schedule for a budget, and what stopping early or going on would cost.
+
+    Example: armillary best-schedule anneal-law.json --size 400M --steps 24000 --given constant.csv
+    """
+    from armillary.laws import decisions
+
+    show(lambda: decisions.schedule(law, size, steps, given), as_json)
+
+
+@app.command("best-lr")
+def best_lr(
+    law: LawArgument,
+    params: Annotated[str, typer.Option(help="Parameters of the model, such as 1B.")],
+    tokens: Annotated[str, typer.Option(help="Training tokens, such as 100B.")],
+    as_json: JsonOption = False,
+) -> None:
+    """The best learning rate and batch size, how sure that is, and how far one may miss them.
+
+    Example: armillary best-lr step-law.json --params 1B --tokens 100B
+    """
+    from armillary.laws import decisions
+
+    show(lambda: decisions.hyperparameters(law, params, tokens), as_json)
+
+
+@app.command()
+def compare(
+    points: PointsOption,
+    at: Annotated[str, typer.Option(help="Parameters and tokens of the target, such as 7B,4T.")],
+    family_column: Annotated[str, typer.Option(help="Column that names each run's family.")] = "family",
+    columns: ColumnsOption = "params,tokens,loss",
+    as_json: JsonOption = False,
+) -> None:
+    """Architectures or recipes against the first one at a target scale: compute multiplier, and who is better.
+
+    Example: armillary compare --points runs.csv --family-column family --columns params,tokens,loss --at 7B,140B
+    """
+    from armillary.laws import decisions, workbench
+
+    show(lambda: decisions.compare(points, workbench.names(columns), family_column, workbench.names(at)), as_json)
+
+
+@app.command("next-run")
+def next_run(
+    law: LawArgument,
+    target: Annotated[Path, typer.Option(help="CSV of the runs to be predicted, with the columns of the law.")],
+    budget: Annotated[float, typer.Option(help="FLOPs that one more run may cost, 6 N D.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Which run would narrow the prediction of the target most.
+
+    Example: armillary next-run law.json --target larger.csv --budget 1e21
+    """
+    from armillary.laws import decisions
+
+    show(lambda: decisions.next_run(law, target, budget), as_json)
 
 
 @app.command()

@@ -77,11 +77,18 @@ def show_json(value: Any) -> None:
     print(json.dumps(value.model_dump(mode="json") if hasattr(value, "model_dump") else value, ensure_ascii=False))
 
 
+def shown(value: Any) -> str:
+    """An entry of a table: four decimals, or four digits where that would show nothing or too much."""
+    if not isinstance(value, float):
+        return "" if value is None else escape(str(value))
+    return f"{value:.4f}" if value == 0 or 1e-2 <= abs(value) < 1e5 else f"{value:.4g}"
+
+
 def show_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """A table; numbers are shown to four decimals and to the right."""
+    """A table; numbers stand to the right."""
     table = Table(title=title, title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
-        table.add_row(*[f"{v:.4f}" if isinstance(v, float) else "" if v is None else escape(str(v)) for v in row])
+        table.add_row(*map(shown, row))
     out.print(table)

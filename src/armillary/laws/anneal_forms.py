@@ -175,7 +175,8 @@ class Frame:
 
     def profile(self, curve: Curve) -> Profile:
         """A curve of one of the sizes in these units."""
-        return profile(curve, self.warmup_steps, float(self.peak[self.index(curve.size)]), self.unit)
+        warmup = self.warmup_steps if curve.warmup_steps is None else curve.warmup_steps
+        return profile(curve, warmup, float(self.peak[self.index(curve.size)]), self.unit)
 
 
 @dataclass(frozen=True)

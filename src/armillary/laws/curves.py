@@ -50,6 +50,7 @@ class Curve:
         step: [n] optimizer steps, increasing.
         lr: [n] the rate in force from each step on.
         loss: [n] measured losses, or None for a schedule that is only asked about.
+        warmup_steps: length of the linear warm-up before the first row; None for that of the law.
     """
 
     name: str
@@ -57,6 +58,7 @@ class Curve:
     step: Array
     lr: Array
     loss: Array | None = None
+    warmup_steps: float | None = None
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from armillary.recipe import UsageError
 SHAPES: dict[str, Callable[[Array], Array]] = {
     "linear": lambda along: 1 - along,
     "cosine": lambda along: np.asarray((1 + np.cos(np.pi * along)) / 2),
-    "sqrt": lambda along: 1 - np.sqrt(along),
+    "1-sqrt": lambda along: 1 - np.sqrt(along),
 }
 SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 ENDS = (0.0, 0.05, 0.1, 0.2)
@@ -47,7 +47,7 @@ class Decay:
     """A schedule and the loss at its end: ``low`` to ``high`` covers one new run with 90 %.
 
     Attributes:
-        shape: ``linear``, ``cosine``, ``sqrt``, or ``free``.
+        shape: ``linear``, ``cosine``, ``1-sqrt``, or ``free``.
         share: of all steps that decay.
         end: last rate over the peak.
         loss, low, high: at the last step.

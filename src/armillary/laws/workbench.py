@@ -11,12 +11,11 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from armillary.files import write_file
 from armillary.laws.anneal import AnnealLaw
@@ -25,10 +24,9 @@ from armillary.laws.estimator import Array, Prediction
 from armillary.laws.file import LawFile, read_law, source_of, write_law
 from armillary.laws.hyperparameters import HyperparameterLaw
 from armillary.laws.mixture import MixtureLaw
-from armillary.laws.optimise import Optimum, epoch_ceilings, optimise_mixture
 from armillary.laws.scaling import SCALING_FORMS, ScalingLaw
 from armillary.laws.table import Table, read_table
-from armillary.recipe import MixtureLimits, MixtureTarget, UsageError, load_document
+from armillary.recipe import UsageError
 
 INDEX = "index"
 
@@ -205,6 +203,7 @@ def predict_curve(
         interval: probability that each interval covers.
         size: of the model; needed unless the law was fitted to one size.
         given: a measured curve ``step,lr,loss`` at that size.
+        warmup_steps: of the linear warm-up before the first row of both; None for the law's.
 
     Raises:
         UsageError: no size where several were fitted, a bad entry.
@@ -214,8 +213,8 @@ def predict_curve(
             known = ", ".join(f"{s:g}" for s in law.law.sizes_)
             raise UsageError(f"the law was fitted to models of {known} parameters; say which with --size, such as 400M")
         size = float(law.law.sizes_[0])
-    schedule = read_curve(at, size, need_loss=False)
-    known_curve = None if given is None else read_curve(given, size)
+    schedule = replace(read_curve(at, size, need_loss=False), warmup_steps=warmup_steps)
+    known_curve = None if given is None else replace(read_curve(given, size), warmup_steps=warmup_steps)
     prediction = law.law.predict(schedule, interval, given=known_curve)
     factor = np.broadcast_to(law.law.extrapolation(schedule), len(schedule.step))
     return _with_predictions(read_table(at), law.targets, prediction, factor)
@@ -261,61 +260,6 @@ def save(path: Path, law: LawFile) -> dict[str, Any]:
 def tables(summary: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
     """The tables of a summary: titles and rows."""
     return [(key.replace("_", " "), value) for key, value in summary.items() if isinstance(value, list) and value]
-
-
-def optimise(path: Path, target: Path, limits: Path | None, size: str | None, candidates: int) -> dict[str, Any]:
-    """The best mixtures for a target under limits, as the mapping that is written as YAML.
-
-    Args:
-        path: file of a mixture law.
-        target: YAML of a ``MixtureTarget``.
-        limits: YAML of a ``MixtureLimits``.
-        size: of the models the mixture is for, if the law knows sizes.
-        candidates: how many distinct mixtures to give.
-
-    Raises:
-        UsageError: names that the law does not know, limits that no mixture fulfils.
-    """
-    law = read_law(path)
-    if law.kind != "mixture":
-        raise UsageError(f"{path} holds a law of kind '{law.kind}'; give one that 'armillary fit mixture' wrote")
-    goal = load_document(target, MixtureTarget).weights
-    given = MixtureLimits() if limits is None else load_document(limits, MixtureLimits)
-    _known(target, "weights", goal, law.targets, "validation domain")
-    for field in ("floors", "ceilings", "domain_tokens", "natural"):
-        _known(limits or target, field, getattr(given, field), law.features, "training domain")
-    lower = np.array([given.floors.get(name, 0.0) for name in law.features])
-    upper = np.array([given.ceilings.get(name, 1.0) for name in law.features])
-    tokens = np.array([given.domain_tokens.get(name, np.inf) for name in law.features])
-    if given.budget_tokens is not None:
-        upper = np.minimum(upper, epoch_ceilings(tokens, given.budget_tokens, given.max_epochs))
-    natural = given.natural or (given.domain_tokens if np.isfinite(tokens).all() else {})
-    references = {"uniform": np.full(len(lower), 1 / len(lower))}
-    if natural:
-        shares = np.array([natural.get(name, 0.0) for name in law.features])
-        references = {"natural": shares / shares.sum(), **references}
-    optima = optimise_mixture(
-        law.law,
-        [goal.get(name, 0.0) for name in law.targets],
-        upper=upper,
-        lower=lower,
-        support=law.law.mixtures_,
-        references=references,
-        candidates=candidates,
-        seed=law.law.seed,
-        size=None if size is None else parse_size(size),
-    )
-    best, *others = optima
-    return {
-        **_described(best, law.features),
-        "others": [_described(other, law.features) for other in others],
-        "note": "A law's word only: train these beside the natural mixture with new seeds before you believe it.",
-    }
-
-
-def write_yaml(path: Path, value: dict[str, Any]) -> None:
-    """Write ``value`` as YAML in its own order."""
-    write_file(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode())
 
 
 def names(columns: str) -> list[str]:
@@ -385,30 +329,6 @@ def _with_predictions(table: Table, targets: Sequence[str], prediction: Predicti
     return Rows(columns, rows)
 
 
-def _known(path: Path, field: str, given: dict[str, float], names: Sequence[str], what: str) -> None:
-    for name in given:
-        if name not in names:
-            raise UsageError(f"{path}: {field}.{name}: the law knows no {what} of that name; it has {', '.join(names)}")
-
-
-def _described(optimum: Optimum, domains: Sequence[str]) -> dict[str, Any]:
-    """An optimum as plain values; weights are rounded such that they still sum to 1."""
-    weights = np.round(optimum.weights, 6)
-    weights[weights.argmax()] += 1 - weights.sum()
-    return {
-        "weights": {name: round(float(w), 6) for name, w in zip(domains, weights, strict=True)},
-        "predicted": dict(zip(("mean", "low", "high"), (float(v) for v in optimum.predicted), strict=True)),
-        "noise": float(optimum.noise),
-        "better_than": optimum.better_than,
-        "flat": {
-            name: {"low": round(float(low), 6), "high": round(float(high), 6), "matters": round(float(matters), 3)}
-            for name, low, high, matters in zip(
-                domains, optimum.flat_low, optimum.flat_high, optimum.matters, strict=True
-            )
-        },
-    }
-
-
 def _scaling_summary(file: LawFile) -> dict[str, Any]:
     law: ScalingLaw = file.law
     per = {name: np.broadcast_to(value, len(file.targets)) for name, value in law.parameters_.items()}
@@ -421,10 +341,10 @@ def _scaling_summary(file: LawFile) -> dict[str, Any]:
         ],
         "largest_runs_left_out": [
             {
-                "left out": left.what,
+                "left_out": left.what,
                 "runs": len(left.rows),
-                "times the compute": float(left.extrapolation.max()),
-                "mean error": float(np.abs(left.predicted / left.measured - 1).mean()),
+                "times_the_compute": float(left.extrapolation.max()),
+                "mean_error": float(np.abs(left.predicted / left.measured - 1).mean()),
             }
             for left in law.holdout_error_
         ],
@@ -439,11 +359,11 @@ def _hyperparameter_summary(file: LawFile) -> dict[str, Any]:
         "parameters": [{"parameter": name, "value": value} for name, value in law.parameters_.items()],
         "largest_runs_left_out": [
             {
-                "left out": left.what,
+                "left_out": left.what,
                 "form": left.form,
                 "runs": len(left.rows),
-                "times the compute": float(left.extrapolation.max()),
-                "mean regret": float(left.regret.mean()) if len(left.regret) else None,
+                "times_the_compute": float(left.extrapolation.max()),
+                "mean_regret": float(left.regret.mean()) if len(left.regret) else None,
             }
             for left in law.held_out_
         ],
@@ -459,7 +379,7 @@ def _mixture_summary(file: LawFile) -> dict[str, Any]:
         "held_out": [
             {
                 "loss": target,
-                "rank correlation": float(held.spearman[t]),
+                "rank_correlation": float(held.spearman[t]),
                 "rmse": float(held.rmse[t]),
                 "noise": float(law.noise_[t]),
                 **{form: float(weight[t]) for form, weight in law.chosen_.items()},
@@ -483,8 +403,8 @@ def _anneal_summary(file: LawFile) -> dict[str, Any]:
             {
                 "schedule": held.name,
                 "size": f"{held.size:g}",
-                "left out": "size and schedule" if held.new_size else "schedule",
-                "mean error": held.error,
+                "left_out": "size and schedule" if held.new_size else "schedule",
+                "mean_error": held.error,
             }
             for held in law.held_out_
         ],

@@ -1,0 +1,224 @@
+"""Decisions by laws, from files to plain values: the best mixture, schedule, learning rate; which family; what next.
+
+Every answer is a mapping of plain values, which the command line prints or writes, with how sure it is in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from armillary.files import write_file
+from armillary.laws.compare import compare_families
+from armillary.laws.curves import parse_size, read_curve
+from armillary.laws.estimator import Prediction
+from armillary.laws.file import LawFile, read_law
+from armillary.laws.next_run import next_runs
+from armillary.laws.optimise import Optimum, epoch_ceilings, optimise_mixture
+from armillary.laws.schedules import best_schedule
+from armillary.laws.table import read_table
+from armillary.recipe import MixtureLimits, MixtureTarget, UsageError, load_document
+
+
+def optimise(path: Path, target: Path, limits: Path | None, size: str | None, candidates: int) -> dict[str, Any]:
+    """The best mixtures for a target under limits, as the mapping that is written as YAML.
+
+    Args:
+        path: file of a mixture law.
+        target: YAML of a ``MixtureTarget``.
+        limits: YAML of a ``MixtureLimits``.
+        size: of the models the mixture is for, if the law knows sizes.
+        candidates: how many distinct mixtures to give.
+
+    Raises:
+        UsageError: names that the law does not know, limits that no mixture fulfils.
+    """
+    law = _law(path, "mixture", "armillary fit mixture")
+    goal = load_document(target, MixtureTarget).weights
+    given = MixtureLimits() if limits is None else load_document(limits, MixtureLimits)
+    _known(target, "weights", goal, law.targets, "validation domain")
+    for field in ("floors", "ceilings", "domain_tokens", "natural"):
+        _known(limits or target, field, getattr(given, field), law.features, "training domain")
+    lower = np.array([given.floors.get(name, 0.0) for name in law.features])
+    upper = np.array([given.ceilings.get(name, 1.0) for name in law.features])
+    tokens = np.array([given.domain_tokens.get(name, np.inf) for name in law.features])
+    if given.budget_tokens is not None:
+        upper = np.minimum(upper, epoch_ceilings(tokens, given.budget_tokens, given.max_epochs))
+    natural = given.natural or (given.domain_tokens if np.isfinite(tokens).all() else {})
+    references = {"uniform": np.full(len(lower), 1 / len(lower))}
+    if natural:
+        shares = np.array([natural.get(name, 0.0) for name in law.features])
+        references = {"natural": shares / shares.sum(), **references}
+    optima = optimise_mixture(
+        law.law,
+        [goal.get(name, 0.0) for name in law.targets],
+        upper=upper,
+        lower=lower,
+        support=law.law.mixtures_,
+        references=references,
+        candidates=candidates,
+        seed=law.law.seed,
+        size=None if size is None else parse_size(size),
+    )
+    best, *others = optima
+    return {
+        **_described(best, law.features),
+        "others": [_described(other, law.features) for other in others],
+        "note": "A law's word only: train these beside the natural mixture with new seeds before you believe it.",
+    }
+
+
+def schedule(path: Path, size: str, steps: int, given: Path | None = None) -> dict[str, Any]:
+    """The best learning-rate schedule of ``steps`` for a model of ``size``, and what other ends would cost.
+
+    Args:
+        path: file of an annealing law.
+        size: as in ``parse_size``.
+        steps: in all, with the warm-up.
+        given: a measured curve ``step,lr,loss`` at that size.
+
+    Raises:
+        UsageError: a law of another kind, a bad curve, a budget far beyond what was fitted.
+    """
+    law = _law(path, "anneal", "armillary fit anneal").law
+    parameters = parse_size(size)
+    curve = None if given is None else read_curve(given, parameters)
+    best = best_schedule(law, size=parameters, steps=steps, given=curve)
+    return {
+        **asdict(best.chosen),
+        "decay_start": best.decay_start,
+        "extrapolation": best.extrapolation,
+        "free_form_gain": best.chosen.loss - best.free.loss,
+        "other_lengths_of_decay": [{"share": o.share, "loss": o.loss, "excess": o.excess} for o in best.nearby],
+        "other_ends": [asdict(ending) for ending in best.endings],
+    }
+
+
+def hyperparameters(path: Path, size: str, tokens: str) -> dict[str, Any]:
+    """The best learning rate and batch size for a model of ``size`` on ``tokens``, with intervals and flat ranges.
+
+    Raises:
+        UsageError: a law of another kind, a size or number of tokens that is none.
+    """
+    law = _law(path, "hyperparameters", "armillary fit scaling --columns N,D,lr,bs,loss")
+    best = law.law.optimum(parse_size(size), parse_size(tokens))
+    rows = zip(("lr", "bs"), (best.lr, best.bs), (best.lr_flat, best.bs_flat), strict=True)
+    return {
+        "best": [
+            {"what": law.features[2 + i], **_interval(value), "flat_from": flat[0], "flat_to": flat[1]}
+            for i, (_, value, flat) in enumerate(rows)
+        ],
+        "loss": _interval(best.loss),
+        "extrapolation": best.extrapolation,
+    }
+
+
+def compare(points: Path, columns: Sequence[str], family_column: str, at: Sequence[str]) -> dict[str, Any]:
+    """Families of models (architectures, recipes) against the first one at a target scale.
+
+    Args:
+        points: one row per run, with a column that names its family.
+        columns: parameters, tokens and the loss, in this order.
+        family_column: which column names the family.
+        at: parameters and tokens of the target, as in ``parse_size``.
+
+    Raises:
+        UsageError: not three columns, not two numbers, fewer than two families, a bad entry.
+    """
+    if len(columns) != 3:
+        raise UsageError(f"--columns {','.join(columns)}: give three, parameters, tokens and the loss")
+    if len(at) != 2:
+        raise UsageError(f"--at {','.join(at)}: give parameters and tokens of the target, such as 7B,4T")
+    table = read_table(points)
+    values, families = table.numbers(columns, above=0), np.array(table.text(family_column))
+    runs = {name: (values[families == name, :2], values[families == name, 2]) for name in dict.fromkeys(families)}
+    said = compare_families(runs, (parse_size(at[0]), parse_size(at[1])))
+    return {
+        "form": said.form,
+        "families": [{"family": name, "runs": len(runs[name][1]), **_interval(v)} for name, v in said.loss.items()],
+        "against": [
+            {
+                "family": v.family,
+                "reference": v.reference,
+                "probability_better": v.better,
+                "compute_multiplier": float(v.multiplier.mean),
+                "low": float(v.multiplier.low),
+                "high": float(v.multiplier.high),
+                "difference": float(v.difference.mean),
+            }
+            for v in said.versus
+        ],
+    }
+
+
+def next_run(path: Path, target: Path, budget_flops: float, most: int = 10) -> dict[str, Any]:
+    """Which runs within a budget would narrow the interval at the target most.
+
+    Args:
+        path: file of a scaling law.
+        target: table of the runs to be predicted, with the columns of the law.
+        budget_flops: runs that cost more (6 N D) are left out.
+        most: how many to list.
+
+    Raises:
+        UsageError: a law of another kind, a bad entry, a budget that no run fits.
+    """
+    law = _law(path, "scaling", "armillary fit scaling")
+    at = read_table(target).numbers(law.features, above=0)
+    runs = next_runs(law.law, at, budget_flops=budget_flops)[:most]
+    return {
+        "width_now": runs[0].width_before,
+        "runs": [
+            {
+                **dict(zip(law.features, run.features.values(), strict=True)),
+                "flops": run.flops,
+                "width_after": run.width_after,
+            }
+            for run in runs
+        ],
+    }
+
+
+def write_yaml(path: Path, value: dict[str, Any]) -> None:
+    """Write ``value`` as YAML in its own order."""
+    write_file(path, yaml.safe_dump(value, sort_keys=False, allow_unicode=True).encode())
+
+
+def _law(path: Path, kind: str, verb: str) -> LawFile:
+    law = read_law(path)
+    if law.kind != kind:
+        raise UsageError(f"{path} holds a law of kind '{law.kind}'; give one that '{verb}' wrote")
+    return law
+
+
+def _interval(value: Prediction) -> dict[str, float]:
+    return {"mean": float(value.mean), "low": float(value.low), "high": float(value.high)}
+
+
+def _known(path: Path, field: str, given: dict[str, float], names: Sequence[str], what: str) -> None:
+    for name in given:
+        if name not in names:
+            raise UsageError(f"{path}: {field}.{name}: the law knows no {what} of that name; it has {', '.join(names)}")
+
+
+def _described(optimum: Optimum, domains: Sequence[str]) -> dict[str, Any]:
+    """An optimum as plain values; weights are rounded such that they still sum to 1."""
+    weights = np.round(optimum.weights, 6)
+    weights[weights.argmax()] += 1 - weights.sum()
+    return {
+        "weights": {name: round(float(w), 6) for name, w in zip(domains, weights, strict=True)},
+        "predicted": dict(zip(("mean", "low", "high"), (float(v) for v in optimum.predicted), strict=True)),
+        "noise": float(optimum.noise),
+        "better_than": optimum.better_than,
+        "flat": {
+            name: {"low": round(float(low), 6), "high": round(float(high), 6), "matters": round(float(matters), 3)}
+            for name, low, high, matters in zip(
+                domains, optimum.flat_low, optimum.flat_high, optimum.matters, strict=True
+            )
+        },
+    }
