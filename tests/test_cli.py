@@ -21,6 +21,16 @@ VERBS = [
     ["demo"],
     ["report"],
     ["runs"],
+    ["fit", "mixture"],
+    ["fit", "scaling"],
+    ["fit", "anneal"],
+    ["predict-law"],
+    ["optimise-mixture"],
+    ["best-schedule"],
+    ["best-lr"],
+    ["compare"],
+    ["next-run"],
+    ["reproduce"],
 ]
 
 
@@ -115,3 +125,59 @@ def test_failed_work_is_1(recipe, call):
     done = call("corpus", recipe, "--out", recipe.parent / "out", "--workers", 1)
     assert done.returncode == 1
     assert done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def points(tmp_path):
+    """A ladder as a table, and two runs to predict: one near, one far beyond what was tested."""
+    rows = ["run,params,tokens,loss"]
+    for i, (n, d) in enumerate((n, d) for n in (1e7, 3e7, 1e8) for d in (1e9, 3e9, 1e10)):
+        rows.append(f"r{i},{n},{d},{1.7 + 400 / n**0.34 + 1500 / d**0.35 + 0.002 * (-1) ** i}")
+    (tmp_path / "P.csv").write_text("\n".join(rows))
+    (tmp_path / "near.csv").write_text("index,tokens,params\n7,2e10,1e8\n")
+    (tmp_path / "far.csv").write_text("params,tokens\n1e12,1e14\n")
+    return tmp_path
+
+
+def test_a_law_from_a_table_to_predictions(call, points):
+    done = call("fit", "scaling", "--points", points / "P.csv", "--out", points / "law.json", "--json")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout)
+    assert {"law", "form", "parameters", "largest_runs_left_out"} <= summary.keys()
+    done = call("predict-law", points / "law.json", "--at", points / "near.csv", "--out", points / "pred.csv")
+    assert done.returncode == 0, done.stderr
+    header, row = (points / "pred.csv").read_text().splitlines()
+    assert header == "index,loss,loss_low,loss_high,extrapolation"
+    index, loss, low, high, factor = map(float, row.split(","))
+    assert index == 7 and low < loss < high and factor == pytest.approx(2)
+
+
+def test_a_prediction_beyond_what_runs_support_is_refused_with_the_remedy(call, points):
+    call("fit", "scaling", "--points", points / "P.csv", "--out", points / "law.json")
+    done = call("predict-law", points / "law.json", "--at", points / "far.csv", "--out", points / "pred.csv")
+    assert done.returncode == 2 and "times the largest compute" in done.stderr and "Traceback" not in done.stderr
+    assert not (points / "pred.csv").exists()
+
+
+def test_law_verbs_with_wrong_input(call, points):
+    (points / "bad.csv").write_text("params,tokens,loss\n1e7,1e9,3\n1e7,1e9,-3\n")
+    law = points / "law.json"
+    law.write_text("{}")
+    for arguments, said in [
+        (["fit", "scaling", "--points", points / "bad.csv", "--out", law], "bad.csv, line 3, column 'loss' is '-3'"),
+        (["fit", "scaling", "--points", points / "no.csv", "--out", law], "no.csv: No such file"),
+        (
+            ["fit", "scaling", "--points", points / "P.csv", "--form", "x", "--out", law],
+            "no form 'x'; take one of auto",
+        ),
+        (["fit", "anneal", "--curves", points / "none", "--out", law], "none is not a folder"),
+        (["predict-law", law, "--at", points / "near.csv", "--out", points / "o.csv"], "law.json is no law file"),
+        (["reproduce", "nothing"], "take one of regmix, chinchilla"),
+        (
+            ["reproduce", "chinchilla", "--data", points],
+            "chinchilla.csv is not there; the data are published at github",
+        ),
+    ]:
+        done = call(*arguments)
+        assert done.returncode == 2 and said in done.stderr, (arguments, done.stderr)
+    assert law.read_text() == "{}"  # a failed fit costs nothing that was there
