@@ -53,7 +53,7 @@ def test_natural_parameters_do_not_depend_on_where_the_form_is_centred(name):
     assert list(here) == [p.name for p in form.parameters]
     at_one = theta.copy()
     for k, parameter in enumerate(form.parameters):
-        if parameter.kind == "term" and parameter.name != "O":
+        if parameter.kind == "term":
             at_one[:, k] = np.log(here[parameter.name])
     np.testing.assert_allclose(
         form.evaluate(at_one, points, np.zeros(points.shape[1]))[0],
@@ -75,7 +75,6 @@ def test_wider_forms_contain_the_narrower():
     rng = np.random.default_rng(2)
     chinchilla, kaplan = SCALING_FORMS["chinchilla"], SCALING_FORMS["kaplan"]
     ratio, interaction = SCALING_FORMS["ratio"], SCALING_FORMS["interaction"]
-    repeated, overfitting = SCALING_FORMS["data-constrained"], SCALING_FORMS["overfitting"]
     points, theta = runs(chinchilla, 7, rng), around_priors(chinchilla, 4, rng, 0.3)
     centre, zero = points.mean(0), np.zeros((4, 1))
     law = chinchilla.evaluate(theta, points, centre)[0]
@@ -86,18 +85,17 @@ def test_wider_forms_contain_the_narrower():
     # Fresh tokens are worth what they are, and so are parameters that lose nothing by being many.
     fresh = points[:, [0, 1, 1]]
     more = np.hstack([theta, zero, zero + 20])
-    np.testing.assert_allclose(
-        repeated.evaluate(more, fresh, fresh.mean(0))[0],
-        law,
-        rtol=1e-6,
-    )
-    np.testing.assert_allclose(
-        overfitting.evaluate(np.hstack([more, zero - 60, zero, zero]), fresh, fresh.mean(0))[0],
-        repeated.evaluate(more, fresh, fresh.mean(0))[0],
-    )
+    for base, joint in (("chinchilla", ""), ("ratio", "-ratio")):
+        repeated, overfitting = SCALING_FORMS[f"data-constrained{joint}"], SCALING_FORMS[f"overfitting{joint}"]
+        said = repeated.evaluate(more, fresh, fresh.mean(0))[0]
+        np.testing.assert_allclose(said, SCALING_FORMS[base].evaluate(theta, points, centre)[0], rtol=1e-6)
+        none = np.hstack([more, zero - 60, zero, zero, zero, zero])
+        np.testing.assert_allclose(overfitting.evaluate(none, fresh, fresh.mean(0))[0], said)
 
 
-@pytest.mark.parametrize("name", ["moe", "context", "width-depth", "data-constrained", "overfitting"])
+@pytest.mark.parametrize(
+    "name", ["moe", "context", "width-depth", "data-constrained", "overfitting", "overfitting-ratio"]
+)
 def test_a_form_foretells_larger_runs_of_its_own_kind(name):
     form, rng = SCALING_FORMS[name], np.random.default_rng(3)
     points, theta = runs(form, 120, rng), around_priors(form, 1, rng, 0.0)

@@ -9,7 +9,8 @@ Trade-offs taken:
 - Every parameter has a broad normal prior on the scale it is fitted on (``Parameter``), so that six runs suffice for a
   fit and no start runs away. Parameters that a form adds to Chinchilla's have priors around "no effect".
 - Terms are written at the centre of the runs, not at N = 1: parameters are then nearly uncorrelated and of order one.
-- Terms of a sum stay positive: a law cannot say that a loss rises with size. What rises (overfitting) is its own term.
+- Terms of a sum stay positive: a law cannot say that a loss rises with size. What rises (overfitting) is its own term;
+  its shape was chosen after a look at published runs on repeated data.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from armillary.laws.estimator import Array
 # irreducible loss is some share of the lowest loss seen, and each term some share of the median loss at the centre.
 EXPONENT, EXPONENT_STD = 0.4, 0.4
 FLOOR, FLOOR_STD = 0.6, 0.5
-OVERFIT_AT = float(np.log(30.0))  # repetitions at which the term of overfitting is written
 TERM, TERM_STD = 0.3, 1.5
 
 
@@ -54,6 +54,22 @@ A = Parameter("A", "term", float(np.log(TERM)), TERM_STD)
 B = Parameter("B", "term", float(np.log(TERM)), TERM_STD)
 ALPHA, BETA = exponent("alpha"), exponent("beta")
 BEND = Parameter("k", "log", 0.0, 0.7)
+REPETITION = (
+    E,
+    A,
+    B,
+    ALPHA,
+    BETA,
+    Parameter("R_D", "log", float(np.log(15.0)), 1.0),
+    Parameter("R_N", "log", float(np.log(5.0)), 1.0),
+)
+OVERFIT = (
+    Parameter("O", "term", float(np.log(0.1)), TERM_STD),
+    exponent("kappa", 1.0, 0.5),
+    Parameter("drift", "plain", 0.0, 0.15),
+    exponent("lambda", 2.0, 0.5),
+    Parameter("S", "log", float(np.log(60.0)), 0.7),
+)
 
 
 class ScalingForm(Protocol):
@@ -149,67 +165,73 @@ class PowerSum:
 
 @dataclass(frozen=True)
 class Repeated:
-    """Chinchilla's form with repeated data (Muennighoff et al. 2023, arXiv 2305.16264, equations 5 and 6).
+    """Repeated data (Muennighoff et al. 2023, arXiv 2305.16264, equations 5 and 6) in Chinchilla's form or ``ratio``.
 
     ``D' = U (1 + R_D* (1 - e^(-R_D / R_D*)))`` with U unique tokens and ``R_D = D / U - 1`` repetitions, and the same
-    for parameters: ``N' = U_N (1 + R_N* (1 - e^(-R_N / R_N*)))`` where U_N is the size
-    that U tokens are optimal for and
-    ``R_N = N / U_N - 1`` the excess over it.
+    for parameters: ``N' = U_N (1 + R_N* (1 - e^(-R_N / R_N*)))`` where U_N is the size that U tokens are optimal for
+    and ``R_N = N / U_N - 1`` the excess over it. The loss is ``E + A N'^-alpha + B D'^-beta``; where ``joint``, the
+    last term is ``B (D' / N')^-beta N'^-alpha``.
 
-    In that law no loss rises with repetition. Where ``overfits``, ``O (N / U)^kappa (R_D / 30)^lambda`` is added,
-    which does.
+    In that law no loss rises with repetition. Where ``overfits``, ``O (N / U)^kappa U^drift (1 - e^(-R_D / S))^lambda``
+    is added, which does: hardly at first, then fast, and no more once S is far behind.
+
+    Attributes:
+        joint: whether the base is ``ratio`` rather than Chinchilla's form.
+        overfits: whether the rising term is there.
     """
 
-    features: tuple[str, ...] = ("params", "tokens", "unique_tokens")
-    parameters: tuple[Parameter, ...] = (
-        E,
-        A,
-        B,
-        ALPHA,
-        BETA,
-        Parameter("R_D", "log", float(np.log(15.0)), 1.0),
-        Parameter("R_N", "log", float(np.log(5.0)), 1.0),
-    )
+    joint: bool = False
     overfits: bool = False
+    features: tuple[str, ...] = ("params", "tokens", "unique_tokens")
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """See ``ScalingForm``."""
+        return (*REPETITION, *OVERFIT) if self.overfits else REPETITION
 
     def evaluate(self, theta: Array, points: Array, centre: Array) -> tuple[Array, Array]:
         """See ``ScalingForm``."""
         n, d = points[:, 0] - centre[0], points[:, 1] - centre[1]
-        unique = np.minimum(points[:, 2], points[:, 1]) - centre[1]
+        new = np.minimum(points[:, 2], points[:, 1])
+        unique = new - centre[1]
         alpha, beta = np.exp(theta[:, 3:4]), np.exp(theta[:, 4:5])
         worth_d, _, by_r_d = _diminishing(unique, d, theta[:, 5:6])
-        best = (theta[:, 3:4] - theta[:, 4:5] + theta[:, 1:2] - theta[:, 2:3] + beta * unique) / alpha
+        best, *best_by = self._optimal(theta, unique)
         worth_n, by_best, by_r_n = _diminishing(np.minimum(best, n), n, theta[:, 6:7])
         by_best = np.where(best < n, by_best, 0.0)
+        mixed = alpha - beta if self.joint else np.zeros_like(alpha)  # exponent of N' in the term of tokens
         logs = np.array(
             [
                 np.broadcast_to(theta[:, :1], worth_n.shape),
                 np.minimum(theta[:, 1:2] - alpha * worth_n, 300.0),
-                np.minimum(theta[:, 2:3] - beta * worth_d, 300.0),
+                np.minimum(theta[:, 2:3] - beta * worth_d - mixed * worth_n, 300.0),
             ]
         )
         law = np.logaddexp.reduce(logs, axis=0)
         extra = []
         if self.overfits:
-            kappa, rate = np.exp(theta[:, 8:9]), np.exp(theta[:, 9:10])
-            with np.errstate(divide="ignore"):
-                repeats = np.maximum(np.log(np.expm1(np.maximum(d - unique, 0.0))), -30.0) - OVERFIT_AT
-            size = np.maximum(points[:, 0] - np.minimum(points[:, 2], points[:, 1]), -30.0)
-            log = np.minimum(theta[:, 7:8] + kappa * size + rate * repeats, 300.0)
+            kappa, drift, rate = np.exp(theta[:, 8:9]), theta[:, 9:10], np.exp(theta[:, 10:11])
+            size, level = points[:, 0] - new, new - centre[2]
+            repeats = np.expm1(np.clip(d - unique, 1e-12, 50.0)) / np.exp(theta[:, 11:12])
+            begun = np.log(-np.expm1(-repeats))
+            log = np.minimum(theta[:, 7:8] + kappa * size + drift * level + rate * begun, 300.0)
             law = np.logaddexp(law, log)
             share = np.exp(log - law)
-            extra = [share, share * kappa * size, share * rate * repeats]
+            by_s = -rate * repeats / np.maximum(np.expm1(np.minimum(repeats, 300.0)), 1e-300)
+            extra = [share, share * kappa * size, share * level, share * rate * begun, share * by_s]
         floor, share_n, share_d = np.exp(logs - law)
-        pull = -share_n * alpha * by_best  # the law's derivative by the logarithm of the optimal size
+        # The law's derivative by the logarithm of the optimal size.
+        pull = -(share_n * alpha + share_d * mixed) * by_best
+        by_worth = share_d * worth_n if self.joint else 0.0
         jacobian = np.stack(
             [
                 floor,
-                share_n + pull / alpha,
-                share_d - pull / alpha,
-                -share_n * alpha * worth_n + pull * (1 / alpha - best),
-                -share_d * beta * worth_d + pull * (beta * unique - 1) / alpha,
+                share_n + pull * best_by[0],
+                share_d - pull * best_by[0],
+                -(share_n * worth_n + by_worth) * alpha + pull * best_by[1],
+                -(share_d * worth_d - by_worth) * beta + pull * best_by[2],
                 -share_d * beta * by_r_d,
-                -share_n * alpha * by_r_n,
+                -(share_n * alpha + share_d * mixed) * by_r_n,
                 *extra,
             ],
             axis=-1,
@@ -218,10 +240,31 @@ class Repeated:
 
     def natural(self, theta: Array, centre: Array) -> dict[str, Array]:
         """See ``ScalingForm``."""
-        values = {p.name: np.exp(theta[:, k]) for k, p in enumerate(self.parameters)}
-        values["A"] = values["A"] * np.exp(values["alpha"] * centre[0])
-        values["B"] = values["B"] * np.exp(values["beta"] * centre[1])
+        values = {
+            p.name: theta[:, k] if p.kind == "plain" else np.exp(theta[:, k]) for k, p in enumerate(self.parameters)
+        }
+        alpha, beta = values["alpha"], values["beta"]
+        values["A"] = values["A"] * np.exp(alpha * centre[0])
+        values["B"] = values["B"] * np.exp(beta * centre[1] + (alpha - beta) * centre[0] * self.joint)
+        if self.overfits:
+            values["O"] = values["O"] * np.exp(-values["drift"] * centre[2])
         return values
+
+    def _optimal(self, theta: Array, unique: Array) -> tuple[Array, Array, Array, Array]:
+        """Log size that log tokens are optimal for; its derivatives by A (by B the negative), alpha and beta (logs)."""
+        alpha, beta = np.exp(theta[:, 3:4]), np.exp(theta[:, 4:5])
+        scales = theta[:, 1:2] - theta[:, 2:3]
+        if not self.joint:
+            best = (theta[:, 3:4] - theta[:, 4:5] + scales + beta * unique) / alpha
+            return best, 1 / alpha, 1 / alpha - best, (beta * unique - 1) / alpha
+        # All sizes have the same optimal tokens per parameter, (B (2 beta - alpha) / (A alpha))^(1 / beta); there is
+        # none unless 2 beta > alpha.
+        surplus = np.maximum(2 * beta - alpha, 0.05 * beta)
+        free = 2 * beta - alpha > 0.05 * beta
+        log = np.log(surplus) - theta[:, 3:4] - scales
+        by_alpha = (1 + np.where(free, alpha / surplus, 0.0)) / beta
+        by_beta = (log - np.where(free, 2 * beta / surplus, 1.0)) / beta
+        return unique - log / beta, 1 / beta, by_alpha, by_beta
 
 
 def _diminishing(base: Array, total: Array, log_scale: Array) -> tuple[Array, Array, Array]:
@@ -262,15 +305,9 @@ SCALING_FORMS: Mapping[str, ScalingForm] = {
         features=("params", "tokens"),
     ),
     "data-constrained": Repeated(),
-    "overfitting": Repeated(
-        parameters=(
-            *Repeated().parameters,
-            Parameter("O", "term", float(np.log(0.01)), TERM_STD),
-            exponent("kappa", 1.0, 0.5),
-            exponent("lambda", 1.0, 0.5),
-        ),
-        overfits=True,
-    ),
+    "data-constrained-ratio": Repeated(joint=True),
+    "overfitting": Repeated(overfits=True),
+    "overfitting-ratio": Repeated(joint=True, overfits=True),
     # Active parameters, helped by those that lie idle; more experts see fewer tokens each (Ludziejewski et al. 2025,
     # arXiv 2502.05172, whose terms depend on the experts in the same way).
     "moe": _chinchilla(
