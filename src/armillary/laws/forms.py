@@ -161,13 +161,15 @@ class GaussianProcess(_Solved):
         )
         width = 2 * (self._FEATURES + domains) + 1
         self._weights = rng.standard_normal((len(noise), width, targets)) @ mix.T
-        ones = np.ones(len(X))
+        ones, along = np.ones(len(X)), s / self._span
         self._paths = np.empty((len(noise), len(X), targets))
         self._path_constants = np.empty((len(noise), targets))
+        kernels, features = self._stills(X, X), self._smooth(X)
         for v in range(targets):
-            prior = self._weights[:, :, v] @ self._features(X, s, v).T
+            still, moving = self._prior_parts(features, X, v)
+            prior = still + along * moving
             disturbed = Z[:, v] - prior + np.sqrt(self._noise[v] * self._scale[v]) * noise[:, :, v]
-            factor = linalg.cho_factor(self._kernel(X, s, X, s, v) + self._noise[v] * np.eye(len(X)))
+            factor = linalg.cho_factor(self._moving(kernels[v], s, s) + self._noise[v] * np.eye(len(X)))
             solved, one = linalg.cho_solve(factor, disturbed.T), linalg.cho_solve(factor, ones)
             constant = solved.sum(0) / one.sum()
             self._paths[:, :, v] = (solved - np.outer(one, constant)).T
@@ -175,41 +177,50 @@ class GaussianProcess(_Solved):
 
     def draws(self, X: Array, s: Array) -> Array:
         """See ``Form``."""
-        different = len(self._paths)
         out = np.empty((self._count, len(X), len(self._constant)))
+        pick = np.arange(self._count) % len(self._paths)
+        kernels, features = self._stills(self._X, X), self._smooth(X)
         for v in range(out.shape[2]):
-            # Both are straight in the size: ask at two sizes, and go on from there.
-            ends = []
-            for size in (0.0, -self._span):
-                at = np.full(len(X), size)
-                ends.append(
-                    self._path_constants[:, v, None]
-                    + self._weights[:, :, v] @ self._features(X, at, v).T
-                    + self._paths[:, :, v] @ self._kernel(self._X, self._sizes, X, at, v)
-                )
-            pick = np.arange(self._count) % different
-            along = -(s / self._span)[:, None]
-            out[:, :, v] = ends[0][pick] + along * (ends[1] - ends[0])[pick]
+            # A draw is straight in the size: what it is at 0, and how it goes on from there.
+            paths = self._paths[:, :, v]
+            still, moving = self._prior_parts(features, X, v)
+            still = self._path_constants[:, v, None] + still + paths @ kernels[v]
+            out[:, :, v] = still[pick]
+            if s.any():
+                paths = paths * (self._sizes / self._span)
+                moving = moving + self._MOVE * paths @ kernels[v] + self._LEVEL * paths.sum(1, keepdims=True)
+                out[:, :, v] += (s / self._span)[:, None] * moving[pick]
         return out
 
     def _predicted(self, X: Array, s: Array) -> Array:
         columns: list[Array] = [
-            self._constant[v] + self._kernel(X, s, self._X, self._sizes, v) @ self._alpha[:, v]
-            for v in range(len(self._constant))
+            self._constant[v] + self._moving(still, s, self._sizes) @ self._alpha[:, v]
+            for v, still in enumerate(self._stills(X, self._X))
         ]
         return np.stack(columns, axis=1)
 
-    def _features(self, X: Array, s: Array, v: int) -> Array:
-        """Functions [m, width] of which a draw of the prior for domain v is a sum with normal weights."""
-        root, along = np.sqrt(X), (s / self._span)[:, None]
-        smooth = np.cos(root @ self._frequencies / self._length[v] + self._phases) * np.sqrt(2 / self._FEATURES)
-        still = np.hstack([smooth, np.sqrt(self._linear[v]) * root])
-        moving = np.hstack([np.sqrt(self._MOVE) * along * still, np.sqrt(self._LEVEL) * along])
-        return np.asarray(np.sqrt(self._scale[v]) * np.hstack([still, moving]))
+    def _smooth(self, X: Array) -> dict[float, Array]:
+        """Random Fourier features [m, 128] of each length."""
+        turned = np.sqrt(X) @ self._frequencies
+        return {
+            length: np.cos(turned / length + self._phases) * np.sqrt(2 / self._FEATURES)
+            for length in np.unique(self._length).tolist()
+        }
 
-    def _kernel(self, A: Array, a: Array, B: Array, b: Array, v: int) -> Array:
-        still = _matern(A, B, self._length[v]) + self._linear[v] * np.sqrt(A) @ np.sqrt(B).T
-        return self._moving(still, a, b)
+    def _prior_parts(self, smooth: dict[float, Array], X: Array, v: int) -> tuple[Array, Array]:
+        """Draws [b, m] of the prior for domain v at size 0, and how far they move over the whole range of sizes."""
+        features = np.hstack([smooth[float(self._length[v])], np.sqrt(self._linear[v] * X)])
+        weights = np.sqrt(self._scale[v]) * self._weights[:, :, v]
+        width = features.shape[1]
+        moving = np.sqrt(self._MOVE) * weights[:, width:-1] @ features.T + np.sqrt(self._LEVEL) * weights[:, -1:]
+        return weights[:, :width] @ features.T, moving
+
+    def _stills(self, A: Array, B: Array) -> list[Array]:
+        """The kernel [a, b] of each validation domain at one size; equal ones are one array."""
+        distance, product = _distance(A, B), np.sqrt(A) @ np.sqrt(B).T
+        pairs = list(zip(self._length.tolist(), self._linear.tolist(), strict=True))
+        known = {(length, linear): _matern(distance, length) + linear * product for length, linear in set(pairs)}
+        return [known[pair] for pair in pairs]
 
     def _moving(self, still: Array, a: Array, b: Array) -> Array:
         along = np.outer(a / self._span, b / self._span)
@@ -222,10 +233,11 @@ class GaussianProcess(_Solved):
         best = np.full(targets, -np.inf)
         self._length, self._linear, self._noise = np.ones(targets), np.zeros(targets), np.ones(targets)
         self._constant, self._scale, self._alpha = np.zeros(targets), np.ones(targets), np.zeros((n, targets))
-        root = np.sqrt(X)
+        distance, product = _distance(X, X), np.sqrt(X) @ np.sqrt(X).T
         for length in self._LENGTHS:
+            smooth = _matern(distance, length)
             for linear in self._LINEAR:
-                still = _matern(X, X, length) + linear * root @ root.T
+                still = smooth + linear * product
                 values, vectors = np.linalg.eigh(self._moving(still, s, s))
                 rotated, ones = vectors.T @ Z, vectors.T @ np.ones(n)
                 for noise in self._NOISES:
@@ -306,7 +318,12 @@ class BoostedTrees:
         return np.asarray(np.log(np.maximum(losses, 1e-6)))
 
 
-def _matern(A: Array, B: Array, length: float) -> Array:
-    """Matern-5/2 correlation [a, b] of mixtures by the distance of their square roots."""
-    distance = np.sqrt(5) / length * cdist(np.sqrt(A), np.sqrt(B))
-    return np.asarray((1 + distance + distance**2 / 3) * np.exp(-distance))
+def _distance(A: Array, B: Array) -> Array:
+    """Distance [a, b] of the square roots of mixtures."""
+    return cdist(np.sqrt(A), np.sqrt(B))
+
+
+def _matern(distance: Array, length: float) -> Array:
+    """Matern-5/2 correlation of points that lie so far apart."""
+    scaled = np.sqrt(5) / length * distance
+    return np.asarray((1 + scaled + scaled**2 / 3) * np.exp(-scaled))
