@@ -320,7 +320,7 @@ class BoostedTrees:
 
 def _distance(A: Array, B: Array) -> Array:
     """Distance [a, b] of the square roots of mixtures."""
-    return cdist(np.sqrt(A), np.sqrt(B))
+    return np.asarray(cdist(np.sqrt(A), np.sqrt(B)))
 
 
 def _matern(distance: Array, length: float) -> Array:

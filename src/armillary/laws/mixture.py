@@ -55,8 +55,8 @@ FOLDS = 8
 SHARPNESS = 4.0
 
 # e-folds of size beyond the largest over which movement goes on, and a factor by which that may be wrong. Chosen after
-# a look at how far published ranks of mean losses at 1B are from those at 1M; the noise's priors and the bends below
-# after a look at RegMix's test runs.
+# a look at how far published ranks of mean losses at 1B are from those at 1M; the bends below after a look at RegMix's
+# test runs.
 REACH = 20.0
 _REACH_STD = 0.7
 

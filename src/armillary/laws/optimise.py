@@ -41,8 +41,9 @@ DISTINCT = 0.1
 POPULATION = 256
 GENERATIONS = 24
 
-# Splits into halves for the optimism, and what the law and the search of a half make do with.
-SPLITS = 2
+# Splits into halves for the optimism, one where mixtures are many (there is little luck then, and laws take long), and
+# what the law and the search of a half make do with.
+SPLITS, MANY = 2, 256
 HALF_DRAWS, HALF_GENERATIONS = 16, 12
 
 # A weight is moved this far up and down to see whether it matters.
@@ -238,9 +239,10 @@ def _luck(
     groups = int(group.max()) + 1
     if groups < 2 * MIN_ROWS:
         return None
+    splits = SPLITS if groups < MANY else 1
     largest = np.array([law.run_sizes_[group == k].max() for k in range(groups)])
     lost: dict[str, list[float]] = {name: [] for name in known}
-    for _ in range(SPLITS):
+    for _ in range(splits):
         # Halves alike in their sizes: every other mixture, in the order of size and chance.
         half = np.empty(groups, dtype=int)
         half[np.lexsort((rng.uniform(size=groups), largest))] = np.arange(groups) % 2
@@ -258,7 +260,7 @@ def _luck(
                 both = np.concatenate([best, mixture])
                 promised, kept_promise = -np.diff(chooser.expected(both))[0], -np.diff(judge.expected(both))[0]
                 lost[name].append(float(kept_promise - promised) / np.sqrt(2))
-    return {name: (float(np.mean(values)), float(np.std(values)) / np.sqrt(SPLITS)) for name, values in lost.items()}
+    return {name: (float(np.mean(values)), float(np.std(values)) / np.sqrt(splits)) for name, values in lost.items()}
 
 
 def _flatness(goal: _Goal, found: Array, values: Array, region: _Region, noise: float) -> tuple[Array, Array, Array]:
