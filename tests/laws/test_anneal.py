@@ -83,18 +83,12 @@ def test_profile_sums_what_a_loop_over_all_steps_sums(kind):
     one = curve(kind)
     found = profile(one, WARMUP, one.lr.max(), 1.0)
     rate = every_step(one.step, one.lr) / one.lr.max()
-    np.testing.assert_allclose(found.area, np.cumsum(rate)[one.step.astype(int) - 1], rtol=0.001, atol=1.0)
+    # Where a drop stands between two rows of 40 steps, half of them may be taken for the other rate.
+    atol = 1.0 + 20 * 0.7 * (kind == "drop")
+    np.testing.assert_allclose(found.area, np.cumsum(rate)[one.step.astype(int) - 1], rtol=0.001, atol=atol)
     assert found.gap.sum() == pytest.approx(-one.lr[-1] / one.lr.max())
     np.testing.assert_allclose(found.dwell.sum(1), one.step - WARMUP, rtol=1e-9)
     assert len(found.gap) < 200
-
-
-def test_a_jump_stands_at_the_later_row():
-    steps, lr = np.array([100.0, 200, 300, 400]), np.array([1.0, 1.0, 0.2, 0.2])
-    found = profile(Curve("drop", 1.0, steps, lr), 0, 1.0, 1.0)
-    np.testing.assert_allclose(found.area, [100, 200, 300, 320])
-    fall = found.gap > 0
-    assert found.gap_area[fall] == pytest.approx([300]) and found.gap_rate[fall] == pytest.approx([0.2])
 
 
 def test_a_slope_seen_at_two_rows_counts_as_if_seen_at_all():
@@ -310,3 +304,17 @@ def test_annealing_mixture_is_taken_only_when_better_beyond_noise():
     assert better.name == "code @ 0.2"
     with pytest.raises(UsageError, match="trunk's own mixture"):
         annealing_mixture({("code", 0.2): [1.0, 2.0]}, trunk="plain")
+
+
+def test_a_jump_between_sampled_rows_stands_where_it_is_wrong_by_the_least():
+    # Every 10 steps, and a row at step 53 that is there because of the jump: it stands at 53.
+    step = np.sort(np.append(np.arange(0.0, 101.0, 10.0), 53.0))
+    exact = profile(Curve("a", 1e6, step, np.where(step < 53, 1.0, 0.1)), 0, 1.0, 1.0)
+    assert exact.area[-1] == pytest.approx(53 + 4.7)
+    # Without that row it was anywhere between 50 and 60.
+    step = np.arange(0.0, 101.0, 10.0)
+    guessed = profile(Curve("a", 1e6, step, np.where(step < 53, 1.0, 0.1)), 0, 1.0, 1.0)
+    assert guessed.area[-1] == pytest.approx(55 + 4.5)
+    fall = guessed.gap > 0
+    assert guessed.gap_time[fall] == pytest.approx([55]) and guessed.gap_area[fall] == pytest.approx([55])
+    assert guessed.gap[fall] == pytest.approx([0.9]) and guessed.gap_rate[fall] == pytest.approx([0.1])

@@ -7,8 +7,8 @@ nothing or by next to nothing. So a schedule becomes a ``Profile``: the area at 
 What the rate does between the rows of a sampled curve is not in the file, and is taken so:
 
 - it moves linearly;
-- but where it changes by a lot while it hardly moves in the intervals before and after, it jumped. A row says the rate
-  in force from its step on, so the jump stands at the later row;
+- but where it changes by a lot while it hardly moves in the intervals before and after, it jumped. If the later row
+  follows sooner than rows do elsewhere, the jump stands there; else in the middle of the two rows;
 - before the first row it rises linearly from 0 over the warm-up, and then keeps the value of the first row. Without a
   warm-up it jumps from 0 to that value at step 0.
 """
@@ -31,6 +31,9 @@ UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 # A jump changes the rate by at least this share of the highest rate, and at least so many times as fast per step as
 # in the neighbouring intervals.
 JUMP, JUMP_STEEPER = 0.05, 5.0
+
+# An interval shorter than this share of its neighbours' median ends with a row that was written because of a jump.
+SOONER = 0.75
 
 # Gaps nearer to each other than this share of the whole range, both in rate and in area, are summed.
 GRAIN = 1 / 64
@@ -186,6 +189,18 @@ def jumps(step: Array, lr: Array) -> Array:
     )
 
 
+def jump_times(time: Array, jump: NDArray[np.intp]) -> Array:
+    """When the rate jumped, for rows [j] after a jump.
+
+    A row that follows sooner than rows elsewhere was written because of the jump, so that is its time. Otherwise it was
+    somewhere between the two rows, and their middle is wrong by the least.
+    """
+    length = np.diff(time)
+    usual = np.array([np.median(length[max(0, row - 4) : row + 3]) for row in jump])
+    sooner = length[jump - 1] < SOONER * usual
+    return np.where(sooner, time[jump], (time[jump] + time[jump - 1]) / 2)
+
+
 def profile(curve: Curve, warmup_steps: float, peak: float, unit: float) -> Profile:
     """What an annealing law needs of a checked curve, its rates in units of ``peak`` and its time of ``unit`` steps."""
     lr, time = curve.lr / peak, curve.step / unit
@@ -193,14 +208,17 @@ def profile(curve: Curve, warmup_steps: float, peak: float, unit: float) -> Prof
     warmup = min(float(warmup_steps) / unit, float(time[0]))
     ramp = np.linspace(0.0, 1.0, WARMUP_GRAIN + 1)
     jump = np.flatnonzero(jumps(time, lr)) + 1
-    # At a jump, one more node: the old rate holds up to the later row.
-    node_time = np.concatenate([warmup * ramp, np.insert(time, jump, time[jump])])
-    node_lr = np.concatenate([lr[0] * ramp, np.insert(lr, jump, lr[jump - 1])])
+    # At a jump, two more nodes: the old rate holds up to it, the new one from it on.
+    place = jump_times(time, jump)
+    node_time = np.concatenate([warmup * ramp, np.insert(time, np.repeat(jump, 2), np.repeat(place, 2))])
+    node_lr = np.concatenate(
+        [lr[0] * ramp, np.insert(lr, np.repeat(jump, 2), lr[np.stack([jump - 1, jump], 1)].ravel())]
+    )
     # A long slope between two rows becomes several gaps.
     rise = np.abs(np.diff(node_lr)) * (np.diff(node_time) > 0)
     pieces = np.maximum(np.ceil(rise / (GRAIN * top)).astype(int), 1)
     at = np.append(0, np.cumsum(pieces))
-    rows = at[np.arange(n) + np.searchsorted(jump, np.arange(n), side="right") + len(ramp)]
+    rows = at[np.arange(n) + 2 * np.searchsorted(jump, np.arange(n), side="right") + len(ramp)]
     node_time, node_lr = (np.interp(np.arange(at[-1] + 1), at, v) for v in (node_time, node_lr))
     length, middle = np.diff(node_time), (node_lr[1:] + node_lr[:-1]) / 2
     area = np.append(0.0, np.cumsum(length * middle))
