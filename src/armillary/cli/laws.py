@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from armillary.cli.screen import JsonOption, app, err, out, show_json, show_table
 
@@ -35,9 +36,12 @@ PointsOption = Annotated[Path, typer.Option("--points", help="CSV, one row per r
 
 
 def told(act: Callable[[], Any]) -> Any:
-    """What ``act`` returns; its warnings go to standard error in one line each."""
-    with warnings.catch_warnings(record=True) as caught:
+    """What ``act`` returns; a terminal shows the seconds it takes, warnings go to standard error in one line each."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    working = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
+    with warnings.catch_warnings(record=True) as caught, working:
         warnings.simplefilter("always")
+        working.add_task("working", total=None)
         result = act()
     for text in dict.fromkeys(str(warning.message) for warning in caught):
         err.print(f"[yellow]warning[/yellow] {escape(text)}", highlight=False)
