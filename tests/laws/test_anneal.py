@@ -11,7 +11,6 @@ from armillary.laws import (
     AnnealLaw,
     Curve,
     ExtrapolationError,
-    annealing_mixture,
     best_schedule,
     parse_size,
     read_curve,
@@ -292,18 +291,6 @@ def test_absurd_schedules_are_refused():
         best_schedule(fitted, size=1e9, steps=LENGTH)
     with pytest.raises(UsageError, match="warm-up"):
         best_schedule(fitted, size=1e8, steps=WARMUP)
-
-
-def test_annealing_mixture_is_taken_only_when_better_beyond_noise():
-    rng = np.random.default_rng(0)
-    seeds = rng.normal(0, 0.01, 3)
-    branches = {("plain", s): list(3 - s + seeds + rng.normal(0, 1e-3, 3)) for s in (0.1, 0.2)}
-    even = annealing_mixture({**branches, ("code", 0.2): list(2.8 + seeds + rng.normal(0, 1e-3, 3))}, trunk="plain")
-    better = annealing_mixture({**branches, ("code", 0.2): list(2.7 + seeds)}, trunk="plain")
-    assert even.name == "plain @ 0.2" and not even.significant
-    assert better.name == "code @ 0.2"
-    with pytest.raises(UsageError, match="trunk's own mixture"):
-        annealing_mixture({("code", 0.2): [1.0, 2.0]}, trunk="plain")
 
 
 def test_a_jump_between_sampled_rows_stands_where_it_is_wrong_by_the_least():

@@ -76,7 +76,7 @@ def test_only_laws_come_to_life(path):
     document = json.loads(path.read_text())
     for where in ("file:importlib", "file:write_law", "mixture:np", "nowhere:Law", "mixture:Nothing"):
         document["law"] = {"object": where, "attributes": {}}
-        body = {k: document[k] for k in ("kind", "features", "targets", "size_column", "sources", "law")}
+        body = {k: document[k] for k in ("summary", "kind", "features", "targets", "size_column", "sources", "law")}
         document["sha256"] = file._checksum(body)
         path.write_text(json.dumps(document))
         with pytest.raises(UsageError, match="which is no law"):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from armillary.laws import HyperparameterLaw, basin
+from armillary.laws import ExtrapolationError, HyperparameterLaw, basin
 from armillary.recipe import UsageError
 
 CENTRE = np.log([3e7, 1e9, 2e-3, 64.0])
@@ -169,11 +169,14 @@ def test_any_table_gives_finite_ordered_predictions(seed, rows, levels, form):
     X[:3, 2] *= [1, 2, 4]
     y = rng.uniform(1, 10, rows)
     law = HyperparameterLaw(form=form, bootstraps=5).fit(X, y)
-    new = np.concatenate([X, X * [30, 30, 10, 0.1], X * [1e-3, 1e3, 1e-3, 1e3]])
+    new = np.concatenate([X, X * [20, 20, 10, 0.1], X * [1e-3, 300, 1e-3, 1e3]])
     predicted = law.predict(new)
     assert np.isfinite(predicted).all()
     assert (predicted.low < predicted.mean).all() and (predicted.mean < predicted.high).all()
     assert np.isfinite(law.optimum(*X[0, :2]).lr).all()
+    for ask in (lambda: law.predict(X * [1e4, 1e4, 1, 1]), lambda: law.optimum(1e30, 1e11)):
+        with pytest.raises(ExtrapolationError, match="times beyond the fitted runs"):
+            ask()
 
 
 def test_units_of_sizes_rates_and_losses_change_nothing():

@@ -32,12 +32,13 @@ def test_columns_by_name_in_the_order_asked_for(table):
     [
         ("", "has no lines"),
         ("a,b\n", "has no rows below its header"),
+        ("a;b\n1;2\n", "line 1: the columns are separated by semicolons; save it with commas"),
         ("a,,b\n1,2,3\n", "line 1: column 2 has no name"),
         ("a,b,a\n1,2,3\n", "line 1: column 'a' is there twice"),
         ("a,b\n1,2\n3\n", "line 3 has 1 entries and the header has 2"),
         ("a,b\n1,2,3\n", "line 2 has 3 entries and the header has 2"),
         ('a,b\n1,"2\n', "line 2: unexpected end of data"),
-        ("a,b\n1,浑\n".encode("gb18030"), "is not UTF-8 text"),
+        ("a,b\n1,浑\n".encode("gb18030"), "is not UTF-8"),
     ],
 )
 def test_what_is_no_table(table, tmp_path, text, said):
@@ -46,7 +47,7 @@ def test_what_is_no_table(table, tmp_path, text, said):
     assert str(tmp_path / "runs.csv") in str(caught.value) and said in str(caught.value)
 
 
-@pytest.mark.parametrize("entry", ["nan", "inf", "-1e999", "", "  ", "1,0", "x", "-3", "0"])
+@pytest.mark.parametrize("entry", ["nan", "inf", "-1e999", "", "  ", "1,0", "1_0", "x", "-3", "0"])
 def test_a_bad_number_is_told_by_file_line_and_column(table, tmp_path, entry):
     read = table(f'a,loss\n1,2\n\n5,"{entry}"\n')
     with pytest.raises(UsageError) as caught:

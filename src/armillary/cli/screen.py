@@ -7,6 +7,8 @@ nothing else.
 from __future__ import annotations
 
 import json
+import math
+import sys
 import time
 from typing import Annotated, Any
 
@@ -25,9 +27,12 @@ app = typer.Typer(
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
+# Columns where the output is no terminal: a table that a file or a program takes is not to be cut.
+_WIDE = 200
+
 # No emoji codes: "recipe.yaml:100: " is a line, not a picture. What others wrote goes through `escape`, since a path
 # may hold what looks like markup.
-out = Console(soft_wrap=True, emoji=False)
+out = Console(soft_wrap=True, emoji=False, width=None if sys.stdout.isatty() else _WIDE)
 err = Console(stderr=True, soft_wrap=True, emoji=False)
 _PLAIN_EVERY_S = 15.0
 
@@ -73,8 +78,18 @@ class Reporter:
 
 
 def show_json(value: Any) -> None:
-    """One JSON value on standard output."""
-    print(json.dumps(value.model_dump(mode="json") if hasattr(value, "model_dump") else value, ensure_ascii=False))
+    """One JSON value on standard output; what is infinite or not a number becomes null."""
+    plain = value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+    print(json.dumps(finite(plain), ensure_ascii=False, allow_nan=False))
+
+
+def finite(value: Any) -> Any:
+    """``value`` with null for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def shown(value: Any) -> str:
@@ -88,7 +103,7 @@ def show_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
     """A table; numbers stand to the right."""
     table = Table(title=title, title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(shown, row))
     out.print(table)

@@ -13,7 +13,7 @@ from armillary.laws.mixture import HeldOut, MixtureLaw
 from armillary.laws.next_run import NextRun, next_runs
 from armillary.laws.optimise import Optimum, epoch_ceilings, optimise_mixture
 from armillary.laws.scaling import SCALING_FORMS, LeftOut, ScalingLaw
-from armillary.laws.schedules import BestSchedule, annealing_mixture, best_schedule
+from armillary.laws.schedules import BestSchedule, best_schedule
 from armillary.laws.uncertainty import Choice, best_of, mean_interval, paired_difference
 
 __all__ = [
@@ -37,7 +37,6 @@ __all__ = [
     "Prediction",
     "ScalingLaw",
     "Versus",
-    "annealing_mixture",
     "best_of",
     "best_schedule",
     "compare_families",

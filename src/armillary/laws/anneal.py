@@ -27,7 +27,7 @@ from scipy import stats
 
 from armillary.laws.anneal_forms import FORMS, Frame, Joint, Problem, early_variance, fitted_rows
 from armillary.laws.curves import Curve, Profile, checked_curve, thinned
-from armillary.laws.estimator import Array, Prediction, checked_interval, require_fitted
+from armillary.laws.estimator import Array, Prediction, check_reach, checked_interval, require_fitted
 from armillary.recipe import UsageError
 
 # Rows that are kept of a curve, and at which the width of an interval is computed before it is interpolated.
@@ -139,6 +139,12 @@ class AnnealLaw:
         checked = [thinned(checked_curve(curve, need_loss=True), KEPT_ROWS) for curve in curves]
         if not checked:
             raise UsageError("no curve to fit; give at least one measured curve")
+        for curve in checked:
+            if curve.step[-1] <= self.warmup_steps:
+                raise UsageError(
+                    f"curve '{curve.name}' at size {curve.size:g} ends at step {curve.step[-1]:g}, not beyond the "
+                    f"warm-up of {self.warmup_steps:g} steps; a law needs what comes after it"
+                )
         self._curves = sorted(checked, key=lambda curve: (curve.size, curve.name))
         for one, other in zip(self._curves[:-1], self._curves[1:], strict=True):
             if (one.size, one.name) == (other.size, other.name):
@@ -176,6 +182,7 @@ class AnnealLaw:
 
         Raises:
             UsageError: not fitted; bad rows; ``given`` of another size or without losses; an interval outside (0, 1).
+            ExtrapolationError: far beyond the curves in size and length.
         """
         require_fitted(self, "weights_")
         schedule = checked_curve(schedule, need_loss=False)
@@ -187,6 +194,11 @@ class AnnealLaw:
                     "measured at the size that is asked for"
                 )
             return self.including(given).predict(schedule, interval)
+        # A size without any curve is as far as sizes lie apart that were left out but for one.
+        known = schedule.size in self.sizes_
+        tested = 1.0 if known else float((self.sizes_[1:] / self.sizes_[:-1]).max(initial=1.0))
+        remedy = "measure a constant rate at that size, or over that length, first"
+        check_reach(float(self.extrapolation(schedule).max()), tested, f"schedule '{schedule.name}'", remedy)
         law = self.placed(schedule.size, float(schedule.lr.max()))
         profile = law._frame.profile(schedule)
         n = len(schedule.step)

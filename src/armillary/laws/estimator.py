@@ -7,6 +7,7 @@ returns the estimator, what was fitted ends in ``_``. scikit-learn itself is not
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -26,6 +27,10 @@ class ExtrapolationWarning(UserWarning):
     """A prediction lies farther out than a law was tested by leaving out its own largest runs."""
 
 
+# Beyond this factor no law answers: what was fitted says nothing any more.
+MOST_EXTRAPOLATION = 1000.0
+
+
 class Prediction(NamedTuple):
     """An expected value with the ends of its interval; three arrays of the same shape, or three scalars."""
 
@@ -38,6 +43,21 @@ def require_fitted(estimator: object, attribute: str) -> None:
     """Raise UsageError unless ``fit`` has set ``attribute``."""
     if not hasattr(estimator, attribute):
         raise UsageError(f"this {type(estimator).__name__} is not fitted yet; call fit first")
+
+
+def check_reach(factor: float, tested: float, what: str, remedy: str) -> None:
+    """Warn where ``factor``, how far beyond the fitted runs an answer lies, exceeds what was ``tested`` by holding out.
+
+    Raises:
+        ExtrapolationError: beyond ``MOST_EXTRAPOLATION``; ``what`` lies there, and ``remedy`` says which runs it needs.
+    """
+    if factor > MOST_EXTRAPOLATION:
+        raise ExtrapolationError(
+            f"{what} lies {factor:.3g} times beyond the fitted runs, more than {MOST_EXTRAPOLATION:g}; {remedy}"
+        )
+    if factor > max(tested, 1.0) * (1 + 1e-9):
+        text = f"{what} lies {factor:.3g} times beyond the fitted runs; the law was tested up to {max(tested, 1.0):.3g}"
+        warnings.warn(text, ExtrapolationWarning, stacklevel=3)
 
 
 def checked_interval(interval: float) -> float:

@@ -6,8 +6,8 @@ and the same fit gives the same file. Trade-offs taken:
 - Fitted estimators are written attribute by attribute, by one writer for all of them. Nothing is unpickled: on reading,
   only classes of the rooms of laws come to life, and only their attributes are set.
 - Arrays of more than a few numbers are base64 of their bytes: exact, small, and not meant for people. What people want
-  to read (parameters, what was chosen, held-out errors) is under ``summary``, which reading ignores.
-- A checksum over the law refuses a file that was torn or edited by hand.
+  to read (parameters, what was chosen, held-out errors) is under ``summary``.
+- A checksum over all of it refuses a file that was torn or edited by hand.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ def source_of(path: Path, rows: int) -> Source:
 def write_law(path: Path, law: LawFile, summary: dict[str, Any]) -> None:
     """Write a law file; ``summary`` is for people and holds only JSON values."""
     body = {
+        "summary": summary,
         "kind": law.kind,
         "features": law.features,
         "targets": law.targets,
@@ -78,7 +79,7 @@ def write_law(path: Path, law: LawFile, summary: dict[str, Any]) -> None:
         "sources": [asdict(source) for source in law.sources],
         "law": _encoded(law.law),
     }
-    write_json(path, {"format": FORMAT, "version": VERSION, "summary": summary, "sha256": _checksum(body), **body})
+    write_json(path, {"format": FORMAT, "version": VERSION, "sha256": _checksum(body), **body})
 
 
 def read_law(path: Path) -> LawFile:
@@ -92,7 +93,7 @@ def read_law(path: Path) -> LawFile:
         document = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; {remedy}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise UsageError(f"{path} is torn or no JSON ({error}); {remedy}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise UsageError(f"{path} is no law file; {remedy}")
@@ -101,12 +102,16 @@ def read_law(path: Path) -> LawFile:
             f"{path} is of version {document.get('version')} of law files, this program reads version {VERSION}; "
             "fit the law again from its tables"
         )
-    keys = ("kind", "features", "targets", "size_column", "sources", "law")
+    keys = ("summary", "kind", "features", "targets", "size_column", "sources", "law")
     body: dict[str, Any] = {key: document.get(key) for key in keys}
     if _checksum(body) != document.get("sha256"):
         raise UsageError(f"{path} was torn or edited after it was written; fit the law again from its tables")
-    sources = [Source(**source) for source in body["sources"]]
-    return LawFile(body["kind"], _decoded(body["law"]), body["features"], body["targets"], body["size_column"], sources)
+    try:
+        sources = [Source(**source) for source in body["sources"]]
+        law = _decoded(body["law"])
+    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
+        raise UsageError(f"{path} does not hold a law ({error}); fit the law again from its tables") from error
+    return LawFile(body["kind"], law, body["features"], body["targets"], body["size_column"], sources)
 
 
 def _checksum(body: dict[str, Any]) -> str:

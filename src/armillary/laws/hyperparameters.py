@@ -22,7 +22,7 @@ from scipy import stats
 
 from armillary.laws import basin
 from armillary.laws.basin import COUNT, FORMS, NAMES, Rows
-from armillary.laws.estimator import Array, Prediction, checked_interval, checked_positive, require_fitted
+from armillary.laws.estimator import Array, Prediction, check_reach, checked_interval, checked_positive, require_fitted
 from armillary.recipe import UsageError
 
 COLUMNS = ("params", "tokens", "lr", "bs")
@@ -192,6 +192,7 @@ class HyperparameterLaw:
         offset, offset_std = self._offset(points)
         x = points - self._centre
         x[:, 2:] -= offset[:, 1:]
+        self._check_reach(points)
         heights = basin.height(self._draws, x)
         height = heights.mean(0)
         drawn = np.minimum(basin.floor(self._draws, x) + heights, self._ceiling)
@@ -221,6 +222,7 @@ class HyperparameterLaw:
         """
         require_fitted(self, "parameters_")
         point = np.log(checked_positive("N, D", [[N, D]], columns=2, labels=("N", "D")))
+        self._check_reach(point)
         quantile = stats.norm.isf((1 - checked_interval(interval)) / 2)
         offset, offset_std = (part[0, 1:] for part in self._offset(point))
         size = point[0] - self._centre[:2]
@@ -277,6 +279,15 @@ class HyperparameterLaw:
             **{name: np.exp(t[name]) for name in ("steep_lr", "steep_bs", "steep_ratio")},
             **{name: t[name] for name in ("skew_lr", "skew_bs", "skew_ratio", "rho", "steep_params", "steep_tokens")},
         }
+
+    def _check_reach(self, points: Array) -> None:
+        """Warn or refuse where log points [m, 2 or more] lie far beyond the runs in N, D or compute."""
+        beyond = self._efolds(points)
+        row = int(beyond.argmax())
+        tested = max((float(left.extrapolation.max()) for left in self.held_out_), default=1.0)
+        size = ", ".join(f"{name} {np.exp(value):.3g}" for name, value in zip(COLUMNS[:2], points[row], strict=False))
+        remedy = "make a small grid of learning rates and batch sizes nearer to it first"
+        check_reach(float(np.exp(beyond[row])), tested, f"a run of {size}", remedy)
 
     def _efolds(self, points: Array) -> Array:
         """How far log points [m, 4] lie beyond those fitted in N and D, or in compute where that is more, [m]."""

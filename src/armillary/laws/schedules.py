@@ -11,7 +11,7 @@ all shapes within a twentieth of the law's own uncertainty of the best one the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,7 +20,6 @@ from scipy import optimize
 from armillary.laws.anneal import AnnealLaw
 from armillary.laws.curves import Curve
 from armillary.laws.estimator import Array, ExtrapolationError
-from armillary.laws.uncertainty import Choice, best_of
 from armillary.recipe import UsageError
 
 # From 1 to 0 along the decay, as a function of its share that has passed.
@@ -131,7 +130,10 @@ def best_schedule(
     known = law.peak_lr(size)
     peak = known if peak_lr is None else peak_lr
     if peak is None or not 0 < peak < np.inf:
-        raise UsageError(f"peak_lr is {peak_lr!r}; give the highest learning rate, above 0")
+        given_as = "no peak is known" if peak_lr is None else f"peak_lr is {peak_lr:g}"
+        raise UsageError(
+            f"{given_as} at size {size:g}; give peak_lr, the highest learning rate (above 0), or a curve measured there"
+        )
     if known is not None and peak > MOST_PEAK * known:
         raise ExtrapolationError(
             f"peak_lr {peak:g} is {peak / known:.2g} times the highest rate measured at size {size:g}; measure a curve "
@@ -186,32 +188,6 @@ def rates(shape: str, share: float, end: float) -> Array:
         raise UsageError(f"share {share!r} and end {end!r} must lie between 0 and 1")
     along = np.clip((np.linspace(0, 1, POINTS) - (1 - share)) / max(share, 1e-9), 0, 1)
     return np.asarray(end + (1 - end) * SHAPES[shape](along))
-
-
-def annealing_mixture(
-    branches: Mapping[tuple[str, float], Sequence[float]], trunk: str, usual_share: float = 0.2
-) -> Choice:
-    """Which mixture to anneal on, and over how much of the budget, from branches of one trunk that end at one total.
-
-    Many mixtures are better judged by a ``MixtureLaw`` fitted to the branches of one share; this settles the last few.
-
-    Args:
-        branches: target losses, one a seed (the same seeds for all), by name of the mixture and share of the budget.
-        trunk: the trunk's own mixture among these names. At the share nearest to ``usual_share`` it is the reference.
-        usual_share: what one would take without having looked.
-
-    Returns:
-        A ``Choice`` among ``NAME @ SHARE``: the reference unless another is better beyond the noise.
-
-    Raises:
-        UsageError: no branch on the trunk's mixture; what ``best_of`` refuses.
-    """
-    own = [share for name, share in branches if name == trunk]
-    if not own:
-        raise UsageError(f"no branch anneals on the trunk's own mixture '{trunk}'; run one, the others are held to it")
-    reference = min(own, key=lambda share: abs(share - usual_share))
-    groups = {f"{name} @ {share:g}": losses for (name, share), losses in branches.items()}
-    return best_of(groups, f"{trunk} @ {reference:g}")
 
 
 @dataclass(frozen=True)

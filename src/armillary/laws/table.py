@@ -50,7 +50,7 @@ class Table:
         for k, column in enumerate(columns):
             for i, entry in enumerate(self.text(column)):
                 try:
-                    values[i, k] = float(entry)
+                    values[i, k] = float(entry.replace("_", "?"))  # Python would read 1_000 as 1000
                 except ValueError:
                     remedy = "give a number" if entry.strip() else "it is empty; fill it or leave the row out"
                     raise self.error(i, column, remedy) from None
@@ -90,14 +90,17 @@ def read_table(path: Path) -> Table:
                     lines.append(line)
                 line = reader.line_num + 1
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as CSV") from error
+        raise UsageError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as CSV UTF-8") from error
     except csv.Error as error:
         raise UsageError(f"{path}, line {line}: {error}; save it as CSV") from error
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+    except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; give a CSV file with a header") from error
     if len(rows) < 2:
         raise UsageError(f"{path} has {'no rows below its header' if rows else 'no lines'}; give a CSV with a header")
     columns = tuple(name.strip() for name in rows[0])
+    for mark, name in ((";", "semicolons"), ("\t", "tabs")):
+        if len(columns) == 1 and mark in columns[0]:
+            raise UsageError(f"{path}, line {lines[0]}: the columns are separated by {name}; save it with commas")
     for k, name in enumerate(columns):
         if not name:
             raise UsageError(f"{path}, line {lines[0]}: column {k + 1} has no name; name it or take it out")
