@@ -143,7 +143,7 @@ def test_a_law_from_a_table_to_predictions(call, points):
     done = call("fit", "scaling", "--points", points / "P.csv", "--out", points / "law.json", "--json")
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
-    assert {"law", "form", "parameters", "largest_runs_left_out"} <= summary.keys()
+    assert {"law", "parameters_of_form", "parameters", "largest_runs_left_out"} <= summary.keys()
     done = call("predict-law", points / "law.json", "--at", points / "near.csv", "--out", points / "pred.csv")
     assert done.returncode == 0, done.stderr
     header, row = (points / "pred.csv").read_text().splitlines()
@@ -169,6 +169,10 @@ def test_law_verbs_with_wrong_input(call, points):
         (
             ["fit", "scaling", "--points", points / "P.csv", "--form", "x", "--out", law],
             "no form 'x'; take one of auto",
+        ),
+        (
+            ["fit", "scaling", "--points", points / "P.csv", "--out", points],
+            "is a folder; give the name of a file in it",
         ),
         (["fit", "anneal", "--curves", points / "none", "--out", law], "none is not a folder"),
         (["predict-law", law, "--at", points / "near.csv", "--out", points / "o.csv"], "law.json is no law file"),

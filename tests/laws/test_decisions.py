@@ -34,7 +34,7 @@ def test_the_better_family_is_found_with_its_multiplier(families):
     reached = losses(1e9 * factors**0.5, 1e11 * factors**0.5)
     truth = factors[np.abs(reached - losses(1e9, 1e11, 0.93)).argmin()]
     assert versus["low"] < truth < versus["high"]
-    assert [row["runs"] for row in said["families"]] == [16, 16]
+    assert [row["runs"] for row in said["expected_loss"]] == [16, 16]
 
 
 @pytest.mark.parametrize(

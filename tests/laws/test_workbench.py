@@ -206,9 +206,46 @@ def test_scaling_columns(ladder, tmp_path, write):
             "--form data-constrained takes params, tokens, unique_tokens",
         ),
         (["params", "params", "loss"], "auto", "names 'params' twice"),
-        (["params", "tokens", "run"], "auto", r"P\.csv, line 2, column 'run' is 'r0'; give a number"),
     ],
 )
 def test_bad_scaling_columns(ladder, columns, form, said):
     with pytest.raises(UsageError, match=said):
         workbench.fit_scaling(ladder, columns, form)
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        (["params", "total_params", "tokens", "loss"], "'params' and 'total_params' are both known as params"),
+        (["params", "lrate", "tokens", "loss"], "'lrate' stands among what the law takes and is known as none"),
+    ],
+)
+def test_no_column_becomes_a_loss_by_accident(tmp_path, write, columns, said):
+    points = write(tmp_path / "P.csv", columns, [[1e7, 2e7, 1e9, 3.0]])
+    with pytest.raises(UsageError, match=said):
+        workbench.fit_scaling(points, columns)
+
+
+def test_mixture_of_experts_by_name(tmp_path, write):
+    rows = [
+        [n, n * e, e, d, 1.7 + 400 / n**0.34 / e**0.05 + 1500 / d**0.35]
+        for n in (1e7, 3e7, 1e8)
+        for e in (2, 8)
+        for d in (1e9, 4e9)
+    ]
+    columns = ["active_params", "total_params", "experts", "tokens", "loss"]
+    law = workbench.fit_scaling(write(tmp_path / "P.csv", columns, rows), columns)
+    assert sorted(law.features) == sorted(columns[:-1]) and law.targets == ["loss"]
+
+
+def test_an_index_as_other_programs_write_it(runs, tmp_path, write):
+    _, M, L = runs
+    mixtures, losses = (list(csv.reader(path.open())) for path in (M, L))
+    for row in mixtures[1:]:
+        row[0] = row[0].removeprefix("run")
+    for row in losses[1:]:
+        row[0] = row[0].removeprefix("run") + ".0"
+    mine = workbench.fit_mixture(
+        write(tmp_path / "M.csv", mixtures[0], mixtures[1:]), write(tmp_path / "L.csv", losses[0], losses[1:])
+    )
+    assert np.array_equal(mine.law.held_out_.measured, workbench.fit_mixture(M, L).law.held_out_.measured)

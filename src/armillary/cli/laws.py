@@ -52,6 +52,7 @@ def fit(act: Callable[[], Any], path: Path, as_json: bool) -> None:
     """Fit, write the law file, and show what was found."""
     from armillary.laws import workbench
 
+    workbench.check_out(path)
     summary = told(lambda: workbench.save(path, act()))
     if as_json:
         return show_json({"law": str(path), **summary})
@@ -61,8 +62,15 @@ def fit(act: Callable[[], Any], path: Path, as_json: bool) -> None:
 
 
 def show_rows(title: str, rows: list[dict[str, Any]]) -> None:
-    """Rows with the same keys as a table."""
-    show_table(title, [column.replace("_", " ") for column in rows[0]], [list(row.values()) for row in rows])
+    """Rows with the same keys as a table; lying down where there are more columns than a page is wide."""
+    columns = [column.replace("_", " ") for column in rows[0]]
+    body = [list(row.values()) for row in rows]
+    if len(columns) > max(7, len(rows)):
+        columns, body = (
+            [columns[0], *map(str, [row[0] for row in body])],
+            [[column, *(row[i] for row in body)] for i, column in enumerate(columns) if i > 0],
+        )
+    show_table(title, columns, body)
 
 
 @fit_app.command("mixture")
@@ -92,8 +100,9 @@ def fit_scaling(
     form: Annotated[
         str,
         typer.Option(
-            help="auto, chinchilla, shared, data-constrained, moe, context, width-depth; step-law or basin for "
-            "columns with learning rate and batch size. auto takes what the columns' names allow and holds-out prefers."
+            help="auto: all that the columns' names allow, weighed by leaving out the largest runs. Or one of "
+            "chinchilla, shared, ratio, interaction, kaplan, data-constrained, overfitting, moe, context, width-depth "
+            "(docs/laws.md); step-law or basin with columns of learning rate and batch size."
         ),
     ] = "auto",
     as_json: JsonOption = False,
@@ -142,6 +151,7 @@ def predict_law(
     """
     from armillary.laws import workbench
 
+    workbench.check_out(path)
     rows = told(lambda: workbench.predict(law, at, interval, size=size, given=given, warmup_steps=warmup_steps))
     rows.write(path)
     if as_json:
@@ -166,8 +176,9 @@ def optimise_mixture(
 
     Example: armillary optimise-mixture law.json --target t.yaml --limits l.yaml --out mixture.yaml
     """
-    from armillary.laws import decisions
+    from armillary.laws import decisions, workbench
 
+    workbench.check_out(path)
     found = told(lambda: decisions.optimise(law, target, limits, size, candidates))
     decisions.write_yaml(path, found)
     if as_json:
@@ -193,6 +204,7 @@ def show(act: Callable[[], dict[str, Any]], as_json: bool) -> None:
             parts = value.items() if isinstance(value, dict) else [("", value)]
             said = ", ".join(f"{k} {v:.5g}".strip() if isinstance(v, float) else f"{k} {v}".strip() for k, v in parts)
             out.print(f"{name.replace('_', ' ')}: {said}", highlight=False)
+    out.print("intervals (low to high) hold with a probability of 90%", highlight=False)
 
 
 @app.command("best-schedule")
@@ -201,6 +213,7 @@ def best_schedule(
     size: Annotated[str, typer.Option(help="Parameters of the model, such as 400M.")],
     steps: Annotated[int, typer.Option(min=1, help="Steps in all, with the warm-up.")],
     given: Annotated[Path | None, typer.Option(help="A measured curve step,lr,loss at this size.")] = None,
+    peak_lr: Annotated[float | None, typer.Option(help="Highest rate (default: of the curves at this size).")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """The best learning-rate schedule for a budget, and what stopping early or going on would cost.
@@ -209,7 +222,7 @@ def best_schedule(
     """
     from armillary.laws import decisions
 
-    show(lambda: decisions.schedule(law, size, steps, given), as_json)
+    show(lambda: decisions.schedule(law, size, steps, given, peak_lr), as_json)
 
 
 @app.command("best-lr")

@@ -14,6 +14,7 @@ import numpy as np
 import yaml
 
 from armillary.files import write_file
+from armillary.laws import workbench
 from armillary.laws.compare import compare_families
 from armillary.laws.curves import parse_size, read_curve
 from armillary.laws.estimator import Prediction
@@ -54,9 +55,10 @@ def optimise(path: Path, target: Path, limits: Path | None, size: str | None, ca
     if natural:
         shares = np.array([natural.get(name, 0.0) for name in law.features])
         references = {"natural": shares / shares.sum(), **references}
+    total = sum(goal.values())
     optima = optimise_mixture(
         law.law,
-        [goal.get(name, 0.0) for name in law.targets],
+        [goal.get(name, 0.0) / total for name in law.targets],
         upper=upper,
         lower=lower,
         support=law.law.mixtures_,
@@ -68,12 +70,16 @@ def optimise(path: Path, target: Path, limits: Path | None, size: str | None, ca
     best, *others = optima
     return {
         **_described(best, law.features),
-        "others": [_described(other, law.features) for other in others],
+        "others": [
+            {key: value for key, value in _described(other, law.features).items() if key != "flat"} for other in others
+        ],
         "note": "A law's word only: train these beside the natural mixture with new seeds before you believe it.",
     }
 
 
-def schedule(path: Path, size: str, steps: int, given: Path | None = None) -> dict[str, Any]:
+def schedule(
+    path: Path, size: str, steps: int, given: Path | None = None, peak_lr: float | None = None
+) -> dict[str, Any]:
     """The best learning-rate schedule of ``steps`` for a model of ``size``, and what other ends would cost.
 
     Args:
@@ -81,6 +87,7 @@ def schedule(path: Path, size: str, steps: int, given: Path | None = None) -> di
         size: as in ``parse_size``.
         steps: in all, with the warm-up.
         given: a measured curve ``step,lr,loss`` at that size.
+        peak_lr: highest rate; that of the curves known at this size if left out.
 
     Raises:
         UsageError: a law of another kind, a bad curve, a budget far beyond what was fitted.
@@ -88,7 +95,7 @@ def schedule(path: Path, size: str, steps: int, given: Path | None = None) -> di
     law = _law(path, "anneal", "armillary fit anneal").law
     parameters = parse_size(size)
     curve = None if given is None else read_curve(given, parameters)
-    best = best_schedule(law, size=parameters, steps=steps, given=curve)
+    best = best_schedule(law, size=parameters, steps=steps, given=curve, peak_lr=peak_lr)
     return {
         **asdict(best.chosen),
         "decay_start": best.decay_start,
@@ -134,13 +141,20 @@ def compare(points: Path, columns: Sequence[str], family_column: str, at: Sequen
         raise UsageError(f"--columns {','.join(columns)}: give three, parameters, tokens and the loss")
     if len(at) != 2:
         raise UsageError(f"--at {','.join(at)}: give parameters and tokens of the target, such as 7B,4T")
+    known = {feature: name for name, feature in workbench.known_features(columns).items()}
+    if {"params", "tokens"} <= known.keys():
+        loss = next(name for name in columns if name not in known.values())
+        columns = [known["params"], known["tokens"], loss]
     table = read_table(points)
     values, families = table.numbers(columns, above=0), np.array(table.text(family_column))
     runs = {name: (values[families == name, :2], values[families == name, 2]) for name in dict.fromkeys(families)}
-    said = compare_families(runs, (parse_size(at[0]), parse_size(at[1])))
+    with workbench.about(points):
+        said = compare_families(runs, (parse_size(at[0]), parse_size(at[1])))
     return {
         "form": said.form,
-        "families": [{"family": name, "runs": len(runs[name][1]), **_interval(v)} for name, v in said.loss.items()],
+        "expected_loss": [
+            {"family": name, "runs": len(runs[name][1]), **_interval(v)} for name, v in said.loss.items()
+        ],
         "against": [
             {
                 "family": v.family,
@@ -170,7 +184,9 @@ def next_run(path: Path, target: Path, budget_flops: float, most: int = 10) -> d
     """
     law = _law(path, "scaling", "armillary fit scaling")
     at = read_table(target).numbers(law.features, above=0)
-    runs = next_runs(law.law, at, budget_flops=budget_flops)[:most]
+    with workbench.about(target):
+        law.law.predict(at)  # what the law refuses to predict, no single run will bring within reach
+        runs = next_runs(law.law, at, budget_flops=budget_flops)[:most]
     return {
         "width_now": runs[0].width_before,
         "runs": [

@@ -27,6 +27,9 @@ class ExtrapolationWarning(UserWarning):
     """A prediction lies farther out than a law was tested by leaving out its own largest runs."""
 
 
+# Weights are often published with three decimals, so that rows miss a sum of 1 by some thousandths.
+SUM_TOLERANCE = 0.005
+
 # Beyond this factor no law answers: what was fitted says nothing any more.
 MOST_EXTRAPOLATION = 1000.0
 
@@ -106,7 +109,7 @@ def checked_mixtures(name: str, values: ArrayLike, *, columns: int | None = None
     table = checked_table(name, values, columns=columns, rows=rows)
     refuse_where(table < 0, name, table, "a weight must not be negative", None)
     total = table.sum(1)
-    for row in np.flatnonzero(np.abs(total - 1) > 0.005):
+    for row in np.flatnonzero(np.abs(total - 1) > SUM_TOLERANCE):
         raise UsageError(f"row {row} of {name} (columns 0 to {table.shape[1] - 1}) sums to {total[row]:.6g}, not to 1")
     return np.asarray(table / total[:, None])
 

@@ -8,9 +8,11 @@ named takes its features from the first columns, whatever they are called.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import numpy as np
 from armillary.files import write_file
 from armillary.laws.anneal import AnnealLaw
 from armillary.laws.curves import parse_size, read_curve, read_curves
-from armillary.laws.estimator import Array, Prediction
+from armillary.laws.estimator import SUM_TOLERANCE, Array, Prediction
 from armillary.laws.file import LawFile, read_law, source_of, write_law
 from armillary.laws.hyperparameters import HyperparameterLaw
 from armillary.laws.mixture import MixtureLaw
@@ -30,15 +32,13 @@ from armillary.recipe import UsageError
 
 INDEX = "index"
 
-# Weights are often published with three decimals, so that rows miss a sum of 1 by some thousandths.
-SUM_TOLERANCE = 0.005
-
 # Names under which tables hold what laws take, without regard to case.
 ALIASES = {
-    "params": ("params", "parameters", "n", "param_count", "model_size", "total_params"),
+    "params": ("params", "parameters", "n", "param_count", "model_size"),
     "tokens": ("tokens", "d", "data", "train_tokens"),
     "unique_tokens": ("unique_tokens", "unique", "u"),
     "active_params": ("active_params", "active"),
+    "total_params": ("total_params",),
     "experts": ("experts", "n_experts", "num_experts"),
     "context": ("context", "context_length", "sequence_length", "seq_len"),
     "width": ("width", "d_model", "hidden_size"),
@@ -90,7 +90,8 @@ def fit_mixture(runs: Path, losses: Path, size_column: str | None = None) -> Law
     if not targets:
         raise UsageError(f"{losses} has no column of losses beside '{INDEX}'; add one per validation domain")
     weights = _mixtures(inputs, domains)
-    law = MixtureLaw().fit(weights, outputs.numbers(targets, above=0)[order], sizes)
+    with about(runs):
+        law = MixtureLaw().fit(weights, outputs.numbers(targets, above=0)[order], sizes)
     sources = [source_of(runs, len(inputs.rows)), source_of(losses, len(outputs.rows))]
     return LawFile("mixture", law, domains, targets, size_column, sources)
 
@@ -113,11 +114,19 @@ def fit_scaling(points: Path, columns: Sequence[str], form: str = "auto") -> Law
         table.text(name)
         if list(columns).count(name) > 1:
             raise UsageError(f"--columns names '{name}' twice")
-    known = {name: feature for name in columns if (feature := _feature(name)) is not None}
+    known = known_features(columns)
     if form == "auto":
         roles = {feature: name for name, feature in known.items()}
+        last = max((list(columns).index(name) for name in known), default=0)
+        for name in columns[:last]:
+            if name not in known:
+                raise UsageError(
+                    f"--columns {','.join(columns)}: '{name}' stands among what the law takes and is known as none of "
+                    f"{', '.join(ALIASES)}; rename it, name the losses last, or name a --form"
+                )
         kind = "hyperparameters" if {"lr", "bs"} <= roles.keys() else "scaling"
-        wanted: Sequence[str] = HyperparameterLaw.features if kind == "hyperparameters" else ("params", "tokens")
+        size = "active_params" if "active_params" in roles else "params"
+        wanted: Sequence[str] = HyperparameterLaw.features if kind == "hyperparameters" else (size, "tokens")
         missing = [feature for feature in wanted if feature not in roles]
         if missing:
             raise UsageError(
@@ -135,13 +144,14 @@ def fit_scaling(points: Path, columns: Sequence[str], form: str = "auto") -> Law
     if not targets:
         raise UsageError(f"--columns {','.join(columns)} names no loss; name it last")
     X, Y = table.numbers(features, above=0), table.numbers(targets, above=0)
+    if kind == "hyperparameters" and len(targets) > 1:
+        raise UsageError(f"a law of learning rate and batch size predicts one loss, not {', '.join(targets)}")
     law: ScalingLaw | HyperparameterLaw
-    if kind == "hyperparameters":
-        if len(targets) > 1:
-            raise UsageError(f"a law of learning rate and batch size predicts one loss, not {', '.join(targets)}")
-        law = HyperparameterLaw(form=form).fit(X, Y[:, 0])
-    else:
-        law = ScalingLaw(form=form, features=tuple(wanted)).fit(X, Y)
+    with about(points):
+        if kind == "hyperparameters":
+            law = HyperparameterLaw(form=form).fit(X, Y[:, 0])
+        else:
+            law = ScalingLaw(form=form, features=tuple(wanted)).fit(X, Y)
     return LawFile(kind, law, features, targets, None, [source_of(points, len(table.rows))])
 
 
@@ -152,7 +162,8 @@ def fit_anneal(curves: Path, warmup_steps: int = 0) -> LawFile:
         UsageError: no curves there, or a bad entry, with file, line and column.
     """
     found = read_curves(curves)
-    law = AnnealLaw(warmup_steps=warmup_steps).fit(found)
+    with about(curves):
+        law = AnnealLaw(warmup_steps=warmup_steps).fit(found)
     sources = [source_of(path, len(read_table(path).rows)) for path in sorted(curves.glob("*/*.csv"))]
     return LawFile("anneal", law, ["step", "lr"], ["loss"], None, sources)
 
@@ -172,10 +183,13 @@ def predict_mixture(law: LawFile, at: Path, interval: float, size: float | None)
                 + (f" and {law.size_column}" if law.size_column else "")
             )
     weights = _mixtures(table, law.features)
+    if size is not None and law.size_column in table.columns:
+        raise UsageError(f"{at} has the sizes in column '{law.size_column}'; leave out --size, or that column")
     sizes: Array | float | None = size
     if law.size_column in table.columns and law.size_column is not None:
         sizes = table.numbers([law.size_column], above=0)[:, 0]
-    prediction = law.law.predict(weights, interval, sizes=sizes)
+    with about(at):
+        prediction = law.law.predict(weights, interval, sizes=sizes)
     factor = np.broadcast_to(law.law.extrapolation(sizes), len(weights))
     return _with_predictions(table, law.targets, prediction, factor)
 
@@ -189,7 +203,9 @@ def predict_points(law: LawFile, at: Path, interval: float) -> Rows:
     """
     table = read_table(at)
     X = table.numbers(law.features, above=0)
-    return _with_predictions(table, law.targets, law.law.predict(X, interval), law.law.extrapolation(X))
+    with about(at):
+        prediction = law.law.predict(X, interval)
+    return _with_predictions(table, law.targets, prediction, law.law.extrapolation(X))
 
 
 def predict_curve(
@@ -215,8 +231,9 @@ def predict_curve(
         size = float(law.law.sizes_[0])
     schedule = replace(read_curve(at, size, need_loss=False), warmup_steps=warmup_steps)
     known_curve = None if given is None else replace(read_curve(given, size), warmup_steps=warmup_steps)
-    prediction = law.law.predict(schedule, interval, given=known_curve)
-    factor = np.broadcast_to(law.law.extrapolation(schedule), len(schedule.step))
+    with about(at):
+        prediction = law.law.predict(schedule, interval, given=known_curve)
+    factor = (law.law if known_curve is None else law.law.including(known_curve)).extrapolation(schedule)
     return _with_predictions(read_table(at), law.targets, prediction, factor)
 
 
@@ -250,6 +267,30 @@ def predict(
     return predict_points(law, at, interval)
 
 
+def check_out(path: Path) -> None:
+    """See that ``path`` can be written before work is done for it.
+
+    Raises:
+        UsageError: it is a folder, or lies where nothing can be written.
+    """
+    if path.is_dir() or not path.name:
+        raise UsageError(f"--out {path} is a folder; give the name of a file in it")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"--out {path}: nothing can be written in {folder}; give another place")
+
+
+@contextlib.contextmanager
+def about(path: Path) -> Iterator[None]:
+    """Tell which file an error speaks of, where a law counts rows and columns without knowing whence they came."""
+    try:
+        yield
+    except UsageError as error:
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"{path}: {error} (rows are counted from 0 below the header)") from error
+
+
 def save(path: Path, law: LawFile) -> dict[str, Any]:
     """Write a law file, and return its summary for people: JSON values, tables as lists of rows."""
     summary = _SUMMARIES[law.kind](law)
@@ -267,9 +308,23 @@ def names(columns: str) -> list[str]:
     return [name.strip() for name in columns.split(",") if name.strip()]
 
 
-def _feature(column: str) -> str | None:
-    """What a column is by its name, if that is known."""
-    return next((feature for feature, names in ALIASES.items() if column.lower() in names), None)
+def known_features(columns: Sequence[str]) -> dict[str, str]:
+    """What columns are by their names, where that is known.
+
+    Raises:
+        UsageError: two columns are the same thing.
+    """
+    known: dict[str, str] = {}
+    for column in columns:
+        feature = next((feature for feature, names in ALIASES.items() if column.lower() in names), None)
+        if feature == "total_params" and not any(c.lower() in ALIASES["active_params"] for c in columns):
+            feature = "params"  # all parameters of a dense model
+        if feature in known.values():
+            other = next(c for c in known if known[c] == feature)
+            raise UsageError(f"--columns: '{other}' and '{column}' are both known as {feature}; leave one out")
+        if feature is not None:
+            known[column] = feature
+    return known
 
 
 def _in_order(columns: Sequence[str], known: dict[str, str], wanted: Sequence[str], form: str) -> list[str]:
@@ -304,7 +359,8 @@ def _matched(inputs: Table, outputs: Table) -> np.ndarray:
     places: list[dict[str, int]] = []
     for table in (inputs, outputs):
         place: dict[str, int] = {}
-        for row, label in enumerate(table.text(INDEX)):
+        for row, entry in enumerate(table.text(INDEX)):
+            label = _label(entry)
             if label in place:
                 raise table.error(row, INDEX, f"line {table.lines[place[label]]} has the same; an index stands once")
             place[label] = row
@@ -316,11 +372,21 @@ def _matched(inputs: Table, outputs: Table) -> np.ndarray:
     return np.array([places[1][label] for label in places[0]])
 
 
+def _label(entry: str) -> str:
+    """An index as programs may write it: 7, 7.0 and 007 are one; other text is itself."""
+    try:
+        number = float(entry)
+    except ValueError:
+        return entry.strip()
+    return str(int(number)) if number.is_integer() else repr(number)
+
+
 def _with_predictions(table: Table, targets: Sequence[str], prediction: Prediction, factor: Array) -> Rows:
     """The index of ``table``, or where it has none all its columns but the targets, and the predictions."""
-    kept = [INDEX] if INDEX in table.columns else [name for name in table.columns if name not in targets]
+    said = [*(name + end for name in targets for end in ("", "_low", "_high")), "extrapolation"]
+    kept = [INDEX] if INDEX in table.columns else [name for name in table.columns if name not in said]
     values = [np.reshape(part, (len(table.rows), len(targets))) for part in prediction]
-    columns = [*kept, *(name + end for name in targets for end in ("", "_low", "_high")), "extrapolation"]
+    columns = [*kept, *said]
     texts = [table.text(name) for name in kept]
     rows: list[list[str | float]] = []
     for i in range(len(table.rows)):
@@ -333,7 +399,7 @@ def _scaling_summary(file: LawFile) -> dict[str, Any]:
     law: ScalingLaw = file.law
     per = {name: np.broadcast_to(value, len(file.targets)) for name, value in law.parameters_.items()}
     return {
-        "form": law.form_,
+        "parameters_of_form": law.form_,
         "weights_of_forms": [{"form": name, "weight": float(weight)} for name, weight in law.weights_.items()],
         "parameters": [
             {"loss": target, **{name: float(value[t]) for name, value in per.items()}}
@@ -354,9 +420,12 @@ def _scaling_summary(file: LawFile) -> dict[str, Any]:
 def _hyperparameter_summary(file: LawFile) -> dict[str, Any]:
     law: HyperparameterLaw = file.law
     return {
-        "form": law.form_,
+        "parameters_of_form": law.form_,
         "diverged_runs": len(law.diverged_),
-        "parameters": [{"parameter": name, "value": value} for name, value in law.parameters_.items()],
+        "parameters": [
+            {"parameter": name, "value": value, "share_told_by_the_runs": law.identified_.get(name)}
+            for name, value in law.parameters_.items()
+        ],
         "largest_runs_left_out": [
             {
                 "left_out": left.what,

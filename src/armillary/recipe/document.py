@@ -96,6 +96,10 @@ class MixtureLimits(Limits):
     def _budget_for_epochs(self) -> Self:
         if self.domain_tokens and self.budget_tokens is None:
             raise FieldError("the limit on epochs needs the tokens of the run", "budget_tokens")
+        if self.budget_tokens is not None and not self.domain_tokens:
+            raise FieldError("the limit on epochs needs the tokens of each domain", "domain_tokens")
+        if self.natural and abs(sum(self.natural.values()) - 1) > 0.005:
+            raise FieldError(f"the weights sum to {sum(self.natural.values()):.6g}, not to 1", "natural")
         return self
 
 
