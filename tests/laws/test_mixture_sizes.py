@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from armillary.laws import MixtureLaw, optimise_mixture, simplex_design
 from armillary.recipe import UsageError
@@ -60,6 +61,50 @@ def test_few_runs_at_the_larger_size_borrow_from_many_at_the_smaller():
     alone = MixtureLaw(bootstraps=10).fit(X[large], Y[large])
     errors = [np.abs(law.predict(new).mean / measured - 1).mean() for law in (both, alone)]
     assert errors[0] < 0.6 * errors[1]
+
+
+def test_a_third_size_tells_that_larger_models_gain_less_and_less():
+    """At the same tokens, with the exponent of Hoffmann et al. 2022."""
+    found = {}
+    for seed in range(3):
+        X = simplex_design(100, **FREE, centre=CENTRE, seed=seed)
+        X = X[np.random.default_rng(seed).permutation(len(X))]
+        noise = np.exp(0.003 * np.random.default_rng(seed).standard_normal((100, V)))
+
+        def losses(mixtures, sizes, seed=seed):
+            return family(seed)(mixtures, np.full(len(mixtures), 1e6)) * np.exp(0.5 * (sizes / 1e6) ** -0.34)[:, None]
+
+        for middle in (1e6, 4e6):  # the same runs, all of two sizes or of three
+            sizes = np.repeat([1e6, middle, 2e7], [40, 16, 16])
+            law = MixtureLaw(bootstraps=40).fit(X[:72], losses(X[:72], sizes) * noise[:72], sizes)
+            new = law.predict(X[72:], sizes=4e8)
+            measured = losses(X[72:], np.full(28, 4e8)) * noise[72:]
+            found.setdefault(middle, []).append(
+                (
+                    np.abs(new.mean / measured - 1).mean(),
+                    ((new.low <= measured) & (measured <= new.high)).mean(),
+                )
+            )
+    two, three = (np.mean(found[middle], axis=0) for middle in (1e6, 4e6))
+    assert three[0] < 0.8 * two[0]
+    assert min(two[1], three[1]) > 0.85
+
+
+def test_ranks_hold_far_beyond_two_sizes_that_lie_close():
+    """Forms that only interpolate would carry the noise between the two sizes on."""
+    kept = []
+    for seed in range(3):
+        X = simplex_design(90, **FREE, centre=CENTRE, seed=seed)
+        X = X[np.random.default_rng(seed).permutation(len(X))]
+        sizes = np.repeat([1e6, 3e6, 1e8], [40, 16, 34])
+        Y = family(seed)(X, sizes) * np.exp(0.01 * np.random.default_rng(seed).standard_normal((90, V)))
+        law = MixtureLaw(bootstraps=10).fit(X[:56], Y[:56], sizes[:56])
+        far, near = law.predict(X[56:], sizes=1e8).mean, law.predict(X[56:]).mean
+        kept += [
+            stats.spearmanr(far[:, v], Y[56:, v]).statistic - stats.spearmanr(near[:, v], Y[56:, v]).statistic
+            for v in range(V)
+        ]
+    assert np.mean(kept) > -0.01
 
 
 @settings(max_examples=10, deadline=None)

@@ -9,9 +9,10 @@ be asked at any size. Trade-offs taken:
 
 - Repeats of one mixture, at whatever size, always stand in the same fold, else a held-out run would have been seen.
 - A draw follows one form, picked with the ensemble's weights, so that the draws spread where the forms disagree.
-- Beyond the largest size every movement slows down a little: after ``REACH`` e-folds it has gone 63 % of all it will
-  ever go. At equal tokens losses slow down sooner (Hoffmann et al. 2022), but larger models are trained on more tokens,
-  which sizes do not tell. Each draw has its own reach and bend, so that intervals grow with the extrapolation.
+- Every movement slows down with size, from one e-fold to the next by a share of 1 / reach. How soon depends on what
+  sizes do not tell: with the constants of Hoffmann et al. 2022, between 1M and 1B, the reach is 4 at equal tokens, and
+  without end where larger models see more tokens. ``REACH`` stands between the two, each draw has its own, and three
+  sizes or more tell more of it. Each draw has its own bend, too, so that intervals grow with the extrapolation.
 - With one size only, the movement is the prior of ``EffectiveData``, whatever the form.
 - What no form describes is noise: read off held-out residuals, and unequal over mixtures and sizes (``mixture_noise``).
 """
@@ -54,14 +55,15 @@ FOLDS = 8
 # Weights of the forms go with rmse to the power of minus this: a form twice as wrong counts a 16th.
 SHARPNESS = 4.0
 
-# e-folds of size beyond the largest over which movement goes on, and a factor by which that may be wrong. Chosen after
-# a look at how far published ranks of mean losses at 1B are from those at 1M; the bends below after a look at RegMix's
-# test runs.
-REACH = 20.0
-_REACH_STD = 0.7
+# e-folds of size over which movement slows down to 37 %, and a factor by which that may be wrong.
+REACH = 12.0
+_REACH_STD = 1.2
+
+# Reaches that are tried where sizes tell of it, and how many runs are asked at most.
+_REACHES, _ASKED = 12, 160
 
 # How far log losses may bend away from that, per e-fold beyond the largest size: all domains alike (nobody says how
-# many tokens the larger models see), and each alone.
+# many tokens the larger models see), and each alone. Chosen after a look at RegMix's test runs.
 _BEND_COMMON, _BEND_OWN = 0.02, 0.01
 
 # Share of a domain by which the noise's features ask how much a prediction turns on it.
@@ -139,15 +141,18 @@ class MixtureLaw:
             raise UsageError(f"bootstraps is {self.bootstraps}; at least 2 are needed for an interval")
         self.sizes_ = np.empty(0)
         self.run_sizes_ = np.ones(len(mixtures))
-        s = np.zeros(len(mixtures))
+        e_folds = np.zeros(len(mixtures))
         if sizes is not None:
             given = _checked_sizes(sizes, len(mixtures))
             self.sizes_, self.run_sizes_ = np.unique(given), given
-            s = np.log(given / given.max())
+            e_folds = np.log(given / given.max())
         rng = np.random.default_rng(self.seed)
         logs = np.log(losses)
         targets = losses.shape[1]
         folds = _folds(mixtures, rng)
+        self._span = -float(e_folds.min())
+        self._reach, self._reaches = _reaches(mixtures, e_folds, logs, folds, self.bootstraps, rng)
+        s = self._moves(e_folds, self._reach)
         forms = {name: FORMS[name]() for name in self.models}
         predicted = {name: form.held_out(mixtures, s, logs, folds) for name, form in forms.items()}
         # Each size counts as much as any other, however many runs it has.
@@ -156,12 +161,12 @@ class MixtureLaw:
         squares = importance[:, None] * np.stack([(p - logs) ** 2 for p in predicted.values()])  # [k, n, v]
         weights = _weights(squares.mean(1))
         self.chosen_ = dict(zip(self.models, weights, strict=True))
-        self.held_out_, residuals = self._held_out(predicted, squares, folds, logs, s)
+        self.held_out_, residuals = self._held_out(predicted, squares, folds, logs, e_folds)
 
         self._correlation = 0.9 * correlation(residuals) + 0.1 * np.eye(targets)
         noise = rng.standard_normal((self.bootstraps, *losses.shape)) @ np.linalg.cholesky(self._correlation).T
-        # With one size, no form but one knows how it moves.
-        self._borrows = len(self.sizes_) == 1 and MOVER in self.models
+        # Beyond what was seen all forms move as the one whose movement has a meaning.
+        self._borrows = MOVER in self.models
         self._forms: dict[str, Form] = {}
         for name, form in forms.items():
             if self.chosen_[name].any() or (self._borrows and name == MOVER):
@@ -171,13 +176,14 @@ class MixtureLaw:
         # takes the same form for both.
         self._pick = (np.arange(self.bootstraps) + rng.uniform(size=self.bootstraps)) / self.bootstraps
         rng.shuffle(self._pick)
-        self._reach = REACH * np.exp(_REACH_STD * rng.standard_normal(self.bootstraps))
         self._bend = _BEND_COMMON * rng.standard_normal((self.bootstraps, 1))
         self._bend = self._bend + _BEND_OWN * rng.standard_normal((self.bootstraps, targets))
         self.mixtures_ = mixtures
         self._freedom = len(mixtures) - 1
         self._design = np.unique(mixtures.round(9), axis=0)
-        self._noise = RunNoise().fit(residuals, self._noise_features(mixtures, s), self._draws(mixtures, s).var(0))
+        self._noise = RunNoise().fit(
+            residuals, self._noise_features(mixtures, e_folds), self._draws(mixtures, e_folds).var(0)
+        )
         self.noise_ = self._noise.scale_
         return self
 
@@ -291,14 +297,29 @@ class MixtureLaw:
             )
         return s
 
+    def _moves(self, e_folds: float | Array, reach: float | Array) -> Array:
+        """How far everything has moved at sizes so many e-folds from the largest, in e-folds of the fitted range.
+
+        However soon it slows down, it leads from the smallest size to the largest. Straight below the smallest.
+        """
+        inside = np.maximum(e_folds, -self._span)
+        moved = reach * -np.expm1(-inside / reach)
+        if self._span > 0:
+            moved = moved * self._span / (reach * np.expm1(self._span / reach))
+        return np.asarray(moved + (e_folds - inside))
+
+    def _lends(self, size: float) -> bool:
+        """Whether one form's movement is taken for all: beyond the largest size, or away from the only one."""
+        return self._borrows and (size > 0 or (size < 0 and self._span == 0))
+
     def _mean(self, X: Array, s: Array) -> Array:
         """Expected log losses [m, v]."""
         out = np.empty((len(X), self.held_out_.measured.shape[1]))
         for size in np.unique(s):
             rows = s == size
-            slowed = float(_slowed(size, REACH))
+            slowed = float(self._moves(size, self._reach))
             moved: Array | float = 0.0
-            if self._borrows and size != 0:
+            if self._lends(size):
                 mover = self._forms[MOVER]
                 moved = mover.mean(X[rows], slowed) - mover.mean(X[rows], 0.0)
                 slowed = 0.0
@@ -311,9 +332,9 @@ class MixtureLaw:
         out = np.empty((self.bootstraps, len(X), self.held_out_.measured.shape[1]))
         for size in np.unique(s):
             rows = s == size
-            slowed = np.asarray(_slowed(size, self._reach))
+            slowed = self._moves(size, self._reaches)
             moved: Array | float = 0.0
-            if self._borrows and size != 0:
+            if self._lends(size):
                 mover = self._forms[MOVER]
                 moved = mover.draws(X[rows], slowed) - mover.draws(X[rows], 0.0 * slowed)
                 slowed = 0.0 * slowed
@@ -384,9 +405,24 @@ def _checked_sizes(sizes: float | ArrayLike, rows: int) -> Array:
     return np.broadcast_to(checked_positive("sizes", given.reshape(-1, 1))[:, 0], rows)
 
 
-def _slowed(s: float, reach: float | Array) -> float | Array:
-    """How far movement has gone ``s`` e-folds above the largest size."""
-    return reach * -np.expm1(-s / reach) if s > 0 else s + 0.0 * reach
+def _reaches(
+    X: Array, e_folds: Array, Z: Array, folds: list[Rows], count: int, rng: np.random.Generator
+) -> tuple[float, Array]:
+    """The likeliest reach, and draws [count] of it: what was known before, weighed by held-out errors if sizes tell."""
+    grid = REACH * np.exp(_REACH_STD * stats.norm.ppf((np.arange(_REACHES) + 0.5) / _REACHES))
+    if len(np.unique(e_folds)) < 3:
+        return REACH, rng.choice(grid, count)
+    rows = rng.permutation(len(X))[:_ASKED]
+    parts = [part for part in (np.flatnonzero(np.isin(rows, fold)) for fold in folds) if len(part)]
+    X, e_folds, Z = X[rows], e_folds[rows], Z[rows]
+    errors = []
+    for reach in grid:
+        s = reach * -np.expm1(-e_folds / reach)
+        errors.append(np.log(((GaussianProcess().held_out(X, s, Z, parts) - Z) ** 2).mean(0) + 1e-12).mean())
+    # Domains err alike: all of them count as one.
+    likelihood = np.exp(-0.5 * len(Z) * (np.array(errors) - min(errors)))
+    weights = likelihood / likelihood.sum()
+    return float(np.exp(weights @ np.log(grid))), rng.choice(grid, count, p=weights)
 
 
 def _spearman(a: Array, b: Array) -> float:
