@@ -14,7 +14,8 @@ Trade-offs taken:
 - N is whatever the caller counts (all parameters, or those outside the embedding): be consistent.
 - Chosen after a look at published runs held out (Chinchilla's points, OLMo's ladder, Gemstones, IsoFLOP grids, repeated
   data), and so not proved by these: that ``ratio`` is among the forms and ``interaction`` is centred on it with so
-  narrow a prior, that noise may grow with the loss, ``SHARPNESS`` and ``MISS``.
+  narrow a prior, that noise may grow with the loss, ``SHARPNESS``, ``MISS`` and how it grows with distance, and that
+  runs which scatter much count less in the check of intervals.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ from armillary.recipe import UsageError
 
 __all__ = ["SCALING_FORMS", "LeftOut", "ScalingLaw"]
 
-# Relative miss of all forms per e-fold of extrapolation, before any run is left out, counted as so many observations.
-MISS, MISS_COUNT = 0.005, 2.0
+# Relative miss of all forms at one e-fold of extrapolation before any run is left out, counted as so many observations.
+MISS, MISS_COUNT = 0.006, 2.0
 
 # The 95th percentile of a normal variate: nine tenths of its absolute values are below.
 NORMAL = 1.645
@@ -224,7 +225,7 @@ class ScalingLaw:
         self._refuse_far(points)
         mean, variance = self._moments(points)
         known = variance + (self._noise * np.exp(self._tilt * height(mean.T, *self._range).T)) ** 2
-        missed = _efolds(self._sized(points), self._sized(self.log_points_)) @ self._miss**2
+        missed = _reach(self._sized(points), self._sized(self.log_points_)) @ self._miss**2
         # Each part is known from so many observations; Satterthwaite's (1946) degrees of freedom for their sum.
         freedom = (known + missed) ** 2 / (known**2 / self._freedom + missed**2 / self._miss_freedom)
         half = stats.t.isf(tail, freedom) * np.sqrt(known + missed) * self._wide
@@ -252,7 +253,7 @@ class ScalingLaw:
         """
         mean, _ = self._moments(at)
         fitted = self.log_points_ if run is None else np.vstack([self.log_points_, run])
-        total = _efolds(self._sized(at), self._sized(fitted)) @ self._miss**2
+        total = _reach(self._sized(at), self._sized(fitted)) @ self._miss**2
         total = total + (self._noise * np.exp(self._tilt * height(mean.T, *self._range).T)) ** 2
         for member in self._members:
             form, centre = SCALING_FORMS[member.form], self._columns(member.form).mean(0)
@@ -408,9 +409,9 @@ class ScalingLaw:
             out = np.flatnonzero(~kept)
             # Runs left out together are missed together: they count as one observation, their mean miss, in which the
             # farther ones weigh more.
-            far = _efolds(sizes[out], sizes[kept])
+            far = _reach(sizes[out], sizes[kept])
             share = far.sum(1) / far.sum()
-            together, each = np.zeros(targets), np.zeros((len(out), targets))
+            together, each, noise = np.zeros(targets), np.zeros((len(out), targets)), np.zeros((len(logs), targets))
             for weight, (name, solution) in zip(share_of, left.items(), strict=True):
                 seen = self._columns(name)
                 slopes = SCALING_FORMS[name].evaluate(solution.theta[g], seen[out], seen.mean(0))[1]
@@ -421,11 +422,12 @@ class ScalingLaw:
                 together += weight * (
                     np.einsum("tp,tpq,tq->t", slope, covariance, slope) + (share @ apart) ** 2 + share**2 @ scatter
                 )
+                noise += weight * self._scatter(solution, g, logs[kept], logs + misses[name][g]) ** 2
                 each += weight * (np.einsum("tmp,tpq,tmq->mt", slopes, covariance, slopes) + apart**2 + scatter)
             found.append(share @ average[g][out])
             explained.append(together)
             distances.append(share @ far)
-            runs.append((average[g][out], each, far))
+            runs.append((average[g][out], each, far, (noise.min(0) / noise)[out]))
         self._miss_freedom = MISS_COUNT + len(cuts)
         # Variance beyond what is explained, per e-fold of N and of D: least squares with none below 0, in which the
         # guess stands for MISS_COUNT misses, and a miss that parameters and noise explain anyway says little.
@@ -439,10 +441,15 @@ class ScalingLaw:
             self._miss[:, t] = np.sqrt(
                 optimize.nnls(rows, np.concatenate([guess @ np.full(2, MISS**2), sure * beyond]))[0]
             )
-        # Are the runs left out missed as often as such intervals say? Their 9th decile, in units of that of a normal.
-        wide = [np.quantile(np.abs(m) / np.sqrt(v + f @ self._miss**2), 0.9, axis=0) / NORMAL for m, v, f in runs]
-        said = (MISS_COUNT + np.square(wide).sum(0)) / (MISS_COUNT + len(cuts))
-        self._wide = np.sqrt(np.maximum(said, 1.0))
+        # Are the runs left out missed as often as such intervals say? Their 9th decile, in units of that of a normal;
+        # runs that scatter more than the best do count less, as they do in the fit.
+        said, count = np.full(targets, MISS_COUNT), np.full(targets, MISS_COUNT)
+        for miss, known, far, sure in runs:
+            wide = np.abs(miss) / np.sqrt(known + far @ self._miss**2)
+            decile = np.array([_quantile(w, v, 0.9) for w, v in zip(wide.T, sure.T, strict=True)]) / NORMAL
+            said += sure.mean(0) * decile**2
+            count += sure.mean(0)
+        self._wide = np.sqrt(np.maximum(said / count, 1.0))
 
     def _scatter(self, solution: Solution, g: int, seen: Array, law: Array) -> Array:
         return np.asarray(solution.scale[g] * np.exp(solution.tilt[g] * height(law.T, seen.min(0), seen.max(0)).T))
@@ -465,13 +472,21 @@ def _levels(log_sizes: Array) -> list[float]:
     return [float(level) - 0.025 for level in levels[::-1][:2] if level > levels[0]]
 
 
-def _efolds(sizes: Array, fitted: Array) -> Array:
-    """How far log sizes [m, 2] lie beyond those fitted, in e-folds of N and of D, [m, 2].
+def _quantile(values: Array, weights: Array, share: float) -> float:
+    """Weighted quantile of values [n]: the least below which lies ``share`` of the weight, linear between."""
+    order = np.argsort(values)
+    place = np.cumsum(weights[order]) - weights[order] / 2
+    return float(np.interp(share * weights.sum(), place, values[order]))
 
+
+def _reach(sizes: Array, fitted: Array) -> Array:
+    """How far log sizes [m, 2] lie beyond those fitted in N and in D, [m, 2]: the variance of a miss is in proportion.
+
+    For f e-folds it is (f + f^2) / 2: a wrong form leans to one side (f^2), and not to the same one all the way (f).
     Where compute goes farther beyond the largest fitted than N and D together, the rest counts as D's; inside the
     ladder's ranges and below its largest compute both are 0.
     """
     beyond = np.maximum(sizes - fitted.max(0), 0.0)
     compute = sizes.sum(1) - fitted.sum(1).max()
     beyond[:, 1] += np.maximum(compute - beyond.sum(1), 0.0)
-    return np.asarray(beyond)
+    return np.asarray((beyond + beyond**2) / 2)
