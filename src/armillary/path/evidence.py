@@ -16,7 +16,7 @@ import armillary
 from armillary import report
 from armillary.corpus import Corpus
 from armillary.goodput import read_events
-from armillary.laws import ExtrapolationWarning, Prediction, ScalingLaw
+from armillary.laws import ExtrapolationError, ExtrapolationWarning, Prediction, ScalingLaw
 from armillary.model import Transformer, generate, load_weights
 from armillary.recipe import Recipe, RunSpec
 from armillary.study import (
@@ -269,7 +269,12 @@ def _ladder_part(evidence: Evidence) -> report.LadderPart | None:
         sizes = np.geomspace(shapes[0].parameters, shapes[-1].parameters, _BAND_POINTS)
         first = min(p.tokens for p in found.points)
         data = np.geomspace(first, max(target_tokens, biggest), _BAND_POINTS)
-        band = _of_target(law, np.stack([sizes, data], axis=1))
+        shape = family.shape(recipe.model.depth, evidence.corpus.vocab_size)
+        try:
+            band = _of_target(law, np.stack([sizes, data], axis=1))
+            at = _of_target(law, np.array([[shape.parameters, target_tokens]], float))
+        except ExtrapolationError:  # a family of which the ladder tells too little; the prediction says so
+            continue
         context = recipe.training.context_length
         per_token = np.interp(
             np.log(sizes),
@@ -287,8 +292,6 @@ def _ladder_part(evidence: Evidence) -> report.LadderPart | None:
                 form=law.form_,
             )
         )
-        shape = family.shape(recipe.model.depth, evidence.corpus.vocab_size)
-        at = _of_target(law, np.array([[shape.parameters, target_tokens]], float))
         families.append(
             report.FamilyRow(name, shape.parameters, float(at.mean[0]), float(at.low[0]), float(at.high[0]))
         )

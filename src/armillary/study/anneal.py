@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow.parquet as pq
 
-from armillary.laws import AnnealLaw, Curve, best_of, best_schedule
+from armillary.laws import AnnealLaw, Curve, HeldOutCurve, best_of, best_schedule
 from armillary.recipe import ArmillaryError, Document, UsageError
 from armillary.study.lab import Annealing, Lab, record, sharpened, stage_key, stored
 from armillary.study.store import Store
@@ -51,8 +51,9 @@ class CurveForecast(Document):
     """What the law of the learning-rate curve says; fitted to the training loss of the branches on the mixture found.
 
     All branches share their batches step by step, so their curves can be compared; the loss is that on training
-    batches, the mean over seeds. ``held_out`` is the mean relative error on each branch that was left out. The choice
-    of the annealing is not the law's: that rests on the target loss alone.
+    batches, the mean over seeds. ``held_out`` is the mean relative error on each branch that was left out, over its
+    decay alone: before it, all branches are the same run. The choice of the annealing is not the law's: that rests on
+    the target loss alone.
     """
 
     forms: dict[str, float]
@@ -156,6 +157,7 @@ def anneal_study(lab: Lab, mixture: dict[str, float]) -> AnnealOutcome:
 def curve_forecast(branches: Sequence[Branch], store: Store) -> CurveForecast | None:
     """The forecast from the branches' training curves; None where there are too few steps or curves for a law."""
     curves = []
+    shares = {branch.annealing.name: branch.annealing.share for branch in branches}
     for branch in branches:
         runs = [run for run in branch.runs if store.result(run) is not None]
         if branch.annealing.sharpen != 1 or not runs:
@@ -189,5 +191,11 @@ def curve_forecast(branches: Sequence[Branch], store: Store) -> CurveForecast | 
         decay_start=best.decay_start,
         nearby=[CurveOption(share=option.share, excess=option.excess) for option in best.nearby],
         endings=[CurveEnding(steps=ending.steps, lost=ending.lost) for ending in best.endings],
-        held_out={held.name: held.error for held in law.held_out_},
+        held_out={held.name: _after_trunk(held, shares[held.name]) for held in law.held_out_},
     )
+
+
+def _after_trunk(held: HeldOutCurve, share: float) -> float:
+    """Mean relative error of a left-out branch over the steps in which it decays."""
+    decays = held.step >= held.step[-1] * (1 - share)
+    return float(np.abs(held.predicted[decays] / held.measured[decays] - 1).mean())

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from armillary.laws import ExtrapolationWarning, Prediction, ScalingLaw
+from armillary.laws import ExtrapolationError, ExtrapolationWarning, Prediction, ScalingLaw
 from armillary.recipe import ArmillaryError, Document
 from armillary.study.lab import Annealing, Lab, record, stage_key, stored
 
@@ -131,7 +131,10 @@ class HeldOutRung:
 
 
 def hold_out_rungs(outcome: LadderOutcome, family: str, domains: Sequence[str]) -> list[HeldOutRung]:
-    """Hold back the largest models, then the longest runs, where what is left suffices for a law."""
+    """Hold back the largest models, then the longest runs, where what is left suffices for a law.
+
+    The longest runs share their trunks with shorter ones, so they are a milder test than the largest models.
+    """
     sizes, losses = outcome.sizes(family), _table(outcome, family, domains)
     rungs = []
     for column, label in enumerate(("parameters", "tokens")):
@@ -142,7 +145,10 @@ def hold_out_rungs(outcome: LadderOutcome, family: str, domains: Sequence[str]) 
         law = ScalingLaw().fit(sizes[kept], losses[kept])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExtrapolationWarning)  # going beyond is what this is about
-            prediction = law.predict(sizes[~kept])
+            try:
+                prediction = law.predict(sizes[~kept])
+            except ExtrapolationError:  # too few runs are left for any answer
+                continue
         rungs.append(
             HeldOutRung(f"{label} = {largest:.3g}", prediction, losses[~kept], law.extrapolation(sizes[~kept]))
         )

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from armillary import __version__
-from armillary.laws import ExtrapolationWarning, mean_interval, paired_difference
+from armillary.laws import ExtrapolationError, ExtrapolationWarning, mean_interval, paired_difference
 from armillary.recipe import ArmillaryError, Document, RunSpec
 from armillary.study.anneal import AnnealOutcome
 from armillary.study.executor import Job
@@ -115,7 +115,13 @@ def forecast(lab: Lab, spec: RunSpec, mixture: MixtureOutcome, ladder: LadderOut
     columns = [*mixture.domains, "target"]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ExtrapolationWarning)
-        mean, low, high = (part[0].tolist() for part in law.predict(at, interval=INTERVAL))
+        try:
+            mean, low, high = (part[0].tolist() for part in law.predict(at, interval=INTERVAL))
+        except ExtrapolationError as error:
+            raise ArmillaryError(
+                f"the ladder does not support a prediction of the target run: {error}; give study.ladder greater "
+                "depths or more tokens"
+            ) from error
     said = {name: {"predicted": mean[i], "low": low[i], "high": high[i]} for i, name in enumerate(columns)}
     return {
         "run": spec.id,
