@@ -33,7 +33,7 @@ def test_recovers_parameters_from_a_wide_ladder_with_outliers():
         assert abs(value - TRUE[name]) < 6 * law.draws_[name].std()
 
 
-@pytest.mark.parametrize(("sizes", "tokens", "further"), [(3, 2, 1.0), (3, 3, 2.0), (4, 4, 4.0)])
+@pytest.mark.parametrize(("sizes", "tokens", "further"), [(3, 2, 1.0), (3, 3, 2.0), (4, 4, 4.0), (4, 4, 12.0)])
 def test_intervals_cover_a_new_run_of_a_small_ladder(sizes, tokens, further):
     """Ladders of a laptop, noise 0.3 %, laws drawn anew each time; the target lies inside, or beyond in N and D."""
     rng = np.random.default_rng(1)
@@ -75,6 +75,20 @@ def test_a_wrong_form_widens_the_interval_far_out_but_not_inside():
 
     assert width(wrong, far) > 1.5 * width(right, far)
     assert width(right, points[:1]) < 0.3 * width(wrong, far)
+
+
+def test_runs_that_scatter_much_do_not_widen_the_interval_of_those_that_do_not():
+    """The shortest runs go wrong by tens of per cent, as in IsoFLOP grids; the largest sizes are among them."""
+    rng = np.random.default_rng(0)
+    points = grid(np.geomspace(1e7, 1e9, 6), np.geomspace(1e9, 3e10, 5))
+    short = grid(np.geomspace(3e8, 1e9, 4), [2e7, 4e7])
+    quiet = loss(points) * np.exp(0.002 * rng.standard_normal(len(points)))
+    wild = loss(short) * np.exp(0.3 * rng.standard_normal(len(short)))
+    target = np.array([[2e9, 1e11]])
+    alone = ScalingLaw(bootstraps=40).fit(points, quiet).predict(target)
+    beside = ScalingLaw(bootstraps=40).fit(np.vstack([points, short]), np.append(quiet, wild)).predict(target)
+    assert beside.low[0] < loss(target)[0] < beside.high[0]
+    assert beside.high[0] - beside.low[0] < 2 * (alone.high[0] - alone.low[0])
 
 
 def test_held_out_record_names_the_largest_runs_and_the_factor():

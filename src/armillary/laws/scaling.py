@@ -14,8 +14,9 @@ Trade-offs taken:
 - N is whatever the caller counts (all parameters, or those outside the embedding): be consistent.
 - Chosen after a look at published runs held out (Chinchilla's points, OLMo's ladder, Gemstones, IsoFLOP grids, repeated
   data), and so not proved by these: that ``ratio`` is among the forms and ``interaction`` is centred on it with so
-  narrow a prior, that noise may grow with the loss, ``SHARPNESS``, ``MISS`` and how it grows with distance, and that
-  runs which scatter much count less in the check of intervals.
+  narrow a prior, that noise may grow with the loss, ``SHARPNESS``, ``MISS`` and how it grows with distance, that runs
+  which scatter much count less in the check of intervals, and how little targets share at most
+  (``scaling_fit.POOL``).
 """
 
 from __future__ import annotations
@@ -417,13 +418,13 @@ class ScalingLaw:
                 slopes = SCALING_FORMS[name].evaluate(solution.theta[g], seen[out], seen.mean(0))[1]
                 covariance = np.linalg.inv(solution.precision[g])
                 apart = misses[name][g][out] - average[g][out]
-                scatter = self._scatter(solution, g, logs[kept], logs[out] + misses[name][g][out]) ** 2
+                scatter = self._scatter(solution, g, logs[kept], logs + misses[name][g]) ** 2
+                noise += weight * scatter
                 slope = np.einsum("m,tmp->tp", share, slopes)
                 together += weight * (
-                    np.einsum("tp,tpq,tq->t", slope, covariance, slope) + (share @ apart) ** 2 + share**2 @ scatter
+                    np.einsum("tp,tpq,tq->t", slope, covariance, slope) + (share @ apart) ** 2 + share**2 @ scatter[out]
                 )
-                noise += weight * self._scatter(solution, g, logs[kept], logs + misses[name][g]) ** 2
-                each += weight * (np.einsum("tmp,tpq,tmq->mt", slopes, covariance, slopes) + apart**2 + scatter)
+                each += weight * (np.einsum("tmp,tpq,tmq->mt", slopes, covariance, slopes) + apart**2 + scatter[out])
             found.append(share @ average[g][out])
             explained.append(together)
             distances.append(share @ far)

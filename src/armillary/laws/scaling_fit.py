@@ -41,7 +41,7 @@ TILTS = np.linspace(0.0, 8.0, 17)
 TILT_STD = 3.0
 
 # Least width of a prior that was learned from other targets, on the scale of each kind of parameter.
-POOL = {"floor": 0.02, "term": 0.1, "log": 0.1, "plain": 0.02}
+POOL = {"floor": 0.02, "term": 0.1, "log": 0.2, "plain": 0.02}
 
 # Starts: share of the irreducible loss in the lowest loss, and pairs of exponents.
 STARTS = [(e, a, b) for e in (0.3, 0.6, 0.85) for a in (0.25, 0.5) for b in (0.25, 0.5)]
