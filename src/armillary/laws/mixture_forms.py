@@ -13,8 +13,8 @@ Parameters are logarithms (but ``t``), and each moves in a straight line with th
   most on the mixture close up to the others. Both are as measured between 1M and 60M parameters (RegMix, arXiv
   2407.01492): there the spreads (standard deviations) of the losses of 13 domains at 60M go with the power 0.58 of
   those at 1M. An easy domain, such as arithmetic, takes a larger model less text.
-  It need not be so: among models of 1,000 to 100,000 parameters outside the embedding, after 160,000 tokens, spreads grew
-  by some per cent per e-fold and did not close up. Ranks there were as good with this movement as without.
+  It need not be so: among models of 1,000 to 100,000 parameters outside the embedding, after 160,000 tokens, spreads
+  grew by some per cent per e-fold and did not close up. Ranks there were as good with this movement as without.
 - Starts, folds, domains and draws are one batch of small fits (``solver``).
 """
 
