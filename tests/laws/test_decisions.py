@@ -44,6 +44,7 @@ def test_the_better_family_is_found_with_its_multiplier(families):
         (["params", "tokens", "loss"], "family", ["1B"], "--at 1B: give parameters and tokens"),
         (["params", "tokens", "loss"], "family", ["1B", "many"], "'many' is not"),
         (["params", "tokens", "loss"], "kind", ["1B", "1B"], "has no column 'kind'"),
+        (["params", "tokens", "loss"], "family", ["7e30", "1e30"], "times beyond the fitted runs, more than 1000; add"),
         (["params", "tokens", "loss"], "params", ["1B", "1B"], "runs"),
     ],
 )
@@ -113,3 +114,13 @@ def test_the_best_schedule_ends_with_a_decay(tmp_path, write):
     assert all(end["lost"] > 0 for end in said["other_ends"] if end["steps"] < 4000)
     with pytest.raises(UsageError, match="times"):
         decisions.schedule(path, "20M", 400_000)
+
+
+def test_a_next_run_is_one_that_could_be_made(tmp_path, write):
+    rows = [[n, n * 4, 4, d, losses(n, d)] for n in (1e7, 3e7, 1e8) for d in (1e9, 3e9, 1e10)]
+    columns = ["active_params", "total_params", "experts", "tokens", "loss"]
+    points, path = write(tmp_path / "P.csv", columns, rows), tmp_path / "law.json"
+    workbench.save(path, workbench.fit_scaling(points, columns))
+    target = write(tmp_path / "target.csv", columns[:-1], [[5e8, 4e9, 8, 5e10]])
+    for run in decisions.next_run(path, target, 1e21)["runs"]:
+        assert run["total_params"] == pytest.approx(8 * run["active_params"]) and run["experts"] == pytest.approx(8)

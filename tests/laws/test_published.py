@@ -68,8 +68,8 @@ def test_largest_size_of_a_ladder_is_foretold():
 
 
 def test_losses_that_rise_again_with_repetition_are_fitted():
-    """Repeated data (arXiv 2305.16264): up to thousands of epochs. A refit of the published form, whose loss never rises,
-    reaches 3.7 % (median 2.3 %)."""
+    """Repeated data (arXiv 2305.16264): up to thousands of epochs. The published form, whose loss never rises, reaches
+    3.7 % refitted (median 2.3 %)."""
     data = table("scaling/data_constrained_small.csv", ("params", "tokens", "unique_tokens", "val_loss"))
     X, y = data[:, :3], data[:, 3]
     law = ScalingLaw(features=("params", "tokens", "unique_tokens"), bootstraps=20).fit(X, y)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import yaml
 
-from armillary.laws import decisions, workbench
+from armillary.laws import ExtrapolationError, decisions, workbench
 from armillary.laws.table import read_table
 from armillary.recipe import UsageError
 
@@ -125,6 +125,10 @@ def test_sizes_of_mixture_runs(tmp_path, write):
     assert np.abs(said[:, [0, 3]] / losses_of(new, 6e8) - 1).max() < 0.05
     plain = write(tmp_path / "plain.csv", ["index", *DOMAINS], [[i, *m] for i, m in enumerate(new)])
     assert workbench.predict_mixture(law, plain, 0.9, 6e8).rows == rows.rows
+    with pytest.raises(UsageError, match=r"new\.csv has the sizes in column 'params'; leave out --size"):
+        workbench.predict_mixture(law, at, 0.9, 6e8)
+    with pytest.raises(ExtrapolationError, match="times beyond the fitted runs, more than 100000"):
+        workbench.predict_mixture(law, plain, 0.9, 1e20)
 
 
 def test_the_optimum_keeps_the_limits(runs, mixture_law, tmp_path):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from armillary.laws.estimator import Array, Prediction, checked_interval, checked_positive
+from armillary.laws.estimator import Array, Prediction, check_reach, checked_interval, checked_positive
 from armillary.laws.scaling_fit import draw, fit_form, seed_noise
 from armillary.laws.scaling_forms import SCALING_FORMS
 from armillary.recipe import UsageError
@@ -28,6 +28,9 @@ FORMS = ("chinchilla", "ratio", "interaction")
 
 # Relative difference of two families' misses per e-fold of compute, counted as so many observations.
 MISS, MISS_COUNT = 0.002, 2.0
+
+# Families are compared by the upper half of their own compute, so no farther than about this factor is tested.
+TESTED = 10.0
 
 # Compute multipliers are looked for within a factor e^REACH either way.
 REACH = 14.0
@@ -110,6 +113,10 @@ def compare_families(
     if len(where) == 1:
         ratio = np.median(points[:, 1] - points[:, 0])
         where = np.array([(where[0] - ratio) / 2, (where[0] + ratio) / 2])
+
+    far = np.exp(max(0.0, *(where - points.max(0)), where.sum() - points.sum(1).max()))
+    remedy = "add larger runs of each family"
+    check_reach(float(far), TESTED, "the target", remedy)
 
     table = np.repeat(losses[:, None], len(names), 1)
     own = member[None] == np.arange(len(names))[:, None]

@@ -48,16 +48,14 @@ def require_fitted(estimator: object, attribute: str) -> None:
         raise UsageError(f"this {type(estimator).__name__} is not fitted yet; call fit first")
 
 
-def check_reach(factor: float, tested: float, what: str, remedy: str) -> None:
+def check_reach(factor: float, tested: float, what: str, remedy: str, most: float = MOST_EXTRAPOLATION) -> None:
     """Warn where ``factor``, how far beyond the fitted runs an answer lies, exceeds what was ``tested`` by holding out.
 
     Raises:
-        ExtrapolationError: beyond ``MOST_EXTRAPOLATION``; ``what`` lies there, and ``remedy`` says which runs it needs.
+        ExtrapolationError: beyond ``most``; ``what`` lies there, and ``remedy`` says which runs it needs.
     """
-    if factor > MOST_EXTRAPOLATION:
-        raise ExtrapolationError(
-            f"{what} lies {factor:.3g} times beyond the fitted runs, more than {MOST_EXTRAPOLATION:g}; {remedy}"
-        )
+    if factor > most:
+        raise ExtrapolationError(f"{what} lies {factor:.3g} times beyond the fitted runs, more than {most:g}; {remedy}")
     if factor > max(tested, 1.0) * (1 + 1e-9):
         text = f"{what} lies {factor:.3g} times beyond the fitted runs; the law was tested up to {max(tested, 1.0):.3g}"
         warnings.warn(text, ExtrapolationWarning, stacklevel=3)

@@ -30,6 +30,7 @@ from scipy import stats
 from armillary.laws.estimator import (
     Array,
     Prediction,
+    check_reach,
     checked_interval,
     checked_mixtures,
     checked_positive,
@@ -50,6 +51,9 @@ FORMS: dict[str, type[Form]] = {
 MOVER = "effective-data"
 
 MIN_ROWS = 8
+
+# Times the largest fitted size beyond which a law does not answer: from a million parameters to a hundred billion.
+MOST_SIZE = 1e5
 FOLDS = 8
 
 # Weights of the forms go with rmse to the power of minus this: a form twice as wrong counts a 16th.
@@ -296,6 +300,9 @@ class MixtureLaw:
                 f"the law was fitted to runs of one size with models {', '.join(self.models)}, which cannot tell how "
                 f"it moves; add runs at another size, or the model '{MOVER}'"
             )
+        tested = float(self.sizes_[-1] / self.sizes_[0])
+        remedy = "add some dozens of runs at a size nearer to it"
+        check_reach(float(np.exp(s.max())), tested, "the size asked for", remedy, MOST_SIZE)
         return s
 
     def _moves(self, e_folds: float | Array, reach: float | Array) -> Array:

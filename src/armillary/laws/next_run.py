@@ -55,7 +55,7 @@ def next_runs(
         law: fitted.
         target: [m, k] or [k] features of the runs to be predicted.
         candidates: [c, k] features of runs that could be made; without them a grid over N and D from the ladder's
-            centre to the target is taken, which needs ``budget_flops``, and other features as in the largest run.
+            centre to the target is taken, which needs ``budget_flops``, and other features as in the farthest target.
         budget_flops: runs that cost more than this (6 N D) are left out.
         interval: probability that the interval covers.
 
@@ -88,10 +88,16 @@ def next_runs(
 def _grid(law: ScalingLaw, at: Array) -> Array:
     """Log features [c, k] of runs between the centre of the ladder and the farthest target in N and D."""
     fitted = law.log_points_
-    largest = fitted[fitted[:, law.size_columns_].sum(1).argmax()]
     low, high = fitted.mean(0), np.maximum(at.max(0), fitted.max(0))
     first, second = law.size_columns_
-    grid = np.tile(largest, (GRID * GRID, 1))
+    # All else as in the farthest target, in proportion where it goes with the size: a model holds no fewer parameters
+    # than are active, and no run sees fewer tokens than are unique.
+    grid = np.tile(at[at[:, law.size_columns_].sum(1).argmax()], (GRID * GRID, 1))
     sizes = np.meshgrid(np.linspace(low[first], high[first], GRID), np.linspace(low[second], high[second], GRID))
+    for column, name in enumerate(law.features_):
+        if name == "total_params":
+            grid[:, column] += sizes[0].ravel() - grid[:, first]
+        if name == "unique_tokens":
+            grid[:, column] = np.minimum(grid[:, column], sizes[1].ravel())
     grid[:, first], grid[:, second] = sizes[0].ravel(), sizes[1].ravel()
     return grid

@@ -336,7 +336,7 @@ class ScalingLaw:
                 f"{size:.2g} parameters on {tokens:.2g} tokens"
             )
         tested = max((float(left.extrapolation.max()) for left in self.holdout_error_), default=1.0)
-        if factors["compute"][row] > max(tested, 1.0):
+        if farthest[row] > max(tested, 1.0):
             warnings.warn(
                 f"{said} of the runs; leaving out its own largest runs has tested the law up to {tested:.3g} times "
                 "the compute",

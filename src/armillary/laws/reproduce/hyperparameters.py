@@ -76,7 +76,7 @@ def step_law(folder: Path) -> Evaluation:
             float(regrets(from_last).mean()),
             published=float(regrets({k: formula[k] for k in upward}).mean()),
             unit="%",
-            note=f"noise of 1 % that runs of one batch size share (estimated: {noisy.shared_noise_:.2%})",
+            note=f"noise that runs of one batch size share, as estimated: {noisy.shared_noise_:.2%}",
         )
     )
     everything = HyperparameterLaw(form=law.form_, bootstraps=25).fit(X, smooth)

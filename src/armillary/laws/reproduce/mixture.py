@@ -111,7 +111,7 @@ def regmix(folder: Path, subsets: int = 3) -> Evaluation:
                     high,
                     better="lower" if regret else "higher",
                     unit=unit,
-                    note=f"published: LightGBM, measured here; {other}"
+                    note=f"peer: LightGBM, measured here; {other}"
                     + ("; movement not held out" if size == LARGE and not more else ""),
                 )
             )
