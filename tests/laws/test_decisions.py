@@ -108,7 +108,10 @@ def test_the_best_schedule_ends_with_a_decay(tmp_path, write):
         )
     path = tmp_path / "law.json"
     workbench.save(path, workbench.fit_anneal(tmp_path / "curves", 100))
-    said = decisions.schedule(path, "20M", 4000)
+    said = decisions.schedule(path, "20M", 4000, out=tmp_path / "schedule.csv")
+    rows = workbench.predict(path, tmp_path / "schedule.csv", size="20M")
+    assert rows.columns == ["step", "lr", "loss", "loss_low", "loss_high", "extrapolation"]
+    assert rows.rows[-1][2] == pytest.approx(said["loss"], rel=1e-6)
     assert 0 < said["share"] < 1 and said["low"] < said["loss"] < said["high"]
     assert said["loss"] < 2.5 + 1.2 * (area["constant"][-1] + 0.05) ** -0.35 - 0.05
     assert all(end["lost"] > 0 for end in said["other_ends"] if end["steps"] < 4000)

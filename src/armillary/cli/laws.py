@@ -214,15 +214,18 @@ def best_schedule(
     steps: Annotated[int, typer.Option(min=1, help="Steps in all, with the warm-up.")],
     given: Annotated[Path | None, typer.Option(help="A measured curve step,lr,loss at this size.")] = None,
     peak_lr: Annotated[float | None, typer.Option(help="Highest rate (default: of the curves at this size).")] = None,
+    path: Annotated[Path | None, typer.Option("--out", "-o", help="CSV of step,lr to write the schedule to.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """The best learning-rate schedule for a budget, and what stopping early or going on would cost.
 
-    Example: armillary best-schedule anneal-law.json --size 400M --steps 24000 --given constant.csv
+    Example: armillary best-schedule anneal-law.json --size 400M --steps 24000 --given constant.csv --out schedule.csv
     """
-    from armillary.laws import decisions
+    from armillary.laws import decisions, workbench
 
-    show(lambda: decisions.schedule(law, size, steps, given, peak_lr), as_json)
+    if path is not None:
+        workbench.check_out(path)
+    show(lambda: decisions.schedule(law, size, steps, given, peak_lr, path), as_json)
 
 
 @app.command("best-lr")

@@ -78,7 +78,12 @@ def optimise(path: Path, target: Path, limits: Path | None, size: str | None, ca
 
 
 def schedule(
-    path: Path, size: str, steps: int, given: Path | None = None, peak_lr: float | None = None
+    path: Path,
+    size: str,
+    steps: int,
+    given: Path | None = None,
+    peak_lr: float | None = None,
+    out: Path | None = None,
 ) -> dict[str, Any]:
     """The best learning-rate schedule of ``steps`` for a model of ``size``, and what other ends would cost.
 
@@ -88,6 +93,7 @@ def schedule(
         steps: in all, with the warm-up.
         given: a measured curve ``step,lr,loss`` at that size.
         peak_lr: highest rate; that of the curves known at this size if left out.
+        out: table ``step,lr`` to write the schedule to, from the end of the warm-up on.
 
     Raises:
         UsageError: a law of another kind, a bad curve, a budget far beyond what was fitted.
@@ -96,6 +102,11 @@ def schedule(
     parameters = parse_size(size)
     curve = None if given is None else read_curve(given, parameters)
     best = best_schedule(law, size=parameters, steps=steps, given=curve, peak_lr=peak_lr)
+    if out is not None:
+        rows: list[list[str | float]] = [
+            [float(s), float(lr)] for s, lr in zip(best.curve.step, best.curve.lr, strict=True)
+        ]
+        workbench.Rows(["step", "lr"], rows).write(out)
     return {
         **asdict(best.chosen),
         "decay_start": best.decay_start,
