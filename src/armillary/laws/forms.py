@@ -17,15 +17,16 @@ mixture, times ``s``, that is a priori smaller than the first; trees have the si
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from types import ModuleType
+from typing import Any, Protocol
 
-import lightgbm
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 from scipy.spatial.distance import cdist
 
 from armillary.laws.estimator import Array
+from armillary.recipe import ArmillaryError
 
 Rows = NDArray[np.intp]
 
@@ -286,7 +287,7 @@ class BoostedTrees:
 
     def mean(self, X: Array, s: float) -> Array:
         """See ``Form``."""
-        trees = [lightgbm.Booster(model_str=text) for text in self._trees]
+        trees = [_lightgbm().Booster(model_str=text) for text in self._trees]
         return self._predicted(trees, self._trend, X, np.full(len(X), s))
 
     def draws(self, X: Array, s: Array) -> Array:
@@ -294,7 +295,7 @@ class BoostedTrees:
         smooth = np.cos(np.sqrt(X) @ self._frequencies + self._phases) * np.sqrt(2 / self._FEATURES)
         return np.asarray(self.mean(X, float(s.mean())) + smooth @ self._weights)
 
-    def _grown(self, X: Array, s: Array, Z: Array) -> tuple[list[lightgbm.Booster], Array]:
+    def _grown(self, X: Array, s: Array, Z: Array) -> tuple[list[Any], Array]:
         """A booster per validation domain, on losses less a straight line in the size; and the lines [2, v]."""
         columns = np.column_stack([np.ones(len(s)), s])
         losses = np.exp(Z)
@@ -309,13 +310,30 @@ class BoostedTrees:
         }
         data = np.column_stack([X, s])
         rest = losses - columns @ trend
+        lightgbm = _lightgbm()
         return [lightgbm.train(options, lightgbm.Dataset(data, y), 1000) for y in rest.T], trend
 
     @staticmethod
-    def _predicted(trees: list[lightgbm.Booster], trend: Array, X: Array, s: Array) -> Array:
+    def _predicted(trees: list[Any], trend: Array, X: Array, s: Array) -> Array:
         losses = np.column_stack([np.asarray(booster.predict(np.column_stack([X, s]))) for booster in trees])
         losses += np.column_stack([np.ones(len(s)), s]) @ trend
         return np.asarray(np.log(np.maximum(losses, 1e-6)))
+
+
+def _lightgbm() -> ModuleType:
+    """LightGBM, loaded where it is asked for: it takes half a second, and a system without OpenMP cannot load it.
+
+    Raises:
+        ArmillaryError: it cannot be loaded.
+    """
+    try:
+        import lightgbm
+    except (ImportError, OSError) as error:
+        raise ArmillaryError(
+            f"LightGBM cannot be loaded ({error}); install the system's OpenMP library (libgomp1), or leave the model "
+            "'lightgbm' out"
+        ) from error
+    return lightgbm
 
 
 def _distance(A: Array, B: Array) -> Array:
