@@ -117,6 +117,15 @@ def test_sizes_of_mixture_runs(tmp_path, write):
     L = write(tmp_path / "L.csv", ["index", *TARGETS], [[i, *row] for i, row in enumerate(losses)])
     law = workbench.fit_mixture(M, L, "params")
     assert law.features == DOMAINS and law.targets == TARGETS
+    words = write(
+        tmp_path / "W.csv",
+        ["index", *DOMAINS, "params"],
+        [[i, *m, "1M" if s == 1e6 else "60M"] for i, (m, s) in enumerate(zip(mixtures, sizes, strict=True))],
+    )
+    assert np.array_equal(workbench.fit_mixture(words, L, "params").law.run_sizes_, sizes)
+    (tmp_path / "W.csv").write_text((tmp_path / "W.csv").read_text().replace("60M", "big"))
+    with pytest.raises(UsageError, match=r"W\.csv, line 42, column 'params' is 'big'; write a model's parameters"):
+        workbench.fit_mixture(words, L, "params")
     new = rng.dirichlet(np.ones(3), 10)
     at = write(tmp_path / "new.csv", ["index", "params", *DOMAINS], [[i, 6e8, *m] for i, m in enumerate(new)])
     rows = workbench.predict_mixture(law, at, 0.9, None)

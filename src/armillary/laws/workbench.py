@@ -81,10 +81,8 @@ def fit_mixture(runs: Path, losses: Path, size_column: str | None = None) -> Law
     order = _matched(inputs, outputs)
     sizes = None
     if size_column is not None:
-        if size_column in inputs.columns:
-            sizes = inputs.numbers([size_column], above=0)[:, 0]
-        else:
-            sizes = outputs.numbers([size_column], above=0)[order, 0]
+        here = size_column in inputs.columns
+        sizes = _sizes(inputs, size_column) if here else _sizes(outputs, size_column)[order]
     domains = [name for name in inputs.columns if name not in (INDEX, size_column)]
     targets = [name for name in outputs.columns if name not in (INDEX, size_column)]
     if not targets:
@@ -187,7 +185,7 @@ def predict_mixture(law: LawFile, at: Path, interval: float, size: float | None)
         raise UsageError(f"{at} has the sizes in column '{law.size_column}'; leave out --size, or that column")
     sizes: Array | float | None = size
     if law.size_column in table.columns and law.size_column is not None:
-        sizes = table.numbers([law.size_column], above=0)[:, 0]
+        sizes = _sizes(table, law.size_column)
     with about(at):
         prediction = law.law.predict(weights, interval, sizes=sizes)
     factor = np.broadcast_to(law.law.extrapolation(sizes), len(weights))
@@ -352,6 +350,17 @@ def _mixtures(table: Table, domains: Sequence[str]) -> Array:
             f"{total[row]:.6g}, not to 1; give the share of each domain in the tokens"
         )
     return np.asarray(weights / total[:, None])
+
+
+def _sizes(table: Table, column: str) -> Array:
+    """Parameters [n], written as 60000000, 6e7 or 60M."""
+    sizes = np.empty(len(table.rows))
+    for row, entry in enumerate(table.text(column)):
+        try:
+            sizes[row] = parse_size(entry)
+        except UsageError:
+            raise table.error(row, column, "write a model's parameters, such as 60M or 60000000") from None
+    return sizes
 
 
 def _matched(inputs: Table, outputs: Table) -> np.ndarray:
