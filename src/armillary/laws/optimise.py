@@ -46,6 +46,9 @@ GENERATIONS = 24
 SPLITS, MANY = 2, 256
 HALF_DRAWS, HALF_GENERATIONS = 16, 12
 
+# The law's own spread counts as so many observations of how far the halves err.
+LUCK_COUNT = 2.0
+
 # A weight is moved this far up and down to see whether it matters.
 STEP = 0.05
 
@@ -179,11 +182,15 @@ def optimise_mixture(
             if luck is None:
                 optimism[name], better[name] = max(float(gain.mean()), 0.0), 0.5
                 continue
-            mean, error = luck[name]
+            lost = luck[name]
+            # Two to four halves say little of how uncertain their mean is: the law's own spread counts as two more.
+            freedom = LUCK_COUNT + len(lost) - 1
+            variance = (LUCK_COUNT * gain.var() + ((lost - lost.mean()) ** 2).sum()) / freedom
+            error = np.sqrt(variance * 2 / len(lost))
             # Luck is picked up on the way from the reference to the best mixture.
             way = _variation(mixture, known[name][0]) / max(_variation(mixtures[0], known[name][0]), 1e-9)
-            optimism[name] = mean * min(way, 1.0)
-            better[name] = float(stats.norm.cdf((gain - optimism[name]) / max(error, 1e-12)).mean())
+            optimism[name] = float(lost.mean()) * min(way, 1.0)
+            better[name] = float(stats.t.cdf((gain - optimism[name]) / max(error, 1e-12), freedom).mean())
         optima.append(
             Optimum(
                 weights=mixture,
@@ -224,8 +231,8 @@ class _Goal:
 
 def _luck(
     goal: _Goal, region: _Region, known: Mapping[str, Array], rng: np.random.Generator
-) -> dict[str, tuple[float, float]] | None:
-    """For each reference, how much of the best mixture's gain over it is luck, with a standard error.
+) -> dict[str, Array] | None:
+    """For each reference, how much of the best mixture's gain over it was luck, by each half of the runs [2 or 4].
 
     None where halves of the runs are too few for a law.
     """
@@ -260,7 +267,7 @@ def _luck(
                 both = np.concatenate([best, mixture])
                 promised, kept_promise = -np.diff(chooser.expected(both))[0], -np.diff(judge.expected(both))[0]
                 lost[name].append(float(kept_promise - promised) / np.sqrt(2))
-    return {name: (float(np.mean(values)), float(np.std(values)) / np.sqrt(splits)) for name, values in lost.items()}
+    return {name: np.array(values) for name, values in lost.items()}
 
 
 def _flatness(goal: _Goal, found: Array, values: Array, region: _Region, noise: float) -> tuple[Array, Array, Array]:
