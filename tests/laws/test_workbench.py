@@ -154,9 +154,16 @@ def test_the_optimum_keeps_the_limits(runs, mixture_law, tmp_path):
     assert list(weights) == DOMAINS and sum(weights.values()) == pytest.approx(1, abs=1e-9)
     assert weights["books"] >= 0.1 and weights["code"] <= 0.4 and weights["web"] <= 0.4
     assert set(found["better_than"]) == {"natural", "uniform"}
+    for text in ("weights: {val web: 1, val code: 1}\n", "target: {val web: 2, val code: 2}\n"):
+        target.write_text(text)
+        assert decisions.optimise(law, target, limits, None, 2) == found
+    target.write_text("val web: 1\nval code: 0\n")
+    limits.write_text("limits:\n  floors: {books: 0.3}\n")
+    assert decisions.optimise(law, target, limits, None, 1)["weights"]["books"] >= 0.3
     for text, said in [
+        ("val web: 0\n", r"t\.yaml:1: weights: no domain has a weight above 0"),
         ("val web: 1\nval cod: 1\n", r"t\.yaml: weights\.val cod: the law knows no validation domain of that name"),
-        ("val web: -1\n", r"t\.yaml:1: weights\.val web: Input should be greater than 0"),
+        ("val web: -1\n", r"t\.yaml:1: weights\.val web: Input should be greater than or equal to 0"),
         ("weights: {}\n", r"t\.yaml:1: weights: "),
     ]:
         target.write_text(text)

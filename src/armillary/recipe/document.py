@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, Field, PositiveFloat, ValidationError, model_validator
+from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, ValidationError, model_validator
 
 from armillary.recipe.errors import FieldError, UsageError
 from armillary.recipe.run import Decay
@@ -70,27 +70,41 @@ class Limits(Document):
 class MixtureTarget(Document):
     """What a mixture is to lower: the weighted sum of losses of some validation domains.
 
-    A file may hold ``weights:`` with the mapping below it, or the mapping alone.
+    A file may hold ``weights:`` (or ``target:``, as a recipe does) with the mapping below it, or the mapping alone.
     """
 
-    weights: dict[str, PositiveFloat] = Field(min_length=1)
+    weights: dict[str, NonNegativeFloat] = Field(min_length=1)
 
     @model_validator(mode="before")
     @classmethod
     def _mapping_alone(cls, value: Any) -> Any:
-        return value if not isinstance(value, dict) or "weights" in value else {"weights": value}
+        if not isinstance(value, dict) or "weights" in value:
+            return value
+        return {"weights": value["target"] if isinstance(value.get("target"), dict) else value}
+
+    @model_validator(mode="after")
+    def _something_counts(self) -> Self:
+        if not any(self.weights.values()):
+            raise FieldError("no domain has a weight above 0", "weights")
+        return self
 
 
 class MixtureLimits(Limits):
     """Limits of a mixture where no corpus is at hand: ``domain_tokens`` of each domain and the run's ``budget_tokens``.
 
     A domain without an entry in ``domain_tokens`` has no limit on epochs. ``natural`` is the mixture to compare with;
-    without it that is the mixture in proportion to ``domain_tokens`` if each domain is there.
+    without it that is the mixture in proportion to ``domain_tokens`` if each domain is there. A file may hold all of it
+    below ``limits:``, as a recipe does.
     """
 
     budget_tokens: PositiveFloat | None = None
     domain_tokens: dict[str, PositiveFloat] = Field(default_factory=dict)
     natural: dict[str, Share] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _below_limits(cls, value: Any) -> Any:
+        return value["limits"] if isinstance(value, dict) and list(value) == ["limits"] else value
 
     @model_validator(mode="after")
     def _budget_for_epochs(self) -> Self:
