@@ -9,7 +9,16 @@ import inspect
 import numpy as np
 import pytest
 
-from armillary.laws import MixtureLaw, Prediction, ScalingLaw, optimise_mixture, simplex_design
+from armillary.laws import (
+    AnnealLaw,
+    Curve,
+    HyperparameterLaw,
+    MixtureLaw,
+    Prediction,
+    ScalingLaw,
+    optimise_mixture,
+    simplex_design,
+)
 from armillary.recipe import UsageError
 
 SMALL = {"bootstraps": 10}
@@ -36,12 +45,29 @@ def experts():
     return points, 1.5 + 20 / points[:, 0] ** 0.3 + 60 / points[:, 3] ** 0.3
 
 
+def grids():
+    grid = [(n, d, lr, bs) for n in (1e5, 4e5) for d in (1e6, 4e6) for lr in (1e-3, 2e-3, 4e-3) for bs in (32, 64)]
+    X = np.array(grid)
+    basin = 0.01 * np.log(X[:, 2] / 2e-3) ** 2 + 0.004 * np.log(X[:, 3] / 50) ** 2
+    return X, (1.5 + 20 / X[:, 0] ** 0.3 + 60 / X[:, 1] ** 0.3) * (1 + basin)
+
+
+def curves():
+    step = np.arange(50.0, 2001.0, 50.0)
+    rates = {"constant": np.ones_like(step), "decay": np.clip((2000 - step) / 800, 0.05, 1.0)}
+    return [
+        Curve(name, 1e6, step, 1e-3 * rate, 2.5 + 4 * (np.cumsum(rate) + 1) ** -0.5 - 0.1 * (1 - rate))
+        for name, rate in rates.items()
+    ]
+
+
 LAWS = {
     "scaling": (ScalingLaw, SMALL, ladder),
     "scaling of several targets": (ScalingLaw, SMALL, corpora),
     "chinchilla": (ScalingLaw, SMALL | {"form": "chinchilla"}, ladder),
     "mixture of experts": (ScalingLaw, SMALL | {"form": "moe"}, experts),
     "mixture": (MixtureLaw, SMALL, mixtures),
+    "learning rate and batch size": (HyperparameterLaw, SMALL, grids),
 }
 
 
@@ -157,3 +183,27 @@ def test_bounds_that_no_mixture_fulfils_are_refused(lower, upper, message):
         optimise_mixture(law, [1, 0, 0], upper=upper, lower=lower, support=X, references={}, candidates=1, seed=0)
     with pytest.raises(UsageError, match=message):
         simplex_design(8, lower, upper, centre=X[0], seed=0)
+
+
+def test_a_law_of_curves_keeps_the_same_contract():
+    """As ``TestContract``; its X are curves rather than rows."""
+    for name, parameter in inspect.signature(AnnealLaw).parameters.items():
+        given = object()
+        assert getattr(AnnealLaw(**{name: given}), name) is given
+        assert getattr(AnnealLaw(), name) is parameter.default
+    with pytest.raises(UsageError, match="call fit first"):
+        AnnealLaw().predict(curves()[0])
+    law = AnnealLaw(**SMALL)
+    assert law.fit(curves()) is law and law.bootstraps == SMALL["bootstraps"]
+    fitted = set(vars(law)) - set(inspect.signature(AnnealLaw).parameters)
+    assert any(name.endswith("_") for name in fitted)
+    assert all(name.startswith("_") or name.endswith("_") for name in fitted)
+    narrow, wide = law.predict(curves()[1], interval=0.5), law.predict(curves()[1])
+    assert isinstance(wide, Prediction) and wide.mean.shape == curves()[1].step.shape
+    np.testing.assert_array_equal(narrow.mean, wide.mean)
+    assert (wide.low < narrow.low).all() and (narrow.high < wide.high).all()
+    again = AnnealLaw(**SMALL).fit(curves()[::-1]).predict(curves()[1])
+    for a, b in zip(wide, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(UsageError, match="interval"):
+        law.predict(curves()[0], interval=90)

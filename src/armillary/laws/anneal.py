@@ -27,7 +27,7 @@ from scipy import stats
 
 from armillary.laws.anneal_forms import FORMS, Frame, Joint, Problem, early_variance, fitted_rows
 from armillary.laws.curves import Curve, Profile, checked_curve, thinned
-from armillary.laws.estimator import Array, Prediction, check_reach, checked_interval, require_fitted
+from armillary.laws.estimator import Array, Prediction, check_reach, checked_draws, checked_interval, require_fitted
 from armillary.recipe import UsageError
 
 # Rows that are kept of a curve, and at which the width of an interval is computed before it is interpolated.
@@ -134,8 +134,7 @@ class AnnealLaw:
             raise UsageError(f"form is {self.form!r}; choose auto, {', '.join(FORMS)}")
         if not 0 <= self.warmup_steps < np.inf:
             raise UsageError(f"warmup_steps is {self.warmup_steps!r}; give the steps of the warm-up, 0 for none")
-        if self.bootstraps < 2:
-            raise UsageError(f"bootstraps is {self.bootstraps}; at least 2 are needed for an interval")
+        checked_draws(self.bootstraps)
         checked = [thinned(checked_curve(curve, need_loss=True), KEPT_ROWS) for curve in curves]
         if not checked:
             raise UsageError("no curve to fit; give at least one measured curve")

@@ -114,9 +114,8 @@ def compare_families(
         ratio = np.median(points[:, 1] - points[:, 0])
         where = np.array([(where[0] - ratio) / 2, (where[0] + ratio) / 2])
 
-    far = np.exp(max(0.0, *(where - points.max(0)), where.sum() - points.sum(1).max()))
-    remedy = "add larger runs of each family"
-    check_reach(float(far), TESTED, "the target", remedy)
+    factor = np.exp(max(0.0, *(where - points.max(0)), where.sum() - points.sum(1).max()))
+    check_reach(float(factor), TESTED, "the target", "add larger runs of each family")
 
     table = np.repeat(losses[:, None], len(names), 1)
     own = member[None] == np.arange(len(names))[:, None]

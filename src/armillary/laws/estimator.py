@@ -68,6 +68,20 @@ def checked_interval(interval: float) -> float:
     return interval
 
 
+def checked_draws(bootstraps: int) -> int:
+    """``bootstraps`` if an interval can be had from so many draws, else UsageError."""
+    if bootstraps < 2:
+        raise UsageError(f"bootstraps is {bootstraps}; at least 2 are needed for an interval")
+    return bootstraps
+
+
+def checked_noise(noise: float | None) -> float | None:
+    """``noise`` if it is unknown or a relative standard deviation strictly between 0 and 1, else UsageError."""
+    if noise is not None and not 0 < noise < 1:
+        raise UsageError(f"noise is {noise!r}; give the relative standard deviation of a run, such as 0.003")
+    return noise
+
+
 def checked_table(
     name: str, values: ArrayLike, *, columns: int | None = None, labels: Sequence[str] | None = None, rows: int = 1
 ) -> Array:

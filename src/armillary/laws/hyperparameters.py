@@ -22,7 +22,16 @@ from scipy import stats
 
 from armillary.laws import basin
 from armillary.laws.basin import COUNT, FORMS, NAMES, Rows
-from armillary.laws.estimator import Array, Prediction, check_reach, checked_interval, checked_positive, require_fitted
+from armillary.laws.estimator import (
+    Array,
+    Prediction,
+    check_reach,
+    checked_draws,
+    checked_interval,
+    checked_noise,
+    checked_positive,
+    require_fitted,
+)
 from armillary.recipe import UsageError
 
 COLUMNS = ("params", "tokens", "lr", "bs")
@@ -131,10 +140,8 @@ class HyperparameterLaw:
         losses = checked_positive("y", np.reshape(y, (-1, 1)), labels=("loss",))[:, 0]
         if len(losses) != len(table):
             raise UsageError(f"X has {len(table)} rows and y has {len(losses)}; give one loss for each run")
-        if noise is not None and not 0 < noise < 1:
-            raise UsageError(f"noise is {noise!r}; give the relative standard deviation of a run, such as 0.003")
-        if self.bootstraps < 2:
-            raise UsageError(f"bootstraps is {self.bootstraps}; at least 2 are needed for an interval")
+        checked_noise(noise)
+        checked_draws(self.bootstraps)
         if self.form not in ("auto", *FORMS):
             raise UsageError(f"form is {self.form!r}; give auto, {' or '.join(FORMS)}")
         if (np.ptp(np.log(table[:, 2:]), axis=0) < 0.01).all():

@@ -31,6 +31,7 @@ from armillary.laws.estimator import (
     Array,
     Prediction,
     check_reach,
+    checked_draws,
     checked_interval,
     checked_mixtures,
     checked_positive,
@@ -142,8 +143,7 @@ class MixtureLaw:
         unknown = [name for name in self.models if name not in FORMS]
         if unknown or not self.models:
             raise UsageError(f"no mixture model {', '.join(unknown) or 'given'}; take some of {', '.join(FORMS)}")
-        if self.bootstraps < 2:
-            raise UsageError(f"bootstraps is {self.bootstraps}; at least 2 are needed for an interval")
+        checked_draws(self.bootstraps)
         self.sizes_ = np.empty(0)
         self.run_sizes_ = np.ones(len(mixtures))
         e_folds = np.zeros(len(mixtures))

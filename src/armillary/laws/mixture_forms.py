@@ -20,6 +20,7 @@ Parameters are logarithms (but ``t``), and each moves in a straight line with th
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 
 import numpy as np
@@ -44,7 +45,7 @@ _LARGEST = 60.0
 _NOISE = 0.004
 
 
-class ClosedForm:
+class ClosedForm(abc.ABC):
     """What laws in closed form share: for each validation domain q parameters and their q movements, as one array.
 
     A law gives its priors, its starts, and its value with its gradient. Below, P counts fits, G folds, v domains.
@@ -100,21 +101,21 @@ class ClosedForm:
         law = self._in_parts(theta.reshape(count * targets, half).astype(float), X)
         return np.asarray(law.reshape(count, targets, len(X)).transpose(0, 2, 1))
 
+    @abc.abstractmethod
     def _prior(self, Z: Array, weights: Array, domains: int) -> tuple[Array, Array]:
         """Means [G, v, q] of the parameters for log losses [n, v] with ``weights`` [G, n], and widths [q]."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _move_prior(self, spread: Array, domains: int) -> tuple[Array, Array]:
         """Means [v, q] of the movements, for domains of log spreads [v] around their median, and widths [q]."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _starts(self, prior: Array, leaning: Array) -> list[Array]:
         """Parameters [G, v, q] to begin from; ``leaning`` [G, v, d] tells which training domains lower the loss."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def _law(self, theta: Array, X: Array) -> tuple[Array, Array]:
         """Log losses [P, m] and their gradient [P, m, q] for parameters [P, q]."""
-        raise NotImplementedError
 
     def _in_parts(self, theta: Array, X: Array) -> Array:
         """Log losses [P, m] for parameters [P, q], some at a time."""

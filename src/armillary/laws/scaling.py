@@ -35,7 +35,9 @@ from armillary.laws.estimator import (
     ExtrapolationError,
     ExtrapolationWarning,
     Prediction,
+    checked_draws,
     checked_interval,
+    checked_noise,
     checked_positive,
     require_fitted,
 )
@@ -155,10 +157,8 @@ class ScalingLaw:
         losses = checked_positive("y", table, labels=("loss",) if self._single else None)
         if len(losses) != len(points):
             raise UsageError(f"X has {len(points)} rows and y has {len(losses)}; give one loss for each run")
-        if noise is not None and not 0 < noise < 1:
-            raise UsageError(f"noise is {noise!r}; give the relative standard deviation of a run, such as 0.003")
-        if self.bootstraps < 2:
-            raise UsageError(f"bootstraps is {self.bootstraps}; at least 2 are needed for an interval")
+        checked_noise(noise)
+        checked_draws(self.bootstraps)
         for column in self.size_columns_:
             if np.ptp(np.log(points[:, column])) < 0.05:
                 label = self.features_[column]

@@ -71,6 +71,9 @@ def ladder(folder: Path) -> Evaluation:
         HeldOut("10 times Chinchilla's tokens", ratio > 150),
         HeldOut("5 and 10 times Chinchilla's tokens", ratio > 80),
         HeldOut("1.3B at 5 and 10 times", (X[:, 0] > 1e9) & (ratio > 80), (X[:, 0] < 1e9) & (ratio < 80)),
+        HeldOut(
+            "the same from 190M and 370M, 59 times", (X[:, 0] > 1e9) & (ratio > 80), (X[:, 0] < 5e8) & (ratio < 80)
+        ),
     ]
     return _evaluate("ladder", "Bhagia et al. 2024, arXiv 2412.04403", X, y, cuts, targets=CORPORA)
 
