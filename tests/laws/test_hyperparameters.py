@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from armillary.laws import ExtrapolationError, HyperparameterLaw, basin
@@ -156,6 +156,7 @@ def test_what_the_runs_cannot_tell_is_left_to_the_priors_and_said(pairs, rates, 
 
 
 @settings(max_examples=8, deadline=None)
+@example(seed=7460, rows=15, levels=3, form="auto")
 @given(
     seed=st.integers(0, 10_000),
     rows=st.integers(6, 20),

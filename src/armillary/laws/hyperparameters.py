@@ -37,6 +37,7 @@ from armillary.recipe import UsageError
 COLUMNS = ("params", "tokens", "lr", "bs")
 # Before any run is left out: the floor's relative miss at one e-fold of extrapolation, counted as COUNT observations.
 MISS = 0.003
+WIDEST = 100.0  # of half an interval, in log loss
 FLAT = 1e-3  # the share of the loss one may give away, see HyperparameterOptimum
 
 
@@ -211,7 +212,8 @@ class HyperparameterLaw:
         # Each part is known from so many observations; Satterthwaite's (1946) degrees of freedom for their sum.
         total = known + place + miss
         share = known**2 / self._freedom + place**2 / (COUNT + len(self._pairs)) + miss**2 / self._miss_freedom
-        half = stats.t.isf(tail, total**2 / share) * np.sqrt(total)
+        # On a table without any order an interval may reach anywhere; it ends where numbers still can be written.
+        half = np.minimum(stats.t.isf(tail, total**2 / share) * np.sqrt(total), WIDEST)
         mean = drawn.mean(0) + offset[:, 0]
         return Prediction(np.exp(mean), np.exp(mean - half), np.exp(mean + half))
 
