@@ -3,11 +3,12 @@
 import math
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
 from armillary.recipe import Recipe, UsageError
-from armillary.study import STAGES, make_plan, parse_budget
+from armillary.study import STAGES, Store, make_plan, parse_budget
 
 SETTINGS = {
     "name": "tiny",
@@ -26,15 +27,23 @@ SETTINGS = {
 
 
 class Fleet:
-    """An executor of which one knows how fast it is."""
+    """An executor of which one knows how fast it is, and of which the store knows nothing yet."""
 
     n_workers = 2
 
-    def __init__(self, rate=1e5, bf16=1.0):
-        self.rate, self.bf16 = rate, bf16
+    def __init__(self, store, rate, bf16):
+        self.store, self.rate, self.bf16 = store, rate, bf16
+        with store.engine.begin() as db:
+            db.execute(sa.text("DELETE FROM rates"))
 
     def measure(self, probes):
         return [self.rate / p.shape.parameters * (self.bf16 if p.precision == "bf16" else 1) for p in probes]
+
+
+@pytest.fixture(scope="module")
+def make_fleet(tmp_path_factory):
+    store = Store(tmp_path_factory.mktemp("store"), "sqlite://")
+    return lambda rate=1e5, bf16=1.0: Fleet(store, rate, bf16)
 
 
 @pytest.fixture(scope="module")
@@ -68,33 +77,33 @@ def test_what_is_no_budget_is_refused(text):
 
 
 @given(st.floats(11, 15))
-def test_a_budget_in_flops_is_kept_and_does_not_depend_on_the_machine(make_recipe, tiny_corpus, exponent):
+def test_a_budget_in_flops_is_kept_and_does_not_depend_on_the_machine(make_recipe, make_fleet, tiny_corpus, exponent):
     recipe, budget = make_recipe(), f"{10**exponent:.6e}flops"
-    plan = make_plan(recipe, tiny_corpus, Fleet(), budget=budget)
+    plan = make_plan(recipe, tiny_corpus, make_fleet(), budget=budget)
     total = sum(plan.flops.values())
     assert set(plan.flops) == set(STAGES)
     assert 0.95 * 10**exponent < total <= parse_budget(budget)[0]
     assert plan.flops["target"] == pytest.approx(0.4 * 10**exponent, rel=0.01)
     assert all(plan.tokens[stage] >= 60 * 4 * 16 for stage in STAGES)
-    slow = make_plan(recipe, tiny_corpus, Fleet(rate=7.0), budget=budget)
+    slow = make_plan(recipe, tiny_corpus, make_fleet(rate=7.0), budget=budget)
     assert (slow.tokens, slow.flops, slow.mixture_runs) == (plan.tokens, plan.flops, plan.mixture_runs)
 
 
 @given(st.floats(600, 1e6), st.floats(1e9, 1e11))
-def test_a_budget_in_time_is_kept_at_the_rate_measured(make_recipe, tiny_corpus, seconds, rate):
-    plan = make_plan(make_recipe(), tiny_corpus, Fleet(rate), budget=f"{seconds!r}s")
+def test_a_budget_in_time_is_kept_at_the_rate_measured(make_recipe, make_fleet, tiny_corpus, seconds, rate):
+    plan = make_plan(make_recipe(), tiny_corpus, make_fleet(rate), budget=f"{seconds!r}s")
     assert 0.95 * seconds < sum(plan.seconds.values()) <= seconds * (1 + 1e-9)
     # twice the time on a machine of half the speed is the same study, but for rounding
-    other = make_plan(make_recipe(), tiny_corpus, Fleet(rate / 2), budget=f"{2 * seconds!r}s")
+    other = make_plan(make_recipe(), tiny_corpus, make_fleet(rate / 2), budget=f"{2 * seconds!r}s")
     assert other.tokens == {stage: pytest.approx(tokens, abs=2) for stage, tokens in plan.tokens.items()}
 
 
 @pytest.mark.parametrize("unit", ["s", "flops"])
-def test_a_budget_that_is_too_small_is_told_with_what_it_takes(make_recipe, tiny_corpus, unit):
+def test_a_budget_that_is_too_small_is_told_with_what_it_takes(make_recipe, make_fleet, tiny_corpus, unit):
     budget, said = 1e8 if unit == "flops" else 1.0, []
     for _ in STAGES:
         try:
-            make_plan(make_recipe(), tiny_corpus, Fleet(1e8), budget=f"{budget:.9e}{unit}")
+            make_plan(make_recipe(), tiny_corpus, make_fleet(1e8), budget=f"{budget:.9e}{unit}")
             break
         except UsageError as error:
             words = str(error).split()
@@ -106,23 +115,23 @@ def test_a_budget_that_is_too_small_is_told_with_what_it_takes(make_recipe, tiny
     assert said and len(set(said)) == len(said)  # what was advised for a stage was enough for it
 
 
-def test_a_target_that_takes_all_leaves_nothing_for_studies(make_recipe, tiny_corpus):
+def test_a_target_that_takes_all_leaves_nothing_for_studies(make_recipe, make_fleet, tiny_corpus):
     recipe = make_recipe(budget_share=None, tokens=10_000_000)
     with pytest.raises(UsageError, match="give more, or a smaller target run"):
-        make_plan(recipe, tiny_corpus, Fleet(), budget="1e11flops")
-    plan = make_plan(recipe, tiny_corpus, Fleet(), budget="1e14flops")
+        make_plan(recipe, tiny_corpus, make_fleet(), budget="1e11flops")
+    plan = make_plan(recipe, tiny_corpus, make_fleet(), budget="1e14flops")
     assert plan.tokens["target"] == 10_000_000 and sum(plan.flops.values()) <= 1e14
 
 
-def test_one_stage_can_have_a_budget_of_its_own(make_recipe, tiny_corpus):
-    plan = make_plan(make_recipe(), tiny_corpus, Fleet(), ("ladder",), "1e12flops")
+def test_one_stage_can_have_a_budget_of_its_own(make_recipe, make_fleet, tiny_corpus):
+    plan = make_plan(make_recipe(), tiny_corpus, make_fleet(), ("ladder",), "1e12flops")
     assert list(plan.flops) == ["ladder"]
     assert 0.99e12 < plan.flops["ladder"] <= 1e12
 
 
-def test_fewer_mixtures_before_runs_that_are_too_short(make_recipe, tiny_corpus):
+def test_fewer_mixtures_before_runs_that_are_too_short(make_recipe, make_fleet, tiny_corpus):
     def runs(flops):
-        return make_plan(make_recipe(), tiny_corpus, Fleet(), ("mixture",), f"{flops}flops").mixture_runs
+        return make_plan(make_recipe(), tiny_corpus, make_fleet(), ("mixture",), f"{flops}flops").mixture_runs
 
     enough = 1e12
     while runs(enough) == 30:
@@ -131,9 +140,9 @@ def test_fewer_mixtures_before_runs_that_are_too_short(make_recipe, tiny_corpus)
 
 
 @pytest.mark.parametrize(("bf16", "taken"), [(1.3, "bf16"), (0.8, "fp32")])
-def test_the_faster_precision_is_taken_unless_one_is_asked_for(make_recipe, tiny_corpus, bf16, taken):
-    free = make_plan(make_recipe(precision="auto"), tiny_corpus, Fleet(bf16=bf16))
+def test_the_faster_precision_is_taken_unless_one_is_asked_for(make_recipe, make_fleet, tiny_corpus, bf16, taken):
+    free = make_plan(make_recipe(precision="auto"), tiny_corpus, make_fleet(bf16=bf16))
     assert free.precision == taken
-    assert make_plan(make_recipe(), tiny_corpus, Fleet(bf16=bf16)).precision == "fp32"
+    assert make_plan(make_recipe(), tiny_corpus, make_fleet(bf16=bf16)).precision == "fp32"
     assert all(math.isfinite(rate) and rate > 0 for rate in free.rates.values())
     assert set(free.rates) == {"base/1", "base/2", "base/3", "wide/1", "wide/2"}

@@ -1,8 +1,8 @@
 """From a budget to the size of each study: how many runs of how many tokens.
 
-A budget is wall time on this machine or FLOPs. For time, the throughput of every shape is measured first, all workers
-busy; the target run's share is set aside, and the studies divide the rest. Sizes are then stored, so that a study that
-was interrupted goes on with the sizes it had, whatever the machine is doing today.
+A budget is wall time on this machine or FLOPs. For time, the rate of every shape on this machine is looked up, or
+measured where it is not known; the target run's share is set aside, and the studies divide the rest. Sizes are then
+stored, so that a study that was interrupted goes on with the sizes it had, whatever the machine is doing today.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from armillary.corpus import Corpus
 from armillary.recipe import Document, ModelShape, Recipe, UsageError
-from armillary.study.executor import LocalExecutor, Probe
+from armillary.study.executor import Probe
+from armillary.study.rates import Fleet, Precision, faster_precision, train_rates
 
 Stage = Literal["mixture", "anneal", "ladder", "target"]
 STAGES: tuple[Stage, ...] = ("mixture", "anneal", "ladder", "target")
@@ -33,12 +34,12 @@ _MIN_MIXTURE_RUNS = 20
 class Plan(Document):
     """Sizes of the studies and of the target run, made for ``budget``; ``tokens`` are those of a stage's largest run.
 
-    ``seconds`` and ``flops`` are expected totals per stage; ``rates`` the measured tokens per second of all workers
+    ``seconds`` and ``flops`` are expected totals per stage; ``rates`` the tokens per second of all workers
     together by shape (``family/depth``).
     """
 
     budget: str | None
-    precision: Literal["fp32", "bf16"]
+    precision: Precision
     workers: int
     mixture_runs: int
     tokens: dict[Stage, int]
@@ -72,11 +73,11 @@ def parse_budget(text: str) -> tuple[float, Literal["s", "flops"]]:
 def make_plan(
     recipe: Recipe,
     corpus: Corpus,
-    executor: LocalExecutor,
+    executor: Fleet,
     stages: tuple[Stage, ...] = STAGES,
     budget: str | None = None,
 ) -> Plan:
-    """Measure the throughput and size the given stages to ``budget`` (else the recipe's, else as the recipe says).
+    """Size the given stages to ``budget`` (else the recipe's, else as the recipe says).
 
     Raises:
         UsageError: the budget is too small for the smallest sensible study; the message says what it takes.
@@ -142,23 +143,16 @@ def _shapes(recipe: Recipe, corpus: Corpus) -> dict[str, ModelShape]:
     return {f"{n}/{d}": recipe.family(n).shape(d, corpus.vocab_size) for n, d in dict.fromkeys(wanted)}
 
 
-def _measure(
-    recipe: Recipe, shapes: dict[str, ModelShape], executor: LocalExecutor
-) -> tuple[Literal["fp32", "bf16"], dict[str, float]]:
+def _measure(recipe: Recipe, shapes: dict[str, ModelShape], executor: Fleet) -> tuple[Precision, dict[str, float]]:
     """The precision to use (the faster one on the target, where the recipe leaves it open) and the rates in it."""
-    training = recipe.training
-
-    def probe(shape: ModelShape, precision: str) -> Probe:
-        return Probe(shape, training.context_length, training.batch_sequences, precision)
-
-    precision: Literal["fp32", "bf16"]
-    if training.precision == "auto":
-        target = shapes[f"{recipe.model.family}/{recipe.model.depth}"]
-        single, half = executor.measure([probe(target, "fp32"), probe(target, "bf16")])
-        precision = "bf16" if half > single else "fp32"
-    else:
-        precision = training.precision
-    rates = executor.measure([probe(shape, precision) for shape in shapes.values()])
+    context, batch, precision = (
+        recipe.training.context_length,
+        recipe.training.batch_sequences,
+        recipe.training.precision,
+    )
+    if precision == "auto":
+        precision = faster_precision(executor, shapes[f"{recipe.model.family}/{recipe.model.depth}"], context, batch)
+    rates = train_rates(executor, [Probe(shape, context, batch, precision) for shape in shapes.values()])
     return precision, dict(zip(shapes, rates, strict=True))
 
 

@@ -78,6 +78,22 @@ _verdicts = sa.Table(
     sa.Column("content", sa.JSON, nullable=False),
 )
 
+# Added to format 1 later: it is created on opening, and versions that do not know it leave it alone.
+_rates = sa.Table(
+    "rates",
+    _schema,
+    sa.Column("machine", sa.String(16), primary_key=True),
+    sa.Column("shape", sa.String(16), primary_key=True),
+    sa.Column("context_length", sa.Integer, primary_key=True),
+    sa.Column("batch_sequences", sa.Integer, primary_key=True),
+    sa.Column("precision", sa.String(8), primary_key=True),
+    sa.Column("how", sa.String(8), primary_key=True),  # probe, runs
+    sa.Column("tokens_per_s", sa.Float, nullable=False),
+    sa.Column("seconds", sa.Float, nullable=False),
+    sa.Column("recorded_at", sa.Float, nullable=False),
+    sa.Column("about", sa.JSON, nullable=False),
+)
+
 # What was predicted stays as it was written (contract 4): the database itself refuses to change it. INSERT is watched
 # too, because INSERT OR REPLACE deletes without asking the trigger for deletion.
 _APPEND_ONLY = """
@@ -229,6 +245,23 @@ class Store:
         """Insert a row, unless another process was first."""
         with contextlib.suppress(sa.exc.IntegrityError), self.engine.begin() as db:
             db.execute(sa.insert(table).values(**row))
+
+    def rates(self, **where: str | int) -> list[dict[str, Any]]:
+        """Rates that were measured, those whose columns have the given values: a row of the table each.
+
+        ``machine`` and ``shape`` are hashes of what stands in ``about``; ``how`` is ``probe`` or ``runs``;
+        ``tokens_per_s`` is that of all workers together, ``seconds`` how long it was measured.
+        """
+        with self.engine.connect() as db:
+            rows = db.execute(sa.select(_rates).filter_by(**where).order_by(_rates.c.recorded_at)).mappings()
+            return [dict(row) for row in rows]
+
+    def record_rate(self, key: dict[str, str | int], **values: Any) -> None:
+        """Keep a rate in place of the one that was known for ``key`` (machine to how)."""
+        with self.engine.begin() as db:
+            known = db.execute(sa.update(_rates).filter_by(**key).values(**values)).rowcount
+        if not known:
+            self._insert_first(_rates, **key, **values)
 
     def record_prediction(self, run: str, content: dict[str, Any]) -> None:
         """Write down what ``run`` will reach, before it exists (contract 4).

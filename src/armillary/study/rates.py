@@ -1,0 +1,181 @@
+"""How many tokens per second this machine trains, by shape, kept in the store.
+
+A budget in time is only as good as the rate it is divided by. A rate is looked up before it is measured: runs that a
+study has carried out know it best, since their steps waited for data, wrote events and shared the machine as the next
+ones will. Only for what has never been trained here is a probe made, once: training steps on random tokens.
+
+Trade-offs: a rate belongs to a machine (device, workers, versions), so stores that machines share keep them apart, and
+a new version of torch or of this package starts anew. What a run lost while another program kept the machine busy is
+part of its rate; later runs correct it, because only the last minutes are remembered.
+"""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Literal, Protocol
+
+import torch
+
+import armillary
+from armillary.goodput import read_events
+from armillary.recipe import Document, ModelShape, RunSpec, canonical_hash
+from armillary.study.executor import Probe
+from armillary.study.store import Store
+
+Precision = Literal["fp32", "bf16"]
+
+# A probe is the median of several windows, taken in turn with those of the other shapes: what keeps the machine busy
+# for a moment then spoils one window of each and not all of one.
+_WINDOWS, _WINDOW_S = 3, 0.5
+# Seconds of training before runs are believed more than a probe, and after which older ones are forgotten.
+_ENOUGH_S, _MEMORY_S = 3.0, 600.0
+
+
+class Fleet(Protocol):
+    """What is asked here of an executor."""
+
+    @property
+    def store(self) -> Store:
+        """Where runs and rates are kept."""
+
+    @property
+    def n_workers(self) -> int:
+        """Runs that are carried out at the same time."""
+
+    def measure(self, probes: Sequence[Probe]) -> list[float]:
+        """Tokens per second of all workers together for each probe."""
+
+
+class Machine(Document):
+    """What a rate depends on besides the run: the device, how many workers share the machine, and the versions."""
+
+    device: str
+    workers: int
+    torch: str
+    armillary: str
+
+    @property
+    def id(self) -> str:
+        """16 hexadecimal digits under which the store keeps this machine's rates."""
+        return canonical_hash(self.model_dump(mode="json"))
+
+
+@cache
+def this_machine(workers: int) -> Machine:
+    """The machine that this process runs on, with so many workers."""
+    return Machine(device=_device(), workers=workers, torch=str(torch.__version__), armillary=armillary.__version__)
+
+
+def train_rates(fleet: Fleet, probes: Sequence[Probe]) -> list[float]:
+    """Tokens per second of all workers together for each probe: of runs, else of an earlier probe, else measured now.
+
+    Raises:
+        ArmillaryError: a worker died, or could not train at this size.
+    """
+    _measure(fleet, [probe for probe in probes if not _known(fleet, probe)])
+    return [known["runs"] if "runs" in known else known["probe"] for known in (_known(fleet, p) for p in probes)]
+
+
+def faster_precision(fleet: Fleet, shape: ModelShape, context_length: int, batch_sequences: int) -> Precision:
+    """The precision in which this shape trains faster here; fp32 where they are equal.
+
+    Both are judged by rates that were had in the same way, since runs are a little slower than a probe.
+
+    Raises:
+        ArmillaryError: as ``train_rates``.
+    """
+    choices: tuple[Precision, ...] = ("fp32", "bf16")
+    probes = [Probe(shape, context_length, batch_sequences, precision) for precision in choices]
+    known = [_known(fleet, probe) for probe in probes]
+    how = "runs" if all("runs" in k for k in known) else "probe"
+    _measure(fleet, [probe for probe, k in zip(probes, known, strict=True) if how not in k])
+    single, half = (_known(fleet, probe)[how] for probe in probes)
+    return "bf16" if half > single else "fp32"
+
+
+def record_rates(fleet: Fleet, specs: Iterable[RunSpec], since: float) -> None:
+    """Keep the rates that runs really had on this fleet after ``since`` (seconds since the epoch).
+
+    Read from the runs' events: tokens of training steps per second spent on them, times the workers. What happened
+    before ``since`` does not count, as it may have been another machine.
+    """
+    spent: dict[Probe, tuple[float, float]] = {}
+    for spec in {spec.id: spec for spec in specs}.values():
+        probe = Probe(spec.model, spec.context_length, spec.batch_sequences, spec.precision)
+        steps, seconds = _trained(fleet.store.run_folder(spec.id) / "events.jsonl", since)
+        tokens_before, seconds_before = spent.get(probe, (0.0, 0.0))
+        spent[probe] = tokens_before + steps * spec.batch_tokens, seconds_before + seconds
+    for probe, (tokens, seconds) in spent.items():
+        if seconds < _ENOUGH_S:
+            continue
+        per_token, remembered = seconds / tokens, 0.0
+        for row in fleet.store.rates(**_key(fleet, probe), how="runs"):
+            remembered = min(row["seconds"], _MEMORY_S)
+            # Seconds per token are averaged, as a budget adds times and not rates.
+            tokens_before = remembered * row["tokens_per_s"] / fleet.n_workers
+            per_token = (seconds + remembered) / (tokens + tokens_before)
+        _record(fleet, probe, "runs", fleet.n_workers / per_token, seconds + remembered)
+
+
+def _trained(events: Path, since: float) -> tuple[int, float]:
+    """Steps that a run took after ``since``, and the seconds they took."""
+    steps, seconds, last = 0, 0.0, 0
+    if events.exists():
+        for event in read_events(events):
+            if event.kind == "progress" and event.duration_s is not None and event.time_s - event.duration_s >= since:
+                steps += event.step - last
+                seconds += event.duration_s
+            last = event.step
+    return steps, seconds
+
+
+def _measure(fleet: Fleet, probes: Sequence[Probe]) -> None:
+    """Probe what is not known, and keep it."""
+    if not probes:
+        return
+    windows = fleet.measure([replace(probe, seconds=_WINDOW_S) for probe in probes] * _WINDOWS)
+    for number, probe in enumerate(probes):
+        _record(fleet, probe, "probe", statistics.median(windows[number :: len(probes)]), _WINDOWS * _WINDOW_S)
+
+
+def _known(fleet: Fleet, probe: Probe) -> dict[str, float]:
+    """Rates of this machine for what the probe asks, by how they were had: ``probe``, ``runs``."""
+    return {row["how"]: row["tokens_per_s"] for row in fleet.store.rates(**_key(fleet, probe))}
+
+
+def _key(fleet: Fleet, probe: Probe) -> dict[str, str | int]:
+    return {
+        "machine": this_machine(fleet.n_workers).id,
+        "shape": canonical_hash(probe.shape.model_dump(mode="json")),
+        "context_length": probe.context_length,
+        "batch_sequences": probe.batch_sequences,
+        "precision": probe.precision,
+    }
+
+
+def _record(fleet: Fleet, probe: Probe, how: str, rate: float, seconds: float) -> None:
+    about = {
+        "machine": this_machine(fleet.n_workers).model_dump(mode="json"),
+        "model": probe.shape.model_dump(mode="json"),
+    }
+    fleet.store.record_rate(
+        _key(fleet, probe) | {"how": how}, tokens_per_s=rate, seconds=seconds, recorded_at=time.time(), about=about
+    )
+
+
+def _device() -> str:
+    """Name of the accelerator where there is one, else of the processor."""
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is not None:
+        return str(torch.get_device_module(accelerator).get_device_properties(0).name)
+    # The standard library knows no more of it than "x86_64" on Linux.
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
