@@ -45,7 +45,7 @@ def killing(fleet, run, times, when=lambda: True):
             return [
                 worker.process.pid
                 for worker in list(fleet._workers)
-                if worker.job is not None and worker.job.spec.id == run and worker.process.pid not in killed
+                if worker.stacks and worker.stacks[0][0].spec.id == run and worker.process.pid not in killed
             ]
 
         for _ in range(times):

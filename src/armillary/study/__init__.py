@@ -2,16 +2,17 @@
 
 from armillary.study.anneal import AnnealOutcome, anneal_study
 from armillary.study.executor import (
+    Executor,
     Failure,
     InterruptedStudyError,
     Job,
-    LocalExecutor,
     Probe,
     Progress,
     default_workers,
 )
 from armillary.study.lab import Annealing, Lab, record, stage_key, stored
 from armillary.study.ladder import HeldOutRung, LadderOutcome, Point, fit_law, hold_out_rungs, ladder_study
+from armillary.study.local import LocalExecutor
 from armillary.study.mixture import Candidate, MixtureOutcome, mixture_study
 from armillary.study.predictions import (
     INTERVAL,
@@ -37,6 +38,7 @@ __all__ = [
     "Arm",
     "Candidate",
     "Difference",
+    "Executor",
     "Failure",
     "Found",
     "HeldOutRung",

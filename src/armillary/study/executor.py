@@ -1,35 +1,37 @@
-"""Carries out many runs on this machine: one warm worker process per core, each with one thread.
+"""Who trains which run of a study, and what becomes of it, however its workers are reached.
 
-Small models waste most of a second thread, so a fleet of one-thread processes trains more tokens per second than one
-process with all cores; with an accelerator there is one worker per device. Jobs go to whoever is free, the longest
-first, a branch as soon as its trunk has left the checkpoint it needs. A worker that dies is replaced and its run tried
-again from its last checkpoint; a run that diverges is marked and the others go on.
+Jobs go to whoever is free, the longest first, a branch as soon as its trunk has left the checkpoint it needs. A worker
+that will be free within moments has its next job in its inbox already, so that no time is lost between two runs. A
+worker that dies is replaced and its run tried again from its last checkpoint; a run that diverges is marked and the
+others go on.
 
-Only the parent writes to the database. Workers end by themselves, with a checkpoint, when the parent is gone.
+Where workers live is the business of the two subclasses, processes on this machine (`local`) and a Ray cluster
+(`on_ray`); what they do with a message is in `worker`. Only this side writes to the database.
+
+Trade-off: a job is sent ahead only ``_AHEAD_S`` before it is expected to begin. Sooner, it could lie behind a long run
+while another worker has nothing to do; what is sent is not taken back.
 """
 
 from __future__ import annotations
 
-import contextlib
-import multiprocessing as mp
 import os
 import signal
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 from armillary.recipe import ArmillaryError, ModelShape, RunSpec
 from armillary.study.store import Store
 from armillary.train import RunResult
 
 MAX_ATTEMPTS = 3
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_AHEAD_S = 1.0
 
 
 class InterruptedStudyError(ArmillaryError):
@@ -49,6 +51,12 @@ class Job:
     spec: RunSpec
     trunk: tuple[str, int] | None = None
     keep: tuple[int, ...] = ()
+
+    def new_flops(self, step: int) -> float:
+        """FLOPs spent after ``step`` steps, without those that its trunk has taken for it."""
+        # Without its trunk's checkpoint a branch begins at 0, which is not progress.
+        own = max(0, step - (self.trunk[1] if self.trunk else 0))
+        return self.spec.flops * own / self.spec.steps
 
 
 @dataclass(frozen=True)
@@ -71,12 +79,97 @@ class Probe:
     seconds: float = 1.5
 
 
-@dataclass
-class _Worker:
-    process: Any
-    pipe: Connection
-    job: Job | None = None
-    step: int = 0
+@dataclass(frozen=True)
+class Train:
+    """Asks a worker for the results of ``jobs``, each of which is answered as soon as it is known."""
+
+    jobs: tuple[Job, ...]
+
+
+Message = Train | Probe
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a worker says of ``run``, or of a probe.
+
+    ``value`` is the number of finished steps for ``step``, the RunResult for ``done``, tokens per second for
+    ``measured``, and the reason for the others.
+    """
+
+    kind: Literal["step", "done", "stopped", "diverged", "failed", "measured", "unmeasured"]
+    value: Any
+    run: str = ""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A worker is gone; ``blames_run`` is False where the run it trained can't be the reason."""
+
+    how: str
+    blames_run: bool = True
+
+
+class Worker(ABC):
+    """A worker as its executor sees it.
+
+    ``stacks`` are the jobs it was given and has not answered yet, message by message; it works on the first message.
+    """
+
+    def __init__(self) -> None:
+        self.stacks: list[list[Job]] = []
+        self.steps: dict[str, int] = {}
+        self._flops_per_s: float | None = None
+        self._mark = (time.monotonic(), 0.0)
+        self._marked = False
+
+    @abstractmethod
+    def send(self, message: Message) -> None:
+        """Put a message into the worker's inbox; that it is gone will be told by its executor's ``_receive``."""
+
+    def give(self, *jobs: Job) -> None:
+        """Have the worker train these jobs after those that it has."""
+        if not self.stacks:
+            self._begin()
+        self.stacks.append(list(jobs))
+        self.steps.update({job.spec.id: job.trunk[1] if job.trunk else 0 for job in jobs})
+        self.send(Train(jobs))
+
+    def flops(self) -> float:
+        """FLOPs spent on the jobs at hand."""
+        return sum(job.new_flops(self.steps[job.spec.id]) for jobs in self.stacks for job in jobs)
+
+    def advance(self, run: str, step: int) -> None:
+        """The run has finished ``step`` steps."""
+        self.steps[run] = step
+        now, done = time.monotonic(), self.flops()
+        if self._marked and now > self._mark[0]:
+            self._flops_per_s = (done - self._mark[1]) / (now - self._mark[0])
+        elif not self._marked:  # only now is it known from which checkpoint the run went on
+            self._mark, self._marked = (now, done), True
+
+    def finish(self, run: str) -> Job:
+        """Take the run from the jobs at hand."""
+        jobs = next(jobs for jobs in self.stacks if any(job.spec.id == run for job in jobs))
+        job = next(job for job in jobs if job.spec.id == run)
+        if not self._marked and time.monotonic() > self._mark[0]:
+            self._flops_per_s = job.new_flops(job.spec.steps) / (time.monotonic() - self._mark[0])
+        jobs.remove(job)
+        del self.steps[run]
+        if not jobs:
+            self.stacks.remove(jobs)
+            self._begin()
+        return job
+
+    def wants_more(self) -> bool:
+        """Whether it is idle, or will be within moments and has nothing to go on with."""
+        if len(self.stacks) != 1 or self._flops_per_s is None:
+            return not self.stacks
+        left = sum(job.new_flops(job.spec.steps) for job in self.stacks[0]) - self.flops()
+        return left < _AHEAD_S * self._flops_per_s
+
+    def _begin(self) -> None:
+        self._mark, self._marked = (time.monotonic(), 0.0), False
 
 
 @dataclass
@@ -89,23 +182,20 @@ class _Queue:
     deaths: dict[str, int] = field(default_factory=dict)
 
 
-class LocalExecutor:
-    """Worker processes on this machine over one corpus and one store.
+class Executor(ABC):
+    """Workers over one corpus and one store, wherever they are.
 
-    Use as a context manager; workers start with the first job and stay warm between calls.
+    Use as a context manager; workers start with the first job and stay warm between calls. Subclasses keep
+    ``_workers``, those that can be given jobs, and set ``_word`` to what a watcher should know of them.
     """
 
-    def __init__(
-        self, store: Store, corpus: Path, workers: int | None = None, checkpoint_every_s: float = 30.0
-    ) -> None:
+    def __init__(self, store: Store, corpus: Path, checkpoint_every_s: float, stop: Any) -> None:
         self.store = store
         self.corpus = corpus
         self.checkpoint_every_s = checkpoint_every_s
-        self.n_workers = workers or default_workers()
-        self._context = mp.get_context("spawn")
-        # A plain byte and not an Event: a worker that is killed while it holds an Event's lock would stop all others.
-        self._stop = self._context.RawValue("b", 0)
-        self._workers: list[_Worker] = []
+        self._workers: list[Any] = []
+        self._stop = stop  # its ``value`` is 1 while workers should leave their runs
+        self._word = ""
 
     def __enter__(self) -> Self:
         return self
@@ -114,15 +204,29 @@ class LocalExecutor:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop.value = 1
-        for worker in self._workers:
-            worker.pipe.close()  # an idle worker ends when its pipe does
-        for worker in self._workers:
-            worker.process.join(timeout=5)
-            if worker.process.is_alive():
-                worker.process.kill()
-                worker.process.join()
+        self._close()
         self._workers.clear()
         self._stop.value = 0
+
+    @property
+    @abstractmethod
+    def n_workers(self) -> int:
+        """How many workers there are to be."""
+
+    @abstractmethod
+    def _start_workers(self) -> None:
+        """Start those that are missing. Called again and again while there is work."""
+
+    @abstractmethod
+    def _receive(self) -> list[tuple[Any, Answer | Lost]]:
+        """What workers have said, in the order of each; waits up to half a second for the first word.
+
+        A lost worker is no longer among ``_workers``, and what it had said before has been told.
+        """
+
+    @abstractmethod
+    def _close(self) -> None:
+        """End all workers; those in a run get some seconds for a checkpoint."""
 
     def measure(self, probes: Sequence[Probe]) -> list[float]:
         """Tokens per second of all workers together for each probe, all workers busy at once.
@@ -130,23 +234,30 @@ class LocalExecutor:
         Raises:
             ArmillaryError: a worker died, or could not train at this size.
         """
-        rates = []
         self._start_workers()
-        for probe in probes:
-            try:
-                for worker in self._workers:
-                    worker.pipe.send(("measure", probe))
-                answers = [worker.pipe.recv() for worker in self._workers]
-            except (EOFError, OSError) as error:
-                raise ArmillaryError(
-                    "the throughput could not be measured: a worker process died (out of memory? try fewer workers; "
-                    "or a script that starts an executor outside of if __name__ == '__main__')"
-                ) from error
-            for kind, value in answers:
-                if kind != "measured":
-                    raise ArmillaryError(f"the throughput could not be measured: {value}")
-            rates.append(sum(value for _, value in answers))
-        return rates
+        return [self._measure(probe) for probe in probes]
+
+    def _measure(self, probe: Probe) -> float:
+        asked = list(self._workers)
+        for worker in asked:
+            worker.send(probe)
+        rates: list[float] = []
+        problems: list[str] = []
+        while asked:
+            for worker, said in self._receive():
+                asked = [other for other in asked if other is not worker]
+                if isinstance(said, Lost):
+                    problems.append(
+                        f"a worker died ({said.how}; out of memory? try fewer workers; or a script that starts an "
+                        "executor outside of if __name__ == '__main__')"
+                    )
+                elif said.kind == "measured":
+                    rates.append(said.value)
+                else:
+                    problems.append(said.value)
+        if problems:
+            raise ArmillaryError(f"the throughput could not be measured: {problems[0]}")
+        return sum(rates)
 
     def run(
         self, study: str, jobs: Sequence[Job], progress: Progress = lambda stage, done, total, note: None
@@ -155,6 +266,7 @@ class LocalExecutor:
 
         Raises:
             InterruptedStudyError: stopped by Ctrl-C; the same call goes on.
+            ArmillaryError: no worker can be had.
         """
         unique = list({job.spec.id: job for job in jobs}.values())
         self.store.add(study, [job.spec for job in unique])
@@ -168,113 +280,88 @@ class LocalExecutor:
         if not queue.waiting:
             return queue.outcomes
         queue.waiting.sort(key=lambda job: -job.spec.flops)
-        total = sum(_new_flops(job) for job in queue.waiting)
-        total_runs = len(queue.waiting)
-        self._start_workers()
+        total = sum(job.new_flops(job.spec.steps) for job in queue.waiting)
+        known, total_runs = len(queue.outcomes), len(queue.waiting)
         before = _on_signals(self._stop)
         try:
-            while queue.waiting or any(worker.job for worker in self._workers):
-                if self._stop.value and not any(worker.job for worker in self._workers):
+            while queue.waiting or any(worker.stacks for worker in self._workers):
+                if not self._stop.value:
+                    self._start_workers()
+                    self._hand_out(queue)
+                elif not any(worker.stacks for worker in self._workers):
                     raise InterruptedStudyError(
                         f"{study}: stopped with {len(queue.waiting)} of {total_runs} runs to go; "
                         "every run has left a checkpoint: give the same command to go on"
                     )
-                if not self._stop.value:
-                    self._hand_out(queue)
                 self._collect(queue)
-                running = sum(_flops_after(w.job, w.step) for w in self._workers if w.job)
-                finished = total_runs - len(queue.waiting) - sum(w.job is not None for w in self._workers)
-                progress(study, queue.done_flops + running, total, f"{finished}/{total_runs} runs")
+                done = queue.done_flops + sum(worker.flops() for worker in self._workers)
+                note = f"{len(queue.outcomes) - known}/{total_runs} runs"
+                progress(study, done, total, f"{note}, {self._word}" if self._word else note)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
             self._stop.value = 0
         return queue.outcomes
 
-    def _start_workers(self) -> None:
-        while len(self._workers) < self.n_workers:
-            self._workers.append(self._spawn(len(self._workers)))
-
-    def _spawn(self, index: int) -> _Worker:
-        ours, theirs = self._context.Pipe()
-        arguments = (theirs, self.corpus, self.store.folder, self._stop, index, os.getpid(), self.checkpoint_every_s)
-        process = self._context.Process(target=_work, args=arguments, daemon=True)
-        # Ctrl-C reaches the whole group, and the child's first seconds go into imports: it inherits that these are
-        # blocked. The tracker of multiprocessing is started first, because starting it unblocks them.
-        resource_tracker.ensure_running()
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        try:
-            process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        theirs.close()
-        return _Worker(process, ours)
-
     def _kept(self, run: str, step: int) -> bool:
         return (self.store.run_folder(run) / "checkpoints" / f"step-{step}").is_dir()
 
     def _hand_out(self, queue: _Queue) -> None:
-        unfinished = {w.job.spec.id for w in self._workers if w.job} | {job.spec.id for job in queue.waiting}
-        for worker in self._workers:
-            if worker.job is not None:
+        at_hand = [job for worker in self._workers for jobs in worker.stacks for job in jobs]
+        unfinished = {job.spec.id for job in [*at_hand, *queue.waiting]}
+        # Who is idle comes first: a job is sent ahead only where more can begin than workers are idle.
+        for worker in sorted(self._workers, key=lambda worker: len(worker.stacks)):
+            if not worker.wants_more():
                 continue
             for job in queue.waiting:
                 # A branch waits for its trunk; should the trunk have failed, it trains the whole way itself.
                 if job.trunk is None or self._kept(*job.trunk) or job.trunk[0] not in unfinished:
                     queue.waiting.remove(job)
                     self.store.mark_running(job.spec.id)
-                    worker.job, worker.step = job, job.trunk[1] if job.trunk else 0
-                    with contextlib.suppress(OSError):  # it has died: its pipe will tell so
-                        worker.pipe.send(("run", job))
+                    worker.give(job)
                     break
+            else:
+                return
 
     def _collect(self, queue: _Queue) -> None:
-        by_pipe = {worker.pipe: worker for worker in self._workers}
-        for pipe in wait(list(by_pipe), timeout=0.5):
-            worker = by_pipe[pipe]  # type: ignore[index]
-            try:
-                kind, value = worker.pipe.recv()
-            except (EOFError, OSError):
-                self._replace(worker, queue)
-                continue
-            job = worker.job
-            assert job is not None
-            if kind == "step":
-                worker.step = value
-                continue
-            worker.job = None
-            if kind == "stopped":
-                self.store.mark_failed(job.spec.id, "pending", value)
-                queue.waiting.append(job)
-                continue
-            queue.done_flops += _new_flops(job)
-            if kind == "done":
-                self.store.mark_done(value)
-                queue.outcomes[job.spec.id] = value
+        for worker, said in self._receive():
+            if isinstance(said, Lost):
+                self._give_back(worker, said, queue)
+            elif said.kind == "step":
+                worker.advance(said.run, said.value)
             else:
-                self.store.mark_failed(job.spec.id, kind, value)
-                queue.outcomes[job.spec.id] = Failure(job.spec.id, kind, value)
+                job = worker.finish(said.run)
+                if said.kind == "stopped":
+                    self.store.mark_failed(said.run, "pending", said.value)
+                    queue.waiting.append(job)
+                    continue
+                queue.done_flops += job.new_flops(job.spec.steps)
+                if said.kind == "done":
+                    self.store.mark_done(said.value)
+                    queue.outcomes[said.run] = said.value
+                else:
+                    self.store.mark_failed(said.run, said.kind, said.value)
+                    queue.outcomes[said.run] = Failure(said.run, said.kind, said.value)
 
-    def _replace(self, worker: _Worker, queue: _Queue) -> None:
-        """A worker died: start another, and try its run again unless it has killed too many workers."""
-        worker.pipe.close()
-        worker.process.join()
-        code = worker.process.exitcode
-        job = worker.job
-        self._workers[self._workers.index(worker)] = self._spawn(self._workers.index(worker))
-        if job is None:
-            return
-        how = f"signal {-code}" if code and code < 0 else f"exit code {code}"
-        # Counted per call: orderly stops and earlier calls say nothing about whether this run kills its workers.
-        deaths = queue.deaths[job.spec.id] = queue.deaths.get(job.spec.id, 0) + 1
-        if deaths < MAX_ATTEMPTS or self._stop.value:
-            self.store.mark_failed(job.spec.id, "pending", f"its worker died ({how}); tried again")
-            queue.waiting.insert(0, job)
-        else:
-            error = f"its worker died ({how}) in each of {deaths} attempts"
-            self.store.mark_failed(job.spec.id, "failed", error)
-            queue.outcomes[job.spec.id] = Failure(job.spec.id, "failed", error)
-            queue.done_flops += _new_flops(job)
+    def _give_back(self, worker: Worker, lost: Lost, queue: _Queue) -> None:
+        """Try the jobs of a lost worker again, unless what it trained has ended too many workers."""
+        again = []
+        for place, jobs in enumerate(worker.stacks):
+            for job in jobs:
+                run = job.spec.id
+                if place == 0 and lost.blames_run:
+                    # Counted per call: orderly stops and earlier calls say nothing of whether this run kills workers.
+                    queue.deaths[run] = queue.deaths.get(run, 0) + 1
+                if queue.deaths.get(run, 0) < MAX_ATTEMPTS or self._stop.value:
+                    self.store.mark_failed(run, "pending", f"its worker died ({lost.how}); tried again")
+                    again.append(job)
+                else:
+                    error = f"its worker died ({lost.how}) in each of {queue.deaths[run]} attempts"
+                    self.store.mark_failed(run, "failed", error)
+                    queue.outcomes[run] = Failure(run, "failed", error)
+                    queue.done_flops += job.new_flops(job.spec.steps)
+        worker.stacks.clear()
+        queue.waiting[:0] = again
 
 
 def default_workers() -> int:
@@ -282,17 +369,6 @@ def default_workers() -> int:
     import torch
 
     return torch.accelerator.device_count() or len(os.sched_getaffinity(0))
-
-
-def _flops_after(job: Job, step: int) -> float:
-    """FLOPs that a job has spent after ``step`` steps, without those its trunk has taken for it."""
-    # Without its trunk's checkpoint a branch begins at 0, which is not progress.
-    own = max(0, step - (job.trunk[1] if job.trunk else 0))
-    return job.spec.flops * own / job.spec.steps
-
-
-def _new_flops(job: Job) -> float:
-    return _flops_after(job, job.spec.steps)
 
 
 def _on_signals(stop: Any) -> dict[int, Any]:
@@ -304,109 +380,4 @@ def _on_signals(stop: Any) -> dict[int, Any]:
         signal.signal(number, signal.default_int_handler)
         stop.value = 1
 
-    return {number: signal.signal(number, handle) for number in _SIGNALS}
-
-
-def _work(
-    pipe: Connection, corpus_path: Path, store: Path, stop: Any, index: int, parent: int, checkpoint_every_s: float
-) -> None:
-    """The life of a worker: take jobs from the pipe until it closes."""
-    for number in _SIGNALS:  # they reach the whole group; the parent alone decides
-        signal.signal(number, signal.SIG_IGN)
-    import torch
-
-    from armillary.corpus import Corpus
-    from armillary.train import BusyRunError, DivergedError, InterruptedRunError, Trunk, default_device, train_run
-
-    torch.set_num_threads(1)
-    device = default_device()
-    if device.type != "cpu":
-        device = torch.device(device.type, index % torch.accelerator.device_count())
-    corpus = Corpus.open(corpus_path)
-    last = 0.0
-
-    def report(step: int) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last > 0.2:
-            last = now
-            with contextlib.suppress(OSError):  # the parent is gone; `stopping` will see it and leave in order
-                pipe.send(("step", step))
-
-    def stopping() -> bool:
-        return bool(stop.value) or os.getppid() != parent
-
-    def train(job: Job) -> RunResult:
-        folder = store / "runs"
-        while True:
-            try:
-                return train_run(
-                    job.spec,
-                    corpus,
-                    folder / job.spec.id,
-                    trunk=Trunk(folder / job.trunk[0], job.trunk[1]) if job.trunk else None,
-                    keep=job.keep,
-                    checkpoint_every_s=checkpoint_every_s,
-                    device=device,
-                    progress=report,
-                    stop=stopping,
-                )
-            except BusyRunError:
-                # Another study trains it, or the last workers of one that was killed are still leaving.
-                if stopping():
-                    raise InterruptedRunError(f"run {job.spec.id} is trained by another process") from None
-                time.sleep(0.5)
-
-    while True:
-        try:
-            kind, payload = pipe.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            if kind == "measure":
-                answer: tuple[str, Any] = ("measured", _measure(payload, device))
-            else:
-                answer = ("done", train(payload))
-        except InterruptedRunError as error:
-            answer = ("stopped", str(error))
-        except DivergedError as error:
-            answer = ("diverged", str(error))
-        except Exception as error:
-            answer = ("failed", f"{type(error).__name__}: {error}")
-        try:
-            pipe.send(answer)
-        except OSError:
-            return
-
-
-def _measure(probe: Probe, device: Any) -> float:
-    """Tokens per second of real training steps on random tokens."""
-    import torch
-
-    from armillary.model import Transformer
-    from armillary.recipe import MixturePhase, OptimizerSpec, Schedule
-    from armillary.train import build_optimizer, train_step
-
-    spec = RunSpec(
-        corpus="",
-        model=probe.shape,
-        context_length=probe.context_length,
-        batch_sequences=probe.batch_sequences,
-        steps=1,
-        mixture=(MixturePhase(start_step=0, weights={"random": 1.0}),),
-        schedule=Schedule(kind="constant"),
-        optimizer=OptimizerSpec(lr=1e-4),
-        seed=0,
-        precision=probe.precision,  # type: ignore[arg-type]
-    )
-    model = Transformer(probe.shape)
-    model.init_weights(0)
-    model.to(device)
-    optimizer = build_optimizer(model, spec)
-    batch = torch.randint(probe.shape.vocab_size, (probe.batch_sequences, probe.context_length + 1), device=device)
-    train_step(model, optimizer, spec, 0, batch)[0].item()
-    begin, steps = time.perf_counter(), 0
-    while time.perf_counter() - begin < probe.seconds:
-        train_step(model, optimizer, spec, 0, batch)[0].item()
-        steps += 1
-    return steps * spec.batch_tokens / (time.perf_counter() - begin)
+    return {number: signal.signal(number, handle) for number in SIGNALS}

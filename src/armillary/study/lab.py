@@ -25,7 +25,7 @@ from armillary.recipe import (
     Validation,
     canonical_hash,
 )
-from armillary.study.executor import Failure, Job, LocalExecutor, Progress
+from armillary.study.executor import Executor, Failure, Job, Progress
 from armillary.study.sizing import Plan
 from armillary.study.store import Store, to_json
 from armillary.train import RunResult
@@ -57,7 +57,7 @@ class Lab:
     recipe: Recipe
     corpus: Corpus
     store: Store
-    executor: LocalExecutor
+    executor: Executor
     plan: Plan
     progress: Progress
 
