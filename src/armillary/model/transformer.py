@@ -7,9 +7,7 @@ caller opens ``torch.autocast``.
 Trade-offs, for the many small runs that a study trains on one core:
 
 - q, k and v come from one matrix product, gate and up from another; the weight formats cut them apart.
-- Rotary positions and the loss have gradients written by hand, since PyTorch's own for them cost many more passes
-  over memory than arithmetic. Attention, RMSNorm and SwiGLU do not: ours were no faster there, or would lose the fused
-  kernels of accelerators.
+- All that is no plain matrix product goes through ``operators``, which has a form of its own for one core.
 - Rotary tables are plain fp32 tensors, built at first use and built larger when a longer context comes: there is no
   longest context, a model built on the ``meta`` device needs nothing repaired, and casting the model to half precision
   (which would round buffers) leaves the angles exact.
@@ -26,7 +24,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name the field uses)
 from torch import Tensor, nn
 
-from armillary.model.cross_entropy import linear_cross_entropy
+from armillary.model.operators import add_norm, attention, linear_cross_entropy, swiglu
 from armillary.recipe import ModelShape
 
 # Standard deviation of most matrices at the start, whatever their size (as in GPT-2 and Llama).
@@ -86,20 +84,21 @@ class Transformer(nn.Module):
         """Token ids [B, T] (int64) to the normalised last hidden state [B, T, d_model]."""
         length = tokens.shape[1]
         cos, sin = self._rotary_tables(length, tokens.device)
-        x = self.embedding(tokens)
+        x, delta = self.embedding(tokens), None
         for layer in self.layers:
-            x = layer(x, cos, sin)
-        normalised: Tensor = self.norm(x)
-        return normalised
+            x, delta = layer(x, delta, cos, sin)
+        _, normalised = self.norm(x, delta)
+        features: Tensor = normalised
+        return features
 
     def _rotary_tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosines [T, 1, head_dim] and sines [T, 1, head_dim / 2] of the angles (Su et al. 2021, equation 15)."""
+        """Cosines [T, head_dim] and sines [T, head_dim / 2] of the angles (Su et al. 2021, equation 15)."""
         known = self._cos.shape[0]
         if known < length or self._cos.device != device:
             # doubled, so that text which grows token by token seldom pays for this
             positions = torch.arange(max(length, 2 * known), dtype=torch.float32, device="cpu")
             exponents = torch.arange(0, self.shape.head_dim, 2, dtype=torch.float32, device="cpu") / self.shape.head_dim
-            angles = torch.outer(positions, 1.0 / self.shape.rope_theta**exponents)[:, None]
+            angles = torch.outer(positions, 1.0 / self.shape.rope_theta**exponents)
             self._cos = torch.cat((angles, angles), dim=-1).cos().to(device)
             self._sin = angles.sin().to(device)
         return self._cos[:length], self._sin[:length]
@@ -128,14 +127,11 @@ class Transformer(nn.Module):
 
 
 class Norm(nn.RMSNorm):
-    """RMSNorm (Zhang and Sennrich 2019, equation 4) in the precision of its input, reduced in fp32.
+    """The residual sum and its RMSNorm: [..., width] twice to the same twice (``operators.add_norm``)."""
 
-    PyTorch's own leaves its fused kernel where the input is half precision and the gain is not.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., width] to the same."""
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+    def forward(self, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """``x + delta`` and its norm."""
+        return add_norm(x, delta, self.weight, self.eps or 0.0)
 
 
 class Layer(nn.Module):
@@ -148,11 +144,11 @@ class Layer(nn.Module):
         self.feed_forward_norm = Norm(shape.d_model, shape.norm_eps)
         self.feed_forward = FeedForward(shape)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """[B, T, d_model] to the same."""
-        x = x + self.attention(self.attention_norm(x), cos, sin)
-        x = x + self.feed_forward(self.feed_forward_norm(x))
-        return x
+    def forward(self, x: Tensor, delta: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """The residual stream [B, T, d_model] and what is still to be added to it, to the same."""
+        x, normalised = self.attention_norm(x, delta)
+        x, normalised = self.feed_forward_norm(x, self.attention(normalised, cos, sin))
+        return x, self.feed_forward(normalised)
 
 
 class Attention(nn.Module):
@@ -160,25 +156,17 @@ class Attention(nn.Module):
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
-        self.heads = (shape.n_heads, shape.n_kv_heads, shape.n_kv_heads)
-        self.head_dim = shape.head_dim
-        self.qkv = nn.Linear(shape.d_model, sum(self.heads) * shape.head_dim, bias=False)
+        self.heads = (shape.n_heads, shape.n_kv_heads)
+        self.qkv = nn.Linear(shape.d_model, (shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim, bias=False)
         self.out = nn.Linear(shape.n_heads * shape.head_dim, shape.d_model, bias=False)
-        self.q_norm = Norm(shape.head_dim, shape.norm_eps) if shape.qk_norm else nn.Identity()
-        self.k_norm = Norm(shape.head_dim, shape.norm_eps) if shape.qk_norm else nn.Identity()
+        self.q_norm = nn.RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
+        self.k_norm = nn.RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
+        self.eps = shape.norm_eps
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """[B, T, d_model] to the same; ``cos`` and ``sin`` are the rotary tables."""
-        q, k, v = self.qkv(x).unflatten(-1, (-1, self.head_dim)).split(self.heads, dim=2)
-        q, k = _rotate(self.q_norm(q), cos, sin), _rotate(self.k_norm(k), cos, sin)
-        mixed = F.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            v.transpose(1, 2),
-            is_causal=True,
-            enable_gqa=q.shape[2] != k.shape[2],
-        )
-        x = self.out(mixed.transpose(1, 2).flatten(2))
+        gains = (self.q_norm.weight, self.k_norm.weight) if self.q_norm and self.k_norm else None
+        x = self.out(attention(self.qkv(x), self.heads, (cos, sin), gains, self.eps))
         return x
 
 
@@ -192,33 +180,5 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, d_model] to the same."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        x = self.down(F.silu(gate) * up)
+        x = self.down(swiglu(self.gate_up(x)))
         return x
-
-
-class _Rotate(torch.autograd.Function):
-    """Turns each pair (i, i + head_dim / 2) of the last dimension by its angle; the gradient is turned back."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return _turn(x, cos, sin, 1)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        cos, sin = ctx.saved_tensors
-        return _turn(grad, cos, sin, -1), None, None
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    rotated: Tensor = _Rotate.apply(x, cos, sin)  # type: ignore[no-untyped-call]
-    return rotated
-
-
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
-    half = x.shape[-1] // 2
-    turned = x * cos  # fp32 also where x is half precision: angles of late positions need the digits
-    turned[..., :half].addcmul_(x[..., half:], sin, value=-direction)
-    turned[..., half:].addcmul_(x[..., :half], sin, value=direction)
-    return turned.to(x.dtype)

@@ -1,0 +1,461 @@
+/* The parts of a training step that are no matrix product of whole batches, for one core.
+ *
+ * Compiled on first use by native.py, once with activations in fp32 and once (-DBF16) in bf16; sums are always fp32.
+ * Arrays are dense and row-major. Vectors are GCC's generic ones, so the same source serves AVX2, AVX-512 and NEON.
+ * Nothing here may assume that numbers are finite: a run that diverges must show it.
+ *
+ * Trade-offs: one thread, because a fleet runs one process per core; attention holds one block of rows of the scores as
+ * a whole (no running softmax), which is simpler and exact, and fits a cache up to contexts of some thousand tokens.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef __AVX512F__
+#define LANES 16
+#else
+#define LANES 8
+#endif
+typedef float vec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+
+#ifdef BF16
+typedef uint16_t act;
+typedef uint16_t hvec __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
+typedef uint32_t uvec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
+static inline vec vload(const act *p) { return (vec)(__builtin_convertvector(*(const hvec *)p, uvec) << 16); }
+static inline void vstore(act *p, vec value) {
+    uvec bits = (uvec)value, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16; /* to nearest, ties to even */
+    uvec nan = (uvec)(value != value);
+    *(hvec *)p = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), hvec);
+}
+static inline float load(const act *p) {
+    uint32_t bits = (uint32_t)*p << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+static inline act store(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16; /* to nearest, ties to even */
+    return value != value ? 0x7fc0 : (act)rounded;
+}
+#else
+typedef float act;
+static inline vec vload(const act *p) { return *(const vec *)p; }
+static inline void vstore(act *p, vec value) { *(vec *)p = value; }
+static inline float load(const act *p) { return *p; }
+static inline act store(float value) { return value; }
+#endif
+
+#define MR 4           /* rows of a register tile; with two vectors across, its sums fill the multiply-add pipes */
+#define NR (2 * LANES) /* columns of a register tile */
+#define BLOCK 32       /* query rows whose scores are held at once; a multiple of MR */
+
+static inline int up(int n, int to) { return (n + to - 1) / to * to; }
+
+static float *room(size_t floats) {
+    return aligned_alloc(64, (floats * sizeof(float) + 63) / 64 * 64);
+}
+
+static inline vec pick(ivec where, vec a, vec b) { return (vec)((where & (ivec)a) | (~where & (ivec)b)); }
+
+/* e^x for x up to 88, to about one unit in the last place (polynomial on [-ln2/2, ln2/2], Cephes); NaN stays NaN. */
+static inline vec vexp(vec x) {
+    x = pick(x < -87.3f, (vec){0} - 87.3f, x);
+    /* the power of two nearest to e^x, with the exponent's bias: positive, so cutting off rounds down */
+    ivec exponent = __builtin_convertvector(x * 1.44269504088896341f + 127.5f, ivec);
+    vec k = __builtin_convertvector(exponent, vec) - 127.0f;
+    x = x - k * 0.693359375f + k * 2.12194440e-4f;
+    vec p = x * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * x + 8.3334519073e-3f;
+    p = p * x + 4.1665795894e-2f;
+    p = p * x + 1.6666665459e-1f;
+    p = p * x + 5.0000001201e-1f;
+    p = p * x * x + x + 1.0f;
+    return p * (vec)(exponent << 23);
+}
+
+/* 1 / (1 + e^-x) */
+static inline vec sigmoid(vec x) { return 1.0f / (1.0f + vexp(pick(x < -88.0f, (vec){0} + 88.0f, -x))); }
+
+static inline vec vmax(vec a, vec b) { return pick(a < b, b, a); }
+
+static inline float largest(vec x) {
+    float most = x[0];
+    for (int i = 1; i < LANES; i++) most = most < x[i] ? x[i] : most;
+    return most;
+}
+
+static inline float vsum(vec x) {
+    float total = 0;
+    for (int i = 0; i < LANES; i++) total += x[i];
+    return total;
+}
+
+/* ---- RMSNorm behind the residual sum ------------------------------------------------------------------------- */
+
+/* sum[r] = x[r] + delta[r] (delta may be absent), y[r] = sum[r] / rms(sum[r]) * gain; rows of `width`.
+ * `group` rows share a gain; scale[r] keeps 1 / rms. */
+void add_norm(long rows, long width, long group, float eps, const float *x, const act *delta, const float *gains,
+              float *sum, act *y, float *scale) {
+    for (long r = 0; r < rows; r++) {
+        const float *gain = gains + r / group * width, *in = x + r * width;
+        float *s = sum + r * width;
+        act *out = y + r * width;
+        float squares = 0;
+        const act *d = delta ? delta + r * width : 0;
+        for (int i = 0; i < width; i++) s[i] = d ? in[i] + load(d + i) : in[i];
+        for (int i = 0; i < width; i++) squares += s[i] * s[i];
+        float factor = scale[r] = 1.0f / sqrtf(squares / width + eps);
+        for (int i = 0; i < width; i++) out[i] = store(s[i] * factor * gain[i]);
+    }
+}
+
+/* Gradient of add_norm: into the sum (and so into x and delta alike, `half` being delta's copy where its type is
+ * another), and added to the gains' (fp32). `direct` is the gradient that reaches the sum on the residual path. */
+void add_norm_back(long rows, long width, long group, const float *sum, const float *scale, const float *gains,
+                   const float *direct, const act *grad, float *grad_sum, act *half, float *grad_gains) {
+    for (long r = 0; r < rows; r++) {
+        const float *gain = gains + r / group * width, *s = sum + r * width;
+        const act *g = grad + r * width;
+        float *out = grad_sum + r * width, *gg = grad_gains + r / group * width, factor = scale[r], dot = 0;
+        for (int i = 0; i < width; i++) dot += load(g + i) * gain[i] * s[i];
+        dot *= factor * factor * factor / width;
+        for (int i = 0; i < width; i++) gg[i] += load(g + i) * s[i] * factor;
+        if (direct) {
+            const float *d = direct + r * width;
+            for (int i = 0; i < width; i++) out[i] = load(g + i) * gain[i] * factor - s[i] * dot + d[i];
+        } else {
+            for (int i = 0; i < width; i++) out[i] = load(g + i) * gain[i] * factor - s[i] * dot;
+        }
+        if (half)
+            for (int i = 0; i < width; i++) half[r * width + i] = store(out[i]);
+    }
+}
+
+/* ---- SwiGLU -------------------------------------------------------------------------------------------------- */
+
+static void gated(const act *gate, const act *up_, act *out) {
+    vec g = vload(gate), u = vload(up_);
+    vstore(out, g * sigmoid(g) * u);
+}
+
+/* out[r, i] = silu(in[r, i]) * in[r, width + i] */
+void swiglu(long rows, long width, const act *in, act *out) {
+    for (long r = 0; r < rows; r++) {
+        const act *gate = in + r * 2 * width, *linear = gate + width;
+        act *o = out + r * width;
+        int i = 0;
+        for (; i + LANES <= width; i += LANES) gated(gate + i, linear + i, o + i);
+        if (i < width) {
+            act a[LANES] = {0}, b[LANES] = {0}, c[LANES];
+            memcpy(a, gate + i, (width - i) * sizeof(act));
+            memcpy(b, linear + i, (width - i) * sizeof(act));
+            gated(a, b, c);
+            memcpy(o + i, c, (width - i) * sizeof(act));
+        }
+    }
+}
+
+static void gated_back(const act *gate, const act *linear, const act *grad, act *grad_gate, act *grad_linear) {
+    vec g = vload(gate), u = vload(linear), d = vload(grad);
+    vec s = sigmoid(g);
+    vstore(grad_linear, d * g * s);
+    vstore(grad_gate, d * u * s * (1.0f + g * (1.0f - s)));
+}
+
+void swiglu_back(long rows, long width, const act *in, const act *grad, act *grad_in) {
+    for (long r = 0; r < rows; r++) {
+        const act *gate = in + r * 2 * width, *linear = gate + width, *d = grad + r * width;
+        act *gg = grad_in + r * 2 * width, *gl = gg + width;
+        int i = 0;
+        for (; i + LANES <= width; i += LANES) gated_back(gate + i, linear + i, d + i, gg + i, gl + i);
+        if (i < width) {
+            act a[LANES] = {0}, b[LANES] = {0}, c[LANES] = {0}, ga[LANES], gb[LANES];
+            size_t bytes = (width - i) * sizeof(act);
+            memcpy(a, gate + i, bytes);
+            memcpy(b, linear + i, bytes);
+            memcpy(c, d + i, bytes);
+            gated_back(a, b, c, ga, gb);
+            memcpy(gg + i, ga, bytes);
+            memcpy(gl + i, gb, bytes);
+        }
+    }
+}
+
+/* ---- Cross entropy ------------------------------------------------------------------------------------------- */
+
+/* Adds to sums[0] the cross entropy of each row of logits and to sums[1] the squared log of its partition function;
+ * with `gradient` the logits become their gradient times `rows` in all: p (1 + 2 z log Z) - 1[target]. */
+void cross_entropy(long rows, long width, act *logits, const int64_t *targets, float z, long gradient, double *sums) {
+    float *e = room(up(width, LANES));
+    for (long r = 0; r < rows; r++) {
+        act *row = logits + r * width;
+        float total = 0, wanted = load(row + targets[r]);
+        for (int i = 0; i < width; i++) e[i] = load(row + i);
+        for (int i = width; i < up(width, LANES); i++) e[i] = -INFINITY;
+        vec top = *(vec *)e, sum = {0};
+        for (int i = LANES; i < width; i += LANES) top = vmax(top, *(vec *)(e + i));
+        float most = largest(top);
+        for (int i = 0; i < width; i += LANES) {
+            vec p = vexp(*(vec *)(e + i) - most);
+            *(vec *)(e + i) = p;
+            sum += p;
+        }
+        for (int i = width; i < up(width, LANES); i++) total -= e[i];
+        total += vsum(sum);
+        float log_z = most + logf(total);
+        sums[0] += (double)(log_z - wanted);
+        sums[1] += (double)log_z * log_z;
+        if (!gradient) continue;
+        float factor = (1.0f + 2.0f * z * log_z) / total;
+        for (int i = 0; i < width; i++) row[i] = store(e[i] * factor);
+        row[targets[r]] = store(e[targets[r]] * factor - 1.0f);
+    }
+    free(e);
+}
+
+/* ---- Attention ----------------------------------------------------------------------------------------------- */
+
+/* c[MR, NR] (+)= sum over k in [from, to) of a(r, k) * b[k, :], where a(r, k) = a[r * ar + k * ak]. */
+static inline void tile(int from, int to, const float *a, long ar, long ak, const float *b, long ldb, float *c,
+                        long ldc, int add) {
+    vec s[MR][2];
+    for (int r = 0; r < MR; r++)
+        for (int j = 0; j < 2; j++) s[r][j] = add ? *(vec *)(c + r * ldc + j * LANES) : (vec){0};
+#pragma GCC unroll 4
+    for (long k = from; k < to; k++) {
+        vec b0 = *(vec *)(b + k * ldb), b1 = *(vec *)(b + k * ldb + LANES);
+        for (int r = 0; r < MR; r++) {
+            float x = a[r * ar + k * ak];
+            s[r][0] += x * b0;
+            s[r][1] += x * b1;
+        }
+    }
+    for (int r = 0; r < MR; r++)
+        for (int j = 0; j < 2; j++) *(vec *)(c + r * ldc + j * LANES) = s[r][j];
+}
+
+/* Where the numbers of a head lie and how large they are; dense scratch is padded with zeros to whole tiles. */
+typedef struct {
+    int length, dim, rows, width, columns; /* rows, columns: length padded to MR, NR; width: dim padded to NR */
+    const float *cos, *sin;
+    float eps;
+} shape;
+
+/* dst[t] = (normalised and) rotated src[t] times factor; `rms` keeps 1 / rms of each row where there is a gain. */
+static void turn_in(const shape *s, const act *restrict src, long stride, const float *gain, float factor,
+                    float *restrict dst, float *rms) {
+    int half = s->dim / 2;
+    for (int t = 0; t < s->length; t++) {
+        const act *x = src + t * stride;
+        float *y = dst + (long)t * s->width, f = factor;
+        const float *c = s->cos + (long)t * s->dim, *n = s->sin + (long)t * half;
+        float z[s->dim];
+        for (int i = 0; i < s->dim; i++) z[i] = load(x + i);
+        if (gain) {
+            float squares = 0;
+            for (int i = 0; i < s->dim; i++) squares += z[i] * z[i];
+            rms[t] = 1.0f / sqrtf(squares / s->dim + s->eps);
+            for (int i = 0; i < s->dim; i++) z[i] *= rms[t] * gain[i];
+        }
+        for (int i = 0; i < half; i++) {
+            y[i] = (z[i] * c[i] - z[i + half] * n[i]) * f;
+            y[i + half] = (z[i + half] * c[i] + z[i] * n[i]) * f;
+        }
+    }
+}
+
+/* The gradient of turn_in: grad[t] (in place of y) back to dst[t] in the activations' type. */
+static void turn_back(const shape *s, const float *grad, float factor, const act *src, long stride, const float *gain,
+                      const float *rms, float *grad_gain, act *dst) {
+    int half = s->dim / 2;
+    for (int t = 0; t < s->length; t++) {
+        const float *g = grad + (long)t * s->width, *c = s->cos + (long)t * s->dim, *n = s->sin + (long)t * half;
+        float z[s->dim];
+        for (int i = 0; i < half; i++) {
+            z[i] = (g[i] * c[i] + g[i + half] * n[i]) * factor;
+            z[i + half] = (g[i + half] * c[i] - g[i] * n[i]) * factor;
+        }
+        act *out = dst + t * stride;
+        if (gain) {
+            const act *x = src + t * stride;
+            float dot = 0;
+            for (int i = 0; i < s->dim; i++) dot += z[i] * gain[i] * load(x + i);
+            dot *= rms[t] * rms[t] * rms[t] / s->dim;
+            for (int i = 0; i < s->dim; i++) {
+                grad_gain[i] += z[i] * load(x + i) * rms[t];
+                z[i] = z[i] * gain[i] * rms[t] - load(x + i) * dot;
+            }
+        }
+        for (int i = 0; i < s->dim; i++) out[i] = store(z[i]);
+    }
+}
+
+static void transpose(const shape *s, const float *src, float *dst) {
+    for (int t = 0; t < s->length; t++)
+        for (int i = 0; i < s->dim; i++) dst[(long)i * s->columns + t] = src[(long)t * s->width + i];
+}
+
+static void copy_in(const shape *s, const act *src, long stride, float *dst) {
+    for (int t = 0; t < s->length; t++)
+        for (int i = 0; i < s->dim; i++) dst[(long)t * s->width + i] = load(src + t * stride + i);
+}
+
+/* Scores of the query rows [first, first + BLOCK) against the keys each may see: p[BLOCK, columns]. */
+static void scores(const shape *s, int first, int last, const float *q, const float *kt, float *p) {
+    for (int r = first; r < last; r += MR)
+        for (int c = 0; c < r + MR && c < s->columns; c += NR)
+            tile(0, s->dim, q + (long)r * s->width, s->width, 1, kt + c, s->columns, p + (long)(r - first) * s->columns + c,
+                 s->columns, 0);
+}
+
+static shape make_shape(int length, int dim, const float *cos, const float *sin, float eps) {
+    shape s = {length, dim, up(length, MR), up(dim, NR), up(length, NR), cos, sin, eps};
+    return s;
+}
+
+/* Causal grouped-query attention with rotary positions and, where q_gains is given, QK-norm.
+ *
+ * qkv [batch, length, (heads + 2 kv_heads) * dim] to out [batch, length, heads * dim]; logz [batch, heads, length] keeps
+ * the log of each row's partition function. `group` sequences share gains [dim] of q and k. Returns 0, or 1 where
+ * memory is lacking. */
+int attention(long batch, long length, long heads, long kv_heads, long dim, long group, float eps, const act *qkv,
+              const float *cos, const float *sin, const float *q_gains, const float *k_gains, act *out, float *logz) {
+    shape s = make_shape(length, dim, cos, sin, eps);
+    long stride = (long)(heads + 2 * kv_heads) * dim, dense = (long)up(s.rows, BLOCK) * s.width, flat = (long)s.width * s.columns;
+    float *work = room(3 * dense + flat + BLOCK * (s.columns + (long)s.width) + length);
+    if (!work) return 1;
+    float *q = work, *k = q + dense, *v = k + dense, *kt = v + dense, *p = kt + flat, *o = p + (long)BLOCK * s.columns;
+    float *rms = o + (long)BLOCK * s.width;
+    memset(work, 0, (3 * dense + flat) * sizeof(float));
+    for (int b = 0; b < batch; b++) {
+        const float *q_gain = q_gains ? q_gains + b / group * dim : 0, *k_gain = k_gains ? k_gains + b / group * dim : 0;
+        for (int h = 0; h < heads; h++) {
+            const act *base = qkv + b * length * stride;
+            int shared = h / (heads / kv_heads);
+            if (h % (heads / kv_heads) == 0) {
+                turn_in(&s, base + (long)(heads + shared) * dim, stride, k_gain, 1, k, rms);
+                transpose(&s, k, kt);
+                copy_in(&s, base + (long)(heads + kv_heads + shared) * dim, stride, v);
+            }
+            turn_in(&s, base + (long)h * dim, stride, q_gain, 1.0f / sqrtf(dim), q, rms);
+            for (int first = 0; first < length; first += BLOCK) {
+                int last = first + BLOCK < s.rows ? first + BLOCK : s.rows;
+                scores(&s, first, last, q, kt, p);
+                float inverse[BLOCK];
+                for (int r = first; r < last; r++) {
+                    float *row = p + (long)(r - first) * s.columns;
+                    int seen = r < length ? r + 1 : length, whole = up(seen, LANES), end = up(r / MR * MR + MR, LANES);
+                    for (int c = seen; c < whole; c++) row[c] = -INFINITY;
+                    vec top = *(vec *)row, sum = {0};
+                    for (int c = LANES; c < whole; c += LANES) top = vmax(top, *(vec *)(row + c));
+                    float most = largest(top);
+                    for (int c = 0; c < whole; c += LANES) {
+                        vec e = vexp(*(vec *)(row + c) - most);
+                        *(vec *)(row + c) = e;
+                        sum += e;
+                    }
+                    float total = vsum(sum);
+                    for (int c = seen; c < whole; c++) total -= row[c];
+                    for (int c = seen; c < end && c < s.columns; c++) row[c] = 0;
+                    inverse[r - first] = 1.0f / total;
+                    if (r < length) logz[((long)b * heads + h) * length + r] = most + logf(total);
+                }
+                for (int r = first; r < last; r += MR)
+                    for (int c = 0; c < s.dim; c += NR)
+                        tile(0, r + MR < length ? r + MR : length, p + (long)(r - first) * s.columns, s.columns, 1, v + c,
+                             s.width, o + (long)(r - first) * s.width + c, s.width, 0);
+                for (int r = first; r < last && r < length; r++)
+                    for (int i = 0; i < dim; i++)
+                        out[((long)b * length + r) * heads * dim + (long)h * dim + i] =
+                            store(o[(long)(r - first) * s.width + i] * inverse[r - first]);
+            }
+        }
+    }
+    free(work);
+    return 0;
+}
+
+/* The gradient of attention; grad and out [batch, length, heads * dim], grad_qkv as qkv. The gains' gradients are
+ * added to. */
+int attention_back(long batch, long length, long heads, long kv_heads, long dim, long group, float eps, const act *qkv,
+                   const float *cos, const float *sin, const float *q_gains, const float *k_gains, const act *out,
+                   const float *logz, const act *grad, act *grad_qkv, float *grad_q_gains, float *grad_k_gains) {
+    shape s = make_shape(length, dim, cos, sin, eps);
+    long stride = (long)(heads + 2 * kv_heads) * dim, dense = (long)up(s.rows, BLOCK) * s.width, flat = (long)s.width * s.columns;
+    long block = (long)BLOCK * s.columns;
+    float *work = room(7 * dense + 2 * flat + 2 * block + 2 * (long)length);
+    if (!work) return 1;
+    float *q = work, *k = q + dense, *v = k + dense, *g = v + dense, *gq = g + dense, *gk = gq + dense, *gv = gk + dense;
+    float *kt = gv + dense, *vt = kt + flat, *p = vt + flat, *d = p + block;
+    float *q_rms = d + block, *k_rms = q_rms + length;
+    memset(work, 0, (7 * dense + 2 * flat) * sizeof(float));
+    int share = heads / kv_heads;
+    for (int b = 0; b < batch; b++) {
+        const float *q_gain = q_gains ? q_gains + b / group * dim : 0, *k_gain = k_gains ? k_gains + b / group * dim : 0;
+        float *gq_gain = q_gains ? grad_q_gains + b / group * dim : 0, *gk_gain = k_gains ? grad_k_gains + b / group * dim : 0;
+        const act *base = qkv + b * length * stride;
+        act *grad_base = grad_qkv + b * length * stride;
+        for (int h = 0; h < heads; h++) {
+            long at_q = (long)h * dim, at_k = (long)(heads + h / share) * dim, at_v = at_k + (long)kv_heads * dim;
+            if (h % share == 0) {
+                turn_in(&s, base + at_k, stride, k_gain, 1, k, k_rms);
+                transpose(&s, k, kt);
+                copy_in(&s, base + at_v, stride, v);
+                transpose(&s, v, vt);
+                memset(gk, 0, 2 * dense * sizeof(float));
+            }
+            float factor = 1.0f / sqrtf(dim);
+            turn_in(&s, base + at_q, stride, q_gain, factor, q, q_rms);
+            copy_in(&s, grad + ((long)b * length * heads + h) * dim, (long)heads * dim, g);
+            for (int first = 0; first < length; first += BLOCK) {
+                int last = first + BLOCK < s.rows ? first + BLOCK : s.rows;
+                scores(&s, first, last, q, kt, p);
+                scores(&s, first, last, g, vt, d);
+                for (int r = first; r < last; r++) {
+                    float *row = p + (long)(r - first) * s.columns, *slope = d + (long)(r - first) * s.columns;
+                    int seen = r < length ? r + 1 : 0, end = up(r / MR * MR + MR, LANES);
+                    float dot = 0, z = 0;
+                    if (r < length) {
+                        const act *o = out + ((long)b * length + r) * heads * dim + (long)h * dim;
+                        for (int i = 0; i < dim; i++) dot += load(o + i) * g[(long)r * s.width + i];
+                        z = logz[((long)b * heads + h) * length + r];
+                    }
+                    for (int c = 0; c < seen; c += LANES) {
+                        vec e = vexp(*(vec *)(row + c) - z);
+                        *(vec *)(row + c) = e;
+                        *(vec *)(slope + c) = e * (*(vec *)(slope + c) - dot);
+                    }
+                    for (int c = seen; c < end && c < s.columns; c++) row[c] = slope[c] = 0;
+                }
+                for (int r = first; r < last; r += MR)
+                    for (int c = 0; c < s.dim; c += NR)
+                        tile(0, r + MR < length ? r + MR : length, d + (long)(r - first) * s.columns, s.columns, 1, k + c,
+                             s.width, gq + (long)r * s.width + c, s.width, 0);
+                /* keys: each tile sums over the query rows of this block that may see it */
+                for (int t = 0; t < last && t < s.rows; t += MR) {
+                    int from = t > first ? t - first : 0;
+                    for (int c = 0; c < s.dim; c += NR) {
+                        tile(from, last - first, d + t, 1, s.columns, q + (long)first * s.width + c, s.width,
+                             gk + (long)t * s.width + c, s.width, 1);
+                        tile(from, last - first, p + t, 1, s.columns, g + (long)first * s.width + c, s.width,
+                             gv + (long)t * s.width + c, s.width, 1);
+                    }
+                }
+            }
+            turn_back(&s, gq, factor, base + at_q, stride, q_gain, q_rms, gq_gain, grad_base + at_q);
+            if (h % share == share - 1) {
+                turn_back(&s, gk, 1, base + at_k, stride, k_gain, k_rms, gk_gain, grad_base + at_k);
+                for (int t = 0; t < length; t++)
+                    for (int i = 0; i < dim; i++)
+                        grad_base[t * stride + at_v + i] = store(gv[(long)t * s.width + i]);
+            }
+        }
+    }
+    free(work);
+    return 0;
+}

@@ -1,0 +1,405 @@
+"""What a transformer computes besides plain matrix products: each operation with its gradient, one form per device.
+
+On a CPU, in fp32 or under bf16 autocast, the C kernels of ``kernels.c``; anywhere else, and where no compiler is at
+hand, PyTorch's operators. Every operation here also has a batching rule for ``torch.vmap``, by which a stack of models
+is trained as one (``armillary.train.fleet``): the kernels take the members of a stack as more rows, with as many gains
+as members.
+
+Trade-offs: the kernels' gradients are written by hand, and have no second derivative; the loss computes its gradient
+together with its value, wasted if nobody asks for it (under ``torch.no_grad`` it is not computed).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (the name the field uses)
+from torch import Tensor
+from torch.autograd.function import Function, once_differentiable
+
+from armillary.model.native import argument, kernels
+
+# Logits per block. On a CPU a block (2 MiB in fp32) stays in the cache; an accelerator wants few, large blocks.
+CPU_BLOCK = 2**19
+ACCELERATOR_BLOCK = 2**27
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """In which precision matrix products with ``x`` run: autocast's where it is on, else its own."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+
+
+def _native(x: Tensor) -> bool:
+    """Whether the kernels can take ``x`` and fp32 gains."""
+    return x.device.type == "cpu" and kernels(product_dtype(x)) is not None
+
+
+def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
+    if getattr(kernels(dtype), name)(*map(argument, arguments)) and name.startswith("attention"):
+        raise MemoryError("attention: no memory for its scratch space")
+
+
+def _stacked(size: int, dim: int | None, x: Tensor | None) -> Tensor | None:
+    """``x`` with its batching dimension first, repeated where it has none; dense."""
+    if x is None:
+        return None
+    return (x.expand(size, *x.shape) if dim is None else x.movedim(dim, 0)).contiguous()
+
+
+# ---- residual sum and RMSNorm ---------------------------------------------------------------------------------------
+
+
+def add_norm(x: Tensor, delta: Tensor | None, gain: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``x + delta`` on the residual stream, and its RMSNorm (Zhang and Sennrich 2019, equation 4).
+
+    ``x`` and ``delta`` are [..., width], ``gain`` [width]; without ``delta`` the sum is ``x``. The norm is reduced in
+    fp32 and comes in the precision of matrix products where the kernels compute it, else in the sum's.
+    """
+    if _native(x) and x.dtype == gain.dtype == torch.float32:
+        total, normalised, _ = _AddNorm.apply(x, delta, gain, eps, product_dtype(x))  # type: ignore[no-untyped-call]
+        return total, normalised
+    total = x if delta is None else x + delta
+    return total, F.rms_norm(total, gain.shape, gain.to(total.dtype), eps)
+
+
+class _AddNorm(Function):
+    """The gain is [width], or [members, width] where the first dimension of the rest is the members."""
+
+    @staticmethod
+    def forward(
+        x: Tensor, delta: Tensor | None, gain: Tensor, eps: float, product: torch.dtype
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x, delta = x.contiguous(), delta if delta is None else delta.to(product).contiguous()
+        total, normalised, scale = torch.empty_like(x), torch.empty_like(x, dtype=product), x.new_empty(x.shape[:-1])
+        rows, width = scale.numel(), x.shape[-1]
+        group = rows * width // gain.numel()
+        _call("add_norm", product, rows, width, group, eps, x, delta, gain.contiguous(), total, normalised, scale)
+        return total, normalised, scale
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        _, delta, gain, _, product = inputs
+        total, _, scale = output
+        ctx.mark_non_differentiable(scale)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(total, scale, gain.contiguous())
+        ctx.product, ctx.delta = product, None if delta is None else delta.dtype
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, direct: Tensor | None, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        total, scale, gain = ctx.saved_tensors
+        rows, width = scale.numel(), total.shape[-1]
+        grad_total, grad_gain = torch.empty_like(total), torch.zeros_like(gain)
+        half = None if ctx.delta in (None, torch.float32) else torch.empty_like(total, dtype=ctx.product)
+        direct = None if direct is None else direct.contiguous()
+        arguments = (rows, width, rows * width // gain.numel(), total, scale, gain, direct, grad.contiguous())
+        _call("add_norm_back", ctx.product, *arguments, grad_total, half, grad_gain)
+        grad_delta = None if ctx.delta is None else grad_total if half is None else half
+        return grad_total, grad_delta, grad_gain, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any, dims: Any, x: Tensor, delta: Tensor | None, gain: Tensor, eps: float, product: torch.dtype
+    ) -> Any:
+        tensors = [_stacked(info.batch_size, dim, t) for dim, t in zip(dims, (x, delta, gain), strict=False)]
+        return _AddNorm.apply(*tensors, eps, product), (0, 0, 0)  # type: ignore[no-untyped-call]
+
+
+# ---- SwiGLU ---------------------------------------------------------------------------------------------------------
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """``silu(gate) * up`` (Shazeer 2020, equation 6) of [..., 2 * width] that holds gate and up side by side."""
+    if _native(x) and x.dtype == product_dtype(x):
+        gated: Tensor = _SwiGLU.apply(x)  # type: ignore[no-untyped-call]
+        return gated
+    gate, up = x.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+class _SwiGLU(Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        x = x.contiguous()
+        width = x.shape[-1] // 2
+        out = x.new_empty((*x.shape[:-1], width))
+        _call("swiglu", x.dtype, out.numel() // width, width, x, out)
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(inputs[0].contiguous())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        width = grad.shape[-1]
+        out = torch.empty_like(x)
+        _call("swiglu_back", x.dtype, grad.numel() // width, width, x, grad.contiguous(), out)
+        return out
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, x: Tensor) -> Any:
+        return _SwiGLU.apply(_stacked(info.batch_size, dims[0], x)), 0  # type: ignore[no-untyped-call]
+
+
+# ---- attention ------------------------------------------------------------------------------------------------------
+
+
+def attention(
+    qkv: Tensor,
+    heads: tuple[int, int],
+    rotary: tuple[Tensor, Tensor],
+    gains: tuple[Tensor, Tensor] | None = None,
+    eps: float = 0.0,
+) -> Tensor:
+    """Causal grouped-query attention (Ainslie et al. 2023) with rotary positions (Su et al. 2021, equation 15).
+
+    ``qkv`` [B, T, (n_heads + 2 n_kv_heads) * head_dim] holds queries, keys and values side by side; ``heads`` is
+    (n_heads, n_kv_heads), ``rotary`` the cosines [T, head_dim] and sines [T, head_dim / 2] of the angles. With
+    ``gains`` [head_dim] of queries and keys, both are normalised per head before they are turned (QK-norm). Returns
+    [B, T, n_heads * head_dim].
+    """
+    q_gain, k_gain = gains or (None, None)
+    if _native(qkv) and qkv.dtype == product_dtype(qkv) and (q_gain is None or q_gain.dtype == torch.float32):
+        mixed: Tensor = _Attention.apply(qkv, *rotary, q_gain, k_gain, heads, eps)[0]  # type: ignore[no-untyped-call]
+        return mixed
+    n_heads, n_kv_heads = heads
+    q, k, v = qkv.unflatten(-1, (n_heads + 2 * n_kv_heads, -1)).split(  # type: ignore[no-untyped-call]
+        (n_heads, n_kv_heads, n_kv_heads), dim=-2
+    )
+    if gains is not None:
+        q, k = (F.rms_norm(x, gain.shape, gain.to(x.dtype), eps) for x, gain in zip((q, k), gains, strict=True))
+    q, k = (_Rotate.apply(x, *rotary) for x in (q, k))  # type: ignore[no-untyped-call]
+    mixed = F.scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=n_heads != n_kv_heads
+    )
+    return mixed.transpose(1, 2).flatten(2)
+
+
+class _Attention(Function):
+    """Gains are [head_dim], or [members, head_dim] where the first dimension of the rest is the members."""
+
+    @staticmethod
+    def forward(
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        q_gain: Tensor | None,
+        k_gain: Tensor | None,
+        heads: tuple[int, int],
+        eps: float,
+    ) -> tuple[Tensor, Tensor]:
+        qkv = qkv.contiguous()
+        sizes = _attention_sizes(qkv, cos, q_gain, heads)
+        batch, length, n_heads, _, head_dim, _ = sizes
+        out = qkv.new_empty((*qkv.shape[:-1], n_heads * head_dim))
+        log_partition = qkv.new_empty((batch, n_heads, length), dtype=torch.float32)
+        _call("attention", qkv.dtype, *sizes, eps, qkv, cos, sin, q_gain, k_gain, out, log_partition)
+        return out, log_partition.view(*qkv.shape[:-2], n_heads, length)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        qkv, cos, sin, q_gain, k_gain, ctx.heads, ctx.eps = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(qkv.contiguous(), cos, sin, q_gain, k_gain, *output)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        qkv, cos, sin, q_gain, k_gain, out, log_partition = ctx.saved_tensors
+        grad_qkv = torch.empty_like(qkv)
+        grad_gains = [None if gain is None else torch.zeros_like(gain) for gain in (q_gain, k_gain)]
+        sizes = _attention_sizes(qkv, cos, q_gain, ctx.heads)
+        arguments = (qkv, cos, sin, q_gain, k_gain, out, log_partition, grad.contiguous(), grad_qkv, *grad_gains)
+        _call("attention_back", qkv.dtype, *sizes, ctx.eps, *arguments)
+        return grad_qkv, None, None, *grad_gains, None, None
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        dims: Any,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        q_gain: Tensor | None,
+        k_gain: Tensor | None,
+        heads: tuple[int, int],
+        eps: float,
+    ) -> Any:
+        qkv, q_gain, k_gain = (  # type: ignore[assignment]
+            _stacked(info.batch_size, dims[i], t) for i, t in ((0, qkv), (3, q_gain), (4, k_gain))
+        )
+        return _Attention.apply(qkv, cos, sin, q_gain, k_gain, heads, eps), (0, 0)  # type: ignore[no-untyped-call]
+
+
+def _attention_sizes(
+    qkv: Tensor, cos: Tensor, gain: Tensor | None, heads: tuple[int, int]
+) -> tuple[int, int, int, int, int, int]:
+    """Sequences, length, heads, kv heads, head_dim, and how many sequences share the gains of a member."""
+    length, batch = qkv.shape[-2], qkv.shape[:-2].numel()
+    head_dim = cos.shape[-1]
+    members = 1 if gain is None else gain.numel() // head_dim
+    return batch, length, *heads, head_dim, batch // members
+
+
+class _Rotate(Function):
+    """Turns each pair (i, i + head_dim / 2) of the last dimension by its angle; the gradient is turned back."""
+
+    @staticmethod
+    def forward(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        return _turn(x, cos, sin, 1)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(grad, cos, sin, -1), None, None
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Any:
+        return _Rotate.apply(_stacked(info.batch_size, dims[0], x), cos, sin), 0  # type: ignore[no-untyped-call]
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
+    half = x.shape[-1] // 2
+    cos, sin = cos[:, None], sin[:, None]
+    turned = x * cos  # fp32 also where x is half precision: angles of late positions need the digits
+    turned[..., :half].addcmul_(x[..., half:], sin, value=-direction)
+    turned[..., half:].addcmul_(x[..., :half], sin, value=direction)
+    return turned.to(x.dtype)
+
+
+# ---- the output matrix and the loss ---------------------------------------------------------------------------------
+
+
+def linear_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
+    """Mean cross entropy of ``features @ weight.T`` against ``targets``, in nats, reduced in fp32.
+
+    The logits are by far the largest tensor of a small model. Here they never exist as a whole: a block of them is
+    computed, turned into its part of the loss and of both gradients while it is still near the processor, and dropped
+    (as Liger Kernel does, Hsu et al. 2024, arXiv 2410.10989, section 3.2).
+
+    ``features`` is [N, d], ``weight`` [V, d], ``targets`` [N] (int64). Returns the objective (cross entropy plus
+    ``z_loss`` times the mean squared log of the partition function; PaLM, Chowdhery et al. 2022, section 5) and the
+    cross entropy alone, which carries no gradient. Matrix products run in the autocast precision where it is on.
+    """
+    objective, entropy, *_ = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        features[None], weight[None], targets[None], z_loss, product_dtype(features), torch.is_grad_enabled()
+    )
+    return objective[0], entropy[0]
+
+
+class _LinearCrossEntropy(Function):
+    """All tensors with the members of a stack as first dimension; the losses are [members]."""
+
+    @staticmethod
+    def forward(
+        features: Tensor, weight: Tensor, targets: Tensor, z_loss: float, product: torch.dtype, with_gradient: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        x, matrix = features.to(product), weight.to(product)
+        grads = None
+        if with_gradient:
+            # transposed: this way round the product over the tokens is the faster one
+            grads = torch.empty_like(x), torch.zeros_like(matrix.mT, dtype=torch.float32)
+        if _native(x):
+            members = range(len(x))
+            sums = [
+                _native_blocks(x[i], matrix[i], targets[i], z_loss, grads and (grads[0][i], grads[1][i]))
+                for i in members
+            ]
+            entropy, squares = torch.tensor(sums, dtype=torch.float64).unbind(1)
+        else:
+            entropy, squares = _blocks(x, matrix, targets, z_loss, grads)
+        count = targets.shape[1]
+        cross_entropy = (entropy / count).float()
+        objective = (entropy / count + z_loss * squares / count).float()
+        return objective, cross_entropy, *(grads or (None, None))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        features, weight, targets, *_ = inputs
+        _, cross_entropy, *grads = output
+        ctx.mark_non_differentiable(cross_entropy, *(grad for grad in grads if grad is not None))
+        ctx.set_materialize_grads(False)
+        ctx.count, ctx.dtypes = targets.shape[1], (features.dtype, weight.dtype)
+        ctx.save_for_backward(*grads)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_objective: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        grad_features, grad_weight = ctx.saved_tensors
+        scale = (grad_objective / ctx.count)[:, None, None]
+        features_dtype, weight_dtype = ctx.dtypes
+        grads = (grad_features * scale).to(features_dtype), (grad_weight.mT * scale).to(weight_dtype).contiguous()
+        return *grads, None, None, None, None
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, features: Tensor, weight: Tensor, targets: Tensor, *rest: Any) -> Any:
+        # the dimension of size one that a single model has makes way for the members of the stack
+        tensors = [
+            _stacked(info.batch_size, dim, t).flatten(0, 1)  # type: ignore[union-attr]
+            for dim, t in zip(dims, (features, weight, targets), strict=False)
+        ]
+        outputs = _LinearCrossEntropy.apply(*tensors, *rest)  # type: ignore[no-untyped-call]
+        return tuple(None if t is None else t[:, None] for t in outputs), tuple(
+            None if t is None else 0 for t in outputs
+        )
+
+
+def _native_blocks(
+    x: Tensor, matrix: Tensor, targets: Tensor, z_loss: float, grads: tuple[Tensor, Tensor] | None
+) -> tuple[float, float]:
+    """Sums over the tokens of cross entropy and squared log partition; gradients, times N, are written or added."""
+    sums = torch.zeros(2, dtype=torch.float64)
+    vocab_size = matrix.shape[0]
+    rows = max(1, CPU_BLOCK // vocab_size)
+    buffer = x.new_empty((rows, vocab_size))
+    targets = targets.contiguous()
+    for start in range(0, len(x), rows):
+        block, wanted = x[start : start + rows], targets[start : start + rows]
+        logits = torch.mm(block, matrix.t(), out=buffer[: len(block)])
+        _call("cross_entropy", x.dtype, len(block), vocab_size, logits, wanted, z_loss, int(grads is not None), sums)
+        if grads is not None:
+            torch.mm(logits, matrix, out=grads[0][start : start + rows])
+            if x.dtype == torch.float32:
+                grads[1].addmm_(block.t(), logits)
+            else:
+                grads[1].add_(block.t() @ logits)
+    entropy, squares = sums.tolist()
+    return entropy, squares
+
+
+def _blocks(
+    x: Tensor, matrix: Tensor, targets: Tensor, z_loss: float, grads: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """As ``_native_blocks``, for all members at once, in PyTorch."""
+    rows = max(1, (CPU_BLOCK if x.device.type == "cpu" else ACCELERATOR_BLOCK) // (len(x) * matrix.shape[1]))
+    entropy = torch.zeros(len(x), dtype=torch.float32, device=x.device)
+    squares = torch.zeros_like(entropy)
+    for start in range(0, x.shape[1], rows):
+        block, wanted = x[:, start : start + rows], targets[:, start : start + rows, None]
+        logits = (block @ matrix.mT).float()
+        # log of the partition function, from the largest logit and its probability: two cheap reductions, and no
+        # overflow, since that probability is at least 1 / V
+        probabilities = torch.softmax(logits, dim=-1)
+        log_partition = logits.amax(-1, keepdim=True) - probabilities.amax(-1, keepdim=True).log()
+        entropy += (log_partition - logits.gather(2, wanted)).sum((1, 2))
+        if z_loss:
+            squares += log_partition.square().sum((1, 2))
+        if grads is not None:
+            # d objective / d logits, times N: p (1 + 2 z log Z) - 1[target]
+            if z_loss:
+                probabilities.mul_(1 + 2 * z_loss * log_partition)
+            probabilities.scatter_add_(2, wanted, torch.full_like(log_partition, -1.0))
+            grad_logits = probabilities.to(x.dtype)
+            grads[0][:, start : start + rows].copy_(grad_logits @ matrix)
+            grads[1].add_(block.mT @ grad_logits)
+    return entropy, squares

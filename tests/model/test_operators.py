@@ -1,0 +1,127 @@
+"""The CPU kernels against PyTorch's operators, stacks of models against single ones, and divergence that shows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_transformer import LLAMA, QWEN, built, random_tokens, shapes
+from torch import Tensor
+from torch.func import functional_call
+
+from armillary.model import Transformer, native
+from armillary.recipe import ModelShape
+
+pytestmark = pytest.mark.skipif(native.kernels(torch.float32) is None, reason="no C compiler on this machine")
+
+
+def loss_and_gradients(shape: ModelShape, tokens: Tensor, precision: torch.dtype) -> dict[str, Tensor]:
+    model = built(shape)
+    with torch.autocast("cpu", precision, enabled=precision != torch.float32):
+        objective, _ = model.loss(tokens, 1e-3)
+    objective.backward()
+    return {"loss": objective.detach(), **{name: p.grad for name, p in model.named_parameters() if p.grad is not None}}
+
+
+def assert_equal_up_to(tolerance: float, ours: dict[str, Tensor], reference: dict[str, Tensor]) -> None:
+    assert ours.keys() == reference.keys()
+    for name, wanted in reference.items():
+        # relative to the largest entry; but small gradients are what is left of large ones that cancel
+        scale = max(wanted.abs().max().item(), 0.1)
+        assert (ours[name] - wanted).abs().max().item() <= tolerance * scale, name
+
+
+@given(shapes(), st.integers(1, 3), st.integers(1, 70))
+@settings(max_examples=60, deadline=None)
+def test_kernels_equal_pytorchs_operators(shape: ModelShape, batch: int, length: int) -> None:
+    tokens = random_tokens(shape, batch, length + 1)
+    ours = loss_and_gradients(shape, tokens, torch.float32)
+    with patch("armillary.model.operators.kernels", return_value=None):
+        reference = loss_and_gradients(shape, tokens, torch.float32)
+    assert_equal_up_to(1e-5, ours, reference)
+
+
+@pytest.mark.parametrize("shape", [LLAMA, QWEN], ids=["llama", "qwen"])
+def test_kernels_in_bf16_are_as_close_to_fp32_as_pytorchs(shape: ModelShape) -> None:
+    tokens = random_tokens(shape, 3, 50)
+    exact = loss_and_gradients(shape, tokens, torch.float32)
+    ours = loss_and_gradients(shape, tokens, torch.bfloat16)
+    with patch("armillary.model.operators.kernels", return_value=None):
+        theirs = loss_and_gradients(shape, tokens, torch.bfloat16)
+
+    def distance(one: dict[str, Tensor]) -> float:
+        return sum(((one[n] - exact[n]).norm() / exact[n].norm()).item() for n in exact) / len(exact)
+
+    assert 0 < distance(ours) < 1.2 * distance(theirs) < 0.05
+
+
+@given(shapes(), st.integers(1, 4), st.integers(2, 20), st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_a_stack_gives_each_member_what_it_has_alone(
+    shape: ModelShape, members: int, length: int, with_kernels: bool
+) -> None:
+    models = [built(shape, seed) for seed in range(members)]
+    tokens = torch.stack([random_tokens(shape, 2, length, seed) for seed in range(members)])
+    stacked = {
+        name: torch.stack([dict(model.named_parameters())[name].detach() for model in models]).requires_grad_()
+        for name, _ in models[0].named_parameters()
+    }
+    with patch("armillary.model.operators.kernels", native.kernels if with_kernels else lambda dtype: None):
+
+        class Loss(torch.nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.model = Transformer(shape)
+
+            def forward(self, tokens: Tensor) -> Any:
+                return self.model.loss(tokens, 1e-3)
+
+        skeleton = Loss()
+        objective, entropy = torch.vmap(
+            lambda parameters, tokens: functional_call(
+                skeleton, {f"model.{name}": p for name, p in parameters.items()}, (tokens,)
+            )
+        )(stacked, tokens)
+        objective.sum().backward()
+        for i, model in enumerate(models):
+            alone, alone_entropy = model.loss(tokens[i], 1e-3)
+            alone.backward()
+            assert objective[i].item() == pytest.approx(alone.item(), abs=1e-5)
+            assert entropy[i].item() == pytest.approx(alone_entropy.item(), abs=1e-5)
+            mine = {name: p.grad[i] for name, p in stacked.items() if p.grad is not None}
+            assert_equal_up_to(1e-5, mine, {n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["embedding.weight", "layers.1.feed_forward.gate_up.weight", "output.weight"])
+def test_a_number_that_is_not_finite_reaches_the_loss(name: str, poison: float) -> None:
+    model = built(LLAMA)
+    with torch.no_grad():
+        model.get_parameter(name)[5] = poison
+    objective, _ = model.loss(torch.full((2, 20), 5))
+    assert not torch.isfinite(objective)
+
+
+def test_without_a_compiler_the_same_is_computed_and_said(tmp_path: Path) -> None:
+    script = (
+        "import torch; from armillary.model import Transformer; from armillary.recipe import Family\n"
+        "model = Transformer(Family().shape(1, 50)); model.init_weights(0)\n"
+        "print(model.loss(torch.arange(40).view(2, 20))[0].item())"
+    )
+    seen = {}
+    for name, changed in {"with": {}, "without": {"CC": "no-such-compiler"}}.items():
+        environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / name), **changed}
+        seen[name] = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+        )
+    assert float(seen["with"].stdout) == pytest.approx(float(seen["without"].stdout), abs=1e-6)
+    assert "no C compiler was found" in seen["without"].stderr
+    assert [path.suffix for path in (tmp_path / "with" / "armillary").iterdir()] == [".so"]
