@@ -85,6 +85,28 @@ def test_a_newer_store_is_refused_and_not_touched(store):
     assert "stages" not in sa.inspect(store.engine).get_table_names()
 
 
+def test_a_store_from_before_rates_gains_them_and_stays_readable_to_the_older_version(store, make_spec):
+    store.add("a", [make_spec()])
+    with store.engine.begin() as db:
+        db.execute(sa.text("DROP TABLE rates"))
+    again = Store(store.folder)
+    assert again.rates() == [] and again.study_runs("a") == [make_spec().id]
+    with again.engine.connect() as db:
+        assert db.execute(sa.text("SELECT version FROM format")).scalars().all() == [1]
+
+
+def test_a_rate_replaces_the_one_before_and_no_other(store):
+    key = {"machine": "m", "shape": "s", "context_length": 16, "batch_sequences": 4, "precision": "fp32"}
+    about = {"machine": {"device": "浑仪"}}
+    for how, rate in (("probe", 10.0), ("runs", 8.0), ("runs", 9.0)):
+        store.record_rate(key | {"how": how}, tokens_per_s=rate, seconds=1.0, recorded_at=2.0, about=about)
+    store.record_rate(
+        key | {"how": "runs", "machine": "n"}, tokens_per_s=1.0, seconds=1.0, recorded_at=1.0, about=about
+    )
+    assert {row["how"]: row["tokens_per_s"] for row in Store(store.folder).rates(**key)} == {"probe": 10.0, "runs": 9.0}
+    assert len(store.rates()) == 3 and store.rates(machine="n")[0]["about"] == about
+
+
 @pytest.mark.parametrize("url", ["nonsense", "nosuchdatabase://host/name", "postgresql+nosuchdriver://host/name"])
 def test_a_url_that_names_no_database_is_wrong_use(url, tmp_path):
     with pytest.raises(UsageError, match="give an SQLAlchemy URL such as postgresql"):
