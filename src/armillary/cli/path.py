@@ -21,13 +21,22 @@ OutOption = Annotated[
     Path | None, typer.Option("--out", "-o", help="Folder of the results (default: the recipe's name).")
 ]
 WorkersOption = Annotated[
-    int | None, typer.Option(min=1, help="Worker processes (default: one per core or accelerator).")
+    int | None, typer.Option(min=1, help="Runs at the same time (default: one per core or accelerator).")
 ]
 BudgetOption = Annotated[
     str | None, typer.Option(help="Wall time (90s, 8m, 2h) or FLOPs (1e15flops) instead of the recipe's.")
 ]
 DatabaseOption = Annotated[
     str | None, typer.Option(envvar="ARMILLARY_DATABASE", help="SQLAlchemy URL of the store instead of SQLite.")
+]
+
+OnOption = Annotated[
+    str | None,
+    typer.Option(
+        "--on",
+        help="Train on a Ray cluster: ray (the one this machine is in, else a new one on it alone) or ray://HOST:PORT.",
+        show_default=False,
+    ),
 ]
 
 
@@ -54,22 +63,34 @@ LanguageOption = Annotated[Language, typer.Option(help="Language of the report."
 
 
 def workspace(
-    recipe: Path, folder: Path | None, budget: str | None, workers: int | None, database: str | None, show: Reporter
+    recipe: Path,
+    folder: Path | None,
+    budget: str | None,
+    workers: int | None,
+    database: str | None,
+    on: str | None,
+    show: Reporter,
 ) -> Any:
     """The workspace of a recipe file."""
     document = load_recipe(recipe)  # first: what is wrong in it is told before torch is imported
     from armillary.path import Workspace
 
-    return Workspace(document, folder or Path(document.name), budget, workers, database, show)
+    return Workspace(document, folder or Path(document.name), budget, workers, database, show, on)
 
 
 def reach(
-    goal: str, recipe: Path, folder: Path | None, budget: str | None, workers: int | None, database: str | None
+    goal: str,
+    recipe: Path,
+    folder: Path | None,
+    budget: str | None,
+    workers: int | None,
+    database: str | None,
+    on: str | None,
 ) -> Any:
     """The evidence after all stages up to ``goal``; the report is written as far as it goes."""
     show = Reporter()
     try:
-        return workspace(recipe, folder, budget, workers, database, show).report(goal)
+        return workspace(recipe, folder, budget, workers, database, on, show).report(goal)
     finally:
         show.close()
 
@@ -84,7 +105,7 @@ def corpus(
     """
     show = Reporter()
     try:
-        built = workspace(recipe, folder, None, workers, None, show).corpus()
+        built = workspace(recipe, folder, None, workers, None, None, show).corpus()
     finally:
         show.close()
     if as_json:
@@ -174,9 +195,10 @@ def stage_verb(group: typer.Typer, name: str, goal: str, part: str, show: Callab
         budget: BudgetOption = None,
         workers: WorkersOption = None,
         database: DatabaseOption = None,
+        on: OnOption = None,
         as_json: JsonOption = False,
     ) -> None:
-        found = getattr(reach(goal, recipe, folder, budget, workers, database), part)
+        found = getattr(reach(goal, recipe, folder, budget, workers, database, on), part)
         (show_json if as_json else show)(found)
 
     group.command(name, help=text)(verb)
@@ -244,6 +266,7 @@ def run(
     budget: BudgetOption = None,
     workers: WorkersOption = None,
     database: DatabaseOption = None,
+    on: OnOption = None,
     language: LanguageOption = Language.en,
     as_json: JsonOption = False,
 ) -> None:
@@ -253,7 +276,7 @@ def run(
     """
     show = Reporter()
     try:
-        place = workspace(recipe, folder, budget, workers, database, show)
+        place = workspace(recipe, folder, budget, workers, database, on, show)
         evidence = place.report(language=language.value)
     finally:
         show.close()
@@ -276,6 +299,7 @@ def demo(
     offline: Annotated[bool, typer.Option("--offline", help="Only text that Python and torch bring along.")] = False,
     budget: BudgetOption = None,
     workers: WorkersOption = None,
+    on: OnOption = None,
     language: LanguageOption = Language.en,
     as_json: JsonOption = False,
 ) -> None:
@@ -285,7 +309,7 @@ def demo(
     """
     from armillary.path import demo_recipe
 
-    run(demo_recipe(offline), folder or Path("demo"), budget, workers, None, language, as_json)
+    run(demo_recipe(offline), folder or Path("demo"), budget, workers, None, on, language, as_json)
 
 
 @app.command()
@@ -296,6 +320,7 @@ def report(
     language: LanguageOption = Language.en,
     workers: WorkersOption = None,
     database: DatabaseOption = None,
+    on: OnOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write the report once more, for example in Chinese, or of the first stages alone.
@@ -304,7 +329,7 @@ def report(
     """
     show = Reporter()
     try:
-        place = workspace(recipe, folder, None, workers, database, show)
+        place = workspace(recipe, folder, None, workers, database, on, show)
         place.report(until.value, language.value)
     finally:
         show.close()
@@ -321,7 +346,7 @@ def runs(
 
     Example: armillary runs recipe.yaml
     """
-    rows = workspace(recipe, folder, None, None, database, Reporter()).store().overview()
+    rows = workspace(recipe, folder, None, None, database, None, Reporter()).store().overview()
     if as_json:
         return show_json(rows)
     columns = ["run", "study", "status", "attempts", "parameters", "tokens", "error"]

@@ -28,14 +28,17 @@ from armillary.release import check_lineage, publish
 from armillary.report import write_report
 from armillary.study import (
     STAGES,
+    Executor,
     Found,
     Lab,
     LocalExecutor,
     Plan,
     Progress,
+    RayExecutor,
     Stage,
     Store,
     anneal_study,
+    check_place,
     found_recipe,
     judge,
     ladder_study,
@@ -74,7 +77,8 @@ class Workspace:
     """A recipe and the folder of its results.
 
     ``budget`` replaces the recipe's; ``workers`` is the number of worker processes (default: one per core or
-    accelerator); ``database`` an SQLAlchemy URL instead of the SQLite file in the folder.
+    accelerator); ``database`` an SQLAlchemy URL instead of the SQLite file in the folder; ``on`` is a Ray cluster to
+    train on (``ray``, ``ray://HOST:PORT``) instead of processes of this machine.
     """
 
     recipe: Recipe
@@ -83,11 +87,14 @@ class Workspace:
     workers: int | None = None
     database: str | None = None
     progress: Progress = quiet
+    on: str | None = None
 
     def __post_init__(self) -> None:
         for budget in (self.budget, self.recipe.budget):
             if budget is not None:
                 parse_budget(budget)  # a slip of the pen is told before the corpus is built
+        if self.on is not None:
+            check_place(self.on)
 
     def corpus(self) -> Corpus:
         """Build the recipe's corpus, or open it where it is built.
@@ -100,7 +107,8 @@ class Workspace:
             self.progress(f"corpus: {stage}", done, total, "")
 
         with self._timed("corpus"):
-            return build_corpus(self.recipe.corpus, self.folder / "corpus", workers=self.workers, progress=tell)
+            workers = self.workers if self.on is None else None  # the corpus is always built on this machine
+            return build_corpus(self.recipe.corpus, self.folder / "corpus", workers=workers, progress=tell)
 
     def store(self) -> Store:
         """The workspace's run store."""
@@ -110,11 +118,16 @@ class Workspace:
     def lab(self, resize: Stage | None = None) -> Iterator[Lab]:
         """Corpus, store, workers and the plan. ``resize`` sizes that stage alone to the workspace's whole budget."""
         corpus, store = self.corpus(), self.store()
-        with LocalExecutor(store, corpus.path, self.workers) as executor:
+        with self._executor(store, corpus) as executor:
             plan = self._plan(corpus, executor, resize)
             yield Lab(self.recipe, corpus, store, executor, plan, self.progress)
 
-    def _plan(self, corpus: Corpus, executor: LocalExecutor, resize: Stage | None) -> Plan:
+    def _executor(self, store: Store, corpus: Corpus) -> Executor:
+        if self.on is None:
+            return LocalExecutor(store, corpus.path, self.workers)
+        return RayExecutor(store, corpus.path, self.on, self.workers)
+
+    def _plan(self, corpus: Corpus, executor: Executor, resize: Stage | None) -> Plan:
         path = self.folder / "plan.json"
         key = canonical_hash([corpus.hash, self.recipe.model_dump(mode="json", exclude={"corpus"})])
         saved = _read_plan(path, key)

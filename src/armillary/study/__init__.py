@@ -14,6 +14,7 @@ from armillary.study.lab import Annealing, Lab, record, stage_key, stored
 from armillary.study.ladder import HeldOutRung, LadderOutcome, Point, fit_law, hold_out_rungs, ladder_study
 from armillary.study.local import LocalExecutor
 from armillary.study.mixture import Candidate, MixtureOutcome, mixture_study
+from armillary.study.on_ray import RayExecutor, check_place
 from armillary.study.predictions import (
     INTERVAL,
     Arm,
@@ -52,10 +53,12 @@ __all__ = [
     "Point",
     "Probe",
     "Progress",
+    "RayExecutor",
     "Stage",
     "Store",
     "TargetOutcome",
     "anneal_study",
+    "check_place",
     "default_workers",
     "fit_law",
     "forecast",

@@ -218,6 +218,14 @@ class Executor(ABC):
         """Start those that are missing. Called again and again while there is work."""
 
     @abstractmethod
+    def _await_workers(self) -> None:
+        """Start those that are missing, and wait until all can be given jobs.
+
+        Raises:
+            ArmillaryError: there is none.
+        """
+
+    @abstractmethod
     def _receive(self) -> list[tuple[Any, Answer | Lost]]:
         """What workers have said, in the order of each; waits up to half a second for the first word.
 
@@ -234,7 +242,7 @@ class Executor(ABC):
         Raises:
             ArmillaryError: a worker died, or could not train at this size.
         """
-        self._start_workers()
+        self._await_workers()
         return [self._measure(probe) for probe in probes]
 
     def _measure(self, probe: Probe) -> float:

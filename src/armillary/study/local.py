@@ -56,6 +56,9 @@ class LocalExecutor(Executor):
             if index not in taken:
                 self._workers.append(self._spawn(index))
 
+    def _await_workers(self) -> None:
+        self._start_workers()  # a pipe can be written to before the process reads it
+
     def _spawn(self, index: int) -> _Process:
         ours, theirs = self._context.Pipe()
         arguments = (theirs, self.corpus, self.store.folder, self._stop, index, os.getpid(), self.checkpoint_every_s)
