@@ -31,8 +31,8 @@ from armillary.study.store import Store
 Precision = Literal["fp32", "bf16"]
 
 # A probe is the median of several windows, taken in turn with those of the other shapes: what keeps the machine busy
-# for a moment then spoils one window of each and not all of one.
-_WINDOWS, _WINDOW_S = 3, 0.5
+# for a moment then spoils one window of each and not all of one. The best window would promise what runs never get.
+_WINDOWS, _WINDOW_S = 5, 0.5
 # Seconds of training before runs are believed more than a probe, and after which older ones are forgotten.
 _ENOUGH_S, _MEMORY_S = 3.0, 600.0
 
