@@ -43,7 +43,7 @@ from typing import Any
 import numpy as np
 import torch
 from peers import loops
-from peers.processes import CORES, PEERS, Peer, ceiling
+from peers.processes import CORES, PEERS, PRODUCTS, Peer, ceiling
 
 from armillary.corpus import Corpus, TokenOrder, build_corpus
 from armillary.goodput import Event, read_events
@@ -183,7 +183,8 @@ def peer_job(setting: Setting, corpus: Corpus, folder: Path) -> dict[str, Any]:
 def our_turn(executor: LocalExecutor, specs: list[RunSpec]) -> tuple[float, list[RunResult], list[list[Event]]]:
     """Seconds from the first run's first step to the last one's end, the results, and the events of each run."""
     outcomes = executor.run("fleet", [Job(spec) for spec in specs])
-    results = [outcome for outcome in outcomes.values() if isinstance(outcome, RunResult)]
+    # Outcomes come in the order in which the runs ended.
+    results = [outcome for spec in specs if isinstance(outcome := outcomes[spec.id], RunResult)]
     if len(results) < len(specs):
         raise ArmillaryError(f"runs of the benchmark failed: {outcomes}")
     events = [list(read_events(executor.store.run_folder(spec.id) / "events.jsonl")) for spec in specs]
@@ -406,22 +407,17 @@ def main() -> None:
         return
     options.cache.mkdir(parents=True, exist_ok=True)
     say("ceiling")
-    before = ceiling()
+    products = ceiling(PRODUCTS)
     rows = [measure(setting, options.cache, 1 if options.quick else options.rounds) for setting in settings]
     say("gaps between runs")
     waits = gaps(options.cache, 12 if options.quick else 40)
     say("ceiling again")
-    after = ceiling()
-    products = {
-        name: {layout: max(rate, after[name][layout]) for layout, rate in rates.items()}
-        for name, rates in before.items()
-    }
-    library, peak = max(
-        ((name, max(rates["thread_per_core"], rates["all_threads"])) for name, rates in products.items()),
-        key=lambda pair: pair[1],
-    )
+    first = {name: max(rates["thread_per_core"], rates["all_threads"]) for name, rates in products.items()}
+    library, precision = max(first, key=first.__getitem__).split()
+    again = ceiling([(library, precision)])[f"{library} {precision}"]
+    peak = max(first[f"{library} {precision}"], again["thread_per_core"], again["all_threads"])
     print(ceiling_table(products))
-    print(f"\nThe ceiling is {peak:.0f} GFLOP/s ({library}); the higher of two measurements counts.\n")
+    print(f"\nThe ceiling is {peak:.0f} GFLOP/s ({library} {precision}), the highest of two measurements.\n")
     print(rate_table(rows, peak))
     for row in rows:
         print(
@@ -437,7 +433,7 @@ def main() -> None:
     print(f"\n{took:.0f} s, torch {torch.__version__}, {CORES} cores.")
     if options.json:
         result = {"benchmark": "fleet", "seconds": took, "cores": CORES, "torch": torch.__version__}
-        result |= {"ceilings": [before, after], "peak_gflops": peak, "rows": rows, "gaps": waits}
+        result |= {"ceiling": products, "ceiling_again": again, "peak_gflops": peak, "rows": rows, "gaps": waits}
         options.json.write_text(json.dumps(result))
     wrong = disagreements(rows)
     if wrong:

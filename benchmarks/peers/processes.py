@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -36,8 +37,8 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(limits)}
 
 
-def ceiling() -> dict[str, dict[str, float]]:
-    """GFLOP/s by ``library precision``: one thread, one thread on every core, and one process with all."""
+def ceiling(products: Sequence[tuple[str, str]]) -> dict[str, dict[str, float]]:
+    """GFLOP/s of ``(library, precision)`` pairs: one thread, one thread on every core, and one process with all."""
 
     def measure(library: str, precision: str, processes: int, threads: int) -> float:
         command = [sys.executable, str(HERE / "products.py"), library, precision, str(threads)]
@@ -55,7 +56,7 @@ def ceiling() -> dict[str, dict[str, float]]:
     layouts = {"one_thread": (1, 1), "thread_per_core": (CORES, 1), "all_threads": (1, CORES)}
     return {
         f"{library} {precision}": {name: measure(library, precision, *layout) for name, layout in layouts.items()}
-        for library, precision in PRODUCTS
+        for library, precision in products
     }
 
 
