@@ -7,8 +7,8 @@ In one run on one machine:
   optimizer, logging, checkpoints and evaluation; timed from the first run's first step to the last one's end;
 - peers, each one process with all cores, as its users start it: a plain PyTorch loop, the same compiled, Hugging Face
   ``Trainer`` with ``LlamaForCausalLM``, and litgpt's model in its pretraining loop, compiled (as that does) and not.
-  Same shapes, initial weights, batches, optimizer and learning rates; final validation losses must agree with ours more
-  closely than two seeds of ours do, else the benchmark fails;
+  Same shapes, initial weights, batches, optimizer and learning rates; final validation losses must agree with ours to
+  a fifth of what two seeds of ours differ by, else the benchmark fails;
 - the time between two runs on a worker: from one's last step to the next one's first, validation taken out.
 
 Peers and ours take turns, so that a machine that is busy with other things shows as spread. Hugging Face and litgpt
@@ -67,6 +67,8 @@ from armillary.train import RunResult, build_optimizer, train_step
 SEQUENCES = 8  # in a batch
 WARMUP = 2  # steps of the peers that are not timed
 SLOWER = 3.0  # a precision this many times slower is not measured further
+# Of the difference between two seeds. Any seed would often agree to within the whole of it, a wrong one included.
+AGREE = 0.2
 CHECKPOINT_EVERY_S = 10.0
 DOMAIN = "text"
 
@@ -368,13 +370,13 @@ def rate_table(rows: list[dict[str, Any]], peak: float) -> str:
 
 
 def disagreements(rows: list[dict[str, Any]]) -> list[str]:
-    """Peers whose final loss is further from ours than two seeds of ours are from each other."""
+    """Peers whose final loss is further from ours than ``AGREE`` of what two seeds of ours are from each other."""
     return [
         f"{row['name']}: the loss of {name} differs from ours by {abs(entry['loss'] - row['ours']['loss']):.4f}, two "
-        f"seeds of ours by {row['seed_spread']:.4f}"
+        f"seeds of ours by {row['seed_spread']:.4f}; of the same run it should be below {AGREE:g} of that"
         for row in rows
         for name, entry in row["peers"].items()
-        if "loss" in entry and not abs(entry["loss"] - row["ours"]["loss"]) < row["seed_spread"]
+        if "loss" in entry and not abs(entry["loss"] - row["ours"]["loss"]) < AGREE * row["seed_spread"]
     ]
 
 
