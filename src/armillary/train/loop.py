@@ -5,7 +5,7 @@ The run lives in a folder: ``spec.json``, ``events.jsonl`` (contract 3), ``check
 ``train_run`` again on the folder gets the result if it is there, or goes on from the last good checkpoint; the numbers
 do not depend on how often that happened (contract 1). A lock on the folder keeps a second process out.
 
-Trade-offs: losses are fetched from the device only every ``_FLUSH`` steps, so a divergence is noticed up to that many
+Trade-offs: losses are fetched from the device only every ``FLUSH`` steps, so a divergence is noticed up to that many
 steps late, and training never waits for a number that nobody has asked for.
 """
 
@@ -16,7 +16,7 @@ import fcntl
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -43,7 +43,7 @@ from armillary.train.checkpoint import (
 
 FORMAT = 1
 
-_FLUSH = 25  # steps between two looks at the losses
+FLUSH = 25  # steps between two looks at the losses
 _VALIDATION_BATCH = 64  # windows; part of the arithmetic, so it is fixed
 
 
@@ -187,6 +187,45 @@ def train_run(
         BusyRunError: another process trains in this folder.
         ArmillaryError: the corpus is another one, or the folder holds another run.
     """
+    device = device or default_device()
+    with open_run(spec, corpus, folder, device, trunk, keep, checkpoint_every_s, progress, stop) as run:
+        if isinstance(run, RunResult):
+            return run
+        pending: list[tuple[Tensor, Tensor]] = []
+        since = time.perf_counter()
+        while run.step < spec.steps:
+            batch = torch.from_numpy(run.order.batch(run.step)).to(device, non_blocking=True)
+            pending.append(train_step(run.model, run.optimizer, spec, run.step, batch))
+            run.advance()
+            if run.wants_attention() or len(pending) >= FLUSH:
+                values = torch.stack([torch.stack(pair) for pair in pending]).tolist()
+                pending.clear()
+                run.record(values, time.perf_counter() - since)
+                run.attend()
+                since = time.perf_counter()
+        return run.finish()
+
+
+@contextlib.contextmanager
+def open_run(
+    spec: RunSpec,
+    corpus: Corpus,
+    folder: Path,
+    device: torch.device,
+    trunk: Trunk | None,
+    keep: tuple[int, ...],
+    checkpoint_every_s: float,
+    progress: Callable[[int], None],
+    stop: Callable[[], bool],
+) -> Iterator[Run | RunResult]:
+    """The run of a folder where ``train_run``, whose arguments these are, would go on with it; its result if done.
+
+    The folder is locked meanwhile.
+
+    Raises:
+        BusyRunError: another process trains in this folder.
+        ArmillaryError: the corpus is another one, or the folder holds another run.
+    """
     if corpus.hash != spec.corpus:
         raise ArmillaryError(f"run {spec.id} belongs to corpus {spec.corpus}, but {corpus.path} is {corpus.hash}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -197,19 +236,35 @@ def train_run(
             raise ArmillaryError(f"{folder}: holds another run than {spec.id}; give every run a folder of its own")
         done = read_result(folder)
         if done is not None:
-            return done
+            yield done
+            return
         with EventWriter(folder / "events.jsonl", spec.id) as events:
-            run = _Run(spec, corpus, folder, events, device or default_device())
+            run = Run(spec, corpus, folder, events, device, keep, checkpoint_every_s, progress, stop)
             run.begin(trunk)
-            run.steps(keep, checkpoint_every_s, progress, stop)
-            return run.finish(keep)
+            yield run
 
 
-class _Run:
-    """The state of a run while it trains."""
+class Run:
+    """A run between two of its steps, whoever takes them: ``train_run``, or a stack for many runs at once.
 
-    def __init__(self, spec: RunSpec, corpus: Corpus, folder: Path, events: EventWriter, device: torch.device) -> None:
-        self.spec, self.corpus, self.folder, self.events, self.device = spec, corpus, folder, events, device
+    After every step ``advance``; then, if it ``wants_attention`` and otherwise within ``FLUSH`` steps, ``record`` what
+    the steps gave and ``attend``; after the last one ``finish``.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        corpus: Corpus,
+        folder: Path,
+        events: EventWriter,
+        device: torch.device,
+        keep: tuple[int, ...],
+        checkpoint_every_s: float,
+        progress: Callable[[int], None],
+        stop: Callable[[], bool],
+    ) -> None:
+        self.spec, self.corpus, self.folder, self.events = spec, corpus, folder, events
+        self.keep, self.checkpoint_every_s, self.progress, self.stop = keep, checkpoint_every_s, progress, stop
         self.checkpoints = folder / "checkpoints"
         self.order = TokenOrder(
             corpus,
@@ -224,8 +279,8 @@ class _Run:
         self.optimizer = build_optimizer(self.model, spec)
         self.step = 0
         self.metrics: list[dict[str, float]] = []
-        self.pending: list[tuple[Tensor, Tensor]] = []
-        self.since = time.perf_counter()
+        self._saved = time.perf_counter()
+        self._stopping = False
 
     def begin(self, trunk: Trunk | None) -> None:
         """Start from the last good checkpoint of this folder, else from the trunk's, else from the beginning."""
@@ -257,53 +312,58 @@ class _Run:
         ]
         self.step = step
 
-    def steps(
-        self,
-        keep: tuple[int, ...],
-        checkpoint_every_s: float,
-        progress: Callable[[int], None],
-        stop: Callable[[], bool],
-    ) -> None:
-        spec = self.spec
-        saved = self.since = time.perf_counter()
-        while self.step < spec.steps:
-            batch = torch.from_numpy(self.order.batch(self.step)).to(self.device, non_blocking=True)
-            self.pending.append(train_step(self.model, self.optimizer, spec, self.step, batch))
-            self.step += 1
-            if len(self.pending) >= _FLUSH or self.step == spec.steps:
-                self._flush()
-            progress(self.step)
-            if spec.validation.due(self.step, spec.steps):
-                self._validate()
-            stopping = stop() and self.step < spec.steps
-            if self.step in keep or stopping or time.perf_counter() - saved > checkpoint_every_s:
-                self._save(keep)
-                saved = time.perf_counter()
-            if stopping:
-                self.events.write("stop", self.step)
-                raise InterruptedRunError(
-                    f"run {spec.id} stopped after step {self.step} of {spec.steps}; start it again to go on"
-                )
+    def advance(self) -> None:
+        """One more step is taken."""
+        self.step += 1
+        self.progress(self.step)
 
-    def _flush(self) -> None:
-        """Fetch the losses of the steps since the last flush."""
-        first = self.step - len(self.pending)
-        for step, (loss, norm) in enumerate(self.pending, start=first):
-            row = {
-                "step": step + 1,
-                "tokens": (step + 1) * self.spec.batch_tokens,
-                "lr": self.spec.lr(step),
-                "loss": loss.item(),
-                "grad_norm": norm.item(),
-            }
-            if not math.isfinite(row["loss"]) or not math.isfinite(row["grad_norm"]):
-                self._diverged(step + 1, f"the loss is {row['loss']} and the gradient norm {row['grad_norm']}")
-            self.metrics.append(row)
-        now = time.perf_counter()
-        if self.pending:
-            self.events.write("progress", self.step, now - self.since, loss=self.metrics[-1]["loss"])
-        self.pending.clear()
-        self.since = now
+    def wants_attention(self) -> bool:
+        """Whether this step is one to ``attend`` to, for which its losses have to be fetched; asked once a step."""
+        self._stopping = self.stop() and self.step < self.spec.steps
+        return self._stopping or self.spec.validation.due(self.step, self.spec.steps) or self._to_be_saved()
+
+    def _to_be_saved(self) -> bool:
+        return self.step in self.keep or time.perf_counter() - self._saved > self.checkpoint_every_s
+
+    def record(self, values: Sequence[tuple[float, float]], seconds: float) -> None:
+        """Take in cross entropy and gradient norm of the last steps, on which ``seconds`` were spent.
+
+        Raises:
+            DivergedError: one of them is not finite.
+        """
+        for step, (loss, norm) in enumerate(values, start=self.step - len(values)):
+            if not math.isfinite(loss) or not math.isfinite(norm):
+                self._diverged(step + 1, f"the loss is {loss} and the gradient norm {norm}")
+            self.metrics.append(
+                {
+                    "step": step + 1,
+                    "tokens": (step + 1) * self.spec.batch_tokens,
+                    "lr": self.spec.lr(step),
+                    "loss": loss,
+                    "grad_norm": norm,
+                }
+            )
+        self.events.write("progress", self.step, seconds, loss=self.metrics[-1]["loss"])
+
+    def attend(self) -> None:
+        """Validate, write a checkpoint, leave: whatever is due after the last recorded step.
+
+        Raises:
+            DivergedError: a validation loss is not finite.
+            InterruptedRunError: the run was asked to stop.
+        """
+        if self.spec.validation.due(self.step, self.spec.steps):
+            self._validate()
+        if self._stopping or self._to_be_saved():
+            begin = time.perf_counter()
+            save_checkpoint(self.checkpoints, self.step, self.model, self.optimizer, self.metrics, self.keep)
+            self._saved = time.perf_counter()
+            self.events.write("checkpoint", self.step, self._saved - begin)
+        if self._stopping:
+            self.events.write("stop", self.step)
+            raise InterruptedRunError(
+                f"run {self.spec.id} stopped after step {self.step} of {self.spec.steps}; start it again to go on"
+            )
 
     def _diverged(self, step: int, what: str) -> NoReturn:
         self.events.write("fault", step, problem="diverged")
@@ -311,24 +371,15 @@ class _Run:
         raise DivergedError(f"run {self.spec.id} diverged: at step {step} {what}; lower the learning rate ({rate:g})")
 
     def _validate(self) -> None:
-        self._flush()
         begin = time.perf_counter()
         for domain, (loss, bits) in validate(self.model, self.spec, self.corpus).items():
             if not math.isfinite(loss):  # the last update can be the one that breaks the model
                 self._diverged(self.step, f"the validation loss on '{domain}' is {loss}")
             self.metrics[-1][f"validation/{domain}/loss"] = loss
             self.metrics[-1][f"validation/{domain}/bits_per_byte"] = bits
-        self.since = time.perf_counter()
-        self.events.write("validation", self.step, self.since - begin)
+        self.events.write("validation", self.step, time.perf_counter() - begin)
 
-    def _save(self, keep: tuple[int, ...]) -> None:
-        self._flush()
-        begin = time.perf_counter()
-        save_checkpoint(self.checkpoints, self.step, self.model, self.optimizer, self.metrics, keep)
-        self.since = time.perf_counter()
-        self.events.write("checkpoint", self.step, self.since - begin)
-
-    def finish(self, keep: tuple[int, ...]) -> RunResult:
+    def finish(self) -> RunResult:
         """Write metrics, weights and, last of all, the result that makes the run done."""
         aside = self.folder / ".metrics.parquet"
         pq.write_table(metrics_table(self.metrics), aside)
@@ -350,7 +401,7 @@ class _Run:
             wall_s=_spent(self.folder / "events.jsonl"),
         )
         write_json(self.folder / "result.json", {"format": FORMAT, **result.__dict__})
-        remove_checkpoints(self.checkpoints, keep)
+        remove_checkpoints(self.checkpoints, self.keep)
         return result
 
 
