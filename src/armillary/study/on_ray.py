@@ -26,11 +26,13 @@ import importlib.util
 import math
 import os
 import queue
+import secrets
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -106,8 +108,8 @@ class _Actor(Worker):
 class RayExecutor(Executor):
     """Workers on the Ray cluster at ``address``: ``ray://HOST:PORT``, or ``ray`` for the one that this machine is in.
 
-    Where this machine is in none, ``ray`` starts one of its own, which only this machine can reach and which ends with
-    the executor. A program that has called ``ray.init`` keeps its connection. ``workers`` is the number of slots: all
+    Where this machine is in none, ``ray`` starts one of its own, which obeys this process only and ends with the
+    executor. A program that has called ``ray.init`` keeps its connection. ``workers`` is the number of slots: all
     cores of the cluster by default, also of nodes that join later; on a cluster with accelerators all of these, and
     where more workers are asked for, each takes a share of one.
     """
@@ -120,10 +122,11 @@ class RayExecutor(Executor):
         self._address = address
         self._asked_for = workers
         self._wanted = 0
-        self._connected = self._own_connection = False
+        self._connected = False
         self._starting: dict[Any, Any] = {}  # the call that says that an actor is up, and the actor
         self._refused: list[Any] = []
         self._looked = self._last_seen = 0.0
+        self._why = ""
         self._undo = contextlib.ExitStack()
 
     @property
@@ -138,8 +141,8 @@ class RayExecutor(Executor):
         _refuse_visible_password(self.store)
         ray = _ray()
         if not ray.is_initialized():
-            self._own_connection = True
             self._reach()
+            self._undo.callback(ray.shutdown)
         self._probe = self._undo.enter_context(_proof(self.store.folder.absolute(), self.corpus))
         total = ray.cluster_resources()
         self._resource = next((name for name in _ACCELERATORS if total.get(name)), "CPU")
@@ -164,12 +167,12 @@ class RayExecutor(Executor):
                 ray.init("auto", **options)
                 return
             cores = len(os.sched_getaffinity(0))
-            with _quiet_environment():
+            self._undo.enter_context(_environment(_only_ours()))
+            with _environment({"ARMILLARY_DATABASE": None, "RAY_USAGE_STATS_ENABLED": "0"}):
                 ray.init(
                     num_cpus=max(cores, self._asked_for or 0),
                     include_dashboard=False,
                     object_store_memory=_OBJECT_STORE,
-                    _node_ip_address="127.0.0.1",
                     **options,
                 )
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
@@ -319,10 +322,7 @@ class RayExecutor(Executor):
             self._starting.clear()
             self._refused.clear()
             self._undo.close()
-            if self._own_connection:
-                ray = _ray()
-                ray.shutdown()
-            self._connected = self._own_connection = False
+            self._connected = False
 
 
 @dataclass(frozen=True)
@@ -349,7 +349,7 @@ class _Proof:
 def _proof(store: Path, corpus: Path) -> Iterator[_Proof]:
     import torch
 
-    proof = _Proof(store, corpus, os.urandom(8).hex(), str(torch.__version__), __version__)
+    proof = _Proof(store, corpus, secrets.token_hex(8), str(torch.__version__), __version__)
     with open(proof.file, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(proof.token)
@@ -457,17 +457,35 @@ class _Slot:
                 os._exit(1)
 
 
+@cache
+def _only_ours() -> dict[str, str | None]:
+    """Settings for a Ray that only this process and what it starts can talk to.
+
+    Ray listens on all of a machine's addresses and has no setting for the loopback alone, so a token keeps others out:
+    one per process, because Ray reads it once.
+    """
+    if "RAY_AUTH_MODE" in os.environ:
+        return {}  # whoever runs this machine has settled it
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
 @contextlib.contextmanager
-def _quiet_environment() -> Iterator[None]:
-    """What a Ray that we start inherits: no report of its use, and not the database's address with its password."""
-    before = dict(os.environ)
-    os.environ.pop("ARMILLARY_DATABASE", None)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+def _environment(changes: dict[str, str | None]) -> Iterator[None]:
+    """Change variables of the environment, or take them away, for a while."""
+    before = {name: os.environ.get(name) for name in changes}
+    _set_environment(changes)
     try:
         yield
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        _set_environment(before)
+
+
+def _set_environment(values: dict[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @contextlib.contextmanager
