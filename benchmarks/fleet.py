@@ -60,8 +60,7 @@ from armillary.recipe import (
     TokenizerSpec,
     Validation,
 )
-from armillary.study import Job, LocalExecutor, Store
-from armillary.study.executor import Probe
+from armillary.study import Job, LocalExecutor, Probe, Store
 from armillary.train import RunResult, build_optimizer, train_step
 
 SEQUENCES = 8  # in a batch
