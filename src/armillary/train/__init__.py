@@ -1,5 +1,6 @@
 """Training runs: a specification and a corpus in, a folder with weights, metrics, events and a result out."""
 
+from armillary.train.fleet import Assignment, Fleet, Outcome, Stack, stack_key, train_fleet
 from armillary.train.loop import (
     BusyRunError,
     DivergedError,
@@ -15,14 +16,20 @@ from armillary.train.loop import (
 )
 
 __all__ = [
+    "Assignment",
     "BusyRunError",
     "DivergedError",
+    "Fleet",
     "InterruptedRunError",
+    "Outcome",
     "RunResult",
+    "Stack",
     "Trunk",
     "build_optimizer",
     "default_device",
     "read_result",
+    "stack_key",
+    "train_fleet",
     "train_run",
     "train_step",
     "validate",

@@ -1,0 +1,323 @@
+"""Many runs of one model shape trained as one program: a stack.
+
+A model of a million parameters leaves a large accelerator idle. Here the parameters of up to ``capacity`` runs lie in
+one buffer, a row for each; forward and backward run once for all rows (``torch.vmap`` over the model, which knows
+nothing of it), and one optimizer step follows. What makes a run a run stays its own: order of the data, schedule,
+clipping, losses, validation, checkpoints, and the folder with all that `loop` writes there. So a run may begin in a
+stack and go on alone, or the other way round; and one that is done, has diverged or was stopped leaves its row to the
+next, which may be at any step.
+
+Trade-offs:
+
+- AdamW is PyTorch's fused kernel over the rows: it passes over the memory once, where batched formulas need ten passes
+  and round differently. It takes one learning rate, so rows that agree on rate and constants share a call; in a sweep
+  of learning rates each row has a call of its own.
+- Members must agree on what shapes the program, which includes ``z_loss``.
+- Validation and checkpoints are carried out member by member, while the others wait.
+- A row that is free is not computed, so the number of members may change what the device computes by rounding. The CPU
+  kernels treat each member alike however many there are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from armillary.corpus import Corpus
+from armillary.model import Transformer
+from armillary.recipe import ModelShape, OptimizerSpec, RunSpec, UsageError
+from armillary.train.loop import FLUSH, DivergedError, Run, RunResult, Trunk, autocast, default_device, open_run
+
+Outcome = RunResult | Exception
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """A run to carry out in ``folder``; ``trunk`` and ``keep`` as for ``train_run``."""
+
+    spec: RunSpec
+    folder: Path
+    trunk: Trunk | None = None
+    keep: tuple[int, ...] = ()
+
+
+def stack_key(spec: RunSpec) -> Hashable:
+    """What runs must agree on to be members of one stack; all else may differ."""
+    shape = spec.model.model_dump_json()
+    return shape, spec.context_length, spec.batch_sequences, spec.accumulation, spec.precision, spec.optimizer.z_loss
+
+
+def train_fleet(
+    runs: Sequence[Assignment],
+    corpus: Corpus,
+    capacity: int,
+    *,
+    checkpoint_every_s: float = 30.0,
+    device: torch.device | None = None,
+    progress: Callable[[str, int], None] = lambda run, step: None,
+    stop: Callable[[str], bool] = lambda run: False,
+) -> dict[str, Outcome]:
+    """Carry out runs that agree on ``stack_key``, at most ``capacity`` at a time, each as ``train_run`` would.
+
+    Runs enter in the given order, a new one as soon as one has left. ``progress(run, step)`` is called after every
+    step of every run, and ``stop(run)`` asked as often. Returns for each run its result, or the error that
+    ``train_run`` would have raised (UsageError where it does not agree with the first): it touches no other run.
+    """
+    outcomes: dict[str, Outcome] = {}
+    waiting = deque(runs)
+    with Fleet(runs[0].spec, corpus, capacity, checkpoint_every_s, device) as fleet:
+        while waiting or fleet.runs:
+            while waiting and len(fleet.runs) < capacity:
+                run = waiting.popleft()
+                name = run.spec.id
+                try:
+                    done = fleet.add(run, partial(progress, name), partial(stop, name))
+                except Exception as error:
+                    outcomes[name] = error
+                else:
+                    outcomes |= {name: done} if done is not None else {}
+            outcomes |= fleet.step()
+    return outcomes
+
+
+class Fleet:
+    """Runs in training, at most ``capacity`` at a time, that agree with ``spec`` on ``stack_key``.
+
+    Use as a context manager; leaving it lets go of the folders of runs that are still in training, whose checkpoints
+    are then what is left of them.
+    """
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        corpus: Corpus,
+        capacity: int,
+        checkpoint_every_s: float = 30.0,
+        device: torch.device | None = None,
+    ) -> None:
+        self.corpus, self.capacity, self.checkpoint_every_s = corpus, capacity, checkpoint_every_s
+        self.device = device or default_device()
+        self.runs: list[Run] = []
+        self._key = stack_key(spec)
+        self._stack = Stack(spec, capacity, self.device)
+        self._close: list[contextlib.ExitStack] = []
+        self._pending: list[tuple[Tensor, Tensor]] = []
+        self._since = time.perf_counter()
+        self._left: dict[str, Outcome] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        while self._close:
+            self._close.pop().close()
+        self.runs.clear()
+
+    def add(
+        self,
+        run: Assignment,
+        progress: Callable[[int], None] = lambda step: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> RunResult | None:
+        """Take in a run where ``train_run`` would go on with it; returns its result if it is done already.
+
+        Raises:
+            UsageError: it does not fit into this stack, or there is no room.
+            BusyRunError, ArmillaryError: as ``train_run``.
+        """
+        if stack_key(run.spec) != self._key:
+            raise UsageError(
+                f"run {run.spec.id}: shape, context length, batch, accumulation, precision and z_loss must be those of "
+                "the stack; train it in another one"
+            )
+        if len(self.runs) == self.capacity:
+            raise UsageError(f"run {run.spec.id}: all {self.capacity} places are taken; add it when a run has left")
+        self._look()
+        with contextlib.ExitStack() as closing:
+            opened = closing.enter_context(
+                open_run(
+                    run.spec, self.corpus, run.folder, self.device, run.trunk, run.keep, self.checkpoint_every_s,
+                    progress, stop,
+                )
+            )  # fmt: skip
+            if isinstance(opened, RunResult):
+                return opened
+            self._stack.put(len(self.runs), opened.model, opened.optimizer)
+            self.runs.append(opened)
+            self._close.append(closing.pop_all())
+        self._since = time.perf_counter()
+        return None
+
+    def step(self) -> dict[str, Outcome]:
+        """One step of every run; returns the outcomes of those that have left since the last step."""
+        if self.runs:
+            batch = torch.from_numpy(np.stack([run.order.batch(run.step) for run in self.runs]))
+            taken = [(run.spec, run.step) for run in self.runs]
+            self._pending.append(self._stack.step(taken, batch.to(self.device, non_blocking=True)))
+            for run in self.runs:
+                run.advance()
+            wanting = [run.wants_attention() for run in self.runs]  # all are asked: asking notes the answer
+            if any(wanting) or len(self._pending) >= FLUSH:
+                self._look()
+                for place in reversed(range(len(self.runs))):
+                    self._attend(place)
+                self._since = time.perf_counter()
+        left, self._left = self._left, {}
+        return left
+
+    def _look(self) -> None:
+        """Fetch the losses of the steps since the last look; who has diverged leaves."""
+        if self._pending:
+            values = torch.stack([torch.stack(pair) for pair in self._pending]).permute(2, 0, 1).tolist()
+            self._pending.clear()
+            # The time of a stack is divided among its members, so that the times of all runs add up to it.
+            seconds = (time.perf_counter() - self._since) / len(self.runs)
+            for place in reversed(range(len(self.runs))):
+                try:
+                    self.runs[place].record(values[place], seconds)
+                except DivergedError as error:
+                    self._remove(place, error)
+
+    def _attend(self, place: int) -> None:
+        run = self.runs[place]
+        try:
+            run.attend()
+            if run.step == run.spec.steps:
+                self._remove(place, run.finish())
+        except Exception as error:
+            self._remove(place, error)
+
+    def _remove(self, place: int, outcome: Outcome) -> None:
+        """Let a run go; the last one takes its place."""
+        self._left[self.runs[place].spec.id] = outcome
+        self._close[place].close()
+        last, closing = self.runs.pop(), self._close.pop()
+        if place < len(self.runs):
+            self.runs[place], self._close[place] = last, closing
+            self._stack.put(place, last.model, last.optimizer)
+
+
+class Stack:
+    """Parameters, gradients and moments of up to ``capacity`` models, a row for each; rows in use come first."""
+
+    def __init__(self, spec: RunSpec, capacity: int, device: torch.device) -> None:
+        self._spec = spec
+        with torch.device("meta"):
+            self._objective = _Objective(spec.model, spec.optimizer.z_loss)
+        named = self._objective.model.named_parameters()
+        self._shapes = {name: parameter.shape for name, parameter in named}
+        # A row holds the matrices first, since they alone decay; the dictionaries have the model's order.
+        in_row = sorted(self._shapes, key=lambda name: len(self._shapes[name]) == 1)
+        ends = np.cumsum([self._shapes[name].numel() for name in in_row]).tolist()
+        self._ends = dict(zip(in_row, ends, strict=True))
+        decaying = sum(shape.numel() for shape in self._shapes.values() if len(shape) > 1)
+        self._parameters, self._gradients, self._mean, self._square = (
+            torch.zeros(capacity, ends[-1], device=device) for _ in range(4)
+        )
+        # One count for each parameter, because that is what a checkpoint has; in a row all are equal.
+        self._steps = torch.zeros(capacity, len(ends), device=device)
+        # What the optimizer takes: matrices, then gains, of every row.
+        buffers = (self._parameters, self._gradients, self._mean, self._square)
+        self._parts = [
+            [(*(buffer[row, part] for buffer in buffers), self._steps[row, 0]) for row in range(capacity)]
+            for part in (slice(decaying), slice(decaying, None))
+        ]
+
+    def _cut(self, rows: Tensor) -> dict[str, Tensor]:
+        """Views of [..., all parameters side by side], by parameter."""
+        return {
+            name: rows[..., self._ends[name] - shape.numel() : self._ends[name]].unflatten(-1, shape)  # type: ignore[no-untyped-call]
+            for name, shape in self._shapes.items()
+        }
+
+    @torch.no_grad()
+    def put(self, row: int, model: Transformer, optimizer: torch.optim.Optimizer) -> None:
+        """Copy a model and its AdamW moments into ``row``; from then on both are views of it."""
+        views = [self._cut(buffer[row]) for buffer in (self._parameters, self._mean, self._square)]
+        counts = dict(zip(self._shapes, self._steps[row].unbind(), strict=True))
+        for name, parameter in model.named_parameters():
+            weights, mean, square = (view[name] for view in views)
+            state = {"step": counts[name], "exp_avg": mean, "exp_avg_sq": square}
+            before = optimizer.state.get(parameter) or {key: torch.zeros(()) for key in state}
+            for key, view in state.items():
+                view.copy_(before[key])
+            weights.copy_(parameter)
+            parameter.data = weights
+            optimizer.state[parameter] = state
+
+    def step(self, taken: Sequence[tuple[RunSpec, int]], batch: Tensor) -> tuple[Tensor, Tensor]:
+        """One optimizer step of the first rows, for the specification and step (0-based) of each.
+
+        ``batch`` is [members, batch_sequences, context_length + 1] (int64). Returns the mean cross entropy in nats and
+        the gradient norm before clipping, both [members] and still on the device.
+        """
+        members = len(taken)
+        gradients = self._gradients[:members]
+        parts = list(self._cut(gradients).values())
+        loss = self._backward(batch, parts)
+        with torch.no_grad():
+            # As for a single model: the norm of the parameters' norms.
+            norms = [torch.linalg.vector_norm(part.flatten(1), dim=1) for part in parts]
+            norm = torch.linalg.vector_norm(torch.stack(norms, dim=1), dim=1)
+            limits = torch.tensor([spec.optimizer.grad_clip for spec, _ in taken]).to(norm.device, non_blocking=True)
+            gradients.mul_(((norm + 1e-6).reciprocal() * limits).clamp(max=1.0)[:, None])
+            self._steps[:members] += 1
+            self._update(taken)
+        return loss, norm
+
+    def _backward(self, batch: Tensor, parts: list[Tensor]) -> Tensor:
+        """Write the gradients of all members into ``parts``; returns their cross entropies."""
+        leaves = {
+            f"model.{name}": view.detach().requires_grad_()
+            for name, view in self._cut(self._parameters[: len(batch)]).items()
+        }
+        loss = torch.zeros(len(batch), device=batch.device)
+        for number, tokens in enumerate(batch.chunk(self._spec.accumulation, dim=1)):
+            with autocast(self._spec, batch.device):
+                objective, entropy = torch.vmap(partial(functional_call, self._objective))(leaves, tokens)
+            total = (objective / self._spec.accumulation).sum()
+            gradients = torch.autograd.grad(total, list(leaves.values()))
+            (torch._foreach_add_ if number else torch._foreach_copy_)(parts, gradients)
+            loss += entropy.detach() / self._spec.accumulation
+        return loss
+
+    def _update(self, taken: Sequence[tuple[RunSpec, int]]) -> None:
+        """AdamW, in one call for all rows that agree on rate and constants."""
+        calls: dict[tuple[float, OptimizerSpec], list[int]] = {}
+        for row, (spec, step) in enumerate(taken):
+            calls.setdefault((spec.lr(step), spec.optimizer), []).append(row)
+        for (lr, o), rows in calls.items():
+            for part, decay in zip(self._parts, (o.weight_decay, 0.0), strict=True):
+                weights, gradients, means, squares, steps = map(list, zip(*(part[row] for row in rows), strict=True))
+                # What torch.optim.AdamW(fused=True) calls; it takes its state from here instead of a dictionary.
+                torch._fused_adamw_(
+                    weights, gradients, means, squares, [], steps,
+                    lr=lr, beta1=o.beta1, beta2=o.beta2, weight_decay=decay, eps=o.eps,
+                    amsgrad=False, maximize=False,
+                )  # fmt: skip
+
+
+class _Objective(nn.Module):
+    """The loss of a model as its ``forward``, the form in which parameters can be given from outside."""
+
+    def __init__(self, shape: ModelShape, z_loss: float) -> None:
+        super().__init__()
+        self.model, self.z_loss = Transformer(shape), z_loss
+
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Objective and cross entropy of [batch_sequences, context_length + 1]."""
+        return self.model.loss(tokens, self.z_loss)

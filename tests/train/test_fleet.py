@@ -1,0 +1,176 @@
+"""Runs in a stack are the runs trained alone, bit for bit, whoever joins, leaves, stops or diverges beside them."""
+
+import time
+from functools import partial
+
+import pytest
+
+from armillary.goodput import read_events
+from armillary.recipe import MixturePhase, OptimizerSpec, Schedule, UsageError, Validation
+from armillary.train import (
+    Assignment,
+    BusyRunError,
+    DivergedError,
+    Fleet,
+    InterruptedRunError,
+    RunResult,
+    Trunk,
+    train_fleet,
+    train_run,
+)
+
+
+def mixture(sky, sea):
+    return (MixturePhase(start_step=0, weights={"sky": sky, "sea": sea, "code": 1 - sky - sea}),)
+
+
+@pytest.fixture(scope="module")
+def different(make_spec):
+    """Six runs that differ in everything in which members of a stack may differ."""
+    return [
+        make_spec(seed=1),
+        make_spec(seed=2, steps=9, mixture=mixture(0.1, 0.1)),
+        make_spec(seed=3, steps=30, optimizer=OptimizerSpec(lr=3e-3, weight_decay=0.3, grad_clip=0.7)),
+        make_spec(seed=3, schedule=Schedule(kind="cosine", warmup_steps=3), validation=Validation(every=4, windows=70)),
+        make_spec(seed=4, steps=1, schedule=Schedule(kind="constant")),
+        make_spec(seed=5, optimizer=OptimizerSpec(lr=2e-2, beta1=0.8, beta2=0.99, eps=1e-6, weight_decay=0.0)),
+    ]
+
+
+@pytest.mark.parametrize("capacity", [1, 2, 6, 9])
+def test_every_member_is_the_run_trained_alone(capacity, different, tiny_corpus, tmp_path, undisturbed, outcome):
+    """With fewer places than runs, runs enter where others have left, at steps of their own."""
+    runs = [Assignment(spec, tmp_path / spec.id) for spec in different]
+    told = {spec.id: [] for spec in different}
+    results = train_fleet(runs, tiny_corpus, capacity, progress=lambda run, step: told[run].append(step))
+    for spec in different:
+        assert isinstance(results[spec.id], RunResult)
+        assert outcome(tmp_path / spec.id) == undisturbed(spec)
+        assert told[spec.id] == list(range(1, spec.steps + 1))
+    assert train_fleet(runs, tiny_corpus, capacity) == results
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_hundred_steps_in_a_stack(accumulation, make_spec, tiny_corpus, tmp_path, undisturbed, outcome):
+    specs = [
+        make_spec(
+            steps=100 - 7 * seed,
+            seed=seed,
+            accumulation=accumulation,
+            mixture=mixture(0.1 * seed, 0.5),
+            optimizer=OptimizerSpec(lr=1e-3 * 3**seed, z_loss=1e-3),
+            schedule=Schedule(warmup_steps=5, decay_steps=10 + 20 * seed, decay="cosine"),
+        )
+        for seed in range(4)
+    ]
+    train_fleet([Assignment(spec, tmp_path / spec.id) for spec in specs], tiny_corpus, 4)
+    assert all(outcome(tmp_path / spec.id) == undisturbed(spec) for spec in specs)
+
+
+def test_runs_go_from_a_stack_to_themselves_and_back(make_spec, tiny_corpus, tmp_path, undisturbed, outcome):
+    specs = [make_spec(seed=seed, steps=20) for seed in range(3)]
+    runs = {spec.id: Assignment(spec, tmp_path / spec.id) for spec in specs}
+    steps = {spec.id: [] for spec in specs}
+
+    def tell(run, step):
+        steps[run].append(step)
+
+    for until, alone in ((4, specs[1]), (9, specs[0]), (13, specs[2])):
+
+        def at_step(run, until=until):
+            return steps[run][-1] == until
+
+        with pytest.raises(InterruptedRunError, match=f"stopped after step {until} of 20"):
+            train_run(
+                alone,
+                tiny_corpus,
+                tmp_path / alone.id,
+                progress=partial(tell, alone.id),
+                stop=partial(at_step, alone.id),
+            )
+        together = [run for name, run in runs.items() if name != alone.id]
+        stopped = train_fleet(together, tiny_corpus, 3, progress=tell, stop=at_step)
+        assert all(isinstance(error, InterruptedRunError) for error in stopped.values())
+    train_fleet(list(runs.values()), tiny_corpus, 3, progress=tell)
+    assert all(outcome(tmp_path / spec.id) == undisturbed(spec) for spec in specs)
+    assert all(told == list(range(1, 21)) for told in steps.values())  # no step is taken twice
+
+
+def test_who_stops_or_diverges_leaves_and_the_others_do_not_notice(
+    make_spec, tiny_corpus, tmp_path, undisturbed, outcome
+):
+    wild = make_spec(steps=60, optimizer=OptimizerSpec(lr=1e30, grad_clip=1e30))
+    broken = make_spec(steps=1, schedule=Schedule(kind="constant"), optimizer=OptimizerSpec(lr=1e38))
+    stopped = make_spec(steps=60, seed=9)
+    others = [make_spec(steps=60, seed=seed) for seed in range(3)]
+    specs = [others[0], wild, others[1], broken, stopped, others[2]]
+    results = train_fleet(
+        [Assignment(spec, tmp_path / spec.id) for spec in specs],
+        tiny_corpus,
+        5,  # the last one takes the place of who leaves first
+        stop=lambda run: run == stopped.id and (tmp_path / others[2].id / "events.jsonl").exists(),
+    )
+    assert isinstance(results[wild.id], DivergedError) and "lower the learning rate (1e+30)" in str(results[wild.id])
+    assert "at step 1 the validation loss on 'sky' is nan" in str(results[broken.id])
+    assert isinstance(results[stopped.id], InterruptedRunError)
+    assert all(outcome(tmp_path / spec.id) == undisturbed(spec) for spec in others)
+    train_run(stopped, tiny_corpus, tmp_path / stopped.id)
+    assert outcome(tmp_path / stopped.id) == undisturbed(stopped)
+    with pytest.raises(DivergedError) as alone:
+        train_run(wild, tiny_corpus, tmp_path / "alone")
+    assert str(alone.value) == str(results[wild.id])  # at the same step, with the same numbers
+
+
+def test_members_branch_from_a_trunk_and_leave_checkpoints_to_branch_from(
+    make_spec, tiny_corpus, tmp_path, undisturbed, outcome
+):
+    trunk = make_spec(steps=9, schedule=Schedule(kind="constant"), seed=20)
+    other = make_spec(seed=21)
+    train_fleet(
+        [Assignment(trunk, tmp_path / trunk.id, keep=(6, 9)), Assignment(other, tmp_path / other.id)], tiny_corpus, 2
+    )
+    branches = [make_spec(schedule=Schedule(decay_steps=steps), seed=20) for steps in (6, 3)]
+    train_fleet(
+        [
+            Assignment(spec, tmp_path / spec.id, Trunk(tmp_path / trunk.id, 12 - spec.schedule.decay_steps))
+            for spec in branches
+        ],
+        tiny_corpus,
+        2,
+    )
+    for spec in (trunk, other, *branches):
+        assert outcome(tmp_path / spec.id) == undisturbed(spec)
+    begun = [next(read_events(tmp_path / spec.id / "events.jsonl")).step for spec in branches]
+    assert begun == [6, 9]
+
+
+def test_the_times_of_members_add_up_to_the_time_of_the_stack(make_spec, tiny_corpus, tmp_path):
+    specs = [make_spec(seed=seed, steps=40, validation=Validation(windows=4)) for seed in range(4)]
+    begin = time.perf_counter()
+    results = train_fleet([Assignment(spec, tmp_path / spec.id) for spec in specs], tiny_corpus, 4)
+    assert sum(result.wall_s for result in results.values()) < time.perf_counter() - begin
+
+
+def test_what_does_not_fit_into_a_stack_is_refused_and_what_is_busy_waits(make_spec, tiny_corpus, tmp_path):
+    first, wider = make_spec(), make_spec(context_length=17)
+    with Fleet(first, tiny_corpus, 1) as fleet:
+        with pytest.raises(UsageError, match=f"run {wider.id}: shape, context length, .* must be those of the stack"):
+            fleet.add(Assignment(wider, tmp_path / "wider"))
+        fleet.add(Assignment(first, tmp_path / "run"))
+        with pytest.raises(UsageError, match="all 1 places are taken"):
+            fleet.add(Assignment(make_spec(seed=8), tmp_path / "other"))
+        with Fleet(first, tiny_corpus, 1) as second, pytest.raises(BusyRunError, match="another process trains"):
+            second.add(Assignment(first, tmp_path / "run"))
+        fleet.step()
+    assert not (tmp_path / "other").exists()
+    train_run(first, tiny_corpus, tmp_path / "run")  # the folder has been let go
+
+
+def test_one_folder_that_cannot_be_used_costs_only_its_run(make_spec, tiny_corpus, tmp_path, undisturbed, outcome):
+    good, elsewhere, foreign = make_spec(), make_spec(corpus="0123456789abcdef"), make_spec(mixture=mixture(0.1, 0.2))
+    (tmp_path / foreign.id).mkdir()
+    (tmp_path / foreign.id / "spec.json").write_text(good.model_dump_json())
+    results = train_fleet([Assignment(spec, tmp_path / spec.id) for spec in (elsewhere, foreign, good)], tiny_corpus, 3)
+    assert "belongs to corpus 0123456789abcdef" in str(results[elsewhere.id])
+    assert "holds another run" in str(results[foreign.id])
+    assert outcome(tmp_path / good.id) == undisturbed(good)
