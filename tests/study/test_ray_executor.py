@@ -1,8 +1,12 @@
 """A study on a Ray cluster of several nodes that come and go: the numbers are always those of a run alone."""
 
 import contextlib
+import fcntl
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -10,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from armillary.goodput import read_events
-from armillary.recipe import OptimizerSpec, Schedule, Validation
-from armillary.study import Failure, Job, LocalExecutor, RayExecutor, Store
-from armillary.train import RunResult
+from armillary.recipe import OptimizerSpec, Schedule, UsageError, Validation
+from armillary.study import Failure, Job, LocalExecutor, Probe, RayExecutor, Store
+from armillary.train import RunResult, train_run
 
 ray = pytest.importorskip("ray")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
@@ -54,6 +58,14 @@ def gone(pid):
         return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1].startswith("Z")
     except FileNotFoundError:
         return True
+
+
+def free(folder):
+    """Whether no process trains in a run's folder."""
+    with open(folder / ".lock", "w") as file, contextlib.suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +140,6 @@ def test_a_node_killed_in_the_middle_costs_nothing(
         results = executor.run("lost", jobs, lambda stage, done, total, note: told.append((done, total)))
         thread.join()
         assert executor.n_workers == 1 and {w.node for w in executor._workers} == set(by_id) - set(killed)
-        assert executor.run("again", jobs[3:]) == {run: results[run] for run in [s.id for s in (*singles,)]} | (
-            {wild.id: results[wild.id]}
-        )
     assert isinstance(results[wild.id], Failure) and results[wild.id].status == "diverged"
     good = [trunk, *branches, *singles]
     assert all(isinstance(results[spec.id], RunResult) for spec in good)
@@ -144,3 +153,129 @@ def test_a_node_killed_in_the_middle_costs_nothing(
     assert [e.step > 0 for e in events if e.kind == "resume"] == [True]  # from a checkpoint, on another node
     assert {row["run"]: row["attempts"] for row in store.overview()}[trunk.id] == 2
     assert not list(store.folder.glob(".ray-*"))
+
+
+def test_what_a_node_does_not_see_is_told_before_anything_trains(
+    cluster, add_node, make_spec, tiny_corpus, tmp_path, monkeypatch
+):
+    add_node()
+    store, job = Store(tmp_path / "store"), Job(make_spec())
+    with (
+        RayExecutor(store, tmp_path / "elsewhere", "ray") as executor,
+        pytest.raises(UsageError, match=r"node [\d.]+: .*elsewhere: .*manifest.json"),
+    ):
+        executor.run("paths", [job])
+    monkeypatch.setattr("fcntl.flock", lambda file, how: None)  # here only: as on a disk whose locks are not shared
+    with (
+        RayExecutor(store, tiny_corpus.path, "ray") as executor,
+        pytest.raises(UsageError, match=r"node [\d.]+: .*a lock held elsewhere is not seen"),
+    ):
+        executor.run("locks", [job])
+    assert not list(store.folder.glob("runs/*")) and not list(store.folder.glob(".ray-*"))
+
+
+@pytest.mark.parametrize("on", ["", "local", "ray://", "ray://host", "ray://host:port", "http://host:1"])
+def test_a_place_that_is_none_is_told_at_once(on, tiny_corpus, tmp_path):
+    with pytest.raises(UsageError, match=r"--on .*give ray"):
+        RayExecutor(Store(tmp_path), tiny_corpus.path, on)
+
+
+def test_a_password_on_the_command_line_is_kept_from_the_cluster(tiny_corpus, tmp_path, monkeypatch):
+    store = Store(tmp_path, f"sqlite:///{tmp_path}/store.sqlite")
+    monkeypatch.setattr(store.engine, "url", store.engine.url.set(username="me", password="s3 cret", host="db"))
+    monkeypatch.setattr(sys, "orig_argv", ["armillary", "--database=postgresql://me:s3%20cret@db/x"])
+    with RayExecutor(store, tiny_corpus.path, "ray") as executor, pytest.raises(UsageError) as caught:
+        executor.measure([])
+    assert "ARMILLARY_DATABASE" in str(caught.value) and "cret" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_slots_come_and_go_with_nodes(cluster, add_node, make_spec, undisturbed, outcome, tiny_corpus, tmp_path):
+    specs = [make_spec(steps=800, seed=seed, validation=Validation(windows=4)) for seed in (90, 91, 92)]
+    store, nodes = Store(tmp_path / "store"), [add_node()]
+
+    def progress(stage, done, total, note):
+        if done > 0 and len(nodes) == 1 and not gone(raylet(nodes[0])):
+            kill_node(nodes[0])  # the only one
+        elif "waiting for a free CPU" in note and len(nodes) == 1:
+            nodes.extend([add_node(), add_node()])
+
+    with RayExecutor(store, tiny_corpus.path, "ray", checkpoint_every_s=0.05) as executor:
+        (rate,) = executor.measure([Probe(specs[0].model, 16, 4, "fp32", seconds=0.1)])
+        assert rate > 0 and executor.n_workers == 1
+        executor.run("change", [Job(spec) for spec in specs], progress)
+        assert len(nodes) == 3 and executor.n_workers == 2
+    assert all(outcome(store.run_folder(spec.id)) == undisturbed(spec) for spec in specs)
+
+
+@pytest.mark.slow
+def test_a_run_that_kills_every_worker_is_given_up(cluster, add_node, make_spec, tiny_corpus, tmp_path):
+    add_node()
+    deadly, other = make_spec(steps=2000, seed=95, validation=Validation(windows=4)), make_spec(seed=96)
+    store = Store(tmp_path / "store")
+    with RayExecutor(store, tiny_corpus.path, "ray") as executor:
+
+        def kill(stage, done, total, note):
+            for worker in executor._workers:
+                if worker.steps.get(deadly.id, 0) > 0:
+                    with contextlib.suppress(ray.exceptions.RayError):
+                        ray.kill(worker.actor)
+                    worker.steps[deadly.id] = 0
+
+        results = executor.run("deadly", [Job(deadly), Job(other)], kill)
+    assert "in each of 3 attempts" in results[deadly.id].error and isinstance(results[other.id], RunResult)
+
+
+_PROGRAM = """
+import sys
+from pathlib import Path
+from armillary.cli import guarded
+from armillary.recipe import RunSpec
+from armillary.study import Job, RayExecutor, Store
+
+def study():
+    store, corpus, *specs = map(Path, sys.argv[1:])
+    jobs = [Job(RunSpec.model_validate_json(path.read_bytes())) for path in specs]
+    with RayExecutor(Store(store), corpus, "ray", checkpoint_every_s=0.05) as executor:
+        executor.run("study", jobs)
+
+sys.exit(guarded(study))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_workers_leave_when_their_program_is_stopped(
+    cluster, add_node, make_spec, undisturbed, outcome, tiny_corpus, tmp_path, number
+):
+    node = add_node()
+    store = Store(tmp_path / "store")
+    specs = [make_spec(steps=2000, seed=seed, validation=Validation(windows=4)) for seed in (97, 98)]
+    paths = [tmp_path / f"{spec.id}.json" for spec in specs]
+    for path, spec in zip(paths, specs, strict=True):
+        path.write_text(json.dumps(spec.model_dump(mode="json")))
+    command = [sys.executable, "-c", _PROGRAM, str(store.folder), str(tiny_corpus.path), *map(str, paths)]
+    program = subprocess.Popen(
+        command,
+        env={**os.environ, "RAY_ADDRESS": cluster.address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    wait_for(lambda: any(store.folder.glob("runs/*/checkpoints/step-*")))
+    workers = [pid for pid in children(raylet(node)) if "_Slot" in Path(f"/proc/{pid}/cmdline").read_text()]
+    assert workers
+    os.killpg(program.pid, number)
+    err = program.communicate(timeout=PATIENCE_S)[1]
+    wait_for(lambda: all(map(gone, workers)))
+    begun = next(path for path in store.folder.glob("runs/*") if any(path.glob("checkpoints/step-*")))
+    if number == signal.SIGINT:
+        assert program.returncode == 1 and "stopped with 2 of 2 runs to go" in err and "Traceback" not in err
+        assert [event.kind for event in read_events(begun / "events.jsonl")][-2:] == ["checkpoint", "stop"]
+        assert not list(store.folder.glob(".ray-*"))
+    spec = store.run_spec(begun.name)
+    wait_for(lambda: free(begun))  # a process's threads may outlive what it looks like from outside
+    train_run(spec, tiny_corpus, begun)
+    assert outcome(begun) == undisturbed(spec)
+    assert [event.step > 0 for event in read_events(begun / "events.jsonl") if event.kind == "resume"] == [True]
