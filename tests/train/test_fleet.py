@@ -4,9 +4,10 @@ import time
 from functools import partial
 
 import pytest
+import torch
 
 from armillary.goodput import read_events
-from armillary.recipe import MixturePhase, OptimizerSpec, Schedule, UsageError, Validation
+from armillary.recipe import MixturePhase, ModelShape, OptimizerSpec, Schedule, UsageError, Validation
 from armillary.train import (
     Assignment,
     BusyRunError,
@@ -14,7 +15,10 @@ from armillary.train import (
     Fleet,
     InterruptedRunError,
     RunResult,
+    Stack,
     Trunk,
+    member_bytes,
+    stack_capacity,
     train_fleet,
     train_run,
 )
@@ -42,12 +46,12 @@ def test_every_member_is_the_run_trained_alone(capacity, different, tiny_corpus,
     """With fewer places than runs, runs enter where others have left, at steps of their own."""
     runs = [Assignment(spec, tmp_path / spec.id) for spec in different]
     told = {spec.id: [] for spec in different}
-    results = train_fleet(runs, tiny_corpus, capacity, progress=lambda run, step: told[run].append(step))
+    results = dict(train_fleet(runs, tiny_corpus, capacity, progress=lambda run, step: told[run].append(step)))
     for spec in different:
         assert isinstance(results[spec.id], RunResult)
         assert outcome(tmp_path / spec.id) == undisturbed(spec)
         assert told[spec.id] == list(range(1, spec.steps + 1))
-    assert train_fleet(runs, tiny_corpus, capacity) == results
+    assert dict(train_fleet(runs, tiny_corpus, capacity)) == results
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -63,7 +67,7 @@ def test_a_hundred_steps_in_a_stack(accumulation, make_spec, tiny_corpus, tmp_pa
         )
         for seed in range(4)
     ]
-    train_fleet([Assignment(spec, tmp_path / spec.id) for spec in specs], tiny_corpus, 4)
+    dict(train_fleet([Assignment(spec, tmp_path / spec.id) for spec in specs], tiny_corpus, 4))
     assert all(outcome(tmp_path / spec.id) == undisturbed(spec) for spec in specs)
 
 
@@ -78,7 +82,7 @@ def test_runs_go_from_a_stack_to_themselves_and_back(make_spec, tiny_corpus, tmp
     for until, alone in ((4, specs[1]), (9, specs[0]), (13, specs[2])):
 
         def at_step(run, until=until):
-            return steps[run][-1] == until
+            return steps[run][-1:] == [until]
 
         with pytest.raises(InterruptedRunError, match=f"stopped after step {until} of 20"):
             train_run(
@@ -89,9 +93,9 @@ def test_runs_go_from_a_stack_to_themselves_and_back(make_spec, tiny_corpus, tmp
                 stop=partial(at_step, alone.id),
             )
         together = [run for name, run in runs.items() if name != alone.id]
-        stopped = train_fleet(together, tiny_corpus, 3, progress=tell, stop=at_step)
+        stopped = dict(train_fleet(together, tiny_corpus, 3, progress=tell, stop=at_step))
         assert all(isinstance(error, InterruptedRunError) for error in stopped.values())
-    train_fleet(list(runs.values()), tiny_corpus, 3, progress=tell)
+    dict(train_fleet(list(runs.values()), tiny_corpus, 3, progress=tell))
     assert all(outcome(tmp_path / spec.id) == undisturbed(spec) for spec in specs)
     assert all(told == list(range(1, 21)) for told in steps.values())  # no step is taken twice
 
@@ -104,11 +108,13 @@ def test_who_stops_or_diverges_leaves_and_the_others_do_not_notice(
     stopped = make_spec(steps=60, seed=9)
     others = [make_spec(steps=60, seed=seed) for seed in range(3)]
     specs = [others[0], wild, others[1], broken, stopped, others[2]]
-    results = train_fleet(
-        [Assignment(spec, tmp_path / spec.id) for spec in specs],
-        tiny_corpus,
-        5,  # the last one takes the place of who leaves first
-        stop=lambda run: run == stopped.id and (tmp_path / others[2].id / "events.jsonl").exists(),
+    results = dict(
+        train_fleet(
+            [Assignment(spec, tmp_path / spec.id) for spec in specs],
+            tiny_corpus,
+            5,  # the last one takes the place of who leaves first
+            stop=lambda run: run == stopped.id and (tmp_path / others[2].id / "events.jsonl").exists(),
+        )
     )
     assert isinstance(results[wild.id], DivergedError) and "lower the learning rate (1e+30)" in str(results[wild.id])
     assert "at step 1 the validation loss on 'sky' is nan" in str(results[broken.id])
@@ -126,17 +132,23 @@ def test_members_branch_from_a_trunk_and_leave_checkpoints_to_branch_from(
 ):
     trunk = make_spec(steps=9, schedule=Schedule(kind="constant"), seed=20)
     other = make_spec(seed=21)
-    train_fleet(
-        [Assignment(trunk, tmp_path / trunk.id, keep=(6, 9)), Assignment(other, tmp_path / other.id)], tiny_corpus, 2
+    dict(
+        train_fleet(
+            [Assignment(trunk, tmp_path / trunk.id, keep=(6, 9)), Assignment(other, tmp_path / other.id)],
+            tiny_corpus,
+            2,
+        )
     )
     branches = [make_spec(schedule=Schedule(decay_steps=steps), seed=20) for steps in (6, 3)]
-    train_fleet(
-        [
-            Assignment(spec, tmp_path / spec.id, Trunk(tmp_path / trunk.id, 12 - spec.schedule.decay_steps))
-            for spec in branches
-        ],
-        tiny_corpus,
-        2,
+    dict(
+        train_fleet(
+            [
+                Assignment(spec, tmp_path / spec.id, Trunk(tmp_path / trunk.id, 12 - spec.schedule.decay_steps))
+                for spec in branches
+            ],
+            tiny_corpus,
+            2,
+        )
     )
     for spec in (trunk, other, *branches):
         assert outcome(tmp_path / spec.id) == undisturbed(spec)
@@ -147,7 +159,7 @@ def test_members_branch_from_a_trunk_and_leave_checkpoints_to_branch_from(
 def test_the_times_of_members_add_up_to_the_time_of_the_stack(make_spec, tiny_corpus, tmp_path):
     specs = [make_spec(seed=seed, steps=40, validation=Validation(windows=4)) for seed in range(4)]
     begin = time.perf_counter()
-    results = train_fleet([Assignment(spec, tmp_path / spec.id) for spec in specs], tiny_corpus, 4)
+    results = dict(train_fleet([Assignment(spec, tmp_path / spec.id) for spec in specs], tiny_corpus, 4))
     assert sum(result.wall_s for result in results.values()) < time.perf_counter() - begin
 
 
@@ -170,7 +182,29 @@ def test_one_folder_that_cannot_be_used_costs_only_its_run(make_spec, tiny_corpu
     good, elsewhere, foreign = make_spec(), make_spec(corpus="0123456789abcdef"), make_spec(mixture=mixture(0.1, 0.2))
     (tmp_path / foreign.id).mkdir()
     (tmp_path / foreign.id / "spec.json").write_text(good.model_dump_json())
-    results = train_fleet([Assignment(spec, tmp_path / spec.id) for spec in (elsewhere, foreign, good)], tiny_corpus, 3)
+    results = dict(
+        train_fleet([Assignment(spec, tmp_path / spec.id) for spec in (elsewhere, foreign, good)], tiny_corpus, 3)
+    )
     assert "belongs to corpus 0123456789abcdef" in str(results[elsewhere.id])
     assert "holds another run" in str(results[foreign.id])
     assert outcome(tmp_path / good.id) == undisturbed(good)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_estimate_of_a_members_memory_covers_what_a_step_keeps(precision, make_spec):
+    shape = ModelShape(n_layers=4, d_model=64, n_heads=4, n_kv_heads=2, head_dim=16, d_ff=176, vocab_size=300)
+    spec = make_spec(model=shape, precision=precision, context_length=64, batch_sequences=8)
+    stack = Stack(spec, 3, torch.device("cpu"))
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        stack.step([(spec, 0)] * 3, torch.zeros(3, 8, 65, dtype=torch.int64))
+    measured = (sum(kept.values()) + 4 * 4 * 3 * spec.model.parameters) / 3
+    assert measured < member_bytes(spec) < 3 * measured
+    assert stack_capacity(spec, 7, torch.device("cpu")) == 7
+    larger = make_spec(context_length=10**9)
+    assert stack_capacity(larger, 7, torch.device("cpu")) == 1

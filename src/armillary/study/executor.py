@@ -19,7 +19,7 @@ import signal
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -27,11 +27,18 @@ from typing import Any, Literal, Protocol, Self
 
 from armillary.recipe import ArmillaryError, ModelShape, RunSpec
 from armillary.study.store import Store
-from armillary.train import RunResult
+from armillary.train import RunResult, stack_key
 
 MAX_ATTEMPTS = 3
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _AHEAD_S = 1.0
+# A stack is tried for shapes with at least so much to do per worker, and where a single model's step takes less than
+# this, since a device that is busy for longer gains nothing; the next larger one must be faster by this factor.
+_WORTH_FLOPS = 2e12
+_BUSY_STEP_S = 0.05
+_STACKS = (4, 16, 64, 256)
+_GAIN = 1.1
+_STACK_PROBE_S = 0.5
 
 
 class InterruptedStudyError(ArmillaryError):
@@ -70,20 +77,25 @@ class Failure:
 
 @dataclass(frozen=True)
 class Probe:
-    """A throughput to measure: training steps of this shape for about ``seconds``."""
+    """A throughput to measure: training steps of this shape for about ``seconds``, of ``members`` models at once."""
 
     shape: ModelShape
     context_length: int
     batch_sequences: int
     precision: str
     seconds: float = 1.5
+    members: int = 1
 
 
 @dataclass(frozen=True)
 class Train:
-    """Asks a worker for the results of ``jobs``, each of which is answered as soon as it is known."""
+    """Asks a worker for the results of ``jobs``, each of which is answered as soon as it is known.
+
+    Of jobs that agree on ``stack_key`` up to ``members`` are trained as one program.
+    """
 
     jobs: tuple[Job, ...]
+    members: int = 1
 
 
 Message = Train | Probe
@@ -127,13 +139,13 @@ class Worker(ABC):
     def send(self, message: Message) -> None:
         """Put a message into the worker's inbox; that it is gone will be told by its executor's ``_receive``."""
 
-    def give(self, *jobs: Job) -> None:
-        """Have the worker train these jobs after those that it has."""
+    def give(self, jobs: list[Job], members: int) -> None:
+        """Have the worker train these jobs, so many at once, after those that it has."""
         if not self.stacks:
             self._begin()
-        self.stacks.append(list(jobs))
+        self.stacks.append(jobs)
         self.steps.update({job.spec.id: job.trunk[1] if job.trunk else 0 for job in jobs})
-        self.send(Train(jobs))
+        self.send(Train(tuple(jobs), members))
 
     def flops(self) -> float:
         """FLOPs spent on the jobs at hand."""
@@ -152,10 +164,10 @@ class Worker(ABC):
         """Take the run from the jobs at hand."""
         jobs = next(jobs for jobs in self.stacks if any(job.spec.id == run for job in jobs))
         job = next(job for job in jobs if job.spec.id == run)
-        if not self._marked and time.monotonic() > self._mark[0]:
+        if not self._marked and len(jobs) == 1 and time.monotonic() > self._mark[0]:
             self._flops_per_s = job.new_flops(job.spec.steps) / (time.monotonic() - self._mark[0])
         jobs.remove(job)
-        del self.steps[run]
+        self._mark = (self._mark[0], self._mark[1] - job.new_flops(self.steps.pop(run)))
         if not jobs:
             self.stacks.remove(jobs)
             self._begin()
@@ -181,6 +193,10 @@ class _Queue:
     outcomes: dict[str, RunResult | Failure] = field(default_factory=dict)
     deaths: dict[str, int] = field(default_factory=dict)
 
+    def may_stack(self, job: Job) -> bool:
+        """Whether others may be trained together with this job: not in its last attempt."""
+        return self.deaths.get(job.spec.id, 0) < MAX_ATTEMPTS - 1
+
 
 class Executor(ABC):
     """Workers over one corpus and one store, wherever they are.
@@ -196,6 +212,7 @@ class Executor(ABC):
         self._workers: list[Any] = []
         self._stop = stop  # its ``value`` is 1 while workers should leave their runs
         self._word = ""
+        self._members: dict[Hashable, int] = {}  # models that a worker trains at once, by stack_key
 
     def __enter__(self) -> Self:
         return self
@@ -292,6 +309,7 @@ class Executor(ABC):
         known, total_runs = len(queue.outcomes), len(queue.waiting)
         before = _on_signals(self._stop)
         try:
+            self._choose_stacks(queue)
             while queue.waiting or any(worker.stacks for worker in self._workers):
                 if not self._stop.value:
                     self._start_workers()
@@ -321,15 +339,54 @@ class Executor(ABC):
         for worker in sorted(self._workers, key=lambda worker: len(worker.stacks)):
             if not worker.wants_more():
                 continue
-            for job in queue.waiting:
-                # A branch waits for its trunk; should the trunk have failed, it trains the whole way itself.
-                if job.trunk is None or self._kept(*job.trunk) or job.trunk[0] not in unfinished:
-                    queue.waiting.remove(job)
-                    self.store.mark_running(job.spec.id)
-                    worker.give(job)
-                    break
-            else:
+            ready = [job for job in queue.waiting if self._is_ready(job, unfinished)]
+            if not ready:
                 return
+            # Whoever has ended many workers is alone in its last attempt, and ends nobody else's.
+            members = self._members.get(stack_key(ready[0].spec), 1) if queue.may_stack(ready[0]) else 1
+            mates = [job for job in ready if queue.may_stack(job) and stack_key(job.spec) == stack_key(ready[0].spec)]
+            # More than enter at once, since there one enters as another leaves; fewer each time, so that all end
+            # together.
+            jobs = mates[: max(members, -(-len(mates) // len(self._workers)))] if members > 1 else ready[:1]
+            for job in jobs:
+                queue.waiting.remove(job)
+                self.store.mark_running(job.spec.id)
+            worker.give(jobs, members)
+
+    def _is_ready(self, job: Job, unfinished: set[str]) -> bool:
+        # A branch waits for its trunk; should the trunk have failed, it trains the whole way itself.
+        return job.trunk is None or self._kept(*job.trunk) or job.trunk[0] not in unfinished
+
+    def _choose_stacks(self, queue: _Queue) -> None:
+        """Measure, for shapes with much to do, whether a worker trains more tokens per second with many at once."""
+        groups: dict[Hashable, list[Job]] = {}
+        for job in queue.waiting:
+            groups.setdefault(stack_key(job.spec), []).append(job)
+        for key, jobs in groups.items():
+            flops = sum(job.new_flops(job.spec.steps) for job in jobs)
+            if key not in self._members and flops > _WORTH_FLOPS * self.n_workers:
+                self._members[key] = self._best_members(jobs[0].spec, len(jobs) // self.n_workers)
+
+    def _best_members(self, spec: RunSpec, most: int) -> int:
+        """Models that a worker should train at once, at most ``most``; 1 where a stack gains too little."""
+        sizes = (spec.model, spec.context_length, spec.batch_sequences, spec.precision, _STACK_PROBE_S)
+        best = 1
+        if most < min(_STACKS):
+            return best
+        try:
+            (rate,) = self.measure([Probe(*sizes)])
+            if spec.batch_tokens * self.n_workers > _BUSY_STEP_S * rate:
+                return best
+            for members in _STACKS:
+                if members > most:
+                    break
+                (tried,) = self.measure([Probe(*sizes, members=members)])
+                if tried < _GAIN * rate:
+                    break
+                best, rate = members, tried
+        except ArmillaryError:  # it does not fit: what was measured before holds
+            pass
+        return best
 
     def _collect(self, queue: _Queue) -> None:
         for worker, said in self._receive():

@@ -6,8 +6,10 @@ runs at once as there are cores, and one thread keeps a run's arithmetic indepen
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from armillary.corpus import Corpus
+    from armillary.train import RunResult, Trunk
 
 _TELL_EVERY_S = 0.2
 
@@ -53,13 +56,79 @@ def work(
         except EOFError:
             return
         if isinstance(message, Train):
-            for job in message.jobs:
+            left = list(message.jobs)
+            if message.members > 1:
+                left = _train_stack(message, opened, store / "runs", checkpoint_every_s, device, answer, stopping)
+            for job in left:
                 answer(_train(job, opened, store / "runs", checkpoint_every_s, device, answer, stopping))
         else:
             try:
                 answer(Answer("measured", _measure(message, device)))
             except Exception as error:
                 answer(Answer("unmeasured", f"{type(error).__name__}: {error}"))
+
+
+def _train_stack(
+    message: Train,
+    corpus: Corpus,
+    runs: Path,
+    checkpoint_every_s: float,
+    device: torch.device,
+    answer: Callable[[Answer], None],
+    stopping: Callable[[], bool],
+) -> list[Job]:
+    """Answer jobs that are trained as one program; returns those that have to be trained alone."""
+    from armillary.train import Assignment, BusyRunError, stack_capacity, train_fleet
+
+    left = {job.spec.id: job for job in message.jobs}
+    members = [Assignment(job.spec, runs / job.spec.id, _trunk(job, runs), job.keep) for job in message.jobs]
+    told: dict[str, float] = {}
+    # So many runs would drown whoever listens, did each tell as often as a run alone.
+    tell_every_s = _TELL_EVERY_S * max(1.0, message.members / 4)
+
+    def tell(run: str, step: int) -> None:
+        now = time.monotonic()
+        if now - told.get(run, 0.0) > tell_every_s:
+            told[run] = now
+            answer(Answer("step", step, run))
+
+    try:
+        outcomes = train_fleet(
+            members,
+            corpus,
+            stack_capacity(members[0].spec, message.members, device),
+            checkpoint_every_s=checkpoint_every_s,
+            device=device,
+            progress=tell,
+            stop=lambda run: stopping(),
+        )
+        for run, outcome in outcomes:
+            if not isinstance(outcome, BusyRunError):
+                del left[run]
+                answer(_answer(run, outcome))
+    except Exception:
+        # What no member did by itself, above all too little memory: alone each goes on from its last checkpoint.
+        logging.getLogger(__name__).warning("a stack of runs failed; they are trained alone", exc_info=True)
+    return list(left.values())
+
+
+def _answer(run: str, outcome: RunResult | Exception) -> Answer:
+    from armillary.train import DivergedError, InterruptedRunError
+
+    match outcome:
+        case InterruptedRunError():
+            return Answer("stopped", str(outcome), run)
+        case DivergedError():
+            return Answer("diverged", str(outcome), run)
+        case Exception():
+            return Answer("failed", f"{type(outcome).__name__}: {outcome}", run)
+    return Answer("done", outcome, run)
+
+
+def _trunk(job: Job, runs: Path) -> Trunk | None:
+    from armillary.train import Trunk
+
+    return Trunk(runs / job.trunk[0], job.trunk[1]) if job.trunk else None
 
 
 def _train(
@@ -72,7 +141,7 @@ def _train(
     stopping: Callable[[], bool],
 ) -> Answer:
     """The outcome of one job; its steps are told on the way."""
-    from armillary.train import BusyRunError, DivergedError, InterruptedRunError, Trunk, train_run
+    from armillary.train import BusyRunError, train_run
 
     run = job.spec.id
     told = 0.0
@@ -90,7 +159,7 @@ def _train(
                 job.spec,
                 corpus,
                 runs / run,
-                trunk=Trunk(runs / job.trunk[0], job.trunk[1]) if job.trunk else None,
+                trunk=_trunk(job, runs),
                 keep=job.keep,
                 checkpoint_every_s=checkpoint_every_s,
                 device=device,
@@ -100,14 +169,10 @@ def _train(
         except BusyRunError:
             # Another study trains it, or the last workers of one that was killed are still leaving.
             time.sleep(0.5)
-        except InterruptedRunError as error:
-            return Answer("stopped", str(error), run)
-        except DivergedError as error:
-            return Answer("diverged", str(error), run)
         except Exception as error:
-            return Answer("failed", f"{type(error).__name__}: {error}", run)
+            return _answer(run, error)
         else:
-            return Answer("done", result, run)
+            return _answer(run, result)
     return Answer("stopped", f"run {run} was stopped before its worker began with it", run)
 
 
@@ -116,8 +181,8 @@ def _measure(probe: Probe, device: torch.device) -> float:
     import torch
 
     from armillary.model import Transformer
-    from armillary.recipe import MixturePhase, OptimizerSpec, Schedule
-    from armillary.train import build_optimizer, train_step
+    from armillary.recipe import ArmillaryError, MixturePhase, OptimizerSpec, Schedule
+    from armillary.train import Stack, build_optimizer, stack_capacity, train_step
 
     spec = RunSpec(
         corpus="",
@@ -131,14 +196,27 @@ def _measure(probe: Probe, device: torch.device) -> float:
         seed=0,
         precision=probe.precision,  # type: ignore[arg-type]
     )
-    model = Transformer(probe.shape)
-    model.init_weights(0)
-    model.to(device)
-    optimizer = build_optimizer(model, spec)
-    batch = torch.randint(probe.shape.vocab_size, (probe.batch_sequences, probe.context_length + 1), device=device)
-    train_step(model, optimizer, spec, 0, batch)[0].item()
+    size = (probe.batch_sequences, probe.context_length + 1)
+    if probe.members == 1:
+        model = Transformer(probe.shape)
+        model.init_weights(0)
+        model.to(device)
+        optimizer = build_optimizer(model, spec)
+        batch = torch.randint(probe.shape.vocab_size, size, device=device)
+        step = partial(train_step, model, optimizer, spec, 0, batch)
+    elif stack_capacity(spec, probe.members, device) == probe.members:
+        stack = Stack(spec, probe.members, device)
+        for row in range(probe.members):
+            member = Transformer(probe.shape)
+            member.init_weights(row)
+            stack.put(row, member, build_optimizer(member, spec))
+        batch = torch.randint(probe.shape.vocab_size, (probe.members, *size), device=device)
+        step = partial(stack.step, [(spec, 0)] * probe.members, batch)
+    else:
+        raise ArmillaryError(f"there is no memory for a stack of {probe.members}")
+    step()[0].sum().item()
     begin, steps = time.perf_counter(), 0
     while time.perf_counter() - begin < probe.seconds:
-        train_step(model, optimizer, spec, 0, batch)[0].item()
+        step()[0].sum().item()
         steps += 1
-    return steps * spec.batch_tokens / (time.perf_counter() - begin)
+    return probe.members * steps * spec.batch_tokens / (time.perf_counter() - begin)

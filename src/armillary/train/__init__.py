@@ -1,6 +1,15 @@
 """Training runs: a specification and a corpus in, a folder with weights, metrics, events and a result out."""
 
-from armillary.train.fleet import Assignment, Fleet, Outcome, Stack, stack_key, train_fleet
+from armillary.train.fleet import (
+    Assignment,
+    Fleet,
+    Outcome,
+    Stack,
+    member_bytes,
+    stack_capacity,
+    stack_key,
+    train_fleet,
+)
 from armillary.train.loop import (
     BusyRunError,
     DivergedError,
@@ -27,7 +36,9 @@ __all__ = [
     "Trunk",
     "build_optimizer",
     "default_device",
+    "member_bytes",
     "read_result",
+    "stack_capacity",
     "stack_key",
     "train_fleet",
     "train_run",

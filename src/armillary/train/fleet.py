@@ -21,9 +21,10 @@ Trade-offs:
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,17 @@ from torch.func import functional_call
 from armillary.corpus import Corpus
 from armillary.model import Transformer
 from armillary.recipe import ModelShape, OptimizerSpec, RunSpec, UsageError
-from armillary.train.loop import FLUSH, DivergedError, Run, RunResult, Trunk, autocast, default_device, open_run
+from armillary.train.loop import (
+    FLUSH,
+    DivergedError,
+    InterruptedRunError,
+    Run,
+    RunResult,
+    Trunk,
+    autocast,
+    default_device,
+    open_run,
+)
 
 Outcome = RunResult | Exception
 
@@ -59,6 +70,44 @@ def stack_key(spec: RunSpec) -> Hashable:
     return shape, spec.context_length, spec.batch_sequences, spec.accumulation, spec.precision, spec.optimizer.z_loss
 
 
+def stack_capacity(spec: RunSpec, wanted: int, device: torch.device) -> int:
+    """How many members of a stack fit into the memory that is free now: at least 1, at most ``wanted``.
+
+    What one takes is measured, by a step of two, on a device that reports its peak, else estimated (``member_bytes``).
+    A tenth of the free memory is left; of a CPU's each core has its part, since there is a worker for each.
+    """
+    if device.type == "cpu":
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(os.sched_getaffinity(0))
+        each = member_bytes(spec)
+    else:
+        free, _ = torch.accelerator.get_memory_info(device)
+        each = member_bytes(spec)
+        if 2 * each < free:
+            before = torch.accelerator.memory_allocated(device)
+            torch.accelerator.reset_peak_memory_stats(device)
+            batch = torch.zeros(2, spec.batch_sequences, spec.context_length + 1, dtype=torch.int64, device=device)
+            Stack(spec, 2, device).step([(spec, 0)] * 2, batch)
+            each = (torch.accelerator.max_memory_allocated(device) - before) // 2
+    return max(1, min(wanted, int(0.9 * free) // each))
+
+
+def member_bytes(spec: RunSpec) -> int:
+    """Estimated bytes that a member adds to a stack: parameters, gradients and moments, and activations of a step.
+
+    Per token, what autograd keeps of each layer: the residual stream twice in fp32, and in the precision of products
+    both norms, queries, keys and values before and after they are turned, the mixed values, gate, up and their product.
+    The logits count in full with their gradient, though in large stacks only a block of them exists at a time.
+    """
+    shape, product = spec.model, 2 if spec.precision == "bf16" else 4
+    qkv = (shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim
+    kept = 2 * shape.d_model + 2 * qkv + shape.n_heads * shape.head_dim + 3 * shape.d_ff
+    layer = 2 * 4 * shape.d_model + product * kept
+    tokens = spec.batch_tokens // spec.accumulation
+    # fp32: weights, gradients, two moments, and gradients once more before they are added; and weights for products
+    state = (5 * 4 + product) * shape.parameters
+    return state + tokens * (shape.n_layers * layer + 2 * (4 + product) * shape.vocab_size)
+
+
 def train_fleet(
     runs: Sequence[Assignment],
     corpus: Corpus,
@@ -68,28 +117,31 @@ def train_fleet(
     device: torch.device | None = None,
     progress: Callable[[str, int], None] = lambda run, step: None,
     stop: Callable[[str], bool] = lambda run: False,
-) -> dict[str, Outcome]:
+) -> Iterator[tuple[str, Outcome]]:
     """Carry out runs that agree on ``stack_key``, at most ``capacity`` at a time, each as ``train_run`` would.
 
     Runs enter in the given order, a new one as soon as one has left. ``progress(run, step)`` is called after every
-    step of every run, and ``stop(run)`` asked as often. Returns for each run its result, or the error that
-    ``train_run`` would have raised (UsageError where it does not agree with the first): it touches no other run.
+    step of every run; ``stop(run)`` is asked as often, and before a run enters. Yields each run's id with its result,
+    as soon as it is known, or with the error that ``train_run`` would have raised (UsageError where it does not agree
+    with the first): it touches no other run.
     """
-    outcomes: dict[str, Outcome] = {}
     waiting = deque(runs)
     with Fleet(runs[0].spec, corpus, capacity, checkpoint_every_s, device) as fleet:
         while waiting or fleet.runs:
             while waiting and len(fleet.runs) < capacity:
                 run = waiting.popleft()
                 name = run.spec.id
+                if stop(name):
+                    yield name, InterruptedRunError(f"run {name} was stopped before it began; start it again to go on")
+                    continue
                 try:
                     done = fleet.add(run, partial(progress, name), partial(stop, name))
                 except Exception as error:
-                    outcomes[name] = error
+                    yield name, error
                 else:
-                    outcomes |= {name: done} if done is not None else {}
-            outcomes |= fleet.step()
-    return outcomes
+                    if done is not None:
+                        yield name, done
+            yield from fleet.step().items()
 
 
 class Fleet:
