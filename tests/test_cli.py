@@ -21,6 +21,7 @@ VERBS = [
     ["demo"],
     ["report"],
     ["runs"],
+    ["rates"],
     ["fit", "mixture"],
     ["fit", "scaling"],
     ["fit", "anneal"],
@@ -76,7 +77,8 @@ def test_json_is_one_value_and_nothing_else(recipe, call):
     assert done.returncode == 0
     assert "corpus: read: 100%" in done.stderr  # progress goes elsewhere
     assert set(json.loads(done.stdout)["domains"]) == {"sky", "sea", "code", "voyage"}
-    assert json.loads(call("runs", recipe, "--out", recipe.parent / "out", "--json").stdout) == []
+    for verb in ("runs", "rates"):
+        assert json.loads(call(verb, recipe, "--out", recipe.parent / "out", "--json").stdout) == []
 
 
 @pytest.mark.parametrize(

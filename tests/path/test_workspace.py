@@ -66,6 +66,10 @@ def test_the_whole_path(tiny_corpus_spec, tmp_path):
     recorded = datetime.fromisoformat(summary["recorded_at"]).timestamp()
     assert recorded < datetime.fromisoformat(summary["started_at"]).timestamp() <= begun + 0.001
 
+    rates = workspace.store().rates_overview()
+    assert {(row["layers"], row["how"]) for row in rates} >= {(1, "probe"), (2, "probe")}
+    assert all(row["tokens_per_s"] > 0 for row in rates)
+
     before = {row["run"]: row["attempts"] for row in Store(tmp_path / "out" / "store").overview()}
     assert set(before.values()) == {1}
     again = workspace.report("release", "zh")

@@ -351,3 +351,19 @@ def runs(
         return show_json(rows)
     columns = ["run", "study", "status", "attempts", "parameters", "tokens", "error"]
     show_table("runs", columns, [[row[c] for c in columns] for row in rows])
+
+
+@app.command()
+def rates(
+    recipe: RecipeArgument, folder: OutOption = None, database: DatabaseOption = None, as_json: JsonOption = False
+) -> None:
+    """List how fast each machine has trained each shape, as budgets in time reckon with it.
+
+    Example: armillary rates recipe.yaml
+    """
+    rows = workspace(recipe, folder, None, None, database, None, Reporter()).store().rates_overview()
+    if as_json:
+        return show_json(rows)
+    columns = ["device", "workers", "layers", "d_model", "context_length", "batch_sequences", "precision", "how"]
+    columns += ["tokens_per_s", "seconds", "recorded_at"]
+    show_table("tokens per second of all workers together", columns, [[row[c] for c in columns] for row in rows])

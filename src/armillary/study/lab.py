@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -26,6 +27,7 @@ from armillary.recipe import (
     canonical_hash,
 )
 from armillary.study.executor import Executor, Failure, Job, Progress
+from armillary.study.rates import record_rates
 from armillary.study.sizing import Plan
 from armillary.study.store import Store, to_json
 from armillary.train import RunResult
@@ -160,7 +162,9 @@ class Lab:
         Raises:
             ArmillaryError: fewer than three quarters of the runs have a result.
         """
+        begun = time.time()
         outcomes = self.executor.run(study, jobs, self.progress)
+        record_rates(self.executor, [job.spec for job in jobs], begun)
         results = {run: value for run, value in outcomes.items() if isinstance(value, RunResult)}
         failures = [value for value in outcomes.values() if isinstance(value, Failure)]
         if len(results) < 0.75 * len(outcomes):

@@ -256,6 +256,22 @@ class Store:
             rows = db.execute(sa.select(_rates).filter_by(**where).order_by(_rates.c.recorded_at)).mappings()
             return [dict(row) for row in rows]
 
+    def rates_overview(self) -> list[dict[str, Any]]:
+        """Rates as a person reads them: device, workers, the model's layers and width, tokens per second, when."""
+        return [
+            {
+                "device": row["about"]["machine"]["device"],
+                "workers": row["about"]["machine"]["workers"],
+                "layers": row["about"]["model"]["n_layers"],
+                "d_model": row["about"]["model"]["d_model"],
+                **{name: row[name] for name in ("context_length", "batch_sequences", "precision", "how")},
+                "tokens_per_s": row["tokens_per_s"],
+                "seconds": row["seconds"],
+                "recorded_at": iso_time(row["recorded_at"]),
+            }
+            for row in self.rates()
+        ]
+
     def record_rate(self, key: dict[str, str | int], **values: Any) -> None:
         """Keep a rate in place of the one that was known for ``key`` (machine to how)."""
         with self.engine.begin() as db:
