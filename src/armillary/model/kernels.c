@@ -249,23 +249,20 @@ typedef struct {
 /* dst[t] = (normalised and) rotated src[t] times factor; `rms` keeps 1 / rms of each row where there is a gain. */
 static void turn_in(const shape *s, const act *restrict src, long stride, const float *gain, float factor,
                     float *restrict dst, float *rms) {
-    int half = s->dim / 2;
-    for (int t = 0; t < s->length; t++) {
+    int length = s->length, dim = s->dim, half = dim / 2, width = s->width;
+    for (int t = 0; t < length; t++) {
         const act *x = src + t * stride;
-        float *y = dst + (long)t * s->width, f = factor;
-        const float *c = s->cos + (long)t * s->dim, *n = s->sin + (long)t * half;
-        float z[s->dim];
-        for (int i = 0; i < s->dim; i++) z[i] = load(x + i);
+        const float *c = s->cos + (long)t * dim, *n = s->sin + (long)t * half;
+        float *y = dst + (long)t * width, z[dim];
+        for (int i = 0; i < dim; i++) z[i] = load(x + i) * factor;
         if (gain) {
             float squares = 0;
-            for (int i = 0; i < s->dim; i++) squares += z[i] * z[i];
-            rms[t] = 1.0f / sqrtf(squares / s->dim + s->eps);
-            for (int i = 0; i < s->dim; i++) z[i] *= rms[t] * gain[i];
+            for (int i = 0; i < dim; i++) squares += load(x + i) * load(x + i);
+            rms[t] = 1.0f / sqrtf(squares / dim + s->eps);
+            for (int i = 0; i < dim; i++) z[i] *= rms[t] * gain[i];
         }
-        for (int i = 0; i < half; i++) {
-            y[i] = (z[i] * c[i] - z[i + half] * n[i]) * f;
-            y[i + half] = (z[i + half] * c[i] + z[i] * n[i]) * f;
-        }
+        for (int i = 0; i < half; i++) y[i] = z[i] * c[i] - z[i + half] * n[i];
+        for (int i = 0; i < half; i++) y[i + half] = z[i + half] * c[i] + z[i] * n[i];
     }
 }
 
@@ -295,14 +292,17 @@ static void turn_back(const shape *s, const float *grad, float factor, const act
     }
 }
 
-static void transpose(const shape *s, const float *src, float *dst) {
-    for (int t = 0; t < s->length; t++)
-        for (int i = 0; i < s->dim; i++) dst[(long)i * s->columns + t] = src[(long)t * s->width + i];
+static void transpose(const shape *s, const float *restrict src, float *restrict dst) {
+    int length = s->length, dim = s->dim, width = s->width, columns = s->columns;
+    for (int t = 0; t < length; t += LANES) /* by columns of one vector, so that what is read stays near */
+        for (int i = 0; i < dim; i++)
+            for (int r = t; r < t + LANES && r < length; r++) dst[(long)i * columns + r] = src[(long)r * width + i];
 }
 
-static void copy_in(const shape *s, const act *src, long stride, float *dst) {
-    for (int t = 0; t < s->length; t++)
-        for (int i = 0; i < s->dim; i++) dst[(long)t * s->width + i] = load(src + t * stride + i);
+static void copy_in(const shape *s, const act *restrict src, long stride, float *restrict dst) {
+    int length = s->length, dim = s->dim, width = s->width;
+    for (int t = 0; t < length; t++)
+        for (int i = 0; i < dim; i++) dst[(long)t * width + i] = load(src + t * stride + i);
 }
 
 /* Scores of the query rows [first, first + BLOCK) against the keys each may see: p[BLOCK, columns]. */
