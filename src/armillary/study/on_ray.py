@@ -27,6 +27,7 @@ import math
 import os
 import queue
 import secrets
+import subprocess
 import sys
 import threading
 import time
@@ -139,10 +140,10 @@ class RayExecutor(Executor):
         if self._connected:
             return
         _refuse_visible_password(self.store)
-        ray = _ray()
-        if not ray.is_initialized():
+        if "ray" not in sys.modules or not _ray().is_initialized():
             self._reach()
-            self._undo.callback(ray.shutdown)
+            self._undo.callback(_ray().shutdown)
+        ray = _ray()
         self._probe = self._undo.enter_context(_proof(self.store.folder.absolute(), self.corpus))
         total = ray.cluster_resources()
         self._resource = next((name for name in _ACCELERATORS if total.get(name)), "CPU")
@@ -157,28 +158,23 @@ class RayExecutor(Executor):
         self._connected = True
 
     def _reach(self) -> None:
-        ray = _ray()
+        address: str | None = "auto" if self._address == "ray" else self._address
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-        try:
-            if self._address != "ray":
-                ray.init(self._address, **options)
-                return
-            with contextlib.suppress(ConnectionError):
-                ray.init("auto", **options)
-                return
-            cores = len(os.sched_getaffinity(0))
+        inherited: dict[str, str | None] = {}
+        if address == "auto" and not _in_a_cluster():
+            address = None
+            cores = max(len(os.sched_getaffinity(0)), self._asked_for or 0)
+            options |= {"num_cpus": cores, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
             self._undo.enter_context(_environment(_only_ours()))
-            with _environment({"ARMILLARY_DATABASE": None, "RAY_USAGE_STATS_ENABLED": "0"}):
-                ray.init(
-                    num_cpus=max(cores, self._asked_for or 0),
-                    include_dashboard=False,
-                    object_store_memory=_OBJECT_STORE,
-                    **options,
-                )
+            # No report of its use, and not the database's address with its password.
+            inherited = {"ARMILLARY_DATABASE": None, "RAY_USAGE_STATS_ENABLED": "0"}
+        try:
+            with _environment(inherited):
+                _ray().init(address, **options)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             raise UsageError(
                 f"--on {self._address}: the cluster cannot be used: {str(error).strip().splitlines()[0]}; is it up "
-                "(ray status), with the same versions of Python and Ray?"
+                "(ray status), with the same versions of Python and Ray, and is RAY_AUTH_MODE=token set if it wants one?"
             ) from error
 
     def _check_nodes(self, nodes: list[dict[str, Any]]) -> None:
@@ -457,15 +453,26 @@ class _Slot:
                 os._exit(1)
 
 
+def _in_a_cluster() -> bool:
+    """Whether this machine is in a Ray cluster; asked in a process of its own, since Ray settles much at import."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "status"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 @cache
 def _only_ours() -> dict[str, str | None]:
     """Settings for a Ray that only this process and what it starts can talk to.
 
-    Ray listens on all of a machine's addresses and has no setting for the loopback alone, so a token keeps others out:
-    one per process, because Ray reads it once.
+    Ray listens on all of a machine's addresses and has no setting for the loopback alone, so a token keeps others out.
+    There is one per process, because Ray reads it once, when it is imported.
+
+    Raises:
+        UsageError: it has been imported.
     """
     if "RAY_AUTH_MODE" in os.environ:
         return {}  # whoever runs this machine has settled it
+    if "ray" in sys.modules:
+        raise UsageError("--on ray: this program has imported ray itself; have it call ray.init too")
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
