@@ -119,19 +119,25 @@ def main() -> None:
             step()
             alone[precision] = seconds_of(step, device, options.seconds)
         precision = min(alone, key=lambda name: alone[name])
-        spec, single = specification(*size, precision), 0.0
+        spec = specification(*size, precision)
+        steps = {}
         for count in map(int, members.split(",")):
             if stack_capacity(spec, count, device) < count:
                 print(f"no memory for {count} models of {size}", file=sys.stderr)
                 break
-            step = stepper(spec, count, device)
-            step()
-            median = statistics.median(seconds_of(step, device, options.seconds) for _ in range(options.rounds))
-            rate = count * spec.batch_tokens / median
-            single = single or rate
+            steps[count] = stepper(spec, count, device)
+            steps[count]()
+        # In turn, so that what the machine does besides shows in all alike.
+        seconds: dict[int, list[float]] = {count: [] for count in steps}
+        for _ in range(options.rounds):
+            for count, step in steps.items():
+                seconds[count].append(seconds_of(step, device, options.seconds))
+        rates = {count: count * spec.batch_tokens / statistics.median(taken) for count, taken in seconds.items()}
+        for count, rate in rates.items():
             share = rate * spec.model.train_flops_per_token(spec.context_length) / top
+            ratio = rate / rates[min(rates)]
             name = f"{size[0]} layers × {size[1]}, vocabulary {size[2]}, context {size[3]}"
-            print(f"| {name} | {count} | {precision} | {rate:,.0f} | {rate / single:.2f} | {share:.0%} |", flush=True)
+            print(f"| {name} | {count} | {precision} | {rate:,.0f} | {ratio:.2f} | {share:.0%} |", flush=True)
             rows.append({"shape": size, "members": count, "precision": precision, "tokens_per_s": rate, "share": share})
     if options.json:
         report = {"benchmark": "stack", "device": str(device), "ceiling": limits, "rows": rows}

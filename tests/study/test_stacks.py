@@ -117,11 +117,17 @@ def test_a_stack_that_is_stopped_goes_on(fleet, stacks_pay, make_spec, undisturb
     ],
 )
 def test_a_stack_is_chosen_where_it_gains_more_than_noise(rates, chosen, fleet, make_spec, monkeypatch):
+    taken = []
+
     def measure(probes):
-        (probe,) = probes
-        if isinstance(rates[probe.members], Exception):
-            raise rates[probe.members]
-        return [rates[probe.members]]
+        for probe in probes:
+            if isinstance(rates[probe.members], Exception):
+                raise rates[probe.members]
+        taken.append(probes)
+        values = [rates[probe.members] for probe in probes]
+        if len(taken) == 2:  # a moment in which the machine is busy
+            values[0] /= 3
+        return values
 
     monkeypatch.setattr(fleet, "measure", measure)
     assert fleet._best_members(make_spec(), 200) == chosen

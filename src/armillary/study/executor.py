@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import os
 import signal
+import statistics
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -369,21 +370,19 @@ class Executor(ABC):
 
     def _best_members(self, spec: RunSpec, most: int) -> int:
         """Models that a worker should train at once, at most ``most``; 1 where a stack gains too little."""
-        sizes = (spec.model, spec.context_length, spec.batch_sequences, spec.precision, _STACK_PROBE_S)
+        single = Probe(spec.model, spec.context_length, spec.batch_sequences, spec.precision, _STACK_PROBE_S)
         best = 1
-        if most < min(_STACKS):
-            return best
         try:
-            (rate,) = self.measure([Probe(*sizes)])
-            if spec.batch_tokens * self.n_workers > _BUSY_STEP_S * rate:
+            if most < min(_STACKS) or spec.batch_tokens * self.n_workers > _BUSY_STEP_S * self.measure([single])[0]:
                 return best
             for members in _STACKS:
                 if members > most:
                     break
-                (tried,) = self.measure([Probe(*sizes, members=members)])
-                if tried < _GAIN * rate:
+                # In turn, and more than once: a moment in which the machine is busy must not decide.
+                rates = self.measure([replace(single, members=best), replace(single, members=members)] * 3)
+                if statistics.median(rates[1::2]) < _GAIN * statistics.median(rates[::2]):
                     break
-                best, rate = members, tried
+                best = members
         except ArmillaryError:  # it does not fit: what was measured before holds
             pass
         return best
