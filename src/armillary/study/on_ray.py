@@ -174,7 +174,7 @@ class RayExecutor(Executor):
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
             raise UsageError(
                 f"--on {self._address}: the cluster cannot be used: {str(error).strip().splitlines()[0]}; is it up "
-                "(ray status), with the same versions of Python and Ray, and is RAY_AUTH_MODE=token set if it wants one?"
+                "(ray status), of the same versions of Python and Ray, and is RAY_AUTH_MODE=token set if it wants that?"
             ) from error
 
     def _check_nodes(self, nodes: list[dict[str, Any]]) -> None:
