@@ -2,7 +2,8 @@
 
 In one run on one machine:
 
-- the ceiling: square matrix products, all cores at once, in fp32 and bf16, through each matrix library at hand;
+- the ceiling: square matrix products, all cores at once, in fp32 and bf16, through each matrix library at hand; the
+  fastest is measured again before and after each turn, as the clock of a shared machine changes by the minute;
 - ours: a study's executor with one worker per core carrying out runs on a corpus in a store, with its data order,
   optimizer, logging, checkpoints and evaluation; timed from the first run's first step to the last one's end;
 - peers, each one process with all cores, as its users start it: a plain PyTorch loop, the same compiled, Hugging Face
@@ -16,9 +17,9 @@ get virtual environments of their own in the cache folder, made in the first run
 
 Trade-offs: peers are timed without their first two steps (compilation, allocation), without evaluation and without
 checkpoints, ours with everything. Runs are as short as the time allows, and validated on as many windows as keeps
-evaluation at the share that it has in a study's longer runs (about 2 %); checkpoints are written every 10 s, three
-times as often as usual. bf16 is tried on one sequence; where it is over 3 times slower than fp32 (a processor that
-emulates it) nothing is measured in it. For peers the plain loop decides that for all, since they share its kernels.
+evaluation at the share that it has in a study's longer runs (about 2 %). bf16 is tried on one sequence; where it is
+over 3 times slower than fp32 (a processor that emulates it) nothing is measured in it. For peers the plain loop decides
+that for all, since they share its kernels.
 
     python benchmarks/fleet.py --shapes 4x128 6x256 --json fleet.json
     python benchmarks/fleet.py --quick
@@ -43,7 +44,7 @@ from typing import Any
 import numpy as np
 import torch
 from peers import loops
-from peers.processes import CORES, PEERS, PRODUCTS, Peer, ceiling
+from peers.processes import CORES, PEERS, PRODUCTS, Peer, product_rate
 
 from armillary.corpus import Corpus, TokenOrder, build_corpus
 from armillary.goodput import Event, read_events
@@ -68,7 +69,6 @@ WARMUP = 2  # steps of the peers that are not timed
 SLOWER = 3.0  # a precision this many times slower is not measured further
 # Of the difference between two seeds. Any seed would often agree to within the whole of it, a wrong one included.
 AGREE = 0.2
-CHECKPOINT_EVERY_S = 10.0
 DOMAIN = "text"
 
 
@@ -119,8 +119,8 @@ class Setting:
 
 
 SETTINGS = (
-    Setting(4, 128, 4, 352, 4096, 256, steps=24, runs=2, windows=8),
-    Setting(6, 256, 8, 704, 4096, 256, steps=10, runs=2, windows=4),
+    Setting(4, 128, 4, 352, 4096, 256, steps=80, runs=1, windows=24),
+    Setting(6, 256, 8, 704, 4096, 256, steps=30, runs=1, windows=12),
     Setting(2, 64, 2, 192, 512, 128, steps=60, runs=8, windows=20),
 )
 GAP_SETTING = Setting(2, 64, 2, 192, 512, 128, steps=10, runs=0, windows=4)
@@ -222,12 +222,12 @@ def peer_precisions(plain: Peer, job: dict[str, Any]) -> tuple[list[str], float]
     return precisions(single, half), single / half
 
 
-def measure(setting: Setting, cache: Path, rounds: int) -> dict[str, Any]:
-    """Turns of ours and of the peers at one shape."""
+def measure(setting: Setting, cache: Path, rounds: int, product: tuple[str, str]) -> dict[str, Any]:
+    """Turns of ours and of the peers at one shape, between measurements of the ceiling by ``product``."""
     corpus = synthetic_corpus(cache, setting.vocab_size)
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         store = Store(Path(scratch) / "store")
-        executor = stack.enter_context(LocalExecutor(store, corpus.path, checkpoint_every_s=CHECKPOINT_EVERY_S))
+        executor = stack.enter_context(LocalExecutor(store, corpus.path))
         peers = [stack.enter_context(Peer(name, cache)) for name in PEERS]
         precision, slowdown = our_precision(executor, setting)
         job = peer_job(setting, corpus, Path(scratch))
@@ -236,7 +236,9 @@ def measure(setting: Setting, cache: Path, rounds: int) -> dict[str, Any]:
         evaluation: list[float] = []
         losses: dict[int, float] = {}
         answers: dict[str, list[dict[str, Any]]] = {peer.name: [] for peer in peers}
+        ceilings = {"ours": [], "peers": []}
         for turn in range(rounds):
+            before = product_rate(*product, CORES, 1)
             say(f"{setting.name}: turn {turn + 1} of {rounds}")
             seeds = range(turn * setting.runs * CORES, (turn + 1) * setting.runs * CORES)
             specs = [setting.spec(corpus.hash, seed, precision) for seed in seeds]
@@ -245,15 +247,19 @@ def measure(setting: Setting, cache: Path, rounds: int) -> dict[str, Any]:
             losses |= {seed: result.loss[DOMAIN] for seed, result in zip(seeds, results, strict=True)}
             looks = sum(e.duration_s or 0.0 for run in events for e in run if e.kind == "validation")
             evaluation.append(looks / seconds / CORES)
+            between = product_rate(*product, CORES, 1)
             for peer in peers:
                 for kind in theirs:
                     answer = peer.train(job | {"precision": kind})
                     if answer:
                         timed = (setting.steps - WARMUP) * specs[0].batch_tokens
                         answers[peer.name].append(answer | {"tokens_per_s": timed / answer["seconds"]})
+            ceilings["ours"].append((before + between) / 2)
+            ceilings["peers"].append((between + product_rate(*product, CORES, 1)) / 2)
     return {
         "name": setting.name,
         "setting": asdict(setting),
+        "ceilings_gflops": ceilings,
         "flops_per_token": setting.shape.train_flops_per_token(setting.context_length),
         "ours": {"precision": precision, "tokens_per_s": ours, "loss": losses[0], "evaluation_share": evaluation},
         "bf16_times_slower": {"ours": slowdown, "peers": their_slowdown},
@@ -284,6 +290,9 @@ def gaps(cache: Path, runs: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         store = Store(Path(scratch))
         with LocalExecutor(store, corpus.path) as executor:
+            # All workers are up before the first run: else it would not be known which run followed which.
+            probe = Probe(GAP_SETTING.shape, GAP_SETTING.context_length, SEQUENCES, "fp32", 0.1)
+            executor.measure([probe])
             _, _, events = our_turn(executor, specs)
     starts = sorted(event.time_s for run in events for event in run if event.kind == "start")
     looks = [sum(e.duration_s or 0.0 for e in run if e.kind == "validation") for run in events]
@@ -339,7 +348,7 @@ def ceiling_table(products: dict[str, dict[str, float]]) -> str:
     return markdown(columns, [[name, *(f"{rate:.0f}" for rate in rates.values())] for name, rates in products.items()])
 
 
-def rate_table(rows: list[dict[str, Any]], peak: float) -> str:
+def rate_table(rows: list[dict[str, Any]]) -> str:
     """Who trains how fast at which shape."""
     lines = []
     for row in rows:
@@ -350,6 +359,8 @@ def rate_table(rows: list[dict[str, Any]], peak: float) -> str:
                 continue
             rates = entry["tokens_per_s"]
             rate = statistics.median(rates)
+            peaks = row["ceilings_gflops"]["ours" if name == "ours" else "peers"]
+            shares = [r * row["flops_per_token"] / peak / 1e9 for r, peak in zip(rates, peaks, strict=True)]
             ratios = [a / b for a, b in zip(row["ours"]["tokens_per_s"], rates, strict=True)]
             lines.append(
                 [
@@ -358,7 +369,7 @@ def rate_table(rows: list[dict[str, Any]], peak: float) -> str:
                     entry["precision"],
                     f"{rate:,.0f}",
                     f"{min(rates):,.0f} to {max(rates):,.0f}",
-                    f"{rate * row['flops_per_token'] / peak / 1e9:.0%}",
+                    f"{statistics.median(shares):.0%} ({min(shares):.0%} to {max(shares):.0%})",
                     "" if name == "ours" else f"{ours / rate:.2f} ({min(ratios):.2f} to {max(ratios):.2f})",
                     f"{entry['loss']:.4f}"
                     + ("" if name == "ours" else f" ({entry['loss'] - row['ours']['loss']:+.4f})"),
@@ -408,18 +419,20 @@ def main() -> None:
         return
     options.cache.mkdir(parents=True, exist_ok=True)
     say("ceiling")
-    products = ceiling(PRODUCTS)
-    rows = [measure(setting, options.cache, 1 if options.quick else options.rounds) for setting in settings]
+    layouts = {"one_thread": (1, 1), "thread_per_core": (CORES, 1), "all_threads": (1, CORES)}
+    products = {
+        " ".join(product): {name: product_rate(*product, *layout) for name, layout in layouts.items()}
+        for product in PRODUCTS
+    }
+    fastest = max(PRODUCTS, key=lambda product: products[" ".join(product)]["thread_per_core"])
+    rows = [measure(setting, options.cache, 1 if options.quick else options.rounds, fastest) for setting in settings]
     say("gaps between runs")
     waits = gaps(options.cache, 12 if options.quick else 40)
-    say("ceiling again")
-    first = {name: max(rates["thread_per_core"], rates["all_threads"]) for name, rates in products.items()}
-    library, precision = max(first, key=first.__getitem__).split()
-    again = ceiling([(library, precision)])[f"{library} {precision}"]
-    peak = max(first[f"{library} {precision}"], again["thread_per_core"], again["all_threads"])
     print(ceiling_table(products))
-    print(f"\nThe ceiling is {peak:.0f} GFLOP/s ({library} {precision}), the highest of two measurements.\n")
-    print(rate_table(rows, peak))
+    print(
+        f"\nThe ceiling is {' '.join(fastest)} with a thread on each core, measured anew before and after each turn.\n"
+    )
+    print(rate_table(rows))
     for row in rows:
         print(
             f"\n{row['name']}: two seeds of ours differ by {row['seed_spread']:.4f} on average; evaluation takes "
@@ -434,7 +447,7 @@ def main() -> None:
     print(f"\n{took:.0f} s, torch {torch.__version__}, {CORES} cores.")
     if options.json:
         result = {"benchmark": "fleet", "seconds": took, "cores": CORES, "torch": torch.__version__}
-        result |= {"ceiling": products, "ceiling_again": again, "peak_gflops": peak, "rows": rows, "gaps": waits}
+        result |= {"ceiling": products, "ceiling_product": fastest, "rows": rows, "gaps": waits}
         options.json.write_text(json.dumps(result))
     wrong = disagreements(rows)
     if wrong:

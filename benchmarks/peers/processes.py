@@ -12,7 +12,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -37,27 +36,19 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(limits)}
 
 
-def ceiling(products: Sequence[tuple[str, str]]) -> dict[str, dict[str, float]]:
-    """GFLOP/s of ``(library, precision)`` pairs: one thread, one thread on every core, and one process with all."""
-
-    def measure(library: str, precision: str, processes: int, threads: int) -> float:
-        command = [sys.executable, str(HERE / "products.py"), library, precision, str(threads)]
-        started = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment())
-            for _ in range(processes)
-        ]
-        for process in started:
-            process.stdout.readline()
-        for process in started:
-            process.stdin.write("\n")
-            process.stdin.flush()
-        return sum(json.loads(process.communicate()[0])["gflops"] for process in started)
-
-    layouts = {"one_thread": (1, 1), "thread_per_core": (CORES, 1), "all_threads": (1, CORES)}
-    return {
-        f"{library} {precision}": {name: measure(library, precision, *layout) for name, layout in layouts.items()}
-        for library, precision in products
-    }
+def product_rate(library: str, precision: str, processes: int, threads: int) -> float:
+    """GFLOP/s of square matrix products, in so many processes at once with so many threads each."""
+    command = [sys.executable, str(HERE / "products.py"), library, precision, str(threads)]
+    started = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment())
+        for _ in range(processes)
+    ]
+    for process in started:
+        process.stdout.readline()
+    for process in started:
+        process.stdin.write("\n")
+        process.stdin.flush()
+    return sum(json.loads(process.communicate()[0])["gflops"] for process in started)
 
 
 class Peer:

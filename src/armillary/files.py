@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import uuid
 from pathlib import Path
 from typing import Any
+
+# Part of the name of everything that this machine writes aside.
+HOST = socket.gethostname()
 
 
 def sync(path: Path) -> None:
@@ -17,18 +22,23 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def aside(path: Path) -> Path:
+    """A hidden name beside ``path`` that no other writer uses, in this process, on this machine or on another."""
+    return path.with_name(f".{path.name}.{HOST}.{uuid.uuid4().hex[:12]}")
+
+
 def write_file(path: Path, data: bytes) -> None:
     """Write ``data``; an older file of that name stays until the new one is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    hidden = aside(path)
     try:
-        with open(aside, "wb") as file:
+        with open(hidden, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        aside.replace(path)
+        hidden.replace(path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        hidden.unlink(missing_ok=True)
         raise
     sync(path.parent)
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
+import time
 from collections.abc import Collection
 from pathlib import Path
 
@@ -21,12 +21,13 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file, save_file
 
-from armillary.files import sync, write_json
+from armillary.files import HOST, aside, sync, write_json
 from armillary.model import Transformer
 from armillary.recipe import ArmillaryError
 
 FORMAT = 1
 
+_ABANDONED_S = 3600.0
 _FILES = ("model.safetensors", "optimizer.safetensors", "metrics.parquet")
 
 
@@ -44,26 +45,25 @@ def save_checkpoint(
     would have gone on from them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".step-{step}.{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, aside / _FILES[0])
+    final = folder / f"step-{step}"
+    hidden = aside(final)
+    hidden.mkdir()
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, hidden / _FILES[0])
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     moments = {
         f"{names[parameter]}/{key}": torch.as_tensor(value).contiguous()
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
     }
-    save_file(moments, aside / _FILES[1])
-    pq.write_table(metrics_table(metrics), aside / _FILES[2])
-    sums = {name: _sha256(aside / name) for name in _FILES}
-    write_json(aside / "checkpoint.json", {"format": FORMAT, "step": step, "sha256": sums})
+    save_file(moments, hidden / _FILES[1])
+    pq.write_table(metrics_table(metrics), hidden / _FILES[2])
+    sums = {name: _sha256(hidden / name) for name in _FILES}
+    write_json(hidden / "checkpoint.json", {"format": FORMAT, "step": step, "sha256": sums})
     for name in _FILES:
-        sync(aside / name)
-    sync(aside)
-    final = folder / f"step-{step}"
+        sync(hidden / name)
+    sync(hidden)
     shutil.rmtree(final, ignore_errors=True)  # only a damaged one of the same step can stand there
-    aside.rename(final)
+    hidden.rename(final)
     sync(folder)
     before = [s for s in checkpoint_steps(folder) if s < step and s not in keep][-1:]
     remove_checkpoints(folder, {*keep, *before, step})
@@ -71,10 +71,26 @@ def save_checkpoint(
 
 
 def remove_checkpoints(folder: Path, keep: Collection[int]) -> None:
-    """Remove all checkpoints but those of the steps in ``keep``, and what a killed process had half written."""
-    for path in [*folder.glob("step-*"), *folder.glob(".step-*")]:
-        if path.name not in {f"step-{step}" for step in keep}:
-            shutil.rmtree(path, ignore_errors=True)
+    """Remove all checkpoints but those of the steps in ``keep``, and what a killed process had half written.
+
+    What another machine writes goes only when it is old: that machine may be alive and merely cut off, its lock on the
+    run lost.
+    """
+    kept = {f"step-{step}" for step in keep}
+    half_written = [
+        path
+        for path in folder.glob(".step-*")
+        if path.name.split(".", 2)[-1].startswith(f"{HOST}.") or _age_s(path) > _ABANDONED_S
+    ]
+    for path in [*(path for path in folder.glob("step-*") if path.name not in kept), *half_written]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:  # its writer has just finished
+        return 0.0
 
 
 def metrics_table(metrics: list[dict[str, float]]) -> pa.Table:

@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from armillary.corpus import Corpus, TokenOrder
-from armillary.files import sync, write_json
+from armillary.files import aside, sync, write_json
 from armillary.goodput import EventWriter, read_events
 from armillary.model import Transformer, save_weights
 from armillary.recipe import ArmillaryError, RunSpec
@@ -381,10 +381,11 @@ class Run:
 
     def finish(self) -> RunResult:
         """Write metrics, weights and, last of all, the result that makes the run done."""
-        aside = self.folder / ".metrics.parquet"
-        pq.write_table(metrics_table(self.metrics), aside)
-        sync(aside)
-        aside.rename(self.folder / "metrics.parquet")
+        metrics = self.folder / "metrics.parquet"
+        hidden = aside(metrics)
+        pq.write_table(metrics_table(self.metrics), hidden)
+        sync(hidden)
+        hidden.rename(metrics)
         save_weights(self.model, self.folder / "model.safetensors")
         last = self.metrics[-1]
         tail = [row["loss"] for row in self.metrics[-max(1, len(self.metrics) // 10) :]]

@@ -18,7 +18,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from armillary.files import sync
+from armillary.files import aside, sync
 from armillary.recipe import ArmillaryError, UsageError
 
 AT_FDCWD = -100  # linux/fcntl.h: paths are relative to the working directory
@@ -41,20 +41,20 @@ RENAME_EXCHANGE = 2  # linux/fs.h
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
     """Write a safetensors file that appears under ``path`` only when it is whole and on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    hidden = aside(path)
     try:
-        aside.touch()
-        mode = aside.stat().st_mode
+        hidden.touch()
+        mode = hidden.stat().st_mode
         save_file(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            aside,
+            hidden,
             metadata={"format": "pt"},
         )
-        aside.chmod(mode)  # safetensors makes files that only their owner may read
-        sync(aside)
-        aside.replace(path)
+        hidden.chmod(mode)  # safetensors makes files that only their owner may read
+        sync(hidden)
+        hidden.replace(path)
     finally:
-        aside.unlink(missing_ok=True)
+        hidden.unlink(missing_ok=True)
     sync(path.parent)
 
 
@@ -77,25 +77,25 @@ def replace_folder(folder: Path) -> Iterator[Path]:
             "give a folder that is new, empty or holds an earlier export"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside, older = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)  # left over from a process that was killed
-    aside.mkdir()
+    new, older = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(new, ignore_errors=True)  # left over from a process that was killed
+    new.mkdir()
     try:
-        yield aside
-        for path in aside.iterdir():
+        yield new
+        for path in new.iterdir():
             sync(path)
-        sync(aside)
+        sync(new)
         if not folder.exists():
-            aside.rename(folder)
-        elif not _exchange(aside, folder):
+            new.rename(folder)
+        elif not _exchange(new, folder):
             shutil.rmtree(older, ignore_errors=True)
             folder.rename(older)
-            aside.rename(folder)
+            new.rename(folder)
         sync(folder.parent)
         shutil.rmtree(older, ignore_errors=True)
     finally:
         # after an exchange this is the older folder
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def _exchange(one: Path, other: Path) -> bool:
