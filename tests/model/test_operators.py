@@ -110,6 +110,14 @@ def test_a_number_that_is_not_finite_reaches_the_loss(name: str, poison: float) 
     assert not torch.isfinite(objective)
 
 
+@pytest.mark.parametrize("token", [-1, 300, 2**40])
+def test_a_target_outside_of_the_vocabulary_is_an_error(token: int) -> None:
+    tokens = random_tokens(LLAMA, 2, 10)
+    tokens[1, -1] = token  # the last one is a target only
+    with pytest.raises(IndexError):
+        built(LLAMA).loss(tokens)
+
+
 def test_without_a_compiler_the_same_is_computed_and_said(tmp_path: Path) -> None:
     script = (
         "import torch; from armillary.model import Transformer; from armillary.recipe import Family\n"

@@ -2,7 +2,8 @@
  *
  * Compiled on first use by native.py, once with activations in fp32 and once (-DBF16) in bf16; sums are always fp32.
  * Arrays are dense and row-major. Vectors are GCC's generic ones, so the same source serves AVX2, AVX-512 and NEON.
- * Nothing here may assume that numbers are finite: a run that diverges must show it.
+ * Nothing here may assume that numbers are finite: a run that diverges must show it. What Python calls returns 0; 1
+ * where there is no memory for scratch space; 2 where a target is no token.
  *
  * Trade-offs: one thread, because a fleet runs one process per core; attention holds one block of rows of the scores as
  * a whole (no running softmax), which is simpler and exact, and fits a cache up to contexts of some thousand tokens.
@@ -99,7 +100,7 @@ static inline float vsum(vec x) {
 
 /* sum[r] = x[r] + delta[r] (delta may be absent), y[r] = sum[r] / rms(sum[r]) * gain; rows of `width`.
  * `group` rows share a gain; scale[r] keeps 1 / rms. */
-void add_norm(long rows, long width, long group, float eps, const float *x, const act *delta, const float *gains,
+int add_norm(long rows, long width, long group, float eps, const float *x, const act *delta, const float *gains,
               float *sum, act *y, float *scale) {
     for (long r = 0; r < rows; r++) {
         const float *gain = gains + r / group * width, *in = x + r * width;
@@ -112,11 +113,12 @@ void add_norm(long rows, long width, long group, float eps, const float *x, cons
         float factor = scale[r] = 1.0f / sqrtf(squares / width + eps);
         for (int i = 0; i < width; i++) out[i] = store(s[i] * factor * gain[i]);
     }
+    return 0;
 }
 
 /* Gradient of add_norm: into the sum (and so into x and delta alike, `half` being delta's copy where its type is
  * another), and added to the gains' (fp32). `direct` is the gradient that reaches the sum on the residual path. */
-void add_norm_back(long rows, long width, long group, const float *sum, const float *scale, const float *gains,
+int add_norm_back(long rows, long width, long group, const float *sum, const float *scale, const float *gains,
                    const float *direct, const act *grad, float *grad_sum, act *half, float *grad_gains) {
     for (long r = 0; r < rows; r++) {
         const float *gain = gains + r / group * width, *s = sum + r * width;
@@ -134,6 +136,7 @@ void add_norm_back(long rows, long width, long group, const float *sum, const fl
         if (half)
             for (int i = 0; i < width; i++) half[r * width + i] = store(out[i]);
     }
+    return 0;
 }
 
 /* ---- SwiGLU -------------------------------------------------------------------------------------------------- */
@@ -144,7 +147,7 @@ static void gated(const act *gate, const act *up_, act *out) {
 }
 
 /* out[r, i] = silu(in[r, i]) * in[r, width + i] */
-void swiglu(long rows, long width, const act *in, act *out) {
+int swiglu(long rows, long width, const act *in, act *out) {
     for (long r = 0; r < rows; r++) {
         const act *gate = in + r * 2 * width, *linear = gate + width;
         act *o = out + r * width;
@@ -158,6 +161,7 @@ void swiglu(long rows, long width, const act *in, act *out) {
             memcpy(o + i, c, (width - i) * sizeof(act));
         }
     }
+    return 0;
 }
 
 static void gated_back(const act *gate, const act *linear, const act *grad, act *grad_gate, act *grad_linear) {
@@ -167,7 +171,7 @@ static void gated_back(const act *gate, const act *linear, const act *grad, act 
     vstore(grad_gate, d * u * s * (1.0f + g * (1.0f - s)));
 }
 
-void swiglu_back(long rows, long width, const act *in, const act *grad, act *grad_in) {
+int swiglu_back(long rows, long width, const act *in, const act *grad, act *grad_in) {
     for (long r = 0; r < rows; r++) {
         const act *gate = in + r * 2 * width, *linear = gate + width, *d = grad + r * width;
         act *gg = grad_in + r * 2 * width, *gl = gg + width;
@@ -184,15 +188,21 @@ void swiglu_back(long rows, long width, const act *in, const act *grad, act *gra
             memcpy(gl + i, gb, bytes);
         }
     }
+    return 0;
 }
 
 /* ---- Cross entropy ------------------------------------------------------------------------------------------- */
 
 /* Adds to sums[0] the cross entropy of each row of logits and to sums[1] the squared log of its partition function;
  * with `gradient` the logits become their gradient times `rows` in all: p (1 + 2 z log Z) - 1[target]. */
-void cross_entropy(long rows, long width, act *logits, const int64_t *targets, float z, long gradient, double *sums) {
+int cross_entropy(long rows, long width, act *logits, const int64_t *targets, float z, long gradient, double *sums) {
     float *e = room(up(width, LANES));
+    if (!e) return 1;
     for (long r = 0; r < rows; r++) {
+        if (targets[r] < 0 || targets[r] >= width) {
+            free(e);
+            return 2;
+        }
         act *row = logits + r * width;
         float total = 0, wanted = load(row + targets[r]);
         for (int i = 0; i < width; i++) e[i] = load(row + i);
@@ -216,6 +226,7 @@ void cross_entropy(long rows, long width, act *logits, const int64_t *targets, f
         row[targets[r]] = store(e[targets[r]] * factor - 1.0f);
     }
     free(e);
+    return 0;
 }
 
 /* ---- Attention ----------------------------------------------------------------------------------------------- */
@@ -321,8 +332,7 @@ static shape make_shape(int length, int dim, const float *cos, const float *sin,
 /* Causal grouped-query attention with rotary positions and, where q_gains is given, QK-norm.
  *
  * qkv [batch, length, (heads + 2 kv_heads) * dim] to out [batch, length, heads * dim]; logz [batch, heads, length] keeps
- * the log of each row's partition function. `group` sequences share gains [dim] of q and k. Returns 0, or 1 where
- * memory is lacking. */
+ * the log of each row's partition function. `group` sequences share gains [dim] of q and k. */
 int attention(long batch, long length, long heads, long kv_heads, long dim, long group, float eps, const act *qkv,
               const float *cos, const float *sin, const float *q_gains, const float *k_gains, act *out, float *logz) {
     shape s = make_shape(length, dim, cos, sin, eps);

@@ -37,8 +37,11 @@ def _native(x: Tensor) -> bool:
 
 
 def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
-    if getattr(kernels(dtype), name)(*map(argument, arguments)) and name.startswith("attention"):
-        raise MemoryError("attention: no memory for its scratch space")
+    problem = getattr(kernels(dtype), name)(*map(argument, arguments))
+    if problem == 1:
+        raise MemoryError(f"{name}: no memory for its scratch space")
+    if problem == 2:
+        raise IndexError(f"{name}: a target lies outside of the vocabulary")
 
 
 def _stacked(size: int, dim: int | None, x: Tensor | None) -> Tensor | None:
