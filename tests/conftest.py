@@ -137,7 +137,7 @@ def make_spec(tiny_corpus: Any) -> Callable[..., RunSpec]:
                 d_model=16,
                 n_heads=2,
                 n_kv_heads=1,
-                head_dim=8,
+                head_dim=16,
                 d_ff=32,
                 vocab_size=tiny_corpus.vocab_size,
             ),

@@ -200,7 +200,7 @@ def test_initial_weights_depend_on_the_seed_alone() -> None:
 def test_initial_weights_of_a_layer_do_not_depend_on_the_other_layers() -> None:
     # the residual scale aside: what a rank that holds only some layers relies on
     deep = built(LLAMA.model_copy(update={"n_layers": 3}))
-    assert torch.equal(deep.layers[1].attention.qkv.weight, built(LLAMA).layers[1].attention.qkv.weight)
+    assert torch.equal(deep.layers["1"].attention.q.weight, built(LLAMA).layers["1"].attention.q.weight)
     assert torch.equal(deep.output_weight, built(LLAMA).output_weight)
 
 

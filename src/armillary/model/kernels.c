@@ -147,19 +147,15 @@ static void gated(const act *gate, const act *up_, act *out) {
 }
 
 /* out[r, i] = silu(in[r, i]) * in[r, width + i] */
-int swiglu(long rows, long width, const act *in, act *out) {
-    for (long r = 0; r < rows; r++) {
-        const act *gate = in + r * 2 * width, *linear = gate + width;
-        act *o = out + r * width;
-        int i = 0;
-        for (; i + LANES <= width; i += LANES) gated(gate + i, linear + i, o + i);
-        if (i < width) {
-            act a[LANES] = {0}, b[LANES] = {0}, c[LANES];
-            memcpy(a, gate + i, (width - i) * sizeof(act));
-            memcpy(b, linear + i, (width - i) * sizeof(act));
-            gated(a, b, c);
-            memcpy(o + i, c, (width - i) * sizeof(act));
-        }
+int swiglu(long size, const act *gate, const act *linear, act *out) {
+    long i = 0;
+    for (; i + LANES <= size; i += LANES) gated(gate + i, linear + i, out + i);
+    if (i < size) {
+        act a[LANES] = {0}, b[LANES] = {0}, c[LANES];
+        memcpy(a, gate + i, (size - i) * sizeof(act));
+        memcpy(b, linear + i, (size - i) * sizeof(act));
+        gated(a, b, c);
+        memcpy(out + i, c, (size - i) * sizeof(act));
     }
     return 0;
 }
@@ -171,22 +167,18 @@ static void gated_back(const act *gate, const act *linear, const act *grad, act 
     vstore(grad_gate, d * u * s * (1.0f + g * (1.0f - s)));
 }
 
-int swiglu_back(long rows, long width, const act *in, const act *grad, act *grad_in) {
-    for (long r = 0; r < rows; r++) {
-        const act *gate = in + r * 2 * width, *linear = gate + width, *d = grad + r * width;
-        act *gg = grad_in + r * 2 * width, *gl = gg + width;
-        int i = 0;
-        for (; i + LANES <= width; i += LANES) gated_back(gate + i, linear + i, d + i, gg + i, gl + i);
-        if (i < width) {
-            act a[LANES] = {0}, b[LANES] = {0}, c[LANES] = {0}, ga[LANES], gb[LANES];
-            size_t bytes = (width - i) * sizeof(act);
-            memcpy(a, gate + i, bytes);
-            memcpy(b, linear + i, bytes);
-            memcpy(c, d + i, bytes);
-            gated_back(a, b, c, ga, gb);
-            memcpy(gg + i, ga, bytes);
-            memcpy(gl + i, gb, bytes);
-        }
+int swiglu_back(long size, const act *gate, const act *linear, const act *grad, act *grad_gate, act *grad_linear) {
+    long i = 0;
+    for (; i + LANES <= size; i += LANES) gated_back(gate + i, linear + i, grad + i, grad_gate + i, grad_linear + i);
+    if (i < size) {
+        act a[LANES] = {0}, b[LANES] = {0}, c[LANES] = {0}, ga[LANES], gb[LANES];
+        size_t bytes = (size - i) * sizeof(act);
+        memcpy(a, gate + i, bytes);
+        memcpy(b, linear + i, bytes);
+        memcpy(c, grad + i, bytes);
+        gated_back(a, b, c, ga, gb);
+        memcpy(grad_gate + i, ga, bytes);
+        memcpy(grad_linear + i, gb, bytes);
     }
     return 0;
 }
@@ -331,12 +323,13 @@ static shape make_shape(int length, int dim, const float *cos, const float *sin,
 
 /* Causal grouped-query attention with rotary positions and, where q_gains is given, QK-norm.
  *
- * qkv [batch, length, (heads + 2 kv_heads) * dim] to out [batch, length, heads * dim]; logz [batch, heads, length] keeps
- * the log of each row's partition function. `group` sequences share gains [dim] of q and k. */
-int attention(long batch, long length, long heads, long kv_heads, long dim, long group, float eps, const act *qkv,
-              const float *cos, const float *sin, const float *q_gains, const float *k_gains, act *out, float *logz) {
+ * queries [batch, length, heads * dim], keys and values [batch, length, kv_heads * dim] to out, shaped as the queries;
+ * logz [batch, heads, length] keeps the log of each row's partition function. `group` sequences share gains [dim]. */
+int attention(long batch, long length, long heads, long kv_heads, long dim, long group, float eps, const act *queries,
+              const act *keys, const act *values, const float *cos, const float *sin, const float *q_gains,
+              const float *k_gains, act *out, float *logz) {
     shape s = make_shape(length, dim, cos, sin, eps);
-    long stride = (long)(heads + 2 * kv_heads) * dim, dense = (long)up(s.rows, BLOCK) * s.width, flat = (long)s.width * s.columns;
+    long q_stride = heads * dim, stride = kv_heads * dim, dense = (long)up(s.rows, BLOCK) * s.width, flat = (long)s.width * s.columns;
     float *work = room(3 * dense + flat + BLOCK * (s.columns + (long)s.width) + length);
     if (!work) return 1;
     float *q = work, *k = q + dense, *v = k + dense, *kt = v + dense, *p = kt + flat, *o = p + (long)BLOCK * s.columns;
@@ -345,14 +338,13 @@ int attention(long batch, long length, long heads, long kv_heads, long dim, long
     for (int b = 0; b < batch; b++) {
         const float *q_gain = q_gains ? q_gains + b / group * dim : 0, *k_gain = k_gains ? k_gains + b / group * dim : 0;
         for (int h = 0; h < heads; h++) {
-            const act *base = qkv + b * length * stride;
-            int shared = h / (heads / kv_heads);
             if (h % (heads / kv_heads) == 0) {
-                turn_in(&s, base + (long)(heads + shared) * dim, stride, k_gain, 1, k, rms);
+                long at = b * length * stride + h / (heads / kv_heads) * dim;
+                turn_in(&s, keys + at, stride, k_gain, 1, k, rms);
                 transpose(&s, k, kt);
-                copy_in(&s, base + (long)(heads + kv_heads + shared) * dim, stride, v);
+                copy_in(&s, values + at, stride, v);
             }
-            turn_in(&s, base + (long)h * dim, stride, q_gain, 1.0f / sqrtf(dim), q, rms);
+            turn_in(&s, queries + b * length * q_stride + h * dim, q_stride, q_gain, 1.0f / sqrtf(dim), q, rms);
             for (int first = 0; first < length; first += BLOCK) {
                 int last = first + BLOCK < s.rows ? first + BLOCK : s.rows;
                 scores(&s, first, last, q, kt, p);
@@ -390,13 +382,13 @@ int attention(long batch, long length, long heads, long kv_heads, long dim, long
     return 0;
 }
 
-/* The gradient of attention; grad and out [batch, length, heads * dim], grad_qkv as qkv. The gains' gradients are
- * added to. */
-int attention_back(long batch, long length, long heads, long kv_heads, long dim, long group, float eps, const act *qkv,
-                   const float *cos, const float *sin, const float *q_gains, const float *k_gains, const act *out,
-                   const float *logz, const act *grad, act *grad_qkv, float *grad_q_gains, float *grad_k_gains) {
+/* The gradient of attention; grad and out as the queries. The gains' gradients are added to. */
+int attention_back(long batch, long length, long heads, long kv_heads, long dim, long group, float eps,
+                   const act *queries, const act *keys, const act *values, const float *cos, const float *sin,
+                   const float *q_gains, const float *k_gains, const act *out, const float *logz, const act *grad,
+                   act *grad_queries, act *grad_keys, act *grad_values, float *grad_q_gains, float *grad_k_gains) {
     shape s = make_shape(length, dim, cos, sin, eps);
-    long stride = (long)(heads + 2 * kv_heads) * dim, dense = (long)up(s.rows, BLOCK) * s.width, flat = (long)s.width * s.columns;
+    long q_stride = heads * dim, stride = kv_heads * dim, dense = (long)up(s.rows, BLOCK) * s.width, flat = (long)s.width * s.columns;
     long block = (long)BLOCK * s.columns;
     float *work = room(7 * dense + 2 * flat + 2 * block + 2 * (long)length);
     if (!work) return 1;
@@ -408,20 +400,18 @@ int attention_back(long batch, long length, long heads, long kv_heads, long dim,
     for (int b = 0; b < batch; b++) {
         const float *q_gain = q_gains ? q_gains + b / group * dim : 0, *k_gain = k_gains ? k_gains + b / group * dim : 0;
         float *gq_gain = q_gains ? grad_q_gains + b / group * dim : 0, *gk_gain = k_gains ? grad_k_gains + b / group * dim : 0;
-        const act *base = qkv + b * length * stride;
-        act *grad_base = grad_qkv + b * length * stride;
         for (int h = 0; h < heads; h++) {
-            long at_q = (long)h * dim, at_k = (long)(heads + h / share) * dim, at_v = at_k + (long)kv_heads * dim;
+            long at_q = b * length * q_stride + h * dim, at = b * length * stride + h / share * dim;
             if (h % share == 0) {
-                turn_in(&s, base + at_k, stride, k_gain, 1, k, k_rms);
+                turn_in(&s, keys + at, stride, k_gain, 1, k, k_rms);
                 transpose(&s, k, kt);
-                copy_in(&s, base + at_v, stride, v);
+                copy_in(&s, values + at, stride, v);
                 transpose(&s, v, vt);
                 memset(gk, 0, 2 * dense * sizeof(float));
             }
             float factor = 1.0f / sqrtf(dim);
-            turn_in(&s, base + at_q, stride, q_gain, factor, q, q_rms);
-            copy_in(&s, grad + ((long)b * length * heads + h) * dim, (long)heads * dim, g);
+            turn_in(&s, queries + at_q, q_stride, q_gain, factor, q, q_rms);
+            copy_in(&s, grad + at_q, q_stride, g);
             for (int first = 0; first < length; first += BLOCK) {
                 int last = first + BLOCK < s.rows ? first + BLOCK : s.rows;
                 scores(&s, first, last, q, kt, p);
@@ -457,12 +447,12 @@ int attention_back(long batch, long length, long heads, long kv_heads, long dim,
                     }
                 }
             }
-            turn_back(&s, gq, factor, base + at_q, stride, q_gain, q_rms, gq_gain, grad_base + at_q);
+            turn_back(&s, gq, factor, queries + at_q, q_stride, q_gain, q_rms, gq_gain, grad_queries + at_q);
             if (h % share == share - 1) {
-                turn_back(&s, gk, 1, base + at_k, stride, k_gain, k_rms, gk_gain, grad_base + at_k);
+                turn_back(&s, gk, 1, keys + at, stride, k_gain, k_rms, gk_gain, grad_keys + at);
                 for (int t = 0; t < length; t++)
                     for (int i = 0; i < dim; i++)
-                        grad_base[t * stride + at_v + i] = store(gv[(long)t * s.width + i]);
+                        grad_values[at + t * stride + i] = store(gv[(long)t * s.width + i]);
             }
         }
     }

@@ -114,74 +114,85 @@ class _AddNorm(Function):
 # ---- SwiGLU ---------------------------------------------------------------------------------------------------------
 
 
-def swiglu(x: Tensor) -> Tensor:
-    """``silu(gate) * up`` (Shazeer 2020, equation 6) of [..., 2 * width] that holds gate and up side by side."""
-    if _native(x) and x.dtype == product_dtype(x):
-        gated: Tensor = _SwiGLU.apply(x)  # type: ignore[no-untyped-call]
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """``silu(gate) * up`` (Shazeer 2020, equation 6) of two tensors [..., width]."""
+    if _native(gate) and gate.dtype == product_dtype(gate):
+        gated: Tensor = _SwiGLU.apply(gate, up)  # type: ignore[no-untyped-call]
         return gated
-    gate, up = x.chunk(2, dim=-1)
     return F.silu(gate) * up
 
 
 class _SwiGLU(Function):
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        x = x.contiguous()
-        width = x.shape[-1] // 2
-        out = x.new_empty((*x.shape[:-1], width))
-        _call("swiglu", x.dtype, out.numel() // width, width, x, out)
+    def forward(gate: Tensor, up: Tensor) -> Tensor:
+        out = torch.empty_like(gate, memory_format=torch.contiguous_format)
+        _call("swiglu", gate.dtype, out.numel(), gate.contiguous(), up.contiguous(), out)
         return out
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        ctx.save_for_backward(inputs[0].contiguous())
+        ctx.save_for_backward(*(x.contiguous() for x in inputs))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        (x,) = ctx.saved_tensors
-        width = grad.shape[-1]
-        out = torch.empty_like(x)
-        _call("swiglu_back", x.dtype, grad.numel() // width, width, x, grad.contiguous(), out)
-        return out
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        grads = torch.empty_like(gate), torch.empty_like(up)
+        _call("swiglu_back", gate.dtype, grad.numel(), gate, up, grad.contiguous(), *grads)
+        return grads
 
     @staticmethod
-    def vmap(info: Any, dims: Any, x: Tensor) -> Any:
-        return _SwiGLU.apply(_stacked(info.batch_size, dims[0], x)), 0  # type: ignore[no-untyped-call]
+    def vmap(info: Any, dims: Any, gate: Tensor, up: Tensor) -> Any:
+        tensors = (_stacked(info.batch_size, dim, x) for dim, x in zip(dims, (gate, up), strict=True))
+        return _SwiGLU.apply(*tensors), 0  # type: ignore[no-untyped-call]
 
 
 # ---- attention ------------------------------------------------------------------------------------------------------
 
 
 def attention(
-    qkv: Tensor,
-    heads: tuple[int, int],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
     rotary: tuple[Tensor, Tensor],
     gains: tuple[Tensor, Tensor] | None = None,
     eps: float = 0.0,
 ) -> Tensor:
     """Causal grouped-query attention (Ainslie et al. 2023) with rotary positions (Su et al. 2021, equation 15).
 
-    ``qkv`` [B, T, (n_heads + 2 n_kv_heads) * head_dim] holds queries, keys and values side by side; ``heads`` is
-    (n_heads, n_kv_heads), ``rotary`` the cosines [T, head_dim] and sines [T, head_dim / 2] of the angles. With
-    ``gains`` [head_dim] of queries and keys, both are normalised per head before they are turned (QK-norm). Returns
-    [B, T, n_heads * head_dim].
+    ``q`` is [B, T, n_heads * head_dim], ``k`` and ``v`` [B, T, n_kv_heads * head_dim]; ``rotary`` holds the cosines
+    [T, head_dim] and sines [T, head_dim / 2] of the angles. With ``gains`` [head_dim] of queries and keys, both are
+    normalised per head before they are turned (QK-norm). Returns [B, T, n_heads * head_dim].
     """
     q_gain, k_gain = gains or (None, None)
-    if _native(qkv) and qkv.dtype == product_dtype(qkv) and (q_gain is None or q_gain.dtype == torch.float32):
-        mixed: Tensor = _Attention.apply(qkv, *rotary, q_gain, k_gain, heads, eps)[0]  # type: ignore[no-untyped-call]
+    if _native(q) and q.dtype == product_dtype(q) and (q_gain is None or q_gain.dtype == torch.float32):
+        mixed: Tensor = _Attention.apply(q, k, v, *rotary, q_gain, k_gain, eps)[0]  # type: ignore[no-untyped-call]
         return mixed
-    n_heads, n_kv_heads = heads
-    q, k, v = qkv.unflatten(-1, (n_heads + 2 * n_kv_heads, -1)).split(  # type: ignore[no-untyped-call]
-        (n_heads, n_kv_heads, n_kv_heads), dim=-2
+    q, k, v = prepare(q, k, v, rotary, gains, eps)
+    mixed = F.scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=q.shape != k.shape
     )
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def prepare(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    rotary: tuple[Tensor, Tensor],
+    gains: tuple[Tensor, Tensor] | None = None,
+    eps: float = 0.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What ``attention`` does before the products: q, k and v cut into heads, q and k normalised and turned.
+
+    Arguments as there; returns [B, T, n_heads, head_dim] and twice [B, T, n_kv_heads, head_dim].
+    """
+    head_dim = rotary[0].shape[-1]
+    q, k, v = (x.unflatten(-1, (-1, head_dim)) for x in (q, k, v))  # type: ignore[no-untyped-call]
     if gains is not None:
         q, k = (F.rms_norm(x, gain.shape, gain.to(x.dtype), eps) for x, gain in zip((q, k), gains, strict=True))
     q, k = (_Rotate.apply(x, *rotary) for x in (q, k))  # type: ignore[no-untyped-call]
-    mixed = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=n_heads != n_kv_heads
-    )
-    return mixed.transpose(1, 2).flatten(2)
+    return q, k, v
 
 
 class _Attention(Function):
@@ -189,65 +200,65 @@ class _Attention(Function):
 
     @staticmethod
     def forward(
-        qkv: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
         cos: Tensor,
         sin: Tensor,
         q_gain: Tensor | None,
         k_gain: Tensor | None,
-        heads: tuple[int, int],
         eps: float,
     ) -> tuple[Tensor, Tensor]:
-        qkv = qkv.contiguous()
-        sizes = _attention_sizes(qkv, cos, q_gain, heads)
-        batch, length, n_heads, _, head_dim, _ = sizes
-        out = qkv.new_empty((*qkv.shape[:-1], n_heads * head_dim))
-        log_partition = qkv.new_empty((batch, n_heads, length), dtype=torch.float32)
-        _call("attention", qkv.dtype, *sizes, eps, qkv, cos, sin, q_gain, k_gain, out, log_partition)
-        return out, log_partition.view(*qkv.shape[:-2], n_heads, length)
+        q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
+        sizes = _attention_sizes(q, k, cos, q_gain)
+        batch, length, n_heads, *_ = sizes
+        out = torch.empty_like(q)
+        log_partition = q.new_empty((batch, n_heads, length), dtype=torch.float32)
+        _call("attention", q.dtype, *sizes, eps, q, k, v, cos, sin, q_gain, k_gain, out, log_partition)
+        return out, log_partition.view(*q.shape[:-2], n_heads, length)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        qkv, cos, sin, q_gain, k_gain, ctx.heads, ctx.eps = inputs
+        *tensors, cos, sin, q_gain, k_gain, ctx.eps = inputs
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(qkv.contiguous(), cos, sin, q_gain, k_gain, *output)
+        ctx.save_for_backward(*(x.contiguous() for x in tensors), cos, sin, q_gain, k_gain, *output)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        qkv, cos, sin, q_gain, k_gain, out, log_partition = ctx.saved_tensors
-        grad_qkv = torch.empty_like(qkv)
+        q, k, v, cos, sin, q_gain, k_gain, out, log_partition = ctx.saved_tensors
+        grads = [torch.empty_like(x) for x in (q, k, v)]
         grad_gains = [None if gain is None else torch.zeros_like(gain) for gain in (q_gain, k_gain)]
-        sizes = _attention_sizes(qkv, cos, q_gain, ctx.heads)
-        arguments = (qkv, cos, sin, q_gain, k_gain, out, log_partition, grad.contiguous(), grad_qkv, *grad_gains)
-        _call("attention_back", qkv.dtype, *sizes, ctx.eps, *arguments)
-        return grad_qkv, None, None, *grad_gains, None, None
+        sizes = _attention_sizes(q, k, cos, q_gain)
+        arguments = (q, k, v, cos, sin, q_gain, k_gain, out, log_partition, grad.contiguous(), *grads, *grad_gains)
+        _call("attention_back", q.dtype, *sizes, ctx.eps, *arguments)
+        return *grads, None, None, *grad_gains, None
 
     @staticmethod
     def vmap(
         info: Any,
         dims: Any,
-        qkv: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
         cos: Tensor,
         sin: Tensor,
         q_gain: Tensor | None,
         k_gain: Tensor | None,
-        heads: tuple[int, int],
         eps: float,
     ) -> Any:
-        qkv, q_gain, k_gain = (  # type: ignore[assignment]
-            _stacked(info.batch_size, dims[i], t) for i, t in ((0, qkv), (3, q_gain), (4, k_gain))
+        q, k, v, q_gain, k_gain = (  # type: ignore[assignment]
+            _stacked(info.batch_size, dims[i], t) for i, t in ((0, q), (1, k), (2, v), (5, q_gain), (6, k_gain))
         )
-        return _Attention.apply(qkv, cos, sin, q_gain, k_gain, heads, eps), (0, 0)  # type: ignore[no-untyped-call]
+        return _Attention.apply(q, k, v, cos, sin, q_gain, k_gain, eps), (0, 0)  # type: ignore[no-untyped-call]
 
 
-def _attention_sizes(
-    qkv: Tensor, cos: Tensor, gain: Tensor | None, heads: tuple[int, int]
-) -> tuple[int, int, int, int, int, int]:
+def _attention_sizes(q: Tensor, k: Tensor, cos: Tensor, gain: Tensor | None) -> tuple[int, int, int, int, int, int]:
     """Sequences, length, heads, kv heads, head_dim, and how many sequences share the gains of a member."""
-    length, batch = qkv.shape[-2], qkv.shape[:-2].numel()
+    length, batch = q.shape[-2], q.shape[:-2].numel()
     head_dim = cos.shape[-1]
     members = 1 if gain is None else gain.numel() // head_dim
-    return batch, length, *heads, head_dim, batch // members
+    return batch, length, q.shape[-1] // head_dim, k.shape[-1] // head_dim, head_dim, batch // members
 
 
 class _Rotate(Function):
@@ -290,12 +301,17 @@ def linear_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor, z_lo
     computed, turned into its part of the loss and of both gradients while it is still near the processor, and dropped
     (as Liger Kernel does, Hsu et al. 2024, arXiv 2410.10989, section 3.2).
 
-    ``features`` is [N, d], ``weight`` [V, d], ``targets`` [N] (int64). Returns the objective (cross entropy plus
+    ``features`` is [..., d], ``weight`` [V, d], ``targets`` [...] (int64). Returns the objective (cross entropy plus
     ``z_loss`` times the mean squared log of the partition function; PaLM, Chowdhery et al. 2022, section 5) and the
     cross entropy alone, which carries no gradient. Matrix products run in the autocast precision where it is on.
     """
     objective, entropy, *_ = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        features[None], weight[None], targets[None], z_loss, product_dtype(features), torch.is_grad_enabled()
+        features.flatten(0, -2)[None],
+        weight[None],
+        targets.flatten()[None],
+        z_loss,
+        product_dtype(features),
+        torch.is_grad_enabled(),
     )
     return objective[0], entropy[0]
 

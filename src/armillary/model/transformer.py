@@ -2,11 +2,14 @@
 
 What it computes is what Llama computes and, with QK-norm, what Qwen3 computes, so its weights travel to and from both.
 It knows nothing of devices, ranks or precision: it runs where its parameters are, and in half precision where the
-caller opens ``torch.autocast``.
+caller opens ``torch.autocast``. What makes it fit for many ranks: a ``Part`` of it is a model of its own under the same
+names; and ``criterion`` (of the model) and ``core`` (of each attention) are plain functions of their inputs, in whose
+place others may be put that compute the same with more than one rank.
 
 Trade-offs, for the many small runs that a study trains on one core:
 
-- q, k and v come from one matrix product, gate and up from another; the weight formats cut them apart.
+- Each matrix is a parameter of its own, as it is published, split over ranks and orthogonalised (Muon); one product
+  for q, k and v together and one for gate and up was measured to be no faster beyond the smallest models.
 - All that is no plain matrix product goes through ``operators``, which has a form of its own for one core.
 - Rotary tables are plain fp32 tensors, built at first use and built larger when a longer context comes: there is no
   longest context, a model built on the ``meta`` device needs nothing repaired, and casting the model to half precision
@@ -18,6 +21,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,25 +36,39 @@ from armillary.recipe import ModelShape
 INIT_STD = 0.02
 
 
+@dataclass(frozen=True)
+class Part:
+    """Consecutive ``layers`` of a model; what ``begins`` it holds the embedding, what ``ends`` it norm and output."""
+
+    layers: range
+    begins: bool
+    ends: bool
+
+
 class Transformer(nn.Module):
-    """A decoder-only language model; its parameters are built on the current default device.
+    """A decoder-only language model, or a part of one; its parameters are built on the current default device.
 
     They hold no sensible values until ``init_weights`` is called or weights are loaded.
     """
 
-    def __init__(self, shape: ModelShape) -> None:
+    def __init__(self, shape: ModelShape, part: Part | None = None) -> None:
         super().__init__()
-        self.shape = shape
-        self.embedding = nn.Embedding(shape.vocab_size, shape.d_model)
-        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.n_layers))
-        self.norm = Norm(shape.d_model, shape.norm_eps)
-        self.output = None if shape.tied_embeddings else nn.Linear(shape.d_model, shape.vocab_size, bias=False)
+        part = part or Part(range(shape.n_layers), begins=True, ends=True)
+        self.shape, self.part = shape, part
+        self.embedding = nn.Embedding(shape.vocab_size, shape.d_model) if part.begins else None
+        self.layers = nn.ModuleDict({str(index): Layer(shape) for index in part.layers})
+        self.norm = Norm(shape.d_model, shape.norm_eps) if part.ends else None
+        untied = part.ends and not shape.tied_embeddings
+        self.output = nn.Linear(shape.d_model, shape.vocab_size, bias=False) if untied else None
+        self.criterion: Callable[..., tuple[Tensor, Tensor]] = linear_cross_entropy
         self._cos = self._sin = torch.empty(0)
 
     @property
     def output_weight(self) -> Tensor:
         """The output matrix [vocab_size, d_model]; where tied, the embedding itself."""
-        return self.embedding.weight if self.output is None else self.output.weight
+        holder = self.embedding if self.output is None else self.output
+        assert holder is not None, "this part of a model has no output matrix"
+        return holder.weight
 
     def init_weights(self, seed: int) -> None:
         """Draw all parameters from ``seed``.
@@ -73,34 +92,44 @@ class Transformer(nn.Module):
         # the layers then start from large embeddings too.
         if name == "output.weight":
             return 1 / math.sqrt(fan_in)
-        if name == "embedding.weight" and self.output is None:
+        if name == "embedding.weight" and self.shape.tied_embeddings:
             return 0.5 / math.sqrt(fan_in)
         # What a layer adds to the residual stream, 2 n_layers times, should not grow with the depth
         # (GPT-2, Radford et al. 2019, section 2.3).
         residual = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
         return INIT_STD / math.sqrt(2 * self.shape.n_layers) if residual else INIT_STD
 
-    def features(self, tokens: Tensor) -> Tensor:
-        """Token ids [B, T] (int64) to the normalised last hidden state [B, T, d_model]."""
-        length = tokens.shape[1]
-        cos, sin = self._rotary_tables(length, tokens.device)
-        x, delta = self.embedding(tokens), None
-        for layer in self.layers:
+    def features(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Token ids [B, T] (int64) to the normalised last hidden state [B, T, d_model].
+
+        A part that does not begin the model takes a hidden state [B, T, d_model] instead, one that does not end it
+        returns one. ``positions`` [T] (int64, on the CPU) says where in their sequence the tokens stand if not at 0 to
+        T - 1.
+        """
+        cos, sin = self._rotary_tables(x.shape[1], positions, x.device)
+        if self.embedding is not None:
+            x = self.embedding(x)
+        delta = None
+        for layer in self.layers.values():
             x, delta = layer(x, delta, cos, sin)
+        if self.norm is None:
+            return x if delta is None else x + delta
         _, normalised = self.norm(x, delta)
         features: Tensor = normalised
         return features
 
-    def _rotary_tables(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def _rotary_tables(self, length: int, positions: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosines [T, head_dim] and sines [T, head_dim / 2] of the angles (Su et al. 2021, equation 15)."""
+        needed = length if positions is None else int(positions.max()) + 1
         known = self._cos.shape[0]
-        if known < length or self._cos.device != device:
+        if known < needed or self._cos.device != device:
             # doubled, so that text which grows token by token seldom pays for this
-            positions = torch.arange(max(length, 2 * known), dtype=torch.float32, device="cpu")
-            exponents = torch.arange(0, self.shape.head_dim, 2, dtype=torch.float32, device="cpu") / self.shape.head_dim
-            angles = torch.outer(positions, 1.0 / self.shape.rope_theta**exponents)
+            angles = rotary_angles(self.shape, max(needed, 2 * known))
             self._cos = torch.cat((angles, angles), dim=-1).cos().to(device)
             self._sin = angles.sin().to(device)
+        if positions is not None:
+            at = positions.to(device, non_blocking=True)
+            return self._cos[at], self._sin[at]
         return self._cos[:length], self._sin[:length]
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -114,8 +143,7 @@ class Transformer(nn.Module):
         ``z_loss`` times the squared log of the partition function), which is what ``backward`` is for, and the cross
         entropy alone, which carries no gradient.
         """
-        features = self.features(tokens[:, :-1]).flatten(0, 1)
-        return linear_cross_entropy(features, self.output_weight, tokens[:, 1:].flatten(), z_loss)
+        return self.criterion(self.features(tokens[:, :-1]), self.output_weight, tokens[:, 1:], z_loss)
 
     def optimizer_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Parameter groups for a torch optimizer: matrices and embeddings decay by ``weight_decay``, gains do not."""
@@ -124,6 +152,13 @@ class Transformer(nn.Module):
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
             {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
         ]
+
+
+def rotary_angles(shape: ModelShape, length: int) -> Tensor:
+    """The angles [length, head_dim / 2] by which the pairs of a head are turned at each position, on the CPU."""
+    positions = torch.arange(length, dtype=torch.float32, device="cpu")
+    exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float32, device="cpu") / shape.head_dim
+    return torch.outer(positions, 1.0 / shape.rope_theta**exponents)
 
 
 class Norm(nn.RMSNorm):
@@ -156,17 +191,20 @@ class Attention(nn.Module):
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
-        self.heads = (shape.n_heads, shape.n_kv_heads)
-        self.qkv = nn.Linear(shape.d_model, (shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim, bias=False)
-        self.out = nn.Linear(shape.n_heads * shape.head_dim, shape.d_model, bias=False)
+        q_width, kv_width = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
+        self.q = nn.Linear(shape.d_model, q_width, bias=False)
+        self.k = nn.Linear(shape.d_model, kv_width, bias=False)
+        self.v = nn.Linear(shape.d_model, kv_width, bias=False)
+        self.out = nn.Linear(q_width, shape.d_model, bias=False)
         self.q_norm = nn.RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
         self.k_norm = nn.RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
         self.eps = shape.norm_eps
+        self.core: Callable[..., Tensor] = attention
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """[B, T, d_model] to the same; ``cos`` and ``sin`` are the rotary tables."""
         gains = (self.q_norm.weight, self.k_norm.weight) if self.q_norm and self.k_norm else None
-        x = self.out(attention(self.qkv(x), self.heads, (cos, sin), gains, self.eps))
+        x = self.out(self.core(self.q(x), self.k(x), self.v(x), (cos, sin), gains, self.eps))
         return x
 
 
@@ -175,10 +213,11 @@ class FeedForward(nn.Module):
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
-        self.gate_up = nn.Linear(shape.d_model, 2 * shape.d_ff, bias=False)
+        self.gate = nn.Linear(shape.d_model, shape.d_ff, bias=False)
+        self.up = nn.Linear(shape.d_model, shape.d_ff, bias=False)
         self.down = nn.Linear(shape.d_ff, shape.d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, d_model] to the same."""
-        x = self.down(swiglu(self.gate_up(x)))
+        x = self.down(swiglu(self.gate(x), self.up(x)))
         return x

@@ -113,13 +113,13 @@ def check_tensors(path: Path, found: Mapping[str, tuple[int, ...]], wanted: Mapp
     Raises:
         ArmillaryError: naming the tensors that are missing, unexpected or of another shape.
     """
-    problems = [f"missing {name}" for name in wanted if name not in found]
-    problems += [f"unexpected {name}" for name in found if name not in wanted]
-    problems += [
+    problems = [
         f"{name} is {list(found[name])} and should be {list(size)}"
         for name, size in wanted.items()
         if name in found and found[name] != size
     ]
+    problems += [f"missing {name}" for name in wanted if name not in found]
+    problems += [f"unexpected {name}" for name in found if name not in wanted]
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise ArmillaryError(f"{path}: the weights are not those of this model shape: {shown}")

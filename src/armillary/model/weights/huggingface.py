@@ -1,8 +1,7 @@
 """Model folders that Hugging Face ``transformers`` loads, written and read without it.
 
 A shape without QK-norm is a ``LlamaForCausalLM``, one with it a ``Qwen3ForCausalLM``; both compute exactly what our
-transformer computes, so logits agree to rounding. Our merged matrices (q, k, v; gate, up) are cut apart on the way out
-and joined on the way in, which loses no bit.
+transformer computes, so logits agree to rounding.
 
 Trade-offs: the configuration is written by hand and kept to the keys that decide the computation, so that an export
 needs no further package; the test suite holds it against ``transformers`` itself. Reading refuses whatever this
@@ -12,7 +11,6 @@ transformer does not compute (biases, scaled rotary positions, sliding windows, 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,7 +87,7 @@ def export_hf(
             (aside / name).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         (aside / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
         state = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        save_tensors({name: t.to(stored) for name, t in _cut_apart(state, model.shape)}, aside / WEIGHTS)
+        save_tensors({_names(model.shape)[name]: t.to(stored) for name, t in state.items()}, aside / WEIGHTS)
 
 
 def import_hf(folder: Path) -> Transformer:
@@ -104,7 +102,6 @@ def import_hf(folder: Path) -> Transformer:
     shape = _shape(folder / "config.json")
     with torch.device("meta"):
         model = Transformer(shape)
-        outside = dict(_cut_apart(dict(model.named_parameters()), shape))
     tensors = _read_tensors(folder)
     # tables that old checkpoints carry, and the second name of a tied matrix
     ignored = [name for name in tensors if name.endswith("rotary_emb.inv_freq")]
@@ -113,51 +110,29 @@ def import_hf(folder: Path) -> Transformer:
     check_tensors(
         folder,
         {name: tuple(tensor.shape) for name, tensor in tensors.items()},
-        {name: tuple(tensor.shape) for name, tensor in outside.items()},
+        {_names(shape)[name]: tuple(parameter.shape) for name, parameter in model.named_parameters()},
     )
-    inside = {name: torch.cat([tensors[part].float() for part in parts]) for name, parts in _names(shape).items()}
-    model.load_state_dict(inside, assign=True)
+    model.load_state_dict({ours: tensors[theirs].float() for ours, theirs in _names(shape).items()}, assign=True)
     return model
 
 
-def _names(shape: ModelShape) -> dict[str, tuple[str, ...]]:
-    """Our parameter names, each with the outside tensors that its rows are made of, in order."""
-    names: dict[str, tuple[str, ...]] = {
-        "embedding.weight": ("model.embed_tokens.weight",),
-        "norm.weight": ("model.norm.weight",),
-    }
+def _names(shape: ModelShape) -> dict[str, str]:
+    """Our parameter names, each with the outside one."""
+    names = {"embedding.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight"}
     if not shape.tied_embeddings:
-        names["output.weight"] = ("lm_head.weight",)
-    for i in range(shape.n_layers):
-        ours, theirs = f"layers.{i}", f"model.layers.{i}"
-        attention, mlp = f"{theirs}.self_attn", f"{theirs}.mlp"
-        names[f"{ours}.attention_norm.weight"] = (f"{theirs}.input_layernorm.weight",)
-        names[f"{ours}.attention.qkv.weight"] = tuple(f"{attention}.{part}_proj.weight" for part in "qkv")
-        names[f"{ours}.attention.out.weight"] = (f"{attention}.o_proj.weight",)
-        if shape.qk_norm:
-            names[f"{ours}.attention.q_norm.weight"] = (f"{attention}.q_norm.weight",)
-            names[f"{ours}.attention.k_norm.weight"] = (f"{attention}.k_norm.weight",)
-        names[f"{ours}.feed_forward_norm.weight"] = (f"{theirs}.post_attention_layernorm.weight",)
-        names[f"{ours}.feed_forward.gate_up.weight"] = (f"{mlp}.gate_proj.weight", f"{mlp}.up_proj.weight")
-        names[f"{ours}.feed_forward.down.weight"] = (f"{mlp}.down_proj.weight",)
-    return names
-
-
-def _cut_apart(state: dict[str, Tensor], shape: ModelShape) -> Iterator[tuple[str, Tensor]]:
-    """Outside names and tensors of our parameters."""
-    rows = {
-        "q_proj": shape.n_heads * shape.head_dim,
-        "k_proj": shape.n_kv_heads * shape.head_dim,
-        "v_proj": shape.n_kv_heads * shape.head_dim,
-        "gate_proj": shape.d_ff,
-        "up_proj": shape.d_ff,
+        names["output.weight"] = "lm_head.weight"
+    inside = {
+        "attention_norm": "input_layernorm",
+        **{f"attention.{part}": f"self_attn.{part}_proj" for part in "qkv"},
+        "attention.out": "self_attn.o_proj",
+        "feed_forward_norm": "post_attention_layernorm",
+        **{f"feed_forward.{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")},
     }
-    for name, parts in _names(shape).items():
-        if len(parts) == 1:
-            yield parts[0], state[name]
-        else:
-            sizes = [rows[part.split(".")[-2]] for part in parts]
-            yield from zip(parts, torch.split(state[name], sizes), strict=True)
+    if shape.qk_norm:
+        inside |= {f"attention.{part}_norm": f"self_attn.{part}_norm" for part in "qk"}
+    for i in range(shape.n_layers):
+        names |= {f"layers.{i}.{ours}.weight": f"model.layers.{i}.{theirs}.weight" for ours, theirs in inside.items()}
+    return names
 
 
 def _config(shape: ModelShape, context_length: int, end: int, dtype: str) -> dict[str, Any]:
