@@ -338,32 +338,35 @@ def report(
     print(place.report_file(language.value))
 
 
-@app.command()
-def runs(
-    recipe: RecipeArgument, folder: OutOption = None, database: DatabaseOption = None, as_json: JsonOption = False
-) -> None:
-    """List the runs of a recipe's store with their state.
+def store_verb(name: str, rows_of: str, columns: list[str], title: str, text: str) -> None:
+    """A verb that shows what the store's method ``rows_of`` says."""
 
-    Example: armillary runs recipe.yaml
-    """
-    rows = workspace(recipe, folder, None, None, database, None, Reporter()).store().overview()
-    if as_json:
-        return show_json(rows)
-    columns = ["run", "study", "status", "attempts", "parameters", "tokens", "error"]
-    show_table("runs", columns, [[row[c] for c in columns] for row in rows])
+    def verb(
+        recipe: RecipeArgument, folder: OutOption = None, database: DatabaseOption = None, as_json: JsonOption = False
+    ) -> None:
+        rows = getattr(workspace(recipe, folder, None, None, database, None, Reporter()).store(), rows_of)()
+        if as_json:
+            return show_json(rows)
+        show_table(title, columns, [[row[column] for column in columns] for row in rows])
+
+    app.command(name, help=text)(verb)
 
 
-@app.command()
-def rates(
-    recipe: RecipeArgument, folder: OutOption = None, database: DatabaseOption = None, as_json: JsonOption = False
-) -> None:
-    """List how fast each machine has trained each shape, as budgets in time reckon with it.
-
-    Example: armillary rates recipe.yaml
-    """
-    rows = workspace(recipe, folder, None, None, database, None, Reporter()).store().rates_overview()
-    if as_json:
-        return show_json(rows)
-    columns = ["device", "workers", "layers", "d_model", "context_length", "batch_sequences", "precision", "how"]
-    columns += ["tokens_per_s", "seconds", "recorded_at"]
-    show_table("tokens per second of all workers together", columns, [[row[c] for c in columns] for row in rows])
+store_verb(
+    "runs",
+    "overview",
+    ["run", "study", "status", "attempts", "parameters", "tokens", "error"],
+    "runs",
+    "List the runs of a recipe's store with their state.\n\nExample: armillary runs recipe.yaml",
+)
+store_verb(
+    "rates",
+    "rates_overview",
+    [
+        *("device", "workers", "layers", "d_model", "context_length", "batch_sequences", "precision", "how"),
+        *("tokens_per_s", "seconds", "recorded_at"),
+    ],
+    "tokens per second of all workers together",
+    "List how fast each machine has trained each shape, as budgets in time reckon with it."
+    "\n\nExample: armillary rates recipe.yaml",
+)

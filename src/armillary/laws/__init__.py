@@ -9,7 +9,7 @@ from armillary.laws.curves import Curve, parse_size, read_curve, read_curves
 from armillary.laws.design import simplex_design
 from armillary.laws.estimator import ExtrapolationError, ExtrapolationWarning, Prediction
 from armillary.laws.hyperparameters import HeldOutGrid, HyperparameterLaw, HyperparameterOptimum
-from armillary.laws.mixture import HeldOut, MixtureLaw
+from armillary.laws.mixture import HeldOut, MixtureLaw, rank_correlation
 from armillary.laws.next_run import NextRun, next_runs
 from armillary.laws.optimise import Optimum, epoch_ceilings, optimise_mixture
 from armillary.laws.scaling import SCALING_FORMS, LeftOut, ScalingLaw
@@ -46,6 +46,7 @@ __all__ = [
     "optimise_mixture",
     "paired_difference",
     "parse_size",
+    "rank_correlation",
     "read_curve",
     "read_curves",
     "simplex_design",

@@ -393,7 +393,7 @@ class MixtureLaw:
         for size in np.unique(s):
             rows = s == size
             ranks += rows.mean() * np.array(
-                [_spearman(*pair) for pair in zip(ensemble[rows].T, logs[rows].T, strict=True)]
+                [rank_correlation(*pair) for pair in zip(ensemble[rows].T, logs[rows].T, strict=True)]
             )
         record = HeldOut(
             predicted=np.exp(ensemble),
@@ -403,6 +403,13 @@ class MixtureLaw:
             rmse_of_model={name: rmse(values) for name, values in predicted.items()},
         )
         return record, ensemble - logs
+
+
+def rank_correlation(a: ArrayLike, b: ArrayLike) -> float:
+    """Spearman's rank correlation of two rows of numbers; 0 where one of them is constant and has no ranks."""
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return 0.0
+    return float(stats.spearmanr(a, b).statistic)
 
 
 def _checked_sizes(sizes: float | ArrayLike, rows: int) -> Array:
@@ -431,13 +438,6 @@ def _reaches(
     likelihood = np.exp(-0.5 * len(Z) * (np.array(errors) - min(errors)))
     weights = likelihood / likelihood.sum()
     return float(np.exp(weights @ np.log(grid))), rng.choice(grid, count, p=weights)
-
-
-def _spearman(a: Array, b: Array) -> float:
-    """Rank correlation; 0 where one of the two is constant."""
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return 0.0
-    return float(stats.spearmanr(a, b).statistic)
 
 
 def _folds(mixtures: Array, rng: np.random.Generator) -> list[Rows]:

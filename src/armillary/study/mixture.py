@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from armillary.laws import MixtureLaw, best_of, epoch_ceilings, optimise_mixture, simplex_design
+from armillary.laws import MixtureLaw, best_of, epoch_ceilings, optimise_mixture, rank_correlation, simplex_design
 from armillary.recipe import Document, UsageError
 from armillary.study.executor import Job
 from armillary.study.lab import Annealing, Lab, record, stage_key, stored
@@ -189,7 +189,7 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
             held_out=held.predicted.tolist(),
             spearman=[float(v) for v in held.spearman],
             rmse=[float(v) for v in held.rmse],
-            target_spearman=_spearman(held.predicted @ weights, Y @ weights),
+            target_spearman=rank_correlation(held.predicted @ weights, Y @ weights),
             forms=[{form: float(share[i]) for form, share in law.chosen_.items()} for i in range(len(corpus.domains))],
             natural=lab.named(natural),
             uniform=lab.named(uniform),
@@ -216,9 +216,3 @@ def _noise(groups: list[np.ndarray]) -> np.ndarray:
     squares = sum((((g / g.mean(axis=0)) - 1) ** 2).sum(axis=0) for g in groups)
     freedom = sum(len(g) - 1 for g in groups)
     return np.sqrt(np.asarray(squares) / max(1, freedom))
-
-
-def _spearman(a: np.ndarray, b: np.ndarray) -> float:
-    from scipy.stats import spearmanr
-
-    return float(spearmanr(a, b).statistic)
