@@ -1,7 +1,17 @@
 """The decoder-only transformer, text from it, and its weights on disk. Free of parallel code."""
 
 from armillary.model.generate import generate
-from armillary.model.transformer import Transformer
+from armillary.model.transformer import Layer, Part, Transformer
 from armillary.model.weights import export_hf, import_hf, load_weights, replace_folder, save_weights
 
-__all__ = ["Transformer", "export_hf", "generate", "import_hf", "load_weights", "replace_folder", "save_weights"]
+__all__ = [
+    "Layer",
+    "Part",
+    "Transformer",
+    "export_hf",
+    "generate",
+    "import_hf",
+    "load_weights",
+    "replace_folder",
+    "save_weights",
+]

@@ -77,13 +77,17 @@ class Transformer(nn.Module):
         neither on the global generator, nor on threads or device, nor on which other parameters exist.
         """
         for name, parameter in self.named_parameters():
-            digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-            generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-            values = torch.ones(parameter.shape, dtype=torch.float32, device="cpu")
-            if parameter.ndim > 1:
-                values.normal_(0.0, self._init_std(name, parameter.shape[1]), generator=generator)
             with torch.no_grad():
-                parameter.copy_(values)
+                parameter.copy_(self.init_values(name, parameter.shape, seed))
+
+    def init_values(self, name: str, size: torch.Size, seed: int) -> Tensor:
+        """What ``init_weights`` draws for the parameter ``name`` of ``size``: a fp32 tensor on the CPU."""
+        digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+        generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+        values = torch.ones(size, dtype=torch.float32, device="cpu")
+        if values.ndim > 1:
+            values.normal_(0.0, self._init_std(name, size[1]), generator=generator)
+        return values
 
     def _init_std(self, name: str, fan_in: int) -> float:
         # Measured on models of 1 to 3 layers (docs/model.md): drawn this small, the layers begin as a gentle change of
@@ -143,7 +147,13 @@ class Transformer(nn.Module):
         ``z_loss`` times the squared log of the partition function), which is what ``backward`` is for, and the cross
         entropy alone, which carries no gradient.
         """
-        return self.criterion(self.features(tokens[:, :-1]), self.output_weight, tokens[:, 1:], z_loss)
+        return self.objective(tokens[:, :-1], tokens[:, 1:], z_loss)
+
+    def objective(
+        self, x: Tensor, targets: Tensor, z_loss: float = 0.0, positions: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As ``loss``, for inputs and ``targets`` [B, T] (int64) apart; ``x`` and ``positions`` as ``features`` has."""
+        return self.criterion(self.features(x, positions), self.output_weight, targets, z_loss)
 
     def optimizer_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Parameter groups for a torch optimizer: matrices and embeddings decay by ``weight_decay``, gains do not."""

@@ -16,6 +16,7 @@ from armillary.recipe.document import (
     load_recipe,
 )
 from armillary.recipe.errors import ArmillaryError, UsageError
+from armillary.recipe.layout import Layout
 from armillary.recipe.run import (
     Decay,
     MixturePhase,
@@ -37,6 +38,7 @@ __all__ = [
     "DomainSpec",
     "Family",
     "LadderStudy",
+    "Layout",
     "Limits",
     "MixtureLimits",
     "MixturePhase",

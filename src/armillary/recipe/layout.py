@@ -1,0 +1,148 @@
+"""The layout of a training run: over how many ranks, and in which dimensions, one run is spread.
+
+A layout decides where numbers are computed and never which ones (contract 1): it is no part of a RunSpec, and a run may
+go on under another layout than the one it began with. Names and their order are those of the mesh:
+
+=============  =====================================================================================
+``pp``         pipeline: consecutive layers
+``dp_replicate``  data, with whole copies of what the other dimensions leave (the outer part of HSDP)
+``dp_shard``   data, with parameters, gradients and optimizer state in shards (FSDP)
+``ep``         data, and the experts of mixture-of-experts layers are spread over it
+``cp``         context: parts of each sequence
+``tp``         tensor: parts of each matrix, and of each sequence between them
+=============  =====================================================================================
+
+The product is the number of ranks. Neighbouring ranks differ in ``tp`` first, which talks most.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from armillary.recipe.errors import FieldError, UsageError
+from armillary.recipe.run import RunSpec
+from armillary.recipe.shapes import Document
+
+DIMENSIONS = ("pp", "dp_replicate", "dp_shard", "ep", "cp", "tp")
+
+PipelineSchedule = Literal["gpipe", "1f1b", "interleaved", "zero-bubble", "zb-v", "dualpipe-v"]
+
+
+class Layout(Document):
+    """How many ranks in each dimension, and the choices within them.
+
+    Pipeline: ``schedule`` with ``stages_per_rank`` stages on each rank, in rounds over the ranks (``zb-v`` and
+    ``dualpipe-v``: two, in a V); ``microbatches`` of one optimizer step (default: twice the stages, and a multiple of
+    the run's accumulation); ``layers_per_stage`` where the stages shall not be equal. Data: ``reshard`` gives gathered
+    parameters back after the forward pass. Tensor: ``sequence_parallel`` splits what lies between the matrices by
+    sequence. Context: keys and values come by ``ring`` or ``all-gather``. ``recompute``: activations computed again in
+    the backward pass, those that are cheap (``selective``) or all of a layer (``full``).
+    """
+
+    pp: int = Field(default=1, ge=1)
+    dp_replicate: int = Field(default=1, ge=1)
+    dp_shard: int = Field(default=1, ge=1)
+    ep: int = Field(default=1, ge=1)
+    cp: int = Field(default=1, ge=1)
+    tp: int = Field(default=1, ge=1)
+    schedule: PipelineSchedule = "1f1b"
+    stages_per_rank: int = Field(default=1, ge=1)
+    microbatches: int | None = Field(default=None, ge=1)
+    layers_per_stage: tuple[int, ...] | None = None
+    reshard: bool = True
+    sequence_parallel: bool = True
+    context: Literal["ring", "all-gather"] = "all-gather"
+    recompute: Literal["none", "selective", "full"] = "none"
+    compile: bool = False
+
+    @model_validator(mode="after")
+    def _pipeline_fits(self) -> Self:
+        rounds = {"gpipe": (1, 1), "1f1b": (1, 1), "zb-v": (2, 2), "dualpipe-v": (2, 2)}
+        least, most = rounds.get(self.schedule, (1, 1_000))
+        if self.pp > 1 and not least <= self.stages_per_rank <= most:
+            raise FieldError(f"schedule '{self.schedule}' takes {least} on each rank", "stages_per_rank")
+        if self.layers_per_stage is not None and len(self.layers_per_stage) != self.stages:
+            raise FieldError(
+                f"{len(self.layers_per_stage)} numbers for {self.pp} x {self.stages_per_rank} stages",
+                "layers_per_stage",
+            )
+        return self
+
+    @property
+    def ranks(self) -> int:
+        """Number of ranks."""
+        return math.prod(self.sizes)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Sizes of the mesh in the order of ``DIMENSIONS``."""
+        return tuple(getattr(self, name) for name in DIMENSIONS)
+
+    @property
+    def data(self) -> int:
+        """Number of parts that each batch is divided into by sequences."""
+        return self.dp_replicate * self.dp_shard * self.ep
+
+    @property
+    def stages(self) -> int:
+        """Number of pipeline stages over all ranks."""
+        return self.pp * self.stages_per_rank
+
+    def stage_layers(self, n_layers: int) -> list[range]:
+        """The layers of each stage; without ``layers_per_stage`` as equal as can be, the longer ones in the middle.
+
+        Raises:
+            UsageError: ``layers_per_stage`` does not sum to ``n_layers``.
+        """
+        if self.layers_per_stage is not None:
+            counts = list(self.layers_per_stage)
+            if sum(counts) != n_layers:
+                raise UsageError(f"layers_per_stage sums to {sum(counts)}, but the model has {n_layers} layers")
+        else:
+            # the first stage has the embedding too and the last one the output matrix, so what is left over goes
+            # between them
+            counts = [n_layers // self.stages] * self.stages
+            spare = n_layers % self.stages
+            start = (self.stages - spare + 1) // 2
+            for stage in range(start, start + spare):
+                counts[stage] += 1
+        ends = [sum(counts[: i + 1]) for i in range(len(counts))]
+        return [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
+
+    def microbatch_count(self, spec: RunSpec) -> int:
+        """Micro-batches of one optimizer step of ``spec``: forward and backward passes of each rank."""
+        if self.pp == 1:
+            return spec.accumulation
+        return self.microbatches or spec.accumulation * math.ceil(2 * self.stages / spec.accumulation)
+
+    def check(self, spec: RunSpec) -> None:
+        """Hold the layout against a run.
+
+        Raises:
+            UsageError: the run cannot be divided like this, with the number that does not divide.
+        """
+        shape, count = spec.model, self.microbatch_count(spec)
+        if count % spec.accumulation:
+            raise UsageError(f"microbatches ({count}) must be a multiple of the run's accumulation {spec.accumulation}")
+        whole = [
+            (spec.batch_sequences, self.data * count, "batch_sequences", "data ranks times micro-batches"),
+            (shape.n_heads, self.tp, "n_heads", "tp"),
+            (shape.n_kv_heads, self.tp, "n_kv_heads", "tp"),
+            (shape.d_ff, self.tp, "d_ff", "tp"),
+            (shape.vocab_size, self.tp, "vocab_size", "tp"),
+            (
+                spec.context_length,
+                self.cp * (self.tp if self.sequence_parallel else 1) * (2 if self.cp > 1 else 1),
+                "context_length",
+                "twice cp times tp" if self.cp > 1 else "tp",
+            ),
+        ]
+        for number, by, name, what in whole:
+            if number % by:
+                raise UsageError(f"{name} ({number}) must be a multiple of {what} ({by})")
+        if self.pp > 1 and shape.tied_embeddings:
+            raise UsageError("pp: a model with tied embeddings cannot be cut into stages; set tied_embeddings to false")
+        self.stage_layers(shape.n_layers)

@@ -1,0 +1,53 @@
+"""Ranks for tests: processes that stay, in which a function of a test runs as each rank of a process group."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[Any]]]:
+    """``on_ranks(n, function, *arguments)`` calls a module's function as each of n ranks; returns what each gave."""
+    # One process group for all tests: what PyTorch remembers of a mesh outlives the group that the mesh was made for.
+    worlds: dict[int, list[ProcessPoolExecutor]] = {}
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch.distributed.fsdp", "armillary.parallel"])
+
+    def call(ranks: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        if ranks not in worlds:
+            store = str(tmp_path_factory.mktemp("ranks") / "store")
+            worlds[ranks] = [
+                ProcessPoolExecutor(1, context, initializer=_join, initargs=(rank, ranks, store))
+                for rank in range(ranks)
+            ]
+        futures = [rank.submit(function, *arguments) for rank in worlds[ranks]]
+        try:
+            return [future.result(timeout=300) for future in futures]
+        except BaseException:
+            for rank in worlds.pop(ranks):  # the others wait for the one that failed
+                for process in rank._processes.values():
+                    process.kill()
+            raise
+
+    yield call
+    for world in worlds.values():
+        for rank in world:
+            rank.shutdown(cancel_futures=True)
+
+
+def _join(rank: int, ranks: int, store: str) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks))
+    # a test that hangs ends with an error instead
+    wait = timedelta(seconds=120)
+    dist.init_process_group("gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks, timeout=wait)
