@@ -1,5 +1,6 @@
 """A study as a program of its own, so that it can be killed and interrupted: STORE CORPUS SPEC.json..."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -12,7 +13,8 @@ def study() -> None:
     """Carry out the given runs on two workers, whose process ids are printed first."""
     store, corpus, *specs = map(Path, sys.argv[1:])
     jobs = [Job(RunSpec.model_validate_json(path.read_bytes())) for path in specs]
-    with LocalExecutor(Store(store), corpus, 2, checkpoint_every_s=0.05) as executor:
+    database = os.environ.get("ARMILLARY_DATABASE")
+    with LocalExecutor(Store(store, database), corpus, 2, checkpoint_every_s=0.05) as executor:
         executor._start_workers()
         print(*[worker.process.pid for worker in executor._workers], flush=True)
         executor.run("study", jobs)

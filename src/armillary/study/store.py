@@ -94,13 +94,32 @@ _rates = sa.Table(
     sa.Column("about", sa.JSON, nullable=False),
 )
 
-# What was predicted stays as it was written (contract 4): the database itself refuses to change it. INSERT is watched
-# too, because INSERT OR REPLACE deletes without asking the trigger for deletion.
-_APPEND_ONLY = """
-CREATE TRIGGER IF NOT EXISTS {table}_{verb} BEFORE {verb} ON {table} {condition}
-BEGIN SELECT RAISE(ABORT, '{table} are never rewritten'); END
-"""
-_VERBS = {"UPDATE": "", "DELETE": "", "INSERT": "WHEN EXISTS (SELECT 1 FROM {table} WHERE run = NEW.run)"}
+# What was predicted stays as it was written (contract 4): the database itself refuses to change it. In SQLite INSERT is
+# watched too, because INSERT OR REPLACE deletes without asking the trigger for deletion.
+_REFUSE = {
+    "sqlite": [
+        f"CREATE TRIGGER %(table)s_{verb} BEFORE {verb} ON %(table)s {condition} "
+        "BEGIN SELECT RAISE(ABORT, '%(table)s are never rewritten'); END"
+        for verb, condition in (
+            ("UPDATE", ""),
+            ("DELETE", ""),
+            ("INSERT", "WHEN EXISTS (SELECT 1 FROM %(table)s WHERE run = NEW.run)"),
+        )
+    ],
+    "postgresql": [
+        "CREATE OR REPLACE FUNCTION %(table)s_refuse() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION '%(table)s are never rewritten'; END $$",
+        "CREATE TRIGGER %(table)s_refuse BEFORE UPDATE OR DELETE OR TRUNCATE ON %(table)s "
+        "EXECUTE FUNCTION %(table)s_refuse()",
+    ],
+}
+for _table in (_predictions, _verdicts):
+    for _dialect, _statements in _REFUSE.items():
+        for _statement in _statements:
+            _rule = sa.DDL(_statement)  # type: ignore[no-untyped-call]
+            sa.event.listen(_table, "after_create", _rule.execute_if(dialect=_dialect))
+
+_LOCK = 0x61726D69  # any number that nobody else takes for a lock in this database
 
 
 class Store:
@@ -115,7 +134,8 @@ class Store:
         self.folder = folder
         (folder / "runs").mkdir(parents=True, exist_ok=True)
         try:
-            self.engine = sa.create_engine(url or f"sqlite:///{folder / 'store.sqlite'}")
+            # A study may be silent for hours, and its server may have been restarted meanwhile.
+            self.engine = sa.create_engine(url or f"sqlite:///{folder / 'store.sqlite'}", pool_pre_ping=True)
         except (sa.exc.ArgumentError, ImportError) as error:
             raise UsageError(
                 f"database: {error}; give an SQLAlchemy URL such as postgresql+psycopg://USER@HOST/NAME, and install "
@@ -133,16 +153,12 @@ class Store:
 
     def _open(self) -> None:
         with self.engine.begin() as db:
+            _one_at_a_time(db)  # others may come from folders of their own
             _format.create(db, checkfirst=True)
             version = db.execute(sa.select(_format.c.version)).scalar()
             if version not in (None, FORMAT):
                 raise ArmillaryError(f"{self.engine.url}: store format {version}; this version reads {FORMAT}")
             _schema.create_all(db)
-            if self.engine.dialect.name == "sqlite":
-                for table in ("predictions", "verdicts"):
-                    for verb, condition in _VERBS.items():
-                        when = condition.format(table=table)
-                        db.execute(sa.text(_APPEND_ONLY.format(table=table, verb=verb, condition=when)))
             if version is None:
                 db.execute(sa.insert(_format).values(version=FORMAT))
 
@@ -155,6 +171,7 @@ class Store:
         wanted = {spec.id: spec for spec in specs}
         try:
             with self.engine.begin() as db:
+                _one_at_a_time(db)  # two that insert the same runs in another order would wait for each other
                 known = set(db.execute(sa.select(_runs.c.id)).scalars())
                 paired = set(db.execute(sa.select(_study_runs.c.run).filter_by(study=study)).scalars())
                 for run, spec in wanted.items():
@@ -326,6 +343,12 @@ class Store:
         with self.engine.connect() as db:
             row = db.execute(sa.select(_verdicts).where(_verdicts.c.run == run)).first()
         return None if row is None else {**row.content, "recorded_at": iso_time(row.recorded_at)}
+
+
+def _one_at_a_time(db: sa.Connection) -> None:
+    """Let no other transaction that asks for this begin before ours has ended; SQLite has one writer as it is."""
+    if db.dialect.name == "postgresql":
+        db.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
 
 
 def iso_time(seconds: float) -> str:
