@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from armillary.goodput import EventWriter
 from armillary.recipe import Schedule, Validation
 from armillary.study import Job, LocalExecutor, Probe, Store
-from armillary.study.rates import faster_precision, record_rates, this_machine, train_rates
+from armillary.study.rates import faster_precision, record_rates, train_rates
 
 
 class Fleet:
     """An executor of which one knows how fast it is; ``asked`` keeps every window it measured."""
 
-    def __init__(self, store, rate=lambda probe, number: 1000.0, n_workers=2):
-        self.store, self.rate, self.n_workers, self.asked = store, rate, n_workers, []
+    def __init__(self, store, rate=lambda probe, number: 1000.0, n_workers=2, device="astrolabe"):
+        self.store, self.rate, self.n_workers, self.device, self.asked = store, rate, n_workers, device, []
 
     def measure(self, probes):
         self.asked += probes
@@ -60,7 +60,9 @@ def test_what_is_known_is_not_measured_again(store, probes):
     other = Fleet(store, lambda probe, number: 7.0, n_workers=3)  # shares its cores otherwise: another machine
     assert train_rates(other, probes[:1]) == [7.0]
     assert {row["about"]["machine"]["workers"] for row in store.rates()} == {2, 3}
-    assert this_machine(2).id != this_machine(3).id
+    elsewhere = Fleet(store, lambda probe, number: 9.0, device="quadrant")
+    assert train_rates(elsewhere, probes[:1]) == [9.0] and train_rates(first, probes[:1]) == [400.0]
+    assert {row["device"] for row in store.rates_overview()} == {"astrolabe", "quadrant"}
 
 
 def test_a_busy_moment_spoils_no_rate(store, probes):

@@ -152,7 +152,7 @@ def test_a_node_killed_in_the_middle_costs_nothing(
     events = list(read_events(store.run_folder(trunk.id) / "events.jsonl"))
     assert [e.step > 0 for e in events if e.kind == "resume"] == [True]  # from a checkpoint, on another node
     assert {row["run"]: row["attempts"] for row in store.overview()}[trunk.id] == 2
-    assert not list(store.folder.glob(".ray-*"))
+    assert not list(store.folder.glob(".proof-*"))
 
 
 def test_what_a_node_does_not_see_is_told_before_anything_trains(
@@ -171,7 +171,7 @@ def test_what_a_node_does_not_see_is_told_before_anything_trains(
         pytest.raises(UsageError, match=r"node [\d.]+: .*a lock held elsewhere is not seen"),
     ):
         executor.run("locks", [job])
-    assert not list(store.folder.glob("runs/*")) and not list(store.folder.glob(".ray-*"))
+    assert not list(store.folder.glob("runs/*")) and not list(store.folder.glob(".proof-*"))
 
 
 @pytest.mark.parametrize("on", ["", "local", "ray://", "ray://host", "ray://host:port", "http://host:1"])
@@ -273,7 +273,7 @@ def test_workers_leave_when_their_program_is_stopped(
     if number == signal.SIGINT:
         assert program.returncode == 1 and "stopped with 2 of 2 runs to go" in err and "Traceback" not in err
         assert [event.kind for event in read_events(begun / "events.jsonl")][-2:] == ["checkpoint", "stop"]
-        assert not list(store.folder.glob(".ray-*"))
+        assert not list(store.folder.glob(".proof-*"))
     spec = store.run_spec(begun.name)
     wait_for(lambda: free(begun))  # a process's threads may outlive what it looks like from outside
     train_run(spec, tiny_corpus, begun)

@@ -29,7 +29,7 @@ SETTINGS = {
 class Fleet:
     """An executor of which one knows how fast it is, and of which the store knows nothing yet."""
 
-    n_workers = 2
+    n_workers, device = 2, "astrolabe"
 
     def __init__(self, store, rate, bf16):
         self.store, self.rate, self.bf16 = store, rate, bf16

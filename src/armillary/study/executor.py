@@ -203,7 +203,7 @@ class Executor(ABC):
     """Workers over one corpus and one store, wherever they are.
 
     Use as a context manager; workers start with the first job and stay warm between calls. Subclasses keep
-    ``_workers``, those that can be given jobs, and set ``_word`` to what a watcher should know of them.
+    ``_workers``, those that can be given jobs.
     """
 
     def __init__(self, store: Store, corpus: Path, checkpoint_every_s: float, stop: Any) -> None:
@@ -212,7 +212,6 @@ class Executor(ABC):
         self.checkpoint_every_s = checkpoint_every_s
         self._workers: list[Any] = []
         self._stop = stop  # its ``value`` is 1 while workers should leave their runs
-        self._word = ""
         self._members: dict[Hashable, int] = {}  # models that a worker trains at once, by stack_key
 
     def __enter__(self) -> Self:
@@ -230,6 +229,16 @@ class Executor(ABC):
     @abstractmethod
     def n_workers(self) -> int:
         """How many workers there are to be."""
+
+    @property
+    @abstractmethod
+    def device(self) -> str:
+        """Name of the accelerator or processor of the workers; waits for them where that must be asked of them."""
+
+    @property
+    def _word(self) -> str:
+        """What a watcher should know of the workers, or nothing."""
+        return ""
 
     @abstractmethod
     def _start_workers(self) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from armillary.study.executor import SIGNALS, Answer, Executor, Lost, Message, Worker, default_workers
 from armillary.study.store import Store
-from armillary.study.worker import work
+from armillary.study.worker import device_name, work
 
 
 class _Process(Worker):
@@ -49,6 +49,10 @@ class LocalExecutor(Executor):
     @property
     def n_workers(self) -> int:
         return self._n_workers
+
+    @property
+    def device(self) -> str:
+        return device_name()
 
     def _start_workers(self) -> None:
         taken = {worker.index for worker in self._workers}

@@ -1,9 +1,9 @@
 """Workers on a Ray cluster: one actor for each core, or for each share of an accelerator, on every node.
 
 Ray places the actors and says when one is lost; all else is the executor's. The store's folder and the corpus lie on a
-file system that all nodes see at the same path; each node proves that before anything is trained, and that a lock taken
-here is held there. What an actor is told and answers goes through one call after another (`_Slot.exchange`), numbered
-so that a call whose answer was lost on the way may be made again.
+file system that all nodes see at the same path; each node proves that before anything is trained (`proof`). What an
+actor is told and answers goes through one call after another (`_Slot.exchange`), numbered so that a call whose answer
+was lost on the way may be made again.
 
 A node that is only cut off may still be training when its runs are given to others. Nothing is lost by that:
 
@@ -21,7 +21,6 @@ queue. Ray is imported where it is used: it is an optional package.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.util
 import math
 import os
@@ -32,18 +31,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 
-from armillary import __version__
 from armillary.recipe import ArmillaryError, UsageError
 from armillary.study.executor import Answer, Executor, Lost, Message, Train, Worker
+from armillary.study.proof import Proof, proof
 from armillary.study.store import Store
-from armillary.study.worker import work
+from armillary.study.worker import device_name, work
 
 LEASE_S = 60.0
 # How long a study waits while no node has a slot for it.
@@ -80,11 +78,12 @@ def check_place(on: str) -> None:
 class _Actor(Worker):
     """A slot of the cluster: the actor there, what it is still to be told, and the call that is under way."""
 
-    def __init__(self, actor: Any, node: str, where: str) -> None:
+    def __init__(self, actor: Any, node: str, where: str, device: str) -> None:
         super().__init__()
         self.actor = actor
         self.node = node
         self.where = where
+        self.device = device
         self.outbox: list[Message] = []
         self.call: Any = None
         self.number = 0
@@ -128,12 +127,21 @@ class RayExecutor(Executor):
         self._refused: list[Any] = []
         self._looked = self._last_seen = 0.0
         self._why = ""
+        self._device = ""
         self._undo = contextlib.ExitStack()
 
     @property
     def n_workers(self) -> int:
         self._connect()
         return self._wanted
+
+    @property
+    def device(self) -> str:
+        if not self._workers and not self._device:
+            self._await_workers()
+        if self._workers:
+            self._device = " + ".join(sorted({worker.device for worker in self._workers}))
+        return self._device
 
     def _connect(self) -> None:
         """Once: reach the cluster, have its nodes prove what they see, and count the slots."""
@@ -144,7 +152,7 @@ class RayExecutor(Executor):
             self._reach()
             self._undo.callback(_ray().shutdown)
         ray = _ray()
-        self._probe = self._undo.enter_context(_proof(self.store.folder.absolute(), self.corpus))
+        self._proof = self._undo.enter_context(proof(self.store.folder.absolute(), self.corpus))
         total = ray.cluster_resources()
         self._resource = next((name for name in _ACCELERATORS if total.get(name)), "CPU")
         nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get(self._resource)]
@@ -181,18 +189,15 @@ class RayExecutor(Executor):
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         ray = _ray()
-        check = ray.remote(check_node)
+        check = ray.remote(_check_node)
         calls = {}
         for node in nodes:
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             options = check.options(num_cpus=0, scheduling_strategy=there, max_retries=0)
-            calls[node["NodeManagerAddress"], node["NodeID"]] = options.remote(self._probe)
+            calls[node["NodeManagerAddress"], node["NodeID"]] = options.remote(self._proof)
         for (where, node), call in calls.items():
             try:
-                problem = ray.get(call, timeout=120)
-                mark = self._probe.mark(node)
-                if problem is None and not mark.exists():
-                    problem = f"{mark.parent}: what it writes there is not seen here; the nodes must share this folder"
+                problem = ray.get(call, timeout=120) or self._proof.problem_here(node)
             except ray.exceptions.RayTaskError as error:
                 problem = f"{error.cause!r}; is the same version of Armillary installed there?"
             except ray.exceptions.RayError as error:
@@ -223,15 +228,15 @@ class RayExecutor(Executor):
         with _lost_connection():
             slot = ray.remote(_Slot).options(**{"num_cpus": 0, **self._needs})
             for _ in range(self._wanted - there - len(self._starting)):
-                actor = slot.remote(self._probe, self.checkpoint_every_s)
-                self._starting[actor.begin.remote()] = actor
-        self._tell_watcher()
+                actor = slot.remote(self._proof.store, self.corpus, self.checkpoint_every_s)
+                self._starting[actor.begin.remote(self._proof)] = actor
 
-    def _tell_watcher(self) -> None:
+    @property
+    def _word(self) -> str:
         words = [] if self._workers else [f"waiting for a free {self._resource}"]
         if self._refused:
             words.append(f"{len(self._refused)} slots refused: {self._why}")
-        self._word = "; ".join(words)
+        return "; ".join(words)
 
     def _await_workers(self) -> None:
         """Wait for all slots, or for as many as come up while others keep coming."""
@@ -251,16 +256,16 @@ class RayExecutor(Executor):
         for call in ready:
             actor = self._starting.pop(call)
             try:
-                node, where, problem = ray.get(call)
+                node, where, device, problem = ray.get(call)
             except ray.exceptions.RayError:
                 self._looked = 0.0  # it died before it was up; another is started
                 continue
+            problem = problem or self._proof.problem_here(node)
             if problem is None:
-                self._workers.append(_Actor(actor, node, where))
+                self._workers.append(_Actor(actor, node, where, device))
             else:
                 self._refused.append(actor)  # it holds its place, so that Ray puts no other there
                 self._why = f"node {where}: {problem}"
-        self._tell_watcher()
         return bool(ready)
 
     def _receive(self) -> list[tuple[_Actor, Answer | Lost]]:
@@ -321,82 +326,16 @@ class RayExecutor(Executor):
             self._connected = False
 
 
-@dataclass(frozen=True)
-class _Proof:
-    """What a node must see: a file in the store's folder, locked by us; the corpus; and the same versions."""
-
-    store: Path
-    corpus: Path
-    token: str
-    torch: str
-    armillary: str
-
-    @property
-    def file(self) -> Path:
-        """The file that we hold locked."""
-        return self.store / f".ray-{self.token}"
-
-    def mark(self, node: str) -> Path:
-        """What the node writes, for us to see."""
-        return self.store / f".ray-{self.token}.{node}"
-
-
-@contextlib.contextmanager
-def _proof(store: Path, corpus: Path) -> Iterator[_Proof]:
-    import torch
-
-    proof = _Proof(store, corpus, secrets.token_hex(8), str(torch.__version__), __version__)
-    with open(proof.file, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(proof.token)
-        file.flush()
-        os.fsync(file.fileno())
-        try:
-            yield proof
-        finally:
-            for path in store.glob(f".ray-{proof.token}*"):
-                path.unlink(missing_ok=True)
-
-
-def check_node(proof: _Proof) -> str | None:
-    """What is wrong with this node, or None; leaves a mark in the store's folder."""
-    import torch
-
-    from armillary.corpus import Corpus
-
-    here = {"torch": str(torch.__version__), "armillary": __version__}
-    for package, version in here.items():
-        if version != getattr(proof, package):
-            return f"it has {package} {version}; a study needs the same everywhere, here {getattr(proof, package)}"
-    try:
-        with open(proof.file, "r+") as file:
-            if file.read() != proof.token:
-                return f"{proof.store}: it sees another folder there; the nodes must share this one"
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                pass
-            else:
-                return (
-                    f"{proof.store}: a lock held elsewhere is not seen by it, so two nodes could train one run; mount "
-                    "the file system with locks across nodes (NFSv4; Lustre with -o flock)"
-                )
-        proof.mark(_ray().get_runtime_context().get_node_id()).write_text("seen", encoding="utf-8")
-        Corpus.open(proof.corpus)
-    except FileNotFoundError as error:
-        return f"{error.filename}: not there; the store's folder and the corpus must be at the same path on every node"
-    except OSError as error:
-        return f"{error.filename or proof.store}: {error.strerror}"
-    except ArmillaryError as error:
-        return str(error)
-    return None
+def _check_node(given: Proof) -> str | None:
+    """What is wrong with the node that this runs on, or None."""
+    return given.problem_there(_ray().get_runtime_context().get_node_id())
 
 
 class _Slot:
     """The actor: a thread that works, and calls that fetch what it says while it does."""
 
-    def __init__(self, proof: _Proof, checkpoint_every_s: float) -> None:
-        self._proof = proof
+    def __init__(self, store: Path, corpus: Path, checkpoint_every_s: float) -> None:
+        self._store, self._corpus = store, corpus
         self._checkpoint_every_s = checkpoint_every_s
         self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._outbox: queue.SimpleQueue[Answer] = queue.SimpleQueue()
@@ -406,15 +345,15 @@ class _Slot:
         self._number = 0
         self._reply: list[Answer] = []
 
-    def begin(self) -> tuple[str, str, str | None]:
-        """Node, its address, and what is wrong with it; where nothing is, the work begins."""
-        ray = _ray()
-        problem = check_node(self._proof)
+    def begin(self, given: Proof) -> tuple[str, str, str, str | None]:
+        """Node, its address, the device, and what is wrong with the node; where nothing is, the work begins."""
+        problem = _check_node(given)
         if problem is None:
             self._thread = threading.Thread(target=self._work, daemon=True)
             self._thread.start()
             threading.Thread(target=self._watch, daemon=True).start()
-        return ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), problem
+        ray = _ray()
+        return ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), device_name(), problem
 
     def exchange(self, number: int, messages: list[Message], stop: bool) -> list[Answer]:
         """Take messages and give answers, waiting a moment for the first; a call made again gets the same reply."""
@@ -439,8 +378,8 @@ class _Slot:
             self._inbox.get,
             self._outbox.put,
             lambda: self._stop or time.monotonic() - self._heard > LEASE_S,
-            self._proof.corpus,
-            self._proof.store,
+            self._corpus,
+            self._store,
             self._checkpoint_every_s,
             device_index=0,  # Ray lets an actor see its own accelerator only
         )
@@ -479,20 +418,17 @@ def _only_ours() -> dict[str, str | None]:
 @contextlib.contextmanager
 def _environment(changes: dict[str, str | None]) -> Iterator[None]:
     """Change variables of the environment, or take them away, for a while."""
-    before = {name: os.environ.get(name) for name in changes}
-    _set_environment(changes)
+
+    def put(values: dict[str, str | None]) -> dict[str, str | None]:
+        before = {name: os.environ.pop(name, None) for name in values}
+        os.environ.update({name: value for name, value in values.items() if value is not None})
+        return before
+
+    before = put(changes)
     try:
         yield
     finally:
-        _set_environment(before)
-
-
-def _set_environment(values: dict[str, str | None]) -> None:
-    for name, value in values.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
+        put(before)
 
 
 @contextlib.contextmanager

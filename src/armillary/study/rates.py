@@ -1,4 +1,4 @@
-"""How many tokens per second this machine trains, by shape, kept in the store.
+"""How many tokens per second a fleet of workers trains, by shape, kept in the store.
 
 A budget in time is only as good as the rate it is divided by. A rate is looked up before it is measured: runs that a
 study has carried out know it best, since their steps waited for data, wrote events and shared the machine as the next
@@ -6,17 +6,17 @@ ones will. Only for what has never been trained here is a probe made, once: trai
 
 Trade-offs: a rate belongs to a machine (device, workers, versions), so stores that machines share keep them apart, and
 a new version of torch or of this package starts anew. What a run lost while another program kept the machine busy is
-part of its rate; later runs correct it, because only the last minutes are remembered.
+part of its rate; later runs correct it, because only the last minutes are remembered. A cluster of unlike nodes is a
+machine with the names of all; where nodes of one kind come or go in the middle of a study, its runs count for the
+workers that are there at its end.
 """
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -48,6 +48,10 @@ class Fleet(Protocol):
     def n_workers(self) -> int:
         """Runs that are carried out at the same time."""
 
+    @property
+    def device(self) -> str:
+        """Name of the accelerator or processor that the workers have, not of the one that gives them work."""
+
     def measure(self, probes: Sequence[Probe]) -> list[float]:
         """Tokens per second of all workers together for each probe."""
 
@@ -66,10 +70,11 @@ class Machine(Document):
         return canonical_hash(self.model_dump(mode="json"))
 
 
-@cache
-def this_machine(workers: int) -> Machine:
-    """The machine that this process runs on, with so many workers."""
-    return Machine(device=_device(), workers=workers, torch=str(torch.__version__), armillary=armillary.__version__)
+def machine(fleet: Fleet) -> Machine:
+    """The machine that the fleet's workers share, or the machines where they are many."""
+    return Machine(
+        device=fleet.device, workers=fleet.n_workers, torch=str(torch.__version__), armillary=armillary.__version__
+    )
 
 
 def train_rates(fleet: Fleet, probes: Sequence[Probe]) -> list[float]:
@@ -151,7 +156,7 @@ def _known(fleet: Fleet, probe: Probe) -> dict[str, float]:
 
 def _key(fleet: Fleet, probe: Probe) -> dict[str, str | int]:
     return {
-        "machine": this_machine(fleet.n_workers).id,
+        "machine": machine(fleet).id,
         "shape": canonical_hash(probe.shape.model_dump(mode="json")),
         "context_length": probe.context_length,
         "batch_sequences": probe.batch_sequences,
@@ -161,21 +166,9 @@ def _key(fleet: Fleet, probe: Probe) -> dict[str, str | int]:
 
 def _record(fleet: Fleet, probe: Probe, how: str, rate: float, seconds: float) -> None:
     about = {
-        "machine": this_machine(fleet.n_workers).model_dump(mode="json"),
+        "machine": machine(fleet).model_dump(mode="json"),
         "model": probe.shape.model_dump(mode="json"),
     }
     fleet.store.record_rate(
         _key(fleet, probe) | {"how": how}, tokens_per_s=rate, seconds=seconds, recorded_at=time.time(), about=about
     )
-
-
-def _device() -> str:
-    """Name of the accelerator where there is one, else of the processor."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if accelerator is not None:
-        return str(torch.get_device_module(accelerator).get_device_properties(0).name)
-    # The standard library knows no more of it than "x86_64" on Linux.
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -7,6 +7,7 @@ runs at once as there are cores, and one thread keeps a run's arithmetic indepen
 from __future__ import annotations
 
 import logging
+import platform
 import time
 from collections.abc import Callable
 from functools import partial
@@ -220,3 +221,17 @@ def _measure(probe: Probe, device: torch.device) -> float:
         step()[0].sum().item()
         steps += 1
     return probe.members * steps * spec.batch_tokens / (time.perf_counter() - begin)
+
+
+def device_name() -> str:
+    """Name of the accelerator that this process may use, where there is one, else of the processor."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if accelerator is not None:
+        return str(torch.get_device_module(accelerator).get_device_properties(0).name)
+    # The standard library knows no more of it than "x86_64" on Linux.
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,99 @@
+"""Proof that another machine sees our files: the store's folder with its locks, the corpus, and the same versions.
+
+Two machines that train into one folder need more than a path that exists on both: what one writes must be what the
+other reads, and a lock that one holds must stop the other, or both could train the same run. So a file is written and
+locked here, every other machine reads it, is refused the lock, and leaves a mark that is looked for here.
+
+Trade-off: a file system that forgets locks now and then, rather than always, passes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from armillary import __version__
+from armillary.recipe import ArmillaryError
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What another machine must see: a file in the store's folder, locked by us; the corpus; and the same versions."""
+
+    store: Path
+    corpus: Path
+    token: str
+    torch: str
+    armillary: str
+
+    @property
+    def file(self) -> Path:
+        """The file that we hold locked."""
+        return self.store / f".proof-{self.token}"
+
+    def _mark(self, machine: str) -> Path:
+        return self.store / f".proof-{self.token}.{machine}"
+
+    def problem_there(self, machine: str) -> str | None:
+        """On another machine, whose name is any that no other has: what is wrong with it, or None."""
+        import torch
+
+        from armillary.corpus import Corpus
+
+        for package, here in (("torch", str(torch.__version__)), ("armillary", __version__)):
+            wanted = getattr(self, package)
+            if here != wanted:
+                return f"it has {package} {here}; a study needs the same everywhere, here {wanted}"
+        try:
+            with open(self.file, "r+") as file:
+                if file.read() != self.token:
+                    return f"{self.store}: it sees another folder there; the nodes must share this one"
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    pass
+                else:
+                    return (
+                        f"{self.store}: a lock held elsewhere is not seen by it, so two nodes could train one run; "
+                        "mount the file system with locks across nodes (NFSv4; Lustre with -o flock)"
+                    )
+            self._mark(machine).write_text("seen", encoding="utf-8")
+            Corpus.open(self.corpus)
+        except FileNotFoundError as error:
+            return (
+                f"{error.filename}: not there; the store's folder and the corpus must be at the same path on every node"
+            )
+        except OSError as error:
+            return f"{error.filename or self.store}: {error.strerror}"
+        except ArmillaryError as error:
+            return str(error)
+        return None
+
+    def problem_here(self, machine: str) -> str | None:
+        """Where we hold the lock, after a machine found nothing wrong: whether what it wrote is seen, or None."""
+        if self._mark(machine).exists():
+            return None
+        return f"{self.store}: what it writes there is not seen here; the nodes must share this folder"
+
+
+@contextlib.contextmanager
+def proof(store: Path, corpus: Path) -> Iterator[Proof]:
+    """Hold the lock for a while, for other machines to be asked ``problem_there``; nothing is left in the store."""
+    import torch
+
+    given = Proof(store, corpus, secrets.token_hex(8), str(torch.__version__), __version__)
+    with open(given.file, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(given.token)
+        file.flush()
+        os.fsync(file.fileno())
+        try:
+            yield given
+        finally:
+            for path in store.glob(f"{given.file.name}*"):
+                path.unlink(missing_ok=True)
