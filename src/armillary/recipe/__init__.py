@@ -16,6 +16,7 @@ from armillary.recipe.document import (
     load_recipe,
 )
 from armillary.recipe.errors import ArmillaryError, UsageError
+from armillary.recipe.large import Checkpoints, LargeRun, load_training
 from armillary.recipe.layout import Layout
 from armillary.recipe.run import (
     Decay,
@@ -27,17 +28,20 @@ from armillary.recipe.run import (
     canonical_hash,
     decay_factor,
 )
-from armillary.recipe.shapes import Document, Family, ModelShape
+from armillary.recipe.shapes import Document, Experts, Family, ModelShape
 
 __all__ = [
     "AnnealStudy",
     "ArmillaryError",
+    "Checkpoints",
     "CorpusSpec",
     "Decay",
     "Document",
     "DomainSpec",
+    "Experts",
     "Family",
     "LadderStudy",
+    "LargeRun",
     "Layout",
     "Limits",
     "MixtureLimits",
@@ -57,4 +61,5 @@ __all__ = [
     "decay_factor",
     "load_document",
     "load_recipe",
+    "load_training",
 ]

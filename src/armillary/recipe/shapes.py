@@ -39,6 +39,50 @@ class Document(BaseModel):
         return written
 
 
+class Experts(Document):
+    """Mixture-of-experts in the place of the feed-forward block: ``count`` SwiGLUs of width ``d_ff`` in a layer.
+
+    Each token goes to the ``active`` experts with the highest scores, a ``softmax`` or ``sigmoid`` of the router's
+    logits; the scores, with ``normalise`` divided by their sum over those chosen, times ``scale``, weight what the
+    experts give. A shared expert of width ``shared_d_ff`` takes every token. The first ``dense_layers`` layers have a
+    plain feed-forward block of the model's ``d_ff``, and so has every layer whose number, counted from 1, is no
+    multiple of ``every``.
+
+    ``balance`` keeps experts from being left out. ``bias`` (Wang et al. 2024, arXiv 2408.15664): a number for each
+    expert, added to its score for choosing alone, goes up or down by ``bias_rate`` after each optimizer step, by
+    whether fewer or more tokens of the whole batch than the mean chose the expert. ``auxiliary``: the loss of Switch
+    Transformer (Fedus et al. 2021, arXiv 2101.03961, equation 4) times ``auxiliary_weight``, taken per sequence, as
+    DeepSeek-V3 (arXiv 2412.19437, equations 17 to 20) does, so that it does not depend on which sequences are computed
+    together. ``router_z_loss`` weights the mean squared log of the router's partition function (Zoph et al. 2022,
+    arXiv 2202.08906, equation 5).
+
+    Without ``capacity_factor`` no token is dropped. With it an expert takes, of each sequence of T tokens, the first
+    ``ceil(capacity_factor * T * active / count)`` that chose it; the others pass it by on the residual stream. Per
+    sequence, too, for the same reason.
+    """
+
+    count: int = Field(ge=2)
+    active: int = Field(ge=1)
+    d_ff: int = Field(ge=8, multiple_of=8)
+    shared_d_ff: int = Field(default=0, ge=0)
+    dense_layers: int = Field(default=0, ge=0)
+    every: int = Field(default=1, ge=1)
+    scores: Literal["softmax", "sigmoid"] = "softmax"
+    normalise: bool = True
+    scale: float = Field(default=1.0, gt=0)
+    balance: Literal["bias", "auxiliary", "none"] = "bias"
+    bias_rate: float = Field(default=1e-3, gt=0)
+    auxiliary_weight: float = Field(default=1e-2, gt=0)
+    router_z_loss: float = Field(default=0.0, ge=0)
+    capacity_factor: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _enough_experts(self) -> Self:
+        if self.active > self.count:
+            raise ValueError(f"active ({self.active}) must not be more than the experts there are (count {self.count})")
+        return self
+
+
 class ModelShape(Document):
     """A decoder-only transformer: RMSNorm before each block, rotary positions, grouped-query attention, SwiGLU.
 
@@ -56,6 +100,9 @@ class ModelShape(Document):
     qk_norm: bool = False
     rope_theta: float = Field(default=10_000.0, gt=0)
     norm_eps: float = Field(default=1e-5, gt=0)
+    experts: Experts | None = None
+
+    later = ("experts",)
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
@@ -65,11 +112,43 @@ class ModelShape(Document):
             raise ValueError(f"head_dim ({self.head_dim}) must be even: rotary embedding turns pairs")
         return self
 
+    @model_validator(mode="after")
+    def _experts_fit(self) -> Self:
+        if self.experts is None:
+            return self
+        if not self.mixture_layers:
+            raise ValueError(
+                f"experts: none of the {self.n_layers} layers has any: dense_layers is {self.experts.dense_layers} and "
+                f"every is {self.experts.every}"
+            )
+        if self.d_model % 8:
+            raise ValueError(
+                f"d_model ({self.d_model}) must be a multiple of 8 for experts: the grouped products of accelerators "
+                "take rows of whole 16 bytes"
+            )
+        return self
+
+    @property
+    def mixture_layers(self) -> tuple[int, ...]:
+        """The layers (0-based) with a mixture of experts in the place of the feed-forward block."""
+        if self.experts is None:
+            return ()
+        return tuple(i for i in range(self.experts.dense_layers, self.n_layers) if (i + 1) % self.experts.every == 0)
+
     @property
     def layer_matmul_parameters(self) -> int:
-        """Weights of one layer that take part in matrix products: q, k, v, o and the three of SwiGLU."""
+        """Weights of one dense layer that take part in matrix products: q, k, v, o and the three of SwiGLU."""
         attention = self.d_model * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
         return attention + 3 * self.d_model * self.d_ff
+
+    def _layers_matmul_parameters(self, experts: int) -> int:
+        """Weights of all layers that take part in matrix products, with so many ``experts`` of each mixture."""
+        dense = self.n_layers * self.layer_matmul_parameters
+        if self.experts is None:
+            return dense
+        router = self.experts.count * self.d_model
+        mixture = router + 3 * self.d_model * (self.experts.shared_d_ff + experts * self.experts.d_ff)
+        return dense + len(self.mixture_layers) * (mixture - 3 * self.d_model * self.d_ff)
 
     @property
     def embedding_parameters(self) -> int:
@@ -84,18 +163,30 @@ class ModelShape(Document):
 
     @property
     def parameters(self) -> int:
-        """All parameters."""
+        """All parameters (the biases of experts, which no gradient changes, are none)."""
         return self.non_embedding_parameters + self.embedding_parameters
+
+    @property
+    def active_parameters(self) -> int:
+        """Parameters that take part in computing a token: all but those of the experts that it is not sent to."""
+        if self.experts is None:
+            return self.parameters
+        idle = self.experts.count - self.experts.active
+        return self.parameters - len(self.mixture_layers) * idle * 3 * self.d_model * self.experts.d_ff
 
     @property
     def non_embedding_parameters(self) -> int:
         """Parameters without embedding and output matrix (the N of Kaplan et al. 2020)."""
-        return self.n_layers * self.layer_matmul_parameters + self.norm_parameters
+        return self._layers_matmul_parameters(self.experts.count if self.experts else 0) + self.norm_parameters
 
     @property
     def matmul_parameters(self) -> int:
-        """Parameters that take part in a matrix product for every token: the layers' and the output matrix's."""
-        return self.n_layers * self.layer_matmul_parameters + self.vocab_size * self.d_model
+        """Parameters that take part in a matrix product for a token: the layers' and the output matrix's.
+
+        Of experts, those that a token is sent to, none dropped.
+        """
+        active = self.experts.active if self.experts else 0
+        return self._layers_matmul_parameters(active) + self.vocab_size * self.d_model
 
     def forward_flops_per_token(self, context_length: int, attention: Attention = "causal") -> float:
         """FLOPs of a forward pass per token: 2 per matmul parameter, plus the two attention products.
