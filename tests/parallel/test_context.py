@@ -1,0 +1,100 @@
+"""Attention over parts of sequences is attention over the whole ones, and each rank sees and computes only its part."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from armillary.model.operators import attention
+from armillary.model.transformer import rotary_angles
+from armillary.parallel.context import ContextAttention, _GatheredAttention, _RingAttention, split_context
+from armillary.recipe import ModelShape
+
+KINDS = {"ring": _RingAttention, "all-gather": _GatheredAttention}
+
+
+def inputs(case: dict[str, Any]) -> tuple[list[torch.Tensor], tuple[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """q, k, v and gains; rotary tables of all positions; a gradient."""
+    generator = torch.Generator().manual_seed(case["seed"])
+    batch, length, kv, group, width = (case[name] for name in ("batch", "length", "kv_heads", "group", "head_dim"))
+
+    def draw(*size: int) -> torch.Tensor:
+        return torch.randn(size, generator=generator).to(case["dtype"]).requires_grad_()
+
+    tensors = [draw(batch, length, heads * width) for heads in (kv * group, kv, kv)]
+    tensors += [draw(width).detach().float().requires_grad_() for _ in range(2)]
+    shape = ModelShape(n_layers=1, d_model=8, n_heads=1, n_kv_heads=1, head_dim=width, d_ff=8, vocab_size=8)
+    angles = rotary_angles(shape, length)
+    tables = torch.cat((angles, angles), -1).cos(), angles.sin()
+    return tensors, tables, draw(batch, length, kv * group * width).detach()
+
+
+def whole(case: dict[str, Any]) -> list[torch.Tensor]:
+    (q, k, v, *gains), tables, grad = inputs(case)
+    pair = (gains[0], gains[1]) if case["qk_norm"] else None
+    out = attention(q, k, v, tables, pair, 1e-5)
+    out.backward(grad)
+    return [out.detach(), *(x.grad for x in (q, k, v, *(gains if case["qk_norm"] else ())) if x.grad is not None)]
+
+
+def parts(case: dict[str, Any], kind: str) -> list[torch.Tensor]:
+    """What ``whole`` gives, from this rank's part and put together over the ranks."""
+    group = dist.group.WORLD
+    assert group is not None
+    place = group.rank(), group.size()
+    (q, k, v, *gains), (cos, sin), grad = inputs(case)
+
+    def cut(x: torch.Tensor) -> torch.Tensor:
+        return split_context(x.detach().transpose(-1, -2), *place).transpose(-1, -2).contiguous()
+
+    own = [cut(x).requires_grad_() for x in (q, k, v)]
+    pair = (gains[0], gains[1]) if case["qk_norm"] else None
+    out = ContextAttention(KINDS[kind], group)(*own, (cut(cos), cut(sin)), pair, 1e-5)
+    out.backward(cut(grad))
+    found = [out.detach(), *(x.grad for x in own)]
+    order = torch.argsort(
+        torch.cat([split_context(torch.arange(q.shape[1]), r, group.size()) for r in range(place[1])])
+    )
+    joined = []
+    for x in found:
+        gathered = [torch.empty_like(x.contiguous()) for _ in range(place[1])]
+        dist.all_gather(gathered, x.contiguous())
+        joined.append(torch.cat(gathered, 1)[:, order])
+    if case["qk_norm"]:
+        for gain in gains:
+            dist.all_reduce(gain.grad)
+            joined.append(gain.grad)
+    return joined
+
+
+@st.composite
+def cases(draw: Any, ranks: int) -> dict[str, Any]:
+    return {
+        "batch": draw(st.integers(1, 3)),
+        "length": 2 * ranks * draw(st.integers(1, 9)),
+        "kv_heads": draw(st.integers(1, 2)),
+        "group": draw(st.integers(1, 3)),
+        "head_dim": 2 * draw(st.integers(1, 9)),
+        "qk_norm": draw(st.booleans()),
+        "dtype": torch.float32,
+        "seed": draw(st.integers(0, 1000)),
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_attention_over_parts_is_attention_over_the_whole(ranks: int, kind: str, on_ranks: Any) -> None:
+    @given(cases(ranks))
+    @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    def check(case: dict[str, Any]) -> None:
+        expected = whole(case)
+        for found in on_ranks(ranks, parts, case, kind):
+            for one, other in zip(found, expected, strict=True):
+                torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+    check()
