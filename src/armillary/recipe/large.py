@@ -1,0 +1,109 @@
+"""The document of one large run: a RunSpec, the corpus it belongs to, and how it is carried out.
+
+What decides the numbers stands under ``run``, as in a RunSpec; ``layout`` and ``checkpoints`` may change whenever the
+run is stopped. ``load_training`` tells such a file from a recipe by its keys.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import Field, model_validator
+
+from armillary.recipe.document import Recipe, load_document, load_recipe
+from armillary.recipe.errors import FieldError, UsageError
+from armillary.recipe.layout import DIMENSIONS, Layout
+from armillary.recipe.run import RunSpec
+from armillary.recipe.shapes import Document
+
+_KEYS = {"run", "layout", "checkpoints"}  # a recipe has none of them
+
+
+class Checkpoints(Document):
+    """When checkpoints are written, and which stay.
+
+    One is written when ``every_s`` seconds have passed, after every ``every_steps`` steps, and when the run is stopped.
+    The last ``keep_last`` stay; those of steps that are multiples of ``keep_every_steps`` are written too, and stay
+    for ever.
+    """
+
+    every_s: float = Field(default=600.0, gt=0)
+    every_steps: int | None = Field(default=None, ge=1)
+    keep_last: int = Field(default=2, ge=1)
+    keep_every_steps: int | None = Field(default=None, ge=1)
+
+    def due(self, step: int) -> bool:
+        """Whether one is written after ``step`` steps, whatever the clock says."""
+        return any(every is not None and step % every == 0 for every in (self.every_steps, self.keep_every_steps))
+
+    def stays(self, step: int) -> bool:
+        """Whether the checkpoint of ``step`` is never removed."""
+        return self.keep_every_steps is not None and step % self.keep_every_steps == 0
+
+
+class LargeRun(Document):
+    """One run over many ranks. ``corpus`` is the folder of a built corpus, ``run`` its specification.
+
+    ``run.corpus`` may be left out; where it stands, the corpus must have that hash. Without a ``layout`` all ranks are
+    data parallel, with parameters in shards.
+    """
+
+    format: Literal[1] = 1
+    name: str = Field(min_length=1)
+    corpus: str
+    run: RunSpec
+    layout: Layout | None = None
+    checkpoints: Checkpoints = Checkpoints()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _corpus_is_found_later(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("run"), dict):
+            return {**value, "run": {"corpus": "", **value["run"]}}
+        return value
+
+    @model_validator(mode="after")
+    def _layout_fits(self) -> Self:
+        if self.layout is not None:
+            try:
+                self.layout.check(self.run)
+            except UsageError as error:
+                raise FieldError(str(error), "layout") from error
+        return self
+
+    def layout_of(self, ranks: int) -> Layout:
+        """The layout for so many ranks.
+
+        Raises:
+            UsageError: the layout has more or fewer, or the run cannot be divided among so many.
+        """
+        if self.layout is None:
+            layout = Layout(dp_shard=ranks)
+            layout.check(self.run)
+            return layout
+        if self.layout.ranks != ranks:
+            named = zip(DIMENSIONS, self.layout.sizes, strict=True)
+            sizes = " x ".join(f"{name} {size}" for name, size in named if size > 1)
+            raise UsageError(
+                f"{self.name}: the layout has {self.layout.ranks} ranks ({sizes or 'all 1'}), but {ranks} were asked "
+                f"for; start {self.layout.ranks}, or change the layout"
+            )
+        return self.layout
+
+
+def load_training(path: Path) -> Recipe | LargeRun:
+    """Read what ``armillary train`` is given: a recipe, or a large run, whose relative corpus is taken from its folder.
+
+    Raises:
+        UsageError: as ``load_document``.
+    """
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        value = None  # told below, with its place
+    if not isinstance(value, dict) or _KEYS.isdisjoint(value):
+        return load_recipe(path)
+    large = load_document(path, LargeRun)
+    return large.model_copy(update={"corpus": str(path.resolve().parent / Path(large.corpus).expanduser())})
