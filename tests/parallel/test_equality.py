@@ -64,6 +64,15 @@ LAYOUTS = {
     "tp2": Layout(tp=2),
     "tp2 without sequence parallel": Layout(tp=2, sequence_parallel=False),
     "dp2 tp2": Layout(dp_shard=2, tp=2),
+    "pp2": Layout(pp=2),
+    "pp2 gpipe": Layout(pp=2, schedule="gpipe"),
+    "pp2 dp2": Layout(pp=2, dp_shard=2),
+    "pp2 tp2": Layout(pp=2, tp=2),
+    "cp2": Layout(cp=2),
+    "cp2 ring": Layout(cp=2, context="ring"),
+    "cp4 ring": Layout(cp=4, context="ring"),
+    "dp2 cp2": Layout(dp_shard=2, cp=2),
+    "cp2 tp2": Layout(cp=2, tp=2, context="ring"),
 }
 
 

@@ -8,7 +8,7 @@ holds for dense parameters and for experts, whose tokens come from other ranks, 
 from __future__ import annotations
 
 import torch
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from armillary.model import Transformer
 from armillary.parallel.mesh import Grid
@@ -31,7 +31,6 @@ def shard_data(model: Transformer, grid: Grid, precision: str) -> None:
     for layer in model.layers.values():
         fully_shard(layer, mesh=mesh, reshard_after_forward=reshard, mp_policy=mixed)
     fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=mixed)
-    register_fsdp_forward_method(model, "objective")
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_force_sum_reduction_for_comms(True)

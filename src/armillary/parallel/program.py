@@ -15,9 +15,7 @@ batch's objective in the shards; ``clip`` takes its norm over all ranks.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,9 +24,10 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from armillary.model import Transformer
+from armillary.parallel.context import shard_context, split_context
 from armillary.parallel.data import shard_data
 from armillary.parallel.mesh import build_grid
+from armillary.parallel.pipeline import Pipeline, Stage, build_stages
 from armillary.parallel.tensor import partial_gradients, shard_tensors
 from armillary.recipe import Layout, RunSpec
 
@@ -44,21 +43,42 @@ class Program:
         layout.check(spec)
         self.spec, self.layout, self.device = spec, layout, device
         self.grid = build_grid(layout, device)
+        self.count = layout.microbatch_count(spec)
+        positions = self._own(torch.arange(spec.context_length))
         with torch.device("meta"):
-            self.parts = [Transformer(spec.model)]
+            self.parts = build_stages(spec, layout, self.grid.rank("pp"), positions)
         self.partial: list[nn.Parameter] = []
         for part in self.parts:
             if layout.tp > 1:
                 shard_tensors(part, self.grid)
+            if layout.cp > 1:
+                shard_context(part, self.grid)
             if layout.data * layout.cp > 1:
                 shard_data(part, self.grid, spec.precision)
             part.to_empty(device=device)
             self._init_weights(part)
             if layout.tp > 1:
                 self.partial += partial_gradients(part, self.grid)
-        self.count = layout.microbatch_count(spec)
+        self._entropy = torch.zeros((), device=device)
+        self.pipeline: Pipeline | None = None
+        if layout.pp > 1:
+            tokens, hidden = self._between()
+            self.pipeline = Pipeline(self.parts, self.grid, self.count, tokens, hidden, device, self._objective)
 
-    def _init_weights(self, part: Transformer) -> None:
+    def _between(self) -> tuple[Tensor, Tensor]:
+        """What a stage takes: one micro-batch of token ids, or of the hidden state, without values."""
+        sequences = self.spec.batch_sequences // (self.layout.data * self.count)
+        length = self.spec.context_length // self.layout.cp
+        tokens = torch.empty((sequences, length), dtype=torch.int64, device="meta")
+        if self.layout.tp > 1 and self.layout.sequence_parallel:
+            length //= self.layout.tp
+        # the residual stream has the precision of the embedding, which is gathered in bf16 where data is sharded
+        half = self.spec.precision == "bf16" and self.layout.data * self.layout.cp > 1
+        size = (sequences, length, self.spec.model.d_model)
+        dtype = torch.bfloat16 if half else torch.float32
+        return tokens, torch.empty(size, dtype=dtype, device="meta", requires_grad=True)
+
+    def _init_weights(self, part: Stage) -> None:
         for name, parameter in part.named_parameters():
             values = part.init_values(name, parameter.shape, self.spec.seed)
             with torch.no_grad():
@@ -89,28 +109,35 @@ class Program:
 
         Returns the mean cross entropy in nats over all ranks, still on the device.
         """
-        parts = self.rows(batch)
-        ranks = self.layout.data * self.layout.cp
-        loss = torch.zeros((), device=self.device)
-        (model,) = self.parts
-        for number, part in enumerate(parts):
-            tokens = part.to(self.device, non_blocking=True)
-            if isinstance(model, FSDPModule):
-                model.set_requires_gradient_sync(number == len(parts) - 1)
-            with self.autocast():
-                objective, entropy = model.objective(tokens[:, :-1], tokens[:, 1:], self.spec.optimizer.z_loss)
-            (objective / (len(parts) * ranks)).backward()
-            loss += entropy.detach() / len(parts)
-        dist.all_reduce(loss, group=self.grid.tokens_group())
+        tokens = torch.cat(self.rows(batch)).to(self.device, non_blocking=True)
+        inputs, targets = self._own(tokens[:, :-1]), self._own(tokens[:, 1:])
+        self._entropy = torch.zeros((), device=self.device)
+        if self.pipeline is not None:
+            self.pipeline.backward(inputs, targets)
+        else:
+            (model,) = self.parts
+            for number, (x, wanted) in enumerate(zip(inputs.chunk(self.count), targets.chunk(self.count), strict=True)):
+                if isinstance(model, FSDPModule):
+                    model.set_requires_gradient_sync(number == self.count - 1)
+                self._objective(model(x), wanted).backward()
         for parameter in self.partial:
             dist.all_reduce(local(parameter.grad), group=self.grid.group("tp"))
-        return loss / ranks
+        # only the last stage has it, every rank of ``tp`` the same
+        dist.all_reduce(self._entropy)
+        return self._entropy / self.layout.tp
 
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """The precision of the matrix products where no data sharding sees to it."""
-        if self.spec.precision == "bf16":
-            return torch.autocast(self.device.type, torch.bfloat16)
-        return contextlib.nullcontext()
+    def _own(self, x: Tensor) -> Tensor:
+        """This rank's part of ``x`` [..., T] by context."""
+        return split_context(x, self.grid.rank("cp"), self.layout.cp) if self.layout.cp > 1 else x
+
+    def _objective(self, features: Tensor, targets: Tensor) -> Tensor:
+        """This micro-batch's part of the objective of the whole batch; its part of the entropy is added up."""
+        model = self.parts[-1]
+        with model.autocast(features.device):
+            objective, entropy = model.criterion(features, model.output_weight, targets, self.spec.optimizer.z_loss)
+        parts = self.count * self.layout.data * self.layout.cp
+        self._entropy += entropy.detach() / parts
+        return objective / parts
 
     @torch.no_grad()
     def clip(self, limit: float) -> Tensor:

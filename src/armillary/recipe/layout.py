@@ -91,6 +91,16 @@ class Layout(Document):
         """Number of pipeline stages over all ranks."""
         return self.pp * self.stages_per_rank
 
+    @property
+    def is_v(self) -> bool:
+        """Whether the second stages of the ranks come in reverse order, so that the last stage is on the first rank."""
+        return self.schedule in ("zb-v", "dualpipe-v")
+
+    def stage_rank(self, stage: int) -> int:
+        """Which rank of the pipeline has the ``stage``."""
+        place = stage % self.pp
+        return self.pp - 1 - place if self.is_v and stage >= self.pp else place
+
     def stage_layers(self, n_layers: int) -> list[range]:
         """The layers of each stage; without ``layers_per_stage`` as equal as can be, the longer ones in the middle.
 
@@ -116,7 +126,8 @@ class Layout(Document):
         """Micro-batches of one optimizer step of ``spec``: forward and backward passes of each rank."""
         if self.pp == 1:
             return spec.accumulation
-        return self.microbatches or spec.accumulation * math.ceil(2 * self.stages / spec.accumulation)
+        even = math.lcm(spec.accumulation, self.pp)
+        return self.microbatches or even * math.ceil(2 * self.stages / even)
 
     def check(self, spec: RunSpec) -> None:
         """Hold the layout against a run.

@@ -1,0 +1,159 @@
+"""Pipeline parallel: consecutive layers on each rank, micro-batches that pass through them one behind the other.
+
+The schedules are PyTorch's: GPipe (Huang et al. 2019, arXiv 1811.06965), 1F1B and interleaved 1F1B (Narayanan et al.
+2021, arXiv 2104.04473, figure 4), zero-bubble ZB1P and ZB-V (Qi et al. 2023, arXiv 2401.10241), DualPipeV (DeepSeek-AI
+2024, arXiv 2412.19437). Which stages a rank has, for 2 ranks with 2 stages each:
+
+==========================  =====================  =====================
+\\                           rank 0                 rank 1
+==========================  =====================  =====================
+interleaved, zero-bubble    stages 0 and 2         stages 1 and 3
+zb-v, dualpipe-v            stages 0 and 3         stages 1 and 2
+==========================  =====================  =====================
+
+Trade-offs: what goes between stages is one tensor whose shape is known in advance, so no stage ever runs for the sake
+of its shapes; the loss is the schedule's loss function over features, so that logits never exist as a whole. PyTorch's
+schedules can evaluate only where they are no V, and send backwards what nobody needs; the forward pass without
+gradients is therefore a schedule of its own, in which every rank computes at most one micro-batch per tick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.pipelining import (
+    PipelineStage,
+    Schedule1F1B,
+    ScheduleDualPipeV,
+    ScheduleGPipe,
+    ScheduleInterleaved1F1B,
+    ScheduleInterleavedZeroBubble,
+    ScheduleZBVZeroBubble,
+)
+
+from armillary.model import Part, Transformer
+from armillary.parallel.mesh import Grid
+from armillary.recipe import Layout, RunSpec
+
+_SCHEDULES: dict[str, Callable[..., Any]] = {
+    "gpipe": ScheduleGPipe,
+    "1f1b": Schedule1F1B,
+    "interleaved": ScheduleInterleaved1F1B,
+    "zero-bubble": ScheduleInterleavedZeroBubble,
+    "zb-v": ScheduleZBVZeroBubble,
+    "dualpipe-v": ScheduleDualPipeV,
+}
+
+
+class Stage(Transformer):
+    """A part of the model as one step of a pipeline: token ids or a hidden state to a hidden state or features.
+
+    ``positions`` [T] are those of this rank's tokens in their sequences.
+    """
+
+    def __init__(self, spec: RunSpec, part: Part, positions: Tensor) -> None:
+        super().__init__(spec.model, part)
+        self.precision, self.positions = spec.precision, positions
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As ``features``, in the run's precision."""
+        with self.autocast(x.device):
+            return self.features(x, self.positions)
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The precision of the matrix products; opened for the forward pass alone, which the backward pass follows."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+
+def build_stages(spec: RunSpec, layout: Layout, rank: int, positions: Tensor) -> list[Stage]:
+    """The stages of the ``rank``-th rank of a pipeline, first to last, on the current default device."""
+    layers = layout.stage_layers(spec.model.n_layers)
+    return [
+        Stage(spec, Part(layers[index], begins=index == 0, ends=index == len(layers) - 1), positions)
+        for index in range(layout.stages)
+        if layout.stage_rank(index) == rank
+    ]
+
+
+class Pipeline:
+    """The stages of this rank, and what goes between them.
+
+    ``hidden`` is one micro-batch's hidden state on this rank, of which only shape and precision count. ``loss`` takes
+    the features of a micro-batch and its targets to the number whose gradient is added up.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        grid: Grid,
+        count: int,
+        tokens: Tensor,
+        hidden: Tensor,
+        device: torch.device,
+        loss: Callable[[Tensor, Tensor], Tensor],
+    ) -> None:
+        self.layout, self.group, self.rank = grid.layout, grid.group("pp"), grid.rank("pp")
+        indices = [i for i in range(self.layout.stages) if self.layout.stage_rank(i) == self.rank]
+        self.stages = dict(zip(indices, stages, strict=True))
+        self.hidden, self.device = hidden, device
+        wrapped = [
+            PipelineStage(
+                stage,
+                index,
+                self.layout.stages,
+                device,
+                input_args=tokens if index == 0 else hidden,
+                output_args=hidden,
+                group=self.group,
+            )
+            for index, stage in self.stages.items()
+        ]
+        of_one = self.layout.schedule in ("gpipe", "1f1b")
+        self.schedule = _SCHEDULES[self.layout.schedule](
+            wrapped[0] if of_one else wrapped, count, loss_fn=loss, scale_grads=False
+        )
+
+    def backward(self, inputs: Tensor, targets: Tensor) -> None:
+        """Forward and backward of all micro-batches, which lie behind each other in the first dimension."""
+        arguments = (inputs,) if 0 in self.stages else ()
+        self.schedule.step(*arguments, target=targets, return_outputs=False)
+
+    def features(self, inputs: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
+        """Forward of any number of micro-batches: the number of each and its features, where the last stage is.
+
+        At tick t each rank computes one micro-batch in one stage, and what it gave goes on at once: micro-batch m is
+        in stage s at a tick that is one later than it was in stage s - 1, and no rank has two at the same tick.
+        """
+        pp, last = self.layout.pp, self.layout.stages - 1
+        plan: dict[tuple[int, int], tuple[int, int]] = {}
+        for stage in range(last + 1):
+            for number in range(len(inputs)):
+                rounds = number // pp * self.layout.stages + number % pp + stage
+                tick = stage + 2 * number if self.layout.is_v else rounds
+                plan[tick, self.layout.stage_rank(stage)] = stage, number
+        arrived = None
+        for tick in range(max(tick for tick, _ in plan) + 1):
+            talk: list[dist.P2POp] = []
+            output = None
+            if (tick, self.rank) in plan:
+                stage, number = plan[tick, self.rank]
+                output = self.stages[stage](inputs[number] if stage == 0 else arrived)
+                if stage == last:
+                    yield number, output
+                elif self.layout.stage_rank(stage + 1) != self.rank:
+                    talk.append(self._talk(dist.isend, output.contiguous(), stage + 1))
+            arrived = output
+            if (tick + 1, self.rank) in plan:
+                stage, _ = plan[tick + 1, self.rank]
+                if stage > 0 and self.layout.stage_rank(stage - 1) != self.rank:
+                    arrived = torch.empty(self.hidden.shape, dtype=self.hidden.dtype, device=self.device)
+                    talk.append(self._talk(dist.irecv, arrived, stage - 1))
+            for work in dist.batch_isend_irecv(talk) if talk else ():
+                work.wait()
+
+    def _talk(self, operation: Callable[..., Any], tensor: Tensor, stage: int) -> dist.P2POp:
+        return dist.P2POp(operation, tensor, group=self.group, group_peer=self.layout.stage_rank(stage))
