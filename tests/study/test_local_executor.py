@@ -15,7 +15,7 @@ import pytest
 
 from armillary.goodput import read_events
 from armillary.recipe import ArmillaryError, OptimizerSpec, Schedule, Validation
-from armillary.study import Failure, Job, LocalExecutor, Probe, Store
+from armillary.study import Failure, Job, LocalExecutor, Probe, Store, executor
 from armillary.train import RunResult, train_run
 
 PATIENCE_S = 120
@@ -109,6 +109,34 @@ def test_a_killed_worker_costs_nothing_and_a_diverging_run_only_itself(fleet, ma
     assert {run: row["attempts"] for run, row in found.items()} == {long.id: 2, wild.id: 1, short.id: 1}
     assert (found[wild.id]["status"], found[long.id]["status"]) == ("diverged", "done")
     assert found[long.id]["error"] is None
+
+
+def test_a_run_that_waits_at_a_killed_worker_is_carried_out_elsewhere(
+    fleet, make_spec, undisturbed, outcome, monkeypatch
+):
+    monkeypatch.setattr(executor, "_AHEAD_S", 1e9)  # as if every run were about to end: the next one is sent at once
+    specs = [make_spec(steps=steps, seed=45, validation=Validation(windows=4)) for steps in (600, 590, 60, 50)]
+    killed, trained_by = [], {}
+
+    def kill(stage, done, total, note):
+        for worker in fleet._workers:
+            if worker.stacks:
+                trained_by.setdefault(worker.stacks[0][0].spec.id, []).append(worker.process.pid)
+            if len(worker.stacks) == 2 and not killed:
+                ahead, waiting = (jobs[0].spec for jobs in worker.stacks)
+                if worker.steps[ahead.id] < ahead.steps / 2:  # else it may have gone on to the next already
+                    killed.extend([worker.process.pid, ahead.id, waiting.id])
+                    os.kill(worker.process.pid, signal.SIGKILL)
+
+    results = fleet.run("waiting", [Job(spec) for spec in specs], kill)
+    pid, ahead, waiting = killed
+    assert all(isinstance(results[spec.id], RunResult) for spec in specs)
+    assert all(outcome(fleet.store.run_folder(spec.id)) == undisturbed(spec) for spec in specs)
+    assert pid in trained_by[ahead] and trained_by[waiting] and pid not in trained_by[waiting]
+    attempts = {row["run"]: row["attempts"] for row in rows(fleet, specs).values()}
+    assert attempts == {spec.id: 2 if spec.id in (ahead, waiting) else 1 for spec in specs}
+    kinds = [event.kind for event in read_events(fleet.store.run_folder(waiting) / "events.jsonl")]
+    assert kinds.count("start") == 1 and "resume" not in kinds
 
 
 def test_a_run_that_kills_every_worker_is_given_up_and_can_be_asked_for_again(fleet, make_spec, undisturbed, outcome):
