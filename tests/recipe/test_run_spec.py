@@ -59,11 +59,19 @@ OTHER = {
     "optimizer.weight_decay": 0.0,
     "optimizer.grad_clip": 2.0,
     "optimizer.z_loss": 0.0,
+    "optimizer.kind": "muon",
+    "optimizer.momentum": 0.9,
+    "optimizer.base_width": 64,
+    "optimizer.base_head_dim": 16,
     "seed": 6,
     "precision": "fp32",
     "validation.every": None,
     "validation.windows": 17,
 }
+
+# Fields that ``changed`` may set because of another one.
+BOUND = {"schedule.kind", "schedule.decay_steps", "optimizer.kind", "optimizer.momentum"}
+BOUND |= {"optimizer.base_width", "optimizer.base_head_dim"}
 
 
 def fields_of(document, prefix=""):
@@ -85,12 +93,25 @@ def changed(spec, changes):
         inner[last] = value
     if parts["schedule"]["kind"] == "constant":
         parts["schedule"]["decay_steps"] = 0
+    optimizer = parts["optimizer"]
+    if "momentum" in optimizer:
+        optimizer["kind"] = "muon"
+    if "base_head_dim" in optimizer:
+        optimizer["base_width"] = OTHER["optimizer.base_width"]
     return RunSpec.model_validate(parts)
 
 
 def test_the_id_never_changes():
     """Stores and published models name runs by it: a new version must find them again."""
     assert SPEC.id == "231c8bf9de4a366c"
+
+
+@pytest.mark.parametrize(
+    "options", [{"momentum": 0.9}, {"base_head_dim": 16}, {"kind": "adamw", "momentum": 0.5, "base_width": 64}]
+)
+def test_options_of_an_optimizer_without_effect_are_refused(options):
+    with pytest.raises(ValidationError, match="muon|base_width"):
+        OptimizerSpec(lr=1e-3, **options)
 
 
 def test_every_field_has_another_value_here():
@@ -101,7 +122,7 @@ def test_every_field_has_another_value_here():
 def test_ids_are_equal_where_specifications_are(one, two):
     first, second = (changed(SPEC, {name: OTHER[name] for name in names}) for names in (one, two))
     assert (first.id == second.id) == (first == second)
-    if one != two and not {"schedule.kind", "schedule.decay_steps"} & (one ^ two):
+    if one != two and not BOUND & (one ^ two):
         assert first.id != second.id
 
 
@@ -177,7 +198,7 @@ def test_the_canonical_hash_does_not_depend_on_the_order_of_keys(value):
         ({"schedule.warmup_steps": 31}, "warmup_steps (31) and decay_steps (10) do not fit into 40 steps"),
         ({"schedule.kind": "cosine"}, "decay_steps belongs to kind 'wsd'"),
         ({"optimizer.lr": float("inf")}, "finite"),
-        ({"optimizer.momentum": 0.9}, "Extra inputs"),
+        ({"optimizer.dampening": 0.9}, "Extra inputs"),
         ({"model.n_kv_heads": 3}, "n_heads (4) must be a multiple of n_kv_heads (3)"),
         ({"model.head_dim": 15}, "head_dim (15) must be even"),
         ({"mixture": [{"start_step": 0, "weights": {"a": 0.5, "b": 0.4}}]}, "sum to 1, these sum to 0.9"),

@@ -3,6 +3,7 @@
 from armillary.model.generate import generate
 from armillary.model.transformer import Layer, Part, Transformer
 from armillary.model.weights import export_hf, import_hf, load_weights, replace_folder, save_weights
+from armillary.model.width import orthogonalised, width_factors
 
 __all__ = [
     "Layer",
@@ -12,6 +13,8 @@ __all__ = [
     "generate",
     "import_hf",
     "load_weights",
+    "orthogonalised",
     "replace_folder",
     "save_weights",
+    "width_factors",
 ]

@@ -30,7 +30,8 @@ import torch.nn.functional as F  # noqa: N812 (the name the field uses)
 from torch import Tensor, nn
 
 from armillary.model.operators import add_norm, attention, linear_cross_entropy, swiglu
-from armillary.recipe import ModelShape
+from armillary.model.width import width_factors
+from armillary.recipe import ModelShape, OptimizerSpec
 
 # Standard deviation of most matrices at the start, whatever their size (as in GPT-2 and Llama).
 INIT_STD = 0.02
@@ -70,23 +71,27 @@ class Transformer(nn.Module):
         assert holder is not None, "this part of a model has no output matrix"
         return holder.weight
 
-    def init_weights(self, seed: int) -> None:
-        """Draw all parameters from ``seed``.
+    def init_weights(self, seed: int, optimizer: OptimizerSpec | None = None) -> None:
+        """Draw all parameters from ``seed``, at the scale that the width transfer of ``optimizer`` asks for.
 
         Every parameter has a generator of its own, on the CPU, seeded by ``seed`` and its name: the values depend
         neither on the global generator, nor on threads or device, nor on which other parameters exist.
         """
         for name, parameter in self.named_parameters():
             with torch.no_grad():
-                parameter.copy_(self.init_values(name, parameter.shape, seed))
+                parameter.copy_(self.init_values(name, parameter.shape, seed, optimizer))
 
-    def init_values(self, name: str, size: torch.Size, seed: int) -> Tensor:
+    def init_values(self, name: str, size: torch.Size, seed: int, optimizer: OptimizerSpec | None = None) -> Tensor:
         """What ``init_weights`` draws for the parameter ``name`` of ``size``: a fp32 tensor on the CPU."""
         digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
         generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-        values = torch.ones(size, dtype=torch.float32, device="cpu")
+        factor, base_width = 1.0, None
+        if optimizer is not None:
+            factor, _ = width_factors(name, len(size), self.shape, optimizer)
+            base_width = optimizer.base_width
+        values = torch.full(size, factor, dtype=torch.float32, device="cpu")
         if values.ndim > 1:
-            values.normal_(0.0, self._init_std(name, size[1]), generator=generator)
+            values.normal_(0.0, factor * self._init_std(name, base_width or size[1]), generator=generator)
         return values
 
     def _init_std(self, name: str, fan_in: int) -> float:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from armillary.recipe.errors import FieldError
 from armillary.recipe.shapes import Document, ModelShape
 
 Decay = Literal["linear", "cosine", "1-sqrt"]
@@ -90,7 +91,18 @@ class MixturePhase(Document):
 
 
 class OptimizerSpec(Document):
-    """AdamW (Loshchilov and Hutter 2019) with decoupled decay on matrices only, and clipping of the global norm."""
+    """AdamW (Loshchilov and Hutter 2019) or Muon, with decoupled decay on matrices only and a clipped global norm.
+
+    With ``kind`` ``muon`` the matrices of the layers take Muon's steps (Jordan et al. 2024) with ``momentum`` and
+    Nesterov's rule, scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982, equation 4), so that one ``lr``
+    and one ``weight_decay`` serve both; embedding, output matrix and gains take AdamW's.
+
+    With ``base_width`` rates and initial values are those of a model of that width, carried over to the model's own by
+    muP (Yang et al. 2022, arXiv 2203.03466, table 8): what is found with a narrow model holds for a wide one of the
+    same depth and proportions. ``base_head_dim`` is the base model's ``head_dim``, where heads grow with the width too.
+    """
+
+    later: ClassVar[tuple[str, ...]] = ("kind", "momentum", "base_width", "base_head_dim")
 
     lr: float = Field(gt=0)
     beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -99,6 +111,18 @@ class OptimizerSpec(Document):
     weight_decay: float = Field(default=0.1, ge=0)
     grad_clip: float = Field(default=1.0, gt=0)
     z_loss: float = Field(default=0.0, ge=0)
+    kind: Literal["adamw", "muon"] = "adamw"
+    momentum: float = Field(default=0.95, ge=0, lt=1)
+    base_width: int | None = Field(default=None, ge=1)
+    base_head_dim: int | None = Field(default=None, ge=2)
+
+    @model_validator(mode="after")
+    def _options_have_an_effect(self) -> Self:
+        if self.kind != "muon" and self.momentum != type(self).model_fields["momentum"].default:
+            raise FieldError(f"belongs to kind 'muon'; kind is '{self.kind}'", "momentum")
+        if self.base_head_dim is not None and self.base_width is None:
+            raise FieldError("needs base_width, the width of the same base model", "base_head_dim")
+        return self
 
 
 class Validation(Document):

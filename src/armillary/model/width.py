@@ -1,0 +1,56 @@
+"""Width transfer (muP): what a narrow model's initial values and learning rates become in a wide one.
+
+Yang et al. 2022 (arXiv 2203.03466), table 8, for Adam, with m = d_model / base_width and h = head_dim / base_head_dim:
+
+========================  ==============  =============
+parameters                initial values  learning rate
+========================  ==============  =============
+embedding, gains          1               1
+matrices of the layers    1 / sqrt(m)     1 / m
+output matrix, router     1 / m           1 / m
+q, besides                1 / sqrt(h)     1 / sqrt(h)
+========================  ==============  =============
+
+The paper multiplies the logits by 1/m and the scores of attention by 1 / head_dim instead of 1 / sqrt(head_dim). Here
+both factors lie in initial values and rates, which is the same for an optimizer whose steps do not depend on the size
+of the gradient (Yang and Hu 2021, arXiv 2011.14522, section 3): so the model computes what it computes without, and
+is exported as what it is. Where a parameter beside the matrix can take the factor alone, it does: the last gain where
+output and embedding are one, and the gain of the queries where there is one.
+
+A step of Muon, scaled to the size of AdamW's, has the spectral norm sqrt(d_model), where AdamW's has d_model; feature
+learning wants the same at every width (Yang et al. 2023, arXiv 2310.17813, condition 1). So 1 / sqrt(m) takes the place
+of 1 / m as its rate.
+
+Trade-off: all widths of a model are taken to grow with d_model, as they do within a family.
+"""
+
+from __future__ import annotations
+
+import math
+
+from armillary.recipe import ModelShape, OptimizerSpec
+
+
+def orthogonalised(name: str, ndim: int, optimizer: OptimizerSpec) -> bool:
+    """Whether Muon takes the steps of the parameter ``name``: those of the layers' matrices, stacks of them too."""
+    return optimizer.kind == "muon" and ndim > 1 and name.startswith("layers.")
+
+
+def width_factors(name: str, ndim: int, shape: ModelShape, optimizer: OptimizerSpec) -> tuple[float, float]:
+    """By what the initial values, and by what the learning rate, of the parameter ``name`` are multiplied."""
+    if optimizer.base_width is None:
+        return 1.0, 1.0
+    wider = shape.d_model / optimizer.base_width
+    taller = shape.head_dim / (optimizer.base_head_dim or shape.head_dim)
+    last = "norm.weight" if shape.tied_embeddings else "output.weight"
+    if name == last or name.endswith("router.weight"):
+        return 1 / wider, 1 / wider
+    if name.endswith("attention.q_norm.weight"):
+        return 1 / math.sqrt(taller), 1 / math.sqrt(taller)
+    if ndim == 1 or name == "embedding.weight":
+        return 1.0, 1.0
+    initial = 1 / math.sqrt(wider)
+    rate = 1 / math.sqrt(wider) if orthogonalised(name, ndim, optimizer) else 1 / wider
+    if name.endswith("attention.q.weight") and not shape.qk_norm:
+        return initial / math.sqrt(taller), rate / math.sqrt(taller)
+    return initial, rate
