@@ -1,0 +1,185 @@
+"""A dry run: what one rank of a training program needs in memory and sends to others, without a cluster to run it.
+
+The rank's own ``Program`` is built in a process group of the cluster's size in which nobody answers (PyTorch's ``fake``
+backend), and takes one true step: forward and backward of its stages in the order of its pipeline's schedule,
+collectives, clipping, optimizer. Only the arithmetic is left out (``dry_mode``).
+
+Ranks that differ in their stage of the pipeline alone are told apart; of each the one is taken that is first in all
+other dimensions, whose shards are the largest where they are not equal.
+
+Trade-offs: memory is the sum of the live storages. An allocator rounds up and leaves gaps, libraries keep work space of
+their own, and an accelerator that computes while it gathers holds the next layer's parameters a little earlier, so a
+device needs some per cent more. Routers are taken to be balanced.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from armillary.model import operators
+from armillary.parallel import tensor as tensor_parallel
+from armillary.parallel.dry_mode import ACTIVATIONS, OPTIMIZER, WithoutNumbers, size
+from armillary.parallel.mesh import Grid
+from armillary.parallel.program import Program, local
+from armillary.recipe import Layout, RunSpec
+from armillary.recipe.layout import DIMENSIONS
+
+BuildOptimizer = Callable[[Program], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Collective:
+    """``count`` times in a step ``nbytes`` (of the whole vector) over ``group`` of ``ranks``."""
+
+    kind: str
+    group: str
+    ranks: int
+    count: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class RankReport:
+    """One rank's memory in bytes and its collectives of one step.
+
+    ``parameters`` (of which there are ``numbers``), ``gradients`` and ``optimizer`` are what the rank keeps between the
+    parts of a step. ``most`` is the most that there was of each kind at any time in the step, and ``peak`` the most of
+    all together, when there was of each ``at_peak``.
+    """
+
+    rank: int
+    place: dict[str, int]
+    layers: list[list[int]]
+    numbers: int
+    parameters: int
+    gradients: int
+    optimizer: int
+    most: dict[str, int]
+    peak: int
+    at_peak: dict[str, int]
+    collectives: list[Collective]
+    seconds: float
+    own_memory: int
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """The ranks that differ, and what it took to find out: wall time and the most memory of all processes together."""
+
+    ranks: int
+    parameters: int
+    microbatches: int
+    reports: list[RankReport]
+    seconds: float
+    own_memory: int
+
+    @property
+    def largest(self) -> RankReport:
+        """The rank that needs most memory."""
+        return max(self.reports, key=lambda report: report.peak)
+
+
+def dry_run(spec: RunSpec, layout: Layout, build_optimizer: BuildOptimizer) -> DryRun:
+    """Rehearse a step of ``spec`` on each of the ranks of ``layout`` that differ.
+
+    ``build_optimizer`` must be a function of a module: it is called in another process.
+
+    Raises:
+        UsageError: the layout does not fit the run.
+        ArmillaryError: the program cannot be carried out without its numbers.
+    """
+    layout.check(spec)
+    begin = time.perf_counter()
+    ranks = [stage * (layout.ranks // layout.pp) for stage in range(layout.pp)]
+    workers = min(len(ranks), os.cpu_count() or 1)
+    # a process for each: what PyTorch remembers of a process group outlives it
+    with ProcessPoolExecutor(workers, get_context("spawn"), max_tasks_per_child=1) as pool:
+        reports = list(
+            pool.map(rehearse, *zip(*[(spec, layout, build_optimizer, rank) for rank in ranks], strict=True))
+        )
+    most = sorted((report.own_memory for report in reports), reverse=True)[:workers]
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + sum(most)
+    count = layout.microbatch_count(spec)
+    return DryRun(layout.ranks, spec.model.parameters, count, reports, time.perf_counter() - begin, own)
+
+
+def rehearse(spec: RunSpec, layout: Layout, build_optimizer: BuildOptimizer, rank: int) -> RankReport:
+    """One step of ``rank``, in a process that has no process group yet and is for nothing else."""
+    begin = time.perf_counter()
+    os.environ["ARMILLARY_NATIVE"] = "0"  # kernels of a CPU would compute
+    operators.CPU_BLOCK = tensor_parallel.CPU_BLOCK = operators.ACCELERATOR_BLOCK
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.ranks)
+    device = torch.device("cpu")
+    with WithoutNumbers() as mode:
+        program = Program(spec, layout, device)
+        optimizer = build_optimizer(program)
+        mode.phase = OPTIMIZER
+        for _, parameter in program.named_parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()  # its state is there from the second step on
+        optimizer.zero_grad()
+        for part in program.parts:
+            units = [module for module in part.modules() if isinstance(module, FSDPModule)]
+            for unit in units:
+                unit.unshard()
+            for parameter in part.parameters():
+                parameter.register_post_accumulate_grad_hook(mode.gradient)
+            for unit in units:
+                unit.reshard()
+        mode.phase = ACTIVATIONS
+        mode.storages.restart()
+        mode.collectives.clear()
+        program.gradients(torch.zeros((1, 1), dtype=torch.int64).expand(spec.batch_sequences, spec.context_length + 1))
+        program.clip(spec.optimizer.grad_clip)
+        gradients = sum(size(local(parameter.grad)) for _, parameter in program.named_parameters())
+        mode.phase = OPTIMIZER
+        optimizer.step()
+    parameters = [local(parameter) for _, parameter in program.named_parameters()]
+    state = [value for values in optimizer.state.values() for value in values.values()]
+    names = group_names(program.grid)
+    return RankReport(
+        rank=rank,
+        place={name: program.grid.rank(name) for name in DIMENSIONS},
+        layers=[list(part.part.layers) for part in program.parts],
+        numbers=sum(parameter.numel() for parameter in parameters),
+        parameters=size(parameters),
+        gradients=gradients,
+        optimizer=sum(size(local(value)) for value in state if isinstance(value, torch.Tensor)),
+        most=mode.storages.most,
+        peak=mode.storages.peak,
+        at_peak=mode.storages.at_peak,
+        collectives=[
+            Collective(kind, *names[group], count, nbytes)
+            for (kind, group, nbytes), count in sorted(mode.collectives.items())
+        ],
+        seconds=time.perf_counter() - begin,
+        own_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+    )
+
+
+def group_names(grid: Grid) -> dict[str, tuple[str, int]]:
+    """For the name of each process group of a grid the dimensions that it spans, and its ranks."""
+    world = dist.group.WORLD
+    assert world is not None
+    names = {world.group_name: ("all", grid.layout.ranks)}
+    for name in DIMENSIONS:
+        names[grid.group(name).group_name] = (name, grid.size(name))
+    for group, spanned in (
+        (grid.sharded(), ("dp_shard", "ep", "cp")),
+        (grid.sharded(experts=True), ("dp_shard", "cp")),
+    ):
+        inner = group.get_group(group.ndim - 1)
+        wide = [name for name in spanned if grid.size(name) > 1]
+        names.setdefault(inner.group_name, (" x ".join(wide) or spanned[0], inner.size()))
+    return names
