@@ -80,7 +80,7 @@ class Program:
 
     def _init_weights(self, part: Stage) -> None:
         for name, parameter in part.named_parameters():
-            values = part.init_values(name, parameter.shape, self.spec.seed)
+            values = part.init_values(name, parameter.shape, self.spec.seed, self.spec.optimizer)
             with torch.no_grad():
                 if isinstance(parameter, DTensor):
                     size, offset = compute_local_shape_and_global_offset(
