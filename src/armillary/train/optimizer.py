@@ -45,9 +45,9 @@ def build_optimizer(model: Transformer, spec: RunSpec) -> torch.optim.Optimizer:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Have the next steps taken at ``lr``, times what the width transfer makes of it for each group."""
+    """Have the next steps taken at ``lr``, times what the width transfer makes of it for each group (``lr_factor``)."""
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_factor"]
+        group["lr"] = lr * group.get("lr_factor", 1.0)
 
 
 class LocalOptimizer:
