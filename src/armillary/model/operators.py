@@ -31,6 +31,11 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
+def block_rows(x: Tensor, width: int) -> int:
+    """How many rows of ``width`` logits to compute at once where ``x`` is."""
+    return max(1, (CPU_BLOCK if x.device.type == "cpu" else ACCELERATOR_BLOCK) // width)
+
+
 def _native(x: Tensor) -> bool:
     """Whether the kernels can take ``x`` and fp32 gains."""
     return x.device.type == "cpu" and kernels(product_dtype(x)) is not None
@@ -400,7 +405,7 @@ def _blocks(
     x: Tensor, matrix: Tensor, targets: Tensor, z_loss: float, grads: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
     """As ``_native_blocks``, for all members at once, in PyTorch."""
-    rows = max(1, (CPU_BLOCK if x.device.type == "cpu" else ACCELERATOR_BLOCK) // (len(x) * matrix.shape[1]))
+    rows = block_rows(x, len(x) * matrix.shape[1])
     entropy = torch.zeros(len(x), dtype=torch.float32, device=x.device)
     squares = torch.zeros_like(entropy)
     for start in range(0, x.shape[1], rows):

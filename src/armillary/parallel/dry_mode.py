@@ -220,11 +220,15 @@ class WithoutNumbers(TorchDispatchMode):
     def _send(self, func: Any, args: Any, kwargs: Any, traits: _Traits, real: bool) -> Any:
         """A collective of c10d, which writes to its arguments."""
         assert traits.group is not None
-        group = ProcessGroup.unbox(args[traits.group]).group_name
-        self._record(traits.collective or func._opname, group, max(map(size, args[: traits.group])))
+        # two neighbours tell each other integers once in a run (the pipeline: that they know their shapes)
+        if not (real and traits.collective in ("send", "receive")):
+            group = ProcessGroup.unbox(args[traits.group]).group_name
+            self._record(traits.collective or func._opname, group, max(map(size, args[: traits.group])))
         if traits.makes is not None:
             self.storages.note(args[0], traits.makes)
-        if real:
+        if real and traits.collective == "receive":
+            args[0][0].fill_(1)  # a yes
+        elif real:
             return func(*args, **kwargs)
         work = FakeWork().boxed()
         return work if len(func._schema.returns) == 1 else (args[0], work)

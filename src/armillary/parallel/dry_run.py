@@ -28,7 +28,6 @@ from torch.distributed.fsdp import FSDPModule
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from armillary.model import operators
-from armillary.parallel import tensor as tensor_parallel
 from armillary.parallel.dry_mode import ACTIVATIONS, OPTIMIZER, WithoutNumbers, size
 from armillary.parallel.mesh import Grid
 from armillary.parallel.program import Program, local
@@ -118,7 +117,7 @@ def rehearse(spec: RunSpec, layout: Layout, build_optimizer: BuildOptimizer, ran
     """One step of ``rank``, in a process that has no process group yet and is for nothing else."""
     begin = time.perf_counter()
     os.environ["ARMILLARY_NATIVE"] = "0"  # kernels of a CPU would compute
-    operators.CPU_BLOCK = tensor_parallel.CPU_BLOCK = operators.ACCELERATOR_BLOCK
+    operators.CPU_BLOCK = operators.ACCELERATOR_BLOCK  # large blocks of logits, as an accelerator computes them
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.ranks)
     device = torch.device("cpu")
     with WithoutNumbers() as mode:
@@ -172,7 +171,7 @@ def group_names(grid: Grid) -> dict[str, tuple[str, int]]:
     """For the name of each process group of a grid the dimensions that it spans, and its ranks."""
     world = dist.group.WORLD
     assert world is not None
-    names = {world.group_name: ("all", grid.layout.ranks)}
+    names: dict[str, tuple[str, int]] = {world.group_name: ("all", grid.layout.ranks)}
     for name in DIMENSIONS:
         names[grid.group(name).group_name] = (name, grid.size(name))
     for group, spanned in (

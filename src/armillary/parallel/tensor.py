@@ -37,7 +37,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 from armillary.model import Layer, Transformer
-from armillary.model.operators import ACCELERATOR_BLOCK, CPU_BLOCK, product_dtype
+from armillary.model.operators import block_rows, product_dtype
 from armillary.parallel.mesh import Grid
 
 
@@ -154,7 +154,7 @@ class _VocabularyLoss(Function):
         with_gradient = any(ctx.needs_input_grad)
         grad_x, grad_matrix = torch.empty_like(x), torch.zeros_like(matrix, dtype=torch.float32)
         sums = torch.zeros(2, dtype=torch.float32, device=x.device)
-        rows = max(1, (CPU_BLOCK if x.device.type == "cpu" else ACCELERATOR_BLOCK) // len(weight))
+        rows = block_rows(x, len(weight))
         for start in range(0, len(x), rows):
             block, wanted = x[start : start + rows], own[start : start + rows]
             logits = (block @ matrix.mT).float()
