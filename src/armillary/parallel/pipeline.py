@@ -52,12 +52,13 @@ _SCHEDULES: dict[str, Callable[..., Any]] = {
 class Stage(Transformer):
     """A part of the model as one step of a pipeline: token ids or a hidden state to a hidden state or features.
 
-    ``positions`` [T] are those of this rank's tokens in their sequences.
+    ``positions`` [T] are those of this rank's tokens in their sequences; set before the first pass.
     """
 
-    def __init__(self, spec: RunSpec, part: Part, positions: Tensor) -> None:
+    def __init__(self, spec: RunSpec, part: Part) -> None:
         super().__init__(spec.model, part)
-        self.precision, self.positions = spec.precision, positions
+        self.precision = spec.precision
+        self.positions = torch.empty(0, dtype=torch.int64, device="cpu")
 
     def forward(self, x: Tensor) -> Tensor:
         """As ``features``, in the run's precision."""
@@ -69,21 +70,20 @@ class Stage(Transformer):
         return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
 
-def build_stages(spec: RunSpec, layout: Layout, rank: int, positions: Tensor) -> list[Stage]:
+def build_stages(spec: RunSpec, layout: Layout, rank: int) -> list[Stage]:
     """The stages of the ``rank``-th rank of a pipeline, first to last, on the current default device."""
     layers = layout.stage_layers(spec.model.n_layers)
     return [
-        Stage(spec, Part(layers[index], begins=index == 0, ends=index == len(layers) - 1), positions)
+        Stage(spec, Part(layers[index], begins=index == 0, ends=index == len(layers) - 1))
         for index in range(layout.stages)
         if layout.stage_rank(index) == rank
     ]
 
 
 class Pipeline:
-    """The stages of this rank, and what goes between them.
+    """The stages of this rank, and what goes between them in ``count`` micro-batches of a step.
 
-    ``hidden`` is one micro-batch's hidden state on this rank, of which only shape and precision count. ``loss`` takes
-    the features of a micro-batch and its targets to the number whose gradient is added up.
+    ``loss`` takes the features of a micro-batch and its targets to the number whose gradient is added up.
     """
 
     def __init__(
@@ -91,36 +91,51 @@ class Pipeline:
         stages: Sequence[Stage],
         grid: Grid,
         count: int,
-        tokens: Tensor,
-        hidden: Tensor,
         device: torch.device,
         loss: Callable[[Tensor, Tensor], Tensor],
     ) -> None:
         self.layout, self.group, self.rank = grid.layout, grid.group("pp"), grid.rank("pp")
         indices = [i for i in range(self.layout.stages) if self.layout.stage_rank(i) == self.rank]
         self.stages = dict(zip(indices, stages, strict=True))
-        self.hidden, self.device = hidden, device
-        wrapped = [
+        self.count, self.device, self.loss = count, device, loss
+        self._schedule: Any = None
+        self._size = torch.Size()
+
+    def backward(self, inputs: Tensor, targets: Tensor) -> None:
+        """Forward and backward of all micro-batches: token ids [count * B, T], one behind the other, and targets."""
+        if inputs.shape != self._size:
+            self._schedule, self._size = self._build(inputs[: len(inputs) // self.count]), inputs.shape
+        arguments = (inputs,) if 0 in self.stages else ()
+        self._schedule.step(*arguments, target=targets, return_outputs=False)
+
+    def _build(self, tokens: Tensor) -> Any:
+        hidden = self._hidden(tokens, "meta").requires_grad_()
+        stages = [
             PipelineStage(
                 stage,
                 index,
                 self.layout.stages,
-                device,
+                self.device,
                 input_args=tokens if index == 0 else hidden,
                 output_args=hidden,
                 group=self.group,
             )
             for index, stage in self.stages.items()
         ]
-        of_one = self.layout.schedule in ("gpipe", "1f1b")
-        self.schedule = _SCHEDULES[self.layout.schedule](
-            wrapped[0] if of_one else wrapped, count, loss_fn=loss, scale_grads=False
-        )
+        single = self.layout.schedule in ("gpipe", "1f1b")
+        kind = _SCHEDULES[self.layout.schedule]
+        return kind(stages[0] if single else stages, self.count, loss_fn=self.loss, scale_grads=False)
 
-    def backward(self, inputs: Tensor, targets: Tensor) -> None:
-        """Forward and backward of all micro-batches, which lie behind each other in the first dimension."""
-        arguments = (inputs,) if 0 in self.stages else ()
-        self.schedule.step(*arguments, target=targets, return_outputs=False)
+    def _hidden(self, tokens: Tensor, device: torch.device | str) -> Tensor:
+        """What goes between stages for ``tokens`` [B, T] of this rank, without values."""
+        sequences, length = tokens.shape
+        if self.layout.tp > 1 and self.layout.sequence_parallel:
+            length //= self.layout.tp
+        stage = next(iter(self.stages.values()))
+        # the residual stream has the precision of the embedding, which is gathered in bf16 where data is sharded
+        half = stage.precision == "bf16" and self.layout.data * self.layout.cp > 1
+        dtype = torch.bfloat16 if half else torch.float32
+        return torch.empty((sequences, length, stage.shape.d_model), dtype=dtype, device=device)
 
     def features(self, inputs: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
         """Forward of any number of micro-batches: the number of each and its features, where the last stage is.
@@ -150,7 +165,7 @@ class Pipeline:
             if (tick + 1, self.rank) in plan:
                 stage, _ = plan[tick + 1, self.rank]
                 if stage > 0 and self.layout.stage_rank(stage - 1) != self.rank:
-                    arrived = torch.empty(self.hidden.shape, dtype=self.hidden.dtype, device=self.device)
+                    arrived = self._hidden(inputs[0], self.device)
                     talk.append(self._talk(dist.irecv, arrived, stage - 1))
             for work in dist.batch_isend_irecv(talk) if talk else ():
                 work.wait()

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from torch.nn.utils import get_total_norm
 
 from armillary.parallel.context import shard_context, split_context
 from armillary.parallel.data import shard_data
@@ -44,9 +45,8 @@ class Program:
         self.spec, self.layout, self.device = spec, layout, device
         self.grid = build_grid(layout, device)
         self.count = layout.microbatch_count(spec)
-        positions = self._own(torch.arange(spec.context_length))
         with torch.device("meta"):
-            self.parts = build_stages(spec, layout, self.grid.rank("pp"), positions)
+            self.parts = build_stages(spec, layout, self.grid.rank("pp"))
         self.partial: list[nn.Parameter] = []
         for part in self.parts:
             if layout.tp > 1:
@@ -62,21 +62,7 @@ class Program:
         self._entropy = torch.zeros((), device=device)
         self.pipeline: Pipeline | None = None
         if layout.pp > 1:
-            tokens, hidden = self._between()
-            self.pipeline = Pipeline(self.parts, self.grid, self.count, tokens, hidden, device, self._objective)
-
-    def _between(self) -> tuple[Tensor, Tensor]:
-        """What a stage takes: one micro-batch of token ids, or of the hidden state, without values."""
-        sequences = self.spec.batch_sequences // (self.layout.data * self.count)
-        length = self.spec.context_length // self.layout.cp
-        tokens = torch.empty((sequences, length), dtype=torch.int64, device="meta")
-        if self.layout.tp > 1 and self.layout.sequence_parallel:
-            length //= self.layout.tp
-        # the residual stream has the precision of the embedding, which is gathered in bf16 where data is sharded
-        half = self.spec.precision == "bf16" and self.layout.data * self.layout.cp > 1
-        size = (sequences, length, self.spec.model.d_model)
-        dtype = torch.bfloat16 if half else torch.float32
-        return tokens, torch.empty(size, dtype=dtype, device="meta", requires_grad=True)
+            self.pipeline = Pipeline(self.parts, self.grid, self.count, device, self._objective)
 
     def _init_weights(self, part: Stage) -> None:
         for name, parameter in part.named_parameters():
@@ -109,8 +95,7 @@ class Program:
 
         Returns the mean cross entropy in nats over all ranks, still on the device.
         """
-        tokens = torch.cat(self.rows(batch)).to(self.device, non_blocking=True)
-        inputs, targets = self._own(tokens[:, :-1]), self._own(tokens[:, 1:])
+        inputs, targets = self._own(torch.cat(self.rows(batch)))
         self._entropy = torch.zeros((), device=self.device)
         if self.pipeline is not None:
             self.pipeline.backward(inputs, targets)
@@ -118,22 +103,72 @@ class Program:
             (model,) = self.parts
             for number, (x, wanted) in enumerate(zip(inputs.chunk(self.count), targets.chunk(self.count), strict=True)):
                 if isinstance(model, FSDPModule):
-                    model.set_requires_gradient_sync(number == self.count - 1)
+                    last = number == self.count - 1
+                    model.set_requires_gradient_sync(last)
+                    model.set_reshard_after_backward(last or self.layout.reshard)
                 self._objective(model(x), wanted).backward()
-        for parameter in self.partial:
-            dist.all_reduce(local(parameter.grad), group=self.grid.group("tp"))
+        for _, parameter in self.named_parameters():
+            grad = parameter.grad
+            # PyTorch leaves the gradient of an embedding whole on each rank
+            if isinstance(parameter, DTensor) and isinstance(grad, DTensor) and grad.placements != parameter.placements:
+                parameter.grad = grad.redistribute(placements=parameter.placements)
+        if self.partial:
+            whole = torch.cat([local(parameter.grad).flatten() for parameter in self.partial])
+            dist.all_reduce(whole, group=self.grid.group("tp"))
+            parts = whole.split([local(parameter).numel() for parameter in self.partial])
+            for parameter, summed in zip(self.partial, parts, strict=True):
+                local(parameter.grad).copy_(summed.view_as(local(parameter)))
         # only the last stage has it, every rank of ``tp`` the same
         dist.all_reduce(self._entropy)
         return self._entropy / self.layout.tp
 
-    def _own(self, x: Tensor) -> Tensor:
-        """This rank's part of ``x`` [..., T] by context."""
-        return split_context(x, self.grid.rank("cp"), self.layout.cp) if self.layout.cp > 1 else x
+    @torch.no_grad()
+    def entropy(self, tokens: Tensor) -> Tensor:
+        """Mean cross entropy in nats over ``tokens`` [n, T + 1] (int64, the same on every rank), for any n.
+
+        The same on every rank, and still on the device. Takes as many sequences at a time as a step does.
+        """
+        data = self.layout.data
+        at_a_time = max(1, self.spec.batch_sequences // (data * self.count))
+        missing = -len(tokens) % (data * at_a_time)
+        batches = torch.cat((tokens, tokens[:1].expand(missing, -1))).split(data * at_a_time)
+        inputs, targets = self._own(torch.cat([batch.chunk(data)[self.grid.data_rank] for batch in batches]))
+        micro_batches = inputs.split(at_a_time)
+        model = self.parts[-1]
+        total = torch.zeros((), device=self.device)
+        for number, features in (
+            self.pipeline.features(micro_batches) if self.pipeline else enumerate(map(model, micro_batches))
+        ):
+            first = (number * data + self.grid.data_rank) * at_a_time
+            real = min(at_a_time, len(tokens) - first)
+            if real > 0:
+                wanted = targets[number * at_a_time :][:real]
+                with model.autocast(self.device):
+                    total += real * model.criterion(features[:real], model.output_weight, wanted, 0.0)[1]
+        # what is gathered now would be out of date after the next step
+        for part in self.parts:
+            for module in part.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+        dist.all_reduce(total)
+        return total / (len(tokens) * self.layout.cp * self.layout.tp)
+
+    def _own(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of this rank's sequences ``tokens`` [n, T + 1]: its part of them by context."""
+        tokens = tokens.to(self.device, non_blocking=True)
+        positions = torch.arange(tokens.shape[1] - 1)
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        if self.layout.cp > 1:
+            rank, ranks = self.grid.rank("cp"), self.layout.cp
+            inputs, targets, positions = (split_context(x, rank, ranks) for x in (inputs, targets, positions))
+        for part in self.parts:
+            part.positions = positions
+        return inputs, targets
 
     def _objective(self, features: Tensor, targets: Tensor) -> Tensor:
         """This micro-batch's part of the objective of the whole batch; its part of the entropy is added up."""
         model = self.parts[-1]
-        with model.autocast(features.device):
+        with model.autocast(self.device):
             objective, entropy = model.criterion(features, model.output_weight, targets, self.spec.optimizer.z_loss)
         parts = self.count * self.layout.data * self.layout.cp
         self._entropy += entropy.detach() / parts
@@ -142,16 +177,18 @@ class Program:
     @torch.no_grad()
     def clip(self, limit: float) -> Tensor:
         """Scale all gradients so that their norm over all ranks is at most ``limit``; returns the norm before."""
-        squares = torch.zeros((), device=self.device)
+        gradients: dict[int, list[Tensor]] = {}
         for _, parameter in self.named_parameters():
             if parameter.grad is not None:
-                squares += local(parameter.grad).square().sum() / copies(parameter, self.layout)
-        dist.all_reduce(squares)
-        norm = squares.sqrt()
+                gradients.setdefault(copies(parameter, self.layout), []).append(local(parameter.grad))
+        square = torch.zeros((), device=self.device)
+        for times, tensors in gradients.items():
+            square += get_total_norm(tensors).square() / times
+        dist.all_reduce(square)
+        norm = square.sqrt()
         scale = (limit / (norm + 1e-6)).clamp(max=1.0)
-        for _, parameter in self.named_parameters():
-            if parameter.grad is not None:
-                local(parameter.grad).mul_(scale)
+        for tensors in gradients.values():
+            torch._foreach_mul_(tensors, scale)
         return norm
 
 
@@ -166,5 +203,6 @@ def copies(parameter: Tensor, layout: Layout) -> int:
     parts = 1
     if isinstance(parameter, DTensor):
         for dim, placement in enumerate(parameter.placements):
-            parts *= parameter.device_mesh.size(dim) if placement.is_shard() else 1
+            # neither whole nor a sum: a shard, of which there is more than one kind
+            parts *= 1 if placement.is_replicate() else parameter.device_mesh.size(dim)
     return layout.ranks // layout.pp // parts

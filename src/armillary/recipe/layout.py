@@ -28,6 +28,9 @@ from armillary.recipe.shapes import Document
 
 DIMENSIONS = ("pp", "dp_replicate", "dp_shard", "ep", "cp", "tp")
 
+# Schedules whose backward pass through a layer comes in two parts: for its input, and later for its weights.
+_SPLIT_BACKWARD = ("zero-bubble", "zb-v", "dualpipe-v")
+
 PipelineSchedule = Literal["gpipe", "1f1b", "interleaved", "zero-bubble", "zb-v", "dualpipe-v"]
 
 
@@ -60,16 +63,34 @@ class Layout(Document):
 
     @model_validator(mode="after")
     def _pipeline_fits(self) -> Self:
-        rounds = {"gpipe": (1, 1), "1f1b": (1, 1), "zb-v": (2, 2), "dualpipe-v": (2, 2)}
-        least, most = rounds.get(self.schedule, (1, 1_000))
-        if self.pp > 1 and not least <= self.stages_per_rank <= most:
-            raise FieldError(f"schedule '{self.schedule}' takes {least} on each rank", "stages_per_rank")
-        if self.layers_per_stage is not None and len(self.layers_per_stage) != self.stages:
+        if self.pp == 1:
+            for name in ("stages_per_rank", "microbatches", "layers_per_stage"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise FieldError("belongs to a pipeline; pp is 1", name)
+        elif self.schedule in ("gpipe", "1f1b") and self.stages_per_rank != 1:
+            raise FieldError(f"schedule '{self.schedule}' has 1 stage on each rank", "stages_per_rank")
+        elif self.is_v and self.stages_per_rank != 2:
+            raise FieldError(f"schedule '{self.schedule}' has 2 stages on each rank", "stages_per_rank")
+        if self.layers_per_stage is not None:
+            self._layers_fit(self.layers_per_stage)
+        if self.pp > 1 and self.schedule in _SPLIT_BACKWARD:
+            for name, value in (("recompute", self.recompute != "none"), ("compile", self.compile)):
+                if value:
+                    raise FieldError(
+                        f"schedule '{self.schedule}' goes through each layer's backward pass in two halves, for which "
+                        f"{name} has no form; take schedule '1f1b' or 'interleaved', or leave {name} out",
+                        name,
+                    )
+        return self
+
+    def _layers_fit(self, counts: tuple[int, ...]) -> None:
+        if len(counts) != self.stages:
             raise FieldError(
-                f"{len(self.layers_per_stage)} numbers for {self.pp} x {self.stages_per_rank} stages",
+                f"{len(counts)} numbers for {self.pp} x {self.stages_per_rank} stages",
                 "layers_per_stage",
             )
-        return self
+        if min(counts) < 0 or 0 in counts[1:-1]:
+            raise FieldError("only the first and the last stage can be without layers", "layers_per_stage")
 
     @property
     def ranks(self) -> int:
@@ -105,7 +126,7 @@ class Layout(Document):
         """The layers of each stage; without ``layers_per_stage`` as equal as can be, the longer ones in the middle.
 
         Raises:
-            UsageError: ``layers_per_stage`` does not sum to ``n_layers``.
+            UsageError: ``layers_per_stage`` does not sum to ``n_layers``, or there are more stages than layers.
         """
         if self.layers_per_stage is not None:
             counts = list(self.layers_per_stage)
@@ -119,6 +140,8 @@ class Layout(Document):
             start = (self.stages - spare + 1) // 2
             for stage in range(start, start + spare):
                 counts[stage] += 1
+            if 0 in counts[1:-1]:
+                raise UsageError(f"{n_layers} layers for {self.stages} stages: take fewer stages")
         ends = [sum(counts[: i + 1]) for i in range(len(counts))]
         return [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
 
@@ -138,6 +161,10 @@ class Layout(Document):
         shape, count = spec.model, self.microbatch_count(spec)
         if count % spec.accumulation:
             raise UsageError(f"microbatches ({count}) must be a multiple of the run's accumulation {spec.accumulation}")
+        if self.pp > 1 and self.schedule in ("1f1b", "dualpipe-v") and count < self.stages:
+            raise UsageError(f"microbatches ({count}) of schedule '{self.schedule}' must be at least {self.stages}")
+        if self.pp > 1 and self.schedule in ("interleaved", "zero-bubble") and count % self.pp:
+            raise UsageError(f"microbatches ({count}) of schedule '{self.schedule}' must be a multiple of pp {self.pp}")
         whole = [
             (spec.batch_sequences, self.data * count, "batch_sequences", "data ranks times micro-batches"),
             (shape.n_heads, self.tp, "n_heads", "tp"),
@@ -146,9 +173,9 @@ class Layout(Document):
             (shape.vocab_size, self.tp, "vocab_size", "tp"),
             (
                 spec.context_length,
-                self.cp * (self.tp if self.sequence_parallel else 1) * (2 if self.cp > 1 else 1),
+                self.cp * math.lcm(2 if self.cp > 1 else 1, self.tp if self.sequence_parallel else 1),
                 "context_length",
-                "twice cp times tp" if self.cp > 1 else "tp",
+                "2, cp and tp" if self.cp > 1 else "tp",
             ),
         ]
         for number, by, name, what in whole:
