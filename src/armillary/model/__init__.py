@@ -1,20 +1,25 @@
 """The decoder-only transformer, text from it, and its weights on disk. Free of parallel code."""
 
 from armillary.model.generate import generate
+from armillary.model.moe import MixtureOfExperts, balance_experts, mixtures, set_batch_tokens
 from armillary.model.transformer import Layer, Part, Transformer
 from armillary.model.weights import export_hf, import_hf, load_weights, replace_folder, save_weights
 from armillary.model.width import orthogonalised, width_factors
 
 __all__ = [
     "Layer",
+    "MixtureOfExperts",
     "Part",
     "Transformer",
+    "balance_experts",
     "export_hf",
     "generate",
     "import_hf",
     "load_weights",
+    "mixtures",
     "orthogonalised",
     "replace_folder",
     "save_weights",
+    "set_batch_tokens",
     "width_factors",
 ]

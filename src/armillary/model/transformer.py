@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name the field uses)
 from torch import Tensor, nn
 
+from armillary.model.moe import MixtureOfExperts
 from armillary.model.operators import add_norm, attention, linear_cross_entropy, swiglu
 from armillary.model.width import width_factors
 from armillary.recipe import ModelShape, OptimizerSpec
@@ -57,7 +58,7 @@ class Transformer(nn.Module):
         part = part or Part(range(shape.n_layers), begins=True, ends=True)
         self.shape, self.part = shape, part
         self.embedding = nn.Embedding(shape.vocab_size, shape.d_model) if part.begins else None
-        self.layers = nn.ModuleDict({str(index): Layer(shape) for index in part.layers})
+        self.layers = nn.ModuleDict({str(index): Layer(shape, index) for index in part.layers})
         self.norm = Norm(shape.d_model, shape.norm_eps) if part.ends else None
         untied = part.ends and not shape.tied_embeddings
         self.output = nn.Linear(shape.d_model, shape.vocab_size, bias=False) if untied else None
@@ -80,6 +81,8 @@ class Transformer(nn.Module):
         for name, parameter in self.named_parameters():
             with torch.no_grad():
                 parameter.copy_(self.init_values(name, parameter.shape, seed, optimizer))
+        for buffer in self.buffers():  # the biases of experts
+            buffer.zero_()
 
     def init_values(self, name: str, size: torch.Size, seed: int, optimizer: OptimizerSpec | None = None) -> Tensor:
         """What ``init_weights`` draws for the parameter ``name`` of ``size``: a fp32 tensor on the CPU."""
@@ -91,7 +94,7 @@ class Transformer(nn.Module):
             base_width = optimizer.base_width
         values = torch.full(size, factor, dtype=torch.float32, device="cpu")
         if values.ndim > 1:
-            values.normal_(0.0, factor * self._init_std(name, base_width or size[1]), generator=generator)
+            values.normal_(0.0, factor * self._init_std(name, base_width or size[-1]), generator=generator)
         return values
 
     def _init_std(self, name: str, fan_in: int) -> float:
@@ -105,7 +108,7 @@ class Transformer(nn.Module):
             return 0.5 / math.sqrt(fan_in)
         # What a layer adds to the residual stream, 2 n_layers times, should not grow with the depth
         # (GPT-2, Radford et al. 2019, section 2.3).
-        residual = name.endswith(("attention.out.weight", "feed_forward.down.weight"))
+        residual = name.endswith(("attention.out.weight", "down.weight", "experts.down"))
         return INIT_STD / math.sqrt(2 * self.shape.n_layers) if residual else INIT_STD
 
     def features(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
@@ -185,14 +188,20 @@ class Norm(nn.RMSNorm):
 
 
 class Layer(nn.Module):
-    """One residual layer: attention, then feed-forward, each behind its RMSNorm."""
+    """One residual layer: attention, then feed-forward or a mixture of experts, each behind its RMSNorm."""
 
-    def __init__(self, shape: ModelShape) -> None:
+    def __init__(self, shape: ModelShape, index: int) -> None:
         super().__init__()
         self.attention_norm = Norm(shape.d_model, shape.norm_eps)
         self.attention = Attention(shape)
         self.feed_forward_norm = Norm(shape.d_model, shape.norm_eps)
-        self.feed_forward = FeedForward(shape)
+        self.feed_forward: nn.Module
+        if shape.experts is not None and index in shape.mixture_layers:
+            width = shape.experts.shared_d_ff
+            shared = FeedForward(shape.d_model, width) if width else None
+            self.feed_forward = MixtureOfExperts(shape.d_model, shape.experts, shared)
+        else:
+            self.feed_forward = FeedForward(shape.d_model, shape.d_ff)
 
     def forward(self, x: Tensor, delta: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """The residual stream [B, T, d_model] and what is still to be added to it, to the same."""
@@ -226,11 +235,11 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     """SwiGLU (Shazeer 2020, equation 6): ``down(silu(gate(x)) * up(x))``."""
 
-    def __init__(self, shape: ModelShape) -> None:
+    def __init__(self, d_model: int, d_ff: int) -> None:
         super().__init__()
-        self.gate = nn.Linear(shape.d_model, shape.d_ff, bias=False)
-        self.up = nn.Linear(shape.d_model, shape.d_ff, bias=False)
-        self.down = nn.Linear(shape.d_ff, shape.d_model, bias=False)
+        self.gate = nn.Linear(d_model, d_ff, bias=False)
+        self.up = nn.Linear(d_model, d_ff, bias=False)
+        self.down = nn.Linear(d_ff, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, d_model] to the same."""

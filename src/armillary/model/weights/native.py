@@ -17,8 +17,8 @@ from armillary.recipe import ArmillaryError, ModelShape
 
 
 def save_weights(model: Transformer, path: Path) -> None:
-    """Write the parameters of ``model``; the file appears under ``path`` only when it is whole and on the disk."""
-    save_tensors(dict(model.named_parameters()), path)
+    """Write the parameters (and biases of experts) of ``model``; the file appears under ``path`` only when it is whole and on the disk."""
+    save_tensors(model.state_dict(), path)
 
 
 def load_weights(path: Path, shape: ModelShape) -> Transformer:
@@ -33,7 +33,7 @@ def load_weights(path: Path, shape: ModelShape) -> Transformer:
         raise ArmillaryError(f"{path}: cannot be read as weights ({error}); copy or train it again") from error
     with torch.device("meta"):
         model = Transformer(shape)
-    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     check_tensors(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, wanted)
     model.load_state_dict(tensors, assign=True)
     return model

@@ -1,0 +1,253 @@
+"""Mixture-of-experts in the place of a feed-forward block: a router, its experts, and what keeps them in balance.
+
+Tokens are sorted by the expert that they go to, and one grouped product for all experts takes the place of a plain
+one; sizes stay on the device, so the host never waits for them. Like the rest of the model it knows nothing of ranks;
+two plain functions stand where others may be put: ``compute`` (where the experts of a token are) and ``sequence``
+(where the rest of a sequence is).
+
+Trade-offs:
+
+- What balances experts needs no place in the loss. The gradient of the auxiliary losses is written by hand and joins
+  the router's in the backward pass (``_Balance``): it works the same in a stage of a pipeline, and with activations
+  that are computed again. The load is counted there too: a validation, which has no backward pass, counts nothing.
+- All that depends on more than one token depends on one sequence alone (capacity, auxiliary loss) or on the whole
+  batch of an optimizer step (bias), and never on which sequences are computed together.
+- A grouped product wants rows of whole 16 bytes, so widths are multiples of 8 (``ModelShape`` sees to it).
+- Every expert is stored in one tensor with the others of its layer, as grouped products want them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (the name the field uses)
+from torch import Tensor, nn
+from torch.autograd.function import Function, once_differentiable
+
+from armillary.model.operators import product_dtype, swiglu
+from armillary.recipe import Experts
+
+
+class GroupedExperts(nn.Module):
+    """SwiGLU experts (Shazeer 2020, equation 6), all in three tensors: the expert is the first dimension."""
+
+    def __init__(self, count: int, d_model: int, d_ff: int) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.empty(count, d_ff, d_model))
+        self.up = nn.Parameter(torch.empty(count, d_ff, d_model))
+        self.down = nn.Parameter(torch.empty(count, d_model, d_ff))
+
+    def forward(self, rows: Tensor, counts: Tensor) -> Tensor:
+        """Rows [M, d_model], the first ``counts[0]`` for expert 0 and so on, to the same; rows beyond give zeros."""
+        ends = counts.cumsum(0, dtype=torch.int32)
+        # the grouped product leaves what no expert takes as it finds it in memory, forward and backward
+        beyond = (torch.arange(len(rows), device=rows.device) >= ends[-1])[:, None]
+        rows = rows.masked_fill(beyond, 0)
+        hidden = swiglu(_grouped(rows, self.gate, ends), _grouped(rows, self.up, ends))
+        return _grouped(hidden, self.down, ends).masked_fill(beyond, 0)
+
+
+def _grouped(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Rows up to ``ends[i]`` times the i-th matrix of ``weight`` [count, out, in], in the precision of products."""
+    product = product_dtype(rows)
+    return F.grouped_mm(rows.to(product), weight.to(product).mT, offs=ends)
+
+
+class MixtureOfExperts(nn.Module):
+    """Top-k routing (Shazeer et al. 2017, arXiv 1701.06538) to experts, and a shared one that takes every token."""
+
+    bias: Tensor
+
+    def __init__(self, d_model: int, experts: Experts, shared: nn.Module | None) -> None:
+        super().__init__()
+        self.spec = experts
+        self.router = nn.Linear(d_model, experts.count, bias=False)
+        self.experts = GroupedExperts(experts.count, d_model, experts.d_ff)
+        self.shared = shared
+        if experts.balance == "bias":
+            self.register_buffer("bias", torch.empty(experts.count, dtype=torch.float32))
+        # Over how many tokens the objective is a mean; None: over those of one call.
+        self.batch_tokens: int | None = None
+        self.compute: Callable[[nn.Module, Tensor, Tensor], Tensor] = lambda module, rows, counts: module(rows, counts)
+        self.sequence: Callable[[Tensor], tuple[Tensor, Tensor | slice]] = lambda chosen: (chosen, slice(None))
+        self._load: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, d_model] to the same."""
+        weights, chosen, kept = self._route(x)
+        # dropped ones are sorted behind all others
+        expert = chosen.where(kept, self.spec.count).flatten()
+        order = expert.argsort(stable=True)
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order), device=order.device)
+        counts = _count(expert, self.spec.count + 1)[:-1]
+        tokens = x.flatten(0, 1).to(product_dtype(x))
+        rows = _Dispatch.apply(tokens, order, place, self.spec.active)  # type: ignore[no-untyped-call]
+        rows = self.compute(self.experts, rows, counts)
+        weights = weights.flatten(0, 1).to(rows.dtype)
+        mixed: Tensor = _Combine.apply(rows, weights, order, place)  # type: ignore[no-untyped-call]
+        mixed = mixed.view(x.shape)
+        if self.shared is not None:
+            mixed = mixed + self.shared(x)
+        return mixed
+
+    def _route(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights (fp32), experts (int64) and whether the expert takes the token, each [B, T, active]."""
+        spec = self.spec
+        with torch.autocast(x.device.type, enabled=False):
+            logits = F.linear(x.float(), self.router.weight.float())
+        raw = logits.detach()
+        choosing = raw.softmax(-1) if spec.scores == "softmax" else raw.sigmoid()
+        if spec.balance == "bias":
+            choosing = choosing + self.bias
+        chosen = choosing.topk(spec.active, dim=-1, sorted=False).indices
+        # where a sequence lies on several ranks, all of it
+        whole, own = self.sequence(chosen)
+        if torch.is_grad_enabled():
+            logits = _Balance.apply(logits, self, chosen, whole)  # type: ignore[no-untyped-call]
+        scores = logits.softmax(-1) if spec.scores == "softmax" else logits.sigmoid()
+        weights = scores.gather(-1, chosen)
+        if spec.normalise:
+            weights = weights / weights.sum(-1, keepdim=True)
+        return weights * spec.scale, chosen, self._kept(whole)[:, own]
+
+    def _kept(self, whole: Tensor) -> Tensor:
+        """Which choices [B, T, active] of whole sequences lie within the capacity of their expert."""
+        if self.spec.capacity_factor is None:
+            return torch.ones_like(whole, dtype=torch.bool)
+        flat = whole.flatten(1)
+        capacity = math.ceil(self.spec.capacity_factor * flat.shape[1] / self.spec.count)
+        order = flat.argsort(dim=1, stable=True)
+        counts = _count_each(flat, self.spec.count)
+        starts = counts.cumsum(1) - counts
+        rank = torch.arange(flat.shape[1], device=flat.device) - starts.gather(1, flat.gather(1, order))
+        return torch.empty_like(flat).scatter_(1, order, rank).view_as(whole) < capacity
+
+    def auxiliary_gradient(self, logits: Tensor, whole: Tensor) -> Tensor:
+        """Gradient of the auxiliary losses by ``logits`` [B, T, count], for a mean over ``batch_tokens``."""
+        spec = self.spec
+        tokens = self.batch_tokens or logits.shape[:-1].numel()
+        gradient = torch.zeros_like(logits)
+        if spec.router_z_loss:
+            log_partition = torch.logsumexp(logits, -1, keepdim=True)
+            gradient += 2 * spec.router_z_loss * log_partition * (logits - log_partition).exp()
+        if spec.balance == "auxiliary":
+            # count / active * share of the choices in the sequence: 1 where all experts are chosen alike
+            share = _count_each(whole.flatten(1), spec.count) / whole[0].numel()
+            slope = (spec.auxiliary_weight * spec.count * share)[:, None]
+            scores = logits.softmax(-1) if spec.scores == "softmax" else logits.sigmoid()
+            shares = scores / scores.sum(-1, keepdim=True)
+            change = shares * (slope - (shares * slope).sum(-1, keepdim=True))
+            gradient += change if spec.scores == "softmax" else change * (1 - scores)
+        return gradient / tokens
+
+    def add_load(self, chosen: Tensor) -> None:
+        """Count the choices of one more backward pass."""
+        load = _count(chosen.flatten(), self.spec.count)
+        self._load = load if self._load is None else self._load + load
+
+    def take_load(self) -> Tensor:
+        """How many tokens chose each expert [count] (int64) in all backward passes since this was last asked."""
+        assert self._load is not None, "there was no backward pass"
+        load, self._load = self._load, None
+        return load
+
+    @torch.no_grad()
+    def update_bias(self, load: Tensor) -> None:
+        """One step of the bias for the ``load`` [count] of the whole batch (arXiv 2408.15664, algorithm 1)."""
+        # in whole numbers, so that an expert at the mean stays where it is
+        missing = load.sum() - self.spec.count * load
+        self.bias += self.spec.bias_rate * missing.sign()
+
+
+def mixtures(model: nn.Module) -> list[MixtureOfExperts]:
+    """The mixtures of experts in ``model``, in the order of its layers."""
+    return [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
+
+
+def set_batch_tokens(model: nn.Module, tokens: int) -> None:
+    """Tell the mixtures in ``model`` over how many tokens, of all calls and ranks, the objective will be a mean."""
+    for mixture in mixtures(model):
+        mixture.batch_tokens = tokens
+
+
+def balance_experts(model: nn.Module, total: Callable[[Tensor], Tensor] = lambda load: load) -> None:
+    """Let the biases of experts follow their load; called once after each optimizer step, where there is a bias.
+
+    ``total`` sums the loads [mixtures, count] (int64) over all that computed a part of the batch.
+    """
+    biased = [mixture for mixture in mixtures(model) if mixture.spec.balance == "bias"]
+    if biased:
+        loads = total(torch.stack([mixture.take_load() for mixture in biased]))
+        for mixture, load in zip(biased, loads, strict=True):
+            mixture.update_bias(load)
+
+
+def _count(values: Tensor, size: int) -> Tensor:
+    """How often each number below ``size`` stands in ``values`` (int64)."""
+    # bincount asks the device for the largest number first
+    return torch.zeros(size, dtype=torch.int64, device=values.device).scatter_add_(0, values, torch.ones_like(values))
+
+
+def _count_each(values: Tensor, size: int) -> Tensor:
+    """As ``_count`` for each row of ``values``."""
+    counts = torch.zeros(len(values), size, dtype=torch.int64, device=values.device)
+    return counts.scatter_add_(1, values, torch.ones_like(values))
+
+
+class _Balance(Function):
+    """Logits as they are; backward counts the load, and adds the gradient of the auxiliary losses."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, mixture: MixtureOfExperts, chosen: Tensor, whole: Tensor) -> Tensor:
+        ctx.mixture = mixture
+        ctx.save_for_backward(logits, chosen, whole)
+        return logits.view_as(logits)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        logits, chosen, whole = ctx.saved_tensors
+        mixture = cast(MixtureOfExperts, ctx.mixture)
+        if mixture.spec.balance == "bias":
+            mixture.add_load(chosen)
+        return grad + mixture.auxiliary_gradient(logits, whole), None, None, None
+
+
+class _Dispatch(Function):
+    """Tokens [N, d], each ``active`` times, sorted by expert: [N * active, d]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, place: Tensor, active: int) -> Tensor:
+        ctx.save_for_backward(place)
+        ctx.active = active
+        return x[order // active]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (place,) = ctx.saved_tensors
+        return grad[place].view(-1, ctx.active, grad.shape[1]).sum(1), None, None, None
+
+
+class _Combine(Function):
+    """The sorted rows [N * active, d] of each token, weighted by [N, active] and summed: [N, d].
+
+    Every sum has its order, so the result is the same each time, which adding rows up in place is not on accelerators.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weights: Tensor, order: Tensor, place: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weights, order, place)
+        return (rows[place].view(*weights.shape, -1) * weights[..., None]).sum(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        rows, weights, order, place = ctx.saved_tensors
+        grad_weights = (rows[place].view(*weights.shape, -1) * grad[:, None]).sum(-1)
+        grad_rows = grad[order // weights.shape[1]] * weights.flatten()[order][:, None]
+        return grad_rows, grad_weights, None, None
