@@ -1,10 +1,9 @@
-"""Optimizers: what PyTorch's give on whole parameters, also where the parameters are in parts."""
+"""Optimizers on one rank: what PyTorch's own give."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 
 from armillary.model import Transformer

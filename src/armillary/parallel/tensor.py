@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 from torch.distributed._functional_collectives import (
     AsyncCollectiveTensor,
-    all_gather_tensor,
+    all_gather_single,
     all_reduce,
-    reduce_scatter_tensor,
+    reduce_scatter_single,
     wait_tensor,
 )
 from torch.distributed.tensor import DTensor, Replicate, Shard
@@ -117,12 +117,12 @@ class _GatherSequence(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
-        whole: Tensor = wait_tensor(all_gather_tensor(x, gather_dim=1, group=group))
+        whole: Tensor = wait_tensor(all_gather_single(x, gather_dim=1, group=group))
         return whole
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return wait_tensor(reduce_scatter_tensor(grad, "sum", scatter_dim=1, group=ctx.group)), None
+        return wait_tensor(reduce_scatter_single(grad, "sum", scatter_dim=1, group=ctx.group)), None
 
 
 class _SumGradient(Function):
@@ -161,7 +161,7 @@ class _VocabularyLoss(Function):
             here = (wanted >= 0) & (wanted < len(weight))
             at = wanted.clamp(0, len(weight) - 1)[:, None]
             part = torch.stack([torch.logsumexp(logits, 1), torch.where(here, logits.gather(1, at)[:, 0], 0.0)])
-            parts = wait_tensor(all_gather_tensor(part[None], gather_dim=0, group=group))
+            parts = wait_tensor(all_gather_single(part[None], gather_dim=0, group=group))
             log_z, logit = torch.logsumexp(parts[:, 0], 0), parts[:, 1].sum(0)
             sums += torch.stack([(log_z - logit).sum(), log_z.square().sum()])
             if with_gradient:
