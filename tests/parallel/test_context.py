@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from armillary.model.operators import attention
-from armillary.model.transformer import rotary_angles
+from armillary.model.rotary import rotary_tables
 from armillary.parallel.context import ContextAttention, _GatheredAttention, _RingAttention, split_context
 from armillary.recipe import ModelShape
 
@@ -29,9 +29,7 @@ def inputs(case: dict[str, Any]) -> tuple[list[torch.Tensor], tuple[torch.Tensor
     tensors = [draw(batch, length, heads * width) for heads in (kv * group, kv, kv)]
     tensors += [draw(width).detach().float().requires_grad_() for _ in range(2)]
     shape = ModelShape(n_layers=1, d_model=8, n_heads=1, n_kv_heads=1, head_dim=width, d_ff=8, vocab_size=8)
-    angles = rotary_angles(shape, length)
-    tables = torch.cat((angles, angles), -1).cos(), angles.sin()
-    return tensors, tables, draw(batch, length, kv * group * width).detach()
+    return tensors, rotary_tables(shape, length), draw(batch, length, kv * group * width).detach()
 
 
 def whole(case: dict[str, Any]) -> list[torch.Tensor]:

@@ -41,6 +41,7 @@ OTHER = {
     "model.qk_norm": True,
     "model.rope_theta": 5e5,
     "model.norm_eps": 1e-6,
+    "model.rope_scaling": {"kind": "linear", "factor": 2.0},
     "model.experts": {"count": 4, "active": 2, "d_ff": 16},
     "context_length": 64,
     "batch_sequences": 16,

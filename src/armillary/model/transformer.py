@@ -31,8 +31,9 @@ from torch import Tensor, nn
 
 from armillary.model.moe import MixtureOfExperts
 from armillary.model.operators import add_norm, attention, linear_cross_entropy, swiglu
+from armillary.model.rotary import rotary_tables
 from armillary.model.width import width_factors
-from armillary.recipe import ModelShape, OptimizerSpec
+from armillary.recipe import ModelShape, OptimizerSpec, RopeScaling
 
 # Standard deviation of most matrices at the start, whatever their size (as in GPT-2 and Llama).
 INIT_STD = 0.02
@@ -130,15 +131,19 @@ class Transformer(nn.Module):
         features: Tensor = normalised
         return features
 
+    def stretch(self, rope_theta: float, rope_scaling: RopeScaling | None) -> None:
+        """From now on turn by other angles; what is learned stays."""
+        self.shape = self.shape.model_copy(update={"rope_theta": rope_theta, "rope_scaling": rope_scaling})
+        self._cos = self._sin = torch.empty(0)
+
     def _rotary_tables(self, length: int, positions: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosines [T, head_dim] and sines [T, head_dim / 2] of the angles (Su et al. 2021, equation 15)."""
+        """Cosines [T, head_dim] and sines [T, head_dim / 2] of the angles of these positions."""
         needed = length if positions is None else int(positions.max()) + 1
         known = self._cos.shape[0]
         if known < needed or self._cos.device != device:
             # doubled, so that text which grows token by token seldom pays for this
-            angles = rotary_angles(self.shape, max(needed, 2 * known))
-            self._cos = torch.cat((angles, angles), dim=-1).cos().to(device)
-            self._sin = angles.sin().to(device)
+            cos, sin = rotary_tables(self.shape, max(needed, 2 * known))
+            self._cos, self._sin = cos.to(device), sin.to(device)
         if positions is not None:
             at = positions.to(device, non_blocking=True)
             return self._cos[at], self._sin[at]
@@ -170,13 +175,6 @@ class Transformer(nn.Module):
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
             {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
         ]
-
-
-def rotary_angles(shape: ModelShape, length: int) -> Tensor:
-    """The angles [length, head_dim / 2] by which the pairs of a head are turned at each position, on the CPU."""
-    positions = torch.arange(length, dtype=torch.float32, device="cpu")
-    exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float32, device="cpu") / shape.head_dim
-    return torch.outer(positions, 1.0 / shape.rope_theta**exponents)
 
 
 class Norm(nn.RMSNorm):

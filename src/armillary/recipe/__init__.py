@@ -28,7 +28,7 @@ from armillary.recipe.run import (
     canonical_hash,
     decay_factor,
 )
-from armillary.recipe.shapes import Document, Experts, Family, ModelShape
+from armillary.recipe.shapes import Document, Experts, Family, ModelShape, RopeScaling
 
 __all__ = [
     "AnnealStudy",
@@ -51,6 +51,7 @@ __all__ = [
     "ModelShape",
     "OptimizerSpec",
     "Recipe",
+    "RopeScaling",
     "RunSpec",
     "Schedule",
     "TokenizerSpec",

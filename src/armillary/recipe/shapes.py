@@ -7,6 +7,7 @@ every query-key pair (PaLM, Megatron-LM), *causal* counts only those the mask le
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -17,6 +18,8 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
+
+from armillary.recipe.errors import FieldError
 
 Attention = Literal["causal", "full"]
 
@@ -83,6 +86,58 @@ class Experts(Document):
         return self
 
 
+class RopeScaling(Document):
+    """How rotary positions are stretched by ``factor`` for text longer than a model was first trained on.
+
+    ``linear``: all of them (position interpolation). ``ntk``: by a higher base. ``yarn`` and ``llama3``: those pairs
+    that turn slowly within the ``original_length`` in tokens, which only these two need; ``beta_fast`` and
+    ``beta_slow`` turns bound the ramp of ``yarn``, ``low_freq_factor`` and ``high_freq_factor`` that of ``llama3``.
+    ``attention_factor`` scales queries and keys, logits by its square (``ntk`` and ``yarn``; where it is not given,
+    ``yarn`` has ``0.1 ln(factor) + 1``, and ``ntk`` 1). Sources are named where it is computed (``model.rotary``).
+
+    There is no dynamic scaling: within a phase of training, text has one length, so a factor is known beforehand.
+    """
+
+    kind: Literal["linear", "ntk", "yarn", "llama3"]
+    factor: float = Field(ge=1)
+    original_length: int | None = Field(default=None, ge=1)
+    attention_factor: float | None = Field(default=None, gt=0)
+    beta_fast: float = Field(default=32.0, gt=0)
+    beta_slow: float = Field(default=1.0, gt=0)
+    low_freq_factor: float = Field(default=1.0, gt=0)
+    high_freq_factor: float = Field(default=4.0, gt=0)
+
+    @model_validator(mode="after")
+    def _options_have_an_effect(self) -> Self:
+        belongs = {
+            "original_length": ("yarn", "llama3"),
+            "attention_factor": ("ntk", "yarn"),
+            "beta_fast": ("yarn",),
+            "beta_slow": ("yarn",),
+            "low_freq_factor": ("llama3",),
+            "high_freq_factor": ("llama3",),
+        }
+        for name, kinds in belongs.items():
+            default = type(self).model_fields[name].default
+            if self.kind not in kinds and getattr(self, name) != default:
+                raise FieldError(f"belongs to kind {' or '.join(map(repr, kinds))}; kind is '{self.kind}'", name)
+        if self.original_length is None and self.kind in belongs["original_length"]:
+            raise FieldError(
+                f"kind '{self.kind}' needs the length that the model was first trained on", "original_length"
+            )
+        for low, high in (("beta_slow", "beta_fast"), ("low_freq_factor", "high_freq_factor")):
+            if getattr(self, low) >= getattr(self, high):
+                raise FieldError(f"must be less than {high} ({getattr(self, high):g})", low)
+        return self
+
+    @property
+    def attention(self) -> float:
+        """What cosines and sines are multiplied by (``yarn``: Peng et al. 2023, arXiv 2309.00071, section 3.4)."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return 0.1 * math.log(self.factor) + 1.0 if self.kind == "yarn" else 1.0
+
+
 class ModelShape(Document):
     """A decoder-only transformer: RMSNorm before each block, rotary positions, grouped-query attention, SwiGLU.
 
@@ -101,8 +156,9 @@ class ModelShape(Document):
     rope_theta: float = Field(default=10_000.0, gt=0)
     norm_eps: float = Field(default=1e-5, gt=0)
     experts: Experts | None = None
+    rope_scaling: RopeScaling | None = None
 
-    later = ("experts",)
+    later = ("experts", "rope_scaling")
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
@@ -110,6 +166,8 @@ class ModelShape(Document):
             raise ValueError(f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})")
         if self.head_dim % 2:
             raise ValueError(f"head_dim ({self.head_dim}) must be even: rotary embedding turns pairs")
+        if self.rope_scaling is not None and self.rope_scaling.kind == "ntk" and self.head_dim == 2:
+            raise ValueError("rope_scaling: kind 'ntk' needs a head_dim above 2: a single pair has no other to keep")
         return self
 
     @model_validator(mode="after")

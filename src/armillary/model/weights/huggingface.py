@@ -5,7 +5,7 @@ transformer computes, so logits agree to rounding.
 
 Trade-offs: the configuration is written by hand and kept to the keys that decide the computation, so that an export
 needs no further package; the test suite holds it against ``transformers`` itself. Reading refuses whatever this
-transformer does not compute (biases, scaled rotary positions, sliding windows, quantised weights) rather than guess.
+transformer does not compute (biases, sliding windows, quantised weights, other rotary positions) rather than guess.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from armillary.model.rotary import ntk_base
 from armillary.model.transformer import Transformer
 from armillary.model.weights.files import check_tensors, replace_folder, save_tensors
 from armillary.recipe import ArmillaryError, ModelShape, UsageError
@@ -40,12 +41,29 @@ SIZES = {
     "vocab_size": "vocab_size",
 }
 
+# Fields of our scaling of rotary positions and the keys that hold them, for each kind that is known there.
+ROPE = {
+    "linear": {"factor": "factor"},
+    "yarn": {
+        "factor": "factor",
+        "original_length": "original_max_position_embeddings",
+        "attention_factor": "attention_factor",
+        "beta_fast": "beta_fast",
+        "beta_slow": "beta_slow",
+    },
+    "llama3": {
+        "factor": "factor",
+        "original_length": "original_max_position_embeddings",
+        "low_freq_factor": "low_freq_factor",
+        "high_freq_factor": "high_freq_factor",
+    },
+}
+
 # What must hold of a configuration for our transformer to compute the same; an absent key has this value.
 SUPPORTED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "attention_bias": (False,),
     "mlp_bias": (False,),
-    "rope_scaling": (None,),
     "partial_rotary_factor": (1, None),
     "use_sliding_window": (False,),
     "quantization_config": (None,),
@@ -135,8 +153,25 @@ def _names(shape: ModelShape) -> dict[str, str]:
     return names
 
 
+def _rope_config(shape: ModelShape, context_length: int) -> dict[str, Any]:
+    """What ``transformers`` 5 has as ``rope_parameters``, under which it computes the angles of ``shape``."""
+    scaling, theta = shape.rope_scaling, shape.rope_theta
+    if scaling is not None and scaling.kind == "ntk":
+        # not known there, but the same as a higher base; yarn by 1 stretches nothing and has an attention factor
+        theta = ntk_base(shape)
+        by_one = {"kind": "yarn", "factor": 1.0, "original_length": context_length}
+        scaling = None if scaling.attention == 1.0 else scaling.model_copy(update=by_one)
+    if scaling is None:
+        return {"rope_type": "default", "rope_theta": theta}
+    values = {key: getattr(scaling, field) for field, key in ROPE[scaling.kind].items()}
+    chosen = {key: value for key, value in values.items() if value is not None}
+    return {"rope_type": scaling.kind, "rope_theta": theta, **chosen}
+
+
 def _config(shape: ModelShape, context_length: int, end: int, dtype: str) -> dict[str, Any]:
     kind = "qwen3" if shape.qk_norm else "llama"
+    rope = _rope_config(shape, context_length)
+    older = {key: value for key, value in rope.items() if key != "rope_theta"}
     return {
         "architectures": [ARCHITECTURES[kind]],
         "model_type": kind,
@@ -145,8 +180,9 @@ def _config(shape: ModelShape, context_length: int, end: int, dtype: str) -> dic
         **{key: getattr(shape, field) for field, key in SIZES.items()},
         "tie_word_embeddings": shape.tied_embeddings,
         "rms_norm_eps": shape.norm_eps,
-        "rope_theta": shape.rope_theta,  # before transformers 5; from then on rope_parameters
-        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
+        "rope_parameters": rope,
+        "rope_theta": rope["rope_theta"],  # these two before transformers 5
+        **({} if rope["rope_type"] == "default" else {"rope_scaling": older}),
         "max_position_embeddings": context_length,
         "hidden_act": "silu",
         "attention_bias": False,
@@ -174,6 +210,31 @@ def _end_token_id(tokenizer_file: Path, end_token: str, vocab_size: int) -> int:
     return end
 
 
+def _rope(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a shape that say how positions turn, from the older key (which has precedence) or the newer one."""
+    name = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    rope = {key: value for key, value in (config.get(name) or {}).items() if value is not None}
+    theta = rope.pop("rope_theta", None) or config.get("rope_theta") or 10_000.0
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    keys = ROPE.get(kind, {})
+    rope.pop("rope_type", None), rope.pop("type", None)
+    if rope.pop("partial_rotary_factor", 1) != 1 or (kind != "default" and not keys):
+        raise UsageError(f"{path}: {name} is {config[name]!r}; supported are 'default', {', '.join(map(repr, ROPE))}")
+    if kind == "default":
+        return {"rope_theta": theta}
+    if rope.get("truncate") is True:  # what an absent key means
+        del rope["truncate"]
+    if other := set(rope) - set(keys.values()):
+        raise UsageError(
+            f"{path}: {name} has {min(other)!r}, which is not supported; supported are {list(keys.values())}"
+        )
+    scaling = {field: rope[key] for field, key in keys.items() if key in rope}
+    if "original_length" in keys:
+        outside = config.get("original_max_position_embeddings")
+        scaling["original_length"] = outside or scaling.get("original_length") or config.get("max_position_embeddings")
+    return {"rope_theta": theta, "rope_scaling": {"kind": kind, **scaling}}
+
+
 def _shape(path: Path) -> ModelShape:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -191,9 +252,6 @@ def _shape(path: Path) -> ModelShape:
             raise UsageError(f"{path}: {key} is {config[key]!r}; supported is only {values[0]!r}")
     if any(layer != "full_attention" for layer in config.get("layer_types") or ()):
         raise UsageError(f"{path}: layer_types is {config['layer_types']!r}; supported is only 'full_attention'")
-    rope = config.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default" or rope.get("partial_rotary_factor", 1) != 1:
-        raise UsageError(f"{path}: rope_parameters is {rope!r}; supported is only the rope_type 'default'")
     if kind == "llama":  # Qwen3 derives neither of the two from the other sizes
         heads, width = config.get("num_attention_heads"), config.get("hidden_size")
         if config.get("num_key_value_heads") is None:
@@ -208,7 +266,7 @@ def _shape(path: Path) -> ModelShape:
             **{field: config[key] for field, key in SIZES.items()},
             tied_embeddings=config.get("tie_word_embeddings", False),
             qk_norm=kind == "qwen3",
-            rope_theta=rope.get("rope_theta") or config.get("rope_theta") or 10_000.0,
+            **_rope(path, config),
             norm_eps=config.get("rms_norm_eps", 1e-6),
         )
     except ValidationError as error:

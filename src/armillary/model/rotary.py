@@ -1,0 +1,69 @@
+"""Rotary positions: the angles by which the pairs of a head are turned, and how they are stretched for longer text.
+
+Angles are those of Su et al. 2021 (arXiv 2104.09864, equation 15). What stretches them (``RopeScaling``) computes what
+Hugging Face ``transformers`` computes under the same name, digit for digit in fp32, so that weights and their
+configuration travel both ways.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from armillary.recipe import ModelShape
+
+
+def rotary_tables(shape: ModelShape, length: int) -> tuple[Tensor, Tensor]:
+    """Cosines [length, head_dim] and sines [length, head_dim / 2] of the angles, times the attention factor.
+
+    fp32, on the CPU. Queries and keys are both turned by them, so logits are scaled by the square of the factor.
+    """
+    positions = torch.arange(length, dtype=torch.float32, device="cpu")
+    angles = torch.outer(positions, rotary_frequencies(shape))
+    cos, sin = torch.cat((angles, angles), dim=-1).cos(), angles.sin()
+    factor = 1.0 if shape.rope_scaling is None else shape.rope_scaling.attention
+    return (cos, sin) if factor == 1.0 else (cos * factor, sin * factor)
+
+
+def rotary_frequencies(shape: ModelShape) -> Tensor:
+    """Radians per position of each pair [head_dim / 2], fp32, on the CPU.
+
+    ``linear`` divides all by the factor (Chen et al. 2023, arXiv 2306.15595, section 2.3). ``ntk`` raises the base so
+    that the lowest is divided by it and the highest stays (Peng et al. 2023, arXiv 2309.00071, section 3.1). ``yarn``
+    divides those that turn less than ``beta_slow`` times within the original length and keeps those that turn more
+    than ``beta_fast`` times, with a ramp between them over the pairs (there, section 3.2). ``llama3`` does likewise,
+    with a ramp over the turns (as the configuration of Llama 3.1 has it).
+    """
+    dim, base, scaling = shape.head_dim, shape.rope_theta, shape.rope_scaling
+    if scaling is not None and scaling.kind == "ntk":
+        base = ntk_base(shape)
+    exponents = torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim
+    frequencies = 1.0 / base**exponents
+    if scaling is None or scaling.kind == "ntk":
+        return frequencies
+    slow = frequencies / scaling.factor
+    if scaling.kind == "linear":
+        return slow
+    assert scaling.original_length is not None
+    if scaling.kind == "yarn":
+        # index of the pair that turns so often within the original length
+        first, last = (
+            dim * math.log(scaling.original_length / (turns * 2 * math.pi)) / (2 * math.log(base))
+            for turns in (scaling.beta_fast, scaling.beta_slow)
+        )
+        low, high = max(math.floor(first), 0), min(math.ceil(last), dim - 1)
+        width = high - low if high != low else 0.001
+        stretched = ((torch.arange(dim // 2, dtype=torch.float32, device="cpu") - low) / width).clamp(0, 1)
+        return slow * stretched + frequencies * (1 - stretched)
+    turns = scaling.original_length * frequencies / (2 * math.pi)
+    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = kept.clamp(0, 1)
+    return slow * (1 - kept) + frequencies * kept
+
+
+def ntk_base(shape: ModelShape) -> float:
+    """The base that NTK-aware scaling puts in the place of ``rope_theta``."""
+    assert shape.rope_scaling is not None
+    return shape.rope_theta * float(shape.rope_scaling.factor ** (shape.head_dim / (shape.head_dim - 2)))
