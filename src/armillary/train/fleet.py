@@ -21,6 +21,7 @@ Trade-offs:
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
 from collections import deque
@@ -37,7 +38,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from armillary.corpus import Corpus
-from armillary.model import Transformer
+from armillary.model import Transformer, width_factors
 from armillary.recipe import ModelShape, OptimizerSpec, RunSpec, UsageError
 from armillary.train.loop import (
     FLUSH,
@@ -65,9 +66,10 @@ class Assignment:
 
 
 def stack_key(spec: RunSpec) -> Hashable:
-    """What runs must agree on to be members of one stack; all else may differ."""
-    shape = spec.model.model_dump_json()
-    return shape, spec.context_length, spec.batch_sequences, spec.accumulation, spec.precision, spec.optimizer.z_loss
+    """What runs must agree on to be members of one stack; all else may differ. Muon's runs agree with none."""
+    shape, o = spec.model.model_dump_json(), spec.optimizer
+    batch = spec.context_length, spec.batch_sequences, spec.accumulation, spec.precision
+    return shape, *batch, o.z_loss, o.base_width, o.base_head_dim, spec.id if o.kind == "muon" else None
 
 
 def stack_capacity(spec: RunSpec, wanted: int, device: torch.device) -> int:
@@ -264,30 +266,41 @@ class Fleet:
 
 
 class Stack:
-    """Parameters, gradients and moments of up to ``capacity`` models, a row for each; rows in use come first."""
+    """Parameters, gradients and moments of up to ``capacity`` models, a row for each; rows in use come first.
+
+    Raises:
+        UsageError: the runs take Muon's steps.
+    """
 
     def __init__(self, spec: RunSpec, capacity: int, device: torch.device) -> None:
+        if spec.optimizer.kind == "muon":
+            raise UsageError("a stack takes AdamW's steps only; train a run of optimizer kind 'muon' alone (train_run)")
         self._spec = spec
         with torch.device("meta"):
             self._objective = _Objective(spec.model, spec.optimizer.z_loss)
         named = self._objective.model.named_parameters()
         self._shapes = {name: parameter.shape for name, parameter in named}
-        # A row holds the matrices first, since they alone decay; the dictionaries have the model's order.
-        in_row = sorted(self._shapes, key=lambda name: len(self._shapes[name]) == 1)
+        # A row holds parameters that share a decay and a rate side by side; the dictionaries have the model's order.
+        kinds = {
+            name: (len(shape) == 1, width_factors(name, len(shape), spec.model, spec.optimizer)[1])
+            for name, shape in self._shapes.items()
+        }
+        in_row = sorted(self._shapes, key=kinds.__getitem__)
         ends = np.cumsum([self._shapes[name].numel() for name in in_row]).tolist()
         self._ends = dict(zip(in_row, ends, strict=True))
-        decaying = sum(shape.numel() for shape in self._shapes.values() if len(shape) > 1)
         self._parameters, self._gradients, self._mean, self._square = (
             torch.zeros(capacity, ends[-1], device=device) for _ in range(4)
         )
         # One count for each parameter, because that is what a checkpoint has; in a row all are equal.
         self._steps = torch.zeros(capacity, len(ends), device=device)
-        # What the optimizer takes: matrices, then gains, of every row.
+        # What the optimizer takes of every row, by kind: a run of parameters, whether they decay, their rate's factor.
         buffers = (self._parameters, self._gradients, self._mean, self._square)
-        self._parts = [
-            [(*(buffer[row, part] for buffer in buffers), self._steps[row, 0]) for row in range(capacity)]
-            for part in (slice(decaying), slice(decaying, None))
-        ]
+        self._parts = []
+        start = 0
+        for (gain, factor), names in itertools.groupby(in_row, key=kinds.__getitem__):
+            part = slice(start, start := self._ends[list(names)[-1]])
+            rows = [(*(buffer[row, part] for buffer in buffers), self._steps[row, 0]) for row in range(capacity)]
+            self._parts.append((rows, not gain, factor))
 
     def _cut(self, rows: Tensor) -> dict[str, Tensor]:
         """Views of [..., all parameters side by side], by parameter."""
@@ -353,12 +366,13 @@ class Stack:
         for row, (spec, step) in enumerate(taken):
             calls.setdefault((spec.lr(step), spec.optimizer), []).append(row)
         for (lr, o), rows in calls.items():
-            for part, decay in zip(self._parts, (o.weight_decay, 0.0), strict=True):
+            for part, decays, factor in self._parts:
                 weights, gradients, means, squares, steps = map(list, zip(*(part[row] for row in rows), strict=True))
                 # What torch.optim.AdamW(fused=True) calls; it takes its state from here instead of a dictionary.
                 torch._fused_adamw_(
                     weights, gradients, means, squares, [], steps,
-                    lr=lr, beta1=o.beta1, beta2=o.beta2, weight_decay=decay, eps=o.eps,
+                    lr=lr * factor, beta1=o.beta1, beta2=o.beta2, eps=o.eps,
+                    weight_decay=o.weight_decay / factor if decays else 0.0,
                     amsgrad=False, maximize=False,
                 )  # fmt: skip
 
