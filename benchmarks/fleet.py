@@ -43,25 +43,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from common import carry_out, corpus_of, markdown, run_spec, shape, write_json
 from peers import loops
 from peers.processes import CORES, PEERS, PRODUCTS, Peer, product_rate
 
-from armillary.corpus import Corpus, TokenOrder, build_corpus
+from armillary.corpus import Corpus, TokenOrder
 from armillary.goodput import Event, read_events
 from armillary.model import Transformer, export_hf
-from armillary.recipe import (
-    ArmillaryError,
-    CorpusSpec,
-    DomainSpec,
-    MixturePhase,
-    ModelShape,
-    OptimizerSpec,
-    RunSpec,
-    Schedule,
-    TokenizerSpec,
-    Validation,
-)
-from armillary.study import Job, LocalExecutor, Probe, Store
+from armillary.recipe import ArmillaryError, ModelShape, RunSpec, Schedule, Validation
+from armillary.study import LocalExecutor, Probe, Store
 from armillary.train import RunResult, build_optimizer, train_step
 
 SEQUENCES = 8  # in a batch
@@ -78,7 +68,6 @@ class Setting:
 
     layers: int
     width: int
-    heads: int
     hidden: int
     vocab_size: int
     context_length: int
@@ -92,26 +81,18 @@ class Setting:
 
     @property
     def shape(self) -> ModelShape:
-        return ModelShape(
-            n_layers=self.layers,
-            d_model=self.width,
-            n_heads=self.heads,
-            n_kv_heads=self.heads,
-            head_dim=self.width // self.heads,
-            d_ff=self.hidden,
-            vocab_size=self.vocab_size,
-        )
+        return shape(self.layers, self.width, self.hidden, self.vocab_size)
 
     def spec(self, corpus: str, seed: int, precision: str) -> RunSpec:
-        return RunSpec(
+        return run_spec(
+            self.shape,
+            {DOMAIN: 1.0},
+            lr=2e-3,
             corpus=corpus,
-            model=self.shape,
             context_length=self.context_length,
             batch_sequences=SEQUENCES,
             steps=self.steps,
-            mixture=(MixturePhase(start_step=0, weights={DOMAIN: 1.0}),),
             schedule=Schedule(warmup_steps=self.steps // 5, decay_steps=self.steps // 5),
-            optimizer=OptimizerSpec(lr=2e-3),
             seed=seed,
             precision=precision,
             validation=Validation(windows=self.windows),
@@ -119,11 +100,11 @@ class Setting:
 
 
 SETTINGS = (
-    Setting(4, 128, 4, 352, 4096, 256, steps=80, runs=1, windows=24),
-    Setting(6, 256, 8, 704, 4096, 256, steps=30, runs=1, windows=12),
-    Setting(2, 64, 2, 192, 512, 128, steps=60, runs=8, windows=20),
+    Setting(4, 128, 352, 4096, 256, steps=80, runs=1, windows=24),
+    Setting(6, 256, 704, 4096, 256, steps=30, runs=1, windows=12),
+    Setting(2, 64, 192, 512, 128, steps=60, runs=8, windows=20),
 )
-GAP_SETTING = Setting(2, 64, 2, 192, 512, 128, steps=10, runs=0, windows=4)
+GAP_SETTING = Setting(2, 64, 192, 512, 128, steps=10, runs=0, windows=4)
 
 
 def synthetic_corpus(cache: Path, vocab_size: int) -> Corpus:
@@ -141,8 +122,7 @@ def synthetic_corpus(cache: Path, vocab_size: int) -> Corpus:
         aside = text.with_suffix(".aside")
         aside.write_text("".join(json.dumps({"text": " ".join(words[d])}) + "\n" for d in documents), encoding="utf-8")
         aside.rename(text)
-    spec = CorpusSpec(domains={DOMAIN: DomainSpec(source=str(text))}, tokenizer=TokenizerSpec(vocab_size=vocab_size))
-    return build_corpus(spec, cache / "corpora")
+    return corpus_of({DOMAIN: str(text)}, vocab_size, cache / "corpora")
 
 
 def peer_job(setting: Setting, corpus: Corpus, folder: Path) -> dict[str, Any]:
@@ -183,11 +163,7 @@ def peer_job(setting: Setting, corpus: Corpus, folder: Path) -> dict[str, Any]:
 
 def our_turn(executor: LocalExecutor, specs: list[RunSpec]) -> tuple[float, list[RunResult], list[list[Event]]]:
     """Seconds from the first run's first step to the last one's end, the results, and the events of each run."""
-    outcomes = executor.run("fleet", [Job(spec) for spec in specs])
-    # Outcomes come in the order in which the runs ended.
-    results = [outcome for spec in specs if isinstance(outcome := outcomes[spec.id], RunResult)]
-    if len(results) < len(specs):
-        raise ArmillaryError(f"runs of the benchmark failed: {outcomes}")
+    results = carry_out(executor, "fleet", specs)
     events = [list(read_events(executor.store.run_folder(spec.id) / "events.jsonl")) for spec in specs]
     begin = min(event.time_s for run in events for event in run if event.kind == "start")
     end = max(event.time_s for run in events for event in run if event.kind == "end")
@@ -337,11 +313,6 @@ def profile(setting: Setting, count: int) -> dict[str, list[tuple[str, float]]]:
     return shares
 
 
-def markdown(columns: list[str], rows: list[list[str]]) -> str:
-    """A table as Markdown."""
-    return "\n".join(f"| {' | '.join(line)} |" for line in [columns, ["---"] * len(columns), *rows])
-
-
 def ceiling_table(products: dict[str, dict[str, float]]) -> str:
     """The matrix products."""
     columns = ["2048 x 2048 product, GFLOP/s", "one thread", f"one thread on each of {CORES} cores", "one process, all"]
@@ -414,9 +385,7 @@ def main() -> None:
         for name, shares in found.items():
             rows = [[who, op, f"{share:.0%}"] for who, costs in shares.items() for op, share in costs]
             print(f"\n{name}\n\n" + markdown(["whose step", "operator", "share of CPU time"], rows))
-        if options.json:
-            options.json.write_text(json.dumps({"benchmark": "fleet-profile", "shapes": found}))
-        return
+        return write_json(options.json, "fleet-profile", shapes=found)
     options.cache.mkdir(parents=True, exist_ok=True)
     say("ceiling")
     layouts = {"one_thread": (1, 1), "thread_per_core": (CORES, 1), "all_threads": (1, CORES)}
@@ -445,10 +414,8 @@ def main() -> None:
     )
     took = time.perf_counter() - BEGUN
     print(f"\n{took:.0f} s, torch {torch.__version__}, {CORES} cores.")
-    if options.json:
-        result = {"benchmark": "fleet", "seconds": took, "cores": CORES, "torch": torch.__version__}
-        result |= {"ceiling": products, "ceiling_product": fastest, "rows": rows, "gaps": waits}
-        options.json.write_text(json.dumps(result))
+    about = {"seconds": took, "cores": CORES, "torch": torch.__version__}
+    write_json(options.json, "fleet", **about, ceiling=products, ceiling_product=fastest, rows=rows, gaps=waits)
     wrong = disagreements(rows)
     if wrong:
         raise ArmillaryError("; ".join(wrong))

@@ -17,7 +17,6 @@ default (about 31 thousand tokens each; some minutes on two cores). Where bf16 i
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -27,50 +26,32 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from armillary.corpus import Corpus, build_corpus
-from armillary.recipe import (
-    ArmillaryError,
-    CorpusSpec,
-    DomainSpec,
-    MixturePhase,
-    ModelShape,
-    OptimizerSpec,
-    RunSpec,
-    Schedule,
-    TokenizerSpec,
-    Validation,
-)
-from armillary.study import Job, LocalExecutor, Store
-from armillary.train import RunResult
+from common import carry_out, corpus_of, markdown, run_spec, shape, write_json
+
+from armillary.corpus import Corpus
+from armillary.recipe import ArmillaryError, RunSpec, Schedule, Validation
+from armillary.study import LocalExecutor, Store
 
 DOMAINS = ("code", "technical")
 VOCAB_SIZE, CONTEXT, SEQUENCES = 1024, 64, 8
 PRECISIONS = ("fp32", "bf16")
 SHAPES = {
-    f"{layers}x{width}": ModelShape(
-        n_layers=layers,
-        d_model=width,
-        n_heads=width // 32,
-        n_kv_heads=width // 32,
-        head_dim=32,
-        d_ff=hidden,
-        vocab_size=VOCAB_SIZE,
-    )
+    f"{layers}x{width}": shape(layers, width, hidden, VOCAB_SIZE)
     for layers, width, hidden in ((2, 64, 192), (3, 96, 256), (4, 128, 352))
 }
 
 
-def run_spec(corpus: Corpus, shape: str, seed: int, precision: str, steps: int) -> RunSpec:
+def one_of_a_pair(corpus: Corpus, name: str, seed: int, precision: str, steps: int) -> RunSpec:
     """One run of a pair."""
-    return RunSpec(
+    return run_spec(
+        SHAPES[name],
+        {name: 1 / len(DOMAINS) for name in DOMAINS},
+        lr=4e-3,
         corpus=corpus.hash,
-        model=SHAPES[shape],
         context_length=CONTEXT,
         batch_sequences=SEQUENCES,
         steps=steps,
-        mixture=(MixturePhase(start_step=0, weights={name: 1 / len(DOMAINS) for name in DOMAINS}),),
         schedule=Schedule(warmup_steps=steps // 10, decay_steps=steps // 5),
-        optimizer=OptimizerSpec(lr=4e-3),
         seed=seed,
         precision=precision,
         validation=Validation(windows=64),
@@ -96,7 +77,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     """The comparison as Markdown; losses in nats per token."""
     columns = ["model", "seeds", "fp32", "bf16 minus fp32, mean ± standard error", "largest in a pair"]
     columns += ["standard deviation of seeds", "two seeds differ by"]
-    lines = [columns, ["---"] * len(columns)]
+    lines = []
     for row in rows:
         single = row["losses"]["fp32"]
         lines.append(
@@ -110,7 +91,7 @@ def table(rows: list[dict[str, Any]]) -> str:
                 f"{row['between_seeds']:.4f}",
             ]
         )
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown(columns, lines)
 
 
 def main() -> None:
@@ -125,12 +106,10 @@ def main() -> None:
         parser.error("give at least 2 seeds and 10 steps")
     begun = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
-        domains = {name: DomainSpec(source=f"demo:{name}") for name in DOMAINS}
-        corpus_spec = CorpusSpec(domains=domains, tokenizer=TokenizerSpec(vocab_size=VOCAB_SIZE))
-        corpus = build_corpus(corpus_spec, Path(scratch) / "corpora")
+        corpus = corpus_of({name: f"demo:{name}" for name in DOMAINS}, VOCAB_SIZE, Path(scratch) / "corpora")
         specs = {
-            (shape, precision, seed): run_spec(corpus, shape, seed, precision, options.steps)
-            for shape in options.shapes
+            (name, precision, seed): one_of_a_pair(corpus, name, seed, precision, options.steps)
+            for name in options.shapes
             for precision in PRECISIONS
             for seed in range(options.seeds)
         }
@@ -139,24 +118,17 @@ def main() -> None:
             print(f"\r{time.perf_counter() - begun:5.0f} s  {note}", end="", file=sys.stderr)
 
         with LocalExecutor(Store(Path(scratch) / "store"), corpus.path) as executor:
-            outcomes = executor.run("precision", [Job(spec) for spec in specs.values()], progress)
+            results = carry_out(executor, "precision", list(specs.values()), progress)
     print(file=sys.stderr)
-    failed = [outcome for outcome in outcomes.values() if not isinstance(outcome, RunResult)]
-    if failed:
-        raise ArmillaryError(f"run {failed[0].run} of the benchmark has no result: {failed[0].error}")
-
-    def loss(*run: Any) -> float:
-        return statistics.mean(outcomes[specs[run].id].loss.values())
-
+    losses = {run: statistics.mean(result.loss.values()) for run, result in zip(specs, results, strict=True)}
     rows = [
-        compare(shape, {p: [loss(shape, p, seed) for seed in range(options.seeds)] for p in PRECISIONS})
-        for shape in options.shapes
+        compare(name, {p: [losses[name, p, seed] for seed in range(options.seeds)] for p in PRECISIONS})
+        for name in options.shapes
     ]
     took = time.perf_counter() - begun
     tokens = options.steps * SEQUENCES * CONTEXT
     print(f"{table(rows)}\n\n{tokens:,} tokens a run, {took:.0f} s.")
-    if options.json:
-        options.json.write_text(json.dumps({"benchmark": "precision", "seconds": took, "tokens": tokens, "rows": rows}))
+    write_json(options.json, "precision", seconds=took, tokens=tokens, rows=rows)
     worse = [row["shape"] for row in rows if not abs(row["difference"]) < row["between_seeds"]]
     if worse:
         raise ArmillaryError(f"bf16 differs from fp32 by more than seeds do: {', '.join(worse)}")

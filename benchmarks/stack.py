@@ -12,7 +12,6 @@ busy machine matters less; on an accelerator wall time.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -22,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from common import run_spec, shape, write_json
 
 from armillary.model import Transformer
-from armillary.recipe import MixturePhase, ModelShape, OptimizerSpec, RunSpec
+from armillary.recipe import RunSpec
 from armillary.train import Stack, build_optimizer, default_device, stack_capacity, train_step
 
 # layers, width, vocabulary, context; batches of 8 sequences
@@ -34,15 +34,17 @@ BATCH = 8
 
 def specification(layers: int, width: int, vocabulary: int, context: int, precision: str) -> RunSpec:
     """A run of that shape; what it is called and reads does not matter here."""
-    shape = ModelShape(
-        n_layers=layers, d_model=width, n_heads=width // 32, n_kv_heads=width // 32, head_dim=32,
-        d_ff=-(-8 * width // 3 // 16) * 16, vocab_size=vocabulary,
-    )  # fmt: skip
-    return RunSpec(
-        corpus="", model=shape, context_length=context, batch_sequences=BATCH, steps=1, seed=0,
-        mixture=(MixturePhase(start_step=0, weights={"random": 1.0}),), optimizer=OptimizerSpec(lr=1e-4),
+    return run_spec(
+        shape(layers, width, -(-8 * width // 3 // 16) * 16, vocabulary),
+        {"random": 1.0},
+        lr=1e-4,
+        corpus="",
+        context_length=context,
+        batch_sequences=BATCH,
+        steps=1,
+        seed=0,
         precision=precision,
-    )  # fmt: skip
+    )
 
 
 def stepper(spec: RunSpec, members: int, device: torch.device) -> Callable[[], Any]:
@@ -139,9 +141,7 @@ def main() -> None:
             name = f"{size[0]} layers × {size[1]}, vocabulary {size[2]}, context {size[3]}"
             print(f"| {name} | {count} | {precision} | {rate:,.0f} | {ratio:.2f} | {share:.0%} |", flush=True)
             rows.append({"shape": size, "members": count, "precision": precision, "tokens_per_s": rate, "share": share})
-    if options.json:
-        report = {"benchmark": "stack", "device": str(device), "ceiling": limits, "rows": rows}
-        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_json(options.json, "stack", device=str(device), ceiling=limits, rows=rows)
 
 
 if __name__ == "__main__":

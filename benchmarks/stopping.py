@@ -31,23 +31,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one process per core
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from common import carry_out, corpus_of, markdown, run_spec, write_json
 from scipy import stats
 
-from armillary.corpus import build_corpus
 from armillary.laws import Choice, MixtureLaw, best_of, simplex_design
 from armillary.model import load_weights
-from armillary.recipe import (
-    CorpusSpec,
-    DomainSpec,
-    Family,
-    MixturePhase,
-    OptimizerSpec,
-    RunSpec,
-    Schedule,
-    TokenizerSpec,
-    Validation,
-)
-from armillary.study import Job, LocalExecutor, Store
+from armillary.recipe import Family, Schedule, Validation
+from armillary.study import LocalExecutor, Store
 
 DOMAINS = ("code", "technical", "mathematics")
 TARGET = np.array([0.0, 0.5, 0.5])
@@ -109,13 +99,7 @@ class Row:
 
 def train(folder: Path, workers: int) -> Runs:
     """Carry out the real runs as a study would."""
-    corpus = build_corpus(
-        CorpusSpec(
-            domains={name: DomainSpec(source=f"demo:{name}") for name in DOMAINS},
-            tokenizer=TokenizerSpec(vocab_size=1024),
-        ),
-        folder / "corpus",
-    )
+    corpus = corpus_of({name: f"demo:{name}" for name in DOMAINS}, 1024, folder / "corpus")
     shape = Family().shape(2, corpus.vocab_size)
     design = simplex_design(MIXTURES, [0] * 3, [1] * 3, centre=NATURAL, seed=0)
     # The natural and the uniform mixture, a mixture without code, and one with much of it.
@@ -124,15 +108,15 @@ def train(folder: Path, workers: int) -> Runs:
     wanted = [(row, 100 + number) for number, row in enumerate(design)]
     wanted += [(row, seed) for row in again for seed in range(SEEDS)]
     specs = [
-        RunSpec(
+        run_spec(
+            shape,
+            dict(zip(DOMAINS, row.tolist(), strict=True)),
+            lr=4e-3,
             corpus=corpus.hash,
-            model=shape,
             context_length=CONTEXT,
             batch_sequences=BATCH,
             steps=STEPS,
-            mixture=(MixturePhase(start_step=0, weights=dict(zip(DOMAINS, row.tolist(), strict=True))),),
             schedule=Schedule(kind="wsd", warmup_steps=STEPS // 5, decay_steps=STEPS // 4),
-            optimizer=OptimizerSpec(lr=4e-3),
             seed=seed,
             validation=Validation(every=STEPS // 4, windows=WINDOWS),
         )
@@ -140,9 +124,10 @@ def train(folder: Path, workers: int) -> Runs:
     ]
     store = Store(folder / "store")
     with LocalExecutor(store, corpus.path, workers) as executor:
-        executor.run(
+        carry_out(
+            executor,
             "stopping",
-            [Job(spec) for spec in specs],
+            specs,
             lambda stage, done, total, note: print(f"\r{stage}: {note}", end="", file=sys.stderr),
         )
     print(file=sys.stderr)
@@ -423,26 +408,25 @@ def main() -> None:
     trained = time.perf_counter()
     rows = extrapolation(runs) + replicates(runs, 1.2) + replicates(runs, 3.0)
     rows += studies(runs, options.repeats, options.workers) + validation(runs)
-    print("| rule | compute saved | bias (seed std) | coverage of 90 % | knowledge per token |")
-    print("| --- | --- | --- | --- | --- |")
+    lines = []
     for row in rows:
         coverage = "" if row.coverage is None else f"{row.coverage:.0%}"
         bias = f"{row.bias:+.2f} ± {row.bias_error:.2f}"
         error = "" if row.worth_error is None else f" ± {row.worth_error:.2f}"
-        print(f"| {row.rule} | {row.saved:.0%} | {bias} | {coverage} | {row.worth:.2f}{error} |")
+        lines.append([row.rule, f"{row.saved:.0%}", bias, coverage, f"{row.worth:.2f}{error}"])
+    columns = ["rule", "compute saved", "bias (seed std)", "coverage of 90 %", "knowledge per token"]
+    print(markdown(columns, lines))
     seconds = {"runs": trained - begun, "simulation": time.perf_counter() - trained}
     by_mixture = runs.repeated[..., -1].std(1, ddof=1)
     result = {
-        "benchmark": "stopping",
         "seconds": seconds,
         "runs": len(runs.mixtures),
         "seed_std": runs.seed_std,
         "seed_std_by_mixture": by_mixture.tolist(),
         "rows": [asdict(row) for row in rows],
     }
-    if options.json:
-        options.json.write_text(json.dumps(result), encoding="utf-8")
-    print(json.dumps(result))
+    write_json(options.json, "stopping", **result)
+    print(json.dumps({"benchmark": "stopping", **result}))
 
 
 if __name__ == "__main__":
