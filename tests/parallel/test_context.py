@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from armillary.model.operators import attention
 from armillary.model.rotary import rotary_tables
-from armillary.parallel.context import ContextAttention, _GatheredAttention, _RingAttention, split_context
+from armillary.parallel.context import (
+    ContextAttention,
+    _attend,
+    _attend_back,
+    _GatheredAttention,
+    _RingAttention,
+    plain,
+    plain_back,
+    split_context,
+)
 from armillary.recipe import ModelShape
 
 KINDS = {"ring": _RingAttention, "all-gather": _GatheredAttention}
@@ -24,7 +33,8 @@ def inputs(case: dict[str, Any]) -> tuple[list[torch.Tensor], tuple[torch.Tensor
     batch, length, kv, group, width = (case[name] for name in ("batch", "length", "kv_heads", "group", "head_dim"))
 
     def draw(*size: int) -> torch.Tensor:
-        return torch.randn(size, generator=generator).to(case["dtype"]).requires_grad_()
+        drawn = torch.randn(size, generator=generator).to(case["dtype"])
+        return (drawn.float() if case.get("exact") else drawn).requires_grad_()
 
     tensors = [draw(batch, length, heads * width) for heads in (kv * group, kv, kv)]
     tensors += [draw(width).detach().float().requires_grad_() for _ in range(2)]
@@ -96,3 +106,26 @@ def test_attention_over_parts_is_attention_over_the_whole(ranks: int, kind: str,
                 torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
     check()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_is_off_by_rounding_alone(kind: str, on_ranks: Any) -> None:
+    case = {"batch": 2, "length": 64, "kv_heads": 2, "group": 2, "head_dim": 16, "qk_norm": True, "seed": 3}
+    case |= {"dtype": torch.bfloat16}
+    for found in on_ranks(2, parts, case, kind):
+        for one, exact in zip(found, whole({**case, "exact": True}), strict=True):
+            assert (one.float() - exact).norm() <= 0.02 * exact.norm()  # bf16 rounds to 0.4 %
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_formula_for_devices_without_a_kernel(causal: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, grad = (torch.randn(2, 3, 10, 8, generator=generator) for _ in range(2))
+    kv = torch.randn(2, 2, 3, 10 if causal else 14, 8, generator=generator)
+    out, log_z = _attend(q, kv, causal)
+    for one, other in zip(plain(q, kv, causal), (out, log_z), strict=True):
+        torch.testing.assert_close(one, other)
+    grad_q, *grad_kv = plain_back(grad, q, kv, out, log_z, causal)
+    expected = _attend_back(grad, q, kv, out, log_z, causal)
+    torch.testing.assert_close(grad_q, expected[0])
+    torch.testing.assert_close(torch.stack(grad_kv), expected[1])

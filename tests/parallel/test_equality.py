@@ -73,6 +73,8 @@ LAYOUTS = {
     "cp4 ring": Layout(cp=4, context="ring"),
     "dp2 cp2": Layout(dp_shard=2, cp=2),
     "cp2 tp2": Layout(cp=2, tp=2, context="ring"),
+    "cp2 tp2 without sequence parallel": Layout(cp=2, tp=2, sequence_parallel=False),
+    "pp2 cp2": Layout(pp=2, cp=2, context="ring"),
 }
 
 

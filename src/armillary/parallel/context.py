@@ -70,100 +70,92 @@ class ContextAttention:
     ) -> Tensor:
         """As ``operators.attention``, for this rank's T / n tokens; ``rotary`` is for their positions."""
         q, k, v = (x.transpose(1, 2) for x in prepare(q, k, v, rotary, gains, eps))
-        mixed: Tensor = self.kind.apply(q.to(v.dtype), k.to(v.dtype), v, self.group)  # type: ignore[no-untyped-call]
+        with torch.autocast(v.device.type, enabled=False):  # sums and partitions of blocks are fp32
+            mixed: Tensor = self.kind.apply(q.to(v.dtype), torch.stack((k.to(v.dtype), v)), self.group)
         return mixed.transpose(1, 2).flatten(2)
 
 
 class _GatheredAttention(Function):
-    """q is [B, heads, T / n, head_dim], k and v [B, kv heads, T / n, head_dim]."""
+    """q is [B, heads, T / n, head_dim], kv [2, B, kv heads, T / n, head_dim]: keys and values in one."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, group: dist.ProcessGroup) -> Tensor:
-        arriving = all_gather_tensor(torch.stack((k, v)), 0, group)
-        out, log_z = _attend(q, k, v, causal=True)
+    def forward(ctx: Any, q: Tensor, kv: Tensor, group: dist.ProcessGroup) -> Tensor:
+        arriving = all_gather_tensor(kv, 0, group)
+        out, log_z = _attend(q, kv, causal=True)
         whole = _in_order(wait_tensor(arriving), group)
         for queries, keys in _unmasked(q.shape[2], group):
-            _merge(out, log_z, queries, _attend(q[:, :, queries], *whole[..., keys, :], causal=False))
+            _merge(out, log_z, queries, _attend(q[:, :, queries], whole[..., keys, :], causal=False))
         out = out.to(q.dtype)
         ctx.group = group
-        ctx.save_for_backward(q, k, v, out, log_z)
+        ctx.save_for_backward(q, kv, out, log_z)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, log_z = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        q, kv, out, log_z = ctx.saved_tensors
         rank, ranks = ctx.group.rank(), ctx.group.size()
-        arriving = all_gather_tensor(torch.stack((k, v)), 0, ctx.group)
-        part, *own = _attend_back(grad, q, k, v, out, log_z, causal=True)
-        grad_q = part.float()
+        arriving = all_gather_tensor(kv, 0, ctx.group)
+        grad_q, own = _attend_back(grad, q, kv, out, log_z, causal=True)
         whole = _in_order(wait_tensor(arriving), ctx.group)
         grad_whole = torch.zeros_like(whole, dtype=torch.float32)
         for queries, keys in _unmasked(q.shape[2], ctx.group):
             part = [x[:, :, queries] for x in (grad, q, out, log_z)]
-            block = _attend_back(part[0], part[1], *whole[..., keys, :], *part[2:], causal=False)
-            grad_q[:, :, queries] += block[0]
-            grad_whole[..., keys, :] += torch.stack(block[1:])
+            found = _attend_back(part[0], part[1], whole[..., keys, :], part[2], part[3], causal=False)
+            grad_q[:, :, queries] += found[0]
+            grad_whole[..., keys, :] += found[1]
         # what split_context cuts out for each rank
         chunks = grad_whole.chunk(2 * ranks, dim=-2)
         parts = torch.stack([torch.cat((chunks[r], chunks[2 * ranks - 1 - r]), dim=-2) for r in range(ranks)])
-        parts[rank] += torch.stack(own)
+        parts[rank] += own
         grad_kv = wait_tensor(reduce_scatter_tensor(parts.flatten(0, 1), "sum", 0, ctx.group))
-        return grad_q.to(q.dtype), *grad_kv.to(k.dtype), None
+        return grad_q.to(q.dtype), grad_kv.to(kv.dtype), None
 
 
 class _RingAttention(Function):
     """Sizes as for ``_GatheredAttention``."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, group: dist.ProcessGroup) -> Tensor:
-        half, rank = q.shape[2] // 2, group.rank()
+    def forward(ctx: Any, q: Tensor, kv: Tensor, group: dist.ProcessGroup) -> Tensor:
         out = log_z = torch.empty(0)
-        for source, block in _round(torch.stack((k, v)), group):
-            if source == rank:
-                out, log_z = _attend(q, *block, causal=True)
-            elif source < rank:
-                _merge(out, log_z, slice(None), _attend(q, *block[..., :half, :], causal=False))
+        for source, block in _round(kv, group):
+            if source == group.rank():
+                out, log_z = _attend(q, block, causal=True)
             else:
-                _merge(out, log_z, slice(half, None), _attend(q[:, :, half:], *block, causal=False))
+                queries, keys = _seen(source, q.shape[2], group)
+                _merge(out, log_z, queries, _attend(q[:, :, queries], block[..., keys, :], causal=False))
         out = out.to(q.dtype)
         ctx.group = group
-        ctx.save_for_backward(q, k, v, out, log_z)
+        ctx.save_for_backward(q, kv, out, log_z)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, log_z = ctx.saved_tensors
-        half, rank = q.shape[2] // 2, ctx.group.rank()
-        back = [x[:, :, half:] for x in (grad, q, out, log_z)]
-        grad_q = torch.zeros_like(q, dtype=torch.float32)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        q, kv, out, log_z = ctx.saved_tensors
+        grad_q = torch.empty(0)
         arriving: Callable[[], Tensor] | None = None
-        for source, block in _round(torch.stack((k, v)), ctx.group):
-            grad_block = torch.zeros_like(block, dtype=torch.float32)
-            if source == rank:
-                part, *pair = _attend_back(grad, q, *block, out, log_z, causal=True)
-                grad_q += part
-                grad_block += torch.stack(pair)
-            elif source < rank:
-                part, *pair = _attend_back(grad, q, *block[..., :half, :], out, log_z, causal=False)
-                grad_q += part
-                grad_block[..., :half, :] += torch.stack(pair)
+        for source, block in _round(kv, ctx.group):
+            if source == ctx.group.rank():
+                grad_q, grad_block = _attend_back(grad, q, block, out, log_z, causal=True)
             else:
-                part, *pair = _attend_back(back[0], back[1], *block, *back[2:], causal=False)
-                grad_q[:, :, half:] += part
-                grad_block += torch.stack(pair)
+                queries, keys = _seen(source, q.shape[2], ctx.group)
+                part = [x[:, :, queries] for x in (grad, q, out, log_z)]
+                found = _attend_back(part[0], part[1], block[..., keys, :], part[2], part[3], causal=False)
+                grad_q[:, :, queries] += found[0]
+                grad_block = torch.zeros_like(block, dtype=torch.float32)
+                grad_block[..., keys, :] = found[1]
             if arriving is not None:  # what the ranks before have found for this block
                 grad_block += arriving()
             arriving = _pass_on(grad_block, ctx.group)
         assert arriving is not None
-        grad_kv = arriving()  # once round: the gradients of this rank's own block
-        return grad_q.to(q.dtype), *grad_kv.to(k.dtype), None
+        # once round, they are the gradients of this rank's own block
+        return grad_q.to(q.dtype), arriving().to(kv.dtype), None
 
 
 def _in_order(gathered: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Blocks of all ranks [ranks * 2, B, heads, T / ranks, head_dim] as whole sequences [2, B, heads, T, head_dim]."""
-    front, back = gathered.unflatten(0, (group.size(), 2)).chunk(2, dim=-2)  # type: ignore[no-untyped-call]
+    front, back = gathered.unflatten(0, (group.size(), 2)).chunk(2, dim=-2)
     return torch.cat((*front, *back.flip(0)), dim=-2)
 
 
@@ -174,6 +166,12 @@ def _unmasked(length: int, group: dist.ProcessGroup) -> Iterator[tuple[slice, sl
         yield slice(None), slice(0, rank * chunk)
     if rank < ranks - 1:
         yield slice(chunk, None), slice((rank + 1) * chunk, (2 * ranks - 1 - rank) * chunk)
+
+
+def _seen(source: int, length: int, group: dist.ProcessGroup) -> tuple[slice, slice]:
+    """Queries of this rank, and the keys of another rank ``source`` that all of them see and no other one does."""
+    half = length // 2
+    return (slice(None), slice(half)) if source < group.rank() else (slice(half, None), slice(None))
 
 
 def _round(block: Tensor, group: dist.ProcessGroup) -> Iterator[tuple[int, Tensor]]:
@@ -219,59 +217,60 @@ def _has_flash(x: Tensor) -> bool:
     return fits and torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    """Attention of q to one block of k and v: values [B, heads, T, head_dim] and log partition [B, heads, T], fp32."""
+def _attend(q: Tensor, kv: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """Attention of q to one block of keys and values: values and log partition [B, heads, T], both fp32."""
     if q.device.type == "cpu":
-        out, log_z = aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)
+        out, log_z = aten._scaled_dot_product_flash_attention_for_cpu(q, *kv, 0.0, causal)
         return out.float(), log_z
-    k, v = (_repeat(x, q) for x in (k, v))
-    if _has_flash(q):
-        out, log_z, *_ = aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)
-        return out.float(), log_z
-    scores = _scores(q, k, causal)
-    log_z = scores.logsumexp(-1)
-    return (scores - log_z[..., None]).exp() @ v.float(), log_z
+    kv = kv.repeat_interleave(q.shape[1] // kv.shape[2], dim=2)
+    if not _has_flash(q):
+        return plain(q, kv, causal)
+    out, log_z, *_ = aten._scaled_dot_product_flash_attention(q, *kv, 0.0, causal)
+    return out.float(), log_z
 
 
 def _attend_back(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, log_z: Tensor, causal: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """This block's part of the gradients of q, k and v, where ``out`` and ``log_z`` are merged over all blocks."""
-    grad = grad.to(q.dtype)
+    grad: Tensor, q: Tensor, kv: Tensor, out: Tensor, log_z: Tensor, causal: bool
+) -> tuple[Tensor, Tensor]:
+    """This block's part of the gradients of q and kv, fp32; ``out`` and ``log_z`` are merged over all blocks."""
     if q.device.type == "cpu":
         operator = aten._scaled_dot_product_flash_attention_for_cpu_backward
-        grads: tuple[Tensor, Tensor, Tensor] = operator(grad, q, k, v, out, log_z, 0.0, causal)
-        return grads
-    key, value = (_repeat(x, q) for x in (k, v))
+        grad_q, *grad_kv = operator(grad, q, *kv, out, log_z, 0.0, causal)
+        return grad_q.float(), torch.stack(grad_kv).float()
+    repeated = kv.repeat_interleave(q.shape[1] // kv.shape[2], dim=2)
     if _has_flash(q):
         nothing = torch.empty(0, dtype=torch.uint64, device=q.device)  # random state, which no dropout needs
-        grad_q, grad_k, grad_v = aten._scaled_dot_product_flash_attention_backward(
-            grad, q, key, value, out, log_z.contiguous(), None, None, q.shape[2], k.shape[2], 0.0, causal,
-            nothing, nothing,
-        )  # fmt: skip
+        lengths = q.shape[2], kv.shape[3]
+        grad_q, *grad_kv = aten._scaled_dot_product_flash_attention_backward(
+            grad, q, *repeated, out, log_z.contiguous(), None, None, *lengths, 0.0, causal, nothing, nothing
+        )
     else:
-        weights = (_scores(q, key, causal) - log_z[..., None]).exp()
-        wide, scale = grad.float(), q.shape[-1] ** -0.5
-        along = (wide * out.float()).sum(-1, keepdim=True)
-        slope = weights * (wide @ value.float().mT - along) * scale
-        grad_q, grad_k, grad_v = slope @ key.float(), slope.mT @ q.float(), weights.mT @ wide
-    return grad_q, _sum_repeated(grad_k, k), _sum_repeated(grad_v, v)
+        grad_q, *grad_kv = plain_back(grad, q, repeated, out, log_z, causal)
+    # what heads that share keys and values have found
+    shared: Tensor = torch.stack(grad_kv).float().unflatten(2, (kv.shape[2], -1)).sum(3)
+    return grad_q.float(), shared
 
 
-def _scores(q: Tensor, k: Tensor, causal: bool) -> Tensor:
-    scores = q.float() @ k.float().mT * q.shape[-1] ** -0.5
+def plain(q: Tensor, kv: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """As ``_attend``, for as many heads of keys as of queries, from the definition."""
+    scores = _scores(q, kv[0], causal)
+    log_z = scores.logsumexp(-1)
+    return (scores - log_z[..., None]).exp() @ kv[1].float(), log_z
+
+
+def plain_back(
+    grad: Tensor, q: Tensor, kv: Tensor, out: Tensor, log_z: Tensor, causal: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As ``_attend_back``, for as many heads of keys as of queries: the gradients of q, keys and values."""
+    grad, (keys, values) = grad.float(), kv.float()
+    weights = (_scores(q, keys, causal) - log_z[..., None]).exp()
+    slope = weights * (grad @ values.mT - (grad * out.float()).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
+    return slope @ keys, slope.mT @ q.float(), weights.mT @ grad
+
+
+def _scores(q: Tensor, keys: Tensor, causal: bool) -> Tensor:
+    scores: Tensor = q.float() @ keys.float().mT * q.shape[-1] ** -0.5
     if causal:
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu_(1)
         scores.masked_fill_(later, -torch.inf)
     return scores
-
-
-def _repeat(x: Tensor, q: Tensor) -> Tensor:
-    """Keys or values with as many heads as ``q``."""
-    return x.repeat_interleave(q.shape[1] // x.shape[1], dim=1)
-
-
-def _sum_repeated(grad: Tensor, x: Tensor) -> Tensor:
-    """The gradient of what ``_repeat`` took ``x`` from."""
-    summed: Tensor = grad.unflatten(1, (x.shape[1], -1)).sum(2)  # type: ignore[no-untyped-call]
-    return summed
