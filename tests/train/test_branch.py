@@ -42,7 +42,7 @@ def test_a_damaged_checkpoint_is_passed_over(damage, make_spec, tiny_corpus, tmp
     with pytest.raises(InterruptedRunError, match="start it again"):
         train_run(spec, tiny_corpus, folder, checkpoint_every_s=0, progress=steps.append, stop=lambda: len(steps) == 7)
     newest = folder / "checkpoints" / "step-7"
-    file = newest / ("checkpoint.json" if damage == "manifest" else "model.safetensors")
+    file = newest / ("checkpoint.json" if damage == "manifest" else "rank-00000.safetensors")
     data = bytearray(file.read_bytes())
     if damage == "remove":
         file.unlink()

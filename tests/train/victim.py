@@ -19,7 +19,7 @@ from typing import Any
 from armillary.corpus import Corpus
 from armillary.goodput import EventWriter
 from armillary.recipe import RunSpec
-from armillary.train import checkpoint, loop, train_run
+from armillary.train import checkpoint, engine, loop, train_run
 
 _FILE_OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
 
@@ -126,15 +126,15 @@ def half_a_file(_tensors: Any, path: Path) -> None:
 
 def half_a_folder(path: Path) -> None:
     """Remove some of the files of a folder."""
-    (path / "optimizer.safetensors").unlink()
+    (path / "rank-00000.safetensors").unlink()
     die()
 
 
 POINTS: dict[str, Callable[[], None]] = {
     "before the specification is written": at(loop, "write_json", 1),
     "before the first event": at(EventWriter, "write", 1),
-    "in the first step": at(loop, "train_step", 1),
-    "between two checkpoints": at(loop, "train_step", 5),
+    "in the first step": at(engine, "train_step", 1),
+    "between two checkpoints": at(engine, "train_step", 5),
     "in the middle of an event": at(EventWriter, "write", 9, half_a_line),
     "in a validation": at(loop, "validate", 2),
     "in the middle of a checkpoint's weights": at(checkpoint, "save_file", 5, half_a_file),
@@ -143,7 +143,7 @@ POINTS: dict[str, Callable[[], None]] = {
     "before older checkpoints are removed": at(checkpoint, "remove_checkpoints", 5),
     "in the middle of removing a checkpoint": at_file("step-4", half_a_folder),
     "after the last checkpoint": at(loop, "metrics_table", 1),
-    "after the metrics": at(loop, "save_weights", 1),
+    "after the metrics": at(engine, "save_weights", 1),
     "after the weights": at(loop, "write_json", 2),
     "before the result is renamed": at_file(".result.json"),
     "after the result": at(loop, "remove_checkpoints", 1),

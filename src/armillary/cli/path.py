@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ import typer
 from rich.markup import escape
 
 from armillary.cli.screen import JsonOption, Reporter, app, err, out, show_json, show_table
-from armillary.recipe import load_recipe
+from armillary.recipe import Recipe, load_recipe, load_training
 
 study_app = typer.Typer(help="Small runs that argue for a recipe.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
@@ -240,15 +241,49 @@ stage_verb(
     "Record what the target run will reach, before it exists. Runs the studies first if need be."
     "\n\nExample: armillary predict recipe.yaml",
 )
-stage_verb(
-    app,
-    "train",
-    "target",
-    "target",
-    show_arms,
-    "Carry out the target run, and the same model on the natural and the uniform mixture."
-    "\n\nExample: armillary train recipe.yaml",
-)
+
+
+@app.command()
+def train(
+    file: Annotated[Path, typer.Argument(help="A recipe, or the file of one large run (YAML).", show_default=False)],
+    folder: OutOption = None,
+    nproc: Annotated[
+        int | None, typer.Option(min=1, help="Large run: ranks to start here (default: as many as its layout has).")
+    ] = None,
+    max_restarts: Annotated[int, typer.Option(min=0, help="Large run: how often ranks that died are restarted.")] = 3,
+    budget: BudgetOption = None,
+    workers: WorkersOption = None,
+    database: DatabaseOption = None,
+    on: OnOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Carry out the target run of a recipe and the same model on other mixtures, or one large run over many ranks.
+
+    Examples: armillary train recipe.yaml
+
+    armillary train run.yaml --nproc 4
+
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST -m armillary train run.yaml
+    """
+    document = load_training(file)
+    if isinstance(document, Recipe):
+        found = reach("target", file, folder, budget, workers, database, on).target
+        return show_json(found) if as_json else show_arms(found)
+    from armillary.launch import launch
+
+    result = launch(document, folder or Path(document.name), nproc=nproc, max_restarts=max_restarts, reporter=Reporter)
+    if result is not None:
+        show_json(asdict(result)) if as_json else show_result(result)
+
+
+def show_result(result: Any) -> None:
+    """What a large run reached."""
+    rows = [[domain, loss, result.bits_per_byte[domain]] for domain, loss in result.loss.items()]
+    show_table(
+        f"run {result.run}: {result.tokens:,} tokens", ["domain", "loss (nats per token)", "bits per byte"], rows
+    )
+
+
 stage_verb(
     app,
     "verdict",

@@ -72,6 +72,10 @@ class Reporter:
                     f"{stage}: {done / max(total, 1e-9):.0%} {note}, {now - begun:.0f} s, about {left:.0f} s left"
                 )
 
+    def say(self, text: str) -> None:
+        """Show a line that stays."""
+        (self.bars.console if err.is_terminal else err).print(f"[yellow]note[/yellow] {escape(text)}", highlight=False)
+
     def close(self) -> None:
         """Leave the terminal as it was."""
         self.bars.stop()

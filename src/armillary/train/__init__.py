@@ -1,5 +1,6 @@
 """Training runs: a specification and a corpus in, a folder with weights, metrics, events and a result out."""
 
+from armillary.train.engine import train_step, validate
 from armillary.train.fleet import (
     Assignment,
     Fleet,
@@ -16,13 +17,12 @@ from armillary.train.loop import (
     InterruptedRunError,
     RunResult,
     Trunk,
-    build_optimizer,
     default_device,
     read_result,
     train_run,
-    train_step,
-    validate,
 )
+from armillary.train.optimizer import LocalOptimizer, build_optimizer
+from armillary.train.ranks import train_ranks
 
 __all__ = [
     "Assignment",
@@ -30,6 +30,7 @@ __all__ = [
     "DivergedError",
     "Fleet",
     "InterruptedRunError",
+    "LocalOptimizer",
     "Outcome",
     "RunResult",
     "Stack",
@@ -41,6 +42,7 @@ __all__ = [
     "stack_capacity",
     "stack_key",
     "train_fleet",
+    "train_ranks",
     "train_run",
     "train_step",
     "validate",

@@ -40,6 +40,7 @@ from torch.func import functional_call
 from armillary.corpus import Corpus
 from armillary.model import Transformer, width_factors
 from armillary.recipe import ModelShape, OptimizerSpec, RunSpec, UsageError
+from armillary.train.engine import Alone, autocast
 from armillary.train.loop import (
     FLUSH,
     DivergedError,
@@ -47,7 +48,6 @@ from armillary.train.loop import (
     Run,
     RunResult,
     Trunk,
-    autocast,
     default_device,
     open_run,
 )
@@ -163,7 +163,7 @@ class Fleet:
     ) -> None:
         self.corpus, self.capacity, self.checkpoint_every_s = corpus, capacity, checkpoint_every_s
         self.device = device or default_device()
-        self.runs: list[Run] = []
+        self.runs: list[Run[Alone]] = []
         self._key = stack_key(spec)
         self._stack = Stack(spec, capacity, self.device)
         self._close: list[contextlib.ExitStack] = []
@@ -210,7 +210,7 @@ class Fleet:
             )  # fmt: skip
             if isinstance(opened, RunResult):
                 return opened
-            self._stack.put(len(self.runs), opened.model, opened.optimizer)
+            self._stack.put(len(self.runs), opened.engine.model, opened.engine.optimizer)
             self.runs.append(opened)
             self._close.append(closing.pop_all())
         self._since = time.perf_counter()
@@ -262,7 +262,7 @@ class Fleet:
         last, closing = self.runs.pop(), self._close.pop()
         if place < len(self.runs):
             self.runs[place], self._close[place] = last, closing
-            self._stack.put(place, last.model, last.optimizer)
+            self._stack.put(place, last.engine.model, last.engine.optimizer)
 
 
 class Stack:

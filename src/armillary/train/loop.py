@@ -1,4 +1,4 @@
-"""One training run, from its specification to its result, on one device.
+"""One training run, from its specification to its result; on one device, or by many ranks (`ranks`).
 
 The run lives in a folder: ``spec.json``, ``events.jsonl`` (contract 3), ``checkpoints/``, and at the end
 ``metrics.parquet``, ``model.safetensors`` and ``result.json``, the last of which makes the run done. Whoever calls
@@ -16,12 +16,11 @@ import fcntl
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Generic, NoReturn, Protocol, TypeVar
 
-import numpy as np
 import pyarrow.parquet as pq
 import torch
 from pydantic import ValidationError
@@ -29,22 +28,23 @@ from torch import Tensor
 
 from armillary.corpus import Corpus, TokenOrder
 from armillary.files import aside, sync, write_json
-from armillary.goodput import EventWriter, read_events
-from armillary.model import Transformer, save_weights
+from armillary.goodput import EventKind, EventWriter, read_events
 from armillary.recipe import ArmillaryError, RunSpec
 from armillary.train.checkpoint import (
+    CheckpointReader,
     checkpoint_steps,
-    load_checkpoint,
     metrics_table,
     remove_checkpoints,
-    save_checkpoint,
     verify_checkpoint,
 )
+from armillary.train.engine import Alone, Engine, validate
+from armillary.train.saver import Direct, Rule, Saved, Saver
+from armillary.train.world import Single, World
 
 FORMAT = 1
 
 FLUSH = 25  # steps between two looks at the losses
-_VALIDATION_BATCH = 64  # windows; part of the arithmetic, so it is fixed
+_SAVE, _STOP = 1, 2  # what is voted on
 
 
 class BusyRunError(ArmillaryError):
@@ -111,58 +111,6 @@ def read_result(folder: Path) -> RunResult | None:
     return RunResult(**value)
 
 
-def autocast(spec: RunSpec, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """The precision of the matrix products: bf16 by autocast with fp32 weights, or plain fp32."""
-    if spec.precision == "bf16":
-        return torch.autocast(device.type, torch.bfloat16)
-    return contextlib.nullcontext()
-
-
-def build_optimizer(model: Transformer, spec: RunSpec) -> torch.optim.AdamW:
-    """AdamW over the model's parameters, decay on matrices only, the rate set anew at each step."""
-    o = spec.optimizer
-    groups = model.optimizer_groups(o.weight_decay)
-    return torch.optim.AdamW(groups, lr=o.lr, betas=(o.beta1, o.beta2), eps=o.eps, fused=True)
-
-
-def train_step(
-    model: Transformer, optimizer: torch.optim.Optimizer, spec: RunSpec, step: int, batch: Tensor
-) -> tuple[Tensor, Tensor]:
-    """One optimizer step on ``batch`` (int64 ``[batch_sequences, context_length + 1]``, on the model's device).
-
-    Returns the mean cross entropy in nats and the gradient norm before clipping, both still on the device.
-    """
-    for group in optimizer.param_groups:
-        group["lr"] = spec.lr(step)
-    loss = torch.zeros((), device=batch.device)
-    for part in batch.chunk(spec.accumulation):
-        with autocast(spec, batch.device):
-            objective, cross_entropy = model.loss(part, spec.optimizer.z_loss)
-        (objective / spec.accumulation).backward()  # type: ignore[no-untyped-call]
-        loss += cross_entropy.detach() / spec.accumulation
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), spec.optimizer.grad_clip)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return loss, norm
-
-
-@torch.no_grad()
-def validate(model: Transformer, spec: RunSpec, corpus: Corpus) -> dict[str, tuple[float, float]]:
-    """Mean loss in nats per token, and bits per byte, on the validation windows of every domain."""
-    device = next(model.parameters()).device
-    results = {}
-    for domain in corpus.domains:
-        held_out = corpus.validation(domain, spec.context_length, spec.validation.windows)
-        total = 0.0
-        for part in torch.split(torch.from_numpy(np.ascontiguousarray(held_out.tokens)), _VALIDATION_BATCH):
-            with autocast(spec, device):
-                _, cross_entropy = model.loss(part.to(device))
-            total += cross_entropy.item() * part.shape[0] * spec.context_length
-        predicted = held_out.tokens.shape[0] * spec.context_length
-        results[domain] = (total / predicted, total / math.log(2) / held_out.bytes)
-    return results
-
-
 def train_run(
     spec: RunSpec,
     corpus: Corpus,
@@ -191,19 +139,27 @@ def train_run(
     with open_run(spec, corpus, folder, device, trunk, keep, checkpoint_every_s, progress, stop) as run:
         if isinstance(run, RunResult):
             return run
-        pending: list[tuple[Tensor, Tensor]] = []
-        since = time.perf_counter()
-        while run.step < spec.steps:
-            batch = torch.from_numpy(run.order.batch(run.step)).to(device, non_blocking=True)
-            pending.append(train_step(run.model, run.optimizer, spec, run.step, batch))
-            run.advance()
-            if run.wants_attention() or len(pending) >= FLUSH:
-                values = torch.stack([torch.stack(pair) for pair in pending]).tolist()
-                pending.clear()
-                run.record(values, time.perf_counter() - since)
-                run.attend()
-                since = time.perf_counter()
-        return run.finish()
+        return carry_out(run, (torch.from_numpy(run.order.batch(step)) for step in range(run.step, spec.steps)))
+
+
+def carry_out(run: Run[Any], batches: Iterable[Tensor]) -> RunResult:
+    """Take the run through its remaining steps, a batch for each, to its end.
+
+    Raises:
+        DivergedError, InterruptedRunError: as ``train_run``.
+    """
+    pending: list[tuple[Tensor, Tensor]] = []
+    since = time.perf_counter()
+    for batch in batches:
+        pending.append(run.engine.step(run.step, batch))
+        run.advance()
+        if run.wants_attention() or len(pending) >= FLUSH:
+            values = torch.stack([torch.stack(pair) for pair in pending]).tolist()
+            pending.clear()
+            run.record(values, time.perf_counter() - since)
+            run.attend()
+            since = time.perf_counter()
+    return run.finish()
 
 
 @contextlib.contextmanager
@@ -217,10 +173,29 @@ def open_run(
     checkpoint_every_s: float,
     progress: Callable[[int], None],
     stop: Callable[[], bool],
-) -> Iterator[Run | RunResult]:
+) -> Iterator[Run[Alone] | RunResult]:
     """The run of a folder where ``train_run``, whose arguments these are, would go on with it; its result if done.
 
     The folder is locked meanwhile.
+
+    Raises:
+        BusyRunError: another process trains in this folder.
+        ArmillaryError: the corpus is another one, or the folder holds another run.
+    """
+    with open_folder(spec, corpus, folder) as opened:
+        if isinstance(opened, RunResult):
+            yield opened
+            return
+        rule = _Branches(keep, checkpoint_every_s)
+        saver = Direct(folder / "checkpoints", rule)
+        run = Run(spec, corpus, folder, opened, Alone(spec, device), saver, rule, Single(), progress, stop)
+        run.begin(trunk)
+        yield run
+
+
+@contextlib.contextmanager
+def open_folder(spec: RunSpec, corpus: Corpus, folder: Path) -> Iterator[EventWriter | RunResult]:
+    """The run's folder, locked: its result where it is done, else where to write its events.
 
     Raises:
         BusyRunError: another process trains in this folder.
@@ -239,16 +214,47 @@ def open_run(
             yield done
             return
         with EventWriter(folder / "events.jsonl", spec.id) as events:
-            run = Run(spec, corpus, folder, events, device, keep, checkpoint_every_s, progress, stop)
-            run.begin(trunk)
-            yield run
+            yield events
 
 
-class Run:
-    """A run between two of its steps, whoever takes them: ``train_run``, or a stack for many runs at once.
+class Events(Protocol):
+    """Where a run tells what happens."""
+
+    def write(self, kind: EventKind, step: int, duration_s: float | None = None, **data: Any) -> None:
+        """Append one event that happens now."""
+
+
+class Silent:
+    """For ranks that tell nothing, since the first one does."""
+
+    def write(self, kind: EventKind, step: int, duration_s: float | None = None, **data: Any) -> None:
+        """Nothing."""
+
+
+@dataclass(frozen=True)
+class _Branches:
+    """Checkpoints by the clock, and of the steps that other runs branch from."""
+
+    keep: tuple[int, ...]
+    every_s: float
+    keep_last: int = 2
+
+    def due(self, step: int) -> bool:
+        return step in self.keep
+
+    def stays(self, step: int) -> bool:
+        return step in self.keep
+
+
+EngineT = TypeVar("EngineT", bound=Engine)
+
+
+class Run(Generic[EngineT]):
+    """A run between two of its steps, whoever takes them: ``carry_out``, or a stack for many runs at once.
 
     After every step ``advance``; then, if it ``wants_attention`` and otherwise within ``FLUSH`` steps, ``record`` what
-    the steps gave and ``attend``; after the last one ``finish``.
+    the steps gave and ``attend``; after the last one ``finish``. With many ranks each has one of these and all do the
+    same; the first alone writes.
     """
 
     def __init__(
@@ -256,15 +262,18 @@ class Run:
         spec: RunSpec,
         corpus: Corpus,
         folder: Path,
-        events: EventWriter,
-        device: torch.device,
-        keep: tuple[int, ...],
-        checkpoint_every_s: float,
+        events: Events,
+        engine: EngineT,
+        saver: Saver,
+        rule: Rule,
+        world: World,
         progress: Callable[[int], None],
         stop: Callable[[], bool],
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.spec, self.corpus, self.folder, self.events = spec, corpus, folder, events
-        self.keep, self.checkpoint_every_s, self.progress, self.stop = keep, checkpoint_every_s, progress, stop
+        self.engine, self.saver, self.rule, self.world = engine, saver, rule, world
+        self.progress, self.stop, self.tell = progress, stop, tell
         self.checkpoints = folder / "checkpoints"
         self.order = TokenOrder(
             corpus,
@@ -273,25 +282,22 @@ class Run:
             context_length=spec.context_length,
             batch_sequences=spec.batch_sequences,
         )
-        self.model = Transformer(spec.model)
-        self.model.init_weights(spec.seed)
-        self.model.to(device)
-        self.optimizer = build_optimizer(self.model, spec)
         self.step = 0
         self.metrics: list[dict[str, float]] = []
         self._saved = time.perf_counter()
-        self._stopping = False
+        self._saving = self._stopping = False
 
-    def begin(self, trunk: Trunk | None) -> None:
+    def begin(self, trunk: Trunk | None = None) -> None:
         """Start from the last good checkpoint of this folder, else from the trunk's, else from the beginning."""
-        for step in reversed(checkpoint_steps(self.checkpoints)):
+        for step in reversed(self.world.share(checkpoint_steps(self.checkpoints))):
             path = self.checkpoints / f"step-{step}"
-            problem = verify_checkpoint(path)
+            found = self.world.collect(verify_checkpoint(path, self.world.rank, self.world.size))
+            problem = next((text for text in found if text is not None), None)
             if problem is None:
                 self._load(path, step)
-                self.events.write("resume", step)
+                self.events.write("resume", step, **self.engine.described)
                 return
-            self.events.write("fault", step, checkpoint=path.name, problem=problem, remedy="the one before it is used")
+            self._fault(step, path.name, problem, "the one before it is used")
         # A trunk as long as the run leaves nothing to branch off, and lacks the last validation.
         if trunk is not None and trunk.step < self.spec.steps:
             path = trunk.folder / "checkpoints" / f"step-{trunk.step}"
@@ -300,10 +306,12 @@ class Run:
                 self._load(path, trunk.step)
                 self.events.write("start", trunk.step, trunk=trunk.folder.name)
                 return
-        self.events.write("start", 0)
+        self.events.write("start", 0, **self.engine.described)
 
     def _load(self, path: Path, step: int) -> None:
-        rows = load_checkpoint(path, self.model, self.optimizer)
+        reader = CheckpointReader(path)
+        self.engine.load(reader)
+        rows = reader.metrics()
         # A trunk ends, and is validated, where its branch goes on without a look.
         due = [self.spec.validation.due(int(row["step"]), self.spec.steps) for row in rows]
         self.metrics = [
@@ -312,6 +320,10 @@ class Run:
         ]
         self.step = step
 
+    def _fault(self, step: int, checkpoint: str, problem: str, remedy: str) -> None:
+        self.events.write("fault", step, checkpoint=checkpoint, problem=problem, remedy=remedy)
+        self.tell(f"checkpoint {checkpoint}: {problem}; {remedy}")
+
     def advance(self) -> None:
         """One more step is taken."""
         self.step += 1
@@ -319,11 +331,13 @@ class Run:
 
     def wants_attention(self) -> bool:
         """Whether this step is one to ``attend`` to, for which its losses have to be fetched; asked once a step."""
-        self._stopping = self.stop() and self.step < self.spec.steps
-        return self._stopping or self.spec.validation.due(self.step, self.spec.steps) or self._to_be_saved()
-
-    def _to_be_saved(self) -> bool:
-        return self.step in self.keep or time.perf_counter() - self._saved > self.checkpoint_every_s
+        vote = 0
+        if self.world.rank == 0 and time.perf_counter() - self._saved > self.rule.every_s:
+            vote, self._saved = _SAVE, time.perf_counter()
+        decided = self.world.vote(_STOP if self.stop() else vote)
+        self._stopping = decided == _STOP and self.step < self.spec.steps
+        self._saving = self._stopping or decided == _SAVE or self.rule.due(self.step)
+        return self._saving or self.spec.validation.due(self.step, self.spec.steps)
 
     def record(self, values: Sequence[tuple[float, float]], seconds: float) -> None:
         """Take in cross entropy and gradient norm of the last steps, on which ``seconds`` were spent.
@@ -344,6 +358,7 @@ class Run:
                 }
             )
         self.events.write("progress", self.step, seconds, loss=self.metrics[-1]["loss"])
+        self._note(self.saver.finished())
 
     def attend(self) -> None:
         """Validate, write a checkpoint, leave: whatever is due after the last recorded step.
@@ -351,28 +366,41 @@ class Run:
         Raises:
             DivergedError: a validation loss is not finite.
             InterruptedRunError: the run was asked to stop.
+            ArmillaryError: it was, and the checkpoint could not be written.
         """
         if self.spec.validation.due(self.step, self.spec.steps):
             self._validate()
-        if self._stopping or self._to_be_saved():
-            begin = time.perf_counter()
-            save_checkpoint(self.checkpoints, self.step, self.model, self.optimizer, self.metrics, self.keep)
+        if self._saving:
+            self.saver.save(self.step, self.engine.pieces(), self.metrics)
             self._saved = time.perf_counter()
-            self.events.write("checkpoint", self.step, self._saved - begin)
+            self._note(self.saver.finished())
         if self._stopping:
+            self.saver.wait()
+            problem = self.world.share(self._note(self.saver.finished()))
             self.events.write("stop", self.step)
-            raise InterruptedRunError(
-                f"run {self.spec.id} stopped after step {self.step} of {self.spec.steps}; start it again to go on"
-            )
+            where = f"run {self.spec.id} stopped after step {self.step} of {self.spec.steps}"
+            if problem is not None:
+                raise ArmillaryError(f"{where}, but its checkpoint is lost: {problem}; the one before is kept")
+            raise InterruptedRunError(f"{where}; start it again to go on")
+
+    def _note(self, written: list[Saved]) -> str | None:
+        """Tell what became of checkpoints; returns what was wrong with the last one."""
+        for saved in written:
+            if saved.problem is None:
+                self.events.write("checkpoint", saved.step, saved.blocked_s, **saved.data)
+            else:
+                self._fault(saved.step, f"step-{saved.step}", saved.problem, "the one before it is kept")
+        return written[-1].problem if written else None
 
     def _diverged(self, step: int, what: str) -> NoReturn:
+        self.saver.wait()
         self.events.write("fault", step, problem="diverged")
         rate = self.spec.optimizer.lr
         raise DivergedError(f"run {self.spec.id} diverged: at step {step} {what}; lower the learning rate ({rate:g})")
 
     def _validate(self) -> None:
         begin = time.perf_counter()
-        for domain, (loss, bits) in validate(self.model, self.spec, self.corpus).items():
+        for domain, (loss, bits) in validate(self.engine.entropy, self.spec, self.corpus).items():
             if not math.isfinite(loss):  # the last update can be the one that breaks the model
                 self._diverged(self.step, f"the validation loss on '{domain}' is {loss}")
             self.metrics[-1][f"validation/{domain}/loss"] = loss
@@ -381,12 +409,17 @@ class Run:
 
     def finish(self) -> RunResult:
         """Write metrics, weights and, last of all, the result that makes the run done."""
+        self.saver.wait()
+        self._note(self.saver.finished())
+        self.engine.save_weights(self.folder / "model.safetensors")
+        return self.world.share(self._conclude() if self.world.rank == 0 else None)
+
+    def _conclude(self) -> RunResult:
         metrics = self.folder / "metrics.parquet"
         hidden = aside(metrics)
         pq.write_table(metrics_table(self.metrics), hidden)
         sync(hidden)
         hidden.rename(metrics)
-        save_weights(self.model, self.folder / "model.safetensors")
         last = self.metrics[-1]
         tail = [row["loss"] for row in self.metrics[-max(1, len(self.metrics) // 10) :]]
         domains = self.corpus.domains
@@ -402,7 +435,7 @@ class Run:
             wall_s=_spent(self.folder / "events.jsonl"),
         )
         write_json(self.folder / "result.json", {"format": FORMAT, **result.__dict__})
-        remove_checkpoints(self.checkpoints, self.keep)
+        remove_checkpoints(self.checkpoints, self.rule.stays)
         return result
 
 

@@ -1,0 +1,144 @@
+"""A large run, from its document to its result: what is wrong is told before anything starts, then ranks carry it out.
+
+Where the environment says that this process is one of several (torchrun, or any other launcher that sets ``RANK`` and
+``WORLD_SIZE``), it is a rank. Else it starts ranks on this machine.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from armillary.corpus import Corpus, TokenOrder
+from armillary.launch.local import start_ranks
+from armillary.recipe import LargeRun, Layout, RunSpec, UsageError
+from armillary.train import RunResult
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def launch(
+    large: LargeRun,
+    folder: Path,
+    *,
+    nproc: int | None = None,
+    max_restarts: int = 3,
+    reporter: Callable[[], Any],
+) -> RunResult | None:
+    """Carry out ``large`` in ``folder``, or go on with it, or return its result; None on all ranks but the first.
+
+    ``nproc`` ranks are started on this machine (default: as many as the layout has, or one); a rank that is killed has
+    all of them started again from the last checkpoint, at most ``max_restarts`` times. ``reporter()`` makes, in the
+    first rank, what is told of progress: called with stage, units done and in all, and a note; ``say`` takes a line,
+    and ``close`` ends it.
+
+    Raises:
+        UsageError: corpus, layout, run and number of ranks do not fit together; nothing was started.
+        InterruptedRunError, DivergedError, BusyRunError, ArmillaryError: as ``train_ranks``.
+    """
+    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
+        ranks = int(os.environ["WORLD_SIZE"])
+        if nproc is not None:
+            raise UsageError(
+                f"--nproc starts ranks on this machine, but a launcher has started {ranks} already; leave it out"
+            )
+        prepare(large, ranks)
+        stopping = Stop()
+        for number in SIGNALS:
+            signal.signal(number, stopping.ask)
+        return carry_out(large, folder, reporter, stopping)
+    ranks = nproc or (large.layout.ranks if large.layout is not None else 1)
+    prepare(large, ranks)
+    return start_ranks(partial(carry_out, large, folder, reporter), ranks, max_restarts)
+
+
+class Stop:
+    """Whether a signal has asked to stop; the second one ends the process."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def ask(self, number: int, frame: object) -> None:
+        """Handle a signal."""
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __call__(self) -> bool:
+        return self.asked
+
+
+def prepare(large: LargeRun, ranks: int) -> tuple[RunSpec, Corpus, Layout]:
+    """What a large run is made of, held against each other.
+
+    Raises:
+        UsageError: the corpus is missing or another one, too small for the run, or the layout does not fit the ranks.
+    """
+    layout = large.layout_of(ranks)
+    path = Path(large.corpus)
+    if not (path / "manifest.json").is_file():
+        within = sorted(p.parent.name for p in path.glob("*/manifest.json"))
+        hint = f"'{within[0]}' within it is one" if within else "'armillary corpus RECIPE' builds one"
+        raise UsageError(f"{large.name}: corpus: {path} is not the folder of a built corpus; {hint}")
+    corpus = Corpus.open(path)
+    if large.run.corpus not in ("", corpus.hash):
+        raise UsageError(
+            f"{large.name}: run.corpus is {large.run.corpus}, but {path} is corpus {corpus.hash}; give the folder of "
+            "the one, or leave run.corpus out"
+        )
+    spec = large.run.model_copy(update={"corpus": corpus.hash})
+    if spec.model.vocab_size < corpus.vocab_size:
+        raise UsageError(
+            f"{large.name}: run.model.vocab_size ({spec.model.vocab_size}) is below the corpus's {corpus.vocab_size}"
+        )
+    TokenOrder(
+        corpus,
+        spec.mixture,
+        seed=spec.seed,
+        context_length=spec.context_length,
+        batch_sequences=spec.batch_sequences,
+    )
+    return spec, corpus, layout
+
+
+def carry_out(large: LargeRun, folder: Path, reporter: Callable[[], Any], stop: Callable[[], bool]) -> RunResult | None:
+    """Be one of the ranks; the first returns the result.
+
+    Raises:
+        ArmillaryError: as ``train_ranks``.
+    """
+    import torch.distributed as dist
+
+    from armillary.launch.group import joined
+    from armillary.train import train_ranks
+
+    with joined() as device:
+        rank = dist.get_rank()
+        spec, corpus, layout = prepare(large, dist.get_world_size())
+        show = reporter() if rank == 0 else None
+        total = spec.tokens
+
+        def tell(step: int) -> None:
+            if show is not None:
+                show(large.name, step * spec.batch_tokens, total, f"step {step} of {spec.steps}")
+
+        try:
+            result = train_ranks(
+                spec,
+                corpus,
+                folder,
+                layout,
+                checkpoints=large.checkpoints,
+                device=device,
+                progress=tell,
+                stop=stop,
+                tell=show.say if show is not None else lambda text: None,
+            )
+        finally:
+            if show is not None:
+                show.close()
+    return result if rank == 0 else None

@@ -1,0 +1,139 @@
+"""What carries out the steps of a run, as `loop` sees it, and the simplest one: one model on one device.
+
+`ranks` has the other one, a program over many ranks. A run does not know which of them it has.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from armillary.corpus import Corpus
+from armillary.model import Transformer, balance_experts, save_weights, set_batch_tokens
+from armillary.recipe import RunSpec
+from armillary.train.checkpoint import CheckpointReader, Piece, whole
+from armillary.train.optimizer import build_optimizer, set_lr
+
+VALIDATION_BATCH = 64  # windows; part of the arithmetic, so it is fixed
+
+
+class Engine(Protocol):
+    """A model with its optimizer, wherever their numbers lie."""
+
+    device: torch.device
+    described: dict[str, Any]  # what the events of a start say of it
+
+    def step(self, step: int, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """One optimizer step on the global ``batch`` [batch_sequences, context_length + 1] (int64).
+
+        Returns the mean cross entropy in nats and the gradient norm before clipping, both still on the device.
+        """
+
+    def entropy(self, windows: Tensor) -> float:
+        """Mean cross entropy in nats over ``windows`` [n, T + 1] (int64)."""
+
+    def pieces(self) -> dict[str, Piece]:
+        """What this process has of the weights (under the names of the model) and optimizer state (``NAME/KEY``)."""
+
+    def load(self, reader: CheckpointReader) -> None:
+        """Take weights and optimizer state from a checkpoint."""
+
+    def save_weights(self, path: Path) -> None:
+        """Write the weights of the whole model as one safetensors file."""
+
+
+class Alone:
+    """One model on one device."""
+
+    def __init__(self, spec: RunSpec, device: torch.device) -> None:
+        self.spec, self.device, self.described = spec, device, {}
+        self.model = Transformer(spec.model)
+        self.model.init_weights(spec.seed, spec.optimizer)
+        self.model.to(device)
+        self.optimizer = build_optimizer(self.model, spec)
+
+    def step(self, step: int, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """As ``train_step``."""
+        return train_step(self.model, self.optimizer, self.spec, step, batch.to(self.device, non_blocking=True))
+
+    @torch.no_grad()
+    def entropy(self, windows: Tensor) -> float:
+        """Mean cross entropy in nats over ``windows`` [n, T + 1]."""
+        with autocast(self.spec, self.device):
+            _, entropy = self.model.loss(windows.to(self.device))
+        return entropy.item()
+
+    def pieces(self) -> dict[str, Piece]:
+        """All of it."""
+        tensors = dict(self.model.state_dict())
+        for name, parameter in self.model.named_parameters():
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"{name}/{key}"] = torch.as_tensor(value)
+        return whole(tensors)
+
+    def load(self, reader: CheckpointReader) -> None:
+        """Take weights and optimizer state from a checkpoint."""
+        for name, tensor in self.model.state_dict().items():
+            tensor.copy_(reader.read(name, tuple(tensor.shape), (0,) * tensor.ndim))
+        for name, parameter in self.model.named_parameters():
+            # The fused optimizer keeps its step count beside the parameter.
+            self.optimizer.state[parameter] = {
+                key: reader.read(f"{name}/{key}", size, (0,) * len(size)).to(self.device)
+                for key, size in reader.states(name).items()
+            }
+
+    def save_weights(self, path: Path) -> None:
+        """Write the weights as one safetensors file."""
+        save_weights(self.model, path)
+
+
+def autocast(spec: RunSpec, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """The precision of the matrix products: bf16 by autocast with fp32 weights, or plain fp32."""
+    if spec.precision == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return contextlib.nullcontext()
+
+
+def train_step(
+    model: Transformer, optimizer: torch.optim.Optimizer, spec: RunSpec, step: int, batch: Tensor
+) -> tuple[Tensor, Tensor]:
+    """One optimizer step on ``batch`` (int64 ``[batch_sequences, context_length + 1]``, on the model's device).
+
+    Returns the mean cross entropy in nats and the gradient norm before clipping, both still on the device.
+    """
+    set_lr(optimizer, spec.lr(step))
+    set_batch_tokens(model, batch[:, 1:].numel())
+    loss = torch.zeros((), device=batch.device)
+    for part in batch.chunk(spec.accumulation):
+        with autocast(spec, batch.device):
+            objective, cross_entropy = model.loss(part, spec.optimizer.z_loss)
+        (objective / spec.accumulation).backward()  # type: ignore[no-untyped-call]
+        loss += cross_entropy.detach() / spec.accumulation
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), spec.optimizer.grad_clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    balance_experts(model)
+    return loss, norm
+
+
+def validate(entropy: Callable[[Tensor], float], spec: RunSpec, corpus: Corpus) -> dict[str, tuple[float, float]]:
+    """Mean loss in nats per token, and bits per byte, on the validation windows of every domain.
+
+    ``entropy`` is the mean cross entropy in nats over windows [n, T + 1] (int64).
+    """
+    results = {}
+    for domain in corpus.domains:
+        held_out = corpus.validation(domain, spec.context_length, spec.validation.windows)
+        total = 0.0
+        for part in torch.split(torch.from_numpy(np.ascontiguousarray(held_out.tokens)), VALIDATION_BATCH):
+            total += entropy(part) * part.shape[0] * spec.context_length
+        predicted = held_out.tokens.shape[0] * spec.context_length
+        results[domain] = (total / predicted, total / math.log(2) / held_out.bytes)
+    return results

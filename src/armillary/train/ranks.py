@@ -1,0 +1,87 @@
+"""A run by many ranks: the same loop as on one device, over a program of the parallel room.
+
+Every rank takes the same steps with its part of the model and of each batch. Rank 0 alone holds the folder: it writes
+specification, events, metrics and result, and what it finds there (a result, another run, a lock) it tells the others.
+
+Final weights are put together through the file system: the ranks write their pieces, and rank 0 copies them, tensor by
+tensor, into the file that a run on one device would have written. So no rank ever holds the whole model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from armillary.corpus import Corpus, TokenOrder
+from armillary.recipe import ArmillaryError, Checkpoints, Layout, RunSpec
+from armillary.train.loop import Run, RunResult, Silent, carry_out, open_folder
+from armillary.train.saver import Backstage
+from armillary.train.spread import Spread
+from armillary.train.world import Ranks
+
+
+def train_ranks(
+    spec: RunSpec,
+    corpus: Corpus,
+    folder: Path,
+    layout: Layout,
+    *,
+    checkpoints: Checkpoints = Checkpoints(),
+    device: torch.device,
+    progress: Callable[[int], None] = lambda step: None,
+    stop: Callable[[], bool] = lambda: False,
+    tell: Callable[[str], None] = lambda text: None,
+) -> RunResult:
+    """Carry out ``spec`` as one of the ranks of ``layout``; the process group must be initialised.
+
+    Every rank calls this with the same arguments, but for ``device`` (its own) and the last three: any rank's ``stop``
+    stops all after the same step, and what rank 0 has to ``tell`` is for a person.
+
+    Raises:
+        UsageError: the layout does not fit.
+        DivergedError, InterruptedRunError, BusyRunError, ArmillaryError: as ``train_run``; on all ranks.
+    """
+    world = Ranks()
+    with contextlib.ExitStack() as closing:
+        closing.callback(world.close)
+        opened: Any = None
+        if world.rank == 0:
+            try:
+                opened = closing.enter_context(open_folder(spec, corpus, folder))
+            except (ArmillaryError, OSError) as error:
+                opened = error
+        found = world.share(opened if isinstance(opened, RunResult | Exception) else None)
+        if isinstance(found, RunResult):
+            return found
+        if isinstance(found, Exception):
+            raise found
+        events = opened if world.rank == 0 else Silent()
+        saver = Backstage(folder / "checkpoints", world, checkpoints)
+        engine = Spread(spec, layout, device, saver)
+        run = Run(spec, corpus, folder, events, engine, saver, checkpoints, world, progress, stop, tell)
+        closing.callback(saver.wait)
+        run.begin()
+        with contextlib.closing(_ahead(run.order, run.step, spec.steps, device)) as batches:
+            return carry_out(run, batches)
+
+
+def _ahead(order: TokenOrder, step: int, steps: int, device: torch.device) -> Iterator[Tensor]:
+    """The batches from ``step`` on; the next is made ready while one is trained on."""
+
+    def make(step: int) -> Tensor:
+        batch = torch.from_numpy(order.batch(step))
+        return batch if device.type == "cpu" else batch.pin_memory()
+
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(make, step)
+        for number in range(step, steps):
+            batch = coming.result()
+            if number + 1 < steps:
+                coming = thread.submit(make, number + 1)
+            yield batch
