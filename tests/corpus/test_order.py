@@ -1,5 +1,6 @@
 """Contract 2: the order of the data is a pure function of (seed, step, position)."""
 
+import hashlib
 from collections import Counter
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from armillary.corpus import TokenOrder
 from armillary.corpus.order import floor_sum
 from armillary.corpus.permutation import permute
-from armillary.recipe import MixturePhase, UsageError
+from armillary.recipe import LengthPhase, MixturePhase, UsageError
 
 T, B = 8, 6
 TOKENS = {"a": 403, "b": 90, "c": 9}
@@ -142,6 +143,85 @@ def test_permutations_look_random():
     neighbours = (np.abs(np.diff(images, axis=1)) == 1).sum(axis=1).mean()
     assert neighbours == pytest.approx(2 * (size - 1) / size, abs=0.15)
     assert (images == np.arange(size)).sum(axis=1).mean() == pytest.approx(1, abs=0.12)
+
+
+def test_the_order_never_changes(corpus):
+    """Stores hold runs that were trained in it."""
+    order = order_of(corpus, STABLE, ANNEAL)
+    digest = hashlib.sha256(b"".join(order.batch(step).tobytes() for step in range(60))).hexdigest()
+    assert digest == "d269d6b53057490a4a407aecfbb73c71561f1caaf53bf9e9c1522cc0af1bdab9"
+
+
+@pytest.fixture
+def whole_windows(shards):
+    """Windows of 24 tokens and of less do not overlap."""
+    return shards({"a": 10 * 24 + 1, "b": 7 * 24 + 1})
+
+
+@st.composite
+def length_phases(draw):
+    """Mixture, sizes at the start, phases of other lengths, and steps; the longest length is 24."""
+    lengths = draw(st.lists(st.sampled_from([3, 6, 8, 12, 24]), min_size=1, max_size=3))
+    lengths[draw(st.integers(0, len(lengths) - 1))] = 24
+    starts = sorted(draw(st.sets(st.integers(1, 30), min_size=len(lengths) - 1, max_size=len(lengths) - 1)))
+    rows = [draw(st.integers(1, 5)) for _ in lengths]
+    phases = [
+        LengthPhase(start_step=start, context_length=length, batch_sequences=sequences)
+        for start, length, sequences in zip(starts, lengths[1:], rows[1:], strict=True)
+    ]
+    share = draw(st.floats(0, 1))
+    mixture = [phase(0, a=share, b=1 - share), phase(draw(st.integers(1, 20)), a=0.5, b=0.5)]
+    sizes = {"context_length": lengths[0], "batch_sequences": rows[0]}
+    steps = max([0, *starts]) + draw(st.integers(1, 25))
+    return mixture, {**sizes, "lengths": phases, "steps": steps, "seed": draw(st.integers(0, 99))}
+
+
+@given(length_phases(), st.randoms(use_true_random=False))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_the_lengths_text_is_seen_once_before_any_is_again(whole_windows, drawn, random):
+    mixture, options = drawn
+    longest, corpus = 24, whole_windows
+    order = TokenOrder(corpus, mixture, **options)
+    batches = [order.batch(step) for step in range(options["steps"])]
+    for step in random.sample(range(options["steps"]), min(5, options["steps"])):  # resumed anywhere
+        np.testing.assert_array_equal(TokenOrder(corpus, mixture, **options).batch(step), batches[step])
+
+    sizes = [(0, options["context_length"], options["batch_sequences"])]
+    sizes += [(p.start_step, p.context_length, p.batch_sequences) for p in options["lengths"]]
+    seen = [np.zeros(len(corpus.train_tokens(name)) - 1, dtype=int) for name in "ab"]
+    left = 0  # tokens of a domain that phases have left over, at most
+    for step, batch in enumerate(batches):
+        start, length, rows = next(size for size in reversed(sizes) if size[0] <= step)
+        assert batch.shape == (rows, length + 1)
+        if step == start and step > 0:
+            left += longest
+        for row in batch:
+            assert (np.diff(row) == 1).all() and int(row[0]) % 10_000 % length == 0
+            domain, first = divmod(int(row[0]), 10_000)
+            seen[domain][first : first + length] += 1
+            # a token comes for the n-th time only when the others, but for what was left over, have come n - 1 times
+            assert np.maximum(seen[domain].max() - 1 - seen[domain], 0).sum() <= left
+    for counts, passes in zip(seen, order.epochs(options["steps"]).values(), strict=True):
+        assert passes * len(counts) == pytest.approx(counts.sum())
+
+
+def test_neighbours_in_the_text_lie_far_apart(shards):
+    corpus = shards({"a": 40 * 24 + 1})
+    options = {"context_length": 6, "batch_sequences": 4, "steps": 60, "seed": 1}
+    later = [LengthPhase(start_step=30, context_length=24, batch_sequences=1)]
+    order = TokenOrder(corpus, [phase(0, a=1.0)], lengths=later, **options)
+    windows = [int(row[0]) // 6 for step in range(30) for row in order.batch(step)]
+    drawn = {window: draw for draw, window in enumerate(windows)}
+    assert len(drawn) == 120  # 30 long windows of 4 parts
+    assert all(abs(drawn[w] - drawn[w + 1]) == 30 for w in drawn if w % 4 < 3)
+
+
+def test_without_phases_a_longest_length_changes_nothing(corpus):
+    plain = order_of(corpus, STABLE, ANNEAL)
+    same = [LengthPhase(start_step=20, context_length=T, batch_sequences=B)]
+    other = TokenOrder(corpus, [STABLE, ANNEAL], seed=1, context_length=T, batch_sequences=B, lengths=same, steps=40)
+    for step in range(40):
+        np.testing.assert_array_equal(plain.batch(step), other.batch(step))
 
 
 def test_wrong_mixtures_are_refused(shards):

@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from armillary.recipe import MixturePhase, ModelShape, OptimizerSpec, RunSpec, Schedule, Validation, canonical_hash
+from armillary.recipe import (
+    LengthPhase,
+    MixturePhase,
+    ModelShape,
+    OptimizerSpec,
+    RopeScaling,
+    RunSpec,
+    Schedule,
+    Validation,
+    canonical_hash,
+)
 
 SPEC = RunSpec(
     corpus="c0ffee",
@@ -68,6 +78,7 @@ OTHER = {
     "precision": "fp32",
     "validation.every": None,
     "validation.windows": 17,
+    "lengths": [{"start_step": 30, "context_length": 64, "batch_sequences": 4}],
 }
 
 # Fields that ``changed`` may set because of another one.
@@ -181,6 +192,48 @@ def test_what_does_not_change_with_the_step_is_part_of_every_prefix(name):
     assert changed(SPEC, {name: OTHER[name]}).prefix_id(1) != SPEC.prefix_id(1)
 
 
+LONGER = LengthPhase(
+    start_step=20,
+    context_length=128,
+    batch_sequences=2,
+    rope_theta=1e5,
+    rope_scaling=RopeScaling(kind="yarn", factor=4, original_length=32),
+)
+
+
+def test_a_run_whose_length_changes_counts_each_part_as_it_is():
+    spec = SPEC.model_copy(update={"lengths": (LONGER,)})
+    assert [(start, end) for start, end, _ in spec.stretches()] == [(0, 20), (20, 40)]
+    assert spec.during(19) == SPEC and SPEC.during(39) == SPEC
+    late = spec.during(20)
+    assert late.model == SPEC.model.model_copy(update={"rope_theta": 1e5, "rope_scaling": LONGER.rope_scaling})
+    assert (late.context_length, late.batch_sequences, late.lr(35)) == (128, 2, SPEC.lr(35))
+    assert spec.tokens == 20 * 8 * 32 + 20 * 2 * 128
+    assert spec.tokens_after(20) == 20 * 8 * 32 and spec.tokens_after(21) == 20 * 8 * 32 + 2 * 128
+    halves = SPEC.model_copy(update={"steps": 20}).flops, late.model_copy(update={"steps": 20}).flops
+    assert spec.flops == pytest.approx(sum(halves))
+
+
+def test_a_prefix_of_a_run_whose_length_changes():
+    """In the short phase the order depends on how the phase goes on, in the long one on nothing that is to come."""
+    spec = SPEC.model_copy(update={"lengths": (LONGER,)})
+
+    def altered(start):
+        mixture = (SPEC.mixture[0], MixturePhase(start_step=start, weights={"a": 1.0, "b": 0.0}))
+        return spec.model_copy(update={"mixture": mixture})
+
+    assert spec.prefix_id(10) != SPEC.prefix_id(10)
+    assert altered(15).prefix_id(10) != spec.prefix_id(10)
+    assert altered(25).prefix_id(10) == spec.prefix_id(10)
+    assert altered(25).prefix_id(24) == spec.prefix_id(24) != altered(23).prefix_id(24)
+    constant = spec.model_copy(update={"schedule": Schedule(kind="constant")})
+    assert constant.model_copy(update={"steps": 50}).prefix_id(30) == constant.prefix_id(30)
+    shrinking = constant.model_copy(
+        update={"context_length": 128, "lengths": (LONGER.model_copy(update={"context_length": 32}),)}
+    )
+    assert shrinking.model_copy(update={"steps": 50}).prefix_id(30) != shrinking.prefix_id(30)
+
+
 @given(st.dictionaries(st.text(), st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False))))
 def test_the_canonical_hash_does_not_depend_on_the_order_of_keys(value):
     assert canonical_hash(value) == canonical_hash(dict(reversed(value.items())))
@@ -200,6 +253,13 @@ def test_the_canonical_hash_does_not_depend_on_the_order_of_keys(value):
         ({"schedule.kind": "cosine"}, "decay_steps belongs to kind 'wsd'"),
         ({"optimizer.lr": float("inf")}, "finite"),
         ({"optimizer.dampening": 0.9}, "Extra inputs"),
+        ({"lengths": [{"start_step": 9, "context_length": 48, "batch_sequences": 8}]}, "found 32"),
+        ({"lengths": [{"start_step": 40, "context_length": 64, "batch_sequences": 8}]}, "but the run has 40"),
+        ({"lengths": [{"start_step": 9, "context_length": 64, "batch_sequences": 3}]}, "multiple of accumulation (2)"),
+        (
+            {"lengths": [{"start_step": s, "context_length": 64, "batch_sequences": 8} for s in (9, 9)]},
+            "growing steps, found [9, 9]",
+        ),
         ({"model.n_kv_heads": 3}, "n_heads (4) must be a multiple of n_kv_heads (3)"),
         ({"model.head_dim": 15}, "head_dim (15) must be even"),
         ({"mixture": [{"start_step": 0, "weights": {"a": 0.5, "b": 0.4}}]}, "sum to 1, these sum to 0.9"),

@@ -12,35 +12,63 @@ Sample ``g = step * batch_sequences + position`` of a run gets a domain, a draw 
 3. *Window.* Draw ``n`` of a domain with ``W`` windows is window ``permutation(n mod W)`` of epoch ``n // W``, by a
    permutation keyed by seed, domain and epoch: every window once before any repeats.
 
+A run may change its length in phases (``RunSpec.lengths``). Then windows are those of the longest length L, and a
+phase of length L / k takes the next M long windows of each domain, in the order of (3), as many as its draws need; each
+holds k short ones. Draw ``n`` of the phase is short window ``n // M`` of long window ``n mod M``: all first parts, then
+all second ones, so that neighbours in the text lie far apart. Where the long windows run over the end of an epoch,
+those before and those after it take their turn one after the other. So in every epoch each token is drawn once over
+the whole run, whatever the lengths, but for what is left at the end of a phase: less than one long window per domain.
+
 The key of a phase depends on its index only: mixtures that agree on all phases before a step give the same batches
 before that step, whatever comes later.
 
 Trade-offs: evenly spread is not random, so which domain comes next can be told from the last ones, which training does
-not notice; a weight is rounded to a multiple of 2^-32.
+not notice; a weight is rounded to a multiple of 2^-32; the order of short windows depends on how many the phase needs.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from armillary.corpus.permutation import keyed_hash, permute
 from armillary.corpus.shards import Corpus
-from armillary.recipe import MixturePhase, UsageError
+from armillary.recipe import LengthPhase, MixturePhase, UsageError
 
 MODULUS = 1 << 32
 MULTIPLIER = 2_654_435_769  # 2^32 / golden ratio, odd
 
 
+@dataclass(frozen=True)
+class _Length:
+    """A phase of one length: its first step and sample, its sizes, and short windows of it in a long one.
+
+    Of each domain: ``draws`` before it, ``window``, the number of the first long window it takes, counted over all
+    epochs, and ``windows``, how many it takes.
+    """
+
+    step: int
+    sample: int
+    context_length: int
+    batch_sequences: int
+    parts: int
+    draws: NDArray[np.int64]
+    window: NDArray[np.int64]
+    windows: NDArray[np.int64]
+
+
 class TokenOrder:
     """The batches of a run over ``corpus``, by ``mixture`` (phases with growing start steps, the first at 0).
 
+    ``lengths`` are phases with other sizes than those at the start; with them the run's ``steps`` must be known.
+
     Raises:
         UsageError: a weight for a domain that the corpus lacks or only examines, or a drawn domain with less text
-            than one window.
+            than one window of the longest length.
     """
 
     def __init__(
@@ -51,66 +79,111 @@ class TokenOrder:
         seed: int,
         context_length: int,
         batch_sequences: int,
+        lengths: Sequence[LengthPhase] = (),
+        steps: int = 0,
     ) -> None:
         for phase in mixture:
             _check_weights(phase, corpus)
         self.seed = seed
-        self.context_length = context_length
-        self.batch_sequences = batch_sequences
         self._domains = corpus.training_domains
         drawn = {name for phase in mixture for name, weight in phase.weights.items() if weight > 0}
+        self._longest = max([context_length, *(phase.context_length for phase in lengths)])
         # A plain view, because slicing a memmap costs several times as much. Domains that are never drawn may be
         # shorter than a window; their one window is never fetched.
         self._tokens = [np.asarray(corpus.train_tokens(name)) for name in self._domains]
         self._windows = np.array(
-            [corpus.windows(name, context_length) if name in drawn else 1 for name in self._domains], dtype=np.int64
+            [corpus.windows(name, self._longest) if name in drawn else 1 for name in self._domains], dtype=np.int64
         )
-        self._starts = [phase.start_step * batch_sequences for phase in mixture]
+        # Step and sample at which each length begins, and its sizes.
+        begins = [(0, 0, context_length, batch_sequences)]
+        for following in lengths:
+            step, sample, _, sequences = begins[-1]
+            sample += (following.start_step - step) * sequences
+            begins.append((following.start_step, sample, following.context_length, following.batch_sequences))
+        self._starts = []
+        for phase in mixture:
+            step, sample, _, sequences = next(begin for begin in reversed(begins) if begin[0] <= phase.start_step)
+            self._starts.append(sample + (phase.start_step - step) * sequences)
         self._bounds = [_boundaries([phase.weights.get(name, 0.0) for name in self._domains]) for phase in mixture]
         self._offsets = [keyed_hash(seed, "phase", index) % MODULUS for index in range(len(mixture))]
         self._before = [np.zeros(len(self._domains), dtype=np.int64)]  # draws of each domain before each phase
         for index, (start, end) in enumerate(zip(self._starts, self._starts[1:], strict=False)):
             self._before.append(self._before[-1] + self._draws_within(index, end - start))
+        step, sample, _, sequences = begins[-1]
+        ends = [*(begin[1] for begin in begins[1:]), sample + max(steps - step, 0) * sequences]
+        self._lengths: list[_Length] = []
+        window = np.zeros(len(self._domains), dtype=np.int64)
+        for (step, sample, length, sequences), end in zip(begins, ends, strict=True):
+            draws, parts = self._draws_before(sample), self._longest // length
+            windows = -(-(self._draws_before(end) - draws) // parts)
+            self._lengths.append(_Length(step, sample, length, sequences, parts, draws, window, windows))
+            window = window + windows
         self._keys: dict[tuple[int, int], int] = {}
         # Draws before the sample after the last batch: the usual next question, answered without floor sums.
         self._next = (0, self._before[0])
 
     def batch(self, step: int) -> NDArray[np.int64]:
-        """Tokens of ``step`` (0-based), shape [batch_sequences, context_length + 1]."""
-        first = step * self.batch_sequences
+        """Tokens of ``step`` (0-based) of the run, shape [batch_sequences, context_length + 1] as they are then."""
+        length = next(length for length in reversed(self._lengths) if length.step <= step)
+        rows = length.batch_sequences
+        first = length.sample + (step - length.step) * rows
         phase = self._phase(first)
         start = first - self._starts[phase]
-        sample = np.arange(start, start + self.batch_sequences, dtype=np.uint64)
+        sample = np.arange(start, start + rows, dtype=np.uint64)
         u = (sample * np.uint64(MULTIPLIER) + np.uint64(self._offsets[phase])) % np.uint64(MODULUS)
         domain = np.searchsorted(self._bounds[phase], u, side="right")
         before = self._next[1] if self._next[0] == first else self._draws(phase, start)
         counts = np.bincount(domain, minlength=len(self._domains))
         # Rows of a domain, in their order, are its next draws.
         by_domain = np.argsort(domain, kind="stable")
-        draw = np.empty(self.batch_sequences, dtype=np.int64)
-        draw[by_domain] = np.arange(self.batch_sequences) + np.repeat(before - np.cumsum(counts) + counts, counts)
-        self._next = (first + self.batch_sequences, before + counts)
+        draw = np.empty(rows, dtype=np.int64)
+        draw[by_domain] = np.arange(rows) + np.repeat(before - np.cumsum(counts) + counts, counts)
+        self._next = (first + rows, before + counts)
 
         windows = self._windows[domain]
-        epoch, position = np.divmod(draw, windows)
+        taken, part = self._taken(length, domain, draw - length.draws[domain])
+        epoch, position = np.divmod(length.window[domain] + taken, windows)
         keys = [self._key(d, e) for d, e in zip(domain.tolist(), epoch.tolist(), strict=True)]
         window = permute(position, windows, np.array(keys, dtype=np.uint64))
-        batch = np.empty((self.batch_sequences, self.context_length + 1), dtype=np.int64)
-        for row, (d, w) in enumerate(zip(domain.tolist(), window.tolist(), strict=True)):
+        batch = np.empty((rows, length.context_length + 1), dtype=np.int64)
+        for row, (d, w, p) in enumerate(zip(domain.tolist(), window.tolist(), part.tolist(), strict=True)):
             tokens = self._tokens[d]
-            begin = min(w * self.context_length, len(tokens) - self.context_length - 1)
-            batch[row] = tokens[begin : begin + self.context_length + 1]
+            begin = min(w * self._longest, len(tokens) - self._longest - 1) + p * length.context_length
+            batch[row] = tokens[begin : begin + length.context_length + 1]
         return batch
+
+    def _taken(
+        self, length: _Length, domain: NDArray[np.int64], draw: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Which of the long windows that a phase takes, and which part of it, are its draws ``draw`` of ``domain``."""
+        if length.parts == 1:
+            return draw, np.zeros_like(draw)
+        every, own, k = self._windows[domain], length.windows[domain], length.parts
+        # The long windows that are left in the epoch in which the phase begins, those of each whole one, and the rest.
+        left = np.minimum(own, every - length.window[domain] % every)
+        epochs, within = np.divmod(draw - left * k, every * k)  # -1 in the first of these
+        begins = np.where(epochs < 0, 0, left + epochs * every)
+        within = np.where(epochs < 0, draw, within)
+        part, taken = np.divmod(within, np.where(epochs < 0, left, np.minimum(every, own - begins)))
+        return begins + taken, part
 
     def epochs(self, steps: int) -> dict[str, float]:
         """Passes over each training domain in the first ``steps`` steps: exact, and known without walking there."""
-        samples = steps * self.batch_sequences
-        phase = self._phase(max(samples - 1, 0))
-        draws = self._draws(phase, samples - self._starts[phase])
-        return {name: float(n / w) for name, n, w in zip(self._domains, draws, self._windows, strict=True)}
+        total = np.zeros(len(self._domains))
+        ends = [*(length.step for length in self._lengths[1:]), steps]
+        for length, end in zip(self._lengths, ends, strict=True):
+            samples = (min(end, steps) - length.step) * length.batch_sequences
+            if samples > 0:
+                total += (self._draws_before(length.sample + samples) - length.draws) / length.parts
+        return {name: float(n / w) for name, n, w in zip(self._domains, total, self._windows, strict=True)}
 
     def _phase(self, sample: int) -> int:
         return int(np.searchsorted(self._starts, sample, side="right")) - 1
+
+    def _draws_before(self, sample: int) -> NDArray[np.int64]:
+        """Draws of each domain before a sample of the run."""
+        phase = self._phase(max(sample - 1, 0))
+        return self._draws(phase, sample - self._starts[phase])
 
     def _draws(self, phase: int, samples: int) -> NDArray[np.int64]:
         """Draws of each domain before sample ``samples`` of a phase, those of earlier phases included."""

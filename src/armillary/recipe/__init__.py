@@ -20,6 +20,7 @@ from armillary.recipe.large import Checkpoints, LargeRun, load_training
 from armillary.recipe.layout import Layout
 from armillary.recipe.run import (
     Decay,
+    LengthPhase,
     MixturePhase,
     OptimizerSpec,
     RunSpec,
@@ -43,6 +44,7 @@ __all__ = [
     "LadderStudy",
     "LargeRun",
     "Layout",
+    "LengthPhase",
     "Limits",
     "MixtureLimits",
     "MixturePhase",

@@ -158,6 +158,11 @@ class Layout(Document):
         Raises:
             UsageError: the run cannot be divided like this, with the number that does not divide.
         """
+        for start, _, later in spec.stretches()[1:]:
+            try:
+                self.check(later)
+            except UsageError as error:
+                raise UsageError(f"lengths: from step {start} on: {error}") from error
         shape, count = spec.model, self.microbatch_count(spec)
         if count % spec.accumulation:
             raise UsageError(f"microbatches ({count}) must be a multiple of the run's accumulation {spec.accumulation}")
@@ -181,6 +186,20 @@ class Layout(Document):
         for number, by, name, what in whole:
             if number % by:
                 raise UsageError(f"{name} ({number}) must be a multiple of {what} ({by})")
+        if shape.experts is None and self.ep > 1:
+            raise UsageError(f"ep ({self.ep}): the model has no experts to deal out; set ep to 1")
+        if shape.experts is not None:
+            if shape.experts.count % self.ep:
+                raise UsageError(f"experts.count ({shape.experts.count}) must be a multiple of ep ({self.ep})")
+            if shape.experts.shared_d_ff % self.tp:
+                raise UsageError(
+                    f"experts.shared_d_ff ({shape.experts.shared_d_ff}) must be a multiple of tp ({self.tp})"
+                )
+            if spec.context_length % (self.cp * self.tp):
+                raise UsageError(
+                    f"context_length ({spec.context_length}) must be a multiple of cp times tp "
+                    f"({self.cp * self.tp}): each rank routes its part of a sequence to experts"
+                )
         if self.pp > 1 and shape.tied_embeddings:
             raise UsageError("pp: a model with tied embeddings cannot be cut into stages; set tied_embeddings to false")
         self.stage_layers(shape.n_layers)

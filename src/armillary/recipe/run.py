@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from armillary.recipe.errors import FieldError
-from armillary.recipe.shapes import Document, ModelShape
+from armillary.recipe.shapes import Document, ModelShape, RopeScaling
 
 Decay = Literal["linear", "cosine", "1-sqrt"]
 
@@ -90,6 +90,19 @@ class MixturePhase(Document):
         return self
 
 
+class LengthPhase(Document):
+    """From ``start_step`` on, a step takes ``batch_sequences`` sequences of ``context_length`` tokens.
+
+    A ``rope_theta`` or ``rope_scaling`` given here holds from then on, in the place of the model's.
+    """
+
+    start_step: int = Field(ge=1)
+    context_length: int = Field(ge=2)
+    batch_sequences: int = Field(ge=1)
+    rope_theta: float | None = Field(default=None, gt=0)
+    rope_scaling: RopeScaling | None = None
+
+
 class OptimizerSpec(Document):
     """AdamW (Loshchilov and Hutter 2019) or Muon, with decoupled decay on matrices only and a clipped global norm.
 
@@ -137,7 +150,14 @@ class Validation(Document):
 
 
 class RunSpec(Document):
-    """A training run. Sizes: ``batch_sequences * context_length`` tokens per step, ``steps`` steps."""
+    """A training run. Sizes: ``batch_sequences * context_length`` tokens per step, ``steps`` steps.
+
+    ``lengths`` changes the two in mid-run, and how positions are stretched: what is said of ``context_length``,
+    ``batch_sequences``, ``batch_tokens`` and ``model`` is then how the run begins, and ``during`` says how it is later.
+    The longest context length must be a multiple of every other, so that no text is cut anew (``corpus.order``).
+    """
+
+    later: ClassVar[tuple[str, ...]] = ("lengths",)
 
     format: Literal[1] = 1
     corpus: str
@@ -152,6 +172,7 @@ class RunSpec(Document):
     seed: int = Field(ge=0)
     precision: Literal["fp32", "bf16"] = "fp32"
     validation: Validation = Validation()
+    lengths: tuple[LengthPhase, ...] = ()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -171,6 +192,29 @@ class RunSpec(Document):
             )
         return self
 
+    @model_validator(mode="after")
+    def _lengths_fit(self) -> Self:
+        starts = [phase.start_step for phase in self.lengths]
+        if starts != sorted(set(starts)):
+            raise FieldError(f"phases must start at growing steps, found {starts}", "lengths")
+        if starts and starts[-1] >= self.steps:
+            raise FieldError(f"a phase starts at step {starts[-1]}, but the run has {self.steps}", "lengths")
+        longest = self.longest
+        for _, _, run in self.stretches() if self.lengths else ():
+            if longest % run.context_length:
+                raise FieldError(
+                    f"the longest context_length ({longest}) must be a multiple of every other, "
+                    f"found {run.context_length}",
+                    "lengths",
+                )
+            if run.batch_sequences % self.accumulation:
+                raise FieldError(
+                    f"batch_sequences ({run.batch_sequences}) must be a multiple of accumulation ({self.accumulation})",
+                    "lengths",
+                )
+            ModelShape.model_validate(run.model.model_dump())
+        return self
+
     @property
     def id(self) -> str:
         """16 hexadecimal digits: the SHA-256 of the canonical JSON of this specification."""
@@ -178,18 +222,53 @@ class RunSpec(Document):
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens of one optimizer step."""
+        """Tokens of one optimizer step (the first one's, where ``lengths`` changes them)."""
         return self.batch_sequences * self.context_length
+
+    @property
+    def longest(self) -> int:
+        """The longest context length that the run has."""
+        return max([self.context_length, *(phase.context_length for phase in self.lengths)])
+
+    def stretches(self) -> list[tuple[int, int, RunSpec]]:
+        """The parts of the run that have one length: first step, step after the last, and the run as it is between.
+
+        Each is this run with other sizes and without ``lengths``; its schedule is the whole run's.
+        """
+        starts = [0, *(phase.start_step for phase in self.lengths)]
+        ends = [*starts[1:], self.steps]
+        run = self.model_copy(update={"lengths": ()})
+        found = [(0, ends[0], run)]
+        for phase, end in zip(self.lengths, ends[1:], strict=True):
+            turned = {name: getattr(phase, name) for name in ("rope_theta", "rope_scaling")}
+            model = run.model.model_copy(update={name: v for name, v in turned.items() if v is not None})
+            sizes = {"context_length": phase.context_length, "batch_sequences": phase.batch_sequences}
+            run = run.model_copy(update={**sizes, "model": model})
+            found.append((phase.start_step, end, run))
+        return found
+
+    def during(self, step: int) -> RunSpec:
+        """The run as it is in ``step`` (0-based), as ``stretches`` has it."""
+        return next(run for start, _, run in reversed(self.stretches()) if start <= step) if self.lengths else self
 
     @property
     def tokens(self) -> int:
         """Tokens of the whole run."""
-        return self.steps * self.batch_tokens
+        return self.tokens_after(self.steps)
+
+    def tokens_after(self, steps: int) -> int:
+        """Tokens of the first ``steps`` steps."""
+        return sum(
+            (min(end, steps) - start) * run.batch_tokens for start, end, run in self.stretches() if start < steps
+        )
 
     @property
     def flops(self) -> float:
         """FLOPs of the whole run (6N plus causal attention; validation not counted)."""
-        return self.tokens * self.model.train_flops_per_token(self.context_length)
+        return sum(
+            (end - start) * run.batch_tokens * run.model.train_flops_per_token(run.context_length)
+            for start, end, run in self.stretches()
+        )
 
     def lr(self, step: int) -> float:
         """Learning rate of ``step`` (0-based)."""
@@ -198,10 +277,16 @@ class RunSpec(Document):
     def prefix_id(self, steps: int) -> str:
         """Hash of all that decides the first ``steps`` steps and what is measured in them.
 
-        Runs of one prefix share the state after it, whatever schedule and mixture they go on with.
+        Runs of one prefix share the state after it, whatever schedule and mixture they go on with. With ``lengths``
+        they agree on all phases and, where the prefix ends in one of less than the longest length, on its end and the
+        mixture up to there: how many long windows it needs decides the order in which it takes short ones of them.
         """
         parts = self.model_dump(mode="json", exclude={"steps", "schedule", "mixture"})
-        parts["mixture"] = [p.model_dump(mode="json") for p in self.mixture if p.start_step < steps]
+        settled = steps
+        _, end, run = next(part for part in self.stretches() if part[1] >= min(steps, self.steps))
+        if run.context_length < self.longest:
+            parts["end"] = settled = end
+        parts["mixture"] = [p.model_dump(mode="json") for p in self.mixture if p.start_step < settled]
         parts["lr"] = [self.lr(step) for step in range(steps)]
         return canonical_hash(parts)
 
