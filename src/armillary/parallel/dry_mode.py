@@ -53,6 +53,7 @@ _COLLECTIVES = {
     "barrier": "barrier",
 }
 
+_FAKE = torch._C._TorchDispatchModeKey.FAKE
 _aten = torch.ops.aten
 _VALUE = _aten._local_scalar_dense.default
 _BY_VALUE = {_aten.nonzero.default, _aten.masked_select.default, _aten.equal.default}
@@ -152,7 +153,8 @@ class WithoutNumbers(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if FakeTensor in types or func.namespace == "profiler":  # DTensor thinks about shapes with fake tensors
+        # DTensor thinks about shapes with fake tensors
+        if torch._C._get_dispatch_mode(_FAKE) is not None or FakeTensor in types or func.namespace == "profiler":
             return func(*args, **kwargs)
         if any(kind is not Tensor and kind is not nn.Parameter for kind in types):
             return NotImplemented  # a tensor of tensors: what it consists of comes by here again

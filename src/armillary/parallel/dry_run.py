@@ -17,13 +17,15 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
@@ -34,7 +36,19 @@ from armillary.parallel.program import Program, local
 from armillary.recipe import Layout, RunSpec
 from armillary.recipe.layout import DIMENSIONS
 
-BuildOptimizer = Callable[[Program], torch.optim.Optimizer]
+
+class Optimizer(Protocol):
+    """What a step needs of the optimizer, whose state is there from the beginning."""
+
+    @property
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """Tensors by name of the parameter and key."""
+
+    def step(self, lr: float) -> None:
+        """A step at the learning rate ``lr`` along the parameters' gradients."""
+
+
+BuildOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]], RunSpec], Optimizer]
 
 
 @dataclass(frozen=True)
@@ -92,7 +106,7 @@ class DryRun:
 def dry_run(spec: RunSpec, layout: Layout, build_optimizer: BuildOptimizer) -> DryRun:
     """Rehearse a step of ``spec`` on each of the ranks of ``layout`` that differ.
 
-    ``build_optimizer`` must be a function of a module: it is called in another process.
+    ``build_optimizer`` must have a name in a module: it is called in another process.
 
     Raises:
         UsageError: the layout does not fit the run.
@@ -100,17 +114,27 @@ def dry_run(spec: RunSpec, layout: Layout, build_optimizer: BuildOptimizer) -> D
     """
     layout.check(spec)
     begin = time.perf_counter()
-    ranks = [stage * (layout.ranks // layout.pp) for stage in range(layout.pp)]
+    ranks = [place * (layout.ranks // layout.pp) for place in differing(spec, layout)]
     workers = min(len(ranks), os.cpu_count() or 1)
     # a process for each: what PyTorch remembers of a process group outlives it
     with ProcessPoolExecutor(workers, get_context("spawn"), max_tasks_per_child=1) as pool:
-        reports = list(
-            pool.map(rehearse, *zip(*[(spec, layout, build_optimizer, rank) for rank in ranks], strict=True))
-        )
+        futures = [pool.submit(rehearse, spec, layout, build_optimizer, rank) for rank in ranks]
+        reports = [future.result() for future in futures]
     most = sorted((report.own_memory for report in reports), reverse=True)[:workers]
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + sum(most)
     count = layout.microbatch_count(spec)
     return DryRun(layout.ranks, spec.model.parameters, count, reports, time.perf_counter() - begin, own)
+
+
+def differing(spec: RunSpec, layout: Layout) -> list[int]:
+    """Places in the pipeline to look at: both ends, the first between them, and the one with most layers.
+
+    The later a rank is in a pipeline, the fewer micro-batches it has in flight, so the first between the ends has most.
+    """
+    layers = [0] * layout.pp
+    for stage, its in enumerate(layout.stage_layers(spec.model.n_layers)):
+        layers[layout.stage_rank(stage)] += len(its)
+    return sorted({0, min(1, layout.pp - 1), layout.pp - 1, layers.index(max(layers))})
 
 
 def rehearse(spec: RunSpec, layout: Layout, build_optimizer: BuildOptimizer, rank: int) -> RankReport:
@@ -122,12 +146,8 @@ def rehearse(spec: RunSpec, layout: Layout, build_optimizer: BuildOptimizer, ran
     device = torch.device("cpu")
     with WithoutNumbers() as mode:
         program = Program(spec, layout, device)
-        optimizer = build_optimizer(program)
         mode.phase = OPTIMIZER
-        for _, parameter in program.named_parameters():
-            parameter.grad = torch.zeros_like(parameter)
-        optimizer.step()  # its state is there from the second step on
-        optimizer.zero_grad()
+        optimizer = build_optimizer(program.named_parameters(), spec)
         for part in program.parts:
             units = [module for module in part.modules() if isinstance(module, FSDPModule)]
             for unit in units:
@@ -143,9 +163,8 @@ def rehearse(spec: RunSpec, layout: Layout, build_optimizer: BuildOptimizer, ran
         program.clip(spec.optimizer.grad_clip)
         gradients = sum(size(local(parameter.grad)) for _, parameter in program.named_parameters())
         mode.phase = OPTIMIZER
-        optimizer.step()
+        optimizer.step(spec.lr(0))
     parameters = [local(parameter) for _, parameter in program.named_parameters()]
-    state = [value for values in optimizer.state.values() for value in values.values()]
     names = group_names(program.grid)
     return RankReport(
         rank=rank,
@@ -154,7 +173,7 @@ def rehearse(spec: RunSpec, layout: Layout, build_optimizer: BuildOptimizer, ran
         numbers=sum(parameter.numel() for parameter in parameters),
         parameters=size(parameters),
         gradients=gradients,
-        optimizer=sum(size(local(value)) for value in state if isinstance(value, torch.Tensor)),
+        optimizer=sum(size(list(tensors.values())) for tensors in optimizer.state.values()),
         most=mode.storages.most,
         peak=mode.storages.peak,
         at_peak=mode.storages.at_peak,
@@ -176,7 +195,7 @@ def group_names(grid: Grid) -> dict[str, tuple[str, int]]:
         names[grid.group(name).group_name] = (name, grid.size(name))
     for group, spanned in (
         (grid.sharded(), ("dp_shard", "ep", "cp")),
-        (grid.sharded(experts=True), ("dp_shard", "cp")),
+        (grid.sharded(experts=True), ("dp_shard", "cp", "tp")),
     ):
         inner = group.get_group(group.ndim - 1)
         wide = [name for name in spanned if grid.size(name) > 1]
