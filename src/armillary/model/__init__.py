@@ -1,7 +1,7 @@
 """The decoder-only transformer, text from it, and its weights on disk. Free of parallel code."""
 
 from armillary.model.generate import generate
-from armillary.model.moe import MixtureOfExperts, balance_experts, mixtures, set_batch_tokens
+from armillary.model.moe import MixtureOfExperts, balance_experts, dispatch, grouped_swiglu, mixtures, set_batch_tokens
 from armillary.model.transformer import Layer, Part, Transformer
 from armillary.model.weights import export_hf, import_hf, load_weights, replace_folder, save_weights
 from armillary.model.width import orthogonalised, width_factors
@@ -12,8 +12,10 @@ __all__ = [
     "Part",
     "Transformer",
     "balance_experts",
+    "dispatch",
     "export_hf",
     "generate",
+    "grouped_swiglu",
     "import_hf",
     "load_weights",
     "mixtures",

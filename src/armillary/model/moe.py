@@ -41,13 +41,21 @@ class GroupedExperts(nn.Module):
         self.down = nn.Parameter(torch.empty(count, d_model, d_ff))
 
     def forward(self, rows: Tensor, counts: Tensor) -> Tensor:
-        """Rows [M, d_model], the first ``counts[0]`` for expert 0 and so on, to the same; rows beyond give zeros."""
-        ends = counts.cumsum(0, dtype=torch.int32)
-        # the grouped product leaves what no expert takes as it finds it in memory, forward and backward
-        beyond = (torch.arange(len(rows), device=rows.device) >= ends[-1])[:, None]
-        rows = rows.masked_fill(beyond, 0)
-        hidden = swiglu(_grouped(rows, self.gate, ends), _grouped(rows, self.up, ends))
-        return _grouped(hidden, self.down, ends).masked_fill(beyond, 0)
+        """Rows [M, d_model] to the same, as ``grouped_swiglu``."""
+        return grouped_swiglu(rows, counts, self.gate, self.up, self.down)
+
+
+def grouped_swiglu(rows: Tensor, counts: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    """SwiGLUs with the matrices ``gate`` and ``up`` [n, d_ff, d] and ``down`` [n, d, d_ff] of ``rows`` [M, d].
+
+    The first ``counts[0]`` (int64) rows go through the first one and so on; rows beyond give zeros.
+    """
+    ends = counts.cumsum(0, dtype=torch.int32)
+    # the grouped product leaves what no expert takes as it finds it in memory, forward and backward
+    beyond = (torch.arange(len(rows), device=rows.device) >= ends[-1])[:, None]
+    rows = rows.masked_fill(beyond, 0)
+    hidden = swiglu(_grouped(rows, gate, ends), _grouped(rows, up, ends))
+    return _grouped(hidden, down, ends).masked_fill(beyond, 0)
 
 
 def _grouped(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
@@ -65,7 +73,7 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.spec = experts
         self.router = nn.Linear(d_model, experts.count, bias=False)
-        self.experts = GroupedExperts(experts.count, d_model, experts.d_ff)
+        self.experts: nn.Module = GroupedExperts(experts.count, d_model, experts.d_ff)
         self.shared = shared
         if experts.balance == "bias":
             self.register_buffer("bias", torch.empty(experts.count, dtype=torch.float32))
@@ -85,8 +93,7 @@ class MixtureOfExperts(nn.Module):
         place[order] = torch.arange(len(order), device=order.device)
         counts = _count(expert, self.spec.count + 1)[:-1]
         tokens = x.flatten(0, 1).to(product_dtype(x))
-        rows = _Dispatch.apply(tokens, order, place, self.spec.active)  # type: ignore[no-untyped-call]
-        rows = self.compute(self.experts, rows, counts)
+        rows = self.compute(self.experts, dispatch(tokens, order, place, self.spec.active), counts)
         weights = weights.flatten(0, 1).to(rows.dtype)
         mixed: Tensor = _Combine.apply(rows, weights, order, place)  # type: ignore[no-untyped-call]
         mixed = mixed.view(x.shape)
@@ -217,20 +224,26 @@ class _Balance(Function):
         return grad + mixture.auxiliary_gradient(logits, whole), None, None, None
 
 
+def dispatch(x: Tensor, order: Tensor, place: Tensor, copies: int) -> Tensor:
+    """Rows [N, d], each ``copies`` times, in another ``order`` [N * copies], of which ``place`` is the inverse."""
+    rows: Tensor = _Dispatch.apply(x, order, place, copies)  # type: ignore[no-untyped-call]
+    return rows
+
+
 class _Dispatch(Function):
-    """Tokens [N, d], each ``active`` times, sorted by expert: [N * active, d]."""
+    """PyTorch's own indexing adds gradients up row by row, since it can't know that each place occurs once."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, order: Tensor, place: Tensor, active: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, order: Tensor, place: Tensor, copies: int) -> Tensor:
         ctx.save_for_backward(place)
-        ctx.active = active
-        return x[order // active]
+        ctx.copies = copies
+        return x[order // copies]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (place,) = ctx.saved_tensors
-        return grad[place].view(-1, ctx.active, grad.shape[1]).sum(1), None, None, None
+        return grad[place].view(-1, ctx.copies, grad.shape[1]).sum(1), None, None, None
 
 
 class _Combine(Function):

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
-from armillary.model import Transformer
+from armillary.model import Transformer, mixtures
+from armillary.parallel.expert import shard_expert_data
 from armillary.parallel.mesh import Grid
 
 
@@ -28,6 +29,8 @@ def shard_data(model: Transformer, grid: Grid, precision: str) -> None:
     # a pipeline passes through its stages many times in a step, so gathering anew each time would cost too much
     reshard = grid.layout.reshard and grid.layout.pp == 1
     mesh = grid.sharded()
+    for mixture in mixtures(model):
+        shard_expert_data(mixture, grid, mixed, reshard)
     for layer in model.layers.values():
         fully_shard(layer, mesh=mesh, reshard_after_forward=reshard, mp_policy=mixed)
     fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=mixed)

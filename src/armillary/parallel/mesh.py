@@ -19,7 +19,7 @@ rank  pp  dp_shard  tp
 Neighbours in ``tp`` are neighbouring ranks (on one machine), stages of a pipeline are farthest apart.
 
 Dense parameters are sharded over ``dp_shard``, ``ep`` and ``cp`` together, for which all three hold different tokens
-and the same parameters; experts over ``dp_shard`` and ``cp``, after ``ep`` has dealt them out.
+and the same parameters; experts over ``dp_shard``, ``cp`` and ``tp``, after ``ep`` has dealt them out.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Grid:
 
     def sharded(self, experts: bool = False) -> DeviceMesh:
         """The mesh over which parameters are sharded: one dimension, or ``dp_replicate`` and one (HSDP)."""
-        inner = self._flat("experts_shard", ("dp_shard", "cp")) if experts else self._flat("shard", _TOKENS)
+        inner = self._flat("experts_shard", ("dp_shard", "cp", "tp")) if experts else self._flat("shard", _TOKENS)
         if self.layout.dp_replicate == 1:
             return inner
         names = ("dp_replicate", str((inner.mesh_dim_names or ("",))[0]))

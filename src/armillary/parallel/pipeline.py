@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining import (
     PipelineStage,
     Schedule1F1B,
@@ -133,7 +134,7 @@ class Pipeline:
             length //= self.layout.tp
         stage = next(iter(self.stages.values()))
         # the residual stream has the precision of the embedding, which is gathered in bf16 where data is sharded
-        half = stage.precision == "bf16" and self.layout.data * self.layout.cp > 1
+        half = stage.precision == "bf16" and isinstance(stage, FSDPModule)
         dtype = torch.bfloat16 if half else torch.float32
         return torch.empty((sequences, length, stage.shape.d_model), dtype=dtype, device=device)
 

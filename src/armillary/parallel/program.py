@@ -4,13 +4,16 @@ The story, in the order that matters:
 
 1. *Pipeline* cuts the model into stages; the rank builds its own ones, without memory for values (``meta`` device).
 2. *Tensor* cuts matrices: first, since the dimensions after it work on what is left of a matrix on this rank.
-3. *Context* puts its attention in the place of the model's.
-4. *Data* shards what is left and gathers it layer by layer. Last, since it wraps whole layers as they have become.
-5. Memory is taken, and every parameter's shard is cut from what the seed draws for the whole parameter: the numbers at
+3. *Expert* leaves of the experts those of this rank, and has tokens sent to the others.
+4. *Context* puts its attention in the place of the model's.
+5. *Recompute* and *compile* wrap layers as they have become.
+6. *Data* shards what is left and gathers it layer by layer; last, since what it gathers must be there for all of that.
+7. Memory is taken, and every parameter's shard is cut from what the seed draws for the whole parameter: the numbers at
    the start are the same under every layout.
 
 A step: ``gradients`` takes this rank's part of the batch through its stages and leaves the gradient of the whole
-batch's objective in the shards; ``clip`` takes its norm over all ranks.
+batch's objective in the shards; ``clip`` takes its norm over all ranks; after the optimizer's step ``balance`` lets the
+biases of experts follow what the batch has shown.
 """
 
 from __future__ import annotations
@@ -25,10 +28,14 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.utils import get_total_norm
 
+from armillary.model import set_batch_tokens
+from armillary.model.native import kernels
 from armillary.parallel.context import shard_context, split_context
 from armillary.parallel.data import shard_data
+from armillary.parallel.expert import balance_dealt_experts, shard_experts
 from armillary.parallel.mesh import build_grid
 from armillary.parallel.pipeline import Pipeline, Stage, build_stages
+from armillary.parallel.recompute import recompute_all, recompute_cheap
 from armillary.parallel.tensor import partial_gradients, shard_tensors
 from armillary.recipe import Layout, RunSpec
 
@@ -51,9 +58,19 @@ class Program:
         for part in self.parts:
             if layout.tp > 1:
                 shard_tensors(part, self.grid)
+            shard_experts(part, self.grid)
             if layout.cp > 1:
                 shard_context(part, self.grid)
-            if layout.data * layout.cp > 1:
+            if layout.recompute == "full":
+                recompute_all(part)
+            elif layout.recompute == "selective":
+                recompute_cheap(part)
+            # the C kernels of a CPU have fused already what compiling would fuse
+            if layout.compile and (device.type != "cpu" or kernels(torch.float32) is None):
+                for layer in part.layers.values():
+                    layer.compile()
+            # to experts, which are whole, the ranks of tp are data ranks
+            if layout.data * layout.cp > 1 or (layout.tp > 1 and spec.model.experts is not None):
                 shard_data(part, self.grid, spec.precision)
             part.to_empty(device=device)
             self._init_weights(part)
@@ -65,6 +82,8 @@ class Program:
             self.pipeline = Pipeline(self.parts, self.grid, self.count, device, self._objective)
 
     def _init_weights(self, part: Stage) -> None:
+        for buffer in part.buffers():  # the biases of experts
+            buffer.zero_()
         for name, parameter in part.named_parameters():
             values = part.init_values(name, parameter.shape, self.spec.seed, self.spec.optimizer)
             with torch.no_grad():
@@ -96,6 +115,8 @@ class Program:
         Returns the mean cross entropy in nats over all ranks, still on the device.
         """
         inputs, targets = self._own(torch.cat(self.rows(batch)))
+        for part in self.parts:
+            set_batch_tokens(part, batch[:, 1:].numel())
         self._entropy = torch.zeros((), device=self.device)
         if self.pipeline is not None:
             self.pipeline.backward(inputs, targets)
@@ -173,6 +194,11 @@ class Program:
         parts = self.count * self.layout.data * self.layout.cp
         self._entropy += entropy.detach() / parts
         return objective / parts
+
+    def balance(self) -> None:
+        """Let the biases of experts follow the load of the last ``gradients``; after the optimizer's step."""
+        for part in self.parts:
+            balance_dealt_experts(part, self.grid)
 
     @torch.no_grad()
     def clip(self, limit: float) -> Tensor:

@@ -32,11 +32,12 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     PrepareModuleInput,
+    PrepareModuleInputOutput,
     RowwiseParallel,
     parallelize_module,
 )
 
-from armillary.model import Layer, Transformer
+from armillary.model import Layer, MixtureOfExperts, Transformer
 from armillary.model.operators import block_rows, product_dtype
 from armillary.parallel.mesh import Grid
 
@@ -57,16 +58,36 @@ def shard_tensors(model: Transformer, grid: Grid) -> None:
             "attention.k": ColwiseParallel(),
             "attention.v": ColwiseParallel(),
             "attention.out": RowwiseParallel(output_layouts=between),
-            "feed_forward": PrepareModuleInput(input_layouts=(between,), desired_input_layouts=(Replicate(),)),
-            "feed_forward.gate": ColwiseParallel(),
-            "feed_forward.up": ColwiseParallel(),
-            "feed_forward.down": RowwiseParallel(output_layouts=between),
         }
+        block: Any = layer.feed_forward
+        taking: list[nn.Module] = [layer.attention, block]
+        giving: list[nn.Module] = [layer.attention.out]
+        path, inside = "feed_forward", between
+        if isinstance(block, MixtureOfExperts):
+            # each rank routes its part of the sequence, also where the residual stream is whole on every rank
+            plan[path] = PrepareModuleInputOutput(
+                input_layouts=(between,),
+                desired_input_layouts=(Shard(1),),
+                use_local_input=True,
+                output_layouts=(Shard(1),),
+                desired_output_layouts=(between,),
+            )
+            giving.append(block)
+            path, inside, block = f"{path}.shared", Shard(1), block.shared
+        if block is not None:
+            plan |= {
+                path: PrepareModuleInput(input_layouts=(inside,), desired_input_layouts=(Replicate(),)),
+                f"{path}.gate": ColwiseParallel(),
+                f"{path}.up": ColwiseParallel(),
+                f"{path}.down": RowwiseParallel(output_layouts=inside),
+            }
+            giving.append(block.down)
+            taking.append(block)
         parallelize_module(layer, mesh, plan)
-        for module in (layer.attention, layer.feed_forward):
+        for module in dict.fromkeys(taking):
             module.register_forward_pre_hook(lambda _, inputs: (_Arrived.apply(inputs[0]), *inputs[1:]))
-        for matrix in (layer.attention.out, layer.feed_forward.down):
-            matrix.register_forward_hook(lambda *arguments: _Arrived.apply(arguments[-1]))
+        for module in giving:
+            module.register_forward_hook(lambda *arguments: _Arrived.apply(arguments[-1]))
     if model.output is not None:
         parallelize_module(model.output, mesh, ColwiseParallel())
     if model.part.ends:
@@ -75,10 +96,9 @@ def shard_tensors(model: Transformer, grid: Grid) -> None:
 
 def partial_gradients(model: Transformer, grid: Grid) -> list[nn.Parameter]:
     """The parameters that are whole on every ``tp`` rank and whose gradients are only this rank's part."""
-    whole = [p for name, p in model.named_parameters() if name.endswith(("q_norm.weight", "k_norm.weight"))]
-    if grid.layout.sequence_parallel:
-        whole = [p for p in model.parameters() if p.ndim == 1]
-    return whole
+    ends = ("q_norm.weight", "k_norm.weight", "router.weight")
+    gains = grid.layout.sequence_parallel
+    return [p for name, p in model.named_parameters() if name.endswith(ends) or (gains and p.ndim == 1)]
 
 
 class VocabularyParallelLoss:

@@ -17,7 +17,7 @@ from armillary.recipe import ArmillaryError, ModelShape
 
 
 def save_weights(model: Transformer, path: Path) -> None:
-    """Write the parameters (and biases of experts) of ``model``; the file appears under ``path`` only when it is whole and on the disk."""
+    """Write the parameters, and biases of experts, of ``model``; the file appears only whole and on the disk."""
     save_tensors(model.state_dict(), path)
 
 
