@@ -55,6 +55,8 @@ def test_a_good_recipe(load, tmp_path):
     assert recipe.target_weights == {"voyage": 2 / 3, "sky": 1 / 3}
     assert recipe.family("wide").shape(6, 300).d_model == 288
     assert recipe.training.peak_lr(128) == recipe.training.lr / 2
+    transferred = load(GOOD.replace("seeds: [1, 2]", "base_width: 64\n  lr_exponent: 0")).training
+    assert transferred.peak_lr(128) == transferred.lr
 
 
 @pytest.mark.parametrize("offline", [True, False])
@@ -95,6 +97,7 @@ def swap(old, new):
         (swap("max_epochs: 3", "max_epochs: .inf"), 11, "finite number (given: inf)"),
         (swap("seeds: [1, 2]", "seeds: [1, 1]"), 20, "training: seeds must differ, found [1, 1]"),
         (swap("  budget_share: 0.4\n", ""), 20, "give exactly one of 'tokens' (a number) and 'budget_share'"),
+        (swap("seeds: [1, 2]", "base_width: 64"), 22, "base_width: makes the rate follow the width, and so does"),
         (swap("budget: 20m\n", ""), 21, "training.budget_share: needs a 'budget' (such as 20m or 1e15flops)"),
         (
             swap("    sky: 0.1", "    sky: 0.1\n    sea: 0.81"),

@@ -122,7 +122,7 @@ def test_the_id_never_changes():
     "options", [{"momentum": 0.9}, {"base_head_dim": 16}, {"kind": "adamw", "momentum": 0.5, "base_width": 64}]
 )
 def test_options_of_an_optimizer_without_effect_are_refused(options):
-    with pytest.raises(ValidationError, match="muon|base_width"):
+    with pytest.raises(ValidationError, match=r"muon|base_width"):
         OptimizerSpec(lr=1e-3, **options)
 
 

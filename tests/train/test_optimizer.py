@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 
 from armillary.model import Transformer
-from armillary.recipe import MixturePhase, ModelShape, OptimizerSpec, RunSpec
+from armillary.recipe import MixturePhase, ModelShape, OptimizerSpec, RunSpec, UsageError
+from armillary.train import Assignment, InterruptedRunError, Stack, stack_key, train_fleet, train_run
 from armillary.train.optimizer import LocalOptimizer, build_optimizer, set_lr
 
 SHAPE = ModelShape(n_layers=2, d_model=32, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=64, vocab_size=128, qk_norm=True)
@@ -74,3 +76,39 @@ def test_muon_on_one_rank_is_pytorchs() -> None:
         assert torch.equal(local.get_parameter(name), named[name]), name
         for key, value in by_name.state[name].items():
             assert torch.equal(value, optimizer.state[parameter][key])
+
+
+WIDE = [
+    OptimizerSpec(lr=3e-3, kind="muon"),
+    OptimizerSpec(lr=3e-3, kind="muon", momentum=0.8, base_width=4),
+    OptimizerSpec(lr=3e-3, base_width=4, base_head_dim=4),
+]
+
+
+@pytest.mark.parametrize("optimizer", WIDE)
+def test_a_run_that_was_stopped_goes_on_as_if_it_was_not(
+    optimizer: OptimizerSpec, make_spec: Any, tiny_corpus: Any, tmp_path: Any, undisturbed: Any, outcome: Any
+) -> None:
+    spec = make_spec(steps=12, optimizer=optimizer)
+    done: list[int] = []
+    with pytest.raises(InterruptedRunError):
+        train_run(spec, tiny_corpus, tmp_path, progress=done.append, stop=lambda: len(done) == 7)
+    train_run(spec, tiny_corpus, tmp_path)
+    assert outcome(tmp_path) == undisturbed(spec)
+
+
+def test_runs_with_a_base_width_in_a_stack(
+    make_spec: Any, tiny_corpus: Any, tmp_path: Any, undisturbed: Any, outcome: Any
+) -> None:
+    wide = WIDE[-1]
+    specs = [make_spec(seed=seed, optimizer=wide.model_copy(update={"lr": 10.0**-seed})) for seed in (2, 3)]
+    assert len({stack_key(spec) for spec in [*specs, make_spec()]}) == 2
+    dict(train_fleet([Assignment(spec, tmp_path / spec.id) for spec in specs], tiny_corpus, 2))
+    assert all(outcome(tmp_path / spec.id) == undisturbed(spec) for spec in specs)
+
+
+def test_muons_runs_are_in_no_stack(make_spec: Any) -> None:
+    specs = [make_spec(seed=seed, optimizer=WIDE[0]) for seed in (1, 2)]
+    assert stack_key(specs[0]) != stack_key(specs[1])
+    with pytest.raises(UsageError, match="kind 'muon' alone"):
+        Stack(specs[0], 2, torch.device("cpu"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, ValidationError, model_validator
@@ -127,9 +127,12 @@ class TargetModel(Document):
 class Training(Document):
     """How every run of the recipe trains.
 
-    The peak learning rate of a model of width d is ``lr * (lr_width / d) ** lr_exponent``. The target run takes
-    ``tokens``, or ``budget_share`` of the recipe's budget; it is repeated with each of ``seeds``.
+    The peak learning rate of a model of width d is ``lr * (lr_width / d) ** lr_exponent``; or ``base_width`` lets rates
+    and initial values follow the width by muP, as in ``OptimizerSpec``, and then ``lr_exponent`` is 0. The target run
+    takes ``tokens``, or ``budget_share`` of the recipe's budget; it is repeated with each of ``seeds``.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("optimizer", "base_width")
 
     tokens: int | None = Field(default=None, ge=1)
     budget_share: float | None = Field(default=None, gt=0, lt=1)
@@ -144,6 +147,8 @@ class Training(Document):
     warmup_share: float = Field(default=0.05, ge=0, lt=0.5)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seeds: tuple[int, ...] = Field(default=(1, 2, 3), min_length=2)
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    base_width: int | None = Field(default=None, ge=1)
 
     @model_validator(mode="after")
     def _tokens_or_share(self) -> Self:
@@ -151,6 +156,16 @@ class Training(Document):
             raise ValueError("give exactly one of 'tokens' (a number) and 'budget_share' (a share of the budget)")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds must differ, found {list(self.seeds)}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_rule_for_the_width(self) -> Self:
+        if self.base_width is not None and self.lr_exponent:
+            raise FieldError(
+                f"makes the rate follow the width, and so does lr_exponent ({self.lr_exponent:g}): "
+                "set lr_exponent to 0, or take base_width out",
+                "base_width",
+            )
         return self
 
     def peak_lr(self, d_model: int) -> float:

@@ -100,6 +100,8 @@ class Lab:
                 weight_decay=training.weight_decay,
                 grad_clip=training.grad_clip,
                 z_loss=training.z_loss,
+                kind=training.optimizer,
+                base_width=training.base_width,
             ),
             seed=seed,
             precision=self.plan.precision,
