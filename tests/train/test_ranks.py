@@ -1,0 +1,235 @@
+"""A run by many ranks: the run that one process trains, whoever goes on with it, and whatever happens to a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from ranks import POINTS, live, train, train_on_a_full_disk, train_until
+from safetensors.torch import load_file
+from victim import process
+
+from armillary.goodput import read_events
+from armillary.recipe import Checkpoints, Layout, ModelShape, Schedule
+from armillary.train import train_run
+from armillary.train.checkpoint import CheckpointReader, checkpoint_steps, verify_checkpoint
+from parallel.conftest import on_ranks  # noqa: F401 (a fixture)
+
+# What sums in another order come to in these runs, in nats and in the size of a weight.
+TOLERANCE = 5e-5
+
+
+@pytest.fixture(scope="module")
+def spec(make_spec, tiny_corpus):
+    """A shape that every dimension can divide."""
+    shape = ModelShape(
+        n_layers=2, d_model=16, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=32, vocab_size=tiny_corpus.vocab_size
+    )
+    return make_spec(model=shape, batch_sequences=8, schedule=Schedule(warmup_steps=2))
+
+
+def losses(outcome):
+    return [row["loss"] for row in outcome["metrics"]]
+
+
+def check_same(folder, spec, undisturbed, outcome):
+    """The numbers of the run that one process trains, up to rounding."""
+    found, expected = outcome(folder), undisturbed(spec)
+    assert losses(found) == pytest.approx(losses(expected), abs=TOLERANCE)
+    assert found["result"]["loss"] == pytest.approx(expected["result"]["loss"], abs=TOLERANCE)
+    assert found["columns"] == expected["columns"]
+
+
+WAYS = {
+    "dp4, tp2, 1": (Layout(dp_shard=4), Layout(tp=2), Layout()),
+    "hsdp2x2, pp2, 1": (Layout(dp_replicate=2, dp_shard=2), Layout(pp=2), Layout()),
+    "pp2 dp2, cp2, 1": (Layout(pp=2, dp_shard=2), Layout(cp=2), Layout()),
+    "tp2 dp2, dp2, 1": (Layout(tp=2, dp_shard=2), Layout(dp_shard=2), Layout()),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_stopped_and_gone_on_with_under_other_layouts(
+    way,
+    spec,
+    tiny_corpus,
+    tmp_path,
+    on_ranks,
+    undisturbed,
+    outcome,
+):
+    """Contract 2: the same batches in the same order, and the loss curve of a run that was never stopped."""
+    seen = []
+    for layout, stop_after in zip(WAYS[way], (3, 3, None), strict=True):
+        ranks = on_ranks(layout.ranks, train, spec, tiny_corpus.path, tmp_path / "run", layout, stop_after)
+        assert all(rank["seen"] == ranks[0]["seen"] for rank in ranks)
+        seen += ranks[0]["seen"]
+    (whole,) = on_ranks(1, train, spec, tiny_corpus.path, tmp_path / "whole", Layout())
+    assert seen == whole["seen"] and len(seen) == spec.steps
+    check_same(tmp_path / "run", spec, undisturbed, outcome)
+    starts = [e for e in read_events(tmp_path / "run" / "events.jsonl") if e.kind in ("start", "resume")]
+    assert [e.data["ranks"] for e in starts] == [4, 2, 1]
+    # a vote is looked at one step later
+    assert [e.step for e in starts] == [0, 4, 8]
+
+
+def test_the_final_weights_are_the_file_of_a_single_run(spec, tiny_corpus, tmp_path, on_ranks):  # noqa: F811
+    on_ranks(2, train, spec, tiny_corpus.path, tmp_path / "run", Layout(tp=2))
+    train_run(spec, tiny_corpus, tmp_path / "single")
+    ours, theirs = (tmp_path / name / "model.safetensors" for name in ("run", "single"))
+    head = [path.read_bytes()[: 8 + int.from_bytes(path.read_bytes()[:8], "little")] for path in (ours, theirs)]
+    assert head[0] == head[1]
+    expected = load_file(theirs)
+    for name, tensor in load_file(ours).items():
+        assert tensor.sub(expected[name]).abs().max() < 20 * TOLERANCE, name
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        *(path.name for path in (tmp_path / "single").iterdir())
+    }
+
+
+def test_one_device_goes_on_with_what_many_ranks_began(
+    spec,
+    tiny_corpus,
+    tmp_path,
+    on_ranks,
+    undisturbed,
+    outcome,
+):
+    on_ranks(4, train, spec, tiny_corpus.path, tmp_path, Layout(dp_shard=2, tp=2), 4)
+    train_run(spec, tiny_corpus, tmp_path)
+    check_same(tmp_path, spec, undisturbed, outcome)
+
+
+def test_which_checkpoints_stay(spec, tiny_corpus, tmp_path, on_ranks):  # noqa: F811
+    rule = Checkpoints(every_steps=2, keep_last=2, keep_every_steps=3)
+    on_ranks(2, train, spec, tiny_corpus.path, tmp_path, Layout(dp_shard=2), 10, rule)
+    assert checkpoint_steps(tmp_path / "checkpoints") == [3, 6, 8, 9, 10, 11][:3] + [9, 10, 11]
+    on_ranks(2, train, spec, tiny_corpus.path, tmp_path, Layout(dp_shard=2), None, rule)
+    assert checkpoint_steps(tmp_path / "checkpoints") == [3, 6, 9, 12]
+
+
+@pytest.fixture(scope="module")
+def stopped(spec, tiny_corpus, tmp_path_factory, on_ranks):  # noqa: F811
+    """A run by two ranks that was stopped after step 7, with checkpoints of steps 6 and 7."""
+    folder = tmp_path_factory.mktemp("stopped")
+    on_ranks(2, train, spec, tiny_corpus.path, folder, Layout(dp_shard=2), 6, Checkpoints(every_steps=2))
+    assert checkpoint_steps(folder / "checkpoints") == [6, 7]
+    return folder
+
+
+def flip(path: Path, where: float) -> None:
+    data = bytearray(path.read_bytes())
+    data[int(len(data) * where)] ^= 1
+    path.write_bytes(data)
+
+
+def another_step(newest: Path) -> None:
+    shutil.copy(newest.with_name("step-6") / "checkpoint.json", newest)
+
+
+FILES = ("rank-00000.safetensors", "rank-00001.safetensors", "metrics.parquet", "checkpoint.json")
+DAMAGES = {
+    **{f"a flipped bit in {f}": (lambda p, f=f: flip(p / f, 0.5), f"{f}|damaged") for f in FILES},
+    "a flipped bit in a header": (lambda p: flip(p / FILES[1], 0.001), "rank-00001.safetensors does not match"),
+    "a truncated file": (lambda p: (p / FILES[1]).write_bytes((p / FILES[1]).read_bytes()[:-9]), "bytes instead of"),
+    "a missing file": (lambda p: (p / FILES[1]).unlink(), "rank-00001.safetensors is missing"),
+    "a missing manifest": (lambda p: (p / "checkpoint.json").unlink(), "checkpoint.json is missing"),
+    "the manifest of another step": (another_step, "is that of step 6"),
+    "an empty folder": (lambda p: [f.unlink() for f in p.iterdir()], "checkpoint.json is missing"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
+    damage,
+    spec,
+    tiny_corpus,
+    tmp_path,
+    stopped,
+    on_ranks,
+    undisturbed,
+    outcome,
+):
+    folder = tmp_path / "run"
+    shutil.copytree(stopped, folder)
+    act, said = DAMAGES[damage]
+    act(folder / "checkpoints" / "step-7")
+    first, second = on_ranks(2, train, spec, tiny_corpus.path, folder, Layout(tp=2))
+    assert len(first["told"]) == 1 and not second["told"]
+    fault = next(e for e in read_events(folder / "events.jsonl") if e.kind == "fault")
+    assert fault.step == 7 and any(text in fault.data["problem"] for text in said.split("|"))
+    assert "the one before it is used" in first["told"][0] and fault.data["problem"] in first["told"][0]
+    assert [e.step for e in read_events(folder / "events.jsonl") if e.kind == "resume"] == [6]
+    check_same(folder, spec, undisturbed, outcome)
+
+
+def test_every_bit_of_a_manifest_counts(stopped, tmp_path):
+    path = tmp_path / "step-7"
+    shutil.copytree(stopped / "checkpoints" / "step-7", path)
+    manifest = path / "checkpoint.json"
+    good = manifest.read_bytes()
+    assert verify_checkpoint(path) is None
+    for at in range(0, len(good), 7):
+        data = bytearray(good)
+        data[at] ^= 4
+        manifest.write_bytes(data)
+        try:
+            same = json.loads(data) == json.loads(good)  # white space
+        except ValueError:
+            same = False
+        assert same or verify_checkpoint(path) is not None, at
+
+
+def test_pieces_make_up_each_tensor_once(stopped):
+    """What two ranks wrote has as many numbers as the tensors, and no slice of it is missing."""
+    path = stopped / "checkpoints" / "step-7"
+    manifest = json.loads((path / "checkpoint.json").read_text())
+    reader = CheckpointReader(path)
+    sizes = {name: tensor["size"] for name, tensor in manifest["tensors"].items()}
+    written = sum(t.numel() for file in FILES[:2] for t in load_file(path / file).values())
+    assert written == sum(reader.whole(name).numel() for name in sizes)
+    name = next(name for name, tensor in manifest["tensors"].items() if len(tensor["pieces"]) == 2)
+    whole = reader.whole(name)
+    rows = len(whole) // 2 + 1
+    assert reader.read(name, (rows, *whole.shape[1:]), (1, *(0,) * (whole.ndim - 1))).equal(whole[1 : rows + 1])
+
+
+def test_a_full_disk_costs_one_checkpoint_and_is_told(
+    spec,
+    tiny_corpus,
+    tmp_path,
+    on_ranks,
+    undisturbed,
+    outcome,
+):
+    first, _ = on_ranks(2, train_on_a_full_disk, spec, tiny_corpus.path, tmp_path, Layout(dp_shard=2))
+    events = list(read_events(tmp_path / "events.jsonl"))
+    assert [e.step for e in events if e.kind == "fault"] == [4]
+    assert [e.step for e in events if e.kind == "checkpoint"] == [2, 6, 8, 10, 12]
+    assert len(first["told"]) == 1 and "rank 1 could not write its part" in first["told"][0]
+    check_same(tmp_path, spec, undisturbed, outcome)
+
+
+@pytest.mark.parametrize(
+    "point", [p if p.startswith("before the") else pytest.param(p, marks=pytest.mark.slow) for p in POINTS]
+)
+def test_a_rank_is_killed_while_a_checkpoint_is_written(point, spec, tiny_corpus, tmp_path, undisturbed, outcome):
+    folder = tmp_path / "run"
+    arguments = (train_until, point, spec, tiny_corpus.path, folder, Layout(dp_shard=2))
+    victims = [process(live, rank, 2, str(tmp_path / "store"), *arguments) for rank in range(2)]
+    victims[POINTS[point][0]].join(120)
+    for victim in victims:
+        victim.kill()
+        victim.join()
+    assert victims[POINTS[point][0]].exitcode == -signal.SIGKILL
+    steps = checkpoint_steps(folder / "checkpoints")
+    assert steps == ([2, 4] if point == "before older ones are removed" else [2])
+    train_run(spec, tiny_corpus, folder)
+    assert [e.kind for e in read_events(folder / "events.jsonl") if e.kind == "fault"] == []
+    assert not [path for path in folder.rglob(".*") if path.name != ".lock"]
+    check_same(folder, spec, undisturbed, outcome)
+    assert pq.read_table(folder / "metrics.parquet").num_rows == spec.steps
