@@ -53,7 +53,8 @@ def launch(
         return carry_out(large, folder, reporter, stopping)
     ranks = nproc or (large.layout.ranks if large.layout is not None else 1)
     prepare(large, ranks)
-    return start_ranks(partial(carry_out, large, folder, reporter), ranks, max_restarts)
+    result: RunResult | None = start_ranks(partial(carry_out, large, folder, reporter), ranks, max_restarts)
+    return result
 
 
 class Stop:
@@ -101,6 +102,8 @@ def prepare(large: LargeRun, ranks: int) -> tuple[RunSpec, Corpus, Layout]:
         seed=spec.seed,
         context_length=spec.context_length,
         batch_sequences=spec.batch_sequences,
+        lengths=spec.lengths,
+        steps=spec.steps,
     )
     return spec, corpus, layout
 
@@ -124,7 +127,7 @@ def carry_out(large: LargeRun, folder: Path, reporter: Callable[[], Any], stop: 
 
         def tell(step: int) -> None:
             if show is not None:
-                show(large.name, step * spec.batch_tokens, total, f"step {step} of {spec.steps}")
+                show(large.name, spec.tokens_after(step), total, f"step {step} of {spec.steps}")
 
         try:
             result = train_ranks(

@@ -33,7 +33,7 @@ from armillary.model.moe import MixtureOfExperts
 from armillary.model.operators import add_norm, attention, linear_cross_entropy, swiglu
 from armillary.model.rotary import rotary_tables
 from armillary.model.width import width_factors
-from armillary.recipe import ModelShape, OptimizerSpec, RopeScaling
+from armillary.recipe import ModelShape, OptimizerSpec
 
 # Standard deviation of most matrices at the start, whatever their size (as in GPT-2 and Llama).
 INIT_STD = 0.02
@@ -131,10 +131,11 @@ class Transformer(nn.Module):
         features: Tensor = normalised
         return features
 
-    def stretch(self, rope_theta: float, rope_scaling: RopeScaling | None) -> None:
-        """From now on turn by other angles; what is learned stays."""
-        self.shape = self.shape.model_copy(update={"rope_theta": rope_theta, "rope_scaling": rope_scaling})
-        self._cos = self._sin = torch.empty(0)
+    def turn_as(self, shape: ModelShape) -> None:
+        """From now on turn positions as ``shape`` does, which differs in nothing else; what is learned stays."""
+        if shape != self.shape:
+            self.shape = shape
+            self._cos = self._sin = torch.empty(0)
 
     def _rotary_tables(self, length: int, positions: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
         """Cosines [T, head_dim] and sines [T, head_dim / 2] of the angles of these positions."""

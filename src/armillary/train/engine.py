@@ -37,7 +37,7 @@ class Engine(Protocol):
         """
 
     def entropy(self, windows: Tensor) -> float:
-        """Mean cross entropy in nats over ``windows`` [n, T + 1] (int64)."""
+        """Mean cross entropy in nats over ``windows`` [n, T + 1] (int64), with the positions of the last step."""
 
     def pieces(self) -> dict[str, Piece]:
         """What this process has of the weights (under the names of the model) and optimizer state (``NAME/KEY``)."""
@@ -53,14 +53,16 @@ class Alone:
     """One model on one device."""
 
     def __init__(self, spec: RunSpec, device: torch.device) -> None:
-        self.spec, self.device, self.described = spec, device, {}
+        self.spec, self.device = spec, device
+        self.described: dict[str, Any] = {}
         self.model = Transformer(spec.model)
         self.model.init_weights(spec.seed, spec.optimizer)
         self.model.to(device)
         self.optimizer = build_optimizer(self.model, spec)
 
     def step(self, step: int, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``train_step``."""
+        """As ``train_step``, with the positions that the run has in this step."""
+        self.model.turn_as(self.spec.during(step).model)
         return train_step(self.model, self.optimizer, self.spec, step, batch.to(self.device, non_blocking=True))
 
     @torch.no_grad()

@@ -281,6 +281,8 @@ class Run(Generic[EngineT]):
             seed=spec.seed,
             context_length=spec.context_length,
             batch_sequences=spec.batch_sequences,
+            lengths=spec.lengths,
+            steps=spec.steps,
         )
         self.step = 0
         self.metrics: list[dict[str, float]] = []
@@ -310,8 +312,15 @@ class Run(Generic[EngineT]):
 
     def _load(self, path: Path, step: int) -> None:
         reader = CheckpointReader(path)
-        self.engine.load(reader)
-        rows = reader.metrics()
+        problem, rows = None, []
+        try:
+            self.engine.load(reader)
+            rows = reader.metrics()
+        except ArmillaryError as error:  # some ranks may have found all that they need
+            problem = str(error)
+        problem = next((text for text in self.world.collect(problem) if text is not None), None)
+        if problem is not None:
+            raise ArmillaryError(f"{problem}; its format is right, but it is not a checkpoint of this run")
         # A trunk ends, and is validated, where its branch goes on without a look.
         due = [self.spec.validation.due(int(row["step"]), self.spec.steps) for row in rows]
         self.metrics = [
@@ -351,7 +360,7 @@ class Run(Generic[EngineT]):
             self.metrics.append(
                 {
                     "step": step + 1,
-                    "tokens": (step + 1) * self.spec.batch_tokens,
+                    "tokens": self.spec.tokens_after(step + 1),
                     "lr": self.spec.lr(step),
                     "loss": loss,
                     "grad_norm": norm,
@@ -400,7 +409,8 @@ class Run(Generic[EngineT]):
 
     def _validate(self) -> None:
         begin = time.perf_counter()
-        for domain, (loss, bits) in validate(self.engine.entropy, self.spec, self.corpus).items():
+        spec = self.spec.during(self.step - 1)
+        for domain, (loss, bits) in validate(self.engine.entropy, spec, self.corpus).items():
             if not math.isfinite(loss):  # the last update can be the one that breaks the model
                 self._diverged(self.step, f"the validation loss on '{domain}' is {loss}")
             self.metrics[-1][f"validation/{domain}/loss"] = loss
@@ -412,7 +422,8 @@ class Run(Generic[EngineT]):
         self.saver.wait()
         self._note(self.saver.finished())
         self.engine.save_weights(self.folder / "model.safetensors")
-        return self.world.share(self._conclude() if self.world.rank == 0 else None)
+        result: RunResult = self.world.share(self._conclude() if self.world.rank == 0 else None)
+        return result
 
     def _conclude(self) -> RunResult:
         metrics = self.folder / "metrics.parquet"

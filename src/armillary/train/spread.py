@@ -31,6 +31,8 @@ class Spread:
 
     def step(self, step: int, batch: Tensor) -> tuple[Tensor, Tensor]:
         """One optimizer step on the global batch, of which the program takes this rank's part."""
+        for part in self.program.parts:
+            part.turn_as(self.spec.during(step).model)
         loss = self.program.gradients(batch)
         norm = self.program.clip(self.spec.optimizer.grad_clip)
         self.optimizer.step(self.spec.lr(step))
