@@ -166,11 +166,11 @@ class RayExecutor(Executor):
         self._connected = True
 
     def _reach(self) -> None:
-        address: str | None = "auto" if self._address == "ray" else self._address
+        address = "auto" if self._address == "ray" else self._address
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         inherited: dict[str, str | None] = {}
         if address == "auto" and not _in_a_cluster():
-            address = None
+            address = "local"  # nothing less: an address that a dead cluster has left behind would be tried
             cores = max(len(os.sched_getaffinity(0)), self._asked_for or 0)
             options |= {"num_cpus": cores, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
             self._undo.enter_context(_environment(_only_ours()))
@@ -179,7 +179,7 @@ class RayExecutor(Executor):
         try:
             with _environment(inherited):
                 _ray().init(address, **options)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        except Exception as error:  # Ray raises no narrower one where it cannot start
             raise UsageError(
                 f"--on {self._address}: the cluster cannot be used: {str(error).strip().splitlines()[0]}; is it up "
                 "(ray status), of the same versions of Python and Ray, and is RAY_AUTH_MODE=token set if it wants that?"
