@@ -11,7 +11,8 @@ from armillary.recipe import ModelShape
 def model_card(name: str, shape: ModelShape, context_length: int, lineage: dict[str, Any]) -> str:
     """Markdown with what the model is, how to load it, what it was trained on, how it measured, and its limits."""
     domains = lineage["corpus"]["domains"]
-    kind = "Qwen3ForCausalLM" if shape.qk_norm else "LlamaForCausalLM"
+    moe = "Moe" if shape.experts else ""
+    kind = f"Qwen3{moe}ForCausalLM" if shape.qk_norm else "LlamaForCausalLM"
     argued = ", ".join(f"{len(runs)} runs of the {study} study" for study, runs in lineage["argued_by"].items() if runs)
     argued = argued and f", argued for by {argued}"
     parts = [

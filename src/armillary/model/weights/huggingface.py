@@ -1,7 +1,7 @@
 """Model folders that Hugging Face ``transformers`` loads, written and read without it.
 
-A shape without QK-norm is a ``LlamaForCausalLM``, one with it a ``Qwen3ForCausalLM``; both compute exactly what our
-transformer computes, so logits agree to rounding.
+A shape without QK-norm is a ``LlamaForCausalLM``, one with it a ``Qwen3ForCausalLM``, one with it and a mixture of
+experts a ``Qwen3MoeForCausalLM``; all compute exactly what our transformer computes, so logits agree to rounding.
 
 Trade-offs: the configuration is written by hand and kept to the keys that decide the computation, so that an export
 needs no further package; the test suite holds it against ``transformers`` itself. Reading refuses whatever this
@@ -23,12 +23,16 @@ from torch import Tensor
 from armillary.model.rotary import ntk_base
 from armillary.model.transformer import Transformer
 from armillary.model.weights.files import check_tensors, replace_folder, save_tensors
-from armillary.recipe import ArmillaryError, ModelShape, UsageError
+from armillary.recipe import ArmillaryError, Experts, ModelShape, UsageError
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
 
 # Fields of our shape and the keys that hold them.
 SIZES = {
@@ -39,6 +43,15 @@ SIZES = {
     "head_dim": "head_dim",
     "d_ff": "intermediate_size",
     "vocab_size": "vocab_size",
+}
+
+# Fields of our experts and the keys that hold them.
+EXPERTS = {
+    "count": "num_experts",
+    "active": "num_experts_per_tok",
+    "d_ff": "moe_intermediate_size",
+    "normalise": "norm_topk_prob",
+    "every": "decoder_sparse_step",
 }
 
 # Fields of our scaling of rotary positions and the keys that hold them, for each kind that is known there.
@@ -85,9 +98,10 @@ def export_hf(
     model that continues text. An earlier export under ``folder`` is replaced at the very end.
 
     Raises:
-        UsageError: the tokenizer cannot be read, lacks ``end_token`` or has more tokens than the model; or ``folder``
-            holds files that are no export.
+        UsageError: the tokenizer cannot be read, lacks ``end_token`` or has more tokens than the model; ``folder``
+            holds files that are no export; or no class of ``transformers`` is known to compute this mixture of experts.
     """
+    _check_exportable(model.shape)
     end = _end_token_id(tokenizer_file, end_token, model.shape.vocab_size)
     stored = getattr(torch, dtype)
     documents = {
@@ -105,13 +119,16 @@ def export_hf(
             (aside / name).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         (aside / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
         state = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        save_tensors({_names(model.shape)[name]: t.to(stored) for name, t in state.items()}, aside / WEIGHTS)
+        places = _names(model.shape).items()
+        tensors = {theirs: state[name] if at is None else state[name][at] for theirs, (name, at) in places}
+        save_tensors({name: tensor.to(stored) for name, tensor in tensors.items()}, aside / WEIGHTS)
 
 
 def import_hf(folder: Path) -> Transformer:
-    """The model in a ``transformers`` folder of a Llama or Qwen3 model, in fp32 on the CPU.
+    """The model in a ``transformers`` folder of a Llama, Qwen3 or Qwen3-MoE model, in fp32 on the CPU.
 
     Weights may be one safetensors file or several with an index; half-precision weights are widened, which is exact.
+    Experts may be apart or merged. How they were kept in balance does not stand there: the shape says ``none``.
 
     Raises:
         UsageError: no such folder, or a configuration that our transformer does not compute, naming the key.
@@ -125,32 +142,80 @@ def import_hf(folder: Path) -> Transformer:
     ignored = [name for name in tensors if name.endswith("rotary_emb.inv_freq")]
     for name in [*ignored, *(["lm_head.weight"] if shape.tied_embeddings else [])]:
         tensors.pop(name, None)
+    for name in [name for name in tensors if name.endswith(("mlp.experts.gate_up_proj", "mlp.experts.down_proj"))]:
+        merged = tensors.pop(name)
+        prefix, part = name.rsplit(".", 1)
+        parts = (
+            dict(zip(("gate_proj", "up_proj"), merged.chunk(2, 1), strict=True)) if "gate" in part else {part: merged}
+        )
+        tensors |= {f"{prefix}.{i}.{key}.weight": t for key, each in parts.items() for i, t in enumerate(each)}
+    sizes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    places = _names(shape)
     check_tensors(
         folder,
         {name: tuple(tensor.shape) for name, tensor in tensors.items()},
-        {_names(shape)[name]: tuple(parameter.shape) for name, parameter in model.named_parameters()},
+        {theirs: sizes[name][0 if at is None else 1 :] for theirs, (name, at) in places.items()},
     )
-    model.load_state_dict({ours: tensors[theirs].float() for ours, theirs in _names(shape).items()}, assign=True)
+    state: dict[str, Tensor] = {}
+    for theirs, (name, at) in places.items():
+        if at is None:
+            state[name] = tensors[theirs].float()
+        else:
+            state.setdefault(name, torch.empty(sizes[name]))[at] = tensors[theirs]
+    model.load_state_dict(state, assign=True)
     return model
 
 
-def _names(shape: ModelShape) -> dict[str, str]:
-    """Our parameter names, each with the outside one."""
-    names = {"embedding.weight": "model.embed_tokens.weight", "norm.weight": "model.norm.weight"}
+def _names(shape: ModelShape) -> dict[str, tuple[str, int | None]]:
+    """The outside names, each with our parameter and, where that holds all experts, which one of them is meant."""
+    names: dict[str, tuple[str, int | None]] = {
+        "model.embed_tokens.weight": ("embedding.weight", None),
+        "model.norm.weight": ("norm.weight", None),
+    }
     if not shape.tied_embeddings:
-        names["output.weight"] = "lm_head.weight"
+        names["lm_head.weight"] = ("output.weight", None)
     inside = {
         "attention_norm": "input_layernorm",
         **{f"attention.{part}": f"self_attn.{part}_proj" for part in "qkv"},
         "attention.out": "self_attn.o_proj",
         "feed_forward_norm": "post_attention_layernorm",
-        **{f"feed_forward.{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")},
     }
     if shape.qk_norm:
         inside |= {f"attention.{part}_norm": f"self_attn.{part}_norm" for part in "qk"}
+    matrices = ("gate", "up", "down")
     for i in range(shape.n_layers):
-        names |= {f"layers.{i}.{ours}.weight": f"model.layers.{i}.{theirs}.weight" for ours, theirs in inside.items()}
+        ours, theirs = f"layers.{i}", f"model.layers.{i}"
+        here = dict(inside)
+        if shape.experts is not None and i in shape.mixture_layers:
+            here["feed_forward.router"] = "mlp.gate"
+            for part in matrices:
+                name = f"{ours}.feed_forward.experts.{part}"
+                for expert in range(shape.experts.count):
+                    names[f"{theirs}.mlp.experts.{expert}.{part}_proj.weight"] = (name, expert)
+        else:
+            here |= {f"feed_forward.{part}": f"mlp.{part}_proj" for part in matrices}
+        names |= {f"{theirs}.{there}.weight": (f"{ours}.{name}.weight", None) for name, there in here.items()}
     return names
+
+
+def _check_exportable(shape: ModelShape) -> None:
+    experts = shape.experts
+    if experts is None:
+        return
+    problems = {
+        "qk_norm is false": not shape.qk_norm,
+        "scores are a sigmoid": experts.scores != "softmax",
+        "a bias chooses the experts": experts.balance == "bias",
+        "there is a shared expert": experts.shared_d_ff > 0,
+        "scale is not 1": experts.scale != 1.0,
+        "capacity_factor drops tokens": experts.capacity_factor is not None,
+    }
+    found = [problem for problem, there in problems.items() if there]
+    if found:
+        raise UsageError(
+            f"experts: {found[0]}, which Qwen3MoeForCausalLM, the class of transformers that mixtures of experts are "
+            "exported as, does not compute; keep the weights in armillary's own format"
+        )
 
 
 def _rope_config(shape: ModelShape, context_length: int) -> dict[str, Any]:
@@ -169,7 +234,11 @@ def _rope_config(shape: ModelShape, context_length: int) -> dict[str, Any]:
 
 
 def _config(shape: ModelShape, context_length: int, end: int, dtype: str) -> dict[str, Any]:
-    kind = "qwen3" if shape.qk_norm else "llama"
+    kind = "qwen3_moe" if shape.experts else "qwen3" if shape.qk_norm else "llama"
+    experts = shape.experts and {
+        **{key: getattr(shape.experts, field) for field, key in EXPERTS.items()},
+        "mlp_only_layers": list(range(shape.experts.dense_layers)),
+    }
     rope = _rope_config(shape, context_length)
     older = {key: value for key, value in rope.items() if key != "rope_theta"}
     return {
@@ -178,6 +247,7 @@ def _config(shape: ModelShape, context_length: int, end: int, dtype: str) -> dic
         "dtype": dtype,
         "torch_dtype": dtype,  # the name of the key before transformers 5
         **{key: getattr(shape, field) for field, key in SIZES.items()},
+        **(experts or {}),
         "tie_word_embeddings": shape.tied_embeddings,
         "rms_norm_eps": shape.norm_eps,
         "rope_parameters": rope,
@@ -258,21 +328,43 @@ def _shape(path: Path) -> ModelShape:
             config["num_key_value_heads"] = heads
         if config.get("head_dim") is None and heads and width:
             config["head_dim"] = width // heads
-    missing = [key for key in SIZES.values() if config.get(key) is None]
+    if kind == "qwen3_moe" and config.get("num_experts") is None:
+        config["num_experts"] = config.get("num_local_experts")  # its name in some versions of transformers
+    needed = [*SIZES.values(), *(list(EXPERTS.values())[:3] if kind == "qwen3_moe" else [])]
+    missing = [key for key in needed if config.get(key) is None]
     if missing:
         raise UsageError(f"{path}: the key {missing[0]} is missing; it decides the shape of the model")
     try:
         return ModelShape(
             **{field: config[key] for field, key in SIZES.items()},
             tied_embeddings=config.get("tie_word_embeddings", False),
-            qk_norm=kind == "qwen3",
+            qk_norm=kind != "llama",
             **_rope(path, config),
             norm_eps=config.get("rms_norm_eps", 1e-6),
+            experts=_experts(path, config) if kind == "qwen3_moe" else None,
         )
     except ValidationError as error:
         first = error.errors()[0]
-        where = "".join(f"{SIZES.get(str(field), field)}: " for field in first["loc"])
+        where = "".join(f"{ {**SIZES, **EXPERTS}.get(str(field), field) }: " for field in first["loc"])
         raise UsageError(f"{path}: not the shape of a model: {where}{first['msg']}") from error
+
+
+def _experts(path: Path, config: dict[str, Any]) -> Experts:
+    """The experts of a configuration, whose layers without them must be the first ones or come at regular distances."""
+    every, dense = config.get("decoder_sparse_step", 1), set(config.get("mlp_only_layers") or ())
+    sparse = [i for i in range(config["num_hidden_layers"]) if (i + 1) % every == 0]
+    mixed = [i for i in sparse if i not in dense]
+    first = mixed[0] if mixed else config["num_hidden_layers"]
+    if mixed != [i for i in sparse if i >= first]:
+        raise UsageError(
+            f"{path}: mlp_only_layers is {sorted(dense)}; supported are only the first layers of the model"
+        )
+    return Experts(
+        **{field: config[key] for field, key in EXPERTS.items() if config.get(key) is not None}
+        | {"normalise": config.get("norm_topk_prob", False)},
+        dense_layers=max((i + 1 for i in dense if i < first), default=0),
+        balance="none",
+    )
 
 
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
