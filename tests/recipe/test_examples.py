@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from armillary.recipe import load_recipe
+from armillary.recipe import LargeRun, load_recipe, load_training
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 FILES = sorted(EXAMPLES.glob("*.yaml"))
@@ -18,7 +18,10 @@ def test_every_example_is_loaded_below() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_an_example_loads(path: Path) -> None:
-    recipe = load_recipe(path)
+    recipe = load_training(path)
+    if isinstance(recipe, LargeRun):
+        assert Path(recipe.corpus).is_relative_to(EXAMPLES)
+        return
     # Relative sources belong to the example's own folder, not to wherever the command is given.
     sources = [domain.source for domain in recipe.corpus.domains.values() if not domain.source.startswith("demo:")]
     assert all(Path(source).is_relative_to(EXAMPLES) for source in sources)
@@ -26,6 +29,24 @@ def test_an_example_loads(path: Path) -> None:
     depths = {recipe.model.depth, recipe.study.mixture.depth, recipe.study.anneal.depth, *recipe.study.ladder.depths}
     for family in recipe.families:
         assert all(family.shape(depth, recipe.corpus.tokenizer.vocab_size).parameters > 0 for depth in depths)
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks", "parameters", "active"),
+    [
+        ("telechat2-115b", 512, (113.28e9, 113.285e9), (113.28e9, 113.285e9)),
+        ("moe-1t", 10_240, (1e12, 1.1e12), (30e9, 50e9)),
+    ],
+)
+def test_a_large_example_is_as_large_as_it_says(
+    name: str, ranks: int, parameters: tuple[float, float], active: tuple[float, float]
+) -> None:
+    large = load_training(EXAMPLES / f"{name}.yaml")
+    assert isinstance(large, LargeRun)
+    assert large.layout is not None
+    assert large.layout.ranks == ranks
+    assert parameters[0] <= large.run.model.parameters <= parameters[1]
+    assert active[0] <= large.run.model.active_parameters <= active[1]
 
 
 @pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])

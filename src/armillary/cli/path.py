@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from armillary.cli.dry_run import show_dry_run
 from armillary.cli.screen import JsonOption, Reporter, app, err, out, show_json, show_table
-from armillary.recipe import Recipe, load_recipe, load_training
+from armillary.recipe import Recipe, UsageError, load_recipe, load_training
 
 study_app = typer.Typer(help="Small runs that argue for a recipe.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
@@ -251,6 +252,10 @@ def train(
         int | None, typer.Option(min=1, help="Large run: ranks to start here (default: as many as its layout has).")
     ] = None,
     max_restarts: Annotated[int, typer.Option(min=0, help="Large run: how often ranks that died are restarted.")] = 3,
+    dry: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Large run: report memory and collectives of a rank instead; needs no cluster."),
+    ] = False,
     budget: BudgetOption = None,
     workers: WorkersOption = None,
     database: DatabaseOption = None,
@@ -264,8 +269,12 @@ def train(
     armillary train run.yaml --nproc 4
 
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST -m armillary train run.yaml
+
+    armillary train run.yaml --dry-run
     """
     document = load_training(file)
+    if dry:
+        return rehearse(document, file, nproc, as_json)
     if isinstance(document, Recipe):
         found = reach("target", file, folder, budget, workers, database, on).target
         return show_json(found) if as_json else show_arms(found)
@@ -274,6 +283,20 @@ def train(
     result = launch(document, folder or Path(document.name), nproc=nproc, max_restarts=max_restarts, reporter=Reporter)
     if result is not None:
         show_json(asdict(result)) if as_json else show_result(result)
+
+
+def rehearse(document: Any, file: Path, nproc: int | None, as_json: bool) -> None:
+    """What a rank of a large run would need in memory, and send."""
+    if isinstance(document, Recipe):
+        raise UsageError(f"{file}: --dry-run is for the file of one large run, and this is a recipe")
+    if document.layout is None and nproc is None:
+        raise UsageError(f"{file}: has no layout; say with --nproc how many ranks there would be")
+    layout = document.layout_of(nproc or document.layout.ranks)
+    from armillary.parallel import dry_run
+    from armillary.train import LocalOptimizer
+
+    found = dry_run(document.run, layout, LocalOptimizer)
+    show_json(asdict(found)) if as_json else show_dry_run(document.name, found)
 
 
 def show_result(result: Any) -> None:

@@ -1,6 +1,7 @@
 """One training program over many ranks, in every dimension; the model knows nothing of it."""
 
+from armillary.parallel.dry_run import DryRun, dry_run
 from armillary.parallel.mesh import Grid, build_grid
 from armillary.parallel.program import Program
 
-__all__ = ["Grid", "Program", "build_grid"]
+__all__ = ["DryRun", "Grid", "Program", "build_grid", "dry_run"]

@@ -27,10 +27,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from armillary.model import operators
-from armillary.parallel.dry_mode import ACTIVATIONS, OPTIMIZER, WithoutNumbers, size
+from armillary.parallel.dry_mode import ACTIVATIONS, GATHERED, OPTIMIZER, WithoutNumbers, size
 from armillary.parallel.mesh import Grid
 from armillary.parallel.program import Program, local
 from armillary.recipe import Layout, RunSpec
@@ -104,7 +103,7 @@ class DryRun:
 
 
 def dry_run(spec: RunSpec, layout: Layout, build_optimizer: BuildOptimizer) -> DryRun:
-    """Rehearse a step of ``spec`` on each of the ranks of ``layout`` that differ.
+    """Rehearse a step of ``spec``, at its longest context, on each of the ranks of ``layout`` that differ.
 
     ``build_optimizer`` must have a name in a module: it is called in another process.
 
@@ -114,6 +113,7 @@ def dry_run(spec: RunSpec, layout: Layout, build_optimizer: BuildOptimizer) -> D
     """
     layout.check(spec)
     begin = time.perf_counter()
+    spec = max((run for *_, run in spec.stretches()), key=lambda run: run.context_length)
     ranks = [place * (layout.ranks // layout.pp) for place in differing(spec, layout)]
     workers = min(len(ranks), os.cpu_count() or 1)
     # a process for each: what PyTorch remembers of a process group outlives it
@@ -139,6 +139,8 @@ def differing(spec: RunSpec, layout: Layout) -> list[int]:
 
 def rehearse(spec: RunSpec, layout: Layout, build_optimizer: BuildOptimizer, rank: int) -> RankReport:
     """One step of ``rank``, in a process that has no process group yet and is for nothing else."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore  # registers the backend
+
     begin = time.perf_counter()
     os.environ["ARMILLARY_NATIVE"] = "0"  # kernels of a CPU would compute
     operators.CPU_BLOCK = operators.ACCELERATOR_BLOCK  # large blocks of logits, as an accelerator computes them
@@ -148,6 +150,7 @@ def rehearse(spec: RunSpec, layout: Layout, build_optimizer: BuildOptimizer, ran
         program = Program(spec, layout, device)
         mode.phase = OPTIMIZER
         optimizer = build_optimizer(program.named_parameters(), spec)
+        mode.phase = GATHERED
         for part in program.parts:
             units = [module for module in part.modules() if isinstance(module, FSDPModule)]
             for unit in units:

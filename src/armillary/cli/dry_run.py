@@ -1,0 +1,81 @@
+"""What a dry run found, on the screen."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from armillary.cli.screen import out, show_table
+
+_GIB = 2**30
+
+
+def show_dry_run(name: str, found: Any) -> None:
+    """Memory of each rank that differs, and the collectives of the one that needs most."""
+    kinds = list(found.largest.most)
+    kept = [
+        [
+            _place(report),
+            _layers(report.layers),
+            f"{report.numbers:,}",
+            *(_gib(part) for part in (report.parameters, report.gradients, report.optimizer)),
+        ]
+        for report in found.reports
+    ]
+    show_table(
+        f"{name}: {found.parameters:,} parameters on {found.ranks:,} ranks, {found.microbatches} micro-batches a step; "
+        "kept on a rank (GiB)",
+        ["rank", "layers", "numbers", "parameters", "gradients", "optimizer"],
+        kept,
+    )
+    show_table(
+        "at the peak of a step (GiB), and the most of each kind at any time",
+        [
+            "rank",
+            "peak",
+            *kinds,
+            *(f"most {kind}" for kind in kinds if kind in ("gradients", "gathered", "activations")),
+        ],
+        [
+            [
+                _place(report) + " ←" * (report is found.largest and len(found.reports) > 1),
+                _gib(report.peak),
+                *(_gib(report.at_peak[kind]) for kind in kinds),
+                *(_gib(report.most[kind]) for kind in kinds if kind in ("gradients", "gathered", "activations")),
+            ]
+            for report in found.reports
+        ],
+    )
+    rows = [
+        [c.kind, c.group, c.ranks, c.count, _megabytes(c.nbytes), _gib(c.count * c.nbytes)]
+        for c in sorted(found.largest.collectives, key=lambda c: -c.count * c.nbytes)
+    ]
+    show_table(
+        f"collectives of one step on rank {found.largest.rank}",
+        ["kind", "over", "ranks", "times", "MiB each", "GiB in all"],
+        rows,
+    )
+    sums: Counter[str] = Counter()
+    for c in found.largest.collectives:
+        sums[c.kind] += c.count * c.nbytes
+    told = ", ".join(f"{kind} {_gib(nbytes)}" for kind, nbytes in sums.most_common())
+    out.print(f"GiB in all: {told}", highlight=False)
+    out.print(f"found out in {found.seconds:.0f} s and {_gib(found.own_memory)} GiB", highlight=False)
+
+
+def _place(report: Any) -> str:
+    place = " ".join(f"{name} {index}" for name, index in report.place.items() if index)
+    return f"{report.rank} ({place})" if place else str(report.rank)
+
+
+def _layers(stages: list[list[int]]) -> str:
+    """Layers of each stage, as 0-3, 32-35."""
+    return ", ".join(f"{its[0]}-{its[-1]}" if len(its) > 1 else str(its[0]) for its in stages if its)
+
+
+def _gib(nbytes: int) -> str:
+    return f"{nbytes / _GIB:,.2f}"
+
+
+def _megabytes(nbytes: int) -> str:
+    return f"{nbytes / 2**20:,.2f}" if nbytes >= 2**14 else f"{nbytes / 2**20:.2g}"
