@@ -81,7 +81,8 @@ class _GatheredAttention(Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, kv: Tensor, group: dist.ProcessGroup) -> Tensor:
         arriving = all_gather_tensor(kv, 0, group)
-        out, log_z = _attend(q, kv, causal=True)
+        # copied, since selective recompute may hold on to what a kernel gave, and the rest is merged into it
+        out, log_z = (x.clone() for x in _attend(q, kv, causal=True))
         whole = _in_order(wait_tensor(arriving), group)
         for queries, keys in _unmasked(q.shape[2], group):
             _merge(out, log_z, queries, _attend(q[:, :, queries], whole[..., keys, :], causal=False))
@@ -120,7 +121,7 @@ class _RingAttention(Function):
         out = log_z = torch.empty(0)
         for source, block in _round(kv, group):
             if source == group.rank():
-                out, log_z = _attend(q, block, causal=True)
+                out, log_z = (x.clone() for x in _attend(q, block, causal=True))
             else:
                 queries, keys = _seen(source, q.shape[2], group)
                 _merge(out, log_z, queries, _attend(q[:, :, queries], block[..., keys, :], causal=False))
