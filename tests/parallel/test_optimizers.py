@@ -18,7 +18,7 @@ from armillary.recipe import Layout, OptimizerSpec, RunSpec
 from armillary.train import train_step
 from armillary.train.optimizer import LocalOptimizer, build_optimizer
 
-from .test_equality import specification
+from .runs import specification
 
 LAYOUTS = {
     "dp2": Layout(dp_shard=2),

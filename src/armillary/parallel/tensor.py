@@ -15,10 +15,12 @@ over the ranks once per optimizer step (``partial_gradients``).
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F  # noqa: N812 (the name the field uses)
 from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 from torch.distributed._functional_collectives import (
@@ -28,7 +30,8 @@ from torch.distributed._functional_collectives import (
     reduce_scatter_single,
     wait_tensor,
 )
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module, distribute_tensor
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     PrepareModuleInput,
@@ -47,8 +50,8 @@ def shard_tensors(model: Transformer, grid: Grid) -> None:
     mesh = grid.mesh["tp"]
     between = Shard(1) if grid.layout.sequence_parallel else Replicate()
     if model.embedding is not None:
-        parallelize_module(model.embedding, mesh, RowwiseParallel(input_layouts=Replicate(), output_layouts=between))
-        model.embedding.register_forward_hook(lambda *arguments: _Arrived.apply(arguments[-1]))
+        distribute_module(model.embedding, mesh, _cut_vocabulary)
+        model.embedding.forward = partial(_embed, model.embedding, grid)  # type: ignore[method-assign]
     for layer in cast(Iterable[Layer], model.layers.values()):
         plan = {
             "attention": PrepareModuleInput(
@@ -101,6 +104,26 @@ def partial_gradients(model: Transformer, grid: Grid) -> list[nn.Parameter]:
     return [p for name, p in model.named_parameters() if name.endswith(ends) or (gains and p.ndim == 1)]
 
 
+def _cut_vocabulary(_: str, embedding: nn.Module, mesh: DeviceMesh) -> None:
+    weight = cast(nn.Embedding, embedding).weight
+    embedding.weight = nn.Parameter(distribute_tensor(weight, mesh, [Shard(0)]))
+
+
+def _embed(embedding: nn.Embedding, grid: Grid, tokens: Tensor) -> Tensor:
+    """Token ids [B, T] to [B, T, d], or this rank's part of the sequence of it.
+
+    Each rank looks up its own tokens of the vocabulary. DTensor's embedding would do the same, but make the gradient of
+    the whole vocabulary on each rank.
+    """
+    assert isinstance(embedding.weight, DTensor)
+    weight, group = embedding.weight.to_local(), grid.group("tp")
+    own = tokens - dist.get_rank(group) * len(weight)
+    here = (own >= 0) & (own < len(weight))
+    found = F.embedding(own.clamp(0, len(weight) - 1), weight) * here[..., None]
+    summed: Tensor = (_ScatterSequence if grid.layout.sequence_parallel else _Sum).apply(found, group)
+    return summed
+
+
 class VocabularyParallelLoss:
     """``operators.linear_cross_entropy`` with the output matrix cut over the ``tp`` ranks by vocabulary."""
 
@@ -143,6 +166,33 @@ class _GatherSequence(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return wait_tensor(reduce_scatter_single(grad, "sum", scatter_dim=1, group=ctx.group)), None
+
+
+class _ScatterSequence(Function):
+    """[B, T, d] of each rank, summed and cut into [B, T / ranks, d]; the gradients are gathered."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        own: Tensor = wait_tensor(reduce_scatter_single(x, "sum", scatter_dim=1, group=group))
+        return own
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return wait_tensor(all_gather_single(grad, gather_dim=1, group=ctx.group)), None
+
+
+class _Sum(Function):
+    """The sum over all ranks, whose gradient is the same on every rank."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        whole: Tensor = wait_tensor(all_reduce(x, "sum", group))
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
 
 
 class _SumGradient(Function):
