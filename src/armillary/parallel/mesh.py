@@ -25,6 +25,7 @@ and the same parameters; experts over ``dp_shard``, ``cp`` and ``tp``, after ``e
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.distributed as dist
@@ -93,7 +94,13 @@ def build_grid(layout: Layout, device: torch.device) -> Grid:
     if ranks != layout.ranks:
         sizes = " x ".join(f"{name} {size}" for name, size in zip(DIMENSIONS, layout.sizes, strict=True) if size > 1)
         raise UsageError(f"the layout has {layout.ranks} ranks ({sizes or 'all 1'}), but {ranks} were started")
-    grid = Grid(layout, init_device_mesh(device.type, layout.sizes, mesh_dim_names=DIMENSIONS))
+    grid = Grid(layout, _mesh(dist.group.WORLD, device.type, layout.sizes))
     # made now, by all ranks in the same order, since making a group is a collective
     grid.sharded(), grid.sharded(experts=True), grid.tokens_group()
     return grid
+
+
+@cache
+def _mesh(world: dist.ProcessGroup | None, device: str, sizes: tuple[int, ...]) -> DeviceMesh:
+    """One mesh for all programs of these sizes in a ``world``: groups cost connections, threads and memory."""
+    return init_device_mesh(device, sizes, mesh_dim_names=DIMENSIONS)
