@@ -68,7 +68,10 @@ class Stage(Transformer):
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The precision of the matrix products; opened for the forward pass alone, which the backward pass follows."""
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        # without its cache, which would hold every weight twice until the last layer is through, and be no longer
+        # there where recompute looks for it
+        half = self.precision == "bf16"
+        return torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False)
 
 
 def build_stages(spec: RunSpec, layout: Layout, rank: int) -> list[Stage]:
