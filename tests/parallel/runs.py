@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from armillary.model import Transformer
+from armillary.model import Transformer, mixtures, set_batch_tokens
 from armillary.parallel import Program
 from armillary.recipe import Layout, MixturePhase, ModelShape, OptimizerSpec, RunSpec
 from armillary.train import train_step
@@ -49,6 +50,7 @@ TOGETHER = {
     "pp2 x dp2 interleaved": Layout(**INTERLEAVED, dp_shard=2),
     "pp2 x dp2 zero-bubble": Layout(**ZERO_BUBBLE, dp_shard=2),
     "pp2 x dp2 interleaved, full recompute": Layout(**INTERLEAVED, dp_shard=2, recompute="full"),
+    "cp4 ring": Layout(cp=4, context="ring"),
     "pp2 x cp2": Layout(pp=2, cp=2, microbatches=4),
     "pp4 1f1b": Layout(pp=4, microbatches=4),
     "dp2 x tp2, selective recompute": Layout(dp_shard=2, tp=2, recompute="selective"),
@@ -76,12 +78,17 @@ def specification(**changes: Any) -> RunSpec:
 
 @dataclass
 class Course:
-    """What a run showed: each step's loss and gradient norm, the first step's gradients, the loss on other text."""
+    """What a run showed: each step's loss and gradient norm, the first step's gradients, the loss on other text.
+
+    Of experts their biases in the end, and how near to a tie the nearest choice between two of them was.
+    """
 
     losses: list[float]
     norms: list[float]
     gradients: dict[str, Tensor]
     entropy: list[float]
+    biases: dict[str, Tensor] = field(default_factory=dict)
+    margin: float = math.inf
 
 
 def batches(spec: RunSpec) -> Tensor:
@@ -106,6 +113,9 @@ def _alone(spec_json: str) -> Course:
     optimizer = build_optimizer(model, spec)
     course = Course([], [], {}, [])
     *steps, held_out = batches(spec)
+    for mixture in mixtures(model):
+        mixture.register_forward_pre_hook(lambda mixture, inputs: _note_margin(course, mixture, inputs[0]))
+    set_batch_tokens(model, steps[0][:, 1:].numel())
     for part in steps[0].chunk(spec.accumulation):
         objective, _ = model.loss(part, spec.optimizer.z_loss)
         (objective / spec.accumulation).backward()
@@ -118,7 +128,20 @@ def _alone(spec_json: str) -> Course:
         if step in (0, spec.steps - 1):
             with torch.no_grad():
                 course.entropy.append(model.loss(held_out[:5])[1].item())
+    course.biases = dict(model.named_buffers())
     return course
+
+
+@torch.no_grad()
+def _note_margin(course: Course, mixture: Any, x: Tensor) -> None:
+    logits = x @ mixture.router.weight.T
+    scores = logits.softmax(-1) if mixture.spec.scores == "softmax" else logits.sigmoid()
+    if mixture.spec.balance == "bias":
+        scores = scores + mixture.bias
+    if mixture.spec.active < mixture.spec.count:
+        falling = scores.sort(-1, descending=True).values
+        gaps = falling[..., mixture.spec.active - 1] - falling[..., mixture.spec.active]
+        course.margin = min(course.margin, float(gaps.min()))
 
 
 def spread(spec: RunSpec, layout: Layout) -> Course:
@@ -133,8 +156,10 @@ def spread(spec: RunSpec, layout: Layout) -> Course:
             course.gradients = {name: whole(p.grad) for name, p in program.named_parameters()}
         course.norms.append(program.clip(spec.optimizer.grad_clip).item())
         optimizer.step(spec.lr(step))
+        program.balance()
         if step in (0, spec.steps - 1):
             course.entropy.append(program.entropy(held_out[:5]).item())
+    course.biases = {name: bias for part in program.parts for name, bias in part.named_buffers()}
     return course
 
 

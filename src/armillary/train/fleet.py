@@ -68,11 +68,12 @@ class Assignment:
 def stack_key(spec: RunSpec) -> Hashable:
     """What runs must agree on to be members of one stack; all else may differ.
 
-    Runs of Muon, and those that change their length, agree with none.
+    Runs of Muon, those that change their length, and mixtures of experts agree with none.
     """
     shape, o = spec.model.model_dump_json(), spec.optimizer
     batch = spec.context_length, spec.batch_sequences, spec.accumulation, spec.precision
-    return shape, *batch, o.z_loss, o.base_width, o.base_head_dim, spec.id if o.kind == "muon" or spec.lengths else None
+    alone = o.kind == "muon" or spec.lengths or spec.model.experts
+    return shape, *batch, o.z_loss, o.base_width, o.base_head_dim, spec.id if alone else None
 
 
 def stack_capacity(spec: RunSpec, wanted: int, device: torch.device) -> int:
@@ -272,7 +273,7 @@ class Stack:
     """Parameters, gradients and moments of up to ``capacity`` models, a row for each; rows in use come first.
 
     Raises:
-        UsageError: the runs take Muon's steps, or change their length.
+        UsageError: the runs take Muon's steps, change their length, or have mixtures of experts.
     """
 
     def __init__(self, spec: RunSpec, capacity: int, device: torch.device) -> None:
@@ -280,6 +281,8 @@ class Stack:
             raise UsageError("a stack takes AdamW's steps only; train a run of optimizer kind 'muon' alone (train_run)")
         if spec.lengths:
             raise UsageError("members of a stack keep one length; train a run with 'lengths' alone (train_run)")
+        if spec.model.experts:  # how many tokens an expert has differs between members, and so would sizes
+            raise UsageError("a stack has no mixtures of experts; train a run of such a model alone (train_run)")
         self._spec = spec
         with torch.device("meta"):
             self._objective = _Objective(spec.model, spec.optimizer.z_loss)
