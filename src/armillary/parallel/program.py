@@ -128,11 +128,6 @@ class Program:
                     model.set_requires_gradient_sync(last)
                     model.set_reshard_after_backward(last or self.layout.reshard)
                 self._objective(model(x), wanted).backward()
-        for _, parameter in self.named_parameters():
-            grad = parameter.grad
-            # PyTorch leaves the gradient of an embedding whole on each rank
-            if isinstance(parameter, DTensor) and isinstance(grad, DTensor) and grad.placements != parameter.placements:
-                parameter.grad = grad.redistribute(placements=parameter.placements)
         if self.partial:
             whole = torch.cat([local(parameter.grad).flatten() for parameter in self.partial])
             dist.all_reduce(whole, group=self.grid.group("tp"))
