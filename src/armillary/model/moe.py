@@ -48,14 +48,12 @@ class GroupedExperts(nn.Module):
 def grouped_swiglu(rows: Tensor, counts: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     """SwiGLUs with the matrices ``gate`` and ``up`` [n, d_ff, d] and ``down`` [n, d, d_ff] of ``rows`` [M, d].
 
-    The first ``counts[0]`` (int64) rows go through the first one and so on; rows beyond give zeros.
+    The first ``counts[0]`` (int64) rows go through the first one and so on; for rows beyond neither what they give nor
+    their gradients are defined.
     """
     ends = counts.cumsum(0, dtype=torch.int32)
-    # the grouped product leaves what no expert takes as it finds it in memory, forward and backward
-    beyond = (torch.arange(len(rows), device=rows.device) >= ends[-1])[:, None]
-    rows = rows.masked_fill(beyond, 0)
     hidden = swiglu(_grouped(rows, gate, ends), _grouped(rows, up, ends))
-    return _grouped(hidden, down, ends).masked_fill(beyond, 0)
+    return _grouped(hidden, down, ends)
 
 
 def _grouped(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
@@ -93,7 +91,13 @@ class MixtureOfExperts(nn.Module):
         place[order] = torch.arange(len(order), device=order.device)
         counts = _count(expert, self.spec.count + 1)[:-1]
         tokens = x.flatten(0, 1).to(product_dtype(x))
-        rows = self.compute(self.experts, dispatch(tokens, order, place, self.spec.active), counts)
+        rows = dispatch(tokens, order, place, self.spec.active)
+        if self.spec.capacity_factor is None:
+            rows = self.compute(self.experts, rows, counts)
+        else:
+            # what no expert takes is left undefined, forward and backward
+            dropped = (torch.arange(len(rows), device=rows.device) >= counts.sum())[:, None]
+            rows = self.compute(self.experts, rows.masked_fill(dropped, 0), counts).masked_fill(dropped, 0)
         weights = weights.flatten(0, 1).to(rows.dtype)
         mixed: Tensor = _Combine.apply(rows, weights, order, place)  # type: ignore[no-untyped-call]
         mixed = mixed.view(x.shape)

@@ -95,7 +95,7 @@ class Exchange:
         self.group, self.ranks = group, group.size()
 
     def __call__(self, experts: nn.Module, rows: Tensor, counts: Tensor) -> Tensor:
-        """Rows [M, d] sorted by expert, ``counts`` [count] of them for each, to the same; rows beyond give zeros."""
+        """Rows [M, d] sorted by expert, ``counts`` [count] of them for each, to the same."""
         arriving = wait_tensor(all_to_all_single(counts, None, None, self.group))
         sizes = torch.stack((counts, arriving)).view(2, self.ranks, -1)
         leave, arrive = sizes.sum(2).tolist()
