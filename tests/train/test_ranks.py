@@ -1,4 +1,4 @@
-"""A run by many ranks: the run that one process trains, whoever goes on with it, and whatever happens to a checkpoint."""
+"""A run by many ranks is the run of one process, whoever goes on with it, and whatever happens to a checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from armillary.goodput import read_events
 from armillary.recipe import Checkpoints, Layout, ModelShape, Schedule
 from armillary.train import train_run
 from armillary.train.checkpoint import CheckpointReader, checkpoint_steps, verify_checkpoint
-from parallel.conftest import on_ranks  # noqa: F401 (a fixture)
 
 # What sums in another order come to in these runs, in nats and in the size of a weight.
 TOLERANCE = 5e-5
@@ -77,7 +76,7 @@ def test_stopped_and_gone_on_with_under_other_layouts(
     assert [e.step for e in starts] == [0, 4, 8]
 
 
-def test_the_final_weights_are_the_file_of_a_single_run(spec, tiny_corpus, tmp_path, on_ranks):  # noqa: F811
+def test_the_final_weights_are_the_file_of_a_single_run(spec, tiny_corpus, tmp_path, on_ranks):
     on_ranks(2, train, spec, tiny_corpus.path, tmp_path / "run", Layout(tp=2))
     train_run(spec, tiny_corpus, tmp_path / "single")
     ours, theirs = (tmp_path / name / "model.safetensors" for name in ("run", "single"))
@@ -104,16 +103,16 @@ def test_one_device_goes_on_with_what_many_ranks_began(
     check_same(tmp_path, spec, undisturbed, outcome)
 
 
-def test_which_checkpoints_stay(spec, tiny_corpus, tmp_path, on_ranks):  # noqa: F811
+def test_which_checkpoints_stay(spec, tiny_corpus, tmp_path, on_ranks):
     rule = Checkpoints(every_steps=2, keep_last=2, keep_every_steps=3)
     on_ranks(2, train, spec, tiny_corpus.path, tmp_path, Layout(dp_shard=2), 10, rule)
-    assert checkpoint_steps(tmp_path / "checkpoints") == [3, 6, 8, 9, 10, 11][:3] + [9, 10, 11]
+    assert checkpoint_steps(tmp_path / "checkpoints") == [3, 6, 9, 10, 11]
     on_ranks(2, train, spec, tiny_corpus.path, tmp_path, Layout(dp_shard=2), None, rule)
     assert checkpoint_steps(tmp_path / "checkpoints") == [3, 6, 9, 12]
 
 
 @pytest.fixture(scope="module")
-def stopped(spec, tiny_corpus, tmp_path_factory, on_ranks):  # noqa: F811
+def stopped(spec, tiny_corpus, tmp_path_factory, on_ranks):
     """A run by two ranks that was stopped after step 7, with checkpoints of steps 6 and 7."""
     folder = tmp_path_factory.mktemp("stopped")
     on_ranks(2, train, spec, tiny_corpus.path, folder, Layout(dp_shard=2), 6, Checkpoints(every_steps=2))

@@ -136,7 +136,7 @@ def join_pieces(written: Iterable[Written], folder: Path, path: Path) -> None:
         with open(hidden, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name in names:
-                file.write(reader.whole(name).contiguous().view(-1).view(torch.uint8).numpy())
+                file.write(reader.whole(name).contiguous().view(-1).view(torch.uint8).numpy().data)
         sync(hidden)
         hidden.replace(path)
     finally:
@@ -167,11 +167,13 @@ def thin_out(folder: Path, step: int, keep_last: int, stays: Callable[[int], boo
     """
     passing = [s for s in checkpoint_steps(folder) if s < step and not stays(s)]
     before = passing[len(passing) - keep_last + 1 :] if keep_last > 1 else []
-    remove_checkpoints(folder, lambda s: s == step or s in before or stays(s))
+    remove_checkpoints(folder, lambda s: s == step or s in before or stays(s), step)
 
 
-def remove_checkpoints(folder: Path, stays: Callable[[int], bool]) -> None:
+def remove_checkpoints(folder: Path, stays: Callable[[int], bool], written: float = math.inf) -> None:
     """Remove all checkpoints but those of steps that ``stays`` says, and what a killed process had half written.
+
+    What is half written of a step after ``written`` is not touched: another rank may have begun the next checkpoint.
 
     What another machine writes goes only when it is old: that machine may be alive and merely cut off, its lock on the
     run lost.
@@ -179,7 +181,8 @@ def remove_checkpoints(folder: Path, stays: Callable[[int], bool]) -> None:
     half_written = [
         path
         for path in folder.glob(".step-*")
-        if path.name.split(".", 2)[-1].startswith(f"{HOST}.") or _age_s(path) > _ABANDONED_S
+        if int(path.name.split(".")[1].removeprefix("step-")) <= written
+        and (path.name.split(".", 2)[-1].startswith(f"{HOST}.") or _age_s(path) > _ABANDONED_S)
     ]
     gone = [folder / f"step-{step}" for step in checkpoint_steps(folder) if not stays(step)]
     for path in [*gone, *half_written]:
@@ -279,7 +282,7 @@ class PieceReader:
             common = [(max(o, s), min(o + n, s + m)) for o, n, s, m in sides]
             if any(begin >= end for begin, end in common):
                 continue
-            part = piece[tuple(slice(b - s, e - s) for (b, e), s in zip(common, start, strict=True))]
+            part: Tensor = piece[tuple(slice(b - s, e - s) for (b, e), s in zip(common, start, strict=True))]
             if part.shape == size:
                 return part.clone()  # what is read is the mapped file
             result = result.to(part.dtype)

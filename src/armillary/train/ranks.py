@@ -10,7 +10,7 @@ tensor, into the file that a run on one device would have written. So no rank ev
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ def train_ranks(
         if isinstance(found, Exception):
             raise found
         events = opened if world.rank == 0 else Silent()
+        tell = tell if world.rank == 0 else lambda text: None
         saver = Backstage(folder / "checkpoints", world, checkpoints)
         engine = Spread(spec, layout, device, saver)
         run = Run(spec, corpus, folder, events, engine, saver, checkpoints, world, progress, stop, tell)
@@ -71,7 +72,7 @@ def train_ranks(
             return carry_out(run, batches)
 
 
-def _ahead(order: TokenOrder, step: int, steps: int, device: torch.device) -> Iterator[Tensor]:
+def _ahead(order: TokenOrder, step: int, steps: int, device: torch.device) -> Generator[Tensor, None, None]:
     """The batches from ``step`` on; the next is made ready while one is trained on."""
 
     def make(step: int) -> Tensor:

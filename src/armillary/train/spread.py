@@ -12,7 +12,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from armillary.parallel import Program
 from armillary.recipe import Layout, RunSpec
 from armillary.recipe.layout import DIMENSIONS
-from armillary.train.checkpoint import CheckpointReader, Piece
+from armillary.train.checkpoint import CheckpointReader, Piece, whole
 from armillary.train.optimizer import LocalOptimizer
 from armillary.train.saver import Backstage
 
@@ -52,8 +52,10 @@ class Spread:
             pieces[name] = piece = _piece(tensor)
             for key, value in self.optimizer.state.get(name, {}).items():
                 like = value.shape == piece.values.shape
-                size, offset = (piece.size, piece.offset) if like else (tuple(value.shape), (0,) * value.ndim)
-                pieces[f"{name}/{key}"] = Piece(value, size, offset)
+                if like:
+                    pieces[f"{name}/{key}"] = Piece(value, piece.size, piece.offset)
+                elif not any(piece.offset):  # a count beside the parameter, the same for all of its parts
+                    pieces |= whole({f"{name}/{key}": value})
         return {name: piece for name, piece in pieces.items() if piece.values.numel()}
 
     def load(self, reader: CheckpointReader) -> None:
