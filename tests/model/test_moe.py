@@ -106,7 +106,7 @@ def by_loop(mixture: MixtureOfExperts, x: torch.Tensor) -> tuple[torch.Tensor, t
             for e in chosen[t].tolist():
                 capacity = math.inf
                 if spec.capacity_factor:
-                    capacity = math.ceil(spec.capacity_factor * len(sequence) * spec.active / spec.count)
+                    capacity = math.ceil(round(spec.capacity_factor * len(sequence) * spec.active / spec.count, 9))
                 if taken[e] < capacity:
                     inner = F.silu(experts.gate[e] @ token) * (experts.up[e] @ token)
                     y = y + spec.scale * scores[t, e] / total * (experts.down[e] @ inner)
@@ -268,6 +268,12 @@ def test_own_weights_have_the_biases(tmp_path: Path) -> None:
     assert any("bias" in name for name in loaded.state_dict())
     loaded.loss(random_tokens(model.shape, 2, 9))[0].backward()
     balance_experts(loaded)
+
+
+def test_capacity_is_that_of_the_decimal_that_was_written() -> None:
+    mixture = mixtures(built(with_experts(count=6, active=5, capacity_factor=0.4)))[0]
+    whole = torch.tensor([[[0, 1, 2, 3, 4]] * 3])
+    assert mixture._kept(whole).tolist() == [[[True] * 5, [False] * 5, [False] * 5]]
 
 
 # -- the folder of transformers

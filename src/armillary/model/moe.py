@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any, cast
 
 import torch
@@ -130,7 +131,9 @@ class MixtureOfExperts(nn.Module):
         if self.spec.capacity_factor is None:
             return torch.ones_like(whole, dtype=torch.bool)
         flat = whole.flatten(1)
-        capacity = math.ceil(self.spec.capacity_factor * flat.shape[1] / self.spec.count)
+        # the decimal that was written: by its nearest binary number, 0.4 * 15 / 6 may be more than 1
+        factor = Fraction(str(self.spec.capacity_factor))
+        capacity = math.ceil(factor * flat.shape[1] / self.spec.count)
         order = flat.argsort(dim=1, stable=True)
         counts = _count_each(flat, self.spec.count)
         starts = counts.cumsum(1) - counts

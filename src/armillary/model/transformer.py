@@ -76,8 +76,9 @@ class Transformer(nn.Module):
     def init_weights(self, seed: int, optimizer: OptimizerSpec | None = None) -> None:
         """Draw all parameters from ``seed``, at the scale that the width transfer of ``optimizer`` asks for.
 
-        Every parameter has a generator of its own, on the CPU, seeded by ``seed`` and its name: the values depend
-        neither on the global generator, nor on threads or device, nor on which other parameters exist.
+        Every parameter, and every expert of a stack, has a generator of its own, on the CPU, seeded by ``seed`` and its
+        name: the values depend neither on the global generator, nor on threads or device, nor on which other parameters
+        exist.
         """
         for name, parameter in self.named_parameters():
             with torch.no_grad():
@@ -85,17 +86,32 @@ class Transformer(nn.Module):
         for buffer in self.buffers():  # the biases of experts
             buffer.zero_()
 
-    def init_values(self, name: str, size: torch.Size, seed: int, optimizer: OptimizerSpec | None = None) -> Tensor:
-        """What ``init_weights`` draws for the parameter ``name`` of ``size``: a fp32 tensor on the CPU."""
-        digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
-        generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+    def init_values(
+        self,
+        name: str,
+        size: torch.Size,
+        seed: int,
+        optimizer: OptimizerSpec | None = None,
+        experts: range | None = None,
+    ) -> Tensor:
+        """What ``init_weights`` draws for the parameter ``name`` of ``size``: a fp32 tensor on the CPU.
+
+        For a stack of ``experts``, of these alone, if they are given.
+        """
         factor, base_width = 1.0, None
         if optimizer is not None:
             factor, _ = width_factors(name, len(size), self.shape, optimizer)
             base_width = optimizer.base_width
-        values = torch.full(size, factor, dtype=torch.float32, device="cpu")
-        if values.ndim > 1:
-            values.normal_(0.0, factor * self._init_std(name, base_width or size[-1]), generator=generator)
+        if len(size) == 1:
+            return torch.full(size, factor, dtype=torch.float32, device="cpu")
+        std = factor * self._init_std(name, base_width or size[-1])
+        if len(size) == 2:
+            return torch.empty(size, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=_source(seed, name))
+        # a rank of many could not hold all of them
+        chosen = range(size[0]) if experts is None else experts
+        values = torch.empty((len(chosen), *size[1:]), dtype=torch.float32, device="cpu")
+        for value, expert in zip(values, chosen, strict=True):
+            value.normal_(0.0, std, generator=_source(seed, f"{name} {expert}"))
         return values
 
     def _init_std(self, name: str, fan_in: int) -> float:
@@ -176,6 +192,11 @@ class Transformer(nn.Module):
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
             {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
         ]
+
+
+def _source(seed: int, name: str) -> torch.Generator:
+    digest = hashlib.sha256(f"{seed} {name}".encode()).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little", signed=True))
 
 
 class Norm(nn.RMSNorm):

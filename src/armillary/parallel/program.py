@@ -85,16 +85,18 @@ class Program:
         for buffer in part.buffers():  # the biases of experts
             buffer.zero_()
         for name, parameter in part.named_parameters():
-            values = part.init_values(name, parameter.shape, self.spec.seed, self.spec.optimizer)
+            cuts = [slice(0, size) for size in parameter.shape]
+            if isinstance(parameter, DTensor):
+                size, offset = compute_local_shape_and_global_offset(
+                    parameter.shape, parameter.device_mesh, parameter.placements
+                )
+                cuts = [slice(o, o + n) for o, n in zip(offset, size, strict=True)]
+            experts = None
+            if parameter.ndim == 3:
+                experts, cuts[0] = range(cuts[0].start, cuts[0].stop), slice(None)
+            values = part.init_values(name, parameter.shape, self.spec.seed, self.spec.optimizer, experts)
             with torch.no_grad():
-                if isinstance(parameter, DTensor):
-                    size, offset = compute_local_shape_and_global_offset(
-                        parameter.shape, parameter.device_mesh, parameter.placements
-                    )
-                    own = values[tuple(slice(o, o + n) for o, n in zip(offset, size, strict=True))]
-                    parameter.to_local().copy_(own)
-                else:
-                    parameter.copy_(values)
+                local(parameter).copy_(values[tuple(cuts)])
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters of this rank's stages under the names that they have in the whole model."""
