@@ -16,6 +16,7 @@ import weakref
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -199,10 +200,12 @@ class WithoutNumbers(TorchDispatchMode):
         key = func, _key(args), _key(tuple(kwargs.items()))
         form = self._forms.get(key)
         if form is None:
+            # PyTorch tells the form of a grouped product in bf16 alone
+            half = func is _aten._grouped_mm.default
             with self._fake:
-                fakes, named = tree_map_only(Tensor, _alike, (args, kwargs))
+                fakes, named = tree_map_only(Tensor, partial(_alike, half=half), (args, kwargs))
                 form = func(*fakes, **named)
-            form = tree_map_only(Tensor, lambda t: _Form(t.shape, t.stride(), t.dtype), form)
+            form = tree_map_only(Tensor, lambda t: _Form(t.shape, t.stride(), args[0].dtype if half else t.dtype), form)
             self._forms[key] = form
         if isinstance(form, _Form):
             return self._empty(form) if of_tensors or form.dtype.is_floating_point else func(*args, **kwargs)
@@ -302,8 +305,9 @@ def _key(value: Any) -> Any:
     return type(value), value  # 1 and 1.0 and True are equal
 
 
-def _alike(tensor: Tensor) -> Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+def _alike(tensor: Tensor, half: bool) -> Tensor:
+    dtype = torch.bfloat16 if half and tensor.dtype.is_floating_point else tensor.dtype
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype)
 
 
 def size(value: Any) -> int:
