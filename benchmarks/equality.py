@@ -68,14 +68,13 @@ def main() -> None:
     layouts = {
         name: layout for name, layout in (ALONE | TOGETHER | EIGHT).items() if name in (arguments.only or [name])
     }
-    found: dict[str, dict[str, float]] = {}
-    for ranks in sorted({layout.ranks for layout in layouts.values()}):
-        found |= measure([name for name, layout in layouts.items() if layout.ranks == ranks], ranks)
-
-    rows = {name: {"ranks": layout.ranks, **found[name]} for name, layout in layouts.items()}
+    rows: dict[str, dict[str, float]] = {}
     columns = ["layout", "ranks", "loss of the first step", "its gradients", "loss over 20 steps"]
-    lines = [[name, str(row["ranks"]), *(f"{row[key]:.1e}" for key in COLUMNS)] for name, row in rows.items()]
-    print(markdown(columns, lines))
+    for ranks in sorted({layout.ranks for layout in layouts.values()}):
+        found = measure([name for name, layout in layouts.items() if layout.ranks == ranks], ranks)
+        lines = [[name, str(ranks), *(f"{row[key]:.1e}" for key in COLUMNS)] for name, row in found.items()]
+        print(markdown(columns, lines), end="\n\n", flush=True)
+        rows |= {name: {"ranks": ranks, **row} for name, row in found.items()}
     write_json(arguments.json, "equality", torch=torch.__version__, layouts=rows)
 
 
