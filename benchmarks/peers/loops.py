@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +32,17 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 Answer = dict[str, Any]
+linear = partial(nn.Linear, bias=False)
 
 
 class Attention(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q_proj = nn.Linear(width, width, bias=False)
-        self.k_proj = nn.Linear(width, width, bias=False)
-        self.v_proj = nn.Linear(width, width, bias=False)
-        self.o_proj = nn.Linear(width, width, bias=False)
+        self.q_proj = linear(width, width)
+        self.k_proj = linear(width, width)
+        self.v_proj = linear(width, width)
+        self.o_proj = linear(width, width)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         batch, length, width = x.shape
@@ -55,9 +57,9 @@ class Attention(nn.Module):
 class FeedForward(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(width, hidden, bias=False)
-        self.up_proj = nn.Linear(width, hidden, bias=False)
-        self.down_proj = nn.Linear(hidden, width, bias=False)
+        self.gate_proj = linear(width, hidden)
+        self.up_proj = linear(width, hidden)
+        self.down_proj = linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -87,7 +89,7 @@ class Plain(nn.Module):
             Layer(width, shape["n_heads"], shape["d_ff"], shape["norm_eps"]) for _ in range(shape["n_layers"])
         )
         self.norm = nn.RMSNorm(width, shape["norm_eps"])
-        self.lm_head = nn.Linear(width, shape["vocab_size"], bias=False)
+        self.lm_head = linear(width, shape["vocab_size"])
         size = width // shape["n_heads"]
         rates = shape["rope_theta"] ** (-torch.arange(0, size, 2) / size)
         angles = torch.outer(torch.arange(context_length), rates).repeat(1, 2)
@@ -107,18 +109,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-other, one), dim=-1) * sin
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Parameters for AdamW: decay on matrices only."""
-    parameters = list(model.parameters())
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+def adamw(model: nn.Module, job: dict[str, Any]) -> torch.optim.AdamW:
+    """The job's optimizer, with decay on matrices only."""
+    o, parameters = job["optimizer"], list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": o["weight_decay"]},
         {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
     ]
-
-
-def adamw(model: nn.Module, job: dict[str, Any]) -> torch.optim.AdamW:
-    o = job["optimizer"]
-    groups = decay_groups(model, o["weight_decay"])
     return torch.optim.AdamW(groups, lr=o["lr"], betas=(o["beta1"], o["beta2"]), eps=o["eps"], fused=True)
 
 
@@ -135,12 +132,17 @@ def precision(job: dict[str, Any]) -> contextlib.AbstractContextManager[Any]:
     return torch.autocast("cpu", torch.bfloat16) if job["precision"] == "bf16" else contextlib.nullcontext()
 
 
+def set_lr(optimizer: Any, job: dict[str, Any], step: int) -> None:
+    """Give the optimizer the rate that the job has for this step."""
+    for group in optimizer.param_groups:
+        group["lr"] = job["lr"][step]
+
+
 def plain_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, job: dict[str, Any], step: int, batch: Tensor
 ) -> Tensor:
     """One training step as a user writes it; returns the loss."""
-    for group in optimizer.param_groups:
-        group["lr"] = job["lr"][step]
+    set_lr(optimizer, job, step)
     with precision(job):
         logits = model(batch[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
@@ -169,18 +171,18 @@ def loop(job: dict[str, Any], batches: Any, model: nn.Module, step_of: Callable[
 
 def plain(job: dict[str, Any], batches: Any) -> Answer:
     """The loop of a tutorial."""
-    model = plain_model(job)
-    optimizer = adamw(model, job)
-    return loop(job, batches, model, lambda step, batch: plain_step(model, optimizer, job, step, batch))
+    return _plain(job, batches, lambda model: model)
 
 
 def compiled(job: dict[str, Any], batches: Any) -> Answer:
     """The same under ``torch.compile``."""
-    model = plain_model(job)
-    optimizer = adamw(model, job)
-    fast = torch.compile(model)
-    answer = loop(job, batches, model, lambda step, batch: plain_step(fast, optimizer, job, step, batch))
-    return answer
+    return _plain(job, batches, torch.compile)
+
+
+def _plain(job: dict[str, Any], batches: Any, wrap: Callable[[Any], Any]) -> Answer:
+    raw = plain_model(job)
+    model, optimizer = wrap(raw), adamw(raw, job)
+    return loop(job, batches, raw, lambda step, batch: plain_step(model, optimizer, job, step, batch))
 
 
 def hugging_face(job: dict[str, Any], batches: Any) -> Answer:
@@ -221,7 +223,7 @@ def hugging_face(job: dict[str, Any], batches: Any) -> Answer:
         arguments = TrainingArguments(
             output_dir=folder,
             max_steps=job["steps"],
-            per_device_train_batch_size=batches.shape[1],
+            per_device_train_batch_size=job["sequences"],
             learning_rate=o["lr"],
             weight_decay=o["weight_decay"],
             adam_beta1=o["beta1"],
@@ -302,8 +304,7 @@ def _litgpt(job: dict[str, Any], batches: Any, wrap: Callable[[Any], Any]) -> An
     optimizer = fabric.setup_optimizers(adamw(model, job))
 
     def step_of(step: int, tokens: Tensor) -> Tensor:
-        for group in optimizer.param_groups:
-            group["lr"] = job["lr"][step]
+        set_lr(optimizer, job, step)
         logits = model(tokens[:, :-1].contiguous())
         loss = chunked_cross_entropy(logits, tokens[:, 1:].contiguous())
         fabric.backward(loss)

@@ -23,7 +23,7 @@ _PATIENCE = timedelta(minutes=30)
 def joined() -> Iterator[torch.device]:
     """The device of this rank, whose place is told by the environment as torchrun sets it; all ranks are there.
 
-    On a CPU the ranks of a machine share its cores.
+    On a CPU the ranks of a machine share its cores, where OMP_NUM_THREADS does not say otherwise.
     """
     if importlib.util.find_spec("torch_npu") is not None:
         importlib.import_module("torch_npu")
@@ -34,7 +34,7 @@ def joined() -> Iterator[torch.device]:
         torch.accelerator.set_device_index(device.index)
         # for what goes round on the CPU beside the device's own
         backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device.type)}"
-    else:
+    elif "OMP_NUM_THREADS" not in os.environ:
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     dist.init_process_group(backend, timeout=_PATIENCE)
