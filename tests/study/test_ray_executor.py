@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import pytest
 from armillary.goodput import read_events
 from armillary.recipe import OptimizerSpec, Schedule, UsageError, Validation
 from armillary.study import Failure, Job, LocalExecutor, Probe, RayExecutor, Store
+from armillary.study.rates import train_rates
+from armillary.study.worker import device_name
 from armillary.train import RunResult, train_run
 
 ray = pytest.importorskip("ray")
@@ -190,7 +193,10 @@ def test_a_password_on_the_command_line_is_kept_from_the_cluster(tiny_corpus, tm
 
 
 @pytest.mark.slow
-def test_slots_come_and_go_with_nodes(cluster, add_node, make_spec, undisturbed, outcome, tiny_corpus, tmp_path):
+def test_slots_come_and_go_with_nodes(
+    cluster, add_node, make_spec, undisturbed, outcome, tiny_corpus, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("armillary.study.on_ray.device_name", lambda: "what the driver has")
     specs = [make_spec(steps=800, seed=seed, validation=Validation(windows=4)) for seed in (90, 91, 92)]
     store, nodes = Store(tmp_path / "store"), [add_node()]
 
@@ -201,8 +207,9 @@ def test_slots_come_and_go_with_nodes(cluster, add_node, make_spec, undisturbed,
             nodes.extend([add_node(), add_node()])
 
     with RayExecutor(store, tiny_corpus.path, "ray", checkpoint_every_s=0.05) as executor:
-        (rate,) = executor.measure([Probe(specs[0].model, 16, 4, "fp32", seconds=0.1)])
+        (rate,) = train_rates(executor, [Probe(specs[0].model, 16, 4, "fp32")])
         assert rate > 0 and executor.n_workers == 1
+        assert {(row["device"], row["workers"]) for row in store.rates_overview()} == {(device_name(), 1)}
         executor.run("change", [Job(spec) for spec in specs], progress)
         assert len(nodes) == 3 and executor.n_workers == 2
     assert all(outcome(store.run_folder(spec.id)) == undisturbed(spec) for spec in specs)
@@ -241,6 +248,70 @@ def study():
 
 sys.exit(guarded(study))
 """
+
+
+_ALONE = """
+import os, subprocess, sys, time
+from pathlib import Path
+
+def others():
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            running = folder.joinpath("stat").read_text().rsplit(") ", 1)[1][0] != "Z"
+            if running and int(folder.name) != os.getpid():
+                found[int(folder.name)] = folder.joinpath("environ").read_text()
+        except OSError:
+            pass
+    return found
+
+program = subprocess.Popen(sys.argv[2:])
+begun = {}
+while program.poll() is None:
+    begun.update(others())
+    if sys.argv[1] == "kill" and any(Path(sys.argv[5]).glob("runs/*/checkpoints/step-*")):
+        program.kill()
+    time.sleep(0.1)
+del begun[program.pid]
+end = time.monotonic() + 180  # Ray's agents ask a dead cluster for a minute before they end
+while others() and time.monotonic() < end:
+    time.sleep(0.5)
+closed = [all_set for all_set in begun.values() if "RAY_AUTH_MODE=token" in all_set and "RAY_AUTH_TOKEN=" in all_set]
+told = sum("s3cret" in all_set for all_set in closed)
+print(program.returncode, len(closed), told, len(others()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["wait", "kill"])
+def test_a_ray_of_our_own_lives_as_long_as_its_program(make_spec, undisturbed, outcome, tiny_corpus, tmp_path, how):
+    """In a process namespace of its own, where no other Ray is seen, and all that was started can be counted."""
+    alone = ["unshare", "--pid", "--kill-child", "--mount-proc"] + ["--map-root-user"] * (os.geteuid() != 0)
+    if not shutil.which("unshare") or subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine allows no process namespaces (unshare --pid)")
+    store = Store(tmp_path / "store")
+    specs = [make_spec(steps=400, seed=seed, validation=Validation(windows=4)) for seed in (101, 102)]
+    paths = [tmp_path / f"{spec.id}.json" for spec in specs]
+    for path, spec in zip(paths, specs, strict=True):
+        path.write_text(json.dumps(spec.model_dump(mode="json")))
+    program = [sys.executable, "-c", _PROGRAM, str(store.folder), str(tiny_corpus.path), *map(str, paths)]
+    settings = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [*alone, sys.executable, "-c", _ALONE, how, *program],
+        env={**settings, "ARMILLARY_DATABASE": "postgresql://me:s3cret@db/x"},
+        capture_output=True,
+        text=True,
+        timeout=4 * PATIENCE_S,
+        check=True,
+    )
+    code, closed, told, left = map(int, done.stdout.split())
+    assert closed > 2 and (told, left) == (0, 0), done.stderr
+    if how == "kill":
+        assert code == -signal.SIGKILL, done.stderr
+        return
+    assert code == 0, done.stderr
+    assert all(outcome(store.run_folder(spec.id)) == undisturbed(spec) for spec in specs)
+    assert not list(store.folder.glob(".proof-*"))
 
 
 @pytest.mark.slow
