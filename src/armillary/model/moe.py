@@ -99,9 +99,7 @@ class MixtureOfExperts(nn.Module):
             # what no expert takes is left undefined, forward and backward
             dropped = (torch.arange(len(rows), device=rows.device) >= counts.sum())[:, None]
             rows = self.compute(self.experts, rows.masked_fill(dropped, 0), counts).masked_fill(dropped, 0)
-        weights = weights.flatten(0, 1).to(rows.dtype)
-        mixed: Tensor = _Combine.apply(rows, weights, order, place)  # type: ignore[no-untyped-call]
-        mixed = mixed.view(x.shape)
+        mixed: Tensor = _Combine.apply(rows, weights.to(rows.dtype), order, place)  # type: ignore[no-untyped-call]
         if self.shared is not None:
             mixed = mixed + self.shared(x)
         return mixed
@@ -254,7 +252,7 @@ class _Dispatch(Function):
 
 
 class _Combine(Function):
-    """The sorted rows [N * active, d] of each token, weighted by [N, active] and summed: [N, d].
+    """The sorted rows [N * active, d] of each token, weighted by [..., active] and summed: [..., d].
 
     Every sum has its order, so the result is the same each time, which adding rows up in place is not on accelerators.
     """
@@ -262,12 +260,12 @@ class _Combine(Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weights: Tensor, order: Tensor, place: Tensor) -> Tensor:
         ctx.save_for_backward(rows, weights, order, place)
-        return (rows[place].view(*weights.shape, -1) * weights[..., None]).sum(1)
+        return (rows[place].view(*weights.shape, -1) * weights[..., None]).sum(-2)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         rows, weights, order, place = ctx.saved_tensors
-        grad_weights = (rows[place].view(*weights.shape, -1) * grad[:, None]).sum(-1)
-        grad_rows = grad[order // weights.shape[1]] * weights.flatten()[order][:, None]
+        grad_weights = (rows[place].view(*weights.shape, -1) * grad[..., None, :]).sum(-1)
+        grad_rows = grad.flatten(0, -2)[order // weights.shape[-1]] * weights.flatten()[order][:, None]
         return grad_rows, grad_weights, None, None
