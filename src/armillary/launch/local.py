@@ -20,6 +20,7 @@ import tempfile
 import threading
 import uuid
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from typing import Any
 
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -42,12 +43,18 @@ def start_ranks(act: Callable[[Callable[[], bool]], Any], ranks: int, max_restar
             raise KeyboardInterrupt
         stop.value = 1
 
-    def listen() -> None:
-        while signal.sigwait({signal.SIGINT}):
-            _thread.interrupt_main(signal.SIGTERM)
+    done = threading.Event()
 
+    def listen() -> None:
+        while not done.is_set():
+            if signal.sigtimedwait({signal.SIGINT}, 0.2) is not None:
+                _thread.interrupt_main(signal.SIGTERM)
+
+    # PyTorch shares one store over all starts, in which a rank finds the addresses of ranks that are dead.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    resource_tracker.ensure_running()  # started later it would unblock what is blocked here
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     threading.Thread(target=listen, daemon=True).start()
     try:
@@ -59,6 +66,8 @@ def start_ranks(act: Callable[[Callable[[], bool]], Any], ranks: int, max_restar
                 run_id=uuid.uuid4().hex,
                 rdzv_backend="c10d",
                 rdzv_endpoint="localhost:0",
+                # there is no other node: on a machine that is overloaded nothing follows from a late sign of life
+                rdzv_configs={"keep_alive_max_attempt": 720},
                 max_restarts=max_restarts,
                 monitor_interval=0.1,
                 signals_to_handle="SIGHUP",  # the others are ours
@@ -74,6 +83,7 @@ def start_ranks(act: Callable[[Callable[[], bool]], Any], ranks: int, max_restar
             "checkpoint holds is kept"
         ) from error
     finally:
+        done.set()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in before.items():
             signal.signal(number, handler)
