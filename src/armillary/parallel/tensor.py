@@ -135,7 +135,13 @@ class VocabularyParallelLoss:
         x = (_GatherSequence if self.gathers else _SumGradient).apply(features, self.group)
         assert isinstance(weight, DTensor)
         objective, entropy, *_ = _VocabularyLoss.apply(
-            x.flatten(0, -2), weight.to_local(), targets.flatten(), z_loss, self.group, product_dtype(x)
+            x.flatten(0, -2),
+            weight.to_local(),
+            targets.flatten(),
+            z_loss,
+            self.group,
+            product_dtype(x),
+            torch.is_grad_enabled(),
         )
         return objective, entropy
 
@@ -218,11 +224,13 @@ class _VocabularyLoss(Function):
         z_loss: float,
         group: dist.ProcessGroup,
         product: torch.dtype,
+        with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         x, matrix = features.to(product), weight.to(product)
         own = targets - dist.get_rank(group) * len(weight)  # negative or too large where another rank has the target
-        with_gradient = any(ctx.needs_input_grad)
-        grad_x, grad_matrix = torch.empty_like(x), torch.zeros_like(matrix, dtype=torch.float32)
+        # by an argument: what needs a gradient is also told where nobody will ask for one (torch.no_grad)
+        if with_gradient:
+            grad_x, grad_matrix = torch.empty_like(x), torch.zeros_like(matrix, dtype=torch.float32)
         sums = torch.zeros(2, dtype=torch.float32, device=x.device)
         rows = block_rows(x, len(weight))
         for start in range(0, len(x), rows):
@@ -242,7 +250,8 @@ class _VocabularyLoss(Function):
                 grad_matrix.add_(slope.mT @ block)
         entropy, squares = (sums / len(x)).unbind()
         ctx.count, ctx.dtypes = len(x), (features.dtype, weight.dtype)
-        ctx.save_for_backward(grad_x, grad_matrix)
+        if with_gradient:
+            ctx.save_for_backward(grad_x, grad_matrix)
         ctx.mark_non_differentiable(entropy)
         ctx.set_materialize_grads(False)
         return entropy + z_loss * squares, entropy
@@ -252,4 +261,4 @@ class _VocabularyLoss(Function):
     def backward(ctx: Any, grad_objective: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         scale = grad_objective / ctx.count
         grads = [(grad * scale).to(dtype) for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
-        return *grads, None, None, None, None
+        return *grads, None, None, None, None, None
