@@ -17,7 +17,7 @@ from torch.profiler import ProfilerActivity, profile
 from armillary.model import Transformer
 from armillary.parallel import Program
 from armillary.parallel.recompute import recompute_all, recompute_cheap
-from armillary.recipe import Layout, ModelShape, UsageError
+from armillary.recipe import Layout, ModelShape, OptimizerSpec, UsageError
 
 from .runs import INTERLEAVED, ZERO_BUBBLE, alone, batches, specification, spread, whole
 
@@ -81,6 +81,11 @@ def test_a_layout_that_contradicts_itself(fields: dict[str, Any], message: str) 
         (Layout(pp=2, microbatches=4), {"batch_sequences": 9, "accumulation": 3}, "multiple of the run's accumulation"),
         (Layout(pp=2, layers_per_stage=(1, 2)), {}, "layers_per_stage sums to 3, but the model has 4 layers"),
         (Layout(pp=8, microbatches=8), {}, "4 layers for 8 stages: take fewer stages"),
+        (
+            Layout(pp=2, microbatches=4, layers_per_stage=(0, 4)),
+            {"optimizer": OptimizerSpec(lr=1e-3, kind="muon")},
+            "each of the 2 ranks of the pipeline must have layers, only 1 have",
+        ),
     ],
 )
 def test_a_layout_that_a_run_does_not_fit(layout: Layout, changes: dict[str, Any], message: str) -> None:
