@@ -264,7 +264,7 @@ def train(
 ) -> None:
     """Carry out the target run of a recipe and the same model on other mixtures, or one large run over many ranks.
 
-    Examples: armillary train recipe.yaml
+    Example: armillary train recipe.yaml
 
     armillary train run.yaml --nproc 4
 
