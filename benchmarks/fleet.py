@@ -128,13 +128,7 @@ def synthetic_corpus(cache: Path, vocab_size: int) -> Corpus:
 def peer_job(setting: Setting, corpus: Corpus, folder: Path) -> dict[str, Any]:
     """The run of seed 0 in the terms of the peers, with its files written into ``folder``."""
     spec = setting.spec(corpus.hash, 0, "fp32")
-    order = TokenOrder(
-        corpus,
-        spec.mixture,
-        seed=spec.seed,
-        context_length=spec.context_length,
-        batch_sequences=spec.batch_sequences,
-    )
+    order = TokenOrder.of(spec, corpus)
     np.save(folder / "batches.npy", np.stack([order.batch(step) for step in range(spec.steps)]).astype(np.uint16))
     held_out = corpus.validation(DOMAIN, spec.context_length, spec.validation.windows)
     np.save(folder / "validation.npy", held_out.tokens.astype(np.uint16))

@@ -275,6 +275,13 @@ def train(
     document = load_training(file)
     if dry:
         return rehearse(document, file, nproc, as_json)
+    foreign = (
+        {"--nproc": nproc} if isinstance(document, Recipe) else {"--budget": budget, "--workers": workers, "--on": on}
+    )
+    for option, value in foreign.items():
+        if value is not None:
+            kind = "a recipe" if isinstance(document, Recipe) else "the file of one large run"
+            raise UsageError(f"{option} has no meaning here: {file} is {kind}; leave it out")
     if isinstance(document, Recipe):
         found = reach("target", file, folder, budget, workers, database, on).target
         return show_json(found) if as_json else show_arms(found)

@@ -31,13 +31,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from armillary.corpus.permutation import keyed_hash, permute
 from armillary.corpus.shards import Corpus
-from armillary.recipe import LengthPhase, MixturePhase, UsageError
+from armillary.recipe import LengthPhase, MixturePhase, RunSpec, UsageError
 
 MODULUS = 1 << 32
 MULTIPLIER = 2_654_435_769  # 2^32 / golden ratio, odd
@@ -121,6 +122,19 @@ class TokenOrder:
         self._keys: dict[tuple[int, int], int] = {}
         # Draws before the sample after the last batch: the usual next question, answered without floor sums.
         self._next = (0, self._before[0])
+
+    @classmethod
+    def of(cls, spec: RunSpec, corpus: Corpus) -> Self:
+        """The batches of the run ``spec`` over ``corpus``."""
+        return cls(
+            corpus,
+            spec.mixture,
+            seed=spec.seed,
+            context_length=spec.context_length,
+            batch_sequences=spec.batch_sequences,
+            lengths=spec.lengths,
+            steps=spec.steps,
+        )
 
     def batch(self, step: int) -> NDArray[np.int64]:
         """Tokens of ``step`` (0-based) of the run, shape [batch_sequences, context_length + 1] as they are then."""

@@ -96,15 +96,7 @@ def prepare(large: LargeRun, ranks: int) -> tuple[RunSpec, Corpus, Layout]:
         raise UsageError(
             f"{large.name}: run.model.vocab_size ({spec.model.vocab_size}) is below the corpus's {corpus.vocab_size}"
         )
-    TokenOrder(
-        corpus,
-        spec.mixture,
-        seed=spec.seed,
-        context_length=spec.context_length,
-        batch_sequences=spec.batch_sequences,
-        lengths=spec.lengths,
-        steps=spec.steps,
-    )
+    TokenOrder.of(spec, corpus)  # tells what the corpus lacks
     return spec, corpus, layout
 
 

@@ -31,7 +31,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
-from torch.distributed._functional_collectives import all_gather_tensor, reduce_scatter_tensor, wait_tensor
+from torch.distributed._functional_collectives import all_gather_single, reduce_scatter_single, wait_tensor
 
 from armillary.model import Layer, Transformer
 from armillary.model.operators import prepare
@@ -80,7 +80,7 @@ class _GatheredAttention(Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, kv: Tensor, group: dist.ProcessGroup) -> Tensor:
-        arriving = all_gather_tensor(kv, 0, group)
+        arriving = all_gather_single(kv, 0, group)
         # copied, since selective recompute may hold on to what a kernel gave, and the rest is merged into it
         out, log_z = (x.clone() for x in _attend(q, kv, causal=True))
         whole = _in_order(wait_tensor(arriving), group)
@@ -96,7 +96,7 @@ class _GatheredAttention(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         q, kv, out, log_z = ctx.saved_tensors
         rank, ranks = ctx.group.rank(), ctx.group.size()
-        arriving = all_gather_tensor(kv, 0, ctx.group)
+        arriving = all_gather_single(kv, 0, ctx.group)
         grad_q, own = _attend_back(grad, q, kv, out, log_z, causal=True)
         whole = _in_order(wait_tensor(arriving), ctx.group)
         grad_whole = torch.zeros_like(whole, dtype=torch.float32)
@@ -109,7 +109,7 @@ class _GatheredAttention(Function):
         chunks = grad_whole.chunk(2 * ranks, dim=-2)
         parts = torch.stack([torch.cat((chunks[r], chunks[2 * ranks - 1 - r]), dim=-2) for r in range(ranks)])
         parts[rank] += own
-        grad_kv = wait_tensor(reduce_scatter_tensor(parts.flatten(0, 1), "sum", 0, ctx.group))
+        grad_kv = wait_tensor(reduce_scatter_single(parts.flatten(0, 1), "sum", 0, ctx.group))
         return grad_q.to(q.dtype), grad_kv.to(kv.dtype), None
 
 

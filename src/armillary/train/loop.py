@@ -275,15 +275,7 @@ class Run(Generic[EngineT]):
         self.engine, self.saver, self.rule, self.world = engine, saver, rule, world
         self.progress, self.stop, self.tell = progress, stop, tell
         self.checkpoints = folder / "checkpoints"
-        self.order = TokenOrder(
-            corpus,
-            spec.mixture,
-            seed=spec.seed,
-            context_length=spec.context_length,
-            batch_sequences=spec.batch_sequences,
-            lengths=spec.lengths,
-            steps=spec.steps,
-        )
+        self.order = TokenOrder.of(spec, corpus)
         self.step = 0
         self.metrics: list[dict[str, float]] = []
         self._saved = time.perf_counter()
