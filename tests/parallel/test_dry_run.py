@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections import Counter
@@ -114,10 +115,13 @@ def one_step(spec: RunSpec, layout: Layout) -> dict[str, Any]:
             grads = [p.grad for _, p in program.named_parameters()]
             kept = sum((g.to_local() if hasattr(g, "to_local") else g).nbytes for g in grads)
             optimizer.step(spec.lr(1))
+        gc.collect()  # what earlier tests left in this process must not be let go of while it is watched
+        gc.freeze()
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
             program.gradients(batch)
             program.clip(1.0)
             optimizer.step(spec.lr(2))
+        gc.unfreeze()
         # what PyTorch's allocator gave and took, as it says itself
         events = [e for e in watched.profiler.kineto_results.events() if e.name() == "[memory]"]
         changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
