@@ -189,9 +189,9 @@ def test_law_verbs_with_wrong_input(call, points):
     assert law.read_text() == "{}"  # a failed fit costs nothing that was there
 
 
-def test_train_refuses_what_belongs_to_the_other_kind_of_file(call, recipe):
+def test_train_refuses_what_belongs_to_a_recipe(call):
     large = Path(__file__).parents[1] / "examples" / "telechat2-115b.yaml"
-    for file, option, value in ((recipe, "--nproc", "2"), (large, "--budget", "5m"), (large, "--workers", "2")):
+    for file, option, value in ((large, "--budget", "5m"), (large, "--workers", "2")):
         done = call("train", str(file), option, value)
         assert done.returncode == 2
         assert f"{option} has no meaning here" in done.stderr and done.stdout == ""

@@ -2,14 +2,17 @@
 
 import json
 from datetime import datetime
+from pathlib import Path
 
 import pytest
 
 from armillary.goodput import read_events
+from armillary.launch import launch
 from armillary.path import Workspace
-from armillary.recipe import Recipe
+from armillary.recipe import Layout, Recipe, RunSpec, UsageError, load_training
 from armillary.release import check_lineage
 from armillary.study import Store
+from armillary.train import train_run
 
 _SETTINGS = {
     "name": "tiny",
@@ -76,3 +79,51 @@ def test_the_whole_path(tiny_corpus_spec, tmp_path):
     assert {row["run"]: row["attempts"] for row in Store(tmp_path / "out" / "store").overview()} == before
     assert again.verdict == evidence.verdict and again.prediction == evidence.prediction
     assert (tmp_path / "out" / "report.zh.html").exists() and (tmp_path / "out" / "report.html").read_text() == html
+
+
+@pytest.mark.slow
+def test_the_target_over_ranks_and_by_a_launcher_is_the_one_of_a_worker(tiny_corpus_spec, tmp_path, monkeypatch):
+    recipe = Recipe.model_validate({**_SETTINGS, "corpus": tiny_corpus_spec.model_dump()})
+    Workspace(recipe, tmp_path / "out", workers=2).go("predict")
+    planned = (tmp_path / "out" / "plan.json").read_text()
+    large = load_training(tmp_path / "out" / "target.yaml")
+    launch(large, Path(large.folder), nproc=2, reporter=NoOne)
+    over = Workspace(recipe.over(2), tmp_path / "out", workers=2)
+    evidence = over.go("verdict")
+    assert (tmp_path / "out" / "plan.json").read_text() == planned  # the studies stay what they are
+    assert evidence.target.arms[0].runs[0] == Path(large.folder).name == evidence.verdict["run"]
+    for arm in (evidence.target.arms[0], evidence.target.arms[2]):
+        folder = evidence.store.run_folder(arm.runs[0])
+        assert [e.kind for e in read_events(folder / "events.jsonl")].count("start") == 1
+        spec = RunSpec.model_validate_json((folder / "spec.json").read_text())
+        alone = train_run(spec, evidence.corpus, tmp_path / spec.id)
+        assert arm.loss[0] == pytest.approx(alone.loss, abs=1e-4)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match=r"target\.yaml"):
+        over.go("verdict")
+
+
+def test_a_layout_that_does_not_fit_the_target_is_told_before_the_studies(tiny_corpus_spec, tmp_path):
+    settings = {**_SETTINGS, "training": {**_SETTINGS["training"], "layout": {"tp": 3}}}
+    recipe = Recipe.model_validate({**settings, "corpus": tiny_corpus_spec.model_dump()})
+    workspace = Workspace(recipe, tmp_path / "out", workers=1)
+    with pytest.raises(UsageError, match=r"training\.layout: n_heads \(2\) must be a multiple of tp \(3\)"):
+        workspace.go("mixture")
+    assert workspace.store().overview() == []
+    with pytest.raises(UsageError, match=r"the layout has 3 ranks \(tp 3\), but 2 were asked for"):
+        recipe.over(2)
+    assert recipe.over(3).training.layout == Layout(tp=3)
+
+
+class NoOne:
+    """A reporter that shows nothing."""
+
+    def __call__(self, stage, done, total, note):
+        pass
+
+    def say(self, text):
+        pass
+
+    def close(self):
+        pass

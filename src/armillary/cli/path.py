@@ -72,9 +72,12 @@ def workspace(
     database: str | None,
     on: str | None,
     show: Reporter,
+    nproc: int | None = None,
 ) -> Any:
-    """The workspace of a recipe file."""
+    """The workspace of a recipe file, whose target run goes over ``nproc`` ranks."""
     document = load_recipe(recipe)  # first: what is wrong in it is told before torch is imported
+    if nproc is not None:
+        document = document.over(nproc)
     from armillary.path import Workspace
 
     return Workspace(document, folder or Path(document.name), budget, workers, database, show, on)
@@ -88,11 +91,12 @@ def reach(
     workers: int | None,
     database: str | None,
     on: str | None,
+    nproc: int | None = None,
 ) -> Any:
     """The evidence after all stages up to ``goal``; the report is written as far as it goes."""
     show = Reporter()
     try:
-        return workspace(recipe, folder, budget, workers, database, on, show).report(goal)
+        return workspace(recipe, folder, budget, workers, database, on, show, nproc).report(goal)
     finally:
         show.close()
 
@@ -249,7 +253,8 @@ def train(
     file: Annotated[Path, typer.Argument(help="A recipe, or the file of one large run (YAML).", show_default=False)],
     folder: OutOption = None,
     nproc: Annotated[
-        int | None, typer.Option(min=1, help="Large run: ranks to start here (default: as many as its layout has).")
+        int | None,
+        typer.Option(min=1, help="Ranks to start here for one run (default: as many as the file's layout has)."),
     ] = None,
     max_restarts: Annotated[int, typer.Option(min=0, help="Large run: how often ranks that died are restarted.")] = 3,
     dry: Annotated[
@@ -275,19 +280,16 @@ def train(
     document = load_training(file)
     if dry:
         return rehearse(document, file, nproc, as_json)
-    foreign = (
-        {"--nproc": nproc} if isinstance(document, Recipe) else {"--budget": budget, "--workers": workers, "--on": on}
-    )
-    for option, value in foreign.items():
-        if value is not None:
-            kind = "a recipe" if isinstance(document, Recipe) else "the file of one large run"
-            raise UsageError(f"{option} has no meaning here: {file} is {kind}; leave it out")
     if isinstance(document, Recipe):
-        found = reach("target", file, folder, budget, workers, database, on).target
+        found = reach("target", file, folder, budget, workers, database, on, nproc).target
         return show_json(found) if as_json else show_arms(found)
+    for option, value in {"--budget": budget, "--workers": workers, "--on": on}.items():
+        if value is not None:
+            raise UsageError(f"{option} has no meaning here: {file} is the file of one large run; leave it out")
     from armillary.launch import launch
 
-    result = launch(document, folder or Path(document.name), nproc=nproc, max_restarts=max_restarts, reporter=Reporter)
+    place = folder or Path(document.folder or document.name)
+    result = launch(document, place, nproc=nproc, max_restarts=max_restarts, reporter=Reporter)
     if result is not None:
         show_json(asdict(result)) if as_json else show_result(result)
 
@@ -295,7 +297,10 @@ def train(
 def rehearse(document: Any, file: Path, nproc: int | None, as_json: bool) -> None:
     """What a rank of a large run would need in memory, and send."""
     if isinstance(document, Recipe):
-        raise UsageError(f"{file}: --dry-run is for the file of one large run, and this is a recipe")
+        raise UsageError(
+            f"{file}: --dry-run is for the file of one large run, and this is a recipe; `armillary predict` writes "
+            "one for its target run, target.yaml"
+        )
     if document.layout is None and nproc is None:
         raise UsageError(f"{file}: has no layout; say with --nproc how many ranks there would be")
     layout = document.layout_of(nproc or document.layout.ranks)

@@ -14,6 +14,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from armillary.model import keep_freed_memory
 from armillary.train import default_device
 
 _PATIENCE = timedelta(minutes=30)
@@ -34,9 +35,11 @@ def joined() -> Iterator[torch.device]:
         torch.accelerator.set_device_index(device.index)
         # for what goes round on the CPU beside the device's own
         backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device.type)}"
-    elif "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0))
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    else:
+        keep_freed_memory()
+        if "OMP_NUM_THREADS" not in os.environ:
+            cores = len(os.sched_getaffinity(0))
+            torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     dist.init_process_group(backend, timeout=_PATIENCE)
     try:
         yield device

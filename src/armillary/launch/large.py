@@ -40,7 +40,7 @@ def launch(
         UsageError: corpus, layout, run and number of ranks do not fit together; nothing was started.
         InterruptedRunError, DivergedError, BusyRunError, ArmillaryError: as ``train_ranks``.
     """
-    if "WORLD_SIZE" in os.environ and "RANK" in os.environ:
+    if launched():
         ranks = int(os.environ["WORLD_SIZE"])
         if nproc is not None:
             raise UsageError(
@@ -55,6 +55,11 @@ def launch(
     prepare(large, ranks)
     result: RunResult | None = start_ranks(partial(carry_out, large, folder, reporter), ranks, max_restarts)
     return result
+
+
+def launched() -> bool:
+    """Whether this process is one of several ranks that a launcher has started."""
+    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
 
 
 class Stop:

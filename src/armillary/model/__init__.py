@@ -2,6 +2,7 @@
 
 from armillary.model.generate import generate
 from armillary.model.moe import MixtureOfExperts, balance_experts, dispatch, grouped_swiglu, mixtures, set_batch_tokens
+from armillary.model.native import keep_freed_memory
 from armillary.model.transformer import Layer, Part, Transformer
 from armillary.model.weights import export_hf, import_hf, load_weights, replace_folder, save_weights
 from armillary.model.width import orthogonalised, width_factors
@@ -17,6 +18,7 @@ __all__ = [
     "generate",
     "grouped_swiglu",
     "import_hf",
+    "keep_freed_memory",
     "load_weights",
     "mixtures",
     "orthogonalised",

@@ -25,12 +25,20 @@ typedef int32_t ivec __attribute__((vector_size(LANES * 4), aligned(4), may_alia
 typedef uint16_t act;
 typedef uint16_t hvec __attribute__((vector_size(LANES * 2), aligned(2), may_alias));
 typedef uint32_t uvec __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
-static inline vec vload(const act *p) { return (vec)(__builtin_convertvector(*(const hvec *)p, uvec) << 16); }
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#define PAIRS /* products of bf16 by the processor's own instruction, two at a time */
+static inline uvec widened(const act *p) { return (uvec)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)); }
+static inline void vstore(act *p, vec value) { *(hvec *)p = (hvec)_mm512_cvtneps_pbh((__m512)value); }
+#else
+static inline uvec widened(const act *p) { return __builtin_convertvector(*(const hvec *)p, uvec); }
 static inline void vstore(act *p, vec value) {
     uvec bits = (uvec)value, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16; /* to nearest, ties to even */
     uvec nan = (uvec)(value != value);
     *(hvec *)p = __builtin_convertvector((rounded & ~nan) | (nan & 0x7fc0), hvec);
 }
+#endif
+static inline vec vload(const act *p) { return (vec)(widened(p) << 16); }
 static inline float load(const act *p) {
     uint32_t bits = (uint32_t)*p << 16;
     float value;
@@ -51,9 +59,20 @@ static inline float load(const act *p) { return *p; }
 static inline act store(float value) { return value; }
 #endif
 
-#define MR 4           /* rows of a register tile; with two vectors across, its sums fill the multiply-add pipes */
+#define MR (LANES / 2) /* rows of a register tile; with two vectors across, its sums fill half of the registers */
 #define NR (2 * LANES) /* columns of a register tile */
 #define BLOCK 32       /* query rows whose scores are held at once; a multiple of MR */
+
+/* What attention multiplies: `num`, of which a `part` holds STEP, so many that lie one behind the other in the sum. */
+#ifdef PAIRS
+#define STEP 2
+typedef act num;
+typedef uint32_t part;
+#else
+#define STEP 1
+typedef float num;
+typedef float part;
+#endif
 
 static inline int up(int n, int to) { return (n + to - 1) / to * to; }
 
@@ -183,6 +202,14 @@ int swiglu_back(long size, const act *gate, const act *linear, const act *grad, 
     return 0;
 }
 
+/* sum[i] += x[i] */
+int add_into(long size, const act *x, float *sum) {
+    long i = 0;
+    for (; i + LANES <= size; i += LANES) *(vec *)(sum + i) += vload(x + i);
+    for (; i < size; i++) sum[i] += load(x + i);
+    return 0;
+}
+
 /* ---- Cross entropy ------------------------------------------------------------------------------------------- */
 
 /* Adds to sums[0] the cross entropy of each row of logits and to sums[1] the squared log of its partition function;
@@ -223,21 +250,43 @@ int cross_entropy(long rows, long width, act *logits, const int64_t *targets, fl
 
 /* ---- Attention ----------------------------------------------------------------------------------------------- */
 
-/* c[MR, NR] (+)= sum over k in [from, to) of a(r, k) * b[k, :], where a(r, k) = a[r * ar + k * ak]. */
-static inline void tile(int from, int to, const float *a, long ar, long ak, const float *b, long ldb, float *c,
+static inline num as_num(float x) {
+#ifdef PAIRS
+    return store(x);
+#else
+    return x;
+#endif
+}
+
+static inline void put(num *p, vec x) {
+#ifdef PAIRS
+    vstore(p, x);
+#else
+    *(vec *)p = x;
+#endif
+}
+
+static inline vec fma_parts(vec sum, part a, const part *b) {
+#ifdef PAIRS
+    return (vec)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(a), (__m512bh)_mm512_loadu_si512(b));
+#else
+    return sum + a * *(const vec *)b;
+#endif
+}
+
+/* c[MR, NR] (+)= sum over k in [from, to) of a(r, k) * b[k, :], where a(r, k) = a[r * ar + k * ak]; k counts parts. */
+static inline void tile(int from, int to, const part *a, long ar, long ak, const part *b, long ldb, float *c,
                         long ldc, int add) {
     vec s[MR][2];
     for (int r = 0; r < MR; r++)
         for (int j = 0; j < 2; j++) s[r][j] = add ? *(vec *)(c + r * ldc + j * LANES) : (vec){0};
 #pragma GCC unroll 4
-    for (long k = from; k < to; k++) {
-        vec b0 = *(vec *)(b + k * ldb), b1 = *(vec *)(b + k * ldb + LANES);
+    for (long k = from; k < to; k++)
         for (int r = 0; r < MR; r++) {
-            float x = a[r * ar + k * ak];
-            s[r][0] += x * b0;
-            s[r][1] += x * b1;
+            part x = a[r * ar + k * ak];
+            s[r][0] = fma_parts(s[r][0], x, b + k * ldb);
+            s[r][1] = fma_parts(s[r][1], x, b + k * ldb + LANES);
         }
-    }
     for (int r = 0; r < MR; r++)
         for (int j = 0; j < 2; j++) *(vec *)(c + r * ldc + j * LANES) = s[r][j];
 }
@@ -249,23 +298,39 @@ typedef struct {
     float eps;
 } shape;
 
+static void put_out(int size, const float *x, float factor, act *out) {
+    int i = 0;
+    for (; i + LANES <= size; i += LANES) vstore(out + i, *(vec *)(x + i) * factor);
+    for (; i < size; i++) out[i] = store(x[i] * factor);
+}
+
 /* dst[t] = (normalised and) rotated src[t] times factor; `rms` keeps 1 / rms of each row where there is a gain. */
 static void turn_in(const shape *s, const act *restrict src, long stride, const float *gain, float factor,
-                    float *restrict dst, float *rms) {
+                    num *restrict dst, float *rms) {
     int length = s->length, dim = s->dim, half = dim / 2, width = s->width;
     for (int t = 0; t < length; t++) {
         const act *x = src + t * stride;
         const float *c = s->cos + (long)t * dim, *n = s->sin + (long)t * half;
-        float *y = dst + (long)t * width, z[dim];
-        for (int i = 0; i < dim; i++) z[i] = load(x + i) * factor;
+        float z[dim];
+        num *y = dst + (long)t * width;
+        int i = 0;
+        for (; i + LANES <= dim; i += LANES) *(vec *)(z + i) = vload(x + i) * factor;
+        for (; i < dim; i++) z[i] = load(x + i) * factor;
         if (gain) {
             float squares = 0;
             for (int i = 0; i < dim; i++) squares += load(x + i) * load(x + i);
             rms[t] = 1.0f / sqrtf(squares / dim + s->eps);
             for (int i = 0; i < dim; i++) z[i] *= rms[t] * gain[i];
         }
-        for (int i = 0; i < half; i++) y[i] = z[i] * c[i] - z[i + half] * n[i];
-        for (int i = 0; i < half; i++) y[i + half] = z[i + half] * c[i] + z[i] * n[i];
+        for (i = 0; i + LANES <= half; i += LANES) {
+            vec a = *(vec *)(z + i), e = *(vec *)(z + i + half), by = *(vec *)(c + i), with = *(vec *)(n + i);
+            put(y + i, a * by - e * with);
+            put(y + i + half, e * by + a * with);
+        }
+        for (; i < half; i++) {
+            y[i] = as_num(z[i] * c[i] - z[i + half] * n[i]);
+            y[i + half] = as_num(z[i + half] * c[i] + z[i] * n[i]);
+        }
     }
 }
 
@@ -291,34 +356,63 @@ static void turn_back(const shape *s, const float *grad, float factor, const act
                 z[i] = z[i] * gain[i] * rms[t] - load(x + i) * dot;
             }
         }
-        for (int i = 0; i < s->dim; i++) out[i] = store(z[i]);
+        put_out(s->dim, z, 1, out);
     }
 }
 
-static void transpose(const shape *s, const float *restrict src, float *restrict dst) {
-    int length = s->length, dim = s->dim, width = s->width, columns = s->columns;
-    for (int t = 0; t < length; t += LANES) /* by columns of one vector, so that what is read stays near */
-        for (int i = 0; i < dim; i++)
-            for (int r = t; r < t + LANES && r < length; r++) dst[(long)i * columns + r] = src[(long)r * width + i];
+static void copy_in(const shape *s, const act *restrict src, long stride, num *restrict dst) {
+    for (int t = 0; t < s->length; t++) {
+        const act *x = src + t * stride;
+        num *y = dst + (long)t * s->width;
+        int i = 0;
+        for (; i + LANES <= s->dim; i += LANES) put(y + i, vload(x + i));
+        for (; i < s->dim; i++) y[i] = as_num(load(x + i));
+    }
 }
 
-static void copy_in(const shape *s, const act *restrict src, long stride, float *restrict dst) {
-    int length = s->length, dim = s->dim, width = s->width;
-    for (int t = 0; t < length; t++)
-        for (int i = 0; i < dim; i++) dst[(long)t * width + i] = load(src + t * stride + i);
+/* dst[i, t] = part i of row t of src */
+static void transpose(const shape *s, const num *restrict src, part *restrict dst) {
+    int length = s->length, parts = up(s->dim, STEP) / STEP, width = s->width / STEP, columns = s->columns;
+    const part *from = (const part *)src;
+    for (int t = 0; t < length; t += LANES) /* by columns of one vector, so that what is read stays near */
+        for (int i = 0; i < parts; i++)
+            for (int r = t; r < t + LANES && r < length; r++) dst[(long)i * columns + r] = from[(long)r * width + i];
+}
+
+/* Rows of `width` numbers as parts of STEP rows each: part c of row r of the result has column c of rows r * STEP and
+ * what follows. Where a part is one number that is what they are already, and the result is `src`. */
+static const part *weave(const num *src, int rows, int width, part *dst) {
+#ifdef PAIRS
+    for (int r = 0; r < rows; r += 2)
+        for (int c = 0; c < width; c += LANES) {
+            const num *at = src + (long)r * width + c;
+            *(uvec *)(dst + (long)r / 2 * width + c) = widened(at) | widened(at + width) << 16;
+        }
+    return dst;
+#else
+    return src;
+#endif
 }
 
 /* Scores of the query rows [first, first + BLOCK) against the keys each may see: p[BLOCK, columns]. */
-static void scores(const shape *s, int first, int last, const float *q, const float *kt, float *p) {
+static void scores(const shape *s, int first, int last, const num *q, const part *kt, float *p) {
+    int width = s->width / STEP;
     for (int r = first; r < last; r += MR)
         for (int c = 0; c < r + MR && c < s->columns; c += NR)
-            tile(0, s->dim, q + (long)r * s->width, s->width, 1, kt + c, s->columns, p + (long)(r - first) * s->columns + c,
-                 s->columns, 0);
+            tile(0, up(s->dim, STEP) / STEP, (const part *)q + (long)r * width, width, 1, kt + c, s->columns,
+                 p + (long)(r - first) * s->columns + c, s->columns, 0);
 }
 
 static shape make_shape(int length, int dim, const float *cos, const float *sin, float eps) {
     shape s = {length, dim, up(length, MR), up(dim, NR), up(length, NR), cos, sin, eps};
     return s;
+}
+
+/* Scratch space, cut from one piece; 64 bytes, a line of the cache, are the unit. */
+static void *cut(char **from, size_t count, size_t size) {
+    void *piece = *from;
+    *from += (count * size + 63) / 64 * 64;
+    return piece;
 }
 
 /* Causal grouped-query attention with rotary positions and, where q_gains is given, QK-norm.
@@ -329,12 +423,18 @@ int attention(long batch, long length, long heads, long kv_heads, long dim, long
               const act *keys, const act *values, const float *cos, const float *sin, const float *q_gains,
               const float *k_gains, act *out, float *logz) {
     shape s = make_shape(length, dim, cos, sin, eps);
-    long q_stride = heads * dim, stride = kv_heads * dim, dense = (long)up(s.rows, BLOCK) * s.width, flat = (long)s.width * s.columns;
-    float *work = room(3 * dense + flat + BLOCK * (s.columns + (long)s.width) + length);
+    long q_stride = heads * dim, stride = kv_heads * dim, rows = up(s.rows, BLOCK), dense = rows * s.width;
+    long flat = (long)s.width * s.columns, block = (long)BLOCK * s.columns;
+    size_t numbers = 3 * dense + block, parts = flat + dense, floats = block + (long)BLOCK * s.width + length;
+    char *work = (char *)room(numbers + parts + floats + 9 * 16), *at_work = work;
     if (!work) return 1;
-    float *q = work, *k = q + dense, *v = k + dense, *kt = v + dense, *p = kt + flat, *o = p + (long)BLOCK * s.columns;
-    float *rms = o + (long)BLOCK * s.width;
-    memset(work, 0, (3 * dense + flat) * sizeof(float));
+    num *q = cut(&at_work, dense, sizeof(num)), *k = cut(&at_work, dense, sizeof(num)), *v = cut(&at_work, dense, sizeof(num));
+    part *kt = cut(&at_work, flat, sizeof(part)), *vw = cut(&at_work, dense, sizeof(part));
+    memset(work, 0, at_work - work);
+    float *p = cut(&at_work, block, sizeof(float)), *o = cut(&at_work, (long)BLOCK * s.width, sizeof(float));
+    float *rms = cut(&at_work, length, sizeof(float));
+    num *w = STEP == 1 ? (num *)p : cut(&at_work, block, sizeof(num)); /* probabilities, without their divisor */
+    const part *woven = 0;
     for (int b = 0; b < batch; b++) {
         const float *q_gain = q_gains ? q_gains + b / group * dim : 0, *k_gain = k_gains ? k_gains + b / group * dim : 0;
         for (int h = 0; h < heads; h++) {
@@ -343,6 +443,7 @@ int attention(long batch, long length, long heads, long kv_heads, long dim, long
                 turn_in(&s, keys + at, stride, k_gain, 1, k, rms);
                 transpose(&s, k, kt);
                 copy_in(&s, values + at, stride, v);
+                woven = weave(v, rows, s.width, vw);
             }
             turn_in(&s, queries + b * length * q_stride + h * dim, q_stride, q_gain, 1.0f / sqrtf(dim), q, rms);
             for (int first = 0; first < length; first += BLOCK) {
@@ -351,6 +452,7 @@ int attention(long batch, long length, long heads, long kv_heads, long dim, long
                 float inverse[BLOCK];
                 for (int r = first; r < last; r++) {
                     float *row = p + (long)(r - first) * s.columns;
+                    num *weight = w + (long)(r - first) * s.columns;
                     int seen = r < length ? r + 1 : length, whole = up(seen, LANES), end = up(r / MR * MR + MR, LANES);
                     for (int c = seen; c < whole; c++) row[c] = -INFINITY;
                     vec top = *(vec *)row, sum = {0};
@@ -358,23 +460,22 @@ int attention(long batch, long length, long heads, long kv_heads, long dim, long
                     float most = largest(top);
                     for (int c = 0; c < whole; c += LANES) {
                         vec e = vexp(*(vec *)(row + c) - most);
-                        *(vec *)(row + c) = e;
                         sum += e;
+                        put(weight + c, e);
                     }
                     float total = vsum(sum);
-                    for (int c = seen; c < whole; c++) total -= row[c];
-                    for (int c = seen; c < end && c < s.columns; c++) row[c] = 0;
+                    for (int c = seen; c < end && c < s.columns; c++) weight[c] = 0;
                     inverse[r - first] = 1.0f / total;
                     if (r < length) logz[((long)b * heads + h) * length + r] = most + logf(total);
                 }
                 for (int r = first; r < last; r += MR)
                     for (int c = 0; c < s.dim; c += NR)
-                        tile(0, r + MR < length ? r + MR : length, p + (long)(r - first) * s.columns, s.columns, 1, v + c,
+                        tile(0, up(r + MR < length ? r + MR : length, STEP) / STEP,
+                             (const part *)w + (long)(r - first) * s.columns / STEP, s.columns / STEP, 1, woven + c,
                              s.width, o + (long)(r - first) * s.width + c, s.width, 0);
                 for (int r = first; r < last && r < length; r++)
-                    for (int i = 0; i < dim; i++)
-                        out[((long)b * length + r) * heads * dim + (long)h * dim + i] =
-                            store(o[(long)(r - first) * s.width + i] * inverse[r - first]);
+                    put_out(dim, o + (long)(r - first) * s.width, inverse[r - first],
+                            out + ((long)b * length + r) * heads * dim + (long)h * dim);
             }
         }
     }
@@ -388,14 +489,22 @@ int attention_back(long batch, long length, long heads, long kv_heads, long dim,
                    const float *q_gains, const float *k_gains, const act *out, const float *logz, const act *grad,
                    act *grad_queries, act *grad_keys, act *grad_values, float *grad_q_gains, float *grad_k_gains) {
     shape s = make_shape(length, dim, cos, sin, eps);
-    long q_stride = heads * dim, stride = kv_heads * dim, dense = (long)up(s.rows, BLOCK) * s.width, flat = (long)s.width * s.columns;
-    long block = (long)BLOCK * s.columns;
-    float *work = room(7 * dense + 2 * flat + 2 * block + 2 * (long)length);
+    long q_stride = heads * dim, stride = kv_heads * dim, rows = up(s.rows, BLOCK), dense = rows * s.width;
+    long flat = (long)s.width * s.columns, block = (long)BLOCK * s.columns;
+    char *work = (char *)room(10 * dense + 2 * flat + 5 * block + 3 * length + 21 * 16), *at_work = work;
     if (!work) return 1;
-    float *q = work, *k = q + dense, *v = k + dense, *g = v + dense, *gq = g + dense, *gk = gq + dense, *gv = gk + dense;
-    float *kt = gv + dense, *vt = kt + flat, *p = vt + flat, *d = p + block;
-    float *q_rms = d + block, *k_rms = q_rms + length;
-    memset(work, 0, (7 * dense + 2 * flat) * sizeof(float));
+    num *q = cut(&at_work, dense, sizeof(num)), *k = cut(&at_work, dense, sizeof(num)), *v = cut(&at_work, dense, sizeof(num));
+    num *g = cut(&at_work, dense, sizeof(num));
+    part *kt = cut(&at_work, flat, sizeof(part)), *vt = cut(&at_work, flat, sizeof(part));
+    float *gq = cut(&at_work, dense, sizeof(float)), *gk = cut(&at_work, dense, sizeof(float)), *gv = cut(&at_work, dense, sizeof(float));
+    memset(work, 0, at_work - work);
+    float *p = cut(&at_work, block, sizeof(float)), *d = cut(&at_work, block, sizeof(float));
+    float *q_rms = cut(&at_work, length, sizeof(float)), *k_rms = cut(&at_work, length, sizeof(float));
+    float *dots = cut(&at_work, length, sizeof(float)); /* of each row of the result with its gradient */
+    part *qs = cut(&at_work, dense, sizeof(part)), *ks = cut(&at_work, dense, sizeof(part)), *gs = cut(&at_work, dense, sizeof(part));
+    num *pn = STEP == 1 ? (num *)p : cut(&at_work, block, sizeof(num)), *dn = STEP == 1 ? (num *)d : cut(&at_work, block, sizeof(num));
+    part *ps = cut(&at_work, block / STEP, sizeof(part)), *ds = cut(&at_work, block / STEP, sizeof(part));
+    const part *kw = 0;
     int share = heads / kv_heads;
     for (int b = 0; b < batch; b++) {
         const float *q_gain = q_gains ? q_gains + b / group * dim : 0, *k_gain = k_gains ? k_gains + b / group * dim : 0;
@@ -405,54 +514,60 @@ int attention_back(long batch, long length, long heads, long kv_heads, long dim,
             if (h % share == 0) {
                 turn_in(&s, keys + at, stride, k_gain, 1, k, k_rms);
                 transpose(&s, k, kt);
+                kw = weave(k, rows, s.width, ks);
                 copy_in(&s, values + at, stride, v);
                 transpose(&s, v, vt);
-                memset(gk, 0, 2 * dense * sizeof(float));
+                memset(gk, 0, dense * sizeof(float));
+                memset(gv, 0, dense * sizeof(float));
             }
             float factor = 1.0f / sqrtf(dim);
             turn_in(&s, queries + at_q, q_stride, q_gain, factor, q, q_rms);
             copy_in(&s, grad + at_q, q_stride, g);
+            for (int t = 0; t < length; t++) { /* in a pass of its own, in which what comes next is foreseen */
+                const act *o = out + at_q + t * q_stride, *at_g = grad + at_q + t * q_stride;
+                vec sum = {0};
+                int i = 0;
+                for (; i + LANES <= dim; i += LANES) sum += vload(o + i) * vload(at_g + i);
+                dots[t] = vsum(sum);
+                for (; i < dim; i++) dots[t] += load(o + i) * load(at_g + i);
+            }
+            const part *qw = weave(q, rows, s.width, qs), *gw = weave(g, rows, s.width, gs);
             for (int first = 0; first < length; first += BLOCK) {
                 int last = first + BLOCK < s.rows ? first + BLOCK : s.rows;
                 scores(&s, first, last, q, kt, p);
                 scores(&s, first, last, g, vt, d);
                 for (int r = first; r < last; r++) {
                     float *row = p + (long)(r - first) * s.columns, *slope = d + (long)(r - first) * s.columns;
-                    int seen = r < length ? r + 1 : 0, end = up(r / MR * MR + MR, LANES);
-                    float dot = 0, z = 0;
-                    if (r < length) {
-                        const act *o = out + ((long)b * length + r) * heads * dim + (long)h * dim;
-                        for (int i = 0; i < dim; i++) dot += load(o + i) * g[(long)r * s.width + i];
-                        z = logz[((long)b * heads + h) * length + r];
-                    }
+                    num *weight = pn + (long)(r - first) * s.columns, *turn = dn + (long)(r - first) * s.columns;
+                    int seen = r < length ? r + 1 : 0, end = up(r / BLOCK * BLOCK + BLOCK, LANES);
+                    float dot = r < length ? dots[r] : 0, z = r < length ? logz[((long)b * heads + h) * length + r] : 0;
                     for (int c = 0; c < seen; c += LANES) {
-                        vec e = vexp(*(vec *)(row + c) - z);
-                        *(vec *)(row + c) = e;
-                        *(vec *)(slope + c) = e * (*(vec *)(slope + c) - dot);
+                        vec e = vexp(*(vec *)(row + c) - z), slant = e * (*(vec *)(slope + c) - dot);
+                        put(weight + c, e);
+                        put(turn + c, slant);
                     }
-                    for (int c = seen; c < end && c < s.columns; c++) row[c] = slope[c] = 0;
+                    for (int c = seen; c < end && c < s.columns; c++) weight[c] = turn[c] = 0;
                 }
+                const part *pw = weave(pn, last - first, s.columns, ps), *dw = weave(dn, last - first, s.columns, ds);
                 for (int r = first; r < last; r += MR)
                     for (int c = 0; c < s.dim; c += NR)
-                        tile(0, r + MR < length ? r + MR : length, d + (long)(r - first) * s.columns, s.columns, 1, k + c,
+                        tile(0, up(r + MR < length ? r + MR : length, STEP) / STEP,
+                             (const part *)dn + (long)(r - first) * s.columns / STEP, s.columns / STEP, 1, kw + c,
                              s.width, gq + (long)r * s.width + c, s.width, 0);
                 /* keys: each tile sums over the query rows of this block that may see it */
                 for (int t = 0; t < last && t < s.rows; t += MR) {
-                    int from = t > first ? t - first : 0;
+                    int from = t > first ? (t - first) / STEP : 0, to = (last - first) / STEP;
                     for (int c = 0; c < s.dim; c += NR) {
-                        tile(from, last - first, d + t, 1, s.columns, q + (long)first * s.width + c, s.width,
-                             gk + (long)t * s.width + c, s.width, 1);
-                        tile(from, last - first, p + t, 1, s.columns, g + (long)first * s.width + c, s.width,
-                             gv + (long)t * s.width + c, s.width, 1);
+                        long at_row = (long)first / STEP * s.width + c, at_key = (long)t * s.width + c;
+                        tile(from, to, dw + t, 1, s.columns, qw + at_row, s.width, gk + at_key, s.width, 1);
+                        tile(from, to, pw + t, 1, s.columns, gw + at_row, s.width, gv + at_key, s.width, 1);
                     }
                 }
             }
             turn_back(&s, gq, factor, queries + at_q, q_stride, q_gain, q_rms, gq_gain, grad_queries + at_q);
             if (h % share == share - 1) {
                 turn_back(&s, gk, 1, keys + at, stride, k_gain, k_rms, gk_gain, grad_keys + at);
-                for (int t = 0; t < length; t++)
-                    for (int i = 0; i < dim; i++)
-                        grad_values[at + t * stride + i] = store(gv[(long)t * s.width + i]);
+                for (int t = 0; t < length; t++) put_out(dim, gv + (long)t * s.width, 1, grad_values + at + t * stride);
             }
         }
     }

@@ -31,6 +31,7 @@ _FLAGS = (
     *("-std=gnu11", "-O3", "-march=native", "-shared", "-fPIC", "-ffp-contract=fast"),
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"),
 )
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as malloc.h has them
 _DEFINES = {torch.float32: (), torch.bfloat16: ("-DBF16",)}
 
 
@@ -88,6 +89,18 @@ def _processor() -> str:
         return " ".join(os.uname())
     known = ("model name", "flags", "Features", "CPU part")
     return "\n".join(sorted({line for line in lines if line.startswith(known)}))
+
+
+def keep_freed_memory() -> None:
+    """Have this process keep what is freed for what it allocates next, as one does that trains on the CPU and no more.
+
+    glibc gives large blocks back to the system at once, and every step of a training loop would ask for the same ones
+    again: 13 % of a step of 4 layers x 128 in bf16 goes into page faults. Other C libraries are left as they are.
+    """
+    tune = getattr(ctypes.CDLL(None), "mallopt", None)
+    if tune is not None:
+        tune(_M_MMAP_THRESHOLD, 2**30)
+        tune(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def argument(value: Any) -> Any:

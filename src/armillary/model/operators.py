@@ -331,8 +331,7 @@ class _LinearCrossEntropy(Function):
         x, matrix = features.to(product), weight.to(product)
         grads = None
         if with_gradient:
-            # transposed: this way round the product over the tokens is the faster one
-            grads = torch.empty_like(x), torch.zeros_like(matrix.mT, dtype=torch.float32)
+            grads = torch.empty_like(x), torch.zeros_like(matrix, dtype=torch.float32)
         if _native(x):
             members = range(len(x))
             sums = [
@@ -362,7 +361,7 @@ class _LinearCrossEntropy(Function):
         grad_features, grad_weight = ctx.saved_tensors
         scale = (grad_objective / ctx.count)[:, None, None]
         features_dtype, weight_dtype = ctx.dtypes
-        grads = (grad_features * scale).to(features_dtype), (grad_weight.mT * scale).to(weight_dtype).contiguous()
+        grads = (grad_features * scale).to(features_dtype), (grad_weight * scale).to(weight_dtype)
         return *grads, None, None, None, None
 
     @staticmethod
@@ -394,9 +393,10 @@ def _native_blocks(
         if grads is not None:
             torch.mm(logits, matrix, out=grads[0][start : start + rows])
             if x.dtype == torch.float32:
-                grads[1].addmm_(block.t(), logits)
+                grads[1].addmm_(logits.t(), block)
             else:
-                grads[1].add_(block.t() @ logits)
+                part = logits.t() @ block
+                _call("add_into", x.dtype, part.numel(), part, grads[1])
     entropy, squares = sums.tolist()
     return entropy, squares
 
@@ -425,5 +425,5 @@ def _blocks(
             probabilities.scatter_add_(2, wanted, torch.full_like(log_partition, -1.0))
             grad_logits = probabilities.to(x.dtype)
             grads[0][:, start : start + rows].copy_(grad_logits @ matrix)
-            grads[1].add_(block.mT @ grad_logits)
+            grads[1].add_(grad_logits.mT @ block)
     return entropy, squares

@@ -9,6 +9,7 @@ part of the key under which a result is kept, so that a changed recipe never mee
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,9 +22,10 @@ from pydantic import ValidationError
 
 from armillary.corpus import Corpus, build_corpus
 from armillary.files import write_file, write_json
+from armillary.launch import launched
 from armillary.model import load_weights
 from armillary.path.evidence import Evidence, lineage, report_data, summary
-from armillary.recipe import ArmillaryError, Document, Recipe, RunSpec, UsageError, canonical_hash
+from armillary.recipe import ArmillaryError, Document, LargeRun, Recipe, RunSpec, UsageError, canonical_hash
 from armillary.release import check_lineage, publish
 from armillary.report import write_report
 from armillary.study import (
@@ -120,7 +122,10 @@ class Workspace:
         corpus, store = self.corpus(), self.store()
         with self._executor(store, corpus) as executor:
             plan = self._plan(corpus, executor, resize)
-            yield Lab(self.recipe, corpus, store, executor, plan, self.progress)
+            lab = Lab(self.recipe, corpus, store, executor, plan, self.progress)
+            if self.recipe.training.layout is not None:  # said before hours of studies
+                lab.check_layout(self.recipe.training.layout)
+            yield lab
 
     def _executor(self, store: Store, corpus: Corpus) -> Executor:
         if self.on is None:
@@ -129,7 +134,9 @@ class Workspace:
 
     def _plan(self, corpus: Corpus, executor: Executor, resize: Stage | None) -> Plan:
         path = self.folder / "plan.json"
-        key = canonical_hash([corpus.hash, self.recipe.model_dump(mode="json", exclude={"corpus"})])
+        # how the target is carried out does not decide what the studies are
+        asked = self.recipe.model_dump(mode="json", exclude={"corpus": True, "training": {"layout"}})
+        key = canonical_hash([corpus.hash, asked])
         saved = _read_plan(path, key)
         whole = self.budget if resize is None else None
         if saved is None or (whole is not None and whole != saved.plan.budget):
@@ -182,6 +189,11 @@ class Workspace:
             ArmillaryError: a stage failed.
             InterruptedStudyError: Ctrl-C; the same call goes on.
         """
+        if launched():
+            raise UsageError(
+                "a recipe's studies are carried out by one process, and a launcher has started several; give "
+                f"`armillary predict` to one, and to the launcher {self.folder / 'target.yaml'}, which that writes"
+            )
         reach = GOALS.index(until)
         # A budget given to a study is that study's own; given to any later verb it is for the whole path.
         resize = next((stage for stage in STUDIES if stage == until and self.budget is not None), None)
@@ -205,7 +217,7 @@ class Workspace:
             if reach >= GOALS.index("target"):
                 assert evidence.found is not None
                 with self._timed("target"):
-                    evidence.target = train_target(lab, evidence.found)
+                    evidence.target = train_target(lab.for_target(), evidence.found)
             if reach >= GOALS.index("verdict"):
                 assert evidence.found is not None
                 evidence.verdict = judge(lab, evidence.found)
@@ -228,7 +240,10 @@ class Workspace:
         return self.folder / ("report.html" if language == "en" else f"report.{language}.html")
 
     def _write_found(self, lab: Lab, found: Found) -> None:
-        """The recipe found and the target run's whole specification, as YAML for people and other programs."""
+        """The recipe found and the target run's whole specification, as YAML for people and other programs.
+
+        ``target.yaml`` is that run for any launcher; its folder is the store's, so that its result counts here.
+        """
         spec = target_spec(lab, found, found.mixture, self.recipe.training.seeds[0])
         document = {
             "name": self.recipe.name,
@@ -239,6 +254,15 @@ class Workspace:
         }
         text = yaml.safe_dump(document, allow_unicode=True, sort_keys=False)
         write_file(self.folder / "recipe.found.yaml", text.encode())
+        large = LargeRun(
+            name=f"{self.recipe.name}-target",
+            corpus=os.path.relpath(lab.corpus.path, self.folder),
+            folder=os.path.relpath(lab.store.run_folder(spec.id), self.folder),
+            run=spec,
+            layout=self.recipe.training.layout,
+        )
+        text = yaml.safe_dump(large.model_dump(mode="json", exclude_none=True), allow_unicode=True, sort_keys=False)
+        write_file(self.folder / "target.yaml", text.encode())
 
     def _release(self, evidence: Evidence) -> None:
         """Publish the target run's weights with their lineage, unless that very model is published."""

@@ -15,6 +15,7 @@ import yaml
 from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, ValidationError, model_validator
 
 from armillary.recipe.errors import FieldError, UsageError
+from armillary.recipe.layout import Layout
 from armillary.recipe.run import Decay
 from armillary.recipe.shapes import Document, Family
 
@@ -129,10 +130,11 @@ class Training(Document):
 
     The peak learning rate of a model of width d is ``lr * (lr_width / d) ** lr_exponent``; or ``base_width`` lets rates
     and initial values follow the width by muP, as in ``OptimizerSpec``, and then ``lr_exponent`` is 0. The target run
-    takes ``tokens``, or ``budget_share`` of the recipe's budget; it is repeated with each of ``seeds``.
+    takes ``tokens``, or ``budget_share`` of the recipe's budget; it is repeated with each of ``seeds``. With a
+    ``layout`` it and the arms beside it are carried out one after another, each over that many ranks.
     """
 
-    later: ClassVar[tuple[str, ...]] = ("optimizer", "base_width")
+    later: ClassVar[tuple[str, ...]] = ("optimizer", "base_width", "layout")
 
     tokens: int | None = Field(default=None, ge=1)
     budget_share: float | None = Field(default=None, gt=0, lt=1)
@@ -149,6 +151,7 @@ class Training(Document):
     seeds: tuple[int, ...] = Field(default=(1, 2, 3), min_length=2)
     optimizer: Literal["adamw", "muon"] = "adamw"
     base_width: int | None = Field(default=None, ge=1)
+    layout: Layout | None = None
 
     @model_validator(mode="after")
     def _tokens_or_share(self) -> Self:
@@ -276,6 +279,16 @@ class Recipe(Document):
         if self.training.budget_share is not None and self.budget is None:
             raise FieldError("needs a 'budget' (such as 20m or 1e15flops)", "training", "budget_share")
         return self
+
+    def over(self, ranks: int) -> Recipe:
+        """The recipe with its target run over so many ranks, data parallel where no layout says otherwise.
+
+        Raises:
+            UsageError: its layout has more or fewer.
+        """
+        layout = self.training.layout or Layout(dp_shard=ranks)
+        layout.refuse_others(ranks)
+        return self.model_copy(update={"training": self.training.model_copy(update={"layout": layout})})
 
     def family(self, name: str) -> Family:
         """The family of that name."""

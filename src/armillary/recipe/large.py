@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from armillary.recipe.document import Recipe, load_document, load_recipe
 from armillary.recipe.errors import FieldError, UsageError
-from armillary.recipe.layout import DIMENSIONS, Layout
+from armillary.recipe.layout import Layout
 from armillary.recipe.run import RunSpec
 from armillary.recipe.shapes import Document
 
@@ -46,6 +46,7 @@ class Checkpoints(Document):
 class LargeRun(Document):
     """One run over many ranks. ``corpus`` is the folder of a built corpus, ``run`` its specification.
 
+    ``folder`` is where the run is kept, where the command does not say (default: the name, where the command is given).
     ``run.corpus`` may be left out; where it stands, the corpus must have that hash. Without a ``layout`` all ranks are
     data parallel, with parameters in shards.
     """
@@ -53,6 +54,7 @@ class LargeRun(Document):
     format: Literal[1] = 1
     name: str = Field(min_length=1)
     corpus: str
+    folder: str | None = None
     run: RunSpec
     layout: Layout | None = None
     checkpoints: Checkpoints = Checkpoints()
@@ -83,18 +85,12 @@ class LargeRun(Document):
             layout = Layout(dp_shard=ranks)
             layout.check(self.run)
             return layout
-        if self.layout.ranks != ranks:
-            named = zip(DIMENSIONS, self.layout.sizes, strict=True)
-            sizes = " x ".join(f"{name} {size}" for name, size in named if size > 1)
-            raise UsageError(
-                f"{self.name}: the layout has {self.layout.ranks} ranks ({sizes or 'all 1'}), but {ranks} were asked "
-                f"for; start {self.layout.ranks}, or change the layout"
-            )
+        self.layout.refuse_others(ranks)
         return self.layout
 
 
 def load_training(path: Path) -> Recipe | LargeRun:
-    """Read what ``armillary train`` is given: a recipe, or a large run, whose relative corpus is taken from its folder.
+    """Read what ``armillary train`` is given: a recipe, or a large run, whose relative paths are taken from its folder.
 
     Raises:
         UsageError: as ``load_document``.
@@ -106,4 +102,8 @@ def load_training(path: Path) -> Recipe | LargeRun:
     if not isinstance(value, dict) or _KEYS.isdisjoint(value):
         return load_recipe(path)
     large = load_document(path, LargeRun)
-    return large.model_copy(update={"corpus": str(path.resolve().parent / Path(large.corpus).expanduser())})
+    base = path.resolve().parent
+    paths = {
+        name: str(base / Path(where).expanduser()) for name in ("corpus", "folder") if (where := getattr(large, name))
+    }
+    return large.model_copy(update=paths)

@@ -152,6 +152,20 @@ class Layout(Document):
         even = math.lcm(spec.accumulation, self.pp)
         return self.microbatches or even * math.ceil(2 * self.stages / even)
 
+    def refuse_others(self, ranks: int) -> None:
+        """Hold the layout against the number of ranks that there are.
+
+        Raises:
+            UsageError: the layout has more or fewer.
+        """
+        if self.ranks != ranks:
+            named = zip(DIMENSIONS, self.sizes, strict=True)
+            sizes = " x ".join(f"{name} {size}" for name, size in named if size > 1)
+            raise UsageError(
+                f"the layout has {self.ranks} ranks ({sizes or 'all 1'}), but {ranks} were asked for; start "
+                f"{self.ranks}, or change the layout"
+            )
+
     def check(self, spec: RunSpec) -> None:
         """Hold the layout against a run.
 

@@ -15,6 +15,7 @@ from armillary.study.ladder import HeldOutRung, LadderOutcome, Point, fit_law, h
 from armillary.study.local import LocalExecutor
 from armillary.study.mixture import Candidate, MixtureOutcome, mixture_study
 from armillary.study.on_ray import RayExecutor, check_place
+from armillary.study.over_ranks import OverRanks
 from armillary.study.predictions import (
     INTERVAL,
     Arm,
@@ -49,6 +50,7 @@ __all__ = [
     "LadderOutcome",
     "LocalExecutor",
     "MixtureOutcome",
+    "OverRanks",
     "Plan",
     "Point",
     "Probe",

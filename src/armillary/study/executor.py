@@ -220,6 +220,10 @@ class Executor(ABC):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.rest()
+
+    def rest(self) -> None:
+        """End all workers, so that others can have their devices; the next call starts new ones."""
         self._stop.value = 1
         self._close()
         self._workers.clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,16 +17,19 @@ from armillary.recipe import (
     ArmillaryError,
     Decay,
     Document,
+    Layout,
     MixturePhase,
     ModelShape,
     OptimizerSpec,
     Recipe,
     RunSpec,
     Schedule,
+    UsageError,
     Validation,
     canonical_hash,
 )
 from armillary.study.executor import Executor, Failure, Job, Progress
+from armillary.study.over_ranks import OverRanks
 from armillary.study.rates import record_rates
 from armillary.study.sizing import Plan
 from armillary.study.store import Store, to_json
@@ -59,7 +62,7 @@ class Lab:
     recipe: Recipe
     corpus: Corpus
     store: Store
-    executor: Executor
+    executor: Executor | OverRanks
     plan: Plan
     progress: Progress
 
@@ -178,6 +181,26 @@ class Lab:
             if job.keep:  # every branch has started from it: the checkpoints of a trunk have done their work
                 shutil.rmtree(self.store.run_folder(job.spec.id) / "checkpoints", ignore_errors=True)
         return results, failures
+
+    def for_target(self) -> Lab:
+        """The lab in which the target runs are carried out: by ranks where the recipe has a layout, else as this."""
+        layout = self.recipe.training.layout
+        if layout is None or not isinstance(self.executor, Executor):
+            return self
+        return replace(self, executor=OverRanks(self.executor, layout))
+
+    def check_layout(self, layout: Layout) -> None:
+        """Hold a layout of the target run against its shape, lengths and optimizer.
+
+        Raises:
+            UsageError: the run cannot be divided like this.
+        """
+        shape = self.shape(self.recipe.model.family, self.recipe.model.depth)
+        spec = self.spec(shape, 10, Schedule(kind="constant"), self.corpus.natural_mixture(), seed=0)
+        try:
+            layout.check(spec)
+        except UsageError as error:
+            raise UsageError(f"training.layout: {error}") from error
 
     def target_loss(self, result: RunResult) -> float:
         """The recipe's target: the weighted mean of the validation losses, in nats per token."""

@@ -37,8 +37,8 @@ _WINDOWS, _WINDOW_S = 5, 0.5
 _ENOUGH_S, _MEMORY_S = 3.0, 600.0
 
 
-class Fleet(Protocol):
-    """What is asked here of an executor."""
+class Machinery(Protocol):
+    """What trains runs, and where they are kept."""
 
     @property
     def store(self) -> Store:
@@ -51,6 +51,10 @@ class Fleet(Protocol):
     @property
     def device(self) -> str:
         """Name of the accelerator or processor that the workers have, not of the one that gives them work."""
+
+
+class Fleet(Machinery, Protocol):
+    """What is asked here of an executor."""
 
     def measure(self, probes: Sequence[Probe]) -> list[float]:
         """Tokens per second of all workers together for each probe."""
@@ -70,7 +74,7 @@ class Machine(Document):
         return canonical_hash(self.model_dump(mode="json"))
 
 
-def machine(fleet: Fleet) -> Machine:
+def machine(fleet: Machinery) -> Machine:
     """The machine that the fleet's workers share, or the machines where they are many."""
     return Machine(
         device=fleet.device, workers=fleet.n_workers, torch=str(torch.__version__), armillary=armillary.__version__
@@ -104,7 +108,7 @@ def faster_precision(fleet: Fleet, shape: ModelShape, context_length: int, batch
     return "bf16" if half > single else "fp32"
 
 
-def record_rates(fleet: Fleet, specs: Iterable[RunSpec], since: float) -> None:
+def record_rates(fleet: Machinery, specs: Iterable[RunSpec], since: float) -> None:
     """Keep the rates that runs really had on this fleet after ``since`` (seconds since the epoch).
 
     Read from the runs' events: tokens of training steps per second spent on them, times the workers. What happened
@@ -154,7 +158,7 @@ def _known(fleet: Fleet, probe: Probe) -> dict[str, float]:
     return {row["how"]: row["tokens_per_s"] for row in fleet.store.rates(**_key(fleet, probe))}
 
 
-def _key(fleet: Fleet, probe: Probe) -> dict[str, str | int]:
+def _key(fleet: Machinery, probe: Probe) -> dict[str, str | int]:
     return {
         "machine": machine(fleet).id,
         "shape": canonical_hash(probe.shape.model_dump(mode="json")),
@@ -164,7 +168,7 @@ def _key(fleet: Fleet, probe: Probe) -> dict[str, str | int]:
     }
 
 
-def _record(fleet: Fleet, probe: Probe, how: str, rate: float, seconds: float) -> None:
+def _record(fleet: Machinery, probe: Probe, how: str, rate: float, seconds: float) -> None:
     about = {
         "machine": machine(fleet).model_dump(mode="json"),
         "model": probe.shape.model_dump(mode="json"),

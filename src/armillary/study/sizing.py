@@ -144,16 +144,26 @@ def _shapes(recipe: Recipe, corpus: Corpus) -> dict[str, ModelShape]:
 
 
 def _measure(recipe: Recipe, shapes: dict[str, ModelShape], executor: Fleet) -> tuple[Precision, dict[str, float]]:
-    """The precision to use (the faster one on the target, where the recipe leaves it open) and the rates in it."""
+    """The precision to use (the faster one on the target, where the recipe leaves it open) and the rates in it.
+
+    A target with a layout may not fit one device: it is not tried, and reckoned to be as fast in FLOPs as the largest
+    of the others.
+    """
     context, batch, precision = (
         recipe.training.context_length,
         recipe.training.batch_sequences,
         recipe.training.precision,
     )
+    target = f"{recipe.model.family}/{recipe.model.depth}"
+    spread = recipe.training.layout is not None
+    tried = {name: shape for name, shape in shapes.items() if name != target or not spread} or shapes
+    flops = {name: shape.train_flops_per_token(context) for name, shape in shapes.items()}
+    largest = max(tried, key=lambda name: flops[name])
     if precision == "auto":
-        precision = faster_precision(executor, shapes[f"{recipe.model.family}/{recipe.model.depth}"], context, batch)
-    rates = train_rates(executor, [Probe(shape, context, batch, precision) for shape in shapes.values()])
-    return precision, dict(zip(shapes, rates, strict=True))
+        precision = faster_precision(executor, shapes[largest if spread else target], context, batch)
+    found = train_rates(executor, [Probe(shape, context, batch, precision) for shape in tried.values()])
+    rates = dict(zip(tried, found, strict=True))
+    return precision, {name: rates.get(name, rates[largest] * flops[largest] / flops[name]) for name in shapes}
 
 
 def _cost(

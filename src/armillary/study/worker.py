@@ -44,12 +44,15 @@ def work(
     import torch
 
     from armillary.corpus import Corpus
+    from armillary.model import keep_freed_memory
     from armillary.train import default_device
 
     torch.set_num_threads(1)
     device = default_device()
     if device.type != "cpu":
         device = torch.device(device.type, device_index % torch.accelerator.device_count())
+    else:
+        keep_freed_memory()
     opened = Corpus.open(corpus)
     while True:
         try:

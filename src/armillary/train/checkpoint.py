@@ -82,7 +82,7 @@ def whole(tensors: Mapping[str, Tensor]) -> dict[str, Piece]:
 def write_pieces(folder: Path, rank: int, pieces: Mapping[str, Piece]) -> Written:
     """Write what ``rank`` has to write into ``folder`` and bring it to the disk."""
     path = folder / f"rank-{rank:05}.safetensors"
-    save_file({name: piece.values.detach().contiguous() for name, piece in pieces.items()}, path)
+    save_file({name: piece.values.detach().cpu().contiguous() for name, piece in pieces.items()}, path)
     return _written(path, {name: (piece.size, piece.offset) for name, piece in pieces.items()})
 
 

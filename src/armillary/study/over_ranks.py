@@ -1,0 +1,133 @@
+"""Runs of a study one after another, each over many ranks of this machine: for targets that one device cannot hold.
+
+In place of an executor it carries out jobs as that does, and the store hears the same of each; only the process that
+trains is another. The study's own workers are ended first, since the ranks need their devices.
+
+Trade-off: a budget in time sizes the target by what the workers, each with a run of its own, train in all; ranks that
+share a run are slower by what they send each other.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
+from typing import Any
+
+from armillary.launch import launch
+from armillary.recipe import ArmillaryError, Checkpoints, LargeRun, Layout, UsageError
+from armillary.study.executor import Executor, Failure, InterruptedStudyError, Job, Progress
+from armillary.study.local import LocalExecutor
+from armillary.study.store import Store
+from armillary.train import BusyRunError, DivergedError, InterruptedRunError, RunResult
+
+_LOOK_S = 0.5
+
+
+class OverRanks:
+    """Carries out jobs over the ranks of ``layout`` in place of ``workers``."""
+
+    n_workers = 1  # all ranks together
+
+    def __init__(self, workers: Executor, layout: Layout) -> None:
+        self.workers, self.layout = workers, layout
+
+    @property
+    def store(self) -> Store:
+        """Where runs and rates are kept."""
+        return self.workers.store
+
+    @property
+    def device(self) -> str:
+        """What rates are kept under: another machine than that of the workers."""
+        return f"{self.workers.device}, {self.layout.ranks} ranks"
+
+    def run(self, study: str, jobs: Sequence[Job], progress: Progress) -> dict[str, RunResult | Failure]:
+        """Carry out the jobs that have no result yet; returns the outcome of each by run id.
+
+        Raises:
+            InterruptedStudyError: stopped by Ctrl-C; the same call goes on.
+            UsageError: the workers are not on this machine; nothing was started.
+            BusyRunError: another process trains one of the runs.
+        """
+        if not isinstance(self.workers, LocalExecutor):
+            raise UsageError(
+                "a target with a layout is carried out by ranks of this machine, not through --on; leave --on out, or "
+                "give a launcher the target.yaml beside the report"
+            )
+        self.workers.rest()
+        self.store.add(study, [job.spec for job in jobs])
+        outcomes: dict[str, RunResult | Failure] = {}
+        total, done = sum(job.spec.flops for job in jobs), 0.0
+        for number, job in enumerate(jobs):
+            known = self.store.result(job.spec.id)
+            with _watched(study, done, job.spec.flops, total, f"{number}/{len(jobs)} runs", progress) as reached:
+                outcomes[job.spec.id] = self._carry_out(job, reached) if known is None else known
+            done += job.spec.flops
+            progress(study, done, total, f"{number + 1}/{len(jobs)} runs")
+        return outcomes
+
+    def _carry_out(self, job: Job, reached: Any) -> RunResult | Failure:
+        run = job.spec.id
+        large = LargeRun(
+            name=run,
+            corpus=str(self.workers.corpus),
+            run=job.spec,
+            layout=self.layout,
+            checkpoints=Checkpoints(every_s=self.workers.checkpoint_every_s),
+        )
+        self.store.mark_running(run)
+        try:
+            result = launch(large, self.store.run_folder(run), reporter=partial(_Teller, reached))
+        except InterruptedRunError as error:
+            self.store.mark_failed(run, "pending", str(error))
+            raise InterruptedStudyError(f"{error}; give the same command to go on") from error
+        except BusyRunError:
+            raise
+        except ArmillaryError as error:
+            status = "diverged" if isinstance(error, DivergedError) else "failed"
+            self.store.mark_failed(run, status, str(error))
+            return Failure(run, status, str(error))
+        assert result is not None  # only the other ranks of a launcher get none
+        self.store.mark_done(result)
+        return result
+
+
+class _Teller:
+    """In the first rank: writes into shared memory how far its run has come."""
+
+    def __init__(self, reached: Any) -> None:
+        self.reached = reached
+
+    def __call__(self, stage: str, done: float, total: float, note: str) -> None:
+        self.reached.value = done / total
+
+    def say(self, text: str) -> None:
+        print(f"note {text}", file=sys.stderr)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@contextmanager
+def _watched(study: str, done: float, part: float, total: float, note: str, progress: Progress) -> Iterator[Any]:
+    """A shared number, the share of a run that is finished, which is told as progress while it grows.
+
+    A number and no pipe: a rank that is killed in the middle of a word leaves nothing behind that the next one meets.
+    """
+    reached, ended = get_context("spawn").RawValue("d", 0.0), threading.Event()
+
+    def look() -> None:
+        while not ended.wait(_LOOK_S):
+            progress(study, done + part * reached.value, total, note)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield reached
+    finally:
+        ended.set()
+        thread.join()
