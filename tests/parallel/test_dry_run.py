@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from armillary.cli import main
+from armillary.model.native import kernels
 from armillary.parallel import Program
 from armillary.parallel.dry_run import RankReport, group_names, rehearse
 from armillary.recipe import Experts, Layout, MixturePhase, ModelShape, OptimizerSpec, RunSpec
@@ -99,7 +100,8 @@ class Wires(TorchDispatchMode):
 
 def one_step(spec: RunSpec, layout: Layout) -> dict[str, Any]:
     """What a rank that computes has, in its second step."""
-    os.environ["ARMILLARY_NATIVE"] = "0"
+    os.environ["ARMILLARY_NATIVE"] = "0"  # what the C kernels take for themselves, PyTorch's allocator does not see
+    kernels.cache_clear()  # an earlier test in this process may have had them
     try:
         program = Program(spec, layout, torch.device("cpu"))
         optimizer = LocalOptimizer(program.named_parameters(), spec)
@@ -127,6 +129,7 @@ def one_step(spec: RunSpec, layout: Layout) -> dict[str, Any]:
         changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
     finally:
         del os.environ["ARMILLARY_NATIVE"]
+        kernels.cache_clear()
     names = group_names(program.grid)
     return {
         "parameters": sum(p.nbytes for p in parts),

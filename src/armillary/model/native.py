@@ -95,7 +95,7 @@ def keep_freed_memory() -> None:
     """Have this process keep what is freed for what it allocates next, as one does that trains on the CPU and no more.
 
     glibc gives large blocks back to the system at once, and every step of a training loop would ask for the same ones
-    again: 13 % of a step of 4 layers x 128 in bf16 goes into page faults. Other C libraries are left as they are.
+    again, for up to a seventh of its time in page faults. Other C libraries are left as they are.
     """
     tune = getattr(ctypes.CDLL(None), "mallopt", None)
     if tune is not None:

@@ -197,10 +197,10 @@ def group_names(grid: Grid) -> dict[str, tuple[str, int]]:
     for name in DIMENSIONS:
         names[grid.group(name).group_name] = (name, grid.size(name))
     for group, spanned in (
-        (grid.sharded(), ("dp_shard", "ep", "cp")),
-        (grid.sharded(experts=True), ("dp_shard", "cp", "tp")),
+        (grid.shard, ("dp_shard", "ep", "cp")),
+        (grid.experts_shard, ("dp_shard", "cp", "tp")),
     ):
-        inner = group.get_group(group.ndim - 1)
+        inner = group.get_group()
         wide = [name for name in spanned if grid.size(name) > 1]
         names.setdefault(inner.group_name, (" x ".join(wide) or spanned[0], inner.size()))
     return names

@@ -37,10 +37,13 @@ from armillary.recipe.layout import DIMENSIONS
 
 @dataclass(frozen=True)
 class Grid:
-    """A layout's mesh, seen from this rank."""
+    """A layout's mesh, seen from this rank, and the flat ones: for shards of parameters, of experts, and for tokens."""
 
     layout: Layout
     mesh: DeviceMesh
+    shard: DeviceMesh
+    experts_shard: DeviceMesh
+    tokens: DeviceMesh
 
     def size(self, name: str) -> int:
         """Ranks along the dimension ``name``."""
@@ -64,24 +67,12 @@ class Grid:
 
     def sharded(self, experts: bool = False) -> DeviceMesh:
         """The mesh over which parameters are sharded: one dimension, or ``dp_replicate`` and one (HSDP)."""
-        inner = self._flat("experts_shard", ("dp_shard", "cp", "tp")) if experts else self._flat("shard", _TOKENS)
-        if self.layout.dp_replicate == 1:
-            return inner
-        names = ("dp_replicate", str((inner.mesh_dim_names or ("",))[0]))
-        return self.mesh[names]
+        inner = self.experts_shard if experts else self.shard
+        return inner if self.layout.dp_replicate == 1 else DeviceMesh._concatenate([self.mesh["dp_replicate"], inner])
 
     def tokens_group(self) -> dist.ProcessGroup:
         """The ranks that hold the same layers and different tokens."""
-        return self._flat("tokens", ("dp_replicate", *_TOKENS)).get_group()
-
-    def _flat(self, name: str, parts: tuple[str, ...]) -> DeviceMesh:
-        try:
-            return self.mesh[name]
-        except KeyError:
-            return self.mesh[parts]._flatten(name)
-
-
-_TOKENS = ("dp_shard", "ep", "cp")
+        return self.tokens.get_group()
 
 
 def build_grid(layout: Layout, device: torch.device) -> Grid:
@@ -94,13 +85,16 @@ def build_grid(layout: Layout, device: torch.device) -> Grid:
     if ranks != layout.ranks:
         sizes = " x ".join(f"{name} {size}" for name, size in zip(DIMENSIONS, layout.sizes, strict=True) if size > 1)
         raise UsageError(f"the layout has {layout.ranks} ranks ({sizes or 'all 1'}), but {ranks} were started")
-    grid = Grid(layout, _mesh(dist.group.WORLD, device.type, layout.sizes))
-    # made now, by all ranks in the same order, since making a group is a collective
-    grid.sharded(), grid.sharded(experts=True), grid.tokens_group()
-    return grid
+    return Grid(layout, *_meshes(dist.group.WORLD, device.type, layout.sizes))
 
 
 @cache
-def _mesh(world: dist.ProcessGroup | None, device: str, sizes: tuple[int, ...]) -> DeviceMesh:
-    """One mesh for all programs of these sizes in a ``world``: groups cost connections, threads and memory."""
-    return init_device_mesh(device, sizes, mesh_dim_names=DIMENSIONS)
+def _meshes(world: dist.ProcessGroup | None, device: str, sizes: tuple[int, ...]) -> tuple[DeviceMesh, ...]:
+    """One set for all programs of these sizes in a ``world``: groups cost connections, threads and memory.
+
+    Made at once, by all ranks in the same order, since making a group is a collective.
+    """
+    mesh = init_device_mesh(device, sizes, mesh_dim_names=DIMENSIONS)
+    tokens = ("dp_shard", "ep", "cp")
+    flat = {"shard": tokens, "experts_shard": ("dp_shard", "cp", "tp"), "tokens": ("dp_replicate", *tokens)}
+    return mesh, *(mesh[parts]._flatten(name) for name, parts in flat.items())
