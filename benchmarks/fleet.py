@@ -9,7 +9,7 @@ In one run on one machine:
 - peers, each one process with all cores, as its users start it: a plain PyTorch loop, the same compiled, Hugging Face
   ``Trainer`` with ``LlamaForCausalLM``, and litgpt's model in its pretraining loop, compiled (as that does) and not.
   Same shapes, initial weights, batches, optimizer and learning rates; final validation losses must agree with ours, in
-  fp32 to a fifth of what two seeds of ours differ by, in bf16 to all of it, else the benchmark fails;
+  fp32 to a fifth of what two seeds of ours differ by, in bf16 to three times that, else the benchmark fails;
 - the time between two runs on a worker: from one's last step to the next one's first, validation taken out.
 
 Peers and ours take turns, so that a machine that is busy with other things shows as spread. Hugging Face and litgpt
@@ -59,6 +59,7 @@ WARMUP = 2  # steps of the peers that are not timed
 SLOWER = 3.0  # a precision this many times slower is not measured further
 # Of the difference between two seeds. Any seed would often agree to within the whole of it, a wrong one included.
 AGREE = 0.2
+ROUNDED = 3.0  # the same in bf16, where rounding leads two ways of computing one run about as far apart as two seeds
 DOMAIN = "text"
 
 
@@ -356,12 +357,12 @@ def rate_table(rows: list[dict[str, Any]]) -> str:
 def disagreements(rows: list[dict[str, Any]]) -> list[str]:
     """Peers whose final loss is further from ours than ``AGREE`` of what two seeds of ours are from each other.
 
-    That is asked in fp32, where they compute the same; in bf16 each rounds in its own way, and all of it is allowed.
+    That is asked in fp32, where they compute the same; in bf16 each rounds in its own way: ``ROUNDED`` times is allowed.
     """
     found = []
     for row in rows:
         for name, entry in row["peers"].items():
-            for which, share in (("exact", AGREE), ("loss", 1.0 if entry.get("precision") == "bf16" else AGREE)):
+            for which, share in (("exact", AGREE), ("loss", ROUNDED if entry.get("precision") == "bf16" else AGREE)):
                 if entry.get(which) is None:
                     continue
                 apart = abs(entry[which] - row["ours"][which])

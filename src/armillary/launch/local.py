@@ -27,6 +27,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+from armillary.model import prefer_large_pages
 from armillary.recipe import ArmillaryError
 
 
@@ -50,6 +51,7 @@ def start_ranks(act: Callable[[Callable[[], bool]], Any], ranks: int, max_restar
             if signal.sigtimedwait({signal.SIGINT}, 0.2) is not None:
                 _thread.interrupt_main(signal.SIGTERM)
 
+    prefer_large_pages()
     # PyTorch shares one store over all starts, in which a rank finds the addresses of ranks that are dead.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)

@@ -2,7 +2,7 @@
 
 from armillary.model.generate import generate
 from armillary.model.moe import MixtureOfExperts, balance_experts, dispatch, grouped_swiglu, mixtures, set_batch_tokens
-from armillary.model.native import keep_freed_memory
+from armillary.model.native import keep_freed_memory, prefer_large_pages
 from armillary.model.transformer import Layer, Part, Transformer
 from armillary.model.weights import export_hf, import_hf, load_weights, replace_folder, save_weights
 from armillary.model.width import orthogonalised, width_factors
@@ -22,6 +22,7 @@ __all__ = [
     "load_weights",
     "mixtures",
     "orthogonalised",
+    "prefer_large_pages",
     "replace_folder",
     "save_weights",
     "set_batch_tokens",

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from armillary.model import prefer_large_pages
 from armillary.study.executor import SIGNALS, Answer, Executor, Lost, Message, Worker, default_workers
 from armillary.study.store import Store
 from armillary.study.worker import device_name, work
@@ -64,6 +65,7 @@ class LocalExecutor(Executor):
         self._start_workers()  # a pipe can be written to before the process reads it
 
     def _spawn(self, index: int) -> _Process:
+        prefer_large_pages()
         ours, theirs = self._context.Pipe()
         arguments = (theirs, self.corpus, self.store.folder, self._stop, index, os.getpid(), self.checkpoint_every_s)
         process = self._context.Process(target=_live, args=arguments, daemon=True)
