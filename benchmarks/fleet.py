@@ -357,7 +357,7 @@ def rate_table(rows: list[dict[str, Any]]) -> str:
 def disagreements(rows: list[dict[str, Any]]) -> list[str]:
     """Peers whose final loss is further from ours than ``AGREE`` of what two seeds of ours are from each other.
 
-    That is asked in fp32, where they compute the same; in bf16 each rounds in its own way: ``ROUNDED`` times is allowed.
+    That is asked in fp32, where they compute the same; in bf16 each rounds in its own way: there it is ``ROUNDED``.
     """
     found = []
     for row in rows:

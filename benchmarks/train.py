@@ -3,10 +3,12 @@
 Contestants, all on the same batches, initial weights, optimizer and learning rates:
 
 - ours: ``armillary train FILE --nproc N`` as a user starts it, with data order, logging, checkpoints and validation;
+  with several processes once with parameters in shards (FSDP2, as bare and plain), once with copies of them;
 - bare: our model in the shortest loop there is, under FSDP2 with several processes (peers/ranks.py): what ours loses
   against it is what the trainer costs;
 - plain: the same loop around a model in idiomatic PyTorch;
-- Hugging Face ``Trainer`` with ``LlamaForCausalLM``, spread by accelerate, in a virtual environment of its own.
+- Hugging Face ``Trainer`` with ``LlamaForCausalLM``, spread by accelerate (with copies), in a virtual environment of its
+  own.
 
 They take turns, one thread per process, and validation losses at the end must agree to a hundredth of a nat.
 
@@ -43,15 +45,18 @@ from armillary.train import read_result
 
 AGREE = 0.01  # nats
 CHECKPOINT_S = 10.0
+COPIES = "ours, copies"
 
 
-def ours(setting: Setting, corpus: Corpus, ranks: int, folder: Path) -> tuple[float, float]:
+def ours(setting: Setting, corpus: Corpus, layout: dict[str, int], folder: Path) -> tuple[float, float]:
     """Tokens per second and validation loss of a run by the command line, in ``folder``."""
+    folder.mkdir()
     spec = setting.spec(corpus.hash, 0, "fp32")
     document = {
         "name": "benchmark",
         "corpus": str(corpus.path),
         "run": spec.model_dump(mode="json"),
+        "layout": layout,
         "checkpoints": {"every_s": CHECKPOINT_S},
     }
     file = folder / "run.yaml"
@@ -62,8 +67,6 @@ def ours(setting: Setting, corpus: Corpus, ranks: int, folder: Path) -> tuple[fl
         "armillary",
         "train",
         str(file),
-        "--nproc",
-        str(ranks),
         "--out",
         str(folder / "out"),
     ]
@@ -102,14 +105,15 @@ def one_thread() -> dict[str, str]:
 def measure(setting: Setting, ranks: int, rounds: int, cache: Path, pythons: dict[str, str]) -> dict[str, Any]:
     """Turns of everyone at one shape and number of processes."""
     corpus = synthetic_corpus(cache, setting.vocab_size)
-    rates: dict[str, list[float]] = {name: [] for name in ("ours", *pythons)}
+    layouts = {"ours": {"dp_shard": ranks}} | ({COPIES: {"dp_replicate": ranks}} if ranks > 1 else {})
+    rates: dict[str, list[float]] = {name: [] for name in (*layouts, *pythons)}
     losses: dict[str, float] = {}
     for turn in range(rounds):
         print(f"{setting.name}, {ranks} processes: turn {turn + 1} of {rounds}", file=sys.stderr)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             job = peer_job(setting, corpus, folder)
-            turns = {"ours": ours(setting, corpus, ranks, folder)}
+            turns = {name: ours(setting, corpus, layout, folder / name) for name, layout in layouts.items()}
             turns |= {name: theirs(name, python, setting, job, ranks, folder) for name, python in pythons.items()}
             for name, (rate, losses[name]) in turns.items():
                 rates[name].append(rate)
@@ -121,11 +125,15 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines = []
     for row in rows:
         for name, rates in row["tokens_per_s"].items():
-            ratios = [a / b for a, b in zip(row["tokens_per_s"]["ours"], rates, strict=True)]
-            of = "" if name == "ours" else f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            of = []
+            for mine in ("ours", COPIES):
+                ratios = [a / b for a, b in zip(row["tokens_per_s"].get(mine, []), rates, strict=False)]
+                known = ratios and name != mine
+                of.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if known else "")
             rate = f"{statistics.median(rates):,.0f}"
-            lines.append([row["name"], str(row["ranks"]), name, rate, of, f"{row['loss'][name]:.4f}"])
-    return markdown(["model", "processes", "who", "tokens/s", "ours is times", "validation loss"], lines)
+            lines.append([row["name"], str(row["ranks"]), name, rate, *of, f"{row['loss'][name]:.4f}"])
+    ratios_of = ["ours is times", f"{COPIES}, is times"]
+    return markdown(["model", "processes", "who", "tokens/s", *ratios_of, "validation loss"], lines)
 
 
 def main() -> None:
