@@ -7,8 +7,8 @@ Contestants, all on the same batches, initial weights, optimizer and learning ra
 - bare: our model in the shortest loop there is, under FSDP2 with several processes (peers/ranks.py): what ours loses
   against it is what the trainer costs;
 - plain: the same loop around a model in idiomatic PyTorch;
-- Hugging Face ``Trainer`` with ``LlamaForCausalLM``, spread by accelerate (with copies), in a virtual environment of its
-  own.
+- Hugging Face ``Trainer`` with ``LlamaForCausalLM``, spread by accelerate (with copies), in a virtual environment of
+  its own.
 
 They take turns, one thread per process, and validation losses at the end must agree to a hundredth of a nat.
 
