@@ -102,7 +102,7 @@ class Setting:
 
 SETTINGS = (
     Setting(4, 128, 352, 4096, 256, steps=80, runs=1, windows=24),
-    Setting(6, 256, 704, 4096, 256, steps=30, runs=1, windows=12),
+    Setting(6, 256, 704, 4096, 256, steps=60, runs=1, windows=24),
     Setting(2, 64, 192, 512, 128, steps=60, runs=8, windows=20),
 )
 GAP_SETTING = Setting(2, 64, 192, 512, 128, steps=10, runs=0, windows=4)
