@@ -88,6 +88,11 @@ def swap(old, new):
             18,
             "unknown key 'families.1.width_per_leyer'; nearest valid: 'width_per_layer'",
         ),
+        (
+            swap("seeds: [1, 2]", "layout: {dp_shar: 2}"),
+            22,
+            "unknown key 'training.layout.dp_shar'; nearest valid: 'dp_shard'",
+        ),
         (swap("budget: 20m", "zebra: 20m"), 26, "unknown key 'zebra'; valid: format, name, corpus"),
         (swap("name: three seas\n", ""), 1, "the key 'name' is missing"),
         (swap("{family: wide, depth: 6}", "{family: wide}"), 19, "the key 'model.depth' is missing"),

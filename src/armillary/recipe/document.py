@@ -9,7 +9,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, ValidationError, model_validator
@@ -427,6 +428,8 @@ def _valid_keys(model: Any, location: tuple[int | str, ...]) -> list[str]:
     for key in location:
         if isinstance(model, type) and issubclass(model, BaseModel):
             model = model.model_fields[str(key)].annotation
+            if get_origin(model) in (Union, UnionType):  # X | None
+                model = next(part for part in get_args(model) if part is not None)
         else:  # dict[str, X] or tuple[X, ...]: step into X
             arguments = [a for a in getattr(model, "__args__", ()) if a not in (str, Ellipsis)]
             model = arguments[0] if arguments else None
