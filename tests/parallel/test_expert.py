@@ -3,11 +3,13 @@
 An expert is chosen by comparing numbers, and rounding differs between layouts: a token that lies within rounding of a
 tie between two experts may go to the other one, after which two runs are no longer the same run. No tolerance is made
 for that. The reference says how near to a tie its nearest choice was; runs that come nearer than ``MARGIN``, some ten
-times what rounding was seen to move a score, are none that these tests compare, and the fixed ones below do not.
+times what rounding was seen to move a score, are none that these tests compare. Which seed leads near a tie depends on
+the processor.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -61,6 +63,18 @@ def check(expected: Course, ranks: list[Course]) -> None:
             assert torch.equal(bias, expected.biases[name]), name
 
 
+@cache
+def clear_run(kind: str, steps: int, accumulation: int) -> tuple[RunSpec, Course]:
+    """A run with such experts in which no choice is near a tie, and its course on one process."""
+    for seed in range(9, 30):
+        model = SHAPE.model_copy(update={"experts": EXPERTS[kind]})
+        spec = specification(model=model, steps=steps, accumulation=accumulation, seed=seed)
+        expected = alone(spec)
+        if expected.margin > MARGIN:
+            return spec, expected
+    raise AssertionError(f"{kind}: in every run two experts tie")
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [("ep2", kind) for kind in EXPERTS]
@@ -68,9 +82,7 @@ def check(expected: Course, ranks: list[Course]) -> None:
 )
 def test_the_first_steps(name: str, kind: str, on_ranks: Any) -> None:
     layout = LAYOUTS[name]
-    spec = specification(model=SHAPE.model_copy(update={"experts": EXPERTS[kind]}), steps=2)
-    expected = alone(spec)
-    assert expected.margin > MARGIN
+    spec, expected = clear_run(kind, steps=2, accumulation=1)
     check(expected, on_ranks(layout.ranks, spread, spec, layout))
 
 
@@ -79,9 +91,7 @@ def test_the_first_steps(name: str, kind: str, on_ranks: Any) -> None:
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_twenty_steps(name: str, kind: str, on_ranks: Any) -> None:
     layout = LAYOUTS[name]
-    spec = specification(model=SHAPE.model_copy(update={"experts": EXPERTS[kind]}), accumulation=2, seed=9)
-    expected = alone(spec)
-    assert expected.margin > MARGIN
+    spec, expected = clear_run(kind, steps=20, accumulation=2)
     check(expected, on_ranks(layout.ranks, spread, spec, layout))
 
 
