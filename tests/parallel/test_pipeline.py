@@ -107,7 +107,9 @@ def build(layout: Layout) -> str:
 
 def test_another_number_of_ranks_than_the_layout_has(on_ranks: Any) -> None:
     for message in on_ranks(2, build, Layout(dp_shard=2, tp=2)):
-        assert message == "the layout has 4 ranks (dp_shard 2 x tp 2), but 2 were started"
+        assert (
+            message == "the layout has 4 ranks (dp_shard 2 x tp 2), but 2 were asked for; start 4, or change the layout"
+        )
 
 
 def entropies(layout: Layout) -> list[float]:

@@ -67,7 +67,7 @@ static inline act store(float value) { return value; }
 #ifdef PAIRS
 #define STEP 2
 typedef act num;
-typedef uint32_t part;
+typedef uint32_t part __attribute__((may_alias)); /* two neighbours in an array of num */
 #else
 #define STEP 1
 typedef float num;

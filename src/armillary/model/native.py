@@ -95,7 +95,7 @@ def keep_freed_memory() -> None:
     """Have this process keep what is freed for what it allocates next, as one does that trains on the CPU and no more.
 
     glibc gives large blocks back to the system at once, and every step of a training loop would ask for the same ones
-    again, for up to a seventh of its time in page faults. Other C libraries are left as they are.
+    again, at the price of page faults. Other C libraries are left as they are.
     """
     tune = getattr(ctypes.CDLL(None), "mallopt", None)
     if tune is not None:
@@ -107,8 +107,7 @@ def prefer_large_pages() -> None:
     """Have processes that are started from here on ask for large pages (2 MiB) under PyTorch's tensors on the host.
 
     PyTorch looks at it with its first allocation, too early for the process itself to say so. Linux gives such pages
-    where it is told to on request ("madvise"), as most systems are. A step of 6 layers x 256 on all cores takes 2 to
-    3 % less time.
+    where it is told to on request ("madvise"), as most systems are.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 

@@ -31,7 +31,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from armillary.recipe import Layout, UsageError
+from armillary.recipe import Layout
 from armillary.recipe.layout import DIMENSIONS
 
 
@@ -81,10 +81,7 @@ def build_grid(layout: Layout, device: torch.device) -> Grid:
     Raises:
         UsageError: there are more or fewer ranks than the layout has.
     """
-    ranks = dist.get_world_size()
-    if ranks != layout.ranks:
-        sizes = " x ".join(f"{name} {size}" for name, size in zip(DIMENSIONS, layout.sizes, strict=True) if size > 1)
-        raise UsageError(f"the layout has {layout.ranks} ranks ({sizes or 'all 1'}), but {ranks} were started")
+    layout.refuse_others(dist.get_world_size())
     return Grid(layout, *_meshes(dist.group.WORLD, device.type, layout.sizes))
 
 

@@ -46,7 +46,7 @@ class OverRanks:
         return f"{self.workers.device}, {self.layout.ranks} ranks"
 
     def run(self, study: str, jobs: Sequence[Job], progress: Progress) -> dict[str, RunResult | Failure]:
-        """Carry out the jobs that have no result yet; returns the outcome of each by run id.
+        """Carry out the jobs that have no result yet, whole: trunks are not looked at. Returns each outcome by run id.
 
         Raises:
             InterruptedStudyError: stopped by Ctrl-C; the same call goes on.
