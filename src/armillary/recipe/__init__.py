@@ -29,6 +29,7 @@ from armillary.recipe.run import (
     canonical_hash,
     decay_factor,
 )
+from armillary.recipe.sealed import DamagedFileError, ForeignFileError, read_json, read_sealed, write_sealed
 from armillary.recipe.shapes import Document, Experts, Family, ModelShape, RopeScaling
 
 __all__ = [
@@ -36,11 +37,13 @@ __all__ = [
     "ArmillaryError",
     "Checkpoints",
     "CorpusSpec",
+    "DamagedFileError",
     "Decay",
     "Document",
     "DomainSpec",
     "Experts",
     "Family",
+    "ForeignFileError",
     "LadderStudy",
     "LargeRun",
     "Layout",
@@ -65,4 +68,7 @@ __all__ = [
     "load_document",
     "load_recipe",
     "load_training",
+    "read_json",
+    "read_sealed",
+    "write_sealed",
 ]

@@ -1,0 +1,82 @@
+"""JSON files that outlive the program: a format number, and a seal that detects a torn or edited file.
+
+Reading such a file has three outcomes. It is good; it is damaged (``DamagedFileError`` names the file and the remedy);
+or it is not for this program (``ForeignFileError``: a newer format, another program, another run). A foreign file is
+never deleted and never treated as missing.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from armillary.files import write_json
+from armillary.recipe.errors import ArmillaryError
+from armillary.recipe.run import canonical_hash
+
+_SEAL = "sha256"
+
+
+class DamagedFileError(ArmillaryError):
+    """A file of this program that is torn, empty or edited: its content cannot be trusted."""
+
+
+class ForeignFileError(ArmillaryError):
+    """A whole file that this program must not use: a newer format, another program's, or another run's."""
+
+
+def write_sealed(path: Path, document: dict[str, Any]) -> None:
+    """Write ``document``, which has an integer ``format``, as JSON with a hash over all of it under ``sha256``.
+
+    Raises:
+        ValueError: a value that JSON does not have (NaN, infinity).
+    """
+    # What is hashed is what a reader gets: tuples are lists, keys are strings.
+    plain = json.loads(json.dumps(document, ensure_ascii=False, allow_nan=False))
+    write_json(path, {**plain, _SEAL: canonical_hash(plain)})
+
+
+def read_sealed(path: Path, what: str, newest: int, remedy: str, sealed_since: int = 1) -> dict[str, Any]:
+    """The document in ``path`` without its seal.
+
+    Args:
+        what: name of the format in messages, such as ``corpus manifest``.
+        newest: largest format number that this program reads.
+        remedy: what to do about a damaged file, in the imperative.
+        sealed_since: first format number that carries a seal; older documents are read without one.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedFileError: not UTF-8 JSON, no format number, or not what was written.
+        ForeignFileError: the format is newer than ``newest``.
+    """
+    document = read_json(path, what, remedy)
+    form = document.get("format")
+    if not isinstance(form, int) or isinstance(form, bool) or form < 1:
+        raise DamagedFileError(f"{path}: {what} has no format number (format: {form!r}); {remedy}")
+    if form > newest:
+        raise ForeignFileError(
+            f"{path}: {what} of format {form}, and this version reads up to {newest}; use the version that wrote it. "
+            "The file is left as it is"
+        )
+    seal = document.pop(_SEAL, None)
+    if form >= sealed_since and seal != canonical_hash(document):
+        raise DamagedFileError(f"{path}: {what} does not match its checksum (torn, or edited by hand); {remedy}")
+    return document
+
+
+def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
+    """The JSON object in ``path``, whatever its fields.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedFileError: it is not a JSON object in UTF-8, or nested too deeply to be one of ours.
+    """
+    try:
+        document = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # both JSON and UTF-8 errors are ValueErrors
+        raise DamagedFileError(f"{path}: {what} cannot be read ({error}); {remedy}") from error
+    if not isinstance(document, dict):
+        raise DamagedFileError(f"{path}: {what} is a JSON {type(document).__name__}, not an object; {remedy}")
+    return document
