@@ -7,7 +7,7 @@ from armillary.laws.anneal import AnnealLaw, HeldOutCurve
 from armillary.laws.compare import Comparison, Versus, compare_families
 from armillary.laws.curves import Curve, parse_size, read_curve, read_curves
 from armillary.laws.design import simplex_design
-from armillary.laws.estimator import ExtrapolationError, ExtrapolationWarning, Prediction
+from armillary.laws.estimator import LAWS_VERSION, ExtrapolationError, ExtrapolationWarning, Prediction
 from armillary.laws.hyperparameters import HeldOutGrid, HyperparameterLaw, HyperparameterOptimum
 from armillary.laws.mixture import HeldOut, MixtureLaw, rank_correlation
 from armillary.laws.next_run import NextRun, next_runs
@@ -17,6 +17,7 @@ from armillary.laws.schedules import BestSchedule, best_schedule
 from armillary.laws.uncertainty import Choice, best_of, mean_interval, paired_difference
 
 __all__ = [
+    "LAWS_VERSION",
     "SCALING_FORMS",
     "AnnealLaw",
     "BestSchedule",

@@ -18,6 +18,10 @@ from armillary.recipe import UsageError
 
 Array = NDArray[np.float64]
 
+# Raised whenever the same table would give other fitted numbers. Whatever is computed from a law and kept (a study's
+# stage, a law file) is held under this number.
+LAWS_VERSION = 2
+
 
 class ExtrapolationError(UsageError):
     """A prediction was asked for farther out than the fitted runs can tell of; says how far, and what runs it needs."""
