@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -90,7 +91,13 @@ def lineage(evidence: Evidence) -> dict[str, Any]:
     assert evidence.target is not None and evidence.verdict is not None
     arm = evidence.target.arms[0]
     domains = {
-        name: {"source": domain.source, "licence": domain.licence, "train_tokens": domain.train_tokens}
+        name: {
+            "source": _source(domain.source),
+            "licence": domain.licence,
+            "train": domain.train,
+            "train_tokens": domain.train_tokens,
+            "validation_tokens": domain.validation_tokens,
+        }
         for name, domain in evidence.corpus.manifest.domains.items()
     }
     return {
@@ -101,7 +108,13 @@ def lineage(evidence: Evidence) -> dict[str, Any]:
         "prediction": evidence.prediction,
         "verdict": evidence.verdict["rows"],
         "losses": arm.loss[0],
+        "passes": arm.epochs,
     }
+
+
+def _source(source: str) -> str:
+    """A source as it may leave this machine: without the folders above it."""
+    return Path(source).name if Path(source).is_absolute() else source
 
 
 def report_data(evidence: Evidence, wall_s: Mapping[str, float], recipe_file: str) -> report.ReportData:
@@ -126,7 +139,7 @@ def report_data(evidence: Evidence, wall_s: Mapping[str, float], recipe_file: st
         corpus=[
             report.DomainRow(
                 name=name,
-                source=domain.source,
+                source=_source(domain.source),
                 licence=domain.licence or "",
                 trained=domain.train,
                 train_tokens=domain.train_tokens,

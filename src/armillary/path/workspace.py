@@ -25,8 +25,8 @@ from armillary.files import write_file, write_json
 from armillary.launch import launched
 from armillary.model import load_weights
 from armillary.path.evidence import Evidence, lineage, report_data, summary
-from armillary.recipe import ArmillaryError, Document, LargeRun, Recipe, RunSpec, UsageError, canonical_hash
-from armillary.release import check_lineage, publish
+from armillary.recipe import Document, LargeRun, Recipe, RunSpec, UsageError, canonical_hash
+from armillary.release import check_publishable, is_published, publish
 from armillary.report import write_report
 from armillary.study import (
     STAGES,
@@ -185,7 +185,8 @@ class Workspace:
         """Carry out every stage up to ``until``; a stage whose result is there is skipped.
 
         Raises:
-            UsageError: the recipe, a source or a limit cannot be right.
+            UsageError: the recipe, a source or a limit cannot be right, or ``model/`` holds what was not published
+                from here.
             ArmillaryError: a stage failed.
             InterruptedStudyError: Ctrl-C; the same call goes on.
         """
@@ -195,6 +196,8 @@ class Workspace:
                 f"`armillary predict` to one, and to the launcher {self.folder / 'target.yaml'}, which that writes"
             )
         reach = GOALS.index(until)
+        if reach >= GOALS.index("release"):
+            check_publishable(self.folder / "model")  # said before hours of studies
         # A budget given to a study is that study's own; given to any later verb it is for the whole path.
         resize = next((stage for stage in STUDIES if stage == until and self.budget is not None), None)
         with self.lab(resize) as lab:
@@ -266,15 +269,13 @@ class Workspace:
 
     def _release(self, evidence: Evidence) -> None:
         """Publish the target run's weights with their lineage, unless that very model is published."""
-        assert evidence.target is not None
-        run = evidence.target.arms[0].runs[0]
-        folder = self.folder / "model"
         record = lineage(evidence)
-        if _is_published(folder, run):
+        folder = self.folder / "model"
+        if is_published(folder, record):
             return
         spec = RunSpec.model_validate(record["spec"])
-        model = load_weights(evidence.store.run_folder(run) / "model.safetensors", spec.model)
-        publish(
+        model = load_weights(evidence.store.run_folder(record["run"]) / "model.safetensors", spec.model)
+        kept = publish(
             model,
             folder,
             tokenizer_file=evidence.corpus.tokenizer_file,
@@ -282,18 +283,13 @@ class Workspace:
             context_length=spec.context_length,
             lineage=record,
         )
+        if kept is not None:
+            self.progress("release", 1, 1, f"{folder} was changed after it was published; the changed one is {kept}")
 
 
 def demo_recipe(offline: bool) -> Path:
     """The file of the built-in recipe; the offline one needs no package beyond those the program needs itself."""
     return Path(__file__).with_name("demo-offline.yaml" if offline else "demo.yaml")
-
-
-def _is_published(folder: Path, run: str) -> bool:
-    try:
-        return bool(check_lineage(folder)["run"] == run)
-    except ArmillaryError:
-        return False
 
 
 def _read_plan(path: Path, key: str) -> _SavedPlan | None:

@@ -61,7 +61,8 @@ def read_sealed(path: Path, what: str, newest: int, remedy: str, sealed_since: i
             "The file is left as it is"
         )
     seal = document.pop(_SEAL, None)
-    if form >= sealed_since and seal != canonical_hash(document):
+    # A seal is checked wherever there is one, or a changed format number would open the file to any change.
+    if (form >= sealed_since or seal is not None) and seal != canonical_hash(document):
         raise DamagedFileError(f"{path}: {what} does not match its checksum (torn, or edited by hand); {remedy}")
     return document
 

@@ -1,5 +1,5 @@
 """Publishing a model with its evidence: the folder that transformers loads, its lineage and its card."""
 
-from armillary.release.export import check_lineage, publish
+from armillary.release.export import check_lineage, check_publishable, is_published, publish
 
-__all__ = ["check_lineage", "publish"]
+__all__ = ["check_lineage", "check_publishable", "is_published", "publish"]

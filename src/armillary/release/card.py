@@ -1,27 +1,33 @@
-"""The model card: a README.md for people who find the published folder and know nothing of how it came to be."""
+"""The model card: a README.md for people who find the published folder and know nothing of its history."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from armillary.recipe import ModelShape
+from armillary.recipe import ModelShape, RunSpec
+
+# Up to here a model shows a method and knows next to nothing; GPT-2 small has 124 million parameters.
+_VERY_SMALL = 100e6
 
 
 def model_card(name: str, shape: ModelShape, context_length: int, lineage: dict[str, Any]) -> str:
-    """Markdown with what the model is, how to load it, what it was trained on, how it measured, and its limits."""
-    domains = lineage["corpus"]["domains"]
+    """Markdown with what the model is, how to load it, what it was trained on, how it measured, and its limits.
+
+    ``lineage`` is the document of ``lineage.json``.
+    """
+    run = RunSpec.model_validate(lineage["spec"])
     moe = "Moe" if shape.experts else ""
     kind = f"Qwen3{moe}ForCausalLM" if shape.qk_norm else "LlamaForCausalLM"
-    argued = ", ".join(f"{len(runs)} runs of the {study} study" for study, runs in lineage["argued_by"].items() if runs)
-    argued = argued and f", argued for by {argued}"
+    very_small = shape.parameters < _VERY_SMALL
     parts = [
         "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- armillary\n---",
         f"# {name}",
         f"A decoder-only language model of {shape.parameters:,} parameters ({shape.non_embedding_parameters:,} without "
-        f"embedding and output matrix): {shape.n_layers} layers of width {shape.d_model}, {shape.n_heads} query and "
-        f"{shape.n_kv_heads} key-value heads of {shape.head_dim}, feed-forward width {shape.d_ff}, vocabulary of "
-        f"{shape.vocab_size:,} tokens, contexts of {context_length} tokens. To `transformers` it is a `{kind}`.",
+        f"embedding and output matrix), trained on {run.tokens:,} tokens: {shape.n_layers} layers of width "
+        f"{shape.d_model}, {shape.n_heads} query and {shape.n_kv_heads} key-value heads of {shape.head_dim}, "
+        f"feed-forward width {shape.d_ff}, vocabulary of {shape.vocab_size:,} tokens, contexts of {context_length} "
+        f"tokens. To `transformers` it is a `{kind}`.",
         "## How to load it",
         "```python\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
@@ -33,38 +39,80 @@ def model_card(name: str, shape: ModelShape, context_length: int, lineage: dict[
         "print(tokenizer.decode(text[0]))\n```",
         "It continues text. It was not taught to chat or to follow instructions.",
         "## What it was trained on",
-        _table(
-            ("domain", "training tokens", "licence", "source"),
-            [
-                (domain, f"{about['train_tokens']:,}", about["licence"] or "not stated", about["source"])
-                for domain, about in domains.items()
-            ],
-        ),
-        "Training tokens are those the corpus holds of a domain; how often each was drawn follows from the mixture in "
-        "`lineage.json`. A domain with none was only examined.",
+        *_text(run, lineage["corpus"]["domains"], lineage["passes"]),
         "## How it measured",
         *_measured(lineage),
         "## Where it comes from",
-        f"Run `{lineage['run']}` on corpus `{lineage['corpus']['hash']}`{argued}. `lineage.json` holds its full "
-        f"specification, the runs behind it, the version of the code and the SHA-256 of the weight file "
-        f"(`{lineage['weights']['sha256'][:16]}…`).",
+        _origin(lineage),
         "## Limits",
-        "This is a very small model, made to show how a training recipe is found and checked. It has little knowledge, "
-        "states false things fluently, repeats itself, and carries whatever bias its text has. It was not made safe "
-        "for anything; do not put it before users.",
+        ("This is a very small model, made to show how a training recipe is found and checked. " if very_small else "")
+        + "It states false things fluently, repeats itself, and carries whatever bias its text has. It was neither "
+        "examined nor tuned for safety; do not put it before users without doing both.",
     ]
     return "\n\n".join(parts) + "\n"
 
 
+def _text(run: RunSpec, domains: Mapping[str, Any], passes: Mapping[str, float]) -> list[str]:
+    """Mixture by phase, passes and licence of each domain that was trained on; and what was only examined."""
+    phases = [phase.start_step for phase in run.mixture]
+    ends = [*phases[1:], run.steps]
+    heads = ["domain"]
+    lead = f"{run.tokens:,} tokens in {run.steps:,} steps"
+    if len(phases) == 1:
+        lead += ", with one mixture throughout"
+        heads.append("share of the tokens")
+    else:
+        lead += f", with {len(phases)} mixtures one after the other"
+        heads += [f"share in steps {a + 1:,} to {b:,}" for a, b in zip(phases, ends, strict=True)]
+    heads += ["tokens trained on, about", "passes over its text", "licence", "source"]
+    rows = []
+    for name in dict.fromkeys(name for phase in run.mixture for name in phase.weights):
+        shares = [phase.weights.get(name, 0.0) for phase in run.mixture]
+        drawn = sum(
+            share * (run.tokens_after(b) - run.tokens_after(a))
+            for share, a, b in zip(shares, phases, ends, strict=True)
+        )
+        about = domains.get(name, {})
+        rows.append(
+            (
+                name,
+                *(f"{100 * share:.1f}%" for share in shares),
+                f"{drawn:,.0f}",
+                f"{passes[name]:.2f}" if name in passes else "not recorded",
+                about.get("licence") or "not stated",
+                about.get("source", ""),
+            )
+        )
+    said = [f"{lead}.", _table(tuple(heads), rows)]
+    examined = [
+        (name, f"{about['validation_tokens']:,}", about["licence"] or "not stated", about["source"])
+        for name, about in domains.items()
+        if not about["train"]
+    ]
+    if examined:
+        said += [
+            "Not trained on, only examined:",
+            _table(("domain", "validation tokens", "licence", "source"), examined),
+        ]
+    return said
+
+
 def _measured(lineage: dict[str, Any]) -> list[str]:
     """A sentence and a table of the measured losses; with a verdict also what was predicted."""
-    text = "Validation loss on held-out text, in nats per token."
+    held_out = sum(about["validation_tokens"] for about in lineage["corpus"]["domains"].values())
+    text = f"Validation loss on held-out text ({held_out:,} tokens in all domains), in nats per token."
     losses: dict[str, float] = lineage["losses"]
     verdict = {row["domain"]: row for row in lineage["verdict"] or ()}
     if not verdict:
+        if lineage["prediction"] is not None:
+            text += " A prediction was recorded; no verdict on it is recorded."
         return [text, _table(("domain", "loss"), [(domain, f"{loss:.4f}") for domain, loss in losses.items()])]
     hits = sum(bool(row["inside"]) for row in verdict.values())
-    text += f" The prediction was recorded before the run began; {hits} of {len(verdict)} lie inside its interval."
+    text += (
+        " What the run would reach was predicted from the runs of the ladder and recorded before it began; "
+        f"{hits} of {len(verdict)} predictions (the domains and the target, their weighted mean) lie inside their "
+        "intervals."
+    )
     rows = []
     for domain, loss in (losses | {name: row["measured"] for name, row in verdict.items()}).items():
         predicted = interval = inside = ""
@@ -73,6 +121,20 @@ def _measured(lineage: dict[str, Any]) -> list[str]:
             inside = "inside" if row["inside"] else "outside"
         rows.append((domain, f"{loss:.4f}", predicted, interval, inside))
     return [text, _table(("domain", "loss", "predicted", "interval", "verdict"), rows)]
+
+
+def _origin(lineage: dict[str, Any]) -> str:
+    studies = [
+        f"{len(runs)} run{'s' * (len(runs) != 1)} of the {study} study"
+        for study, runs in lineage["argued_by"].items()
+        if runs
+    ]
+    argued = f" The recipe rests on {', '.join(studies)}." if studies else ""
+    return (
+        f"Run `{lineage['run']}` on corpus `{lineage['corpus']['hash']}`.{argued} `lineage.json` holds its full "
+        "specification, the runs behind it, the version of the code and the SHA-256 of every file (of the weights: "
+        f"`{lineage['weights']['sha256'][:16]}…`)."
+    )
 
 
 def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -1,17 +1,15 @@
 """Publishes a model: one folder with the weights, the walk back from them (contract 5) and a card for people.
 
-The folder loads in Hugging Face ``transformers``. ``lineage.json`` names the SHA-256 of the weight file, so that
-whoever holds the weights can tell whether this is their lineage, and then the run, the runs that argued for its
-recipe, the corpus with licences, the prediction and its verdict, and the code. Everything appears at once: a publish
-that is killed leaves the older folder, or none.
+The folder loads in Hugging Face ``transformers``. ``lineage.json`` holds the SHA-256 of every other file, a seal over
+itself, and then the run, the runs that argued for its recipe, the corpus with licences, the prediction and its verdict,
+and the code. Everything appears at once: a publish that is killed leaves the older folder, or none.
 
-Trade-off: the lineage vouches for the weights by their hash, not by a signature; it tells an honest mistake, not a
-forger.
+Trade-off: hashes show that files belong together and were not changed by accident or in passing. They are not a
+signature: a person who rewrites a file can also rewrite the hashes.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import subprocess
 from pathlib import Path
@@ -19,12 +17,22 @@ from typing import Any
 
 import armillary
 from armillary.model import Transformer, export_hf, replace_folder
-from armillary.recipe import ArmillaryError, UsageError
+from armillary.recipe import (
+    ArmillaryError,
+    DamagedFileError,
+    UsageError,
+    read_sealed,
+    write_sealed,
+)
+from armillary.release import ledger
 from armillary.release.card import model_card
 
-FORMAT = 1
+# 1: no seal, and a hash of the weight file alone.
+FORMAT = 2
+LINEAGE = "lineage.json"
 WEIGHTS = "model.safetensors"
-REQUIRED = frozenset({"run", "spec", "corpus", "argued_by", "prediction", "verdict", "losses"})
+REQUIRED = frozenset({"run", "spec", "corpus", "argued_by", "prediction", "verdict", "losses", "passes"})
+_REMEDY = "publish the model again (`armillary run`), or fetch the folder again"
 
 
 def publish(
@@ -35,68 +43,102 @@ def publish(
     end_token: str,
     context_length: int,
     lineage: dict[str, Any],
-) -> None:
+) -> Path | None:
     """Write the published model into ``folder``, which appears (or takes the place of an older one) at the very end.
 
-    ``lineage`` has the keys ``run`` (id), ``spec`` (the run's specification as JSON), ``corpus``
-    (``{hash, domains: {name: {source, licence, train_tokens}}}``), ``argued_by`` (``{study: [run ids]}``),
-    ``prediction`` (or None), ``verdict`` (a list of ``{domain, predicted, low, high, measured, inside}``, or None) and
-    ``losses`` (``{domain: nats per token}``). Format, hash of the weights and version of the code are added.
+    ``lineage`` has the keys ``run`` (id), ``spec`` (the run's specification as JSON), ``corpus`` (``{hash, domains:
+    {name: {source, licence, train, train_tokens, validation_tokens}}}``), ``argued_by`` (``{study: [run ids]}``),
+    ``prediction`` (or None), ``verdict`` (a list of ``{domain, predicted, low, high, measured, inside}``, or None),
+    ``losses`` (``{domain: nats per token}``) and ``passes`` (``{domain: passes over its text in the run}``). Format,
+    hashes of the files and version of the code are added.
+
+    Returns:
+        Where an earlier publication is kept that was changed after it was written here, or None.
 
     Raises:
         UsageError: a key of the lineage is missing or unknown, the tokenizer does not fit the model, or ``folder``
-            holds files that are no publication.
+            holds what was not published there.
     """
     wrong = REQUIRED.symmetric_difference(lineage)
     if wrong:
         raise UsageError(
             f"lineage: missing or unknown: {', '.join(sorted(wrong))}; it has exactly {', '.join(sorted(REQUIRED))}"
         )
-    with replace_folder(folder) as aside:
-        export_hf(model, aside, tokenizer_file=tokenizer_file, end_token=end_token, context_length=context_length)
-        document = {
-            "format": FORMAT,
-            "weights": {"file": WEIGHTS, "sha256": _sha256(aside / WEIGHTS)},
-            "code": {"armillary": armillary.__version__, "commit": _commit()},
-            **lineage,
-        }
-        text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
-        (aside / "lineage.json").write_text(text + "\n", encoding="utf-8")
-        card = model_card(folder.absolute().name, model.shape, context_length, document)
-        (aside / "README.md").write_text(card, encoding="utf-8")
+    folder = folder.resolve()
+    kept = ledger.set_aside(folder) if ledger.state(folder, lineage["run"]) == "changed" else None
+    try:
+        with replace_folder(folder) as aside:
+            export_hf(model, aside, tokenizer_file=tokenizer_file, end_token=end_token, context_length=context_length)
+            document = {
+                "format": FORMAT,
+                "weights": {"file": WEIGHTS, "sha256": ledger.sha256(aside / WEIGHTS)},
+                "code": {"armillary": armillary.__version__, "commit": _commit()},
+                **lineage,
+            }
+            card = model_card(folder.name, model.shape, context_length, document)
+            (aside / "README.md").write_text(card, encoding="utf-8")
+            write_sealed(aside / LINEAGE, {**document, "files": ledger.fingerprints(aside)})
+            ledger.enter(folder, ledger.fingerprints(aside))
+    except BaseException:
+        if kept is not None and not folder.exists():
+            kept.rename(folder)
+        raise
+    return kept
+
+
+def check_publishable(folder: Path) -> None:
+    """Raise UsageError where ``publish`` would refuse ``folder``, so that it is known before hours of training."""
+    ledger.state(folder.resolve())
+
+
+def is_published(folder: Path, lineage: dict[str, Any]) -> bool:
+    """Whether ``folder`` is, byte for byte, what ``publish`` wrote there for this very ``lineage``.
+
+    Raises:
+        UsageError: as ``publish``, for a folder that holds something else.
+    """
+    folder = folder.resolve()
+    if ledger.state(folder, lineage["run"]) != "intact":
+        return False
+    document = check_lineage(folder)
+    plain = json.loads(json.dumps(lineage))  # as it was written: tuples are lists
+    return all(document.get(key) == value for key, value in plain.items())
 
 
 def check_lineage(folder: Path) -> dict[str, Any]:
-    """The lineage of a published model, after checking that the weights are still those it speaks of.
+    """The lineage of a published model, after checking that the files are still those it speaks of.
+
+    Publications of format 1 have a hash of the weight file alone.
 
     Raises:
-        UsageError: ``folder`` has no readable ``lineage.json``, or one of a newer format.
-        ArmillaryError: the weight file is missing or is not the one recorded.
+        UsageError: ``folder`` has no ``lineage.json``.
+        DamagedFileError: the lineage, or a file that it names, is torn, missing or changed.
+        ForeignFileError: a lineage of a newer format.
     """
-    path = folder / "lineage.json"
+    path = folder / LINEAGE
     try:
-        document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version, weights = int(document["format"]), document["weights"]
-        name, recorded = weights["file"], weights["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}: not the lineage of a published model ({error}); give its folder") from error
-    if version > FORMAT:
-        raise UsageError(f"{path}: format {version} is newer than this version reads ({FORMAT}); update armillary")
-    try:
-        found = _sha256(folder / name)
+        document = read_sealed(path, "lineage of a published model", FORMAT, _REMEDY, sealed_since=2)
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: not there; give the folder of a published model") from error
     except OSError as error:
-        raise ArmillaryError(f"{folder / name}: cannot be read ({error.strerror}); publish the model again") from error
-    if found != recorded:
-        raise ArmillaryError(
-            f"{folder / name}: SHA-256 is {found}, the lineage speaks of {recorded}; the weights were changed or "
-            "damaged after publication: fetch the folder again"
-        )
+        raise ArmillaryError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        weights = document["weights"]
+        files = {str(weights["file"]): str(weights["sha256"])} if document["format"] == 1 else document["files"]
+        wanted = {str(name): str(digest) for name, digest in files.items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedFileError(f"{path}: lineage without the hashes of the files ({error!r}); {_REMEDY}") from error
+    for name, recorded in wanted.items():
+        try:
+            found = ledger.sha256(folder / name)
+        except ArmillaryError as error:
+            raise DamagedFileError(f"{error}; {_REMEDY}") from error
+        if found != recorded:
+            raise DamagedFileError(
+                f"{folder / name}: SHA-256 is {found}, the lineage speaks of {recorded}; the file was changed or "
+                f"damaged after publication: {_REMEDY}"
+            )
     return document
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _commit() -> str | None:

@@ -1,0 +1,127 @@
+"""What was published into a folder, so that nothing else is ever replaced.
+
+Beside ``model/`` lies ``.model.published.json``: the SHA-256 of every file of every publication that was written there.
+A folder that equals one of them, byte for byte, may be replaced. A folder that shares a file with one of them was
+published here and changed or damaged since: it is kept under another name. Any other folder is refused.
+
+Versions before this record wrote lineages of format 1; a folder with one of the same run counts as changed.
+
+Trade-off: a copy of a publication without the hidden file counts as somebody else's. It is refused, not deleted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal
+
+from armillary.recipe import ArmillaryError, DamagedFileError, UsageError, read_json, read_sealed, write_sealed
+
+State = Literal["nothing", "intact", "changed"]
+_FORMAT = 1
+
+
+def ledger_file(folder: Path) -> Path:
+    """Where the publications of ``folder`` are recorded."""
+    return folder.with_name(f".{folder.name}.published.json")
+
+
+def state(folder: Path, run: str | None = None) -> State:
+    """What stands in ``folder``: nothing, a publication as it was written here, or one that was changed since.
+
+    ``run`` is the run that is to be published, None where that is not known yet. Where the record is damaged, every
+    folder counts as changed, so that nothing can be lost.
+
+    Raises:
+        UsageError: ``folder`` is a file, or holds what was not published there.
+        ForeignFileError: the record is of a newer version.
+    """
+    if not folder.exists():
+        return "nothing"
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: is a file, and the model is published into a folder of that name; move it away")
+    found = fingerprints(folder)
+    if not found:
+        return "nothing"
+    try:
+        known = _read(folder)
+    except DamagedFileError:
+        return "changed"
+    if found in known:
+        return "intact"
+    if {digest for files in known for digest in files.values()} & set(found.values()):
+        return "changed"
+    if not known and _before_records(folder, run):
+        return "changed"
+    raise UsageError(
+        f"{folder}: holds files that were not published from here ('{min(found)}'), and publishing would delete them; "
+        "move the folder away"
+    )
+
+
+def enter(folder: Path, files: dict[str, str]) -> None:
+    """Record that ``files`` (name: SHA-256) are about to appear as ``folder``."""
+    try:
+        known = _read(folder)
+    except DamagedFileError:
+        known = []
+    if files not in known:
+        write_sealed(ledger_file(folder), {"format": _FORMAT, "publications": [*known, files]})
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename ``folder`` to the first free name ``NAME.kept-N``, and return that."""
+    number = 1
+    while (kept := folder.with_name(f"{folder.name}.kept-{number}")).exists():
+        number += 1
+    folder.rename(kept)
+    return kept
+
+
+def fingerprints(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in ``folder``, by its path in there.
+
+    Raises:
+        ArmillaryError: a file that cannot be read.
+    """
+    files = sorted(path for path in folder.rglob("*") if not path.is_dir())
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a regular file, in hexadecimal digits.
+
+    Raises:
+        ArmillaryError: it is missing, not a regular file, or cannot be read.
+    """
+    if not path.is_file():  # opening a pipe would wait for a writer
+        raise ArmillaryError(f"{path}: {'is not a regular file' if path.exists() else 'is missing'}")
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ArmillaryError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _before_records(folder: Path, run: str | None) -> bool:
+    """Whether ``folder`` has a lineage from before publications were recorded, of ``run`` if that is known."""
+    try:
+        document = read_json(folder / "lineage.json", "lineage", "remove it")
+    except (OSError, DamagedFileError):
+        return False
+    return document.get("format") == 1 and "argued_by" in document and run in (None, document.get("run"))
+
+
+def _read(folder: Path) -> list[dict[str, str]]:
+    """The recorded publications, oldest first.
+
+    Raises:
+        DamagedFileError, ForeignFileError: as ``read_sealed``.
+    """
+    path = ledger_file(folder)
+    try:
+        document = read_sealed(path, "record of publications", _FORMAT, "remove it")
+    except FileNotFoundError:
+        return []
+    publications: list[dict[str, str]] = document["publications"]
+    return publications
