@@ -14,7 +14,9 @@ while another worker has nothing to do; what is sent is not taken back.
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import signal
 import statistics
 import threading
@@ -26,9 +28,9 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Literal, Protocol, Self
 
-from armillary.recipe import ArmillaryError, ModelShape, RunSpec
+from armillary.recipe import ArmillaryError, ModelShape, RunSpec, UsageError
 from armillary.study.store import Store
-from armillary.train import RunResult, stack_key
+from armillary.train import DivergedError, RunResult, stack_key
 
 MAX_ATTEMPTS = 3
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -40,6 +42,14 @@ _BUSY_STEP_S = 0.05
 _STACKS = (4, 16, 64, 256)
 _GAIN = 1.1
 _STACK_PROBE_S = 0.5
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free space"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make it writable"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the number of open files (ulimit -n)"),
+    **dict.fromkeys((errno.ENOLCK, errno.ENOTSUP), "mount the file system with locks (NFSv4; Lustre with -o flock)"),
+}
+# PyTorch has no error type for a failed allocation on a CPU.
+_OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|cannot allocate memory", re.IGNORECASE)
 
 
 class InterruptedStudyError(ArmillaryError):
@@ -69,11 +79,42 @@ class Job:
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that has no result: ``status`` is ``failed`` or ``diverged``."""
+    """A run that has no result, and why; ``status`` is one of
+
+    - ``diverged``: the same specification diverges again, so the run is not trained again (``Store.reopen``);
+    - ``refused``: the run cannot be trained as it is specified or with this corpus;
+    - ``failed``: a passing cause, such as a full disk, a damaged file or a lost worker.
+    """
 
     run: str
-    status: str
+    status: Literal["diverged", "refused", "failed"]
     error: str
+
+    @property
+    def passing(self) -> bool:
+        """Whether the cause can pass by itself, so that the next call trains the run again."""
+        return self.status == "failed"
+
+    @classmethod
+    def of(cls, run: str, error: BaseException) -> Failure:
+        """The failure of a run that ended with ``error``; the text names the run, the cause and the remedy."""
+        said = str(error)
+        match error:
+            case DivergedError():
+                return cls(run, "diverged", said)
+            case UsageError():
+                return cls(run, "refused", said if run in said else f"run {run}: {said}")
+            case ArmillaryError():
+                return cls(run, "failed", said if run in said else f"run {run}: {said}")
+            case OSError():
+                where = f"{error.filename}: " if error.filename else ""
+                remedy = _REMEDIES.get(error.errno or 0, "remove the cause")
+                text = f"{where}{error.strerror or said}; {remedy} and give the same command again"
+            case _ if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(said):
+                text = f"not enough memory ({type(error).__name__}: {said}); give fewer --workers, or a smaller batch"
+            case _:
+                text = f"{type(error).__name__}: {said}; the same command tries the run again"
+        return cls(run, "failed", f"run {run}: {text}")
 
 
 @dataclass(frozen=True)
@@ -110,7 +151,7 @@ class Answer:
     ``measured``, and the reason for the others.
     """
 
-    kind: Literal["step", "done", "stopped", "diverged", "failed", "measured", "unmeasured"]
+    kind: Literal["step", "done", "stopped", "diverged", "refused", "failed", "measured", "unmeasured"]
     value: Any
     run: str = ""
 
@@ -301,7 +342,9 @@ class Executor(ABC):
     def run(
         self, study: str, jobs: Sequence[Job], progress: Progress = lambda stage, done, total, note: None
     ) -> dict[str, RunResult | Failure]:
-        """Carry out the jobs that have no result yet; returns the outcome of each by run id.
+        """Train the jobs that have no outcome yet; returns the outcome of each by run id.
+
+        A run that failed in an earlier call is tried again; one that diverged is returned as it is recorded.
 
         Raises:
             InterruptedStudyError: stopped by Ctrl-C; the same call goes on.
@@ -311,9 +354,9 @@ class Executor(ABC):
         self.store.add(study, [job.spec for job in unique])
         queue = _Queue(waiting=[])
         for job in unique:
-            result = self.store.result(job.spec.id)
-            if result is not None:
-                queue.outcomes[job.spec.id] = result
+            outcome = settled(self.store, job.spec.id)
+            if outcome is not None:
+                queue.outcomes[job.spec.id] = outcome
             else:
                 queue.waiting.append(job)
         if not queue.waiting:
@@ -416,7 +459,7 @@ class Executor(ABC):
                 if said.kind == "done":
                     self.store.mark_done(said.value)
                     queue.outcomes[said.run] = said.value
-                else:
+                elif said.kind in ("diverged", "refused", "failed"):
                     self.store.mark_failed(said.run, said.kind, said.value)
                     queue.outcomes[said.run] = Failure(said.run, said.kind, said.value)
 
@@ -433,12 +476,24 @@ class Executor(ABC):
                     self.store.mark_failed(run, "pending", f"its worker died ({lost.how}); tried again")
                     again.append(job)
                 else:
-                    error = f"its worker died ({lost.how}) in each of {queue.deaths[run]} attempts"
+                    error = (
+                        f"run {run}: its worker died ({lost.how}) in each of {queue.deaths[run]} attempts; where "
+                        "memory is short, give fewer --workers; the same command tries the run again"
+                    )
                     self.store.mark_failed(run, "failed", error)
                     queue.outcomes[run] = Failure(run, "failed", error)
                     queue.done_flops += job.new_flops(job.spec.steps)
         worker.stacks.clear()
         queue.waiting[:0] = again
+
+
+def settled(store: Store, run: str) -> RunResult | Failure | None:
+    """What is known of a run that needs no more training: its result, or that it diverged; None for any other."""
+    result = store.result(run)
+    if result is not None:
+        return result
+    diverged = store.diverged(run)
+    return None if diverged is None else Failure(run, "diverged", diverged)
 
 
 def default_workers() -> int:

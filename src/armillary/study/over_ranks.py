@@ -19,10 +19,10 @@ from typing import Any
 
 from armillary.launch import launch
 from armillary.recipe import ArmillaryError, Checkpoints, LargeRun, Layout, UsageError
-from armillary.study.executor import Executor, Failure, InterruptedStudyError, Job, Progress
+from armillary.study.executor import Executor, Failure, InterruptedStudyError, Job, Progress, settled
 from armillary.study.local import LocalExecutor
 from armillary.study.store import Store
-from armillary.train import BusyRunError, DivergedError, InterruptedRunError, RunResult
+from armillary.train import InterruptedRunError, RunResult
 
 _LOOK_S = 0.5
 
@@ -63,7 +63,7 @@ class OverRanks:
         outcomes: dict[str, RunResult | Failure] = {}
         total, done = sum(job.spec.flops for job in jobs), 0.0
         for number, job in enumerate(jobs):
-            known = self.store.result(job.spec.id)
+            known = settled(self.store, job.spec.id)
             with _watched(study, done, job.spec.flops, total, f"{number}/{len(jobs)} runs", progress) as reached:
                 outcomes[job.spec.id] = self._carry_out(job, reached) if known is None else known
             done += job.spec.flops
@@ -85,12 +85,10 @@ class OverRanks:
         except InterruptedRunError as error:
             self.store.mark_failed(run, "pending", str(error))
             raise InterruptedStudyError(f"{error}; give the same command to go on") from error
-        except BusyRunError:
-            raise
-        except ArmillaryError as error:
-            status = "diverged" if isinstance(error, DivergedError) else "failed"
-            self.store.mark_failed(run, status, str(error))
-            return Failure(run, status, str(error))
+        except (ArmillaryError, OSError) as error:
+            failure = Failure.of(run, error)
+            self.store.mark_failed(run, failure.status, failure.error)
+            return failure
         assert result is not None  # only the other ranks of a launcher get none
         self.store.mark_done(result)
         return result

@@ -36,7 +36,7 @@ _runs = sa.Table(
     _schema,
     sa.Column("id", sa.String(16), primary_key=True),
     sa.Column("spec", sa.JSON, nullable=False),
-    sa.Column("status", sa.String(16), nullable=False),  # pending, running, done, failed, diverged
+    sa.Column("status", sa.String(16), nullable=False),  # pending, running, done, failed, refused, diverged
     sa.Column("created_at", sa.Float, nullable=False),
     sa.Column("started_at", sa.Float),
     sa.Column("finished_at", sa.Float),
@@ -191,7 +191,7 @@ class Store:
             db.execute(sa.update(_runs).where(_runs.c.id == run, _runs.c.result.is_(None)).values(**values))
 
     def mark_failed(self, run: str, status: str, error: str) -> None:
-        """The run ended without a result: ``failed`` or ``diverged``, or ``pending`` to be tried again."""
+        """The run ended without a result: ``failed``, ``refused`` or ``diverged``, or ``pending`` to be tried again."""
         with self.engine.begin() as db:
             values = {"status": status, "error": error, "finished_at": time.time()}
             db.execute(sa.update(_runs).where(_runs.c.id == run, _runs.c.result.is_(None)).values(**values))
@@ -212,6 +212,16 @@ class Store:
         if result is not None and row is not None:
             self.mark_done(result)
         return result
+
+    def diverged(self, run: str) -> str | None:
+        """What was recorded of a run that diverged, or None."""
+        query = sa.select(_runs.c.error).filter_by(id=run, status="diverged").where(_runs.c.result.is_(None))
+        with self.engine.connect() as db:
+            return db.execute(query).scalar()
+
+    def reopen(self, run: str, reason: str) -> None:
+        """Have the next call train ``run`` again, also where it has diverged; ``reason`` is kept with it."""
+        self.mark_failed(run, "pending", reason)
 
     def started_at(self, run: str) -> float | None:
         """When the first attempt at the run began (seconds since the epoch), or None."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from armillary.recipe import RunSpec
-from armillary.study.executor import Answer, Job, Message, Probe, Train
+from armillary.study.executor import Answer, Failure, Job, Message, Probe, Train
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +53,7 @@ def work(
         device = torch.device(device.type, device_index % torch.accelerator.device_count())
     else:
         keep_freed_memory()
-    opened = Corpus.open(corpus)
+    opened: Corpus | None = None
     while True:
         try:
             message = receive()
@@ -61,6 +61,12 @@ def work(
             return
         if isinstance(message, Train):
             left = list(message.jobs)
+            try:
+                opened = opened or Corpus.open(corpus)
+            except Exception as error:  # said once per run, where a dead worker would say nothing of the cause
+                for job in left:
+                    answer(_answer(job.spec.id, error))
+                continue
             if message.members > 1:
                 left = _train_stack(message, opened, store / "runs", checkpoint_every_s, device, answer, stopping)
             for job in left:
@@ -117,15 +123,14 @@ def _train_stack(
 
 
 def _answer(run: str, outcome: RunResult | Exception) -> Answer:
-    from armillary.train import DivergedError, InterruptedRunError
+    from armillary.train import InterruptedRunError
 
     match outcome:
         case InterruptedRunError():
             return Answer("stopped", str(outcome), run)
-        case DivergedError():
-            return Answer("diverged", str(outcome), run)
         case Exception():
-            return Answer("failed", f"{type(outcome).__name__}: {outcome}", run)
+            failure = Failure.of(run, outcome)
+            return Answer(failure.status, failure.error, run)
     return Answer("done", outcome, run)
 
 
