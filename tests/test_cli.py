@@ -77,8 +77,36 @@ def test_json_is_one_value_and_nothing_else(recipe, call):
     assert done.returncode == 0
     assert "corpus: read: 100%" in done.stderr  # progress goes elsewhere
     assert set(json.loads(done.stdout)["domains"]) == {"sky", "sea", "code", "voyage"}
+    out = recipe.parent / "out"
     for verb in ("runs", "rates"):
-        assert json.loads(call(verb, recipe, "--out", recipe.parent / "out", "--json").stdout) == []
+        for where in ((recipe, "--out", out), (out,), (out / "recipe.yaml",), (out / "recipe.yaml", "--out", out)):
+            assert json.loads(call(verb, *where, "--json").stdout) == []
+    assert not (out / "store").exists()  # to look is not to create
+
+
+@pytest.mark.parametrize("verb", ["runs", "rates"])
+def test_a_list_of_no_results_creates_none(recipe, call, verb, tmp_path, monkeypatch):
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.chdir(tmp_path)
+    for where in ((recipe,), (recipe, "--out", "elsewhere")):
+        done = call(verb, *where)
+        assert done.returncode == 2 and "no results are here yet; `armillary run" in done.stderr
+    done = call(verb, tmp_path)
+    assert done.returncode == 2 and "the folder of results" in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_results_lie_beside_the_recipe(recipe, call, tmp_path, monkeypatch):
+    """Also where the command is given elsewhere; what an earlier version left elsewhere is used, with a word."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    done = call("corpus", recipe, "--workers", 1)
+    assert done.returncode == 0 and (tmp_path / "tiny" / "corpus").is_dir() and not any(elsewhere.iterdir())
+    (tmp_path / "tiny").rename(elsewhere / "tiny")
+    done = call("corpus", recipe, "--workers", 1)
+    assert done.returncode == 0 and not (tmp_path / "tiny").exists()
+    assert "where an earlier version put them" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,17 @@ from rich.markup import escape
 
 from armillary.cli.dry_run import show_dry_run
 from armillary.cli.screen import JsonOption, Reporter, app, err, out, show_json, show_table
-from armillary.recipe import Recipe, UsageError, load_recipe, load_training
+from armillary.recipe import Recipe, UsageError, given, is_workspace, load_recipe, load_training, results_folder
 
 study_app = typer.Typer(help="Small runs that argue for a recipe.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
 
-RecipeArgument = Annotated[Path, typer.Argument(help="The recipe, a YAML file.", show_default=False)]
+RecipeArgument = Annotated[
+    Path, typer.Argument(help="The recipe, a YAML file; or the folder of its results.", show_default=False)
+]
 OutOption = Annotated[
-    Path | None, typer.Option("--out", "-o", help="Folder of the results (default: the recipe's name).")
+    Path | None,
+    typer.Option("--out", "-o", help="Folder of the results (default: the recipe's name, beside the recipe)."),
 ]
 WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Runs at the same time (default: one per core or accelerator).")
@@ -75,12 +78,26 @@ def workspace(
     nproc: int | None = None,
 ) -> Any:
     """The workspace of a recipe file, whose target run goes over ``nproc`` ranks."""
-    document = load_recipe(recipe)  # first: what is wrong in it is told before torch is imported
+    document, place = opened(recipe, folder, show)  # first: what is wrong in it is told before torch is imported
     if nproc is not None:
         document = document.over(nproc)
     from armillary.path import Workspace
 
-    return Workspace(document, folder or Path(document.name), budget, workers, database, show, on)
+    return Workspace(document, place, budget, workers, database, show, on, show.say)
+
+
+def opened(recipe: Path, folder: Path | None, show: Reporter) -> tuple[Recipe, Path]:
+    """The recipe in a file or in a folder of results, and the folder of its results."""
+    found = given(recipe)
+    document = load_recipe(found.file)
+    if found.edited:
+        show.say(f"{found.file} was edited after it was written; what it says now holds")
+    place = folder or found.folder
+    if place is None:
+        place, note = results_folder(found.file, document.name)
+        if note is not None:
+            show.say(note)
+    return document, place
 
 
 def reach(
@@ -277,9 +294,10 @@ def train(
 
     armillary train run.yaml --dry-run
     """
-    document = load_training(file)
+    own = given(file).file
+    document = load_training(own)
     if dry:
-        return rehearse(document, file, nproc, as_json)
+        return rehearse(document, own, nproc, as_json)
     if isinstance(document, Recipe):
         found = reach("target", file, folder, budget, workers, database, on, nproc).target
         return show_json(found) if as_json else show_arms(found)
@@ -288,8 +306,12 @@ def train(
             raise UsageError(f"{option} has no meaning here: {file} is the file of one large run; leave it out")
     from armillary.launch import launch
 
-    place = folder or Path(document.folder or document.name)
-    result = launch(document, place, nproc=nproc, max_restarts=max_restarts, reporter=Reporter)
+    place, note = folder or document.folder, None
+    if place is None:
+        place, note = results_folder(own, document.name)
+    if note is not None:
+        Reporter().say(note)
+    result = launch(document, Path(place), nproc=nproc, max_restarts=max_restarts, reporter=Reporter)
     if result is not None:
         show_json(asdict(result)) if as_json else show_result(result)
 
@@ -408,13 +430,28 @@ def report(
     print(place.report_file(language.value))
 
 
+def rows_in_store(recipe: Path, folder: Path | None, database: str | None, rows_of: str) -> list[dict[str, Any]]:
+    """What the store's method ``rows_of`` returns; a store that does not exist is not created."""
+    show = Reporter()
+    _, place = opened(recipe, folder, show)
+    if database is None and not is_workspace(place):
+        raise UsageError(
+            f"{place}: no results are here yet; `armillary run {recipe}` makes them, and --out names another folder"
+        )
+    if database is None and not (place / "store").exists():
+        return []
+    store = workspace(recipe, place, None, None, database, None, show).store()
+    rows: list[dict[str, Any]] = getattr(store, rows_of)()
+    return rows
+
+
 def store_verb(name: str, rows_of: str, columns: list[str], title: str, text: str) -> None:
     """A verb that shows what the store's method ``rows_of`` says."""
 
     def verb(
         recipe: RecipeArgument, folder: OutOption = None, database: DatabaseOption = None, as_json: JsonOption = False
     ) -> None:
-        rows = getattr(workspace(recipe, folder, None, None, database, None, Reporter()).store(), rows_of)()
+        rows = rows_in_store(recipe, folder, database, rows_of)
         if as_json:
             return show_json(rows)
         show_table(title, columns, [[row[column] for column in columns] for row in rows])

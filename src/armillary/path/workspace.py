@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from armillary.files import write_file, write_json
 from armillary.launch import launched
 from armillary.model import load_weights
 from armillary.path.evidence import Evidence, lineage, report_data, summary
-from armillary.recipe import Document, LargeRun, Recipe, RunSpec, UsageError, canonical_hash
+from armillary.recipe import Document, LargeRun, Recipe, RunSpec, UsageError, canonical_hash, keep_recipe
 from armillary.release import check_publishable, is_published, publish
 from armillary.report import write_report
 from armillary.study import (
@@ -74,13 +74,20 @@ def quiet(stage: str, done: float, total: float, note: str) -> None:
     """A progress that nobody watches."""
 
 
+def unheard(text: str) -> None:
+    """A note that is shown to no reader."""
+
+
 @dataclass(frozen=True)
 class Workspace:
     """A recipe and the folder of its results.
 
     ``budget`` replaces the recipe's; ``workers`` is the number of worker processes (default: one per core or
     accelerator); ``database`` an SQLAlchemy URL instead of the SQLite file in the folder; ``on`` is a Ray cluster to
-    train on (``ray``, ``ray://HOST:PORT``) instead of processes of this machine.
+    train on (``ray``, ``ray://HOST:PORT``) instead of processes of this machine. ``say`` takes a sentence that a person
+    should read while the work runs.
+
+    The folder keeps a copy of the recipe, ``recipe.yaml``.
     """
 
     recipe: Recipe
@@ -90,6 +97,7 @@ class Workspace:
     database: str | None = None
     progress: Progress = quiet
     on: str | None = None
+    say: Callable[[str], None] = unheard
 
     def __post_init__(self) -> None:
         for budget in (self.budget, self.recipe.budget):
@@ -109,6 +117,9 @@ class Workspace:
             self.progress(f"corpus: {stage}", done, total, "")
 
         with self._timed("corpus"):
+            note = keep_recipe(self.recipe, self.folder)
+            if note is not None:
+                self.say(note)
             workers = self.workers if self.on is None else None  # the corpus is always built on this machine
             return build_corpus(self.recipe.corpus, self.folder / "corpus", workers=workers, progress=tell)
 

@@ -16,6 +16,7 @@ from armillary.recipe.document import (
     load_recipe,
 )
 from armillary.recipe.errors import ArmillaryError, UsageError
+from armillary.recipe.kept import Given, given, is_workspace, keep_recipe, results_folder
 from armillary.recipe.large import Checkpoints, LargeRun, load_training
 from armillary.recipe.layout import Layout
 from armillary.recipe.run import (
@@ -44,6 +45,7 @@ __all__ = [
     "Experts",
     "Family",
     "ForeignFileError",
+    "Given",
     "LadderStudy",
     "LargeRun",
     "Layout",
@@ -65,10 +67,14 @@ __all__ = [
     "Validation",
     "canonical_hash",
     "decay_factor",
+    "given",
+    "is_workspace",
+    "keep_recipe",
     "load_document",
     "load_recipe",
     "load_training",
     "read_json",
     "read_sealed",
+    "results_folder",
     "write_sealed",
 ]

@@ -374,7 +374,7 @@ def _key_twice(node: yaml.Node | None) -> yaml.ScalarNode | None:
 
 def _absolute_sources(recipe: Recipe, base: Path) -> Recipe:
     def absolute(source: str) -> str:
-        return source if source.startswith("demo:") or "://" in source else str(base / Path(source).expanduser())
+        return source if source.startswith("demo:") or "://" in source else str(beside(base, source))
 
     domains = {
         name: domain.model_copy(update={"source": absolute(domain.source)})
@@ -385,6 +385,14 @@ def _absolute_sources(recipe: Recipe, base: Path) -> Recipe:
         tokenizer = tokenizer.model_copy(update={"file": absolute(tokenizer.file)})
     corpus = recipe.corpus.model_copy(update={"domains": domains, "tokenizer": tokenizer})
     return recipe.model_copy(update={"corpus": corpus})
+
+
+def beside(folder: Path, path: str) -> Path:
+    """``path`` from ``folder``, which is resolved; ``~`` is expanded, and a leading ``..`` is taken out."""
+    relative = Path(path).expanduser()
+    while relative.parts and relative.parts[0] == "..":
+        folder, relative = folder.parent, Path(*relative.parts[1:])
+    return folder / relative
 
 
 def _line(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 import yaml
 from pydantic import Field, model_validator
 
-from armillary.recipe.document import Recipe, load_document, load_recipe
+from armillary.recipe.document import Recipe, beside, load_document, load_recipe
 from armillary.recipe.errors import FieldError, UsageError
 from armillary.recipe.layout import Layout
 from armillary.recipe.run import RunSpec
@@ -103,7 +103,5 @@ def load_training(path: Path) -> Recipe | LargeRun:
         return load_recipe(path)
     large = load_document(path, LargeRun)
     base = path.resolve().parent
-    paths = {
-        name: str(base / Path(where).expanduser()) for name in ("corpus", "folder") if (where := getattr(large, name))
-    }
+    paths = {name: str(beside(base, where)) for name in ("corpus", "folder") if (where := getattr(large, name))}
     return large.model_copy(update=paths)

@@ -1,0 +1,174 @@
+"""The copy of its recipe that a workspace keeps, and how a verb finds recipe and results from what it is given.
+
+``OUT/recipe.yaml`` is a recipe like any other, with every default written out. Its first line marks it as a copy and
+holds a hash of the rest, which detects an edit by hand. Sources below the folder that holds the workspace are written
+relative to the copy, so that both can be moved together; all others are absolute.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import yaml
+
+from armillary.files import write_file
+from armillary.recipe.document import Recipe, load_recipe
+from armillary.recipe.errors import ArmillaryError, UsageError
+
+NAME = "recipe.yaml"
+
+_MARK = re.compile(r"# The recipe of the results in this folder, kept by Armillary \(sha256 ([0-9a-f]{16})\)\.")
+_EXPLAINED = (
+    "# `armillary report FOLDER` and every other verb of a recipe take this folder in its place. Changes made here\n"
+    "# apply to such calls; the next call with another recipe for this folder writes its own copy here.\n"
+)
+# What only a workspace holds: a kept copy beside none of them was copied away, and is an ordinary recipe.
+_PARTS = ("store", "plan.json", "corpus")
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a verb was given: the recipe's file, and the folder of the results where the recipe lies in it."""
+
+    file: Path
+    folder: Path | None
+    edited: bool = False
+
+
+def given(path: Path) -> Given:
+    """Find the recipe of ``path``, which is the file of a recipe or a workspace.
+
+    Raises:
+        UsageError: ``path`` is a folder without a recipe.
+    """
+    if path.is_dir():
+        file = path / NAME
+        if not file.is_file():
+            raise UsageError(
+                f"{path}: is a folder without a {NAME}; give the path of a YAML file, and the folder with --out"
+                if is_workspace(path)
+                else f"{path}: cannot be read (Is a directory); give the path of a YAML file, or the folder of results"
+            )
+    else:
+        file = path
+    state = _state(file)
+    inside = is_workspace(file.parent) and file.name == NAME and (state is not None or path.is_dir())
+    return Given(file, file.parent if inside else None, inside and state == "edited")
+
+
+def is_workspace(folder: Path) -> bool:
+    """Whether ``folder`` holds what only a workspace does."""
+    return any((folder / part).exists() for part in _PARTS)
+
+
+def keep_recipe(recipe: Recipe, folder: Path) -> str | None:
+    """Write the copy of ``recipe`` into ``folder``. A copy of the same recipe stays as it is.
+
+    A copy that was edited by hand is renamed, not lost; a ``recipe.yaml`` that is not a copy is left alone.
+
+    Returns:
+        What a person must know of it, or None.
+    """
+    file = folder / NAME
+    state = _state(file)
+    if file.exists():
+        if _same(file, recipe):
+            return None
+        if state is None:
+            return f"{file} is another recipe and is left as it is; this folder keeps no copy of the one in use"
+    note = None
+    if state == "edited":
+        aside = next(p for n in range(1, 1000) if not (p := folder / f"recipe.edited-{n}.yaml").exists())
+        file.rename(aside)
+        note = f"{file} had been edited by hand; the edited copy is now {aside}"
+    document = recipe.model_dump(mode="json", exclude_none=True)
+    base = folder.resolve()
+    for domain in document["corpus"]["domains"].values():
+        domain["source"] = _portable(domain["source"], base)
+    if "file" in document["corpus"]["tokenizer"]:
+        document["corpus"]["tokenizer"]["file"] = _portable(document["corpus"]["tokenizer"]["file"], base)
+    text = _EXPLAINED + yaml.safe_dump(document, allow_unicode=True, sort_keys=False, width=110)
+    first = f"# The recipe of the results in this folder, kept by Armillary (sha256 {_hash(text)}).\n"
+    write_file(file, (first + text).encode())
+    return note
+
+
+def results_folder(file: Path, name: str) -> tuple[Path, str | None]:
+    """Where the results of the document in ``file`` belong without ``--out``: the folder ``name`` beside it.
+
+    Earlier versions kept them in the current directory. Where they are only there, that folder is returned.
+
+    Returns:
+        The folder, and what a person must know of an older one, or None.
+    """
+    place, older = _short(file.resolve().parent / name), Path(name)
+    if not older.exists() or (place.exists() and place.samefile(older)) or not _has_results(older):
+        return place, None
+    kept = older / NAME
+    if kept.is_file() and not _same_question(kept, file):
+        return place, None
+    if place.exists():
+        return place, f"{older.resolve()} holds results of that name too; they are read with --out {older}"
+    return older, (
+        f"the results are in {older.resolve()}, where an earlier version put them, and stay there; to have them beside "
+        f"the recipe: mv {older} {place}"
+    )
+
+
+def _has_results(folder: Path) -> bool:
+    return is_workspace(folder) or (folder / "spec.json").exists() or (folder / "checkpoints").exists()
+
+
+def _same_question(kept: Path, file: Path) -> bool:
+    """Whether both recipes read the same text; True where one of them cannot be read."""
+    try:
+        return load_recipe(kept).corpus == load_recipe(file).corpus
+    except ArmillaryError:
+        return True
+
+
+def _same(file: Path, recipe: Recipe) -> bool:
+    """Whether ``file`` holds ``recipe``; over how many ranks its target runs makes no difference."""
+    try:
+        return _without_layout(load_recipe(file)) == _without_layout(recipe)
+    except ArmillaryError:
+        return False
+
+
+def _without_layout(recipe: Recipe) -> Recipe:
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"layout": None})})
+
+
+def _state(file: Path) -> str | None:
+    """``kept`` for a copy as it was written, ``edited`` for one that was changed since, None for any other file."""
+    try:
+        if not file.is_file():
+            return None
+        first, _, rest = file.read_bytes().decode(errors="replace").partition("\n")
+    except OSError:
+        return None
+    mark = _MARK.match(first)
+    if mark is None:
+        return None
+    return "kept" if mark[1] == _hash(rest) else "edited"
+
+
+def _hash(text: str) -> str:
+    return sha256(text.encode()).hexdigest()[:16]
+
+
+def _portable(source: str, folder: Path) -> str:
+    """``source`` relative to ``folder`` where it lies beside or below it."""
+    if source.startswith("demo:") or "://" in source or not Path(source).is_relative_to(folder.parent):
+        return source
+    return os.path.relpath(source, folder)
+
+
+def _short(path: Path) -> Path:
+    """``path`` relative to the current directory where it lies below it: as a person would write it."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
