@@ -19,6 +19,7 @@ from armillary.recipe.errors import ArmillaryError, UsageError
 from armillary.recipe.kept import Given, given, is_workspace, keep_recipe, results_folder
 from armillary.recipe.large import Checkpoints, LargeRun, load_training
 from armillary.recipe.layout import Layout
+from armillary.recipe.lock import BusyError, exclusive
 from armillary.recipe.run import (
     Decay,
     LengthPhase,
@@ -36,6 +37,7 @@ from armillary.recipe.shapes import Document, Experts, Family, ModelShape, RopeS
 __all__ = [
     "AnnealStudy",
     "ArmillaryError",
+    "BusyError",
     "Checkpoints",
     "CorpusSpec",
     "DamagedFileError",
@@ -67,6 +69,7 @@ __all__ = [
     "Validation",
     "canonical_hash",
     "decay_factor",
+    "exclusive",
     "given",
     "is_workspace",
     "keep_recipe",

@@ -1,0 +1,141 @@
+"""Locks between processes that name their holder, and never outlive it.
+
+A lock is a file with an advisory lock of the system on it (``flock``), which ends with the process that holds it,
+``kill -9`` included. What the file says (process, host, command, since when) only serves the message to the next
+process: an empty, torn or foreign content neither blocks nor frees.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import shlex
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from armillary.recipe.errors import ArmillaryError
+
+# What file systems without a lock service answer: NFS without lockd, Lustre without -o flock, FUSE, some 9p mounts.
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_NAME_S = 0.5  # between taking a lock and naming its holder
+
+_held: dict[Path, tuple[int, int]] = {}  # descriptor and thread of each lock of this process
+
+
+class BusyError(ArmillaryError):
+    """Another process, or another thread of this one, holds the lock."""
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, what: str) -> Iterator[None]:
+    """Hold the lock ``path`` (a file that stays; its folder is created if missing), or refuse at once.
+
+    The thread that holds a lock may take it again inside. ``what`` completes the sentence "process 12 on host ...", as
+    in ``with exclusive(folder / ".lock", "works in this workspace")``.
+
+    Raises:
+        BusyError: another process or thread holds it, with its process id, host, command and start.
+        ArmillaryError: the file system gives no locks, or the file cannot be created.
+    """
+    key = path.parent.resolve() / path.name
+    if key in _held:
+        if _held[key][1] != threading.get_ident():
+            raise BusyError(f"{path.parent}: another thread of this process {what}; wait for it")
+        yield
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise ArmillaryError(
+            f"{error.filename or path}: {error.strerror}; this folder is written to, so it must be one that this user "
+            "can create files in"
+        ) from error
+    try:
+        lock(descriptor, path, wait=False)
+    except BlockingIOError:
+        holder = _holder(descriptor)
+        os.close(descriptor)
+        raise BusyError(f"{path.parent}: {holder} {what}; wait for it to end, or stop it") from None
+    except BaseException:
+        os.close(descriptor)
+        raise
+    _held[key] = descriptor, threading.get_ident()
+    try:
+        _write(descriptor, _this_process())
+        yield
+    finally:
+        _write(descriptor, None)
+        _held.pop(key, None)
+        os.close(descriptor)
+
+
+def lock(file: int, path: Path, wait: bool) -> None:
+    """Lock the open ``file`` (a descriptor of ``path``) until it is closed.
+
+    Raises:
+        BlockingIOError: it is locked, and ``wait`` is false.
+        ArmillaryError: the file system gives no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        if error.errno not in _WITHOUT_LOCKS:
+            raise
+        raise ArmillaryError(
+            f"{path}: this file system gives no locks ({error.strerror}), without which two processes could overwrite "
+            "each other's work; mount it with them (NFSv4; Lustre with -o flock), or take a folder on a local disk"
+        ) from error
+
+
+def _this_process() -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    }
+
+
+def _write(descriptor: int, holder: dict[str, Any] | None) -> None:
+    # The lock holds without it: a full disk must not stop what may be the cure.
+    with contextlib.suppress(OSError):
+        os.ftruncate(descriptor, 0)
+        if holder is not None:
+            os.pwrite(descriptor, json.dumps(holder).encode(), 0)
+
+
+def _holder(descriptor: int) -> str:
+    """Who holds a lock, from the content of its file."""
+    end = time.monotonic() + _NAME_S
+    while True:
+        try:
+            said = json.loads(os.pread(descriptor, 65536, 0))
+            pid, host, command, since = int(said["pid"]), str(said["host"]), str(said["command"]), str(said["since"])
+            # The last holder may have been killed, and the one of now be about to write its name.
+            if host != socket.gethostname() or Path(f"/proc/{pid}").exists() or not Path("/proc/self").exists():
+                return f"process {pid} on {host} ({command}, since {since})"
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            pass
+        if time.monotonic() > end:
+            return "another process"
+        time.sleep(0.02)
+
+
+def _leave_to_parent() -> None:
+    """A forked child must not keep its parent's locks alive: closing its copies releases nothing."""
+    for descriptor, _ in _held.values():
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
