@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armillary.goodput import EventWriter, read_events
+from armillary.goodput import EventWriter, first_start_s, read_events
 from armillary.recipe import ArmillaryError
 
 KINDS = ("start", "resume", "progress", "validation", "checkpoint", "stop", "fault", "end")
@@ -102,3 +102,18 @@ def test_a_whole_line_that_is_no_event_of_ours_is_refused_with_its_place(tmp_pat
     with pytest.raises(ArmillaryError) as caught:
         list(read_events(path))
     assert f"{path}:2: " in str(caught.value) and said in str(caught.value)
+
+
+def test_the_first_start_is_that_of_the_earliest_attempt(tmp_path):
+    assert first_start_s(tmp_path) is None
+    path = tmp_path / "events.jsonl"
+    path.touch()
+    assert first_start_s(tmp_path) is None
+    write(path, [("start", 0, None, {}), ("progress", 5, 0.25, {"loss": 1.0}), ("start", 0, None, {})])
+    lines = path.read_text(encoding="utf-8").splitlines()
+    times = [json.loads(line)["time_s"] for line in lines]
+    assert first_start_s(tmp_path) == times[0]
+    path.write_text("\n".join([lines[0][:9], *lines[1:]]), encoding="utf-8")  # torn, then gone on with
+    assert first_start_s(tmp_path) == times[2]
+    path.write_text(lines[1], encoding="utf-8")  # no attempt is left whole: what is known is that it was no later
+    assert first_start_s(tmp_path) == times[1] - 0.25

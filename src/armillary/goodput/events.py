@@ -101,3 +101,21 @@ def read_events(path: Path) -> Iterator[Event]:
                 first = error.errors()[0]
                 where = ".".join(map(str, first["loc"])) or "line"
                 raise ArmillaryError(f"{path}:{number}: not an event: {where}: {first['msg']}") from error
+
+
+def first_start_s(folder: Path) -> float | None:
+    """When the run in ``folder`` first began, in seconds since the Unix epoch, as its own events say.
+
+    The earliest of all attempts counts, whoever started them: a study's worker, ranks started here, or a launcher. A
+    file whose first lines are lost still bounds it, by the earliest moment that what is left speaks of. None: there is
+    no ``events.jsonl``, or nothing in it.
+
+    Raises:
+        ArmillaryError: as ``read_events``.
+    """
+    try:
+        events = list(read_events(folder / "events.jsonl"))
+    except FileNotFoundError:
+        return None
+    begun = [event.time_s for event in events if event.kind in ("start", "resume")]
+    return min(begun or [event.time_s - (event.duration_s or 0.0) for event in events], default=None)
