@@ -100,7 +100,7 @@ def swap(old, new):
         (swap("max_epochs: 3", "max_epochs: -3"), 11, "limits.max_epochs: Input should be greater than 0 (given: -3)"),
         (swap("max_epochs: 3", "max_epochs: many"), 11, "(given: 'many')"),
         (swap("max_epochs: 3", "max_epochs: .inf"), 11, "finite number (given: inf)"),
-        (swap("seeds: [1, 2]", "seeds: [1, 1]"), 20, "training: seeds must differ, found [1, 1]"),
+        (swap("seeds: [1, 2]", "seeds: [1, 1]"), 22, "training.seeds: seeds must differ, found [1, 1]"),
         (swap("  budget_share: 0.4\n", ""), 20, "give exactly one of 'tokens' (a number) and 'budget_share'"),
         (swap("seeds: [1, 2]", "base_width: 64"), 22, "base_width: makes the rate follow the width, and so does"),
         (swap("budget: 20m\n", ""), 21, "training.budget_share: needs a 'budget' (such as 20m or 1e15flops)"),
@@ -145,12 +145,91 @@ def test_all_that_is_wrong_is_told_at_once(load):
     assert [m.split(":")[1] for m in str(caught.value).splitlines()] == ["11", "19"]
 
 
+def test_every_wrong_entry_is_told_in_one_call(load):
+    """Also what is found only by checks over several fields, and each with its place and the nearest valid key."""
+    text = GOOD
+    for old, new in {
+        "text_field: body": "textfield: body",
+        "voyage: 2": "voyages: 2",
+        "max_epochs: 3": "max_epochs: -3",
+        "sky: 0.1": "sku: 0.1",
+        "{sea: 0.8}": "{sea: 8}",
+        "width_per_layer: 48": "width_per_leyer: 48",
+        "{family: wide, depth: 6}": "{family: wid, depth: 010}",
+        "budget_share: 0.4": "budget_share: yes",
+        "seeds: [1, 2]": "seeds: [-1, 2]",
+        "families: [base, wide]": "families: [base, wyde]",
+        "budget: 20m": "budget: 5\nzebra: 1",
+    }.items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    with pytest.raises(UsageError) as caught:
+        load(text)
+    lines = str(caught.value).splitlines()
+    for line, said in (
+        (5, "unknown key 'corpus.domains.sea.textfield'; nearest valid: 'text_field'"),
+        (9, "target.voyages: no domain of that name here; nearest valid: 'voyage'"),
+        (11, "limits.max_epochs: Input should be greater than 0 (given: -3)"),
+        (13, "limits.floors.sku: no domain of that name here; nearest valid: 'sky'"),
+        (14, "limits.ceilings.sea: Input should be less than or equal to 1 (given: 8)"),
+        (18, "unknown key 'families.1.width_per_leyer'; nearest valid: 'width_per_layer'"),
+        (19, "model.family: 'wid' is not in families; nearest valid: 'wide'"),
+        (19, "model.depth: with a leading 0 some programs read this in base 8; write 10"),
+        (21, "training.budget_share: must be a number"),
+        (22, "training.seeds.0: Input should be greater than or equal to 0 (given: -1)"),
+        (25, "study.ladder.families: 'wyde' is not in families; nearest valid: 'wide'"),
+        (
+            26,
+            "budget: is not understood; give a time (90s, 20m, 2h, 1.5h, 1h30m, 1d) or FLOPs (1e15flops) (given: '5')",
+        ),
+        (27, "unknown key 'zebra'; valid: format, name"),
+    ):
+        assert any(f":{line}: {said}" in entry for entry in lines), (said, lines)
+    assert len(lines) == 13, lines
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("budget: 20m", "budget: 2x", r":26: budget: is not understood; give a time \(90s"),
+        ("seeds: [1, 2]", "seeds: [3, 3]", r":22: training\.seeds: seeds must differ, found \[3, 3\]"),
+        ("seeds: [1, 2]", f"seeds: [1, {2**70}]", r"training\.seeds\.1: Input should be less than"),
+        ("study:", "study:\n  mixture: {seed: -1}", r"study\.mixture\.seed: Input should be greater"),
+        ("study:", "study:\n  anneal: {sharpen: [1, -1]}", r"study\.anneal\.sharpen\.1: Input should be greater"),
+        ("study:", "study:\n  anneal: {sharpen: [1e9]}", r"study\.anneal\.sharpen\.0: Input should be less"),
+        ("study:", "study:\n  anneal: {sharpen: [2, 2.0]}", r"study\.anneal\.sharpen: sharpen must differ"),
+        ("study:", "study:\n  anneal: {shares: [0, 0.1]}", r"study\.anneal\.shares\.0: Input should be greater than 0"),
+        ("study:", "study:\n  anneal: {shapes: [linear, linear]}", r"study\.anneal\.shapes: shapes must differ"),
+        ("families: [base, wide]", "families: [base, wide, wide]", r"study\.ladder\.families: families must differ"),
+        ("families: [base, wide]", "depths: [0, 1, 2]", r"study\.ladder\.depths\.0: Input should be greater"),
+        ("families: [base, wide]", "fractions: [0, 1]", r"study\.ladder\.fractions\.0: Input should be greater than 0"),
+        ("{sea: 0.8}", "{sea: 0.4, sky: 0.5}", r":14: limits\.ceilings: the ceilings sum to 0\.9; a mixture sums to 1"),
+        ("{sea: 0.8}", "{sea: 0.9}", r":12: limits\.floors: floors and ceilings leave a single mixture"),
+        ("{sea: 0.8}", "{sea: 0.4, sky: 0.6}", r"leave a single mixture; give them more room"),
+        ("source: demo:drama", "source: ''", r"corpus\.domains\.voyage\.source: the path is empty"),
+        ("width_per_layer: 48", "rope_theta: -1", r"families\.1\.rope_theta: Input should be greater than 0"),
+    ],
+)
+def test_what_would_fail_or_mislead_later_is_refused_at_once(load, old, new, said):
+    text = swap(old, new).replace("sky: 0.1", "sky: 0.1" if "0.9}" not in new else "sky: 0.1\n    sea: 0.9")
+    with pytest.raises(UsageError, match=said) as caught:
+        load(text)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_shape_that_does_not_exist_is_told_before_anything_is_trained(load):
+    with pytest.raises(
+        UsageError,
+        match=r":15: families: 'wide' has no model of depth 1: d_ff: Input should be greater than or",
+    ):
+        load(swap("width_per_layer: 48", "ffn_ratio: 1e-9"))
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("a: [1, 2", ":1: not YAML: "),
         ("name: x\n  b: {", ":2: not YAML: "),
-        ("name: 2024-13-45\n", ": not YAML: month must be"),
         ("name: \x07\n", ": not YAML: "),
         ("- 1\n- 2\n", "the document is a mapping with the keys format, name, corpus"),
         ("", "the document is a mapping"),

@@ -1,5 +1,6 @@
 """The documents that everything else reads: model shapes, schedules, run specifications, recipes. Imports no torch."""
 
+from armillary.recipe.budget import parse_budget
 from armillary.recipe.document import (
     AnnealStudy,
     CorpusSpec,
@@ -76,6 +77,7 @@ __all__ = [
     "load_document",
     "load_recipe",
     "load_training",
+    "parse_budget",
     "read_json",
     "read_sealed",
     "results_folder",

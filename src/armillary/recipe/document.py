@@ -6,22 +6,61 @@ be right, before anything is trained.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from itertools import pairwise
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-import yaml
-from pydantic import BaseModel, Field, NonNegativeFloat, PositiveFloat, ValidationError, model_validator
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, ValidationError, model_validator
 
-from armillary.recipe.errors import FieldError, UsageError
+from armillary.recipe.budget import parse_budget
+from armillary.recipe.checking import check_document, nearest
+from armillary.recipe.errors import FieldError, SeveralFieldsError, UsageError
 from armillary.recipe.layout import Layout
+from armillary.recipe.names import check_domain_name, check_folder_name, check_path, check_recipe_name, check_twins
+from armillary.recipe.reader import read_yaml
 from armillary.recipe.run import Decay
 from armillary.recipe.shapes import Document, Family
 
-Share = Annotated[float, Field(ge=0, le=1)]
 D = TypeVar("D", bound=Document)
+
+# Limits closer together than this leave a single mixture.
+_ROOM = 1e-3
+
+
+def _budget(text: str) -> str:
+    try:
+        parse_budget(text)
+    except UsageError as error:
+        raise ValueError(str(error).removeprefix(f"budget '{text}' ")) from error
+    return text
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveShare = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Depth = Annotated[int, Field(ge=1)]
+Power = Annotated[float, Field(ge=0, le=100)]
+FolderName = Annotated[str, AfterValidator(check_folder_name)]
+PathText = Annotated[str, AfterValidator(check_path)]
+Budget = Annotated[str, AfterValidator(_budget)]
+
+
+def _repeated(document: Document, *fields: str) -> list[FieldError]:
+    """A problem for each of ``fields``, which are lists, in which an entry stands twice."""
+    problems = []
+    for name in fields:
+        values: Sequence[Any] = getattr(document, name)
+        if any(a == b for a, b in pairwise(sorted(values))):
+            problems.append(FieldError(f"{name} must differ, found {list(values)}", name))
+    return problems
+
+
+def _unless(problems: list[FieldError], document: D) -> D:
+    """``document``, if there are no problems."""
+    if problems:
+        raise SeveralFieldsError(problems)
+    return document
 
 
 class DomainSpec(Document):
@@ -30,7 +69,7 @@ class DomainSpec(Document):
     With ``train: false`` the domain is only examined: all of its text goes to validation.
     """
 
-    source: str
+    source: PathText
     train: bool = True
     text_field: str = "text"
 
@@ -39,7 +78,7 @@ class TokenizerSpec(Document):
     """A byte-level BPE of ``vocab_size`` trained on the corpus, or the ``tokenizer.json`` of ``file``."""
 
     vocab_size: int = Field(default=2048, ge=257)
-    file: str | None = None
+    file: PathText | None = None
 
 
 class CorpusSpec(Document):
@@ -54,6 +93,16 @@ class CorpusSpec(Document):
     validation_share: float = Field(default=0.05, gt=0, lt=0.5)
     validation_chars: int = Field(default=400_000, ge=1000)
     max_document_chars: int = Field(default=8_000, ge=100)
+
+    @model_validator(mode="after")
+    def _names_are_fit(self) -> Self:
+        problems = check_twins(self.domains, "domains")
+        for name in self.domains:
+            try:
+                check_domain_name(name)
+            except ValueError as error:
+                problems.append(FieldError(str(error), "domains", name))
+        return _unless(problems, self)
 
     @property
     def training_domains(self) -> tuple[str, ...]:
@@ -149,7 +198,7 @@ class Training(Document):
     z_loss: float = Field(default=0.0, ge=0)
     warmup_share: float = Field(default=0.05, ge=0, lt=0.5)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    seeds: tuple[int, ...] = Field(default=(1, 2, 3), min_length=2)
+    seeds: tuple[Seed, ...] = Field(default=(1, 2, 3), min_length=2)
     optimizer: Literal["adamw", "muon"] = "adamw"
     base_width: int | None = Field(default=None, ge=1)
     layout: Layout | None = None
@@ -158,9 +207,7 @@ class Training(Document):
     def _tokens_or_share(self) -> Self:
         if (self.tokens is None) == (self.budget_share is None):
             raise ValueError("give exactly one of 'tokens' (a number) and 'budget_share' (a share of the budget)")
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds must differ, found {list(self.seeds)}")
-        return self
+        return _unless(_repeated(self, "seeds"), self)
 
     @model_validator(mode="after")
     def _one_rule_for_the_width(self) -> Self:
@@ -185,7 +232,7 @@ class MixtureStudy(Document):
     tokens: int = Field(default=300_000, ge=1)
     candidates: int = Field(default=3, ge=1)
     confirm_seeds: int = Field(default=3, ge=2)
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
 
 
 class AnnealStudy(Document):
@@ -196,10 +243,14 @@ class AnnealStudy(Document):
 
     depth: int = Field(default=2, ge=1)
     tokens: int = Field(default=400_000, ge=1)
-    shares: tuple[Share, ...] = Field(default=(0.1, 0.2, 0.4), min_length=1)
+    shares: tuple[PositiveShare, ...] = Field(default=(0.1, 0.2, 0.4), min_length=1)
     shapes: tuple[Decay, ...] = Field(default=("linear", "1-sqrt"), min_length=1)
-    sharpen: tuple[float, ...] = Field(default=(1.0,), min_length=1)
+    sharpen: tuple[Power, ...] = Field(default=(1.0,), min_length=1)
     seeds: int = Field(default=2, ge=2)
+
+    @model_validator(mode="after")
+    def _each_branch_once(self) -> Self:
+        return _unless(_repeated(self, "shares", "shapes", "sharpen"), self)
 
 
 class LadderStudy(Document):
@@ -208,14 +259,15 @@ class LadderStudy(Document):
     Every depth takes the same tokens. A law needs six points: depths times fractions times seeds.
     """
 
-    depths: tuple[int, ...] = Field(default=(1, 2, 3), min_length=1)
+    depths: tuple[Depth, ...] = Field(default=(1, 2, 3), min_length=1)
     tokens: int = Field(default=600_000, ge=1)
-    fractions: tuple[Share, ...] = Field(default=(0.25, 0.5, 1.0), min_length=1)
+    fractions: tuple[PositiveShare, ...] = Field(default=(0.25, 0.5, 1.0), min_length=1)
     families: tuple[str, ...] = ("base",)
     seeds: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
     def _enough_for_a_law(self) -> Self:
+        _unless(_repeated(self, "depths", "fractions", "families"), self)
         points = len(set(self.depths)) * len(set(self.fractions)) * self.seeds
         if points < 6 or min(len(set(self.depths)), len(set(self.fractions))) < 2:
             raise ValueError(
@@ -237,7 +289,7 @@ class Recipe(Document):
     """What is asked: domains, target, limits, model, training and studies."""
 
     format: Literal[1] = 1
-    name: str = Field(min_length=1)
+    name: Annotated[str, AfterValidator(check_recipe_name)]
     corpus: CorpusSpec
     target: dict[str, float] = Field(min_length=1)
     limits: Limits = Limits()
@@ -245,41 +297,84 @@ class Recipe(Document):
     model: TargetModel
     training: Training
     study: Studies = Studies()
-    budget: str | None = None
+    budget: Budget | None = None
     validation_windows: int = Field(default=64, ge=1)
 
     @model_validator(mode="after")
-    def _names_are_known(self) -> Self:
-        domains = list(self.corpus.domains)
-        training = self.corpus.training_domains
-        limits, ladder = self.limits, self.study.ladder
-        if len(training) < 2:
-            raise FieldError("a mixture needs at least two domains with 'train: true'", "corpus", "domains")
-        known_domain(self.target, domains, "target")
-        known_domain(limits.floors, training, "limits", "floors")
-        known_domain(limits.ceilings, training, "limits", "ceilings")
+    def _parts_agree(self) -> Self:
+        return _unless([*self._domain_problems(), *self._limit_problems(), *self._family_problems()], self)
+
+    def _domain_problems(self) -> list[FieldError]:
+        domains, trained = list(self.corpus.domains), self.corpus.training_domains
+        problems = []
+        if len(trained) < 2:
+            message = "a mixture needs at least two domains with 'train: true'"
+            problems.append(FieldError(message, "corpus", "domains"))
+        problems += unknown_domains(self.target, domains, "target")
+        problems += unknown_domains(self.limits.floors, trained, "limits", "floors")
+        problems += unknown_domains(self.limits.ceilings, trained, "limits", "ceilings")
         if any(w < 0 for w in self.target.values()) or sum(self.target.values()) <= 0:
-            raise FieldError("weights must not be negative, and not all zero", "target")
-        for name, floor in limits.floors.items():
-            ceiling = limits.ceilings.get(name, 1.0)
-            if floor > ceiling:
-                raise FieldError(f"the floor {floor:g} lies above the ceiling {ceiling:g}", "limits", "floors", name)
-        if sum(limits.floors.values()) > 1 + 1e-9:
-            raise FieldError("the floors sum to more than 1", "limits", "floors")
-        names = [family.name for family in self.families]
-        if len(set(names)) != len(names):
-            raise FieldError(f"names must differ, found {names}", "families")
-        for family, *where in (
-            (self.model.family, "model", "family"),
-            *((f, "study", "ladder", "families") for f in ladder.families),
-        ):
-            if family not in names:
-                raise FieldError(f"'{family}' is not in families{_nearest(family, names)}", *where)
-        if self.model.family not in ladder.families:
-            raise FieldError(f"must hold the target's family '{self.model.family}'", "study", "ladder", "families")
+            problems.append(FieldError("weights must not be negative, and not all zero", "target"))
         if self.training.budget_share is not None and self.budget is None:
-            raise FieldError("needs a 'budget' (such as 20m or 1e15flops)", "training", "budget_share")
-        return self
+            problems.append(FieldError("needs a 'budget' (such as 20m or 1e15flops)", "training", "budget_share"))
+        return problems
+
+    def _limit_problems(self) -> list[FieldError]:
+        """What in floors and ceilings leaves no mixture, or a single one, whatever the text."""
+        floors, ceilings = self.limits.floors, self.limits.ceilings
+        crossed = [
+            FieldError(f"the floor {floor:g} lies above the ceiling {ceilings[name]:g}", "limits", "floors", name)
+            for name, floor in floors.items()
+            if floor > ceilings.get(name, 1.0)
+        ]
+        if sum(floors.values()) > 1 + 1e-9:
+            return [*crossed, FieldError("the floors sum to more than 1", "limits", "floors")]
+        names = self.corpus.training_domains
+        lower = [floors.get(name, 0.0) for name in names]
+        upper = [ceilings.get(name, 1.0) for name in names]
+        if sum(upper) < 1 - 1e-9:
+            message = f"the ceilings sum to {sum(upper):g}; a mixture sums to 1, so raise some"
+            return [*crossed, FieldError(message, "limits", "ceilings")]
+        room = [
+            min(high, 1 - sum(lower) + low) - max(low, 1 - sum(upper) + high)
+            for low, high in zip(lower, upper, strict=True)
+        ]
+        if not crossed and len(names) > 1 and max(room) < _ROOM:
+            where = "floors" if floors else "ceilings"
+            return [FieldError("floors and ceilings leave a single mixture; give them more room", "limits", where)]
+        return crossed
+
+    def _family_problems(self) -> list[FieldError]:
+        ladder, names = self.study.ladder, [family.name for family in self.families]
+        problems = []
+        if len(set(names)) != len(names):
+            problems.append(FieldError(f"names must differ, found {names}", "families"))
+        if self.model.family not in names:
+            message = f"'{self.model.family}' is not in families{nearest(self.model.family, names)}"
+            problems.append(FieldError(message, "model", "family"))
+        for name in ladder.families:
+            if name not in names:
+                message = f"'{name}' is not in families{nearest(name, names)}"
+                problems.append(FieldError(message, "study", "ladder", "families"))
+        if self.model.family not in ladder.families and self.model.family in names:
+            message = f"must hold the target's family '{self.model.family}'"
+            problems.append(FieldError(message, "study", "ladder", "families"))
+        return problems or self._shape_problems()
+
+    def _shape_problems(self) -> list[FieldError]:
+        """Shapes that do not exist: each is built, since the last of them would be trained after hours of studies."""
+        study = self.study
+        wanted = {(self.model.family, depth) for depth in (self.model.depth, study.mixture.depth, study.anneal.depth)}
+        wanted |= {(name, depth) for name in study.ladder.families for depth in study.ladder.depths}
+        problems = []
+        for name, depth in sorted(wanted):
+            try:
+                self.family(name).shape(depth, self.corpus.tokenizer.vocab_size)
+            except ValidationError as error:
+                first = error.errors()[0]
+                said = ": ".join([*map(str, first["loc"]), first["msg"].removeprefix("Value error, ")])
+                problems.append(FieldError(f"'{name}' has no model of depth {depth}: {said}", "families"))
+        return problems[:1]
 
     def over(self, ranks: int) -> Recipe:
         """The recipe with its target run over so many ranks, data parallel where no layout says otherwise.
@@ -302,11 +397,13 @@ class Recipe(Document):
         return {name: weight / total for name, weight in self.target.items() if weight > 0}
 
 
-def known_domain(names: Collection[str], known: Collection[str], *where: str) -> None:
-    """Raise FieldError if one of ``names``, which stand at ``where``, is not ``known``, with the nearest known one."""
-    for name in names:
-        if name not in known:
-            raise FieldError(f"no domain of that name here{_nearest(name, list(known))}", *where, name)
+def unknown_domains(names: Collection[str], known: Collection[str], *where: str) -> list[FieldError]:
+    """A problem for each of ``names``, which stand at ``where``, that is not ``known``, with the nearest known one."""
+    return [
+        FieldError(f"no domain of that name here{nearest(name, list(known))}", *where, name)
+        for name in names
+        if name not in known
+    ]
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -317,62 +414,22 @@ def load_recipe(path: Path) -> Recipe:
     Raises:
         UsageError: as ``load_document``.
     """
-    return _absolute_sources(load_document(path, Recipe), path.resolve().parent)
+    return in_folder(load_document(path, Recipe), path.resolve().parent)
 
 
 def load_document(path: Path, kind: type[D]) -> D:
     """Read a YAML file as a document of ``kind`` and check it.
 
     Raises:
-        UsageError: file missing, not YAML, a key twice, an unknown key (with the nearest valid one) or a wrong value,
-            with file and line.
+        UsageError: file missing, not YAML, a key twice, an unknown key (with the nearest valid one) or a wrong value.
+            One error names all that is wrong, each with file, line and column.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); give the path of a YAML file") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    try:
-        # compose first: it keeps the line of every key for the messages below
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or number that is none
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise UsageError(f"{path}{line}: not YAML: {getattr(error, 'problem', None) or error}") from error
-    twice = _key_twice(node)
-    if twice is not None:
-        raise UsageError(f"{path}:{twice.start_mark.line + 1}: the key '{twice.value}' is there twice; take one out")
-    if not isinstance(value, dict):
-        raise UsageError(f"{path}: the document is a mapping with the keys {', '.join(kind.model_fields)}")
-    try:
-        return kind.model_validate(value)
-    except ValidationError as error:
-        problems = [(_location(e), e) for e in error.errors()]
-        lines = [f"{path}:{_line(node, where)}: {_problem(kind, where, e)}" for where, e in problems]
-        raise UsageError("\n".join(lines)) from error
+    return check_document(read_yaml(path), kind)
 
 
-def _key_twice(node: yaml.Node | None) -> yaml.ScalarNode | None:
-    """The second of two equal keys of one mapping anywhere below ``node``; YAML would let it win in silence."""
-    if isinstance(node, yaml.SequenceNode):
-        return next(filter(None, map(_key_twice, node.value)), None)
-    if not isinstance(node, yaml.MappingNode):
-        return None
-    seen: set[str] = set()
-    for key, value in node.value:
-        if isinstance(key, yaml.ScalarNode):
-            if key.value in seen:
-                return key
-            seen.add(key.value)
-        below = _key_twice(value)
-        if below is not None:
-            return below
-    return None
+def in_folder(recipe: Recipe, base: Path) -> Recipe:
+    """The recipe with its relative sources taken from the folder ``base``."""
 
-
-def _absolute_sources(recipe: Recipe, base: Path) -> Recipe:
     def absolute(source: str) -> str:
         return source if source.startswith("demo:") or "://" in source else str(beside(base, source))
 
@@ -393,57 +450,3 @@ def beside(folder: Path, path: str) -> Path:
     while relative.parts and relative.parts[0] == "..":
         folder, relative = folder.parent, Path(*relative.parts[1:])
     return folder / relative
-
-
-def _line(node: yaml.Node | None, location: tuple[int | str, ...]) -> int:
-    """Line (from 1) of the deepest part of ``location`` that stands in the file."""
-    line = 1
-    for key in location:
-        if isinstance(node, yaml.MappingNode):
-            found = [(k, v) for k, v in node.value if k.value == str(key)]
-            if not found:
-                break
-            line, node = found[0][0].start_mark.line + 1, found[0][1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
-            node = node.value[key]
-            line = node.start_mark.line + 1
-        else:
-            break
-    return line
-
-
-def _location(error: Any) -> tuple[int | str, ...]:
-    """Where in the document a pydantic error points, or the check that raised it."""
-    cause = error.get("ctx", {}).get("error")
-    return (*error["loc"], *(cause.location if isinstance(cause, FieldError) else ()))
-
-
-def _problem(kind: type[Document], location: tuple[int | str, ...], error: Any) -> str:
-    """One pydantic error in words: the key, what is wrong with it, and for an unknown key the nearest valid one."""
-    where = ".".join(str(part) for part in location)
-    if error["type"] == "extra_forbidden":
-        return f"unknown key '{where}'{_nearest(str(location[-1]), _valid_keys(kind, location[:-1]))}"
-    if error["type"] == "missing":
-        return f"the key '{where}' is missing"
-    message = error["msg"].removeprefix("Value error, ")
-    given = error.get("input")
-    shown = f" (given: {given!r})" if isinstance(given, (str, int, float, bool)) else ""
-    return f"{where}: {message}{shown}" if where else message
-
-
-def _valid_keys(model: Any, location: tuple[int | str, ...]) -> list[str]:
-    """Keys of the part of a document of type ``model`` that ``location`` leads to."""
-    for key in location:
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            model = model.model_fields[str(key)].annotation
-            if get_origin(model) in (Union, UnionType):  # X | None
-                model = next(part for part in get_args(model) if part is not None)
-        else:  # dict[str, X] or tuple[X, ...]: step into X
-            arguments = [a for a in getattr(model, "__args__", ()) if a not in (str, Ellipsis)]
-            model = arguments[0] if arguments else None
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"; nearest valid: '{match[0]}'" if match else f"; valid: {', '.join(known)}" if known else ""

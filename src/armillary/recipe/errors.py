@@ -24,3 +24,11 @@ class FieldError(ValueError):
     def __init__(self, message: str, *location: str) -> None:
         super().__init__(message)
         self.location = location
+
+
+class SeveralFieldsError(ValueError):
+    """Raised in a check of several fields that finds more than one problem."""
+
+    def __init__(self, problems: list[FieldError]) -> None:
+        super().__init__("; ".join(map(str, problems)))
+        self.problems = problems

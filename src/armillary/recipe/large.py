@@ -9,12 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import Field, model_validator
 
-from armillary.recipe.document import Recipe, beside, load_document, load_recipe
+from armillary.recipe.checking import check_document
+from armillary.recipe.document import FolderName, PathText, Recipe, beside, in_folder
 from armillary.recipe.errors import FieldError, UsageError
 from armillary.recipe.layout import Layout
+from armillary.recipe.reader import read_yaml
 from armillary.recipe.run import RunSpec
 from armillary.recipe.shapes import Document
 
@@ -52,9 +53,9 @@ class LargeRun(Document):
     """
 
     format: Literal[1] = 1
-    name: str = Field(min_length=1)
-    corpus: str
-    folder: str | None = None
+    name: FolderName
+    corpus: PathText
+    folder: PathText | None = None
     run: RunSpec
     layout: Layout | None = None
     checkpoints: Checkpoints = Checkpoints()
@@ -95,13 +96,10 @@ def load_training(path: Path) -> Recipe | LargeRun:
     Raises:
         UsageError: as ``load_document``.
     """
-    try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        value = None  # told below, with its place
-    if not isinstance(value, dict) or _KEYS.isdisjoint(value):
-        return load_recipe(path)
-    large = load_document(path, LargeRun)
+    file = read_yaml(path)
     base = path.resolve().parent
+    if _KEYS.isdisjoint(file.keys):
+        return in_folder(check_document(file, Recipe), base)
+    large = check_document(file, LargeRun)
     paths = {name: str(beside(base, where)) for name in ("corpus", "folder") if (where := getattr(large, name))}
     return large.model_copy(update=paths)

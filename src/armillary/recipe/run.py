@@ -169,7 +169,7 @@ class RunSpec(Document):
     mixture: tuple[MixturePhase, ...]
     schedule: Schedule = Schedule()
     optimizer: OptimizerSpec
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**63)
     precision: Literal["fp32", "bf16"] = "fp32"
     validation: Validation = Validation()
     lengths: tuple[LengthPhase, ...] = ()

@@ -1,5 +1,6 @@
 """Studies: designs, the run store, the mixture, annealing and ladder studies, predictions and verdicts."""
 
+from armillary.recipe import parse_budget
 from armillary.study.anneal import AnnealOutcome, anneal_study
 from armillary.study.executor import (
     Executor,
@@ -29,7 +30,7 @@ from armillary.study.predictions import (
     target_spec,
     train_target,
 )
-from armillary.study.sizing import STAGES, Plan, Stage, make_plan, parse_budget
+from armillary.study.sizing import STAGES, Plan, Stage, make_plan
 from armillary.study.store import Store, iso_time
 
 __all__ = [

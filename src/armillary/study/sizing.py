@@ -8,11 +8,10 @@ stored, so that a study that was interrupted goes on with the sizes it had, what
 from __future__ import annotations
 
 import math
-import re
 from typing import Any, Literal
 
 from armillary.corpus import Corpus
-from armillary.recipe import Document, ModelShape, Recipe, UsageError
+from armillary.recipe import Document, ModelShape, Recipe, UsageError, parse_budget
 from armillary.study.executor import Probe
 from armillary.study.rates import Fleet, Precision, faster_precision, train_rates
 
@@ -50,24 +49,6 @@ class Plan(Document):
     def size(self, *stages: Stage) -> list[Any]:
         """What of the plan decides the runs of these stages."""
         return [self.precision, self.mixture_runs, *[self.tokens[stage] for stage in stages]]
-
-
-def parse_budget(text: str) -> tuple[float, Literal["s", "flops"]]:
-    """``90s``, ``8m``, ``2h`` or ``1e15flops`` as a number and its unit.
-
-    Raises:
-        UsageError: anything else.
-    """
-    match = re.fullmatch(r"\s*([0-9.]+(?:e[+-]?[0-9]+)?)\s*(s|m|h|flops?)\s*", text.lower())
-    try:
-        value = float(match[1]) if match else 0.0
-    except ValueError:
-        value = 0.0
-    if match is None or not 0 < value < math.inf:
-        raise UsageError(f"budget '{text}' is not understood; give a time (90s, 8m, 2h) or FLOPs (1e15flops)")
-    if match[2].startswith("f"):
-        return value, "flops"
-    return value * {"s": 1, "m": 60, "h": 3600}[match[2]], "s"
 
 
 def make_plan(

@@ -1,0 +1,234 @@
+"""From the values of a YAML file to a checked document, or to one error that names all that is wrong in it.
+
+Pydantic stops at the first level on which something is wrong: a wrong field keeps the checks over several fields from
+running. So what is wrong is noted, replaced by something that could stand there, and the document is checked again,
+until nothing new is found. What only follows from a replacement is not reported.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+
+from armillary.recipe.errors import FieldError, SeveralFieldsError, UsageError
+from armillary.recipe.reader import Location, Problem, YamlFile, plain_type
+from armillary.recipe.shapes import Document
+
+D = TypeVar("D", bound=Document)
+
+_PASSES = 20
+_SHOWN = 50
+# What could stand in a field: the first that the field's own rule takes.
+_STAND_INS: tuple[Any, ...] = (1, 2, 8, 64, 1024, "1h", True, 0.25, [], [1, 2], {})
+# What a part of the wrong kind should be, by pydantic's word for it.
+_KINDS = {
+    "model_type": "must be a mapping, with a 'key: value' on each line",
+    "dict_type": "must be a mapping, with a 'name: value' on each line",
+    "tuple_type": "must be a list, such as [1, 2]",
+    "string_type": "must be a text",
+    "int_parsing": "must be a whole number, such as 20000, 1e6 or 20M",
+    "int_from_float": "must be a whole number, such as 20000, 1e6 or 20M",
+    "int_type": "must be a whole number, such as 20000, 1e6 or 20M",
+    "float_parsing": "must be a number, such as 0.05, 4e-3 or 5%",
+    "float_type": "must be a number, such as 0.05, 4e-3 or 5%",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+}
+
+
+def check_document(file: YamlFile, kind: type[D]) -> D:
+    """The document of ``kind`` in ``file``.
+
+    Raises:
+        UsageError: all that is wrong, one line each with file, line, key and column.
+    """
+    value = file.value(kind)
+    if not isinstance(value, dict):
+        raise UsageError(f"{file.path}: the document is a mapping with the keys {', '.join(kind.model_fields)}")
+    found = list(file.problems)
+    replaced: list[Location] = [_stands_at(problem) for problem in found]
+    gone: set[int | str] = set()
+    for location in replaced:
+        _replace(value, kind, location)
+        if not _is_there(value, location):
+            gone.add(location[-1])
+    for _ in range(_PASSES):
+        try:
+            document = kind.model_validate(copy.deepcopy(value))
+        except ValidationError as error:
+            # the check of the whole document runs when each part is good, and names all that it finds
+            whole = any(not one["loc"] for one in error.errors())
+            new = [
+                (loc, e)
+                for loc, e in _errors(error)
+                if not any(_related(loc, old) for old in replaced) and (not loc or loc[-1] not in gone)
+            ]
+        else:
+            if not found:
+                return document
+            break
+        found += [Problem(loc, _said(kind, loc, e)) for loc, e in new]
+        changed = [_replace(value, kind, loc) for loc, _ in new]
+        if whole or not any(changed):
+            break
+        replaced += [loc for loc, _ in new]
+        # other parts may speak of a name that was taken out of a mapping
+        gone |= {loc[-1] for loc, e in new if e["type"] != "extra_forbidden" and not _is_there(value, loc)}
+    lines = []
+    for problem in sorted(found, key=lambda problem: file.place(problem.location)):
+        line, column = file.place(problem.location)
+        at = _dotted(_stands_at(problem))
+        said = problem.message if not at or problem.message.startswith(_WITH_KEY) else f"{at}: {problem.message}"
+        lines.append(f"{file.path}:{line}: {said}; column {column}")
+    more = [f"{file.path}: and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    raise UsageError("\n".join([*lines[:_SHOWN], *more]))
+
+
+_WITH_KEY = ("unknown key '", "the key '")
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """The end of a message: the one of ``known`` that is most like ``name``, or all of them."""
+    match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; nearest valid: '{match[0]}'" if match else f"; valid: {', '.join(known)}" if known else ""
+
+
+def _dotted(location: Location) -> str:
+    """``location`` in one word; a name that dots or spaces would make unclear is in quotes."""
+    parts = [str(part) if len(str(part)) <= 60 else f"{str(part)[:57]}..." for part in location]
+    return ".".join(part if part and "." not in part and part.isprintable() else repr(part) for part in parts)
+
+
+def _stands_at(problem: Problem) -> Location:
+    """Where in the values the problem is: the second of two equal keys has none of its own."""
+    return problem.location[:-1] if problem.location[-1:] == ("<second>",) else problem.location
+
+
+def _related(a: Location, b: Location) -> bool:
+    """Whether one of two places lies within the other."""
+    shorter = min(len(a), len(b))
+    return a[:shorter] == b[:shorter]
+
+
+def _errors(error: ValidationError) -> list[tuple[Location, Any]]:
+    """Each pydantic error, and each problem of a check over several fields, with its place in the document."""
+    found: list[tuple[Location, Any]] = []
+    for one in error.errors():
+        cause = one.get("ctx", {}).get("error")
+        if isinstance(cause, SeveralFieldsError):
+            found += [((*one["loc"], *p.location), {"type": "check", "msg": str(p)}) for p in cause.problems]
+        elif isinstance(cause, FieldError):
+            found.append(((*one["loc"], *cause.location), one))
+        else:
+            found.append((one["loc"], one))
+    # a list with a wrong entry is also too short, to pydantic
+    return [
+        (loc, one)
+        for loc, one in found
+        if one["type"] != "too_short" or not any(loc == other[: len(loc)] != other for other, _ in found)
+    ]
+
+
+def _said(kind: type[Document], location: Location, error: Any) -> str:
+    """One error in words: what is wrong, and for an unknown key the nearest valid one."""
+    where = _dotted(location)
+    given = error.get("input")
+    if error["type"] == "extra_forbidden":
+        return f"unknown key '{where}'{nearest(str(location[-1]), _valid_keys(kind, location[:-1]))}"
+    if error["type"] == "missing":
+        return f"the key '{where}' is missing"
+    if given is None and "input" in error and error["type"] != "value_error":
+        return "has no value; give one, or take the key out"
+    message = _KINDS.get(error["type"], error["msg"].removeprefix("Value error, "))
+    keys = _valid_keys(kind, location)
+    if keys and error["type"] in _KINDS:
+        message += f"; valid keys: {', '.join(keys)}"
+    shown = f" (given: {_cut(given)})" if isinstance(given, (str, int, float, bool)) else ""
+    return f"{message}{shown}"
+
+
+def _cut(given: Any) -> str:
+    text = repr(given)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _field(kind: Any, key: int | str) -> FieldInfo | None:
+    """The field ``key`` of a document of type ``kind``; None where it is not a document, or has no such field."""
+    kind = plain_type(kind)
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return kind.model_fields.get(str(key))
+    return None
+
+
+def _below(kind: Any, key: int | str) -> Any:
+    """The type of what stands under ``key`` in a part of type ``kind``."""
+    field = _field(kind, key)
+    if field is not None:
+        return field.annotation
+    arguments = [part for part in getattr(plain_type(kind), "__args__", ()) if part is not Ellipsis]
+    return arguments[-1] if arguments else None
+
+
+def _valid_keys(kind: Any, location: Location) -> list[str]:
+    """Keys of the part of a document of type ``kind`` that ``location`` leads to."""
+    for key in location:
+        kind = _below(kind, key)
+    kind = plain_type(kind)
+    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
+
+
+def _replace(value: Any, kind: Any, location: Location) -> bool:
+    """Put something that could stand there in place of what is wrong at ``location``, or take it out."""
+    if not location:
+        return False
+    for key in location[:-1]:
+        try:
+            value = value[key]
+        except (LookupError, TypeError):
+            return False
+        kind = _below(kind, key)
+    key, field = location[-1], _field(kind, location[-1])
+    stand_in = _stand_in(field.rebuild_annotation() if field is not None else _below(kind, key))
+    if isinstance(value, list) and isinstance(key, int) and key < len(value) and stand_in is not None:
+        value[key] = stand_in
+    elif not isinstance(value, dict):
+        return False
+    elif field is not None and stand_in is not None:
+        value[str(key)] = stand_in
+    elif str(key) in value:
+        del value[str(key)]
+    else:
+        return False
+    return True
+
+
+def _is_there(value: Any, location: Location) -> bool:
+    for key in location:
+        try:
+            value = value[key]
+        except (LookupError, TypeError):
+            return False
+    return True
+
+
+def _stand_in(kind: Any) -> Any:
+    """Something that a field of type ``kind`` takes, or None."""
+    if kind is None:
+        return None
+    plain = plain_type(kind)
+    if isinstance(plain, type) and issubclass(plain, BaseModel):
+        needed = {name: field for name, field in plain.model_fields.items() if field.is_required()}
+        parts = {name: _stand_in(field.rebuild_annotation()) for name, field in needed.items()}
+        return None if None in parts.values() else parts
+    adapter = TypeAdapter(kind)
+    for candidate in _STAND_INS:
+        try:
+            adapter.validate_python(candidate)
+        except ValueError:
+            continue
+        return candidate
+    return None
