@@ -56,6 +56,20 @@ def test_a_file_is_told_by_its_keys(document, write):
     assert isinstance(load_training(recipe), Recipe)
 
 
+def test_relative_paths_are_taken_from_the_folder_of_the_file(document, write, tmp_path, monkeypatch):
+    """As target.yaml has them, from whatever directory the command is given, also through a link to the file."""
+    monkeypatch.chdir(tmp_path / "..")
+    (tmp_path / "work").mkdir()
+    file = write({**document, "corpus": "../corpus/x", "folder": "store/runs/1"}, "work/target.yaml")
+    link = tmp_path / "linked.yaml"
+    link.symlink_to(file)
+    for path in (file, link, file.relative_to(tmp_path.parent)):
+        large = load_training(path)
+        assert (large.corpus, large.folder) == (str(tmp_path / "corpus/x"), str(tmp_path / "work/store/runs/1"))
+    absolute = load_training(write({**document, "folder": "~/runs"}))
+    assert absolute.corpus == document["corpus"] and absolute.folder == str(Path("~/runs").expanduser())
+
+
 def test_a_wrong_key_or_value_is_told_with_its_line(document, write, tmp_path):
     document["run"]["optimizer"]["wieght_decay"] = 0.1
     document["checkpoints"] = {"keep_last": 0}

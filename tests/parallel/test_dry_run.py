@@ -15,15 +15,18 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import Function
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from armillary.cli import main
 from armillary.model.native import kernels
-from armillary.parallel import Program
+from armillary.parallel import Program, dry_run
+from armillary.parallel.dry_mode import WithoutNumbers
 from armillary.parallel.dry_run import RankReport, group_names, rehearse
-from armillary.recipe import Experts, Layout, MixturePhase, ModelShape, OptimizerSpec, RunSpec
+from armillary.recipe import Experts, Layout, LengthPhase, MixturePhase, ModelShape, OptimizerSpec, RunSpec
 from armillary.train import LocalOptimizer
 
 DENSE = ModelShape(n_layers=4, d_model=64, n_heads=4, n_kv_heads=2, head_dim=16, d_ff=128, vocab_size=256, qk_norm=True)
@@ -98,10 +101,29 @@ class Wires(TorchDispatchMode):
         return out
 
 
+class FusedNorm(Function):
+    """RMSNorm of rows [..., width] with the formula of the operator that accelerators have, and what that one keeps."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        scale = x.float().square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, weight, scale)
+        return (x * scale).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        normalised, slope = x * scale, grad * weight
+        grad_x = (slope - normalised * (slope * normalised).mean(-1, keepdim=True)) * scale
+        return grad_x.to(x.dtype), (grad * normalised).flatten(0, -2).sum(0).to(weight.dtype), None
+
+
 def one_step(spec: RunSpec, layout: Layout) -> dict[str, Any]:
     """What a rank that computes has, in its second step."""
     os.environ["ARMILLARY_NATIVE"] = "0"  # what the C kernels take for themselves, PyTorch's allocator does not see
     kernels.cache_clear()  # an earlier test in this process may have had them
+    composed = torch.nn.functional.rms_norm
+    torch.nn.functional.rms_norm = lambda x, size, weight, eps: FusedNorm.apply(x, weight, eps)  # type: ignore
     try:
         program = Program(spec, layout, torch.device("cpu"))
         optimizer = LocalOptimizer(program.named_parameters(), spec)
@@ -130,6 +152,7 @@ def one_step(spec: RunSpec, layout: Layout) -> dict[str, Any]:
     finally:
         del os.environ["ARMILLARY_NATIVE"]
         kernels.cache_clear()
+        torch.nn.functional.rms_norm = composed
     names = group_names(program.grid)
     return {
         "parameters": sum(p.nbytes for p in parts),
@@ -178,6 +201,43 @@ def test_experts_are_as_a_balanced_router_would_have_them(on_ranks: Any) -> None
     found = [(key[3], count) for sent in real for key, count in sent["sent"].items() if key[0] == "all-to-all"]
     assert sum(c.count for c in exchanges) == sum(count for _, count in found)
     assert sum(c.count * c.nbytes for c in exchanges) == pytest.approx(sum(n * count for n, count in found), rel=0.02)
+
+
+def test_every_phase_of_lengths_is_rehearsed() -> None:
+    """A short context with many sequences may hold more than the long one at the end; a phase without steps is none."""
+    lengths = (
+        LengthPhase(start_step=8, context_length=16, batch_sequences=512),
+        LengthPhase(start_step=12, context_length=128, batch_sequences=4),
+        LengthPhase(start_step=16, context_length=128, batch_sequences=4, rope_theta=5e5),
+    )
+    found = dry_run(specification(lengths=lengths), Layout(), LocalOptimizer)
+    shown = [(r.first_step, r.context_length, r.batch_sequences, r.microbatches) for r in found.reports]
+    assert shown == [(0, 64, 16, 1), (8, 16, 512, 1), (12, 128, 4, 1)]
+    first, many, long = found.reports
+    assert found.peak == many.peak == found.largest.peak
+    assert many.peak > 4 * long.peak and many.peak > 4 * first.peak
+    assert first.parameters == many.parameters == long.parameters
+    begun = dry_run(specification(lengths=(lengths[0].model_copy(update={"start_step": 0}),)), Layout(), LocalOptimizer)
+    assert [(r.first_step, r.batch_sequences, r.peak) for r in begun.reports] == [(0, 512, many.peak)]
+
+
+def test_a_norm_keeps_its_input_and_one_number_of_each_row() -> None:
+    """As ``aten::_fused_rms_norm`` of an accelerator; the composition of a CPU keeps several copies."""
+    kept: dict[torch.dtype, list[tuple[torch.Size, torch.dtype]]] = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        with WithoutNumbers():
+            x = torch.empty(2, 6, 8, dtype=dtype, requires_grad=True)
+            gain = torch.empty(8, dtype=dtype, requires_grad=True)
+            y = torch.nn.functional.rms_norm(x, gain.shape, gain, 1e-5)
+            kept[dtype] = [(t.shape, t.dtype) for t in y.grad_fn.saved_tensors]  # type: ignore[union-attr]
+            y.backward(torch.empty_like(y))
+        assert y.shape == x.shape and y.dtype == dtype
+        assert x.grad is not None and x.grad.shape == x.shape and x.grad.dtype == dtype
+        assert gain.grad is not None and gain.grad.shape == gain.shape
+        assert kept[dtype] == [(x.shape, dtype), (gain.shape, dtype), (torch.Size((2, 6, 1)), torch.float32)]
+    # outside it is PyTorch's own again
+    x = torch.randn(3, 8)
+    assert torch.equal(torch.nn.functional.rms_norm(x, (8,)), torch.rms_norm(x, (8,)))
 
 
 def test_a_layout_that_does_not_fit_is_told(

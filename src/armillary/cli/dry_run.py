@@ -8,11 +8,15 @@ from typing import Any
 from armillary.cli.screen import out, show_table
 
 _GIB = 2**30
+_KINDS = ("parameters", "gradients", "optimizer", "gathered", "activations")
+_CHANGING = ("gradients", "gathered", "activations")
 
 
 def show_dry_run(name: str, found: Any) -> None:
-    """Memory of each rank that differs, and the collectives of the one that needs most."""
-    kinds = list(found.largest.most)
+    """Memory of each rank that differs, in each phase that does, and the collectives where most is needed."""
+    phases: dict[int, list[Any]] = {}
+    for report in found.reports:
+        phases.setdefault(report.first_step, []).append(report)
     kept = [
         [
             _place(report),
@@ -20,38 +24,40 @@ def show_dry_run(name: str, found: Any) -> None:
             f"{report.numbers:,}",
             *(_gib(part) for part in (report.parameters, report.gradients, report.optimizer)),
         ]
-        for report in found.reports
+        for report in phases[min(phases)]
     ]
     show_table(
-        f"{name}: {found.parameters:,} parameters on {found.ranks:,} ranks, {found.microbatches} micro-batches a step; "
-        "kept on a rank (GiB)",
+        f"{name}: {found.parameters:,} parameters on {found.ranks:,} ranks; kept on a rank (GiB)",
         ["rank", "layers", "numbers", "parameters", "gradients", "optimizer"],
         kept,
     )
-    show_table(
-        "at the peak of a step (GiB), and the most of each kind at any time",
-        [
-            "rank",
-            "peak",
-            *kinds,
-            *(f"most {kind}" for kind in kinds if kind in ("gradients", "gathered", "activations")),
-        ],
-        [
+    for first, reports in phases.items():
+        show_table(
+            f"from step {first} on, {_step(reports[0])}: at the peak of a step (GiB), and the most of each kind at any "
+            "time",
+            ["rank", "peak", *_KINDS, *(f"most {kind}" for kind in _KINDS if kind in _CHANGING)],
             [
-                _place(report) + " ←" * (report is found.largest and len(found.reports) > 1),
-                _gib(report.peak),
-                *(_gib(report.at_peak[kind]) for kind in kinds),
-                *(_gib(report.most[kind]) for kind in kinds if kind in ("gradients", "gathered", "activations")),
-            ]
-            for report in found.reports
-        ],
-    )
+                [
+                    _place(report) + " ←" * (report is found.largest and len(found.reports) > 1),
+                    _gib(report.peak),
+                    *(_gib(report.at_peak[kind]) for kind in _KINDS),
+                    *(_gib(report.most[kind]) for kind in _KINDS if kind in _CHANGING),
+                ]
+                for report in reports
+            ],
+        )
+    if len(phases) > 1:
+        out.print(
+            f"the peak over all phases: {_gib(found.peak)} GiB on rank {found.largest.rank}, from step "
+            f"{found.largest.first_step} on ({_step(found.largest)})",
+            highlight=False,
+        )
     rows = [
         [c.kind, c.group, c.ranks, c.count, _megabytes(c.nbytes), _gib(c.count * c.nbytes)]
         for c in sorted(found.largest.collectives, key=lambda c: -c.count * c.nbytes)
     ]
     show_table(
-        f"collectives of one step on rank {found.largest.rank}",
+        f"collectives of one step on rank {found.largest.rank}, {_step(found.largest)}",
         ["kind", "over", "ranks", "times", "MiB each", "GiB in all"],
         rows,
     )
@@ -61,6 +67,14 @@ def show_dry_run(name: str, found: Any) -> None:
     told = ", ".join(f"{kind} {_gib(nbytes)}" for kind, nbytes in sums.most_common())
     out.print(f"GiB in all: {told}", highlight=False)
     out.print(f"found out in {found.seconds:.0f} s and {_gib(found.own_memory)} GiB", highlight=False)
+
+
+def _step(report: Any) -> str:
+    """What a step of this phase takes."""
+    return (
+        f"{report.batch_sequences:,} sequences of {report.context_length:,} tokens a step in {report.microbatches} "
+        f"micro-batch{'es' if report.microbatches > 1 else ''}"
+    )
 
 
 def _place(report: Any) -> str:
@@ -74,7 +88,7 @@ def _layers(stages: list[list[int]]) -> str:
 
 
 def _gib(nbytes: int) -> str:
-    return f"{nbytes / _GIB:,.2f}"
+    return f"{nbytes / _GIB:,.2f}" if nbytes >= _GIB or not nbytes else f"{nbytes / _GIB:.3g}"
 
 
 def _megabytes(nbytes: int) -> str:

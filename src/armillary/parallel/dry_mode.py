@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812 (the name the field uses)
 from torch import Tensor, nn
 from torch._C._distributed_c10d import FakeWork, ProcessGroup
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd.function import Function, once_differentiable
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
@@ -130,7 +132,7 @@ class WithoutNumbers(TorchDispatchMode):
         self._traits: dict[Any, _Traits] = {}
         self._forms: dict[Any, Any] = {}
         self._unknown: dict[int, weakref.ref[Any]] = {}
-        self._resize = torch.UntypedStorage.resize_
+        self._resize, self._rms_norm = torch.UntypedStorage.resize_, F.rms_norm
 
     def __enter__(self) -> WithoutNumbers:
         def resize(storage: torch.UntypedStorage, nbytes: int) -> torch.UntypedStorage:
@@ -140,12 +142,14 @@ class WithoutNumbers(TorchDispatchMode):
 
         # FSDP2 takes and gives back memory in this way, which no operator shows
         torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign, assignment]
+        # PyTorch composes it on a CPU of operators that keep several copies, and has one operator on an accelerator
+        F.rms_norm = rms_norm  # type: ignore[assignment]
         super().__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
+        torch.UntypedStorage.resize_, F.rms_norm = self._resize, self._rms_norm  # type: ignore[method-assign]
 
     def gradient(self, parameter: Tensor) -> None:
         """Note the gradient of ``parameter``, as a hook of it."""
@@ -286,6 +290,28 @@ class _Traits:
         elif name in ("_reduce_scatter_base_", "chunk_cat") and space in ("c10d", "fsdp"):
             makes = GRADIENTS
         return cls(view, written, collective, group, makes)
+
+
+def rms_norm(x: Tensor, size: Sequence[int], weight: Tensor, eps: float) -> Tensor:
+    """What ``F.rms_norm`` keeps and gives on an accelerator (``aten::_fused_rms_norm``), without computing it."""
+    normalised: Tensor = _FusedNorm.apply(x, weight, len(size))
+    return normalised
+
+
+class _FusedNorm(Function):
+    """Keeps its input and, in fp32, the scale of each row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, width: int) -> Tensor:
+        scale = torch.empty(*x.shape[:-width], *[1] * width, dtype=torch.float32, device=x.device)
+        ctx.save_for_backward(x, weight, scale)
+        return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, _ = ctx.saved_tensors
+        return torch.empty_like(x), torch.empty_like(weight), None
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:

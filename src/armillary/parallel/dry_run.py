@@ -4,12 +4,17 @@ The rank's own ``Program`` is built in a process group of the cluster's size in 
 backend), and takes one true step: forward and backward of its stages in the order of its pipeline's schedule,
 collectives, clipping, optimizer. Only the arithmetic is left out (``dry_mode``).
 
-Ranks that differ in their stage of the pipeline alone are told apart; of each the one is taken that is first in all
-other dimensions, whose shards are the largest where they are not equal.
+Every phase of a run is rehearsed that has another context length or batch: a short context with many sequences may hold
+more than a long one with few. Of the ranks, those are looked at that differ in their stage of the pipeline; of each
+stage the one that is first in all other dimensions, whose shards are the largest where they are not equal.
 
-Trade-offs: memory is the sum of the live storages. An allocator rounds up and leaves gaps, libraries keep work space of
-their own, and an accelerator that computes while it gathers holds the next layer's parameters a little earlier, so a
-device needs some per cent more. Routers are taken to be balanced.
+What stays between forward and backward is what an accelerator's operators keep, not a CPU's: RMSNorm its input and one
+number per row (``dry_mode``), attention q, k, v, its output and one number per query and head (PyTorch's flash
+attention, which the CPU has too). The rest is composed of the same operators on both.
+
+Trade-offs: memory is the sum of the live storages. An allocator rounds up and leaves gaps, kernels and libraries have
+work space of their own, and an accelerator that computes while it gathers holds the next layer's parameters a little
+earlier, so a device needs some per cent more. Routers are taken to be balanced.
 """
 
 from __future__ import annotations
@@ -63,7 +68,7 @@ class Collective:
 
 @dataclass(frozen=True)
 class RankReport:
-    """One rank's memory in bytes and its collectives of one step.
+    """One rank's memory in bytes and its collectives of one step, in the phase of the run from ``first_step`` on.
 
     ``parameters`` (of which there are ``numbers``), ``gradients`` and ``optimizer`` are what the rank keeps between the
     parts of a step. ``most`` is the most that there was of each kind at any time in the step, and ``peak`` the most of
@@ -72,6 +77,10 @@ class RankReport:
 
     rank: int
     place: dict[str, int]
+    first_step: int
+    context_length: int
+    batch_sequences: int
+    microbatches: int
     layers: list[list[int]]
     numbers: int
     parameters: int
@@ -87,23 +96,28 @@ class RankReport:
 
 @dataclass(frozen=True)
 class DryRun:
-    """The ranks that differ, and what it took to find out: wall time and the most memory of all processes together."""
+    """The ranks that differ in each phase that does, and the most memory that any of them needs at any time (``peak``).
+
+    ``microbatches`` are those of a step of that phase. What it took to find out: wall time, and the most memory of all
+    processes together.
+    """
 
     ranks: int
     parameters: int
     microbatches: int
+    peak: int
     reports: list[RankReport]
     seconds: float
     own_memory: int
 
     @property
     def largest(self) -> RankReport:
-        """The rank that needs most memory."""
+        """The rank that needs most memory, in the phase in which it does."""
         return max(self.reports, key=lambda report: report.peak)
 
 
 def dry_run(spec: RunSpec, layout: Layout, build_optimizer: BuildOptimizer) -> DryRun:
-    """Rehearse a step of ``spec``, at its longest context, on each of the ranks of ``layout`` that differ.
+    """Rehearse a step of each phase of ``spec`` on each of the ranks of ``layout`` that differ.
 
     ``build_optimizer`` must have a name in a module: it is called in another process.
 
@@ -113,17 +127,33 @@ def dry_run(spec: RunSpec, layout: Layout, build_optimizer: BuildOptimizer) -> D
     """
     layout.check(spec)
     begin = time.perf_counter()
-    spec = max((run for *_, run in spec.stretches()), key=lambda run: run.context_length)
     ranks = [place * (layout.ranks // layout.pp) for place in differing(spec, layout)]
-    workers = min(len(ranks), os.cpu_count() or 1)
+    tasks = [(run, layout, build_optimizer, rank, first) for first, run in phases(spec) for rank in ranks]
+    workers = min(len(tasks), os.cpu_count() or 1)
     # a process for each: what PyTorch remembers of a process group outlives it
     with ProcessPoolExecutor(workers, get_context("spawn"), max_tasks_per_child=1) as pool:
-        futures = [pool.submit(rehearse, spec, layout, build_optimizer, rank) for rank in ranks]
+        futures = [pool.submit(rehearse, *task) for task in tasks]
         reports = [future.result() for future in futures]
     most = sorted((report.own_memory for report in reports), reverse=True)[:workers]
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + sum(most)
-    count = layout.microbatch_count(spec)
-    return DryRun(layout.ranks, spec.model.parameters, count, reports, time.perf_counter() - begin, own)
+    largest = max(reports, key=lambda report: report.peak)
+    return DryRun(
+        ranks=layout.ranks,
+        parameters=spec.model.parameters,
+        microbatches=largest.microbatches,
+        peak=largest.peak,
+        reports=reports,
+        seconds=time.perf_counter() - begin,
+        own_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + sum(most),
+    )
+
+
+def phases(spec: RunSpec) -> list[tuple[int, RunSpec]]:
+    """The phases of a run whose steps differ in size: the first step of each, and the run as it is from there on."""
+    found: dict[tuple[int, int], tuple[int, RunSpec]] = {}
+    for first, end, run in spec.stretches():
+        if end > first:
+            found.setdefault((run.context_length, run.batch_sequences), (first, run))
+    return list(found.values())
 
 
 def differing(spec: RunSpec, layout: Layout) -> list[int]:
@@ -137,8 +167,10 @@ def differing(spec: RunSpec, layout: Layout) -> list[int]:
     return sorted({0, min(1, layout.pp - 1), layout.pp - 1, layers.index(max(layers))})
 
 
-def rehearse(spec: RunSpec, layout: Layout, build_optimizer: BuildOptimizer, rank: int) -> RankReport:
-    """One step of ``rank``, in a process that has no process group yet and is for nothing else."""
+def rehearse(
+    spec: RunSpec, layout: Layout, build_optimizer: BuildOptimizer, rank: int, first_step: int = 0
+) -> RankReport:
+    """The step ``first_step`` of ``rank``, in a process that has no process group yet and is for nothing else."""
     from torch.testing._internal.distributed.fake_pg import FakeStore  # registers the backend
 
     begin = time.perf_counter()
@@ -166,12 +198,16 @@ def rehearse(spec: RunSpec, layout: Layout, build_optimizer: BuildOptimizer, ran
         program.clip(spec.optimizer.grad_clip)
         gradients = sum(size(local(parameter.grad)) for _, parameter in program.named_parameters())
         mode.phase = OPTIMIZER
-        optimizer.step(spec.lr(0))
+        optimizer.step(spec.lr(first_step))
     parameters = [local(parameter) for _, parameter in program.named_parameters()]
     names = group_names(program.grid)
     return RankReport(
         rank=rank,
         place={name: program.grid.rank(name) for name in DIMENSIONS},
+        first_step=first_step,
+        context_length=spec.context_length,
+        batch_sequences=spec.batch_sequences,
+        microbatches=program.count,
         layers=[list(part.part.layers) for part in program.parts],
         numbers=sum(parameter.numel() for parameter in parameters),
         parameters=size(parameters),

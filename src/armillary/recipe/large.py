@@ -47,7 +47,7 @@ class Checkpoints(Document):
 class LargeRun(Document):
     """One run over many ranks. ``corpus`` is the folder of a built corpus, ``run`` its specification.
 
-    ``folder`` is where the run is kept, where the command does not say (default: the name, where the command is given).
+    ``folder`` is where the run is kept, where the command does not say (default: the name, beside the file).
     ``run.corpus`` may be left out; where it stands, the corpus must have that hash. Without a ``layout`` all ranks are
     data parallel, with parameters in shards.
     """
