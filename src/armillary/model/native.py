@@ -7,14 +7,20 @@ is none, or an operator's input is not what they are for, ``operators`` computes
 Trade-offs: compiled for the processor at hand (``-march=native``), so two kinds of machine may round differently in
 the last digit, as they do in every matrix product; a library is found again by the hash of source, compiler, flags and
 processor, so a shared home folder serves a mixed cluster.
+
+A library is code, so the cache is a folder that only this user can write to, and a library runs only if its content has
+the hash that its name states: a torn or replaced one is built again. Where no such folder is to be had, each process
+builds the library for itself.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 import warnings
@@ -25,6 +31,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from armillary.files import sync
 
 # As fast as associativity allows, without the assumption that every number is finite: divergence has to show.
 _FLAGS = (
@@ -49,7 +57,7 @@ def kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
         )
         return None
     try:
-        return ctypes.CDLL(str(_compiled(compiler, _DEFINES[dtype])))
+        return _library(compiler, _DEFINES[dtype])
     except (OSError, subprocess.CalledProcessError) as error:
         detail = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
         warnings.warn(
@@ -60,25 +68,78 @@ def kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
         return None
 
 
-def _compiled(compiler: str, defines: tuple[str, ...]) -> Path:
+def _library(compiler: str, defines: tuple[str, ...]) -> ctypes.CDLL:
+    """The loaded library: from the cache, built into the cache, or built for this process alone."""
     source = files("armillary.model").joinpath("kernels.c").read_bytes()
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, text=True).stdout
     key = hashlib.sha256(repr((source, version, _FLAGS, defines, _processor())).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "armillary"
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(folder)
-    except OSError:  # no home to write to: compiled anew by each process, in a folder that only it can write to
-        folder = Path(tempfile.mkdtemp(prefix="armillary-"))
-    library = folder / f"kernels-{key}.so"
-    if not library.exists():
+    command = [compiler, *_FLAGS, *defines]
+    # A cache that cannot be used costs a second of compiling, and no more.
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        folder = _private_folder()
+        for path in folder.glob(f"kernels-{key}-*.so"):
+            if _intact(path):
+                return ctypes.CDLL(str(path))
+            path.unlink()
         with tempfile.TemporaryDirectory(dir=folder) as aside:
-            (Path(aside) / "kernels.c").write_bytes(source)
-            command = [compiler, *_FLAGS, *defines, f"{aside}/kernels.c", "-o", f"{aside}/kernels.so", "-lm"]
-            subprocess.run(command, capture_output=True, check=True, text=True)
-            (Path(aside) / "kernels.so").rename(library)
+            built = _build(command, source, Path(aside))
+            # The name holds the hash of the content, so that file and hash appear at once and always belong together.
+            path = folder / f"kernels-{key}-{_digest(built)}.so"
+            built.rename(path)
+        return ctypes.CDLL(str(path))
+    with tempfile.TemporaryDirectory(prefix="armillary-") as aside:
+        return ctypes.CDLL(str(_build(command, source, Path(aside))))  # stays loaded when its file is gone
+
+
+def _build(command: list[str], source: bytes, folder: Path) -> Path:
+    """Compile ``source`` in ``folder``, flush the library and return its path."""
+    (folder / "kernels.c").write_bytes(source)
+    library = folder / "kernels.so"
+    command = [*command, str(folder / "kernels.c"), "-o", str(library), "-lm"]
+    subprocess.run(command, capture_output=True, check=True, text=True)
+    library.chmod(0o500)
+    sync(library)
     return library
+
+
+def _private_folder() -> Path:
+    """The cache folder, created where needed, that no other user can write to.
+
+    Raises:
+        PermissionError: another user owns it, or can replace it or a folder above it.
+        OSError: it can be neither created nor read.
+    """
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").resolve() / "armillary"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = folder.resolve()
+    about, user = folder.stat(), os.geteuid()
+    if about.st_uid != user:
+        raise PermissionError(f"{folder}: belongs to another user")
+    for above in folder.parents:
+        place = above.stat()
+        if place.st_uid not in (0, user) or (place.st_mode & 0o022 and not place.st_mode & stat.S_ISVTX):
+            raise PermissionError(f"{above}: another user can replace what lies in it")
+    if about.st_mode & 0o077:
+        if about.st_mode & 0o022:  # another user may have put a library here
+            for path in folder.glob("kernels-*.so"):
+                path.unlink()
+        folder.chmod(0o700)
+    return folder
+
+
+def _intact(path: Path) -> bool:
+    """Whether ``path`` is a regular file of this user with the content that its name states."""
+    about = path.lstat()
+    return (
+        stat.S_ISREG(about.st_mode)
+        and about.st_uid == os.geteuid()
+        and not about.st_mode & 0o022
+        and path.stem.rpartition("-")[2] == _digest(path)
+    )
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _processor() -> str:
