@@ -30,7 +30,13 @@ WarmupOption = Annotated[
     typer.Option("--warmup-steps", min=0, help="Steps of linear warm-up from 0, where curves begin after it."),
 ]
 ColumnsOption = Annotated[
-    str, typer.Option("--columns", help="Comma-separated: what the law takes, then the losses it predicts.")
+    str | None,
+    typer.Option(
+        "--columns",
+        help="Comma-separated: what the law takes, then the losses it predicts (default: parameters, tokens and all "
+        "losses that are known by their names).",
+        show_default=False,
+    ),
 ]
 PointsOption = Annotated[Path, typer.Option("--points", help="CSV, one row per run.", show_default=False)]
 
@@ -54,6 +60,8 @@ def fit(act: Callable[[], Any], path: Path, as_json: bool) -> None:
 
     workbench.check_out(path)
     summary = told(lambda: workbench.save(path, act()))
+    for line in workbench.columns_read(summary):
+        err.print(escape(line), highlight=False)
     if as_json:
         return show_json({"law": str(path), **summary})
     for title, rows in workbench.tables(summary):
@@ -96,7 +104,7 @@ def fit_mixture(
 def fit_scaling(
     points: PointsOption,
     path: LawOut,
-    columns: ColumnsOption = "params,tokens,loss",
+    columns: ColumnsOption = None,
     form: Annotated[
         str,
         typer.Option(
@@ -249,7 +257,7 @@ def compare(
     points: PointsOption,
     at: Annotated[str, typer.Option(help="Parameters and tokens of the target, such as 7B,4T.")],
     family_column: Annotated[str, typer.Option(help="Column that names each run's family.")] = "family",
-    columns: ColumnsOption = "params,tokens,loss",
+    columns: ColumnsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Architectures or recipes against the first one at a target scale: compute multiplier, and who is better.
@@ -258,7 +266,7 @@ def compare(
     """
     from armillary.laws import decisions, workbench
 
-    show(lambda: decisions.compare(points, workbench.names(columns), family_column, workbench.names(at)), as_json)
+    show(lambda: decisions.compare(points, workbench.names(columns), family_column, at.split(",")), as_json)
 
 
 @app.command("next-run")

@@ -5,15 +5,23 @@ Imports no torch; works on anybody's table of runs.
 
 from armillary.laws.anneal import AnnealLaw, HeldOutCurve
 from armillary.laws.compare import Comparison, Versus, compare_families
-from armillary.laws.curves import Curve, parse_size, read_curve, read_curves
+from armillary.laws.curves import Curve, read_curve, read_curves
 from armillary.laws.design import simplex_design
-from armillary.laws.estimator import LAWS_VERSION, ExtrapolationError, ExtrapolationWarning, Prediction
+from armillary.laws.estimator import (
+    LAWS_VERSION,
+    ExtrapolationError,
+    ExtrapolationWarning,
+    Prediction,
+    SetAside,
+    SetAsideWarning,
+)
 from armillary.laws.hyperparameters import HeldOutGrid, HyperparameterLaw, HyperparameterOptimum
 from armillary.laws.mixture import HeldOut, MixtureLaw, rank_correlation
 from armillary.laws.next_run import NextRun, next_runs
 from armillary.laws.optimise import Optimum, epoch_ceilings, optimise_mixture
 from armillary.laws.scaling import SCALING_FORMS, LeftOut, ScalingLaw
 from armillary.laws.schedules import BestSchedule, best_schedule
+from armillary.laws.table import parse_size
 from armillary.laws.uncertainty import Choice, best_of, mean_interval, paired_difference
 
 __all__ = [
@@ -37,6 +45,8 @@ __all__ = [
     "Optimum",
     "Prediction",
     "ScalingLaw",
+    "SetAside",
+    "SetAsideWarning",
     "Versus",
     "best_of",
     "best_schedule",

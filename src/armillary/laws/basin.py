@@ -71,7 +71,7 @@ OPTIMUM = slice(5, 11)
 FIXED = 1e-4  # the standard deviation of what a form holds fixed
 
 FAR = 0.25  # how wrong the form is, as a share of the height in the basin
-DIVERGED, LEAST = 0.1, 6  # see ``diverged``
+DIVERGED, LEAST, TOO_LOW = 0.1, 6, 0.2  # see ``diverged``
 # Before any run is seen, standard deviations: of the log loss of a run, of what runs of one (N, D, bs) share, and of an
 # (N, D) about the floor; and of the log lr* and log bs* of an (N, D) about their power laws. Each counts as so many
 # observations.
@@ -89,16 +89,29 @@ STEEP, HIGHEST = 6.0, 2.0  # where the exponentials of a basin end, so that noth
 def diverged(points: Array, losses: Array) -> NDArray[np.bool_]:
     """Rows of log points [n, 4] whose log loss lies far above what no more parameters and no more tokens reached.
 
-    That is more than DIVERGED, and more than four times as much as the best quarter of the rows does; LEAST are kept.
+    Or far below all that is no smaller: a mistyped loss, which else would make all others look diverged. Far above is
+    more than DIVERGED, and more than four times as much as the best quarter of the rows does; LEAST are kept.
     """
+    low = _too_low(points, losses)
     sizes, which = np.unique(np.round(points[:, :2], 3), axis=0, return_inverse=True)
     which = which.ravel()
     reached = np.full(len(sizes), np.inf)
-    np.minimum.at(reached, which, losses)
+    np.minimum.at(reached, which[~low], losses[~low])
     smaller = (sizes[:, None] >= sizes[None]).all(2)  # [size, whether that is no larger]
-    above = losses - np.where(smaller, reached, np.inf).min(1)[which]
+    above = np.where(low, np.inf, losses - np.where(smaller, reached, np.inf).min(1)[which])
     limit = max(DIVERGED, 4 * float(np.quantile(above, 0.25)), float(np.sort(above)[min(LEAST, len(above)) - 1]))
-    return np.asarray(above > limit)
+    return np.asarray((above > limit) | low)
+
+
+def _too_low(points: Array, losses: Array) -> NDArray[np.bool_]:
+    """Rows whose log loss lies more than TOO_LOW below all others of their (N, D) and below all larger ones."""
+    low = np.zeros(len(losses), dtype=bool)
+    sizes = np.round(points[:, :2], 3)
+    for i in range(len(losses)):
+        larger = (sizes >= sizes[i]).all(1)
+        larger[i] = False
+        low[i] = larger.sum() >= 3 and losses[i] < losses[larger].min() - TOO_LOW
+    return low if low.sum() * 10 <= len(losses) else np.zeros_like(low)
 
 
 def lowest(theta: Array, size: Array) -> Array:

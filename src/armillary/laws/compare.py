@@ -19,7 +19,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from armillary.laws.estimator import Array, Prediction, check_reach, checked_interval, checked_positive
+from armillary.laws.estimator import (
+    Array,
+    Prediction,
+    SetAside,
+    check_reach,
+    checked_interval,
+    checked_positive,
+    report_set_aside,
+)
+from armillary.laws.outliers import contradicted
 from armillary.laws.scaling_fit import draw, fit_form, seed_noise
 from armillary.laws.scaling_forms import SCALING_FORMS
 from armillary.recipe import UsageError
@@ -185,7 +194,10 @@ def compare_families(
 
 
 def _stacked(families: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> tuple[Array, Array, Array]:
-    """Log sizes [n, 2] and log losses [n] of all families' runs, and the number of each run's family [n]."""
+    """Log sizes [n, 2] and log losses [n] of all families' runs, and the number of each run's family [n].
+
+    Runs that the others of their family contradict are left out and reported.
+    """
     points, losses, member = [], [], []
     for f, (name, (X, y)) in enumerate(families.items()):
         sizes = checked_positive(f"X of family '{name}'", X, columns=2, labels=("params", "tokens"), rows=4)
@@ -194,9 +206,18 @@ def _stacked(families: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> tuple[Array
             raise UsageError(f"family '{name}' has {len(sizes)} rows in X and {len(values)} in y; give a loss for each")
         if (np.ptp(np.log(sizes), axis=0) < 0.05).any():
             raise UsageError(f"family '{name}' has runs of one size or of one number of tokens; it needs two of each")
-        points.append(np.log(sizes))
-        losses.append(np.log(values[:, 0]))
-        member.append(np.full(len(sizes), f))
+        logs, forms = np.log(values), {form: SCALING_FORMS[form] for form in (*FORMS, "kaplan")}
+        seen = np.log(sizes)
+        found = contradicted(forms, dict.fromkeys(forms, seen), seen, logs, np.ones(logs.shape, dtype=bool))
+        aside = [
+            SetAside(int(i), 0, float(values[i, 0]), float(np.exp(found.expected[i, 0])))
+            for i in np.flatnonzero(found.far[:, 0])
+        ]
+        report_set_aside(aside, name)
+        kept = ~found.far[:, 0]
+        points.append(seen[kept])
+        losses.append(logs[kept, 0])
+        member.append(np.full(int(kept.sum()), f))
     return np.concatenate(points), np.concatenate(losses), np.concatenate(member)
 
 

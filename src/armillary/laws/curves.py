@@ -15,7 +15,6 @@ What the rate does between the rows of a sampled curve is not in the file, and i
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,10 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from armillary.laws.estimator import Array
-from armillary.laws.table import read_table
+from armillary.laws.table import parse_size, read_table
 from armillary.recipe import UsageError
-
-UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 # A jump changes the rate by at least this share of the highest rate, and at least so many times as fast per step as
 # in the neighbouring intervals.
@@ -93,19 +90,6 @@ class Profile:
     def at(self, rows: NDArray[np.intp]) -> Profile:
         """The same schedule, asked at some of its rows only."""
         return replace(self, area=self.area[rows], time=self.time[rows], dwell=self.dwell[rows])
-
-
-def parse_size(text: str) -> float:
-    """Parameters of a model from ``25M``, ``1.3B`` or ``25000000``.
-
-    Raises:
-        UsageError: it is no such size.
-    """
-    found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([KMBT]?)\s*", text.upper())
-    size = float(found[1]) * UNITS[found[2]] if found else 0.0
-    if not 0 < size < np.inf:
-        raise UsageError(f"'{text}' is not the size of a model; write its parameters, such as 25M, 1.3B or 25000000")
-    return size
 
 
 def read_curve(path: Path, size: float, need_loss: bool = True) -> Curve:

@@ -5,6 +5,7 @@ Every answer is a mapping of plain values, which the command line prints or writ
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,14 +16,15 @@ import yaml
 
 from armillary.files import write_file
 from armillary.laws import workbench
+from armillary.laws.columns import default_columns, find_column, known_features
 from armillary.laws.compare import compare_families
-from armillary.laws.curves import parse_size, read_curve
-from armillary.laws.estimator import Prediction
+from armillary.laws.curves import read_curve
+from armillary.laws.estimator import Prediction, SetAsideWarning, rows_named
 from armillary.laws.file import LawFile, read_law
 from armillary.laws.next_run import next_runs
 from armillary.laws.optimise import Optimum, epoch_ceilings, optimise_mixture
 from armillary.laws.schedules import best_schedule
-from armillary.laws.table import read_table
+from armillary.laws.table import parse_size, read_table
 from armillary.recipe import MixtureLimits, MixtureTarget, UsageError, load_document
 
 
@@ -136,30 +138,42 @@ def hyperparameters(path: Path, size: str, tokens: str) -> dict[str, Any]:
     }
 
 
-def compare(points: Path, columns: Sequence[str], family_column: str, at: Sequence[str]) -> dict[str, Any]:
+def compare(points: Path, columns: Sequence[str] | None, family_column: str, at: Sequence[str]) -> dict[str, Any]:
     """Families of models (architectures, recipes) against the first one at a target scale.
 
     Args:
         points: one row per run, with a column that names its family.
-        columns: parameters, tokens and the loss, in this order.
+        columns: parameters, tokens and the loss, in this order; None for those known by their names.
         family_column: which column names the family.
         at: parameters and tokens of the target, as in ``parse_size``.
 
     Raises:
         UsageError: not three columns, not two numbers, fewer than two families, a bad entry.
     """
-    if len(columns) != 3:
+    if columns is not None and len(columns) != 3:
         raise UsageError(f"--columns {','.join(columns)}: give three, parameters, tokens and the loss")
     if len(at) != 2:
         raise UsageError(f"--at {','.join(at)}: give parameters and tokens of the target, such as 7B,4T")
-    known = {feature: name for name, feature in workbench.known_features(columns).items()}
-    if {"params", "tokens"} <= known.keys():
-        loss = next(name for name in columns if name not in known.values())
-        columns = [known["params"], known["tokens"], loss]
     table = read_table(points)
-    values, families = table.numbers(columns, above=0), np.array(table.text(family_column))
-    runs = {name: (values[families == name, :2], values[families == name, 2]) for name in dict.fromkeys(families)}
-    with workbench.about(points):
+    named = default_columns(table) if columns is None else [find_column(table, name) for name in columns]
+    if len(named) != 3:
+        raise UsageError(
+            f"{points} has several losses ({', '.join(named[2:])}); name one: --columns {named[0]},{named[1]},LOSS"
+        )
+    known = {feature: name for name, feature in known_features(named).items()}
+    if {"params", "tokens"} <= known.keys():
+        loss = next(name for name in named if name not in known.values())
+        named = [known["params"], known["tokens"], loss]
+    families = np.array(table.text(find_column(table, family_column)))
+    sizes = table.sizes(named[:2])
+    losses, _ = table.losses(named[2:])
+    workbench.refuse_rising(table, sizes, losses, named[2:])
+    good = np.isfinite(losses[:, 0])
+    for row in np.flatnonzero(~good):
+        warnings.warn(f"{table.entry(int(row), named[2])}: set aside", SetAsideWarning, stacklevel=2)
+    rows = {name: np.flatnonzero((families == name) & good) for name in dict.fromkeys(families.tolist())}
+    runs = {name: (sizes[found], losses[found, 0]) for name, found in rows.items()}
+    with workbench.about(points), rows_named(lambda family, i: table.where(int(rows[family][i])), named[2:]):
         said = compare_families(runs, (parse_size(at[0]), parse_size(at[1])))
     return {
         "form": said.form,
@@ -194,8 +208,9 @@ def next_run(path: Path, target: Path, budget_flops: float, most: int = 10) -> d
         UsageError: a law of another kind, a bad entry, a budget that no run fits.
     """
     law = _law(path, "scaling", "armillary fit scaling")
-    at = read_table(target).numbers(law.features, above=0)
-    with workbench.about(target):
+    table = read_table(target)
+    at = table.sizes([find_column(table, name) for name in law.features])
+    with workbench.about(table, law.targets):
         law.law.predict(at)  # what the law refuses to predict, no single run will bring within reach
         runs = next_runs(law.law, at, budget_flops=budget_flops)[:most]
     return {

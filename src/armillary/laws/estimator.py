@@ -1,14 +1,18 @@
 """What all laws share: the shape of an answer, checks of the input, and the estimator's contract.
 
-Input comes from people's tables, so each check names the row and the column that is wrong. Rows and columns are
-counted from 0, as numpy does. The contract is scikit-learn's: the constructor only stores its arguments, ``fit``
+Input comes from people's tables, so each check names the row and the column that is wrong. Rows and columns of arrays
+are counted from 0, as numpy does; where the arrays come from a file, ``rows_named`` makes all messages speak of its
+lines. The contract is scikit-learn's: the constructor only stores its arguments, ``fit``
 returns the estimator, what was fitted ends in ``_``. scikit-learn itself is not needed for that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -24,12 +28,79 @@ LAWS_VERSION = 2
 
 
 class ExtrapolationError(UsageError):
-    """A prediction was asked for farther out than the fitted runs can tell of; says how far, and what runs it needs."""
+    """A prediction was asked for farther out than the fitted runs support; says how far, and what runs it needs."""
 
 
 class ExtrapolationWarning(UserWarning):
     """A prediction lies farther out than a law was tested by leaving out its own largest runs."""
 
+
+class SetAsideWarning(UserWarning):
+    """Runs that the others contradict were left out of a fit; says which and why."""
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """A loss that was left out of a fit because the other runs contradict it.
+
+    Attributes:
+        row: of the table that was fitted.
+        target: column of the losses.
+        value: the loss.
+        expected: what a law of the other runs expects there.
+    """
+
+    row: int
+    target: int
+    value: float
+    expected: float
+
+
+# How rows and targets are called in messages; set by ``rows_named``.
+_NAMES: ContextVar[tuple[Callable[[str, int], str | None], Sequence[str]] | None] = ContextVar("names", default=None)
+
+
+@contextlib.contextmanager
+def rows_named(row: Callable[[str, int], str | None], targets: Sequence[str] = ()) -> Iterator[None]:
+    """Within this context messages call row ``i`` of array ``name`` by ``row(name, i)`` and targets by their names."""
+    token = _NAMES.set((row, targets))
+    try:
+        yield
+    finally:
+        _NAMES.reset(token)
+
+
+def row_name(name: str, row: int) -> str:
+    """What messages call a row: ``row 3 of X``, or its file and line within ``rows_named``."""
+    names = _NAMES.get()
+    said = names[0](name, row) if names else None
+    return said or f"row {row} of {name}"
+
+
+def target_name(target: int) -> str:
+    """What messages call a column of losses: ``loss 2``, or its name within ``rows_named``."""
+    names = _NAMES.get()
+    return f"'{names[1][target]}'" if names and target < len(names[1]) else f"loss {target}"
+
+
+def report_set_aside(found: Sequence[SetAside], name: str = "y") -> None:
+    """Warn of losses that were left out of a fit, in one line."""
+    if not found:
+        return
+    said = [
+        f"{row_name(name, one.row)}: {target_name(one.target)} is {one.value:.4g}, where the other runs expect about "
+        f"{one.expected:.4g}"
+        for one in found[:SHOWN]
+    ]
+    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+    count = "1 loss contradicts" if len(found) == 1 else f"{len(found)} losses contradict"
+    warnings.warn(
+        f"{count} the other runs and is left out of the fit: {'; '.join(said)}{more}", SetAsideWarning, stacklevel=3
+    )
+
+
+# So many of what was set aside are named in one message.
+SHOWN = 8
 
 # Weights are often published with three decimals, so that rows miss a sum of 1 by some thousandths.
 SUM_TOLERANCE = 0.005
@@ -126,7 +197,8 @@ def checked_mixtures(name: str, values: ArrayLike, *, columns: int | None = None
     refuse_where(table < 0, name, table, "a weight must not be negative", None)
     total = table.sum(1)
     for row in np.flatnonzero(np.abs(total - 1) > SUM_TOLERANCE):
-        raise UsageError(f"row {row} of {name} (columns 0 to {table.shape[1] - 1}) sums to {total[row]:.6g}, not to 1")
+        where = row_name(name, int(row))
+        raise UsageError(f"{where} (columns 0 to {table.shape[1] - 1}) sums to {total[row]:.6g}, not to 1")
     return np.asarray(table / total[:, None])
 
 

@@ -16,13 +16,14 @@ import base64
 import hashlib
 import importlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from armillary.files import write_json
+from armillary.laws.columns import ColumnReading
 from armillary.recipe import UsageError
 
 FORMAT = "armillary-law"
@@ -53,6 +54,8 @@ class LawFile:
         targets: names of the columns that it predicts.
         size_column: column of model sizes of a mixture law, if it has one.
         sources: the tables it was fitted to.
+        columns: what each column of these was read as.
+        set_aside: entries and rows that were left out of the fit, with file, line, column, value and reason.
     """
 
     kind: str
@@ -61,6 +64,8 @@ class LawFile:
     targets: list[str]
     size_column: str | None
     sources: list[Source]
+    columns: list[ColumnReading] = field(default_factory=list)
+    set_aside: list[dict[str, Any]] = field(default_factory=list)
 
 
 def source_of(path: Path, rows: int) -> Source:

@@ -113,7 +113,8 @@ class HyperparameterLaw:
         pair_std_: relative standard deviation of an (N, D) about the floor; ``place_std_`` of log lr* and log bs* of an
             (N, D) about their power laws.
         miss_per_efold_: relative miss of the floor (standard deviation) at one e-fold of extrapolation.
-        diverged_: rows of X that were left out because they lie far above a run no larger in N and D.
+        diverged_: rows of X that were left out because they lie far above a run no larger in N and D, or far below all
+            runs no smaller.
         held_out_: largest runs left out, for each form that was tried, a list of ``HeldOutGrid``.
     """
 

@@ -35,12 +35,18 @@ from armillary.laws.estimator import (
     ExtrapolationError,
     ExtrapolationWarning,
     Prediction,
+    SetAside,
+    SetAsideWarning,
     checked_draws,
     checked_interval,
     checked_noise,
     checked_positive,
+    report_set_aside,
     require_fitted,
+    row_name,
+    target_name,
 )
+from armillary.laws.outliers import FEWEST, contradicted
 from armillary.laws.scaling_fit import Solution, draw, fit_form, height, seed_noise
 from armillary.laws.scaling_forms import SCALING_FORMS
 from armillary.recipe import UsageError
@@ -73,7 +79,7 @@ class LeftOut:
         what: which were left out, such as ``tokens >= 1.2e+09``.
         rows: their rows in the table given to ``fit``, [k].
         predicted: losses by the law fitted without them, [k] or [k, t].
-        measured: their losses, [k] or [k, t].
+        measured: their losses, [k] or [k, t]; not a number where a loss is missing or was set aside.
         extrapolation: their compute N * D over the largest compute that was kept, [k].
     """
 
@@ -121,6 +127,7 @@ class ScalingLaw:
             ``N`` and in ``D``, likewise.
         holdout_error_: what was left out, predicted and measured, a list of ``LeftOut``.
         held_out_: the same for each form.
+        set_aside_: losses that the other runs contradict and that were left out, a list of ``SetAside``.
     """
 
     def __init__(
@@ -138,13 +145,17 @@ class ScalingLaw:
         self.seed = seed
         self.max_extrapolation = max_extrapolation
 
-    def fit(self, X: ArrayLike, y: ArrayLike, noise: float | None = None) -> Self:
+    def fit(self, X: ArrayLike, y: ArrayLike, noise: float | None = None, *, missing: ArrayLike | None = None) -> Self:
         """Fit to runs.
+
+        A loss that the other runs contradict (``outliers``) is left out of the fit, recorded in ``set_aside_`` and
+        reported by a ``SetAsideWarning``.
 
         Args:
             X: [n, k], the features of each run, n >= 6.
             y: [n] losses, or [n, t] losses of the same runs on t corpora.
             noise: known relative standard deviation between runs that differ only in their seed, if any.
+            missing: as ``y``, true where a run has no such loss; the others of the run count.
 
         Raises:
             UsageError: a value that is not finite or not positive (with row and column), too few runs, all runs with
@@ -153,23 +164,21 @@ class ScalingLaw:
         names = self._candidates()
         points = checked_positive("X", X, columns=len(self.features_), labels=self.features_, rows=6)
         self._single = np.ndim(y) == 1
-        table = np.reshape(y, (-1, 1)) if self._single else y
-        losses = checked_positive("y", table, labels=("loss",) if self._single else None)
+        table = np.reshape(y, (-1, 1)) if self._single else np.asarray(y)
+        used = np.ones(table.shape, dtype=bool) if missing is None else ~np.reshape(missing, table.shape)
+        losses = checked_positive("y", np.where(used, table, 1.0), labels=("loss",) if self._single else None)
         if len(losses) != len(points):
             raise UsageError(f"X has {len(points)} rows and y has {len(losses)}; give one loss for each run")
         checked_noise(noise)
         checked_draws(self.bootstraps)
-        for column in self.size_columns_:
-            if np.ptp(np.log(points[:, column])) < 0.05:
-                label = self.features_[column]
-                raise UsageError(
-                    f"all runs have {label} {points[0, column]:g} (column {column} of X); a law in {label} needs runs "
-                    "with at least two values of it"
-                )
-        self.log_points_ = np.log(points)
-        logs = np.log(losses)
-        cuts = self._cuts()
-        subsets = np.array([np.ones(len(points), dtype=bool), *(kept for _, kept in cuts)])
+        self._check_sizes(points, used)
+        logs, used = self._without_contradicted(names, np.log(points), np.log(losses), used)
+        rows = np.flatnonzero(used.any(1))
+        self._check_sizes(points, used)
+        self.log_points_, logs, used = np.log(points[rows]), logs[rows], used[rows]
+        cuts = self._cuts(used)
+        kept = np.array([np.ones(len(logs), dtype=bool), *(kept for _, kept in cuts)])
+        subsets = kept[:, None] & used.T
         # A form that is named is fitted as the published fits are: all runs weigh the same.
         tilted = self.form == "auto"
         known = seed_noise(self.log_points_, logs) if noise is None else np.full(logs.shape[1], noise)
@@ -179,7 +188,7 @@ class ScalingLaw:
             whole = fit_form(form, seen, logs, subsets[:1], noise=known, tilted=tilted)
             left = fit_form(form, seen, logs, subsets[1:], noise=known, tilted=tilted, near=whole.theta[0])
             solutions[name] = (whole, left)
-        misses = {name: self._misses(name, solutions[name][1], subsets[1:], logs) for name in names}
+        misses = {name: self._misses(name, solutions[name][1], logs) for name in names}
         scatter = np.min([self._scatter(whole, 0, logs, logs) for whole, _ in solutions.values()], axis=0)
         self.weights_ = self._weigh(misses, cuts, scatter)
         self.form_ = max(self.weights_, key=lambda name: self.weights_[name])
@@ -188,7 +197,7 @@ class ScalingLaw:
         for name, weight in self.weights_.items():
             count = max(2, round(weight * self.bootstraps))
             whole = solutions[name][0]
-            draws = draw(SCALING_FORMS[name], self._columns(name), logs, whole, count, rng)
+            draws = draw(SCALING_FORMS[name], self._columns(name), logs, whole, count, rng, used.T.astype(float))
             self._members.append(Member(name, weight, whole.theta[0], draws, whole.precision[0]))
         share = np.array(list(self.weights_.values()))
         scale = np.sqrt(share @ np.array([solutions[name][0].scale[0] ** 2 for name in self.weights_]))
@@ -197,6 +206,7 @@ class ScalingLaw:
         self._range = (logs.min(0), logs.max(0))
         self._freedom = share @ np.array([solutions[name][0].freedom[0] for name in self.weights_])
         self._measure_misses({name: solutions[name][1] for name in self.weights_}, misses, cuts, logs)
+        self._record(misses, cuts, logs, used, rows)
         self.noise_ = self._shown(self._noise)
         self.miss_per_efold_ = {axis: self._shown(v) for axis, v in zip("ND", self._miss, strict=True)}
         best = next(member for member in self._members if member.form == self.form_)
@@ -222,6 +232,36 @@ class ScalingLaw:
             ExtrapolationError: beyond ``max_extrapolation``, or so far out that the interval says nothing.
         """
         points = self._checked(X)
+        mean, half = self._forecast(points, interval)
+        self._refuse_unknown(points, half, half.max(1) > VOID)
+        return self._prediction(mean, half)
+
+    def predict_known(self, X: ArrayLike, interval: float = 0.9) -> Prediction:
+        """As ``predict``, but where a loss is left open its interval is from 0 to infinity, as long as others are not.
+
+        Raises:
+            UsageError, ExtrapolationError: as ``predict``; the second only where no loss of a run can be told.
+        """
+        points = self._checked(X)
+        mean, half = self._forecast(points, interval)
+        void = (half > VOID) & self._beyond(points)[:, None]
+        self._refuse_unknown(points, half, half.min(1) > VOID)
+        if void.any():
+            columns = ", ".join(target_name(int(t)) for t in np.flatnonzero(void.any(0)))
+            warnings.warn(
+                f"the runs leave {columns} open: the intervals are 0 to infinity; the other losses are forecast",
+                ExtrapolationWarning,
+                stacklevel=2,
+            )
+        return self._prediction(mean, np.where(void, np.inf, half))
+
+    def _prediction(self, mean: Array, half: Array) -> Prediction:
+        """From log losses [m, t] and half widths of their intervals."""
+        parts = np.exp(mean), np.exp(mean - half), np.exp(mean + half)
+        return Prediction(*((v[:, 0] if self._single else v) for v in parts))
+
+    def _forecast(self, points: Array, interval: float) -> tuple[Array, Array]:
+        """Log losses [m, t] at log points, and half the width of their intervals."""
         tail = (1 - checked_interval(interval)) / 2
         self._refuse_far(points)
         mean, variance = self._moments(points)
@@ -229,10 +269,11 @@ class ScalingLaw:
         missed = _reach(self._sized(points), self._sized(self.log_points_)) @ self._miss**2
         # Each part is known from so many observations; Satterthwaite's (1946) degrees of freedom for their sum.
         freedom = (known + missed) ** 2 / (known**2 / self._freedom + missed**2 / self._miss_freedom)
-        half = stats.t.isf(tail, freedom) * np.sqrt(known + missed) * self._wide
-        self._refuse_unknown(points, half)
-        mean, low, high = np.exp(mean), np.exp(mean - half), np.exp(mean + half)
-        return Prediction(*((v[:, 0] if self._single else v) for v in (mean, low, high)))
+        return mean, stats.t.isf(tail, freedom) * np.sqrt(known + missed) * self._wide
+
+    def _beyond(self, points: Array) -> NDArray[np.bool_]:
+        """Which log points lie beyond the runs, [m]."""
+        return np.asarray(np.max(list(self._factors(points).values()), axis=0) > 1)
 
     def extrapolation(self, X: ArrayLike) -> Array:
         """Compute N * D of runs X [m, k] over the largest compute fitted, [m]; below 1 inside the ladder."""
@@ -328,7 +369,9 @@ class ScalingLaw:
         factors = self._factors(points)
         farthest = np.max(list(factors.values()), axis=0)
         row = int(farthest.argmax())
-        said = f"row {row} of X lies at " + ", ".join(f"{f[row]:.3g} times the largest {k}" for k, f in factors.items())
+        said = f"{row_name('X', row)} lies at " + ", ".join(
+            f"{f[row]:.3g} times the largest {k}" for k, f in factors.items()
+        )
         if farthest[row] > self.max_extrapolation:
             size, tokens = np.exp(self._sized(points)[row]) / np.sqrt(self.max_extrapolation)
             raise ExtrapolationError(
@@ -344,33 +387,33 @@ class ScalingLaw:
                 stacklevel=3,
             )
 
-    def _refuse_unknown(self, points: Array, half: Array) -> None:
-        """Raise ExtrapolationError where an interval beyond the runs, ``half`` [m, t] in log loss, says nothing."""
+    def _refuse_unknown(self, points: Array, half: Array, void: NDArray[np.bool_]) -> None:
+        """Raise ExtrapolationError where intervals beyond the runs, ``half`` [m, t] in log loss, are ``void`` [m]."""
         factors = self._factors(points)
-        void = (half.max(1) > VOID) & (np.max(list(factors.values()), axis=0) > 1)
+        void = void & self._beyond(points)
         if void.any():
             row = int(np.flatnonzero(void)[0])
             size, tokens = np.exp((self._sized(points)[row] + self._sized(self.log_points_).max(0)) / 2)
             said = ", ".join(f"{f[row]:.3g} times the largest {k}" for k, f in factors.items())
             raise ExtrapolationError(
-                f"row {row} of X lies at {said} of the runs, and these leave its loss open by a factor of "
+                f"{row_name('X', row)} lies at {said} of the runs, and these leave its loss open by a factor of "
                 f"{np.exp(half[row].max()):.2g} either way; add runs of several sizes up to about {size:.2g} "
                 f"parameters on {tokens:.2g} tokens"
             )
 
-    def _cuts(self) -> list[Cut]:
-        """Names of sets of largest runs, and which runs are kept."""
+    def _cuts(self, used: NDArray[np.bool_]) -> list[Cut]:
+        """Names of sets of largest runs, and which runs are kept; of the losses [n, t], ``used`` count."""
         sizes = self._sized(self.log_points_)
         labels = [self.features_[column] for column in self.size_columns_]
         cuts = []
         for label, size in ((labels[0], sizes[:, 0]), (labels[1], sizes[:, 1]), ("compute", sizes.sum(1))):
             for cut in _levels(size):
                 kept = size < cut
-                if kept.sum() >= 4 and (np.ptp(sizes[kept], axis=0) > 0.05).all():
+                if used[kept].sum(0).min() >= 4 and (np.ptp(sizes[kept], axis=0) > 0.05).all():
                     cuts.append((f"{label} >= {np.exp(cut):.3g}", kept))
         return cuts
 
-    def _misses(self, name: str, left: Solution, subsets: NDArray[np.bool_], logs: Array) -> Array:
+    def _misses(self, name: str, left: Solution, logs: Array) -> Array:
         """Predicted minus measured log losses of all runs under the law of each subset, [g, n, t]."""
         form, seen = SCALING_FORMS[name], self._columns(name)
         groups, targets = left.scale.shape
@@ -397,14 +440,10 @@ class ScalingLaw:
     def _measure_misses(
         self, left: dict[str, Solution], misses: dict[str, Array], cuts: list[Cut], logs: Array
     ) -> None:
-        """Record what was left out; from the misses of the average, how wrong it is per e-fold."""
+        """From the misses of the average, how wrong it is per e-fold, and how often intervals cover."""
         sizes, targets = self._sized(self.log_points_), logs.shape[1]
         share_of = np.array([self.weights_[name] for name in left])
         average = np.einsum("f,fgnt->gnt", share_of, np.array([misses[name] for name in left]))
-        self.held_out_: dict[str, list[LeftOut]] = {
-            name: [self._left_out(cut, miss[g], logs) for g, cut in enumerate(cuts)] for name, miss in misses.items()
-        }
-        self.holdout_error_ = [self._left_out(cut, average[g], logs) for g, cut in enumerate(cuts)]
         found, explained, distances, runs = [], [], [], []
         for g, (_, kept) in enumerate(cuts):
             out = np.flatnonzero(~kept)
@@ -455,13 +494,68 @@ class ScalingLaw:
     def _scatter(self, solution: Solution, g: int, seen: Array, law: Array) -> Array:
         return np.asarray(solution.scale[g] * np.exp(solution.tilt[g] * height(law.T, seen.min(0), seen.max(0)).T))
 
-    def _left_out(self, cut: Cut, miss: Array, logs: Array) -> LeftOut:
-        what, kept = cut
-        out, compute = np.flatnonzero(~kept), self._sized(self.log_points_).sum(1)
-        measured, predicted = np.exp(logs[out]), np.exp(logs[out] + miss[out])
-        if self._single:
-            measured, predicted = measured[:, 0], predicted[:, 0]
-        return LeftOut(what, out, predicted, measured, np.exp(compute[out] - compute[kept].max()))
+    def _record(
+        self,
+        misses: dict[str, Array],
+        cuts: list[Cut],
+        logs: Array,
+        used: NDArray[np.bool_],
+        rows: NDArray[np.intp],
+    ) -> None:
+        """Record what was left out: by each form, and by their average."""
+        compute = self._sized(self.log_points_).sum(1)
+
+        def left_out(g: int, cut: Cut, miss: Array) -> LeftOut:
+            what, kept = cut
+            out = np.flatnonzero(~kept)
+            measured = np.where(used[out], np.exp(logs[out]), np.nan)
+            predicted = np.exp(logs[out] + miss[g][out])
+            if self._single:
+                measured, predicted = measured[:, 0], predicted[:, 0]
+            return LeftOut(what, rows[out], predicted, measured, np.exp(compute[out] - compute[kept].max()))
+
+        average = sum(weight * misses[name] for name, weight in self.weights_.items())
+        self.held_out_: dict[str, list[LeftOut]] = {
+            name: [left_out(g, cut, miss) for g, cut in enumerate(cuts)] for name, miss in misses.items()
+        }
+        self.holdout_error_ = [left_out(g, cut, np.asarray(average)) for g, cut in enumerate(cuts)]
+
+    def _check_sizes(self, points: Array, used: NDArray[np.bool_]) -> None:
+        """Raise UsageError for points [n, k] too few or too alike for a law of the losses [n, t] that are used."""
+        if used.sum(0).min() < FEWEST:
+            raise UsageError(f"{used.sum(0).min()} runs have a loss that can be fitted; at least {FEWEST} are needed")
+        points = points[used.any(1)]
+        for column in self.size_columns_:
+            if np.ptp(np.log(points[:, column])) < 0.05:
+                label = self.features_[column]
+                raise UsageError(
+                    f"all runs have {label} {points[0, column]:g}; a law in {label} needs runs with at least two values"
+                )
+
+    def _without_contradicted(
+        self, names: Sequence[str], points: Array, logs: Array, used: NDArray[np.bool_]
+    ) -> tuple[Array, NDArray[np.bool_]]:
+        """Log losses [n, t] and which of them count, once those that the others contradict are set aside.
+
+        A loss that does not count is replaced by the expected one, so that ranges and scatters do not see it.
+        """
+        forms = {name: SCALING_FORMS[name] for name in names}
+        seen = {name: self._columns(name, points) for name in names}
+        found = contradicted(forms, seen, self._sized(points), logs, used)
+        self.set_aside_ = [
+            SetAside(int(i), int(t), float(np.exp(logs[i, t])), float(np.exp(found.expected[i, t])))
+            for i, t in np.argwhere(found.far)
+        ]
+        report_set_aside(self.set_aside_)
+        for t in np.flatnonzero(found.many):
+            warnings.warn(
+                f"more than a quarter of the values of {target_name(int(t))} contradict the rest, so none was left out "
+                "and intervals are wide; look for diverged runs, or a column that is not what its name says",
+                SetAsideWarning,
+                stacklevel=4,
+            )
+        used = used & ~found.far
+        return np.where(used, logs, found.expected), used
 
 
 def _levels(log_sizes: Array) -> list[float]:

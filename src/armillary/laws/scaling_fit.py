@@ -94,9 +94,9 @@ def fit_form(
     weights = whole.reshape(problems, len(points)).astype(float)
     data = np.tile(losses.T, (groups, 1))
     centre = points.mean(0)
-    mean, std = _priors(form, weights, data)
+    mean, std = priors(form, weights, data)
     base = mean
-    starts = _starts(form, mean, near)
+    starts = starting_points(form, mean, near)
     many = starts.shape[1]
     known = np.tile(noise, groups)
     lowest, highest = np.where(weights > 0, data, np.inf).min(1), np.where(weights > 0, data, -np.inf).max(1)
@@ -119,7 +119,7 @@ def fit_form(
     for turn in range(5):
         law = form.evaluate(fit.parameters, points, centre)[0]
         above = height(law, lowest, highest)
-        tilt = _tilt(np.abs(law - data), above, weights) if tilted else np.zeros(problems)
+        tilt = tilt_of(np.abs(law - data), above, weights) if tilted else np.zeros(problems)
         freedom = NOISE_COUNT + np.maximum(weights.sum(1) - fit.effective_parameters, 0.0)
         squares = (weights * ((law - data) * np.exp(-tilt[:, None] * above)) ** 2).sum(1)
         scale = np.sqrt((NOISE_COUNT * known**2 + squares) / freedom)
@@ -186,7 +186,7 @@ def seed_noise(points: Array, losses: Array) -> Array:
     return np.asarray(np.exp((np.log(NOISE) + freedom * np.log(shown)) / (1 + freedom)))
 
 
-def _tilt(miss: Array, above: Array, weights: Array) -> Array:
+def tilt_of(miss: Array, above: Array, weights: Array) -> Array:
     """By how much the logarithm of the scatter grows with the height of a run, [P], each in ``TILTS``.
 
     The most likely for a Laplace distribution, whose likelihood outliers do not rule, with a normal prior.
@@ -219,7 +219,7 @@ def _solve(
     return fit_many(residuals, start, weights, prior_mean, prior_std, huber=huber, iterations=200, tolerance=tolerance)
 
 
-def _priors(form: ScalingForm, weights: Array, data: Array) -> tuple[Array, Array]:
+def priors(form: ScalingForm, weights: Array, data: Array) -> tuple[Array, Array]:
     """Means and standard deviations [P, p] for problems that see the entries of ``data`` with a weight above 0."""
     seen = np.where(weights > 0, data, np.nan)
     base = {"floor": np.nanmin(seen, axis=1), "term": np.nanmedian(seen, axis=1)}
@@ -227,7 +227,7 @@ def _priors(form: ScalingForm, weights: Array, data: Array) -> tuple[Array, Arra
     return mean, np.broadcast_to([p.std for p in form.parameters], mean.shape)
 
 
-def _starts(form: ScalingForm, mean: Array, near: Array | None) -> Array:
+def starting_points(form: ScalingForm, mean: Array, near: Array | None) -> Array:
     """Where to start each problem, [P, starts, p]: around its prior's mean, or at ``near`` and twice around it."""
     floor, a, b, alpha = (
         next(k for k, p in enumerate(form.parameters) if p.name == name) for name in ("E", "A", "B", "alpha")

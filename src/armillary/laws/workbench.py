@@ -1,9 +1,8 @@
 """Laws from files to files: what the command line's verbs on laws do.
 
 Tables come in as CSV, laws as the files of ``file``, limits and targets as YAML. All checks that can name a line are
-made here, before a law sees numbers. Which columns are what is told by name: columns named like a known size
-(``params``, ``tokens``, ``lr`` ...) are what the law takes, all others are losses that it predicts; a form that is
-named takes its features from the first columns, whatever they are called.
+made here, before a law sees numbers. Which columns are what is read from their names (``columns``), unless the user
+names them; a form that is named takes its features from the first columns, whatever they are called.
 """
 
 from __future__ import annotations
@@ -12,8 +11,9 @@ import contextlib
 import csv
 import io
 import os
+import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +21,30 @@ import numpy as np
 
 from armillary.files import write_file
 from armillary.laws.anneal import AnnealLaw
-from armillary.laws.curves import parse_size, read_curve, read_curves
-from armillary.laws.estimator import SUM_TOLERANCE, Array, Prediction
+from armillary.laws.columns import (
+    ALIASES,
+    ColumnReading,
+    default_columns,
+    described,
+    find_column,
+    known_features,
+    readings,
+)
+from armillary.laws.curves import read_curve, read_curves
+from armillary.laws.estimator import SHOWN, SUM_TOLERANCE, Array, Prediction, SetAsideWarning, rows_named
 from armillary.laws.file import LawFile, read_law, source_of, write_law
 from armillary.laws.hyperparameters import HyperparameterLaw
 from armillary.laws.mixture import MixtureLaw
 from armillary.laws.scaling import SCALING_FORMS, ScalingLaw
-from armillary.laws.table import Table, read_table
+from armillary.laws.table import INDEX, Table, parse_size, read_table
 from armillary.recipe import UsageError
 
-INDEX = "index"
-
-# Names under which tables hold what laws take, without regard to case.
-ALIASES = {
-    "params": ("params", "parameters", "n", "param_count", "model_size"),
-    "tokens": ("tokens", "d", "data", "train_tokens"),
-    "unique_tokens": ("unique_tokens", "unique", "u"),
-    "active_params": ("active_params", "active"),
-    "total_params": ("total_params",),
-    "experts": ("experts", "n_experts", "num_experts"),
-    "context": ("context", "context_length", "sequence_length", "seq_len"),
-    "width": ("width", "d_model", "hidden_size"),
-    "depth": ("depth", "n_layers", "layers"),
-    "lr": ("lr", "learning_rate"),
-    "bs": ("bs", "batch", "batch_size", "batch_tokens"),
-}
 HYPERPARAMETER_FORMS = ("step-law", "basin")
 FORMS = ("auto", *SCALING_FORMS, *HYPERPARAMETER_FORMS)
+
+
+# A loss rises in more than this share of at least so many pairs of a run and a larger one: it is none.
+RISING, RISING_PAIRS = 2 / 3, 6
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ def fit_mixture(runs: Path, losses: Path, size_column: str | None = None) -> Law
     sizes = None
     if size_column is not None:
         here = size_column in inputs.columns
-        sizes = _sizes(inputs, size_column) if here else _sizes(outputs, size_column)[order]
+        sizes = (inputs if here else outputs).sizes([size_column])[:, 0][slice(None) if here else order]
     domains = [name for name in inputs.columns if name not in (INDEX, size_column)]
     targets = [name for name in outputs.columns if name not in (INDEX, size_column)]
     if not targets:
@@ -94,63 +91,181 @@ def fit_mixture(runs: Path, losses: Path, size_column: str | None = None) -> Law
     return LawFile("mixture", law, domains, targets, size_column, sources)
 
 
-def fit_scaling(points: Path, columns: Sequence[str], form: str = "auto") -> LawFile:
+def fit_scaling(points: Path, columns: Sequence[str] | None = None, form: str = "auto") -> LawFile:
     """Fit a scaling law, or a law of learning rate and batch size, to a table of runs.
+
+    A loss that is missing or no number above 0 is set aside, and so is a row that is an exact copy of another.
 
     Args:
         points: one row per run.
-        columns: what the law takes, then the losses it predicts.
+        columns: what the law takes, then the losses it predicts; None for parameters, tokens and all losses that are
+            known by their names.
         form: one of ``FORMS``. ``auto`` takes what the columns' names allow.
 
     Raises:
-        UsageError: an unknown form or column; columns that do not fit the form; a bad entry.
+        UsageError: an unknown form or column; columns that do not fit the form; a bad entry; a loss that rises with
+            parameters and tokens.
     """
     if form not in FORMS:
         raise UsageError(f"no form '{form}'; take one of {', '.join(FORMS)}")
-    table = read_table(points)
-    for name in columns:
-        table.text(name)
-        if list(columns).count(name) > 1:
+    whole = read_table(points)
+    named = default_columns(whole) if columns is None else [find_column(whole, name) for name in columns]
+    for name in named:
+        if named.count(name) > 1:
             raise UsageError(f"--columns names '{name}' twice")
-    known = known_features(columns)
-    if form == "auto":
-        roles = {feature: name for name, feature in known.items()}
-        last = max((list(columns).index(name) for name in known), default=0)
-        for name in columns[:last]:
-            if name not in known:
-                raise UsageError(
-                    f"--columns {','.join(columns)}: '{name}' stands among what the law takes and is known as none of "
-                    f"{', '.join(ALIASES)}; rename it, name the losses last, or name a --form"
-                )
-        kind = "hyperparameters" if {"lr", "bs"} <= roles.keys() else "scaling"
-        size = "active_params" if "active_params" in roles else "params"
-        wanted: Sequence[str] = HyperparameterLaw.features if kind == "hyperparameters" else (size, "tokens")
-        missing = [feature for feature in wanted if feature not in roles]
-        if missing:
-            raise UsageError(
-                f"--columns {','.join(columns)}: none is known as {' or '.join(missing)} (names such as "
-                f"{', '.join(ALIASES[missing[0]])}); rename it, or name a --form, which takes its columns in order"
-            )
-        if kind == "scaling":
-            wanted = (*wanted, *(feature for feature in roles if feature not in wanted))
-        features = [roles[feature] for feature in wanted]
-    else:
+    kind, wanted, features = _features(named, form)
+    targets = [name for name in named if name not in features]
+    if not targets:
+        raise UsageError(f"--columns {','.join(named)} names no loss; name it last")
+    if kind == "hyperparameters" and len(targets) > 1:
+        raise UsageError(
+            f"{points}: a law of learning rate and batch size predicts one loss, not {', '.join(targets)}; name it: "
+            f"--columns {','.join(features)},LOSS"
+        )
+    table, aside = _without_copies(whole)
+    X = table.sizes(features)
+    Y, targets, bad = _losses(table, targets, least=6)
+    _report(points, [*aside, *bad])
+    refuse_rising(table, X[:, _size_places(wanted)], Y, targets)
+    law: ScalingLaw | HyperparameterLaw
+    with about(table, targets):
+        if kind == "hyperparameters":
+            rows = np.flatnonzero(np.isfinite(Y[:, 0]))
+            with about(table.taking(rows.tolist()), targets):
+                law = HyperparameterLaw(form=form).fit(X[rows], Y[rows, 0])
+            contradicted = [
+                _aside(table, int(rows[i]), targets[0], "contradicted by other runs") for i in law.diverged_
+            ]
+            _report(points, contradicted)
+        else:
+            law = ScalingLaw(form=form, features=tuple(wanted)).fit(X, np.nan_to_num(Y, nan=1.0), missing=np.isnan(Y))
+            contradicted = [
+                _aside(table, one.row, targets[one.target], f"the other runs expect about {one.expected:.4g}")
+                for one in law.set_aside_
+            ]
+    return LawFile(
+        kind,
+        law,
+        features,
+        targets,
+        None,
+        [source_of(points, len(whole.rows))],
+        readings(whole, dict(zip(features, wanted, strict=True)), targets),
+        [*aside, *bad, *contradicted],
+    )
+
+
+def _features(named: list[str], form: str) -> tuple[str, Sequence[str], list[str]]:
+    """Kind of law, features it takes, and which of the ``named`` columns are these."""
+    known = known_features(named)
+    if form != "auto":
         kind = "hyperparameters" if form in HYPERPARAMETER_FORMS else "scaling"
         wanted = HyperparameterLaw.features if kind == "hyperparameters" else SCALING_FORMS[form].features
-        features = _in_order(columns, known, wanted, form)
-    targets = [name for name in columns if name not in features]
-    if not targets:
-        raise UsageError(f"--columns {','.join(columns)} names no loss; name it last")
-    X, Y = table.numbers(features, above=0), table.numbers(targets, above=0)
-    if kind == "hyperparameters" and len(targets) > 1:
-        raise UsageError(f"a law of learning rate and batch size predicts one loss, not {', '.join(targets)}")
-    law: ScalingLaw | HyperparameterLaw
-    with about(points):
-        if kind == "hyperparameters":
-            law = HyperparameterLaw(form=form).fit(X, Y[:, 0])
+        return kind, wanted, _in_order(named, known, wanted, form)
+    roles = {feature: name for name, feature in known.items()}
+    last = max((named.index(name) for name in known), default=0)
+    for name in named[:last]:
+        if name not in known:
+            raise UsageError(
+                f"--columns {','.join(named)}: '{name}' stands among what the law takes and is known as none of "
+                f"{', '.join(ALIASES)}; rename it, name the losses last, or name a --form"
+            )
+    kind = "hyperparameters" if {"lr", "bs"} <= roles.keys() else "scaling"
+    size = "active_params" if "active_params" in roles else "params"
+    wanted = HyperparameterLaw.features if kind == "hyperparameters" else (size, "tokens")
+    missing = [feature for feature in wanted if feature not in roles]
+    if missing:
+        raise UsageError(
+            f"--columns {','.join(named)}: none is known as {' or '.join(missing)} (names such as "
+            f"{', '.join(ALIASES[missing[0]][:6])}); rename it, or name a --form, which takes its columns in order"
+        )
+    if kind == "scaling":
+        wanted = (*wanted, *(feature for feature in roles if feature not in wanted))
+    return kind, wanted, [roles[feature] for feature in wanted]
+
+
+def _size_places(wanted: Sequence[str]) -> list[int]:
+    """Which of the features are parameters and tokens."""
+    size = "active_params" if "active_params" in wanted else "params"
+    return [list(wanted).index(size), list(wanted).index("tokens")]
+
+
+def _aside(table: Table, row: int, column: str, why: str) -> dict[str, Any]:
+    """The record of an entry that was left out of a fit."""
+    entry = table.text(column)[row]
+    return {"file": table.path.name, "line": table.lines[row], "column": column, "value": entry, "why": why}
+
+
+def _report(path: Path, aside: Sequence[dict[str, Any]]) -> None:
+    """Warn of entries that were left out, in one line."""
+    if aside:
+        said = [f"line {a['line']}, column '{a['column']}' is '{a['value']}' ({a['why']})" for a in aside[:SHOWN]]
+        more = f" and {len(aside) - SHOWN} more" if len(aside) > SHOWN else ""
+        warnings.warn(f"{path}: {len(aside)} left out: {'; '.join(said)}{more}", SetAsideWarning, stacklevel=3)
+
+
+def _without_copies(table: Table) -> tuple[Table, list[dict[str, Any]]]:
+    """The table without rows that equal an earlier one in every column, and the record of these."""
+    first: dict[tuple[str, ...], int] = {}
+    kept, aside = [], []
+    for i, row in enumerate(table.rows):
+        entries = tuple(row[1:] if table.unnamed_index else row)
+        if entries in first:
+            why = f"a copy of line {table.lines[first[entries]]}"
+            aside.append(_aside(table, i, table.columns[0], why))
         else:
-            law = ScalingLaw(form=form, features=tuple(wanted)).fit(X, Y)
-    return LawFile(kind, law, features, targets, None, [source_of(points, len(table.rows))])
+            first[entries] = i
+            kept.append(i)
+    return table.taking(kept), aside
+
+
+def _losses(table: Table, targets: Sequence[str], least: int) -> tuple[Array, list[str], list[dict[str, Any]]]:
+    """Losses [n, t], not a number where one is missing; the targets that ``least`` runs have; what was set aside.
+
+    Raises:
+        UsageError: no target is left.
+    """
+    values, bad = table.losses(targets)
+    aside = [_aside(table, entry.row, entry.column, entry.remedy) for entry in bad]
+    left = [t for t in range(len(targets)) if np.isfinite(values[:, t]).sum() >= least]
+    if not left:
+        first = f"; {table.entry(bad[0].row, bad[0].column)}; {bad[0].remedy}" if bad else ""
+        counts = ", ".join(f"{np.isfinite(values[:, t]).sum()} of '{name}'" for t, name in enumerate(targets))
+        raise UsageError(
+            f"{table.path} has {len(table.rows)} rows and holds {counts} that can be fitted; at least {least} are "
+            f"needed{first}"
+        )
+    for t in range(len(targets)):
+        if t not in left:
+            count = int(np.isfinite(values[:, t]).sum())
+            warnings.warn(
+                f"{table.path}: column '{targets[t]}' is left out: {count} of its entries are losses, and at least "
+                f"{least} are needed",
+                SetAsideWarning,
+                stacklevel=2,
+            )
+    return values[:, left], [targets[t] for t in left], aside
+
+
+def refuse_rising(table: Table, sizes: Array, losses: Array, targets: Sequence[str]) -> None:
+    """Refuse a column of losses [n, t] that rises with both parameters and tokens (sizes [n, 2]): it is no loss.
+
+    Pairs of runs of which one is larger in both are compared; a law of losses that two thirds of them contradict is
+    none.
+
+    Raises:
+        UsageError: such a column.
+    """
+    larger = (sizes[:, None] >= sizes[None]).all(2) & (sizes[:, None] > sizes[None]).any(2)
+    for t, name in enumerate(targets):
+        change = losses[:, None, t] - losses[None, :, t]
+        pairs = larger & np.isfinite(change)
+        rises, count = int((pairs & (change > 0)).sum()), int(pairs.sum())
+        if count >= RISING_PAIRS and rises > RISING * count:
+            raise UsageError(
+                f"{table.path}: column '{name}' rises with parameters and tokens ({rises} of {count} pairs of runs): "
+                "it is not a loss (an accuracy?); name a column of losses with --columns"
+            )
 
 
 def fit_anneal(curves: Path, warmup_steps: int = 0) -> LawFile:
@@ -185,7 +300,7 @@ def predict_mixture(law: LawFile, at: Path, interval: float, size: float | None)
         raise UsageError(f"{at} has the sizes in column '{law.size_column}'; leave out --size, or that column")
     sizes: Array | float | None = size
     if law.size_column in table.columns and law.size_column is not None:
-        sizes = _sizes(table, law.size_column)
+        sizes = table.sizes([law.size_column])[:, 0]
     with about(at):
         prediction = law.law.predict(weights, interval, sizes=sizes)
     factor = np.broadcast_to(law.law.extrapolation(sizes), len(weights))
@@ -200,9 +315,10 @@ def predict_points(law: LawFile, at: Path, interval: float) -> Rows:
         ExtrapolationError: a run that the fitted runs do not support.
     """
     table = read_table(at)
-    X = table.numbers(law.features, above=0)
-    with about(at):
-        prediction = law.law.predict(X, interval)
+    X = table.sizes([find_column(table, name) for name in law.features])
+    with about(table, law.targets):
+        known = law.law.predict_known if law.kind == "scaling" else law.law.predict
+        prediction = known(X, interval)
     return _with_predictions(table, law.targets, prediction, law.law.extrapolation(X))
 
 
@@ -279,50 +395,50 @@ def check_out(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def about(path: Path) -> Iterator[None]:
-    """Tell which file an error speaks of, where a law counts rows and columns without knowing whence they came."""
+def about(table: Table | Path, targets: Sequence[str] = ()) -> Iterator[None]:
+    """Make errors and warnings of a law speak of a table's lines, and name the file where they do not."""
+
+    def row(_: str, i: int) -> str | None:
+        return table.where(i) if isinstance(table, Table) and i < len(table.lines) else None
+
+    path = table.path if isinstance(table, Table) else table
     try:
-        yield
+        with rows_named(row, targets):
+            yield
     except UsageError as error:
         if str(path) in str(error):
             raise
-        raise type(error)(f"{path}: {error} (rows are counted from 0 below the header)") from error
+        raise type(error)(f"{path}: {error}") from error
 
 
 def save(path: Path, law: LawFile) -> dict[str, Any]:
     """Write a law file, and return its summary for people: JSON values, tables as lists of rows."""
-    summary = _SUMMARIES[law.kind](law)
+    summary = {
+        "columns": [asdict(reading) for reading in law.columns],
+        "set_aside": law.set_aside,
+        **_SUMMARIES[law.kind](law),
+    }
     write_law(path, law, summary)
     return summary
 
 
 def tables(summary: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
     """The tables of a summary: titles and rows."""
-    return [(key.replace("_", " "), value) for key, value in summary.items() if isinstance(value, list) and value]
+    return [
+        (key.replace("_", " "), value)
+        for key, value in summary.items()
+        if isinstance(value, list) and value and key not in ("columns", "set_aside")
+    ]
 
 
-def names(columns: str) -> list[str]:
+def columns_read(summary: dict[str, Any]) -> list[str]:
+    """The lines for people on which column was read as what."""
+    return described([ColumnReading(**reading) for reading in summary["columns"]])
+
+
+def names(columns: str | None) -> list[str] | None:
     """Column names from a comma-separated list."""
-    return [name.strip() for name in columns.split(",") if name.strip()]
-
-
-def known_features(columns: Sequence[str]) -> dict[str, str]:
-    """What columns are by their names, where that is known.
-
-    Raises:
-        UsageError: two columns are the same thing.
-    """
-    known: dict[str, str] = {}
-    for column in columns:
-        feature = next((feature for feature, names in ALIASES.items() if column.lower() in names), None)
-        if feature == "total_params" and not any(c.lower() in ALIASES["active_params"] for c in columns):
-            feature = "params"  # all parameters of a dense model
-        if feature in known.values():
-            other = next(c for c in known if known[c] == feature)
-            raise UsageError(f"--columns: '{other}' and '{column}' are both known as {feature}; leave one out")
-        if feature is not None:
-            known[column] = feature
-    return known
+    return None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]
 
 
 def _in_order(columns: Sequence[str], known: dict[str, str], wanted: Sequence[str], form: str) -> list[str]:
@@ -350,17 +466,6 @@ def _mixtures(table: Table, domains: Sequence[str]) -> Array:
             f"{total[row]:.6g}, not to 1; give the share of each domain in the tokens"
         )
     return np.asarray(weights / total[:, None])
-
-
-def _sizes(table: Table, column: str) -> Array:
-    """Parameters [n], written as 60000000, 6e7 or 60M."""
-    sizes = np.empty(len(table.rows))
-    for row, entry in enumerate(table.text(column)):
-        try:
-            sizes[row] = parse_size(entry)
-        except UsageError:
-            raise table.error(row, column, "write a model's parameters, such as 60M or 60000000") from None
-    return sizes
 
 
 def _matched(inputs: Table, outputs: Table) -> np.ndarray:
@@ -419,7 +524,7 @@ def _scaling_summary(file: LawFile) -> dict[str, Any]:
                 "left_out": left.what,
                 "runs": len(left.rows),
                 "times_the_compute": float(left.extrapolation.max()),
-                "mean_error": float(np.abs(left.predicted / left.measured - 1).mean()),
+                "mean_error": float(np.nanmean(np.abs(left.predicted / left.measured - 1))),
             }
             for left in law.holdout_error_
         ],

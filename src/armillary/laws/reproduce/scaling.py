@@ -102,8 +102,7 @@ def isoflop(folder: Path) -> Evaluation:
     parts = []
     for protocol in dict.fromkeys(protocols):
         rows = np.flatnonzero((protocols == protocol) & whole)
-        chosen = type(table)(table.path, table.columns, [table.rows[i] for i in rows], [table.lines[i] for i in rows])
-        values = chosen.numbers(("n", "tokens", "loss", "flops"), above=0)
+        values = table.taking(rows.tolist()).numbers(("n", "tokens", "loss", "flops"), above=0)
         X, y, budgets = values[:, :2], values[:, 2:3], np.unique(values[:, 3])
         label = {"summary_df": "all parameters", "summary_df_att": "with attention"}.get(protocol, "without the head")
         cuts = [

@@ -1,0 +1,208 @@
+"""Which column of a table is what, by its name: what laws take, what is a loss, and what is neither.
+
+A column is a loss by a known name (``val_loss``, ``validation/c4``, ``bpb``) or because the user names it. What is
+neither is listed as ignored, with the option that includes it. Two columns that could be the same thing are refused:
+only the user knows which one is meant.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from armillary.laws.table import INDEX, Table
+from armillary.recipe import UsageError
+
+# Names under which tables hold what laws take, as ``plain`` writes them.
+ALIASES: Mapping[str, tuple[str, ...]] = {
+    "params": (
+        *(
+            "params",
+            "parameters",
+            "n",
+            "nparams",
+            "param_count",
+            "parameter_count",
+            "params_count",
+            "model_size",
+            "size",
+        ),
+        *("model_params", "model_parameters", "num_params", "num_parameters", "number_of_parameters", "n_params"),
+        *("n_parameters", "total_parameters", "parameters_total", "non_embedding_params", "non_embedding_parameters"),
+        *("nonembedding_params", "nonembedding_parameters", "params_non_embedding", "params_nonembedding"),
+        *("n_non_embedding", "n_nonembedding", "num_non_embedding_params", "n_non_embedding_params", "numparams"),
+    ),
+    "tokens": (
+        *("tokens", "d", "data", "ntokens", "train_tokens", "training_tokens", "n_tokens", "num_tokens", "tokens_seen"),
+        *("total_tokens", "token_count", "tokens_trained", "n_train_tokens", "num_train_tokens", "number_of_tokens"),
+        *("seen_tokens", "tokens_total", "trained_tokens", "consumed_tokens", "tokens_consumed"),
+    ),
+    "unique_tokens": ("unique_tokens", "unique", "u", "n_unique_tokens", "num_unique_tokens", "tokens_unique"),
+    "active_params": ("active_params", "active", "active_parameters", "n_active", "n_active_params", "params_active"),
+    "total_params": ("total_params",),
+    "experts": ("experts", "n_experts", "num_experts", "n_routed_experts", "num_local_experts"),
+    "context": (
+        *("context", "context_length", "sequence_length", "seq_len", "seqlen", "seq_length", "max_seq_len", "ctx"),
+        *("block_size", "n_ctx", "ctx_len", "max_sequence_length", "context_len"),
+    ),
+    "width": ("width", "d_model", "hidden_size", "hidden", "hidden_dim", "n_embd", "model_dim", "dmodel"),
+    "depth": ("depth", "n_layers", "num_layers", "layers", "n_layer", "num_hidden_layers", "nlayers"),
+    "lr": (
+        *("lr", "learning_rate", "peak_lr", "max_lr", "learningrate", "peak_learning_rate", "max_learning_rate"),
+        *("lr_peak", "lr_max", "base_lr", "learning_rate_peak"),
+    ),
+    "bs": (
+        *("bs", "batch", "batch_size", "batch_tokens", "gbsz", "gbs", "global_batch_size", "global_batch", "bsz"),
+        *("batchsize", "train_batch_size", "global_bsz", "tokens_per_batch", "total_batch_size", "global_batchsize"),
+    ),
+}
+_FEATURES = {name: feature for feature, names in ALIASES.items() for name in names}
+
+# Words that make a column a loss, and words that make it something else whatever stands beside them.
+_LOSS = {"loss", "losses", "bpb", "nats", "nll", "ce", "xent", "crossentropy"}
+_LOSS_PHRASES = ("bits_per_byte", "bits_per_token", "cross_entropy", "negative_log_likelihood", "log_loss")
+_LOSS_GROUPS = ("validation/", "val/", "valid/", "eval/", "test/", "validation ", "metric/")
+_OTHER = {
+    *("acc", "accuracy", "std", "stderr", "stdev", "sd", "se", "err", "error", "var", "variance", "ppl", "perplexity"),
+    *("ratio", "weight", "scale", "coef", "coefficient", "count", "num", "n", "time", "step", "steps", "aux", "z"),
+    *("balance", "balancing", "delta", "diff", "gap", "score", "f1", "bleu", "id", "file", "name", "type", "function"),
+    *("spike", "spikes", "slope", "rank", "predicted", "prediction", "low", "high", "norm", "tokens", "date", "hours"),
+    *("second", "seconds", "samples", "runtime", "throughput", "mfu", "epoch", "epochs", "flops"),
+}
+
+
+@dataclass(frozen=True)
+class ColumnReading:
+    """What a column was read as: ``role`` is a feature, ``loss``, ``index``, ``domain`` or ``ignored``."""
+
+    column: str
+    role: str
+    why: str = ""
+
+
+def plain(name: str) -> str:
+    """A column's name in lower case, its words joined by ``_``: ``nParams`` and ``N params`` become ``n_params``."""
+    words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.strip())
+    return re.sub(r"[^a-z0-9]+", "_", words.lower()).strip("_")
+
+
+def feature_of(name: str) -> str | None:
+    """What a law takes from a column of this name, or None."""
+    return _FEATURES.get(plain(name))
+
+
+def is_loss(name: str) -> bool:
+    """Whether a column of this name holds losses."""
+    words = plain(name)
+    if feature_of(name) or _OTHER & set(words.split("_")):
+        return False
+    grouped = name.strip().lower().startswith(_LOSS_GROUPS) and len(words.split("_")) > 1
+    return bool(_LOSS & set(words.split("_"))) or any(phrase in words for phrase in _LOSS_PHRASES) or grouped
+
+
+def known_features(columns: Sequence[str]) -> dict[str, str]:
+    """What columns are by their names, where that is known.
+
+    Raises:
+        UsageError: two columns are the same thing.
+    """
+    known: dict[str, str] = {}
+    for column in columns:
+        feature = feature_of(column)
+        if feature == "total_params" and not any(feature_of(c) == "active_params" for c in columns):
+            feature = "params"  # all parameters of a dense model
+        if feature in known.values():
+            other = next(c for c in known if known[c] == feature)
+            raise UsageError(
+                f"'{other}' and '{column}' are both known as {feature}; name the one that is meant: --columns "
+                f"{other if feature == 'params' else 'params'},{other if feature == 'tokens' else 'tokens'},...,loss"
+            )
+        if feature is not None:
+            known[column] = feature
+    return known
+
+
+def find_column(table: Table, name: str) -> str:
+    """The column of ``table`` that ``name`` speaks of: itself, without regard to case, or another name of the same.
+
+    Raises:
+        UsageError: none, or several.
+    """
+    if name in table.columns:
+        return name
+    same = [column for column in table.columns if plain(column) == plain(name)]
+    if not same and feature_of(name):
+        same = [column for column in table.columns if feature_of(column) == feature_of(name)]
+    if not same and plain(name) == "loss":
+        same = [column for column in table.columns if is_loss(column)]
+    if len(same) > 1:
+        raise UsageError(
+            f"{table.path}: '{name}' may be {' or '.join(repr(c) for c in same)}; name the one with --columns"
+        )
+    if not same:
+        table.position(name)  # raises
+    return same[0]
+
+
+def default_columns(table: Table) -> list[str]:
+    """Parameters, tokens and all losses of a table, each known by its name.
+
+    Raises:
+        UsageError: parameters, tokens or a loss is missing, or two columns could be one of them.
+    """
+    found = []
+    for features in (("params", "active_params", "total_params"), ("tokens",)):
+        for feature in features:
+            same = [c for c in table.columns if feature_of(c) == feature and table.numeric(c)]
+            if len(same) > 1:
+                raise UsageError(
+                    f"{table.path}: columns {' and '.join(repr(c) for c in same)} are both known as {feature}; name "
+                    "what the law takes and then the losses with --columns, such as --columns "
+                    + ",".join([same[0], "tokens"] if feature != "tokens" else ["params", same[0]])
+                    + ",loss"
+                )
+            if same:
+                found += same
+                break
+        else:
+            names = ", ".join(ALIASES[features[0]][:6])
+            raise UsageError(
+                f"{table.path}: no column is known as {features[0]} (names such as {names}); its columns are "
+                f"{', '.join(table.columns)}. Name what the law takes and then the losses with --columns"
+            )
+    losses = [column for column in table.columns if is_loss(column) and table.numeric(column)]
+    if not losses:
+        raise UsageError(
+            f"{table.path}: no column is known as a loss (names such as loss, val_loss, bpb, validation/c4); its "
+            f"columns are {', '.join(table.columns)}. Name it: --columns {','.join(found)},NAME"
+        )
+    return [*found, *losses]
+
+
+def readings(table: Table, features: Mapping[str, str], targets: Sequence[str]) -> list[ColumnReading]:
+    """What each column of ``table`` was read as, given which are ``features`` (column: feature) and ``targets``."""
+    chosen = [*features, *targets]
+    found = []
+    for column in table.columns:
+        if column in features:
+            found.append(ColumnReading(column, features[column]))
+        elif column in targets:
+            found.append(ColumnReading(column, "loss"))
+        elif column == INDEX or (table.unnamed_index and column == table.columns[0]):
+            found.append(ColumnReading(column, "index"))
+        elif not table.numeric(column):
+            found.append(ColumnReading(column, "ignored", "text"))
+        elif feature_of(column):
+            found.append(ColumnReading(column, "ignored", f"known as {feature_of(column)}; include it with --columns"))
+        else:
+            found.append(ColumnReading(column, "ignored", f"if it is a loss: --columns {','.join([*chosen, column])}"))
+    return found
+
+
+def described(found: Sequence[ColumnReading]) -> list[str]:
+    """The lines for people: what was read as what, and what was ignored."""
+    read = ", ".join(f"{r.column} = {r.role}" if r.column != r.role else r.column for r in found if r.role != "ignored")
+    lines = [f"columns read: {read}"]
+    ignored = [f"{r.column} ({r.why})" for r in found if r.role == "ignored"]
+    return [*lines, f"columns ignored: {', '.join(ignored)}"] if ignored else lines
