@@ -18,6 +18,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from armillary.cli.guard import masked
+
 app = typer.Typer(
     help="Find a training recipe with small models, record what the large run will reach, carry it out, check.",
     no_args_is_help=True,
@@ -74,7 +76,9 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Show a line that stays."""
-        (self.bars.console if err.is_terminal else err).print(f"[yellow]note[/yellow] {escape(text)}", highlight=False)
+        (self.bars.console if err.is_terminal else err).print(
+            f"[yellow]note[/yellow] {escape(masked(text))}", highlight=False
+        )
 
     def close(self) -> None:
         """Leave the terminal as it was."""
@@ -84,7 +88,7 @@ class Reporter:
 def show_json(value: Any) -> None:
     """One JSON value on standard output; what is infinite or not a number becomes null."""
     plain = value.model_dump(mode="json") if hasattr(value, "model_dump") else value
-    print(json.dumps(finite(plain), ensure_ascii=False, allow_nan=False))
+    print(masked(json.dumps(finite(plain), ensure_ascii=False, allow_nan=False)))
 
 
 def finite(value: Any) -> Any:
@@ -99,7 +103,7 @@ def finite(value: Any) -> Any:
 def shown(value: Any) -> str:
     """An entry of a table: four decimals, or four digits where that would show nothing or too much."""
     if not isinstance(value, float):
-        return "" if value is None else escape(str(value))
+        return "" if value is None else escape(masked(str(value)))
     return f"{value:.4f}" if value == 0 or 1e-2 <= abs(value) < 1e5 else f"{value:.4g}"
 
 

@@ -1,0 +1,170 @@
+"""The last line of the command line: whatever ends a verb becomes one clear message and an exit code.
+
+What a room expects to go wrong it raises as an ``ArmillaryError`` with its own words. What gets here otherwise is the
+world (a full disk, a locked database, a torn file, too little memory), which is named with the file where one is known,
+or a fault of the program, whose traceback goes to a file. ``ARMILLARY_DEBUG=1`` prints every traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import select
+import signal
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from armillary.recipe import ArmillaryError
+
+DEBUG = "ARMILLARY_DEBUG"
+
+_INTERRUPTED = 130  # how the parser of the command line ends on Ctrl-C
+_KEPT = "what was finished before is kept, and the same command continues"
+_REMEDIES = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room within the quota",
+    errno.EROFS: "name a folder that can be written with --out",
+    errno.EACCES: "give this user the permission, or name another folder with --out",
+    errno.EPERM: "give this user the permission, or name another folder with --out",
+    errno.EMFILE: "allow more open files (ulimit -n), or use fewer --workers",
+    errno.EIO: "check the disk",
+    errno.ENAMETOOLONG: "use shorter names",
+}
+# What readers of files raise on bytes that are not theirs.
+_UNREADABLE = {"JSONDecodeError", "SafetensorError", "UnpicklingError", "ValidationError", "BadZipFile", "ZstdError"}
+# user:password@ of a URL up to its last @, and passwords among the parameters of a URL or of a connection string
+_IN_URL = re.compile(r"(\b[a-zA-Z][\w+.-]*://[^\s:/@]*):[^\s/]*@")
+_PARAMETER = re.compile(r"(?i)((?:password|passwd|passphrase|pwd)(?:=|['\"]\s*:)\s*['\"]?)[^&\s'\",;)]+")
+
+
+def guarded(act: Callable[[], Any]) -> int:
+    """The exit code of ``act``: 0 good, 1 the work failed, 2 wrong use."""
+    try:
+        act()
+        sys.stdout.flush()
+    except SystemExit as error:
+        if error.code != _INTERRUPTED:
+            return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+        return _stopped()
+    except KeyboardInterrupt:
+        return _stopped()
+    except BaseException as error:
+        return _failed(error)
+    return 0
+
+
+def masked(text: str) -> str:
+    """``text`` without passwords: of URLs, of connection strings, and of the database that was given."""
+    text = _PARAMETER.sub(r"\1***", _IN_URL.sub(r"\1:***@", text))
+    for given in (os.environ.get("ARMILLARY_DATABASE", ""), *sys.argv):
+        passwords = re.findall(r"://[^\s:/@]*:([^\s/]*)@", given) + re.findall(r"(?i)password=([^&#\s]+)", given)
+        for password in passwords:
+            for form in (password, unquote(password)):
+                if len(form) >= 4:  # a shorter one would take words apart
+                    text = text.replace(form, "***")
+    return text
+
+
+def _stopped() -> int:
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process at once
+    _print("stopped; the same command continues")
+    return 1
+
+
+def _failed(error: BaseException) -> int:
+    if os.environ.get(DEBUG):
+        print(masked("".join(traceback.format_exception(error))), file=sys.stderr)
+    if isinstance(error, ArmillaryError):
+        _print(str(error), "error")
+        return error.exit_code
+    if isinstance(error, BrokenPipeError) and _output_is_closed():
+        return (
+            1  # the program that reads the output has ended, as `head` does: there is nothing to say, or to say it to
+        )
+    _print(_in_words(error) or _fault(error), "error")
+    return 1
+
+
+def _in_words(error: BaseException) -> str | None:
+    """What of the world went wrong, and what to do; None for what can only be a fault of the program."""
+    from_package = {base.__module__.split(".")[0] for base in type(error).__mro__}
+    said = " ".join(str(getattr(error, "orig", None) or error).split()) or type(error).__name__
+    where = f"{file}: " if (file := _file_of(error)) is not None else ""
+    if "sqlalchemy" in from_package or "sqlite3" in from_package:
+        remedy = "; another process holds it: end that, or wait" if "locked" in said else ""
+        return f"{where}the database cannot be used ({said}){remedy}; {_KEPT}"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return f"out of memory ({said}); use fewer --workers, or smaller batches or models; {_KEPT}"
+    if isinstance(error, OSError) and "pyarrow" not in from_package:
+        name = f"{error.filename}: " if error.filename else where
+        do = _REMEDIES.get(error.errno or 0)
+        return f"{name}{error.strerror or said}{f'; {do}' if do else ''}; {_KEPT}"
+    if "pyarrow" in from_package or type(error).__name__ in _UNREADABLE:
+        remedy = "restore it; where this program made it, remove it to have it made again"
+        return f"{where}the file is damaged or of another kind ({said}); {remedy}"
+    if isinstance(error, UnicodeError):
+        return f"{where}the text is not UTF-8 ({said}); save it as UTF-8"
+    if isinstance(error, EOFError) or type(error).__name__ in ("BrokenProcessPool", "PicklingError"):
+        return f"a process that this one started has ended ({said}); it may have been killed for memory; {_KEPT}"
+    if isinstance(error, ImportError):
+        return f"{said}; install Armillary with the extra that has it (demo, export, ray, postgres)"
+    return None
+
+
+def _fault(error: BaseException) -> str:
+    """Write the traceback to a file, and say how to report it."""
+    kind = f"{type(error).__name__}: {' '.join(str(error).split())}"
+    try:
+        descriptor, name = tempfile.mkstemp(prefix="armillary-error-", suffix=".txt")
+        with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            command = " ".join(sys.argv)
+            file.write(masked(f"{command}\n\n{''.join(traceback.format_exception(error))}"))
+    except OSError:
+        return f"this is a fault of Armillary ({kind}); {DEBUG}=1 shows where; please report it; {_KEPT}"
+    return f"this is a fault of Armillary ({kind}); please report it with {name}, or see it with {DEBUG}=1; {_KEPT}"
+
+
+def _file_of(error: BaseException) -> Path | None:
+    """The file that the code was at work on: the innermost variable that names one."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for frame in reversed(frames):
+        own = frame.f_locals.get("self")
+        for known in (frame.f_locals, getattr(own, "__dict__", {})):
+            for name in ("path", "file", "folder"):
+                value = known.get(name)
+                if isinstance(value, Path):
+                    return value
+    return None
+
+
+def _output_is_closed() -> bool:
+    """Whether standard output goes nowhere; then it goes to the null device, where the interpreter may flush it."""
+    try:
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):  # not a file
+        return False
+    poll = select.poll()
+    poll.register(output, select.POLLOUT)
+    if not any(event & (select.POLLERR | select.POLLNVAL) for _, event in poll.poll(0)):
+        return False
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, output)
+    os.close(null)
+    return True
+
+
+def _print(text: str, kind: str = "") -> None:
+    from rich.markup import escape
+
+    from armillary.cli.screen import err
+
+    plain = masked(text).encode("utf-8", "backslashreplace").decode("utf-8")
+    err.print(f"[red]{kind}[/red] {escape(plain)}" if kind else escape(plain), highlight=False)
