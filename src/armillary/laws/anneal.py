@@ -217,6 +217,15 @@ class AnnealLaw:
         half = self._half(last, schedule.size, interval)
         return Prediction(np.exp(mean), np.exp(mean - half), np.exp(mean + half))
 
+    def probe(self) -> list[Array]:
+        """What the law says along its first curve; a law file holds it to tell a law from one of other code."""
+        curve = self._curves[0]
+        rows = np.unique(np.linspace(0, len(curve.step) - 1, 20).round().astype(int))
+        schedule = replace(curve, step=curve.step[rows], lr=curve.lr[rows], loss=None)
+        peaks = np.array([self.peak_lr(float(size)) for size in self.sizes_], dtype=float)
+        levels = [peaks, np.array([self.lowest_rate_, self._longest, self.noise_], dtype=float)]
+        return [*self.predict(schedule), *self.ends(schedule), *levels]
+
     def peak_lr(self, size: float) -> float | None:
         """The highest learning rate fitted at a size, or None where it was not fitted."""
         require_fitted(self, "weights_")

@@ -3,19 +3,21 @@
 A file holds everything that predictions need, to the last bit: the same file gives the same numbers on every machine,
 and the same fit gives the same file. Trade-offs taken:
 
-- Fitted estimators are written attribute by attribute, by one writer for all of them. Nothing is unpickled: on reading,
-  only classes of the rooms of laws come to life, and only their attributes are set.
+- Fitted estimators are written attribute by attribute, by one writer for all of them; ``schema`` lists the classes and
+  their attributes. Nothing is unpickled: on reading, only listed classes come to life, with just these attributes.
 - Arrays of more than a few numbers are base64 of their bytes: exact, small, and not meant for people. What people want
   to read (parameters, what was chosen, held-out errors) is under ``summary``.
-- A checksum over all of it refuses a file that was torn or edited by hand.
+- A checksum over all of it detects a file that was torn or edited by hand.
+- A law that is read must repeat the predictions that were stored with it, so that code of another version in which an
+  attribute means something else is noticed, too.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import importlib
 import json
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,14 +26,30 @@ import numpy as np
 
 from armillary.files import write_json
 from armillary.laws.columns import ColumnReading
-from armillary.recipe import UsageError
+from armillary.laws.estimator import LAWS_VERSION, Array
+from armillary.laws.schema import ATTRIBUTES, KINDS, NAMES, SINCE
+from armillary.recipe import DamagedFileError, ForeignFileError, UsageError
 
 FORMAT = "armillary-law"
-VERSION = 1
+
+# Version 2 holds the version of the laws and some predictions; files of version 1 are read without these.
+VERSION = 2
 
 # Arrays up to this size are lists of numbers, larger ones base64.
 _READABLE = 16
-_ROOM = __name__.rpartition(".")[0]
+
+# What a file's own predictions may differ by, relative: the rounding of another machine.
+_SAME = 1e-6
+
+_AGAIN = "fit the law again from its tables"
+
+
+class DamagedLawError(DamagedFileError, UsageError):
+    """A law file that is torn, empty, edited, or does not hold a whole law."""
+
+
+class ForeignLawError(ForeignFileError, UsageError):
+    """A file that is not a law file, or one of another version of the program."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +93,9 @@ def source_of(path: Path, rows: int) -> Source:
 
 def write_law(path: Path, law: LawFile, summary: dict[str, Any]) -> None:
     """Write a law file; ``summary`` is for people and holds only JSON values."""
+    held = {**_encoded(law.law), "laws_version": LAWS_VERSION}
+    if law.kind in KINDS:
+        held["predictions"] = [_encoded(part) for part in _own_predictions(law.law)]
     body = {
         "summary": summary,
         "kind": law.kind,
@@ -82,7 +103,7 @@ def write_law(path: Path, law: LawFile, summary: dict[str, Any]) -> None:
         "targets": law.targets,
         "size_column": law.size_column,
         "sources": [asdict(source) for source in law.sources],
-        "law": _encoded(law.law),
+        "law": held,
     }
     write_json(path, {"format": FORMAT, "version": VERSION, "sha256": _checksum(body), **body})
 
@@ -91,32 +112,92 @@ def read_law(path: Path) -> LawFile:
     """Read a law file.
 
     Raises:
-        UsageError: the file is missing, no law file, of another version, torn or edited.
+        UsageError: the file cannot be opened.
+        DamagedLawError: it was torn or edited, or does not hold a whole law.
+        ForeignLawError: it is not a law file, or of another version of the program; it is left as it is.
     """
     remedy = "give a file that 'armillary fit' wrote"
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_bytes())
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; {remedy}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UsageError(f"{path} is torn or no JSON ({error}); {remedy}") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedLawError(f"{path} is torn or no JSON ({error}); {remedy}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise UsageError(f"{path} is no law file; {remedy}")
-    if document.get("version") != VERSION:
-        raise UsageError(
-            f"{path} is of version {document.get('version')} of law files, this program reads version {VERSION}; "
-            "fit the law again from its tables"
+        raise ForeignLawError(f"{path} is no law file; {remedy}")
+    version = document.get("version")
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= VERSION:
+        raise ForeignLawError(
+            f"{path} is of version {version!r} of law files, and this program reads up to version {VERSION}; read it "
+            "with the program that wrote it, or fit the law again from its tables. The file is left as it is"
         )
     keys = ("summary", "kind", "features", "targets", "size_column", "sources", "law")
     body: dict[str, Any] = {key: document.get(key) for key in keys}
-    if _checksum(body) != document.get("sha256"):
-        raise UsageError(f"{path} was torn or edited after it was written; fit the law again from its tables")
     try:
-        sources = [Source(**source) for source in body["sources"]]
-        law = _decoded(body["law"])
-    except (AttributeError, IndexError, KeyError, RecursionError, TypeError, ValueError) as error:
-        raise UsageError(f"{path} does not hold a law ({error}); fit the law again from its tables") from error
-    return LawFile(body["kind"], law, body["features"], body["targets"], body["size_column"], sources)
+        whole = _checksum(body) == document.get("sha256") and document.keys() == {"format", "version", "sha256", *keys}
+        if not whole:
+            raise DamagedLawError(f"{path} was torn or edited after it was written; {_AGAIN}")
+        law = _opened(body, version)
+    except _AnotherVersionError as error:
+        raise ForeignLawError(f"{path} is of another version of the program: {error}; {_AGAIN}") from error
+    except DamagedLawError:
+        raise
+    except Exception as error:  # whatever a wrong attribute leads to
+        raise DamagedLawError(
+            f"{path} does not hold a whole law ({type(error).__name__}: {error}); {_AGAIN}"
+        ) from error
+    return law
+
+
+class _AnotherVersionError(Exception):
+    """What the file holds that this program does not, or the other way round."""
+
+
+def _opened(body: dict[str, Any], version: int) -> LawFile:
+    """The law of a file's body, once it is found to repeat its own predictions.
+
+    Raises:
+        _AnotherVersionError: it is of another version of the code.
+        Exception: any, where an attribute is not what it must be.
+    """
+    held = body["law"]
+    law = _decoded(held)
+    kind, features, targets = body["kind"], body["features"], body["targets"]
+    if kind not in KINDS:
+        raise _AnotherVersionError(f"laws of kind {kind!r} are unknown")
+    if type(law) is not KINDS[kind]:
+        raise TypeError(f"a law of kind '{kind}' is a {type(law).__name__}")
+    for names in (features, targets):
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise TypeError("its columns are not names")
+    predictions = _own_predictions(law)
+    if predictions[0].ndim > 1 and predictions[0].shape[1] != len(targets):
+        raise ValueError(f"it predicts {predictions[0].shape[1]} losses and names {len(targets)}")
+    if not np.isfinite(predictions[0]).all():
+        raise ValueError("it predicts what is no number")
+    if version > 1:
+        stored = [_decoded(part) for part in held["predictions"]]
+        same = all(
+            a.shape == b.shape and np.allclose(a, b, rtol=_SAME, atol=0, equal_nan=True)
+            for a, b in zip(predictions, stored, strict=True)
+        )
+        if not same:
+            raise _AnotherVersionError(
+                f"it was fitted by version {held.get('laws_version')!r} of the laws, and version {LAWS_VERSION} would "
+                "predict other losses from it"
+            )
+    sources = [Source(**source) for source in body["sources"]]
+    columns = [ColumnReading(**reading) for reading in body["summary"].get("columns", [])]
+    return LawFile(
+        kind, law, features, targets, body["size_column"], sources, columns, body["summary"].get("set_aside", [])
+    )
+
+
+def _own_predictions(law: Any) -> list[Array]:
+    """What a law says at points of its own: predictions, and all else that the verbs ask of it, as arrays."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [np.asarray(part, dtype=float) for part in law.probe()]
 
 
 def _checksum(body: dict[str, Any]) -> str:
@@ -143,11 +224,13 @@ def _encoded(value: Any) -> Any:
         case tuple() if type(value) is tuple:
             return {"tuple": [_encoded(part) for part in value]}
     kind = type(value)
-    if not kind.__module__.startswith(f"{_ROOM}."):
+    if kind not in ATTRIBUTES:
         raise TypeError(f"a law file cannot hold a {kind.__qualname__}")
-    attributes = value._asdict() if isinstance(value, tuple) else vars(value)  # type: ignore[attr-defined]
-    where = f"{kind.__module__.removeprefix(_ROOM + '.')}:{kind.__qualname__}"
-    return {"object": where, "attributes": {name: _encoded(part) for name, part in attributes.items()}}
+    wanted, there = set(ATTRIBUTES[kind].split()), vars(value)
+    if wanted != there.keys():
+        raise TypeError(f"a {kind.__qualname__} has attributes {wanted ^ there.keys()} that schema.py does not list so")
+    where = f"{kind.__module__.rpartition('.')[2]}:{kind.__qualname__}"
+    return {"object": where, "attributes": {name: _encoded(part) for name, part in there.items()}}
 
 
 def _decoded(value: Any) -> Any:
@@ -155,9 +238,10 @@ def _decoded(value: Any) -> Any:
         case {"float": text}:
             return float(text)
         case {"array": {"dtype": dtype, "shape": shape, "data": data}}:
-            flat = (
-                np.array(data, dtype=dtype) if isinstance(data, list) else np.frombuffer(base64.b64decode(data), dtype)
-            )
+            if np.dtype(dtype).kind not in "biuf":
+                raise TypeError(f"an array of type {dtype}")
+            readable = isinstance(data, list)
+            flat = np.array(data, dtype) if readable else np.frombuffer(base64.b64decode(data, validate=True), dtype)
             return flat.reshape(shape).copy()
         case list():
             return [_decoded(part) for part in value]
@@ -166,17 +250,17 @@ def _decoded(value: Any) -> Any:
         case {"tuple": parts}:
             return tuple(_decoded(part) for part in parts)
         case {"object": where, "attributes": attributes}:
-            module, _, name = where.partition(":")
-            try:
-                kind = getattr(importlib.import_module(f"{_ROOM}.{module}"), name, None)
-            except ImportError:
-                kind = None
-            if not isinstance(kind, type) or not kind.__module__.startswith(f"{_ROOM}."):
-                raise UsageError(f"a law file names '{where}', which is no law of this program")
-            parts = {name: _decoded(part) for name, part in attributes.items()}
-            if issubclass(kind, tuple):
-                return kind(*parts.values())
-            made = object.__new__(kind)
+            if where not in NAMES:
+                raise _AnotherVersionError(f"it holds a '{where}', which is no law of this program")
+            kind = NAMES[where]
+            wanted = set(ATTRIBUTES[kind].split())
+            parts = {**SINCE.get(kind, {}), **{name: _decoded(part) for name, part in attributes.items()}}
+            if wanted != parts.keys():
+                missing, more = sorted(wanted - parts.keys()), sorted(parts.keys() - wanted)
+                said = [f"lacks {', '.join(missing)}"] if missing else []
+                said += [f"has {', '.join(more)} besides"] if more else []
+                raise _AnotherVersionError(f"its {kind.__qualname__} {' and '.join(said)}")
+            made: Any = object.__new__(kind)
             for name, part in parts.items():
                 object.__setattr__(made, name, part)
             return made

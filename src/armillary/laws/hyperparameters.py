@@ -261,6 +261,13 @@ class HyperparameterLaw:
         loss = Prediction(*(part[0] for part in self.predict(run, interval)))
         return HyperparameterOptimum(lr, bs, loss, flat[0], flat[1], float(self.extrapolation(run)[0]))
 
+    def probe(self) -> list[Array]:
+        """What the law says at the centre of its runs; a law file holds it to tell a law from one of other code."""
+        run = np.exp(self._centre)
+        best = self.optimum(float(run[0]), float(run[1]))
+        ends = np.array([best.lr, best.bs, best.loss, [*best.lr_flat, best.extrapolation], [*best.bs_flat, 0.0]])
+        return [*self.predict(run[None]), ends]
+
     def _offset(self, points: Array) -> tuple[Array, Array]:
         """How far each (N, D) of log points [m, 2 or 4] lies off the law, [m, 3], and standard deviations.
 

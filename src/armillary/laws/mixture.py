@@ -272,6 +272,15 @@ class MixtureLaw:
         mixtures = self._checked(X)
         return self._draws(mixtures, self._moved(sizes, len(mixtures)))
 
+    def probe(self) -> list[Array]:
+        """What the law says of three of its own runs; a law file holds it to tell a law from one of other code."""
+        n, targets = self.held_out_.measured.shape
+        if self.mixtures_.shape[0] != n or self.run_sizes_.shape != (n,) or set(self.chosen_) != set(self.models):
+            raise ValueError("its runs, losses and forms do not belong together")
+        X = self.mixtures_[:3]
+        goal = self.target(X, np.ones(targets))
+        return [*self.predict(X), *goal, self.target_noise(X, np.ones(targets)), self.draws(X).mean(0)]
+
     def checked_weights(self, weights: ArrayLike) -> Array:
         """Target weights [v] as an array, or UsageError."""
         require_fitted(self, "held_out_")

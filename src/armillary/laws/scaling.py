@@ -288,6 +288,13 @@ class ScalingLaw:
         require_fitted(self, "parameters_")
         return np.log(checked_positive(name, X, columns=len(self.features_), labels=self.features_))
 
+    def probe(self) -> list[Array]:
+        """What the law says at three of its own runs; a law file holds it to tell a law from one of other code."""
+        points = self.log_points_[:3]
+        said = self.predict(np.exp(points))
+        parameters = [np.asarray(values, dtype=float) for values in self.parameters_.values()]
+        return [*said, self.variance_after(points, points[0]), self.extrapolation(np.exp(points)), *parameters]
+
     def variance_after(self, at: Array, run: Array | None) -> Array:
         """Expected variance [m, t] of the log loss of new runs ``at`` [m, k], once ``run`` [k] is fitted too (or None).
 
