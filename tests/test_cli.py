@@ -1,6 +1,7 @@
 """The command line as a person or a program meets it: exit codes, messages, JSON."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,19 @@ def test_help_shows_an_example(call, verb):
     done = call(*verb, "--help")
     assert done.returncode == 0
     assert f"Example: armillary {' '.join(verb)}" in done.stdout
+
+
+def test_help_lists_the_main_path_first_then_studies_then_laws(call):
+    """Every verb stands in one part of it."""
+    from armillary.cli.verbs import PANELS
+
+    shown = call("--help").stdout
+    assert "Others" not in shown
+    names = [name for part in PANELS.values() for name in part]
+    assert set(names) == {verb[0] for verb in VERBS} and names[:3] == ["run", "demo", "report"]
+    places = [re.search(rf"^\W*{name}\s", shown, re.MULTILINE).start() for name in names]
+    assert places == sorted(places)
+    assert [shown.index(part) for part in PANELS] == sorted(shown.index(part) for part in PANELS)
 
 
 @pytest.fixture

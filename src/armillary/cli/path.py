@@ -78,7 +78,7 @@ def workspace(
     nproc: int | None = None,
 ) -> Any:
     """The workspace of a recipe file, whose target run goes over ``nproc`` ranks."""
-    document, place = opened(recipe, folder, show)  # first: what is wrong in it is told before torch is imported
+    document, place = opened(recipe, folder, show)  # first: errors in it are reported before torch is imported
     if nproc is not None:
         document = document.over(nproc)
     from armillary.path import Workspace
@@ -242,7 +242,7 @@ stage_verb(
     "anneal",
     "anneal",
     show_anneal,
-    "Find the annealing: one stable trunk, branches that decay from it. Runs the mixture study first if need be."
+    "Find the annealing: one stable trunk, branches that decay from it. Runs the mixture study first if needed."
     "\n\nExample: armillary study anneal recipe.yaml",
 )
 stage_verb(
@@ -251,7 +251,7 @@ stage_verb(
     "ladder",
     "ladder",
     show_ladder,
-    "Climb the ladder: growing models and tokens with the recipe found. Runs the studies before it if need be."
+    "Train the ladder: growing models and tokens with the recipe found. Runs the studies before it if needed."
     "\n\nExample: armillary study ladder recipe.yaml --json",
 )
 stage_verb(
@@ -260,7 +260,7 @@ stage_verb(
     "predict",
     "prediction",
     show_prediction,
-    "Record what the target run will reach, before it exists. Runs the studies first if need be."
+    "Record what the target run will reach, before it exists. Runs the studies first if needed."
     "\n\nExample: armillary predict recipe.yaml",
 )
 
@@ -284,7 +284,7 @@ def train(
     on: OnOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Carry out the target run of a recipe and the same model on other mixtures, or one large run over many ranks.
+    """Train the target run of a recipe and the same model on other mixtures, or one large run over many ranks.
 
     Example: armillary train recipe.yaml
 
@@ -347,7 +347,7 @@ stage_verb(
     "verdict",
     "verdict",
     show_verdict,
-    "Hold the prediction against the outcome, and append the verdict to it.\n\nExample: armillary verdict recipe.yaml",
+    "Compare the prediction with the outcome, and record the verdict.\n\nExample: armillary verdict recipe.yaml",
 )
 
 
@@ -388,7 +388,9 @@ def run(
 @app.command()
 def demo(
     folder: OutOption = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Only text that Python and torch bring along.")] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Use only text that Python and torch bring along.")
+    ] = False,
     budget: BudgetOption = None,
     workers: WorkersOption = None,
     on: OnOption = None,
@@ -408,14 +410,16 @@ def demo(
 def report(
     recipe: RecipeArgument,
     folder: OutOption = None,
-    until: Annotated[Until, typer.Option(help="The last stage to show; it is carried out if need be.")] = Until.release,
+    until: Annotated[
+        Until, typer.Option(help="The last stage to show; it runs if its result is missing.")
+    ] = Until.release,
     language: LanguageOption = Language.en,
     workers: WorkersOption = None,
     database: DatabaseOption = None,
     on: OnOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the report once more, for example in Chinese, or of the first stages alone.
+    """Write the report again, for example in Chinese, or of the first stages alone.
 
     Example: armillary report recipe.yaml --language zh
     """
@@ -474,6 +478,6 @@ store_verb(
         *("tokens_per_s", "seconds", "recorded_at"),
     ],
     "tokens per second of all workers together",
-    "List how fast each machine has trained each shape, as budgets in time reckon with it."
+    "List how fast each machine has trained each shape, which budgets in time are divided by."
     "\n\nExample: armillary rates recipe.yaml",
 )

@@ -21,7 +21,8 @@ from rich.table import Table
 from armillary.cli.guard import masked
 
 app = typer.Typer(
-    help="Find a training recipe with small models, record what the large run will reach, carry it out, check.",
+    help="Find a training recipe with small models, predict what the large run will reach, train it, and compare."
+    "\n\nExample: armillary demo --offline",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,

@@ -1,16 +1,39 @@
-"""The app with all its verbs."""
+"""The app with all its verbs, in the order in which a person meets them."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
+import click
 import typer
+from typer.core import TyperGroup
 
 from armillary import __version__
 from armillary.cli import laws, path
 from armillary.cli.screen import app
 
-__all__ = ["app", "laws", "path"]
+__all__ = ["PANELS", "app", "laws", "path"]
+
+# The parts of `armillary --help`, in order. What is in none of them comes last, among "Others".
+PANELS = {
+    "From text to a model": ("run", "demo", "report", "corpus", "predict", "train", "verdict"),
+    "What is there": ("runs", "rates"),
+    "One study at a time": ("study",),
+    "Laws from tables of any runs": (
+        *("fit", "predict-law", "optimise-mixture", "best-schedule", "best-lr", "compare", "next-run", "reproduce"),
+    ),
+}
+_ORDER = [name for names in PANELS.values() for name in names]
+
+
+class InOrder(TyperGroup):
+    """Lists the verbs in the order of ``PANELS``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names of the verbs, those of the main path first."""
+        return sorted(
+            super().list_commands(ctx), key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER)
+        )
 
 
 def version(value: bool) -> None:
@@ -20,10 +43,20 @@ def version(value: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(cls=InOrder)
 def options(
     _version: Annotated[
         bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Options before the verb."""
+
+
+def _panel(name: str) -> str:
+    return next((panel for panel, names in PANELS.items() if name in names), "Others")
+
+
+for _verb in app.registered_commands:
+    _verb.rich_help_panel = _panel(_verb.name or (_verb.callback.__name__ if _verb.callback else ""))
+for _group in app.registered_groups:
+    _group.rich_help_panel = _panel(_group.name or "")
