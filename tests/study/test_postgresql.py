@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from armillary.goodput import read_events
-from armillary.recipe import ArmillaryError, Recipe, Validation
+from armillary.recipe import ArmillaryError, ForeignFileError, Recipe, UsageError, Validation
 from armillary.study import Lab, LocalExecutor, Store, anneal_study, make_plan, mixture_study
 
 pytestmark = pytest.mark.slow
@@ -129,6 +129,78 @@ def test_members_of_a_team_open_and_fill_one_database_at_once(url, make_spec, tm
     with at_once(*(lambda number=number: member(number) for number in range(4))):
         store = Store(tmp_path / "0", url)
     assert len(store.overview()) == STUDIES and store.stage("mixture", "key")["from"] in range(4)
+    chain = store.chain()
+    assert chain.intact and [entry.kind for entry in chain.entries] == ["chain", "prediction"]
+
+
+def test_histories_written_at_once_are_one_chain(url, make_spec, tmp_path):
+    specs = [make_spec(seed=seed) for seed in range(8)]
+
+    def member(number):
+        store = Store(tmp_path / str(number), url)
+        for spec in specs[number::4]:
+            store.record_prediction(spec.id, {"target": 1.0})
+            store.add("study", [spec])
+            store.mark_running(spec.id)
+            store.mark_failed(spec.id, "diverged", "the loss is nan")
+            store.record_verdict(spec.id, {"inside": 0})
+
+    with at_once(*(lambda number=number: member(number) for number in range(4))):
+        store = Store(tmp_path / "0", url)
+    chain = store.chain()
+    assert chain.intact and len(chain.entries) == 1 + 3 * len(specs)
+    assert all(store.order(spec.id).holds for spec in specs)
+    with store.engine.begin() as db:
+        db.execute(sa.text("ALTER TABLE predictions DISABLE TRIGGER ALL"))
+        db.execute(sa.text("UPDATE predictions SET content = '{}', sha256 = '44136fa355b3678a'"))
+    assert not store.chain().intact
+    with pytest.raises(ArmillaryError, match="was changed after it was recorded"):
+        store.prediction(specs[0].id)
+
+
+def test_a_database_of_another_program_is_refused_and_not_touched(url, tmp_path):
+    engine = sa.create_engine(url)
+    with engine.begin() as db:
+        db.execute(sa.text("CREATE TABLE albums (title text)"))
+    with pytest.raises(ForeignFileError, match=r"belongs to another program \(albums\)"):
+        Store(tmp_path / "store", url)
+    assert sa.inspect(engine).get_table_names() == ["albums"]
+    with engine.begin() as db:
+        db.execute(sa.text("CREATE SCHEMA ours"))
+    assert Store(tmp_path / "store", f"{url}&options=-csearch_path%3Dours").verify() == []
+    assert sa.inspect(engine).get_table_names() == ["albums"]
+
+
+def test_a_store_of_format_1_is_taken_over(url, make_spec, tmp_path):
+    spec, store = make_spec(), Store(tmp_path, url)
+    store.record_prediction(spec.id, {"target": 1.0})
+    store.add("a", [spec])
+    store.mark_running(spec.id)
+    with store.engine.begin() as db:
+        for statement in (
+            "DROP TABLE journal",
+            "ALTER TABLE runs DROP COLUMN folder, DROP COLUMN owner",
+            "UPDATE format SET version = 1",
+        ):
+            db.execute(sa.text(statement))
+    with at_once(*[lambda: Store(tmp_path / "other", url), lambda: Store(tmp_path, url)]):
+        again = Store(tmp_path, url)
+    assert [entry.kind for entry in again.chain().entries] == ["chain", "prediction", "start"]
+    assert again.chain().intact and again.order(spec.id).by == "clock"
+
+
+def test_a_connection_that_is_lost_in_a_call_is_one_line_and_the_next_call_works(url, make_spec, tmp_path):
+    store = Store(tmp_path, url)
+    with pytest.raises(ArmillaryError, match="is the server up") as caught, store.database.writing() as db:
+        mine = db.execute(sa.text("SELECT pg_backend_pid()")).scalar()
+        with sa.create_engine(url).connect() as other:
+            other.execute(sa.text(f"SELECT pg_terminate_backend({mine})"))
+        db.execute(sa.text("SELECT 1"))
+    assert "\n" not in str(caught.value)
+    store.add("a", [make_spec()])
+    assert len(store.overview()) == 1
+    with pytest.raises(UsageError, match="pg_dump"):
+        store.backup(tmp_path / "copy")
 
 
 def test_what_was_predicted_is_never_rewritten(url, tmp_path):

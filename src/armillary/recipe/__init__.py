@@ -16,11 +16,11 @@ from armillary.recipe.document import (
     load_document,
     load_recipe,
 )
-from armillary.recipe.errors import ArmillaryError, UsageError
+from armillary.recipe.errors import ArmillaryError, UsageError, without_passwords
 from armillary.recipe.kept import Given, given, is_workspace, keep_recipe, results_folder
 from armillary.recipe.large import Checkpoints, LargeRun, load_training
 from armillary.recipe.layout import Layout
-from armillary.recipe.lock import BusyError, exclusive
+from armillary.recipe.lock import BusyError, exclusive, lock
 from armillary.recipe.run import (
     Decay,
     LengthPhase,
@@ -77,9 +77,11 @@ __all__ = [
     "load_document",
     "load_recipe",
     "load_training",
+    "lock",
     "parse_budget",
     "read_json",
     "read_sealed",
     "results_folder",
+    "without_passwords",
     "write_sealed",
 ]

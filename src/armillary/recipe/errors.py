@@ -5,6 +5,14 @@ Every error says what was wrong, where, and what would be right; the command lin
 
 from __future__ import annotations
 
+import re
+
+# In a URL: what stands between user and host, and the value of any parameter whose name speaks of a secret.
+_SECRETS = (
+    re.compile(r"(://[^:/@\s]*:)[^/\s]*(?=@)"),
+    re.compile(r"([?&][^=&\s]*(?:pass|pwd|secret|token)[^=&\s]*=)[^&\s'\"]*", re.IGNORECASE),
+)
+
 
 class ArmillaryError(Exception):
     """The work failed: a run diverged, a file is torn, a disk is full. Exit code 1."""
@@ -32,3 +40,10 @@ class SeveralFieldsError(ValueError):
     def __init__(self, problems: list[FieldError]) -> None:
         super().__init__("; ".join(map(str, problems)))
         self.problems = problems
+
+
+def without_passwords(text: str) -> str:
+    """``text`` with ``***`` in place of each password in a URL, also in its query string."""
+    for secret in _SECRETS:
+        text = secret.sub(r"\1***", text)
+    return text

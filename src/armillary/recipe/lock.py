@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from armillary.recipe.errors import ArmillaryError
+from armillary.recipe.errors import ArmillaryError, without_passwords
 
 # What file systems without a lock service answer: NFS without lockd, Lustre without -o flock, FUSE, some 9p mounts.
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
@@ -100,7 +100,8 @@ def _this_process() -> dict[str, Any]:
     return {
         "pid": os.getpid(),
         "host": socket.gethostname(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        # Others read this file: no password of a database may stand in it.
+        "command": without_passwords(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }
 

@@ -15,6 +15,7 @@ while another worker has nothing to do; what is sent is not taken back.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import signal
@@ -28,7 +29,14 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Literal, Protocol, Self
 
-from armillary.recipe import ArmillaryError, ModelShape, RunSpec, UsageError
+from armillary.recipe import (
+    ArmillaryError,
+    DamagedFileError,
+    ForeignFileError,
+    ModelShape,
+    RunSpec,
+    UsageError,
+)
 from armillary.study.store import Store
 from armillary.train import DivergedError, RunResult, stack_key
 
@@ -457,8 +465,7 @@ class Executor(ABC):
                     continue
                 queue.done_flops += job.new_flops(job.spec.steps)
                 if said.kind == "done":
-                    self.store.mark_done(said.value)
-                    queue.outcomes[said.run] = said.value
+                    queue.outcomes[said.run] = keep_result(self.store, said.value)
                 elif said.kind in ("diverged", "refused", "failed"):
                     self.store.mark_failed(said.run, said.kind, said.value)
                     queue.outcomes[said.run] = Failure(said.run, said.kind, said.value)
@@ -488,12 +495,28 @@ class Executor(ABC):
 
 
 def settled(store: Store, run: str) -> RunResult | Failure | None:
-    """What is known of a run that needs no more training: its result, or that it diverged; None for any other."""
-    result = store.result(run)
-    if result is not None:
+    """What is known of a run that needs no more training, or cannot get any; None for any other.
+
+    That is its result, that it diverged, or that the result in its folder is damaged or that of another run.
+    """
+    try:
+        state = store.state(run)
+    except (DamagedFileError, ForeignFileError) as error:
+        failure = Failure.of(run, error)
+        store.mark_failed(run, failure.status, failure.error)
+        return failure
+    if state is None or state.status not in ("done", "diverged"):
+        return None
+    return state.result if state.status == "done" else Failure(run, "diverged", state.error or "")
+
+
+def keep_result(store: Store, result: RunResult) -> RunResult:
+    """Record a run's result; returns the one that counts, which is the first where the run was trained again."""
+    difference = store.mark_done(result)
+    if difference is None:
         return result
-    diverged = store.diverged(run)
-    return None if diverged is None else Failure(run, "diverged", diverged)
+    logging.getLogger(__name__).warning(difference)
+    return store.result(result.run) or result
 
 
 def default_workers() -> int:

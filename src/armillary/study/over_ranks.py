@@ -19,7 +19,7 @@ from typing import Any
 
 from armillary.launch import launch
 from armillary.recipe import ArmillaryError, Checkpoints, LargeRun, Layout, UsageError
-from armillary.study.executor import Executor, Failure, InterruptedStudyError, Job, Progress, settled
+from armillary.study.executor import Executor, Failure, InterruptedStudyError, Job, Progress, keep_result, settled
 from armillary.study.local import LocalExecutor
 from armillary.study.store import Store
 from armillary.train import InterruptedRunError, RunResult
@@ -90,8 +90,7 @@ class OverRanks:
             self.store.mark_failed(run, failure.status, failure.error)
             return failure
         assert result is not None  # only the other ranks of a launcher get none
-        self.store.mark_done(result)
-        return result
+        return keep_result(self.store, result)
 
 
 class _Teller:

@@ -1,0 +1,153 @@
+"""Tables of the run store, which of a database's tables are ours, and how an older store becomes one of this format.
+
+Format 2 added to format 1 the journal (`chain`), and of each run the folder that it was written in and its owner. Rates
+of format 1 did not know the optimizer and are forgotten.
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+FORMAT = 2
+APPLICATION = 0x41726D69  # SQLite's application_id of our files: "Armi"
+
+metadata = sa.MetaData()
+
+form = sa.Table("format", metadata, sa.Column("version", sa.Integer, primary_key=True))
+
+runs = sa.Table(
+    "runs",
+    metadata,
+    sa.Column("id", sa.String(16), primary_key=True),
+    sa.Column("spec", sa.JSON, nullable=False),
+    sa.Column("status", sa.String(16), nullable=False),  # pending, running, done, failed, refused, diverged
+    sa.Column("created_at", sa.Float, nullable=False),
+    sa.Column("started_at", sa.Float),
+    sa.Column("finished_at", sa.Float),
+    sa.Column("attempts", sa.Integer, nullable=False, default=0),
+    sa.Column("error", sa.Text),
+    sa.Column("result", sa.JSON),
+    sa.Column("folder", sa.Text),  # the store's folder that its files were last written in
+    sa.Column("owner", sa.String(32)),  # the process that last began it
+)
+
+study_runs = sa.Table(
+    "study_runs",
+    metadata,
+    sa.Column("study", sa.String(64), primary_key=True),
+    sa.Column("run", sa.String(16), sa.ForeignKey("runs.id"), primary_key=True),
+)
+
+stages = sa.Table(
+    "stages",
+    metadata,
+    sa.Column("name", sa.String(64), primary_key=True),
+    sa.Column("key", sa.String(16), primary_key=True),
+    sa.Column("recorded_at", sa.Float, nullable=False),
+    sa.Column("content", sa.JSON, nullable=False),
+)
+
+predictions = sa.Table(
+    "predictions",
+    metadata,
+    sa.Column("run", sa.String(16), primary_key=True),
+    sa.Column("recorded_at", sa.Float, nullable=False),
+    sa.Column("sha256", sa.String(16), nullable=False),
+    sa.Column("content", sa.JSON, nullable=False),
+)
+
+verdicts = sa.Table(
+    "verdicts",
+    metadata,
+    sa.Column("run", sa.String(16), sa.ForeignKey("predictions.run"), primary_key=True),
+    sa.Column("recorded_at", sa.Float, nullable=False),
+    sa.Column("content", sa.JSON, nullable=False),
+)
+
+rates = sa.Table(
+    "rates",
+    metadata,
+    sa.Column("machine", sa.String(16), primary_key=True),
+    sa.Column("shape", sa.String(16), primary_key=True),  # of the model, optimizer and batches: `rates.Work`
+    sa.Column("context_length", sa.Integer, primary_key=True),
+    sa.Column("batch_sequences", sa.Integer, primary_key=True),
+    sa.Column("precision", sa.String(8), primary_key=True),
+    sa.Column("how", sa.String(8), primary_key=True),  # probe, runs
+    sa.Column("tokens_per_s", sa.Float, nullable=False),
+    sa.Column("seconds", sa.Float, nullable=False),
+    sa.Column("recorded_at", sa.Float, nullable=False),
+    sa.Column("about", sa.JSON, nullable=False),
+)
+
+journal = sa.Table(
+    "journal",
+    metadata,
+    sa.Column("seq", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("run", sa.String(16), nullable=False),
+    sa.Column("recorded_at", sa.Float, nullable=False),
+    sa.Column("about", sa.JSON, nullable=False),
+    sa.Column("previous", sa.String(64), nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+)
+
+# What was recorded stays as it was written (contract 4): the database itself refuses to change it. In SQLite INSERT is
+# watched too, because INSERT OR REPLACE deletes without firing the trigger for deletion.
+_REFUSE = {
+    "sqlite": [
+        f"CREATE TRIGGER %(table)s_{verb} BEFORE {verb} ON %(table)s {condition} "
+        "BEGIN SELECT RAISE(ABORT, '%(table)s are never rewritten'); END"
+        for verb, condition in (
+            ("UPDATE", ""),
+            ("DELETE", ""),
+            ("INSERT", "WHEN EXISTS (SELECT 1 FROM %(table)s WHERE {key} = NEW.{key})"),
+        )
+    ],
+    "postgresql": [
+        "CREATE OR REPLACE FUNCTION %(table)s_refuse() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE EXCEPTION '%(table)s are never rewritten'; END $$",
+        "CREATE TRIGGER %(table)s_refuse BEFORE UPDATE OR DELETE OR TRUNCATE ON %(table)s "
+        "EXECUTE FUNCTION %(table)s_refuse()",
+    ],
+}
+for _table, _key in ((predictions, "run"), (verdicts, "run"), (journal, "seq")):
+    for _dialect, _statements in _REFUSE.items():
+        for _statement in _statements:
+            _rule = sa.DDL(_statement.replace("{key}", _key))  # type: ignore[no-untyped-call]
+            sa.event.listen(_table, "after_create", _rule.execute_if(dialect=_dialect))
+
+_ADDED = {"runs": ("folder", "owner")}  # in format 2
+
+
+def strangers(db: sa.Connection) -> list[str]:
+    """Names of what makes this database one of another program; none where it is empty, or a store of any format."""
+    inspector = sa.inspect(db)
+    found = {*inspector.get_table_names(), *inspector.get_view_names()}
+    if not found:
+        return []
+    ours = {name: table for name, table in metadata.tables.items() if name in found}
+    for name, table in ours.items():
+        wanted = {column.name for column in table.columns} - set(_ADDED.get(name, ()))
+        columns = {column["name"] for column in inspector.get_columns(name)}
+        if not (columns == wanted if table is form else wanted <= columns):
+            return [name]
+    if form.name not in ours:
+        return sorted(found)
+    # An older version may have been killed between its first table and the others.
+    unfinished = runs.name not in ours or db.execute(sa.select(sa.func.count()).select_from(form)).scalar() == 0
+    return sorted(found - set(ours)) if unfinished else []
+
+
+def version(db: sa.Connection) -> object:
+    """The format that the database says it is of; None where it is new."""
+    return db.execute(sa.select(sa.func.max(form.c.version))).scalar() if sa.inspect(db).has_table(form.name) else None
+
+
+def add_columns(db: sa.Connection) -> None:
+    """Give the tables of an older format the columns that they lack."""
+    for name, columns in _ADDED.items():
+        there = {column["name"] for column in sa.inspect(db).get_columns(name)}
+        for column in columns:
+            if column not in there:
+                kind = metadata.tables[name].columns[column].type.compile(db.dialect)
+                db.execute(sa.DDL(f"ALTER TABLE {name} ADD COLUMN {column} {kind}"))  # type: ignore[no-untyped-call]
