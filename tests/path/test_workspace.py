@@ -116,6 +116,16 @@ def test_a_layout_that_does_not_fit_the_target_is_told_before_the_studies(tiny_c
     assert recipe.over(3).training.layout == Layout(tp=3)
 
 
+def test_more_workers_than_the_machine_can_hold_are_not_started(tiny_corpus_spec, tmp_path):
+    recipe = Recipe.model_validate({**_SETTINGS, "corpus": tiny_corpus_spec.model_dump()})
+    said = []
+    workspace = Workspace(recipe, tmp_path / "out", workers=9999, say=said.append)
+    executor = workspace._executor(workspace.store(), workspace.corpus())  # none is started before there is work
+    assert 1 <= executor.n_workers < 9999
+    (note,) = (line for line in said if "in place of" in line)
+    assert note.startswith(f"{executor.n_workers} worker") and "in place of 9999: " in note
+
+
 class NoOne:
     """A reporter that shows nothing."""
 

@@ -1,5 +1,6 @@
 """Where a large run is carried out: processes of this machine, or those that another launcher has started."""
 
+from armillary.launch.capacity import fit_workers, worker_bytes
 from armillary.launch.large import launch, launched
 
-__all__ = ["launch", "launched"]
+__all__ = ["fit_workers", "launch", "launched", "worker_bytes"]

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from armillary.corpus import Corpus, build_corpus
 from armillary.files import write_file, write_json
-from armillary.launch import launched
+from armillary.launch import fit_workers, launched, worker_bytes
 from armillary.model import load_weights
 from armillary.path.evidence import Evidence, lineage, report_data, summary
 from armillary.recipe import Document, LargeRun, Recipe, RunSpec, UsageError, canonical_hash, keep_recipe
@@ -41,6 +41,7 @@ from armillary.study import (
     Store,
     anneal_study,
     check_place,
+    default_workers,
     found_recipe,
     judge,
     ladder_study,
@@ -140,7 +141,15 @@ class Workspace:
 
     def _executor(self, store: Store, corpus: Corpus) -> Executor:
         if self.on is None:
-            return LocalExecutor(store, corpus.path, self.workers)
+            training, studies = self.recipe.training, self.recipe.study
+            # a target with a layout is no worker's: its ranks have the machine to themselves
+            depth = self.recipe.model.depth if training.layout is None else studies.mixture.depth
+            shape = self.recipe.family(self.recipe.model.family).shape(depth, corpus.vocab_size)
+            need = worker_bytes(shape, training.context_length * training.batch_sequences)
+            workers, note = fit_workers(self.workers or default_workers(), need)
+            if note is not None:
+                self.say(note)
+            return LocalExecutor(store, corpus.path, workers)
         return RayExecutor(store, corpus.path, self.on, self.workers)
 
     def _plan(self, corpus: Corpus, executor: Executor, resize: Stage | None) -> Plan:
