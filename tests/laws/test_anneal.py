@@ -1,6 +1,7 @@
 """Annealing laws on simulated curves whose law is known, and the schedules that follow from them."""
 
 import dataclasses
+import warnings
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ from armillary.laws import (
     AnnealLaw,
     Curve,
     ExtrapolationError,
+    ExtrapolationWarning,
+    SetAsideWarning,
     best_schedule,
     parse_size,
     read_curve,
     read_curves,
+    workbench,
 )
 from armillary.laws.anneal_forms import FORMS, law
 from armillary.laws.curves import profile
@@ -305,3 +309,90 @@ def test_a_jump_between_sampled_rows_stands_where_it_is_wrong_by_the_least():
     fall = guessed.gap > 0
     assert guessed.gap_time[fall] == pytest.approx([55]) and guessed.gap_area[fall] == pytest.approx([55])
     assert guessed.gap[fall] == pytest.approx([0.9]) and guessed.gap_rate[fall] == pytest.approx([0.1])
+
+
+def write_curves(folder, curves):
+    for one in curves:
+        path = folder / f"{one.size / 1e6:g}M" / f"{one.name}.csv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = zip(one.step, one.lr, one.loss, strict=True)
+        path.write_text("step,lr,loss\n" + "".join(f"{a},{b},{c}\n" for a, b, c in rows))
+    return folder
+
+
+def test_several_peak_rates_of_one_size_are_refused_with_files_and_rates(tmp_path):
+    curves = [curve("constant"), curve("cosine", peak=2e-3), curve("constant", size=4e8, peak=5e-4)]
+    with pytest.raises(
+        UsageError, match=r"size 1e\+08 have several peak learning rates.*'constant_4000'.*: 0\.001;.*02"
+    ):
+        AnnealLaw(**SMALL).fit(curves)
+    folder = write_curves(tmp_path / "curves", curves)
+    with pytest.raises(UsageError, match=r"100M/constant_4000\.csv: 0\.001; .*100M/cosine_4000\.csv: 0\.002"):
+        workbench.fit_anneal(folder, WARMUP)
+    # Each size may have a rate of its own, and a cosine that is sampled late has the same.
+    fitted = AnnealLaw(**SMALL).fit([curve("constant"), curve("cosine", peak=0.97e-3), curves[2]])
+    with pytest.raises(UsageError, match=r"has a peak learning rate of 0\.002, and size 1e\+08 was fitted at 0\.001"):
+        fitted.predict(curve("constant", peak=2e-3))
+    with pytest.raises(UsageError, match="several peak learning rates"):
+        fitted.predict(curve("wsd"), given=curve("cosine", peak=2e-3))
+
+
+def test_a_size_where_nothing_was_left_out_is_untested():
+    three_sizes = [*three(1e8), curve("constant", 2e8), curve("constant", 4e8)]
+    fitted = AnnealLaw(**SMALL).fit([*three(1e8), curve("constant", 4e8)])
+    with pytest.warns(ExtrapolationWarning, match=r"size 2e\+08 is untested: no curve was fitted there"):
+        fitted.predict(curve("cosine", 2e8))
+    with pytest.warns(ExtrapolationWarning, match=r"size 8e\+08 is untested"):
+        fitted.predict(curve("cosine", 8e8))
+    # One curve each beside the first size: no size was left out but for one curve.
+    with pytest.warns(ExtrapolationWarning, match=r"size 4e\+08 is untested: one curve was fitted there, and no size"):
+        AnnealLaw(**SMALL).fit(three_sizes).predict(curve("cosine", 4e8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitted.predict(curve("wsd", 1e8))
+        AnnealLaw(**SMALL).fit([*three(1e8), *three(4e8)]).predict(curve("wsd", 1e8))
+
+
+def test_spikes_bad_losses_and_diverged_curves_are_left_out_and_named(tmp_path):
+    sound = three()
+    clean = AnnealLaw(**SMALL).fit(sound)
+    assert clean.set_aside_ == []
+    spiked = sound[0].loss.copy()
+    spiked[40] = 10.5
+    broken = [dataclasses.replace(sound[0], loss=spiked), *sound[1:]]
+    diverged = sound[2].loss.copy()
+    diverged[60:] = np.linspace(4, 10, len(diverged) - 60)
+    broken.append(dataclasses.replace(sound[2], name="diverged", loss=diverged))
+    broken.append(dataclasses.replace(sound[2], name="flat", loss=np.full_like(diverged, 10.8)))
+    with pytest.warns(SetAsideWarning, match=r"3 left out of the fit: curve 'constant_4000' .*a spike of 10\.5"):
+        law = AnnealLaw(**SMALL).fit(broken)
+    assert {(one.name, one.step) for one in law.set_aside_} == {
+        ("constant_4000", sound[0].step[40]),
+        ("diverged", None),
+        ("flat", None),
+    }
+    asked = curve("wsd")
+    np.testing.assert_allclose(law.predict(asked).mean, clean.predict(asked).mean, rtol=1e-3)
+    folder = write_curves(tmp_path / "curves", broken)
+    path = folder / "100M" / "cosine_4000.csv"
+    lines = path.read_text().splitlines()
+    lines[9] = ",".join([*lines[9].split(",")[:2], "nan"])
+    path.write_text("\n".join(lines))
+    with pytest.warns(SetAsideWarning) as said:
+        file = workbench.fit_anneal(folder, WARMUP)
+    texts = [str(warning.message) for warning in said]
+    assert any(
+        "cosine_4000.csv: 1 rows without a loss are left out: column 'loss' of line 10 is 'nan'" in t for t in texts
+    )
+    assert any("100M/diverged.csv: it diverged" in text for text in texts)
+    where = {(one["file"], one["line"]) for one in file.set_aside}
+    assert where == {
+        ("100M/constant_4000.csv", 42),
+        ("100M/diverged.csv", None),
+        ("100M/flat.csv", None),
+        ("100M/cosine_4000.csv", 10),
+    }
+    workbench.save(tmp_path / "law.json", file)
+    workbench.predict(tmp_path / "law.json", folder / "100M" / "drop_4000.csv")
+    with pytest.raises(UsageError, match="every curve has diverged"), pytest.warns(SetAsideWarning):
+        AnnealLaw(**SMALL).fit([dataclasses.replace(sound[2], loss=diverged)])

@@ -419,6 +419,49 @@ def test_a_loss_that_is_left_open_does_not_hide_the_others(tmp_path, write):
         law.law.predict([[3e9, 3e11]])
 
 
+def test_predictions_beside_measurements(tmp_path, write):
+    workbench.save(
+        tmp_path / "law.json",
+        workbench.fit_scaling(write(tmp_path / "P.csv", ["params", "tokens", "loss"], ladder_rows())),
+    )
+    sizes = [[2e8, 2e10], [3e8, 3e10], [5e7, 5e9]]
+    true = [1.7 + 400 / n**0.34 + 1500 / d**0.35 for n, d in sizes]
+    at = write(tmp_path / "at.csv", ["params", "tokens"], sizes)
+    # Another order, other names, a repeat, one that was not predicted, one wrong by half.
+    measured = write(
+        tmp_path / "M.csv",
+        ["D", "N", "val_loss"],
+        [["30B", "300M", true[1]], ["20B", "200M", 1.5 * true[0]], [3e10, 3e8, true[1]], [1e9, 1e9, 3.0]],
+    )
+    rows = workbench.predict(tmp_path / "law.json", at)
+    found = workbench.measured_against(tmp_path / "law.json", at, rows, measured)
+    (loss,) = found["losses"]
+    assert (loss["compared"], loss["inside"], found["not_measured"], found["not_predicted"]) == (3, 2, 1, 1)
+    assert [row["inside"] for row in found["rows"]] == [True, False, True]
+    assert [row["line"] for row in found["rows"]] == [2, 3, 4]
+    assert found["rows"][1]["error"] == pytest.approx(-1 / 3, abs=0.01)
+    assert loss["mean_error"] == pytest.approx(-1 / 9, abs=0.01)
+    other = write(tmp_path / "O.csv", ["N", "D", "loss"], [[1e9, 1e9, 3.0]])
+    with pytest.raises(UsageError, match=r"O\.csv has no row in common with .*at\.csv by params, tokens"):
+        workbench.measured_against(tmp_path / "law.json", at, rows, other)
+
+
+def test_mixture_predictions_are_matched_by_index_or_by_weights(runs, mixture_law, tmp_path, write):
+    _, M, L = runs
+    rows = workbench.predict(mixture_law, M)
+    found = workbench.measured_against(mixture_law, M, rows, L)
+    assert found["matched_by"] == ["index"] and found["not_measured"] == found["not_predicted"] == 0
+    assert [loss["compared"] for loss in found["losses"]] == [40, 40]
+    assert all(loss["share_inside"] > 0.8 and loss["mean_absolute_error"] < 0.01 for loss in found["losses"])
+    mixtures, losses = (list(csv.reader(path.open())) for path in (M, L))
+    by_index = {row[0]: row[1:] for row in losses[1:]}
+    both = write(
+        tmp_path / "B.csv", [*mixtures[0][1:], *TARGETS], [[*row[1:], *by_index[row[0]]] for row in mixtures[1:]]
+    )
+    again = workbench.measured_against(mixture_law, both, workbench.predict(mixture_law, both), both)
+    assert again["matched_by"] == DOMAINS and again["losses"] == found["losses"]
+
+
 def test_an_index_as_other_programs_write_it(runs, tmp_path, write):
     _, M, L = runs
     mixtures, losses = (list(csv.reader(path.open())) for path in (M, L))

@@ -151,6 +151,10 @@ def predict_law(
         Path | None, typer.Option(help="Annealing laws: a measured curve step,lr,loss at this size.")
     ] = None,
     warmup_steps: WarmupOption = None,
+    measured: Annotated[
+        Path | None,
+        typer.Option(help="CSV of measured losses to compare with: errors, and how many intervals cover."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Predict runs with a law: for each loss its value, the ends of its interval, and how far it is extrapolated.
@@ -161,9 +165,19 @@ def predict_law(
 
     workbench.check_out(path)
     rows = told(lambda: workbench.predict(law, at, interval, size=size, given=given, warmup_steps=warmup_steps))
+    compared = None if measured is None else told(lambda: workbench.measured_against(law, at, rows, measured, size))
     rows.write(path)
     if as_json:
-        return show_json({"predictions": str(path), "rows": len(rows.rows), "columns": rows.columns})
+        found = {"predictions": str(path), "rows": len(rows.rows), "columns": rows.columns}
+        return show_json(found if compared is None else found | {"measured": compared})
+    if compared is not None:
+        show_rows(f"predicted and measured, {interval:.0%} intervals", compared["losses"])
+        if compared["not_measured"] or compared["not_predicted"]:
+            out.print(
+                f"{compared['not_measured']} predictions without a measurement, "
+                f"{compared['not_predicted']} measurements without a prediction",
+                highlight=False,
+            )
     out.print(f"{len(rows.rows)} rows written to {escape(str(path))}", highlight=False)
 
 

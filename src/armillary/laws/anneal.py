@@ -16,6 +16,7 @@ The forms and their joint fit are in ``anneal_forms``, the curves in ``curves``.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -26,8 +27,29 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from armillary.laws.anneal_forms import FORMS, Frame, Joint, Problem, early_variance, fitted_rows
-from armillary.laws.curves import Curve, Profile, checked_curve, thinned
-from armillary.laws.estimator import Array, Prediction, check_reach, checked_draws, checked_interval, require_fitted
+from armillary.laws.curves import (
+    SAME_RATE,
+    Curve,
+    CurveSetAside,
+    Profile,
+    checked_curve,
+    curve_name,
+    refuse_several_rates,
+    thinned,
+    without_contradicted,
+)
+from armillary.laws.estimator import (
+    SHOWN,
+    Array,
+    ExtrapolationWarning,
+    Prediction,
+    SetAsideWarning,
+    check_reach,
+    checked_draws,
+    checked_interval,
+    require_fitted,
+    thing_name,
+)
 from armillary.recipe import UsageError
 
 # Rows that are kept of a curve, and at which the width of an interval is computed before it is interpolated.
@@ -110,6 +132,7 @@ class AnnealLaw:
         scale_: by how much misses exceeded what was expected, for a new ``schedule`` and for a new ``size``.
         unit_steps_: steps in the unit of time.
         lowest_rate_: the lowest rate fitted, over the highest of its size.
+        set_aside_: spikes and diverged curves that were left out, a list of ``CurveSetAside``.
     """
 
     def __init__(self, *, form: str = "auto", warmup_steps: int = 0, bootstraps: int = 100, seed: int = 0) -> None:
@@ -135,13 +158,19 @@ class AnnealLaw:
         if not 0 <= self.warmup_steps < np.inf:
             raise UsageError(f"warmup_steps is {self.warmup_steps!r}; give the steps of the warm-up, 0 for none")
         checked_draws(self.bootstraps)
-        checked = [thinned(checked_curve(curve, need_loss=True), KEPT_ROWS) for curve in curves]
-        if not checked:
+        whole = [checked_curve(curve, need_loss=True) for curve in curves]
+        if not whole:
             raise UsageError("no curve to fit; give at least one measured curve")
+        refuse_several_rates(whole)
+        sound, self.set_aside_ = without_contradicted(whole)
+        _report(self.set_aside_)
+        if not sound:
+            raise UsageError(f"every curve has diverged: {curve_name(whole[0])}: {self.set_aside_[-1].why}")
+        checked = [thinned(curve, KEPT_ROWS) for curve in sound]
         for curve in checked:
             if curve.step[-1] <= self.warmup_steps:
                 raise UsageError(
-                    f"curve '{curve.name}' at size {curve.size:g} ends at step {curve.step[-1]:g}, not beyond the "
+                    f"{curve_name(curve)} ends at step {curve.step[-1]:g}, not beyond the "
                     f"warm-up of {self.warmup_steps:g} steps; a law needs what comes after it"
                 )
         self._curves = sorted(checked, key=lambda curve: (curve.size, curve.name))
@@ -193,11 +222,11 @@ class AnnealLaw:
                     "measured at the size that is asked for"
                 )
             return self.including(given).predict(schedule, interval)
-        # A size without any curve is as far as sizes lie apart that were left out but for one.
-        known = schedule.size in self.sizes_
-        tested = 1.0 if known else float((self.sizes_[1:] / self.sizes_[:-1]).max(initial=1.0))
         remedy = "measure a constant rate at that size, or over that length, first"
-        check_reach(float(self.extrapolation(schedule).max()), tested, f"schedule '{schedule.name}'", remedy)
+        factor = float(self.extrapolation(schedule).max())
+        known = schedule.size in self.sizes_
+        check_reach(factor, 1.0 if known else factor, f"schedule '{schedule.name}'", remedy)
+        self._check_tested(schedule)
         law = self.placed(schedule.size, float(schedule.lr.max()))
         profile = law._frame.profile(schedule)
         n = len(schedule.step)
@@ -216,6 +245,28 @@ class AnnealLaw:
         mean, _ = self._expected(list(self._joints.values()), last, schedule.size)
         half = self._half(last, schedule.size, interval)
         return Prediction(np.exp(mean), np.exp(mean - half), np.exp(mean + half))
+
+    def _check_tested(self, schedule: Curve) -> None:
+        """Warn where nothing that was left out tests a forecast of this size; refuse another peak rate.
+
+        Raises:
+            UsageError: the size was fitted at another peak rate.
+        """
+        count = sum(curve.size == schedule.size for curve in self._curves)
+        fitted, peak = self.peak_lr(schedule.size), float(schedule.lr.max())
+        if fitted is not None and count and abs(np.log(peak / fitted)) > SAME_RATE:
+            raise UsageError(
+                f"schedule '{schedule.name}' has a peak learning rate of {peak:.4g}, and size {schedule.size:g} was "
+                f"fitted at {fitted:.4g}; the rate is not a variable of the law, so fit curves at that rate"
+            )
+        if count == 0:
+            said = "no curve was fitted there, and no size was left out whole"
+        elif count == 1 and not any(held.new_size for held in self.held_out_):
+            said = "one curve was fitted there, and no size was left out but for one curve"
+        else:
+            return
+        text = f"the forecast at size {schedule.size:g} is untested: {said}; measure a curve there to be sure"
+        warnings.warn(text, ExtrapolationWarning, stacklevel=3)
 
     def probe(self) -> list[Array]:
         """What the law says along its first curve; a law file holds it to tell a law from one of other code."""
@@ -239,6 +290,7 @@ class AnnealLaw:
         """
         require_fitted(self, "weights_")
         given = thinned(checked_curve(given, need_loss=True), KEPT_ROWS)
+        refuse_several_rates([*(curve for curve in self._curves if curve.size == given.size), given])
         curves = sorted([*self._curves, given], key=lambda curve: (curve.size, curve.name))
         frame = replace(_frame(curves, self._frame.warmup_steps), unit=self._frame.unit)
         law = self._refitted(frame, curves)
@@ -397,6 +449,17 @@ class AnnealLaw:
             freedom = SCALE_COUNT + FOLD_COUNT * len(means)
             self.scale_[kind] = float(np.sqrt((SCALE_COUNT * SCALE[kind] ** 2 + FOLD_COUNT * sum(means)) / freedom))
             self._freedom[kind] = freedom
+
+
+def _report(aside: Sequence[CurveSetAside]) -> None:
+    """Warn of what was left out, in one line."""
+    if aside:
+        said = []
+        for one in aside[:SHOWN]:
+            name = thing_name(f"curve '{one.name}' at size {one.size:g}")
+            said.append(f"{name}{'' if one.step is None else f', step {one.step:g}'}: {one.why}")
+        more = f" and {len(aside) - SHOWN} more" if len(aside) > SHOWN else ""
+        warnings.warn(f"{len(aside)} left out of the fit: {'; '.join(said)}{more}", SetAsideWarning, stacklevel=3)
 
 
 def _frame(curves: Sequence[Curve], warmup_steps: float) -> Frame:

@@ -15,13 +15,16 @@ What the rate does between the rows of a sampled curve is not in the file, and i
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
-from armillary.laws.estimator import Array
+from armillary.laws.estimator import SHOWN, Array, SetAsideWarning, thing_name
 from armillary.laws.table import parse_size, read_table
 from armillary.recipe import UsageError
 
@@ -38,6 +41,15 @@ WARMUP_GRAIN = 24
 
 # Rates count as at least this share of the highest: laws raise the rate to a negative power.
 LEAST_RATE = 1e-4
+
+
+# Peak rates of one size that differ by less (log) are one: a cosine may be sampled some way down.
+SAME_RATE = 0.1
+
+# A loss is a spike if it is off the median of its nine neighbours by more than SPIKE (log) and by FAR times what is
+# usual. A curve has diverged if it ends more than DIVERGED above its lowest, or more than APART from the median end of
+# the others at its size (twice that from all curves, where its size has fewer than three).
+SPIKE, FAR, DIVERGED, APART = 0.1, 8.0, 0.1, 0.35
 
 
 @dataclass(frozen=True)
@@ -59,6 +71,16 @@ class Curve:
     lr: Array
     loss: Array | None = None
     warmup_steps: float | None = None
+
+
+@dataclass(frozen=True)
+class CurveSetAside:
+    """A loss (``step``) or a whole curve (``step`` is None) that an annealing law left out, and why."""
+
+    name: str
+    size: float
+    step: float | None
+    why: str
 
 
 @dataclass(frozen=True)
@@ -95,17 +117,34 @@ class Profile:
 def read_curve(path: Path, size: float, need_loss: bool = True) -> Curve:
     """Read a CSV file with the columns ``step,lr,loss``; without ``need_loss``, ``loss`` may be missing.
 
+    Rows whose loss is no number above 0 are left out, and reported by a ``SetAsideWarning``.
+
     Raises:
-        UsageError: the file, or an entry of it (not finite, a loss that is not above 0, a negative rate or step, steps
-            that do not increase), with file, line and column.
+        UsageError: the file, or an entry of it (not finite, a negative rate or step, steps that do not increase, no
+            loss at all), with file, line and column.
     """
     table = read_table(path)
     step = table.numbers(["step"], least=0)[:, 0]
     lr = table.numbers(["lr"], least=0)[:, 0]
     for row in np.flatnonzero(np.diff(step) <= 0) + 1:
         raise table.error(int(row), "step", f"steps must increase, and the row before has {step[row - 1]:g}")
-    loss = table.numbers(["loss"], above=0)[:, 0] if need_loss or "loss" in table.columns else None
-    return Curve(path.stem, size, step, lr, loss)
+    if not need_loss and "loss" not in table.columns:
+        return Curve(path.stem, size, step, lr)
+    values, bad = table.losses(["loss"])
+    good = np.isfinite(values[:, 0])
+    if not need_loss:
+        return Curve(path.stem, size, step, lr, values[:, 0] if good.all() else None)
+    if not good.any():
+        raise table.error(bad[0].row, "loss", f"{bad[0].remedy}; no row has a loss")
+    if bad:
+        said = ", ".join(f"line {table.lines[one.row]} is '{table.text('loss')[one.row]}'" for one in bad[:SHOWN])
+        more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
+        warnings.warn(
+            f"{path}: {len(bad)} rows without a loss are left out: column 'loss' of {said}{more}",
+            SetAsideWarning,
+            stacklevel=2,
+        )
+    return Curve(path.stem, size, step[good], lr[good], values[good, 0])
 
 
 def read_curves(directory: Path) -> list[Curve]:
@@ -133,7 +172,7 @@ def checked_curve(curve: Curve, need_loss: bool) -> Curve:
     Raises:
         UsageError: what ``read_curve`` refuses, with curve, row and column.
     """
-    where = f"curve '{curve.name}' at size {curve.size:g}"
+    where = curve_name(curve)
     if not 0 < float(curve.size) < np.inf:
         raise UsageError(f"{where}: the size must be the number of parameters, above 0")
     columns: dict[str, Array] = {}
@@ -160,6 +199,68 @@ def checked_curve(curve: Curve, need_loss: bool) -> Curve:
     if columns["lr"].max() <= 0:
         raise UsageError(f"{where}: column 'lr' is 0 in every row; a law needs the learning rate")
     return Curve(curve.name, float(curve.size), columns["step"], columns["lr"], columns.get("loss"))
+
+
+def curve_name(curve: Curve) -> str:
+    """What messages call a curve."""
+    return thing_name(f"curve '{curve.name}' at size {curve.size:g}")
+
+
+def refuse_several_rates(curves: Sequence[Curve]) -> None:
+    """Refuse curves of one size whose highest rates differ: no form here has the rate itself as a variable.
+
+    Raises:
+        UsageError: such curves, with the highest rate of each.
+    """
+    for size in sorted({curve.size for curve in curves}):
+        peaks = {curve_name(curve): float(curve.lr.max()) for curve in curves if curve.size == size}
+        if np.log(max(peaks.values()) / min(peaks.values())) > SAME_RATE:
+            said = "; ".join(f"{name}: {peak:.4g}" for name, peak in sorted(peaks.items(), key=lambda pair: pair[1]))
+            raise UsageError(
+                f"the curves of size {size:g} have several peak learning rates, and an annealing law holds at one; fit "
+                f"the curves of each rate from a folder of their own ({said})"
+            )
+
+
+def without_contradicted(curves: Sequence[Curve]) -> tuple[list[Curve], list[CurveSetAside]]:
+    """Checked curves without spikes and without those that diverged, and what was left out."""
+    aside: list[CurveSetAside] = []
+    steady = []
+    for curve in curves:
+        assert curve.loss is not None
+        logs = np.log(curve.loss)
+        middle = ndimage.median_filter(logs, 9, mode="nearest")
+        off = np.abs(logs - middle)
+        spikes = off > max(SPIKE, FAR * 1.4826 * float(np.median(off)))
+        spikes[[0, -1]] &= len(logs) > 9  # both ends of a short curve are steep
+        aside += [
+            CurveSetAside(
+                curve.name, curve.size, float(step), f"a spike of {loss:.4g} where its neighbours have {usual:.4g}"
+            )
+            for step, loss, usual in zip(curve.step[spikes], curve.loss[spikes], np.exp(middle[spikes]), strict=True)
+        ]
+        steady.append(replace(curve, step=curve.step[~spikes], lr=curve.lr[~spikes], loss=curve.loss[~spikes]))
+    ends = np.array([np.median(np.log(_losses(curve)[-max(3, len(curve.step) // 20) :])) for curve in steady])
+    kept = []
+    for curve, end in zip(steady, ends, strict=True):
+        alike = np.array([other.size == curve.size for other in steady])
+        usual = float(np.median(ends[alike] if alike.sum() > 2 else ends))
+        apart = APART if alike.sum() > 2 else 2 * APART
+        lowest = float(np.log(_losses(curve)).min())
+        if end > lowest + DIVERGED:
+            why = f"it diverged: {np.exp(end):.4g} at its end after {np.exp(lowest):.4g}"
+        elif len(steady) > 2 and abs(end - usual) > apart:
+            why = f"its end of {np.exp(end):.4g} is far from that of the other curves, about {np.exp(usual):.4g}"
+        else:
+            kept.append(curve)
+            continue
+        aside.append(CurveSetAside(curve.name, curve.size, None, why))
+    return kept, aside
+
+
+def _losses(curve: Curve) -> Array:
+    assert curve.loss is not None
+    return curve.loss
 
 
 def jumps(step: Array, lr: Array) -> Array:

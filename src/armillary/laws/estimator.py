@@ -77,6 +77,12 @@ def row_name(name: str, row: int) -> str:
     return said or f"row {row} of {name}"
 
 
+def thing_name(name: str) -> str:
+    """What messages call a thing with a name of its own, such as a curve: that, or its file within ``rows_named``."""
+    names = _NAMES.get()
+    return (names[0](name, -1) if names else None) or name
+
+
 def target_name(target: int) -> str:
     """What messages call a column of losses: ``loss 2``, or its name within ``rows_named``."""
     names = _NAMES.get()

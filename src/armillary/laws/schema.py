@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from armillary.laws.anneal import AnnealLaw, HeldOutCurve
 from armillary.laws.anneal_forms import Frame, Joint
-from armillary.laws.curves import Curve
+from armillary.laws.curves import Curve, CurveSetAside
 from armillary.laws.estimator import SetAside
 from armillary.laws.forms import BoostedTrees, GaussianProcess, Linear
 from armillary.laws.hyperparameters import HeldOutGrid, HyperparameterLaw
@@ -47,14 +47,15 @@ ATTRIBUTES: dict[type, str] = {
     EffectiveData: "_draws _theta",
     Exponential: "_draws _theta",
     AnnealLaw: "form warmup_steps bootstraps seed sizes_ parameters_ weights_ held_out_ noise_ scale_ unit_steps_ "
-    "lowest_rate_ _curves _frame _freedom _highest _joints _longest _loss_std",
+    "lowest_rate_ set_aside_ _curves _frame _freedom _highest _joints _longest _loss_std",
     HeldOutCurve: "name size step predicted measured error new_size",
     Joint: "form frame z draws noise freedom",
     Frame: "size peak loss centre unit warmup_steps",
     Curve: "name size step lr loss warmup_steps",
+    CurveSetAside: "name size step why",
 }
 
 # Values of attributes that files of an older version lack.
-SINCE: dict[type, dict[str, object]] = {ScalingLaw: {"set_aside_": []}}
+SINCE: dict[type, dict[str, object]] = {ScalingLaw: {"set_aside_": []}, AnnealLaw: {"set_aside_": []}}
 
 NAMES = {f"{kind.__module__.rpartition('.')[2]}:{kind.__qualname__}": kind for kind in ATTRIBUTES}

@@ -275,10 +275,28 @@ def fit_anneal(curves: Path, warmup_steps: int = 0) -> LawFile:
         UsageError: no curves there, or a bad entry, with file, line and column.
     """
     found = read_curves(curves)
-    with about(curves):
+    paths = sorted(path for path in curves.glob("*/*.csv") if not path.parent.name.startswith("."))
+    files = {(parse_size(path.parent.name), path.stem): path for path in paths}
+    names = {f"curve '{name}' at size {size:g}": str(path) for (size, name), path in files.items()}
+    with about(curves), rows_named(lambda name, _: names.get(name)):
         law = AnnealLaw(warmup_steps=warmup_steps).fit(found)
-    sources = [source_of(path, len(read_table(path).rows)) for path in sorted(curves.glob("*/*.csv"))]
-    return LawFile("anneal", law, ["step", "lr"], ["loss"], None, sources)
+    tables = {path: read_table(path) for path in paths}
+    aside: list[dict[str, Any]] = []
+    for one in law.set_aside_:
+        table = tables[files[one.size, one.name]]
+        where: dict[str, Any] = {"file": f"{table.path.parent.name}/{table.path.name}", "why": one.why}
+        if one.step is None:
+            aside.append(where | {"line": None, "column": "loss", "value": None})
+        else:
+            row = int(np.flatnonzero(table.numbers(["step"])[:, 0] == one.step)[0])
+            aside.append(_aside(table, row, "loss", one.why) | where)
+    for table in tables.values():
+        for bad in table.losses(["loss"])[1]:
+            aside.append(
+                _aside(table, bad.row, "loss", bad.remedy) | {"file": f"{table.path.parent.name}/{table.path.name}"}
+            )
+    sources = [source_of(path, len(table.rows)) for path, table in tables.items()]
+    return LawFile("anneal", law, ["step", "lr"], ["loss"], None, sources, set_aside=aside)
 
 
 def predict_mixture(law: LawFile, at: Path, interval: float, size: float | None) -> Rows:
@@ -379,6 +397,84 @@ def predict(
     if law.kind == "anneal":
         return predict_curve(law, at, interval, parameters, given, warmup_steps)
     return predict_points(law, at, interval)
+
+
+def measured_against(path: Path, at: Path, predicted: Rows, measured: Path, size: str | None = None) -> dict[str, Any]:
+    """Predictions beside measurements: errors, and how many intervals cover.
+
+    Rows belong together by ``index`` where both tables have it, else by the columns that the law takes (``step`` for an
+    annealing law).
+
+    Args:
+        path: the law file.
+        at: the table that was predicted.
+        predicted: what ``predict`` gave for it.
+        measured: table of the same columns with the losses.
+        size: as for ``predict``; one size for all rows.
+
+    Returns:
+        Plain values: ``losses`` with counts and errors for each, ``rows`` with every comparison, and what was left out.
+
+    Raises:
+        UsageError: a missing column, a bad entry, or no row in common.
+    """
+    law = read_law(path)
+    asked, found = read_table(at), read_table(measured)
+    keys: list[list[tuple[str, ...]]]
+    if INDEX in asked.columns and INDEX in found.columns:
+        names, keys = [INDEX], [[(_label(entry),) for entry in table.text(INDEX)] for table in (asked, found)]
+    else:
+        names = ["step"] if law.kind == "anneal" else list(law.features)
+        if law.size_column is not None and size is None and law.size_column in asked.columns:
+            names.append(law.size_column)
+        keys = []
+        for table in (asked, found):
+            columns = [find_column(table, name) for name in names]
+            numbers = table.numbers(columns, least=0) if law.kind in ("mixture", "anneal") else table.sizes(columns)
+            keys.append([tuple(f"{value:.6g}" for value in row) for row in numbers])
+    columns = [find_column(found, name) for name in law.targets]
+    values, bad = found.losses(columns)
+    if bad:
+        _report(measured, [_aside(found, entry.row, entry.column, entry.remedy) for entry in bad])
+    first = len(predicted.columns) - 3 * len(law.targets) - 1
+    place = {key: i for i, key in enumerate(keys[0])}
+    rows: list[dict[str, Any]] = []
+    for i, key in enumerate(keys[1]):
+        if key not in place:
+            continue
+        for t, target in enumerate(law.targets):
+            mean, low, high = (float(v) for v in predicted.rows[place[key]][first + 3 * t : first + 3 * t + 3])
+            if np.isfinite(values[i, t]):
+                what = {"line": found.lines[i], **dict(zip(names, key, strict=True)), "loss": target}
+                said = {"predicted": mean, "low": low, "high": high, "measured": float(values[i, t])}
+                error = mean / float(values[i, t]) - 1
+                rows.append(what | said | {"error": error, "inside": low <= values[i, t] <= high})
+    if not rows:
+        raise UsageError(
+            f"{measured} has no row in common with {at} by {', '.join(names)}; give measurements of what was predicted"
+        )
+    losses = []
+    for target in law.targets:
+        mine = [row for row in rows if row["loss"] == target]
+        if mine:
+            losses.append(
+                {
+                    "loss": target,
+                    "compared": len(mine),
+                    "inside": sum(row["inside"] for row in mine),
+                    "share_inside": sum(row["inside"] for row in mine) / len(mine),
+                    "mean_absolute_error": float(np.mean([abs(row["error"]) for row in mine])),
+                    "mean_error": float(np.mean([row["error"] for row in mine])),
+                }
+            )
+    return {
+        "file": str(measured),
+        "matched_by": names,
+        "losses": losses,
+        "not_measured": len(set(keys[0]) - set(keys[1])),
+        "not_predicted": len([key for key in keys[1] if key not in place]),
+        "rows": rows,
+    }
 
 
 def check_out(path: Path) -> None:
