@@ -1,15 +1,20 @@
 """Rates: measured once, corrected by what runs really had, never mixed up between machines or ways of measuring."""
 
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from armillary.goodput import EventWriter
-from armillary.recipe import Schedule, Validation
-from armillary.study import Job, LocalExecutor, Probe, Store
-from armillary.study.rates import faster_precision, record_rates, train_rates
+from armillary.recipe import Layout, LengthPhase, OptimizerSpec, Schedule, Validation
+from armillary.study import Job, LocalExecutor, OverRanks, Probe, Store
+from armillary.study.rates import _key, _trained, faster_precision, record_rates, train_rates
+from armillary.study.worker import _measure
+from armillary.train import build_optimizer
 
 
 class Fleet:
@@ -130,7 +135,7 @@ def test_precisions_are_judged_by_the_same_measure(store, make_spec):
     """fp32 is faster by a probe; its runs are slower than a probe of bf16, which says nothing."""
     spec = make_spec()
     fleet = Fleet(store, lambda probe, number: {"fp32": 1000.0, "bf16": 900.0}[probe.precision])
-    args = fleet, spec.model, spec.context_length, spec.batch_sequences
+    args = fleet, Probe.of(spec)
     assert faster_precision(*args) == "fp32"
     history(store, spec, (round(10 * 425 / spec.batch_tokens), 10.0))
     record_rates(fleet, [spec], since=time.time() - 60)
@@ -159,3 +164,103 @@ def test_runs_of_real_workers_leave_their_rate(tiny_corpus, make_spec, tmp_path)
     tokens = sum(spec.tokens for spec in specs)
     # Two workers are busy for at most twice the wall time, and no step was trained outside of it.
     assert row["how"] == "runs" and row["seconds"] <= 2 * wall and row["tokens_per_s"] >= tokens / wall
+
+
+def written(store, spec, *events):
+    """Events of a run as (kind, step, seconds)."""
+    store.run_folder(spec.id).mkdir(parents=True, exist_ok=True)
+    with EventWriter(store.run_folder(spec.id) / "events.jsonl", spec.id) as file:
+        for kind, step, seconds in events:
+            file.write(kind, step, seconds)
+
+
+def test_a_step_counts_once_however_late_a_checkpoint_is_reported(store, make_spec):
+    """A saver that writes beside training reports a checkpoint steps after its own."""
+    spec = make_spec()
+    written(
+        store, spec, ("start", 0, None), ("progress", 100, 10.0), ("progress", 200, 10.0), ("checkpoint", 100, 0.1),
+        ("progress", 300, 10.0), ("checkpoint", 200, 0.1), ("end", 300, None),
+    )  # fmt: skip
+    record_rates(Fleet(store, n_workers=1), [spec], since=time.time() - 100)
+    (row,) = store.rates()
+    assert row["tokens_per_s"] == pytest.approx(300 * spec.batch_tokens / 30.0) and row["seconds"] == 30.0
+
+
+def test_a_step_that_was_taken_again_counts_once_with_its_last_time(store, make_spec):
+    spec = make_spec()
+    written(
+        store, spec, ("start", 0, None), ("progress", 100, 10.0), ("progress", 140, 100.0),
+        ("resume", 50, None), ("progress", 300, 25.0), ("end", 300, None),
+    )  # fmt: skip
+    record_rates(Fleet(store, n_workers=1), [spec], since=time.time() - 1000)
+    (row,) = store.rates()
+    assert row["seconds"] == pytest.approx(5.0 + 25.0)
+    assert row["tokens_per_s"] == pytest.approx(300 * spec.batch_tokens / 30.0)
+
+
+@given(st.lists(st.integers(0, 400), max_size=6), st.data())
+def test_no_history_counts_more_steps_than_the_run_has(resumed, data):
+    with tempfile.TemporaryDirectory() as folder:
+        path, step = Path(folder) / "events.jsonl", 0
+        with EventWriter(path, "run") as events:
+            events.write("start", 0)
+            for again in [*resumed, None]:
+                while step < 400 and data.draw(st.booleans()):
+                    step = min(400, step + data.draw(st.integers(1, 90)))
+                    events.write("progress", step, 1.0)
+                    events.write("checkpoint", data.draw(st.integers(0, step)), 0.1)
+                if again is not None:
+                    step = min(again, step)
+                    events.write("resume", step)
+        steps, seconds = _trained(path, 0.0)
+        assert steps == pytest.approx(step) and seconds >= 0
+
+
+OTHER = {
+    "optimizer": {"optimizer": OptimizerSpec(lr=1e-2, kind="muon")},
+    "z_loss": {"optimizer": OptimizerSpec(lr=1e-2, z_loss=1e-4)},
+    "accumulation": {"accumulation": 2},
+    "lengths": {"lengths": (LengthPhase(start_step=6, context_length=32, batch_sequences=2),)},
+    "precision": {"precision": "bf16"},
+    "context": {"context_length": 32},
+    "batch": {"batch_sequences": 8},
+}
+
+
+@pytest.mark.parametrize("change", OTHER.values(), ids=OTHER)
+def test_all_that_decides_the_time_of_a_step_has_a_rate_of_its_own(change, store, make_spec):
+    plain, other = make_spec(), make_spec(**change)
+    for spec, seconds in ((plain, 4.0), (other, 8.0)):
+        history(store, spec, (40, seconds))
+        record_rates(Fleet(store), [spec], since=time.time() - 60)
+    assert len(store.rates()) == 2
+    rates = train_rates(Fleet(store), [Probe.of(plain), Probe.of(other)])
+    assert rates == [pytest.approx(2 * 40 * s.batch_tokens / t) for s, t in ((plain, 4.0), (other, 8.0))]
+
+
+@pytest.mark.parametrize("change", [{"seed": 9}, {"optimizer": OptimizerSpec(lr=1.0, z_loss=0.0, weight_decay=0.5)}])
+def test_what_does_not_decide_it_shares_one(change, store, make_spec):
+    assert _key(Fleet(store), Probe.of(make_spec())) == _key(Fleet(store), Probe.of(make_spec(**change)))
+    some, more = (OptimizerSpec(lr=1e-2, z_loss=value) for value in (1e-4, 1e-3))
+    assert _key(Fleet(store), Probe.of(make_spec(optimizer=some))) == _key(
+        Fleet(store), Probe.of(make_spec(optimizer=more))
+    )
+
+
+def test_each_layout_of_ranks_is_a_machine_of_its_own(store):
+    workers = Fleet(store)
+    names = {OverRanks(workers, layout).device for layout in (Layout(tp=2), Layout(dp_shard=2), Layout(pp=2))}
+    assert len(names) == 3 and all(name.startswith("astrolabe, ") for name in names)
+
+
+def test_a_probe_trains_with_the_optimizer_it_asks_for(make_spec, monkeypatch):
+    asked = []
+
+    def build(model, spec):
+        asked.append((spec.optimizer.kind, spec.optimizer.z_loss, spec.accumulation))
+        return build_optimizer(model, spec)
+
+    monkeypatch.setattr("armillary.train.build_optimizer", build)
+    spec = make_spec(optimizer=OptimizerSpec(lr=1e-2, kind="muon", z_loss=1e-4), accumulation=2)
+    assert _measure(Probe.of(spec, 0.01), torch.device("cpu")) > 0
+    assert asked == [("muon", 1e-4, 2)]

@@ -33,6 +33,7 @@ from armillary.recipe import (
     ArmillaryError,
     DamagedFileError,
     ForeignFileError,
+    LengthPhase,
     ModelShape,
     RunSpec,
     UsageError,
@@ -127,7 +128,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class Probe:
-    """A throughput to measure: training steps of this shape for about ``seconds``, of ``members`` models at once."""
+    """A throughput to measure: training steps of this shape for about ``seconds``, of ``members`` models at once.
+
+    The other fields are those of a RunSpec that decide how long its steps take.
+    """
 
     shape: ModelShape
     context_length: int
@@ -135,6 +139,25 @@ class Probe:
     precision: str
     seconds: float = 1.5
     members: int = 1
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    z_loss: float = 0.0
+    accumulation: int = 1
+    lengths: tuple[LengthPhase, ...] = ()
+
+    @classmethod
+    def of(cls, spec: RunSpec, seconds: float = 1.5) -> Probe:
+        """The steps of a run."""
+        return cls(
+            spec.model,
+            spec.context_length,
+            spec.batch_sequences,
+            spec.precision,
+            seconds,
+            optimizer=spec.optimizer.kind,
+            z_loss=spec.optimizer.z_loss,
+            accumulation=spec.accumulation,
+            lengths=spec.lengths,
+        )
 
 
 @dataclass(frozen=True)
@@ -434,7 +457,7 @@ class Executor(ABC):
 
     def _best_members(self, spec: RunSpec, most: int) -> int:
         """Models that a worker should train at once, at most ``most``; 1 where a stack gains too little."""
-        single = Probe(spec.model, spec.context_length, spec.batch_sequences, spec.precision, _STACK_PROBE_S)
+        single = Probe.of(spec, _STACK_PROBE_S)
         best = 1
         try:
             if most < min(_STACKS) or spec.batch_tokens * self.n_workers > _BUSY_STEP_S * self.measure([single])[0]:

@@ -42,8 +42,9 @@ class OverRanks:
 
     @property
     def device(self) -> str:
-        """What rates are kept under: another machine than that of the workers."""
-        return f"{self.workers.device}, {self.layout.ranks} ranks"
+        """What rates are kept under: another machine than that of the workers, and for each layout one."""
+        layout = self.layout.model_dump(mode="json", exclude_defaults=True)
+        return ", ".join([self.workers.device, *(f"{name} {value}" for name, value in layout.items())])
 
     def run(self, study: str, jobs: Sequence[Job], progress: Progress) -> dict[str, RunResult | Failure]:
         """Carry out the jobs that have no result yet, whole: trunks are not looked at. Returns each outcome by run id.

@@ -1,14 +1,17 @@
-"""How many tokens per second a fleet of workers trains, by shape, kept in the store.
+"""How many tokens per second a fleet of workers trains, by kind of run, kept in the store.
 
 A budget in time is only as good as the rate it is divided by. A rate is looked up before it is measured: runs that a
 study has carried out know it best, since their steps waited for data, wrote events and shared the machine as the next
 ones will. Only for what has never been trained here is a probe made, once: training steps on random tokens.
 
-Trade-offs: a rate belongs to a machine (device, workers, versions), so stores that machines share keep them apart, and
-a new version of torch or of this package starts anew. What a run lost while another program kept the machine busy is
-part of its rate; later runs correct it, because only the last minutes are remembered. A cluster of unlike nodes is a
-machine with the names of all; where nodes of one kind come or go in the middle of a study, its runs count for the
-workers that are there at its end.
+A rate belongs to all that decides a step's time: shape, context, batch, precision, optimizer, z-loss, accumulation and
+length phases; and to the machine.
+
+Trade-offs: a machine is the device, the workers or the layout of ranks, and the versions. So stores that machines share
+keep them apart, and a new version of torch or of this package starts anew. What a run lost while another program kept
+the machine busy is part of its rate; later runs correct it, because only the last minutes are remembered. A cluster of
+unlike nodes is a machine with the names of all; where nodes of one kind come or go in the middle of a study, its runs
+count for the workers that are there at its end.
 """
 
 from __future__ import annotations
@@ -18,13 +21,13 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
 import armillary
 from armillary.goodput import read_events
-from armillary.recipe import Document, ModelShape, RunSpec, canonical_hash
+from armillary.recipe import Document, RunSpec, canonical_hash
 from armillary.study.executor import Probe
 from armillary.study.store import Store
 
@@ -91,8 +94,8 @@ def train_rates(fleet: Fleet, probes: Sequence[Probe]) -> list[float]:
     return [known["runs"] if "runs" in known else known["probe"] for known in (_known(fleet, p) for p in probes)]
 
 
-def faster_precision(fleet: Fleet, shape: ModelShape, context_length: int, batch_sequences: int) -> Precision:
-    """The precision in which this shape trains faster here; fp32 where they are equal.
+def faster_precision(fleet: Fleet, probe: Probe) -> Precision:
+    """The precision in which the steps of ``probe`` are faster here, whatever its own; fp32 where they are equal.
 
     Both are judged by rates that were had in the same way, since runs are a little slower than a probe.
 
@@ -100,7 +103,7 @@ def faster_precision(fleet: Fleet, shape: ModelShape, context_length: int, batch
         ArmillaryError: as ``train_rates``.
     """
     choices: tuple[Precision, ...] = ("fp32", "bf16")
-    probes = [Probe(shape, context_length, batch_sequences, precision) for precision in choices]
+    probes = [replace(probe, precision=precision) for precision in choices]
     known = [_known(fleet, probe) for probe in probes]
     how = "runs" if all("runs" in k for k in known) else "probe"
     _measure(fleet, [probe for probe, k in zip(probes, known, strict=True) if how not in k])
@@ -116,7 +119,7 @@ def record_rates(fleet: Machinery, specs: Iterable[RunSpec], since: float) -> No
     """
     spent: dict[Probe, tuple[float, float]] = {}
     for spec in {spec.id: spec for spec in specs}.values():
-        probe = Probe(spec.model, spec.context_length, spec.batch_sequences, spec.precision)
+        probe = Probe.of(spec)
         steps, seconds = _trained(fleet.store.run_folder(spec.id) / "events.jsonl", since)
         tokens_before, seconds_before = spent.get(probe, (0.0, 0.0))
         spent[probe] = tokens_before + steps * spec.batch_tokens, seconds_before + seconds
@@ -132,16 +135,26 @@ def record_rates(fleet: Machinery, specs: Iterable[RunSpec], since: float) -> No
         _record(fleet, probe, "runs", fleet.n_workers / per_token, seconds + remembered)
 
 
-def _trained(events: Path, since: float) -> tuple[int, float]:
-    """Steps that a run took after ``since``, and the seconds they took."""
-    steps, seconds, last = 0, 0.0, 0
+def _trained(events: Path, since: float) -> tuple[float, float]:
+    """Steps that a run took after ``since``, and the seconds they took; a step that was taken again counts once."""
+    taken: list[tuple[int, int, float, bool]] = []  # first and last step, seconds, whether they count
+    last = 0
     if events.exists():
         for event in read_events(events):
-            if event.kind == "progress" and event.duration_s is not None and event.time_s - event.duration_s >= since:
-                steps += event.step - last
-                seconds += event.duration_s
-            last = event.step
-    return steps, seconds
+            # Only these say where training stands: a checkpoint may be reported steps after its own.
+            if event.kind in ("start", "resume"):
+                again, last = event.step, event.step
+                taken = [
+                    (first, min(end, again), seconds * (min(end, again) - first) / (end - first), counts)
+                    for first, end, seconds, counts in taken
+                    if first < again
+                ]
+            elif event.kind == "progress" and event.duration_s is not None and event.step > last:
+                counts = event.time_s - event.duration_s >= since
+                taken.append((last, event.step, event.duration_s, counts))
+                last = event.step
+    steps = sum(end - first for first, end, _, counts in taken if counts)
+    return steps, sum(seconds for *_, seconds, counts in taken if counts)
 
 
 def _measure(fleet: Fleet, probes: Sequence[Probe]) -> None:
@@ -161,10 +174,20 @@ def _known(fleet: Fleet, probe: Probe) -> dict[str, float]:
 def _key(fleet: Machinery, probe: Probe) -> dict[str, str | int]:
     return {
         "machine": machine(fleet).id,
-        "shape": canonical_hash(probe.shape.model_dump(mode="json")),
+        "shape": canonical_hash([probe.shape.model_dump(mode="json"), _work(probe)]),
         "context_length": probe.context_length,
         "batch_sequences": probe.batch_sequences,
         "precision": probe.precision,
+    }
+
+
+def _work(probe: Probe) -> dict[str, Any]:
+    """What decides the time of a step besides shape, batch and precision."""
+    return {
+        "optimizer": probe.optimizer,
+        "z_loss": probe.z_loss > 0,
+        "accumulation": probe.accumulation,
+        "lengths": [phase.model_dump(mode="json") for phase in probe.lengths],
     }
 
 
@@ -172,6 +195,7 @@ def _record(fleet: Machinery, probe: Probe, how: str, rate: float, seconds: floa
     about = {
         "machine": machine(fleet).model_dump(mode="json"),
         "model": probe.shape.model_dump(mode="json"),
+        "work": _work(probe),
     }
     fleet.store.record_rate(
         _key(fleet, probe) | {"how": how}, tokens_per_s=rate, seconds=seconds, recorded_at=time.time(), about=about

@@ -135,14 +135,19 @@ def _measure(recipe: Recipe, shapes: dict[str, ModelShape], executor: Fleet) -> 
         recipe.training.batch_sequences,
         recipe.training.precision,
     )
+    optimizer, z_loss = recipe.training.optimizer, recipe.training.z_loss
     target = f"{recipe.model.family}/{recipe.model.depth}"
     spread = recipe.training.layout is not None
     tried = {name: shape for name, shape in shapes.items() if name != target or not spread} or shapes
     flops = {name: shape.train_flops_per_token(context) for name, shape in shapes.items()}
     largest = max(tried, key=lambda name: flops[name])
     if precision == "auto":
-        precision = faster_precision(executor, shapes[largest if spread else target], context, batch)
-    found = train_rates(executor, [Probe(shape, context, batch, precision) for shape in tried.values()])
+        asked = Probe(shapes[largest if spread else target], context, batch, "fp32", optimizer=optimizer, z_loss=z_loss)
+        precision = faster_precision(executor, asked)
+    found = train_rates(
+        executor,
+        [Probe(shape, context, batch, precision, optimizer=optimizer, z_loss=z_loss) for shape in tried.values()],
+    )
     rates = dict(zip(tried, found, strict=True))
     return precision, {name: rates.get(name, rates[largest] * flops[largest] / flops[name]) for name in shapes}
 

@@ -447,6 +447,7 @@ class Store:
                 "workers": row["about"]["machine"]["workers"],
                 "layers": row["about"]["model"]["n_layers"],
                 "d_model": row["about"]["model"]["d_model"],
+                "optimizer": row["about"].get("work", {}).get("optimizer", "adamw"),
                 **{name: row[name] for name in ("context_length", "batch_sequences", "precision", "how")},
                 "tokens_per_s": row["tokens_per_s"],
                 "seconds": row["seconds"],

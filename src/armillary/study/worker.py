@@ -201,7 +201,8 @@ def _measure(probe: Probe, device: torch.device) -> float:
         steps=1,
         mixture=(MixturePhase(start_step=0, weights={"random": 1.0}),),
         schedule=Schedule(kind="constant"),
-        optimizer=OptimizerSpec(lr=1e-4),
+        optimizer=OptimizerSpec(lr=1e-4, kind=probe.optimizer, z_loss=probe.z_loss),
+        accumulation=probe.accumulation,
         seed=0,
         precision=probe.precision,  # type: ignore[arg-type]
     )
