@@ -23,6 +23,8 @@ VERBS = [
     ["report"],
     ["runs"],
     ["rates"],
+    ["verify"],
+    ["store", "backup"],
     ["fit", "mixture"],
     ["fit", "scaling"],
     ["fit", "anneal"],
@@ -237,3 +239,29 @@ def test_train_refuses_what_belongs_to_a_recipe(call):
         done = call("train", str(file), option, value)
         assert done.returncode == 2
         assert f"{option} has no meaning here" in done.stderr and done.stdout == ""
+
+
+def test_verify_ends_with_1_where_something_is_damaged(call, recipe, tmp_path):
+    law = tmp_path / "law.json"
+    law.write_text("{}")
+    done = call("verify", law)
+    assert done.returncode == 1 and "1 problem" in done.stdout and str(law) in done.stdout.replace("\n", "")
+    done = call("verify", law, "--json")
+    assert done.returncode == 1 and json.loads(done.stdout)["problems"][0]["file"] == str(law)
+    assert call("verify", recipe).returncode == 0
+    done = call("verify", tmp_path / "nowhere")
+    assert done.returncode == 2 and "no such file or folder" in done.stderr
+
+
+def test_store_backup_writes_one_file_and_never_over_another(call, recipe, tmp_path):
+    done = call("store", "backup", recipe, "--to", tmp_path / "b.sqlite")
+    assert done.returncode == 2 and "holds no database" in done.stderr and not (tmp_path / "tiny").exists()
+    from armillary.study import Store
+
+    Store(tmp_path / "tiny" / "store").close()
+    done = call("store", "backup", recipe, "--to", tmp_path / "b.sqlite", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout) == {"backup": str(tmp_path / "b.sqlite")}
+    copy = (tmp_path / "b.sqlite").read_bytes()
+    assert copy.startswith(b"SQLite format 3")
+    done = call("store", "backup", recipe, "--to", tmp_path / "b.sqlite")
+    assert done.returncode == 2 and (tmp_path / "b.sqlite").read_bytes() == copy

@@ -481,3 +481,59 @@ store_verb(
     "List how fast each machine has trained each shape, which budgets in time are divided by."
     "\n\nExample: armillary rates recipe.yaml",
 )
+
+
+store_app = typer.Typer(help="The database of a recipe's runs.", no_args_is_help=True)
+app.add_typer(store_app, name="store")
+
+
+@store_app.command("backup")
+def store_backup(
+    recipe: RecipeArgument,
+    to: Annotated[Path, typer.Option("--to", help="The file to write; it must not exist yet.", show_default=False)],
+    folder: OutOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy the database of a recipe's store into one file, whole and checked, while others may be at work in it.
+
+    Example: armillary store backup recipe.yaml --to store-backup.sqlite
+    """
+    show = Reporter()
+    _, place = opened(recipe, folder, show)
+    if not (place / "store" / "store.sqlite").exists():
+        raise UsageError(f"{place}: holds no database; --out names another folder of results")
+    workspace(recipe, place, None, None, None, None, show).store().backup(to)
+    if as_json:
+        return show_json({"backup": str(to)})
+    out.print(
+        f"written to {escape(str(to))}; copy the folder store/runs beside it for the runs' files", highlight=False
+    )
+
+
+@app.command()
+def verify(
+    place: Annotated[
+        Path,
+        typer.Argument(help="A folder of results, or a part of one; a law file or a recipe.", show_default=False),
+    ],
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read every byte of what was written and report each file that is damaged, with the remedy; exit 1 if any is.
+
+    Takes a folder of results or a part of one: store, corpus, run, checkpoint, published model, law file, recipe.
+
+    Example: armillary verify demo
+    """
+    from armillary.path import verify as check
+
+    found = check(place, database)
+    if as_json:
+        show_json({**asdict(found), "problems": [{**asdict(p), "file": str(p.file)} for p in found.problems]})
+    elif found.problems:
+        rows = [[str(p.file), p.what, p.remedy] for p in found.problems]
+        show_table(f"{found.kind}: {len(rows)} problem{'s' * (len(rows) > 1)}", ["file", "problem", "remedy"], rows)
+    else:
+        out.print(f"{found.kind} {escape(str(place))}: {len(found.checked)} parts, all as written", highlight=False)
+    if found.problems:
+        raise typer.Exit(1)

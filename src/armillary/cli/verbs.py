@@ -16,7 +16,7 @@ __all__ = ["PANELS", "app", "laws", "path"]
 # The parts of `armillary --help`, in order. What is in none of them comes last, among "Others".
 PANELS = {
     "From text to a model": ("run", "demo", "report", "corpus", "predict", "train", "verdict"),
-    "What is there": ("runs", "rates"),
+    "What is there": ("runs", "rates", "verify", "store"),
     "One study at a time": ("study",),
     "Laws from tables of any runs": (
         *("fit", "predict-law", "optimise-mixture", "best-schedule", "best-lr", "compare", "next-run", "reproduce"),
