@@ -531,8 +531,8 @@ def verify(
     if as_json:
         show_json({**asdict(found), "problems": [{**asdict(p), "file": str(p.file)} for p in found.problems]})
     elif found.problems:
-        rows = [[str(p.file), p.what, p.remedy] for p in found.problems]
-        show_table(f"{found.kind}: {len(rows)} problem{'s' * (len(rows) > 1)}", ["file", "problem", "remedy"], rows)
+        for p in found.problems:
+            out.print(escape(f"{p.file}: {p.what}; {p.remedy}"), highlight=False)
     else:
         out.print(f"{found.kind} {escape(str(place))}: {len(found.checked)} parts, all as written", highlight=False)
     if found.problems:
