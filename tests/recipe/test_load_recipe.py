@@ -188,6 +188,16 @@ def test_every_wrong_entry_is_told_in_one_call(load):
     assert len(lines) == 13, lines
 
 
+def test_a_misspelt_key_hides_nothing_else(load):
+    text = swap("budget_share: 0.4", "budgt_share: 4").replace("voyage: 2", "voyages: 2")
+    with pytest.raises(UsageError) as caught:
+        load(text)
+    said = [line.split("recipe.yaml:")[1] for line in str(caught.value).splitlines()]
+    assert said[0].startswith("9: target.voyages: no domain of that name here; nearest valid: 'voyage'")
+    assert said[1].startswith("21: unknown key 'training.budgt_share'; nearest valid: 'budget_share'")
+    assert said[2].startswith("21: training.budget_share: Input should be less than 1 (given: 4)") and len(said) == 3
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [

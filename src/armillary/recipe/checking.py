@@ -72,7 +72,12 @@ def check_document(file: YamlFile, kind: type[D]) -> D:
                 return document
             break
         found += [Problem(loc, _said(kind, loc, e)) for loc, e in new]
-        changed = [_replace(value, kind, loc) for loc, _ in new]
+        changed = [
+            _renamed(file, value, kind, loc) or _replace(value, kind, loc)
+            if e["type"] == "extra_forbidden"
+            else _replace(value, kind, loc)
+            for loc, e in new
+        ]
         if whole or not any(changed):
             break
         replaced += [loc for loc, _ in new]
@@ -179,6 +184,20 @@ def _valid_keys(kind: Any, location: Location) -> list[str]:
         kind = _below(kind, key)
     kind = plain_type(kind)
     return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
+
+
+def _renamed(file: YamlFile, value: Any, kind: Any, location: Location) -> bool:
+    """Take an unknown key for the nearest valid one, where that is not there: what is missing then is not missed."""
+    for key in location[:-1]:
+        value = value[key]
+    known = difflib.get_close_matches(str(location[-1]), _valid_keys(kind, location[:-1]), n=1, cutoff=0.5)
+    if not known or known[0] in value:
+        return False
+    value[known[0]] = value.pop(str(location[-1]))
+    end = len(location)
+    below = {where[end:]: place for where, place in file.places.items() if where[:end] == location}
+    file.places.update({(*location[:-1], known[0], *rest): place for rest, place in below.items()})
+    return True
 
 
 def _replace(value: Any, kind: Any, location: Location) -> bool:

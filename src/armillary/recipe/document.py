@@ -206,7 +206,8 @@ class Training(Document):
     @model_validator(mode="after")
     def _tokens_or_share(self) -> Self:
         if (self.tokens is None) == (self.budget_share is None):
-            raise ValueError("give exactly one of 'tokens' (a number) and 'budget_share' (a share of the budget)")
+            message = "give exactly one of 'tokens' (a number) and 'budget_share' (a share of the budget)"
+            raise FieldError(message, "tokens")
         return _unless(_repeated(self, "seeds"), self)
 
     @model_validator(mode="after")
