@@ -152,3 +152,21 @@ def test_a_reader_that_ends_early_is_not_an_error():
     first.stdout.close()
     err = first.stderr.read()
     assert first.wait(60) == 1 and err == b""
+
+
+def test_ctrl_c_while_packages_load_is_a_message():
+    """Nothing but the standard library is loaded before the guard; each package that a verb loads is loaded in it."""
+    program = (
+        "import builtins, sys\nimport armillary.cli\n"
+        "print(sorted({name.split('.')[0] for name in sys.modules} & {'typer', 'rich', 'pydantic', 'yaml', 'torch'}))\n"
+        "load = builtins.__import__\n"
+        "def interrupted(name, *rest):\n"
+        "    if name == 'armillary.cli.verbs':\n"
+        "        raise KeyboardInterrupt\n"
+        "    return load(name, *rest)\n"
+        "builtins.__import__ = interrupted\n"
+        "armillary.cli.main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
+    assert done.stdout == "[]\n" and done.returncode == 1
+    assert done.stderr == "stopped; the same command continues\n"

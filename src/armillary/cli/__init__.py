@@ -18,6 +18,6 @@ def main() -> None:
 
 
 def _verbs() -> None:
-    from armillary.cli.verbs import app  # here, so that Ctrl-C while it loads is guarded too
+    from armillary.cli.verbs import app  # here, so that Ctrl-C is guarded while packages load
 
     app(standalone_mode=True)

@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from armillary.recipe import ArmillaryError
-
 DEBUG = "ARMILLARY_DEBUG"
 
 _INTERRUPTED = 130  # how the parser of the command line ends on Ctrl-C
@@ -82,6 +80,8 @@ def _stopped() -> int:
 def _failed(error: BaseException) -> int:
     if os.environ.get(DEBUG):
         print(masked("".join(traceback.format_exception(error))), file=sys.stderr)
+    from armillary.recipe import ArmillaryError  # here, so that this module loads in a moment: see `main`
+
     if isinstance(error, ArmillaryError):
         _print(str(error), "error")
         return error.exit_code
