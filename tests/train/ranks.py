@@ -117,7 +117,7 @@ POINTS: dict[str, tuple[int, Any, str, int]] = {
     "before a rank writes its part": (1, saver, "write_pieces", 2),
     "before a rank's part is on the disk": (1, checkpoint, "sync", 2),
     "before a rank says that it has written": (1, dist, "gather_object", 2),
-    "before the manifest": (0, checkpoint, "write_json", 2),
+    "before the manifest": (0, checkpoint, "write_sealed", 2),
     "before the folder is renamed": (0, Path, "rename", 2),
     "before older ones are removed": (0, saver, "thin_out", 2),
 }

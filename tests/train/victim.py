@@ -94,11 +94,14 @@ def at(owner: Any, name: str, call: int, act: Callable[..., None] = lambda *_: d
     return arm
 
 
-def at_file(name: str, act: Callable[..., None] = lambda *_: die()) -> Callable[[], None]:
-    """Do ``act`` before the file or folder of that name (or its beginning) is renamed or removed."""
+_MOVES = ((Path, "rename"), (Path, "replace"), (shutil, "rmtree"))
+
+
+def at_file(name: str, act: Callable[..., None] = lambda *_: die(), *moves: tuple[Any, str]) -> Callable[[], None]:
+    """Do ``act`` before the file or folder of that name (or its beginning) is renamed or removed (or by ``moves``)."""
 
     def arm() -> None:
-        for owner, function_name in ((Path, "rename"), (Path, "replace"), (shutil, "rmtree")):
+        for owner, function_name in moves or _MOVES:
             function = getattr(owner, function_name)
 
             def watched(path: Path, *arguments: Any, _function: Any = function, **named: Any) -> Any:
@@ -113,8 +116,7 @@ def at_file(name: str, act: Callable[..., None] = lambda *_: die()) -> Callable[
 
 def half_a_line(writer: EventWriter, *_: Any) -> None:
     """Hand half an event to the system."""
-    writer._file.write('{"format":1,"time_s":17')
-    writer._file.flush()
+    writer._file.write(b'{"format":1,"time_s":17')
     die()
 
 
@@ -138,13 +140,17 @@ POINTS: dict[str, Callable[[], None]] = {
     "in the middle of an event": at(EventWriter, "write", 9, half_a_line),
     "in a validation": at(loop, "validate", 2),
     "in the middle of a checkpoint's weights": at(checkpoint, "save_file", 5, half_a_file),
-    "before a checkpoint's checksums": at(checkpoint, "write_json", 4),
+    "before a checkpoint's checksums": at(checkpoint, "write_sealed", 4),
     "before a checkpoint is renamed": at_file(".step-6"),
     "before older checkpoints are removed": at(checkpoint, "remove_checkpoints", 5),
-    "in the middle of removing a checkpoint": at_file("step-4", half_a_folder),
+    "before a checkpoint is removed": at_file("step-4"),
+    "in the middle of removing a checkpoint": at_file(".step-4", half_a_folder, (shutil, "rmtree")),
+    "after a checkpoint and before the validation of its step": at(loop, "validate", 1),
+    "before the metrics are renamed": at_file(".metrics.parquet"),
+    "before the weights are renamed": at_file(".model.safetensors"),
     "after the last checkpoint": at(loop, "metrics_table", 1),
     "after the metrics": at(engine, "save_weights", 1),
-    "after the weights": at(loop, "write_json", 2),
+    "after the weights": at(loop, "write_result", 1),
     "before the result is renamed": at_file(".result.json"),
     "after the result": at(loop, "remove_checkpoints", 1),
 }

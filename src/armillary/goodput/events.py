@@ -1,11 +1,12 @@
 """The events of a run, one JSON object per line (contract 3).
 
-Whatever trains, injects faults or simulates a cluster writes these lines; whatever counts lost time or draws a page
-reads them. A line that a kill tore in half at the end of the file is passed over: it was never reported as done.
+The trainer, a fault injector and a cluster simulator write these lines; the ledger of lost time and the console read
+them. A line that a kill tore in half is skipped: it was never reported as done.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -16,7 +17,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from armillary.recipe import ArmillaryError
+from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError
 
 FORMAT = 1
 
@@ -43,29 +44,51 @@ class Event(BaseModel):
 
 
 class EventWriter:
-    """Appends events of one run to a file; each line is handed to the system before the call returns."""
+    """Appends events of one run to a file; each line is handed to the system before the call returns.
+
+    Raises:
+        ArmillaryError: the file cannot be written (a full disk, no access); what was written before stays.
+    """
 
     def __init__(self, path: Path, run: str) -> None:
-        self.run = run
-        # A kill may have left half a line: begin a new one, so that the next event is not lost with it.
-        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
-        if self._file.tell() > 0:
-            with open(path, "rb") as written:
-                written.seek(-1, os.SEEK_END)
-                if written.read() != b"\n":
-                    self._file.write("\n")
+        self.path, self.run = path, run
+        with self._writing():
+            # Without a buffer, so that a line that found no room is not written a second time when the file is closed.
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+            # A kill may have left half a line: begin a new one, so that the next event is not lost with it.
+            if self._file.tell() > 0:
+                with open(path, "rb") as written:
+                    written.seek(-1, os.SEEK_END)
+                    if written.read() != b"\n":
+                        self._append(b"\n")
 
     def write(self, kind: EventKind, step: int, duration_s: float | None = None, **data: Any) -> None:
         """Append one event that happens now."""
         event = Event(time_s=time.time(), run=self.run, kind=kind, step=step, duration_s=duration_s, data=data)
-        self._file.write(event.model_dump_json() + "\n")
-        self._file.flush()
+        with self._writing():
+            self._append(event.model_dump_json().encode() + b"\n")
 
     def close(self) -> None:
-        """Bring what was written to the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
+        """Flush what was written to storage."""
+        try:
+            with self._writing():
+                os.fsync(self._file.fileno())
+        finally:
+            self._file.close()
+
+    def _append(self, line: bytes) -> None:
+        while line:
+            line = line[self._file.write(line) :]
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ArmillaryError(
+                f"{self.path}: could not be written ({error.strerror or error}); make room or give access, then start "
+                "the run again: it resumes from its last checkpoint"
+            ) from error
 
     def __enter__(self) -> Self:
         return self
@@ -77,30 +100,40 @@ class EventWriter:
 
 
 def read_events(path: Path) -> Iterator[Event]:
-    """Events of a file in order; lines torn by a kill are passed over.
+    """Events of a file in order; lines that a kill tore are skipped.
 
     Raises:
-        ArmillaryError: a whole line that is not an event, or one of a newer format, with file and line.
+        FileNotFoundError: there is no such file.
+        DamagedFileError: a whole line that is not an event, with file and line; or the file cannot be read.
+        ForeignFileError: a line of a newer format, with file and line.
     """
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                fields = json.loads(line)
-            except ValueError:
-                continue
-            # Asked first: what is new in a newer format would only look wrong to this version.
-            version = fields.get("format") if isinstance(fields, dict) else None
-            if isinstance(version, int) and version > FORMAT:
-                raise ArmillaryError(
-                    f"{path}:{number}: event format {version} is newer than this version reads ({FORMAT}); "
-                    "update armillary"
-                )
-            try:
-                yield Event.model_validate(fields)
-            except ValidationError as error:
-                first = error.errors()[0]
-                where = ".".join(map(str, first["loc"])) or "line"
-                raise ArmillaryError(f"{path}:{number}: not an event: {where}: {first['msg']}") from error
+    remedy = "remove the line, or restore the file from a copy"
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            for number, line in enumerate(file, start=1):
+                try:
+                    fields = json.loads(line)
+                except (ValueError, RecursionError):
+                    continue
+                # Compared first: a new field of a newer format would only look wrong to this version.
+                version = fields.get("format") if isinstance(fields, dict) else None
+                if isinstance(version, int) and version > FORMAT:
+                    raise ForeignFileError(
+                        f"{path}:{number}: event format {version} is newer than this version reads ({FORMAT}); "
+                        "update armillary. The file is left as it is"
+                    )
+                try:
+                    yield Event.model_validate(fields)
+                except ValidationError as error:
+                    first = error.errors()[0]
+                    where = ".".join(map(str, first["loc"])) or "line"
+                    raise DamagedFileError(
+                        f"{path}:{number}: not an event: {where}: {first['msg']}; {remedy}"
+                    ) from error
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DamagedFileError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
 
 
 def first_start_s(folder: Path) -> float | None:

@@ -3,16 +3,20 @@
 from armillary.model.generate import generate
 from armillary.model.moe import MixtureOfExperts, balance_experts, dispatch, grouped_swiglu, mixtures, set_batch_tokens
 from armillary.model.native import keep_freed_memory, prefer_large_pages
+from armillary.model.operators import TokenError, check_tokens
 from armillary.model.transformer import Layer, Part, Transformer
-from armillary.model.weights import export_hf, import_hf, load_weights, replace_folder, save_weights
+from armillary.model.weights import check_weights, export_hf, import_hf, load_weights, replace_folder, save_weights
 from armillary.model.width import orthogonalised, width_factors
 
 __all__ = [
     "Layer",
     "MixtureOfExperts",
     "Part",
+    "TokenError",
     "Transformer",
     "balance_experts",
+    "check_tokens",
+    "check_weights",
     "dispatch",
     "export_hf",
     "generate",

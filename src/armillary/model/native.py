@@ -75,7 +75,7 @@ def _library(compiler: str, defines: tuple[str, ...]) -> ctypes.CDLL:
     key = hashlib.sha256(repr((source, version, _FLAGS, defines, _processor())).encode()).hexdigest()[:16]
     command = [compiler, *_FLAGS, *defines]
     # A cache that cannot be used costs a second of compiling, and no more.
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+    with contextlib.suppress(OSError, RuntimeError, subprocess.CalledProcessError):  # RuntimeError: no home folder
         folder = _private_folder()
         for path in folder.glob(f"kernels-{key}-*.so"):
             if _intact(path):

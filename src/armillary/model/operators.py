@@ -19,10 +19,34 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 from armillary.model.native import argument, kernels
+from armillary.recipe import ArmillaryError
 
 # Logits per block. On a CPU a block (4 MiB in fp32) stays in the cache; an accelerator wants few, large blocks.
 CPU_BLOCK = 2**20
 ACCELERATOR_BLOCK = 2**27
+
+
+class TokenError(ArmillaryError, IndexError):
+    """A token that the vocabulary does not have."""
+
+
+def check_tokens(tokens: Tensor, vocab_size: int) -> None:
+    """Compare tokens in the host's memory with the vocabulary; those of an accelerator must be compared before.
+
+    There is no token that means "ignore": -100 is an error as every other one outside of the vocabulary.
+
+    Raises:
+        TokenError: the first one outside of ``[0, vocab_size)``.
+    """
+    if tokens.device.type != "cpu" or not tokens.numel():
+        return
+    least, most = (int(value) for value in torch.aminmax(tokens))
+    if least < 0 or most >= vocab_size:
+        raise TokenError(
+            f"token {least if least < 0 else most} lies outside of the vocabulary of {vocab_size} (0 to "
+            f"{vocab_size - 1}): the corpus is not one of this model, or a shard of it is damaged, which 'armillary "
+            "verify' finds out"
+        )
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
@@ -46,7 +70,7 @@ def _call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
     if problem == 1:
         raise MemoryError(f"{name}: no memory for its scratch space")
     if problem == 2:
-        raise IndexError(f"{name}: a target lies outside of the vocabulary")
+        raise TokenError(f"{name}: a target lies outside of the vocabulary")
 
 
 def _stacked(size: int, dim: int | None, x: Tensor | None) -> Tensor | None:
@@ -328,6 +352,7 @@ class _LinearCrossEntropy(Function):
     def forward(
         features: Tensor, weight: Tensor, targets: Tensor, z_loss: float, product: torch.dtype, with_gradient: bool
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        check_tokens(targets, weight.shape[-2])
         x, matrix = features.to(product), weight.to(product)
         grads = None
         if with_gradient:

@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.utils import get_total_norm
 
-from armillary.model import set_batch_tokens
+from armillary.model import check_tokens, set_batch_tokens
 from armillary.model.native import kernels
 from armillary.parallel.context import shard_context, split_context
 from armillary.parallel.data import shard_data
@@ -115,7 +115,11 @@ class Program:
         """Forward and backward over the whole ``batch`` [batch_sequences, T + 1] (int64, the same on every rank).
 
         Returns the mean cross entropy in nats over all ranks, still on the device.
+
+        Raises:
+            TokenError: the batch lies in the host's memory and has a token outside of the vocabulary; on all ranks.
         """
+        check_tokens(batch, self.spec.model.vocab_size)
         inputs, targets = self._own(torch.cat(self.rows(batch)))
         for part in self.parts:
             set_batch_tokens(part, batch[:, 1:].numel())
@@ -144,8 +148,10 @@ class Program:
     def entropy(self, tokens: Tensor) -> Tensor:
         """Mean cross entropy in nats over ``tokens`` [n, T + 1] (int64, the same on every rank), for any n.
 
-        The same on every rank, and still on the device. Takes as many sequences at a time as a step does.
+        The same on every rank, and still on the device. Takes as many sequences at a time as a step does. Raises
+        TokenError as ``gradients``.
         """
+        check_tokens(tokens, self.spec.model.vocab_size)
         data = self.layout.data
         at_a_time = max(1, self.spec.batch_sequences // (data * self.count))
         missing = -len(tokens) % (data * at_a_time)

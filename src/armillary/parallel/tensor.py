@@ -40,7 +40,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from armillary.model import Layer, MixtureOfExperts, Transformer
+from armillary.model import Layer, MixtureOfExperts, Transformer, check_tokens
 from armillary.model.operators import block_rows, product_dtype
 from armillary.parallel.mesh import Grid
 
@@ -226,6 +226,7 @@ class _VocabularyLoss(Function):
         product: torch.dtype,
         with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
+        check_tokens(targets, len(weight) * dist.get_world_size(group))
         x, matrix = features.to(product), weight.to(product)
         own = targets - dist.get_rank(group) * len(weight)  # negative or too large where another rank has the target
         # by an argument: what needs a gradient is also told where nobody will ask for one (torch.no_grad)

@@ -22,8 +22,6 @@ D = TypeVar("D", bound=Document)
 
 _PASSES = 20
 _SHOWN = 50
-# How messages begin that name their key themselves.
-_WITH_KEY = ("unknown key '", "the key '")
 # What could stand in a field: the first that the field's own rule takes.
 _STAND_INS: tuple[Any, ...] = (1, 2, 8, 64, 1024, "1h", True, 0.25, [], [1, 2], {})
 # What a part of the wrong kind should be, by pydantic's word for it.
@@ -85,20 +83,17 @@ def check_document(file: YamlFile, kind: type[D]) -> D:
         replaced += [loc for loc, _ in new]
         # other parts may speak of a name that was taken out of a mapping
         gone |= {loc[-1] for loc, e in new if e["type"] != "extra_forbidden" and not _is_there(value, loc)}
-    raise _refusal(file, found)
-
-
-def _refusal(file: YamlFile, problems: list[Problem]) -> UsageError:
-    """One error with a line for each problem, in the order of the file."""
     lines = []
-    for problem in sorted(problems, key=lambda problem: file.place(problem.location)):
+    for problem in sorted(found, key=lambda problem: file.place(problem.location)):
         line, column = file.place(problem.location)
         at = _dotted(_stands_at(problem))
         said = problem.message if not at or problem.message.startswith(_WITH_KEY) else f"{at}: {problem.message}"
         lines.append(f"{file.path}:{line}: {said}; column {column}")
-    if len(lines) > _SHOWN:
-        lines[_SHOWN:] = [f"{file.path}: and {len(lines) - _SHOWN} more"]
-    return UsageError("\n".join(lines))
+    more = [f"{file.path}: and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
+    raise UsageError("\n".join([*lines[:_SHOWN], *more]))
+
+
+_WITH_KEY = ("unknown key '", "the key '")
 
 
 def nearest(name: str, known: list[str]) -> str:

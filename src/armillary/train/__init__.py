@@ -1,5 +1,6 @@
 """Training runs: a specification and a corpus in, a folder with weights, metrics, events and a result out."""
 
+from armillary.train.check import check_run
 from armillary.train.engine import train_step, validate
 from armillary.train.fleet import (
     Assignment,
@@ -15,14 +16,13 @@ from armillary.train.loop import (
     BusyRunError,
     DivergedError,
     InterruptedRunError,
-    RunResult,
     Trunk,
     default_device,
-    read_result,
     train_run,
 )
 from armillary.train.optimizer import LocalOptimizer, build_optimizer
 from armillary.train.ranks import train_ranks
+from armillary.train.result import Problem, RunResult, load_trained, read_metrics, read_result, read_spec, verify_run
 
 __all__ = [
     "Assignment",
@@ -32,13 +32,18 @@ __all__ = [
     "InterruptedRunError",
     "LocalOptimizer",
     "Outcome",
+    "Problem",
     "RunResult",
     "Stack",
     "Trunk",
     "build_optimizer",
+    "check_run",
     "default_device",
+    "load_trained",
     "member_bytes",
+    "read_metrics",
     "read_result",
+    "read_spec",
     "stack_capacity",
     "stack_key",
     "train_fleet",
@@ -46,4 +51,5 @@ __all__ = [
     "train_run",
     "train_step",
     "validate",
+    "verify_run",
 ]

@@ -1,54 +1,72 @@
-"""Checkpoints of one run: all that training needs to go on, in pieces that any layout can read.
+"""Checkpoints of one run: all that training needs to resume, in pieces that any layout can read.
 
 A checkpoint is a folder ``step-N``::
 
     rank-00000.safetensors   the pieces of weights and optimizer state that this rank is the first to hold
     metrics.parquet          the metrics so far
-    checkpoint.json          format, step, size and SHA-256 of every file, which pieces make up each tensor, and a
+    checkpoint.json          format, run, step, size and SHA-256 of every file, which pieces make up each tensor, and a
                              hash of all that
 
 The manifest is written last and the folder is written aside and then renamed, so a checkpoint is there whole or not at
-all; one whose files do not match their checksums (a torn disk, a flipped bit) is passed over for the one before it.
-There is no saved state of the data loader and none of a random generator: the batches are a function of the step
-(contract 2), and nothing in a step is random.
+all. Reading one has three outcomes. It is good; it is damaged (a torn disk, a flipped bit: ``DamagedFileError``); or
+it is not for this run (a newer format, another run, a model of other sizes: ``ForeignFileError``). A damaged one is
+renamed ``step-N.damaged``, never removed; nothing but a checkpoint of the run itself is ever removed, and what stands
+beside under other names (``step-7.bak``) is left alone. There is no saved state of the data loader and none of a
+random generator: the batches are a function of the step (contract 2), and nothing in a step is random.
 
-A rank reads of each tensor the slices it needs, whoever wrote them, so a run goes on under another layout, or on one
-device. Format 1, whole tensors of one process, is still read.
+A rank reads of each tensor the slices it needs, whichever rank wrote them, so a run resumes under another layout, or on
+one device. Formats 1 (whole tensors of one process) and 2 (without the run) are still read.
 
-Trade-off: this is not ``torch.distributed.checkpoint``. Its index is a pickle, which is code to whoever reads it; its
+Trade-off: this is not ``torch.distributed.checkpoint``. Its index is a pickle, which runs code when it is read; its
 safetensors writer leaves no index at all, so that a lost file looks like a smaller tensor, and neither has checksums.
 The pieces are those that DTensor names, which is what it would have written.
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import math
+import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from pydantic_core import to_jsonable_python
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from armillary.files import HOST, aside, sync, write_json
-from armillary.recipe import ArmillaryError, canonical_hash
+from armillary.files import HOST, aside, sync
+from armillary.recipe import (
+    ArmillaryError,
+    DamagedFileError,
+    ForeignFileError,
+    RunSpec,
+    read_json,
+    read_sealed,
+    write_sealed,
+)
 
-FORMAT = 2
+FORMAT = 3
 
 _ABANDONED_S = 3600.0
 _METRICS = "metrics.parquet"
 _MANIFEST = "checkpoint.json"
 _OF_FORMAT_1 = ("model.safetensors", "optimizer.safetensors", _METRICS)
+_NAME = re.compile(r"step-(0|[1-9][0-9]*)")
+_HIDDEN = re.compile(r"\.step-([0-9]+)\.(.+)")
+# Why a file cannot be read now, though its content may be good.
+_PASSING = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
+_REMEDY = "restore it from a copy"
 
 
 # Bytes of a number, by the name that safetensors has for its type.
@@ -86,23 +104,83 @@ def write_pieces(folder: Path, rank: int, pieces: Mapping[str, Piece]) -> Writte
     return _written(path, {name: (piece.size, piece.offset) for name, piece in pieces.items()})
 
 
-def complete(
-    hidden: Path, folder: Path, step: int, written: Iterable[Written], metrics: list[dict[str, float]]
-) -> None:
+class RetentionPolicy(Protocol):
+    """When checkpoints are written and which stay, as ``recipe.Checkpoints`` says it."""
+
+    @property
+    def every_s(self) -> float:
+        """Seconds between two checkpoints."""
+
+    @property
+    def keep_last(self) -> int:
+        """How many of the last ones stay."""
+
+    def due(self, step: int) -> bool:
+        """Whether one is written after ``step`` steps, whatever the clock says."""
+
+    def stays(self, step: int) -> bool:
+        """Whether the checkpoint of ``step`` is never removed."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: the finished steps, and a row of metrics for each."""
+
+    spec: RunSpec
+    step: int
+    metrics: list[dict[str, float]]
+
+
+def complete(hidden: Path, folder: Path, written: Iterable[Written], progress: Progress) -> None:
     """Make the files in ``hidden`` the checkpoint ``folder/step-N``."""
-    pq.write_table(metrics_table(metrics), hidden / _METRICS)
+    pq.write_table(metrics_table(progress.metrics), hidden / _METRICS)
     files = [*written, _written(hidden / _METRICS, {})]
     manifest = {
         "format": FORMAT,
-        "step": step,
+        "run": progress.spec.id,
+        "prefix": progress.spec.prefix_id(progress.step),
+        "step": progress.step,
         "files": {file.name: {"bytes": file.bytes, "sha256": file.sha256} for file in files},
         "tensors": _index(files),
     }
-    write_json(hidden / _MANIFEST, {**manifest, "sha256": canonical_hash(to_jsonable_python(manifest))})
-    final = folder / f"step-{step}"
-    shutil.rmtree(final, ignore_errors=True)  # only a damaged one of the same step can stand there
+    write_sealed(hidden / _MANIFEST, to_jsonable_python(manifest))
+    final = folder / f"step-{progress.step}"
+    if final.exists() or final.is_symlink():  # only what is no checkpoint of this run can stand there
+        set_aside(final)
     hidden.rename(final)
     sync(folder)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename ``path`` so that it is no longer taken for a checkpoint; returns its new name, ``NAME.damaged``."""
+    for number in range(1, 1000):
+        target = path.with_name(f"{path.name}.damaged" + (f"-{number}" if number > 1 else ""))
+        if not target.exists() and not target.is_symlink():
+            path.rename(target)
+            sync(path.parent)
+            return target
+    raise ArmillaryError(f"{path.parent}: holds 1000 damaged copies of {path.name}; move them away")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system reports while ``path`` is written into one clear line.
+
+    Raises:
+        ArmillaryError: the file, the reason and the remedy.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, pa.ArrowException) as error:
+        raise ArmillaryError(
+            f"{path}: could not be written ({reason(error)}); make room or give access, then start the run again: it "
+            "resumes from its last checkpoint"
+        ) from error
+
+
+def reason(error: Exception) -> str:
+    """An error in words, without the path that a message names already."""
+    return error.strerror or str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
 
 
 def _index(files: Iterable[Written]) -> dict[str, Any]:
@@ -144,49 +222,58 @@ def join_pieces(written: Iterable[Written], folder: Path, path: Path) -> None:
     sync(path.parent)
 
 
-def save_checkpoint(
-    folder: Path,
-    step: int,
-    pieces: Mapping[str, Piece],
-    metrics: list[dict[str, float]],
-    keep_last: int = 2,
-    stays: Callable[[int], bool] = lambda step: False,
-) -> None:
-    """Write ``folder/step-N`` by one process, and ``thin_out``."""
-    folder.mkdir(parents=True, exist_ok=True)
-    hidden = aside(folder / f"step-{step}")
-    hidden.mkdir()
-    complete(hidden, folder, step, [write_pieces(hidden, 0, pieces)], metrics)
-    thin_out(folder, step, keep_last, stays)
+def save_checkpoint(folder: Path, pieces: Mapping[str, Piece], progress: Progress, policy: RetentionPolicy) -> None:
+    """Write ``folder/step-N`` by one process, and ``thin_out``.
 
-
-def thin_out(folder: Path, step: int, keep_last: int, stays: Callable[[int], bool]) -> None:
-    """Remove all checkpoints but that of ``step``, the ``keep_last - 1`` before it, and those that ``stays`` says.
-
-    Later ones go: they are damaged, or the run would have gone on from them.
+    Raises:
+        ArmillaryError: it could not be written; the checkpoints before it are as they were.
     """
-    passing = [s for s in checkpoint_steps(folder) if s < step and not stays(s)]
+    hidden = aside(folder / f"step-{progress.step}")
+    try:
+        with writing(folder / f"step-{progress.step}"):
+            hidden.mkdir(parents=True)
+            complete(hidden, folder, [write_pieces(hidden, 0, pieces)], progress)
+    except BaseException:
+        shutil.rmtree(hidden, ignore_errors=True)
+        raise
+    thin_out(folder, progress, policy)
+
+
+def thin_out(folder: Path, progress: Progress, policy: RetentionPolicy) -> None:
+    """Remove all checkpoints but that of the last step, the ``keep_last - 1`` before it, and those that stay."""
+    step, keep_last = progress.step, policy.keep_last
+    passing = [s for s in checkpoint_steps(folder) if s < step and not policy.stays(s)]
     before = passing[len(passing) - keep_last + 1 :] if keep_last > 1 else []
-    remove_checkpoints(folder, lambda s: s == step or s in before or stays(s), step)
+    remove_checkpoints(folder, progress.spec.id, lambda s: s >= step or s in before or policy.stays(s), step)
 
 
-def remove_checkpoints(folder: Path, stays: Callable[[int], bool], written: float = math.inf) -> None:
-    """Remove all checkpoints but those of steps that ``stays`` says, and what a killed process had half written.
+def remove_checkpoints(folder: Path, run: str, stays: Callable[[int], bool], written: float = math.inf) -> None:
+    """Remove the checkpoints of ``run`` except the steps that stay, and what a killed process left half written.
 
     What is half written of a step after ``written`` is not touched: another rank may have begun the next checkpoint.
-
-    What another machine writes goes only when it is old: that machine may be alive and merely cut off, its lock on the
-    run lost.
+    What another machine writes is removed only when it is old: that machine may be alive and merely cut off, its lock
+    on the run lost. A checkpoint of another run, of a newer format or without a readable manifest is left alone.
     """
-    half_written = [
-        path
-        for path in folder.glob(".step-*")
-        if int(path.name.split(".")[1].removeprefix("step-")) <= written
-        and (path.name.split(".", 2)[-1].startswith(f"{HOST}.") or _age_s(path) > _ABANDONED_S)
-    ]
-    gone = [folder / f"step-{step}" for step in checkpoint_steps(folder) if not stays(step)]
-    for path in [*gone, *half_written]:
-        shutil.rmtree(path, ignore_errors=True)
+    for step in checkpoint_steps(folder):
+        path = folder / f"step-{step}"
+        if not stays(step) and _removable(path, run):
+            hidden = aside(path)  # a kill in the middle must not leave half a checkpoint under its name
+            with contextlib.suppress(OSError):
+                path.rename(hidden)
+                shutil.rmtree(hidden, ignore_errors=True)
+    for path in folder.glob(".step-*"):
+        name = _HIDDEN.fullmatch(path.name)
+        if name is None or int(name[1]) > written:
+            continue
+        if name[2].startswith(f"{HOST}.") or _age_s(path) > _ABANDONED_S:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _removable(path: Path, run: str) -> bool:
+    try:
+        return bool(read_manifest(path).get("run", run) == run)
+    except (ArmillaryError, OSError):
+        return False
 
 
 def _age_s(path: Path) -> float:
@@ -199,47 +286,74 @@ def _age_s(path: Path) -> float:
 def metrics_table(metrics: list[dict[str, float]]) -> pa.Table:
     """Rows as a table with a column for every key that any of them has, in order of first appearance."""
     columns = dict.fromkeys(key for row in metrics for key in row)
-    return pa.Table.from_pylist([{column: row.get(column) for column in columns} for row in metrics])
+    return pa.table({column: [row.get(column) for row in metrics] for column in columns})
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in ``folder``, ascending."""
+    """Steps of the checkpoints in ``folder``, ascending; other names and plain files are not counted."""
     if not folder.is_dir():
         return []
-    return sorted(int(p.name.removeprefix("step-")) for p in folder.glob("step-*"))
+    named = [(_NAME.fullmatch(path.name), path) for path in folder.iterdir()]
+    return sorted(int(name[1]) for name, path in named if name is not None and path.is_dir())
 
 
-def verify_checkpoint(path: Path, part: int = 0, parts: int = 1) -> str | None:
-    """What is wrong with a checkpoint, in words, or None where every file has its size and checksum.
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of the checkpoint ``path``, of any format.
 
-    The files can be divided among many readers: each takes the ``part``-th of ``parts``.
+    Raises:
+        FileNotFoundError, DamagedFileError, ForeignFileError: as ``read_sealed``.
+    """
+    file = path / _MANIFEST
+    manifest = read_json(file, "checkpoint manifest", _REMEDY)
+    if manifest.get("format") != 1:  # format 1 has the checksums of its files where later ones have the seal
+        manifest = read_sealed(file, "checkpoint manifest", FORMAT, _REMEDY, sealed_since=2)
+        if manifest["format"] > 2 and not all(isinstance(manifest.get(name), str) for name in ("run", "prefix")):
+            raise ForeignFileError(
+                f"{file}: checkpoint manifest of format {manifest['format']} without a run, which this version does "
+                "not write; use the program that wrote it. The file is left as it is"
+            )
+    return manifest
+
+
+def verify_checkpoint(path: Path, run: str | None = None, part: int = 0, parts: int = 1) -> None:
+    """Compare the manifest of a checkpoint with its name and with ``run``, and every file with its size and checksum.
+
+    The files can be divided among many readers: each takes the ``part``-th of ``parts``. Without ``run`` the
+    checkpoint may be of any run.
+
+    Raises:
+        DamagedFileError: a file is missing, torn or changed.
+        ForeignFileError: the format is newer, or the checkpoint belongs to another run.
+        ArmillaryError: a file cannot be read now, for a cause that may pass.
     """
     try:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] not in (1, FORMAT):
-            return f"format {manifest['format']} is not one that this version reads (1, {FORMAT})"
+        manifest = read_manifest(path)
+        if run is not None and manifest.get("run", run) != run:
+            raise ForeignFileError(
+                f"{path}: is a checkpoint of run {manifest['run']}, not of {run}; move it back to its own folder. It "
+                "is left as it is"
+            )
         if manifest["step"] != int(path.name.removeprefix("step-")):
-            return f"{_MANIFEST} is that of step {manifest['step']}"
+            raise DamagedFileError(f"{path}: {_MANIFEST} is that of step {manifest['step']}; {_REMEDY}")
         if manifest["format"] == 1:
             sums = {name: manifest["sha256"][name] for name in _OF_FORMAT_1}
         else:
-            if manifest.pop("sha256") != canonical_hash(manifest):
-                return f"{_MANIFEST} does not match its checksum"
             sums = {name: file["sha256"] for name, file in manifest["files"].items()}
             for name, file in manifest["files"].items():
                 size = (path / name).stat().st_size
                 if size != file["bytes"]:
-                    return f"{name} has {size} bytes instead of {file['bytes']}"
+                    raise DamagedFileError(f"{path}: {name} has {size} bytes instead of {file['bytes']}; {_REMEDY}")
         for name in sorted(sums)[part::parts]:
-            if _sha256(path / name) != sums[name]:
-                return f"{name} does not match its checksum"
+            if file_sha256(path / name) != sums[name]:
+                raise DamagedFileError(f"{path}: {name} does not match its checksum; {_REMEDY}")
     except FileNotFoundError as error:
-        return f"{Path(error.filename).name} is missing"
+        raise DamagedFileError(f"{path}: {Path(error.filename).name} is missing; {_REMEDY}") from error
     except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{_MANIFEST} is damaged"
-    return None
+        if error.errno in _PASSING:
+            raise ArmillaryError(f"{error.filename or path}: cannot be read now ({error.strerror})") from error
+        raise DamagedFileError(f"{error.filename or path}: cannot be read ({error.strerror}); {_REMEDY}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedFileError(f"{path}: {_MANIFEST} is damaged; {_REMEDY}") from error
 
 
 class PieceReader:
@@ -251,7 +365,10 @@ class PieceReader:
 
     def _open(self, file: str) -> Any:
         if file not in self._files:
-            self._files[file] = safe_open(self.folder / file, "pt")
+            try:
+                self._files[file] = safe_open(self.folder / file, "pt")
+            except (OSError, SafetensorError) as error:
+                raise DamagedFileError(f"{self.folder / file}: cannot be read ({error}); {_REMEDY}") from error
         return self._files[file]
 
     def kind(self, name: str) -> str:
@@ -294,31 +411,71 @@ class PieceReader:
 
 
 class CheckpointReader(PieceReader):
-    """A verified checkpoint of either format: weights under the names of the model, optimizer state as ``NAME/KEY``."""
+    """A checkpoint of any format: weights under the names of the model, optimizer state as ``NAME/KEY``."""
 
     def __init__(self, path: Path) -> None:
-        manifest = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        super().__init__(path, manifest["tensors"] if manifest["format"] != 1 else {})
-        if manifest["format"] == 1:
+        self.manifest = read_manifest(path)
+        self._rows: list[dict[str, float]] | None = None
+        super().__init__(path, self.manifest["tensors"] if self.manifest["format"] != 1 else {})
+        if self.manifest["format"] == 1:
             index = {}
             for file in _OF_FORMAT_1[:2]:
                 opened = self._open(file)
-                for name in opened.keys():  # noqa: SIM118 (it is no mapping)
+                for name in opened.keys():  # noqa: SIM118 (not a mapping)
                     size = opened.get_slice(name).get_shape()
                     index[name] = {"size": size, "pieces": {file: [0] * len(size)}}
             self._index = index
 
+    def compare(self, sizes: Mapping[str, tuple[int, ...]]) -> None:
+        """Hold the whole sizes of all tensors against those of a model, before any slice is read.
+
+        Raises:
+            ForeignFileError: a tensor is missing, unexpected, or of another size.
+        """
+
+        def refuse(what: str) -> ForeignFileError:
+            return ForeignFileError(
+                f"{self.folder}: is a checkpoint of another model: {what}; move it back to its own folder. It is left "
+                "as it is"
+            )
+
+        for name, size in sizes.items():
+            if name not in self._index:
+                raise refuse(f"it lacks the tensor '{name}'")
+            if tuple(self._index[name]["size"]) != size:
+                raise refuse(f"'{name}' is {list(self._index[name]['size'])} there and {list(size)} in this run")
+        for name, tensor in self._index.items():
+            parameter, _, key = name.partition("/")
+            if parameter not in sizes:
+                raise refuse(f"it has a tensor '{name}', which this run's model lacks")
+            # a moment has its parameter's size, and a count none
+            if key and math.prod(tensor["size"]) != 1 and tuple(tensor["size"]) != sizes[parameter]:
+                raise refuse(f"'{name}' is {list(tensor['size'])} there and {list(sizes[parameter])} in this run")
+
     def metrics(self) -> list[dict[str, float]]:
-        """The metrics up to this step."""
-        rows = pq.read_table(self.folder / _METRICS).to_pylist()
-        return [{k: v for k, v in row.items() if v is not None} for row in rows]
+        """The metrics up to this step, a row for each.
+
+        Raises:
+            DamagedFileError: not a table of them.
+        """
+        if self._rows is None:
+            file = self.folder / _METRICS
+            try:
+                rows = pq.read_table(file).to_pylist()
+            except (OSError, pa.ArrowException) as error:
+                raise DamagedFileError(f"{file}: cannot be read ({error}); {_REMEDY}") from error
+            if [row.get("step") for row in rows] != list(range(1, self.manifest["step"] + 1)):
+                raise DamagedFileError(f"{file}: lacks a row for each of {self.manifest['step']} steps; {_REMEDY}")
+            self._rows = [{k: v for k, v in row.items() if v is not None} for row in rows]
+        return self._rows
 
 
 def _written(path: Path, pieces: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> Written:
     sync(path)
-    return Written(path.name, path.stat().st_size, _sha256(path), pieces)
+    return Written(path.name, path.stat().st_size, file_sha256(path), pieces)
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from armillary.corpus import Corpus
-from armillary.model import Transformer, balance_experts, save_weights, set_batch_tokens
+from armillary.model import Transformer, balance_experts, check_tokens, save_weights, set_batch_tokens
 from armillary.recipe import RunSpec
-from armillary.train.checkpoint import CheckpointReader, Piece, whole
+from armillary.train.checkpoint import CheckpointReader, Piece, whole, writing
 from armillary.train.optimizer import build_optimizer, set_lr
 
 VALIDATION_BATCH = 64  # windows; part of the arithmetic, so it is fixed
@@ -36,8 +36,8 @@ class Engine(Protocol):
         Returns the mean cross entropy in nats and the gradient norm before clipping, both still on the device.
         """
 
-    def entropy(self, windows: Tensor) -> float:
-        """Mean cross entropy in nats over ``windows`` [n, T + 1] (int64), with the positions of the last step."""
+    def entropy(self, step: int, windows: Tensor) -> float:
+        """Mean cross entropy in nats over ``windows`` [n, T + 1] (int64), with the positions that ``step`` has."""
 
     def pieces(self) -> dict[str, Piece]:
         """What this process has of the weights (under the names of the model) and optimizer state (``NAME/KEY``)."""
@@ -61,13 +61,16 @@ class Alone:
         self.optimizer = build_optimizer(self.model, spec)
 
     def step(self, step: int, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """As ``train_step``, with the positions that the run has in this step."""
+        """As ``train_step``, with the positions that the run has in this step; TokenError for a foreign token."""
+        check_tokens(batch, self.spec.model.vocab_size)
         self.model.turn_as(self.spec.during(step).model)
         return train_step(self.model, self.optimizer, self.spec, step, batch.to(self.device, non_blocking=True))
 
     @torch.no_grad()
-    def entropy(self, windows: Tensor) -> float:
-        """Mean cross entropy in nats over ``windows`` [n, T + 1]."""
+    def entropy(self, step: int, windows: Tensor) -> float:
+        """Mean cross entropy in nats over ``windows`` [n, T + 1], with the positions that the run has in ``step``."""
+        check_tokens(windows, self.spec.model.vocab_size)
+        self.model.turn_as(self.spec.during(step).model)
         with autocast(self.spec, self.device):
             _, entropy = self.model.loss(windows.to(self.device))
         return entropy.item()
@@ -92,8 +95,9 @@ class Alone:
             }
 
     def save_weights(self, path: Path) -> None:
-        """Write the weights as one safetensors file."""
-        save_weights(self.model, path)
+        """Write the weights as one safetensors file; ArmillaryError where it cannot be written."""
+        with writing(path):
+            save_weights(self.model, path)
 
 
 def autocast(spec: RunSpec, device: torch.device) -> contextlib.AbstractContextManager[Any]:

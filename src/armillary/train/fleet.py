@@ -34,11 +34,12 @@ from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from armillary.corpus import Corpus
-from armillary.model import Transformer, width_factors
+from armillary.model import TokenError, Transformer, check_tokens, width_factors
 from armillary.recipe import ModelShape, OptimizerSpec, RunSpec, UsageError
 from armillary.train.engine import Alone, autocast
 from armillary.train.loop import (
@@ -46,11 +47,11 @@ from armillary.train.loop import (
     DivergedError,
     InterruptedRunError,
     Run,
-    RunResult,
     Trunk,
     default_device,
     open_run,
 )
+from armillary.train.result import RunResult
 
 Outcome = RunResult | Exception
 
@@ -222,8 +223,9 @@ class Fleet:
 
     def step(self) -> dict[str, Outcome]:
         """One step of every run; returns the outcomes of those that have left since the last step."""
-        if self.runs:
-            batch = torch.from_numpy(np.stack([run.order.batch(run.step) for run in self.runs]))
+        batches = self._batches()
+        if batches:
+            batch = torch.from_numpy(np.stack(batches))
             taken = [(run.spec, run.step) for run in self.runs]
             self._pending.append(self._stack.step(taken, batch.to(self.device, non_blocking=True)))
             for run in self.runs:
@@ -236,6 +238,24 @@ class Fleet:
                 self._since = time.perf_counter()
         left, self._left = self._left, {}
         return left
+
+    def _batches(self) -> list[NDArray[np.int64]]:
+        """The next batch of every run; a run with a token outside of the vocabulary leaves."""
+        batches, bad = [], []
+        for run in self.runs:
+            batch = run.order.batch(run.step)
+            try:
+                check_tokens(torch.from_numpy(batch), run.spec.model.vocab_size)
+                batches.append(batch)
+            except TokenError as error:
+                bad.append((run, error))
+        if bad:
+            self._look()
+            for run, problem in bad:
+                if run in self.runs:  # it may just have diverged
+                    self._remove(self.runs.index(run), problem)
+            return self._batches()
+        return batches
 
     def _look(self) -> None:
         """Fetch the losses of the steps since the last look; who has diverged leaves."""

@@ -20,7 +20,9 @@ from torch import Tensor
 
 from armillary.corpus import Corpus, TokenOrder
 from armillary.recipe import ArmillaryError, Checkpoints, Layout, RunSpec
-from armillary.train.loop import Run, RunResult, Silent, carry_out, open_folder
+from armillary.train.check import check_run
+from armillary.train.loop import Run, Silent, carry_out, open_folder
+from armillary.train.result import RunResult
 from armillary.train.saver import Backstage
 from armillary.train.spread import Spread
 from armillary.train.world import Ranks
@@ -38,15 +40,16 @@ def train_ranks(
     stop: Callable[[], bool] = lambda: False,
     tell: Callable[[str], None] = lambda text: None,
 ) -> RunResult:
-    """Carry out ``spec`` as one of the ranks of ``layout``; the process group must be initialised.
+    """Train ``spec`` as one of the ranks of ``layout``; the process group must be initialised.
 
     Every rank calls this with the same arguments, but for ``device`` (its own) and the last three: any rank's ``stop``
     stops all after the same step, and what rank 0 has to ``tell`` is for a person.
 
     Raises:
-        UsageError: the layout does not fit.
+        UsageError: the layout does not fit, or as ``train_run``.
         DivergedError, InterruptedRunError, BusyRunError, ArmillaryError: as ``train_run``; on all ranks.
     """
+    check_run(spec, corpus, layout)
     world = Ranks()
     with contextlib.ExitStack() as closing:
         closing.callback(world.close)

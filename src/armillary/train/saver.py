@@ -28,9 +28,12 @@ from armillary.files import HOST
 from armillary.recipe import ArmillaryError
 from armillary.train.checkpoint import (
     Piece,
+    Progress,
+    RetentionPolicy,
     Written,
     complete,
     join_pieces,
+    reason,
     save_checkpoint,
     thin_out,
     write_pieces,
@@ -48,29 +51,11 @@ class Saved:
     data: dict[str, float] = field(default_factory=dict)
 
 
-class Rule(Protocol):
-    """When checkpoints are written and which stay, as ``recipe.Checkpoints`` says it."""
-
-    @property
-    def every_s(self) -> float:
-        """Seconds between two checkpoints."""
-
-    @property
-    def keep_last(self) -> int:
-        """How many of the last ones stay."""
-
-    def due(self, step: int) -> bool:
-        """Whether one is written after ``step`` steps, whatever the clock says."""
-
-    def stays(self, step: int) -> bool:
-        """Whether the checkpoint of ``step`` is never removed."""
-
-
 class Saver(Protocol):
     """Writes checkpoints."""
 
-    def save(self, step: int, pieces: Mapping[str, Piece], metrics: list[dict[str, float]]) -> None:
-        """Begin to write the checkpoint of ``step``."""
+    def save(self, pieces: Mapping[str, Piece], progress: Progress) -> None:
+        """Begin to write the checkpoint of the last step."""
 
     def finished(self) -> list[Saved]:
         """What has been written since this was asked last."""
@@ -82,15 +67,15 @@ class Saver(Protocol):
 class Direct:
     """Writes at once; what goes wrong is raised."""
 
-    def __init__(self, folder: Path, rule: Rule) -> None:
-        self.folder, self.rule = folder, rule
+    def __init__(self, folder: Path, policy: RetentionPolicy) -> None:
+        self.folder, self.policy = folder, policy
         self._saved: list[Saved] = []
 
-    def save(self, step: int, pieces: Mapping[str, Piece], metrics: list[dict[str, float]]) -> None:
-        """Write the checkpoint of ``step``."""
+    def save(self, pieces: Mapping[str, Piece], progress: Progress) -> None:
+        """Write the checkpoint of the last step."""
         begin = time.perf_counter()
-        save_checkpoint(self.folder, step, pieces, metrics, self.rule.keep_last, self.rule.stays)
-        self._saved.append(Saved(step, time.perf_counter() - begin))
+        save_checkpoint(self.folder, pieces, progress, self.policy)
+        self._saved.append(Saved(progress.step, time.perf_counter() - begin))
 
     def finished(self) -> list[Saved]:
         """What has been written since this was asked last."""
@@ -104,8 +89,8 @@ class Direct:
 class Backstage:
     """Writes by all ranks of ``world`` in their background; every rank has to be asked for the same."""
 
-    def __init__(self, folder: Path, world: Ranks, rule: Rule) -> None:
-        self.folder, self.world, self.rule = folder, world, rule
+    def __init__(self, folder: Path, world: Ranks, policy: RetentionPolicy) -> None:
+        self.folder, self.world, self.policy = folder, world, policy
         self._group = dist.new_group(backend="gloo")  # for the threads alone
         # One name for the folders of this attempt, as ``aside`` gives one process
         self._token = world.share(f"{HOST}.{uuid.uuid4().hex[:12]}")
@@ -113,13 +98,13 @@ class Backstage:
         self._thread: threading.Thread | None = None
         self._saved: list[Saved] = []
 
-    def save(self, step: int, pieces: Mapping[str, Piece], metrics: list[dict[str, float]]) -> None:
+    def save(self, pieces: Mapping[str, Piece], progress: Progress) -> None:
         """Copy ``pieces`` and have them written while training goes on."""
         begin = time.perf_counter()
         self.wait()
         copied, arrived = self._copy(pieces)
-        saved = Saved(step, time.perf_counter() - begin)
-        self._thread = threading.Thread(target=self._write, args=(saved, copied, list(metrics), arrived))
+        saved = Saved(progress.step, time.perf_counter() - begin)
+        self._thread = threading.Thread(target=self._write, args=(saved, copied, progress, arrived))
         self._thread.start()
 
     def finished(self) -> list[Saved]:
@@ -148,13 +133,13 @@ class Backstage:
             folder.mkdir(parents=True, exist_ok=True)
             mine = write_pieces(folder, self.world.rank, pieces) if pieces else None
         except Exception as error:
-            mine, problem = None, f"rank {self.world.rank} could not write its part ({_said(error)})"
+            mine, problem = None, f"rank {self.world.rank} could not write its part ({reason(error)})"
         parts = self.world.collect((mine, problem))
         if self.world.rank == 0 and all(text is None for _, text in parts):
             try:
                 join_pieces([file for file, _ in parts if file is not None], folder, path)
             except Exception as error:
-                problem = f"they could not be put together ({_said(error)})"
+                problem = f"they could not be put together ({reason(error)})"
         if self.world.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
         problem = next((text for text in [*(text for _, text in parts), self.world.share(problem)] if text), None)
@@ -177,9 +162,7 @@ class Backstage:
         arrived.record()
         return copied, arrived
 
-    def _write(
-        self, saved: Saved, pieces: dict[str, Piece], metrics: list[dict[str, float]], arrived: torch.Event | None
-    ) -> None:
+    def _write(self, saved: Saved, pieces: dict[str, Piece], progress: Progress, arrived: torch.Event | None) -> None:
         begin = time.perf_counter()
         hidden = self.folder / f".step-{saved.step}.{self._token}"
         mine: Written | str | None = None
@@ -190,7 +173,7 @@ class Backstage:
             if pieces:
                 mine = write_pieces(hidden, self.world.rank, pieces)
         except Exception as error:
-            mine = f"rank {self.world.rank} could not write its part ({_said(error)})"
+            mine = f"rank {self.world.rank} could not write its part ({reason(error)})"
         try:
             parts: list[Written | str | None] = [None] * self.world.size
             dist.gather_object(mine, parts if self.world.rank == 0 else None, dst=0, group=self._group)
@@ -198,18 +181,14 @@ class Backstage:
                 saved.problem = next((part for part in parts if isinstance(part, str)), None)
                 written = [part for part in parts if isinstance(part, Written)]
                 if saved.problem is None:
-                    complete(hidden, self.folder, saved.step, written, metrics)
-                    thin_out(self.folder, saved.step, self.rule.keep_last, self.rule.stays)
+                    complete(hidden, self.folder, written, progress)
+                    thin_out(self.folder, progress, self.policy)
                 saved.data = {
                     "written_s": time.perf_counter() - begin,
                     "bytes": sum(file.bytes for file in written),
                 }
         except Exception as error:
-            saved.problem = f"it could not be completed ({_said(error)})"
+            saved.problem = f"it could not be completed ({reason(error)})"
         if saved.problem is not None:
             shutil.rmtree(hidden, ignore_errors=True)
         self._saved.append(saved)
-
-
-def _said(error: Exception) -> str:
-    return error.strerror or str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"

@@ -39,8 +39,10 @@ class Spread:
         self.program.balance()
         return loss, norm
 
-    def entropy(self, windows: Tensor) -> float:
-        """Mean cross entropy in nats over ``windows`` [n, T + 1]."""
+    def entropy(self, step: int, windows: Tensor) -> float:
+        """Mean cross entropy in nats over ``windows`` [n, T + 1], with the positions that the run has in ``step``."""
+        for part in self.program.parts:
+            part.turn_as(self.spec.during(step).model)
         return self.program.entropy(windows).item()
 
     def pieces(self) -> dict[str, Piece]:

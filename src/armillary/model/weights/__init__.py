@@ -2,6 +2,6 @@
 
 from armillary.model.weights.files import replace_folder
 from armillary.model.weights.huggingface import export_hf, import_hf
-from armillary.model.weights.native import load_weights, save_weights
+from armillary.model.weights.native import check_weights, load_weights, save_weights
 
-__all__ = ["export_hf", "import_hf", "load_weights", "replace_folder", "save_weights"]
+__all__ = ["check_weights", "export_hf", "import_hf", "load_weights", "replace_folder", "save_weights"]

@@ -8,12 +8,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from armillary.model.transformer import Transformer
 from armillary.model.weights.files import check_tensors, save_tensors
-from armillary.recipe import ArmillaryError, ModelShape
+from armillary.recipe import ArmillaryError, DamagedFileError, ModelShape
 
 
 def save_weights(model: Transformer, path: Path) -> None:
@@ -27,13 +27,38 @@ def load_weights(path: Path, shape: ModelShape) -> Transformer:
     Raises:
         ArmillaryError: the file cannot be read, is torn, or its tensors are not those of ``shape`` (named).
     """
+    check_weights(path, shape)
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise ArmillaryError(f"{path}: cannot be read as weights ({error}); copy or train it again") from error
+        raise _unreadable(path, error) from error
     with torch.device("meta"):
         model = Transformer(shape)
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    check_tensors(path, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, wanted)
     model.load_state_dict(tensors, assign=True)
     return model
+
+
+def check_weights(path: Path, shape: ModelShape) -> None:
+    """Hold names, sizes and types of the tensors in a weight file against a model's, without reading their numbers.
+
+    Raises:
+        ArmillaryError: as ``load_weights``.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            sizes = {name: tuple(tensor.get_shape()) for name, tensor in slices.items()}
+            kinds = {name: tensor.get_dtype() for name, tensor in slices.items()}
+    except (OSError, SafetensorError) as error:
+        raise _unreadable(path, error) from error
+    with torch.device("meta"):
+        wanted = {name: tuple(tensor.shape) for name, tensor in Transformer(shape).state_dict().items()}
+    check_tensors(path, sizes, wanted)
+    other = next((name for name, kind in kinds.items() if kind != "F32"), None)
+    if other is not None:
+        raise ArmillaryError(f"{path}: the weights are not those of a run: {other} is {kinds[other]} and should be F32")
+
+
+def _unreadable(path: Path, error: Exception) -> DamagedFileError:
+    said = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+    return DamagedFileError(f"{path}: cannot be read as weights ({said}); copy or train it again")

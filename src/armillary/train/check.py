@@ -1,0 +1,74 @@
+"""Whether a run can be trained to its end, found out before its first step.
+
+Everything that a run takes from its corpus, its layout and its schedule is compared here: a run that would fail at its
+last validation is refused before it has cost anything. The trainer, a study and the dry run call the same function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from pydantic import ValidationError
+
+from armillary.corpus import Corpus, TokenOrder
+from armillary.recipe import Layout, RunSpec, UsageError
+
+
+def check_run(spec: RunSpec, corpus: Corpus, layout: Layout | None = None) -> None:
+    """Hold a run against the corpus it is trained on and, where it has one, its layout.
+
+    Raises:
+        UsageError: every reason for which it cannot be trained to its end, with names, numbers and remedies: another
+            corpus; a vocabulary below the corpus's; phases, schedule or batch that do not fit; a domain of the mixture
+            that is missing or too short; a validation domain shorter than one window of any length at which it is
+            validated; a layout that does not divide the run.
+    """
+    if corpus.hash != spec.corpus:
+        raise UsageError(
+            f"run {spec.id} belongs to corpus {spec.corpus}, but {corpus.path} is {corpus.hash}; give the folder of "
+            "the one it belongs to"
+        )
+    problems: list[str] = []
+    try:
+        # a specification that was made from another one by copying may not have been checked
+        RunSpec.model_validate(spec.model_dump(mode="json"))
+    except ValidationError as error:
+        for found in error.errors():
+            where = ".".join(map(str, found["loc"]))
+            problems.append(f"{where}: {found['msg']}" if where else found["msg"])
+    if spec.model.vocab_size < corpus.vocab_size:
+        problems.append(
+            f"model.vocab_size ({spec.model.vocab_size}) is below the corpus's {corpus.vocab_size}; it must be at "
+            "least that"
+        )
+    if not problems:
+        checks: list[Callable[[], object]] = [lambda: TokenOrder.of(spec, corpus)]
+        if layout is not None:
+            checks.append(partial(layout.check, spec))
+        for check in checks:
+            try:
+                check()
+            except UsageError as error:
+                problems.append(str(error))
+        problems += _validation_problems(spec, corpus)
+    if problems:
+        raise UsageError(f"run {spec.id}: " + "; ".join(problems))
+
+
+def _validation_problems(spec: RunSpec, corpus: Corpus) -> list[str]:
+    """Domains that are shorter than a window of the longest length at which the run is validated."""
+    longest: dict[int, int] = {}
+    for start, end, run in spec.stretches():
+        every = spec.validation.every
+        if end == spec.steps or (every is not None and end // every > start // every):
+            longest.setdefault(run.context_length, start)
+    length = max(longest)
+    problems = []
+    for domain in corpus.domains:
+        try:
+            corpus.validation(domain, length, 1)
+        except UsageError as error:
+            begin = longest[length]
+            problems.append(f"validation from step {begin} on: {error}" if begin else f"validation: {error}")
+    return problems
