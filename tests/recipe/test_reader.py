@@ -223,6 +223,11 @@ def test_the_same_number_in_a_large_run_and_in_limits(tmp_path):
     with pytest.raises(UsageError) as caught:
         load_training(large)
     assert len(str(caught.value).splitlines()) == 2
+    large.write_text(text + "  schedule: {warmup_steps: 30}\n")
+    with pytest.raises(
+        UsageError, match=r":11: run\.schedule: warmup_steps \(30\) and decay_steps \(0\) do not fit into"
+    ):
+        load_training(large)
     limits = tmp_path / "limits.yaml"
     limits.write_text("budget_tokens: 10B\ndomain_tokens: {no: 2B, 2: 1e9}\n")
     assert load_document(limits, MixtureLimits).domain_tokens == {"no": 2e9, "2": 1e9}

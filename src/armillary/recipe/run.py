@@ -178,17 +178,19 @@ class RunSpec(Document):
     def _parts_fit(self) -> Self:
         starts = [phase.start_step for phase in self.mixture]
         if not starts or starts[0] != 0:
-            raise ValueError("the first phase of the mixture must start at step 0")
+            raise FieldError("the first phase of the mixture must start at step 0", "mixture")
         if starts != sorted(set(starts)):
-            raise ValueError(f"phases of the mixture must start at growing steps, found {starts}")
+            raise FieldError(f"phases of the mixture must start at growing steps, found {starts}", "mixture")
         if self.batch_sequences % self.accumulation:
-            raise ValueError(
-                f"batch_sequences ({self.batch_sequences}) must be a multiple of accumulation ({self.accumulation})"
+            raise FieldError(
+                f"batch_sequences ({self.batch_sequences}) must be a multiple of accumulation ({self.accumulation})",
+                "batch_sequences",
             )
         if self.schedule.warmup_steps + self.schedule.decay_steps > self.steps:
-            raise ValueError(
+            raise FieldError(
                 f"warmup_steps ({self.schedule.warmup_steps}) and decay_steps ({self.schedule.decay_steps}) "
-                f"do not fit into {self.steps} steps"
+                f"do not fit into {self.steps} steps",
+                "schedule",
             )
         return self
 
