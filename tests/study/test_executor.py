@@ -161,3 +161,45 @@ def test_a_corpus_that_cannot_be_opened_is_said_of_every_run(make_spec, tmp_path
     assert [answer.run for answer in said] == [job.spec.id for job in jobs]
     assert {answer.kind for answer in said} <= {"failed", "refused"}
     assert all("missing" in answer.value and answer.run in answer.value for answer in said)
+
+
+def test_a_run_that_another_process_ends_meanwhile_is_not_trained_again(store, make_spec):
+    first, second, wild = (make_spec(seed=seed) for seed in (1, 2, 3))
+
+    def act(spec):
+        other = Store(store.folder)  # as the other process does, which has the same runs in another order
+        other.mark_running(second.id)
+        other.mark_done(result_of(second, 2.5))
+        other.mark_failed(wild.id, "diverged", "the loss is nan")
+        return result_of(spec)
+
+    mine = ScriptedExecutor(store, act)
+    outcomes = mine.run("a", [Job(first), Job(second), Job(wild)])
+    assert mine.trained == [first.id]
+    assert outcomes[second.id] == result_of(second, 2.5) and outcomes[wild.id].status == "diverged"
+
+
+def test_a_call_that_fails_leaves_nothing_to_the_next(store, make_spec, monkeypatch):
+    """What its workers had at hand is trained again or taken from its folder."""
+    specs = [make_spec(seed=seed) for seed in (1, 2)]
+    mine = ScriptedExecutor(store, result_of)
+
+    def fail(*told):
+        raise ArmillaryError("store.sqlite: the disk is full")
+
+    with monkeypatch.context() as patch, pytest.raises(ArmillaryError, match="the disk is full"):
+        patch.setattr(mine, "_receive", lambda: [])  # the worker is still training
+        mine.run("a", [Job(spec) for spec in specs], fail)
+    assert mine._workers == [] and mine.worker.stacks == []
+    mine.worker.said.clear()
+    assert mine.run("b", [Job(specs[1])]) == {specs[1].id: result_of(specs[1])}
+
+
+def test_other_numbers_of_a_run_trained_again_are_not_what_the_call_returns(store, make_spec):
+    spec = make_spec()
+    mine = ScriptedExecutor(store, result_of)
+    mine.run("a", [Job(spec)])
+    store.reopen(spec.id)
+    other = ScriptedExecutor(store, lambda spec: result_of(spec, 2.0))
+    assert other.run("a", [Job(spec)]) == {spec.id: result_of(spec)} and other.trained == [spec.id]
+    assert "loss is" in store.overview()[0]["error"] and store.overview()[0]["status"] == "done"

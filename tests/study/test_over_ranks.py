@@ -1,5 +1,6 @@
 """Runs of a study over many ranks: the store hears of them what it would hear from workers."""
 
+import errno
 import os
 import signal
 
@@ -7,8 +8,17 @@ import pytest
 
 from armillary.goodput import read_events
 from armillary.recipe import Layout, OptimizerSpec, UsageError, Validation
-from armillary.study import Failure, InterruptedStudyError, Job, LocalExecutor, OverRanks, RayExecutor, Store
-from armillary.train import train_run
+from armillary.study import (
+    Failure,
+    InterruptedStudyError,
+    Job,
+    LocalExecutor,
+    OverRanks,
+    RayExecutor,
+    Store,
+    over_ranks,
+)
+from armillary.train import BusyRunError, train_run
 
 
 @pytest.fixture
@@ -61,3 +71,35 @@ def test_ranks_are_not_started_for_workers_elsewhere(tiny_corpus, make_spec, tmp
     elsewhere = RayExecutor(Store(tmp_path / "store"), tiny_corpus.path, "ray://127.0.0.1:1", 1)
     with pytest.raises(UsageError, match=r"target\.yaml"):
         OverRanks(elsewhere, Layout(dp_shard=2)).run("target", [Job(make_spec())], lambda *progress: None)
+
+
+@pytest.mark.parametrize("ends", [True, False], ids=["which ends it", "which leaves it"])
+def test_a_run_that_another_process_trains_is_waited_for(ends, tiny_corpus, make_spec, tmp_path, monkeypatch):
+    spec, store = make_spec(), Store(tmp_path / "store")
+    over = OverRanks(LocalExecutor(store, tiny_corpus.path, 1), Layout(dp_shard=2))
+    folder, begun = store.run_folder(spec.id), []
+
+    def fake(large, place, reporter):
+        begun.append(place)
+        if len(begun) == 1:  # it was faster
+            if ends:
+                train_run(spec, tiny_corpus, folder)
+            raise BusyRunError(f"{place}: another process trains this run")
+        return train_run(spec, tiny_corpus, folder)
+
+    monkeypatch.setattr(over_ranks, "launch", fake)
+    monkeypatch.setattr(over_ranks, "_LOOK_S", 0.01)
+    outcomes = over.run("target", [Job(spec)], lambda *progress: None)
+    assert outcomes[spec.id] == store.result(spec.id) is not None and len(begun) == (1 if ends else 2)
+
+
+def test_a_full_disk_is_a_passing_failure(tiny_corpus, make_spec, tmp_path, monkeypatch):
+    spec, store = make_spec(), Store(tmp_path / "store")
+    over = OverRanks(LocalExecutor(store, tiny_corpus.path, 1), Layout(dp_shard=2))
+
+    def fail(large, place, reporter):
+        raise OSError(errno.ENOSPC, "No space left on device", str(place))
+
+    monkeypatch.setattr(over_ranks, "launch", fail)
+    failure = over.run("target", [Job(spec)], lambda *progress: None)[spec.id]
+    assert failure.passing and "free space" in failure.error and store.overview()[0]["status"] == "failed"

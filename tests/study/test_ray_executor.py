@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from armillary.goodput import read_events
 from armillary.recipe import OptimizerSpec, Schedule, UsageError, Validation
@@ -183,10 +184,19 @@ def test_a_place_that_is_none_is_told_at_once(on, tiny_corpus, tmp_path):
         RayExecutor(Store(tmp_path), tiny_corpus.path, on)
 
 
-def test_a_password_on_the_command_line_is_kept_from_the_cluster(tiny_corpus, tmp_path, monkeypatch):
-    store = Store(tmp_path, f"sqlite:///{tmp_path}/store.sqlite")
-    monkeypatch.setattr(store.engine, "url", store.engine.url.set(username="me", password="s3 cret", host="db"))
-    monkeypatch.setattr(sys, "orig_argv", ["armillary", "--database=postgresql://me:s3%20cret@db/x"])
+@pytest.mark.parametrize(
+    "given",
+    [
+        "postgresql+psycopg://me:s3%20cret@db/x",
+        "postgresql+psycopg://me:s3+cret@db/x?application_name=a",
+        "postgresql+psycopg://me@db/x?password=s3%20cret",
+        "postgresql+psycopg://me@db/x?sslpassword=s3+cret",
+    ],
+)
+def test_a_password_on_the_command_line_is_kept_from_the_cluster(given, tiny_corpus, tmp_path, monkeypatch):
+    store = Store(tmp_path)
+    monkeypatch.setattr(store.engine, "url", sa.make_url(given))
+    monkeypatch.setattr(sys, "orig_argv", ["armillary", "run", "recipe.yaml", f"--database={given}"])
     with RayExecutor(store, tiny_corpus.path, "ray") as executor, pytest.raises(UsageError) as caught:
         executor.measure([])
     assert "ARMILLARY_DATABASE" in str(caught.value) and "cret" not in str(caught.value)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sqlite3
 import struct
 import time
@@ -28,6 +29,13 @@ _TRIES, _PAUSE_S = 3, 1.0
 _LOCK = 0x61726D69  # any number that no other program takes for a lock in this database
 _MAGIC = b"SQLite format 3\0"
 _WRITE = "armillary_write"
+
+
+def secrets(url: sa.URL) -> list[str]:
+    """What of a URL is secret: the password, and parameters whose names say so."""
+    named = [value for name, value in url.query.items() if re.search("pass|pwd|secret|token", name, re.IGNORECASE)]
+    values = [part for value in named for part in ([value] if isinstance(value, str) else value)]
+    return [value for value in [str(url.password or ""), *values] if value]
 
 
 class Database:

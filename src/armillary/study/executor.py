@@ -411,6 +411,11 @@ class Executor(ABC):
                 done = queue.done_flops + sum(worker.flops() for worker in self._workers)
                 note = f"{len(queue.outcomes) - known}/{total_runs} runs"
                 progress(study, done, total, f"{note}, {self._word}" if self._word else note)
+        except BaseException:
+            # A failing database, for one: what workers have at hand must not be taken for a later call's.
+            if any(worker.stacks for worker in self._workers):
+                self.rest()
+            raise
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -438,8 +443,20 @@ class Executor(ABC):
             jobs = mates[: max(members, -(-len(mates) // len(self._workers)))] if members > 1 else ready[:1]
             for job in jobs:
                 queue.waiting.remove(job)
+            jobs = [job for job in jobs if not self._settle(job, queue)]
+            for job in jobs:
                 self.store.mark_running(job.spec.id)
-            worker.give(jobs, members)
+            if jobs:
+                worker.give(jobs, members)
+
+    def _settle(self, job: Job, queue: _Queue) -> bool:
+        """Whether another process with the same store has brought the run to its end since this call began."""
+        outcome = settled(self.store, job.spec.id)
+        if outcome is None:
+            return False
+        queue.outcomes[job.spec.id] = outcome
+        queue.done_flops += job.new_flops(job.spec.steps)
+        return True
 
     def _is_ready(self, job: Job, unfinished: set[str]) -> bool:
         # A branch waits for its trunk; should the trunk have failed, it trains the whole way itself.

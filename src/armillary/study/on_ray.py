@@ -35,9 +35,10 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_plus
 
 from armillary.recipe import ArmillaryError, UsageError
+from armillary.study.database import secrets as secrets_of
 from armillary.study.executor import Answer, Executor, Lost, Message, Train, Worker
 from armillary.study.proof import Proof, proof
 from armillary.study.store import Store
@@ -446,8 +447,8 @@ def _lost_connection() -> Iterator[None]:
 
 def _refuse_visible_password(store: Store) -> None:
     """Ray shows every node the command line of those who use it."""
-    password = store.engine.url.password
-    if password and any(str(password) in unquote(argument) for argument in sys.orig_argv):
+    shown = [text for argument in sys.orig_argv for text in (argument, unquote(argument), unquote_plus(argument))]
+    if any(secret in text for secret in secrets_of(store.engine.url) for text in shown):
         raise UsageError(
             "--database: with --on ray the whole cluster could read the password in this command; give the URL in "
             "the environment variable ARMILLARY_DATABASE instead"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -21,8 +22,8 @@ from armillary.launch import launch
 from armillary.recipe import ArmillaryError, Checkpoints, LargeRun, Layout, UsageError
 from armillary.study.executor import Executor, Failure, InterruptedStudyError, Job, Progress, keep_result, settled
 from armillary.study.local import LocalExecutor
-from armillary.study.store import Store
-from armillary.train import InterruptedRunError, RunResult
+from armillary.study.store import Store, in_use
+from armillary.train import BusyRunError, InterruptedRunError, RunResult
 
 _LOOK_S = 0.5
 
@@ -80,17 +81,25 @@ class OverRanks:
             layout=self.layout,
             checkpoints=Checkpoints(every_s=self.workers.checkpoint_every_s),
         )
-        self.store.mark_running(run)
-        try:
-            result = launch(large, self.store.run_folder(run), reporter=partial(_Teller, reached))
-        except InterruptedRunError as error:
-            self.store.mark_failed(run, "pending", str(error))
-            raise InterruptedStudyError(f"{error}; give the same command to go on") from error
-        except (ArmillaryError, OSError) as error:
-            failure = Failure.of(run, error)
-            self.store.mark_failed(run, failure.status, failure.error)
-            return failure
-        assert result is not None  # only the other ranks of a launcher get none
+        folder, result = self.store.run_folder(run), None
+        while result is None:
+            while in_use(folder):  # by a study of another process, or by a launcher; what it leaves is then taken
+                time.sleep(_LOOK_S)
+            known = settled(self.store, run)
+            if known is not None:
+                return known
+            self.store.mark_running(run)
+            try:
+                result = launch(large, folder, reporter=partial(_Teller, reached))
+            except InterruptedRunError as error:
+                self.store.mark_failed(run, "pending", str(error))
+                raise InterruptedStudyError(f"{error}; give the same command to go on") from error
+            except BusyRunError:  # another process was faster
+                time.sleep(_LOOK_S)
+            except (ArmillaryError, OSError) as error:
+                failure = Failure.of(run, error)
+                self.store.mark_failed(run, failure.status, failure.error)
+                return failure
         return keep_result(self.store, result)
 
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from armillary import __version__
-from armillary.recipe import ArmillaryError
+from armillary.recipe import ArmillaryError, lock
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def proof(store: Path, corpus: Path) -> Iterator[Proof]:
 
     given = Proof(store, corpus, secrets.token_hex(8), str(torch.__version__), __version__)
     with open(given.file, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file.fileno(), given.file, wait=True)
         file.write(given.token)
         file.flush()
         os.fsync(file.fileno())
