@@ -65,7 +65,10 @@ NAMES = ["plan.json", "recipe.yaml", "corpus/*/manifest.json", "store/runs/*/res
 @pytest.mark.parametrize(
     ("name", "how"),
     [(name, how) for name in NAMES for how in ("empty", "torn")]
-    + [("plan.json", "flipped"), ("recipe.yaml", "flipped")],
+    + [
+        (name, "flipped")
+        for name in ("plan.json", "recipe.yaml", "store/runs/*/result.json", "store/runs/*/model.safetensors")
+    ],
 )
 def test_a_damaged_file_is_named_with_a_remedy_and_left_alone(folder, name, how):
     file = next(folder.glob(name))

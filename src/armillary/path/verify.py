@@ -16,7 +16,7 @@ from armillary.laws.file import read_law
 from armillary.recipe import ArmillaryError, UsageError, is_workspace, load_training, read_json, read_sealed
 from armillary.release import check_lineage
 from armillary.study import Store
-from armillary.train import read_result
+from armillary.train import verify_checkpoint, verify_run
 
 # JSON files of a workspace. From format 2 on those that are read back are sealed; their rooms refuse newer formats.
 _JSON = ("plan.json", "cost.json", "summary.json")
@@ -44,7 +44,7 @@ class Verified:
 
 
 def verify(place: Path, database: str | None = None) -> Verified:
-    """Check a workspace, store, corpus, run, published model, law file, recipe or large run's file.
+    """Check a workspace, store, corpus, run, checkpoint, published model, law file, recipe or large run's file.
 
     Args:
         database: SQLAlchemy URL of a workspace's or store's database, where it is not the file in it.
@@ -59,8 +59,10 @@ def verify(place: Path, database: str | None = None) -> Verified:
         raise UsageError(f"{place}: no such file or folder; give a folder of results, or a part of one")
     if (place / "lineage.json").exists():
         return Verified("published model", [place.name], _refused(place, check_lineage))
+    if (place / "checkpoint.json").exists():
+        return Verified("checkpoint", [place.name], _refused(place, verify_checkpoint))
     if (place / "spec.json").exists() or (place / "result.json").exists():
-        return Verified("run", [place.name], _refused(place, read_result))
+        return Verified("run", [place.name], _run(place))
     if (place / "manifest.json").exists() or (place / "index").is_dir():
         return Verified("corpus", [place.name], _corpus(place))
     if (place / "store.sqlite").exists() or ((place / "runs").is_dir() and not is_workspace(place)):
@@ -110,8 +112,12 @@ def _store(folder: Path, database: str | None) -> Verified:
     for run in sorted((folder / "runs").glob("*")):
         if (run / "spec.json").exists() or (run / "result.json").exists():
             checked.append(f"run {run.name}")
-            problems += _refused(run, read_result)
+            problems += _run(run)
     return Verified("store", checked, problems)
+
+
+def _run(folder: Path) -> list[Problem]:
+    return [Problem(p.file, p.what, p.remedy) for p in verify_run(folder)]
 
 
 def _corpus(folder: Path) -> list[Problem]:

@@ -1,6 +1,7 @@
 """Training runs: a specification and a corpus in, a folder with weights, metrics, events and a result out."""
 
 from armillary.train.check import check_run
+from armillary.train.checkpoint import verify_checkpoint
 from armillary.train.engine import train_step, validate
 from armillary.train.fleet import (
     Assignment,
@@ -51,5 +52,6 @@ __all__ = [
     "train_run",
     "train_step",
     "validate",
+    "verify_checkpoint",
     "verify_run",
 ]
