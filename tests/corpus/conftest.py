@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from armillary.corpus import Corpus, DomainManifest, Manifest, ShardFile
+from armillary.corpus.manifest import write_manifest
 from armillary.recipe import CorpusSpec, DomainSpec, TokenizerSpec
 
 WORDS = ["the", "model", "reads", "a", "line", "of", "text", "and", "tells", "what", "comes", "next", "loss"]
@@ -28,12 +29,11 @@ def shards(tmp_path):
         domains = {}
         for d, (name, count) in enumerate(tokens.items()):
             data = (np.arange(count) + 10_000 * d).astype("<u2").tobytes()
-            files = [
+            files = [_shard(tmp_path / f"train/{name}.bin", tmp_path, data)] if name not in examined else []
+            files += [
                 _shard(tmp_path / f"validation/{name}.bin", tmp_path, data),
                 _shard(tmp_path / f"validation/{name}.bytes", tmp_path, np.full(count, 2, "<u4").tobytes()),
             ]
-            if name not in examined:
-                files.append(_shard(tmp_path / f"train/{name}.bin", tmp_path, data))
             zero = dict.fromkeys([f for f, v in DomainManifest.model_fields.items() if v.annotation is int], 0)
             domains[name] = DomainManifest(
                 **zero
@@ -41,13 +41,14 @@ def shards(tmp_path):
                     "source": "hand",
                     "licence": None,
                     "train": name not in examined,
-                    "train_tokens": count,
+                    "train_tokens": count if name not in examined else 0,
+                    "validation_tokens": count,
                     "files": tuple(files),
                     "problems": (),
                 }
             )
         manifest = Manifest(
-            hash="0123456789abcdef",
+            hash="",
             dtype="uint16",
             vocab_size=65_536,
             end_of_text="</s>",
@@ -58,7 +59,7 @@ def shards(tmp_path):
             tokenizer=_shard(tmp_path / "tokenizer.json", tmp_path, b"{}"),
             domains=domains,
         )
-        (tmp_path / "manifest.json").write_text(manifest.model_dump_json())
+        write_manifest(tmp_path, manifest.model_copy(update={"hash": manifest.content_hash()}))
         return Corpus.open(tmp_path)
 
     return make

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from armillary.corpus import Corpus
-from armillary.recipe import ArmillaryError, UsageError
+from armillary.recipe import ArmillaryError, ForeignFileError, UsageError, write_sealed
 
 
 def test_validation_is_a_fixed_fair_sample_of_all_windows(shards):
@@ -45,7 +45,7 @@ def test_domains_that_are_not_there_or_too_short(shards):
     [
         (lambda p: (p / "manifest.json").unlink(), "not a corpus"),
         (lambda p: (p / "manifest.json").write_text('{"format": 1, '), "cannot be read"),
-        (lambda p: (p / "manifest.json").write_text('{"format": 1}'), "Field required"),
+        (lambda p: (p / "manifest.json").write_text('{"format": 1}'), "hash: Field required"),
         (lambda p: (p / "train/a.bin").write_bytes(b"\0\0"), r"train/a.bin: has 2 bytes, the manifest says 600"),
         (lambda p: (p / "validation/a.bytes").unlink(), r"validation/a.bytes: missing"),
     ],
@@ -58,8 +58,12 @@ def test_a_torn_or_changed_folder_is_not_opened(shards, harm, told):
     assert error.value.exit_code == 1
 
 
-def test_another_format_is_refused(shards):
+def test_a_newer_format_is_refused_and_left(shards):
     file = shards({"a": 300}).path / "manifest.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 2, "new": 0}))
-    with pytest.raises(ArmillaryError, match="format 2, this version reads 1"):
+    manifest = json.loads(file.read_text())
+    del manifest["sha256"]
+    write_sealed(file, manifest | {"format": 3, "new": 0})
+    newer = file.read_bytes()
+    with pytest.raises(ForeignFileError, match="format 3, and this version reads up to 2"):
         Corpus.open(file.parent)
+    assert file.read_bytes() == newer

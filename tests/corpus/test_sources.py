@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from armillary.corpus import sources
-from armillary.corpus.sources import Problem, find_files, read_documents
+from armillary.corpus.find import READERS, find_files
+from armillary.corpus.problems import Problem
+from armillary.corpus.sources import read_documents
 from armillary.recipe import DomainSpec, UsageError
 
 
@@ -87,10 +89,12 @@ def test_text_files(tmp_path):
     (tmp_path / "page.html").write_bytes(b"x")
     (tmp_path / "two.html").write_bytes(b"x")
     texts, problems = read(tmp_path)
-    assert texts == ["# title\n\ntext\n", "x = 1\n"]
+    assert texts == ["line\nline\n", "# title\n\ntext\n", "x = 1\n"]
     assert problems == [
-        f"{tmp_path}: passed over files of other kinds (2 .html); read: {', '.join(sources.READERS)}",
-        f"{tmp_path}/b.txt:3: not UTF-8 (byte 0xe4); save the text as UTF-8",
+        f"{tmp_path}: hidden or temporary, not read: 1 (.hidden)",
+        f"{tmp_path}: passed over files of other kinds (2 .html); read: {', '.join(READERS)}",
+        f"{tmp_path}/b.txt:3: not UTF-8 (byte 0xe4); 1 line with 2 bytes left out, the others are read; "
+        "save the text as UTF-8",
         f"{tmp_path}/c.txt:1: the file is empty",
         f"{tmp_path}/d.txt:1: empty",
     ]
@@ -101,8 +105,11 @@ def test_a_huge_text_file_is_taken_in_blocks_that_end_with_a_line(tmp_path, monk
     file = tmp_path / "a.txt"
     file.write_bytes("天地玄黄\n宇宙洪荒\nlast\n".encode() + b"\xff broken line\n" + b"good again\n")
     texts, problems = read(file)
-    assert texts == ["天地玄黄\n", "宇宙洪荒\n", "good again\n"]
-    assert problems == [f"{file}:4: not UTF-8 (byte 0xff); save the text as UTF-8"]
+    assert texts == ["天地玄黄\n", "宇宙洪荒\n", "last\n", "good again\n"]
+    assert [isinstance(text, sources.Continuation) for text in texts] == [False, True, True, True]
+    assert problems == [
+        f"{file}:4: not UTF-8 (byte 0xff); 1 line with 14 bytes left out, the others are read; save the text as UTF-8"
+    ]
 
 
 def test_parquet(tmp_path):

@@ -1,5 +1,7 @@
 """Any text comes back exactly, and the bytes of tokens are the bytes of the text."""
 
+import json
+
 import numpy as np
 import pytest
 import tokenizers
@@ -25,6 +27,7 @@ def words_tokenizer():
     tokenizer = tokenizers.Tokenizer(models.WordLevel({"[UNK]": 0, "</s>": 1, "the": 2, "天": 70_000}, "[UNK]"))
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["</s>"])
     return tokenizer
 
 
@@ -91,5 +94,62 @@ def test_wrong_tokenizer_files(tmp_path):
     endless = tokenizers.Tokenizer(models.BPE())
     endless.decoder = decoders.ByteLevel()
     endless.save(str(file))
-    with pytest.raises(UsageError, match=r"no token that ends a text; it needs one of <\|endoftext\|>, </s>"):
+    with pytest.raises(UsageError, match=r"no token that ends a text: .* the key tokenizer\.end; no special token"):
+        read_tokenizer_file(file)
+
+
+def file_with(path, special=(), ordinary=()):
+    """A tokenizer.json with these added tokens."""
+    tokenizer = tokenizers.Tokenizer.from_str(TRAINED)
+    definition = json.loads(tokenizer.to_str())
+    definition["added_tokens"] = []
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(definition))
+    tokenizer.add_special_tokens(list(special))
+    tokenizer.add_tokens([tokenizers.AddedToken(token, normalized=False) for token in ordinary])
+    tokenizer.save(str(path))
+    return path
+
+
+def test_an_ordinary_token_never_ends_a_text(tmp_path):
+    file = file_with(tmp_path / "tokenizer.json", ["<pad>", "<eos>", "<bos>"], ["<s>", "</s>"])
+    text, end = read_tokenizer_file(file)
+    assert end == "<eos>"
+    encoder = Encoder(text, end)
+    assert encoder.end_id not in next(encoder.encode(["<s>old</s> new <eos>"]))[:-1]
+    with pytest.raises(UsageError, match=r"'</s>' \(tokenizer\.end\) is an ordinary token"):
+        read_tokenizer_file(file, "</s>")
+    with pytest.raises(UsageError, match=r"'<end>' \(tokenizer\.end\) is not a token"):
+        read_tokenizer_file(file, "<end>")
+
+
+@pytest.mark.parametrize(
+    "special",
+    ["<|endoftext|>", "</s>", "<eos>", "<|end_of_text|>", "<｜end▁of▁sentence｜>", "<|im_end|>", "<|eot_id|>", "[EOS]"],
+)
+def test_the_only_special_token_with_the_name_of_an_end(tmp_path, special):
+    file = file_with(tmp_path / "tokenizer.json", ["<pad>", special, "<s>", "<|start_header_id|>", "<unk>"])
+    assert read_tokenizer_file(file)[1] == special
+
+
+def test_several_ends_are_a_question_and_the_key_or_the_files_beside_answer_it(tmp_path):
+    file = file_with(tmp_path / "tokenizer.json", ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"], ["</s>"])
+    with pytest.raises(UsageError, match=r"several .* end a text: <\|end_of_text\|>, <\|eot_id\|>; .* tokenizer\.end"):
+        read_tokenizer_file(file)
+    assert read_tokenizer_file(file, "<|eot_id|>")[1] == "<|eot_id|>"
+    ids = {t["content"]: t["id"] for t in json.loads(file.read_text())["added_tokens"]}
+
+    def beside(name, content):
+        (tmp_path / name).write_text(json.dumps(content))
+        return read_tokenizer_file(file)[1]
+
+    assert beside("config.json", {"eos_token_id": ids["<|eot_id|>"]}) == "<|eot_id|>"
+    assert beside("generation_config.json", {"eos_token_id": [ids["<|end_of_text|>"]]}) == "<|end_of_text|>"
+    assert beside("special_tokens_map.json", {"eos_token": "<|eot_id|>"}) == "<|eot_id|>"
+    assert beside("tokenizer_config.json", {"eos_token": {"content": "<|end_of_text|>"}}) == "<|end_of_text|>"
+    assert beside("tokenizer_config.json", {"eos_token": "<|eot_id|>"}) == "<|eot_id|>"
+    assert read_tokenizer_file(file, "<|end_of_text|>")[1] == "<|end_of_text|>"
+    with pytest.raises(UsageError, match=r"'</s>' \(eos_token of tokenizer_config\.json\) is an ordinary token"):
+        beside("tokenizer_config.json", {"eos_token": "</s>"})
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with pytest.raises(UsageError, match=r"tokenizer_config\.json: cannot be read"):
         read_tokenizer_file(file)

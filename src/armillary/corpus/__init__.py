@@ -2,12 +2,15 @@
 
 from armillary.corpus.build import build_corpus
 from armillary.corpus.demo import DEMO_DOMAINS, DemoDomain
+from armillary.corpus.manifest import DomainManifest, Manifest, ShardFile
 from armillary.corpus.order import TokenOrder
-from armillary.corpus.shards import Corpus, DomainManifest, Manifest, ShardFile, ValidationSet
+from armillary.corpus.shards import Corpus, ValidationSet
+from armillary.corpus.verify import CorpusProblem, verify_corpus
 
 __all__ = [
     "DEMO_DOMAINS",
     "Corpus",
+    "CorpusProblem",
     "DemoDomain",
     "DomainManifest",
     "Manifest",
@@ -15,4 +18,5 @@ __all__ = [
     "TokenOrder",
     "ValidationSet",
     "build_corpus",
+    "verify_corpus",
 ]

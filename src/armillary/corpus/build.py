@@ -1,23 +1,24 @@
-"""Building a corpus: read, split, train the tokenizer, encode, assemble.
+"""Building a corpus: read, find near duplicates, split, train the tokenizer, encode, assemble.
 
 Work is cut into tasks (a group of source files to read, a piece of 4 MB of text to encode) that each write one file
-atomically into ``ROOT/build-FINGERPRINT/``. A build that was killed finds the finished files and goes on; as each file
+atomically into ``ROOT/build-FINGERPRINT/``. A build that was killed resumes from the finished files; as each file
 is a function of the sources and the recipe only, the result is byte-identical, whatever the kills and the number of
 workers. The last step renames the finished folder to ``ROOT/HASH``, the hash being that of its content.
 
 ``ROOT/index/FINGERPRINT.json`` maps (recipe, path, size and modification time of each source file) to the hash: a
-second build looks at the files' times and does nothing else.
+second build looks at the files' times and does nothing else. Files that could not be read for a cause that may pass are
+named there, and tried again by each later build. A corpus of format 1 is found by the fingerprint of that format and
+used as it is, so an upgrade of the program does not turn a recipe into another corpus.
 
 Trade-offs: reading is parallel over files, so one huge file is read by one process (encoding it is parallel); a file
-changed without a change of size and time goes unnoticed; hash and lengths of all documents are held in memory (about
-100 bytes each); a build needs about twice the size of its text on disk.
+changed without a change of size and time goes unnoticed; hashes and lengths of all documents are held in memory (about
+150 bytes each); a build needs about twice the size of its text on disk.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pyarrow as pa
@@ -34,27 +35,44 @@ from numpy.typing import NDArray
 
 from armillary.corpus.demo import DEMO_DOMAINS
 from armillary.corpus.documents import HASH_BYTES
+from armillary.corpus.find import SourceFile, find_files, old_files
+from armillary.corpus.index import IndexEntry, read_index, read_old_index, write_index
+from armillary.corpus.manifest import (
+    FORMAT,
+    DomainManifest,
+    Manifest,
+    ShardFile,
+    is_hash,
+    read_manifest,
+    shard_paths,
+    write_manifest,
+)
+from armillary.corpus.near import BINS, near_duplicates
 from armillary.corpus.pool import run_tasks, worker_processes
-from armillary.corpus.shards import FORMAT, Corpus, DomainManifest, Manifest, ShardFile, shard_name
-from armillary.corpus.sources import Problem, SourceFile, find_files
-from armillary.corpus.split import DUPLICATE, SET_ASIDE, TRAIN, VALIDATION, DomainDocuments, split_documents
+from armillary.corpus.problems import Problem, ProblemList
+from armillary.corpus.shards import Corpus
+from armillary.corpus.split import DUPLICATE, SET_ASIDE, TRAIN, VALIDATION, Documents, DomainDocuments, DomainSplit
 from armillary.corpus.tasks import (
-    PROBLEMS_KEPT,
     EncodeTask,
     ReadTask,
+    documents_file,
     encode_piece,
     group_files,
     read_group,
+    read_tokenizer,
+    write_tokenizer,
 )
-from armillary.corpus.tokenizer import Encoder, read_tokenizer_file, train_bpe
+from armillary.corpus.tokenizer import END_OF_TEXT, Encoder, read_tokenizer_file, train_bpe
 from armillary.files import sync, write_file
-from armillary.recipe import ArmillaryError, CorpusSpec, DomainSpec, UsageError, canonical_hash
+from armillary.recipe import ArmillaryError, CorpusSpec, DamagedFileError, DomainSpec, UsageError, canonical_hash
 
 SAMPLE_BYTES = 2 << 20  # text per domain that the tokenizer is trained on
 SAMPLE_PIECES = 64  # pieces per domain that this text is taken from
 SMALL_BYTES = 4 << 20  # sources below this are built without starting processes
 
 Progress = Callable[[str, int, int], None]
+Found = dict[str, tuple[list[SourceFile], list[Problem]]]
+Chosen = tuple[str, str]  # a tokenizer.json, and its token that ends a text
 
 
 def build_corpus(
@@ -70,38 +88,49 @@ def build_corpus(
 
     Raises:
         UsageError: a source that is not there, holds no text, or too little to split; a wrong tokenizer file.
-        ArmillaryError: disk full, a worker that was killed, a changed corpus folder. Finished parts are kept, and the
-            next call goes on from them.
+        DamagedFileError: the corpus that was built before is damaged.
+        ForeignFileError: it was written by a newer version of this program.
+        ArmillaryError: disk full, a worker that was killed. Finished parts are kept, and the next call resumes.
     """
-    found = {name: find_files(name, domain) for name, domain in spec.domains.items()}
-    tokenizer_json = None if spec.tokenizer.file is None else read_tokenizer_file(Path(spec.tokenizer.file))
+    if old := _built_by_format_1(spec, root):
+        return old
+    # The folder of results of this recipe is not read as text where it lies inside a source.
+    inside = [root, root.parent]
+    own = {n: [p for p in inside if Path(d.source).resolve() in p.resolve().parents] for n, d in spec.domains.items()}
+    found = {name: find_files(name, domain, own[name]) for name, domain in spec.domains.items()}
+    chosen = None
+    if spec.tokenizer.file is not None:
+        chosen = read_tokenizer_file(Path(spec.tokenizer.file), spec.tokenizer.end)
+    # The licence is said about a text and changes nothing in it.
+    asked = spec.model_dump(mode="json", exclude={"domains": {name: {"licence"} for name in spec.domains}})
     fingerprint = canonical_hash(
         {
             "format": FORMAT,
-            "spec": spec.model_dump(mode="json"),
-            "tokenizer": tokenizer_json and hashlib.sha256(tokenizer_json.encode()).hexdigest(),
+            "order": list(spec.domains),  # decides which domain keeps a text that two of them have
+            "spec": asked,
+            "tokenizer": chosen and [hashlib.sha256(chosen[0].encode()).hexdigest(), chosen[1]],
             "files": {name: [[f.path, f.size, f.version] for f in files] for name, (files, _) in found.items()},
         }
     )
     folder = root / f"build-{fingerprint}"
-    if built := _already_built(root, fingerprint):
-        # Left where a kill came between the last two steps of a build.
-        shutil.rmtree(folder, ignore_errors=True)
-        return built
-    size = sum(file.size for files, _ in found.values() for file in files)
-    count = workers or (1 if size < SMALL_BYTES else os.cpu_count() or 1)
     try:
-        root.mkdir(parents=True, exist_ok=True)
+        if built := _already_built(spec, root, fingerprint):
+            # Left where a kill came between the last two steps of a build.
+            shutil.rmtree(folder, ignore_errors=True)
+            return built
+        size = sum(file.size for files, _ in found.values() for file in files)
+        count = workers or (1 if size < SMALL_BYTES else os.cpu_count() or 1)
+        (root / "index").mkdir(parents=True, exist_ok=True)
         # One build at a time in a root: a second one of the same corpus then finds it done.
         with open(root / ".lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if built := _already_built(root, fingerprint):
+            if built := _already_built(spec, root, fingerprint):
                 return built
             with worker_processes(count) as executor:
-                path = _build(spec, found, tokenizer_json, folder, executor, progress or (lambda *_: None))
-            write_file(root / "index" / f"{fingerprint}.json", json.dumps({"hash": path.name}).encode())
+                entry = _build(spec, found, chosen, folder, executor, progress or (lambda *_: None))
+            write_index(root, fingerprint, entry)
             shutil.rmtree(folder)
-            return Corpus.open(path)
+            return Corpus.open(root / entry.hash)
     except UsageError:
         # The sources must change, and then these parts belong to no build.
         shutil.rmtree(folder, ignore_errors=True)
@@ -119,39 +148,153 @@ def build_corpus(
         ) from error
 
 
-def _already_built(root: Path, fingerprint: str) -> Corpus | None:
+def _already_built(spec: CorpusSpec, root: Path, fingerprint: str) -> Corpus | None:
+    """The corpus that a former build left, with the licences of this recipe; None where it must be built."""
     try:
-        path = root / str(json.loads((root / "index" / f"{fingerprint}.json").read_bytes())["hash"])
-    except FileNotFoundError:
+        entry = read_index(root, fingerprint)
+    except DamagedFileError:
+        entry = None  # the sources are read again and give the same corpus
+    # What could not be read may be readable by now.
+    if entry is None or any(_is_readable(os.fsdecode(unquote_to_bytes(path))) for path in entry.unreadable):
         return None
-    return Corpus.open(path) if path.exists() else None
+    return _opened(spec, root, entry)
+
+
+def _opened(spec: CorpusSpec, root: Path, entry: IndexEntry) -> Corpus | None:
+    path = root / entry.hash
+    if not path.exists():
+        return None
+    return _with_licences(Corpus.open(path), spec)
+
+
+def _built_by_format_1(spec: CorpusSpec, root: Path) -> Corpus | None:
+    """The corpus that format 1 built of the same recipe and the same, unchanged files.
+
+    Raises:
+        DamagedFileError: there is one, and it or its entry in the index is damaged.
+    """
+    old, damaged = [], False
+    for path in sorted(root.glob("*")) if root.is_dir() else []:
+        if is_hash(path.name):
+            try:
+                manifest = read_manifest(path)
+                old += [manifest] if manifest.format == 1 else []
+            except ArmillaryError:
+                damaged = True
+    # The source may have been written in another way then, relative to a folder for instance.
+    written = [{name: domain.source for name, domain in m.domains.items()} for m in old]
+    wanted = {name: domain.source for name, domain in spec.domains.items()}
+    same = [
+        sources
+        for sources in written
+        if list(sources) == list(wanted) and all(_resolved(sources[n]) == _resolved(wanted[n]) for n in wanted)
+    ]
+    for sources in [wanted, *same] if old or damaged else []:
+        fingerprint = _fingerprint_of_format_1(spec, sources)
+        if fingerprint and (entry := read_old_index(root, fingerprint)):
+            corpus = _opened(spec, root, entry)
+            # Neither was part of that fingerprint.
+            if (
+                corpus
+                and list(corpus.domains) == list(spec.domains)
+                and spec.tokenizer.end
+                in (
+                    None,
+                    corpus.manifest.end_of_text,
+                )
+            ):
+                return corpus
+    return None
+
+
+def _fingerprint_of_format_1(spec: CorpusSpec, sources: dict[str, str]) -> str | None:
+    asked = spec.model_dump(
+        mode="json", exclude={"domains": {name: {"licence"} for name in spec.domains}, "tokenizer": {"end"}}
+    )
+    for name, source in sources.items():
+        asked["domains"][name]["source"] = source
+    try:
+        text = None if spec.tokenizer.file is None else Path(spec.tokenizer.file).read_bytes()
+        files = {name: old_files(domain) for name, domain in spec.domains.items()}
+    except OSError:
+        return None
+    return canonical_hash(
+        {
+            "format": 1,
+            "spec": asked,
+            "tokenizer": None if text is None else hashlib.sha256(text).hexdigest(),
+            "files": {name: [[f.path, f.size, f.version] for f in found] for name, found in files.items()},
+        }
+    )
+
+
+def _resolved(source: str) -> str:
+    return source if ":" in source else os.path.abspath(Path(source).expanduser())  # noqa: PTH100
+
+
+def _is_readable(path: str) -> bool:
+    try:
+        with open(path, "rb") as stream:
+            stream.read(1)
+    except OSError:
+        return False
+    return True
+
+
+def _licence(domain: DomainSpec) -> str | None:
+    if domain.licence is None and domain.source.startswith("demo:"):
+        return DEMO_DOMAINS[domain.source.removeprefix("demo:")].licence
+    return domain.licence
+
+
+def _with_licences(corpus: Corpus, spec: CorpusSpec) -> Corpus:
+    """``corpus`` with the licences of the recipe in its manifest, which is written only where they differ."""
+    manifest = corpus.manifest
+    domains = {
+        name: domain.model_copy(update={"licence": _licence(spec.domains[name])})
+        for name, domain in manifest.domains.items()
+    }
+    if domains == manifest.domains:
+        return corpus
+    try:
+        write_manifest(corpus.path, manifest.model_copy(update={"domains": domains}))
+    except OSError as error:
+        raise ArmillaryError(
+            f"{corpus.path / 'manifest.json'}: the licences of the recipe cannot be written ({error.strerror}); "
+            "make the folder writable"
+        ) from error
+    return Corpus.open(corpus.path)
 
 
 @dataclass(frozen=True)
 class _ReadDomain:
-    """A domain after reading: its pieces, the hash and length of each document, and what was wrong."""
+    """A domain after reading: its pieces, and what is known of each part and of each whole document."""
 
     name: str
     spec: DomainSpec
     pieces: list[Path]
-    rows: list[int]  # documents of each piece
-    hashes: NDArray[np.bytes_]
+    rows: list[int]  # parts of each piece
+    hashes: NDArray[np.bytes_]  # of each part, as chars, bytes and document
     chars: NDArray[np.int64]
     bytes: NDArray[np.int64]
+    document: NDArray[np.int64]  # number of the document in the domain
+    document_hashes: NDArray[np.bytes_]
+    files: NDArray[np.int64] | None  # equal for documents that are blocks of one file; None where none are
     cut: int
-    problem_count: int
-    problems: list[str]
+    problems: ProblemList
+    checksums: list[str]
+    unreadable: list[str]
 
 
 def _build(
     spec: CorpusSpec,
-    found: dict[str, tuple[list[SourceFile], list[Problem]]],
-    tokenizer_json: str | None,
+    found: Found,
+    chosen: Chosen | None,
     folder: Path,
     executor: Executor | None,
     progress: Progress,
-) -> Path:
-    """All stages; returns the folder of the finished corpus."""
+) -> IndexEntry:
+    """All stages; returns the hash of the finished corpus, and the files that could not be read."""
     reads = {
         name: [
             ReadTask(group, domain.text_field, spec.max_document_chars, folder / "read" / f"{i:03d}-{j:06d}.json")
@@ -162,27 +305,37 @@ def _build(
     all_reads = [task for tasks in reads.values() for task in tasks]
     run_tasks(read_group, all_reads, executor, lambda done, total: progress("read", done, total))
     domains = [_gather(name, domain, reads[name], found[name][1]) for name, domain in spec.domains.items()]
-    documents = [DomainDocuments(d.name, d.spec.train, d.hashes, d.chars) for d in domains]
-    fates = split_documents(documents, spec.validation_share, spec.validation_chars)
+    splits = _split(spec, domains, folder, lambda done, total: progress("near duplicates", done, total))
+    for domain, split in zip(domains, splits, strict=True):
+        if split.remark:
+            domain.problems.add(Problem(domain.spec.source, split.remark, count=0))
 
-    tokenizer_file = folder / "tokenizer.json"
-    if not tokenizer_file.exists():
-        progress("tokenizer", 0, 1)
-        if tokenizer_json is None:
-            training = [(d, fate) for d, fate in zip(domains, fates, strict=True) if d.spec.train]
-            sample = (text for domain, fate in training for text in _sample(domain, fate))
-            tokenizer_json = train_bpe(sample, spec.tokenizer.vocab_size)
-        write_file(tokenizer_file, tokenizer_json.encode())
+    # What follows depends on the pieces and the split; a source that could be read only now may have changed them.
+    key = canonical_hash(
+        [[d.checksums, hashlib.sha256(s.fates.tobytes()).hexdigest()] for d, s in zip(domains, splits, strict=True)]
+    )
+    folder_of_split = folder / f"split-{key}"
+    tokenizer_file = folder_of_split / "tokenizer.json"
+    progress("tokenizer", 0, 1)
+    try:
+        tokenizer = read_tokenizer(tokenizer_file)
+    except (FileNotFoundError, DamagedFileError):
+        tokenizer = chosen or _trained_tokenizer(spec, domains, splits)
+        write_tokenizer(tokenizer_file, *tokenizer)
     progress("tokenizer", 1, 1)
 
     encodes = [
         [
             EncodeTask(
-                piece, part.tobytes(), tokenizer_file, folder / "encode" / f"{piece.stem}.npz", piece.stat().st_size
+                piece,
+                part.tobytes(),
+                tokenizer_file,
+                folder_of_split / "encode" / f"{piece.stem}.npz",
+                piece.stat().st_size,
             )
-            for piece, part in zip(d.pieces, np.split(fate, np.cumsum(d.rows)[:-1]), strict=True)
+            for piece, part in zip(d.pieces, np.split(s.fates, np.cumsum(d.rows)[:-1]), strict=True)
         ]
-        for d, fate in zip(domains, fates, strict=True)
+        for d, s in zip(domains, splits, strict=True)
     ]
     all_encodes = [task for tasks in encodes for task in tasks]
     run_tasks(encode_piece, all_encodes, executor, lambda done, total: progress("encode", done, total))
@@ -193,30 +346,58 @@ def _build(
     for done, (domain, tasks) in enumerate(zip(domains, encodes, strict=True)):
         progress("assemble", done, len(domains))
         shards[domain.name] = _assemble(out, domain, [task.output for task in tasks])
-    manifest = _manifest(spec, tokenizer_file.read_bytes(), domains, fates, shards)
-    write_file(out / manifest.tokenizer.path, tokenizer_file.read_bytes())
-    write_file(out / "manifest.json", (manifest.model_dump_json(indent=1) + "\n").encode())
+    manifest = _manifest(spec, tokenizer, domains, splits, shards)
+    write_file(out / manifest.tokenizer.path, tokenizer[0].encode())
+    write_manifest(out, manifest)
     path = folder.parent / manifest.hash
-    if path.exists():
+    if _holds(path):
         # The same content from other files: keep the shards, and say where they came from this time.
         (out / "manifest.json").replace(path / "manifest.json")
     else:
         out.rename(path)
     sync(folder.parent)
     progress("assemble", len(domains), len(domains))
-    return path
+    return IndexEntry(manifest.hash, tuple(path for domain in domains for path in domain.unreadable))
 
 
-def _gather(name: str, spec: DomainSpec, tasks: list[ReadTask], problems: list[Problem]) -> _ReadDomain:
-    summaries: list[dict[str, Any]] = [json.loads(task.output.read_bytes()) for task in tasks]
-    listed = [problem.message for problem in problems] + [text for s in summaries for text in s["problems"]]
-    pieces = [task.piece(k) for task, s in zip(tasks, summaries, strict=True) for k in range(s["pieces"])]
+def _holds(path: Path) -> bool:
+    """Whether a folder holds the corpus of its name; what is there of a damaged one is removed.
+
+    Raises:
+        ForeignFileError: it holds a corpus of a newer format.
+    """
+    if not path.exists():
+        return False
+    try:
+        Corpus.open(path)
+    except DamagedFileError:
+        shutil.rmtree(path)
+        return False
+    return True
+
+
+def _gather(name: str, spec: DomainSpec, tasks: list[ReadTask], found: list[Problem]) -> _ReadDomain:
+    summaries = [task.summary() for task in tasks]
+    problems = ProblemList()
+    for problem in found:
+        problems.add(problem)
+    for summary in summaries:
+        problems.extend(summary["problems"])
+    pieces = [task.piece(k) for task, s in zip(tasks, summaries, strict=True) for k in range(len(s["pieces"]))]
     if not pieces:
-        shown = "".join(f"\n  {problem}" for problem in listed[:5])
+        shown = "".join(f"\n  {line}" for line in problems.lines()[:5])
         raise UsageError(f"domain '{name}': source {spec.source} holds no usable text{shown}")
-    tables = [pq.read_table(piece, columns=["hash", "chars", "bytes"]) for piece in pieces]
+    tables = [pq.read_table(piece, columns=["hash", "chars", "bytes", "document"]) for piece in pieces]
+    document_hashes, continues, first, documents = [], [], [], 0
+    for piece in pieces:
+        with np.load(documents_file(piece), allow_pickle=False) as arrays:
+            document_hashes.append(arrays["hash"])
+            continues.append(arrays["continues"])
+        first.append(documents)
+        documents += len(document_hashes[-1])
     table = pa.concat_tables(tables)
     hashes = table["hash"].combine_chunks()
+    blocks = np.concatenate(continues)
     return _ReadDomain(
         name=name,
         spec=spec,
@@ -225,10 +406,44 @@ def _gather(name: str, spec: DomainSpec, tasks: list[ReadTask], problems: list[P
         hashes=np.frombuffer(hashes.buffers()[1], dtype=f"S{HASH_BYTES}", count=len(hashes)),
         chars=table["chars"].to_numpy(),
         bytes=table["bytes"].to_numpy(),
+        document=np.concatenate([t["document"].to_numpy() + n for t, n in zip(tables, first, strict=True)]),
+        document_hashes=np.concatenate(document_hashes).reshape(-1).view(f"S{HASH_BYTES}"),
+        files=np.cumsum(~blocks) - 1 if blocks.any() else None,
         cut=sum(s["cut"] for s in summaries),
-        problem_count=len(problems) + sum(s["problem_count"] for s in summaries),
-        problems=listed[:PROBLEMS_KEPT],
+        problems=problems,
+        checksums=[checksum for s in summaries for sums in s["pieces"] for checksum in sums],
+        unreadable=[path for s in summaries for path in s["unreadable"]],
     )
+
+
+def _split(
+    spec: CorpusSpec, domains: list[_ReadDomain], folder: Path, progress: Callable[[int, int], None]
+) -> list[DomainSplit]:
+    """Which parts train and validate. The signatures of all documents go through a file, not through memory."""
+    documents = Documents(
+        [
+            DomainDocuments(d.name, d.spec.train, d.hashes, d.chars, d.document, d.document_hashes, d.files)
+            for d in domains
+        ]
+    )
+    file = folder / "signatures.u16"
+    different, start, kept = documents.different, 0, 0
+    with file.open("wb") as stream:
+        for piece in (piece for domain in domains for piece in domain.pieces):
+            with np.load(documents_file(piece), allow_pickle=False) as arrays:
+                block = arrays["signature"]
+            end = int(np.searchsorted(different, start + len(block)))
+            stream.write(block[different[kept:end] - start].tobytes())
+            start, kept = start + len(block), end
+    signature = np.memmap(file, dtype=np.uint16, mode="r", shape=(len(different), BINS))
+    near = near_duplicates(signature, documents.hashes(), progress)
+    return documents.split(near, spec.validation_share, spec.validation_chars)
+
+
+def _trained_tokenizer(spec: CorpusSpec, domains: list[_ReadDomain], splits: list[DomainSplit]) -> Chosen:
+    training = [(d, s.fates) for d, s in zip(domains, splits, strict=True) if d.spec.train]
+    sample = (text for domain, fates in training for text in _sample(domain, fates))
+    return train_bpe(sample, spec.tokenizer.vocab_size), END_OF_TEXT
 
 
 def _sample(domain: _ReadDomain, fate: NDArray[np.uint8]) -> Iterator[str]:
@@ -247,12 +462,8 @@ def _sample(domain: _ReadDomain, fate: NDArray[np.uint8]) -> Iterator[str]:
 
 def _assemble(out: Path, domain: _ReadDomain, parts: list[Path]) -> tuple[ShardFile, ...]:
     """Write the shards of a domain: its encoded pieces one after the other."""
-    name = shard_name(domain.name)
-    files = {"validation": f"validation/{name}.bin", "bytes": f"validation/{name}.bytes"}
-    if domain.spec.train:
-        files = {"train": f"train/{name}.bin", **files}
     shards = []
-    for key, file in files.items():
+    for key, file in shard_paths(domain.name, domain.spec.train).items():
         digest = hashlib.sha256()
         path = out / file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -271,50 +482,43 @@ def _assemble(out: Path, domain: _ReadDomain, parts: list[Path]) -> tuple[ShardF
 
 def _manifest(
     spec: CorpusSpec,
-    tokenizer: bytes,
+    tokenizer: Chosen,
     domains: list[_ReadDomain],
-    fates: list[NDArray[np.uint8]],
+    splits: list[DomainSplit],
     shards: dict[str, tuple[ShardFile, ...]],
 ) -> Manifest:
-    encoder = Encoder(tokenizer.decode())
+    encoder = Encoder(*tokenizer)
     width = np.dtype(encoder.dtype).itemsize
     entries = {}
-    for domain, fate in zip(domains, fates, strict=True):
-        name, source = domain.name, domain.spec.source
-        counts = np.bincount(fate, minlength=4).tolist()
+    for domain, split in zip(domains, splits, strict=True):
+        name, fates = domain.name, split.fates
+        counts = np.bincount(fates, minlength=4).tolist()
         tokens = {file.path.split("/")[0]: file.bytes // width for file in shards[name] if file.path.endswith(".bin")}
         entries[name] = DomainManifest(
-            source=source,
-            licence=DEMO_DOMAINS[source.removeprefix("demo:")].licence if source.startswith("demo:") else None,
+            source=domain.spec.source,
+            licence=_licence(domain.spec),
             train=domain.spec.train,
-            documents=len(fate),
+            documents=len(fates),
+            whole_documents=split.whole_documents,
             cut=domain.cut,
             duplicates=counts[DUPLICATE],
+            near_duplicates=split.near_duplicates,
+            near_duplicates_moved=split.near_duplicates_moved,
+            near_duplicates_in=split.near_duplicates_in,
             set_aside=counts[SET_ASIDE],
             train_documents=counts[TRAIN],
             train_tokens=tokens.get("train", 0),
-            train_bytes=int(domain.bytes[fate == TRAIN].sum()),
+            train_bytes=int(domain.bytes[fates == TRAIN].sum()),
             validation_documents=counts[VALIDATION],
             validation_tokens=tokens["validation"],
-            validation_bytes=int(domain.bytes[fate == VALIDATION].sum()),
+            validation_bytes=int(domain.bytes[fates == VALIDATION].sum()),
             files=shards[name],
-            problem_count=domain.problem_count,
-            problems=tuple(domain.problems),
+            problem_count=domain.problems.count,
+            problems=tuple(domain.problems.lines()),
         )
-    sha256 = hashlib.sha256(tokenizer).hexdigest()
-    split = {
-        "validation_share": spec.validation_share,
-        "validation_chars": spec.validation_chars,
-        "max_document_chars": spec.max_document_chars,
-    }
-    content = {
-        "format": FORMAT,
-        "tokenizer": sha256,
-        "domains": [[name, entry.train, [file.sha256 for file in entry.files]] for name, entry in entries.items()],
-        "split": split,
-    }
-    return Manifest(
-        hash=canonical_hash(content),
+    data = tokenizer[0].encode()
+    manifest = Manifest(
+        hash="",
         dtype=encoder.dtype,
         vocab_size=encoder.vocab_size,
         end_of_text=encoder.end,
@@ -322,6 +526,7 @@ def _manifest(
         validation_share=spec.validation_share,
         validation_chars=spec.validation_chars,
         max_document_chars=spec.max_document_chars,
-        tokenizer=ShardFile(path="tokenizer.json", bytes=len(tokenizer), sha256=sha256),
+        tokenizer=ShardFile(path="tokenizer.json", bytes=len(data), sha256=hashlib.sha256(data).hexdigest()),
         domains=entries,
     )
+    return manifest.model_copy(update={"hash": manifest.content_hash()})

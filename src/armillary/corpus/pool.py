@@ -1,4 +1,4 @@
-"""Doing tasks that each leave one file: in worker processes or in this one, and only those whose file is missing."""
+"""Running tasks that each leave one file: in worker processes or in this one, and only those that are not done."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 
 class Task(Protocol):
-    """A piece of work: the file that exists once it is done, and its size in bytes of input."""
+    """A piece of work: its size in bytes of input, and whether a former build has left its whole result."""
 
     @property
-    def output(self) -> Path: ...
-    @property
     def size(self) -> int: ...
+    def done(self) -> bool: ...
 
 
 T = TypeVar("T", bound=Task)
@@ -31,12 +29,12 @@ def run_tasks(
     executor: Executor | None,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Call ``function`` on every task whose output is not there yet, the largest first; with None in this process.
+    """Call ``function`` on every task that is not done, the largest first; with None in this process.
 
     ``progress`` gets (done, total) in bytes. What a task raises is raised here; tasks not begun by then are left.
     """
     total = sum(task.size for task in tasks)
-    waiting = sorted((task for task in tasks if not task.output.exists()), key=lambda task: -task.size)
+    waiting = sorted((task for task in tasks if not task.done()), key=lambda task: -task.size)
     done = total - sum(task.size for task in waiting)
     progress(done, total)
     if executor is None:

@@ -9,78 +9,23 @@ A corpus is a folder named by its content hash::
     validation/DOMAIN.bytes  uint32 per validation token: how many bytes of the text it stands for
 
 Shards are memory-mapped, so that many runs on one machine share one copy. Nothing in the folder is executable or
-unpickled. Opening checks format and sizes only: the sha256 of large shards would cost more than a small run; they are
-in the manifest for whoever wants to check a copy.
+unpickled. Opening compares every file with its checksum in the manifest, once per copy (``verify.py``).
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import quote
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
 
+from armillary.corpus.manifest import Manifest, read_manifest, shard_paths
 from armillary.corpus.permutation import keyed_hash, permute
-from armillary.recipe import ArmillaryError, UsageError
-from armillary.recipe import Document as RecipePart
-
-FORMAT = 1
-
-
-class ShardFile(RecipePart):
-    """A file of the corpus: path relative to its folder, size in bytes, SHA-256."""
-
-    path: str
-    bytes: int = Field(ge=0)
-    sha256: str
-
-
-class DomainManifest(RecipePart):
-    """One domain: where it came from and what became of it.
-
-    ``documents`` counts what was read, after cutting; each is then in training, in validation, ``set_aside`` (held
-    out, but beyond what validation keeps) or one of ``duplicates`` (dropped). ``*_bytes`` are UTF-8 bytes of text.
-    ``problems`` lists at most the first 100 of ``problem_count``, each as "file:line: what".
-    """
-
-    source: str
-    licence: str | None
-    train: bool
-    documents: int
-    cut: int
-    duplicates: int
-    set_aside: int
-    train_documents: int
-    train_tokens: int
-    train_bytes: int
-    validation_documents: int
-    validation_tokens: int
-    validation_bytes: int
-    files: tuple[ShardFile, ...]
-    problem_count: int
-    problems: tuple[str, ...]
-
-
-class Manifest(RecipePart):
-    """What a corpus folder holds; ``hash`` is made of the content only, not of where the text came from."""
-
-    format: int = FORMAT
-    hash: str
-    dtype: str
-    vocab_size: int
-    end_of_text: str
-    end_of_text_id: int
-    validation_share: float
-    validation_chars: int
-    max_document_chars: int
-    tokenizer: ShardFile
-    domains: dict[str, DomainManifest]
+from armillary.corpus.verify import check_files
+from armillary.recipe import UsageError
 
 
 @dataclass(frozen=True)
@@ -99,11 +44,6 @@ def window_count(tokens: int, context_length: int) -> int:
     return -(-(tokens - 1) // context_length) if tokens > context_length else 0
 
 
-def shard_name(domain: str) -> str:
-    """File name of a domain: its own name, with what a path cannot hold percent-encoded."""
-    return quote(domain, safe="")
-
-
 class Corpus:
     """An opened corpus. ``Corpus.open(path)`` is the way to get one."""
 
@@ -118,37 +58,14 @@ class Corpus:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open a corpus folder.
+        """Open a corpus folder, and compare its files with the manifest if that has not been done for this copy.
 
         Raises:
-            ArmillaryError: no manifest, one of another format, or a file that is missing or has changed its size.
+            DamagedFileError: no manifest, a damaged one, or a file that is missing or not what was built.
+            ForeignFileError: a corpus of a newer format.
         """
-        file = path / "manifest.json"
-        remedy = "delete the folder and build the corpus again"
-        try:
-            fields: Any = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise ArmillaryError(f"{path}: not a corpus: it has no manifest.json") from error
-        except (OSError, ValueError) as error:
-            raise ArmillaryError(f"{file}: cannot be read ({error}); {remedy}") from error
-        found = fields.get("format") if isinstance(fields, dict) else None
-        if found != FORMAT:
-            raise ArmillaryError(f"{file}: format {found!r}, this version reads {FORMAT}; {remedy}")
-        try:
-            manifest = Manifest.model_validate(fields)
-        except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ArmillaryError(f"{file}: {where}: {first['msg']}; {remedy}") from error
-        for shard in [manifest.tokenizer, *(f for d in manifest.domains.values() for f in d.files)]:
-            try:
-                size = (path / shard.path).stat().st_size
-            except OSError as error:
-                raise ArmillaryError(f"{path / shard.path}: missing ({error.strerror}); {remedy}") from error
-            if size != shard.bytes:
-                raise ArmillaryError(
-                    f"{path / shard.path}: has {size} bytes, the manifest says {shard.bytes}; {remedy}"
-                )
+        manifest = read_manifest(path)
+        check_files(path, manifest)
         return cls(path, manifest)
 
     def tokenizer(self) -> tokenizers.Tokenizer:
@@ -167,7 +84,7 @@ class Corpus:
             raise UsageError(
                 f"corpus {self.hash}: no training text for '{domain}'; there is for {', '.join(self.training_domains)}"
             )
-        return self._map(f"train/{shard_name(domain)}.bin", self.manifest.dtype)
+        return self._map(shard_paths(domain, train=True)["train"], self.manifest.dtype)
 
     def windows(self, domain: str, context_length: int) -> int:
         """How many training windows of ``context_length + 1`` tokens a domain has.
@@ -195,8 +112,9 @@ class Corpus:
         """
         if domain not in self.domains:
             raise UsageError(f"corpus {self.hash}: no domain '{domain}'; there are {', '.join(self.domains)}")
-        tokens = self._map(f"validation/{shard_name(domain)}.bin", self.manifest.dtype)
-        sizes = self._map(f"validation/{shard_name(domain)}.bytes", "uint32")
+        paths = shard_paths(domain, train=False)
+        tokens = self._map(paths["validation"], self.manifest.dtype)
+        sizes = self._map(paths["bytes"], "uint32")
         total = self._enough(domain, "validation", len(tokens), context_length)
         n = min(windows, total)
         key = np.full(n, keyed_hash("validation", domain, context_length), dtype=np.uint64)

@@ -1,139 +1,60 @@
-"""Where text comes from: files of a domain, and the documents in them.
+"""The documents in a source file.
 
-A source is a file, a folder, a URL that fsspec knows (``s3://``, ``gs://``, ... where its driver is installed) or
-``demo:NAME``. By the file's ending:
+By the file's ending:
 
 - ``.txt``, ``.md``, ``.py``: one document;
 - ``.jsonl``, ``.jsonl.gz``, ``.jsonl.zst``: one document per line, in the domain's ``text_field``;
 - ``.parquet``: one document per row, in the column ``text_field``.
 
-What cannot be used (not UTF-8, not JSON, no such field, empty) is yielded as a ``Problem`` with file and line, beside
-the documents that can. Trade-off: a text file above 64 MiB is taken in blocks of that size that end with a
-line, so that it need not fit in memory; what is wrong in one block costs that block only.
+What cannot be used is yielded as a ``Problem`` with file and line, beside the documents that can; damage costs the
+lines that it lies in. Trade-off: a text file above 64 MiB is read in blocks of that size that end with a line, so that
+it need not fit in memory; each block after the first is a ``Continuation`` of the document before it.
 """
 
 from __future__ import annotations
 
 import difflib
-import gzip
-import io
 import json
-import os
+import math
 import re
-import zlib
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
 
-from armillary.corpus.demo import DEMO_DOMAINS, demo_files
-from armillary.recipe import ArmillaryError, DomainSpec, UsageError
+from armillary.corpus.demo import DEMO_DOMAINS
+from armillary.corpus.find import SourceFile
+from armillary.corpus.problems import Problem, shown
+from armillary.corpus.streams import Lost, decoded, lines
+from armillary.recipe import ArmillaryError, UsageError
 
-READERS = {
-    ".txt": "text",
-    ".md": "text",
-    ".py": "text",
-    ".jsonl": "jsonl",
-    ".jsonl.gz": "jsonl",
-    ".jsonl.zst": "jsonl",
-    ".parquet": "parquet",
-}
 TEXT_BLOCK = 64 << 20
+LONG_LINE = 4096  # bytes; of a longer line only the bytes that are not UTF-8 are left out
+OTHER_ENCODING = 10  # lines that are not UTF-8, from which on a text that consists mostly of such has another encoding
 SURROGATE = re.compile("[\ud800-\udfff]")
+SAVE_AS = "; save the text as UTF-8"
 
 
-@dataclass(frozen=True)
-class SourceFile:
-    """One file: absolute path or URL, size in bytes, what changes when it changes, and how to read it."""
+class Continuation(str):
+    """Text that continues the document before it."""
 
-    path: str
-    size: int
-    version: str
-    reader: str
+    __slots__ = ()
 
 
-@dataclass(frozen=True)
-class Problem:
-    """Something that could not be used: "file:line: what"."""
-
-    message: str
-
-
-def find_files(domain: str, spec: DomainSpec) -> tuple[list[SourceFile], list[Problem]]:
-    """The files of a domain, sorted by path; a ``Problem`` if a folder also holds files of kinds that are not read.
-
-    Raises:
-        UsageError: the source does not exist, or holds no file of a known kind; an unknown or uninstalled demo domain.
-    """
-    if spec.source.startswith("demo:"):
-        paths = demo_files(spec.source.removeprefix("demo:"))
-        return [_local(path, spec.source) for path in paths], []
-    where = f"domain '{domain}': source {spec.source}"
-    try:
-        if "://" in spec.source:
-            filesystem, root = fsspec.url_to_fs(spec.source)
-        else:
-            filesystem, root = LocalFileSystem(), os.path.abspath(Path(spec.source).expanduser())  # noqa: PTH100
-        found: dict[str, dict[str, Any]] = filesystem.find(root, detail=True)
-    except (ImportError, ValueError) as error:
-        raise UsageError(f"{where}: {error}") from error
-    except OSError as error:
-        raise ArmillaryError(f"{where}: cannot be listed ({error}); try again when it can be reached") from error
-    if not found:
-        raise UsageError(f"{where}: {_why_nothing(filesystem, root)}")
-    files, passed_over = [], Counter[str]()
-    for path, info in sorted(found.items()):
-        name = path.rsplit("/", 1)[-1]
-        suffix = next((s for s in sorted(READERS, key=len, reverse=True) if name.lower().endswith(s)), None)
-        if suffix is None:
-            # Names that start with a dot or an underscore are how tools mark files that are not data.
-            if not name.startswith((".", "_")):
-                passed_over[Path(name).suffix or name] += 1
-        elif isinstance(filesystem, LocalFileSystem):
-            files.append(_local(Path(path), READERS[suffix]))
-        else:
-            url = filesystem.unstrip_protocol(path)
-            files.append(SourceFile(url, int(info["size"] or 0), filesystem.ukey(path), READERS[suffix]))
-    if not files:
-        raise UsageError(f"{where}: no file of a known kind; these are read: {', '.join(READERS)}")
-    if not passed_over:
-        return files, []
-    kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(passed_over.items()))
-    return files, [Problem(f"{spec.source}: passed over files of other kinds ({kinds}); read: {', '.join(READERS)}")]
-
-
-def _local(path: Path, reader: str) -> SourceFile:
-    stat = path.stat()
-    return SourceFile(str(path), stat.st_size, str(stat.st_mtime_ns), reader)
-
-
-def _why_nothing(filesystem: Any, root: str) -> str:
-    """What is wrong with a source under which no file was found."""
-    if filesystem.isdir(root):
-        return f"the folder is empty; these are read: {', '.join(READERS)}"
-    parent, _, name = root.rstrip("/").rpartition("/")
-    try:
-        siblings = [str(path).rstrip("/").rpartition("/")[2] for path in filesystem.ls(parent or "/", detail=False)]
-    except OSError:
-        return f"does not exist, nor does its folder {parent}; give the path of a file or a folder"
-    match = difflib.get_close_matches(name, siblings, n=1, cutoff=0.5)
-    hint = f"did you mean '{match[0]}'?" if match else f"{parent} holds {', '.join(sorted(siblings)[:10]) or 'nothing'}"
-    return f"does not exist; {hint}"
+Found = Problem | tuple[str, Any]  # what cannot be used, or the place of a document and its text
 
 
 def read_documents(file: SourceFile, text_field: str) -> Iterator[str | Problem]:
     """The documents of a file in order, and what could not be used.
 
     Raises:
-        ArmillaryError: the file cannot be read at all right now (a network or disk error).
+        ArmillaryError: a file elsewhere cannot be read right now (a network error).
     """
-    documents: Iterator[tuple[str, Any] | Problem]
+    documents: Iterator[Found]
+    where = f"{shown(file.path)}:1"
     try:
         if file.reader.startswith("demo:"):
             documents = _demo(file)
@@ -144,25 +65,25 @@ def read_documents(file: SourceFile, text_field: str) -> Iterator[str | Problem]
         else:
             documents = _parquet(file, text_field)
         for found in documents:
-            if isinstance(found, Problem):
-                yield found
-                continue
-            where, text = found
-            if not isinstance(text, str):
-                kind = "null" if text is None else type(text).__name__
-                yield Problem(f"{where}: the field '{text_field}' holds {kind} and not text")
-            elif not text.strip():
-                yield Problem(f"{where}: empty")
-            elif SURROGATE.search(text):
-                yield Problem(f"{where}: half a surrogate pair, which is not Unicode text")
-            else:
-                yield text.replace("\r\n", "\n")
-    except (FileNotFoundError, PermissionError) as error:
-        yield Problem(f"{file.path}:1: cannot be read ({error.strerror})")
+            yield found if isinstance(found, Problem) else _document(*found, text_field)
     except OSError as error:
-        raise ArmillaryError(
-            f"{file.path}: cannot be read ({error}); what was read before is kept, try again"
-        ) from error
+        if "://" in file.path and not isinstance(error, (FileNotFoundError, PermissionError)):
+            raise ArmillaryError(
+                f"{file.path}: cannot be read ({error}); what was read before is kept, try again"
+            ) from error
+        yield Problem(where, "cannot be read", f" ({error.strerror or error})", passing=True)
+
+
+def _document(where: str, text: Any, text_field: str) -> str | Problem:
+    if not isinstance(text, str):
+        kind = "null" if text is None else type(text).__name__
+        return Problem(where, f"the field '{text_field}' holds {kind} and not text")
+    if not text.strip():
+        return Problem(where, "empty")
+    if SURROGATE.search(text):
+        return Problem(where, "half a surrogate pair, which is not Unicode text")
+    clean = text.replace("\r\n", "\n")
+    return Continuation(clean) if isinstance(text, Continuation) else clean
 
 
 def _open(path: str) -> IO[bytes]:
@@ -173,7 +94,7 @@ def _open(path: str) -> IO[bytes]:
     return open(path, "rb")
 
 
-def _demo(file: SourceFile) -> Iterator[tuple[str, Any] | Problem]:
+def _demo(file: SourceFile) -> Iterator[Found]:
     domain = DEMO_DOMAINS[file.reader.removeprefix("demo:")]
     try:
         for text in domain.read(Path(file.path)):
@@ -185,61 +106,125 @@ def _demo(file: SourceFile) -> Iterator[tuple[str, Any] | Problem]:
         ) from error
 
 
-def _text(file: SourceFile) -> Iterator[tuple[str, Any] | Problem]:
-    line = 1
+def _text(file: SourceFile) -> Iterator[Found]:
+    path, line, first = shown(file.path), 1, True
     with _open(file.path) as stream:
-        while block := stream.read(TEXT_BLOCK):
-            block += stream.readline()
-            where = f"{file.path}:{line}"
+        for block in _blocks(decoded(stream)):
+            if isinstance(block, Lost):
+                yield _damage(path, line, block)
+                continue
             try:
-                yield where, block.removeprefix(b"\xef\xbb\xbf").decode()
+                text = block.decode()
             except UnicodeDecodeError as error:
-                yield Problem(_not_utf8(file.path, line + error.object.count(b"\n", 0, error.start), error))
+                text, problem = _without_bad_lines(path, line, block, error)
+                yield problem
             line += block.count(b"\n")
-        if file.size == 0:
-            yield Problem(f"{file.path}:1: the file is empty")
+            if text:
+                yield f"{path}:1", text if first else Continuation(text)
+                first = False
+        # Packages mark their folders with an empty file.
+        if file.size == 0 and not path.endswith("__init__.py"):
+            yield Problem(f"{path}:1", "the file is empty")
 
 
-def _jsonl(file: SourceFile, text_field: str) -> Iterator[tuple[str, Any] | Problem]:
-    number, seen = 0, False
-    try:
-        with _open(file.path) as raw:
-            stream: Any = raw
-            if file.path.lower().endswith(".gz"):
-                stream = gzip.GzipFile(fileobj=raw)
-            elif file.path.lower().endswith(".zst"):
-                stream = io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd"))
-            for number, line in enumerate(stream, start=1):
-                where = f"{file.path}:{number}"
-                try:
-                    text = (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).decode()
-                    if not text.strip():
-                        continue
-                    seen = True
-                    row = json.loads(text)
-                except UnicodeDecodeError as error:
-                    yield Problem(_not_utf8(file.path, number, error))
-                except (ValueError, RecursionError) as error:
-                    yield Problem(f"{where}: not JSON ({error}); each line is one JSON object")
-                else:
-                    yield _field(where, row, text_field)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        yield Problem(f"{file.path}:{number + 1}: compressed data is damaged ({error}); lines before this one are used")
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        # Arrow reports damaged zstd data as an OSError without a number.
-        yield Problem(f"{file.path}:{number + 1}: compressed data is damaged ({error}); lines before this one are used")
+def _blocks(chunks: Iterator[bytes | Lost]) -> Iterator[bytes | Lost]:
+    """Blocks of about ``TEXT_BLOCK`` bytes that end with a line, the last one with the file."""
+    held = b""
+    for chunk in chunks:
+        if isinstance(chunk, Lost):
+            yield chunk
+            continue
+        held += chunk
+        while len(held) > TEXT_BLOCK and (end := held.find(b"\n", TEXT_BLOCK - 1) + 1):
+            yield held[:end]
+            held = held[end:]
+    if held:
+        yield held
+
+
+def _without_bad_lines(path: str, number: int, block: bytes, error: UnicodeDecodeError) -> tuple[str, Problem]:
+    """The lines of a block that are UTF-8; nothing where most are not, because then the file has another encoding."""
+    good: list[str] = []
+    bad_lines, lost = 0, 0
+    rows = re.findall(rb"[^\n]*\n|[^\n]+", block)
+    for row in rows:
+        try:
+            good.append(row.decode())
+        except UnicodeDecodeError:
+            bad_lines += 1
+            kept = row.decode(errors="ignore") if len(row) > LONG_LINE else ""
+            good.append(kept)
+            lost += len(row) - len(kept.encode())
+    at = number + block.count(b"\n", 0, error.start)
+    where, byte = f"{path}:{at}", f"byte 0x{block[error.start]:02x}"
+    if bad_lines >= OTHER_ENCODING and lost > len(block) / 2:
+        detail = f" ({byte}), nor are {bad_lines} of the {len(rows)} lines{SAVE_AS}"
+        return "", Problem(where, "not UTF-8", detail, count=len(rows))
+    detail = (
+        f" ({byte}); {bad_lines} line{'s' * (bad_lines > 1)} with {lost:,} bytes left out, the others are read{SAVE_AS}"
+    )
+    return "".join(good), Problem(where, "not UTF-8", detail, count=bad_lines)
+
+
+def _damage(path: str, line: int, lost: Lost) -> Problem:
+    rest = f"{lost.bytes:,} bytes of the file are lost" if lost.bytes else "what follows is lost"
+    return Problem(f"{path}:{line}", "compressed data is damaged", f" ({lost.what}); {rest}, the lines before are read")
+
+
+def _jsonl(file: SourceFile, text_field: str) -> Iterator[Found]:
+    path, number, seen = shown(file.path), 0, False
+    with _open(file.path) as stream:
+        for line in lines(decoded(stream)):
+            if isinstance(line, Lost):
+                seen = True
+                yield _damage(path, number + 1, line)
+                continue
+            number += 1
+            where = f"{path}:{number}"
+            try:
+                text = line.decode()
+                if not text.strip():
+                    continue
+                seen = True
+                row = json.loads(text)
+            except UnicodeDecodeError as error:
+                seen = True
+                yield Problem(where, "not UTF-8", f" (byte 0x{line[error.start]:02x}){SAVE_AS}")
+            except (ValueError, RecursionError):
+                yield from _odd_line(where, text.strip(), text_field)
+            else:
+                yield from _rows(where, row, text_field)
+    if not seen:
+        yield Problem(f"{path}:1", "the file is empty")
+
+
+def _odd_line(where: str, text: str, text_field: str) -> Iterator[Found]:
+    """A line that is not one JSON value: several values, a line of a JSON array, or a number that Python refuses."""
+    decoder = json.JSONDecoder(parse_int=lambda digits: int(digits) if len(digits) < 1000 else math.inf)
+    if text in ("[", "]", "],", ","):
+        return
+    while text:
+        try:
+            row, end = decoder.raw_decode(text)
+        except (ValueError, RecursionError) as error:
+            yield Problem(where, "not JSON", f" ({error}); each line is one JSON object")
+            return
+        yield from _rows(where, row, text_field)
+        text = text[end:].lstrip(" \t\r,")
+
+
+def _rows(where: str, row: Any, text_field: str) -> Iterator[Found]:
+    if isinstance(row, list) and row and all(isinstance(item, dict) for item in row):  # a file that is one array
+        yield from (_field(where, item, text_field) for item in row)
     else:
-        if not seen:
-            yield Problem(f"{file.path}:1: the file is empty")
+        yield _field(where, row, text_field)
 
 
-def _field(where: str, row: Any, text_field: str) -> tuple[str, Any] | Problem:
+def _field(where: str, row: Any, text_field: str) -> Found:
     if not isinstance(row, dict):
-        return Problem(f"{where}: a {type(row).__name__} and not a JSON object with the field '{text_field}'")
+        return Problem(where, f"a {type(row).__name__} and not a JSON object with the field '{text_field}'")
     if text_field not in row:
-        return Problem(f"{where}: no field '{text_field}'; {_has(list(row), text_field)}")
+        return Problem(where, f"no field '{text_field}'", f"; {_has(list(row), text_field)}")
     return where, row[text_field]
 
 
@@ -249,29 +234,44 @@ def _has(fields: list[str], wanted: str) -> str:
     return f"it has {', '.join(match) or 'none'}; set the domain's text_field"
 
 
-def _parquet(file: SourceFile, text_field: str) -> Iterator[tuple[str, Any] | Problem]:
+def _parquet(file: SourceFile, text_field: str) -> Iterator[Found]:
+    path = shown(file.path)
+    # Arrow reports damaged data as an OSError without a number, as an ArrowException, or as text that is not UTF-8.
     try:
-        with _open(file.path) as raw, pq.ParquetFile(raw) as table:
+        with _open(file.path) as raw, pq.ParquetFile(raw, page_checksum_verification=True) as table:
             if text_field not in table.schema_arrow.names:
-                yield Problem(f"{file.path}:1: no column '{text_field}'; {_has(table.schema_arrow.names, text_field)}")
+                fields = _has(table.schema_arrow.names, text_field)
+                yield Problem(f"{path}:1", f"no column '{text_field}'", f"; {fields}")
                 return
-            number = 0
-            for batch in table.iter_batches(batch_size=1024, columns=[text_field]):
-                for value in batch.column(0):
-                    number += 1
-                    try:
-                        yield f"{file.path}:{number}", value.as_py()
-                    except UnicodeDecodeError as error:
-                        yield Problem(_not_utf8(file.path, number, error))
-            if number == 0:
-                yield Problem(f"{file.path}:1: the file has no rows")
-    except pa.ArrowException as error:
-        yield Problem(f"{file.path}:1: not a whole parquet file ({error})")
-    except OSError as error:
-        if error.errno is not None:
+            if table.metadata.num_rows == 0:
+                yield Problem(f"{path}:1", "the file has no rows")
+            start = 0
+            for group in range(table.num_row_groups):
+                rows = table.metadata.row_group(group).num_rows
+                yield from _row_group(path, table, group, start, rows, text_field)
+                start += rows
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
             raise
-        yield Problem(f"{file.path}:1: not a whole parquet file ({error})")
+        yield Problem(f"{path}:1", "not a whole parquet file", f" ({error})")
 
 
-def _not_utf8(path: str, line: int, error: UnicodeDecodeError) -> str:
-    return f"{path}:{line}: not UTF-8 (byte 0x{error.object[error.start]:02x}); save the text as UTF-8"
+def _row_group(path: str, table: pq.ParquetFile, group: int, start: int, rows: int, text_field: str) -> Iterator[Found]:
+    """Rows ``start`` to ``start + rows`` of the file; damage costs the rest of its group."""
+    read = 0
+    try:
+        for batch in table.iter_batches(batch_size=1024, row_groups=[group], columns=[text_field]):
+            for value in batch.column(0):
+                read += 1
+                where = f"{path}:{start + read}"
+                try:
+                    text = value.as_py()
+                    yield where, text.decode() if isinstance(text, bytes) else text
+                except UnicodeDecodeError as error:
+                    yield Problem(where, "not UTF-8", f" (byte 0x{error.object[error.start]:02x}){SAVE_AS}")
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        lost = max(rows - read, 1)
+        detail = f": {error}; {lost:,} rows are lost, the other row groups are read"
+        yield Problem(f"{path}:{start + read + 1}", "damaged", detail, count=lost)

@@ -7,9 +7,10 @@ deterministic: the sample is, and the library breaks ties between merges by the 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tokenizers
@@ -19,7 +20,13 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from armillary.recipe import UsageError
 
 END_OF_TEXT = "<|endoftext|>"
-KNOWN_ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|im_end|>")
+# Names of ends without the signs around and between their words: <|end_of_text|>, </s>, <eos>, <|im_end|>, ...
+END_NAMES = {
+    "endoftext", "/s", "eos", "eot", "eod", "endofsentence", "endofdocument", "endofsequence",
+    "imend", "eotid", "eomid", "endofturn", "endofmessage", "end",
+}  # fmt: skip
+_NOT_NAME = re.compile(r"[^a-z0-9/]")
+SHOWN = 12  # special tokens listed in a message
 BATCH = 64
 
 
@@ -42,40 +49,119 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> str:
     return str(tokenizer.to_str())
 
 
-def read_tokenizer_file(path: Path) -> str:
-    """The text of a ``tokenizer.json``.
+def read_tokenizer_file(path: Path, end: str | None = None) -> tuple[str, str]:
+    """The text of a ``tokenizer.json``, and its token that ends a text.
+
+    That token is ``end`` (the recipe's ``tokenizer.end``) if given; else the ``eos_token`` of ``tokenizer_config.json``
+    or ``special_tokens_map.json`` beside the file; else the only id in ``eos_token_id`` of ``generation_config.json``
+    or ``config.json``; else the only special token with the name of an end. It is always a special token: an ordinary
+    one, such as ``</s>`` in Gemma's vocabulary, is what a text contains.
 
     Raises:
-        UsageError: it cannot be read, is no tokenizer, or has no token that ends a text.
+        UsageError: a file cannot be read, is not a tokenizer, or has no such token or several.
     """
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"tokenizer {path}: cannot be read ({error}); give the path of a tokenizer.json") from error
     try:
-        tokenizer = tokenizers.Tokenizer.from_str(text)
+        tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises plain Exception
         raise UsageError(f"tokenizer {path}: not a Hugging Face tokenizer.json ({error})") from error
-    if not any(tokenizer.token_to_id(token) is not None for token in KNOWN_ENDS):
-        raise UsageError(f"tokenizer {path}: no token that ends a text; it needs one of {', '.join(KNOWN_ENDS)}")
-    return text
+    if end is None:
+        said = _end_in_configs(path, text)
+        return text, find_end(text, said[1], f"tokenizer {path}", said[0]) if said else find_end(
+            text, None, f"tokenizer {path}"
+        )
+    return text, find_end(text, end, f"tokenizer {path}", "tokenizer.end")
+
+
+def _end_in_configs(path: Path, text: str) -> tuple[str, str] | None:
+    """Where the files beside a tokenizer name its end, and the end; None where none names one."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        token = _config(path.with_name(name)).get("eos_token")
+        content = token.get("content") if isinstance(token, dict) else token
+        if isinstance(content, str):
+            return f"eos_token of {name}", content
+    added = {token["id"]: token["content"] for token in json.loads(text).get("added_tokens", [])}
+    for name in ("generation_config.json", "config.json"):
+        ids = _config(path.with_name(name)).get("eos_token_id")
+        if isinstance(ids, list) and len(ids) == 1:
+            ids = ids[0]
+        if isinstance(ids, int) and ids in added:
+            return f"eos_token_id of {name}", str(added[ids])
+    return None
+
+
+def _config(path: Path) -> dict[str, Any]:
+    """A configuration beside a tokenizer; empty where there is none.
+
+    Raises:
+        UsageError: it cannot be read.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{path}: cannot be read ({error}); repair it, or take it away and name the end of a text with the key "
+            "tokenizer.end"
+        ) from error
+    return config if isinstance(config, dict) else {}
+
+
+def find_end(tokenizer_json: str, end: str | None, where: str, said_by: str = "") -> str:
+    """The special token that ends a text: ``end``, or with None the only one with the name of an end.
+
+    Raises:
+        UsageError: ``end`` (which ``said_by`` names) is not a special token; none has such a name, or several have.
+    """
+    added = json.loads(tokenizer_json).get("added_tokens") or []
+    special = [str(token["content"]) for token in added if token["special"]]
+    ask = "name the one that ends a text with the key tokenizer.end"
+    listed = (
+        f"special tokens: {', '.join(special[:SHOWN])}{', ...' * (len(special) > SHOWN)}"
+        if special
+        else "no special token"
+    )
+    if end is not None:
+        if end in special:
+            return end
+        kind = (
+            "an ordinary token, which any text may contain"
+            if any(t["content"] == end for t in added)
+            else "not a token"
+        )
+        raise UsageError(
+            f"{where}: {end!r} ({said_by}) is {kind}, and a text must end with a special one; {ask}; {listed}"
+        )
+    ends = [token for token in special if _NOT_NAME.sub("", token.lower()) in END_NAMES]
+    if len(ends) == 1:
+        return ends[0]
+    if ends:
+        raise UsageError(f"{where}: several special tokens may end a text: {', '.join(ends)}; {ask}")
+    raise UsageError(f"{where}: no token that ends a text: no special token has the name of an end; {ask}; {listed}")
 
 
 class Encoder:
-    """Turns documents into token ids, each document ended by the end-of-text token."""
+    """Turns documents into token ids, each document ended by the end-of-text token.
 
-    def __init__(self, tokenizer_json: str) -> None:
+    ``end`` is that token; without it the tokenizer must have one special token with the name of an end.
+    """
+
+    def __init__(self, tokenizer_json: str, end: str | None = None) -> None:
         self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         # A document that speaks of "<|endoftext|>" means the words, not the end.
         self._tokenizer.encode_special_tokens = True
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
-        self.end = next(token for token in KNOWN_ENDS if token in vocabulary)
+        self.end = find_end(tokenizer_json, None, "tokenizer") if end is None else end
         self.end_id = vocabulary[self.end]
         # Ids may have gaps, so the largest decides.
         self.vocab_size = max(vocabulary.values()) + 1
-        self.dtype = "uint16" if self.vocab_size <= 1 << 16 else "uint32"
+        self.dtype: Literal["uint16", "uint32"] = "uint16" if self.vocab_size <= 1 << 16 else "uint32"
         self._byte_table = _byte_table(json.loads(tokenizer_json), vocabulary)
 
     def encode(self, texts: list[str]) -> Iterator[list[int]]:

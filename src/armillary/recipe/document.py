@@ -66,19 +66,35 @@ def _unless(problems: list[FieldError], document: D) -> D:
 class DomainSpec(Document):
     """A domain of text: ``source`` is a file, a folder, or ``demo:NAME`` for a built-in one.
 
-    With ``train: false`` the domain is only examined: all of its text goes to validation.
+    With ``train: false`` the domain is only examined: all of its text goes to validation. ``licence`` is that of the
+    text, for the report and the model card; it replaces what is known of a built-in domain.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("licence",)
 
     source: PathText
     train: bool = True
     text_field: str = "text"
+    licence: str | None = Field(default=None, min_length=1)
 
 
 class TokenizerSpec(Document):
-    """A byte-level BPE of ``vocab_size`` trained on the corpus, or the ``tokenizer.json`` of ``file``."""
+    """A byte-level BPE of ``vocab_size`` trained on the corpus, or the ``tokenizer.json`` of ``file``.
+
+    ``end`` is the special token of ``file`` that ends a text, where the files beside it do not name one.
+    """
+
+    later: ClassVar[tuple[str, ...]] = ("end",)
 
     vocab_size: int = Field(default=2048, ge=257)
     file: PathText | None = None
+    end: str | None = None
+
+    @model_validator(mode="after")
+    def _end_of_a_file(self) -> Self:
+        if self.end is not None and self.file is None:
+            raise FieldError("names the end of a text in a tokenizer given by 'file'; a trained one has its own", "end")
+        return self
 
 
 class CorpusSpec(Document):

@@ -1,0 +1,286 @@
+"""Which files a domain consists of.
+
+A folder is searched to any depth, in the order of the paths. Not read, and counted in one line each: hidden files and
+folders; what archives and data engines leave behind; files of other kinds; what is neither file nor folder (a named
+pipe is never opened); links that lead nowhere, in a circle, or to something that is read anyway; and folders that this
+program wrote. A linked folder is followed once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import stat
+from collections import Counter, deque
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from armillary.corpus.demo import demo_files
+from armillary.corpus.problems import Problem, shown
+from armillary.recipe import ArmillaryError, DomainSpec, UsageError
+
+READERS = {
+    ".txt": "text",
+    ".md": "text",
+    ".py": "text",
+    ".jsonl": "jsonl",
+    ".jsonl.gz": "jsonl",
+    ".jsonl.zst": "jsonl",
+    ".parquet": "parquet",
+}
+# Left by archives (macOS), notebooks, Spark, Delta Lake and Python; a name that starts with a dot is hidden anyway.
+LEFTOVERS = {"__MACOSX", "_temporary", "__pycache__", "_delta_log", "_spark_metadata", "_SUCCESS", "lost+found"}
+LEFTOVER_FILES = ("_metadata", "_common_metadata", "_committed_", "_started_")
+# Files by which a folder that this program wrote is known: a workspace, a folder of corpora, a corpus, a run, a model.
+OWN_FOLDERS = (
+    ("store/store.sqlite",),
+    ("store/runs",),
+    ("corpus/index", "corpus/.lock"),
+    ("index", ".lock"),
+    ("manifest.json", "tokenizer.json", "validation"),
+    ("spec.json", "events.jsonl"),
+    ("lineage.json", "config.json"),
+)
+NAMED = 3  # names given as examples of what was not read
+
+HIDDEN = "hidden or temporary, not read"
+OTHER_KINDS = "passed over files of other kinds"
+NOT_FILES = "neither a file nor a folder (a named pipe, a socket or a device), not read"
+DEAD_LINKS = "links to files that are not there, not read"
+KNOWN_LINKS = "links to what is read anyway, or in a circle, not followed"
+OWN = "written by armillary (a workspace, a corpus or a run), not read as text"
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file: absolute path or URL, size in bytes, what changes when it changes, and how to read it."""
+
+    path: str
+    size: int
+    version: str
+    reader: str
+
+
+@dataclass
+class _Listing:
+    """What a walk found: regular files by path, and what was left out, by reason."""
+
+    files: dict[str, os.stat_result] = field(default_factory=dict)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def leave(self, reason: str, path: str) -> None:
+        self.left_out.setdefault(reason, []).append(path)
+
+
+def find_files(domain: str, spec: DomainSpec, own: Collection[Path] = ()) -> tuple[list[SourceFile], list[Problem]]:
+    """The files of a domain, sorted by path, and what was left out. ``own`` are folders to leave out in any case.
+
+    Raises:
+        UsageError: the source does not exist, or holds no file of a known kind; an unknown or uninstalled demo domain.
+        ArmillaryError: a source elsewhere cannot be listed now.
+    """
+    if spec.source.startswith("demo:"):
+        paths = demo_files(spec.source.removeprefix("demo:"))
+        return [_local(str(path), path.stat(), spec.source) for path in paths], []
+    where = f"domain '{domain}': source {shown(spec.source)}"
+    if "://" in spec.source:
+        files, listing, root = _list_elsewhere(spec.source, where)
+    else:
+        root = os.path.abspath(Path(spec.source).expanduser())  # noqa: PTH100 (keeps links as they are)
+        listing = _list_here(root, {os.path.realpath(path) for path in own}, where)
+        files = []
+        for path, status in sorted(listing.files.items()):
+            if (reader := _reader(path)) is not None:
+                files.append(_local(path, status, reader))
+            else:
+                listing.leave(OTHER_KINDS, path)
+    if not files:
+        reasons = "; ".join(problem.message for problem in [*listing.problems, *_left_out(root, listing)])
+        raise UsageError(
+            f"{where}: no file of a known kind; these are read: {', '.join(READERS)}"
+            + (f" ({reasons})" * bool(reasons))
+        )
+    return files, [*listing.problems, *_left_out(spec.source, listing)]
+
+
+def old_files(spec: DomainSpec) -> list[SourceFile]:
+    """The files of a local domain by the rules of format 1, so that a corpus built by them is recognised.
+
+    Raises:
+        OSError: a dangling link, at which such a build failed.
+    """
+    if spec.source.startswith("demo:"):
+        return find_files("", spec)[0]
+    root = os.path.abspath(Path(spec.source).expanduser())  # noqa: PTH100
+    found = sorted(LocalFileSystem().find(root, detail=True))
+    return [_local(path, Path(path).stat(), reader) for path in found if (reader := _reader(path)) is not None]
+
+
+def _reader(path: str) -> str | None:
+    name = path.rsplit("/", 1)[-1].lower()
+    suffix = next((s for s in sorted(READERS, key=len, reverse=True) if name.endswith(s)), None)
+    return READERS[suffix] if suffix else None
+
+
+def _local(path: str, status: os.stat_result, reader: str) -> SourceFile:
+    return SourceFile(path, status.st_size, str(status.st_mtime_ns), reader)
+
+
+def _list_here(root: str, own: set[str], where: str) -> _Listing:
+    try:
+        mode = Path(root).stat().st_mode
+    except OSError as error:
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            raise UsageError(f"{where}: {_why_nothing(LocalFileSystem(), root)}") from error
+        raise UsageError(f"{where}: cannot be read ({error.strerror}); make it readable") from error
+    listing = _Listing()
+    if stat.S_ISREG(mode):
+        listing.files[root] = Path(root).stat()
+    elif stat.S_ISDIR(mode):
+        _Walk(root, own, listing).run()
+        if not (listing.files or listing.left_out or listing.problems):
+            raise UsageError(f"{where}: the folder is empty; these are read: {', '.join(READERS)}")
+    else:
+        raise UsageError(f"{where}: is {NOT_FILES.partition(',')[0]}; give the path of a file or a folder")
+    return listing
+
+
+class _Walk:
+    """A walk through a folder: first its own folders, then those that links lead to, each once."""
+
+    def __init__(self, root: str, own: set[str], listing: _Listing) -> None:
+        self._root, self._own, self._listing = root, own, listing
+        self._folders = deque([root])
+        self._linked_folders: deque[str] = deque()
+        self._linked_files: list[str] = []
+        real = os.path.realpath(root)
+        self._seen = {real}
+        self._above = {str(parent) for parent in Path(real).parents}
+
+    def run(self) -> None:
+        while self._folders or self._linked_folders:
+            if self._folders:
+                self._list(self._folders.popleft())
+                continue
+            link = self._linked_folders.popleft()
+            real = os.path.realpath(link)
+            # A link to a folder above the source would bring in the source itself, and its neighbours.
+            if real in self._seen or real in self._above:
+                self._listing.leave(KNOWN_LINKS, link)
+            elif real in self._own or _is_own(real):
+                self._listing.leave(OWN, link)
+            else:
+                self._seen.add(real)
+                self._folders.append(link)
+        known = {os.path.realpath(path) for path in self._listing.files} if self._linked_files else set()
+        for link in sorted(self._linked_files):
+            real = os.path.realpath(link)
+            if real in known:
+                self._listing.leave(KNOWN_LINKS, link)
+            else:
+                known.add(real)
+                self._listing.files[link] = Path(link).stat()
+
+    def _list(self, folder: str) -> None:
+        try:
+            with os.scandir(folder) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    self._take(entry)
+        except OSError as error:
+            problem = Problem(shown(folder), "cannot be read", f" ({error.strerror})", passing=True)
+            self._listing.problems.append(problem)
+
+    def _take(self, entry: os.DirEntry[str]) -> None:
+        name, path, listing = entry.name, entry.path, self._listing
+        if name.startswith(".") or name in LEFTOVERS or name.startswith(LEFTOVER_FILES) or name.endswith(".crc"):
+            listing.leave(HIDDEN, path)
+            return
+        try:
+            status = entry.stat()
+        except OSError:  # it leads nowhere, or to itself
+            listing.leave(DEAD_LINKS, path)
+            return
+        if stat.S_ISDIR(status.st_mode):
+            if entry.is_symlink():
+                self._linked_folders.append(path)
+                return
+            real = os.path.realpath(path)
+            if real in self._own or _is_own(path):
+                listing.leave(OWN, path)
+            elif real in self._seen:
+                listing.leave(KNOWN_LINKS, path)
+            else:
+                self._seen.add(real)
+                self._folders.append(path)
+        elif not stat.S_ISREG(status.st_mode):
+            listing.leave(NOT_FILES, path)
+        elif entry.is_symlink():
+            self._linked_files.append(path)
+        else:
+            listing.files[path] = status
+
+
+def _is_own(folder: str) -> bool:
+    return any(all(Path(folder, name).exists() for name in names) for names in OWN_FOLDERS)
+
+
+def _list_elsewhere(source: str, where: str) -> tuple[list[SourceFile], _Listing, str]:
+    try:
+        filesystem, root = fsspec.url_to_fs(source)
+        found: dict[str, dict[str, Any]] = filesystem.find(root, detail=True)
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"{where}: {error}") from error
+    except OSError as error:
+        raise ArmillaryError(f"{where}: cannot be listed ({error}); try again when it can be reached") from error
+    if not found:
+        raise UsageError(f"{where}: {_why_nothing(filesystem, root)}")
+    files, listing = [], _Listing()
+    for path, info in sorted(found.items()):
+        below = path.removeprefix(root).strip("/").split("/")
+        reader = _reader(path)
+        if any(name.startswith(".") or name in LEFTOVERS for name in below):
+            listing.leave(HIDDEN, path)
+        elif reader is None:
+            listing.leave(OTHER_KINDS, path)
+        else:
+            url = filesystem.unstrip_protocol(path)
+            files.append(SourceFile(url, int(info["size"] or 0), filesystem.ukey(path), reader))
+    return files, listing, root
+
+
+def _left_out(source: str, listing: _Listing) -> list[Problem]:
+    """One problem per reason, with a count and examples."""
+    problems = []
+    for reason, paths in listing.left_out.items():
+        if reason == OTHER_KINDS:
+            kinds = Counter(Path(path).suffix or "without an ending" for path in paths).most_common()
+            named = ", ".join(f"{count} {shown(suffix)}" for suffix, count in sorted(kinds[:8])) + ", …" * (
+                len(kinds) > 8
+            )
+            detail = f" ({named}); read: {', '.join(READERS)}"
+        else:
+            names = [shown(path.removeprefix(source).lstrip("/")) for path in sorted(paths)[:NAMED]]
+            detail = f": {len(paths)} ({', '.join(names)}{', …' * (len(paths) > NAMED)})"
+        problems.append(Problem(shown(source), reason, detail))
+    return problems
+
+
+def _why_nothing(filesystem: Any, root: str) -> str:
+    """What is wrong with a source under which no file was found."""
+    if filesystem.isdir(root):
+        return f"the folder is empty; these are read: {', '.join(READERS)}"
+    parent, _, name = root.rstrip("/").rpartition("/")
+    try:
+        siblings = [str(path).rstrip("/").rpartition("/")[2] for path in filesystem.ls(parent or "/", detail=False)]
+    except OSError:
+        return f"does not exist, nor does its folder {shown(parent)}; give the path of a file or a folder"
+    match = difflib.get_close_matches(name, siblings, n=1, cutoff=0.5)
+    holds = ", ".join(shown(name) for name in sorted(siblings)[:10]) or "nothing"
+    hint = f"did you mean '{shown(match[0])}'?" if match else f"{shown(parent)} holds {holds}"
+    return f"does not exist; {hint}"
