@@ -319,7 +319,7 @@ def as_format_1(corpus, spec):
     (path / "manifest.json").write_text(json.dumps(old))
     shutil.rmtree(root / "index")
     (root / "index").mkdir()
-    fingerprint = build._fingerprint_of_format_1(spec, {n: d.source for n, d in spec.domains.items()})
+    fingerprint = build._fingerprint_of_format_1(spec, {n: d.source for n, d in spec.domains.items()}, None)
     (root / "index" / f"{fingerprint}.json").write_text(json.dumps({"hash": path.name}))
     return path
 

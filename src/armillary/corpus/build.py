@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -181,16 +182,15 @@ def _built_by_format_1(spec: CorpusSpec, root: Path) -> Corpus | None:
                 old += [manifest] if manifest.format == 1 else []
             except ArmillaryError:
                 damaged = True
-    # The source may have been written in another way then, relative to a folder for instance.
-    written = [{name: domain.source for name, domain in m.domains.items()} for m in old]
+    # Sources and tokenizer may have been written in another way then, relative to a folder for instance. The
+    # fingerprint holds the absolute paths of all files as well, so an entry that is found is of the same files.
+    written = [{name: d.source for name, d in m.domains.items()} for m in old if list(m.domains) == list(spec.domains)]
     wanted = {name: domain.source for name, domain in spec.domains.items()}
-    same = [
-        sources
-        for sources in written
-        if list(sources) == list(wanted) and all(_resolved(sources[n]) == _resolved(wanted[n]) for n in wanted)
-    ]
-    for sources in [wanted, *same] if old or damaged else []:
-        fingerprint = _fingerprint_of_format_1(spec, sources)
+    tokenizers = [spec.tokenizer.file, spec.tokenizer.file and os.path.relpath(spec.tokenizer.file)]
+    for sources, tokenizer in itertools.product(
+        [wanted, *written] if old or damaged else [], dict.fromkeys(tokenizers)
+    ):
+        fingerprint = _fingerprint_of_format_1(spec, sources, tokenizer)
         if fingerprint and (entry := read_old_index(root, fingerprint)):
             corpus = _opened(spec, root, entry)
             # Neither was part of that fingerprint.
@@ -207,12 +207,13 @@ def _built_by_format_1(spec: CorpusSpec, root: Path) -> Corpus | None:
     return None
 
 
-def _fingerprint_of_format_1(spec: CorpusSpec, sources: dict[str, str]) -> str | None:
+def _fingerprint_of_format_1(spec: CorpusSpec, sources: dict[str, str], tokenizer: str | None) -> str | None:
     asked = spec.model_dump(
         mode="json", exclude={"domains": {name: {"licence"} for name in spec.domains}, "tokenizer": {"end"}}
     )
     for name, source in sources.items():
         asked["domains"][name]["source"] = source
+    asked["tokenizer"]["file"] = tokenizer
     try:
         text = None if spec.tokenizer.file is None else Path(spec.tokenizer.file).read_bytes()
         files = {name: old_files(domain) for name, domain in spec.domains.items()}
@@ -226,10 +227,6 @@ def _fingerprint_of_format_1(spec: CorpusSpec, sources: dict[str, str]) -> str |
             "files": {name: [[f.path, f.size, f.version] for f in found] for name, found in files.items()},
         }
     )
-
-
-def _resolved(source: str) -> str:
-    return source if ":" in source else os.path.abspath(Path(source).expanduser())  # noqa: PTH100
 
 
 def _is_readable(path: str) -> bool:

@@ -41,8 +41,8 @@ class CorpusProblem:
 def verify_corpus(folder: Path) -> list[CorpusProblem]:
     """Read every byte of a corpus and return every problem; an empty list means that the corpus is as it was built.
 
-    ``folder`` is a corpus (``ROOT/HASH``) or a folder of corpora (``ROOT``), of which each corpus and each file of
-    ``index/`` is checked. An unfinished build is not a corpus and is passed over.
+    Nothing is written. ``folder`` is a corpus (``ROOT/HASH``) or a folder of corpora (``ROOT``), of which each corpus
+    and each file of ``index/`` is checked. An unfinished build is not a corpus and is passed over.
     """
     if not folder.is_dir():
         return [CorpusProblem(folder, "is not a folder", "give the folder of a built corpus, or build one")]
@@ -57,11 +57,7 @@ def verify_corpus(folder: Path) -> list[CorpusProblem]:
         file, _, rest = str(error).partition(": ")
         what, _, remedy = rest.rpartition("; ")
         return [CorpusProblem(Path(file), what, remedy)]
-    stamp = _stamp(folder, manifest)
-    problems = _compare(folder, manifest.files)
-    if not problems:
-        _write_stamp(folder, stamp)
-    return problems
+    return _compare(folder, manifest.files)
 
 
 def check_files(folder: Path, manifest: Manifest) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from armillary.corpus import Corpus
+from armillary.corpus import verify_corpus
 from armillary.laws.file import read_law
 from armillary.recipe import ArmillaryError, UsageError, is_workspace, load_training, read_json, read_sealed
 from armillary.release import check_lineage
@@ -121,9 +121,7 @@ def _run(folder: Path) -> list[Problem]:
 
 
 def _corpus(folder: Path) -> list[Problem]:
-    if (folder / "manifest.json").exists():
-        return _refused(folder, Corpus.open)
-    return [p for path in sorted(folder.glob("*/manifest.json")) for p in _refused(path.parent, Corpus.open)]
+    return [Problem(found.file, found.what, found.remedy) for found in verify_corpus(folder)]
 
 
 def _json(file: Path) -> None:
