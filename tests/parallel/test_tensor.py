@@ -178,3 +178,31 @@ def test_the_kernels_of_the_cpu_run_under_every_layout(on_ranks: Any) -> None:
         missing = {"cross_entropy"} if layout.tp > 1 else set()
         for found in on_ranks(layout.ranks, kernels_called, spec, layout):
             assert found == expected - missing
+
+
+def outside(spec: RunSpec, layout: Layout | None, token: int, column: int) -> str | None:
+    """How a step ends if one token of the batch is ``token``."""
+    batch = batches(spec)[0].clone()
+    batch[1, column] = token
+    try:
+        if layout is None:
+            model = Transformer(spec.model)
+            model.init_weights(spec.seed, spec.optimizer)
+            model.loss(batch)
+        else:
+            Program(spec, layout, CPU).gradients(batch)
+    except IndexError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("layout", [Layout(tp=2), Layout(tp=2, sequence_parallel=False)], ids=["sequence", "whole"])
+def test_a_token_outside_of_the_vocabulary_is_refused_as_on_one_device(layout: Layout, on_ranks: Any) -> None:
+    """As an input and as a target; no rank has it, so without a look it would count as a zero."""
+    spec = specification()
+    for token in (spec.model.vocab_size, -1, -100, 2**40):
+        for column in (0, -1):  # only an input, only a target
+            assert outside(spec, None, token, column) is not None
+            said = f"token {token} lies outside of the vocabulary of {spec.model.vocab_size} tokens"
+            assert on_ranks(2, outside, spec, layout, token, column) == [said, said]
+    assert on_ranks(2, outside, spec, layout, spec.model.vocab_size - 1, -1) == [None, None]

@@ -40,7 +40,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from armillary.model import Layer, MixtureOfExperts, Transformer, check_tokens
+from armillary.model import Layer, MixtureOfExperts, Transformer
 from armillary.model.operators import block_rows, product_dtype
 from armillary.parallel.mesh import Grid
 
@@ -117,11 +117,26 @@ def _embed(embedding: nn.Embedding, grid: Grid, tokens: Tensor) -> Tensor:
     """
     assert isinstance(embedding.weight, DTensor)
     weight, group = embedding.weight.to_local(), grid.group("tp")
+    _refuse_outside(tokens, len(weight) * group.size())
     own = tokens - dist.get_rank(group) * len(weight)
     here = (own >= 0) & (own < len(weight))
     found = F.embedding(own.clamp(0, len(weight) - 1), weight) * here[..., None]
     summed: Tensor = (_ScatterSequence if grid.layout.sequence_parallel else _Sum).apply(found, group)
     return summed
+
+
+def _refuse_outside(tokens: Tensor, vocab_size: int) -> None:
+    """No rank holds such a token, so its embedding or logit would be 0 and the step go on, where one device fails.
+
+    Raises:
+        IndexError: a token (or target) below 0 or beyond the vocabulary; an accelerator says so as a device error.
+    """
+    inside = ((tokens >= 0) & (tokens < vocab_size)).all()
+    if tokens.device.type != "cpu":
+        torch._assert_async(inside, f"a token lies outside of the vocabulary of {vocab_size}")  # no wait for the device
+    elif not inside:
+        outside = tokens[(tokens < 0) | (tokens >= vocab_size)][0].item()
+        raise IndexError(f"token {outside} lies outside of the vocabulary of {vocab_size} tokens")
 
 
 class VocabularyParallelLoss:
@@ -131,9 +146,14 @@ class VocabularyParallelLoss:
         self.group, self.gathers = grid.group("tp"), grid.layout.sequence_parallel
 
     def __call__(self, features: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
-        """As ``operators.linear_cross_entropy``; the sums of both losses are the same on every rank."""
-        x = (_GatherSequence if self.gathers else _SumGradient).apply(features, self.group)
+        """As ``operators.linear_cross_entropy``; the sums of both losses are the same on every rank.
+
+        Raises:
+            IndexError: a target is outside of the vocabulary, as ``operators.linear_cross_entropy`` has it.
+        """
         assert isinstance(weight, DTensor)
+        _refuse_outside(targets, weight.shape[0])
+        x = (_GatherSequence if self.gathers else _SumGradient).apply(features, self.group)
         objective, entropy, *_ = _VocabularyLoss.apply(
             x.flatten(0, -2),
             weight.to_local(),
@@ -226,7 +246,6 @@ class _VocabularyLoss(Function):
         product: torch.dtype,
         with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
-        check_tokens(targets, len(weight) * dist.get_world_size(group))
         x, matrix = features.to(product), weight.to(product)
         own = targets - dist.get_rank(group) * len(weight)  # negative or too large where another rank has the target
         # by an argument: what needs a gradient is also told where nobody will ask for one (torch.no_grad)
