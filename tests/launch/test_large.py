@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 import armillary
+from armillary.cli import main
 from armillary.goodput import read_events
 from armillary.launch import launch
 from armillary.recipe import Checkpoints, LargeRun, Recipe, UsageError, load_training
@@ -93,6 +94,44 @@ def test_what_does_not_fit_is_refused(document, write, tmp_path, tiny_corpus):
     assert "(100) is below the corpus's 300" in refuse({**document, "run": small}, write, tmp_path)
     without = {key: value for key, value in document.items() if key != "layout"}
     assert "batch_sequences (8) must be a multiple of" in refuse(without, write, tmp_path, 3)
+
+
+@pytest.fixture
+def rehearsed(document, write, monkeypatch):
+    """What ``--dry-run`` of a changed document leaves to be rehearsed, and its exit code."""
+    asked = []
+
+    def stand_in(spec, layout, _):
+        asked.append((spec, layout))
+        raise UsageError("rehearsed")
+
+    monkeypatch.setattr("armillary.parallel.dry_run", stand_in)
+
+    def act(*options, **changes):
+        asked.clear()
+        file = write({**document, **changes})
+        monkeypatch.setattr(sys, "argv", ["armillary", "train", str(file), "--dry-run", *options])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 2  # that of the stand-in too
+        return bool(asked)
+
+    return act
+
+
+def test_a_dry_run_holds_the_run_against_its_corpus_where_that_is(document, rehearsed, capsys, tiny_corpus, tmp_path):
+    """What would end the real run before its first step ends the dry run too."""
+    assert rehearsed()
+    assert "not on this machine" not in capsys.readouterr().err
+    small = {**document["run"], "model": {**document["run"]["model"], "vocab_size": 100}}
+    assert not rehearsed(run=small)
+    assert "(100) is below the corpus's 300" in capsys.readouterr().err.replace("\n", " ")
+    assert not rehearsed(run={**document["run"], "mixture": [{"start_step": 0, "weights": {"moon": 1.0}}]})
+    assert "moon" in capsys.readouterr().err
+    assert not rehearsed(corpus=str(tiny_corpus.path.parent))
+    assert "is not the folder of a built corpus" in capsys.readouterr().err.replace("\n", " ")
+    assert rehearsed(corpus="elsewhere")
+    assert f"{tmp_path / 'elsewhere'} is not on this machine" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_under_a_launcher_nproc_is_refused(document, write, tmp_path, monkeypatch):

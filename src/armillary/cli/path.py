@@ -326,9 +326,13 @@ def rehearse(document: Any, file: Path, nproc: int | None, as_json: bool) -> Non
     if document.layout is None and nproc is None:
         raise UsageError(f"{file}: has no layout; say with --nproc how many ranks there would be")
     layout = document.layout_of(nproc or document.layout.ranks)
+    from armillary.launch import check_corpus
     from armillary.parallel import dry_run
     from armillary.train import LocalOptimizer
 
+    note = check_corpus(document, layout.ranks)
+    if note is not None:
+        Reporter().say(note)
     found = dry_run(document.run, layout, LocalOptimizer)
     show_json(asdict(found)) if as_json else show_dry_run(document.name, found)
 

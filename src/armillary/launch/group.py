@@ -1,6 +1,7 @@
 """A process takes its place among the ranks: its device, its backend, its process group.
 
-Which device that is and how ranks talk on it is PyTorch's to say, so this is the same program on any of them.
+Which device that is and how ranks talk on it is PyTorch's to say, so this is the same program on any of them. What a
+launcher has to say of the place stands in the environment, as torchrun sets it, and is checked before anything waits.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from armillary.model import keep_freed_memory
+from armillary.recipe import ArmillaryError, UsageError
 from armillary.train import default_device
 
 _PATIENCE = timedelta(minutes=30)
@@ -25,7 +27,13 @@ def joined() -> Iterator[torch.device]:
     """The device of this rank, whose place is told by the environment as torchrun sets it; all ranks are there.
 
     On a CPU the ranks of a machine share its cores, where OMP_NUM_THREADS does not say otherwise.
+
+    Raises:
+        UsageError: the environment lacks something, or it cannot be right.
+        ArmillaryError: the ranks could not meet: the port is taken, a host is not reached, a rank did not come.
     """
+    rank, ranks = place()
+    where = meeting_place()
     if importlib.util.find_spec("torch_npu") is not None:
         importlib.import_module("torch_npu")
     device = default_device()
@@ -40,8 +48,57 @@ def joined() -> Iterator[torch.device]:
         if "OMP_NUM_THREADS" not in os.environ:
             cores = len(os.sched_getaffinity(0))
             torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    dist.init_process_group(backend, timeout=_PATIENCE)
+    try:
+        dist.init_process_group(backend, timeout=_PATIENCE)
+    except (RuntimeError, ValueError, OSError) as error:  # DistError is a RuntimeError
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise ArmillaryError(
+            f"rank {rank} of {ranks} could not meet the others at {where}: {said[0]}; the port must be free on that "
+            "host and open to all others, and every rank must be started with the same address and number of ranks"
+        ) from error
     try:
         yield device
     finally:
         dist.destroy_process_group()
+
+
+def place() -> tuple[int, int]:
+    """This process's rank and the number of ranks, from ``RANK`` and ``WORLD_SIZE``.
+
+    Raises:
+        UsageError: one is missing or no number, or they do not go together.
+    """
+    rank, ranks = _number("RANK"), _number("WORLD_SIZE")
+    if not 0 <= rank < ranks:
+        raise UsageError(f"the launcher's environment: RANK is {rank}, which must be 0 to WORLD_SIZE - 1 ({ranks - 1})")
+    return rank, ranks
+
+
+def meeting_place() -> str:
+    """Where the ranks meet, from ``MASTER_ADDR`` and ``MASTER_PORT``: HOST:PORT.
+
+    Raises:
+        UsageError: one is missing, or the port cannot be one.
+    """
+    host, port = _value("MASTER_ADDR"), _number("MASTER_PORT")
+    if not 0 <= port < 2**16:
+        raise UsageError(f"the launcher's environment: MASTER_PORT is {port}, which is no port (1 to {2**16 - 1})")
+    return f"{host}:{port}"
+
+
+def _number(name: str) -> int:
+    value = _value(name)
+    try:
+        return int(value)
+    except ValueError:
+        raise UsageError(f"the launcher's environment: {name} is '{value}', which must be a whole number") from None
+
+
+def _value(name: str) -> str:
+    value = os.environ.get(name, "")
+    if not value:
+        raise UsageError(
+            f"the launcher's environment lacks {name}; it needs RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, which "
+            "torchrun sets. To start ranks on this machine instead, unset RANK and WORLD_SIZE and give --nproc"
+        )
+    return value

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from armillary.corpus import Corpus, TokenOrder
+from armillary.launch.group import joined, meeting_place, place
 from armillary.launch.local import start_ranks
 from armillary.recipe import LargeRun, Layout, RunSpec, UsageError
 from armillary.train import RunResult
@@ -41,11 +42,12 @@ def launch(
         InterruptedRunError, DivergedError, BusyRunError, ArmillaryError: as ``train_ranks``.
     """
     if launched():
-        ranks = int(os.environ["WORLD_SIZE"])
+        _, ranks = place()
         if nproc is not None:
             raise UsageError(
                 f"--nproc starts ranks on this machine, but a launcher has started {ranks} already; leave it out"
             )
+        meeting_place()
         prepare(large, ranks)
         stopping = Stop()
         for number in SIGNALS:
@@ -105,6 +107,21 @@ def prepare(large: LargeRun, ranks: int) -> tuple[RunSpec, Corpus, Layout]:
     return spec, corpus, layout
 
 
+def check_corpus(large: LargeRun, ranks: int) -> str | None:
+    """Hold a large run against its corpus as ``launch`` does, for a rehearsal where the corpus may be elsewhere.
+
+    Returns:
+        None, or a sentence that says what could not be checked, where the corpus is not on this machine.
+
+    Raises:
+        UsageError: as ``prepare``.
+    """
+    if Path(large.corpus).exists():
+        prepare(large, ranks)
+        return None
+    return f"{large.corpus} is not on this machine: whether its text and vocabulary fit the run was not checked"
+
+
 def carry_out(large: LargeRun, folder: Path, reporter: Callable[[], Any], stop: Callable[[], bool]) -> RunResult | None:
     """Be one of the ranks; the first returns the result.
 
@@ -113,7 +130,6 @@ def carry_out(large: LargeRun, folder: Path, reporter: Callable[[], Any], stop: 
     """
     import torch.distributed as dist
 
-    from armillary.launch.group import joined
     from armillary.train import train_ranks
 
     with joined() as device:

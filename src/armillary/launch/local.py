@@ -23,8 +23,10 @@ from collections.abc import Callable
 from multiprocessing import resource_tracker
 from typing import Any
 
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
+import torch.distributed as dist
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from armillary.model import prefer_large_pages
@@ -80,10 +82,18 @@ def start_ranks(act: Callable[[Callable[[], bool]], Any], ranks: int, max_restar
         rank, failure = error.get_first_failure()
         how = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
         said = failure.message["message"] if isinstance(failure.message, dict) else failure.message
+        again = f", and again after {max_restarts} restart{'s' * (max_restarts > 1)}" if max_restarts else ""
+        last = (said.strip().splitlines() or ["nothing"])[-1]
         raise ArmillaryError(
-            f"rank {rank} died ({how}) and did so again after {max_restarts} restarts: {said}; what the last "
-            "checkpoint holds is kept"
+            f"rank {rank} died ({how}){again}; its last words: {last}; what the last checkpoint holds is kept, and the "
+            "same command goes on from there"
         ) from error
+    except SignalException as error:
+        raise ArmillaryError(
+            f"stopped by {error.sigval.name}; the same command goes on from the last checkpoint"
+        ) from error
+    except (RendezvousError, dist.DistError, OSError) as error:
+        raise ArmillaryError(f"{ranks} ranks could not be started on this machine: {error}") from error
     finally:
         done.set()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
