@@ -5,6 +5,9 @@ and by ranks that are processes of this machine (gloo). Printed are the largest 
 (nats), of its gradients (relative to the largest gradient of the same parameter), of the loss over all 20 steps. The
 model, the layouts and what is compared are those of tests/parallel/runs.py.
 
+Layouts with "bf16" train in bf16 and are held against one process in bf16, which keeps the residual stream in fp32;
+ranks that share parameters in shards keep it in bf16. "one process, bf16 against fp32" is how far bf16 itself is.
+
     python benchmarks/equality.py [--only dp2 "pp2 x tp2"] [--json FILE]
 """
 
@@ -26,7 +29,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tests.parallel.runs import ALONE, EIGHT, TOGETHER, Course, alone, differences, specification, spread
 
+from armillary.recipe import RunSpec
+
 COLUMNS = ("loss", "gradients", "curve")
+HALF = {f"{name}, bf16": (ALONE | TOGETHER)[name] for name in ("dp2", "tp2", "dp2 x tp2", "pp2 x dp2")}
+LAYOUTS = ALONE | TOGETHER | EIGHT | HALF
+ITSELF = "one process, bf16 against fp32"
+
+
+def run_of(name: str) -> RunSpec:
+    """What is trained under the layout ``name``."""
+    return specification(precision="bf16" if name in HALF else "fp32")
 
 
 def rank_main(rank: int, ranks: int, store: str, names: list[str], results: Any) -> None:
@@ -35,7 +48,7 @@ def rank_main(rank: int, ranks: int, store: str, names: list[str], results: Any)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks)
     for name in names:
-        results.put((name, spread(specification(), (ALONE | TOGETHER | EIGHT)[name])))
+        results.put((name, spread(run_of(name), LAYOUTS[name])))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -57,24 +70,31 @@ def measure(names: list[str], ranks: int) -> dict[str, dict[str, float]]:
         while not results.empty():
             name, course = results.get()
             found[name].append(course)
-    return {name: differences(alone(specification()), courses) for name, courses in found.items()}
+    return {name: differences(alone(run_of(name)), courses) for name, courses in found.items()}
+
+
+def show(columns: list[str], rows: dict[str, dict[str, float]]) -> None:
+    """Print a table of the differences."""
+    lines = [[name, str(row["ranks"]), *(f"{row[key]:.1e}" for key in COLUMNS)] for name, row in rows.items()]
+    print(markdown(columns, lines), end="\n\n", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=[*ALONE, *TOGETHER, *EIGHT], help="layouts; all if left out")
+    parser.add_argument("--only", nargs="+", choices=[*LAYOUTS, ITSELF], help="layouts; all if left out")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     arguments = parser.parse_args()
-    layouts = {
-        name: layout for name, layout in (ALONE | TOGETHER | EIGHT).items() if name in (arguments.only or [name])
-    }
+    layouts = {name: layout for name, layout in LAYOUTS.items() if name in (arguments.only or [name])}
     rows: dict[str, dict[str, float]] = {}
     columns = ["layout", "ranks", "loss of the first step", "its gradients", "loss over 20 steps"]
     for ranks in sorted({layout.ranks for layout in layouts.values()}):
         found = measure([name for name, layout in layouts.items() if layout.ranks == ranks], ranks)
-        lines = [[name, str(ranks), *(f"{row[key]:.1e}" for key in COLUMNS)] for name, row in found.items()]
-        print(markdown(columns, lines), end="\n\n", flush=True)
         rows |= {name: {"ranks": ranks, **row} for name, row in found.items()}
+        show(columns, {name: rows[name] for name in found})
+    if ITSELF in (arguments.only or [ITSELF]):
+        half = alone(specification(precision="bf16"))
+        rows[ITSELF] = {"ranks": 1, **differences(alone(specification()), [half])}
+        show(columns, {ITSELF: rows[ITSELF]})
     write_json(arguments.json, "equality", torch=torch.__version__, layouts=rows)
 
 

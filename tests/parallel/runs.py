@@ -15,8 +15,10 @@ from armillary.model import Transformer, mixtures, set_batch_tokens
 from armillary.parallel import Program
 from armillary.recipe import Layout, MixturePhase, ModelShape, OptimizerSpec, RunSpec
 from armillary.train import train_step
+from armillary.train.engine import autocast
 from armillary.train.optimizer import LocalOptimizer, build_optimizer
 
+CPU = torch.device("cpu")
 SHAPE = ModelShape(n_layers=4, d_model=32, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=64, vocab_size=128, qk_norm=True)
 
 INTERLEAVED = {"pp": 2, "schedule": "interleaved", "stages_per_rank": 2, "microbatches": 4}
@@ -117,7 +119,8 @@ def _alone(spec_json: str) -> Course:
         mixture.register_forward_pre_hook(lambda mixture, inputs: _note_margin(course, mixture, inputs[0]))
     set_batch_tokens(model, steps[0][:, 1:].numel())
     for part in steps[0].chunk(spec.accumulation):
-        objective, _ = model.loss(part, spec.optimizer.z_loss)
+        with autocast(spec, CPU):
+            objective, _ = model.loss(part, spec.optimizer.z_loss)
         (objective / spec.accumulation).backward()
     course.gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
@@ -126,7 +129,7 @@ def _alone(spec_json: str) -> Course:
         course.losses.append(loss.item())
         course.norms.append(norm.item())
         if step in (0, spec.steps - 1):
-            with torch.no_grad():
+            with torch.no_grad(), autocast(spec, CPU):
                 course.entropy.append(model.loss(held_out[:5])[1].item())
     course.biases = dict(model.named_buffers())
     return course
