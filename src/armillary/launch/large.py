@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from armillary.corpus import Corpus, TokenOrder
+from armillary.corpus import Corpus
 from armillary.launch.group import joined, meeting_place, place
 from armillary.launch.local import start_ranks
 from armillary.recipe import LargeRun, Layout, RunSpec, UsageError
-from armillary.train import RunResult
+from armillary.train import RunResult, check_run
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -84,7 +84,7 @@ def prepare(large: LargeRun, ranks: int) -> tuple[RunSpec, Corpus, Layout]:
     """What a large run is made of, held against each other.
 
     Raises:
-        UsageError: the corpus is missing or another one, too small for the run, or the layout does not fit the ranks.
+        UsageError: the corpus is missing or another one, the layout does not fit the ranks, or as ``check_run``.
     """
     layout = large.layout_of(ranks)
     path = Path(large.corpus)
@@ -99,11 +99,10 @@ def prepare(large: LargeRun, ranks: int) -> tuple[RunSpec, Corpus, Layout]:
             "the one, or leave run.corpus out"
         )
     spec = large.run.model_copy(update={"corpus": corpus.hash})
-    if spec.model.vocab_size < corpus.vocab_size:
-        raise UsageError(
-            f"{large.name}: run.model.vocab_size ({spec.model.vocab_size}) is below the corpus's {corpus.vocab_size}"
-        )
-    TokenOrder.of(spec, corpus)  # tells what the corpus lacks
+    try:
+        check_run(spec, corpus, layout)
+    except UsageError as error:
+        raise UsageError(f"{large.name}: {error}") from error
     return spec, corpus, layout
 
 

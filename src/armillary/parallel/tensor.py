@@ -40,7 +40,7 @@ from torch.distributed.tensor.parallel import (
     parallelize_module,
 )
 
-from armillary.model import Layer, MixtureOfExperts, Transformer
+from armillary.model import Layer, MixtureOfExperts, Transformer, check_tokens
 from armillary.model.operators import block_rows, product_dtype
 from armillary.parallel.mesh import Grid
 
@@ -126,17 +126,15 @@ def _embed(embedding: nn.Embedding, grid: Grid, tokens: Tensor) -> Tensor:
 
 
 def _refuse_outside(tokens: Tensor, vocab_size: int) -> None:
-    """No rank holds such a token, so its embedding or logit would be 0 and the step go on, where one device fails.
+    """No rank holds such a token: its embedding or logit would be 0 and the step go on, where one device fails.
 
     Raises:
-        IndexError: a token (or target) below 0 or beyond the vocabulary; an accelerator says so as a device error.
+        TokenError: a token below 0 or beyond the vocabulary; on an accelerator it is an error of the device.
     """
-    inside = ((tokens >= 0) & (tokens < vocab_size)).all()
+    check_tokens(tokens, vocab_size)
     if tokens.device.type != "cpu":
+        inside = ((tokens >= 0) & (tokens < vocab_size)).all()
         torch._assert_async(inside, f"a token lies outside of the vocabulary of {vocab_size}")  # no wait for the device
-    elif not inside:
-        outside = tokens[(tokens < 0) | (tokens >= vocab_size)][0].item()
-        raise IndexError(f"token {outside} lies outside of the vocabulary of {vocab_size} tokens")
 
 
 class VocabularyParallelLoss:
@@ -149,7 +147,7 @@ class VocabularyParallelLoss:
         """As ``operators.linear_cross_entropy``; the sums of both losses are the same on every rank.
 
         Raises:
-            IndexError: a target is outside of the vocabulary, as ``operators.linear_cross_entropy`` has it.
+            TokenError: a target is outside of the vocabulary, as ``operators.linear_cross_entropy`` has it.
         """
         assert isinstance(weight, DTensor)
         _refuse_outside(targets, weight.shape[0])
