@@ -133,7 +133,26 @@ def test_sizes_of_mixture_runs(tmp_path, write):
     assert np.abs(said[:, [0, 3]] / losses_of(new, 6e8) - 1).max() < 0.05
     plain = write(tmp_path / "plain.csv", ["index", *DOMAINS], [[i, *m] for i, m in enumerate(new)])
     assert workbench.predict_mixture(law, plain, 0.9, 6e8).rows == rows.rows
-    with pytest.raises(UsageError, match=r"new\.csv has the sizes in column 'params'; leave out --size"):
+    # Nothing says how many tokens those models see: ranks, and no interval.
+    assert (said[:, [1, 4]] == 0).all() and np.isinf(said[:, [2, 5]]).all()
+    seen = write(
+        tmp_path / "T.csv",
+        ["index", *DOMAINS, "n_params", "n_tokens"],
+        [[i, *m, s, "1B"] for i, (m, s) in enumerate(zip(mixtures, sizes, strict=True))],
+    )
+    both = workbench.fit_mixture(seen, L)
+    assert (both.features, both.size_column, both.tokens_column) == (DOMAINS, "n_params", "n_tokens")
+    workbench.save(tmp_path / "law.json", both)
+    rows = workbench.predict(tmp_path / "law.json", plain, size="600M", tokens="1B")
+    assert np.isfinite(np.array([row[1:] for row in rows.rows], float)).all()
+    with pytest.warns(ExtrapolationWarning, match="the level of the losses is not known"):
+        rows = workbench.predict(tmp_path / "law.json", plain, size="600M", tokens="15B")
+    assert rows.rows[0][3] == np.inf
+    target = tmp_path / "t.yaml"
+    target.write_text("val web: 1\n")
+    found = decisions.optimise(tmp_path / "law.json", target, None, "600M", 1, "15B")
+    assert found["level_known"] is False and found["predicted"]["high"] == np.inf
+    with pytest.raises(UsageError, match=r"new\.csv has the size in column 'params'; leave out --size"):
         workbench.predict_mixture(law, at, 0.9, 6e8)
     with pytest.raises(ExtrapolationError, match="times beyond the fitted runs, more than 100000"):
         workbench.predict_mixture(law, plain, 0.9, 1e20)

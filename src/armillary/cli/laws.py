@@ -25,6 +25,9 @@ IntervalOption = Annotated[float, typer.Option(help="Probability that each inter
 SizeOption = Annotated[
     str | None, typer.Option(help="Parameters of the model to predict, such as 400M.", show_default=False)
 ]
+TokensOption = Annotated[
+    str | None, typer.Option(help="Mixture laws: training tokens of that model, such as 8B.", show_default=False)
+]
 WarmupOption = Annotated[
     int | None,
     typer.Option("--warmup-steps", min=0, help="Steps of linear warm-up from 0, where curves begin after it."),
@@ -89,6 +92,12 @@ def fit_mixture(
     size_column: Annotated[
         str | None, typer.Option(help="Column of the models' parameters, for runs at several sizes.")
     ] = None,
+    tokens_column: Annotated[
+        str | None, typer.Option(help="Column of the tokens that each run was trained on, with the sizes.")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Comma-separated: the losses (default: all that are known by their names).")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """From mixtures of training domains to losses of validation domains.
@@ -97,7 +106,9 @@ def fit_mixture(
     """
     from armillary.laws import workbench
 
-    fit(lambda: workbench.fit_mixture(runs, losses, size_column), path, as_json)
+    fit(
+        lambda: workbench.fit_mixture(runs, losses, size_column, tokens_column, workbench.names(columns)), path, as_json
+    )
 
 
 @fit_app.command("scaling")
@@ -147,6 +158,7 @@ def predict_law(
     path: Annotated[Path, typer.Option("--out", "-o", help="The CSV to write.")],
     interval: IntervalOption = 0.9,
     size: SizeOption = None,
+    tokens: TokensOption = None,
     given: Annotated[
         Path | None, typer.Option(help="Annealing laws: a measured curve step,lr,loss at this size.")
     ] = None,
@@ -164,7 +176,8 @@ def predict_law(
     from armillary.laws import workbench
 
     workbench.check_out(path)
-    rows = told(lambda: workbench.predict(law, at, interval, size=size, given=given, warmup_steps=warmup_steps))
+    options = {"size": size, "tokens": tokens, "given": given, "warmup_steps": warmup_steps}
+    rows = told(lambda: workbench.predict(law, at, interval, **options))  # type: ignore[arg-type]
     compared = None if measured is None else told(lambda: workbench.measured_against(law, at, rows, measured, size))
     rows.write(path)
     if as_json:
@@ -191,6 +204,7 @@ def optimise_mixture(
         typer.Option(help="YAML: floors, ceilings, max_epochs, domain_tokens, budget_tokens, natural."),
     ] = None,
     size: SizeOption = None,
+    tokens: TokensOption = None,
     candidates: Annotated[int, typer.Option(min=1, help="How many distinct mixtures to give.")] = 3,
     as_json: JsonOption = False,
 ) -> None:
@@ -201,7 +215,7 @@ def optimise_mixture(
     from armillary.laws import decisions, workbench
 
     workbench.check_out(path)
-    found = told(lambda: decisions.optimise(law, target, limits, size, candidates))
+    found = told(lambda: decisions.optimise(law, target, limits, size, candidates, tokens))
     decisions.write_yaml(path, found)
     if as_json:
         return show_json(found)

@@ -28,7 +28,9 @@ from armillary.laws.table import parse_size, read_table
 from armillary.recipe import MixtureLimits, MixtureTarget, UsageError, load_document
 
 
-def optimise(path: Path, target: Path, limits: Path | None, size: str | None, candidates: int) -> dict[str, Any]:
+def optimise(
+    path: Path, target: Path, limits: Path | None, size: str | None, candidates: int, tokens: str | None = None
+) -> dict[str, Any]:
     """The best mixtures for a target under limits, as the mapping that is written as YAML.
 
     Args:
@@ -37,6 +39,7 @@ def optimise(path: Path, target: Path, limits: Path | None, size: str | None, ca
         limits: YAML of a ``MixtureLimits``.
         size: of the models the mixture is for, if the law knows sizes.
         candidates: how many distinct mixtures to give.
+        tokens: that these are trained on, if the law knows tokens.
 
     Raises:
         UsageError: names that the law does not know, limits that no mixture fulfils.
@@ -49,15 +52,17 @@ def optimise(path: Path, target: Path, limits: Path | None, size: str | None, ca
         _known(limits or target, field, getattr(given, field), law.features, "training domain")
     lower = np.array([given.floors.get(name, 0.0) for name in law.features])
     upper = np.array([given.ceilings.get(name, 1.0) for name in law.features])
-    tokens = np.array([given.domain_tokens.get(name, np.inf) for name in law.features])
+    available = np.array([given.domain_tokens.get(name, np.inf) for name in law.features])
     if given.budget_tokens is not None:
-        upper = np.minimum(upper, epoch_ceilings(tokens, given.budget_tokens, given.max_epochs))
-    natural = given.natural or (given.domain_tokens if np.isfinite(tokens).all() else {})
+        upper = np.minimum(upper, epoch_ceilings(available, given.budget_tokens, given.max_epochs))
+    natural = given.natural or (given.domain_tokens if np.isfinite(available).all() else {})
     references = {"uniform": np.full(len(lower), 1 / len(lower))}
     if natural:
         shares = np.array([natural.get(name, 0.0) for name in law.features])
         references = {"natural": shares / shares.sum(), **references}
     total = sum(goal.values())
+    for_size, for_tokens = (None if text is None else parse_size(text) for text in (size, tokens))
+    level = bool(law.law.level_known(for_size, for_tokens).all())
     optima = optimise_mixture(
         law.law,
         [goal.get(name, 0.0) / total for name in law.targets],
@@ -67,7 +72,8 @@ def optimise(path: Path, target: Path, limits: Path | None, size: str | None, ca
         references=references,
         candidates=candidates,
         seed=law.law.seed,
-        size=None if size is None else parse_size(size),
+        size=for_size,
+        tokens=for_tokens,
     )
     best, *others = optima
     return {
@@ -75,6 +81,7 @@ def optimise(path: Path, target: Path, limits: Path | None, size: str | None, ca
         "others": [
             {key: value for key, value in _described(other, law.features).items() if key != "flat"} for other in others
         ],
+        "level_known": level,
         "note": "A law's word only: train these beside the natural mixture with new seeds before you believe it.",
     }
 

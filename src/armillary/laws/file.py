@@ -71,6 +71,7 @@ class LawFile:
         features: names of the columns that the law takes, in its order.
         targets: names of the columns that it predicts.
         size_column: column of model sizes of a mixture law, if it has one.
+        tokens_column: column of the tokens of each run of a mixture law, if it has one.
         sources: the tables it was fitted to.
         columns: what each column of these was read as.
         set_aside: entries and rows that were left out of the fit, with file, line, column, value and reason.
@@ -84,6 +85,7 @@ class LawFile:
     sources: list[Source]
     columns: list[ColumnReading] = field(default_factory=list)
     set_aside: list[dict[str, Any]] = field(default_factory=list)
+    tokens_column: str | None = None
 
 
 def source_of(path: Path, rows: int) -> Source:
@@ -93,7 +95,7 @@ def source_of(path: Path, rows: int) -> Source:
 
 def write_law(path: Path, law: LawFile, summary: dict[str, Any]) -> None:
     """Write a law file; ``summary`` is for people and holds only JSON values."""
-    held = {**_encoded(law.law), "laws_version": LAWS_VERSION}
+    held = {**_encoded(law.law), "laws_version": LAWS_VERSION, "tokens_column": law.tokens_column}
     if law.kind in KINDS:
         held["predictions"] = [_encoded(part) for part in _own_predictions(law.law)]
     body = {
@@ -188,8 +190,9 @@ def _opened(body: dict[str, Any], version: int) -> LawFile:
             )
     sources = [Source(**source) for source in body["sources"]]
     columns = [ColumnReading(**reading) for reading in body["summary"].get("columns", [])]
+    aside = body["summary"].get("set_aside", [])
     return LawFile(
-        kind, law, features, targets, body["size_column"], sources, columns, body["summary"].get("set_aside", [])
+        kind, law, features, targets, body["size_column"], sources, columns, aside, held.get("tokens_column")
     )
 
 

@@ -14,27 +14,36 @@ be asked at any size. Trade-offs taken:
   without end where larger models see more tokens. ``REACH`` stands between the two, each draw has its own, and three
   sizes or more tell more of it. Each draw has its own bend, too, so that intervals grow with the extrapolation.
 - With one size only, the movement is the prior of ``EffectiveData``, whatever the form.
+- A scale is a size and its tokens. The level of losses is known at scales that the runs span: at those fitted, and
+  where several sizes and numbers of tokens were fitted on the line or plane through them. Anywhere else, and at another
+  size where the law was not given tokens, only the ranks of mixtures are known, and intervals are 0 to infinity.
+- A loss that the others contradict (or that is missing) is replaced by what the other runs predict there, which tells a
+  smooth form nothing; a run without any loss is left out.
 - What no form describes is noise: read off held-out residuals, and unequal over mixtures and sizes (``mixture_noise``).
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from armillary.laws.estimator import (
     Array,
+    ExtrapolationWarning,
     Prediction,
+    SetAside,
     check_reach,
     checked_draws,
     checked_interval,
     checked_mixtures,
     checked_positive,
+    report_set_aside,
     require_fitted,
 )
 from armillary.laws.forms import BoostedTrees, Form, GaussianProcess, Linear, Rows
@@ -71,6 +80,13 @@ _REACHES, _ASKED = 12, 160
 # How far log losses may bend away from that, per e-fold beyond the largest size: all domains alike (nobody says how
 # many tokens the larger models see), and each alone. Chosen after a look at RegMix's test runs.
 _BEND_COMMON, _BEND_OWN = 0.02, 0.01
+
+# Log sizes and log tokens that differ by less are the same.
+SAME_SCALE = 0.1
+
+# A loss is suspected beyond this many times the usual error of a straight law, and contradicted beyond this many of a
+# smooth one; neither below this difference in log loss.
+SUSPECT, CONTRADICTED, CONTRADICTED_LEAST = 3.0, 10.0, 0.3
 
 # Share of a domain by which the noise's features ask how much a prediction turns on it.
 _TINY = 0.001
@@ -110,6 +126,8 @@ class MixtureLaw:
         sizes_: different sizes that were fitted, ascending; empty if none were given.
         mixtures_: [n, d] what was fitted.
         run_sizes_: [n] the size of each run; 1 if none were given.
+        run_tokens_: [n] the tokens of each run; empty if none were given.
+        set_aside_: losses that the other runs contradict, a list of ``SetAside``.
     """
 
     def __init__(
@@ -123,7 +141,15 @@ class MixtureLaw:
         self.bootstraps = bootstraps
         self.seed = seed
 
-    def fit(self, X: ArrayLike, Y: ArrayLike, sizes: ArrayLike | None = None) -> Self:
+    def fit(
+        self,
+        X: ArrayLike,
+        Y: ArrayLike,
+        sizes: ArrayLike | None = None,
+        tokens: ArrayLike | None = None,
+        *,
+        missing: ArrayLike | None = None,
+    ) -> Self:
         """Fit to runs.
 
         Args:
@@ -131,28 +157,37 @@ class MixtureLaw:
             Y: [n, v] losses.
             sizes: [n] parameters of each run's model. Some dozens of small runs and 16 to 32 of a larger size tell
                 more of still larger ones than many runs of one size.
+            tokens: [n] that each run was trained on, with ``sizes``. Without them the law holds at the sizes fitted.
+            missing: [n, v], true where a run has no such loss; its other losses count.
 
         Raises:
             UsageError: a value that is not finite, a loss or size that is not positive, a row that does not sum to 1
                 (with row and column), too few rows, or an unknown model.
         """
         mixtures = checked_mixtures("X", X, rows=MIN_ROWS)
-        losses = checked_positive("Y", Y)
+        gone = np.zeros(np.shape(Y), dtype=bool) if missing is None else np.asarray(missing, dtype=bool)
+        losses = checked_positive("Y", Y if missing is None else np.where(gone, 1.0, np.asarray(Y, dtype=float)))
         if len(losses) != len(mixtures):
             raise UsageError(f"X has {len(mixtures)} rows and Y has {len(losses)}; give the losses of each run")
         unknown = [name for name in self.models if name not in FORMS]
         if unknown or not self.models:
             raise UsageError(f"no mixture model {', '.join(unknown) or 'given'}; take some of {', '.join(FORMS)}")
         checked_draws(self.bootstraps)
-        self.sizes_ = np.empty(0)
-        self.run_sizes_ = np.ones(len(mixtures))
-        e_folds = np.zeros(len(mixtures))
-        if sizes is not None:
-            given = _checked_sizes(sizes, len(mixtures))
-            self.sizes_, self.run_sizes_ = np.unique(given), given
-            e_folds = np.log(given / given.max())
-        rng = np.random.default_rng(self.seed)
+        if tokens is not None and sizes is None:
+            raise UsageError("tokens were given without sizes; give the parameters of each run's model, too")
+        n = len(mixtures)
+        given = np.ones(n) if sizes is None else _checked_sizes(sizes, n)
+        seen = np.empty(0) if tokens is None else _checked_sizes(tokens, n, "tokens")
         logs = np.log(losses)
+        self._along = _direction(mixtures, logs, gone, np.log(given), np.log(seen) if len(seen) else None)
+        scale = np.log(np.stack([given, seen if len(seen) else np.ones(n)], axis=1)) @ self._along
+        logs, kept = self._without_contradicted(mixtures, scale - scale.max(), logs, gone)
+        mixtures, losses, logs, scale = mixtures[kept], np.exp(logs[kept]), logs[kept], scale[kept]
+        self.run_sizes_, self.run_tokens_ = given[kept], seen[kept] if len(seen) else seen
+        self.sizes_ = np.empty(0) if sizes is None else np.unique(self.run_sizes_)
+        e_folds = scale - scale.max()
+        self._top: float | None = float(scale.max())
+        rng = np.random.default_rng(self.seed)
         targets = losses.shape[1]
         folds = _folds(mixtures, rng)
         self._span = -float(e_folds.min())
@@ -192,26 +227,36 @@ class MixtureLaw:
         self.noise_ = self._noise.scale_
         return self
 
-    def predict(self, X: ArrayLike, interval: float = 0.9, *, sizes: float | ArrayLike | None = None) -> Prediction:
+    def predict(
+        self,
+        X: ArrayLike,
+        interval: float = 0.9,
+        *,
+        sizes: float | ArrayLike | None = None,
+        tokens: float | ArrayLike | None = None,
+    ) -> Prediction:
         """Expected losses of new runs on each validation domain, and intervals that hold for one run.
 
         Args:
             X: [m, d] mixtures.
             interval: probability that each interval covers.
-            sizes: parameters of the models, one number or [m]; the largest fitted size if not given.
+            sizes: parameters of the models, one number or [m]; the largest fitted scale if not given.
+            tokens: that they are trained on, likewise; those of the runs of that size if not given.
 
         Returns:
-            Prediction of three arrays [m, v].
+            Prediction of three arrays [m, v]. Where the level is not known (``level_known``) the values only rank
+            mixtures: their intervals are from 0 to infinity, with a warning.
 
         Raises:
             UsageError: not fitted; an X as ``fit`` refuses it; an interval outside (0, 1); sizes where the law was
                 fitted without.
         """
         mixtures = self._checked(X)
-        s = self._moved(sizes, len(mixtures))
+        s = self._moved(sizes, len(mixtures), tokens)
         mean = self._mean(mixtures, s)
         spread = ((self._draws(mixtures, s) - mean) ** 2).mean(0)
         half = self._quantile(interval) * np.sqrt(spread + self._noise_std(mixtures, s) ** 2)
+        half = np.where(self._checked_level(sizes, tokens, len(mixtures))[:, None], half, np.inf)
         return Prediction(np.exp(mean), np.exp(mean - half), np.exp(mean + half))
 
     def target(
@@ -221,6 +266,7 @@ class MixtureLaw:
         interval: float = 0.9,
         *,
         sizes: float | ArrayLike | None = None,
+        tokens: float | ArrayLike | None = None,
     ) -> Prediction:
         """The weighted sum of losses ``sum_v weights[v] * loss[v]`` of new runs, with intervals for one run.
 
@@ -230,7 +276,7 @@ class MixtureLaw:
             X: [m, d] mixtures.
             weights: [v], not negative, not all 0.
             interval: probability that each interval covers.
-            sizes: as for ``predict``.
+            sizes, tokens: as for ``predict``.
 
         Returns:
             Prediction of three arrays [m].
@@ -240,37 +286,74 @@ class MixtureLaw:
         """
         mixtures = self._checked(X)
         weight = self.checked_weights(weights)
-        s = self._moved(sizes, len(mixtures))
+        s = self._moved(sizes, len(mixtures), tokens)
         mean = np.exp(self._mean(mixtures, s)) @ weight
         spread = ((np.exp(self._draws(mixtures, s)) @ weight - mean) ** 2).mean(0)
-        noise = self.target_noise(mixtures, weight, sizes=sizes)
+        noise = self.target_noise(mixtures, weight, sizes=sizes, tokens=tokens)
         half = self._quantile(interval) * np.sqrt(spread + noise**2)
-        return Prediction(mean, mean - half, mean + half)
+        known = self._checked_level(sizes, tokens, len(mixtures))
+        return Prediction(mean, np.where(known, mean - half, 0.0), np.where(known, mean + half, np.inf))
 
-    def target_noise(self, X: ArrayLike, weights: ArrayLike, *, sizes: float | ArrayLike | None = None) -> Array:
+    def level_known(
+        self, sizes: float | ArrayLike | None = None, tokens: float | ArrayLike | None = None, rows: int = 1
+    ) -> NDArray[np.bool_]:
+        """Whether the runs tell the level of losses at sizes and tokens, [rows]; elsewhere they only rank mixtures.
+
+        Raises:
+            UsageError: not fitted; sizes or tokens that the law was fitted without.
+        """
+        require_fitted(self, "held_out_")
+        if sizes is None and tokens is None:
+            return np.ones(rows, dtype=bool)
+        at = self._scales(sizes, tokens, rows)
+        fitted = np.log(self.run_sizes_)[:, None]
+        if len(self.run_tokens_):
+            fitted = np.column_stack([fitted, np.log(self.run_tokens_)])
+        else:
+            at = at[:, :1]
+        near = np.asarray((np.abs(at[:, None] - fitted) < SAME_SCALE).all(axis=2)).any(axis=1)
+        if not len(self.run_tokens_):
+            return np.asarray(near)
+        # How far the scale lies off the line or plane through those fitted.
+        off = at - fitted.mean(0)
+        for direction in _directions(fitted):
+            off = off - np.outer(off @ direction, direction)
+        return np.asarray(near | ((np.abs(off) < SAME_SCALE).all(1) & np.isfinite(off).all(1)))
+
+    def target_noise(
+        self,
+        X: ArrayLike,
+        weights: ArrayLike,
+        *,
+        sizes: float | ArrayLike | None = None,
+        tokens: float | ArrayLike | None = None,
+    ) -> Array:
         """Standard deviation [m] of the weighted sum of losses between runs of the same mixture; as ``target``."""
         mixtures = self._checked(X)
-        s = self._moved(sizes, len(mixtures))
+        s = self._moved(sizes, len(mixtures), tokens)
         scaled = np.exp(self._mean(mixtures, s)) * self.checked_weights(weights) * self._noise_std(mixtures, s)
         return np.asarray(np.sqrt(np.einsum("mv,vu,mu->m", scaled, self._correlation, scaled)))
 
-    def extrapolation(self, sizes: float | ArrayLike | None = None) -> Array:
-        """How many times the largest size that was fitted, [m]; 1 where no sizes are given.
+    def extrapolation(self, sizes: float | ArrayLike | None = None, tokens: float | ArrayLike | None = None) -> Array:
+        """How many times the largest scale that was fitted, in parameters, [m]; 1 where no sizes are given.
 
         Raises:
             UsageError: not fitted; sizes that are not positive; sizes where the law was fitted without.
         """
         require_fitted(self, "held_out_")
-        return np.asarray(np.exp(self._moved(sizes, np.size(1.0 if sizes is None else sizes))))
+        rows = max(np.size(1.0 if given is None else given) for given in (sizes, tokens))
+        return np.asarray(np.exp(self._moved(sizes, rows, tokens)))
 
-    def draws(self, X: ArrayLike, *, sizes: float | ArrayLike | None = None) -> Array:
+    def draws(
+        self, X: ArrayLike, *, sizes: float | ArrayLike | None = None, tokens: float | ArrayLike | None = None
+    ) -> Array:
         """Log losses [b, m, v] of mixtures [m, d] under each joint draw, without the noise of a new run.
 
         Raises:
             UsageError: as ``predict``.
         """
         mixtures = self._checked(X)
-        return self._draws(mixtures, self._moved(sizes, len(mixtures)))
+        return self._draws(mixtures, self._moved(sizes, len(mixtures), tokens))
 
     def probe(self) -> list[Array]:
         """What the law says of three of its own runs; a law file holds it to tell a law from one of other code."""
@@ -297,22 +380,80 @@ class MixtureLaw:
         require_fitted(self, "held_out_")
         return checked_mixtures("X", X, columns=self.mixtures_.shape[1])
 
-    def _moved(self, sizes: float | ArrayLike | None, rows: int) -> Array:
-        """e-folds [m] above the largest fitted size."""
-        if sizes is None:
-            return np.zeros(rows)
-        if not len(self.sizes_):
+    def _scales(self, sizes: float | ArrayLike | None, tokens: float | ArrayLike | None, rows: int) -> Array:
+        """Log size and log tokens [rows, 2]; not a number where tokens are not known."""
+        if sizes is not None and not len(self.sizes_):
             raise UsageError("the law was fitted without sizes and holds at one size; fit it with the runs' sizes")
-        s: Array = np.log(_checked_sizes(sizes, rows) / self.sizes_[-1])
-        if len(self.sizes_) == 1 and not self._borrows and s.any():
-            raise UsageError(
-                f"the law was fitted to runs of one size with models {', '.join(self.models)}, which cannot tell how "
-                f"it moves; add runs at another size, or the model '{MOVER}'"
+        if tokens is not None and not len(self.run_tokens_):
+            raise UsageError("the law was fitted without tokens; fit it with the tokens of each run")
+        top = self.run_sizes_.max() if sizes is None else sizes
+        logs = np.log(_checked_sizes(top, rows))
+        if tokens is not None:
+            return np.stack([logs, np.log(_checked_sizes(tokens, rows, "tokens"))], axis=1)
+        seen = np.full(rows, np.nan)
+        if len(self.run_tokens_):
+            for i, size in enumerate(logs):
+                same = np.abs(np.log(self.run_sizes_) - size) < SAME_SCALE
+                if same.any() and np.ptp(np.log(self.run_tokens_[same])) < SAME_SCALE:
+                    seen[i] = np.log(self.run_tokens_[same][0])
+        return np.stack([logs, seen], axis=1)
+
+    def _checked_level(
+        self, sizes: float | ArrayLike | None, tokens: float | ArrayLike | None, rows: int
+    ) -> NDArray[np.bool_]:
+        """``level_known``, with a warning where it is not."""
+        known = self.level_known(sizes, tokens, rows)
+        if not known.all():
+            why = (
+                "the runs do not span that size and its tokens" if len(self.run_tokens_) else "it was not given tokens"
             )
-        tested = float(self.sizes_[-1] / self.sizes_[0])
+            warnings.warn(
+                f"at {int((~known).sum())} of {rows} rows the level of the losses is not known ({why}): values only "
+                "rank mixtures, and intervals are 0 to infinity; add runs at that scale, or give each run's tokens",
+                ExtrapolationWarning,
+                stacklevel=3,
+            )
+        return known
+
+    def _moved(self, sizes: float | ArrayLike | None, rows: int, tokens: float | ArrayLike | None = None) -> Array:
+        """e-folds [m] above the largest fitted scale."""
+        if sizes is None and tokens is None:
+            return np.zeros(rows)
+        at = self._scales(sizes, tokens, rows)
+        top = float(np.log(self.sizes_[-1])) if self._top is None else self._top  # files of version 1 do not hold it
+        # Where tokens are not known, those of the largest scale stand for them: that moves levels, not ranks.
+        largest = (np.log(self.run_sizes_) * self._along[0]).argmax()
+        usual = np.log(self.run_tokens_[largest]) if len(self.run_tokens_) else 0.0
+        s: Array = np.where(np.isfinite(at), at, usual) @ self._along - top
+        s = np.where(np.abs(s) < 1e-9, 0.0, s)
+        if self._span == 0 and not self._borrows and s.any():
+            raise UsageError(
+                f"the law was fitted to runs of one size with models {', '.join(self.models)}, which do not say how it "
+                f"moves; add runs at another size, or the model '{MOVER}'"
+            )
         remedy = "add some dozens of runs at a size nearer to it"
-        check_reach(float(np.exp(s.max())), tested, "the size asked for", remedy, MOST_SIZE)
+        check_reach(float(np.exp(s.max())), float(np.exp(self._span)), "the size asked for", remedy, MOST_SIZE)
         return s
+
+    def _without_contradicted(
+        self, X: Array, s: Array, logs: Array, gone: NDArray[np.bool_]
+    ) -> tuple[Array, NDArray[np.bool_]]:
+        """Log losses [n, v] with what others predict for those that do not count, and which rows [n] have any loss."""
+        self.set_aside_ = []
+        kept = np.asarray(~gone.all(axis=1))
+        if kept.sum() < MIN_ROWS:
+            raise UsageError(f"{int(kept.sum())} runs have losses; at least {MIN_ROWS} are needed")
+        found, expected = contradicted(X[kept], s[kept], logs[kept], gone[kept])
+        rows = np.flatnonzero(kept)
+        self.set_aside_ = [
+            SetAside(int(rows[i]), int(v), float(np.exp(logs[rows[i], v])), float(np.exp(expected[i, v])))
+            for i, v in np.argwhere(found)
+        ]
+        report_set_aside(self.set_aside_, "Y")
+        filled = logs.copy()
+        filled[kept] = np.where(found | gone[kept], expected, logs[kept])
+        kept[rows[(found | gone[kept]).all(1)]] = False
+        return filled, kept
 
     def _moves(self, e_folds: float | Array, reach: float | Array) -> Array:
         """How far everything has moved at sizes so many e-folds from the largest, in e-folds of the fitted range.
@@ -421,12 +562,81 @@ def rank_correlation(a: ArrayLike, b: ArrayLike) -> float:
     return float(stats.spearmanr(a, b).statistic)
 
 
-def _checked_sizes(sizes: float | ArrayLike, rows: int) -> Array:
-    """Sizes [rows], all above 0."""
+def contradicted(X: Array, s: Array, logs: Array, gone: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], Array]:
+    """Which log losses [n, v] the others contradict, and what they predict there; ``gone`` are missing.
+
+    Candidates come from a straight law, robustly. They are replaced by what it predicts, and a smooth law of the
+    others judges them: ``CONTRADICTED`` times its usual error, and ``CONTRADICTED_LEAST`` of the loss.
+    """
+    none = np.zeros(logs.shape, dtype=bool)
+    filled = np.where(gone, np.nan, logs)
+    for size in np.unique(s):  # a start: the median at the same scale
+        rows = s == size
+        filled[rows] = np.where(gone[rows], np.nanmedian(filled[rows], axis=0), filled[rows])
+    filled = np.where(np.isfinite(filled), filled, np.nanmedian(np.where(gone, np.nan, logs), axis=0))
+    folds = [np.arange(k, len(X), FOLDS) for k in range(min(FOLDS, len(X)))]
+
+    def judged(form: Form) -> tuple[Array, Array]:
+        predicted = form.held_out(X, s, filled, folds)
+        off = np.abs(predicted - logs)
+        usual = 1.4826 * np.nanmedian(np.where(gone | suspect, np.nan, off), axis=0)
+        return predicted, np.maximum(usual, 1e-4)
+
+    suspect = none.copy()
+    for _ in range(2):
+        predicted, usual = judged(Linear())
+        off = np.abs(predicted - logs)
+        suspect = off > np.maximum(CONTRADICTED_LEAST / 2, SUSPECT * usual)
+        # A run that diverged did so on all domains, whatever a straight law makes of each.
+        suspect = ~gone & (suspect & ~gone).any(axis=1, keepdims=True)
+        if not (suspect | gone).any():
+            return none, logs
+        filled = np.where(suspect | gone, predicted, logs)
+    for _ in range(2):
+        predicted, usual = judged(GaussianProcess())
+        filled = np.where(suspect | gone, predicted, logs)
+    found = suspect & (np.abs(predicted - logs) > np.maximum(CONTRADICTED_LEAST, CONTRADICTED * usual))
+    count = found.sum(0)
+    found &= count <= 0.25 * (~gone).sum(0)
+    if len(np.unique(X[~found.all(1)].round(9), axis=0)) < MIN_ROWS:
+        found = none
+    return found, predicted
+
+
+def _directions(points: Array) -> Array:
+    """Orthonormal directions [r, k] in which points [n, k] spread by more than ``SAME_SCALE``."""
+    _, _, directions = np.linalg.svd(points - points.mean(0), full_matrices=False)
+    spread = np.ptp((points - points.mean(0)) @ directions.T, axis=0)
+    return np.asarray(directions[spread > SAME_SCALE])
+
+
+def _direction(X: Array, logs: Array, gone: NDArray[np.bool_], sizes: Array, tokens: Array | None) -> Array:
+    """Weights [2] of log size and log tokens in the scale along which losses move, in e-folds of the size.
+
+    Runs on a line in size and tokens move along it. Where they span both, a straight law of the mean log loss says how
+    many e-folds of size an e-fold of tokens is worth.
+    """
+    if tokens is None:
+        return np.array([1.0, 0.0])
+    varies = np.ptp(sizes) > SAME_SCALE
+    if len(_directions(np.stack([sizes, tokens], axis=1))) < 2:
+        return np.array([1.0, 0.0]) if varies or np.ptp(tokens) <= SAME_SCALE else np.array([0.0, 1.0])
+    whole = ~gone.any(1)
+    columns = np.column_stack([np.sqrt(X), sizes, tokens])[whole]
+    level = logs[whole].mean(1)
+    centred = columns - columns.mean(0)
+    penalty = 1e-3 * np.diag((centred**2).sum(0) + 1e-12)
+    slopes = np.linalg.solve(centred.T @ centred + penalty, centred.T @ (level - level.mean()))[-2:]
+    worth = slopes[1] / slopes[0] if slopes[0] < 0 and slopes[1] < 0 else 1.0
+    return np.array([1.0, float(np.clip(worth, 0.1, 10.0))])
+
+
+def _checked_sizes(sizes: float | ArrayLike, rows: int, name: str = "sizes") -> Array:
+    """Sizes or tokens [rows], all above 0."""
     given = np.asarray(sizes, dtype=float)
     if given.ndim > 1 or given.size not in (1, rows):
-        raise UsageError(f"sizes has shape {list(given.shape)}; give one size, or one for each of {rows} rows")
-    return np.broadcast_to(checked_positive("sizes", given.reshape(-1, 1))[:, 0], rows)
+        raise UsageError(f"{name} has shape {list(given.shape)}; give one number, or one for each of {rows} rows")
+    return np.broadcast_to(checked_positive(name, given.reshape(-1, 1))[:, 0], rows)
 
 
 def _reaches(

@@ -115,6 +115,7 @@ def optimise_mixture(
     candidates: int,
     seed: int,
     size: float | None = None,
+    tokens: float | None = None,
 ) -> list[Optimum]:
     """Several distinct mixtures with a low pessimistic target, the best first.
 
@@ -131,6 +132,8 @@ def optimise_mixture(
         candidates: how many, at least 1.
         seed: of the search.
         size: parameters of the models that the mixture is for; the largest fitted size if not given.
+        tokens: that these are trained on; those of the runs of that size if not given. Where the law does not know the
+            level of losses there, mixtures are ranked and ``predicted`` has an interval from 0 to infinity.
 
     Raises:
         UsageError: bounds that no mixture fulfils, or that exclude where runs were made; wrong shapes; a size that the
@@ -145,12 +148,12 @@ def optimise_mixture(
     }
     if candidates < 1:
         raise UsageError(f"{candidates} candidates were asked for; ask for at least 1")
-    if size is None and len(law.sizes_):
+    if size is None and tokens is None and len(law.sizes_):
         size = float(law.sizes_[-1])
     region = _Region(design, floor, ceiling)
     rng = np.random.default_rng(seed)
 
-    goal = _Goal(law, target, size)
+    goal = _Goal(law, target, size, tokens)
     found, values = _evolve(goal.pessimistic, region, rng)
     chosen = [found[values.argmin()]]
     natural = known.get("natural")
@@ -168,8 +171,8 @@ def optimise_mixture(
         ):
             chosen.append(found[i])
     mixtures = np.array(chosen if shrunken is None else [*chosen, shrunken])
-    predicted = law.target(mixtures, target, sizes=size)
-    noise = law.target_noise(mixtures, target, sizes=size)
+    predicted = law.target(mixtures, target, sizes=size, tokens=tokens)
+    noise = law.target_noise(mixtures, target, sizes=size, tokens=tokens)
     here = goal.draws(mixtures)
     there = {name: goal.draws(mixture) for name, mixture in known.items()}
     luck = _luck(goal, region, known, rng) if known else {}
@@ -214,10 +217,11 @@ class _Goal:
     law: MixtureLaw
     target: Array
     size: float | None
+    tokens: float | None
 
     def draws(self, mixtures: Array) -> Array:
         """Target [b, m] under each joint draw."""
-        return np.asarray(np.exp(self.law.draws(mixtures, sizes=self.size)) @ self.target)
+        return np.asarray(np.exp(self.law.draws(mixtures, sizes=self.size, tokens=self.tokens)) @ self.target)
 
     def expected(self, mixtures: Array) -> Array:
         """Expected target [m]."""
@@ -258,8 +262,9 @@ def _luck(
             rows = half[group] == side
             sizes = law.run_sizes_[rows] if len(law.sizes_) else None
             part = MixtureLaw(models=kept, bootstraps=HALF_DRAWS, seed=law.seed)
-            part.fit(law.mixtures_[rows], law.held_out_.measured[rows], sizes)
-            goals.append(_Goal(part, goal.target, goal.size))
+            tokens = law.run_tokens_[rows] if len(law.run_tokens_) else None
+            part.fit(law.mixtures_[rows], law.held_out_.measured[rows], sizes, tokens)
+            goals.append(_Goal(part, goal.target, goal.size, goal.tokens))
         for chooser, judge in (goals, goals[::-1]):
             found, values = _evolve(chooser.pessimistic, region, rng, HALF_GENERATIONS)
             best = found[values.argmin()][None]

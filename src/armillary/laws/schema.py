@@ -7,6 +7,8 @@ here, and gives attributes that older files lack a value in ``SINCE``.
 
 from __future__ import annotations
 
+import numpy as np
+
 from armillary.laws.anneal import AnnealLaw, HeldOutCurve
 from armillary.laws.anneal_forms import Frame, Joint
 from armillary.laws.curves import Curve, CurveSetAside
@@ -36,7 +38,8 @@ ATTRIBUTES: dict[type, str] = {
     "place_std_ miss_per_efold_ diverged_ held_out_ _ceiling _centre _draws _far _freedom _miss_freedom _most "
     "_most_compute _offset_std _offsets _pairs _theta",
     HeldOutGrid: "what form rows predicted measured extrapolation regret shape_error",
-    MixtureLaw: "models bootstraps seed held_out_ chosen_ noise_ sizes_ mixtures_ run_sizes_ _bend _borrows "
+    MixtureLaw: "models bootstraps seed held_out_ chosen_ noise_ sizes_ mixtures_ run_sizes_ run_tokens_ "
+    "set_aside_ _along _top _bend _borrows "
     "_correlation _design _forms _freedom _noise _pick _reach _reaches _span",
     HeldOut: "predicted measured spearman rmse rmse_of_model",
     RunNoise: "coefficients_ scale_ _high _low _middle _width",
@@ -56,6 +59,10 @@ ATTRIBUTES: dict[type, str] = {
 }
 
 # Values of attributes that files of an older version lack.
-SINCE: dict[type, dict[str, object]] = {ScalingLaw: {"set_aside_": []}, AnnealLaw: {"set_aside_": []}}
+SINCE: dict[type, dict[str, object]] = {
+    ScalingLaw: {"set_aside_": []},
+    AnnealLaw: {"set_aside_": []},
+    MixtureLaw: {"run_tokens_": np.empty(0), "set_aside_": [], "_along": np.array([1.0, 0.0]), "_top": None},
+}
 
 NAMES = {f"{kind.__module__.rpartition('.')[2]}:{kind.__qualname__}": kind for kind in ATTRIBUTES}

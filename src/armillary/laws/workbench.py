@@ -26,7 +26,9 @@ from armillary.laws.columns import (
     ColumnReading,
     default_columns,
     described,
+    feature_of,
     find_column,
+    is_loss,
     known_features,
     readings,
 )
@@ -63,32 +65,100 @@ class Rows:
         write_file(path, text.getvalue().encode())
 
 
-def fit_mixture(runs: Path, losses: Path, size_column: str | None = None) -> LawFile:
+def fit_mixture(
+    runs: Path,
+    losses: Path,
+    size_column: str | None = None,
+    tokens_column: str | None = None,
+    columns: Sequence[str] | None = None,
+) -> LawFile:
     """Fit a mixture law to two tables that share an ``index`` column.
 
     Args:
-        runs: one column per training domain, rows that sum to 1; and ``size_column`` if it is not in ``losses``.
+        runs: one column per training domain, rows that sum to 1; and sizes and tokens if they are not in ``losses``.
         losses: one column per validation domain.
-        size_column: column of the models' sizes in parameters, for runs at several sizes.
+        size_column: column of the models' sizes in parameters, for runs at several sizes; None for one that is known
+            by its name.
+        tokens_column: column of the tokens that each run was trained on, likewise.
+        columns: the losses; None for all that are known as losses, or where none is, for all that are numbers.
 
     Raises:
         UsageError: a bad entry, with file, line and column; rows that do not match.
     """
     inputs, outputs = read_table(runs), read_table(losses)
     order = _matched(inputs, outputs)
-    sizes = None
-    if size_column is not None:
-        here = size_column in inputs.columns
-        sizes = (inputs if here else outputs).sizes([size_column])[:, 0][slice(None) if here else order]
-    domains = [name for name in inputs.columns if name not in (INDEX, size_column)]
-    targets = [name for name in outputs.columns if name not in (INDEX, size_column)]
-    if not targets:
-        raise UsageError(f"{losses} has no column of losses beside '{INDEX}'; add one per validation domain")
+    scale: dict[str, tuple[str, Array]] = {}
+    for feature, given in (("params", size_column), ("tokens", tokens_column)):
+        for table, rows in ((inputs, np.arange(len(order))), (outputs, order)):
+            name = given if given in table.columns else _scale_column(table, feature) if given is None else None
+            if name is not None and feature not in scale:
+                scale[feature] = name, table.sizes([name])[:, 0][rows]
+        if given is not None and feature not in scale:
+            inputs.position(given)  # raises
+    if "tokens" in scale and "params" not in scale:
+        raise UsageError(
+            f"{runs}: column '{scale['tokens'][0]}' holds tokens, and no column the models' parameters; add it"
+        )
+    taken = {INDEX, *(name for name, _ in scale.values())}
+    domains = [name for name in inputs.columns if name not in taken and inputs.numeric(name)]
+    targets = _targets(outputs, taken) if columns is None else [find_column(outputs, name) for name in columns]
     weights = _mixtures(inputs, domains)
-    with about(runs):
-        law = MixtureLaw().fit(weights, outputs.numbers(targets, above=0)[order], sizes)
+    Y, targets, bad = _losses(outputs, targets, least=8)
+    _report(losses, bad)
+    arranged = outputs.taking(order.tolist())
+
+    def named(name: str, i: int) -> str | None:
+        return (arranged if name == "Y" else inputs).where(i)
+
+    sizes, tokens = (scale[name][1] if name in scale else None for name in ("params", "tokens"))
+    Y = Y[order]
+    with about(runs), rows_named(named, targets):
+        law = MixtureLaw().fit(weights, np.nan_to_num(Y, nan=1.0), sizes, tokens, missing=np.isnan(Y))
     sources = [source_of(runs, len(inputs.rows)), source_of(losses, len(outputs.rows))]
-    return LawFile("mixture", law, domains, targets, size_column, sources)
+    read = [ColumnReading(name, "domain") for name in domains] + [
+        ColumnReading(name, feature) for feature, (name, _) in scale.items()
+    ]
+    read += [ColumnReading(name, "loss") for name in targets]
+    known = {INDEX, *(reading.column for reading in read)}
+    read += [
+        ColumnReading(name, "ignored", "name losses with --columns" if table.numeric(name) else "text")
+        for table in (inputs, outputs)
+        for name in table.columns
+        if name not in known
+    ]
+    contradicted = [
+        _aside(arranged, one.row, targets[one.target], f"the other runs expect about {one.expected:.4g}")
+        for one in law.set_aside_
+    ]
+    columns_of = {feature: name for feature, (name, _) in scale.items()}
+    return LawFile(
+        "mixture",
+        law,
+        domains,
+        targets,
+        columns_of.get("params"),
+        sources,
+        read,
+        [*bad, *contradicted],
+        columns_of.get("tokens"),
+    )
+
+
+def _scale_column(table: Table, feature: str) -> str | None:
+    """The column of sizes or tokens, known by its name and by values above 1, which no weight has."""
+    for name in table.columns:
+        if feature_of(name) == feature and table.numeric(name) and table.sizes([name]).min() > 1:
+            return name
+    return None
+
+
+def _targets(table: Table, taken: set[str]) -> list[str]:
+    """Columns of losses of a table that holds one for each validation domain."""
+    numbers = [name for name in table.columns if name not in taken and table.numeric(name)]
+    known = [name for name in numbers if is_loss(name)]
+    if not known and not numbers:
+        raise UsageError(f"{table.path} has no column of losses beside '{INDEX}'; add one per validation domain")
+    return known or numbers
 
 
 def fit_scaling(points: Path, columns: Sequence[str] | None = None, form: str = "auto") -> LawFile:
@@ -299,29 +369,30 @@ def fit_anneal(curves: Path, warmup_steps: int = 0) -> LawFile:
     return LawFile("anneal", law, ["step", "lr"], ["loss"], None, sources, set_aside=aside)
 
 
-def predict_mixture(law: LawFile, at: Path, interval: float, size: float | None) -> Rows:
-    """Losses of the mixtures in table ``at``, at the size in its size column, else at ``size``.
+def predict_mixture(law: LawFile, at: Path, interval: float, size: float | None, tokens: float | None = None) -> Rows:
+    """Losses of the mixtures in table ``at``, at the size and tokens in its columns, else at ``size`` and ``tokens``.
 
     Raises:
         UsageError: columns that the law does not know or misses, a bad entry.
     """
     table = read_table(at)
-    allowed = {INDEX, law.size_column, *law.features, *law.targets}
+    allowed = {INDEX, law.size_column, law.tokens_column, *law.features, *law.targets}
     for name in table.columns:
-        if name not in allowed:
+        if name not in allowed and table.numeric(name):
             raise UsageError(
                 f"{at}: the law knows no column '{name}'; it was fitted to {', '.join(law.features)}"
                 + (f" and {law.size_column}" if law.size_column else "")
             )
     weights = _mixtures(table, law.features)
-    if size is not None and law.size_column in table.columns:
-        raise UsageError(f"{at} has the sizes in column '{law.size_column}'; leave out --size, or that column")
-    sizes: Array | float | None = size
-    if law.size_column in table.columns and law.size_column is not None:
-        sizes = table.sizes([law.size_column])[:, 0]
-    with about(at):
-        prediction = law.law.predict(weights, interval, sizes=sizes)
-    factor = np.broadcast_to(law.law.extrapolation(sizes), len(weights))
+    asked: dict[str, Array | float | None] = {}
+    for option, given, column in (("size", size, law.size_column), ("tokens", tokens, law.tokens_column)):
+        here = column is not None and column in table.columns
+        if given is not None and here:
+            raise UsageError(f"{at} has the {option} in column '{column}'; leave out --{option}, or that column")
+        asked[option] = table.sizes([column])[:, 0] if column is not None and here else given
+    with about(table, law.targets):
+        prediction = law.law.predict(weights, interval, sizes=asked["size"], tokens=asked["tokens"])
+        factor = np.broadcast_to(law.law.extrapolation(asked["size"], asked["tokens"]), len(weights))
     return _with_predictions(table, law.targets, prediction, factor)
 
 
@@ -375,10 +446,11 @@ def predict(
     interval: float = 0.9,
     *,
     size: str | None = None,
+    tokens: str | None = None,
     given: Path | None = None,
     warmup_steps: int | None = None,
 ) -> Rows:
-    """Predictions of any law file for the rows of table ``at``; ``size`` as in ``parse_size``.
+    """Predictions of any law file for the rows of table ``at``; ``size`` and ``tokens`` as in ``parse_size``.
 
     Raises:
         UsageError: as the functions above; an option that a law of this kind does not take.
@@ -391,9 +463,11 @@ def predict(
         raise UsageError(
             f"--size is for annealing and mixture laws; sizes of this one stand in column {law.features[0]}"
         )
+    if tokens is not None and law.kind != "mixture":
+        raise UsageError(f"--tokens is for mixture laws; {path} holds a law of kind '{law.kind}'")
     parameters = None if size is None else parse_size(size)
     if law.kind == "mixture":
-        return predict_mixture(law, at, interval, parameters)
+        return predict_mixture(law, at, interval, parameters, None if tokens is None else parse_size(tokens))
     if law.kind == "anneal":
         return predict_curve(law, at, interval, parameters, given, warmup_steps)
     return predict_points(law, at, interval)
@@ -655,6 +729,7 @@ def _mixture_summary(file: LawFile) -> dict[str, Any]:
     return {
         "runs": len(law.mixtures_),
         "sizes": ", ".join(f"{size:g}" for size in law.sizes_),
+        "tokens": ", ".join(f"{tokens:g}" for tokens in np.unique(law.run_tokens_)),
         "held_out": [
             {
                 "loss": target,
