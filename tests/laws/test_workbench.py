@@ -1,6 +1,7 @@
 """From tables to law files to tables: names and rows stay together, and a bad row is told by file, line and column."""
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -454,6 +455,7 @@ def test_predictions_beside_measurements(tmp_path, write):
     )
     rows = workbench.predict(tmp_path / "law.json", at)
     found = workbench.measured_against(tmp_path / "law.json", at, rows, measured)
+    assert json.loads(json.dumps(found)) == found  # what --json prints
     (loss,) = found["losses"]
     assert (loss["compared"], loss["inside"], found["not_measured"], found["not_predicted"]) == (3, 2, 1, 1)
     assert [row["inside"] for row in found["rows"]] == [True, False, True]

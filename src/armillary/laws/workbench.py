@@ -522,7 +522,7 @@ def measured_against(path: Path, at: Path, predicted: Rows, measured: Path, size
                 what = {"line": found.lines[i], **dict(zip(names, key, strict=True)), "loss": target}
                 said = {"predicted": mean, "low": low, "high": high, "measured": float(values[i, t])}
                 error = mean / float(values[i, t]) - 1
-                rows.append(what | said | {"error": error, "inside": low <= values[i, t] <= high})
+                rows.append(what | said | {"error": error, "inside": bool(low <= values[i, t] <= high)})
     if not rows:
         raise UsageError(
             f"{measured} has no row in common with {at} by {', '.join(names)}; give measurements of what was predicted"
