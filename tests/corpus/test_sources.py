@@ -8,10 +8,11 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import zstandard
 
 from armillary.corpus import sources
 from armillary.corpus.find import READERS, find_files
-from armillary.corpus.problems import Problem
+from armillary.corpus.problems import Problem, ProblemList
 from armillary.corpus.sources import read_documents
 from armillary.recipe import DomainSpec, UsageError
 
@@ -147,3 +148,127 @@ def test_sources_that_hold_nothing(tmp_path):
         read(tmp_path / "texts")
     with pytest.raises(UsageError, match="nosuch"):
         read("nosuch://bucket/path")
+
+
+def numbered(numbers):
+    return b"".join(b'{"text": "note %d"}\n' % n for n in numbers)
+
+
+def notes(numbers):
+    return [f"note {n}" for n in numbers]
+
+
+def test_a_damaged_gzip_member_costs_itself_and_the_next_is_read(tmp_path):
+    file = tmp_path / "a.jsonl.gz"
+    first, second, third = (gzip.compress(numbered(range(n, n + 200))) for n in (0, 200, 400))
+    broken = second[:300] + bytes([second[300] ^ 255, second[301] ^ 255]) + second[302:]
+    file.write_bytes(first + b"\0" * 512 + broken + third)
+    texts, problems = read(file)
+    assert texts[:200] == notes(range(200)) and texts[-200:] == notes(range(400, 600))
+    assert f"{file}:" in problems[0] and "compressed data is damaged" in problems[0]
+
+
+def test_a_wrong_checksum_at_the_end_costs_no_line(tmp_path):
+    data = bytearray(gzip.compress(numbered(range(50))))
+    data[-6] ^= 255
+    (tmp_path / "a.jsonl.gz").write_bytes(data)
+    texts, problems = read(tmp_path / "a.jsonl.gz")
+    assert texts == notes(range(50)) and len(problems) == 1
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_the_content_and_not_the_name_says_how_it_is_compressed(tmp_path, suffix):
+    for i, data in enumerate((numbered(range(9)), gzip.compress(numbered(range(9))))):
+        (tmp_path / f"{i}.jsonl{suffix}").write_bytes(data)
+        assert read(tmp_path / f"{i}.jsonl{suffix}") == (notes(range(9)), [])
+
+
+def test_zstandard_frames_skippable_frames_and_a_long_window(tmp_path):
+    long = zstandard.ZstdCompressionParameters(window_log=31, enable_ldm=True)
+    skippable = (0x184D2A50).to_bytes(4, "little") + (8).to_bytes(4, "little") + bytes(8)
+    compressors = [zstandard.ZstdCompressor(), zstandard.ZstdCompressor(compression_params=long)]
+    frames = [c.compressobj() for c in compressors]
+    frames = [f.compress(numbered(range(n, n + 9))) + f.flush() for f, n in zip(frames, (0, 9), strict=True)]
+    (tmp_path / "a.jsonl.zst").write_bytes(skippable + frames[0] + skippable + frames[1])
+    assert read(tmp_path) == (notes(range(18)), [])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_encodings(tmp_path, encoding):
+    (tmp_path / "a.jsonl").write_bytes('{"text": "one 天"}\n{"text": "two"}\n'.encode(encoding))
+    (tmp_path / "b.txt").write_bytes("text 天\n".encode(encoding))
+    assert read(tmp_path) == (["one 天", "two", "text 天\n"], [])
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ('{"text": "a"}{"text": "b"} {"text": "c"}', ["a", "b", "c"]),
+        ('[\n{"text": "a"},\n{"text": "b"}\n]', ["a", "b"]),
+        ('[{"text": "a"}, {"text": "b"}]', ["a", "b"]),
+        ('{"text": "a", "n": %s}' % ("9" * 5000), ["a"]),
+        ('{"text": "a", "text": "b", "n": NaN}', ["b"]),
+        ('{"text": "a"}\r{"text": "b"}\r\n', ["a", "b"]),
+        ('{"text": "a\\u0000b \u2028 c"}', ["a\0b \u2028 c"]),
+    ],
+)
+def test_odd_lines_that_hold_text(tmp_path, line, expected):
+    (tmp_path / "a.jsonl").write_text(line, newline="")
+    assert read(tmp_path) == (expected, [])
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['{"text": ' + "[" * 200_000, "{'text': 'a'}", '{"text": "a", }', "null", "12", '"a"', '{"text": ["a"]}', "{}"],
+)
+def test_odd_lines_that_hold_none_are_a_problem_with_their_place(tmp_path, line):
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "before"}}\n{line}\n{{"text": "after"}}\n')
+    texts, problems = read(tmp_path)
+    assert texts == ["before", "after"]
+    assert [p.partition(": ")[0] for p in problems] == [f"{tmp_path}/a.jsonl:2"]
+
+
+def test_a_bad_byte_costs_its_line_and_in_a_long_line_itself(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"line\n" * 500 + b"caf\xe9 here\n" + b"line\n" * 500)
+    (tmp_path / "b.txt").write_bytes(b"word " * 2000 + b"\xe9" + b"word " * 2000)
+    (tmp_path / "c.txt").write_bytes("ligne é\n".encode("latin-1") * 40)
+    texts, problems = read(tmp_path)
+    assert texts == ["line\n" * 1000, "word " * 4000]
+    assert problems == [
+        f"{tmp_path}/a.txt:501: not UTF-8 (byte 0xe9); 1 line with 10 bytes left out, the others are read; "
+        "save the text as UTF-8",
+        f"{tmp_path}/b.txt:1: not UTF-8 (byte 0xe9); 1 line with 1 bytes left out, the others are read; "
+        "save the text as UTF-8",
+        f"{tmp_path}/c.txt:1: not UTF-8 (byte 0xe9), nor are 40 of the 40 lines; save the text as UTF-8",
+    ]
+
+
+def test_a_damaged_row_group_costs_its_rows(tmp_path):
+    file = tmp_path / "a.parquet"
+    texts = [os.urandom(40).hex() for _ in range(300)]
+    table = pa.table({"text": texts})
+    pq.write_table(table, file, row_group_size=100, compression="none", use_dictionary=False, write_page_checksum=True)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    found, problems = read(file)
+    assert found == texts[:100] + texts[200:]
+    assert problems[0].startswith(f"{file}:101: damaged") and "100 rows are lost" in problems[0]
+
+
+def test_an_empty_package_marker_is_not_a_problem(tmp_path):
+    (tmp_path / "__init__.py").touch()
+    (tmp_path / "a.py").write_text("x = 1\n")
+    assert read(tmp_path) == (["x = 1\n"], [])
+
+
+def test_problems_of_one_kind_are_one_line():
+    problems = ProblemList()
+    for i in range(60):
+        problems.add(Problem(f"{i}.txt:1", "the file is empty"))
+    problems.add(Problem("a.jsonl:7", "not JSON", " (what)"))
+    assert problems.lines() == [
+        "0.txt:1: the file is empty (60 like this, the next at 1.txt:1)",
+        "a.jsonl:7: not JSON (what)",
+    ]
+    assert problems.count == 61
