@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from armillary.model import Transformer, export_hf, import_hf, load_weights, replace_folder, save_weights
 from armillary.model.weights import files
-from armillary.recipe import ArmillaryError, Family, ModelShape, UsageError
+from armillary.recipe import ArmillaryError, DamagedFileError, Family, ModelShape, UsageError
 
 END = "<|end|>"  # of the tokenizer in conftest.py
 SHAPES = {
@@ -99,7 +99,64 @@ def test_a_torn_or_missing_weight_file_is_an_error_with_its_path(tmp_path: Path)
         load_weights(path, SMALL)
 
 
+@pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"{}", (10**9).to_bytes(8, "little") + b"{}"])
+def test_what_is_no_weight_file_is_an_error_with_its_path(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(DamagedFileError, match=r"model\.safetensors: cannot be read as weights"):
+        load_weights(path, SMALL)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DamagedFileError, match=r"model\.safetensors: cannot be read as weights"):
+        load_weights(path, SMALL)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.int32])
+def test_a_weight_of_another_type_is_named(dtype: torch.dtype, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    state = {name: tensor.detach() for name, tensor in built(SMALL).state_dict().items()}
+    state["norm.weight"] = state["norm.weight"].to(dtype)
+    save_file(state, path)
+    with pytest.raises(ArmillaryError, match=r"norm\.weight is .* and should be F32"):
+        load_weights(path, SMALL)
+
+
 # -- the folder of transformers
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "3", "[" * 100_000, '{"model_type": "llama", "num_attention_heads": "x", "hidden_size": 8}']
+)
+def test_a_configuration_that_is_torn_or_none_is_refused(text: str, tmp_path: Path, tokenizer_file: Path) -> None:
+    folder = exported(built(SMALL), tmp_path / "model", tokenizer_file)
+    (folder / "config.json").write_text(text)
+    with pytest.raises(UsageError, match=r"config\.json"):
+        import_hf(folder)
+
+
+@pytest.mark.parametrize("change", [{"rope_parameters": "x", "rope_scaling": None}, {"layer_types": 3}])
+def test_values_of_another_kind_are_refused(change: dict[str, Any], tmp_path: Path, tokenizer_file: Path) -> None:
+    folder = exported(built(SMALL), tmp_path / "model", tokenizer_file)
+    _edit(folder / "config.json", **change)
+    with pytest.raises(UsageError, match=r"config\.json"):
+        import_hf(folder)
+
+
+@pytest.mark.parametrize("index", ["", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 3}}'])
+def test_an_index_of_weights_that_is_torn_is_refused(index: str, tmp_path: Path, tokenizer_file: Path) -> None:
+    folder = exported(built(SMALL), tmp_path / "model", tokenizer_file)
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ArmillaryError, match="its weights cannot be read"):
+        import_hf(folder)
+
+
+def test_quantised_numbers_without_their_scale_are_refused(tmp_path: Path, tokenizer_file: Path) -> None:
+    folder = exported(built(SMALL), tmp_path / "model", tokenizer_file)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(ArmillaryError, match=r"model\.norm\.weight is int8"):
+        import_hf(folder)
 
 
 @pytest.mark.parametrize("name", SHAPES)

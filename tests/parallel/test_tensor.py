@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from armillary.model import Transformer, operators
+from armillary.model import TokenError, Transformer, operators
 from armillary.parallel import Program
 from armillary.recipe import Layout, ModelShape, OptimizerSpec, RunSpec
 
@@ -39,6 +39,30 @@ def spread(spec: RunSpec, layout: Layout) -> tuple[float, dict[str, torch.Tensor
     loss = program.gradients(batches(spec)[0]).item()
     grads = {name: whole(p.grad) for name, p in program.named_parameters()}
     return loss, grads, float(program.clip(1.0))
+
+
+def outside(spec: RunSpec, layout: Layout, token: int) -> list[str]:
+    """What a batch and a validation window with ``token`` as an input, or as a target only, raise on this rank."""
+    program = Program(spec, layout, CPU)
+    said = []
+    for column in (0, -1):
+        batch = batches(spec)[0].clone()
+        batch[:, column] = token
+        for act in (program.gradients, program.entropy):
+            with pytest.raises(TokenError) as caught:
+                act(batch)
+            said.append(str(caught.value))
+    return said
+
+
+@pytest.mark.parametrize("token", [-100, -1, 2**40])
+@pytest.mark.parametrize("layout", [Layout(tp=2), Layout(dp_shard=2), Layout(pp=2), Layout(cp=2)], ids=str)
+def test_a_token_outside_of_the_vocabulary_is_an_error_on_all_ranks(token: int, layout: Layout, on_ranks: Any) -> None:
+    """Under every layout as on one device: nothing is ignored, and no rank waits for another."""
+    spec = specification()
+    for said in on_ranks(2, outside, spec, layout, token):
+        assert len(said) == 4
+        assert all(f"token {token} lies outside of the vocabulary of {spec.model.vocab_size}" in text for text in said)
 
 
 @st.composite

@@ -72,6 +72,8 @@ ROPE = {
     },
 }
 
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
 # What must hold of a configuration for our transformer to compute the same; an absent key has this value.
 SUPPORTED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
@@ -134,7 +136,12 @@ def import_hf(folder: Path) -> Transformer:
         UsageError: no such folder, or a configuration that our transformer does not compute, naming the key.
         ArmillaryError: weights missing, torn or of other names or shapes than the configuration says.
     """
-    shape = _shape(folder / "config.json")
+    try:
+        shape = _shape(folder / "config.json")
+    except (TypeError, AttributeError, KeyError, ZeroDivisionError) as error:
+        raise UsageError(
+            f"{folder / 'config.json'}: a value is not of the kind that its key has ({error}); fetch the folder again"
+        ) from error
     with torch.device("meta"):
         model = Transformer(shape)
     tensors = _read_tensors(folder)
@@ -144,6 +151,8 @@ def import_hf(folder: Path) -> Transformer:
         tensors.pop(name, None)
     for name in [name for name in tensors if name.endswith(("mlp.experts.gate_up_proj", "mlp.experts.down_proj"))]:
         merged = tensors.pop(name)
+        if merged.ndim != 3:
+            raise ArmillaryError(f"{folder}: {name} has {merged.ndim} dimensions and should have 3")
         prefix, part = name.rsplit(".", 1)
         parts = (
             dict(zip(("gate_proj", "up_proj"), merged.chunk(2, 1), strict=True)) if "gate" in part else {part: merged}
@@ -308,8 +317,10 @@ def _rope(path: Path, config: dict[str, Any]) -> dict[str, Any]:
 def _shape(path: Path) -> ModelShape:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: cannot be read as a model configuration ({error})") from error
+    if not isinstance(config, dict):
+        raise UsageError(f"{path}: is a JSON {type(config).__name__}, not the configuration of a model")
     kind = config.get("model_type")
     if kind not in ARCHITECTURES:
         raise UsageError(f"{path}: model_type is {kind!r}; supported are {', '.join(sorted(ARCHITECTURES))}")
@@ -379,6 +390,12 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         for name in files:
             with safe_open(folder / name, framework="pt") as file:
                 tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 (no mapping)
-    except (OSError, SafetensorError, ValueError, KeyError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArmillaryError(f"{folder}: its weights cannot be read ({error}); fetch the folder again") from error
+    for key, tensor in tensors.items():  # a quantised number means nothing without its scale
+        if tensor.dtype not in FLOATS:
+            raise ArmillaryError(
+                f"{folder}: {key} is {str(tensor.dtype).removeprefix('torch.')}; supported are weights in float32, "
+                "float16 or bfloat16"
+            )
     return tensors
