@@ -253,19 +253,8 @@ class Store:
             ) from error
 
     def _result_in_folder(self, run: str) -> RunResult | None:
-        path = self.run_folder(run) / "result.json"
-        try:
-            with self.database.translated():
-                found = read_result(path.parent)
-        except (DamagedFileError, ForeignFileError):
-            raise
-        except (ArmillaryError, TypeError) as error:
-            raise DamagedFileError(str(error) if str(path) in str(error) else f"{path}: damaged ({error})") from error
-        if found is not None and found.run != run:
-            raise ForeignFileError(
-                f"{path}: the result of another run, {found.run}; move the folder away to have {run} trained"
-            )
-        return found
+        with self.database.translated():
+            return read_result(self.run_folder(run), run)
 
     def missing_files(self, run: str) -> bool:
         """Whether the run is done and its folder lacks what others read of it: result, weights or metrics."""
@@ -307,7 +296,7 @@ class Store:
             return False
         there, here = Path(place) / "runs" / run, self.run_folder(run)
         try:
-            if read_result(there) != result or not all((there / name).is_file() for name in _FILES):
+            if read_result(there, run) != result or not all((there / name).is_file() for name in _FILES):
                 return False
             with self.database.translated():
                 here.mkdir(parents=True, exist_ok=True)
@@ -321,18 +310,13 @@ class Store:
                         finally:
                             hidden.unlink(missing_ok=True)
                 sync(here)
-        except (ArmillaryError, TypeError):  # what lies there cannot be used; the run is trained again
+        except (DamagedFileError, ForeignFileError):  # what lies there cannot be used; the run is trained again
             return False
         return True
 
     @property
     def _place(self) -> str:
         return str(self.folder.absolute())
-
-    def diverged(self, run: str) -> str | None:
-        """What was recorded of a run that diverged, or None."""
-        state = self.state(run)
-        return state.error if state is not None and state.status == "diverged" else None
 
     def started_at(self, run: str) -> float | None:
         """When the first attempt at the run began (seconds since the epoch), or None."""
