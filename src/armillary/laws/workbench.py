@@ -366,7 +366,8 @@ def fit_anneal(curves: Path, warmup_steps: int = 0) -> LawFile:
                 _aside(table, bad.row, "loss", bad.remedy) | {"file": f"{table.path.parent.name}/{table.path.name}"}
             )
     sources = [source_of(path, len(table.rows)) for path, table in tables.items()]
-    return LawFile("anneal", law, ["step", "lr"], ["loss"], None, sources, set_aside=aside)
+    read = [ColumnReading(name, name) for name in ("step", "lr", "loss")]
+    return LawFile("anneal", law, ["step", "lr"], ["loss"], None, sources, read, aside)
 
 
 def predict_mixture(law: LawFile, at: Path, interval: float, size: float | None, tokens: float | None = None) -> Rows:
