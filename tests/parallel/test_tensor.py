@@ -41,7 +41,7 @@ def spread(spec: RunSpec, layout: Layout) -> tuple[float, dict[str, torch.Tensor
     return loss, grads, float(program.clip(1.0))
 
 
-def outside(spec: RunSpec, layout: Layout, token: int) -> list[str]:
+def raised_by_program(spec: RunSpec, layout: Layout, token: int) -> list[str]:
     """What a batch and a validation window with ``token`` as an input, or as a target only, raise on this rank."""
     program = Program(spec, layout, CPU)
     said = []
@@ -60,7 +60,7 @@ def outside(spec: RunSpec, layout: Layout, token: int) -> list[str]:
 def test_a_token_outside_of_the_vocabulary_is_an_error_on_all_ranks(token: int, layout: Layout, on_ranks: Any) -> None:
     """Under every layout as on one device: nothing is ignored, and no rank waits for another."""
     spec = specification()
-    for said in on_ranks(2, outside, spec, layout, token):
+    for said in on_ranks(2, raised_by_program, spec, layout, token):
         assert len(said) == 4
         assert all(f"token {token} lies outside of the vocabulary of {spec.model.vocab_size}" in text for text in said)
 
