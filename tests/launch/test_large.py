@@ -16,9 +16,10 @@ import yaml
 
 import armillary
 from armillary.cli import main
-from armillary.goodput import read_events
+from armillary.goodput import first_start_s, read_events
 from armillary.launch import launch
 from armillary.recipe import Checkpoints, LargeRun, Recipe, UsageError, load_training
+from armillary.study.rates import _trained
 
 _PATIENCE_S = 240
 
@@ -182,6 +183,29 @@ def ranks_of(pid):
     return [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
 
 
+class Quiet:
+    """A reporter that shows nothing."""
+
+    def __call__(self, stage, done, total, note):
+        """Nothing."""
+
+    def say(self, text):
+        """Nothing."""
+
+    def close(self):
+        """Nothing."""
+
+
+@pytest.mark.slow
+def test_the_events_of_ranks_say_when_the_run_began_and_count_each_step_once(document, write, tmp_path):
+    """What a store takes over from a run that a launcher has carried out: one process writes for all ranks."""
+    before, folder = time.time(), tmp_path / "out"
+    launch(load_training(write(document)), folder, nproc=2, reporter=Quiet)
+    began = first_start_s(folder)
+    assert began is not None and before <= began <= time.time()
+    assert _trained(folder / "events.jsonl", before)[0] == document["run"]["steps"]
+
+
 @pytest.mark.slow
 def test_killed_stopped_and_taken_to_its_end_by_torchrun(document, write, tmp_path):
     """A rank is killed: all start again from the last checkpoint. Ctrl-C: a checkpoint. torchrun: the rest."""
@@ -208,3 +232,5 @@ def test_killed_stopped_and_taken_to_its_end_by_torchrun(document, write, tmp_pa
     assert finished.returncode == 0, said.decode()
     assert json.loads(printed)["tokens"] == 3000 * 8 * 16  # one JSON value: rank 0 alone prints
     assert [e.step for e in read_events(events) if e.kind == "resume"][-1] == stopped[0]
+    assert _trained(events, 0.0)[0] == 3000  # those that were taken again after the kill count once
+    assert first_start_s(folder) == next(e.time_s for e in read_events(events) if e.kind == "start")
