@@ -204,7 +204,7 @@ def test_the_kernels_of_the_cpu_run_under_every_layout(on_ranks: Any) -> None:
             assert found == expected - missing
 
 
-def outside(spec: RunSpec, layout: Layout | None, token: int, column: int) -> str | None:
+def loss_of(spec: RunSpec, layout: Layout | None, token: int, column: int) -> str | None:
     """How the loss of a batch ends, without a look at the batch before, if one of its tokens is ``token``."""
     batch = batches(spec)[0].clone()
     batch[1, column] = token
@@ -221,13 +221,13 @@ def outside(spec: RunSpec, layout: Layout | None, token: int, column: int) -> st
 
 
 @pytest.mark.parametrize("layout", [Layout(tp=2), Layout(tp=2, sequence_parallel=False)], ids=["sequence", "whole"])
-def test_a_token_outside_of_the_vocabulary_is_refused_as_on_one_device(layout: Layout, on_ranks: Any) -> None:
+def test_the_loss_itself_refuses_a_token_outside_as_on_one_device(layout: Layout, on_ranks: Any) -> None:
     """As an input and as a target; no rank has it, so without a look it would count as a zero."""
     spec = specification()
     for token in (spec.model.vocab_size, -1, -100, 2**40):
         for column in (0, -1):  # only an input, only a target
-            assert outside(spec, None, token, column) is not None
-            said = on_ranks(2, outside, spec, layout, token, column)
+            assert loss_of(spec, None, token, column) is not None
+            said = on_ranks(2, loss_of, spec, layout, token, column)
             assert len(set(said)) == 1
             assert said[0].startswith(f"token {token} lies outside of the vocabulary of {spec.model.vocab_size} (")
-    assert on_ranks(2, outside, spec, layout, spec.model.vocab_size - 1, -1) == [None, None]
+    assert on_ranks(2, loss_of, spec, layout, spec.model.vocab_size - 1, -1) == [None, None]
