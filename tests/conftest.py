@@ -153,3 +153,13 @@ def make_spec(tiny_corpus: Any) -> Callable[..., RunSpec]:
         return RunSpec(**{**fields, **changes})
 
     return make
+
+
+@pytest.fixture
+def quick_law(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mixture study with a plain law in the place of its own, which takes seconds."""
+    import fakes
+    from armillary.study import mixture
+
+    monkeypatch.setattr(mixture, "MixtureLaw", fakes.QuickLaw)
+    monkeypatch.setattr(mixture, "optimise_mixture", fakes.quick_optima)

@@ -35,7 +35,8 @@ _SETTINGS = {
 @pytest.mark.slow
 def test_the_whole_path(tiny_corpus_spec, tmp_path):
     recipe = Recipe.model_validate({**_SETTINGS, "corpus": tiny_corpus_spec.model_dump()})
-    workspace = Workspace(recipe, tmp_path / "out", workers=2)
+    said = []
+    workspace = Workspace(recipe, tmp_path / "out", workers=2, say=said.append)
     workspace.report("ladder")
     assert not (tmp_path / "out" / "summary.json").exists()
     evidence = workspace.report("release")
@@ -49,8 +50,14 @@ def test_the_whole_path(tiny_corpus_spec, tmp_path):
         assert row["inside"] == (row["low"] <= row["measured"] <= row["high"])
     html = (tmp_path / "out" / "report.html").read_text()
     assert "heavy" in html  # both families are climbed side by side and compared
-    assert {o.share for o in evidence.anneal.curve.nearby} >= {0.2, 0.4} and len(evidence.anneal.curve.held_out) == 2
-    assert 'id="record"' in html and "The law of the learning-rate curve" in html
+    # Curves of runs this short may look diverged to the law, which then says so.
+    curve = evidence.anneal.curve
+    if curve is None:
+        assert any("the law of the learning-rate curve is left out" in text for text in said)
+    else:
+        assert {o.share for o in curve.nearby} >= {0.2, 0.4} and len(curve.held_out) == 2
+    assert 'id="record"' in html and ("The law of the learning-rate curve" in html) == (curve is not None)
+    assert any(text.startswith("mixture: ") for text in said) and evidence.unfinished == []
     target = evidence.target.arms[0]
     assert sum(target.epochs.values()) > 0
     assert target.target[0] == pytest.approx(0.7 * target.loss[0]["voyage"] + 0.3 * target.loss[0]["code"])
@@ -137,3 +144,17 @@ class NoOne:
 
     def close(self):
         pass
+
+
+def test_what_a_run_lacks_is_told_before_the_studies(tiny_corpus_spec, tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text("sun moon star orbit\n" * 3)
+    corpus = tiny_corpus_spec.model_dump()
+    corpus["domains"]["voyage"]["source"] = str(short)
+    recipe = Recipe.model_validate(
+        {**_SETTINGS, "training": {**_SETTINGS["training"], "context_length": 64}, "corpus": corpus}
+    )
+    workspace = Workspace(recipe, tmp_path / "out", workers=1)
+    with pytest.raises(UsageError, match="voyage"):
+        workspace.go("mixture")
+    assert workspace.store().overview() == []

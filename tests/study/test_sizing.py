@@ -7,8 +7,8 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armillary.recipe import Recipe, UsageError
-from armillary.study import STAGES, Store, make_plan, parse_budget
+from armillary.recipe import Recipe, UsageError, parse_budget
+from armillary.study import STAGES, Store, make_plan
 
 SETTINGS = {
     "name": "tiny",

@@ -13,7 +13,16 @@ from rich.markup import escape
 
 from armillary.cli.dry_run import show_dry_run
 from armillary.cli.screen import JsonOption, Reporter, app, err, out, show_json, show_table
-from armillary.recipe import Recipe, UsageError, given, is_workspace, load_recipe, load_training, results_folder
+from armillary.recipe import (
+    ArmillaryError,
+    Recipe,
+    UsageError,
+    given,
+    is_workspace,
+    load_recipe,
+    load_training,
+    results_folder,
+)
 
 study_app = typer.Typer(help="Small runs that argue for a recipe.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
@@ -147,6 +156,13 @@ def corpus(
             err.print(f"[yellow]{escape(name)}[/yellow]: {escape(problem)}", highlight=False)
 
 
+def refuse_unfinished(evidence: Any) -> None:
+    """End with an error, after all that was found is shown, where a run failed for a passing cause."""
+    if evidence.unfinished:
+        more = f" (and {len(evidence.unfinished) - 1} more)" if len(evidence.unfinished) > 1 else ""
+        raise ArmillaryError(f"not finished: {evidence.unfinished[0]}{more}; the same command tries again")
+
+
 def show_mixture(found: Any) -> None:
     """The mixture taken beside the plain ones, and what the law's candidates measured."""
     rows = [
@@ -154,18 +170,29 @@ def show_mixture(found: Any) -> None:
         for d in sorted(found.training_domains, key=lambda d: -found.found[d])
     ]
     show_table(f"mixture taken: {found.taken}", ["domain", "natural", "uniform", "taken"], rows)
-    rows = [[c.name, c.predicted, sum(c.measured) / max(1, len(c.measured)), len(c.measured)] for c in found.candidates]
+    rows = [
+        [c.name, c.predicted, sum(c.measured) / len(c.measured) if c.measured else None, len(c.measured)]
+        for c in found.candidates
+    ]
     show_table("target loss (nats per token)", ["mixture", "law", "measured again", "seeds"], rows)
     out.print(
         f"best candidate minus {found.reference}: {found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f}), "
         f"{'significant' if found.significant else 'not significant: the natural mixture is taken'}"
+        if not found.reason
+        else found.reason,
+        highlight=False,
     )
 
 
 def show_anneal(found: Any) -> None:
     """The target loss of every annealing by seed; an arrow marks the one taken."""
-    rows = [["→ " * (b.annealing == found.taken) + b.annealing.name, *b.measured] for b in found.branches]
-    columns = ["annealing", *[f"seed {i + 1}" for i in range(max(len(b.measured) for b in found.branches))]]
+    rows = [
+        ["→ " * (b.annealing == found.taken) + b.annealing.name, *(b.losses.get(run) for run in b.runs)]
+        for b in found.branches
+    ]
+    if found.reason:
+        out.print(found.reason, highlight=False)
+    columns = ["annealing", *[f"seed {i + 1}" for i in range(max(len(b.runs) for b in found.branches))]]
     show_table("target loss by annealing (nats per token)", columns, rows)
     out.print(
         f"best ({found.best}) minus {found.reference}: "
@@ -182,13 +209,16 @@ def show_ladder(found: Any) -> None:
 
 def show_prediction(said: dict[str, Any]) -> None:
     """What was recorded of the target run."""
-    rows = [[d, v["predicted"], v["low"], v["high"]] for d, v in [*said["domains"].items(), ("target", said["target"])]]
+    domains = said["domains"] if said["target"] is None else {**said["domains"], "target": said["target"]}
+    rows = [[d, v["predicted"], v["low"], v["high"]] for d, v in domains.items()]
     show_table(
         f"prediction of run {said['run']}, recorded {said['recorded_at']}",
         ["domain", "predicted", f"low ({said['interval']:.0%})", "high"],
         rows,
     )
     out.print(f"extrapolated {said['extrapolation']:.1f} times in compute")
+    if "unpredicted" in said:
+        out.print(said["unpredicted"])
 
 
 def show_arms(found: Any) -> None:
@@ -206,7 +236,13 @@ def show_verdict(said: dict[str, Any]) -> None:
         [r["domain"], r["predicted"], r["low"], r["high"], r["measured"], "yes" if r["inside"] else "no"]
         for r in said["rows"]
     ]
-    show_table(f"verdict on run {said['run']}", ["domain", "predicted", "low", "high", "measured", "inside"], rows)
+    if "reason" in said:
+        out.print(f"verdict on run {said['run']}, {said['status']}: {escape(said['reason'])}", highlight=False)
+    if rows:
+        show_table(f"verdict on run {said['run']}", ["domain", "predicted", "low", "high", "measured", "inside"], rows)
+    if "unpredicted" in said:
+        late = said["unpredicted"]
+        out.print(f"target loss measured: {late['measured']:.4f}; {late['reason']}", highlight=False)
 
 
 def stage_verb(group: typer.Typer, name: str, goal: str, part: str, show: Callable[[Any], None], text: str) -> None:
@@ -221,8 +257,9 @@ def stage_verb(group: typer.Typer, name: str, goal: str, part: str, show: Callab
         on: OnOption = None,
         as_json: JsonOption = False,
     ) -> None:
-        found = getattr(reach(goal, recipe, folder, budget, workers, database, on), part)
-        (show_json if as_json else show)(found)
+        evidence = reach(goal, recipe, folder, budget, workers, database, on)
+        (show_json if as_json else show)(getattr(evidence, part))
+        refuse_unfinished(evidence)
 
     group.command(name, help=text)(verb)
 
@@ -299,8 +336,9 @@ def train(
     if dry:
         return rehearse(document, own, nproc, as_json)
     if isinstance(document, Recipe):
-        found = reach("target", file, folder, budget, workers, database, on, nproc).target
-        return show_json(found) if as_json else show_arms(found)
+        evidence = reach("target", file, folder, budget, workers, database, on, nproc)
+        (show_json if as_json else show_arms)(evidence.target)
+        return refuse_unfinished(evidence)
     for option, value in {"--budget": budget, "--workers": workers, "--on": on}.items():
         if value is not None:
             raise UsageError(f"{option} has no meaning here: {file} is the file of one large run; leave it out")
@@ -378,7 +416,7 @@ def run(
         show.close()
     if as_json:
         print((place.folder / "summary.json").read_text(encoding="utf-8"))
-        return
+        return refuse_unfinished(evidence)
     show_verdict(evidence.verdict)
     show_arms(evidence.target)
     for what, path in (
@@ -386,7 +424,9 @@ def run(
         ("model", place.folder / "model"),
         ("numbers", place.folder / "summary.json"),
     ):
-        out.print(f"{what:<8}{escape(str(path))}", highlight=False)
+        if what != "model" or evidence.target.published is not None:
+            out.print(f"{what:<8}{escape(str(path))}", highlight=False)
+    refuse_unfinished(evidence)
 
 
 @app.command()
@@ -430,12 +470,12 @@ def report(
     show = Reporter()
     try:
         place = workspace(recipe, folder, None, workers, database, on, show)
-        place.report(until.value, language.value)
+        evidence = place.report(until.value, language.value)
     finally:
         show.close()
-    if as_json:
-        return show_json({"report": str(place.report_file(language.value))})
-    print(place.report_file(language.value))
+    path = str(place.report_file(language.value))
+    show_json({"report": path}) if as_json else print(path)
+    refuse_unfinished(evidence)
 
 
 def rows_in_store(recipe: Path, folder: Path | None, database: str | None, rows_of: str) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ Imports no torch; works on anybody's table of runs.
 from armillary.laws.anneal import AnnealLaw, HeldOutCurve
 from armillary.laws.compare import Comparison, Versus, compare_families
 from armillary.laws.curves import Curve, read_curve, read_curves
-from armillary.laws.design import simplex_design
+from armillary.laws.design import into_bounds, simplex_design
 from armillary.laws.estimator import (
     LAWS_VERSION,
     ExtrapolationError,
@@ -52,6 +52,7 @@ __all__ = [
     "best_schedule",
     "compare_families",
     "epoch_ceilings",
+    "into_bounds",
     "mean_interval",
     "next_runs",
     "optimise_mixture",

@@ -56,9 +56,27 @@ class Evidence:
     verdict: dict[str, Any] | None = None
 
     @property
+    def unfinished(self) -> list[str]:
+        """What the next call tries again: a sentence for each run that failed for a passing cause."""
+        stages = {"mixture": self.mixture, "anneal": self.anneal, "ladder": self.ladder, "target": self.target}
+        said = [f"{name}: run {row}" for name, found in stages.items() if found is not None for row in found.passing]
+        if self.verdict is not None and self.verdict["status"] == "pending":
+            said.append(f"verdict: {self.verdict['reason']}")
+        return said
+
+    @property
     def runs(self) -> dict[str, list[str]]:
-        """Ids of the runs of each study."""
-        return {study: runs for study in _STUDIES if (runs := self.store.study_runs(study))}
+        """Ids of the runs of each study that the outcomes rest on, without those of other plans in the store.
+
+        A run that two studies share counts for the first.
+        """
+        found: dict[str, list[str]] = {study: [] for study in _STUDIES}
+        seen: set[str] = set()
+        for outcome in (self.mixture, self.anneal, self.ladder, self.target):
+            for study, runs in outcome.study_runs.items() if outcome is not None else ():
+                found[study] = [run for run in runs if run not in seen]
+                seen.update(runs)
+        return found
 
 
 def summary(evidence: Evidence, wall_s: Mapping[str, float]) -> dict[str, Any]:
@@ -75,6 +93,7 @@ def summary(evidence: Evidence, wall_s: Mapping[str, float]) -> dict[str, Any]:
         "flops": sum(_spent_flops(evidence.store, result) for result in done),
         "target": {a.name: {"mean": a.mean, "low": a.low, "high": a.high} for a in evidence.target.arms},
         "differences": [d.model_dump(mode="json") for d in evidence.target.differences],
+        "verdict": evidence.verdict["status"],
         "predictions": evidence.verdict["rows"],
         "recorded_at": evidence.prediction["recorded_at"],
         "started_at": None if started is None else iso_time(started),
@@ -89,7 +108,12 @@ def summary(evidence: Evidence, wall_s: Mapping[str, float]) -> dict[str, Any]:
 def lineage(evidence: Evidence) -> dict[str, Any]:
     """From the target run's weights back to the recipe, the runs that argued for it, and the text (contract 5)."""
     assert evidence.target is not None and evidence.verdict is not None
-    arm = evidence.target.arms[0]
+    run, arm = evidence.target.published, evidence.target.arm("found")
+    assert run is not None and arm is not None
+    place = arm.at(run)
+    assert place is not None
+    # The verdict is on the predicted run. Where that one cannot be trained, another seed's is published.
+    judged = evidence.prediction is not None and evidence.prediction["run"] == run
     domains = {
         name: {
             "source": _source(domain.source),
@@ -101,13 +125,13 @@ def lineage(evidence: Evidence) -> dict[str, Any]:
         for name, domain in evidence.corpus.manifest.domains.items()
     }
     return {
-        "run": arm.runs[0],
-        "spec": evidence.store.run_spec(arm.runs[0]).model_dump(mode="json"),
+        "run": run,
+        "spec": evidence.store.run_spec(run).model_dump(mode="json"),
         "corpus": {"hash": evidence.corpus.hash, "domains": domains},
         "argued_by": {study: runs for study, runs in evidence.runs.items() if study != "target"},
         "prediction": evidence.prediction,
-        "verdict": evidence.verdict["rows"],
-        "losses": arm.loss[0],
+        "verdict": evidence.verdict["rows"] if judged else None,
+        "losses": arm.loss[place],
         "passes": arm.epochs,
     }
 
@@ -315,9 +339,11 @@ def _ladder_part(evidence: Evidence) -> report.LadderPart | None:
                 for predicted, measured in zip(h.predicted[:, -1], h.measured[:, -1], strict=True)
             ]
     target = None
-    if evidence.prediction is not None:
+    if evidence.prediction is not None and evidence.prediction["target"] is not None:
         spec = RunSpec.model_validate(evidence.prediction["spec"])
-        measured = evidence.target.arms[0].target[0] if evidence.target else None
+        arm = evidence.target.arm("found") if evidence.target else None
+        place = arm.at(evidence.prediction["run"]) if arm else None
+        measured = arm.target[place] if arm and place is not None else None
         said = evidence.prediction["target"]
         target = report.TargetPoint(spec.flops, said["predicted"], said["low"], said["high"], measured)
     return report.LadderPart(
@@ -386,7 +412,7 @@ def _prediction_part(evidence: Evidence) -> report.PredictionPart | None:
         recorded_at=said["recorded_at"],
         started_at=None if started is None else iso_time(started),
         rows=[row(domain, value) for domain, value in said["domains"].items()],
-        target=row("target", said["target"]),
+        target=None if said["target"] is None else row("target", said["target"]),
         extrapolation=said["extrapolation"],
     )
 
@@ -405,6 +431,7 @@ def _arm_rows(evidence: Evidence) -> list[report.ArmRow]:
             bits_per_byte={d: fmean(bits[d] for bits in arm.bits_per_byte) for d in evidence.corpus.domains},
         )
         for arm in evidence.target.arms
+        if arm.low is not None and arm.high is not None
     ]
 
 
@@ -424,9 +451,9 @@ def _curves(evidence: Evidence) -> list[report.LossCurve]:
 
 def _samples(evidence: Evidence) -> list[report.Sample]:
     """What the target run writes after the beginning of a validation text of each target domain."""
-    if evidence.target is None:
+    run = evidence.target.published if evidence.target is not None else None
+    if run is None:
         return []
-    run = evidence.target.arms[0].runs[0]
     spec = evidence.store.run_spec(run)
     model: Transformer = load_weights(evidence.store.run_folder(run) / "model.safetensors", spec.model)
     tokenizer = evidence.corpus.tokenizer()
@@ -489,4 +516,11 @@ def _warnings(evidence: Evidence) -> list[str]:
     for outcome in (evidence.mixture, evidence.anneal, evidence.ladder, evidence.target):
         if outcome is not None:
             said.extend(outcome.failures)
+    for choice in (evidence.mixture, evidence.anneal):
+        if choice is not None and choice.reason:
+            said.append(choice.reason)
+    if evidence.prediction is not None and "unpredicted" in evidence.prediction:
+        said.append(evidence.prediction["unpredicted"])
+    if evidence.verdict is not None and "reason" in evidence.verdict:
+        said.append(f"verdict ({evidence.verdict['status']}): {evidence.verdict['reason']}")
     return said

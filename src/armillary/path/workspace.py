@@ -8,32 +8,48 @@ part of the key under which a result is kept, so that a changed recipe never mee
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import ValidationError
 
 from armillary.corpus import Corpus, build_corpus
-from armillary.files import write_file, write_json
+from armillary.files import aside, write_file, write_json
 from armillary.launch import fit_workers, launched, worker_bytes
 from armillary.model import load_weights
 from armillary.path.evidence import Evidence, lineage, report_data, summary
-from armillary.recipe import Document, LargeRun, Recipe, RunSpec, UsageError, canonical_hash, keep_recipe
+from armillary.recipe import (
+    ArmillaryError,
+    DamagedFileError,
+    Document,
+    LargeRun,
+    Recipe,
+    RunSpec,
+    UsageError,
+    canonical_hash,
+    exclusive,
+    keep_recipe,
+    parse_budget,
+    read_json,
+    read_sealed,
+    write_sealed,
+)
 from armillary.release import check_publishable, is_published, publish
 from armillary.report import write_report
 from armillary.study import (
     STAGES,
+    AnnealOutcome,
     Executor,
     Found,
     Lab,
     LocalExecutor,
+    MixtureOutcome,
     Plan,
     Progress,
     RayExecutor,
@@ -47,8 +63,10 @@ from armillary.study import (
     ladder_study,
     make_plan,
     mixture_study,
-    parse_budget,
+    plan_inputs,
     predict,
+    remaining,
+    restore_target,
     target_spec,
     train_target,
 )
@@ -59,13 +77,16 @@ STUDIES = STAGES[:-1]
 GOALS: tuple[Goal, ...] = get_args(Goal)
 
 
-class _SavedPlan(Document):
-    """``plan.json``: the plan, and the recipe and corpus it was made for (``key``).
+_PLAN_FORMAT, _COST_FORMAT = 2, 2
 
-    ``resized`` names the stages that were sized to a budget of their own, so that they go on with the size they have.
+
+class _SavedPlan(Document):
+    """``plan.json``: the plan, and the hash (``key``) of what decides it.
+
+    ``resized`` names the stages that were sized to a budget of their own, so that they keep the size they have.
     """
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     key: str
     resized: dict[str, str] = {}  # noqa: RUF012 (pydantic copies it)
     plan: Plan
@@ -130,14 +151,24 @@ class Workspace:
 
     @contextmanager
     def lab(self, resize: Stage | None = None) -> Iterator[Lab]:
-        """Corpus, store, workers and the plan. ``resize`` sizes that stage alone to the workspace's whole budget."""
-        corpus, store = self.corpus(), self.store()
-        with self._executor(store, corpus) as executor:
-            plan = self._plan(corpus, executor, resize)
-            lab = Lab(self.recipe, corpus, store, executor, plan, self.progress)
-            if self.recipe.training.layout is not None:  # said before hours of studies
-                lab.check_layout(self.recipe.training.layout)
-            yield lab
+        """Corpus, store, workers and the plan. ``resize`` sizes that stage alone to the workspace's whole budget.
+
+        Raises:
+            BusyError: another process works in this workspace.
+            UsageError: a run of the plan cannot be trained; nothing was trained.
+        """
+        begun = time.perf_counter()
+        with self._alone():
+            self.wall_s()  # a file that this version cannot read is refused before anything is trained
+            corpus, store = self.corpus(), self.store()
+            with self._executor(store, corpus) as executor:
+                plan = self._plan(corpus, executor, resize, begun)
+                lab = Lab(self.recipe, corpus, store, executor, plan, self.progress, self.say)
+                lab.check()
+                yield lab
+
+    def _alone(self) -> AbstractContextManager[None]:
+        return exclusive(self.folder / ".lock", "works in this workspace")
 
     def _executor(self, store: Store, corpus: Corpus) -> Executor:
         if self.on is None:
@@ -152,16 +183,18 @@ class Workspace:
             return LocalExecutor(store, corpus.path, workers)
         return RayExecutor(store, corpus.path, self.on, self.workers)
 
-    def _plan(self, corpus: Corpus, executor: Executor, resize: Stage | None) -> Plan:
+    def _plan(self, corpus: Corpus, executor: Executor, resize: Stage | None, begun: float) -> Plan:
         path = self.folder / "plan.json"
-        # how the target is carried out does not decide what the studies are
-        asked = self.recipe.model_dump(mode="json", exclude={"corpus": True, "training": {"layout"}})
-        key = canonical_hash([corpus.hash, asked])
-        saved = _read_plan(path, key)
+        key = canonical_hash([corpus.hash, plan_inputs(self.recipe)])
+        saved = self._read_plan(path, key, corpus)
         whole = self.budget if resize is None else None
         if saved is None or (whole is not None and whole != saved.plan.budget):
             self.progress("plan", 0, 1, "measuring throughput")
-            saved = _SavedPlan(key=key, plan=make_plan(self.recipe, corpus, executor, STAGES, whole))
+            budget = whole or self.recipe.budget
+            # What this call has spent so far, most of it on the corpus, is no longer there for the runs.
+            left = None if budget is None else remaining(budget, time.perf_counter() - begun)
+            plan = make_plan(self.recipe, corpus, executor, STAGES, left)
+            saved = _SavedPlan(key=key, plan=plan.model_copy(update={"budget": budget}))
         if resize is not None and saved.resized.get(resize) != self.budget:
             self.progress("plan", 0, 1, f"measuring throughput for {resize}")
             plan, sized = saved.plan, make_plan(self.recipe, corpus, executor, (resize,), self.budget)
@@ -171,7 +204,7 @@ class Workspace:
             resized = {**saved.resized, resize: self.budget or ""}
             saved = saved.model_copy(update={"plan": plan, "resized": resized})
         plan = saved.plan
-        write_json(path, saved.model_dump(mode="json"))
+        write_sealed(path, saved.model_dump(mode="json"))
         for stage in STAGES:
             size = f"{plan.tokens[stage]:,} tokens"
             if stage == "mixture":
@@ -181,6 +214,39 @@ class Workspace:
             )
         return plan
 
+    def _read_plan(self, path: Path, key: str, corpus: Corpus) -> _SavedPlan | None:
+        """The plan in ``path``; None where it is missing or was made for other sizes, another budget or corpus.
+
+        Raises:
+            DamagedFileError: it cannot be read. It is not made anew: other sizes would mean other runs.
+            ForeignFileError: it is of a newer version.
+        """
+        remedy = "restore the file, or remove it to have the studies sized again"
+        try:
+            document = read_sealed(path, "plan of the studies", _PLAN_FORMAT, remedy, sealed_since=2)
+        except FileNotFoundError:
+            return None
+        if document["format"] == 1:  # its key was a hash over the whole recipe
+            asked = self.recipe.model_dump(mode="json", exclude={"corpus": True, "training": {"layout"}})
+            same = document.get("key") == canonical_hash([corpus.hash, asked])
+            document = {**document, "format": 2, "key": key if same else ""}
+        try:
+            saved = _SavedPlan.model_validate(document)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            where = ".".join(map(str, problem["loc"]))
+            raise DamagedFileError(f"{path}: plan of the studies: {where}: {problem['msg']}; {remedy}") from error
+        return saved if saved.key == key else None
+
+    @contextmanager
+    def _stage(self, name: str, store: Store) -> Iterator[None]:
+        """A stage: its wall time is counted, and at its end ``store.sqlite`` alone holds what it recorded."""
+        with self._timed(name):
+            try:
+                yield
+            finally:
+                store.flush()
+
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
         """Add the wall time of what happens inside to ``cost.json``, also when it is interrupted."""
@@ -188,18 +254,28 @@ class Workspace:
         try:
             yield
         finally:
-            self.folder.mkdir(parents=True, exist_ok=True)
             spent = self.wall_s()
             spent[stage] = spent.get(stage, 0.0) + time.perf_counter() - begin
-            write_json(self.folder / "cost.json", spent)
+            write_sealed(self.folder / "cost.json", {"format": _COST_FORMAT, "wall_s": spent})
 
     def wall_s(self) -> dict[str, float]:
-        """Wall time by stage, over all calls."""
+        """Wall time by stage, over all calls.
+
+        A damaged ``cost.json`` is moved aside and counted anew; only the cost so far is lost.
+
+        Raises:
+            ForeignFileError: it is of a newer version.
+        """
+        path = self.folder / "cost.json"
         try:
-            spent: dict[str, float] = json.loads((self.folder / "cost.json").read_text(encoding="utf-8"))
+            return _read_cost(path)
         except FileNotFoundError:
             return {}
-        return spent
+        except DamagedFileError as error:
+            kept = aside(path)
+            path.rename(kept)
+            self.say(f"{error}; it is kept as {kept.name}, and wall time is counted anew")
+            return {}
 
     def go(self, until: Goal) -> Evidence:
         """Carry out every stage up to ``until``; a stage whose result is there is skipped.
@@ -222,40 +298,50 @@ class Workspace:
         resize = next((stage for stage in STUDIES if stage == until and self.budget is not None), None)
         with self.lab(resize) as lab:
             evidence = Evidence(self.recipe, lab.corpus, lab.store, lab.plan)
-            with self._timed("mixture"):
+            with self._stage("mixture", lab.store):
                 evidence.mixture = mixture_study(lab)
+            self.say(_mixture_found(evidence.mixture))
             if reach >= GOALS.index("anneal"):
-                with self._timed("anneal"):
+                with self._stage("anneal", lab.store):
                     evidence.anneal = anneal_study(lab, evidence.mixture.found)
                 evidence.found = found_recipe(evidence.mixture, evidence.anneal)
+                self.say(_anneal_found(evidence.anneal))
             if reach >= GOALS.index("ladder"):
                 assert evidence.found is not None
-                with self._timed("ladder"):
+                with self._stage("ladder", lab.store):
                     evidence.ladder = ladder_study(lab, evidence.found.mixture, evidence.found.annealing)
             if reach >= GOALS.index("predict"):
                 assert evidence.found is not None and evidence.ladder is not None
-                with self._timed("predict"):
+                with self._stage("predict", lab.store):
                     evidence.prediction = predict(lab, evidence.found, evidence.mixture, evidence.ladder)
                 self._write_found(lab, evidence.found)
+                self.say(_predicted(evidence.prediction))
             if reach >= GOALS.index("target"):
                 assert evidence.found is not None
-                with self._timed("target"):
+                with self._stage("target", lab.store):
                     evidence.target = train_target(lab.for_target(), evidence.found)
+                    lost = restore_target(lab.for_target(), evidence.target)
+                    if lost:
+                        raise ArmillaryError(f"target: the files of run {lost[0]} could not be made again")
             if reach >= GOALS.index("verdict"):
                 assert evidence.found is not None
                 evidence.verdict = judge(lab, evidence.found)
-        if reach >= GOALS.index("release"):
-            with self._timed("export"):
-                self._release(evidence)
+            if reach >= GOALS.index("release"):
+                with self._stage("export", lab.store):
+                    self._release(evidence)
         return evidence
 
     def report(self, until: Goal = "release", language: Language = "en") -> Evidence:
-        """Go to ``until`` and write what was found on the way: the report and, after a verdict, ``summary.json``."""
-        evidence = self.go(until)
-        data = report_data(evidence, self.wall_s(), f"{self.recipe.name}.yaml")
-        write_report(data, self.report_file(language), language)
-        if evidence.verdict is not None:
-            write_json(self.folder / "summary.json", summary(evidence, self.wall_s()))
+        """Go to ``until`` and write what was found on the way: the report and, after a verdict, ``summary.json``.
+
+        ``Evidence.unfinished`` of what is returned lists the runs that failed for a passing cause.
+        """
+        with self._alone():
+            evidence = self.go(until)
+            data = report_data(evidence, self.wall_s(), f"{self.recipe.name}.yaml")
+            write_report(data, self.report_file(language), language)
+            if evidence.verdict is not None:
+                write_json(self.folder / "summary.json", summary(evidence, self.wall_s()))
         return evidence
 
     def report_file(self, language: Language) -> Path:
@@ -289,6 +375,10 @@ class Workspace:
 
     def _release(self, evidence: Evidence) -> None:
         """Publish the target run's weights with their lineage, unless that very model is published."""
+        assert evidence.target is not None
+        if evidence.target.published is None:
+            self.say("release: no model is published, since the target run has no result yet")
+            return
         record = lineage(evidence)
         folder = self.folder / "model"
         if is_published(folder, record):
@@ -312,16 +402,35 @@ def demo_recipe(offline: bool) -> Path:
     return Path(__file__).with_name("demo-offline.yaml" if offline else "demo.yaml")
 
 
-def _read_plan(path: Path, key: str) -> _SavedPlan | None:
-    """The plan in ``path``; None where it is missing or for another recipe."""
-    try:
-        saved = _SavedPlan.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValidationError as error:
-        problem = error.errors()[0]
-        raise UsageError(
-            f"{path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}; remove the file to have the studies "
-            "sized again"
-        ) from error
-    return saved if saved.key == key else None
+def _read_cost(path: Path) -> dict[str, float]:
+    remedy = "restore the file"
+    document = read_json(path, "wall time", remedy)
+    if "format" in document:
+        document = read_sealed(path, "wall time", _COST_FORMAT, remedy)["wall_s"]
+    if not all(isinstance(value, int | float) and value >= 0 for value in document.values()):
+        raise DamagedFileError(f"{path}: wall time: a time is not a number of seconds")
+    return {name: float(value) for name, value in document.items()}
+
+
+def _mixture_found(found: MixtureOutcome) -> str:
+    weights = ", ".join(f"{name} {weight:.3g}" for name, weight in found.found.items())
+    if found.reason:
+        return f"mixture: {found.taken} ({weights}); {found.reason}"
+    word = "significant" if found.significant else "not significant"
+    between = f"{found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f}), {word}"
+    return f"mixture: {found.taken} ({weights}); best candidate minus {found.reference} {between}"
+
+
+def _anneal_found(found: AnnealOutcome) -> str:
+    if found.reason:
+        return f"anneal: {found.taken.name}; {found.reason}"
+    word = "significant" if found.significant else "not significant"
+    between = f"{found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f}), {word}"
+    return f"anneal: {found.taken.name}; {found.best} minus {found.reference} {between}"
+
+
+def _predicted(said: dict[str, Any]) -> str:
+    if said["target"] is None:
+        return f"predict: {said['unpredicted']}"
+    target = said["target"]
+    return f"predict: target loss {target['predicted']:.4f} ({target['low']:.4f} to {target['high']:.4f})"

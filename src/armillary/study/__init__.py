@@ -1,6 +1,5 @@
 """Studies: designs, the run store, the mixture, annealing and ladder studies, predictions and verdicts."""
 
-from armillary.recipe import parse_budget
 from armillary.study.anneal import AnnealOutcome, anneal_study
 from armillary.study.executor import (
     Executor,
@@ -11,8 +10,9 @@ from armillary.study.executor import (
     Progress,
     default_workers,
 )
-from armillary.study.lab import Annealing, Lab, record, stage_key, stored
+from armillary.study.lab import Annealing, Edge, FailedRun, Lab, Phase, StageOutcome, phases, stage_key
 from armillary.study.ladder import HeldOutRung, LadderOutcome, Point, fit_law, hold_out_rungs, ladder_study
+from armillary.study.limits import Allowed
 from armillary.study.local import LocalExecutor
 from armillary.study.mixture import Candidate, MixtureOutcome, mixture_study
 from armillary.study.on_ray import RayExecutor, check_place
@@ -27,21 +27,25 @@ from armillary.study.predictions import (
     found_recipe,
     judge,
     predict,
+    restore_target,
     target_spec,
     train_target,
 )
-from armillary.study.sizing import STAGES, Plan, Stage, make_plan
+from armillary.study.sizing import STAGES, Plan, Stage, make_plan, plan_inputs, remaining
 from armillary.study.store import Store, iso_time
 
 __all__ = [
     "INTERVAL",
     "STAGES",
+    "Allowed",
     "AnnealOutcome",
     "Annealing",
     "Arm",
     "Candidate",
     "Difference",
+    "Edge",
     "Executor",
+    "FailedRun",
     "Failure",
     "Found",
     "HeldOutRung",
@@ -52,12 +56,14 @@ __all__ = [
     "LocalExecutor",
     "MixtureOutcome",
     "OverRanks",
+    "Phase",
     "Plan",
     "Point",
     "Probe",
     "Progress",
     "RayExecutor",
     "Stage",
+    "StageOutcome",
     "Store",
     "TargetOutcome",
     "anneal_study",
@@ -72,11 +78,12 @@ __all__ = [
     "ladder_study",
     "make_plan",
     "mixture_study",
-    "parse_budget",
+    "phases",
+    "plan_inputs",
     "predict",
-    "record",
+    "remaining",
+    "restore_target",
     "stage_key",
-    "stored",
     "target_spec",
     "train_target",
 ]

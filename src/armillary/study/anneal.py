@@ -7,14 +7,17 @@ for bit, as one trained from the beginning.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from armillary.laws import AnnealLaw, Curve, HeldOutCurve, best_of, best_schedule
-from armillary.recipe import ArmillaryError, Document, UsageError
-from armillary.study.lab import Annealing, Lab, record, sharpened, stage_key, stored
+from armillary.laws import AnnealLaw, Curve, HeldOutCurve, SetAsideWarning, best_of, best_schedule
+from armillary.recipe import ArmillaryError, DamagedFileError, Document, RunSpec
+from armillary.study.lab import Annealing, Edge, Lab, StageOutcome
 from armillary.study.store import Store
 
 # The choice that is usual when nobody has looked; another one is taken only if it is better with significance.
@@ -26,11 +29,12 @@ _POINTS = 40
 
 
 class Branch(Document):
-    """One annealing and the target loss that each seed reached with it."""
+    """One annealing: a run per seed, the target losses of those with a result, and the same by run id."""
 
     annealing: Annealing
     measured: list[float]
     runs: list[str]
+    losses: dict[str, float] = {}  # noqa: RUF012 (pydantic copies it)
 
 
 class CurveOption(Document):
@@ -65,8 +69,12 @@ class CurveForecast(Document):
     held_out: dict[str, float]
 
 
-class AnnealOutcome(Document):
-    """What the annealing study found; ``difference`` is the best branch's target loss minus the reference's."""
+class AnnealOutcome(StageOutcome):
+    """What the annealing study found; ``difference`` is the best branch's target loss minus the reference's.
+
+    Where the taken annealing was compared with nothing, or the reference is not the usual one, ``reason`` says why.
+    ``edges`` are the share and the sharpening of the best branch where they lie at the end of what was tried.
+    """
 
     tokens: int
     branches: list[Branch]
@@ -78,91 +86,142 @@ class AnnealOutcome(Document):
     significant: bool
     taken: Annealing
     trunk_tokens: int
-    failures: list[str]
     curve: CurveForecast | None = None
+    reason: str = ""
+    edges: list[Edge] = []  # noqa: RUF012 (pydantic copies it)
+    trunks: list[str] = []  # noqa: RUF012
+
+    @property
+    def study_runs(self) -> dict[str, list[str]]:
+        """Ids of the runs that argue for the annealing."""
+        return {"anneal": [*self.trunks, *(run for branch in self.branches for run in branch.runs)]}
 
 
 def anneal_study(lab: Lab, mixture: dict[str, float]) -> AnnealOutcome:
-    """Carry out the study on ``mixture``, or return its outcome where it is in the store.
+    """Run the study on ``mixture``, or return its outcome where it is recorded.
 
     Raises:
-        ArmillaryError: too many runs failed.
-        InterruptedStudyError: Ctrl-C; call again to go on.
+        ArmillaryError: no annealing has all its runs; the next call tries those again whose cause can pass.
+        InterruptedStudyError: Ctrl-C; call again to resume.
     """
     recipe, study = lab.recipe, lab.recipe.study.anneal
-    key = stage_key(
-        lab.corpus, recipe.target_weights, recipe.training, recipe.families, study, lab.plan.size("anneal"), mixture
-    )
-    known = stored(lab.store, "anneal", key, AnnealOutcome)
-    if known is not None:
-        return known
     shape = lab.shape(recipe.model.family, study.depth)
     steps = lab.steps(lab.plan.tokens["anneal"])
     warmup = round(recipe.training.warmup_share * steps)
-    options = [
-        Annealing(share=share, shape=curve, sharpen=power)
-        for power in study.sharpen
-        for curve in study.shapes
-        for share in study.shares
-        if power == 1 or sharpened(mixture, power) != mixture
-    ]
     seeds = [_SEED + i for i in range(study.seeds)]
-    specs = {
-        option: [lab.annealed(shape, steps, option, mixture, seed, warmup_steps=warmup) for seed in seeds]
-        for option in options
-    }
-    jobs = lab.with_trunks([spec for group in specs.values() for spec in group])
-    results, failures = lab.carry_out("anneal", jobs)
+    specs: dict[Annealing, list[RunSpec]] = {}
+    for power in study.sharpen:
+        for curve in study.shapes:
+            for share in study.shares:
+                option = Annealing(share=share, shape=curve, sharpen=power)
+                group = [lab.annealed(shape, steps, option, mixture, seed, warmup_steps=warmup) for seed in seeds]
+                # Limits may leave nothing of a sharpening, and few steps make two shares one: that is the same run.
+                if group[0] not in [others[0] for others in specs.values()]:
+                    specs[option] = group
+    every = [spec for group in specs.values() for spec in group]
+    names = {option: option.name for option in specs}
+    key = lab.key(every, [option.model_dump() for option in specs], recipe.training)
+    known = lab.stored("anneal", key, AnnealOutcome)
+    if known is not None:
+        return known
+    jobs = lab.with_trunks(every)
+    owners = {spec.id: names[option] for option, group in specs.items() for spec in group}
+    trained = lab.train("anneal", jobs, owners)
+    losses = {run: lab.target_loss(result) for run, result in trained.results.items()}
     branches = [
         Branch(
             annealing=option,
-            measured=[lab.target_loss(results[spec.id]) for spec in group if spec.id in results],
+            measured=[losses[spec.id] for spec in group if spec.id in losses],
             runs=[spec.id for spec in group],
+            losses={spec.id: losses[spec.id] for spec in group if spec.id in losses},
         )
         for option, group in specs.items()
     ]
-    complete = {b.annealing.name: b.measured for b in branches if len(b.measured) == len(seeds)}
-    plain = [o for o in options if o.sharpen == 1 and o.name in complete] or [o for o in options if o.name in complete]
-    if not plain:
-        raise ArmillaryError("anneal: no annealing has all its runs; see `armillary runs` for what failed")
-    reference = min(plain, key=lambda o: (abs(o.share - _USUAL_SHARE), options.index(o)))
-    by_name = {option.name: option for option in options}
+    complete = {b.annealing: b.measured for b in branches if trained.complete(specs[b.annealing])}
+    usual = _nearest_to_usual([o for o in specs if o.sharpen == 1] or list(specs), specs)
+    candidates = [o for o in specs if o.sharpen == 1 and o in complete] or [o for o in specs if o in complete]
+    if not candidates:
+        raise ArmillaryError(
+            f"anneal: no annealing has all its runs; the first without a result: {trained.failed[0]}; the same command "
+            "tries those again whose cause can pass"
+        )
+    reference = _nearest_to_usual(candidates, specs)
+    reason = ""
+    if reference != usual:
+        reason = f"{usual.name} has not all its runs, so {reference.name} is compared with in its place"
     if len(complete) > 1:
-        choice = best_of(complete, reference=reference.name)
-        best, significant = choice.name, choice.significant
+        choice = best_of({names[option]: losses for option, losses in complete.items()}, reference=names[reference])
+        best = next(option for option in specs if names[option] == choice.best)
+        significant = choice.significant
         difference, low, high = (float(v) for v in choice.difference)
     else:
-        best, significant, difference, low, high = reference.name, False, 0.0, 0.0, 0.0
-    return record(
-        lab.store,
+        best, significant, difference, low, high = reference, False, 0.0, 0.0, 0.0
+        if len(specs) > 1:
+            reason = f"only {reference.name} has all its runs, so it is taken uncompared"
+    leading = min(complete, key=lambda option: float(np.mean(complete[option])))
+    return lab.conclude(
         "anneal",
         key,
         AnnealOutcome(
-            tokens=steps * recipe.training.batch_sequences * recipe.training.context_length,
+            tokens=lab.tokens(steps),
             branches=branches,
-            reference=reference.name,
-            best=best,
+            reference=names[reference],
+            best=names[best],
             difference=difference,
             low=low,
             high=high,
             significant=significant,
-            taken=by_name[best] if significant else reference,
+            taken=best if significant else reference,
             trunk_tokens=max((job.spec.tokens for job in jobs if job.keep), default=0),
-            failures=[f"{f.run}: {f.error}" for f in failures],
-            curve=curve_forecast(branches, lab.store),
+            curve=_curve(lab, branches),
+            reason=reason,
+            edges=_edges(leading, list(complete)),
+            trunks=[job.spec.id for job in jobs if job.spec.id not in owners],
+            failed=trained.failed,
         ),
     )
 
 
+def _nearest_to_usual(options: Sequence[Annealing], order: Mapping[Annealing, object]) -> Annealing:
+    places = list(order)
+    return min(options, key=lambda option: (abs(option.share - _USUAL_SHARE), places.index(option)))
+
+
+def _edges(best: Annealing, tried: Sequence[Annealing]) -> list[Edge]:
+    """The share of ``best`` at either end of several that were tried, its sharpening at the upper end."""
+    edges = []
+    for name, ends in (("share", ("low", "high")), ("sharpen", ("high",))):
+        values = [getattr(option, name) for option in tried]
+        value = getattr(best, name)
+        for end, limit in (("low", min(values)), ("high", max(values))):
+            if end in ends and value == limit and min(values) < max(values):
+                edges.append(Edge(of=name, value=value, end=end, by="tried"))
+    return edges
+
+
+def _curve(lab: Lab, branches: Sequence[Branch]) -> CurveForecast | None:
+    """The forecast of the curves, which chooses nothing: where it cannot be made, that is reported."""
+    try:
+        return curve_forecast(branches, lab.store)
+    except (ArmillaryError, OSError, pa.ArrowException, KeyError) as error:
+        lab.say(f"anneal: the law of the learning-rate curve is left out: {error}")
+        return None
+
+
 def curve_forecast(branches: Sequence[Branch], store: Store) -> CurveForecast | None:
-    """The forecast from the branches' training curves; None where there are too few steps or curves for a law."""
+    """The forecast from the branches' training curves; None where there are too few steps or curves for a law.
+
+    Raises:
+        ArmillaryError: a run's metrics are not there or damaged, or no law fits them.
+    """
     curves = []
     shares = {branch.annealing.name: branch.annealing.share for branch in branches}
     for branch in branches:
-        runs = [run for run in branch.runs if store.result(run) is not None]
-        if branch.annealing.sharpen != 1 or not runs:
+        runs = branch.runs
+        # A mean over fewer seeds than the others have would differ from theirs for that alone.
+        if branch.annealing.sharpen != 1 or len(branch.measured) < len(runs):
             continue
-        tables = [pq.read_table(store.run_folder(run) / "metrics.parquet", columns=["lr", "loss"]) for run in runs]
+        tables = [_curve_table(store.run_folder(run) / "metrics.parquet", store.run_spec(run)) for run in runs]
         lr = tables[0]["lr"].to_numpy()
         loss = np.mean([table["loss"].to_numpy() for table in tables], axis=0)
         warmup = int(np.argmax(lr >= 0.999 * lr.max()))
@@ -179,11 +238,12 @@ def curve_forecast(branches: Sequence[Branch], store: Store) -> CurveForecast | 
         curves.append((warmup, Curve(branch.annealing.name, float(size), means(steps), means(lr), means(loss))))
     if len(curves) < 2:
         return None
-    law = AnnealLaw(warmup_steps=curves[0][0]).fit([curve for _, curve in curves])
-    try:
-        best = best_schedule(law, size=curves[0][1].size, steps=round(curves[0][1].step[-1]))
-    except UsageError:  # too far beyond what was fitted
-        return None
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", SetAsideWarning)
+        law = AnnealLaw(warmup_steps=curves[0][0]).fit([curve for _, curve in curves])
+    if not law.held_out_:
+        raise ArmillaryError("; ".join(str(warning.message) for warning in caught) or "too few curves are left")
+    best = best_schedule(law, size=curves[0][1].size, steps=round(curves[0][1].step[-1]))
     return CurveForecast(
         forms=law.weights_,
         shape=best.chosen.shape,
@@ -193,6 +253,14 @@ def curve_forecast(branches: Sequence[Branch], store: Store) -> CurveForecast | 
         endings=[CurveEnding(steps=ending.steps, lost=ending.lost) for ending in best.endings],
         held_out={held.name: _after_trunk(held, shares[held.name]) for held in law.held_out_},
     )
+
+
+def _curve_table(path: Path, spec: RunSpec) -> pa.Table:
+    """Learning rate and training loss of every step of a run."""
+    table = pq.read_table(path, columns=["lr", "loss"])
+    if len(table) != spec.steps:
+        raise DamagedFileError(f"{path}: metrics of {len(table)} steps, and the run has {spec.steps}")
+    return table
 
 
 def _after_trunk(held: HeldOutCurve, share: float) -> float:

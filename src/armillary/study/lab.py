@@ -1,41 +1,159 @@
-"""What every study works with, and how a recipe becomes run specifications."""
+"""What every study works with: specifications made from a recipe, runs, failed runs, and recorded outcomes.
+
+A failed run is a row of the outcome (contract 6). An outcome in which a run failed for a passing cause is shown and
+not recorded, so that the next call trains that run again and keeps everything else.
+
+A recorded outcome is found by a key over all that decides it: the ids of the runs, which hash the whole of their
+specifications, what the analysis reads beside them, and the versions of the laws and of the outcome. A field of the
+recipe is in a key exactly where it changes one of these, so no list of fields can fall behind.
+"""
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import ValidationError, model_validator
 from pydantic_core import to_jsonable_python
 
 from armillary.corpus import Corpus
+from armillary.laws import LAWS_VERSION
 from armillary.recipe import (
     ArmillaryError,
     Decay,
     Document,
-    Layout,
     MixturePhase,
     ModelShape,
     OptimizerSpec,
     Recipe,
     RunSpec,
     Schedule,
+    Training,
     UsageError,
     Validation,
     canonical_hash,
 )
-from armillary.study.executor import Executor, Failure, Job, Progress
+from armillary.study.executor import Executor, Failure, Job, Progress, settled
+from armillary.study.limits import Allowed
 from armillary.study.over_ranks import OverRanks
 from armillary.study.rates import record_rates
-from armillary.study.sizing import Plan
+from armillary.study.sizing import Plan, Stage
 from armillary.study.store import Store, to_json
-from armillary.train import RunResult
+from armillary.train import RunResult, check_run
 
-Outcome = TypeVar("Outcome", bound=BaseModel)
+# Counts changes of what an outcome holds or how it is computed; a changed one is computed again from the same runs.
+_OUTCOME_FORMAT = 2
+# What of ``training`` only the target run reads, or nothing that decides numbers.
+_OF_THE_TARGET = frozenset({"tokens", "budget_share", "precision", "seeds", "layout"})
+TRUNK = "trunk"
+_NAMED_FAILURES = 3
+# Sums of e to this power are far from the largest number.
+_MOST_LOG = 600.0
+
+
+class FailedRun(Document):
+    """A run without a result: the arm and seed it was for, ``status`` (failed, refused, diverged) and its cause.
+
+    ``passing`` is True where the next call trains it again: unless it diverged, as the same specification does again.
+    ``arm`` is ``trunk`` for a run that only shares its steps.
+    """
+
+    run: str
+    arm: str
+    seed: int | None
+    status: str
+    cause: str
+    passing: bool
+
+    def __str__(self) -> str:
+        whose = f" ({self.arm}, seed {self.seed})" if self.arm and self.seed is not None else ""
+        said = self.cause if self.run in self.cause else f"{self.run}: {self.cause}"
+        return f"{said}{whose}" if self.status == "failed" else f"{said}{whose} [{self.status}]"
+
+
+class StageOutcome(Document):
+    """What a stage found; ``failed`` are its runs without a result, one row each."""
+
+    failed: list[FailedRun] = []  # noqa: RUF012 (pydantic copies it)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _rows_of_format_1(cls, value: Any) -> Any:
+        """Outcomes of format 1 hold a sentence for each failed run, which was never tried again."""
+        if not isinstance(value, dict) or "failures" not in value:
+            return value
+        rows = [str(said).partition(": ") for said in value["failures"]]
+        failed = [
+            {"run": run, "arm": "", "seed": None, "status": "failed", "cause": cause, "passing": False}
+            for run, _, cause in rows
+        ]
+        return {**{name: part for name, part in value.items() if name != "failures"}, "failed": failed}
+
+    @property
+    def failures(self) -> list[str]:
+        """A sentence for each failed run."""
+        return [str(row) for row in self.failed]
+
+    @property
+    def lost(self) -> list[str]:
+        """Ids of the runs without a result."""
+        return [row.run for row in self.failed]
+
+    @property
+    def passing(self) -> list[FailedRun]:
+        """The failed runs that the next call trains again; the outcome is final without any."""
+        return [row for row in self.failed if row.passing]
+
+
+Outcome = TypeVar("Outcome", bound=StageOutcome)
+
+
+class Phase(Document):
+    """A part of a run with one mixture: its first step, its share of the run's tokens, and the weights."""
+
+    start_step: int
+    share: float
+    weights: dict[str, float]
+
+
+class Edge(Document):
+    """A choice that lies at the end of what was tried, so that a better one may lie beyond it.
+
+    ``of`` names a domain, for its weight, or the dimension (``share``, ``sharpen``); ``value`` is what was chosen, and
+    ``end`` is ``low`` or ``high``. ``by`` says what ends there: ``limits`` of the recipe, or ``tried`` where the study
+    had no run beyond it.
+    """
+
+    of: str
+    value: float
+    end: str
+    by: str
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What became of the runs of a study: results by run id, and a row for each run without one."""
+
+    results: dict[str, RunResult]
+    failed: list[FailedRun]
+
+    def complete(self, specs: Sequence[RunSpec]) -> bool:
+        """Whether every run of an arm has a result."""
+        return all(spec.id in self.results for spec in specs)
+
+    def may_pass(self, specs: Sequence[RunSpec]) -> bool:
+        """Whether the runs of an arm that failed all did so for a passing cause."""
+        lost = {spec.id for spec in specs}
+        return all(row.passing for row in self.failed if row.run in lost)
+
+
+def quiet(text: str) -> None:
+    """A sentence that nobody reads."""
 
 
 class Annealing(Document):
@@ -57,7 +175,7 @@ class Annealing(Document):
 
 @dataclass(frozen=True)
 class Lab:
-    """A recipe with its corpus, store, executor and plan, and someone to tell of progress."""
+    """A recipe with its corpus, store, executor and plan; ``say`` takes sentences that a person should read."""
 
     recipe: Recipe
     corpus: Corpus
@@ -65,6 +183,7 @@ class Lab:
     executor: Executor | OverRanks
     plan: Plan
     progress: Progress
+    say: Callable[[str], None] = quiet
 
     def shape(self, family: str, depth: int) -> ModelShape:
         """The shape of a family's member for this corpus."""
@@ -74,6 +193,19 @@ class Lab:
         """Optimizer steps that come nearest to ``tokens``, at least 10."""
         training = self.recipe.training
         return max(10, round(tokens / (training.batch_sequences * training.context_length)))
+
+    def tokens(self, steps: int) -> int:
+        """Tokens of a run of ``steps`` steps."""
+        return steps * self.recipe.training.batch_sequences * self.recipe.training.context_length
+
+    def allowed(self) -> Allowed:
+        """The mixtures that the limits allow the target run, and with it every run of the studies.
+
+        Raises:
+            UsageError: the limits leave no mixture.
+        """
+        tokens = self.tokens(self.steps(self.plan.tokens["target"]))
+        return Allowed.of(self.corpus, self.recipe.limits, tokens)
 
     def spec(
         self,
@@ -89,7 +221,9 @@ class Lab:
         training = self.recipe.training
         phases = [MixturePhase(start_step=0, weights=dict(mixture))]
         if annealing_mixture is not None and dict(annealing_mixture) != dict(mixture):
-            phases.append(MixturePhase(start_step=schedule.decay_start(steps), weights=dict(annealing_mixture)))
+            start = schedule.decay_start(steps)
+            # A run that decays from its first step has no other mixture than that of the decay.
+            phases = [*phases[: start > 0], MixturePhase(start_step=start, weights=dict(annealing_mixture))]
         return RunSpec(
             corpus=self.corpus.hash,
             model=shape,
@@ -126,11 +260,22 @@ class Lab:
         schedule = Schedule(
             kind="wsd",
             warmup_steps=warmup_steps,
-            decay_steps=min(steps - warmup_steps, max(1, round(annealing.share * steps))),
+            decay_steps=_decay_steps(steps, warmup_steps, annealing),
             decay=annealing.shape,
         )
-        end = sharpened(mixture, annealing.sharpen)
-        return self.spec(shape, steps, schedule, mixture, seed, end, validation_every)
+        return self.spec(shape, steps, schedule, mixture, seed, self.ending(mixture, annealing), validation_every)
+
+    def ending(self, mixture: Mapping[str, float], annealing: Annealing) -> dict[str, float]:
+        """The mixture of the decay: ``mixture`` sharpened, as far as the limits allow the whole target run.
+
+        Runs of a study decay on the mixture that the target would, whatever their own tokens.
+        """
+        if annealing.sharpen == 1:
+            return dict(mixture)
+        steps = self.steps(self.plan.tokens["target"])
+        share = _decay_steps(steps, round(self.recipe.training.warmup_share * steps), annealing) / steps
+        before, wanted = self.vector(mixture), self.vector(sharpened(mixture, annealing.sharpen))
+        return self.named(self.allowed().ending(before, wanted, share))
 
     def with_trunks(self, branches: Sequence[RunSpec]) -> list[Job]:
         """Jobs for ``branches`` and for the stable trunks that they share, as few as possible.
@@ -161,26 +306,78 @@ class Lab:
         # A run that was asked for may itself be a trunk; the later job is the one that leaves checkpoints.
         return list({job.spec.id: job for job in jobs}.values())
 
-    def carry_out(self, study: str, jobs: Sequence[Job]) -> tuple[dict[str, RunResult], list[Failure]]:
-        """Results by run id, and what failed; one failed run does not stop a study.
+    def train(self, study: str, jobs: Sequence[Job], arms: Mapping[str, str]) -> Trained:
+        """Train what has no result yet. ``arms`` names the arm of each run id; a run without one is a trunk.
 
-        Raises:
-            ArmillaryError: fewer than three quarters of the runs have a result.
+        A failed run does not stop the others, and each is reported. A run whose cause has passed is trained again.
         """
+        jobs = list({job.spec.id: job for job in jobs}.values())
+        unfinished = {job.spec.id for job in jobs if not isinstance(settled(self.store, job.spec.id), RunResult)}
+        wanted = {job.trunk[0] for job in jobs if job.trunk and job.spec.id in unfinished}
+        # A trunk that no branch needs any more is left as it is, whatever became of it.
+        jobs = [job for job in jobs if job.spec.id in arms or job.spec.id in wanted or job.spec.id not in unfinished]
         begun = time.time()
         outcomes = self.executor.run(study, jobs, self.progress)
-        record_rates(self.executor, [job.spec for job in jobs], begun)
+        try:
+            record_rates(self.executor, [job.spec for job in jobs], begun)
+        except ArmillaryError as error:  # the sizes of later studies are less exact without them, and nothing is wrong
+            self.say(f"{study}: the rates of its runs were not kept: {error}")
         results = {run: value for run, value in outcomes.items() if isinstance(value, RunResult)}
-        failures = [value for value in outcomes.values() if isinstance(value, Failure)]
-        if len(results) < 0.75 * len(outcomes):
-            raise ArmillaryError(
-                f"{study}: {len(failures)} of {len(outcomes)} runs have no result, too many to go on; "
-                f"the first: {failures[0].error}"
+        failed = [
+            FailedRun(
+                run=job.spec.id,
+                arm=arms.get(job.spec.id, TRUNK),
+                seed=job.spec.seed,
+                status=value.status,
+                cause=value.error,
+                # A trunk's branches have trained the whole way: nothing is lost without it.
+                passing=value.status != "diverged" and job.spec.id in arms,
             )
+            for job in jobs
+            if isinstance(value := outcomes[job.spec.id], Failure)
+        ]
+        self._report(study, failed, len(jobs))
+        again = {row.run for row in failed if row.passing}
+        still_needed = {job.trunk[0] for job in jobs if job.trunk and job.spec.id in again}
         for job in jobs:
-            if job.keep:  # every branch has started from it: the checkpoints of a trunk have done their work
+            if job.keep and job.spec.id not in still_needed:  # every branch has started from it
                 shutil.rmtree(self.store.run_folder(job.spec.id) / "checkpoints", ignore_errors=True)
-        return results, failures
+        return Trained(results, failed)
+
+    def _report(self, study: str, failed: Sequence[FailedRun], runs: int) -> None:
+        """Say which runs of a study have no result, and what follows."""
+        for row in failed[:_NAMED_FAILURES]:
+            self.say(f"{study}: run {row}")
+        if failed:
+            again = sum(row.passing for row in failed)
+            later = f"; the same command tries {again} of them again" if again else ""
+            self.say(f"{study}: {len(failed)} of {runs} runs have no result{later}")
+
+    def stored(self, stage: str, key: str, model: type[Outcome]) -> Outcome | None:
+        """The recorded outcome of a stage for inputs that hash to ``key``, or None.
+
+        A record that cannot be read is left as it is, and the stage is computed again from its runs.
+        """
+        content = self.store.stage(stage, key)
+        if content is None:
+            return None
+        try:
+            return model.model_validate(content)
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            self.say(f"{stage}: its record {key} is damaged ({where}: {error.errors()[0]['msg']}); computed again")
+            return None
+
+    def conclude(self, stage: str, key: str, outcome: Outcome) -> Outcome:
+        """Record a final outcome; return it as it is read again. One with runs that will be tried again is not kept."""
+        content = to_json(outcome.model_dump(mode="json"))
+        if not outcome.passing:
+            self.store.record_stage(stage, key, content)
+        return type(outcome).model_validate(content)
+
+    def key(self, specs: Iterable[RunSpec], *inputs: Any) -> str:
+        """Key of a stage that trains ``specs`` and whose analysis reads ``inputs`` beside them."""
+        return stage_key(self.corpus, list(specs), self.recipe.target_weights, *inputs)
 
     def for_target(self) -> Lab:
         """The lab in which the target runs are carried out: by ranks where the recipe has a layout, else as this."""
@@ -189,18 +386,31 @@ class Lab:
             return self
         return replace(self, executor=OverRanks(self.executor, layout))
 
-    def check_layout(self, layout: Layout) -> None:
-        """Hold a layout of the target run against its shape, lengths and optimizer.
+    def check(self) -> None:
+        """Refuse, before anything is trained, what a run of any study or the target run could not be trained with.
 
         Raises:
-            UsageError: the run cannot be divided like this.
+            UsageError: the limits leave no mixture, or a run of the plan cannot be trained.
         """
-        shape = self.shape(self.recipe.model.family, self.recipe.model.depth)
-        spec = self.spec(shape, 10, Schedule(kind="constant"), self.corpus.natural_mixture(), seed=0)
-        try:
-            layout.check(spec)
-        except UsageError as error:
-            raise UsageError(f"training.layout: {error}") from error
+        domains = len(self.corpus.training_domains)
+        every = self.named(self.allowed().within(np.full(domains, 1 / domains)))  # all that the limits do not exclude
+        training, study = self.recipe.training, self.recipe.study
+        family = self.recipe.model.family
+        sizes: list[tuple[str, int, Stage]] = [
+            (family, study.mixture.depth, "mixture"),
+            (family, study.anneal.depth, "anneal"),
+            *((name, depth, "ladder") for name in study.ladder.families for depth in study.ladder.depths),
+            (family, self.recipe.model.depth, "target"),
+        ]
+        for name, depth, stage in sizes:
+            steps = self.steps(self.plan.tokens[stage])
+            spec = self.spec(self.shape(name, depth), steps, Schedule(kind="constant"), every, seed=0)
+            check_run(spec, self.corpus)
+            if stage == "target" and training.layout is not None:
+                try:
+                    training.layout.check(spec)
+                except UsageError as error:
+                    raise UsageError(f"training.layout: {error}") from error
 
     def target_loss(self, result: RunResult) -> float:
         """The recipe's target: the weighted mean of the validation losses, in nats per token."""
@@ -216,28 +426,50 @@ class Lab:
         return dict(zip(self.corpus.training_domains, (values / values.sum()).tolist(), strict=True))
 
 
+def _decay_steps(steps: int, warmup_steps: int, annealing: Annealing) -> int:
+    return min(steps - warmup_steps, max(1, round(annealing.share * steps)))
+
+
 def sharpened(mixture: Mapping[str, float], power: float) -> dict[str, float]:
-    """Each weight raised to ``power``, scaled to sum to 1."""
+    """Each weight raised to ``power``, scaled to sum to 1; a weight of 0 stays 0."""
     if power == 1:
         return dict(mixture)
-    raised = {name: weight**power for name, weight in mixture.items()}
+    logs = {name: power * math.log(weight) for name, weight in mixture.items() if weight > 0}
+    if max(map(abs, logs.values())) < _MOST_LOG:
+        raised = {name: mixture[name] ** power for name in logs}
+    else:  # relative to the largest, since a number this large or small does not exist
+        raised = {name: math.exp(value - max(logs.values())) for name, value in logs.items()}
     total = sum(raised.values())
-    return {name: weight / total for name, weight in raised.items()}
+    return {name: raised.get(name, 0.0) / total for name in mixture}
 
 
-def stored(store: Store, stage: str, key: str, model: type[Outcome]) -> Outcome | None:
-    """The outcome of a stage for inputs that hash to ``key``, or None."""
-    content = store.stage(stage, key)
-    return None if content is None else model.model_validate(content)
-
-
-def record(store: Store, stage: str, key: str, outcome: Outcome) -> Outcome:
-    """Store an outcome and return it as it will be read again."""
-    content = to_json(outcome.model_dump(mode="json"))
-    store.record_stage(stage, key, content)
-    return type(outcome).model_validate(content)
+def phases(spec: RunSpec) -> list[Phase]:
+    """The mixtures of a run with the share of its tokens that each has."""
+    ends = [*(phase.start_step for phase in spec.mixture[1:]), spec.steps]
+    return [
+        Phase(
+            start_step=phase.start_step,
+            share=(spec.tokens_after(end) - spec.tokens_after(phase.start_step)) / spec.tokens,
+            weights=phase.weights,
+        )
+        for phase, end in zip(spec.mixture, ends, strict=True)
+    ]
 
 
 def stage_key(corpus: Corpus, *inputs: Any) -> str:
-    """Hash of what a stage depends on."""
-    return canonical_hash([corpus.hash, *to_jsonable_python(inputs)])
+    """Hash of all that decides the outcome of a stage.
+
+    A RunSpec among ``inputs`` counts by its id, and ``training`` without what only the target run reads.
+    """
+    return canonical_hash([corpus.hash, LAWS_VERSION, _OUTCOME_FORMAT, [_plain(value) for value in inputs]])
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case RunSpec():
+            return value.id
+        case Training():
+            return value.model_dump(mode="json", exclude=set(_OF_THE_TARGET))
+        case list() | tuple():
+            return [_plain(part) for part in value]
+    return to_jsonable_python(value)

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from armillary.laws import ExtrapolationError, ExtrapolationWarning, Prediction, ScalingLaw
-from armillary.recipe import ArmillaryError, Document
-from armillary.study.lab import Annealing, Lab, record, stage_key, stored
+from armillary.recipe import ArmillaryError, Document, RunSpec, UsageError
+from armillary.study.lab import Annealing, Lab, StageOutcome
 
 _SEED = 3000
 MIN_POINTS = 6
@@ -34,11 +34,22 @@ class Point(Document):
     target: float
 
 
-class LadderOutcome(Document):
-    """All points of the ladder, over every family."""
+class LadderOutcome(StageOutcome):
+    """All points of the ladder, over every family that has enough for a law.
+
+    ``left_out`` says of every other family what it lacks, and ``aside`` are the points that it has.
+    """
 
     points: list[Point]
-    failures: list[str]
+    left_out: dict[str, str] = {}  # noqa: RUF012 (pydantic copies it)
+    aside: list[Point] = []  # noqa: RUF012
+    trunks: list[str] = []  # noqa: RUF012
+
+    @property
+    def study_runs(self) -> dict[str, list[str]]:
+        """Ids of the ladder's runs: trunks, points, and those without a result."""
+        runs = [*self.trunks, *(p.run for p in (*self.points, *self.aside)), *self.lost]
+        return {"ladder": list(dict.fromkeys(runs))}
 
     def sizes(self, family: str) -> np.ndarray:
         """[n, 2] parameters and tokens of a family's points."""
@@ -50,31 +61,21 @@ class LadderOutcome(Document):
 
 
 def ladder_study(lab: Lab, mixture: dict[str, float], annealing: Annealing) -> LadderOutcome:
-    """Carry out the ladder with ``mixture`` and ``annealing``, or return its outcome where it is in the store.
+    """Run the ladder with ``mixture`` and ``annealing``, or return its outcome where it is recorded.
+
+    A family of which too few points have a result is left out of the comparison.
 
     Raises:
-        ArmillaryError: too many runs failed, or too few points are left for a law.
-        InterruptedStudyError: Ctrl-C; call again to go on.
+        ArmillaryError: too few points are left for a law of the target's family; the next call tries those runs again
+            whose cause can pass.
+        InterruptedStudyError: Ctrl-C; call again to resume.
     """
     recipe, study = lab.recipe, lab.recipe.study.ladder
-    key = stage_key(
-        lab.corpus,
-        recipe.target_weights,
-        recipe.training,
-        recipe.families,
-        study,
-        lab.plan.size("ladder"),
-        mixture,
-        annealing,
-    )
-    known = stored(lab.store, "ladder", key, LadderOutcome)
-    if known is not None:
-        return known
     longest = lab.steps(lab.plan.tokens["ladder"])
     # One warm-up for all points of a trunk, as long as that of a whole run where the shortest leaves room for it.
     shortest = max(2, round(min(study.fractions) * longest))
     warmup = min(round(recipe.training.warmup_share * longest), shortest - max(1, round(annealing.share * shortest)))
-    specs = {}
+    specs: dict[str, tuple[str, int, int, RunSpec]] = {}
     for family in study.families:
         for depth in study.depths:
             shape = lab.shape(family, depth)
@@ -83,7 +84,14 @@ def ladder_study(lab: Lab, mixture: dict[str, float], annealing: Annealing) -> L
                     steps = max(2, round(fraction * longest))
                     spec = lab.annealed(shape, steps, annealing, mixture, seed, warmup_steps=warmup)
                     specs[spec.id] = (family, depth, seed, spec)
-    results, failures = lab.carry_out("ladder", lab.with_trunks([spec for *_, spec in specs.values()]))
+    every = [spec for *_, spec in specs.values()]
+    key = lab.key(every, [[family, depth] for family, depth, *_ in specs.values()], recipe.model.family)
+    known = lab.stored("ladder", key, LadderOutcome)
+    if known is not None:
+        return known
+    jobs = lab.with_trunks(every)
+    arms = {run: f"{family}/{depth}" for run, (family, depth, *_) in specs.items()}
+    trained = lab.train("ladder", jobs, arms)
     points = [
         Point(
             run=run,
@@ -93,27 +101,56 @@ def ladder_study(lab: Lab, mixture: dict[str, float], annealing: Annealing) -> L
             parameters=spec.model.parameters,
             tokens=spec.tokens,
             flops=spec.flops,
-            loss=results[run].loss,
-            target=lab.target_loss(results[run]),
+            loss=trained.results[run].loss,
+            target=lab.target_loss(trained.results[run]),
         )
         for run, (family, depth, seed, spec) in specs.items()
-        if run in results
+        if run in trained.results
     ]
-    for family in study.families:
-        found = sum(point.family == family for point in points)
-        if found < MIN_POINTS:
-            raise ArmillaryError(
-                f"ladder: {found} points for family '{family}', a law needs {MIN_POINTS}; add depths or "
-                "fractions under study.ladder, or see which runs failed"
-            )
-    return record(
-        lab.store, "ladder", key, LadderOutcome(points=points, failures=[f"{f.run}: {f.error}" for f in failures])
+    left_out = {family: why for family in study.families if (why := _too_few(points, family))}
+    if recipe.model.family in left_out:
+        first = f"; the first without a result: {trained.failed[0]}" if trained.failed else ""
+        raise ArmillaryError(
+            f"ladder: {left_out[recipe.model.family]}{first}; add depths or fractions under study.ladder, or give the "
+            "same command again, which tries those runs again whose cause can pass"
+        )
+    for family, why in left_out.items():
+        lab.say(f"ladder: family '{family}' is left out: {why}")
+    return lab.conclude(
+        "ladder",
+        key,
+        LadderOutcome(
+            points=[point for point in points if point.family not in left_out],
+            left_out=left_out,
+            aside=[point for point in points if point.family in left_out],
+            trunks=[job.spec.id for job in jobs if job.spec.id not in specs],
+            failed=trained.failed,
+        ),
+    )
+
+
+def _too_few(points: Sequence[Point], family: str) -> str | None:
+    """Why the points of a family do not suffice for a law, or None."""
+    own = [point for point in points if point.family == family]
+    sizes, tokens = len({point.parameters for point in own}), len({point.tokens for point in own})
+    if len(own) >= MIN_POINTS and sizes >= 2 and tokens >= 2:
+        return None
+    return (
+        f"{len(own)} points of {sizes} sizes and {tokens} numbers of tokens for family '{family}', and a law needs "
+        f"{MIN_POINTS} of at least 2 sizes and 2 numbers of tokens"
     )
 
 
 def fit_law(outcome: LadderOutcome, family: str, domains: Sequence[str]) -> ScalingLaw:
-    """One law for the losses on all ``domains`` and, in the last column, the target loss."""
-    return ScalingLaw().fit(outcome.sizes(family), _table(outcome, family, domains))
+    """One law for the losses on all ``domains`` and, in the last column, the target loss.
+
+    Raises:
+        ArmillaryError: the family's points do not suffice.
+    """
+    try:
+        return ScalingLaw().fit(outcome.sizes(family), _table(outcome, family, domains))
+    except UsageError as error:  # nothing that the user gave: the runs are not what a law needs
+        raise ArmillaryError(f"ladder: no law can be fitted to the points of family '{family}': {error}") from error
 
 
 @dataclass(frozen=True)

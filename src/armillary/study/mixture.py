@@ -4,24 +4,41 @@ Proxies are trained on mixtures that fill the allowed simplex; a law from mixtur
 optimised where the design supports it. Because an optimum of a fitted law flatters itself, its best few candidates are
 trained once more with new seeds beside the natural and the uniform mixture, and the choice is made on those runs alone:
 a candidate must beat the natural mixture with significance, or the natural mixture is taken.
+
+The natural and the uniform mixture are brought into the recipe's limits like every other: each can become the target's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
-from armillary.laws import MixtureLaw, best_of, epoch_ceilings, optimise_mixture, rank_correlation, simplex_design
-from armillary.recipe import Document, UsageError
+from armillary.laws import MixtureLaw, best_of, optimise_mixture, rank_correlation, simplex_design
+from armillary.recipe import ArmillaryError, Document, RunSpec, UsageError
 from armillary.study.executor import Job
-from armillary.study.lab import Annealing, Lab, record, stage_key, stored
+from armillary.study.lab import Annealing, Edge, Lab, StageOutcome, Trained
+from armillary.study.limits import Allowed
 
 # Proxies end as the target will: with a decay. Which one is the annealing study's question; this is its usual answer.
 PROXY_ANNEALING = Annealing(share=0.2, shape="linear")
 _CONFIRM_SEED = 1000
+# A law needs this many different mixtures; two count as one below a difference of this share of the tokens.
+_MIN_MIXTURES = 8
+_SAME = 1e-3
+# A law from fewer of the designed runs is not what was planned.
+_ENOUGH = 0.75
+# A weight this near to the end of what was tried lies at it.
+_EDGE = 1e-3
+NATURAL, UNIFORM = "natural", "uniform"
 
 
 class Candidate(Document):
-    """A mixture that was trained again: the law's prediction of the target and what each seed measured."""
+    """A mixture that was trained again: the law's prediction of the target, and a run per seed.
+
+    ``measured`` are the target losses of the runs that have a result, ``losses`` the same by run id.
+    """
 
     name: str
     weights: dict[str, float]
@@ -30,14 +47,20 @@ class Candidate(Document):
     high: float
     measured: list[float]
     runs: list[str]
+    losses: dict[str, float] = {}  # noqa: RUF012 (pydantic copies it)
 
 
-class MixtureOutcome(Document):
+class MixtureOutcome(StageOutcome):
     """What the mixture study found.
 
     ``design`` [n][d] mixtures over ``training_domains``; ``losses`` and ``held_out`` [n][v] measured and predicted by
     the law when the run was held out, over ``domains``; ``forms`` the weight of each form of law per domain;
     ``noise`` [v] the relative standard deviation between seeds.
+
+    ``natural`` and ``uniform`` are these mixtures within the limits, as they were trained; ``adjusted`` holds the
+    mixture as it was, for those that the limits have changed. ``lower`` and ``upper`` [d] are the limits of a weight.
+    Where the taken mixture was compared with nothing, ``reason`` says why, and ``difference``, ``low`` and ``high``
+    are 0. ``edges`` are the weights of the best candidate that lie at the end of what was tried.
     """
 
     training_domains: list[str]
@@ -63,103 +86,105 @@ class MixtureOutcome(Document):
     noise: list[float]
     target_noise: float
     runs: list[str]
-    failures: list[str]
+    reason: str = ""
+    adjusted: dict[str, dict[str, float]] = {}  # noqa: RUF012 (pydantic copies it)
+    lower: list[float] = []  # noqa: RUF012
+    upper: list[float] = []  # noqa: RUF012
+    edges: list[Edge] = []  # noqa: RUF012
+
+    @property
+    def study_runs(self) -> dict[str, list[str]]:
+        """Ids of the runs that argue for the mixture, by study: with a result, and those that failed."""
+        confirm = [run for candidate in self.candidates for run in candidate.runs]
+        lost = [row.run for row in self.failed if row.run not in confirm]
+        return {"mixture": [*self.runs, *lost], "mixture-confirm": list(dict.fromkeys(confirm))}
 
 
-def bounds(lab: Lab) -> tuple[np.ndarray, np.ndarray]:
-    """Lower and upper limits of each training domain's weight.
+@dataclass(frozen=True)
+class _Choice:
+    """What the confirmation runs say: see the fields of the same names of ``MixtureOutcome``."""
 
-    A weight may not be larger than what repeats the domain ``limits.max_epochs`` times at the target's tokens.
-
-    Raises:
-        UsageError: the limits leave no mixture.
-    """
-    recipe, corpus = lab.recipe, lab.corpus
-    lower, upper = [], []
-    domain_tokens = [corpus.train_tokens(domain).shape[0] for domain in corpus.training_domains]
-    ceilings = epoch_ceilings(domain_tokens, lab.plan.tokens["target"], recipe.limits.max_epochs)
-    for domain, tokens, by_epochs in zip(corpus.training_domains, domain_tokens, ceilings, strict=True):
-        lower.append(recipe.limits.floors.get(domain, 0.0))
-        upper.append(min(recipe.limits.ceilings.get(domain, 1.0), float(by_epochs)))
-        if lower[-1] > upper[-1]:
-            raise UsageError(
-                f"limits.floors: '{domain}' must be at least {lower[-1]:.3g} of the mixture, but {tokens:,} tokens may "
-                f"be repeated {recipe.limits.max_epochs:g} times in a run of {lab.plan.tokens['target']:,}, which is "
-                f"{by_epochs:.3g}; lower the floor, raise limits.max_epochs, or add text"
-            )
-    if sum(upper) < 1.0:
-        raise UsageError(
-            f"limits: the domains together may fill only {sum(upper):.0%} of {lab.plan.tokens['target']:,} tokens "
-            f"(max_epochs {recipe.limits.max_epochs:g}, ceilings {recipe.limits.ceilings}); add text, raise "
-            "limits.max_epochs, or train on fewer tokens"
-        )
-    return np.array(lower), np.array(upper)
+    taken: str
+    difference: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
+    significant: bool = False
+    reason: str = ""
 
 
 def mixture_study(lab: Lab) -> MixtureOutcome:
-    """Carry out the study, or return its outcome where it is in the store.
+    """Run the study, or return its outcome where it is recorded.
 
     Raises:
-        UsageError: limits that leave no mixture.
-        ArmillaryError: too many runs failed.
-        InterruptedStudyError: Ctrl-C; call again to go on.
+        UsageError: limits that leave no mixture, or too few different ones for a law; nothing was trained.
+        ArmillaryError: too many runs have no result; the next call tries those again whose cause can pass.
+        InterruptedStudyError: Ctrl-C; call again to resume.
     """
     recipe, corpus, study = lab.recipe, lab.corpus, lab.recipe.study.mixture
-    key = stage_key(
-        corpus,
-        recipe.target_weights,
-        recipe.limits,
-        recipe.training,
-        recipe.families,
-        study,
-        lab.plan.size("mixture", "target"),
+    allowed = lab.allowed()
+    plain = {
+        NATURAL: lab.vector(corpus.natural_mixture()),
+        UNIFORM: np.full(len(allowed.domains), 1 / len(allowed.domains)),
+    }
+    references = {name: allowed.within(vector) for name, vector in plain.items()}
+    design = simplex_design(
+        lab.plan.mixture_runs, allowed.lower, allowed.upper, centre=references[NATURAL], seed=study.seed
     )
-    known = stored(lab.store, "mixture", key, MixtureOutcome)
-    if known is not None:
-        return known
-    lower, upper = bounds(lab)
-    natural = lab.vector(corpus.natural_mixture())
-    design = simplex_design(lab.plan.mixture_runs, lower, upper, centre=natural, seed=study.seed)
+    _refuse_few(design, lab)
 
     shape = lab.shape(recipe.model.family, study.depth)
     steps = lab.steps(lab.plan.tokens["mixture"])
     warmup = round(recipe.training.warmup_share * steps)
 
-    def proxy(vector: np.ndarray, seed: int) -> Job:
-        weights = lab.named(vector)
-        return Job(lab.annealed(shape, steps, PROXY_ANNEALING, weights, seed, warmup_steps=warmup))
+    def proxy(vector: np.ndarray, seed: int) -> RunSpec:
+        return lab.annealed(shape, steps, PROXY_ANNEALING, lab.named(vector), seed, warmup_steps=warmup)
 
-    jobs = [proxy(row, study.seed) for row in design]
-    results, failures = lab.carry_out("mixture", jobs)
-    good = [i for i, job in enumerate(jobs) if job.spec.id in results]
+    specs = [proxy(row, study.seed) for row in design]
+    limits = [allowed.lower.tolist(), allowed.upper.tolist(), lab.named(references[NATURAL])]
+    key = lab.key(specs, limits, recipe.training, study.candidates, study.confirm_seeds, study.seed)
+    known = lab.stored("mixture", key, MixtureOutcome)
+    if known is not None:
+        return known
+
+    arms = {spec.id: f"mixture {number}" for number, spec in enumerate(specs, 1)}
+    trained = lab.train("mixture", [Job(spec) for spec in specs], arms)
+    good = [i for i, spec in enumerate(specs) if spec.id in trained.results]
     X = design[good]
-    Y = np.array([[results[jobs[i].spec.id].loss[d] for d in corpus.domains] for i in good])
+    if len(good) < _ENOUGH * len(specs) or _different(X) < _MIN_MIXTURES:
+        raise ArmillaryError(
+            f"mixture: {len(good)} of {len(specs)} runs have a result, too few for a law; the first without one: "
+            f"{trained.failed[0]}; the same command tries those again whose cause can pass"
+        )
+    Y = np.array([[trained.results[specs[i].id].loss[d] for d in corpus.domains] for i in good])
     lab.progress("mixture law", 0, 1, "fitting")
-    law = MixtureLaw(seed=study.seed).fit(X, Y)
     weights = np.array([recipe.target_weights.get(domain, 0.0) for domain in corpus.domains])
-    uniform = np.full(len(natural), 1 / len(natural))
-    references = {"natural": natural, "uniform": uniform}
-    optima = optimise_mixture(
-        law,
-        weights,
-        upper=upper,
-        lower=lower,
-        support=X,
-        references=references,
-        candidates=study.candidates,
-        seed=study.seed,
-    )
+    try:
+        law = MixtureLaw(seed=study.seed).fit(X, Y)
+        optima = optimise_mixture(
+            law,
+            weights,
+            upper=allowed.upper,
+            lower=allowed.lower,
+            support=X,
+            references=references,
+            candidates=study.candidates,
+            seed=study.seed,
+        )
+    except UsageError as error:  # nothing that the user gave: the runs are not what a law needs
+        raise ArmillaryError(f"mixture: no law can be fitted to its {len(good)} runs: {error}") from error
     lab.progress("mixture law", 1, 1, "fitted")
 
-    arms = {f"candidate {i + 1}": optimum.weights for i, optimum in enumerate(optima)} | references
+    mixtures = {f"candidate {i + 1}": allowed.within(optimum.weights) for i, optimum in enumerate(optima)} | references
     seeds = [_CONFIRM_SEED + i for i in range(study.confirm_seeds)]
-    confirm = {name: [proxy(vector, seed) for seed in seeds] for name, vector in arms.items()}
-    again, failed_again = lab.carry_out("mixture-confirm", [job for jobs in confirm.values() for job in jobs])
-    candidates, measured_rows = [], []
-    for name, vector in arms.items():
-        runs = [job.spec.id for job in confirm[name]]
+    confirm = {name: [proxy(vector, seed) for seed in seeds] for name, vector in mixtures.items()}
+    # Arms may be one mixture, such as a natural one that is uniform: its runs are then the first arm's.
+    owners = {spec.id: name for name, group in reversed(confirm.items()) for spec in group}
+    again = lab.train("mixture-confirm", [Job(spec) for group in confirm.values() for spec in group], owners)
+    candidates, rows = [], []
+    for name, vector in mixtures.items():
         predicted = law.target(vector[None, :], weights)
-        measured_rows.append([[again[r].loss[d] for d in corpus.domains] for r in runs if r in again])
+        done = [again.results[spec.id] for spec in confirm[name] if spec.id in again.results]
+        rows.append(np.array([[result.loss[d] for d in corpus.domains] for result in done]))
         candidates.append(
             Candidate(
                 name=name,
@@ -167,23 +192,21 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
                 predicted=float(predicted.mean[0]),
                 low=float(predicted.low[0]),
                 high=float(predicted.high[0]),
-                measured=[lab.target_loss(again[r]) for r in runs if r in again],
-                runs=runs,
+                measured=[lab.target_loss(result) for result in done],
+                runs=[spec.id for spec in confirm[name]],
+                losses={result.run: lab.target_loss(result) for result in done},
             )
         )
-    complete = {c.name: c.measured for c in candidates if len(c.measured) == len(seeds)}
-    complete.pop("uniform", None)  # it is measured to be shown; the choice is between the law's mixtures and natural
-    choice = best_of(complete, reference="natural")
-    taken = choice.name if choice.significant else "natural"
+    choice = _choose(candidates, confirm, again)
     held = law.held_out_
-    return record(
-        lab.store,
+    repeated = [values for values in rows if len(values) > 1]
+    return lab.conclude(
         "mixture",
         key,
         MixtureOutcome(
             training_domains=list(corpus.training_domains),
             domains=list(corpus.domains),
-            tokens=steps * recipe.training.batch_sequences * recipe.training.context_length,
+            tokens=lab.tokens(steps),
             design=X.tolist(),
             losses=Y.tolist(),
             held_out=held.predicted.tolist(),
@@ -191,28 +214,111 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
             rmse=[float(v) for v in held.rmse],
             target_spearman=rank_correlation(held.predicted @ weights, Y @ weights),
             forms=[{form: float(share[i]) for form, share in law.chosen_.items()} for i in range(len(corpus.domains))],
-            natural=lab.named(natural),
-            uniform=lab.named(uniform),
+            natural=lab.named(references[NATURAL]),
+            uniform=lab.named(references[UNIFORM]),
             candidates=candidates,
-            taken=taken,
-            reference="natural",
-            difference=float(choice.difference.mean),
-            low=float(choice.difference.low),
-            high=float(choice.difference.high),
+            taken=choice.taken,
+            reference=NATURAL,
+            difference=choice.difference,
+            low=choice.low,
+            high=choice.high,
             significant=choice.significant,
-            found=lab.named(arms[taken]),
-            noise=_noise([np.array(rows) for rows in measured_rows if len(rows) > 1]).tolist(),
-            target_noise=float(
-                _noise([np.array(rows) @ weights[:, None] for rows in measured_rows if len(rows) > 1])[0]
-            ),
-            runs=[jobs[i].spec.id for i in good],
-            failures=[f"{f.run}: {f.error}" for f in failures + failed_again],
+            found=lab.named(mixtures[choice.taken]),
+            noise=_noise(repeated, len(corpus.domains)).tolist(),
+            target_noise=float(_noise([values @ weights[:, None] for values in repeated], 1)[0]),
+            runs=[specs[i].id for i in good],
+            reason=choice.reason,
+            adjusted={
+                name: lab.named(vector)
+                for name, vector in plain.items()
+                if np.abs(vector - references[name]).max() > _EDGE / 1000
+            },
+            lower=allowed.lower.tolist(),
+            upper=allowed.upper.tolist(),
+            edges=_edges(mixtures["candidate 1"], X, allowed),
+            failed=[*trained.failed, *again.failed],
         ),
     )
 
 
-def _noise(groups: list[np.ndarray]) -> np.ndarray:
-    """Relative standard deviation between seeds, pooled over groups of [seeds, values]."""
-    squares = sum((((g / g.mean(axis=0)) - 1) ** 2).sum(axis=0) for g in groups)
+def _refuse_few(design: np.ndarray, lab: Lab) -> None:
+    """Refuse, before anything is trained, limits that leave a law too few different mixtures."""
+    found = _different(design)
+    if found >= _MIN_MIXTURES:
+        return
+    limits = lab.recipe.limits
+    raise UsageError(
+        f"limits: the {len(design)} mixtures of the study hold only {found} that differ by more than {_SAME:.1%} of "
+        f"the tokens, and a law needs {_MIN_MIXTURES} (floors {limits.floors}, ceilings {limits.ceilings}, max_epochs "
+        f"{limits.max_epochs:g}); widen the limits, or train on fewer tokens"
+    )
+
+
+def _different(mixtures: np.ndarray) -> int:
+    """How many of the mixtures [n, d] differ from each other."""
+    kept: list[np.ndarray] = []
+    for mixture in mixtures:
+        if all(np.abs(mixture - other).sum() / 2 > _SAME for other in kept):
+            kept.append(mixture)
+    return len(kept)
+
+
+def _choose(candidates: Sequence[Candidate], confirm: Mapping[str, Sequence[RunSpec]], again: Trained) -> _Choice:
+    """The mixture to take, over arms all of whose seeds have a result.
+
+    Without the natural mixture's runs nothing can be shown to be better. It is taken all the same, unless it has
+    diverged: then the best candidate is.
+
+    Raises:
+        ArmillaryError: every arm has diverged, or has no result for another cause that will not pass.
+    """
+    # The uniform mixture is measured to be shown; the choice is between the law's mixtures and the natural one.
+    complete = {c.name: c.measured for c in candidates if c.name != UNIFORM and again.complete(confirm[c.name])}
+    lost = ", ".join(f"{row.arm} seed {row.seed}" for row in again.failed)
+    if NATURAL in complete and len(complete) > 1:
+        choice = best_of(complete, reference=NATURAL)
+        mean, low, high = (float(part) for part in choice.difference)
+        taken = choice.name if choice.significant else NATURAL
+        return _Choice(taken, mean, low, high, choice.significant)
+    if NATURAL in complete:
+        return _Choice(NATURAL, reason=f"no candidate has all its runs ({lost}), so the natural mixture is taken")
+    if again.may_pass(confirm[NATURAL]):
+        return _Choice(
+            NATURAL,
+            reason=f"the natural mixture has not all its runs ({lost}), so nothing can be compared with it and it is "
+            "taken until they are there",
+        )
+    if complete:
+        best = min(complete, key=lambda name: float(np.mean(complete[name])))
+        return _Choice(
+            best, reason=f"the natural mixture cannot be trained ({lost}), so the best candidate is taken uncompared"
+        )
+    raise ArmillaryError(
+        f"mixture: neither the natural mixture nor a candidate has all its runs; the first without a result: "
+        f"{again.failed[0]}; a lower training.lr may help where runs diverge"
+    )
+
+
+def _edges(best: np.ndarray, design: np.ndarray, allowed: Allowed) -> list[Edge]:
+    """The weights of the law's best mixture that lie at the end of what was tried, or of what the limits allow.
+
+    A weight of 0 is no such end: less of a domain there cannot be.
+    """
+    edges = []
+    ends = {"low": (design.min(0), allowed.lower, 1), "high": (design.max(0), allowed.upper, -1)}
+    for end, (tried, limit, inward) in ends.items():
+        for i, domain in enumerate(allowed.domains):
+            natural_end = limit[i] <= _EDGE if end == "low" else limit[i] >= 1 - _EDGE
+            if inward * (best[i] - limit[i]) <= _EDGE:
+                if not natural_end:
+                    edges.append(Edge(of=domain, value=float(best[i]), end=end, by="limits"))
+            elif inward * (best[i] - tried[i]) <= _EDGE:
+                edges.append(Edge(of=domain, value=float(best[i]), end=end, by="tried"))
+    return edges
+
+
+def _noise(groups: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Relative standard deviation [columns] between seeds, pooled over groups of [seeds, columns]; 0 without any."""
+    squares = sum(((((g / g.mean(axis=0)) - 1) ** 2).sum(axis=0) for g in groups), np.zeros(columns))
     freedom = sum(len(g) - 1 for g in groups)
-    return np.sqrt(np.asarray(squares) / max(1, freedom))
+    return np.sqrt(squares / max(1, freedom))

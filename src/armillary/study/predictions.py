@@ -1,33 +1,43 @@
-"""The target run: what it will reach, said before it exists; the run; and the verdict (contract 4).
+"""The target run: what it will reach, recorded before it exists; the run; and the verdict (contract 4).
 
 The target run is the recipe's model on its full tokens with the mixture and the annealing that the studies found. It is
-trained with several seeds, and so are the same model on the natural and on the uniform mixture: that difference, and
+trained with several seeds, and so is the same model on the natural and on the uniform mixture: that difference, and
 not a law's promise, says whether the recipe was worth finding. The prediction speaks of the first seed's run.
+
+A prediction belongs to a run and a question, the weights of the target. The losses on single domains answer every
+question; the target's own loss is predicted for the weights that were asked for. Other weights for a run that has begun
+come too late for a prediction, and the record says so.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from armillary import __version__
-from armillary.laws import ExtrapolationError, ExtrapolationWarning, mean_interval, paired_difference
-from armillary.recipe import ArmillaryError, Document, RunSpec
+from armillary.laws import ExtrapolationError, ExtrapolationWarning, paired_difference
+from armillary.recipe import ArmillaryError, Document, RunSpec, canonical_hash
 from armillary.study.anneal import AnnealOutcome
 from armillary.study.executor import Job
-from armillary.study.lab import Annealing, Lab, record, stage_key, stored
+from armillary.study.lab import Annealing, FailedRun, Lab, Phase, StageOutcome, Trained, phases
 from armillary.study.ladder import LadderOutcome, fit_law
 from armillary.study.mixture import MixtureOutcome
 from armillary.study.sizing import TARGET_LOOKS
 
 INTERVAL = 0.9
+_TOO_LATE = (
+    "the target was asked for after run {run} had begun; a prediction of it now would come after the run, so there is "
+    "none"
+)
 
 
 class Found(Document):
-    """The recipe that the studies argue for, and the two plain mixtures it is held against."""
+    """The recipe that the studies argue for, and the two plain mixtures it is compared with, all within the limits."""
 
     mixture: dict[str, float]
     natural: dict[str, float]
@@ -36,7 +46,12 @@ class Found(Document):
 
 
 class Arm(Document):
-    """One mixture at the target's size: per seed the target loss and the loss and bits per byte of each domain."""
+    """One mixture at the target's size, over the seeds whose run has a result.
+
+    ``seeds``, ``runs``, ``target``, ``loss`` and ``bits_per_byte`` have one entry per such seed; ``run`` and ``at``
+    look one up. ``low`` and ``high`` are None where too few runs of any arm have a result for an interval. ``phases``
+    are the mixtures it was trained on, and ``epochs`` the passes over each domain that the runs counted.
+    """
 
     name: str
     weights: dict[str, float]
@@ -44,11 +59,20 @@ class Arm(Document):
     runs: list[str]
     target: list[float]
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     loss: list[dict[str, float]]
     bits_per_byte: list[dict[str, float]]
     epochs: dict[str, float]
+    phases: list[Phase] = []  # noqa: RUF012 (pydantic copies it)
+
+    def run(self, seed: int) -> str | None:
+        """Id of the run with that seed, or None where it has no result."""
+        return self.runs[self.seeds.index(seed)] if seed in self.seeds else None
+
+    def at(self, run: str) -> int | None:
+        """The place of a run in the lists, or None where it has no result or is of another arm."""
+        return self.runs.index(run) if run in self.runs else None
 
 
 class Difference(Document):
@@ -60,12 +84,39 @@ class Difference(Document):
     high: float
 
 
-class TargetOutcome(Document):
-    """The arms at the target's size and how the found mixture differs from the plain ones."""
+class TargetOutcome(StageOutcome):
+    """The arms at the target's size and how the found mixture differs from the plain ones.
+
+    An arm none of whose runs has a result is not among ``arms``; its runs are rows of ``failed``. A difference needs
+    two seeds that both arms have. ``predicted`` is the run that the prediction speaks of.
+    """
 
     arms: list[Arm]
     differences: list[Difference]
-    failures: list[str]
+    predicted: str = ""
+
+    def arm(self, name: str) -> Arm | None:
+        """The arm of that name (``found``, ``natural``, ``uniform``), or None where it has no result."""
+        return next((arm for arm in self.arms if arm.name == name), None)
+
+    @property
+    def published(self) -> str | None:
+        """The run whose weights are the recipe's model: the predicted one, or None while it may still be trained.
+
+        Where the predicted run cannot be trained, that is the run on the found mixture of the first seed that can.
+        """
+        found = self.arm("found")
+        runs = found.runs if found is not None else []
+        if not self.predicted or self.predicted in runs:
+            return self.predicted or next(iter(runs), None)
+        if any(row.run == self.predicted and row.passing for row in self.failed):
+            return None
+        return next(iter(runs), None)
+
+    @property
+    def study_runs(self) -> dict[str, list[str]]:
+        """Ids of the target runs, those without a result included."""
+        return {"target": list(dict.fromkeys([*(run for arm in self.arms for run in arm.runs), *self.lost]))}
 
 
 def found_recipe(mixture: MixtureOutcome, anneal: AnnealOutcome) -> Found:
@@ -92,20 +143,64 @@ def predict(lab: Lab, found: Found, mixture: MixtureOutcome, ladder: LadderOutco
     """Record what the target run will reach, from the ladder's laws, and return the record.
 
     The record holds ``run``, ``interval``, ``domains`` and ``target`` (each ``predicted``, ``low``, ``high`` in nats
-    per token), the ``extrapolation`` in compute and what the law warns of, its forms and parameters, and the runs that
-    it rests on.
+    per token), the ``target_weights`` that ``target`` is for, the ``extrapolation`` in compute and what the law warns
+    of, its forms and parameters, and the runs that it rests on.
+
+    Where the run has begun and is predicted for other target weights, its record is returned with ``target`` None and
+    the reason under ``unpredicted``.
 
     Raises:
-        ArmillaryError: the target run has already begun.
+        ArmillaryError: the target run has already begun, and nothing of it was predicted.
     """
     spec = target_spec(lab, found, found.mixture, lab.recipe.training.seeds[0])
-    known = lab.store.prediction(spec.id)
+    known = recorded(lab, spec.id)
     if known is not None:
         return known
-    lab.store.record_prediction(spec.id, forecast(lab, spec, mixture, ladder))
-    recorded = lab.store.prediction(spec.id)
-    assert recorded is not None
-    return recorded
+    content = forecast(lab, spec, mixture, ladder)
+    if lab.store.prediction(spec.id) is None:
+        lab.store.record_prediction(spec.id, content)
+    else:  # of the same run for other weights, and it has not begun
+        lab.store.record_prediction(_question(spec.id, lab.recipe.target_weights), content)
+    known = recorded(lab, spec.id)
+    assert known is not None
+    return known
+
+
+def recorded(lab: Lab, run: str) -> dict[str, Any] | None:
+    """The prediction of ``run`` for the recipe's target weights (see ``predict``); None where it can still be made."""
+    weights = lab.recipe.target_weights
+    first = lab.store.prediction(run)
+    if first is None or _answers(lab, run, first):
+        return first
+    other = lab.store.prediction(_question(run, weights))
+    if other is not None:
+        return other
+    if not _begun(lab, run):
+        return None
+    return {**first, "target": None, "target_weights": weights, "unpredicted": _TOO_LATE.format(run=run)}
+
+
+def _question(run: str, weights: dict[str, float]) -> str:
+    """Under which id a second question about a run is recorded."""
+    return canonical_hash([run, weights])
+
+
+def _answers(lab: Lab, run: str, prediction: dict[str, Any]) -> bool:
+    """Whether a prediction of ``run`` is for the recipe's target weights."""
+    weights = lab.recipe.target_weights
+    if "target_weights" in prediction:
+        return bool(prediction["target_weights"] == weights)
+    # Older records do not name their weights; a verdict shows them.
+    verdict = lab.store.verdict(run)
+    measured = {row["domain"]: row["measured"] for row in verdict["rows"]} if verdict else {}
+    if any(domain not in measured for domain in (*weights, "target")):
+        return True
+    now = sum(weight * measured[domain] for domain, weight in weights.items())
+    return math.isclose(now, measured["target"], rel_tol=1e-9)
+
+
+def _begun(lab: Lab, run: str) -> bool:
+    return lab.store.started_at(run) is not None or (lab.store.run_folder(run) / "spec.json").exists()
 
 
 def forecast(lab: Lab, spec: RunSpec, mixture: MixtureOutcome, ladder: LadderOutcome) -> dict[str, Any]:
@@ -129,6 +224,7 @@ def forecast(lab: Lab, spec: RunSpec, mixture: MixtureOutcome, ladder: LadderOut
         "interval": INTERVAL,
         "domains": {domain: said[domain] for domain in mixture.domains},
         "target": said["target"],
+        "target_weights": lab.recipe.target_weights,
         "extrapolation": float(law.extrapolation(at)[0]),
         "warnings": [str(warning.message) for warning in caught],
         "forms": law.weights_,
@@ -142,87 +238,172 @@ def forecast(lab: Lab, spec: RunSpec, mixture: MixtureOutcome, ladder: LadderOut
 
 
 def train_target(lab: Lab, found: Found) -> TargetOutcome:
-    """Carry out the target run and the plain arms with every seed, or return their outcome from the store.
+    """Train the target run and the plain arms with every seed, or return their outcome where it is recorded.
 
     Raises:
-        ArmillaryError: no prediction is recorded, or an arm has no result.
-        InterruptedStudyError: Ctrl-C; call again to go on.
+        ArmillaryError: no prediction is recorded, or no run at all has a result.
+        InterruptedStudyError: Ctrl-C; call again to resume.
     """
     seeds = list(lab.recipe.training.seeds)
     mixtures = {"found": found.mixture, "natural": found.natural, "uniform": found.uniform}
     specs = {name: [target_spec(lab, found, weights, seed) for seed in seeds] for name, weights in mixtures.items()}
-    if lab.store.prediction(specs["found"][0].id) is None:
+    predicted = specs["found"][0].id
+    if lab.store.prediction(predicted) is None:
         raise ArmillaryError("the target run has no prediction yet; run `armillary predict` first")
-    key = stage_key(lab.corpus, lab.recipe.target_weights, [spec.id for group in specs.values() for spec in group])
-    known = stored(lab.store, "target", key, TargetOutcome)
+    key = lab.key([spec for group in specs.values() for spec in group])
+    known = lab.stored("target", key, TargetOutcome)
     if known is not None:
         return known
     # The run that was predicted comes first, then the others seed by seed, so that an early stop leaves whole pairs.
-    results, failures = lab.carry_out("target", [Job(specs[name][i]) for i in range(len(seeds)) for name in mixtures])
+    jobs = [Job(specs[name][i]) for i in range(len(seeds)) for name in mixtures]
+    # Where two mixtures are one, their runs are those of the first.
+    owners = {spec.id: name for name, group in reversed(specs.items()) for spec in group}
+    trained = lab.train("target", jobs, owners)
+    if not trained.results:
+        raise ArmillaryError(
+            f"target: none of its {len(owners)} runs has a result; the first: {trained.failed[0]}; the same command "
+            "tries those again whose cause can pass"
+        )
+    return lab.conclude("target", key, _outcome(lab, mixtures, specs, trained))
+
+
+def restore_target(lab: Lab, outcome: TargetOutcome) -> list[FailedRun]:
+    """Train those target runs again whose files are gone, or take the files from where the database has them.
+
+    The recorded results stay. Returns the runs whose files are not there for all that.
+    """
+    gone = [run for run in outcome.study_runs["target"] if lab.store.missing_files(run)]
+    for run in gone:
+        lab.say(f"target: {lab.store.run_folder(run)}: the files of a finished run are missing; they are made again")
+        lab.store.reopen(run)
+    again = [run for run in gone if lab.store.missing_files(run)]
+    specs = {run: lab.store.run_spec(run) for run in again}
+    arms = {run: arm.name for arm in outcome.arms for run in arm.runs if run in specs}
+    return lab.train("target", [Job(spec) for spec in specs.values()], arms).failed if specs else []
+
+
+def _outcome(
+    lab: Lab, mixtures: dict[str, dict[str, float]], specs: dict[str, list[RunSpec]], trained: Trained
+) -> TargetOutcome:
+    done = {
+        name: [(spec.seed, trained.results[spec.id]) for spec in group if spec.id in trained.results]
+        for name, group in specs.items()
+    }
+    losses = {name: [lab.target_loss(result) for _, result in pairs] for name, pairs in done.items()}
     arms = []
-    for name, group in specs.items():
-        done = [(seed, results[spec.id]) for seed, spec in zip(seeds, group, strict=True) if spec.id in results]
-        if not done:
-            raise ArmillaryError(f"target: no run on the {name} mixture has a result: {failures[0].error}")
-        losses = [lab.target_loss(result) for _, result in done]
-        mean = mean_interval(losses, INTERVAL)
+    for name, pairs in done.items():
+        if not pairs:
+            continue
+        mean, low, high = _mean(losses[name], list(losses.values()))
         arms.append(
             Arm(
                 name=name,
                 weights=mixtures[name],
-                seeds=[seed for seed, _ in done],
-                runs=[result.run for _, result in done],
-                target=losses,
-                mean=float(mean.mean),
-                low=float(mean.low),
-                high=float(mean.high),
-                loss=[result.loss for _, result in done],
-                bits_per_byte=[result.bits_per_byte for _, result in done],
-                epochs=done[0][1].epochs,
+                seeds=[seed for seed, _ in pairs],
+                runs=[result.run for _, result in pairs],
+                target=losses[name],
+                mean=mean,
+                low=low,
+                high=high,
+                loss=[result.loss for _, result in pairs],
+                bits_per_byte=[result.bits_per_byte for _, result in pairs],
+                epochs=pairs[0][1].epochs,
+                phases=phases(specs[name][0]),
             )
         )
-    differences = [_difference(arms[0], arm) for arm in arms[1:]]
-    outcome = TargetOutcome(arms=arms, differences=differences, failures=[f"{f.run}: {f.error}" for f in failures])
-    return record(lab.store, "target", key, outcome)
+    outcome = TargetOutcome(arms=arms, differences=[], predicted=specs["found"][0].id, failed=trained.failed)
+    found = outcome.arm("found")
+    others = [arm for arm in arms if arm.name != "found"]
+    differences = [_difference(found, arm) for arm in others] if found is not None else []
+    return outcome.model_copy(update={"differences": [difference for difference in differences if difference]})
 
 
-def _difference(found: Arm, other: Arm) -> Difference:
+def _mean(own: Sequence[float], every: Sequence[Sequence[float]]) -> tuple[float, float | None, float | None]:
+    """Mean of an arm with Student's t interval over its seeds.
+
+    An arm of one run takes the spread between seeds from the other arms, which are runs of the same size.
+    """
+    groups = [own] if len(own) > 1 else [group for group in every if len(group) > 1]
+    freedom = sum(len(group) - 1 for group in groups)
+    mean = float(np.mean(own))
+    if not freedom:
+        return mean, None, None
+    squares = sum(float(((np.array(group) - np.mean(group)) ** 2).sum()) for group in groups)
+    half = float(stats.t.isf((1 - INTERVAL) / 2, freedom)) * math.sqrt(squares / freedom / len(own))
+    return mean, mean - half, mean + half
+
+
+def _difference(found: Arm, other: Arm) -> Difference | None:
+    """The difference over the seeds that both arms have; None for fewer than two."""
     pairs = [
         (found.target[found.seeds.index(s)], other.target[i]) for i, s in enumerate(other.seeds) if s in found.seeds
     ]
+    if len(pairs) < 2:
+        return None
     value = paired_difference([a for a, _ in pairs], [b for _, b in pairs], INTERVAL)
     return Difference(reference=other.name, mean=float(value.mean), low=float(value.low), high=float(value.high))
 
 
 def judge(lab: Lab, found: Found) -> dict[str, Any]:
-    """Append the verdict to the target run's prediction, and return it.
+    """The verdict on the target run's prediction; a final one is appended to it.
 
-    ``rows`` holds for every domain and for the target: ``predicted``, ``low``, ``high``, ``measured``, ``inside``.
+    ``status`` is ``judged``, ``diverged`` or ``pending``. ``rows`` holds for every domain and for the
+    target ``predicted``, ``low``, ``high``, ``measured`` and ``inside``. A run that diverged lies outside in every row,
+    with nothing measured. A pending verdict has no rows and the reason under ``reason``; it is not recorded. Where the
+    target was not predicted before the run, its row is missing, and ``unpredicted`` holds its ``measured`` loss and
+    the ``reason``.
 
     Raises:
-        ArmillaryError: there is no prediction, or the run has no result yet.
+        ArmillaryError: there is no prediction.
     """
     spec = target_spec(lab, found, found.mixture, lab.recipe.training.seeds[0])
-    prediction = lab.store.prediction(spec.id)
+    prediction = recorded(lab, spec.id)
     if prediction is None:
         raise ArmillaryError(f"run {spec.id} has no prediction, so there is nothing to judge; run `armillary predict`")
-    known = lab.store.verdict(spec.id)
+    asked = _question(spec.id, prediction["target_weights"]) if _is_second(lab, spec.id, prediction) else spec.id
+    known = None if prediction["target"] is None else lab.store.verdict(asked)
     if known is not None:
-        return known
-    result = lab.store.result(spec.id)
-    if result is None:
-        raise ArmillaryError(f"run {spec.id} has no result yet; run `armillary train`")
-    measured = {**result.loss, "target": lab.target_loss(result)}
-    rows = [
-        {
-            "domain": domain,
-            **said,
-            "measured": measured[domain],
-            "inside": said["low"] <= measured[domain] <= said["high"],
-        }
-        for domain, said in [*prediction["domains"].items(), ("target", prediction["target"])]
-    ]
-    lab.store.record_verdict(spec.id, {"run": spec.id, "rows": rows, "inside": sum(row["inside"] for row in rows)})
-    recorded = lab.store.verdict(spec.id)
-    assert recorded is not None
-    return recorded
+        return {"status": "judged", **known}
+    verdict = _verdict(lab, spec.id, prediction)
+    if verdict["status"] == "pending" or prediction["target"] is None:
+        return verdict
+    lab.store.record_verdict(asked, verdict)
+    known = lab.store.verdict(asked)
+    assert known is not None
+    return known
+
+
+def _is_second(lab: Lab, run: str, prediction: dict[str, Any]) -> bool:
+    """Whether the prediction answers another question than the first one that was recorded of ``run``."""
+    first = lab.store.prediction(run)
+    return first is not None and prediction["target"] is not None and first["sha256"] != prediction["sha256"]
+
+
+def _verdict(lab: Lab, run: str, prediction: dict[str, Any]) -> dict[str, Any]:
+    said = dict(prediction["domains"])
+    if prediction["target"] is not None:
+        said["target"] = prediction["target"]
+    result = lab.store.result(run)
+    if result is not None:
+        measured = {**result.loss, "target": lab.target_loss(result)}
+        rows = [
+            {
+                "domain": domain,
+                **values,
+                "measured": measured[domain],
+                "inside": values["low"] <= measured[domain] <= values["high"],
+            }
+            for domain, values in said.items()
+        ]
+        verdict = {"run": run, "status": "judged", "rows": rows, "inside": sum(row["inside"] for row in rows)}
+        if prediction["target"] is None:
+            verdict["unpredicted"] = {"measured": measured["target"], "reason": prediction["unpredicted"]}
+        return verdict
+    state = lab.store.state(run)
+    status, cause = (state.status, state.error) if state is not None else ("pending", None)
+    if status == "diverged":
+        rows = [{"domain": domain, **values, "measured": None, "inside": False} for domain, values in said.items()]
+        return {"run": run, "status": status, "reason": cause, "rows": rows, "inside": 0}
+    why = f"{status} ({cause})" if cause else "has no result yet"
+    reason = f"pending: run {run} {why}; run `armillary train` again"
+    return {"run": run, "status": "pending", "reason": reason, "rows": [], "inside": 0}

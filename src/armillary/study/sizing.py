@@ -1,8 +1,9 @@
 """From a budget to the size of each study: how many runs of how many tokens.
 
 A budget is wall time on this machine or FLOPs. For time, the rate of every shape on this machine is looked up, or
-measured where it is not known; the target run's share is set aside, and the studies divide the rest. Sizes are then
-stored, so that a study that was interrupted goes on with the sizes it had, whatever the machine is doing today.
+measured where it is not known; what no run takes (fitting laws, report, export) is reserved; the target run's share is
+set aside, and the studies divide the rest. Sizes are then stored, so that an interrupted study resumes with the sizes
+it had, whatever the machine is doing today.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ STAGES: tuple[Stage, ...] = ("mixture", "anneal", "ladder", "target")
 _FORWARD_SHARE = 1 / 3
 # Starting runs, checkpoints and the last run of a stage, for which one worker has nothing to do.
 _SLACK = 1.12
+# Seconds for fitting the laws, starting workers, the report and the export: an allowance, the same for every recipe.
+_RESERVE_S = 22.0
 # How the studies divide what the target run leaves.
 _SHARES: dict[Stage, float] = {"mixture": 0.55, "anneal": 0.15, "ladder": 0.3}
 _MIN_STEPS = 60
@@ -49,6 +52,37 @@ class Plan(Document):
     def size(self, *stages: Stage) -> list[Any]:
         """What of the plan decides the runs of these stages."""
         return [self.precision, self.mixture_runs, *[self.tokens[stage] for stage in stages]]
+
+
+def remaining(budget: str, spent_s: float) -> str:
+    """A budget in time less what is spent of it already; one in FLOPs as it is.
+
+    Raises:
+        UsageError: nothing is left.
+    """
+    value, unit = parse_budget(budget)
+    if unit == "flops":
+        return budget
+    if spent_s >= value:
+        raise UsageError(
+            f"budget {budget} is too small: building the corpus alone took {spent_s:.0f} s; give more, or run "
+            "`armillary corpus` first, which is not part of a later budget"
+        )
+    return f"{value - spent_s:.3f}s"
+
+
+def plan_inputs(recipe: Recipe) -> dict[str, Any]:
+    """What of the recipe decides the plan: all but the question, the limits, and what does not change a run's cost."""
+    without = {"lr", "lr_width", "lr_exponent", "weight_decay", "grad_clip", "warmup_share", "layout", "seeds"}
+    asked: dict[str, Any] = recipe.model_dump(
+        mode="json",
+        exclude={
+            **dict.fromkeys(("name", "corpus", "target", "limits"), True),
+            "training": without,
+            "study": {"mixture": {"seed"}},
+        },
+    )
+    return {**asked, "seeds": len(recipe.training.seeds)}
 
 
 def make_plan(
@@ -79,7 +113,8 @@ def make_plan(
             name: (1 / rates[name] if unit == "s" else shape.train_flops_per_token(recipe.training.context_length))
             for name, shape in shapes.items()
         }
-        value /= _SLACK if unit == "s" else 1.0
+        if unit == "s":
+            value = max(0.0, value - (_RESERVE_S if len(stages) > 1 else 0.0)) / _SLACK
         if "target" in stages:
             if recipe.training.budget_share is not None:
                 allowed = value * recipe.training.budget_share
