@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from armillary.recipe import Recipe, UsageError, parse_budget
-from armillary.study import STAGES, Store, make_plan
+from armillary.study import STAGES, Store, make_plan, remaining
 
 SETTINGS = {
     "name": "tiny",
@@ -96,6 +96,14 @@ def test_a_budget_in_time_is_kept_at_the_rate_measured(make_recipe, make_fleet, 
     # twice the time on a machine of half the speed is the same study, but for rounding
     other = make_plan(make_recipe(), tiny_corpus, make_fleet(rate / 2), budget=f"{2 * seconds!r}s")
     assert other.tokens == {stage: pytest.approx(tokens, abs=2) for stage, tokens in plan.tokens.items()}
+
+
+def test_what_is_spent_and_what_no_run_takes_is_taken_off_a_time():
+    assert remaining("1e15flops", 100.0) == "1e15flops"
+    assert parse_budget(remaining("13m", 30.0)) == (pytest.approx(780 - 30 - 22), "s")
+    assert parse_budget(remaining("60s", 10.0)) == (pytest.approx(45), "s")
+    with pytest.raises(UsageError, match="budget 60s is too small: building the corpus alone took 70 s"):
+        remaining("60s", 70.0)
 
 
 @pytest.mark.parametrize("unit", ["s", "flops"])

@@ -24,7 +24,7 @@ _FORWARD_SHARE = 1 / 3
 # Starting runs, checkpoints and the last run of a stage, for which one worker has nothing to do.
 _SLACK = 1.12
 # Seconds for fitting the laws, starting workers, the report and the export: an allowance, the same for every recipe.
-_RESERVE_S = 22.0
+_RESERVE_S, _RESERVE_SHARE = 22.0, 0.1
 # How the studies divide what the target run leaves.
 _SHARES: dict[Stage, float] = {"mixture": 0.55, "anneal": 0.15, "ladder": 0.3}
 _MIN_STEPS = 60
@@ -55,7 +55,7 @@ class Plan(Document):
 
 
 def remaining(budget: str, spent_s: float) -> str:
-    """A budget in time less what is spent of it already; one in FLOPs as it is.
+    """A budget in time less what is spent of it and what no run takes; one in FLOPs as it is.
 
     Raises:
         UsageError: nothing is left.
@@ -68,7 +68,8 @@ def remaining(budget: str, spent_s: float) -> str:
             f"budget {budget} is too small: building the corpus alone took {spent_s:.0f} s; give more, or run "
             "`armillary corpus` first, which is not part of a later budget"
         )
-    return f"{value - spent_s:.3f}s"
+    left = value - spent_s
+    return f"{left - min(_RESERVE_S, _RESERVE_SHARE * left):.3f}s"
 
 
 def plan_inputs(recipe: Recipe) -> dict[str, Any]:
@@ -113,8 +114,7 @@ def make_plan(
             name: (1 / rates[name] if unit == "s" else shape.train_flops_per_token(recipe.training.context_length))
             for name, shape in shapes.items()
         }
-        if unit == "s":
-            value = max(0.0, value - (_RESERVE_S if len(stages) > 1 else 0.0)) / _SLACK
+        value /= _SLACK if unit == "s" else 1.0
         if "target" in stages:
             if recipe.training.budget_share is not None:
                 allowed = value * recipe.training.budget_share

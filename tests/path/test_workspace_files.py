@@ -1,0 +1,67 @@
+"""The files of a workspace that are read back: good, damaged, or not for this program."""
+
+import json
+
+import pytest
+
+from armillary.path import Workspace
+from armillary.recipe import DamagedFileError, ForeignFileError
+from fakes import FakeCorpus, make_plan, make_recipe
+
+
+@pytest.fixture
+def workspace(tmp_path):
+    said = []
+    made = Workspace(make_recipe(), tmp_path, say=said.append)
+    object.__setattr__(made, "said", said)
+    return made
+
+
+DAMAGE = {
+    "truncated": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "flipped": lambda data: data.replace(b"1", b"2", 1) if b"1" in data else data[:-3] + b"?" + data[-2:],
+    "swapped": lambda data: b"[1, 2]",
+    "binary": lambda data: b"\xff\xfe\x00" + data,
+}
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_damaged_wall_time_is_kept_aside_and_counted_anew(workspace, how):
+    with workspace._timed("corpus"):
+        pass
+    path = workspace.folder / "cost.json"
+    torn = DAMAGE[how](path.read_bytes())
+    path.write_bytes(torn)
+    assert workspace.wall_s() == {}
+    assert [other.read_bytes() for other in workspace.folder.iterdir()] == [torn]
+    assert len(workspace.said) == 1 and "cost.json" in workspace.said[0] and "counted anew" in workspace.said[0]
+
+
+def test_wall_time_of_an_older_and_of_a_newer_version(workspace):
+    path = workspace.folder / "cost.json"
+    path.write_text('{"corpus": 1.5}')
+    assert workspace.wall_s() == {"corpus": 1.5}
+    path.write_text('{"format": 9, "wall_s": {}}')
+    with pytest.raises(ForeignFileError, match=r"cost\.json"):
+        workspace.wall_s()
+    assert path.read_text() == '{"format": 9, "wall_s": {}}'
+
+
+@pytest.mark.parametrize("how", DAMAGE)
+def test_a_damaged_plan_is_refused_and_left(workspace, how):
+    path, corpus = workspace.folder / "plan.json", FakeCorpus()
+    from armillary.path.workspace import _SavedPlan
+    from armillary.recipe import write_sealed
+
+    saved = _SavedPlan(key="k", plan=make_plan(workspace.recipe))
+    write_sealed(path, saved.model_dump(mode="json"))
+    assert workspace._read_plan(path, "k", corpus) == saved and workspace._read_plan(path, "other", corpus) is None
+    torn = DAMAGE[how](path.read_bytes())
+    path.write_bytes(torn)
+    with pytest.raises(DamagedFileError, match=r"plan\.json.*remove it to have the studies sized again"):
+        workspace._read_plan(path, "k", corpus)
+    assert path.read_bytes() == torn
+    path.write_text(json.dumps({"format": 9}))
+    with pytest.raises(ForeignFileError, match=r"plan\.json"):
+        workspace._read_plan(path, "k", corpus)
