@@ -75,7 +75,8 @@ LINEAGE: dict[str, Any] = {
         },
     },
     "argued_by": {"mixture": ["aa", "bb"], "ladder": ["cc"], "anneal": []},
-    "prediction": {"id": "p1", "recorded_at": "2030-01-01T00:00:00Z"},
+    "prediction": {"run": SPEC.id, "recorded_at": "2030-01-01T00:00:00Z"},
+    "verdict_status": "judged",
     "verdict": [
         {"domain": "news", "predicted": 2.5, "low": 2.4, "high": 2.6, "measured": 2.45, "inside": True},
         {"domain": "novel | 小说", "predicted": 4.0, "low": 3.9, "high": 4.1, "measured": 4.3, "inside": False},
@@ -260,6 +261,15 @@ def test_a_model_without_prediction_has_a_card_that_claims_none(tmp_path: Path, 
     assert check_lineage(folder)["verdict"] is None
 
 
+@pytest.mark.parametrize(("status", "said"), [("diverged", "which diverged"), ("pending", "which has no result")])
+def test_weights_of_another_seed_are_not_called_predicted(
+    status: str, said: str, tmp_path: Path, tokenizer_file: Path
+) -> None:
+    changed = {"verdict": None, "verdict_status": status, "prediction": {"run": "another"}}
+    card = (published(tmp_path / "model", tokenizer_file, **changed) / "README.md").read_text(encoding="utf-8")
+    assert "`another`" in card and said in card and "another seed" in card and "inside" not in card
+
+
 def test_a_prediction_without_verdict_is_told_as_one(tmp_path: Path, tokenizer_file: Path) -> None:
     folder = published(tmp_path / "model", tokenizer_file, verdict=None)
     card = (folder / "README.md").read_text(encoding="utf-8")
@@ -421,7 +431,7 @@ def before_records(folder: Path) -> None:
     """Make a publication what versions without a record of publications wrote."""
     ledger_file(folder).unlink()
     document = json.loads((folder / "lineage.json").read_text())
-    old = {key: value for key, value in document.items() if key not in ("files", "sha256", "passes")}
+    old = {key: value for key, value in document.items() if key not in ("files", "sha256", "passes", "verdict_status")}
     (folder / "lineage.json").write_text(json.dumps({**old, "format": 1}))
 
 

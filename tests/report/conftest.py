@@ -9,13 +9,16 @@ from armillary.report import (
     AnnealPart,
     AnnealRow,
     ArmRow,
+    BreakEven,
     CandidateRow,
+    Chain,
     Command,
     CostRow,
     CurveLaw,
     DifferenceRow,
     DomainFit,
     DomainRow,
+    FailureRow,
     FamilyRow,
     HoldoutRow,
     LadderLaw,
@@ -26,9 +29,13 @@ from armillary.report import (
     LrCurve,
     MixtureChoice,
     MixturePart,
+    Multiplier,
+    Note,
+    Phase,
     PredictionPart,
     PredictionRow,
     Question,
+    Recipe,
     RecordRow,
     ReportData,
     Sample,
@@ -51,6 +58,8 @@ NAMES = [d[0] for d in DOMAINS]
 TARGET = {"中文新闻": 0.4, "mathematics": 0.4, "三国演义": 0.2}
 FOUND = [0.05, 0.11, 0.06, 0.27, 0.04, 0.34, 0.11, 0.02]
 
+SHARPENED = np.array(FOUND) ** 1.5 / (np.array(FOUND) ** 1.5).sum()
+
 
 def weights(values: list[float] | np.ndarray) -> dict[str, float]:
     return {name: float(value) for name, value in zip(NAMES, values, strict=True)}
@@ -66,10 +75,10 @@ def mixture_part(rng: np.random.Generator) -> MixturePart:
         own = design[:, j] if j < 8 else 0.6 * design[:, 5] + 0.3 * design[:, 6]
         true[name] = base + 0.55 * np.exp(-6 * own) + 0.25 * (1 - design.max(axis=1)) + rng.normal(0, 0.006, 44)
         noise = 0.02 if j < 8 else 0.09
-        fits.append(fit(name, true[name] + rng.normal(0, noise, 44), true[name], "effective data"))
+        fits.append(fit(name, true[name] + rng.normal(0, noise, 44), true[name], "effective-data"))
     target = sum(w * true[name] for name, w in TARGET.items())
     predicted = sum(w * np.array(f.predicted) for f in fits for name, w in TARGET.items() if f.domain == name)
-    rows = [("found", FOUND, 3.861), ("runner-up", [0.02, 0.05, 0.13, 0.31, 0.02, 0.3, 0.15, 0.02], 3.869)]
+    rows = [("candidate 1", FOUND, 3.861), ("candidate 2", [0.02, 0.05, 0.13, 0.31, 0.02, 0.3, 0.15, 0.02], 3.869)]
     rows += [("uniform", np.full(8, 1 / 8), 3.914), ("natural", natural, 3.958)]
     candidates = [
         CandidateRow(n, weights(w), p, p - 0.028, p + 0.028, [p + float(e) for e in rng.normal(0.006, 0.007, 3)])
@@ -80,11 +89,10 @@ def mixture_part(rng: np.random.Generator) -> MixturePart:
         design=design.tolist(),
         fits=fits,
         candidates=candidates,
-        choice=MixtureChoice("found", "natural", -0.0931, -0.1127, -0.0735, True),
+        choice=MixtureChoice("candidate 1", "natural", -0.0931, -0.1127, -0.0735, True, best="candidate 1", others=2),
         natural=weights(natural),
         uniform=weights(np.full(8, 1 / 8)),
         found=weights(FOUND),
-        epochs=weights(np.array(FOUND) * 4_000_000 / tokens),
         target_fit=fit("target", predicted, target, ""),
     )
 
@@ -102,16 +110,29 @@ def anneal_part(rng: np.random.Generator) -> AnnealPart:
     for shape in ("linear", "1-sqrt"):
         for share, base in ((0.1, 3.842), (0.2, 3.815), (0.4, 3.809)):
             gain = 0.008 if shape == "1-sqrt" else 0.0
-            branches.append(AnnealRow(share, shape, "found", [base - gain + float(e) for e in rng.normal(0, 0.004, 3)]))
+            branches.append(AnnealRow(share, shape, [base - gain + float(e) for e in rng.normal(0, 0.004, 3)]))
             start = 200 * (1 - share)
             part = [min(1.0, s / 10) * (1.0 if s < start else 1 - (s - start) / (200 - start)) for s in steps]
             if shape == "1-sqrt":
                 part = [
                     min(1.0, s / 10) * (1.0 if s < start else 1 - ((s - start) / (200 - start)) ** 0.5) for s in steps
                 ]
-            curves.append(LrCurve(f"{shape} {share:.0%}", steps, [4e-3 * p for p in part]))
+            curves.append(LrCurve(shape, steps, [4e-3 * p for p in part]))
     law = CurveLaw("sqrt", 0.2, [(0.1, 0.0121), (0.2, 0.0), (0.4, 0.0043)], [(150, 0.061), (250, 0.042)])
-    return AnnealPart(branches, chosen=5, significant=False, curves=curves, law=law)
+    sharp = [3.83 + float(e) for e in rng.normal(0, 0.004, 3)]
+    branches.append(AnnealRow(0.2, "linear", sharp, power=1.5))
+    return AnnealPart(
+        branches,
+        chosen=1,
+        significant=False,
+        reference=1,
+        best=5,
+        difference=-0.014,
+        low=-0.031,
+        high=0.003,
+        curves=curves,
+        law=law,
+    )
 
 
 def ladder_part(rng: np.random.Generator) -> LadderPart:
@@ -122,23 +143,20 @@ def ladder_part(rng: np.random.Generator) -> LadderPart:
                 flops = 6.0 * (n + 2048 * 32 * depth) * tokens
                 loss = 2.1 + 9.0 * n**-0.18 + 60 * tokens**-0.36 - better + float(rng.normal(0, 0.008))
                 losses = {name: loss + base - 3.7 for name, *_, base in [*DOMAINS, UNSEEN]}
-                points.append(LadderPoint(family, depth, n, tokens, flops, losses, loss))
-    grid = np.geomspace(5e10, 2e13, 40)
+                said = loss + float(rng.normal(0, 0.01))
+                points.append(
+                    LadderPoint(family, depth, n, tokens, flops, losses, loss, said, said - 0.02, said + 0.02)
+                )
     laws = []
     for family, better in (("base", 0.0), ("qk-norm", 0.018)):
-        mean = 2.35 - better + 95 * grid**-0.152
-        width = 0.012 + 0.016 * np.abs(np.log10(grid / 6e11))
         fitted = {"E": 2.104 - better, "A": 9.131, "α": 0.1812, "B": 60.42, "β": 0.3587}
-        laws.append(
-            LadderLaw(family, fitted, grid.tolist(), mean.tolist(), (mean - width).tolist(), (mean + width).tolist(),
-                      "L(N, D) = E + A N^−α + B D^−β")
-        )  # fmt: skip
+        laws.append(LadderLaw(family, fitted, "chinchilla"))
     return LadderPart(
         points=points,
         laws=laws,
         holdout=[
-            HoldoutRow("depth 3, 1.00 M tokens", 3.4471, 3.4388),
-            HoldoutRow("depth 3, 400 k tokens", 3.561, 3.572),
+            HoldoutRow("params", 323_000, 3, 330_000, 1_000_000, 3.4471, 3.4388),
+            HoldoutRow("tokens", 976_000, 3, 330_000, 1_000_000, 3.561, 3.572),
         ],
         target=TargetPoint(1.02e13, 3.301, 3.262, 3.341, 3.318),
         families=[
@@ -190,9 +208,9 @@ def full_report() -> ReportData:
         anneal=anneal_part(rng),
         ladder=ladder_part(rng),
         record=[
-            RecordRow("mixture_law", "confirmation runs", 110, 97, 0.011, 0.052, 1.0),
-            RecordRow("scaling_law", "params >= 7.3e+05", 33, 30, 0.0078, 0.041, 2.6),
-            RecordRow("anneal_law", "schedules", 6, None, 0.0056, None, 1.0),
+            RecordRow("mixture_law", "confirm", 110, 97, 0.011, 0.052, 1.0),
+            RecordRow("scaling_law", "params", 33, 30, 0.0078, 0.041, 2.6, least=7.3e5),
+            RecordRow("anneal_law", "branches", 6, None, 0.0056, None, 1.0),
         ],
         prediction=PredictionPart(
             "2026-03-02T10:07:01+00:00",
@@ -200,12 +218,20 @@ def full_report() -> ReportData:
             predictions,
             PredictionRow("target", 3.301, 3.262, 3.341, 3.318, True),
             extrapolation=4.27,
+            begun=True,
+            chain=Chain(214, "7be1d20c44a97f03", None, prediction=150, verdict=214),
         ),
         arms=arms(rng),
         differences=[
-            DifferenceRow("found", "natural", -0.0791, -0.0912, -0.067),
-            DifferenceRow("found", "uniform", -0.0342, -0.0463, -0.0221),
+            DifferenceRow("found", "natural", 3, -0.0791, -0.0912, -0.067),
+            DifferenceRow("found", "uniform", 3, -0.0342, -0.0463, -0.0221),
         ],
+        multipliers=[Multiplier("natural", 1.84, 1.61, 2.13), Multiplier("uniform", None, None, None)],
+        recipe=Recipe(
+            [Phase(1, 200, weights(FOUND)), Phase(201, 250, weights(SHARPENED))],
+            weights(np.array(FOUND) * 4_000_000 / np.array([d[3] for d in DOMAINS])),
+            measured=True,
+        ),
         curves=[
             LossCurve(
                 name,
@@ -214,6 +240,11 @@ def full_report() -> ReportData:
             )
             for name, end in (("found", 3.25), ("natural", 3.33), ("uniform", 3.285))
         ],
+        training_curves=[
+            LossCurve(name, curve_tokens.tolist(), (end + 3.0 * np.exp(-curve_tokens / 3e5)).tolist())
+            for name, end in (("found", 3.2), ("natural", 3.1), ("uniform", 3.3))
+        ],
+        curves_seed=1,
         samples=[
             Sample("The theorem", " states that every matrix of the form\n    A = [[1, 2], [3, 4]]\nis a root of it."),
             Sample("新华社北京", "一月三日电 国务院总理今天在会见代表团时说，经济建设的发展是两国人民的共同愿望。"),
@@ -228,18 +259,33 @@ def full_report() -> ReportData:
             CostRow("arms", 6, 6.12e13, 301.7, 575.9),
             CostRow("export", 0, 0.0, 2.2, 2.2),
         ],
+        break_even=BreakEven("natural", 8.3e13, 1.02e13, 1.84, 9.9e13, 7.3e13, 1.36e14),
+        failures=[FailureRow("mixture", "88ab01c2d3e4f567", "diverged", "the loss is not a number at step 41")],
         reproduce=[
-            Command("everything", "armillary run recipe.yaml --store store"),
-            Command("mixture", "armillary study mixture recipe.yaml --store store"),
-            Command("ladder", "armillary study ladder recipe.yaml --store store"),
-            Command("target", "armillary train recipe.yaml --store store"),
+            Command("everything", "armillary run demo"),
+            Command("mixture", "armillary study mixture demo"),
+            Command("ladder", "armillary study ladder demo"),
+            Command("target", "armillary train demo"),
         ],
+        workspace="demo",
         lineage=[
             LineageRow("recipe", "9f1c0a7be2d94410"),
             LineageRow("corpus", "5be1d20c44a97f03"),
-            LineageRow("target run, seed 1", "c07e6618a0fb5d21"),
+            LineageRow("target", "c07e6618a0fb5d21"),
         ],
-        warnings=["mixture: 1 of 44 runs diverged and was left out (id 88ab01c2d3e4f567)"],
+        notes=[
+            Note("failures", "mixture", count=1),
+            Note("domain", "code", "a.jsonl:7: no field 'text'", 61),
+            Note("edge_share", "", "40%", end="high"),
+            Note("edge_sharpen", "", "1.5", end="high"),
+            Note("edge_tried", "drama", "2%", end="low"),
+            Note("edge_limits", "code", "5%", end="low"),
+            Note("adjusted", "uniform"),
+            Note("forecast", detail="4.3 times the largest N"),
+            Note("unreadable", "runs/88ab01c2d3e4f567/metrics.parquet", "it is torn"),
+            Note("family", "qk-norm", "3 points"),
+            Note("reason", "anneal", "20% linear has not all its runs"),
+        ],
     )  # fmt: skip
 
 

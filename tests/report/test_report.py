@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import string
@@ -17,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from armillary.laws import SCALING_FORMS
 from armillary.recipe import ArmillaryError
 from armillary.report import (
     AnnealPart,
@@ -26,14 +28,16 @@ from armillary.report import (
     DomainRow,
     LadderPart,
     LossCurve,
+    Note,
     PredictionPart,
     Question,
     ReportData,
     Sample,
     write_report,
 )
-from armillary.report.text import STRINGS
+from armillary.report.text import STRINGS, Words
 
+STUDIES = ["mixture", "mixture-confirm", "anneal", "ladder", "target"]
 VOID = {"meta", "br", "hr", "img", "input", "link", "wbr"}
 
 
@@ -104,11 +108,13 @@ def numbers_to_show(data: ReportData) -> set[str]:
     mixture = data.mixture
     shares += [w for run in mixture.design for w in run]
     shares += [*mixture.natural.values(), *mixture.uniform.values(), *mixture.found.values()]
-    names += [f"{epochs:.2f}" for epochs in mixture.epochs.values()]
+    names += [f"{passes:.2f}" for passes in data.recipe.passes.values()]
+    shares += [weight for phase in data.recipe.phases for weight in phase.weights.values()]
+    counts += [step for phase in data.recipe.phases for step in (phase.first, phase.last)]
     losses += [*mixture.target_fit.predicted, *mixture.target_fit.measured]
     for fit in [*mixture.fits, mixture.target_fit]:
         losses.append(fit.rmse)
-        names += [f"{fit.spearman:.2f}", fit.form]
+        names.append(f"{fit.spearman:.2f}")
     for row in mixture.candidates:
         shares += row.weights.values()
         losses += [row.predicted, row.low, row.high, *row.measured]
@@ -126,7 +132,10 @@ def numbers_to_show(data: ReportData) -> set[str]:
         if row.flops:
             names.append(f"{row.flops:.2e}".split("e")[0] + " × 10")
     names += [row.command for row in data.reproduce] + [row.id for row in data.lineage]
-    names += [" ".join((sample.prompt + sample.text).split()) for sample in data.samples] + list(data.warnings)
+    names += [" ".join((sample.prompt + sample.text).split()) for sample in data.samples]
+    names += [note.detail for note in data.notes] + [row.cause for row in data.failures]
+    names += [f"{math.exp(v):.3g}" for row in data.differences for v in (row.mean, row.low, row.high)]
+    names += [data.prediction.chain.head, "1.84", f"{100 / 1.84:.1f}%", f"{100 / 2.13:.1f}%", f"{100 / 1.61:.1f}%"]
     differences = [v for row in [data.mixture.choice] for v in (row.difference, row.low, row.high)]
     differences += [v for row in data.differences for v in (row.mean, row.low, row.high)]
     return {
@@ -186,11 +195,31 @@ def test_languages_have_the_same_keys_and_places_to_fill() -> None:
         assert english and (chinese or key == "gap"), key
 
 
-def test_chinese_report_has_no_english_left_in_its_own_words(tmp_path: Path, full_data: ReportData) -> None:
-    text = Page(render(dataclasses.replace(full_data, mixture=None, anneal=None, ladder=None), tmp_path, "zh")).text
-    for english, chinese in STRINGS.values():
-        if english != chinese and len(english) > 12 and "{" not in english:
-            assert english not in text
+# Words of the field that Chinese pages keep, units, and the program's name.
+KEPT = {"FLOPs", "RMSE", "UTC", "Armillary", "nats", "token", "armillary", "Chinchilla", "ρ"}
+
+
+def test_chinese_report_has_no_english_left(tmp_path: Path, full_data: ReportData) -> None:
+    """Every ASCII word of the page is a name or text of the data, code, or kept on purpose."""
+    html = render(full_data, tmp_path, "zh")
+    given = " ".join(
+        str(value)
+        for row in [full_data.question, *full_data.corpus, *full_data.samples, *full_data.ladder.points]
+        for value in (*vars(row).values(), *(getattr(row, "target", {}) or {} if row is full_data.question else ()))
+    )
+    given += f" {full_data.name} {full_data.code_version} {full_data.notes[9].subject} runs metrics parquet"
+    text = re.sub(r"<(style|code)[^>]*>.*?</\1>", " ", html, flags=re.DOTALL)
+    words = re.findall(r"[A-Za-z]{2,}", unescape(re.sub(r"<[^>]*>", " ", text)))
+    assert sorted(set(words) - KEPT - set(re.findall(r"[A-Za-z]{2,}", given))) == []
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_every_name_that_the_studies_give_has_a_word(language: str) -> None:
+    words = Words(language)  # type: ignore[arg-type]
+    forms = [*SCALING_FORMS, "linear", "effective-data", "gaussian-process", "exponential", "lightgbm"]
+    names = [*forms, "cosine", "1-sqrt", "sqrt", "failed", "refused", "diverged", *STUDIES]
+    assert [name for name in names if f"name_{name}" not in STRINGS and language == "zh"] == []
+    assert all(words.name(name) for name in names)
 
 
 def test_same_data_same_bytes_in_another_process(tmp_path: Path, full_data: ReportData) -> None:
@@ -222,6 +251,7 @@ PARTS = [
     "arms",
     "curves",
     "samples",
+    "failures",
     "cost",
     "reproduce",
     "lineage",
@@ -249,11 +279,10 @@ def test_parts_that_are_half_there(tmp_path: Path, full_data: ReportData) -> Non
                     mixture,
                     choice=None,
                     target_fit=None,
-                    epochs={},
                     fits=[DomainFit("a", [1.0, nan], [nan, 2.0], nan, nan)],
                     candidates=[dataclasses.replace(mixture.candidates[0], measured=[])],
                 ),
-                anneal=AnnealPart([AnnealRow(0.2, "linear", "found", [3.0])], chosen=0, significant=False),
+                anneal=AnnealPart([AnnealRow(0.2, "linear", [3.0])], chosen=0, significant=False, reference=0),
                 ladder=LadderPart(points=[], laws=[]),
                 prediction=PredictionPart(
                     "2026-01-01T00:00:00Z",
@@ -280,9 +309,9 @@ def test_parts_that_are_half_there(tmp_path: Path, full_data: ReportData) -> Non
     ],
 )
 def test_says_honestly_whether_the_found_mixture_is_better(low: float, high: float, said: str, tmp_path: Path) -> None:
-    rows = [DifferenceRow("found", "natural", (low + high) / 2, low, high)]
+    rows = [DifferenceRow("found", "natural", 3, (low + high) / 2, low, high)]
     text = Page(render(bare(differences=rows), tmp_path)).text
-    phrases = ["is better than", "is worse than", "beyond chance"]
+    phrases = ["is better than", "is worse than", "no difference"]
     assert said in text
     assert sum(phrase in text for phrase in phrases) == 1
 
@@ -320,7 +349,7 @@ def test_hostile_names_stay_text_in_page_and_charts(tmp_path: Path, full_data: R
         ),
         curves=[LossCurve(evil_short, [1.0, 2.0], [2.0, 1.0])],
         samples=[Sample(evil, "\x00\x1b[31m\ud800" + evil)],
-        warnings=[evil],
+        notes=[Note("domain", evil, evil, 2)],
     )
     html = render(data, tmp_path)
     page = Page(html)
@@ -356,7 +385,7 @@ def test_a_report_replaces_the_old_one_and_makes_its_folder(tmp_path: Path) -> N
     path = tmp_path / "new" / "report.html"
     write_report(bare(), path)
     first = path.read_text()
-    write_report(bare(warnings=["one run diverged"]), path)
+    write_report(bare(notes=[Note("failures", "mixture", count=1)]), path)
     assert path.read_text() != first
     assert list(path.parent.iterdir()) == [path]
 

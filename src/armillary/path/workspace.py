@@ -22,8 +22,8 @@ from pydantic import ValidationError
 from armillary.corpus import Corpus, build_corpus
 from armillary.files import aside, write_file, write_json
 from armillary.launch import fit_workers, launched, worker_bytes
-from armillary.model import load_weights
-from armillary.path.evidence import Evidence, lineage, report_data, summary
+from armillary.path.evidence import Evidence, lineage, summary
+from armillary.path.pages import report_data
 from armillary.recipe import (
     ArmillaryError,
     DamagedFileError,
@@ -70,6 +70,7 @@ from armillary.study import (
     target_spec,
     train_target,
 )
+from armillary.train import load_trained
 
 Language = Literal["en", "zh"]
 Goal = Literal["mixture", "anneal", "ladder", "predict", "target", "verdict", "release"]
@@ -338,7 +339,7 @@ class Workspace:
         """
         with self._alone():
             evidence = self.go(until)
-            data = report_data(evidence, self.wall_s(), f"{self.recipe.name}.yaml")
+            data = report_data(evidence, self.wall_s(), self.folder, own_database=self.database is None)
             write_report(data, self.report_file(language), language)
             if evidence.verdict is not None:
                 write_json(self.folder / "summary.json", summary(evidence, self.wall_s()))
@@ -384,7 +385,7 @@ class Workspace:
         if is_published(folder, record):
             return
         spec = RunSpec.model_validate(record["spec"])
-        model = load_weights(evidence.store.run_folder(record["run"]) / "model.safetensors", spec.model)
+        model = load_trained(evidence.store.run_folder(record["run"]), spec)
         kept = publish(
             model,
             folder,

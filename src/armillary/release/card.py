@@ -104,8 +104,15 @@ def _measured(lineage: dict[str, Any]) -> list[str]:
     losses: dict[str, float] = lineage["losses"]
     verdict = {row["domain"]: row for row in lineage["verdict"] or ()}
     if not verdict:
-        if lineage["prediction"] is not None:
-            text += " A prediction was recorded; no verdict on it is recorded."
+        if (said := lineage["prediction"]) is not None:
+            if said["run"] == lineage["run"]:
+                text += " A prediction was recorded; no verdict on it is recorded."
+            else:
+                state = "diverged" if lineage["verdict_status"] == "diverged" else "has no result"
+                text += (
+                    f" What was predicted is another run, `{said['run']}`, which {state}: nothing was predicted of "
+                    "these weights, which come from another seed."
+                )
         return [text, _table(("domain", "loss"), [(domain, f"{loss:.4f}") for domain, loss in losses.items()])]
     hits = sum(bool(row["inside"]) for row in verdict.values())
     text += (

@@ -31,7 +31,9 @@ from armillary.release.card import model_card
 FORMAT = 2
 LINEAGE = "lineage.json"
 WEIGHTS = "model.safetensors"
-REQUIRED = frozenset({"run", "spec", "corpus", "argued_by", "prediction", "verdict", "losses", "passes"})
+REQUIRED = frozenset(
+    {"run", "spec", "corpus", "argued_by", "prediction", "verdict", "verdict_status", "losses", "passes"}
+)
 _REMEDY = "publish the model again (`armillary run`), or fetch the folder again"
 
 
@@ -48,9 +50,10 @@ def publish(
 
     ``lineage`` has the keys ``run`` (id), ``spec`` (the run's specification as JSON), ``corpus`` (``{hash, domains:
     {name: {source, licence, train, train_tokens, validation_tokens}}}``), ``argued_by`` (``{study: [run ids]}``),
-    ``prediction`` (or None), ``verdict`` (a list of ``{domain, predicted, low, high, measured, inside}``, or None),
-    ``losses`` (``{domain: nats per token}``) and ``passes`` (``{domain: passes over its text in the run}``). Format,
-    hashes of the files and version of the code are added.
+    ``prediction`` (or None), ``verdict`` (a list of ``{domain, predicted, low, high, measured, inside}``, or None where
+    the prediction is of another run), ``verdict_status`` (``judged``, ``diverged``, ``pending`` or None), ``losses``
+    (``{domain: nats per token}``) and ``passes`` (``{domain: passes over its text in the run}``). Format, hashes of the
+    files and version of the code are added.
 
     Returns:
         Where an earlier publication is kept that was changed after it was written here, or None.

@@ -158,7 +158,7 @@ def scatter(part: MixturePart, words: Words) -> Figure:
 @chart
 def candidates(candidate_rows: Sequence[CandidateRow], taken: str | None, words: Words) -> Figure:
     """What the law promised for each candidate, over what new seeds measured."""
-    labels = [label(words.name(row.name)) for row in candidate_rows]
+    labels = [label(words.candidate(row.name)) for row in candidate_rows]
     left, row_height = _left_margin(labels) + 8, 46
     height = row_height * len(labels)
     fig = figure(height + 44)
@@ -183,14 +183,13 @@ def anneal(part: AnnealPart, words: Words) -> Figure:
     """Learning rates of the branches where given, and the target loss by length, shape and mixture of the decay."""
     fig = figure(362)
     left, right_width = 66, WIDTH - 66 - 20
+    shapes = sorted({row.shape for row in part.branches})
     if part.curves:
         ax = axes(fig, 66, 46, 320, 270)
-        # a curve that names one of the shapes takes its colour and dash, so that both panels share a legend
-        shapes = sorted({row.shape for row in part.branches})
-        keys = [next((s for s in shapes if s in curve.label), curve.label) for curve in part.curves]
-        order = [*shapes, *(key for key in dict.fromkeys(keys) if key not in shapes)]
-        for curve, key in zip(part.curves, keys, strict=True):
-            i = order.index(key)
+        # a curve that is named after a shape takes its colour and dash, so that both panels share a legend
+        order = [*shapes, *(label for label in dict.fromkeys(c.label for c in part.curves) if label not in shapes)]
+        for curve in part.curves:
+            i = order.index(curve.label)
             ax.plot(
                 curve.steps, curve.lr, color=COLOURS[i % len(COLOURS)], linestyle=DASHES[i % len(DASHES)], linewidth=1.5
             )
@@ -200,23 +199,38 @@ def anneal(part: AnnealPart, words: Words) -> Figure:
         ax.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         for i, key in enumerate(order):
-            ax.plot([], [], color=COLOURS[i % len(COLOURS)], linestyle=DASHES[i % len(DASHES)], label=label(key, 20))
+            style = {"color": COLOURS[i % len(COLOURS)], "linestyle": DASHES[i % len(DASHES)]}
+            ax.plot([], [], label=label(words.name(key), 20), **style)
         ax.legend(ncols=3, loc="lower left", bbox_to_anchor=(-0.04, 1.0), columnspacing=1.0, handlelength=2.6)
         left, right_width = 470, WIDTH - 470 - 20
     ax = axes(fig, left, 46, right_width, 270)
-    one_mixture = len({row.mixture for row in part.branches}) == 1
-    for i, (shape, mixture) in enumerate(sorted({(row.shape, row.mixture) for row in part.branches})):
-        found = sorted((r for r in part.branches if (r.shape, r.mixture) == (shape, mixture)), key=lambda r: r.share)
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-        shares, means = [r.share for r in found], [fmean(r.losses) for r in found]
-        name = shape if one_mixture else f"{shape}, {words.name(mixture)}"
-        ax.plot(
-            shares, means, color=colour, marker=marker, ms=7, linestyle=DASHES[i % len(DASHES)], label=label(name, 26)
-        )
-        for row in found:
-            ax.plot([row.share] * len(row.losses), row.losses, marker, color=colour, ms=4, alpha=0.6, mew=0)
+    measured = [row for row in part.branches if row.losses]
+    powers = sorted({row.power for row in measured})
+    for shape in shapes:
+        for power in powers:
+            found = sorted((r for r in measured if (r.shape, r.power) == (shape, power)), key=lambda r: r.share)
+            if not found:
+                continue
+            i, j = shapes.index(shape), powers.index(power)
+            colour, marker = (
+                COLOURS[(i + j * len(shapes)) % len(COLOURS)],
+                MARKERS[(i + j * len(shapes)) % len(MARKERS)],
+            )
+            name = words.name(shape) if len(powers) == 1 else f"{words.name(shape)}, {words.mixture(power)}"
+            ax.plot(
+                [r.share for r in found],
+                [fmean(r.losses) for r in found],
+                color=colour,
+                marker=marker,
+                ms=7,
+                linestyle=DASHES[(i + j * len(shapes)) % len(DASHES)],
+                label=label(name, 30),
+            )
+            for row in found:
+                ax.plot([row.share] * len(row.losses), row.losses, marker, color=colour, ms=4, alpha=0.6, mew=0)
     best = part.branches[part.chosen]
-    ax.plot(best.share, fmean(best.losses), "o", mfc="none", mec=INK, mew=1.4, ms=16)
+    if best.losses:
+        ax.plot(best.share, fmean(best.losses), "o", mfc="none", mec=INK, mew=1.4, ms=16)
     shares = sorted({row.share for row in part.branches})
     margin = 0.12 * (shares[-1] - shares[0]) or 0.05
     ax.set_xlim(shares[0] - margin, shares[-1] + margin)
@@ -224,29 +238,44 @@ def anneal(part: AnnealPart, words: Words) -> Figure:
     _percent_axis(ax, "x")
     _loss_axis(ax, "y")
     ax.set(xlabel=words("decay_share"), ylabel=words("with_unit", what=words("target_loss"), unit=words("nats")))
-    ax.legend(ncols=2, loc="lower left", bbox_to_anchor=(-0.04, 1.0), columnspacing=1.2, handlelength=2.6)
+    if measured:
+        columns = 2 if len(powers) == 1 else 1
+        ax.legend(ncols=columns, loc="lower left", bbox_to_anchor=(-0.04, 1.0), columnspacing=1.2, handlelength=2.6)
     return fig
 
 
 @chart
 def ladder(part: LadderPart, words: Words) -> Figure:
-    """Target loss over compute: runs, laws with their bands, and the target run."""
+    """Target loss over compute: every run beside what the law says at that run's own size, and the target run."""
+    return ladder_figure(part, words)
+
+
+def ladder_figure(part: LadderPart, words: Words) -> Figure:
+    """The picture of ``ladder``, as matplotlib draws it."""
     fig = figure(418)
     ax = axes(fig, 66, 12, WIDTH - 66 - 190, 360)
-    families = sorted({p.family for p in part.points} | {law.family for law in part.laws})
+    families = sorted({p.family for p in part.points})
     depths = sorted({p.depth for p in part.points})
     for i, family in enumerate(families):
         colour = COLOURS[i % len(COLOURS)]
-        for law in (law for law in part.laws if law.family == family):
-            ax.fill_between(law.flops, law.low, law.high, color=colour, alpha=0.16, linewidth=0)
-            ax.plot(law.flops, law.mean, color=colour, linestyle=DASHES[i % len(DASHES)], label=label(family, 22))
+        own = [p for p in part.points if p.family == family]
+        for p in own:
+            if p.predicted is not None and p.low is not None and p.high is not None:
+                ends = [p.low, p.high]
+                ax.plot([p.flops] * 2, ends, color=colour, alpha=0.3, linewidth=7, solid_capstyle="butt")
+                ax.plot(p.flops, p.predicted, "_", color=colour, mew=1.6, ms=13)
         for j, depth in enumerate(depths):
-            own = [p for p in part.points if (p.family, p.depth) == (family, depth)]
-            marker = MARKERS[j % len(MARKERS)]
+            rung = [p for p in own if p.depth == depth]
             face = colour if i == 0 else PAPER
-            ax.plot([p.flops for p in own], [p.target for p in own], marker, mfc=face, mec=colour, mew=1.3, ms=7)
+            marker = MARKERS[j % len(MARKERS)]
+            ax.plot([p.flops for p in rung], [p.target for p in rung], marker, mfc=face, mec=colour, mew=1.3, ms=7)
+        if len(families) > 1:
+            face = colour if i == 0 else PAPER
+            ax.plot([], [], "o", mfc=face, mec=colour, mew=1.3, ms=7, label=label(family, 22))
     for j, depth in enumerate(depths):
         ax.plot([], [], MARKERS[j % len(MARKERS)], color=MUTED, ms=7, label=f"{words('depth')} {depth}")
+    if any(p.predicted is not None for p in part.points):
+        ax.plot([], [], color=COLOURS[0], alpha=0.3, linewidth=7, label=words("law_interval"))
     if (target := part.target) is not None:
         spread = [[target.predicted - target.low], [target.high - target.predicted]]
         ax.errorbar(target.flops, target.predicted, yerr=spread, fmt="none", ecolor=INK, elinewidth=1.6, capsize=5)
@@ -256,8 +285,8 @@ def ladder(part: LadderPart, words: Words) -> Figure:
             seen = words("pair", first=words("target_run"), second=words("measured"))
             ax.plot(target.flops, target.measured, "o", color=C5, ms=7, label=seen)
     ax.set_xscale("log")
-    ax.xaxis.set_major_locator(LogLocator(10))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: fmt.ten_to_the(round(math.log10(v)))))
+    ax.xaxis.set_major_locator(LogLocator(10, subs=(1.0, 2.0, 5.0), numticks=12))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: fmt.power_short(v)))
     ax.xaxis.set_minor_formatter(NullFormatter())
     _loss_axis(ax, "y", 8)
     ax.set(xlabel=words("compute"), ylabel=words("with_unit", what=words("target_loss"), unit=words("nats")))
@@ -309,28 +338,35 @@ def gauge(row: PredictionRow) -> Figure:
 def arms(arm_rows: Sequence[ArmRow], differences: Sequence[DifferenceRow], words: Words) -> Figure:
     """Target loss on each mixture with its seeds, and the differences with their intervals."""
     names = [label(words.name(row.name)) for row in arm_rows]
-    pairs = [words("minus", arm=words.name(d.arm), reference=words.name(d.reference)) for d in differences]
+    tested = [
+        (d.arm, d.reference, d.mean, d.low, d.high)
+        for d in differences
+        if d.mean is not None and d.low is not None and d.high is not None
+    ]
+    pairs = [words("minus", arm=words.name(arm), reference=words.name(reference)) for arm, reference, *_ in tested]
     height = 40 * max(len(names), len(pairs))
     fig = figure(height + 44)
     left = _left_margin(names)
-    middle = WIDTH / 2 + 10 if differences else WIDTH
+    middle = WIDTH / 2 + 10 if tested else WIDTH
     ax = axes(fig, left, 4, middle - left - 20, height)
     for y, row in enumerate(arm_rows):
         colour, marker = ARM_COLOURS.get(row.name, C1), ARM_MARKERS.get(row.name, "o")
-        ax.plot([row.low, row.high], [y, y], color=colour, linewidth=2)
+        if row.low is not None and row.high is not None:
+            ax.plot([row.low, row.high], [y, y], color=colour, linewidth=2)
         ax.plot(row.losses, [y + 0.24] * len(row.losses), marker, color=colour, ms=4.5, alpha=0.8, mew=0)
-        ax.plot(row.mean, y, marker, color=colour, ms=9)
+        if row.mean is not None:
+            ax.plot(row.mean, y, marker, color=colour, ms=9)
     rows(ax, names)
     _loss_axis(ax, "x", 5)
     ax.set_xlabel(words("with_unit", what=words("target_loss"), unit=words("nats")))
-    if differences:
+    if tested:
         left = middle + _left_margin(pairs)
         ax = axes(fig, left, 4, WIDTH - left - 20, height)
         ax.axvline(0, color=MUTED, linewidth=1)
-        for y, difference in enumerate(differences):
-            colour = ARM_COLOURS.get(difference.arm, C1)
-            ax.plot([difference.low, difference.high], [y, y], color=colour, linewidth=2)
-            ax.plot(difference.mean, y, ARM_MARKERS.get(difference.arm, "o"), color=colour, ms=9)
+        for y, (arm, _, mean, low, high) in enumerate(tested):
+            colour = ARM_COLOURS.get(arm, C1)
+            ax.plot([low, high], [y, y], color=colour, linewidth=2)
+            ax.plot(mean, y, ARM_MARKERS.get(arm, "o"), color=colour, ms=9)
         rows(ax, [label(pair) for pair in pairs])
         _loss_axis(ax, "x", 5, sign=True)
         ax.set_xlabel(words("with_unit", what=words("difference"), unit=words("nats")))
@@ -338,24 +374,35 @@ def arms(arm_rows: Sequence[ArmRow], differences: Sequence[DifferenceRow], words
 
 
 @chart
-def curves(loss_curves: Sequence[LossCurve], words: Words) -> Figure:
-    """Losses of the target runs over the tokens they have seen; names that begin with an arm take its colour."""
-    fig = figure(330)
-    ax = axes(fig, 66, 12, WIDTH - 66 - 170, 272)
-    arm_names = list(ARM_COLOURS)
-    for i, curve in enumerate(loss_curves):
-        arm = next((name for name in arm_names if curve.label.startswith(name)), None)
-        colour = ARM_COLOURS[arm] if arm else COLOURS[i % len(COLOURS)]
-        dash = DASHES[arm_names.index(arm) if arm else i % len(DASHES)]
-        name = curve.label if arm is None else words.name(arm) + curve.label.removeprefix(arm)
-        ax.plot(curve.tokens, curve.losses, color=colour, linestyle=dash, linewidth=1.6, label=label(name, 22))
-    ends = [value for curve in loss_curves for value in curve.losses if math.isfinite(value)]
-    if ends:  # the first steps fall from far above and would press the rest flat
-        low, high = min(ends), float(np.quantile(ends, 0.9))
-        ax.set_ylim(low - 0.04 * (high - low), high + 0.08 * (high - low) or None)
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: fmt.short(v)))
-    ax.xaxis.set_minor_locator(NullLocator())
-    _loss_axis(ax, "y")
-    ax.set(xlabel=words("tokens_seen"), ylabel=words("with_unit", what=words("loss"), unit=words("nats")))
-    ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), handlelength=2.6, labelspacing=0.7)
+def curves(loss_curves: Sequence[LossCurve], training: Sequence[LossCurve], words: Words) -> Figure:
+    """Losses of the target runs over the tokens they have seen: on held-out text, and on training batches if given."""
+    fig = figure(352)
+    panels = [(words("target_loss"), loss_curves)] + ([(words("training_loss"), training)] if training else [])
+    width = (WIDTH - 20 - 80 * len(panels)) / len(panels)
+    for n, (what, group) in enumerate(panels):
+        ax = axes(fig, 70 + n * (width + 80), 36, width, 268)
+        for curve in group:
+            _curve(ax, curve, loss_curves, words, "o" if n == 0 else "")
+        ends = [value for curve in group for value in curve.losses if math.isfinite(value)]
+        if ends:  # the first steps fall from far above and would press the rest flat
+            low, high = min(ends), float(np.quantile(ends, 0.9)) if len(ends) > 30 else max(ends)
+            ax.set_ylim(low - 0.04 * (high - low), high + 0.08 * (high - low) or None)
+        ax.set_xlim(left=0)
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: fmt.short(v)))
+        ax.xaxis.set_minor_locator(NullLocator())
+        _loss_axis(ax, "y")
+        ax.set(xlabel=words("tokens_seen"), ylabel=words("with_unit", what=what, unit=words("nats")))
+        if n == 0:
+            ax.legend(ncols=3, loc="lower left", bbox_to_anchor=(-0.04, 1.0), handlelength=2.6, columnspacing=1.2)
     return fig
+
+
+def _curve(ax: Axes, curve: LossCurve, all_curves: Sequence[LossCurve], words: Words, marker: str) -> None:
+    """One line, in the colour of the arm that it is named after."""
+    arms_named, labels = list(ARM_COLOURS), [other.label for other in all_curves]
+    i = labels.index(curve.label) if curve.label in labels else 0
+    colour = ARM_COLOURS.get(curve.label, COLOURS[i % len(COLOURS)])
+    dash = DASHES[arms_named.index(curve.label) if curve.label in arms_named else i % len(DASHES)]
+    name = label(words.name(curve.label), 22)
+    ax.plot(curve.tokens, curve.losses, color=colour, linestyle=dash, linewidth=1.6, marker=marker, ms=5, label=name)

@@ -30,7 +30,10 @@ class Question:
 
 @dataclass(frozen=True)
 class DomainRow:
-    """A domain of the corpus. ``trained`` is false for a domain that is only examined; ``train_tokens`` is then 0."""
+    """A domain of the corpus. ``trained`` is false for a domain that is only examined; ``train_tokens`` is then 0.
+
+    ``source`` names no folder of the machine that the report was made on; ``licence`` is empty where none is stated.
+    """
 
     name: str
     source: str
@@ -72,10 +75,11 @@ class CandidateRow:
 
 @dataclass(frozen=True)
 class MixtureChoice:
-    """Which candidate was taken. ``difference`` is best candidate minus ``reference`` on the target, at proxy size.
+    """Which mixture was taken. ``difference`` is ``best`` minus ``reference`` on the target, at proxy size.
 
-    ``significant`` says whether the best candidate was better than the reference beyond doubt; where it was not,
-    ``taken`` is the reference.
+    ``best`` has the lowest mean of the ``others`` mixtures that were held against the reference. ``significant`` says
+    whether it is better than the reference beyond chance; where it is not, ``taken`` is the reference. ``others`` is 0
+    where nothing could be compared; ``best`` is then None.
     """
 
     taken: str
@@ -84,14 +88,15 @@ class MixtureChoice:
     low: float
     high: float
     significant: bool
+    best: str | None
+    others: int
 
 
 @dataclass(frozen=True)
 class MixturePart:
     """The mixture study. ``design[i][j]`` is the weight of ``domains[j]`` in run i.
 
-    ``target_fit`` is the law against the target loss itself. ``epochs`` are passes over each domain's text at the
-    tokens of the target run, under the found mixture.
+    ``target_fit`` is the law against the target loss itself.
     """
 
     domains: Sequence[str]
@@ -102,18 +107,43 @@ class MixturePart:
     natural: Mapping[str, float]
     uniform: Mapping[str, float]
     found: Mapping[str, float]
-    epochs: Mapping[str, float] = field(default_factory=dict)
     target_fit: DomainFit | None = None
 
 
 @dataclass(frozen=True)
+class Phase:
+    """A part of a run with one mixture: steps ``first`` to ``last``, counted from 1; ``weights`` of the domains."""
+
+    first: int
+    last: int
+    weights: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the target run trains on: its phases in order, and the passes over each domain's text in the whole run.
+
+    ``measured`` says whether the passes are those of the run itself, or only planned.
+    """
+
+    phases: Sequence[Phase]
+    passes: Mapping[str, float]
+    measured: bool
+
+
+@dataclass(frozen=True)
 class AnnealRow:
-    """A branch that decays over the last ``share`` of the budget; ``losses`` are target losses, one per seed."""
+    """A branch that decays over the last ``share`` of the steps; ``losses`` are target losses, one per seed.
+
+    It decays on the mixture found, each weight raised to ``power`` and scaled. Without all its seeds it is not
+    ``complete``, and cannot be taken.
+    """
 
     share: float
     shape: str
-    mixture: str
     losses: Sequence[float]
+    power: float = 1.0
+    complete: bool = True
 
 
 @dataclass(frozen=True)
@@ -141,18 +171,32 @@ class CurveLaw:
 
 @dataclass(frozen=True)
 class AnnealPart:
-    """The annealing study. ``chosen`` is an index of ``branches``; ``significant`` says whether it beat the next."""
+    """The annealing study. ``chosen``, ``reference`` and ``best`` are indices of ``branches``.
+
+    ``reference`` is the usual choice; ``best`` has the lowest mean of the other complete branches, None where there is
+    none. ``difference`` is the target loss of ``best`` minus that of ``reference``; ``significant`` says whether it is
+    better beyond chance. Where it is not, ``chosen`` is the reference.
+    """
 
     branches: Sequence[AnnealRow]
     chosen: int
     significant: bool
+    reference: int
+    best: int | None = None
+    difference: float = 0.0
+    low: float = 0.0
+    high: float = 0.0
     curves: Sequence[LrCurve] = ()
     law: CurveLaw | None = None
 
 
 @dataclass(frozen=True)
 class LadderPoint:
-    """A run of the ladder: loss per validation domain, and the target loss."""
+    """A run of the ladder: loss per validation domain, and the target loss.
+
+    ``predicted``, ``low`` and ``high`` are what its family's law says of the target loss at this run's own parameters
+    and tokens, None where there is no law.
+    """
 
     family: str
     depth: int
@@ -161,26 +205,32 @@ class LadderPoint:
     flops: float
     losses: Mapping[str, float]
     target: float
+    predicted: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
 class LadderLaw:
-    """The law of one family for the target loss, and its band over a grid of compute (``flops``, growing)."""
+    """The law of one family for the target loss; ``form`` has the largest weight of the forms that it averages."""
 
     family: str
     parameters: Mapping[str, float]
-    flops: Sequence[float]
-    mean: Sequence[float]
-    low: Sequence[float]
-    high: Sequence[float]
     form: str = ""
 
 
 @dataclass(frozen=True)
 class HoldoutRow:
-    """A point the law was asked for without having seen it."""
+    """A run the law was asked for without having seen it.
 
-    what: str
+    ``column`` is ``params``, ``tokens`` or ``compute``: runs with at least ``least`` of it were left out.
+    """
+
+    column: str
+    least: float
+    depth: int
+    parameters: int
+    tokens: int
     predicted: float
     measured: float
 
@@ -209,22 +259,21 @@ class TargetPoint:
 
 @dataclass(frozen=True)
 class LadderPart:
-    """The ladder: its runs, one law per family, errors on held-out points, and the target run.
-
-    ``note`` stands below the chart, such as how the laws' grid of compute is split into parameters and tokens.
-    """
+    """The ladder: its runs, one law per family, errors on held-out points, and the target run."""
 
     points: Sequence[LadderPoint]
     laws: Sequence[LadderLaw]
     holdout: Sequence[HoldoutRow] = ()
     target: TargetPoint | None = None
     families: Sequence[FamilyRow] = ()
-    note: str = ""
 
 
 @dataclass(frozen=True)
 class PredictionRow:
-    """A prediction and its outcome; ``measured`` and ``inside`` are None before the verdict."""
+    """A prediction and its outcome; ``measured`` and ``inside`` are None before the verdict.
+
+    With ``inside`` false and no measurement, the run diverged.
+    """
 
     domain: str
     predicted: float
@@ -235,11 +284,27 @@ class PredictionRow:
 
 
 @dataclass(frozen=True)
+class Chain:
+    """The store's chain of records: how many there are, the hash of the last, and what breaks the chain, or None.
+
+    ``prediction`` and ``verdict`` are the numbers of these records in the chain, counted from 1.
+    """
+
+    records: int
+    head: str
+    problem: str | None = None
+    prediction: int | None = None
+    verdict: int | None = None
+
+
+@dataclass(frozen=True)
 class PredictionPart:
-    """The recorded prediction. ``started_at`` is when the target run began, None before it has.
+    """The recorded prediction. ``started_at`` is when the target run began, None before it has or where it is unknown.
 
     ``target`` is the prediction of the target loss itself; ``rows`` are the validation domains. ``extrapolation`` is
-    the target run's compute over the largest of the ladder.
+    parameters times tokens of the target run over the largest of the ladder. ``begun`` says whether the run has begun;
+    ``pending`` is why it has no result, an empty string where the cause is unknown, and None where it has one or was
+    not asked for.
     """
 
     recorded_at: str
@@ -247,6 +312,9 @@ class PredictionPart:
     rows: Sequence[PredictionRow]
     target: PredictionRow | None = None
     extrapolation: float | None = None
+    begun: bool = False
+    pending: str | None = None
+    chain: Chain | None = None
 
 
 @dataclass(frozen=True)
@@ -254,9 +322,10 @@ class RecordRow:
     """How a law fared on measurements that it was asked for without having seen them.
 
     ``law`` is ``mixture_law``, ``scaling_law`` or ``anneal_law``, shown in the report's language; ``what`` says what
-    was held out. ``inside`` of ``forecasts`` lay within the interval, which was ``width`` of the loss wide on average;
-    both are None for forecasts without an interval. ``error`` is the mean relative error; ``extrapolation`` how many
-    times beyond the fitted compute the farthest lay.
+    was held out: ``confirm``, ``branches``, or ``params`` or ``tokens``, of which runs with at least ``least`` were.
+    ``inside`` of ``forecasts`` lay within the interval, which was ``width`` of the loss wide on average; both are None
+    for forecasts without an interval. ``error`` is the mean relative error; ``extrapolation`` the parameters times
+    tokens of the farthest over those of the largest run that was kept.
     """
 
     law: str
@@ -266,34 +335,95 @@ class RecordRow:
     error: float
     width: float | None
     extrapolation: float
+    least: float | None = None
 
 
 @dataclass(frozen=True)
 class ArmRow:
     """The target model on one mixture: ``name`` is ``found``, ``natural`` or ``uniform``.
 
-    ``losses`` are target losses, one per seed, with their mean and interval; ``domain_losses`` and ``bits_per_byte``
-    are means over the seeds per validation domain.
+    ``losses`` are target losses, one per finished seed, with their mean and interval, which are None where too few
+    seeds have finished; ``domain_losses`` and ``bits_per_byte`` are means over the seeds per validation domain.
     """
 
     name: str
     losses: Sequence[float]
-    mean: float
-    low: float
-    high: float
+    mean: float | None
+    low: float | None
+    high: float | None
     domain_losses: Mapping[str, float] = field(default_factory=dict)
     bits_per_byte: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class DifferenceRow:
-    """Target loss of ``arm`` minus that of ``reference``: below zero, ``arm`` is better."""
+    """Target loss of ``arm`` minus that of ``reference`` over ``seeds`` pairs: below zero, ``arm`` is better.
+
+    The numbers are None where fewer than two seeds have finished on both.
+    """
 
     arm: str
     reference: str
-    mean: float
-    low: float
-    high: float
+    seeds: int
+    mean: float | None = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Multiplier:
+    """What a difference is worth in compute, by the ladder's law.
+
+    The mixture found reaches the target loss of ``reference`` with ``1 / value`` of its compute, parameters and tokens
+    reduced alike. All three are None where the answer lies outside the sizes of the ladder.
+    """
+
+    reference: str
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """From which target run on the studies pay, in FLOPs, against training on ``reference`` without any study.
+
+    ``multiplier`` is that of the compute; ``at`` is the size, ``low`` and ``high`` the sizes by the ends of the
+    multiplier's interval. None is no size at all; a ``multiplier`` of None is an answer that the law does not support.
+    """
+
+    reference: str
+    studies: float
+    run: float
+    multiplier: float | None
+    at: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class FailureRow:
+    """A run without a result: its study, id, state (``failed``, ``diverged``, ...) and the cause."""
+
+    study: str
+    run: str
+    status: str
+    cause: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """Something to keep in mind: ``what`` names a sentence (``note_WHAT``) that is filled with the other fields.
+
+    ``subject`` is a domain, a family or a file, and for ``failures``, ``reason`` and ``adjusted`` a word that is
+    translated as in CostRow. ``detail`` is shown as it is; ``end`` is ``low`` or ``high``.
+    """
+
+    what: str
+    subject: str = ""
+    detail: str = ""
+    count: int = 0
+    end: str = ""
 
 
 @dataclass(frozen=True)
@@ -307,10 +437,11 @@ class LossCurve:
 
 @dataclass(frozen=True)
 class Sample:
-    """Text that the target model wrote after ``prompt``."""
+    """Text that the target model of that seed wrote after ``prompt``."""
 
     prompt: str
     text: str
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -351,8 +482,10 @@ class LineageRow:
 class ReportData:
     """All that a report shows.
 
-    ``total`` is the cost of the whole; without it, the sum of ``cost`` is shown. ``warnings`` are sentences in the
-    report's language. Where ``differences`` are not given, the verdict speaks of the mixture's choice at proxy size.
+    ``total`` is the cost of the whole; without it, the sum of ``cost`` is shown. ``curves`` are losses on held-out
+    text, ``training_curves`` on training batches, both of the runs of ``curves_seed``. ``workspace`` is the folder from
+    which the commands of ``reproduce`` read. Where ``differences`` are not given, the verdict speaks of the mixture's
+    choice at proxy size.
     """
 
     name: str
@@ -360,6 +493,7 @@ class ReportData:
     created_at: str
     code_version: str
     corpus: Sequence[DomainRow] = ()
+    recipe: Recipe | None = None
     mixture: MixturePart | None = None
     anneal: AnnealPart | None = None
     ladder: LadderPart | None = None
@@ -367,10 +501,16 @@ class ReportData:
     prediction: PredictionPart | None = None
     arms: Sequence[ArmRow] = ()
     differences: Sequence[DifferenceRow] = ()
+    multipliers: Sequence[Multiplier] = ()
     curves: Sequence[LossCurve] = ()
+    training_curves: Sequence[LossCurve] = ()
+    curves_seed: int = 0
     samples: Sequence[Sample] = ()
+    failures: Sequence[FailureRow] = ()
     cost: Sequence[CostRow] = ()
     total: CostRow | None = None
+    break_even: BreakEven | None = None
     reproduce: Sequence[Command] = ()
+    workspace: str = ""
     lineage: Sequence[LineageRow] = ()
-    warnings: Sequence[str] = ()
+    notes: Sequence[Note] = ()

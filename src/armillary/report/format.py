@@ -73,9 +73,18 @@ def power(value: float) -> str:
     return f"{mantissa} × 10{str(int(exponent)).translate(_SUPERSCRIPT)}"
 
 
-def ten_to_the(exponent: int) -> str:
-    """``10ⁿ``, for a logarithmic axis."""
-    return f"10{str(exponent).translate(_SUPERSCRIPT)}"
+def power_short(value: float) -> str:
+    """A tick of a logarithmic axis: ``10ⁿ``, or ``a × 10ⁿ`` where it is no power of ten."""
+    mantissa, exponent = f"{value:.0e}".split("e")
+    ten = f"10{str(int(exponent)).translate(_SUPERSCRIPT)}"
+    return ten if mantissa == "1" else f"{mantissa} × {ten}"
+
+
+def ratio(value: float | None) -> str:
+    """A ratio of two quantities: three digits, ``∞`` where it has no bound."""
+    if value is None or math.isnan(value):
+        return MISSING
+    return "∞" if math.isinf(value) else f"{value:.3g}"
 
 
 def general(value: float) -> str:
@@ -83,6 +92,14 @@ def general(value: float) -> str:
     if value != 0 and math.isfinite(value) and not 1e-3 <= abs(value) < 1e5:
         return power(value).replace("-", "−")
     return f"{value:.4g}".replace("-", "−") if math.isfinite(value) else MISSING
+
+
+_GREEK = {"alpha": "α", "beta": "β", "delta": "δ", "gamma": "γ"}
+
+
+def symbol(name: str) -> str:
+    """A parameter of a law as it is written in formulas."""
+    return _GREEK.get(name, name)
 
 
 def duration(words: Words, seconds: float) -> str:

@@ -1,12 +1,14 @@
 """Writes the report: plain data in, one self-contained HTML file out.
 
 The template holds the layout, this file the few judgements that the page makes of its own: which sections there are,
-whether an interval excludes zero, whether a prediction really came first. What a section lacks is left out.
+whether an interval excludes zero, whether a prediction really came first, which sentence the numbers bear out. What a
+section lacks is left out.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,9 +22,24 @@ from armillary.files import write_file
 from armillary.recipe import ArmillaryError
 from armillary.report import charts
 from armillary.report import format as fmt
-from armillary.report.data import CostRow, DifferenceRow, MixtureChoice, PredictionPart, PredictionRow, ReportData
+from armillary.report.data import (
+    AnnealPart,
+    AnnealRow,
+    BreakEven,
+    Chain,
+    CostRow,
+    DifferenceRow,
+    MixtureChoice,
+    Multiplier,
+    Note,
+    PredictionPart,
+    PredictionRow,
+    ReportData,
+)
 from armillary.report.text import Language, Words
 
+# Notes on what this program named; the others speak of domains, families and files, whose names are the user's.
+_ABOUT_STUDIES = frozenset({"failures", "reason", "adjusted"})
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
@@ -73,18 +90,32 @@ def _render(data: ReportData, words: Words) -> str:
         mean=fmean,
         charts=charts,
         sections=_sections(data),
+        seeds=_seeds(data, words),
         total=_total(data),
         target=_target(data),
         predictions=predictions,
         judged=judged,
-        judged_domains=[row for row in judged if row is not data.prediction.target] if data.prediction else [],
+        hits=_hits(judged, words),
         unseen={row.name for row in data.corpus if not row.trained},
         by_domain=by_domain,
         ladder_domains=list(data.ladder.points[0].losses) if data.ladder and data.ladder.points else [],
-        recorded=_recorded(data.prediction, words) if data.prediction else "",
+        ladder_inside=sum(
+            p.low <= p.target <= p.high for p in data.ladder.points if p.low is not None and p.high is not None
+        )
+        if data.ladder
+        else 0,
+        pending_said=_pending(data.prediction, data.workspace, words) if data.prediction else "",
+        ladder_laws=[p for p in data.ladder.points if p.predicted is not None] if data.ladder else [],
+        recorded=_recorded(data.prediction, words) if data.prediction else [],
         choice=_choice(data.mixture.choice, words) if data.mixture and data.mixture.choice else "",
         choice_taken=data.mixture.choice.taken if data.mixture and data.mixture.choice else None,
+        anneal_choice=_anneal_choice(data.anneal, words) if data.anneal else "",
         gains=[_gain(difference, words) for difference in data.differences],
+        multipliers=[_multiplier(multiplier, words) for multiplier in data.multipliers],
+        break_even=_break_even(data.break_even, words) if data.break_even else [],
+        pays=_pays(data.break_even, words) if data.break_even else "",
+        reproduce_lead=words.sentence("reproduce_lead", folder=_code(data.workspace), out=_code("--out")),
+        notes=[_note(note, words) for note in data.notes],
         recipe=_recipe(data),
         record_inside=sum(row.inside for row in data.record if row.inside is not None),
         record_forecasts=sum(row.forecasts for row in data.record if row.inside is not None),
@@ -105,6 +136,7 @@ def _sections(data: ReportData) -> list[str]:
         "arms": data.arms,
         "curves": data.curves,
         "samples": data.samples,
+        "failures": data.failures,
         "cost": data.cost,
         "reproduce": data.reproduce,
         "lineage": data.lineage,
@@ -134,42 +166,190 @@ def _target(data: ReportData) -> PredictionRow | None:
     return None
 
 
-def _recipe(data: ReportData) -> list[tuple[str, float, float]]:
-    """The found mixture, largest weight first: domain, its weight, and its weight in the natural mixture."""
-    if data.mixture is None:
-        return []
-    natural: Mapping[str, float] = data.mixture.natural
-    found = sorted(data.mixture.found.items(), key=lambda item: -item[1])
-    return [(domain, weight, natural.get(domain, 0.0)) for domain, weight in found]
+def _recipe(data: ReportData) -> list[tuple[str, list[float], float | None]]:
+    """The recipe's domains, largest weight first: weight in each phase of the target run, and in the natural mixture.
+
+    Before the phases are known, the mixture found stands for the only one.
+    """
+    natural: Mapping[str, float] = data.mixture.natural if data.mixture else {}
+    phases = [phase.weights for phase in data.recipe.phases] if data.recipe else []
+    if not phases and data.mixture:
+        phases = [data.mixture.found]
+    names = dict.fromkeys(name for weights in phases for name in weights)
+    rows = [(name, [weights.get(name, 0.0) for weights in phases], natural.get(name)) for name in names]
+    return sorted(rows, key=lambda row: -row[1][0])
 
 
-def _recorded(part: PredictionPart, words: Words) -> Markup:
+def _seeds(data: ReportData, words: Words) -> str:
+    """How many seeds have finished: once where all arms agree, else by arm."""
+    counts = {row.name: len(row.losses) for row in data.arms}
+    if len(set(counts.values())) == 1:
+        return str(next(iter(counts.values())))
+    said = ""
+    for name, count in counts.items():
+        arm = words("arm_seeds", arm=words.name(name), seeds=count)
+        said = words("pair", first=said, second=arm) if said else arm
+    return said
+
+
+def _hits(judged: list[PredictionRow], words: Words) -> Markup | str:
+    """How many predictions lie inside their intervals: those of the domains and the one of the target."""
+    if not judged:
+        return ""
+    domains = sum(row.domain != "target" for row in judged)
+    return words.sentence(
+        "hits" if domains < len(judged) else "hits_domains",
+        inside=sum(bool(row.inside) for row in judged),
+        predictions=words.n("predictions", len(judged)),
+        domains=words.n("domains", domains),
+    )
+
+
+def _recorded(part: PredictionPart, words: Words) -> list[Markup]:
+    """When the prediction was recorded and whether that was before the run; and the chain of records."""
     recorded = fmt.date(part.recorded_at)
     if part.started_at is None:
-        return words.sentence("recorded_only", recorded=recorded)
-    said, began = fmt.moment(part.recorded_at), fmt.moment(part.started_at)
-    if said >= began:
-        return words.sentence("recorded_late", recorded=recorded, started=fmt.date(part.started_at))
-    lead = fmt.duration(words, (began - said).total_seconds())
-    return words.sentence("recorded", recorded=recorded, started=fmt.date(part.started_at), lead=lead)
+        said = [words.sentence("recorded_unknown" if part.begun else "recorded_only", recorded=recorded)]
+    else:
+        before, began = fmt.moment(part.recorded_at), fmt.moment(part.started_at)
+        lead = fmt.duration(words, (began - before).total_seconds())
+        key = "recorded_late" if before >= began else "recorded"
+        said = [words.sentence(key, recorded=recorded, started=fmt.date(part.started_at), lead=lead)]
+    if part.extrapolation is not None:
+        said.append(words.sentence("extrapolated", factor=fmt.ratio(part.extrapolation)))
+    if part.chain is not None:
+        said += _chain(part.chain, words)
+    return said
+
+
+def _pending(part: PredictionPart, workspace: str, words: Words) -> Markup:
+    """That the verdict has to wait for the target run, and why."""
+    if not part.pending:
+        return words.sentence("pending_plain")
+    return words.sentence("pending", cause=_code(part.pending), command=_code(f"armillary train {workspace}"))
+
+
+def _chain(chain: Chain, words: Words) -> list[Markup]:
+    if chain.problem is not None:
+        return [words.sentence("chain_broken", problem=_code(chain.problem))]
+    said = [words.sentence("chain_intact", records=words.n("records", chain.records), head=_code(chain.head))]
+    if chain.prediction is not None:
+        key = "chain_order_prediction" if chain.verdict is None else "chain_order"
+        said.append(words.sentence(key, prediction=chain.prediction, verdict=chain.verdict))
+    return said
 
 
 def _choice(choice: MixtureChoice, words: Words) -> Markup:
+    key = "choice_significant" if choice.significant else "choice_not_significant"
+    if not choice.others or choice.best is None:
+        key = "choice_untested"
     return words.sentence(
-        "choice_significant" if choice.significant else "choice_not_significant",
-        taken=words.name(choice.taken),
-        reference=words.name(choice.reference),
+        key,
+        taken=words.candidate(choice.taken),
+        reference=words.candidate(choice.reference),
+        best=words.candidate(choice.best or ""),
+        others=words.n("mixtures" if key == "choice_not_significant" else "others", choice.others),
         difference=fmt.difference(choice.difference, choice.low, choice.high),
     )
 
 
-def _gain(row: DifferenceRow, words: Words) -> tuple[str, Markup]:
-    """Whether the difference is ``better``, ``worse`` or ``undecided``, and the sentence that says so."""
-    verdict = "better" if row.high < 0 else "worse" if row.low > 0 else "undecided"
-    said = words.sentence(
-        verdict,
-        arm=words.name(row.arm),
-        reference=words.name(row.reference),
-        difference=fmt.difference(row.mean, row.low, row.high),
+def _anneal_choice(part: AnnealPart, words: Words) -> Markup:
+    def named(row: AnnealRow) -> str:
+        return words(
+            "anneal_name", share=fmt.share(row.share), shape=words.name(row.shape), mixture=words.mixture(row.power)
+        )
+
+    taken = part.branches[part.chosen]
+    key = "anneal_only" if part.best is None else "anneal_chosen" if part.significant else "anneal_tied"
+    return words.sentence(
+        key,
+        shape=words.name(taken.shape),
+        share=fmt.share(taken.share),
+        mixture=words.mixture(taken.power),
+        reference=named(part.branches[part.reference]),
+        best="" if part.best is None else named(part.branches[part.best]),
+        others=words.n("others", sum(row.complete for row in part.branches) - 1),
+        difference=fmt.difference(part.difference, part.low, part.high),
     )
-    return verdict, said
+
+
+def _gain(row: DifferenceRow, words: Words) -> tuple[str, list[Markup]]:
+    """Whether the difference is ``better``, ``worse``, ``undecided`` or ``untested``, and what says so."""
+    names = {"arm": words.name(row.arm), "reference": words.name(row.reference)}
+    if row.mean is None or row.low is None or row.high is None:
+        return "untested", [words.sentence("untested", **names)]
+    verdict = "better" if row.high < 0 else "worse" if row.low > 0 else "undecided"
+    difference = fmt.difference(row.mean, row.low, row.high)
+    ratios = {
+        name: fmt.ratio(math.exp(value)) for name, value in (("ratio", row.mean), ("low", row.low), ("high", row.high))
+    }
+    return verdict, [
+        words.sentence(verdict, difference=difference, seeds=words.n("seeds", row.seeds), **names),
+        words.sentence("perplexity", reference=names["reference"], **ratios),
+    ]
+
+
+def _multiplier(row: Multiplier, words: Words) -> Markup:
+    names = {"arm": words.name("found"), "reference": words.name(row.reference)}
+    if row.value is None or row.low is None or row.high is None:
+        return words.sentence("multiplier_beyond", reference=names["reference"])
+    # the larger the multiplier, the smaller the share of the compute
+    shares = {"share": 1 / row.value, "low": 1 / row.high, "high": 1 / row.low}
+    return words.sentence(
+        "multiplier", value=fmt.ratio(row.value), **names, **{key: fmt.percent(value) for key, value in shares.items()}
+    )
+
+
+def _break_even(part: BreakEven, words: Words) -> list[Markup]:
+    costs = {"studies": fmt.power(part.studies), "run": fmt.power(part.run)}
+    if part.multiplier is None:
+        return [words.sentence("break_even_unknown", **costs)]
+    if part.at is None:
+        return [words.sentence("break_even_none", **costs)]
+    if part.high is None or part.low is None:
+        between = words("break_even_open")
+    else:
+        between = words("break_even_range", low=fmt.power(part.low), high=fmt.power(part.high))
+    said = words.sentence(
+        "break_even",
+        **costs,
+        multiplier=fmt.ratio(part.multiplier),
+        reference=words.name(part.reference),
+        saved=fmt.ratio(part.multiplier - 1),
+        at=fmt.power(part.at),
+        factor=fmt.ratio(part.at / part.run),
+        range=between,
+    )
+    return [
+        said,
+        words.sentence("pays_here" if part.run >= part.at else "pays_not_here"),
+        words.sentence("break_even_assumes"),
+    ]
+
+
+def _pays(part: BreakEven, words: Words) -> Markup | str:
+    """The same in one sentence, where there is an answer."""
+    if part.multiplier is None:
+        return ""
+    if part.at is None:
+        return words.sentence("card_pays_none")
+    return words.sentence(
+        "card_pays", reference=words.name(part.reference), at=fmt.power(part.at), factor=fmt.ratio(part.at / part.run)
+    )
+
+
+def _note(note: Note, words: Words) -> Markup:
+    things = words.n("problems" if note.what == "domain" else "runs", note.count)
+    subject: str = words.name(note.subject) if note.what in _ABOUT_STUDIES else note.subject
+    return words.sentence(
+        f"note_{note.what}",
+        subject=_code(subject) if note.what == "unreadable" else subject,
+        detail=_code(note.detail),
+        things=things,
+        end=words(f"end_{note.end}") if note.end else "",
+    )
+
+
+def _code(text: str) -> Markup:
+    """Text that is shown as it is, such as an id, a path or an error message."""
+    return Markup("<code>{}</code>").format(text)

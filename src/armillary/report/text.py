@@ -15,9 +15,9 @@ Language = Literal["en", "zh"]
 STRINGS: dict[str, tuple[str, str]] = {
     # head
     "subtitle": ("Training recipe, prediction and outcome", "训练配方、事先预测与实测结果"),
-    "written": ("Written {when} by Armillary {version}", "由 Armillary {version} 于 {when} 写成"),
+    "written": ("Written {when} by Armillary {version}", "由 Armillary {version} 于 {when} 生成"),
     "contents": ("Contents", "目录"),
-    "warnings": ("To be kept in mind", "需要留意"),
+    "warnings": ("Keep in mind", "需要留意"),
     "units": (
         "Losses are validation losses in nats per token; lower is better. Brackets hold 90% intervals.",
         "损失均为验证集损失，单位是奈特每词元（nats/token），越低越好；方括号内为 90% 区间。",
@@ -28,41 +28,69 @@ STRINGS: dict[str, tuple[str, str]] = {
     "section_corpus": ("Corpus", "语料"),
     "section_mixture": ("Mixture study", "配比研究"),
     "section_anneal": ("Annealing", "退火比较"),
-    "section_ladder": ("Ladder and scaling law", "规模阶梯与标度律"),
+    "section_ladder": ("Ladder and scaling law", "规模阶梯与缩放定律"),
     "section_record": ("How the laws fared", "规律的检验记录"),
     "section_prediction": ("Prediction and verdict", "预测与判定"),
     "section_arms": ("Against the natural and the uniform mixture", "与自然配比、均匀配比的对照"),
+    "section_failures": ("Runs without a result", "没有结果的训练"),
     "section_curves": ("Loss curves", "损失曲线"),
     "section_samples": ("Samples of text", "生成文本样例"),
-    "section_cost": ("Cost", "代价"),
+    "section_cost": ("Cost, and where it pays", "成本，以及何时值得"),
     "section_reproduce": ("How to get each number again", "如何复现每个数字"),
-    "section_lineage": ("Lineage", "来历"),
+    "section_lineage": ("Lineage", "溯源"),
     # verdict
     "card_recipe": ("The recipe", "配方"),
     "card_prediction": ("Said before, measured after", "先预测，后测量"),
     "card_gain": ("Better than without the study?", "是否优于不做研究？"),
-    "card_cost": ("What it took", "代价"),
+    "card_cost": ("What it took", "成本"),
     "predicted": ("predicted", "预测"),
     "measured": ("measured", "实测"),
     "not_measured": ("not measured yet", "尚未测量"),
     "inside": ("inside", "区间内"),
     "outside": ("outside", "区间外"),
-    "target_inside": ("The target loss fell inside its interval.", "目标损失落在预测区间之内。"),
     "gauge_caption": (
         "Target loss: the interval and the prediction (diamond) that were recorded, and the measurement (dot).",
         "目标损失：记录在案的预测（菱形）及其区间，与实测值（圆点）。",
     ),
-    "target_outside": ("The target loss fell outside its interval.", "目标损失落在预测区间之外。"),
-    "domains_inside": (
-        "{inside} of {count} domains fell inside their 90% intervals.",
-        "{count} 个语料域中有 {inside} 个落在各自的 90% 区间内。",
+    "hits": (
+        "{inside} of {predictions} inside their 90% intervals: {domains} and the target.",
+        "{predictions}中有 {inside} 项落在 90% 区间内（{domains}，另加目标）。",
     ),
+    "hits_domains": (
+        "{inside} of {predictions} inside their 90% intervals: {domains}.",
+        "{predictions}中有 {inside} 项落在 90% 区间内（{domains}）。",
+    ),
+    "diverged": ("outside: the run diverged", "区间外：训练发散"),
+    "pending": (
+        "The target run has no result yet, so the verdict is pending. Cause: {cause}. The next {command} trains it "
+        "again.",
+        "目标训练尚无结果，判定待定。原因：{cause}。下次执行 {command} 会重新训练。",
+    ),
+    "pending_plain": ("The target run has no result yet, so the verdict is pending.", "目标训练尚无结果，判定待定。"),
     "anneal_short": (
-        "Annealing: {shape} decay over the last {share} of the tokens, mixture: {mixture}",
-        "退火：最后 {share} 的词元按 {shape} 衰减，配比：{mixture}",
+        "Annealing: {shape} decay of the learning rate over the last {share} of the steps, on the {mixture}",
+        "退火：在最后 {share} 的训练步上学习率按 {shape} 衰减，采用{mixture}",
     ),
+    "mixture_found": ("mixture found", "所得配比"),
+    "mixture_power": ("mixture found, power {power}", "所得配比的 {power} 次幂"),
+    "power_note": (
+        "Power {power}: each weight of the mixture found is raised to {power}, and all are scaled to sum to 1, "
+        "within the limits. Large weights grow, small ones shrink.",
+        "{power} 次幂：把所得配比的每个权重取 {power} 次幂，再在限制之内缩放至总和为 1；大的权重变大，小的变小。",
+    ),
+    "phase": ("steps {first} to {last}", "第 {first} 至 {last} 步"),
+    "phases_lead": (
+        "The target run trains on these mixtures, one after the other; passes are over a domain's own text in the "
+        "whole run, {how}.",
+        "目标训练依次采用以下配比；遍数为整个训练中对该域文本的重复遍数（{how}）。",
+    ),
+    "phase_lead": (
+        "The target run trains on this mixture; passes are over a domain's own text in the whole run, {how}.",
+        "目标训练采用以下配比；遍数为整个训练中对该域文本的重复遍数（{how}）。",
+    ),
+    "passes_measured": ("counted in the run", "按训练实际计数"),
+    "passes_planned": ("as planned", "按计划计算"),
     "trained_runs": ("training runs", "训练次数"),
-    "core_hours": ("core hours", "核时"),
     # question
     "target": ("Target", "目标"),
     "target_loss": ("target loss", "目标损失"),
@@ -81,14 +109,14 @@ STRINGS: dict[str, tuple[str, str]] = {
     "unseen": ("no training text", "无训练文本"),
     # corpus
     "corpus_lead": (
-        "{domains} domains, {trained} of them to train on: {tokens} training tokens; {documents} documents in all. "
-        "{duplicates} exact duplicates were dropped.",
-        "共 {domains} 个域，其中 {trained} 个用于训练：训练词元 {tokens}，文档总计 {documents} 篇；"
-        "剔除完全重复文档 {duplicates} 篇。",
+        "{domains}, {trained} of them to train on: {tokens} in training, {documents} in all, of which {duplicates} "
+        "dropped.",
+        "{domains}，其中 {trained} 个用于训练；{tokens}训练词元，{documents}，其中剔除{duplicates}。",
     ),
     "domain": ("Domain", "语料域"),
     "source": ("Source", "来源"),
-    "licence": ("Licence", "许可"),
+    "licence": ("Licence", "许可证"),
+    "not_stated": ("not stated", "未注明"),
     "train_tokens": ("Training tokens", "训练词元"),
     "validation_tokens": ("Validation tokens", "验证词元"),
     "documents": ("Documents", "文档"),
@@ -97,9 +125,9 @@ STRINGS: dict[str, tuple[str, str]] = {
     "examined_only": ("examined only", "仅用于检验"),
     # mixture
     "mixture_lead": (
-        "{runs} small models, each trained on another mixture of {domains} domains. A law fitted to them tells the "
-        "loss on every validation domain from the mixture.",
-        "{runs} 个小模型，各用 {domains} 个域的不同配比训练；由此拟合出的规律可从配比推知每个验证域的损失。",
+        "{runs}, each trained on another mixture of {domains}. A law fitted to them predicts the loss on every "
+        "validation domain from the mixture.",
+        "{runs}（代理模型），各用 {domains}的一种配比训练；由此拟合的规律可从配比预测每个验证域的损失。",
     ),
     "mixtures_caption": (
         "The three mixtures: share of each domain in the training tokens.",
@@ -107,15 +135,11 @@ STRINGS: dict[str, tuple[str, str]] = {
     ),
     "share": ("share of the tokens", "词元份额"),
     "epochs": ("Passes", "遍数"),
-    "epochs_note": (
-        "Passes are over the domain's own text, in the target run on the found mixture.",
-        "遍数指目标训练采用所得配比时，对该域文本的重复遍数。",
-    ),
     "scatter_caption": (
-        "The law against the proxies. Every point is held out: the law that predicted it had not seen it. On the line, "
-        "prediction and measurement agree; ρ is Spearman's rank correlation.",
-        "规律与小模型实测的对照。每一点都是留出点：作出该预测的规律未见过它。"
-        "落在线上即预测与实测一致；ρ 为斯皮尔曼秩相关。",
+        "The law against the proxies, the small models. Every point is held out: the law that predicted it had not "
+        "seen it. On the line, prediction and measurement agree; ρ is Spearman's rank correlation.",
+        "规律的预测与代理模型（小模型）的实测。每一点都是留出点：作出该预测的规律未见过它。落在线上即预测与实测一致"
+        "；ρ 为斯皮尔曼秩相关系数。",
     ),
     "predicted_heldout": ("predicted, held out", "留出预测"),
     "nats": ("nats per token", "奈特/词元"),
@@ -123,95 +147,116 @@ STRINGS: dict[str, tuple[str, str]] = {
     "spearman": ("Rank correlation", "秩相关"),
     "rmse": ("RMSE", "均方根误差"),
     "candidates_caption": (
-        "Candidates trained again at proxy size with new seeds: the law's prediction (hollow, 90% interval) over each "
-        "seed (small) and their mean (large).",
-        "候选配比以新的随机种子在小模型规模上重训：上为规律的预测（空心，90% 区间），"
-        "下为各种子（小点）及其均值（大点）。",
+        "Mixtures trained again at proxy size with new seeds: the law's prediction (hollow, 90% interval) over "
+        "each seed (small) and their mean (large).",
+        "以新的随机种子在代理模型规模上重新训练的配比：上为规律的预测（空心，90% 区间），下为各种子（小点）及其均值"
+        "（大点）。",
     ),
-    "candidate": ("Candidate", "候选"),
+    "candidate": ("Mixture", "配比"),
     "mean": ("mean", "均值"),
     "seeds": ("seeds", "各种子"),
     "taken": ("taken", "采用"),
     "choice_significant": (
-        "“{taken}” was taken: with new seeds its target loss differs from “{reference}” by {difference}.",
-        "采用“{taken}”：以新种子重训，其目标损失与“{reference}”相差 {difference}。",
+        "“{taken}” was taken: trained again with new seeds, its target loss is lower than that of “{reference}” "
+        "beyond chance ({difference}; interval widened for the pick among {others}).",
+        "采用“{taken}”：以新种子重新训练，其目标损失低于“{reference}”，超出随机波动（{difference}；区间已按从"
+        "{others}中挑选而加宽）。",
     ),
     "choice_not_significant": (
-        "No candidate was better than “{reference}” beyond chance (best difference {difference}), so “{taken}” was "
-        "taken.",
-        "没有候选配比显著优于“{reference}”（最佳差值 {difference}），因此采用“{taken}”。",
+        "“{taken}” was kept: of {others} trained again with new seeds, none had a lower target loss beyond "
+        "chance (lowest mean: “{best}”, {difference}).",
+        "保留“{taken}”：以新种子重新训练的 {others}中，没有一个的目标损失更低且超出随机波动（均值最低者为“{best}"
+        "”，{difference}）。",
     ),
-    "design_details": (
-        "All {runs} mixtures of the design, and their target loss",
-        "设计中的全部 {runs} 个配比及其目标损失",
+    "choice_untested": (
+        "“{taken}” was taken without a test: no other mixture and its reference both have all their runs with "
+        "new seeds.",
+        "采用“{taken}”，未经检验：没有其他配比与参照同时以新种子完成全部训练。",
     ),
+    "design_details": ("All {runs} of the design, and their target loss", "设计中的全部 {runs}及其目标损失"),
     "run": ("Run", "编号"),
     # anneal
     "anneal_lead": (
-        "{branches} branches decay from one stable trunk, all at the same total number of tokens.",
-        "{branches} 条分支从同一稳定主干出发衰减，总词元数相同。",
+        "{branches} of the learning rate, all of the same total length. Those of one seed and mixture share one "
+        "stable trunk, from which they branch off.",
+        "比较 {branches}方式（学习率如何衰减），总长度相同；同一种子、同一配比的各分支共用一条稳定主干。",
     ),
     "anneal_chosen": (
-        "Chosen: {shape} over the last {share}, mixture: {mixture}. It beat the next best beyond chance.",
-        "选定：{shape}，最后 {share}，配比：{mixture}；显著优于次佳者。",
+        "Taken: {shape} decay over the last {share}, on the {mixture}. Its target loss is lower than that of the "
+        "reference ({reference}) beyond chance: {difference}, interval widened for the pick among {others}.",
+        "选定：最后 {share} 按 {shape} 衰减，采用{mixture}。其目标损失低于参照（{reference}），超出随机波动："
+        "{difference}，区间已按从 {others}中挑选而加宽。",
     ),
     "anneal_only": (
-        "Chosen: {shape} over the last {share}, mixture: {mixture}, the only branch.",
-        "选定：{shape}，最后 {share}，配比：{mixture}；仅此一条分支。",
+        "Taken without a test: {shape} decay over the last {share}, on the {mixture}. No other has all its runs.",
+        "选定（未经检验）：最后 {share} 按 {shape} 衰减，采用{mixture}。没有其他分支完成全部训练。",
     ),
     "anneal_tied": (
-        "Chosen: {shape} over the last {share}, mixture: {mixture}. Its lead over the next best is within chance.",
-        "选定：{shape}，最后 {share}，配比：{mixture}；其领先幅度未超出随机波动。",
+        "Taken: {shape} decay over the last {share}, on the {mixture}, the reference. Of {others}, none is better "
+        "beyond chance; the lowest mean: {best}, {difference}.",
+        "选定：最后 {share} 按 {shape} 衰减，采用{mixture}，即参照。{others}均未以超出随机波动的幅度更优；均值最低者"
+        "：{best}，{difference}。",
     ),
+    "anneal_name": ("{share} {shape}, {mixture}", "{share} {shape}，{mixture}"),
     "anneal_caption": (
-        "Left: learning rates of the branches. Right: target loss by length of the decay; small dots are seeds, the "
-        "ring marks the branch that was chosen.",
+        "Left: learning rates of the branches. Right: target loss by length of the decay; small dots are seeds, "
+        "the ring marks the branch that was taken.",
         "左：各分支的学习率。右：目标损失随衰减长度的变化；小点为各种子，圆环标出选定的分支。",
     ),
     "anneal_caption_plain": (
-        "Target loss by length of the decay; small dots are seeds, the ring marks the branch that was chosen.",
+        "Target loss by length of the decay; small dots are seeds, the ring marks the branch that was taken.",
         "目标损失随衰减长度的变化；小点为各种子，圆环标出选定的分支。",
     ),
     "learning_rate": ("learning rate", "学习率"),
-    "step": ("step", "步"),
-    "decay_share": ("Decay, share of the tokens", "衰减段占词元份额"),
+    "step": ("step", "训练步"),
+    "decay_share": ("Decay, share of the steps", "衰减段占训练步的份额"),
     "shape": ("Shape", "形状"),
     "annealing_mixture": ("Mixture", "配比"),
     "curve_law": ("The law of the learning-rate curve", "学习率曲线的规律"),
     "curve_lead": (
-        "Fitted to the loss on training batches of the branches on the mixture found, it prefers a {shape} decay over "
-        "the last {share}. It does not choose; it says what other lengths and other ends would cost (nats per token).",
-        "由所选配比上各分支的训练批损失拟合，它倾向于最后 {share} 的 {shape} 衰减。选择不由它作出；"
-        "它说明其他长度与其他终点的代价（奈特/词元）。",
+        "Fitted to the loss on training batches of the branches on the mixture found. By this law the shortest "
+        "decay that comes close to the best is {shape} over the last {share}. It does not choose; it estimates "
+        "what other lengths and other ends would cost (nats per token).",
+        "由所得配比上各分支的训练批损失拟合。按此规律，接近最优的最短衰减是最后 {share} 的 {shape} 衰减。选择不由它作"
+        "出；它估计其他长度与其他终点的代价（奈特/词元）。",
     ),
-    "given_away": ("Given away against the best", "与最优相比的损失"),
+    "given_away": ("Loss against that one", "与之相比的损失"),
     "ended_at": ("Ended at step, unplanned", "未按计划止于第几步"),
-    "lost": ("Lost", "损失"),
+    "lost": ("Lost", "由此多出的损失"),
     # ladder
     "ladder_lead": (
-        "{points} models of growing size and tokens; the law of the loss is carried on to the target run.",
-        "{points} 个规模与词元数递增的模型；将损失规律外推到目标训练。",
+        "{points}, of {sizes}; a law of the loss in parameters N and tokens D is fitted to them and extended to "
+        "the target run.",
+        "{points}，{sizes}；由此拟合损失关于参数量 N 与词元数 D 的缩放定律，并外推到目标训练。",
     ),
     "ladder_caption": (
-        "Target loss over compute. Marks are runs, by depth; the line is the law, the band its 90% interval.",
-        "目标损失与算力。标记为各次训练（按深度区分），曲线为规律，色带为其 90% 区间。",
+        "Target loss over compute. Filled marks are measured runs; the bar behind each is the law's 90% interval "
+        "at that run's own N and D, the short line its mean. {inside} of {count} runs lie inside theirs; the law "
+        "was fitted to these runs, so this is no test of it.",
+        "目标损失与算力。实心标记为实测；其后的竖条为该次训练自身 N、D 处规律的 90% 区间，短横线为均值。{count} 次"
+        "训练中有 {inside} 次落在区间内；规律正是由这些训练拟合的，因此这不构成检验。",
     ),
+    "ladder_caption_plain": ("Target loss over compute. Marks are measured runs.", "目标损失与算力。标记为实测。"),
     "compute": ("training compute (FLOPs)", "训练算力（FLOPs）"),
     "depth": ("depth", "深度"),
+    "law_interval": ("law, 90% interval", "规律，90% 区间"),
     "family": ("Family", "模型族"),
     "tokens": ("Tokens", "词元"),
     "law_of": ("Law of “{family}”", "“{family}”的规律"),
-    "holdout": ("Held-out points", "留出点"),
+    "holdout": ("Runs left out: the law was fitted without them", "留出的训练：拟合规律时未使用"),
+    "left_out_params": ("N ≥ {value}", "N ≥ {value}"),
+    "left_out_tokens": ("D ≥ {value}", "D ≥ {value}"),
+    "left_out_compute": ("N·D ≥ {value}", "N·D ≥ {value}"),
+    "left_out": ("Left out", "留出条件"),
     "error": ("error", "误差"),
-    "families_lead": ("The families at the target's compute", "各模型族在目标算力下的比较"),
-    "points_details": ("All {points} runs of the ladder", "阶梯中的全部 {points} 次训练"),
+    "families_lead": ("The families at the target's depth and tokens", "各模型族在目标深度与词元数下的比较"),
+    "points_details": ("All {points} of the ladder", "阶梯中的全部 {points}"),
     "target_run": ("target run", "目标训练"),
     # record
     "record_lead": (
-        "What the laws said of measurements that they had not seen, and how often their 90% intervals were right: "
-        "{inside} of {forecasts} here. The measurements within a row are not independent.",
-        "规律对未见过的测量所作的预报，及其 90% 区间的命中情况：此处 {forecasts} 次中命中 {inside} 次。"
-        "同一行内的测量并不独立。",
+        "What the laws said of measurements that they had not seen: {inside} of {forecasts} with an interval lie "
+        "inside it (90% intervals). The measurements within a row are not independent.",
+        "规律对未见过的测量所作的预报：带区间的 {forecasts}中有 {inside} 次命中（90% 区间）。同一行内的测量并不独立。",
     ),
     "law": ("Law", "规律"),
     "held_out": ("Held out", "留出"),
@@ -219,10 +264,10 @@ STRINGS: dict[str, tuple[str, str]] = {
     "inside_count": ("Inside", "命中"),
     "mean_error": ("Mean error", "平均误差"),
     "mean_width": ("Mean width of the interval", "区间平均宽度"),
-    "extrapolation": ("Times the compute", "算力倍数"),
+    "extrapolation": ("Times N·D", "N·D 倍数"),
     "extrapolated": (
-        "The target run takes {factor} times the compute of the largest run of the ladder.",
-        "目标训练的算力是阶梯中最大一次训练的 {factor} 倍。",
+        "The target run has {factor} times the N·D (parameters times tokens) of the largest run of the ladder.",
+        "目标训练的 N·D（参数量乘词元数）是阶梯中最大一次训练的 {factor} 倍。",
     ),
     "mixture_law": ("mixture", "配比"),
     "scaling_law": ("scaling", "规模"),
@@ -241,6 +286,25 @@ STRINGS: dict[str, tuple[str, str]] = {
         "The prediction was recorded at {recorded}; the target run has not begun.",
         "预测记录于 {recorded}；目标训练尚未开始。",
     ),
+    "recorded_unknown": (
+        "The prediction was recorded at {recorded}; when the target run began is not recorded.",
+        "预测记录于 {recorded}；目标训练的开始时间没有记录。",
+    ),
+    "chain_intact": (
+        "Records of this store are numbered and each holds the hash of the one before: {records}, none changed "
+        "since. Head of the chain: {head}.",
+        "本库的记录依次编号，每条记录含前一条的哈希：共 {records}，未被改动。链首：{head}。",
+    ),
+    "chain_broken": (
+        "The chain of records is broken, so a prediction, a verdict or a result may have been changed by hand: "
+        "{problem}.",
+        "记录链已断裂，预测、判定或结果可能被人为改动：{problem}。",
+    ),
+    "chain_order": (
+        "Prediction: number {prediction}; verdict: number {verdict}.",
+        "预测为第 {prediction} 号，判定为第 {verdict} 号。",
+    ),
+    "chain_order_prediction": ("Prediction: number {prediction}.", "预测为第 {prediction} 号。"),
     "prediction_caption": (
         "Measured minus predicted loss, by domain; the bar is the 90% interval of the prediction.",
         "各域实测与预测损失之差；横条为预测的 90% 区间。",
@@ -255,21 +319,48 @@ STRINGS: dict[str, tuple[str, str]] = {
     "deviation": ("Deviation", "偏差"),
     # arms
     "arms_lead": (
-        "The same model, tokens and schedule on each mixture; seeds per mixture: {seeds}.",
-        "同一模型、同样的词元数与学习率安排，分别采用各配比；每种配比的随机种子数：{seeds}。",
+        "The same model, steps and annealing on each mixture. Natural: each domain by its share of the training "
+        "text; uniform: all domains alike. {seeds}",
+        "同一模型、相同的训练步与退火，分别采用各配比。自然配比：各域按其在训练文本中的占比；均匀配比：各域相同。"
+        "{seeds}",
     ),
+    "arms_seeds": ("Finished seeds per mixture: {seeds}.", "各配比完成的种子数：{seeds}。"),
+    "arm_seeds": ("{arm} {seeds}", "{arm} {seeds}"),
     "better": (
-        "On the target, the {arm} mixture is better than the {reference} one: {difference}.",
-        "就目标而言，{arm}配比优于{reference}配比：{difference}。",
+        "On the target, the {arm} mixture is better than the {reference} one beyond chance: {difference}, paired "
+        "over {seeds}.",
+        "就目标而言，{arm}配比优于{reference}配比，超出随机波动：{difference}（{seeds}配对）。",
     ),
     "worse": (
-        "On the target, the {arm} mixture is worse than the {reference} one: {difference}.",
-        "就目标而言，{arm}配比劣于{reference}配比：{difference}。",
+        "On the target, the {arm} mixture is worse than the {reference} one beyond chance: {difference}, paired "
+        "over {seeds}.",
+        "就目标而言，{arm}配比劣于{reference}配比，超出随机波动：{difference}（{seeds}配对）。",
     ),
     "undecided": (
         "On the target, no difference between the {arm} and the {reference} mixture was found beyond chance: "
-        "{difference}.",
-        "就目标而言，未发现{arm}配比与{reference}配比之间有超出随机波动的差别：{difference}。",
+        "{difference}, paired over {seeds}.",
+        "就目标而言，未发现{arm}配比与{reference}配比之间有超出随机波动的差别：{difference}（{seeds}配对）。",
+    ),
+    "untested": (
+        "Whether the {arm} mixture is better than the {reference} one cannot be tested: fewer than two seeds "
+        "finished on both.",
+        "{arm}配比是否优于{reference}配比无从检验：两者都完成的种子不足两个。",
+    ),
+    "perplexity": (
+        "Perplexity on the target: {ratio} times that of the {reference} mixture [{low}, {high}].",
+        "目标上的困惑度：为{reference}配比的 {ratio} 倍 [{low}, {high}]。",
+    ),
+    "multiplier": (
+        "By the ladder's law, the {arm} mixture reaches the loss of the {reference} one with {share} of the "
+        "compute [{low}, {high}], parameters and tokens reduced alike: a compute multiplier of {value}. The "
+        "interval is that of the difference; the law's own is not in it.",
+        "按阶梯的缩放定律，{arm}配比只用 {share} 的算力 [{low}, {high}]（参数量与词元数同比减少）即可达到"
+        "{reference}配比的损失，即算力倍数为 {value}。该区间只含差值的不确定性，不含规律自身的。",
+    ),
+    "multiplier_beyond": (
+        "How much compute the difference to the {reference} mixture is worth, the ladder cannot say: the answer "
+        "lies outside the sizes that it climbed.",
+        "与{reference}配比的差别相当于多少算力，阶梯无法回答：答案落在它所覆盖的规模之外。",
     ),
     "arms_caption": (
         "Left: target loss on each mixture; small dots are seeds, the bar is the 90% interval of the mean. Right: "
@@ -287,25 +378,143 @@ STRINGS: dict[str, tuple[str, str]] = {
     "by_domain_bits": ("Mean bits per byte by domain", "各域平均每字节比特数"),
     "lowest_marked": ("The lowest of each row is in bold.", "每行最低者以粗体标出。"),
     # curves
-    "curves_caption": ("Loss during the training of the target runs.", "目标训练过程中的损失。"),
+    "curves_caption": (
+        "Left: target loss on held-out text, at each validation. Right: loss on training batches (means over equal "
+        "spans); each mixture has its own batches, so only the shapes can be compared. Seed {seed} of each mixture.",
+        "左：留出文本上的目标损失（每次验证）。右：训练批上的损失（等长区间的均值）；各配比的训练批不同，只能比较形"
+        "状。各配比均为种子 {seed}。",
+    ),
+    "curves_caption_plain": (
+        "Target loss on held-out text during training, at each validation. Seed {seed} of each mixture.",
+        "训练过程中留出文本上的目标损失（每次验证）。各配比均为种子 {seed}。",
+    ),
+    "training_loss": ("training loss", "训练损失"),
     "tokens_seen": ("training tokens", "训练词元数"),
     "loss": ("loss", "损失"),
     # samples
     "samples_lead": (
-        "Written by the target model after the prompts in bold; not selected for quality by this report.",
-        "由目标模型续写；粗体为提示。本报告未按质量挑选。",
+        "Written by the target model (seed {seed}) after the beginning in bold, which is held-out text; drawn at "
+        "temperature 0.8, the first draw is shown.",
+        "由目标模型（种子 {seed}）续写；粗体为留出文本的开头。采样温度 0.8，展示第一次采样。",
     ),
     # cost
     "stage": ("Stage", "阶段"),
     "runs": ("Runs", "训练次数"),
     "flops": ("FLOPs", "FLOPs"),
-    "wall": ("Wall time", "历时"),
-    "core": ("Core time", "核时间"),
+    "wall": ("Wall time", "用时"),
+    "core": ("Core time", "核时"),
+    "break_even": (
+        "The studies took {studies} FLOPs, one target run {run}. With the compute multiplier of {multiplier} "
+        "against the {reference} mixture, a run on the mixture found saves {saved} times its own compute, and the "
+        "studies pay for themselves from a target run of {at} FLOPs on ({factor} times this one){range}.",
+        "各项研究用去 {studies} FLOPs，一次目标训练为 {run}。相对于{reference}配比的算力倍数为 {multiplier}，即采用"
+        "所得配比的训练可省下自身算力的 {saved} 倍；目标训练达到 {at} FLOPs（本次的 {factor} 倍）时，研究即可回本"
+        "{range}。",
+    ),
+    "break_even_range": (
+        "; by the interval of the multiplier, from {low} to {high}",
+        "；按算力倍数的区间，为 {low} 至 {high}",
+    ),
+    "break_even_open": (
+        "; by the low end of the multiplier's interval, at no size",
+        "；按算力倍数区间的下端，任何规模都不回本",
+    ),
+    "pays_here": ("This target run is that large: the studies have paid.", "本次目标训练已达此规模：研究已经回本。"),
+    "pays_not_here": (
+        "This target run is smaller: here the studies cost more than they save.",
+        "本次目标训练小于此规模：在此，研究的花费多于节省。",
+    ),
+    "break_even_assumes": (
+        "That assumes the same multiplier at other sizes, which nothing here has tested.",
+        "前提是算力倍数在其他规模上不变，而这在此未经检验。",
+    ),
+    "break_even_none": (
+        "The studies took {studies} FLOPs, one target run {run}. They do not pay here at any size: no saving of "
+        "compute was found beyond chance.",
+        "各项研究用去 {studies} FLOPs，一次目标训练为 {run}。在此，任何规模都不回本：未发现超出随机波动的算力节省。",
+    ),
+    "break_even_unknown": (
+        "The studies took {studies} FLOPs, one target run {run}. From which size on they pay cannot be said: the "
+        "difference lies outside what the ladder's law supports.",
+        "各项研究用去 {studies} FLOPs，一次目标训练为 {run}。从多大规模起回本无法断言：差值超出阶梯规律所能支持的范"
+        "围。",
+    ),
+    "card_pays": (
+        "Against the {reference} mixture the studies pay for themselves from a target run of {at} FLOPs on, "
+        "{factor} times this one.",
+        "相对于{reference}配比，目标训练达到 {at} FLOPs（本次的 {factor} 倍）时，研究即可回本。",
+    ),
+    "card_pays_none": (
+        "The studies do not pay for themselves here: no saving of compute was found beyond chance.",
+        "在此研究不能回本：未发现超出随机波动的算力节省。",
+    ),
+    "cost_note": (
+        "FLOPs by formula, validation not counted; a branch counts from where it leaves its trunk. The comparison "
+        "on other mixtures and seeds is part of the stage “target”; core time is the sum over the processes.",
+        "FLOPs 按公式计算，不含验证；分支从离开主干处计起。其他配比与种子的对照训练计入“目标”阶段；核时为各进程用"
+        "时之和。",
+    ),
     # reproduce, lineage
     "number": ("Number", "数字"),
     "command": ("Command", "命令"),
     "what": ("What", "项目"),
     "id": ("Id", "标识"),
+    "reproduce_lead": (
+        "From the folder in which {folder} lies. Finished stages are read, not trained again; to train everything "
+        "anew, give {out} with a new folder.",
+        "在 {folder} 所在的文件夹中执行。已完成的阶段直接读取，不重新训练；要全部重新训练，请用 {out} 指定新文件夹。",
+    ),
+    "status": ("State", "状态"),
+    "cause": ("Cause", "原因"),
+    "failures_lead": (
+        "{runs} of these studies without a result. The studies above rest on the runs that have one; the next call "
+        "tries again what failed for a passing cause.",
+        "以下 {runs}没有结果。上述研究只依据有结果的训练；因暂时原因失败的训练，下次调用会重试。",
+    ),
+    "note_domain": (
+        "{subject}: {things} while reading the text, first: {detail}",
+        "{subject}：读取文本时有 {things}，第一处：{detail}",
+    ),
+    "note_forecast": ("The law warns about this prediction: {detail}", "规律对该预测的提示：{detail}"),
+    "note_edge_share": (
+        "The best decay length in the annealing study ({detail} of the steps) is the {end} that was tried: a "
+        "better one may lie beyond.",
+        "退火研究中最优的衰减长度（训练步的 {detail}）是所试范围的{end}：更好的可能在范围之外。",
+    ),
+    "note_edge_sharpen": (
+        "The best power of the annealing mixture ({detail}) is the {end} that was tried: a better one may lie beyond.",
+        "退火配比的最优幂次（{detail}）是所试范围的{end}：更好的可能在范围之外。",
+    ),
+    "note_edge_tried": (
+        "In the best mixture of the law, the weight of {subject} ({detail}) is the {end} that was tried: a better "
+        "one may lie beyond.",
+        "在规律给出的最优配比中，{subject}的权重（{detail}）是所试范围的{end}：更好的可能在范围之外。",
+    ),
+    "note_edge_limits": (
+        "In the best mixture of the law, the weight of {subject} ({detail}) lies at the {end} that the limits allow"
+        ": without the limit a better one may exist.",
+        "在规律给出的最优配比中，{subject}的权重（{detail}）是限制所允许的{end}：若无此限制，可能有更好的配比。",
+    ),
+    "note_adjusted": (
+        "The {subject} mixture breaks the limits and was brought within them, here and in every comparison.",
+        "{subject}配比超出限制，在此及所有对照中均已调整到限制之内。",
+    ),
+    "note_reason": ("{subject}: {detail}", "{subject}：{detail}"),
+    "note_unpredicted": ("The target loss itself has no prediction: {detail}", "目标损失本身没有预测：{detail}"),
+    "end_low": ("lowest", "最小值"),
+    "end_high": ("highest", "最大值"),
+    "note_failures": (
+        "{things} of the {subject} without a result; see below.",
+        "{subject}中有 {things}没有结果，见下文。",
+    ),
+    "note_unreadable": (
+        "{subject}: what depends on it is left out here. {detail}",
+        "{subject}：依赖它的内容在此略去。{detail}",
+    ),
+    "note_family": (
+        "Family “{subject}”: the ladder does not support a law for it: {detail}",
+        "模型族“{subject}”：阶梯不足以支持其规律：{detail}",
+    ),
     # joints
     "gap": (" ", ""),
     "pair": ("{first}, {second}", "{first}，{second}"),
@@ -321,7 +530,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "name_target": ("target", "目标"),
     "name_corpus": ("corpus", "语料"),
     "name_mixture": ("mixture study", "配比研究"),
-    "name_confirm": ("candidates confirmed", "候选确认"),
+    "name_confirm": ("mixtures again, new seeds", "配比重训（新种子）"),
     "name_branches": ("branches, each from the others", "各分支（由其余分支推得）"),
     "name_anneal": ("annealing study", "退火研究"),
     "name_ladder": ("ladder", "规模阶梯"),
@@ -333,6 +542,50 @@ STRINGS: dict[str, tuple[str, str]] = {
     "name_recipe": ("recipe", "配方"),
     "name_code": ("code version", "代码版本"),
     "name_verdict": ("verdict", "判定"),
+    "name_width-depth": ("width and depth", "宽度与深度"),
+    "name_context": ("context length", "上下文长度"),
+    "name_moe": ("mixture of experts", "混合专家"),
+    "name_overfitting-ratio": ("repeated data, overfitting, tokens per parameter", "重复数据，过拟合，词元参数比"),
+    "name_overfitting": ("repeated data, overfitting", "重复数据，过拟合"),
+    "name_data-constrained-ratio": ("repeated data, tokens per parameter", "重复数据，词元参数比"),
+    "name_data-constrained": ("repeated data", "重复数据"),
+    "name_refused": ("refused", "被拒绝"),
+    "name_all_runs": ("all runs and their states", "全部训练及其状态"),
+    "name_candidate": ("candidate {number}", "候选 {number}"),
+    "n_domains": ("{n} domain|{n} domains", "{n} 个域"),
+    "n_documents": ("{n} document|{n} documents", "文档 {n} 篇"),
+    "n_duplicates": ("{n} exact duplicate was|{n} exact duplicates were", "完全重复的 {n} 篇"),
+    "n_tokens": ("{n} token|{n} tokens", "{n} 个"),
+    "n_proxies": ("{n} small model|{n} small models", "{n} 个小模型"),
+    "n_branches": ("{n} ending|{n} endings", "{n} 种收尾"),
+    "n_runs": ("{n} run|{n} runs", "{n} 次训练"),
+    "n_sizes": ("{n} size|{n} sizes", "{n} 种规模"),
+    "n_mixtures": ("{n} mixture|{n} mixtures", "{n} 个配比"),
+    "n_others": ("{n} other|{n} others", "{n} 个其他选择"),
+    "n_seeds": ("{n} seed|{n} seeds", "{n} 个种子"),
+    "n_predictions": ("{n} prediction|{n} predictions", "{n} 项预测"),
+    "n_forecasts": ("{n} forecast|{n} forecasts", "{n} 次预报"),
+    "n_problems": ("{n} problem|{n} problems", "{n} 处问题"),
+    "n_records": ("{n} record|{n} records", "{n} 条记录"),
+    "name_mixture-confirm": ("mixtures again, new seeds", "配比重训（新种子）"),
+    "name_interrupted": ("interrupted", "被中断"),
+    "name_running": ("running", "训练中"),
+    "name_pending": ("pending", "待训练"),
+    "name_diverged": ("diverged", "发散"),
+    "name_failed": ("failed", "失败"),
+    "name_interaction": ("interaction", "交互"),
+    "name_ratio": ("tokens per parameter", "词元参数比"),
+    "name_kaplan": ("Kaplan", "Kaplan"),
+    "name_shared": ("shared exponent", "同指数"),
+    "name_chinchilla": ("Chinchilla", "Chinchilla"),
+    "name_lightgbm": ("LightGBM", "梯度提升树"),
+    "name_exponential": ("exponential", "指数"),
+    "name_gaussian-process": ("Gaussian process", "高斯过程"),
+    "name_effective-data": ("effective data", "有效数据"),
+    "name_sqrt": ("sqrt", "√x"),
+    "name_1-sqrt": ("1-sqrt", "1−√x"),
+    "name_cosine": ("cosine", "余弦"),
+    "name_linear": ("linear", "线性"),
 }
 
 
@@ -353,6 +606,20 @@ class Words:
         return Markup(STRINGS[key][self._column]).format(
             **{name: kept.format(value) if len(str(value)) <= 40 else value for name, value in values.items()}
         )
+
+    def n(self, noun: str, count: int) -> str:
+        """``count`` things: the entry ``n_NOUN`` holds the singular and the plural, where the language has both."""
+        forms = STRINGS[f"n_{noun}"][self._column].split("|")
+        return forms[0 if count == 1 else -1].format(n=f"{count:,}")
+
+    def mixture(self, power: float) -> str:
+        """The mixture of an annealing: the one found, each weight raised to ``power``."""
+        return self("mixture_found") if power == 1 else self("mixture_power", power=f"{power:g}")
+
+    def candidate(self, name: str) -> str:
+        """The name of a mixture of the study: ``candidate 1``, which the study gives, or a plain mixture's."""
+        number = name.removeprefix("candidate ")
+        return self("name_candidate", number=number) if number != name else self.name(name)
 
     def name(self, name: str) -> str:
         """The word for a name that this program gives; any other name as it is."""

@@ -1,0 +1,644 @@
+"""Fills the report from the evidence: plain data, in which each sentence of the page can be checked.
+
+What cannot be read (a run's metrics, events or weights) is left out, and a note names it; the rest of the report is
+written.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+import armillary
+from armillary import report
+from armillary.laws import ExtrapolationError, ExtrapolationWarning, Prediction, ScalingLaw
+from armillary.path.evidence import STUDIES, Evidence, public_source, spent_flops
+from armillary.path.samples import sample
+from armillary.recipe import ArmillaryError, DamagedFileError, RunSpec
+from armillary.study import AnnealOutcome, MixtureOutcome, fit_law, hold_out_rungs, iso_time, phases
+from armillary.train import load_trained, read_metrics
+
+# Points of a training curve, and the least steps of each; one batch is too noisy to be read.
+_CURVE_POINTS, _CURVE_STEPS = 60, 4
+# How far beyond the target's own parameters and tokens the law is asked what a difference is worth, at most.
+_BEYOND = 2.0
+_COMMANDS = (
+    ("corpus", "corpus"),
+    ("mixture", "study mixture"),
+    ("anneal", "study anneal"),
+    ("ladder", "study ladder"),
+    ("predict", "predict"),
+    ("target", "train"),
+    ("verdict", "verdict"),
+    ("everything", "run"),
+    ("all_runs", "runs"),
+)
+_STAGES = {
+    "mixture": ("mixture", "mixture-confirm"),
+    "anneal": ("anneal",),
+    "ladder": ("ladder",),
+    "target": ("target",),
+}
+
+
+def report_data(
+    evidence: Evidence, wall_s: Mapping[str, float], folder: Path, own_database: bool = True
+) -> report.ReportData:
+    """All that the report shows, from the outcomes and the runs' own files.
+
+    ``folder`` is the workspace, which the printed commands name; without ``own_database`` they ask for the address.
+    """
+    return _Pages(evidence, wall_s, folder, own_database).data()
+
+
+class _Pages:
+    """The parts of a report on its evidence; ``notes`` grows while they are made."""
+
+    def __init__(self, evidence: Evidence, wall_s: Mapping[str, float], folder: Path, own_database: bool) -> None:
+        self.evidence = evidence
+        self.store = evidence.store
+        self.wall_s = wall_s
+        self.folder = folder
+        self.own_database = own_database
+        self.notes: list[report.Note] = []
+        self.laws: dict[str, ScalingLaw] = {}
+
+    def data(self) -> report.ReportData:
+        """The whole report."""
+        evidence, recipe = self.evidence, self.evidence.recipe
+        self._fit_laws()
+        arms, differences = self._arms(), self._differences()
+        multipliers = [self._multiplier(row) for row in differences if row.mean is not None]
+        cost = self._cost()
+        curves_seed = self._curves_seed()
+        data = report.ReportData(
+            name=recipe.name,
+            question=self._question(),
+            created_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            code_version=armillary.__version__,
+            corpus=self._corpus(),
+            recipe=self._recipe(),
+            mixture=None if evidence.mixture is None else _mixture_part(evidence, evidence.mixture),
+            anneal=None if evidence.anneal is None else self._anneal_part(evidence.anneal),
+            ladder=self._ladder_part(),
+            record=self._record_rows(),
+            prediction=self._prediction_part(),
+            arms=arms,
+            differences=differences,
+            multipliers=multipliers,
+            curves=self._curves(curves_seed),
+            training_curves=self._training_curves(curves_seed),
+            curves_seed=curves_seed,
+            samples=self._samples(),
+            failures=self._failures(),
+            cost=cost,
+            break_even=self._break_even(cost, differences, multipliers),
+            reproduce=self._commands(),
+            workspace=self.folder.name,
+            lineage=self._lineage_rows(),
+        )
+        self._remember()
+        # What was noted while the parts were made comes first: it says what is missing above.
+        return replace(data, notes=self.notes)
+
+    def _question(self) -> report.Question:
+        recipe, plan = self.evidence.recipe, self.evidence.plan
+        shape = recipe.family(recipe.model.family).shape(recipe.model.depth, self.evidence.corpus.vocab_size)
+        return report.Question(
+            target=recipe.target_weights,
+            model=f"{recipe.model.family}, {shape.n_layers} × {shape.d_model}",
+            parameters=shape.parameters,
+            tokens=plan.tokens["target"],
+            budget=plan.budget,
+            max_epochs=recipe.limits.max_epochs,
+            floors=recipe.limits.floors,
+            ceilings=recipe.limits.ceilings,
+        )
+
+    def _corpus(self) -> list[report.DomainRow]:
+        return [
+            report.DomainRow(
+                name=name,
+                source=public_source(domain.source),
+                licence=domain.licence or "",
+                trained=domain.train,
+                train_tokens=domain.train_tokens,
+                validation_tokens=domain.validation_tokens,
+                documents=domain.documents,
+                duplicates=domain.duplicates,
+                bytes_per_token=(domain.train_bytes + domain.validation_bytes)
+                / max(1, domain.train_tokens + domain.validation_tokens),
+            )
+            for name, domain in self.evidence.corpus.manifest.domains.items()
+        ]
+
+    def _recipe(self) -> report.Recipe | None:
+        """The phases of the predicted run, with the passes that it counted, or that the plan comes to."""
+        said = self.evidence.prediction
+        if said is None:
+            return None
+        spec = RunSpec.model_validate(said["spec"])
+        ends = [*(phase.start_step for phase in spec.mixture[1:]), spec.steps]
+        result = self.store.result(spec.id)
+        domains = self.evidence.corpus.manifest.domains
+        planned = {
+            name: sum(phase.share * phase.weights.get(name, 0.0) for phase in phases(spec))
+            * spec.tokens
+            / max(1, domain.train_tokens)
+            for name, domain in domains.items()
+            if domain.train
+        }
+        return report.Recipe(
+            phases=[
+                report.Phase(phase.start_step + 1, end, phase.weights)
+                for phase, end in zip(spec.mixture, ends, strict=True)
+            ],
+            passes=planned if result is None else result.epochs,
+            measured=result is not None,
+        )
+
+    def _anneal_part(self, found: AnnealOutcome) -> report.AnnealPart:
+        names = [branch.annealing.name for branch in found.branches]
+        complete = [len(branch.measured) == len(branch.runs) for branch in found.branches]
+        others = [name for name, whole in zip(names, complete, strict=True) if whole and name != found.reference]
+        curves = []
+        for branch in found.branches:
+            spec = self.store.run_spec(branch.runs[0])
+            steps = list(range(spec.steps))
+            curves.append(report.LrCurve(branch.annealing.shape, steps, [spec.lr(step) for step in steps]))
+        return report.AnnealPart(
+            branches=[
+                report.AnnealRow(b.annealing.share, b.annealing.shape, b.measured, b.annealing.sharpen, whole)
+                for b, whole in zip(found.branches, complete, strict=True)
+            ],
+            chosen=names.index(found.taken.name),
+            significant=found.significant,
+            reference=names.index(found.reference),
+            best=names.index(found.best) if others else None,
+            difference=found.difference,
+            low=found.low,
+            high=found.high,
+            curves=curves,
+            law=None
+            if found.curve is None
+            else report.CurveLaw(
+                shape=found.curve.shape,
+                share=found.curve.share,
+                nearby=[(option.share, option.excess) for option in found.curve.nearby],
+                endings=[(ending.steps, ending.lost) for ending in found.curve.endings],
+            ),
+        )
+
+    def _fit_laws(self) -> None:
+        ladder, mixture = self.evidence.ladder, self.evidence.mixture
+        if ladder is None or mixture is None:
+            return
+        for name in dict.fromkeys(point.family for point in ladder.points):
+            try:
+                self.laws[name] = fit_law(ladder, name, mixture.domains)
+            except ArmillaryError as error:
+                self.notes.append(report.Note("family", name, str(error)))
+
+    def _ladder_part(self) -> report.LadderPart | None:
+        found = self.evidence.ladder
+        if found is None:
+            return None
+        recipe = self.evidence.recipe
+        for name, why in found.left_out.items():
+            self.notes.append(report.Note("family", name, why))
+        points = []
+        for p in found.points:
+            law = self.laws.get(p.family)
+            said = None if law is None else _of_target(law, p.parameters, p.tokens)
+            mean, low, high = (None, None, None) if said is None else said
+            points.append(
+                report.LadderPoint(
+                    p.family, p.depth, p.parameters, p.tokens, p.flops, p.loss, p.target, mean, low, high
+                )
+            )
+        families = []
+        for name in self.laws:
+            shape = recipe.family(name).shape(recipe.model.depth, self.evidence.corpus.vocab_size)
+            try:
+                at = _of_target(self.laws[name], shape.parameters, self.evidence.plan.tokens["target"])
+            except ExtrapolationError as error:
+                self.notes.append(report.Note("family", name, str(error)))
+                continue
+            families.append(report.FamilyRow(name, shape.parameters, *at))
+        return report.LadderPart(
+            points=points,
+            laws=[
+                report.LadderLaw(
+                    family=name,
+                    parameters={symbol: float(np.atleast_1d(value)[-1]) for symbol, value in law.parameters_.items()},
+                    form=law.form_,
+                )
+                for name, law in self.laws.items()
+            ],
+            holdout=self._holdout(),
+            target=self._target_point(),
+            families=families if len(families) > 1 else [],
+        )
+
+    def _holdout(self) -> list[report.HoldoutRow]:
+        """The runs that the law of the target's family was asked for without having seen them."""
+        family, ladder = self.evidence.recipe.model.family, self.evidence.ladder
+        if ladder is None or family not in self.laws:
+            return []
+        own = [p for p in ladder.points if p.family == family]
+        rows = []
+        for left in self.laws[family].holdout_error_:
+            column, least = left.what.split(" >= ")
+            for row, predicted, measured in zip(left.rows, left.predicted, left.measured, strict=True):
+                p = own[int(row)]
+                rows.append(
+                    report.HoldoutRow(
+                        column, float(least), p.depth, p.parameters, p.tokens, float(predicted[-1]), float(measured[-1])
+                    )
+                )
+        return rows
+
+    def _target_point(self) -> report.TargetPoint | None:
+        said = self.evidence.prediction
+        if said is None or said["target"] is None:
+            return None
+        spec, target = RunSpec.model_validate(said["spec"]), said["target"]
+        return report.TargetPoint(
+            spec.flops, target["predicted"], target["low"], target["high"], self._measured().get("target")
+        )
+
+    def _measured(self) -> dict[str, float | None]:
+        """The losses of the predicted run by domain, and its target loss, as the verdict has them."""
+        verdict = self.evidence.verdict
+        if verdict is None:
+            return {}
+        measured = {row["domain"]: row["measured"] for row in verdict["rows"]}
+        if "unpredicted" in verdict:
+            measured["target"] = verdict["unpredicted"]["measured"]
+        return measured
+
+    def _record_rows(self) -> list[report.RecordRow]:
+        """How each law fared on runs of these studies that it had not seen."""
+        rows = []
+        mixture, anneal, ladder = self.evidence.mixture, self.evidence.anneal, self.evidence.ladder
+        if mixture is not None:
+            said = [(c.predicted, c.low, c.high, m) for c in mixture.candidates for m in c.measured]
+            if said:
+                mean, low, high, measured = np.array(said).T
+                rows.append(_record_row("mixture_law", "confirm", 1.0, Prediction(mean, low, high), measured))
+        if anneal is not None and anneal.curve is not None and anneal.curve.held_out:
+            errors = list(anneal.curve.held_out.values())
+            rows.append(report.RecordRow("anneal_law", "branches", len(errors), None, fmean(errors), None, 1.0))
+        if ladder is not None and mixture is not None and self.evidence.recipe.model.family in self.laws:
+            for rung in hold_out_rungs(ladder, self.evidence.recipe.model.family, mixture.domains):
+                column, least = rung.what.split(" = ")
+                what = "params" if column == "parameters" else column
+                factor = float(rung.extrapolation.max())
+                rows.append(_record_row("scaling_law", what, factor, rung.prediction, rung.measured, float(least)))
+        return rows
+
+    def _prediction_part(self) -> report.PredictionPart | None:
+        said, verdict = self.evidence.prediction, self.evidence.verdict
+        if said is None:
+            return None
+        outcome = {row["domain"]: row for row in (verdict["rows"] if verdict else [])}
+
+        def row(name: str, value: Mapping[str, float]) -> report.PredictionRow:
+            judged = outcome.get(name, {})
+            return report.PredictionRow(
+                name, value["predicted"], value["low"], value["high"], judged.get("measured"), judged.get("inside")
+            )
+
+        started = self.store.started_at(said["run"])
+        pending = None
+        if verdict is not None and verdict["status"] == "pending":
+            pending = self._local(next((r.cause for r in self._failed() if r.run == said["run"]), ""))
+        if said["target"] is None:
+            self.notes.append(report.Note("unpredicted", detail=said["unpredicted"]))
+        return report.PredictionPart(
+            recorded_at=said["recorded_at"],
+            started_at=None if started is None else iso_time(started),
+            rows=[row(domain, value) for domain, value in said["domains"].items()],
+            target=None if said["target"] is None else row("target", said["target"]),
+            extrapolation=said["extrapolation"],
+            begun=started is not None or self.store.result(said["run"]) is not None,
+            pending=pending,
+            chain=self._chain(said["run"]),
+        )
+
+    def _chain(self, run: str) -> report.Chain:
+        """The store's journal, and where in it the prediction of ``run`` and its verdict stand."""
+        chain = self.store.chain()
+        prediction, verdict = chain.of("prediction", run), chain.of("verdict", run)
+        return report.Chain(
+            records=len(chain.entries),
+            head=chain.head,
+            problem=self._local("; ".join(chain.problems[:3])) if chain.problems else None,
+            prediction=None if prediction is None else prediction.seq,
+            verdict=None if verdict is None else verdict.seq,
+        )
+
+    def _arms(self) -> list[report.ArmRow]:
+        target = self.evidence.target
+        return [
+            report.ArmRow(
+                name=arm.name,
+                losses=arm.target,
+                mean=arm.mean,
+                low=arm.low,
+                high=arm.high,
+                domain_losses={d: fmean(loss[d] for loss in arm.loss) for d in self.evidence.corpus.domains},
+                bits_per_byte={d: fmean(bits[d] for bits in arm.bits_per_byte) for d in self.evidence.corpus.domains},
+            )
+            for arm in (target.arms if target is not None else [])
+        ]
+
+    def _differences(self) -> list[report.DifferenceRow]:
+        """Found minus each plain mixture; a pair without two common seeds is a row without numbers."""
+        target = self.evidence.target
+        if target is None:
+            return []
+        found = target.arm("found")
+        rows = []
+        for name in ("natural", "uniform"):
+            other = target.arm(name)
+            seeds = len(set(found.seeds) & set(other.seeds)) if found is not None and other is not None else 0
+            d = next((d for d in target.differences if d.reference == name), None)
+            numbers = (None, None, None) if d is None else (d.mean, d.low, d.high)
+            rows.append(report.DifferenceRow("found", name, seeds, *numbers))
+        return rows
+
+    def _multiplier(self, row: report.DifferenceRow) -> report.Multiplier:
+        """What a difference is worth in compute, by the law of the target's family."""
+        nothing = report.Multiplier(row.reference, None, None, None)
+        law, said, ladder = (
+            self.laws.get(self.evidence.recipe.model.family),
+            self.evidence.prediction,
+            self.evidence.ladder,
+        )
+        arm = self.evidence.target.arm("found") if self.evidence.target is not None else None
+        if law is None or said is None or ladder is None or arm is None or row.mean is None:
+            return nothing
+        assert row.low is not None and row.high is not None
+        spec = RunSpec.model_validate(said["spec"])
+        own = np.array([spec.model.parameters, spec.tokens], float)
+        smallest = ladder.sizes(self.evidence.recipe.model.family).min(axis=0)
+        least = float((smallest / own).max())
+        scales = np.geomspace(min(least, 1.0), _BEYOND, 200)
+        try:
+            losses = np.array([_of_target(law, *(own * scale))[0] for scale in scales])
+            here = _of_target(law, *own)[0]
+        except ExtrapolationError:
+            return nothing
+
+        def worth(difference: float) -> float:
+            """Compute multiplier at which the law has the reference's loss; infinite or 0 beyond the sizes."""
+            wanted = here * (arm.mean - difference) / arm.mean
+            if wanted > losses.max():
+                return float("inf")
+            if wanted < losses.min():
+                return 0.0
+            # the law falls along the path, so that its inverse is a function
+            return float(np.interp(-wanted, -losses, scales**-2))
+
+        value = worth(row.mean)
+        if not 0 < value < float("inf") or not (np.diff(losses) < 0).all():
+            return nothing
+        return report.Multiplier(row.reference, value, worth(row.high), worth(row.low))
+
+    def _break_even(
+        self,
+        cost: list[report.CostRow],
+        differences: list[report.DifferenceRow],
+        multipliers: list[report.Multiplier],
+    ) -> report.BreakEven | None:
+        """From which size of the target run the studies pay, against the natural mixture without a study."""
+        natural = next((row for row in differences if row.reference == "natural" and row.high is not None), None)
+        if natural is None or natural.high is None or self.evidence.prediction is None:
+            return None
+        studies = sum(row.flops for row in cost if row.stage in ("mixture", "anneal", "ladder"))
+        run = RunSpec.model_validate(self.evidence.prediction["spec"]).flops
+        worth = next(row for row in multipliers if row.reference == "natural")
+        if worth.value is None or worth.low is None or worth.high is None:
+            return report.BreakEven("natural", studies, run, None, None, None, None)
+        if natural.high >= 0:
+            return report.BreakEven("natural", studies, run, worth.value, None, None, None)
+        return report.BreakEven(
+            "natural",
+            studies,
+            run,
+            worth.value,
+            *(_pays_from(studies, m) for m in (worth.value, worth.high, worth.low)),
+        )
+
+    def _curves_seed(self) -> int:
+        """The seed whose runs are drawn: that of the predicted run, else the first that has finished."""
+        recipe, target = self.evidence.recipe, self.evidence.target
+        seeds = [seed for arm in (target.arms if target is not None else []) for seed in arm.seeds]
+        first = recipe.training.seeds[0]
+        return first if first in seeds or not seeds else seeds[0]
+
+    def _curves(self, seed: int) -> list[report.LossCurve]:
+        """Target loss at each validation of the runs of one seed."""
+        weights = self.evidence.recipe.target_weights
+        curves = []
+        for name, table in self._metrics(seed):
+            columns = [f"validation/{domain}/loss" for domain in weights]
+            rows = [row for row in table if all(row.get(column) is not None for column in columns)]
+            losses = [sum(w * row[c] for w, c in zip(weights.values(), columns, strict=True)) for row in rows]
+            if rows:
+                curves.append(report.LossCurve(name, [row["tokens"] for row in rows], losses))
+        return curves
+
+    def _training_curves(self, seed: int) -> list[report.LossCurve]:
+        """Loss on training batches of the runs of one seed: means over equal spans of steps."""
+        curves = []
+        for name, table in self._metrics(seed, note=False):
+            rows = [row for row in table if row.get("loss") is not None]
+            spans = np.array_split(np.arange(len(rows)), max(1, min(_CURVE_POINTS, len(rows) // _CURVE_STEPS)))
+            if len(spans) > 1:
+                tokens = [rows[int(span[-1])]["tokens"] for span in spans]
+                curves.append(
+                    report.LossCurve(name, tokens, [fmean(rows[int(i)]["loss"] for i in span) for span in spans])
+                )
+        return curves
+
+    def _metrics(self, seed: int, note: bool = True) -> list[tuple[str, list[dict[str, Any]]]]:
+        """The table of metrics of each arm's run with that seed, where it can be read."""
+        found = []
+        for arm in self.evidence.target.arms if self.evidence.target is not None else []:
+            run = arm.run(seed)
+            if run is None:
+                continue
+            try:
+                table = read_metrics(self.store.run_folder(run)).to_pylist()
+                if table and "tokens" not in table[0]:
+                    raise DamagedFileError("it has no column 'tokens'")
+                found.append((arm.name, table))
+            except ArmillaryError as error:
+                if note:
+                    self.notes.append(report.Note("unreadable", f"runs/{run}/metrics.parquet", self._local(str(error))))
+        return found
+
+    def _samples(self) -> list[report.Sample]:
+        """What the published run writes after the beginning of a held-out text of each target domain."""
+        run = self.evidence.target.published if self.evidence.target is not None else None
+        if run is None or self.store.result(run) is None:
+            return []
+        spec = self.store.run_spec(run)
+        try:
+            model = load_trained(self.store.run_folder(run), spec)
+        except (ArmillaryError, OSError) as error:
+            self.notes.append(report.Note("unreadable", f"runs/{run}/model.safetensors", self._local(str(error))))
+            return []
+        return [
+            report.Sample(*sample(model, self.evidence.corpus, spec, domain), spec.seed)
+            for domain in self.evidence.recipe.target_weights
+        ]
+
+    def _failed(self) -> list[Any]:
+        """The rows without a result of every stage that was reached."""
+        outcomes = (self.evidence.mixture, self.evidence.anneal, self.evidence.ladder, self.evidence.target)
+        return [row for outcome in outcomes if outcome is not None for row in outcome.failed]
+
+    def _failures(self) -> list[report.FailureRow]:
+        study = {run: name for name in STUDIES for run in self.evidence.runs[name]}
+        return [
+            report.FailureRow(study.get(row.run, ""), row.run, row.status, self._local(row.cause))
+            for row in self._failed()
+        ]
+
+    def _cost(self) -> list[report.CostRow]:
+        rows, runs = [], self.evidence.runs
+        for stage, seconds in self.wall_s.items():
+            ids = [run for study in _STAGES.get(stage, ()) for run in runs[study]]
+            done = [result for run in ids if (result := self.store.result(run)) is not None]
+            flops, core_s = sum(spent_flops(self.store, r) for r in done), sum(result.wall_s for result in done)
+            rows.append(report.CostRow(stage, len(done), flops, seconds, core_s))
+        return rows
+
+    def _commands(self) -> list[report.Command]:
+        place = shlex.quote(self.folder.name) + ("" if self.own_database else " --database URL")
+        return [report.Command(what, f"armillary {verb} {place}") for what, verb in _COMMANDS]
+
+    def _lineage_rows(self) -> list[report.LineageRow]:
+        rows = [report.LineageRow("corpus", self.evidence.corpus.hash)]
+        if self.evidence.prediction is not None:
+            rows.append(report.LineageRow("target", self.evidence.prediction["run"]))
+            rows.append(report.LineageRow("predict", self.evidence.prediction["sha256"]))
+        return rows
+
+    def _remember(self) -> None:
+        """Notes on what the reader should keep in mind, beside those that were made on the way."""
+        mixture, anneal, said = self.evidence.mixture, self.evidence.anneal, self.evidence.prediction
+        for stage, outcome in (("mixture", mixture), ("anneal", anneal)):
+            if outcome is None:
+                continue
+            if outcome.reason:
+                self.notes.append(report.Note("reason", stage, self._local(outcome.reason)))
+            for edge in outcome.edges:
+                what = f"edge_{edge.of}" if stage == "anneal" else f"edge_{edge.by}"
+                value = f"{edge.value:g}" if edge.of == "sharpen" else f"{100 * edge.value:.3g}%"
+                self.notes.append(report.Note(what, "" if stage == "anneal" else edge.of, value, end=edge.end))
+        for name in mixture.adjusted if mixture is not None else ():
+            self.notes.append(report.Note("adjusted", name))
+        if said is not None:
+            self.notes += [report.Note("forecast", detail=text) for text in said.get("warnings", [])]
+        for name, domain in self.evidence.corpus.manifest.domains.items():
+            if domain.problem_count:
+                first = self._local(domain.problems[0]) if domain.problems else ""
+                self.notes.append(report.Note("domain", name, first, domain.problem_count))
+        studies = {run: name for name in STUDIES for run in self.evidence.runs[name]}
+        lost = [studies.get(row.run, "") for row in self._failed()]
+        self.notes += [report.Note("failures", study, count=lost.count(study)) for study in dict.fromkeys(lost)]
+
+    def _local(self, text: str) -> str:
+        """``text`` without the folders of this machine."""
+        for known in (self.folder.absolute(), Path.cwd(), Path.home()):
+            text = text.replace(f"{known}{os.sep}", "")
+        return re.sub(r"(?<![\w:/.])/(?:[^\s/:'\"]+/)+(?=[^\s/])", "", text)
+
+
+def _mixture_part(evidence: Evidence, found: MixtureOutcome) -> report.MixturePart:
+    weights = np.array([evidence.recipe.target_weights.get(d, 0.0) for d in found.domains])
+    predicted, measured = np.array(found.held_out), np.array(found.losses)
+    # The uniform mixture is measured to be shown, not to be taken.
+    complete = {c.name: fmean(c.measured) for c in found.candidates if c.measured and len(c.measured) == len(c.runs)}
+    others = {name: mean for name, mean in complete.items() if name not in (found.reference, "uniform")}
+    tested = bool(others) and found.reference in complete
+    return report.MixturePart(
+        domains=found.training_domains,
+        design=found.design,
+        fits=[
+            report.DomainFit(
+                domain=domain,
+                predicted=predicted[:, i].tolist(),
+                measured=measured[:, i].tolist(),
+                spearman=found.spearman[i],
+                rmse=found.rmse[i],
+                form=max(found.forms[i], key=lambda name: found.forms[i][name]),
+            )
+            for i, domain in enumerate(found.domains)
+        ],
+        candidates=[
+            report.CandidateRow(c.name, c.weights, c.predicted, c.low, c.high, c.measured) for c in found.candidates
+        ],
+        choice=report.MixtureChoice(
+            taken=found.taken,
+            reference=found.reference,
+            difference=found.difference,
+            low=found.low,
+            high=found.high,
+            significant=found.significant,
+            best=min(others, key=lambda name: others[name]) if tested else None,
+            others=len(others) if tested else 0,
+        ),
+        natural=found.natural,
+        uniform=found.uniform,
+        found=found.found,
+        target_fit=report.DomainFit(
+            domain="target",
+            predicted=(predicted @ weights).tolist(),
+            measured=(measured @ weights).tolist(),
+            spearman=found.target_spearman,
+            rmse=float(np.sqrt(np.mean((predicted @ weights - measured @ weights) ** 2))),
+        ),
+    )
+
+
+def _of_target(law: ScalingLaw, parameters: float, tokens: float) -> tuple[float, float, float]:
+    """Mean, low and high of the target loss, the last column of the law, at one size."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExtrapolationWarning)  # the recorded prediction holds it
+        mean, low, high = law.predict(np.array([[parameters, tokens]], float))
+    return float(mean[0, -1]), float(low[0, -1]), float(high[0, -1])
+
+
+def _record_row(
+    law: str, what: str, factor: float, said: Prediction, measured: np.ndarray, least: float | None = None
+) -> report.RecordRow:
+    return report.RecordRow(
+        law=law,
+        what=what,
+        forecasts=measured.size,
+        inside=int(((said.low <= measured) & (measured <= said.high)).sum()),
+        error=float(np.abs(said.mean / measured - 1).mean()),
+        width=float(((said.high - said.low) / measured).mean()),
+        extrapolation=factor,
+        least=least,
+    )
+
+
+def _pays_from(studies: float, multiplier: float) -> float | None:
+    """FLOPs of a target run from which on a saving of ``multiplier - 1`` times its compute covers the studies."""
+    return studies / (multiplier - 1) if multiplier > 1 else None
