@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from formula_runs import SETTINGS, FormulaExecutor, evidence_of, loss_of
 from typer.testing import CliRunner
 
 from armillary.cli.verbs import app
@@ -24,7 +25,6 @@ from armillary.path.pages import report_data
 from armillary.recipe import CorpusSpec, RunSpec
 from armillary.report import ReportData, write_report
 from armillary.study import Lab, Store, mixture
-from conftest import SETTINGS, FormulaExecutor, evidence_of, loss_of
 from fakes import QuickLaw
 
 WALL = {"corpus": 1.0, "mixture": 2.0, "anneal": 1.0, "ladder": 1.0, "target": 3.0}
