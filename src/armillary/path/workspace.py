@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import yaml
 from pydantic import ValidationError
@@ -22,6 +22,7 @@ from pydantic import ValidationError
 from armillary.corpus import Corpus, build_corpus
 from armillary.files import aside, write_file, write_json
 from armillary.launch import fit_workers, launched, worker_bytes
+from armillary.path import lines
 from armillary.path.evidence import Evidence, lineage, summary
 from armillary.path.pages import report_data
 from armillary.recipe import (
@@ -44,12 +45,10 @@ from armillary.release import check_publishable, is_published, publish
 from armillary.report import write_report
 from armillary.study import (
     STAGES,
-    AnnealOutcome,
     Executor,
     Found,
     Lab,
     LocalExecutor,
-    MixtureOutcome,
     Plan,
     Progress,
     RayExecutor,
@@ -301,22 +300,23 @@ class Workspace:
             evidence = Evidence(self.recipe, lab.corpus, lab.store, lab.plan)
             with self._stage("mixture", lab.store):
                 evidence.mixture = mixture_study(lab)
-            self.say(_mixture_found(evidence.mixture))
+            self.say(lines.mixture(evidence.mixture))
             if reach >= GOALS.index("anneal"):
                 with self._stage("anneal", lab.store):
                     evidence.anneal = anneal_study(lab, evidence.mixture.found)
                 evidence.found = found_recipe(evidence.mixture, evidence.anneal)
-                self.say(_anneal_found(evidence.anneal))
+                self.say(lines.anneal(evidence.anneal))
             if reach >= GOALS.index("ladder"):
                 assert evidence.found is not None
                 with self._stage("ladder", lab.store):
                     evidence.ladder = ladder_study(lab, evidence.found.mixture, evidence.found.annealing)
+                self.say(lines.ladder(evidence.ladder))
             if reach >= GOALS.index("predict"):
                 assert evidence.found is not None and evidence.ladder is not None
                 with self._stage("predict", lab.store):
                     evidence.prediction = predict(lab, evidence.found, evidence.mixture, evidence.ladder)
                 self._write_found(lab, evidence.found)
-                self.say(_predicted(evidence.prediction))
+                self.say(lines.prediction(evidence.prediction))
             if reach >= GOALS.index("target"):
                 assert evidence.found is not None
                 with self._stage("target", lab.store):
@@ -324,9 +324,11 @@ class Workspace:
                     lost = restore_target(lab.for_target(), evidence.target)
                     if lost:
                         raise ArmillaryError(f"target: the files of run {lost[0]} could not be made again")
+                self.say(lines.target(evidence.target))
             if reach >= GOALS.index("verdict"):
                 assert evidence.found is not None
                 evidence.verdict = judge(lab, evidence.found)
+                self.say(lines.verdict(evidence.verdict))
             if reach >= GOALS.index("release"):
                 with self._stage("export", lab.store):
                     self._release(evidence)
@@ -411,27 +413,3 @@ def _read_cost(path: Path) -> dict[str, float]:
     if not all(isinstance(value, int | float) and value >= 0 for value in document.values()):
         raise DamagedFileError(f"{path}: wall time: a time is not a number of seconds")
     return {name: float(value) for name, value in document.items()}
-
-
-def _mixture_found(found: MixtureOutcome) -> str:
-    weights = ", ".join(f"{name} {weight:.3g}" for name, weight in found.found.items())
-    if found.reason:
-        return f"mixture: {found.taken} ({weights}); {found.reason}"
-    word = "significant" if found.significant else "not significant"
-    between = f"{found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f}), {word}"
-    return f"mixture: {found.taken} ({weights}); best candidate minus {found.reference} {between}"
-
-
-def _anneal_found(found: AnnealOutcome) -> str:
-    if found.reason:
-        return f"anneal: {found.taken.name}; {found.reason}"
-    word = "significant" if found.significant else "not significant"
-    between = f"{found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f}), {word}"
-    return f"anneal: {found.taken.name}; {found.best} minus {found.reference} {between}"
-
-
-def _predicted(said: dict[str, Any]) -> str:
-    if said["target"] is None:
-        return f"predict: {said['unpredicted']}"
-    target = said["target"]
-    return f"predict: target loss {target['predicted']:.4f} ({target['low']:.4f} to {target['high']:.4f})"

@@ -1,0 +1,63 @@
+"""One line for each stage that was reached: what it found, in nats per token, for a person at a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from armillary.study import AnnealOutcome, LadderOutcome, MixtureOutcome, TargetOutcome
+
+
+def mixture(found: MixtureOutcome) -> str:
+    """The mixture taken, and how the best candidate compares with the reference."""
+    weights = ", ".join(f"{name} {weight:.3g}" for name, weight in found.found.items())
+    if found.reason:
+        return f"mixture: {found.taken} ({weights}); {found.reason}"
+    return f"mixture: {found.taken} ({weights}); best candidate minus {found.reference} {_between(found)}"
+
+
+def anneal(found: AnnealOutcome) -> str:
+    """The annealing taken, and how the best one compares with the reference."""
+    if found.reason:
+        return f"anneal: {found.taken.name}; {found.reason}"
+    return f"anneal: {found.taken.name}; {found.best} minus {found.reference} {_between(found)}"
+
+
+def ladder(found: LadderOutcome) -> str:
+    """How far the ladder reaches, and between which target losses."""
+    sizes, losses = [point.parameters for point in found.points], [point.target for point in found.points]
+    return (
+        f"ladder: {len(found.points)} runs of {min(sizes):,} to {max(sizes):,} parameters; target loss "
+        f"{max(losses):.4f} to {min(losses):.4f}"
+    )
+
+
+def prediction(said: dict[str, Any]) -> str:
+    """The recorded prediction of the target loss with its interval, or why there is none."""
+    if said["target"] is None:
+        return f"predict: {said['unpredicted']}"
+    target = said["target"]
+    return f"predict: target loss {target['predicted']:.4f} ({target['low']:.4f} to {target['high']:.4f})"
+
+
+def target(found: TargetOutcome) -> str:
+    """The mean target loss of each arm, and the differences with their intervals."""
+    means = ", ".join(f"{arm.name} {arm.mean:.4f} ({len(arm.seeds)} seeds)" for arm in found.arms)
+    apart = "".join(
+        f"; found minus {each.reference} {each.mean:+.4f} ({each.low:+.4f} to {each.high:+.4f})"
+        for each in found.differences
+    )
+    return f"target: {means}{apart}"
+
+
+def verdict(said: dict[str, Any]) -> str:
+    """How many predictions lie inside their intervals, or why this cannot be said."""
+    if said["status"] == "judged":
+        return f"verdict: {said['inside']} of {len(said['rows'])} predictions inside their intervals"
+    if said["status"] == "diverged":
+        return f"verdict: diverged: outside ({said['reason']})"
+    return f"verdict: {said['reason']}"
+
+
+def _between(found: MixtureOutcome | AnnealOutcome) -> str:
+    word = "significant" if found.significant else "not significant"
+    return f"{found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f}), {word}"
