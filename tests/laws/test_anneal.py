@@ -21,7 +21,7 @@ from armillary.laws import (
     workbench,
 )
 from armillary.laws.anneal_forms import FORMS, law
-from armillary.laws.curves import profile
+from armillary.laws.curves import profile, without_contradicted
 from armillary.recipe import UsageError
 
 WARMUP = 200
@@ -396,3 +396,15 @@ def test_spikes_bad_losses_and_diverged_curves_are_left_out_and_named(tmp_path):
     workbench.predict(tmp_path / "law.json", folder / "100M" / "drop_4000.csv")
     with pytest.raises(UsageError, match="every curve has diverged"), pytest.warns(SetAsideWarning):
         AnnealLaw(**SMALL).fit([dataclasses.replace(sound[2], loss=diverged)])
+
+
+@pytest.mark.parametrize("noise", [0.02, 0.06])
+def test_a_short_noisy_curve_has_not_diverged(noise):
+    """Losses of single batches of a small model: the lowest is far below the last ones, and nothing is wrong."""
+    step = np.arange(1.0, 41.0)
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        loss = (1.5 + 0.2 * np.exp(-step / 8)) * np.exp(noise * rng.standard_normal(len(step)))
+        steady = [Curve(f"constant_{i}", 1e6, step, np.full(len(step), 1e-3), loss) for i in range(2)]
+        kept, aside = without_contradicted(steady)
+        assert [one for one in aside if one.step is None] == [] and len(kept) == 2

@@ -47,9 +47,10 @@ LEAST_RATE = 1e-4
 SAME_RATE = 0.1
 
 # A loss is a spike if it is off the median of its nine neighbours by more than SPIKE (log) and by FAR times what is
-# usual. A curve has diverged if it ends more than DIVERGED above its lowest, or more than APART from the median end of
-# the others at its size (twice that from all curves, where its size has fewer than three).
-SPIKE, FAR, DIVERGED, APART = 0.1, 8.0, 0.1, 0.35
+# usual. A curve has diverged if it ends more than DIVERGED and NOISY times that usual distance above its lowest median,
+# or more than APART from the median end of the others at its size (twice that from all curves, where its size has
+# fewer than three).
+SPIKE, FAR, DIVERGED, APART, NOISY = 0.1, 8.0, 0.1, 0.35, 4.0
 
 
 @dataclass(frozen=True)
@@ -246,8 +247,11 @@ def without_contradicted(curves: Sequence[Curve]) -> tuple[list[Curve], list[Cur
         alike = np.array([other.size == curve.size for other in steady])
         usual = float(np.median(ends[alike] if alike.sum() > 2 else ends))
         apart = APART if alike.sum() > 2 else 2 * APART
-        lowest = float(np.log(_losses(curve)).min())
-        if end > lowest + DIVERGED:
+        logs = np.log(_losses(curve))
+        smooth = ndimage.median_filter(logs, 9, mode="nearest")
+        # One batch of a small model is noisy: the lowest loss is that of a neighbourhood, not of one lucky batch.
+        lowest, noise = float(smooth.min()), 1.4826 * float(np.median(np.abs(logs - smooth)))
+        if end > lowest + max(DIVERGED, NOISY * noise):
             why = f"it diverged: {np.exp(end):.4g} at its end after {np.exp(lowest):.4g}"
         elif len(steady) > 2 and abs(end - usual) > apart:
             why = f"its end of {np.exp(end):.4g} is far from that of the other curves, about {np.exp(usual):.4g}"
