@@ -285,6 +285,18 @@ def test_a_diverged_run_and_missing_losses_change_no_law():
     assert np.median((after.high - after.low) / (before.high - before.low)) < 1.3
 
 
+@pytest.mark.parametrize("rows", [10, 16, 40])
+def test_a_domain_without_text_has_a_high_loss_that_nothing_contradicts(rows):
+    """Losses of small models: at a weight of nearly nothing the loss of the domain is many times that elsewhere."""
+    for seed in range(8):
+        X = simplex_design(rows, lower=np.zeros(3), upper=np.ones(3), centre=np.full(3, 1 / 3), seed=seed)
+        rng = np.random.default_rng(seed)
+        Y = 1.1 * (X + 0.002) ** -0.35 * np.exp(0.05 * rng.standard_normal(X.shape))
+        Y = np.column_stack([Y, Y @ [0.5, 0.5, 0.0]])
+        found, _ = contradicted(X, np.zeros(rows), np.log(Y), np.zeros(Y.shape, dtype=bool))
+        assert not found.any(), (seed, X[found.any(1)], Y[found.any(1)])
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.003, 0.02])
 def test_a_sound_table_of_mixtures_loses_no_run(noise):
     for seed in range(6):

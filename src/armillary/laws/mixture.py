@@ -567,6 +567,10 @@ def contradicted(X: Array, s: Array, logs: Array, gone: NDArray[np.bool_]) -> tu
 
     Candidates come from a straight law, robustly. They are replaced by what it predicts, and a smooth law of the
     others judges them: ``CONTRADICTED`` times its usual error, and ``CONTRADICTED_LEAST`` of the loss.
+
+    Where a domain has next to no weight its loss rises without bound, and few other runs can foretell how far. So a
+    single loss must also lie outside of the range of the others, in a run whose weights the others enclose. A run all
+    of whose losses are off needs neither.
     """
     none = np.zeros(logs.shape, dtype=bool)
     filled = np.where(gone, np.nan, logs)
@@ -596,11 +600,37 @@ def contradicted(X: Array, s: Array, logs: Array, gone: NDArray[np.bool_]) -> tu
         predicted, usual = judged(GaussianProcess())
         filled = np.where(suspect | gone, predicted, logs)
     found = suspect & (np.abs(predicted - logs) > np.maximum(CONTRADICTED_LEAST, CONTRADICTED * usual))
+    whole = found & _whole_rows(found, gone)
+    found = whole | _beyond(logs, found & _enclosed(X)[:, None], whole | gone)
     count = found.sum(0)
     found &= count <= 0.25 * (~gone).sum(0)
     if len(np.unique(X[~found.all(1)].round(9), axis=0)) < MIN_ROWS:
         found = none
     return found, predicted
+
+
+def _whole_rows(found: NDArray[np.bool_], gone: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Rows [n, 1] of several losses of which all are found, or missing."""
+    several = (~gone).sum(axis=1, keepdims=True) > 1
+    return np.asarray(several & (found | gone).all(axis=1, keepdims=True))
+
+
+def _enclosed(X: Array) -> NDArray[np.bool_]:
+    """Rows [n] of which each weight has another run's on either side of it, or at it."""
+    ordered = np.sort(X, axis=0)
+    return np.asarray(((ordered[1] <= X) & (ordered[-2] >= X)).all(axis=1))
+
+
+def _beyond(logs: Array, suspects: NDArray[np.bool_], left_out: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Those suspects [n, v] beyond the range of all values that are neither left out nor such suspects themselves."""
+    found = np.zeros_like(suspects)
+    while True:
+        counted = ~(left_out | found)
+        low, high = np.where(counted, logs, np.inf).min(axis=0), np.where(counted, logs, -np.inf).max(axis=0)
+        more = suspects & counted & ((logs <= low) | (logs >= high))
+        if not more.any():
+            return found
+        found |= more
 
 
 def _directions(points: Array) -> Array:
