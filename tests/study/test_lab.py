@@ -2,12 +2,15 @@
 
 from collections import Counter
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from armillary.laws import ScalingLaw
 from armillary.recipe import MixturePhase, OptimizerSpec, RunSpec, Schedule
 from armillary.study import Lab
 from armillary.study.executor import Job
+from armillary.study.lab import laws_speak_of
 
 MIXTURES = [{"sky": 0.5, "sea": 0.5}, {"sky": 0.2, "sea": 0.8}]
 LAB = Lab(recipe=None, corpus=None, store=None, executor=None, plan=None, progress=None)
@@ -83,3 +86,13 @@ def test_a_run_that_is_itself_the_trunk_of_others_is_trained_once(make_spec):
         Job(trunk, keep=(12,)),
         *[Job(spec, trunk=(trunk.id, 12)) for spec in ends],
     ]
+
+
+def test_what_a_law_leaves_out_is_said_with_the_run_that_it_is_of():
+    sizes = np.array([[n, d] for n in (1e6, 4e6, 1.6e7) for d in (2e7, 8e7, 3.2e8)])
+    losses = 1.7 + 400 * sizes[:, 0] ** -0.4 + 400 * sizes[:, 1] ** -0.35
+    losses[4] = 10.5
+    said = []
+    with laws_speak_of([f"run {i}a" for i in range(9)], ["sea"], said.append):
+        ScalingLaw().fit(sizes, losses)
+    assert len(said) == 1 and "run 4a: 'sea' is 10.5" in said[0]

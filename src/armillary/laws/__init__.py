@@ -14,6 +14,7 @@ from armillary.laws.estimator import (
     Prediction,
     SetAside,
     SetAsideWarning,
+    rows_named,
 )
 from armillary.laws.hyperparameters import HeldOutGrid, HyperparameterLaw, HyperparameterOptimum
 from armillary.laws.mixture import HeldOut, MixtureLaw, rank_correlation
@@ -61,5 +62,6 @@ __all__ = [
     "rank_correlation",
     "read_curve",
     "read_curves",
+    "rows_named",
     "simplex_design",
 ]

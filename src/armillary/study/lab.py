@@ -10,10 +10,12 @@ recipe is in a key exactly where it changes one of these, so no list of fields c
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -22,7 +24,7 @@ from pydantic import ValidationError, model_validator
 from pydantic_core import to_jsonable_python
 
 from armillary.corpus import Corpus
-from armillary.laws import LAWS_VERSION
+from armillary.laws import LAWS_VERSION, SetAsideWarning, rows_named
 from armillary.recipe import (
     ArmillaryError,
     Decay,
@@ -154,6 +156,23 @@ class Trained:
 
 def quiet(text: str) -> None:
     """A sentence that nobody reads."""
+
+
+@contextlib.contextmanager
+def laws_speak_of(runs: Sequence[str], losses: Sequence[str], say: Callable[[str], None]) -> Iterator[None]:
+    """Within this context a law names row ``i`` of its tables by ``runs``, and ``say`` takes what it leaves out."""
+
+    def name(_table: str, row: int) -> str | None:
+        return runs[row] if 0 <= row < len(runs) else None
+
+    with warnings.catch_warnings(record=True) as caught, rows_named(name, losses):
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        if issubclass(warning.category, SetAsideWarning):
+            say(str(warning.message))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
 
 class Annealing(Document):

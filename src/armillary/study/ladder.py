@@ -7,14 +7,14 @@ decay (Hägele et al. 2024, arXiv 2405.18392). Several families are climbed side
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from armillary.laws import ExtrapolationError, ExtrapolationWarning, Prediction, ScalingLaw
+from armillary.laws import ExtrapolationError, ExtrapolationWarning, Prediction, ScalingLaw, SetAsideWarning
 from armillary.recipe import ArmillaryError, Document, RunSpec, UsageError
-from armillary.study.lab import Annealing, Lab, StageOutcome
+from armillary.study.lab import Annealing, Lab, StageOutcome, laws_speak_of, quiet
 
 _SEED = 3000
 MIN_POINTS = 6
@@ -141,14 +141,20 @@ def _too_few(points: Sequence[Point], family: str) -> str | None:
     )
 
 
-def fit_law(outcome: LadderOutcome, family: str, domains: Sequence[str]) -> ScalingLaw:
+def fit_law(
+    outcome: LadderOutcome, family: str, domains: Sequence[str], say: Callable[[str], None] = quiet
+) -> ScalingLaw:
     """One law for the losses on all ``domains`` and, in the last column, the target loss.
+
+    ``say`` takes the losses that the law leaves out, with the runs they are of.
 
     Raises:
         ArmillaryError: the family's points do not suffice.
     """
     try:
-        return ScalingLaw().fit(outcome.sizes(family), _table(outcome, family, domains))
+        runs = [f"run {point.run}" for point in outcome.points if point.family == family]
+        with laws_speak_of(runs, [*domains, "target"], say):
+            return ScalingLaw().fit(outcome.sizes(family), _table(outcome, family, domains))
     except UsageError as error:  # nothing that the user gave: the runs are not what a law needs
         raise ArmillaryError(f"ladder: no law can be fitted to the points of family '{family}': {error}") from error
 
@@ -179,12 +185,13 @@ def hold_out_rungs(outcome: LadderOutcome, family: str, domains: Sequence[str]) 
         kept = sizes[:, column] < 0.99 * largest
         if kept.sum() < MIN_POINTS or any(len(np.unique(sizes[kept, other])) < 2 for other in (0, 1)):
             continue
-        law = ScalingLaw().fit(sizes[kept], losses[kept])
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExtrapolationWarning)  # going beyond is what this is about
+            warnings.simplefilter("ignore", SetAsideWarning)  # the law of all points names what it leaves out
             try:
+                law = ScalingLaw().fit(sizes[kept], losses[kept])
                 prediction = law.predict(sizes[~kept])
-            except ExtrapolationError:  # too few runs are left for any answer
+            except (ExtrapolationError, UsageError):  # too few runs are left for any answer
                 continue
         rungs.append(
             HeldOutRung(f"{label} = {largest:.3g}", prediction, losses[~kept], law.extrapolation(sizes[~kept]))

@@ -18,7 +18,7 @@ import numpy as np
 from armillary.laws import MixtureLaw, best_of, optimise_mixture, rank_correlation, simplex_design
 from armillary.recipe import ArmillaryError, Document, RunSpec, UsageError
 from armillary.study.executor import Job
-from armillary.study.lab import Annealing, Edge, Lab, StageOutcome, Trained
+from armillary.study.lab import Annealing, Edge, Lab, StageOutcome, Trained, laws_speak_of
 from armillary.study.limits import Allowed
 
 # Proxies end as the target will: with a decay. Which one is the annealing study's question; this is its usual answer.
@@ -159,7 +159,10 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
     lab.progress("mixture law", 0, 1, "fitting")
     weights = np.array([recipe.target_weights.get(domain, 0.0) for domain in corpus.domains])
     try:
-        law = MixtureLaw(seed=study.seed).fit(X, Y)
+        with laws_speak_of(
+            [f"run {specs[i].id}" for i in good], corpus.domains, lambda said: lab.say(f"mixture: {said}")
+        ):
+            law = MixtureLaw(seed=study.seed).fit(X, Y)
         optima = optimise_mixture(
             law,
             weights,

@@ -20,7 +20,7 @@ import numpy as np
 from scipy import stats
 
 from armillary import __version__
-from armillary.laws import ExtrapolationError, ExtrapolationWarning, paired_difference
+from armillary.laws import ExtrapolationError, ExtrapolationWarning, paired_difference, rows_named
 from armillary.recipe import ArmillaryError, Document, RunSpec, canonical_hash
 from armillary.study.anneal import AnnealOutcome
 from armillary.study.executor import Job
@@ -205,10 +205,13 @@ def _begun(lab: Lab, run: str) -> bool:
 
 def forecast(lab: Lab, spec: RunSpec, mixture: MixtureOutcome, ladder: LadderOutcome) -> dict[str, Any]:
     """The content of a prediction of ``spec``, not yet recorded."""
-    law = fit_law(ladder, lab.recipe.model.family, mixture.domains)
+    left_out: list[str] = []
+    law = fit_law(ladder, lab.recipe.model.family, mixture.domains, left_out.append)
+    for said in left_out:
+        lab.say(f"ladder: {said}")
     at = np.array([[spec.model.parameters, spec.tokens]], float)
     columns = [*mixture.domains, "target"]
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, rows_named(lambda _table, _row: "the target run", columns):
         warnings.simplefilter("always", ExtrapolationWarning)
         try:
             mean, low, high = (part[0].tolist() for part in law.predict(at, interval=INTERVAL))
@@ -217,16 +220,16 @@ def forecast(lab: Lab, spec: RunSpec, mixture: MixtureOutcome, ladder: LadderOut
                 f"the ladder does not support a prediction of the target run: {error}; give study.ladder greater "
                 "depths or more tokens"
             ) from error
-    said = {name: {"predicted": mean[i], "low": low[i], "high": high[i]} for i, name in enumerate(columns)}
+    values = {name: {"predicted": mean[i], "low": low[i], "high": high[i]} for i, name in enumerate(columns)}
     return {
         "run": spec.id,
         "spec": spec.model_dump(mode="json"),
         "interval": INTERVAL,
-        "domains": {domain: said[domain] for domain in mixture.domains},
-        "target": said["target"],
+        "domains": {domain: values[domain] for domain in mixture.domains},
+        "target": values["target"],
         "target_weights": lab.recipe.target_weights,
         "extrapolation": float(law.extrapolation(at)[0]),
-        "warnings": [str(warning.message) for warning in caught],
+        "warnings": [*left_out, *(str(warning.message) for warning in caught)],
         "forms": law.weights_,
         "law": {
             name: {parameter: float(np.atleast_1d(value)[i]) for parameter, value in law.parameters_.items()}
