@@ -120,8 +120,9 @@ class FormulaExecutor:
 
 
 def write_run(folder: Path, spec: RunSpec, losses: dict[str, float]) -> None:
-    """What a run leaves that a report reads: metrics, events and weights."""
+    """The files of a finished run, but for its result."""
     folder.mkdir(parents=True)
+    (folder / "spec.json").write_text(spec.model_dump_json(), encoding="utf-8")
     steps = np.arange(1, spec.steps + 1)
     columns: dict[str, Any] = {
         "step": steps,

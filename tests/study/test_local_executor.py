@@ -169,7 +169,7 @@ def test_a_run_that_another_process_trains_is_waited_for(fleet, make_spec, undis
 def test_a_run_that_cannot_be_trained_fails_alone(fleet, make_spec):
     wrong, right = make_spec(corpus="0123456789abcdef"), make_spec(seed=60)
     results = fleet.run("wrong", [Job(wrong), Job(right)])
-    assert results[wrong.id].status == "failed" and "belongs to corpus 0123456789abcdef" in results[wrong.id].error
+    assert results[wrong.id].status == "refused" and "belongs to corpus 0123456789abcdef" in results[wrong.id].error
     assert isinstance(results[right.id], RunResult)
 
 
