@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 
-@pytest.fixture(scope="session")
+# Idle ranks poll for each other, so they end with the tests that use them.
+@pytest.fixture(scope="package")
 def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., list[Any]]]:
     """``on_ranks(n, function, *arguments)`` calls a module's function as each of n ranks; returns what each gave."""
     # One process group for all tests: what PyTorch remembers of a mesh outlives the group that the mesh was made for.
