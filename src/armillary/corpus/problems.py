@@ -1,4 +1,4 @@
-"""What could not be used of a source, and how it is told: one line per kind, with the first places and a count."""
+"""Parts of a source that could not be used, as one line per kind with the first places and a count."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ class Trained:
 
 
 def quiet(text: str) -> None:
-    """A sentence that nobody reads."""
+    """Discard a sentence that would be shown to a person."""
 
 
 @contextlib.contextmanager
