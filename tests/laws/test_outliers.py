@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from armillary.laws import HyperparameterLaw, ScalingLaw, SetAsideWarning, compare_families
@@ -40,7 +40,8 @@ def table(seed, runs, noise):
     return np.stack([N, D], axis=1), (loss * np.exp(noise * rng.standard_normal(runs)))[:, None]
 
 
-@settings(max_examples=25, deadline=None)
+# Rates, not certainties: of 600 random tables of each kind none was judged wrongly, yet one in some thousands may be.
+@settings(max_examples=25, derandomize=True)
 @given(
     seed=st.integers(0, 10_000),
     runs=st.integers(10, 60),
@@ -51,7 +52,10 @@ def test_a_sound_table_loses_no_run(seed, runs, noise):
     assert not found.far.any() and not found.many.any()
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20, derandomize=True)
+@example(66, 12, 0.0, 2, 2.5)
+@example(7572, 22, 0.0, 12, 2.5)
+@example(9931, 12, 0.01, 9, 2.5)
 @given(
     seed=st.integers(0, 10_000),
     runs=st.integers(12, 40),

@@ -34,6 +34,9 @@ UNORDERED = float(np.log(1.3))
 # Share of the runs that the fit must describe, subsets of which share are tried, and the share that may be set aside.
 TRUSTED, SHARE, SUBSETS, MOST = 0.7, 0.6, 8, 0.25
 
+# No run scatters more than this; what scatters more is a contradicted run that the fit has taken for a sound one.
+NOISIEST = 2 * LEAST
+
 # A form describes a table as well as the best if its trimmed residuals are less than this many times as large.
 AS_WELL = 2.0
 
@@ -79,7 +82,7 @@ def contradicted(
         law, off, size[f] = _judged(forms[name], points[name], logs, used)
         found.append((law, off))
     for f, (law, off) in enumerate(found):
-        well = size[f] <= AS_WELL * np.maximum(size.min(0), NOISE / 2)
+        well = size[f] <= AS_WELL * np.maximum(size.min(0), NOISE / 4)
         far &= np.where(well, off, True)
         expected = np.where(size[f] <= size.min(0), law, expected)
     far &= used & (_out_of_order(sizes, logs, used) | (np.abs(logs - expected) > UNORDERED))
@@ -145,6 +148,7 @@ def _judged(
         squares = (kept * ((law - logs.T) * np.exp(-lean * above)) ** 2).sum(1)
         freedom = np.maximum(kept.sum(1) - len(form.parameters), 1) + NOISE_COUNT
         scatter = np.sqrt((NOISE_COUNT * NOISE**2 + widen**2 * squares) / freedom)[:, None] * np.exp(lean * above)
+        scatter = np.minimum(scatter, NOISIEST)
         fit = solved(theta, kept.astype(float), logs.T, mean, std, scatter)
         theta = fit.parameters
         law, slopes = form.evaluate(theta, points, centre)
