@@ -21,9 +21,10 @@ WHAT = "works in this workspace"
 _PATIENCE_S = 60
 
 HOLD = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from armillary.recipe import exclusive
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets jobs in the background ignore it
 with exclusive(Path(sys.argv[1]), "works in this workspace"):
     if sys.argv[2:] == ["fork"]:
         if os.fork() == 0:

@@ -34,8 +34,9 @@ UNORDERED = float(np.log(1.3))
 # Share of the runs that the fit must describe, subsets of which share are tried, and the share that may be set aside.
 TRUSTED, SHARE, SUBSETS, MOST = 0.7, 0.6, 8, 0.25
 
-# No run scatters more than this; what scatters more is a contradicted run that the fit has taken for a sound one.
-NOISIEST = 2 * LEAST
+# No run scatters more than both of these, the second times the median scatter; what scatters more is a contradicted run
+# that the fit has taken for a sound one.
+NOISIEST, UNEVEN = 2 * LEAST, 3.0
 
 # A form describes a table as well as the best if its trimmed residuals are less than this many times as large.
 AS_WELL = 2.0
@@ -148,7 +149,7 @@ def _judged(
         squares = (kept * ((law - logs.T) * np.exp(-lean * above)) ** 2).sum(1)
         freedom = np.maximum(kept.sum(1) - len(form.parameters), 1) + NOISE_COUNT
         scatter = np.sqrt((NOISE_COUNT * NOISE**2 + widen**2 * squares) / freedom)[:, None] * np.exp(lean * above)
-        scatter = np.minimum(scatter, NOISIEST)
+        scatter = np.minimum(scatter, np.maximum(NOISIEST, UNEVEN * np.median(scatter, axis=1, keepdims=True)))
         fit = solved(theta, kept.astype(float), logs.T, mean, std, scatter)
         theta = fit.parameters
         law, slopes = form.evaluate(theta, points, centre)
