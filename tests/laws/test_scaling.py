@@ -33,7 +33,15 @@ def test_recovers_parameters_from_a_wide_ladder_with_outliers():
         assert abs(value - TRUE[name]) < 6 * law.draws_[name].std()
 
 
-@pytest.mark.parametrize(("sizes", "tokens", "further"), [(3, 2, 1.0), (3, 3, 2.0), (4, 4, 4.0), (4, 4, 12.0)])
+@pytest.mark.parametrize(
+    ("sizes", "tokens", "further"),
+    [
+        (3, 2, 1.0),
+        pytest.param(3, 3, 2.0, marks=pytest.mark.slow),
+        pytest.param(4, 4, 4.0, marks=pytest.mark.slow),
+        (4, 4, 12.0),
+    ],
+)
 def test_intervals_cover_a_new_run_of_a_small_ladder(sizes, tokens, further):
     """Ladders of a laptop, noise 0.3 %, laws drawn anew each time; the target lies inside, or beyond in N and D."""
     rng = np.random.default_rng(1)

@@ -203,6 +203,7 @@ def test_experts_are_as_a_balanced_router_would_have_them(on_ranks: Any) -> None
     assert sum(c.count * c.nbytes for c in exchanges) == pytest.approx(sum(n * count for n, count in found), rel=0.02)
 
 
+@pytest.mark.slow
 def test_every_phase_of_lengths_is_rehearsed() -> None:
     """A short context with many sequences may hold more than the long one at the end; a phase without steps is none."""
     lengths = (

@@ -158,7 +158,13 @@ def foreign(path: Path) -> None:
     path.write_bytes(b"\x00\x01 not ours \xff" * 20)
 
 
-@pytest.mark.parametrize("name", ["metrics.parquet", "events.jsonl", "model.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow) if n != "metrics.parquet" else n
+        for n in ("metrics.parquet", "events.jsonl", "model.safetensors")
+    ],
+)
 def test_a_damaged_file_of_a_run_is_named_and_the_rest_is_written(name: str, lab: Lab, tmp_path: Path) -> None:
     evidence = evidence_of(lab)
     assert evidence.prediction is not None

@@ -111,6 +111,7 @@ def test_a_killed_worker_costs_nothing_and_a_diverging_run_only_itself(fleet, ma
     assert found[long.id]["error"] is None
 
 
+@pytest.mark.slow
 def test_a_run_that_waits_at_a_killed_worker_is_carried_out_elsewhere(
     fleet, make_spec, undisturbed, outcome, monkeypatch
 ):
@@ -139,6 +140,7 @@ def test_a_run_that_waits_at_a_killed_worker_is_carried_out_elsewhere(
     assert kinds.count("start") == 1 and "resume" not in kinds
 
 
+@pytest.mark.slow
 def test_a_run_that_kills_every_worker_is_given_up_and_can_be_asked_for_again(fleet, make_spec, undisturbed, outcome):
     deadly, other = make_spec(steps=500, seed=40, validation=Validation(windows=4)), make_spec(seed=41)
     with killing(fleet, deadly.id, 3):
@@ -235,6 +237,7 @@ def test_ctrl_c_leaves_checkpoints_and_says_how_to_go_on(study, tiny_corpus, und
     check_goes_on(store, tiny_corpus, outcome, undisturbed)
 
 
+@pytest.mark.slow
 def test_workers_leave_in_order_when_their_parent_is_killed(study, tiny_corpus, undisturbed, outcome):
     process, workers, store = study
     process.kill()

@@ -27,6 +27,7 @@ def workers(tiny_corpus, tmp_path):
         yield executor
 
 
+@pytest.mark.slow
 def test_runs_end_as_on_one_device_and_one_that_diverges_ends_alone(workers, tiny_corpus, make_spec, tmp_path):
     good, wild = make_spec(seed=3), make_spec(optimizer=OptimizerSpec(lr=1e30, grad_clip=1e30))
     over, told = OverRanks(workers, Layout(dp_shard=2)), []

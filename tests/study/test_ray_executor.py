@@ -107,6 +107,7 @@ def add_node(cluster):
             cluster.remove_node(node)
 
 
+@pytest.mark.slow
 def test_a_node_killed_in_the_middle_costs_nothing(
     cluster, add_node, make_spec, undisturbed, outcome, tiny_corpus, tmp_path
 ):

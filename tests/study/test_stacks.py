@@ -62,6 +62,7 @@ def test_a_study_in_stacks_is_the_study_run_by_run(fleet, stacks_pay, make_spec,
     assert spans[1][0] < spans[0][1]  # at least two were in training at the same time on the only worker
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_its_stack_nothing(fleet, stacks_pay, make_spec, undisturbed, outcome):
     specs = [make_spec(seed=seed, steps=120, validation=Validation(windows=4)) for seed in range(30, 33)]
 

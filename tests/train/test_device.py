@@ -41,7 +41,14 @@ def test_one_device_trains_stops_and_resumes(spec, tiny_corpus, tmp_path):
 
 
 # FSDP2 frees the memory behind a tensor, which a tensor without memory of its own does not have
-@pytest.mark.parametrize("layout", [Layout(), Layout(pp=2), Layout(tp=2)], ids=["one", "pp2", "tp2"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param(Layout(), id="one"),
+        pytest.param(Layout(pp=2), id="pp2", marks=pytest.mark.slow),
+        pytest.param(Layout(tp=2), id="tp2", marks=pytest.mark.slow),
+    ],
+)
 def test_ranks_train(make_spec, tiny_corpus, tmp_path, layout):
     spec = make_spec(model=make_spec().model.model_copy(update={"n_layers": 2, "n_kv_heads": 2}))
     large = LargeRun(name="run", corpus=str(tiny_corpus.path), run=spec, layout=layout)

@@ -54,7 +54,7 @@ def test_every_member_is_the_run_trained_alone(capacity, different, tiny_corpus,
     assert dict(train_fleet(runs, tiny_corpus, capacity)) == results
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_hundred_steps_in_a_stack(accumulation, make_spec, tiny_corpus, tmp_path, undisturbed, outcome):
     specs = [
         make_spec(
