@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from armillary.model import Transformer
+from armillary.model import Role, Transformer, gain
 from armillary.parallel import Program
 from armillary.recipe import Layout, OptimizerSpec, RunSpec
 from armillary.train import train_step
@@ -80,6 +80,12 @@ PARAMETERS = {
     "norm.weight": (7,),
     "embedding.weight": (11, 5),
 }
+ROLES = {
+    **dict.fromkeys(("layers.0.tall", "layers.0.wide", "layers.1.one", "layers.2.equal"), Role("rows")),
+    "layers.1.experts": Role("experts"),
+    "norm.weight": gain("stream"),
+    "embedding.weight": Role("vocabulary", width="input", matrix=False),
+}
 PLACEMENTS: dict[str, tuple[tuple[int, ...], tuple[Any, ...]]] = {
     "rows": ((2,), (Shard(0),)),
     "columns": ((2,), (Shard(-1),)),
@@ -114,7 +120,7 @@ def three_steps(kind: str, sizes: tuple[int, ...], placements: tuple[Any, ...] |
 
     mesh = None if placements is None else init_device_mesh("cpu", sizes, mesh_dim_names=("a", "b")[: len(sizes)])
     parameters: dict[str, Any] = {name: nn.Parameter(place(whole)) for name, whole in values(0).items()}
-    optimizer = LocalOptimizer(parameters.items(), spec)
+    optimizer = LocalOptimizer(parameters.items(), spec, ROLES)
     with FlopCounterMode(display=False) as counter:
         for step in range(1, 4):
             for name, grad in values(step).items():

@@ -4,7 +4,8 @@ from armillary.model.generate import generate
 from armillary.model.moe import MixtureOfExperts, balance_experts, dispatch, grouped_swiglu, mixtures, set_batch_tokens
 from armillary.model.native import keep_freed_memory, prefer_large_pages
 from armillary.model.operators import TokenError, check_tokens
-from armillary.model.transformer import Layer, Part, Transformer
+from armillary.model.roles import Role, gain
+from armillary.model.transformer import Layer, Part, Transformer, model_roles
 from armillary.model.weights import check_weights, export_hf, import_hf, load_weights, replace_folder, save_weights
 from armillary.model.width import orthogonalised, width_factors
 
@@ -12,6 +13,7 @@ __all__ = [
     "Layer",
     "MixtureOfExperts",
     "Part",
+    "Role",
     "TokenError",
     "Transformer",
     "balance_experts",
@@ -19,12 +21,14 @@ __all__ = [
     "check_weights",
     "dispatch",
     "export_hf",
+    "gain",
     "generate",
     "grouped_swiglu",
     "import_hf",
     "keep_freed_memory",
     "load_weights",
     "mixtures",
+    "model_roles",
     "orthogonalised",
     "prefer_large_pages",
     "replace_folder",

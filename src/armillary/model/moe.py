@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
 from armillary.model.operators import product_dtype, swiglu
+from armillary.model.roles import Role
 from armillary.recipe import Experts
 
 
@@ -40,6 +41,7 @@ class GroupedExperts(nn.Module):
         self.gate = nn.Parameter(torch.empty(count, d_ff, d_model))
         self.up = nn.Parameter(torch.empty(count, d_ff, d_model))
         self.down = nn.Parameter(torch.empty(count, d_model, d_ff))
+        self.roles = {"gate": Role("experts"), "up": Role("experts"), "down": Role("experts", init="residual")}
 
     def forward(self, rows: Tensor, counts: Tensor) -> Tensor:
         """Rows [M, d_model] to the same, as ``grouped_swiglu``."""
@@ -74,6 +76,8 @@ class MixtureOfExperts(nn.Module):
         self.router = nn.Linear(d_model, experts.count, bias=False)
         self.experts: nn.Module = GroupedExperts(experts.count, d_model, experts.d_ff)
         self.shared = shared
+        # the number of experts does not grow with the width; under tensor parallel each rank routes its own tokens
+        self.roles = {"router.weight": Role("whole", width="output")}
         if experts.balance == "bias":
             self.register_buffer("bias", torch.empty(experts.count, dtype=torch.float32))
         # Over how many tokens the objective is a mean; None: over those of one call.

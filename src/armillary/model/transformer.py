@@ -19,18 +19,22 @@ Trade-offs, for the many small runs that a study trains on one core:
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name the field uses)
 from torch import Tensor, nn
 
+from armillary.model.blocks import Attention, FeedForward
 from armillary.model.moe import MixtureOfExperts
-from armillary.model.operators import add_norm, attention, linear_cross_entropy, swiglu
+from armillary.model.operators import add_norm, linear_cross_entropy
+from armillary.model.roles import Role, declared_roles, gain
 from armillary.model.rotary import rotary_tables
 from armillary.model.width import width_factors
 from armillary.recipe import ModelShape, OptimizerSpec
@@ -63,6 +67,17 @@ class Transformer(nn.Module):
         self.norm = Norm(shape.d_model, shape.norm_eps) if part.ends else None
         untied = part.ends and not shape.tied_embeddings
         self.output = nn.Linear(shape.d_model, shape.vocab_size, bias=False) if untied else None
+        tied = shape.tied_embeddings
+        self.roles: dict[str, Role] = {}
+        if self.embedding is not None:
+            role = Role("vocabulary", "tied" if tied else "normal", width="input", matrix=False)
+            self.roles["embedding.weight"] = role
+        if self.norm is not None:
+            # where the embedding makes the logits, the gain takes the output's factor
+            self.roles["norm.weight"] = gain("stream", width="output" if tied else "input")
+        if self.output is not None:
+            self.roles["output.weight"] = Role("vocabulary", "output", width="output", matrix=False)
+        self.roles = declared_roles(self)
         self.criterion: Callable[..., tuple[Tensor, Tensor]] = linear_cross_entropy
         self._cos = self._sin = torch.empty(0)
 
@@ -98,14 +113,15 @@ class Transformer(nn.Module):
 
         For a stack of ``experts``, of these alone, if they are given.
         """
-        factor, base_width = 1.0, None
+        role, factor, base_width = self.roles[name], 1.0, None
         if optimizer is not None:
-            factor, _ = width_factors(name, len(size), self.shape, optimizer)
+            factor, _ = width_factors(role, self.shape, optimizer)
             base_width = optimizer.base_width
-        if len(size) == 1:
-            return torch.full(size, factor, dtype=torch.float32, device="cpu")
-        std = factor * self._init_std(name, base_width or size[-1])
-        if len(size) == 2:
+        if role.init in ("ones", "zeros"):
+            value = factor if role.init == "ones" else 0.0
+            return torch.full(size, value, dtype=torch.float32, device="cpu")
+        std = factor * self._init_std(role, base_width or size[-1])
+        if role.cut != "experts":
             return torch.empty(size, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=_source(seed, name))
         # a rank of many could not hold all of them
         chosen = range(size[0]) if experts is None else experts
@@ -114,19 +130,18 @@ class Transformer(nn.Module):
             value.normal_(0.0, std, generator=_source(seed, f"{name} {expert}"))
         return values
 
-    def _init_std(self, name: str, fan_in: int) -> float:
+    def _init_std(self, role: Role, fan_in: int) -> float:
         # Measured on models of 1 to 3 layers (docs/model.md): drawn this small, the layers begin as a gentle change of
         # the embedding; at 1 / sqrt(fan_in) their noise drowns it, which costs 0.4 nats. What makes the logits wants
         # to be larger: at 0.02 training is slower, and unstable at a high learning rate. Half of it where tied, since
         # the layers then start from large embeddings too.
-        if name == "output.weight":
+        if role.init == "output":
             return 1 / math.sqrt(fan_in)
-        if name == "embedding.weight" and self.shape.tied_embeddings:
+        if role.init == "tied":
             return 0.5 / math.sqrt(fan_in)
         # What a layer adds to the residual stream, 2 n_layers times, should not grow with the depth
         # (GPT-2, Radford et al. 2019, section 2.3).
-        residual = name.endswith(("attention.out.weight", "down.weight", "experts.down"))
-        return INIT_STD / math.sqrt(2 * self.shape.n_layers) if residual else INIT_STD
+        return INIT_STD / math.sqrt(2 * self.shape.n_layers) if role.init == "residual" else INIT_STD
 
     def features(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Token ids [B, T] (int64) to the normalised last hidden state [B, T, d_model].
@@ -187,11 +202,16 @@ class Transformer(nn.Module):
 
     def optimizer_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Parameter groups for a torch optimizer: matrices and embeddings decay by ``weight_decay``, gains do not."""
-        parameters = list(self.parameters())
-        return [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-            {"params": [p for p in parameters if p.ndim == 1], "weight_decay": 0.0},
-        ]
+        parameters = dict(self.named_parameters())
+        decaying, others = ([p for name, p in parameters.items() if self.roles[name].decay is d] for d in (True, False))
+        return [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+@functools.lru_cache(maxsize=64)
+def model_roles(shape: ModelShape) -> Mapping[str, Role]:
+    """The role of each parameter of a whole model of ``shape``, by name in the order of the model."""
+    with torch.device("meta"):
+        return MappingProxyType(Transformer(shape).roles)
 
 
 def _source(seed: int, name: str) -> torch.Generator:
@@ -222,46 +242,10 @@ class Layer(nn.Module):
             self.feed_forward = MixtureOfExperts(shape.d_model, shape.experts, shared)
         else:
             self.feed_forward = FeedForward(shape.d_model, shape.d_ff)
+        self.roles = {"attention_norm.weight": gain("stream"), "feed_forward_norm.weight": gain("stream")}
 
     def forward(self, x: Tensor, delta: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """The residual stream [B, T, d_model] and what is still to be added to it, to the same."""
         x, normalised = self.attention_norm(x, delta)
         x, normalised = self.feed_forward_norm(x, self.attention(normalised, cos, sin))
         return x, self.feed_forward(normalised)
-
-
-class Attention(nn.Module):
-    """Causal grouped-query attention (Ainslie et al. 2023) with rotary positions and, if so shaped, QK-norm."""
-
-    def __init__(self, shape: ModelShape) -> None:
-        super().__init__()
-        q_width, kv_width = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
-        self.q = nn.Linear(shape.d_model, q_width, bias=False)
-        self.k = nn.Linear(shape.d_model, kv_width, bias=False)
-        self.v = nn.Linear(shape.d_model, kv_width, bias=False)
-        self.out = nn.Linear(q_width, shape.d_model, bias=False)
-        self.q_norm = nn.RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
-        self.k_norm = nn.RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
-        self.eps = shape.norm_eps
-        self.core: Callable[..., Tensor] = attention
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """[B, T, d_model] to the same; ``cos`` and ``sin`` are the rotary tables."""
-        gains = (self.q_norm.weight, self.k_norm.weight) if self.q_norm and self.k_norm else None
-        x = self.out(self.core(self.q(x), self.k(x), self.v(x), (cos, sin), gains, self.eps))
-        return x
-
-
-class FeedForward(nn.Module):
-    """SwiGLU (Shazeer 2020, equation 6): ``down(silu(gate(x)) * up(x))``."""
-
-    def __init__(self, d_model: int, d_ff: int) -> None:
-        super().__init__()
-        self.gate = nn.Linear(d_model, d_ff, bias=False)
-        self.up = nn.Linear(d_model, d_ff, bias=False)
-        self.down = nn.Linear(d_ff, d_model, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, d_model] to the same."""
-        x = self.down(swiglu(self.gate(x), self.up(x)))
-        return x

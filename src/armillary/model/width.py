@@ -2,14 +2,15 @@
 
 Yang et al. 2022 (arXiv 2203.03466), table 8, for Adam, with m = d_model / base_width and h = head_dim / base_head_dim:
 
-========================  ==============  =============
-parameters                initial values  learning rate
-========================  ==============  =============
-embedding, gains          1               1
-matrices of the layers    1 / sqrt(m)     1 / m
-output matrix, router     1 / m           1 / m
-q, besides                1 / sqrt(h)     1 / sqrt(h)
-========================  ==============  =============
+==============  ========================  ==============  =============
+``Role.width``  parameters                initial values  learning rate
+==============  ========================  ==============  =============
+``input``       embedding, gains          1               1
+``hidden``      matrices of the layers    1 / sqrt(m)     1 / m
+``output``      output matrix, router     1 / m           1 / m
+``queries``     q, besides                1 / sqrt(h)     1 / sqrt(h)
+``query-gain``  gain of the queries       1 / sqrt(h)     1 / sqrt(h)
+==============  ========================  ==============  =============
 
 The paper multiplies the logits by 1/m and the scores of attention by 1 / head_dim instead of 1 / sqrt(head_dim). Here
 both factors lie in initial values and rates, which is the same for an optimizer whose steps do not depend on the size
@@ -28,29 +29,29 @@ from __future__ import annotations
 
 import math
 
+from armillary.model.roles import Role
 from armillary.recipe import ModelShape, OptimizerSpec
 
 
-def orthogonalised(name: str, ndim: int, optimizer: OptimizerSpec) -> bool:
-    """Whether Muon takes the steps of the parameter ``name``: those of the layers' matrices, stacks of them too."""
-    return optimizer.kind == "muon" and ndim > 1 and name.startswith("layers.")
+def orthogonalised(role: Role, optimizer: OptimizerSpec) -> bool:
+    """Whether Muon takes the steps of a parameter: those of the layers' matrices, stacks of them too."""
+    return optimizer.kind == "muon" and role.matrix
 
 
-def width_factors(name: str, ndim: int, shape: ModelShape, optimizer: OptimizerSpec) -> tuple[float, float]:
-    """By what the initial values, and by what the learning rate, of the parameter ``name`` are multiplied."""
+def width_factors(role: Role, shape: ModelShape, optimizer: OptimizerSpec) -> tuple[float, float]:
+    """By what the initial values, and by what the learning rate, of a parameter are multiplied."""
     if optimizer.base_width is None:
         return 1.0, 1.0
     wider = shape.d_model / optimizer.base_width
     taller = shape.head_dim / (optimizer.base_head_dim or shape.head_dim)
-    last = "norm.weight" if shape.tied_embeddings else "output.weight"
-    if name == last or name.endswith("router.weight"):
+    if role.width == "output":
         return 1 / wider, 1 / wider
-    if name.endswith("attention.q_norm.weight"):
+    if role.width == "query-gain":
         return 1 / math.sqrt(taller), 1 / math.sqrt(taller)
-    if ndim == 1 or name == "embedding.weight":
+    if role.width == "input":
         return 1.0, 1.0
     initial = 1 / math.sqrt(wider)
-    rate = 1 / math.sqrt(wider) if orthogonalised(name, ndim, optimizer) else 1 / wider
-    if name.endswith("attention.q.weight") and not shape.qk_norm:
+    rate = 1 / math.sqrt(wider) if orthogonalised(role, optimizer) else 1 / wider
+    if role.width == "queries":
         return initial / math.sqrt(taller), rate / math.sqrt(taller)
     return initial, rate

@@ -92,7 +92,7 @@ class Program:
                 )
                 cuts = [slice(o, o + n) for o, n in zip(offset, size, strict=True)]
             experts = None
-            if parameter.ndim == 3:
+            if part.roles[name].cut == "experts":
                 experts, cuts[0] = range(cuts[0].start, cuts[0].stop), slice(None)
             values = part.init_values(name, parameter.shape, self.spec.seed, self.spec.optimizer, experts)
             with torch.no_grad():

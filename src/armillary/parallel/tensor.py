@@ -1,20 +1,21 @@
 """Tensor parallel: every matrix cut over the ranks, and with sequence parallel also what lies between the matrices.
 
 As Megatron-LM does it (Shoeybi et al. 2019, arXiv 1909.08053, section 3; Korthikanti et al. 2022, arXiv 2205.05198,
-section 4.2.2): q, k, v, gate and up by rows, so that each rank has whole heads; out and down by columns; the embedding
-and the output matrix by tokens of the vocabulary. With ``sequence_parallel`` the residual stream and its norms hold a
-part of each sequence per rank; sequences are gathered before the matrices and scattered after.
+section 4.2.2), each parameter by its role (``model.roles``): the first matrices of a block by rows, so that each rank
+has whole heads; the last ones by columns; embedding and output matrix by tokens of the vocabulary. With
+``sequence_parallel`` the residual stream and its norms hold a part of each sequence per rank; sequences are gathered
+before a block and scattered after it.
 
 The loss over the vocabulary never sees a whole row of logits: each rank computes those of its tokens, block by block,
 and the ranks exchange one number per row for the partition function and one for the target's logit.
 
-Gains of norms are whole on every rank. Their gradients are only each rank's part (its tokens, its heads) and are summed
-over the ranks once per optimizer step (``partial_gradients``).
+Gains of norms and other small parameters are whole on every rank. Their gradients are only each rank's part (its
+tokens, its heads) and are summed over the ranks once per optimizer step (``partial_gradients``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, cast
 
@@ -24,89 +25,97 @@ import torch.nn.functional as F  # noqa: N812 (the name the field uses)
 from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 from torch.distributed._functional_collectives import (
-    AsyncCollectiveTensor,
     all_gather_single,
     all_reduce,
     reduce_scatter_single,
     wait_tensor,
 )
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module, distribute_tensor
-from torch.distributed.tensor.parallel import (
-    ColwiseParallel,
-    PrepareModuleInput,
-    PrepareModuleInputOutput,
-    RowwiseParallel,
-    parallelize_module,
-)
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from armillary.model import Layer, MixtureOfExperts, Transformer, check_tokens
 from armillary.model.operators import block_rows, product_dtype
 from armillary.parallel.mesh import Grid
+from armillary.recipe import UsageError
+
+# Along which dimension the parameters of a role are cut; others are whole.
+_CUT_DIMENSION = {"rows": 0, "columns": 1, "vocabulary": 0}
 
 
 def shard_tensors(model: Transformer, grid: Grid) -> None:
-    """Cut the matrices of ``model`` over the ``tp`` ranks, in place."""
-    mesh = grid.mesh["tp"]
-    between = Shard(1) if grid.layout.sequence_parallel else Replicate()
+    """Cut the parameters of ``model`` over the ``tp`` ranks by their roles, in place.
+
+    Raises:
+        UsageError: a parameter cannot be cut into that many equal parts.
+    """
+    for prefix, module in list(model.named_modules()):
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            full = f"{prefix}.{name}"
+            dim = _CUT_DIMENSION.get(model.roles[full].cut)
+            if dim is None:
+                continue
+            if parameter.shape[dim] % grid.layout.tp:
+                raise UsageError(
+                    f"{full} is {' x '.join(map(str, parameter.shape))}: its {model.roles[full].cut} "
+                    f"({parameter.shape[dim]}) must be a multiple of tp ({grid.layout.tp})"
+                )
+            cut = distribute_tensor(parameter, grid.mesh["tp"], [Shard(dim)])
+            module.register_parameter(name, nn.Parameter(cut))
     if model.embedding is not None:
-        distribute_module(model.embedding, mesh, _cut_vocabulary)
         model.embedding.forward = partial(_embed, model.embedding, grid)  # type: ignore[method-assign]
     for layer in cast(Iterable[Layer], model.layers.values()):
-        plan = {
-            "attention": PrepareModuleInput(
-                input_layouts=(between, None, None), desired_input_layouts=(Replicate(), None, None)
-            ),
-            "attention.q": ColwiseParallel(),
-            "attention.k": ColwiseParallel(),
-            "attention.v": ColwiseParallel(),
-            "attention.out": RowwiseParallel(output_layouts=between),
-        }
-        block: Any = layer.feed_forward
-        taking: list[nn.Module] = [layer.attention, block]
-        giving: list[nn.Module] = [layer.attention.out]
-        path, inside = "feed_forward", between
+        parts = grid.layout.sequence_parallel
+        _compute_own_part(layer.attention, grid, parts)
+        block: nn.Module | None = layer.feed_forward
         if isinstance(block, MixtureOfExperts):
-            # each rank routes its part of the sequence, also where the residual stream is whole on every rank
-            plan[path] = PrepareModuleInputOutput(
-                input_layouts=(between,),
-                desired_input_layouts=(Shard(1),),
-                use_local_input=True,
-                output_layouts=(Shard(1),),
-                desired_output_layouts=(between,),
-            )
-            giving.append(block)
-            path, inside, block = f"{path}.shared", Shard(1), block.shared
+            if not parts:
+                # each rank routes its part of the sequence, also where the residual stream is whole on every rank
+                block.forward = partial(_route_own_part, block.forward, grid.group("tp"))  # type: ignore[method-assign]
+            parts, block = True, block.shared
         if block is not None:
-            plan |= {
-                path: PrepareModuleInput(input_layouts=(inside,), desired_input_layouts=(Replicate(),)),
-                f"{path}.gate": ColwiseParallel(),
-                f"{path}.up": ColwiseParallel(),
-                f"{path}.down": RowwiseParallel(output_layouts=inside),
-            }
-            giving.append(block.down)
-            taking.append(block)
-        parallelize_module(layer, mesh, plan)
-        for module in dict.fromkeys(taking):
-            module.register_forward_pre_hook(lambda _, inputs: (_Arrived.apply(inputs[0]), *inputs[1:]))
-        for module in giving:
-            module.register_forward_hook(lambda *arguments: _Arrived.apply(arguments[-1]))
-    if model.output is not None:
-        parallelize_module(model.output, mesh, ColwiseParallel())
+            _compute_own_part(block, grid, parts)
     if model.part.ends:
         model.criterion = VocabularyParallelLoss(grid)
 
 
 def partial_gradients(model: Transformer, grid: Grid) -> list[nn.Parameter]:
     """The parameters that are whole on every ``tp`` rank and whose gradients are only this rank's part."""
-    ends = ("q_norm.weight", "k_norm.weight", "router.weight")
-    gains = grid.layout.sequence_parallel
-    return [p for name, p in model.named_parameters() if name.endswith(ends) or (gains and p.ndim == 1)]
+    cuts = ("whole", "stream") if grid.layout.sequence_parallel else ("whole",)
+    return [p for name, p in model.named_parameters() if model.roles[name].cut in cuts]
 
 
-def _cut_vocabulary(_: str, embedding: nn.Module, mesh: DeviceMesh) -> None:
-    weight = cast(nn.Embedding, embedding).weight
-    embedding.weight = nn.Parameter(distribute_tensor(weight, mesh, [Shard(0)]))
+def _compute_own_part(block: nn.Module, grid: Grid, parts: bool) -> None:
+    """Have ``block`` compute this rank's summand; with ``parts`` its input and output are parts of each sequence."""
+    group = grid.group("tp")
+    enter, leave = (_GatherSequence, _ScatterSequence) if parts else (_SumGradient, _Sum)
+    forward = block.forward
+    cut = [
+        (module._parameters, name)
+        for module in block.modules()
+        for name, parameter in module._parameters.items()
+        if isinstance(parameter, DTensor)
+    ]
+
+    def call(x: Tensor, *rest: Any) -> Tensor:
+        whole = enter.apply(x, group)
+        held = [parameters[name] for parameters, name in cut]
+        # plain tensors, so that nothing inside of the block is dispatched through DTensor
+        for (parameters, name), parameter in zip(cut, held, strict=True):
+            parameters[name] = cast(DTensor, parameter).to_local()  # type: ignore[assignment]
+        try:
+            summand = forward(whole, *rest)
+        finally:
+            for (parameters, name), parameter in zip(cut, held, strict=True):
+                parameters[name] = parameter
+        summed: Tensor = leave.apply(summand, group)
+        return summed
+
+    block.forward = call
+
+
+def _route_own_part(forward: Callable[[Tensor], Tensor], group: dist.ProcessGroup, x: Tensor) -> Tensor:
+    """``forward`` over this rank's part of each sequence; x and the result are [B, T, d] on every rank."""
+    whole: Tensor = _JoinSequence.apply(forward(_OwnSequence.apply(x, group)), group)
+    return whole
 
 
 def _embed(embedding: nn.Embedding, grid: Grid, tokens: Tensor) -> Tensor:
@@ -164,20 +173,6 @@ class VocabularyParallelLoss:
         return objective, entropy
 
 
-class _Arrived(Function):
-    """What a collective is still bringing, once it is there: kernels need an address."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        arrived: Tensor = x.wait() if isinstance(x, AsyncCollectiveTensor) else x.view_as(x)
-        return arrived
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        arrived: Tensor = grad.wait() if isinstance(grad, AsyncCollectiveTensor) else grad
-        return arrived
-
-
 class _GatherSequence(Function):
     """[B, T / ranks, d] of each rank to [B, T, d]; the gradients of all ranks are summed and cut apart again."""
 
@@ -204,6 +199,33 @@ class _ScatterSequence(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return wait_tensor(all_gather_single(grad, gather_dim=1, group=ctx.group)), None
+
+
+class _OwnSequence(Function):
+    """[B, T, d], the same on every rank, to this rank's [B, T / ranks, d]; the gradients are gathered."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return x.chunk(group.size(), dim=1)[group.rank()].contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return wait_tensor(all_gather_single(grad, gather_dim=1, group=ctx.group)), None
+
+
+class _JoinSequence(Function):
+    """[B, T / ranks, d] of each rank to [B, T, d]; the gradient, the same on every rank, is cut apart again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        whole: Tensor = wait_tensor(all_gather_single(x, gather_dim=1, group=group))
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad.chunk(ctx.group.size(), dim=1)[ctx.group.rank()].contiguous(), None
 
 
 class _Sum(Function):

@@ -306,12 +306,12 @@ class Stack:
         self._spec = spec
         with torch.device("meta"):
             self._objective = _Objective(spec.model, spec.optimizer.z_loss)
-        named = self._objective.model.named_parameters()
-        self._shapes = {name: parameter.shape for name, parameter in named}
+        model = self._objective.model
+        self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
         # A row holds parameters that share a decay and a rate side by side; the dictionaries have the model's order.
         kinds = {
-            name: (len(shape) == 1, width_factors(name, len(shape), spec.model, spec.optimizer)[1])
-            for name, shape in self._shapes.items()
+            name: (not role.decay, width_factors(role, spec.model, spec.optimizer)[1])
+            for name, role in model.roles.items()
         }
         in_row = sorted(self._shapes, key=kinds.__getitem__)
         ends = np.cumsum([self._shapes[name].numel() for name in in_row]).tolist()

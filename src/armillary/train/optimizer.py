@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import _compute_local_shape_and_global_offset
 from torch.optim.adamw import adamw
 
-from armillary.model import Transformer, orthogonalised, width_factors
+from armillary.model import Role, Transformer, model_roles, orthogonalised, width_factors
 from armillary.recipe import RunSpec
 
 _ADAMW_STATE = ("step", "exp_avg", "exp_avg_sq")
@@ -41,7 +41,7 @@ _EPS = 1e-7
 
 def build_optimizer(model: Transformer, spec: RunSpec) -> torch.optim.Optimizer:
     """The optimizer of ``spec`` over the parameters of a model on one device, for the rate see ``set_lr``."""
-    return _build(dict(model.named_parameters()), {}, spec)
+    return _build(dict(model.named_parameters()), {}, spec, model.roles)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -51,20 +51,24 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 class LocalOptimizer:
-    """The optimizer of ``spec`` over this rank's part of each of ``named`` parameters.
+    """The optimizer of ``spec`` over this rank's part of each of ``named`` parameters of its model.
+
+    ``roles`` are those of the parameters where they are not the model's.
 
     ``local`` has that part of every parameter, and ``state`` the optimizer's tensors beside it, both by name. They are
     there from the beginning, and are what a checkpoint writes and what is read into in place. AdamW has ``step`` (no
     dimensions), ``exp_avg`` and ``exp_avg_sq``, Muon ``momentum_buffer``; all but ``step`` are shaped as the part is.
     """
 
-    def __init__(self, named: Iterable[tuple[str, nn.Parameter]], spec: RunSpec) -> None:
+    def __init__(
+        self, named: Iterable[tuple[str, nn.Parameter]], spec: RunSpec, roles: Mapping[str, Role] | None = None
+    ) -> None:
         self._parameters = dict(named)
         self.local: dict[str, Tensor] = {
             name: p.to_local().detach() if isinstance(p, DTensor) else p for name, p in self._parameters.items()
         }
         sharded = {self.local[name]: p for name, p in self._parameters.items() if isinstance(p, DTensor)}
-        self._optimizer = _build(self.local, sharded, spec)
+        self._optimizer = _build(self.local, sharded, spec, roles or model_roles(spec.model))
         for group in self._optimizer.param_groups:
             for parameter in group["params"]:
                 self._optimizer.state[parameter] = _initial_state(parameter, group["orthogonalise"])
@@ -94,14 +98,16 @@ def _initial_state(parameter: Tensor, orthogonalise: bool) -> dict[str, Tensor]:
     return {"step": step, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
 
 
-def _build(parameters: Mapping[str, Tensor], sharded: Mapping[Tensor, DTensor], spec: RunSpec) -> torch.optim.Optimizer:
+def _build(
+    parameters: Mapping[str, Tensor], sharded: Mapping[Tensor, DTensor], spec: RunSpec, roles: Mapping[str, Role]
+) -> torch.optim.Optimizer:
     o = spec.optimizer
     groups: dict[tuple[bool, float, float], list[Tensor]] = {}
     for name, parameter in parameters.items():
-        _, factor = width_factors(name, parameter.ndim, spec.model, o)
+        _, factor = width_factors(roles[name], spec.model, o)
         # The decay of a step is rate times weight_decay: divided by the factor here, it does not move with the width.
-        decay = o.weight_decay / factor if parameter.ndim > 1 else 0.0
-        key = (orthogonalised(name, parameter.ndim, o), decay, factor)
+        decay = o.weight_decay / factor if roles[name].decay else 0.0
+        key = (orthogonalised(roles[name], o), decay, factor)
         groups.setdefault(key, []).append(parameter)
     described: list[dict[str, Any]] = [
         {"params": members, "weight_decay": decay, "lr_factor": factor, "orthogonalise": orthogonalise}

@@ -1,0 +1,42 @@
+"""Causal grouped-query attention (Ainslie et al. 2023) with rotary positions and, where so shaped, QK-norm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from armillary.model.operators import attention
+from armillary.model.roles import Role, gain
+from armillary.recipe import ModelShape
+
+
+class Attention(nn.Module):
+    """Grouped-query attention; ``core`` is what computes it from q, k and v (``operators.attention``)."""
+
+    def __init__(self, shape: ModelShape) -> None:
+        super().__init__()
+        q_width, kv_width = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
+        self.q = nn.Linear(shape.d_model, q_width, bias=False)
+        self.k = nn.Linear(shape.d_model, kv_width, bias=False)
+        self.v = nn.Linear(shape.d_model, kv_width, bias=False)
+        self.out = nn.Linear(q_width, shape.d_model, bias=False)
+        self.q_norm = nn.RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
+        self.k_norm = nn.RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
+        self.eps = shape.norm_eps
+        self.core: Callable[..., Tensor] = attention
+        self.roles = {
+            # with QK-norm the gain takes the factor of the head dimension
+            "q.weight": Role("rows", width="hidden" if shape.qk_norm else "queries"),
+            "k.weight": Role("rows"),
+            "v.weight": Role("rows"),
+            "out.weight": Role("columns", init="residual"),
+        }
+        if shape.qk_norm:
+            self.roles |= {"q_norm.weight": gain("whole", width="query-gain"), "k_norm.weight": gain("whole")}
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """[B, T, d_model] to the same; ``cos`` and ``sin`` are the rotary tables."""
+        gains = (self.q_norm.weight, self.k_norm.weight) if self.q_norm and self.k_norm else None
+        x = self.out(self.core(self.q(x), self.k(x), self.v(x), (cos, sin), gains, self.eps))
+        return x
