@@ -44,8 +44,7 @@ def bare(spec: RunSpec, batches: list[torch.Tensor]) -> float:
     optimizer = build_optimizer(model, spec)
     begin = time.perf_counter()
     for batch in batches:
-        loss, _ = model.loss(batch)
-        loss.backward()
+        (model.loss(batch)[0] / batch[:, 1:].numel()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -140,7 +140,7 @@ def train(folder: Path, workers: int) -> Runs:
         with torch.no_grad():
             windows.append(
                 [
-                    [model.loss(torch.from_numpy(window[None]))[1].item() for window in held_out.tokens]
+                    [model.loss(torch.from_numpy(window[None]))[1].item() / CONTEXT for window in held_out.tokens]
                     for held_out in (corpus.validation(name, CONTEXT, WINDOWS) for name in DOMAINS)
                 ]
             )

@@ -71,7 +71,7 @@ def bare(job: dict[str, Any], batches: Any) -> loops.Answer:
         from torch.distributed.fsdp import register_fsdp_forward_method
 
         register_fsdp_forward_method(model, "loss")
-    return train(job, batches, model, lambda batch: model.loss(batch)[0])
+    return train(job, batches, model, lambda batch: model.loss(batch)[0] / batch[:, 1:].numel())
 
 
 def plain(job: dict[str, Any], batches: Any) -> loops.Answer:

@@ -28,7 +28,7 @@ from armillary.model import (
     load_weights,
     mixtures,
     save_weights,
-    set_batch_tokens,
+    set_batch_weight,
 )
 from armillary.recipe import Experts, ModelShape, UsageError
 
@@ -132,6 +132,7 @@ def test_output_and_gradients_are_those_of_a_loop_over_tokens(
     generator = torch.Generator().manual_seed(seed)
     x, y = (torch.randn(batch, length, shape.d_model, generator=generator) for _ in range(2))
     here, there = x.clone().requires_grad_(), x.clone().requires_grad_()
+    ours.batch_weight = batch * length
     found = ours(here)
     (found * y).mean().backward()
     expected, losses = by_loop(theirs, there)
@@ -186,9 +187,9 @@ def test_how_a_batch_is_divided_changes_nothing(balance: str, parts: int) -> Non
     courses = []
     for divided in (1, parts):
         model = built(shape)
-        set_batch_tokens(model, 4 * 16)
+        set_batch_weight(model, 4 * 16)
         for part in tokens.chunk(divided):
-            (model.loss(part)[0] / divided).backward()
+            (model.loss(part)[0] / (4 * 16)).backward()
         balance_experts(model)
         courses.append(
             [*(p.grad for p in model.parameters() if p.grad is not None), *(b.clone() for b in model.buffers())]
@@ -207,8 +208,9 @@ def test_the_bias_brings_experts_into_balance() -> None:
         return (loads.max(1).values / loads.double().mean(1)).max().item()
 
     courses = []
+    set_batch_weight(model, tokens[:, 1:].numel())
     for step in range(60):
-        model.loss(tokens)[0].backward()
+        (model.loss(tokens)[0] / tokens[:, 1:].numel()).backward()
         optimizer.step()
         optimizer.zero_grad()
         if step in (0, 59):

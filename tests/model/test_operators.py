@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(native.kernels(torch.float32) is None, reason="n
 def loss_and_gradients(shape: ModelShape, tokens: Tensor, precision: torch.dtype) -> dict[str, Tensor]:
     model = built(shape)
     with torch.autocast("cpu", precision, enabled=precision != torch.float32):
-        objective, _ = model.loss(tokens, 1e-3)
+        objective = model.loss(tokens, 1e-3)[0] / tokens[:, 1:].numel()
     objective.backward()
     return {"loss": objective.detach(), **{name: p.grad for name, p in model.named_parameters() if p.grad is not None}}
 
@@ -118,7 +118,7 @@ def test_a_stack_gives_each_member_what_it_has_alone(
                 self.model = Transformer(shape)
 
             def forward(self, tokens: Tensor) -> Any:
-                return self.model.loss(tokens, 1e-3)
+                return [x / tokens[:, 1:].numel() for x in self.model.loss(tokens, 1e-3)]
 
         skeleton = Loss()
         objective, entropy = torch.vmap(
@@ -128,7 +128,7 @@ def test_a_stack_gives_each_member_what_it_has_alone(
         )(stacked, tokens)
         objective.sum().backward()
         for i, model in enumerate(models):
-            alone, alone_entropy = model.loss(tokens[i], 1e-3)
+            alone, alone_entropy = (x / tokens[i, :, 1:].numel() for x in model.loss(tokens[i], 1e-3))
             alone.backward()
             assert objective[i].item() == pytest.approx(alone.item(), abs=1e-5)
             assert entropy[i].item() == pytest.approx(alone_entropy.item(), abs=1e-5)
@@ -154,11 +154,57 @@ def test_a_target_outside_of_the_vocabulary_is_an_error(token: int) -> None:
         built(LLAMA).loss(tokens)
 
 
+def weighted(shape: ModelShape, tokens: Tensor, weights: Tensor | None, native: bool) -> dict[str, Tensor]:
+    """Both sums and the gradients of the first, with the C kernels or with PyTorch's operators."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not native:
+            patch.setattr("armillary.model.operators.kernels", lambda dtype: None)
+        model = built(shape)
+        objective, entropy = model.loss(tokens, 1e-3, weights)
+        objective.backward()
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {"objective": objective.detach().float(), "entropy": entropy.float(), **grads}
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_weights_multiply_the_terms_of_the_sums(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("armillary.model.operators.CPU_BLOCK", 7 * QWEN.vocab_size)  # many blocks
+    tokens = random_tokens(QWEN, 3, 12)
+    weights = torch.tensor([0.0, 1.0, 0.5, 2.0]).repeat(9)[:33].view(3, 11)
+    found = weighted(QWEN, tokens, weights, native)
+    model = built(QWEN)
+    logits = model(tokens[:, :-1]).flatten(0, 1)
+    each = torch.nn.functional.cross_entropy(logits, tokens[:, 1:].flatten(), reduction="none")
+    entropy = (each * weights.flatten()).sum()
+    objective = entropy + 1e-3 * (logits.logsumexp(-1).square() * weights.flatten()).sum()
+    objective.backward()
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    assert_equal_up_to(1e-5, found, {"objective": objective.detach(), "entropy": entropy.detach(), **grads})
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_weights_of_one_change_no_bit(native: bool) -> None:
+    tokens = random_tokens(QWEN, 3, 12)
+    plain, ones = (weighted(QWEN, tokens, w, native) for w in (None, torch.ones(3, 11)))
+    assert all(torch.equal(plain[name], ones[name]) for name in plain)
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("ignored", [-100, 2**40, 7])
+def test_a_position_of_weight_0_never_reaches_the_loss(native: bool, ignored: int) -> None:
+    tokens = random_tokens(QWEN, 2, 12)
+    weights = torch.ones(2, 11)
+    weights[:, -1] = 0.0
+    short = weighted(QWEN, tokens[:, :-1], None, native)
+    tokens[:, -1] = ignored
+    assert_equal_up_to(1e-6, weighted(QWEN, tokens, weights, native), short)
+
+
 def test_without_a_compiler_the_same_is_computed_and_said(tmp_path: Path) -> None:
     script = (
         "import torch; from armillary.model import Transformer; from armillary.recipe import Family\n"
         "model = Transformer(Family().shape(1, 50)); model.init_weights(0)\n"
-        "print(model.loss(torch.arange(40).view(2, 20))[0].item())"
+        "print(model.loss(torch.arange(40).view(2, 20))[0].item() / 38)"
     )
     seen = {}
     for name, changed in {"with": {}, "without": {"CC": "no-such-compiler"}}.items():

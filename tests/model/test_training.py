@@ -40,13 +40,14 @@ def trained_loss(model: Transformer, windows: torch.Tensor, lr: float) -> float:
         for group in optimizer.param_groups:
             group["lr"] = lr * min(1.0, (step + 1) / 10, (STEPS - step) / 50)
         start = step * BATCH % (len(training) - BATCH)
-        objective, _ = model.loss(training[start : start + BATCH])
+        batch = training[start : start + BATCH]
+        objective = model.loss(batch)[0] / batch[:, 1:].numel()
         optimizer.zero_grad()
         objective.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     with torch.no_grad():
-        return model.loss(validation)[1].item()
+        return model.loss(validation)[1].item() / validation[:, 1:].numel()
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from armillary.model import Transformer, mixtures, set_batch_tokens
+from armillary.model import Transformer, mixtures, set_batch_weight
 from armillary.parallel import Program
 from armillary.recipe import Layout, MixturePhase, ModelShape, OptimizerSpec, RunSpec
 from armillary.train import train_step
@@ -117,11 +117,11 @@ def _alone(spec_json: str) -> Course:
     *steps, held_out = batches(spec)
     for mixture in mixtures(model):
         mixture.register_forward_pre_hook(lambda mixture, inputs: _note_margin(course, mixture, inputs[0]))
-    set_batch_tokens(model, steps[0][:, 1:].numel())
+    set_batch_weight(model, spec.batch_tokens)
     for part in steps[0].chunk(spec.accumulation):
         with autocast(spec, CPU):
             objective, _ = model.loss(part, spec.optimizer.z_loss)
-        (objective / spec.accumulation).backward()
+        (objective / spec.batch_tokens).backward()
     course.gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     for step, batch in enumerate(steps):
@@ -130,7 +130,7 @@ def _alone(spec_json: str) -> Course:
         course.norms.append(norm.item())
         if step in (0, spec.steps - 1):
             with torch.no_grad(), autocast(spec, CPU):
-                course.entropy.append(model.loss(held_out[:5])[1].item())
+                course.entropy.append(model.loss(held_out[:5])[1].item() / held_out[:5, 1:].numel())
     course.biases = dict(model.named_buffers())
     return course
 

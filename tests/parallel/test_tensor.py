@@ -28,8 +28,8 @@ def alone(spec: RunSpec) -> tuple[float, dict[str, torch.Tensor], float]:
     for part in batches(spec)[0].chunk(spec.accumulation):
         with torch.autocast("cpu", torch.bfloat16, enabled=spec.precision == "bf16"):
             objective, entropy = model.loss(part, spec.optimizer.z_loss)
-        (objective / spec.accumulation).backward()
-        loss += entropy.item() / spec.accumulation
+        (objective / spec.batch_tokens).backward()
+        loss += entropy.item() / spec.batch_tokens
     grads = {name: p.grad.clone() for name, p in model.named_parameters()}
     return loss, grads, float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0))
 

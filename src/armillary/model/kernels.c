@@ -226,17 +226,24 @@ int add_into(long size, const act *x, float *sum) {
 
 /* ---- Cross entropy ------------------------------------------------------------------------------------------- */
 
-/* Adds to sums[0] the cross entropy of each row of logits and to sums[1] the squared log of its partition function;
- * with `gradient` the logits become their gradient times `rows` in all: p (1 + 2 z log Z) - 1[target]. */
-int cross_entropy(long rows, long width, act *logits, const int64_t *targets, float z, long gradient, double *sums) {
+/* Adds to sums[0] the cross entropy of each row of logits and to sums[1] the squared log of its partition function,
+ * each times the row's weight (1 where `weights` is absent); with `gradient` the logits become the gradient of
+ * sums[0] + z sums[1]: weight (p (1 + 2 z log Z) - 1[target]). A row of weight 0 is left out, whatever its target. */
+int cross_entropy(long rows, long width, act *logits, const int64_t *targets, const float *weights, float z,
+                  long gradient, double *sums) {
     float *e = room(up(width, LANES));
     if (!e) return 1;
     for (long r = 0; r < rows; r++) {
+        act *row = logits + r * width;
+        float weight = weights ? weights[r] : 1.0f;
+        if (weight == 0) {
+            if (gradient) memset(row, 0, width * sizeof(act));
+            continue;
+        }
         if (targets[r] < 0 || targets[r] >= width) {
             free(e);
             return 2;
         }
-        act *row = logits + r * width;
         float total = 0, wanted = load(row + targets[r]);
         for (int i = 0; i < width; i++) e[i] = load(row + i);
         for (int i = width; i < up(width, LANES); i++) e[i] = -INFINITY;
@@ -251,12 +258,12 @@ int cross_entropy(long rows, long width, act *logits, const int64_t *targets, fl
         for (int i = width; i < up(width, LANES); i++) total -= e[i];
         total += vsum(sum);
         float log_z = most + logf(total);
-        sums[0] += (double)(log_z - wanted);
-        sums[1] += (double)log_z * log_z;
+        sums[0] += weight * (double)(log_z - wanted);
+        sums[1] += weight * (double)log_z * log_z;
         if (!gradient) continue;
-        float factor = (1.0f + 2.0f * z * log_z) / total;
+        float factor = weight * (1.0f + 2.0f * z * log_z) / total;
         for (int i = 0; i < width; i++) row[i] = store(e[i] * factor);
-        row[targets[r]] = store(e[targets[r]] * factor - 1.0f);
+        row[targets[r]] = store(e[targets[r]] * factor - weight);
     }
     free(e);
     return 0;

@@ -80,8 +80,8 @@ class MixtureOfExperts(nn.Module):
         self.roles = {"router.weight": Role("whole", width="output")}
         if experts.balance == "bias":
             self.register_buffer("bias", torch.empty(experts.count, dtype=torch.float32))
-        # Over how many tokens the objective is a mean; None: over those of one call.
-        self.batch_tokens: int | None = None
+        # What the sums of the objective will be divided by.
+        self.batch_weight = 1.0
         self.compute: Callable[[nn.Module, Tensor, Tensor], Tensor] = lambda module, rows, counts: module(rows, counts)
         self.sequence: Callable[[Tensor], tuple[Tensor, Tensor | slice]] = lambda chosen: (chosen, slice(None))
         self._load: Tensor | None = None
@@ -143,9 +143,8 @@ class MixtureOfExperts(nn.Module):
         return torch.empty_like(flat).scatter_(1, order, rank).view_as(whole) < capacity
 
     def auxiliary_gradient(self, logits: Tensor, whole: Tensor) -> Tensor:
-        """Gradient of the auxiliary losses by ``logits`` [B, T, count], for a mean over ``batch_tokens``."""
+        """Gradient by ``logits`` [B, T, count] of the sum of the auxiliary losses, divided by ``batch_weight``."""
         spec = self.spec
-        tokens = self.batch_tokens or logits.shape[:-1].numel()
         gradient = torch.zeros_like(logits)
         if spec.router_z_loss:
             log_partition = torch.logsumexp(logits, -1, keepdim=True)
@@ -158,7 +157,7 @@ class MixtureOfExperts(nn.Module):
             shares = scores / scores.sum(-1, keepdim=True)
             change = shares * (slope - (shares * slope).sum(-1, keepdim=True))
             gradient += change if spec.scores == "softmax" else change * (1 - scores)
-        return gradient / tokens
+        return gradient / self.batch_weight
 
     def add_load(self, chosen: Tensor) -> None:
         """Count the choices of one more backward pass."""
@@ -184,10 +183,13 @@ def mixtures(model: nn.Module) -> list[MixtureOfExperts]:
     return [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
 
 
-def set_batch_tokens(model: nn.Module, tokens: int) -> None:
-    """Tell the mixtures in ``model`` over how many tokens, of all calls and ranks, the objective will be a mean."""
+def set_batch_weight(model: nn.Module, weight: float) -> None:
+    """Have the mixtures in ``model`` divide their auxiliary losses by the weight of the batch of all calls and ranks.
+
+    The objective of a model is a sum, and the caller divides it; the gradient of these losses never passes there.
+    """
     for mixture in mixtures(model):
-        mixture.batch_tokens = tokens
+        mixture.batch_weight = weight
 
 
 def balance_experts(model: nn.Module, total: Callable[[Tensor], Tensor] = lambda load: load) -> None:

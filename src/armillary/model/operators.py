@@ -33,7 +33,8 @@ class TokenError(ArmillaryError, IndexError):
 def check_tokens(tokens: Tensor, vocab_size: int) -> None:
     """Compare tokens in the host's memory with the vocabulary; those of an accelerator must be compared before.
 
-    There is no token that means "ignore": -100 is an error as every other one outside of the vocabulary.
+    No token means "ignore": a target of weight 0 must be taken out before, and -100 is an error like every other one
+    outside of the vocabulary.
 
     Raises:
         TokenError: the first one outside of ``[0, vocab_size)``.
@@ -326,21 +327,37 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
 # ---- the output matrix and the loss ---------------------------------------------------------------------------------
 
 
-def linear_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
-    """Mean cross entropy of ``features @ weight.T`` against ``targets``, in nats, reduced in fp32.
+def mean_share(total: Tensor, batch_weight: float, parts: int) -> Tensor:
+    """What one of ``parts`` equal parts of a batch adds to its mean: ``total`` / ``batch_weight``, in fp32.
+
+    ``total`` is the part's sum (``linear_cross_entropy``) and ``batch_weight`` the weight of the whole batch. It is
+    divided in two steps, by a part's share of the weight and then by the number of parts: where all weights are 1 the
+    first is the number of predictions in the part, and the result has the bits of a mean of the parts' means.
+    """
+    return (total / (batch_weight / parts)).float() / parts
+
+
+def linear_cross_entropy(
+    features: Tensor, weight: Tensor, targets: Tensor, z_loss: float, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sum of the cross entropies of ``features @ weight.T`` against ``targets``, in nats, reduced in fp32 or fp64.
 
     The logits are by far the largest tensor of a small model. Here they never exist as a whole: a block of them is
     computed, turned into its part of the loss and of both gradients while it is still near the processor, and dropped
     (as Liger Kernel does, Hsu et al. 2024, arXiv 2410.10989, section 3.2).
 
-    ``features`` is [..., d], ``weight`` [V, d], ``targets`` [...] (int64). Returns the objective (cross entropy plus
-    ``z_loss`` times the mean squared log of the partition function; PaLM, Chowdhery et al. 2022, section 5) and the
-    cross entropy alone, which carries no gradient. Matrix products run in the autocast precision where it is on.
+    ``features`` is [..., d], ``weight`` [V, d], ``targets`` [...] (int64); ``weights`` [...] (fp32) multiply the terms
+    of the sums, all 1 if not given. A position of weight 0 never reaches the loss: its target may be any number.
+    Returns the objective (cross entropy plus ``z_loss`` times the squared log of the partition function; PaLM,
+    Chowdhery et al. 2022, section 5) and the cross entropy alone, which carries no gradient: sums, for the caller to
+    divide by the weight of the whole batch (``mean_share``). Matrix products run in the autocast precision where it is
+    on.
     """
     objective, entropy, *_ = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         features.flatten(0, -2)[None],
         weight[None],
         targets.flatten()[None],
+        None if weights is None else weights.flatten()[None],
         z_loss,
         product_dtype(features),
         torch.is_grad_enabled(),
@@ -353,8 +370,15 @@ class _LinearCrossEntropy(Function):
 
     @staticmethod
     def forward(
-        features: Tensor, weight: Tensor, targets: Tensor, z_loss: float, product: torch.dtype, with_gradient: bool
+        features: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        weights: Tensor | None,
+        z_loss: float,
+        product: torch.dtype,
+        with_gradient: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        targets = counted_targets(targets, weights)
         check_tokens(targets, weight.shape[-2])
         x, matrix = features.to(product), weight.to(product)
         grads = None
@@ -363,95 +387,114 @@ class _LinearCrossEntropy(Function):
         if _native(x):
             members = range(len(x))
             sums = [
-                _native_blocks(x[i], matrix[i], targets[i], z_loss, grads and (grads[0][i], grads[1][i]))
+                _native_blocks(
+                    (x[i], matrix[i], targets[i], None if weights is None else weights[i]),
+                    z_loss,
+                    grads and (grads[0][i], grads[1][i]),
+                )
                 for i in members
             ]
             entropy, squares = torch.tensor(sums, dtype=torch.float64).unbind(1)
         else:
-            entropy, squares = _blocks(x, matrix, targets, z_loss, grads)
-        count = targets.shape[1]
-        cross_entropy = (entropy / count).float()
-        objective = (entropy / count + z_loss * squares / count).float()
-        return objective, cross_entropy, *(grads or (None, None))
+            entropy, squares = _blocks((x, matrix, targets, weights), z_loss, grads)
+        return entropy + z_loss * squares, entropy, *(grads or (None, None))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        features, weight, targets, *_ = inputs
+        features, weight, *_ = inputs
         _, cross_entropy, *grads = output
         ctx.mark_non_differentiable(cross_entropy, *(grad for grad in grads if grad is not None))
         ctx.set_materialize_grads(False)
-        ctx.count, ctx.dtypes = targets.shape[1], (features.dtype, weight.dtype)
+        ctx.dtypes = features.dtype, weight.dtype
         ctx.save_for_backward(*grads)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_objective: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         grad_features, grad_weight = ctx.saved_tensors
-        scale = (grad_objective / ctx.count)[:, None, None]
+        scale = grad_objective.float()[:, None, None]
         features_dtype, weight_dtype = ctx.dtypes
         grads = (grad_features * scale).to(features_dtype), (grad_weight * scale).to(weight_dtype)
-        return *grads, None, None, None, None
+        return *grads, None, None, None, None, None
 
     @staticmethod
-    def vmap(info: Any, dims: Any, features: Tensor, weight: Tensor, targets: Tensor, *rest: Any) -> Any:
+    def vmap(
+        info: Any, dims: Any, features: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None, *rest: Any
+    ) -> Any:
         # the dimension of size one that a single model has makes way for the members of the stack
-        tensors = [
-            _stacked(info.batch_size, dim, t).flatten(0, 1)  # type: ignore[union-attr]
-            for dim, t in zip(dims, (features, weight, targets), strict=False)
+        stacked = [
+            _stacked(info.batch_size, dim, t)
+            for dim, t in zip(dims, (features, weight, targets, weights), strict=False)
         ]
+        tensors = [None if t is None else t.flatten(0, 1) for t in stacked]
         outputs = _LinearCrossEntropy.apply(*tensors, *rest)  # type: ignore[no-untyped-call]
         return tuple(None if t is None else t[:, None] for t in outputs), tuple(
             None if t is None else 0 for t in outputs
         )
 
 
-def _native_blocks(
-    x: Tensor, matrix: Tensor, targets: Tensor, z_loss: float, grads: tuple[Tensor, Tensor] | None
-) -> tuple[float, float]:
-    """Sums over the tokens of cross entropy and squared log partition; gradients, times N, are written or added."""
+def counted_targets(targets: Tensor, weights: Tensor | None) -> Tensor:
+    """``targets`` with token 0 in the place of those of weight 0, which may be no tokens at all."""
+    return targets if weights is None else targets.masked_fill(weights == 0, 0)
+
+
+_Rows = tuple[Tensor, Tensor, Tensor, Tensor | None]  # features, output matrix, targets, weights
+
+
+def _native_blocks(rows: _Rows, z_loss: float, grads: tuple[Tensor, Tensor] | None) -> tuple[float, float]:
+    """Sums over the tokens of cross entropy and squared log partition; gradients are written or added."""
+    x, matrix, targets, weights = rows
     sums = torch.zeros(2, dtype=torch.float64)
     vocab_size = matrix.shape[0]
-    rows = max(1, CPU_BLOCK // vocab_size)
-    buffer = x.new_empty((rows, vocab_size))
-    targets = targets.contiguous()
-    for start in range(0, len(x), rows):
-        block, wanted = x[start : start + rows], targets[start : start + rows]
+    size = max(1, CPU_BLOCK // vocab_size)
+    buffer = x.new_empty((size, vocab_size))
+    targets, weights = targets.contiguous(), None if weights is None else weights.contiguous()
+    for start in range(0, len(x), size):
+        part = slice(start, start + size)
+        block, counted = x[part], None if weights is None else weights[part]
         logits = torch.mm(block, matrix.t(), out=buffer[: len(block)])
-        _call("cross_entropy", x.dtype, len(block), vocab_size, logits, wanted, z_loss, int(grads is not None), sums)
+        arguments = (len(block), vocab_size, logits, targets[part], counted, z_loss, int(grads is not None), sums)
+        _call("cross_entropy", x.dtype, *arguments)
         if grads is not None:
-            torch.mm(logits, matrix, out=grads[0][start : start + rows])
+            torch.mm(logits, matrix, out=grads[0][part])
             if x.dtype == torch.float32:
                 grads[1].addmm_(logits.t(), block)
             else:
-                part = logits.t() @ block
-                _call("add_into", x.dtype, part.numel(), part, grads[1])
+                more = logits.t() @ block
+                _call("add_into", x.dtype, more.numel(), more, grads[1])
     entropy, squares = sums.tolist()
     return entropy, squares
 
 
-def _blocks(
-    x: Tensor, matrix: Tensor, targets: Tensor, z_loss: float, grads: tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, Tensor]:
+def _blocks(rows: _Rows, z_loss: float, grads: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
     """As ``_native_blocks``, for all members at once, in PyTorch."""
-    rows = block_rows(x, len(x) * matrix.shape[1])
+    x, matrix, targets, weights = rows
+    size = block_rows(x, len(x) * matrix.shape[1])
     entropy = torch.zeros(len(x), dtype=torch.float32, device=x.device)
     squares = torch.zeros_like(entropy)
-    for start in range(0, x.shape[1], rows):
-        block, wanted = x[:, start : start + rows], targets[:, start : start + rows, None]
+    for start in range(0, x.shape[1], size):
+        part = slice(start, start + size)
+        block, wanted = x[:, part], targets[:, part, None]
+        counted = None if weights is None else weights[:, part, None]
         logits = (block @ matrix.mT).float()
         # log of the partition function, from the largest logit and its probability: two cheap reductions, and no
         # overflow, since that probability is at least 1 / V
         probabilities = torch.softmax(logits, dim=-1)
         log_partition = logits.amax(-1, keepdim=True) - probabilities.amax(-1, keepdim=True).log()
-        entropy += (log_partition - logits.gather(2, wanted)).sum((1, 2))
+        entropy += _weighted(log_partition - logits.gather(2, wanted), counted).sum((1, 2))
         if z_loss:
-            squares += log_partition.square().sum((1, 2))
+            squares += _weighted(log_partition.square(), counted).sum((1, 2))
         if grads is not None:
-            # d objective / d logits, times N: p (1 + 2 z log Z) - 1[target]
+            # d objective / d logits: p (1 + 2 z log Z) - 1[target], times the weight
             if z_loss:
                 probabilities.mul_(1 + 2 * z_loss * log_partition)
             probabilities.scatter_add_(2, wanted, torch.full_like(log_partition, -1.0))
-            grad_logits = probabilities.to(x.dtype)
-            grads[0][:, start : start + rows].copy_(grad_logits @ matrix)
+            grad_logits = _weighted(probabilities, counted).to(x.dtype)
+            grads[0][:, part].copy_(grad_logits @ matrix)
             grads[1].add_(grad_logits.mT @ block)
     return entropy, squares
+
+
+def _weighted(x: Tensor, weights: Tensor | None) -> Tensor:
+    """``x`` times ``weights``; 0 where the weight is, whatever ``x`` is there."""
+    return x if weights is None else (x * weights).masked_fill(weights == 0, 0.0)

@@ -185,20 +185,15 @@ class Transformer(nn.Module):
         """Token ids [B, T] (int64) to logits [B, T, vocab_size]."""
         return F.linear(self.features(tokens), self.output_weight)
 
-    def loss(self, tokens: Tensor, z_loss: float = 0.0) -> tuple[Tensor, Tensor]:
+    def loss(self, tokens: Tensor, z_loss: float = 0.0, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Loss of predicting ``tokens[:, 1:]`` from the tokens before each; ``tokens`` is [B, T + 1] (int64).
 
-        Returns two fp32 scalars, means over all B * T predictions in nats: the objective (cross entropy plus
-        ``z_loss`` times the squared log of the partition function), which is what ``backward`` is for, and the cross
-        entropy alone, which carries no gradient.
+        ``weights`` [B, T] (fp32) are those of the predictions, all 1 if not given; one of weight 0 is left out,
+        whatever its target. Returns two scalars, sums over the predictions in nats: the objective (cross entropy plus
+        ``z_loss`` times the squared log of the partition function), which ``backward`` is for, and the cross entropy
+        alone, which carries no gradient. Divide them by the sum of the weights of the whole batch.
         """
-        return self.objective(tokens[:, :-1], tokens[:, 1:], z_loss)
-
-    def objective(
-        self, x: Tensor, targets: Tensor, z_loss: float = 0.0, positions: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """As ``loss``, for inputs and ``targets`` [B, T] (int64) apart; ``x`` and ``positions`` as ``features`` has."""
-        return self.criterion(self.features(x, positions), self.output_weight, targets, z_loss)
+        return self.criterion(self.features(tokens[:, :-1]), self.output_weight, tokens[:, 1:], z_loss, weights)
 
     def optimizer_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Parameter groups for a torch optimizer: matrices and embeddings decay by ``weight_decay``, gains do not."""

@@ -28,7 +28,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.utils import get_total_norm
 
-from armillary.model import check_tokens, set_batch_tokens
+from armillary.model import check_tokens, mean_share, set_batch_weight
 from armillary.model.native import kernels
 from armillary.parallel.context import shard_context, split_context
 from armillary.parallel.data import shard_data
@@ -77,6 +77,7 @@ class Program:
             if layout.tp > 1:
                 self.partial += partial_gradients(part, self.grid)
         self._entropy = torch.zeros((), device=device)
+        self._batch_weight = 1.0
         self.pipeline: Pipeline | None = None
         if layout.pp > 1:
             self.pipeline = Pipeline(self.parts, self.grid, self.count, device, self._objective)
@@ -121,8 +122,9 @@ class Program:
         """
         check_tokens(batch, self.spec.model.vocab_size)
         inputs, targets = self._own(torch.cat(self.rows(batch)))
+        self._batch_weight = float(batch[:, 1:].numel())
         for part in self.parts:
-            set_batch_tokens(part, batch[:, 1:].numel())
+            set_batch_weight(part, self._batch_weight)
         self._entropy = torch.zeros((), device=self.device)
         if self.pipeline is not None:
             self.pipeline.backward(inputs, targets)
@@ -168,7 +170,8 @@ class Program:
             if real > 0:
                 wanted = targets[number * at_a_time :][:real]
                 with model.autocast(self.device):
-                    total += real * model.criterion(features[:real], model.output_weight, wanted, 0.0)[1]
+                    _, entropy = model.criterion(features[:real], model.output_weight, wanted, 0.0)
+                    total += real * (entropy / wanted.numel()).float()
         # what is gathered now would be out of date after the next step
         for part in self.parts:
             for module in part.modules():
@@ -195,8 +198,8 @@ class Program:
         with model.autocast(self.device):
             objective, entropy = model.criterion(features, model.output_weight, targets, self.spec.optimizer.z_loss)
         parts = self.count * self.layout.data * self.layout.cp
-        self._entropy += entropy.detach() / parts
-        return objective / parts
+        self._entropy += mean_share(entropy.detach(), self._batch_weight, parts)
+        return mean_share(objective, self._batch_weight, parts)
 
     def balance(self) -> None:
         """Let the biases of experts follow the load of the last ``gradients``; after the optimizer's step."""

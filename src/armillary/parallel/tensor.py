@@ -33,7 +33,7 @@ from torch.distributed._functional_collectives import (
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from armillary.model import Layer, MixtureOfExperts, Transformer, check_tokens
-from armillary.model.operators import block_rows, product_dtype
+from armillary.model.operators import block_rows, counted_targets, product_dtype
 from armillary.parallel.mesh import Grid
 from armillary.recipe import UsageError
 
@@ -152,19 +152,23 @@ class VocabularyParallelLoss:
     def __init__(self, grid: Grid) -> None:
         self.group, self.gathers = grid.group("tp"), grid.layout.sequence_parallel
 
-    def __call__(self, features: Tensor, weight: Tensor, targets: Tensor, z_loss: float) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, features: Tensor, weight: Tensor, targets: Tensor, z_loss: float, weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """As ``operators.linear_cross_entropy``; the sums of both losses are the same on every rank.
 
         Raises:
             TokenError: a target is outside of the vocabulary, as ``operators.linear_cross_entropy`` has it.
         """
         assert isinstance(weight, DTensor)
+        targets = counted_targets(targets, weights)
         _refuse_outside(targets, weight.shape[0])
         x = (_GatherSequence if self.gathers else _SumGradient).apply(features, self.group)
         objective, entropy, *_ = _VocabularyLoss.apply(
             x.flatten(0, -2),
             weight.to_local(),
             targets.flatten(),
+            None if weights is None else weights.flatten(),
             z_loss,
             self.group,
             product_dtype(x),
@@ -261,6 +265,7 @@ class _VocabularyLoss(Function):
         features: Tensor,
         weight: Tensor,
         targets: Tensor,
+        weights: Tensor | None,
         z_loss: float,
         group: dist.ProcessGroup,
         product: torch.dtype,
@@ -281,15 +286,16 @@ class _VocabularyLoss(Function):
             part = torch.stack([torch.logsumexp(logits, 1), torch.where(here, logits.gather(1, at)[:, 0], 0.0)])
             parts = wait_tensor(all_gather_single(part[None], gather_dim=0, group=group))
             log_z, logit = torch.logsumexp(parts[:, 0], 0), parts[:, 1].sum(0)
-            sums += torch.stack([(log_z - logit).sum(), log_z.square().sum()])
+            counted = torch.ones_like(log_z) if weights is None else weights[start : start + rows]
+            sums += torch.stack([((log_z - logit) * counted).sum(), (log_z.square() * counted).sum()])
             if with_gradient:
                 slope = torch.exp_(logits.sub_(log_z[:, None])).mul_(1 + 2 * z_loss * log_z[:, None])
                 slope.scatter_add_(1, at, -here[:, None].float())
-                slope = slope.to(product)
+                slope = slope.mul_(counted[:, None]).to(product)
                 torch.mm(slope, matrix, out=grad_x[start : start + rows])
                 grad_matrix.add_(slope.mT @ block)
-        entropy, squares = (sums / len(x)).unbind()
-        ctx.count, ctx.dtypes = len(x), (features.dtype, weight.dtype)
+        entropy, squares = sums.unbind()
+        ctx.dtypes = features.dtype, weight.dtype
         if with_gradient:
             ctx.save_for_backward(grad_x, grad_matrix)
         ctx.mark_non_differentiable(entropy)
@@ -299,6 +305,5 @@ class _VocabularyLoss(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_objective: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        scale = grad_objective / ctx.count
-        grads = [(grad * scale).to(dtype) for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
-        return *grads, None, None, None, None, None
+        grads = [(grad * grad_objective).to(dtype) for grad, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)]
+        return *grads, None, None, None, None, None, None

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from armillary.corpus import Corpus
-from armillary.model import Transformer, balance_experts, check_tokens, save_weights, set_batch_tokens
+from armillary.model import Transformer, balance_experts, check_tokens, mean_share, save_weights, set_batch_weight
 from armillary.recipe import RunSpec
 from armillary.train.checkpoint import CheckpointReader, Piece, whole, writing
 from armillary.train.optimizer import build_optimizer, set_lr
@@ -73,7 +73,7 @@ class Alone:
         self.model.turn_as(self.spec.during(step).model)
         with autocast(self.spec, self.device):
             _, entropy = self.model.loss(windows.to(self.device))
-        return entropy.item()
+        return mean_share(entropy, windows[:, 1:].numel(), 1).item()
 
     def pieces(self) -> dict[str, Piece]:
         """All of it."""
@@ -115,13 +115,14 @@ def train_step(
     Returns the mean cross entropy in nats and the gradient norm before clipping, both still on the device.
     """
     set_lr(optimizer, spec.lr(step))
-    set_batch_tokens(model, batch[:, 1:].numel())
+    weight = float(batch[:, 1:].numel())
+    set_batch_weight(model, weight)
     loss = torch.zeros((), device=batch.device)
     for part in batch.chunk(spec.accumulation):
         with autocast(spec, batch.device):
             objective, cross_entropy = model.loss(part, spec.optimizer.z_loss)
-        (objective / spec.accumulation).backward()  # type: ignore[no-untyped-call]
-        loss += cross_entropy.detach() / spec.accumulation
+        mean_share(objective, weight, spec.accumulation).backward()  # type: ignore[no-untyped-call]
+        loss += mean_share(cross_entropy.detach(), weight, spec.accumulation)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), spec.optimizer.grad_clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from armillary.corpus import Corpus
-from armillary.model import TokenError, Transformer, check_tokens, width_factors
+from armillary.model import TokenError, Transformer, check_tokens, mean_share, width_factors
 from armillary.recipe import ModelShape, OptimizerSpec, RunSpec, UsageError
 from armillary.train.engine import Alone, autocast
 from armillary.train.loop import (
@@ -379,13 +379,14 @@ class Stack:
             for name, view in self._cut(self._parameters[: len(batch)]).items()
         }
         loss = torch.zeros(len(batch), device=batch.device)
-        for number, tokens in enumerate(batch.chunk(self._spec.accumulation, dim=1)):
+        weight, count = float(batch[0, :, 1:].numel()), self._spec.accumulation
+        for number, tokens in enumerate(batch.chunk(count, dim=1)):
             with autocast(self._spec, batch.device):
                 objective, entropy = torch.vmap(partial(functional_call, self._objective))(leaves, tokens)
-            total = (objective / self._spec.accumulation).sum()
+            total = mean_share(objective, weight, count).sum()
             gradients = torch.autograd.grad(total, list(leaves.values()))
             (torch._foreach_add_ if number else torch._foreach_copy_)(parts, gradients)
-            loss += entropy.detach() / self._spec.accumulation
+            loss += mean_share(entropy.detach(), weight, count)
         return loss
 
     def _update(self, taken: Sequence[tuple[RunSpec, int]]) -> None:
@@ -413,5 +414,5 @@ class _Objective(nn.Module):
         self.model, self.z_loss = Transformer(shape), z_loss
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Objective and cross entropy of [batch_sequences, context_length + 1]."""
+        """Objective and cross entropy, sums, of [batch_sequences, context_length + 1]."""
         return self.model.loss(tokens, self.z_loss)
