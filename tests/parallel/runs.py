@@ -150,6 +150,7 @@ def _note_margin(course: Course, mixture: Any, x: Tensor) -> None:
 def spread(spec: RunSpec, layout: Layout) -> Course:
     """The run under ``layout``, as this rank saw it; gradients are those of its stages."""
     program = Program(spec, layout, torch.device("cpu"))
+    program.init_weights()
     optimizer = LocalOptimizer(program.named_parameters(), spec)
     course = Course([], [], {}, [])
     *steps, held_out = batches(spec)

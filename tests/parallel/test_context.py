@@ -135,6 +135,7 @@ def test_the_formula_for_devices_without_a_kernel(causal: bool) -> None:
 
 def gradients(spec: RunSpec, layout: Layout, tokens: torch.Tensor) -> list[torch.Tensor]:
     program = Program(spec, layout, torch.device("cpu"))
+    program.init_weights()
     program.gradients(tokens)
     return [cast("DTensor", p.grad).full_tensor() for _, p in program.named_parameters()]
 

@@ -126,6 +126,7 @@ def one_step(spec: RunSpec, layout: Layout) -> dict[str, Any]:
     torch.nn.functional.rms_norm = lambda x, size, weight, eps: FusedNorm.apply(x, weight, eps)  # type: ignore
     try:
         program = Program(spec, layout, torch.device("cpu"))
+        program.init_weights()
         optimizer = LocalOptimizer(program.named_parameters(), spec)
         tokens = torch.arange(spec.batch_sequences * (spec.context_length + 1)).remainder(spec.model.vocab_size)
         batch = tokens.view(spec.batch_sequences, -1)

@@ -152,6 +152,7 @@ def test_many_mixtures_under_many_layouts(run: tuple[RunSpec, Layout], on_ranks:
 def held(spec: RunSpec, layout: Layout) -> tuple[int, int]:
     """How many numbers of experts, and of all, this rank holds."""
     program = Program(spec, layout, torch.device("cpu"))
+    program.init_weights()
     sizes = {n: getattr(p, "_local_tensor", p).numel() for n, p in program.named_parameters()}
     return sum(size for name, size in sizes.items() if ".experts." in name), sum(sizes.values())
 

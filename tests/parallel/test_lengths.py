@@ -42,6 +42,7 @@ def batch_of(run: RunSpec) -> torch.Tensor:
 def spread(layout: Layout) -> list[tuple[float, dict[str, torch.Tensor]]]:
     """Loss and gradients of a step of each phase, from one program."""
     program = Program(SPEC, layout, torch.device("cpu"))
+    program.init_weights()
     found = []
     for _, _, run in [*SPEC.stretches(), SPEC.stretches()[0]]:
         for part in program.parts:

@@ -44,6 +44,7 @@ def alone(spec: RunSpec) -> tuple[list[float], dict[str, torch.Tensor]]:
 
 def spread(spec: RunSpec, layout: Layout) -> tuple[list[float], dict[str, torch.Tensor]]:
     program = Program(spec, layout, torch.device("cpu"))
+    program.init_weights()
     optimizer = LocalOptimizer(program.named_parameters(), spec)
     losses = []
     for step, batch in enumerate(batches(spec)):

@@ -114,6 +114,7 @@ def test_another_number_of_ranks_than_the_layout_has(on_ranks: Any) -> None:
 
 def entropies(layout: Layout) -> list[float]:
     program = Program(specification(), layout, CPU)
+    program.init_weights()
     tokens = batches(specification()).flatten(0, 1)
     return [program.entropy(tokens[:n]).item() for n in (1, 3, 8, 21)]
 
@@ -186,6 +187,7 @@ def test_recompute_keeps_less_and_changes_no_bit(precision: torch.dtype) -> None
 
 def gradients(layout: Layout) -> dict[str, torch.Tensor]:
     program = Program(specification(), layout, CPU)
+    program.init_weights()
     program.gradients(batches(specification())[0])
     return {name: whole(p.grad) for name, p in program.named_parameters()}
 
@@ -214,6 +216,7 @@ from tests.parallel.runs import alone, batches, specification, whole
 dist.init_process_group("gloo", store=dist.FileStore({str(tmp_path / "store")!r}, 1), rank=0, world_size=1)
 spec = specification(steps=1)
 program = Program(spec, Layout(compile=True, recompute={recompute!r}), torch.device("cpu"))
+program.init_weights()
 loss = program.gradients(batches(spec)[0]).item()
 expected = alone(spec)
 assert all(layer._compiled_call_impl is not None for layer in program.parts[0].layers.values())

@@ -36,6 +36,7 @@ def alone(spec: RunSpec) -> tuple[float, dict[str, torch.Tensor], float]:
 
 def spread(spec: RunSpec, layout: Layout) -> tuple[float, dict[str, torch.Tensor], float]:
     program = Program(spec, layout, CPU)
+    program.init_weights()
     loss = program.gradients(batches(spec)[0]).item()
     grads = {name: whole(p.grad) for name, p in program.named_parameters()}
     return loss, grads, float(program.clip(1.0))
@@ -44,6 +45,7 @@ def spread(spec: RunSpec, layout: Layout) -> tuple[float, dict[str, torch.Tensor
 def raised_by_program(spec: RunSpec, layout: Layout, token: int) -> list[str]:
     """What a batch and a validation window with ``token`` as an input, or as a target only, raise on this rank."""
     program = Program(spec, layout, CPU)
+    program.init_weights()
     said = []
     for column in (0, -1):
         batch = batches(spec)[0].clone()
@@ -125,6 +127,8 @@ class Seen(TorchDispatchMode):
 def seen(spec: RunSpec, layout: Layout | None) -> set[tuple[str, tuple[int, ...], torch.dtype]]:
     batch = batches(spec)[0]
     program = None if layout is None else Program(spec, layout, CPU)
+    if program is not None:
+        program.init_weights()
     with Seen() as record:
         if program is None:
             alone(spec)
@@ -148,6 +152,7 @@ def test_no_rank_has_a_whole_row_of_logits_nor_a_whole_vocabulary(tied: bool, on
 def precisions(spec: RunSpec, layout: Layout) -> dict[str, set[torch.dtype]]:
     """In which precision parameters lie, are gathered and used, and gradients are added up and lie."""
     program = Program(spec, layout, CPU)
+    program.init_weights()
     used = set()
     for layer in program.parts[0].layers.values():
         layer.feed_forward.down.register_forward_pre_hook(lambda module, _: used.add(module.weight.dtype))

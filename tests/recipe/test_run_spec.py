@@ -78,6 +78,7 @@ OTHER = {
     "precision": "fp32",
     "validation.every": None,
     "validation.windows": 17,
+    "start": {"weights": "base.safetensors", "sha256": "5" * 64},
     "lengths": [{"start_step": 30, "context_length": 64, "batch_sequences": 4}],
 }
 

@@ -30,8 +30,9 @@ from armillary.recipe import (
     RunSpec,
     Schedule,
     UsageError,
+    write_sealed,
 )
-from armillary.release import check_lineage, check_publishable, is_published, publish
+from armillary.release import check_lineage, check_publishable, is_published, origins, publish
 from armillary.release.card import model_card
 from armillary.release.ledger import ledger_file
 
@@ -74,6 +75,7 @@ LINEAGE: dict[str, Any] = {
             "novel | 小说": about("novel", None, 0),
         },
     },
+    "edges": [[f"run:{SPEC.id}", "trained on", "corpus:feedc0de"]],
     "argued_by": {"mixture": ["aa", "bb"], "ladder": ["cc"], "anneal": []},
     "prediction": {"run": SPEC.id, "recorded_at": "2030-01-01T00:00:00Z"},
     "verdict_status": "judged",
@@ -520,3 +522,42 @@ def test_a_publish_that_fails_leaves_a_changed_publication_where_it_was(tmp_path
         published(folder, tmp_path / "no-tokenizer.json")
     assert contents(folder) == before
     assert not (tmp_path / "model.kept-1").exists()
+
+
+def test_a_published_file_leads_back_to_all_that_made_it(tmp_path: Path, tokenizer_file: Path) -> None:
+    run = SPEC.id
+    edges = [
+        (f"run:{run}", "starts from", "run:parent"),
+        ("run:parent", "trained on", "corpus:older"),
+        (f"run:{run}", "trained on", "corpus:feedc0de"),
+        (f"run:{run}", "argued by", "run:cc"),
+    ]
+    folder = published(tmp_path / "model", tokenizer_file, edges=edges)
+    wanted = [f"run:{run}", "run:parent", "corpus:feedc0de", "run:cc", "corpus:older"]
+    assert origins(folder / "model.safetensors") == wanted
+    assert origins(folder / "README.md") == wanted
+    with pytest.raises(UsageError, match=r"not a file of the publication"):
+        origins(folder / "other.txt")
+
+
+def rewritten(folder: Path, **changes: Any) -> None:
+    """Change the lineage as a version of this program would have written it."""
+    document = {**json.loads((folder / "lineage.json").read_text(encoding="utf-8")), **changes}
+    del document["sha256"]
+    write_sealed(folder / "lineage.json", {key: value for key, value in document.items() if value is not None})
+
+
+def test_a_publication_from_before_the_edges_leads_to_run_arguments_and_corpus(
+    tmp_path: Path, tokenizer_file: Path
+) -> None:
+    folder = published(tmp_path / "model", tokenizer_file)
+    rewritten(folder, edges=None)
+    assert origins(folder / "model.safetensors") == [f"run:{SPEC.id}", "run:aa", "run:bb", "run:cc", "corpus:feedc0de"]
+
+
+@pytest.mark.parametrize("edges", [3, [["a", "b"]], ["x"], {"a": 1}])
+def test_edges_that_are_none_are_named(edges: Any, tmp_path: Path, tokenizer_file: Path) -> None:
+    folder = published(tmp_path / "model", tokenizer_file)
+    rewritten(folder, edges=edges)
+    with pytest.raises(DamagedFileError, match=r"lineage\.json: its edges"):
+        origins(folder / "model.safetensors")

@@ -179,7 +179,7 @@ def test_a_store_of_format_1_is_taken_over(url, make_spec, tmp_path):
     with store.engine.begin() as db:
         for statement in (
             "DROP TABLE journal",
-            "ALTER TABLE runs DROP COLUMN folder, DROP COLUMN owner",
+            "ALTER TABLE runs DROP COLUMN folder, DROP COLUMN owner, DROP COLUMN parents",
             "UPDATE format SET version = 1",
         ):
             db.execute(sa.text(statement))

@@ -8,8 +8,8 @@ The story, in the order that matters:
 4. *Context* puts its attention in the place of the model's.
 5. *Recompute* and *compile* wrap layers as they have become.
 6. *Data* shards what is left and gathers it layer by layer; last, since what it gathers must be there for all of that.
-7. Memory is taken, and every parameter's shard is cut from what the seed draws for the whole parameter: the numbers at
-   the start are the same under every layout.
+7. Memory is taken. It holds no sensible numbers until weights are loaded, or ``init_weights`` cuts every shard from
+   what the seed draws for the whole parameter: initial weights are the same under every layout.
 
 A step: ``gradients`` takes this rank's part of the batch through its stages and leaves the gradient of the whole
 batch's objective in the shards; ``clip`` takes its norm over all ranks; after the optimizer's step ``balance`` lets the
@@ -73,7 +73,6 @@ class Program:
             if layout.data * layout.cp > 1 or (layout.tp > 1 and spec.model.experts is not None):
                 shard_data(part, self.grid, spec.precision)
             part.to_empty(device=device)
-            self._init_weights(part)
             if layout.tp > 1:
                 self.partial += partial_gradients(part, self.grid)
         self._entropy = torch.zeros((), device=device)
@@ -82,22 +81,27 @@ class Program:
         if layout.pp > 1:
             self.pipeline = Pipeline(self.parts, self.grid, self.count, device, self._objective)
 
-    def _init_weights(self, part: Stage) -> None:
-        for buffer in part.buffers():  # the biases of experts
-            buffer.zero_()
-        for name, parameter in part.named_parameters():
-            cuts = [slice(0, size) for size in parameter.shape]
-            if isinstance(parameter, DTensor):
-                size, offset = compute_local_shape_and_global_offset(
-                    parameter.shape, parameter.device_mesh, parameter.placements
-                )
-                cuts = [slice(o, o + n) for o, n in zip(offset, size, strict=True)]
-            experts = None
-            if part.roles[name].cut == "experts":
-                experts, cuts[0] = range(cuts[0].start, cuts[0].stop), slice(None)
-            values = part.init_values(name, parameter.shape, self.spec.seed, self.spec.optimizer, experts)
-            with torch.no_grad():
-                local(parameter).copy_(values[tuple(cuts)])
+    def init_weights(self) -> None:
+        """Give the parameters of this rank their part of what ``spec.seed`` draws for the whole model."""
+        for part in self.parts:
+            for buffer in part.buffers():  # the biases of experts
+                buffer.zero_()
+            for name, parameter in part.named_parameters():
+                self._init(part, name, parameter)
+
+    def _init(self, part: Stage, name: str, parameter: nn.Parameter) -> None:
+        cuts = [slice(0, size) for size in parameter.shape]
+        if isinstance(parameter, DTensor):
+            size, offset = compute_local_shape_and_global_offset(
+                parameter.shape, parameter.device_mesh, parameter.placements
+            )
+            cuts = [slice(o, o + n) for o, n in zip(offset, size, strict=True)]
+        experts = None
+        if part.roles[name].cut == "experts":
+            experts, cuts[0] = range(cuts[0].start, cuts[0].stop), slice(None)
+        values = part.init_values(name, parameter.shape, self.spec.seed, self.spec.optimizer, experts)
+        with torch.no_grad():
+            local(parameter).copy_(values[tuple(cuts)])
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """The parameters of this rank's stages under the names that they have in the whole model."""

@@ -13,7 +13,7 @@ from typing import Any
 import armillary
 from armillary.corpus import Corpus
 from armillary.goodput import read_events
-from armillary.recipe import ArmillaryError, Recipe
+from armillary.recipe import ArmillaryError, Edge, Recipe
 from armillary.study import (
     AnnealOutcome,
     Found,
@@ -124,11 +124,18 @@ def lineage(evidence: Evidence) -> dict[str, Any]:
         }
         for name, domain in evidence.corpus.manifest.domains.items()
     }
+    spec = evidence.store.run_spec(run).model_dump(mode="json")
+    if (spec.get("start") or {}).get("weights"):
+        spec["start"]["weights"] = public_source(spec["start"]["weights"])
+    argued = {study: runs for study, runs in evidence.runs.items() if study != "target"}
+    edges = [Edge(f"run:{run}", "argued by", f"run:{other}") for runs in argued.values() for other in runs]
+    edges += evidence.store.edges([run, *(other for runs in argued.values() for other in runs)])
     return {
         "run": run,
-        "spec": evidence.store.run_spec(run).model_dump(mode="json"),
+        "spec": spec,
         "corpus": {"hash": evidence.corpus.hash, "domains": domains},
-        "argued_by": {study: runs for study, runs in evidence.runs.items() if study != "target"},
+        "edges": list(dict.fromkeys(edges)),
+        "argued_by": argued,
         "prediction": evidence.prediction,
         "verdict": verdict["rows"] if verdict is not None and judged else None,
         "verdict_status": None if verdict is None else verdict["status"],

@@ -20,6 +20,7 @@ from armillary.recipe.errors import ArmillaryError, UsageError, without_password
 from armillary.recipe.kept import Given, given, is_workspace, keep_recipe, results_folder
 from armillary.recipe.large import Checkpoints, LargeRun, load_training
 from armillary.recipe.layout import Layout
+from armillary.recipe.lineage import Edge, walk_back
 from armillary.recipe.lock import BusyError, exclusive, lock
 from armillary.recipe.run import (
     Decay,
@@ -28,6 +29,7 @@ from armillary.recipe.run import (
     OptimizerSpec,
     RunSpec,
     Schedule,
+    Start,
     Validation,
     canonical_hash,
     decay_factor,
@@ -45,6 +47,7 @@ __all__ = [
     "Decay",
     "Document",
     "DomainSpec",
+    "Edge",
     "Experts",
     "Family",
     "ForeignFileError",
@@ -64,6 +67,7 @@ __all__ = [
     "RopeScaling",
     "RunSpec",
     "Schedule",
+    "Start",
     "TokenizerSpec",
     "Training",
     "UsageError",
@@ -82,6 +86,7 @@ __all__ = [
     "read_json",
     "read_sealed",
     "results_folder",
+    "walk_back",
     "without_passwords",
     "write_sealed",
 ]

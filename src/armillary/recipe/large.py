@@ -101,5 +101,10 @@ def load_training(path: Path) -> Recipe | LargeRun:
     if _KEYS.isdisjoint(file.keys):
         return in_folder(check_document(file, Recipe), base)
     large = check_document(file, LargeRun)
-    paths = {name: str(beside(base, where)) for name in ("corpus", "folder") if (where := getattr(large, name))}
+    named = ((name, getattr(large, name)) for name in ("corpus", "folder"))
+    paths: dict[str, Any] = {name: str(beside(base, where)) for name, where in named if where}
+    start = large.run.start
+    if start is not None and start.weights is not None:
+        start = start.model_copy(update={"weights": str(beside(base, start.weights))})
+        paths["run"] = large.run.model_copy(update={"start": start})
     return large.model_copy(update=paths)

@@ -149,6 +149,27 @@ class Validation(Document):
         return step == steps or (self.every is not None and step > 0 and step % self.every == 0)
 
 
+class Start(Document):
+    """Weights that a run begins with, in the place of those that its seed draws; its optimizer begins anew.
+
+    ``run`` is the id of a finished run whose final weights they are; its folder lies beside the folder of the run that
+    begins. ``weights`` is a path: a safetensors file with the tensors of the model under their own names, the folder
+    of a checkpoint (``checkpoints/step-N``), or the folder of a finished run. With both, the weights of ``run`` lie at
+    ``weights``. ``sha256`` is the hash of the file; of a checkpoint the hash of its ``checkpoint.json``, which holds
+    the hashes of all its files. Of a start ``sha256`` alone enters the run's id: the place of a file changes no number.
+    """
+
+    run: str | None = Field(default=None, pattern="^[0-9a-f]{16}$")
+    weights: str | None = Field(default=None, min_length=1)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+    @model_validator(mode="after")
+    def _names_weights(self) -> Self:
+        if self.run is None and self.weights is None:
+            raise ValueError("give run (the id of a finished run) or weights (the path of a file or a checkpoint)")
+        return self
+
+
 class RunSpec(Document):
     """A training run. Sizes: ``batch_sequences * context_length`` tokens per step, ``steps`` steps.
 
@@ -157,7 +178,7 @@ class RunSpec(Document):
     The longest context length must be a multiple of every other, so that no text is cut anew (``corpus.order``).
     """
 
-    later: ClassVar[tuple[str, ...]] = ("lengths",)
+    later: ClassVar[tuple[str, ...]] = ("lengths", "start")
 
     format: Literal[1] = 1
     corpus: str
@@ -173,6 +194,7 @@ class RunSpec(Document):
     precision: Literal["fp32", "bf16"] = "fp32"
     validation: Validation = Validation()
     lengths: tuple[LengthPhase, ...] = ()
+    start: Start | None = None
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
@@ -220,7 +242,19 @@ class RunSpec(Document):
     @property
     def id(self) -> str:
         """16 hexadecimal digits: the SHA-256 of the canonical JSON of this specification."""
-        return canonical_hash(self.model_dump(mode="json"))
+        return canonical_hash(self._content())
+
+    @property
+    def parents(self) -> tuple[str, ...]:
+        """Ids of the runs whose weights this one begins with."""
+        return () if self.start is None or self.start.run is None else (self.start.run,)
+
+    def _content(self, *left_out: str) -> dict[str, Any]:
+        """All that decides the numbers, without the fields ``left_out``."""
+        content = self.model_dump(mode="json", exclude=set(left_out))
+        if self.start is not None:
+            content["start"] = {"sha256": self.start.sha256}
+        return content
 
     @property
     def batch_tokens(self) -> int:
@@ -283,7 +317,7 @@ class RunSpec(Document):
         they agree on all phases and, where the prefix ends in one of less than the longest length, on its end and the
         mixture up to there: how many long windows it needs decides the order in which it takes short ones of them.
         """
-        parts = self.model_dump(mode="json", exclude={"steps", "schedule", "mixture"})
+        parts = self._content("steps", "schedule", "mixture")
         settled = steps
         _, end, run = next(part for part in self.stretches() if part[1] >= min(steps, self.steps))
         if run.context_length < self.longest:

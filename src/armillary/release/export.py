@@ -32,7 +32,7 @@ FORMAT = 2
 LINEAGE = "lineage.json"
 WEIGHTS = "model.safetensors"
 REQUIRED = frozenset(
-    {"run", "spec", "corpus", "argued_by", "prediction", "verdict", "verdict_status", "losses", "passes"}
+    {"run", "spec", "corpus", "edges", "argued_by", "prediction", "verdict", "verdict_status", "losses", "passes"}
 )
 _REMEDY = "publish the model again (`armillary run`), or fetch the folder again"
 
@@ -49,7 +49,8 @@ def publish(
     """Write the published model into ``folder``, which appears (or takes the place of an older one) at the very end.
 
     ``lineage`` has the keys ``run`` (id), ``spec`` (the run's specification as JSON), ``corpus`` (``{hash, domains:
-    {name: {source, licence, train, train_tokens, validation_tokens}}}``), ``argued_by`` (``{study: [run ids]}``),
+    {name: {source, licence, train, train_tokens, validation_tokens}}}``), ``edges`` (a list of ``recipe.Edge``: what
+    made the run, and what made that), ``argued_by`` (``{study: [run ids]}``),
     ``prediction`` (or None), ``verdict`` (a list of ``{domain, predicted, low, high, measured, inside}``, or None where
     the prediction is of another run), ``verdict_status`` (``judged``, ``diverged``, ``pending`` or None), ``losses``
     (``{domain: nats per token}``) and ``passes`` (``{domain: passes over its text in the run}``). Format, hashes of the

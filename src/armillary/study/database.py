@@ -103,6 +103,8 @@ class Database:
             elif found < schema.FORMAT:
                 schema.add_columns(db)
                 self._stamp(db)
+                if found > 1:  # format 1 also lacks a journal, with which its migration ends (`Store`)
+                    db.execute(sa.update(schema.form).values(version=schema.FORMAT))
         self._known = True
 
     def _stamp(self, db: sa.Connection) -> None:

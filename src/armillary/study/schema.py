@@ -1,14 +1,14 @@
 """Tables of the run store, which of a database's tables are ours, and how an older store becomes one of this format.
 
 Format 2 added to format 1 the journal (`chain`), and of each run the folder that it was written in and its owner. Rates
-of format 1 did not know the optimizer and are forgotten.
+of format 1 did not know the optimizer and are forgotten. Format 3 added of each run its parents.
 """
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 
-FORMAT = 2
+FORMAT = 3
 APPLICATION = 0x41726D69  # SQLite's application_id of our files: "Armi"
 
 metadata = sa.MetaData()
@@ -29,6 +29,7 @@ runs = sa.Table(
     sa.Column("result", sa.JSON),
     sa.Column("folder", sa.Text),  # the store's folder that its files were last written in
     sa.Column("owner", sa.String(32)),  # the process that last began it
+    sa.Column("parents", sa.JSON(none_as_null=True)),  # ids of the runs whose weights it starts from; null: none
 )
 
 study_runs = sa.Table(
@@ -116,7 +117,7 @@ for _table, _key in ((predictions, "run"), (verdicts, "run"), (journal, "seq")):
             _rule = sa.DDL(_statement.replace("{key}", _key))  # type: ignore[no-untyped-call]
             sa.event.listen(_table, "after_create", _rule.execute_if(dialect=_dialect))
 
-_ADDED = {"runs": ("folder", "owner")}  # in format 2
+_ADDED = {"runs": ("folder", "owner", "parents")}  # since format 1
 
 
 def strangers(db: sa.Connection) -> list[str]:

@@ -32,6 +32,7 @@ from armillary.goodput import first_start_s
 from armillary.recipe import (
     ArmillaryError,
     DamagedFileError,
+    Edge,
     ForeignFileError,
     RunSpec,
     canonical_hash,
@@ -162,6 +163,7 @@ class Store:
             for run, spec in wanted.items():
                 if run not in known:
                     row = {"id": run, "spec": spec.model_dump(mode="json"), "status": "pending", "attempts": 0}
+                    row["parents"] = list(spec.parents) or None
                     db.execute(sa.insert(schema.runs).values(created_at=time.time(), **row))
                 if run not in paired:
                     db.execute(sa.insert(schema.study_runs).values(study=study, run=run))
@@ -372,8 +374,65 @@ class Store:
         with self.database.reading() as db:
             row = db.execute(sa.select(schema.runs.c.spec).filter_by(id=run)).first()
         if row is None:
-            raise ArmillaryError(f"run {run} is not in {self.database.name}; armillary runs lists those that are")
+            raise self._unknown(run)
         return self._spec_of(run, row.spec)
+
+    def parents(self, run: str) -> list[str]:
+        """Ids of the runs whose weights a known run starts from.
+
+        Raises:
+            ArmillaryError: the run is not known.
+        """
+        with self.database.reading() as db:
+            row = db.execute(sa.select(schema.runs.c.parents).filter_by(id=run)).first()
+        if row is None:
+            raise self._unknown(run)
+        return self._parents_of(run, row.parents)
+
+    def edges(self, runs: Iterable[str]) -> list[Edge]:
+        """The lineage of ``runs`` as far as the store has it: an edge for each thing that made another one.
+
+        A run leads to the runs and weights that it starts from, its corpus and its predictions, and a prediction to
+        the runs that argued for it. A run that is not in the store is a node without edges.
+        """
+        with self.database.reading() as db:
+            rows = db.execute(sa.select(schema.runs.c.id, schema.runs.c.spec, schema.runs.c.parents)).all()
+            contents = db.execute(sa.select(schema.predictions.c.run, schema.predictions.c.content)).all()
+        known = {row.id: row for row in rows}
+        predicted: dict[str, list[tuple[str, list[str]]]] = {}
+        for key, content in contents:
+            if isinstance(content, dict):  # else it is damaged, which `chain` reports
+                about = (key, content.get("from_runs", []))
+                predicted.setdefault(content.get("run", key), []).append(about)
+        edges: list[Edge] = []
+        waiting, seen = list(runs), set()
+        while waiting:
+            run = waiting.pop(0)
+            if run in seen:
+                continue
+            seen.add(run)
+            if run in known:
+                spec, parents = self._spec_of(run, known[run].spec), self._parents_of(run, known[run].parents)
+                edges += [Edge(f"run:{run}", "starts from", f"run:{parent}") for parent in parents]
+                if spec.start is not None and not parents:
+                    edges.append(Edge(f"run:{run}", "starts from", f"weights:{spec.start.sha256}"))
+                edges.append(Edge(f"run:{run}", "trained on", f"corpus:{spec.corpus}"))
+                waiting += parents
+            for key, argued in predicted.get(run, ()):
+                edges.append(Edge(f"run:{run}", "predicted by", f"prediction:{key}"))
+                edges += [Edge(f"prediction:{key}", "argued by", f"run:{other}") for other in argued]
+                waiting += argued
+        return edges
+
+    def _parents_of(self, run: str, content: Any) -> list[str]:
+        if content is not None and not (isinstance(content, list) and all(isinstance(one, str) for one in content)):
+            raise DamagedFileError(
+                f"{self.database.name}: the parents of run {run} are not a list of ids; put a backup in its place"
+            )
+        return content or []
+
+    def _unknown(self, run: str) -> ArmillaryError:
+        return ArmillaryError(f"run {run} is not in {self.database.name}; armillary runs lists those that are")
 
     def _spec_of(self, run: str, content: Any) -> RunSpec:
         try:
@@ -567,8 +626,11 @@ class Store:
             rows = db.execute(sa.select(schema.runs).order_by(schema.runs.c.created_at)).all()
         for row in rows:
             try:
-                if self._spec_of(row.id, row.spec).id != row.id:
+                spec = self._spec_of(row.id, row.spec)
+                if spec.id != row.id:
                     problems.append(f"run {row.id}: its specification was changed: it is that of another run")
+                if (row.parents or []) != list(spec.parents):
+                    problems.append(f"run {row.id}: its parents are not those of its specification: they were changed")
                 if row.result is None:
                     continue
                 recorded, folder = self._result_of(row.id, row.result), self.run_folder(row.id)

@@ -24,6 +24,7 @@ from armillary.train.loop import (
 from armillary.train.optimizer import LocalOptimizer, build_optimizer
 from armillary.train.ranks import train_ranks
 from armillary.train.result import Problem, RunResult, load_trained, read_metrics, read_result, read_spec, verify_run
+from armillary.train.start import start_from
 
 __all__ = [
     "Assignment",
@@ -47,6 +48,7 @@ __all__ = [
     "read_spec",
     "stack_capacity",
     "stack_key",
+    "start_from",
     "train_fleet",
     "train_ranks",
     "train_run",

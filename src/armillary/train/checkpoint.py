@@ -371,6 +371,27 @@ class PieceReader:
                 raise DamagedFileError(f"{self.folder / file}: cannot be read ({error}); {_REMEDY}") from error
         return self._files[file]
 
+    @classmethod
+    def of(cls, path: Path) -> PieceReader:
+        """The reader of one safetensors file of whole tensors.
+
+        Raises:
+            DamagedFileError: it cannot be read as one.
+        """
+        reader = cls(path.parent, {})
+        reader._index = reader._whole_files([path.name])
+        return reader
+
+    def _whole_files(self, files: Iterable[str]) -> dict[str, Any]:
+        """The index of files that hold whole tensors."""
+        index = {}
+        for file in files:
+            opened = self._open(file)
+            for name in opened.keys():  # noqa: SIM118 (not a mapping)
+                size = opened.get_slice(name).get_shape()
+                index[name] = {"size": size, "pieces": {file: [0] * len(size)}}
+        return index
+
     def kind(self, name: str) -> str:
         """The type of the numbers of the tensor ``name``, as safetensors writes it."""
         kind: str = self._open(next(iter(self._index[name]["pieces"]))).get_slice(name).get_dtype()
@@ -380,6 +401,22 @@ class PieceReader:
         """All of the tensor ``name``, on the CPU."""
         size = tuple(self._index[name]["size"])
         return self.read(name, size, (0,) * len(size))
+
+    def difference(self, sizes: Mapping[str, tuple[int, ...]]) -> str | None:
+        """Which tensor is missing, unexpected or of another size than in a model of ``sizes``; None where none is."""
+        for name, size in sizes.items():
+            if name not in self._index:
+                return f"it lacks the tensor '{name}'"
+            if tuple(self._index[name]["size"]) != size:
+                return f"'{name}' is {list(self._index[name]['size'])} there and {list(size)} in this run"
+        for name, tensor in self._index.items():
+            parameter, _, key = name.partition("/")
+            if parameter not in sizes:
+                return f"it has a tensor '{name}', which this run's model lacks"
+            # a moment has its parameter's size, and a count none
+            if key and math.prod(tensor["size"]) != 1 and tuple(tensor["size"]) != sizes[parameter]:
+                return f"'{name}' is {list(tensor['size'])} there and {list(sizes[parameter])} in this run"
+        return None
 
     def states(self, name: str) -> dict[str, tuple[int, ...]]:
         """Keys and whole sizes of the optimizer state of the parameter ``name``."""
@@ -418,39 +455,20 @@ class CheckpointReader(PieceReader):
         self._rows: list[dict[str, float]] | None = None
         super().__init__(path, self.manifest["tensors"] if self.manifest["format"] != 1 else {})
         if self.manifest["format"] == 1:
-            index = {}
-            for file in _OF_FORMAT_1[:2]:
-                opened = self._open(file)
-                for name in opened.keys():  # noqa: SIM118 (not a mapping)
-                    size = opened.get_slice(name).get_shape()
-                    index[name] = {"size": size, "pieces": {file: [0] * len(size)}}
-            self._index = index
+            self._index = self._whole_files(_OF_FORMAT_1[:2])
 
     def compare(self, sizes: Mapping[str, tuple[int, ...]]) -> None:
-        """Hold the whole sizes of all tensors against those of a model, before any slice is read.
+        """Compare the whole sizes of all tensors with those of a model, before any slice is read.
 
         Raises:
             ForeignFileError: a tensor is missing, unexpected, or of another size.
         """
-
-        def refuse(what: str) -> ForeignFileError:
-            return ForeignFileError(
+        what = self.difference(sizes)
+        if what is not None:
+            raise ForeignFileError(
                 f"{self.folder}: is a checkpoint of another model: {what}; move it back to its own folder. It is left "
                 "as it is"
             )
-
-        for name, size in sizes.items():
-            if name not in self._index:
-                raise refuse(f"it lacks the tensor '{name}'")
-            if tuple(self._index[name]["size"]) != size:
-                raise refuse(f"'{name}' is {list(self._index[name]['size'])} there and {list(size)} in this run")
-        for name, tensor in self._index.items():
-            parameter, _, key = name.partition("/")
-            if parameter not in sizes:
-                raise refuse(f"it has a tensor '{name}', which this run's model lacks")
-            # a moment has its parameter's size, and a count none
-            if key and math.prod(tensor["size"]) != 1 and tuple(tensor["size"]) != sizes[parameter]:
-                raise refuse(f"'{name}' is {list(tensor['size'])} there and {list(sizes[parameter])} in this run")
 
     def metrics(self) -> list[dict[str, float]]:
         """The metrics up to this step, a row for each.

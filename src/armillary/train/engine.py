@@ -18,14 +18,17 @@ from torch import Tensor
 from armillary.corpus import Corpus
 from armillary.model import Transformer, balance_experts, check_tokens, mean_share, save_weights, set_batch_weight
 from armillary.recipe import RunSpec
-from armillary.train.checkpoint import CheckpointReader, Piece, whole, writing
+from armillary.train.checkpoint import CheckpointReader, Piece, PieceReader, whole, writing
 from armillary.train.optimizer import build_optimizer, set_lr
 
 VALIDATION_BATCH = 64  # windows; part of the arithmetic, so it is fixed
 
 
 class Engine(Protocol):
-    """A model with its optimizer, wherever their numbers lie."""
+    """A model with its optimizer, wherever their numbers lie.
+
+    A new engine has no sensible weights: ``draw_weights``, ``load_weights`` or ``load`` comes first.
+    """
 
     device: torch.device
     described: dict[str, Any]  # what the events of a start say of it
@@ -42,8 +45,14 @@ class Engine(Protocol):
     def pieces(self) -> dict[str, Piece]:
         """What this process has of the weights (under the names of the model) and optimizer state (``NAME/KEY``)."""
 
+    def draw_weights(self) -> None:
+        """Draw initial weights from the seed of the run."""
+
+    def load_weights(self, reader: PieceReader) -> None:
+        """Read all weights; the optimizer keeps its initial state."""
+
     def load(self, reader: CheckpointReader) -> None:
-        """Take weights and optimizer state from a checkpoint."""
+        """Read weights and optimizer state from a checkpoint."""
 
     def save_weights(self, path: Path) -> None:
         """Write the weights of the whole model as one safetensors file."""
@@ -55,9 +64,9 @@ class Alone:
     def __init__(self, spec: RunSpec, device: torch.device) -> None:
         self.spec, self.device = spec, device
         self.described: dict[str, Any] = {}
-        self.model = Transformer(spec.model)
-        self.model.init_weights(spec.seed, spec.optimizer)
-        self.model.to(device)
+        with torch.device("meta"):
+            self.model = Transformer(spec.model)
+        self.model.to_empty(device=device)
         self.optimizer = build_optimizer(self.model, spec)
 
     def step(self, step: int, batch: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,10 +92,18 @@ class Alone:
                 tensors[f"{name}/{key}"] = torch.as_tensor(value)
         return whole(tensors)
 
-    def load(self, reader: CheckpointReader) -> None:
-        """Take weights and optimizer state from a checkpoint."""
+    def draw_weights(self) -> None:
+        """Draw initial weights from the seed of the run."""
+        self.model.init_weights(self.spec.seed, self.spec.optimizer)
+
+    def load_weights(self, reader: PieceReader) -> None:
+        """Read all weights; the optimizer keeps its initial state."""
         for name, tensor in self.model.state_dict().items():
             tensor.copy_(reader.read(name, tuple(tensor.shape), (0,) * tensor.ndim))
+
+    def load(self, reader: CheckpointReader) -> None:
+        """Read weights and optimizer state from a checkpoint."""
+        self.load_weights(reader)
         for name, parameter in self.model.named_parameters():
             # The fused optimizer keeps its step count beside the parameter.
             self.optimizer.state[parameter] = {

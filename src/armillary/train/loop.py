@@ -48,6 +48,7 @@ from armillary.train.checkpoint import (
 from armillary.train.engine import Alone, Engine, validate
 from armillary.train.result import EVENTS, METRICS, SPEC, WEIGHTS, RunResult, read_result, read_spec, write_result
 from armillary.train.saver import Direct, Saved, Saver
+from armillary.train.start import open_start, verify_start
 from armillary.train.world import Single, World
 
 FLUSH = 25  # steps between two looks at the losses
@@ -198,7 +199,7 @@ def _claim(folder: Path, spec: RunSpec) -> list[tuple[str, str]]:
     missing = False
     try:
         found = read_spec(folder)
-        if found != spec:
+        if found.id != spec.id:
             raise ForeignFileError(
                 f"{folder}: holds another run than {spec.id}: {found.id}; give every run a folder of its own"
             )
@@ -294,6 +295,7 @@ class Run(Generic[EngineT]):
     def begin(self, trunk: Trunk | None = None) -> None:
         """Start from the last good checkpoint of this folder, else from the trunk's, else from the beginning.
 
+        Initial weights are those of ``spec.start``, and drawn only where the run has none and no checkpoint is loaded.
         Damaged checkpoints after the last good one are set aside. Without a good one nothing is touched.
 
         Raises:
@@ -325,14 +327,43 @@ class Run(Generic[EngineT]):
             try:
                 reader = self._open_trunk(trunk, path)
             except (ArmillaryError, OSError) as error:
-                self.events.write("start", 0, **self.engine.described)
+                self._begin_anew()
                 self._fault(0, f"{trunk.folder.name}/{path.name}", str(error), "the run starts at step 0")
                 return
             self._load(reader, trunk.step)
             self.events.write("start", trunk.step, trunk=trunk.folder.name)
             self._catch_up()
             return
-        self.events.write("start", 0, **self.engine.described)
+        self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        """Give the engine its initial weights.
+
+        Raises:
+            DamagedFileError, ForeignFileError, ArmillaryError: as ``open_start``; on all ranks.
+        """
+        start = self.spec.start
+        if start is None:
+            self.engine.draw_weights()
+            self.events.write("start", 0, **self.engine.described)
+            return
+        self._by_first(partial(verify_start, start, self.folder.parent))
+        self._together(lambda: self.engine.load_weights(open_start(start, self.folder.parent, self.spec.model)))
+        self.events.write("start", 0, **self.engine.described, weights=start.sha256)
+
+    def _together(self, act: Callable[[], T]) -> T:
+        """What ``act`` returns; where it fails on some ranks, its first error is raised on all."""
+        result: Any = None
+        problem: ArmillaryError | None = None
+        try:
+            result = act()
+        except ArmillaryError as error:
+            problem = error
+        for other in self.world.collect(problem):
+            if other is not None:
+                raise other
+        done: T = result
+        return done
 
     def _by_first(self, act: Callable[[], T]) -> T:
         """What ``act`` returns in the first rank, on every rank; an error of it is raised on all."""
@@ -403,16 +434,11 @@ class Run(Generic[EngineT]):
         return reader
 
     def _load(self, reader: CheckpointReader, step: int) -> None:
-        problem: ArmillaryError | None = None
-        rows: list[dict[str, float]] = []
-        try:
+        def read() -> list[dict[str, float]]:
             self.engine.load(reader)
-            rows = reader.metrics()
-        except ArmillaryError as error:  # some ranks may have found all that they need
-            problem = error
-        for other in self.world.collect(problem):
-            if other is not None:
-                raise other
+            return reader.metrics()
+
+        rows = self._together(read)  # some ranks may find all that they need
         # A trunk ends, and is validated, where its branch goes on without a look.
         due = [self.spec.validation.due(int(row["step"]), self.spec.steps) for row in rows]
         self.metrics = [

@@ -12,7 +12,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from armillary.parallel import Program
 from armillary.recipe import Layout, RunSpec
 from armillary.recipe.layout import DIMENSIONS
-from armillary.train.checkpoint import CheckpointReader, Piece, whole
+from armillary.train.checkpoint import CheckpointReader, Piece, PieceReader, whole
 from armillary.train.optimizer import LocalOptimizer
 from armillary.train.saver import Backstage
 
@@ -60,11 +60,19 @@ class Spread:
                     pieces |= whole({f"{name}/{key}": value})
         return {name: piece for name, piece in pieces.items() if piece.values.numel()}
 
-    def load(self, reader: CheckpointReader) -> None:
-        """Take weights and optimizer state from a checkpoint: of each tensor the part that is this rank's."""
-        for name, tensor in self._weights().items():
-            piece = _piece(tensor)
+    def draw_weights(self) -> None:
+        """Draw initial weights from the seed of the run."""
+        self.program.init_weights()
+
+    def load_weights(self, reader: PieceReader) -> None:
+        """Read of each weight the part that is this rank's; the optimizer keeps its initial state."""
+        for name, piece in self._placed():
             piece.values.copy_(reader.read(name, tuple(piece.values.shape), piece.offset))
+
+    def load(self, reader: CheckpointReader) -> None:
+        """Read weights and optimizer state from a checkpoint: of each tensor the part that is this rank's."""
+        self.load_weights(reader)
+        for name, piece in self._placed():
             for key, value in self.optimizer.state.get(name, {}).items():
                 offset = piece.offset if value.shape == piece.values.shape else (0,) * value.ndim
                 value.copy_(reader.read(f"{name}/{key}", tuple(value.shape), offset))
@@ -72,6 +80,9 @@ class Spread:
     def save_weights(self, path: Path) -> None:
         """Write the weights of the whole model as one safetensors file."""
         self.saver.save_weights({n: p for n, p in self.pieces().items() if n in self._weights()}, path)
+
+    def _placed(self) -> list[tuple[str, Piece]]:
+        return [(name, _piece(tensor)) for name, tensor in self._weights().items()]
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: tensor for part in self.program.parts for name, tensor in part.state_dict().items()}
