@@ -11,8 +11,8 @@ from torch import nn
 
 from armillary.model import Role, Transformer, gain, model_roles, width_factors
 from armillary.model.roles import declared_roles
+from armillary.optim import build_optimizer
 from armillary.recipe import Experts, MixturePhase, ModelShape, OptimizerSpec, RunSpec
-from armillary.train import build_optimizer
 
 SIZES = {"n_layers": 2, "d_model": 16, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "d_ff": 24, "vocab_size": 40}
 EXPERTS = Experts(count=4, active=2, d_ff=8, shared_d_ff=8, dense_layers=1)
@@ -109,12 +109,12 @@ def test_optimizer_groups_are_those_of_the_rules_by_name(shape: str, optimizer: 
     expected: dict[tuple[bool, float, float], list[str]] = {}
     for name, parameter in model.named_parameters():
         _, factor = factors_by_name(name, parameter.ndim, model.shape, o)
-        muon = o.kind == "muon" and parameter.ndim > 1 and name.startswith("layers.")
+        own = o.kind == "adamw" or (parameter.ndim > 1 and name.startswith("layers."))
         decay = o.weight_decay / factor if parameter.ndim > 1 else 0.0
-        expected.setdefault((muon, decay, factor), []).append(name)
+        expected.setdefault((own, decay, factor), []).append(name)
     names = {parameter: name for name, parameter in model.named_parameters()}
     found = [
-        ((group["orthogonalise"], group["weight_decay"], group["lr_factor"]), [names[p] for p in group["params"]])
+        ((group["own"], group["weight_decay"], group["lr_factor"]), [names[p] for p in group["params"]])
         for group in build_optimizer(model, spec).param_groups
     ]
     assert found == list(expected.items())

@@ -12,11 +12,12 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+import lion  # noqa: F401 (registers it)
 from armillary.model import Role, Transformer, gain
+from armillary.optim import LocalOptimizer, build_optimizer
 from armillary.parallel import Program
 from armillary.recipe import Layout, OptimizerSpec, RunSpec
 from armillary.train import train_step
-from armillary.train.optimizer import LocalOptimizer, build_optimizer
 
 from .runs import specification
 
@@ -131,7 +132,7 @@ def three_steps(kind: str, sizes: tuple[int, ...], placements: tuple[Any, ...] |
     return {n: taken(p, n) for n, p in optimizer.local.items()}, state, counter.get_total_flops()
 
 
-@pytest.mark.parametrize("kind", ["adamw", "muon"])
+@pytest.mark.parametrize("kind", ["adamw", "muon", "lion"])
 @pytest.mark.parametrize("name", PLACEMENTS)
 def test_steps_in_parts_are_those_of_whole_parameters(name: str, kind: str, on_ranks: Any) -> None:
     """But for the last digit, which AdamW's kernel rounds by place; and no rank does again what another one does."""

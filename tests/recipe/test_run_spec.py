@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+import lion  # noqa: F401 (registers an optimizer with options)
 from armillary.recipe import (
     LengthPhase,
     MixturePhase,
@@ -74,6 +75,7 @@ OTHER = {
     "optimizer.momentum": 0.9,
     "optimizer.base_width": 64,
     "optimizer.base_head_dim": 16,
+    "optimizer.options": {"slow": 0.5},
     "seed": 6,
     "precision": "fp32",
     "validation.every": None,
@@ -107,6 +109,9 @@ def changed(spec, changes):
     if parts["schedule"]["kind"] == "constant":
         parts["schedule"]["decay_steps"] = 0
     optimizer = parts["optimizer"]
+    if "options" in optimizer:
+        optimizer["kind"] = "lion"
+        optimizer.pop("momentum", None)
     if "momentum" in optimizer:
         optimizer["kind"] = "muon"
     if "base_head_dim" in optimizer:

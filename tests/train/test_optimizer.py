@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from armillary.model import Transformer
+from armillary.optim import LocalOptimizer, build_optimizer, set_lr
 from armillary.recipe import MixturePhase, ModelShape, OptimizerSpec, RunSpec, UsageError
 from armillary.train import Assignment, InterruptedRunError, Stack, stack_key, train_fleet, train_run
-from armillary.train.optimizer import LocalOptimizer, build_optimizer, set_lr
 
 SHAPE = ModelShape(n_layers=2, d_model=32, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=64, vocab_size=128, qk_norm=True)
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from armillary.model import Transformer
+from armillary.optim import LocalOptimizer
 from armillary.recipe import MixturePhase, ModelShape, OptimizerSpec, RunSpec
-from armillary.train.optimizer import LocalOptimizer
 
 WIDTHS = (64, 128, 256, 512)
 STEPS = 3

@@ -34,8 +34,8 @@ from armillary.recipe import ModelShape, OptimizerSpec
 
 
 def orthogonalised(role: Role, optimizer: OptimizerSpec) -> bool:
-    """Whether Muon takes the steps of a parameter: those of the layers' matrices, stacks of them too."""
-    return optimizer.kind == "muon" and role.matrix
+    """Whether a parameter takes orthogonalised steps, as Muon's: those of the layers' matrices, stacks of them too."""
+    return optimizer.own.spectral and role.matrix
 
 
 def width_factors(role: Role, shape: ModelShape, optimizer: OptimizerSpec) -> tuple[float, float]:

@@ -22,6 +22,7 @@ from armillary.recipe.large import Checkpoints, LargeRun, load_training
 from armillary.recipe.layout import Layout
 from armillary.recipe.lineage import Edge, walk_back
 from armillary.recipe.lock import BusyError, exclusive, lock
+from armillary.recipe.optimizers import OptimizerOptions, register_options
 from armillary.recipe.run import (
     Decay,
     LengthPhase,
@@ -62,6 +63,7 @@ __all__ = [
     "MixtureStudy",
     "MixtureTarget",
     "ModelShape",
+    "OptimizerOptions",
     "OptimizerSpec",
     "Recipe",
     "RopeScaling",
@@ -85,6 +87,7 @@ __all__ = [
     "parse_budget",
     "read_json",
     "read_sealed",
+    "register_options",
     "results_folder",
     "walk_back",
     "without_passwords",

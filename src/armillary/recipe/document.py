@@ -18,6 +18,7 @@ from armillary.recipe.checking import check_document, nearest
 from armillary.recipe.errors import FieldError, SeveralFieldsError, UsageError
 from armillary.recipe.layout import Layout
 from armillary.recipe.names import check_domain_name, check_folder_name, check_path, check_recipe_name, check_twins
+from armillary.recipe.optimizers import OptimizerKind
 from armillary.recipe.reader import read_yaml
 from armillary.recipe.run import Decay
 from armillary.recipe.shapes import Document, Family
@@ -215,7 +216,7 @@ class Training(Document):
     warmup_share: float = Field(default=0.05, ge=0, lt=0.5)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seeds: tuple[Seed, ...] = Field(default=(1, 2, 3), min_length=2)
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: OptimizerKind = "adamw"
     base_width: int | None = Field(default=None, ge=1)
     layout: Layout | None = None
 

@@ -200,7 +200,7 @@ class Layout(Document):
         for number, by, name, what in whole:
             if number % by:
                 raise UsageError(f"{name} ({number}) must be a multiple of {what} ({by})")
-        if spec.optimizer.kind == "muon" and self.pp > 1:
+        if spec.optimizer.own.gathers and self.pp > 1:
             # groups to bring matrices together in are made where there are any, and making one takes all ranks
             kinds = [range(shape.n_layers), *([shape.mixture_layers] if shape.experts is not None else [])]
             for layers in kinds:
@@ -212,8 +212,8 @@ class Layout(Document):
                 if len(having) < self.pp:
                     what = "layers" if layers is kinds[0] else "layers with experts"
                     raise UsageError(
-                        f"optimizer.kind 'muon': each of the {self.pp} ranks of the pipeline must have {what}, only "
-                        f"{len(having)} have; change pp, stages_per_rank or layers_per_stage"
+                        f"optimizer.kind '{spec.optimizer.kind}': each of the {self.pp} ranks of the pipeline must "
+                        f"have {what}, only {len(having)} have; change pp, stages_per_rank or layers_per_stage"
                     )
         if shape.experts is None and self.ep > 1:
             raise UsageError(f"ep ({self.ep}): the model has no experts to deal out; set ep to 1")

@@ -13,9 +13,10 @@ import json
 import math
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
 from armillary.recipe.errors import FieldError
+from armillary.recipe.optimizers import MuonOptions, OptimizerKind, OptimizerOptions, options_of
 from armillary.recipe.shapes import Document, ModelShape, RopeScaling
 
 Decay = Literal["linear", "cosine", "1-sqrt"]
@@ -113,9 +114,11 @@ class OptimizerSpec(Document):
     With ``base_width`` rates and initial values are those of a model of that width, carried over to the model's own by
     muP (Yang et al. 2022, arXiv 2203.03466, table 8): what is found with a narrow model holds for a wide one of the
     same depth and proportions. ``base_head_dim`` is the base model's ``head_dim``, where heads grow with the width too.
+
+    Another ``kind`` that is registered (``armillary.optim``) has its own ``options``.
     """
 
-    later: ClassVar[tuple[str, ...]] = ("kind", "momentum", "base_width", "base_head_dim")
+    later: ClassVar[tuple[str, ...]] = ("kind", "momentum", "base_width", "base_head_dim", "options")
 
     lr: float = Field(gt=0)
     beta1: float = Field(default=0.9, ge=0, lt=1)
@@ -124,10 +127,19 @@ class OptimizerSpec(Document):
     weight_decay: float = Field(default=0.1, ge=0)
     grad_clip: float = Field(default=1.0, gt=0)
     z_loss: float = Field(default=0.0, ge=0)
-    kind: Literal["adamw", "muon"] = "adamw"
+    kind: OptimizerKind = "adamw"
     momentum: float = Field(default=0.95, ge=0, lt=1)
     base_width: int | None = Field(default=None, ge=1)
     base_head_dim: int | None = Field(default=None, ge=2)
+    options: SerializeAsAny[OptimizerOptions] | None = None
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _options_are_of_the_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        kind = info.data.get("kind")
+        if value is None or kind is None:  # what is wrong with the kind is said there
+            return None
+        return options_of(kind).model_validate(value)
 
     @model_validator(mode="after")
     def _options_have_an_effect(self) -> Self:
@@ -135,7 +147,16 @@ class OptimizerSpec(Document):
             raise FieldError(f"belongs to kind 'muon'; kind is '{self.kind}'", "momentum")
         if self.base_head_dim is not None and self.base_width is None:
             raise FieldError("needs base_width, the width of the same base model", "base_head_dim")
+        if self.options is not None and self.kind == "muon":
+            raise FieldError("kind 'muon' has its option beside it: momentum", "options")
         return self
+
+    @property
+    def own(self) -> OptimizerOptions:
+        """The options of its kind, given or by default."""
+        if self.kind == "muon":
+            return MuonOptions(momentum=self.momentum)
+        return self.options or options_of(self.kind)()
 
 
 class Validation(Document):

@@ -139,7 +139,7 @@ class Probe:
     precision: str
     seconds: float = 1.5
     members: int = 1
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: str = "adamw"
     z_loss: float = 0.0
     accumulation: int = 1
     lengths: tuple[LengthPhase, ...] = ()

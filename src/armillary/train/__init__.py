@@ -1,5 +1,6 @@
 """Training runs: a specification and a corpus in, a folder with weights, metrics, events and a result out."""
 
+from armillary.optim import LocalOptimizer, build_optimizer
 from armillary.train.check import check_run
 from armillary.train.checkpoint import verify_checkpoint
 from armillary.train.engine import train_step, validate
@@ -21,7 +22,6 @@ from armillary.train.loop import (
     default_device,
     train_run,
 )
-from armillary.train.optimizer import LocalOptimizer, build_optimizer
 from armillary.train.ranks import train_ranks
 from armillary.train.result import Problem, RunResult, load_trained, read_metrics, read_result, read_spec, verify_run
 from armillary.train.start import start_from

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from armillary.corpus import Corpus
 from armillary.model import Transformer, balance_experts, check_tokens, mean_share, save_weights, set_batch_weight
+from armillary.optim import build_optimizer, set_lr
 from armillary.recipe import RunSpec
 from armillary.train.checkpoint import CheckpointReader, Piece, PieceReader, whole, writing
-from armillary.train.optimizer import build_optimizer, set_lr
 
 VALIDATION_BATCH = 64  # windows; part of the arithmetic, so it is fixed
 

@@ -69,11 +69,11 @@ class Assignment:
 def stack_key(spec: RunSpec) -> Hashable:
     """What runs must agree on to be members of one stack; all else may differ.
 
-    Runs of Muon, those that change their length, and mixtures of experts agree with none.
+    Runs of another optimizer than AdamW, those that change their length, and mixtures of experts agree with none.
     """
     shape, o = spec.model.model_dump_json(), spec.optimizer
     batch = spec.context_length, spec.batch_sequences, spec.accumulation, spec.precision
-    alone = o.kind == "muon" or spec.lengths or spec.model.experts
+    alone = not o.own.stacks or spec.lengths or spec.model.experts
     return shape, *batch, o.z_loss, o.base_width, o.base_head_dim, spec.id if alone else None
 
 
@@ -293,12 +293,15 @@ class Stack:
     """Parameters, gradients and moments of up to ``capacity`` models, a row for each; rows in use come first.
 
     Raises:
-        UsageError: the runs take Muon's steps, change their length, or have mixtures of experts.
+        UsageError: the runs take other steps than AdamW's, change their length, or have mixtures of experts.
     """
 
     def __init__(self, spec: RunSpec, capacity: int, device: torch.device) -> None:
-        if spec.optimizer.kind == "muon":
-            raise UsageError("a stack takes AdamW's steps only; train a run of optimizer kind 'muon' alone (train_run)")
+        if not spec.optimizer.own.stacks:
+            raise UsageError(
+                "a stack takes AdamW's steps only; train a run of optimizer "
+                f"kind '{spec.optimizer.kind}' alone (train_run)"
+            )
         if spec.lengths:
             raise UsageError("members of a stack keep one length; train a run with 'lengths' alone (train_run)")
         if spec.model.experts:  # how many tokens an expert has differs between members, and so would sizes

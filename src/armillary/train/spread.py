@@ -9,11 +9,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from armillary.optim import LocalOptimizer
 from armillary.parallel import Program
 from armillary.recipe import Layout, RunSpec
 from armillary.recipe.layout import DIMENSIONS
 from armillary.train.checkpoint import CheckpointReader, Piece, PieceReader, whole
-from armillary.train.optimizer import LocalOptimizer
 from armillary.train.saver import Backstage
 
 # What dimensions of the mesh the parallel room has flattened into one.

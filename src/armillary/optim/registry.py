@@ -1,0 +1,65 @@
+"""The kinds of optimizers by name: what a file of this room registers.
+
+A kind has two parts. Its options, and the few facts that rooms without torch must know of it, are a document of
+``recipe`` (``OptimizerOptions``, registered by ``register_options``). Its steps are a function registered here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from armillary.recipe import OptimizerSpec, UsageError
+
+Build = Callable[[list[dict[str, Any]], Mapping[Tensor, DTensor], OptimizerSpec], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """``build`` makes the optimizer; ``initial_state`` is its state of one of its own parameters before a step."""
+
+    build: Build
+    initial_state: Callable[[Tensor], dict[str, Tensor]]
+
+
+_KINDS: dict[str, Kind] = {}
+
+
+def register(name: str, initial_state: Callable[[Tensor], dict[str, Tensor]]) -> Callable[[Build], Build]:
+    """Make the decorated function the optimizer of ``OptimizerSpec.kind`` ``name``.
+
+    It receives parameter groups, and for every parameter of them that is this rank's part of a DTensor that DTensor.
+    Groups have ``params``, ``weight_decay``, ``lr_factor`` (by which ``set_lr`` multiplies the rate) and ``own``: where
+    the kind takes ``matrices_only``, false for the parameters that it leaves to AdamW (``adamw.step_group``). Its state
+    has tensors alone, each of the parameter's shape or without dimensions, under the keys of ``initial_state``; a step
+    changes them in place.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+
+    def add(build: Build) -> Build:
+        if name in _KINDS:
+            raise ValueError(f"an optimizer of kind {name!r} is registered already")
+        _KINDS[name] = Kind(build, initial_state)
+        return build
+
+    return add
+
+
+def find_kind(name: str) -> Kind:
+    """The registered kind.
+
+    Raises:
+        UsageError: options are registered under this name, but no optimizer.
+    """
+    if name not in _KINDS:
+        raise UsageError(
+            f"optimizer.kind is {name!r}, of which no steps are registered; registered are {', '.join(sorted(_KINDS))}"
+        )
+    return _KINDS[name]
