@@ -221,7 +221,7 @@ def test_law_verbs_with_wrong_input(call, points):
             "is a folder; give the name of a file in it",
         ),
         (["fit", "anneal", "--curves", points / "none", "--out", law], "none is not a folder"),
-        (["predict-law", law, "--at", points / "near.csv", "--out", points / "o.csv"], "law.json is no law file"),
+        (["predict-law", law, "--at", points / "near.csv", "--out", points / "o.csv"], "law.json is not a law file"),
         (["reproduce", "nothing"], "take one of regmix, chinchilla"),
         (
             ["reproduce", "chinchilla", "--data", points],

@@ -1,10 +1,11 @@
 """The contract that every law keeps, and how wrong input is refused.
 
-``LAWS`` holds a row for each law: its class, the arguments that keep it small, and a function that gives (X, y). A new
+``CASES`` holds a row for each law: its class, the arguments that keep it small, and a function that gives (X, y). A new
 law adds a row.
 """
 
 import inspect
+import json
 
 import numpy as np
 import pytest
@@ -19,6 +20,9 @@ from armillary.laws import (
     optimise_mixture,
     simplex_design,
 )
+from armillary.laws.estimator import Estimator
+from armillary.laws.files import LAWS, LawFile, read_law, write_law
+from armillary.laws.values import attributes_of
 from armillary.recipe import UsageError
 
 SMALL = {"bootstraps": 10}
@@ -61,7 +65,7 @@ def curves():
     ]
 
 
-LAWS = {
+CASES = {
     "scaling": (ScalingLaw, SMALL, ladder),
     "scaling of several targets": (ScalingLaw, SMALL, corpora),
     "chinchilla": (ScalingLaw, SMALL | {"form": "chinchilla"}, ladder),
@@ -72,7 +76,7 @@ LAWS = {
 
 
 @pytest.mark.filterwarnings("ignore::armillary.laws.ExtrapolationWarning")
-@pytest.mark.parametrize(("law", "small", "data"), LAWS.values(), ids=LAWS.keys())
+@pytest.mark.parametrize(("law", "small", "data"), CASES.values(), ids=CASES.keys())
 class TestContract:
     def test_constructor_only_stores_its_arguments(self, law, small, data):
         for name, parameter in inspect.signature(law).parameters.items():
@@ -207,3 +211,119 @@ def test_a_law_of_curves_keeps_the_same_contract():
         np.testing.assert_array_equal(a, b)
     with pytest.raises(UsageError, match="interval"):
         law.predict(curves()[0], interval=90)
+
+
+# For each registered law: how to make one that is quick to fit, what to fit it to, and what to predict.
+REGISTERED = {
+    "scaling": (lambda: ScalingLaw(**SMALL), ladder, lambda: ladder()[0]),
+    "hyperparameters": (lambda: HyperparameterLaw(**SMALL), grids, lambda: grids()[0]),
+    "mixture": (lambda: MixtureLaw(**SMALL), mixtures, lambda: mixtures()[0]),
+    "anneal": (lambda: AnnealLaw(**SMALL), lambda: (curves(), None), lambda: curves()[0]),
+}
+
+
+@pytest.mark.filterwarnings("ignore::armillary.laws.ExtrapolationWarning")
+@pytest.mark.parametrize("kind", LAWS)
+class TestRegistered:
+    """The contract of scikit-learn's estimators, and of law files."""
+
+    def test_a_file_gives_the_same_predictions_and_intervals_to_the_last_bit(self, kind, tmp_path):
+        make, data, at = REGISTERED[kind]
+        law = make().fit(*data())
+        targets = ["x", "y", "z"][: np.shape(data()[1])[1]] if np.ndim(data()[1]) == 2 else ["loss"]
+        write_law(tmp_path / "law.json", LawFile(kind, law, ["f"], targets, None, []), {})
+        read = read_law(tmp_path / "law.json").law
+        assert type(read) is LAWS[kind] is type(law)
+        assert read.get_params() == law.get_params() and repr(read) == repr(law)
+        for interval in (0.5, 0.9):
+            for before, after in zip(law.predict(at(), interval), read.predict(at(), interval), strict=True):
+                np.testing.assert_array_equal(before, after)
+        assert vars(read).keys() == vars(law).keys() or kind == "mixture"
+        assert read.to_json() == law.to_json()
+        # A law that was read can be fitted again.
+        again = read.fit(*data()).predict(at())
+        for before, after in zip(law.predict(at()), again, strict=True):
+            np.testing.assert_array_equal(before, after)
+
+    def test_declarations_match_the_constructor_and_what_fit_sets(self, kind):
+        make, data, _ = REGISTERED[kind]
+        assert list(LAWS[kind].PARAMS) == list(inspect.signature(LAWS[kind]).parameters)
+        law = make().fit(*data())
+        for name, (attribute, _) in attributes_of(law.FITTED).items():
+            assert not name.startswith("_") and not name.endswith("_")
+            assert hasattr(law, attribute)
+
+    def test_params_are_got_set_and_cloned(self, kind):
+        make, data, _ = REGISTERED[kind]
+        law = make().fit(*data())
+        params = law.get_params()
+        assert params["bootstraps"] == SMALL["bootstraps"] and params == law.get_params(deep=False)
+        copy = law.clone()
+        assert type(copy) is type(law) and copy.get_params() == params and set(vars(copy)) == set(params)
+        assert copy.set_params(seed=3, bootstraps=4) is copy
+        assert copy.get_params() == params | {"seed": 3, "bootstraps": 4} and law.get_params() == params
+        assert copy.set_params() is copy
+
+    def test_clone_copies_parameters_that_can_be_changed(self, kind):
+        name = {"mixture": "models", "scaling": "features"}.get(kind, "form")
+        value = ["linear"]
+        law = LAWS[kind](**{name: value})
+        copy = law.clone()
+        value.append("more")
+        assert getattr(copy, name) == ["linear"] and law.get_params()[name] is value
+
+    def test_an_unknown_param_is_refused_and_nothing_is_set(self, kind):
+        law = REGISTERED[kind][0]()
+        with pytest.raises(UsageError, match=f"{type(law).__name__} has no parameter 'sead'; did you mean 'seed'"):
+            law.set_params(bootstraps=4, sead=1)
+        with pytest.raises(UsageError, match=r"no parameter 'fit'; it takes .*bootstraps, seed"):
+            law.set_params(fit=1)
+        assert law.bootstraps == SMALL["bootstraps"] and not hasattr(law, "sead")
+
+    def test_repr_shows_what_is_not_the_default(self, kind):
+        name = LAWS[kind].__name__
+        assert repr(LAWS[kind]()) == f"{name}()"
+        assert repr(LAWS[kind](seed=7, bootstraps=9)) == f"{name}(bootstraps=9, seed=7)"
+        law = REGISTERED[kind][0]()
+        assert eval(repr(law), {name: LAWS[kind]}).get_params() == law.get_params()
+
+    def test_every_method_of_an_unfitted_law_says_so(self, kind):
+        _, _, at = REGISTERED[kind]
+        given = {"N": 1e6, "D": 1e7, "size": 1e6, "peak_lr": 1e-3, "weights": [1, 1], "name": "X", "run": None}
+        given |= {"schedule": curves()[0], "given": curves()[0], "at": np.zeros((1, 2)), "X": at()}
+        general = {"fit", "get_params", "set_params", "clone", "from_json"}
+        checked = 0
+        for name, method in inspect.getmembers(LAWS[kind](), inspect.ismethod):
+            if not name.startswith("_") and name not in general:
+                wanted = inspect.signature(method).parameters.values()
+                arguments = {p.name: given[p.name] for p in wanted if p.default is p.empty}
+                with pytest.raises(UsageError, match=f"this {LAWS[kind].__name__} is not fitted yet; call fit first"):
+                    method(**arguments)
+                checked += 1
+        assert checked >= 4
+
+    def test_a_fit_that_fails_leaves_no_mixture_of_two(self, kind):
+        make, data, at = REGISTERED[kind]
+        law = make().fit(*data())
+        with pytest.raises(UsageError):
+            law.set_params(bootstraps=1).fit(*data())
+        with pytest.raises(UsageError, match="call fit first"):
+            law.predict(at())
+
+    def test_params_set_after_a_fit_change_no_prediction(self, kind, tmp_path):
+        make, data, at = REGISTERED[kind]
+        law = make().fit(*data())
+        before = law.predict(at())
+        changed = {"mixture": {"models": ("linear",)}}.get(kind, {"form": "other"})
+        law.set_params(bootstraps=3, seed=5, **changed)
+        for one, other in zip(before, law.predict(at()), strict=True):
+            np.testing.assert_array_equal(one, other)
+        read = type(law).from_json(json.loads(json.dumps(law.to_json())))
+        assert read.get_params() == law.get_params()
+        for one, other in zip(before, read.predict(at()), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_every_registered_law_is_under_the_contract():
+    assert REGISTERED.keys() == LAWS.keys()
+    assert set(Estimator.__subclasses__()) == set(LAWS.values())

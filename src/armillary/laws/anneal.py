@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,7 @@ from armillary.laws.curves import (
 from armillary.laws.estimator import (
     SHOWN,
     Array,
+    Estimator,
     ExtrapolationWarning,
     Prediction,
     SetAsideWarning,
@@ -50,6 +51,8 @@ from armillary.laws.estimator import (
     require_fitted,
     thing_name,
 )
+from armillary.laws.values import Array as ArrayField
+from armillary.laws.values import Codec, Fields, Flag, Listed, Mapped, Maybe, Number, Record, Text, Whole
 from armillary.recipe import UsageError
 
 # Rows that are kept of a curve, and at which the width of an interval is computed before it is interpolated.
@@ -112,7 +115,17 @@ class _Fold:
     new_size: bool
 
 
-class AnnealLaw:
+@dataclass(frozen=True)
+class _Standardised:
+    """A ``Joint`` as a law file holds it: without the name of its form and the units, which the law has."""
+
+    z: Array
+    draws: Array
+    noise: float
+    freedom: float
+
+
+class AnnealLaw(Estimator):
     """Loss along any learning-rate schedule, fitted to a few measured curves.
 
     Args:
@@ -135,6 +148,95 @@ class AnnealLaw:
         set_aside_: spikes and diverged curves that were left out, a list of ``CurveSetAside``.
     """
 
+    PARAMS: ClassVar[dict[str, Codec]] = {
+        "form": Text(),
+        "warmup_steps": Number(),
+        "bootstraps": Whole(),
+        "seed": Whole(),
+    }
+    # j sizes, n rows of a curve, q = 9 j standardised parameters, b draws.
+    FITTED: ClassVar[Fields] = {
+        "sizes": ("sizes_", ArrayField("s")),
+        "units": (
+            "_frame",
+            Record(
+                Frame,
+                {
+                    "size": ArrayField("j"),
+                    "peak": ArrayField("j"),
+                    "loss": ArrayField("j"),
+                    "centre": Number(),
+                    "unit": Number(),
+                    "warmup_steps": Number(),
+                },
+            ),
+        ),
+        "weights": ("weights_", Mapped(Number())),
+        "forms": (
+            "_joints",
+            Mapped(
+                Record(
+                    _Standardised,
+                    {
+                        "z": ArrayField("q"),
+                        "draws": ArrayField("b q"),
+                        "noise": Number(),
+                        "freedom": Number(),
+                    },
+                )
+            ),
+        ),
+        "noise": ("noise_", Number()),
+        "interval_scale": ("scale_", Mapped(Number())),
+        "freedom": ("_freedom", Mapped(Number())),
+        "loss_std_of_new_size": ("_loss_std", Mapped(Number())),
+        "highest_log_loss": ("_highest", Number()),
+        "longest_area": ("_longest", Number()),
+        "lowest_rate": ("lowest_rate_", Number()),
+        "curves": (
+            "_curves",
+            Listed(
+                Record(
+                    Curve,
+                    {
+                        "name": Text(),
+                        "size": Number(),
+                        "step": ArrayField("n"),
+                        "lr": ArrayField("n"),
+                        "loss": ArrayField("n", finite=False),
+                        "warmup_steps": Maybe(Number()),
+                    },
+                )
+            ),
+        ),
+        "left_out": (
+            "held_out_",
+            Listed(
+                Record(
+                    HeldOutCurve,
+                    {
+                        "name": Text(),
+                        "size": Number(),
+                        "step": ArrayField("k"),
+                        "predicted": ArrayField("k", finite=False),
+                        "measured": ArrayField("k", finite=False),
+                        "error": Number(finite=False),
+                        "new_size": Flag(),
+                    },
+                )
+            ),
+        ),
+        "set_aside": (
+            "set_aside_",
+            Listed(
+                Record(
+                    CurveSetAside,
+                    {"name": Text(), "size": Number(), "step": Maybe(Number(finite=False)), "why": Text()},
+                )
+            ),
+        ),
+    }
+
     def __init__(self, *, form: str = "auto", warmup_steps: int = 0, bootstraps: int = 100, seed: int = 0) -> None:
         self.form = form
         self.warmup_steps = warmup_steps
@@ -153,6 +255,7 @@ class AnnealLaw:
             UsageError: no curve, one without losses or with bad rows, two of one size and name, an unknown form, a
                 negative warm-up, fewer than two draws.
         """
+        self._forget()
         if self.form != "auto" and self.form not in FORMS:
             raise UsageError(f"form is {self.form!r}; choose auto, {', '.join(FORMS)}")
         if not 0 <= self.warmup_steps < np.inf:
@@ -179,7 +282,6 @@ class AnnealLaw:
                 raise UsageError(f"two curves at size {one.size:g} are named '{one.name}'; give each its own name")
         self._frame = _frame(self._curves, float(self.warmup_steps))
         self._know(self._curves)
-        self.unit_steps_ = self._frame.unit
         self._loss_std: dict[str, float] = {}
         self._joints: dict[str, Joint] = {}
         folds = _folds(self._curves)
@@ -193,9 +295,18 @@ class AnnealLaw:
                 kept = np.array([fold.kept for fold in folds])
                 foretold[name] = problem.joints(kept, start, FOLD_DRAWS, self.seed)
         self._weigh(folds, foretold)
-        self.parameters_ = {name: _natural(joint) for name, joint in self._joints.items()}
         self.noise_ = float(sum(self.weights_[name] * joint.noise for name, joint in self._joints.items()))
+        self._derive()
         return self
+
+    def _derive(self) -> None:
+        """See ``Estimator``."""
+        self._joints = {
+            name: Joint(name, self._frame, joint.z, joint.draws, joint.noise, joint.freedom)
+            for name, joint in self._joints.items()
+        }
+        self.unit_steps_ = self._frame.unit
+        self.parameters_ = {name: _natural(joint) for name, joint in self._joints.items()}
 
     def predict(self, schedule: Curve, interval: float = 0.9, *, given: Curve | None = None) -> Prediction:
         """Losses of a new run along a schedule, at each of its rows.
@@ -241,6 +352,7 @@ class AnnealLaw:
 
     def ends(self, schedule: Curve, interval: float = 0.9) -> Prediction:
         """As ``predict``, but for the last row alone, [1]; the schedule is not checked and its size must be known."""
+        require_fitted(self, "weights_")
         last = self._frame.profile(schedule).at(np.array([len(schedule.step) - 1]))
         mean, _ = self._expected(list(self._joints.values()), last, schedule.size)
         half = self._half(last, schedule.size, interval)
@@ -270,6 +382,9 @@ class AnnealLaw:
 
     def probe(self) -> list[Array]:
         """What the law says along its first curve; a law file holds it to tell a law from one of other code."""
+        require_fitted(self, "weights_")
+        if not self._curves or self.weights_.keys() != self._joints.keys():
+            raise ValueError("its curves, forms and weights do not belong together")
         curve = self._curves[0]
         rows = np.unique(np.linspace(0, len(curve.step) - 1, 20).round().astype(int))
         schedule = replace(curve, step=curve.step[rows], lr=curve.lr[rows], loss=None)
@@ -350,8 +465,8 @@ class AnnealLaw:
         every = np.ones((1, len(curves)), dtype=bool)
         law._frame = frame
         law._joints = {
-            name: Problem(name, frame, curves).joints(every, None, self.bootstraps, self.seed)[0]
-            for name in self._joints
+            name: Problem(name, frame, curves).joints(every, None, len(joint.draws), self.seed)[0]
+            for name, joint in self._joints.items()
         }
         law.parameters_ = {name: _natural(joint) for name, joint in law._joints.items()}
         return law

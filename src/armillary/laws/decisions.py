@@ -20,7 +20,7 @@ from armillary.laws.columns import default_columns, find_column, known_features
 from armillary.laws.compare import compare_families
 from armillary.laws.curves import read_curve
 from armillary.laws.estimator import Prediction, SetAsideWarning, rows_named
-from armillary.laws.file import LawFile, read_law
+from armillary.laws.files import LawFile, read_law
 from armillary.laws.next_run import next_runs
 from armillary.laws.optimise import Optimum, epoch_ceilings, optimise_mixture
 from armillary.laws.schedules import best_schedule

@@ -8,16 +8,30 @@ returns the estimator, what was fitted ends in ``_``. scikit-learn itself is not
 
 from __future__ import annotations
 
+import abc
 import contextlib
+import copy
+import difflib
+import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from armillary.laws.values import (
+    Codec,
+    Fields,
+    Number,
+    ValueInFileError,
+    Whole,
+    attributes_of,
+    read_fields,
+    write_fields,
+)
 from armillary.recipe import UsageError
 
 Array = NDArray[np.float64]
@@ -54,6 +68,95 @@ class SetAside:
     target: int
     value: float
     expected: float
+
+
+SET_ASIDE: Fields = {"row": Whole(), "target": Whole(), "value": Number(), "expected": Number()}
+
+
+class Estimator(abc.ABC):
+    """A law with the contract of scikit-learn's estimators, whose fitted values can be written and read.
+
+    A subclass has a constructor that stores its arguments unchanged under their names, a ``fit`` that begins with
+    ``_forget``, and two declarations. ``PARAMS`` has a codec for each argument of the constructor. ``FITTED`` has a
+    stable name and a codec for each fitted attribute that predictions need.
+    """
+
+    PARAMS: ClassVar[Mapping[str, Codec]]
+    FITTED: ClassVar[Fields]
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The arguments of the constructor by name, as they are now; ``deep`` is scikit-learn's and changes nothing."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def set_params(self, **params: Any) -> Self:
+        """Change arguments of the constructor; ``fit`` uses them from then on.
+
+        Raises:
+            UsageError: there is no such argument; nothing is changed then.
+        """
+        known = self.get_params()
+        for name in params:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"did you mean '{near[0]}'? It" if near else "it"
+                raise UsageError(f"{type(self).__name__} has no parameter '{name}'; {hint} takes {', '.join(known)}")
+        for name, value in params.items():
+            setattr(self, name, value)
+        return self
+
+    def clone(self) -> Self:
+        """A new estimator with copies of the same parameters, not fitted."""
+        return type(self)(**copy.deepcopy(self.get_params()))
+
+    def __repr__(self) -> str:
+        """The class with those parameters that are not the defaults."""
+        usual = inspect.signature(type(self)).parameters
+        changed = {name: repr(value) for name, value in self.get_params().items()}
+        said = [f"{name}={text}" for name, text in changed.items() if text != repr(usual[name].default)]
+        return f"{type(self).__name__}({', '.join(said)})"
+
+    def to_json(self) -> dict[str, Any]:
+        """``params`` and ``fitted`` as JSON, exact to the last bit.
+
+        Raises:
+            UsageError: not fitted; a parameter of a type that a file cannot hold.
+        """
+        require_fitted(self, *(attribute for attribute, _ in attributes_of(self.FITTED).values()))
+        try:
+            params = write_fields(self.PARAMS, lambda name: getattr(self, name), "params")
+        except ValueInFileError as error:
+            raise UsageError(f"this {type(self).__name__} cannot be written: {error}") from error
+        return {"params": params, "fitted": write_fields(self.FITTED, lambda name: getattr(self, name), "fitted")}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """The fitted estimator from what ``to_json`` returned.
+
+        Raises:
+            ValueInFileError: a field is missing, unknown, or not of its kind or shape.
+        """
+        law = cls(**read_fields(cls.PARAMS, value.get("params"), "params", {}))
+        vars(law).update(read_fields(cls.FITTED, value.get("fitted"), "fitted", {}))
+        law._derive()
+        return law
+
+    @abc.abstractmethod
+    def probe(self) -> list[Array]:
+        """Predictions at points of the law's own; a law file holds them to detect a law of other code.
+
+        Raises:
+            UsageError: not fitted.
+            ValueError: fitted values that do not belong together.
+        """
+
+    @abc.abstractmethod
+    def _derive(self) -> None:
+        """Set the fitted attributes that follow from those in ``FITTED``."""
+
+    def _forget(self) -> None:
+        """Drop what an earlier fit has set, so that a fit that fails does not leave a mixture of two."""
+        for name in vars(self).keys() - self.get_params().keys():
+            delattr(self, name)
 
 
 # How rows and targets are called in messages; set by ``rows_named``.
@@ -123,9 +226,9 @@ class Prediction(NamedTuple):
     high: Array
 
 
-def require_fitted(estimator: object, attribute: str) -> None:
-    """Raise UsageError unless ``fit`` has set ``attribute``."""
-    if not hasattr(estimator, attribute):
+def require_fitted(estimator: object, *attributes: str) -> None:
+    """Raise UsageError unless ``fit`` has set ``attributes``."""
+    if not all(hasattr(estimator, attribute) for attribute in attributes):
         raise UsageError(f"this {type(estimator).__name__} is not fitted yet; call fit first")
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ from scipy import linalg
 from scipy.spatial.distance import cdist
 
 from armillary.laws.estimator import Array
+from armillary.laws.values import Array as ArrayField
+from armillary.laws.values import Fields, Listed, Number, Text, Whole
 from armillary.recipe import ArmillaryError
 
 Rows = NDArray[np.intp]
@@ -33,6 +35,10 @@ Rows = NDArray[np.intp]
 
 class Form(Protocol):
     """What the mixture law asks of a form; X are mixtures [n, d], s sizes [n], Z log losses [n, v]."""
+
+    # What a law file holds of the form: the fitted attributes that ``mean`` and ``draws`` need. Letters of shapes as in
+    # ``MixtureLaw``.
+    FITTED: ClassVar[Fields]
 
     def held_out(self, X: Array, s: Array, Z: Array, folds: Sequence[Rows]) -> Array:
         """Log losses [n, v] of each fold's rows, predicted from all other rows."""
@@ -71,6 +77,15 @@ class _Solved(Protocol):
 
 class Linear(_Solved):
     """Ridge regression; its penalty is chosen for each validation domain by leave-one-out error in closed form."""
+
+    FITTED: ClassVar[Fields] = {
+        "span": ("_span", Number()),
+        "centre": ("_centre", ArrayField("c")),
+        "middle": ("_middle", ArrayField("v")),
+        "coefficients": ("_coefficients", ArrayField("c v")),
+        "draws": ("_draws", ArrayField("b c v")),
+        "draws_middle": ("_draws_middle", ArrayField("b v")),
+    }
 
     # A movement over the whole range of sizes is as easy as a step of this many in a weight.
     _LEVEL = 3.0
@@ -135,6 +150,24 @@ class GaussianProcess(_Solved):
     conditioning), so that one draw is one function that may be asked anywhere. With many runs there are fewer
     different draws than were asked for, and they repeat: a draw is as large as the data.
     """
+
+    # k features, u different draws with w weights each.
+    FITTED: ClassVar[Fields] = {
+        "mixtures": ("_X", ArrayField("n d")),
+        "sizes": ("_sizes", ArrayField("n")),
+        "span": ("_span", Number()),
+        "length": ("_length", ArrayField("v")),
+        "linear": ("_linear", ArrayField("v")),
+        "scale": ("_scale", ArrayField("v")),
+        "constant": ("_constant", ArrayField("v")),
+        "alpha": ("_alpha", ArrayField("n v")),
+        "draw_count": ("_count", Whole()),
+        "frequencies": ("_frequencies", ArrayField("d k")),
+        "phases": ("_phases", ArrayField("k")),
+        "weights": ("_weights", ArrayField("u w v")),
+        "paths": ("_paths", ArrayField("u n v")),
+        "path_constants": ("_path_constants", ArrayField("u v")),
+    }
 
     _LENGTHS = (0.25, 0.5, 1.0, 2.0)
     _LINEAR = (0.0, 1.0, 10.0)
@@ -261,6 +294,14 @@ class BoostedTrees:
     say nothing of what they do not know: a draw is the prediction plus a random smooth function of ``sqrt(x)``, as
     large as the held-out residuals are (where ``held_out`` was not asked before, as the losses' spread).
     """
+
+    FITTED: ClassVar[Fields] = {
+        "trees": ("_trees", Listed(Text())),
+        "trend": ("_trend", ArrayField("2 v")),
+        "frequencies": ("_frequencies", ArrayField("d k")),
+        "phases": ("_phases", ArrayField("k")),
+        "weights": ("_weights", ArrayField("b k v")),
+    }
 
     _FEATURES = 64
     _LENGTH = 0.5

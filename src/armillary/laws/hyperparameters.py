@@ -14,7 +14,7 @@ Trade-offs taken:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,6 +24,7 @@ from armillary.laws import basin
 from armillary.laws.basin import COUNT, FORMS, NAMES, Rows
 from armillary.laws.estimator import (
     Array,
+    Estimator,
     Prediction,
     check_reach,
     checked_draws,
@@ -32,6 +33,8 @@ from armillary.laws.estimator import (
     checked_positive,
     require_fitted,
 )
+from armillary.laws.values import Array as ArrayField
+from armillary.laws.values import Codec, Fields, Listed, Mapped, Number, Record, Text, Together, Whole
 from armillary.recipe import UsageError
 
 COLUMNS = ("params", "tokens", "lr", "bs")
@@ -87,7 +90,7 @@ class HyperparameterOptimum:
     extrapolation: float
 
 
-class HyperparameterLaw:
+class HyperparameterLaw(Estimator):
     """Loss at (N, D, learning rate, batch size), and the best learning rate and batch size at any (N, D).
 
     Forms: ``step-law`` (Li et al. 2025): lr* = c N^a D^b and bs* = d D^f through the best run of each (N, D), and a
@@ -120,6 +123,49 @@ class HyperparameterLaw:
 
     features = COLUMNS
 
+    PARAMS: ClassVar[dict[str, Codec]] = {"form": Text(), "bootstraps": Whole(), "seed": Whole()}
+    # b draws of the 20 numbers of ``basin.NAMES``, m pairs (N, D).
+    FITTED: ClassVar[Fields] = {
+        "form": ("form_", Text()),
+        "theta": ("_theta", ArrayField("20")),
+        "draws": ("_draws", ArrayField("b 20")),
+        "centre": ("_centre", ArrayField("4")),
+        "identified": ("identified_", Mapped(Number())),
+        "noise": ("noise_", Number()),
+        "noise_of_batch_size": ("shared_noise_", Number()),
+        "noise_in_basin": ("_far", Number()),
+        "noise_freedom": ("_freedom", Number()),
+        "pair_std": ("pair_std_", Number()),
+        "place_std": ("place_std_", Together((Number(), Number()))),
+        "pairs": ("_pairs", ArrayField("m 2")),
+        "pair_offsets": ("_offsets", ArrayField("m 3")),
+        "pair_offset_std": ("_offset_std", ArrayField("m 3")),
+        "miss_per_efold": ("miss_per_efold_", Number()),
+        "miss_freedom": ("_miss_freedom", Number()),
+        "largest_log_sizes": ("_most", ArrayField("2")),
+        "largest_log_compute": ("_most_compute", Number()),
+        "log_loss_ceiling": ("_ceiling", Number()),
+        "diverged": ("diverged_", ArrayField("d", kind="i")),
+        "left_out": (
+            "held_out_",
+            Listed(
+                Record(
+                    HeldOutGrid,
+                    {
+                        "what": Text(),
+                        "form": Text(),
+                        "rows": ArrayField("k", kind="i"),
+                        "predicted": ArrayField("k", finite=False),
+                        "measured": ArrayField("k", finite=False),
+                        "extrapolation": ArrayField("k", finite=False),
+                        "regret": ArrayField("r", finite=False),
+                        "shape_error": Number(finite=False),
+                    },
+                )
+            ),
+        ),
+    }
+
     def __init__(self, *, form: str = "auto", bootstraps: int = 100, seed: int = 0) -> None:
         self.form = form
         self.bootstraps = bootstraps
@@ -138,6 +184,7 @@ class HyperparameterLaw:
             UsageError: a value that is not finite or not positive (with row and column), too few runs, an unknown
                 form, or runs that all have the same learning rate and the same batch size.
         """
+        self._forget()
         table = checked_positive("X", X, columns=4, labels=COLUMNS, rows=6)
         losses = checked_positive("y", np.reshape(y, (-1, 1)), labels=("loss",))[:, 0]
         if len(losses) != len(table):
@@ -175,12 +222,16 @@ class HyperparameterLaw:
         self.place_std_ = fitted.place
         self._pairs, self._offsets, self._offset_std = fitted.pairs, fitted.offsets, fitted.offset_std
         self._draws = basin.draws(fitted, self.bootstraps, self.seed)
-        self.parameters_ = {name: float(v[0]) for name, v in self._natural(self._theta[None]).items()}
-        self.draws_ = self._natural(self._draws)
         fixed = fitted.width == basin.FIXED
         variance = np.where(fixed, fitted.about**2, np.diag(np.linalg.inv(fitted.precision)))
         self.identified_ = dict(zip(NAMES, np.clip(1 - variance / basin.STDS**2, 0.0, 1.0).tolist(), strict=True))
+        self._derive()
         return self
+
+    def _derive(self) -> None:
+        """See ``Estimator``."""
+        self.parameters_ = {name: float(v[0]) for name, v in self._natural(self._theta[None]).items()}
+        self.draws_ = self._natural(self._draws)
 
     def predict(self, X: ArrayLike, interval: float = 0.9) -> Prediction:
         """Expected losses of new runs, and intervals that hold for one run.
@@ -263,6 +314,7 @@ class HyperparameterLaw:
 
     def probe(self) -> list[Array]:
         """What the law says at the centre of its runs; a law file holds it to tell a law from one of other code."""
+        require_fitted(self, "parameters_")
         run = np.exp(self._centre)
         best = self.optimum(float(run[0]), float(run[1]))
         ends = np.array([best.lr, best.bs, best.loss, [*best.lr_flat, best.extrapolation], [*best.bs_flat, 0.0]])

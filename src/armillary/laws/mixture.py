@@ -27,14 +27,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from armillary.laws.estimator import (
+    SET_ASIDE,
     Array,
+    Estimator,
     ExtrapolationWarning,
     Prediction,
     SetAside,
@@ -49,6 +51,8 @@ from armillary.laws.estimator import (
 from armillary.laws.forms import BoostedTrees, Form, GaussianProcess, Linear, Rows
 from armillary.laws.mixture_forms import EffectiveData, Exponential
 from armillary.laws.mixture_noise import RunNoise, correlation, nearest_distance
+from armillary.laws.values import Array as ArrayField
+from armillary.laws.values import Codec, Fields, Flag, Listed, Mapped, Names, Number, Record, Whole, restored
 from armillary.recipe import UsageError
 
 FORMS: dict[str, type[Form]] = {
@@ -111,7 +115,11 @@ class HeldOut:
     rmse_of_model: dict[str, Array]
 
 
-class MixtureLaw:
+def _form_codec(name: str) -> Codec | None:
+    return Record(restored(FORMS[name]), FORMS[name].FITTED) if name in FORMS else None
+
+
+class MixtureLaw(Estimator):
     """An ensemble of forms from mixtures [n, d] to losses [n, v].
 
     Args:
@@ -129,6 +137,55 @@ class MixtureLaw:
         run_tokens_: [n] the tokens of each run; empty if none were given.
         set_aside_: losses that the other runs contradict, a list of ``SetAside``.
     """
+
+    PARAMS: ClassVar[dict[str, Codec]] = {"models": Names(), "bootstraps": Whole(), "seed": Whole()}
+    # n runs of d training domains, v validation domains, b draws.
+    FITTED: ClassVar[Fields] = {
+        "mixtures": ("mixtures_", ArrayField("n d")),
+        "run_sizes": ("run_sizes_", ArrayField("n")),
+        "run_tokens": ("run_tokens_", ArrayField("m")),
+        "sizes": ("sizes_", ArrayField("s")),
+        "left_out": (
+            "held_out_",
+            Record(
+                HeldOut,
+                {
+                    "predicted": ArrayField("n v", finite=False),
+                    "measured": ArrayField("n v", finite=False),
+                    "spearman": ArrayField("v", finite=False),
+                    "rmse": ArrayField("v", finite=False),
+                    "rmse_of_model": Mapped(ArrayField("v", finite=False)),
+                },
+            ),
+        ),
+        "noise": (
+            "_noise",
+            Record(
+                restored(RunNoise),
+                {
+                    "scale": ("scale_", ArrayField("v")),
+                    "coefficients": ("coefficients_", ArrayField("f")),
+                    "middle": ("_middle", ArrayField("v f")),
+                    "width": ("_width", ArrayField("v f")),
+                    "low": ("_low", ArrayField("f")),
+                    "high": ("_high", ArrayField("f")),
+                },
+            ),
+        ),
+        "noise_correlation": ("_correlation", ArrayField("v v")),
+        "noise_freedom": ("_freedom", Whole()),
+        "weights": ("chosen_", Mapped(ArrayField("v"))),
+        "forms": ("_forms", Mapped(_form_codec)),
+        "form_of_draw": ("_pick", ArrayField("b")),
+        "bend_of_draw": ("_bend", ArrayField("b v")),
+        "reach_of_draw": ("_reaches", ArrayField("b")),
+        "reach": ("_reach", Number()),
+        "scale_direction": ("_along", ArrayField("2")),
+        "largest_log_scale": ("_top", Number()),
+        "fitted_e_folds": ("_span", Number()),
+        "one_form_moves_all": ("_borrows", Flag()),
+        "set_aside": ("set_aside_", Listed(Record(SetAside, SET_ASIDE))),
+    }
 
     def __init__(
         self,
@@ -164,6 +221,7 @@ class MixtureLaw:
             UsageError: a value that is not finite, a loss or size that is not positive, a row that does not sum to 1
                 (with row and column), too few rows, or an unknown model.
         """
+        self._forget()
         mixtures = checked_mixtures("X", X, rows=MIN_ROWS)
         gone = np.zeros(np.shape(Y), dtype=bool) if missing is None else np.asarray(missing, dtype=bool)
         losses = checked_positive("Y", Y if missing is None else np.where(gone, 1.0, np.asarray(Y, dtype=float)))
@@ -186,7 +244,7 @@ class MixtureLaw:
         self.run_sizes_, self.run_tokens_ = given[kept], seen[kept] if len(seen) else seen
         self.sizes_ = np.empty(0) if sizes is None else np.unique(self.run_sizes_)
         e_folds = scale - scale.max()
-        self._top: float | None = float(scale.max())
+        self._top = float(scale.max())
         rng = np.random.default_rng(self.seed)
         targets = losses.shape[1]
         folds = _folds(mixtures, rng)
@@ -220,12 +278,17 @@ class MixtureLaw:
         self._bend = self._bend + _BEND_OWN * rng.standard_normal((self.bootstraps, targets))
         self.mixtures_ = mixtures
         self._freedom = len(mixtures) - 1
-        self._design = np.unique(mixtures.round(9), axis=0)
+        self._design = _different(mixtures)
         self._noise = RunNoise().fit(
             residuals, self._noise_features(mixtures, e_folds), self._draws(mixtures, e_folds).var(0)
         )
-        self.noise_ = self._noise.scale_
+        self._derive()
         return self
+
+    def _derive(self) -> None:
+        """See ``Estimator``."""
+        self._design = _different(self.mixtures_)
+        self.noise_ = self._noise.scale_
 
     def predict(
         self,
@@ -302,7 +365,7 @@ class MixtureLaw:
         Raises:
             UsageError: not fitted; sizes or tokens that the law was fitted without.
         """
-        require_fitted(self, "held_out_")
+        require_fitted(self, "noise_")
         if sizes is None and tokens is None:
             return np.ones(rows, dtype=bool)
         at = self._scales(sizes, tokens, rows)
@@ -340,7 +403,7 @@ class MixtureLaw:
         Raises:
             UsageError: not fitted; sizes that are not positive; sizes where the law was fitted without.
         """
-        require_fitted(self, "held_out_")
+        require_fitted(self, "noise_")
         rows = max(np.size(1.0 if given is None else given) for given in (sizes, tokens))
         return np.asarray(np.exp(self._moved(sizes, rows, tokens)))
 
@@ -357,16 +420,18 @@ class MixtureLaw:
 
     def probe(self) -> list[Array]:
         """What the law says of three of its own runs; a law file holds it to tell a law from one of other code."""
-        n, targets = self.held_out_.measured.shape
-        if self.mixtures_.shape[0] != n or self.run_sizes_.shape != (n,) or set(self.chosen_) != set(self.models):
-            raise ValueError("its runs, losses and forms do not belong together")
+        require_fitted(self, "noise_")
+        targets = len(self.noise_)
+        voices = [name for name, weight in self.chosen_.items() if weight.any()]
+        if not set(voices) <= set(self._forms) or len(self.run_tokens_) not in (0, len(self.mixtures_)):
+            raise ValueError("its runs, weights and forms do not belong together")
         X = self.mixtures_[:3]
         goal = self.target(X, np.ones(targets))
         return [*self.predict(X), *goal, self.target_noise(X, np.ones(targets)), self.draws(X).mean(0)]
 
     def checked_weights(self, weights: ArrayLike) -> Array:
         """Target weights [v] as an array, or UsageError."""
-        require_fitted(self, "held_out_")
+        require_fitted(self, "noise_")
         weight = np.asarray(weights, dtype=float)
         targets = self.held_out_.measured.shape[1]
         if weight.shape != (targets,) or not np.isfinite(weight).all() or (weight < 0).any() or not weight.any():
@@ -377,7 +442,7 @@ class MixtureLaw:
         return weight
 
     def _checked(self, X: ArrayLike) -> Array:
-        require_fitted(self, "held_out_")
+        require_fitted(self, "noise_")
         return checked_mixtures("X", X, columns=self.mixtures_.shape[1])
 
     def _scales(self, sizes: float | ArrayLike | None, tokens: float | ArrayLike | None, rows: int) -> Array:
@@ -420,16 +485,15 @@ class MixtureLaw:
         if sizes is None and tokens is None:
             return np.zeros(rows)
         at = self._scales(sizes, tokens, rows)
-        top = float(np.log(self.sizes_[-1])) if self._top is None else self._top  # files of version 1 do not hold it
         # Where tokens are not known, those of the largest scale stand for them: that moves levels, not ranks.
         largest = (np.log(self.run_sizes_) * self._along[0]).argmax()
         usual = np.log(self.run_tokens_[largest]) if len(self.run_tokens_) else 0.0
-        s: Array = np.where(np.isfinite(at), at, usual) @ self._along - top
+        s: Array = np.where(np.isfinite(at), at, usual) @ self._along - self._top
         s = np.where(np.abs(s) < 1e-9, 0.0, s)
         if self._span == 0 and not self._borrows and s.any():
             raise UsageError(
-                f"the law was fitted to runs of one size with models {', '.join(self.models)}, which do not say how it "
-                f"moves; add runs at another size, or the model '{MOVER}'"
+                f"the law was fitted to runs of one size with models {', '.join(self.chosen_)}, which do not say how "
+                f"it moves; add runs at another size, or the model '{MOVER}'"
             )
         remedy = "add some dozens of runs at a size nearer to it"
         check_reach(float(np.exp(s.max())), float(np.exp(self._span)), "the size asked for", remedy, MOST_SIZE)
@@ -487,7 +551,7 @@ class MixtureLaw:
 
     def _draws(self, X: Array, s: Array) -> Array:
         """Log losses [b, m, v] under each draw."""
-        out = np.empty((self.bootstraps, len(X), self.held_out_.measured.shape[1]))
+        out = np.empty((len(self._pick), len(X), self.held_out_.measured.shape[1]))
         for size in np.unique(s):
             rows = s == size
             slowed = self._moves(size, self._reaches)
@@ -497,7 +561,7 @@ class MixtureLaw:
                 moved = mover.draws(X[rows], slowed) - mover.draws(X[rows], 0.0 * slowed)
                 slowed = 0.0 * slowed
             start = np.zeros(out.shape[2])
-            values = np.empty((self.bootstraps, int(rows.sum()), out.shape[2]))
+            values = np.empty((len(self._pick), int(rows.sum()), out.shape[2]))
             for name, form in self._forms.items():
                 end = start + self.chosen_[name]
                 chosen = (self._pick[:, None] >= start) & (self._pick[:, None] < end + 1e-9)  # [b, v]
@@ -631,6 +695,11 @@ def _beyond(logs: Array, suspects: NDArray[np.bool_], left_out: NDArray[np.bool_
         if not more.any():
             return found
         found |= more
+
+
+def _different(mixtures: Array) -> Array:
+    """The different rows of mixtures."""
+    return np.asarray(np.unique(mixtures.round(9), axis=0))
 
 
 def _directions(points: Array) -> Array:

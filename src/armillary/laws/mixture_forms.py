@@ -22,12 +22,15 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
 from armillary.laws.estimator import Array
 from armillary.laws.forms import Rows
 from armillary.laws.solver import fit_many
+from armillary.laws.values import Array as ArrayField
+from armillary.laws.values import Fields
 
 # Per e-fold of parameters at the same tokens: the fall of log losses, and the share by which the differences between
 # the log spreads of the validation domains shrink (0.58 over a factor of 60).
@@ -50,6 +53,11 @@ class ClosedForm(abc.ABC):
 
     A law gives its priors, its starts, and its value with its gradient. Below, P counts fits, G folds, v domains.
     """
+
+    FITTED: ClassVar[Fields] = {
+        "theta": ("_theta", ArrayField("v q")),
+        "draws": ("_draws", ArrayField("b v q")),
+    }
 
     # Of the parameters, those that are levels of the loss, which all domains move alike.
     _LEVELS = slice(0, 2)

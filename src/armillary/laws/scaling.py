@@ -24,14 +24,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, stats
 
 from armillary.laws.estimator import (
+    SET_ASIDE,
     Array,
+    Estimator,
     ExtrapolationError,
     ExtrapolationWarning,
     Prediction,
@@ -49,6 +51,8 @@ from armillary.laws.estimator import (
 from armillary.laws.outliers import FEWEST, contradicted
 from armillary.laws.scaling_fit import Solution, draw, fit_form, height, seed_noise
 from armillary.laws.scaling_forms import SCALING_FORMS
+from armillary.laws.values import Array as ArrayField
+from armillary.laws.values import Codec, Fields, Flag, Listed, Mapped, Names, Number, Record, Text, Together, Whole
 from armillary.recipe import UsageError
 
 __all__ = ["SCALING_FORMS", "LeftOut", "ScalingLaw"]
@@ -104,7 +108,21 @@ class Member:
     precision: Array
 
 
-class ScalingLaw:
+_LEFT_OUT = Listed(
+    Record(
+        LeftOut,
+        {
+            "what": Text(),
+            "rows": ArrayField("k", kind="i"),
+            "predicted": ArrayField("k ...", finite=False),
+            "measured": ArrayField("k ...", finite=False),
+            "extrapolation": ArrayField("k", finite=False),
+        },
+    )
+)
+
+
+class ScalingLaw(Estimator):
     """The loss of a run from its sizes, with intervals for a new run.
 
     Args:
@@ -129,6 +147,45 @@ class ScalingLaw:
         held_out_: the same for each form.
         set_aside_: losses that the other runs contradict and that were left out, a list of ``SetAside``.
     """
+
+    PARAMS: ClassVar[dict[str, Codec]] = {
+        "form": Text(),
+        "features": Names(),
+        "bootstraps": Whole(),
+        "seed": Whole(),
+        "max_extrapolation": Number(finite=False),
+    }
+    # n runs of c features, t targets; each form has p parameters and b draws.
+    FITTED: ClassVar[Fields] = {
+        "features": ("features_", Names()),
+        "log_points": ("log_points_", ArrayField("n c")),
+        "single_target": ("_single", Flag()),
+        "noise": ("_noise", ArrayField("t")),
+        "noise_tilt": ("_tilt", ArrayField("t")),
+        "log_loss_range": ("_range", Together((ArrayField("t"), ArrayField("t")))),
+        "noise_freedom": ("_freedom", ArrayField("t")),
+        "miss_per_efold": ("_miss", ArrayField("2 t")),
+        "miss_freedom": ("_miss_freedom", Number()),
+        "interval_scale": ("_wide", ArrayField("t")),
+        "forms": (
+            "_members",
+            Listed(
+                Record(
+                    Member,
+                    {
+                        "form": Text(),
+                        "weight": Number(),
+                        "theta": ArrayField("t p"),
+                        "draws": ArrayField("b t p"),
+                        "precision": ArrayField("t p p"),
+                    },
+                )
+            ),
+        ),
+        "left_out": ("holdout_error_", _LEFT_OUT),
+        "left_out_by_form": ("held_out_", Mapped(_LEFT_OUT)),
+        "set_aside": ("set_aside_", Listed(Record(SetAside, SET_ASIDE))),
+    }
 
     def __init__(
         self,
@@ -161,6 +218,7 @@ class ScalingLaw:
             UsageError: a value that is not finite or not positive (with row and column), too few runs, all runs with
                 the same N or the same D, an unknown form or feature.
         """
+        self._forget()
         names = self._candidates()
         points = checked_positive("X", X, columns=len(self.features_), labels=self.features_, rows=6)
         self._single = np.ndim(y) == 1
@@ -191,7 +249,6 @@ class ScalingLaw:
         misses = {name: self._misses(name, solutions[name][1], logs) for name in names}
         scatter = np.min([self._scatter(whole, 0, logs, logs) for whole, _ in solutions.values()], axis=0)
         self.weights_ = self._weigh(misses, cuts, scatter)
-        self.form_ = max(self.weights_, key=lambda name: self.weights_[name])
         rng = np.random.default_rng(self.seed)
         self._members = []
         for name, weight in self.weights_.items():
@@ -207,6 +264,14 @@ class ScalingLaw:
         self._freedom = share @ np.array([solutions[name][0].freedom[0] for name in self.weights_])
         self._measure_misses({name: solutions[name][1] for name in self.weights_}, misses, cuts, logs)
         self._record(misses, cuts, logs, used, rows)
+        self._derive()
+        return self
+
+    def _derive(self) -> None:
+        """See ``Estimator``."""
+        self.size_columns_ = _size_columns(self.features_)
+        self.weights_ = {member.form: member.weight for member in self._members}
+        self.form_ = max(self.weights_, key=lambda name: self.weights_[name])
         self.noise_ = self._shown(self._noise)
         self.miss_per_efold_ = {axis: self._shown(v) for axis, v in zip("ND", self._miss, strict=True)}
         best = next(member for member in self._members if member.form == self.form_)
@@ -215,7 +280,6 @@ class ScalingLaw:
         flat = form.natural(best.draws.reshape(-1, best.draws.shape[-1]), centre)
         shape = best.draws.shape[:1] if self._single else best.draws.shape[:2]
         self.draws_ = {name: v.reshape(shape) for name, v in flat.items()}
-        return self
 
     def predict(self, X: ArrayLike, interval: float = 0.9) -> Prediction:
         """Expected losses of new runs, and intervals that hold for one run.
@@ -290,6 +354,7 @@ class ScalingLaw:
 
     def probe(self) -> list[Array]:
         """What the law says at three of its own runs; a law file holds it to tell a law from one of other code."""
+        require_fitted(self, "parameters_")
         points = self.log_points_[:3]
         said = self.predict(np.exp(points))
         parameters = [np.asarray(values, dtype=float) for values in self.parameters_.values()]
@@ -299,7 +364,11 @@ class ScalingLaw:
         """Expected variance [m, t] of the log loss of new runs ``at`` [m, k], once ``run`` [k] is fitted too (or None).
 
         Both are logs. The posterior of each form is taken as normal around its fit.
+
+        Raises:
+            UsageError: not fitted.
         """
+        require_fitted(self, "parameters_")
         mean, _ = self._moments(at)
         fitted = self.log_points_ if run is None else np.vstack([self.log_points_, run])
         total = _reach(self._sized(at), self._sized(fitted)) @ self._miss**2
@@ -334,7 +403,7 @@ class ScalingLaw:
         unread = set(self.features_) - {feature for name in names for feature in SCALING_FORMS[name].features}
         if unread:
             raise UsageError(f"no form of scaling law reads feature '{min(unread)}' beside the others; leave it out")
-        self.size_columns_ = [self.features_.index(sizes[0]), self.features_.index("tokens")]
+        self.size_columns_ = _size_columns(self.features_)
         return names
 
     def _checked(self, X: ArrayLike) -> Array:
@@ -563,6 +632,11 @@ class ScalingLaw:
             )
         used = used & ~found.far
         return np.where(used, logs, found.expected), used
+
+
+def _size_columns(features: Sequence[str]) -> list[int]:
+    """Which features are N and D; N is the active parameters where they are given."""
+    return [features.index("active_params" if "active_params" in features else "params"), features.index("tokens")]
 
 
 def _levels(log_sizes: Array) -> list[float]:

@@ -34,7 +34,7 @@ from armillary.laws.columns import (
 )
 from armillary.laws.curves import read_curve, read_curves
 from armillary.laws.estimator import SHOWN, SUM_TOLERANCE, Array, Prediction, SetAsideWarning, rows_named
-from armillary.laws.file import LawFile, read_law, source_of, write_law
+from armillary.laws.files import LawFile, read_law, source_of, write_law
 from armillary.laws.hyperparameters import HyperparameterLaw
 from armillary.laws.mixture import MixtureLaw
 from armillary.laws.scaling import SCALING_FORMS, ScalingLaw

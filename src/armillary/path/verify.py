@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from armillary.corpus import verify_corpus
-from armillary.laws.file import read_law
+from armillary.laws.files import read_law
 from armillary.recipe import ArmillaryError, UsageError, is_workspace, load_training, read_json, read_sealed
 from armillary.release import check_lineage
 from armillary.study import Store

@@ -1,0 +1,279 @@
+"""Reading and writing law files.
+
+A file of version 3 is a JSON object with these fields:
+
+- ``format`` (``armillary-law``), ``version`` (3), ``program`` (the version of Armillary that wrote it) and
+  ``laws_version`` (raised when the same table gives other fitted numbers);
+- ``kind``: a name of ``registry.LAWS``;
+- ``features``, ``targets``, ``size_column``, ``tokens_column``, ``sources``, ``columns`` and ``set_aside``: see
+  ``LawFile``;
+- ``params`` and ``fitted``: what the estimator's ``to_json`` returned. Its ``PARAMS`` and ``FITTED`` list the fields;
+- ``predictions``: what the law predicts at points of its own (``probe``);
+- ``summary``: parameters, weights and held-out errors for people; it is not read back;
+- ``sha256``: of all of it, so that a torn or edited file is detected.
+
+The same fit gives the same file, and the same file the same numbers on every machine. Nothing is unpickled. A law that
+is read must repeat the predictions stored with it: so code of another version in which a field means something else is
+detected, too. Versions 1 and 2 are read through ``old``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import warnings
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from armillary import __version__
+from armillary.files import write_json
+from armillary.laws.columns import ColumnReading
+from armillary.laws.estimator import LAWS_VERSION, Array, Estimator
+from armillary.laws.files import old
+from armillary.laws.files.refit import refit_command
+from armillary.laws.files.registry import LAWS
+from armillary.laws.values import Array as ArrayField
+from armillary.laws.values import Fields, Listed, Maybe, Names, Record, Text, ValueInFileError, Whole, read_fields
+from armillary.recipe import DamagedFileError, ForeignFileError, UsageError
+
+FORMAT = "armillary-law"
+VERSION = 3
+
+# What a file's own predictions may differ by, relative: the rounding of another machine.
+_SAME = 1e-6
+
+_PREDICTIONS = Listed(ArrayField("...", finite=False))
+
+# Fields besides format, version, seal, summary, params and fitted.
+_FIELDS: Fields = {
+    "program": Maybe(Text()),
+    "laws_version": Maybe(Whole()),
+    "kind": Text(),
+    "features": Names(),
+    "targets": Names(),
+    "size_column": Maybe(Text()),
+    "tokens_column": Maybe(Text()),
+    "sources": Listed(Record(dict, {"name": Text(), "sha256": Text(), "rows": Whole()})),
+    "columns": Listed(Record(ColumnReading, {"column": Text(), "role": Text(), "why": Text()})),
+    "predictions": Maybe(_PREDICTIONS),
+}
+
+
+class DamagedLawError(DamagedFileError, UsageError):
+    """A law file that is torn, empty, edited, or does not hold a whole law."""
+
+
+class ForeignLawError(ForeignFileError, UsageError):
+    """A file that is not a law file, or one of another version of the program."""
+
+
+class OtherLawsWarning(UserWarning):
+    """A law file was fitted by another version of the laws: it is read, but its tables would now give other numbers."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A table that a law was fitted to: its file's name, SHA-256 and number of rows."""
+
+    name: str
+    sha256: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class LawFile:
+    """A fitted law and how the columns of tables are named.
+
+    Attributes:
+        kind: a name of ``registry.LAWS``.
+        law: the fitted estimator.
+        features: names of the columns that the law takes, in its order.
+        targets: names of the columns that it predicts.
+        size_column: column of model sizes of a mixture law, if it has one.
+        tokens_column: column of the tokens of each run of a mixture law, if it has one.
+        sources: the tables it was fitted to.
+        columns: what each column of these was read as.
+        set_aside: entries and rows that were left out of the fit, with file, line, column, value and reason.
+    """
+
+    kind: str
+    law: Any
+    features: list[str]
+    targets: list[str]
+    size_column: str | None
+    sources: list[Source]
+    columns: list[ColumnReading] = field(default_factory=list)
+    set_aside: list[dict[str, Any]] = field(default_factory=list)
+    tokens_column: str | None = None
+
+
+def source_of(path: Path, rows: int) -> Source:
+    """The record of a table at ``path``."""
+    return Source(path.name, hashlib.sha256(path.read_bytes()).hexdigest(), rows)
+
+
+def write_law(path: Path, law: LawFile, summary: dict[str, Any]) -> None:
+    """Write a law file; ``summary`` is for people, and null stands in it for what is not a finite number.
+
+    Raises:
+        UsageError: the law is not fitted, or has a parameter that a file cannot hold.
+        TypeError: the law is not of the kind that ``law.kind`` names.
+    """
+    if type(law.law) is not LAWS.get(law.kind):
+        raise TypeError(f"a law of kind '{law.kind}' is not a {type(law.law).__name__}")
+    document = {
+        "format": FORMAT,
+        "version": VERSION,
+        "program": __version__,
+        "laws_version": LAWS_VERSION,
+        "kind": law.kind,
+        "features": law.features,
+        "targets": law.targets,
+        "size_column": law.size_column,
+        "tokens_column": law.tokens_column,
+        "sources": [asdict(source) for source in law.sources],
+        "columns": [asdict(reading) for reading in law.columns],
+        "set_aside": _without_nan(law.set_aside),
+        "summary": _without_nan(summary),
+        **law.law.to_json(),
+        "predictions": _PREDICTIONS.write(_own_predictions(law.law), "predictions"),
+    }
+    document = json.loads(json.dumps(document, allow_nan=False))  # as a reader gets it: tuples are lists
+    write_json(path, {**document, "sha256": _seal(document)})
+
+
+def read_law(path: Path) -> LawFile:
+    """Read a law file of version 1 to 3.
+
+    Raises:
+        UsageError: the file cannot be opened.
+        DamagedLawError: it was torn or edited, or does not hold a whole law.
+        ForeignLawError: it is not a law file, or of another version of the program; it is left as it is.
+    """
+    remedy = "give a file that 'armillary fit' wrote"
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; {remedy}") from error
+    except (ValueError, RecursionError) as error:
+        raise DamagedLawError(f"{path} is torn or not JSON ({error}); {_again(None, path)}") from error
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ForeignLawError(f"{path} is not a law file; {remedy}")
+    version = document.get("version")
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= VERSION:
+        raise ForeignLawError(
+            f"{path} is of version {version!r} of law files, and this program reads up to version {VERSION}; read it "
+            f"with the program that wrote it, or {_again(document, path)}. The file is left as it is"
+        )
+    try:
+        if not (old.whole(document) if version < 3 else document.pop("sha256", None) == _seal(document)):
+            raise DamagedLawError(f"{path} was torn or edited after it was written; {_again(document, path)}")
+        if version < 3:
+            document = old.upgraded(document)
+        return _opened(document)
+    except _OtherCodeError as error:
+        raise ForeignLawError(
+            f"{path} is of another version of the program: {error}; {_again(document, path)}"
+        ) from error
+    except DamagedLawError:
+        raise
+    except ValueInFileError as error:
+        # A whole file of another program has other fields; one of this program was changed by hand and sealed again.
+        if document.get("program") != __version__:
+            written = f"Armillary {document['program']}" if document.get("program") else "an earlier Armillary"
+            raise ForeignLawError(
+                f"{path} was written by {written}, and Armillary {__version__} does not read it: {error}; "
+                f"{_again(document, path)}"
+            ) from error
+        raise DamagedLawError(f"{path} does not hold a whole law: {error}; {_again(document, path)}") from error
+    except Exception as error:  # whatever values that do not belong together lead to
+        raise DamagedLawError(
+            f"{path} does not hold a whole law ({type(error).__name__}: {error}); {_again(document, path)}"
+        ) from error
+
+
+class _OtherCodeError(Exception):
+    """A whole file means something else to this program than to the one that wrote it."""
+
+
+def _again(document: object, path: Path) -> str:
+    return f"fit the law again from its tables: {refit_command(document, path)}"
+
+
+def _opened(document: dict[str, Any]) -> LawFile:
+    """The law of a document of version 3, once it is found to repeat its own predictions.
+
+    Raises:
+        ValueInFileError: a field is missing, unknown, or not of its kind.
+        _OtherCodeError: it is of another version of the code.
+        Exception: any, where fields do not belong together.
+    """
+    named = {name: document[name] for name in _FIELDS if name in document}
+    fields = read_fields(_FIELDS, named, "the file", {})
+    kind, targets = fields["kind"], fields["targets"]
+    if kind not in LAWS:
+        raise _OtherCodeError(f"laws of kind '{kind}' are unknown; this program has {', '.join(LAWS)}")
+    law = LAWS[kind].from_json(document)
+    predictions = _own_predictions(law)
+    if predictions[0].ndim > 1 and predictions[0].shape[1] != len(targets):
+        raise ValueError(f"it predicts {predictions[0].shape[1]} losses and names {len(targets)}")
+    if not np.isfinite(predictions[0]).all():
+        raise ValueError("it predicts what is not a number")
+    stored, fitted_by = fields["predictions"], fields["laws_version"]
+    if stored is not None and not _same(predictions, stored):
+        raise _OtherCodeError(
+            f"it was fitted by version {fitted_by!r} of the laws, and version {LAWS_VERSION} would predict other "
+            "losses from it"
+        )
+    if fitted_by not in (None, LAWS_VERSION):
+        warnings.warn(
+            f"the law was fitted by version {fitted_by} of the laws and is read as it is; version {LAWS_VERSION}, that "
+            "of this program, would fit other numbers to the same tables",
+            OtherLawsWarning,
+            stacklevel=3,
+        )
+    aside = document.get("set_aside")
+    if not isinstance(aside, list) or not all(isinstance(entry, dict) for entry in aside):
+        raise ValueInFileError("set_aside is not a list of objects")
+    return LawFile(
+        kind,
+        law,
+        list(fields["features"]),
+        list(targets),
+        fields["size_column"],
+        [Source(**source) for source in fields["sources"]],
+        fields["columns"],
+        aside,
+        fields["tokens_column"],
+    )
+
+
+def _own_predictions(law: Estimator) -> list[Array]:
+    """What a law says at points of its own: predictions, and all else that the verbs ask of it, as arrays."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [np.asarray(part, dtype=float) for part in law.probe()]
+
+
+def _same(predictions: list[Array], stored: list[Array]) -> bool:
+    return len(predictions) == len(stored) and all(
+        a.shape == b.shape and np.allclose(a, b, rtol=_SAME, atol=0, equal_nan=True)
+        for a, b in zip(predictions, stored, strict=True)
+    )
+
+
+def _seal(document: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def _without_nan(value: Any) -> Any:
+    """``value`` with null for each number that JSON does not have."""
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _without_nan(part) for name, part in value.items()}
+    return [_without_nan(part) for part in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,19 @@
+"""The kinds of law that a file can hold, by the stable name that stands in the file.
+
+A new law is an ``Estimator`` and one line here. A name is never given to another law.
+"""
+
+from __future__ import annotations
+
+from armillary.laws.anneal import AnnealLaw
+from armillary.laws.estimator import Estimator
+from armillary.laws.hyperparameters import HyperparameterLaw
+from armillary.laws.mixture import MixtureLaw
+from armillary.laws.scaling import ScalingLaw
+
+LAWS: dict[str, type[Estimator]] = {
+    "scaling": ScalingLaw,
+    "hyperparameters": HyperparameterLaw,
+    "mixture": MixtureLaw,
+    "anneal": AnnealLaw,
+}
