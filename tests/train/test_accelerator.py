@@ -1,0 +1,90 @@
+"""What only an accelerator can show; ``pytest -m accelerator`` runs these, benchmarks/accelerator.py measures more."""
+
+import pytest
+import torch
+
+from armillary.model import Transformer
+from armillary.recipe import Experts, Layout, OptimizerSpec
+from armillary.train import InterruptedRunError, build_optimizer, default_device, train_fleet, train_run, train_step
+from armillary.train.fleet import Assignment
+
+pytestmark = pytest.mark.accelerator
+
+
+@pytest.fixture
+def device():
+    if default_device().type == "cpu":
+        pytest.skip("no accelerator is here")
+    return default_device()
+
+
+@pytest.fixture(params=["dense", "grouped, QK-norm", "experts"])
+def shape(request, make_spec):
+    model = make_spec().model
+    changes = {
+        "dense": {"n_kv_heads": model.n_heads},
+        "grouped, QK-norm": {"qk_norm": True, "tied_embeddings": True},
+        "experts": {"experts": Experts(count=4, active=2, d_ff=16, shared_d_ff=16)},
+    }
+    return model.model_copy(update=changes[request.param])
+
+
+def moved(spec, device, steps=5):
+    """By how much ``steps`` steps on random tokens move each parameter, and the losses."""
+    model = Transformer(spec.model)
+    model.init_weights(spec.seed, spec.optimizer)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model.to(device)
+    optimizer = build_optimizer(model, spec)
+    random = torch.Generator().manual_seed(1)
+    losses = []
+    for step in range(steps):
+        size = (spec.batch_sequences, spec.context_length + 1)
+        batch = torch.randint(spec.model.vocab_size, size, generator=random)
+        losses.append(train_step(model, optimizer, spec, step, batch.to(device))[0].item())
+    return losses, {name: p.detach().cpu() - start[name] for name, p in model.named_parameters()}
+
+
+# Newton-Schulz iterates in bf16: a rounding that tips over moves a step by 2^-8 of itself.
+@pytest.mark.parametrize(("kind", "limit"), [("adamw", 5e-3), ("muon", 3e-2)])
+def test_steps_are_those_of_the_cpu(shape, kind, limit, device, make_spec):
+    spec = make_spec(model=shape, optimizer=OptimizerSpec(lr=1e-3, kind=kind))
+    losses, movements = moved(spec, torch.device("cpu"))
+    found, here = moved(spec, device)
+    assert found == pytest.approx(losses, rel=1e-4)
+    for name, movement in movements.items():
+        assert (here[name] - movement).norm() <= limit * movement.norm(), name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_stopped_and_resumed_is_never_stopped(precision, device, make_spec, tiny_corpus, tmp_path, outcome):
+    spec = make_spec(precision=precision)
+    train_run(spec, tiny_corpus, tmp_path / "whole", device=device)
+    steps = []
+    with pytest.raises(InterruptedRunError):
+        train_run(
+            spec, tiny_corpus, tmp_path / "parts", device=device, progress=steps.append, stop=lambda: len(steps) == 6
+        )
+    train_run(spec, tiny_corpus, tmp_path / "parts", device=device)
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+
+
+def test_a_stack_ends_as_its_members_alone(device, make_spec, tiny_corpus, tmp_path):
+    specs = [make_spec(seed=seed) for seed in range(4)]
+    ended = dict(train_fleet([Assignment(s, tmp_path / s.id) for s in specs], tiny_corpus, 4, device=device))
+    for spec in specs:
+        alone = train_run(spec, tiny_corpus, tmp_path / f"{spec.id}-alone", device=device)
+        assert ended[spec.id].loss == pytest.approx(alone.loss, rel=1e-4)
+
+
+def test_the_peak_of_a_step_is_near_the_dry_run(device, make_spec):
+    from armillary.parallel import dry_run
+    from armillary.train import LocalOptimizer
+
+    model = make_spec().model.model_copy(update={"n_layers": 8, "d_model": 512, "n_heads": 8, "n_kv_heads": 8})
+    spec = make_spec(model=model.model_copy(update={"head_dim": 64, "d_ff": 1376, "vocab_size": 32768}))
+    said = dry_run(spec, Layout(), LocalOptimizer).peak
+    torch.accelerator.reset_peak_memory_stats(device)
+    before = torch.accelerator.memory_allocated(device)
+    moved(spec, device, steps=2)
+    assert torch.accelerator.max_memory_allocated(device) - before == pytest.approx(said, rel=0.1)
