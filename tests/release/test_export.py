@@ -32,7 +32,7 @@ from armillary.recipe import (
     UsageError,
     write_sealed,
 )
-from armillary.release import check_lineage, check_publishable, is_published, origins, publish
+from armillary.release import check_lineage, check_publishable, check_record, is_published, origins, publish
 from armillary.release.card import model_card
 from armillary.release.ledger import ledger_file
 
@@ -413,10 +413,23 @@ def test_with_a_damaged_record_what_stands_there_is_kept(how: str, tmp_path: Pat
     folder = published(tmp_path / "model", tokenizer_file)
     good = contents(folder)
     damage(ledger_file(folder), how)
-    assert not is_published(folder, LINEAGE)
-    published(folder, tokenizer_file)
+    with pytest.raises(DamagedFileError, match=r"published\.json"):
+        check_record(folder)
+    assert not is_published(folder, {**LINEAGE, "verdict": None})
+    published(folder, tokenizer_file, verdict=None)
+    assert is_published(folder, {**LINEAGE, "verdict": None})
+    assert contents(tmp_path / "model.kept-1") == good
+
+
+@pytest.mark.parametrize("how", ["truncate", "flip", "empty", "remove"])
+def test_a_whole_publication_is_recorded_again(how: str, tmp_path: Path, tokenizer_file: Path) -> None:
+    folder = published(tmp_path / "model", tokenizer_file)
+    before = contents(tmp_path)
+    damage(ledger_file(folder), how)
+    check_publishable(folder)
     assert is_published(folder, LINEAGE)
-    assert contents(folder) == contents(tmp_path / "model.kept-1") == good
+    check_record(folder)
+    assert contents(tmp_path) == before
 
 
 def test_with_a_newer_record_nothing_is_touched(tmp_path: Path, tokenizer_file: Path) -> None:

@@ -65,8 +65,8 @@ def test_the_order_is_in_the_numbers(tmp_path, make_spec):
     order = store.order(spec.id)
     assert (order.prediction, order.start, order.by, order.holds) == (2, 3, "store", True)
     assert store.verify() == [
-        f"{store.run_folder(spec.id)}: run {spec.id} is done, and spec.json, events.jsonl, metrics.parquet, "
-        "model.safetensors, result.json is missing"
+        f"{store.run_folder(spec.id) / name}: is missing, and run {spec.id} is done"
+        for name in ("spec.json", "events.jsonl", "metrics.parquet", "model.safetensors", "result.json")
     ]
 
 

@@ -5,12 +5,11 @@ from armillary.corpus.demo import DEMO_DOMAINS, DemoDomain
 from armillary.corpus.manifest import DomainManifest, Manifest, ShardFile
 from armillary.corpus.order import TokenOrder
 from armillary.corpus.shards import Corpus, ValidationSet
-from armillary.corpus.verify import CorpusProblem, verify_corpus
+from armillary.corpus.verify import verify_corpus
 
 __all__ = [
     "DEMO_DOMAINS",
     "Corpus",
-    "CorpusProblem",
     "DemoDomain",
     "DomainManifest",
     "Manifest",

@@ -129,7 +129,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         fields = read_sealed(file, "corpus manifest", FORMAT, REMEDY, sealed_since=SEALED_SINCE)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise DamagedFileError(f"{folder}: not a corpus: it has no manifest.json; {REMEDY}") from error
+        raise DamagedFileError(f"{file}: is missing, so the folder is not a corpus; {REMEDY}") from error
     except OSError as error:
         raise ArmillaryError(f"{file}: cannot be read ({error.strerror}); make it readable and try again") from error
     try:

@@ -13,50 +13,42 @@ from __future__ import annotations
 import hashlib
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from armillary.corpus.index import check_index
 from armillary.corpus.manifest import REMEDY, Manifest, ShardFile, is_hash, read_manifest
-from armillary.recipe import ArmillaryError, DamagedFileError, read_sealed, write_sealed
+from armillary.recipe import (
+    ArmillaryError,
+    DamagedFileError,
+    FileProblem,
+    ForeignFileError,
+    problem_of,
+    read_sealed,
+    write_sealed,
+)
 
 STAMP_FORMAT = 1
 # Two writes within one tick of the file system's clock leave the same times, so files this young are left to age.
 CLOCK_TICK_S = 0.02
 
 
-@dataclass(frozen=True)
-class CorpusProblem:
-    """Something wrong in a corpus: the file, what is wrong with it, and what to do about it."""
-
-    file: Path
-    what: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.what}; {self.remedy}"
-
-
-def verify_corpus(folder: Path) -> list[CorpusProblem]:
+def verify_corpus(folder: Path) -> list[FileProblem]:
     """Read every byte of a corpus and return every problem; an empty list means that the corpus is as it was built.
 
     Nothing is written. ``folder`` is a corpus (``ROOT/HASH``) or a folder of corpora (``ROOT``), of which each corpus
     and each file of ``index/`` is checked. An unfinished build is not a corpus and is passed over.
     """
     if not folder.is_dir():
-        return [CorpusProblem(folder, "is not a folder", "give the folder of a built corpus, or build one")]
+        return [FileProblem(folder, "is not a folder", "give the folder of a built corpus, or build one")]
     if (folder / "index").is_dir() and not (folder / "manifest.json").exists():
         corpora = sorted(path for path in folder.iterdir() if path.is_dir() and _names_a_corpus(path))
         found = [problem for path in corpora for problem in verify_corpus(path)]
-        return found + [CorpusProblem(file, *wrong) for file, wrong in check_index(folder)]
+        return found + [FileProblem(file, *wrong) for file, wrong in check_index(folder)]
     try:
         manifest = read_manifest(folder)
     except ArmillaryError as error:
-        # The message of a reader is "FILE: what; remedy".
-        file, _, rest = str(error).partition(": ")
-        what, _, remedy = rest.rpartition("; ")
-        return [CorpusProblem(Path(file), what, remedy)]
+        return [problem_of(folder / "manifest.json", error, REMEDY)]
     return _compare(folder, manifest.files)
 
 
@@ -79,7 +71,7 @@ def _names_a_corpus(path: Path) -> bool:
     return is_hash(path.name) or ((path / "manifest.json").exists() and not path.name.startswith("build-"))
 
 
-def _compare(folder: Path, files: list[ShardFile]) -> list[CorpusProblem]:
+def _compare(folder: Path, files: list[ShardFile]) -> list[FileProblem]:
     """The files that are not what the manifest says, by size and SHA-256."""
     # A file that is still young could be written again without a new time, and the stamp would hide it.
     newest = max((_changed_s(folder / file.path) for file in files), default=0.0)
@@ -96,20 +88,20 @@ def _changed_s(path: Path) -> float:
         return 0.0
 
 
-def _content_problem(folder: Path, file: ShardFile) -> CorpusProblem | None:
+def _content_problem(folder: Path, file: ShardFile) -> FileProblem | None:
     path = folder / file.path
     try:
         size = path.stat().st_size
         if size != file.bytes:
-            return CorpusProblem(path, f"has {size} bytes, the manifest says {file.bytes}", REMEDY)
+            return FileProblem(path, f"has {size} bytes, the manifest says {file.bytes}", REMEDY)
         with path.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError as error:
-        return CorpusProblem(path, f"missing ({error.strerror})", REMEDY)
+        return FileProblem(path, f"missing ({error.strerror})", REMEDY)
     except OSError as error:
-        return CorpusProblem(path, f"cannot be read ({error.strerror})", "make it readable, or restore it from a copy")
+        return FileProblem(path, f"cannot be read ({error.strerror})", "make it readable, or restore it from a copy")
     if found != file.sha256:
-        return CorpusProblem(path, "does not match its checksum in the manifest", REMEDY)
+        return FileProblem(path, "does not match its checksum in the manifest", REMEDY)
     return None
 
 
@@ -140,6 +132,12 @@ def _read_stamp(folder: Path) -> dict[str, Any] | None:
 
 
 def _write_stamp(folder: Path, stamp: dict[str, Any]) -> None:
+    try:
+        read_sealed(_stamp_file(folder), "stamp", STAMP_FORMAT, "delete it")
+    except ForeignFileError:
+        return  # left for the newer version that wrote it
+    except (OSError, DamagedFileError):
+        pass
     try:
         write_sealed(_stamp_file(folder), stamp)
     except OSError:

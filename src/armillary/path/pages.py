@@ -21,6 +21,7 @@ import numpy as np
 
 import armillary
 from armillary import report
+from armillary.goodput import read_events
 from armillary.laws import ExtrapolationError, ExtrapolationWarning, Prediction, ScalingLaw
 from armillary.path.evidence import STUDIES, Evidence, public_source, spent_flops
 from armillary.path.samples import sample
@@ -523,6 +524,12 @@ class _Pages:
         for stage, seconds in self.wall_s.items():
             ids = [run for study in _STAGES.get(stage, ()) for run in runs[study]]
             done = [result for run in ids if (result := self.store.result(run)) is not None]
+            for result in done:  # without its events a branch counts as if it had trained its trunk's steps too
+                try:
+                    list(read_events(self.store.run_folder(result.run) / "events.jsonl"))
+                except (ArmillaryError, OSError) as error:
+                    file = f"runs/{result.run}/events.jsonl"
+                    self.notes.append(report.Note("unreadable", file, self._local(str(error))))
             flops, core_s = sum(spent_flops(self.store, r) for r in done), sum(result.wall_s for result in done)
             rows.append(report.CostRow(stage, len(done), flops, seconds, core_s))
         return rows

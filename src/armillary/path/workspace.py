@@ -8,6 +8,7 @@ part of the key under which a result is kept, so that a changed recipe never mee
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -22,7 +23,7 @@ from pydantic import ValidationError
 from armillary.corpus import Corpus, build_corpus
 from armillary.files import aside, write_file, write_json
 from armillary.launch import fit_workers, launched, worker_bytes
-from armillary.path import lines
+from armillary.path import derived, lines
 from armillary.path.evidence import Evidence, lineage, summary
 from armillary.path.pages import report_data
 from armillary.recipe import (
@@ -77,7 +78,7 @@ STUDIES = STAGES[:-1]
 GOALS: tuple[Goal, ...] = get_args(Goal)
 
 
-_PLAN_FORMAT, _COST_FORMAT = 2, 2
+PLAN_FORMAT, COST_FORMAT = 2, 2
 
 
 class _SavedPlan(Document):
@@ -159,7 +160,10 @@ class Workspace:
         """
         begun = time.perf_counter()
         with self._alone():
-            self.wall_s()  # a file that this version cannot read is refused before anything is trained
+            # A file that this version cannot read is refused before anything is trained.
+            self.wall_s()
+            with contextlib.suppress(DamagedFileError):
+                derived.recorded(self.folder)
             corpus, store = self.corpus(), self.store()
             with self._executor(store, corpus) as executor:
                 plan = self._plan(corpus, executor, resize, begun)
@@ -223,7 +227,7 @@ class Workspace:
         """
         remedy = "restore the file, or remove it to have the studies sized again"
         try:
-            document = read_sealed(path, "plan of the studies", _PLAN_FORMAT, remedy, sealed_since=2)
+            document = read_sealed(path, "plan of the studies", PLAN_FORMAT, remedy, sealed_since=2)
         except FileNotFoundError:
             return None
         if document["format"] == 1:  # its key was a hash over the whole recipe
@@ -256,7 +260,7 @@ class Workspace:
         finally:
             spent = self.wall_s()
             spent[stage] = spent.get(stage, 0.0) + time.perf_counter() - begin
-            write_sealed(self.folder / "cost.json", {"format": _COST_FORMAT, "wall_s": spent})
+            write_sealed(self.folder / "cost.json", {"format": COST_FORMAT, "wall_s": spent})
 
     def wall_s(self) -> dict[str, float]:
         """Wall time by stage, over all calls.
@@ -342,9 +346,15 @@ class Workspace:
         with self._alone():
             evidence = self.go(until)
             data = report_data(evidence, self.wall_s(), self.folder, own_database=self.database is None)
+            for note in data.notes:
+                if note.what == "unreadable":
+                    self.say(f"report: {note.subject} is left out: {note.detail}")
+            written = [self.report_file(language).name]
             write_report(data, self.report_file(language), language)
             if evidence.verdict is not None:
                 write_json(self.folder / "summary.json", summary(evidence, self.wall_s()))
+                written.append("summary.json")
+            derived.record(self.folder, *written)
         return evidence
 
     def report_file(self, language: Language) -> Path:
@@ -375,6 +385,7 @@ class Workspace:
         )
         text = yaml.safe_dump(large.model_dump(mode="json", exclude_none=True), allow_unicode=True, sort_keys=False)
         write_file(self.folder / "target.yaml", text.encode())
+        derived.record(self.folder, "recipe.found.yaml", "target.yaml")
 
     def _release(self, evidence: Evidence) -> None:
         """Publish the target run's weights with their lineage, unless that very model is published."""
@@ -409,7 +420,7 @@ def _read_cost(path: Path) -> dict[str, float]:
     remedy = "restore the file"
     document = read_json(path, "wall time", remedy)
     if "format" in document:
-        document = read_sealed(path, "wall time", _COST_FORMAT, remedy)["wall_s"]
+        document = read_sealed(path, "wall time", COST_FORMAT, remedy)["wall_s"]
     if not all(isinstance(value, int | float) and value >= 0 for value in document.values()):
         raise DamagedFileError(f"{path}: wall time: a time is not a number of seconds")
     return {name: float(value) for name, value in document.items()}

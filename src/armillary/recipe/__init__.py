@@ -23,6 +23,7 @@ from armillary.recipe.layout import Layout
 from armillary.recipe.lineage import Edge, walk_back
 from armillary.recipe.lock import BusyError, exclusive, lock
 from armillary.recipe.optimizers import OptimizerOptions, register_options
+from armillary.recipe.problem import FileProblem, problem_of
 from armillary.recipe.run import (
     Decay,
     LengthPhase,
@@ -51,6 +52,7 @@ __all__ = [
     "Edge",
     "Experts",
     "Family",
+    "FileProblem",
     "ForeignFileError",
     "Given",
     "LadderStudy",
@@ -85,6 +87,7 @@ __all__ = [
     "load_training",
     "lock",
     "parse_budget",
+    "problem_of",
     "read_json",
     "read_sealed",
     "register_options",

@@ -98,15 +98,28 @@ def check_publishable(folder: Path) -> None:
 def is_published(folder: Path, lineage: dict[str, Any]) -> bool:
     """Whether ``folder`` is, byte for byte, what ``publish`` wrote there for this very ``lineage``.
 
+    A publication that is whole by the hashes in its lineage is recorded again where the record of it was lost.
+
     Raises:
         UsageError: as ``publish``, for a folder that holds something else.
     """
     folder = folder.resolve()
-    if ledger.state(folder, lineage["run"]) != "intact":
+    state = ledger.state(folder, lineage["run"])
+    if state == "nothing":
         return False
-    document = check_lineage(folder)
+    try:
+        document = check_lineage(folder)
+    except ArmillaryError:
+        return False
+    files = ledger.fingerprints(folder)
+    if document.get("files") != {name: files[name] for name in files if name != LINEAGE}:
+        return False
     plain = json.loads(json.dumps(lineage))  # as it was written: tuples are lists
-    return all(document.get(key) == value for key, value in plain.items())
+    if any(document.get(key) != value for key, value in plain.items()):
+        return False
+    if state == "changed":  # whole by its own hashes: only the record of it was lost
+        ledger.enter(folder, files)
+    return True
 
 
 def check_lineage(folder: Path) -> dict[str, Any]:

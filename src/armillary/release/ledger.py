@@ -4,9 +4,10 @@ Beside ``model/`` lies ``.model.published.json``: the SHA-256 of every file of e
 A folder that equals one of them, byte for byte, may be replaced. A folder that shares a file with one of them was
 published here and changed or damaged since: it is kept under another name. Any other folder is refused.
 
-Versions before this record wrote lineages of format 1; a folder with one of the same run counts as changed.
+Without a record (a version before it, or a file that was lost) a folder counts as changed if its lineage is of the same
+run and, from format 2 on, lists exactly its files.
 
-Trade-off: a copy of a publication without the hidden file counts as somebody else's. It is refused, not deleted.
+Trade-off: a copy of another run's publication without the hidden file counts as foreign. It is refused, not deleted.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from armillary.recipe import ArmillaryError, DamagedFileError, UsageError, read_
 
 State = Literal["nothing", "intact", "changed"]
 _FORMAT = 1
+_REMEDY = "give `armillary run` or `armillary report` again, which writes it anew"
 
 
 def ledger_file(folder: Path) -> Path:
@@ -51,12 +53,23 @@ def state(folder: Path, run: str | None = None) -> State:
         return "intact"
     if {digest for files in known for digest in files.values()} & set(found.values()):
         return "changed"
-    if not known and _before_records(folder, run):
+    if not known and _speaks_for(folder, found, run):
         return "changed"
     raise UsageError(
-        f"{folder}: holds files that were not published from here ('{min(found)}'), and publishing would delete them; "
-        "move the folder away"
+        f"{folder}: holds files that were not published from here ('{min(found)}' is not in {ledger_file(folder)}), "
+        "and publishing would delete them; move the folder away"
     )
+
+
+def check_record(folder: Path) -> None:
+    """Raise where the record of the publications of ``folder`` is not what was written.
+
+    Raises:
+        DamagedFileError: it is damaged, or missing although a publication stands in ``folder``.
+        ForeignFileError: it is of a newer version.
+    """
+    if not _read(folder) and folder.is_dir():
+        raise DamagedFileError(f"{ledger_file(folder)}: is missing; {_REMEDY}")
 
 
 def enter(folder: Path, files: dict[str, str]) -> None:
@@ -103,13 +116,15 @@ def sha256(path: Path) -> str:
         raise ArmillaryError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _before_records(folder: Path, run: str | None) -> bool:
-    """Whether ``folder`` has a lineage from before publications were recorded, of ``run`` if that is known."""
+def _speaks_for(folder: Path, files: dict[str, str], run: str | None) -> bool:
+    """Whether the lineage in ``folder`` is one of ``run``, if known, and from format 2 on lists ``files``."""
     try:
         document = read_json(folder / "lineage.json", "lineage", "remove it")
     except (OSError, DamagedFileError):
         return False
-    return document.get("format") == 1 and "argued_by" in document and run in (None, document.get("run"))
+    listed = {name: digest for name, digest in files.items() if name != "lineage.json"}
+    whole = document.get("format") == 1 or document.get("files") == listed
+    return whole and "argued_by" in document and run in (None, document.get("run"))
 
 
 def _read(folder: Path) -> list[dict[str, str]]:
@@ -120,7 +135,7 @@ def _read(folder: Path) -> list[dict[str, str]]:
     """
     path = ledger_file(folder)
     try:
-        document = read_sealed(path, "record of publications", _FORMAT, "remove it")
+        document = read_sealed(path, "record of publications", _FORMAT, _REMEDY)
     except FileNotFoundError:
         return []
     publications: list[dict[str, str]] = document["publications"]

@@ -520,7 +520,9 @@ class Store:
                     begun = begun or any(entry.kind == "start" and entry.run == run for entry in journal.read(db))
                     if begun or (self.run_folder(run) / "spec.json").exists():
                         raise ArmillaryError(
-                            f"run {run} has already begun; a prediction can only be made before its run"
+                            f"{self.run_folder(run)}: the run has already begun, and {self.database.name} holds no "
+                            "prediction of it; a prediction can only be made before its run: put a backup of the "
+                            "database in its place, or move the run's folder away to predict and train it again"
                         )
                     now = time.time()
                     values = {"run": run, "sha256": canonical_hash(content), "content": content, "recorded_at": now}
@@ -634,9 +636,8 @@ class Store:
                 if row.result is None:
                     continue
                 recorded, folder = self._result_of(row.id, row.result), self.run_folder(row.id)
-                lacking = [name for name in _FILES if not (folder / name).is_file()]
-                if lacking:
-                    problems.append(f"{folder}: run {row.id} is done, and {', '.join(lacking)} is missing")
+                lacking = [folder / name for name in _FILES if not (folder / name).is_file()]
+                problems += [f"{file}: is missing, and run {row.id} is done" for file in lacking]
                 found = self._result_in_folder(row.id)
                 if found is not None:
                     problems.append(_difference(row.id, asdict(recorded), asdict(found)) or "")

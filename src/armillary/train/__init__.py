@@ -23,7 +23,7 @@ from armillary.train.loop import (
     train_run,
 )
 from armillary.train.ranks import train_ranks
-from armillary.train.result import Problem, RunResult, load_trained, read_metrics, read_result, read_spec, verify_run
+from armillary.train.result import RunResult, load_trained, read_metrics, read_result, read_spec, verify_run
 from armillary.train.start import start_from
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
     "InterruptedRunError",
     "LocalOptimizer",
     "Outcome",
-    "Problem",
     "RunResult",
     "Stack",
     "Trunk",

@@ -1,9 +1,9 @@
 """What a finished run leaves in its folder, and how a reader finds out whether it is still what was written.
 
-``result.json`` makes a run done. It is sealed, holds the run's id, and the size and SHA-256 of the weights and the
-metrics, so that a file of another run, a torn one or one flipped bit is found. Reading the result compares the numbers
-only; ``verify_run`` and ``load_trained`` compare the files as well. Format 1, without seal and checksums, is still
-read.
+``result.json`` makes a run done. It is sealed, holds the run's id, and the size and SHA-256 of the weights, the
+metrics and the events, so that a file of another run, a torn one or one flipped bit is found. Reading the result
+compares the numbers only; ``read_metrics``, ``load_trained`` and ``verify_run`` compare the files that they read.
+Format 1, without seal and checksums, and results without the checksum of the events are still read.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import contextlib
 import shlex
 from dataclasses import dataclass, fields
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,9 +23,11 @@ from armillary.model import Transformer, check_weights, load_weights
 from armillary.recipe import (
     ArmillaryError,
     DamagedFileError,
+    FileProblem,
     ForeignFileError,
     RunSpec,
     UsageError,
+    problem_of,
     read_json,
     read_sealed,
     write_sealed,
@@ -60,23 +62,12 @@ class RunResult:
     wall_s: float
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A file that is not what the run wrote, and what to do about it."""
-
-    file: Path
-    what: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.file}: {self.what}; {self.remedy}"
-
-
 def write_result(folder: Path, result: RunResult) -> None:
-    """Write ``result.json`` over the weights and metrics that lie in ``folder``."""
+    """Write ``result.json`` over the weights, metrics and events that lie in ``folder``."""
     files = {
         name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
-        for name in (WEIGHTS, METRICS)
+        for name in (WEIGHTS, METRICS, EVENTS)
+        if name != EVENTS or (folder / name).exists()
     }
     write_sealed(folder / RESULT, {"format": FORMAT, **result.__dict__, "files": files})
 
@@ -105,8 +96,8 @@ def read_result(folder: Path, run: str | None = None) -> RunResult | None:
     return result
 
 
-def _read(folder: Path) -> tuple[RunResult, dict[str, Any]] | None:
-    """The result and what it records of the run's files."""
+def _read(folder: Path) -> tuple[RunResult, dict[str, tuple[int, str]]] | None:
+    """The result, and the bytes and SHA-256 that it records of the run's files."""
     path = folder / RESULT
     remedy = "copy it from a backup, or remove it and start the run again"
     try:
@@ -162,9 +153,11 @@ def read_metrics(folder: Path, columns: list[str] | None = None) -> pa.Table:
     """The metrics of a finished run, a row for each step; ``columns`` picks some of them.
 
     Raises:
-        DamagedFileError: the table is missing or cannot be read.
+        DamagedFileError: the table is missing, cannot be read, or is not the one that the result records.
     """
     path = folder / METRICS
+    if (problem := _changed(folder, METRICS)) is not None:
+        raise DamagedFileError(str(problem))
     try:
         with open(path, "rb") as file:  # a folder would be read as a table without rows
             return pq.read_table(file, columns=columns)
@@ -189,7 +182,7 @@ def load_trained(folder: Path, spec: RunSpec) -> Transformer:
     return load_weights(folder / WEIGHTS, spec.model)
 
 
-def verify_run(folder: Path) -> list[Problem]:
+def verify_run(folder: Path) -> list[FileProblem]:
     """Everything in a run's folder that is not what the run wrote, finished or not; an empty list if all is well.
 
     Compares each file with its checksum: specification, events, checkpoints, and of a finished run result, weights and
@@ -200,74 +193,84 @@ def verify_run(folder: Path) -> list[Problem]:
     """
     if not (folder / SPEC).exists() and not (folder / RESULT).exists():
         raise UsageError(f"{folder}: not the folder of a run: it has no {SPEC} and no {RESULT}")
-    problems: list[Problem] = []
+    problems: list[FileProblem] = []
     spec: RunSpec | None = None
     result: RunResult | None = None
+    recorded: tuple[int, str] | None = None
     anew = "restore it from a copy, or move it away and start the run again, which writes it anew"
     try:
         spec = read_spec(folder)
     except FileNotFoundError:
-        problems.append(Problem(folder / SPEC, "is missing", anew))
+        problems.append(FileProblem(folder / SPEC, "is missing", anew))
     except (ArmillaryError, OSError) as error:
-        problems.append(_problem(folder / SPEC, error, anew))
+        problems.append(problem_of(folder / SPEC, error, anew))
     try:
-        result = found[0] if (found := _read(folder)) is not None else None
+        if (found := _read(folder)) is not None:
+            result, recorded = found[0], found[1].get(EVENTS)
     except ArmillaryError as error:
-        problems.append(_problem(folder / RESULT, error, "restore it from a copy"))
+        problems.append(problem_of(folder / RESULT, error, "restore it from a copy"))
     run = result.run if result is not None else spec.id if spec is not None else None
-    problems += _check_events(folder / EVENTS, run)
+    problems += _check_events(folder / EVENTS, run, recorded)
     if spec is not None and result is not None and spec.id != result.run:
         # one of the two is another run's; the events say which
         theirs = any(problem.file.name == EVENTS for problem in problems)
         name, other = (RESULT, result.run) if theirs else (SPEC, spec.id)
-        problems.append(Problem(folder / name, f"is that of run {other}, and the rest is another run's", anew))
+        problems.append(FileProblem(folder / name, f"is that of run {other}, and the rest is another run's", anew))
         return problems
     for step in checkpoint_steps(folder / "checkpoints"):
         path = folder / "checkpoints" / f"step-{step}"
         try:
             verify_checkpoint(path, run)
         except (ArmillaryError, OSError) as error:
-            problems.append(_problem(path, error, "restore it from a copy, or move it away"))
+            problems.append(problem_of(path, error, "restore it from a copy, or move it away"))
     if result is not None:
         problems += [problem for name in (WEIGHTS, METRICS) if (problem := _changed(folder, name)) is not None]
         problems += _check_content(folder, spec, result, {problem.file.name for problem in problems})
     return problems
 
 
-def _check_events(path: Path, run: str | None) -> list[Problem]:
+def _check_events(path: Path, run: str | None, recorded: tuple[int, str] | None) -> list[FileProblem]:
+    """What is wrong with a run's events; ``recorded`` are the bytes and checksum that they had when the run ended."""
     remedy = "restore it from a copy; the run's numbers do not depend on it, the times do"
     try:
         events = list(read_events(path))
     except FileNotFoundError:
-        return [Problem(path, "is missing", remedy)]
+        return [FileProblem(path, "is missing", remedy)]
     except (ArmillaryError, OSError) as error:
-        return [_problem(path, error, remedy)]
+        return [problem_of(path, error, remedy)]
     if not events:
-        return [Problem(path, "is empty", remedy)]
+        return [FileProblem(path, "is empty", remedy)]
+    if recorded is not None:  # lines that were appended afterwards are not compared
+        with open(path, "rb") as file:
+            data = file.read(recorded[0])
+        if len(data) < recorded[0]:
+            return [FileProblem(path, f"has {len(data)} bytes instead of {recorded[0]} or more", remedy)]
+        if sha256(data).hexdigest() != recorded[1]:
+            return [FileProblem(path, "does not match its checksum", remedy)]
     others = sorted({event.run for event in events} - {run})
-    return [Problem(path, f"holds events of run {others[0]}", remedy)] if run is not None and others else []
+    return [FileProblem(path, f"holds events of run {others[0]}", remedy)] if run is not None and others else []
 
 
-def _check_content(folder: Path, spec: RunSpec | None, result: RunResult, known: set[str]) -> list[Problem]:
+def _check_content(folder: Path, spec: RunSpec | None, result: RunResult, known: set[str]) -> list[FileProblem]:
     """Hold weights and metrics against specification and result, which finds more where no checksum is recorded."""
     problems = []
     if spec is not None and WEIGHTS not in known:
         try:
             check_weights(folder / WEIGHTS, spec.model)
         except ArmillaryError as error:
-            problems.append(_problem(folder / WEIGHTS, error, _again(folder)))
+            problems.append(problem_of(folder / WEIGHTS, error, _again(folder)))
     if METRICS not in known:
         try:
             last = read_metrics(folder).to_pylist()[-1:]
         except ArmillaryError as error:
-            return [*problems, _problem(folder / METRICS, error, _again(folder))]
+            return [*problems, problem_of(folder / METRICS, error, _again(folder))]
         losses = {domain: last[0].get(f"validation/{domain}/loss") if last else None for domain in result.loss}
         if losses != result.loss:
-            problems.append(Problem(folder / METRICS, f"does not end as {RESULT} says", _again(folder)))
+            problems.append(FileProblem(folder / METRICS, f"does not end as {RESULT} says", _again(folder)))
     return problems
 
 
-def _changed(folder: Path, name: str) -> Problem | None:
+def _changed(folder: Path, name: str) -> FileProblem | None:
     """What is wrong with a file of a finished run by its recorded size and checksum."""
     found = _read(folder)
     path = folder / name
@@ -275,22 +278,14 @@ def _changed(folder: Path, name: str) -> Problem | None:
         size = path.stat().st_size
         recorded = found[1].get(name) if found is not None else None
         if recorded is not None and size != recorded[0]:
-            return Problem(path, f"has {size} bytes instead of {recorded[0]}", _again(folder))
+            return FileProblem(path, f"has {size} bytes instead of {recorded[0]}", _again(folder))
         if recorded is not None and file_sha256(path) != recorded[1]:
-            return Problem(path, "does not match its checksum", _again(folder))
+            return FileProblem(path, "does not match its checksum", _again(folder))
     except FileNotFoundError:
-        return Problem(path, "is missing", _again(folder))
+        return FileProblem(path, "is missing", _again(folder))
     except OSError as error:
-        return Problem(path, f"cannot be read ({error.strerror})", _again(folder))
+        return FileProblem(path, f"cannot be read ({error.strerror})", _again(folder))
     return None
-
-
-def _problem(path: Path, error: Exception, remedy: str) -> Problem:
-    """An error as a problem of ``path``; a message that begins with the path or ends with the remedy has it once."""
-    text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-    text = text.removeprefix(f"{path}: ").rstrip(".")
-    what, _, said = text.partition("; ")
-    return Problem(path, what, said or remedy)
 
 
 def _again(folder: Path) -> str:

@@ -1,0 +1,37 @@
+"""A file that is not what was written: which one, what is wrong with it, and the remedy.
+
+Readers raise messages of the form ``FILE: what; remedy`` or ``FILE:LINE: what; remedy``. ``problem_of`` takes such a
+message apart again, so that every check reports its files in one form.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class FileProblem:
+    """A file that is damaged, missing or not for this program, what is wrong with it, and what to do about it."""
+
+    file: Path
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.what}; {self.remedy}"
+
+
+def problem_of(path: Path, error: Exception | str, remedy: str) -> FileProblem:
+    """The problem in the message of a reader; ``path`` and ``remedy`` count where the message names none itself."""
+    text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+    text = text.rstrip(".")
+    place = re.compile(rf"({re.escape(str(path))}|[^:\n]*/[^:\n]*)(?::(\d+))?: (.*)", re.DOTALL).fullmatch(text)
+    if place is not None:
+        file, line, rest = place.groups()
+        path, text = Path(file), rest if line is None else f"line {line}: {rest}"
+    what, _, own = text.partition("; ")
+    if re.fullmatch(r"column \d+", own):  # how a recipe's reader ends a message
+        return FileProblem(path, f"{what}, {own}", remedy)
+    return FileProblem(path, what, own or remedy)
