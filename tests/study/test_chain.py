@@ -70,6 +70,22 @@ def test_the_order_is_in_the_numbers(tmp_path, make_spec):
     ]
 
 
+def test_a_verdict_on_a_second_question_holds_the_result_that_it_judges(tmp_path, make_spec):
+    spec = make_spec()
+    store = judged(tmp_path, spec)
+    for question in ("other weights", "of an older version"):
+        store.record_prediction(question, {"target": 2.0})
+    store.record_verdict("other weights", {"run": spec.id, "inside": 1})
+    store.record_verdict("of an older version", {"inside": 1})  # names no run, as the entries of older versions
+    assert store.chain().intact and store.verdict("other weights")["inside"] == 1
+    about = store.chain().of("verdict", "other weights").about
+    assert about["of"] == spec.id and about["result"] == store.chain().of("result", spec.id).about["result"]
+    by_hand(store, f"UPDATE runs SET result = json_set(result, '$.train_loss', 9.0) WHERE id = '{spec.id}'")
+    with pytest.raises(ArmillaryError, match=f"the result of run {spec.id} is not the one that its verdict judges"):
+        store.verdict("other weights")
+    assert store.verdict("of an older version")["inside"] == 1
+
+
 def test_a_clock_that_is_set_back_is_noticed_and_decides_nothing(tmp_path, make_spec, monkeypatch):
     spec, now = make_spec(), time.time()
     store = Store(tmp_path)

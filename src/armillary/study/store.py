@@ -18,7 +18,7 @@ import secrets
 import shutil
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -552,6 +552,9 @@ class Store:
     def record_verdict(self, run: str, content: dict[str, Any]) -> None:
         """Append the outcome to a prediction; the first verdict stays.
 
+        ``content`` names under ``run`` the run that was judged, where ``run`` is the id of another question about it.
+        The journal holds the hash of that run's result.
+
         Raises:
             ArmillaryError: there is no prediction of this run.
         """
@@ -560,10 +563,15 @@ class Store:
         with self.database.writing() as db:
             if db.execute(sa.select(schema.verdicts.c.run).filter_by(run=run)).first() is None:
                 now = time.time()
-                result = db.execute(sa.select(schema.runs.c.result).filter_by(id=run)).scalar()
+                of = content.get("run", run)
+                result = db.execute(sa.select(schema.runs.c.result).filter_by(id=of)).scalar()
                 db.execute(sa.insert(schema.verdicts).values(run=run, recorded_at=now, content=content))
-                judged = None if result is None else journal.digest(result)
-                journal.append(db, "verdict", run, now, content=journal.digest(to_json(content)), result=judged)
+                about = {
+                    "content": journal.digest(to_json(content)),
+                    "result": None if result is None else journal.digest(result),
+                    **({} if of == run else {"of": of}),
+                }
+                journal.append(db, "verdict", run, now, **about)
 
     def verdict(self, run: str) -> dict[str, Any] | None:
         """The verdict on the prediction of ``run`` with ``recorded_at``, or None.
@@ -573,9 +581,11 @@ class Store:
         """
         with self.database.reading() as db:
             row = db.execute(sa.select(schema.verdicts).filter_by(run=run)).first()
-            judged = db.execute(sa.select(schema.runs.c.result).filter_by(id=run)).scalar()
             entries = journal.read(db)
-        problem = _verdict_problem(run, row, judged, entries)
+            entry = next((entry for entry in entries if (entry.kind, entry.run) == ("verdict", run)), None)
+            judged = run if entry is None else entry.about.get("of", run)
+            results = {judged: db.execute(sa.select(schema.runs.c.result).filter_by(id=judged)).scalar()}
+        problem = _verdict_problem(run, row, results, entries)
         if problem is not None:
             raise ArmillaryError(f"{problem}; put a backup of the store in its place")
         return None if row is None else {**row.content, "recorded_at": iso_time(row.recorded_at)}
@@ -588,12 +598,12 @@ class Store:
             verdicts = {row.run: row for row in db.execute(sa.select(schema.verdicts))}
             runs = {row.id: row for row in db.execute(sa.select(schema.runs))}
         problems = journal.broken(entries)
+        results = {run: row.result for run, row in runs.items()}
         named = {kind: {entry.run for entry in entries if entry.kind == kind} for kind in ("prediction", "verdict")}
         for run in sorted(set(predictions) | named["prediction"]):
             problems.append(_prediction_problem(run, predictions.get(run), entries) or "")
         for run in sorted(set(verdicts) | named["verdict"]):
-            judged = runs[run].result if run in runs else None
-            problems.append(_verdict_problem(run, verdicts.get(run), judged, entries) or "")
+            problems.append(_verdict_problem(run, verdicts.get(run), results, entries) or "")
         started = {entry.run: entry for entry in reversed(entries) if entry.kind == "start"}
         recorded = {entry.run: entry for entry in reversed(entries) if entry.kind == "result"}
         for run, row in runs.items():
@@ -684,7 +694,7 @@ def _prediction_problem(run: str, row: Any, entries: Sequence[journal.Entry]) ->
     return None
 
 
-def _verdict_problem(run: str, row: Any, judged: Any, entries: Sequence[journal.Entry]) -> str | None:
+def _verdict_problem(run: str, row: Any, results: Mapping[str, Any], entries: Sequence[journal.Entry]) -> str | None:
     entry = next((entry for entry in entries if (entry.kind, entry.run) == ("verdict", run)), None)
     if row is None:
         return None if entry is None else f"the verdict on run {run} was removed after it was recorded"
@@ -692,12 +702,15 @@ def _verdict_problem(run: str, row: Any, judged: Any, entries: Sequence[journal.
         return f"the verdict on run {run} is not the one in the journal: it was changed after it was recorded"
     if journal.digest(row.content) != entry.about.get("content") or row.recorded_at != entry.recorded_at:
         return f"the verdict on run {run} was changed after it was recorded"
+    # Stores of older versions do not name the run that a verdict on a second question judges, nor its result.
+    judged = str(entry.about.get("of", run))
     if entry.about.get("result") is None and any(
-        e.kind == "result" and e.run == run and e.seq > entry.seq for e in entries
+        e.kind == "result" and e.run == judged and e.seq > entry.seq for e in entries
     ):
         return None  # it diverged, was judged so, and has got a result since
-    if (None if judged is None else journal.digest(judged)) != entry.about.get("result"):
-        return f"the result of run {run} is not the one that its verdict judges: it was changed afterwards"
+    result = results.get(judged)
+    if (None if result is None else journal.digest(result)) != entry.about.get("result"):
+        return f"the result of run {judged} is not the one that its verdict judges: it was changed afterwards"
     return None
 
 
