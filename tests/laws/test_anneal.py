@@ -408,3 +408,17 @@ def test_a_short_noisy_curve_has_not_diverged(noise):
         steady = [Curve(f"constant_{i}", 1e6, step, np.full(len(step), 1e-3), loss) for i in range(2)]
         kept, aside = without_contradicted(steady)
         assert [one for one in aside if one.step is None] == [] and len(kept) == 2
+
+
+def test_the_warmup_of_a_schedule_counts_in_its_forecast():
+    """A law fitted with one warm-up is asked for a run with a longer one."""
+    law = AnnealLaw(**SMALL).fit([curve("constant"), curve("cosine")])
+    schedule = curve("cosine")
+    usual, same, longer = (
+        law.predict(dataclasses.replace(schedule, warmup_steps=warmup)).mean for warmup in (None, WARMUP, 20 * WARMUP)
+    )
+    np.testing.assert_array_equal(usual, same)
+    assert np.abs(longer / usual - 1).max() > 1e-4
+    for warmup in (-1, np.nan, np.inf):
+        with pytest.raises(UsageError, match=r"warmup_steps is .*; give the steps of the warm-up"):
+            law.predict(dataclasses.replace(schedule, warmup_steps=warmup))

@@ -494,3 +494,61 @@ def test_an_index_as_other_programs_write_it(runs, tmp_path, write):
         write(tmp_path / "M.csv", mixtures[0], mixtures[1:]), write(tmp_path / "L.csv", losses[0], losses[1:])
     )
     assert np.array_equal(mine.law.held_out_.measured, workbench.fit_mixture(M, L).law.held_out_.measured)
+
+
+def ladder_table(write, path, columns=("params", "tokens", "loss"), change=lambda loss: loss):
+    """Four sizes on three budgets; the columns may be called otherwise, and the losses changed."""
+    points = [(n, d) for n in (1e7, 3e7, 1e8, 3e8) for d in (2e9, 8e9, 3e10)]
+    return write(path, columns, [(n, d, change(1.7 + 400 / n**0.34 + 1500 / d**0.35)) for n, d in points])
+
+
+def unlikely(recorded):
+    return [str(one.message) for one in recorded if one.category is workbench.UnlikelyColumnWarning]
+
+
+def test_swapped_columns_of_parameters_and_tokens_are_noticed(tmp_path, write, recwarn):
+    workbench.fit_scaling(ladder_table(write, tmp_path / "good.csv"))
+    assert unlikely(recwarn) == []
+    swapped = ladder_table(write, tmp_path / "swapped.csv", ("tokens", "params", "loss"))
+    with pytest.warns(workbench.UnlikelyColumnWarning) as caught:
+        workbench.fit_scaling(swapped)
+    (said,) = unlikely(caught)
+    assert said.startswith(f"{swapped}: 12 of 12 runs have more parameters (column 'params') than training tokens")
+    assert "swap their names" in said
+    with pytest.warns(workbench.UnlikelyColumnWarning, match=r"column 'a'.*column 'b'"):
+        workbench.fit_scaling(ladder_table(write, tmp_path / "x.csv", ("b", "a", "l")), ["a", "b", "l"], "chinchilla")
+
+
+def test_perplexities_called_a_loss_are_noticed(tmp_path, write):
+    table = ladder_table(write, tmp_path / "ppl.csv", change=np.exp)
+    with pytest.warns(workbench.UnlikelyColumnWarning) as caught:
+        workbench.fit_scaling(table)
+    (said,) = unlikely(caught)
+    assert "values of column 'loss' are above 12.5" in said and "give their logarithms" in said
+
+
+def test_perplexities_of_mixtures_and_curves_are_noticed(tmp_path, write):
+    mixtures = np.random.default_rng(0).dirichlet(np.ones(3), 12)
+    runs = write(tmp_path / "M.csv", ["index", *DOMAINS], [(i, *row) for i, row in enumerate(mixtures.tolist())])
+    perplexities = np.exp(1.0 + losses_of(mixtures)).tolist()
+    losses = write(tmp_path / "L.csv", ["index", "loss"], [(i, row[0]) for i, row in enumerate(perplexities)])
+    with pytest.warns(workbench.UnlikelyColumnWarning, match="perplexities"):
+        workbench.fit_mixture(runs, losses)
+    (tmp_path / "curves" / "1M").mkdir(parents=True)
+    rows = [(step, 1e-3, 20 + 400 * step**-0.5) for step in range(50, 1001, 50)]
+    write(tmp_path / "curves" / "1M" / "constant.csv", ["step", "lr", "loss"], rows)
+    with pytest.warns(workbench.UnlikelyColumnWarning, match="perplexities"):
+        workbench.fit_anneal(tmp_path / "curves")
+
+
+def test_swapped_columns_beside_mixtures_are_noticed(tmp_path, write):
+    mixtures = np.random.default_rng(0).dirichlet(np.ones(3), 16)
+    columns = ["index", *DOMAINS, "params", "tokens"]
+    sizes = [(4e9, 1e6) if i % 2 else (1e9, 4e6) for i in range(16)]
+    rows = [(i, *row, *sizes[i]) for i, row in enumerate(mixtures.tolist())]
+    runs = write(tmp_path / "M.csv", columns, rows)
+    losses = write(
+        tmp_path / "L.csv", ["index", "loss"], [(i, float(row[0])) for i, row in enumerate(losses_of(mixtures))]
+    )
+    with pytest.warns(workbench.UnlikelyColumnWarning, match="16 of 16 runs have more parameters"):
+        workbench.fit_mixture(runs, losses)

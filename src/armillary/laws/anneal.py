@@ -510,7 +510,7 @@ class AnnealLaw(Estimator):
         j, k = frame.index(size), frame.index(typical.size)
         lr = typical.lr * (frame.peak[j] / frame.peak[k])
         loss = np.append(np.full(len(lr) - 1, np.nan), frame.loss[j])
-        return Curve("imagined", size, typical.step, lr, loss)
+        return Curve("imagined", size, typical.step, lr, loss, typical.warmup_steps)
 
     def _weigh(self, folds: list[_Fold], foretold: dict[str, list[Joint]]) -> None:
         """Weights of the forms, the record of what was held out, and how the intervals fared on it."""

@@ -199,7 +199,10 @@ def checked_curve(curve: Curve, need_loss: bool) -> Curve:
         )
     if columns["lr"].max() <= 0:
         raise UsageError(f"{where}: column 'lr' is 0 in every row; a law needs the learning rate")
-    return Curve(curve.name, float(curve.size), columns["step"], columns["lr"], columns.get("loss"))
+    warmup = curve.warmup_steps
+    if warmup is not None and not 0 <= float(warmup) < np.inf:
+        raise UsageError(f"{where}: warmup_steps is {warmup!r}; give the steps of the warm-up, 0 for none")
+    return Curve(curve.name, float(curve.size), columns["step"], columns["lr"], columns.get("loss"), warmup)
 
 
 def curve_name(curve: Curve) -> str:

@@ -175,6 +175,8 @@ def compare(points: Path, columns: Sequence[str] | None, family_column: str, at:
     sizes = table.sizes(named[:2])
     losses, _ = table.losses(named[2:])
     workbench.refuse_rising(table, sizes, losses, named[2:])
+    workbench.warn_of_swapped(table, sizes, named[:2])
+    workbench.warn_of_perplexities(points, losses, named[2:])
     good = np.isfinite(losses[:, 0])
     for row in np.flatnonzero(~good):
         warnings.warn(f"{table.entry(int(row), named[2])}: set aside", SetAsideWarning, stacklevel=2)

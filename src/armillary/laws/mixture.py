@@ -51,6 +51,7 @@ from armillary.laws.estimator import (
 from armillary.laws.forms import BoostedTrees, Form, GaussianProcess, Linear, Rows
 from armillary.laws.mixture_forms import EffectiveData, Exponential
 from armillary.laws.mixture_noise import RunNoise, correlation, nearest_distance
+from armillary.laws.mixture_outliers import FOLDS, MIN_ROWS, contradicted
 from armillary.laws.values import Array as ArrayField
 from armillary.laws.values import Codec, Fields, Flag, Listed, Mapped, Names, Number, Record, Whole, restored
 from armillary.recipe import UsageError
@@ -64,11 +65,8 @@ FORMS: dict[str, type[Form]] = {
 }
 MOVER = "effective-data"
 
-MIN_ROWS = 8
-
 # Times the largest fitted size beyond which a law does not answer: from a million parameters to a hundred billion.
 MOST_SIZE = 1e5
-FOLDS = 8
 
 # Weights of the forms go with rmse to the power of minus this: a form twice as wrong counts a 16th.
 SHARPNESS = 4.0
@@ -87,10 +85,6 @@ _BEND_COMMON, _BEND_OWN = 0.02, 0.01
 
 # Log sizes and log tokens that differ by less are the same.
 SAME_SCALE = 0.1
-
-# A loss is suspected beyond this many times the usual error of a straight law, and contradicted beyond this many of a
-# smooth one; neither below this difference in log loss.
-SUSPECT, CONTRADICTED, CONTRADICTED_LEAST = 3.0, 10.0, 0.3
 
 # Share of a domain by which the noise's features ask how much a prediction turns on it.
 _TINY = 0.001
@@ -624,77 +618,6 @@ def rank_correlation(a: ArrayLike, b: ArrayLike) -> float:
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
     return float(stats.spearmanr(a, b).statistic)
-
-
-def contradicted(X: Array, s: Array, logs: Array, gone: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], Array]:
-    """Which log losses [n, v] the others contradict, and what they predict there; ``gone`` are missing.
-
-    Candidates come from a straight law, robustly. They are replaced by what it predicts, and a smooth law of the
-    others judges them: ``CONTRADICTED`` times its usual error, and ``CONTRADICTED_LEAST`` of the loss.
-
-    Where a domain has next to no weight its loss rises without bound, and few other runs can foretell how far. So a
-    single loss must also lie outside of the range of the others, in a run whose weights the others enclose. A run all
-    of whose losses are off needs neither.
-    """
-    none = np.zeros(logs.shape, dtype=bool)
-    filled = np.where(gone, np.nan, logs)
-    for size in np.unique(s):  # a start: the median at the same scale
-        rows = s == size
-        filled[rows] = np.where(gone[rows], np.nanmedian(filled[rows], axis=0), filled[rows])
-    filled = np.where(np.isfinite(filled), filled, np.nanmedian(np.where(gone, np.nan, logs), axis=0))
-    folds = [np.arange(k, len(X), FOLDS) for k in range(min(FOLDS, len(X)))]
-
-    def judged(form: Form) -> tuple[Array, Array]:
-        predicted = form.held_out(X, s, filled, folds)
-        off = np.abs(predicted - logs)
-        usual = 1.4826 * np.nanmedian(np.where(gone | suspect, np.nan, off), axis=0)
-        return predicted, np.maximum(usual, 1e-4)
-
-    suspect = none.copy()
-    for _ in range(2):
-        predicted, usual = judged(Linear())
-        off = np.abs(predicted - logs)
-        suspect = off > np.maximum(CONTRADICTED_LEAST / 2, SUSPECT * usual)
-        # A run that diverged did so on all domains, whatever a straight law makes of each.
-        suspect = ~gone & (suspect & ~gone).any(axis=1, keepdims=True)
-        if not (suspect | gone).any():
-            return none, logs
-        filled = np.where(suspect | gone, predicted, logs)
-    for _ in range(2):
-        predicted, usual = judged(GaussianProcess())
-        filled = np.where(suspect | gone, predicted, logs)
-    found = suspect & (np.abs(predicted - logs) > np.maximum(CONTRADICTED_LEAST, CONTRADICTED * usual))
-    whole = found & _whole_rows(found, gone)
-    found = whole | _beyond(logs, found & _enclosed(X)[:, None], whole | gone)
-    count = found.sum(0)
-    found &= count <= 0.25 * (~gone).sum(0)
-    if len(np.unique(X[~found.all(1)].round(9), axis=0)) < MIN_ROWS:
-        found = none
-    return found, predicted
-
-
-def _whole_rows(found: NDArray[np.bool_], gone: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Rows [n, 1] of several losses of which all are found, or missing."""
-    several = (~gone).sum(axis=1, keepdims=True) > 1
-    return np.asarray(several & (found | gone).all(axis=1, keepdims=True))
-
-
-def _enclosed(X: Array) -> NDArray[np.bool_]:
-    """Rows [n] of which each weight has another run's on either side of it, or at it."""
-    ordered = np.sort(X, axis=0)
-    return np.asarray(((ordered[1] <= X) & (ordered[-2] >= X)).all(axis=1))
-
-
-def _beyond(logs: Array, suspects: NDArray[np.bool_], left_out: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Those suspects [n, v] beyond the range of all values that are neither left out nor such suspects themselves."""
-    found = np.zeros_like(suspects)
-    while True:
-        counted = ~(left_out | found)
-        low, high = np.where(counted, logs, np.inf).min(axis=0), np.where(counted, logs, -np.inf).max(axis=0)
-        more = suspects & counted & ((logs <= low) | (logs >= high))
-        if not more.any():
-            return found
-        found |= more
 
 
 def _different(mixtures: Array) -> Array:

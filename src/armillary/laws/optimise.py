@@ -27,7 +27,8 @@ from scipy.spatial.distance import cdist
 
 from armillary.laws.design import checked_bounds, into_bounds
 from armillary.laws.estimator import Array, Prediction, checked_mixtures
-from armillary.laws.mixture import MIN_ROWS, MOVER, MixtureLaw
+from armillary.laws.mixture import MOVER, MixtureLaw
+from armillary.laws.mixture_outliers import MIN_ROWS
 from armillary.recipe import UsageError
 
 PESSIMISM = 1.0

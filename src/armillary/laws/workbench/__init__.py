@@ -1,0 +1,69 @@
+"""Laws from files to files: what the command line's verbs on laws do.
+
+Tables come in as CSV, laws as the files of ``files``, limits and targets as YAML.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from armillary.laws.workbench.doubts import (
+    UnlikelyColumnWarning,
+    refuse_rising,
+    warn_of_perplexities,
+    warn_of_swapped,
+)
+from armillary.laws.workbench.entries import about
+from armillary.laws.workbench.fit import FORMS, fit_anneal, fit_mixture, fit_scaling
+from armillary.laws.workbench.predict import (
+    Rows,
+    measured_against,
+    predict,
+    predict_curve,
+    predict_mixture,
+    predict_points,
+)
+from armillary.laws.workbench.summary import columns_read, save, tables
+from armillary.recipe import UsageError
+
+__all__ = [
+    "FORMS",
+    "Rows",
+    "UnlikelyColumnWarning",
+    "about",
+    "check_out",
+    "columns_read",
+    "fit_anneal",
+    "fit_mixture",
+    "fit_scaling",
+    "measured_against",
+    "names",
+    "predict",
+    "predict_curve",
+    "predict_mixture",
+    "predict_points",
+    "refuse_rising",
+    "save",
+    "tables",
+    "warn_of_perplexities",
+    "warn_of_swapped",
+]
+
+
+def check_out(path: Path) -> None:
+    """See that ``path`` can be written before work is done for it.
+
+    Raises:
+        UsageError: it is a folder, or lies where nothing can be written.
+    """
+    if path.is_dir() or not path.name:
+        raise UsageError(f"--out {path} is a folder; give the name of a file in it")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UsageError(f"--out {path}: nothing can be written in {folder}; give another place")
+
+
+def names(columns: str | None) -> list[str] | None:
+    """Column names from a comma-separated list."""
+    return None if columns is None else [name.strip() for name in columns.split(",") if name.strip()]

@@ -1,0 +1,87 @@
+"""Columns whose values contradict their names: an accuracy called a loss, swapped sizes, perplexities.
+
+What no loss can do is refused. What is only unlikely is reported by an ``UnlikelyColumnWarning`` with the remedy, and
+the fit goes ahead.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from armillary.laws.estimator import Array
+from armillary.laws.table import Table
+from armillary.recipe import UsageError
+
+# A loss rises in more than this share of at least so many pairs of a run and a larger one: it is none.
+RISING, RISING_PAIRS = 2 / 3, 6
+
+# A uniform guess over 262,144 tokens, a large vocabulary, costs this many nats. A table of losses lies below.
+GUESS = 18 * math.log(2)
+
+# Shares of the rows beyond which a column is doubted. In published tables of runs at most 4 % have more parameters than
+# tokens, and none has a loss above ``GUESS``.
+SWAPPED, ABOVE_GUESS = 0.75, 0.25
+
+
+class UnlikelyColumnWarning(UserWarning):
+    """The values of a column are unlikely for what its name says; says what they may be and what to do."""
+
+
+def refuse_rising(table: Table, sizes: Array, losses: Array, targets: Sequence[str]) -> None:
+    """Refuse a column of losses [n, t] that rises with both parameters and tokens (sizes [n, 2]): it is no loss.
+
+    Pairs of runs of which one is larger in both are compared; a law of losses that two thirds of them contradict is
+    none.
+
+    Raises:
+        UsageError: such a column.
+    """
+    larger = (sizes[:, None] >= sizes[None]).all(2) & (sizes[:, None] > sizes[None]).any(2)
+    for t, name in enumerate(targets):
+        change = losses[:, None, t] - losses[None, :, t]
+        pairs = larger & np.isfinite(change)
+        rises, count = int((pairs & (change > 0)).sum()), int(pairs.sum())
+        if count >= RISING_PAIRS and rises > RISING * count:
+            raise UsageError(
+                f"{table.path}: column '{name}' rises with parameters and tokens ({rises} of {count} pairs of runs): "
+                "it is not a loss (an accuracy?); name a column of losses with --columns"
+            )
+
+
+def warn_of_swapped(table: Table, sizes: Array, names: Sequence[str]) -> None:
+    """Warn where nearly all runs have more parameters than tokens (sizes [n, 2]), as swapped columns do.
+
+    Args:
+        table: of the runs.
+        sizes: parameters and tokens.
+        names: of their two columns.
+    """
+    more = int((sizes[:, 0] > sizes[:, 1]).sum())
+    if more > SWAPPED * len(sizes):
+        warnings.warn(
+            f"{table.path}: {more} of {len(sizes)} runs have more parameters (column '{names[0]}') than training "
+            f"tokens (column '{names[1]}'); the two columns look swapped. If they are, swap their names; "
+            "if not, the law is good as it is",
+            UnlikelyColumnWarning,
+            stacklevel=3,
+        )
+
+
+def warn_of_perplexities(path: Path, losses: Array, names: Sequence[str]) -> None:
+    """Warn of columns of losses [n, t] that are larger than a guess costs: perplexities, or sums over tokens."""
+    for values, name in zip(losses.T, names, strict=True):
+        known = values[np.isfinite(values)]
+        above = int((known > GUESS).sum())
+        if above > ABOVE_GUESS * len(known):
+            warnings.warn(
+                f"{path}: {above} of {len(known)} values of column '{name}' are above {GUESS:.1f}, what a uniform "
+                "guess over a large vocabulary costs in nats per token; they look like perplexities. If they are, "
+                "give their logarithms; if they are sums over tokens, give the mean",
+                UnlikelyColumnWarning,
+                stacklevel=3,
+            )
