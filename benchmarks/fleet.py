@@ -47,7 +47,7 @@ from common import carry_out, corpus_of, markdown, run_spec, shape, write_json
 from peers import loops
 from peers.processes import CORES, PEERS, PRODUCTS, Peer, product_rate
 
-from armillary.corpus import Corpus, TokenOrder
+from armillary.corpus import Batch, Corpus, TokenOrder
 from armillary.goodput import Event, read_events
 from armillary.model import Transformer, export_hf, keep_freed_memory
 from armillary.recipe import ArmillaryError, ModelShape, RunSpec, Schedule, Validation
@@ -130,7 +130,8 @@ def peer_job(setting: Setting, corpus: Corpus, folder: Path) -> dict[str, Any]:
     """The run of seed 0 in the terms of the peers, with its files written into ``folder``."""
     spec = setting.spec(corpus.hash, 0, "fp32")
     order = TokenOrder.of(spec, corpus)
-    np.save(folder / "batches.npy", np.stack([order.batch(step) for step in range(spec.steps)]).astype(np.uint16))
+    batches = [order.batch(step).tokens for step in range(spec.steps)]
+    np.save(folder / "batches.npy", np.stack(batches).astype(np.uint16))
     held_out = corpus.validation(DOMAIN, spec.context_length, spec.validation.windows)
     np.save(folder / "validation.npy", held_out.tokens.astype(np.uint16))
     model = Transformer(spec.model)
@@ -300,7 +301,7 @@ def profile(setting: Setting, count: int, precision: str) -> dict[str, list[tupl
     plain = loops.Plain(job["shape"], spec.context_length)
     our_optimizer, plain_optimizer = build_optimizer(ours, spec), loops.adamw(plain, job)
     steps = {
-        "ours": lambda: train_step(ours, our_optimizer, spec, 0, batch),
+        "ours": lambda: train_step(ours, our_optimizer, spec, 0, Batch(batch)),
         "plain": lambda: loops.plain_step(plain, plain_optimizer, job, 0, batch),
     }
     torch.set_num_threads(1)

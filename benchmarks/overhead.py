@@ -94,7 +94,7 @@ def main() -> None:
             )
             order = TokenOrder(corpus, spec.mixture, seed=0, context_length=CONTEXT, batch_sequences=BATCH_SEQUENCES)
             begin = time.perf_counter()
-            batches = [torch.from_numpy(order.batch(step)) for step in range(options.steps)]
+            batches = [torch.from_numpy(order.batch(step).tokens) for step in range(options.steps)]
             fetch = time.perf_counter() - begin
             bare(spec, batches[:20])
             pairs = [(bare(spec, batches), *framework(spec, corpus)) for _ in range(options.repeats)]

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from common import run_spec, shape, write_json
 
+from armillary.corpus import Batch
 from armillary.model import Transformer
 from armillary.recipe import RunSpec
 from armillary.train import Stack, build_optimizer, default_device, stack_capacity, train_step
@@ -57,11 +58,11 @@ def stepper(spec: RunSpec, members: int, device: torch.device) -> Callable[[], A
     size = (members, BATCH, spec.context_length + 1)
     batch = torch.randint(spec.model.vocab_size, size, device=device)
     if members == 1:
-        return partial(train_step, models[0], optimizers[0], spec, 0, batch[0])
+        return partial(train_step, models[0], optimizers[0], spec, 0, Batch(batch[0]))
     stack = Stack(spec, members, device)
     for row, (model, optimizer) in enumerate(zip(models, optimizers, strict=True)):
         stack.put(row, model, optimizer)
-    return partial(stack.step, [(spec, 0)] * members, batch)
+    return partial(stack.step, [(spec, 0)] * members, [Batch(tokens) for tokens in batch])
 
 
 def seconds_of(action: Callable[[], Any], device: torch.device, at_least_s: float) -> float:

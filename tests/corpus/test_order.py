@@ -42,7 +42,7 @@ def windows_of(batches):
 def test_every_window_once_before_any_repeats(corpus):
     order = order_of(corpus, STABLE, ANNEAL)
     steps = 120
-    rows = windows_of(order.batch(step) for step in range(steps))
+    rows = windows_of(order.batch(step).tokens for step in range(steps))
     for d, (name, tokens) in enumerate(TOKENS.items()):
         drawn = [start for domain, start in rows if domain == d]
         count = corpus.windows(name, T)
@@ -57,7 +57,7 @@ def test_every_window_once_before_any_repeats(corpus):
 
 
 def test_windows_cover_every_token_and_rows_are_the_text(corpus):
-    rows = [row for step in range(120) for row in order_of(corpus, STABLE).batch(step)]
+    rows = [row for step in range(120) for row in order_of(corpus, STABLE).batch(step).tokens]
     assert all((np.diff(row) == 1).all() and len(row) == T + 1 for row in rows)
     predicted = {int(token) for row in rows for token in row[1:]}
     assert predicted == {d * 10_000 + i for d, n in enumerate(TOKENS.values()) for i in range(1, n)}
@@ -65,19 +65,19 @@ def test_windows_cover_every_token_and_rows_are_the_text(corpus):
 
 def test_a_batch_does_not_depend_on_what_was_fetched_before(corpus):
     in_turn = order_of(corpus, STABLE, ANNEAL)
-    expected = [in_turn.batch(step) for step in range(40)]
+    expected = [in_turn.batch(step).tokens for step in range(40)]
     jumping = order_of(corpus, STABLE, ANNEAL)
     for step in [39, 3, 16, 17, 18, 0, 38, 39, 17]:
-        np.testing.assert_array_equal(jumping.batch(step), expected[step])
-        np.testing.assert_array_equal(order_of(corpus, STABLE, ANNEAL).batch(step), expected[step])
+        np.testing.assert_array_equal(jumping.batch(step).tokens, expected[step])
+        np.testing.assert_array_equal(order_of(corpus, STABLE, ANNEAL).batch(step).tokens, expected[step])
 
 
 def test_samples_do_not_depend_on_the_batch_size(corpus):
     """Position in the stream of samples decides, so a run may go on with another batch size."""
     small = TokenOrder(corpus, [STABLE], seed=1, context_length=T, batch_sequences=2)
     np.testing.assert_array_equal(
-        np.concatenate([small.batch(step) for step in range(9)]),
-        np.concatenate([order_of(corpus, STABLE).batch(step) for step in range(3)]),
+        np.concatenate([small.batch(step).tokens for step in range(9)]),
+        np.concatenate([order_of(corpus, STABLE).batch(step).tokens for step in range(3)]),
     )
 
 
@@ -86,15 +86,15 @@ def test_mixtures_that_agree_before_a_step_give_the_same_batches_before_it(corpu
     branch = order_of(corpus, STABLE, ANNEAL)
     other = order_of(corpus, STABLE, phase(17, a=1.0))
     for step in range(17):
-        np.testing.assert_array_equal(trunk.batch(step), branch.batch(step))
-        np.testing.assert_array_equal(trunk.batch(step), other.batch(step))
-    assert any((trunk.batch(step) != branch.batch(step)).any() for step in range(17, 20))
+        np.testing.assert_array_equal(trunk.batch(step).tokens, branch.batch(step).tokens)
+        np.testing.assert_array_equal(trunk.batch(step).tokens, other.batch(step).tokens)
+    assert any((trunk.batch(step).tokens != branch.batch(step).tokens).any() for step in range(17, 20))
 
 
 def test_order_of_keys_in_a_mixture_does_not_matter_but_the_seed_does(corpus):
     turned = phase(0, c=0.1, b=0.3, a=0.6)
-    np.testing.assert_array_equal(order_of(corpus, STABLE).batch(5), order_of(corpus, turned).batch(5))
-    assert (order_of(corpus, STABLE).batch(5) != order_of(corpus, STABLE, seed=2).batch(5)).any()
+    np.testing.assert_array_equal(order_of(corpus, STABLE).batch(5).tokens, order_of(corpus, turned).batch(5).tokens)
+    assert (order_of(corpus, STABLE).batch(5).tokens != order_of(corpus, STABLE, seed=2).batch(5).tokens).any()
 
 
 @given(
@@ -108,7 +108,7 @@ def test_any_stretch_of_samples_holds_the_mixture(corpus, weights, seed, first):
     weights = [w / sum(weights) for w in weights]
     order = order_of(corpus, phase(0, **dict(zip(TOKENS, weights, strict=True))), seed=seed)
     steps = 166
-    counts = Counter(d for d, _ in windows_of(order.batch(first + step) for step in range(steps)))
+    counts = Counter(d for d, _ in windows_of(order.batch(first + step).tokens for step in range(steps)))
     for d, (name, weight) in enumerate(zip(TOKENS, weights, strict=True)):
         assert abs(counts[d] - weight * steps * B) <= 8
         passes = order.epochs(first + steps)[name] - order.epochs(first)[name]
@@ -148,7 +148,7 @@ def test_permutations_look_random():
 def test_the_order_never_changes(corpus):
     """Stores hold runs that were trained in it."""
     order = order_of(corpus, STABLE, ANNEAL)
-    digest = hashlib.sha256(b"".join(order.batch(step).tobytes() for step in range(60))).hexdigest()
+    digest = hashlib.sha256(b"".join(order.batch(step).tokens.tobytes() for step in range(60))).hexdigest()
     assert digest == "d269d6b53057490a4a407aecfbb73c71561f1caaf53bf9e9c1522cc0af1bdab9"
 
 
@@ -182,9 +182,9 @@ def test_whatever_the_lengths_text_is_seen_once_before_any_is_again(whole_window
     mixture, options = drawn
     longest, corpus = 24, whole_windows
     order = TokenOrder(corpus, mixture, **options)
-    batches = [order.batch(step) for step in range(options["steps"])]
+    batches = [order.batch(step).tokens for step in range(options["steps"])]
     for step in random.sample(range(options["steps"]), min(5, options["steps"])):  # resumed anywhere
-        np.testing.assert_array_equal(TokenOrder(corpus, mixture, **options).batch(step), batches[step])
+        np.testing.assert_array_equal(TokenOrder(corpus, mixture, **options).batch(step).tokens, batches[step])
 
     sizes = [(0, options["context_length"], options["batch_sequences"])]
     sizes += [(p.start_step, p.context_length, p.batch_sequences) for p in options["lengths"]]
@@ -210,7 +210,7 @@ def test_neighbours_in_the_text_lie_far_apart(shards):
     options = {"context_length": 6, "batch_sequences": 4, "steps": 60, "seed": 1}
     later = [LengthPhase(start_step=30, context_length=24, batch_sequences=1)]
     order = TokenOrder(corpus, [phase(0, a=1.0)], lengths=later, **options)
-    windows = [int(row[0]) // 6 for step in range(30) for row in order.batch(step)]
+    windows = [int(row[0]) // 6 for step in range(30) for row in order.batch(step).tokens]
     drawn = {window: draw for draw, window in enumerate(windows)}
     assert len(drawn) == 120  # 30 long windows of 4 parts
     assert all(abs(drawn[w] - drawn[w + 1]) == 30 for w in drawn if w % 4 < 3)
@@ -221,7 +221,7 @@ def test_without_phases_a_longest_length_changes_nothing(corpus):
     same = [LengthPhase(start_step=20, context_length=T, batch_sequences=B)]
     other = TokenOrder(corpus, [STABLE, ANNEAL], seed=1, context_length=T, batch_sequences=B, lengths=same, steps=40)
     for step in range(40):
-        np.testing.assert_array_equal(plain.batch(step), other.batch(step))
+        np.testing.assert_array_equal(plain.batch(step).tokens, other.batch(step).tokens)
 
 
 def test_wrong_mixtures_are_refused(shards):
@@ -233,4 +233,7 @@ def test_wrong_mixtures_are_refused(shards):
     with pytest.raises(UsageError, match=r"domain 'c': 9 training tokens are fewer.*context_length \+ 1 = 17.*below 9"):
         TokenOrder(corpus, [STABLE], seed=0, context_length=16, batch_sequences=1)
     never_drawn = phase(0, a=0.5, b=0.5, exam=0.0)
-    assert TokenOrder(corpus, [never_drawn], seed=0, context_length=16, batch_sequences=3).batch(0).shape == (3, 17)
+    assert TokenOrder(corpus, [never_drawn], seed=0, context_length=16, batch_sequences=3).batch(0).tokens.shape == (
+        3,
+        17,
+    )

@@ -17,7 +17,7 @@ from test_transformer import LLAMA, QWEN, built, random_tokens, shapes
 from torch import Tensor
 from torch.func import functional_call
 
-from armillary.model import Transformer, native, operators
+from armillary.model import Places, Transformer, native, operators
 from armillary.recipe import ModelShape
 
 pytestmark = pytest.mark.skipif(native.kernels(torch.float32) is None, reason="no C compiler on this machine")
@@ -90,7 +90,7 @@ def test_attention_in_bf16_is_right_to_the_digits_of_bf16_at_any_size(
     def outcome(dtype: torch.dtype) -> list[Tensor]:
         leaves = [x.detach().to(dtype, copy=True).requires_grad_() for x in given_]
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-            mixed = operators.attention(*leaves, rotary, gains, 1e-5)
+            mixed = operators.attention(*leaves, Places(*rotary), gains, 1e-5)
         mixed.backward(grad.to(dtype))
         return [mixed.detach(), *(leaf.grad for leaf in leaves)]
 

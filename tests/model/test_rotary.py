@@ -10,7 +10,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from armillary.model import Transformer, export_hf, import_hf
+from armillary.model import Places, Transformer, export_hf, import_hf
 from armillary.model.operators import _native, attention, prepare
 from armillary.model.rotary import rotary_tables
 from armillary.recipe import ModelShape, RopeScaling
@@ -81,8 +81,8 @@ def test_kernels_take_the_attention_factor_also_backwards() -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 24, n * 16, generator=generator).requires_grad_() for n in (4, 2, 2))
     assert _native(q)
-    found = attention(q, k, v, tables)
-    turned = [x.transpose(1, 2) for x in prepare(q, k, v, tables)]
+    found = attention(q, k, v, Places(*tables))
+    turned = [x.transpose(1, 2) for x in prepare(q, k, v, Places(*tables))]
     expected = torch.nn.functional.scaled_dot_product_attention(*turned, is_causal=True, enable_gqa=True)
     expected = expected.transpose(1, 2).flatten(2)
     torch.testing.assert_close(found, expected)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from armillary.corpus import Batch
 from armillary.model import Transformer, mixtures, set_batch_weight
 from armillary.optim import LocalOptimizer, build_optimizer
 from armillary.parallel import Program
@@ -125,7 +126,7 @@ def _alone(spec_json: str) -> Course:
     course.gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     for step, batch in enumerate(steps):
-        loss, norm = train_step(model, optimizer, spec, step, batch)
+        loss, norm = train_step(model, optimizer, spec, step, Batch(batch))
         course.losses.append(loss.item())
         course.norms.append(norm.item())
         if step in (0, spec.steps - 1):
@@ -155,7 +156,7 @@ def spread(spec: RunSpec, layout: Layout) -> Course:
     course = Course([], [], {}, [])
     *steps, held_out = batches(spec)
     for step, batch in enumerate(steps):
-        course.losses.append(program.gradients(batch).item())
+        course.losses.append(program.gradients(Batch(batch)).item())
         if step == 0:
             course.gradients = {name: whole(p.grad) for name, p in program.named_parameters()}
         course.norms.append(program.clip(spec.optimizer.grad_clip).item())

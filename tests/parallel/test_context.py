@@ -11,6 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch.distributed.tensor import DTensor
 
+from armillary.corpus import Batch
+from armillary.model import Places
 from armillary.model.operators import attention
 from armillary.model.rotary import rotary_tables
 from armillary.parallel import Program
@@ -47,7 +49,7 @@ def inputs(case: dict[str, Any]) -> tuple[list[torch.Tensor], tuple[torch.Tensor
 def whole(case: dict[str, Any]) -> list[torch.Tensor]:
     (q, k, v, *gains), tables, grad = inputs(case)
     pair = (gains[0], gains[1]) if case["qk_norm"] else None
-    out = attention(q, k, v, tables, pair, 1e-5)
+    out = attention(q, k, v, Places(*tables), pair, 1e-5)
     out.backward(grad)
     return [out.detach(), *(x.grad for x in (q, k, v, *(gains if case["qk_norm"] else ())) if x.grad is not None)]
 
@@ -64,7 +66,7 @@ def parts(case: dict[str, Any], kind: str) -> list[torch.Tensor]:
 
     own = [cut(x).requires_grad_() for x in (q, k, v)]
     pair = (gains[0], gains[1]) if case["qk_norm"] else None
-    out = ContextAttention(KINDS[kind], group)(*own, (cut(cos), cut(sin)), pair, 1e-5)
+    out = ContextAttention(KINDS[kind], group)(*own, Places(cut(cos), cut(sin)), pair, 1e-5)
     out.backward(cut(grad))
     found = [out.detach(), *(x.grad for x in own)]
     order = torch.argsort(
@@ -127,8 +129,8 @@ def test_the_formula_for_devices_without_a_kernel(causal: bool) -> None:
     out, log_z = _attend(q, kv, causal)
     for one, other in zip(plain(q, kv, causal), (out, log_z), strict=True):
         torch.testing.assert_close(one, other)
-    grad_q, *grad_kv = plain_back(grad, q, kv, out, log_z, causal)
-    expected = _attend_back(grad, q, kv, out, log_z, causal)
+    grad_q, *grad_kv = plain_back((grad, q, out, log_z), kv, causal)
+    expected = _attend_back((grad, q, out, log_z), kv, causal)
     torch.testing.assert_close(grad_q, expected[0])
     torch.testing.assert_close(torch.stack(grad_kv), expected[1])
 
@@ -136,7 +138,7 @@ def test_the_formula_for_devices_without_a_kernel(causal: bool) -> None:
 def gradients(spec: RunSpec, layout: Layout, tokens: torch.Tensor) -> list[torch.Tensor]:
     program = Program(spec, layout, torch.device("cpu"))
     program.init_weights()
-    program.gradients(tokens)
+    program.gradients(Batch(tokens))
     return [cast("DTensor", p.grad).full_tensor() for _, p in program.named_parameters()]
 
 

@@ -22,6 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from armillary.cli import main
+from armillary.corpus import Batch
 from armillary.model.native import kernels
 from armillary.parallel import Program, dry_run
 from armillary.parallel.dry_mode import WithoutNumbers
@@ -130,12 +131,14 @@ def one_step(spec: RunSpec, layout: Layout) -> dict[str, Any]:
         optimizer = LocalOptimizer(program.named_parameters(), spec)
         tokens = torch.arange(spec.batch_sequences * (spec.context_length + 1)).remainder(spec.model.vocab_size)
         batch = tokens.view(spec.batch_sequences, -1)
-        program.gradients(batch)  # the first step tells neighbours in a pipeline of shapes, which is no part of a step
+        program.gradients(
+            Batch(batch)
+        )  # the first step tells neighbours in a pipeline of shapes, which is no part of a step
         optimizer.step(spec.lr(0))
         parts = [p.to_local() if hasattr(p, "to_local") else p for _, p in program.named_parameters()]
         wires = Wires()
         with wires:
-            program.gradients(batch)
+            program.gradients(Batch(batch))
             program.clip(1.0)
             grads = [p.grad for _, p in program.named_parameters()]
             kept = sum((g.to_local() if hasattr(g, "to_local") else g).nbytes for g in grads)
@@ -143,7 +146,7 @@ def one_step(spec: RunSpec, layout: Layout) -> dict[str, Any]:
         gc.collect()  # what earlier tests left in this process must not be let go of while it is watched
         gc.freeze()
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
-            program.gradients(batch)
+            program.gradients(Batch(batch))
             program.clip(1.0)
             optimizer.step(spec.lr(2))
         gc.unfreeze()

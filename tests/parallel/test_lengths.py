@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from armillary.corpus import Batch
 from armillary.model import Transformer
 from armillary.parallel import Program
 from armillary.recipe import (
@@ -47,7 +48,7 @@ def spread(layout: Layout) -> list[tuple[float, dict[str, torch.Tensor]]]:
     for _, _, run in [*SPEC.stretches(), SPEC.stretches()[0]]:
         for part in program.parts:
             part.turn_as(run.model)
-        loss = program.gradients(batch_of(run)).item()
+        loss = program.gradients(Batch(batch_of(run))).item()
         whole = {}
         for name, parameter in program.named_parameters():
             grad: Any = parameter.grad

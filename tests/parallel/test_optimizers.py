@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.utils.flop_counter import FlopCounterMode
 
 import lion  # noqa: F401 (registers it)
+from armillary.corpus import Batch
 from armillary.model import Role, Transformer, gain
 from armillary.optim import LocalOptimizer, build_optimizer
 from armillary.parallel import Program
@@ -39,7 +40,9 @@ def alone(spec: RunSpec) -> tuple[list[float], dict[str, torch.Tensor]]:
     model = Transformer(spec.model)
     model.init_weights(spec.seed, spec.optimizer)
     optimizer = build_optimizer(model, spec)
-    losses = [train_step(model, optimizer, spec, step, batch)[0].item() for step, batch in enumerate(batches(spec))]
+    losses = [
+        train_step(model, optimizer, spec, step, Batch(batch))[0].item() for step, batch in enumerate(batches(spec))
+    ]
     return losses, {name: p.detach() for name, p in model.named_parameters()}
 
 
@@ -49,7 +52,7 @@ def spread(spec: RunSpec, layout: Layout) -> tuple[list[float], dict[str, torch.
     optimizer = LocalOptimizer(program.named_parameters(), spec)
     losses = []
     for step, batch in enumerate(batches(spec)):
-        losses.append(program.gradients(batch).item())
+        losses.append(program.gradients(Batch(batch)).item())
         program.clip(spec.optimizer.grad_clip)
         optimizer.step(spec.lr(step))
     values = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in program.named_parameters()}

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch.profiler import ProfilerActivity, profile
 
+from armillary.corpus import Batch
 from armillary.model import Transformer
 from armillary.parallel import Program
 from armillary.parallel.recompute import recompute_all, recompute_cheap
@@ -188,7 +189,7 @@ def test_recompute_keeps_less_and_changes_no_bit(precision: torch.dtype) -> None
 def gradients(layout: Layout) -> dict[str, torch.Tensor]:
     program = Program(specification(), layout, CPU)
     program.init_weights()
-    program.gradients(batches(specification())[0])
+    program.gradients(Batch(batches(specification())[0]))
     return {name: whole(p.grad) for name, p in program.named_parameters()}
 
 
@@ -210,6 +211,7 @@ def test_compiled_layers_give_the_same(recompute: str, tmp_path: Any) -> None:
     """Without the C kernels, in the place of which layers are compiled on an accelerator only."""
     script = f"""
 import torch, torch.distributed as dist
+from armillary.corpus import Batch
 from armillary.parallel import Program
 from armillary.recipe import Layout
 from tests.parallel.runs import alone, batches, specification, whole
@@ -217,7 +219,7 @@ dist.init_process_group("gloo", store=dist.FileStore({str(tmp_path / "store")!r}
 spec = specification(steps=1)
 program = Program(spec, Layout(compile=True, recompute={recompute!r}), torch.device("cpu"))
 program.init_weights()
-loss = program.gradients(batches(spec)[0]).item()
+loss = program.gradients(Batch(batches(spec)[0])).item()
 expected = alone(spec)
 assert all(layer._compiled_call_impl is not None for layer in program.parts[0].layers.values())
 assert abs(loss - expected.losses[0]) < 2e-6

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from armillary.corpus import Batch
 from armillary.model import TokenError, Transformer, operators
 from armillary.parallel import Program
 from armillary.recipe import Layout, ModelShape, OptimizerSpec, RunSpec
@@ -37,7 +38,7 @@ def alone(spec: RunSpec) -> tuple[float, dict[str, torch.Tensor], float]:
 def spread(spec: RunSpec, layout: Layout) -> tuple[float, dict[str, torch.Tensor], float]:
     program = Program(spec, layout, CPU)
     program.init_weights()
-    loss = program.gradients(batches(spec)[0]).item()
+    loss = program.gradients(Batch(batches(spec)[0])).item()
     grads = {name: whole(p.grad) for name, p in program.named_parameters()}
     return loss, grads, float(program.clip(1.0))
 
@@ -50,7 +51,7 @@ def raised_by_program(spec: RunSpec, layout: Layout, token: int) -> list[str]:
     for column in (0, -1):
         batch = batches(spec)[0].clone()
         batch[:, column] = token
-        for act in (program.gradients, program.entropy):
+        for act in (lambda batch: program.gradients(Batch(batch)), program.entropy):
             with pytest.raises(TokenError) as caught:
                 act(batch)
             said.append(str(caught.value))
@@ -133,7 +134,7 @@ def seen(spec: RunSpec, layout: Layout | None) -> set[tuple[str, tuple[int, ...]
         if program is None:
             alone(spec)
         else:
-            program.gradients(batch)
+            program.gradients(Batch(batch))
             program.clip(1.0)
     return record.made
 
@@ -157,7 +158,7 @@ def precisions(spec: RunSpec, layout: Layout) -> dict[str, set[torch.dtype]]:
     for layer in program.parts[0].layers.values():
         layer.feed_forward.down.register_forward_pre_hook(lambda module, _: used.add(module.weight.dtype))
     with Seen() as record:
-        program.gradients(batches(spec)[0])
+        program.gradients(Batch(batches(spec)[0]))
     parameters = [p for _, p in program.named_parameters()]
     return {
         "parameters": {p.dtype for p in parameters},

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from armillary.corpus import TokenOrder
+from armillary.corpus import Batch, TokenOrder
 from armillary.goodput import read_events
 from armillary.model import Transformer, mean_share
 from armillary.recipe import MixturePhase, OptimizerSpec, Schedule
@@ -85,8 +85,8 @@ def test_a_step_is_the_plain_loop(make_spec, tiny_corpus):
         fused=True,
     )
     for step in range(6):
-        batch = torch.from_numpy(order.batch(step))
-        loss, norm = train_step(ours, optimizer, spec, step, batch)
+        batch = torch.from_numpy(order.batch(step).tokens)
+        loss, norm = train_step(ours, optimizer, spec, step, Batch(batch))
         for group in reference.param_groups:
             group["lr"] = o.lr * spec.schedule.ratio(step, spec.steps)
         reference.zero_grad()

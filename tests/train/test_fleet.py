@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import torch
 
+from armillary.corpus import Batch
 from armillary.goodput import read_events
 from armillary.recipe import MixturePhase, ModelShape, OptimizerSpec, Schedule, UsageError, Validation
 from armillary.train import (
@@ -202,7 +203,7 @@ def test_the_estimate_of_a_members_memory_covers_what_a_step_keeps(precision, ma
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        stack.step([(spec, 0)] * 3, torch.zeros(3, 8, 65, dtype=torch.int64))
+        stack.step([(spec, 0)] * 3, [Batch(torch.zeros(8, 65, dtype=torch.int64))] * 3)
     measured = (sum(kept.values()) + 4 * 4 * 3 * spec.model.parameters) / 3
     assert measured < member_bytes(spec) < 3 * measured
     assert stack_capacity(spec, 7, torch.device("cpu")) == 7

@@ -30,7 +30,7 @@ def spec(make_spec):
 def batches(spec, corpus):
     sizes = {"context_length": spec.context_length, "batch_sequences": spec.batch_sequences}
     order = TokenOrder(corpus, spec.mixture, seed=spec.seed, lengths=spec.lengths, steps=spec.steps, **sizes)
-    return [torch.from_numpy(order.batch(step)) for step in range(spec.steps)]
+    return [torch.from_numpy(order.batch(step).tokens) for step in range(spec.steps)]
 
 
 def test_the_losses_are_those_of_a_loop_with_two_models(spec, tiny_corpus, tmp_path):

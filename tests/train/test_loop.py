@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from armillary.corpus import TokenOrder
+from armillary.corpus import Batch, TokenOrder
 from armillary.goodput import read_events
 from armillary.model import Transformer, load_weights, mean_share
 from armillary.recipe import ArmillaryError, DamagedFileError, OptimizerSpec, Schedule, Validation
@@ -27,7 +27,7 @@ from armillary.train import (
 def batches(spec, corpus):
     sizes = {"context_length": spec.context_length, "batch_sequences": spec.batch_sequences}
     order = TokenOrder(corpus, spec.mixture, seed=spec.seed, **sizes)
-    return [torch.from_numpy(order.batch(step)) for step in range(spec.steps)]
+    return [torch.from_numpy(order.batch(step).tokens) for step in range(spec.steps)]
 
 
 def fresh(spec):
@@ -229,7 +229,7 @@ def test_accumulation_adds_up_to_the_whole_batch(make_spec, tiny_corpus):
     for accumulation in (1, 2, 4):
         spec = make_spec(accumulation=accumulation, optimizer=OptimizerSpec(lr=1e-2, grad_clip=1e9, z_loss=1e-3))
         model = fresh(spec)
-        loss, norm = train_step(model, build_optimizer(model, spec), spec, 3, batches(spec, tiny_corpus)[0])
+        loss, norm = train_step(model, build_optimizer(model, spec), spec, 3, Batch(batches(spec, tiny_corpus)[0]))
         gradients.append(torch.stack([loss, norm]))
         assert all(p.grad is None for p in model.parameters())
     for other in gradients[1:]:

@@ -1,5 +1,6 @@
 """From text domains to token shards, and the order in which a run reads them (contract 2). Imports no torch."""
 
+from armillary.corpus.batch import Batch, DataOrder
 from armillary.corpus.build import build_corpus
 from armillary.corpus.demo import DEMO_DOMAINS, DemoDomain
 from armillary.corpus.manifest import DomainManifest, Manifest, ShardFile
@@ -9,7 +10,9 @@ from armillary.corpus.verify import verify_corpus
 
 __all__ = [
     "DEMO_DOMAINS",
+    "Batch",
     "Corpus",
+    "DataOrder",
     "DemoDomain",
     "DomainManifest",
     "Manifest",

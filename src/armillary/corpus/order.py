@@ -31,11 +31,12 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from armillary.corpus.batch import Batch
 from armillary.corpus.permutation import keyed_hash, permute
 from armillary.corpus.shards import Corpus
 from armillary.recipe import LengthPhase, MixturePhase, RunSpec, UsageError
@@ -136,9 +137,17 @@ class TokenOrder:
             steps=spec.steps,
         )
 
-    def batch(self, step: int) -> NDArray[np.int64]:
-        """Tokens of ``step`` (0-based) of the run, shape [batch_sequences, context_length + 1] as they are then."""
-        length = next(length for length in reversed(self._lengths) if length.step <= step)
+    def weight(self, step: int) -> float:
+        """Predictions in the batch of ``step``, each of which has the weight 1."""
+        length = self._length(step)
+        return float(length.batch_sequences * length.context_length)
+
+    def _length(self, step: int) -> _Length:
+        return next(length for length in reversed(self._lengths) if length.step <= step)
+
+    def batch(self, step: int) -> Batch[NDArray[Any]]:
+        """The batch of ``step`` (0-based): tokens [batch_sequences, context_length + 1] as they are then, no more."""
+        length = self._length(step)
         rows = length.batch_sequences
         first = length.sample + (step - length.step) * rows
         phase = self._phase(first)
@@ -164,7 +173,7 @@ class TokenOrder:
             tokens = self._tokens[d]
             begin = min(w * self._longest, len(tokens) - self._longest - 1) + p * length.context_length
             batch[row] = tokens[begin : begin + length.context_length + 1]
-        return batch
+        return Batch(batch)
 
     def _taken(
         self, length: _Length, domain: NDArray[np.int64], draw: NDArray[np.int64]

@@ -3,7 +3,8 @@
 from armillary.model.generate import generate
 from armillary.model.moe import MixtureOfExperts, balance_experts, dispatch, grouped_swiglu, mixtures, set_batch_weight
 from armillary.model.native import keep_freed_memory, prefer_large_pages
-from armillary.model.operators import TokenError, check_tokens, mean_share
+from armillary.model.operators import TokenError, check_tokens, mean_share, without_ignored
+from armillary.model.places import Places, document_starts, visible
 from armillary.model.roles import Role, gain
 from armillary.model.transformer import Layer, Part, Transformer, model_roles
 from armillary.model.weights import check_weights, export_hf, import_hf, load_weights, replace_folder, save_weights
@@ -13,6 +14,7 @@ __all__ = [
     "Layer",
     "MixtureOfExperts",
     "Part",
+    "Places",
     "Role",
     "TokenError",
     "Transformer",
@@ -20,6 +22,7 @@ __all__ = [
     "check_tokens",
     "check_weights",
     "dispatch",
+    "document_starts",
     "export_hf",
     "gain",
     "generate",
@@ -35,5 +38,7 @@ __all__ = [
     "replace_folder",
     "save_weights",
     "set_batch_weight",
+    "visible",
     "width_factors",
+    "without_ignored",
 ]

@@ -316,8 +316,14 @@ static inline void tile(int from, int to, const part *a, long ar, long ak, const
 typedef struct {
     int length, dim, rows, width, columns; /* rows, columns: length padded to MR, NR; width: dim padded to NR */
     const float *cos, *sin;
+    const int64_t *starts; /* of each row its document's first row, growing; absent where all is one document */
     float eps;
 } shape;
+
+/* The first key that query row r sees; that of the last row for those that only fill up a tile. */
+static inline int begin(const shape *s, int r) {
+    return s->starts ? (int)s->starts[r < s->length ? r : s->length - 1] : 0;
+}
 
 /* Rows of a head lie far apart, one or two lines of the cache each: what comes AHEAD rows later is asked for now. */
 #define AHEAD 12
@@ -428,14 +434,21 @@ static const part *weave(const num *src, int rows, int width, part *dst) {
 static void scores(const shape *s, int first, int last, const num *q, const part *kt, float *p) {
     int width = s->width / STEP;
     for (int r = first; r < last; r += MR)
-        for (int c = 0; c < r + MR && c < s->columns; c += NR)
+        for (int c = begin(s, r) / NR * NR; c < r + MR && c < s->columns; c += NR)
             tile(0, up(s->dim, STEP) / STEP, (const part *)q + (long)r * width, width, 1, kt + c, s->columns,
                  p + (long)(r - first) * s->columns + c, s->columns, 0);
 }
 
 static shape make_shape(int length, int dim, const float *cos, const float *sin, float eps) {
-    shape s = {length, dim, up(length, MR), up(dim, NR), up(length, NR), cos, sin, eps};
+    shape s = {length, dim, up(length, MR), up(dim, NR), up(length, NR), cos, sin, 0, eps};
     return s;
+}
+
+/* To the b-th sequence: its documents, and its tables where each has its own. */
+static void turn_to(shape *s, long b, long own, const float *cos, const float *sin, const int64_t *starts) {
+    s->cos = cos + (own ? b * s->length * s->dim : 0);
+    s->sin = sin + (own ? b * s->length * (s->dim / 2) : 0);
+    s->starts = starts ? starts + b * s->length : 0;
 }
 
 /* Scratch space, cut from one piece; 64 bytes, a line of the cache, are the unit. */
@@ -448,10 +461,12 @@ static void *cut(char **from, size_t count, size_t size) {
 /* Causal grouped-query attention with rotary positions and, where q_gains is given, QK-norm.
  *
  * queries [batch, length, heads * dim], keys and values [batch, length, kv_heads * dim] to out, shaped as the queries;
- * logz [batch, heads, length] keeps the log of each row's partition function. `group` sequences share gains [dim]. */
-int attention(long batch, long length, long heads, long kv_heads, long dim, long group, float eps, const act *queries,
-              const act *keys, const act *values, const float *cos, const float *sin, const float *q_gains,
-              const float *k_gains, act *out, float *logz) {
+ * logz [batch, heads, length] keeps the log of each row's partition function. `group` sequences share gains [dim].
+ * cos and sin [length, ...], or [batch, length, ...] with `own`. Where `starts` [batch, length] is given, a row sees no
+ * key before its start. */
+int attention(long batch, long length, long heads, long kv_heads, long dim, long group, long own, float eps,
+              const act *queries, const act *keys, const act *values, const float *cos, const float *sin,
+              const int64_t *starts, const float *q_gains, const float *k_gains, act *out, float *logz) {
     shape s = make_shape(length, dim, cos, sin, eps);
     long q_stride = heads * dim, stride = kv_heads * dim, rows = up(s.rows, BLOCK), dense = rows * s.width;
     long flat = (long)s.width * s.columns, block = (long)BLOCK * s.columns;
@@ -467,6 +482,7 @@ int attention(long batch, long length, long heads, long kv_heads, long dim, long
     const part *woven = 0;
     for (int b = 0; b < batch; b++) {
         const float *q_gain = q_gains ? q_gains + b / group * dim : 0, *k_gain = k_gains ? k_gains + b / group * dim : 0;
+        turn_to(&s, b, own, cos, sin, starts);
         for (int h = 0; h < heads; h++) {
             if (h % (heads / kv_heads) == 0) {
                 long at = b * length * stride + h / (heads / kv_heads) * dim;
@@ -484,23 +500,26 @@ int attention(long batch, long length, long heads, long kv_heads, long dim, long
                     float *row = p + (long)(r - first) * s.columns;
                     num *weight = w + (long)(r - first) * s.columns;
                     int seen = r < length ? r + 1 : length, whole = up(seen, LANES), end = up(r / MR * MR + MR, LANES);
+                    int start = begin(&s, r), from = start / LANES * LANES;
+                    for (int c = from; c < start; c++) row[c] = -INFINITY;
                     for (int c = seen; c < whole; c++) row[c] = -INFINITY;
-                    vec top = *(vec *)row, sum = {0};
-                    for (int c = LANES; c < whole; c += LANES) top = vmax(top, *(vec *)(row + c));
+                    vec top = *(vec *)(row + from), sum = {0};
+                    for (int c = from + LANES; c < whole; c += LANES) top = vmax(top, *(vec *)(row + c));
                     float most = largest(top);
-                    for (int c = 0; c < whole; c += LANES) {
+                    for (int c = from; c < whole; c += LANES) {
                         vec e = vexp(*(vec *)(row + c) - most);
                         sum += e;
                         put(weight + c, e);
                     }
                     float total = vsum(sum);
+                    for (int c = begin(&s, r / MR * MR) / NR * NR; c < start; c++) weight[c] = 0;
                     for (int c = seen; c < end && c < s.columns; c++) weight[c] = 0;
                     inverse[r - first] = 1.0f / total;
                     if (r < length) logz[((long)b * heads + h) * length + r] = most + logf(total);
                 }
                 for (int r = first; r < last; r += MR)
                     for (int c = 0; c < s.dim; c += NR)
-                        tile(0, up(r + MR < length ? r + MR : length, STEP) / STEP,
+                        tile(begin(&s, r) / STEP, up(r + MR < length ? r + MR : length, STEP) / STEP,
                              (const part *)w + (long)(r - first) * s.columns / STEP, s.columns / STEP, 1, woven + c,
                              s.width, o + (long)(r - first) * s.width + c, s.width, 0);
                 for (int r = first; r < last && r < length; r++)
@@ -514,9 +533,9 @@ int attention(long batch, long length, long heads, long kv_heads, long dim, long
 }
 
 /* The gradient of attention; grad and out as the queries. The gains' gradients are added to. */
-int attention_back(long batch, long length, long heads, long kv_heads, long dim, long group, float eps,
+int attention_back(long batch, long length, long heads, long kv_heads, long dim, long group, long own, float eps,
                    const act *queries, const act *keys, const act *values, const float *cos, const float *sin,
-                   const float *q_gains, const float *k_gains, const act *out, const float *logz, const act *grad,
+                   const int64_t *starts, const float *q_gains, const float *k_gains, const act *out, const float *logz, const act *grad,
                    act *grad_queries, act *grad_keys, act *grad_values, float *grad_q_gains, float *grad_k_gains) {
     shape s = make_shape(length, dim, cos, sin, eps);
     long q_stride = heads * dim, stride = kv_heads * dim, rows = up(s.rows, BLOCK), dense = rows * s.width;
@@ -538,6 +557,7 @@ int attention_back(long batch, long length, long heads, long kv_heads, long dim,
     int share = heads / kv_heads;
     for (int b = 0; b < batch; b++) {
         const float *q_gain = q_gains ? q_gains + b / group * dim : 0, *k_gain = k_gains ? k_gains + b / group * dim : 0;
+        turn_to(&s, b, own, cos, sin, starts);
         float *gq_gain = q_gains ? grad_q_gains + b / group * dim : 0, *gk_gain = k_gains ? grad_k_gains + b / group * dim : 0;
         for (int h = 0; h < heads; h++) {
             long at_q = b * length * q_stride + h * dim, at = b * length * stride + h / share * dim;
@@ -572,21 +592,23 @@ int attention_back(long batch, long length, long heads, long kv_heads, long dim,
                     num *weight = pn + (long)(r - first) * s.columns, *turn = dn + (long)(r - first) * s.columns;
                     int seen = r < length ? r + 1 : 0, end = up(r / BLOCK * BLOCK + BLOCK, LANES);
                     float dot = r < length ? dots[r] : 0, z = r < length ? logz[((long)b * heads + h) * length + r] : 0;
-                    for (int c = 0; c < seen; c += LANES) {
+                    int start = r < length ? begin(&s, r) : 0;
+                    for (int c = start / LANES * LANES; c < seen; c += LANES) {
                         vec e = vexp(*(vec *)(row + c) - z), slant = e * (*(vec *)(slope + c) - dot);
                         put(weight + c, e);
                         put(turn + c, slant);
                     }
+                    for (int c = begin(&s, first) / NR * NR; c < start; c++) weight[c] = turn[c] = 0;
                     for (int c = seen; c < end && c < s.columns; c++) weight[c] = turn[c] = 0;
                 }
                 const part *pw = weave(pn, last - first, s.columns, ps), *dw = weave(dn, last - first, s.columns, ds);
                 for (int r = first; r < last; r += MR)
                     for (int c = 0; c < s.dim; c += NR)
-                        tile(0, up(r + MR < length ? r + MR : length, STEP) / STEP,
+                        tile(begin(&s, r) / STEP, up(r + MR < length ? r + MR : length, STEP) / STEP,
                              (const part *)dn + (long)(r - first) * s.columns / STEP, s.columns / STEP, 1, kw + c,
                              s.width, gq + (long)r * s.width + c, s.width, 0);
                 /* keys: each tile sums over the query rows of this block that may see it */
-                for (int t = 0; t < last && t < s.rows; t += MR) {
+                for (int t = begin(&s, first) / MR * MR; t < last && t < s.rows; t += MR) {
                     int from = t > first ? (t - first) / STEP : 0, to = (last - first) / STEP;
                     for (int c = 0; c < s.dim; c += NR) {
                         long at_row = (long)first / STEP * s.width + c, at_key = (long)t * s.width + c;

@@ -86,9 +86,12 @@ class MixtureOfExperts(nn.Module):
         self.sequence: Callable[[Tensor], tuple[Tensor, Tensor | slice]] = lambda chosen: (chosen, slice(None))
         self._load: Tensor | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, d_model] to the same."""
-        weights, chosen, kept = self._route(x)
+    def forward(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
+        """[B, T, d_model] to the same; ``counted`` [B, T] are the weights of the predictions (None: all 1).
+
+        What balances experts goes by them, so that a token of weight 0 never reaches the loss this way either.
+        """
+        weights, chosen, kept = self._route(x, counted)
         # dropped ones are sorted behind all others
         expert = chosen.where(kept, self.spec.count).flatten()
         order = expert.argsort(stable=True)
@@ -108,7 +111,7 @@ class MixtureOfExperts(nn.Module):
             mixed = mixed + self.shared(x)
         return mixed
 
-    def _route(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _route(self, x: Tensor, counted: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Weights (fp32), experts (int64) and whether the expert takes the token, each [B, T, active]."""
         spec = self.spec
         with torch.autocast(x.device.type, enabled=False):
@@ -121,7 +124,10 @@ class MixtureOfExperts(nn.Module):
         # where a sequence lies on several ranks, all of it
         whole, own = self.sequence(chosen)
         if torch.is_grad_enabled():
-            logits = _Balance.apply(logits, self, chosen, whole)  # type: ignore[no-untyped-call]
+            all_counted = counted
+            if counted is not None and spec.balance == "auxiliary":
+                all_counted = self.sequence(counted[..., None])[0][..., 0]
+            logits = _Balance.apply(logits, self, chosen, whole, counted, all_counted)  # type: ignore[no-untyped-call]
         scores = logits.softmax(-1) if spec.scores == "softmax" else logits.sigmoid()
         weights = scores.gather(-1, chosen)
         if spec.normalise:
@@ -142,8 +148,13 @@ class MixtureOfExperts(nn.Module):
         rank = torch.arange(flat.shape[1], device=flat.device) - starts.gather(1, flat.gather(1, order))
         return torch.empty_like(flat).scatter_(1, order, rank).view_as(whole) < capacity
 
-    def auxiliary_gradient(self, logits: Tensor, whole: Tensor) -> Tensor:
-        """Gradient by ``logits`` [B, T, count] of the sum of the auxiliary losses, divided by ``batch_weight``."""
+    def auxiliary_gradient(
+        self, logits: Tensor, whole: Tensor, counted: Tensor | None, all_counted: Tensor | None
+    ) -> Tensor:
+        """Gradient by ``logits`` [B, T, count] of the sum of the auxiliary losses, divided by ``batch_weight``.
+
+        Each token's term is multiplied by its weight in ``counted`` [B, T]; ``all_counted`` are those of ``whole``.
+        """
         spec = self.spec
         gradient = torch.zeros_like(logits)
         if spec.router_z_loss:
@@ -151,17 +162,26 @@ class MixtureOfExperts(nn.Module):
             gradient += 2 * spec.router_z_loss * log_partition * (logits - log_partition).exp()
         if spec.balance == "auxiliary":
             # count / active * share of the choices in the sequence: 1 where all experts are chosen alike
-            share = _count_each(whole.flatten(1), spec.count) / whole[0].numel()
+            if all_counted is None:
+                share = _count_each(whole.flatten(1), spec.count) / whole[0].numel()
+            else:
+                each = all_counted[..., None].expand(whole.shape).flatten(1)
+                counts = logits.new_zeros(len(whole), spec.count).scatter_add_(1, whole.flatten(1), each)
+                share = counts / each.sum(1, keepdim=True).clamp(min=torch.finfo(each.dtype).tiny)
             slope = (spec.auxiliary_weight * spec.count * share)[:, None]
             scores = logits.softmax(-1) if spec.scores == "softmax" else logits.sigmoid()
             shares = scores / scores.sum(-1, keepdim=True)
             change = shares * (slope - (shares * slope).sum(-1, keepdim=True))
             gradient += change if spec.scores == "softmax" else change * (1 - scores)
+        if counted is not None:
+            gradient *= counted[..., None]
         return gradient / self.batch_weight
 
-    def add_load(self, chosen: Tensor) -> None:
-        """Count the choices of one more backward pass."""
-        load = _count(chosen.flatten(), self.spec.count)
+    def add_load(self, chosen: Tensor, counted: Tensor | None) -> None:
+        """Count the choices [B, T, active] of one more backward pass, of tokens whose weight is not 0."""
+        if counted is not None:  # the others are counted behind all experts
+            chosen = chosen.masked_fill((counted == 0)[..., None], self.spec.count)
+        load = _count(chosen.flatten(), self.spec.count + 1)[:-1]
         self._load = load if self._load is None else self._load + load
 
     def take_load(self) -> Tensor:
@@ -220,19 +240,28 @@ class _Balance(Function):
     """Logits as they are; backward counts the load, and adds the gradient of the auxiliary losses."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, mixture: MixtureOfExperts, chosen: Tensor, whole: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        mixture: MixtureOfExperts,
+        chosen: Tensor,
+        whole: Tensor,
+        counted: Tensor | None,
+        all_counted: Tensor | None,
+    ) -> Tensor:
         ctx.mixture = mixture
-        ctx.save_for_backward(logits, chosen, whole)
+        ctx.save_for_backward(logits, chosen, whole, counted, all_counted)
         return logits.view_as(logits)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        logits, chosen, whole = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        logits, chosen, whole, counted, all_counted = ctx.saved_tensors
         mixture = cast(MixtureOfExperts, ctx.mixture)
         if mixture.spec.balance == "bias":
-            mixture.add_load(chosen)
-        return grad + mixture.auxiliary_gradient(logits, whole), None, None, None
+            mixture.add_load(chosen, counted)
+        gradient = mixture.auxiliary_gradient(logits, whole, counted, all_counted)
+        return grad + gradient, None, None, None, None, None
 
 
 def dispatch(x: Tensor, order: Tensor, place: Tensor, copies: int) -> Tensor:

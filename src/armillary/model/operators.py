@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 from armillary.model.native import argument, kernels
+from armillary.model.places import Places, visible
 from armillary.recipe import ArmillaryError
 
 # Logits per block. On a CPU a block (4 MiB in fp32) stays in the cache; an accelerator wants few, large blocks.
@@ -187,23 +188,33 @@ def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    rotary: tuple[Tensor, Tensor],
+    places: Places,
     gains: tuple[Tensor, Tensor] | None = None,
     eps: float = 0.0,
 ) -> Tensor:
     """Causal grouped-query attention (Ainslie et al. 2023) with rotary positions (Su et al. 2021, equation 15).
 
-    ``q`` is [B, T, n_heads * head_dim], ``k`` and ``v`` [B, T, n_kv_heads * head_dim]; ``rotary`` holds the cosines
-    [T, head_dim] and sines [T, head_dim / 2] of the angles. With ``gains`` [head_dim] of queries and keys, both are
-    normalised per head before they are turned (QK-norm). Returns [B, T, n_heads * head_dim].
+    ``q`` is [B, T, n_heads * head_dim], ``k`` and ``v`` [B, T, n_kv_heads * head_dim]; ``places`` holds the rotary
+    tables and where documents start, which tokens see no token before. With ``gains`` [head_dim] of queries and keys,
+    both are normalised per head before they are turned (QK-norm). Returns [B, T, n_heads * head_dim].
     """
     q_gain, k_gain = gains or (None, None)
     if _native(q) and q.dtype == product_dtype(q) and (q_gain is None or q_gain.dtype == torch.float32):
-        mixed: Tensor = _Attention.apply(q, k, v, *rotary, q_gain, k_gain, eps)[0]  # type: ignore[no-untyped-call]
+        tables = places.cos, places.sin, places.starts
+        mixed: Tensor = _Attention.apply(q, k, v, *tables, q_gain, k_gain, eps)[0]  # type: ignore[no-untyped-call]
         return mixed
-    q, k, v = prepare(q, k, v, rotary, gains, eps)
+    mask = None
+    if places.starts is not None:
+        index = torch.arange(q.shape[1], device=q.device)
+        mask = visible(places.starts, index, index)[:, None]
+    q, k, v = prepare(q, k, v, places, gains, eps)
     mixed = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True, enable_gqa=q.shape != k.shape
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=mask,
+        is_causal=mask is None,
+        enable_gqa=q.shape != k.shape,
     )
     return mixed.transpose(1, 2).flatten(2)
 
@@ -212,7 +223,7 @@ def prepare(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    rotary: tuple[Tensor, Tensor],
+    places: Places,
     gains: tuple[Tensor, Tensor] | None = None,
     eps: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -220,11 +231,11 @@ def prepare(
 
     Arguments as there; returns [B, T, n_heads, head_dim] and twice [B, T, n_kv_heads, head_dim].
     """
-    head_dim = rotary[0].shape[-1]
+    head_dim = places.cos.shape[-1]
     q, k, v = (x.unflatten(-1, (-1, head_dim)) for x in (q, k, v))  # type: ignore[no-untyped-call]
     if gains is not None:
         q, k = (F.rms_norm(x, gain.shape, gain.to(x.dtype), eps) for x, gain in zip((q, k), gains, strict=True))
-    q, k = (_Rotate.apply(x, *rotary) for x in (q, k))  # type: ignore[no-untyped-call]
+    q, k = (_Rotate.apply(x, places.cos, places.sin) for x in (q, k))  # type: ignore[no-untyped-call]
     return q, k, v
 
 
@@ -238,6 +249,7 @@ class _Attention(Function):
         v: Tensor,
         cos: Tensor,
         sin: Tensor,
+        starts: Tensor | None,
         q_gain: Tensor | None,
         k_gain: Tensor | None,
         eps: float,
@@ -245,27 +257,29 @@ class _Attention(Function):
         q, k, v = q.contiguous(), k.contiguous(), v.contiguous()
         sizes = _attention_sizes(q, k, cos, q_gain)
         batch, length, n_heads, *_ = sizes
+        cos, sin = cos.contiguous(), sin.contiguous()
         out = torch.empty_like(q)
         log_partition = q.new_empty((batch, n_heads, length), dtype=torch.float32)
-        _call("attention", q.dtype, *sizes, eps, q, k, v, cos, sin, q_gain, k_gain, out, log_partition)
+        _call("attention", q.dtype, *sizes, eps, q, k, v, cos, sin, starts, q_gain, k_gain, out, log_partition)
         return out, log_partition.view(*q.shape[:-2], n_heads, length)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        *tensors, cos, sin, q_gain, k_gain, ctx.eps = inputs
+        *tensors, starts, q_gain, k_gain, ctx.eps = inputs
         ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(*(x.contiguous() for x in tensors), cos, sin, q_gain, k_gain, *output)
+        ctx.save_for_backward(*(x.contiguous() for x in tensors), starts, q_gain, k_gain, *output)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        q, k, v, cos, sin, q_gain, k_gain, out, log_partition = ctx.saved_tensors
+        q, k, v, cos, sin, starts, q_gain, k_gain, out, log_partition = ctx.saved_tensors
         grads = [torch.empty_like(x) for x in (q, k, v)]
         grad_gains = [None if gain is None else torch.zeros_like(gain) for gain in (q_gain, k_gain)]
         sizes = _attention_sizes(q, k, cos, q_gain)
-        arguments = (q, k, v, cos, sin, q_gain, k_gain, out, log_partition, grad.contiguous(), *grads, *grad_gains)
+        tables = cos, sin, starts
+        arguments = (q, k, v, *tables, q_gain, k_gain, out, log_partition, grad.contiguous(), *grads, *grad_gains)
         _call("attention_back", q.dtype, *sizes, ctx.eps, *arguments)
-        return *grads, None, None, *grad_gains, None
+        return *grads, None, None, None, *grad_gains, None
 
     @staticmethod
     def vmap(
@@ -276,22 +290,28 @@ class _Attention(Function):
         v: Tensor,
         cos: Tensor,
         sin: Tensor,
+        starts: Tensor | None,
         q_gain: Tensor | None,
         k_gain: Tensor | None,
         eps: float,
     ) -> Any:
-        q, k, v, q_gain, k_gain = (  # type: ignore[assignment]
-            _stacked(info.batch_size, dims[i], t) for i, t in ((0, q), (1, k), (2, v), (5, q_gain), (6, k_gain))
+        q, k, v, starts, q_gain, k_gain = (  # type: ignore[assignment]
+            _stacked(info.batch_size, dims[i], t)
+            for i, t in ((0, q), (1, k), (2, v), (5, starts), (6, q_gain), (7, k_gain))
         )
-        return _Attention.apply(q, k, v, cos, sin, q_gain, k_gain, eps), (0, 0)  # type: ignore[no-untyped-call]
+        if starts is not None:
+            cos, sin = (_stacked(info.batch_size, dims[i], t) for i, t in ((3, cos), (4, sin)))  # type: ignore[assignment]
+        tables = cos, sin, starts
+        return _Attention.apply(q, k, v, *tables, q_gain, k_gain, eps), (0, 0)  # type: ignore[no-untyped-call]
 
 
-def _attention_sizes(q: Tensor, k: Tensor, cos: Tensor, gain: Tensor | None) -> tuple[int, int, int, int, int, int]:
-    """Sequences, length, heads, kv heads, head_dim, and how many sequences share the gains of a member."""
+def _attention_sizes(q: Tensor, k: Tensor, cos: Tensor, gain: Tensor | None) -> tuple[int, ...]:
+    """Sequences, length, heads, kv heads, head_dim, how many share a member's gains, and whether each has tables."""
     length, batch = q.shape[-2], q.shape[:-2].numel()
     head_dim = cos.shape[-1]
     members = 1 if gain is None else gain.numel() // head_dim
-    return batch, length, q.shape[-1] // head_dim, k.shape[-1] // head_dim, head_dim, batch // members
+    heads, kv_heads = q.shape[-1] // head_dim, k.shape[-1] // head_dim
+    return batch, length, heads, kv_heads, head_dim, batch // members, int(cos.ndim > 2)
 
 
 class _Rotate(Function):
@@ -312,12 +332,13 @@ class _Rotate(Function):
 
     @staticmethod
     def vmap(info: Any, dims: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Any:
+        cos, sin = (t if dim is None else t.movedim(dim, 0) for t, dim in ((cos, dims[1]), (sin, dims[2])))
         return _Rotate.apply(_stacked(info.batch_size, dims[0], x), cos, sin), 0  # type: ignore[no-untyped-call]
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
     half = x.shape[-1] // 2
-    cos, sin = cos[:, None], sin[:, None]
+    cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
     turned = x * cos  # fp32 also where x is half precision: angles of late positions need the digits
     turned[..., :half].addcmul_(x[..., half:], sin, value=-direction)
     turned[..., half:].addcmul_(x[..., :half], sin, value=direction)
@@ -327,12 +348,13 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
 # ---- the output matrix and the loss ---------------------------------------------------------------------------------
 
 
-def mean_share(total: Tensor, batch_weight: float, parts: int) -> Tensor:
+def mean_share(total: Tensor, batch_weight: float | Tensor, parts: int) -> Tensor:
     """What one of ``parts`` equal parts of a batch adds to its mean: ``total`` / ``batch_weight``, in fp32.
 
-    ``total`` is the part's sum (``linear_cross_entropy``) and ``batch_weight`` the weight of the whole batch. It is
-    divided in two steps, by a part's share of the weight and then by the number of parts: where all weights are 1 the
-    first is the number of predictions in the part, and the result has the bits of a mean of the parts' means.
+    ``total`` is the part's sum (``linear_cross_entropy``) and ``batch_weight`` the weight of the whole batch; of the
+    members of a stack each has its own [members]. It is divided in two steps, by a part's share of the weight and then
+    by the number of parts: where all weights are 1 the first is the number of predictions in the part, and the result
+    has the bits of a mean of the parts' means.
     """
     return (total / (batch_weight / parts)).float() / parts
 
@@ -436,6 +458,18 @@ class _LinearCrossEntropy(Function):
 def counted_targets(targets: Tensor, weights: Tensor | None) -> Tensor:
     """``targets`` with token 0 in the place of those of weight 0, which may be no tokens at all."""
     return targets if weights is None else targets.masked_fill(weights == 0, 0)
+
+
+def without_ignored(tokens: Tensor, weights: Tensor | None) -> Tensor:
+    """``tokens`` [..., T + 1] with token 0 in the place of those that reach no prediction of a weight in [..., T].
+
+    That is a target of weight 0 behind which no prediction has a weight: what pads a sequence, which may be any number.
+    """
+    if weights is None:
+        return tokens
+    reached = F.pad(weights != 0, (1, 1))  # as a target; and one more place for what follows the last token
+    following = reached.flip(-1).cumsum(-1).flip(-1) > 0  # from this token on, as an input
+    return tokens.masked_fill(~(reached[..., :-1] | following[..., 1:]), 0)
 
 
 _Rows = tuple[Tensor, Tensor, Tensor, Tensor | None]  # features, output matrix, targets, weights

@@ -33,7 +33,8 @@ from torch import Tensor, nn
 
 from armillary.model.blocks import Attention, FeedForward
 from armillary.model.moe import MixtureOfExperts
-from armillary.model.operators import add_norm, linear_cross_entropy
+from armillary.model.operators import add_norm, linear_cross_entropy, without_ignored
+from armillary.model.places import Places, document_starts
 from armillary.model.roles import Role, declared_roles, gain
 from armillary.model.rotary import rotary_tables
 from armillary.model.width import width_factors
@@ -143,19 +144,26 @@ class Transformer(nn.Module):
         # (GPT-2, Radford et al. 2019, section 2.3).
         return INIT_STD / math.sqrt(2 * self.shape.n_layers) if role.init == "residual" else INIT_STD
 
-    def features(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+    def features(
+        self,
+        x: Tensor,
+        positions: Tensor | None = None,
+        starts: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> Tensor:
         """Token ids [B, T] (int64) to the normalised last hidden state [B, T, d_model].
 
         A part that does not begin the model takes a hidden state [B, T, d_model] instead, one that does not end it
         returns one. ``positions`` [T] (int64, on the CPU) says where in their sequence the tokens stand if not at 0 to
-        T - 1.
+        T - 1. ``starts`` [B, T] (``document_starts``) is where the document of each begins, from which its position is
+        counted. ``weights`` [B, T] are those of the predictions, by which mixtures of experts balance.
         """
-        cos, sin = self._rotary_tables(x.shape[1], positions, x.device)
+        places = Places(*self._rotary_tables(x.shape[1], positions, starts, x.device), starts, weights)
         if self.embedding is not None:
             x = self.embedding(x)
         delta = None
         for layer in self.layers.values():
-            x, delta = layer(x, delta, cos, sin)
+            x, delta = layer(x, delta, places)
         if self.norm is None:
             return x if delta is None else x + delta
         _, normalised = self.norm(x, delta)
@@ -168,14 +176,19 @@ class Transformer(nn.Module):
             self.shape = shape
             self._cos = self._sin = torch.empty(0)
 
-    def _rotary_tables(self, length: int, positions: Tensor | None, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Cosines [T, head_dim] and sines [T, head_dim / 2] of the angles of these positions."""
+    def _rotary_tables(
+        self, length: int, positions: Tensor | None, starts: Tensor | None, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        """Cosines [T, head_dim] and sines [T, head_dim / 2] of the angles of these positions, or [B, T, ...]."""
         needed = length if positions is None else int(positions.max()) + 1
         known = self._cos.shape[0]
         if known < needed or self._cos.device != device:
             # doubled, so that text which grows token by token seldom pays for this
             cos, sin = rotary_tables(self.shape, max(needed, 2 * known))
             self._cos, self._sin = cos.to(device), sin.to(device)
+        if starts is not None:
+            at = torch.arange(length, device=device) if positions is None else positions.to(device)
+            return self._cos[at - starts], self._sin[at - starts]
         if positions is not None:
             at = positions.to(device, non_blocking=True)
             return self._cos[at], self._sin[at]
@@ -185,15 +198,27 @@ class Transformer(nn.Module):
         """Token ids [B, T] (int64) to logits [B, T, vocab_size]."""
         return F.linear(self.features(tokens), self.output_weight)
 
-    def loss(self, tokens: Tensor, z_loss: float = 0.0, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def loss(
+        self,
+        tokens: Tensor,
+        z_loss: float = 0.0,
+        weights: Tensor | None = None,
+        documents: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Loss of predicting ``tokens[:, 1:]`` from the tokens before each; ``tokens`` is [B, T + 1] (int64).
 
         ``weights`` [B, T] (fp32) are those of the predictions, all 1 if not given; one of weight 0 is left out,
-        whatever its target. Returns two scalars, sums over the predictions in nats: the objective (cross entropy plus
-        ``z_loss`` times the squared log of the partition function), which ``backward`` is for, and the cross entropy
-        alone, which carries no gradient. Divide them by the sum of the weights of the whole batch.
+        whatever its target. ``documents`` [B, T] (int64) numbers the documents of ``tokens[:, :-1]``, which see nothing
+        of each other and count their positions from 0 each; None: each sequence is one.
+
+        Returns two scalars, sums over the predictions in nats: the objective (cross entropy plus ``z_loss`` times the
+        squared log of the partition function), which ``backward`` is for, and the cross entropy alone, which carries no
+        gradient. Divide them by the sum of the weights of the whole batch.
         """
-        return self.criterion(self.features(tokens[:, :-1]), self.output_weight, tokens[:, 1:], z_loss, weights)
+        starts = None if documents is None else document_starts(documents)
+        tokens = without_ignored(tokens, weights)
+        features = self.features(tokens[:, :-1], None, starts, weights)
+        return self.criterion(features, self.output_weight, tokens[:, 1:], z_loss, weights)
 
     def optimizer_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Parameter groups for a torch optimizer: matrices and embeddings decay by ``weight_decay``, gains do not."""
@@ -239,8 +264,9 @@ class Layer(nn.Module):
             self.feed_forward = FeedForward(shape.d_model, shape.d_ff)
         self.roles = {"attention_norm.weight": gain("stream"), "feed_forward_norm.weight": gain("stream")}
 
-    def forward(self, x: Tensor, delta: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, delta: Tensor | None, places: Places) -> tuple[Tensor, Tensor]:
         """The residual stream [B, T, d_model] and what is still to be added to it, to the same."""
         x, normalised = self.attention_norm(x, delta)
-        x, normalised = self.feed_forward_norm(x, self.attention(normalised, cos, sin))
-        return x, self.feed_forward(normalised)
+        x, normalised = self.feed_forward_norm(x, self.attention(normalised, places))
+        balanced = isinstance(self.feed_forward, MixtureOfExperts)
+        return x, self.feed_forward(normalised, *((places.weights,) if balanced else ()))

@@ -19,12 +19,14 @@ PyTorch's own ``context_parallel`` has no rule for the attention kernel of the C
 
 Trade-offs: gradients of keys and values travel in fp32, twice the bytes of bf16; the ring sends whole blocks, also to
 ranks that need only their front half, since who comes next needs the rest; on an accelerator whose PyTorch has no flash
-attention for the precision or the head dimension, a plain formula computes with all scores of a block in memory.
+attention for the precision or the head dimension, a plain formula computes with all scores of a block in memory; so it
+does wherever sequences hold several documents, as no kernel takes their mask and returns the log partition of a query
+that sees nothing of a block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -33,7 +35,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 from torch.distributed._functional_collectives import all_gather_single, reduce_scatter_single, wait_tensor
 
-from armillary.model import Layer, Transformer
+from armillary.model import Layer, Places, Transformer, visible
 from armillary.model.operators import prepare
 from armillary.parallel.mesh import Grid
 
@@ -64,30 +66,68 @@ class ContextAttention:
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        rotary: tuple[Tensor, Tensor],
+        places: Places,
         gains: tuple[Tensor, Tensor] | None = None,
         eps: float = 0.0,
     ) -> Tensor:
-        """As ``operators.attention``, for this rank's T / n tokens; ``rotary`` is for their positions."""
-        q, k, v = (x.transpose(1, 2) for x in prepare(q, k, v, rotary, gains, eps))
+        """As ``operators.attention``, for this rank's T / n tokens; ``places`` is for their positions."""
+        q, k, v = (x.transpose(1, 2) for x in prepare(q, k, v, places, gains, eps))
         with torch.autocast(v.device.type, enabled=False):  # sums and partitions of blocks are fp32
-            mixed: Tensor = self.kind.apply(q.to(v.dtype), torch.stack((k.to(v.dtype), v)), self.group)
+            mixed: Tensor = self.kind.apply(
+                q.to(v.dtype), torch.stack((k.to(v.dtype), v)), _Sight(self.group, places.starts)
+            )
         return mixed.transpose(1, 2).flatten(2)
+
+
+class _Sight:
+    """Which keys the queries of this rank see: by their order alone, or also by the documents they belong to.
+
+    Without documents nothing is masked but the future within a rank's own block, so there are no masks.
+    """
+
+    def __init__(self, group: dist.ProcessGroup, starts: Tensor | None) -> None:
+        self.group, self.starts = group, starts
+
+    def _places(self, length: int, rank: int) -> Tensor:
+        assert self.starts is not None
+        whole = torch.arange(length * self.group.size(), device=self.starts.device)
+        return split_context(whole, rank, self.group.size())
+
+    def of_block(self, length: int, source: int, queries: slice, keys: slice) -> Tensor | None:
+        """The mask [B, 1, queries, keys] for the block of ``source``, of the ``length`` tokens that a rank has."""
+        return self._mask(length, queries, self._places(length, source)[keys]) if self.starts is not None else None
+
+    def of_whole(self, length: int, queries: slice, keys: slice) -> Tensor | None:
+        """The same for keys of the whole sequence."""
+        if self.starts is None:
+            return None
+        return self._mask(length, queries, torch.arange(keys.start, keys.stop, device=self.starts.device))
+
+    def _mask(self, length: int, queries: slice, keys: Tensor) -> Tensor:
+        assert self.starts is not None
+        own = self._places(length, self.group.rank())[queries]
+        return visible(self.starts[:, queries], own, keys)[:, None]
+
+
+_ALL = slice(None)
 
 
 class _GatheredAttention(Function):
     """q is [B, heads, T / n, head_dim], kv [2, B, kv heads, T / n, head_dim]: keys and values in one."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, kv: Tensor, group: dist.ProcessGroup) -> Tensor:
+    def forward(ctx: Any, q: Tensor, kv: Tensor, sight: _Sight) -> Tensor:
+        group, length = sight.group, q.shape[2]
         arriving = all_gather_single(kv, 0, group)
         # copied, since selective recompute may hold on to what a kernel gave, and the rest is merged into it
-        out, log_z = (x.clone() for x in _attend(q, kv, causal=True))
+        mask = sight.of_block(length, group.rank(), _ALL, _ALL)
+        out, log_z = (x.clone() for x in _attend(q, kv, causal=True, mask=mask))
         whole = _in_order(wait_tensor(arriving), group)
-        for queries, keys in _unmasked(q.shape[2], group):
-            _merge(out, log_z, queries, _attend(q[:, :, queries], whole[..., keys, :], causal=False))
+        for queries, keys in _unmasked(length, group):
+            mask = sight.of_whole(length, queries, keys)
+            _merge(out, log_z, queries, _attend(q[:, :, queries], whole[..., keys, :], causal=False, mask=mask))
         out = out.to(q.dtype)
-        ctx.group = group
+        ctx.sight = sight
         ctx.save_for_backward(q, kv, out, log_z)
         return out
 
@@ -95,21 +135,24 @@ class _GatheredAttention(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         q, kv, out, log_z = ctx.saved_tensors
-        rank, ranks = ctx.group.rank(), ctx.group.size()
-        arriving = all_gather_single(kv, 0, ctx.group)
-        grad_q, own = _attend_back(grad, q, kv, out, log_z, causal=True)
-        whole = _in_order(wait_tensor(arriving), ctx.group)
+        sight, group, length = ctx.sight, ctx.sight.group, q.shape[2]
+        rank, ranks = group.rank(), group.size()
+        arriving = all_gather_single(kv, 0, group)
+        mask = sight.of_block(length, rank, _ALL, _ALL)
+        grad_q, own = _attend_back((grad, q, out, log_z), kv, causal=True, mask=mask)
+        whole = _in_order(wait_tensor(arriving), group)
         grad_whole = torch.zeros_like(whole, dtype=torch.float32)
-        for queries, keys in _unmasked(q.shape[2], ctx.group):
+        for queries, keys in _unmasked(length, group):
             part = [x[:, :, queries] for x in (grad, q, out, log_z)]
-            found = _attend_back(part[0], part[1], whole[..., keys, :], part[2], part[3], causal=False)
+            mask = sight.of_whole(length, queries, keys)
+            found = _attend_back(part, whole[..., keys, :], causal=False, mask=mask)
             grad_q[:, :, queries] += found[0]
             grad_whole[..., keys, :] += found[1]
         # what split_context cuts out for each rank
         chunks = grad_whole.chunk(2 * ranks, dim=-2)
         parts = torch.stack([torch.cat((chunks[r], chunks[2 * ranks - 1 - r]), dim=-2) for r in range(ranks)])
         parts[rank] += own
-        grad_kv = wait_tensor(reduce_scatter_single(parts.flatten(0, 1), "sum", 0, ctx.group))
+        grad_kv = wait_tensor(reduce_scatter_single(parts.flatten(0, 1), "sum", 0, group))
         return grad_q.to(q.dtype), grad_kv.to(kv.dtype), None
 
 
@@ -117,16 +160,20 @@ class _RingAttention(Function):
     """Sizes as for ``_GatheredAttention``."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, kv: Tensor, group: dist.ProcessGroup) -> Tensor:
+    def forward(ctx: Any, q: Tensor, kv: Tensor, sight: _Sight) -> Tensor:
+        group, length = sight.group, q.shape[2]
         out = log_z = torch.empty(0)
         for source, block in _round(kv, group):
-            if source == group.rank():
-                out, log_z = (x.clone() for x in _attend(q, block, causal=True))
+            own = source == group.rank()
+            queries, keys = (_ALL, _ALL) if own else _seen(source, length, group)
+            mask = sight.of_block(length, source, queries, keys)
+            found = _attend(q[:, :, queries], block[..., keys, :], causal=own, mask=mask)
+            if own:
+                out, log_z = (x.clone() for x in found)
             else:
-                queries, keys = _seen(source, q.shape[2], group)
-                _merge(out, log_z, queries, _attend(q[:, :, queries], block[..., keys, :], causal=False))
+                _merge(out, log_z, queries, found)
         out = out.to(q.dtype)
-        ctx.group = group
+        ctx.sight = sight
         ctx.save_for_backward(q, kv, out, log_z)
         return out
 
@@ -134,21 +181,24 @@ class _RingAttention(Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         q, kv, out, log_z = ctx.saved_tensors
+        sight, group, length = ctx.sight, ctx.sight.group, q.shape[2]
         grad_q = torch.empty(0)
         arriving: Callable[[], Tensor] | None = None
-        for source, block in _round(kv, ctx.group):
-            if source == ctx.group.rank():
-                grad_q, grad_block = _attend_back(grad, q, block, out, log_z, causal=True)
+        for source, block in _round(kv, group):
+            own = source == group.rank()
+            queries, keys = (_ALL, _ALL) if own else _seen(source, length, group)
+            mask = sight.of_block(length, source, queries, keys)
+            part = [x[:, :, queries] for x in (grad, q, out, log_z)]
+            found = _attend_back(part, block[..., keys, :], causal=own, mask=mask)
+            if own:
+                grad_q, grad_block = found
             else:
-                queries, keys = _seen(source, q.shape[2], ctx.group)
-                part = [x[:, :, queries] for x in (grad, q, out, log_z)]
-                found = _attend_back(part[0], part[1], block[..., keys, :], part[2], part[3], causal=False)
                 grad_q[:, :, queries] += found[0]
                 grad_block = torch.zeros_like(block, dtype=torch.float32)
                 grad_block[..., keys, :] = found[1]
             if arriving is not None:  # what the ranks before have found for this block
                 grad_block += arriving()
-            arriving = _pass_on(grad_block, ctx.group)
+            arriving = _pass_on(grad_block, group)
         assert arriving is not None
         # once round, they are the gradients of this rank's own block
         return grad_q.to(q.dtype), arriving().to(kv.dtype), None
@@ -218,60 +268,72 @@ def _has_flash(x: Tensor) -> bool:
     return fits and torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
 
 
-def _attend(q: Tensor, kv: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    """Attention of q to one block of keys and values: values and log partition [B, heads, T], both fp32."""
-    if q.device.type == "cpu":
+def _attend(q: Tensor, kv: Tensor, causal: bool, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Attention of q to one block of keys and values: values and log partition [B, heads, T], both fp32.
+
+    A ``mask`` [B, 1, queries, keys] holds instead of ``causal``; it may leave a query nothing to see.
+    """
+    if q.device.type == "cpu" and mask is None:
         out, log_z = aten._scaled_dot_product_flash_attention_for_cpu(q, *kv, 0.0, causal)
         return out.float(), log_z
     kv = kv.repeat_interleave(q.shape[1] // kv.shape[2], dim=2)
-    if not _has_flash(q):
-        return plain(q, kv, causal)
+    if mask is not None or not _has_flash(q):
+        return plain(q, kv, causal, mask)
     out, log_z, *_ = aten._scaled_dot_product_flash_attention(q, *kv, 0.0, causal)
     return out.float(), log_z
 
 
 def _attend_back(
-    grad: Tensor, q: Tensor, kv: Tensor, out: Tensor, log_z: Tensor, causal: bool
+    queries: Sequence[Tensor], kv: Tensor, causal: bool, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """This block's part of the gradients of q and kv, fp32; ``out`` and ``log_z`` are merged over all blocks."""
-    if q.device.type == "cpu":
+    """This block's part of the gradients of q and kv, fp32.
+
+    ``queries`` are the gradient of the output, q, and output and log partition merged over all blocks.
+    """
+    grad, q, out, log_z = queries
+    if q.device.type == "cpu" and mask is None:
         operator = aten._scaled_dot_product_flash_attention_for_cpu_backward
         grad_q, *grad_kv = operator(grad, q, *kv, out, log_z, 0.0, causal)
         return grad_q.float(), torch.stack(grad_kv).float()
     repeated = kv.repeat_interleave(q.shape[1] // kv.shape[2], dim=2)
-    if _has_flash(q):
+    if mask is None and _has_flash(q):
         nothing = torch.empty(0, dtype=torch.uint64, device=q.device)  # random state, which no dropout needs
         lengths = q.shape[2], kv.shape[3]
         grad_q, *grad_kv = aten._scaled_dot_product_flash_attention_backward(
             grad, q, *repeated, out, log_z.contiguous(), None, None, *lengths, 0.0, causal, nothing, nothing
         )
     else:
-        grad_q, *grad_kv = plain_back(grad, q, repeated, out, log_z, causal)
+        grad_q, *grad_kv = plain_back(queries, repeated, causal, mask)
     # what heads that share keys and values have found
     shared: Tensor = torch.stack(grad_kv).float().unflatten(2, (kv.shape[2], -1)).sum(3)
     return grad_q.float(), shared
 
 
-def plain(q: Tensor, kv: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+def plain(q: Tensor, kv: Tensor, causal: bool, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """As ``_attend``, for as many heads of keys as of queries, from the definition."""
-    scores = _scores(q, kv[0], causal)
+    scores = _scores(q, kv[0], causal, mask)
     log_z = scores.logsumexp(-1)
-    return (scores - log_z[..., None]).exp() @ kv[1].float(), log_z
+    # where nothing is seen it is -inf, from which nothing may be subtracted
+    weights = (scores - log_z.clamp(min=torch.finfo(scores.dtype).min)[..., None]).exp()
+    return weights @ kv[1].float(), log_z
 
 
 def plain_back(
-    grad: Tensor, q: Tensor, kv: Tensor, out: Tensor, log_z: Tensor, causal: bool
+    queries: Sequence[Tensor], kv: Tensor, causal: bool, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As ``_attend_back``, for as many heads of keys as of queries: the gradients of q, keys and values."""
+    grad, q, out, log_z = queries
     grad, (keys, values) = grad.float(), kv.float()
-    weights = (_scores(q, keys, causal) - log_z[..., None]).exp()
+    weights = (_scores(q, keys, causal, mask) - log_z[..., None]).exp()
     slope = weights * (grad @ values.mT - (grad * out.float()).sum(-1, keepdim=True)) * q.shape[-1] ** -0.5
     return slope @ keys, slope.mT @ q.float(), weights.mT @ grad
 
 
-def _scores(q: Tensor, keys: Tensor, causal: bool) -> Tensor:
+def _scores(q: Tensor, keys: Tensor, causal: bool, mask: Tensor | None) -> Tensor:
     scores: Tensor = q.float() @ keys.float().mT * q.shape[-1] ** -0.5
-    if causal:
+    if mask is not None:
+        scores.masked_fill_(~mask, -torch.inf)
+    elif causal:
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu_(1)
         scores.masked_fill_(later, -torch.inf)
     return scores

@@ -33,6 +33,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from armillary.corpus import Batch
 from armillary.model import operators
 from armillary.parallel.dry_mode import ACTIVATIONS, GATHERED, OPTIMIZER, WithoutNumbers, size
 from armillary.parallel.mesh import Grid
@@ -194,7 +195,8 @@ def rehearse(
         mode.phase = ACTIVATIONS
         mode.storages.restart()
         mode.collectives.clear()
-        program.gradients(torch.zeros((1, 1), dtype=torch.int64).expand(spec.batch_sequences, spec.context_length + 1))
+        tokens = torch.zeros((1, 1), dtype=torch.int64).expand(spec.batch_sequences, spec.context_length + 1)
+        program.gradients(Batch(tokens))
         program.clip(spec.optimizer.grad_clip)
         gradients = sum(size(local(parameter.grad)) for _, parameter in program.named_parameters())
         mode.phase = OPTIMIZER

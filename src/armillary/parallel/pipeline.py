@@ -61,10 +61,10 @@ class Stage(Transformer):
         self.precision = spec.precision
         self.positions = torch.empty(0, dtype=torch.int64, device="cpu")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, starts: Tensor | None = None, weights: Tensor | None = None) -> Tensor:
         """As ``features``, in the run's precision."""
         with self.autocast(x.device):
-            return self.features(x, self.positions)
+            return self.features(x, self.positions, starts, weights)
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The precision of the matrix products; opened for the forward pass alone, which the backward pass follows."""
@@ -105,12 +105,15 @@ class Pipeline:
         self._schedule: Any = None
         self._size = torch.Size()
 
-    def backward(self, inputs: Tensor, targets: Tensor) -> None:
-        """Forward and backward of all micro-batches: token ids [count * B, T], one behind the other, and targets."""
+    def backward(self, inputs: Tensor, targets: Tensor, about: dict[str, Tensor]) -> None:
+        """Forward and backward of all micro-batches: token ids [count * B, T], one behind the other, and targets.
+
+        ``about`` is what every stage takes besides its input, [count * B, T] each.
+        """
         if inputs.shape != self._size:
             self._schedule, self._size = self._build(inputs[: len(inputs) // self.count]), inputs.shape
         arguments = (inputs,) if 0 in self.stages else ()
-        self._schedule.step(*arguments, target=targets, return_outputs=False)
+        self._schedule.step(*arguments, target=targets, return_outputs=False, **about)
 
     def _build(self, tokens: Tensor) -> Any:
         hidden = self._hidden(tokens, "meta").requires_grad_()

@@ -18,7 +18,8 @@ biases of experts follow what the batch has shown.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -28,7 +29,8 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.utils import get_total_norm
 
-from armillary.model import check_tokens, mean_share, set_batch_weight
+from armillary.corpus import Batch
+from armillary.model import check_tokens, document_starts, mean_share, set_batch_weight, without_ignored
 from armillary.model.native import kernels
 from armillary.parallel.context import shard_context, split_context
 from armillary.parallel.data import shard_data
@@ -38,6 +40,37 @@ from armillary.parallel.pipeline import Pipeline, Stage, build_stages
 from armillary.parallel.recompute import recompute_all, recompute_cheap
 from armillary.parallel.tensor import partial_gradients, shard_tensors
 from armillary.recipe import Layout, RunSpec
+
+
+@dataclass(frozen=True)
+class _Own:
+    """What a rank has of a batch: inputs, targets, weights and starts of documents, each [B, own T]."""
+
+    inputs: Tensor
+    targets: Tensor
+    weights: Tensor | None
+    starts: Tensor | None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> _Own:
+        """The same with ``change`` applied to each tensor."""
+        weights, starts = (None if x is None else change(x) for x in (self.weights, self.starts))
+        return _Own(change(self.inputs), change(self.targets), weights, starts)
+
+    def chunk(self, number: int, count: int) -> _Own:
+        """The ``number``-th of ``count`` equal parts of the sequences."""
+        return self.map(lambda x: x.chunk(count)[number])
+
+    def about(self) -> dict[str, Tensor]:
+        """What a stage takes besides its input."""
+        return {name: x for name, x in (("starts", self.starts), ("weights", self.weights)) if x is not None}
+
+    def wanted(self) -> Tensor:
+        """Targets and weights as one tensor, which is all that a schedule passes on: fp64, exact for every token."""
+        return (
+            self.targets
+            if self.weights is None
+            else torch.stack((self.targets.double(), self.weights.double()), dim=-1)
+        )
 
 
 class Program:
@@ -116,30 +149,31 @@ class Program:
         """
         return [part.chunk(self.layout.data)[self.grid.data_rank] for part in batch.chunk(self.count)]
 
-    def gradients(self, batch: Tensor) -> Tensor:
-        """Forward and backward over the whole ``batch`` [batch_sequences, T + 1] (int64, the same on every rank).
+    def gradients(self, batch: Batch[Tensor]) -> Tensor:
+        """Forward and backward over the whole ``batch``, which is the same on every rank.
 
         Returns the mean cross entropy in nats over all ranks, still on the device.
 
         Raises:
             TokenError: the batch lies in the host's memory and has a token outside of the vocabulary; on all ranks.
         """
-        check_tokens(batch, self.spec.model.vocab_size)
-        inputs, targets = self._own(torch.cat(self.rows(batch)))
-        self._batch_weight = float(batch[:, 1:].numel())
+        check_tokens(without_ignored(batch.tokens, batch.weights), self.spec.model.vocab_size)
+        own = self._own(batch.map(lambda x: torch.cat(self.rows(x))))
+        self._batch_weight = batch.weight
         for part in self.parts:
-            set_batch_weight(part, self._batch_weight)
+            set_batch_weight(part, batch.weight)
         self._entropy = torch.zeros((), device=self.device)
         if self.pipeline is not None:
-            self.pipeline.backward(inputs, targets)
+            self.pipeline.backward(own.inputs, own.wanted(), own.about())
         else:
             (model,) = self.parts
-            for number, (x, wanted) in enumerate(zip(inputs.chunk(self.count), targets.chunk(self.count), strict=True)):
+            for number in range(self.count):
+                piece = own.chunk(number, self.count)
                 if isinstance(model, FSDPModule):
                     last = number == self.count - 1
                     model.set_requires_gradient_sync(last)
                     model.set_reshard_after_backward(last or self.layout.reshard)
-                self._objective(model(x), wanted).backward()
+                self._objective(model(piece.inputs, **piece.about()), piece.wanted()).backward()
         if self.partial:
             whole = torch.cat([local(parameter.grad).flatten() for parameter in self.partial])
             dist.all_reduce(whole, group=self.grid.group("tp"))
@@ -162,8 +196,8 @@ class Program:
         at_a_time = max(1, self.spec.batch_sequences // (data * self.count))
         missing = -len(tokens) % (data * at_a_time)
         batches = torch.cat((tokens, tokens[:1].expand(missing, -1))).split(data * at_a_time)
-        inputs, targets = self._own(torch.cat([batch.chunk(data)[self.grid.data_rank] for batch in batches]))
-        micro_batches = inputs.split(at_a_time)
+        own = self._own(Batch(torch.cat([batch.chunk(data)[self.grid.data_rank] for batch in batches])))
+        micro_batches = own.inputs.split(at_a_time)
         model = self.parts[-1]
         total = torch.zeros((), device=self.device)
         for number, features in (
@@ -172,7 +206,7 @@ class Program:
             first = (number * data + self.grid.data_rank) * at_a_time
             real = min(at_a_time, len(tokens) - first)
             if real > 0:
-                wanted = targets[number * at_a_time :][:real]
+                wanted = own.targets[number * at_a_time :][:real]
                 with model.autocast(self.device):
                     _, entropy = model.criterion(features[:real], model.output_weight, wanted, 0.0)
                     total += real * (entropy / wanted.numel()).float()
@@ -184,23 +218,29 @@ class Program:
         dist.all_reduce(total)
         return total / (len(tokens) * self.layout.cp * self.layout.tp)
 
-    def _own(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of this rank's sequences ``tokens`` [n, T + 1]: its part of them by context."""
-        tokens = tokens.to(self.device, non_blocking=True)
+    def _own(self, batch: Batch[Tensor]) -> _Own:
+        """What this rank has of its sequences ``batch``: its part of them by context."""
+        here = batch.map(lambda x: x.to(self.device, non_blocking=True))
+        tokens = without_ignored(here.tokens, here.weights)
         positions = torch.arange(tokens.shape[1] - 1)
-        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        starts = None if here.documents is None else document_starts(here.documents)
+        own = _Own(tokens[:, :-1], tokens[:, 1:], here.weights, starts)
         if self.layout.cp > 1:
             rank, ranks = self.grid.rank("cp"), self.layout.cp
-            inputs, targets, positions = (split_context(x, rank, ranks) for x in (inputs, targets, positions))
+            own = own.map(lambda x: split_context(x, rank, ranks))
+            positions = split_context(positions, rank, ranks)
         for part in self.parts:
             part.positions = positions
-        return inputs, targets
+        return own
 
-    def _objective(self, features: Tensor, targets: Tensor) -> Tensor:
+    def _objective(self, features: Tensor, wanted: Tensor) -> Tensor:
         """This micro-batch's part of the objective of the whole batch; its part of the entropy is added up."""
         model = self.parts[-1]
+        targets, weights = (wanted, None) if wanted.ndim == 2 else (wanted[..., 0].long(), wanted[..., 1].float())
         with model.autocast(self.device):
-            objective, entropy = model.criterion(features, model.output_weight, targets, self.spec.optimizer.z_loss)
+            objective, entropy = model.criterion(
+                features, model.output_weight, targets, self.spec.optimizer.z_loss, weights
+            )
         parts = self.count * self.layout.data * self.layout.cp
         self._entropy += mean_share(entropy.detach(), self._batch_weight, parts)
         return mean_share(objective, self._batch_weight, parts)

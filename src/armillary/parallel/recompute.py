@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from armillary.model import Layer, Transformer
+from armillary.model import Layer, Places, Transformer
 
 _PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.bmm.default, torch.ops.aten._grouped_mm.default)
 _ATTENTION = (
@@ -52,12 +52,12 @@ def _keep_dear(_: Any, operator: Any, *arguments: Any, **options: Any) -> Checkp
 
 
 def _checkpointed(forward: Callable[..., tuple[Tensor, Tensor]], **options: Any) -> Any:
-    def summed(x: Tensor, delta: Tensor | None, cos: Tensor, sin: Tensor) -> Tensor:
-        x, new = forward(x, delta, cos, sin)
+    def summed(x: Tensor, delta: Tensor | None, places: Places) -> Tensor:
+        x, new = forward(x, delta, places)
         return x + new
 
-    def call(x: Tensor, delta: Tensor | None, cos: Tensor, sin: Tensor) -> tuple[Tensor, None]:
+    def call(x: Tensor, delta: Tensor | None, places: Places) -> tuple[Tensor, None]:
         # summed, so that what stays between two layers is one hidden state and not two
-        return checkpoint(summed, x, delta, cos, sin, use_reentrant=False, preserve_rng_state=False, **options), None
+        return checkpoint(summed, x, delta, places, use_reentrant=False, preserve_rng_state=False, **options), None
 
     return call

@@ -67,9 +67,8 @@ def shard_tensors(model: Transformer, grid: Grid) -> None:
         _compute_own_part(layer.attention, grid, parts)
         block: nn.Module | None = layer.feed_forward
         if isinstance(block, MixtureOfExperts):
-            if not parts:
-                # each rank routes its part of the sequence, also where the residual stream is whole on every rank
-                block.forward = partial(_route_own_part, block.forward, grid.group("tp"))  # type: ignore[method-assign]
+            # each rank routes its part of the sequence, also where the residual stream is whole on every rank
+            block.forward = partial(_route_own_part, block.forward, grid.group("tp"), parts)  # type: ignore[method-assign]
             parts, block = True, block.shared
         if block is not None:
             _compute_own_part(block, grid, parts)
@@ -112,9 +111,21 @@ def _compute_own_part(block: nn.Module, grid: Grid, parts: bool) -> None:
     block.forward = call
 
 
-def _route_own_part(forward: Callable[[Tensor], Tensor], group: dist.ProcessGroup, x: Tensor) -> Tensor:
-    """``forward`` over this rank's part of each sequence; x and the result are [B, T, d] on every rank."""
-    whole: Tensor = _JoinSequence.apply(forward(_OwnSequence.apply(x, group)), group)
+def _route_own_part(
+    forward: Callable[[Tensor, Tensor | None], Tensor],
+    group: dist.ProcessGroup,
+    parts: bool,
+    x: Tensor,
+    counted: Tensor | None = None,
+) -> Tensor:
+    """``forward`` over this rank's part of each sequence; x and the result are such ``parts``, or whole on every rank.
+
+    ``counted`` [B, T] are the weights of whole sequences.
+    """
+    own = None if counted is None else counted.chunk(group.size(), dim=1)[group.rank()]
+    if parts:
+        return forward(x, own)
+    whole: Tensor = _JoinSequence.apply(forward(_OwnSequence.apply(x, group), own), group)
     return whole
 
 

@@ -189,6 +189,7 @@ def _measure(probe: Probe, device: torch.device) -> float:
     """Tokens per second of real training steps on random tokens."""
     import torch
 
+    from armillary.corpus import Batch
     from armillary.model import Transformer
     from armillary.recipe import ArmillaryError, MixturePhase, OptimizerSpec, Schedule
     from armillary.train import Stack, build_optimizer, stack_capacity, train_step
@@ -213,15 +214,15 @@ def _measure(probe: Probe, device: torch.device) -> float:
         model.to(device)
         optimizer = build_optimizer(model, spec)
         batch = torch.randint(probe.shape.vocab_size, size, device=device)
-        step = partial(train_step, model, optimizer, spec, 0, batch)
+        step = partial(train_step, model, optimizer, spec, 0, Batch(batch))
     elif stack_capacity(spec, probe.members, device) == probe.members:
         stack = Stack(spec, probe.members, device)
         for row in range(probe.members):
             member = Transformer(probe.shape)
             member.init_weights(row)
             stack.put(row, member, build_optimizer(member, spec))
-        batch = torch.randint(probe.shape.vocab_size, (probe.members, *size), device=device)
-        step = partial(stack.step, [(spec, 0)] * probe.members, batch)
+        batches = [Batch(torch.randint(probe.shape.vocab_size, size, device=device)) for _ in range(probe.members)]
+        step = partial(stack.step, [(spec, 0)] * probe.members, batches)
     else:
         raise ArmillaryError(f"there is no memory for a stack of {probe.members}")
     step()[0].sum().item()

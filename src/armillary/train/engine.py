@@ -15,8 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from armillary.corpus import Corpus
-from armillary.model import Transformer, balance_experts, check_tokens, mean_share, save_weights, set_batch_weight
+from armillary.corpus import Batch, Corpus
+from armillary.model import (
+    Transformer,
+    balance_experts,
+    check_tokens,
+    mean_share,
+    save_weights,
+    set_batch_weight,
+    without_ignored,
+)
 from armillary.optim import build_optimizer, set_lr
 from armillary.recipe import RunSpec
 from armillary.train.checkpoint import CheckpointReader, Piece, PieceReader, whole, writing
@@ -33,8 +41,8 @@ class Engine(Protocol):
     device: torch.device
     described: dict[str, Any]  # what the events of a start say of it
 
-    def step(self, step: int, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """One optimizer step on the global ``batch`` [batch_sequences, context_length + 1] (int64).
+    def step(self, step: int, batch: Batch[Tensor]) -> tuple[Tensor, Tensor]:
+        """One optimizer step on the global ``batch``.
 
         Returns the mean cross entropy in nats and the gradient norm before clipping, both still on the device.
         """
@@ -69,11 +77,12 @@ class Alone:
         self.model.to_empty(device=device)
         self.optimizer = build_optimizer(self.model, spec)
 
-    def step(self, step: int, batch: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, step: int, batch: Batch[Tensor]) -> tuple[Tensor, Tensor]:
         """As ``train_step``, with the positions that the run has in this step; TokenError for a foreign token."""
-        check_tokens(batch, self.spec.model.vocab_size)
+        check_tokens(without_ignored(batch.tokens, batch.weights), self.spec.model.vocab_size)
         self.model.turn_as(self.spec.during(step).model)
-        return train_step(self.model, self.optimizer, self.spec, step, batch.to(self.device, non_blocking=True))
+        here = batch.map(lambda part: part.to(self.device, non_blocking=True))
+        return train_step(self.model, self.optimizer, self.spec, step, here)
 
     @torch.no_grad()
     def entropy(self, step: int, windows: Tensor) -> float:
@@ -124,22 +133,27 @@ def autocast(spec: RunSpec, device: torch.device) -> contextlib.AbstractContextM
     return contextlib.nullcontext()
 
 
+def parts(batch: Batch[Tensor], count: int, dim: int = 0) -> list[Batch[Tensor]]:
+    """``count`` equal parts of a batch along the dimension of its sequences."""
+    return [batch.map(lambda x, i=i: x.chunk(count, dim)[i]) for i in range(count)]  # type: ignore[misc]
+
+
 def train_step(
-    model: Transformer, optimizer: torch.optim.Optimizer, spec: RunSpec, step: int, batch: Tensor
+    model: Transformer, optimizer: torch.optim.Optimizer, spec: RunSpec, step: int, batch: Batch[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """One optimizer step on ``batch`` (int64 ``[batch_sequences, context_length + 1]``, on the model's device).
+    """One optimizer step on ``batch``, which is on the model's device.
 
     Returns the mean cross entropy in nats and the gradient norm before clipping, both still on the device.
     """
     set_lr(optimizer, spec.lr(step))
-    weight = float(batch[:, 1:].numel())
-    set_batch_weight(model, weight)
-    loss = torch.zeros((), device=batch.device)
-    for part in batch.chunk(spec.accumulation):
-        with autocast(spec, batch.device):
-            objective, cross_entropy = model.loss(part, spec.optimizer.z_loss)
-        mean_share(objective, weight, spec.accumulation).backward()  # type: ignore[no-untyped-call]
-        loss += mean_share(cross_entropy.detach(), weight, spec.accumulation)
+    set_batch_weight(model, batch.weight)
+    device = batch.tokens.device
+    loss = torch.zeros((), device=device)
+    for part in parts(batch, spec.accumulation):
+        with autocast(spec, device):
+            objective, cross_entropy = model.loss(part.tokens, spec.optimizer.z_loss, part.weights, part.documents)
+        mean_share(objective, batch.weight, spec.accumulation).backward()  # type: ignore[no-untyped-call]
+        loss += mean_share(cross_entropy.detach(), batch.weight, spec.accumulation)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), spec.optimizer.grad_clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

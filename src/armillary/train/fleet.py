@@ -34,14 +34,13 @@ from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from armillary.corpus import Corpus
-from armillary.model import TokenError, Transformer, check_tokens, mean_share, width_factors
+from armillary.corpus import Batch, Corpus
+from armillary.model import TokenError, Transformer, check_tokens, mean_share, width_factors, without_ignored
 from armillary.recipe import ModelShape, OptimizerSpec, RunSpec, UsageError
-from armillary.train.engine import Alone, autocast
+from armillary.train.engine import Alone, autocast, parts
 from armillary.train.loop import (
     FLUSH,
     DivergedError,
@@ -92,8 +91,8 @@ def stack_capacity(spec: RunSpec, wanted: int, device: torch.device) -> int:
         if 2 * each < free:
             before = torch.accelerator.memory_allocated(device)
             torch.accelerator.reset_peak_memory_stats(device)
-            batch = torch.zeros(2, spec.batch_sequences, spec.context_length + 1, dtype=torch.int64, device=device)
-            Stack(spec, 2, device).step([(spec, 0)] * 2, batch)
+            tokens = torch.zeros(spec.batch_sequences, spec.context_length + 1, dtype=torch.int64, device=device)
+            Stack(spec, 2, device).step([(spec, 0)] * 2, [Batch(tokens)] * 2)
             each = (torch.accelerator.max_memory_allocated(device) - before) // 2
     return max(1, min(wanted, int(0.9 * free) // each))
 
@@ -225,9 +224,8 @@ class Fleet:
         """One step of every run; returns the outcomes of those that have left since the last step."""
         batches = self._batches()
         if batches:
-            batch = torch.from_numpy(np.stack(batches))
             taken = [(run.spec, run.step) for run in self.runs]
-            self._pending.append(self._stack.step(taken, batch.to(self.device, non_blocking=True)))
+            self._pending.append(self._stack.step(taken, batches))
             for run in self.runs:
                 run.advance()
             wanting = [run.wants_attention() for run in self.runs]  # all are asked: asking notes the answer
@@ -239,13 +237,13 @@ class Fleet:
         left, self._left = self._left, {}
         return left
 
-    def _batches(self) -> list[NDArray[np.int64]]:
+    def _batches(self) -> list[Batch[Tensor]]:
         """The next batch of every run; a run with a token outside of the vocabulary leaves."""
         batches, bad = [], []
         for run in self.runs:
-            batch = run.order.batch(run.step)
+            batch = run.order.batch(run.step).map(torch.from_numpy)
             try:
-                check_tokens(torch.from_numpy(batch), run.spec.model.vocab_size)
+                check_tokens(without_ignored(batch.tokens, batch.weights), run.spec.model.vocab_size)
                 batches.append(batch)
             except TokenError as error:
                 bad.append((run, error))
@@ -355,19 +353,19 @@ class Stack:
             parameter.data = weights
             optimizer.state[parameter] = state
 
-    def step(self, taken: Sequence[tuple[RunSpec, int]], batch: Tensor) -> tuple[Tensor, Tensor]:
-        """One optimizer step of the first rows, for the specification and step (0-based) of each.
+    def step(self, taken: Sequence[tuple[RunSpec, int]], batches: Sequence[Batch[Tensor]]) -> tuple[Tensor, Tensor]:
+        """One optimizer step of the first rows, for the specification and step (0-based) of each and its batch.
 
-        ``batch`` is [members, batch_sequences, context_length + 1] (int64). Returns the mean cross entropy in nats and
+        The batches must agree on whether they have weights, and documents. Returns the mean cross entropy in nats and
         the gradient norm before clipping, both [members] and still on the device.
         """
         members = len(taken)
         gradients = self._gradients[:members]
-        parts = list(self._cut(gradients).values())
-        loss = self._backward(batch, parts)
+        cut = list(self._cut(gradients).values())
+        loss = self._backward(batches, cut)
         with torch.no_grad():
             # As for a single model: the norm of the parameters' norms.
-            norms = [torch.linalg.vector_norm(part.flatten(1), dim=1) for part in parts]
+            norms = [torch.linalg.vector_norm(part.flatten(1), dim=1) for part in cut]
             norm = torch.linalg.vector_norm(torch.stack(norms, dim=1), dim=1)
             limits = torch.tensor([spec.optimizer.grad_clip for spec, _ in taken]).to(norm.device, non_blocking=True)
             gradients.mul_(((norm + 1e-6).reciprocal() * limits).clamp(max=1.0)[:, None])
@@ -375,21 +373,23 @@ class Stack:
             self._update(taken)
         return loss, norm
 
-    def _backward(self, batch: Tensor, parts: list[Tensor]) -> Tensor:
-        """Write the gradients of all members into ``parts``; returns their cross entropies."""
+    def _backward(self, batches: Sequence[Batch[Tensor]], gradients: list[Tensor]) -> Tensor:
+        """Write the gradients of all members; returns their cross entropies."""
+        device = self._parameters.device
+        stacked = _stacked(batches).map(lambda part: part.to(device, non_blocking=True))
         leaves = {
             f"model.{name}": view.detach().requires_grad_()
-            for name, view in self._cut(self._parameters[: len(batch)]).items()
+            for name, view in self._cut(self._parameters[: len(batches)]).items()
         }
-        loss = torch.zeros(len(batch), device=batch.device)
-        weight, count = float(batch[0, :, 1:].numel()), self._spec.accumulation
-        for number, tokens in enumerate(batch.chunk(count, dim=1)):
-            with autocast(self._spec, batch.device):
-                objective, entropy = torch.vmap(partial(functional_call, self._objective))(leaves, tokens)
-            total = mean_share(objective, weight, count).sum()
-            gradients = torch.autograd.grad(total, list(leaves.values()))
-            (torch._foreach_add_ if number else torch._foreach_copy_)(parts, gradients)
-            loss += mean_share(entropy.detach(), weight, count)
+        loss, count = torch.zeros(len(batches), device=device), self._spec.accumulation
+        for number, part in enumerate(parts(stacked, count, dim=1)):
+            inputs = [x for x in (part.tokens, part.weights, part.documents) if x is not None]
+            with autocast(self._spec, device):
+                objective, entropy = torch.vmap(partial(functional_call, self._objective))(leaves, tuple(inputs))
+            weights = torch.tensor([batch.weight for batch in batches], dtype=objective.dtype).to(device)
+            found = torch.autograd.grad(mean_share(objective, weights, count).sum(), list(leaves.values()))
+            (torch._foreach_add_ if number else torch._foreach_copy_)(gradients, found)
+            loss += mean_share(entropy.detach(), weights, count)
         return loss
 
     def _update(self, taken: Sequence[tuple[RunSpec, int]]) -> None:
@@ -416,6 +416,20 @@ class _Objective(nn.Module):
         super().__init__()
         self.model, self.z_loss = Transformer(shape), z_loss
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Objective and cross entropy, sums, of [batch_sequences, context_length + 1]."""
-        return self.model.loss(tokens, self.z_loss)
+    def forward(
+        self, tokens: Tensor, weights: Tensor | None = None, documents: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Objective and cross entropy, sums, of a member's part of a batch."""
+        return self.model.loss(tokens, self.z_loss, weights, documents)
+
+
+def _stacked(batches: Sequence[Batch[Tensor]]) -> Batch[Tensor]:
+    """The batches of all members as one, with the members as first dimension."""
+    weights = [batch.weights for batch in batches if batch.weights is not None]
+    documents = [batch.documents for batch in batches if batch.documents is not None]
+    return Batch(
+        torch.stack([batch.tokens for batch in batches]),
+        torch.stack(weights) if weights else None,
+        torch.stack(documents) if documents else None,
+        weight=0.0,  # each member has its own
+    )

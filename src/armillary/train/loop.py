@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from armillary.corpus import Corpus, TokenOrder
+from armillary.corpus import Batch, Corpus, DataOrder, TokenOrder
 from armillary.files import aside, sync, write_json
 from armillary.goodput import EventKind, EventWriter, read_events
 from armillary.model import Transformer
@@ -111,10 +111,10 @@ def train_run(
     with open_run(spec, corpus, folder, device, trunk, keep, checkpoint_every_s, progress, stop) as run:
         if isinstance(run, RunResult):
             return run
-        return carry_out(run, (torch.from_numpy(run.order.batch(step)) for step in range(run.step, spec.steps)))
+        return carry_out(run, (run.order.batch(step).map(torch.from_numpy) for step in range(run.step, spec.steps)))
 
 
-def carry_out(run: Run[Any], batches: Iterable[Tensor]) -> RunResult:
+def carry_out(run: Run[Any], batches: Iterable[Batch[Tensor]]) -> RunResult:
     """Take the run through its remaining steps, a batch for each, to its end.
 
     Raises:
@@ -286,7 +286,7 @@ class Run(Generic[EngineT]):
         self.engine, self.saver, self.policy, self.world = engine, saver, policy, world
         self.progress, self.stop, self.tell = progress, stop, tell
         self.checkpoints = folder / "checkpoints"
-        self.order = TokenOrder.of(spec, corpus)
+        self.order: DataOrder = TokenOrder.of(spec, corpus)
         self.step = 0
         self.metrics: list[dict[str, float]] = []
         self._saved = time.perf_counter()

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from armillary.corpus import Corpus, TokenOrder
+from armillary.corpus import Batch, Corpus, DataOrder
 from armillary.recipe import ArmillaryError, Checkpoints, Layout, RunSpec
 from armillary.train.check import check_run
 from armillary.train.loop import Run, Silent, carry_out, open_folder
@@ -75,12 +75,12 @@ def train_ranks(
             return carry_out(run, batches)
 
 
-def _ahead(order: TokenOrder, step: int, steps: int, device: torch.device) -> Generator[Tensor, None, None]:
+def _ahead(order: DataOrder, step: int, steps: int, device: torch.device) -> Generator[Batch[Tensor], None, None]:
     """The batches from ``step`` on; the next is made ready while one is trained on."""
 
-    def make(step: int) -> Tensor:
-        batch = torch.from_numpy(order.batch(step))
-        return batch if device.type == "cpu" else batch.pin_memory()
+    def make(step: int) -> Batch[Tensor]:
+        batch = order.batch(step).map(torch.from_numpy)
+        return batch if device.type == "cpu" else batch.map(Tensor.pin_memory)
 
     with ThreadPoolExecutor(1) as thread:
         coming = thread.submit(make, step)

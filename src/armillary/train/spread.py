@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
+from armillary.corpus import Batch
 from armillary.optim import LocalOptimizer
 from armillary.parallel import Program
 from armillary.recipe import Layout, RunSpec
@@ -29,7 +30,7 @@ class Spread:
         self.program = Program(spec, layout, device)
         self.optimizer = LocalOptimizer(self.program.named_parameters(), spec)
 
-    def step(self, step: int, batch: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, step: int, batch: Batch[Tensor]) -> tuple[Tensor, Tensor]:
         """One optimizer step on the global batch, of which the program takes this rank's part."""
         for part in self.program.parts:
             part.turn_as(self.spec.during(step).model)

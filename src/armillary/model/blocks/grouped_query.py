@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from armillary.model.operators import attention
+from armillary.model.places import Places
 from armillary.model.roles import Role, gain
 from armillary.recipe import ModelShape
 
@@ -35,8 +36,8 @@ class Attention(nn.Module):
         if shape.qk_norm:
             self.roles |= {"q_norm.weight": gain("whole", width="query-gain"), "k_norm.weight": gain("whole")}
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """[B, T, d_model] to the same; ``cos`` and ``sin`` are the rotary tables."""
+    def forward(self, x: Tensor, places: Places) -> Tensor:
+        """[B, T, d_model] to the same."""
         gains = (self.q_norm.weight, self.k_norm.weight) if self.q_norm and self.k_norm else None
-        x = self.out(self.core(self.q(x), self.k(x), self.v(x), (cos, sin), gains, self.eps))
+        x = self.out(self.core(self.q(x), self.k(x), self.v(x), places, gains, self.eps))
         return x

@@ -1,0 +1,58 @@
+"""What a training step reads, and the protocol of the orders that yield it (contract 2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class Batch(Generic[A]):
+    """The batch of one step, in arrays of NumPy or of another library (``map``).
+
+    ``tokens`` [B, T + 1] (int64): each predicts the next. ``weights`` [B, T] (fp32) multiply the losses of the
+    predictions; where one is 0 the target may be any number. None: all are 1. ``documents`` [B, T] (int64) numbers the
+    documents of the inputs ``tokens[:, :-1]``; the tokens of one stand side by side, see nothing of other documents,
+    and count their positions from 0. None: each sequence is one document.
+
+    ``weight`` is the sum of the weights of the *global* batch, by which all losses are divided. A part of a batch
+    keeps it (``map``), so that every rank divides by the same number without communication.
+    """
+
+    tokens: A
+    weights: A | None = None
+    documents: A | None = None
+    weight: float = field(default=float("nan"), kw_only=True)
+
+    def __post_init__(self) -> None:
+        if np.isnan(self.weight):
+            tokens: Any = self.tokens
+            total = tokens.shape[0] * (tokens.shape[1] - 1)
+            if self.weights is not None:
+                total = np.asarray(self.weights).sum(dtype=np.float64)
+            object.__setattr__(self, "weight", float(total))
+
+    def map(self, change: Callable[[A], B]) -> Batch[B]:
+        """The same batch, or a part of it, with ``change`` applied to each array; ``weight`` stays."""
+        weights, documents = (None if x is None else change(x) for x in (self.weights, self.documents))
+        return Batch(change(self.tokens), weights, documents, weight=self.weight)
+
+
+class DataOrder(Protocol):
+    """The batches of a run: a pure function of the step, however many ranks read them."""
+
+    def batch(self, step: int) -> Batch[NDArray[Any]]:
+        """The global batch of ``step`` (0-based)."""
+
+    def weight(self, step: int) -> float:
+        """The sum of the weights of the global batch of ``step``, without reading its tokens."""
+
+    def epochs(self, steps: int) -> dict[str, float]:
+        """Passes over each source of text or examples in the first ``steps`` steps."""
