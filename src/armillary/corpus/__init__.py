@@ -3,9 +3,12 @@
 from armillary.corpus.batch import Batch, DataOrder
 from armillary.corpus.build import build_corpus
 from armillary.corpus.demo import DEMO_DOMAINS, DemoDomain
+from armillary.corpus.examples import Example, Examples, open_examples, write_examples
 from armillary.corpus.manifest import DomainManifest, Manifest, ShardFile
 from armillary.corpus.order import TokenOrder
+from armillary.corpus.orders import data_order
 from armillary.corpus.shards import Corpus, ValidationSet
+from armillary.corpus.supervised import SupervisedOrder
 from armillary.corpus.verify import verify_corpus
 
 __all__ = [
@@ -15,10 +18,16 @@ __all__ = [
     "DataOrder",
     "DemoDomain",
     "DomainManifest",
+    "Example",
+    "Examples",
     "Manifest",
     "ShardFile",
+    "SupervisedOrder",
     "TokenOrder",
     "ValidationSet",
     "build_corpus",
+    "data_order",
+    "open_examples",
     "verify_corpus",
+    "write_examples",
 ]

@@ -22,6 +22,7 @@ from armillary.recipe.large import Checkpoints, LargeRun, load_training
 from armillary.recipe.layout import Layout
 from armillary.recipe.lineage import Edge, walk_back
 from armillary.recipe.lock import BusyError, exclusive, lock
+from armillary.recipe.objective import NextToken, Objective, Preference, Supervised
 from armillary.recipe.optimizers import OptimizerOptions, register_options
 from armillary.recipe.problem import FileProblem, problem_of
 from armillary.recipe.run import (
@@ -65,13 +66,17 @@ __all__ = [
     "MixtureStudy",
     "MixtureTarget",
     "ModelShape",
+    "NextToken",
+    "Objective",
     "OptimizerOptions",
     "OptimizerSpec",
+    "Preference",
     "Recipe",
     "RopeScaling",
     "RunSpec",
     "Schedule",
     "Start",
+    "Supervised",
     "TokenizerSpec",
     "Training",
     "UsageError",

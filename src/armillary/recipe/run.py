@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
 from armillary.recipe.errors import FieldError
+from armillary.recipe.objective import NextToken, Objective
 from armillary.recipe.optimizers import MuonOptions, OptimizerKind, OptimizerOptions, options_of
 from armillary.recipe.shapes import Document, ModelShape, RopeScaling
 
@@ -199,7 +200,7 @@ class RunSpec(Document):
     The longest context length must be a multiple of every other, so that no text is cut anew (``corpus.order``).
     """
 
-    later: ClassVar[tuple[str, ...]] = ("lengths", "start")
+    later: ClassVar[tuple[str, ...]] = ("lengths", "start", "objective")
 
     format: Literal[1] = 1
     corpus: str
@@ -216,11 +217,23 @@ class RunSpec(Document):
     validation: Validation = Validation()
     lengths: tuple[LengthPhase, ...] = ()
     start: Start | None = None
+    objective: Objective = NextToken()
+
+    @model_validator(mode="after")
+    def _objective_fits(self) -> Self:
+        if isinstance(self.objective, NextToken):
+            return self
+        for name in ("mixture", "lengths"):
+            if getattr(self, name):
+                raise FieldError(
+                    f"belongs to objective 'next-token', not to '{self.objective.kind}'; leave it empty", name
+                )
+        return self
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
         starts = [phase.start_step for phase in self.mixture]
-        if not starts or starts[0] != 0:
+        if isinstance(self.objective, NextToken) and (not starts or starts[0] != 0):
             raise FieldError("the first phase of the mixture must start at step 0", "mixture")
         if starts != sorted(set(starts)):
             raise FieldError(f"phases of the mixture must start at growing steps, found {starts}", "mixture")

@@ -11,7 +11,7 @@ from functools import partial
 
 from pydantic import ValidationError
 
-from armillary.corpus import Corpus, TokenOrder
+from armillary.corpus import Corpus, data_order
 from armillary.recipe import Layout, RunSpec, UsageError
 
 
@@ -21,7 +21,8 @@ def check_run(spec: RunSpec, corpus: Corpus, layout: Layout | None = None) -> No
     Raises:
         UsageError: every reason for which it cannot be trained to its end, with names, numbers and remedies: another
             corpus; a vocabulary below the corpus's; phases, schedule or batch that do not fit; a domain of the mixture
-            that is missing or too short; a validation domain shorter than one window of any length at which it is
+            that is missing or too short; examples that are missing or too long; an objective that this version does not
+            train; a validation domain shorter than one window of any length at which it is
             validated; a layout that does not divide the run.
     """
     if corpus.hash != spec.corpus:
@@ -43,7 +44,7 @@ def check_run(spec: RunSpec, corpus: Corpus, layout: Layout | None = None) -> No
             "least that"
         )
     if not problems:
-        checks: list[Callable[[], object]] = [lambda: TokenOrder.of(spec, corpus)]
+        checks: list[Callable[[], object]] = [lambda: data_order(spec, corpus)]
         if layout is not None:
             checks.append(partial(layout.check, spec))
         for check in checks:

@@ -73,7 +73,9 @@ def stack_key(spec: RunSpec) -> Hashable:
     shape, o = spec.model.model_dump_json(), spec.optimizer
     batch = spec.context_length, spec.batch_sequences, spec.accumulation, spec.precision
     alone = not o.own.stacks or spec.lengths or spec.model.experts
-    return shape, *batch, o.z_loss, o.base_width, o.base_head_dim, spec.id if alone else None
+    # batches of one objective agree on whether they have weights and documents
+    kind = spec.objective.kind
+    return shape, *batch, kind, o.z_loss, o.base_width, o.base_head_dim, spec.id if alone else None
 
 
 def stack_capacity(spec: RunSpec, wanted: int, device: torch.device) -> int:
@@ -199,8 +201,8 @@ class Fleet:
         """
         if stack_key(run.spec) != self._key:
             raise UsageError(
-                f"run {run.spec.id}: shape, context length, batch, accumulation, precision and z_loss must be those of "
-                "the stack; train it in another one"
+                f"run {run.spec.id}: shape, context length, batch, accumulation, precision, objective and z_loss must "
+                "be those of the stack; train it in another one"
             )
         if len(self.runs) == self.capacity:
             raise UsageError(f"run {run.spec.id}: all {self.capacity} places are taken; add it when a run has left")

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from armillary.corpus import Batch, Corpus, DataOrder, TokenOrder
+from armillary.corpus import Batch, Corpus, DataOrder, data_order
 from armillary.files import aside, sync, write_json
 from armillary.goodput import EventKind, EventWriter, read_events
 from armillary.model import Transformer
@@ -286,7 +286,7 @@ class Run(Generic[EngineT]):
         self.engine, self.saver, self.policy, self.world = engine, saver, policy, world
         self.progress, self.stop, self.tell = progress, stop, tell
         self.checkpoints = folder / "checkpoints"
-        self.order: DataOrder = TokenOrder.of(spec, corpus)
+        self.order: DataOrder = data_order(spec, corpus)
         self.step = 0
         self.metrics: list[dict[str, float]] = []
         self._saved = time.perf_counter()
