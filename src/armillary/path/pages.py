@@ -624,10 +624,16 @@ def _mixture_part(evidence: Evidence, found: MixtureOutcome) -> report.MixturePa
 
 
 def _of_target(law: ScalingLaw, parameters: float, tokens: float) -> tuple[float, float, float]:
-    """Mean, low and high of the target loss, the last column of the law, at one size."""
+    """Mean, low and high of the target loss, the last column of the law, at one size.
+
+    Raises:
+        ExtrapolationError: the law leaves the target loss open there.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExtrapolationWarning)  # the recorded prediction holds it
-        mean, low, high = law.predict(np.array([[parameters, tokens]], float))
+        mean, low, high = law.predict_known(np.array([[parameters, tokens]], float))
+    if not np.isfinite(high[0, -1]):
+        raise ExtrapolationError("the law leaves the target loss open by more than a factor of 2 at this size")
     return float(mean[0, -1]), float(low[0, -1]), float(high[0, -1])
 
 

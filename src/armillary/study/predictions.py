@@ -30,6 +30,8 @@ from armillary.study.mixture import MixtureOutcome
 from armillary.study.sizing import TARGET_LOOKS
 
 INTERVAL = 0.9
+_UNSUPPORTED = "the ladder does not support a prediction of the target run"
+_LONGER = "give study.ladder greater depths or more tokens"
 _TOO_LATE = (
     "the target was asked for after run {run} had begun; a prediction of it now would come after the run, so there is "
     "none"
@@ -204,7 +206,14 @@ def _begun(lab: Lab, run: str) -> bool:
 
 
 def forecast(lab: Lab, spec: RunSpec, mixture: MixtureOutcome, ladder: LadderOutcome) -> dict[str, Any]:
-    """The content of a prediction of ``spec``, not yet recorded."""
+    """The content of a prediction of ``spec``, not yet recorded.
+
+    A domain whose law the ladder leaves open by more than a factor of 2 is left out of ``domains`` and listed under
+    ``open``; the other domains and the target are predicted.
+
+    Raises:
+        ArmillaryError: the law of the target, or of every domain, is open.
+    """
     left_out: list[str] = []
     law = fit_law(ladder, lab.recipe.model.family, mixture.domains, left_out.append)
     for said in left_out:
@@ -214,18 +223,27 @@ def forecast(lab: Lab, spec: RunSpec, mixture: MixtureOutcome, ladder: LadderOut
     with warnings.catch_warnings(record=True) as caught, rows_named(lambda _table, _row: "the target run", columns):
         warnings.simplefilter("always", ExtrapolationWarning)
         try:
-            mean, low, high = (part[0].tolist() for part in law.predict(at, interval=INTERVAL))
+            mean, low, high = (part[0].tolist() for part in law.predict_known(at, interval=INTERVAL))
         except ExtrapolationError as error:
-            raise ArmillaryError(
-                f"the ladder does not support a prediction of the target run: {error}; give study.ladder greater "
-                "depths or more tokens"
-            ) from error
-    values = {name: {"predicted": mean[i], "low": low[i], "high": high[i]} for i, name in enumerate(columns)}
+            raise ArmillaryError(f"{_UNSUPPORTED}: {error}; {_LONGER}") from error
+    values = {
+        name: {"predicted": mean[i], "low": low[i], "high": high[i]}
+        for i, name in enumerate(columns)
+        if math.isfinite(high[i])
+    }
+    if "target" not in values:
+        raise ArmillaryError(
+            f"{_UNSUPPORTED}: its law of the target loss is open by more than a factor of 2; {_LONGER}"
+        )
+    unknown = [domain for domain in mixture.domains if domain not in values]
+    if unknown:
+        lab.say(f"predict: not predicted, since their laws are open by more than a factor of 2: {', '.join(unknown)}")
     return {
         "run": spec.id,
         "spec": spec.model_dump(mode="json"),
         "interval": INTERVAL,
-        "domains": {domain: values[domain] for domain in mixture.domains},
+        "domains": {domain: values[domain] for domain in mixture.domains if domain in values},
+        **({"open": unknown} if unknown else {}),
         "target": values["target"],
         "target_weights": lab.recipe.target_weights,
         "extrapolation": float(law.extrapolation(at)[0]),
