@@ -1,4 +1,4 @@
-"""Files that after a kill or a crash are there whole or not at all: written aside, brought to the disk, renamed."""
+"""Files that after a kill or a crash are there whole or not at all: written aside, flushed, renamed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HOST = socket.gethostname()
 
 
 def sync(path: Path) -> None:
-    """Bring a file, or the names in a folder, to the disk."""
+    """Flush a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

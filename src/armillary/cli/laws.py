@@ -253,7 +253,7 @@ def best_schedule(
     path: Annotated[Path | None, typer.Option("--out", "-o", help="CSV of step,lr to write the schedule to.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The best learning-rate schedule for a budget, and what stopping early or going on would cost.
+    """The best learning-rate schedule for a budget, and what stopping early or continuing would cost.
 
     Example: armillary best-schedule anneal-law.json --size 400M --steps 24000 --given constant.csv --out schedule.csv
     """

@@ -138,14 +138,14 @@ def build_corpus(
         raise
     except BrokenProcessPool as error:
         raise ArmillaryError(
-            f"{folder}: a worker process died; finished parts are kept, build again to go on. Out of memory: use fewer "
+            f"{folder}: a worker process died; finished parts stay, build again to resume. Out of memory: use fewer "
             "workers. A script from standard input, or that calls build_corpus outside of "
             "if __name__ == '__main__': use workers=1"
         ) from error
     except OSError as error:
         raise ArmillaryError(
             f"{error.filename or folder}: {error.strerror or error}; finished parts are kept in {folder}: "
-            "make room or fix the permission there, then build again to go on"
+            "make room or fix the permission there, then build again to resume"
         ) from error
 
 

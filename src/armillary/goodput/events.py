@@ -139,7 +139,7 @@ def read_events(path: Path) -> Iterator[Event]:
 def first_start_s(folder: Path) -> float | None:
     """When the run in ``folder`` first began, in seconds since the Unix epoch, as its own events say.
 
-    The earliest of all attempts counts, whoever started them: a study's worker, ranks started here, or a launcher. A
+    The earliest of all attempts counts: a study's worker, ranks started here, or a launcher. A
     file whose first lines are lost still bounds it, by the earliest moment that what is left speaks of. None: there is
     no ``events.jsonl``, or nothing in it.
 

@@ -1,4 +1,4 @@
-"""Where a large run is carried out: processes of this machine, or those that another launcher has started."""
+"""Where a large run executes: processes of this machine, or those that another launcher has started."""
 
 from armillary.launch.capacity import fit_workers, worker_bytes
 from armillary.launch.large import check_corpus, launch, launched

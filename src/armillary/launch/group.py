@@ -24,7 +24,7 @@ _PATIENCE = timedelta(minutes=30)
 
 @contextlib.contextmanager
 def joined() -> Iterator[torch.device]:
-    """The device of this rank, whose place is told by the environment as torchrun sets it; all ranks are there.
+    """The device of this rank, read from the environment as torchrun sets it; all ranks are there.
 
     On a CPU the ranks of a machine share its cores, where OMP_NUM_THREADS does not say otherwise.
 

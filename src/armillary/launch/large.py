@@ -1,4 +1,4 @@
-"""A large run, from its document to its result: what is wrong is told before anything starts, then ranks carry it out.
+"""A large run, from its document to its result: errors are raised before anything starts, then ranks train it.
 
 Where the environment says that this process is one of several (torchrun, or any other launcher that sets ``RANK`` and
 ``WORLD_SIZE``), it is a rank. Else it starts ranks on this machine.
@@ -30,11 +30,11 @@ def launch(
     max_restarts: int = 3,
     reporter: Callable[[], Any],
 ) -> RunResult | None:
-    """Carry out ``large`` in ``folder``, or go on with it, or return its result; None on all ranks but the first.
+    """Train ``large`` in ``folder``, or resume it, or return its result; None on all ranks but the first.
 
     ``nproc`` ranks are started on this machine (default: as many as the layout has, or one); a rank that is killed has
-    all of them started again from the last checkpoint, at most ``max_restarts`` times. ``reporter()`` makes, in the
-    first rank, what is told of progress: called with stage, units done and in all, and a note; ``say`` takes a line,
+    all of them started again from the last checkpoint, at most ``max_restarts`` times. ``reporter()`` makes the
+    reporter of the first rank, which is called with stage, units done and in all, and a note; ``say`` takes a line,
     and ``close`` ends it.
 
     Raises:

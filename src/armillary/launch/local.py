@@ -1,6 +1,6 @@
 """Ranks on this machine, started and watched by PyTorch's elastic agent.
 
-A rank that dies has the agent end the others and start all of them again, which go on from the last checkpoint. What a
+A rank that dies has the agent end the others and start all of them again, which resume from the last checkpoint. What a
 run itself says (it diverged, was stopped, its folder is in use) is an outcome and no death: the rank hands it back as
 a value, since trying again would give the same.
 
@@ -34,7 +34,7 @@ from armillary.recipe import ArmillaryError
 
 
 def start_ranks(act: Callable[[Callable[[], bool]], Any], ranks: int, max_restarts: int) -> Any:
-    """What ``act(stop)`` returns as the first of so many ranks; ``act`` is called in each and must be picklable.
+    """What ``act(stop)`` returns on the first of ``ranks`` ranks; ``act`` is called in each and must be picklable.
 
     Raises:
         ArmillaryError: one that ``act`` raised, or that a rank died more than ``max_restarts`` times.
@@ -86,11 +86,11 @@ def start_ranks(act: Callable[[Callable[[], bool]], Any], ranks: int, max_restar
         last = (said.strip().splitlines() or ["nothing"])[-1]
         raise ArmillaryError(
             f"rank {rank} died ({how}){again}; its last words: {last}; what the last checkpoint holds is kept, and the "
-            "same command goes on from there"
+            "same command resumes there"
         ) from error
     except SignalException as error:
         raise ArmillaryError(
-            f"stopped by {error.sigval.name}; the same command goes on from the last checkpoint"
+            f"stopped by {error.sigval.name}; the same command resumes from the last checkpoint"
         ) from error
     except (RendezvousError, dist.DistError, OSError) as error:
         raise ArmillaryError(f"{ranks} ranks could not be started on this machine: {error}") from error

@@ -84,7 +84,7 @@ PLAN_FORMAT, COST_FORMAT = 2, 2
 class _SavedPlan(Document):
     """``plan.json``: the plan, and the hash (``key``) of what decides it.
 
-    ``resized`` names the stages that were sized to a budget of their own, so that they keep the size they have.
+    ``resized`` names the stages that were sized to a separate budget and keep that size.
     """
 
     format: Literal[2] = 2
@@ -94,11 +94,11 @@ class _SavedPlan(Document):
 
 
 def quiet(stage: str, done: float, total: float, note: str) -> None:
-    """A progress that nobody watches."""
+    """Report no progress."""
 
 
 def unheard(text: str) -> None:
-    """A note that is shown to no reader."""
+    """Show no note."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Workspace:
     def __post_init__(self) -> None:
         for budget in (self.budget, self.recipe.budget):
             if budget is not None:
-                parse_budget(budget)  # a slip of the pen is told before the corpus is built
+                parse_budget(budget)  # raises on a typing error before the corpus is built
         if self.on is not None:
             check_place(self.on)
 
@@ -282,17 +282,17 @@ class Workspace:
             return {}
 
     def go(self, until: Goal) -> Evidence:
-        """Carry out every stage up to ``until``; a stage whose result is there is skipped.
+        """Run every stage up to ``until``; a stage whose result is there is skipped.
 
         Raises:
             UsageError: the recipe, a source or a limit cannot be right, or ``model/`` holds what was not published
                 from here.
             ArmillaryError: a stage failed.
-            InterruptedStudyError: Ctrl-C; the same call goes on.
+            InterruptedStudyError: Ctrl-C; the same call resumes.
         """
         if launched():
             raise UsageError(
-                "a recipe's studies are carried out by one process, and a launcher has started several; give "
+                "a recipe's studies run in one process, and a launcher has started several; give "
                 f"`armillary predict` to one, and to the launcher {self.folder / 'target.yaml'}, which that writes"
             )
         reach = GOALS.index(until)

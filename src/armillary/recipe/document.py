@@ -1,6 +1,6 @@
 """The recipe: one YAML file that says what is asked and within which limits.
 
-``load_recipe`` turns it into a checked ``Recipe``. Whatever is wrong in it is told with file, line, key and what would
+``load_recipe`` turns it into a checked ``Recipe``. Every error names file, line and key, and says what would
 be right, before anything is trained.
 """
 
@@ -198,7 +198,7 @@ class Training(Document):
     The peak learning rate of a model of width d is ``lr * (lr_width / d) ** lr_exponent``; or ``base_width`` lets rates
     and initial values follow the width by muP, as in ``OptimizerSpec``, and then ``lr_exponent`` is 0. The target run
     takes ``tokens``, or ``budget_share`` of the recipe's budget; it is repeated with each of ``seeds``. With a
-    ``layout`` it and the arms beside it are carried out one after another, each over that many ranks.
+    ``layout`` the target run and the other arms run one after another, each over that many ranks.
     """
 
     later: ClassVar[tuple[str, ...]] = ("optimizer", "base_width", "layout")
@@ -395,7 +395,7 @@ class Recipe(Document):
         return problems[:1]
 
     def over(self, ranks: int) -> Recipe:
-        """The recipe with its target run over so many ranks, data parallel where no layout says otherwise.
+        """The recipe with its target run over ``ranks`` ranks, data parallel unless it has a layout.
 
         Raises:
             UsageError: its layout has more or fewer.

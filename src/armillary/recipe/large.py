@@ -1,4 +1,4 @@
-"""The document of one large run: a RunSpec, the corpus it belongs to, and how it is carried out.
+"""The document of one large run: a RunSpec, the corpus it belongs to, and how it is executed.
 
 What decides the numbers stands under ``run``, as in a RunSpec; ``layout`` and ``checkpoints`` may change whenever the
 run is stopped. ``load_training`` tells such a file from a recipe by its keys.
@@ -77,10 +77,10 @@ class LargeRun(Document):
         return self
 
     def layout_of(self, ranks: int) -> Layout:
-        """The layout for so many ranks.
+        """The layout for this many ranks.
 
         Raises:
-            UsageError: the layout has more or fewer, or the run cannot be divided among so many.
+            UsageError: the layout has more or fewer ranks, or the run cannot be divided among them.
         """
         if self.layout is None:
             layout = Layout(dp_shard=ranks)

@@ -1,7 +1,7 @@
 """The layout of a training run: over how many ranks, and in which dimensions, one run is spread.
 
-A layout decides where numbers are computed and never which ones (contract 1): it is no part of a RunSpec, and a run may
-go on under another layout than the one it began with. Names and their order are those of the mesh:
+A layout decides where numbers are computed and never which ones (contract 1): a RunSpec does not hold it, and a run may
+resume under another layout than the one it began with. Names and their order are those of the mesh:
 
 =============  =====================================================================================
 ``pp``         pipeline: consecutive layers

@@ -20,7 +20,7 @@ from armillary.recipe import ArmillaryError, DamagedFileError, Document, RunSpec
 from armillary.study.lab import Annealing, Edge, Lab, StageOutcome
 from armillary.study.store import Store
 
-# The choice that is usual when nobody has looked; another one is taken only if it is better with significance.
+# The usual choice without a study; another one is taken only if it is significantly better.
 _USUAL_SHARE = 0.2
 _SEED = 2000
 

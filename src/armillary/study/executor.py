@@ -1,9 +1,9 @@
-"""Who trains which run of a study, and what becomes of it, however its workers are reached.
+"""Assigns the runs of a study to workers and collects the outcomes, however the workers are reached.
 
-Jobs go to whoever is free, the longest first, a branch as soon as its trunk has left the checkpoint it needs. A worker
+Jobs go to free workers, the longest first, a branch as soon as its trunk has left the checkpoint it needs. A worker
 that will be free within moments has its next job in its inbox already, so that no time is lost between two runs. A
 worker that dies is replaced and its run tried again from its last checkpoint; a run that diverges is marked and the
-others go on.
+others continue.
 
 Where workers live is the business of the two subclasses, processes on this machine (`local`) and a Ray cluster
 (`on_ray`); what they do with a message is in `worker`. Only this side writes to the database.
@@ -44,7 +44,7 @@ from armillary.train import DivergedError, RunResult, stack_key
 MAX_ATTEMPTS = 3
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _AHEAD_S = 1.0
-# A stack is tried for shapes with at least so much to do per worker, and where a single model's step takes less than
+# A stack is tried for shapes with at least this many FLOPs per worker, and where a single model's step takes less than
 # this, since a device that is busy for longer gains nothing; the next larger one must be faster by this factor.
 _WORTH_FLOPS = 2e12
 _BUSY_STEP_S = 0.05
@@ -73,7 +73,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """A run to carry out; ``trunk`` is the run and step it may branch from, ``keep`` the steps others branch from."""
+    """A run to train; ``trunk`` is the run and step it may branch from, ``keep`` the steps others branch from."""
 
     spec: RunSpec
     trunk: tuple[str, int] | None = None
@@ -210,10 +210,10 @@ class Worker(ABC):
 
     @abstractmethod
     def send(self, message: Message) -> None:
-        """Put a message into the worker's inbox; that it is gone will be told by its executor's ``_receive``."""
+        """Put a message into the worker's inbox; the executor's ``_receive`` reports a worker that has died."""
 
     def give(self, jobs: list[Job], members: int) -> None:
-        """Have the worker train these jobs, so many at once, after those that it has."""
+        """Queue these jobs behind those of the worker, ``members`` at a time."""
         if not self.stacks:
             self._begin()
         self.stacks.append(jobs)
@@ -247,7 +247,7 @@ class Worker(ABC):
         return job
 
     def wants_more(self) -> bool:
-        """Whether it is idle, or will be within moments and has nothing to go on with."""
+        """Whether it is idle, or will be within moments with an empty inbox."""
         if len(self.stacks) != 1 or self._flops_per_s is None:
             return not self.stacks
         left = sum(job.new_flops(job.spec.steps) for job in self.stacks[0]) - self.flops()
@@ -378,7 +378,7 @@ class Executor(ABC):
         A run that failed in an earlier call is tried again; one that diverged is returned as it is recorded.
 
         Raises:
-            InterruptedStudyError: stopped by Ctrl-C; the same call goes on.
+            InterruptedStudyError: stopped by Ctrl-C; the same call resumes.
             ArmillaryError: no worker can be had.
         """
         unique = list({job.spec.id: job for job in jobs}.values())
@@ -405,7 +405,7 @@ class Executor(ABC):
                 elif not any(worker.stacks for worker in self._workers):
                     raise InterruptedStudyError(
                         f"{study}: stopped with {len(queue.waiting)} of {total_runs} runs to go; "
-                        "every run has left a checkpoint: give the same command to go on"
+                        "every run has left a checkpoint: give the same command to resume"
                     )
                 self._collect(queue)
                 done = queue.done_flops + sum(worker.flops() for worker in self._workers)
@@ -435,7 +435,7 @@ class Executor(ABC):
             ready = [job for job in queue.waiting if self._is_ready(job, unfinished)]
             if not ready:
                 return
-            # Whoever has ended many workers is alone in its last attempt, and ends nobody else's.
+            # A run that has killed several workers trains alone in its last attempt, or other runs would die with it.
             members = self._members.get(stack_key(ready[0].spec), 1) if queue.may_stack(ready[0]) else 1
             mates = [job for job in ready if queue.may_stack(job) and stack_key(job.spec) == stack_key(ready[0].spec)]
             # More than enter at once, since there one enters as another leaves; fewer each time, so that all end

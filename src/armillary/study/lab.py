@@ -399,7 +399,7 @@ class Lab:
         return stage_key(self.corpus, list(specs), self.recipe.target_weights, *inputs)
 
     def for_target(self) -> Lab:
-        """The lab in which the target runs are carried out: by ranks where the recipe has a layout, else as this."""
+        """The lab that trains the target runs: over ranks where the recipe has a layout, else this one."""
         layout = self.recipe.training.layout
         if layout is None or not isinstance(self.executor, Executor):
             return self

@@ -1,8 +1,8 @@
 """Workers on a Ray cluster: one actor for each core, or for each share of an accelerator, on every node.
 
 Ray places the actors and says when one is lost; all else is the executor's. The store's folder and the corpus lie on a
-file system that all nodes see at the same path; each node proves that before anything is trained (`proof`). What an
-actor is told and answers goes through one call after another (`_Slot.exchange`), numbered so that a call whose answer
+file system that all nodes see at the same path; each node proves that before anything is trained (`proof`). Messages to
+an actor and its answers go through one call after another (`_Slot.exchange`), numbered so that a call whose answer
 was lost on the way may be made again.
 
 A node that is only cut off may still be training when its runs are given to others. Nothing is lost by that:
@@ -77,7 +77,7 @@ def check_place(on: str) -> None:
 
 
 class _Actor(Worker):
-    """A slot of the cluster: the actor there, what it is still to be told, and the call that is under way."""
+    """A slot of the cluster: the actor there, the messages still to be sent, and the call that is under way."""
 
     def __init__(self, actor: Any, node: str, where: str, device: str) -> None:
         super().__init__()
@@ -214,7 +214,7 @@ class RayExecutor(Executor):
         elif now - self._last_seen > PATIENCE_S:
             raise ArmillaryError(
                 f"no node had a free {self._resource} for {PATIENCE_S / 60:.0f} minutes; every run has its last "
-                "checkpoint: give the same command to go on when there is one"
+                "checkpoint: give the same command to resume when there is one"
             )
         if now - self._looked < _LOOK_EVERY_S:
             return
@@ -386,7 +386,7 @@ class _Slot:
         )
 
     def _watch(self) -> None:
-        """End the process if it has not left its run long after nobody asks for it any more."""
+        """End the process if it is still in a run long after the last call of the executor."""
         while True:
             time.sleep(1)
             if self._open and time.monotonic() - self._heard > 2 * LEASE_S:
@@ -410,7 +410,7 @@ def _only_ours() -> dict[str, str | None]:
         UsageError: it has been imported.
     """
     if "RAY_AUTH_MODE" in os.environ:
-        return {}  # whoever runs this machine has settled it
+        return {}  # set by the administrator of this machine
     if "ray" in sys.modules:
         raise UsageError("--on ray: this program has imported ray itself; have it call ray.init too")
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -441,7 +441,7 @@ def _lost_connection() -> Iterator[None]:
     except (ConnectionError, ray.exceptions.RaySystemError) as error:
         raise ArmillaryError(
             f"the connection to Ray was lost ({str(error).strip().splitlines()[0]}); every run has its last "
-            "checkpoint: give the same command to go on when the cluster is up"
+            "checkpoint: give the same command to resume when the cluster is up"
         ) from error
 
 

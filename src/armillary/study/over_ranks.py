@@ -1,9 +1,9 @@
 """Runs of a study one after another, each over many ranks of this machine: for targets that one device cannot hold.
 
-In place of an executor it carries out jobs as that does, and the store hears the same of each; only the process that
-trains is another. The study's own workers are ended first, since the ranks need their devices.
+It takes the place of an executor and records the same in the store; only the process that
+trains differs. The study's own workers are ended first, since the ranks need their devices.
 
-Trade-off: a budget in time sizes the target by what the workers, each with a run of its own, train in all; ranks that
+Trade-off: a budget in time sizes the target by what all workers, each with a separate run, train together; ranks that
 share a run are slower by what they send each other.
 """
 
@@ -51,13 +51,13 @@ class OverRanks:
         """Carry out the jobs that have no result yet, whole: trunks are not looked at. Returns each outcome by run id.
 
         Raises:
-            InterruptedStudyError: stopped by Ctrl-C; the same call goes on.
+            InterruptedStudyError: stopped by Ctrl-C; the same call resumes.
             UsageError: the workers are not on this machine; nothing was started.
             BusyRunError: another process trains one of the runs.
         """
         if not isinstance(self.workers, LocalExecutor):
             raise UsageError(
-                "a target with a layout is carried out by ranks of this machine, not through --on; leave --on out, or "
+                "a target with a layout trains on ranks of this machine, not through --on; leave --on out, or "
                 "give a launcher the target.yaml beside the report"
             )
         self.workers.rest()
@@ -93,7 +93,7 @@ class OverRanks:
                 result = launch(large, folder, reporter=partial(_Teller, reached))
             except InterruptedRunError as error:
                 self.store.mark_failed(run, "pending", str(error))
-                raise InterruptedStudyError(f"{error}; give the same command to go on") from error
+                raise InterruptedStudyError(f"{error}; give the same command to resume") from error
             except BusyRunError:  # another process was faster
                 time.sleep(_LOOK_S)
             except (ArmillaryError, OSError) as error:
@@ -121,7 +121,7 @@ class _Teller:
 
 @contextmanager
 def _watched(study: str, done: float, part: float, total: float, note: str, progress: Progress) -> Iterator[Any]:
-    """A shared number, the share of a run that is finished, which is told as progress while it grows.
+    """A shared number, the finished share of a run, which is reported as progress while it grows.
 
     A number and no pipe: a rank that is killed in the middle of a word leaves nothing behind that the next one meets.
     """

@@ -1,7 +1,7 @@
 """How many tokens per second a fleet of workers trains, by kind of run, kept in the store.
 
-A budget in time is only as good as the rate it is divided by. A rate is looked up before it is measured: runs that a
-study has carried out know it best, since their steps waited for data, wrote events and shared the machine as the next
+A budget in time is only as good as the rate it is divided by. A rate is looked up before it is measured: finished
+runs of a study give the best rate, since their steps waited for data, wrote events and shared the machine as the next
 ones will. Only for what has never been trained here is a probe made, once: training steps on random tokens.
 
 A rate belongs to all that decides a step's time: shape, context, batch, precision, optimizer, z-loss, accumulation and
@@ -49,7 +49,7 @@ class Machinery(Protocol):
 
     @property
     def n_workers(self) -> int:
-        """Runs that are carried out at the same time."""
+        """Runs that train at the same time."""
 
     @property
     def device(self) -> str:

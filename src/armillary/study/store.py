@@ -187,7 +187,7 @@ class Store:
         if row.started_at is not None:
             return
         events = None
-        with contextlib.suppress(ArmillaryError, OSError):  # whoever trains the run says what is wrong with its events
+        with contextlib.suppress(ArmillaryError, OSError):  # the trainer reports what is wrong with its events
             events = first_start_s(self.run_folder(row.id))
         times = [value for value in (events, now) if value is not None]
         if times:

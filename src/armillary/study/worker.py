@@ -37,8 +37,8 @@ def work(
 ) -> None:
     """The life of a worker, until ``receive`` raises EOFError.
 
-    ``stopping`` is asked after every step, and before a run is begun; it may come true by itself, where whoever asked
-    for the work is gone. ``store`` is the store's folder; ``device_index`` counts through the machine's accelerators,
+    ``stopping`` is called after every step and before a run begins; it also becomes true when the requesting process
+    has died. ``store`` is the store's folder; ``device_index`` counts through the machine's accelerators,
     where it has any.
     """
     import torch
@@ -93,7 +93,7 @@ def _train_stack(
     left = {job.spec.id: job for job in message.jobs}
     members = [Assignment(job.spec, runs / job.spec.id, _trunk(job, runs), job.keep) for job in message.jobs]
     told: dict[str, float] = {}
-    # So many runs would drown whoever listens, did each tell as often as a run alone.
+    # With this many runs, one progress message per run at the usual rate would flood the queue.
     tell_every_s = _TELL_EVERY_S * max(1.0, message.members / 4)
 
     def tell(run: str, step: int) -> None:
@@ -117,7 +117,7 @@ def _train_stack(
                 del left[run]
                 answer(_answer(run, outcome))
     except Exception:
-        # What no member did by itself, above all too little memory: alone each goes on from its last checkpoint.
+        # A failure of the stack, usually too little memory: alone, each run resumes from its last checkpoint.
         logging.getLogger(__name__).warning("a stack of runs failed; they are trained alone", exc_info=True)
     return list(left.values())
 
@@ -149,7 +149,7 @@ def _train(
     answer: Callable[[Answer], None],
     stopping: Callable[[], bool],
 ) -> Answer:
-    """The outcome of one job; its steps are told on the way."""
+    """The outcome of one job; finished steps are reported on the way."""
     from armillary.train import BusyRunError, train_run
 
     run = job.spec.id
