@@ -29,6 +29,7 @@ from armillary.recipe import (
     OptimizerSpec,
     RunSpec,
     Schedule,
+    Supervised,
     UsageError,
     write_sealed,
 )
@@ -232,6 +233,14 @@ def test_the_card_calls_a_model_very_small_only_where_it_is(layers: int, small: 
     lineage = {**LINEAGE, "weights": {"sha256": "0" * 64}}
     assert ("very small" in model_card("m", shape, 32, lineage)) is small
     assert small is (shape.parameters < 100e6)
+
+
+def test_the_card_of_supervised_examples_names_them(tmp_path: Path, tokenizer_file: Path) -> None:
+    spec = SPEC.model_copy(update={"mixture": (), "objective": Supervised(examples="0123456789abcdef")})
+    folder = published(tmp_path / "model", tokenizer_file, spec=spec.model_dump(mode="json"), passes={"answers": 2.5})
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "supervised examples (0123456789abcdef)." in card and "| answers | 2.50 |" in card
+    assert "not taught to chat" not in card
 
 
 def test_the_card_of_one_mixture_names_one_share(tmp_path: Path, tokenizer_file: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from armillary.recipe import ModelShape, RunSpec
+from armillary.recipe import ModelShape, RunSpec, Supervised
 
 # Up to here a model shows a method and knows next to nothing; GPT-2 small has 124 million parameters.
 _VERY_SMALL = 100e6
@@ -37,7 +37,8 @@ def model_card(name: str, shape: ModelShape, context_length: int, lineage: dict[
         'tokens = tokenizer("The ", return_tensors="pt")\n'
         f"text = model.generate(**tokens, max_new_tokens={context_length // 2}, do_sample=True, temperature=0.8)\n"
         "print(tokenizer.decode(text[0]))\n```",
-        "It continues text. It was not taught to chat or to follow instructions.",
+        "It continues text."
+        + ("" if isinstance(run.objective, Supervised) else " It was not taught to chat or to follow instructions."),
         "## What it was trained on",
         *_text(run, lineage["corpus"]["domains"], lineage["passes"]),
         "## How it measured",
@@ -56,8 +57,12 @@ def _text(run: RunSpec, domains: Mapping[str, Any], passes: Mapping[str, float])
     """Mixture by phase, passes and licence of each domain that was trained on; and what was only examined."""
     phases = [phase.start_step for phase in run.mixture]
     ends = [*phases[1:], run.steps]
-    heads = ["domain"]
     lead = f"{run.tokens:,} tokens in {run.steps:,} steps"
+    if isinstance(run.objective, Supervised):
+        read = [(name, f"{times:.2f}") for name, times in passes.items()]
+        lead += f" of supervised examples ({run.objective.examples})."
+        return [lead, _table(("examples", "passes over them"), read), *_examined(domains)]
+    heads = ["domain"]
     if len(phases) == 1:
         lead += ", with one mixture throughout"
         heads.append("share of the tokens")
@@ -83,18 +88,22 @@ def _text(run: RunSpec, domains: Mapping[str, Any], passes: Mapping[str, float])
                 about.get("source", ""),
             )
         )
-    said = [f"{lead}.", _table(tuple(heads), rows)]
+    return [f"{lead}.", _table(tuple(heads), rows), *_examined(domains)]
+
+
+def _examined(domains: Mapping[str, Any]) -> list[str]:
+    """A sentence and a table of the domains that were only examined, where there are some."""
     examined = [
         (name, f"{about['validation_tokens']:,}", about["licence"] or "not stated", about["source"])
         for name, about in domains.items()
         if not about["train"]
     ]
-    if examined:
-        said += [
-            "Not trained on, only examined:",
-            _table(("domain", "validation tokens", "licence", "source"), examined),
-        ]
-    return said
+    if not examined:
+        return []
+    return [
+        "Not trained on, only examined:",
+        _table(("domain", "validation tokens", "licence", "source"), examined),
+    ]
 
 
 def _measured(lineage: dict[str, Any]) -> list[str]:
