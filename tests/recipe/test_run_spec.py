@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 import lion  # noqa: F401 (registers an optimizer with options)
+import new_blocks  # noqa: F401 (registers blocks)
 from armillary.recipe import (
     LengthPhase,
     MixturePhase,
@@ -53,6 +54,8 @@ OTHER = {
     "model.rope_theta": 5e5,
     "model.norm_eps": 1e-6,
     "model.rope_scaling": {"kind": "linear", "factor": 2.0},
+    "model.attention": {"kind": "gated"},
+    "model.feed_forward": {"kind": "shifted-relu", "shift": 0.5},
     "model.experts": {"count": 4, "active": 2, "d_ff": 16},
     "context_length": 64,
     "batch_sequences": 16,

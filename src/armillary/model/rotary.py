@@ -28,7 +28,9 @@ def rotary_tables(shape: ModelShape, length: int) -> tuple[Tensor, Tensor]:
 
 
 def rotary_frequencies(shape: ModelShape) -> Tensor:
-    """Radians per position of each pair [head_dim / 2], fp32, on the CPU.
+    """Radians per position of each pair [head_dim / 2], fp32, on the CPU; 0 for the pairs that are not turned.
+
+    The first ``rotary_dim / 2`` pairs are turned, as those of a head of ``rotary_dim`` dimensions would be.
 
     ``linear`` divides all by the factor (Chen et al. 2023, arXiv 2306.15595, section 2.3). ``ntk`` raises the base so
     that the lowest is divided by it and the highest stays (Peng et al. 2023, arXiv 2309.00071, section 3.1). ``yarn``
@@ -36,7 +38,12 @@ def rotary_frequencies(shape: ModelShape) -> Tensor:
     than ``beta_fast`` times, with a ramp between them over the pairs (there, section 3.2). ``llama3`` does likewise,
     with a ramp over the turns (as the configuration of Llama 3.1 has it).
     """
-    dim, base, scaling = shape.head_dim, shape.rope_theta, shape.rope_scaling
+    still = torch.zeros((shape.head_dim - shape.rotary_dim) // 2, dtype=torch.float32, device="cpu")
+    return torch.cat((_turned(shape), still))
+
+
+def _turned(shape: ModelShape) -> Tensor:
+    dim, base, scaling = shape.rotary_dim, shape.rope_theta, shape.rope_scaling
     if scaling is not None and scaling.kind == "ntk":
         base = ntk_base(shape)
     exponents = torch.arange(0, dim, 2, dtype=torch.float32, device="cpu") / dim
@@ -66,4 +73,4 @@ def rotary_frequencies(shape: ModelShape) -> Tensor:
 def ntk_base(shape: ModelShape) -> float:
     """The base that NTK-aware scaling puts in the place of ``rope_theta``."""
     assert shape.rope_scaling is not None
-    return shape.rope_theta * float(shape.rope_scaling.factor ** (shape.head_dim / (shape.head_dim - 2)))
+    return shape.rope_theta * float(shape.rope_scaling.factor ** (shape.rotary_dim / (shape.rotary_dim - 2)))

@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name the field uses)
 from torch import Tensor, nn
 
-from armillary.model.blocks import Attention, FeedForward
+from armillary.model.blocks import AttentionModule, FeedForward, build_attention, build_feed_forward
 from armillary.model.moe import MixtureOfExperts
 from armillary.model.operators import add_norm, linear_cross_entropy, without_ignored
 from armillary.model.places import Places, document_starts
@@ -253,7 +253,7 @@ class Layer(nn.Module):
     def __init__(self, shape: ModelShape, index: int) -> None:
         super().__init__()
         self.attention_norm = Norm(shape.d_model, shape.norm_eps)
-        self.attention = Attention(shape)
+        self.attention: AttentionModule = build_attention(shape)
         self.feed_forward_norm = Norm(shape.d_model, shape.norm_eps)
         self.feed_forward: nn.Module
         if shape.experts is not None and index in shape.mixture_layers:
@@ -261,7 +261,7 @@ class Layer(nn.Module):
             shared = FeedForward(shape.d_model, width) if width else None
             self.feed_forward = MixtureOfExperts(shape.d_model, shape.experts, shared)
         else:
-            self.feed_forward = FeedForward(shape.d_model, shape.d_ff)
+            self.feed_forward = build_feed_forward(shape)
         self.roles = {"attention_norm.weight": gain("stream"), "feed_forward_norm.weight": gain("stream")}
 
     def forward(self, x: Tensor, delta: Tensor | None, places: Places) -> tuple[Tensor, Tensor]:

@@ -38,11 +38,23 @@ from armillary.recipe.run import (
     decay_factor,
 )
 from armillary.recipe.sealed import DamagedFileError, ForeignFileError, read_json, read_sealed, write_sealed
-from armillary.recipe.shapes import Document, Experts, Family, ModelShape, RopeScaling
+from armillary.recipe.shapes import (
+    AttentionBlock,
+    Block,
+    Document,
+    Experts,
+    Family,
+    FeedForwardBlock,
+    ModelShape,
+    RopeScaling,
+    register_block,
+)
 
 __all__ = [
     "AnnealStudy",
     "ArmillaryError",
+    "AttentionBlock",
+    "Block",
     "BusyError",
     "Checkpoints",
     "CorpusSpec",
@@ -53,6 +65,7 @@ __all__ = [
     "Edge",
     "Experts",
     "Family",
+    "FeedForwardBlock",
     "FileProblem",
     "ForeignFileError",
     "Given",
@@ -95,6 +108,7 @@ __all__ = [
     "problem_of",
     "read_json",
     "read_sealed",
+    "register_block",
     "register_options",
     "results_folder",
     "walk_back",

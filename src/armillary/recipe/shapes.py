@@ -8,13 +8,16 @@ every query-key pair (PaLM, Megatron-LM), *causal* counts only those the mask le
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    SerializeAsAny,
     SerializerFunctionWrapHandler,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -138,10 +141,108 @@ class RopeScaling(Document):
         return 0.1 * math.log(self.factor) + 1.0 if self.kind == "yarn" else 1.0
 
 
+class Block(Document):
+    """A block of a layer: its options, and its counts in a model of a given shape.
+
+    A new kind is a subclass with a ``kind`` of its own, registered by ``register_block`` under the class that it
+    specialises, and a module of the same kind in ``armillary.model.blocks``.
+    """
+
+    kind: str
+
+    def check(self, shape: ModelShape) -> None:
+        """Raise ValueError where the block does not fit the other sizes."""
+
+    def matmul_parameters(self, shape: ModelShape) -> int:
+        """Weights that take part in matrix products, in one layer."""
+        raise NotImplementedError
+
+    def other_parameters(self, shape: ModelShape) -> int:
+        """All other parameters in one layer: gains."""
+        return 0
+
+    def kept(self, shape: ModelShape) -> int:
+        """About how many numbers per token one layer keeps between forward and backward, besides its input."""
+        raise NotImplementedError
+
+
+class AttentionBlock(Block):
+    """An attention with ``n_heads`` heads, whose queries and keys have ``head_dim`` dimensions."""
+
+    def rotary_dim(self, shape: ModelShape) -> int:
+        """How many dimensions of a head rotary positions turn; the others stand in each half behind these."""
+        return shape.head_dim
+
+    def pair_flops(self, shape: ModelShape) -> int:
+        """FLOPs of one layer for one query and one key, over all heads: the score and the weighted sum."""
+        return 4 * shape.n_heads * shape.head_dim
+
+
+class FeedForwardBlock(Block):
+    """A feed-forward block of width ``d_ff``."""
+
+
+_Block = TypeVar("_Block", bound=Block)
+_BLOCKS: dict[type[Block], dict[str, type[Block]]] = {AttentionBlock: {}, FeedForwardBlock: {}}
+
+
+def register_block(kind: str) -> Callable[[type[_Block]], type[_Block]]:
+    """Make the decorated class the block that a shape names by ``kind``.
+
+    Raises:
+        ValueError: the kind is taken.
+    """
+
+    def add(block: type[_Block]) -> type[_Block]:
+        known = next(kinds for base, kinds in _BLOCKS.items() if issubclass(block, base))
+        if kind in known:
+            raise ValueError(f"a block of kind {kind!r} is registered already")
+        known[kind] = block
+        return block
+
+    return add
+
+
+@register_block("grouped-query")
+class GroupedQuery(AttentionBlock):
+    """Grouped-query attention, with QK-norm where the shape has it."""
+
+    kind: Literal["grouped-query"] = "grouped-query"
+
+    def matmul_parameters(self, shape: ModelShape) -> int:
+        """Of q, k, v and o."""
+        return shape.d_model * shape.head_dim * (2 * shape.n_heads + 2 * shape.n_kv_heads)
+
+    def other_parameters(self, shape: ModelShape) -> int:
+        """The gains of QK-norm."""
+        return 2 * shape.head_dim if shape.qk_norm else 0
+
+    def kept(self, shape: ModelShape) -> int:
+        """Queries, keys and values before and after they are turned, and the mixed values."""
+        return 2 * (shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim + shape.n_heads * shape.head_dim
+
+
+@register_block("swiglu")
+class SwiGLU(FeedForwardBlock):
+    """SwiGLU."""
+
+    kind: Literal["swiglu"] = "swiglu"
+
+    def matmul_parameters(self, shape: ModelShape) -> int:
+        """Of gate, up and down."""
+        return 3 * shape.d_model * shape.d_ff
+
+    def kept(self, shape: ModelShape) -> int:
+        """Gate, up and their product."""
+        return 3 * shape.d_ff
+
+
 class ModelShape(Document):
     """A decoder-only transformer: RMSNorm before each block, rotary positions, grouped-query attention, SwiGLU.
 
     With ``qk_norm`` queries and keys are normalised per head (as Qwen3 does), without it the shape is Llama's.
+    ``attention`` and ``feed_forward`` name other registered blocks, by their kind or with their options too; the
+    latter stands in all layers without experts.
     """
 
     n_layers: int = Field(ge=1)
@@ -157,8 +258,30 @@ class ModelShape(Document):
     norm_eps: float = Field(default=1e-5, gt=0)
     experts: Experts | None = None
     rope_scaling: RopeScaling | None = None
+    attention: SerializeAsAny[AttentionBlock] | None = None
+    feed_forward: SerializeAsAny[FeedForwardBlock] | None = None
 
-    later = ("experts", "rope_scaling")
+    later = ("experts", "rope_scaling", "attention", "feed_forward")
+
+    @field_validator("attention", mode="before")
+    @classmethod
+    def _attention_is_registered(cls, value: Any) -> Any:
+        return _registered(AttentionBlock, GroupedQuery, value)
+
+    @field_validator("feed_forward", mode="before")
+    @classmethod
+    def _feed_forward_is_registered(cls, value: Any) -> Any:
+        return _registered(FeedForwardBlock, SwiGLU, value)
+
+    @model_validator(mode="after")
+    def _blocks_fit(self) -> Self:
+        for name, block in (("attention", self.attention), ("feed_forward", self.feed_forward)):
+            if block is not None:
+                try:
+                    block.check(self)
+                except ValueError as error:
+                    raise FieldError(str(error), name) from error
+        return self
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
@@ -166,7 +289,7 @@ class ModelShape(Document):
             raise ValueError(f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})")
         if self.head_dim % 2:
             raise ValueError(f"head_dim ({self.head_dim}) must be even: rotary embedding turns pairs")
-        if self.rope_scaling is not None and self.rope_scaling.kind == "ntk" and self.head_dim == 2:
+        if self.rope_scaling is not None and self.rope_scaling.kind == "ntk" and self.rotary_dim == 2:
             raise ValueError("rope_scaling: kind 'ntk' needs a head_dim above 2: a single pair has no other to keep")
         return self
 
@@ -194,10 +317,24 @@ class ModelShape(Document):
         return tuple(i for i in range(self.experts.dense_layers, self.n_layers) if (i + 1) % self.experts.every == 0)
 
     @property
+    def attention_block(self) -> AttentionBlock:
+        """The attention of every layer."""
+        return self.attention or GroupedQuery()
+
+    @property
+    def feed_forward_block(self) -> FeedForwardBlock:
+        """The feed-forward block of every layer without experts."""
+        return self.feed_forward or SwiGLU()
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many of the ``head_dim`` dimensions of queries and keys rotary positions turn."""
+        return self.attention_block.rotary_dim(self)
+
+    @property
     def layer_matmul_parameters(self) -> int:
-        """Weights of one dense layer that take part in matrix products: q, k, v, o and the three of SwiGLU."""
-        attention = self.d_model * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
-        return attention + 3 * self.d_model * self.d_ff
+        """Weights of one dense layer that take part in matrix products."""
+        return self.attention_block.matmul_parameters(self) + self.feed_forward_block.matmul_parameters(self)
 
     def _layers_matmul_parameters(self, experts: int) -> int:
         """Weights of all layers that take part in matrix products, with so many ``experts`` of each mixture."""
@@ -206,7 +343,7 @@ class ModelShape(Document):
             return dense
         router = self.experts.count * self.d_model
         mixture = router + 3 * self.d_model * (self.experts.shared_d_ff + experts * self.experts.d_ff)
-        return dense + len(self.mixture_layers) * (mixture - 3 * self.d_model * self.d_ff)
+        return dense + len(self.mixture_layers) * (mixture - self.feed_forward_block.matmul_parameters(self))
 
     @property
     def embedding_parameters(self) -> int:
@@ -215,9 +352,10 @@ class ModelShape(Document):
 
     @property
     def norm_parameters(self) -> int:
-        """RMSNorm gains: two per layer, one at the end, and two per layer of head_dim with ``qk_norm``."""
-        per_layer = 2 * self.d_model + (2 * self.head_dim if self.qk_norm else 0)
-        return self.n_layers * per_layer + self.d_model
+        """RMSNorm gains: two per layer, one at the end, and those of the blocks."""
+        per_layer = 2 * self.d_model + self.attention_block.other_parameters(self)
+        dense = self.n_layers - len(self.mixture_layers)
+        return self.n_layers * per_layer + dense * self.feed_forward_block.other_parameters(self) + self.d_model
 
     @property
     def parameters(self) -> int:
@@ -250,14 +388,28 @@ class ModelShape(Document):
         """FLOPs of a forward pass per token: 2 per matmul parameter, plus the two attention products.
 
         A query sees ``context_length`` keys by the full convention, ``(context_length + 1) / 2`` on average by the
-        causal one; each pair costs ``4 * n_heads * head_dim`` FLOPs per layer (scores and weighted sum).
+        causal one; each pair costs ``AttentionBlock.pair_flops`` per layer (scores and weighted sum).
         """
         keys = context_length if attention == "full" else (context_length + 1) / 2
-        return 2 * self.matmul_parameters + 4 * self.n_layers * self.n_heads * self.head_dim * keys
+        return 2 * self.matmul_parameters + self.n_layers * self.attention_block.pair_flops(self) * keys
 
     def train_flops_per_token(self, context_length: int, attention: Attention = "causal") -> float:
         """FLOPs of forward and backward per token: three times the forward pass ("6N plus attention")."""
         return 3 * self.forward_flops_per_token(context_length, attention)
+
+
+def _registered(base: type[Block], usual: type[Block], value: Any) -> Any:
+    """The block that ``value`` (a kind, or a mapping with one) describes; None for the usual one."""
+    if isinstance(value, str):
+        value = {"kind": value}
+    if isinstance(value, dict):
+        known, kind = _BLOCKS[base], value.get("kind")
+        if not isinstance(kind, str) or kind not in known:
+            said = "has no kind" if kind is None else f"kind {kind!r} is not registered"
+            raise FieldError(f"{said}; registered are {', '.join(map(repr, known))}", "kind")
+        value = known[kind].model_validate(value)
+    # so that a shape has one form and one hash
+    return None if type(value) is usual else value
 
 
 class Family(Document):

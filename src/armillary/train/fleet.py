@@ -103,12 +103,11 @@ def member_bytes(spec: RunSpec) -> int:
     """Estimated bytes that a member adds to a stack: parameters, gradients and moments, and activations of a step.
 
     Per token, what autograd keeps of each layer: the residual stream twice in fp32, and in the precision of products
-    both norms, queries, keys and values before and after they are turned, the mixed values, gate, up and their product.
+    both norms and what the blocks keep (``Block.kept``).
     The logits count in full with their gradient, though in large stacks only a block of them exists at a time.
     """
     shape, product = spec.model, 2 if spec.precision == "bf16" else 4
-    qkv = (shape.n_heads + 2 * shape.n_kv_heads) * shape.head_dim
-    kept = 2 * shape.d_model + 2 * qkv + shape.n_heads * shape.head_dim + 3 * shape.d_ff
+    kept = 2 * shape.d_model + shape.attention_block.kept(shape) + shape.feed_forward_block.kept(shape)
     layer = 2 * 4 * shape.d_model + product * kept
     tokens = spec.batch_tokens // spec.accumulation
     # fp32: weights, gradients, two moments, and gradients once more before they are added; and weights for products

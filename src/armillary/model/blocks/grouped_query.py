@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor, nn
 
+from armillary.model.blocks.registry import AttentionModule, register_attention
 from armillary.model.operators import attention
 from armillary.model.places import Places
 from armillary.model.roles import Role, gain
 from armillary.recipe import ModelShape
 
 
-class Attention(nn.Module):
+@register_attention("grouped-query")
+class Attention(AttentionModule):
     """Grouped-query attention; ``core`` is what computes it from q, k and v (``operators.attention``)."""
 
     def __init__(self, shape: ModelShape) -> None:
@@ -25,7 +25,7 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
         self.k_norm = nn.RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
         self.eps = shape.norm_eps
-        self.core: Callable[..., Tensor] = attention
+        self.core = attention
         self.roles = {
             # with QK-norm the gain takes the factor of the head dimension
             "q.weight": Role("rows", width="hidden" if shape.qk_norm else "queries"),

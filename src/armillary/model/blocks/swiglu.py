@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from armillary.model.blocks.registry import register_feed_forward
 from armillary.model.operators import swiglu
 from armillary.model.roles import Role
+from armillary.recipe import ModelShape
 
 
 class FeedForward(nn.Module):
@@ -26,3 +28,9 @@ class FeedForward(nn.Module):
         """[B, T, d_model] to the same."""
         x = self.down(swiglu(self.gate(x), self.up(x)))
         return x
+
+
+@register_feed_forward("swiglu")
+def build(shape: ModelShape) -> FeedForward:
+    """The block of a layer without experts."""
+    return FeedForward(shape.d_model, shape.d_ff)

@@ -208,6 +208,12 @@ def _names(shape: ModelShape) -> dict[str, tuple[str, int | None]]:
 
 
 def _check_exportable(shape: ModelShape) -> None:
+    for name, block in (("attention", shape.attention), ("feed_forward", shape.feed_forward)):
+        if block is not None:
+            raise UsageError(
+                f"{name}: kind '{block.kind}' is not what {', '.join(ARCHITECTURES.values())} of transformers compute; "
+                "keep the weights in armillary's own format"
+            )
     experts = shape.experts
     if experts is None:
         return

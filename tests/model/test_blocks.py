@@ -1,0 +1,110 @@
+"""Blocks by kind: counts against built models, what is refused, what a stack and an outside format make of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import new_blocks
+from armillary.model import Transformer, export_hf
+from armillary.model.blocks import register_attention
+from armillary.recipe import ModelShape, UsageError, register_block
+
+SIZES = {"n_layers": 2, "d_model": 16, "n_heads": 4, "n_kv_heads": 4, "head_dim": 8, "d_ff": 24, "vocab_size": 40}
+BLOCKS: dict[str, dict[str, Any]] = {
+    "gated": {"attention": "gated"},
+    "shifted relu": {"feed_forward": {"kind": "shifted-relu", "shift": 0.1}},
+}
+
+
+def built(blocks: dict[str, Any]) -> Transformer:
+    model = Transformer(ModelShape(**SIZES, **blocks))
+    model.init_weights(3)
+    return model
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_parameters_are_those_of_the_formula(name: str) -> None:
+    model = built(BLOCKS[name])
+    assert sum(p.numel() for p in model.parameters()) == model.shape.parameters
+    assert sum(p.numel() for p in model.layers.parameters()) + 16 == model.shape.non_embedding_parameters
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_flops_are_those_that_pytorch_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("armillary.model.operators.kernels", lambda dtype: None)  # it cannot look into them
+    model, tokens = built(BLOCKS[name]), torch.zeros((2, 10), dtype=torch.int64)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(tokens)
+    assert counter.get_total_flops() == 2 * 10 * model.shape.forward_flops_per_token(10, "full")
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_block_learns_and_sees_no_later_token(name: str) -> None:
+    model = built(BLOCKS[name])
+    tokens = torch.arange(48).view(2, 24) % 40
+    changed = tokens.clone()
+    changed[:, 12:] = 7
+    with torch.no_grad():
+        assert torch.equal(model(tokens)[:, :12], model(changed)[:, :12])
+    optimizer = torch.optim.AdamW(model.optimizer_groups(0.1), lr=1e-2)
+    losses = []
+    for _ in range(20):
+        loss, _ = model.loss(tokens)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_an_outside_format_refuses_it_by_name(name: str, tmp_path: Path, tokenizer_file: Path) -> None:
+    with pytest.raises(UsageError, match=rf"{next(iter(BLOCKS[name]))}: kind '.*' is not what LlamaForCausalLM"):
+        out = {"tokenizer_file": tokenizer_file, "end_token": "<|end|>", "context_length": 32}
+        export_hf(built(BLOCKS[name]), tmp_path / "out", **out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_shape_has_one_form() -> None:
+    plain = ModelShape(**SIZES)
+    assert ModelShape(**SIZES, attention="grouped-query", feed_forward={"kind": "swiglu"}) == plain
+    assert "attention" not in plain.model_dump()
+    other = ModelShape(**SIZES, **BLOCKS["shifted relu"])
+    assert ModelShape.model_validate_json(other.model_dump_json()) == other
+    assert other.feed_forward == new_blocks.ShiftedReLU(shift=0.1)
+
+
+@pytest.mark.parametrize(
+    ("blocks", "problem"),
+    [
+        ({"attention": "gatd"}, "kind 'gatd' is not registered; registered are 'grouped-query'"),
+        ({"attention": "swiglu"}, "kind 'swiglu' is not registered"),
+        ({"feed_forward": {"shift": 1.0}}, "has no kind; registered are 'swiglu'"),
+        ({"feed_forward": {"kind": "shifted-relu", "shfit": 1.0}}, "shfit"),
+    ],
+)
+def test_what_is_no_block_is_refused(blocks: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValidationError, match=problem):
+        ModelShape(**SIZES, **blocks)
+
+
+def test_a_kind_is_registered_once() -> None:
+    with pytest.raises(ValueError, match="'gated' is registered already"):
+        register_block("gated")(new_blocks.Gated)
+    with pytest.raises(ValueError, match="'gated' is registered already"):
+        register_attention("gated")(new_blocks.GatedAttention)
+
+
+def test_a_kind_without_module_is_named() -> None:
+    register_block("only counted")(type("OnlyCounted", (new_blocks.Gated,), {}))
+    shape = ModelShape(**SIZES, attention=new_blocks.Gated())
+    object.__setattr__(shape.attention, "kind", "only counted")
+    with pytest.raises(UsageError, match="no module is registered for a block of kind 'only counted'; there are gated"):
+        Transformer(shape)
