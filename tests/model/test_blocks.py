@@ -14,13 +14,21 @@ from torch.utils.flop_counter import FlopCounterMode
 import new_blocks
 from armillary.model import Transformer, export_hf
 from armillary.model.blocks import register_attention
-from armillary.recipe import ModelShape, UsageError, register_block
+from armillary.model.places import Places
+from armillary.model.rotary import rotary_tables
+from armillary.recipe import Latent, ModelShape, UsageError, register_block
 
 SIZES = {"n_layers": 2, "d_model": 16, "n_heads": 4, "n_kv_heads": 4, "head_dim": 8, "d_ff": 24, "vocab_size": 40}
 BLOCKS: dict[str, dict[str, Any]] = {
     "gated": {"attention": "gated"},
+    "latent": {"attention": {"kind": "latent", "kv_rank": 12, "rope_head_dim": 4}},
+    "latent queries too, wide values": {
+        "attention": {"kind": "latent", "kv_rank": 12, "rope_head_dim": 2, "value_head_dim": 8, "q_rank": 10}
+    },
+    "relu2": {"feed_forward": "relu2"},
     "shifted relu": {"feed_forward": {"kind": "shifted-relu", "shift": 0.1}},
 }
+LATENT = BLOCKS["latent"]
 
 
 def built(blocks: dict[str, Any]) -> Transformer:
@@ -42,7 +50,11 @@ def test_flops_are_those_that_pytorch_counts(name: str, monkeypatch: pytest.Monk
     model, tokens = built(BLOCKS[name]), torch.zeros((2, 10), dtype=torch.int64)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(tokens)
-    assert counter.get_total_flops() == 2 * 10 * model.shape.forward_flops_per_token(10, "full")
+    counted = counter.get_total_flops()
+    if isinstance(model.shape.attention, Latent):  # the sum over values that are padded to the width of keys
+        padded = model.shape.head_dim - model.shape.attention.value_dim(model.shape)
+        counted -= 2 * 10 * 10 * 2 * model.shape.n_layers * model.shape.n_heads * padded
+    assert counted == 2 * 10 * model.shape.forward_flops_per_token(10, "full")
 
 
 @pytest.mark.parametrize("name", BLOCKS)
@@ -88,11 +100,16 @@ def test_a_shape_has_one_form() -> None:
         ({"attention": "swiglu"}, "kind 'swiglu' is not registered"),
         ({"feed_forward": {"shift": 1.0}}, "has no kind; registered are 'swiglu'"),
         ({"feed_forward": {"kind": "shifted-relu", "shfit": 1.0}}, "shfit"),
+        ({"attention": {"kind": "latent", "rope_head_dim": 4}}, "kv_rank"),
+        ({**LATENT, "n_kv_heads": 2}, r"n_kv_heads \(2\) must be n_heads \(4\)"),
+        ({**LATENT, "qk_norm": True}, "qk_norm belongs to kind 'grouped-query'"),
+        ({**LATENT, "head_dim": 4}, r"rope_head_dim \(4\) must be less than head_dim \(4\)"),
+        ({"attention": LATENT["attention"] | {"value_head_dim": 9}}, r"value_head_dim \(9\) must be at most head_dim"),
     ],
 )
 def test_what_is_no_block_is_refused(blocks: dict[str, Any], problem: str) -> None:
     with pytest.raises(ValidationError, match=problem):
-        ModelShape(**SIZES, **blocks)
+        ModelShape(**(SIZES | blocks))
 
 
 def test_a_kind_is_registered_once() -> None:
@@ -108,3 +125,40 @@ def test_a_kind_without_module_is_named() -> None:
     object.__setattr__(shape.attention, "kind", "only counted")
     with pytest.raises(UsageError, match="no module is registered for a block of kind 'only counted'; there are gated"):
         Transformer(shape)
+
+
+@torch.no_grad()
+def test_latent_attention_is_that_of_the_paper() -> None:
+    """Equations 9 to 19 of arXiv 2405.04434, head by head and query by query."""
+    shape = ModelShape(**SIZES, **BLOCKS["latent queries too, wide values"])
+    model = built(BLOCKS["latent queries too, wide values"])
+    block = model.layers["0"].attention
+    for parameter in block.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel())))
+    x = torch.randn(9, 16, generator=torch.Generator().manual_seed(1))
+    cos, sin = rotary_tables(shape, 9)
+    weights = dict(block.named_parameters())
+
+    def norm(latent: torch.Tensor, name: str) -> torch.Tensor:
+        return latent * (latent.square().mean(-1, keepdim=True) + shape.norm_eps).rsqrt() * weights[name]
+
+    def rotate(pair: torch.Tensor, t: int) -> torch.Tensor:
+        angle = torch.tensor(float(t))  # of the first pair: theta to the power of 0
+        c, s = angle.cos(), angle.sin()
+        return torch.stack((pair[0] * c - pair[1] * s, pair[1] * c + pair[0] * s))
+
+    queries = norm(x @ weights["q_down.weight"].T, "q_norm.weight") @ weights["q.weight"].T
+    latent = norm(x @ weights["kv_down.weight"].T, "kv_norm.weight")
+    keys, values = latent @ weights["k.weight"].T, latent @ weights["v.weight"].T
+    shared = x @ weights["k_rope.weight"].T
+    mixed = []
+    for head in range(4):
+        q, k, v = queries[:, 8 * head :][:, :8], keys[:, 6 * head :][:, :6], values[:, 8 * head :][:, :8]
+        # dimensions 0 and 4 of a head are the pair that is turned
+        q_rope = torch.stack([rotate(q[t, [0, 4]], t) for t in range(9)])
+        k_rope = torch.stack([rotate(shared[t], t) for t in range(9)])
+        scores = (q[:, [1, 2, 3, 5, 6, 7]] @ k.T + q_rope @ k_rope.T) / 8**0.5
+        scores = scores.masked_fill(torch.ones(9, 9, dtype=torch.bool).triu(1), -torch.inf)
+        mixed.append(scores.softmax(-1) @ v)
+    expected = torch.cat(mixed, 1) @ weights["out.weight"].T
+    assert torch.allclose(block(x[None], Places(cos, sin))[0], expected, rtol=1e-4, atol=1e-4)

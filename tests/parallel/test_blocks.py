@@ -25,7 +25,9 @@ FOUR = {
     "tp2 x cp2": Layout(tp=2, cp=2, context="ring"),
     "pp2 x tp2 zb-v": Layout(pp=2, tp=2, schedule="zb-v", stages_per_rank=2, microbatches=4),
 }
+LATENT = {"kind": "latent", "kv_rank": 12, "rope_head_dim": 4}
 BLOCKS: dict[str, dict[str, Any]] = {
+    "latent, relu2": {"attention": LATENT, "feed_forward": "relu2", "n_kv_heads": 4, "qk_norm": False},
     "gated, shifted relu": {"attention": "gated", "feed_forward": "shifted-relu"},
 }
 

@@ -1,5 +1,6 @@
 """The documents that everything else reads: model shapes, schedules, run specifications, recipes. Imports no torch."""
 
+from armillary.recipe.blocks import Latent, ReLU2
 from armillary.recipe.budget import parse_budget
 from armillary.recipe.document import (
     AnnealStudy,
@@ -71,6 +72,7 @@ __all__ = [
     "Given",
     "LadderStudy",
     "LargeRun",
+    "Latent",
     "Layout",
     "LengthPhase",
     "Limits",
@@ -84,6 +86,7 @@ __all__ = [
     "OptimizerOptions",
     "OptimizerSpec",
     "Preference",
+    "ReLU2",
     "Recipe",
     "RopeScaling",
     "RunSpec",
