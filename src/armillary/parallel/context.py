@@ -33,10 +33,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
-from torch.distributed._functional_collectives import all_gather_single, reduce_scatter_single, wait_tensor
 
 from armillary.model import Layer, Places, Transformer, visible
 from armillary.model.operators import prepare
+from armillary.parallel.collectives import all_gather_single, reduce_scatter_single, wait_tensor
 from armillary.parallel.mesh import Grid
 
 aten = torch.ops.aten

@@ -23,11 +23,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
-from torch.distributed._functional_collectives import all_gather_single, all_to_all_single, wait_tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
 from armillary.model import MixtureOfExperts, balance_experts, dispatch, grouped_swiglu, mixtures
+from armillary.parallel.collectives import all_gather_single, all_to_all_single, wait_tensor
 from armillary.parallel.context import split_context
 from armillary.parallel.mesh import Grid
 

@@ -24,16 +24,12 @@ import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812 (the name the field uses)
 from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
-from torch.distributed._functional_collectives import (
-    all_gather_single,
-    all_reduce,
-    reduce_scatter_single,
-    wait_tensor,
-)
+from torch.distributed._functional_collectives import all_reduce
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from armillary.model import Layer, MixtureOfExperts, Transformer, check_tokens
 from armillary.model.operators import block_rows, counted_targets, product_dtype
+from armillary.parallel.collectives import all_gather_single, reduce_scatter_single, wait_tensor
 from armillary.parallel.mesh import Grid
 from armillary.recipe import UsageError
 
