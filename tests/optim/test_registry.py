@@ -7,6 +7,7 @@ import torch
 from pydantic import ValidationError
 
 import lion  # registers it
+from armillary.corpus import Batch
 from armillary.model import Transformer
 from armillary.optim import LocalOptimizer, build_optimizer, register
 from armillary.recipe import (
@@ -44,7 +45,7 @@ def test_a_registered_optimizer_trains() -> None:
     optimizer = build_optimizer(model, spec)
     assert isinstance(optimizer, lion.Lion)
     batch = torch.arange(4 * 17).view(4, 17) % SHAPE.vocab_size
-    losses = [train_step(model, optimizer, spec, step, batch)[0].item() for step in range(spec.steps)]
+    losses = [train_step(model, optimizer, spec, step, Batch(batch))[0].item() for step in range(spec.steps)]
     assert losses[-1] < 0.7 * losses[0]
 
 
