@@ -16,7 +16,14 @@ from armillary.model import Transformer, document_starts, native, set_batch_weig
 from armillary.recipe import Experts, ModelShape
 
 EXPERTS = QWEN.model_copy(update={"experts": Experts(count=4, active=2, d_ff=16, router_z_loss=1e-2)})
-SHAPES = {"llama": LLAMA, "qwen": QWEN, "experts": EXPERTS}
+LATENT = ModelShape.model_validate(
+    {
+        **LLAMA.model_dump(exclude_defaults=True),
+        "attention": {"kind": "latent", "kv_rank": 12, "rope_head_dim": 4},
+        "feed_forward": {"kind": "relu2"},
+    }
+)
+SHAPES = {"llama": LLAMA, "qwen": QWEN, "experts": EXPERTS, "latent": LATENT}
 CORES = [pytest.param(True, id="kernels"), pytest.param(False, id="operators")]
 
 
