@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from armillary.corpus import Corpus
+from armillary.corpus import Batch, Corpus
 from armillary.recipe import Checkpoints, Layout, RunSpec
 from armillary.train import InterruptedRunError, checkpoint, saver, train_ranks
 from armillary.train.spread import Spread
@@ -32,8 +32,8 @@ def train(
     seen: list[str] = []
     step, told = Spread.step, []
 
-    def watched(self: Spread, number: int, batch: torch.Tensor) -> Any:
-        seen.append(hashlib.sha256(batch.numpy().tobytes()).hexdigest())
+    def watched(self: Spread, number: int, batch: Batch[torch.Tensor]) -> Any:
+        seen.append(hashlib.sha256(batch.tokens.numpy().tobytes()).hexdigest())
         return step(self, number, batch)
 
     who = min(1, dist.get_world_size() - 1)

@@ -9,6 +9,7 @@ from armillary.corpus import Corpus, build_corpus
 from armillary.goodput import read_events
 from armillary.model import TokenError
 from armillary.recipe import (
+    ArmillaryError,
     CorpusSpec,
     DomainSpec,
     Layout,
@@ -18,8 +19,9 @@ from armillary.recipe import (
     UsageError,
     Validation,
 )
-from armillary.train import Assignment, DivergedError, InterruptedRunError, check_run, loop, train_fleet, train_run
+from armillary.train import Assignment, DivergedError, InterruptedRunError, check_run, train_fleet, train_run
 from armillary.train.checkpoint import checkpoint_steps
+from armillary.train.hooks import validate as validation
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +149,8 @@ def test_a_checkpoint_that_is_due_is_written_before_a_validation_that_fails(
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "validate", fails)
-        with pytest.raises(OSError, match="Input/output"):
+        patch.setattr(validation, "validate", fails)
+        with pytest.raises(ArmillaryError, match=r"hook Validate after step 4: OSError: .*Input/output"):
             train_run(spec, tiny_corpus, folder, keep=(4,))
     assert checkpoint_steps(folder / "checkpoints") == [4]
     steps = []
@@ -205,7 +207,7 @@ def test_a_token_outside_of_the_vocabulary_ends_the_run(token, make_spec, tiny_c
 
 def test_a_run_that_diverges_in_its_validation_does_so_again(make_spec, tiny_corpus, tmp_path, monkeypatch):
     spec, folder = make_spec(), tmp_path / "run"
-    monkeypatch.setattr(loop, "validate", lambda *_: {"sky": (float("nan"), 0.0)})
+    monkeypatch.setattr(validation, "validate", lambda *_: {"sky": (float("nan"), 0.0)})
     for _ in range(2):
         with pytest.raises(DivergedError, match="at step 5 the validation loss on 'sky' is nan"):
             train_run(spec, tiny_corpus, folder, keep=(5,))

@@ -29,9 +29,9 @@ from armillary.train.checkpoint import (
     CheckpointReader,
     checkpoint_steps,
     file_sha256,
-    metrics_table,
     verify_checkpoint,
 )
+from armillary.train.rows import metrics_table
 
 CHECKPOINT = ("checkpoint.json", "metrics.parquet", "rank-00000.safetensors")
 UNFINISHED = (

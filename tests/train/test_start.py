@@ -68,7 +68,7 @@ def test_a_run_starts_from_the_final_weights_of_another(parent, runs, tiny_corpu
 
     model = Transformer(spec.model)
     model.load_state_dict(load_file(folder / "model.safetensors"))
-    batch = torch.from_numpy(TokenOrder.of(spec, tiny_corpus).batch(0))
+    batch = torch.from_numpy(TokenOrder.of(spec, tiny_corpus).batch(0).tokens)
     assert losses(runs / spec.id)[0] == pytest.approx(model.loss(batch)[1].item() / spec.batch_tokens, abs=1e-5)
 
 

@@ -4,6 +4,7 @@ from armillary.optim import LocalOptimizer, build_optimizer
 from armillary.train.check import check_run
 from armillary.train.checkpoint import verify_checkpoint
 from armillary.train.engine import train_step, validate
+from armillary.train.errors import BusyRunError, DivergedError, InterruptedRunError
 from armillary.train.fleet import (
     Assignment,
     Fleet,
@@ -14,16 +15,11 @@ from armillary.train.fleet import (
     stack_key,
     train_fleet,
 )
-from armillary.train.loop import (
-    BusyRunError,
-    DivergedError,
-    InterruptedRunError,
-    Trunk,
-    default_device,
-    train_run,
-)
+from armillary.train.hooks import Hook, Profile
+from armillary.train.loop import default_device, train_run
 from armillary.train.ranks import train_ranks
 from armillary.train.result import RunResult, load_trained, read_metrics, read_result, read_spec, verify_run
+from armillary.train.resume import Trunk
 from armillary.train.start import start_from
 
 __all__ = [
@@ -31,9 +27,11 @@ __all__ = [
     "BusyRunError",
     "DivergedError",
     "Fleet",
+    "Hook",
     "InterruptedRunError",
     "LocalOptimizer",
     "Outcome",
+    "Profile",
     "RunResult",
     "Stack",
     "Trunk",

@@ -32,11 +32,12 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -55,6 +56,8 @@ from armillary.recipe import (
     read_sealed,
     write_sealed,
 )
+from armillary.train.rows import Rows
+from armillary.train.writing import writing
 
 FORMAT = 3
 
@@ -128,12 +131,12 @@ class Progress:
 
     spec: RunSpec
     step: int
-    metrics: list[dict[str, float]]
+    metrics: Rows
 
 
 def complete(hidden: Path, folder: Path, written: Iterable[Written], progress: Progress) -> None:
     """Make the files in ``hidden`` the checkpoint ``folder/step-N``."""
-    pq.write_table(metrics_table(progress.metrics), hidden / _METRICS)
+    progress.metrics.write(hidden / _METRICS)
     files = [*written, _written(hidden / _METRICS, {})]
     manifest = {
         "format": FORMAT,
@@ -160,27 +163,6 @@ def set_aside(path: Path) -> Path:
             sync(path.parent)
             return target
     raise ArmillaryError(f"{path.parent}: holds 1000 damaged copies of {path.name}; move them away")
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what the system reports while ``path`` is written into one clear line.
-
-    Raises:
-        ArmillaryError: the file, the reason and the remedy.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError, pa.ArrowException) as error:
-        raise ArmillaryError(
-            f"{path}: could not be written ({reason(error)}); make room or give access, then start the run again: it "
-            "resumes from its last checkpoint"
-        ) from error
-
-
-def reason(error: Exception) -> str:
-    """An error in words, without the path that a message names already."""
-    return error.strerror or str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
 
 
 def _index(files: Iterable[Written]) -> dict[str, Any]:
@@ -281,12 +263,6 @@ def _age_s(path: Path) -> float:
         return time.time() - path.stat().st_mtime
     except FileNotFoundError:  # its writer has just finished
         return 0.0
-
-
-def metrics_table(metrics: list[dict[str, float]]) -> pa.Table:
-    """Rows as a table with a column for every key that any of them has, in order of first appearance."""
-    columns = dict.fromkeys(key for row in metrics for key in row)
-    return pa.table({column: [row.get(column) for row in metrics] for column in columns})
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
@@ -452,7 +428,7 @@ class CheckpointReader(PieceReader):
 
     def __init__(self, path: Path) -> None:
         self.manifest = read_manifest(path)
-        self._rows: list[dict[str, float]] | None = None
+        self._rows: pa.Table | None = None
         super().__init__(path, self.manifest["tensors"] if self.manifest["format"] != 1 else {})
         if self.manifest["format"] == 1:
             self._index = self._whole_files(_OF_FORMAT_1[:2])
@@ -470,7 +446,7 @@ class CheckpointReader(PieceReader):
                 "as it is"
             )
 
-    def metrics(self) -> list[dict[str, float]]:
+    def metrics(self) -> pa.Table:
         """The metrics up to this step, a row for each.
 
         Raises:
@@ -479,12 +455,13 @@ class CheckpointReader(PieceReader):
         if self._rows is None:
             file = self.folder / _METRICS
             try:
-                rows = pq.read_table(file).to_pylist()
+                table = pq.read_table(file)
+                steps = table["step"] if "step" in table.column_names else []
             except (OSError, pa.ArrowException) as error:
                 raise DamagedFileError(f"{file}: cannot be read ({error}); {_REMEDY}") from error
-            if [row.get("step") for row in rows] != list(range(1, self.manifest["step"] + 1)):
+            if len(steps) != self.manifest["step"] or not np.array_equal(steps, np.arange(1, len(steps) + 1)):
                 raise DamagedFileError(f"{file}: lacks a row for each of {self.manifest['step']} steps; {_REMEDY}")
-            self._rows = [{k: v for k, v in row.items() if v is not None} for row in rows]
+            self._rows = table
         return self._rows
 
 

@@ -27,7 +27,8 @@ from armillary.model import (
 )
 from armillary.optim import build_optimizer, set_lr
 from armillary.recipe import RunSpec
-from armillary.train.checkpoint import CheckpointReader, Piece, PieceReader, whole, writing
+from armillary.train.checkpoint import CheckpointReader, Piece, PieceReader, whole
+from armillary.train.writing import writing
 
 VALIDATION_BATCH = 64  # windows; part of the arithmetic, so it is fixed
 

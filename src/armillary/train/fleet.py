@@ -41,28 +41,24 @@ from armillary.corpus import Batch, Corpus
 from armillary.model import TokenError, Transformer, check_tokens, mean_share, width_factors, without_ignored
 from armillary.recipe import ModelShape, OptimizerSpec, RunSpec, UsageError
 from armillary.train.engine import Alone, autocast, parts
-from armillary.train.loop import (
-    FLUSH,
-    DivergedError,
-    InterruptedRunError,
-    Run,
-    Trunk,
-    default_device,
-    open_run,
-)
+from armillary.train.errors import DivergedError, InterruptedRunError
+from armillary.train.hooks import Hook
+from armillary.train.loop import FLUSH, Run, Way, default_device, open_run
 from armillary.train.result import RunResult
+from armillary.train.resume import Trunk
 
 Outcome = RunResult | Exception
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """A run to carry out in ``folder``; ``trunk`` and ``keep`` as for ``train_run``."""
+    """A run to train in ``folder``; ``trunk``, ``keep`` and ``hooks`` as for ``train_run``."""
 
     spec: RunSpec
     folder: Path
     trunk: Trunk | None = None
     keep: tuple[int, ...] = ()
+    hooks: tuple[Hook, ...] = ()
 
 
 def stack_key(spec: RunSpec) -> Hashable:
@@ -207,12 +203,8 @@ class Fleet:
             raise UsageError(f"run {run.spec.id}: all {self.capacity} places are taken; add it when a run has left")
         self._look()
         with contextlib.ExitStack() as closing:
-            opened = closing.enter_context(
-                open_run(
-                    run.spec, self.corpus, run.folder, self.device, run.trunk, run.keep, self.checkpoint_every_s,
-                    progress, stop,
-                )
-            )  # fmt: skip
+            how = Way(self.device, run.trunk, run.keep, self.checkpoint_every_s, progress, stop, run.hooks)
+            opened = closing.enter_context(open_run(run.spec, self.corpus, run.folder, how))
             if isinstance(opened, RunResult):
                 return opened
             self._stack.put(len(self.runs), opened.engine.model, opened.engine.optimizer)

@@ -10,7 +10,7 @@ tensor, into the file that a run on one device would have written. So no rank ev
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,11 @@ from torch import Tensor
 from armillary.corpus import Batch, Corpus, DataOrder
 from armillary.recipe import ArmillaryError, Checkpoints, Layout, RunSpec
 from armillary.train.check import check_run
-from armillary.train.loop import Run, Silent, carry_out, open_folder
+from armillary.train.hooks import Hook, Save, Stop
+from armillary.train.loop import Job, Run, carry_out, open_folder
+from armillary.train.reporter import Reporter
 from armillary.train.result import RunResult
+from armillary.train.resume import begin
 from armillary.train.saver import Backstage
 from armillary.train.spread import Spread
 from armillary.train.world import Ranks
@@ -39,11 +42,13 @@ def train_ranks(
     progress: Callable[[int], None] = lambda step: None,
     stop: Callable[[], bool] = lambda: False,
     tell: Callable[[str], None] = lambda text: None,
+    hooks: Sequence[Hook] = (),
 ) -> RunResult:
     """Train ``spec`` as one of the ranks of ``layout``; the process group must be initialised.
 
-    Every rank calls this with the same arguments, but for ``device`` (its own) and the last three: any rank's ``stop``
-    stops all after the same step, and what rank 0 has to ``tell`` is for a person.
+    Every rank calls this with the same arguments, but for ``device`` (its own), ``progress``, ``stop`` and ``tell``.
+    Any rank's ``stop`` stops all after the same step; ``tell`` takes lines for a person, on rank 0. ``hooks`` are as
+    for ``train_run``.
 
     Raises:
         UsageError: the layout does not fit, or as ``train_run``.
@@ -64,13 +69,14 @@ def train_ranks(
             return found
         if isinstance(found, Exception):
             raise found
-        events = opened if world.rank == 0 else Silent()
-        tell = tell if world.rank == 0 else lambda text: None
+        first = world.rank == 0
+        reporter = Reporter(opened, progress, tell if first else lambda text: None)
         saver = Backstage(folder / "checkpoints", world, checkpoints)
         engine = Spread(spec, layout, device, saver)
-        run = Run(spec, corpus, folder, events, engine, saver, checkpoints, world, progress, stop, tell)
+        save = Save(saver, checkpoints, clock=first)
+        run = Run(Job(spec, corpus, folder, world, reporter), engine, save, Stop(stop), hooks)
         closing.callback(saver.wait)
-        run.begin()
+        begin(run)
         with contextlib.closing(_ahead(run.order, run.step, spec.steps, device)) as batches:
             return carry_out(run, batches)
 

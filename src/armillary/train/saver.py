@@ -33,12 +33,12 @@ from armillary.train.checkpoint import (
     Written,
     complete,
     join_pieces,
-    reason,
     save_checkpoint,
     thin_out,
     write_pieces,
 )
 from armillary.train.world import Ranks
+from armillary.train.writing import reason
 
 
 @dataclass

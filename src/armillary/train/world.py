@@ -1,26 +1,31 @@
-"""The processes that carry out a run together: how they come to one decision without a step waiting for it.
+"""The processes that train a run together, and how they come to one decision without a step waiting for it.
 
-``Single`` is a process alone. ``Ranks`` are those of a process group. A vote (stop, save) goes round on the CPU while
-the next step is computed and is looked at after it, so that nobody waits for it: what is decided after step n happens
-after step n + 1, on all ranks.
+``Single`` is one process. ``Ranks`` are those of a process group. A vote (which hooks any rank wishes) is counted on
+the CPU while the next step is computed, and read after it: what is wished after step n happens after step n + 1, on all
+ranks.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from armillary.recipe import ArmillaryError
+
+T = TypeVar("T")
+
 
 class World(Protocol):
-    """What a run asks of those that it is carried out by."""
+    """The processes of a run, seen from one of them."""
 
     rank: int
     size: int
 
-    def vote(self, urgency: int) -> int:
-        """The highest urgency that any rank gave, at the latest by its vote after this one; asked once a step."""
+    def vote(self, wishes: int) -> int:
+        """All bits that any rank has set, at the latest by its vote after this one; called once a step."""
 
     def share(self, value: Any) -> Any:
         """Rank 0's value, on every rank; all wait."""
@@ -34,9 +39,9 @@ class Single:
 
     rank, size = 0, 1
 
-    def vote(self, urgency: int) -> int:
+    def vote(self, wishes: int) -> int:
         """Its own."""
-        return urgency
+        return wishes
 
     def share(self, value: Any) -> Any:
         """Its own."""
@@ -55,11 +60,11 @@ class Ranks:
         self.group = dist.new_group(backend="gloo")  # on the CPU, whatever the tensors are on
         self._round: tuple[torch.Tensor, Any] | None = None
 
-    def vote(self, urgency: int) -> int:
-        """The highest urgency of the votes before this one."""
+    def vote(self, wishes: int) -> int:
+        """All bits of the votes before this one."""
         decided = self._counted()
-        ballot = torch.tensor([urgency])
-        work = dist.all_reduce(ballot, dist.ReduceOp.MAX, group=self.group, async_op=True)
+        ballot = torch.tensor([wishes])
+        work = dist.all_reduce(ballot, dist.ReduceOp.BOR, group=self.group, async_op=True)
         self._round = (ballot, work)
         return decided
 
@@ -85,3 +90,33 @@ class Ranks:
     def close(self) -> None:
         """Wait for the vote that is still going round."""
         self._counted()
+
+
+def by_first(world: World, act: Callable[[], T]) -> T:
+    """What ``act`` returns on rank 0, on every rank; an error of it is raised on all."""
+    outcome: Any = None
+    if world.rank == 0:
+        try:
+            outcome = act()
+        except (ArmillaryError, OSError) as error:
+            outcome = error
+    outcome = world.share(outcome)
+    if isinstance(outcome, Exception):
+        raise outcome
+    result: T = outcome
+    return result
+
+
+def together(world: World, act: Callable[[], T]) -> T:
+    """What ``act`` returns on this rank; where it fails on some ranks, its first error is raised on all."""
+    result: Any = None
+    problem: ArmillaryError | None = None
+    try:
+        result = act()
+    except ArmillaryError as error:
+        problem = error
+    for other in world.collect(problem):
+        if other is not None:
+            raise problem or other
+    done: T = result
+    return done

@@ -1,0 +1,10 @@
+"""What a run does between its steps, one behaviour per file."""
+
+from armillary.train.hooks.hook import Hook, Voted, call_hook
+from armillary.train.hooks.metrics import Metrics
+from armillary.train.hooks.profile import Profile
+from armillary.train.hooks.save import Save
+from armillary.train.hooks.stop import Stop
+from armillary.train.hooks.validate import Validate
+
+__all__ = ["Hook", "Metrics", "Profile", "Save", "Stop", "Validate", "Voted", "call_hook"]

@@ -1,0 +1,56 @@
+"""The protocol of a behaviour of the training loop.
+
+The loop calls ``due`` after each step, and where a hook is due it fetches the losses and calls ``act``. ``due`` is a
+pure function of the step, so that all ranks call the same hooks, whose ``act`` may then communicate. What depends on
+the clock, a signal or anything else that ranks see differently is a wish: the ranks vote, and where any of them wished,
+all call the hook, one step later (see `world`).
+
+A resumed run calls the hooks that are due at its checkpoint's step again, because the checkpoint was written before
+they acted. So a hook acts at least once for a step that it is due at, and must bear to act twice.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, UsageError
+from armillary.train.errors import DivergedError, InterruptedRunError
+
+if TYPE_CHECKING:
+    from armillary.train.loop import Run
+
+
+class Hook(Protocol):
+    """A behaviour of the training loop."""
+
+    def due(self, step: int) -> bool:
+        """Whether the hook acts after ``step`` steps are done; pure, and the same on all ranks."""
+
+    def act(self, run: Run[Any]) -> None:
+        """Act after step ``run.step``; an error ends the run on all ranks and names the hook."""
+
+
+@runtime_checkable
+class Voted(Protocol):
+    """A hook that is also due where any rank wishes it."""
+
+    def wish(self) -> bool:
+        """Whether this rank wishes the hook to act; called once a step."""
+
+
+def call_hook(hook: Hook, run: Run[Any]) -> None:
+    """Have ``hook`` act.
+
+    Raises:
+        DivergedError, InterruptedRunError: as the hook raised them; both are outcomes of the run.
+        ArmillaryError: any other error of the hook, with its name and the step.
+    """
+    try:
+        hook.act(run)
+    except (DivergedError, InterruptedRunError):
+        raise
+    except Exception as error:
+        kinds = (UsageError, DamagedFileError, ForeignFileError)
+        kind = next((kind for kind in kinds if isinstance(error, kind)), ArmillaryError)
+        said = str(error) if isinstance(error, ArmillaryError) else f"{type(error).__name__}: {error}"
+        raise kind(f"hook {type(hook).__name__} after step {run.step}: {said}") from error

@@ -1,0 +1,100 @@
+"""Appends the metrics of a run to files while it trains, so that its memory does not grow with its steps.
+
+Rows are added one by one and written out every ``ROWS`` steps, as a Parquet file in ``metrics/`` of the run's folder.
+A kill loses the rows that were not written. A resumed run begins with the rows of its checkpoint and removes what an
+earlier attempt wrote after it, so no step is missing or there twice.
+
+A part that cannot be written now (a full disk) stays in memory and is written with the next one; the checkpoints, which
+need all rows, fail with an error of their own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from armillary.files import aside
+from armillary.train.rows import Rows, metrics_table
+
+if TYPE_CHECKING:
+    from armillary.train.loop import Run
+
+ROWS = 4096  # rows of a part
+
+
+class Metrics:
+    """The rows of a run. ``folder`` is where parts are written; without one (not rank 0) old rows are forgotten."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._columns: dict[str, None] = {}
+        self._parts: list[Path] = []
+        self._rest: list[dict[str, float]] = []
+
+    def due(self, step: int) -> bool:
+        """Every ``ROWS`` steps."""
+        return step % ROWS == 0
+
+    def act(self, run: Run[Any]) -> None:
+        """Write out all rows but the last, to which a validation may still be added."""
+        self._write()
+
+    @property
+    def last(self) -> dict[str, float]:
+        """The row of the last step."""
+        return self._rest[-1]
+
+    def append(self, row: dict[str, float]) -> None:
+        """Add the row of the next step."""
+        self._rest.append(row)
+        self._columns.update(dict.fromkeys(row))
+
+    def annotate(self, values: dict[str, float]) -> None:
+        """Add columns to the row of the last step."""
+        self.last.update(values)
+        self._columns.update(dict.fromkeys(values))
+
+    def rows(self) -> Rows:
+        """All rows so far, as they are now: parts are never changed, and the last row is copied."""
+        rest = (*self._rest[:-1], *map(dict, self._rest[-1:]))
+        return Rows(tuple(self._columns), tuple(self._parts), rest)
+
+    def restore(self, table: pa.Table, validated: Any) -> None:
+        """Begin with the rows of a checkpoint; of steps for which ``validated`` is false, without their validation."""
+        self.clear()
+        for batch in table.to_batches(max_chunksize=ROWS):
+            for row in batch.to_pylist():
+                keep = validated(int(row["step"]))
+                named = (key for key in row if keep or not key.startswith("validation/"))
+                self.append({key: row[key] for key in named if row[key] is not None})
+            if len(self._rest) > ROWS:
+                self._write()
+
+    def clear(self) -> None:
+        """Forget all rows and remove the parts that an earlier attempt left."""
+        self._columns, self._parts, self._rest = {}, [], []
+        if self.folder is not None and self.folder.is_dir():
+            for path in [*self.folder.glob("rows-*.parquet"), *self.folder.glob(".rows-*.parquet.*")]:
+                path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # something else lies there
+                self.folder.rmdir()
+
+    def _write(self) -> None:
+        done, last = self._rest[:-1], self._rest[-1:]
+        if self.folder is not None and done:
+            path = self.folder / f"rows-{done[0]['step']}.parquet"
+            hidden = aside(path)
+            try:
+                self.folder.mkdir(exist_ok=True)
+                pq.write_table(metrics_table(done), hidden)
+                hidden.rename(path)
+            except (OSError, pa.ArrowException):
+                with contextlib.suppress(OSError):
+                    hidden.unlink(missing_ok=True)
+                return
+            self._parts.append(path)
+        self._rest = last

@@ -1,0 +1,52 @@
+"""Writes checkpoints: by the clock of rank 0, at the steps of the policy, and before a run stops."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from armillary.train.checkpoint import Progress, RetentionPolicy
+from armillary.train.saver import Saver
+
+if TYPE_CHECKING:
+    from armillary.train.loop import Run
+
+
+class Save:
+    """A checkpoint is due at the steps of ``policy`` and where ``policy.every_s`` seconds have passed on ``clock``."""
+
+    def __init__(self, saver: Saver, policy: RetentionPolicy, clock: bool = True) -> None:
+        self.saver, self.policy, self.clock = saver, policy, clock
+        self._saved = time.perf_counter()
+
+    def wish(self) -> bool:
+        """Whether the seconds between two checkpoints have passed; always false but on rank 0, which has the clock."""
+        if not self.clock or time.perf_counter() - self._saved <= self.policy.every_s:
+            return False
+        self._saved = time.perf_counter()
+        return True
+
+    def due(self, step: int) -> bool:
+        """As the policy says."""
+        return self.policy.due(step)
+
+    def act(self, run: Run[Any]) -> None:
+        """Begin to write the checkpoint of this step."""
+        self.saver.save(run.engine.pieces(), Progress(run.spec, run.step, run.metrics.rows()))
+        self._saved = time.perf_counter()
+        self.report(run)
+
+    def report(self, run: Run[Any]) -> str | None:
+        """Report the checkpoints that were finished; returns what was wrong with the last one."""
+        written = self.saver.finished()
+        for saved in written:
+            if saved.problem is None:
+                run.reporter.write("checkpoint", saved.step, saved.blocked_s, **saved.data)
+            else:
+                run.reporter.fault(saved.step, f"step-{saved.step}", saved.problem, "the one before it is kept")
+        return written[-1].problem if written else None
+
+    def wait(self, run: Run[Any]) -> str | None:
+        """Wait until no checkpoint is left to be written; returns what ``report`` does."""
+        self.saver.wait()
+        return self.report(run)

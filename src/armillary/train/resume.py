@@ -1,0 +1,160 @@
+"""Where a run begins: at its last good checkpoint, at its trunk's, at given weights, or at drawn ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import torch
+
+from armillary.model import Transformer
+from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, RunSpec
+from armillary.train.checkpoint import CheckpointReader, checkpoint_steps, set_aside, verify_checkpoint
+from armillary.train.result import read_spec
+from armillary.train.start import open_start, verify_start
+from armillary.train.world import by_first, together
+
+if TYPE_CHECKING:
+    from armillary.train.loop import Run
+
+
+@dataclass(frozen=True)
+class Trunk:
+    """The folder of a run that shares its first ``step`` steps with the one to train."""
+
+    folder: Path
+    step: int
+
+
+def begin(run: Run[Any], trunk: Trunk | None = None) -> None:
+    """Start from the last good checkpoint of this folder, else from the trunk's, else from the beginning.
+
+    Initial weights are those of ``spec.start``, and drawn only where the run has none and no checkpoint is loaded.
+    Damaged checkpoints after the last good one are set aside. Without a good one nothing is touched.
+
+    Raises:
+        ForeignFileError: the newest checkpoint is of a newer format, another run or another model.
+        DamagedFileError: there are checkpoints, and all are damaged.
+        ArmillaryError: a checkpoint cannot be read now.
+    """
+    damaged: list[tuple[int, str]] = []
+    for step in reversed(by_first(run.world, lambda: checkpoint_steps(run.checkpoints))):
+        found = _examine(run, step)
+        if isinstance(found, CheckpointReader):
+            for later, what in damaged:
+                kept = by_first(run.world, partial(set_aside, run.checkpoints / f"step-{later}")).name
+                run.reporter.fault(later, f"step-{later}", what, f"the one before it is used; it is kept as {kept}")
+            _load(run, found, step)
+            run.reporter.write("resume", step, **run.engine.described)
+            run.catch_up()
+            return
+        damaged.append((step, found))
+    if damaged:
+        count = f"all {len(damaged)} checkpoints are" if len(damaged) > 1 else "the only checkpoint is"
+        raise DamagedFileError(
+            f"{run.checkpoints}: {count} damaged: {damaged[0][1]}; or move the step-* folders away to train the "
+            "run from its beginning. Nothing was changed"
+        )
+    # A trunk as long as the run leaves nothing to branch off, and lacks the last validation.
+    if trunk is not None and trunk.step < run.spec.steps:
+        path = trunk.folder / "checkpoints" / f"step-{trunk.step}"
+        try:
+            reader = _open_trunk(run.spec, trunk, path)
+        except (ArmillaryError, OSError) as error:
+            _begin_anew(run)
+            run.reporter.fault(0, f"{trunk.folder.name}/{path.name}", str(error), "the run starts at step 0")
+            return
+        _load(run, reader, trunk.step)
+        run.reporter.write("start", trunk.step, trunk=trunk.folder.name)
+        run.catch_up()
+        return
+    _begin_anew(run)
+
+
+def _begin_anew(run: Run[Any]) -> None:
+    """Give the engine its initial weights.
+
+    Raises:
+        DamagedFileError, ForeignFileError, ArmillaryError: as ``open_start``; on all ranks.
+    """
+    run.metrics.clear()
+    start = run.spec.start
+    if start is None:
+        run.engine.draw_weights()
+        run.reporter.write("start", 0, **run.engine.described)
+        return
+    by_first(run.world, partial(verify_start, start, run.folder.parent))
+    together(run.world, lambda: run.engine.load_weights(open_start(start, run.folder.parent, run.spec.model)))
+    run.reporter.write("start", 0, **run.engine.described, weights=start.sha256)
+
+
+def _examine(run: Run[Any], step: int) -> CheckpointReader | str:
+    """A checkpoint to resume from, or in words what is damaged in it; the ranks divide its files.
+
+    Raises:
+        ArmillaryError: for another reason it must not, or cannot now be used; on all ranks.
+    """
+    path = run.checkpoints / f"step-{step}"
+    problem, reader = None, None
+    try:
+        if not path.is_dir():
+            raise ArmillaryError(
+                f"{path}: rank {run.world.rank} does not see this checkpoint; the run's folder must be on "
+                "storage that all ranks share"
+            )
+        verify_checkpoint(path, run.spec.id, run.world.rank, run.world.size)
+        reader = _open(run.spec, path, step)
+    except ArmillaryError as error:
+        problem = error
+    found = [other for other in run.world.collect(problem) if other is not None]
+    for other in found:
+        if not isinstance(other, DamagedFileError):
+            raise other
+    return reader if reader is not None and not found else str(found[0])
+
+
+def _open(spec: RunSpec, path: Path, step: int) -> CheckpointReader:
+    """Hold a checkpoint against the run: sizes of its tensors, and what the steps in its metrics were taken with.
+
+    Raises:
+        ForeignFileError: it is one of another model or run.
+    """
+    reader = CheckpointReader(path)
+    with torch.device("meta"):
+        model = Transformer(spec.model)
+    reader.compare({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+    last = reader.metrics().slice(max(0, step - 1)).to_pylist()
+    if last and "run" not in reader.manifest:  # formats 1 and 2 say no more of the run than this
+        tokens, rate = spec.tokens_after(step), spec.lr(step - 1)
+        if last[0]["tokens"] != tokens or not math.isclose(last[0]["lr"], rate, rel_tol=1e-6):
+            raise ForeignFileError(
+                f"{path}: is a checkpoint of another run: after {last[0]['tokens']:,} tokens at the rate "
+                f"{last[0]['lr']:.6g}, and in this one after {tokens:,} at {rate:.6g}. It is left as it is"
+            )
+    return reader
+
+
+def _open_trunk(spec: RunSpec, trunk: Trunk, path: Path) -> CheckpointReader:
+    """The trunk's checkpoint; ArmillaryError where it is not the state of this run after as many steps."""
+    verify_checkpoint(path)
+    reader = _open(spec, path, trunk.step)
+    manifest = reader.manifest
+    prefix = manifest["prefix"] if "prefix" in manifest else read_spec(trunk.folder).prefix_id(trunk.step)
+    if prefix != spec.prefix_id(trunk.step):
+        raise ForeignFileError(f"{path}: the first {trunk.step} steps are those of another run")
+    return reader
+
+
+def _load(run: Run[Any], reader: CheckpointReader, step: int) -> None:
+    def read() -> pa.Table:
+        run.engine.load(reader)
+        return reader.metrics()
+
+    rows = together(run.world, read)  # some ranks may find all that they need
+    # A trunk ends, and is validated, where its branch goes on without a look.
+    run.metrics.restore(rows, lambda step: run.spec.validation.due(step, run.spec.steps))
+    run.step = step
