@@ -84,18 +84,19 @@ OTHER = {
     "validation.every": None,
     "validation.windows": 17,
     "start": {"weights": "base.safetensors", "sha256": "5" * 64},
+    "objective": {"kind": "supervised", "examples": "0123456789abcdef"},
     "lengths": [{"start_step": 30, "context_length": 64, "batch_sequences": 4}],
 }
 
 # Fields that ``changed`` may set because of another one.
 BOUND = {"schedule.kind", "schedule.decay_steps", "optimizer.kind", "optimizer.momentum"}
-BOUND |= {"optimizer.base_width", "optimizer.base_head_dim"}
+BOUND |= {"optimizer.base_width", "optimizer.base_head_dim", "mixture", "lengths"}
 
 
 def fields_of(document, prefix=""):
     for name in type(document).model_fields:
         value = getattr(document, name)
-        if hasattr(type(value), "model_fields"):
+        if hasattr(type(value), "model_fields") and name != "objective":  # one of several documents
             yield from fields_of(value, f"{prefix}{name}.")
         else:
             yield prefix + name
@@ -111,6 +112,9 @@ def changed(spec, changes):
         inner[last] = value
     if parts["schedule"]["kind"] == "constant":
         parts["schedule"]["decay_steps"] = 0
+    if "objective" in parts:
+        parts["mixture"] = []
+        parts.pop("lengths", None)
     optimizer = parts["optimizer"]
     if "options" in optimizer:
         optimizer["kind"] = "lion"
