@@ -2,7 +2,8 @@
 
 Checks, in this order, each with its limit:
 
-- losses and gradients of every kind of block against the CPU in fp32, and the loss in bf16;
+- losses and gradients of every kind of block against the CPU in fp32, and the loss in bf16; once for plain text, once
+  for documents packed into a sequence with weighted predictions, as a supervised run has them;
 - five steps of fused AdamW and of Muon against the CPU;
 - a run that is stopped and resumed ends with the weights of the run that was not, bit by bit;
 - one rank under FSDP2 against the trainer without ranks, and how long its asynchronous checkpoints block training;
@@ -42,7 +43,7 @@ from stack import ceiling, seconds_of, specification, stepper
 from torch import Tensor
 
 import armillary
-from armillary.corpus import Corpus, build_corpus
+from armillary.corpus import Batch, Corpus, build_corpus
 from armillary.goodput import read_events
 from armillary.model import Transformer
 from armillary.parallel import dry_run
@@ -52,8 +53,10 @@ from armillary.recipe import (
     CorpusSpec,
     DomainSpec,
     Experts,
+    Latent,
     Layout,
     ModelShape,
+    ReLU2,
     RunSpec,
     TokenizerSpec,
 )
@@ -120,6 +123,11 @@ def shapes() -> dict[str, ModelShape]:
             **{**plain, "n_kv_heads": 2, "qk_norm": True, "tied_embeddings": True}
         ),
         "experts": ModelShape(**plain, experts=Experts(count=8, active=2, d_ff=64, shared_d_ff=64)),
+        "latent attention, ReLU²": ModelShape(
+            **plain,
+            attention=Latent(kv_rank=32, rope_head_dim=16),
+            feed_forward=ReLU2(),
+        ),
     }
 
 
@@ -135,7 +143,15 @@ def batch_of(spec: RunSpec) -> Tensor:
     return torch.randint(spec.model.vocab_size, size, generator=torch.Generator().manual_seed(5))
 
 
-def loss_and_gradients(spec: RunSpec, device: torch.device) -> tuple[float, dict[str, Tensor]]:
+def packed(spec: RunSpec) -> Batch[Tensor]:
+    """The same tokens as three documents in each sequence, of which every third prediction has no weight."""
+    tokens = batch_of(spec)
+    place = torch.arange(spec.context_length).expand(len(tokens), -1)
+    documents = (place > spec.context_length // 3).long() + (place > spec.context_length // 2).long()
+    return Batch(tokens, (place % 3 > 0).float(), documents)
+
+
+def loss_and_gradients(spec: RunSpec, batch: Batch[Tensor], device: torch.device) -> tuple[float, dict[str, Tensor]]:
     """Mean loss of a step without its update, and what clipping and the optimizer would get."""
     model = Transformer(spec.model)
     model.init_weights(spec.seed)
@@ -148,7 +164,8 @@ def loss_and_gradients(spec: RunSpec, device: torch.device) -> tuple[float, dict
                 kept[name] = parameter.grad.cpu().clone()
 
     unclipped = spec.model_copy(update={"optimizer": spec.optimizer.model_copy(update={"grad_clip": 1e9})})
-    loss, _ = train_step(model, Keep(model.parameters(), lr=0.0), unclipped, 0, batch_of(spec).to(device))
+    there = batch.map(lambda values: values.to(device))
+    loss, _ = train_step(model, Keep(model.parameters(), lr=0.0), unclipped, 0, there)
     return loss.item(), kept
 
 
@@ -161,21 +178,17 @@ def check_blocks(report: Report, device: torch.device) -> None:
     """Losses and gradients against the CPU."""
     for name, shape in shapes().items():
         spec = small_run("", shape)
-        expected, wanted = loss_and_gradients(spec, torch.device("cpu"))
-        loss, gradients = loss_and_gradients(spec, device)
-        worst = max(off(gradients[key], wanted[key]) for key in wanted)
-        difference = abs(loss - expected) / expected
-        good = difference <= LOSS and worst <= GRADIENT
-        report.add(
-            f"{name}, fp32",
-            f"loss {difference:.1e}, worst gradient {worst:.1e}",
-            good=good,
-            loss=difference,
-            worst=worst,
-        )
-        half, _ = loss_and_gradients(spec.model_copy(update={"precision": "bf16"}), device)
-        difference = abs(half - expected) / expected
-        report.add(f"{name}, bf16", f"loss {difference:.1e}", good=difference <= LOSS_BF16, loss=difference)
+        for what, batch in ((name, Batch(batch_of(spec))), (f"{name}, documents and weights", packed(spec))):
+            expected, wanted = loss_and_gradients(spec, batch, torch.device("cpu"))
+            loss, gradients = loss_and_gradients(spec, batch, device)
+            worst = max(off(gradients[key], wanted[key]) for key in wanted)
+            difference = abs(loss - expected) / expected
+            good = difference <= LOSS and worst <= GRADIENT
+            said = f"loss {difference:.1e}, worst gradient {worst:.1e}"
+            report.add(f"{what}, fp32", said, good=good, loss=difference, worst=worst)
+            half, _ = loss_and_gradients(spec.model_copy(update={"precision": "bf16"}), batch, device)
+            difference = abs(half - expected) / expected
+            report.add(f"{what}, bf16", f"loss {difference:.1e}", good=difference <= LOSS_BF16, loss=difference)
 
 
 def check_optimizers(report: Report, device: torch.device) -> None:
@@ -191,7 +204,7 @@ def check_optimizers(report: Report, device: torch.device) -> None:
             model.to(where)
             optimizer = build_optimizer(model, spec)
             for step in range(5):
-                train_step(model, optimizer, spec, step, batch_of(spec).to(where))
+                train_step(model, optimizer, spec, step, Batch(batch_of(spec).to(where)))
             ended.append({name: p.detach().cpu() - start[name] for name, p in model.named_parameters()})
         worst = max(off(ended[1][name], ended[0][name]) for name in ended[0])
         # Newton-Schulz iterates in bf16: a rounding that tips over moves a step by 2^-8 of itself.

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from armillary.corpus import Batch
 from armillary.model import Transformer
-from armillary.recipe import Experts, Layout, OptimizerSpec
+from armillary.recipe import Experts, Latent, Layout, OptimizerSpec, ReLU2
 from armillary.train import InterruptedRunError, build_optimizer, default_device, train_fleet, train_run, train_step
 from armillary.train.fleet import Assignment
 
@@ -18,13 +19,18 @@ def device():
     return default_device()
 
 
-@pytest.fixture(params=["dense", "grouped, QK-norm", "experts"])
+@pytest.fixture(params=["dense", "grouped, QK-norm", "experts", "latent"])
 def shape(request, make_spec):
     model = make_spec().model
     changes = {
         "dense": {"n_kv_heads": model.n_heads},
         "grouped, QK-norm": {"qk_norm": True, "tied_embeddings": True},
         "experts": {"experts": Experts(count=4, active=2, d_ff=16, shared_d_ff=16)},
+        "latent": {
+            "n_kv_heads": model.n_heads,
+            "attention": Latent(kv_rank=8, rope_head_dim=4),
+            "feed_forward": ReLU2(),
+        },
     }
     return model.model_copy(update=changes[request.param])
 
@@ -41,7 +47,7 @@ def moved(spec, device, steps=5):
     for step in range(steps):
         size = (spec.batch_sequences, spec.context_length + 1)
         batch = torch.randint(spec.model.vocab_size, size, generator=random)
-        losses.append(train_step(model, optimizer, spec, step, batch.to(device))[0].item())
+        losses.append(train_step(model, optimizer, spec, step, Batch(batch.to(device)))[0].item())
     return losses, {name: p.detach().cpu() - start[name] for name, p in model.named_parameters()}
 
 
