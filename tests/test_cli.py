@@ -222,6 +222,14 @@ def test_law_verbs_with_wrong_input(call, points):
         ),
         (["fit", "anneal", "--curves", points / "none", "--out", law], "none is not a folder"),
         (["predict-law", law, "--at", points / "near.csv", "--out", points / "o.csv"], "law.json is not a law file"),
+        (
+            ["predict-law", points / "P.csv", "--at", points / "near.csv", "--out", points / "o.csv"],
+            "P.csv is not a law file; give a file that 'armillary fit' wrote",
+        ),
+        (
+            ["predict-law", law, "--at", points / "near.csv", "--out", points / "near.csv"],
+            "near.csv is a file that is read here and would be lost; give another name",
+        ),
         (["reproduce", "nothing"], "take one of regmix, chinchilla"),
         (
             ["reproduce", "chinchilla", "--data", points],

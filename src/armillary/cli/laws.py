@@ -175,7 +175,7 @@ def predict_law(
     """
     from armillary.laws import workbench
 
-    workbench.check_out(path)
+    workbench.check_out(path, law, at, measured)
     options = {"size": size, "tokens": tokens, "given": given, "warmup_steps": warmup_steps}
     rows = told(lambda: workbench.predict(law, at, interval, **options))  # type: ignore[arg-type]
     compared = None if measured is None else told(lambda: workbench.measured_against(law, at, rows, measured, size))
@@ -214,7 +214,7 @@ def optimise_mixture(
     """
     from armillary.laws import decisions, workbench
 
-    workbench.check_out(path)
+    workbench.check_out(path, law, target, limits)
     found = told(lambda: decisions.optimise(law, target, limits, size, candidates, tokens))
     decisions.write_yaml(path, found)
     if as_json:
@@ -260,7 +260,7 @@ def best_schedule(
     from armillary.laws import decisions, workbench
 
     if path is not None:
-        workbench.check_out(path)
+        workbench.check_out(path, law, given)
     show(lambda: decisions.schedule(law, size, steps, given, peak_lr, path), as_json)
 
 

@@ -105,6 +105,13 @@ def test_what_is_no_law_file(tmp_path, text):
         read_law(tmp_path)
 
 
+def test_a_table_given_as_a_law_is_not_to_be_written_over(tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text("params,tokens,loss\n1e7,1e9,3\n")
+    with pytest.raises(ForeignLawError, match=r"runs\.csv is not a law file; give a file that 'armillary fit' wrote$"):
+        read_law(path)
+
+
 def sealed(path, document):
     """Write a document with an honest checksum."""
     document = {name: value for name, value in document.items() if name != "sha256"}

@@ -156,10 +156,13 @@ def read_law(path: Path) -> LawFile:
     """
     remedy = "give a file that 'armillary fit' wrote"
     try:
-        document = json.loads(path.read_bytes())
+        content = path.read_bytes()
+        document = json.loads(content)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; {remedy}") from error
     except (ValueError, RecursionError) as error:
+        if content and not content.lstrip().startswith(b"{"):  # a table, say: never advise to write over it
+            raise ForeignLawError(f"{path} is not a law file; {remedy}") from error
         raise DamagedLawError(f"{path} is torn or not JSON ({error}); {_again(None, path)}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ForeignLawError(f"{path} is not a law file; {remedy}")

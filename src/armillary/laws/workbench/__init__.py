@@ -51,14 +51,16 @@ __all__ = [
 ]
 
 
-def check_out(path: Path) -> None:
-    """See that ``path`` can be written before work is done for it.
+def check_out(path: Path, *inputs: Path | None) -> None:
+    """See that ``path`` can be written before work is done for it, and is none of the ``inputs``.
 
     Raises:
-        UsageError: it is a folder, or lies where nothing can be written.
+        UsageError: it is a folder, or lies where nothing can be written, or the work reads it.
     """
     if path.is_dir() or not path.name:
         raise UsageError(f"--out {path} is a folder; give the name of a file in it")
+    if path.exists() and any(file is not None and file.exists() and file.samefile(path) for file in inputs):
+        raise UsageError(f"--out {path} is a file that is read here and would be lost; give another name")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UsageError(f"--out {path}: nothing can be written in {folder}; give another place")
