@@ -167,7 +167,7 @@ def test_what_a_node_does_not_see_is_told_before_anything_trains(
     store, job = Store(tmp_path / "store"), Job(make_spec())
     with (
         RayExecutor(store, tmp_path / "elsewhere", "ray") as executor,
-        pytest.raises(UsageError, match=r"node [\d.]+: .*elsewhere: .*manifest.json"),
+        pytest.raises(UsageError, match=r"node [\d.]+: .*elsewhere.*manifest.json"),
     ):
         executor.run("paths", [job])
     monkeypatch.setattr("fcntl.flock", lambda file, how: None)  # here only: as on a disk whose locks are not shared
