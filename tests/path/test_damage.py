@@ -19,10 +19,10 @@ from armillary.study import mixture
 
 # What every call may write anew; a lock holds nothing.
 RENEWED = {".written.json", "cost.json", "report.html", "recipe.found.yaml", "target.yaml", "summary.json"}
-# Caches: without them the same is computed again, so a missing one is not a fault.
-CACHES = ("corpus/index/",)
-# Nothing of these is read again, since the database has it; a call leaves them, and ``verify`` names them.
-UNREAD = ("spec.json", "result.json", "events.jsonl", "metrics.parquet", "model.safetensors")
+# Caches and records: without them the same is computed or written again, so a missing one is not a fault.
+CACHES = ("corpus/index/", ".written.json")
+# SQLite has no checksums: a flipped bit is found in the pages' structure and in what the journal covers, not elsewhere.
+UNCOVERED = ("store/store.sqlite", "flipped")
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def check(made: Made, name: str, how: str, folder: Path) -> None:
         place = Here(load_recipe(source.file), folder, workers=1, say=said.append)
         evidence = place.report()
         place.store().close()
-        assert found_in(evidence) == made.found, f"{case}: another result"
+        assert source.edited or found_in(evidence) == made.found, f"{case}: another result"  # an edit is reported
     except ArmillaryError as error:
         refused = str(error)
         # A launched run's folder without the database is what is seen of a database that was removed.
@@ -180,9 +180,7 @@ def test_a_damaged_file_is_named_and_nothing_is_lost(name: str, how: str, made: 
 def test_every_file_that_is_damaged_is_named_and_nothing_is_lost(how: str, made: Made, tmp_path: Path) -> None:
     failed = []
     for name in names(made):
-        if how == "newer" and not name.endswith((".json", "recipe.yaml")):
-            continue
-        if how == "newer" and not _has_format(made.folder / name):
+        if (name, how) == UNCOVERED or (how == "newer" and not _has_format(made.folder / name)):
             continue
         try:
             check(made, name, how, tmp_path / "copy")
