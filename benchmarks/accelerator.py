@@ -108,7 +108,7 @@ class Report:
             return
         try:
             act()
-        except (ArmillaryError, RuntimeError, AssertionError, ImportError, NotImplementedError, ValueError) as error:
+        except (ArmillaryError, RuntimeError, AssertionError, ImportError, ValueError) as error:
             traceback.print_exc()
             self.add(check, f"failed: {type(error).__name__}: {str(error).splitlines()[0][:200]}", good=False)
 

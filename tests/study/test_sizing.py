@@ -55,6 +55,13 @@ def make_recipe(tiny_corpus_spec):
     return make
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("3m30s", 210), ("1h30m", 5400), ("1d 2h 3m 4s", 93_784), ("1h5s", 3605), ("2d", 172_800)]
+)
+def test_a_budget_of_several_units_is_their_sum(text, seconds):
+    assert parse_budget(text) == (seconds, "s")
+
+
 @given(st.floats(1e-3, 1e6), st.sampled_from(["s", "m", "h", "flops", "flop"]), st.booleans())
 def test_budgets_are_read(value, unit, upper):
     text = f"{value!r} {unit}"

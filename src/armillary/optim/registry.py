@@ -21,7 +21,7 @@ Build = Callable[[list[dict[str, Any]], Mapping[Tensor, DTensor], OptimizerSpec]
 
 @dataclass(frozen=True)
 class Kind:
-    """``build`` makes the optimizer; ``initial_state`` is its state of one of its own parameters before a step."""
+    """``build`` makes the optimizer; ``initial_state`` returns the state of one parameter before the first step."""
 
     build: Build
     initial_state: Callable[[Tensor], dict[str, Tensor]]

@@ -144,7 +144,7 @@ class RopeScaling(Document):
 class Block(Document):
     """A block of a layer: its options, and its counts in a model of a given shape.
 
-    A new kind is a subclass with a ``kind`` of its own, registered by ``register_block`` under the class that it
+    A new kind is a subclass with a new ``kind``, registered by ``register_block`` under the class that it
     specialises, and a module of the same kind in ``armillary.model.blocks``.
     """
 
@@ -154,7 +154,7 @@ class Block(Document):
         """Raise ValueError where the block does not fit the other sizes."""
 
     def matmul_parameters(self, shape: ModelShape) -> int:
-        """Weights that take part in matrix products, in one layer."""
+        """Weights that take part in matrix products, in one layer; every kind has its formula."""
         raise NotImplementedError
 
     def other_parameters(self, shape: ModelShape) -> int:

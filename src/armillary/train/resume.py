@@ -155,6 +155,6 @@ def _load(run: Run[Any], reader: CheckpointReader, step: int) -> None:
         return reader.metrics()
 
     rows = together(run.world, read)  # some ranks may find all that they need
-    # A trunk ends, and is validated, where its branch goes on without a look.
+    # A trunk is validated at its last step; a branch continues from that step without a validation.
     run.metrics.restore(rows, lambda step: run.spec.validation.due(step, run.spec.steps))
     run.step = step

@@ -8,7 +8,7 @@ A file of version 3 is a JSON object with these fields:
 - ``features``, ``targets``, ``size_column``, ``tokens_column``, ``sources``, ``columns`` and ``set_aside``: see
   ``LawFile``;
 - ``params`` and ``fitted``: what the estimator's ``to_json`` returned. Its ``PARAMS`` and ``FITTED`` list the fields;
-- ``predictions``: what the law predicts at points of its own (``probe``);
+- ``predictions``: predictions at points that the law chooses (``probe``);
 - ``summary``: parameters, weights and held-out errors for people; it is not read back;
 - ``sha256``: of all of it, so that a torn or edited file is detected.
 
@@ -256,7 +256,7 @@ def _opened(document: dict[str, Any]) -> LawFile:
 
 
 def _own_predictions(law: Estimator) -> list[Array]:
-    """What a law says at points of its own: predictions, and all else that the verbs ask of it, as arrays."""
+    """Predictions of a law at the points that it chooses, and the other results that the verbs read, as arrays."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return [np.asarray(part, dtype=float) for part in law.probe()]

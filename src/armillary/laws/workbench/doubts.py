@@ -17,7 +17,7 @@ from armillary.laws.estimator import Array
 from armillary.laws.table import Table
 from armillary.recipe import UsageError
 
-# A loss rises in more than this share of at least so many pairs of a run and a larger one: it is none.
+# A column is not a loss if it rises in more than this share of the pairs of a run and a larger one, given this many.
 RISING, RISING_PAIRS = 2 / 3, 6
 
 # A uniform guess over 262,144 tokens, a large vocabulary, costs this many nats. A table of losses lies below.
