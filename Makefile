@@ -28,7 +28,7 @@ test: $(READY)
 	$(BIN)/pytest -n 2 -m "not slow and not accelerator"
 
 test-all: $(READY)
-	$(BIN)/pytest -n 2 -m "not accelerator"
+	ARMILLARY_EXAMPLES=new $(BIN)/pytest -n 2 -m "not accelerator"
 
 bench: $(READY)
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done

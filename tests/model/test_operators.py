@@ -94,9 +94,14 @@ def test_attention_in_bf16_is_right_to_the_digits_of_bf16_at_any_size(
         mixed.backward(grad.to(dtype))
         return [mixed.detach(), *(leaf.grad for leaf in leaves)]
 
-    for ours, exact in zip(outcome(torch.bfloat16), outcome(torch.float32), strict=True):
-        # the gradients of queries and keys nearly cancel where there are few keys, so they are held against the rest
-        assert (ours.float() - exact).norm() < 0.03 * max(exact.norm(), 0.1 * grad.float().norm())
+    found, exact = outcome(torch.bfloat16), outcome(torch.float32)
+    with patch("armillary.model.operators.kernels", return_value=None):
+        reference = outcome(torch.bfloat16)
+    for ours, theirs, true in zip(found, reference, exact, strict=True):
+        # The gradients of queries and keys nearly cancel where there are few keys, so they are held against the rest.
+        # The norm of a short head divides the rounding by a small number: PyTorch's operators lose digits there too.
+        unit = max(true.norm(), 0.1 * grad.float().norm())
+        assert (ours.float() - true).norm() < 0.03 * unit + 3 * (theirs.float() - true).norm()
 
 
 @given(shapes(), st.integers(1, 4), st.integers(2, 20), st.booleans())
