@@ -1,0 +1,169 @@
+"""The protocol of an inference engine, and the plain data that goes in and comes out. Imports no torch.
+
+A request holds everything that its answer depends on besides the model: two requests with equal fields have equal
+answers, whatever batch they are in and whatever was asked before. ``Request.key`` is the hash of these fields, by which
+answers are kept and found again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol
+
+from armillary.recipe import UsageError
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a chat."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is drawn, and where it ends.
+
+    ``temperature`` 0 takes the most likely token. Otherwise the token is drawn from the softmax of
+    ``logits / temperature``, cut to the ``top_k`` most likely tokens and then to the nucleus of ``top_p``. For each
+    prompt ``n`` answers are drawn; answer ``i`` depends on ``seed`` and ``i`` alone. An answer ends before the first of
+    the ``stop`` strings, at the end token of the model, or after ``max_new_tokens``.
+
+    Raises:
+        UsageError: a value outside its range.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+    n: int = 1
+
+    def __post_init__(self) -> None:
+        for name, good, wanted in (
+            ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
+            ("temperature", 0 <= self.temperature < float("inf"), "0 (the most likely token) or more"),
+            ("top_p", 0 < self.top_p <= 1, "above 0 and not above 1"),
+            ("top_k", self.top_k is None or self.top_k >= 1, "1 or more, or none"),
+            ("stop", all(self.stop), "no empty string"),
+            ("n", self.n >= 1, "1 or more"),
+        ):
+            if not good:
+                raise UsageError(f"sampling: {name} must be {wanted}, given {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to continue: text as it is, or the messages of a chat, which the model's template turns into text."""
+
+    prompt: str | tuple[Message, ...]
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def to_json(self) -> dict[str, Any]:
+        """The request as plain data: what ``key`` is the hash of."""
+        prompt = self.prompt if isinstance(self.prompt, str) else [asdict(message) for message in self.prompt]
+        return {"prompt": prompt, "sampling": asdict(self.sampling)}
+
+    @property
+    def key(self) -> str:
+        """The first 32 hexadecimal digits of the SHA-256 of the request."""
+        text = json.dumps(self.to_json(), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One answer: its ``text`` without the stop string, its length in ``tokens``, and why it ended.
+
+    ``finish`` is "stop" for a stop string or the end token, "length" where ``max_new_tokens`` or the context of the
+    model cut the answer.
+    """
+
+    text: str
+    tokens: int
+    finish: Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The ``n`` answers to the request at place ``index`` of those given, and the tokens of its prompt."""
+
+    index: int
+    choices: tuple[Choice, ...]
+    prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A ``continuation`` whose likelihood after ``context`` is asked for. An empty context starts a document."""
+
+    context: str
+    continuation: str
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Log probability of a continuation in nats, its ``tokens``, and whether greedy decoding would have given it."""
+
+    value: float
+    tokens: int
+    greedy: bool
+
+
+@dataclass
+class Cost:
+    """What a backend has used since it was opened; ``money`` is None where no price is known."""
+
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    seconds: float = 0.0
+    money: float | None = None
+
+
+class Backend(Protocol):
+    """An inference engine that holds one model.
+
+    Errors that concern one request only (a prompt longer than the context of the model) are raised as ``UsageError``
+    with the place of the request, before anything is generated.
+    """
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What answers: the name of the backend, the model and a hash of its weights or its URL, and the precision."""
+        ...
+
+    @property
+    def context(self) -> int:
+        """The longest sequence in tokens, prompt and answer together."""
+        ...
+
+    @property
+    def cost(self) -> Cost:
+        """What was used so far."""
+        ...
+
+    def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Yields the completion of each request as soon as it is finished, in any order."""
+        ...
+
+    def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
+        """The likelihood of each continuation, in the order of ``pairs``.
+
+        The continuation is cut into tokens together with its context; spaces at the end of the context count to the
+        continuation, as in EleutherAI's lm-evaluation-harness (``TemplateLM._encode_pair``).
+        """
+        ...
+
+    def tokenize(self, text: str) -> list[int]:
+        """The token ids of ``text``, without special tokens added."""
+        ...
+
+    def close(self) -> None:
+        """Frees the model; the backend is not used afterwards."""
+        ...
