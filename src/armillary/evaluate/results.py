@@ -1,0 +1,200 @@
+"""The folder of an examination: ``results.json`` with one score per task, subset and metric, and one row per item.
+
+``results.json`` is sealed and holds the hash of each file in ``items/``, so that a score always belongs to the items
+beside it. It is written last: a killed examination leaves item files without results, never results without items.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from armillary.files import write_file
+from armillary.recipe import ArmillaryError, DamagedFileError, UsageError, canonical_hash, read_sealed, write_sealed
+
+FORMAT = 1
+RESULTS = "results.json"
+ITEMS = "items"
+ANSWERS = "answers.jsonl"
+
+_REMEDY = "run the examination again (`armillary evaluate … --out` asks the model only for what answers.jsonl lacks)"
+_TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question: what the model wrote, the answer taken from it, and its scores.
+
+    Attributes:
+        id: hash of task, subset and the item's own data; equal for every model and every setting (``item_id``).
+        subset: part of the task, such as a school subject; the task's name where it has no parts.
+        cluster: name shared by items with a common passage; equal to ``id`` for an item on its own.
+        settings: hash of prompt template, few-shot examples, extractor and generation settings.
+        gold: correct answer, as the task's data has it.
+        outputs: raw texts of the model; for a choice by likelihood, the log probabilities as text.
+        answer: answer taken from the outputs by the task's extractor; None where it found none.
+        second_answer: answer of the second, independent extractor; None where it found none or there is none.
+        scores: score by metric.
+        truncated: whether the token limit cut one of the outputs.
+        contaminated: what was found of the item in training text; None where nothing was looked for.
+    """
+
+    id: str
+    subset: str
+    cluster: str
+    settings: str
+    gold: Any
+    outputs: tuple[str, ...]
+    answer: Any
+    second_answer: Any
+    scores: Mapping[str, float]
+    truncated: bool = False
+    contaminated: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One score with its interval.
+
+    Attributes:
+        value, low, high: mean over the items and its 95 % interval.
+        n: number of items.
+        truncated: share of the items whose output was cut by the token limit.
+        extraction_disagreement: share of the items on which the two extractors differ; None without a second one.
+    """
+
+    task: str
+    subset: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    n: int
+    truncated: float
+    extraction_disagreement: float | None
+    settings: str
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Everything that a folder of results holds.
+
+    Attributes:
+        results: scores, in the order of the tasks; the subset equal to the task's name is the whole task.
+        items: rows of each task, by task.
+        model: identity of the model (``Backend.identity``), with its lineage where a store knows it.
+        backend: which backend ran it, with versions.
+        cost: tokens, seconds and money.
+    """
+
+    results: tuple[Result, ...]
+    items: Mapping[str, tuple[Item, ...]]
+    model: Mapping[str, Any] = field(default_factory=dict)
+    backend: Mapping[str, Any] = field(default_factory=dict)
+    cost: Mapping[str, Any] = field(default_factory=dict)
+
+
+def item_id(task: str, subset: str, data: Any) -> str:
+    """Hash of an item's own data, by which the items of two examinations are paired: 32 hexadecimal digits."""
+    return canonical_hash({"task": task, "subset": subset, "data": data})[:32]
+
+
+def write_examination(folder: Path, examination: Examination) -> None:
+    """Write the items of each task, then ``results.json``. Item files of other tasks in ``folder`` are left alone.
+
+    Raises:
+        UsageError: a task name that cannot be the name of a file.
+        ArmillaryError: two items of one task have the same id, or the folder cannot be written.
+    """
+    hashes, files = {}, {}
+    for task, items in examination.items.items():
+        if not _TASK.fullmatch(task):
+            raise UsageError(f"task {task!r}: letters, digits, '.', '_' and '-' only, since it names a file")
+        seen: dict[tuple[str, str], int] = {}
+        for number, item in enumerate(items, 1):
+            if (other := seen.setdefault((item.subset, item.id), number)) != number:
+                raise ArmillaryError(f"{task}: items {other} and {number} have the same id {item.id}")
+        text = "".join(json.dumps(asdict(item), ensure_ascii=False, allow_nan=False) + "\n" for item in items)
+        data = text.encode("utf-8", "surrogatepass")
+        hashes[task] = sha256(data).hexdigest()
+        files[folder / ITEMS / f"{task}.jsonl"] = data
+    document = {
+        "format": FORMAT,
+        "results": [asdict(result) for result in examination.results],
+        "items": hashes,
+        "model": dict(examination.model),
+        "backend": dict(examination.backend),
+        "cost": dict(examination.cost),
+    }
+    try:
+        for path, data in files.items():
+            write_file(path, data)
+        write_sealed(folder / RESULTS, document)
+    except OSError as error:
+        raise ArmillaryError(f"{error.filename or folder}: cannot be written ({error.strerror})") from error
+
+
+def read_examination(folder: Path) -> Examination:
+    """The examination in ``folder``, or in the folder of the ``results.json`` given.
+
+    Raises:
+        UsageError: there is no examination.
+        DamagedFileError: a file is torn or edited, or the items are not those of the results.
+        ForeignFileError: written by a newer version.
+    """
+    folder = folder.parent if folder.name == RESULTS else folder
+    path = folder / RESULTS
+    try:
+        document = read_sealed(path, "examination", FORMAT, _REMEDY)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(
+            f"{path}: not found; give the --out folder of a finished `armillary evaluate`, or finish it first"
+        ) from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        results = tuple(_read(Result, row, f"results[{number}]") for number, row in enumerate(document["results"]))
+        items = {task: _read_items(folder / ITEMS / f"{task}.jsonl", seal) for task, seal in document["items"].items()}
+        return Examination(results, items, document["model"], document["backend"], document["cost"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DamagedFileError(f"{path}: examination has wrong content ({error}); {_REMEDY}") from error
+
+
+def _read_items(path: Path, seal: str) -> tuple[Item, ...]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DamagedFileError(
+            f"{path}: cannot be read ({error.strerror}), and {RESULTS} needs it; {_REMEDY}"
+        ) from error
+    if sha256(data).hexdigest() != seal:
+        raise DamagedFileError(f"{path}: not the items that {RESULTS} was computed from (torn, or edited); {_REMEDY}")
+    # Cut at newlines alone: ``splitlines`` also cuts at U+2028, which JSON leaves as it is.
+    rows = data.decode("utf-8", "surrogatepass").split("\n")[:-1]
+    return tuple(_item(json.loads(row), f"{path.name}:{number}") for number, row in enumerate(rows, 1))
+
+
+def _item(row: dict[str, Any], where: str) -> Item:
+    return _read(Item, {**row, "outputs": tuple(row["outputs"])}, where)
+
+
+_Row = TypeVar("_Row", Item, Result)
+
+
+def _read(kind: type[_Row], row: dict[str, Any], where: str) -> _Row:
+    """``row`` as ``kind``; a field that is missing, unknown or not a finite number is a ValueError."""
+    names = {f.name: f for f in fields(kind)}
+    if wrong := sorted((row.keys() - names) | {n for n, f in names.items() if n not in row and f.default is MISSING}):
+        raise ValueError(f"{where}: fields missing or unknown: {', '.join(wrong)}")
+    for name, hint in get_type_hints(kind).items():
+        number = row.get(name)
+        good = isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
+        if hint is float and not good:
+            raise ValueError(f"{where}: {name} is {number!r}, not a number")
+    return kind(**row)
