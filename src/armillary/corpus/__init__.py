@@ -7,6 +7,7 @@ from armillary.corpus.examples import Example, Examples, open_examples, write_ex
 from armillary.corpus.manifest import DomainManifest, Manifest, ShardFile
 from armillary.corpus.order import TokenOrder
 from armillary.corpus.orders import data_order
+from armillary.corpus.overlap import Overlap, find_overlap, training_texts
 from armillary.corpus.shards import Corpus, ValidationSet
 from armillary.corpus.supervised import SupervisedOrder
 from armillary.corpus.verify import verify_corpus
@@ -21,13 +22,16 @@ __all__ = [
     "Example",
     "Examples",
     "Manifest",
+    "Overlap",
     "ShardFile",
     "SupervisedOrder",
     "TokenOrder",
     "ValidationSet",
     "build_corpus",
     "data_order",
+    "find_overlap",
     "open_examples",
+    "training_texts",
     "verify_corpus",
     "write_examples",
 ]

@@ -137,13 +137,20 @@ def _band_keys(signature: NDArray[np.uint16], first_band: int) -> NDArray[np.uin
 
 def _shingles(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
     """The document and the hash of every shingle of ``texts``."""
+    document, unit = text_units(texts)
+    first, hashes = unit_grams(document, unit, SHINGLE)
+    return document[first], hashes
+
+
+def text_units(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """The document and the hash of every unit of ``texts``, in their order."""
     clean = [unicodedata.normalize("NFC", text).lower() for text in texts]
     codes = np.frombuffer("\n".join(clean).encode("utf-32-le", "surrogatepass"), dtype="<i4")
     kind = _kinds()[np.minimum(codes, 1 << 16)]
     within_word = np.zeros(len(kind), dtype=bool)
     within_word[1:] = (kind[1:] == _WORD) & (kind[:-1] == _WORD)
     starts = np.flatnonzero((kind != 0) & ~within_word)
-    if len(starts) < SHINGLE:
+    if not len(starts):
         return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.uint64)
     codes, kind = codes[starts[0] :], kind[starts[0] :]
     starts = starts - (offset := starts[0])
@@ -154,15 +161,20 @@ def _shingles(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.uint6
     single = kind == _SINGLE
     followed = np.flatnonzero(single[starts] & np.append(single[1:], False)[starts])
     unit[followed] += codes[starts[followed] + 1].astype(np.uint64) * _U64(1 << 32)
-    starts = starts + offset
     ends = np.cumsum([len(text) + 1 for text in clean])
-    document = np.searchsorted(ends, starts, side="right")
-    last = len(unit) - SHINGLE + 1
+    return np.searchsorted(ends, starts + offset, side="right"), unit
+
+
+def unit_grams(
+    document: NDArray[np.int64], unit: NDArray[np.uint64], n: int
+) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """The place of the first unit and the hash of every ``n`` consecutive units of one document."""
+    last = max(len(unit) - n + 1, 0)
     hashes = np.zeros(last, dtype=np.uint64)
-    for k in range(SHINGLE):
+    for k in range(n):
         hashes = _mix(hashes + unit[k : k + last])
-    whole = document[:last] == document[SHINGLE - 1 :]
-    return document[:last][whole], hashes[whole]
+    first = np.flatnonzero(document[:last] == document[n - 1 :][:last])
+    return first, hashes[first]
 
 
 @functools.cache
