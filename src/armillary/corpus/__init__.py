@@ -7,9 +7,10 @@ from armillary.corpus.examples import Example, Examples, open_examples, write_ex
 from armillary.corpus.manifest import DomainManifest, Manifest, ShardFile
 from armillary.corpus.order import TokenOrder
 from armillary.corpus.orders import data_order
-from armillary.corpus.overlap import Overlap, find_overlap, training_texts
+from armillary.corpus.overlap import Overlap, find_overlap
 from armillary.corpus.shards import Corpus, ValidationSet
 from armillary.corpus.supervised import SupervisedOrder
+from armillary.corpus.texts import held_out_texts, training_texts
 from armillary.corpus.verify import verify_corpus
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "build_corpus",
     "data_order",
     "find_overlap",
+    "held_out_texts",
     "open_examples",
     "training_texts",
     "verify_corpus",

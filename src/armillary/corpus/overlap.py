@@ -18,14 +18,13 @@ large text by chance; they are not judged.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from armillary.corpus.near import SHINGLE, text_units, unit_grams
-from armillary.corpus.shards import Corpus
 
 RUN = 13
 MIN_UNITS = 8
@@ -70,25 +69,6 @@ def find_overlap(items: Sequence[str], documents: Iterable[tuple[str, str]]) -> 
     if batch:
         index.compare(batch)
     return index.overlaps()
-
-
-def training_texts(corpus: Corpus) -> Iterator[tuple[str, str]]:
-    """The training documents of a corpus as text, each named ``DOMAIN: document NUMBER`` (from 1).
-
-    They are decoded from the tokens that runs read, so they are what a model was trained on. A document of the sources
-    that was cut into parts is several documents here.
-    """
-    tokenizer, end = corpus.tokenizer(), corpus.manifest.end_of_text_id
-    for domain in corpus.training_domains:
-        tokens = corpus.train_tokens(domain)
-        ends = np.flatnonzero(tokens == end)
-        if not len(ends) or ends[-1] != len(tokens) - 1:
-            ends = np.append(ends, len(tokens))
-        starts = np.concatenate([[0], ends[:-1] + 1])
-        for first in range(0, len(ends), 256):
-            pieces = zip(starts[first : first + 256], ends[first : first + 256], strict=True)
-            texts = tokenizer.decode_batch([tokens[start:stop].tolist() for start, stop in pieces])
-            yield from ((f"{domain}: document {first + i + 1}", text) for i, text in enumerate(texts))
 
 
 class _Index:

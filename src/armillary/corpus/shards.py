@@ -101,6 +101,16 @@ class Corpus:
         total = sum(tokens.values())
         return {name: count / total for name, count in tokens.items()}
 
+    def validation_tokens(self, domain: str) -> NDArray[Any]:
+        """All validation tokens of a domain, 1-D and memory-mapped.
+
+        Raises:
+            UsageError: the corpus has no such domain.
+        """
+        if domain not in self.domains:
+            raise UsageError(f"corpus {self.hash}: no domain '{domain}'; there are {', '.join(self.domains)}")
+        return self._map(shard_paths(domain, train=False)["validation"], self.manifest.dtype)
+
     def validation(self, domain: str, context_length: int, windows: int) -> ValidationSet:
         """``windows`` validation windows of a domain (or all, if it has fewer).
 
@@ -110,11 +120,8 @@ class Corpus:
         Raises:
             UsageError: no such domain, or it has less validation text than one window.
         """
-        if domain not in self.domains:
-            raise UsageError(f"corpus {self.hash}: no domain '{domain}'; there are {', '.join(self.domains)}")
-        paths = shard_paths(domain, train=False)
-        tokens = self._map(paths["validation"], self.manifest.dtype)
-        sizes = self._map(paths["bytes"], "uint32")
+        tokens = self.validation_tokens(domain)
+        sizes = self._map(shard_paths(domain, train=False)["bytes"], "uint32")
         total = self._enough(domain, "validation", len(tokens), context_length)
         n = min(windows, total)
         key = np.full(n, keyed_hash("validation", domain, context_length), dtype=np.uint64)

@@ -1,0 +1,108 @@
+"""Cloze items: cut from held-out text alone, and right where a model knows what follows."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from armillary.corpus import Corpus, build_corpus, held_out_texts, training_texts
+from armillary.evaluate.cloze import CHARS, METRIC, TASK, _passages, cloze_items, examine_cloze
+from armillary.generate import Completion, Cost, Likelihood, Pair, Request
+from armillary.recipe import CorpusSpec, DomainSpec, TokenizerSpec
+
+WORDS = [f"word{i}" for i in range(400)]
+HAN = [chr(0x4E00 + i) for i in range(400)]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """200 documents of two scripts each, and a domain whose held-out documents are too short for an item."""
+    folder = tmp_path_factory.mktemp("cloze")
+    rng = random.Random(0)
+    texts = {
+        "spaced": [" ".join(rng.choices(WORDS, k=90)) for _ in range(200)],
+        "unspaced": ["".join(rng.choices(HAN, k=200)) for _ in range(200)],
+        "short": [" ".join(rng.choices(WORDS, k=8)) for _ in range(200)],
+    }
+    for name, documents in texts.items():
+        lines = [json.dumps({"text": text}) + "\n" for text in documents]
+        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    spec = CorpusSpec(
+        domains={name: DomainSpec(source=str(folder / f"{name}.jsonl"), licence="CC0-1.0") for name in texts},
+        tokenizer=TokenizerSpec(vocab_size=1500),
+        validation_share=0.2,
+    )
+    return build_corpus(spec, folder / "corpus")
+
+
+class _Table:
+    """A backend that gives each pair of ``values`` that likelihood per byte, and -9 to any other."""
+
+    identity: dict[str, Any] = {"name": "table"}  # noqa: RUF012
+    context = 100
+    cost = Cost()
+
+    def __init__(self, values: dict[Pair, float]) -> None:
+        self.values = values
+
+    def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
+        return [Likelihood(self.values.get(pair, -9.0) * len(pair.continuation.encode()), 1, False) for pair in pairs]
+
+    def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        raise NotImplementedError
+
+    def tokenize(self, text: str) -> list[int]:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
+def test_items_are_held_out_text_and_no_training_text(corpus: Corpus) -> None:
+    items = cloze_items(corpus, 10)
+    assert {item.domain for item in items} == {"spaced", "unspaced"}
+    assert len(items) == len({item.id for item in items}) == 20
+    trained = "\n".join(text for _, text in training_texts(corpus))
+    for item in items:
+        held_out = dict(held_out_texts(corpus, item.domain))
+        assert item.beginning + item.choices[item.right] in held_out[item.document]
+        assert item.beginning + item.choices[1 - item.right] not in held_out[item.document]
+        assert item.beginning not in trained
+    assert 4 <= sum(item.right for item in items) <= 16
+
+
+def test_the_right_choice_scores_one_the_wrong_one_zero_and_a_tie_a_half(corpus: Corpus) -> None:
+    items = cloze_items(corpus, 10)
+    right = {Pair(item.beginning, item.choices[item.right]): -1.0 for item in items}
+    wrong = {Pair(item.beginning, item.choices[1 - item.right]): -1.0 for item in items}
+    for table, value in ((right, 1.0), (wrong, 0.0), ({}, 0.5)):
+        examination = examine_cloze(_Table(table), items)
+        total = examination.results[0]
+        assert (total.task, total.subset, total.metric, total.n) == (TASK, TASK, METRIC, 20)
+        assert math.isclose(total.value, value)
+        assert total.low <= value <= total.high
+        assert [result.subset for result in examination.results[1:]] == ["spaced", "unspaced"]
+        assert sum(result.n for result in examination.results[1:]) == 20
+
+
+def test_without_held_out_text_there_is_no_score() -> None:
+    assert examine_cloze(_Table({}), []).results == ()
+
+
+@given(st.text(st.sampled_from("ab  \n中文，"), max_size=600))
+def test_passages_follow_each_other_and_never_overlap(text: str) -> None:
+    place = 0
+    text = text.strip()
+    for beginning, following in _passages(text):
+        at = text.find(beginning + following, place)
+        assert at >= place
+        place = at + len(beginning) + len(following)
+        assert len(beginning) >= CHARS["unspaced"][0]
+        assert following.strip()
