@@ -35,7 +35,7 @@ DRAWS = 4000
 # Weights of one block of draws, in numbers: 32 MiB.
 _BLOCK = 4_000_000
 # Two clusters have no unbiased concentration above 0; this one spreads the draws from one cluster to the other.
-_LEAST_CONCENTRATION = 0.1
+LEAST_CONCENTRATION = 0.1
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def draw_means(totals: Array, sizes: Array, bounds: tuple[float, float], seed: i
     # Clusters of equal content are one Dirichlet weight with the sum of their concentrations: 14,000 items of a
     # graded metric with 11 values need 11 weights per draw.
     kinds, counts = np.unique(np.column_stack([totals, sizes]), axis=0, return_counts=True)
-    concentration = max((len(sizes) - 2) / len(sizes), _LEAST_CONCENTRATION)
+    concentration = max((len(sizes) - 2) / len(sizes), LEAST_CONCENTRATION)
     size = float(sizes.mean())
     pseudo = np.full((2, totals.shape[1]), size) * np.array(bounds)[:, None]
     sums = np.concatenate([kinds[:, :-1], pseudo])
