@@ -79,8 +79,8 @@ class Space2024(Contest):
 
     def instruction(self, within: tuple[str, ...] | None) -> str:
         """The task; where it is known whether one or several options are right, that too."""
-        count = {(ONE,): "只有一个选项正确。", (SEVERAL,): "有两个或更多选项正确。"}.get(
-            within or (), "可能有一个或多个选项正确。"
+        count = {ONE: "只有一个选项正确。", SEVERAL: "有两个或更多选项正确。"}.get(
+            "".join(within or ()), "可能有一个或多个选项正确。"
         )
         return f"阅读短文，回答关于空间关系的选择题。{count}只写出正确选项的字母，格式为“答案：A”或“答案：AC”。"
 
