@@ -13,16 +13,28 @@ from armillary.generate.backend import (
     Pair,
     Request,
     Sampling,
+    Streaming,
+    seed_of,
+    split_pair,
 )
+from armillary.generate.open import open_backend
+from armillary.generate.registry import BackendOptions, EndpointOptions, Prices
 
 __all__ = [
     "Backend",
+    "BackendOptions",
     "Choice",
     "Completion",
     "Cost",
+    "EndpointOptions",
     "Likelihood",
     "Message",
     "Pair",
+    "Prices",
     "Request",
     "Sampling",
+    "Streaming",
+    "open_backend",
+    "seed_of",
+    "split_pair",
 ]

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from armillary.recipe import UsageError
 
@@ -73,8 +73,7 @@ class Request:
     @property
     def key(self) -> str:
         """The first 32 hexadecimal digits of the SHA-256 of the request."""
-        text = json.dumps(self.to_json(), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        return _key(self.to_json())
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,15 @@ class Pair:
 
     context: str
     continuation: str
+
+    def to_json(self) -> dict[str, Any]:
+        """The pair as plain data: what ``key`` is the hash of."""
+        return asdict(self)
+
+    @property
+    def key(self) -> str:
+        """The first 32 hexadecimal digits of the SHA-256 of the pair."""
+        return _key(self.to_json())
 
 
 @dataclass(frozen=True)
@@ -167,3 +175,55 @@ class Backend(Protocol):
     def close(self) -> None:
         """Frees the model; the backend is not used afterwards."""
         ...
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """A backend that also gives an answer while it grows."""
+
+    def stream(self, request: Request) -> Generator[str, None, Completion]:
+        """Yields the text of the first answer piece by piece, and returns the completion that ``complete`` gives."""
+        ...
+
+
+def seed_of(sampling: Sampling, number: int) -> int:
+    """The seed of answer ``number``: 31 bits of a hash of both, so that answers of neighbouring seeds are unrelated."""
+    return int(hashlib.sha256(f"{sampling.seed} {number}".encode()).hexdigest()[:8], 16) & 0x7FFFFFFF
+
+
+def split_pair(pair: Pair, encode: Callable[[str, bool], list[int]], start: int | None) -> tuple[list[int], list[int]]:
+    """The tokens of context and continuation, cut where EleutherAI's lm-evaluation-harness cuts them.
+
+    Spaces at the end of the context count to the continuation. The two are encoded together; the continuation is what
+    goes beyond the tokens of the context alone (``TemplateLM._encode_pair``). A continuation after an empty context
+    stands behind ``start`` (``TemplateLM.loglikelihood``).
+
+    Args:
+        pair: the texts.
+        encode: the tokens of a text; the second argument says whether special tokens are added, as in a prompt.
+        start: the token that starts a document; None where it is not known.
+
+    Returns:
+        Both parts, neither of them empty.
+
+    Raises:
+        UsageError: no token in the continuation, or an empty context where ``start`` is not known.
+    """
+    context = pair.context.rstrip()
+    if pair.context:
+        before = encode(context, True)
+        after = encode(pair.context + pair.continuation, True)[len(before) :]
+    else:
+        before, after = [], encode(pair.continuation, False)
+    if not before:
+        if start is None:
+            raise UsageError("a context is empty, and the token that starts a document is not known for this model")
+        before, after = ([start], after) if after[:1] != [start] else (after[:1], after[1:])
+    if not after:
+        raise UsageError(f"the continuation {pair.continuation[:40]!r} has no tokens of its own; give some text")
+    return before, after
+
+
+def _key(document: dict[str, Any]) -> str:
+    text = json.dumps(document, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

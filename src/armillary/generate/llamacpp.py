@@ -1,0 +1,322 @@
+"""GGUF models through llama.cpp (the ``xllamacpp`` wheel; extra ``llamacpp``), in this process.
+
+The wheel has llama.cpp's server as a library: completions are function calls. Cutting text into tokens and applying a
+chat template are not among its functions, so they go over its HTTP port, which listens on the loopback interface with a
+key drawn for this process.
+
+Every answer is computed from an empty cache, so that it does not depend on earlier requests. With ``batch_size`` above
+1 requests are decoded together; llama.cpp's sums then depend on the batch in their last digits, which can turn a near
+tie. Where scores are compared, keep the default of 1.
+
+Likelihoods: the server gives the probabilities of tokens that it draws, before any bias. Each token of a continuation
+is therefore made the certain draw by a bias, and its probability is read. The context is read as one batch and each
+later token alone, whatever was asked before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx2
+
+from armillary.generate.backend import (
+    Backend,
+    Choice,
+    Completion,
+    Cost,
+    Likelihood,
+    Pair,
+    Request,
+    Sampling,
+    seed_of,
+    split_pair,
+)
+from armillary.generate.registry import BackendOptions, register
+from armillary.generate.threads import as_finished, as_streamed
+from armillary.recipe import ArmillaryError, DamagedFileError, UsageError
+
+_MAGIC = b"GGUF"
+# A longer cache is only made where it is asked for: models state up to a million tokens, and each has its price.
+_CONTEXT = 8192
+_CERTAIN = 1e6  # added to a logit: no other token has a chance then
+_LEAST = -103.0  # the log of the smallest float32: below it llama.cpp gives no probability
+
+
+class LlamaCppBackend:
+    """A GGUF file. ``batch_size`` requests are decoded together; each may be ``context`` tokens long.
+
+    Raises:
+        UsageError: the file is missing, or is no GGUF.
+        DamagedFileError: llama.cpp cannot load it.
+        ArmillaryError: the extra is not installed.
+    """
+
+    def __init__(self, path: Path, options: BackendOptions) -> None:
+        try:
+            import xllamacpp
+        except ImportError as error:
+            raise ArmillaryError(
+                f"{path}: GGUF models need xllamacpp ({error}); pip install 'armillary[llamacpp]'"
+            ) from None
+        _check_magic(path)
+        self.slots = options.batch_size or 1
+        key = secrets.token_hex(16)
+        params = xllamacpp.CommonParams()
+        params.model.path = str(path)
+        params.n_parallel = self.slots
+        params.n_ctx = self.slots * (options.context or _CONTEXT)
+        params.kv_unified = False
+        params.cache_ram_mib = 0
+        params.use_jinja = True
+        params.warmup = False
+        params.verbosity = -1
+        params.ui = False
+        params.api_keys = [key]
+        threads = options.threads or len(os.sched_getaffinity(0))
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+        try:
+            self._server = xllamacpp.Server(params)
+        except Exception as error:
+            raise DamagedFileError(
+                f"{path}: llama.cpp cannot load this model ({_line(error)}); fetch the file again, or take a file that "
+                "this version of llama.cpp reads"
+            ) from None
+        self._http = httpx2.Client(
+            base_url=self._server.listening_address,
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=60,
+            trust_env=False,
+        )
+        facts = self._get("/v1/models")["data"][0]["meta"]
+        self._context: int = min(options.context or _CONTEXT, facts["n_ctx"], facts["n_ctx_train"])
+        self._start = self._first_token()
+        self._identity = {
+            "backend": "llama.cpp",
+            "model": path.name,
+            "sha256": _hash(path),
+            "precision": facts["ftype"],
+            "version": xllamacpp.__version__,
+        }
+        self._cost = Cost()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The file's name and hash, its quantization, and the version of the wheel."""
+        return self._identity
+
+    @property
+    def context(self) -> int:
+        """The longest sequence in tokens."""
+        return self._context
+
+    @property
+    def cost(self) -> Cost:
+        """What was used so far."""
+        return self._cost
+
+    def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Yields the completion of each request as soon as it is finished.
+
+        Raises:
+            UsageError: a prompt that fills the context, before anything is generated.
+            ArmillaryError: llama.cpp failed.
+        """
+        begun = time.monotonic()
+        prompts = [(index, request, self._prompt(index, request)) for index, request in enumerate(requests)]
+
+        def work(item: tuple[int, Request, list[int]], stopping: threading.Event) -> Completion:
+            index, request, prompt = item
+            choices = (
+                self._answer(prompt, request.sampling, number, lambda _: stopping.is_set())
+                for number in range(request.sampling.n)
+            )
+            return Completion(index, tuple(choices), len(prompt))
+
+        for completion in as_finished(work, prompts, self.slots):
+            self._count(completion, time.monotonic() - begun)
+            begun = time.monotonic()
+            yield completion
+
+    def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
+        """The likelihood of each continuation. Below e^-103 a token counts as e^-103, where llama.cpp's digits end.
+
+        Raises:
+            UsageError: a pair longer than the context, or without tokens, before anything is computed.
+        """
+        begun = time.monotonic()
+        parts = [split_pair(pair, self._encode, self._start) for pair in pairs]
+        for number, (before, after) in enumerate(parts):
+            if len(before) + len(after) > self._context:
+                raise UsageError(
+                    f"pair {number + 1}: {len(before) + len(after)} tokens, and this model takes {self._context}; "
+                    "shorten it, or open the model with a longer context"
+                )
+        results = []
+        ready: list[int] | None = None  # what stands in the cache
+        for before, after in parts:
+            if before[:-1] != ready and before[:-1]:
+                self._call({"prompt": before[:-1], "max_tokens": 1, "cache_prompt": False})
+                self._cost.prompt_tokens += len(before)
+            ready = before[:-1]
+            value, greedy = 0.0, True
+            for place, token in enumerate(after):
+                drawn = self._call(
+                    {
+                        "prompt": before + after[:place],
+                        "max_tokens": 1,
+                        "n_probs": 1,
+                        "logit_bias": [[token, _CERTAIN]],
+                        "temperature": 0,
+                        "cache_prompt": True,
+                    }
+                )["choices"][0]["logprobs"]["content"][0]
+                if drawn["id"] != token:
+                    raise ArmillaryError(
+                        f"llama.cpp drew token {drawn['id']} where only {token} was allowed; likelihoods of this model "
+                        "cannot be had from it: import the model, and open the folder"
+                    )
+                value += max(drawn["logprob"], _LEAST)
+                greedy &= drawn["top_logprobs"][0]["id"] == token
+            self._cost.prompt_tokens += len(after)
+            results.append(Likelihood(value, len(after), greedy))
+        self._cost.seconds += time.monotonic() - begun
+        return results
+
+    def tokenize(self, text: str) -> list[int]:
+        """The token ids of ``text``, without special tokens added."""
+        return self._encode(text, False)
+
+    def stream(self, request: Request) -> Generator[str, None, Completion]:
+        """Yields the text of the first answer piece by piece, and returns the completion that ``complete`` gives."""
+        begun, prompt = time.monotonic(), self._prompt(0, request)
+        sampling = request.sampling
+
+        def work(say: Callable[[str], bool]) -> list[Choice]:
+            first = self._answer(prompt, sampling, 0, say)
+            return [
+                first,
+                *(self._answer(prompt, sampling, number, lambda _: False) for number in range(1, sampling.n)),
+            ]
+
+        choices = yield from as_streamed(work)
+        completion = Completion(0, tuple(choices), len(prompt))
+        self._count(completion, time.monotonic() - begun)
+        return completion
+
+    def close(self) -> None:
+        """Frees the model."""
+        self._http.close()
+        self._server = None
+
+    def _answer(self, prompt: list[int], sampling: Sampling, number: int, say: Callable[[str], bool]) -> Choice:
+        """Answer ``number``. ``say`` is given its text piece by piece, and ends it by returning true."""
+        pieces: list[str] = []
+        last: dict[str, Any] = {}
+
+        def take(chunk: dict[str, Any]) -> bool:
+            last.update(chunk)
+            if "choices" not in chunk:
+                return False
+            if text := chunk["choices"][0]["text"]:
+                pieces.append(text)
+                return say(text)
+            return False
+
+        self._server.handle_completions(
+            {
+                "prompt": prompt,
+                "max_tokens": sampling.max_new_tokens,
+                "temperature": sampling.temperature,
+                "top_k": sampling.top_k or 0,
+                "top_p": sampling.top_p,
+                "samplers": ["temperature", "top_k", "top_p"],
+                "seed": seed_of(sampling, number),
+                "stop": list(sampling.stop),
+                "cache_prompt": False,
+                "stream": True,
+            },
+            take,
+        )
+        if "error" in last or "usage" not in last:
+            raise ArmillaryError(f"llama.cpp failed: {last.get('error', {}).get('message', 'no answer came')}")
+        finish: Literal["stop", "length"] = "length" if last["choices"][0]["finish_reason"] == "length" else "stop"
+        return Choice("".join(pieces), last["usage"]["completion_tokens"], finish)
+
+    def _call(self, body: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = self._server.handle_completions(body)
+        if "error" in found:
+            raise ArmillaryError(f"llama.cpp failed: {found['error'].get('message')}")
+        return found
+
+    def _get(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The answer of the server's port; a body is posted."""
+        response = self._http.get(path) if body is None else self._http.post(path, json=body)
+        found: dict[str, Any] = response.json()
+        if response.status_code != 200:
+            raise ArmillaryError(f"llama.cpp failed at {path}: {found.get('error', {}).get('message')}")
+        return found
+
+    def _count(self, completion: Completion, seconds: float) -> None:
+        self._cost.prompt_tokens += completion.prompt_tokens
+        self._cost.new_tokens += sum(choice.tokens for choice in completion.choices)
+        self._cost.seconds += seconds
+
+    def _prompt(self, index: int, request: Request) -> list[int]:
+        """The tokens of a request's prompt, of which there is room for at least one answer token."""
+        if isinstance(request.prompt, str):
+            text = request.prompt
+        else:
+            messages = [{"role": message.role, "content": message.content} for message in request.prompt]
+            text = self._get("/apply-template", {"messages": messages})["prompt"]
+        tokens = self._encode(text, True)
+        if not tokens:
+            raise UsageError(f"request {index + 1}: the prompt is empty; give some text")
+        if len(tokens) >= self._context:
+            raise UsageError(
+                f"request {index + 1}: the prompt has {len(tokens)} tokens, and this model takes {self._context} with "
+                "its answer; shorten it, or open the model with a longer context"
+            )
+        return tokens
+
+    def _encode(self, text: str, special: bool) -> list[int]:
+        found = self._get("/tokenize", {"content": text, "add_special": special, "parse_special": True})
+        tokens: list[int] = found["tokens"]
+        return tokens
+
+    def _first_token(self) -> int | None:
+        """The token that starts a document: that of the model, else the one that ends a document."""
+        props = self._get("/props")
+        tokens = self._encode(props["bos_token"] or props["eos_token"], False)
+        return tokens[0] if len(tokens) == 1 else None
+
+
+@register("llama.cpp", lambda target: target.lower().endswith(".gguf"), {"batch_size", "context", "threads"})
+def open_llamacpp(target: str, options: BackendOptions) -> Backend:
+    """A GGUF file, or the first of the files into which one was split."""
+    return LlamaCppBackend(Path(target), options)
+
+
+def _check_magic(path: Path) -> None:
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(len(_MAGIC))
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}; name a GGUF file") from None
+    if magic != _MAGIC:
+        raise UsageError(f"{path}: not a GGUF file (it starts with {magic!r}, not {_MAGIC!r})")
+
+
+def _hash(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

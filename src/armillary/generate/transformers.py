@@ -1,0 +1,402 @@
+"""Any causal language model in a Hugging Face folder, through ``transformers`` (extra ``export``).
+
+``transformers`` runs the model with its own cache, masks and positions, so that every architecture works that it has.
+Tokens are drawn here: each answer has a generator of its own, seeded from the request alone. A folder is trusted with
+data only: weights come from safetensors, and code in the folder is not run.
+
+Trade-off: ``batch_size`` is 1 unless more is asked for. In a batch, shorter prompts are padded at their start, and sums
+over other shapes differ in their last digits, which can turn a near tie in bfloat16. The native backend is faster, and
+independent of its batch; this one is for models that it cannot read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from armillary.generate.backend import (
+    Backend,
+    Choice,
+    Completion,
+    Cost,
+    Likelihood,
+    Message,
+    Pair,
+    Request,
+    Sampling,
+    seed_of,
+    split_pair,
+)
+from armillary.generate.registry import BackendOptions, register
+from armillary.generate.threads import as_streamed
+from armillary.recipe import ArmillaryError, DamagedFileError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+
+_PRECISIONS = ("float32", "bfloat16", "float16")
+_CONTEXT = 2048  # where neither model nor tokenizer states one, as in EleutherAI's lm-evaluation-harness
+
+
+@dataclass
+class _Row:
+    """One answer in the making; ``say`` is given its text so far, and ends it by returning true."""
+
+    prompt: list[int]
+    sampling: Sampling
+    generator: torch.Generator
+    say: Callable[[str], bool] | None
+    tokens: list[int] = field(default_factory=list)
+    ended: bool = False
+
+
+class TransformersBackend:
+    """A folder with ``config.json``, weights in safetensors, and a tokenizer.
+
+    Raises:
+        UsageError: no such folder, or an option outside its range.
+        DamagedFileError: ``transformers`` cannot load the model or its tokenizer.
+        ArmillaryError: the extra is not installed.
+    """
+
+    def __init__(self, folder: Path, options: BackendOptions) -> None:
+        if not (folder / "config.json").is_file():
+            raise UsageError(f"{folder}: not a Hugging Face folder: it has no config.json")
+        if options.precision not in (None, *_PRECISIONS):
+            raise UsageError(f"precision must be one of {', '.join(_PRECISIONS)}, given {options.precision!r}")
+        try:
+            library: Any = importlib.import_module("transformers")
+        except ImportError as error:
+            raise ArmillaryError(
+                f"{folder}: this folder needs transformers ({error}); pip install 'armillary[export]'"
+            ) from None
+        import torch
+
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        library.logging.disable_progress_bar()
+        self._device = _device(options.device)
+        local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        try:
+            self._tokenizer: Any = library.AutoTokenizer.from_pretrained(folder, **local)
+            self._model: Any = library.AutoModelForCausalLM.from_pretrained(
+                folder, dtype=options.precision or "auto", use_safetensors=True, **local
+            )
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise DamagedFileError(
+                f"{folder}: transformers cannot load this model ({_line(error)}); it takes a causal language model of "
+                "a known architecture with weights in safetensors and a tokenizer"
+            ) from None
+        self._model.to(self._device).eval()
+        ends = self._model.generation_config.eos_token_id
+        self._ends = {self._tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        # What the folder says of penalties and temperatures does not count: a request holds all that its answer
+        # depends on.
+        self._model.generation_config = library.GenerationConfig(
+            eos_token_id=sorted(self._ends) or None, pad_token_id=min(self._ends, default=0)
+        )
+        self._batch = options.batch_size or 1
+        self._context = min(_longest(self._model.config, self._tokenizer), options.context or 2**62)
+        self._identity = {
+            "backend": "transformers",
+            "model": folder.resolve().name,
+            "sha256": _hash(folder),
+            "precision": str(self._model.dtype).removeprefix("torch."),
+            "version": library.__version__,
+        }
+        self._cost = Cost()
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The folder's name and a hash of its files, the precision, and the version of ``transformers``."""
+        return self._identity
+
+    @property
+    def context(self) -> int:
+        """The longest sequence in tokens."""
+        return self._context
+
+    @property
+    def cost(self) -> Cost:
+        """What was used so far."""
+        return self._cost
+
+    def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Yields the completions, a batch at a time.
+
+        Raises:
+            UsageError: a prompt that fills the context, or messages that the chat template refuses, before anything
+                is generated.
+        """
+        prompts = [(index, request, self._prompt(index, request)) for index, request in enumerate(requests)]
+        waiting = iter(prompts)
+        while batch := list(islice(waiting, self._batch)):
+            begun = time.monotonic()
+            rows = [
+                [self._row(prompt, request.sampling, number) for number in range(request.sampling.n)]
+                for _, request, prompt in batch
+            ]
+            self._generate([row for of_request in rows for row in of_request])
+            self._cost.seconds += time.monotonic() - begun
+            for (index, _, prompt), of_request in zip(batch, rows, strict=True):
+                yield self._completion(index, prompt, of_request)
+
+    def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
+        """The likelihood of each continuation, summed in float32.
+
+        Raises:
+            UsageError: a pair longer than the context, or without tokens, before anything is computed.
+        """
+        import torch
+
+        begun = time.monotonic()
+        parts = [split_pair(pair, self._encode, self._first()) for pair in pairs]
+        for number, (before, after) in enumerate(parts):
+            if len(before) + len(after) - 1 > self._context:
+                raise UsageError(
+                    f"pair {number + 1}: {len(before) + len(after)} tokens, and this model takes {self._context + 1} "
+                    "with the last that is predicted; shorten it"
+                )
+        # Those of one length together, so that little is padded.
+        order = sorted(range(len(parts)), key=lambda number: -len(parts[number][0]) - len(parts[number][1]))
+        found: dict[int, Likelihood] = {}
+        for first in range(0, len(order), self._batch):
+            batch = order[first : first + self._batch]
+            inputs = [torch.tensor((parts[number][0] + parts[number][1])[:-1]) for number in batch]
+            padded = torch.nn.utils.rnn.pad_sequence(inputs, batch_first=True)
+            with torch.no_grad():
+                logits = self._model(padded.to(self._device)).logits
+            for row, number in enumerate(batch):
+                before, after = parts[number]
+                rows = logits[row, len(before) - 1 : len(before) + len(after) - 1].float().log_softmax(-1)
+                wanted = torch.tensor(after, device=rows.device)
+                value = float(rows.gather(1, wanted[:, None]).sum())
+                found[number] = Likelihood(value, len(after), bool((rows.argmax(-1) == wanted).all()))
+                self._cost.prompt_tokens += len(before) + len(after)
+        self._cost.seconds += time.monotonic() - begun
+        return [found[number] for number in range(len(parts))]
+
+    def tokenize(self, text: str) -> list[int]:
+        """The token ids of ``text``, without special tokens added."""
+        return self._encode(text, False)
+
+    def stream(self, request: Request) -> Generator[str, None, Completion]:
+        """Yields the text of the first answer piece by piece, and returns the completion that ``complete`` gives."""
+        begun, prompt = time.monotonic(), self._prompt(0, request)
+
+        def work(say: Callable[[str], bool]) -> list[_Row]:
+            rows = [self._row(prompt, request.sampling, number) for number in range(request.sampling.n)]
+            said = 0
+
+            def say_new(text: str) -> bool:
+                # What may yet become a stop string or a whole character is held back.
+                nonlocal said
+                end = _safe_end(text, request.sampling.stop)
+                new, said = text[said:end], max(said, end)
+                return say(new) if new else False
+
+            rows[0].say = say_new
+            self._generate(rows)
+            say(self._text(rows[0])[said:])
+            return rows
+
+        rows = yield from as_streamed(work)
+        self._cost.seconds += time.monotonic() - begun
+        return self._completion(0, prompt, rows)
+
+    def close(self) -> None:
+        """Frees the model."""
+        del self._model
+
+    def _row(self, prompt: list[int], sampling: Sampling, number: int) -> _Row:
+        import torch
+
+        return _Row(prompt, sampling, torch.Generator().manual_seed(seed_of(sampling, number)), None)
+
+    def _generate(self, rows: list[_Row]) -> None:
+        """Fills the ``tokens`` of the rows."""
+        import torch
+
+        longest = max(len(row.prompt) for row in rows)
+        pad = self._model.generation_config.pad_token_id
+        inputs = torch.tensor([[pad] * (longest - len(row.prompt)) + row.prompt for row in rows])
+        mask = torch.tensor([[0] * (longest - len(row.prompt)) + [1] * len(row.prompt) for row in rows])
+
+        def draw(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+            # Leaves one token to choose from in each row.
+            only = torch.full_like(logits, float("-inf"))
+            for row, scores, chosen in zip(rows, logits.to("cpu", torch.float64), only, strict=True):
+                token = _draw(scores, row.sampling, row.generator)
+                chosen[token] = 0
+                if not row.ended:
+                    self._take(row, token)
+            return only
+
+        def ended(_: torch.Tensor, __: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([row.ended for row in rows], device=self._device)
+
+        self._model.generate(
+            inputs.to(self._device),
+            attention_mask=mask.to(self._device),
+            do_sample=False,
+            max_new_tokens=max(self._room(row) for row in rows),
+            logits_processor=[draw],
+            stopping_criteria=[ended],
+        )
+
+    def _take(self, row: _Row, token: int) -> None:
+        """Adds a token to an answer, and sees whether that ends it."""
+        if token in self._ends:
+            row.ended = True
+            return
+        row.tokens.append(token)
+        row.ended = len(row.tokens) >= self._room(row)
+        if row.sampling.stop:
+            # No token is without a byte: a stop string lies within this many of the last ones.
+            width = max(len(stop.encode()) for stop in row.sampling.stop) + 4
+            text = self._decode(row.tokens[-width:])
+            row.ended |= any(stop in text for stop in row.sampling.stop)
+        if row.say is not None:
+            row.ended |= row.say(self._decode(row.tokens))
+
+    def _room(self, row: _Row) -> int:
+        return min(row.sampling.max_new_tokens, self._context - len(row.prompt))
+
+    def _completion(self, index: int, prompt: list[int], rows: list[_Row]) -> Completion:
+        choices = []
+        for row in rows:
+            text, whole = self._text(row), self._decode(row.tokens)
+            cut = len(row.tokens) >= self._room(row) and text == whole
+            finish: Literal["stop", "length"] = "length" if cut else "stop"
+            choices.append(Choice(text, len(row.tokens), finish))
+        self._cost.prompt_tokens += len(prompt)
+        self._cost.new_tokens += sum(choice.tokens for choice in choices)
+        return Completion(index, tuple(choices), len(prompt))
+
+    def _text(self, row: _Row) -> str:
+        """The answer before its first stop string."""
+        text = self._decode(row.tokens)
+        return text[: min([text.index(stop) for stop in row.sampling.stop if stop in text], default=len(text))]
+
+    def _decode(self, tokens: list[int]) -> str:
+        text: str = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    def _prompt(self, index: int, request: Request) -> list[int]:
+        if isinstance(request.prompt, str):
+            tokens = self._encode(request.prompt, True)
+        else:
+            tokens = self._encode(self._chat(index, request.prompt), False)
+        if not tokens:
+            raise UsageError(f"request {index + 1}: the prompt is empty; give some text")
+        if len(tokens) >= self._context:
+            raise UsageError(
+                f"request {index + 1}: the prompt has {len(tokens)} tokens, and this model takes {self._context} with "
+                "its answer; shorten it"
+            )
+        return tokens
+
+    def _chat(self, index: int, messages: tuple[Message, ...]) -> str:
+        if not self._tokenizer.chat_template:
+            raise UsageError(f"request {index + 1}: this model has no chat template; give the prompt as text")
+        plain = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            text: str = self._tokenizer.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
+        except Exception as error:  # templates are programs, and refuse what they do not know in their own words
+            raise UsageError(f"request {index + 1}: the chat template refuses the messages ({_line(error)})") from None
+        return text
+
+    def _encode(self, text: str, special: bool) -> list[int]:
+        start = self._tokenizer.bos_token
+        doubled = bool(start) and text.startswith(start)
+        tokens: list[int] = self._tokenizer.encode(text, add_special_tokens=special and not doubled)
+        return tokens
+
+    def _first(self) -> int | None:
+        start: int | None = self._tokenizer.bos_token_id
+        return start if start is not None else self._tokenizer.eos_token_id
+
+
+@register(
+    "transformers",
+    lambda target: (Path(target) / "config.json").is_file(),
+    {"batch_size", "context", "device", "precision", "threads"},
+)
+def open_transformers(target: str, options: BackendOptions) -> Backend:
+    """A Hugging Face folder."""
+    return TransformersBackend(Path(target), options)
+
+
+def _draw(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    """A token from the softmax of ``logits / temperature``, cut to ``top_k`` and then to the nucleus of ``top_p``.
+
+    The nucleus has the fewest most likely tokens that together have ``top_p`` (Holtzman et al. 2020, section 3.1).
+    """
+    import torch
+
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    probabilities, order = (logits / sampling.temperature).softmax(-1).sort(descending=True, stable=True)
+    if sampling.top_k is not None:
+        probabilities = probabilities[: sampling.top_k] / probabilities[: sampling.top_k].sum()
+    mass = probabilities.cumsum(-1)
+    nucleus = mass[: int((mass < sampling.top_p).sum()) + 1]
+    point = torch.rand((), dtype=torch.float64, generator=generator) * nucleus[-1]
+    # Rounding may put the point on the very end of the nucleus.
+    return int(order[torch.searchsorted(nucleus, point, right=True).clamp(max=len(nucleus) - 1)])
+
+
+def _safe_end(text: str, stops: tuple[str, ...]) -> int:
+    """Up to where ``text`` can be shown: before a stop string, what may become one, and an unfinished character."""
+    end = min([text.index(stop) for stop in stops if stop in text], default=len(text))
+    for stop in stops:
+        for size in range(min(len(stop) - 1, len(text)), 0, -1):
+            if text.endswith(stop[:size]):
+                end = min(end, len(text) - size)
+                break
+    return min(end, len(text.rstrip("\ufffd")))
+
+
+def _device(name: str | None) -> Any:
+    import torch
+
+    if name is None:
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return torch.device("cpu") if found is None else found
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {name!r} cannot be used ({_line(error).split('.')[0]}); cpu always can") from None
+    return device
+
+
+def _longest(config: Any, tokenizer: Any) -> int:
+    for name in ("n_positions", "max_position_embeddings", "n_ctx"):
+        length = getattr(config, name, None)
+        if isinstance(length, int):
+            return length
+    length = tokenizer.model_max_length
+    return int(length) if length < 10**9 else _CONTEXT  # a huge number stands for none
+
+
+def _hash(folder: Path) -> str:
+    """SHA-256 over names and content of what decides the answers."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"):
+            with open(path, "rb") as file:
+                digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
