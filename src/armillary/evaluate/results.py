@@ -99,10 +99,19 @@ class Examination:
     backend: Mapping[str, Any] = field(default_factory=dict)
     cost: Mapping[str, Any] = field(default_factory=dict)
 
+    def to_json(self) -> dict[str, Any]:
+        """All but the items, as plain data."""
+        return {
+            "results": [asdict(result) for result in self.results],
+            "model": dict(self.model),
+            "backend": dict(self.backend),
+            "cost": dict(self.cost),
+        }
+
 
 def item_id(task: str, subset: str, data: Any) -> str:
-    """Hash of an item's own data, by which the items of two examinations are paired: 32 hexadecimal digits."""
-    return canonical_hash({"task": task, "subset": subset, "data": data})[:32]
+    """Hash of an item's own data, by which the items of two examinations are paired: 16 hexadecimal digits."""
+    return canonical_hash({"task": task, "subset": subset, "data": data})
 
 
 def write_examination(folder: Path, examination: Examination) -> None:
@@ -124,14 +133,7 @@ def write_examination(folder: Path, examination: Examination) -> None:
         data = text.encode("utf-8", "surrogatepass")
         hashes[task] = sha256(data).hexdigest()
         files[folder / ITEMS / f"{task}.jsonl"] = data
-    document = {
-        "format": FORMAT,
-        "results": [asdict(result) for result in examination.results],
-        "items": hashes,
-        "model": dict(examination.model),
-        "backend": dict(examination.backend),
-        "cost": dict(examination.cost),
-    }
+    document = {"format": FORMAT, **examination.to_json(), "items": hashes}
     try:
         for path, data in files.items():
             write_file(path, data)

@@ -1,0 +1,307 @@
+"""An examination: tasks of lm_eval over a backend, with intervals, an audit of the extraction, and raw outputs kept.
+
+lm_eval builds the prompts and scores the answers, so that the scores are its own. Around them: each item keeps its raw
+outputs and is paired by a stable id; each score has an interval, clustered where items share a passage; a second
+extractor reads the same outputs; answers that the token limit cut are counted. A killed examination resumes from the
+answers in its folder without repeating a request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from armillary.evaluate.intervals import mean_interval
+from armillary.evaluate.results import Examination, Item, Result, item_id
+from armillary.evaluate.tasks.catalog import Leaf, Named, build, find
+from armillary.evaluate.tasks.extract import CODE, SECOND, Extractor
+from armillary.evaluate.tasks.lm import Answers, Progress, language_model, request_of
+from armillary.generate import Backend
+from armillary.recipe import UsageError, canonical_hash
+
+# Items with at least this many characters before their last line in common share a passage.
+_PASSAGE = 100
+_TEMPLATE = ("task", "description", "doc_to_text", "doc_to_target", "doc_to_choice", "target_delimiter", "gen_prefix")
+_EXTRACTOR = ("filter_list", "metric_list", "process_results", "output_type")
+
+# What is known of each text in the training data, in order.
+Contamination = Callable[[Sequence[str]], Sequence[Mapping[str, Any] | None]]
+
+
+@dataclass(frozen=True)
+class ExamOptions:
+    """How an examination is held.
+
+    Attributes:
+        limit: number of items of each subset, the first ones; None for all.
+        shots: number of examples in the prompt; None for the number that lm_eval's configuration has.
+        max_new_tokens: longest answer in tokens; None for the number that lm_eval's configuration has.
+        chat: whether prompts are messages of a chat, which the model's template turns into text.
+        contamination: what is known of the items' texts in the training data; None where nothing was looked for.
+        progress: called with the number of answers that are there, and of those that were asked for.
+
+    Raises:
+        UsageError: a number outside its range.
+    """
+
+    limit: int | None = None
+    shots: int | None = None
+    max_new_tokens: int | None = None
+    chat: bool = False
+    contamination: Contamination | None = None
+    progress: Progress | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"limit is {self.limit}; give 1 item or more, or leave --limit out for all")
+        if self.shots is not None and self.shots < 0:
+            raise UsageError(f"shots is {self.shots}; give 0 or more")
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise UsageError(f"max new tokens is {self.max_new_tokens}; give 1 or more")
+
+
+@dataclass
+class Prepared:
+    """Tasks with their data, ready to be asked; ``settings`` holds what each leaf's hash is of."""
+
+    named: list[Named]
+    objects: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def settings_of(self, named: Named) -> str:
+        """Hash over the settings of all leaves of a task; of its only one, that leaf's."""
+        parts = [self.settings[leaf.name] for leaf in named.leaves]
+        return _hash(parts if len(parts) > 1 else parts[0])
+
+
+def prepare(tasks: Sequence[str], data: Path, options: ExamOptions) -> Prepared:
+    """The named tasks with their local data.
+
+    Raises:
+        UsageError: no task, an unknown one, one named twice, missing or wrong data.
+    """
+    if not tasks:
+        raise UsageError("no tasks; name some with --tasks, such as gsm8k,cmmlu")
+    if twice := sorted({name for name in tasks if list(tasks).count(name) > 1}):
+        raise UsageError(f"task {', '.join(twice)} is named twice")
+    prepared = Prepared([find(name, data) for name in tasks])
+    for leaf in (leaf for named in prepared.named for leaf in named.leaves):
+        if leaf.name not in prepared.objects:
+            task = build(leaf, options.shots, leaf.splits())
+            if options.max_new_tokens is not None and task.OUTPUT_TYPE == "generate_until":
+                task.set_config("generation_kwargs", {"max_gen_toks": options.max_new_tokens}, update=True)
+            prepared.objects[leaf.name] = task
+            prepared.settings[leaf.name] = _settings(leaf, task, options)
+    return prepared
+
+
+def examine(backend: Backend, prepared: Prepared, options: ExamOptions) -> Examination:
+    """Ask ``backend`` the prepared tasks, and score its answers.
+
+    Raises:
+        UsageError: a prompt that is longer than the model's context, or a chat without a template.
+    """
+    from lm_eval.evaluator import evaluate
+
+    answers = Answers(backend, options.progress)
+    found = evaluate(
+        lm=language_model(answers),
+        task_dict={"tasks": prepared.objects, "groups": {}, "group_map": {}},
+        limit=options.limit,
+        bootstrap_iters=0,
+        log_samples=True,
+        apply_chat_template=options.chat,
+        fewshot_as_multiturn=options.chat,
+    )
+    results: list[Result] = []
+    items: dict[str, tuple[Item, ...]] = {}
+    for named in prepared.named:
+        rows = [_Rows(leaf, prepared, found["samples"][leaf.name], answers, options) for leaf in named.leaves]
+        several = len({filter_ for part in rows for filter_ in part.filters}) > 1
+        parts = [part.scored(named.name, several) for part in rows]
+        items[named.name] = tuple(scored.item for part in parts for scored in part)
+        whole = _results(named.name, named.name, [s for part in parts for s in part], prepared.settings_of(named))
+        results += whole
+        if len(parts) > 1:
+            for leaf, part in zip(named.leaves, parts, strict=True):
+                results += _results(named.name, leaf.subset, part, _hash(prepared.settings[leaf.name]))
+    return Examination(
+        tuple(results),
+        items,
+        model=dict(backend.identity),
+        backend={"harness": _harness()},
+        cost=asdict(backend.cost),
+    )
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """An item, the values that its scores are means of, and by metric whether the extractors agree (None: no audit)."""
+
+    item: Item
+    values: dict[str, list[float]]
+    agree: dict[str, bool | None]
+
+
+class _Rows:
+    """The samples that lm_eval returns for a leaf: one per filter and item, here by item."""
+
+    def __init__(
+        self, leaf: Leaf, prepared: Prepared, samples: list[dict[str, Any]], answers: Answers, options: ExamOptions
+    ) -> None:
+        self.leaf = leaf
+        self.task = prepared.objects[leaf.name]
+        self.settings = _hash(prepared.settings[leaf.name])
+        self.answers = answers
+        self.options = options
+        self.second = SECOND.get(leaf.config["dataset_path"]) if self.task.OUTPUT_TYPE == "generate_until" else None
+        self.by_item: dict[int, list[dict[str, Any]]] = {}
+        for sample in samples:
+            self.by_item.setdefault(sample["doc_id"], []).append(sample)
+        self.filters = list(dict.fromkeys(sample["filter"] for sample in samples))
+
+    def scored(self, task: str, several: bool) -> list[_Scored]:
+        """Each item with its scores; metrics carry the name of their filter where there are ``several``."""
+        copies: dict[str, int] = {}
+        texts = [str(self.task.doc_to_text(samples[0]["doc"])) for samples in self.by_item.values()]
+        known = self.options.contamination(texts) if self.options.contamination else [None] * len(texts)
+        scored = []
+        for contaminated, cluster, samples in zip(
+            known, _passages(self.leaf, texts), self.by_item.values(), strict=True
+        ):
+            data = samples[0]["doc"]
+            # A question that a data set has twice is two items: the second is known by its number.
+            first = item_id(task, self.leaf.subset, data)
+            copies[first] = copies.get(first, 0) + 1
+            name = first if copies[first] == 1 else item_id(task, self.leaf.subset, {"copy": copies[first], "of": data})
+            scored.append(self._scored(name, cluster or name, contaminated, samples, several))
+        return scored
+
+    def _scored(
+        self,
+        name: str,
+        cluster: str,
+        contaminated: Mapping[str, Any] | None,
+        samples: list[dict[str, Any]],
+        several: bool,
+    ) -> _Scored:
+        first = samples[0]
+        gold = self._gold(first)
+        outputs, truncated = self._outputs(first)
+        read = self.second.read(_readable(self.second, first["doc"], outputs[0]), gold) if self.second else None
+        values: dict[str, list[float]] = {}
+        agree: dict[str, bool | None] = {}
+        for sample in samples:
+            for metric in sample["metrics"]:
+                key = f"{metric},{sample['filter']}" if several else metric
+                value = sample[metric]
+                values[key] = [float(v) for v in value] if isinstance(value, list) else [float(value)]
+                audited = self.second is not None and metric == "exact_match"
+                agree[key] = self.second.agree(self._answer(sample), read) if self.second and audited else None
+        item = Item(
+            id=name,
+            subset=self.leaf.subset,
+            cluster=cluster,
+            settings=self.settings,
+            gold=gold,
+            outputs=tuple(outputs),
+            answer=self._answer(first),
+            second_answer=read,
+            scores={key: sum(value) / len(value) for key, value in values.items()},
+            truncated=truncated,
+            contaminated=contaminated,
+        )
+        return _Scored(item, values, agree)
+
+    def _gold(self, sample: dict[str, Any]) -> Any:
+        if self.task.OUTPUT_TYPE == "multiple_choice":
+            target = sample["target"]
+            return self.task.doc_to_choice(sample["doc"])[target] if isinstance(target, int) else target
+        return sample["doc"].get("answer", sample["target"]) if "problem" in sample["doc"] else sample["target"]
+
+    def _outputs(self, sample: dict[str, Any]) -> tuple[list[str], bool]:
+        """Raw outputs, or log probabilities of the choices; and whether the token limit cut one."""
+        if self.task.OUTPUT_TYPE != "generate_until":
+            return [repr(float(response[0][0])) for response in sample["resps"]], False
+        choices = self.answers.complete([request_of(*arguments) for arguments in sample["arguments"]])
+        return [choice.text for choice in choices], any(choice.finish == "length" for choice in choices)
+
+    def _answer(self, sample: dict[str, Any]) -> Any:
+        """The answer that was scored: what the filter left, or the likeliest choice."""
+        if self.task.OUTPUT_TYPE == "multiple_choice":
+            values = [float(response[0][0]) for response in sample["resps"]]
+            return self.task.doc_to_choice(sample["doc"])[values.index(max(values))]
+        left = sample["filtered_resps"][0]
+        left = left[0] if isinstance(left, list) else left
+        if "minerva_math" in self.leaf.name:
+            from lm_eval.tasks.minerva_math.utils import get_unnormalized_answer, normalize_final_answer
+
+            return normalize_final_answer(get_unnormalized_answer(left))
+        return left
+
+
+def _readable(extractor: Extractor, doc: Mapping[str, Any], output: str) -> str:
+    """What the second extractor reads: a function's body alone is no program, so its head is put before it."""
+    return doc["prompt"] + output if extractor is CODE and "prompt" in doc and "```" not in output else output
+
+
+def _passages(leaf: Leaf, texts: Sequence[str]) -> list[str | None]:
+    """Name of the passage of each question: all but its last line, where it is long and not the question's own."""
+    if leaf.config.get("output_type") != "multiple_choice":
+        return [None] * len(texts)
+    # The template ends with the choices: what repeats is looked for in the question, before them.
+    heads = [text.rpartition("\nA. ")[0].rpartition("\n")[0] for text in texts]
+    shared = {head for head in heads if len(head) >= _PASSAGE and heads.count(head) > 1}
+    return [sha256(head.encode()).hexdigest()[:32] if head in shared else None for head in heads]
+
+
+def _results(task: str, subset: str, scored: Sequence[_Scored], settings: str) -> Iterable[Result]:
+    for metric in dict.fromkeys(metric for one in scored for metric in one.values):
+        rows = [one for one in scored if metric in one.values]
+        # A metric with several values per item, such as IFEval's instructions, is their mean; the item is a cluster.
+        values = [value for one in rows for value in one.values[metric]]
+        clusters = [one.item.cluster for one in rows for _ in one.values[metric]]
+        interval = mean_interval(values, clusters)
+        audited = [agrees for one in rows if (agrees := one.agree[metric]) is not None]
+        yield Result(
+            task=task,
+            subset=subset,
+            metric=metric,
+            value=interval.value,
+            low=interval.low,
+            high=interval.high,
+            n=len(rows),
+            truncated=sum(one.item.truncated for one in rows) / len(rows),
+            extraction_disagreement=1 - sum(audited) / len(audited) if audited else None,
+            settings=settings,
+        )
+
+
+def _settings(leaf: Leaf, task: Any, options: ExamOptions) -> dict[str, Any]:
+    """What the hash of a leaf's settings is of."""
+    second = SECOND.get(leaf.config["dataset_path"])
+    shots = task.config.num_fewshot
+    sampler = getattr(task, "sampler", None)
+    return {
+        "harness": _harness(),
+        "template": {key: leaf.describe.get(key) for key in _TEMPLATE} | {"chat": options.chat},
+        "few_shot": {
+            "shots": shots,
+            "sampler": type(sampler).__name__ if shots else None,
+            "examples": _hash(list(sampler.df)) if shots and sampler else None,
+        },
+        "extractor": {key: leaf.describe.get(key) for key in _EXTRACTOR} | {"second": second.name if second else None},
+        "generation": task.config.generation_kwargs if task.OUTPUT_TYPE == "generate_until" else None,
+    }
+
+
+def _harness() -> str:
+    return f"lm_eval {version('lm_eval')}"
+
+
+def _hash(value: Any) -> str:
+    return canonical_hash({"settings": value})

@@ -1,0 +1,86 @@
+"""An examination in a folder: checked before the model is opened, locked while it runs, resumed where it was killed.
+
+``examination.json`` is written first. It names the model and the settings of each task, so that answers of another
+model, or of the same task with other settings, are refused and never mixed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from armillary.evaluate.results import RESULTS, Examination, read_examination, write_examination
+from armillary.evaluate.tasks.examine import ExamOptions, Prepared, examine, prepare
+from armillary.generate import Backend
+from armillary.recipe import ArmillaryError, UsageError, exclusive, read_sealed, write_sealed
+
+FORMAT = 1
+PLAN = "examination.json"
+
+
+def hold_examination(
+    opened: Callable[[], Backend], tasks: Sequence[str], data: Path, folder: Path, options: ExamOptions
+) -> Examination:
+    """Examine the model that ``opened`` opens, and write the results into ``folder``.
+
+    Results of other tasks in ``folder`` are kept. Tasks and data are checked before the model is opened.
+
+    Raises:
+        UsageError: wrong tasks, data or options; or the folder holds another model, or a task with other settings.
+        BusyError: another process works in the folder.
+        ArmillaryError: the folder cannot be written.
+    """
+    prepared = prepare(tasks, data, options)
+    with exclusive(folder / ".lock", "examines a model into this folder"):
+        backend = opened()
+        try:
+            _begin(folder, backend.identity, prepared)
+            examination = examine(backend, prepared, options)
+        finally:
+            backend.close()
+        if (folder / RESULTS).exists():
+            examination = _with_others(read_examination(folder), examination)
+        write_examination(folder, examination)
+    return examination
+
+
+def _begin(folder: Path, identity: Mapping[str, Any], prepared: Prepared) -> None:
+    """Write the plan, or check that the one in ``folder`` is of the same model and settings."""
+    path = folder / PLAN
+    wanted = {
+        named.name: {leaf.name: prepared.settings[leaf.name] for leaf in named.leaves} for named in prepared.named
+    }
+    known: dict[str, Any] = {}
+    try:
+        plan = read_sealed(path, "plan of an examination", FORMAT, "choose another --out")
+    except FileNotFoundError:
+        pass
+    else:
+        known = plan["tasks"]
+        if plan["model"] != dict(identity):
+            changed = [key for key in {**plan["model"], **identity} if plan["model"].get(key) != identity.get(key)]
+            raise UsageError(
+                f"{folder}: holds an examination of another model ({', '.join(changed)} differs: "
+                f"{plan['model'].get(changed[0])} there, {identity.get(changed[0])} now); choose another --out"
+            )
+        for task in wanted.keys() & known.keys():
+            for leaf, settings in wanted[task].items():
+                parts = [part for part in settings if known[task].get(leaf, settings).get(part) != settings[part]]
+                if parts:
+                    raise UsageError(
+                        f"{folder}: holds answers of {leaf} with other settings ({', '.join(parts)}); choose another "
+                        f"--out, or the settings of that run"
+                    )
+    try:
+        write_sealed(path, {"format": FORMAT, "model": dict(identity), "tasks": {**known, **wanted}})
+    except OSError as error:
+        raise ArmillaryError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _with_others(kept: Examination, new: Examination) -> Examination:
+    """``new``, and those tasks of ``kept`` that were not held again."""
+    others = {task: items for task, items in kept.items.items() if task not in new.items}
+    results = tuple(result for result in kept.results if result.task in others)
+    return replace(new, results=results + new.results, items={**others, **new.items})

@@ -1,0 +1,109 @@
+"""Our scores are those that lm_eval alone prints for the same model and items, whatever the batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from armillary.evaluate import Examination
+from armillary.evaluate.tasks import ExamOptions, examine, prepare
+from armillary.generate.open import open_backend
+from armillary.generate.registry import BackendOptions
+
+pytest.importorskip("lm_eval")
+
+
+def lm_eval_alone(folder: Path, config: Path, options: ExamOptions) -> dict[str, Any]:
+    """What lm_eval's own Hugging Face model scores on the task of a configuration file."""
+    import lm_eval.tasks
+    from lm_eval import simple_evaluate
+
+    found = simple_evaluate(
+        model="hf",
+        model_args={"pretrained": str(folder), "dtype": "float32"},
+        tasks=[str(config)],
+        num_fewshot=options.shots,
+        gen_kwargs={"max_gen_toks": options.max_new_tokens} if options.max_new_tokens else None,
+        batch_size=3,
+        limit=options.limit,
+        bootstrap_iters=0,
+        task_manager=lm_eval.tasks.TaskManager(include_path=config.parent, include_defaults=False),
+        device="cpu",
+    )
+    assert found is not None
+    return dict(found)
+
+
+def ours(folder: Path, tasks: list[str], data: Path, options: ExamOptions, batch: int = 1) -> Examination:
+    """An examination through the transformers backend."""
+    backend = open_backend(str(folder), BackendOptions(batch_size=batch, device="cpu"), "transformers")
+    try:
+        return examine(backend, prepare(tasks, data, options), options)
+    finally:
+        backend.close()
+
+
+def assert_same(found: dict[str, Any], examination: Examination, name: str, task: str) -> None:
+    """Each total of lm_eval is ours, and each item."""
+    totals = {r.metric: r.value for r in examination.results if r.task == task and r.subset in (task, name)}
+    samples = found["samples"][name]
+    filters = {sample["filter"] for sample in samples}
+    for key, value in found["results"][name].items():
+        metric, _, filter_ = key.partition(",")
+        if not filter_ or "stderr" in metric:
+            continue
+        assert totals[key if len(filters) > 1 else metric] == value
+        rows = [s for s in samples if s["filter"] == filter_]
+        for sample, item in zip(rows, examination.items[task], strict=True):
+            assert item.scores[key if len(filters) > 1 else metric] == sample[metric]
+            if len(sample["resps"]) == 1:
+                assert item.outputs == tuple(sample["resps"][0])
+
+
+def over_files(original: str, place: Path, **splits: str) -> Path:
+    """A configuration file of lm_eval that is ``original``, below its tasks, over local files in ``place``."""
+    import lm_eval.tasks
+
+    config = {
+        "include": str(Path(lm_eval.tasks.__file__).parent / original),
+        "dataset_path": "csv" if next(iter(splits.values())).endswith("csv") else "json",
+        "dataset_name": None,
+        "dataset_kwargs": {
+            "data_files": {split: str(place / file) for split, file in splits.items()},
+            "cache_dir": str(place / "cache"),
+        },
+    }
+    (place / "alone").mkdir()
+    path = place / "alone" / "task.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def test_a_generation_task(folder: Path, data: Path) -> None:
+    config = over_files("gsm8k/gsm8k.yaml", data / "gsm8k", train="train.jsonl", test="test.jsonl")
+    options = ExamOptions(shots=2, max_new_tokens=24)
+    examination = ours(folder, ["gsm8k"], data, options, 6)
+    assert len(examination.items["gsm8k"]) == 6
+    assert_same(lm_eval_alone(folder, config, options), examination, "gsm8k", "gsm8k")
+
+
+def test_a_likelihood_task(folder: Path, data: Path) -> None:
+    original = "cmmlu/cmmlu_anatomy.yaml"
+    config = over_files(original, data / "cmmlu", dev="dev/anatomy.csv", test="test/anatomy.csv")
+    options = ExamOptions(shots=3)
+    examination = ours(folder, ["cmmlu"], data, options)
+    assert_same(lm_eval_alone(folder, config, options), examination, "cmmlu_anatomy", "cmmlu")
+
+
+def test_a_score_does_not_move_with_the_batch(folder: Path, data: Path) -> None:
+    options = ExamOptions(shots=1, max_new_tokens=12)
+    tasks = ["gsm8k", "ceval", "bbh_zeroshot_boolean_expressions"]
+    one, seven, many = (ours(folder, tasks, data, options, batch) for batch in (1, 7, 32))
+    for other in (seven, many):
+        assert other.results == one.results
+        for task in tasks:
+            for a, b in zip(one.items[task], other.items[task], strict=True):
+                assert (a.id, a.answer, a.scores) == (b.id, b.answer, b.scores)
