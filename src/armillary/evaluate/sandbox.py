@@ -1,0 +1,447 @@
+"""A sandbox for model-written Python: no network, few resources, nothing of this machine to read or to damage.
+
+What is covered, where all layers are active (``sandbox_strength`` reports which are):
+
+- files: the program sees Python, the system's libraries, and one empty writable folder of limited size in memory.
+  Home folders, other data and other processes do not exist for it (mount and process namespace, pivot_root, Landlock);
+- network: no socket of any family can be opened (own network namespace, seccomp);
+- user: an id that owns nothing, or the only one of a user namespace; no capability; no set-user program takes effect;
+- memory per process and of all its processes together, CPU time per process, wall time, processes, size of a file, of
+  all files, and of the output (rlimits and a watching process outside);
+- its end: whatever the program started ends with it, also processes that left its group or ignore signals;
+- the environment: none of the caller's variables.
+
+What is not covered:
+
+- faults of the kernel. Code from a determined attacker belongs into a virtual machine;
+- a program that forges the outcome of its own checks. Program and checks share one interpreter, so a program that reads
+  its own source can leave the proof that ``run_checked`` looks for. Leaving early, printing what a passing test prints,
+  and exit code 0 do not pass;
+- timing and cache side channels; load on the processor below the limits;
+- the content of Python's own folders: what lies in site-packages can be read.
+
+It runs as root in a container and as an ordinary user, in many threads and processes at once. Where namespaces are
+forbidden (a container without rights), Landlock and seccomp take their place; where the minimum of ``MINIMUM`` is not
+met, ``run_python`` refuses, unless the policy allows it. Linux only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import marshal
+import os
+import secrets
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from armillary.recipe import ArmillaryError, UsageError
+
+LAYERS = (
+    "user",
+    "pid",
+    "network",
+    "ipc",
+    "hostname",
+    "files",
+    "no-new-privileges",
+    "landlock",
+    "limits",
+    "system-calls",
+)
+# One layer of each row must be active: nothing to read or damage, no network, no privilege to gain, no resource to
+# exhaust, no process outside to signal or inspect.
+MINIMUM = (
+    ("files", "landlock"),
+    ("network", "system-calls"),
+    ("no-new-privileges",),
+    ("limits",),
+    ("pid", "system-calls"),
+)
+_LAUNCHER = Path(__file__).with_name("sandbox_launcher.py")
+# Time for the box to be built and taken down, beside the program's own wall time.
+_GRACE_S = 20.0
+
+
+class SandboxError(ArmillaryError):
+    """The sandbox could not be built, or is weaker here than the minimum."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a program may use.
+
+    Attributes:
+        wall_s: seconds by the clock, of all its processes.
+        cpu_s: seconds of processor time per process, rounded to whole seconds, at least 1.
+        memory_bytes: address space per process, and memory held by all of them.
+        processes: processes and threads at once.
+        file_bytes: of one file.
+        disk_bytes: of all files (needs the layer ``files``).
+        output_bytes: of standard output, and again of standard error; a program that writes more is ended.
+    """
+
+    wall_s: float = 10.0
+    cpu_s: float = 10.0
+    memory_bytes: int = 1 << 30
+    processes: int = 32
+    file_bytes: int = 16 << 20
+    disk_bytes: int = 64 << 20
+    output_bytes: int = 1 << 20
+
+    def __post_init__(self) -> None:
+        least = {"memory_bytes": 64 << 20, "processes": 1, "file_bytes": 4096, "disk_bytes": 65536, "output_bytes": 1}
+        for name, value in vars(self).items():
+            if not least.get(name, 0.01) <= value < 2**62:
+                raise UsageError(f"limit {name} is {value!r}; give at least {least.get(name, 0.01):g}")
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How the sandbox is built: the layers to try, and whether to run where the minimum is not met."""
+
+    layers: tuple[str, ...] = LAYERS
+    allow_weak: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a program did.
+
+    Attributes:
+        stdout: its standard output, cut at ``output_bytes``; bytes that are not UTF-8 are replaced.
+        stderr: likewise.
+        exit: its exit code; None if a signal ended it.
+        signal: the signal that ended it, or None.
+        limit: the limit that ended it: ``wall_time``, ``cpu_time``, ``memory``, ``processes`` or ``output``; None if it
+            ended itself. An allocation beyond the limit that the program does not catch counts as ``memory``.
+        wall_s: seconds by the clock, with the start of the box.
+        cpu_s: processor time of the program and the children it waited for; 0 if it was killed from outside.
+        layers: the layers that were active.
+    """
+
+    stdout: str
+    stderr: str
+    exit: int | None
+    signal: int | None
+    limit: str | None
+    wall_s: float
+    cpu_s: float
+    layers: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Strength:
+    """What protects here.
+
+    Attributes:
+        active: the layers that work on this machine for this user.
+        missing: the others, with the reason.
+        enough: whether the minimum is met.
+    """
+
+    active: tuple[str, ...]
+    missing: dict[str, str]
+    enough: bool
+
+
+@dataclass
+class _Report:
+    """The launcher's lines, merged."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def read(self, text: bytes) -> None:
+        """Messages of the launcher: marshalled, each after its length in four bytes."""
+        while len(text) >= 4:
+            end = 4 + int.from_bytes(text[:4], "little")
+            self.values.update(marshal.loads(text[4:end]))
+            text = text[end:]
+
+
+def run_python(
+    code: str,
+    limits: Limits = Limits(),
+    stdin: str = "",
+    files: Mapping[str, str] | None = None,
+    policy: Policy = Policy(),
+) -> Outcome:
+    """Run ``code`` as a Python program of its own.
+
+    Args:
+        code: the program; it runs as ``main.py`` in the writable folder, which is its current one.
+        limits: what it may use.
+        stdin: its standard input.
+        files: text files to put into that folder, by relative name.
+        policy: which layers to try, and whether less than the minimum will do.
+
+    Raises:
+        UsageError: a file name that leaves the folder, an unknown layer.
+        SandboxError: the box could not be built, or is weaker than ``MINIMUM``.
+    """
+    outcome, _ = _run(code, limits, stdin, files or {}, policy, None)
+    return outcome
+
+
+def run_checked(code: str, check: str, limits: Limits = Limits(), policy: Policy = Policy()) -> tuple[bool, Outcome]:
+    """Run ``code`` followed by ``check``; True if the end of ``check`` was reached and the program exited with 0.
+
+    Reaching the end is proved by a random word that the last line carries to a pipe of its own. Output, an early exit
+    and exit code 0 prove nothing.
+
+    Raises:
+        SandboxError: see ``run_python``.
+    """
+    word = secrets.token_hex(16)
+    outcome, proof = _run(f"{code}\n{check}\n", limits, "", {}, policy, word)
+    return outcome.exit == 0 and outcome.limit is None and proof == word.encode(), outcome
+
+
+@functools.cache
+def sandbox_strength() -> Strength:
+    """Which layers are active on this machine for this user; found by running an empty program once.
+
+    Raises:
+        SandboxError: no program can be run at all.
+    """
+    report = _Report()
+    _run("", Limits(), "", {}, Policy(allow_weak=True), None, report)
+    values = report.values
+    return Strength(tuple(values["layers"]), values["missing"], not values["weak"])
+
+
+def _run(
+    code: str,
+    limits: Limits,
+    stdin: str,
+    files: Mapping[str, str],
+    policy: Policy,
+    word: str | None,
+    report: _Report | None = None,
+) -> tuple[Outcome, bytes]:
+    report = report or _Report()
+    _check(files, policy)
+    started = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="armillary-box-"))
+    try:
+        (folder / "root").mkdir()
+        (folder / "box").mkdir(mode=0o700)
+        folder.chmod(0o711)
+        output = _launch(folder, code, limits, stdin, files, policy, word, report)
+    except OSError as error:
+        raise SandboxError(f"the sandbox could not be started in {folder}: {error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return _outcome(report.values, limits, output, time.monotonic() - started), output["proof"]
+
+
+def _check(files: Mapping[str, str], policy: Policy) -> None:
+    for name in files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
+            raise UsageError(f"file name {name!r} leaves the sandbox's folder; give a relative name without '..'")
+        if path.parts[0] in ("main.py", ".stdin"):
+            raise UsageError(f"file name {name!r} is taken by the sandbox; give another")
+    unknown = set(policy.layers) - set(LAYERS)
+    if unknown:
+        raise UsageError(f"no layer {', '.join(sorted(unknown))}; there are {', '.join(LAYERS)}")
+    if not sys.platform.startswith("linux"):
+        raise SandboxError(f"the sandbox needs Linux, this is {sys.platform}; run examinations of code there")
+
+
+def _launch(
+    folder: Path,
+    code: str,
+    limits: Limits,
+    stdin: str,
+    files: Mapping[str, str],
+    policy: Policy,
+    word: str | None,
+    report: _Report,
+) -> dict[str, bytes]:
+    """Start the launcher, feed it, and collect what comes back by channel."""
+    status_read, status_write = os.pipe()
+    proof_read, proof_write = os.pipe()
+    passed = (status_write,) if word is None else (status_write, proof_write)
+    if word is not None:
+        code += f"\n__import__('os').write({proof_write}, b'{word}')\n"
+    order = {
+        **vars(limits),
+        "status": status_write,
+        "proof": None if word is None else proof_write,
+        "layers": list(policy.layers),
+        "minimum": MINIMUM,
+        "allow_weak": policy.allow_weak,
+        "folder": str(folder / "box"),
+        "root": str(folder / "root"),
+        "readable": _readable(),
+        "files": {**files, "main.py": code, ".stdin": stdin},
+        "command": [sys.executable, "-E", "-s", "-B", "{box}/main.py"],
+        "environment": {
+            "PATH": "/usr/bin:/bin",
+            "HOME": "{box}",
+            "TMPDIR": "{box}",
+            "LANG": "C.UTF-8",
+            "PYTHONHASHSEED": "0",
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        },
+    }
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(_LAUNCHER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=passed,
+            env={},
+            cwd="/",
+            start_new_session=True,
+        )
+    except BaseException:
+        os.close(status_read)
+        os.close(proof_read)
+        raise
+    finally:
+        os.close(status_write)
+        os.close(proof_write)
+    try:
+        with contextlib.suppress(BrokenPipeError):
+            assert process.stdin is not None
+            text = marshal.dumps(order)
+            process.stdin.write(len(text).to_bytes(4, "little") + text)
+            process.stdin.flush()
+        return _collect(process, {"status": status_read, "proof": proof_read}, limits, report)
+    finally:
+        _end(process)
+        os.close(status_read)
+        os.close(proof_read)
+
+
+def _collect(
+    process: subprocess.Popen[bytes], pipes: dict[str, int], limits: Limits, report: _Report
+) -> dict[str, bytes]:
+    """Read all channels until the launcher is gone; a channel over its size ends the program."""
+    assert process.stdout is not None and process.stderr is not None
+    channels = {**pipes, "stdout": process.stdout.fileno(), "stderr": process.stderr.fileno()}
+    kept: dict[str, bytearray] = {name: bytearray() for name in channels}
+    most = {"stdout": limits.output_bytes, "stderr": limits.output_bytes, "status": 1 << 20, "proof": 64}
+    deadline = time.monotonic() + limits.wall_s + _GRACE_S
+    with selectors.DefaultSelector() as selector:
+        for name, descriptor in channels.items():
+            selector.register(descriptor, selectors.EVENT_READ, name)
+        # The launcher's end of the status pipe closes last.
+        while "status" in {key.data for key in selector.get_map().values()}:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                report.values["limit"] = "wall_time"
+                break
+            for key, _ in selector.select(left):
+                chunk = os.read(key.fd, 65536)
+                if not chunk:
+                    selector.unregister(key.fd)
+                    continue
+                room = most[key.data] - len(kept[key.data])
+                kept[key.data] += chunk[:room]
+                if len(chunk) > room and "cut" not in report.values:
+                    report.values["cut"] = True
+                    _wish_the_end(process)
+        _drain(selector, kept, most)
+    report.read(bytes(kept["status"]))
+    return {name: bytes(data) for name, data in kept.items()}
+
+
+def _drain(selector: selectors.BaseSelector, kept: dict[str, bytearray], most: dict[str, int]) -> None:
+    """What was written before the end and is still in the pipes; a process that was missed cannot hold this up."""
+    for key in list(selector.get_map().values()):
+        os.set_blocking(key.fd, False)
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(key.fd, 65536):
+                room = most[key.data] - len(kept[key.data])
+                kept[key.data] += chunk[:room]
+                if room <= 0:
+                    break
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Make sure that the launcher is gone; the kernel then ends the box with it."""
+    _wish_the_end(process)
+    try:
+        process.wait(5)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        assert pipe is not None
+        with contextlib.suppress(BrokenPipeError):
+            pipe.close()
+
+
+def _wish_the_end(process: subprocess.Popen[bytes]) -> None:
+    """The launcher ends the box when it reads one more byte."""
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(b"e")
+        process.stdin.flush()
+
+
+def _outcome(values: dict[str, Any], limits: Limits, output: dict[str, bytes], wall_s: float) -> Outcome:
+    if values.get("refused"):
+        rows = "; ".join(" or ".join(row) for row in values["weak"])
+        reasons = ", ".join(f"{name} ({why})" for name, why in values["missing"].items())
+        raise SandboxError(
+            f"the sandbox is too weak here: it lacks {rows}. Missing layers: {reasons}. Run as root or where user "
+            "namespaces are allowed, or pass Policy(allow_weak=True) for code that you trust"
+        )
+    if "error" in values:
+        raise SandboxError(f"the sandbox could not be built: {values['error']}")
+    if "layers" not in values:
+        raise SandboxError(
+            f"the sandbox's launcher ended without a report: {output['stderr'].decode(errors='replace')}"
+        )
+    code = values.get("exit")
+    stderr = output["stderr"].decode(errors="replace")
+    limit = values.get("limit")
+    if values.get("cut"):
+        limit, code = "output", None
+    elif code in (-signal.SIGXCPU, -signal.SIGKILL) and values["cpu_s"] >= max(1, round(limits.cpu_s)) - 0.1:
+        limit = "cpu_time"
+    elif code == 1 and stderr.rstrip().rpartition("\n")[2].startswith("MemoryError"):
+        limit = "memory"
+    ended_by = None if code is None or code >= 0 else -code
+    return Outcome(
+        stdout=output["stdout"].decode(errors="replace"),
+        stderr=stderr,
+        exit=code if code is not None and code >= 0 else None,
+        signal=ended_by,
+        limit=limit,
+        wall_s=wall_s,
+        cpu_s=values.get("cpu_s", 0.0),
+        layers=tuple(values["layers"]),
+    )
+
+
+@functools.cache
+def _readable() -> list[str]:
+    """The folders that Python and its libraries need, as they are and behind their links."""
+    wanted = ["/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime"]
+    wanted += [sys.prefix, sys.base_prefix, sys.exec_prefix, str(Path(sys.executable).resolve().parent)]
+    found: list[str] = []
+    for path in wanted:
+        for name in (path, os.path.realpath(path)):
+            # Not below one that is there already; a link needs an entry of its own.
+            inside = any(
+                name == other or name.startswith(other + "/") for other in found if not Path(other).is_symlink()
+            )
+            if os.path.lexists(name) and not inside and name != "/":
+                found.append(name)
+    return found
