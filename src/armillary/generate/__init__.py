@@ -3,8 +3,10 @@
 What it does not do: train, score answers, or serve requests over a network.
 """
 
+from armillary.generate.answers import Answers, open_answers
 from armillary.generate.backend import (
     Backend,
+    BadRequestError,
     Choice,
     Completion,
     Cost,
@@ -12,6 +14,7 @@ from armillary.generate.backend import (
     Message,
     Pair,
     Request,
+    RequestError,
     Sampling,
     Streaming,
     seed_of,
@@ -21,8 +24,10 @@ from armillary.generate.open import open_backend
 from armillary.generate.registry import BackendOptions, EndpointOptions, Prices
 
 __all__ = [
+    "Answers",
     "Backend",
     "BackendOptions",
+    "BadRequestError",
     "Choice",
     "Completion",
     "Cost",
@@ -32,8 +37,10 @@ __all__ = [
     "Pair",
     "Prices",
     "Request",
+    "RequestError",
     "Sampling",
     "Streaming",
+    "open_answers",
     "open_backend",
     "seed_of",
     "split_pair",

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
-from armillary.recipe import UsageError
+from armillary.recipe import ArmillaryError, UsageError
 
 
 @dataclass(frozen=True)
@@ -124,6 +124,22 @@ class Likelihood:
     greedy: bool
 
 
+class RequestError(ArmillaryError):
+    """One request, or one pair, failed: ``problem`` is what, and ``index`` its place among those given."""
+
+    def __init__(self, index: int, problem: str, what: str = "request") -> None:
+        super().__init__(f"{what} {index + 1}: {problem}")
+        self.index, self.problem, self.what = index, problem, what
+
+    def at(self, index: int) -> RequestError:
+        """The same error where the place among all that were given is another."""
+        return type(self)(index, self.problem, self.what)
+
+
+class BadRequestError(RequestError, UsageError):
+    """A request that no backend of this model can answer, such as a prompt longer than its context."""
+
+
 @dataclass
 class Cost:
     """What a backend has used since it was opened; ``money`` is None where no price is known."""
@@ -137,8 +153,9 @@ class Cost:
 class Backend(Protocol):
     """An inference engine that holds one model.
 
-    Errors that concern one request only (a prompt longer than the context of the model) are raised as ``UsageError``
-    with the place of the request, before anything is generated.
+    Errors that concern one request only (a prompt longer than the context of the model) are raised as
+    ``BadRequestError`` with the place of the request, before anything is generated. What a server refuses later is a
+    ``RequestError``.
     """
 
     @property
@@ -191,7 +208,9 @@ def seed_of(sampling: Sampling, number: int) -> int:
     return int(hashlib.sha256(f"{sampling.seed} {number}".encode()).hexdigest()[:8], 16) & 0x7FFFFFFF
 
 
-def split_pair(pair: Pair, encode: Callable[[str, bool], list[int]], start: int | None) -> tuple[list[int], list[int]]:
+def split_pair(
+    pair: Pair, encode: Callable[[str, bool], list[int]], start: int | None, index: int = 0
+) -> tuple[list[int], list[int]]:
     """The tokens of context and continuation, cut where EleutherAI's lm-evaluation-harness cuts them.
 
     Spaces at the end of the context count to the continuation. The two are encoded together; the continuation is what
@@ -202,12 +221,13 @@ def split_pair(pair: Pair, encode: Callable[[str, bool], list[int]], start: int 
         pair: the texts.
         encode: the tokens of a text; the second argument says whether special tokens are added, as in a prompt.
         start: the token that starts a document; None where it is not known.
+        index: the place of the pair among those given.
 
     Returns:
         Both parts, neither of them empty.
 
     Raises:
-        UsageError: no token in the continuation, or an empty context where ``start`` is not known.
+        BadRequestError: no token in the continuation, or an empty context where ``start`` is not known.
     """
     context = pair.context.rstrip()
     if pair.context:
@@ -217,10 +237,14 @@ def split_pair(pair: Pair, encode: Callable[[str, bool], list[int]], start: int 
         before, after = [], encode(pair.continuation, False)
     if not before:
         if start is None:
-            raise UsageError("a context is empty, and the token that starts a document is not known for this model")
+            raise BadRequestError(
+                index, "the context is empty, and the token that starts a document is not known", "pair"
+            )
         before, after = ([start], after) if after[:1] != [start] else (after[:1], after[1:])
     if not after:
-        raise UsageError(f"the continuation {pair.continuation[:40]!r} has no tokens of its own; give some text")
+        raise BadRequestError(
+            index, f"the continuation {pair.continuation[:40]!r} has no tokens of its own; give some text", "pair"
+        )
     return before, after
 
 

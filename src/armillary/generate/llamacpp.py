@@ -28,6 +28,7 @@ import httpx2
 
 from armillary.generate.backend import (
     Backend,
+    BadRequestError,
     Choice,
     Completion,
     Cost,
@@ -151,12 +152,14 @@ class LlamaCppBackend:
             UsageError: a pair longer than the context, or without tokens, before anything is computed.
         """
         begun = time.monotonic()
-        parts = [split_pair(pair, self._encode, self._start) for pair in pairs]
+        parts = [split_pair(pair, self._encode, self._start, number) for number, pair in enumerate(pairs)]
         for number, (before, after) in enumerate(parts):
             if len(before) + len(after) > self._context:
-                raise UsageError(
-                    f"pair {number + 1}: {len(before) + len(after)} tokens, and this model takes {self._context}; "
-                    "shorten it, or open the model with a longer context"
+                raise BadRequestError(
+                    number,
+                    f"{len(before) + len(after)} tokens, and this model takes {self._context}; "
+                    "shorten it, or open the model with a longer context",
+                    "pair",
                 )
         results = []
         ready: list[int] | None = None  # what stands in the cache
@@ -277,11 +280,12 @@ class LlamaCppBackend:
             text = self._get("/apply-template", {"messages": messages})["prompt"]
         tokens = self._encode(text, True)
         if not tokens:
-            raise UsageError(f"request {index + 1}: the prompt is empty; give some text")
+            raise BadRequestError(index, "the prompt is empty; give some text")
         if len(tokens) >= self._context:
-            raise UsageError(
-                f"request {index + 1}: the prompt has {len(tokens)} tokens, and this model takes {self._context} with "
-                "its answer; shorten it, or open the model with a longer context"
+            raise BadRequestError(
+                index,
+                f"the prompt has {len(tokens)} tokens, and this model takes {self._context} with "
+                "its answer; shorten it, or open the model with a longer context",
             )
         return tokens
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from armillary.generate.backend import (
     Backend,
+    BadRequestError,
     Choice,
     Completion,
     Cost,
@@ -34,6 +35,7 @@ from armillary.generate.backend import (
     split_pair,
 )
 from armillary.generate.registry import BackendOptions, register
+from armillary.generate.stops import before_stop, safe_end
 from armillary.generate.threads import as_streamed
 from armillary.recipe import ArmillaryError, DamagedFileError, UsageError
 
@@ -158,12 +160,14 @@ class TransformersBackend:
         import torch
 
         begun = time.monotonic()
-        parts = [split_pair(pair, self._encode, self._first()) for pair in pairs]
+        parts = [split_pair(pair, self._encode, self._first(), number) for number, pair in enumerate(pairs)]
         for number, (before, after) in enumerate(parts):
             if len(before) + len(after) - 1 > self._context:
-                raise UsageError(
-                    f"pair {number + 1}: {len(before) + len(after)} tokens, and this model takes {self._context + 1} "
-                    "with the last that is predicted; shorten it"
+                raise BadRequestError(
+                    number,
+                    f"{len(before) + len(after)} tokens, and this model takes {self._context + 1} "
+                    "with the last that is predicted; shorten it",
+                    "pair",
                 )
         # Those of one length together, so that little is padded.
         order = sorted(range(len(parts)), key=lambda number: -len(parts[number][0]) - len(parts[number][1]))
@@ -199,7 +203,7 @@ class TransformersBackend:
             def say_new(text: str) -> bool:
                 # What may yet become a stop string or a whole character is held back.
                 nonlocal said
-                end = _safe_end(text, request.sampling.stop)
+                end = safe_end(text, request.sampling.stop)
                 new, said = text[said:end], max(said, end)
                 return say(new) if new else False
 
@@ -283,8 +287,7 @@ class TransformersBackend:
 
     def _text(self, row: _Row) -> str:
         """The answer before its first stop string."""
-        text = self._decode(row.tokens)
-        return text[: min([text.index(stop) for stop in row.sampling.stop if stop in text], default=len(text))]
+        return before_stop(self._decode(row.tokens), row.sampling.stop)
 
     def _decode(self, tokens: list[int]) -> str:
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
@@ -296,22 +299,23 @@ class TransformersBackend:
         else:
             tokens = self._encode(self._chat(index, request.prompt), False)
         if not tokens:
-            raise UsageError(f"request {index + 1}: the prompt is empty; give some text")
+            raise BadRequestError(index, "the prompt is empty; give some text")
         if len(tokens) >= self._context:
-            raise UsageError(
-                f"request {index + 1}: the prompt has {len(tokens)} tokens, and this model takes {self._context} with "
-                "its answer; shorten it"
+            raise BadRequestError(
+                index,
+                f"the prompt has {len(tokens)} tokens, and this model takes {self._context} with "
+                "its answer; shorten it",
             )
         return tokens
 
     def _chat(self, index: int, messages: tuple[Message, ...]) -> str:
         if not self._tokenizer.chat_template:
-            raise UsageError(f"request {index + 1}: this model has no chat template; give the prompt as text")
+            raise BadRequestError(index, "this model has no chat template; give the prompt as text")
         plain = [{"role": message.role, "content": message.content} for message in messages]
         try:
             text: str = self._tokenizer.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
         except Exception as error:  # templates are programs, and refuse what they do not know in their own words
-            raise UsageError(f"request {index + 1}: the chat template refuses the messages ({_line(error)})") from None
+            raise BadRequestError(index, f"the chat template refuses the messages ({_line(error)})") from None
         return text
 
     def _encode(self, text: str, special: bool) -> list[int]:
@@ -352,17 +356,6 @@ def _draw(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) 
     point = torch.rand((), dtype=torch.float64, generator=generator) * nucleus[-1]
     # Rounding may put the point on the very end of the nucleus.
     return int(order[torch.searchsorted(nucleus, point, right=True).clamp(max=len(nucleus) - 1)])
-
-
-def _safe_end(text: str, stops: tuple[str, ...]) -> int:
-    """Up to where ``text`` can be shown: before a stop string, what may become one, and an unfinished character."""
-    end = min([text.index(stop) for stop in stops if stop in text], default=len(text))
-    for stop in stops:
-        for size in range(min(len(stop) - 1, len(text)), 0, -1):
-            if text.endswith(stop[:size]):
-                end = min(end, len(text) - size)
-                break
-    return min(end, len(text.rstrip("\ufffd")))
 
 
 def _device(name: str | None) -> Any:

@@ -1,0 +1,254 @@
+"""Answers of one model by request key, in a file that only grows: what it holds is never asked for again.
+
+The file is JSON lines. The first line names the format and the backend (``Backend.identity``); each other line holds
+one answer and its seal. Answers are appended as they come, so that a killed process loses those that were under way. A
+last line without an end was torn and is cut off. A damaged line elsewhere is reported, and its answer is asked for
+again. Answers of another backend, model or precision are refused, since they could not be told apart later.
+
+A line is handed to the system at once and flushed to disk every second: a killed process loses no finished answer, a
+power failure at most those of the last second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from armillary.generate.backend import Backend, Choice, Completion, Likelihood, Pair, Request, RequestError
+from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, canonical_hash, exclusive
+
+FORMAT = 1
+
+_KIND = "armillary answers"
+_SEAL = "seal"
+_FLUSH_S = 1.0
+_REMEDY = "remove the file to ask for all answers again"
+
+
+@contextlib.contextmanager
+def open_answers(path: Path, identity: dict[str, Any]) -> Iterator[Answers]:
+    """The answers of the backend with this ``identity`` in ``path``, which is created where it is missing.
+
+    Raises:
+        BusyError: another process has it open.
+        DamagedFileError: its first line is damaged.
+        ForeignFileError: it is no such file, of a newer format, or of another backend or model.
+        ArmillaryError: it cannot be written.
+    """
+    with exclusive(path.with_name(f".{path.name}.lock"), f"writes to {path.name}"):
+        answers = Answers(path, identity)
+        try:
+            yield answers
+        finally:
+            answers.close()
+
+
+class Answers:
+    """Opened by ``open_answers``. ``damaged`` are the numbers of the lines whose answers are asked for again."""
+
+    def __init__(self, path: Path, identity: dict[str, Any]) -> None:
+        self.path = path
+        self.damaged: list[int] = []
+        self._flushed = time.monotonic()
+        self._places: dict[str, tuple[int, int]] = {}  # of each key: where its line starts, and its length
+        header = _line({"format": FORMAT, "kind": _KIND, "backend": identity})
+        with self._failing():
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            self._read(header)
+        except BaseException:
+            os.close(self._file)
+            raise
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, asked: Request | Pair) -> bool:
+        return asked.key in self._places
+
+    def complete(self, backend: Backend, requests: Sequence[Request]) -> Iterator[Completion]:
+        """Yields the completion of each request: first those that are kept, then the others as they come.
+
+        Of equal requests one is asked.
+
+        Raises:
+            RequestError: of the backend, with the place among ``requests``.
+            ArmillaryError: the file cannot be written; the answers before are kept.
+        """
+        places = _by_key(requests)
+        missing = []
+        for key, where in places.items():
+            if (kept := self._completion(key)) is None:
+                missing.append(where[0])
+                continue
+            for place in where:
+                yield replace(kept, index=place)
+        if not missing:
+            return
+        try:
+            for completion in backend.complete([requests[place] for place in missing]):
+                key = requests[missing[completion.index]].key
+                choices = [asdict(choice) for choice in completion.choices]
+                self._append(key, {"choices": choices, "prompt_tokens": completion.prompt_tokens})
+                for place in places[key]:
+                    yield replace(completion, index=place)
+        except RequestError as error:
+            raise error.at(missing[error.index]) from None
+
+    def loglikelihood(self, backend: Backend, pairs: Sequence[Pair], at_a_time: int = 512) -> list[Likelihood]:
+        """The likelihood of each pair, in order. The backend is asked for ``at_a_time``, which are then kept.
+
+        Raises:
+            RequestError: of the backend, with the place among ``pairs``.
+            ArmillaryError: the file cannot be written; the answers before are kept.
+        """
+        places = _by_key(pairs)
+        missing = [where[0] for key, where in places.items() if key not in self._places]
+        for start in range(0, len(missing), at_a_time):
+            part = missing[start : start + at_a_time]
+            try:
+                found = backend.loglikelihood([pairs[place] for place in part])
+            except RequestError as error:
+                raise error.at(part[error.index]) from None
+            for place, likelihood in zip(part, found, strict=True):
+                self._append(pairs[place].key, {"likelihood": asdict(likelihood)})
+        return [Likelihood(**self._answer(pair.key)["likelihood"]) for pair in pairs]
+
+    def close(self) -> None:
+        """Flushes the file to disk and closes it."""
+        with self._failing():
+            os.fsync(self._file)
+        os.close(self._file)
+
+    def _read(self, header: bytes) -> None:
+        """Finds the answers in the file; writes the first line where there is none."""
+        with open(self._file, "rb", closefd=False) as file:
+            first = file.readline()
+            # Without an end, and the beginning of what is written now: killed before its first line was whole.
+            if not first.endswith(b"\n") and header.startswith(first):
+                self._cut(0)
+                self._write(header)
+                return
+            _check_header(self.path, first, header)
+            start = len(first)
+            for number, line in enumerate(file, 2):
+                if not line.endswith(b"\n"):
+                    self._cut(start)
+                    return
+                if (document := _parsed(line)) is None:
+                    self.damaged.append(number)
+                else:
+                    self._places[document["key"]] = start, len(line)
+                start += len(line)
+
+    def _completion(self, key: str) -> Completion | None:
+        if key not in self._places:
+            return None
+        answer = self._answer(key)
+        return Completion(0, tuple(Choice(**choice) for choice in answer["choices"]), answer["prompt_tokens"])
+
+    def _answer(self, key: str) -> dict[str, Any]:
+        start, size = self._places[key]
+        document = _parsed(os.pread(self._file, size, start))
+        if document is None or document["key"] != key:
+            raise DamagedFileError(f"{self.path}: was changed while it was in use; run the same command again")
+        answer: dict[str, Any] = document["answer"]
+        return answer
+
+    def _append(self, key: str, answer: dict[str, Any]) -> None:
+        line = _line({"key": key, "answer": answer})
+        self._places[key] = self._write(line), len(line)
+
+    def _write(self, line: bytes) -> int:
+        """Appends a whole line or nothing; where it starts."""
+        start = os.fstat(self._file).st_size
+        with self._failing():
+            try:
+                rest = line
+                while rest:
+                    rest = rest[os.write(self._file, rest) :]
+            except OSError:
+                self._cut(start)
+                raise
+            if time.monotonic() - self._flushed > _FLUSH_S:
+                os.fsync(self._file)
+                self._flushed = time.monotonic()
+        return start
+
+    def _cut(self, size: int) -> None:
+        with self._failing():
+            os.ftruncate(self._file, size)
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ArmillaryError(
+                f"{self.path}: {error.strerror}; the answers in it are kept: make it writable or make room, and run "
+                "the same command again"
+            ) from error
+
+
+def _by_key(asked: Sequence[Request | Pair]) -> dict[str, list[int]]:
+    places: dict[str, list[int]] = {}
+    for place, one in enumerate(asked):
+        places.setdefault(one.key, []).append(place)
+    return places
+
+
+def _line(document: dict[str, Any]) -> bytes:
+    # What is sealed is what a reader gets: tuples are lists.
+    plain = json.loads(json.dumps(document, allow_nan=False))
+    return (json.dumps({**plain, _SEAL: canonical_hash(plain)}, ensure_ascii=True) + "\n").encode()
+
+
+def _sealed(line: bytes) -> dict[str, Any] | None:
+    """The document of a line without its seal; None where the line is not what was written."""
+    try:
+        document = json.loads(line)
+        seal = document.pop(_SEAL)
+        return document if seal == canonical_hash(document) else None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    document = _sealed(line)
+    return document if document is not None and isinstance(document.get("key"), str) else None
+
+
+def _check_header(path: Path, first: bytes, wanted: bytes) -> None:
+    """Refuses a file that is not of this program, format and backend."""
+    try:
+        said = json.loads(first)
+    except (ValueError, RecursionError):
+        said = None
+    if not isinstance(said, dict) or said.get("kind") != _KIND:
+        if first.startswith(wanted[:32]):
+            raise DamagedFileError(f"{path}: its first line is damaged; {_REMEDY}")
+        raise ForeignFileError(f"{path}: holds no answers of this program; name another file. It is left as it is")
+    form = said.get("format")
+    if isinstance(form, int) and form > FORMAT:
+        raise ForeignFileError(
+            f"{path}: answers of format {form}, and this version reads up to {FORMAT}; use the version that wrote "
+            "them. The file is left as it is"
+        )
+    if _sealed(first) is None:
+        raise DamagedFileError(f"{path}: its first line is damaged; {_REMEDY}")
+    mine, there = json.loads(wanted)["backend"], said["backend"]
+    if mine != there:
+        differing = [
+            f"{name} is {there.get(name)!r} there and {mine.get(name)!r} now"
+            for name in {**there, **mine}
+            if there.get(name) != mine.get(name)
+        ]
+        raise ForeignFileError(
+            f"{path}: holds answers of another model or backend ({'; '.join(differing)}); name another file"
+        )

@@ -1,0 +1,19 @@
+"""Where an answer ends before a stop string, and how much of a growing answer is certain."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def before_stop(text: str, stops: Sequence[str]) -> str:
+    """``text`` up to the first of the stop strings in it."""
+    return text[: min([text.index(stop) for stop in stops if stop in text], default=len(text))]
+
+
+def safe_end(text: str, stops: Sequence[str]) -> int:
+    """Up to where ``text`` can be shown: before a stop string, what may become one, and an unfinished character."""
+    end = len(before_stop(text, stops))
+    for stop in stops:
+        sizes = range(min(len(stop) - 1, len(text)), 0, -1)
+        end = min(end, len(text) - next((size for size in sizes if text.endswith(stop[:size])), 0))
+    return min(end, len(text.rstrip("\ufffd")))
