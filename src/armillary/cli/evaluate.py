@@ -14,6 +14,7 @@ from armillary.cli.contest import contest
 from armillary.cli.screen import JsonOption, Reporter, app, out, show_json, show_table
 
 EVALUATION = "ARMILLARY_EVALUATION"
+SHOWN_FLIPS = 20
 
 
 class RunByDefault(TyperGroup):
@@ -89,6 +90,77 @@ def run(
         return show_json(examination.to_json())
     show_results(f"{model}", examination)
     out.print(f"items and raw outputs: {escape(str(place))}", highlight=False)
+
+
+@evaluate_app.command("rescore")
+def rescore(
+    folder: Annotated[Path, typer.Argument(help="Folder of an examination.", show_default=False)],
+    extractor: Annotated[
+        str, typer.Option(help="'audit' for the second extractor of each task, or a regular expression.")
+    ] = "audit",
+    place: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder of the new results (default: none).", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Apply another extractor to the outputs that an examination kept, without asking the model.
+
+    Example: armillary evaluate rescore exam-model --extractor 'answer is (-?[0-9]+)'
+    """
+    from armillary.evaluate import read_examination, write_examination
+    from armillary.evaluate.tasks import rescore as rescored
+
+    examination = rescored(read_examination(folder), extractor)
+    if place is not None:
+        write_examination(place, examination)
+    if as_json:
+        return show_json(examination.to_json())
+    show_results(f"{folder} with the extractor {extractor}", examination)
+
+
+@evaluate_app.command("compare")
+def compare(
+    first: Annotated[Path, typer.Argument(help="Folder of an examination.", show_default=False)],
+    second: Annotated[Path, typer.Argument(help="Folder of another one.", show_default=False)],
+    margin: Annotated[
+        float | None, typer.Option(help="Largest difference that does not matter, such as 0.01.", show_default=False)
+    ] = None,
+    any_settings: Annotated[
+        bool, typer.Option("--any-settings", help="Compare although prompts, examples or extractors differ.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two examinations item by item: difference, interval, p-value, and the items that flipped.
+
+    Example: armillary evaluate compare exam-base exam-tuned --margin 0.01
+    """
+    from armillary.evaluate import compare as compared
+    from armillary.evaluate import read_examination
+
+    found = compared(read_examination(first), read_examination(second), margin, any_settings)
+    if as_json:
+        return show_json([one.to_json() for one in found])
+    show_table(
+        f"{second} minus {first}, paired by item",
+        ["task", "metric", "first", "second", "difference", "low", "high", "p", "p (Holm)", "n", "up", "down"]
+        + (["equivalent"] if margin is not None else []),
+        [
+            [
+                *(one.task, one.metric, one.first, one.second),
+                *(one.paired.difference.value, one.paired.difference.low, one.paired.difference.high),
+                *(one.paired.p_value, one.p_adjusted, one.paired.items, one.paired.better, one.paired.worse),
+                *(["yes" if one.paired.equivalent else "no"] if margin is not None else []),
+            ]
+            for one in found
+        ],
+    )
+    for one in found:
+        if one.flips:
+            rows = [[flip.id, flip.first, flip.second] for flip in one.flips[:SHOWN_FLIPS]]
+            more = f", {SHOWN_FLIPS} of {len(one.flips)}" if len(one.flips) > SHOWN_FLIPS else ""
+            show_table(f"{one.task} {one.metric}: items that flipped{more}", ["item", "first", "second"], rows)
+        if one.left_out:
+            out.print(f"{one.task}: {one.left_out} items that only one of them answered are left out", highlight=False)
 
 
 def show_results(title: str, examination: Any) -> None:

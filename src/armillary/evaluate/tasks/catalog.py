@@ -94,6 +94,12 @@ def find(name: str, data: Path) -> Named:
     return Named(name, tuple(leaves), absent)
 
 
+def dataset_of(name: str) -> str | None:
+    """The data set of a task or group, as lm_eval names it; None for a task of another origin, such as a contest."""
+    entry = _index().get(ALIASES.get(name.lower(), name))
+    return str(next(_leaves(entry, {}))[0].cfg["dataset_path"]) if entry else None
+
+
 def build(leaf: Leaf, shots: int | None, data: Splits) -> Any:
     """lm_eval's task object of ``leaf`` over the rows ``data``.
 
