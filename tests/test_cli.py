@@ -36,6 +36,7 @@ VERBS = [
     ["next-run"],
     ["reproduce"],
     ["evaluate", "contest"],
+    ["leaderboard"],
 ]
 
 
