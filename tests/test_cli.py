@@ -36,7 +36,6 @@ VERBS = [
     ["next-run"],
     ["reproduce"],
     ["evaluate", "contest"],
-    ["leaderboard"],
 ]
 
 

@@ -1,4 +1,4 @@
-"""The verb ``evaluate contest``: the official score of a file of predictions."""
+"""The verb ``evaluate contest``: models and files of predictions in the contests of Chinese language processing."""
 
 from __future__ import annotations
 
@@ -8,19 +8,107 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from armillary.cli.screen import JsonOption, err, out, show_json, show_table
+from armillary.cli.screen import JsonOption, Reporter, err, out, show_json, show_table
+
+Count = Annotated[int | None, typer.Option("--limit", min=1, help="Examine this many items, chosen by their hash.")]
 
 
 def contest(
     name: Annotated[str, typer.Argument(help="space2024, ched or nlpcc2024-5.", show_default=False)],
-    score: Annotated[Path, typer.Option(help="A file of predictions in the contest's own format.", show_default=False)],
-    gold: Annotated[Path, typer.Option(help="The file with the true answers.", show_default=False)],
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Models to examine, as in 'armillary generate'.", show_default=False)
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with the contest's files (docs/evaluate.md).", show_default=False)
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: plain, few-shot, coarse-to-fine, self-consistency, combined with +; vote of all."
+        ),
+    ] = "plain",
+    limit: Count = None,
+    shots: Annotated[int, typer.Option(min=1, help="Examples of few-shot.")] = 4,
+    samples: Annotated[int, typer.Option(min=1, help="Answers of self-consistency.")] = 5,
+    development: Annotated[
+        int | None,
+        typer.Option(min=1, help="Items of the train file that a vote learns from (default: 100).", show_default=False),
+    ] = None,
+    rival: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FILE: predictions of another system, which also votes.", show_default=False),
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat/--text", help="Ask in turns of a chat, or in plain text.")] = True,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(help="Folder for predictions and answers; a stopped run resumes from it.", show_default=False),
+    ] = None,
+    backend: Annotated[str | None, typer.Option(help="The engine to use.", show_default=False)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Requests at a time.", show_default=False)] = None,
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:1.", show_default=False)] = None,
+    score: Annotated[Path | None, typer.Option(help="Score this file of predictions.", show_default=False)] = None,
+    gold: Annotated[Path | None, typer.Option(help="The true answers for --score.", show_default=False)] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Score predictions as the contest does.
+    """Examine models in a contest, or score a file of predictions as the contest does.
+
+    Example: armillary evaluate contest ched model.gguf --data ched --method plain,few-shot,vote
 
     Example: armillary evaluate contest ched --score predictions.jsonl --gold valid.jsonl
     """
+    from armillary.evaluate.contests import contest_named
+    from armillary.evaluate.contests.open import Opening, named_files, opened
+    from armillary.evaluate.contests.run import ContestOptions, run_contest, write_entries
+    from armillary.generate import BackendOptions
+    from armillary.recipe import UsageError
+
+    found = contest_named(name)
+    if (score is None) != (gold is None) or (score is not None and models):
+        raise UsageError("give models to examine, or --score with --gold")
+    if score is not None and gold is not None:
+        return _score(name, score, gold, as_json)
+    options = ContestOptions(data, tuple(method.split(",")), limit, shots, samples, development)
+    rivals = named_files(rival or [])
+    if not models and not rivals:
+        raise UsageError("give models to examine, or --score with --gold")
+    reporter = Reporter()
+    try:
+        opening = Opening(
+            BackendOptions(batch_size=batch_size, device=device),
+            backend,
+            chat,
+            predictions,
+            lambda model, done, total: reporter(model, done, total, f"{done} of {total} answers"),
+        )
+        with opened(models or [], opening) as askers:
+            entries = run_contest(found, askers, rivals, options)
+    finally:
+        reporter.close()
+    if predictions is not None:
+        write_entries(found, predictions, entries)
+    if as_json:
+        return show_json({"contest": name, "entries": [entry.to_json() for entry in entries]})
+    show_table(
+        f"{found.title}, {entries[0].scores[0].n} items",
+        [
+            "system",
+            "method",
+            found.main_metric,
+            "low",
+            "high",
+            "gain",
+            "low",
+            "high",
+            "tokens in",
+            "out",
+            "unread",
+            "cut",
+        ],
+        [entry.row(found.main_metric) for entry in entries],
+    )
+
+
+def _score(name: str, score: Path, gold: Path, as_json: bool) -> None:
     from armillary.evaluate.contests import contest_named, score_file
 
     found = score_file(contest_named(name), score, gold)

@@ -44,7 +44,7 @@ LABELS: tuple[str, ...] = tuple(
 )
 COARSE: tuple[str, ...] = tuple(dict.fromkeys(label.partition("-")[0] for label in LABELS))
 _LEAVES = {label.rpartition("-")[2]: label for label in LABELS}
-_EVENT = re.compile(r"^\W*([^：:|\s]+)\s*[：:|\s]\s*(\S+?)[。；;，,]?$")
+_EVENT = re.compile(r"^(?:\d+[.、)）])?\W*([^：:|\s]+)\s*[：:|\s]\s*(\S+?)[。；;，,]?$")
 # Weights of the pairing: an equal trigger before any similarity, a similarity before any type, fine before coarse.
 _FINE, _SIMILAR, _STEPS = 2.0**8, 2.0**17, 2.0**20
 _EXACT = _SIMILAR * _STEPS * 2.0**8
@@ -120,11 +120,14 @@ class Ched(Contest):
         return tuple(event for event, weight in weights.items() if weight >= needed) if cast else None
 
     def instruction(self, within: tuple[str, ...] | None) -> str:
-        """The task, the labels, and one event per line."""
-        labels = [label for label in LABELS if within is None or _coarse(label) in within]
+        """The task, the last parts of the labels by coarse class, and one event per line."""
+        listed = "；".join(
+            f"{coarse}类有{'、'.join(leaf for leaf, label in _LEAVES.items() if _coarse(label) == coarse)}"
+            for coarse in (COARSE if within is None else within)
+        )
         return (
             "从古文句子中找出历史事件。每行写一个事件，格式为“触发词：类型”，触发词必须是句子中的原文。"
-            f"类型只能是：{'、'.join(labels)}。"
+            f"类型只能是：{listed}。"
         )
 
     def coarse_instruction(self) -> str:
@@ -136,8 +139,12 @@ class Ched(Contest):
         return tuple(sorted({_coarse(label) for _, label in answer}))
 
     def written(self, answer: Answer, within: tuple[str, ...] | None) -> str | None:
-        """One event per line."""
-        events = [f"{trigger}：{label}" for trigger, label in answer if within is None or _coarse(label) in within]
+        """One event per line, with the last part of its label: no two labels have the same."""
+        events = [
+            f"{trigger}：{label.rpartition('-')[2]}"
+            for trigger, label in answer
+            if within is None or _coarse(label) in within
+        ]
         return "\n".join(events) or None
 
     def coarse_written(self, coarse: tuple[str, ...]) -> str:
@@ -151,7 +158,7 @@ class Ched(Contest):
             found = _EVENT.match(line.strip())
             if found and found[1] in item.text:
                 label = found[2] if found[2] in LABELS else _LEAVES.get(found[2].rpartition("-")[2])
-                if label is not None:
+                if label is not None and (within is None or _coarse(label) in within):
                     events.append((found[1], label))
         return tuple(dict.fromkeys(events)) or None
 

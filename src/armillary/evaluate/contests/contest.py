@@ -204,6 +204,11 @@ class Contest(ABC):
             if _of(items, subset)
         ]
 
+    def main_value(self, items: Sequence[Item], answers: Mapping[str, Answer | None]) -> float:
+        """The main metric over all items, without an interval."""
+        tallies = self._tallies(items, [answers.get(item.id) for item in items])
+        return float(self.scores(tallies.sum(0))[self.main_metric, ALL])
+
     def gain(
         self,
         items: Sequence[Item],
@@ -269,9 +274,9 @@ def ratio(numerator: Numbers, denominator: Numbers) -> Numbers:
 
 
 def plurality(ballots: Sequence[Ballot]) -> Answer | None:
-    """The answer with the most weight; of two with equal weight the one that was cast first."""
+    """The answer with the most weight, without empty ones; of two with equal weight the one that was cast first."""
     weights: dict[Answer, float] = {}
     for ballot in ballots:
-        if ballot.answer is not None:
+        if ballot.answer:
             weights[ballot.answer] = weights.get(ballot.answer, 0.0) + ballot.weight
     return max(weights, key=weights.__getitem__) if weights else None

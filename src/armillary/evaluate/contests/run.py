@@ -1,0 +1,265 @@
+"""Examine models in a contest: each method with its score, its gain over the plain one, and its cost in tokens.
+
+The contest's train file is cut into two parts. Examples for prompts come from the first. The second, the *development
+part*, is what weights of a vote are learned from. No item of either shares a passage with an item that is examined.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from armillary.evaluate.contests.contest import Answer, Contest, Item, Score
+from armillary.evaluate.contests.files import write_predictions
+from armillary.evaluate.contests.open import file_name
+from armillary.evaluate.prompting import Answered, Asker, Bm25Similarity, Examples, answer_items, method_named
+from armillary.evaluate.voting import Weights, learn_weights, vote
+from armillary.recipe import UsageError
+
+VOTE = "vote"
+DEVELOPMENT = 100
+
+
+@dataclass(frozen=True)
+class ContestOptions:
+    """What is examined, and how.
+
+    Attributes:
+        data: folder with the contest's files; None takes the items that come with this package, where there are some.
+        methods: names of methods (``prompting.method_named``), and "vote", which combines all others that are named.
+        limit: examine this many items, chosen by their hash; None examines all.
+        shots: examples of few-shot.
+        samples: answers of self-consistency.
+        development: items of the train file that the vote learns from; None takes 100, or a third of a small file.
+    """
+
+    data: Path | None = None
+    methods: tuple[str, ...] = ("plain",)
+    limit: int | None = None
+    shots: int = 4
+    samples: int = 5
+    development: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "shots", "samples", "development"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be 1 or more, given {value}")
+        if len(set(self.methods)) < len(self.methods):
+            raise UsageError(f"methods {','.join(self.methods)}: one is named twice")
+        for name in self.methods:
+            if name != VOTE:
+                method_named(name, self.shots, self.samples)
+
+    @property
+    def asked(self) -> list[str]:
+        """The methods by which models are asked: all but the vote, and plain where there is no other."""
+        return [name for name in self.methods if name != VOTE] or ["plain"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The items of a contest: examined, for examples, and for learning a vote."""
+
+    examined: list[Item]
+    examples: list[Item]
+    development: list[Item]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One system in the contest.
+
+    Attributes:
+        system: name of the model, of the file of predictions, or of all that vote.
+        method: how the model was asked; "predictions" for a file.
+        scores: the official metrics.
+        gain: main metric against the base, paired by item; None for the base itself.
+        base: "plain" of the same model, or for the vote the voter that is best on the development part.
+        prompt_tokens, new_tokens: per examined item; None for a file.
+        unread: share of the items from whose outputs no answer could be read.
+        truncated: share of the items with an output that the token limit cut.
+        weights: of the voters; None for others.
+    """
+
+    system: str
+    method: str
+    scores: list[Score]
+    gain: Score | None = None
+    base: str | None = None
+    prompt_tokens: float | None = None
+    new_tokens: float | None = None
+    unread: float = 0.0
+    truncated: float = 0.0
+    weights: dict[str, Any] | None = None
+    answers: dict[str, Answer | None] = field(default_factory=dict, repr=False)
+
+    def row(self, metric: str) -> list[Any]:
+        """System and method, main metric and gain with their intervals, tokens per item, shares unread and cut."""
+        main = next(score for score in self.scores if score.metric == metric)
+        gain = [None] * 3 if self.gain is None else [self.gain.value, self.gain.low, self.gain.high]
+        cost = [None if tokens is None else round(tokens) for tokens in (self.prompt_tokens, self.new_tokens)]
+        return [self.system, self.method, main.value, main.low, main.high, *gain, *cost, self.unread, self.truncated]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data, without the answers."""
+        return {name: value for name, value in asdict(self).items() if name != "answers"}
+
+
+def contest_parts(contest: Contest, options: ContestOptions) -> Parts:
+    """The items of the contest's files, cut into parts.
+
+    Raises:
+        UsageError: no data, a file that is missing or damaged, or too few items in the train file.
+    """
+    folder = options.data or contest.own_data
+    if folder is None:
+        raise UsageError(
+            f"{contest.title}: name the folder with {contest.train_file} and {contest.test_file} with --data"
+        )
+    examined = by_hash(contest.items(folder / contest.test_file))[: options.limit]
+    seen = {item.cluster for item in examined}
+    train = [item for item in by_hash(contest.items(folder / contest.train_file)) if item.cluster not in seen]
+    return cut(train, examined, options.development)
+
+
+def cut(train: Sequence[Item], examined: Sequence[Item], development: int | None) -> Parts:
+    """``train`` in two parts that share no passage: whole passages in its order until ``development`` items are apart.
+
+    Raises:
+        UsageError: nothing is left for examples.
+    """
+    wanted = min(DEVELOPMENT, len(train) // 3) if development is None else development
+    clusters: dict[str, int] = {}
+    for item in train:
+        clusters[item.cluster] = clusters.get(item.cluster, 0) + 1
+    apart: set[str] = set()
+    count = 0
+    for cluster, size in clusters.items():
+        if count >= wanted:
+            break
+        apart.add(cluster)
+        count += size
+    if len(apart) == len(clusters):
+        raise UsageError(
+            f"{len(train)} items for examples and development, of which {wanted} are to be development items; "
+            "take fewer with --development"
+        )
+    parts = [[item for item in train if (item.cluster in apart) == side] for side in (False, True)]
+    return Parts(list(examined), *parts)
+
+
+def by_hash(items: Sequence[Item]) -> list[Item]:
+    """The items in an order that does not depend on the file: by a hash of what each asks."""
+    return sorted(items, key=lambda item: hashlib.sha256(f"order {item.fingerprint}".encode()).hexdigest())
+
+
+def run_contest(
+    contest: Contest, models: Mapping[str, Asker], predictions: Mapping[str, Path], options: ContestOptions
+) -> list[Entry]:
+    """Examine models and files of predictions, and let them vote.
+
+    Args:
+        models: by name.
+        predictions: by name, files in the contest's own format. Where a vote is wanted, a file answers the development
+            part too (``contest_parts``).
+
+    Raises:
+        UsageError: data that is missing or damaged, a name given twice, a prompt that is too long for the model.
+    """
+    if VOTE in options.methods and len(models) * len(options.asked) + len(predictions) < 2:
+        raise UsageError("a vote needs two voters or more: models, methods, or files of predictions")
+    both = sorted(set(models) & set(predictions))
+    if both:
+        raise UsageError(f"{', '.join(both)} names a model and a file of predictions")
+    parts = contest_parts(contest, options)
+    voting = VOTE in options.methods
+    asked = [*parts.examined, *(parts.development if voting else [])]
+    examples = None
+    if any(method_named(name).shots for name in options.asked):
+        examples = Examples(parts.examples, Bm25Similarity([item.text for item in parts.examples]))
+    entries: list[Entry] = []
+    voters: dict[str, Mapping[str, Answer | None]] = {}
+    for model, asker in models.items():
+        for name in options.asked:
+            method = method_named(name, options.shots, options.samples)
+            done = answer_items(contest, parts.examined, method, examples, asker)
+            entries.append(_entry(contest, parts.examined, (model, name), done, entries))
+            answers = dict(done.answers)
+            if voting:
+                answers.update(answer_items(contest, parts.development, method, examples, asker).answers)
+            voters[f"{model} {name}"] = answers
+    for name, path in predictions.items():
+        found = contest.predictions(path, None)
+        lacking = [item.id for item in asked if item.id not in found]
+        if lacking and voting:
+            raise UsageError(
+                f"{path}: {len(lacking)} of the {len(asked)} items that are examined or learned from have no answer "
+                f"({', '.join(lacking[:3])}…); a vote needs all of them"
+            )
+        voters[name] = found
+        mine = {item.id: found.get(item.id) for item in parts.examined}
+        scores = contest.examine(parts.examined, mine)
+        unread = sum(answer is None for answer in mine.values()) / len(mine)
+        entries.append(Entry(name, "predictions", scores, unread=unread, answers=mine))
+    if voting:
+        entries.append(_vote(contest, parts, voters, entries))
+    return entries
+
+
+def _entry(
+    contest: Contest, items: Sequence[Item], named: tuple[str, str], done: Answered, entries: Sequence[Entry]
+) -> Entry:
+    model, method = named
+    plain = next((entry for entry in entries if (entry.system, entry.method) == (model, "plain")), None)
+    return Entry(
+        model,
+        method,
+        contest.examine(items, done.answers),
+        None if plain is None else contest.gain(items, done.answers, plain.answers),
+        None if plain is None else "plain",
+        done.prompt_tokens / len(items),
+        done.new_tokens / len(items),
+        sum(answer is None for answer in done.answers.values()) / len(items),
+        len(done.truncated) / len(items),
+        None,
+        done.answers,
+    )
+
+
+def _vote(
+    contest: Contest, parts: Parts, voters: Mapping[str, Mapping[str, Answer | None]], entries: Sequence[Entry]
+) -> Entry:
+    """The vote of all, against the voter that is best on the development part."""
+    weights: Weights = learn_weights(contest, parts.development, voters)
+    answers = vote(contest, weights, parts.examined, voters)
+    best = max(voters, key=lambda name: contest.main_value(parts.development, voters[name]))
+    prompt, new = (
+        sum(tokens for entry in entries if (tokens := getattr(entry, name)) is not None)
+        for name in ("prompt_tokens", "new_tokens")
+    )
+    shown = {"voters": weights.voters, "share": weights.share, "development": len(parts.development)}
+    return Entry(
+        f"{len(voters)} voters",
+        VOTE,
+        contest.examine(parts.examined, answers),
+        contest.gain(parts.examined, answers, voters[best]),
+        best,
+        prompt,
+        new,
+        sum(answer is None for answer in answers.values()) / len(answers),
+        0.0,
+        shown,
+        answers,
+    )
+
+
+def write_entries(contest: Contest, folder: Path, entries: Sequence[Entry]) -> None:
+    """Write the predictions of each entry to ``folder`` as SYSTEM.METHOD.jsonl, in the contest's own format."""
+    for entry in entries:
+        items = [Item(name, "", "", "", "", ()) for name in entry.answers]
+        path = folder / f"{file_name(f'{entry.system}.{entry.method}')}.jsonl"
+        write_predictions(contest, path, items, entry.answers)

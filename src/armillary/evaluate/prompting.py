@@ -1,0 +1,308 @@
+"""Ways to ask a model, which combine: examples in the prompt, coarse classes first, several samples.
+
+- **plain**: instruction and question.
+- **few-shot**: examples before the question, chosen by similarity (BM25 over character n-grams, which needs no word
+  segmentation, or embeddings) and diversity (maximal marginal relevance, Carbonell and Goldstein 1998, eq. 1).
+- **coarse-to-fine**: the coarse classes are asked for first, then the answer within them. The second prompt lists the
+  classes of the coarse ones only. A first answer that cannot be read leaves all classes open.
+- **self-consistency**: several samples, of which the majority counts (Wang et al. 2023), part by part where an answer
+  has parts.
+
+``answer_items`` returns the answers with their cost in tokens. It does not score them: see ``contests``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from armillary.evaluate.contests.contest import Answer, Ballot, Contest, Item, plurality
+from armillary.generate.backend import Completion, Message, Request, Sampling
+from armillary.recipe import ArmillaryError, UsageError
+
+Numbers = npt.NDArray[np.float64]
+Embed = Callable[[Sequence[str]], npt.ArrayLike]
+
+FEW_SHOT, COARSE_TO_FINE, SELF_CONSISTENCY, PLAIN = "few-shot", "coarse-to-fine", "self-consistency", "plain"
+_CANDIDATES = 50  # the most similar examples, among which diversity chooses
+_SPARE = 5  # times as many examples are ranked where the fine stage takes those of its coarse classes only
+_COARSE_TOKENS = 32
+_MAJORITY = 0.5
+
+
+class Similarity(Protocol):
+    """How alike texts are, from 0 to 1."""
+
+    def to_query(self, text: str) -> Numbers:
+        """Similarity of each known text to ``text``: [n]."""
+        ...
+
+    def between(self, one: int, other: int) -> float:
+        """Similarity of two known texts."""
+        ...
+
+
+class Bm25Similarity:
+    """BM25 over character n-grams to a query, relative to the best match; Jaccard index of n-grams between texts."""
+
+    def __init__(self, texts: Sequence[str], orders: tuple[int, ...] = (1, 2)) -> None:
+        try:
+            import bm25s
+        except ImportError as error:
+            raise ArmillaryError("few-shot examples need bm25s: pip install 'armillary[evaluate]'") from error
+        self.orders = orders
+        self.grams = [ngrams(text, orders) for text in texts]
+        self.sets = [frozenset(grams) for grams in self.grams]
+        self.index = None
+        if any(self.grams):
+            self.index = bm25s.BM25()
+            self.index.index(self.grams, show_progress=False)
+
+    def to_query(self, text: str) -> Numbers:
+        """BM25 scores, divided by the largest."""
+        grams = ngrams(text, self.orders)
+        if self.index is None or not grams:
+            return np.zeros(len(self.grams))
+        scores = np.asarray(self.index.get_scores(grams), np.float64)
+        relative: Numbers = scores / max(float(scores.max()), 1e-12)
+        return relative
+
+    def between(self, one: int, other: int) -> float:
+        """Shared n-grams by all n-grams."""
+        union = self.sets[one] | self.sets[other]
+        return len(self.sets[one] & self.sets[other]) / len(union) if union else 1.0
+
+
+class EmbeddingSimilarity:
+    """Cosine of the vectors that ``embed`` gives, where it is above 0."""
+
+    def __init__(self, texts: Sequence[str], embed: Embed) -> None:
+        self.embed = embed
+        self.vectors = self._unit(texts)
+
+    def to_query(self, text: str) -> Numbers:
+        """Cosines to the vector of ``text``."""
+        cosines: Numbers = self.vectors @ self._unit([text])[0]
+        cosines[cosines < 0] = 0
+        return cosines
+
+    def between(self, one: int, other: int) -> float:
+        """Cosine of two known texts."""
+        return max(float(self.vectors[one] @ self.vectors[other]), 0.0)
+
+    def _unit(self, texts: Sequence[str]) -> Numbers:
+        vectors = np.asarray(self.embed(texts), np.float64)
+        if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
+            raise UsageError(f"the embedding of {len(texts)} texts has shape {vectors.shape}; one finite row per text")
+        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+def ngrams(text: str, orders: Sequence[int]) -> list[str]:
+    """Character n-grams of ``text`` without white space."""
+    plain = "".join(text.split())
+    return [plain[i : i + n] for n in orders for i in range(len(plain) - n + 1)]
+
+
+def choose(similarity: Similarity, text: str, allowed: Sequence[int], count: int, diversity: float = 0.3) -> list[int]:
+    """The ``count`` of the ``allowed`` places that are most like ``text`` and least like each other.
+
+    Each step takes the place with the largest ``(1 - diversity) * similarity - diversity * nearest``, where ``nearest``
+    is the similarity to the one among those taken that it is most like.
+
+    Returns:
+        Places in the order taken, the most similar first.
+    """
+    scores = similarity.to_query(text)
+    left = sorted(allowed, key=lambda place: (-scores[place], place))[: max(_CANDIDATES, count)]
+    nearest = dict.fromkeys(left, 0.0)
+    taken: list[int] = []
+    while left and len(taken) < count:
+        best = max(left, key=lambda place: ((1 - diversity) * scores[place] - diversity * nearest[place], -place))
+        left.remove(best)
+        taken.append(best)
+        for place in left:
+            nearest[place] = max(nearest[place], similarity.between(best, place))
+    return taken
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to ask: each part may be combined with each other one.
+
+    Attributes:
+        shots: examples before the question.
+        coarse_to_fine: whether coarse classes are asked for first.
+        samples: answers per question; more than one are drawn at ``temperature``, and the majority counts.
+        diversity: weight of diversity against similarity of the examples, from 0 to 1.
+    """
+
+    shots: int = 0
+    coarse_to_fine: bool = False
+    samples: int = 1
+    temperature: float = 0.7
+    diversity: float = 0.3
+
+    def __post_init__(self) -> None:
+        for name, good, wanted in (
+            ("shots", self.shots >= 0, "0 or more"),
+            ("samples", self.samples >= 1, "1 or more"),
+            ("diversity", 0 <= self.diversity <= 1, "between 0 and 1"),
+            ("temperature", 0 < self.temperature < float("inf"), "above 0"),
+        ):
+            if not good:
+                raise UsageError(f"method: {name} must be {wanted}, given {getattr(self, name)!r}")
+
+
+def method_named(name: str, shots: int = 4, samples: int = 5) -> Method:
+    """The method of a name such as ``plain`` or ``few-shot+coarse-to-fine``.
+
+    Raises:
+        UsageError: a part of the name is not known, or comes twice.
+    """
+    known = (PLAIN, FEW_SHOT, COARSE_TO_FINE, SELF_CONSISTENCY)
+    parts = name.split("+")
+    for part in parts:
+        if part not in known or parts.count(part) > 1:
+            raise UsageError(f"method {name!r}: combine {', '.join(known)} with +, each once")
+    return Method(
+        shots if FEW_SHOT in parts else 0, COARSE_TO_FINE in parts, samples if SELF_CONSISTENCY in parts else 1
+    )
+
+
+@dataclass
+class Answered:
+    """What a model answered to items, by item id, and what that cost.
+
+    Attributes:
+        answers: None where nothing could be read from any sample.
+        outputs: raw texts: those of the coarse stage first.
+        truncated: ids of items with an output that the token limit cut.
+        prompt_tokens, new_tokens: of all requests together.
+        requests: number of requests.
+    """
+
+    answers: dict[str, Answer | None] = field(default_factory=dict)
+    outputs: dict[str, list[str]] = field(default_factory=dict)
+    truncated: set[str] = field(default_factory=set)
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    requests: int = 0
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Items with true answers that may stand in a prompt."""
+
+    items: Sequence[Item]
+    similarity: Similarity
+
+
+@dataclass(frozen=True)
+class Asker:
+    """A model to ask: ``complete`` returns the completions in the order of the requests.
+
+    ``chat`` puts the prompt in the turns of a chat. Without it the turns are written as text, which is what a model
+    without a chat template needs.
+    """
+
+    complete: Callable[[Sequence[Request]], Sequence[Completion]]
+    chat: bool = True
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One question to each item: what is told first, how an example is answered, and how long an answer may be."""
+
+    instruction: Callable[[Item], str]
+    example_answer: Callable[[Item, Item], str | None]
+    tokens: int
+
+
+def answer_items(
+    contest: Contest, items: Sequence[Item], method: Method, examples: Examples | None, asker: Asker
+) -> Answered:
+    """Ask a model for the answers to ``items``.
+
+    Args:
+        examples: needed where the method has shots. An example of an item's own cluster is never shown with it.
+
+    Raises:
+        UsageError: few-shot without examples, or a prompt longer than the context of the model.
+    """
+    if method.shots and (examples is None or not examples.items):
+        raise UsageError("few-shot needs items with true answers to take examples from; give --data with a train file")
+    done = Answered()
+    ranked = {
+        item.id: _nearest(item, method, examples) if method.shots and examples is not None else [] for item in items
+    }
+    within: dict[str, tuple[str, ...] | None] = {item.id: None for item in items}
+    if method.coarse_to_fine:
+        stage = _Stage(
+            lambda item: contest.coarse_instruction(),
+            lambda item, example: contest.coarse_written(contest.coarse_of(example.gold)),
+            min(contest.answer_tokens, _COARSE_TOKENS),
+        )
+        texts = _texts(done, [(item, ranked[item.id]) for item in items], stage, method, asker)
+        for item in items:
+            within[item.id] = plurality([Ballot(contest.read_coarse(text)) for text in texts[item.id]])
+    stage = _Stage(
+        lambda item: contest.instruction(within[item.id]),
+        lambda item, example: contest.written(example.gold, within[item.id]),
+        contest.answer_tokens,
+    )
+    texts = _texts(done, [(item, ranked[item.id]) for item in items], stage, method, asker)
+    for item in items:
+        ballots = [Ballot(contest.read(text, item, within[item.id])) for text in texts[item.id]]
+        done.answers[item.id] = contest.combine(ballots, _MAJORITY)
+    return done
+
+
+def _nearest(item: Item, method: Method, examples: Examples) -> list[Item]:
+    """Examples for ``item``, the best first: more than needed, since a stage may not use each of them."""
+    allowed = [place for place, example in enumerate(examples.items) if example.cluster != item.cluster]
+    count = method.shots * (_SPARE if method.coarse_to_fine else 1)
+    chosen = choose(examples.similarity, item.text, allowed, count, method.diversity)
+    return [examples.items[place] for place in chosen]
+
+
+def _texts(
+    done: Answered, asked: Sequence[tuple[Item, Sequence[Item]]], stage: _Stage, method: Method, asker: Asker
+) -> dict[str, list[str]]:
+    """What the model wrote to each item, by id; counts the cost and keeps the texts in ``done``."""
+    sampling = Sampling(
+        max_new_tokens=stage.tokens,
+        temperature=method.temperature if method.samples > 1 else 0.0,
+        stop=() if asker.chat else ("\n\n",),
+        n=method.samples,
+    )
+    requests = []
+    for item, ranked in asked:
+        shown = [(example, text) for example in ranked if (text := stage.example_answer(item, example)) is not None]
+        turns = [turn for example, text in reversed(shown[: method.shots]) for turn in (example.question, text)]
+        turns = [*turns, item.question]
+        turns[0] = f"{stage.instruction(item)}\n\n{turns[0]}"  # some chat templates refuse a system message
+        requests.append(Request(_messages(turns) if asker.chat else _as_text(turns), sampling))
+    texts: dict[str, list[str]] = {}
+    for (item, _), completion in zip(asked, asker.complete(requests), strict=True):
+        texts[item.id] = [choice.text for choice in completion.choices]
+        done.outputs.setdefault(item.id, []).extend(texts[item.id])
+        done.prompt_tokens += completion.prompt_tokens
+        done.new_tokens += sum(choice.tokens for choice in completion.choices)
+        if any(choice.finish == "length" for choice in completion.choices):
+            done.truncated.add(item.id)
+    done.requests += len(requests)
+    return texts
+
+
+def _messages(turns: Sequence[str]) -> tuple[Message, ...]:
+    return tuple(Message("assistant" if place % 2 else "user", turn) for place, turn in enumerate(turns))
+
+
+def _as_text(turns: Sequence[str]) -> str:
+    """Turns as paragraphs; the answer follows the last one."""
+    written = "".join(f"\n答：{turn}\n\n" if place % 2 else turn for place, turn in enumerate(turns))
+    return f"{written}\n答："
