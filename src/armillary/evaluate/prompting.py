@@ -98,7 +98,8 @@ class EmbeddingSimilarity:
         vectors = np.asarray(self.embed(texts), np.float64)
         if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
             raise UsageError(f"the embedding of {len(texts)} texts has shape {vectors.shape}; one finite row per text")
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        unit: Numbers = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return unit
 
 
 def ngrams(text: str, orders: Sequence[int]) -> list[str]:
