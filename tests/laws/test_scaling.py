@@ -39,7 +39,7 @@ def test_recovers_parameters_from_a_wide_ladder_with_outliers():
         (3, 2, 1.0),
         pytest.param(3, 3, 2.0, marks=pytest.mark.slow),
         pytest.param(4, 4, 4.0, marks=pytest.mark.slow),
-        (4, 4, 12.0),
+        pytest.param(4, 4, 12.0, marks=pytest.mark.slow),
     ],
 )
 def test_intervals_cover_a_new_run_of_a_small_ladder(sizes, tokens, further):

@@ -5,11 +5,13 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from datetime import timedelta
 from typing import Any
 
 import pytest
+
+from armillary.recipe import UsageError
 
 
 # Idle ranks poll for each other, so they end with the tests that use them.
@@ -30,11 +32,17 @@ def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
             ]
         futures = [rank.submit(function, *arguments) for rank in worlds[ranks]]
         try:
-            return [future.result(timeout=300) for future in futures]
-        except BaseException:
+            # the rank that failed, not one that waits for it
+            done, _ = wait(futures, timeout=300, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+            return [future.result(timeout=0) for future in futures]
+        except BaseException as error:
             for rank in worlds.pop(ranks):  # the others wait for the one that failed
                 for process in rank._processes.values():
                     process.kill()
+            if isinstance(error, UsageError) and "needs PyTorch" in str(error):
+                pytest.skip(str(error))
             raise
 
     yield call
@@ -50,5 +58,5 @@ def _join(rank: int, ranks: int, store: str) -> None:
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(ranks))
     # a test that hangs ends with an error instead
-    wait = timedelta(seconds=120)
-    dist.init_process_group("gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks, timeout=wait)
+    patience = timedelta(seconds=120)
+    dist.init_process_group("gloo", store=dist.FileStore(store, ranks), rank=rank, world_size=ranks, timeout=patience)

@@ -35,10 +35,11 @@ from torch.distributed.pipelining import (
     ScheduleInterleavedZeroBubble,
     ScheduleZBVZeroBubble,
 )
+from torch.torch_version import TorchVersion
 
 from armillary.model import Part, Transformer
 from armillary.parallel.mesh import Grid
-from armillary.recipe import Layout, RunSpec
+from armillary.recipe import Layout, RunSpec, UsageError
 
 _SCHEDULES: dict[str, Callable[..., Any]] = {
     "gpipe": ScheduleGPipe,
@@ -72,6 +73,22 @@ class Stage(Transformer):
         # there where recompute looks for it
         half = self.precision == "bf16"
         return torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False)
+
+
+def check_schedule(layout: Layout) -> None:
+    """Whether this version of PyTorch runs the layout's schedule.
+
+    Before 2.13 ``stage_backward_weight`` cannot take the gradient of a function written in Python, of which the model
+    has many.
+
+    Raises:
+        UsageError: it does not.
+    """
+    if layout.splits_backward and TorchVersion(torch.__version__) < "2.13":
+        raise UsageError(
+            f"layout: schedule '{layout.schedule}' needs PyTorch 2.13, and {torch.__version__} is installed; take "
+            "schedule '1f1b' or 'interleaved', or install a newer one"
+        )
 
 
 def build_stages(spec: RunSpec, layout: Layout, rank: int) -> list[Stage]:

@@ -36,7 +36,7 @@ from armillary.parallel.context import shard_context, split_context
 from armillary.parallel.data import shard_data
 from armillary.parallel.expert import balance_dealt_experts, shard_experts
 from armillary.parallel.mesh import build_grid
-from armillary.parallel.pipeline import Pipeline, Stage, build_stages
+from armillary.parallel.pipeline import Pipeline, Stage, build_stages, check_schedule
 from armillary.parallel.recompute import recompute_all, recompute_cheap
 from armillary.parallel.tensor import partial_gradients, shard_tensors
 from armillary.recipe import Layout, RunSpec
@@ -82,6 +82,7 @@ class Program:
 
     def __init__(self, spec: RunSpec, layout: Layout, device: torch.device) -> None:
         layout.check(spec)
+        check_schedule(layout)
         self.spec, self.layout, self.device = spec, layout, device
         self.grid = build_grid(layout, device)
         self.count = layout.microbatch_count(spec)
@@ -224,7 +225,8 @@ class Program:
         tokens = without_ignored(here.tokens, here.weights)
         positions = torch.arange(tokens.shape[1] - 1)
         starts = None if here.documents is None else document_starts(here.documents)
-        own = _Own(tokens[:, :-1], tokens[:, 1:], here.weights, starts)
+        # torch 2.11 compares the strides of what a pipeline gets with those that it was built for
+        own = _Own(tokens[:, :-1].contiguous(), tokens[:, 1:], here.weights, starts)
         if self.layout.cp > 1:
             rank, ranks = self.grid.rank("cp"), self.layout.cp
             own = own.map(lambda x: split_context(x, rank, ranks))

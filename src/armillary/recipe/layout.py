@@ -73,7 +73,7 @@ class Layout(Document):
             raise FieldError(f"schedule '{self.schedule}' has 2 stages on each rank", "stages_per_rank")
         if self.layers_per_stage is not None:
             self._layers_fit(self.layers_per_stage)
-        if self.pp > 1 and self.schedule in _SPLIT_BACKWARD:
+        if self.splits_backward:
             for name, value in (("recompute", self.recompute != "none"), ("compile", self.compile)):
                 if value:
                     raise FieldError(
@@ -144,6 +144,11 @@ class Layout(Document):
                 raise UsageError(f"{n_layers} layers for {self.stages} stages: take fewer stages")
         ends = [sum(counts[: i + 1]) for i in range(len(counts))]
         return [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
+
+    @property
+    def splits_backward(self) -> bool:
+        """Whether the backward pass of each layer comes in two halves: for its input, and later for its weights."""
+        return self.pp > 1 and self.schedule in _SPLIT_BACKWARD
 
     def microbatch_count(self, spec: RunSpec) -> int:
         """Micro-batches of one optimizer step of ``spec``: forward and backward passes of each rank."""
