@@ -2,7 +2,7 @@
 
 Prompts, few-shot examples, filters and metrics are those of lm_eval's own configuration files; only the data set is
 replaced. A configuration that would run model-written code in this process (HumanEval, MBPP) is read without its
-functions.
+functions, and scored in the sandbox instead (``code.py``).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from armillary.evaluate.tasks.code import sandboxed
 from armillary.evaluate.tasks.data import SOURCES, Source, Splits
 from armillary.recipe import ArmillaryError, UsageError
 
@@ -175,7 +176,7 @@ def _leaf(entry: Any, overrides: dict[str, Any], source: Source, folder: Path) -
     for key in ("tag", "group", "task_list"):
         config.pop(key, None)
     if unsafe:
-        raise UsageError(f"task {entry.name}: is scored by running what the model wrote, which needs a sandbox")
+        config = sandboxed(config)
     subset = str(config.get("dataset_name") or "") if source.parts else entry.name
     return Leaf(entry.name, subset, config, describe, source, folder)
 

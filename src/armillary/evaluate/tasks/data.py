@@ -12,6 +12,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -260,12 +261,13 @@ def _mbpp_row(where: str, row: Row) -> Row:
         except (SyntaxError, StopIteration, ValueError, RecursionError) as error:
             raise UsageError(f"{where}: prompt or test is not Python of the form of HumanEval ({error})") from error
         text = ast.get_docstring(head) or ""
-        tests = [ast.unparse(node) for node in body if isinstance(node, ast.Assert)]
+        name = str(row.get("entry_point", head.name))
+        tests = [re.sub(r"\bcandidate\b", name, ast.unparse(node)) for node in body if isinstance(node, ast.Assert)]
         setup = [ast.unparse(node) for node in check.body if isinstance(node, (ast.Import, ast.ImportFrom))]
     else:
         raise UsageError(f"{where}: needs text (or prompt) and test_list, or prompt and test (found: {', '.join(row)})")
-    if not text or not isinstance(tests, list) or not tests:
-        raise UsageError(f"{where}: has no {'tests' if text else 'text'}")
+    if not text or not isinstance(tests, list) or len(tests) < 3:
+        raise UsageError(f"{where}: needs a text and three tests, which lm_eval's prompt shows")
     return {"task_id": row["task_id"], "text": text, "test_list": tests, "test_setup": "\n".join(setup)}
 
 

@@ -18,9 +18,10 @@ from typing import Any
 from armillary.evaluate.intervals import mean_interval
 from armillary.evaluate.results import Examination, Item, Result, item_id
 from armillary.evaluate.tasks.catalog import Leaf, Named, build, find
+from armillary.evaluate.tasks.code import METRIC as PASSES
 from armillary.evaluate.tasks.extract import CODE, SECOND, Extractor
-from armillary.evaluate.tasks.lm import Answers, Progress, language_model, request_of
-from armillary.generate import Backend
+from armillary.evaluate.tasks.lm import Asked, Progress, language_model, request_of
+from armillary.generate import Answers, Backend
 from armillary.recipe import UsageError, canonical_hash
 
 # Items with at least this many characters before their last line in common share a passage.
@@ -99,17 +100,17 @@ def prepare(tasks: Sequence[str], data: Path, options: ExamOptions) -> Prepared:
     return prepared
 
 
-def examine(backend: Backend, prepared: Prepared, options: ExamOptions) -> Examination:
-    """Ask ``backend`` the prepared tasks, and score its answers.
+def examine(backend: Backend, prepared: Prepared, options: ExamOptions, kept: Answers | None = None) -> Examination:
+    """Ask ``backend`` the prepared tasks, and score its answers. Those that are ``kept`` are not asked for again.
 
     Raises:
         UsageError: a prompt that is longer than the model's context, or a chat without a template.
     """
     from lm_eval.evaluator import evaluate
 
-    answers = Answers(backend, options.progress)
+    asked = Asked(backend, kept, options.progress)
     found = evaluate(
-        lm=language_model(answers),
+        lm=language_model(asked),
         task_dict={"tasks": prepared.objects, "groups": {}, "group_map": {}},
         limit=options.limit,
         bootstrap_iters=0,
@@ -120,7 +121,7 @@ def examine(backend: Backend, prepared: Prepared, options: ExamOptions) -> Exami
     results: list[Result] = []
     items: dict[str, tuple[Item, ...]] = {}
     for named in prepared.named:
-        rows = [_Rows(leaf, prepared, found["samples"][leaf.name], answers, options) for leaf in named.leaves]
+        rows = [_Rows(leaf, prepared, found["samples"][leaf.name], asked, options) for leaf in named.leaves]
         several = len({filter_ for part in rows for filter_ in part.filters}) > 1
         parts = [part.scored(named.name, several) for part in rows]
         items[named.name] = tuple(scored.item for part in parts for scored in part)
@@ -151,12 +152,12 @@ class _Rows:
     """The samples that lm_eval returns for a leaf: one per filter and item, here by item."""
 
     def __init__(
-        self, leaf: Leaf, prepared: Prepared, samples: list[dict[str, Any]], answers: Answers, options: ExamOptions
+        self, leaf: Leaf, prepared: Prepared, samples: list[dict[str, Any]], asked: Asked, options: ExamOptions
     ) -> None:
         self.leaf = leaf
         self.task = prepared.objects[leaf.name]
         self.settings = _hash(prepared.settings[leaf.name])
-        self.answers = answers
+        self.asked = asked
         self.options = options
         self.second = SECOND.get(leaf.config["dataset_path"]) if self.task.OUTPUT_TYPE == "generate_until" else None
         self.by_item: dict[int, list[dict[str, Any]]] = {}
@@ -200,7 +201,7 @@ class _Rows:
                 key = f"{metric},{sample['filter']}" if several else metric
                 value = sample[metric]
                 values[key] = [float(v) for v in value] if isinstance(value, list) else [float(value)]
-                audited = self.second is not None and metric == "exact_match"
+                audited = self.second is not None and metric in ("exact_match", PASSES)
                 agree[key] = self.second.agree(self._answer(sample), read) if self.second and audited else None
         item = Item(
             id=name,
@@ -227,7 +228,7 @@ class _Rows:
         """Raw outputs, or log probabilities of the choices; and whether the token limit cut one."""
         if self.task.OUTPUT_TYPE != "generate_until":
             return [repr(float(response[0][0])) for response in sample["resps"]], False
-        choices = self.answers.complete([request_of(*arguments) for arguments in sample["arguments"]])
+        choices = [self.asked.choices[request_of(*arguments).key] for arguments in sample["arguments"]]
         return [choice.text for choice in choices], any(choice.finish == "length" for choice in choices)
 
     def _answer(self, sample: dict[str, Any]) -> Any:

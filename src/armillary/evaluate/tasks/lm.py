@@ -8,12 +8,24 @@ And messages of a chat reach the backend as messages, so that a server applies i
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from armillary.generate import Backend, Choice, Likelihood, Message, Pair, Request, Sampling
-from armillary.recipe import UsageError
+from armillary.generate import (
+    Answers,
+    Backend,
+    BadRequestError,
+    Choice,
+    Likelihood,
+    Message,
+    Pair,
+    Request,
+    RequestError,
+    Sampling,
+)
+from armillary.recipe import ArmillaryError, UsageError
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
@@ -54,40 +66,61 @@ def prompt_of(context: str) -> str | tuple[Message, ...]:
     return tuple(Message(m["role"], m["content"]) for m in json.loads(context.removeprefix(_CHAT)))
 
 
-class Answers:
-    """The answers of a backend to an examination, by request, with what lm_eval does not pass on."""
+class Asked:
+    """What was asked of a backend in an examination, and its answers with what lm_eval does not pass on.
 
-    def __init__(self, backend: Backend, progress: Progress | None = None) -> None:
+    Args:
+        backend: answers what ``kept`` does not hold.
+        kept: answers on disk; None keeps none.
+        progress: called with the number of answers that are there, and of those that are wanted.
+    """
+
+    def __init__(self, backend: Backend, kept: Answers | None = None, progress: Progress | None = None) -> None:
         self.backend = backend
+        self.kept = kept
         self.progress = progress or (lambda done, total: None)
-        self.choices: dict[str, tuple[Choice, ...]] = {}
-        self.likelihoods: dict[Pair, Likelihood] = {}
+        self.choices: dict[str, Choice] = {}
 
     def complete(self, requests: Sequence[Request]) -> list[Choice]:
-        """The first answer to each request; equal requests are asked once."""
-        wanted = {request.key: request for request in requests if request.key not in self.choices}
-        asked = list(wanted.items())
-        for done, completion in enumerate(self.backend.complete([request for _, request in asked]), 1):
-            self.choices[asked[completion.index][0]] = completion.choices
-            self.progress(done, len(asked))
-        return [self.choices[request.key][0] for request in requests]
+        """The first answer to each request.
+
+        Raises:
+            RequestError: of the backend, with the place among ``requests``.
+        """
+        found = self.kept.complete(self.backend, requests) if self.kept is not None else self.backend.complete(requests)
+        answers: dict[int, Choice] = {}
+        for completion in found:
+            answers[completion.index] = completion.choices[0]
+            self.choices[requests[completion.index].key] = completion.choices[0]
+            self.progress(len(answers), len(requests))
+        return [answers[place] for place in range(len(requests))]
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
-        """The likelihood of each pair; equal pairs are asked once."""
-        asked = list(dict.fromkeys(pair for pair in pairs if pair not in self.likelihoods))
-        for start in range(0, len(asked), _PAIRS):
-            part = asked[start : start + _PAIRS]
-            self.likelihoods.update(zip(part, self.backend.loglikelihood(part), strict=True))
-            self.progress(start + len(part), len(asked))
-        return [self.likelihoods[pair] for pair in pairs]
+        """The likelihood of each pair.
+
+        Raises:
+            RequestError: of the backend, with the place among ``pairs``.
+        """
+        found: list[Likelihood] = []
+        for start in range(0, len(pairs), _PAIRS):
+            part = pairs[start : start + _PAIRS]
+            try:
+                if self.kept is not None:
+                    found += self.kept.loglikelihood(self.backend, part)
+                else:
+                    found += self.backend.loglikelihood(part)
+            except RequestError as error:
+                raise error.at(start + error.index) from None
+            self.progress(len(found), len(pairs))
+        return found
 
 
 # Pairs given to a backend at once: what a killed run may lose.
-_PAIRS = 256
+_PAIRS = 512
 
 
-def language_model(answers: Answers) -> LM:
-    """An lm_eval model that takes its answers from ``answers``."""
+def language_model(asked: Asked) -> LM:
+    """An lm_eval model whose answers come through ``asked``."""
     from lm_eval.api.model import LM
 
     class BackendLM(LM):  # type: ignore[misc]
@@ -101,14 +134,17 @@ def language_model(answers: Answers) -> LM:
                     raise UsageError(
                         f"{request.task_name}: is scored by likelihood, which has no chat form here; leave --chat out"
                     )
-            found = answers.loglikelihood([Pair(*request.args) for request in requests])
+            with _naming(requests):
+                found = asked.loglikelihood([Pair(*request.args) for request in requests])
             return [(likelihood.value, likelihood.greedy) for likelihood in found]
 
         def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
-            return [found.value for found in answers.loglikelihood([Pair("", r.args[0]) for r in requests])]
+            with _naming(requests):
+                return [found.value for found in asked.loglikelihood([Pair("", r.args[0]) for r in requests])]
 
         def generate_until(self, requests: list[Any]) -> list[str]:
-            return [choice.text for choice in answers.complete([request_of(*request.args) for request in requests])]
+            with _naming(requests):
+                return [choice.text for choice in asked.complete([request_of(*r.args) for r in requests])]
 
         def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
             if not add_generation_prompt:
@@ -116,3 +152,16 @@ def language_model(answers: Answers) -> LM:
             return _CHAT + json.dumps(chat_history, ensure_ascii=False)
 
     return BackendLM()
+
+
+@contextlib.contextmanager
+def _naming(requests: Sequence[Any]) -> Iterator[None]:
+    """Names the item whose request failed."""
+    try:
+        yield
+    except RequestError as error:
+        request = requests[error.index]
+        where = f"{request.task_name}, item {request.doc_id + 1}"
+        hint = "; fewer --shots make prompts shorter" if isinstance(error, BadRequestError) else ""
+        kind = UsageError if isinstance(error, UsageError) else ArmillaryError
+        raise kind(f"{where}: {error.problem}{hint}") from error

@@ -11,9 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from armillary.evaluate.results import RESULTS, Examination, read_examination, write_examination
+from armillary.evaluate.results import ANSWERS, RESULTS, Examination, read_examination, write_examination
 from armillary.evaluate.tasks.examine import ExamOptions, Prepared, examine, prepare
-from armillary.generate import Backend
+from armillary.generate import Backend, open_answers
 from armillary.recipe import ArmillaryError, UsageError, exclusive, read_sealed, write_sealed
 
 FORMAT = 1
@@ -37,7 +37,8 @@ def hold_examination(
         backend = opened()
         try:
             _begin(folder, backend.identity, prepared)
-            examination = examine(backend, prepared, options)
+            with open_answers(folder / ANSWERS, backend.identity) as kept:
+                examination = examine(backend, prepared, options, kept)
         finally:
             backend.close()
         if (folder / RESULTS).exists():
