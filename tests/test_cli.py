@@ -35,6 +35,7 @@ VERBS = [
     ["compare"],
     ["next-run"],
     ["reproduce"],
+    ["generate"],
     ["evaluate", "contest"],
 ]
 

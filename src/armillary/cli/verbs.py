@@ -8,16 +8,16 @@ import typer
 from typer.core import TyperGroup
 
 from armillary import __version__
-from armillary.cli import evaluate, laws, path
+from armillary.cli import evaluate, generate, laws, path
 from armillary.cli.screen import app
 
-__all__ = ["PANELS", "app", "evaluate", "laws", "path"]
+__all__ = ["PANELS", "app", "evaluate", "generate", "laws", "path"]
 
 # The parts of `armillary --help`, in order. What is in none of them comes last, among "Others".
 PANELS = {
     "From text to a model": ("run", "demo", "report", "corpus", "predict", "train", "verdict"),
     "What is there": ("runs", "rates", "verify", "store"),
-    "What a model can do": ("evaluate",),
+    "What a model can do": ("generate", "evaluate"),
     "One study at a time": ("study",),
     "Laws from tables of any runs": (
         *("fit", "predict-law", "optimise-mixture", "best-schedule", "best-lr", "compare", "next-run", "reproduce"),

@@ -20,6 +20,7 @@ from armillary.generate.backend import (
     seed_of,
     split_pair,
 )
+from armillary.generate.completions import Prompt, PromptOptions, Written, complete_file, read_prompts
 from armillary.generate.open import open_backend
 from armillary.generate.registry import BackendOptions, EndpointOptions, Prices
 
@@ -36,12 +37,17 @@ __all__ = [
     "Message",
     "Pair",
     "Prices",
+    "Prompt",
+    "PromptOptions",
     "Request",
     "RequestError",
     "Sampling",
     "Streaming",
+    "Written",
+    "complete_file",
     "open_answers",
     "open_backend",
+    "read_prompts",
     "seed_of",
     "split_pair",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -48,6 +49,56 @@ class EndpointOptions:
             raise UsageError(f"timeout must be more than 0 seconds, given {self.timeout_s}")
         if self.retries < 0:
             raise UsageError(f"retries must be 0 or more, given {self.retries}")
+
+    @classmethod
+    def from_settings(cls, settings: Sequence[str]) -> EndpointOptions:
+        """Options from texts such as ``model=qwen`` and ``prices=0.15,0.6``, as a command line gives them.
+
+        Raises:
+            UsageError: a name that does not exist, or a value that does not fit.
+        """
+        given: dict[str, Any] = {}
+        for setting in settings:
+            name, separator, value = setting.partition("=")
+            if name not in _READ or not separator:
+                raise UsageError(f"endpoint setting {setting!r}: write NAME=VALUE; names: {', '.join(_READ)}")
+            try:
+                given[name] = _READ[name](value)
+            except ValueError as error:
+                raise UsageError(f"endpoint setting {name}: {value!r} does not fit ({error})") from None
+        return cls(**given)
+
+
+def _api(value: str) -> str:
+    if value not in ("completions", "chat"):
+        raise ValueError("it is completions or chat")
+    return value
+
+
+def _prices(value: str) -> Prices:
+    prompt, separator, answer = value.partition(",")
+    if not separator or float(prompt) < 0 or float(answer) < 0:
+        raise ValueError("it is two numbers, such as 0.15,0.6")
+    return Prices(float(prompt), float(answer))
+
+
+def _object(value: str) -> dict[str, Any]:
+    document = json.loads(value)
+    if not isinstance(document, dict):
+        raise ValueError("it is a JSON object")
+    return document
+
+
+_READ: dict[str, Callable[[str], Any]] = {
+    "model": str,
+    "api": _api,
+    "key_variable": str,
+    "timeout_s": float,
+    "retries": int,
+    "cache": Path,
+    "prices": _prices,
+    "extra": _object,
+}
 
 
 @dataclass(frozen=True)

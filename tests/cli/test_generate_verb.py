@@ -1,0 +1,188 @@
+"""``armillary generate``: what it prints and writes, what it refuses, and a run that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from armillary.cli import main
+
+pytest.importorskip("xllamacpp", reason="needs the extra llamacpp")
+
+Call = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def call(capfd: Any, monkeypatch: Any, tiny_gguf: Path) -> Call:
+    """The verb with the small model, in this process."""
+
+    def command(*arguments: Any) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["armillary", "generate", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return subprocess.CompletedProcess(arguments, int(end.value.code or 0), out, err)
+
+    return command
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_one_prompt_is_answered_on_the_terminal(call: Call, tiny_gguf: Path) -> None:
+    asked = (tiny_gguf, "--prompt", "The sky", "--max-new-tokens", 8, "--threads", 1, "--n", 2, "--temperature", 1)
+    shown, document = call(*asked), json.loads(call(*asked, "--json").stdout)
+    first, second = (choice["text"] for choice in document["choices"])
+    assert shown.stdout == f"{first}\n--- 2\n{second}\n" and shown.stderr == ""
+    assert document["backend"]["backend"] == "llama.cpp"
+    assert document["cost"]["new_tokens"] == 16 == sum(choice["tokens"] for choice in document["choices"])
+    chat = json.loads(call(tiny_gguf, "--prompt", "Hi", "--chat", "--system", "Be short.", "--json").stdout)
+    assert (
+        chat["prompt_tokens"]
+        > json.loads(call(tiny_gguf, "--prompt", "Hi", "--chat", "--json").stdout)["prompt_tokens"]
+    )
+
+
+def test_a_file_of_prompts_gives_one_row_each_in_their_order(call: Call, tiny_gguf: Path, tmp_path: Path) -> None:
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text(
+        '{"prompt": "The sky"}\n\n{"prompt": "天是", "id": "sky", "n": 2, "temperature": 1.0, "seed": 3}\n'
+        '{"messages": [{"role": "user", "content": "Hi"}], "stop": ["a"], "max_new_tokens": 3}\n'
+        '{"prompt": "The sky"}\n',
+        encoding="utf-8",
+    )
+    asked = (tiny_gguf, "--file", prompts, "--out", out, "--max-new-tokens", 5)
+    done = call(*asked)
+    assert done.returncode == 0 and done.stdout == "" and "generate: 100%" in done.stderr
+    assert "4 completions, 0 kept from before" in done.stderr
+    found = rows(out)
+    assert [(row["id"], len(row["choices"])) for row in found] == [(1, 1), ("sky", 2), (4, 1), (5, 1)]
+    assert found[0]["choices"] == found[3]["choices"]
+    assert found[1]["request"]["sampling"]["seed"] == 3 and found[2]["request"]["sampling"]["max_new_tokens"] == 3
+    content = out.read_bytes()
+    # a prompt is added in front: the others are not asked again
+    prompts.write_text('{"prompt": "1 + 1"}\n' + prompts.read_text(encoding="utf-8"), encoding="utf-8")
+    again = json.loads(call(*asked, "--json").stdout)
+    assert (again["rows"], again["kept"], again["cost"]["new_tokens"]) == (5, 4, 5)
+    assert [row["choices"] for row in rows(out)][1:] == [json.loads(line)["choices"] for line in content.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ("{", "not JSON"),
+        ("[1]", "a JSON list, not an object"),
+        ('{"promt": "a"}', "unknown field 'promt'; nearest valid: 'prompt'"),
+        ("{}", "give prompt or messages"),
+        ('{"prompt": "a", "messages": []}', "give prompt or messages, and not both"),
+        ('{"prompt": ""}', "prompt: must be text that is not empty"),
+        ('{"prompt": 3}', "prompt: must be text"),
+        ('{"prompt": "\\ud800"}', "prompt: holds half of a surrogate pair"),
+        ('{"messages": "a"}', "messages: must be a list"),
+        (
+            '{"messages": [{"role": "robot", "content": "a"}]}',
+            "messages[0].role: must be one of system, user",
+        ),
+        ('{"messages": [{"role": "user"}]}', "messages[0]: must be an object with role and content"),
+        ('{"prompt": "a", "temperature": "hot"}', "temperature: must be a number, given 'hot'"),
+        ('{"prompt": "a", "temperature": -1}', "sampling: temperature must be 0"),
+        ('{"prompt": "a", "n": 1.5}', "n: must be a whole number, given 1.5"),
+        ('{"prompt": "a", "seed": true}', "seed: must be a whole number"),
+        ('{"prompt": "a", "stop": [""]}', "stop[0]: must be text that is not empty"),
+        ('{"prompt": "a", "id": [1]}', "id: must be text or a whole number"),
+        ("[" * 100000, "not JSON"),
+        ("\x00\xff", "not JSON"),
+    ],
+)
+def test_a_bad_row_is_named_by_line_and_field_before_the_model_is_opened(
+    call: Call, tmp_path: Path, row: str, problem: str
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_bytes(b'{"prompt": "a"}\n' + row.encode("latin-1") + b"\n{}\n")
+    done = call(tmp_path / "no-model.gguf", "--file", prompts, "--out", tmp_path / "out.jsonl")
+    assert done.returncode == 2 and f"{prompts}:2: {problem}" in done.stderr
+    assert f"{prompts}:3: give prompt or messages" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["prompts.jsonl"]
+
+
+def test_wrong_use_is_refused(call: Call, tiny_gguf: Path, tmp_path: Path) -> None:
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text('{"prompt": "a"}\n')
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n")
+    for arguments, problem in (
+        ((tiny_gguf,), "give --prompt, or --file with --out"),
+        ((tiny_gguf, "--prompt", "a", "--file", prompts), "give --prompt, or --file with --out"),
+        ((tiny_gguf, "--file", prompts), "--file and --out belong together"),
+        ((tiny_gguf, "--file", tmp_path / "none", "--out", out), "No such file"),
+        ((tiny_gguf, "--file", empty, "--out", out), "holds no prompts"),
+        ((tiny_gguf, "--prompt", "a", "--system", "b"), "add --chat"),
+        ((tiny_gguf, "--prompt", "a", "--backend", "lama.cpp"), "nearest: 'llama.cpp'"),
+        ((tiny_gguf, "--prompt", "a", "--device", "cpu"), "device is no option of the backend llama.cpp"),
+        ((tiny_gguf, "--prompt", "a", "--endpoint", "model=x"), "endpoint is no option of the backend llama.cpp"),
+        ((tiny_gguf, "--prompt", "a", "--endpoint", "modl=x"), "write NAME=VALUE; names: model"),
+        ((tiny_gguf, "--prompt", "a", "--endpoint", "prices=1"), "endpoint setting prices: '1' does not fit"),
+        ((tiny_gguf, "--prompt", "a", "--top-p", 0), "top_p must be above 0"),
+        ((tiny_gguf, "--prompt", "a", "--batch-size", 0), "batch size must be 1 or more"),
+        ((tmp_path, "--prompt", "a"), "no model is there that a backend recognises"),
+        ((tiny_gguf, "--prompt", ""), "request 1: the prompt is empty"),
+    ):
+        done = call(*arguments)
+        assert done.returncode == 2 and problem in done.stderr, arguments
+    assert not out.exists()
+
+
+def test_a_prompt_that_does_not_fit_is_named_by_its_line(call: Call, tiny_gguf: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "a"}\n\n' + json.dumps({"prompt": "word " * 300}) + "\n")
+    asked = (tiny_gguf, "--file", prompts, "--out", tmp_path / "out.jsonl", "--max-new-tokens", 2)
+    done = call(*asked)
+    assert done.returncode == 2 and f"{prompts}:3: the prompt has" in done.stderr
+
+
+def test_a_file_that_is_not_ours_is_left_as_it_is(call: Call, tiny_gguf: Path, tmp_path: Path) -> None:
+    prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    prompts.write_text('{"prompt": "a"}\n')
+    for content in ("my notes\n", '{"prompt": "a"}\n', '{"format": 2, "request": {}, "choices": []}\n', ""):
+        out.write_text(content)
+        done = call(tiny_gguf, "--file", prompts, "--out", out)
+        assert done.returncode == 1 and str(out) in done.stderr and out.read_text() == content
+    done = call(tiny_gguf, "--file", prompts, "--out", tmp_path)
+    assert done.returncode == 2 and "is a folder" in done.stderr
+
+
+def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(
+    call: Call, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"The sky {n}", "temperature": 1.0}) + "\n" for n in range(400)))
+    killed, whole = tmp_path / "killed.jsonl", tmp_path / "whole.jsonl"
+    kept = tmp_path / "killed.answers.jsonl"
+    asked = [str(tiny_gguf), "--file", str(prompts), "--max-new-tokens", "40", "--threads", "1", "--out"]
+    command = [str(Path(sys.executable).with_name("armillary")), "generate", *asked, str(killed)]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        while process.poll() is None and (not kept.exists() or kept.read_bytes().count(b"\n") < 6):
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and not killed.exists()
+    answered = kept.read_bytes().count(b"\n") - 1
+    assert 5 <= answered < 400
+    resumed = json.loads(call(*asked, killed, "--json").stdout)
+    assert resumed["kept"] == answered
+    assert resumed["cost"]["new_tokens"] == sum(row["choices"][0]["tokens"] for row in rows(killed)[answered:])
+    assert call(*asked, whole).returncode == 0
+    assert killed.read_bytes() == whole.read_bytes()
