@@ -37,6 +37,7 @@ VERBS = [
     ["reproduce"],
     ["generate"],
     ["evaluate", "contest"],
+    ["evaluate", "judge"],
 ]
 
 

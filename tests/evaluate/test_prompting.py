@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from armillary.evaluate.asking import Asker
 from armillary.evaluate.contests import CONTESTS, Answer, Item
 from armillary.evaluate.contests.ched import LABELS
 from armillary.evaluate.prompting import (
-    Asker,
     Bm25Similarity,
     EmbeddingSimilarity,
     Examples,

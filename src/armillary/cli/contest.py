@@ -56,8 +56,9 @@ def contest(
 
     Example: armillary evaluate contest ched --score predictions.jsonl --gold valid.jsonl
     """
+    from armillary.evaluate.asking import Opening, opened
     from armillary.evaluate.contests import contest_named
-    from armillary.evaluate.contests.open import Opening, named_files, opened
+    from armillary.evaluate.contests.files import named_files
     from armillary.evaluate.contests.run import ContestOptions, run_contest, write_entries
     from armillary.generate import BackendOptions
     from armillary.recipe import UsageError

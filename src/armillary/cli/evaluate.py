@@ -11,6 +11,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from armillary.cli.contest import contest
+from armillary.cli.judge import judge
 from armillary.cli.screen import JsonOption, Reporter, app, out, show_json, show_table
 
 EVALUATION = "ARMILLARY_EVALUATION"
@@ -32,6 +33,7 @@ evaluate_app = typer.Typer(
 )
 app.add_typer(evaluate_app, name="evaluate")
 evaluate_app.command("contest")(contest)
+evaluate_app.command("judge")(judge)
 
 
 @evaluate_app.command("run")

@@ -20,8 +20,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from armillary.evaluate.asking import Asker
 from armillary.evaluate.contests.contest import Answer, Ballot, Contest, Item, plurality
-from armillary.generate.backend import Completion, Message, Request, Sampling
+from armillary.generate.backend import Message, Request, Sampling
 from armillary.recipe import ArmillaryError, UsageError
 
 Numbers = npt.NDArray[np.float64]
@@ -200,18 +201,6 @@ class Examples:
 
     items: Sequence[Item]
     similarity: Similarity
-
-
-@dataclass(frozen=True)
-class Asker:
-    """A model to ask: ``complete`` returns the completions in the order of the requests.
-
-    ``chat`` puts the prompt in the turns of a chat. Without it the turns are written as text, which is what a model
-    without a chat template needs.
-    """
-
-    complete: Callable[[Sequence[Request]], Sequence[Completion]]
-    chat: bool = True
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from armillary.cli.verbs import app
+from armillary.evaluate.asking import Asker
 from armillary.evaluate.contests import CONTESTS, score_file
 from armillary.evaluate.contests.files import write_predictions
 from armillary.evaluate.contests.run import ContestOptions, contest_parts, run_contest, write_entries
-from armillary.evaluate.prompting import Asker
 from armillary.generate.backend import Choice, Completion, Request
 from armillary.recipe import UsageError
 

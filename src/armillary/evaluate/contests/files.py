@@ -10,6 +10,7 @@ from typing import Any
 
 from armillary.evaluate.contests.contest import Answer, Contest, Item, Score
 from armillary.files import write_file
+from armillary.recipe import UsageError
 
 
 @dataclass(frozen=True)
@@ -44,3 +45,18 @@ def write_predictions(
     """Write ``answers`` in the contest's own format."""
     rows = contest.prediction_rows(items, answers)
     write_file(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+
+def named_files(given: Sequence[str]) -> dict[str, Path]:
+    """``NAME=FILE`` as a file by name.
+
+    Raises:
+        UsageError: another form, or a name that is there twice.
+    """
+    found: dict[str, Path] = {}
+    for text in given:
+        name, equals, file = text.partition("=")
+        if not (name and equals and file) or name in found:
+            raise UsageError(f"--rival {text!r}: give each rival as NAME=FILE, each name once")
+        found[name] = Path(file)
+    return found

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from armillary.evaluate.asking import Asker, file_name
 from armillary.evaluate.contests.contest import Answer, Contest, Item, Score
 from armillary.evaluate.contests.files import write_predictions
-from armillary.evaluate.contests.open import file_name
-from armillary.evaluate.prompting import Answered, Asker, Bm25Similarity, Examples, answer_items, method_named
+from armillary.evaluate.prompting import Answered, Bm25Similarity, Examples, answer_items, method_named
 from armillary.evaluate.voting import Weights, learn_weights, vote
 from armillary.recipe import UsageError
 

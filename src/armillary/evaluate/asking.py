@@ -1,4 +1,4 @@
-"""Models and files of predictions as they are named on the command line."""
+"""Models to ask, opened by the names that the command line has for them; their answers are kept and resumed from."""
 
 from __future__ import annotations
 
@@ -8,12 +8,23 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from armillary.evaluate.prompting import Asker
 from armillary.generate import Answers, Backend, BackendOptions, Completion, Request, open_answers, open_backend
 from armillary.recipe import UsageError
 
 # Called with the name of a model, the answers that are there, and all that it is asked for at this stage.
 Notice = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Asker:
+    """A model to ask: ``complete`` returns the completions in the order of the requests.
+
+    ``chat`` puts the prompt in the turns of a chat. Without it the turns are written as text, which is what a model
+    without a chat template needs.
+    """
+
+    complete: Callable[[Sequence[Request]], Sequence[Completion]]
+    chat: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,21 +72,6 @@ def short_name(target: str) -> str:
     """The last part of a path or URL, without the ending of a file of weights."""
     last = target.rstrip("/").rpartition("/")[2]
     return last.removesuffix(".gguf") or target
-
-
-def named_files(given: Sequence[str]) -> dict[str, Path]:
-    """``NAME=FILE`` as a file by name.
-
-    Raises:
-        UsageError: another form, or a name that is there twice.
-    """
-    found: dict[str, Path] = {}
-    for text in given:
-        name, equals, file = text.partition("=")
-        if not (name and equals and file) or name in found:
-            raise UsageError(f"--rival {text!r}: give each rival as NAME=FILE, each name once")
-        found[name] = Path(file)
-    return found
 
 
 def file_name(name: str) -> str:
