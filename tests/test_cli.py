@@ -28,6 +28,7 @@ VERBS = [
     ["fit", "mixture"],
     ["fit", "scaling"],
     ["fit", "anneal"],
+    ["fit", "examination"],
     ["predict-law"],
     ["optimise-mixture"],
     ["best-schedule"],

@@ -13,6 +13,7 @@ import pytest
 from armillary.laws import (
     AnnealLaw,
     Curve,
+    ExaminationLaw,
     HyperparameterLaw,
     MixtureLaw,
     Prediction,
@@ -63,6 +64,12 @@ def curves():
         Curve(name, 1e6, step, 1e-3 * rate, 2.5 + 4 * (np.cumsum(rate) + 1) ** -0.5 - 0.1 * (1 - rate))
         for name, rate in rates.items()
     ]
+
+
+def examined():
+    losses = np.linspace(3.6, 2.9, 8)
+    task = 0.6 * losses - 0.7 + 0.01 * np.cos(9 * losses)
+    return losses[:, None], np.stack([task, 0.25 + 0.65 / (1 + np.exp(8 * (task - 1.2)))], axis=1)
 
 
 CASES = {
@@ -219,6 +226,7 @@ REGISTERED = {
     "hyperparameters": (lambda: HyperparameterLaw(**SMALL), grids, lambda: grids()[0]),
     "mixture": (lambda: MixtureLaw(**SMALL), mixtures, lambda: mixtures()[0]),
     "anneal": (lambda: AnnealLaw(**SMALL), lambda: (curves(), None), lambda: curves()[0]),
+    "examination": (lambda: ExaminationLaw(chance=0.25, items=1000, **SMALL), examined, lambda: examined()[0]),
 }
 
 

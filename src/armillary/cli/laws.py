@@ -151,6 +151,30 @@ def fit_anneal(
     fit(lambda: workbench.fit_anneal(curves, warmup_steps or 0), path, as_json)
 
 
+@fit_app.command("examination")
+def fit_examination(
+    points: PointsOption,
+    path: LawOut,
+    columns: Annotated[
+        str,
+        typer.Option(
+            help="Comma-separated: validation loss, task loss (may be left out), accuracy.", show_default=False
+        ),
+    ],
+    items: Annotated[int, typer.Option(min=1, help="Items of the task.", show_default=False)],
+    chance: Annotated[float, typer.Option(help="Accuracy of a guess, such as 0.25 for four options.")] = 0.0,
+    as_json: JsonOption = False,
+) -> None:
+    """From validation losses to the score of an examination; refuses where all runs answer at chance.
+
+    Example: armillary fit examination --points P.csv --columns loss,task_loss,accuracy --chance 0.25 --items 1000
+    --out law.json
+    """
+    from armillary.laws import workbench
+
+    fit(lambda: workbench.fit_examination(points, workbench.names(columns) or [], chance, items), path, as_json)
+
+
 @app.command("predict-law")
 def predict_law(
     law: LawArgument,

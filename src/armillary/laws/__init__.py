@@ -16,6 +16,7 @@ from armillary.laws.estimator import (
     SetAsideWarning,
     rows_named,
 )
+from armillary.laws.examination import AtChanceError, ExaminationLaw, LeftOutRuns
 from armillary.laws.hyperparameters import HeldOutGrid, HyperparameterLaw, HyperparameterOptimum
 from armillary.laws.mixture import HeldOut, MixtureLaw, rank_correlation
 from armillary.laws.next_run import NextRun, next_runs
@@ -29,10 +30,12 @@ __all__ = [
     "LAWS_VERSION",
     "SCALING_FORMS",
     "AnnealLaw",
+    "AtChanceError",
     "BestSchedule",
     "Choice",
     "Comparison",
     "Curve",
+    "ExaminationLaw",
     "ExtrapolationError",
     "ExtrapolationWarning",
     "HeldOut",
@@ -41,6 +44,7 @@ __all__ = [
     "HyperparameterLaw",
     "HyperparameterOptimum",
     "LeftOut",
+    "LeftOutRuns",
     "MixtureLaw",
     "NextRun",
     "Optimum",

@@ -35,6 +35,12 @@ def refit_command(document: object, path: Path) -> str:
             words = ["anneal", "--curves", "FOLDER"]
             warmup = params.get("warmup_steps")
             words += ["--warmup-steps", f"{warmup:g}"] if isinstance(warmup, int | float) and warmup else []
+        case "examination":
+            words = ["examination", "--points", *(tables[:1] or ["TABLE.csv"])]
+            words += ["--columns", ",".join(names)] if names else []
+            for option in ("chance", "items"):
+                value = params.get(option)
+                words += [f"--{option}", f"{value:g}"] if isinstance(value, int | float) else []
         case _:
             words = ["KIND", "TABLES"]
     return shlex.join(["armillary", "fit", *words, "--out", str(path)])

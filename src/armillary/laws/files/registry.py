@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from armillary.laws.anneal import AnnealLaw
 from armillary.laws.estimator import Estimator
+from armillary.laws.examination import ExaminationLaw
 from armillary.laws.hyperparameters import HyperparameterLaw
 from armillary.laws.mixture import MixtureLaw
 from armillary.laws.scaling import ScalingLaw
@@ -16,4 +17,5 @@ LAWS: dict[str, type[Estimator]] = {
     "hyperparameters": HyperparameterLaw,
     "mixture": MixtureLaw,
     "anneal": AnnealLaw,
+    "examination": ExaminationLaw,
 }

@@ -15,12 +15,13 @@ from armillary.laws.workbench.doubts import (
     warn_of_swapped,
 )
 from armillary.laws.workbench.entries import about
-from armillary.laws.workbench.fit import FORMS, fit_anneal, fit_mixture, fit_scaling
+from armillary.laws.workbench.fit import FORMS, fit_anneal, fit_examination, fit_mixture, fit_scaling
 from armillary.laws.workbench.predict import (
     Rows,
     measured_against,
     predict,
     predict_curve,
+    predict_examination,
     predict_mixture,
     predict_points,
 )
@@ -35,12 +36,14 @@ __all__ = [
     "check_out",
     "columns_read",
     "fit_anneal",
+    "fit_examination",
     "fit_mixture",
     "fit_scaling",
     "measured_against",
     "names",
     "predict",
     "predict_curve",
+    "predict_examination",
     "predict_mixture",
     "predict_points",
     "refuse_rising",

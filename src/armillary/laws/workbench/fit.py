@@ -25,6 +25,7 @@ from armillary.laws.columns import (
 )
 from armillary.laws.curves import read_curves
 from armillary.laws.estimator import Array, rows_named
+from armillary.laws.examination import LEAST_RUNS, ExaminationLaw
 from armillary.laws.files import LawFile, source_of
 from armillary.laws.hyperparameters import HyperparameterLaw
 from armillary.laws.mixture import MixtureLaw
@@ -276,6 +277,52 @@ def _size_places(wanted: Sequence[str]) -> list[int]:
     """Which of the features are parameters and tokens."""
     size = "active_params" if "active_params" in wanted else "params"
     return [list(wanted).index(size), list(wanted).index("tokens")]
+
+
+def fit_examination(points: Path, columns: Sequence[str], chance: float, items: int) -> LawFile:
+    """Fit a law of an examination to a table of runs.
+
+    Args:
+        points: one row per run; a row that is an exact copy of another is set aside.
+        columns: the validation loss, the task loss where there is one, and the accuracy, in this order.
+        chance: accuracy of a guess.
+        items: number of items of the task.
+
+    Raises:
+        UsageError: not two or three columns, one twice, a bad entry, and what ``ExaminationLaw.fit`` refuses.
+    """
+    whole = read_table(points)
+    if len(columns) not in (2, 3):
+        raise UsageError(
+            f"--columns {','.join(columns)} has {len(columns)} names; give the validation loss, the task loss where "
+            "there is one, and the accuracy, such as --columns loss,task_loss,accuracy"
+        )
+    loss, *targets = [find_column(whole, name) for name in columns]
+    for name in (loss, *targets):
+        if (loss, *targets).count(name) > 1:
+            raise UsageError(f"--columns names '{name}' twice")
+    table, aside = without_copies(whole)
+    report_aside(points, aside)
+    if len(table.rows) < LEAST_RUNS:
+        raise UsageError(f"{points} has {len(table.rows)} different runs; at least {LEAST_RUNS} are needed")
+    X = table.numbers([loss], above=0.0)
+    y = np.column_stack([table.numbers(targets[:-1], above=0.0), table.numbers(targets[-1:], least=0.0)])
+    for row in np.flatnonzero(y[:, -1] > 1):
+        raise table.error(int(row), targets[-1], "an accuracy is a share between 0 and 1; divide percentages by 100")
+    warn_of_perplexities(points, X, [loss])
+    with about(table, targets):
+        law = ExaminationLaw(chance=chance, items=items).fit(X, y)
+    read = [
+        ColumnReading(loss, "loss"),
+        *(ColumnReading(name, "task loss") for name in targets[:-1]),
+        ColumnReading(targets[-1], "accuracy"),
+        *(
+            ColumnReading(name, "ignored", "" if table.numeric(name) else "text")
+            for name in whole.columns
+            if name not in (loss, *targets)
+        ),
+    ]
+    return LawFile("examination", law, [loss], targets, None, [source_of(points, len(whole.rows))], read, aside)
 
 
 def fit_anneal(curves: Path, warmup_steps: int = 0) -> LawFile:

@@ -108,6 +108,26 @@ def predict_curve(
     return _with_predictions(read_table(at), law.targets, prediction, factor)
 
 
+def predict_examination(law: LawFile, at: Path, interval: float) -> Rows:
+    """Scores of the runs in table ``at`` from their losses.
+
+    Where the table has the columns ``LOSS_low`` and ``LOSS_high``, as this function's neighbours write them, the losses
+    are predictions themselves, and the intervals of the scores include those of the losses. They must be intervals of
+    the same probability.
+
+    Raises:
+        UsageError: a missing column, a bad entry.
+        ExtrapolationError: a loss that the fitted runs do not support.
+    """
+    table = read_table(at)
+    loss = find_column(table, law.features[0])
+    ends = [f"{loss}_low", f"{loss}_high"]
+    X = table.numbers([loss, *ends] if set(ends) <= set(table.columns) else [loss], above=0.0)
+    with about(table, law.targets):
+        prediction = law.law.predict(X, interval)
+    return _with_predictions(table, law.targets, prediction, law.law.extrapolation(X))
+
+
 def predict(
     path: Path,
     at: Path,
@@ -138,6 +158,8 @@ def predict(
         return predict_mixture(law, at, interval, parameters, None if tokens is None else parse_size(tokens))
     if law.kind == "anneal":
         return predict_curve(law, at, interval, parameters, given, warmup_steps)
+    if law.kind == "examination":
+        return predict_examination(law, at, interval)
     return predict_points(law, at, interval)
 
 

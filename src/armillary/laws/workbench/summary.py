@@ -10,6 +10,7 @@ import numpy as np
 
 from armillary.laws.anneal import AnnealLaw
 from armillary.laws.columns import ColumnReading, described
+from armillary.laws.examination import ExaminationLaw
 from armillary.laws.files import LawFile, write_law
 from armillary.laws.hyperparameters import HyperparameterLaw
 from armillary.laws.mixture import MixtureLaw
@@ -127,9 +128,28 @@ def _anneal_summary(file: LawFile) -> dict[str, Any]:
     }
 
 
+def _examination_summary(file: LawFile) -> dict[str, Any]:
+    law: ExaminationLaw = file.law
+    return {
+        "runs_above_chance": law.above_chance_,
+        "weights_of_forms": [{"form": form, "weight": weight} for form, weight in law.weights_.items()],
+        "parameters": [law.parameters_],
+        "best_runs_left_out": [
+            {
+                "runs": len(left.rows),
+                "times_below_the_loss": left.extrapolation,
+                "mean_error": float(np.mean(np.abs(left.predicted - left.measured))),
+                "inside": int(((left.low <= left.measured) & (left.measured <= left.high)).sum()),
+            }
+            for left in law.held_out_
+        ],
+    }
+
+
 _SUMMARIES = {
     "scaling": _scaling_summary,
     "hyperparameters": _hyperparameter_summary,
     "mixture": _mixture_summary,
     "anneal": _anneal_summary,
+    "examination": _examination_summary,
 }
