@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from armillary.generate import Answers, Backend, BackendOptions, Completion, Request, open_answers, open_backend
 from armillary.recipe import UsageError
@@ -20,11 +21,12 @@ class Asker:
     """A model to ask: ``complete`` returns the completions in the order of the requests.
 
     ``chat`` puts the prompt in the turns of a chat. Without it the turns are written as text, which is what a model
-    without a chat template needs.
+    without a chat template needs. ``identity`` is that of the backend.
     """
 
     complete: Callable[[Sequence[Request]], Sequence[Completion]]
     chat: bool = True
+    identity: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def opened(targets: Sequence[str], opening: Opening) -> Iterator[dict[str, Asker
                 opening.folder.mkdir(parents=True, exist_ok=True)
                 path = opening.folder / f"{file_name(name)}.answers.jsonl"
                 answers = stack.enter_context(open_answers(path, backend.identity))
-            models[name] = Asker(_complete(name, backend, answers, opening.notice), opening.chat)
+            models[name] = Asker(_complete(name, backend, answers, opening.notice), opening.chat, backend.identity)
         yield models
 
 

@@ -11,12 +11,13 @@ import pytest
 from typer.testing import CliRunner
 
 from armillary.cli.verbs import app
+from armillary.evaluate import compare, read_examination
 from armillary.evaluate.asking import Asker
 from armillary.evaluate.contests import CONTESTS, score_file
 from armillary.evaluate.contests.files import write_predictions
 from armillary.evaluate.contests.run import ContestOptions, contest_parts, run_contest, write_entries
 from armillary.generate.backend import Choice, Completion, Request
-from armillary.recipe import UsageError
+from armillary.recipe import UsageError, read_sealed
 
 SPACE = CONTESTS["space2024"]
 
@@ -33,6 +34,7 @@ def data(tmp_path: Path) -> Path:
     train = [question(f"2-train-s-{i}", f"短文{i}", "ABCD"[i % 4]) for i in range(30)]
     dev = [question(f"2-dev-s-{i}", f"短文{100 + i}", "ABCD"[i % 4]) for i in range(12)]
     dev[0]["text"] = "短文3"  # a passage that stands in both files
+    dev[2] = {**dev[1], "qid": "2-dev-s-2"}  # one question with two ids
     for name, rows in (("train", train), ("dev", dev)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
@@ -72,6 +74,17 @@ def test_a_limit_takes_the_same_items_whatever_the_order_of_the_file(data: Path)
     assert before == after and len(before) == 5
 
 
+def test_a_text_that_is_examined_is_no_example_under_another_id(tmp_path: Path) -> None:
+    """CHED has short sentences, such as "大赦。", in several books."""
+    event = [{"trigger": "赦", "label": "法律-赦免"}]
+    texts = {"train": ["大赦。", "帝崩。", "遣使。", "赦之。"], "valid": ["大赦。"]}
+    for number, (name, rows) in enumerate(texts.items()):
+        lines = [{"sen_id": 10 * number + i, "text": text, "events": event} for i, text in enumerate(rows)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    parts = contest_parts(CONTESTS["ched"], ContestOptions(tmp_path))
+    assert {item.text for item in [*parts.examples, *parts.development]} == {"帝崩。", "遣使。", "赦之。"}
+
+
 def test_each_method_has_its_score_its_gain_and_its_cost(data: Path, tmp_path: Path) -> None:
     methods = ("plain", "few-shot", "vote")
     options = ContestOptions(data, methods, development=10, shots=2)
@@ -86,6 +99,12 @@ def test_each_method_has_its_score_its_gain_and_its_cost(data: Path, tmp_path: P
     write_entries(SPACE, tmp_path / "out", entries)
     scored = score_file(SPACE, tmp_path / "out" / "b.plain.jsonl", data / "dev.jsonl")
     assert scored.scores == entries[2].scores
+    kept = [read_examination(tmp_path / "out" / f"{name}.plain") for name in "ab"]
+    assert kept[0].items["space2024"][0].outputs[0].startswith("答案：")
+    (found,) = compare(*kept)
+    assert found.paired.difference.value == pytest.approx(entries[2].scores[0].value - entries[0].scores[0].value)
+    official = read_sealed(tmp_path / "out" / "contest.json", "scores of a contest", 1, "")
+    assert official["entries"] == json.loads(json.dumps([entry.to_json() for entry in entries]))
 
 
 def test_a_file_of_predictions_is_a_rival_and_a_voter(data: Path, tmp_path: Path) -> None:

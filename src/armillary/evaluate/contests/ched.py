@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from armillary.evaluate.contests.contest import ALL, Answer, Ballot, Contest, Item, Numbers, ratio
+from armillary.evaluate.contests.contest import ALL, Answer, Ballot, Contest, Item, Numbers, cluster_of, ratio
 from armillary.evaluate.contests.rows import Row
 from armillary.evaluate.contests.similarity import bleu, rouge_l
 
@@ -63,7 +63,7 @@ class Ched(Contest):
     def read_items(self, row: Row) -> Iterable[Item]:
         """One sentence per line: sen_id, doc_id, text, events with trigger and label."""
         name, text = str(row.whole("sen_id")), row.text("text")
-        yield Item(name, "", name, text, f"句子：{text}", _events(row))
+        yield Item(name, "", cluster_of(text), text, f"句子：{text}", _events(row))
 
     def read_predictions(self, row: Row) -> Iterable[tuple[str, Answer]]:
         """One sentence per line: sen_id and events with trigger and label; other fields are not read."""

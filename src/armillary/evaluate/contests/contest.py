@@ -267,6 +267,11 @@ def weighted_sums(tallies: Numbers, clusters: Sequence[str], ends: Numbers, seed
     return np.asarray(weights @ np.concatenate([kinds, ends * sizes.mean()]))
 
 
+def cluster_of(passage: str) -> str:
+    """The name of the cluster of all items about ``passage``, whatever their ids."""
+    return hashlib.sha256(passage.encode()).hexdigest()[:16]
+
+
 def ratio(numerator: Numbers, denominator: Numbers) -> Numbers:
     """Elementwise quotient; NaN where the denominator is 0."""
     with np.errstate(invalid="ignore", divide="ignore"):

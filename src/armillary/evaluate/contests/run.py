@@ -8,19 +8,23 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from armillary.evaluate.asking import Asker, file_name
 from armillary.evaluate.contests.contest import Answer, Contest, Item, Score
 from armillary.evaluate.contests.files import write_predictions
-from armillary.evaluate.prompting import Answered, Bm25Similarity, Examples, answer_items, method_named
+from armillary.evaluate.intervals import mean_interval
+from armillary.evaluate.prompting import Answered, Bm25Similarity, Examples, Method, answer_items, method_named
+from armillary.evaluate.results import Examination, Result, item_id, write_examination
+from armillary.evaluate.results import Item as Row
 from armillary.evaluate.voting import Weights, learn_weights, vote
-from armillary.recipe import UsageError
+from armillary.recipe import UsageError, canonical_hash, write_sealed
 
 VOTE = "vote"
 DEVELOPMENT = 100
+ITEM_SCORE = "item_score"
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ class ContestOptions:
     @property
     def asked(self) -> list[str]:
         """The methods by which models are asked: all but the vote, and plain where there is no other."""
-        return [name for name in self.methods if name != VOTE] or ["plain"]
+        named = [name for name in self.methods if name != VOTE] or ["plain"]
+        return sorted(named, key=lambda name: name != "plain")  # the base of the others comes first
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,7 @@ class Entry:
     truncated: float = 0.0
     weights: dict[str, Any] | None = None
     answers: dict[str, Answer | None] = field(default_factory=dict, repr=False)
+    examination: Examination | None = field(default=None, repr=False)
 
     def row(self, metric: str) -> list[Any]:
         """System and method, main metric and gain with their intervals, tokens per item, shares unread and cut."""
@@ -105,8 +111,8 @@ class Entry:
         return [self.system, self.method, main.value, main.low, main.high, *gain, *cost, self.unread, self.truncated]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data, without the answers."""
-        return {name: value for name, value in asdict(self).items() if name != "answers"}
+        """As plain data, without the answers and the examination."""
+        return asdict(replace(self, answers={}, examination=None))
 
 
 def contest_parts(contest: Contest, options: ContestOptions) -> Parts:
@@ -121,8 +127,12 @@ def contest_parts(contest: Contest, options: ContestOptions) -> Parts:
             f"{contest.title}: name the folder with {contest.train_file} and {contest.test_file} with --data"
         )
     examined = by_hash(contest.items(folder / contest.test_file))[: options.limit]
-    seen = {item.cluster for item in examined}
-    train = [item for item in by_hash(contest.items(folder / contest.train_file)) if item.cluster not in seen]
+    seen = {name for item in examined for name in (item.cluster, item.fingerprint)}
+    train = [
+        item
+        for item in by_hash(contest.items(folder / contest.train_file))
+        if item.cluster not in seen and item.fingerprint not in seen
+    ]
     return cut(train, examined, options.development)
 
 
@@ -153,8 +163,8 @@ def cut(train: Sequence[Item], examined: Sequence[Item], development: int | None
 
 
 def by_hash(items: Sequence[Item]) -> list[Item]:
-    """The items in an order that does not depend on the file: by a hash of what each asks."""
-    return sorted(items, key=lambda item: hashlib.sha256(f"order {item.fingerprint}".encode()).hexdigest())
+    """The items in an order that does not depend on the file: by a hash of what each asks and its id."""
+    return sorted(items, key=lambda item: hashlib.sha256(f"{item.fingerprint} {item.id}".encode()).hexdigest())
 
 
 def run_contest(
@@ -187,7 +197,10 @@ def run_contest(
         for name in options.asked:
             method = method_named(name, options.shots, options.samples)
             done = answer_items(contest, parts.examined, method, examples, asker)
-            entries.append(_entry(contest, parts.examined, (model, name), done, entries))
+            entry = _entry(contest, parts.examined, (model, name), done, entries)
+            pool = parts.examples if method.shots else []
+            kept = _examination(contest, parts.examined, done, _settings(contest, method, pool), asker)
+            entries.append(replace(entry, examination=kept))
             answers = dict(done.answers)
             if voting:
                 answers.update(answer_items(contest, parts.development, method, examples, asker).answers)
@@ -230,6 +243,40 @@ def _entry(
     )
 
 
+def _settings(contest: Contest, method: Method, pool: Sequence[Item]) -> str:
+    """The hash of all that an answer depends on besides the model and the question."""
+    prompts = [contest.instruction(None), contest.coarse_instruction() if method.coarse_to_fine else ""]
+    return canonical_hash(
+        {"method": asdict(method), "prompts": prompts, "examples": [item.fingerprint for item in pool]}
+    )
+
+
+def _examination(contest: Contest, items: Sequence[Item], done: Answered, settings: str, asker: Asker) -> Examination:
+    """The raw outputs, and the score of each item alone, as the folder of an examination holds them."""
+    rows = tuple(
+        Row(
+            item_id(contest.name, item.subset or contest.name, {"id": item.id, "question": item.question}),
+            item.subset or contest.name,
+            item.cluster,
+            settings,
+            item.gold,
+            tuple(done.outputs[item.id]),
+            done.answers[item.id],
+            None,
+            {ITEM_SCORE: contest.value(item, done.answers[item.id])},
+            item.id in done.truncated,
+        )
+        for item in items
+    )
+    cost = {"prompt_tokens": done.prompt_tokens, "new_tokens": done.new_tokens, "requests": done.requests}
+    mean = mean_interval([row.scores[ITEM_SCORE] for row in rows], [row.cluster for row in rows])
+    whole = Result(
+        *(contest.name, contest.name, ITEM_SCORE, mean.value, mean.low, mean.high),
+        *(len(rows), len(done.truncated) / len(rows), None, settings),
+    )
+    return Examination((whole,), {contest.name: rows}, dict(asker.identity), {}, cost)
+
+
 def _vote(
     contest: Contest, parts: Parts, voters: Mapping[str, Mapping[str, Answer | None]], entries: Sequence[Entry]
 ) -> Entry:
@@ -258,8 +305,17 @@ def _vote(
 
 
 def write_entries(contest: Contest, folder: Path, entries: Sequence[Entry]) -> None:
-    """Write the predictions of each entry to ``folder`` as SYSTEM.METHOD.jsonl, in the contest's own format."""
+    """Write the predictions of each entry to ``folder`` as SYSTEM.METHOD.jsonl, in the contest's own format.
+
+    Beside it, SYSTEM.METHOD is the folder of an examination with the raw outputs, for ``armillary leaderboard`` and
+    ``armillary evaluate compare``. Its metric is ``item_score``, the mean of the scores that items have alone.
+    ``contest.json`` has the official scores of all entries.
+    """
+    document = {"format": 1, "contest": contest.name, "entries": [entry.to_json() for entry in entries]}
+    write_sealed(folder / "contest.json", document)
     for entry in entries:
-        items = [Item(name, "", "", "", "", ()) for name in entry.answers]
-        path = folder / f"{file_name(f'{entry.system}.{entry.method}')}.jsonl"
-        write_predictions(contest, path, items, entry.answers)
+        items = [Item(answered, "", "", "", "", ()) for answered in entry.answers]
+        name = file_name(f"{entry.system}.{entry.method}")
+        write_predictions(contest, folder / f"{name}.jsonl", items, entry.answers)
+        if entry.examination is not None:
+            write_examination(folder / name, entry.examination)

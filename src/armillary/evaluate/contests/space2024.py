@@ -7,12 +7,21 @@ licence at github.com/2030NLP/SpaCE2024.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from armillary.evaluate.contests.contest import ALL, Answer, Ballot, Contest, Item, Numbers, plurality, ratio
+from armillary.evaluate.contests.contest import (
+    ALL,
+    Answer,
+    Ballot,
+    Contest,
+    Item,
+    Numbers,
+    cluster_of,
+    plurality,
+    ratio,
+)
 from armillary.evaluate.contests.rows import Row
 
 TASKS = {"1": "entities", "2": "roles", "3": "anomalies", "4": "inference", "5": "synonymy"}
@@ -44,8 +53,7 @@ class Space2024(Contest):
         gold = _letters(row)
         if not gold:
             raise row.wrong("answer", "has no option; items without an answer cannot be scored")
-        cluster = hashlib.sha256(text.encode()).hexdigest()[:16]
-        yield Item(name, task, cluster, f"{question}\n{text}", asked, gold)
+        yield Item(name, task, cluster_of(text), f"{question}\n{text}", asked, gold)
 
     def read_predictions(self, row: Row) -> Iterable[tuple[str, Answer]]:
         """One question per line: qid and answer, a list of options or a text such as "AC"."""
