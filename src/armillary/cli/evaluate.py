@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,6 +52,7 @@ def run(
     limit: Annotated[int | None, typer.Option(help="Items of each subset (default: all).", show_default=False)] = None,
     shots: Annotated[int | None, typer.Option(help="Examples in the prompt.", show_default=False)] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer in tokens.", show_default=False)] = None,
+    variants: Annotated[int, typer.Option(help="Formats of the prompt, which the interval covers too.")] = 1,
     chat: Annotated[bool, typer.Option("--chat", help="Ask in the form of the model's chat template.")] = False,
     folder: Annotated[
         Path | None,
@@ -66,7 +68,7 @@ def run(
     Example: armillary evaluate ./model --tasks gsm8k,cmmlu --data evaluation --limit 100
     """
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported; progress is shown here
-    from armillary.evaluate.tasks import ExamOptions, hold_examination
+    from armillary.evaluate.tasks import ExamOptions, hold_examination, lineage_of
     from armillary.generate import BackendOptions, open_backend
 
     reporter = Reporter()
@@ -74,7 +76,10 @@ def run(
         limit=limit,
         shots=shots,
         max_new_tokens=max_new_tokens,
+        variants=variants,
         chat=chat,
+        lineage=lineage_of(model),
+        note=reporter.say,
         progress=lambda done, total: reporter("examine", done, total, f"{done} of {total} answers"),
     )
     place = folder or Path(f"exam-{Path(model.rstrip('/')).stem}")
@@ -92,6 +97,29 @@ def run(
         return show_json(examination.to_json())
     show_results(f"{model}", examination)
     out.print(f"items and raw outputs: {escape(str(place))}", highlight=False)
+
+
+@evaluate_app.command("audit")
+def audit(
+    folder: Annotated[Path, typer.Argument(help="Folder of an examination.", show_default=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """List the items from whose outputs two independent extractors read different answers.
+
+    Example: armillary evaluate audit exam-model
+    """
+    from armillary.evaluate import read_examination
+    from armillary.evaluate.tasks import audit as audited
+
+    examination = read_examination(folder)
+    found = audited(examination)
+    if as_json:
+        return show_json([asdict(one) for one in found])
+    show_table(
+        f"{folder}: {len(found)} disagreements",
+        ["task", "item", "answer", "second", "gold", "end of the output"],
+        [[d.task, d.id, d.answer, d.second_answer, str(d.gold)[-40:], d.output[-120:]] for d in found],
+    )
 
 
 @evaluate_app.command("rescore")

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from armillary.evaluate import Examination, read_examination
-from armillary.evaluate.tasks import ExamOptions, hold_examination
+from armillary.evaluate.tasks import ExamOptions, hold_examination, lineage_of
 from armillary.generate import Backend, BackendOptions, Completion, Likelihood, Pair, Request, open_backend
-from armillary.recipe import UsageError
+from armillary.recipe import DamagedFileError, UsageError
 
 pytest.importorskip("lm_eval")
 
@@ -143,3 +143,31 @@ def test_items_are_complete(opened: Callable[..., Counted], data: Path, tmp_path
     choice = found.items["ceval"][0]
     assert len(choice.outputs) == 4 and choice.answer in "ABCD" and choice.gold == "A"
     assert choice.outputs["ABCD".index(choice.answer)] == max(choice.outputs, key=float)
+
+
+def test_the_lineage_of_a_published_model_is_kept(opened: Callable[..., Counted], data: Path, tmp_path: Path) -> None:
+    assert lineage_of("https://host/v1") is None and lineage_of(str(tmp_path)) is None
+    file = tmp_path / "lineage.json"
+    file.write_text('{"run": "r1", "corpus": {"hash": "c1"}, "losses": {}}')
+    lineage = lineage_of(str(tmp_path))
+    assert lineage == {"run": "r1", "corpus": "c1"}
+    options = ExamOptions(limit=1, shots=0, lineage=lineage)
+    hold_examination(opened, ["cmmlu"], data, tmp_path / "out", options)
+    assert read_examination(tmp_path / "out").model["lineage"] == lineage
+    file.write_text('{"other": 1}')
+    assert lineage_of(str(tmp_path)) is None
+    file.write_text("{")
+    with pytest.raises(DamagedFileError, match="lineage"):
+        lineage_of(str(tmp_path))
+
+
+def test_formats_are_asked_once_each_and_averaged(opened: Callable[..., Counted], data: Path, tmp_path: Path) -> None:
+    notes: list[str] = []
+    counted = opened()
+    options = ExamOptions(limit=2, shots=0, variants=3, note=notes.append)
+    found = hold_examination(lambda: counted, ["cmmlu"], data, tmp_path / "out", options)
+    assert counted.asked == 3 * 2 * 4
+    assert [len(item.outputs) for item in found.items["cmmlu"]] == [12, 12]
+    assert notes == ["cmmlu: 1 of 67 subsets have files; the score is of these alone"]
+    one = hold_examination(opened, ["cmmlu"], data, tmp_path / "one", OPTIONS)
+    assert one.results[0].settings != found.results[0].settings

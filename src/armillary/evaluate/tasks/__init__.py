@@ -1,7 +1,19 @@
 """Standard tasks through lm_eval over a ``Backend``: local data, lm_eval's scores, our intervals and audit."""
 
+from armillary.evaluate.tasks.audit import Disagreement, audit
 from armillary.evaluate.tasks.examine import Contamination, ExamOptions, Prepared, examine, prepare
 from armillary.evaluate.tasks.rescore import rescore
-from armillary.evaluate.tasks.session import hold_examination
+from armillary.evaluate.tasks.session import hold_examination, lineage_of
 
-__all__ = ["Contamination", "ExamOptions", "Prepared", "examine", "hold_examination", "prepare", "rescore"]
+__all__ = [
+    "Contamination",
+    "Disagreement",
+    "ExamOptions",
+    "Prepared",
+    "audit",
+    "examine",
+    "hold_examination",
+    "lineage_of",
+    "prepare",
+    "rescore",
+]

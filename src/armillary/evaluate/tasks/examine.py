@@ -8,7 +8,7 @@ answers in its folder without repeating a request.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from importlib.metadata import version
@@ -21,6 +21,7 @@ from armillary.evaluate.tasks.catalog import Leaf, Named, build, find
 from armillary.evaluate.tasks.code import METRIC as PASSES
 from armillary.evaluate.tasks.extract import CODE, SECOND, Extractor
 from armillary.evaluate.tasks.lm import Asked, Progress, language_model, request_of
+from armillary.evaluate.tasks.variants import MOST, vary
 from armillary.generate import Answers, Backend
 from armillary.recipe import UsageError, canonical_hash
 
@@ -41,8 +42,11 @@ class ExamOptions:
         limit: number of items of each subset, the first ones; None for all.
         shots: number of examples in the prompt; None for the number that lm_eval's configuration has.
         max_new_tokens: longest answer in tokens; None for the number that lm_eval's configuration has.
+        variants: number of formats of the prompt, over which the interval reaches too (``variants.py``).
         chat: whether prompts are messages of a chat, which the model's template turns into text.
         contamination: what is known of the items' texts in the training data; None where nothing was looked for.
+        lineage: what the model comes from, written beside its identity (``session.lineage_of``).
+        note: called with what a person should know of the tasks, such as subsets without files.
         progress: called with the number of answers that are there, and of those that were asked for.
 
     Raises:
@@ -52,8 +56,11 @@ class ExamOptions:
     limit: int | None = None
     shots: int | None = None
     max_new_tokens: int | None = None
+    variants: int = 1
     chat: bool = False
     contamination: Contamination | None = None
+    lineage: Mapping[str, Any] | None = None
+    note: Callable[[str], None] | None = None
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
@@ -63,6 +70,8 @@ class ExamOptions:
             raise UsageError(f"shots is {self.shots}; give 0 or more")
         if self.max_new_tokens is not None and self.max_new_tokens < 1:
             raise UsageError(f"max new tokens is {self.max_new_tokens}; give 1 or more")
+        if not 1 <= self.variants <= MOST:
+            raise UsageError(f"variants is {self.variants}; give 1 to {MOST}")
 
 
 @dataclass
@@ -79,8 +88,8 @@ class Prepared:
         return _hash(parts if len(parts) > 1 else parts[0])
 
 
-def prepare(tasks: Sequence[str], data: Path, options: ExamOptions) -> Prepared:
-    """The named tasks with their local data.
+def prepare(tasks: Sequence[str], data: Path, options: ExamOptions, variant: int = 0) -> Prepared:
+    """The named tasks with their local data, in the format number ``variant`` of the prompt.
 
     Raises:
         UsageError: no task, an unknown one, one named twice, missing or wrong data.
@@ -95,8 +104,13 @@ def prepare(tasks: Sequence[str], data: Path, options: ExamOptions) -> Prepared:
             task = build(leaf, options.shots, leaf.splits())
             if options.max_new_tokens is not None and task.OUTPUT_TYPE == "generate_until":
                 task.set_config("generation_kwargs", {"max_gen_toks": options.max_new_tokens}, update=True)
+            if variant:
+                vary(task, variant)
             prepared.objects[leaf.name] = task
-            prepared.settings[leaf.name] = _settings(leaf, task, options)
+            prepared.settings[leaf.name] = _settings(leaf, task, options, variant)
+    if options.note is not None and not variant:
+        for text in _notes(prepared, options):
+            options.note(text)
     return prepared
 
 
@@ -282,14 +296,26 @@ def _results(task: str, subset: str, scored: Sequence[_Scored], settings: str) -
         )
 
 
-def _settings(leaf: Leaf, task: Any, options: ExamOptions) -> dict[str, Any]:
+def _notes(prepared: Prepared, options: ExamOptions) -> Iterator[str]:
+    for named in prepared.named:
+        if named.absent:
+            total = len(named.absent) + len(named.leaves)
+            yield f"{named.name}: {len(named.leaves)} of {total} subsets have files; the score is of these alone"
+        fixed = [
+            leaf.name for leaf in named.leaves if options.shots and not prepared.objects[leaf.name].config.num_fewshot
+        ]
+        if fixed:
+            yield f"{named.name}: has no examples in its prompt, so --shots does not apply"
+
+
+def _settings(leaf: Leaf, task: Any, options: ExamOptions, variant: int) -> dict[str, Any]:
     """What the hash of a leaf's settings is of."""
     second = SECOND.get(leaf.config["dataset_path"])
     shots = task.config.num_fewshot
     sampler = getattr(task, "sampler", None)
     return {
         "harness": _harness(),
-        "template": {key: leaf.describe.get(key) for key in _TEMPLATE} | {"chat": options.chat},
+        "template": {key: leaf.describe.get(key) for key in _TEMPLATE} | {"chat": options.chat, "variant": variant},
         "few_shot": {
             "shots": shots,
             "sampler": type(sampler).__name__ if shots else None,

@@ -13,8 +13,9 @@ from typing import Any
 
 from armillary.evaluate.results import ANSWERS, RESULTS, Examination, read_examination, write_examination
 from armillary.evaluate.tasks.examine import ExamOptions, Prepared, examine, prepare
+from armillary.evaluate.tasks.variants import over_variants
 from armillary.generate import Backend, open_answers
-from armillary.recipe import ArmillaryError, UsageError, exclusive, read_sealed, write_sealed
+from armillary.recipe import ArmillaryError, UsageError, exclusive, read_json, read_sealed, write_sealed
 
 FORMAT = 1
 PLAN = "examination.json"
@@ -32,27 +33,49 @@ def hold_examination(
         BusyError: another process works in the folder.
         ArmillaryError: the folder cannot be written.
     """
-    prepared = prepare(tasks, data, options)
+    formats = [prepare(tasks, data, options, variant) for variant in range(options.variants)]
     with exclusive(folder / ".lock", "examines a model into this folder"):
         backend = opened()
         try:
-            _begin(folder, backend.identity, prepared)
+            _begin(folder, backend.identity, formats)
             with open_answers(folder / ANSWERS, backend.identity) as kept:
-                examination = examine(backend, prepared, options, kept)
+                held = [examine(backend, prepared, options, kept) for prepared in formats]
+            examination = held[0] if len(held) == 1 else over_variants(held)
         finally:
             backend.close()
+        if options.lineage is not None:
+            examination = replace(examination, model={**examination.model, "lineage": dict(options.lineage)})
         if (folder / RESULTS).exists():
             examination = _with_others(read_examination(folder), examination)
         write_examination(folder, examination)
     return examination
 
 
-def _begin(folder: Path, identity: Mapping[str, Any], prepared: Prepared) -> None:
+def lineage_of(target: str) -> dict[str, Any] | None:
+    """The run and the corpus behind a folder that Armillary published; None for any other model.
+
+    Raises:
+        DamagedFileError: its lineage cannot be read.
+    """
+    path = Path(target) / "lineage.json"
+    if not path.is_file():
+        return None
+    found = read_json(path, "lineage of the model", "publish the model again")
+    corpus = found.get("corpus")
+    if "run" not in found or not isinstance(corpus, dict):
+        return None  # another program's file
+    return {"run": found["run"], "corpus": corpus.get("hash")}
+
+
+def _begin(folder: Path, identity: Mapping[str, Any], formats: Sequence[Prepared]) -> None:
     """Write the plan, or check that the one in ``folder`` is of the same model and settings."""
     path = folder / PLAN
-    wanted = {
-        named.name: {leaf.name: prepared.settings[leaf.name] for leaf in named.leaves} for named in prepared.named
-    }
+    wanted: dict[str, dict[str, Any]] = {named.name: {} for named in formats[0].named}
+    for variant, prepared in enumerate(formats):
+        for named in prepared.named:
+            for leaf in named.leaves:
+                name = f"{leaf.name}, variant {variant}" if variant else leaf.name
+                wanted[named.name][name] = prepared.settings[leaf.name]
     known: dict[str, Any] = {}
     try:
         plan = read_sealed(path, "plan of an examination", FORMAT, "choose another --out")
@@ -67,12 +90,12 @@ def _begin(folder: Path, identity: Mapping[str, Any], prepared: Prepared) -> Non
                 f"{plan['model'].get(changed[0])} there, {identity.get(changed[0])} now); choose another --out"
             )
         for task in wanted.keys() & known.keys():
-            for leaf, settings in wanted[task].items():
-                parts = [part for part in settings if known[task].get(leaf, settings).get(part) != settings[part]]
+            for part_of, settings in wanted[task].items():
+                parts = [part for part in settings if known[task].get(part_of, settings).get(part) != settings[part]]
                 if parts:
                     raise UsageError(
-                        f"{folder}: holds answers of {leaf} with other settings ({', '.join(parts)}); choose another "
-                        f"--out, or the settings of that run"
+                        f"{folder}: holds answers of {part_of} with other settings ({', '.join(parts)}); choose "
+                        "another --out, or the settings of that run"
                     )
     try:
         write_sealed(path, {"format": FORMAT, "model": dict(identity), "tasks": {**known, **wanted}})
