@@ -1,8 +1,9 @@
-"""The C kernels of a training step on a CPU: compiled on first use, kept, and called through ctypes.
+"""C kernels on a CPU: compiled on first use, kept, and called through ctypes.
 
 PyTorch's own operators pass over the memory once each, and its CPU attention is slow at the contexts of small models;
-the kernels (``kernels.c``) cost one second of compiling once per machine and need nothing but a C compiler. Where there
-is none, or an operator's input is not what they are for, ``operators`` computes the same with PyTorch.
+the kernels of a training step (``kernels.c``) cost one second of compiling once per machine and need nothing but a C
+compiler. Where there is none, or an operator's input is not what they are for, ``operators`` computes the same with
+PyTorch. Generation has kernels of its own, which are compiled and kept the same way (``compiled``).
 
 Trade-offs: compiled for the processor at hand (``-march=native``), so two kinds of machine may round differently in
 the last digit, as they do in every matrix product; a library is found again by the hash of source, compiler, flags and
@@ -34,11 +35,13 @@ from torch import Tensor
 
 from armillary.files import sync
 
-# As fast as associativity allows, without the assumption that every number is finite: divergence has to show.
+# Without the assumption that every number is finite: divergence has to show.
 _FLAGS = (
-    *("-std=gnu11", "-O3", "-march=native", "-shared", "-fPIC", "-ffp-contract=fast"),
-    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math"),
+    *("-std=gnu11", "-O3", "-march=native", "-shared", "-fPIC", "-pthread", "-ffp-contract=fast"),
+    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"),
 )
+# Sums of a training step may be taken in any order.
+_TRAINING = ("-fassociative-math",)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as malloc.h has them
 _DEFINES = {torch.float32: (), torch.bfloat16: ("-DBF16",)}
 
@@ -46,34 +49,46 @@ _DEFINES = {torch.float32: (), torch.bfloat16: ("-DBF16",)}
 @cache
 def kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
     """The library for activations of ``dtype``; None where there is none, or no compiler to make it."""
-    if dtype not in _DEFINES or os.environ.get("ARMILLARY_NATIVE") == "0":
+    if dtype not in _DEFINES:
+        return None
+    source = files("armillary.model").joinpath("kernels.c").read_bytes()
+    return compiled(source, (*_TRAINING, *_DEFINES[dtype]), "training on the CPU uses", "twice")
+
+
+def compiled(source: bytes, flags: tuple[str, ...], use: str, longer: str) -> ctypes.CDLL | None:
+    """The library of a C ``source``, which may include ``vectors.h``; None where it is switched off or cannot be built.
+
+    ``use`` and ``longer`` complete the warning that PyTorch's operators take its place: "generation uses", "ten times".
+    """
+    if os.environ.get("ARMILLARY_NATIVE") == "0":
         return None
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         warnings.warn(
-            "no C compiler was found (cc, or what CC names): training on the CPU uses PyTorch's operators, which take "
-            "up to twice as long; install gcc or clang",
-            stacklevel=2,
+            f"no C compiler was found (cc, or what CC names): {use} PyTorch's operators, which take up to {longer} as "
+            "long; install gcc or clang",
+            stacklevel=3,
         )
         return None
     try:
-        return _library(compiler, _DEFINES[dtype])
+        return _library(compiler, source, flags)
     except (OSError, subprocess.CalledProcessError) as error:
         detail = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else str(error)
         warnings.warn(
-            f"the CPU kernels could not be compiled with {compiler}, so PyTorch's operators are used, which take up "
-            f"to twice as long: {detail}",
-            stacklevel=2,
+            f"the CPU kernels could not be compiled with {compiler}: {use} PyTorch's operators, which take up to "
+            f"{longer} as long: {detail}",
+            stacklevel=3,
         )
         return None
 
 
-def _library(compiler: str, defines: tuple[str, ...]) -> ctypes.CDLL:
+def _library(compiler: str, source: bytes, flags: tuple[str, ...]) -> ctypes.CDLL:
     """The loaded library: from the cache, built into the cache, or built for this process alone."""
-    source = files("armillary.model").joinpath("kernels.c").read_bytes()
+    header = files("armillary.model").joinpath("vectors.h").read_bytes()
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, text=True).stdout
-    key = hashlib.sha256(repr((source, version, _FLAGS, defines, _processor())).encode()).hexdigest()[:16]
-    command = [compiler, *_FLAGS, *defines]
+    everything = repr((source, header, version, _FLAGS, flags, _processor()))
+    key = hashlib.sha256(everything.encode()).hexdigest()[:16]
+    command = [compiler, *_FLAGS, *flags]
     # A cache that cannot be used costs a second of compiling, and no more.
     with contextlib.suppress(OSError, RuntimeError, subprocess.CalledProcessError):  # RuntimeError: no home folder
         folder = _private_folder()
@@ -82,18 +97,19 @@ def _library(compiler: str, defines: tuple[str, ...]) -> ctypes.CDLL:
                 return ctypes.CDLL(str(path))
             path.unlink()
         with tempfile.TemporaryDirectory(dir=folder) as aside:
-            built = _build(command, source, Path(aside))
+            built = _build(command, source, header, Path(aside))
             # The name holds the hash of the content, so that file and hash appear at once and always belong together.
             path = folder / f"kernels-{key}-{_digest(built)}.so"
             built.rename(path)
         return ctypes.CDLL(str(path))
     with tempfile.TemporaryDirectory(prefix="armillary-") as aside:
-        return ctypes.CDLL(str(_build(command, source, Path(aside))))  # stays loaded when its file is gone
+        return ctypes.CDLL(str(_build(command, source, header, Path(aside))))  # stays loaded when its file is gone
 
 
-def _build(command: list[str], source: bytes, folder: Path) -> Path:
+def _build(command: list[str], source: bytes, header: bytes, folder: Path) -> Path:
     """Compile ``source`` in ``folder``, flush the library and return its path."""
     (folder / "kernels.c").write_bytes(source)
+    (folder / "vectors.h").write_bytes(header)
     library = folder / "kernels.so"
     command = [*command, str(folder / "kernels.c"), "-o", str(library), "-lm"]
     subprocess.run(command, capture_output=True, check=True, text=True)

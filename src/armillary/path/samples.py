@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from armillary.corpus import Corpus
-from armillary.model import Transformer, generate
+from armillary.generate import Sampling
+from armillary.generate.native import generate
+from armillary.model import Transformer
 from armillary.recipe import RunSpec
 
 SAMPLE_TOKENS = 64
@@ -23,15 +25,8 @@ def sample(model: Transformer, corpus: Corpus, spec: RunSpec, domain: str) -> tu
 
     window = corpus.validation(domain, spec.context_length, 1).tokens[0].tolist()
     prompt = beginning(window, decode, min(PROMPT_TOKENS, spec.context_length // 2), corpus.manifest.end_of_text_id)
-    written = generate(
-        model,
-        prompt,
-        max_new_tokens=SAMPLE_TOKENS,
-        temperature=0.8,
-        top_p=0.95,
-        seed=0,
-        end_token=corpus.manifest.end_of_text_id,
-    )
+    sampling = Sampling(max_new_tokens=SAMPLE_TOKENS, temperature=0.8, top_p=0.95)
+    written = generate(model, prompt, sampling, corpus.manifest.end_of_text_id)
     shown = decode(prompt)
     # Decoded together: a character may begin in the prompt's last token, and a space belongs to the word after it.
     return shown.lstrip(), decode([*prompt, *written])[len(shown) :].rstrip(_TORN)

@@ -136,12 +136,7 @@ def import_hf(folder: Path) -> Transformer:
         UsageError: no such folder, or a configuration that our transformer does not compute, naming the key.
         ArmillaryError: weights missing, torn or of other names or shapes than the configuration says.
     """
-    try:
-        shape = _shape(folder / "config.json")
-    except (TypeError, AttributeError, KeyError, ZeroDivisionError) as error:
-        raise UsageError(
-            f"{folder / 'config.json'}: a value is not of the kind that its key has ({error}); fetch the folder again"
-        ) from error
+    shape = read_shape(folder)
     with torch.device("meta"):
         model = Transformer(shape)
     tensors = _read_tensors(folder)
@@ -173,6 +168,20 @@ def import_hf(folder: Path) -> Transformer:
             state.setdefault(name, torch.empty(sizes[name]))[at] = tensors[theirs]
     model.load_state_dict(state, assign=True)
     return model
+
+
+def read_shape(folder: Path) -> ModelShape:
+    """The shape that the ``config.json`` in a ``transformers`` folder states.
+
+    Raises:
+        UsageError: no such file, or a configuration that our transformer does not compute, naming the key.
+    """
+    try:
+        return _shape(folder / "config.json")
+    except (TypeError, AttributeError, KeyError, ZeroDivisionError) as error:
+        raise UsageError(
+            f"{folder / 'config.json'}: a value is not of the kind that its key has ({error}); fetch the folder again"
+        ) from error
 
 
 def _names(shape: ModelShape) -> dict[str, tuple[str, int | None]]:

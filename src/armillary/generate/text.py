@@ -1,0 +1,217 @@
+"""Text to tokens and back for a Hugging Face folder, without ``transformers``: tokenizer, chat template, end tokens.
+
+A chat template is a program that came with the model, and runs in jinja's sandbox with the messages as plain data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import jinja2.ext
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+
+from armillary.generate.backend import Message
+from armillary.recipe import UsageError
+
+_TORN = "\ufffd"  # what an incomplete character decodes to
+
+
+class ModelText:
+    """The tokenizer of a model with what else its folder says of text.
+
+    ``first`` is the token that starts a document (where none does, the one that ends it), ``ends`` are those that end
+    an answer, ``template`` is the chat template.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        ends: frozenset[int],
+        named: Mapping[str, str] | None = None,
+        template: str | None = None,
+    ) -> None:
+        self._tokenizer, self.ends, self._named, self._template = tokenizer, ends, dict(named or {}), template
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._bos = self._named.get("bos_token")
+        token = self._bos or self._named.get("eos_token")
+        self.first: int | None = tokenizer.token_to_id(token) if token else min(ends, default=None)
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> ModelText:
+        """What a Hugging Face folder says.
+
+        Raises:
+            UsageError: no tokenizer.json, or a file that cannot be read.
+        """
+        path = folder / "tokenizer.json"
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise UsageError(
+                f"{path}: cannot be read as a tokenizer ({error}); the folder needs the tokenizer.json of its model"
+            ) from error
+        config = _read(folder / "tokenizer_config.json")
+        named = {}
+        for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+            token = config.get(name)
+            token = token.get("content") if isinstance(token, dict) else token
+            if isinstance(token, str):
+                named[name] = token
+        ends = _read(folder / "generation_config.json").get("eos_token_id")
+        if ends is None:
+            ends = _read(folder / "config.json").get("eos_token_id")
+        if ends is None and "eos_token" in named:
+            ends = tokenizer.token_to_id(named["eos_token"])
+        found = [ends] if isinstance(ends, int) else ends or []
+        if not isinstance(found, list) or not all(isinstance(end, int) for end in found):
+            raise UsageError(f"{folder}: eos_token_id is {ends!r}; it must be a token id or a list of them")
+        return cls(tokenizer, frozenset(found), named, _template(folder, config))
+
+    def encode(self, text: str, special: bool) -> list[int]:
+        """The tokens of ``text``; ``special`` adds what a prompt begins with, unless the text begins so already."""
+        doubled = bool(self._bos) and text.startswith(str(self._bos))
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"text with a lone surrogate (character {error.start + 1}) has no UTF-8 form; give valid Unicode"
+            ) from error
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special and not doubled).ids
+        return ids
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of ``tokens`` without special tokens."""
+        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return text
+
+    def chat(self, messages: Sequence[Message]) -> str:
+        """The messages as the text that the model was taught to answer.
+
+        Raises:
+            UsageError: no template, or one that refuses these messages.
+        """
+        if self._template is None:
+            raise UsageError("this model has no chat template; give the prompt as text")
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+        )
+        environment.filters["tojson"] = _tojson
+        environment.globals["raise_exception"] = _refuse
+        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        plain = [{"role": message.role, "content": message.content} for message in messages]
+        try:
+            return environment.from_string(self._template).render(
+                messages=plain, add_generation_prompt=True, **self._named
+            )
+        except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError, LookupError, RecursionError) as error:
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise UsageError(f"the chat template refuses the messages ({said})") from error
+
+
+class TextStream:
+    """The text of an answer as it grows: which part of it is final, and whether a stop string has come.
+
+    A token is decoded together with those since the last whole character, and the ones before them that decide about
+    spaces: so the cost does not grow with the answer.
+    """
+
+    def __init__(self, text: ModelText, stops: Sequence[str]) -> None:
+        self._text, self._stops = text, tuple(stops)
+        self._tokens: list[int] = []
+        self._from = self._read = 0  # tokens from _from on are decoded; those before _read are in `text` already
+        self.text = ""
+        self.stopped = False
+
+    def add(self, token: int) -> None:
+        """One more token; afterwards ``stopped`` says whether the answer ends, at the end of ``text``."""
+        self._tokens.append(token)
+        before = self._text.decode(self._tokens[self._from : self._read])
+        now = self._text.decode(self._tokens[self._from :])
+        if now.endswith(_TORN) or len(now) <= len(before):
+            self._look(now[len(before) :].rstrip(_TORN), final=False)
+            return
+        new = now[len(before) :]
+        self._from, self._read = self._read, len(self._tokens)
+        self._look(new, final=True)
+
+    def _look(self, new: str, final: bool) -> None:
+        """Search the stop strings in the text with ``new`` behind it, which is kept where it is ``final``."""
+        longest = max(map(len, self._stops), default=0)
+        start = max(0, len(self.text) - longest)
+        tail = self.text[start:] + new
+        ends = [tail.index(stop) for stop in self._stops if stop in tail]
+        if ends:
+            self.text = self.text[:start] + tail[: min(ends)]
+            self.stopped = True
+        elif final:
+            self.text += new
+
+    @property
+    def shown(self) -> int:
+        """How much of ``text`` (in characters) is certain: the rest may become a stop string."""
+        if self.stopped:
+            return len(self.text)
+        return len(self.text) - max((_overlap(self.text, stop) for stop in self._stops), default=0)
+
+    def finish(self) -> str:
+        """The whole text, with what an answer that was cut inside a character ends with."""
+        if self.stopped:
+            return self.text
+        rest = self._text.decode(self._tokens[self._from :])
+        return self.text + rest[len(self._text.decode(self._tokens[self._from : self._read])) :]
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The longest beginning of ``stop`` that ``text`` ends with."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
+
+
+def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
+    """The chat template: of its own file, or in the configuration, where it may be one of several with names."""
+    path = folder / "chat_template.jinja"
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        pass
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); fetch the folder again") from error
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where the file does not exist."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); fetch the folder again") from error
+    if not isinstance(document, dict):
+        raise UsageError(f"{path}: is a JSON {type(document).__name__}, not an object; fetch the folder again")
+    return document
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """As templates expect it: not escaped for HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)
