@@ -7,6 +7,7 @@ from dataclasses import fields
 
 # Each of these registers its engine; of two that recognise a target the first is taken.
 from armillary.generate import (  # noqa: F401
+    endpoint,
     folders,
     llamacpp,
     transformers,
