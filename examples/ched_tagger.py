@@ -169,9 +169,8 @@ def main() -> None:
     )
     folder = arguments.out / spec.id
     result = train_run(spec, corpus, folder, progress=lambda step: print(f"\rstep {step}", end="", flush=True))
-    print(
-        f"\n{len(trained)} sentences, {result.parameters:,} parameters, {result.wall_s:.0f} s, {result.epochs} epochs"
-    )
+    epochs = ", ".join(f"{passes:.1f}" for passes in result.epochs.values())
+    print(f"\n{len(trained)} sentences, {arguments.steps} steps ({epochs} epochs), {result.wall_s:.0f} s")
     asked = [*parts.examined, *parts.development]
     answers = tag(load_trained(folder, spec), ids, asked)
     write_predictions(contest, arguments.out / "predictions.jsonl", asked, answers)

@@ -30,7 +30,6 @@ Embed = Callable[[Sequence[str]], npt.ArrayLike]
 
 FEW_SHOT, COARSE_TO_FINE, SELF_CONSISTENCY, PLAIN = "few-shot", "coarse-to-fine", "self-consistency", "plain"
 _CANDIDATES = 50  # the most similar examples, among which diversity chooses
-_SPARE = 5  # times as many examples are ranked where the fine stage takes those of its coarse classes only
 _COARSE_TOKENS = 32
 _MAJORITY = 0.5
 
@@ -205,11 +204,13 @@ class Examples:
 
 @dataclass(frozen=True)
 class _Stage:
-    """One question to each item: what is told first, how an example is answered, and how long an answer may be."""
+    """One question to each item: the instruction, the answer of an example, the longest answer, and the samples."""
 
     instruction: Callable[[Item], str]
     example_answer: Callable[[Item, Item], str | None]
     tokens: int
+    samples: int
+    temperature: float
 
 
 def answer_items(
@@ -226,54 +227,57 @@ def answer_items(
     if method.shots and (examples is None or not examples.items):
         raise UsageError("few-shot needs items with true answers to take examples from; give --data with a train file")
     done = Answered()
-    ranked = {
-        item.id: _nearest(item, method, examples) if method.shots and examples is not None else [] for item in items
-    }
     within: dict[str, tuple[str, ...] | None] = {item.id: None for item in items}
     if method.coarse_to_fine:
         stage = _Stage(
             lambda item: contest.coarse_instruction(),
             lambda item, example: contest.coarse_written(contest.coarse_of(example.gold)),
-            min(contest.answer_tokens, _COARSE_TOKENS),
+            *(min(contest.answer_tokens, _COARSE_TOKENS), method.samples, method.temperature),
         )
-        texts = _texts(done, [(item, ranked[item.id]) for item in items], stage, method, asker)
+        texts = _texts(done, [(item, _shown(item, stage, method, examples)) for item in items], stage, asker)
         for item in items:
             within[item.id] = plurality([Ballot(contest.read_coarse(text)) for text in texts[item.id]])
     stage = _Stage(
         lambda item: contest.instruction(within[item.id]),
         lambda item, example: contest.written(example.gold, within[item.id]),
-        contest.answer_tokens,
+        *(contest.answer_tokens, method.samples, method.temperature),
     )
-    texts = _texts(done, [(item, ranked[item.id]) for item in items], stage, method, asker)
+    texts = _texts(done, [(item, _shown(item, stage, method, examples)) for item in items], stage, asker)
     for item in items:
         ballots = [Ballot(contest.read(text, item, within[item.id])) for text in texts[item.id]]
         done.answers[item.id] = contest.combine(ballots, _MAJORITY)
     return done
 
 
-def _nearest(item: Item, method: Method, examples: Examples) -> list[Item]:
-    """Examples for ``item``, the best first: more than needed, since a stage may not use each of them."""
-    allowed = [place for place, example in enumerate(examples.items) if example.cluster != item.cluster]
-    count = method.shots * (_SPARE if method.coarse_to_fine else 1)
-    chosen = choose(examples.similarity, item.text, allowed, count, method.diversity)
-    return [examples.items[place] for place in chosen]
+def _shown(item: Item, stage: _Stage, method: Method, examples: Examples | None) -> list[tuple[str, str]]:
+    """Questions and answers of the examples for ``item``, the most similar last, where it is nearest to the question.
+
+    All that have an answer at this stage are searched, such as those with events of the coarse classes asked about.
+    """
+    if examples is None or not method.shots:
+        return []
+    answers = {
+        place: answer
+        for place, example in enumerate(examples.items)
+        if example.cluster != item.cluster and (answer := stage.example_answer(item, example)) is not None
+    }
+    chosen = choose(examples.similarity, item.text, list(answers), method.shots, method.diversity)
+    return [(examples.items[place].question, answers[place]) for place in reversed(chosen)]
 
 
 def _texts(
-    done: Answered, asked: Sequence[tuple[Item, Sequence[Item]]], stage: _Stage, method: Method, asker: Asker
+    done: Answered, asked: Sequence[tuple[Item, Sequence[tuple[str, str]]]], stage: _Stage, asker: Asker
 ) -> dict[str, list[str]]:
     """What the model wrote to each item, by id; counts the cost and keeps the texts in ``done``."""
     sampling = Sampling(
         max_new_tokens=stage.tokens,
-        temperature=method.temperature if method.samples > 1 else 0.0,
+        temperature=stage.temperature if stage.samples > 1 else 0.0,
         stop=() if asker.chat else ("\n\n",),
-        n=method.samples,
+        n=stage.samples,
     )
     requests = []
-    for item, ranked in asked:
-        shown = [(example, text) for example in ranked if (text := stage.example_answer(item, example)) is not None]
-        turns = [turn for example, text in reversed(shown[: method.shots]) for turn in (example.question, text)]
-        turns = [*turns, item.question]
+    for item, shown in asked:
+        turns = [*(turn for pair in shown for turn in pair), item.question]
         turns[0] = f"{stage.instruction(item)}\n\n{turns[0]}"  # some chat templates refuse a system message
         requests.append(Request(_messages(turns) if asker.chat else _as_text(turns), sampling))
     texts: dict[str, list[str]] = {}
