@@ -38,6 +38,9 @@ VERBS = [
     ["reproduce"],
     ["generate"],
     ["evaluate", "contest"],
+    ["leaderboard"],
+    ["forecast", "record"],
+    ["forecast", "judge"],
     ["evaluate", "judge"],
 ]
 

@@ -8,16 +8,16 @@ import typer
 from typer.core import TyperGroup
 
 from armillary import __version__
-from armillary.cli import evaluate, generate, laws, path
+from armillary.cli import evaluate, forecast, generate, laws, leaderboard, path
 from armillary.cli.screen import app
 
-__all__ = ["PANELS", "app", "evaluate", "generate", "laws", "path"]
+__all__ = ["PANELS", "app", "evaluate", "forecast", "generate", "laws", "leaderboard", "path"]
 
 # The parts of `armillary --help`, in order. What is in none of them comes last, among "Others".
 PANELS = {
     "From text to a model": ("run", "demo", "report", "corpus", "predict", "train", "verdict"),
     "What is there": ("runs", "rates", "verify", "store"),
-    "What a model can do": ("generate", "evaluate"),
+    "What a model can do": ("generate", "evaluate", "leaderboard", "forecast"),
     "One study at a time": ("study",),
     "Laws from tables of any runs": (
         *("fit", "predict-law", "optimise-mixture", "best-schedule", "best-lr", "compare", "next-run", "reproduce"),

@@ -1,0 +1,119 @@
+"""Forecasts of examinations: recorded in the store before the examination, judged after it (contract 4).
+
+A forecast answers a second question about a run: what it scores on a task. It has a place of its own in the journal,
+beside the prediction of the run's losses. It may be recorded after the run has begun, from its measured loss; the
+record says which, so that a forecast of the run and one of the examination alone are not taken for each other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from armillary import __version__
+from armillary.evaluate.results import Examination, Result
+from armillary.laws.files import read_law
+from armillary.laws.table import read_table
+from armillary.laws.workbench import predict_examination
+from armillary.recipe import ArmillaryError, UsageError, canonical_hash
+from armillary.study.store import Store
+
+
+def question(run: str, task: str) -> str:
+    """Under which id the forecast of ``task`` for ``run`` is recorded."""
+    return canonical_hash([run, "examination", task])
+
+
+def record_forecast(store: Store, run: str, task: str, law: Path, at: Path, interval: float = 0.9) -> dict[str, Any]:
+    """Record what ``run`` will score on ``task``, and return the record.
+
+    Args:
+        store: of the run, which may not have begun.
+        run: its id.
+        task: of the examination.
+        law: file of a law of that task's examination.
+        at: table of one row with the run's loss, and the ends of its interval where the loss is a prediction.
+        interval: probability that the interval covers.
+
+    Raises:
+        UsageError: another kind of law, not one row, a bad entry.
+        ArmillaryError: another forecast of this task for this run is recorded.
+    """
+    file = read_law(law)
+    if file.kind != "examination":
+        raise UsageError(f"{law} holds a law of kind '{file.kind}'; give one that 'armillary fit examination' wrote")
+    if (count := len(read_table(at).rows)) != 1:
+        raise UsageError(f"{at} has {count} rows; give the loss of run {run} alone")
+    rows = predict_examination(file, at, interval)
+    values = dict(zip(rows.columns, rows.rows[0], strict=True))
+    score = file.targets[-1]
+    content = {
+        "run": run,
+        "examination": task,
+        "interval": interval,
+        "score": {"predicted": values[score], "low": values[f"{score}_low"], "high": values[f"{score}_high"]},
+        "loss": dict(zip(read_table(at).columns, read_table(at).rows[0], strict=True)),
+        "extrapolation": values["extrapolation"],
+        "law": hashlib.sha256(law.read_bytes()).hexdigest(),
+        "sources": [source.sha256 for source in file.sources],
+        "before_the_run": store.started_at(run) is None and not (store.run_folder(run) / "spec.json").exists(),
+        "version": __version__,
+    }
+    known = store.prediction(question(run, task))
+    if known is None:
+        store.record_prediction(question(run, task), content)
+    elif known["score"] != content["score"] or known["interval"] != interval:
+        raise ArmillaryError(
+            f"run {run} has a forecast of {task} of {known['recorded_at']} that says something else; it is never "
+            "rewritten"
+        )
+    known = store.prediction(question(run, task))
+    assert known is not None
+    return known
+
+
+def judge_forecast(
+    store: Store, run: str, task: str, examination: Examination, metric: str | None = None
+) -> dict[str, Any]:
+    """Compare the forecast of ``task`` for ``run`` with its examination; the first verdict stays.
+
+    Returns:
+        ``run``, ``status`` (``judged``), ``rows`` of one comparison as the verdict on a run has them, ``inside``,
+        ``before_the_run``, ``n`` and ``settings`` of the examination.
+
+    Raises:
+        UsageError: the examination lacks the task, has several metrics of it, or is of another run.
+        ArmillaryError: no forecast is recorded.
+    """
+    forecast = store.prediction(question(run, task))
+    if forecast is None:
+        raise ArmillaryError(f"run {run} has no forecast of {task}; record it before the examination")
+    known = store.verdict(question(run, task))
+    if known is None:
+        of = examination.model.get("run")
+        if of is not None and of != run:
+            raise UsageError(f"the examination is of run {of}, and the forecast of run {run}")
+        result = _result(examination, task, metric)
+        said = forecast["score"]
+        inside = bool(said["low"] <= result.value <= said["high"])
+        row = {"domain": f"{task} ({result.metric})", **said, "measured": result.value, "inside": inside}
+        verdict = {"run": run, "status": "judged", "rows": [row], "inside": int(inside), "n": result.n}
+        verdict |= {"settings": result.settings, "before_the_run": forecast["before_the_run"]}
+        store.record_verdict(question(run, task), verdict)
+        known = store.verdict(question(run, task))
+        assert known is not None
+    return known
+
+
+def _result(examination: Examination, task: str, metric: str | None) -> Result:
+    """The score of the whole task."""
+    found = [one for one in examination.results if one.task == task and one.subset == task]
+    if metric is not None:
+        found = [one for one in found if one.metric == metric]
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        there = ", ".join(f"{one.task} ({one.metric})" for one in examination.results if one.subset == one.task)
+        raise UsageError(f"the examination has no score {task}{f' ({metric})' if metric else ''}; it has {there}")
+    raise UsageError(f"{task} has the metrics {', '.join(one.metric for one in found)}; name one with --metric")
