@@ -65,6 +65,14 @@ def test_answers_do_not_depend_on_the_batch(backend: Any, tiny_hf: Path) -> None
     assert alone[0].choices[0] == alone[0].choices[1] and alone[1].choices[0] != alone[1].choices[1]
 
 
+def test_draws_equal_those_of_the_native_backend(backend: Any, tiny_hf: Path) -> None:
+    """The two compute the same logits but for their last digits, and draw with one sampler."""
+    sampling = Sampling(max_new_tokens=12, temperature=0.8, top_k=60, top_p=0.95, seed=9, n=2)
+    requests = [Request(prompt, sampling) for prompt in _PROMPTS]
+    native = in_order(open_backend(str(tiny_hf)).complete(requests))
+    assert [answer.choices for answer in backend.complete(requests)] == [answer.choices for answer in native]
+
+
 def test_likelihoods_in_batches_equal_those_alone(backend: Any, tiny_hf: Path) -> None:
     pairs = [
         Pair(a, b) for a in ("The sky is", "The sky ", "1 + 1 =", "") for b in (" blue and wide", " 2", "海是", "e")

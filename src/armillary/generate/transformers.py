@@ -31,7 +31,6 @@ from armillary.generate.backend import (
     Pair,
     Request,
     Sampling,
-    seed_of,
     split_pair,
 )
 from armillary.generate.registry import BackendOptions, register
@@ -41,6 +40,8 @@ from armillary.recipe import ArmillaryError, DamagedFileError, UsageError
 
 if TYPE_CHECKING:
     import torch
+
+    from armillary.generate.sampling import Sampler
 
 _PRECISIONS = ("float32", "bfloat16", "float16")
 _CONTEXT = 2048  # where neither model nor tokenizer states one, as in EleutherAI's lm-evaluation-harness
@@ -52,8 +53,8 @@ class _Row:
 
     prompt: list[int]
     sampling: Sampling
-    generator: torch.Generator
-    say: Callable[[str], bool] | None
+    sampler: Sampler
+    say: Callable[[str], bool] | None = None
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
 
@@ -221,9 +222,9 @@ class TransformersBackend:
         del self._model
 
     def _row(self, prompt: list[int], sampling: Sampling, number: int) -> _Row:
-        import torch
+        from armillary.generate.sampling import Sampler  # here: it imports torch, which servers do not need
 
-        return _Row(prompt, sampling, torch.Generator().manual_seed(seed_of(sampling, number)), None)
+        return _Row(prompt, sampling, Sampler(sampling, number))
 
     def _generate(self, rows: list[_Row]) -> None:
         """Fills the ``tokens`` of the rows."""
@@ -237,8 +238,8 @@ class TransformersBackend:
         def draw(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
             # Leaves one token to choose from in each row.
             only = torch.full_like(logits, float("-inf"))
-            for row, scores, chosen in zip(rows, logits.to("cpu", torch.float64), only, strict=True):
-                token = _draw(scores, row.sampling, row.generator)
+            for row, scores, chosen in zip(rows, logits.float().cpu().numpy(), only, strict=True):
+                token = 0 if row.ended else row.sampler.draw(scores)
                 chosen[token] = 0
                 if not row.ended:
                     self._take(row, token)
@@ -337,25 +338,6 @@ class TransformersBackend:
 def open_transformers(target: str, options: BackendOptions) -> Backend:
     """A Hugging Face folder."""
     return TransformersBackend(Path(target), options)
-
-
-def _draw(logits: torch.Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """A token from the softmax of ``logits / temperature``, cut to ``top_k`` and then to the nucleus of ``top_p``.
-
-    The nucleus has the fewest most likely tokens that together have ``top_p`` (Holtzman et al. 2020, section 3.1).
-    """
-    import torch
-
-    if sampling.temperature == 0:
-        return int(logits.argmax())
-    probabilities, order = (logits / sampling.temperature).softmax(-1).sort(descending=True, stable=True)
-    if sampling.top_k is not None:
-        probabilities = probabilities[: sampling.top_k] / probabilities[: sampling.top_k].sum()
-    mass = probabilities.cumsum(-1)
-    nucleus = mass[: int((mass < sampling.top_p).sum()) + 1]
-    point = torch.rand((), dtype=torch.float64, generator=generator) * nucleus[-1]
-    # Rounding may put the point on the very end of the nucleus.
-    return int(order[torch.searchsorted(nucleus, point, right=True).clamp(max=len(nucleus) - 1)])
 
 
 def _device(name: str | None) -> Any:
