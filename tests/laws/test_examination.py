@@ -59,6 +59,13 @@ def test_an_uncertain_loss_widens_the_interval():
     assert ((unsure.high - unsure.low) > 1.5 * (sure.high - sure.low)).all()
 
 
+def test_a_forecast_does_not_depend_on_the_rows_beside_it():
+    X, task, accuracy = ladder(0)
+    law = ExaminationLaw(chance=0.25, items=1000).fit(X, np.column_stack([task, accuracy]))
+    for alone, beside in zip(law.predict(X[3:4]), law.predict(X), strict=True):
+        np.testing.assert_allclose(alone[0], beside[3], rtol=1e-12)
+
+
 def test_a_ladder_at_chance_is_refused():
     X, task, _ = ladder(3)
     accuracy = np.random.default_rng(0).binomial(1000, 0.25, len(X)) / 1000

@@ -94,6 +94,7 @@ class ExaminationLaw(Estimator):
         seed: of these draws.
 
     Attributes:
+        chance_: chance that was fitted with; ``items_`` likewise.
         weights_: weight of each form of the first step.
         parameters_: means of the sigmoid's ``ceiling``, ``middle`` (task loss half way up), ``steepness`` and
             ``scatter`` (standard deviation of a run's accuracy beside the choice of items).
@@ -112,6 +113,9 @@ class ExaminationLaw(Estimator):
     # b draws; the first step has intercept, slope and noise for each of the two forms.
     FITTED: ClassVar[Fields] = {
         "two_steps": ("_two_steps", Flag()),
+        "chance": ("chance_", Number()),
+        "items": ("items_", Whole()),
+        "noise_seed": ("_noise_seed", Whole()),
         "weights": ("weights_", Mapped(Number())),
         "first_step": ("_first", ArrayField("2 b 3")),
         "draws": ("draws_", ArrayField("b 4")),
@@ -161,6 +165,7 @@ class ExaminationLaw(Estimator):
         self._forget()
         losses, task, accuracy = self._checked(X, y)
         self._two_steps = task is not None
+        self.chance_, self.items_, self._noise_seed = float(self.chance), self.items, self.seed + 1
         through = losses if task is None else task
         # Accuracies at chance fall or rise as they happen to; only of others the direction says something.
         self.above_chance_ = self._count_above_chance(accuracy)
@@ -186,7 +191,7 @@ class ExaminationLaw(Estimator):
         """See ``Estimator``."""
         middle, steep, ceiling, scatter = self.draws_.T
         self.parameters_ = {
-            "ceiling": float(np.mean(self.chance + (1 - self.chance) * special.expit(ceiling))),
+            "ceiling": float(np.mean(self.chance_ + (1 - self.chance_) * special.expit(ceiling))),
             "middle": float(np.mean(middle)),
             "steepness": float(np.exp(np.mean(steep))),
             "scatter": float(np.exp(np.mean(scatter))),
@@ -294,16 +299,17 @@ class ExaminationLaw(Estimator):
 
     def _forecast(self, table: Array, interval: float) -> Prediction:
         """See ``predict``; the input is good."""
-        rng = np.random.default_rng(self.seed + 1)
+        rng = np.random.default_rng(self._noise_seed)
         tail = (1 - interval) / 2
-        shape = (_REPEATS * len(self.draws_), len(table))
+        # One draw of the noise for all rows: what is said of a run does not depend on the table it stands in.
+        shape = (_REPEATS * len(self.draws_), 1)
         logs = np.log(table)
         about = (logs[:, 2] - logs[:, 1]) / (2 * stats.norm.isf(tail)) if table.shape[1] == 3 else 0.0
         losses = np.exp(logs[:, 0] + about * rng.standard_normal(shape))
         expected, through = losses, losses
         if self._two_steps:
             first = np.tile(self._first, (1, _REPEATS, 1))
-            linear = rng.random((shape[0], 1)) < self.weights_["linear"]
+            linear = rng.random(shape) < self.weights_["linear"]
             noise = rng.standard_normal(shape)
             lines, powers = (
                 first[k, :, :1] + first[k, :, 1:2] * base for k, base in enumerate((losses, np.log(losses)))
@@ -316,10 +322,10 @@ class ExaminationLaw(Estimator):
                 np.exp(powers + noise * first[1, :, 2:]),
             )
         draws = np.tile(self.draws_, (_REPEATS, 1))
-        share = _accuracy(draws, through, self.chance)
-        spread = np.sqrt(np.exp(2 * draws[:, 3:]) + share * (1 - share) / self.items)
+        share = _accuracy(draws, through, self.chance_)
+        spread = np.sqrt(np.exp(2 * draws[:, 3:]) + share * (1 - share) / self.items_)
         scores = np.clip(share + spread * rng.standard_normal(shape), 0.0, 1.0)
-        parts = [_summary(_accuracy(draws, expected, self.chance), scores, tail)]
+        parts = [_summary(_accuracy(draws, expected, self.chance_), scores, tail)]
         if self._two_steps:
             parts.insert(0, _summary(expected, through, tail))
             return Prediction(*(np.stack(part, axis=1) for part in zip(*parts, strict=True)))

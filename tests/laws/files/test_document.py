@@ -8,7 +8,7 @@ import shlex
 import numpy as np
 import pytest
 
-from armillary.laws import AnnealLaw, Curve, HyperparameterLaw, MixtureLaw, ScalingLaw
+from armillary.laws import AnnealLaw, Curve, ExaminationLaw, HyperparameterLaw, MixtureLaw, ScalingLaw
 from armillary.laws.files import (
     LAWS,
     DamagedLawError,
@@ -140,6 +140,12 @@ def anneal():
     return AnnealLaw(bootstraps=8).fit(curves), ["step", "lr"]
 
 
+def examination():
+    losses = np.linspace(3.6, 2.9, 7)
+    accuracy = 0.25 + 0.6 / (1 + np.exp(6 * (losses - 3.1)))
+    return ExaminationLaw(chance=0.25, items=1000, bootstraps=8).fit(losses[:, None], accuracy), ["v"]
+
+
 @pytest.fixture(scope="module")
 def documents(law, tmp_path_factory):
     """A small law file of each kind, as JSON values."""
@@ -148,6 +154,7 @@ def documents(law, tmp_path_factory):
         "scaling": scaling,
         "hyperparameters": hyperparameters,
         "anneal": anneal,
+        "examination": examination,
         "mixture": lambda: (law, ["a", "b", "c"]),
     }.items():
         fitted, features = make()
@@ -264,6 +271,7 @@ def test_a_law_of_another_version_that_predicts_the_same_is_read_with_a_warning(
         ("hyperparameters", "scaling --points M.csv --columns n,d,lr,bs,loss"),
         ("mixture", "mixture --runs M.csv --losses LOSSES.csv --columns x,y"),
         ("anneal", "anneal --curves FOLDER"),
+        ("examination", "examination --points M.csv --columns v,loss --chance 0.25 --items 1000"),
     ],
 )
 def test_a_refusal_gives_the_command_that_makes_a_new_file(documents, tmp_path, kind, options):
