@@ -32,7 +32,7 @@ import torch
 from common import markdown, write_json
 from tokenizers import Tokenizer
 
-from armillary.corpus import train_bpe
+from armillary.corpus.tokenizer import train_bpe
 from armillary.generate import Backend, BackendOptions, Request, Sampling, open_backend
 from armillary.generate.native import NativeBackend
 from armillary.generate.text import ModelText

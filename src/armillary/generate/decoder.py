@@ -165,7 +165,7 @@ class CompiledCache:
                 f"no memory for the keys and values of a sequence of {capacity} tokens; ask for fewer new tokens or a "
                 "smaller batch"
             ) from error
-        self.bytes = self.floats.nbytes
+        self.bytes, self.address = self.floats.nbytes, self.floats.ctypes.data
         split = capacity * heads * keys
         self.keys = self.floats[:, :split].reshape(shape.n_layers, heads, capacity // lanes, lanes * keys)
         self.values = self.floats[:, split:].reshape(shape.n_layers, heads, capacity, values)
@@ -183,6 +183,7 @@ class CompiledDecoder:
     def __init__(self, model: Transformer, library: ctypes.CDLL) -> None:
         self.shape, self.max_rows, self._library = model.shape, MAX_ROWS, library
         self._lanes: int = library.lanes()
+        self._multiply_adds = model.shape.matmul_parameters
         self._kept: list[Any] = []  # what the operations point to
         self._buffers: dict[str, int] = {}
         self._rooms: list[Tensor] = []
@@ -251,7 +252,7 @@ class CompiledDecoder:
         """Logits of the wanted rows; they stay until the next step."""
         longest = int(rows.positions.max()) + 1
         self._tables(longest)
-        pointers = np.array([one.floats.ctypes.data for one in caches], np.uint64)  # type: ignore[attr-defined]
+        pointers = np.array([one.address for one in caches], np.uint64)  # type: ignore[attr-defined]
         capacities = np.array([one.capacity for one in caches], np.int64)
         if len(rows.wanted) > len(self._logits):
             self._logits = np.empty((len(rows.wanted), self._stride), np.float32)
@@ -260,7 +261,7 @@ class CompiledDecoder:
         step.tokens, step.positions, step.sequence, step.wanted_rows = (x.ctypes.data for x in kept)
         step.caches, step.capacities = pointers.ctypes.data, capacities.ctypes.data
         step.logits, step.stride = self._logits.ctypes.data, self._stride
-        work = len(rows.tokens) * self.shape.matmul_parameters
+        work = len(rows.tokens) * self._multiply_adds
         threads = max(1, min(torch.get_num_threads(), work // THREAD_WORK))
         if self._library.step(ctypes.byref(self._model), ctypes.byref(step), ctypes.c_long(threads)):
             raise ArmillaryError("no memory for the scratch space of a step; make the batch smaller")
@@ -428,7 +429,8 @@ def available_memory() -> int | None:
 def _large_pages(size: int) -> mmap.mmap:
     """Memory for ``size`` bytes, in pages of 2 MiB where the system has them on request: it is read from end to end."""
     try:
-        room = mmap.mmap(-1, size)
+        # private: shared memory has large pages only where the administrator says so
+        room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, ValueError) as error:
         raise ArmillaryError(f"no memory for {size:,} bytes of weights ({error}); take a smaller model") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):

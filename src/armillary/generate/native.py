@@ -73,6 +73,7 @@ class _Answer:
     prompt: list[int]
     sampler: Sampler
     room: int
+    ends: frozenset[int | None]
     stream: TextStream | None = None
     waiting: list[int] = field(default_factory=list)
     position: int = 0
@@ -244,7 +245,9 @@ class NativeBackend:
     def _answer(self, request: int, number: int, prompt: list[int], sampling: Sampling) -> _Answer:
         room = min(sampling.max_new_tokens, self._context - len(prompt))
         stream = TextStream(self._text, sampling.stop) if sampling.stop else None
-        return _Answer(request, number, prompt, Sampler(sampling, number), room, stream, list(prompt))
+        # the text of an answer holds no special tokens, so where one of them is a stop string, the token is an end
+        ends = self._text.ends | {self._text.special(stop) for stop in sampling.stop}
+        return _Answer(request, number, prompt, Sampler(sampling, number), room, ends, stream, list(prompt))
 
     def _completion(self, index: int, prompt: list[int], answers: list[_Answer]) -> Completion:
         choices = []
@@ -341,7 +344,7 @@ class NativeBackend:
             token = answer.sampler.draw(logits)
         except ArmillaryError as error:
             raise RequestError(answer.request, f"new token {len(answer.tokens) + 1}: {error}") from error
-        if token in self._text.ends:
+        if token in answer.ends:
             answer.finish = "stop"
             return
         answer.tokens.append(token)
@@ -367,16 +370,16 @@ class NativeBackend:
         """
         started = time.monotonic()
         sequences = [self._sequence(index, pair) for index, pair in enumerate(pairs)]
-        found: dict[_Sequence, Likelihood] = {}
+        scores = {one: _Score(place) for place, one in reversed(list(enumerate(sequences)))}
         contexts: dict[tuple[int, ...], list[_Sequence]] = {}
         for one in dict.fromkeys(sequences):
             contexts.setdefault(one.context, []).append(one)
         before: tuple[tuple[int, ...], CacheMemory] | None = None
         for wave in _waves(sorted(contexts), self._batch_size):
-            before = self._score(wave, contexts, before, found)
+            before = self._score(wave, contexts, before, scores)
         self._cost.prompt_tokens += sum(len(one.context) + len(one.continuation) for one in sequences)
         self._cost.seconds += time.monotonic() - started
-        return [found[one] for one in sequences]
+        return [scores[one].likelihood for one in sequences]
 
     def _sequence(self, index: int, pair: Pair) -> _Sequence:
         try:
@@ -400,9 +403,9 @@ class NativeBackend:
         wave: list[tuple[int, ...]],
         contexts: dict[tuple[int, ...], list[_Sequence]],
         before: tuple[tuple[int, ...], CacheMemory] | None,
-        found: dict[_Sequence, Likelihood],
+        scores: dict[_Sequence, _Score],
     ) -> tuple[tuple[int, ...], CacheMemory]:
-        """The likelihoods of all pairs with these contexts, the last context and its cache.
+        """Adds up the scores of all pairs with these contexts; returns the last context and its cache.
 
         ``before`` is a context that was computed earlier, and its cache.
         """
@@ -416,7 +419,6 @@ class NativeBackend:
                 cache.take_prefix(before[1], shared)
             work.append(_Chunk(context[shared:], shared, cache, last=True))
             caches.append(cache)
-        scores = {one: _Score() for context in wave for one in contexts[context]}
         for context, line in zip(wave, self._steps(work), strict=True):
             for one in contexts[context]:
                 scores[one].add(line, one.continuation[0])
@@ -436,7 +438,6 @@ class NativeBackend:
             targets = ((scores[one], token) for one, _, _ in group for token in one.continuation[1:])
             for (score, token), line in zip(targets, self._steps(work), strict=True):
                 score.add(line, token)
-        found.update({one: score.likelihood for one, score in scores.items()})
         return wave[-1], caches[-1]
 
     def _steps(self, work: list[_Chunk]) -> Iterator[_Logits]:
@@ -468,16 +469,19 @@ class _Sequence:
 
 
 class _Score:
-    """The sum of log probabilities of a continuation."""
+    """The sum of log probabilities of a continuation, that of the pair at ``place``."""
 
-    def __init__(self) -> None:
-        self.likelihood = Likelihood(0.0, 0, True)
+    def __init__(self, place: int) -> None:
+        self._place, self.likelihood = place, Likelihood(0.0, 0, True)
 
     def add(self, logits: _Logits, token: int) -> None:
         """One more token, and the logits of its place."""
         exact = logits.astype(np.float64)
         best = exact.argmax()
-        check_logit(float(exact[best]))  # NaN counts as the largest
+        try:
+            check_logit(float(exact[best]))  # NaN counts as the largest
+        except ArmillaryError as error:
+            raise RequestError(self._place, str(error), "pair") from error
         value = float(exact[token] - exact[best] - np.log(np.exp(exact - exact[best]).sum()))
         so_far = self.likelihood
         self.likelihood = Likelihood(so_far.value + value, so_far.tokens + 1, so_far.greedy and bool(best == token))

@@ -39,6 +39,9 @@ class ModelText:
         self._tokenizer, self.ends, self._named, self._template = tokenizer, ends, dict(named or {}), template
         tokenizer.no_truncation()
         tokenizer.no_padding()
+        self._special = {
+            added.content: number for number, added in tokenizer.get_added_tokens_decoder().items() if added.special
+        }
         self._bos = self._named.get("bos_token")
         token = self._bos or self._named.get("eos_token")
         self.first: int | None = tokenizer.token_to_id(token) if token else min(ends, default=None)
@@ -85,6 +88,10 @@ class ModelText:
             ) from error
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special and not doubled).ids
         return ids
+
+    def special(self, text: str) -> int | None:
+        """The special token that ``text`` is the name of; None where it is not one."""
+        return self._special.get(text)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of ``tokens`` without special tokens."""
