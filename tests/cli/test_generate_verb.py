@@ -7,8 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +189,81 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(
     assert resumed["cost"]["new_tokens"] == sum(row["choices"][0]["tokens"] for row in rows(killed)[answered:])
     assert call(*asked, whole).returncode == 0
     assert killed.read_bytes() == whole.read_bytes()
+
+
+class Counting(ThreadingHTTPServer):
+    """An endpoint that counts how often it is asked for each prompt; ``held`` prompts are not answered until let go."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), CountingHandler)
+        self.asked: Counter[str] = Counter()
+        self.held = threading.Event()
+        self.answer_first = 0
+        self.lock = threading.Lock()
+
+    def handle_error(self, *_: Any) -> None:
+        """The process that asked was killed."""
+
+
+class CountingHandler(BaseHTTPRequestHandler):
+    server: Counting
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        with self.server.lock:
+            self.server.asked[body["prompt"]] += 1
+            at_once = sum(self.server.asked.values()) <= self.server.answer_first
+        if not at_once:
+            self.server.held.wait()
+        choice = {"index": 0, "text": f"{body['prompt']}!", "finish_reason": "stop"}
+        usage = {"prompt_tokens": 1, "completion_tokens": 2}
+        data = json.dumps({"choices": [choice], "usage": usage}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("way", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_run_over_a_server_repeats_what_was_under_way_and_nothing_else(
+    call: Call, tmp_path: Path, way: signal.Signals
+) -> None:
+    prompts, out, kept = (tmp_path / name for name in ("prompts.jsonl", "out.jsonl", "out.answers.jsonl"))
+    prompts.write_text("".join(json.dumps({"prompt": f"p{n}"}) + "\n" for n in range(40)))
+    with Counting() as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        server.answer_first = 17
+        asked = [
+            *(f"http://127.0.0.1:{server.server_address[1]}/v1", "--endpoint", "model=m", "--batch-size", "4"),
+            *("--endpoint", "prices=1000000,1000000", "--file", str(prompts), "--out", str(out), "--json"),
+        ]
+        process = subprocess.Popen(
+            [str(Path(sys.executable).with_name("armillary")), "generate", *asked],
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        try:
+            # 17 answers are kept, and 4 requests wait for theirs
+            while process.poll() is None and (sum(server.asked.values()) < 21 or kept.read_bytes().count(b"\n") < 18):
+                time.sleep(0.01)
+        finally:
+            process.send_signal(way)
+        _, err = process.communicate(timeout=30)
+        assert "Traceback" not in err and not out.exists()
+        if way == signal.SIGINT:
+            assert process.returncode == 1 and "stopped; the same command continues" in err
+        assert kept.read_bytes().count(b"\n") == 18 and set(server.asked.values()) == {1}
+        under_way = set(server.asked) - {json.loads(line)["answer"]["choices"][0]["text"][:-1]
+                                         for line in kept.read_bytes().splitlines()[1:]}  # fmt: skip
+        server.held.set()
+        resumed = json.loads(call(*asked).stdout)
+        server.shutdown()
+    assert (resumed["rows"], resumed["kept"], resumed["cost"]["money"]) == (40, 17, 23 * 3)
+    assert {prompt for prompt, count in server.asked.items() if count == 2} == under_way and len(under_way) == 4
+    assert [row["choices"][0]["text"] for row in rows(out)] == [f"p{n}!" for n in range(40)]

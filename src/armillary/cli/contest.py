@@ -8,6 +8,15 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from armillary.cli.backends import (
+    BackendOption,
+    BatchSizeOption,
+    ContextOption,
+    DeviceOption,
+    EndpointOption,
+    PrecisionOption,
+    TokenizerOption,
+)
 from armillary.cli.screen import JsonOption, Reporter, err, out, show_json, show_table
 
 Count = Annotated[int | None, typer.Option("--limit", min=1, help="Examine this many items, chosen by their hash.")]
@@ -43,9 +52,13 @@ def contest(
         Path | None,
         typer.Option(help="Folder for predictions and answers; a stopped run resumes from it.", show_default=False),
     ] = None,
-    backend: Annotated[str | None, typer.Option(help="The engine to use.", show_default=False)] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Requests at a time.", show_default=False)] = None,
-    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:1.", show_default=False)] = None,
+    backend: BackendOption = None,
+    batch_size: BatchSizeOption = None,
+    context: ContextOption = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    tokenizer: TokenizerOption = None,
+    endpoint: EndpointOption = None,
     score: Annotated[Path | None, typer.Option(help="Score this file of predictions.", show_default=False)] = None,
     gold: Annotated[Path | None, typer.Option(help="The true answers for --score.", show_default=False)] = None,
     as_json: JsonOption = False,
@@ -60,7 +73,7 @@ def contest(
     from armillary.evaluate.contests import contest_named
     from armillary.evaluate.contests.files import named_files
     from armillary.evaluate.contests.run import ContestOptions, run_contest, write_entries
-    from armillary.generate import BackendOptions
+    from armillary.generate import BackendOptions, EndpointOptions
     from armillary.recipe import UsageError
 
     found = contest_named(name)
@@ -75,7 +88,14 @@ def contest(
     reporter = Reporter()
     try:
         opening = Opening(
-            BackendOptions(batch_size=batch_size, device=device),
+            BackendOptions(
+                batch_size=batch_size,
+                context=context,
+                device=device,
+                precision=precision,
+                tokenizer=tokenizer,
+                endpoint=EndpointOptions.from_settings(endpoint or []),
+            ),
             backend,
             chat,
             predictions,

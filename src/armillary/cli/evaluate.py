@@ -11,6 +11,15 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from armillary.cli.backends import (
+    BackendOption,
+    BatchSizeOption,
+    ContextOption,
+    DeviceOption,
+    EndpointOption,
+    PrecisionOption,
+    TokenizerOption,
+)
 from armillary.cli.contest import contest
 from armillary.cli.judge import judge
 from armillary.cli.screen import JsonOption, Reporter, app, out, show_json, show_table
@@ -58,9 +67,13 @@ def run(
         Path | None,
         typer.Option("--out", "-o", help="Folder of the results (default: exam-MODEL).", show_default=False),
     ] = None,
-    backend: Annotated[str | None, typer.Option(help="The engine to use.", show_default=False)] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Requests at a time.", show_default=False)] = None,
-    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:1.", show_default=False)] = None,
+    backend: BackendOption = None,
+    batch_size: BatchSizeOption = None,
+    context: ContextOption = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    tokenizer: TokenizerOption = None,
+    endpoint: EndpointOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Examine a model on standard tasks; resumes where it was stopped.
@@ -69,7 +82,7 @@ def run(
     """
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported; progress is shown here
     from armillary.evaluate.tasks import ExamOptions, hold_examination, lineage_of
-    from armillary.generate import BackendOptions, open_backend
+    from armillary.generate import BackendOptions, EndpointOptions, open_backend
 
     reporter = Reporter()
     options = ExamOptions(
@@ -82,10 +95,18 @@ def run(
         note=reporter.say,
         progress=lambda done, total: reporter("examine", done, total, f"{done} of {total} answers"),
     )
+    opening = BackendOptions(
+        batch_size=batch_size,
+        context=context,
+        device=device,
+        precision=precision,
+        tokenizer=tokenizer,
+        endpoint=EndpointOptions.from_settings(endpoint or []),
+    )
     place = folder or Path(f"exam-{Path(model.rstrip('/')).stem}")
     try:
         examination = hold_examination(
-            lambda: open_backend(model, BackendOptions(batch_size=batch_size, device=device), backend),
+            lambda: open_backend(model, opening, backend),
             [task for name in tasks.split(",") if (task := name.strip())],
             data,
             place,

@@ -8,6 +8,15 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from armillary.cli.backends import (
+    BackendOption,
+    BatchSizeOption,
+    ContextOption,
+    DeviceOption,
+    EndpointOption,
+    PrecisionOption,
+    TokenizerOption,
+)
 from armillary.cli.screen import JsonOption, Reporter, out, show_json, show_table
 
 
@@ -28,7 +37,13 @@ def judge(
         Path | None,
         typer.Option("--out", "-o", help="Folder for verdicts; a stopped run resumes from it.", show_default=False),
     ] = None,
-    backend: Annotated[str | None, typer.Option(help="The engine to use.", show_default=False)] = None,
+    backend: BackendOption = None,
+    batch_size: BatchSizeOption = None,
+    context: ContextOption = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    tokenizer: TokenizerOption = None,
+    endpoint: EndpointOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Grade answers from 1 to 10, or compare two models' answers in both orders.
@@ -44,6 +59,7 @@ def judge(
         read_questions,
         write_verdict,
     )
+    from armillary.generate import BackendOptions, EndpointOptions
 
     options = JudgeOptions(language, repeats, max_new_tokens=max_new_tokens)
     asked = read_questions(questions)
@@ -51,6 +67,14 @@ def judge(
     other = None if against is None else read_answers(against, asked)
     reporter = Reporter()
     opening = Opening(
+        BackendOptions(
+            batch_size=batch_size,
+            context=context,
+            device=device,
+            precision=precision,
+            tokenizer=tokenizer,
+            endpoint=EndpointOptions.from_settings(endpoint or []),
+        ),
         engine=backend,
         chat=chat,
         folder=folder,
