@@ -28,7 +28,6 @@ from armillary.generate import (
     open_backend,
 )
 from armillary.generate.native import NativeBackend
-from armillary.model import import_hf
 from armillary.recipe import UsageError
 
 transformers = pytest.importorskip("transformers", reason="needs the extra export")
@@ -143,21 +142,6 @@ def test_likelihoods_agree_with_transformers(backend: NativeBackend, tiny_hf: Pa
     for one, other in zip(backend.loglikelihood(pairs), theirs, strict=True):
         assert one.value == pytest.approx(other.value, abs=1e-4)
         assert (one.tokens, one.greedy) == (other.tokens, other.greedy)
-
-
-def test_of_a_long_pair_the_last_tokens_are_kept(backend: NativeBackend, tiny_hf: Path) -> None:
-    short = opened(tiny_hf, context=12)
-    context, continuation = "The sky is blue and the sea is wide. " * 3, " blue and"
-    tokens = backend.tokenize(context + continuation)
-    size = len(tokens) - len(backend.tokenize(context.rstrip()))
-    kept = tokens[-13:]
-    with torch.no_grad():
-        logits = import_hf(tiny_hf)(torch.tensor([kept[:-1]]))[0].double().log_softmax(-1)
-    expected = sum(float(logits[i, kept[i + 1]]) for i in range(12 - size, 12))
-    (found,) = short.loglikelihood([Pair(context, continuation)])
-    assert found.tokens == size and found.value == pytest.approx(expected, abs=1e-4)
-    with pytest.raises(BadRequestError, match=r"pair 2: the continuation has \d+ tokens, and this model takes 12"):
-        short.loglikelihood([Pair("a", "b"), Pair("a", context)])
 
 
 @settings(max_examples=20)

@@ -181,7 +181,8 @@ class Backend(Protocol):
         """The likelihood of each continuation, in the order of ``pairs``.
 
         The continuation is cut into tokens together with its context; spaces at the end of the context count to the
-        continuation, as in EleutherAI's lm-evaluation-harness (``TemplateLM._encode_pair``).
+        continuation, as in EleutherAI's lm-evaluation-harness (``TemplateLM._encode_pair``). Unlike there, a pair that
+        is longer than the context is refused and not cut: the likelihood would be that of another text.
         """
         ...
 

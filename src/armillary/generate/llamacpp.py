@@ -72,7 +72,8 @@ class LlamaCppBackend:
         params = xllamacpp.CommonParams()
         params.model.path = str(path)
         params.n_parallel = self.slots
-        params.n_ctx = self.slots * (options.context or _CONTEXT)
+        wanted = options.context or _CONTEXT
+        params.n_ctx = self.slots * (wanted + 1)  # and the last token of a pair, which is predicted and not read
         params.kv_unified = False
         params.cache_ram_mib = 0
         params.use_jinja = True
@@ -97,7 +98,7 @@ class LlamaCppBackend:
             trust_env=False,
         )
         facts = self._get("/v1/models")["data"][0]["meta"]
-        self._context: int = min(options.context or _CONTEXT, facts["n_ctx"], facts["n_ctx_train"])
+        self._context: int = min(wanted, facts["n_ctx_train"])
         self._start = self._first_token()
         self._identity = {
             "backend": "llama.cpp",
@@ -155,11 +156,11 @@ class LlamaCppBackend:
         begun = time.monotonic()
         parts = [split_pair(pair, self._encode, self._start, number) for number, pair in enumerate(pairs)]
         for number, (before, after) in enumerate(parts):
-            if len(before) + len(after) > self._context:
+            if len(before) + len(after) - 1 > self._context:
                 raise BadRequestError(
                     number,
-                    f"{len(before) + len(after)} tokens, and this model takes {self._context}; "
-                    "shorten it, or open the model with a longer context",
+                    f"{len(before) + len(after)} tokens, and this model takes {self._context + 1} with the last that "
+                    "is predicted; shorten it, or open the model with a longer context",
                     "pair",
                 )
         results = []
@@ -236,7 +237,7 @@ class LlamaCppBackend:
         self._server.handle_completions(
             {
                 "prompt": prompt,
-                "max_tokens": sampling.max_new_tokens,
+                "max_tokens": min(sampling.max_new_tokens, self._context - len(prompt)),
                 "temperature": sampling.temperature,
                 "top_k": sampling.top_k or 0,
                 "top_p": sampling.top_p,

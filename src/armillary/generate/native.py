@@ -361,12 +361,11 @@ class NativeBackend:
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
         """The likelihood of each continuation, in the order of ``pairs``; summed in float64.
 
-        Of a pair longer than the context the last tokens are kept, as in EleutherAI's lm-evaluation-harness
-        (``HFLM._loglikelihood_tokens``). What contexts share is computed once.
+        What contexts share is computed once.
 
         Raises:
-            UsageError: a continuation without tokens or longer than the context, with the place of the pair, and
-                before anything is computed.
+            BadRequestError: a continuation without tokens, or a pair longer than the context, before anything is
+                computed.
         """
         started = time.monotonic()
         sequences = [self._sequence(index, pair) for index, pair in enumerate(pairs)]
@@ -388,15 +387,15 @@ class NativeBackend:
             raise
         except UsageError as error:
             raise BadRequestError(index, str(error), "pair") from error
-        if len(continuation) > self._context:
+        if len(context) + len(continuation) - 1 > self._context:
             raise BadRequestError(
                 index,
-                f"the continuation has {len(continuation)} tokens, and this model takes {self._context}; shorten it",
+                f"{len(context) + len(continuation)} tokens, and this model takes {self._context + 1} with the last "
+                "that is predicted; shorten it",
                 "pair",
             )
         self._check_tokens(index, context + continuation, "pair")
-        kept = self._context + 1 - len(continuation)
-        return _Sequence(tuple(context[-kept:]), tuple(continuation))
+        return _Sequence(tuple(context), tuple(continuation))
 
     def _score(
         self,

@@ -1,0 +1,54 @@
+"""Where the context of a model ends, for each engine that runs it here: the same requests fit, the same are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from armillary.generate import BackendOptions, BadRequestError, Pair, Request, Sampling, open_backend
+
+_CONTEXT = 16
+
+
+@pytest.fixture(scope="module", params=["native", "transformers", "llama.cpp"])
+def backend(request: pytest.FixtureRequest, tiny_hf: Path, tiny_gguf: Path) -> Any:
+    if request.param == "llama.cpp":
+        pytest.importorskip("xllamacpp", reason="needs the extra llamacpp")
+    target = tiny_gguf if request.param == "llama.cpp" else tiny_hf
+    return open_backend(str(target), BackendOptions(context=_CONTEXT, threads=1), request.param)
+
+
+def text(backend: Any, tokens: int) -> str:
+    """A text of this many tokens."""
+    found = "a" * tokens
+    assert len(backend.tokenize(found)) == tokens
+    return found
+
+
+def test_an_answer_ends_at_the_end_of_the_context(backend: Any) -> None:
+    sampling = Sampling(50, temperature=1.0, seed=2)
+    (found,) = backend.complete([Request(text(backend, _CONTEXT - 3), sampling)])
+    assert found.prompt_tokens == _CONTEXT - 3
+    assert found.choices[0].tokens == 3 and found.choices[0].finish == "length"
+    with pytest.raises(BadRequestError, match=r"^request 2: the prompt has 16 tokens, and this model takes 16"):
+        list(backend.complete([Request("a"), Request(text(backend, _CONTEXT))]))
+
+
+def test_a_pair_that_does_not_fit_is_refused_and_not_cut(backend: Any) -> None:
+    fits = [Pair("a", text(backend, _CONTEXT)), Pair(text(backend, _CONTEXT), "a"), Pair("", text(backend, _CONTEXT))]
+    assert [one.tokens for one in backend.loglikelihood(fits)] == [_CONTEXT, 1, _CONTEXT]
+    for pair in (
+        Pair("aa", text(backend, _CONTEXT)),
+        Pair(text(backend, _CONTEXT), "aa"),
+        Pair("", text(backend, _CONTEXT + 1)),
+    ):
+        with pytest.raises(BadRequestError, match=r"^pair 2: 18 tokens, and this model takes 17"):
+            backend.loglikelihood([Pair("a", "b"), pair])
+
+
+def test_a_continuation_without_tokens_is_refused(backend: Any) -> None:
+    for pair in (Pair("a", ""), Pair("", "")):
+        with pytest.raises(BadRequestError, match=r"^pair 2: the continuation '' has no tokens of its own"):
+            backend.loglikelihood([Pair("a", "b"), pair])
