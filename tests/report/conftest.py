@@ -39,6 +39,7 @@ from armillary.report import (
     RecordRow,
     ReportData,
     Sample,
+    ScoreRow,
     TargetPoint,
 )
 
@@ -245,6 +246,11 @@ def full_report() -> ReportData:
             for name, end in (("found", 3.2), ("natural", 3.1), ("uniform", 3.3))
         ],
         curves_seed=1,
+        scores=[
+            ScoreRow("total", 400, 0.7125, 0.668, 0.757, 0.6675, 0.621, 0.714, 0.045, 0.0105, 0.0795, 0.011),
+            ScoreRow("code", 40, 0.8, 0.664, 0.911, 0.775, 0.634, 0.893, 0.025, -0.05, 0.1, 0.75),
+            ScoreRow("中文新闻", 40, 0.65, 0.498, 0.788, 0.525, 0.373, 0.674, 0.125, 0.012, 0.2375, 0.0004),
+        ],
         samples=[
             Sample("The theorem", " states that every matrix of the form\n    A = [[1, 2], [3, 4]]\nis a root of it."),
             Sample("新华社北京", "一月三日电 国务院总理今天在会见代表团时说，经济建设的发展是两国人民的共同愿望。"),

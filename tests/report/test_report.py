@@ -33,6 +33,7 @@ from armillary.report import (
     Question,
     ReportData,
     Sample,
+    ScoreRow,
     write_report,
 )
 from armillary.report.text import STRINGS, Words
@@ -86,6 +87,33 @@ def render(data: ReportData, folder: Path, language: str = "en") -> str:
     return path.read_text(encoding="utf-8")
 
 
+def score(low: float | None, high: float | None) -> ScoreRow:
+    paired = (0.6, 0.5, 0.7, 0.05, low, high, 0.5) if low is not None and high is not None else ()
+    return ScoreRow("total", 99, 0.65, 0.6, 0.7, *paired)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (score(0.01, 0.1), "beats the same model on the natural mixture"),
+        (score(-0.1, -0.01), "is worse than the same model on the natural mixture"),
+        (score(-0.1, 0.1), "No difference from the same model"),
+        (score(None, None), "so there is no comparison"),
+    ],
+)
+def test_an_examination_says_what_its_interval_says(row: ScoreRow, said: str, tmp_path: Path) -> None:
+    page = Page(render(bare(scores=[row]), tmp_path))
+    assert said in page.text
+    assert ("p =" in page.text) == (row.p is not None)
+
+
+def test_a_domain_with_the_name_of_a_part_of_the_report_keeps_it(tmp_path: Path) -> None:
+    rows = [score(0.01, 0.1), dataclasses.replace(score(0.01, 0.1), subset="code")]
+    page = Page(render(bare(scores=rows), tmp_path))
+    assert "code version" not in page.text
+    assert {"total", "code"} <= set(page.rows)
+
+
 @pytest.fixture(scope="module", params=["en", "zh"])
 def html(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, full_data: ReportData) -> str:
     return render(full_data, tmp_path_factory.mktemp("report"), request.param)
@@ -131,6 +159,14 @@ def numbers_to_show(data: ReportData) -> set[str]:
         counts.append(row.runs)
         if row.flops:
             names.append(f"{row.flops:.2e}".split("e")[0] + " × 10")
+    for row in data.scores:
+        counts.append(row.n)
+        names += [f"{100 * v:.1f}%" for v in (row.value, row.reference)]
+        names += [f"{100 * v:.1f}" for v in (row.low, row.high, row.reference_low, row.reference_high)]
+        names += [
+            f"{100 * v:+.1f}".replace("-", "−") for v in (row.difference, row.difference_low, row.difference_high)
+        ]
+    names += ["0.011", "0.75", "< 0.001"]
     names += [row.command for row in data.reproduce] + [row.id for row in data.lineage]
     names += [" ".join((sample.prompt + sample.text).split()) for sample in data.samples]
     names += [note.detail for note in data.notes] + [row.cause for row in data.failures]

@@ -34,6 +34,7 @@ from armillary.report.data import (
     RecordRow,
     ReportData,
     Sample,
+    ScoreRow,
     TargetPoint,
 )
 from armillary.report.page import write_report
@@ -72,6 +73,7 @@ __all__ = [
     "RecordRow",
     "ReportData",
     "Sample",
+    "ScoreRow",
     "TargetPoint",
     "write_report",
 ]

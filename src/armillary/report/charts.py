@@ -48,6 +48,7 @@ from armillary.report.data import (
     LossCurve,
     MixturePart,
     PredictionRow,
+    ScoreRow,
 )
 from armillary.report.text import Words
 
@@ -370,6 +371,31 @@ def arms(arm_rows: Sequence[ArmRow], differences: Sequence[DifferenceRow], words
         rows(ax, [label(pair) for pair in pairs])
         _loss_axis(ax, "x", 5, sign=True)
         ax.set_xlabel(words("with_unit", what=words("difference"), unit=words("nats")))
+    return fig
+
+
+@chart
+def scores(score_rows: Sequence[ScoreRow], words: Words) -> Figure:
+    """Shares of right answers with their intervals, of the published model and of the one on the natural mixture."""
+    labels = [words("name_total"), *(label(row.subset) for row in score_rows[1:])]
+    left, height = _left_margin(labels), 34 * len(labels)
+    fig = figure(height + 70)
+    ax = axes(fig, left, 28, WIDTH - left - 20, height)
+    ax.axvline(0.5, color=MUTED, linewidth=1, dashes=(4, 3))
+    paired = any(row.reference is not None for row in score_rows)
+    for y, row in enumerate(score_rows):
+        shown = [("found", row.value, row.low, row.high, -0.14 if paired else 0.0)]
+        if row.reference is not None and row.reference_low is not None and row.reference_high is not None:
+            shown.append(("natural", row.reference, row.reference_low, row.reference_high, 0.14))
+        for arm, value, low, high, shift in shown:
+            ax.plot([low, high], [y + shift] * 2, color=ARM_COLOURS[arm], linewidth=2)
+            said = words("this_model") if arm == "found" else words("name_natural_model")
+            ax.plot(value, y + shift, ARM_MARKERS[arm], color=ARM_COLOURS[arm], ms=8, label=said if y == 0 else None)
+    rows(ax, labels)
+    _percent_axis(ax, "x")
+    ax.set_xlabel(words("scores_axis"))
+    if paired:
+        ax.legend(ncols=2, loc="lower left", bbox_to_anchor=(-0.01, 1.0), borderaxespad=0.2, handlelength=1.2)
     return fig
 
 

@@ -468,6 +468,29 @@ class Command:
 
 
 @dataclass(frozen=True)
+class ScoreRow:
+    """Shares of right answers on the same ``n`` items of the domain ``subset``, or of all, with 95% intervals.
+
+    ``value`` is the published model's. ``reference`` is that of the same model on the natural mixture, ``difference``
+    the first minus the second over pairs of answers, and ``p`` the probability of one as large by chance; all are None
+    where there is no such model.
+    """
+
+    subset: str
+    n: int
+    value: float
+    low: float
+    high: float
+    reference: float | None = None
+    reference_low: float | None = None
+    reference_high: float | None = None
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    p: float | None = None
+
+
+@dataclass(frozen=True)
 class LineageRow:
     """One link of the chain from the weights back to the text: the id of a run, a corpus, a recipe, a code version.
 
@@ -483,7 +506,8 @@ class ReportData:
     """All that a report shows.
 
     ``total`` is the cost of the whole; without it, the sum of ``cost`` is shown. ``curves`` are losses on held-out
-    text, ``training_curves`` on training batches, both of the runs of ``curves_seed``. ``workspace`` is the folder from
+    text, ``training_curves`` on training batches, both of the runs of ``curves_seed``. The first of ``scores`` is the
+    total. ``workspace`` is the folder from
     which the commands of ``reproduce`` read. Where ``differences`` are not given, the verdict speaks of the mixture's
     choice at proxy size.
     """
@@ -505,6 +529,7 @@ class ReportData:
     curves: Sequence[LossCurve] = ()
     training_curves: Sequence[LossCurve] = ()
     curves_seed: int = 0
+    scores: Sequence[ScoreRow] = ()
     samples: Sequence[Sample] = ()
     failures: Sequence[FailureRow] = ()
     cost: Sequence[CostRow] = ()

@@ -36,6 +36,26 @@ def percent(share: float | None) -> str:
     return MISSING if share is None or not math.isfinite(share) else f"{100 * share:.1f}%"
 
 
+def percents(low: float | None, high: float | None) -> str:
+    """The ends of an interval of a share, as percentages with one decimal."""
+    return MISSING if low is None or high is None else f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def points(mean: float | None, low: float | None, high: float | None) -> str:
+    """A difference of shares with its interval, in percentage points."""
+    if mean is None or low is None or high is None:
+        return MISSING
+    middle, *ends = (f"{100 * value:+.1f}".replace("-", "−") for value in (mean, low, high))
+    return f"{middle} [{ends[0]}, {ends[1]}]"
+
+
+def probability(value: float | None) -> str:
+    """A probability: two digits, and below a thousandth only that."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return "< 0.001" if value < 0.001 else f"{value:.2g}"
+
+
 def share(value: float) -> str:
     """A share that someone chose, as a percentage of up to three digits: ``40%``."""
     return f"{100 * value:.3g}%"

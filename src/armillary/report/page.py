@@ -35,6 +35,7 @@ from armillary.report.data import (
     PredictionPart,
     PredictionRow,
     ReportData,
+    ScoreRow,
 )
 from armillary.report.text import Language, Words
 
@@ -110,6 +111,8 @@ def _render(data: ReportData, words: Words) -> str:
         choice=_choice(data.mixture.choice, words) if data.mixture and data.mixture.choice else "",
         choice_taken=data.mixture.choice.taken if data.mixture and data.mixture.choice else None,
         anneal_choice=_anneal_choice(data.anneal, words) if data.anneal else "",
+        scores_said=_scores(data.scores[0], words) if data.scores else "",
+        scores_paired=any(row.reference is not None for row in data.scores),
         gains=[_gain(difference, words) for difference in data.differences],
         multipliers=[_multiplier(multiplier, words) for multiplier in data.multipliers],
         break_even=_break_even(data.break_even, words) if data.break_even else [],
@@ -135,6 +138,7 @@ def _sections(data: ReportData) -> list[str]:
         "prediction": data.prediction,
         "arms": data.arms,
         "curves": data.curves,
+        "scores": data.scores,
         "samples": data.samples,
         "failures": data.failures,
         "cost": data.cost,
@@ -190,6 +194,15 @@ def _seeds(data: ReportData, words: Words) -> str:
         arm = words("arm_seeds", arm=words.name(name), seeds=count)
         said = words("pair", first=said, second=arm) if said else arm
     return said
+
+
+def _scores(total: ScoreRow, words: Words) -> Markup | str:
+    """Whether the published model answers better than the one on the natural mixture."""
+    difference = fmt.points(total.difference, total.difference_low, total.difference_high)
+    if total.difference_low is None or total.difference_high is None:
+        return words("scores_alone")
+    key = "better" if total.difference_low > 0 else "worse" if total.difference_high < 0 else "undecided"
+    return words.sentence(f"scores_{key}", difference=difference, n=fmt.count(total.n), p=fmt.probability(total.p))
 
 
 def _hits(judged: list[PredictionRow], words: Words) -> Markup | str:

@@ -34,6 +34,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "section_arms": ("Against the natural and the uniform mixture", "与自然配比、均匀配比的对照"),
     "section_failures": ("Runs without a result", "没有结果的训练"),
     "section_curves": ("Loss curves", "损失曲线"),
+    "section_scores": ("Examination", "考试"),
     "section_samples": ("Samples of text", "生成文本样例"),
     "section_cost": ("Cost, and where it pays", "成本，以及何时值得"),
     "section_reproduce": ("How to get each number again", "如何复现每个数字"),
@@ -391,6 +392,46 @@ STRINGS: dict[str, tuple[str, str]] = {
     "training_loss": ("training loss", "训练损失"),
     "tokens_seen": ("training tokens", "训练词元数"),
     "loss": ("loss", "损失"),
+    # examination
+    "scores_lead": (
+        "Which of two continuations belongs to the beginning of a held-out text? Guessing is right half of the time. "
+        "The items are cut from documents that no model was trained on. Brackets hold 95% intervals.",
+        "给出留出文本的开头，判断两个续文中哪一个才是原文。随机猜测的正确率为 50%。题目取自任何模型都未训练过的文档；"
+        "方括号内为 95% 区间。",
+    ),
+    "scores_better": (
+        "The published model beats the same model on the natural mixture beyond chance: {difference} points on the "
+        "same {n} items (paired, p = {p}).",
+        "在相同的 {n} 道题上，所发布的模型优于采用自然配比的同一模型，超出随机波动：{difference} 个百分点"
+        "（配对检验，p = {p}）。",
+    ),
+    "scores_worse": (
+        "The published model is worse than the same model on the natural mixture beyond chance: {difference} points "
+        "on the same {n} items (paired, p = {p}).",
+        "在相同的 {n} 道题上，所发布的模型劣于采用自然配比的同一模型，超出随机波动：{difference} 个百分点"
+        "（配对检验，p = {p}）。",
+    ),
+    "scores_undecided": (
+        "No difference from the same model on the natural mixture was found beyond chance: {difference} points on the "
+        "same {n} items (paired, p = {p}).",
+        "在相同的 {n} 道题上，未发现与采用自然配比的同一模型之间有超出随机波动的差别：{difference} 个百分点"
+        "（配对检验，p = {p}）。",
+    ),
+    "scores_alone": (
+        "The published model was trained on the natural mixture itself, or that run has no result, so there is no "
+        "comparison.",
+        "所发布的模型本身采用自然配比，或自然配比的训练没有结果，因此没有对照。",
+    ),
+    "scores_caption": (
+        "Share of right answers; the bar is the 95% interval, the dashed line is chance.",
+        "正确率；横条为 95% 区间，虚线为随机水平。",
+    ),
+    "scores_axis": ("right answers", "正确率"),
+    "items": ("Items", "题数"),
+    "interval_95": ("95% interval", "95% 区间"),
+    "name_natural_model": ("Natural mixture", "自然配比"),
+    "this_model": ("Published model", "所发布的模型"),
+    "points": ("points", "百分点"),
     # samples
     "samples_lead": (
         "Written by the target model (seed {seed}) after the beginning in bold, which is held-out text; drawn at "
