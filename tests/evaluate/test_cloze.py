@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from armillary.corpus import Corpus, build_corpus, held_out_texts, training_texts
-from armillary.evaluate.cloze import CHARS, METRIC, TASK, _passages, cloze_items, examine_cloze
+from armillary.evaluate.cloze import METRIC, TASK, _passages, cloze_items, examine_cloze
 from armillary.generate import Completion, Cost, Likelihood, Pair, Request
 from armillary.recipe import CorpusSpec, DomainSpec, TokenizerSpec
 
 WORDS = [f"word{i}" for i in range(400)]
+CONTEXT = 64
 HAN = [chr(0x4E00 + i) for i in range(400)]
 
 
@@ -66,7 +67,7 @@ class _Table:
 
 
 def test_items_are_held_out_text_and_no_training_text(corpus: Corpus) -> None:
-    items = cloze_items(corpus, 10)
+    items = cloze_items(corpus, 10, CONTEXT)
     assert {item.domain for item in items} == {"spaced", "unspaced"}
     assert len(items) == len({item.id for item in items}) == 20
     trained = "\n".join(text for _, text in training_texts(corpus))
@@ -79,7 +80,7 @@ def test_items_are_held_out_text_and_no_training_text(corpus: Corpus) -> None:
 
 
 def test_the_right_choice_scores_one_the_wrong_one_zero_and_a_tie_a_half(corpus: Corpus) -> None:
-    items = cloze_items(corpus, 10)
+    items = cloze_items(corpus, 10, CONTEXT)
     right = {Pair(item.beginning, item.choices[item.right]): -1.0 for item in items}
     wrong = {Pair(item.beginning, item.choices[1 - item.right]): -1.0 for item in items}
     for table, value in ((right, 1.0), (wrong, 0.0), ({}, 0.5)):
@@ -96,13 +97,22 @@ def test_without_held_out_text_there_is_no_score() -> None:
     assert examine_cloze(_Table({}), []).results == ()
 
 
-@given(st.text(st.sampled_from("ab  \n中文，"), max_size=600))
-def test_passages_follow_each_other_and_never_overlap(text: str) -> None:
+@pytest.mark.parametrize("context", [16, 64, 128, 2048])
+def test_an_item_fits_into_the_context(corpus: Corpus, context: int) -> None:
+    tokenizer = corpus.tokenizer()
+    items = cloze_items(corpus, 10, context)
+    assert items
+    for item in items:
+        for choice in item.choices:
+            assert len(tokenizer.encode(item.beginning + choice).ids) <= min(context, 128)
+
+
+@given(st.text(st.sampled_from("ab  \n中文，"), max_size=600), st.integers(1, 30), st.integers(1, 12))
+def test_passages_follow_each_other_and_never_overlap(text: str, before: int, after: int) -> None:
     place = 0
-    text = text.strip()
-    for beginning, following in _passages(text):
+    for beginning, following in _passages(text, before, after):
         at = text.find(beginning + following, place)
         assert at >= place
         place = at + len(beginning) + len(following)
-        assert len(beginning) >= CHARS["unspaced"][0]
+        assert len(beginning) >= before
         assert following.strip()

@@ -5,7 +5,8 @@ the same place in another document of the domain. A model chooses the continuati
 probability per byte of UTF-8. Guessing is right half of the time, so a model of a million parameters, which is at
 chance in every public examination, shows here what it has learned, in each language of its corpus.
 
-The items are text, not tokens: models with other tokenizers get the same items. They depend on the corpus alone.
+The items are text, not tokens, so that models with other tokenizers can answer them too. They depend on the corpus and
+the context length alone.
 
 Trade-off: the wrong continuation is of the same domain and not written to mislead. The test separates small models; a
 large one is right nearly always.
@@ -25,9 +26,9 @@ from armillary.recipe import canonical_hash
 
 TASK = "cloze"
 METRIC = "acc"
-# Characters of the beginning and of what follows, with and without spaces between words: about 60 and 20 tokens of a
-# small vocabulary each, so that an item fits into a context of 128 tokens.
-CHARS = {"spaced": (160, 60), "unspaced": (60, 20)}
+# Shares of the context that a beginning and what follows it take, and the longest context that is made use of: with a
+# longer beginning the choice becomes too easy to tell models apart.
+BEFORE, AFTER, LONGEST = 0.5, 0.17, 128
 _SPACE = re.compile(r"\s")
 _UNSPACED = re.compile(r"[฀-࿿က-႟ក-៿⺀-鿿ꀀ-꓏가-힯豈-﫿]")
 
@@ -48,18 +49,19 @@ class ClozeItem:
         return item_id(TASK, self.domain, [self.beginning, *self.choices])
 
 
-def cloze_items(corpus: Corpus, per_domain: int) -> list[ClozeItem]:
+def cloze_items(corpus: Corpus, per_domain: int, context_length: int) -> list[ClozeItem]:
     """At most ``per_domain`` items from the held-out text of each domain; none of a domain with under two passages.
 
-    Long documents give several items, which do not overlap. The items of a domain are spread evenly over its text.
+    An item takes about two thirds of ``context_length`` tokens. Long documents give several items, which do not
+    overlap. The items of a domain are spread evenly over its text.
     """
     items = []
     for domain in corpus.domains:
-        passages = [
-            (name, beginning, following)
-            for name, text in held_out_texts(corpus, domain)
-            for beginning, following in _passages(text)
-        ]
+        texts = list(held_out_texts(corpus, domain))
+        tokens = min(context_length, LONGEST) / max(len(corpus.validation_tokens(domain)), 1)
+        chars = sum(len(text) for _, text in texts) * tokens  # as many as the context holds
+        lengths = max(int(BEFORE * chars), 1), max(int(AFTER * chars), 1)
+        passages = [(name, *passage) for name, text in texts for passage in _passages(text, *lengths)]
         step = max(len(passages) / per_domain, 1)
         chosen = [passages[int(i * step)] for i in range(min(per_domain, len(passages)))]
         if len(chosen) < 2:
@@ -122,11 +124,10 @@ def _result(subset: str, rows: Sequence[Item]) -> Result:
     )
 
 
-def _passages(text: str) -> list[tuple[str, str]]:
-    """Beginnings and what follows them, one after the other; in scripts with spaces they end where a word does."""
+def _passages(text: str, before: int, after: int) -> list[tuple[str, str]]:
+    """Beginnings of ``before`` characters and ``after`` that follow, one after the other; words are left whole."""
     text = text.strip()
     spaced = len(_UNSPACED.findall(text)) < 0.3 * len(text)
-    before, after = CHARS["spaced" if spaced else "unspaced"]
     found, start = [], 0
     while (end := _word_end(text, start + before + after, spaced)) is not None:
         middle = _word_end(text, start + before, spaced)

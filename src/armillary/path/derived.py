@@ -1,7 +1,8 @@
 """The files of a workspace that every call writes anew, and the record by which ``verify`` checks them.
 
-``.written.json`` holds the SHA-256 of the reports, ``summary.json``, ``recipe.found.yaml`` and ``target.yaml``. It is
-sealed. No stage reads one of these files back, so a damaged one costs nothing: the next call replaces it.
+``.written.json`` holds the SHA-256 of the reports, ``summary.json``, ``recipe.found.yaml``, ``target.yaml`` and the
+answers in ``examination``. It is sealed. No stage needs one of these files, so a damaged one costs nothing: the next
+call replaces it.
 """
 
 from __future__ import annotations

@@ -6,13 +6,14 @@ Runs are looked up by id, never by place. What the stages could not find is miss
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import armillary
 from armillary.corpus import Corpus
 from armillary.goodput import read_events
+from armillary.path.examination import Examined, score_rows
 from armillary.recipe import ArmillaryError, Edge, Recipe
 from armillary.study import (
     AnnealOutcome,
@@ -44,6 +45,7 @@ class Evidence:
     prediction: dict[str, Any] | None = None
     target: TargetOutcome | None = None
     verdict: dict[str, Any] | None = None
+    examined: Examined | None = None
 
     @property
     def unfinished(self) -> list[str]:
@@ -89,6 +91,7 @@ def summary(evidence: Evidence, wall_s: Mapping[str, float]) -> dict[str, Any]:
         "differences": [d.model_dump(mode="json") for d in differences],
         "verdict": verdict["status"],
         "predictions": verdict["rows"],
+        "examination": [] if evidence.examined is None else [asdict(row) for row in score_rows(evidence.examined)],
         "recorded_at": prediction["recorded_at"],
         "started_at": None if started is None else iso_time(started),
         "mixture": evidence.found.mixture if evidence.found else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from armillary.report import ScoreRow
 from armillary.study import AnnealOutcome, LadderOutcome, MixtureOutcome, TargetOutcome
 
 
@@ -56,6 +57,17 @@ def verdict(said: dict[str, Any]) -> str:
     if said["status"] == "diverged":
         return f"verdict: diverged: outside ({said['reason']})"
     return f"verdict: {said['reason']}"
+
+
+def examination(total: ScoreRow) -> str:
+    """The share of right answers of the published model, and the difference from the natural mixture."""
+    said = (
+        f"examine: {100 * total.value:.1f}% of {total.n} items right ({100 * total.low:.1f} to {100 * total.high:.1f})"
+    )
+    if total.difference is None or total.difference_low is None or total.difference_high is None:
+        return said
+    ends = f"{100 * total.difference_low:+.1f} to {100 * total.difference_high:+.1f}"
+    return f"{said}; against the natural mixture {100 * total.difference:+.1f} points ({ends}), p = {total.p:.2g}"
 
 
 def _between(found: MixtureOutcome | AnnealOutcome) -> str:

@@ -24,6 +24,7 @@ from armillary import report
 from armillary.goodput import read_events
 from armillary.laws import ExtrapolationError, ExtrapolationWarning, Prediction, ScalingLaw
 from armillary.path.evidence import STUDIES, Evidence, public_source, spent_flops
+from armillary.path.examination import score_rows
 from armillary.path.samples import sample
 from armillary.recipe import ArmillaryError, DamagedFileError, RunSpec
 from armillary.study import AnnealOutcome, MixtureOutcome, fit_law, hold_out_rungs, iso_time, phases
@@ -100,6 +101,7 @@ class _Pages:
             curves=self._curves(curves_seed),
             training_curves=self._training_curves(curves_seed),
             curves_seed=curves_seed,
+            scores=[] if evidence.examined is None else score_rows(evidence.examined),
             samples=self._samples(),
             failures=self._failures(),
             cost=cost,

@@ -25,6 +25,7 @@ from armillary.files import aside, write_file, write_json
 from armillary.launch import fit_workers, launched, worker_bytes
 from armillary.path import derived, lines
 from armillary.path.evidence import Evidence, lineage, summary
+from armillary.path.examination import examine, score_rows, written_files
 from armillary.path.pages import report_data
 from armillary.recipe import (
     ArmillaryError,
@@ -336,6 +337,12 @@ class Workspace:
             if reach >= GOALS.index("release"):
                 with self._stage("export", lab.store):
                     self._release(evidence)
+                assert evidence.target is not None
+                self.progress("examine", 0, 1, "cloze items of held-out text")
+                with self._stage("examine", lab.store):
+                    evidence.examined = examine(evidence.target, lab.corpus, lab.store, self.folder)
+                if evidence.examined is not None:
+                    self.say(lines.examination(score_rows(evidence.examined)[0]))
         return evidence
 
     def report(self, until: Goal = "release", language: Language = "en") -> Evidence:
@@ -354,6 +361,8 @@ class Workspace:
             if evidence.verdict is not None:
                 write_json(self.folder / "summary.json", summary(evidence, self.wall_s()))
                 written.append("summary.json")
+            if evidence.examined is not None:
+                written += written_files(evidence.examined)
             derived.record(self.folder, *written)
         return evidence
 

@@ -578,6 +578,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "name_predict": ("prediction", "预测"),
     "name_arms": ("other mixtures", "对照配比"),
     "name_export": ("export", "导出"),
+    "name_examine": ("examination", "考试"),
     "name_total": ("total", "合计"),
     "name_everything": ("everything", "全部"),
     "name_recipe": ("recipe", "配方"),

@@ -1,0 +1,102 @@
+"""The examination of a workspace: paired with the natural mixture, kept, and made again where it is damaged."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from finished import finished_workspace
+
+import fakes
+from armillary.corpus import Corpus
+from armillary.evaluate.cloze import METRIC, TASK
+from armillary.evaluate.results import read_examination, write_examination
+from armillary.path import workspace
+from armillary.path.examination import FOLDER, examine, score_rows
+from armillary.recipe import CorpusSpec, ForeignFileError, read_json, write_sealed
+from armillary.study import Store, TargetOutcome, mixture
+
+
+@pytest.fixture(scope="module")
+def made(tiny_corpus_spec: CorpusSpec, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TargetOutcome]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mixture, "MixtureLaw", fakes.QuickLaw)
+        patch.setattr(mixture, "optimise_mixture", fakes.quick_optima)
+        patch.setattr(workspace, "write_report", lambda data, path, language: path.write_text("a report"))
+        place, evidence = finished_workspace(tiny_corpus_spec, tmp_path_factory.mktemp("examined") / "tiny")
+    assert evidence.target is not None
+    return place.folder, evidence.target
+
+
+def opened(folder: Path) -> tuple[Corpus, Store]:
+    (corpus,) = (path.parent for path in folder.glob("corpus/*/manifest.json"))
+    return Corpus.open(corpus), Store(folder / "store")
+
+
+def test_the_published_model_and_the_natural_mixture_answer_the_same_items(made: tuple[Path, TargetOutcome]) -> None:
+    folder, _ = made
+    published, natural = (read_examination(folder / FOLDER / arm) for arm in ("published", "natural"))
+    assert [row.id for row in published.items[TASK]] == [row.id for row in natural.items[TASK]]
+    assert published.model["run"] != natural.model["run"]
+    summary = read_json(folder / "summary.json", "summary", "")["examination"]
+    assert [row["subset"] for row in summary] == ["total", *dict.fromkeys(r.subset for r in published.items[TASK])]
+    total = summary[0]
+    right, others = (sum(row.scores[METRIC] for row in found.items[TASK]) for found in (published, natural))
+    assert total["n"] == len(published.items[TASK]) > 20
+    assert total["value"] == pytest.approx(right / total["n"])
+    assert total["difference"] == pytest.approx((right - others) / total["n"])
+    assert total["difference_low"] <= total["difference"] <= total["difference_high"]
+
+
+def test_answers_are_used_again_and_damaged_ones_made_again(made: tuple[Path, TargetOutcome], tmp_path: Path) -> None:
+    folder, outcome = made
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    corpus, store = opened(copy)
+    place = copy / FOLDER / "published"
+    before = read_examination(place)
+    # an answer that no model gives shows whether the file is read or made again
+    marked = replace(before, backend={"mark": "kept"})
+    write_examination(place, marked)
+    found = examine(outcome, corpus, store, copy)
+    assert found is not None and found.published.backend == {"mark": "kept"}
+
+    items = place / "items" / f"{TASK}.jsonl"
+    items.write_bytes(items.read_bytes()[:-40])
+    found = examine(outcome, corpus, store, copy)
+    assert found is not None and found.published == before == read_examination(place)
+
+    # answers of another run are not those of this one
+    write_examination(place, replace(before, model={**before.model, "run": "another"}))
+    found = examine(outcome, corpus, store, copy)
+    assert found is not None and found.published == before
+    store.close()
+
+
+def test_answers_of_a_newer_version_are_refused_and_kept(made: tuple[Path, TargetOutcome], tmp_path: Path) -> None:
+    folder, outcome = made
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    corpus, store = opened(copy)
+    file = copy / FOLDER / "natural" / "results.json"
+    document = read_json(file, "results", "")
+    document.pop("sha256", None)
+    write_sealed(file, {**document, "format": 99})
+    kept = file.read_bytes()
+    with pytest.raises(ForeignFileError):
+        examine(outcome, corpus, store, copy)
+    assert file.read_bytes() == kept
+    store.close()
+
+
+def test_a_published_run_on_the_natural_mixture_is_examined_alone(
+    made: tuple[Path, TargetOutcome], tmp_path: Path
+) -> None:
+    folder, outcome = made
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    corpus, store = opened(copy)
+    alone = outcome.model_copy(update={"arms": [arm for arm in outcome.arms if arm.name != "natural"]})
+    found = examine(alone, corpus, store, copy)
+    assert found is not None and found.natural is None
+    assert all(row.reference is None and row.p is None for row in score_rows(found))
+    store.close()
