@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finished import finished_workspace, quick_report
 from formula_runs import make_lab, make_recipe
 
+import fakes
 from armillary.corpus import Corpus
-from armillary.path import pages
+from armillary.path import Evidence, pages, workspace
 from armillary.recipe import CorpusSpec
-from armillary.study import Lab, LadderOutcome, predictions
+from armillary.study import Lab, LadderOutcome, mixture, predictions
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +39,17 @@ def fit_once(kept_laws: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(pages, "fit_law", once("law", pages.fit_law))
     monkeypatch.setattr(pages, "hold_out_rungs", once("rungs", pages.hold_out_rungs))
     monkeypatch.setattr(predictions, "fit_law", once("law", predictions.fit_law))
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_corpus_spec: CorpusSpec, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Evidence]:
+    """A finished workspace and what it found, with a law and a report that take no time; to be copied, not changed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mixture, "MixtureLaw", fakes.QuickLaw)
+        patch.setattr(mixture, "optimise_mixture", fakes.quick_optima)
+        patch.setattr(workspace, "write_report", quick_report)
+        place, evidence = finished_workspace(tiny_corpus_spec, tmp_path_factory.mktemp("finished") / "tiny")
+    return place.folder, evidence
 
 
 @pytest.fixture

@@ -91,3 +91,8 @@ def finished_workspace(corpus: CorpusSpec, folder: Path) -> tuple[Here, Evidence
     evidence = place.report()
     evidence.store.close()
     return place, evidence
+
+
+def quick_report(data: Any, path: Path, language: str) -> None:
+    """In the place of ``write_report``: a file that takes no time."""
+    path.write_text(f"{data.name} {language}")

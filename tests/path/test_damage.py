@@ -10,12 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finished import Here, finished_workspace
+from finished import Here, quick_report
 
-import fakes
 from armillary.path import Evidence, verify, workspace
-from armillary.recipe import ArmillaryError, CorpusSpec, given, load_recipe, write_sealed
-from armillary.study import mixture
+from armillary.recipe import ArmillaryError, given, load_recipe, write_sealed
 
 # What every call may write anew; a lock holds nothing.
 RENEWED = {".written.json", "cost.json", "report.html", "recipe.found.yaml", "target.yaml", "summary.json"}
@@ -47,29 +45,20 @@ def found_in(evidence: Evidence) -> Any:
 
 
 @pytest.fixture(scope="module")
-def made(tiny_corpus_spec: CorpusSpec, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """Made once, with a law and a report that take no time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mixture, "MixtureLaw", fakes.QuickLaw)
-        patch.setattr(mixture, "optimise_mixture", fakes.quick_optima)
-        patch.setattr(workspace, "write_report", quick_report)
-        place, evidence = finished_workspace(tiny_corpus_spec, tmp_path_factory.mktemp("finished") / "tiny")
+def made(finished: tuple[Path, Evidence]) -> Made:
+    folder, evidence = finished
     assert evidence.target and evidence.target.published and evidence.ladder and evidence.mixture
     runs = {
         "TARGET": evidence.target.published,
         "RUNG": evidence.ladder.points[0].run,
         "PROXY": evidence.mixture.runs[0],
     }
-    return Made(place.folder, found_in(evidence), runs)
+    return Made(folder, found_in(evidence), runs)
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workspace, "write_report", quick_report)
-
-
-def quick_report(data: Any, path: Path, language: str) -> None:
-    path.write_text(f"{data.name} {language}")
 
 
 def truncated(path: Path) -> None:

@@ -7,27 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from finished import finished_workspace
 
-import fakes
 from armillary.corpus import Corpus
 from armillary.evaluate.cloze import METRIC, TASK
 from armillary.evaluate.results import read_examination, write_examination
-from armillary.path import workspace
+from armillary.path import Evidence
 from armillary.path.examination import FOLDER, examine, score_rows
-from armillary.recipe import CorpusSpec, ForeignFileError, read_json, write_sealed
-from armillary.study import Store, TargetOutcome, mixture
+from armillary.recipe import ForeignFileError, read_json, write_sealed
+from armillary.study import Store, TargetOutcome
 
 
-@pytest.fixture(scope="module")
-def made(tiny_corpus_spec: CorpusSpec, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TargetOutcome]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mixture, "MixtureLaw", fakes.QuickLaw)
-        patch.setattr(mixture, "optimise_mixture", fakes.quick_optima)
-        patch.setattr(workspace, "write_report", lambda data, path, language: path.write_text("a report"))
-        place, evidence = finished_workspace(tiny_corpus_spec, tmp_path_factory.mktemp("examined") / "tiny")
+@pytest.fixture
+def made(finished: tuple[Path, Evidence]) -> tuple[Path, TargetOutcome]:
+    folder, evidence = finished
     assert evidence.target is not None
-    return place.folder, evidence.target
+    return folder, evidence.target
 
 
 def opened(folder: Path) -> tuple[Corpus, Store]:

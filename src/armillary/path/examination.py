@@ -17,7 +17,8 @@ from armillary.evaluate.cloze import METRIC, TASK, ClozeItem, cloze_items, exami
 from armillary.evaluate.intervals import mean_interval
 from armillary.evaluate.paired import paired
 from armillary.evaluate.results import ITEMS, RESULTS, Examination, Item, read_examination, write_examination
-from armillary.generate import ModelText, NativeBackend
+from armillary.generate.native import NativeBackend
+from armillary.generate.text import ModelText
 from armillary.recipe import DamagedFileError, UsageError
 from armillary.study import Store, TargetOutcome
 from armillary.train import load_trained
