@@ -10,7 +10,7 @@ import pytest
 
 from armillary.evaluate.tasks import ExamOptions, prepare
 from armillary.evaluate.tasks.data import SOURCES
-from armillary.recipe import UsageError
+from armillary.recipe import ArmillaryError, UsageError
 
 HEADER = "id,question,A,B,C,D,answer,explanation\n"
 CEVAL = SOURCES["ceval/ceval-exam"]
@@ -140,3 +140,25 @@ def test_subsets_without_files_are_known_and_new_subjects_are_taken(data: Path) 
 def test_wrong_numbers_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError, match="give"):
         ExamOptions(**wrong)
+
+
+def test_ifeval_downloads_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nltk = pytest.importorskip("nltk")
+    monkeypatch.setattr(nltk, "download", lambda *_: pytest.fail("a download was tried"))
+    monkeypatch.setattr(nltk.data, "path", [])
+    rows = [
+        {"key": 1, "prompt": "No commas.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
+        {
+            "key": 2,
+            "prompt": "Two sentences.",
+            "instruction_id_list": ["length_constraints:number_sentences"],
+            "kwargs": [{"relation": "at least", "num_sentences": 2}],
+        },
+    ]
+    put(tmp_path / "input_data.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert prepare(["ifeval"], tmp_path, ExamOptions(limit=1)).objects.keys() == {"ifeval"}
+    with pytest.raises(ArmillaryError, match=r"ifeval: 1 items count sentences.*punkt_tab.*NLTK_DATA"):
+        prepare(["ifeval"], tmp_path, ExamOptions())
+    assert capsys.readouterr().out == ""

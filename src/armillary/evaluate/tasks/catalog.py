@@ -7,10 +7,12 @@ functions, and scored in the sandbox instead (``code.py``).
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import io
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +27,8 @@ from armillary.recipe import ArmillaryError, UsageError
 ALIASES = {"ceval": "ceval-valid", "math500": "minerva_math500", "math-500": "minerva_math500", "c-eval": "ceval-valid"}
 # Folders of lm_eval's configurations whose data sets have a local layout (``data.SOURCES``).
 _FOLDERS = ("bbh", "ceval", "cmmlu", "gsm8k", "humaneval", "ifeval", "mbpp", "minerva_math", "mmlu")
+# Instructions of IFEval for which lm_eval cuts text with NLTK's punkt_tab.
+_SENTENCES = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
 # For a subject that lm_eval's C-Eval has no configuration of.
 _CEVAL_DESCRIPTION = "以下是中国关于{subject}的单项选择题，请选出其中的正确答案。\n\n"
 
@@ -108,6 +112,7 @@ def build(leaf: Leaf, shots: int | None, data: Splits) -> Any:
         UsageError: more shots than there are examples.
     """
     datasets = _lm_eval("datasets")
+    datasets.disable_progress_bars()
     from lm_eval.api import task as lm_eval_task
 
     # Its bar for each subset would run across the progress of the whole examination.
@@ -171,7 +176,8 @@ def _leaf(entry: Any, overrides: dict[str, Any], source: Source, folder: Path) -
 
     unsafe = bool(entry.cfg.get("unsafe_code"))
     plain = {**deepcopy(entry.cfg), **overrides}
-    config = {**load_yaml(entry.yaml_path, resolve_func=not unsafe), **overrides}
+    with _offline():
+        config = {**load_yaml(entry.yaml_path, resolve_func=not unsafe), **overrides}
     describe = {key: _portable(value) for key, value in plain.items() if key not in ("tag", "group", "task_list")}
     for key in ("tag", "group", "task_list"):
         config.pop(key, None)
@@ -179,6 +185,37 @@ def _leaf(entry: Any, overrides: dict[str, Any], source: Source, folder: Path) -
         config = sandboxed(config)
     subset = str(config.get("dataset_name") or "") if source.parts else entry.name
     return Leaf(entry.name, subset, config, describe, source, folder)
+
+
+@contextlib.contextmanager
+def _offline() -> Iterator[None]:
+    """Keeps NLTK from downloading, which lm_eval's IFEval starts when it is imported, with words on standard output."""
+    nltk = _lm_eval("nltk")
+    download = nltk.download
+    nltk.download = lambda *_, **__: False
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        nltk.download = download
+
+
+def check_sentences(leaf: Leaf, docs: Iterable[Mapping[str, Any]]) -> None:
+    """Raise unless the instructions of IFEval in ``docs`` can be checked without a download.
+
+    Raises:
+        ArmillaryError: some count sentences or capital words, and NLTK's model of sentences is not installed.
+    """
+    needing = sum(not _SENTENCES.isdisjoint(doc.get("instruction_id_list", ())) for doc in docs)
+    if needing:
+        try:
+            _lm_eval("nltk").data.find("tokenizers/punkt_tab")
+        except LookupError:
+            raise ArmillaryError(
+                f"{leaf.name}: {needing} items count sentences or capital words with NLTK's punkt_tab, which is not on "
+                "this machine; unpack it below a folder of NLTK_DATA (where there is a network: python -m "
+                "nltk.downloader punkt_tab)"
+            ) from None
 
 
 def _new_subject(subject: str, source: Source, folder: Path) -> Leaf:

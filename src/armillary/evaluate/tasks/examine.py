@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from hashlib import sha256
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from armillary.evaluate.intervals import mean_interval
 from armillary.evaluate.results import Examination, Item, Result, item_id
-from armillary.evaluate.tasks.catalog import Leaf, Named, build, find
+from armillary.evaluate.tasks.catalog import Leaf, Named, build, check_sentences, find
 from armillary.evaluate.tasks.code import METRIC as PASSES
 from armillary.evaluate.tasks.extract import CODE, SECOND, Extractor
 from armillary.evaluate.tasks.lm import Asked, Progress, language_model, request_of
@@ -104,6 +105,7 @@ def prepare(tasks: Sequence[str], data: Path, options: ExamOptions, variant: int
             task = build(leaf, options.shots, leaf.splits())
             if options.max_new_tokens is not None and task.OUTPUT_TYPE == "generate_until":
                 task.set_config("generation_kwargs", {"max_gen_toks": options.max_new_tokens}, update=True)
+            check_sentences(leaf, islice(task.eval_docs, options.limit))
             if variant:
                 vary(task, variant)
             prepared.objects[leaf.name] = task

@@ -116,7 +116,7 @@ class Asked:
 
 
 # Pairs given to a backend at once: what a killed run may lose.
-_PAIRS = 512
+_PAIRS = 64
 
 
 def language_model(asked: Asked) -> LM:
