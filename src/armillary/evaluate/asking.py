@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from armillary.generate import Answers, Backend, BackendOptions, Completion, Request, open_answers, open_backend
 from armillary.recipe import UsageError
@@ -71,7 +72,10 @@ def opened(targets: Sequence[str], opening: Opening) -> Iterator[dict[str, Asker
 
 
 def short_name(target: str) -> str:
-    """The last part of a path or URL, without the ending of a file of weights."""
+    """The last part of a path without the ending of a file of weights; host and path of a URL."""
+    if "://" in target:
+        url = urlsplit(target)
+        return f"{url.netloc.rpartition('@')[2]}{url.path}".rstrip("/")
     last = target.rstrip("/").rpartition("/")[2]
     return last.removesuffix(".gguf") or target
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from armillary.cli.verbs import app
 from armillary.evaluate import compare, read_examination
-from armillary.evaluate.asking import Asker
+from armillary.evaluate.asking import Asker, short_name
 from armillary.evaluate.contests import CONTESTS, score_file
 from armillary.evaluate.contests.files import write_predictions
 from armillary.evaluate.contests.run import ContestOptions, contest_parts, run_contest, write_entries
@@ -88,7 +88,7 @@ def test_a_text_that_is_examined_is_no_example_under_another_id(tmp_path: Path) 
 def test_each_method_has_its_score_its_gain_and_its_cost(data: Path, tmp_path: Path) -> None:
     methods = ("plain", "few-shot", "vote")
     options = ContestOptions(data, methods, development=10, shots=2)
-    entries = run_contest(SPACE, {"a": model(0.5, 1), "b": model(0.9, 2)}, {}, options)
+    entries = run_contest(SPACE, contest_parts(SPACE, options), {"a": model(0.5, 1), "b": model(0.9, 2)}, {}, options)
     assert [(entry.system, entry.method) for entry in entries] == [
         *(("a", "plain"), ("a", "few-shot"), ("b", "plain"), ("b", "few-shot"), ("4 voters", "vote"))
     ]
@@ -113,7 +113,7 @@ def test_a_file_of_predictions_is_a_rival_and_a_voter(data: Path, tmp_path: Path
     path = tmp_path / "rival.jsonl"
     write_predictions(SPACE, path, asked, {item.id: item.gold for item in asked})
     options = ContestOptions(data, ("plain", "vote"), development=10)
-    entries = run_contest(SPACE, {"a": model(0.2, 1)}, {"r": path}, options)
+    entries = run_contest(SPACE, contest_parts(SPACE, options), {"a": model(0.2, 1)}, {"r": path}, options)
     assert [(entry.system, entry.method) for entry in entries] == [
         ("a", "plain"),
         ("r", "predictions"),
@@ -122,7 +122,7 @@ def test_a_file_of_predictions_is_a_rival_and_a_voter(data: Path, tmp_path: Path
     assert entries[1].scores[0].value == entries[2].scores[0].value == 1
     write_predictions(SPACE, path, parts.examined, {item.id: item.gold for item in parts.examined})
     with pytest.raises(UsageError, match="10 of the 22 items that are examined or learned from have no answer"):
-        run_contest(SPACE, {"a": model(0.2, 1)}, {"r": path}, options)
+        run_contest(SPACE, contest_parts(SPACE, options), {"a": model(0.2, 1)}, {"r": path}, options)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,8 @@ def test_a_file_of_predictions_is_a_rival_and_a_voter(data: Path, tmp_path: Path
 )
 def test_what_cannot_be_examined_is_named(data: Path, options: dict, models: list[str], expected: str) -> None:
     with pytest.raises(UsageError, match=expected):
-        run_contest(SPACE, {name: model(0.5, 1) for name in models}, {}, ContestOptions(**{"data": data, **options}))
+        made = ContestOptions(**{"data": data, **options})
+        run_contest(SPACE, contest_parts(SPACE, made), {name: model(0.5, 1) for name in models}, {}, made)
 
 
 def test_the_verb_examines_a_real_model_and_resumes(tmp_path: Path) -> None:
@@ -180,3 +181,16 @@ def test_wrong_use_of_the_verb_is_named(arguments: list[str], expected: str) -> 
     done = CliRunner().invoke(app, ["evaluate", "contest", *arguments])
     assert isinstance(done.exception, UsageError)
     assert expected in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("models/a.gguf", "a"),
+        ("models/a/", "a"),
+        ("http://me:secret@host:8000/v1", "host:8000/v1"),
+        ("https://api.example.com/v1/", "api.example.com/v1"),
+    ],
+)
+def test_a_model_has_a_short_name_without_secrets(target: str, expected: str) -> None:
+    assert short_name(target) == expected

@@ -168,24 +168,28 @@ def by_hash(items: Sequence[Item]) -> list[Item]:
 
 
 def run_contest(
-    contest: Contest, models: Mapping[str, Asker], predictions: Mapping[str, Path], options: ContestOptions
+    contest: Contest,
+    parts: Parts,
+    models: Mapping[str, Asker],
+    predictions: Mapping[str, Path],
+    options: ContestOptions,
 ) -> list[Entry]:
     """Examine models and files of predictions, and let them vote.
 
     Args:
+        parts: the items, from ``contest_parts``.
         models: by name.
         predictions: by name, files in the contest's own format. Where a vote is wanted, a file answers the development
             part too (``contest_parts``).
 
     Raises:
-        UsageError: data that is missing or damaged, a name given twice, a prompt that is too long for the model.
+        UsageError: too few voters, a file that is missing or damaged, a name given twice, a prompt that is too long.
     """
     if VOTE in options.methods and len(models) * len(options.asked) + len(predictions) < 2:
         raise UsageError("a vote needs two voters or more: models, methods, or files of predictions")
     both = sorted(set(models) & set(predictions))
     if both:
         raise UsageError(f"{', '.join(both)} names a model and a file of predictions")
-    parts = contest_parts(contest, options)
     voting = VOTE in options.methods
     asked = [*parts.examined, *(parts.development if voting else [])]
     examples = None
