@@ -173,7 +173,7 @@ def test_the_verb_examines_a_real_model_and_resumes(tmp_path: Path) -> None:
         (["ched"], "give models to examine, or --score with --gold"),
         (["ched", "--score", "a.jsonl"], "give models to examine, or --score with --gold"),
         (["ched", "--rival", "file"], "give each rival as NAME=FILE"),
-        (["ched", "nowhere.gguf", "--data", "."], "nowhere.gguf"),
+        (["nlpcc2024-5", "nowhere.gguf"], "nowhere.gguf"),
         (["chess", "model"], "known are space2024"),
     ],
 )
