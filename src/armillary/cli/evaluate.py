@@ -81,7 +81,7 @@ def run(
     Example: armillary evaluate ./model --tasks gsm8k,cmmlu --data evaluation --limit 100
     """
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported; progress is shown here
-    from armillary.evaluate.tasks import ExamOptions, hold_examination, lineage_of
+    from armillary.evaluate.tasks import ExamOptions, default_folder, hold_examination, lineage_of
     from armillary.generate import BackendOptions, EndpointOptions, open_backend
 
     reporter = Reporter()
@@ -103,7 +103,7 @@ def run(
         tokenizer=tokenizer,
         endpoint=EndpointOptions.from_settings(endpoint or []),
     )
-    place = folder or Path(f"exam-{Path(model.rstrip('/')).stem}")
+    place = folder or default_folder(model)
     try:
         examination = hold_examination(
             lambda: open_backend(model, opening, backend),

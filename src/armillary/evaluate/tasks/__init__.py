@@ -3,7 +3,7 @@
 from armillary.evaluate.tasks.audit import Disagreement, audit
 from armillary.evaluate.tasks.examine import Contamination, ExamOptions, Prepared, examine, prepare
 from armillary.evaluate.tasks.rescore import rescore
-from armillary.evaluate.tasks.session import hold_examination, lineage_of
+from armillary.evaluate.tasks.session import default_folder, hold_examination, lineage_of
 
 __all__ = [
     "Contamination",
@@ -11,6 +11,7 @@ __all__ = [
     "ExamOptions",
     "Prepared",
     "audit",
+    "default_folder",
     "examine",
     "hold_examination",
     "lineage_of",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from armillary.evaluate.results import ANSWERS, RESULTS, Examination, read_examination, write_examination
 from armillary.evaluate.tasks.examine import ExamOptions, Prepared, examine, prepare
@@ -49,6 +50,12 @@ def hold_examination(
             examination = _with_others(read_examination(folder), examination)
         write_examination(folder, examination)
     return examination
+
+
+def default_folder(target: str) -> Path:
+    """Where the results of a model go that were given no folder: ``exam-`` and the name of the model or its server."""
+    name = urlsplit(target).hostname if "://" in target else Path(target).name.removesuffix(".gguf")
+    return Path(f"exam-{name or 'model'}")
 
 
 def lineage_of(target: str) -> dict[str, Any] | None:
