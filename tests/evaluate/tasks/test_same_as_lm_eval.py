@@ -111,6 +111,14 @@ def test_a_score_does_not_move_with_the_batch(folder: Path, data: Path) -> None:
                 assert (a.id, a.answer, a.scores) == (b.id, b.answer, b.scores)
 
 
+def test_a_second_examination_asks_the_same(folder: Path, data: Path) -> None:
+    options = ExamOptions(shots=2, limit=3, max_new_tokens=2)
+    prepared = prepare(["gsm8k"], data, options)
+    backend = open_backend(str(folder), BackendOptions(device="cpu"), "transformers")
+    first, second = (examine(backend, prepared, options) for _ in range(2))
+    assert (first.results, first.items) == (second.results, second.items)
+
+
 @pytest.mark.slow
 def test_every_task_is_held_on_its_real_data(folder: Path) -> None:
     place = os.environ.get("ARMILLARY_EVALUATION")

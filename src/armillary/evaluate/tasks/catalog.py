@@ -137,14 +137,7 @@ def build(leaf: Leaf, shots: int | None, data: Splits) -> Any:
     if wanted and wanted > (available := len(task.sampler.df)):
         raise UsageError(f"{leaf.name}: {wanted} few-shot examples asked for, and there are {available}")
     task.set_config(key="num_fewshot", value=wanted)
-    task.set_fewshot_seed(seed=_few_shot_seed())
     return task
-
-
-def _few_shot_seed() -> int:
-    from lm_eval.defaults import DEFAULT_OTHER_SEED
-
-    return int(DEFAULT_OTHER_SEED)
 
 
 def _leaves(entry: Any, overrides: dict[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:

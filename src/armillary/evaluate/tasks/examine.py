@@ -122,8 +122,12 @@ def examine(backend: Backend, prepared: Prepared, options: ExamOptions, kept: An
     Raises:
         UsageError: a prompt that is longer than the model's context, or a chat without a template.
     """
+    from lm_eval.defaults import DEFAULT_OTHER_SEED
     from lm_eval.evaluator import evaluate
 
+    # Examples are drawn as prompts are built: from the same seed each time, as in lm_eval.
+    for task in prepared.objects.values():
+        task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
     asked = Asked(backend, kept, options.progress)
     found = evaluate(
         lm=language_model(asked),
