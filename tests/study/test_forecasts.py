@@ -10,10 +10,11 @@ from armillary.evaluate.results import Examination, Result
 from armillary.laws import workbench
 from armillary.recipe import ArmillaryError, UsageError
 from armillary.study import schema
-from armillary.study.examinations import judge_forecast, question, record_forecast
+from armillary.study.examinations import Question, judge_forecast, record_forecast
 from armillary.study.store import Store
 
 RUN = "ab" * 16
+MMLU = Question(RUN, "mmlu")
 
 
 def _csv(path, names, *rows):
@@ -46,34 +47,34 @@ def _examined(value, metric="acc", model=None, task="mmlu"):
 
 
 def test_recorded_before_and_judged_after(store, law, at):
-    said = record_forecast(store, RUN, "mmlu", law, at)
+    said = record_forecast(store, MMLU, law, at)
     assert said["score"]["low"] < said["score"]["predicted"] < said["score"]["high"]
     assert said["before_the_run"] and said["recorded_at"]
-    assert record_forecast(store, RUN, "mmlu", law, at) == said
-    verdict = judge_forecast(store, RUN, "mmlu", _examined(said["score"]["predicted"]))
+    assert record_forecast(store, MMLU, law, at) == said
+    verdict = judge_forecast(store, MMLU, _examined(said["score"]["predicted"]))
     assert (verdict["inside"], verdict["rows"][0]["inside"], verdict["n"]) == (1, True, 1000)
     # The first verdict stays.
-    assert judge_forecast(store, RUN, "mmlu", _examined(0.0)) == verdict
+    assert judge_forecast(store, MMLU, _examined(0.0)) == verdict
     assert store.chain().problems == ()
-    assert [edge.origin for edge in store.edges([RUN])] == [f"prediction:{question(RUN, 'mmlu')}"]
+    assert [edge.origin for edge in store.edges([RUN])] == [f"prediction:{MMLU.id}"]
 
 
 def test_a_score_outside_is_said_to_be(store, law, at):
-    record_forecast(store, RUN, "mmlu", law, at)
-    assert judge_forecast(store, RUN, "mmlu", _examined(0.26))["inside"] == 0
+    record_forecast(store, MMLU, law, at)
+    assert judge_forecast(store, MMLU, _examined(0.26))["inside"] == 0
 
 
 def test_a_forecast_is_never_rewritten(store, law, at, tmp_path):
-    record_forecast(store, RUN, "mmlu", law, at)
+    record_forecast(store, MMLU, law, at)
     with pytest.raises(ArmillaryError, match="never rewritten"):
-        record_forecast(store, RUN, "mmlu", law, _csv(tmp_path / "b.csv", "loss", [2.95]))
+        record_forecast(store, MMLU, law, _csv(tmp_path / "b.csv", "loss", [2.95]))
     with pytest.raises(ArmillaryError, match="never rewritten"):
-        record_forecast(store, RUN, "mmlu", law, at, interval=0.5)
-    assert record_forecast(store, RUN, "cmmlu", law, at)["examination"] == "cmmlu"
+        record_forecast(store, MMLU, law, at, interval=0.5)
+    assert record_forecast(store, Question(RUN, "cmmlu"), law, at)["examination"] == "cmmlu"
 
 
 def test_a_forecast_that_was_changed_is_seen(store, law, at):
-    said = record_forecast(store, RUN, "mmlu", law, at)
+    said = record_forecast(store, MMLU, law, at)
     content = {name: value for name, value in said.items() if name not in ("recorded_at", "sha256")}
     content["score"] = {"predicted": 0.9, "low": 0.8, "high": 1.0}
     with store.database.writing() as db:
@@ -81,29 +82,29 @@ def test_a_forecast_that_was_changed_is_seen(store, law, at):
             db.execute(sa.text(f"DROP TRIGGER {name}"))
         db.execute(sa.update(schema.predictions).values(content=content))
     with pytest.raises(ArmillaryError, match="cannot be judged"):
-        judge_forecast(store, RUN, "mmlu", _examined(0.9))
+        judge_forecast(store, MMLU, _examined(0.9))
 
 
 def test_what_is_refused(store, law, at, tmp_path):
     with pytest.raises(ArmillaryError, match="no forecast of mmlu"):
-        judge_forecast(store, RUN, "mmlu", _examined(0.5))
+        judge_forecast(store, MMLU, _examined(0.5))
     with pytest.raises(UsageError, match="has 2 rows"):
-        record_forecast(store, RUN, "mmlu", law, _csv(tmp_path / "two.csv", "loss", [2.9], [2.8]))
+        record_forecast(store, MMLU, law, _csv(tmp_path / "two.csv", "loss", [2.9], [2.8]))
     points = _csv(
         tmp_path / "s.csv", "params,tokens,loss", *[(n, 20 * n, 2 + 9 / n**0.2) for n in (1e6, 2e6, 4e6, 8e6, 2e7, 4e7)]
     )
     workbench.save(tmp_path / "other.json", workbench.fit_scaling(points, form="chinchilla"))
     with pytest.raises(UsageError, match="law of kind 'scaling'"):
-        record_forecast(store, RUN, "mmlu", tmp_path / "other.json", at)
-    record_forecast(store, RUN, "mmlu", law, at)
+        record_forecast(store, MMLU, tmp_path / "other.json", at)
+    record_forecast(store, MMLU, law, at)
     with pytest.raises(UsageError, match="no score mmlu; it has gsm8k"):
-        judge_forecast(store, RUN, "mmlu", _examined(0.5, task="gsm8k"))
+        judge_forecast(store, MMLU, _examined(0.5, task="gsm8k"))
     with pytest.raises(UsageError, match="is of run other"):
-        judge_forecast(store, RUN, "mmlu", _examined(0.5, model={"run": "other"}))
+        judge_forecast(store, MMLU, _examined(0.5, model={"run": "other"}))
     both = Examination((*_examined(0.5).results, *_examined(0.6, "acc_norm").results), {}, {})
     with pytest.raises(UsageError, match="acc, acc_norm; name one"):
-        judge_forecast(store, RUN, "mmlu", both)
-    assert judge_forecast(store, RUN, "mmlu", both, "acc_norm")["rows"][0]["measured"] == 0.6
+        judge_forecast(store, MMLU, both)
+    assert judge_forecast(store, MMLU, both, "acc_norm")["rows"][0]["measured"] == 0.6
 
 
 def test_the_verb_prints_json(store, law, at, capsys, tmp_path):

@@ -32,10 +32,10 @@ def record(
 
     Example: armillary forecast record law.json --at loss.csv --run RUN --task mmlu --store results/store
     """
-    from armillary.study.examinations import record_forecast
+    from armillary.study.examinations import Question, record_forecast
     from armillary.study.store import Store
 
-    said = record_forecast(Store(store), run, task, law, at, interval)
+    said = record_forecast(Store(store), Question(run, task), law, at, interval)
     if as_json:
         return show_json(said)
     score = said["score"]
@@ -62,10 +62,10 @@ def judge(
     Example: armillary forecast judge exam-target --run RUN --task mmlu --store results/store
     """
     from armillary.evaluate.results import read_examination
-    from armillary.study.examinations import judge_forecast
+    from armillary.study.examinations import Question, judge_forecast
     from armillary.study.store import Store
 
-    said = judge_forecast(Store(store), run, task, read_examination(examination), metric)
+    said = judge_forecast(Store(store), Question(run, task), read_examination(examination), metric)
     if as_json:
         return show_json(said)
     show_verdict(said)

@@ -13,7 +13,7 @@ What is covered, where all layers are active (``sandbox_strength`` reports which
 
 What is not covered:
 
-- faults of the kernel. Code from a determined attacker belongs into a virtual machine;
+- faults of the kernel. Code from a determined attacker belongs in a virtual machine;
 - a program that forges the outcome of its own checks. Program and checks share one interpreter, so a program that reads
   its own source can leave the proof that ``run_checked`` looks for. Leaving early, printing what a passing test prints,
   and exit code 0 do not pass;
@@ -154,6 +154,18 @@ class Strength:
     enough: bool
 
 
+@dataclass(frozen=True)
+class _Job:
+    """A program and how to run it; ``word`` is written to the pipe of proofs at its end."""
+
+    code: str
+    limits: Limits
+    policy: Policy
+    stdin: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
+    word: str | None = None
+
+
 @dataclass
 class _Report:
     """The launcher's lines, merged."""
@@ -188,7 +200,7 @@ def run_python(
         UsageError: a file name that leaves the folder, an unknown layer.
         SandboxError: the box could not be built, or is weaker than ``MINIMUM``.
     """
-    outcome, _ = _run(code, limits, stdin, files or {}, policy, None)
+    outcome, _ = _run(_Job(code, limits, policy, stdin, files or {}), _Report())
     return outcome
 
 
@@ -202,7 +214,7 @@ def run_checked(code: str, check: str, limits: Limits = Limits(), policy: Policy
         SandboxError: see ``run_python``.
     """
     word = secrets.token_hex(16)
-    outcome, proof = _run(f"{code}\n{check}\n", limits, "", {}, policy, word)
+    outcome, proof = _run(_Job(f"{code}\n{check}\n", limits, policy, word=word), _Report())
     return outcome.exit == 0 and outcome.limit is None and proof == word.encode(), outcome
 
 
@@ -214,34 +226,26 @@ def sandbox_strength() -> Strength:
         SandboxError: no program can be run at all.
     """
     report = _Report()
-    _run("", Limits(), "", {}, Policy(allow_weak=True), None, report)
+    _run(_Job("", Limits(), Policy(allow_weak=True)), report)
     values = report.values
     return Strength(tuple(values["layers"]), values["missing"], not values["weak"])
 
 
-def _run(
-    code: str,
-    limits: Limits,
-    stdin: str,
-    files: Mapping[str, str],
-    policy: Policy,
-    word: str | None,
-    report: _Report | None = None,
-) -> tuple[Outcome, bytes]:
-    report = report or _Report()
-    _check(files, policy)
+def _run(job: _Job, report: _Report) -> tuple[Outcome, bytes]:
+    """The outcome of a job, and what it wrote as proof; ``report`` takes what the launcher says."""
+    _check(job.files, job.policy)
     started = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="armillary-box-"))
     try:
         (folder / "root").mkdir()
         (folder / "box").mkdir(mode=0o700)
         folder.chmod(0o711)
-        output = _launch(folder, code, limits, stdin, files, policy, word, report)
+        output = _launch(folder, job, report)
     except OSError as error:
         raise SandboxError(f"the sandbox could not be started in {folder}: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return _outcome(report.values, limits, output, time.monotonic() - started), output["proof"]
+    return _outcome(report.values, job.limits, output, time.monotonic() - started), output["proof"]
 
 
 def _check(files: Mapping[str, str], policy: Policy) -> None:
@@ -258,33 +262,25 @@ def _check(files: Mapping[str, str], policy: Policy) -> None:
         raise SandboxError(f"the sandbox needs Linux, this is {sys.platform}; run examinations of code there")
 
 
-def _launch(
-    folder: Path,
-    code: str,
-    limits: Limits,
-    stdin: str,
-    files: Mapping[str, str],
-    policy: Policy,
-    word: str | None,
-    report: _Report,
-) -> dict[str, bytes]:
+def _launch(folder: Path, job: _Job, report: _Report) -> dict[str, bytes]:
     """Start the launcher, feed it, and collect what comes back by channel."""
     status_read, status_write = os.pipe()
     proof_read, proof_write = os.pipe()
-    passed = (status_write,) if word is None else (status_write, proof_write)
-    if word is not None:
-        code += f"\n__import__('os').write({proof_write}, b'{word}')\n"
+    passed, code = [status_write], job.code
+    if job.word is not None:
+        passed.append(proof_write)
+        code += f"\n__import__('os').write({proof_write}, b'{job.word}')\n"
     order = {
-        **vars(limits),
+        **vars(job.limits),
         "status": status_write,
-        "proof": None if word is None else proof_write,
-        "layers": list(policy.layers),
+        "proof": None if job.word is None else proof_write,
+        "layers": list(job.policy.layers),
         "minimum": MINIMUM,
-        "allow_weak": policy.allow_weak,
+        "allow_weak": job.policy.allow_weak,
         "folder": str(folder / "box"),
         "root": str(folder / "root"),
         "readable": _readable(),
-        "files": {**files, "main.py": code, ".stdin": stdin},
+        "files": {**job.files, "main.py": code, ".stdin": job.stdin},
         "command": [sys.executable, "-E", "-s", "-B", "{box}/main.py"],
         "environment": {
             "PATH": "/usr/bin:/bin",
@@ -320,7 +316,7 @@ def _launch(
             text = marshal.dumps(order)
             process.stdin.write(len(text).to_bytes(4, "little") + text)
             process.stdin.flush()
-        return _collect(process, {"status": status_read, "proof": proof_read}, limits, report)
+        return _collect(process, {"status": status_read, "proof": proof_read}, job.limits, report)
     finally:
         _end(process)
         os.close(status_read)

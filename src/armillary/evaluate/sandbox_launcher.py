@@ -43,7 +43,7 @@ PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
 SIGKILL = 9
 _LOOK_EVERY_S = 0.03
 
-# Numbers of system calls: x86-64, AArch64. 0 is the error that the call returns.
+# Numbers of system calls on x86-64 and AArch64, and the error that a call returns.
 _DENIED = {
     "socket": (41, 198, errno.EACCES),
     "ptrace": (101, 117, errno.EPERM),

@@ -295,7 +295,8 @@ class ExaminationLaw(Estimator):
             shares = {form: float(form == self.form) for form in FORMS}
         self.weights_ = {form: share / sum(shares.values()) for form, share in shares.items()}
         self._first = np.stack([_line(form, losses, through, self.bootstraps, rng) for form in FORMS])
-        self.draws_ = _sigmoid(through, accuracy, self.chance, self.items, rng, self.bootstraps)
+        about = accuracy, _sampling(accuracy, self.items)
+        self.draws_ = _sigmoid(through, about, self.chance, rng, self.bootstraps)
 
     def _forecast(self, table: Array, interval: float) -> Prediction:
         """See ``predict``; the input is good."""
@@ -406,14 +407,22 @@ def _accuracy(draws: Array, task: Array, chance: float) -> Array:
     return np.asarray(chance + (1 - chance) * special.expit(ceiling) * rise)
 
 
-def _sigmoid(task: Array, accuracy: Array, chance: float, items: int, rng: np.random.Generator, count: int) -> Array:
-    """Draws [count, 4] of the sigmoid's parameters from their posterior, by importance resampling around its peak."""
+def _sampling(accuracy: Array, items: int) -> Array:
+    """Variance of accuracies [n] by the choice of the items; not 0 where all or none are right."""
+    shrunk = (accuracy * items + 1) / (items + 2)
+    return np.asarray(shrunk * (1 - shrunk) / items)
+
+
+def _sigmoid(task: Array, measured: tuple[Array, Array], chance: float, rng: np.random.Generator, count: int) -> Array:
+    """Draws [count, 4] of the sigmoid's parameters from their posterior, by importance resampling around its peak.
+
+    ``measured`` holds the accuracies [n] and their variance by the choice of items.
+    """
     centre, size = float(np.median(task)), float(np.mean(task))
     # Between a tenth and nine tenths a sigmoid covers 4.4 / steepness.
     prior = np.array([centre, np.log(4.4 / (WIDTH * size)), CEILING, SCATTER])
     about = np.array([0.5 * size + np.ptp(task), STEEP_STD, CEILING_STD, SCATTER_STD])
-    shrunk = (accuracy * items + 1) / (items + 2)
-    sampling = shrunk * (1 - shrunk) / items
+    accuracy, sampling = measured
 
     def log_posterior(theta: Array) -> Array:
         variance = np.exp(2 * theta[:, 3:]) + sampling

@@ -8,6 +8,7 @@ record says which, so that a forecast of the run and one of the examination alon
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,25 @@ from armillary.recipe import ArmillaryError, UsageError, canonical_hash
 from armillary.study.store import Store
 
 
-def question(run: str, task: str) -> str:
-    """Under which id the forecast of ``task`` for ``run`` is recorded."""
-    return canonical_hash([run, "examination", task])
+@dataclass(frozen=True)
+class Question:
+    """What the run of this id scores on a task; ``id`` is its place in the store."""
+
+    run: str
+    task: str
+
+    @property
+    def id(self) -> str:
+        """Under which id the forecast is recorded."""
+        return canonical_hash([self.run, "examination", self.task])
 
 
-def record_forecast(store: Store, run: str, task: str, law: Path, at: Path, interval: float = 0.9) -> dict[str, Any]:
-    """Record what ``run`` will score on ``task``, and return the record.
+def record_forecast(store: Store, asked: Question, law: Path, at: Path, interval: float = 0.9) -> dict[str, Any]:
+    """Record the answer to a question before the examination, and return the record.
 
     Args:
         store: of the run, which may not have begun.
-        run: its id.
-        task: of the examination.
+        asked: run and task.
         law: file of a law of that task's examination.
         at: table of one row with the run's loss, and the ends of its interval where the loss is a prediction.
         interval: probability that the interval covers.
@@ -40,6 +48,7 @@ def record_forecast(store: Store, run: str, task: str, law: Path, at: Path, inte
         UsageError: another kind of law, not one row, a bad entry.
         ArmillaryError: another forecast of this task for this run is recorded.
     """
+    run, task = asked.run, asked.task
     file = read_law(law)
     if file.kind != "examination":
         raise UsageError(f"{law} holds a law of kind '{file.kind}'; give one that 'armillary fit examination' wrote")
@@ -60,23 +69,23 @@ def record_forecast(store: Store, run: str, task: str, law: Path, at: Path, inte
         "before_the_run": store.started_at(run) is None and not (store.run_folder(run) / "spec.json").exists(),
         "version": __version__,
     }
-    known = store.prediction(question(run, task))
+    known = store.prediction(asked.id)
     if known is None:
-        store.record_prediction(question(run, task), content)
+        store.record_prediction(asked.id, content)
     elif known["score"] != content["score"] or known["interval"] != interval:
         raise ArmillaryError(
             f"run {run} has a forecast of {task} of {known['recorded_at']} that says something else; it is never "
             "rewritten"
         )
-    known = store.prediction(question(run, task))
+    known = store.prediction(asked.id)
     assert known is not None
     return known
 
 
 def judge_forecast(
-    store: Store, run: str, task: str, examination: Examination, metric: str | None = None
+    store: Store, asked: Question, examination: Examination, metric: str | None = None
 ) -> dict[str, Any]:
-    """Compare the forecast of ``task`` for ``run`` with its examination; the first verdict stays.
+    """Compare a recorded forecast with the examination; the first verdict stays.
 
     Returns:
         ``run``, ``status`` (``judged``), ``rows`` of one comparison as the verdict on a run has them, ``inside``,
@@ -86,10 +95,11 @@ def judge_forecast(
         UsageError: the examination lacks the task, has several metrics of it, or is of another run.
         ArmillaryError: no forecast is recorded.
     """
-    forecast = store.prediction(question(run, task))
+    run, task = asked.run, asked.task
+    forecast = store.prediction(asked.id)
     if forecast is None:
         raise ArmillaryError(f"run {run} has no forecast of {task}; record it before the examination")
-    known = store.verdict(question(run, task))
+    known = store.verdict(asked.id)
     if known is None:
         of = examination.model.get("run")
         if of is not None and of != run:
@@ -100,8 +110,8 @@ def judge_forecast(
         row = {"domain": f"{task} ({result.metric})", **said, "measured": result.value, "inside": inside}
         verdict = {"run": run, "status": "judged", "rows": [row], "inside": int(inside), "n": result.n}
         verdict |= {"settings": result.settings, "before_the_run": forecast["before_the_run"]}
-        store.record_verdict(question(run, task), verdict)
-        known = store.verdict(question(run, task))
+        store.record_verdict(asked.id, verdict)
+        known = store.verdict(asked.id)
         assert known is not None
     return known
 
