@@ -116,7 +116,7 @@ def test_answers_and_likelihoods_have_the_same_bits_in_any_batch(backend: Native
     alone = [backends[0].loglikelihood([pair])[0] for pair in pairs]
     assert len({answer.choices[0].text for answer in answers}) > 12 and all(one.value < 0 for one in alone)
 
-    @settings(max_examples=6)
+    @settings(max_examples=4)
     @given(st.sampled_from(backends), st.permutations(range(len(requests))), st.permutations(range(len(pairs))))
     def each(other: NativeBackend, order: list[int], pair_order: list[int]) -> None:
         found = in_order(other.complete(requests[i] for i in order))
@@ -144,7 +144,7 @@ def test_likelihoods_agree_with_transformers(backend: NativeBackend, tiny_hf: Pa
         assert (one.tokens, one.greedy) == (other.tokens, other.greedy)
 
 
-@settings(max_examples=20)
+@settings(max_examples=12)
 @given(st.integers(0, 30), st.integers(1, 4), st.sampled_from(["The sky", "天是"]))
 def test_an_answer_ends_before_the_first_stop_string(backend: NativeBackend, start: int, size: int, text: str) -> None:
     sampling = Sampling(20, 1.0, seed=3)

@@ -22,7 +22,7 @@ def kept(logits: np.ndarray, sampling: Sampling) -> dict[int, float]:
     return dict(zip(order[:size].tolist(), (shares[:size] / shares[:size].sum()).tolist(), strict=True))
 
 
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(st.integers(0, 99), st.sampled_from([0.3, 0.8, 1.0]), st.sampled_from([None, 1, 4]), st.floats(0.3, 2))
 def test_draws_follow_the_definition(seed: int, top_p: float, top_k: int | None, heat: float) -> None:
     logits = np.random.default_rng(seed).normal(0, 2, 12)
@@ -34,7 +34,7 @@ def test_draws_follow_the_definition(seed: int, top_p: float, top_k: int | None,
         assert abs(drawn.count(token) / 300 - share) < 5 * (share * (1 - share) / 300) ** 0.5 + 1e-9
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(
     st.integers(0, 999),
     st.sampled_from([0.2, 0.9, 0.999, 1.0]),
