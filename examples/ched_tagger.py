@@ -132,7 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with CHED's train.jsonl and valid.jsonl")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run and of predictions.jsonl")
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--width", type=int, default=128)
     arguments = parser.parse_args()
     contest = contest_named("ched")

@@ -259,7 +259,7 @@ def _shown(item: Item, stage: _Stage, method: Method, examples: Examples | None)
     answers = {
         place: answer
         for place, example in enumerate(examples.items)
-        if example.cluster != item.cluster and (answer := stage.example_answer(item, example)) is not None
+        if example.cluster != item.cluster and (answer := stage.example_answer(item, example))
     }
     chosen = choose(examples.similarity, item.text, list(answers), method.shots, method.diversity)
     return [(examples.items[place].question, answers[place]) for place in reversed(chosen)]
