@@ -191,6 +191,31 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been_killed(
     assert killed.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.parametrize("form", ["file", "prompt"])
+def test_ctrl_c_ends_a_run_in_the_middle_of_an_answer(tiny_gguf: Path, tmp_path: Path, form: str) -> None:
+    """Also inside a C++ library, whose threads must not be running when the interpreter ends."""
+    prompts, kept = tmp_path / "prompts.jsonl", tmp_path / "out.answers.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": f"p{n}"}) + "\n" for n in range(300)))
+    out = tmp_path / "out.jsonl"
+    asked = ["--prompt", "The sky"] if form == "prompt" else ["--file", str(prompts), "--out", str(out)]
+    process = subprocess.Popen(
+        [str(Path(sys.executable).with_name("armillary")), "generate", str(tiny_gguf), *asked, "--temperature", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert process.stdout is not None
+    if form == "prompt":
+        process.stdout.read(1)
+    while form != "prompt" and process.poll() is None and (not kept.exists() or kept.read_bytes().count(b"\n") < 3):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode in ((0, 1) if form == "prompt" else (1,)), err
+    assert "FATAL" not in err and "Traceback" not in err
+
+
 class Counting(ThreadingHTTPServer):
     """An endpoint that counts how often it is asked for each prompt; ``held`` prompts are not answered until let go."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -97,12 +98,12 @@ def generate(
 
 def _stream(backend: Any, request: Any) -> None:
     """Print the first answer as it grows, and the others after it."""
-    pieces = backend.stream(request)
-    try:
-        while True:
-            print(next(pieces), end="", flush=True)
-    except StopIteration as end:
-        others = end.value.choices[1:]
+    with closing(backend.stream(request)) as pieces:
+        try:
+            while True:
+                print(next(pieces), end="", flush=True)
+        except StopIteration as end:
+            others = end.value.choices[1:]
     print()
     for number, choice in enumerate(others, 2):
         print(f"--- {number}\n{choice.text}")

@@ -15,6 +15,8 @@ later token alone, whatever was asked before.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import hashlib
 import os
 import secrets
@@ -108,6 +110,10 @@ class LlamaCppBackend:
             "version": xllamacpp.__version__,
         }
         self._cost = Cost()
+        self._threads: set[threading.Thread] = set()
+        self._closing = threading.Event()
+        # A thread that is inside llama.cpp when the interpreter ends takes the process down with it.
+        atexit.register(self.close)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -136,11 +142,12 @@ class LlamaCppBackend:
 
         def work(item: tuple[int, Request, list[int]], stopping: threading.Event) -> Completion:
             index, request, prompt = item
-            choices = (
-                self._answer(prompt, request.sampling, number, lambda _: stopping.is_set())
-                for number in range(request.sampling.n)
-            )
-            return Completion(index, tuple(choices), len(prompt))
+            with self._at_work():
+                choices = (
+                    self._answer(prompt, request.sampling, number, lambda _: stopping.is_set())
+                    for number in range(request.sampling.n)
+                )
+                return Completion(index, tuple(choices), len(prompt))
 
         for completion in as_finished(work, prompts, self.slots):
             self._count(completion, time.monotonic() - begun)
@@ -204,11 +211,10 @@ class LlamaCppBackend:
         sampling = request.sampling
 
         def work(say: Callable[[str], bool]) -> list[Choice]:
-            first = self._answer(prompt, sampling, 0, say)
-            return [
-                first,
-                *(self._answer(prompt, sampling, number, lambda _: False) for number in range(1, sampling.n)),
-            ]
+            with self._at_work():
+                first = self._answer(prompt, sampling, 0, say)
+                others = (self._answer(prompt, sampling, number, lambda _: say("")) for number in range(1, sampling.n))
+                return [first, *others]
 
         choices = yield from as_streamed(work)
         completion = Completion(0, tuple(choices), len(prompt))
@@ -216,23 +222,39 @@ class LlamaCppBackend:
         return completion
 
     def close(self) -> None:
-        """Frees the model."""
+        """Ends the answers under way, each at its next token, and frees the model."""
+        self._closing.set()
+        for thread in list(self._threads):
+            thread.join()
         self._http.close()
         self._server = None
+        atexit.unregister(self.close)
+
+    @contextlib.contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """This thread is one that ``close`` waits for."""
+        thread = threading.current_thread()
+        self._threads.add(thread)
+        try:
+            yield
+        finally:
+            self._threads.discard(thread)
 
     def _answer(self, prompt: list[int], sampling: Sampling, number: int, say: Callable[[str], bool]) -> Choice:
         """Answer ``number``. ``say`` is given its text piece by piece, and ends it by returning true."""
+        if self._closing.is_set():
+            raise ArmillaryError("the backend was closed")
         pieces: list[str] = []
         last: dict[str, Any] = {}
 
         def take(chunk: dict[str, Any]) -> bool:
             last.update(chunk)
             if "choices" not in chunk:
-                return False
+                return self._closing.is_set()
             if text := chunk["choices"][0]["text"]:
                 pieces.append(text)
-                return say(text)
-            return False
+                return say(text) or self._closing.is_set()
+            return self._closing.is_set()
 
         self._server.handle_completions(
             {

@@ -55,7 +55,8 @@ def as_finished(
 def as_streamed(work: Callable[[Callable[[str], bool]], Result]) -> Generator[str, None, Result]:
     """Yields each text that ``work`` says, and returns its result.
 
-    ``work`` runs in a thread. It is given a function to say a text with, which returns true once nobody reads on.
+    ``work`` runs in a thread. It is given a function to say a text with, which returns true once nobody reads on;
+    it then returns soon.
     """
     said: queue.SimpleQueue[str | tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
     stopping = threading.Event()
@@ -70,12 +71,14 @@ def as_streamed(work: Callable[[Callable[[str], bool]], Result]) -> Generator[st
         except BaseException as error:  # raised again where the texts are taken
             said.put((None, error))
 
-    threading.Thread(target=run, daemon=True).start()
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
     try:
         while isinstance(text := said.get(), str):
             yield text
     finally:
         stopping.set()
+        thread.join()  # a thread that is inside a C++ library when the interpreter ends takes the process down
     result, error = text
     if error is not None:
         raise error

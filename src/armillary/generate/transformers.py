@@ -206,7 +206,10 @@ class TransformersBackend:
                 nonlocal said
                 end = safe_end(text, request.sampling.stop)
                 new, said = text[said:end], max(said, end)
-                return say(new) if new else False
+                if new and say(new):
+                    for row in rows:
+                        row.ended = True
+                return rows[0].ended
 
             rows[0].say = say_new
             self._generate(rows)
