@@ -250,6 +250,12 @@ def test_requests_are_sent_whole_and_answers_read_whole(server: Server) -> None:
     assert KEY not in json.dumps(backend.identity) and backend.identity["url"] == server.url
 
 
+def test_a_field_that_a_server_does_not_take_can_be_left_out(server: Server) -> None:
+    drop_fields = {"temperature": None, "max_completion_tokens": 5, "top_p": None}
+    next(opened(server, extra=drop_fields).complete([Request("abc", Sampling(temperature=1.0))]))
+    assert server.bodies[-1].keys() == {"model", "prompt", "max_tokens", "seed", "max_completion_tokens"}
+
+
 def test_the_interface_can_be_chosen(server: Server) -> None:
     (found,) = opened(server, api="chat").complete([Request("ab", Sampling(max_new_tokens=9))])
     assert found.choices[0].text == "ba0" and server.bodies[-1]["messages"] == [{"role": "user", "content": "ab"}]

@@ -289,7 +289,9 @@ class EndpointBackend:
         return self._post(path, body, index, "request")
 
     def _post(self, path: str, body: dict[str, Any], index: int, what: str) -> _Call:
-        return _Call(self._url + path, {"model": self._model, **body, **self._own.extra}, index, what)
+        whole = {"model": self._model, **body, **self._own.extra}
+        # A field of `extra` that is null is one that this server does not take.
+        return _Call(self._url + path, {name: value for name, value in whole.items() if value is not None}, index, what)
 
     def _work(
         self, work: Callable[[Item, threading.Event], tuple[Result, str | None]], items: Iterable[Item]

@@ -32,7 +32,7 @@ class EndpointOptions:
         retries: how often a request is tried again.
         cache: a folder in which answers are kept over all runs, by request and endpoint; None keeps none.
         prices: None where they are not known.
-        extra: fields that are added to the body of each request.
+        extra: fields that are added to the body of each request; one that is None is taken out of it.
     """
 
     model: str | None = None
