@@ -76,7 +76,7 @@ def _compared(task: str, given: argparse.Namespace) -> dict[str, Any]:
     metric = result.metric.partition(",")[0]
     samples = [sample for sample in alone["samples"][task] if sample["filter"] == filter_]
     equal = sum(
-        item.scores[result.metric] == sample[metric]
+        bool(item.scores[result.metric] == sample[metric])
         for item, sample in zip(examination.items[task], samples, strict=True)
     )
     row = {
@@ -85,7 +85,7 @@ def _compared(task: str, given: argparse.Namespace) -> dict[str, Any]:
         "armillary": result.value,
         "low": result.low,
         "high": result.high,
-        "lm_eval": alone["results"][task][f"{metric},{filter_}"],
+        "lm_eval": float(alone["results"][task][f"{metric},{filter_}"]),
         "items": result.n,
         "equal": equal,
         "truncated": result.truncated,
