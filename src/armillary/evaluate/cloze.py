@@ -56,10 +56,11 @@ def cloze_items(corpus: Corpus, per_domain: int, context_length: int) -> list[Cl
     overlap. The items of a domain are spread evenly over its text.
     """
     items = []
+    tokenizer, longest = corpus.tokenizer(), min(context_length, LONGEST)
     for domain in corpus.domains:
         texts = list(held_out_texts(corpus, domain))
-        tokens = min(context_length, LONGEST) / max(len(corpus.validation_tokens(domain)), 1)
-        chars = sum(len(text) for _, text in texts) * tokens  # as many as the context holds
+        share = longest / max(len(corpus.validation_tokens(domain)), 1)
+        chars = sum(len(text) for _, text in texts) * share  # as many as the context holds
         lengths = max(int(BEFORE * chars), 1), max(int(AFTER * chars), 1)
         passages = [(name, *passage) for name, text in texts for passage in _passages(text, *lengths)]
         step = max(len(passages) / per_domain, 1)
@@ -73,6 +74,9 @@ def cloze_items(corpus: Corpus, per_domain: int, context_length: int) -> list[Cl
                 continue
             right = int(item_id(TASK, domain, beginning)[0], 16) % 2
             choices = (following, other) if right == 0 else (other, following)
+            # words of many tokens make some passages longer than most
+            if any(len(tokenizer.encode(beginning + choice).ids) > longest for choice in choices):
+                continue
             items.append(ClozeItem(domain, name, beginning, choices, right))
     return items
 
