@@ -1,4 +1,4 @@
-"""Every file of examples/ is a recipe that this version loads, so that nobody starts from a stale one."""
+"""Every file of examples/ but programs is a recipe that this version loads, so that nobody starts from a stale one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ FILES = sorted(EXAMPLES.glob("*.yaml"))
 
 
 def test_every_example_is_loaded_below() -> None:
-    assert {path.name for path in EXAMPLES.iterdir()} == {path.name for path in FILES} >= {"own-corpus.yaml"}
+    recipes = {path.name for path in EXAMPLES.iterdir() if path.suffix != ".py"}
+    assert recipes == {path.name for path in FILES} >= {"own-corpus.yaml"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)

@@ -16,7 +16,7 @@ BackendOption = Annotated[
 ]
 BatchSizeOption = Annotated[int | None, typer.Option(help="Requests at a time.", show_default=False)]
 ContextOption = Annotated[int | None, typer.Option(help="Longest sequence in tokens.", show_default=False)]
-DeviceOption = Annotated[str | None, typer.Option(help="Such as cpu or cuda:1.", show_default=False)]
+DeviceOption = Annotated[str | None, typer.Option(help="As PyTorch names it, such as cpu.", show_default=False)]
 PrecisionOption = Annotated[str | None, typer.Option(help="Such as float32 or bfloat16.", show_default=False)]
 ThreadsOption = Annotated[int | None, typer.Option(help="Threads of the processor.", show_default=False)]
 TokenizerOption = Annotated[
