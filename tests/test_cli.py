@@ -103,8 +103,11 @@ def test_json_is_one_value_and_nothing_else(recipe, call):
     out = recipe.parent / "out"
     for verb in ("runs", "rates"):
         for where in ((recipe, "--out", out), (out,), (out / "recipe.yaml",), (out / "recipe.yaml", "--out", out)):
-            assert json.loads(call(verb, *where, "--json").stdout) == []
+            done = call(verb, *where, "--json")
+            assert done.returncode == 2 and "store.sqlite: there is no database yet; `armillary run" in done.stderr
     assert not (out / "store").exists()  # to look is not to create
+    (out / "store" / "runs" / "0123456789abcdef").mkdir(parents=True)
+    assert "holds runs; put a backup in its place" in call("runs", out).stderr
 
 
 @pytest.mark.parametrize("verb", ["runs", "rates"])
@@ -258,7 +261,7 @@ def test_train_refuses_what_belongs_to_a_recipe(call):
 
 def test_verify_ends_with_1_where_something_is_damaged(call, recipe, tmp_path):
     law = tmp_path / "law.json"
-    law.write_text("{}")
+    law.write_text('{"format": "armillary-law", "kind"')
     done = call("verify", law)
     assert done.returncode == 1 and done.stdout.startswith(f"{law}: ") and len(done.stdout.splitlines()) == 1
     done = call("verify", law, "--json")
@@ -280,3 +283,32 @@ def test_store_backup_writes_one_file_and_never_over_another(call, recipe, tmp_p
     assert copy.startswith(b"SQLite format 3")
     done = call("store", "backup", recipe, "--to", tmp_path / "b.sqlite")
     assert done.returncode == 2 and (tmp_path / "b.sqlite").read_bytes() == copy
+    url = f"sqlite:///{tmp_path / 'tiny' / 'store' / 'store.sqlite'}"
+    done = call("store", "backup", recipe, "--out", tmp_path / "other", "--database", url, "--to", tmp_path / "n" / "c")
+    assert done.returncode == 0 and (tmp_path / "n" / "c").exists()
+    assert call("verify", tmp_path / "n" / "c").returncode == 0
+
+
+def test_a_folder_in_the_results_stands_for_them(call, recipe, tmp_path):
+    from armillary.recipe import keep_recipe, load_recipe
+    from armillary.study import Store
+
+    place = tmp_path / "tiny"
+    Store(place / "store").close()
+    keep_recipe(load_recipe(recipe), place)
+    for folder in (place, place / "store"):
+        done = call("runs", folder, "--json")
+        assert done.returncode == 0 and json.loads(done.stdout) == []
+    done = call("store", "backup", place / "store", "--to", tmp_path / "b.sqlite")
+    assert done.returncode == 0 and (tmp_path / "b.sqlite").exists()
+
+
+@pytest.mark.parametrize("verb", [["corpus"], ["study", "mixture"], ["report"]])
+def test_a_missing_source_leaves_no_folder_behind(verb, call, recipe, tiny_texts, tmp_path):
+    recipe.write_text(recipe.read_text().replace(str(tiny_texts["sky"]), str(tmp_path / "nowhere.txt")))
+    done = call(*verb, recipe, "--out", tmp_path / "new" / "out", "--workers", 1)
+    assert done.returncode == 2 and "nowhere.txt" in done.stderr
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "kept").mkdir()
+    call(*verb, recipe, "--out", tmp_path / "kept", "--workers", 1)
+    assert (tmp_path / "kept").exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from armillary.corpus import Corpus, build_corpus, verify, verify_corpus
+from armillary.corpus import Corpus, build_corpus, stamp, verify_corpus
 from armillary.recipe import (
     ArmillaryError,
     CorpusSpec,
@@ -156,8 +156,8 @@ def test_a_changed_digit_in_the_manifest_is_found(copy):
 def test_an_unchanged_corpus_is_not_hashed_again(copy, monkeypatch):
     _, path = copy
     hashed = []
-    compare = verify._content_problem
-    monkeypatch.setattr(verify, "_content_problem", lambda f, file: (hashed.append(file.path), compare(f, file))[1])
+    compare = stamp._content_problem
+    monkeypatch.setattr(stamp, "_content_problem", lambda f, file: (hashed.append(file.path), compare(f, file))[1])
     Corpus.open(path)  # a copy: other inodes
     assert sorted(hashed) == sorted(FILES[1:])
     hashed.clear()
@@ -180,7 +180,7 @@ def test_a_stamp_is_not_made_of_files_so_young_that_a_change_could_go_unnoticed(
     _, path = copy
     slept = []
     monkeypatch.setattr(time, "sleep", slept.append)
-    monkeypatch.setattr(verify, "CLOCK_TICK_S", 1000.0)
+    monkeypatch.setattr(stamp, "CLOCK_TICK_S", 1000.0)
     Corpus.open(path)
     assert slept == [1000.0]
 
@@ -191,7 +191,7 @@ def test_a_read_only_place_is_opened_without_a_stamp(copy, monkeypatch):
     def read_only(*_):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(verify, "write_sealed", read_only)
+    monkeypatch.setattr(stamp, "write_sealed", read_only)
     assert Corpus.open(path).hash == path.name
 
 

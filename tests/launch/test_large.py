@@ -223,7 +223,7 @@ def test_killed_stopped_and_taken_to_its_end_by_torchrun(document, write, tmp_pa
         time.sleep(0.1)
     launched.send_signal(signal.SIGINT)
     _, said = launched.communicate(timeout=_PATIENCE_S)
-    assert launched.returncode == 1 and b"start it again to go on" in said
+    assert launched.returncode == 1 and b"start it again to resume" in said
     stopped = [e.step for e in read_events(events) if e.kind == "stop"]
     assert len(stopped) == 1 and (folder / "checkpoints" / f"step-{stopped[0]}").is_dir()
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]

@@ -460,11 +460,19 @@ def test_predictions_beside_measurements(tmp_path, write):
     assert (loss["compared"], loss["inside"], found["not_measured"], found["not_predicted"]) == (3, 2, 1, 1)
     assert [row["inside"] for row in found["rows"]] == [True, False, True]
     assert [row["line"] for row in found["rows"]] == [2, 3, 4]
-    assert found["rows"][1]["error"] == pytest.approx(-1 / 3, abs=0.01)
-    assert loss["mean_error"] == pytest.approx(-1 / 9, abs=0.01)
+    assert found["rows"][1]["relative_error"] == pytest.approx(-1 / 3, abs=0.01)
+    assert loss["mean_relative_error"] == pytest.approx(-1 / 9, abs=0.01)
+    assert loss["mean_absolute_relative_error"] == pytest.approx(1 / 9, abs=0.01)
+    assert loss["mean_absolute_error"] == pytest.approx(0.5 * true[0] / 3, abs=0.01)  # in the unit of the loss
     other = write(tmp_path / "O.csv", ["N", "D", "loss"], [[1e9, 1e9, 3.0]])
     with pytest.raises(UsageError, match=r"O\.csv has no row in common with .*at\.csv by params, tokens"):
         workbench.measured_against(tmp_path / "law.json", at, rows, other)
+    bad = write(tmp_path / "bad.csv", ["N", "D", "loss"], [[2e8, 2e10, "nan"], [3e8, 3e10, "n/a"]])
+    with (
+        pytest.warns(UserWarning, match="2 left out"),
+        pytest.raises(UsageError, match=r"no row in common .* has a measured loss: .*line 2, column 'loss' is 'nan'"),
+    ):
+        workbench.measured_against(tmp_path / "law.json", at, rows, bad)
 
 
 def test_mixture_predictions_are_matched_by_index_or_by_weights(runs, mixture_law, tmp_path, write):
@@ -552,3 +560,27 @@ def test_swapped_columns_beside_mixtures_are_noticed(tmp_path, write):
     )
     with pytest.warns(workbench.UnlikelyColumnWarning, match="16 of 16 runs have more parameters"):
         workbench.fit_mixture(runs, losses)
+
+
+@pytest.mark.parametrize(
+    ("content", "taken"),
+    [
+        ("", True),
+        ('{"format": "armillary-law", "version": 3, "kind"', True),
+        ('{"format": "armillary-law", "version": 2}', True),
+        ('{"format": "armillary-law", "version": 99}', False),
+        ("params,tokens,loss\n", False),
+        ('{"name": "package"}', False),
+        ("[1, 2]", False),
+    ],
+)
+def test_a_law_is_written_over_laws_alone(content, taken, tmp_path):
+    path = tmp_path / "out.json"
+    workbench.check_law_out(path)
+    path.write_text(content)
+    if taken:
+        workbench.check_law_out(path)
+    else:
+        with pytest.raises(UsageError, match=r"out\.json: this file is not a law"):
+            workbench.check_law_out(path)
+    assert path.read_text() == content

@@ -180,3 +180,29 @@ def test_every_file_that_is_damaged_is_named_and_nothing_is_lost(how: str, made:
 
 def _has_format(path: Path) -> bool:
     return path.suffix == ".json" and (path.name == "spec.json" or "format" in json.loads(path.read_bytes()))
+
+
+def test_a_report_of_the_first_stages_does_not_replace_one_of_more(made: Made, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made.folder, tmp_path / "copy"))
+    place = Here(load_recipe(given(folder).file), folder, workers=1)
+    whole = place.report_file()
+    before = whole.read_bytes()
+    whole.write_bytes(before + b" ")  # whatever it holds
+    place.report("mixture")
+    place.store().close()
+    assert whole.read_bytes() == before + b" " and place.report_file("en", "mixture").name == "report.mixture.html"
+    assert (folder / "report.mixture.html").exists()
+    place.report("anneal", "zh")  # the first in that language
+    assert (folder / "report.zh.html").exists() and place.report_file("zh", "anneal").name == "report.zh.html"
+    place.report("release")
+    place.store().close()
+    assert whole.read_bytes() == before and verify(folder).problems == []
+
+
+def test_every_part_that_is_gone_is_named(made: Made, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made.folder, tmp_path / "copy"))
+    corpus = next((folder / "corpus").glob("*/manifest.json")).parent
+    for part in (corpus, folder / "store", folder / "model"):
+        shutil.rmtree(part)
+    gone = {corpus, folder / "store" / "store.sqlite", folder / "store" / "runs", folder / "model"}
+    assert gone == {problem.file for problem in verify(folder).problems}

@@ -1,12 +1,17 @@
 """``verify`` finds out what it is given, and names each damaged file with a remedy; it changes nothing."""
 
+import json
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
+import yaml
 
-from armillary.path import Workspace, demo_recipe, verify
-from armillary.recipe import Recipe, UsageError, load_recipe, write_sealed
+from armillary.corpus import Corpus, Example, write_examples
+from armillary.path import Workspace, demo_recipe, derived, verify
+from armillary.recipe import DamagedFileError, Recipe, UsageError, load_recipe, load_training, write_sealed
+from armillary.study import Store
 from armillary.train import train_run
 
 _SETTINGS = {"name": "tiny", "target": {"voyage": 1}, "model": {"depth": 2}, "training": {"tokens": 1000}}
@@ -87,12 +92,134 @@ def test_a_damaged_file_is_named_with_a_remedy_and_left_alone(folder, name, how)
 
 def test_what_is_nothing_of_ours_is_refused(tmp_path):
     (tmp_path / "text").mkdir()
-    with pytest.raises(UsageError, match="nothing of Armillary is here"):
+    with pytest.raises(UsageError, match="nothing that verify knows; give a folder of results"):
         verify(tmp_path / "text")
     with pytest.raises(UsageError, match="no such file or folder"):
         verify(tmp_path / "nowhere")
     assert [path.name for path in tmp_path.iterdir()] == ["text"]
     law = tmp_path / "law.json"
-    law.write_text("{}")
+    law.write_text('{"format": "armillary-law", "kind"')
     assert verify(law).kind == "law" and verify(law).problems[0].file == law
     assert load_recipe(demo_recipe(True)).name == "demo-offline"
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("runs.csv", b"params,loss\n1,2\n"),
+        ("weights.bin", bytes(range(256))),
+        ("text.txt", b"name: tiny\nother: 1\n"),
+        ("package.json", b'{"name": "x", "version": 1}'),
+        ("list.json", b"[1, 2]"),
+        ("empty", b""),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_not_called_damaged(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match="nothing that verify knows"):
+        verify(tmp_path / name)
+
+
+def test_a_file_that_is_checked_with_its_folder_names_the_folder(folder):
+    weights = run_of(folder) / "model.safetensors"
+    with pytest.raises(UsageError, match=f"give {weights.parent}, the run it lies in"):
+        verify(weights)
+    assert verify(run_of(folder) / "result.json").kind == "run"
+
+
+def test_a_backup_of_the_database_is_checked_and_left_as_it_is(folder, tmp_path):
+    backup, store = tmp_path / "backup.sqlite", Store(folder / "store")
+    store.backup(backup)
+    store.close()
+    before = backup.read_bytes()
+    assert verify(backup).problems == [] and verify(backup).kind == "database of a store"
+    assert verify(folder / "store" / "store.sqlite").problems == []
+    with sqlite3.connect(backup) as db:
+        db.execute("UPDATE runs SET result = '{}'")
+    db.close()
+    (problem,) = verify(backup).problems
+    assert problem.file == backup and "its result was changed after it was recorded" in problem.what
+    backup.write_bytes(before[: len(before) // 2])
+    (problem,) = verify(backup).problems
+    assert problem.file == backup and "torn" in problem.what
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["backup.sqlite", "tiny"]
+    other = tmp_path / "other.sqlite"
+    with sqlite3.connect(other) as db:
+        db.execute("CREATE TABLE songs (name TEXT)")
+    db.close()
+    with pytest.raises(UsageError, match=r"other\.sqlite: this database belongs to another program"):
+        verify(other)
+
+
+@pytest.mark.parametrize("lost", ["folder", "weights", "result edited", "spec"])
+def test_a_damaged_run_is_listed_once(folder, lost):
+    run = run_of(folder)
+    if lost == "folder":
+        shutil.rmtree(run)
+    elif lost == "weights":
+        (run / "model.safetensors").unlink()
+    elif lost == "spec":
+        (run / "spec.json").unlink()
+    else:
+        content = json.loads((run / "result.json").read_text())
+        del content["sha256"]
+        write_sealed(run / "result.json", {**content, "train_loss": 1.0})
+    (problem,) = verify(folder).problems
+    assert problem.file == run / {"weights": "model.safetensors", "spec": "spec.json"}.get(lost, "") or (
+        problem.file == run / "result.json" and "train_loss is 1.0" in problem.what
+    )
+
+
+def test_each_part_that_is_gone_is_named(folder):
+    shutil.rmtree(next((folder / "corpus").glob("*/manifest.json")).parent)
+    (folder / "store" / "store.sqlite").unlink()
+    shutil.rmtree(folder / "store" / "runs")
+    (folder / ".model.published.json").write_text("{}")
+    write_sealed(folder / ".written.json", {"format": 1, "files": {}})
+    write_sealed(folder / "cost.json", {"format": 2, "wall_s": {}})
+    found = {problem.file for problem in verify(folder).problems}
+    assert {folder / "corpus", folder / "store" / "store.sqlite", folder / "store" / "runs", folder / "model"} <= found
+    shutil.rmtree(folder / "store")
+    shutil.rmtree(folder / "corpus")
+    assert found == {problem.file for problem in verify(folder).problems}
+    (folder / "plan.json").unlink()
+    assert found < {problem.file for problem in verify(folder).problems}
+
+
+def test_examples_are_part_of_a_corpus(folder):
+    place = next((folder / "corpus").glob("*/manifest.json")).parent
+    corpus = Corpus.open(place)
+    one = write_examples(corpus, "one", [Example([1, 2, 3], [0, 1, 1])]).path
+    two = write_examples(corpus, "two", [Example([3, 2, 1], [0, 1, 1])]).path
+    shutil.copytree(two, place / "examples" / ("0" * 16))
+    assert [problem.file.parent.name for problem in verify(place).problems] == ["0" * 16]
+    shutil.rmtree(place / "examples" / ("0" * 16))
+    assert verify(place).problems == []
+    (place / "examples" / ".new.host.abc").mkdir()  # a set that was being written when the program was killed
+    (one / "tokens.bin").write_bytes(b"\1\0")
+    (one / "ends.bin").unlink()
+    (two / "manifest.json").write_text("{}")
+    files = {one / "tokens.bin", one / "ends.bin", two / "manifest.json"}
+    for part in (place, folder / "corpus", folder):
+        assert {problem.file for problem in verify(part).problems} == files
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "target.yaml"])
+def test_a_kept_document_that_cannot_be_read_is_damaged_not_mistyped(name, folder, make_spec):
+    file = folder / name
+    if name == "target.yaml":
+        run = make_spec().model_dump(mode="json", exclude_none=True)
+        file.write_text(yaml.safe_dump({"name": "t", "corpus": "corpus", "run": run}))
+        derived.record(folder, name)
+    assert verify(file).problems == []
+    file.write_text(file.read_text().replace("vocab_size: 3", "vocab_size: o"))
+    (problem,) = verify(file).problems
+    assert problem.file == file and problem.what.startswith("was damaged or edited after it was written: line ")
+    with pytest.raises(DamagedFileError, match=rf"{name}: was damaged or edited after it was written.*\n.*vocab_size"):
+        load_training(file)
+    copy = folder.parent / name
+    shutil.copy(file, copy)
+    if name == "target.yaml":  # nothing is recorded of a copy elsewhere
+        with pytest.raises(UsageError, match=r"target\.yaml:\d+: run\.model\.vocab_size") as caught:
+            load_training(copy)
+        assert not isinstance(caught.value, DamagedFileError)

@@ -33,7 +33,15 @@ from armillary.recipe import (
     UsageError,
     write_sealed,
 )
-from armillary.release import check_lineage, check_publishable, check_record, is_published, origins, publish
+from armillary.release import (
+    check_lineage,
+    check_publishable,
+    check_record,
+    is_publication,
+    is_published,
+    origins,
+    publish,
+)
 from armillary.release.card import model_card
 from armillary.release.ledger import ledger_file
 
@@ -178,6 +186,27 @@ def test_changed_weights_are_told_from_those_of_the_lineage(tmp_path: Path, toke
     weights.unlink()
     with pytest.raises(ArmillaryError, match=r"model\.safetensors"):
         check_lineage(folder)
+
+
+def test_every_damaged_file_of_a_publication_is_named(tmp_path: Path, tokenizer_file: Path) -> None:
+    folder = published(tmp_path / "model", tokenizer_file)
+    (folder / "model.safetensors").write_bytes(b"other")
+    (folder / "config.json").unlink()
+    (folder / "README.md").write_text("edited")
+    with pytest.raises(DamagedFileError) as caught:
+        check_lineage(folder)
+    named = [Path(line.partition(": ")[0]).name for line in str(caught.value).splitlines()]
+    assert sorted(named) == ["README.md", "config.json", "model.safetensors"]
+
+
+def test_a_publication_is_known_without_its_lineage(tmp_path: Path, tokenizer_file: Path) -> None:
+    folder = published(tmp_path / "model", tokenizer_file)
+    (folder / "lineage.json").unlink()
+    assert is_publication(folder)
+    elsewhere = Path(shutil.copytree(folder, tmp_path / "elsewhere"))  # without the record beside it: by its card
+    assert is_publication(elsewhere)
+    (elsewhere / "README.md").write_text("# A model of another program")
+    assert not is_publication(elsewhere) and not is_publication(tmp_path)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1, "weights": {}}', '{"format": "x"}', "\xff"])

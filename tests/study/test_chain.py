@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from armillary.goodput import EventWriter
-from armillary.recipe import ArmillaryError
+from armillary.recipe import ArmillaryError, DamagedFileError
 from armillary.study import Store
 from armillary.train import RunResult
 
@@ -64,10 +64,7 @@ def test_the_order_is_in_the_numbers(tmp_path, make_spec):
     assert verdict.about["result"] == chain.of("result", spec.id).about["result"] and verdict.previous != verdict.sha256
     order = store.order(spec.id)
     assert (order.prediction, order.start, order.by, order.holds) == (2, 3, "store", True)
-    assert store.verify() == [
-        f"{store.run_folder(spec.id) / name}: is missing, and run {spec.id} is done"
-        for name in ("spec.json", "events.jsonl", "metrics.parquet", "model.safetensors", "result.json")
-    ]
+    assert store.verify() == [f"{store.run_folder(spec.id)}: is missing, and run {spec.id} is done"]
 
 
 def test_a_verdict_on_a_second_question_holds_the_result_that_it_judges(tmp_path, make_spec):
@@ -266,10 +263,43 @@ def test_an_older_store_is_taken_over_whole_or_not_at_all(number, tmp_path_facto
     assert store.chain().intact and store.prediction(TARGET)["domains"] == {"浑仪": 0.1 + 0.2}
 
 
+@pytest.mark.parametrize(
+    ("statement", "said"),
+    [
+        ("UPDATE stages SET content = '{\"found\": 2}'", "was changed after it was recorded"),
+        ("UPDATE stages SET recorded_at = 1.5", "was changed after it was recorded"),
+        ("UPDATE journal SET run = 'other' WHERE kind = 'stage'", "is not the one in the journal"),
+        ("UPDATE journal SET about = '{\"stage\": \"mixture\"}' WHERE kind = 'stage'", "is not the one in the journal"),
+        ("INSERT INTO stages VALUES ('anneal', 'k', 1.0, '{}')", "outcome k of stage anneal is not the one"),
+    ],
+)
+def test_a_changed_outcome_of_a_stage_is_found(statement, said, tmp_path):
+    store = Store(tmp_path)
+    store.record_stage("mixture", "k", {"found": 1, "share": [0.1 + 0.2]})
+    store.record_stage("mixture", "other", {"found": 3})
+    assert store.stage("mixture", "k") == {"found": 1, "share": [0.1 + 0.2]} and store.chain().intact
+    by_hand(store, statement)
+    name = "anneal" if "anneal" in statement else "mixture"
+    with pytest.raises(DamagedFileError, match=rf"store\.sqlite: the outcome k of stage {name} .*; put a backup"):
+        store.stage(name, "k")
+    assert any(said in problem for problem in store.verify())
+
+
+def test_an_outcome_that_was_removed_is_found_missing_and_may_be_found_again(tmp_path):
+    store = Store(tmp_path)
+    store.record_stage("mixture", "k", {"found": 1})
+    by_hand(store, "DELETE FROM stages")
+    assert store.verify() == ["the outcome k of stage mixture was removed after it was recorded"]
+    assert store.stage("mixture", "k") is None
+    store.record_stage("mixture", "k", {"found": 1})
+    store.record_stage("mixture", "k", {"found": 2})  # a second one is not taken
+    assert store.stage("mixture", "k") == {"found": 1} and store.verify() == []
+
+
 def test_an_older_store_keeps_everything_and_its_chain_says_where_it_begins(tmp_path):
     store = Store(old_store(tmp_path))
     first, *rest = store.chain().entries
-    assert (first.kind, first.about) == ("chain", {"format": 1, "taken_over": 8})
+    assert (first.kind, first.about) == ("chain", {"format": 1, "taken_over": 9})
     assert all(entry.about["taken_over"] for entry in rest) and store.chain().intact
     assert [entry.kind for entry in rest if entry.run == TARGET] == ["prediction", "start", "result", "verdict"]
     assert store.order(TARGET).by == "clock" and store.order(TARGET).holds

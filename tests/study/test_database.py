@@ -72,7 +72,7 @@ def test_a_newer_store_is_refused_and_not_touched(tmp_path):
     Store(tmp_path).close()
     made(tmp_path / "store.sqlite", "UPDATE format SET version = 99", "DROP TABLE stages")
     before = contents(tmp_path)
-    with pytest.raises(ForeignFileError, match=r"store format 99; this version reads 1 to 3; .* left as it is"):
+    with pytest.raises(ForeignFileError, match=r"store format 99; this version reads 1 to 4; .* left as it is"):
         Store(tmp_path)
     assert contents(tmp_path) == before
 
@@ -300,10 +300,7 @@ def test_a_backup_is_whole_new_and_checked(tmp_path, make_spec):
     store.add("a", [make_spec()])
     store.record_prediction("0123456789abcdef", {"target": 1.0})
     copy = tmp_path / "copy" / "store.sqlite"
-    with pytest.raises(UsageError, match=r"copy: not a folder"):
-        store.backup(copy)
-    copy.parent.mkdir()
-    store.backup(copy)
+    store.backup(copy)  # which makes the folder, as every --out does
     assert [path.name for path in copy.parent.iterdir()] == ["store.sqlite"]
     again = Store(copy.parent)
     assert again.prediction("0123456789abcdef") == store.prediction("0123456789abcdef") and again.chain().intact

@@ -1,6 +1,7 @@
 """From a budget to sizes: what is planned fits the budget, and what cannot fit is told with what it takes."""
 
 import math
+import re
 
 import pytest
 import sqlalchemy as sa
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from armillary.recipe import Recipe, UsageError, parse_budget
-from armillary.study import STAGES, Store, make_plan, remaining
+from armillary.study import STAGES, SmallBudgetError, Store, make_plan, remaining
 
 SETTINGS = {
     "name": "tiny",
@@ -114,25 +115,27 @@ def test_what_is_spent_and_what_no_run_takes_is_taken_off_a_time():
 
 
 @pytest.mark.parametrize("unit", ["s", "flops"])
-def test_a_budget_that_is_too_small_is_told_with_what_it_takes(make_recipe, make_fleet, tiny_corpus, unit):
-    budget, said = 1e8 if unit == "flops" else 1.0, []
-    for _ in STAGES:
-        try:
-            make_plan(make_recipe(), tiny_corpus, make_fleet(1e8), budget=f"{budget:.9e}{unit}")
-            break
-        except UsageError as error:
-            words = str(error).split()
-            assert "is too small for the" in str(error) and "needs 60 steps per run; give about" in str(error)
-            said.append(words[words.index("the", words.index("for")) + 1])
-            budget *= float(words[words.index("about") + 1])
-    else:
-        pytest.fail(f"still too small after all advice: {said}")
-    assert said and len(set(said)) == len(said)  # what was advised for a stage was enough for it
+def test_a_budget_that_is_too_small_is_told_with_one_that_works(make_recipe, make_fleet, tiny_corpus, unit):
+    budget = f"1e8{unit}" if unit == "flops" else "1.0s"
+    with pytest.raises(SmallBudgetError, match=rf"budget {budget} is too small for the .* needs 60 steps") as caught:
+        make_plan(make_recipe(), tiny_corpus, make_fleet(1e4), budget=budget)
+    enough = re.search(r"give (\S+) or more", str(caught.value))[1]
+    assert make_plan(make_recipe(), tiny_corpus, make_fleet(1e4), budget=enough).budget == enough
+    too_little = caught.value.needed / 1.05
+    with pytest.raises(SmallBudgetError):
+        make_plan(make_recipe(), tiny_corpus, make_fleet(1e4), budget=f"{too_little:.6e}{unit}")
+
+
+def test_a_whole_budget_includes_what_was_spent_and_is_reserved():
+    error = SmallBudgetError("mixture", "60s", 100.0, "s").of_whole("2m", 30.0)
+    assert "budget 2m is too small" in str(error) and "give 2m40s or more" in str(error)
+    assert parse_budget(remaining("2m40s", 30.0))[0] > 100.0
+    assert "give 1.2e15flops or more" in str(SmallBudgetError("mixture", "1e9flops", 1e15, "flops"))
 
 
 def test_a_target_that_takes_all_leaves_nothing_for_studies(make_recipe, make_fleet, tiny_corpus):
     recipe = make_recipe(budget_share=None, tokens=10_000_000)
-    with pytest.raises(UsageError, match="give more, or a smaller target run"):
+    with pytest.raises(UsageError, match=r"give .* or more"):
         make_plan(recipe, tiny_corpus, make_fleet(), budget="1e11flops")
     plan = make_plan(recipe, tiny_corpus, make_fleet(), budget="1e14flops")
     assert plan.tokens["target"] == 10_000_000 and sum(plan.flops.values()) <= 1e14

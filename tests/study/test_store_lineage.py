@@ -91,7 +91,7 @@ def test_a_store_of_format_2_gains_parents_and_is_refused_by_its_older_version(f
     assert store.parents(family[1].id) == [family[0].id]
     store.close()
     with closing(sqlite3.connect(tmp_path / "store.sqlite")) as db:
-        assert db.execute("SELECT version FROM format").fetchall() == [(3,)]
+        assert db.execute("SELECT version FROM format").fetchall() == [(4,)]
     assert Store(tmp_path).chain().intact
 
 

@@ -126,7 +126,7 @@ def test_a_run_that_is_done_is_not_trained_again(make_spec, tiny_corpus, tmp_pat
 @pytest.mark.parametrize("after", [1, 5, 11])
 def test_a_stopped_run_goes_on_as_if_it_had_not(after, make_spec, tiny_corpus, tmp_path, undisturbed, outcome):
     spec, folder, steps = make_spec(), tmp_path / "run", []
-    with pytest.raises(InterruptedRunError, match=f"after step {after} of 12; start it again to go on"):
+    with pytest.raises(InterruptedRunError, match=f"after step {after} of 12; start it again to resume"):
         train_run(spec, tiny_corpus, folder, progress=steps.append, stop=lambda: len(steps) == after)
     assert read_result(folder) is None
     train_run(spec, tiny_corpus, folder, progress=steps.append)

@@ -133,12 +133,12 @@ def another_step(newest: Path) -> None:
 FILES = ("rank-00000.safetensors", "rank-00001.safetensors", "metrics.parquet", "checkpoint.json")
 DAMAGES = {
     **{f"a flipped bit in {f}": (lambda p, f=f: flip(p / f, 0.5), f"{f}|damaged") for f in FILES},
-    "a flipped bit in a header": (lambda p: flip(p / FILES[1], 0.001), "rank-00001.safetensors does not match"),
+    "a flipped bit in a header": (lambda p: flip(p / FILES[1], 0.001), "rank-00001.safetensors: does not match"),
     "a truncated file": (lambda p: (p / FILES[1]).write_bytes((p / FILES[1]).read_bytes()[:-9]), "bytes instead of"),
-    "a missing file": (lambda p: (p / FILES[1]).unlink(), "rank-00001.safetensors is missing"),
-    "a missing manifest": (lambda p: (p / "checkpoint.json").unlink(), "checkpoint.json is missing"),
+    "a missing file": (lambda p: (p / FILES[1]).unlink(), "rank-00001.safetensors: is missing"),
+    "a missing manifest": (lambda p: (p / "checkpoint.json").unlink(), "checkpoint.json: is missing"),
     "the manifest of another step": (another_step, "is that of step 6"),
-    "an empty folder": (lambda p: [f.unlink() for f in p.iterdir()], "checkpoint.json is missing"),
+    "an empty folder": (lambda p: [f.unlink() for f in p.iterdir()], "checkpoint.json: is missing"),
 }
 
 

@@ -187,7 +187,7 @@ def harmed(parent, runs, way):
         piece = folder / "checkpoints/step-5/rank-00000.safetensors"
         start = start_from(piece.parent)
         piece.write_bytes(piece.read_bytes()[:-1] + b"\x7f")
-        return start, DamagedFileError, "rank-00000.safetensors does not match its checksum"
+        return start, DamagedFileError, "rank-00000.safetensors: does not match its checksum"
     if way == "another run's result":
         document = json.loads((folder / "result.json").read_text())
         (runs / ("0" * 16)).mkdir()

@@ -61,7 +61,7 @@ def fit(act: Callable[[], Any], path: Path, as_json: bool) -> None:
     """Fit, write the law file, and show what was found."""
     from armillary.laws import workbench
 
-    workbench.check_out(path)
+    workbench.check_law_out(path)
     summary = told(lambda: workbench.save(path, act()))
     for line in workbench.columns_read(summary):
         err.print(escape(line), highlight=False)
@@ -345,7 +345,7 @@ def reproduce(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Carry out a published result again from its measured data: ours beside theirs.
+    """Reproduce a published result from its measured data: our numbers beside theirs.
 
     Names: regmix, chinchilla, ladder, multi-power-law, step-law, gemstones, isoflop, data-constrained.
 

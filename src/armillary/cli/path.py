@@ -38,7 +38,7 @@ WorkersOption = Annotated[
     int | None, typer.Option(min=1, help="Runs at the same time (default: one per core or accelerator).")
 ]
 BudgetOption = Annotated[
-    str | None, typer.Option(help="Wall time (90s, 8m, 2h) or FLOPs (1e15flops) instead of the recipe's.")
+    str | None, typer.Option(help="Wall time (90s, 3m30s, 2h) or FLOPs (1e15flops) instead of the recipe's.")
 ]
 DatabaseOption = Annotated[
     str | None, typer.Option(envvar="ARMILLARY_DATABASE", help="SQLAlchemy URL of the store instead of SQLite.")
@@ -473,7 +473,7 @@ def report(
         evidence = place.report(until.value, language.value)
     finally:
         show.close()
-    path = str(place.report_file(language.value))
+    path = str(place.report_file(language.value, until.value))
     show_json({"report": path}) if as_json else print(path)
     refuse_unfinished(evidence)
 
@@ -486,8 +486,12 @@ def rows_in_store(recipe: Path, folder: Path | None, database: str | None, rows_
         raise UsageError(
             f"{place}: no results are here yet; `armillary run {recipe}` makes them, and --out names another folder"
         )
-    if database is None and not (place / "store").exists():
-        return []
+    if database is None and not (place / "store" / "store.sqlite").exists():
+        runs = place / "store" / "runs"
+        why = f" yet; `armillary run {recipe}` makes it"
+        if any(runs.glob("*")):
+            why = f", and {runs} holds runs; put a backup in its place"
+        raise UsageError(f"{place / 'store' / 'store.sqlite'}: there is no database{why}, or give one with --database")
     store = workspace(recipe, place, None, None, database, None, show).store()
     rows: list[dict[str, Any]] = getattr(store, rows_of)()
     return rows
@@ -536,6 +540,7 @@ def store_backup(
     recipe: RecipeArgument,
     to: Annotated[Path, typer.Option("--to", help="The file to write; it must not exist yet.", show_default=False)],
     folder: OutOption = None,
+    database: DatabaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Copy the database of a recipe's store into one file, whole and checked, while others may be at work in it.
@@ -544,9 +549,9 @@ def store_backup(
     """
     show = Reporter()
     _, place = opened(recipe, folder, show)
-    if not (place / "store" / "store.sqlite").exists():
-        raise UsageError(f"{place}: holds no database; --out names another folder of results")
-    workspace(recipe, place, None, None, None, None, show).store().backup(to)
+    if database is None and not (place / "store" / "store.sqlite").exists():
+        raise UsageError(f"{place}: holds no database; --out names another folder of results, --database a database")
+    workspace(recipe, place, None, None, database, None, show).store().backup(to)
     if as_json:
         return show_json({"backup": str(to)})
     out.print(
@@ -558,14 +563,15 @@ def store_backup(
 def verify(
     place: Annotated[
         Path,
-        typer.Argument(help="A folder of results, or a part of one; a law file or a recipe.", show_default=False),
+        typer.Argument(help="A folder of results, or a part of one; a law file, recipe or backup.", show_default=False),
     ],
     database: DatabaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Read every byte of what was written and report each file that is damaged, with the remedy; exit 1 if any is.
 
-    Takes a folder of results or a part of one: store, corpus, run, checkpoint, published model, law file, recipe.
+    Takes a folder of results or a part of one (store, corpus, run, checkpoint, published model), a law file, a recipe,
+    or a backup of a store's database.
 
     Example: armillary verify demo
     """
@@ -578,6 +584,7 @@ def verify(
         for p in found.problems:
             out.print(escape(f"{p.file}: {p.what}; {p.remedy}"), highlight=False)
     else:
-        out.print(f"{found.kind} {escape(str(place))}: {len(found.checked)} parts, all as written", highlight=False)
+        parts = f": {len(found.checked)} parts, all" if len(found.checked) > 1 else ":"
+        out.print(f"{found.kind} {escape(str(place))}{parts} as written", highlight=False)
     if found.problems:
         raise typer.Exit(1)

@@ -30,9 +30,11 @@ from armillary.files import aside, sync
 from armillary.recipe import (
     ArmillaryError,
     DamagedFileError,
+    FileProblem,
     ForeignFileError,
     UsageError,
     canonical_hash,
+    problem_of,
     read_sealed,
     write_sealed,
 )
@@ -130,6 +132,32 @@ def write_examples(corpus: Corpus, name: str, examples: Iterable[Example]) -> Ex
     return open_examples(corpus, str(manifest["hash"]))
 
 
+def verify_examples(corpus: Path, name: str) -> list[FileProblem]:
+    """Everything wrong with the examples of corpus ``name`` in the folder ``corpus``; unfinished sets are skipped."""
+    problems = []
+    for folder in sorted(path for path in (corpus / "examples").glob("*") if not path.name.startswith(".")):
+        try:
+            of = _manifest(folder, name)
+        except FileNotFoundError:
+            problems.append(FileProblem(folder / "manifest.json", "is missing", REMEDY))
+            continue
+        except OSError as error:
+            problems.append(problem_of(folder / "manifest.json", error, "make it readable"))
+            continue
+        except ArmillaryError as error:
+            problems.append(problem_of(folder / "manifest.json", error, REMEDY))
+            continue
+        for file in _FILES:
+            try:
+                if hashlib.sha256((folder / file).read_bytes()).hexdigest() != of["files"].get(file):
+                    problems.append(FileProblem(folder / file, "is not what was written", REMEDY))
+            except FileNotFoundError:
+                problems.append(FileProblem(folder / file, "is missing", REMEDY))
+            except OSError as error:
+                problems.append(problem_of(folder / file, error, "make it readable"))
+    return problems
+
+
 def _checked(example: Example, corpus: Corpus, where: str) -> tuple[NDArray[Any], NDArray[np.float32]]:
     """Tokens and weights as they are stored, with the end of the text."""
     tokens, weights = np.asarray(example.tokens, dtype=np.int64), np.asarray(example.weights, dtype=np.float32)
@@ -164,7 +192,7 @@ def open_examples(corpus: Corpus, name: str) -> Examples:
     """
     folder = corpus.path / "examples" / name
     try:
-        manifest = read_sealed(folder / "manifest.json", "manifest of examples", FORMAT, REMEDY)
+        manifest = _manifest(folder, corpus.hash)
     except (FileNotFoundError, NotADirectoryError) as error:
         known = sorted(
             p.parent.name for p in folder.parent.glob("*/manifest.json") if not p.parent.name.startswith(".")
@@ -173,10 +201,6 @@ def open_examples(corpus: Corpus, name: str) -> Examples:
         raise UsageError(f"corpus {corpus.hash}: no examples {name}; {there}") from error
     except OSError as error:
         raise ArmillaryError(f"{folder}: cannot be read ({error.strerror}); make it readable and try again") from error
-    if manifest.get("corpus") != corpus.hash:
-        raise ForeignFileError(f"{folder}: belongs to corpus {manifest.get('corpus')}, not to {corpus.hash}")
-    if manifest.get("hash") != name or _content_hash(manifest) != name:
-        raise DamagedFileError(f"{folder / 'manifest.json'}: is not of the examples that its folder names; {REMEDY}")
     try:
         stamps = tuple((s.st_size, s.st_mtime_ns, s.st_ino) for s in ((folder / file).stat() for file in _FILES))
         return _opened(folder, canonical_hash(manifest), stamps)
@@ -184,6 +208,21 @@ def open_examples(corpus: Corpus, name: str) -> Examples:
         raise DamagedFileError(
             f"{error.filename}: is missing or cannot be read ({error.strerror}); {REMEDY}"
         ) from error
+
+
+def _manifest(folder: Path, corpus: str) -> dict[str, Any]:
+    """The manifest of the set in ``folder``, which belongs to the corpus with the hash ``corpus``.
+
+    Raises:
+        OSError: it is missing or cannot be read.
+        DamagedFileError, ForeignFileError: as ``open_examples``.
+    """
+    manifest = read_sealed(folder / "manifest.json", "manifest of examples", FORMAT, REMEDY)
+    if manifest.get("corpus") != corpus:
+        raise ForeignFileError(f"{folder}: belongs to corpus {manifest.get('corpus')}, not to {corpus}")
+    if manifest.get("hash") != folder.name or _content_hash(manifest) != folder.name:
+        raise DamagedFileError(f"{folder / 'manifest.json'}: is not of the examples that its folder names; {REMEDY}")
+    return manifest
 
 
 # Many runs of one process read the same set, which is compared with its manifest once per version of its files.

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from armillary.corpus.manifest import Manifest, read_manifest, shard_paths
 from armillary.corpus.permutation import keyed_hash, permute
-from armillary.corpus.verify import check_files
+from armillary.corpus.stamp import check_files
 from armillary.recipe import UsageError
 
 

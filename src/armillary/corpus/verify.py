@@ -1,43 +1,21 @@
-"""Whether the files of a corpus are what its manifest says: once per copy, and on demand.
-
-Opening a corpus compares each file with the SHA-256 in the manifest and then writes a *stamp*: size, modification and
-change time, and inode of every file that was compared. As long as these stay, later openings hash nothing. The stamp
-lies in ``index/`` beside the corpus where that folder exists, else as a hidden file beside it.
-
-Trade-off: a bit that flips on the disk below the file system, without a write, changes no time and is found by
-``verify_corpus`` only. Where the stamp cannot be written (a read-only disk), every opening hashes the files.
-"""
+"""Whether a corpus is what was built, byte by byte, with its index and its sets of examples; on demand."""
 
 from __future__ import annotations
 
-import hashlib
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
+from armillary.corpus.examples import verify_examples
 from armillary.corpus.index import check_index
-from armillary.corpus.manifest import REMEDY, Manifest, ShardFile, is_hash, read_manifest
-from armillary.recipe import (
-    ArmillaryError,
-    DamagedFileError,
-    FileProblem,
-    ForeignFileError,
-    problem_of,
-    read_sealed,
-    write_sealed,
-)
-
-STAMP_FORMAT = 1
-# Two writes within one tick of the file system's clock leave the same times, so files this young are left to age.
-CLOCK_TICK_S = 0.02
+from armillary.corpus.manifest import REMEDY, is_hash, read_manifest
+from armillary.corpus.stamp import compare_files
+from armillary.recipe import ArmillaryError, FileProblem, problem_of
 
 
 def verify_corpus(folder: Path) -> list[FileProblem]:
     """Read every byte of a corpus and return every problem; an empty list means that the corpus is as it was built.
 
     Nothing is written. ``folder`` is a corpus (``ROOT/HASH``) or a folder of corpora (``ROOT``), of which each corpus
-    and each file of ``index/`` is checked. An unfinished build is not a corpus and is passed over.
+    and each file of ``index/`` is checked. A corpus includes its sets of examples. An unfinished build is skipped.
     """
     if not folder.is_dir():
         return [FileProblem(folder, "is not a folder", "give the folder of a built corpus, or build one")]
@@ -49,96 +27,8 @@ def verify_corpus(folder: Path) -> list[FileProblem]:
         manifest = read_manifest(folder)
     except ArmillaryError as error:
         return [problem_of(folder / "manifest.json", error, REMEDY)]
-    return _compare(folder, manifest.files)
-
-
-def check_files(folder: Path, manifest: Manifest) -> None:
-    """Compare the files of a corpus with its manifest, unless a stamp says that they have not changed since.
-
-    Raises:
-        DamagedFileError: a file is missing, cannot be read, or is not what was built.
-    """
-    stamp = _stamp(folder, manifest)
-    if _read_stamp(folder) == stamp:
-        return
-    if problems := _compare(folder, manifest.files):
-        more = f" ({len(problems) - 1} more files of this corpus are damaged)" if len(problems) > 1 else ""
-        raise DamagedFileError(f"{problems[0]}{more}")
-    _write_stamp(folder, stamp)
+    return [*compare_files(folder, manifest.files), *verify_examples(folder, manifest.hash)]
 
 
 def _names_a_corpus(path: Path) -> bool:
     return is_hash(path.name) or ((path / "manifest.json").exists() and not path.name.startswith("build-"))
-
-
-def _compare(folder: Path, files: list[ShardFile]) -> list[FileProblem]:
-    """The files that are not what the manifest says, by size and SHA-256."""
-    # A file that is still young could be written again without a new time, and the stamp would hide it.
-    newest = max((_changed_s(folder / file.path) for file in files), default=0.0)
-    if 0 <= time.time() - newest < CLOCK_TICK_S:
-        time.sleep(CLOCK_TICK_S)
-    with ThreadPoolExecutor() as threads:  # hashing releases the interpreter's lock
-        return [problem for problem in threads.map(lambda file: _content_problem(folder, file), files) if problem]
-
-
-def _changed_s(path: Path) -> float:
-    try:
-        return path.stat().st_ctime
-    except OSError:
-        return 0.0
-
-
-def _content_problem(folder: Path, file: ShardFile) -> FileProblem | None:
-    path = folder / file.path
-    try:
-        size = path.stat().st_size
-        if size != file.bytes:
-            return FileProblem(path, f"has {size} bytes, the manifest says {file.bytes}", REMEDY)
-        with path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-    except FileNotFoundError as error:
-        return FileProblem(path, f"missing ({error.strerror})", REMEDY)
-    except OSError as error:
-        return FileProblem(path, f"cannot be read ({error.strerror})", "make it readable, or restore it from a copy")
-    if found != file.sha256:
-        return FileProblem(path, "does not match its checksum in the manifest", REMEDY)
-    return None
-
-
-def _stamp_file(folder: Path) -> Path:
-    folder = folder.absolute()
-    index = folder.parent / "index"
-    name = f"{folder.name}.verified.json"
-    return index / name if index.is_dir() else folder.with_name(f".{name}")
-
-
-def _stamp(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """What a stamp would say now; a file that is missing has no times, so no written stamp equals it."""
-    files: dict[str, Any] = {}
-    for file in manifest.files:
-        try:
-            stat = (folder / file.path).stat()
-            files[file.path] = [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, file.bytes, file.sha256]
-        except OSError:
-            files[file.path] = None
-    return {"format": STAMP_FORMAT, "files": files}
-
-
-def _read_stamp(folder: Path) -> dict[str, Any] | None:
-    try:
-        return read_sealed(_stamp_file(folder), "stamp", STAMP_FORMAT, "delete it")
-    except (OSError, ArmillaryError):  # none, a damaged one, or one of another version: compare the files
-        return None
-
-
-def _write_stamp(folder: Path, stamp: dict[str, Any]) -> None:
-    try:
-        read_sealed(_stamp_file(folder), "stamp", STAMP_FORMAT, "delete it")
-    except ForeignFileError:
-        return  # left for the newer version that wrote it
-    except (OSError, DamagedFileError):
-        pass
-    try:
-        write_sealed(_stamp_file(folder), stamp)
-    except OSError:
-        return  # a disk that is full or read-only: the next opening compares the files again

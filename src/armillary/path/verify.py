@@ -6,6 +6,7 @@ Nothing is changed, moved or created.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +14,30 @@ from typing import Any
 
 from armillary.corpus import verify_corpus
 from armillary.laws.files import read_law
-from armillary.path import derived
+from armillary.path.derived import check_derived
 from armillary.path.workspace import COST_FORMAT, PLAN_FORMAT
 from armillary.recipe import (
+    RECORD,
+    RECORD_REMEDY,
     ArmillaryError,
+    DamagedDocumentError,
+    DamagedFileError,
     FileProblem,
+    ForeignFileError,
+    LargeRun,
+    Recipe,
     UsageError,
-    given,
     is_workspace,
     load_training,
     problem_of,
     read_json,
     read_sealed,
+    read_yaml,
+    recorded,
+    was_changed,
 )
-from armillary.release import check_lineage, check_record
-from armillary.study import Store
+from armillary.release import check_lineage, check_record, is_publication
+from armillary.study import Store, verify_database
 from armillary.train import verify_checkpoint, verify_run
 
 # The newest format of each JSON file of a workspace; from format 2 on those that are read back are sealed.
@@ -36,12 +46,25 @@ _SEALED_SINCE = 2
 _REMEDIES = {
     "plan.json": "restore it from a copy; without it the next call sizes the studies again",
     "cost.json": "restore it from a copy; without it the next call counts wall time anew",
-    "summary.json": derived.REMEDY,
+    "summary.json": RECORD_REMEDY,
     "recipe.yaml": "restore it from a copy, or give the recipe itself with --out, which writes it anew",
-    "target.yaml": derived.REMEDY,
+    "target.yaml": RECORD_REMEDY,
 }
 _REMEDY = "restore it from a copy, or remove it to have it made again"
+_MEANT = "restore it from a copy, unless the edit was meant: the next call does what it says now"
+_BACKUP_REMEDY = "use another backup"
 _STORE_REMEDY = "restore it from a backup, or start the same command again"
+
+
+_KNOWN = (
+    "a folder of results, or a store, corpus, run, checkpoint or published model in one; a law file, a recipe, or a "
+    "backup of a store's database"
+)
+_SQLITE = b"SQLite format 3\0"
+# Files that stand for the folder they lie in, and the fields by which other files are told apart.
+_OF_A_FOLDER = {"lineage.json", "manifest.json", "checkpoint.json", "result.json", "spec.json"}
+_LAW_FIELDS = {"laws_version", "fitted", "kind", "targets"}
+_DOCUMENT_KEYS = {*Recipe.model_fields, *LargeRun.model_fields} - {"format", "name"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +77,7 @@ class Verified:
 
 
 def verify(place: Path, database: str | None = None) -> Verified:
-    """Check a workspace, store, corpus, run, checkpoint, published model, law file, recipe or large run's file.
+    """Check a workspace, store, corpus, run, checkpoint or published model, or a single file (see ``_file``).
 
     Args:
         database: SQLAlchemy URL of a workspace's or store's database, where it is not the file in it.
@@ -63,62 +86,173 @@ def verify(place: Path, database: str | None = None) -> Verified:
         UsageError: ``place`` is none of these.
     """
     if place.is_file():
-        kind, check = ("law", read_law) if place.suffix == ".json" else ("recipe", load_training)
-        return Verified(kind, [place.name], _refused(place, _REMEDY, check))
+        return _file(place, database)
     if not place.is_dir():
         raise UsageError(f"{place}: no such file or folder; give a folder of results, or a part of one")
-    if (place / "lineage.json").exists():
-        return Verified("published model", [place.name], _refused(place, _REMEDY, check_lineage))
-    if (place / "checkpoint.json").exists():
-        return Verified("checkpoint", [place.name], _refused(place, _REMEDY, verify_checkpoint))
-    if (place / "spec.json").exists() or (place / "result.json").exists():
-        return Verified("run", [place.name], verify_run(place))
-    if (place / "manifest.json").exists() or (place / "index").is_dir():
-        return Verified("corpus", [place.name], verify_corpus(place))
-    if (place / "store.sqlite").exists() or ((place / "runs").is_dir() and not is_workspace(place)):
-        return _store(place, database)
-    if is_workspace(place):
+    kind = _kind(place)
+    if kind is None:
+        raise UsageError(f"{place}: nothing that verify knows; give {_KNOWN}")
+    if kind == "workspace":
         return _workspace(place, database)
-    raise UsageError(
-        f"{place}: nothing of Armillary is here; give a folder of results, or a corpus, store, run or "
-        "published model in one"
-    )
+    if kind == "store":
+        return _store(place, database, begun=True)
+    problems = {
+        "checkpoint": lambda: _refused(place, _REMEDY, verify_checkpoint),
+        "run": lambda: verify_run(place),
+        "corpus": lambda: verify_corpus(place),
+        "published model": lambda: _publication(place),
+    }
+    return Verified(kind, [place.name], problems[kind]())
+
+
+def _kind(folder: Path) -> str | None:
+    """What lies in a folder, also where a part of it is missing; None for anything else."""
+
+    def has(*names: str) -> bool:
+        return any((folder / name).exists() for name in names)
+
+    if has("checkpoint.json"):
+        return "checkpoint"
+    if has("spec.json", "result.json"):
+        return "run"
+    if has("lineage.json"):
+        return "published model"
+    if has("manifest.json") or (folder / "index").is_dir() or (has("tokenizer.json") and has("validation")):
+        return "corpus"
+    if has("store.sqlite"):
+        return "store"
+    if has(RECORD) or is_workspace(folder):
+        return "workspace"
+    if (folder / "runs").is_dir():
+        return "store"
+    return "published model" if is_publication(folder) else None
+
+
+def _file(place: Path, database: str | None) -> Verified:
+    """Check a law file, a recipe, a large run's file, a store's database or a backup of it, or a part of a workspace.
+
+    A file that names the folder it lies in, such as a manifest, stands for that folder.
+    """
+    with place.open("rb") as stream:
+        is_database = stream.read(len(_SQLITE)) == _SQLITE
+    if is_database:
+        problems: list[FileProblem] = []
+        try:
+            problems += [problem_of(place, said, _BACKUP_REMEDY) for said in verify_database(place)]
+        except DamagedFileError as error:
+            problems.append(problem_of(place, error, _BACKUP_REMEDY))
+        except ForeignFileError as error:
+            raise UsageError(str(error)) from error
+        return Verified("database of a store", [place.name], _first_of_each(problems))
+    if place.name in _OF_A_FOLDER:
+        return verify(place.parent, database)
+    if place.name in _JSON:
+        return Verified(place.name, [place.name], _refused(place, _REMEDIES[place.name], _json))
+    if _is_law(place):
+        return Verified("law", [place.name], _refused(place, _REMEDY, read_law))
+    if _is_document(place):
+        return Verified("recipe", [place.name], _document(place))
+    kind = _kind(place.parent)
+    if kind is not None:
+        raise UsageError(f"{place}: nothing that verify knows by itself; give {place.parent}, the {kind} it lies in")
+    raise UsageError(f"{place}: nothing that verify knows; give {_KNOWN}")
+
+
+def _is_law(place: Path) -> bool:
+    """Whether a file is a law file, also a damaged one."""
+    if place.suffix != ".json":
+        return False
+    try:
+        document = read_json(place, "law", _REMEDY)
+    except DamagedFileError:
+        return place.read_bytes().lstrip()[:1] in (b"{", b"")
+    return bool(_LAW_FIELDS & set(document))
+
+
+def _is_document(place: Path) -> bool:
+    """Whether a file is a recipe or a large run's file, also a damaged one."""
+    try:
+        return bool(read_yaml(place).keys & _DOCUMENT_KEYS)
+    except UsageError:
+        return place.suffix in (".yaml", ".yml")
+
+
+def _document(place: Path) -> list[FileProblem]:
+    """What is wrong with a recipe or a large run's file; one that a workspace keeps also has a seal."""
+    try:
+        load_training(place)
+    except DamagedDocumentError as error:
+        first = problem_of(place, str(error.__cause__).splitlines()[0], "")
+        remedy = _REMEDIES.get(place.name, "restore it from a copy, or correct it")
+        return [FileProblem(first.file, f"was damaged or edited after it was written: {first.what}", remedy)]
+    except ArmillaryError as error:
+        return [problem_of(place, line, "correct it") for line in str(error).splitlines()]
+    remedy = RECORD_REMEDY if place.name == "target.yaml" else _MEANT
+    return [FileProblem(place, "was damaged or edited after it was written", remedy)] if was_changed(place) else []
 
 
 def _workspace(folder: Path, database: str | None) -> Verified:
     checked: list[str] = []
     problems: list[FileProblem] = []
-    finished = (folder / derived.RECORD).exists()
+    finished = (folder / RECORD).exists()
+    begun = finished or (folder / "plan.json").exists()  # which is written once corpus and store are there
     if finished:
         checked.append("reports")
-        problems += _refused(folder / derived.RECORD, derived.REMEDY, lambda _: derived.recorded(folder))
+        problems += _refused(folder / RECORD, RECORD_REMEDY, lambda _: recorded(folder))
         if not problems:
-            problems += derived.check_derived(folder)
+            problems += check_derived(folder)
     for name in (*_JSON, "recipe.yaml", "target.yaml"):
         file = folder / name
         if file.exists():
             checked.append(name)
-            problems += _refused(file, _REMEDIES[name], _json if name in _JSON else load_training)
+            problems += _refused(file, _REMEDIES[name], _json) if name in _JSON else _document(file)
         elif finished and name in ("plan.json", "cost.json", "recipe.yaml"):
             problems.append(FileProblem(file, "is missing", _REMEDIES[name]))
-    if (folder / "recipe.yaml").exists() and given(folder).edited:
-        remedy = "restore it from a copy, unless the edit was meant: the next call does what it says now"
-        problems.append(FileProblem(folder / "recipe.yaml", "was edited or damaged after it was written", remedy))
     if (folder / "corpus").is_dir():
         checked.append("corpus")
         problems += verify_corpus(folder / "corpus")
-    if (folder / "store").is_dir():
-        store = _store(folder / "store", database)
+    if begun or (folder / "store").is_dir():
+        store = _store(folder / "store", database, begun)
         checked += store.checked
         problems += store.problems
-    if (folder / "model").is_dir():
+    if begun:
+        problems += _lost(folder)
+    if is_publication(folder / "model"):
         checked.append("model")
-        problems += _refused(folder / "model", _REMEDY, check_lineage)
+        problems += _publication(folder / "model")
         problems += _refused(folder / "model", _REMEDY, check_record)
     return Verified("workspace", checked, _first_of_each(problems))
 
 
-def _store(folder: Path, database: str | None) -> Verified:
+def _lost(folder: Path) -> list[FileProblem]:
+    """The parts of a workspace in which runs were planned that are missing as a whole."""
+    problems, said = [], {}
+    with contextlib.suppress(OSError, DamagedFileError):
+        said = read_json(folder / "summary.json", "summary", RECORD_REMEDY)
+    corpus = folder / "corpus" / str(said.get("corpus", ""))
+    if not any(path.is_dir() and path.name != "index" for path in corpus.glob("[!.]*")):
+        remedy = "restore it from a copy, or give the same command again, which builds it from its sources"
+        problems.append(FileProblem(corpus, "is missing", remedy))
+    runs = folder / "store" / "runs"
+    if (folder / RECORD).exists() and not any(runs.glob("*")):
+        remedy = "restore it from a copy, or give the same command again, which trains the runs again"
+        problems.append(FileProblem(runs, "is missing, and with it every run", remedy))
+    if said.get("target") and not any((folder / "model").glob("*")):
+        problems.append(FileProblem(folder / "model", "is missing, and a model was published", RECORD_REMEDY))
+    return problems
+
+
+def _publication(folder: Path) -> list[FileProblem]:
+    """What is wrong with a published model."""
+    remedy = "publish the model again (`armillary run`), or fetch the folder again"
+    if not any(folder.glob("*")):
+        return [FileProblem(folder, "is missing, and a model was published there", remedy)]
+    if not (folder / "lineage.json").exists():
+        return [FileProblem(folder / "lineage.json", "is missing, and with it the hashes of the other files", remedy)]
+    return _refused(folder, _REMEDY, check_lineage)
+
+
+def _store(folder: Path, database: str | None, begun: bool) -> Verified:
     checked: list[str] = []
     problems: list[FileProblem] = []
     runs = [
@@ -126,26 +260,33 @@ def _store(folder: Path, database: str | None) -> Verified:
         for run in sorted((folder / "runs").glob("*"))
         if any((run / name).exists() for name in ("spec.json", "result.json"))
     ]
+    for run in runs:
+        checked.append(f"run {run.name}")
+        problems += verify_run(run)
+    damaged = {problem.file.parent for problem in problems}
     file = folder / "store.sqlite"
     if database is not None or file.exists():
         checked.append("store")
         try:
-            problems += [problem_of(file, said, _STORE_REMEDY) for said in Store(folder, database).verify()]
+            found = [problem_of(file, said, _STORE_REMEDY) for said in Store(folder, database).verify()]
         except ArmillaryError as error:
-            problems.append(problem_of(file, error, _REMEDY))
-    elif runs:
+            found = [problem_of(file, error, _REMEDY)]
+        # A run whose files are damaged also differs from what the store recorded of it.
+        problems = [*(problem for problem in found if problem.file.parent not in damaged), *problems]
+    elif begun or runs:
         remedy = "put a backup in its place, or name the database with --database"
         problems.append(FileProblem(file, "is missing, and with it every prediction and verdict", remedy))
-    for run in runs:
-        checked.append(f"run {run.name}")
-        problems += verify_run(run)
     return Verified("store", checked, _first_of_each(problems))
 
 
 def _first_of_each(problems: list[FileProblem]) -> list[FileProblem]:
     """The first problem of each file: a damaged file is often found by more than one check."""
-    first = {problem.file: problem for problem in reversed(problems)}
-    return [first[file] for file in dict.fromkeys(problem.file for problem in problems)]
+
+    def key(problem: FileProblem) -> tuple[Path, str]:  # a database has as many problems as records
+        return problem.file, problem.what if problem.file.name == "store.sqlite" else ""
+
+    first = {key(problem): problem for problem in reversed(problems)}
+    return [first[name] for name in dict.fromkeys(map(key, problems))]
 
 
 def _json(file: Path) -> None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -41,6 +42,7 @@ from armillary.recipe import (
     parse_budget,
     read_json,
     read_sealed,
+    recorded,
     write_sealed,
 )
 from armillary.release import check_publishable, is_published, publish
@@ -54,6 +56,7 @@ from armillary.study import (
     Plan,
     Progress,
     RayExecutor,
+    SmallBudgetError,
     Stage,
     Store,
     anneal_study,
@@ -140,7 +143,7 @@ class Workspace:
         def tell(stage: str, done: int, total: int) -> None:
             self.progress(f"corpus: {stage}", done, total, "")
 
-        with self._timed("corpus"):
+        with self._tidied(), self._timed("corpus"):
             note = keep_recipe(self.recipe, self.folder)
             if note is not None:
                 self.say(note)
@@ -164,7 +167,7 @@ class Workspace:
             # A file that this version cannot read is refused before anything is trained.
             self.wall_s()
             with contextlib.suppress(DamagedFileError):
-                derived.recorded(self.folder)
+                recorded(self.folder)
             corpus, store = self.corpus(), self.store()
             with self._executor(store, corpus) as executor:
                 plan = self._plan(corpus, executor, resize, begun)
@@ -172,8 +175,24 @@ class Workspace:
                 lab.check()
                 yield lab
 
-    def _alone(self) -> AbstractContextManager[None]:
-        return exclusive(self.folder / ".lock", "works in this workspace")
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with self._tidied(), exclusive(self.folder / ".lock", "works in this workspace"):
+            yield
+
+    @contextmanager
+    def _tidied(self) -> Iterator[None]:
+        """Leave no folder behind where what was given is refused before anything was built in a new one."""
+        made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        try:
+            yield
+        except UsageError:
+            if made and not any(self.folder.glob("corpus/*/manifest.json")):
+                shutil.rmtree(self.folder, ignore_errors=True)
+                with contextlib.suppress(OSError):  # not empty: another program uses it
+                    for path in made[1:]:
+                        path.rmdir()
+            raise
 
     def _executor(self, store: Store, corpus: Corpus) -> Executor:
         if self.on is None:
@@ -198,7 +217,11 @@ class Workspace:
             budget = whole or self.recipe.budget
             # What this call has spent so far, most of it on the corpus, is no longer there for the runs.
             left = None if budget is None else remaining(budget, time.perf_counter() - begun)
-            plan = make_plan(self.recipe, corpus, executor, STAGES, left)
+            try:
+                plan = make_plan(self.recipe, corpus, executor, STAGES, left)
+            except SmallBudgetError as error:
+                assert budget is not None
+                raise error.of_whole(budget, time.perf_counter() - begun) from error
             saved = _SavedPlan(key=key, plan=plan.model_copy(update={"budget": budget}))
         if resize is not None and saved.resized.get(resize) != self.budget:
             self.progress("plan", 0, 1, f"measuring throughput for {resize}")
@@ -356,8 +379,10 @@ class Workspace:
             for note in data.notes:
                 if note.what == "unreadable":
                     self.say(f"report: {note.subject} is left out: {note.detail}")
-            written = [self.report_file(language).name]
-            write_report(data, self.report_file(language), language)
+            file = self.report_file(language, until)
+            write_report(data, file, language)
+            derived.record(self.folder, file.name, reached=(until, self._question))
+            written = []
             if evidence.verdict is not None:
                 write_json(self.folder / "summary.json", summary(evidence, self.wall_s()))
                 written.append("summary.json")
@@ -366,9 +391,27 @@ class Workspace:
             derived.record(self.folder, *written)
         return evidence
 
-    def report_file(self, language: Language) -> Path:
-        """Where the report in that language lies: ``report.html``, or ``report.zh.html``."""
-        return self.folder / ("report.html" if language == "en" else f"report.{language}.html")
+    def report_file(self, language: Language = "en", until: Goal = "release") -> Path:
+        """Where the report in that language is written: ``report.html``, or ``report.zh.html``.
+
+        Where that holds more stages of this recipe than ``until``, the stage is part of the name:
+        ``report.mixture.html``.
+        """
+        name = "report.html" if language == "en" else f"report.{language}.html"
+        file = self.folder / name
+        if until == "release" or not file.exists():
+            return file
+        try:
+            goal, question = derived.reports_reached(self.folder).get(name, ("release", self._question))
+        except ArmillaryError:  # unknown: nothing is replaced
+            goal, question = "release", self._question
+        more = question == self._question and goal in GOALS and GOALS.index(goal) > GOALS.index(until)
+        return file.with_name(name.replace("report.", f"report.{until}.", 1)) if more else file
+
+    @property
+    def _question(self) -> str:
+        """The hash of the recipe, without over how many ranks its target runs."""
+        return canonical_hash(self.recipe.model_dump(mode="json", exclude={"training": {"layout"}}))
 
     def _write_found(self, lab: Lab, found: Found) -> None:
         """The recipe found and the target run's whole specification, as YAML for people and other programs.

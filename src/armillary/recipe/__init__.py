@@ -26,6 +26,7 @@ from armillary.recipe.lock import BusyError, exclusive, lock
 from armillary.recipe.objective import NextToken, Objective, Preference, Supervised
 from armillary.recipe.optimizers import OptimizerOptions, register_options
 from armillary.recipe.problem import FileProblem, problem_of
+from armillary.recipe.reader import read_yaml
 from armillary.recipe.run import (
     Decay,
     LengthPhase,
@@ -50,8 +51,19 @@ from armillary.recipe.shapes import (
     RopeScaling,
     register_block,
 )
+from armillary.recipe.written import (
+    RECORD,
+    RECORD_FORMAT,
+    RECORD_REMEDY,
+    DamagedDocumentError,
+    recorded,
+    was_changed,
+)
 
 __all__ = [
+    "RECORD",
+    "RECORD_FORMAT",
+    "RECORD_REMEDY",
     "AnnealStudy",
     "ArmillaryError",
     "AttentionBlock",
@@ -59,6 +71,7 @@ __all__ = [
     "BusyError",
     "Checkpoints",
     "CorpusSpec",
+    "DamagedDocumentError",
     "DamagedFileError",
     "Decay",
     "Document",
@@ -111,10 +124,13 @@ __all__ = [
     "problem_of",
     "read_json",
     "read_sealed",
+    "read_yaml",
+    "recorded",
     "register_block",
     "register_options",
     "results_folder",
     "walk_back",
+    "was_changed",
     "without_passwords",
     "write_sealed",
 ]

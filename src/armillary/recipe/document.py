@@ -22,6 +22,7 @@ from armillary.recipe.optimizers import OptimizerKind
 from armillary.recipe.reader import read_yaml
 from armillary.recipe.run import Decay
 from armillary.recipe.shapes import Document, Family
+from armillary.recipe.written import blaming_changes
 
 D = TypeVar("D", bound=Document)
 
@@ -441,8 +442,10 @@ def load_document(path: Path, kind: type[D]) -> D:
     Raises:
         UsageError: file missing, not YAML, a key twice, an unknown key (with the nearest valid one) or a wrong value.
             One error names all that is wrong, each with file, line and column.
+        DamagedDocumentError: the same, of a file that was changed after a workspace wrote it.
     """
-    return check_document(read_yaml(path), kind)
+    with blaming_changes(path):
+        return check_document(read_yaml(path), kind)
 
 
 def in_folder(recipe: Recipe, base: Path) -> Recipe:

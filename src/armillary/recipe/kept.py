@@ -8,9 +8,7 @@ relative to the copy, so that both can be moved together; all others are absolut
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 
 import yaml
@@ -18,10 +16,10 @@ import yaml
 from armillary.files import write_file
 from armillary.recipe.document import Recipe, load_recipe
 from armillary.recipe.errors import ArmillaryError, UsageError
+from armillary.recipe.written import kept_state, mark
 
 NAME = "recipe.yaml"
 
-_MARK = re.compile(r"# The recipe of the results in this folder, kept by Armillary \(sha256 ([0-9a-f]{16})\)\.")
 _EXPLAINED = (
     "# `armillary report FOLDER` and every other verb of a recipe take this folder in its place. Changes made here\n"
     "# apply to such calls; the next call with another recipe for this folder writes its own copy here.\n"
@@ -40,13 +38,16 @@ class Given:
 
 
 def given(path: Path) -> Given:
-    """Find the recipe of ``path``, which is the file of a recipe or a workspace.
+    """Find the recipe of ``path``, which is the file of a recipe, a workspace, or a folder in one such as its store.
 
     Raises:
         UsageError: ``path`` is a folder without a recipe.
     """
     if path.is_dir():
         file = path / NAME
+        if not file.is_file() and is_workspace(path.resolve().parent) and kept_state(path.resolve().parent / NAME):
+            file = _short(path.resolve().parent / NAME)  # the store, say, in a folder of results
+            return Given(file, file.parent, kept_state(file) == "edited")
         if not file.is_file():
             raise UsageError(
                 f"{path}: is a folder without a {NAME}; give the path of a YAML file, and the folder with --out"
@@ -55,7 +56,7 @@ def given(path: Path) -> Given:
             )
     else:
         file = path
-    state = _state(file)
+    state = kept_state(file)
     inside = is_workspace(file.parent) and file.name == NAME and (state is not None or path.is_dir())
     return Given(file, file.parent if inside else None, inside and state == "edited")
 
@@ -74,7 +75,7 @@ def keep_recipe(recipe: Recipe, folder: Path) -> str | None:
         What a person must know of it, or None.
     """
     file = folder / NAME
-    state = _state(file)
+    state = kept_state(file)
     if file.exists():
         if _same(file, recipe):
             return None
@@ -92,8 +93,7 @@ def keep_recipe(recipe: Recipe, folder: Path) -> str | None:
     if "file" in document["corpus"]["tokenizer"]:
         document["corpus"]["tokenizer"]["file"] = _portable(document["corpus"]["tokenizer"]["file"], base)
     text = _EXPLAINED + yaml.safe_dump(document, allow_unicode=True, sort_keys=False, width=110)
-    first = f"# The recipe of the results in this folder, kept by Armillary (sha256 {_hash(text)}).\n"
-    write_file(file, (first + text).encode())
+    write_file(file, (mark(text) + text).encode())
     return note
 
 
@@ -141,24 +141,6 @@ def _same(file: Path, recipe: Recipe) -> bool:
 
 def _without_layout(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"training": recipe.training.model_copy(update={"layout": None})})
-
-
-def _state(file: Path) -> str | None:
-    """``kept`` for a copy as it was written, ``edited`` for one that was changed since, None for any other file."""
-    try:
-        if not file.is_file():
-            return None
-        first, _, rest = file.read_bytes().decode(errors="replace").partition("\n")
-    except OSError:
-        return None
-    mark = _MARK.match(first)
-    if mark is None:
-        return None
-    return "kept" if mark[1] == _hash(rest) else "edited"
-
-
-def _hash(text: str) -> str:
-    return sha256(text.encode()).hexdigest()[:16]
 
 
 def _portable(source: str, folder: Path) -> str:

@@ -18,6 +18,7 @@ from armillary.recipe.layout import Layout
 from armillary.recipe.reader import read_yaml
 from armillary.recipe.run import RunSpec
 from armillary.recipe.shapes import Document
+from armillary.recipe.written import blaming_changes
 
 _KEYS = {"run", "layout", "checkpoints"}  # a recipe has none of them
 
@@ -96,11 +97,12 @@ def load_training(path: Path) -> Recipe | LargeRun:
     Raises:
         UsageError: as ``load_document``.
     """
-    file = read_yaml(path)
     base = path.resolve().parent
-    if _KEYS.isdisjoint(file.keys):
-        return in_folder(check_document(file, Recipe), base)
-    large = check_document(file, LargeRun)
+    with blaming_changes(path):
+        file = read_yaml(path)
+        if _KEYS.isdisjoint(file.keys):
+            return in_folder(check_document(file, Recipe), base)
+        large = check_document(file, LargeRun)
     named = ((name, getattr(large, name)) for name in ("corpus", "folder"))
     paths: dict[str, Any] = {name: str(beside(base, where)) for name, where in named if where}
     start = large.run.start

@@ -1,7 +1,15 @@
 """Publishing a model with its evidence: the folder that transformers loads, its lineage and its card."""
 
-from armillary.release.export import check_lineage, check_publishable, is_published, publish
+from armillary.release.export import check_lineage, check_publishable, is_publication, is_published, publish
 from armillary.release.ledger import check_record
 from armillary.release.lineage import origins
 
-__all__ = ["check_lineage", "check_publishable", "check_record", "is_published", "origins", "publish"]
+__all__ = [
+    "check_lineage",
+    "check_publishable",
+    "check_record",
+    "is_publication",
+    "is_published",
+    "origins",
+    "publish",
+]

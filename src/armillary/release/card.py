@@ -11,6 +11,14 @@ from armillary.recipe import ModelShape, RunSpec, Supervised
 _VERY_SMALL = 100e6
 
 
+_TAG = "tags:\n- armillary\n"
+
+
+def is_card(text: str) -> bool:
+    """Whether ``text`` is a card that ``model_card`` wrote."""
+    return text.startswith("---\n") and _TAG in text.partition("\n---")[0] + "\n"
+
+
 def model_card(name: str, shape: ModelShape, context_length: int, lineage: dict[str, Any]) -> str:
     """Markdown with what the model is, how to load it, what it was trained on, how it measured, and its limits.
 
@@ -21,7 +29,7 @@ def model_card(name: str, shape: ModelShape, context_length: int, lineage: dict[
     kind = f"Qwen3{moe}ForCausalLM" if shape.qk_norm else "LlamaForCausalLM"
     very_small = shape.parameters < _VERY_SMALL
     parts = [
-        "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- armillary\n---",
+        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n{_TAG}---",
         f"# {name}",
         f"A decoder-only language model of {shape.parameters:,} parameters ({shape.non_embedding_parameters:,} without "
         f"embedding and output matrix), trained on {run.tokens:,} tokens: {shape.n_layers} layers of width "

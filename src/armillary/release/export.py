@@ -25,7 +25,7 @@ from armillary.recipe import (
     write_sealed,
 )
 from armillary.release import ledger
-from armillary.release.card import model_card
+from armillary.release.card import is_card, model_card
 
 # 1: no seal, and a hash of the weight file alone.
 FORMAT = 2
@@ -129,7 +129,7 @@ def check_lineage(folder: Path) -> dict[str, Any]:
 
     Raises:
         UsageError: ``folder`` has no ``lineage.json``.
-        DamagedFileError: the lineage, or a file that it names, is torn, missing or changed.
+        DamagedFileError: the lineage, or a file that it names, is torn, missing or changed; one line for each file.
         ForeignFileError: a lineage of a newer format.
     """
     path = folder / LINEAGE
@@ -145,17 +145,33 @@ def check_lineage(folder: Path) -> dict[str, Any]:
         wanted = {str(name): str(digest) for name, digest in files.items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedFileError(f"{path}: lineage without the hashes of the files ({error!r}); {_REMEDY}") from error
+    problems = []
     for name, recorded in wanted.items():
         try:
             found = ledger.sha256(folder / name)
         except ArmillaryError as error:
-            raise DamagedFileError(f"{error}; {_REMEDY}") from error
+            problems.append(f"{error}; {_REMEDY}")
+            continue
         if found != recorded:
-            raise DamagedFileError(
-                f"{folder / name}: SHA-256 is {found}, the lineage speaks of {recorded}; the file was changed or "
-                f"damaged after publication: {_REMEDY}"
+            problems.append(
+                f"{folder / name}: was changed or damaged after publication: its SHA-256 is {found}, and {LINEAGE} "
+                f"has {recorded}; {_REMEDY}"
             )
+    if problems:
+        raise DamagedFileError("\n".join(problems))
     return document
+
+
+def is_publication(folder: Path) -> bool:
+    """Whether ``folder`` holds a published model, or what is left of one that has lost its ``lineage.json``."""
+    folder = folder.resolve()
+    if (folder / LINEAGE).exists() or ledger.ledger_file(folder).exists():
+        return True
+    try:
+        card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return is_card(card) and any((folder / name).exists() for name in (WEIGHTS, "config.json"))
 
 
 def _commit() -> str | None:

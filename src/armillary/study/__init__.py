@@ -31,8 +31,8 @@ from armillary.study.predictions import (
     target_spec,
     train_target,
 )
-from armillary.study.sizing import STAGES, Plan, Stage, make_plan, plan_inputs, remaining
-from armillary.study.store import Store, iso_time
+from armillary.study.sizing import STAGES, Plan, SmallBudgetError, Stage, make_plan, plan_inputs, remaining
+from armillary.study.store import Store, iso_time, verify_database
 
 __all__ = [
     "INTERVAL",
@@ -62,6 +62,7 @@ __all__ = [
     "Probe",
     "Progress",
     "RayExecutor",
+    "SmallBudgetError",
     "Stage",
     "StageOutcome",
     "Store",
@@ -86,4 +87,5 @@ __all__ = [
     "stage_key",
     "target_spec",
     "train_target",
+    "verify_database",
 ]

@@ -1,9 +1,9 @@
 """The journal of a store: what was recorded, in which order, each entry sealed with the hash of the one before it.
 
-Predictions, first starts of runs, results and verdicts are numbered 1, 2, 3 in one sequence, whichever process records
-them. An entry holds the hash of what it records and the hash of the entry before it, so a row that was changed, removed
-or inserted by hand no longer fits. The numbers show that a prediction came before its run. The wall clock, which can be
-set back, is recorded beside them.
+Predictions, first starts of runs, results, outcomes of stages and verdicts are numbered 1, 2, 3 in one sequence,
+whichever process records them. An entry holds the hash of what it records and the hash of the entry before it, so a row
+that was changed, removed or inserted by hand no longer fits. The numbers show that a prediction came before its run.
+The wall clock, which can be set back, is recorded beside them.
 
 Trade-off: the database's owner can write the whole journal anew, with hashes that fit, or cut off its end. Only a copy
 of the head hash that lies elsewhere (a commit, a mail, a timestamp service) detects that: publish ``Chain.head``.
@@ -30,8 +30,8 @@ class Entry:
     """One entry: ``kind`` of what was recorded of ``run``, and the hashes and times in ``about``.
 
     Kinds: ``chain`` (the journal begins; of an older store it lists what was there), ``prediction``, ``start`` (first
-    attempt), ``result``, ``verdict``, ``reopened`` (to be trained again) and ``repeated`` (it was; was the result the
-    same).
+    attempt), ``result``, ``stage`` (an outcome; ``run`` is then the hash of the stage's inputs), ``verdict``,
+    ``reopened`` (to be trained again) and ``repeated`` (it was; was the result the same).
     """
 
     seq: int
@@ -88,9 +88,10 @@ def append(db: sa.Connection, kind: str, run: str, now: float, **about: Any) -> 
     db.execute(sa.insert(journal).values(**{**entry.__dict__, "sha256": entry.right}))
 
 
-def read(db: sa.Connection) -> tuple[Entry, ...]:
-    """All entries in their order."""
-    rows = db.execute(sa.select(journal).order_by(journal.c.seq)).mappings()
+def read(db: sa.Connection, run: str | None = None) -> tuple[Entry, ...]:
+    """All entries in their order, or those on ``run``."""
+    query = sa.select(journal).order_by(journal.c.seq)
+    rows = db.execute(query if run is None else query.filter_by(run=run)).mappings()
     # Whatever else somebody has put there does not have the hash of the entry.
     return tuple(Entry(**{**row, "about": row["about"] if isinstance(row["about"], dict) else {}}) for row in rows)
 

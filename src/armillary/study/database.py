@@ -102,9 +102,7 @@ class Database:
                 self._stamp(db)
             elif found < schema.FORMAT:
                 schema.add_columns(db)
-                self._stamp(db)
-                if found > 1:  # format 1 also lacks a journal, with which its migration ends (`Store`)
-                    db.execute(sa.update(schema.form).values(version=schema.FORMAT))
+                self._stamp(db)  # the journal, with which the migration ends, is the store's (`Store`)
         self._known = True
 
     def _stamp(self, db: sa.Connection) -> None:
@@ -298,18 +296,17 @@ class Database:
         """Write a copy of an SQLite database, whole and checked, to the new file ``path``.
 
         Raises:
-            UsageError: ``path`` is there already, its folder is not, or the database is not a file.
+            UsageError: ``path`` is there already, or the database is not a file.
             ArmillaryError: the copy could not be written, or is not sound.
         """
         if self.file is None:
             raise UsageError(f"{self.name}: back up a database server by its own program, such as pg_dump")
         if path.exists():
             raise UsageError(f"{path}: there is a file already; give the name of a new one")
-        if not path.parent.is_dir():
-            raise UsageError(f"{path.parent}: not a folder; create it first")
         hidden = aside(path)
         try:
             with self.translated():
+                path.parent.mkdir(parents=True, exist_ok=True)
                 source = sqlite3.connect(f"{self.file.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_MS / 1000)
                 with contextlib.closing(source), contextlib.closing(sqlite3.connect(hidden)) as copy:
                     source.backup(copy)

@@ -1,14 +1,15 @@
 """Tables of the run store, which of a database's tables are ours, and how an older store becomes one of this format.
 
 Format 2 added to format 1 the journal (`chain`), and of each run the folder that it was written in and its owner. Rates
-of format 1 did not know the optimizer and are forgotten. Format 3 added of each run its parents.
+of format 1 did not know the optimizer and are forgotten. Format 3 added of each run its parents. Format 4 added the
+outcomes of stages to the journal.
 """
 
 from __future__ import annotations
 
 import sqlalchemy as sa
 
-FORMAT = 3
+FORMAT = 4
 APPLICATION = 0x41726D69  # SQLite's application_id of our files: "Armi"
 
 metadata = sa.MetaData()

@@ -9,6 +9,7 @@ it had, whatever the machine is doing today.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from armillary.corpus import Corpus
@@ -96,7 +97,7 @@ def make_plan(
     """Size the given stages to ``budget`` (else the recipe's, else as the recipe says).
 
     Raises:
-        UsageError: the budget is too small for the smallest sensible study; the message says what it takes.
+        SmallBudgetError: the budget is too small for the smallest sensible study; the message says which is enough.
     """
     shapes = _shapes(recipe, corpus)
     precision, rates = _measure(recipe, shapes, executor)
@@ -110,30 +111,17 @@ def make_plan(
     budget = budget or recipe.budget
     if budget is not None:
         value, unit = parse_budget(budget)
+        slack = _SLACK if unit == "s" else 1.0
         cost = {
             name: (1 / rates[name] if unit == "s" else shape.train_flops_per_token(recipe.training.context_length))
             for name, shape in shapes.items()
         }
-        value /= _SLACK if unit == "s" else 1.0
-        if "target" in stages:
-            if recipe.training.budget_share is not None:
-                allowed = value * recipe.training.budget_share
-                tokens["target"] = _solve(recipe, corpus, "target", runs, cost, allowed, budget)
-            value -= _cost(recipe, corpus, "target", tokens["target"], runs, cost)
-        # The mixture comes last: it takes what the others leave when more tokens than the target's own would not help.
-        studies: list[Stage] = [stage for stage in ("ladder", "anneal", "mixture") if stage in stages]
-        weight = sum(_SHARES[stage] for stage in studies)
-        for stage in studies:
-            allowed = value * _SHARES[stage] / weight
-            if stage == "mixture":
-                smallest = _MIN_STEPS * recipe.training.batch_sequences * recipe.training.context_length
-                while runs > _MIN_MIXTURE_RUNS and _cost(recipe, corpus, stage, smallest, runs, cost) > allowed:
-                    runs -= 1
-            tokens[stage] = _solve(recipe, corpus, stage, runs, cost, allowed, budget)
-            if "target" in stages and stage != "mixture":
-                tokens[stage] = min(tokens[stage], tokens["target"])
-            value -= _cost(recipe, corpus, stage, tokens[stage], runs, cost)
-            weight -= _SHARES[stage]
+        sizing = _Sizing(recipe, corpus, stages, cost)
+        try:
+            sized, runs = sizing.sizes(value / slack)
+        except _TooSmallError as error:
+            raise SmallBudgetError(error.stage, budget, sizing.smallest(value / slack) * slack, unit) from error
+        tokens.update(sized)
     if tokens["target"] == 0:
         # Only studies were asked for, and the target's size hangs on a budget for everything.
         tokens["target"] = tokens["ladder"]
@@ -149,6 +137,112 @@ def make_plan(
         flops={s: _cost(recipe, corpus, s, tokens[s], runs, per_flop) for s in stages},
         rates=rates,
     )
+
+
+class SmallBudgetError(UsageError):
+    """A budget that is too small for ``stage``; ``needed`` (seconds or FLOPs) would do."""
+
+    def __init__(self, stage: str, budget: str, needed: float, unit: str) -> None:
+        super().__init__(
+            f"budget {budget} is too small for the {stage} stage, which needs {_MIN_STEPS} steps per run; "
+            + (f"give {_as_budget(needed, unit)} or more" if needed < math.inf else "give a smaller target run")
+        )
+        self.stage, self.needed, self.unit = stage, needed, unit
+
+    def of_whole(self, budget: str, spent_s: float) -> SmallBudgetError:
+        """The same error about ``budget``, of which ``spent_s`` seconds were spent before the plan was made."""
+        # The share of what is left that a plan reserves is added, too.
+        reserved = min(_RESERVE_S, _RESERVE_SHARE * self.needed / (1 - _RESERVE_SHARE))
+        spent = spent_s + reserved if self.unit == "s" else 0.0
+        return SmallBudgetError(self.stage, budget, self.needed + spent, self.unit)
+
+
+def _as_budget(value: float, unit: str) -> str:
+    """A budget of at least ``value``, as a person writes it; a tenth more, since rates differ from call to call."""
+    value *= 1.1
+    if unit == "flops":
+        digits = 10.0 ** (math.floor(math.log10(value)) - 1)
+        return f"{math.ceil(value / digits) * digits:.1e}flops".replace("e+", "e")
+    minutes, seconds = divmod(10 * math.ceil(value / 10), 60)
+    hours, minutes = divmod(minutes, 60)
+    return "".join(f"{part}{name}" for part, name in ((hours, "h"), (minutes, "m"), (seconds, "s")) if part)
+
+
+class _TooSmallError(Exception):
+    def __init__(self, stage: Stage) -> None:
+        self.stage = stage
+
+
+@dataclass(frozen=True)
+class _Sizing:
+    """Divides an amount (seconds or FLOPs, in the units of ``cost`` per training token) among stages."""
+
+    recipe: Recipe
+    corpus: Corpus
+    stages: tuple[Stage, ...]
+    cost: dict[str, float]
+
+    def sizes(self, value: float) -> tuple[dict[Stage, int], int]:
+        """Tokens of each stage's largest run for the amount ``value``, and the runs of the mixture design.
+
+        Raises:
+            _TooSmallError: of the first stage for which it is not enough.
+        """
+        recipe, runs = self.recipe, self.recipe.study.mixture.runs
+        tokens: dict[Stage, int] = {}
+        if "target" in self.stages:
+            tokens["target"] = recipe.training.tokens or 0
+            if recipe.training.budget_share is not None:
+                tokens["target"] = self._solve("target", runs, value * recipe.training.budget_share)
+            value -= self._cost("target", tokens["target"], runs)
+        # The mixture comes last: it takes what the others leave when more tokens than the target's own would not help.
+        studies: list[Stage] = [stage for stage in ("ladder", "anneal", "mixture") if stage in self.stages]
+        weight = sum(_SHARES[stage] for stage in studies)
+        for stage in studies:
+            allowed = value * _SHARES[stage] / weight
+            if stage == "mixture":
+                while runs > _MIN_MIXTURE_RUNS and self._cost(stage, self._least, runs) > allowed:
+                    runs -= 1
+            tokens[stage] = self._solve(stage, runs, allowed)
+            if "target" in self.stages and stage != "mixture":
+                tokens[stage] = min(tokens[stage], tokens["target"])
+            value -= self._cost(stage, tokens[stage], runs)
+            weight -= _SHARES[stage]
+        return tokens, runs
+
+    def smallest(self, value: float) -> float:
+        """The smallest amount above ``value``, which is not enough, that is enough, within 1%; infinity for none."""
+        low, high = value, 2 * value
+        while not self._enough(high):
+            low, high = high, 2 * high
+            if high > 1e6 * value:
+                return math.inf
+        while high > 1.01 * low:
+            middle = (low + high) / 2
+            low, high = (low, middle) if self._enough(middle) else (middle, high)
+        return high
+
+    def _enough(self, value: float) -> bool:
+        try:
+            self.sizes(value)
+        except _TooSmallError:
+            return False
+        return True
+
+    @property
+    def _least(self) -> int:
+        return _MIN_STEPS * self.recipe.training.batch_sequences * self.recipe.training.context_length
+
+    def _cost(self, stage: Stage, tokens: float, runs: int) -> float:
+        return _cost(self.recipe, self.corpus, stage, tokens, runs, self.cost)
+
+    def _solve(self, stage: Stage, runs: int, allowed: float) -> int:
+        """Tokens of the stage's largest run so that the stage costs ``allowed`` (the cost is linear in the tokens)."""
+        fixed = self._cost(stage, 0, runs)
+        tokens = (allowed - fixed) / (self._cost(stage, 1, runs) - fixed)
+        if tokens < self._least:
+            raise _TooSmallError(stage)
+        return int(tokens)
 
 
 def _shapes(recipe: Recipe, corpus: Corpus) -> dict[str, ModelShape]:
@@ -208,25 +302,3 @@ def _cost(
         names = [f"{name}/{depth}" for name in study.ladder.families for depth in study.ladder.depths]
         return study.ladder.seeds * (tokens * share + looks * look) * sum(cost[name] for name in names)
     return 3 * seeds * (tokens + TARGET_LOOKS * look) * cost[f"{family}/{recipe.model.depth}"]
-
-
-def _solve(
-    recipe: Recipe, corpus: Corpus, stage: Stage, mixture_runs: int, cost: dict[str, float], allowed: float, budget: str
-) -> int:
-    """Tokens of the stage's largest run so that the stage costs ``allowed`` (the cost is linear in the tokens)."""
-    fixed = _cost(recipe, corpus, stage, 0, mixture_runs, cost)
-    slope = _cost(recipe, corpus, stage, 1, mixture_runs, cost) - fixed
-    tokens = (allowed - fixed) / slope
-    smallest = _MIN_STEPS * recipe.training.batch_sequences * recipe.training.context_length
-    if tokens < smallest:
-        factor = (fixed + slope * smallest) / allowed if allowed > 0 else math.inf
-        # Rounded up: what the message says must be enough.
-        remedy = (
-            f"give about {math.ceil(10 * factor) / 10:.1f} times as much"
-            if factor < 1e3
-            else "give more, or a smaller target run"
-        )
-        raise UsageError(
-            f"budget {budget} is too small for the {stage} stage, which needs {_MIN_STEPS} steps per run; {remedy}"
-        )
-    return int(tokens)

@@ -16,6 +16,7 @@ import fcntl
 import json
 import secrets
 import shutil
+import tempfile
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -80,6 +81,30 @@ class Order:
         return self.prediction < self.start and (self.by == "store" or self.predicted_at < self.started_at)
 
 
+def verify_database(file: Path) -> list[str]:
+    """All that is wrong with a store's SQLite file or a backup of one, a line each; it is left as it is.
+
+    What is checked is a copy, so that opening it neither migrates the file nor writes a log beside it.
+
+    Raises:
+        DamagedFileError: it is torn, or not a database.
+        ForeignFileError: it belongs to another program, or to a newer version.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        copy = Path(place) / "store.sqlite"
+        try:
+            for suffix in ("", "-wal"):
+                if (part := file.with_name(file.name + suffix)).exists():
+                    shutil.copyfile(part, copy.with_name(copy.name + suffix))
+            store = Store(Path(place), f"sqlite:///{copy}")
+            try:
+                return [line.replace(str(copy), str(file)) for line in store.verify_records()]
+            finally:
+                store.close()
+        except ArmillaryError as error:
+            raise type(error)(str(error).replace(str(copy), str(file))) from error
+
+
 class Store:
     """Opens, and where needed creates or migrates, the store in ``folder``.
 
@@ -127,6 +152,11 @@ class Store:
         with self.database.writing() as db:
             found = schema.version(db)
             if db.execute(sa.select(sa.func.count()).select_from(schema.journal)).scalar():
+                if isinstance(found, int) and found < schema.FORMAT:  # its journal has no stages
+                    for row in db.execute(sa.select(schema.stages).order_by(schema.stages.c.recorded_at)).all():
+                        about = {"stage": row.name, "content": _stage_digest(row), "taken_over": True}
+                        journal.append(db, "stage", row.key, time.time(), **about)
+                    db.execute(sa.update(schema.form).values(version=schema.FORMAT))
                 return
             if found == schema.FORMAT:  # new; or emptied by hand, and then nothing that is there fits the journal
                 journal.append(db, "chain", "", time.time(), format=found)
@@ -144,6 +174,9 @@ class Store:
             for row in db.execute(sa.select(schema.verdicts)):
                 about = {"content": journal.digest(row.content), "result": results.get(row.run)}
                 old.append((row.recorded_at, "verdict", row.run, about))
+            for row in db.execute(sa.select(schema.stages)):
+                about = {"stage": row.name, "content": _stage_digest(row)}
+                old.append((row.recorded_at, "stage", row.key, about))
             journal.append(db, "chain", "", time.time(), format=found, taken_over=len(old))
             for recorded_at, kind, run, about in sorted(old, key=lambda entry: entry[0]):
                 journal.append(db, kind, run, recorded_at, **about, taken_over=True)
@@ -460,16 +493,30 @@ class Store:
         return self._owner
 
     def stage(self, name: str, key: str) -> Any | None:
-        """What the stage of that name found for inputs that hash to ``key``, or None."""
+        """What the stage of that name found for inputs that hash to ``key``, or None.
+
+        Raises:
+            DamagedFileError: it is not what was recorded.
+        """
         with self.database.reading() as db:
-            return db.execute(sa.select(schema.stages.c.content).filter_by(name=name, key=key)).scalar()
+            row = db.execute(sa.select(schema.stages).filter_by(name=name, key=key)).first()
+            entries = journal.read(db, key)
+        if row is None:
+            return None
+        problem = _stage_problem(name, key, row, entries)
+        if problem is not None:
+            raise DamagedFileError(f"{self.database.name}: {problem}; put a backup of the store in its place")
+        return row.content
 
     def record_stage(self, name: str, key: str, content: Any) -> None:
         """Keep what a stage found; a second result for the same inputs is not taken."""
         with self.database.writing() as db:
             if db.execute(sa.select(schema.stages.c.key).filter_by(name=name, key=key)).first() is None:
-                row = {"name": name, "key": key, "recorded_at": time.time(), "content": content}
-                db.execute(sa.insert(schema.stages).values(**row))
+                now = time.time()
+                values = {"name": name, "key": key, "recorded_at": now, "content": content}
+                db.execute(sa.insert(schema.stages).values(**values))
+                row = db.execute(sa.select(schema.stages).filter_by(name=name, key=key)).one()
+                journal.append(db, "stage", key, now, stage=name, content=_stage_digest(row))
         self.flush()
 
     def rates(self, **where: str | int) -> list[dict[str, Any]]:
@@ -597,7 +644,11 @@ class Store:
             predictions = {row.run: row for row in db.execute(sa.select(schema.predictions))}
             verdicts = {row.run: row for row in db.execute(sa.select(schema.verdicts))}
             runs = {row.id: row for row in db.execute(sa.select(schema.runs))}
+            stages = {(row.name, row.key): row for row in db.execute(sa.select(schema.stages))}
         problems = journal.broken(entries)
+        recorded_stages = {(str(entry.about.get("stage")), entry.run) for entry in entries if entry.kind == "stage"}
+        for name, key in sorted(set(stages) | recorded_stages):
+            problems.append(_stage_problem(name, key, stages.get((name, key)), entries) or "")
         results = {run: row.result for run, row in runs.items()}
         named = {kind: {entry.run for entry in entries if entry.kind == kind} for kind in ("prediction", "verdict")}
         for run in sorted(set(predictions) | named["prediction"]):
@@ -632,28 +683,48 @@ class Store:
         return Order(said.seq, start.seq if start else None, by, said.recorded_at, at)
 
     def verify(self) -> list[str]:
-        """All that is wrong with the store, a line each: the database, the journal, and the folders of done runs."""
-        problems = [*self.database.problems(), *self.chain().problems]
-        with self.database.reading() as db:
-            rows = db.execute(sa.select(schema.runs).order_by(schema.runs.c.created_at)).all()
-        for row in rows:
+        """All that is wrong with the store, a line each: what ``verify_records`` finds, and the folders of done runs.
+
+        A line on a file begins with its path.
+        """
+        problems = self.verify_records()
+        for row in self._rows():
+            if row.result is None:
+                continue
+            folder = self.run_folder(row.id)
+            if not folder.is_dir():
+                problems.append(f"{folder}: is missing, and run {row.id} is done")
+                continue
             try:
-                spec = self._spec_of(row.id, row.spec)
-                if spec.id != row.id:
-                    problems.append(f"run {row.id}: its specification was changed: it is that of another run")
-                if (row.parents or []) != list(spec.parents):
-                    problems.append(f"run {row.id}: its parents are not those of its specification: they were changed")
-                if row.result is None:
-                    continue
-                recorded, folder = self._result_of(row.id, row.result), self.run_folder(row.id)
+                recorded = self._result_of(row.id, row.result)
                 lacking = [folder / name for name in _FILES if not (folder / name).is_file()]
                 problems += [f"{file}: is missing, and run {row.id} is done" for file in lacking]
                 found = self._result_in_folder(row.id)
-                if found is not None:
-                    problems.append(_difference(row.id, asdict(recorded), asdict(found)) or "")
+                differs = None if found is None else _difference(row.id, asdict(recorded), asdict(found))
+                if differs is not None:
+                    problems.append(f"{folder / 'result.json'}: {differs}")
             except ArmillaryError as error:
                 problems.append(str(error))
-        return list(filter(None, problems))
+        return problems
+
+    def verify_records(self) -> list[str]:
+        """All that is wrong with the database and the journal, a line each; run folders are not looked at."""
+        problems = [*self.database.problems(), *self.chain().problems]
+        for row in self._rows():
+            try:
+                spec = self._spec_of(row.id, row.spec)
+            except ArmillaryError as error:
+                problems.append(str(error))
+                continue
+            if spec.id != row.id:
+                problems.append(f"run {row.id}: its specification was changed: it is that of another run")
+            if (row.parents or []) != list(spec.parents):
+                problems.append(f"run {row.id}: its parents are not those of its specification: they were changed")
+        return problems
+
+    def _rows(self) -> list[Any]:
+        with self.database.reading() as db:
+            return list(db.execute(sa.select(schema.runs).order_by(schema.runs.c.created_at)).all())
 
     def flush(self) -> None:
         """Move what SQLite keeps in its log into ``store.sqlite``, so that the file alone is the whole database."""
@@ -663,7 +734,7 @@ class Store:
         """Write a checked copy of the database to the new file ``path``; run folders are not part of it.
 
         Raises:
-            UsageError: ``path`` exists, its folder does not, or the database is on a server.
+            UsageError: ``path`` exists, or the database is on a server.
             ArmillaryError: the copy could not be written, or is not sound.
         """
         self.database.backup(path)
@@ -692,6 +763,22 @@ def _prediction_problem(run: str, row: Any, entries: Sequence[journal.Entry]) ->
     if not same or row.recorded_at != entry.recorded_at:
         return f"the prediction of run {run} was changed after it was recorded"
     return None
+
+
+def _stage_problem(name: str, key: str, row: Any, entries: Sequence[journal.Entry]) -> str | None:
+    mine = [e for e in entries if (e.kind, e.run, e.about.get("stage")) == ("stage", key, name)]
+    if row is None:
+        return f"the outcome {key} of stage {name} was removed after it was recorded" if mine else None
+    # The last entry counts: an outcome that was removed has been found again.
+    if not mine or mine[-1].sha256 != mine[-1].right:
+        return f"the outcome {key} of stage {name} is not the one in the journal: it was changed after it was recorded"
+    if _stage_digest(row) != mine[-1].about.get("content"):
+        return f"the outcome {key} of stage {name} was changed after it was recorded"
+    return None
+
+
+def _stage_digest(row: Any) -> str:
+    return journal.digest([row.recorded_at, row.content])
 
 
 def _verdict_problem(run: str, row: Any, results: Mapping[str, Any], entries: Sequence[journal.Entry]) -> str | None:

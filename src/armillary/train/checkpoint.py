@@ -298,7 +298,7 @@ def verify_checkpoint(path: Path, run: str | None = None, part: int = 0, parts: 
     checkpoint may be of any run.
 
     Raises:
-        DamagedFileError: a file is missing, torn or changed.
+        DamagedFileError: a file is missing, torn or changed; one line for each.
         ForeignFileError: the format is newer, or the checkpoint belongs to another run.
         ArmillaryError: a file cannot be read now, for a cause that may pass.
     """
@@ -312,24 +312,38 @@ def verify_checkpoint(path: Path, run: str | None = None, part: int = 0, parts: 
         if manifest["step"] != int(path.name.removeprefix("step-")):
             raise DamagedFileError(f"{path}: {_MANIFEST} is that of step {manifest['step']}; {_REMEDY}")
         if manifest["format"] == 1:
-            sums = {name: manifest["sha256"][name] for name in _OF_FORMAT_1}
+            sums, sizes = {name: manifest["sha256"][name] for name in _OF_FORMAT_1}, {}
         else:
             sums = {name: file["sha256"] for name, file in manifest["files"].items()}
-            for name, file in manifest["files"].items():
-                size = (path / name).stat().st_size
-                if size != file["bytes"]:
-                    raise DamagedFileError(f"{path}: {name} has {size} bytes instead of {file['bytes']}; {_REMEDY}")
-        for name in sorted(sums)[part::parts]:
-            if file_sha256(path / name) != sums[name]:
-                raise DamagedFileError(f"{path}: {name} does not match its checksum; {_REMEDY}")
+            sizes = {name: file["bytes"] for name, file in manifest["files"].items()}
+        mine = sorted(sums)[part::parts]
+        found = [
+            (name, _difference(path / name, sizes.get(name), sums[name] if name in mine else None)) for name in sums
+        ]
+        problems = [f"{path / name}: {what}; {_REMEDY}" for name, what in found if what is not None]
     except FileNotFoundError as error:
-        raise DamagedFileError(f"{path}: {Path(error.filename).name} is missing; {_REMEDY}") from error
+        raise DamagedFileError(f"{path / _MANIFEST}: is missing; {_REMEDY}") from error
     except OSError as error:
         if error.errno in _PASSING:
             raise ArmillaryError(f"{error.filename or path}: cannot be read now ({error.strerror})") from error
         raise DamagedFileError(f"{error.filename or path}: cannot be read ({error.strerror}); {_REMEDY}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedFileError(f"{path}: {_MANIFEST} is damaged; {_REMEDY}") from error
+    if problems:
+        raise DamagedFileError("\n".join(problems))
+
+
+def _difference(file: Path, size: int | None, digest: str | None) -> str | None:
+    """What of a file is not as recorded; None where nothing is. A size or digest of None is not compared."""
+    try:
+        found = file.stat().st_size
+        if size is not None and found != size:
+            return f"has {found} bytes instead of {size}"
+        if digest is not None and file_sha256(file) != digest:
+            return "does not match its checksum"
+    except FileNotFoundError:
+        return "is missing"
+    return None
 
 
 class PieceReader:

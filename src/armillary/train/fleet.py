@@ -4,7 +4,7 @@ A model of a million parameters leaves a large accelerator idle. Here the parame
 one buffer, a row for each; forward and backward run once for all rows (``torch.vmap`` over the model, which knows
 nothing of it), and one optimizer step follows. What makes a run a run stays its own: order of the data, schedule,
 clipping, losses, validation, checkpoints, and the folder with all that `loop` writes there. So a run may begin in a
-stack and go on alone, or the other way round; and one that is done, has diverged or was stopped leaves its row to the
+stack and continue alone, or the other way round; one that is done, has diverged or was stopped leaves its row to the
 next, which may be at any step.
 
 Trade-offs:
@@ -135,7 +135,7 @@ def train_fleet(
                 run = waiting.popleft()
                 name = run.spec.id
                 if stop(name):
-                    yield name, InterruptedRunError(f"run {name} was stopped before it began; start it again to go on")
+                    yield name, InterruptedRunError(f"run {name} was stopped before it began; start it again to resume")
                     continue
                 try:
                     done = fleet.add(run, partial(progress, name), partial(stop, name))

@@ -221,8 +221,11 @@ def verify_run(folder: Path) -> list[FileProblem]:
         path = folder / "checkpoints" / f"step-{step}"
         try:
             verify_checkpoint(path, run)
-        except (ArmillaryError, OSError) as error:
+        except OSError as error:
             problems.append(problem_of(path, error, "restore it from a copy, or move it away"))
+        except ArmillaryError as error:
+            remedy = "restore it from a copy, or move it away"
+            problems += [problem_of(path, line, remedy) for line in str(error).splitlines()]
     if result is not None:
         problems += [problem for name in (WEIGHTS, METRICS) if (problem := _changed(folder, name)) is not None]
         problems += _check_content(folder, spec, result, {problem.file.name for problem in problems})

@@ -144,7 +144,7 @@ class Backstage:
             shutil.rmtree(folder, ignore_errors=True)
         problem = next((text for text in [*(text for _, text in parts), self.world.share(problem)] if text), None)
         if problem is not None:
-            raise ArmillaryError(f"{path}: the weights could not be written: {problem}; start it again to go on")
+            raise ArmillaryError(f"{path}: the weights could not be written: {problem}; start it again to resume")
 
     def _copy(self, pieces: Mapping[str, Piece]) -> tuple[dict[str, Piece], torch.Event | None]:
         """``pieces`` on the host, and what says that they have arrived there."""

@@ -199,6 +199,19 @@ def read_law(path: Path) -> LawFile:
         ) from error
 
 
+def may_replace(path: Path) -> bool:
+    """Whether a law may be written over ``path``: an empty file, or a law file that is not of a newer version."""
+    content = path.read_bytes()
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        return not content.strip() or f'"{FORMAT}"'.encode() in content
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        return False
+    version = document.get("version")
+    return not isinstance(version, int) or version <= VERSION
+
+
 class _OtherCodeError(Exception):
     """A whole file means something else to this program than to the one that wrote it."""
 

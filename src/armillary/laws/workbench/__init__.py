@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from armillary.laws.files import may_replace
 from armillary.laws.workbench.doubts import (
     UnlikelyColumnWarning,
     refuse_rising,
@@ -33,6 +34,7 @@ __all__ = [
     "Rows",
     "UnlikelyColumnWarning",
     "about",
+    "check_law_out",
     "check_out",
     "columns_read",
     "fit_anneal",
@@ -67,6 +69,17 @@ def check_out(path: Path, *inputs: Path | None) -> None:
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise UsageError(f"--out {path}: nothing can be written in {folder}; give another place")
+
+
+def check_law_out(path: Path, *inputs: Path | None) -> None:
+    """As ``check_out``, for a law file; a file of another kind, or a law of a newer version, is not written over.
+
+    Raises:
+        UsageError: as ``check_out``, or ``path`` is such a file.
+    """
+    check_out(path, *inputs)
+    if path.exists() and not may_replace(path):
+        raise UsageError(f"--out {path}: this file is not a law that this version wrote; give another name")
 
 
 def names(columns: str | None) -> list[str] | None:

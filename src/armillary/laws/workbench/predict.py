@@ -192,6 +192,7 @@ def measured_against(path: Path, at: Path, predicted: Rows, measured: Path, size
 
     Returns:
         Plain values: ``losses`` with counts and errors for each, ``rows`` with every comparison, and what was left out.
+        A relative error is predicted / measured - 1; the mean absolute error has the unit of the loss.
 
     Raises:
         UsageError: a missing column, a bad entry, or no row in common.
@@ -226,7 +227,10 @@ def measured_against(path: Path, at: Path, predicted: Rows, measured: Path, size
                 what = {"line": found.lines[i], **dict(zip(names, key, strict=True)), "loss": target}
                 said = {"predicted": mean, "low": low, "high": high, "measured": float(values[i, t])}
                 error = mean / float(values[i, t]) - 1
-                rows.append(what | said | {"error": error, "inside": bool(low <= values[i, t] <= high)})
+                rows.append(what | said | {"relative_error": error, "inside": bool(low <= values[i, t] <= high)})
+    if not rows and any(key in place for key in keys[1]):
+        why = f": {found.entry(bad[0].row, bad[0].column)}; {bad[0].remedy}" if bad else ""
+        raise UsageError(f"{measured}: no row in common with {at} has a measured loss{why}")
     if not rows:
         raise UsageError(
             f"{measured} has no row in common with {at} by {', '.join(names)}; give measurements of what was predicted"
@@ -241,8 +245,9 @@ def measured_against(path: Path, at: Path, predicted: Rows, measured: Path, size
                     "compared": len(mine),
                     "inside": sum(row["inside"] for row in mine),
                     "share_inside": sum(row["inside"] for row in mine) / len(mine),
-                    "mean_absolute_error": float(np.mean([abs(row["error"]) for row in mine])),
-                    "mean_error": float(np.mean([row["error"] for row in mine])),
+                    "mean_absolute_error": float(np.mean([abs(row["predicted"] - row["measured"]) for row in mine])),
+                    "mean_absolute_relative_error": float(np.mean([abs(row["relative_error"]) for row in mine])),
+                    "mean_relative_error": float(np.mean([row["relative_error"] for row in mine])),
                 }
             )
     return {

@@ -57,7 +57,7 @@ def _scaling_summary(file: LawFile) -> dict[str, Any]:
                 "left_out": left.what,
                 "runs": len(left.rows),
                 "times_the_compute": float(left.extrapolation.max()),
-                "mean_error": float(np.nanmean(np.abs(left.predicted / left.measured - 1))),
+                "mean_absolute_relative_error": float(np.nanmean(np.abs(left.predicted / left.measured - 1))),
             }
             for left in law.holdout_error_
         ],
@@ -121,7 +121,7 @@ def _anneal_summary(file: LawFile) -> dict[str, Any]:
                 "schedule": held.name,
                 "size": f"{held.size:g}",
                 "left_out": "size and schedule" if held.new_size else "schedule",
-                "mean_error": held.error,
+                "mean_absolute_relative_error": held.error,
             }
             for held in law.held_out_
         ],

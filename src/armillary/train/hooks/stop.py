@@ -38,4 +38,4 @@ class Stop:
         where = f"run {run.spec.id} stopped after step {run.step} of {run.spec.steps}"
         if problem is not None:
             raise ArmillaryError(f"{where}, but its checkpoint is lost: {problem}; the one before is kept")
-        raise InterruptedRunError(f"{where}; start it again to go on")
+        raise InterruptedRunError(f"{where}; start it again to resume")
