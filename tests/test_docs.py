@@ -111,6 +111,18 @@ def test_the_python_of_the_readme_runs(page: Path, tmp_path: Path) -> None:
     assert re.match(r"\d\.\d\d \(\d\.\d\d to \d\.\d\d\), form: \w+", done.stdout)
 
 
+def test_the_supervised_run_of_the_docs_runs(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "train.md").read_text(encoding="utf-8")
+    (code,) = [code for kind, code in FENCE.findall(text) if kind == "python" and "write_examples" in code]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found = re.fullmatch(r"answers: (\d\.\d\d) nats per token, 0\.\d\d passes", done.stdout.strip())
+    assert found is not None and float(found[1]) < 3  # the vocabulary has 300 tokens: 5.7 before the first step
+
+
 @pytest.mark.parametrize("page", READMES, ids=lambda page: page.name)
 def test_the_recipe_of_the_readme_is_one(page: Path) -> None:
     (code,) = [code for kind, code in FENCE.findall(page.read_text(encoding="utf-8")) if kind == "yaml"]

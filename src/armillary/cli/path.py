@@ -361,17 +361,18 @@ def rehearse(document: Any, file: Path, nproc: int | None, as_json: bool) -> Non
             f"{file}: --dry-run is for the file of one large run, and this is a recipe; `armillary predict` writes "
             "one for its target run, target.yaml"
         )
-    if document.layout is None and nproc is None:
-        raise UsageError(f"{file}: has no layout; say with --nproc how many ranks there would be")
-    layout = document.layout_of(nproc or document.layout.ranks)
+    layout = document.layout_of(nproc or (document.layout.ranks if document.layout is not None else 1))
     from armillary.launch import check_corpus
     from armillary.parallel import dry_run
     from armillary.train import LocalOptimizer
 
-    note = check_corpus(document, layout.ranks)
+    note, show = check_corpus(document, layout.ranks), Reporter()
     if note is not None:
-        Reporter().say(note)
-    found = dry_run(document.run, layout, LocalOptimizer)
+        show.say(note)
+    try:
+        found = dry_run(document.run, layout, LocalOptimizer, show)
+    finally:
+        show.close()
     show_json(asdict(found)) if as_json else show_dry_run(document.name, found)
 
 

@@ -23,7 +23,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from typing import Protocol
@@ -53,6 +53,7 @@ class Optimizer(Protocol):
         """A step at the learning rate ``lr`` along the parameters' gradients."""
 
 
+Progress = Callable[[str, float, float, str], None]
 BuildOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]], RunSpec], Optimizer]
 
 
@@ -117,10 +118,13 @@ class DryRun:
         return max(self.reports, key=lambda report: report.peak)
 
 
-def dry_run(spec: RunSpec, layout: Layout, build_optimizer: BuildOptimizer) -> DryRun:
+def dry_run(
+    spec: RunSpec, layout: Layout, build_optimizer: BuildOptimizer, progress: Progress = lambda *_: None
+) -> DryRun:
     """Rehearse a step of each phase of ``spec`` on each of the ranks of ``layout`` that differ.
 
-    ``build_optimizer`` must have a name in a module: it is called in another process.
+    ``build_optimizer`` must have a name in a module: it is called in another process. ``progress`` is called with
+    ("dry run", ranks done, ranks in all, a note on the phase that was rehearsed last).
 
     Raises:
         UsageError: the layout does not fit the run.
@@ -133,7 +137,13 @@ def dry_run(spec: RunSpec, layout: Layout, build_optimizer: BuildOptimizer) -> D
     workers = min(len(tasks), os.cpu_count() or 1)
     # a process for each: what PyTorch remembers of a process group outlives it
     with ProcessPoolExecutor(workers, get_context("spawn"), max_tasks_per_child=1) as pool:
+        progress("dry run", 0, len(tasks), f"{len(tasks)} ranks and phases, {workers} at a time")
         futures = [pool.submit(rehearse, *task) for task in tasks]
+        for done, future in enumerate(as_completed(futures), 1):
+            if future.exception() is None:
+                report = future.result()
+                note = f"rank {report.rank}, steps from {report.first_step} on"
+                progress("dry run", done, len(tasks), note)
         reports = [future.result() for future in futures]
     most = sorted((report.own_memory for report in reports), reverse=True)[:workers]
     largest = max(reports, key=lambda report: report.peak)
