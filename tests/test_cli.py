@@ -219,18 +219,20 @@ def test_law_verbs_with_wrong_input(call, points):
     (points / "bad.csv").write_text("params,tokens,loss\n1e7,1e9,3\n1e7,1e9,-3\n")
     law = points / "law.json"
     law.write_text("{}")
+    new = points / "new.json"
     for arguments, said in [
-        (["fit", "scaling", "--points", points / "bad.csv", "--out", law], "bad.csv, line 3, column 'loss' is '-3'"),
-        (["fit", "scaling", "--points", points / "no.csv", "--out", law], "no.csv: No such file"),
+        (["fit", "scaling", "--points", points / "P.csv", "--out", law], "is not a law that this version wrote"),
+        (["fit", "scaling", "--points", points / "bad.csv", "--out", new], "bad.csv, line 3, column 'loss' is '-3'"),
+        (["fit", "scaling", "--points", points / "no.csv", "--out", new], "no.csv: No such file"),
         (
-            ["fit", "scaling", "--points", points / "P.csv", "--form", "x", "--out", law],
+            ["fit", "scaling", "--points", points / "P.csv", "--form", "x", "--out", new],
             "no form 'x'; take one of auto",
         ),
         (
             ["fit", "scaling", "--points", points / "P.csv", "--out", points],
             "is a folder; give the name of a file in it",
         ),
-        (["fit", "anneal", "--curves", points / "none", "--out", law], "none is not a folder"),
+        (["fit", "anneal", "--curves", points / "none", "--out", new], "none is not a folder"),
         (["predict-law", law, "--at", points / "near.csv", "--out", points / "o.csv"], "law.json is not a law file"),
         (
             ["predict-law", points / "P.csv", "--at", points / "near.csv", "--out", points / "o.csv"],

@@ -102,7 +102,7 @@ def rehearsed(document, write, monkeypatch):
     """What ``--dry-run`` of a changed document leaves to be rehearsed, and its exit code."""
     asked = []
 
-    def stand_in(spec, layout, _):
+    def stand_in(spec, layout, *_):
         asked.append((spec, layout))
         raise UsageError("rehearsed")
 

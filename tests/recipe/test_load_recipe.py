@@ -180,7 +180,7 @@ def test_every_wrong_entry_is_told_in_one_call(load):
         (25, "study.ladder.families: 'wyde' is not in families; nearest valid: 'wide'"),
         (
             26,
-            "budget: is not understood; give a time (90s, 20m, 2h, 1.5h, 1h30m, 1d) or FLOPs (1e15flops) (given: '5')",
+            "budget: is not understood; give a time (90s, 3m30s, 20m, 1.5h, 1h30m, 1d) or FLOPs (1e15flops)",
         ),
         (27, "unknown key 'zebra'; valid: format, name"),
     ):

@@ -91,7 +91,7 @@ def test_a_store_from_before_rates_gains_them_and_stays_readable_to_the_older_ve
     again = Store(store.folder)
     assert again.rates() == [] and again.study_runs("a") == [make_spec().id]
     with again.engine.connect() as db:
-        assert db.execute(sa.text("SELECT version FROM format")).scalars().all() == [3]
+        assert db.execute(sa.text("SELECT version FROM format")).scalars().all() == [4]
 
 
 def test_a_rate_replaces_the_one_before_and_no_other(store):

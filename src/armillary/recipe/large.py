@@ -97,9 +97,9 @@ def load_training(path: Path) -> Recipe | LargeRun:
     Raises:
         UsageError: as ``load_document``.
     """
-    base = path.resolve().parent
     with blaming_changes(path):
         file = read_yaml(path)
+        base = path.resolve().parent
         if _KEYS.isdisjoint(file.keys):
             return in_folder(check_document(file, Recipe), base)
         large = check_document(file, LargeRun)
