@@ -24,6 +24,11 @@ pytest.importorskip("xllamacpp", reason="needs the extra llamacpp")
 Call = Callable[..., subprocess.CompletedProcess[str]]
 
 
+def _hear_ctrl_c() -> None:
+    """For a child of a process that runs in the background, and ignores SIGINT for that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def call(capfd: Any, monkeypatch: Any, tiny_gguf: Path) -> Call:
     """The verb with the small model, in this process."""
@@ -204,6 +209,7 @@ def test_ctrl_c_ends_a_run_in_the_middle_of_an_answer(tiny_gguf: Path, tmp_path:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=_hear_ctrl_c,  # noqa: PLW1509 (this process has no threads)
     )
     assert process.stdout is not None
     if form == "prompt":
@@ -272,6 +278,7 @@ def test_a_stopped_run_over_a_server_repeats_what_was_under_way_and_nothing_else
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
+            preexec_fn=_hear_ctrl_c,  # noqa: PLW1509 (this process has no threads)
         )
         try:
             # 17 answers are kept, and 4 requests wait for theirs

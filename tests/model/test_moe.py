@@ -18,12 +18,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from armillary.generate import Sampling
+from armillary.generate.native import generate
 from armillary.model import (
     MixtureOfExperts,
     Transformer,
     balance_experts,
     export_hf,
-    generate,
     import_hf,
     load_weights,
     mixtures,
@@ -254,9 +255,7 @@ def test_bf16_by_autocast_stays_near_fp32(scores: str) -> None:
 
 def test_text_comes_out_of_a_mixture() -> None:
     model = built(with_experts(shared_d_ff=8, scores="sigmoid"))
-    answers = [
-        generate(model, [1, 2], max_new_tokens=5, temperature=t, top_p=0.9, seed=0, end_token=None) for t in (0, 0.8)
-    ]
+    answers = [generate(model, [1, 2], Sampling(max_new_tokens=5, temperature=t, top_p=0.9), None) for t in (0.0, 0.8)]
     assert [len(answer) for answer in answers] == [5, 5]
 
 

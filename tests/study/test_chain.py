@@ -1,5 +1,6 @@
 """The journal proves what was recorded, and in which order: whatever is changed by hand is found."""
 
+import re
 import sqlite3
 import threading
 import time
@@ -92,7 +93,11 @@ def test_a_clock_that_is_set_back_is_noticed_and_decides_nothing(tmp_path, make_
     store.mark_running(spec.id)
     chain, order = store.chain(), store.order(spec.id)
     assert order.started_at < order.predicted_at and order.holds and chain.intact
-    assert len(chain.clock) == 1 and f"start of run {spec.id}" in chain.clock[0] and "3600 s behind" in chain.clock[0]
+    assert (
+        len(chain.clock) == 1
+        and f"start of run {spec.id}" in chain.clock[0]
+        and re.search(r" 36\d\d s behind", chain.clock[0])
+    )
     with pytest.raises(ArmillaryError, match="never rewritten"):
         store.record_prediction(spec.id, {"target": 2.0})
 
