@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from armillary.corpus import Corpus, build_corpus, held_out_texts, training_texts
 from armillary.evaluate.cloze import METRIC, TASK, _passages, cloze_items, examine_cloze
-from armillary.generate import Completion, Cost, Likelihood, Pair, Request
+from armillary.generate import Likelihood, Pair
 from armillary.recipe import CorpusSpec, DomainSpec, TokenizerSpec
 
 WORDS = [f"word{i}" for i in range(400)]
@@ -47,23 +47,12 @@ class _Table:
     """A backend that gives each pair of ``values`` that likelihood per byte, and -9 to any other."""
 
     identity: dict[str, Any] = {"name": "table"}  # noqa: RUF012
-    context = 100
-    cost = Cost()
 
     def __init__(self, values: dict[Pair, float]) -> None:
         self.values = values
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
         return [Likelihood(self.values.get(pair, -9.0) * len(pair.continuation.encode()), 1, False) for pair in pairs]
-
-    def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        raise NotImplementedError
-
-    def tokenize(self, text: str) -> list[int]:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        pass
 
 
 def test_items_are_held_out_text_and_no_training_text(corpus: Corpus) -> None:
@@ -84,7 +73,7 @@ def test_the_right_choice_scores_one_the_wrong_one_zero_and_a_tie_a_half(corpus:
     right = {Pair(item.beginning, item.choices[item.right]): -1.0 for item in items}
     wrong = {Pair(item.beginning, item.choices[1 - item.right]): -1.0 for item in items}
     for table, value in ((right, 1.0), (wrong, 0.0), ({}, 0.5)):
-        examination = examine_cloze(_Table(table), items)
+        examination = examine_cloze(cast(Any, _Table(table)), items)
         total = examination.results[0]
         assert (total.task, total.subset, total.metric, total.n) == (TASK, TASK, METRIC, 20)
         assert math.isclose(total.value, value)
@@ -94,7 +83,7 @@ def test_the_right_choice_scores_one_the_wrong_one_zero_and_a_tie_a_half(corpus:
 
 
 def test_without_held_out_text_there_is_no_score() -> None:
-    assert examine_cloze(_Table({}), []).results == ()
+    assert examine_cloze(cast(Any, _Table({})), []).results == ()
 
 
 @pytest.mark.parametrize("context", [16, 64, 128, 2048])

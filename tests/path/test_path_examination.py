@@ -13,7 +13,7 @@ from armillary.evaluate.cloze import METRIC, TASK
 from armillary.evaluate.results import read_examination, write_examination
 from armillary.path import Evidence
 from armillary.path.examination import FOLDER, examine, score_rows
-from armillary.recipe import ForeignFileError, read_json, write_sealed
+from armillary.recipe import ArmillaryError, ForeignFileError, read_json, write_sealed
 from armillary.study import Store, TargetOutcome
 
 
@@ -93,4 +93,19 @@ def test_a_published_run_on_the_natural_mixture_is_examined_alone(
     found = examine(alone, corpus, store, copy)
     assert found is not None and found.natural is None
     assert all(row.reference is None and row.p is None for row in score_rows(found))
+    store.close()
+
+
+def test_weights_that_are_gone_end_the_examination_with_their_name(
+    made: tuple[Path, TargetOutcome], tmp_path: Path
+) -> None:
+    folder, outcome = made
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    corpus, store = opened(copy)
+    assert outcome.published is not None
+    shutil.rmtree(copy / FOLDER)
+    (store.run_folder(outcome.published) / "weights.safetensors").write_bytes(b"torn")
+    (store.run_folder(outcome.published) / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(ArmillaryError, match="safetensors"):
+        examine(outcome, corpus, store, copy)
     store.close()

@@ -32,6 +32,7 @@ from armillary.recipe import (
     ArmillaryError,
     DamagedFileError,
     Document,
+    ForeignFileError,
     LargeRun,
     Recipe,
     RunSpec,
@@ -187,7 +188,8 @@ class Workspace:
         try:
             yield
         except UsageError:
-            if made and not any(self.folder.glob("corpus/*/manifest.json")):
+            # what was read of other sources is kept: the next call need not read it again
+            if made and not any(self.folder.glob("corpus/*/*.json")):
                 shutil.rmtree(self.folder, ignore_errors=True)
                 with contextlib.suppress(OSError):  # not empty: another program uses it
                     for path in made[1:]:
@@ -363,7 +365,13 @@ class Workspace:
                 assert evidence.target is not None
                 self.progress("examine", 0, 1, "cloze items of held-out text")
                 with self._stage("examine", lab.store):
-                    evidence.examined = examine(evidence.target, lab.corpus, lab.store, self.folder)
+                    try:
+                        evidence.examined = examine(evidence.target, lab.corpus, lab.store, self.folder)
+                    except ForeignFileError:
+                        raise
+                    except ArmillaryError as error:  # the verdict and the report do not depend on it
+                        self.say(f"examine: no examination: {error}")
+                self.progress("examine", 1, 1, "")
                 if evidence.examined is not None:
                     self.say(lines.examination(score_rows(evidence.examined)[0]))
         return evidence
