@@ -1,0 +1,1 @@
+"""Post-training: verified synthetic data, supervised fine-tuning, preference and merging."""
