@@ -42,6 +42,7 @@ VERBS = [
     ["forecast", "record"],
     ["forecast", "judge"],
     ["evaluate", "judge"],
+    ["post"],
 ]
 
 

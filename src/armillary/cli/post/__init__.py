@@ -1,0 +1,21 @@
+"""The verbs of post-training: ``armillary post …``. One file per verb; a new one is a line in each of the two lists."""
+
+from __future__ import annotations
+
+import typer
+
+from armillary.cli.screen import app
+
+post_app = typer.Typer(no_args_is_help=True)
+app.add_typer(post_app, name="post")
+
+
+@post_app.callback()
+def post() -> None:
+    """Post-training: verified data, supervised fine-tuning, preference, merging.
+
+    Example: armillary post sft --model ./base --data chats.jsonl --out chat
+    """
+
+
+# In the order of the path: post_app.command("sft")(sft)
