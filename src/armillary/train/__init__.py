@@ -2,7 +2,7 @@
 
 from armillary.optim import LocalOptimizer, build_optimizer
 from armillary.train.check import check_run
-from armillary.train.checkpoint import verify_checkpoint
+from armillary.train.checkpoint import CheckpointReader, verify_checkpoint
 from armillary.train.engine import train_step, validate
 from armillary.train.errors import BusyRunError, DivergedError, InterruptedRunError
 from armillary.train.fleet import (
@@ -25,6 +25,7 @@ from armillary.train.start import start_from
 __all__ = [
     "Assignment",
     "BusyRunError",
+    "CheckpointReader",
     "DivergedError",
     "Fleet",
     "Hook",

@@ -447,6 +447,10 @@ class CheckpointReader(PieceReader):
         if self.manifest["format"] == 1:
             self._index = self._whole_files(_OF_FORMAT_1[:2])
 
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """The weights in the checkpoint with their whole sizes, without the optimizer's state."""
+        return {name: tuple(tensor["size"]) for name, tensor in self._index.items() if "/" not in name}
+
     def compare(self, sizes: Mapping[str, tuple[int, ...]]) -> None:
         """Compare the whole sizes of all tensors with those of a model, before any slice is read.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from armillary.cli.post.merge import merge
 from armillary.cli.screen import app
 
 post_app = typer.Typer(no_args_is_help=True)
@@ -19,3 +20,4 @@ def post() -> None:
 
 
 # In the order of the path: post_app.command("sft")(sft)
+post_app.command("merge")(merge)

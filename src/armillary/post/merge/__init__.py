@@ -1,0 +1,9 @@
+"""Merging: models that were trained from one base become one, tensor by tensor.
+
+What it does not do: merge models of different tokenizers or shapes, permute hidden units, or stack layers.
+"""
+
+from armillary.post.merge.merge import merge, read_record
+from armillary.post.merge.registry import MergeOptions, methods, read_weights
+
+__all__ = ["MergeOptions", "merge", "methods", "read_record", "read_weights"]
