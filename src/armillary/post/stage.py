@@ -1,0 +1,432 @@
+"""A stage of post-training data: decides each of its inputs once, in a folder that survives any kill.
+
+The folder holds:
+
+- ``stage.json`` (sealed, format 1): the stage's name, settings and SHA-256 of its input files; written first;
+- ``items.jsonl``: what was kept; ``dropped.jsonl``: what was not, each row with ``reason``;
+- ``decided.jsonl``: the journal, while the stage runs. One row per decision: its source, and how long the two files
+  are with it. A decision counts from the moment its row is whole. Reopening cuts the two files back to the last whole
+  row, so that a decision that keeps several items is there whole or not at all;
+- ``answers.jsonl``: what models answered (``generate.open_answers``);
+- ``record.json`` (sealed, format 1): counts, lineage, and the SHA-256 of the two files; written last.
+
+Memory: 16 bytes per source, beside the 8 of a buffer. Sources are told apart by 64 bits of their hash: of a million,
+two are taken for one with a probability of 3e-8.
+
+Not covered: two processes that share the work of one stage (the second is refused).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from armillary.files import sync
+from armillary.generate import Answers, Backend, open_answers
+from armillary.post.items import Item, to_line
+from armillary.recipe import (
+    ArmillaryError,
+    DamagedFileError,
+    ForeignFileError,
+    UsageError,
+    exclusive,
+    read_sealed,
+    write_sealed,
+)
+
+FORMAT = 1
+ITEMS = "items.jsonl"
+DROPPED = "dropped.jsonl"
+RECORD = "record.json"
+
+_STAGE = "stage.json"
+_JOURNAL = "decided.jsonl"
+_FLUSH_S = 1.0
+_BUFFER = 1 << 16
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """What a stage is: equal specifications give equal items.
+
+    Attributes:
+        name: of the stage, such as ``synthesize``.
+        settings: all that its outcome depends on besides its inputs, as JSON.
+        inputs: the files that it reads, by the name of their part (``items``, ``evaluation`` …).
+    """
+
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The specification with the hash of each input.
+
+        Raises:
+            UsageError: an input cannot be read.
+        """
+        hashes = {}
+        for name, path in self.inputs.items():
+            try:
+                hashes[name] = _sha256(path)
+            except OSError as error:
+                raise UsageError(f"{path}: {error.strerror}; stage {self.name} reads its {name} from it") from None
+        return {"stage": self.name, "settings": json.loads(json.dumps(dict(self.settings))), "inputs": hashes}
+
+
+@contextlib.contextmanager
+def open_stage(out: Path, spec: StageSpec) -> Iterator[Stage]:
+    """The stage in the folder ``out``, which is created where it is missing; resumes where it was stopped.
+
+    Raises:
+        BusyError: another process has it open.
+        UsageError: the folder is of another stage, or settings or inputs differ from those it began with.
+        DamagedFileError, ForeignFileError: a file in it is not what was written, or not of this program.
+        ArmillaryError: it cannot be written.
+    """
+    wanted = spec.to_json()
+    with exclusive(out / ".lock", "runs a stage in this folder"):
+        _check_folder(out, wanted)
+        stage = Stage(out, wanted)
+        try:
+            yield stage
+        finally:
+            stage.close()
+
+
+def read_record(out: Path) -> dict[str, Any]:
+    """The record of a finished stage; its files are checked against it.
+
+    Raises:
+        UsageError: the stage in ``out`` has not finished.
+        DamagedFileError: the record or a file of the stage is not what was written.
+        ForeignFileError: the record is of a newer format.
+    """
+    try:
+        record = read_sealed(out / RECORD, "record of a stage", FORMAT, _remedy(out))
+    except FileNotFoundError:
+        raise UsageError(f"{out}: holds no finished stage ({RECORD} is missing); run it to its end first") from None
+    for name, hashed in record["files"].items():
+        try:
+            good = _sha256(out / name) == hashed
+        except OSError:
+            good = False
+        if not good:
+            raise DamagedFileError(f"{out / name}: is not what the stage wrote (changed or missing); {_remedy(out)}")
+    return record
+
+
+class Stage:
+    """Opened by ``open_stage``.
+
+    ``record`` is the record of a stage that has finished, else None. ``kept`` counts items, ``dropped`` rows by their
+    reason, in this process and before.
+    """
+
+    def __init__(self, out: Path, spec: dict[str, Any]) -> None:
+        self.out = out
+        self.record = read_record(out) if (out / RECORD).exists() else None
+        self.kept = 0
+        self.dropped: Counter[str] = Counter()
+        self._spec = spec
+        self._decided, self._seen = _Keys(), _Keys()
+        self._decisions = self._given = self._duplicates = 0
+        self._models: list[dict[str, Any]] = []
+        self._files: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}
+        self._flushed = time.monotonic()
+        if self.record is not None:
+            (out / _JOURNAL).unlink(missing_ok=True)  # killed between the record and this
+            self.kept, self.dropped = self.record["counts"]["kept"], Counter(self.record["counts"]["dropped"])
+            return
+        try:
+            for name in (ITEMS, DROPPED, _JOURNAL):
+                self._files[name] = os.open(out / name, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+                self._sizes[name] = os.fstat(self._files[name]).st_size
+            self._resume()
+        except OSError as error:
+            self._release()
+            raise self._failed(error) from error
+        except BaseException:
+            self._release()
+            raise
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.record is not None
+
+    @property
+    def decisions(self) -> int:
+        """Sources that were decided, in this process and before."""
+        return self._decisions
+
+    def decided(self, source: str) -> bool:
+        """Whether ``source`` was kept or dropped, in this process or before."""
+        return source in self._decided
+
+    def pending(self, items: Iterable[Item]) -> Iterator[Item]:
+        """Yields those of the stage's input items that are not decided. Each must then be kept or dropped.
+
+        An item whose id came before in ``items`` is skipped and counted in the record as a duplicate. A finished stage
+        has none.
+        """
+        if self.record is not None:
+            return
+        for item in items:
+            if item.id in self._seen:
+                self._duplicates += 1
+                continue
+            self._seen.add(item.id)
+            self._given += 1
+            if item.id not in self._decided:
+                yield item
+
+    def keep(self, source: str, items: Item | Sequence[Item]) -> None:
+        """Decides ``source`` (the id of an input, or any name of a piece of work): writes what came of it.
+
+        Raises:
+            ArmillaryError: it cannot be written; everything before is kept.
+        """
+        kept = [items] if isinstance(items, Item) else items
+        self.keep_rows(source, [item.to_json() for item in kept])
+
+    def keep_rows(self, source: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """``keep`` for rows that are not items, such as pairs of preference."""
+        self._decide(source, ITEMS, rows)
+        self.kept += len(rows)
+
+    def drop(self, source: str, reason: str, row: Mapping[str, Any] | None = None) -> None:
+        """Decides ``source``: not kept. ``reason`` is one of few, since reasons are counted; ``row`` says more.
+
+        Raises:
+            ArmillaryError: it cannot be written; everything before is kept.
+        """
+        self._decide(source, DROPPED, [{"source": source, "reason": reason, **(row or {})}])
+        self.dropped[reason] += 1
+
+    @contextlib.contextmanager
+    def answers(self, backend: Backend, name: str = "answers") -> Iterator[Answers]:
+        """What ``backend`` answers in this stage, kept in ``NAME.jsonl``; the record names the model."""
+        with open_answers(self.out / f"{name}.jsonl", backend.identity) as answers:
+            if backend.identity not in self._models:
+                self._models.append(backend.identity)
+            yield answers
+
+    def finish(self, counts: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Writes the record; ``counts`` are added to those of kept, dropped and duplicates. Returns the record.
+
+        Raises:
+            ArmillaryError: it cannot be written.
+        """
+        if self.record is not None:
+            return self.record
+        if self._given and self._given != self._decisions:
+            raise RuntimeError(f"stage {self._spec['stage']}: {self._given} items given, {self._decisions} decided")
+        try:
+            self._flush()
+            files = {name: _sha256(self.out / name) for name in (ITEMS, DROPPED)}
+            made = f"data:{files[ITEMS]}"
+            record = {
+                "format": FORMAT,
+                **self._spec,
+                "models": self._models,
+                "counts": {
+                    "decided": self._decisions,
+                    "kept": self.kept,
+                    "dropped": dict(sorted(self.dropped.items())),
+                    "duplicates": self._duplicates,
+                    **(counts or {}),
+                },
+                "files": files,
+                "edges": [
+                    [made, f"made by {self._spec['stage']} from its {name} in", f"data:{hashed}"]
+                    for name, hashed in self._spec["inputs"].items()
+                ],
+            }
+            write_sealed(self.out / RECORD, record)
+            (self.out / _JOURNAL).unlink()
+        except OSError as error:
+            raise self._failed(error) from error
+        self.record = read_record(self.out)
+        return self.record
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        try:
+            self._flush()
+        except OSError as error:
+            raise self._failed(error) from error
+        finally:
+            self._release()
+
+    def _decide(self, source: str, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        if self.record is not None:
+            raise RuntimeError(f"stage {self._spec['stage']} has finished; nothing can be decided any more")
+        if source in self._decided:
+            raise RuntimeError(f"stage {self._spec['stage']}: {source} is decided twice")
+        lines = b"".join(to_line(row) for row in rows)
+        before = dict(self._sizes)
+        try:
+            self._append(name, lines)
+            entry = {"source": source, ITEMS: self._sizes[ITEMS], DROPPED: self._sizes[DROPPED]}
+            self._append(_JOURNAL, to_line(entry))
+        except OSError as error:
+            self._cut(before)
+            raise self._failed(error) from error
+        except BaseException:
+            self._cut(before)
+            raise
+        self._decided.add(source)
+        self._decisions += 1
+        if time.monotonic() - self._flushed > _FLUSH_S:
+            try:
+                self._flush()
+            except OSError as error:
+                raise self._failed(error) from error
+
+    def _append(self, name: str, lines: bytes) -> None:
+        rest = memoryview(lines)
+        while rest:
+            rest = rest[os.write(self._files[name], rest) :]
+        self._sizes[name] += len(lines)
+
+    def _flush(self) -> None:
+        # The journal last: after a power failure it must not name what is not there.
+        for name in (ITEMS, DROPPED, _JOURNAL):
+            if name in self._files:
+                os.fsync(self._files[name])
+        self._flushed = time.monotonic()
+
+    def _cut(self, sizes: Mapping[str, int]) -> None:
+        for name, size in sizes.items():
+            os.ftruncate(self._files[name], size)
+            self._sizes[name] = size
+
+    def _resume(self) -> None:
+        """Reads the journal, and cuts all files to the last decision that is whole in them."""
+        good = {ITEMS: 0, DROPPED: 0, _JOURNAL: 0}
+        with open(self._files[_JOURNAL], "rb", closefd=False) as journal:
+            for line in journal:
+                entry = _entry(line)
+                if entry is None or any(entry[name] > self._sizes[name] for name in (ITEMS, DROPPED)):
+                    break
+                self._decided.add(entry["source"])
+                self._decisions += 1
+                good = {ITEMS: entry[ITEMS], DROPPED: entry[DROPPED], _JOURNAL: good[_JOURNAL] + len(line)}
+        self._cut(good)
+        with open(self.out / ITEMS, "rb") as file:
+            self.kept = sum(1 for _ in file)
+        with open(self.out / DROPPED, "rb") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    self.dropped[json.loads(line)["reason"]] += 1
+                except (ValueError, KeyError, TypeError, RecursionError):
+                    raise DamagedFileError(
+                        f"{self.out / DROPPED}:{number}: is not what was written; {_remedy(self.out)}"
+                    ) from None
+
+    def _release(self) -> None:
+        for descriptor in self._files.values():
+            os.close(descriptor)
+        self._files = {}
+
+    def _failed(self, error: OSError) -> ArmillaryError:
+        return ArmillaryError(
+            f"{error.filename or self.out}: {error.strerror}; what the stage decided so far is kept: make the folder "
+            "writable or make room, and run the same command again"
+        )
+
+
+class _Keys:
+    """A set of texts in 8 bytes each: sorted hashes, and a buffer of the latest."""
+
+    def __init__(self) -> None:
+        self._sorted = np.empty(0, dtype=np.uint64)
+        self._latest: set[int] = set()
+
+    def __contains__(self, text: str) -> bool:
+        key = self._key(text)
+        if key in self._latest:
+            return True
+        place = int(self._sorted.searchsorted(np.uint64(key)))
+        return place < len(self._sorted) and int(self._sorted[place]) == key
+
+    def add(self, text: str) -> None:
+        self._latest.add(self._key(text))
+        # The buffer grows with the rest, so that merging stays a small part of the work.
+        if len(self._latest) > max(_BUFFER, len(self._sorted) // 8):
+            latest = np.fromiter(self._latest, np.uint64, len(self._latest))
+            self._sorted = np.sort(np.concatenate([self._sorted, latest]))
+            self._latest.clear()
+
+    @staticmethod
+    def _key(text: str) -> int:
+        return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def _check_folder(out: Path, wanted: dict[str, Any]) -> None:
+    """Writes ``stage.json`` into a new folder; refuses one that is of something else."""
+    path = out / _STAGE
+    try:
+        there = read_sealed(path, "description of a stage", FORMAT, _remedy(out))
+    except FileNotFoundError:
+        for name in (ITEMS, DROPPED, _JOURNAL, RECORD):
+            if (out / name).exists():
+                raise ForeignFileError(
+                    f"{out / name}: exists, and {_STAGE} beside it does not; name another folder. It is left as it is"
+                ) from None
+        try:
+            write_sealed(path, {"format": FORMAT, **wanted})
+            sync(out)
+        except OSError as error:
+            raise ArmillaryError(f"{path}: {error.strerror}; name a folder that can be written to") from error
+        return
+    if there["stage"] != wanted["stage"]:
+        raise UsageError(f"{out}: is a folder of the stage {there['stage']}, not {wanted['stage']}; name another one")
+    changed = []
+    for part in ("settings", "inputs"):
+        for name in sorted({**there[part], **wanted[part]}):
+            before, now = there[part].get(name), wanted[part].get(name)
+            if before != now:
+                of = "input " if part == "inputs" else ""
+                changed.append(f"{of}{name} was {_short(before)} and is {_short(now)}")
+    if changed:
+        raise UsageError(
+            f"{out}: this stage began with other settings or inputs ({'; '.join(changed)}); name another folder, or "
+            "remove this one to begin again"
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:56]}…"
+
+
+def _entry(line: bytes) -> dict[str, Any] | None:
+    """A row of the journal; None where it is torn."""
+    try:
+        row = json.loads(line)
+        good = line.endswith(b"\n") and isinstance(row["source"], str)
+        return row if good and all(isinstance(row[name], int) for name in (ITEMS, DROPPED)) else None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _remedy(out: Path) -> str:
+    return f"remove the folder {out} to run the stage again"
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
