@@ -77,11 +77,21 @@ def test_likelihoods_in_batches_equal_those_alone(backend: Any, tiny_hf: Path) -
     pairs = [
         Pair(a, b) for a in ("The sky is", "The sky ", "1 + 1 =", "") for b in (" blue and wide", " 2", "海是", "e")
     ]
-    alone = backend.loglikelihood(pairs)
-    together = opened(tiny_hf, batch_size=5).loglikelihood(pairs)
-    for one, other in zip(alone, together, strict=True):
-        assert one.value == pytest.approx(other.value, abs=1e-4)
-        assert (one.tokens, one.greedy) == (other.tokens, other.greedy)
+    alone = [backend.loglikelihood([pair])[0] for pair in pairs]
+    assert backend.loglikelihood(pairs) == alone
+    for size in (7, 32):
+        for one, other in zip(alone, opened(tiny_hf, batch_size=size).loglikelihood(pairs), strict=True):
+            assert one.value == pytest.approx(other.value, rel=1e-6)
+            assert (one.tokens, one.greedy) == (other.tokens, other.greedy)
+
+
+def test_choices_of_one_token_are_read_from_one_pass(tiny_hf: Path) -> None:
+    backend, inputs = opened(tiny_hf), list[tuple[int, ...]]()
+    backend._model.register_forward_pre_hook(lambda _, given: inputs.append(tuple(given[0].shape)))
+    choices = [Pair(context, letter) for context in ("The sky", "1 + 1 =") for letter in "ABCD"]
+    found = backend.loglikelihood([*choices, choices[0]])
+    assert len(inputs) == 2 and found[8] == found[0] and len({one.value for one in found}) == 8
+    assert backend.cost.prompt_tokens == sum(len(backend.tokenize(one.context)) + 1 for one in [*choices, choices[0]])
 
 
 def test_the_likelihood_of_the_greedy_answer_says_greedy(backend: Any) -> None:

@@ -158,8 +158,6 @@ class TransformersBackend:
         Raises:
             UsageError: a pair longer than the context, or without tokens, before anything is computed.
         """
-        import torch
-
         begun = time.monotonic()
         parts = [split_pair(pair, self._encode, self._first(), number) for number, pair in enumerate(pairs)]
         for number, (before, after) in enumerate(parts):
@@ -170,24 +168,40 @@ class TransformersBackend:
                     "with the last that is predicted; shorten it",
                     "pair",
                 )
-        # Those of one length together, so that little is padded.
-        order = sorted(range(len(parts)), key=lambda number: -len(parts[number][0]) - len(parts[number][1]))
+        # Continuations of one token, as the letters of a choice, are read from one pass over their context.
+        same: dict[tuple[int, ...], list[int]] = {}
+        for number, (before, after) in enumerate(parts):
+            same.setdefault((*before, *after[:-1]), []).append(number)
+            self._cost.prompt_tokens += len(before) + len(after)
         found: dict[int, Likelihood] = {}
-        for first in range(0, len(order), self._batch):
-            batch = order[first : first + self._batch]
-            inputs = [torch.tensor((parts[number][0] + parts[number][1])[:-1]) for number in batch]
-            padded = torch.nn.utils.rnn.pad_sequence(inputs, batch_first=True)
-            with torch.no_grad():
-                logits = self._model(padded.to(self._device)).logits
-            for row, number in enumerate(batch):
-                before, after = parts[number]
-                rows = logits[row, len(before) - 1 : len(before) + len(after) - 1].float().log_softmax(-1)
-                wanted = torch.tensor(after, device=rows.device)
-                value = float(rows.gather(1, wanted[:, None]).sum())
-                found[number] = Likelihood(value, len(after), bool((rows.argmax(-1) == wanted).all()))
-                self._cost.prompt_tokens += len(before) + len(after)
+        # Those of one length together, so that little is padded.
+        waiting = iter(sorted(same, key=len, reverse=True))
+        while batch := list(islice(waiting, self._batch)):
+            rows = [[(number, *parts[number]) for number in same[inputs]] for inputs in batch]
+            for number, wanted, logits in self._logits(batch, rows):
+                scores = logits.float().log_softmax(-1)
+                value = float(scores.gather(1, wanted[:, None]).sum())
+                found[number] = Likelihood(value, len(wanted), bool((scores.argmax(-1) == wanted).all()))
         self._cost.seconds += time.monotonic() - begun
         return [found[number] for number in range(len(parts))]
+
+    def _logits(
+        self, batch: list[tuple[int, ...]], rows: list[list[tuple[int, list[int], list[int]]]]
+    ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """One pass over the inputs of a batch.
+
+        Yields the number of each pair with those inputs, the tokens of its continuation, and the logits of their
+        places [tokens, vocabulary].
+        """
+        import torch
+
+        padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(inputs) for inputs in batch], batch_first=True)
+        with torch.no_grad():
+            logits = self._model(padded.to(self._device)).logits
+        for row, pairs in enumerate(rows):
+            for number, before, after in pairs:
+                start = len(before) - 1
+                yield number, torch.tensor(after, device=logits.device), logits[row, start : start + len(after)]
 
     def tokenize(self, text: str) -> list[int]:
         """The token ids of ``text``, without special tokens added."""
