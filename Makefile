@@ -25,7 +25,7 @@ demo: $(READY)
 	$(BIN)/armillary demo --out demo $(DEMO)
 
 test: $(READY)
-	$(BIN)/pytest -n 2 -m "not slow and not accelerator"
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow and not accelerator"
 
 test-all: $(READY)
 	ARMILLARY_EXAMPLES=new $(BIN)/pytest -n 2 -m "not accelerator"

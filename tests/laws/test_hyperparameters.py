@@ -286,6 +286,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("ARMILLARY_PUBLISHED", ROOT / ".." / "shared" / "published"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (DATA / "scaling" / "step_law_small.csv").is_file(), reason=f"no measured data in {DATA}")
 def test_step_law_grids_of_a_larger_model_are_foretold_better_than_by_the_published_formula():
     from armillary.laws.reproduce.hyperparameters import step_law

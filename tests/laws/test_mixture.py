@@ -176,6 +176,7 @@ def test_bounds_far_from_every_run_are_refused():
         optimise_mixture(law, [1, 0, 0], lower=lower, upper=np.ones(D), support=X, references={}, candidates=1, seed=0)
 
 
+@pytest.mark.slow
 def test_without_any_effect_of_the_mixture_better_is_a_toss_up():
     """The optimum of a law fitted to noise is the luckiest guess; halves of the runs, judging each other, show it."""
     said = []

@@ -36,7 +36,7 @@ def test_recovers_parameters_from_a_wide_ladder_with_outliers():
 @pytest.mark.parametrize(
     ("sizes", "tokens", "further"),
     [
-        (3, 2, 1.0),
+        pytest.param(3, 2, 1.0, marks=pytest.mark.slow),
         pytest.param(3, 3, 2.0, marks=pytest.mark.slow),
         pytest.param(4, 4, 4.0, marks=pytest.mark.slow),
         pytest.param(4, 4, 12.0, marks=pytest.mark.slow),

@@ -20,7 +20,7 @@ def noisy(values, rng):
     return values * np.exp(0.002 * rng.standard_normal(len(values)))
 
 
-@pytest.mark.parametrize("gain", [1.0, 2.0])
+@pytest.mark.parametrize("gain", [1.0, pytest.param(2.0, marks=pytest.mark.slow)])
 def test_compute_multiplier_covers_the_true_one(gain):
     inside, better = [], []
     for seed in range(15):

@@ -78,7 +78,15 @@ def clear_run(kind: str, steps: int, accumulation: int) -> tuple[RunSpec, Course
 @pytest.mark.parametrize(
     ("name", "kind"),
     [("ep2", kind) for kind in EXPERTS]
-    + [(name, list(EXPERTS)[1 + 2 * (i % 2)]) for i, name in enumerate(LAYOUTS) if i],
+    + [
+        pytest.param(
+            name,
+            list(EXPERTS)[1 + 2 * (i % 2)],
+            marks=[pytest.mark.slow] if "recompute" in name or "without" in name or "hsdp" in name else [],
+        )
+        for i, name in enumerate(LAYOUTS)
+        if i
+    ],
 )
 def test_the_first_steps(name: str, kind: str, on_ranks: Any) -> None:
     layout = LAYOUTS[name]

@@ -280,6 +280,7 @@ def test_the_card_of_one_mixture_names_one_share(tmp_path: Path, tokenizer_file:
     assert "| news | 75.0% | 9,600 | not recorded | MIT | demo:news |" in card
 
 
+@pytest.mark.slow
 def test_the_loading_code_of_the_card_runs(tmp_path: Path, tokenizer_file: Path) -> None:
     pytest.importorskip("transformers")
     folder = published(tmp_path / "model", tokenizer_file)
@@ -332,11 +333,14 @@ def test_a_wrong_lineage_is_refused_before_anything_is_written(
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("stride", [pytest.param(1, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize("older", [True, False])
-def test_a_publish_killed_anywhere_is_whole_or_not_there(older: bool, tmp_path: Path, tokenizer_file: Path) -> None:
+def test_a_publish_killed_anywhere_is_whole_or_not_there(
+    older: bool, stride: int, tmp_path: Path, tokenizer_file: Path
+) -> None:
     folder, kept = tmp_path / "model", published(tmp_path / "kept", tokenizer_file, seed=1)
     seen = set()
-    for point in range(1, 300):
+    for point in range(1, 300, stride):
         shutil.rmtree(folder, ignore_errors=True)
         ledger_file(folder).unlink(missing_ok=True)
         if older:

@@ -223,6 +223,7 @@ def gone(pid):
         return True
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_checkpoints_and_says_how_to_go_on(study, tiny_corpus, undisturbed, outcome):
     process, workers, store = study
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too

@@ -26,7 +26,7 @@ def start(large, folder, **environment):
     return wait
 
 
-@pytest.fixture(params=["dense", "experts"])
+@pytest.fixture(params=["dense", pytest.param("experts", marks=pytest.mark.slow)])
 def spec(request, make_spec):
     spec = make_spec()
     if request.param == "experts":

@@ -39,6 +39,7 @@ def test_killed_at(point, spec, tiny_corpus, tmp_path, undisturbed, outcome):
         check_clean(folder)
 
 
+@pytest.mark.slow
 def test_killed_again_and_again(spec, tiny_corpus, tmp_path, undisturbed, outcome):
     """The n-th attempt is killed before its n-th file operation, until one comes through."""
     folder = tmp_path / "run"

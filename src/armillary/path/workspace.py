@@ -14,7 +14,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -72,6 +72,7 @@ from armillary.study import (
     predict,
     remaining,
     restore_target,
+    smallest_plan,
     target_spec,
     train_target,
 )
@@ -171,8 +172,9 @@ class Workspace:
                 recorded(self.folder)
             corpus, store = self.corpus(), self.store()
             with self._executor(store, corpus) as executor:
-                plan = self._plan(corpus, executor, resize, begun)
-                lab = Lab(self.recipe, corpus, store, executor, plan, self.progress, self.say)
+                lab = Lab(self.recipe, corpus, store, executor, smallest_plan(), self.progress, self.say)
+                lab.check()  # most of what a run can lack is known without throughput
+                lab = replace(lab, plan=self._plan(corpus, executor, resize, begun))
                 lab.check()
                 yield lab
 

@@ -31,7 +31,16 @@ from armillary.study.predictions import (
     target_spec,
     train_target,
 )
-from armillary.study.sizing import STAGES, Plan, SmallBudgetError, Stage, make_plan, plan_inputs, remaining
+from armillary.study.sizing import (
+    STAGES,
+    Plan,
+    SmallBudgetError,
+    Stage,
+    make_plan,
+    plan_inputs,
+    remaining,
+    smallest_plan,
+)
 from armillary.study.store import Store, iso_time, verify_database
 
 __all__ = [
@@ -84,6 +93,7 @@ __all__ = [
     "predict",
     "remaining",
     "restore_target",
+    "smallest_plan",
     "stage_key",
     "target_spec",
     "train_target",

@@ -55,6 +55,12 @@ class Plan(Document):
         return [self.precision, self.mixture_runs, *[self.tokens[stage] for stage in stages]]
 
 
+def smallest_plan() -> Plan:
+    """Runs of the fewest steps: what a recipe's runs need is checked with it before throughput is measured."""
+    tokens = dict.fromkeys(STAGES, 0)
+    return Plan(budget=None, precision="fp32", workers=1, mixture_runs=1, tokens=tokens, seconds={}, flops={}, rates={})
+
+
 def remaining(budget: str, spent_s: float) -> str:
     """A budget in time less what is spent of it and what no run takes; one in FLOPs as it is.
 
