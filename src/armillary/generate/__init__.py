@@ -21,6 +21,7 @@ from armillary.generate.backend import (
     split_pair,
 )
 from armillary.generate.completions import Prompt, PromptOptions, Written, complete_file, read_prompts
+from armillary.generate.dialogue import Dialogue
 from armillary.generate.open import open_backend
 from armillary.generate.registry import BackendOptions, EndpointOptions, Prices
 
@@ -32,6 +33,7 @@ __all__ = [
     "Choice",
     "Completion",
     "Cost",
+    "Dialogue",
     "EndpointOptions",
     "Likelihood",
     "Message",

@@ -1,0 +1,99 @@
+"""The verb that talks with a model."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import closing
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from armillary.cli.backends import (
+    BackendOption,
+    ContextOption,
+    DeviceOption,
+    EndpointOption,
+    ModelArgument,
+    PrecisionOption,
+    ThreadsOption,
+    TokenizerOption,
+)
+from armillary.cli.screen import JsonOption, app, err, show_json
+
+
+@app.command()
+def chat(
+    model: ModelArgument,
+    system: Annotated[str | None, typer.Option(help="The system message.", show_default=False)] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 512,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw from the nucleus with this probability.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(help="Draw from this many tokens.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    backend: BackendOption = None,
+    context: ContextOption = None,
+    device: DeviceOption = None,
+    precision: PrecisionOption = None,
+    threads: ThreadsOption = None,
+    tokenizer: TokenizerOption = None,
+    endpoint: EndpointOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Talk with a model: one line per turn, on the terminal or from a pipe. /clear begins anew, Ctrl-D ends.
+
+    Example: armillary chat ./model --system "Answer briefly."
+    """
+    from armillary.generate import BackendOptions, Dialogue, EndpointOptions, Sampling, open_backend
+
+    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed=seed)
+    server = EndpointOptions.from_settings(endpoint or [])
+    options = BackendOptions(None, context, device, precision, threads, tokenizer, server)
+    opened = open_backend(model, options, backend)
+    try:
+        _talk(Dialogue(opened, sampling, system), as_json)
+    finally:
+        opened.close()
+
+
+def _talk(dialogue: Any, as_json: bool) -> None:
+    person = sys.stdin.isatty()
+    if person:
+        err.print("/clear begins anew, Ctrl-C stops an answer, Ctrl-D ends", highlight=False)
+        import readline  # noqa: F401 (input() then edits its line)
+    while (text := _line(person)) is not None:
+        if text == "/clear":
+            dialogue.clear()
+        elif text:
+            _turn(dialogue, text, person, as_json)
+
+
+def _line(person: bool) -> str | None:
+    """The next line, without white space around it; None at the end."""
+    try:
+        return input("> " if person else "").strip()
+    except EOFError:
+        return None
+
+
+def _turn(dialogue: Any, text: str, person: bool, as_json: bool) -> None:
+    forgotten = dialogue.forgotten
+    with closing(dialogue.say(text)) as pieces:
+        try:
+            while True:
+                piece = next(pieces)
+                if not as_json:
+                    print(piece, end="", flush=True)
+        except StopIteration as end:
+            (choice,) = end.value.choices
+            if as_json:
+                show_json(asdict(choice))
+            elif choice.finish == "length":
+                err.print(" (cut: --max-new-tokens, or the context of the model)", end="", highlight=False)
+        except KeyboardInterrupt:
+            if not person:
+                raise
+    if not as_json:
+        print()
+    if dialogue.forgotten > forgotten:
+        err.print(f"the oldest {dialogue.forgotten} messages no longer fit into the context", highlight=False)

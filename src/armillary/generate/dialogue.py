@@ -1,0 +1,76 @@
+"""A conversation with a model: keeps its turns, and forgets the oldest where the model's context is too short."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+
+from armillary.generate.backend import Backend, BadRequestError, Completion, Message, Request, Sampling, Streaming
+from armillary.recipe import UsageError
+
+
+@dataclass
+class Dialogue:
+    """Turns with the model of ``backend``. The answer to turn ``k`` is drawn with ``sampling.seed + k``.
+
+    ``forgotten`` counts the messages that no longer fit into the context.
+    """
+
+    backend: Backend
+    sampling: Sampling
+    system: str | None = None
+    messages: list[Message] = field(default_factory=list)
+    turns: int = 0
+    forgotten: int = 0
+
+    def say(self, text: str) -> Generator[str, None, Completion]:
+        """Yields the answer to ``text`` piece by piece, and returns the completion.
+
+        An answer that is closed before its end stays in the conversation as far as it came. A turn that fails leaves
+        the conversation as it was.
+
+        Raises:
+            UsageError: the engine has no stream, the model no chat template, or ``text`` alone is too long.
+        """
+        if not isinstance(self.backend, Streaming):
+            raise UsageError(f"engine '{self.backend.identity['backend']}' gives no answer piece by piece; use another")
+        before, forgotten = list(self.messages), self.forgotten
+        self.messages.append(Message("user", text))
+        said = ""
+        try:
+            while True:
+                try:
+                    with closing(self.backend.stream(self._request())) as pieces:
+                        try:
+                            while True:
+                                piece = next(pieces)
+                                said += piece
+                                yield piece
+                        except StopIteration as end:
+                            completion: Completion = end.value
+                            said = completion.choices[0].text
+                            return completion
+                except BadRequestError:
+                    if len(self.messages) == 1 or said:
+                        raise
+                    oldest = 2 if self.messages[1].role == "assistant" else 1
+                    del self.messages[:oldest]
+                    self.forgotten += oldest
+        except GeneratorExit:
+            raise
+        except BaseException:
+            self.messages, self.forgotten, said = before, forgotten, ""
+            raise
+        finally:
+            if said:
+                self.messages.append(Message("assistant", said))
+                self.turns += 1
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.messages.clear()
+
+    def _request(self) -> Request:
+        first = () if self.system is None else (Message("system", self.system),)
+        return Request((*first, *self.messages), replace(self.sampling, seed=self.sampling.seed + self.turns))
