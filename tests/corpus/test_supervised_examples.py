@@ -211,7 +211,7 @@ def test_a_failed_write_leaves_nothing(tiny_corpus: Any, monkeypatch: pytest.Mon
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("armillary.corpus.examples.sync", full)
+    monkeypatch.setattr("armillary.corpus.sets.sync", full)
     before = sorted((tiny_corpus.path / "examples").glob("*")) if (tiny_corpus.path / "examples").exists() else []
     with pytest.raises(ArmillaryError, match="No space left"):
         write_examples(tiny_corpus, "full", [Example([5, 6], [1.0, 1.0])])
@@ -227,6 +227,3 @@ def test_the_order_of_a_run_is_that_of_its_objective(examples: Examples, tiny_co
         fields | {"objective": {"kind": "supervised", "examples": examples.hash}, "context_length": T}
     )
     assert isinstance(data_order(supervised, tiny_corpus), SupervisedOrder)
-    preference = type(plain).model_validate(fields | {"objective": {"kind": "preference", "examples": examples.hash}})
-    with pytest.raises(UsageError, match="'preference' cannot be trained by this version"):
-        data_order(preference, tiny_corpus)

@@ -1,9 +1,10 @@
-"""One thread for every test of the room, and the ranks of the parallel room's tests."""
+"""One thread for every test of the room, the ranks of the parallel room's tests, and a small Llama."""
 
 import torch
 
 from parallel.conftest import on_ranks
+from tiny_model import tiny_hf
 
-__all__ = ["on_ranks"]
+__all__ = ["on_ranks", "tiny_hf"]
 
 torch.set_num_threads(1)

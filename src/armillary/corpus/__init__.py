@@ -8,6 +8,8 @@ from armillary.corpus.manifest import DomainManifest, Manifest, ShardFile
 from armillary.corpus.order import TokenOrder
 from armillary.corpus.orders import data_order
 from armillary.corpus.overlap import Overlap, find_overlap
+from armillary.corpus.pairs import Pair, Pairs, open_pairs, write_pairs
+from armillary.corpus.preference import PreferenceOrder
 from armillary.corpus.shards import Corpus, ValidationSet
 from armillary.corpus.supervised import SupervisedOrder
 from armillary.corpus.texts import held_out_texts, training_texts
@@ -24,6 +26,9 @@ __all__ = [
     "Examples",
     "Manifest",
     "Overlap",
+    "Pair",
+    "Pairs",
+    "PreferenceOrder",
     "ShardFile",
     "SupervisedOrder",
     "TokenOrder",
@@ -33,7 +38,9 @@ __all__ = [
     "find_overlap",
     "held_out_texts",
     "open_examples",
+    "open_pairs",
     "training_texts",
     "verify_corpus",
     "write_examples",
+    "write_pairs",
 ]

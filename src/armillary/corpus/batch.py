@@ -22,14 +22,21 @@ class Batch(Generic[A]):
     documents of the inputs ``tokens[:, :-1]``; the tokens of one stand side by side, see nothing of other documents,
     and count their positions from 0. None: each sequence is one document.
 
-    ``weight`` is the sum of the weights of the *global* batch, by which all losses are divided. A part of a batch
-    keeps it (``map``), so that every rank divides by the same number without communication.
+    ``weight`` is what all losses are divided by: the sum of the weights of the *global* batch, or of pairs their
+    number. A part of a batch keeps it (``map``), so that every rank divides by the same number without communication.
+
+    In a batch of pairs of answers (``PreferenceOrder``) documents 2 i and 2 i + 1 of each sequence are the chosen and
+    the rejected answer of one pair, each behind its prompt; the weights are 0 and 1. ``reference`` [B, T] (fp32) sums
+    up, over each document, to the log-probability of its answer under the reference. ``answers`` is how many tokens
+    the chosen and the rejected answers of the global batch have.
     """
 
     tokens: A
     weights: A | None = None
     documents: A | None = None
+    reference: A | None = None
     weight: float = field(default=float("nan"), kw_only=True)
+    answers: tuple[float, float] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if np.isnan(self.weight):
@@ -40,9 +47,14 @@ class Batch(Generic[A]):
             object.__setattr__(self, "weight", float(total))
 
     def map(self, change: Callable[[A], B]) -> Batch[B]:
-        """The same batch, or a part of it, with ``change`` applied to each array; ``weight`` stays."""
-        weights, documents = (None if x is None else change(x) for x in (self.weights, self.documents))
-        return Batch(change(self.tokens), weights, documents, weight=self.weight)
+        """The same batch, or a part of it, with ``change`` applied to each array; what is of the whole stays."""
+        others = (None if x is None else change(x) for x in (self.weights, self.documents, self.reference))
+        return Batch(change(self.tokens), *others, weight=self.weight, answers=self.answers)
+
+    @property
+    def predictions(self) -> float:
+        """The sum of the weights of the global batch's predictions, by which what is a mean over tokens is divided."""
+        return self.weight if self.answers is None else sum(self.answers)
 
 
 class DataOrder(Protocol):

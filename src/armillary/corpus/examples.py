@@ -14,8 +14,6 @@ is of no use. The weight of an example's first token counts for nothing, since n
 
 from __future__ import annotations
 
-import hashlib
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,23 +23,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from armillary.corpus.sets import SetKind, Stamps, compare_set, find_set, read_manifest, write_set
 from armillary.corpus.shards import Corpus
-from armillary.files import aside, sync
-from armillary.recipe import (
-    ArmillaryError,
-    DamagedFileError,
-    FileProblem,
-    ForeignFileError,
-    UsageError,
-    canonical_hash,
-    problem_of,
-    read_sealed,
-    write_sealed,
-)
+from armillary.recipe import UsageError, canonical_hash
 
-FORMAT = 1
-REMEDY = "write the examples again (corpus.write_examples), which gives the same hash"
-_FILES = ("tokens.bin", "weights.bin", "ends.bin")
+EXAMPLES = SetKind("examples", ("tokens.bin", "weights.bin", "ends.bin"), "corpus.write_examples")
 
 
 @dataclass(frozen=True)
@@ -87,98 +73,59 @@ def write_examples(corpus: Corpus, name: str, examples: Iterable[Example]) -> Ex
             number of at least 0 for each token, no token before its end, or an end of weight 0.
         ArmillaryError: the files cannot be written.
     """
-    root = corpus.path / "examples"
-    hidden = aside(root / "new")
-    try:
-        hidden.mkdir(parents=True)
+
+    def fill(folder: Path) -> dict[str, Any]:
         ends, total = [], 0
-        with open(hidden / "tokens.bin", "wb") as tokens_file, open(hidden / "weights.bin", "wb") as weights_file:
+        with open(folder / "tokens.bin", "wb") as tokens_file, open(folder / "weights.bin", "wb") as weights_file:
             for number, example in enumerate(examples):
-                tokens, weights = _checked(example, corpus, f"example {number} of '{name}'")
-                tokens_file.write(tokens.tobytes())
-                weights_file.write(weights.tobytes())
+                where = f"example {number} of '{name}'"
+                given = checked(example.tokens, example.weights, corpus, where)
+                tokens, weights = _ended(*given, corpus.manifest.end_of_text_id, where)
+                tokens_file.write(stored(tokens, corpus).tobytes())
+                weights_file.write(weights.astype("<f4").tobytes())
                 ends.append(total := total + len(tokens))
         if not ends:
             raise UsageError(f"'{name}': there are no examples; give at least one")
-        np.array(ends, dtype="<i8").tofile(hidden / "ends.bin")
-        files = {file: hashlib.sha256((hidden / file).read_bytes()).hexdigest() for file in _FILES}
-        manifest = {
-            "format": FORMAT,
-            "corpus": corpus.hash,
-            "name": name,
-            "dtype": corpus.manifest.dtype,
-            "examples": len(ends),
-            "tokens": total,
-            "files": files,
-        }
-        manifest["hash"] = _content_hash(manifest)
-        write_sealed(hidden / "manifest.json", manifest)
-        for file in _FILES:
-            sync(hidden / file)
-        sync(hidden)
-        folder = root / str(manifest["hash"])
-        try:
-            hidden.rename(folder)
-            sync(root)
-        except OSError:
-            if not (folder / "manifest.json").exists():
-                raise
-    except OSError as error:
-        raise ArmillaryError(
-            f"{root}: cannot be written ({error.strerror}); free space or choose another disk"
-        ) from error
-    finally:
-        shutil.rmtree(hidden, ignore_errors=True)
-    return open_examples(corpus, str(manifest["hash"]))
+        np.array(ends, dtype="<i8").tofile(folder / "ends.bin")
+        return {"examples": len(ends), "tokens": total}
+
+    return open_examples(corpus, write_set(EXAMPLES, corpus, name, fill))
 
 
-def verify_examples(corpus: Path, name: str) -> list[FileProblem]:
-    """Everything wrong with the examples of corpus ``name`` in the folder ``corpus``; unfinished sets are skipped."""
-    problems = []
-    for folder in sorted(path for path in (corpus / "examples").glob("*") if not path.name.startswith(".")):
-        try:
-            of = _manifest(folder, name)
-        except FileNotFoundError:
-            problems.append(FileProblem(folder / "manifest.json", "is missing", REMEDY))
-            continue
-        except OSError as error:
-            problems.append(problem_of(folder / "manifest.json", error, "make it readable"))
-            continue
-        except ArmillaryError as error:
-            problems.append(problem_of(folder / "manifest.json", error, REMEDY))
-            continue
-        for file in _FILES:
-            try:
-                if hashlib.sha256((folder / file).read_bytes()).hexdigest() != of["files"].get(file):
-                    problems.append(FileProblem(folder / file, "is not what was written", REMEDY))
-            except FileNotFoundError:
-                problems.append(FileProblem(folder / file, "is missing", REMEDY))
-            except OSError as error:
-                problems.append(problem_of(folder / file, error, "make it readable"))
-    return problems
-
-
-def _checked(example: Example, corpus: Corpus, where: str) -> tuple[NDArray[Any], NDArray[np.float32]]:
-    """Tokens and weights as they are stored, with the end of the text."""
-    tokens, weights = np.asarray(example.tokens, dtype=np.int64), np.asarray(example.weights, dtype=np.float32)
-    if tokens.ndim != 1 or tokens.shape != weights.shape:
-        raise UsageError(f"{where}: {tokens.size} tokens have {weights.size} weights; give one weight for each token")
-    if not (np.isfinite(weights) & (weights >= 0)).all():
-        raise UsageError(f"{where}: weights must be finite and at least 0, found {weights.min()} to {weights.max()}")
-    outside = tokens[(tokens < 0) | (tokens >= corpus.vocab_size)]
+def checked(
+    tokens: Sequence[int], weights: Sequence[float], corpus: Corpus, where: str
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Tokens and weights as arrays, compared with each other and with the vocabulary; ``where`` is for errors."""
+    ids, factors = np.asarray(tokens, dtype=np.int64), np.asarray(weights, dtype=np.float32)
+    if ids.ndim != 1 or ids.shape != factors.shape:
+        raise UsageError(f"{where}: {ids.size} tokens have {factors.size} weights; give one weight for each token")
+    if not (np.isfinite(factors) & (factors >= 0)).all():
+        raise UsageError(f"{where}: weights must be finite and at least 0, found {factors.min()} to {factors.max()}")
+    outside = ids[(ids < 0) | (ids >= corpus.vocab_size)]
     if outside.size:
         raise UsageError(
             f"{where}: token {outside[0]} lies outside of the corpus's vocabulary (0 to {corpus.vocab_size - 1}); "
             "encode it with the corpus's tokenizer"
         )
-    end = corpus.manifest.end_of_text_id
+    return ids, factors
+
+
+def stored(tokens: NDArray[np.int64], corpus: Corpus) -> NDArray[Any]:
+    """Tokens in the type in which they lie on disk."""
+    return tokens.astype(np.dtype(corpus.manifest.dtype).newbyteorder("<"))
+
+
+def _ended(
+    tokens: NDArray[np.int64], weights: NDArray[np.float32], end: int, where: str
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """An example with the end of the text, which has a weight."""
     if not tokens.size or tokens[-1] != end:
         tokens, weights = np.append(tokens, end), np.append(weights, np.float32(1.0))
     if len(tokens) < 2:
         raise UsageError(f"{where}: has no token before its end; leave it out")
     if weights[-1] == 0:
         raise UsageError(f"{where}: its end of text has the weight 0, so the model would not learn to stop; give it 1")
-    return tokens.astype(np.dtype(corpus.manifest.dtype).newbyteorder("<")), weights.astype("<f4")
+    return tokens, weights
 
 
 def open_examples(corpus: Corpus, name: str) -> Examples:
@@ -190,50 +137,13 @@ def open_examples(corpus: Corpus, name: str) -> Examples:
         ForeignFileError: it is of a newer format, or belongs to another corpus.
         ArmillaryError: a file cannot be read.
     """
-    folder = corpus.path / "examples" / name
-    try:
-        manifest = _manifest(folder, corpus.hash)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        known = sorted(
-            p.parent.name for p in folder.parent.glob("*/manifest.json") if not p.parent.name.startswith(".")
-        )
-        there = f"there are {', '.join(known)}" if known else "it has none (corpus.write_examples)"
-        raise UsageError(f"corpus {corpus.hash}: no examples {name}; {there}") from error
-    except OSError as error:
-        raise ArmillaryError(f"{folder}: cannot be read ({error.strerror}); make it readable and try again") from error
-    try:
-        stamps = tuple((s.st_size, s.st_mtime_ns, s.st_ino) for s in ((folder / file).stat() for file in _FILES))
-        return _opened(folder, canonical_hash(manifest), stamps)
-    except OSError as error:
-        raise DamagedFileError(
-            f"{error.filename}: is missing or cannot be read ({error.strerror}); {REMEDY}"
-        ) from error
-
-
-def _manifest(folder: Path, corpus: str) -> dict[str, Any]:
-    """The manifest of the set in ``folder``, which belongs to the corpus with the hash ``corpus``.
-
-    Raises:
-        OSError: it is missing or cannot be read.
-        DamagedFileError, ForeignFileError: as ``open_examples``.
-    """
-    manifest = read_sealed(folder / "manifest.json", "manifest of examples", FORMAT, REMEDY)
-    if manifest.get("corpus") != corpus:
-        raise ForeignFileError(f"{folder}: belongs to corpus {manifest.get('corpus')}, not to {corpus}")
-    if manifest.get("hash") != folder.name or _content_hash(manifest) != folder.name:
-        raise DamagedFileError(f"{folder / 'manifest.json'}: is not of the examples that its folder names; {REMEDY}")
-    return manifest
+    folder, manifest, stamps = find_set(EXAMPLES, corpus, name)
+    return _opened(folder, corpus.hash, canonical_hash(manifest), stamps)
 
 
 # Many runs of one process read the same set, which is compared with its manifest once per version of its files.
 @lru_cache(maxsize=4)
-def _opened(folder: Path, _: str, stamps: tuple[tuple[int, int, int], ...]) -> Examples:
-    manifest = read_sealed(folder / "manifest.json", "manifest of examples", FORMAT, REMEDY)
-    for file in _FILES:
-        if hashlib.sha256((folder / file).read_bytes()).hexdigest() != manifest["files"].get(file):
-            raise DamagedFileError(f"{folder / file}: is not what was written; {REMEDY}")
+def _opened(folder: Path, corpus: str, _: str, stamps: Stamps) -> Examples:
+    manifest = read_manifest(EXAMPLES, folder, corpus)
+    compare_set(EXAMPLES, folder, manifest)
     return Examples(folder, manifest)
-
-
-def _content_hash(manifest: dict[str, Any]) -> str:
-    return canonical_hash({key: manifest.get(key) for key in ("corpus", "name", "dtype", "files")})

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from armillary.corpus.batch import DataOrder
 from armillary.corpus.order import TokenOrder
+from armillary.corpus.preference import PreferenceOrder
 from armillary.corpus.shards import Corpus
 from armillary.corpus.supervised import SupervisedOrder
-from armillary.recipe import RunSpec, Supervised, UsageError
+from armillary.recipe import Preference, RunSpec, Supervised
 
 
 def data_order(spec: RunSpec, corpus: Corpus) -> DataOrder:
     """The batches of the run ``spec`` over ``corpus``.
 
     Raises:
-        UsageError: the corpus has not what the run reads, or this version cannot train its objective.
-        DamagedFileError, ForeignFileError: as ``open_examples``.
+        UsageError: the corpus has not what the run reads, or the run does not fit to it.
+        DamagedFileError, ForeignFileError: as ``open_examples`` and ``open_pairs``.
     """
     if isinstance(spec.objective, Supervised):
         return SupervisedOrder.of(spec, corpus)
-    if spec.objective.kind == "preference":
-        raise UsageError(
-            "objective 'preference' cannot be trained by this version, which trains 'next-token' and 'supervised'; "
-            "preferences come with post-training"
-        )
+    if isinstance(spec.objective, Preference):
+        return PreferenceOrder.of(spec, corpus)
     return TokenOrder.of(spec, corpus)

@@ -5,6 +5,7 @@ from armillary.model.moe import MixtureOfExperts, balance_experts, dispatch, gro
 from armillary.model.native import compiled, keep_freed_memory, prefer_large_pages
 from armillary.model.operators import TokenError, check_tokens, mean_share, prepare, without_ignored
 from armillary.model.places import Places, document_starts, visible
+from armillary.model.preference import PairTargets, answer_sums, pair_losses, preference_sums, slots_for
 from armillary.model.roles import Role, gain
 from armillary.model.rotary import rotary_tables
 from armillary.model.transformer import Layer, Part, Transformer, model_roles
@@ -25,12 +26,14 @@ __all__ = [
     "LatentAttention",
     "Layer",
     "MixtureOfExperts",
+    "PairTargets",
     "Part",
     "Places",
     "ReLU2FeedForward",
     "Role",
     "TokenError",
     "Transformer",
+    "answer_sums",
     "balance_experts",
     "check_tokens",
     "check_weights",
@@ -47,13 +50,16 @@ __all__ = [
     "mixtures",
     "model_roles",
     "orthogonalised",
+    "pair_losses",
     "prefer_large_pages",
+    "preference_sums",
     "prepare",
     "read_shape",
     "replace_folder",
     "rotary_tables",
     "save_weights",
     "set_batch_weight",
+    "slots_for",
     "visible",
     "width_factors",
     "without_ignored",

@@ -387,6 +387,25 @@ def linear_cross_entropy(
     return objective[0], entropy[0]
 
 
+@torch.no_grad()
+def token_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+    """The cross entropy of each prediction by itself, in nats (fp32), as ``linear_cross_entropy`` sums them.
+
+    Arguments as there. Returns [...], 0 where the weight is; carries no gradient.
+    """
+    x, targets = features.flatten(0, -2), counted_targets(targets, weights).flatten()
+    check_tokens(targets, weight.shape[-2])
+    product = product_dtype(features)
+    x, matrix = x.to(product), weight.to(product)
+    found = torch.empty(len(x), dtype=torch.float32, device=x.device)
+    size = block_rows(x, len(matrix))
+    for start in range(0, len(x), size):
+        part = slice(start, start + size)
+        logits = (x[part] @ matrix.mT).float()
+        found[part] = F.cross_entropy(logits, targets[part], reduction="none")
+    return _weighted(found.view(weights.shape), weights)
+
+
 class _LinearCrossEntropy(Function):
     """All tensors with the members of a stack as first dimension; the losses are [members]."""
 

@@ -3,8 +3,8 @@
 What it computes is what Llama computes and, with QK-norm, what Qwen3 computes, so its weights travel to and from both.
 It knows nothing of devices, ranks or precision: it runs where its parameters are, and in half precision where the
 caller opens ``torch.autocast``. What makes it fit for many ranks: a ``Part`` of it is a model of its own under the same
-names; and ``criterion`` (of the model) and ``core`` (of each attention) are plain functions of their inputs, in whose
-place others may be put that compute the same with more than one rank.
+names; and ``criterion``, ``token_criterion`` (of the model) and ``core`` (of each attention) are plain functions of
+their inputs, in whose place others may be put that compute the same with more than one rank.
 
 Trade-offs, for the many small runs that a study trains on one core:
 
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from armillary.model.blocks import AttentionModule, FeedForward, build_attention, build_feed_forward
 from armillary.model.moe import MixtureOfExperts
-from armillary.model.operators import add_norm, linear_cross_entropy, without_ignored
+from armillary.model.operators import add_norm, linear_cross_entropy, token_cross_entropy, without_ignored
 from armillary.model.places import Places, document_starts
 from armillary.model.roles import Role, declared_roles, gain
 from armillary.model.rotary import rotary_tables
@@ -80,6 +80,7 @@ class Transformer(nn.Module):
             self.roles["output.weight"] = Role("vocabulary", "output", width="output", matrix=False)
         self.roles = declared_roles(self)
         self.criterion: Callable[..., tuple[Tensor, Tensor]] = linear_cross_entropy
+        self.token_criterion: Callable[..., Tensor] = token_cross_entropy
         self._cos = self._sin = torch.empty(0)
 
     @property

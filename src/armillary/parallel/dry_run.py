@@ -38,7 +38,7 @@ from armillary.model import operators
 from armillary.parallel.dry_mode import ACTIVATIONS, GATHERED, OPTIMIZER, WithoutNumbers, size
 from armillary.parallel.mesh import Grid
 from armillary.parallel.program import Program, local
-from armillary.recipe import Layout, RunSpec
+from armillary.recipe import Layout, Preference, RunSpec
 from armillary.recipe.layout import DIMENSIONS
 
 
@@ -205,8 +205,7 @@ def rehearse(
         mode.phase = ACTIVATIONS
         mode.storages.restart()
         mode.collectives.clear()
-        tokens = torch.zeros((1, 1), dtype=torch.int64).expand(spec.batch_sequences, spec.context_length + 1)
-        program.gradients(Batch(tokens))
+        program.gradients(_nothing(spec))
         program.clip(spec.optimizer.grad_clip)
         gradients = sum(size(local(parameter.grad)) for _, parameter in program.named_parameters())
         mode.phase = OPTIMIZER
@@ -235,6 +234,17 @@ def rehearse(
         seconds=time.perf_counter() - begin,
         own_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
+
+
+def _nothing(spec: RunSpec) -> Batch[Tensor]:
+    """A batch of the size of the run's, without sense."""
+    zero = torch.zeros((1, 1), dtype=torch.int64)
+    tokens = zero.expand(spec.batch_sequences, spec.context_length + 1)
+    if not isinstance(spec.objective, Preference):
+        return Batch(tokens)
+    size = (spec.batch_sequences, spec.context_length)
+    weights, documents, reference = zero.float().expand(size), zero.expand(size), zero.float().expand(size)
+    return Batch(tokens, weights, documents, reference, weight=1.0, answers=(1.0, 1.0))
 
 
 def group_names(grid: Grid) -> dict[str, tuple[str, int]]:

@@ -19,7 +19,7 @@ biases of experts follow what the batch has shown.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -30,7 +30,16 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from torch.nn.utils import get_total_norm
 
 from armillary.corpus import Batch
-from armillary.model import check_tokens, document_starts, mean_share, set_batch_weight, without_ignored
+from armillary.model import (
+    PairTargets,
+    check_tokens,
+    document_starts,
+    mean_share,
+    preference_sums,
+    set_batch_weight,
+    slots_for,
+    without_ignored,
+)
 from armillary.model.native import kernels
 from armillary.parallel.context import shard_context, split_context
 from armillary.parallel.data import shard_data
@@ -39,22 +48,27 @@ from armillary.parallel.mesh import build_grid
 from armillary.parallel.pipeline import Pipeline, Stage, build_stages, check_schedule
 from armillary.parallel.recompute import recompute_all, recompute_cheap
 from armillary.parallel.tensor import partial_gradients, shard_tensors
-from armillary.recipe import Layout, RunSpec
+from armillary.recipe import Layout, Preference, RunSpec, measures
 
 
 @dataclass(frozen=True)
 class _Own:
-    """What a rank has of a batch: inputs, targets, weights and starts of documents, each [B, own T]."""
+    """What a rank has of a batch: inputs, targets, weights, starts of documents, each [B, own T]; of pairs also these.
+
+    ``documents`` and ``reference`` are those of a ``Batch``.
+    """
 
     inputs: Tensor
     targets: Tensor
     weights: Tensor | None
     starts: Tensor | None
+    documents: Tensor | None = None
+    reference: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> _Own:
         """The same with ``change`` applied to each tensor."""
-        weights, starts = (None if x is None else change(x) for x in (self.weights, self.starts))
-        return _Own(change(self.inputs), change(self.targets), weights, starts)
+        others = (self.weights, self.starts, self.documents, self.reference)
+        return _Own(change(self.inputs), change(self.targets), *(None if x is None else change(x) for x in others))
 
     def chunk(self, number: int, count: int) -> _Own:
         """The ``number``-th of ``count`` equal parts of the sequences."""
@@ -65,12 +79,14 @@ class _Own:
         return {name: x for name, x in (("starts", self.starts), ("weights", self.weights)) if x is not None}
 
     def wanted(self) -> Tensor:
-        """Targets and weights as one tensor, which is all that a schedule passes on: fp64, exact for every token."""
-        return (
-            self.targets
-            if self.weights is None
-            else torch.stack((self.targets.double(), self.weights.double()), dim=-1)
-        )
+        """Targets and what the loss takes besides them as one tensor [B, T] or [B, T, 2 or 4].
+
+        That is all that a schedule passes on; fp64, exact for every token.
+        """
+        if self.weights is None:
+            return self.targets
+        others = () if self.documents is None or self.reference is None else (self.documents, self.reference)
+        return torch.stack([x.double() for x in (self.targets, self.weights, *others)], dim=-1)
 
 
 class Program:
@@ -109,8 +125,9 @@ class Program:
             part.to_empty(device=device)
             if layout.tp > 1:
                 self.partial += partial_gradients(part, self.grid)
-        self._entropy = torch.zeros((), device=device)
-        self._batch_weight = 1.0
+        self.measured = torch.zeros(len(measures(spec.objective)), device=device)
+        self._sums = torch.zeros(1 + len(self.measured), device=device)
+        self._batch = Batch(torch.empty(0, 1))
         self.pipeline: Pipeline | None = None
         if layout.pp > 1:
             self.pipeline = Pipeline(self.parts, self.grid, self.count, device, self._objective)
@@ -153,17 +170,18 @@ class Program:
     def gradients(self, batch: Batch[Tensor]) -> Tensor:
         """Forward and backward over the whole ``batch``, which is the same on every rank.
 
-        Returns the mean cross entropy in nats over all ranks, still on the device.
+        Returns the mean loss in nats over all ranks, still on the device; ``measured`` are then the means of what the
+        objective measures besides.
 
         Raises:
             TokenError: the batch lies in the host's memory and has a token outside of the vocabulary; on all ranks.
         """
         check_tokens(without_ignored(batch.tokens, batch.weights), self.spec.model.vocab_size)
         own = self._own(batch.map(lambda x: torch.cat(self.rows(x))))
-        self._batch_weight = batch.weight
+        self._batch = batch
         for part in self.parts:
-            set_batch_weight(part, batch.weight)
-        self._entropy = torch.zeros((), device=self.device)
+            set_batch_weight(part, batch.predictions)
+        self._sums = torch.zeros_like(self._sums)
         if self.pipeline is not None:
             self.pipeline.backward(own.inputs, own.wanted(), own.about())
         else:
@@ -182,8 +200,10 @@ class Program:
             for parameter, summed in zip(self.partial, parts, strict=True):
                 local(parameter.grad).copy_(summed.view_as(local(parameter)))
         # only the last stage has it, every rank of ``tp`` the same
-        dist.all_reduce(self._entropy)
-        return self._entropy / self.layout.tp
+        dist.all_reduce(self._sums)
+        means = self._sums / self.layout.tp
+        self.measured = means[1:]
+        return means[0]
 
     @torch.no_grad()
     def entropy(self, tokens: Tensor) -> Tensor:
@@ -227,6 +247,8 @@ class Program:
         starts = None if here.documents is None else document_starts(here.documents)
         # torch 2.11 compares the strides of what a pipeline gets with those that it was built for
         own = _Own(tokens[:, :-1].contiguous(), tokens[:, 1:], here.weights, starts)
+        if here.reference is not None:
+            own = replace(own, documents=here.documents, reference=here.reference)
         if self.layout.cp > 1:
             rank, ranks = self.grid.rank("cp"), self.layout.cp
             own = own.map(lambda x: split_context(x, rank, ranks))
@@ -236,16 +258,40 @@ class Program:
         return own
 
     def _objective(self, features: Tensor, wanted: Tensor) -> Tensor:
-        """This micro-batch's part of the objective of the whole batch; its part of the entropy is added up."""
-        model = self.parts[-1]
-        targets, weights = (wanted, None) if wanted.ndim == 2 else (wanted[..., 0].long(), wanted[..., 1].float())
+        """This micro-batch's part of the objective of the whole batch; its part of what is measured is added up."""
+        model, preference = self.parts[-1], self.spec.objective
         with model.autocast(self.device):
-            objective, entropy = model.criterion(
-                features, model.output_weight, targets, self.spec.optimizer.z_loss, weights
-            )
+            if isinstance(preference, Preference):
+                objective, measured = preference_sums(model, features, self._pair_targets(wanted), preference)
+                # the ranks of cp have computed the same pairs
+                measured = measured / self.layout.cp
+            else:
+                targets, weights = (
+                    (wanted, None) if wanted.ndim == 2 else (wanted[..., 0].long(), wanted[..., 1].float())
+                )
+                objective, entropy = model.criterion(
+                    features, model.output_weight, targets, self.spec.optimizer.z_loss, weights
+                )
+                measured = entropy.detach()[None]
         parts = self.count * self.layout.data * self.layout.cp
-        self._entropy += mean_share(entropy.detach(), self._batch_weight, parts)
-        return mean_share(objective, self._batch_weight, parts)
+        self._sums += mean_share(measured, self._batch.weight, parts)
+        return mean_share(objective, self._batch.weight, parts)
+
+    def _pair_targets(self, wanted: Tensor) -> PairTargets:
+        """``wanted`` [B, own T, 4] of a batch of pairs as the loss of pairs takes it."""
+        targets, weights, documents, reference = wanted.unbind(-1)
+        assert self._batch.answers is not None
+        chosen, _ = self._batch.answers
+        return PairTargets(
+            targets.long(), weights.float(), documents.long(), reference.float(),
+            slots_for(wanted.shape[1] * self.layout.cp), self._batch.weight, chosen, self._add_up,
+        )  # fmt: skip
+
+    def _add_up(self, part: Tensor) -> Tensor:
+        """The sum of ``part`` over the ranks that have parts of the same sequences."""
+        if self.layout.cp > 1:
+            dist.all_reduce(part, group=self.grid.group("cp"))
+        return part
 
     def balance(self) -> None:
         """Let the biases of experts follow the load of the last ``gradients``; after the optimizer's step."""

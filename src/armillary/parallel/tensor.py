@@ -69,7 +69,8 @@ def shard_tensors(model: Transformer, grid: Grid) -> None:
         if block is not None:
             _compute_own_part(block, grid, parts)
     if model.part.ends:
-        model.criterion = VocabularyParallelLoss(grid)
+        loss = VocabularyParallelLoss(grid)
+        model.criterion, model.token_criterion = loss, loss.each
 
 
 def partial_gradients(model: Transformer, grid: Grid) -> list[nn.Parameter]:
@@ -183,6 +184,24 @@ class VocabularyParallelLoss:
         )
         return objective, entropy
 
+    @torch.no_grad()
+    def each(self, features: Tensor, weight: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
+        """As ``operators.token_cross_entropy``; the same on every rank. Raises TokenError as the sum."""
+        assert isinstance(weight, DTensor)
+        targets = counted_targets(targets, weights)
+        _refuse_outside(targets, weight.shape[0])
+        product, own_weight = product_dtype(features), weight.to_local()
+        x = _GatherSequence.apply(features, self.group) if self.gathers else features
+        x, matrix = x.flatten(0, -2).to(product), own_weight.to(product)
+        own = targets.flatten() - dist.get_rank(self.group) * len(matrix)
+        found = torch.empty(len(x), dtype=torch.float32, device=x.device)
+        rows = block_rows(x, len(matrix))
+        for start in range(0, len(x), rows):
+            logits = (x[start : start + rows] @ matrix.mT).float()
+            log_z, logit, *_ = _over_ranks(logits, own[start : start + rows], self.group)
+            found[start : start + rows] = log_z - logit
+        return found.view(weights.shape).masked_fill(weights == 0, 0.0)
+
 
 class _GatherSequence(Function):
     """[B, T / ranks, d] of each rank to [B, T, d]; the gradients of all ranks are summed and cut apart again."""
@@ -265,6 +284,18 @@ class _SumGradient(Function):
         return wait_tensor(all_reduce(grad, "sum", ctx.group)), None
 
 
+def _over_ranks(logits: Tensor, wanted: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Log partition and the target's logit [rows] over all ranks, of which each has its tokens' ``logits`` [rows, V].
+
+    ``wanted`` [rows] counts from this rank's first token. Besides: which targets are this rank's, and where [rows, 1].
+    """
+    here = (wanted >= 0) & (wanted < logits.shape[1])
+    at = wanted.clamp(0, logits.shape[1] - 1)[:, None]
+    part = torch.stack([torch.logsumexp(logits, 1), torch.where(here, logits.gather(1, at)[:, 0], 0.0)])
+    parts = wait_tensor(all_gather_single(part[None], gather_dim=0, group=group))
+    return torch.logsumexp(parts[:, 0], 0), parts[:, 1].sum(0), here, at
+
+
 class _VocabularyLoss(Function):
     @staticmethod
     def forward(
@@ -288,11 +319,7 @@ class _VocabularyLoss(Function):
         for start in range(0, len(x), rows):
             block, wanted = x[start : start + rows], own[start : start + rows]
             logits = (block @ matrix.mT).float()
-            here = (wanted >= 0) & (wanted < len(weight))
-            at = wanted.clamp(0, len(weight) - 1)[:, None]
-            part = torch.stack([torch.logsumexp(logits, 1), torch.where(here, logits.gather(1, at)[:, 0], 0.0)])
-            parts = wait_tensor(all_gather_single(part[None], gather_dim=0, group=group))
-            log_z, logit = torch.logsumexp(parts[:, 0], 0), parts[:, 1].sum(0)
+            log_z, logit, here, at = _over_ranks(logits, wanted, group)
             counted = torch.ones_like(log_z) if weights is None else weights[start : start + rows]
             sums += torch.stack([((log_z - logit) * counted).sum(), (log_z.square() * counted).sum()])
             if with_gradient:

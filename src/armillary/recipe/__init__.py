@@ -23,7 +23,7 @@ from armillary.recipe.large import Checkpoints, LargeRun, load_training
 from armillary.recipe.layout import Layout
 from armillary.recipe.lineage import Edge, walk_back
 from armillary.recipe.lock import BusyError, exclusive, lock
-from armillary.recipe.objective import NextToken, Objective, Preference, Supervised
+from armillary.recipe.objective import NextToken, Objective, Preference, PreferenceLoss, Supervised, measures
 from armillary.recipe.optimizers import OptimizerOptions, register_options
 from armillary.recipe.problem import FileProblem, problem_of
 from armillary.recipe.reader import read_yaml
@@ -99,6 +99,7 @@ __all__ = [
     "OptimizerOptions",
     "OptimizerSpec",
     "Preference",
+    "PreferenceLoss",
     "ReLU2",
     "Recipe",
     "RopeScaling",
@@ -120,6 +121,7 @@ __all__ = [
     "load_recipe",
     "load_training",
     "lock",
+    "measures",
     "parse_budget",
     "problem_of",
     "read_json",

@@ -1,16 +1,21 @@
-"""What a run learns from its data: the next token of plain text, or weighted tokens of examples.
+"""What a run learns from its data: the next token of plain text, weighted tokens of examples, or preferences.
 
 An objective names a data order that yields batches with weights and documents (``armillary.corpus``); every criterion
-returns sums, which the trainer divides by the weight of the global batch.
+returns sums, which the trainer divides by the weight of the global batch. What a criterion measures besides the loss
+is named by ``measures``.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from armillary.recipe.errors import FieldError
 from armillary.recipe.shapes import Document
+
+PreferenceLoss = Literal["sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "ipo_sequence"]
+SMOOTHED = ("sigmoid", "sigmoid_norm", "robust")  # the losses that label_smoothing changes
 
 
 class NextToken(Document):
@@ -30,11 +35,51 @@ class Supervised(Document):
 
 
 class Preference(Document):
-    """Pairs of a preferred and a rejected answer. Read, and refused by the trainer until it can train them."""
+    """Pairs of a preferred and a rejected answer: direct preference optimization (Rafailov et al. 2023, 2305.18290).
+
+    ``examples`` is the hash of a set of pairs in the corpus (``corpus.write_pairs``), which holds the log-probability
+    of each answer under the weights that the run starts from: the reference of the loss. With c and r, the gains of
+    the chosen and the rejected answer in log-probability over the reference, the loss of a pair is, by ``loss``:
+
+    - ``sigmoid``: -log sigmoid(beta (c - r)), where an answer counts with the sum over its tokens (equation 7);
+    - ``sigmoid_norm``: the same with the mean over the tokens of each answer (Lambert et al. 2024, arXiv 2411.15124);
+    - ``robust``: ``sigmoid``, corrected for the share ``label_smoothing`` of pairs that are the wrong way round
+      (Chowdhury et al. 2024, arXiv 2403.00409);
+    - ``hinge``: max(0, 1 - beta (c - r)) (Zhao et al. 2023, arXiv 2305.10425);
+    - ``ipo``: (c - r - 1 / (2 beta))^2 with means over tokens, as TRL computes it, and ``ipo_sequence`` with sums, as
+      published (Azar et al. 2023, arXiv 2310.12036, equation 17).
+
+    The names are those of TRL. With ``label_smoothing`` s the first two take (1 - s) times the loss plus s times that
+    of the pair turned round. ``sft_weight`` adds so many times the mean cross entropy of the chosen answers' tokens.
+    """
+
+    later: ClassVar[tuple[str, ...]] = ("loss", "label_smoothing", "sft_weight")
 
     kind: Literal["preference"] = "preference"
     examples: str = Field(pattern="^[0-9a-f]{16}$")
     beta: float = Field(default=0.1, gt=0)
+    loss: PreferenceLoss = "sigmoid"
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    sft_weight: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _smoothing_has_an_effect(self) -> Self:
+        if self.label_smoothing and self.loss not in SMOOTHED:
+            raise FieldError(f"belongs to losses {', '.join(SMOOTHED)}; loss is '{self.loss}'", "label_smoothing")
+        return self
 
 
 Objective = Annotated[NextToken | Supervised | Preference, Field(discriminator="kind")]
+
+
+MEASURES = tuple(f"preference/{name}" for name in ("margin", "accuracy", "chosen_logprob", "rejected_logprob"))
+"""What a step on pairs measures, means over the pairs of its batch, before the step.
+
+``margin`` is the difference of the implicit rewards, beta (c - r) with sums over tokens whatever the loss; ``accuracy``
+the share of pairs in which the chosen answer has the larger one; the others are the answers' log-probabilities in nats.
+"""
+
+
+def measures(objective: NextToken | Supervised | Preference) -> tuple[str, ...]:
+    """Names of what a step measures besides the loss, each a column of the metrics and a field of the result."""
+    return MEASURES if isinstance(objective, Preference) else ()

@@ -208,6 +208,7 @@ def _measure(probe: Probe, device: torch.device) -> float:
         precision=probe.precision,  # type: ignore[arg-type]
     )
     size = (probe.batch_sequences, probe.context_length + 1)
+    step: Callable[[], tuple[torch.Tensor, ...]]
     if probe.members == 1:
         model = Transformer(probe.shape)
         model.init_weights(0)

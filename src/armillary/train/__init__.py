@@ -1,6 +1,7 @@
 """Training runs: a specification and a corpus in, a folder with weights, metrics, events and a result out."""
 
 from armillary.optim import LocalOptimizer, build_optimizer
+from armillary.train.answers import answer_log_probs
 from armillary.train.check import check_run
 from armillary.train.checkpoint import CheckpointReader, verify_checkpoint
 from armillary.train.engine import train_step, validate
@@ -36,6 +37,7 @@ __all__ = [
     "RunResult",
     "Stack",
     "Trunk",
+    "answer_log_probs",
     "build_optimizer",
     "check_run",
     "default_device",

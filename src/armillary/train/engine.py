@@ -17,16 +17,20 @@ from torch import Tensor
 
 from armillary.corpus import Batch, Corpus
 from armillary.model import (
+    PairTargets,
     Transformer,
     balance_experts,
     check_tokens,
+    document_starts,
     mean_share,
+    preference_sums,
     save_weights,
     set_batch_weight,
+    slots_for,
     without_ignored,
 )
 from armillary.optim import build_optimizer, set_lr
-from armillary.recipe import RunSpec
+from armillary.recipe import Preference, RunSpec, measures
 from armillary.train.checkpoint import CheckpointReader, Piece, PieceReader, whole
 from armillary.train.writing import writing
 
@@ -42,10 +46,11 @@ class Engine(Protocol):
     device: torch.device
     described: dict[str, Any]  # what the events of a start say of it
 
-    def step(self, step: int, batch: Batch[Tensor]) -> tuple[Tensor, Tensor]:
+    def step(self, step: int, batch: Batch[Tensor]) -> tuple[Tensor, ...]:
         """One optimizer step on the global ``batch``.
 
-        Returns the mean cross entropy in nats and the gradient norm before clipping, both still on the device.
+        Returns the mean loss in nats, the gradient norm before clipping, and what the objective measures besides
+        (``recipe.measures``), scalars that are still on the device.
         """
 
     def entropy(self, step: int, windows: Tensor) -> float:
@@ -78,7 +83,7 @@ class Alone:
         self.model.to_empty(device=device)
         self.optimizer = build_optimizer(self.model, spec)
 
-    def step(self, step: int, batch: Batch[Tensor]) -> tuple[Tensor, Tensor]:
+    def step(self, step: int, batch: Batch[Tensor]) -> tuple[Tensor, ...]:
         """As ``train_step``, with the positions that the run has in this step; TokenError for a foreign token."""
         check_tokens(without_ignored(batch.tokens, batch.weights), self.spec.model.vocab_size)
         self.model.turn_as(self.spec.during(step).model)
@@ -141,25 +146,45 @@ def parts(batch: Batch[Tensor], count: int, dim: int = 0) -> list[Batch[Tensor]]
 
 def train_step(
     model: Transformer, optimizer: torch.optim.Optimizer, spec: RunSpec, step: int, batch: Batch[Tensor]
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     """One optimizer step on ``batch``, which is on the model's device.
 
-    Returns the mean cross entropy in nats and the gradient norm before clipping, both still on the device.
+    Returns the mean loss in nats, the gradient norm before clipping, and what the objective measures besides
+    (``recipe.measures``), scalars that are still on the device.
     """
     set_lr(optimizer, spec.lr(step))
-    set_batch_weight(model, batch.weight)
+    set_batch_weight(model, batch.predictions)
     device = batch.tokens.device
-    loss = torch.zeros((), device=device)
+    means = torch.zeros(1 + len(measures(spec.objective)), device=device)
     for part in parts(batch, spec.accumulation):
         with autocast(spec, device):
-            objective, cross_entropy = model.loss(part.tokens, spec.optimizer.z_loss, part.weights, part.documents)
+            objective, sums = loss_sums(model, part, spec)
         mean_share(objective, batch.weight, spec.accumulation).backward()  # type: ignore[no-untyped-call]
-        loss += mean_share(cross_entropy.detach(), batch.weight, spec.accumulation)
+        means += mean_share(sums, batch.weight, spec.accumulation)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), spec.optimizer.grad_clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     balance_experts(model)
-    return loss, norm
+    loss, *measured = means
+    return loss, norm, *measured
+
+
+def loss_sums(model: Transformer, batch: Batch[Tensor], spec: RunSpec) -> tuple[Tensor, Tensor]:
+    """What to call ``backward`` on for a part of a batch, and sums [1 + measures] of the loss and what is measured.
+
+    Both are to be divided by ``batch.weight``; the second carries no gradient.
+    """
+    if not isinstance(spec.objective, Preference):
+        z_loss = spec.optimizer.z_loss
+        objective, entropy = model.loss(batch.tokens, z_loss, batch.weights, batch.documents)
+        return objective, entropy.detach()[None]
+    assert batch.weights is not None and batch.documents is not None
+    assert batch.reference is not None and batch.answers is not None
+    tokens = without_ignored(batch.tokens, batch.weights)
+    features = model.features(tokens[:, :-1], None, document_starts(batch.documents), batch.weights)
+    about = batch.weights, batch.documents, batch.reference
+    wanted = PairTargets(tokens[:, 1:], *about, slots_for(tokens.shape[1] - 1), batch.weight, batch.answers[0])
+    return preference_sums(model, features, wanted, spec.objective)
 
 
 def validate(entropy: Callable[[Tensor], float], spec: RunSpec, corpus: Corpus) -> dict[str, tuple[float, float]]:

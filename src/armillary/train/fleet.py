@@ -39,7 +39,7 @@ from torch.func import functional_call
 
 from armillary.corpus import Batch, Corpus
 from armillary.model import TokenError, Transformer, check_tokens, mean_share, width_factors, without_ignored
-from armillary.recipe import ModelShape, OptimizerSpec, RunSpec, UsageError
+from armillary.recipe import ModelShape, OptimizerSpec, Preference, RunSpec, UsageError
 from armillary.train.engine import Alone, autocast, parts
 from armillary.train.errors import DivergedError, InterruptedRunError
 from armillary.train.hooks import Hook
@@ -64,11 +64,12 @@ class Assignment:
 def stack_key(spec: RunSpec) -> Hashable:
     """What runs must agree on to be members of one stack; all else may differ.
 
-    Runs of another optimizer than AdamW, those that change their length, and mixtures of experts agree with none.
+    Runs of another optimizer than AdamW, those that change their length, mixtures of experts and preferences agree with
+    none.
     """
     shape, o = spec.model.model_dump_json(), spec.optimizer
     batch = spec.context_length, spec.batch_sequences, spec.accumulation, spec.precision
-    alone = not o.own.stacks or spec.lengths or spec.model.experts
+    alone = not o.own.stacks or spec.lengths or spec.model.experts or isinstance(spec.objective, Preference)
     # batches of one objective agree on whether they have weights and documents
     kind = spec.objective.kind
     return shape, *batch, kind, o.z_loss, o.base_width, o.base_head_dim, spec.id if alone else None
@@ -284,7 +285,8 @@ class Stack:
     """Parameters, gradients and moments of up to ``capacity`` models, a row for each; rows in use come first.
 
     Raises:
-        UsageError: the runs take other steps than AdamW's, change their length, or have mixtures of experts.
+        UsageError: the runs take other steps than AdamW's, change their length, have mixtures of experts, or learn
+            preferences.
     """
 
     def __init__(self, spec: RunSpec, capacity: int, device: torch.device) -> None:
@@ -297,6 +299,8 @@ class Stack:
             raise UsageError("members of a stack keep one length; train a run with 'lengths' alone (train_run)")
         if spec.model.experts:  # how many tokens an expert has differs between members, and so would sizes
             raise UsageError("a stack has no mixtures of experts; train a run of such a model alone (train_run)")
+        if isinstance(spec.objective, Preference):  # its criterion takes the gradient of a loss within
+            raise UsageError("a stack does not train objective 'preference'; train the run alone (train_run)")
         self._spec = spec
         with torch.device("meta"):
             self._objective = _Objective(spec.model, spec.optimizer.z_loss)

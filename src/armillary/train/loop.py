@@ -30,7 +30,7 @@ from torch import Tensor
 from armillary.corpus import Batch, Corpus, DataOrder, data_order
 from armillary.files import write_json
 from armillary.goodput import EventWriter, read_events
-from armillary.recipe import DamagedFileError, ForeignFileError, RunSpec
+from armillary.recipe import DamagedFileError, ForeignFileError, RunSpec, measures
 from armillary.train.check import check_run
 from armillary.train.checkpoint import remove_checkpoints, set_aside
 from armillary.train.engine import Alone, Engine
@@ -103,13 +103,13 @@ def carry_out(run: Run[Any], batches: Iterable[Batch[Tensor]]) -> RunResult:
     Raises:
         DivergedError, InterruptedRunError: as ``train_run``.
     """
-    pending: list[tuple[Tensor, Tensor]] = []
+    pending: list[tuple[Tensor, ...]] = []
     since = time.perf_counter()
     for batch in batches:
         pending.append(run.engine.step(run.step, batch))
         run.advance()
         if run.wants_attention() or len(pending) >= FLUSH:
-            values = torch.stack([torch.stack(pair) for pair in pending]).tolist()
+            values = torch.stack([torch.stack(taken) for taken in pending]).tolist()
             pending.clear()
             run.record(values, time.perf_counter() - since)
             run.attend()
@@ -285,17 +285,18 @@ class Run(Generic[EngineT]):
             self._due = [hook for hook, wished in chosen if hook.due(self.step) or wished]
         return bool(self._due)
 
-    def record(self, values: Sequence[tuple[float, float]], seconds: float) -> None:
-        """Take in cross entropy and gradient norm of the last steps, on which ``seconds`` were spent.
+    def record(self, values: Sequence[Sequence[float]], seconds: float) -> None:
+        """Take in what the engine's last steps returned, on which ``seconds`` were spent.
 
         Raises:
-            DivergedError: one of them is not finite.
+            DivergedError: a loss or a gradient norm is not finite.
         """
-        for step, (loss, norm) in enumerate(values, start=self.step - len(values)):
+        names = measures(self.spec.objective)
+        for step, (loss, norm, *measured) in enumerate(values, start=self.step - len(values)):
             if not math.isfinite(loss) or not math.isfinite(norm):
                 self.diverged(step + 1, f"the loss is {loss} and the gradient norm {norm}")
             row = {"step": step + 1, "tokens": self.spec.tokens_after(step + 1), "lr": self.spec.lr(step)}
-            self.metrics.append({**row, "loss": loss, "grad_norm": norm})
+            self.metrics.append({**row, "loss": loss, "grad_norm": norm, **dict(zip(names, measured, strict=True))})
         self.reporter.write("progress", self.step, seconds, loss=self.metrics.last["loss"])
         self.save.report(self)
 
@@ -335,19 +336,21 @@ class Run(Generic[EngineT]):
 def _conclude(run: Run[Any]) -> RunResult:
     write_metrics(run.metrics.rows(), run.folder / METRICS)
     last, steps = run.metrics.last, run.spec.steps
-    losses = read_metrics(run.folder, ["loss"])["loss"]
-    tail = losses.slice(steps - max(1, steps // 10)).to_pylist()
+    columns = ["loss", *measures(run.spec.objective)]
+    tail = read_metrics(run.folder, columns).slice(steps - max(1, steps // 10)).to_pydict()
+    means = {name: sum(values) / len(values) for name, values in tail.items()}
     domains = run.corpus.domains
     run.reporter.write("end", run.step)
     result = RunResult(
         run=run.spec.id,
         loss={d: last[f"validation/{d}/loss"] for d in domains},
         bits_per_byte={d: last[f"validation/{d}/bits_per_byte"] for d in domains},
-        train_loss=sum(tail) / len(tail),
+        train_loss=means.pop("loss"),
         tokens=run.spec.tokens,
         flops=run.spec.flops,
         epochs=run.order.epochs(steps),
         wall_s=_spent(run.folder / EVENTS),
+        measured=means,
     )
     with writing(run.folder / "result.json"):
         write_result(run.folder, result)

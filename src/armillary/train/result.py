@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from hashlib import sha256
 from pathlib import Path
 
@@ -48,8 +48,9 @@ class RunResult:
     """What a finished run measured.
 
     ``loss`` in nats per token and ``bits_per_byte``, both per validation domain after the last step; ``train_loss`` is
-    the mean over the last tenth of the steps; ``epochs`` counts passes over each training domain. ``wall_s`` is the
-    time spent in all attempts, the only number here that another execution may change.
+    the mean over the last tenth of the steps, and so is each of ``measured``, what the objective measures besides
+    (``recipe.measures``); ``epochs`` counts passes over each training domain. ``wall_s`` is the time spent in all
+    attempts, the only number here that another execution may change.
     """
 
     run: str
@@ -60,6 +61,7 @@ class RunResult:
     flops: float
     epochs: dict[str, float]
     wall_s: float
+    measured: dict[str, float] = field(default_factory=dict)
 
 
 def write_result(folder: Path, result: RunResult) -> None:
@@ -69,7 +71,9 @@ def write_result(folder: Path, result: RunResult) -> None:
         for name in (WEIGHTS, METRICS, EVENTS)
         if name != EVENTS or (folder / name).exists()
     }
-    write_sealed(folder / RESULT, {"format": FORMAT, **result.__dict__, "files": files})
+    # what most runs do not have is not written, so that older versions read their results
+    numbers = {name: value for name, value in result.__dict__.items() if name != "measured" or value}
+    write_sealed(folder / RESULT, {"format": FORMAT, **numbers, "files": files})
 
 
 def read_result(folder: Path, run: str | None = None) -> RunResult | None:
@@ -109,7 +113,7 @@ def _read(folder: Path) -> tuple[RunResult, dict[str, tuple[int, str]]] | None:
     files = document.pop("files", {})
     del document["format"]
     try:
-        if set(document) != {field.name for field in fields(RunResult)}:
+        if {*document, "measured"} != {known.name for known in fields(RunResult)}:
             raise ValueError(f"has the fields {', '.join(sorted(document))}")
         result = TypeAdapter(RunResult).validate_python(document)
         recorded = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in files.items()}

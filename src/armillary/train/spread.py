@@ -30,7 +30,7 @@ class Spread:
         self.program = Program(spec, layout, device)
         self.optimizer = LocalOptimizer(self.program.named_parameters(), spec)
 
-    def step(self, step: int, batch: Batch[Tensor]) -> tuple[Tensor, Tensor]:
+    def step(self, step: int, batch: Batch[Tensor]) -> tuple[Tensor, ...]:
         """One optimizer step on the global batch, of which the program takes this rank's part."""
         for part in self.program.parts:
             part.turn_as(self.spec.during(step).model)
@@ -38,7 +38,7 @@ class Spread:
         norm = self.program.clip(self.spec.optimizer.grad_clip)
         self.optimizer.step(self.spec.lr(step))
         self.program.balance()
-        return loss, norm
+        return loss, norm, *self.program.measured
 
     def entropy(self, step: int, windows: Tensor) -> float:
         """Mean cross entropy in nats over ``windows`` [n, T + 1], with the positions that the run has in ``step``."""

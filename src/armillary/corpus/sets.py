@@ -1,0 +1,192 @@
+"""Sets of tokenized data beside a corpus: folders named by the hash of their content, sealed, never changed.
+
+A kind of set (examples, pairs) names its files and its folder below the corpus. What is written is written aside and
+renamed, so that a set is there whole or not at all; what is opened is compared with its manifest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from armillary.corpus.shards import Corpus
+from armillary.files import aside, sync
+from armillary.recipe import (
+    ArmillaryError,
+    DamagedFileError,
+    FileProblem,
+    ForeignFileError,
+    UsageError,
+    canonical_hash,
+    problem_of,
+    read_sealed,
+    write_sealed,
+)
+
+FORMAT = 1
+
+Stamps = tuple[tuple[int, int, int], ...]
+"""Size, time of change and inode of each file of a set."""
+
+
+@dataclass(frozen=True)
+class SetKind:
+    """A kind of set: its ``name`` is that of its folder below the corpus, ``writer`` the function that writes one.
+
+    The content hash covers corpus, name, type of the tokens, files, and the manifest's entries ``hashed``.
+    """
+
+    name: str
+    files: tuple[str, ...]
+    writer: str
+    hashed: tuple[str, ...] = ()
+
+    @property
+    def remedy(self) -> str:
+        """What to do about a damaged set."""
+        return f"write the {self.name} again ({self.writer}), which gives the same hash"
+
+    def content_hash(self, manifest: dict[str, Any]) -> str:
+        """The hash that names the set of ``manifest``."""
+        keys = ("corpus", "name", "dtype", "files", *self.hashed)
+        return canonical_hash({key: manifest.get(key) for key in keys})
+
+
+def write_set(kind: SetKind, corpus: Corpus, name: str, fill: Callable[[Path], dict[str, Any]]) -> str:
+    """Have ``fill`` write the files of a set into a hidden folder; returns the set's hash.
+
+    ``fill`` returns what the manifest says besides. The same content written again is the same set.
+
+    Raises:
+        ArmillaryError: the files cannot be written; and what ``fill`` raises. Nothing is left then.
+    """
+    root = corpus.path / kind.name
+    hidden = aside(root / "new")
+    try:
+        hidden.mkdir(parents=True)
+        more = fill(hidden)
+        manifest = {
+            "format": FORMAT,
+            "corpus": corpus.hash,
+            "name": name,
+            "dtype": corpus.manifest.dtype,
+            **more,
+            "files": {file: hashlib.sha256((hidden / file).read_bytes()).hexdigest() for file in kind.files},
+        }
+        manifest["hash"] = kind.content_hash(manifest)
+        write_sealed(hidden / "manifest.json", manifest)
+        for file in kind.files:
+            sync(hidden / file)
+        sync(hidden)
+        folder = root / str(manifest["hash"])
+        try:
+            hidden.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+            try:
+                compare_set(kind, folder, read_manifest(kind, folder, corpus.hash))
+            except (DamagedFileError, FileNotFoundError):  # what was written before is torn: this takes its place
+                shutil.rmtree(folder)
+                hidden.rename(folder)
+        sync(root)
+    except OSError as error:
+        raise ArmillaryError(
+            f"{root}: cannot be written ({error.strerror}); free space or choose another disk"
+        ) from error
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+    return str(manifest["hash"])
+
+
+def verify_sets(kind: SetKind, corpus: Path, name: str) -> list[FileProblem]:
+    """Everything wrong with the sets of corpus ``name`` in the folder ``corpus``; unfinished sets are skipped."""
+    problems = []
+    for folder in sorted(path for path in (corpus / kind.name).glob("*") if not path.name.startswith(".")):
+        try:
+            of = read_manifest(kind, folder, name)
+        except FileNotFoundError:
+            problems.append(FileProblem(folder / "manifest.json", "is missing", kind.remedy))
+            continue
+        except OSError as error:
+            problems.append(problem_of(folder / "manifest.json", error, "make it readable"))
+            continue
+        except ArmillaryError as error:
+            problems.append(problem_of(folder / "manifest.json", error, kind.remedy))
+            continue
+        for file in kind.files:
+            try:
+                if hashlib.sha256((folder / file).read_bytes()).hexdigest() != of["files"].get(file):
+                    problems.append(FileProblem(folder / file, "is not what was written", kind.remedy))
+            except FileNotFoundError:
+                problems.append(FileProblem(folder / file, "is missing", kind.remedy))
+            except OSError as error:
+                problems.append(problem_of(folder / file, error, "make it readable"))
+    return problems
+
+
+def find_set(kind: SetKind, corpus: Corpus, name: str) -> tuple[Path, dict[str, Any], Stamps]:
+    """The folder, the manifest and the stamps of the files of the set of ``corpus`` with the hash ``name``.
+
+    Raises:
+        UsageError: the corpus has no such set.
+        DamagedFileError: a file is missing or torn.
+        ForeignFileError: it is of a newer format, or belongs to another corpus.
+        ArmillaryError: a file cannot be read.
+    """
+    folder = corpus.path / kind.name / name
+    try:
+        manifest = read_manifest(kind, folder, corpus.hash)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        known = sorted(
+            p.parent.name for p in folder.parent.glob("*/manifest.json") if not p.parent.name.startswith(".")
+        )
+        there = f"there are {', '.join(known)}" if known else f"it has none ({kind.writer})"
+        raise UsageError(f"corpus {corpus.hash}: no {kind.name} {name}; {there}") from error
+    except OSError as error:
+        raise ArmillaryError(f"{folder}: cannot be read ({error.strerror}); make it readable and try again") from error
+    try:
+        stats = [(folder / file).stat() for file in kind.files]
+    except OSError as error:
+        raise DamagedFileError(
+            f"{error.filename}: is missing or cannot be read ({error.strerror}); {kind.remedy}"
+        ) from error
+    return folder, manifest, tuple((s.st_size, s.st_mtime_ns, s.st_ino) for s in stats)
+
+
+def compare_set(kind: SetKind, folder: Path, manifest: dict[str, Any]) -> None:
+    """Compare the files of a set with its manifest.
+
+    Raises:
+        DamagedFileError: one is missing, cannot be read, or is not what was written.
+    """
+    for file in kind.files:
+        try:
+            found = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+        except OSError as error:
+            raise DamagedFileError(
+                f"{folder / file}: is missing or cannot be read ({error.strerror}); {kind.remedy}"
+            ) from error
+        if found != manifest["files"].get(file):
+            raise DamagedFileError(f"{folder / file}: is not what was written; {kind.remedy}")
+
+
+def read_manifest(kind: SetKind, folder: Path, corpus: str) -> dict[str, Any]:
+    """The manifest of the set in ``folder``, which belongs to the corpus with the hash ``corpus``.
+
+    Raises:
+        OSError: it is missing or cannot be read.
+        DamagedFileError, ForeignFileError: as ``find_set``.
+    """
+    manifest = read_sealed(folder / "manifest.json", f"manifest of {kind.name}", FORMAT, kind.remedy)
+    if manifest.get("corpus") != corpus:
+        raise ForeignFileError(f"{folder}: belongs to corpus {manifest.get('corpus')}, not to {corpus}")
+    if manifest.get("hash") != folder.name or kind.content_hash(manifest) != folder.name:
+        raise DamagedFileError(
+            f"{folder / 'manifest.json'}: is not of the {kind.name} that its folder names; {kind.remedy}"
+        )
+    return manifest
