@@ -63,6 +63,13 @@ def run(
     max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer in tokens.", show_default=False)] = None,
     variants: Annotated[int, typer.Option(help="Formats of the prompt, which the interval covers too.")] = 1,
     chat: Annotated[bool, typer.Option("--chat", help="Ask in the form of the model's chat template.")] = False,
+    trained_on: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Training text in which the items are looked for: a corpus, a file or a folder; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     folder: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder of the results (default: exam-MODEL).", show_default=False),
@@ -81,7 +88,7 @@ def run(
     Example: armillary evaluate ./model --tasks gsm8k,cmmlu --data evaluation --limit 100
     """
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported; progress is shown here
-    from armillary.evaluate.tasks import ExamOptions, default_folder, hold_examination, lineage_of
+    from armillary.evaluate.tasks import ExamOptions, contamination_in, default_folder, hold_examination, lineage_of
     from armillary.generate import BackendOptions, EndpointOptions, open_backend
 
     reporter = Reporter()
@@ -91,6 +98,7 @@ def run(
         max_new_tokens=max_new_tokens,
         variants=variants,
         chat=chat,
+        contamination=contamination_in(trained_on) if trained_on else None,
         lineage=lineage_of(model),
         note=reporter.say,
         progress=lambda done, total: reporter("examine", done, total, f"{done} of {total} answers"),
@@ -117,6 +125,8 @@ def run(
     if as_json:
         return show_json(examination.to_json())
     show_results(f"{model}", examination)
+    if trained_on:
+        show_clean(examination)
     out.print(f"items and raw outputs: {escape(str(place))}", highlight=False)
 
 
@@ -222,5 +232,19 @@ def show_results(title: str, examination: Any) -> None:
         [
             [r.task, r.subset, r.metric, r.value, r.low, r.high, r.n, r.truncated, r.extraction_disagreement]
             for r in examination.results
+        ],
+    )
+
+
+def show_clean(examination: Any) -> None:
+    """How many items occur in the training text, and the scores of the others."""
+    from armillary.evaluate.tasks import clean_scores
+
+    show_table(
+        "items that occur in the training text",
+        ["task", "metric", "items", "contaminated", "too short to judge", "score of all", "score without them"],
+        [
+            [one.task, one.metric, one.items, one.contaminated, one.not_judged, one.value, one.clean]
+            for one in clean_scores(examination)
         ],
     )
