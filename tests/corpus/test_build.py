@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from armillary.corpus import DEMO_DOMAINS, Corpus, build, build_corpus, sources, tasks
+from armillary.corpus import DEMO_DOMAINS, Corpus, build, build_corpus, contents, sources, tasks
 from armillary.recipe import ArmillaryError, CorpusSpec, DamagedFileError, DomainSpec, TokenizerSpec, UsageError
 
 
@@ -122,10 +122,78 @@ def test_hash_is_of_the_content_and_not_of_the_place(text_spec, text_sources, tm
     assert Corpus.open(first.path).hash == first.hash
 
 
+def copied(spec, sources, root, place, copy=shutil.copy2):
+    """Sources and corpora copied to ``place``; the recipe over there, and the folder of corpora."""
+    shutil.copytree(sources, place / "text", copy_function=copy)
+    shutil.copytree(root, place / "root", copy_function=copy)
+    domains = {
+        name: domain.model_copy(update={"source": domain.source.replace(str(sources), str(place / "text"))})
+        for name, domain in spec.domains.items()
+    }
+    return spec.model_copy(update={"domains": domains}), place / "root"
+
+
+@pytest.mark.parametrize("copy", [shutil.copy2, shutil.copyfile], ids=["times kept", "new times"])
+def test_a_copy_of_corpus_and_sources_is_not_read_again(text_spec, text_sources, tmp_path, copy, monkeypatch):
+    first = build_corpus(text_spec, tmp_path / "root")
+    spec, root = copied(text_spec, text_sources, tmp_path / "root", tmp_path / "there", copy)
+    shutil.rmtree(text_sources)
+    shutil.rmtree(tmp_path / "root")
+    stages = []
+    moved = build_corpus(spec, root, progress=lambda *call: stages.append(call[0]))
+    assert moved.hash == first.hash and moved.path == root / first.hash
+    # Only new times make a file worth hashing, and a second call looks at times alone.
+    assert set(stages) == ({"hash"} if copy is shutil.copyfile else set())
+    assert moved.manifest.domains["novel"].source == str(tmp_path / "there" / "text" / "novel.md")
+    monkeypatch.setattr(contents, "_hash", None)
+    assert build_corpus(spec, root, progress=lambda *call: pytest.fail(str(call))).hash == first.hash
+
+
+@pytest.mark.parametrize("name", ["novel.md", "zh/07.txt", "en.jsonl"])
+def test_a_changed_source_in_a_copy_is_read(text_spec, text_sources, tmp_path, name):
+    first = build_corpus(text_spec, tmp_path / "root")
+    spec, root = copied(text_spec, text_sources, tmp_path / "root", tmp_path / "there")
+    file = tmp_path / "there" / "text" / name
+    text = file.read_text()
+    file.write_text(text.replace("model", "modes") if name != "zh/07.txt" else text.replace("7", "8"))
+    assert build_corpus(spec, root).hash != first.hash
+    file.write_text(text)
+    assert build_corpus(spec, root, progress=lambda stage, *_: stage == "hash" or pytest.fail(stage)).hash == first.hash
+
+
+@pytest.mark.parametrize("damage", ["torn", "newer", "gone"])
+def test_a_copy_without_its_hashes_of_sources_hashes_them(text_spec, text_sources, tmp_path, damage):
+    first = build_corpus(text_spec, tmp_path / "root")
+    spec, root = copied(text_spec, text_sources, tmp_path / "root", tmp_path / "there")
+    file = root / "index" / "sources.json"
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_text('{"format": 99}' if damage == "newer" else file.read_text()[:-20])
+    stages = []
+    assert build_corpus(spec, root, progress=lambda *call: stages.append(call[0])).hash == first.hash
+    assert set(stages) == {"hash"}
+    assert (file.read_text() == '{"format": 99}') is (damage == "newer")  # left for the version that wrote it
+
+
+def test_a_source_that_changes_while_it_is_read_is_not_kept_by_content(text_spec, text_sources, tmp_path):
+    novel = text_sources / "novel.md"
+    before = novel.read_text()
+
+    def change(stage, done, total):
+        if stage == "read" and done == 0:
+            novel.write_text("Another text altogether, written while the build reads.\n" * 40)
+
+    other = build_corpus(text_spec, tmp_path / "root", progress=change)
+    novel.write_text(before)
+    assert build_corpus(text_spec, tmp_path / "root").hash != other.hash
+
+
 def test_progress_goes_through_the_stages_to_the_end(text_spec, tmp_path, small_tasks):
     calls = []
     build_corpus(text_spec, tmp_path / "root", workers=1, progress=lambda *call: calls.append(call))
     assert list(dict.fromkeys(stage for stage, _, _ in calls)) == [
+        "hash",
         "read",
         "near duplicates",
         "tokenizer",

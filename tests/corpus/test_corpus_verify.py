@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -117,7 +118,7 @@ def test_a_damaged_file_is_found_named_and_kept(copy, file, harm):
 @pytest.mark.parametrize("harm", HARM)
 def test_a_damaged_index_is_made_again_from_the_sources(copy, harm):
     spec, path = copy
-    entries = [p for p in (path.parent / "index").glob("*.json") if not p.name.endswith(".verified.json")]
+    entries = [p for p in (path.parent / "index").glob("*.json") if re.fullmatch(r"[0-9a-f]+\.json", p.name)]
     entry = next(p for p in entries if json.loads(p.read_text())["hash"] == path.name)
     HARM[harm](entry, next(p for p in entries if p != entry))
     found = [str(problem.file) for problem in verify_corpus(path.parent)]
@@ -129,6 +130,16 @@ def test_a_damaged_index_is_made_again_from_the_sources(copy, harm):
     else:
         assert build_corpus(spec, path.parent, workers=1).hash == path.name
         assert verify_corpus(path.parent) == []
+
+
+@pytest.mark.parametrize("name", ["content-*.json", "sources.json"])
+@pytest.mark.parametrize("harm", [harm for harm in HARM if harm not in ("swap", "delete")])
+def test_what_only_copies_need_is_named_when_damaged_and_hinders_no_build(copy, harm, name):
+    spec, path = copy
+    entry = sorted((path.parent / "index").glob(name))[0]
+    HARM[harm](entry, entry)
+    assert [str(problem.file) for problem in verify_corpus(path.parent)] == [str(entry)]
+    assert build_corpus(spec, path.parent, workers=1, progress=lambda *call: pytest.fail(str(call))).hash == path.name
 
 
 @pytest.mark.parametrize("harm", HARM)

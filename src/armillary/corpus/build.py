@@ -6,9 +6,11 @@ is a function of the sources and the recipe only, the result is byte-identical, 
 workers. The last step renames the finished folder to ``ROOT/HASH``, the hash being that of its content.
 
 ``ROOT/index/FINGERPRINT.json`` maps (recipe, path, size and modification time of each source file) to the hash: a
-second build looks at the files' times and does nothing else. Files that could not be read for a cause that may pass are
-named there, and tried again by each later build. A corpus of format 1 is found by the fingerprint of that format and
-used as it is, so an upgrade of the program does not turn a recipe into another corpus.
+second build looks at the files' times and does nothing else. A second entry maps (recipe, content of each source file)
+to the same hash: where the times are new, as in a copied workspace, the files are hashed and not read again. Files that
+could not be read for a cause that may pass are named in the first entry, and tried again by each later build. A corpus
+of format 1 is found by the fingerprint of that format and used as it is, so an upgrade of the program does not turn a
+recipe into another corpus.
 
 Trade-offs: reading is parallel over files, so one huge file is read by one process (encoding it is parallel); a file
 changed without a change of size and time goes unnoticed; hashes and lengths of all documents are held in memory (about
@@ -27,6 +29,7 @@ from concurrent.futures import Executor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -34,6 +37,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from armillary.corpus.contents import source_hashes, unchanged
 from armillary.corpus.demo import DEMO_DOMAINS
 from armillary.corpus.documents import HASH_BYTES
 from armillary.corpus.find import SourceFile, find_files, old_files
@@ -104,15 +108,14 @@ def build_corpus(
         chosen = read_tokenizer_file(Path(spec.tokenizer.file), spec.tokenizer.end)
     # The licence is said about a text and changes nothing in it.
     asked = spec.model_dump(mode="json", exclude={"domains": {name: {"licence"} for name in spec.domains}})
-    fingerprint = canonical_hash(
-        {
-            "format": FORMAT,
-            "order": list(spec.domains),  # decides which domain keeps a text that two of them have
-            "spec": asked,
-            "tokenizer": chosen and [hashlib.sha256(chosen[0].encode()).hexdigest(), chosen[1]],
-            "files": {name: [[f.path, f.size, f.version] for f in files] for name, (files, _) in found.items()},
-        }
-    )
+    request = {
+        "format": FORMAT,
+        "order": list(spec.domains),  # decides which domain keeps a text that two of them have
+        "spec": asked,
+        "tokenizer": chosen and [hashlib.sha256(chosen[0].encode()).hexdigest(), chosen[1]],
+        "files": {name: [[f.path, f.size, f.version] for f in files] for name, (files, _) in found.items()},
+    }
+    fingerprint = canonical_hash(request)
     folder = root / f"build-{fingerprint}"
     try:
         if built := _already_built(spec, root, fingerprint):
@@ -127,9 +130,18 @@ def build_corpus(
             fcntl.flock(lock, fcntl.LOCK_EX)
             if built := _already_built(spec, root, fingerprint):
                 return built
+            report = progress or (lambda *_: None)
+            files = [file for files, _ in found.values() for file in files]
+            hashes = source_hashes(root, files, lambda done, total: report("hash", done, total))
+            content = hashes and _content_fingerprint(request, found, hashes)
+            if content and (built := _built_elsewhere(spec, root, content)):
+                write_index(root, fingerprint, IndexEntry(built.hash))
+                return built
             with worker_processes(count) as executor:
-                entry = _build(spec, found, chosen, folder, executor, progress or (lambda *_: None))
+                entry = _build(spec, found, chosen, folder, executor, report)
             write_index(root, fingerprint, entry)
+            if content and not entry.unreadable and unchanged(files):
+                write_index(root, content, IndexEntry(entry.hash))
             shutil.rmtree(folder)
             return Corpus.open(root / entry.hash)
     except UsageError:
@@ -161,11 +173,40 @@ def _already_built(spec: CorpusSpec, root: Path, fingerprint: str) -> Corpus | N
     return _opened(spec, root, entry)
 
 
+def _content_fingerprint(request: dict[str, Any], found: Found, hashes: dict[str, str]) -> str:
+    """As the fingerprint of ``request``, of what the files hold in place of where they lie and how old they are."""
+    spec = request["spec"]
+    domains = {name: {**domain, "source": ""} for name, domain in spec["domains"].items()}
+    return "content-" + canonical_hash(
+        {
+            **request,
+            "spec": {**spec, "domains": domains, "tokenizer": {**spec["tokenizer"], "file": None}},
+            "files": {name: [[f.reader, f.size, hashes[f.path]] for f in files] for name, (files, _) in found.items()},
+        }
+    )
+
+
+def _built_elsewhere(spec: CorpusSpec, root: Path, fingerprint: str) -> Corpus | None:
+    """The corpus that was built of files of the same content, and says from now on where they are; None without one."""
+    try:
+        entry = read_index(root, fingerprint)
+    except DamagedFileError:
+        return None
+    corpus = None if entry is None else _opened(spec, root, entry)
+    if corpus is None:
+        return None
+    sources: dict[str, dict[str, str | None]] = {
+        name: {"source": domain.source} for name, domain in spec.domains.items()
+    }
+    return _with_words(corpus, sources)
+
+
 def _opened(spec: CorpusSpec, root: Path, entry: IndexEntry) -> Corpus | None:
+    """The corpus of an entry, with the licences of the recipe; None where it was deleted."""
     path = root / entry.hash
     if not path.exists():
         return None
-    return _with_licences(Corpus.open(path), spec)
+    return _with_words(Corpus.open(path), {name: {"licence": _licence(spec.domains[name])} for name in spec.domains})
 
 
 def _built_by_format_1(spec: CorpusSpec, root: Path) -> Corpus | None:
@@ -244,21 +285,18 @@ def _licence(domain: DomainSpec) -> str | None:
     return domain.licence
 
 
-def _with_licences(corpus: Corpus, spec: CorpusSpec) -> Corpus:
-    """``corpus`` with the licences of the recipe in its manifest, which is written only where they differ."""
+def _with_words(corpus: Corpus, words: dict[str, dict[str, str | None]]) -> Corpus:
+    """``corpus`` with what the recipe says of each domain in its manifest, which is written only where that differs."""
     manifest = corpus.manifest
-    domains = {
-        name: domain.model_copy(update={"licence": _licence(spec.domains[name])})
-        for name, domain in manifest.domains.items()
-    }
+    domains = {name: domain.model_copy(update=words[name]) for name, domain in manifest.domains.items()}
     if domains == manifest.domains:
         return corpus
     try:
         write_manifest(corpus.path, manifest.model_copy(update={"domains": domains}))
     except OSError as error:
         raise ArmillaryError(
-            f"{corpus.path / 'manifest.json'}: the licences of the recipe cannot be written ({error.strerror}); "
-            "make the folder writable"
+            f"{corpus.path / 'manifest.json'}: licences and sources of the recipe cannot be written "
+            f"({error.strerror}); make the folder writable"
         ) from error
     return Corpus.open(corpus.path)
 

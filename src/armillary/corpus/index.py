@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from armillary.corpus.contents import NAME as SOURCES
+from armillary.corpus.contents import read_source_hashes
 from armillary.corpus.manifest import is_hash
 from armillary.recipe import ArmillaryError, DamagedFileError, read_json, read_sealed, write_sealed
 
@@ -80,6 +82,9 @@ def check_index(root: Path) -> Iterator[tuple[Path, tuple[str, str]]]:
         if file.name.endswith(".verified.json") or file.name.startswith("."):
             continue
         try:
+            if file.name == SOURCES:
+                read_source_hashes(root)
+                continue
             try:
                 read_old_index(root, file.stem)
             except DamagedFileError:

@@ -1,0 +1,72 @@
+"""A finished workspace called again: copied with its sources, with a refused source, with a part that fails."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from finished import Here, InProcess, quick_report
+
+import fakes
+from armillary.path import Evidence, workspace
+from armillary.recipe import ArmillaryError, UsageError
+from armillary.study import mixture
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mixture, "MixtureLaw", fakes.QuickLaw)
+    monkeypatch.setattr(mixture, "optimise_mixture", fakes.quick_optima)
+    monkeypatch.setattr(workspace, "write_report", quick_report)
+    monkeypatch.setattr(InProcess, "_receive", lambda _: pytest.fail("a run is trained again"))
+
+
+def test_a_copied_workspace_trains_nothing(finished: tuple[Path, Evidence], tmp_path: Path) -> None:
+    folder, first = finished
+    shutil.copytree(folder, tmp_path / "results", copy_function=shutil.copyfile)  # as `cp -r`: with new times
+    corpus = first.recipe.corpus
+    domains = {
+        name: domain.model_copy(update={"source": str(shutil.copyfile(domain.source, tmp_path / f"{name}.txt"))})
+        for name, domain in corpus.domains.items()
+    }
+    recipe = first.recipe.model_copy(update={"corpus": corpus.model_copy(update={"domains": domains})})
+
+    stages: set[str] = set()
+    again = Here(recipe, tmp_path / "results", workers=1, progress=lambda stage, *_: stages.add(stage)).report()
+    assert {stage for stage in stages if stage.startswith("corpus: ")} == {"corpus: hash"}
+    assert (again.corpus.hash, again.prediction, again.verdict) == (first.corpus.hash, first.prediction, first.verdict)
+    again.store.close()
+
+
+def test_a_failed_examination_leaves_verdict_and_report(
+    finished: tuple[Path, Evidence], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise ArmillaryError("the items cannot be made")
+
+    folder, first = finished
+    shutil.copytree(folder, tmp_path / "results")
+    for name in ("report.html", "summary.json"):
+        (tmp_path / "results" / name).unlink()
+    monkeypatch.setattr(workspace, "examine", fails)
+    said: list[str] = []
+    again = Here(first.recipe, tmp_path / "results", workers=1, say=said.append).report()
+    assert again.verdict == first.verdict and again.examined is None
+    assert "examine: no examination: the items cannot be made" in said
+    assert (tmp_path / "results" / "report.html").exists()
+    assert json.loads((tmp_path / "results" / "summary.json").read_text())["verdict"]
+    again.store.close()
+
+
+def test_the_index_of_a_corpus_survives_a_refused_source(finished: tuple[Path, Evidence], tmp_path: Path) -> None:
+    folder, first = finished
+    shutil.copytree(folder, tmp_path / "results")
+    corpus = first.recipe.corpus
+    gone = corpus.domains["code"].model_copy(update={"source": str(tmp_path / "gone.txt")})
+    broken = corpus.model_copy(update={"domains": {**corpus.domains, "code": gone}})
+    with pytest.raises(UsageError, match=r"gone\.txt: does not exist"):
+        Here(first.recipe.model_copy(update={"corpus": broken}), tmp_path / "results", workers=1).corpus()
+    again = Here(first.recipe, tmp_path / "results", workers=1, progress=lambda *call: pytest.fail(str(call)))
+    assert again.corpus().hash == first.corpus.hash
