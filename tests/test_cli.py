@@ -184,6 +184,73 @@ def test_failed_work_is_1(recipe, call):
     assert done.stderr and "Traceback" not in done.stderr
 
 
+def numeric_options():
+    """Every option with a number of every verb: its verb's words, its own name, and what Typer knows of it."""
+    from typing import get_args, get_origin, get_type_hints
+
+    from armillary.cli.verbs import app
+
+    def verbs(group, words):
+        for verb in group.registered_commands:
+            yield [*words, verb.name or verb.callback.__name__], verb.callback
+        for part in group.registered_groups:
+            yield from verbs(part.typer_instance, [*words, part.name or part.typer_instance.info.name])
+
+    for words, callback in verbs(app, []):
+        for name, hint in get_type_hints(callback, include_extras=True).items():
+            kind, *options = get_args(hint) if get_origin(hint) is not None else (hint,)
+            if options and {int, float} & {kind, *get_args(kind)}:
+                yield words, name, options[-1]
+
+
+def test_every_number_is_checked_at_its_option():
+    found = list(numeric_options())
+    assert len(found) > 30
+    assert not [(words, name) for words, name, option in found if option.min is None and option.callback is None]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["predict-law", "l.json", "--at", "a.csv", "--out", "o.csv", "--interval", "90"], "did you mean 0.9?"),
+        (["predict-law", "l.json", "--at", "a.csv", "--out", "o.csv", "--interval", "1"], "above 0 and below 1"),
+        (["predict-law", "l.json", "--at", "a.csv", "--out", "o.csv", "--interval", "nan"], "above 0 and below 1"),
+        (["predict-law", "l.json", "--at", "a.csv", "--out", "o.csv", "--size", "big"], "'big' is not the size"),
+        (["leaderboard", "r", "--level", "95"], "did you mean 0.95?"),
+        (["report", "r.yaml", "--language", "cn"], "'--language': 'cn' is not one of 'en', 'zh'"),
+        (["report", "r.yaml", "--until", "end"], "'--until': 'end' is not one of 'mixture'"),
+        (["run", "r.yaml", "--workers", "0"], "'--workers': 0 must be at least 1"),
+        (["run", "r.yaml", "--workers", "two"], "'--workers': 'two' is not a whole number"),
+        (["run", "r.yaml", "--workers", "1.5"], "'--workers': '1.5' is not a whole number"),
+        (["predict-law", "l.json", "--at", "a.csv", "--out", "o.csv", "--interval", "x"], "'x' is not a number"),
+        (
+            ["fit", "examination", "--points", "p", "--out", "o", "--columns", "a", "--items", "9", "--chance", "25"],
+            "0.25?",
+        ),
+        (["next-run", "l.json", "--target", "t.csv", "--budget", "-1"], "a finite number above 0"),
+        (["best-schedule", "l.json", "--size", "1M", "--steps", "9", "--peak-lr", "0"], "a finite number above 0"),
+        (["best-lr", "l.json", "--tokens", "1B", "--params", "-1B"], "'-1B' is not the size"),
+        (["generate", "m", "--prompt", "p", "--top-p", "0"], "above 0 and at most 1"),
+        (["generate", "m", "--prompt", "p", "--temperature", "-1"], "at least 0"),
+    ],
+)
+def test_a_wrong_number_is_refused_before_any_file_is_read(arguments, said, call):
+    done = call(*arguments)
+    words = " ".join(done.stderr.replace("│", " ").split())
+    assert done.returncode == 2 and said in words, done.stderr
+    assert next(argument for argument in reversed(arguments) if argument.startswith("--")) in words
+
+
+def test_help_docs_and_registry_name_the_same_forms(call):
+    from armillary.laws.workbench import FORMS
+
+    help_text = " ".join(call("fit", "scaling", "--help").stdout.replace("│", " ").split())
+    docs = (Path(__file__).parents[1] / "docs" / "laws.md").read_text()
+    named = re.search(r"auto: .*? or basin", help_text).group()
+    assert set(FORMS) == set(re.findall(r"[a-z-]+", named)) & set(FORMS)
+    assert [form for form in FORMS if f"`{form}`" not in docs] == []
+
+
 @pytest.fixture
 def points(tmp_path):
     """A ladder as a table, and two runs to predict: one near, one far beyond what was tested."""

@@ -142,8 +142,8 @@ def test_wrong_use_is_refused(call: Call, tiny_gguf: Path, tmp_path: Path) -> No
         ((tiny_gguf, "--prompt", "a", "--endpoint", "model=x"), "endpoint is no option of the backend llama.cpp"),
         ((tiny_gguf, "--prompt", "a", "--endpoint", "modl=x"), "write NAME=VALUE; names: model"),
         ((tiny_gguf, "--prompt", "a", "--endpoint", "prices=1"), "endpoint setting prices: '1' does not fit"),
-        ((tiny_gguf, "--prompt", "a", "--top-p", 0), "top_p must be above 0"),
-        ((tiny_gguf, "--prompt", "a", "--batch-size", 0), "batch size must be 1 or more"),
+        ((tiny_gguf, "--prompt", "a", "--top-p", 0), "must be above 0 and at most 1"),
+        ((tiny_gguf, "--prompt", "a", "--batch-size", 0), "0 must be at least 1"),
         ((tmp_path, "--prompt", "a"), "no model is there that a backend recognises"),
         ((tiny_gguf, "--prompt", ""), "request 1: the prompt is empty"),
     ):

@@ -237,7 +237,7 @@ def test_a_bad_byte_costs_its_line_and_in_a_long_line_itself(tmp_path):
     assert problems == [
         f"{tmp_path}/a.txt:501: not UTF-8 (byte 0xe9); 1 line with 10 bytes left out, the others are read; "
         "save the text as UTF-8",
-        f"{tmp_path}/b.txt:1: not UTF-8 (byte 0xe9); 1 line with 1 bytes left out, the others are read; "
+        f"{tmp_path}/b.txt:1: not UTF-8 (byte 0xe9); 1 line with 1 byte left out, the others are read; "
         "save the text as UTF-8",
         f"{tmp_path}/c.txt:1: not UTF-8 (byte 0xe9), nor are 40 of the 40 lines; save the text as UTF-8",
     ]

@@ -40,7 +40,7 @@ def test_columns_by_name_in_the_order_asked_for(table):
         (b"PK\x03\x04xx\xff", "is an Excel workbook or a ZIP archive; save its sheet as CSV"),
         ("a,,b\n1,2,3\n", "line 1: column 2 has no name"),
         ("a,b,a\n1,2,3\n", "line 1: column 'a' is there twice"),
-        ("a,b\n1,2\n3\n", "line 3 has 1 entries and the header has 2"),
+        ("a,b\n1,2\n3\n", "line 3 has 1 entry and the header has 2"),
         ("a,b\n1,2,3\n", "line 2 has 3 entries and the header has 2"),
         ('a,b\n1,"2\n', "line 2: unexpected end of data"),
         ("a,b\n1,浑\n".encode("gb18030"), "is not UTF-8"),

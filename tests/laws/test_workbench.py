@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -66,6 +67,25 @@ def test_mixture_rows_are_matched_by_index_and_columns_by_name(runs, mixture_law
     said = np.array([row[1:] for row in rows.rows], float)
     assert np.abs(said[:, [0, 3]] / truth - 1).max() < 0.03
     assert (said[:, [1, 4]] < said[:, [0, 3]]).all() and (said[:, [0, 3]] < said[:, [2, 5]]).all()
+
+
+@pytest.mark.parametrize(
+    ("header", "columns", "said"),
+    [
+        ("parms,tokens,loss", None, "'parms' is nearly 'params'"),
+        ("params,token,loss", None, "'token' is nearly 'tokens'"),
+        ("Parameter,Tokens,Loss", None, "'Parameter' is nearly 'parameters'"),
+        ("params,tokens,los", None, "'los' is nearly 'loss'"),
+        ("params,tokens,valid_los", None, "'valid_los' is nearly 'valid_loss'"),
+        ("params,tokens,loss", ["params", "tokens", "los"], "has no column 'los'; did you mean 'loss'?"),
+        ("params,tokens,Loss", ["parms", "tokens", "Loss"], "has no column 'parms'; did you mean 'params'?"),
+    ],
+)
+def test_a_header_that_is_nearly_right_names_the_nearest_known_column(header, columns, said, tmp_path):
+    file = tmp_path / "P.csv"
+    file.write_text("\n".join([header, *(f"{10**i},{10**i}0,{9 - i}" for i in range(1, 8))]))
+    with pytest.raises(UsageError, match=re.escape(said)):
+        workbench.fit_scaling(file, columns)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +202,7 @@ def test_the_optimum_keeps_the_limits(runs, mixture_law, tmp_path):
     for text, said in [
         ("val web: 0\n", r"t\.yaml:1: weights: no domain has a weight above 0"),
         ("val web: 1\nval cod: 1\n", r"t\.yaml: weights\.val cod: the law knows no validation domain of that name"),
-        ("val web: -1\n", r"t\.yaml:1: weights\.val web: Input should be greater than or equal to 0"),
+        ("val web: -1\n", r"t\.yaml:1: weights\.val web: must be at least 0"),
         ("weights: {}\n", r"t\.yaml:1: weights: "),
     ]:
         target.write_text(text)

@@ -97,7 +97,7 @@ def swap(old, new):
         (swap("name: three seas\n", ""), 1, "the key 'name' is missing"),
         (swap("{family: wide, depth: 6}", "{family: wide}"), 19, "the key 'model.depth' is missing"),
         (swap("source: demo:drama\n      ", ""), 6, "the key 'corpus.domains.voyage.source' is missing"),
-        (swap("max_epochs: 3", "max_epochs: -3"), 11, "limits.max_epochs: Input should be greater than 0 (given: -3)"),
+        (swap("max_epochs: 3", "max_epochs: -3"), 11, "limits.max_epochs: must be above 0 (given: -3)"),
         (swap("max_epochs: 3", "max_epochs: many"), 11, "(given: 'many')"),
         (swap("max_epochs: 3", "max_epochs: .inf"), 11, "finite number (given: inf)"),
         (swap("seeds: [1, 2]", "seeds: [1, 1]"), 22, "training.seeds: seeds must differ, found [1, 1]"),
@@ -123,7 +123,7 @@ def swap(old, new):
             "target.sky: no domain of that name here; nearest valid: 'sku'",
         ),
         (swap("max_epochs: 3", "max_epochs: 3\n  max_epochs: 4"), 12, "the key 'max_epochs' is there twice"),
-        ("format: 2\n" + GOOD, 1, "format: Input should be 1 (given: 2)"),
+        ("format: 2\n" + GOOD, 1, "format: must be 1 (given: 2)"),
     ],
 )
 def test_what_is_wrong_is_told_with_its_line(load, tmp_path, text, line, said):
@@ -169,14 +169,14 @@ def test_every_wrong_entry_is_told_in_one_call(load):
     for line, said in (
         (5, "unknown key 'corpus.domains.sea.textfield'; nearest valid: 'text_field'"),
         (9, "target.voyages: no domain of that name here; nearest valid: 'voyage'"),
-        (11, "limits.max_epochs: Input should be greater than 0 (given: -3)"),
+        (11, "limits.max_epochs: must be above 0 (given: -3)"),
         (13, "limits.floors.sku: no domain of that name here; nearest valid: 'sky'"),
-        (14, "limits.ceilings.sea: Input should be less than or equal to 1 (given: 8)"),
+        (14, "limits.ceilings.sea: must be at most 1 (given: 8)"),
         (18, "unknown key 'families.1.width_per_leyer'; nearest valid: 'width_per_layer'"),
         (19, "model.family: 'wid' is not in families; nearest valid: 'wide'"),
         (19, "model.depth: with a leading 0 some programs read this in base 8; write 10"),
         (21, "training.budget_share: must be a number"),
-        (22, "training.seeds.0: Input should be greater than or equal to 0 (given: -1)"),
+        (22, "training.seeds.0: must be at least 0 (given: -1)"),
         (25, "study.ladder.families: 'wyde' is not in families; nearest valid: 'wide'"),
         (
             26,
@@ -195,7 +195,7 @@ def test_a_misspelt_key_hides_nothing_else(load):
     said = [line.split("recipe.yaml:")[1] for line in str(caught.value).splitlines()]
     assert said[0].startswith("9: target.voyages: no domain of that name here; nearest valid: 'voyage'")
     assert said[1].startswith("21: unknown key 'training.budgt_share'; nearest valid: 'budget_share'")
-    assert said[2].startswith("21: training.budget_share: Input should be less than 1 (given: 4)") and len(said) == 3
+    assert said[2].startswith("21: training.budget_share: must be below 1 (given: 4)") and len(said) == 3
 
 
 @pytest.mark.parametrize(
@@ -203,21 +203,21 @@ def test_a_misspelt_key_hides_nothing_else(load):
     [
         ("budget: 20m", "budget: 2x", r":26: budget: is not understood; give a time \(90s"),
         ("seeds: [1, 2]", "seeds: [3, 3]", r":22: training\.seeds: seeds must differ, found \[3, 3\]"),
-        ("seeds: [1, 2]", f"seeds: [1, {2**70}]", r"training\.seeds\.1: Input should be less than"),
-        ("study:", "study:\n  mixture: {seed: -1}", r"study\.mixture\.seed: Input should be greater"),
-        ("study:", "study:\n  anneal: {sharpen: [1, -1]}", r"study\.anneal\.sharpen\.1: Input should be greater"),
-        ("study:", "study:\n  anneal: {sharpen: [1e9]}", r"study\.anneal\.sharpen\.0: Input should be less"),
+        ("seeds: [1, 2]", f"seeds: [1, {2**70}]", r"training\.seeds\.1: must be below"),
+        ("study:", "study:\n  mixture: {seed: -1}", r"study\.mixture\.seed: must be at least"),
+        ("study:", "study:\n  anneal: {sharpen: [1, -1]}", r"study\.anneal\.sharpen\.1: must be at least"),
+        ("study:", "study:\n  anneal: {sharpen: [1e9]}", r"study\.anneal\.sharpen\.0: must be at most"),
         ("study:", "study:\n  anneal: {sharpen: [2, 2.0]}", r"study\.anneal\.sharpen: sharpen must differ"),
-        ("study:", "study:\n  anneal: {shares: [0, 0.1]}", r"study\.anneal\.shares\.0: Input should be greater than 0"),
+        ("study:", "study:\n  anneal: {shares: [0, 0.1]}", r"study\.anneal\.shares\.0: must be above 0"),
         ("study:", "study:\n  anneal: {shapes: [linear, linear]}", r"study\.anneal\.shapes: shapes must differ"),
         ("families: [base, wide]", "families: [base, wide, wide]", r"study\.ladder\.families: families must differ"),
-        ("families: [base, wide]", "depths: [0, 1, 2]", r"study\.ladder\.depths\.0: Input should be greater"),
-        ("families: [base, wide]", "fractions: [0, 1]", r"study\.ladder\.fractions\.0: Input should be greater than 0"),
+        ("families: [base, wide]", "depths: [0, 1, 2]", r"study\.ladder\.depths\.0: must be at least"),
+        ("families: [base, wide]", "fractions: [0, 1]", r"study\.ladder\.fractions\.0: must be above 0"),
         ("{sea: 0.8}", "{sea: 0.4, sky: 0.5}", r":14: limits\.ceilings: the ceilings sum to 0\.9; a mixture sums to 1"),
         ("{sea: 0.8}", "{sea: 0.9}", r":12: limits\.floors: floors and ceilings leave a single mixture"),
         ("{sea: 0.8}", "{sea: 0.4, sky: 0.6}", r"leave a single mixture; give them more room"),
         ("source: demo:drama", "source: ''", r"corpus\.domains\.voyage\.source: the path is empty"),
-        ("width_per_layer: 48", "rope_theta: -1", r"families\.1\.rope_theta: Input should be greater than 0"),
+        ("width_per_layer: 48", "rope_theta: -1", r"families\.1\.rope_theta: must be above 0"),
     ],
 )
 def test_what_would_fail_or_mislead_later_is_refused_at_once(load, old, new, said):
@@ -230,7 +230,7 @@ def test_what_would_fail_or_mislead_later_is_refused_at_once(load, old, new, sai
 def test_a_shape_that_does_not_exist_is_told_before_anything_is_trained(load):
     with pytest.raises(
         UsageError,
-        match=r":15: families: 'wide' has no model of depth 1: d_ff: Input should be greater than or",
+        match=r":15: families: 'wide' has no model of depth 1: d_ff: must be at least",
     ):
         load(swap("width_per_layer: 48", "ffn_ratio: 1e-9"))
 

@@ -106,7 +106,7 @@ def test_true_and_false_where_they_are_asked_for(load, text, value):
         ({"tokens": "1e999999999999"}, "too large to mean anything"),
         ({"tokens": "null"}, "give exactly one of 'tokens' (a number) and 'budget_share'"),
         ({"tokens": "[1]"}, "must be a whole number"),
-        ({"lr": ".inf"}, "training.lr: Input should be a finite number (given: inf)"),
+        ({"lr": ".inf"}, "training.lr: must be a finite number (given: inf)"),
         ({"lr": ".nan"}, "finite number"),
         ({"lr": "1e400"}, "too large to mean anything"),
         ({"lr": "2023-01-01"}, "training.lr: must be a number, such as 0.05"),

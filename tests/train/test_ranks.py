@@ -13,9 +13,19 @@ from ranks import POINTS, live, train, train_on_a_full_disk, train_until
 from safetensors.torch import load_file
 from victim import process
 
+from armillary.corpus import Example, write_examples
 from armillary.goodput import read_events
-from armillary.recipe import Checkpoints, DamagedFileError, ForeignFileError, Layout, ModelShape, Schedule
-from armillary.train import train_run
+from armillary.recipe import (
+    Checkpoints,
+    DamagedFileError,
+    ForeignFileError,
+    Layout,
+    ModelShape,
+    RunSpec,
+    Schedule,
+    Validation,
+)
+from armillary.train import read_result, train_run
 from armillary.train.checkpoint import CheckpointReader, checkpoint_steps, verify_checkpoint
 
 # What sums in another order come to in these runs, in nats and in the size of a weight.
@@ -215,18 +225,23 @@ def test_a_full_disk_costs_one_checkpoint_and_is_told(
     check_same(tmp_path, spec, undisturbed, outcome)
 
 
-@pytest.mark.parametrize(
-    "point", [p if p.startswith("before the") else pytest.param(p, marks=pytest.mark.slow) for p in POINTS]
-)
-def test_a_rank_is_killed_while_a_checkpoint_is_written(point, spec, tiny_corpus, tmp_path, undisturbed, outcome):
-    folder = tmp_path / "run"
-    arguments = (train_until, point, spec, tiny_corpus.path, folder, Layout(dp_shard=2))
-    victims = [process(live, rank, 2, str(tmp_path / "store"), *arguments) for rank in range(2)]
+def kill_a_rank(point: str, spec: RunSpec, corpus: Path, folder: Path) -> None:
+    """Train with a checkpoint every 2 steps over two ranks until one of them is killed, then kill the other."""
+    arguments = (train_until, point, spec, corpus, folder, Layout(dp_shard=2))
+    victims = [process(live, rank, 2, str(folder.with_name("store")), *arguments) for rank in range(2)]
     victims[POINTS[point][0]].join(120)
     for victim in victims:
         victim.kill()
         victim.join()
     assert victims[POINTS[point][0]].exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    "point", [p if p.startswith("before the") else pytest.param(p, marks=pytest.mark.slow) for p in POINTS]
+)
+def test_a_rank_is_killed_while_a_checkpoint_is_written(point, spec, tiny_corpus, tmp_path, undisturbed, outcome):
+    folder = tmp_path / "run"
+    kill_a_rank(point, spec, tiny_corpus.path, folder)
     steps = checkpoint_steps(folder / "checkpoints")
     assert steps == ([2, 4] if point == "before older ones are removed" else [2])
     train_run(spec, tiny_corpus, folder)
@@ -234,3 +249,25 @@ def test_a_rank_is_killed_while_a_checkpoint_is_written(point, spec, tiny_corpus
     assert not [path for path in folder.rglob(".*") if path.name != ".lock"]
     check_same(folder, spec, undisturbed, outcome)
     assert pq.read_table(folder / "metrics.parquet").num_rows == spec.steps
+
+
+def test_a_supervised_run_over_ranks_is_that_of_one_process(
+    spec, make_spec, tiny_corpus, tmp_path, on_ranks, undisturbed, outcome
+):
+    """A rank is killed under one layout, the run is stopped under another, and resumed under a third."""
+    answers = [
+        Example([20 + n % 6, 30 + n % 4, *range(100, 103 + n % 5)], [0, 0] + [1] * (3 + n % 5)) for n in range(60)
+    ]
+    written = write_examples(tiny_corpus, "answers over ranks", answers)
+    fields = make_spec(model=spec.model, steps=8, validation=Validation(windows=4)).model_dump(mode="json")
+    changes = {"mixture": [], "objective": {"kind": "supervised", "examples": written.hash}, "context_length": 32}
+    spec, folder = RunSpec.model_validate(fields | changes), tmp_path / "run"
+    kill_a_rank("before the manifest", spec, tiny_corpus.path, folder)
+    assert checkpoint_steps(folder / "checkpoints") == [2]
+    on_ranks(2, train, spec, tiny_corpus.path, folder, Layout(tp=2), 2)
+    assert read_result(folder) is None
+    on_ranks(2, train, spec, tiny_corpus.path, folder, Layout(pp=2))
+    events = list(read_events(folder / "events.jsonl"))
+    first, _ = (event for event in events if event.kind == "resume")
+    assert first.step == 2
+    check_same(folder, spec, undisturbed, outcome)

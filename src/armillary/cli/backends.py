@@ -14,11 +14,11 @@ BackendOption = Annotated[
     str | None,
     typer.Option(help="Engine: native, transformers, llama.cpp or endpoint (default: by MODEL).", show_default=False),
 ]
-BatchSizeOption = Annotated[int | None, typer.Option(help="Requests at a time.", show_default=False)]
-ContextOption = Annotated[int | None, typer.Option(help="Longest sequence in tokens.", show_default=False)]
+BatchSizeOption = Annotated[int | None, typer.Option(min=1, help="Requests at a time.", show_default=False)]
+ContextOption = Annotated[int | None, typer.Option(min=1, help="Longest sequence in tokens.", show_default=False)]
 DeviceOption = Annotated[str | None, typer.Option(help="As PyTorch names it, such as cpu.", show_default=False)]
 PrecisionOption = Annotated[str | None, typer.Option(help="Such as float32 or bfloat16.", show_default=False)]
-ThreadsOption = Annotated[int | None, typer.Option(help="Threads of the processor.", show_default=False)]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads of the processor.", show_default=False)]
 TokenizerOption = Annotated[
     Path | None, typer.Option(help="The tokenizer of a server's model, a folder.", show_default=False)
 ]

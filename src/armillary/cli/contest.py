@@ -18,6 +18,7 @@ from armillary.cli.backends import (
     TokenizerOption,
 )
 from armillary.cli.screen import JsonOption, Reporter, err, out, show_json, show_table
+from armillary.recipe import counted
 
 Count = Annotated[int | None, typer.Option("--limit", min=1, help="Examine this many items, chosen by their hash.")]
 
@@ -100,7 +101,7 @@ def contest(
             backend,
             chat,
             predictions,
-            lambda model, done, total: reporter(model, done, total, f"{done} of {total} answers"),
+            lambda model, done, total: reporter(model, done, total, f"{done} of {counted(total, 'answer')}"),
         )
         with opened(models or [], opening) as askers:
             entries = run_contest(found, parts, askers, rivals, options)
@@ -144,7 +145,7 @@ def _score(name: str, score: Path, gold: Path, as_json: bool) -> None:
     if as_json:
         return show_json(found.to_json())
     show_table(
-        f"{contest_named(name).title}, {found.items} items",
+        f"{contest_named(name).title}, {counted(found.items, 'item')}",
         ["metric", "subset", "value", "low", "high", "n"],
         [[one.metric, one.subset, one.value, one.low, one.high, one.n] for one in found.scores],
     )

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from armillary.cli.screen import out, show_table
+from armillary.recipe import counted
 
 _GIB = 2**30
 _KINDS = ("parameters", "gradients", "optimizer", "gathered", "activations")
@@ -27,7 +28,7 @@ def show_dry_run(name: str, found: Any) -> None:
         for report in phases[min(phases)]
     ]
     show_table(
-        f"{name}: {found.parameters:,} parameters on {found.ranks:,} ranks; kept on a rank (GiB)",
+        f"{name}: {counted(found.parameters, 'parameter')} on {counted(found.ranks, 'rank')}; kept on a rank (GiB)",
         ["rank", "layers", "numbers", "parameters", "gradients", "optimizer"],
         kept,
     )
@@ -72,8 +73,8 @@ def show_dry_run(name: str, found: Any) -> None:
 def _step(report: Any) -> str:
     """What a step of this phase takes."""
     return (
-        f"{report.batch_sequences:,} sequences of {report.context_length:,} tokens a step in {report.microbatches} "
-        f"micro-batch{'es' if report.microbatches > 1 else ''}"
+        f"{counted(report.batch_sequences, 'sequence')} of {counted(report.context_length, 'token')} a step in "
+        f"{counted(report.microbatches, 'micro-batch')}"
     )
 
 

@@ -23,6 +23,8 @@ from armillary.cli.backends import (
 from armillary.cli.contest import contest
 from armillary.cli.judge import judge
 from armillary.cli.screen import JsonOption, Reporter, app, out, show_json, show_table
+from armillary.cli.values import probability
+from armillary.recipe import counted
 
 EVALUATION = "ARMILLARY_EVALUATION"
 SHOWN_FLIPS = 20
@@ -58,18 +60,15 @@ def run(
         ),
     ],
     data: Annotated[Path, typer.Option(help="The folder of the tasks' files.", envvar=EVALUATION, show_default=False)],
-    limit: Annotated[int | None, typer.Option(help="Items of each subset (default: all).", show_default=False)] = None,
-    shots: Annotated[int | None, typer.Option(help="Examples in the prompt.", show_default=False)] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer in tokens.", show_default=False)] = None,
-    variants: Annotated[int, typer.Option(help="Formats of the prompt, which the interval covers too.")] = 1,
-    chat: Annotated[bool, typer.Option("--chat", help="Ask in the form of the model's chat template.")] = False,
-    trained_on: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Training text in which the items are looked for: a corpus, a file or a folder; repeatable.",
-            show_default=False,
-        ),
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Items of each subset (default: all).", show_default=False)
     ] = None,
+    shots: Annotated[int | None, typer.Option(min=0, help="Examples in the prompt.", show_default=False)] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer in tokens.", show_default=False)
+    ] = None,
+    variants: Annotated[int, typer.Option(min=1, help="Formats of the prompt, which the interval covers too.")] = 1,
+    chat: Annotated[bool, typer.Option("--chat", help="Ask in the form of the model's chat template.")] = False,
     folder: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder of the results (default: exam-MODEL).", show_default=False),
@@ -88,7 +87,7 @@ def run(
     Example: armillary evaluate ./model --tasks gsm8k,cmmlu --data evaluation --limit 100
     """
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported; progress is shown here
-    from armillary.evaluate.tasks import ExamOptions, contamination_in, default_folder, hold_examination, lineage_of
+    from armillary.evaluate.tasks import ExamOptions, default_folder, hold_examination, lineage_of
     from armillary.generate import BackendOptions, EndpointOptions, open_backend
 
     reporter = Reporter()
@@ -98,10 +97,9 @@ def run(
         max_new_tokens=max_new_tokens,
         variants=variants,
         chat=chat,
-        contamination=contamination_in(trained_on) if trained_on else None,
         lineage=lineage_of(model),
         note=reporter.say,
-        progress=lambda done, total: reporter("examine", done, total, f"{done} of {total} answers"),
+        progress=lambda done, total: reporter("examine", done, total, f"{done} of {counted(total, 'answer')}"),
     )
     opening = BackendOptions(
         batch_size=batch_size,
@@ -125,8 +123,6 @@ def run(
     if as_json:
         return show_json(examination.to_json())
     show_results(f"{model}", examination)
-    if trained_on:
-        show_clean(examination)
     out.print(f"items and raw outputs: {escape(str(place))}", highlight=False)
 
 
@@ -147,7 +143,7 @@ def audit(
     if as_json:
         return show_json([asdict(one) for one in found])
     show_table(
-        f"{folder}: {len(found)} disagreements",
+        f"{folder}: {counted(len(found), 'disagreement')}",
         ["task", "item", "answer", "second", "gold", "end of the output"],
         [[d.task, d.id, d.answer, d.second_answer, str(d.gold)[-40:], d.output[-120:]] for d in found],
     )
@@ -184,7 +180,10 @@ def compare(
     first: Annotated[Path, typer.Argument(help="Folder of an examination.", show_default=False)],
     second: Annotated[Path, typer.Argument(help="Folder of another one.", show_default=False)],
     margin: Annotated[
-        float | None, typer.Option(help="Largest difference that does not matter, such as 0.01.", show_default=False)
+        float | None,
+        typer.Option(
+            callback=probability, help="Largest difference that does not matter, such as 0.01.", show_default=False
+        ),
     ] = None,
     any_settings: Annotated[
         bool, typer.Option("--any-settings", help="Compare although prompts, examples or extractors differ.")
@@ -221,7 +220,9 @@ def compare(
             more = f", {SHOWN_FLIPS} of {len(one.flips)}" if len(one.flips) > SHOWN_FLIPS else ""
             show_table(f"{one.task} {one.metric}: items that flipped{more}", ["item", "first", "second"], rows)
         if one.left_out:
-            out.print(f"{one.task}: {one.left_out} items that only one of them answered are left out", highlight=False)
+            out.print(
+                f"{one.task}: left out {counted(one.left_out, 'item')} that only one of them answered", highlight=False
+            )
 
 
 def show_results(title: str, examination: Any) -> None:
@@ -232,19 +233,5 @@ def show_results(title: str, examination: Any) -> None:
         [
             [r.task, r.subset, r.metric, r.value, r.low, r.high, r.n, r.truncated, r.extraction_disagreement]
             for r in examination.results
-        ],
-    )
-
-
-def show_clean(examination: Any) -> None:
-    """How many items occur in the training text, and the scores of the others."""
-    from armillary.evaluate.tasks import clean_scores
-
-    show_table(
-        "items that occur in the training text",
-        ["task", "metric", "items", "contaminated", "too short to judge", "score of all", "score without them"],
-        [
-            [one.task, one.metric, one.items, one.contaminated, one.not_judged, one.value, one.clean]
-            for one in clean_scores(examination)
         ],
     )

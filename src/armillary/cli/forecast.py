@@ -9,6 +9,7 @@ import typer
 
 from armillary.cli.path import show_verdict
 from armillary.cli.screen import JsonOption, app, out, show_json, show_table
+from armillary.cli.values import probability
 
 forecast_app = typer.Typer(help="Forecasts of examinations, recorded before and judged after.", no_args_is_help=True)
 app.add_typer(forecast_app, name="forecast")
@@ -25,7 +26,9 @@ def record(
     run: RunOption,
     task: TaskOption,
     store: StoreOption,
-    interval: Annotated[float, typer.Option(help="Probability that the interval covers the score.")] = 0.9,
+    interval: Annotated[
+        float, typer.Option(callback=probability, help="Probability that the interval covers the score.")
+    ] = 0.9,
     as_json: JsonOption = False,
 ) -> None:
     """Record what a run will score on a task; a record is never rewritten.

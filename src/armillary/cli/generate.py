@@ -23,7 +23,8 @@ from armillary.cli.backends import (
     TokenizerOption,
 )
 from armillary.cli.screen import JsonOption, Reporter, app, err, show_json
-from armillary.recipe import UsageError
+from armillary.cli.values import not_negative, nucleus
+from armillary.recipe import UsageError, counted
 
 
 @app.command()
@@ -37,13 +38,13 @@ def generate(
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Completions of the prompts in --file.", show_default=False)
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 256,
-    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Draw from the nucleus with this probability.")] = 1.0,
-    top_k: Annotated[int | None, typer.Option(help="Draw from this many tokens.", show_default=False)] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(callback=not_negative, help="0 takes the most likely token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(callback=nucleus, help="Draw from the nucleus with this probability.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Draw from this many tokens.", show_default=False)] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Ends an answer; repeatable.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
-    n: Annotated[int, typer.Option("--n", help="Answers to each prompt.")] = 1,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    n: Annotated[int, typer.Option("--n", min=1, help="Answers to each prompt.")] = 1,
     chat: Annotated[bool, typer.Option("--chat", help="A prompt is a message to the model.")] = False,
     system: Annotated[str | None, typer.Option(help="The system message of a chat.", show_default=False)] = None,
     backend: BackendOption = None,
@@ -118,7 +119,9 @@ def _file(backend: Any, prompts: Any, out: Path, as_json: bool) -> None:
         # What was kept took no time: the time left is of the others.
         rate = backend.cost.new_tokens / max(time.monotonic() - begun, 1e-9)
         if total > kept:
-            reporter("generate", done - kept, total - kept, f"{done} of {total} prompts, {rate:.0f} tokens/s")
+            reporter(
+                "generate", done - kept, total - kept, f"{done} of {counted(total, 'prompt')}, {rate:.0f} tokens/s"
+            )
 
     try:
         written = complete_file(backend, prompts, out, progress)
@@ -131,7 +134,8 @@ def _file(backend: Any, prompts: Any, out: Path, as_json: bool) -> None:
         return show_json({"out": str(out), **asdict(written), "backend": backend.identity, "cost": asdict(cost)})
     money = "" if cost.money is None else f", {cost.money:.4f} in money"
     err.print(
-        f"{escape(str(out))}: {written.rows} completions, {written.kept} kept from before; {cost.prompt_tokens:,} "
+        f"{escape(str(out))}: {counted(written.rows, 'completion')}, {written.kept} kept from before; "
+        f"{cost.prompt_tokens:,} "
         f"tokens read and {cost.new_tokens:,} written in {cost.seconds:.1f} s{money}",
         highlight=False,
     )

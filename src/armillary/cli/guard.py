@@ -37,9 +37,6 @@ _REMEDIES = {
 }
 # What readers of files raise on bytes that are not theirs.
 _UNREADABLE = {"JSONDecodeError", "SafetensorError", "UnpicklingError", "ValidationError", "BadZipFile", "ZstdError"}
-# user:password@ of a URL up to its last @, and passwords among the parameters of a URL or of a connection string
-_IN_URL = re.compile(r"(\b[a-zA-Z][\w+.-]*://[^\s:/@]*):[^\s/]*@")
-_PARAMETER = re.compile(r"(?i)((?:password|passwd|passphrase|pwd)(?:=|['\"]\s*:)\s*['\"]?)[^&\s'\",;)]+")
 
 
 def guarded(act: Callable[[], Any]) -> int:
@@ -60,7 +57,9 @@ def guarded(act: Callable[[], Any]) -> int:
 
 def masked(text: str) -> str:
     """``text`` without passwords: of URLs, of connection strings, and of the database that was given."""
-    text = _PARAMETER.sub(r"\1***", _IN_URL.sub(r"\1:***@", text))
+    from armillary.recipe import without_passwords  # here, so that this module loads in a moment: see `main`
+
+    text = without_passwords(text)
     for given in (os.environ.get("ARMILLARY_DATABASE", ""), *sys.argv):
         passwords = re.findall(r"://[^\s:/@]*:([^\s/]*)@", given) + re.findall(r"(?i)password=([^&#\s]+)", given)
         for password in passwords:

@@ -18,6 +18,7 @@ from armillary.cli.backends import (
     TokenizerOption,
 )
 from armillary.cli.screen import JsonOption, Reporter, out, show_json, show_table
+from armillary.recipe import counted
 
 
 def judge(
@@ -78,7 +79,7 @@ def judge(
         engine=backend,
         chat=chat,
         folder=folder,
-        notice=lambda name, done, total: reporter(name, done, total, f"{done} of {total} verdicts"),
+        notice=lambda name, done, total: reporter(name, done, total, f"{done} of {counted(total, 'verdict')}"),
     )
     try:
         with opened([model], opening) as judges:
@@ -98,7 +99,7 @@ def judge(
         [name.replace("_", " "), *((None,) * 3 if interval is None else (interval.value, interval.low, interval.high))]
         for name, interval in verdict.intervals.items()
     ]
-    show_table(f"{verdict.kind}, {verdict.n} questions", ["", "value", "low", "high"], rows)
+    show_table(f"{verdict.kind}, {counted(verdict.n, 'question')}", ["", "value", "low", "high"], rows)
     out.print(
         f"unread verdicts: {verdict.unread:.1%}; tokens read {verdict.prompt_tokens}, written {verdict.new_tokens}; "
         f"{escape(str(answers))}" + (f" against {escape(str(against))}" if against else ""),

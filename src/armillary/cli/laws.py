@@ -15,18 +15,25 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from armillary.cli.screen import JsonOption, app, err, out, show_json, show_table
+from armillary.cli.values import positive, probability, share
+from armillary.cli.values import size as size_of
+from armillary.recipe import counted
 
 fit_app = typer.Typer(help="Laws from tables of runs.", no_args_is_help=True)
 app.add_typer(fit_app, name="fit")
 
 LawOut = Annotated[Path, typer.Option("--out", "-o", help="The law file to write.", show_default=False)]
 LawArgument = Annotated[Path, typer.Argument(help="A law file that 'fit' wrote.", show_default=False)]
-IntervalOption = Annotated[float, typer.Option(help="Probability that each interval covers one new run.")]
+IntervalOption = Annotated[
+    float, typer.Option(callback=probability, help="Probability that each interval covers one new run.")
+]
 SizeOption = Annotated[
-    str | None, typer.Option(help="Parameters of the model to predict, such as 400M.", show_default=False)
+    str | None,
+    typer.Option(callback=size_of, help="Parameters of the model to predict, such as 400M.", show_default=False),
 ]
 TokensOption = Annotated[
-    str | None, typer.Option(help="Mixture laws: training tokens of that model, such as 8B.", show_default=False)
+    str | None,
+    typer.Option(callback=size_of, help="Mixture laws: training tokens of that model, such as 8B.", show_default=False),
 ]
 WarmupOption = Annotated[
     int | None,
@@ -120,8 +127,9 @@ def fit_scaling(
         str,
         typer.Option(
             help="auto: all that the columns' names allow, weighed by leaving out the largest runs. Or one of "
-            "chinchilla, shared, ratio, interaction, kaplan, data-constrained, overfitting, moe, context, width-depth "
-            "(docs/laws.md); step-law or basin with columns of learning rate and batch size."
+            "chinchilla, shared, kaplan, ratio, interaction, data-constrained, data-constrained-ratio, overfitting, "
+            "overfitting-ratio, moe, context, width-depth (docs/laws.md); step-law or basin with columns of learning "
+            "rate and batch size."
         ),
     ] = "auto",
     as_json: JsonOption = False,
@@ -162,7 +170,9 @@ def fit_examination(
         ),
     ],
     items: Annotated[int, typer.Option(min=1, help="Items of the task.", show_default=False)],
-    chance: Annotated[float, typer.Option(help="Accuracy of a guess, such as 0.25 for four options.")] = 0.0,
+    chance: Annotated[
+        float, typer.Option(callback=share, help="Accuracy of a guess, such as 0.25 for four options.")
+    ] = 0.0,
     as_json: JsonOption = False,
 ) -> None:
     """From validation losses to the score of an examination; refuses where all runs answer at chance.
@@ -211,11 +221,11 @@ def predict_law(
         show_rows(f"predicted and measured, {interval:.0%} intervals", compared["losses"])
         if compared["not_measured"] or compared["not_predicted"]:
             out.print(
-                f"{compared['not_measured']} predictions without a measurement, "
-                f"{compared['not_predicted']} measurements without a prediction",
+                f"{counted(compared['not_measured'], 'prediction')} without a measurement, "
+                f"{counted(compared['not_predicted'], 'measurement')} without a prediction",
                 highlight=False,
             )
-    out.print(f"{len(rows.rows)} rows written to {escape(str(path))}", highlight=False)
+    out.print(f"{counted(len(rows.rows), 'row')} written to {escape(str(path))}", highlight=False)
 
 
 @app.command("optimise-mixture")
@@ -245,8 +255,8 @@ def optimise_mixture(
         return show_json(found)
     flat = [[name, found["weights"][name], *value.values()] for name, value in found["flat"].items()]
     show_table("mixture", ["domain", "weight", "flat from", "to", "matters"], flat)
-    for name, probability in found["better_than"].items():
-        out.print(f"better than the {name} mixture with probability {probability:.2f}")
+    for name, better in found["better_than"].items():
+        out.print(f"better than the {name} mixture with probability {better:.2f}")
     out.print(f"mixture written to {escape(str(path))}", highlight=False)
 
 
@@ -270,10 +280,12 @@ def show(act: Callable[[], dict[str, Any]], as_json: bool) -> None:
 @app.command("best-schedule")
 def best_schedule(
     law: LawArgument,
-    size: Annotated[str, typer.Option(help="Parameters of the model, such as 400M.")],
+    size: Annotated[str, typer.Option(callback=size_of, help="Parameters of the model, such as 400M.")],
     steps: Annotated[int, typer.Option(min=1, help="Steps in all, with the warm-up.")],
     given: Annotated[Path | None, typer.Option(help="A measured curve step,lr,loss at this size.")] = None,
-    peak_lr: Annotated[float | None, typer.Option(help="Highest rate (default: of the curves at this size).")] = None,
+    peak_lr: Annotated[
+        float | None, typer.Option(callback=positive, help="Highest rate (default: of the curves at this size).")
+    ] = None,
     path: Annotated[Path | None, typer.Option("--out", "-o", help="CSV of step,lr to write the schedule to.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -291,8 +303,8 @@ def best_schedule(
 @app.command("best-lr")
 def best_lr(
     law: LawArgument,
-    params: Annotated[str, typer.Option(help="Parameters of the model, such as 1B.")],
-    tokens: Annotated[str, typer.Option(help="Training tokens, such as 100B.")],
+    params: Annotated[str, typer.Option(callback=size_of, help="Parameters of the model, such as 1B.")],
+    tokens: Annotated[str, typer.Option(callback=size_of, help="Training tokens, such as 100B.")],
     as_json: JsonOption = False,
 ) -> None:
     """The best learning rate and batch size, how sure that is, and how far one may miss them.
@@ -325,7 +337,7 @@ def compare(
 def next_run(
     law: LawArgument,
     target: Annotated[Path, typer.Option(help="CSV of the runs to be predicted, with the columns of the law.")],
-    budget: Annotated[float, typer.Option(help="FLOPs that one more run may cost, 6 N D.")],
+    budget: Annotated[float, typer.Option(callback=positive, help="FLOPs that one more run may cost, 6 N D.")],
     as_json: JsonOption = False,
 ) -> None:
     """Which run would narrow the prediction of the target most.

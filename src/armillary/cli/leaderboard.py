@@ -10,6 +10,8 @@ import typer
 from rich.markup import escape
 
 from armillary.cli.screen import JsonOption, app, err, out, show_json, show_table
+from armillary.cli.values import probability
+from armillary.recipe import counted
 
 
 @app.command("leaderboard")
@@ -21,7 +23,9 @@ def leaderboard(
         ),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="HTML page to write.", show_default=False)] = None,
-    level: Annotated[float, typer.Option(help="Level of the intervals and of the separation of ranks.")] = 0.95,
+    level: Annotated[
+        float, typer.Option(callback=probability, help="Level of the intervals and of the separation of ranks.")
+    ] = 0.95,
     across_settings: Annotated[
         bool, typer.Option("--across-settings", help="Compare also where prompts, extractors or generation differ.")
     ] = False,
@@ -42,7 +46,7 @@ def leaderboard(
         return show_json(asdict(board))
     for table in board.tables:
         show_table(
-            f"{table.task}: {table.metric}, {table.items} items",
+            f"{table.task}: {table.metric}, {counted(table.items, 'item')}",
             ["model", "rank", "score", "low", "high", "better than"],
             [
                 [one.model, one.rank, one.score.value, one.score.low, one.score.high, ", ".join(one.better_than)]

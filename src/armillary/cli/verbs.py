@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from armillary import __version__
 from armillary.cli import chat, evaluate, forecast, generate, laws, leaderboard, path, post
 from armillary.cli.screen import app
+from armillary.cli.values import of_option
 
 __all__ = ["PANELS", "app", "chat", "evaluate", "forecast", "generate", "laws", "leaderboard", "path", "post"]
 
@@ -28,7 +29,16 @@ _ORDER = [name for names in PANELS.values() for name in names]
 
 
 class InOrder(TyperGroup):
-    """Lists the verbs in the order of ``PANELS``."""
+    """Lists the verbs in the order of ``PANELS``, and says what is wrong with an option in this program's words."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Parse and call the verb; Typer's own errors about values are pydantic's."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            if error.__cause__ is not None:
+                error.message = of_option(error.__cause__, error.message)
+            raise
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Names of the verbs, those of the main path first."""

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from armillary.files import write_json
-from armillary.recipe import ArmillaryError, DamagedFileError, canonical_hash, read_sealed, write_sealed
+from armillary.recipe import ArmillaryError, DamagedFileError, canonical_hash, first_problem, read_sealed, write_sealed
 from armillary.recipe import Document as RecipePart
 
 FORMAT = 2  # 2: split by document with near duplicates on one side, sealed manifest; 1: split by part, no seal
@@ -135,9 +135,7 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise DamagedFileError(f"{file}: {where}: {first['msg']}; {REMEDY}") from error
+        raise DamagedFileError(f"{file}: {first_problem(error)}; {REMEDY}") from error
     name = folder.absolute().name
     if is_hash(name) and name != manifest.hash:
         raise DamagedFileError(

@@ -29,7 +29,7 @@ from armillary.corpus.demo import DEMO_DOMAINS
 from armillary.corpus.find import SourceFile
 from armillary.corpus.problems import Problem, shown
 from armillary.corpus.streams import Lost, decoded, lines
-from armillary.recipe import ArmillaryError, UsageError
+from armillary.recipe import ArmillaryError, UsageError, counted
 
 TEXT_BLOCK = 64 << 20
 LONG_LINE = 4096  # bytes; of a longer line only the bytes that are not UTF-8 are left out
@@ -161,7 +161,7 @@ def _without_bad_lines(path: str, number: int, block: bytes, error: UnicodeDecod
         detail = f" ({byte}), nor are {bad_lines} of the {len(rows)} lines{SAVE_AS}"
         return "", Problem(where, "not UTF-8", detail, count=len(rows))
     detail = (
-        f" ({byte}); {bad_lines} line{'s' * (bad_lines > 1)} with {lost:,} bytes left out, the others are read{SAVE_AS}"
+        f" ({byte}); {counted(bad_lines, 'line')} with {counted(lost, 'byte')} left out, the others are read{SAVE_AS}"
     )
     return "".join(good), Problem(where, "not UTF-8", detail, count=bad_lines)
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError
+from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, first_problem
 
 FORMAT = 1
 
@@ -125,11 +125,8 @@ def read_events(path: Path) -> Iterator[Event]:
                 try:
                     yield Event.model_validate(fields)
                 except ValidationError as error:
-                    first = error.errors()[0]
-                    where = ".".join(map(str, first["loc"])) or "line"
-                    raise DamagedFileError(
-                        f"{path}:{number}: not an event: {where}: {first['msg']}; {remedy}"
-                    ) from error
+                    said = first_problem(error)
+                    raise DamagedFileError(f"{path}:{number}: not an event: {said}; {remedy}") from error
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from armillary.recipe import ModelShape
+from armillary.recipe import ModelShape, counted
 
 # A process with PyTorch and this package, before it has a model (0.3 GiB measured) and while it makes its first steps.
 _PROCESS_BYTES = 500 * 2**20
@@ -34,7 +34,7 @@ def worker_bytes(shape: ModelShape, batch_tokens: int) -> int:
 def fit_workers(wanted: int, need: int) -> tuple[int, str | None]:
     """How many of the ``wanted`` workers, at least one, fit here if each takes ``need`` bytes; why, if not all do."""
     cores, memory = available_cores(), available_memory()
-    limits = [(max(cores, torch.accelerator.device_count()), f"{cores} core{'s' * (cores > 1)} can be used here")]
+    limits = [(max(cores, torch.accelerator.device_count()), f"{counted(cores, 'core')} can be used here")]
     if memory is not None:
         held = max(1, int(_SHARE * memory / need))
         said = f"{memory / 2**30:.1f} GiB of memory are available, and a worker takes about {need / 2**30:.1f} GiB"
@@ -42,7 +42,7 @@ def fit_workers(wanted: int, need: int) -> tuple[int, str | None]:
     fit, why = min(limits)
     if wanted <= fit:
         return wanted, None
-    return fit, f"{fit} worker{'s' * (fit > 1)} in place of {wanted}: {why}"
+    return fit, f"{counted(fit, 'worker')} in place of {wanted}: {why}"
 
 
 def available_memory(root: Path = Path("/")) -> int | None:

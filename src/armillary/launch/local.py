@@ -30,7 +30,7 @@ from torch.distributed.elastic.rendezvous import RendezvousError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from armillary.model import prefer_large_pages
-from armillary.recipe import ArmillaryError
+from armillary.recipe import ArmillaryError, counted
 
 
 def start_ranks(act: Callable[[Callable[[], bool]], Any], ranks: int, max_restarts: int) -> Any:
@@ -82,7 +82,7 @@ def start_ranks(act: Callable[[Callable[[], bool]], Any], ranks: int, max_restar
         rank, failure = error.get_first_failure()
         how = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
         said = failure.message["message"] if isinstance(failure.message, dict) else failure.message
-        again = f", and again after {max_restarts} restart{'s' * (max_restarts > 1)}" if max_restarts else ""
+        again = f", and again after {counted(max_restarts, 'restart')}" if max_restarts else ""
         last = (said.strip().splitlines() or ["nothing"])[-1]
         raise ArmillaryError(
             f"rank {rank} died ({how}){again}; its last words: {last}; what the last checkpoint holds is kept, and the "

@@ -7,6 +7,7 @@ only the user knows which one is meant.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,20 @@ _OTHER = {
     *("spike", "spikes", "slope", "rank", "predicted", "prediction", "low", "high", "norm", "tokens", "date", "hours"),
     *("second", "seconds", "samples", "runtime", "throughput", "mfu", "epoch", "epochs", "flops"),
 }
+
+
+# Names of losses that a misspelt one is compared with.
+LOSS_NAMES = (
+    "loss",
+    "val_loss",
+    "valid_loss",
+    "validation_loss",
+    "eval_loss",
+    "test_loss",
+    "train_loss",
+    "final_loss",
+    "bpb",
+)
 
 
 @dataclass(frozen=True)
@@ -145,6 +160,15 @@ def find_column(table: Table, name: str) -> str:
     return same[0]
 
 
+def nearly(columns: Sequence[str], names: Sequence[str]) -> str:
+    """The end of a message: which of ``columns`` is nearly one of ``names``, or nothing."""
+    for column in columns:
+        match = difflib.get_close_matches(plain(column), [plain(name) for name in names], n=1, cutoff=0.75)
+        if match and feature_of(column) is None and not is_loss(column):
+            return f"; '{column}' is nearly '{match[0]}': rename it where it is that"
+    return ""
+
+
 def default_columns(table: Table) -> list[str]:
     """Parameters, tokens and all losses of a table, each known by its name.
 
@@ -166,15 +190,17 @@ def default_columns(table: Table) -> list[str]:
                 found += same
                 break
         else:
-            names = ", ".join(ALIASES[features[0]][:6])
+            names = [name for feature in features for name in ALIASES[feature] if len(name) > 1]
             raise UsageError(
-                f"{table.path}: no column is known as {features[0]} (names such as {names}); its columns are "
+                f"{table.path}: no column is known as {features[0]} (names such as {', '.join(names[:5])})"
+                f"{nearly(table.columns, names)}; its columns are "
                 f"{', '.join(table.columns)}. Name what the law takes and then the losses with --columns"
             )
     losses = [column for column in table.columns if is_loss(column) and table.numeric(column)]
     if not losses:
         raise UsageError(
-            f"{table.path}: no column is known as a loss (names such as loss, val_loss, bpb, validation/c4); its "
+            f"{table.path}: no column is known as a loss (names such as loss, val_loss, bpb, validation/c4)"
+            f"{nearly(table.columns, LOSS_NAMES)}; its "
             f"columns are {', '.join(table.columns)}. Name it: --columns {','.join(found)},NAME"
         )
     return [*found, *losses]

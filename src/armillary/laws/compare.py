@@ -31,7 +31,7 @@ from armillary.laws.estimator import (
 from armillary.laws.outliers import contradicted
 from armillary.laws.scaling_fit import draw, fit_form, seed_noise
 from armillary.laws.scaling_forms import SCALING_FORMS
-from armillary.recipe import UsageError
+from armillary.recipe import UsageError, counted
 
 FORMS = ("chinchilla", "ratio", "interaction")
 
@@ -117,7 +117,9 @@ def compare_families(
     points, losses, member = _stacked(families)
     target = checked_positive("at", np.reshape(np.asarray(at, dtype=float), (1, -1)))[0]
     if len(target) not in (1, 2):
-        raise UsageError(f"at has {len(target)} numbers; give parameters and tokens, or compute (their product)")
+        raise UsageError(
+            f"at has {counted(len(target), 'number')}; give parameters and tokens, or compute (their product)"
+        )
     where = np.log(target)
     if len(where) == 1:
         ratio = np.median(points[:, 1] - points[:, 0])
@@ -203,7 +205,9 @@ def _stacked(families: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> tuple[Array
         sizes = checked_positive(f"X of family '{name}'", X, columns=2, labels=("params", "tokens"), rows=4)
         values = checked_positive(f"y of family '{name}'", np.reshape(np.asarray(y, dtype=float), (-1, 1)))
         if len(sizes) != len(values):
-            raise UsageError(f"family '{name}' has {len(sizes)} rows in X and {len(values)} in y; give a loss for each")
+            raise UsageError(
+                f"family '{name}' has {counted(len(sizes), 'row')} in X and {len(values)} in y; give a loss for each"
+            )
         if (np.ptp(np.log(sizes), axis=0) < 0.05).any():
             raise UsageError(f"family '{name}' has runs of one size or of one number of tokens; it needs two of each")
         logs, forms = np.log(values), {form: SCALING_FORMS[form] for form in (*FORMS, "kaplan")}

@@ -26,7 +26,7 @@ from scipy import ndimage
 
 from armillary.laws.estimator import SHOWN, Array, SetAsideWarning, thing_name
 from armillary.laws.table import parse_size, read_table
-from armillary.recipe import UsageError
+from armillary.recipe import UsageError, counted
 
 # A jump changes the rate by at least this share of the highest rate, and at least so many times as fast per step as
 # in the neighbouring intervals.
@@ -141,7 +141,7 @@ def read_curve(path: Path, size: float, need_loss: bool = True) -> Curve:
         said = ", ".join(f"line {table.lines[one.row]} is '{table.text('loss')[one.row]}'" for one in bad[:SHOWN])
         more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         warnings.warn(
-            f"{path}: {len(bad)} rows without a loss are left out: column 'loss' of {said}{more}",
+            f"{path}: left out {counted(len(bad), 'row')} without a loss: column 'loss' of {said}{more}",
             SetAsideWarning,
             stacklevel=2,
         )

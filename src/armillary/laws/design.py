@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from armillary.laws.estimator import Array, checked_mixtures
-from armillary.recipe import UsageError
+from armillary.recipe import UsageError, counted
 
 # Concentration of the Dirichlet distributions as the sum of its parameters per domain: from nearly pure to even.
 CONCENTRATION = (0.4, 4.0)
@@ -36,7 +36,9 @@ def simplex_design(n: int, lower: ArrayLike, upper: ArrayLike, *, centre: ArrayL
     natural = checked_mixtures("centre", np.reshape(np.asarray(centre, dtype=float), (1, -1)))[0]
     floor, ceiling = checked_bounds(lower, upper, len(natural))
     if n < 2:
-        raise UsageError(f"a design of {n} mixtures was asked for; at least 2 are needed (natural and uniform)")
+        raise UsageError(
+            f"a design of {counted(n, 'mixture')} was asked for; at least 2 are needed (natural and uniform)"
+        )
     d = len(natural)
     uniform = np.full(d, 1 / d)
     quasi = stats.qmc.Sobol(d + 2, scramble=True, seed=seed).random(1 << max(1, (n - 1).bit_length()))[: n - 2]
@@ -59,7 +61,9 @@ def checked_bounds(lower: ArrayLike, upper: ArrayLike, domains: int) -> tuple[Ar
     floor, ceiling = np.asarray(lower, dtype=float), np.asarray(upper, dtype=float)
     for name, bound in (("lower", floor), ("upper", ceiling)):
         if bound.shape != (domains,):
-            raise UsageError(f"{name} has shape {list(bound.shape)}; give one bound for each of {domains} domains")
+            raise UsageError(
+                f"{name} has shape {list(bound.shape)}; give one bound for each of {counted(domains, 'domain')}"
+            )
         if not np.isfinite(bound).all():
             raise UsageError(f"{name}[{int(np.flatnonzero(~np.isfinite(bound))[0])}] is not a finite number")
     ceiling = np.minimum(ceiling, 1.0)

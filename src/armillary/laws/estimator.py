@@ -32,7 +32,7 @@ from armillary.laws.values import (
     read_fields,
     write_fields,
 )
-from armillary.recipe import UsageError
+from armillary.recipe import UsageError, counted
 
 Array = NDArray[np.float64]
 
@@ -283,7 +283,7 @@ def checked_table(
         wanted = f"[rows, {columns if columns is not None else 'columns'}]"
         raise UsageError(f"{name} has shape {list(table.shape)}; it must be {wanted}")
     if len(table) < rows:
-        raise UsageError(f"{name} has {len(table)} rows; at least {rows} are needed")
+        raise UsageError(f"{name} has {counted(len(table), 'row')}; at least {rows} are needed")
     refuse_where(~np.isfinite(table), name, table, "give a finite number or leave the row out", labels)
     return table
 

@@ -38,7 +38,7 @@ from armillary.laws.estimator import (
 )
 from armillary.laws.values import Array as ArrayField
 from armillary.laws.values import Codec, Fields, Flag, Listed, Mapped, Number, Record, Text, Whole
-from armillary.recipe import UsageError
+from armillary.recipe import UsageError, counted
 
 Rows = NDArray[np.intp]
 
@@ -251,9 +251,11 @@ class ExaminationLaw(Estimator):
         given = np.reshape(y, (-1, 1)) if np.ndim(y) == 1 else y
         columns = checked_table("y", given)
         if columns.shape[1] > 2:
-            raise UsageError(f"y has {columns.shape[1]} columns; give task losses and accuracies, or accuracies")
+            raise UsageError(
+                f"y has {counted(columns.shape[1], 'column')}; give task losses and accuracies, or accuracies"
+            )
         if len(columns) != len(losses):
-            raise UsageError(f"X has {len(losses)} rows and y has {len(columns)}; give one row for each run")
+            raise UsageError(f"X has {counted(len(losses), 'row')} and y has {len(columns)}; give one row for each run")
         outside = np.zeros(columns.shape, dtype=bool)
         outside[:, -1] = (columns[:, -1] < 0) | (columns[:, -1] > 1)
         refuse_where(outside, "y", columns, "an accuracy is a share between 0 and 1", None)
@@ -279,8 +281,10 @@ class ExaminationLaw(Estimator):
         above = int((p_values * len(accuracy) < 0.05).sum())
         if not above:
             raise AtChanceError(
-                f"cannot be predicted: none of the {len(accuracy)} runs answers significantly better than chance "
-                f"({self.chance:g}; the best has {accuracy.max():.4g} on {self.items} items, p = {p_values.min():.2g}, "
+                f"cannot be predicted: none of the {counted(len(accuracy), 'run')} answers significantly better "
+                f"than chance "
+                f"({self.chance:g}; the best has {accuracy.max():.4g} on {counted(self.items, 'item')}, p = "
+                f"{p_values.min():.2g}, "
                 f"and p below {0.05 / len(accuracy):.2g} is needed). Add larger runs or items, or predict the task "
                 "loss with 'armillary fit scaling'"
             )

@@ -35,7 +35,7 @@ from armillary.laws.estimator import (
 )
 from armillary.laws.values import Array as ArrayField
 from armillary.laws.values import Codec, Fields, Listed, Mapped, Number, Record, Text, Together, Whole
-from armillary.recipe import UsageError
+from armillary.recipe import UsageError, counted
 
 COLUMNS = ("params", "tokens", "lr", "bs")
 # Before any run is left out: the floor's relative miss at one e-fold of extrapolation, counted as COUNT observations.
@@ -188,7 +188,7 @@ class HyperparameterLaw(Estimator):
         table = checked_positive("X", X, columns=4, labels=COLUMNS, rows=6)
         losses = checked_positive("y", np.reshape(y, (-1, 1)), labels=("loss",))[:, 0]
         if len(losses) != len(table):
-            raise UsageError(f"X has {len(table)} rows and y has {len(losses)}; give one loss for each run")
+            raise UsageError(f"X has {counted(len(table), 'row')} and y has {len(losses)}; give one loss for each run")
         checked_noise(noise)
         checked_draws(self.bootstraps)
         if self.form not in ("auto", *FORMS):

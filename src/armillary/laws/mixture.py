@@ -54,7 +54,7 @@ from armillary.laws.mixture_noise import RunNoise, correlation, nearest_distance
 from armillary.laws.mixture_outliers import FOLDS, MIN_ROWS, contradicted
 from armillary.laws.values import Array as ArrayField
 from armillary.laws.values import Codec, Fields, Flag, Listed, Mapped, Names, Number, Record, Whole, restored
-from armillary.recipe import UsageError
+from armillary.recipe import UsageError, counted
 
 FORMS: dict[str, type[Form]] = {
     "linear": Linear,
@@ -220,7 +220,9 @@ class MixtureLaw(Estimator):
         gone = np.zeros(np.shape(Y), dtype=bool) if missing is None else np.asarray(missing, dtype=bool)
         losses = checked_positive("Y", Y if missing is None else np.where(gone, 1.0, np.asarray(Y, dtype=float)))
         if len(losses) != len(mixtures):
-            raise UsageError(f"X has {len(mixtures)} rows and Y has {len(losses)}; give the losses of each run")
+            raise UsageError(
+                f"X has {counted(len(mixtures), 'row')} and Y has {len(losses)}; give the losses of each run"
+            )
         unknown = [name for name in self.models if name not in FORMS]
         if unknown or not self.models:
             raise UsageError(f"no mixture model {', '.join(unknown) or 'given'}; take some of {', '.join(FORMS)}")
@@ -430,7 +432,8 @@ class MixtureLaw(Estimator):
         targets = self.held_out_.measured.shape[1]
         if weight.shape != (targets,) or not np.isfinite(weight).all() or (weight < 0).any() or not weight.any():
             raise UsageError(
-                f"target weights are {weight.tolist()}; give {targets} numbers, one for each validation domain, "
+                f"target weights are {weight.tolist()}; give {counted(targets, 'number')}, one for each "
+                f"validation domain, "
                 "none negative and not all 0"
             )
         return weight
@@ -467,7 +470,8 @@ class MixtureLaw(Estimator):
                 "the runs do not span that size and its tokens" if len(self.run_tokens_) else "it was not given tokens"
             )
             warnings.warn(
-                f"at {int((~known).sum())} of {rows} rows the level of the losses is not known ({why}): values only "
+                f"at {int((~known).sum())} of {counted(rows, 'row')} the level of the losses is not known "
+                f"({why}): values only "
                 "rank mixtures, and intervals are 0 to infinity; add runs at that scale, or give each run's tokens",
                 ExtrapolationWarning,
                 stacklevel=3,
@@ -657,7 +661,9 @@ def _checked_sizes(sizes: float | ArrayLike, rows: int, name: str = "sizes") -> 
     """Sizes or tokens [rows], all above 0."""
     given = np.asarray(sizes, dtype=float)
     if given.ndim > 1 or given.size not in (1, rows):
-        raise UsageError(f"{name} has shape {list(given.shape)}; give one number, or one for each of {rows} rows")
+        raise UsageError(
+            f"{name} has shape {list(given.shape)}; give one number, or one for each of {counted(rows, 'row')}"
+        )
     return np.broadcast_to(checked_positive(name, given.reshape(-1, 1))[:, 0], rows)
 
 
@@ -687,7 +693,9 @@ def _folds(mixtures: Array, rng: np.random.Generator) -> list[Rows]:
     group = group.reshape(-1)
     groups = int(group.max()) + 1
     if groups < MIN_ROWS:
-        raise UsageError(f"X holds {groups} different mixtures in {len(mixtures)} rows; at least {MIN_ROWS} are needed")
+        raise UsageError(
+            f"X holds {groups} different mixtures in {counted(len(mixtures), 'row')}; at least {MIN_ROWS} are needed"
+        )
     fold = rng.permutation(groups) % min(FOLDS, groups)
     return [np.flatnonzero(fold[group] == k) for k in range(min(FOLDS, groups))]
 

@@ -53,7 +53,7 @@ from armillary.laws.scaling_fit import Solution, draw, fit_form, height, seed_no
 from armillary.laws.scaling_forms import SCALING_FORMS
 from armillary.laws.values import Array as ArrayField
 from armillary.laws.values import Codec, Fields, Flag, Listed, Mapped, Names, Number, Record, Text, Together, Whole
-from armillary.recipe import UsageError
+from armillary.recipe import UsageError, counted
 
 __all__ = ["SCALING_FORMS", "LeftOut", "ScalingLaw"]
 
@@ -226,7 +226,7 @@ class ScalingLaw(Estimator):
         used = np.ones(table.shape, dtype=bool) if missing is None else ~np.reshape(missing, table.shape)
         losses = checked_positive("y", np.where(used, table, 1.0), labels=("loss",) if self._single else None)
         if len(losses) != len(points):
-            raise UsageError(f"X has {len(points)} rows and y has {len(losses)}; give one loss for each run")
+            raise UsageError(f"X has {counted(len(points), 'row')} and y has {len(losses)}; give one loss for each run")
         checked_noise(noise)
         checked_draws(self.bootstraps)
         self._check_sizes(points, used)

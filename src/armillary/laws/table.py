@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import difflib
 import io
 import re
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from armillary.laws.estimator import Array
-from armillary.recipe import UsageError
+from armillary.recipe import UsageError, counted
 
 UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 _NUMBER = r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:E[+-]?[0-9]+)?"
@@ -139,7 +140,9 @@ class Table:
             UsageError: none.
         """
         if column not in self.columns:
-            raise UsageError(f"{self.path} has no column '{column}'; its columns are {', '.join(self.columns)}")
+            near = difflib.get_close_matches(column.lower(), {name.lower(): name for name in self.columns}, n=1)
+            hint = next((f"; did you mean '{name}'?" for name in self.columns if [name.lower()] == near), "")
+            raise UsageError(f"{self.path} has no column '{column}'{hint}; its columns are {', '.join(self.columns)}")
         return self.columns.index(column)
 
     def _strict(self, columns: Sequence[str], parse: Callable[[str], float], above: float, least: float) -> Array:
@@ -269,7 +272,7 @@ def read_table(path: Path) -> Table:
             if width == 1 and len(row[0].split()) > 1 and delimiter == ",":
                 raise UsageError(f"{path}, line {line}: the columns are separated by spaces; save it with commas")
             raise UsageError(
-                f"{path}, line {line} has {len(row)} entries and the header has {width}; quote entries that "
+                f"{path}, line {line} has {counted(len(row), 'entry')} and the header has {width}; quote entries that "
                 "hold a comma, or fill what is missing"
             )
         body.append(row)

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from scipy import stats
 
 from armillary.laws.estimator import Array, Prediction, checked_interval
-from armillary.recipe import UsageError
+from armillary.recipe import UsageError, counted
 
 
 def mean_interval(samples: ArrayLike, interval: float = 0.9) -> Prediction:
@@ -35,7 +35,9 @@ def paired_difference(a: ArrayLike, b: ArrayLike, interval: float = 0.9) -> Pred
     """
     first, second = _samples("a", a), _samples("b", b)
     if len(first) != len(second):
-        raise UsageError(f"a has {len(first)} samples and b has {len(second)}; pairs need the same seeds in both")
+        raise UsageError(
+            f"a has {counted(len(first), 'sample')} and b has {len(second)}; pairs need the same seeds in both"
+        )
     return _student(first - second, checked_interval(interval))
 
 
@@ -77,7 +79,7 @@ def best_of(groups: Mapping[str, Sequence[float]], reference: str, interval: flo
     for name, values in table.items():
         if len(values) != len(table[reference]):
             raise UsageError(
-                f"group '{name}' has {len(values)} samples and '{reference}' has {len(table[reference])}; "
+                f"group '{name}' has {counted(len(values), 'sample')} and '{reference}' has {len(table[reference])}; "
                 "run the same seeds for each"
             )
     values = np.array(list(table.values()))

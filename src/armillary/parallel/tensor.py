@@ -203,18 +203,34 @@ class VocabularyParallelLoss:
         return found.view(weights.shape).masked_fill(weights == 0, 0.0)
 
 
+def _gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """[B, T / ranks, d] of each rank to [B, T, d]."""
+    whole: Tensor = wait_tensor(all_gather_single(x, gather_dim=1, group=group))
+    return whole
+
+
+def _summed_part(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """[B, T, d] of each rank, summed, to this rank's [B, T / ranks, d] of it."""
+    own: Tensor = wait_tensor(reduce_scatter_single(x, "sum", scatter_dim=1, group=group))
+    return own
+
+
+def _own_part(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """[B, T, d], the same on every rank, to this rank's [B, T / ranks, d]."""
+    return x.chunk(group.size(), dim=1)[group.rank()].contiguous()
+
+
 class _GatherSequence(Function):
     """[B, T / ranks, d] of each rank to [B, T, d]; the gradients of all ranks are summed and cut apart again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
-        whole: Tensor = wait_tensor(all_gather_single(x, gather_dim=1, group=group))
-        return whole
+        return _gathered(x, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return wait_tensor(reduce_scatter_single(grad, "sum", scatter_dim=1, group=ctx.group)), None
+        return _summed_part(grad, ctx.group), None
 
 
 class _ScatterSequence(Function):
@@ -223,12 +239,11 @@ class _ScatterSequence(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
-        own: Tensor = wait_tensor(reduce_scatter_single(x, "sum", scatter_dim=1, group=group))
-        return own
+        return _summed_part(x, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return wait_tensor(all_gather_single(grad, gather_dim=1, group=ctx.group)), None
+        return _gathered(grad, ctx.group), None
 
 
 class _OwnSequence(Function):
@@ -237,11 +252,11 @@ class _OwnSequence(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
-        return x.chunk(group.size(), dim=1)[group.rank()].contiguous()
+        return _own_part(x, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return wait_tensor(all_gather_single(grad, gather_dim=1, group=ctx.group)), None
+        return _gathered(grad, ctx.group), None
 
 
 class _JoinSequence(Function):
@@ -250,12 +265,11 @@ class _JoinSequence(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
-        whole: Tensor = wait_tensor(all_gather_single(x, gather_dim=1, group=group))
-        return whole
+        return _gathered(x, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad.chunk(ctx.group.size(), dim=1)[ctx.group.rank()].contiguous(), None
+        return _own_part(grad, ctx.group), None
 
 
 class _Sum(Function):

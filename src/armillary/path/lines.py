@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from armillary.recipe import counted
 from armillary.report import ScoreRow
 from armillary.study import AnnealOutcome, LadderOutcome, MixtureOutcome, TargetOutcome
 
@@ -27,7 +28,7 @@ def ladder(found: LadderOutcome) -> str:
     """How far the ladder reaches, and between which target losses."""
     sizes, losses = [point.parameters for point in found.points], [point.target for point in found.points]
     return (
-        f"ladder: {len(found.points)} runs of {min(sizes):,} to {max(sizes):,} parameters; target loss "
+        f"ladder: {counted(len(found.points), 'run')} of {min(sizes):,} to {max(sizes):,} parameters; target loss "
         f"{max(losses):.4f} to {min(losses):.4f}"
     )
 
@@ -42,7 +43,7 @@ def prediction(said: dict[str, Any]) -> str:
 
 def target(found: TargetOutcome) -> str:
     """The mean target loss of each arm, and the differences with their intervals."""
-    means = ", ".join(f"{arm.name} {arm.mean:.4f} ({len(arm.seeds)} seeds)" for arm in found.arms)
+    means = ", ".join(f"{arm.name} {arm.mean:.4f} ({counted(len(arm.seeds), 'seed')})" for arm in found.arms)
     apart = "".join(
         f"; found minus {each.reference} {each.mean:+.4f} ({each.low:+.4f} to {each.high:+.4f})"
         for each in found.differences
@@ -53,7 +54,7 @@ def target(found: TargetOutcome) -> str:
 def verdict(said: dict[str, Any]) -> str:
     """How many predictions lie inside their intervals, or why this cannot be said."""
     if said["status"] == "judged":
-        return f"verdict: {said['inside']} of {len(said['rows'])} predictions inside their intervals"
+        return f"verdict: {said['inside']} of {counted(len(said['rows']), 'prediction')} inside their intervals"
     if said["status"] == "diverged":
         return f"verdict: diverged: outside ({said['reason']})"
     return f"verdict: {said['reason']}"
@@ -61,9 +62,8 @@ def verdict(said: dict[str, Any]) -> str:
 
 def examination(total: ScoreRow) -> str:
     """The share of right answers of the published model, and the difference from the natural mixture."""
-    said = (
-        f"examine: {100 * total.value:.1f}% of {total.n} items right ({100 * total.low:.1f} to {100 * total.high:.1f})"
-    )
+    interval = f"{100 * total.low:.1f} to {100 * total.high:.1f}"
+    said = f"examine: {100 * total.value:.1f}% of {counted(total.n, 'item')} right ({interval})"
     if total.difference is None or total.difference_low is None or total.difference_high is None:
         return said
     ends = f"{100 * total.difference_low:+.1f} to {100 * total.difference_high:+.1f}"

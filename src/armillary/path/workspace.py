@@ -38,7 +38,9 @@ from armillary.recipe import (
     RunSpec,
     UsageError,
     canonical_hash,
+    counted,
     exclusive,
+    first_problem,
     keep_recipe,
     parse_budget,
     read_json,
@@ -238,9 +240,9 @@ class Workspace:
         plan = saved.plan
         write_sealed(path, saved.model_dump(mode="json"))
         for stage in STAGES:
-            size = f"{plan.tokens[stage]:,} tokens"
+            size = f"{counted(plan.tokens[stage], 'token')}"
             if stage == "mixture":
-                size = f"{plan.mixture_runs} runs of {size}"
+                size = f"{counted(plan.mixture_runs, 'run')} of {size}"
             self.progress(
                 "plan", 1, 1, f"{stage}: {size}, about {plan.seconds[stage]:.0f} s, {plan.flops[stage]:.2e} FLOPs"
             )
@@ -265,9 +267,7 @@ class Workspace:
         try:
             saved = _SavedPlan.model_validate(document)
         except ValidationError as error:
-            problem = error.errors()[0]
-            where = ".".join(map(str, problem["loc"]))
-            raise DamagedFileError(f"{path}: plan of the studies: {where}: {problem['msg']}; {remedy}") from error
+            raise DamagedFileError(f"{path}: plan of the studies: {first_problem(error)}; {remedy}") from error
         return saved if saved.key == key else None
 
     @contextmanager

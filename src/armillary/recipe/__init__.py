@@ -51,6 +51,7 @@ from armillary.recipe.shapes import (
     RopeScaling,
     register_block,
 )
+from armillary.recipe.words import all_problems, counted, first_problem, in_words, plural
 from armillary.recipe.written import (
     RECORD,
     RECORD_FORMAT,
@@ -111,10 +112,14 @@ __all__ = [
     "Training",
     "UsageError",
     "Validation",
+    "all_problems",
     "canonical_hash",
+    "counted",
     "decay_factor",
     "exclusive",
+    "first_problem",
     "given",
+    "in_words",
     "is_workspace",
     "keep_recipe",
     "load_document",
@@ -123,6 +128,7 @@ __all__ = [
     "lock",
     "measures",
     "parse_budget",
+    "plural",
     "problem_of",
     "read_json",
     "read_sealed",

@@ -17,27 +17,17 @@ from pydantic.fields import FieldInfo
 from armillary.recipe.errors import FieldError, SeveralFieldsError, UsageError
 from armillary.recipe.reader import Location, Problem, YamlFile, plain_type
 from armillary.recipe.shapes import Document
+from armillary.recipe.words import KINDS, in_words
 
 D = TypeVar("D", bound=Document)
 
 _PASSES = 20
 _SHOWN = 50
-# What could stand in a field: the first that the field's own rule takes.
-_STAND_INS: tuple[Any, ...] = (1, 2, 8, 64, 1024, "1h", True, 0.25, [], [1, 2], {})
-# What a part of the wrong kind should be, by pydantic's word for it.
-_KINDS = {
-    "model_type": "must be a mapping, with a 'key: value' on each line",
-    "dict_type": "must be a mapping, with a 'name: value' on each line",
-    "tuple_type": "must be a list, such as [1, 2]",
-    "string_type": "must be a text",
-    "int_parsing": "must be a whole number, such as 20000, 1e6 or 20M",
-    "int_from_float": "must be a whole number, such as 20000, 1e6 or 20M",
-    "int_type": "must be a whole number, such as 20000, 1e6 or 20M",
-    "float_parsing": "must be a number, such as 0.05, 4e-3 or 5%",
-    "float_type": "must be a number, such as 0.05, 4e-3 or 5%",
-    "bool_parsing": "must be true or false",
-    "bool_type": "must be true or false",
-}
+# What could stand in a field: the first that the field's own rule takes; the others show what follows from it.
+_STAND_INS: tuple[Any, ...] = (
+    *(1, 2, 8, 64, 1024, "1h", True, 0.25, [], [1, 2], {}),
+    *(3, 4, 5, 6, 10, 12, 16, 24, 28, 32, 36, 40, 48, 80, 96, 128, 256, 512, 2048, 4096),
+)
 
 
 def check_document(file: YamlFile, kind: type[D]) -> D:
@@ -64,9 +54,12 @@ def check_document(file: YamlFile, kind: type[D]) -> D:
             whole = any(not one["loc"] for one in error.errors())
             new = [
                 (loc, e)
-                for loc, e in _errors(error)
-                if not any(_related(loc, old) for old in replaced) and (not loc or loc[-1] not in gone)
+                for loc, e in _errors(error, value)
+                if not any(_related(loc, old) for old in replaced)
+                and (not loc or loc[-1] not in gone)
+                and (not replaced or _is_cause(kind, value, replaced, loc))
             ]
+            new = _without_renamed(kind, value, new)
         else:
             if not found:
                 return document
@@ -119,7 +112,48 @@ def _related(a: Location, b: Location) -> bool:
     return a[:shorter] == b[:shorter]
 
 
-def _errors(error: ValidationError) -> list[tuple[Location, Any]]:
+def _is_cause(kind: type[Document], value: Any, replaced: list[Location], location: Location) -> bool:
+    """Whether ``location`` is wrong whatever takes the place of what was ``replaced``."""
+    for choice in range(1, len(_STAND_INS)):
+        other = copy.deepcopy(value)
+        for place in replaced:
+            _replace(other, kind, place, choice)
+        try:
+            kind.model_validate(copy.deepcopy(other))
+        except ValidationError as error:
+            wrong = [where for where, _ in _errors(error, other)]
+            # a stand-in that is wrong itself keeps the checks over several fields from running
+            if location in wrong or any(_related(where, place) for where in wrong for place in replaced):
+                continue
+        return False
+    return True
+
+
+def _without_renamed(
+    kind: type[Document], value: Any, errors: list[tuple[Location, Any]]
+) -> list[tuple[Location, Any]]:
+    """``errors`` without the missing keys that stand there under an unknown name which is nearly theirs."""
+    renamed = set()
+    for location, error in errors:
+        if error["type"] == "extra_forbidden":
+            known = _known_name(_part(value, location[:-1]), kind, location)
+            renamed |= {(*location[:-1], name) for name in known}
+    return [(loc, error) for loc, error in errors if error["type"] != "missing" or loc not in renamed]
+
+
+def _part(value: Any, location: Location) -> Any:
+    for key in location:
+        value = value[key]
+    return value
+
+
+def _known_name(part: Any, kind: Any, location: Location) -> list[str]:
+    """The nearest valid key for the unknown one at ``location`` of the document, where ``part`` lacks it."""
+    known = difflib.get_close_matches(str(location[-1]), _valid_keys(kind, location[:-1]), n=1, cutoff=0.5)
+    return [name for name in known if name not in part]
+
+
+def _errors(error: ValidationError, value: Any) -> list[tuple[Location, Any]]:
     """Each pydantic error, and each problem of a check over several fields, with its place in the document."""
     found: list[tuple[Location, Any]] = []
     for one in error.errors():
@@ -129,13 +163,27 @@ def _errors(error: ValidationError) -> list[tuple[Location, Any]]:
         elif isinstance(cause, FieldError):
             found.append(((*one["loc"], *cause.location), one))
         else:
-            found.append((one["loc"], one))
+            found.append((_without_tags(one["loc"], value), one))
     # a list with a wrong entry is also too short, to pydantic
     return [
         (loc, one)
         for loc, one in found
         if one["type"] != "too_short" or not any(loc == other[: len(loc)] != other for other, _ in found)
     ]
+
+
+def _without_tags(location: Location, value: Any) -> Location:
+    """``location`` without the names of alternatives, which pydantic puts between the keys."""
+    kept: list[int | str] = []
+    for i, key in enumerate(location):
+        if isinstance(value, dict) and key not in value and value.get("kind") == key and i + 1 < len(location):
+            continue
+        kept.append(key)
+        try:
+            value = value[key]
+        except (LookupError, TypeError):
+            value = None
+    return tuple(kept)
 
 
 def _said(kind: type[Document], location: Location, error: Any) -> str:
@@ -148,9 +196,9 @@ def _said(kind: type[Document], location: Location, error: Any) -> str:
         return f"the key '{where}' is missing"
     if given is None and "input" in error and error["type"] != "value_error":
         return "has no value; give one, or take the key out"
-    message = _KINDS.get(error["type"], error["msg"].removeprefix("Value error, "))
+    message = in_words(error)
     keys = _valid_keys(kind, location)
-    if keys and error["type"] in _KINDS:
+    if keys and error["type"] in KINDS:
         message += f"; valid keys: {', '.join(keys)}"
     shown = f" (given: {_cut(given)})" if isinstance(given, (str, int, float, bool)) else ""
     return f"{message}{shown}"
@@ -183,15 +231,18 @@ def _valid_keys(kind: Any, location: Location) -> list[str]:
     for key in location:
         kind = _below(kind, key)
     kind = plain_type(kind)
-    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []
+    found: dict[str, None] = {}
+    for part in (kind, *getattr(kind, "__args__", ())):  # a document, or one of several
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            found |= dict.fromkeys(part.model_fields)
+    return list(found)
 
 
 def _renamed(file: YamlFile, value: Any, kind: Any, location: Location) -> bool:
     """Take an unknown key for the nearest valid one, where that is not there: what is missing then is not missed."""
-    for key in location[:-1]:
-        value = value[key]
-    known = difflib.get_close_matches(str(location[-1]), _valid_keys(kind, location[:-1]), n=1, cutoff=0.5)
-    if not known or known[0] in value:
+    value = _part(value, location[:-1])
+    known = _known_name(value, kind, location)
+    if not known:
         return False
     value[known[0]] = value.pop(str(location[-1]))
     end = len(location)
@@ -200,8 +251,11 @@ def _renamed(file: YamlFile, value: Any, kind: Any, location: Location) -> bool:
     return True
 
 
-def _replace(value: Any, kind: Any, location: Location) -> bool:
-    """Put something that could stand there in place of what is wrong at ``location``, or take it out."""
+def _replace(value: Any, kind: Any, location: Location, choice: int = 0) -> bool:
+    """Put something that could stand there in place of what is wrong at ``location``, or take it out.
+
+    ``choice`` numbers what could stand there; the last of it serves for all higher numbers.
+    """
     if not location:
         return False
     for key in location[:-1]:
@@ -211,7 +265,7 @@ def _replace(value: Any, kind: Any, location: Location) -> bool:
             return False
         kind = _below(kind, key)
     key, field = location[-1], _field(kind, location[-1])
-    stand_in = _stand_in(field.rebuild_annotation() if field is not None else _below(kind, key))
+    stand_in = _stand_in(field.rebuild_annotation() if field is not None else _below(kind, key), choice)
     if isinstance(value, list) and isinstance(key, int) and key < len(value) and stand_in is not None:
         value[key] = stand_in
     elif not isinstance(value, dict):
@@ -234,20 +288,24 @@ def _is_there(value: Any, location: Location) -> bool:
     return True
 
 
-def _stand_in(kind: Any) -> Any:
-    """Something that a field of type ``kind`` takes, or None."""
+def _stand_in(kind: Any, choice: int = 0) -> Any:
+    """Something that a field of type ``kind`` takes, or None; ``choice`` as in ``_replace``."""
     if kind is None:
         return None
     plain = plain_type(kind)
     if isinstance(plain, type) and issubclass(plain, BaseModel):
         needed = {name: field for name, field in plain.model_fields.items() if field.is_required()}
-        parts = {name: _stand_in(field.rebuild_annotation()) for name, field in needed.items()}
+        parts = {name: _stand_in(field.rebuild_annotation(), choice) for name, field in needed.items()}
         return None if None in parts.values() else parts
     adapter = TypeAdapter(kind)
+    found = None
     for candidate in _STAND_INS:
         try:
             adapter.validate_python(candidate)
         except ValueError:
             continue
-        return candidate
-    return None
+        found = candidate
+        if choice == 0:
+            break
+        choice -= 1
+    return found

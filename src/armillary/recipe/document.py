@@ -22,6 +22,7 @@ from armillary.recipe.optimizers import OptimizerKind
 from armillary.recipe.reader import read_yaml
 from armillary.recipe.run import Decay
 from armillary.recipe.shapes import Document, Family
+from armillary.recipe.words import first_problem
 from armillary.recipe.written import blaming_changes
 
 D = TypeVar("D", bound=Document)
@@ -390,8 +391,7 @@ class Recipe(Document):
             try:
                 self.family(name).shape(depth, self.corpus.tokenizer.vocab_size)
             except ValidationError as error:
-                first = error.errors()[0]
-                said = ": ".join([*map(str, first["loc"]), first["msg"].removeprefix("Value error, ")])
+                said = first_problem(error)
                 problems.append(FieldError(f"'{name}' has no model of depth {depth}: {said}", "families"))
         return problems[:1]
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 
-# In a URL: what stands between user and host, and the value of any parameter whose name speaks of a secret.
+# What stands between user and host of a URL; the value of any of its parameters whose name speaks of a secret; and
+# passwords in a connection string or in JSON.
 _SECRETS = (
     re.compile(r"(://[^:/@\s]*:)[^/\s]*(?=@)"),
     re.compile(r"([?&][^=&\s]*(?:pass|pwd|secret|token)[^=&\s]*=)[^&\s'\"]*", re.IGNORECASE),
+    re.compile(r"((?:password|passwd|passphrase|pwd)(?:=|['\"]\s*:)\s*['\"]?)[^&\s'\",;)]+", re.IGNORECASE),
 )
 
 
@@ -43,7 +45,7 @@ class SeveralFieldsError(ValueError):
 
 
 def without_passwords(text: str) -> str:
-    """``text`` with ``***`` in place of each password in a URL, also in its query string."""
+    """``text`` with ``***`` in place of each password of a URL, of its parameters or of a connection string."""
     for secret in _SECRETS:
         text = secret.sub(r"\1***", text)
     return text

@@ -15,7 +15,7 @@ from armillary.recipe.checking import check_document
 from armillary.recipe.document import FolderName, PathText, Recipe, beside, in_folder
 from armillary.recipe.errors import FieldError, UsageError
 from armillary.recipe.layout import Layout
-from armillary.recipe.reader import read_yaml
+from armillary.recipe.reader import YamlFile, read_yaml
 from armillary.recipe.run import RunSpec
 from armillary.recipe.shapes import Document
 from armillary.recipe.written import blaming_changes
@@ -91,6 +91,11 @@ class LargeRun(Document):
         return self.layout
 
 
+def _is_large(file: YamlFile) -> bool:
+    """Whether a file is that of a large run: by a key that no recipe has, or a corpus that is a folder."""
+    return not _KEYS.isdisjoint(file.keys) or file.is_scalar("corpus")
+
+
 def load_training(path: Path) -> Recipe | LargeRun:
     """Read what ``armillary train`` is given: a recipe, or a large run, whose relative paths are taken from its folder.
 
@@ -100,7 +105,7 @@ def load_training(path: Path) -> Recipe | LargeRun:
     with blaming_changes(path):
         file = read_yaml(path)
         base = path.resolve().parent
-        if _KEYS.isdisjoint(file.keys):
+        if not _is_large(file):
             return in_folder(check_document(file, Recipe), base)
         large = check_document(file, LargeRun)
     named = ((name, getattr(large, name)) for name in ("corpus", "folder"))

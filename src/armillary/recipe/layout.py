@@ -25,6 +25,7 @@ from pydantic import Field, model_validator
 from armillary.recipe.errors import FieldError, UsageError
 from armillary.recipe.run import RunSpec
 from armillary.recipe.shapes import Document
+from armillary.recipe.words import counted
 
 DIMENSIONS = ("pp", "dp_replicate", "dp_shard", "ep", "cp", "tp")
 
@@ -86,7 +87,7 @@ class Layout(Document):
     def _layers_fit(self, counts: tuple[int, ...]) -> None:
         if len(counts) != self.stages:
             raise FieldError(
-                f"{len(counts)} numbers for {self.pp} x {self.stages_per_rank} stages",
+                f"{counted(len(counts), 'number')} for {self.pp} x {counted(self.stages_per_rank, 'stage')}",
                 "layers_per_stage",
             )
         if min(counts) < 0 or 0 in counts[1:-1]:
@@ -131,7 +132,9 @@ class Layout(Document):
         if self.layers_per_stage is not None:
             counts = list(self.layers_per_stage)
             if sum(counts) != n_layers:
-                raise UsageError(f"layers_per_stage sums to {sum(counts)}, but the model has {n_layers} layers")
+                raise UsageError(
+                    f"layers_per_stage sums to {sum(counts)}, but the model has {counted(n_layers, 'layer')}"
+                )
         else:
             # the first stage has the embedding too and the last one the output matrix, so what is left over goes
             # between them
@@ -141,7 +144,7 @@ class Layout(Document):
             for stage in range(start, start + spare):
                 counts[stage] += 1
             if 0 in counts[1:-1]:
-                raise UsageError(f"{n_layers} layers for {self.stages} stages: take fewer stages")
+                raise UsageError(f"{counted(n_layers, 'layer')} for {counted(self.stages, 'stage')}: take fewer stages")
         ends = [sum(counts[: i + 1]) for i in range(len(counts))]
         return [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
 
@@ -167,7 +170,7 @@ class Layout(Document):
             named = zip(DIMENSIONS, self.sizes, strict=True)
             sizes = " x ".join(f"{name} {size}" for name, size in named if size > 1)
             raise UsageError(
-                f"the layout has {self.ranks} ranks ({sizes or 'all 1'}), but {ranks} were asked for; start "
+                f"the layout has {counted(self.ranks, 'rank')} ({sizes or 'all 1'}), but {ranks} were asked for; start "
                 f"{self.ranks}, or change the layout"
             )
 
@@ -217,7 +220,8 @@ class Layout(Document):
                 if len(having) < self.pp:
                     what = "layers" if layers is kinds[0] else "layers with experts"
                     raise UsageError(
-                        f"optimizer.kind '{spec.optimizer.kind}': each of the {self.pp} ranks of the pipeline must "
+                        f"optimizer.kind '{spec.optimizer.kind}': each of the {counted(self.pp, 'rank')} of the "
+                        f"pipeline must "
                         f"have {what}, only {len(having)} have; change pp, stages_per_rank or layers_per_stage"
                     )
         if shape.experts is None and self.ep > 1:

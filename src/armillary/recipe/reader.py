@@ -92,6 +92,11 @@ class YamlFile:
         pairs = self.root.value if isinstance(self.root, yaml.MappingNode) else ()
         return {key.value for key, _ in pairs if isinstance(key, yaml.ScalarNode)}
 
+    def is_scalar(self, name: str) -> bool:
+        """Whether the key ``name`` of the top level has a single value, not a mapping or a list."""
+        pairs = self.root.value if isinstance(self.root, yaml.MappingNode) else ()
+        return any(key.value == name and isinstance(value, yaml.ScalarNode) for key, value in pairs)
+
     def value(self, kind: type[BaseModel]) -> Any:
         """The document as a value to validate as ``kind``; what cannot be read is noted in ``problems``.
 

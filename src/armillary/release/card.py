@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from armillary.recipe import ModelShape, RunSpec, Supervised
+from armillary.recipe import ModelShape, RunSpec, Supervised, counted
 
 # Up to here a model shows a method and knows next to nothing; GPT-2 small has 124 million parameters.
 _VERY_SMALL = 100e6
@@ -31,10 +31,13 @@ def model_card(name: str, shape: ModelShape, context_length: int, lineage: dict[
     parts = [
         f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n{_TAG}---",
         f"# {name}",
-        f"A decoder-only language model of {shape.parameters:,} parameters ({shape.non_embedding_parameters:,} without "
-        f"embedding and output matrix), trained on {run.tokens:,} tokens: {shape.n_layers} layers of width "
+        f"A decoder-only language model of {counted(shape.parameters, 'parameter')} "
+        f"({shape.non_embedding_parameters:,} without "
+        f"embedding and output matrix), trained on {counted(run.tokens, 'token')}: "
+        f"{counted(shape.n_layers, 'layer')} of width "
         f"{shape.d_model}, {shape.n_heads} query and {shape.n_kv_heads} key-value heads of {shape.head_dim}, "
-        f"feed-forward width {shape.d_ff}, vocabulary of {shape.vocab_size:,} tokens, contexts of {context_length} "
+        f"feed-forward width {shape.d_ff}, vocabulary of {counted(shape.vocab_size, 'token')}, contexts of "
+        f"{context_length} "
         f"tokens. To `transformers` it is a `{kind}`.",
         "## How to load it",
         "```python\n"
@@ -65,7 +68,7 @@ def _text(run: RunSpec, domains: Mapping[str, Any], passes: Mapping[str, float])
     """Mixture by phase, passes and licence of each domain that was trained on; and what was only examined."""
     phases = [phase.start_step for phase in run.mixture]
     ends = [*phases[1:], run.steps]
-    lead = f"{run.tokens:,} tokens in {run.steps:,} steps"
+    lead = f"{counted(run.tokens, 'token')} in {counted(run.steps, 'step')}"
     if isinstance(run.objective, Supervised):
         read = [(name, f"{times:.2f}") for name, times in passes.items()]
         lead += f" of supervised examples ({run.objective.examples})."
@@ -75,7 +78,7 @@ def _text(run: RunSpec, domains: Mapping[str, Any], passes: Mapping[str, float])
         lead += ", with one mixture throughout"
         heads.append("share of the tokens")
     else:
-        lead += f", with {len(phases)} mixtures one after the other"
+        lead += f", with {counted(len(phases), 'mixture')} one after the other"
         heads += [f"share in steps {a + 1:,} to {b:,}" for a, b in zip(phases, ends, strict=True)]
     heads += ["tokens trained on, about", "passes over its text", "licence", "source"]
     rows = []
@@ -117,7 +120,7 @@ def _examined(domains: Mapping[str, Any]) -> list[str]:
 def _measured(lineage: dict[str, Any]) -> list[str]:
     """A sentence and a table of the measured losses; with a verdict also what was predicted."""
     held_out = sum(about["validation_tokens"] for about in lineage["corpus"]["domains"].values())
-    text = f"Validation loss on held-out text ({held_out:,} tokens in all domains), in nats per token."
+    text = f"Validation loss on held-out text ({counted(held_out, 'token')} in all domains), in nats per token."
     losses: dict[str, float] = lineage["losses"]
     verdict = {row["domain"]: row for row in lineage["verdict"] or ()}
     if not verdict:
@@ -134,7 +137,8 @@ def _measured(lineage: dict[str, Any]) -> list[str]:
     hits = sum(bool(row["inside"]) for row in verdict.values())
     text += (
         " What the run would reach was predicted from the runs of the ladder and recorded before it began; "
-        f"{hits} of {len(verdict)} predictions (the domains and the target, their weighted mean) lie inside their "
+        f"{hits} of {counted(len(verdict), 'prediction')} (the domains and the target, their weighted mean) lie "
+        f"inside their "
         "intervals."
     )
     rows = []
@@ -149,9 +153,7 @@ def _measured(lineage: dict[str, Any]) -> list[str]:
 
 def _origin(lineage: dict[str, Any]) -> str:
     studies = [
-        f"{len(runs)} run{'s' * (len(runs) != 1)} of the {study} study"
-        for study, runs in lineage["argued_by"].items()
-        if runs
+        f"{counted(len(runs), 'run')} of the {study} study" for study, runs in lineage["argued_by"].items() if runs
     ]
     argued = f" The recipe rests on {', '.join(studies)}." if studies else ""
     return (

@@ -37,6 +37,7 @@ from armillary.recipe import (
     ModelShape,
     RunSpec,
     UsageError,
+    counted,
 )
 from armillary.study.store import Store
 from armillary.train import DivergedError, RunResult, stack_key
@@ -404,12 +405,12 @@ class Executor(ABC):
                     self._hand_out(queue)
                 elif not any(worker.stacks for worker in self._workers):
                     raise InterruptedStudyError(
-                        f"{study}: stopped with {len(queue.waiting)} of {total_runs} runs to go; "
+                        f"{study}: stopped with {len(queue.waiting)} of {counted(total_runs, 'run')} to go; "
                         "every run has left a checkpoint: give the same command to resume"
                     )
                 self._collect(queue)
                 done = queue.done_flops + sum(worker.flops() for worker in self._workers)
-                note = f"{len(queue.outcomes) - known}/{total_runs} runs"
+                note = f"{len(queue.outcomes) - known}/{counted(total_runs, 'run')}"
                 progress(study, done, total, f"{note}, {self._word}" if self._word else note)
         except BaseException:
             # A failing database, for one: what workers have at hand must not be taken for a later call's.

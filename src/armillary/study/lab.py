@@ -39,6 +39,7 @@ from armillary.recipe import (
     UsageError,
     Validation,
     canonical_hash,
+    first_problem,
 )
 from armillary.study.executor import Executor, Failure, Job, Progress, settled
 from armillary.study.limits import Allowed
@@ -383,8 +384,7 @@ class Lab:
         try:
             return model.model_validate(content)
         except ValidationError as error:
-            where = ".".join(map(str, error.errors()[0]["loc"]))
-            self.say(f"{stage}: its record {key} is damaged ({where}: {error.errors()[0]['msg']}); computed again")
+            self.say(f"{stage}: its record {key} is damaged ({first_problem(error)}); computed again")
             return None
 
     def conclude(self, stage: str, key: str, outcome: Outcome) -> Outcome:

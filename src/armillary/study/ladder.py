@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from armillary.laws import ExtrapolationError, ExtrapolationWarning, Prediction, ScalingLaw, SetAsideWarning
-from armillary.recipe import ArmillaryError, Document, RunSpec, UsageError
+from armillary.recipe import ArmillaryError, Document, RunSpec, UsageError, counted
 from armillary.study.lab import Annealing, Lab, StageOutcome, laws_speak_of, quiet
 
 _SEED = 3000
@@ -136,7 +136,8 @@ def _too_few(points: Sequence[Point], family: str) -> str | None:
     if len(own) >= MIN_POINTS and sizes >= 2 and tokens >= 2:
         return None
     return (
-        f"{len(own)} points of {sizes} sizes and {tokens} numbers of tokens for family '{family}', and a law needs "
+        f"{counted(len(own), 'point')} of {counted(sizes, 'size')} and {counted(tokens, 'number')} of tokens "
+        f"for family '{family}', and a law needs "
         f"{MIN_POINTS} of at least 2 sizes and 2 numbers of tokens"
     )
 

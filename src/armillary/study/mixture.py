@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from armillary.laws import MixtureLaw, best_of, optimise_mixture, rank_correlation, simplex_design
-from armillary.recipe import ArmillaryError, Document, RunSpec, UsageError
+from armillary.recipe import ArmillaryError, Document, RunSpec, UsageError, counted
 from armillary.study.executor import Job
 from armillary.study.lab import Annealing, Edge, Lab, StageOutcome, Trained, laws_speak_of
 from armillary.study.limits import Allowed
@@ -174,7 +174,7 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
             seed=study.seed,
         )
     except UsageError as error:  # nothing that the user gave: the runs are not what a law needs
-        raise ArmillaryError(f"mixture: no law can be fitted to its {len(good)} runs: {error}") from error
+        raise ArmillaryError(f"mixture: no law can be fitted to its {counted(len(good), 'run')}: {error}") from error
     lab.progress("mixture law", 1, 1, "fitted")
 
     mixtures = {f"candidate {i + 1}": allowed.within(optimum.weights) for i, optimum in enumerate(optima)} | references
@@ -251,7 +251,8 @@ def _refuse_few(design: np.ndarray, lab: Lab) -> None:
         return
     limits = lab.recipe.limits
     raise UsageError(
-        f"limits: the {len(design)} mixtures of the study hold only {found} that differ by more than {_SAME:.1%} of "
+        f"limits: the {counted(len(design), 'mixture')} of the study hold only {found} that differ by more than "
+        f"{_SAME:.1%} of "
         f"the tokens, and a law needs {_MIN_MIXTURES} (floors {limits.floors}, ceilings {limits.ceilings}, max_epochs "
         f"{limits.max_epochs:g}); widen the limits, or train on fewer tokens"
     )

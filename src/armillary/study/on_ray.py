@@ -37,7 +37,7 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote, unquote_plus
 
-from armillary.recipe import ArmillaryError, UsageError
+from armillary.recipe import ArmillaryError, UsageError, counted
 from armillary.study.database import secrets as secrets_of
 from armillary.study.executor import Answer, Executor, Lost, Message, Train, Worker
 from armillary.study.proof import Proof, proof
@@ -236,7 +236,7 @@ class RayExecutor(Executor):
     def _word(self) -> str:
         words = [] if self._workers else [f"waiting for a free {self._resource}"]
         if self._refused:
-            words.append(f"{len(self._refused)} slots refused: {self._why}")
+            words.append(f"{counted(len(self._refused), 'slot')} refused: {self._why}")
         return "; ".join(words)
 
     def _await_workers(self) -> None:

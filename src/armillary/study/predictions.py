@@ -21,7 +21,7 @@ from scipy import stats
 
 from armillary import __version__
 from armillary.laws import ExtrapolationError, ExtrapolationWarning, paired_difference, rows_named
-from armillary.recipe import ArmillaryError, Document, RunSpec, canonical_hash
+from armillary.recipe import ArmillaryError, Document, RunSpec, canonical_hash, counted
 from armillary.study.anneal import AnnealOutcome
 from armillary.study.executor import Job
 from armillary.study.lab import Annealing, FailedRun, Lab, Phase, StageOutcome, Trained, phases
@@ -282,7 +282,8 @@ def train_target(lab: Lab, found: Found) -> TargetOutcome:
     trained = lab.train("target", jobs, owners)
     if not trained.results:
         raise ArmillaryError(
-            f"target: none of its {len(owners)} runs has a result; the first: {trained.failed[0]}; the same command "
+            f"target: none of its {counted(len(owners), 'run')} has a result; the first: {trained.failed[0]}; "
+            f"the same command "
             "tries those again whose cause can pass"
         )
     return lab.conclude("target", key, _outcome(lab, mixtures, specs, trained))

@@ -37,6 +37,7 @@ from armillary.recipe import (
     ForeignFileError,
     RunSpec,
     canonical_hash,
+    first_problem,
     lock,
 )
 from armillary.study import chain as journal
@@ -471,10 +472,9 @@ class Store:
         try:
             return RunSpec.model_validate(content)
         except ValidationError as error:
-            first = error.errors()[0]
             raise DamagedFileError(
                 f"{self.database.name}: the specification of run {run} is not one of this version: "
-                f"{'.'.join(map(str, first['loc']))}: {first['msg']}; put a backup in its place"
+                f"{first_problem(error)}; put a backup in its place"
             ) from error
 
     def _claim(self) -> str:

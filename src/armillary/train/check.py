@@ -12,7 +12,7 @@ from functools import partial
 from pydantic import ValidationError
 
 from armillary.corpus import Corpus, data_order
-from armillary.recipe import Layout, RunSpec, UsageError
+from armillary.recipe import Layout, RunSpec, UsageError, all_problems
 
 
 def check_run(spec: RunSpec, corpus: Corpus, layout: Layout | None = None) -> None:
@@ -35,9 +35,7 @@ def check_run(spec: RunSpec, corpus: Corpus, layout: Layout | None = None) -> No
         # a specification that was made from another one by copying may not have been checked
         RunSpec.model_validate(spec.model_dump(mode="json"))
     except ValidationError as error:
-        for found in error.errors():
-            where = ".".join(map(str, found["loc"]))
-            problems.append(f"{where}: {found['msg']}" if where else found["msg"])
+        problems += all_problems(error)
     if spec.model.vocab_size < corpus.vocab_size:
         problems.append(
             f"model.vocab_size ({spec.model.vocab_size}) is below the corpus's {corpus.vocab_size}; it must be at "

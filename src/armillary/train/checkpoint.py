@@ -52,6 +52,7 @@ from armillary.recipe import (
     DamagedFileError,
     ForeignFileError,
     RunSpec,
+    counted,
     read_json,
     read_sealed,
     write_sealed,
@@ -338,7 +339,7 @@ def _difference(file: Path, size: int | None, digest: str | None) -> str | None:
     try:
         found = file.stat().st_size
         if size is not None and found != size:
-            return f"has {found} bytes instead of {size}"
+            return f"has {counted(found, 'byte')} instead of {size}"
         if digest is not None and file_sha256(file) != digest:
             return "does not match its checksum"
     except FileNotFoundError:
@@ -478,7 +479,9 @@ class CheckpointReader(PieceReader):
             except (OSError, pa.ArrowException) as error:
                 raise DamagedFileError(f"{file}: cannot be read ({error}); {_REMEDY}") from error
             if len(steps) != self.manifest["step"] or not np.array_equal(steps, np.arange(1, len(steps) + 1)):
-                raise DamagedFileError(f"{file}: lacks a row for each of {self.manifest['step']} steps; {_REMEDY}")
+                raise DamagedFileError(
+                    f"{file}: lacks a row for each of {counted(self.manifest['step'], 'step')}; {_REMEDY}"
+                )
             self._rows = table
         return self._rows
 

@@ -27,6 +27,8 @@ from armillary.recipe import (
     ForeignFileError,
     RunSpec,
     UsageError,
+    counted,
+    first_problem,
     problem_of,
     read_json,
     read_sealed,
@@ -118,7 +120,7 @@ def _read(folder: Path) -> tuple[RunResult, dict[str, tuple[int, str]]] | None:
         result = TypeAdapter(RunResult).validate_python(document)
         recorded = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        said = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        said = first_problem(error) if isinstance(error, ValidationError) else error
         raise DamagedFileError(f"{path}: is not a run's result ({said}); {remedy}") from error
     return result, recorded
 
@@ -148,9 +150,7 @@ def read_spec(folder: Path) -> RunSpec:
     try:
         return RunSpec.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "document"
-        raise DamagedFileError(f"{path}: not a run's specification: {where}: {first['msg']}; {remedy}") from error
+        raise DamagedFileError(f"{path}: not a run's specification: {first_problem(error)}; {remedy}") from error
 
 
 def read_metrics(folder: Path, columns: list[str] | None = None) -> pa.Table:
@@ -251,7 +251,7 @@ def _check_events(path: Path, run: str | None, recorded: tuple[int, str] | None)
         with open(path, "rb") as file:
             data = file.read(recorded[0])
         if len(data) < recorded[0]:
-            return [FileProblem(path, f"has {len(data)} bytes instead of {recorded[0]} or more", remedy)]
+            return [FileProblem(path, f"has {counted(len(data), 'byte')} instead of {recorded[0]} or more", remedy)]
         if sha256(data).hexdigest() != recorded[1]:
             return [FileProblem(path, "does not match its checksum", remedy)]
     others = sorted({event.run for event in events} - {run})
@@ -285,7 +285,7 @@ def _changed(folder: Path, name: str) -> FileProblem | None:
         size = path.stat().st_size
         recorded = found[1].get(name) if found is not None else None
         if recorded is not None and size != recorded[0]:
-            return FileProblem(path, f"has {size} bytes instead of {recorded[0]}", _again(folder))
+            return FileProblem(path, f"has {counted(size, 'byte')} instead of {recorded[0]}", _again(folder))
         if recorded is not None and file_sha256(path) != recorded[1]:
             return FileProblem(path, "does not match its checksum", _again(folder))
     except FileNotFoundError:

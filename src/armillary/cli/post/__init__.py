@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import typer
 
-from armillary.cli.post.decontaminate import decontaminate, leaks
 from armillary.cli.post.merge import merge
 from armillary.cli.screen import app
 
@@ -21,6 +20,4 @@ def post() -> None:
 
 
 # In the order of the path: post_app.command("sft")(sft)
-post_app.command("decontaminate")(decontaminate)
-post_app.command("leaks")(leaks)
 post_app.command("merge")(merge)

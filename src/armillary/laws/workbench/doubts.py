@@ -15,7 +15,7 @@ import numpy as np
 
 from armillary.laws.estimator import Array
 from armillary.laws.table import Table
-from armillary.recipe import UsageError
+from armillary.recipe import UsageError, counted
 
 # A column is not a loss if it rises in more than this share of the pairs of a run and a larger one, given this many.
 RISING, RISING_PAIRS = 2 / 3, 6
@@ -48,7 +48,8 @@ def refuse_rising(table: Table, sizes: Array, losses: Array, targets: Sequence[s
         rises, count = int((pairs & (change > 0)).sum()), int(pairs.sum())
         if count >= RISING_PAIRS and rises > RISING * count:
             raise UsageError(
-                f"{table.path}: column '{name}' rises with parameters and tokens ({rises} of {count} pairs of runs): "
+                f"{table.path}: column '{name}' rises with parameters and tokens ({rises} of "
+                f"{counted(count, 'pair')} of runs): "
                 "it is not a loss (an accuracy?); name a column of losses with --columns"
             )
 

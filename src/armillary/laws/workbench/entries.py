@@ -12,7 +12,7 @@ import numpy as np
 
 from armillary.laws.estimator import SHOWN, SUM_TOLERANCE, Array, SetAsideWarning, rows_named
 from armillary.laws.table import Table
-from armillary.recipe import UsageError
+from armillary.recipe import UsageError, counted
 
 
 @contextlib.contextmanager
@@ -74,7 +74,8 @@ def losses_of(table: Table, targets: Sequence[str], least: int) -> tuple[Array, 
         first = f"; {table.entry(bad[0].row, bad[0].column)}; {bad[0].remedy}" if bad else ""
         counts = ", ".join(f"{np.isfinite(values[:, t]).sum()} of '{name}'" for t, name in enumerate(targets))
         raise UsageError(
-            f"{table.path} has {len(table.rows)} rows and holds {counts} that can be fitted; at least {least} are "
+            f"{table.path} has {counted(len(table.rows), 'row')} and holds {counts} that can be fitted; at "
+            f"least {least} are "
             f"needed{first}"
         )
     for t in range(len(targets)):
@@ -92,7 +93,9 @@ def losses_of(table: Table, targets: Sequence[str], least: int) -> tuple[Array, 
 def mixtures_of(table: Table, domains: Sequence[str]) -> Array:
     """Mixtures [n, d], each row scaled to a sum of 1."""
     if len(domains) < 2:
-        raise UsageError(f"{table.path} has {len(domains)} columns of training domains; a mixture needs at least 2")
+        raise UsageError(
+            f"{table.path} has {counted(len(domains), 'column')} of training domains; a mixture needs at least 2"
+        )
     weights = table.numbers(domains, least=0)
     total = weights.sum(1)
     for row in np.flatnonzero(np.abs(total - 1) > SUM_TOLERANCE):

@@ -41,7 +41,7 @@ from armillary.laws.workbench.entries import (
     report_aside,
     without_copies,
 )
-from armillary.recipe import UsageError
+from armillary.recipe import UsageError, counted
 
 HYPERPARAMETER_FORMS = ("step-law", "basin")
 FORMS = ("auto", *SCALING_FORMS, *HYPERPARAMETER_FORMS)
@@ -268,7 +268,7 @@ def _in_order(columns: Sequence[str], known: dict[str, str], wanted: Sequence[st
     if len(columns) <= len(wanted):
         raise UsageError(
             f"--form {form} takes {', '.join(wanted)} and then one loss or more; --columns {','.join(columns)} has "
-            f"{len(columns)} names"
+            f"{counted(len(columns), 'name')}"
         )
     return list(columns[: len(wanted)])
 
@@ -294,7 +294,8 @@ def fit_examination(points: Path, columns: Sequence[str], chance: float, items: 
     whole = read_table(points)
     if len(columns) not in (2, 3):
         raise UsageError(
-            f"--columns {','.join(columns)} has {len(columns)} names; give the validation loss, the task loss where "
+            f"--columns {','.join(columns)} has {counted(len(columns), 'name')}; give the validation loss, the "
+            f"task loss where "
             "there is one, and the accuracy, such as --columns loss,task_loss,accuracy"
         )
     loss, *targets = [find_column(whole, name) for name in columns]

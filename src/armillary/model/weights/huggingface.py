@@ -23,7 +23,7 @@ from torch import Tensor
 from armillary.model.rotary import ntk_base
 from armillary.model.transformer import Transformer
 from armillary.model.weights.files import check_tensors, replace_folder, save_tensors
-from armillary.recipe import ArmillaryError, Experts, ModelShape, UsageError
+from armillary.recipe import ArmillaryError, Experts, ModelShape, UsageError, in_words
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -372,7 +372,7 @@ def _shape(path: Path) -> ModelShape:
     except ValidationError as error:
         first = error.errors()[0]
         where = "".join(f"{ {**SIZES, **EXPERTS}.get(str(field), field) }: " for field in first["loc"])
-        raise UsageError(f"{path}: not the shape of a model: {where}{first['msg']}") from error
+        raise UsageError(f"{path}: not the shape of a model: {where}{in_words(first)}") from error
 
 
 def _experts(path: Path, config: dict[str, Any]) -> Experts:
