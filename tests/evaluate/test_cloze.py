@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from armillary.corpus import Corpus, build_corpus, held_out_texts, training_texts
 from armillary.evaluate.cloze import METRIC, TASK, _passages, cloze_items, examine_cloze
-from armillary.generate import Likelihood, Pair
+from armillary.generate import Cost, Likelihood, Pair
 from armillary.recipe import CorpusSpec, DomainSpec, TokenizerSpec
 
 WORDS = [f"word{i}" for i in range(400)]
@@ -46,7 +46,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 class _Table:
     """A backend that gives each pair of ``values`` that likelihood per byte, and -9 to any other."""
 
-    identity: dict[str, Any] = {"name": "table"}  # noqa: RUF012
+    identity: dict[str, Any] = {"model": "/srv/table"}  # noqa: RUF012
+    cost = Cost(prompt_tokens=7)
 
     def __init__(self, values: dict[Pair, float]) -> None:
         self.values = values
@@ -77,6 +78,7 @@ def test_the_right_choice_scores_one_the_wrong_one_zero_and_a_tie_a_half(corpus:
         total = examination.results[0]
         assert (total.task, total.subset, total.metric, total.n) == (TASK, TASK, METRIC, 20)
         assert math.isclose(total.value, value)
+        assert examination.model == {"model": "table"} and examination.cost["prompt_tokens"] == 7
         assert total.low <= value <= total.high
         assert [result.subset for result in examination.results[1:]] == ["spaced", "unspaced"]
         assert sum(result.n for result in examination.results[1:]) == 20

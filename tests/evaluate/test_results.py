@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from armillary.evaluate import Examination, Item, Result, item_id, read_examination, write_examination
-from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, UsageError, write_sealed
+from armillary.evaluate.results import named_model
+from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, UsageError, read_sealed, write_sealed
 
 ITEM = Item("a1", "algebra", "a1", "5e77", "4", ("It is 4\u2028indeed.\n",), "4", None, {"exact_match": 1.0})
 RESULT = Result("gsm8k", "gsm8k", "exact_match", 1.0, 0.2, 1.0, 1, 0.0, None, "5e77")
@@ -56,11 +58,43 @@ def test_an_unfinished_examination_is_named(tmp_path: Path) -> None:
 
 
 def test_a_newer_format_is_refused_and_kept(tmp_path: Path) -> None:
-    write_sealed(tmp_path / "results.json", {"format": 2})
+    write_sealed(tmp_path / "results.json", {"format": 3})
     before = (tmp_path / "results.json").read_bytes()
-    with pytest.raises(ForeignFileError, match="format 2"):
+    with pytest.raises(ForeignFileError, match="format 3"):
         read_examination(tmp_path)
     assert (tmp_path / "results.json").read_bytes() == before
+
+
+def test_results_of_the_format_before_are_read(tmp_path: Path) -> None:
+    write_examination(tmp_path, EXAMINATION)
+    document = read_sealed(tmp_path / "results.json", "examination", 2, "")
+    items = next((tmp_path / "items").iterdir())
+    for row in document["results"]:
+        del row["context_cut"]
+    lines = [json.loads(line) for line in items.read_text().split("\n")[:-1]]
+    for line in lines:
+        del line["context_cut"]
+    items.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    document |= {"format": 1, "items": {items.stem: sha256(items.read_bytes()).hexdigest()}}
+    write_sealed(tmp_path / "results.json", document)
+    assert read_examination(tmp_path) == EXAMINATION
+
+
+@pytest.mark.parametrize(
+    ("identity", "name"),
+    [
+        ("/srv/models/qwen.Q4.gguf", "qwen.Q4"),
+        ("C:\\models\\qwen.gguf", "qwen"),
+        ("~/qwen/", "qwen"),
+        ("./qwen", "qwen"),
+        ("Qwen/Qwen3-1.7B", "Qwen/Qwen3-1.7B"),
+        ("gpt", "gpt"),
+        ("/", "/"),
+    ],
+)
+def test_a_model_is_named_without_the_path_on_its_machine(identity: str, name: str) -> None:
+    assert named_model({"model": identity, "sha256": "a"}) == {"model": name, "sha256": "a"}
+    assert named_model({}) == {}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armillary.generate import Message, Request, Sampling
+from armillary.generate import Message, Pair, Request, Sampling
 from armillary.recipe import UsageError
 
 _SAMPLINGS = st.builds(
@@ -30,6 +30,7 @@ _REQUESTS = st.builds(
         ),
     ),
     _SAMPLINGS,
+    st.sampled_from([None, 1, 2]),
 )
 
 
@@ -55,3 +56,12 @@ def test_two_requests_have_one_key_if_and_only_if_they_are_equal(one: Request, o
 def test_a_value_outside_its_range_is_refused_with_its_name(field: str, value: Any) -> None:
     with pytest.raises(UsageError, match=field):
         Sampling(**{field: value})
+
+
+def test_a_number_of_last_tokens_is_part_of_the_key_only_where_there_is_one() -> None:
+    assert Request("a").to_json().keys() == {"prompt", "sampling"}
+    assert Pair("a", "b").to_json().keys() == {"context", "continuation"}
+    assert Pair("a", "b").key != Pair("a", "b", 2).key
+    for bad in (lambda: Request("a", last_tokens=0), lambda: Pair("a", "b", -1)):
+        with pytest.raises(UsageError, match="last_tokens must be 1 or more"):
+            bad()

@@ -52,3 +52,24 @@ def test_a_continuation_without_tokens_is_refused(backend: Any) -> None:
     for pair in (Pair("a", ""), Pair("", "")):
         with pytest.raises(BadRequestError, match=r"^pair 2: the continuation '' has no tokens of its own"):
             backend.loglikelihood([Pair("a", "b"), pair])
+
+
+def test_the_last_tokens_alone_are_read_where_that_is_asked(backend: Any) -> None:
+    long, sampling = "\n" + text(backend, 2 * _CONTEXT), Sampling(4)
+    total = len(backend.tokenize(long))
+    cut, short = sorted(
+        backend.complete([Request(long, sampling, 9), Request(text(backend, 9), sampling, 99)]),
+        key=lambda one: one.index,
+    )
+    assert cut.choices == short.choices and cut.prompt_tokens == short.prompt_tokens == 9
+    assert (cut.cut, short.cut) == (total - 9, 0)
+    found, wanted = backend.loglikelihood([Pair(long, "1", 10), Pair(text(backend, 9), "1")])
+    assert found.value == pytest.approx(wanted.value, rel=1e-6)
+    assert (found.tokens, found.greedy) == (wanted.tokens, wanted.greedy)
+    assert wanted.cut == 0 and found.cut == total + 1 - 10
+    with pytest.raises(BadRequestError, match=r"^request 1: the prompt has 16 tokens, and this model takes 16"):
+        list(backend.complete([Request(long, sampling, _CONTEXT)]))
+    with pytest.raises(BadRequestError, match=r"^pair 1: 18 tokens"):
+        backend.loglikelihood([Pair(long, "a", _CONTEXT + 2)])
+    with pytest.raises(BadRequestError, match="leaves none before"):
+        backend.loglikelihood([Pair(long, "1", 1)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
@@ -543,6 +544,15 @@ def test_a_server_without_log_probabilities_of_prompts_is_refused(server: Server
     server.acts = [answer, answer, lambda handler, _: handler.send(200, {"choices": [choice]})]
     with pytest.raises(RequestError, match=r"log probabilities of a prompt .*; take a server that does"):
         opened(server).loglikelihood([Pair("ab", "cd")])
+
+
+def test_a_cut_prompt_is_sent_as_tokens_and_a_cut_chat_is_refused(server: Server, tiny_hf: Path) -> None:
+    with contextlib.closing(opened(server, tokenizer=tiny_hf)) as backend:
+        tokens = backend.tokenize("The sky is blue")
+        (found,) = backend.complete([Request("The sky is blue", last_tokens=2)])
+        assert server.bodies[-1]["prompt"] == tokens[-2:] and found.cut == len(tokens) - 2
+        with pytest.raises(BadRequestError, match="request 1: messages of a chat cannot be cut"):
+            list(backend.complete([Request((Message("user", "a"),), last_tokens=2)]))
 
 
 def test_a_server_that_does_not_cut_text_needs_a_tokenizer(server: Server, tiny_hf: Path) -> None:

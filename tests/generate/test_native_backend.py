@@ -257,7 +257,7 @@ def test_the_identity_follows_the_files(tiny_hf: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("prompt", "said"),
     [
-        ("", "request 1: the prompt has no tokens"),
+        ("", "request 1: the prompt is empty"),
         ("a\ud800", "request 1: .*surrogate"),
     ],
 )

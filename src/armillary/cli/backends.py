@@ -1,11 +1,18 @@
-"""The options with which verbs open a model."""
+"""The options with which verbs open a model: each verb that is decorated with ``opens_models`` takes all of them."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
+
+if TYPE_CHECKING:
+    from armillary.generate import BackendOptions
 
 ModelArgument = Annotated[
     str, typer.Argument(help="A model folder, a .gguf file, or the URL of a server.", show_default=False)
@@ -20,7 +27,8 @@ DeviceOption = Annotated[str | None, typer.Option(help="As PyTorch names it, suc
 PrecisionOption = Annotated[str | None, typer.Option(help="Such as float32 or bfloat16.", show_default=False)]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads of the processor.", show_default=False)]
 TokenizerOption = Annotated[
-    Path | None, typer.Option(help="The tokenizer of a server's model, a folder.", show_default=False)
+    Path | None,
+    typer.Option(help="The tokenizer of a server's model, a folder; of a run its corpus.", show_default=False),
 ]
 EndpointOption = Annotated[
     list[str] | None,
@@ -32,3 +40,48 @@ EndpointOption = Annotated[
         show_default=False,
     ),
 ]
+_OPTIONS: dict[str, Any] = {
+    "backend": BackendOption,
+    "batch_size": BatchSizeOption,
+    "context": ContextOption,
+    "device": DeviceOption,
+    "precision": PrecisionOption,
+    "threads": ThreadsOption,
+    "tokenizer": TokenizerOption,
+    "endpoint": EndpointOption,
+}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """How a model is opened: the ``name`` of an engine, or None for the one that recognises it, and its options."""
+
+    name: str | None
+    options: BackendOptions
+
+
+def opens_models(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the options that open a model in the place of its parameter ``engine``, which receives them."""
+    hints = get_type_hints(verb, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    for parameter in inspect.signature(verb).parameters.values():
+        if parameter.name == "engine":
+            parameters += [
+                inspect.Parameter(name, parameter.kind, default=None, annotation=kind)
+                for name, kind in _OPTIONS.items()
+            ]
+        else:
+            parameters.append(parameter.replace(annotation=hints[parameter.name]))
+
+    @functools.wraps(verb)
+    def command(**given: Any) -> None:
+        from armillary.generate import BackendOptions, EndpointOptions  # here: `armillary --help` does not need it
+
+        values = {name: given.pop(name) for name in _OPTIONS}
+        name, endpoint = values.pop("backend"), values.pop("endpoint")
+        options = BackendOptions(**values, endpoint=EndpointOptions.from_settings(endpoint or []))
+        verb(**given, engine=Engine(name, options))
+
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command

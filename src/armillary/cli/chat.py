@@ -9,20 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from armillary.cli.backends import (
-    BackendOption,
-    ContextOption,
-    DeviceOption,
-    EndpointOption,
-    ModelArgument,
-    PrecisionOption,
-    ThreadsOption,
-    TokenizerOption,
-)
+from armillary.cli.backends import Engine, ModelArgument, opens_models
 from armillary.cli.screen import JsonOption, app, err, show_json
 
 
 @app.command()
+@opens_models
 def chat(
     model: ModelArgument,
     system: Annotated[str | None, typer.Option(help="The system message.", show_default=False)] = None,
@@ -31,25 +23,18 @@ def chat(
     top_p: Annotated[float, typer.Option(help="Draw from the nucleus with this probability.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Draw from this many tokens.", show_default=False)] = None,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
-    backend: BackendOption = None,
-    context: ContextOption = None,
-    device: DeviceOption = None,
-    precision: PrecisionOption = None,
-    threads: ThreadsOption = None,
-    tokenizer: TokenizerOption = None,
-    endpoint: EndpointOption = None,
+    *,
+    engine: Engine,
     as_json: JsonOption = False,
 ) -> None:
     """Talk with a model: one line per turn, on the terminal or from a pipe. /clear begins anew, Ctrl-D ends.
 
     Example: armillary chat ./model --system "Answer briefly."
     """
-    from armillary.generate import BackendOptions, Dialogue, EndpointOptions, Sampling, open_backend
+    from armillary.generate import Dialogue, Sampling, open_backend
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, seed=seed)
-    server = EndpointOptions.from_settings(endpoint or [])
-    options = BackendOptions(None, context, device, precision, threads, tokenizer, server)
-    opened = open_backend(model, options, backend)
+    opened = open_backend(model, engine.options, engine.name)
     try:
         _talk(Dialogue(opened, sampling, system), as_json)
     finally:

@@ -8,21 +8,14 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from armillary.cli.backends import (
-    BackendOption,
-    BatchSizeOption,
-    ContextOption,
-    DeviceOption,
-    EndpointOption,
-    PrecisionOption,
-    TokenizerOption,
-)
+from armillary.cli.backends import Engine, opens_models
 from armillary.cli.screen import JsonOption, Reporter, err, out, show_json, show_table
 from armillary.recipe import counted
 
 Count = Annotated[int | None, typer.Option("--limit", min=1, help="Examine this many items, chosen by their hash.")]
 
 
+@opens_models
 def contest(
     name: Annotated[str, typer.Argument(help="space2024, ched or nlpcc2024-5.", show_default=False)],
     models: Annotated[
@@ -53,13 +46,8 @@ def contest(
         Path | None,
         typer.Option(help="Folder for predictions and answers; a stopped run resumes from it.", show_default=False),
     ] = None,
-    backend: BackendOption = None,
-    batch_size: BatchSizeOption = None,
-    context: ContextOption = None,
-    device: DeviceOption = None,
-    precision: PrecisionOption = None,
-    tokenizer: TokenizerOption = None,
-    endpoint: EndpointOption = None,
+    *,
+    engine: Engine,
     score: Annotated[Path | None, typer.Option(help="Score this file of predictions.", show_default=False)] = None,
     gold: Annotated[Path | None, typer.Option(help="The true answers for --score.", show_default=False)] = None,
     as_json: JsonOption = False,
@@ -74,7 +62,6 @@ def contest(
     from armillary.evaluate.contests import contest_named
     from armillary.evaluate.contests.files import named_files
     from armillary.evaluate.contests.run import ContestOptions, contest_parts, run_contest, write_entries
-    from armillary.generate import BackendOptions, EndpointOptions
     from armillary.recipe import UsageError
 
     found = contest_named(name)
@@ -90,15 +77,8 @@ def contest(
     reporter = Reporter()
     try:
         opening = Opening(
-            BackendOptions(
-                batch_size=batch_size,
-                context=context,
-                device=device,
-                precision=precision,
-                tokenizer=tokenizer,
-                endpoint=EndpointOptions.from_settings(endpoint or []),
-            ),
-            backend,
+            engine.options,
+            engine.name,
             chat,
             predictions,
             lambda model, done, total: reporter(model, done, total, f"{done} of {counted(total, 'answer')}"),

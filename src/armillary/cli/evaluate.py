@@ -11,15 +11,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from armillary.cli.backends import (
-    BackendOption,
-    BatchSizeOption,
-    ContextOption,
-    DeviceOption,
-    EndpointOption,
-    PrecisionOption,
-    TokenizerOption,
-)
+from armillary.cli.backends import Engine, opens_models
 from armillary.cli.contest import contest
 from armillary.cli.judge import judge
 from armillary.cli.screen import JsonOption, Reporter, app, out, show_json, show_table
@@ -49,6 +41,7 @@ evaluate_app.command("judge")(judge)
 
 
 @evaluate_app.command("run")
+@opens_models
 def run(
     model: Annotated[str, typer.Argument(help="A folder, a .gguf file, or the URL of a server.", show_default=False)],
     tasks: Annotated[
@@ -73,13 +66,12 @@ def run(
         Path | None,
         typer.Option("--out", "-o", help="Folder of the results (default: exam-MODEL).", show_default=False),
     ] = None,
-    backend: BackendOption = None,
-    batch_size: BatchSizeOption = None,
-    context: ContextOption = None,
-    device: DeviceOption = None,
-    precision: PrecisionOption = None,
-    tokenizer: TokenizerOption = None,
-    endpoint: EndpointOption = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a store, in which the results are recorded too.", show_default=False),
+    ] = None,
+    *,
+    engine: Engine,
     as_json: JsonOption = False,
 ) -> None:
     """Examine a model on standard tasks; resumes where it was stopped.
@@ -88,7 +80,7 @@ def run(
     """
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported; progress is shown here
     from armillary.evaluate.tasks import ExamOptions, default_folder, hold_examination, lineage_of
-    from armillary.generate import BackendOptions, EndpointOptions, open_backend
+    from armillary.generate import open_backend
 
     reporter = Reporter()
     options = ExamOptions(
@@ -101,18 +93,14 @@ def run(
         note=reporter.say,
         progress=lambda done, total: reporter("examine", done, total, f"{done} of {counted(total, 'answer')}"),
     )
-    opening = BackendOptions(
-        batch_size=batch_size,
-        context=context,
-        device=device,
-        precision=precision,
-        tokenizer=tokenizer,
-        endpoint=EndpointOptions.from_settings(endpoint or []),
-    )
     place = folder or default_folder(model)
+    if store is not None:
+        from armillary.study.examined import open_store, record_examination
+
+        open_store(store).close()  # a wrong one is reported before the model is asked
     try:
         examination = hold_examination(
-            lambda: open_backend(model, opening, backend),
+            lambda: open_backend(model, engine.options, engine.name),
             [task for name in tasks.split(",") if (task := name.strip())],
             data,
             place,
@@ -120,9 +108,16 @@ def run(
         )
     finally:
         reporter.close()
+    recorded = None
+    if store is not None:
+        kept = open_store(store)
+        recorded = record_examination(kept, place)["examination"]
+        kept.close()
     if as_json:
-        return show_json(examination.to_json())
+        return show_json(examination.to_json() | ({} if recorded is None else {"examination": recorded}))
     show_results(f"{model}", examination)
+    if recorded is not None:
+        out.print(f"examination {recorded} in {escape(str(store))}", highlight=False)
     out.print(f"items and raw outputs: {escape(str(place))}", highlight=False)
 
 
@@ -227,11 +222,14 @@ def compare(
 
 def show_results(title: str, examination: Any) -> None:
     """The table of scores."""
+    cut = any(r.context_cut for r in examination.results)
     show_table(
         title,
-        ["task", "subset", "metric", "value", "low", "high", "n", "truncated", "disagreement"],
+        ["task", "subset", "metric", "value", "low", "high", "n", "truncated", "disagreement"]
+        + (["context cut"] if cut else []),
         [
             [r.task, r.subset, r.metric, r.value, r.low, r.high, r.n, r.truncated, r.extraction_disagreement]
+            + ([r.context_cut] if cut else [])
             for r in examination.results
         ],
     )

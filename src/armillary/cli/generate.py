@@ -11,23 +11,14 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from armillary.cli.backends import (
-    BackendOption,
-    BatchSizeOption,
-    ContextOption,
-    DeviceOption,
-    EndpointOption,
-    ModelArgument,
-    PrecisionOption,
-    ThreadsOption,
-    TokenizerOption,
-)
+from armillary.cli.backends import Engine, ModelArgument, opens_models
 from armillary.cli.screen import JsonOption, Reporter, app, err, show_json
 from armillary.cli.values import not_negative, nucleus
 from armillary.recipe import UsageError, counted
 
 
 @app.command()
+@opens_models
 def generate(
     model: ModelArgument,
     prompt: Annotated[str | None, typer.Option(help="One prompt; the answer is printed.", show_default=False)] = None,
@@ -47,14 +38,8 @@ def generate(
     n: Annotated[int, typer.Option("--n", min=1, help="Answers to each prompt.")] = 1,
     chat: Annotated[bool, typer.Option("--chat", help="A prompt is a message to the model.")] = False,
     system: Annotated[str | None, typer.Option(help="The system message of a chat.", show_default=False)] = None,
-    backend: BackendOption = None,
-    batch_size: BatchSizeOption = None,
-    context: ContextOption = None,
-    device: DeviceOption = None,
-    precision: PrecisionOption = None,
-    threads: ThreadsOption = None,
-    tokenizer: TokenizerOption = None,
-    endpoint: EndpointOption = None,
+    *,
+    engine: Engine,
     as_json: JsonOption = False,
 ) -> None:
     """Let a model write: one answer on the terminal, or a file of them; resumes where it was stopped.
@@ -66,8 +51,6 @@ def generate(
     if (file is None) != (out is None):
         raise UsageError("--file and --out belong together")
     from armillary.generate import (
-        BackendOptions,
-        EndpointOptions,
         PromptOptions,
         Sampling,
         open_backend,
@@ -78,13 +61,7 @@ def generate(
     options = PromptOptions(sampling, chat, system)
     # Before the model is loaded: a wrong prompt is known at once.
     prompts = None if file is None else read_prompts(file, options)
-    opened = open_backend(
-        model,
-        BackendOptions(
-            batch_size, context, device, precision, threads, tokenizer, EndpointOptions.from_settings(endpoint or [])
-        ),
-        backend,
-    )
+    opened = open_backend(model, engine.options, engine.name)
     try:
         if prompts is not None and out is not None:
             _file(opened, prompts, out, as_json)

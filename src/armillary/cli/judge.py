@@ -8,19 +8,12 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from armillary.cli.backends import (
-    BackendOption,
-    BatchSizeOption,
-    ContextOption,
-    DeviceOption,
-    EndpointOption,
-    PrecisionOption,
-    TokenizerOption,
-)
+from armillary.cli.backends import Engine, opens_models
 from armillary.cli.screen import JsonOption, Reporter, out, show_json, show_table
 from armillary.recipe import counted
 
 
+@opens_models
 def judge(
     model: Annotated[str, typer.Argument(help="The judge: a folder, a .gguf file or a URL.", show_default=False)],
     questions: Annotated[
@@ -38,13 +31,8 @@ def judge(
         Path | None,
         typer.Option("--out", "-o", help="Folder for verdicts; a stopped run resumes from it.", show_default=False),
     ] = None,
-    backend: BackendOption = None,
-    batch_size: BatchSizeOption = None,
-    context: ContextOption = None,
-    device: DeviceOption = None,
-    precision: PrecisionOption = None,
-    tokenizer: TokenizerOption = None,
-    endpoint: EndpointOption = None,
+    *,
+    engine: Engine,
     as_json: JsonOption = False,
 ) -> None:
     """Grade answers from 1 to 10, or compare two models' answers in both orders.
@@ -60,7 +48,6 @@ def judge(
         read_questions,
         write_verdict,
     )
-    from armillary.generate import BackendOptions, EndpointOptions
 
     options = JudgeOptions(language, repeats, max_new_tokens=max_new_tokens)
     asked = read_questions(questions)
@@ -68,15 +55,8 @@ def judge(
     other = None if against is None else read_answers(against, asked)
     reporter = Reporter()
     opening = Opening(
-        BackendOptions(
-            batch_size=batch_size,
-            context=context,
-            device=device,
-            precision=precision,
-            tokenizer=tokenizer,
-            endpoint=EndpointOptions.from_settings(endpoint or []),
-        ),
-        engine=backend,
+        engine.options,
+        engine=engine.name,
         chat=chat,
         folder=folder,
         notice=lambda name, done, total: reporter(name, done, total, f"{done} of {counted(total, 'verdict')}"),

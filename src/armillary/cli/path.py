@@ -515,7 +515,7 @@ def store_verb(name: str, rows_of: str, columns: list[str], title: str, text: st
 store_verb(
     "runs",
     "overview",
-    ["run", "study", "status", "attempts", "parameters", "tokens", "error"],
+    ["run", "study", "status", "attempts", "parameters", "tokens", "examined", "error"],
     "runs",
     "List the runs of a recipe's store with their state.\n\nExample: armillary runs recipe.yaml",
 )

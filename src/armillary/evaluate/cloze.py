@@ -16,11 +16,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from armillary.corpus import Corpus, held_out_texts
 from armillary.evaluate.intervals import mean_interval
-from armillary.evaluate.results import Examination, Item, Result, item_id
+from armillary.evaluate.results import Examination, Item, Result, item_id, named_model
 from armillary.generate import Backend, Pair
 from armillary.recipe import canonical_hash
 
@@ -107,8 +107,9 @@ def examine_cloze(backend: Backend, items: Sequence[ClozeItem]) -> Examination:
     return Examination(
         tuple(_result(subset, [row for row in rows if subset in (TASK, row.subset)]) for subset in subsets),
         {TASK: tuple(rows)},
-        model=backend.identity,
-        backend={"cost": "loglikelihood"},
+        model=named_model(backend.identity),
+        backend={"harness": f"{TASK} 1"},
+        cost=asdict(backend.cost),
     )
 
 

@@ -102,7 +102,7 @@ class JudgeOptions:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the judge said of one question: verdicts or grades in the order asked, None where they cannot be read.
+    """The verdicts or grades for one question in the order asked, None where they cannot be read.
 
     Attributes:
         verdicts: single: grades. Pairwise: "A", "B" or "C" as printed, first with the first model as A, then swapped.

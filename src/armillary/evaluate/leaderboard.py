@@ -21,7 +21,7 @@ import numpy as np
 
 from armillary.evaluate.intervals import Interval, mean_interval
 from armillary.evaluate.paired import Paired, holm, paired
-from armillary.evaluate.results import RESULTS, Examination, Item, read_examination
+from armillary.evaluate.results import RESULTS, Examination, Item, named_model, read_examination
 from armillary.recipe import UsageError
 
 # Metrics of which less is better, by a part of their name.
@@ -109,7 +109,7 @@ def read_results(places: Sequence[Path]) -> dict[str, Examination]:
         twice = next(folder for folder in folders if sum(folder.resolve() == other.resolve() for other in folders) > 1)
         raise UsageError(f"{twice} is given twice; a model cannot be compared with itself")
     examinations = [(folder, read_examination(folder)) for folder in folders]
-    names = [str(examination.model.get("model") or folder.name) for folder, examination in examinations]
+    names = [str(named_model(examination.model).get("model") or folder.name) for folder, examination in examinations]
     return {
         name if names.count(name) == 1 else f"{name} ({folder})": examination
         for name, (folder, examination) in zip(names, examinations, strict=True)

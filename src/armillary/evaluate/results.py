@@ -18,12 +18,14 @@ from typing import Any, TypeVar, get_type_hints
 from armillary.files import write_file
 from armillary.recipe import ArmillaryError, DamagedFileError, UsageError, canonical_hash, read_sealed, write_sealed
 
-FORMAT = 1
+FORMAT = 2  # 2 added context_cut
 RESULTS = "results.json"
 ITEMS = "items"
 ANSWERS = "answers.jsonl"
 
 _REMEDY = "run the examination again (`armillary evaluate … --out` asks the model only for what answers.jsonl lacks)"
+# The beginning of a path on a machine: absolute, of the home folder, relative to the current one, with a drive.
+_PATH = re.compile(r"[/~\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]")
 _TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -43,6 +45,7 @@ class Item:
         scores: score by metric.
         truncated: whether the token limit cut one of the outputs.
         contaminated: what was found of the item in training text; None where nothing was looked for.
+        context_cut: tokens that were cut from the start of the longest prompt, since it exceeded the context.
     """
 
     id: str
@@ -56,6 +59,7 @@ class Item:
     scores: Mapping[str, float]
     truncated: bool = False
     contaminated: Mapping[str, Any] | None = None
+    context_cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class Result:
         n: number of items.
         truncated: share of the items whose output was cut by the token limit.
         extraction_disagreement: share of the items on which the two extractors differ; None without a second one.
+        context_cut: share of the items whose prompt lost its start, since it exceeded the context of the model.
     """
 
     task: str
@@ -79,6 +84,7 @@ class Result:
     truncated: float
     extraction_disagreement: float | None
     settings: str
+    context_cut: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,17 @@ class Examination:
             "backend": dict(self.backend),
             "cost": dict(self.cost),
         }
+
+
+def named_model(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """``identity`` as results hold it: a path of a server's machine, which some report as the model, is its last part.
+
+    ``org/name``, a model's id on a hub, is left as it is.
+    """
+    name = identity.get("model")
+    if isinstance(name, str) and _PATH.match(name):
+        return {**identity, "model": re.split(r"[/\\]", name.rstrip("/\\"))[-1].removesuffix(".gguf") or name}
+    return dict(identity)
 
 
 def item_id(task: str, subset: str, data: Any) -> str:
@@ -197,6 +214,6 @@ def _read(kind: type[_Row], row: dict[str, Any], where: str) -> _Row:
     for name, hint in get_type_hints(kind).items():
         number = row.get(name)
         good = isinstance(number, (int, float)) and not isinstance(number, bool) and math.isfinite(number)
-        if hint is float and not good:
+        if hint is float and name in row and not good:
             raise ValueError(f"{where}: {name} is {number!r}, not a number")
     return kind(**row)

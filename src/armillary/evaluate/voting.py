@@ -29,7 +29,7 @@ _REMEDY = "learn the weights again"
 
 @dataclass(frozen=True)
 class Weights:
-    """What voters count for.
+    """The weights of the voters.
 
     Attributes:
         contest: its name.

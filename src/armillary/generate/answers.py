@@ -95,7 +95,8 @@ class Answers:
             for completion in backend.complete([requests[place] for place in missing]):
                 key = requests[missing[completion.index]].key
                 choices = [asdict(choice) for choice in completion.choices]
-                self._append(key, {"choices": choices, "prompt_tokens": completion.prompt_tokens})
+                answer = {"choices": choices, "prompt_tokens": completion.prompt_tokens}
+                self._append(key, answer | _cut(completion.cut))
                 for place in places[key]:
                     yield replace(completion, index=place)
         except RequestError as error:
@@ -117,7 +118,8 @@ class Answers:
             except RequestError as error:
                 raise error.at(part[error.index]) from None
             for place, likelihood in zip(part, found, strict=True):
-                self._append(pairs[place].key, {"likelihood": asdict(likelihood)})
+                plain = {"value": likelihood.value, "tokens": likelihood.tokens, "greedy": likelihood.greedy}
+                self._append(pairs[place].key, {"likelihood": plain | _cut(likelihood.cut)})
         return [Likelihood(**self._answer(pair.key)["likelihood"]) for pair in pairs]
 
     def close(self) -> None:
@@ -151,7 +153,8 @@ class Answers:
         if key not in self._places:
             return None
         answer = self._answer(key)
-        return Completion(0, tuple(Choice(**choice) for choice in answer["choices"]), answer["prompt_tokens"])
+        choices = tuple(Choice(**choice) for choice in answer["choices"])
+        return Completion(0, choices, answer["prompt_tokens"], answer.get("cut", 0))
 
     def _answer(self, key: str) -> dict[str, Any]:
         start, size = self._places[key]
@@ -201,6 +204,11 @@ def _by_key(asked: Sequence[Request | Pair]) -> dict[str, list[int]]:
     for place, one in enumerate(asked):
         places.setdefault(one.key, []).append(place)
     return places
+
+
+def _cut(tokens: int) -> dict[str, int]:
+    # Left out where nothing was cut: older versions read all lines that they ask for.
+    return {"cut": tokens} if tokens else {}
 
 
 def _line(document: dict[str, Any]) -> bytes:

@@ -60,15 +60,22 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt to continue: text as it is, or the messages of a chat, which the model's template turns into text."""
+    """A prompt to continue: text as it is, or the messages of a chat, which the model's template turns into text.
+
+    With ``last_tokens`` the model reads only this many tokens from the end of the prompt; None is the whole prompt.
+    """
 
     prompt: str | tuple[Message, ...]
     sampling: Sampling = field(default_factory=Sampling)
+    last_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_last(self.last_tokens)
 
     def to_json(self) -> dict[str, Any]:
         """The request as plain data: what ``key`` is the hash of."""
         prompt = self.prompt if isinstance(self.prompt, str) else [asdict(message) for message in self.prompt]
-        return {"prompt": prompt, "sampling": asdict(self.sampling)}
+        return {"prompt": prompt, "sampling": asdict(self.sampling)} | _last(self.last_tokens)
 
     @property
     def key(self) -> str:
@@ -91,23 +98,34 @@ class Choice:
 
 @dataclass(frozen=True)
 class Completion:
-    """The ``n`` answers to the request at place ``index`` of those given, and the tokens of its prompt."""
+    """The ``n`` answers to the request at place ``index`` of those given, and the tokens of its prompt.
+
+    ``cut`` is the number of tokens that the request's ``last_tokens`` left out.
+    """
 
     index: int
     choices: tuple[Choice, ...]
     prompt_tokens: int
+    cut: int = 0
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A ``continuation`` whose likelihood after ``context`` is asked for. An empty context starts a document."""
+    """A ``continuation`` whose likelihood after ``context`` is asked for. An empty context starts a document.
+
+    With ``last_tokens`` the model reads only this many tokens from the end of both together; None is all of them.
+    """
 
     context: str
     continuation: str
+    last_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_last(self.last_tokens)
 
     def to_json(self) -> dict[str, Any]:
         """The pair as plain data: what ``key`` is the hash of."""
-        return asdict(self)
+        return {"context": self.context, "continuation": self.continuation} | _last(self.last_tokens)
 
     @property
     def key(self) -> str:
@@ -117,11 +135,15 @@ class Pair:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Log probability of a continuation in nats, its ``tokens``, and whether greedy decoding would have given it."""
+    """Log probability of a continuation in nats, its ``tokens``, and whether greedy decoding would have given it.
+
+    ``cut`` is the number of tokens that the pair's ``last_tokens`` left out.
+    """
 
     value: float
     tokens: int
     greedy: bool
+    cut: int = 0
 
 
 class RequestError(ArmillaryError):
@@ -182,7 +204,8 @@ class Backend(Protocol):
 
         The continuation is cut into tokens together with its context; spaces at the end of the context count to the
         continuation, as in EleutherAI's lm-evaluation-harness (``TemplateLM._encode_pair``). Unlike there, a pair that
-        is longer than the context is refused and not cut: the likelihood would be that of another text.
+        is longer than the context is refused unless its ``last_tokens`` cut it: the likelihood would be that of
+        another text.
         """
         ...
 
@@ -193,6 +216,23 @@ class Backend(Protocol):
     def close(self) -> None:
         """Frees the model; the backend is not used afterwards."""
         ...
+
+
+class InProcess:
+    """What the backends that run in this process have in common: the context, and the cost so far."""
+
+    def __init__(self, context: int) -> None:
+        self._context, self._cost = context, Cost()
+
+    @property
+    def context(self) -> int:
+        """The longest sequence in tokens, prompt and answer together."""
+        return self._context
+
+    @property
+    def cost(self) -> Cost:
+        """What was used so far."""
+        return self._cost
 
 
 @runtime_checkable
@@ -247,6 +287,60 @@ def split_pair(
             index, f"the continuation {pair.continuation[:40]!r} has no tokens of its own; give some text", "pair"
         )
     return before, after
+
+
+def fit_pair(
+    parts: tuple[list[int], list[int]], last_tokens: int | None, context: int | None, index: int
+) -> tuple[list[int], list[int], int]:
+    """The two parts of ``split_pair`` as the model reads them, and the number of tokens that were cut from the first.
+
+    ``context`` is the longest sequence of the model, which does not read the last token; None where it is not known.
+
+    Raises:
+        BadRequestError: longer than the context, or ``last_tokens`` leaves nothing before the continuation.
+    """
+    before, after = parts
+    if last_tokens is not None and last_tokens <= len(after):
+        raise BadRequestError(
+            index, f"the continuation has {len(after)} tokens, and last_tokens {last_tokens} leaves none before", "pair"
+        )
+    cut = max(len(before) + len(after) - last_tokens, 0) if last_tokens is not None else 0
+    length = len(before) - cut + len(after)
+    if context is not None and length - 1 > context:
+        raise BadRequestError(
+            index,
+            f"{length} tokens, and this model takes {context + 1} with the last that is predicted; shorten it",
+            "pair",
+        )
+    return before[cut:], after, cut
+
+
+def fit_prompt(tokens: list[int], last_tokens: int | None, context: int | None, index: int) -> tuple[list[int], int]:
+    """The tokens of a prompt as the model reads them, and the number of tokens that were cut from their start.
+
+    Raises:
+        BadRequestError: no tokens, or as many as the context, which leaves none for the answer.
+    """
+    cut = max(len(tokens) - last_tokens, 0) if last_tokens is not None else 0
+    kept = tokens[cut:]
+    if not kept:
+        raise BadRequestError(index, "the prompt is empty; give some text")
+    if context is not None and len(kept) >= context:
+        raise BadRequestError(
+            index,
+            f"the prompt has {len(kept)} tokens, and this model takes {context} with its answer; shorten it",
+        )
+    return kept, cut
+
+
+def _check_last(last_tokens: int | None) -> None:
+    if last_tokens is not None and last_tokens < 1:
+        raise UsageError(f"last_tokens must be 1 or more, or none, given {last_tokens}")
+
+
+def _last(last_tokens: int | None) -> dict[str, int]:
+    # Left out where there is none: answers that were kept before this field existed have the same key.
+    return {} if last_tokens is None else {"last_tokens": last_tokens}
 
 
 def _key(document: dict[str, Any]) -> str:

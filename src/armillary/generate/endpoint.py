@@ -38,6 +38,8 @@ from armillary.generate.backend import (
     Pair,
     Request,
     RequestError,
+    fit_pair,
+    fit_prompt,
     split_pair,
 )
 from armillary.generate.registry import BackendOptions, register
@@ -179,7 +181,9 @@ class EndpointBackend:
 
         def work(item: tuple[int, Request], stopping: threading.Event) -> tuple[Completion, str | None]:
             index, request = item
-            return self._ask(self._call(index, request), lambda found: _completion(index, request, found), stopping)
+            call, cut = self._call(index, request)
+            found, problem = self._ask(call, lambda document: _completion(index, request, document), stopping)
+            return replace(found, cut=cut), problem
 
         yield from self._work(work, enumerate(requests))
 
@@ -192,7 +196,9 @@ class EndpointBackend:
 
         def work(item: tuple[int, Pair], stopping: threading.Event) -> tuple[tuple[int, Likelihood], str | None]:
             number, pair = item
-            before, after = split_pair(pair, self._encode, None if self._text is None else self._text.first, number)
+            start = None if self._text is None else self._text.first
+            parts = split_pair(pair, self._encode, start, number)
+            before, after, cut = fit_pair(parts, pair.last_tokens, None, number)
             body: dict[str, Any] = {
                 "prompt": before + after,
                 "max_tokens": 1,
@@ -202,7 +208,7 @@ class EndpointBackend:
             }
             call = self._post("/completions", body, number, "pair")
             found, problem = self._ask(call, lambda document: _likelihood(document, before, after), stopping)
-            return (number, found), problem
+            return (number, replace(found, cut=cut)), problem
 
         found = dict(self._work(work, enumerate(pairs)))
         return [found[number] for number in range(len(pairs))]
@@ -224,7 +230,7 @@ class EndpointBackend:
             ArmillaryError: the request failed for good, or the connection was lost in the middle of the answer.
         """
         begun = time.monotonic()
-        call = self._call(0, request)
+        call, cut = self._call(0, request)
         streamed = {**(call.body or {}), "stream": True, "stream_options": {"include_usage": True}}
         events = self._events(replace(call, body=streamed))
         texts, finishes, usage, said = dict[int, str](), dict[int, Any](), None, 0
@@ -254,7 +260,7 @@ class EndpointBackend:
             self._count({"choices": choices, "usage": usage})
             self._cost.seconds += time.monotonic() - begun
         yield completion.choices[0].text[said:]
-        return completion
+        return replace(completion, cut=cut)
 
     def close(self) -> None:
         """Closes the connections."""
@@ -262,12 +268,16 @@ class EndpointBackend:
         for name in _LOGGERS:
             logging.getLogger(name).removeFilter(self._masking)
 
-    def _call(self, index: int, request: Request) -> _Call:
-        """What is sent for a request."""
-        sampling, prompt = request.sampling, request.prompt
+    def _call(self, index: int, request: Request) -> tuple[_Call, int]:
+        """What is sent for a request, and the number of tokens that were cut from its prompt."""
+        sampling, prompt, cut = request.sampling, request.prompt, 0
         body: dict[str, Any] = {}
         if isinstance(prompt, str) and self._own.api != "chat":
             path, body["prompt"] = "/completions", prompt
+            if request.last_tokens is not None:
+                body["prompt"], cut = fit_prompt(self._encode(prompt, True), request.last_tokens, None, index)
+        elif request.last_tokens is not None:
+            raise BadRequestError(index, "messages of a chat cannot be cut before they reach a server; shorten them")
         elif self._own.api != "completions":
             path = "/chat/completions"
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else map(asdict, prompt)
@@ -286,7 +296,7 @@ class EndpointBackend:
             body["stop"] = list(sampling.stop)
         if sampling.n > 1:
             body["n"] = sampling.n
-        return self._post(path, body, index, "request")
+        return self._post(path, body, index, "request"), cut
 
     def _post(self, path: str, body: dict[str, Any], index: int, what: str) -> _Call:
         whole = {"model": self._model, **body, **self._own.extra}

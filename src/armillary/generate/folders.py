@@ -1,4 +1,4 @@
-"""Which folders the native backend opens: Hugging Face folders of models that our transformer computes."""
+"""Which folders the native backend opens: runs, and Hugging Face folders of models that our transformer computes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from pathlib import Path
 
 from armillary.generate.backend import Backend
 from armillary.generate.registry import BackendOptions, register
+from armillary.generate.runs import is_run, open_run
 from armillary.recipe import UsageError
 
 
 def _recognises(target: str) -> bool:
     folder = Path(target)
+    if is_run(folder):
+        return True
     if not all((folder / name).is_file() for name in ("config.json", "tokenizer.json")):
         return False
     from armillary.model import read_shape
@@ -22,15 +25,20 @@ def _recognises(target: str) -> bool:
     return True
 
 
-@register("native", _recognises, {"batch_size", "context", "device", "threads"})
+@register("native", _recognises, {"batch_size", "context", "device", "threads", "tokenizer"})
 def open_native(target: str, options: BackendOptions) -> Backend:
-    """A published model, or another Hugging Face folder of a Llama, Qwen3 or Qwen3-MoE model."""
+    """A published model, another Hugging Face folder of a Llama, Qwen3 or Qwen3-MoE model, or a finished run."""
+    folder = Path(target)
+    if options.tokenizer is not None and not is_run(folder):
+        raise UsageError(f"{target}: has its own tokenizer; leave out --tokenizer, which runs and servers take")
     import torch
 
     from armillary.generate.native import BATCH_SIZE, NativeBackend
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    if is_run(folder):
+        return open_run(folder, options)
     return NativeBackend.from_folder(
-        Path(target), device=options.device, batch_size=options.batch_size or BATCH_SIZE, context=options.context
+        folder, device=options.device, batch_size=options.batch_size or BATCH_SIZE, context=options.context
     )

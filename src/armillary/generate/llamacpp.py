@@ -30,14 +30,15 @@ import httpx2
 
 from armillary.generate.backend import (
     Backend,
-    BadRequestError,
     Choice,
     Completion,
-    Cost,
+    InProcess,
     Likelihood,
     Pair,
     Request,
     Sampling,
+    fit_pair,
+    fit_prompt,
     seed_of,
     split_pair,
 )
@@ -52,7 +53,7 @@ _CERTAIN = 1e6  # added to a logit: no other token has a chance then
 _LEAST = -103.0  # the log of the smallest float32: below it llama.cpp gives no probability
 
 
-class LlamaCppBackend:
+class LlamaCppBackend(InProcess):
     """A GGUF file. ``batch_size`` requests are decoded together; each may be ``context`` tokens long.
 
     Raises:
@@ -100,7 +101,7 @@ class LlamaCppBackend:
             trust_env=False,
         )
         facts = self._get("/v1/models")["data"][0]["meta"]
-        self._context: int = min(wanted, facts["n_ctx_train"])
+        super().__init__(min(wanted, facts["n_ctx_train"]))
         self._start = self._first_token()
         self._identity = {
             "backend": "llama.cpp",
@@ -109,7 +110,6 @@ class LlamaCppBackend:
             "precision": facts["ftype"],
             "version": xllamacpp.__version__,
         }
-        self._cost = Cost()
         self._threads: set[threading.Thread] = set()
         self._closing = threading.Event()
         # A thread that is inside llama.cpp when the interpreter ends takes the process down with it.
@@ -120,16 +120,6 @@ class LlamaCppBackend:
         """The file's name and hash, its quantization, and the version of the wheel."""
         return self._identity
 
-    @property
-    def context(self) -> int:
-        """The longest sequence in tokens."""
-        return self._context
-
-    @property
-    def cost(self) -> Cost:
-        """What was used so far."""
-        return self._cost
-
     def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yields the completion of each request as soon as it is finished.
 
@@ -138,16 +128,16 @@ class LlamaCppBackend:
             ArmillaryError: llama.cpp failed.
         """
         begun = time.monotonic()
-        prompts = [(index, request, self._prompt(index, request)) for index, request in enumerate(requests)]
+        prompts = [(index, request, *self._prompt(index, request)) for index, request in enumerate(requests)]
 
-        def work(item: tuple[int, Request, list[int]], stopping: threading.Event) -> Completion:
-            index, request, prompt = item
+        def work(item: tuple[int, Request, list[int], int], stopping: threading.Event) -> Completion:
+            index, request, prompt, cut = item
             with self._at_work():
                 choices = (
                     self._answer(prompt, request.sampling, number, lambda _: stopping.is_set())
                     for number in range(request.sampling.n)
                 )
-                return Completion(index, tuple(choices), len(prompt))
+                return Completion(index, tuple(choices), len(prompt), cut)
 
         for completion in as_finished(work, prompts, self.slots):
             self._count(completion, time.monotonic() - begun)
@@ -161,18 +151,13 @@ class LlamaCppBackend:
             UsageError: a pair longer than the context, or without tokens, before anything is computed.
         """
         begun = time.monotonic()
-        parts = [split_pair(pair, self._encode, self._start, number) for number, pair in enumerate(pairs)]
-        for number, (before, after) in enumerate(parts):
-            if len(before) + len(after) - 1 > self._context:
-                raise BadRequestError(
-                    number,
-                    f"{len(before) + len(after)} tokens, and this model takes {self._context + 1} with the last that "
-                    "is predicted; shorten it, or open the model with a longer context",
-                    "pair",
-                )
+        parts = [
+            fit_pair(split_pair(pair, self._encode, self._start, number), pair.last_tokens, self._context, number)
+            for number, pair in enumerate(pairs)
+        ]
         results = []
         ready: list[int] | None = None  # what stands in the cache
-        for before, after in parts:
+        for before, after, cut in parts:
             if before[:-1] != ready and before[:-1]:
                 self._call({"prompt": before[:-1], "max_tokens": 1, "cache_prompt": False})
                 self._cost.prompt_tokens += len(before)
@@ -197,7 +182,7 @@ class LlamaCppBackend:
                 value += max(drawn["logprob"], _LEAST)
                 greedy &= drawn["top_logprobs"][0]["id"] == token
             self._cost.prompt_tokens += len(after)
-            results.append(Likelihood(value, len(after), greedy))
+            results.append(Likelihood(value, len(after), greedy, cut))
         self._cost.seconds += time.monotonic() - begun
         return results
 
@@ -207,7 +192,7 @@ class LlamaCppBackend:
 
     def stream(self, request: Request) -> Generator[str, None, Completion]:
         """Yields the text of the first answer piece by piece, and returns the completion that ``complete`` gives."""
-        begun, prompt = time.monotonic(), self._prompt(0, request)
+        begun, (prompt, cut) = time.monotonic(), self._prompt(0, request)
         sampling = request.sampling
 
         def work(say: Callable[[str], bool]) -> list[Choice]:
@@ -217,7 +202,7 @@ class LlamaCppBackend:
                 return [first, *others]
 
         choices = yield from as_streamed(work)
-        completion = Completion(0, tuple(choices), len(prompt))
+        completion = Completion(0, tuple(choices), len(prompt), cut)
         self._count(completion, time.monotonic() - begun)
         return completion
 
@@ -295,23 +280,14 @@ class LlamaCppBackend:
         self._cost.new_tokens += sum(choice.tokens for choice in completion.choices)
         self._cost.seconds += seconds
 
-    def _prompt(self, index: int, request: Request) -> list[int]:
-        """The tokens of a request's prompt, of which there is room for at least one answer token."""
+    def _prompt(self, index: int, request: Request) -> tuple[list[int], int]:
+        """The tokens of a request's prompt, with room for at least one answer token, and the number that was cut."""
         if isinstance(request.prompt, str):
             text = request.prompt
         else:
             messages = [{"role": message.role, "content": message.content} for message in request.prompt]
             text = self._get("/apply-template", {"messages": messages})["prompt"]
-        tokens = self._encode(text, True)
-        if not tokens:
-            raise BadRequestError(index, "the prompt is empty; give some text")
-        if len(tokens) >= self._context:
-            raise BadRequestError(
-                index,
-                f"the prompt has {len(tokens)} tokens, and this model takes {self._context} with "
-                "its answer; shorten it, or open the model with a longer context",
-            )
-        return tokens
+        return fit_prompt(self._encode(text, True), request.last_tokens, self._context, index)
 
     def _encode(self, text: str, special: bool) -> list[int]:
         found = self._get("/tokenize", {"content": text, "add_special": special, "parse_special": True})

@@ -19,7 +19,7 @@ import json
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,12 +31,14 @@ from armillary.generate.backend import (
     BadRequestError,
     Choice,
     Completion,
-    Cost,
+    InProcess,
     Likelihood,
     Pair,
     Request,
     RequestError,
     Sampling,
+    fit_pair,
+    fit_prompt,
     split_pair,
 )
 from armillary.generate.decoder import CacheMemory, Decoder, Rows, build_decoder
@@ -89,7 +91,7 @@ class _Answer:
         return len(self.prompt) + self.room - 1
 
 
-class NativeBackend:
+class NativeBackend(InProcess):
     """A model of ours. ``batch_size`` sequences run at a time; ``context`` cuts the longest sequence of the model.
 
     Raises:
@@ -108,9 +110,9 @@ class NativeBackend:
         for name, value in (("batch size", batch_size), ("context", context)):
             if value < 1:
                 raise UsageError(f"{name} must be 1 or more, given {value}")
-        self._decoder, self._text, self._batch_size, self._context = build_decoder(model), text, batch_size, context
+        super().__init__(context)
+        self._decoder, self._text, self._batch_size = build_decoder(model), text, batch_size
         self._name, self._identity = identity, dict[str, Any]()
-        self._cost = Cost()
 
     @classmethod
     def from_folder(
@@ -125,13 +127,10 @@ class NativeBackend:
                 device that does not exist.
             ArmillaryError: weights that are missing, torn or of another shape.
         """
-        place = _device(device)
+        place = find_device(device)
         text = ModelText.from_folder(folder)
         model = import_hf(folder)
-        try:
-            model.to(place)
-        except (RuntimeError, AssertionError) as error:
-            raise ArmillaryError(f"{folder}: no memory for the weights on {place} ({error}); take another") from error
+        move(model, place, folder)
         longest = _longest(folder)
         if context is not None and longest is not None and context > longest:
             raise UsageError(f"context {context} is more than the {longest} tokens that {folder} was made for")
@@ -147,16 +146,6 @@ class NativeBackend:
         if not self._identity:
             self._identity = {"backend": "native", **self._name(), "precision": "float32"}
         return self._identity
-
-    @property
-    def context(self) -> int:
-        """The longest sequence in tokens, prompt and answer together."""
-        return self._context
-
-    @property
-    def cost(self) -> Cost:
-        """What was used so far."""
-        return self._cost
 
     def tokenize(self, text: str) -> list[int]:
         """The token ids of ``text``, without special tokens added."""
@@ -180,20 +169,21 @@ class NativeBackend:
         prompts = [self._prompt(index, request) for index, request in enumerate(given)]
         return self._completions(given, prompts)
 
-    def _completions(self, requests: list[Request], prompts: list[list[int]]) -> Iterator[Completion]:
+    def _completions(self, requests: list[Request], prompts: list[tuple[list[int], int]]) -> Iterator[Completion]:
         unfinished: dict[int, list[_Answer]] = {}
-        answers = (self._first(*one) for one in zip(range(len(requests)), prompts, requests, strict=True))
+        answers = (self._first(index, prompts[index][0], request) for index, request in enumerate(requests))
         for answer in self._run(answers):
             request = answer.request
             done = unfinished.setdefault(request, [])
             done.append(answer)
             if len(done) == requests[request].sampling.n:
                 del unfinished[request]
-                yield self._completion(request, prompts[request], done)
+                prompt, cut = prompts[request]
+                yield replace(self._completion(request, prompt, done), cut=cut)
 
     def stream(self, request: Request) -> Generator[str, None, Completion]:
         """Yields the text of the first answer piece by piece, and returns the completion that ``complete`` gives."""
-        prompt = self._prompt(0, request)
+        prompt, cut = self._prompt(0, request)
         first = self._first(0, prompt, request)
         stream = first.stream or TextStream(self._text, ())
         first.stream, said = stream, 0
@@ -206,9 +196,9 @@ class NativeBackend:
                 if len(text) > said:
                     yield text[said:]
                     said = len(text)
-        return self._completion(0, prompt, done)
+        return replace(self._completion(0, prompt, done), cut=cut)
 
-    def _prompt(self, index: int, request: Request) -> list[int]:
+    def _prompt(self, index: int, request: Request) -> tuple[list[int], int]:
         try:
             if isinstance(request.prompt, str):
                 tokens = self._text.encode(request.prompt, True)
@@ -216,15 +206,9 @@ class NativeBackend:
                 tokens = self._text.encode(self._text.chat(request.prompt), False)
         except UsageError as error:
             raise BadRequestError(index, str(error)) from error
-        if not tokens:
-            raise BadRequestError(index, "the prompt has no tokens; give some text")
-        if len(tokens) >= self._context:
-            raise BadRequestError(
-                index,
-                f"the prompt has {len(tokens)} tokens, and this model takes {self._context} with its answer",
-            )
+        tokens, cut = fit_prompt(tokens, request.last_tokens, self._context, index)
         self._check_tokens(index, tokens, "request")
-        return tokens
+        return tokens, cut
 
     def _check_tokens(self, index: int, tokens: list[int], what: str) -> None:
         size = self._decoder.shape.vocab_size
@@ -368,7 +352,8 @@ class NativeBackend:
                 computed.
         """
         started = time.monotonic()
-        sequences = [self._sequence(index, pair) for index, pair in enumerate(pairs)]
+        fitted = [self._sequence(index, pair) for index, pair in enumerate(pairs)]
+        sequences = [one for one, _ in fitted]
         scores = {one: _Score(place) for place, one in reversed(list(enumerate(sequences)))}
         contexts: dict[tuple[int, ...], list[_Sequence]] = {}
         for one in dict.fromkeys(sequences):
@@ -378,24 +363,18 @@ class NativeBackend:
             before = self._score(wave, contexts, before, scores)
         self._cost.prompt_tokens += sum(len(one.context) + len(one.continuation) for one in sequences)
         self._cost.seconds += time.monotonic() - started
-        return [scores[one].likelihood for one in sequences]
+        return [replace(scores[one].likelihood, cut=cut) for one, cut in fitted]
 
-    def _sequence(self, index: int, pair: Pair) -> _Sequence:
+    def _sequence(self, index: int, pair: Pair) -> tuple[_Sequence, int]:
         try:
-            context, continuation = split_pair(pair, self._text.encode, self._text.first, index)
+            parts = split_pair(pair, self._text.encode, self._text.first, index)
         except BadRequestError:
             raise
         except UsageError as error:
             raise BadRequestError(index, str(error), "pair") from error
-        if len(context) + len(continuation) - 1 > self._context:
-            raise BadRequestError(
-                index,
-                f"{len(context) + len(continuation)} tokens, and this model takes {self._context + 1} with the last "
-                "that is predicted; shorten it",
-                "pair",
-            )
+        context, continuation, cut = fit_pair(parts, pair.last_tokens, self._context, index)
         self._check_tokens(index, context + continuation, "pair")
-        return _Sequence(tuple(context), tuple(continuation))
+        return _Sequence(tuple(context), tuple(continuation)), cut
 
     def _score(
         self,
@@ -556,7 +535,24 @@ def _shared(one: tuple[int, ...], other: tuple[int, ...]) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def _device(name: str | None) -> torch.device:
+def move(model: Transformer, place: torch.device, folder: Path) -> None:
+    """Move a model, which came from ``folder``, to a device.
+
+    Raises:
+        ArmillaryError: no memory there.
+    """
+    try:
+        model.to(place)
+    except (RuntimeError, AssertionError) as error:
+        raise ArmillaryError(f"{folder}: no memory for the weights on {place} ({error}); take another") from error
+
+
+def find_device(name: str | None) -> torch.device:
+    """The device of this name; None takes the accelerator where there is one.
+
+    Raises:
+        UsageError: it does not exist here.
+    """
     if name is None:
         found = torch.accelerator.current_accelerator(check_available=True)
         return torch.device("cpu") if found is None else found

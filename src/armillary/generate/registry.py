@@ -111,7 +111,8 @@ class BackendOptions:
         device: as PyTorch names it, such as "cpu" or "cuda:1".
         precision: in which the engine calculates, such as "float32" or "bfloat16".
         threads: of the processor.
-        tokenizer: a ``tokenizer.json`` or a folder with one, for servers that do not cut text into tokens.
+        tokenizer: a ``tokenizer.json`` or a folder with one, for servers that do not cut text into tokens; for a run
+            the folder of its corpus, where that is not beside its store.
         endpoint: what only an endpoint has.
     """
 

@@ -15,7 +15,7 @@ import hashlib
 import importlib
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,12 +25,14 @@ from armillary.generate.backend import (
     BadRequestError,
     Choice,
     Completion,
-    Cost,
+    InProcess,
     Likelihood,
     Message,
     Pair,
     Request,
     Sampling,
+    fit_pair,
+    fit_prompt,
     split_pair,
 )
 from armillary.generate.registry import BackendOptions, register
@@ -59,7 +61,7 @@ class _Row:
     ended: bool = False
 
 
-class TransformersBackend:
+class TransformersBackend(InProcess):
     """A folder with ``config.json``, weights in safetensors, and a tokenizer.
 
     Raises:
@@ -107,7 +109,7 @@ class TransformersBackend:
             eos_token_id=sorted(self._ends) or None, pad_token_id=min(self._ends, default=0)
         )
         self._batch = options.batch_size or 1
-        self._context = min(_longest(self._model.config, self._tokenizer), options.context or 2**62)
+        super().__init__(min(_longest(self._model.config, self._tokenizer), options.context or 2**62))
         self._identity = {
             "backend": "transformers",
             "model": folder.resolve().name,
@@ -115,22 +117,11 @@ class TransformersBackend:
             "precision": str(self._model.dtype).removeprefix("torch."),
             "version": library.__version__,
         }
-        self._cost = Cost()
 
     @property
     def identity(self) -> dict[str, Any]:
         """The folder's name and a hash of its files, the precision, and the version of ``transformers``."""
         return self._identity
-
-    @property
-    def context(self) -> int:
-        """The longest sequence in tokens."""
-        return self._context
-
-    @property
-    def cost(self) -> Cost:
-        """What was used so far."""
-        return self._cost
 
     def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yields the completions, a batch at a time.
@@ -139,18 +130,18 @@ class TransformersBackend:
             UsageError: a prompt that fills the context, or messages that the chat template refuses, before anything
                 is generated.
         """
-        prompts = [(index, request, self._prompt(index, request)) for index, request in enumerate(requests)]
+        prompts = [(index, request, *self._prompt(index, request)) for index, request in enumerate(requests)]
         waiting = iter(prompts)
         while batch := list(islice(waiting, self._batch)):
             begun = time.monotonic()
             rows = [
                 [self._row(prompt, request.sampling, number) for number in range(request.sampling.n)]
-                for _, request, prompt in batch
+                for _, request, prompt, _ in batch
             ]
             self._generate([row for of_request in rows for row in of_request])
             self._cost.seconds += time.monotonic() - begun
-            for (index, _, prompt), of_request in zip(batch, rows, strict=True):
-                yield self._completion(index, prompt, of_request)
+            for (index, _, prompt, cut), of_request in zip(batch, rows, strict=True):
+                yield replace(self._completion(index, prompt, of_request), cut=cut)
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
         """The likelihood of each continuation, summed in float32.
@@ -159,15 +150,11 @@ class TransformersBackend:
             UsageError: a pair longer than the context, or without tokens, before anything is computed.
         """
         begun = time.monotonic()
-        parts = [split_pair(pair, self._encode, self._first(), number) for number, pair in enumerate(pairs)]
-        for number, (before, after) in enumerate(parts):
-            if len(before) + len(after) - 1 > self._context:
-                raise BadRequestError(
-                    number,
-                    f"{len(before) + len(after)} tokens, and this model takes {self._context + 1} "
-                    "with the last that is predicted; shorten it",
-                    "pair",
-                )
+        fitted = [
+            fit_pair(split_pair(pair, self._encode, self._first(), number), pair.last_tokens, self._context, number)
+            for number, pair in enumerate(pairs)
+        ]
+        parts = [(before, after) for before, after, _ in fitted]
         # Continuations of one token, as the letters of a choice, are read from one pass over their context.
         same: dict[tuple[int, ...], list[int]] = {}
         for number, (before, after) in enumerate(parts):
@@ -181,7 +168,8 @@ class TransformersBackend:
             for number, wanted, logits in self._logits(batch, rows):
                 scores = logits.float().log_softmax(-1)
                 value = float(scores.gather(1, wanted[:, None]).sum())
-                found[number] = Likelihood(value, len(wanted), bool((scores.argmax(-1) == wanted).all()))
+                greedy = bool((scores.argmax(-1) == wanted).all())
+                found[number] = Likelihood(value, len(wanted), greedy, fitted[number][2])
         self._cost.seconds += time.monotonic() - begun
         return [found[number] for number in range(len(parts))]
 
@@ -209,7 +197,7 @@ class TransformersBackend:
 
     def stream(self, request: Request) -> Generator[str, None, Completion]:
         """Yields the text of the first answer piece by piece, and returns the completion that ``complete`` gives."""
-        begun, prompt = time.monotonic(), self._prompt(0, request)
+        begun, (prompt, cut) = time.monotonic(), self._prompt(0, request)
 
         def work(say: Callable[[str], bool]) -> list[_Row]:
             rows = [self._row(prompt, request.sampling, number) for number in range(request.sampling.n)]
@@ -232,7 +220,7 @@ class TransformersBackend:
 
         rows = yield from as_streamed(work)
         self._cost.seconds += time.monotonic() - begun
-        return self._completion(0, prompt, rows)
+        return replace(self._completion(0, prompt, rows), cut=cut)
 
     def close(self) -> None:
         """Frees the model."""
@@ -311,20 +299,12 @@ class TransformersBackend:
         text: str = self._tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 
-    def _prompt(self, index: int, request: Request) -> list[int]:
+    def _prompt(self, index: int, request: Request) -> tuple[list[int], int]:
         if isinstance(request.prompt, str):
             tokens = self._encode(request.prompt, True)
         else:
             tokens = self._encode(self._chat(index, request.prompt), False)
-        if not tokens:
-            raise BadRequestError(index, "the prompt is empty; give some text")
-        if len(tokens) >= self._context:
-            raise BadRequestError(
-                index,
-                f"the prompt has {len(tokens)} tokens, and this model takes {self._context} with "
-                "its answer; shorten it",
-            )
-        return tokens
+        return fit_prompt(tokens, request.last_tokens, self._context, index)
 
     def _chat(self, index: int, messages: tuple[Message, ...]) -> str:
         if not self._tokenizer.chat_template:

@@ -47,6 +47,7 @@ from armillary.study.database import Database
 from armillary.train import RunResult, read_result
 
 # What others read of a finished run; ``result.json`` last, since it makes a run done.
+EXAMINATION = "examination"  # the stage whose outcomes are the examinations of models
 _FILES = ("spec.json", "events.jsonl", "metrics.parquet", "model.safetensors", "result.json")
 
 
@@ -365,10 +366,12 @@ class Store:
             return list(db.execute(sa.select(schema.study_runs.c.run).filter_by(study=study)).scalars())
 
     def overview(self) -> list[dict[str, Any]]:
-        """A row per run and study: run, study, status, attempts, parameters, tokens and error.
+        """A row per run and study: run, study, status, attempts, parameters, tokens, examined and error.
 
         ``status`` is that of the table, with ``interrupted`` for a run that was begun and that no process trains.
+        ``examined`` is a text with the scores of the run's model, the last of each task; None without examination.
         """
+        examined = self.examinations()
         query = sa.select(schema.runs, schema.study_runs.c.study).join(schema.study_runs)
         with self.database.reading() as db:
             found = db.execute(query.order_by(schema.runs.c.created_at)).all()
@@ -383,6 +386,7 @@ class Store:
                     "attempts": row.attempts,
                     "parameters": spec.model.parameters,
                     "tokens": spec.tokens,
+                    "examined": _scores(examined.get(row.id, [])),
                     "error": row.error,
                 }
             )
@@ -426,9 +430,10 @@ class Store:
     def edges(self, runs: Iterable[str]) -> list[Edge]:
         """The lineage of ``runs`` as far as the store has it: an edge for each thing that made another one.
 
-        A run leads to the runs and weights that it starts from, its corpus and its predictions, and a prediction to
-        the runs that argued for it. A run that is not in the store is a node without edges.
+        A run leads to the runs and weights that it starts from, its corpus, its predictions and its examinations, and
+        a prediction to the runs that argued for it. A run that is not in the store is a node without edges.
         """
+        examined = self.examinations()
         with self.database.reading() as db:
             rows = db.execute(sa.select(schema.runs.c.id, schema.runs.c.spec, schema.runs.c.parents)).all()
             contents = db.execute(sa.select(schema.predictions.c.run, schema.predictions.c.content)).all()
@@ -452,6 +457,7 @@ class Store:
                     edges.append(Edge(f"run:{run}", "starts from", f"weights:{spec.start.sha256}"))
                 edges.append(Edge(f"run:{run}", "trained on", f"corpus:{spec.corpus}"))
                 waiting += parents
+            edges += [Edge(f"run:{run}", "examined by", f"examination:{key}") for key, _ in examined.get(run, ())]
             for key, argued in predicted.get(run, ()):
                 edges.append(Edge(f"run:{run}", "predicted by", f"prediction:{key}"))
                 edges += [Edge(f"prediction:{key}", "argued by", f"run:{other}") for other in argued]
@@ -507,6 +513,20 @@ class Store:
         if problem is not None:
             raise DamagedFileError(f"{self.database.name}: {problem}; put a backup of the store in its place")
         return row.content
+
+    def examinations(self) -> dict[str, list[tuple[str, dict[str, Any]]]]:
+        """Key and row of each examination (``study.examined``), oldest first, by the run whose model was examined.
+
+        Examinations of models without a run are under the empty name.
+        """
+        query = sa.select(schema.stages.c.key, schema.stages.c.content).filter_by(name=EXAMINATION)
+        with self.database.reading() as db:
+            found = db.execute(query.order_by(schema.stages.c.recorded_at)).all()
+        by_run: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+        for key, content in found:
+            if isinstance(content, dict):  # else it is damaged, which `chain` reports
+                by_run.setdefault(str(content.get("run") or ""), []).append((key, content))
+        return by_run
 
     def record_stage(self, name: str, key: str, content: Any) -> None:
         """Keep what a stage found; a second result for the same inputs is not taken."""
@@ -742,6 +762,13 @@ class Store:
 
 # Without a result, or reopened to be trained again.
 _OPEN = sa.or_(schema.runs.c.result.is_(None), schema.runs.c.status != "done")
+
+
+def _scores(examinations: list[tuple[str, dict[str, Any]]]) -> str | None:
+    """Task, metric and value of each whole task, the last examination's."""
+    results = [result for _, row in examinations for result in row.get("results", ())]
+    values = {f"{one['task']} {one['metric']}": one["value"] for one in results if one["subset"] == one["task"]}
+    return "; ".join(f"{name} {value:.3f}" for name, value in values.items()) or None
 
 
 def _close(database: Database, held: list[Any]) -> None:

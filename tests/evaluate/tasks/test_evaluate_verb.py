@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from armillary.cli import main
 from armillary.evaluate.tasks import default_folder
+from armillary.study import Store
 
 pytest.importorskip("lm_eval")
 
@@ -55,6 +57,7 @@ def test_a_model_is_examined_compared_and_audited(call: Call, folder: Path, data
         "truncated",
         "extraction_disagreement",
         "settings",
+        "context_cut",
     }
     assert set(first) == wanted and first["n"] == 2
     assert {file.name for file in (tmp_path / "a" / "items").iterdir()} == {"gsm8k.jsonl", "cmmlu.jsonl"}
@@ -78,6 +81,29 @@ def test_a_model_is_examined_compared_and_audited(call: Call, folder: Path, data
 def test_wrong_input_is_named(call: Call, folder: Path, data: Path, change: tuple[str, str], words: str) -> None:
     ended = call(folder, "--tasks", "gsm8k", "--data", data, *change)
     assert ended.returncode == 2 and words in " ".join(ended.stderr.split())
+
+
+def test_a_model_that_is_not_there_leaves_no_folder(call: Call, data: Path, tmp_path: Path) -> None:
+    before = set(tmp_path.iterdir())
+    assert call("nomodel", "--tasks", "gsm8k", "--data", data).returncode == 2
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_an_examination_is_recorded_in_a_store(call: Call, folder: Path, data: Path, tmp_path: Path) -> None:
+    command = (folder, "--tasks", "gsm8k", "--data", data, "--backend", "transformers", "--device", "cpu", "--limit", 2)
+    command += ("--shots", 0, "--max-new-tokens", 2, "--out", "a")
+    ended = call(*command, "--store", "nowhere")
+    assert ended.returncode == 2 and "there is no store.sqlite" in " ".join(ended.stderr.split())
+    assert not (tmp_path / "nowhere").exists() and not (tmp_path / "a").exists()
+    Store(tmp_path / "store").close()
+    ended = call(*command, "--store", "store", "--json")
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    store = Store(tmp_path / "store")
+    ((key, row),) = store.examinations()[""]
+    assert key == found["examination"] and row["results"] == found["results"] and row["model"] == found["model"]
+    assert row["sha256"] == sha256((tmp_path / "a" / "results.json").read_bytes()).hexdigest()
+    assert store.verify() == []
 
 
 def test_an_unfinished_folder_is_not_compared(call: Call, tmp_path: Path) -> None:

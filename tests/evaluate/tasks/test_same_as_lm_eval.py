@@ -18,14 +18,14 @@ from armillary.generate.registry import BackendOptions
 pytest.importorskip("lm_eval")
 
 
-def lm_eval_alone(folder: Path, config: Path, options: ExamOptions) -> dict[str, Any]:
+def lm_eval_alone(folder: Path, config: Path, options: ExamOptions, context: int = 2048) -> dict[str, Any]:
     """What lm_eval's own Hugging Face model scores on the task of a configuration file."""
     import lm_eval.tasks
     from lm_eval import simple_evaluate
 
     found = simple_evaluate(
         model="hf",
-        model_args={"pretrained": str(folder), "dtype": "float32"},
+        model_args={"pretrained": str(folder), "dtype": "float32", "max_length": context},
         tasks=[str(config)],
         num_fewshot=options.shots,
         gen_kwargs={"max_gen_toks": options.max_new_tokens} if options.max_new_tokens else None,
@@ -39,9 +39,12 @@ def lm_eval_alone(folder: Path, config: Path, options: ExamOptions) -> dict[str,
     return dict(found)
 
 
-def ours(folder: Path, tasks: list[str], data: Path, options: ExamOptions, batch: int = 1) -> Examination:
+def ours(
+    folder: Path, tasks: list[str], data: Path, options: ExamOptions, batch: int = 1, context: int | None = None
+) -> Examination:
     """An examination through the transformers backend."""
-    backend = open_backend(str(folder), BackendOptions(batch_size=batch, device="cpu"), "transformers")
+    opening = BackendOptions(batch_size=batch, device="cpu", context=context)
+    backend = open_backend(str(folder), opening, "transformers")
     try:
         return examine(backend, prepare(tasks, data, options), options)
     finally:
@@ -98,6 +101,34 @@ def test_a_likelihood_task(folder: Path, data: Path) -> None:
     options = ExamOptions(shots=3)
     examination = ours(folder, ["cmmlu"], data, options)
     assert_same(lm_eval_alone(folder, config, options), examination, "cmmlu_anatomy", "cmmlu")
+
+
+@pytest.mark.parametrize("context", [96, 110, 2048])
+def test_prompts_that_leave_no_room_for_the_answer_lose_their_start(folder: Path, data: Path, context: int) -> None:
+    config = over_files("gsm8k/gsm8k.yaml", data / "gsm8k", train="train.jsonl", test="test.jsonl")
+    options = ExamOptions(shots=2, max_new_tokens=24, limit=4)
+    examination = ours(folder, ["gsm8k"], data, options, 2, context)
+    assert_same(lm_eval_alone(folder, config, options, context), examination, "gsm8k", "gsm8k")
+    cuts = [item.context_cut for item in examination.items["gsm8k"]]
+    assert {result.context_cut for result in examination.results} == {sum(cut > 0 for cut in cuts) / 4}
+    assert all(cuts) if context == 96 else not any(cuts) if context == 2048 else True
+
+
+@pytest.mark.parametrize("context", [40, 2048])
+def test_choices_after_a_context_that_is_too_long_are_scored_as_in_lm_eval(
+    folder: Path, data: Path, context: int
+) -> None:
+    config = over_files("cmmlu/cmmlu_anatomy.yaml", data / "cmmlu", dev="dev/anatomy.csv", test="test/anatomy.csv")
+    options = ExamOptions(shots=1)
+    found, examination = (
+        lm_eval_alone(folder, config, options, context),
+        ours(folder, ["cmmlu"], data, options, 1, context),
+    )
+    assert_same(found, examination, "cmmlu_anatomy", "cmmlu")
+    for sample, item in zip(found["samples"]["cmmlu_anatomy"], examination.items["cmmlu"], strict=True):
+        likelihoods = [response[0][0] for response in sample["resps"]]
+        assert [float(output) for output in item.outputs] == pytest.approx(likelihoods, rel=1e-6)
+        assert (item.context_cut > 0) == (context == 40)
 
 
 def test_a_score_does_not_move_with_the_batch(folder: Path, data: Path) -> None:

@@ -120,11 +120,28 @@ def test_a_model_without_a_chat_template_is_named(opened: Callable[..., Counted]
         hold_examination(opened, ["cmmlu"], data, tmp_path / "out2", options)
 
 
-def test_a_prompt_beyond_the_context_is_named(opened: Callable[..., Counted], data: Path, tmp_path: Path) -> None:
+def test_a_prompt_beyond_the_context_is_cut_and_reported(
+    opened: Callable[..., Counted], data: Path, tmp_path: Path
+) -> None:
     file = data / "gsm8k" / "test.jsonl"
     file.write_text(file.read_text() + json.dumps({"question": "long " * 900, "answer": "#### 1"}) + "\n")
-    with pytest.raises(UsageError, match=r"gsm8k, item 7: .*tokens.*fewer --shots"):
-        hold_examination(opened, ["gsm8k"], data, tmp_path / "out", ExamOptions(shots=0, max_new_tokens=2))
+    options = ExamOptions(shots=0, max_new_tokens=2)
+    found = hold_examination(opened, ["gsm8k"], data, tmp_path / "out", options)
+    cuts = [item.context_cut for item in found.items["gsm8k"]]
+    assert cuts[:6] == [0] * 6 and cuts[6] > 0
+    assert {result.context_cut for result in found.results} == {1 / 7}
+    assert read_examination(tmp_path / "out").items == found.items
+    again = hold_examination(lambda: opened(0), ["gsm8k"], data, tmp_path / "out", options)
+    assert again.items == found.items
+
+
+def test_an_answer_as_long_as_the_context_is_refused_with_the_item(
+    opened: Callable[..., Counted], data: Path, tmp_path: Path
+) -> None:
+    file = data / "gsm8k" / "test.jsonl"
+    file.write_text(json.dumps({"question": "long " * 900, "answer": "#### 1"}) + "\n")
+    with pytest.raises(UsageError, match=r"gsm8k, item 1: .*tokens.*fewer --shots"):
+        hold_examination(opened, ["gsm8k"], data, tmp_path / "out", ExamOptions(shots=0, max_new_tokens=2048))
 
 
 def test_items_are_complete(opened: Callable[..., Counted], data: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Contests of Chinese language processing: their formats, official scores, and how a model is asked."""
+"""Contests of Chinese language processing: formats, official scores and prompts."""
 
 from armillary.evaluate.contests.ched import Ched
 from armillary.evaluate.contests.contest import ALL, Answer, Ballot, Contest, Item, Score

@@ -1,4 +1,4 @@
-"""What a contest is: items, answers in its own format, an official score, and how a model is asked.
+"""The base class of contests: items, answers in the contest's format, the official score, and the prompts.
 
 A score is a function of *sums over items*. Each item gives a vector of numbers (``Contest.tally``), and
 ``Contest.scores`` turns their sum into the metrics. Hence one bootstrap gives an interval to every metric, also to an
@@ -31,10 +31,10 @@ ALL = "all"
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to answer.
+    """One question of a contest.
 
-    ``subset`` is the type of task where the contest reports one score per type. Items with equal ``cluster`` share a
-    passage. ``text`` is what two items are compared by when examples are chosen, ``question`` what a model is shown.
+    ``subset`` is the type of task, if the contest reports one score per type. Items with equal ``cluster`` share a
+    passage. Few-shot examples are chosen by the similarity of ``text``; ``question`` goes into the prompt.
     """
 
     id: str
@@ -46,13 +46,13 @@ class Item:
 
     @property
     def fingerprint(self) -> str:
-        """A hash of what the item asks, whatever its id: two items with one fingerprint are the same item."""
+        """Hash of subset and question. Items with equal fingerprints are the same item, even under different ids."""
         return hashlib.sha256(f"{self.subset}\n{self.question}".encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
 class Ballot:
-    """The answer of one voter to one item (None: it gave none that can be read), and the weight of the voter."""
+    """The answer of one voter to one item, None if it cannot be read, and the weight of the voter."""
 
     answer: Answer | None
     weight: float = 1.0
@@ -100,7 +100,7 @@ class Contest(ABC):
 
     @abstractmethod
     def tally(self, item: Item, answer: Answer | None) -> Sequence[float]:
-        """What the item adds to the sums that ``scores`` reads. None is a missing answer."""
+        """The contribution of the item to the sums that ``scores`` reads. None is a missing answer."""
 
     @abstractmethod
     def scores(self, sums: Numbers) -> dict[tuple[str, str], Numbers]:
@@ -108,19 +108,19 @@ class Contest(ABC):
 
     @abstractmethod
     def value(self, item: Item, answer: Answer | None) -> float:
-        """How good one answer is, from 0 to 1: what weights of voters are learned from."""
+        """Quality of one answer, from 0 to 1, from which the weights of voters are learned."""
 
     @abstractmethod
     def combine(self, ballots: Sequence[Ballot], share: float) -> Answer | None:
-        """The answer that the ballots give together; answers of several parts keep what has ``share`` of the weight."""
+        """The joint answer of the ballots; an answer of several parts keeps those with ``share`` of the weight."""
 
     @abstractmethod
     def instruction(self, within: tuple[str, ...] | None) -> str:
-        """What a model is told first: the task, the classes (those ``within`` coarse classes only), the form."""
+        """The instruction of the prompt: task, classes (only those ``within`` the coarse ones), form of the answer."""
 
     @abstractmethod
     def coarse_instruction(self) -> str:
-        """What a model is told first where it is asked for coarse classes only."""
+        """The instruction of a prompt that asks for coarse classes only."""
 
     @abstractmethod
     def coarse_of(self, answer: Answer) -> tuple[str, ...]:
@@ -128,7 +128,7 @@ class Contest(ABC):
 
     @abstractmethod
     def written(self, answer: Answer, within: tuple[str, ...] | None) -> str | None:
-        """The answer as a model should write it; None where nothing of it lies ``within`` the coarse classes."""
+        """The answer as a model should write it; None if no part of it lies ``within`` the coarse classes."""
 
     @abstractmethod
     def coarse_written(self, coarse: tuple[str, ...]) -> str:
@@ -136,11 +136,11 @@ class Contest(ABC):
 
     @abstractmethod
     def read(self, text: str, item: Item, within: tuple[str, ...] | None) -> Answer | None:
-        """The answer in what a model wrote, or None where there is none."""
+        """The answer in the output of a model, or None."""
 
     @abstractmethod
     def read_coarse(self, text: str) -> tuple[str, ...] | None:
-        """The coarse classes in what a model wrote, sorted, or None where there are none."""
+        """The coarse classes in the output of a model, sorted, or None."""
 
     def items(self, path: Path) -> list[Item]:
         """The items of a file of the contest, in its order.

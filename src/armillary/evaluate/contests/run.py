@@ -17,7 +17,7 @@ from armillary.evaluate.contests.contest import Answer, Contest, Item, Score
 from armillary.evaluate.contests.files import write_predictions
 from armillary.evaluate.intervals import mean_interval
 from armillary.evaluate.prompting import Answered, Bm25Similarity, Examples, Method, answer_items, method_named
-from armillary.evaluate.results import Examination, Result, item_id, write_examination
+from armillary.evaluate.results import Examination, Result, item_id, named_model, write_examination
 from armillary.evaluate.results import Item as Row
 from armillary.evaluate.voting import Weights, learn_weights, vote
 from armillary.recipe import UsageError, canonical_hash, write_sealed
@@ -29,7 +29,7 @@ ITEM_SCORE = "item_score"
 
 @dataclass(frozen=True)
 class ContestOptions:
-    """What is examined, and how.
+    """Data and methods of a contest run.
 
     Attributes:
         data: folder with the contest's files; None takes the items that come with this package, where there are some.
@@ -174,7 +174,7 @@ def run_contest(
     predictions: Mapping[str, Path],
     options: ContestOptions,
 ) -> list[Entry]:
-    """Examine models and files of predictions, and let them vote.
+    """Score models and files of predictions, and combine them by vote.
 
     Args:
         parts: the items, from ``contest_parts``.
@@ -278,7 +278,7 @@ def _examination(contest: Contest, items: Sequence[Item], done: Answered, settin
         *(contest.name, contest.name, ITEM_SCORE, mean.value, mean.low, mean.high),
         *(len(rows), len(done.truncated) / len(rows), None, settings),
     )
-    return Examination((whole,), {contest.name: rows}, dict(asker.identity), {}, cost)
+    return Examination((whole,), {contest.name: rows}, named_model(asker.identity), {}, cost)
 
 
 def _vote(

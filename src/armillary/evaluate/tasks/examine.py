@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from armillary.evaluate.intervals import mean_interval
-from armillary.evaluate.results import Examination, Item, Result, item_id
+from armillary.evaluate.results import Examination, Item, Result, item_id, named_model
 from armillary.evaluate.tasks.catalog import Leaf, Named, build, check_sentences, find
 from armillary.evaluate.tasks.code import METRIC as PASSES
 from armillary.evaluate.tasks.extract import CODE, SECOND, Extractor
-from armillary.evaluate.tasks.lm import Asked, Progress, language_model, request_of
+from armillary.evaluate.tasks.lm import Asked, Progress, language_model
 from armillary.evaluate.tasks.variants import MOST, vary
 from armillary.generate import Answers, Backend
 from armillary.recipe import UsageError, canonical_hash
@@ -153,7 +153,7 @@ def examine(backend: Backend, prepared: Prepared, options: ExamOptions, kept: An
     return Examination(
         tuple(results),
         items,
-        model=dict(backend.identity),
+        model=named_model(backend.identity),
         backend={"harness": _harness()},
         cost=asdict(backend.cost),
     )
@@ -235,6 +235,7 @@ class _Rows:
             scores={key: sum(value) / len(value) for key, value in values.items()},
             truncated=truncated,
             contaminated=contaminated,
+            context_cut=self._cut(first),
         )
         return _Scored(item, values, agree)
 
@@ -248,8 +249,13 @@ class _Rows:
         """Raw outputs, or log probabilities of the choices; and whether the token limit cut one."""
         if self.task.OUTPUT_TYPE != "generate_until":
             return [repr(float(response[0][0])) for response in sample["resps"]], False
-        choices = [self.asked.choices[request_of(*arguments).key] for arguments in sample["arguments"]]
+        choices = [self.asked.choices[self.asked.request(*arguments).key] for arguments in sample["arguments"]]
         return [choice.text for choice in choices], any(choice.finish == "length" for choice in choices)
+
+    def _cut(self, sample: dict[str, Any]) -> int:
+        """Tokens that the context cut from the start of the item's longest prompt."""
+        ask = self.asked.request if self.task.OUTPUT_TYPE == "generate_until" else self.asked.pair
+        return max(self.asked.cut.get(ask(*arguments).key, 0) for arguments in sample["arguments"])
 
     def _answer(self, sample: dict[str, Any]) -> Any:
         """The answer that was scored: what the filter left, or the likeliest choice."""
@@ -299,6 +305,7 @@ def _results(task: str, subset: str, scored: Sequence[_Scored], settings: str) -
             truncated=sum(one.item.truncated for one in rows) / len(rows),
             extraction_disagreement=1 - sum(audited) / len(audited) if audited else None,
             settings=settings,
+            context_cut=sum(one.item.context_cut > 0 for one in rows) / len(rows),
         )
 
 

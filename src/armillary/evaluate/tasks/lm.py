@@ -1,9 +1,9 @@
 """lm_eval's ``LM`` over any ``Backend``: requests in, texts and log probabilities out.
 
 What lm_eval's own Hugging Face model does to a request is done here too, so that scores are equal: the default of 256
-new tokens, greedy decoding without a temperature, and the cut at the first stop string. Two things differ on purpose.
-A prompt that is longer than the model's context is an error; lm_eval cuts its beginning, and scores another question.
-And messages of a chat reach the backend as messages, so that a server applies its own template.
+new tokens, greedy decoding without a temperature, and the cut at the first stop string. What is longer than the model's
+context loses its first tokens, as in ``HFLM``, and each item reports the loss (``context_cut``). One thing differs on
+purpose: messages of a chat reach the backend as messages, so that a server applies its own template.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from armillary.generate import (
@@ -35,6 +37,10 @@ DEFAULT_NEW_TOKENS = 256
 # Marks a prompt that is the messages of a chat. lm_eval passes prompts on as text, and no text of a task starts so.
 _CHAT = "\0chat\0"
 _PASSED_ON = ("temperature", "top_p", "top_k")
+# Tokens that a tokenizer may add to a text, and a template to the turns of a chat. Where they are fewer, the backend is
+# given a limit that cuts nothing.
+_SPECIAL, _TEMPLATE = 8, 1024
+_UNKNOWN = 2**62
 
 Progress = Callable[[int, int], None]
 
@@ -80,6 +86,49 @@ class Asked:
         self.kept = kept
         self.progress = progress or (lambda done, total: None)
         self.choices: dict[str, Choice] = {}
+        self.cut: dict[str, int] = {}  # tokens, by the key of what was asked
+        self._lengths: dict[str, int] = {}
+
+    def request(self, context: str, options: dict[str, Any]) -> Request:
+        """``request_of``; a prompt that leaves too little room for the longest answer loses its start.
+
+        As in ``HFLM.generate_until``: the last ``context - max_new_tokens`` tokens are left.
+        """
+        request = request_of(context, options)
+        room = self._context - request.sampling.max_new_tokens
+        text = request.prompt if isinstance(request.prompt, str) else "".join(turn.content for turn in request.prompt)
+        added = _SPECIAL if isinstance(request.prompt, str) else _TEMPLATE
+        if room < 1 or self._within(text, room - added):
+            return request
+        return replace(request, last_tokens=room)
+
+    def pair(self, context: str, continuation: str) -> Pair:
+        """The pair to score; the context loses its start where both together are longer than the model's context.
+
+        As in ``HFLM._loglikelihood_tokens``: the last token is not read, so that one more is left than the context has.
+        """
+        pair = Pair(context, continuation)
+        if self._within(context + continuation, self._context + 1 - _SPECIAL):
+            return pair
+        return replace(pair, last_tokens=self._context + 1)
+
+    @cached_property
+    def _context(self) -> int:
+        try:
+            return self.backend.context
+        except UsageError:
+            return _UNKNOWN  # a server that does not say: it cuts or refuses by itself
+
+    def _within(self, text: str, tokens: int) -> bool:
+        """Whether ``text`` has this many tokens at most."""
+        if len(text.encode("utf-8", "replace")) <= tokens:
+            return True  # no token is shorter than a byte
+        if text not in self._lengths:
+            try:
+                self._lengths[text] = len(self.backend.tokenize(text))
+            except ArmillaryError:
+                self._lengths[text] = 0  # a server without a tokenizer: it cuts or refuses by itself
+        return self._lengths[text] <= tokens
 
     def complete(self, requests: Sequence[Request]) -> list[Choice]:
         """The first answer to each request.
@@ -91,7 +140,8 @@ class Asked:
         answers: dict[int, Choice] = {}
         for completion in found:
             answers[completion.index] = completion.choices[0]
-            self.choices[requests[completion.index].key] = completion.choices[0]
+            key = requests[completion.index].key
+            self.choices[key], self.cut[key] = completion.choices[0], completion.cut
             self.progress(len(answers), len(requests))
         return [answers[place] for place in range(len(requests))]
 
@@ -112,6 +162,7 @@ class Asked:
             except RequestError as error:
                 raise error.at(start + error.index) from None
             self.progress(len(found), len(pairs))
+        self.cut |= {pair.key: likelihood.cut for pair, likelihood in zip(pairs, found, strict=True)}
         return found
 
 
@@ -135,7 +186,7 @@ def language_model(asked: Asked) -> LM:
                         f"{request.task_name}: is scored by likelihood, which has no chat form here; leave --chat out"
                     )
             with _naming(requests):
-                found = asked.loglikelihood([Pair(*request.args) for request in requests])
+                found = asked.loglikelihood([asked.pair(*request.args) for request in requests])
             return [(likelihood.value, likelihood.greedy) for likelihood in found]
 
         def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
@@ -144,7 +195,7 @@ def language_model(asked: Asked) -> LM:
 
         def generate_until(self, requests: list[Any]) -> list[str]:
             with _naming(requests):
-                return [choice.text for choice in asked.complete([request_of(*r.args) for r in requests])]
+                return [choice.text for choice in asked.complete([asked.request(*r.args) for r in requests])]
 
         def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
             if not add_generation_prompt:

@@ -103,4 +103,5 @@ def _result(task: str, subset: str, rows: Sequence[Item], kind: Extractor) -> Re
         truncated=sum(row.truncated for row in rows) / len(rows),
         extraction_disagreement=sum(not kind.agree(row.second_answer, row.answer) for row in rows) / len(rows),
         settings=settings[0] if len(settings) == 1 else canonical_hash({"settings": settings}),
+        context_cut=sum(row.context_cut > 0 for row in rows) / len(rows),
     )

@@ -7,6 +7,7 @@ model, or of the same task with other settings, are refused and never mixed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,15 +36,12 @@ def hold_examination(
         ArmillaryError: the folder cannot be written.
     """
     formats = [prepare(tasks, data, options, variant) for variant in range(options.variants)]
-    with exclusive(folder / ".lock", "examines a model into this folder"):
-        backend = opened()
-        try:
-            _begin(folder, backend.identity, formats)
-            with open_answers(folder / ANSWERS, backend.identity) as kept:
-                held = [examine(backend, prepared, options, kept) for prepared in formats]
-            examination = held[0] if len(held) == 1 else over_variants(held)
-        finally:
-            backend.close()
+    # The model is opened first: where there is none, no folder is left behind.
+    with closing(opened()) as backend, exclusive(folder / ".lock", "examines a model into this folder"):
+        _begin(folder, backend.identity, formats)
+        with open_answers(folder / ANSWERS, backend.identity) as kept:
+            held = [examine(backend, prepared, options, kept) for prepared in formats]
+        examination = held[0] if len(held) == 1 else over_variants(held)
         if options.lineage is not None:
             examination = replace(examination, model={**examination.model, "lineage": dict(options.lineage)})
         if (folder / RESULTS).exists():

@@ -69,6 +69,7 @@ def _over(rows: Sequence[Item]) -> Item:
         outputs=tuple(output for row in rows for output in row.outputs),
         scores={metric: sum(row.scores[metric] for row in rows) / len(rows) for metric in rows[0].scores},
         truncated=any(row.truncated for row in rows),
+        context_cut=max(row.context_cut for row in rows),
     )
 
 
@@ -86,5 +87,6 @@ def _result(parts: Sequence[Result], held: Sequence[Examination]) -> Result:
         low=interval.low,
         high=interval.high,
         truncated=sum(part.truncated for part in parts) / len(parts),
+        context_cut=sum(part.context_cut for part in parts) / len(parts),
         settings=canonical_hash({"variants": [part.settings for part in parts]}),
     )

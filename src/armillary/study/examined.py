@@ -1,0 +1,52 @@
+"""Examinations in a store: a row with the model, its run, the scores, and the hash of the folder with the items.
+
+The row is one outcome of the stage ``examination``: it is in the journal and never rewritten. Its key is the hash of
+``results.json``, which holds the hash of each file of items, so that the row and the folder prove each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from armillary.evaluate import read_examination
+from armillary.evaluate.results import RESULTS
+from armillary.recipe import UsageError
+from armillary.study.store import EXAMINATION, Store
+
+
+def open_store(folder: Path) -> Store:
+    """The store in ``folder``, which must exist.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if not (folder / "store.sqlite").is_file():
+        raise UsageError(f"{folder}: there is no store.sqlite; give the folder of a store, such as results/store")
+    return Store(folder)
+
+
+def record_examination(store: Store, folder: Path) -> dict[str, Any]:
+    """Record the examination in ``folder``, and return its row. The same examination is recorded once.
+
+    Raises:
+        UsageError: no examination is in the folder.
+        DamagedFileError: its files are torn, edited, or do not belong together.
+    """
+    examination = read_examination(folder)
+    digest = sha256((folder / RESULTS).read_bytes()).hexdigest()
+    model = dict(examination.model)
+    lineage = model.pop("lineage", None) or {}
+    row = {
+        "model": model,
+        "run": model.get("run") or lineage.get("run"),
+        "corpus": model.get("corpus") or lineage.get("corpus"),
+        "results": [asdict(result) for result in examination.results],
+        "cost": dict(examination.cost),
+        "folder": folder.name,
+        "sha256": digest,
+    }
+    store.record_stage(EXAMINATION, digest[:16], row)
+    return {"examination": digest[:16], **row}
