@@ -37,12 +37,14 @@ VERBS = [
     ["next-run"],
     ["reproduce"],
     ["generate"],
+    ["chat"],
     ["evaluate", "contest"],
     ["leaderboard"],
     ["forecast", "record"],
     ["forecast", "judge"],
     ["evaluate", "judge"],
-    ["post"],
+    ["post", "check"],
+    ["post", "sft"],
 ]
 
 

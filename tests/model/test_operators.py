@@ -205,6 +205,22 @@ def test_a_position_of_weight_0_never_reaches_the_loss(native: bool, ignored: in
     assert_equal_up_to(1e-6, weighted(QWEN, tokens, weights, native), short)
 
 
+def test_logits_are_computed_only_where_a_weight_is_not_0() -> None:
+    """So what a position of weight 0 has come to cannot spoil the gradient, and costs nothing."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(6, 8, generator=generator)
+    matrix = torch.randn(20, 8, generator=generator).requires_grad_()
+    weights = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.5, 0.0])
+    targets = torch.arange(6)
+    found = []
+    for value in (0.0, float("nan")):
+        rows = features.masked_fill((weights == 0)[:, None], value).requires_grad_()
+        objective, _ = operators.linear_cross_entropy(rows, matrix, targets, 1e-3, weights)
+        found.append((objective, *torch.autograd.grad(objective, (rows, matrix))))
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    assert found[0][1].count_nonzero(1).tolist() == [0, 8, 0, 0, 8, 0]
+
+
 def test_without_a_compiler_the_same_is_computed_and_said(tmp_path: Path) -> None:
     script = (
         "import torch; from armillary.model import Transformer; from armillary.recipe import Family\n"

@@ -85,12 +85,13 @@ OTHER = {
     "validation.windows": 17,
     "start": {"weights": "base.safetensors", "sha256": "5" * 64},
     "objective": {"kind": "supervised", "examples": "0123456789abcdef"},
+    "adapter": {"rank": 4},
     "lengths": [{"start_step": 30, "context_length": 64, "batch_sequences": 4}],
 }
 
 # Fields that ``changed`` may set because of another one.
 BOUND = {"schedule.kind", "schedule.decay_steps", "optimizer.kind", "optimizer.momentum"}
-BOUND |= {"optimizer.base_width", "optimizer.base_head_dim", "mixture", "lengths"}
+BOUND |= {"optimizer.base_width", "optimizer.base_head_dim", "mixture", "lengths", "start"}
 
 
 def fields_of(document, prefix=""):
@@ -115,6 +116,8 @@ def changed(spec, changes):
     if "objective" in parts:
         parts["mixture"] = []
         parts.pop("lengths", None)
+    if "adapter" in parts:
+        parts["start"] = OTHER["start"]
     optimizer = parts["optimizer"]
     if "options" in optimizer:
         optimizer["kind"] = "lion"

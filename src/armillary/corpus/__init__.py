@@ -14,6 +14,7 @@ from armillary.corpus.shards import Corpus, ValidationSet
 from armillary.corpus.supervised import SupervisedOrder
 from armillary.corpus.texts import held_out_texts, training_texts
 from armillary.corpus.verify import verify_corpus
+from armillary.corpus.vocabulary import write_vocabulary
 
 __all__ = [
     "DEMO_DOMAINS",
@@ -43,4 +44,5 @@ __all__ = [
     "verify_corpus",
     "write_examples",
     "write_pairs",
+    "write_vocabulary",
 ]

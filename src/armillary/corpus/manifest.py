@@ -85,9 +85,13 @@ class Manifest(RecipePart):
         return [self.tokenizer, *(file for domain in self.domains.values() for file in domain.files)]
 
     def content_hash(self) -> str:
-        """The hash of tokenizer, shards, domains and split: of what a run is trained on, and nothing else."""
+        """The hash of tokenizer, shards, domains and split: of what a run is trained on, and nothing else.
+
+        Where there are no shards, which end with it, also of the token that ends a text.
+        """
         return canonical_hash(
             {
+                **({} if self.domains else {"end": self.end_of_text_id}),
                 "format": self.format,
                 "tokenizer": self.tokenizer.sha256,
                 "domains": [[name, d.train, [file.sha256 for file in d.files]] for name, d in self.domains.items()],

@@ -68,6 +68,11 @@ class SupervisedOrder:
         """Sum of the weights of the batch of ``step``."""
         return float(self._weights[self._packing.drawn(step, self.batch_sequences)].sum())
 
+    @property
+    def sequences(self) -> int:
+        """How many packed sequences an epoch has."""
+        return len(self._rows)
+
     def epochs(self, steps: int) -> dict[str, float]:
         """Passes over the examples in the first ``steps`` steps."""
         return {self.examples.name: steps * self.batch_sequences / len(self._rows)}

@@ -20,16 +20,19 @@ from armillary.generate.backend import (
     seed_of,
     split_pair,
 )
+from armillary.generate.chat import ChatTemplate
 from armillary.generate.completions import Prompt, PromptOptions, Written, complete_file, read_prompts
 from armillary.generate.dialogue import Dialogue
 from armillary.generate.open import open_backend
 from armillary.generate.registry import BackendOptions, EndpointOptions, Prices
+from armillary.generate.text import ModelText
 
 __all__ = [
     "Answers",
     "Backend",
     "BackendOptions",
     "BadRequestError",
+    "ChatTemplate",
     "Choice",
     "Completion",
     "Cost",
@@ -37,6 +40,7 @@ __all__ = [
     "EndpointOptions",
     "Likelihood",
     "Message",
+    "ModelText",
     "Pair",
     "Prices",
     "Prompt",

@@ -1,22 +1,17 @@
-"""Text to tokens and back for a Hugging Face folder, without ``transformers``: tokenizer, chat template, end tokens.
-
-A chat template is a program that came with the model, and runs in jinja's sandbox with the messages as plain data.
-"""
+"""Text to tokens and back for a Hugging Face folder, without ``transformers``: tokenizer, chat template, end tokens."""
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.ext
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from armillary.generate.backend import Message
+from armillary.generate.chat import ChatTemplate, read_template
 from armillary.recipe import UsageError
 
 _TORN = "\ufffd"  # what an incomplete character decodes to
@@ -26,7 +21,7 @@ class ModelText:
     """The tokenizer of a model with what else its folder says of text.
 
     ``first`` is the token that starts a document (where none does, the one that ends it), ``ends`` are those that end
-    an answer, ``template`` is the chat template.
+    an answer, ``named`` are special tokens by the names that a chat template has for them.
     """
 
     def __init__(
@@ -36,14 +31,14 @@ class ModelText:
         named: Mapping[str, str] | None = None,
         template: str | None = None,
     ) -> None:
-        self._tokenizer, self.ends, self._named, self._template = tokenizer, ends, dict(named or {}), template
+        self.tokenizer, self.ends, self.named, self._template = tokenizer, ends, dict(named or {}), template
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._special = {
             added.content: number for number, added in tokenizer.get_added_tokens_decoder().items() if added.special
         }
-        self._bos = self._named.get("bos_token")
-        token = self._bos or self._named.get("eos_token")
+        self._bos = self.named.get("bos_token")
+        token = self._bos or self.named.get("eos_token")
         self.first: int | None = tokenizer.token_to_id(token) if token else min(ends, default=None)
 
     @classmethod
@@ -75,7 +70,12 @@ class ModelText:
         found = [ends] if isinstance(ends, int) else ends or []
         if not isinstance(found, list) or not all(isinstance(end, int) for end in found):
             raise UsageError(f"{folder}: eos_token_id is {ends!r}; it must be a token id or a list of them")
-        return cls(tokenizer, frozenset(found), named, _template(folder, config))
+        return cls(tokenizer, frozenset(found), named, read_template(folder, config))
+
+    @functools.cached_property
+    def template(self) -> ChatTemplate | None:
+        """The model's chat template; UsageError where it is none."""
+        return None if self._template is None else ChatTemplate(self._template, self.named)
 
     def encode(self, text: str, special: bool) -> list[int]:
         """The tokens of ``text``; ``special`` adds what a prompt begins with, unless the text begins so already."""
@@ -86,7 +86,7 @@ class ModelText:
             raise UsageError(
                 f"text with a lone surrogate (character {error.start + 1}) has no UTF-8 form; give valid Unicode"
             ) from error
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special and not doubled).ids
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=special and not doubled).ids
         return ids
 
     def special(self, text: str) -> int | None:
@@ -95,7 +95,7 @@ class ModelText:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of ``tokens`` without special tokens."""
-        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+        text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
         return text
 
     def chat(self, messages: Sequence[Message]) -> str:
@@ -104,22 +104,10 @@ class ModelText:
         Raises:
             UsageError: no template, or one that refuses these messages.
         """
-        if self._template is None:
+        if self.template is None:
             raise UsageError("this model has no chat template; give the prompt as text")
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
         plain = [{"role": message.role, "content": message.content} for message in messages]
-        try:
-            return environment.from_string(self._template).render(
-                messages=plain, add_generation_prompt=True, **self._named
-            )
-        except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError, LookupError, RecursionError) as error:
-            said = " ".join(str(error).split()) or type(error).__name__
-            raise UsageError(f"the chat template refuses the messages ({said})") from error
+        return self.template.render(plain)
 
 
 class TextStream:
@@ -180,22 +168,6 @@ def _overlap(text: str, stop: str) -> int:
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def _template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The chat template: of its own file, or in the configuration, where it may be one of several with names."""
-    path = folder / "chat_template.jinja"
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        pass
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read ({error}); fetch the folder again") from error
-    template = config.get("chat_template")
-    if isinstance(template, list):
-        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
-
-
 def _read(path: Path) -> dict[str, Any]:
     """A JSON object; empty where the file does not exist."""
     try:
@@ -207,18 +179,3 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise UsageError(f"{path}: is a JSON {type(document).__name__}, not an object; fetch the folder again")
     return document
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """As templates expect it: not escaped for HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _refuse(message: str) -> None:
-    raise jinja2.TemplateError(message)

@@ -6,9 +6,10 @@ Where the environment says that this process is one of several (torchrun, or any
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,18 @@ def launch(
 def launched() -> bool:
     """Whether this process is one of several ranks that a launcher has started."""
     return "WORLD_SIZE" in os.environ and "RANK" in os.environ
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[Callable[[], bool]]:
+    """Within the block Ctrl-C and SIGTERM set what it gives to true; a second one ends the process."""
+    stop = Stop()
+    before = {number: signal.signal(number, stop.ask) for number in SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class Stop:

@@ -1,6 +1,7 @@
 """The decoder-only transformer and its weights on disk. Free of parallel code."""
 
 from armillary.model.blocks import Attention, FeedForward, LatentAttention, ReLU2FeedForward
+from armillary.model.lora import adapter_state, add_adapters, draw_adapters, export_adapter, merged_state
 from armillary.model.moe import MixtureOfExperts, balance_experts, dispatch, grouped_swiglu, mixtures, set_batch_weight
 from armillary.model.native import compiled, keep_freed_memory, prefer_large_pages
 from armillary.model.operators import TokenError, check_tokens, mean_share, prepare, without_ignored
@@ -16,6 +17,7 @@ from armillary.model.weights import (
     load_weights,
     read_shape,
     replace_folder,
+    save_tensors,
     save_weights,
 )
 from armillary.model.width import orthogonalised, width_factors
@@ -33,6 +35,8 @@ __all__ = [
     "Role",
     "TokenError",
     "Transformer",
+    "adapter_state",
+    "add_adapters",
     "answer_sums",
     "balance_experts",
     "check_tokens",
@@ -40,6 +44,8 @@ __all__ = [
     "compiled",
     "dispatch",
     "document_starts",
+    "draw_adapters",
+    "export_adapter",
     "export_hf",
     "gain",
     "grouped_swiglu",
@@ -47,6 +53,7 @@ __all__ = [
     "keep_freed_memory",
     "load_weights",
     "mean_share",
+    "merged_state",
     "mixtures",
     "model_roles",
     "orthogonalised",
@@ -57,6 +64,7 @@ __all__ = [
     "read_shape",
     "replace_folder",
     "rotary_tables",
+    "save_tensors",
     "save_weights",
     "set_batch_weight",
     "slots_for",

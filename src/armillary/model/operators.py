@@ -428,7 +428,7 @@ class _LinearCrossEntropy(Function):
         if _native(x):
             members = range(len(x))
             sums = [
-                _native_blocks(
+                _native_sums(
                     (x[i], matrix[i], targets[i], None if weights is None else weights[i]),
                     z_loss,
                     grads and (grads[0][i], grads[1][i]),
@@ -492,6 +492,22 @@ def without_ignored(tokens: Tensor, weights: Tensor | None) -> Tensor:
 
 
 _Rows = tuple[Tensor, Tensor, Tensor, Tensor | None]  # features, output matrix, targets, weights
+
+
+def _native_sums(rows: _Rows, z_loss: float, grads: tuple[Tensor, Tensor] | None) -> tuple[float, float]:
+    """As ``_native_blocks``, with logits only where a weight is not 0: of supervised examples a small part."""
+    x, matrix, targets, weights = rows
+    if weights is None or bool(weights.all()):
+        return _native_blocks(rows, z_loss, grads)
+    counted = weights.nonzero()[:, 0]
+    inner = x[counted]
+    grad = torch.empty_like(inner)
+    sums = _native_blocks(
+        (inner, matrix, targets[counted], weights[counted]), z_loss, None if grads is None else (grad, grads[1])
+    )
+    if grads is not None:
+        grads[0].zero_()[counted] = grad
+    return sums
 
 
 def _native_blocks(rows: _Rows, z_loss: float, grads: tuple[Tensor, Tensor] | None) -> tuple[float, float]:

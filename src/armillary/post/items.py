@@ -156,7 +156,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
     try:
         with open(path, "rb") as file:
             for number, line in _lines(path, file):
-                yield number, _parsed(path, number, line)
+                yield number, parse_row(path, number, line)
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; name a file of items, one JSON object per line") from None
 
@@ -182,7 +182,8 @@ def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def _parsed(path: Path, number: int, line: bytes) -> Any:
+def parse_row(path: Path, number: int, line: bytes) -> Any:
+    """The JSON value of one line, as ``read_rows`` reads it."""
     try:
         row = json.loads(line, parse_constant=_no_constant, object_pairs_hook=_unique)
         # A lone surrogate can only come from an escape.

@@ -1,5 +1,6 @@
 """The documents that everything else reads: model shapes, schedules, run specifications, recipes. Imports no torch."""
 
+from armillary.recipe.adapter import Lora
 from armillary.recipe.blocks import Latent, ReLU2
 from armillary.recipe.budget import parse_budget
 from armillary.recipe.document import (
@@ -90,6 +91,7 @@ __all__ = [
     "Layout",
     "LengthPhase",
     "Limits",
+    "Lora",
     "MixtureLimits",
     "MixturePhase",
     "MixtureStudy",

@@ -185,6 +185,8 @@ class Layout(Document):
                 self.check(later)
             except UsageError as error:
                 raise UsageError(f"lengths: from step {start} on: {error}") from error
+        if spec.adapter is not None:
+            raise UsageError("adapter: is trained on one device alone; leave the layout out, or train all weights")
         shape, count = spec.model, self.microbatch_count(spec)
         if count % spec.accumulation:
             raise UsageError(f"microbatches ({count}) must be a multiple of the run's accumulation {spec.accumulation}")

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
+from armillary.recipe.adapter import Lora
 from armillary.recipe.errors import FieldError
 from armillary.recipe.objective import NextToken, Objective
 from armillary.recipe.optimizers import MuonOptions, OptimizerKind, OptimizerOptions, options_of
@@ -198,9 +199,11 @@ class RunSpec(Document):
     ``lengths`` changes the two in mid-run, and how positions are stretched: what is said of ``context_length``,
     ``batch_sequences``, ``batch_tokens`` and ``model`` is then how the run begins, and ``during`` says how it is later.
     The longest context length must be a multiple of every other, so that no text is cut anew (``corpus.order``).
+
+    With an ``adapter`` that alone is trained, beside the weights of ``start``.
     """
 
-    later: ClassVar[tuple[str, ...]] = ("lengths", "start", "objective")
+    later: ClassVar[tuple[str, ...]] = ("lengths", "start", "objective", "adapter")
 
     format: Literal[1] = 1
     corpus: str
@@ -218,6 +221,7 @@ class RunSpec(Document):
     lengths: tuple[LengthPhase, ...] = ()
     start: Start | None = None
     objective: Objective = NextToken()
+    adapter: Lora | None = None
 
     @model_validator(mode="after")
     def _objective_fits(self) -> Self:
@@ -228,6 +232,12 @@ class RunSpec(Document):
                 raise FieldError(
                     f"belongs to objective 'next-token', not to '{self.objective.kind}'; leave it empty", name
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_has_a_base(self) -> Self:
+        if self.adapter is not None and self.start is None:
+            raise FieldError("adapts the weights of a start, and there is none; give start, or leave it out", "adapter")
         return self
 
     @model_validator(mode="after")

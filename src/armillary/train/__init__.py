@@ -4,7 +4,7 @@ from armillary.optim import LocalOptimizer, build_optimizer
 from armillary.train.answers import answer_log_probs
 from armillary.train.check import check_run
 from armillary.train.checkpoint import CheckpointReader, verify_checkpoint
-from armillary.train.engine import train_step, validate
+from armillary.train.engine import ADAPTER, train_step, validate
 from armillary.train.errors import BusyRunError, DivergedError, InterruptedRunError
 from armillary.train.fleet import (
     Assignment,
@@ -24,6 +24,7 @@ from armillary.train.resume import Trunk
 from armillary.train.start import start_from
 
 __all__ = [
+    "ADAPTER",
     "Assignment",
     "BusyRunError",
     "CheckpointReader",

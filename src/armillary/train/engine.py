@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,12 +19,16 @@ from armillary.corpus import Batch, Corpus
 from armillary.model import (
     PairTargets,
     Transformer,
+    adapter_state,
+    add_adapters,
     balance_experts,
     check_tokens,
     document_starts,
+    draw_adapters,
     mean_share,
+    merged_state,
     preference_sums,
-    save_weights,
+    save_tensors,
     set_batch_weight,
     slots_for,
     without_ignored,
@@ -34,7 +38,17 @@ from armillary.recipe import Preference, RunSpec, measures
 from armillary.train.checkpoint import CheckpointReader, Piece, PieceReader, whole
 from armillary.train.writing import writing
 
+ADAPTER = "adapter.safetensors"  # in the folder of a run that trains one
 VALIDATION_BATCH = 64  # windows; part of the arithmetic, so it is fixed
+
+
+def outline(spec: RunSpec) -> Transformer:
+    """The model that a run trains, with its adapters, on the meta device: names and sizes without numbers."""
+    with torch.device("meta"):
+        model = Transformer(spec.model)
+        if spec.adapter is not None:
+            add_adapters(model, spec.adapter)
+    return model
 
 
 class Engine(Protocol):
@@ -78,8 +92,7 @@ class Alone:
     def __init__(self, spec: RunSpec, device: torch.device) -> None:
         self.spec, self.device = spec, device
         self.described: dict[str, Any] = {}
-        with torch.device("meta"):
-            self.model = Transformer(spec.model)
+        self.model = outline(spec)
         self.model.to_empty(device=device)
         self.optimizer = build_optimizer(self.model, spec)
 
@@ -112,13 +125,18 @@ class Alone:
         self.model.init_weights(self.spec.seed, self.spec.optimizer)
 
     def load_weights(self, reader: PieceReader) -> None:
-        """Read all weights; the optimizer keeps its initial state."""
-        for name, tensor in self.model.state_dict().items():
-            tensor.copy_(reader.read(name, tuple(tensor.shape), (0,) * tensor.ndim))
+        """Read all weights, and draw adapters; the optimizer keeps its initial state."""
+        draw_adapters(self.model, self.spec.seed)
+        self._read(reader, self.model.state_dict().keys() - adapter_state(self.model).keys())
+
+    def _read(self, reader: PieceReader, names: Iterable[str]) -> None:
+        state = self.model.state_dict()
+        for name in names:
+            state[name].copy_(reader.read(name, tuple(state[name].shape), (0,) * state[name].ndim))
 
     def load(self, reader: CheckpointReader) -> None:
         """Read weights and optimizer state from a checkpoint."""
-        self.load_weights(reader)
+        self._read(reader, self.model.state_dict())
         for name, parameter in self.model.named_parameters():
             # The fused optimizer keeps its step count beside the parameter.
             self.optimizer.state[parameter] = {
@@ -127,9 +145,15 @@ class Alone:
             }
 
     def save_weights(self, path: Path) -> None:
-        """Write the weights as one safetensors file; ArmillaryError where it cannot be written."""
+        """Write the weights as one safetensors file, adapters merged; these alone beside it as ``ADAPTER``.
+
+        Raises:
+            ArmillaryError: a file cannot be written.
+        """
         with writing(path):
-            save_weights(self.model, path)
+            if self.spec.adapter is not None:
+                save_tensors(adapter_state(self.model), path.with_name(ADAPTER))
+            save_tensors(merged_state(self.model), path)
 
 
 def autocast(spec: RunSpec, device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -64,12 +64,13 @@ class Assignment:
 def stack_key(spec: RunSpec) -> Hashable:
     """What runs must agree on to be members of one stack; all else may differ.
 
-    Runs of another optimizer than AdamW, those that change their length, mixtures of experts and preferences agree with
-    none.
+    Runs of another optimizer than AdamW, those that change their length, mixtures of experts, preferences and adapters
+    agree with none.
     """
     shape, o = spec.model.model_dump_json(), spec.optimizer
     batch = spec.context_length, spec.batch_sequences, spec.accumulation, spec.precision
-    alone = not o.own.stacks or spec.lengths or spec.model.experts or isinstance(spec.objective, Preference)
+    single = spec.model.experts or isinstance(spec.objective, Preference) or spec.adapter
+    alone = not o.own.stacks or spec.lengths or single
     # batches of one objective agree on whether they have weights and documents
     kind = spec.objective.kind
     return shape, *batch, kind, o.z_loss, o.base_width, o.base_head_dim, spec.id if alone else None
@@ -301,6 +302,8 @@ class Stack:
             raise UsageError("a stack has no mixtures of experts; train a run of such a model alone (train_run)")
         if isinstance(spec.objective, Preference):  # its criterion takes the gradient of a loss within
             raise UsageError("a stack does not train objective 'preference'; train the run alone (train_run)")
+        if spec.adapter is not None:
+            raise UsageError("members of a stack train all weights; train a run with an adapter alone (train_run)")
         self._spec = spec
         with torch.device("meta"):
             self._objective = _Objective(spec.model, spec.optimizer.z_loss)

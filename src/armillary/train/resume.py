@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import torch
 
-from armillary.model import Transformer
 from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, RunSpec
 from armillary.train.checkpoint import CheckpointReader, checkpoint_steps, set_aside, verify_checkpoint
+from armillary.train.engine import outline
 from armillary.train.result import read_spec
 from armillary.train.start import open_start, verify_start
 from armillary.train.world import by_first, together
@@ -124,9 +123,7 @@ def _open(spec: RunSpec, path: Path, step: int) -> CheckpointReader:
         ForeignFileError: it is one of another model or run.
     """
     reader = CheckpointReader(path)
-    with torch.device("meta"):
-        model = Transformer(spec.model)
-    reader.compare({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()})
+    reader.compare({name: tuple(tensor.shape) for name, tensor in outline(spec).state_dict().items()})
     last = reader.metrics().slice(max(0, step - 1)).to_pylist()
     if last and "run" not in reader.manifest:  # formats 1 and 2 say no more of the run than this
         tokens, rate = spec.tokens_after(step), spec.lr(step - 1)

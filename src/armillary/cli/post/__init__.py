@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import typer
 
+from armillary.cli.post.check import check
 from armillary.cli.post.merge import merge
+from armillary.cli.post.sft import sft
 from armillary.cli.screen import app
 
 post_app = typer.Typer(no_args_is_help=True)
@@ -19,5 +21,7 @@ def post() -> None:
     """
 
 
-# In the order of the path: post_app.command("sft")(sft)
+# In the order of the path.
+post_app.command("check")(check)
+post_app.command("sft")(sft)
 post_app.command("merge")(merge)

@@ -11,7 +11,9 @@ transformer does not compute (biases, sliding windows, quantised weights, other 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -93,11 +95,13 @@ def export_hf(
     end_token: str,
     context_length: int,
     dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    files: Mapping[str, bytes] = MappingProxyType({}),
 ) -> None:
     """Write a folder that ``AutoModelForCausalLM`` and ``AutoTokenizer`` load; it appears only when it is whole.
 
-    ``end_token`` is the token that ends a document; generation stops at it. No chat template is written: this is a
-    model that continues text. An earlier export under ``folder`` is replaced at the very end.
+    ``end_token`` is the token that ends a document; generation stops at it. ``files`` are written beside, or in the
+    place of the files of these names; without a chat template among them, this is a model that continues text. An
+    earlier export under ``folder`` is replaced at the very end.
 
     Raises:
         UsageError: the tokenizer cannot be read, lacks ``end_token`` or has more tokens than the model; ``folder``
@@ -120,6 +124,8 @@ def export_hf(
         for name, document in documents.items():
             (aside / name).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         (aside / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
+        for name, data in files.items():
+            (aside / name).write_bytes(data)
         state = {name: parameter.detach() for name, parameter in model.named_parameters()}
         places = _names(model.shape).items()
         tensors = {theirs: state[name] if at is None else state[name][at] for theirs, (name, at) in places}
@@ -182,6 +188,11 @@ def read_shape(folder: Path) -> ModelShape:
         raise UsageError(
             f"{folder / 'config.json'}: a value is not of the kind that its key has ({error}); fetch the folder again"
         ) from error
+
+
+def names_there(shape: ModelShape) -> dict[str, str]:
+    """The outside name of each parameter that is one tensor there too, by ours."""
+    return {name: theirs for theirs, (name, at) in _names(shape).items() if at is None}
 
 
 def _names(shape: ModelShape) -> dict[str, tuple[str, int | None]]:

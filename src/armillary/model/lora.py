@@ -1,0 +1,137 @@
+"""Adapters of low rank in a model: added to its matrices, drawn, merged into the weights, read and written.
+
+Hu et al. 2021, arXiv 2106.09685. The parameters of the model keep their names and are frozen; beside the ``weight`` of
+an adapted matrix stand ``lora_a`` [rank, in] and ``lora_b`` [out, rank]. Adapters are saved as peft has them, whose
+``PeftModel`` loads them onto the model they were trained from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (the name the field uses)
+from torch import Tensor, nn
+
+from armillary.model.roles import Role
+from armillary.model.transformer import Transformer
+from armillary.model.weights.files import replace_folder, save_tensors
+from armillary.model.weights.huggingface import names_there
+from armillary.recipe import Lora, ModelShape, UsageError
+
+ADAPTER = "adapter_model.safetensors"
+
+
+class LoraLinear(nn.Linear):
+    """A matrix with an adapter beside it; made of a plain one, whose weight it takes."""
+
+    def __init__(self, plain: nn.Linear, lora: Lora) -> None:
+        with torch.device("meta"):
+            super().__init__(plain.in_features, plain.out_features, bias=False)
+        self.weight = plain.weight
+        self.weight.requires_grad_(False)
+        at = plain.weight.device
+        self.lora_a = nn.Parameter(torch.empty(lora.rank, plain.in_features, device=at))
+        self.lora_b = nn.Parameter(torch.zeros(plain.out_features, lora.rank, device=at))
+        self.factor = lora.alpha / lora.rank
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` through the matrix and its adapter."""
+        return F.linear(x, self.weight) + self.factor * F.linear(F.linear(x, self.lora_a), self.lora_b)
+
+    @torch.no_grad()
+    def merged(self) -> Tensor:
+        """The matrix that computes the same alone."""
+        return self.weight + self.factor * (self.lora_b @ self.lora_a)
+
+
+def add_adapters(model: Transformer, lora: Lora) -> None:
+    """Freeze ``model`` and put an adapter beside each of its matrices that ``lora`` targets; their values are unset.
+
+    Raises:
+        UsageError: no matrix of the model has one of these names, as in a mixture of experts.
+    """
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    found = [
+        (parent, name, child)
+        for parent in model.layers.modules()
+        for name, child in parent.named_children()
+        if name in lora.targets and isinstance(child, nn.Linear)
+    ]
+    missing = set(lora.targets) - {name for _, name, _ in found}
+    if missing:
+        raise UsageError(
+            f"adapter.targets: no matrix of this model's layers is named {', '.join(sorted(missing))}; leave it out"
+        )
+    for parent, name, child in found:
+        setattr(parent, name, LoraLinear(child, lora))
+    for matrix, _ in adapters(model):
+        # beside a matrix that is cut they would be cut with it; until that is so, they train on one device alone
+        model.roles |= {f"{matrix}.{part}": Role("whole") for part in ("lora_a", "lora_b")}
+
+
+def adapters(model: Transformer) -> list[tuple[str, LoraLinear]]:
+    """The adapted matrices of ``model`` by name."""
+    return [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLinear)]
+
+
+@torch.no_grad()
+def draw_adapters(model: Transformer, seed: int) -> None:
+    """Draw ``lora_a`` uniformly as peft does (Kaiming with a = sqrt(5)), each from ``seed`` and its name; B is 0."""
+    for name, module in adapters(model):
+        digest = hashlib.sha256(f"{seed} {name}.lora_a".encode()).digest()
+        source = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+        bound = 1 / math.sqrt(module.in_features)
+        module.lora_a.copy_(torch.empty(module.lora_a.shape).uniform_(-bound, bound, generator=source))
+        module.lora_b.zero_()
+
+
+def merged_state(model: Transformer) -> dict[str, Tensor]:
+    """The weights of the model without adapters that computes the same, under the names of a plain model."""
+    state = dict(model.state_dict())
+    for name, module in adapters(model):
+        state[f"{name}.weight"] = module.merged()
+        del state[f"{name}.lora_a"], state[f"{name}.lora_b"]
+    return state
+
+
+def adapter_state(model: Transformer) -> dict[str, Tensor]:
+    """What of the model is trained: the adapters, under our names."""
+    return {name: value for name, value in model.state_dict().items() if name.endswith((".lora_a", ".lora_b"))}
+
+
+def export_adapter(shape: ModelShape, lora: Lora, state: Mapping[str, Tensor], folder: Path, base: str) -> None:
+    """Write the adapters of a model of ``shape`` as a folder that ``peft.PeftModel.from_pretrained`` loads.
+
+    It appears when it is whole. ``state`` is as ``adapter_state``; ``base`` is the folder of the model that they were
+    trained from.
+
+    Raises:
+        UsageError: ``folder`` holds files that are no export.
+    """
+    parts, there = {"lora_a": "lora_A", "lora_b": "lora_B"}, names_there(shape)
+    tensors = {}
+    for name, value in state.items():
+        matrix, _, part = name.rpartition(".")
+        theirs = there[f"{matrix}.weight"].removesuffix(".weight")
+        tensors[f"base_model.model.{theirs}.{parts[part]}.weight"] = value
+    projections = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "o_proj"}
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": [projections.get(name, f"{name}_proj") for name in lora.targets],
+        "inference_mode": True,
+    }
+    with replace_folder(folder) as aside:
+        (aside / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        save_tensors(tensors, aside / ADAPTER)

@@ -1,0 +1,65 @@
+"""The folder of a model that answers: weights, tokenizer, chat template, and where generation stops."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from armillary.model import Transformer, export_hf
+from armillary.post.plan import Dtype
+from armillary.post.template import Renderer
+from armillary.recipe import UsageError
+
+_TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model")
+
+
+def export_chat(model: Transformer, source: Path, folder: Path, renderer: Renderer, dtype: Dtype | None = None) -> None:
+    """Write ``model``, which was trained from the folder ``source``, with its tokenizer and chat template.
+
+    The files are those of ``source``, with the end of a turn among the tokens at which generation stops, and the
+    template as ``chat_template.jinja``. ``dtype`` is that of ``source`` if not given.
+
+    Raises:
+        UsageError, ArmillaryError: as ``export_hf``.
+    """
+    config = _json(source / "config.json")
+    end = str(renderer.text.tokenizer.id_to_token(renderer.end))
+    ends = sorted({renderer.end, *renderer.text.ends}, key=lambda token: token != renderer.end)
+    stored = dtype or config.get("dtype") or config.get("torch_dtype") or "float32"
+    generation = {**_json(source / "generation_config.json"), "eos_token_id": ends[0] if len(ends) == 1 else ends}
+    config |= {"eos_token_id": renderer.end, "dtype": stored, "torch_dtype": stored}
+    tokenizer = {**_json(source / "tokenizer_config.json"), "chat_template": renderer.chat.source}
+    if "eos_token" not in renderer.chat.source:  # else the template would write another text
+        tokenizer["eos_token"] = end
+    documents = {"config.json": config, "generation_config.json": generation, "tokenizer_config.json": tokenizer}
+    files = {name: (json.dumps(d, ensure_ascii=False, indent=2) + "\n").encode() for name, d in documents.items()}
+    files["chat_template.jinja"] = renderer.chat.source.encode()
+    for name in _TOKENIZER_FILES:
+        if (source / name).is_file():
+            files[name] = (source / name).read_bytes()
+    export_hf(
+        model,
+        folder,
+        tokenizer_file=source / "tokenizer.json",
+        end_token=end,
+        context_length=longest_context(source),
+        dtype=stored,
+        files=files,
+    )
+
+
+def longest_context(folder: Path) -> int:
+    """The longest context of a model in tokens."""
+    value = _json(folder / "config.json").get("max_position_embeddings")
+    return value if isinstance(value, int) and value > 1 else 2048
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: cannot be read ({error}); fetch the folder again") from error
+    return value if isinstance(value, dict) else {}

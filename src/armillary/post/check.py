@@ -1,0 +1,173 @@
+"""What is refused before the first step of a fine-tuning: data that would teach something else than what was meant.
+
+- a conversation without a trained token, or a turn whose end is not trained: the model would never stop;
+- one that does not come back from the chat template, or holds special tokens (``Renderer.render``);
+- a token outside of the model's vocabulary;
+- one that is too long, unless a rule says to cut or drop it, which is counted;
+- a packed sequence on which the loss is not the sum of the losses of its conversations alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from armillary.corpus import Batch, SupervisedOrder
+from armillary.post.formats import Conversation
+from armillary.post.template import Rendered, Renderer
+from armillary.recipe import UsageError
+
+TooLong = Literal["refuse", "cut", "drop"]
+_MOST_PROBLEMS = 10
+_TOLERANCE = 2e-4  # packed and alone differ by the rounding of sums
+
+
+@dataclass
+class Counts:
+    """What a file of conversations came to. ``cut`` lost turns at their end (``turns_cut`` in all), ``dropped`` were
+    longer than a sequence even so; ``trained`` of the ``tokens`` are in the loss; ``longest`` is in tokens.
+    """
+
+    conversations: int = 0
+    turns: int = 0
+    tokens: int = 0
+    trained: int = 0
+    longest: int = 0
+    cut: int = 0
+    turns_cut: int = 0
+    dropped: int = 0
+
+    def to_json(self) -> dict[str, int]:
+        """The counts as plain data."""
+        return asdict(self)
+
+
+@dataclass
+class Checked:
+    """Renders conversations, counts them, and refuses what must not be trained.
+
+    ``longest`` is the most tokens that a conversation may have; ``too_long`` what becomes of longer ones: ``cut`` drops
+    whole turns from their end until they fit, and ``drop`` leaves them out.
+    """
+
+    renderer: Renderer
+    longest: int
+    vocab_size: int
+    too_long: TooLong = "refuse"
+    counts: Counts = field(default_factory=Counts)
+
+    def of(self, conversations: Iterable[Conversation]) -> Iterator[Rendered]:
+        """The rendered conversations that are trained, one by one.
+
+        Raises:
+            UsageError: at the end, naming the first wrong conversations by file and line; or none is left.
+        """
+        problems, wrong, kept = list[str](), 0, 0
+        for conversation in conversations:
+            try:
+                rendered = self._one(conversation)
+            except UsageError as error:
+                wrong += 1
+                if wrong <= _MOST_PROBLEMS:
+                    problems.append(str(error))
+                continue
+            if rendered is not None:
+                kept += 1
+                yield rendered
+        if wrong:
+            more = [f"… and {wrong - _MOST_PROBLEMS} more conversations"] if wrong > _MOST_PROBLEMS else []
+            raise UsageError("\n".join([*problems, *more]))
+        if not kept:
+            raise UsageError(
+                f"all {self.counts.dropped} conversations have more than {self.longest} tokens and were dropped; raise "
+                "--context-length"
+            )
+
+    def _one(self, conversation: Conversation) -> Rendered | None:
+        rendered = self.renderer.render(conversation)
+        check_rendered(rendered, self.renderer.end, self.vocab_size)
+        counts = self.counts
+        size, turns = len(rendered.tokens), len(rendered.turns)
+        if size > self.longest:
+            if self.too_long == "refuse":
+                raise UsageError(
+                    f"{rendered.where}: has {size} tokens, and a sequence {self.longest} (context_length + 1); raise "
+                    " --context-length, or give --too-long cut (turns from the end) or drop"
+                )
+            fitting = [turn for turn in rendered.turns if turn.stop <= self.longest] if self.too_long == "cut" else []
+            if not fitting:
+                counts.dropped += 1
+                return None
+            counts.cut += 1
+            counts.turns_cut += turns - len(fitting)
+            end = fitting[-1].stop
+            rendered = Rendered(rendered.tokens[:end], rendered.trained[:end], tuple(fitting), rendered.where)
+        counts.conversations += 1
+        counts.turns += len(rendered.turns)
+        counts.tokens += len(rendered.tokens)
+        counts.trained += sum(rendered.trained)
+        counts.longest = max(counts.longest, len(rendered.tokens))
+        return rendered
+
+
+def check_rendered(rendered: Rendered, end: int, vocab_size: int) -> None:
+    """Hold the mask of one conversation against what it must be, whoever made it.
+
+    Raises:
+        UsageError: nothing is trained, a turn does not end with a trained token or is only its end, or a token lies
+            outside of the vocabulary.
+    """
+    where, tokens = rendered.where, rendered.tokens
+    if not any(rendered.trained[1:]):
+        raise UsageError(f"{where}: none of its {len(tokens)} tokens is trained; leave it out")
+    outside = [token for token in tokens if not 0 <= token < vocab_size]
+    if outside:
+        raise UsageError(
+            f"{where}: token {outside[0]} lies outside of the model's vocabulary (0 to {vocab_size - 1}); the "
+            "tokenizer belongs to another model"
+        )
+    for turn in rendered.turns:
+        if len(turn) < 2:
+            raise UsageError(f"{where}: a turn of the assistant is empty (token {turn.start}); leave it out")
+        if not rendered.trained[turn.stop - 1]:
+            raise UsageError(
+                f"{where}: the token that ends a turn of the assistant (token {turn.stop - 1}) is not in the loss, so "
+                "the model would never stop"
+            )
+    if tokens[-1] != end and not rendered.trained[-1]:
+        raise UsageError(f"{where}: its last token is not in the loss; end it with the assistant's turn")
+
+
+def check_packing(model: Any, order: SupervisedOrder, step: int = 0, most_tokens: int = 4096) -> int:
+    """Compare the loss of packed sequences of a step with the sum of the losses of their conversations alone.
+
+    ``model`` is a ``Transformer`` on the CPU. Sequences are taken until they hold ``most_tokens``. Returns how many
+    conversations were compared.
+
+    Raises:
+        UsageError: they differ: attention crosses conversations, or positions do not restart.
+    """
+    import torch
+
+    batch: Batch[Any] = order.batch(step).map(torch.from_numpy)
+    assert batch.weights is not None and batch.documents is not None
+    compared = 0
+    with torch.no_grad():
+        for row in range(max(1, min(len(batch.tokens), most_tokens // order.context_length))):
+            tokens, weights, documents = batch.tokens[row], batch.weights[row], batch.documents[row]
+            packed = model.loss(tokens[None], 0.0, weights[None], documents[None])[1].item()
+            alone = 0.0
+            for number in documents.unique().tolist():
+                places = (documents == number).nonzero()[:, 0]
+                first, last = int(places[0]), int(places[-1])
+                if weights[first : last + 1].any():
+                    part = tokens[first : last + 2]
+                    alone += model.loss(part[None], 0.0, weights[first : last + 1][None])[1].item()
+                    compared += 1
+            if abs(packed - alone) > _TOLERANCE * max(1.0, abs(alone)):
+                raise UsageError(
+                    f"sequence {row} of step {step}: its loss is {packed:.6f} nats packed and {alone:.6f} as the "
+                    "sum of its conversations alone; this model does not keep packed conversations apart"
+                )
+    return compared

@@ -1,0 +1,273 @@
+"""From a conversation to tokens and the weight of each in the loss: what the assistant says, and that it stops.
+
+The text comes from a chat template: that of the model's folder, one of ``BUILT_IN``, or a file. Which tokens are
+trained is not taken from marks in the template, which most do not have: it is derived from the text of prefixes. For
+each turn of the assistant, the tokens of all turns before it with the template's prompt must be the first tokens of the
+whole, since these are what the model will be given when it answers. What follows, up to and with the token that ends
+the turn, is trained. A template or a tokenizer for which prefixes do not come back is refused: a model trained on other
+tokens than it is asked with learns something else than it is taught.
+
+Trade-off: tokens of the text between turns, such as the line break after an end of turn, are never trained.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from armillary.generate import ChatTemplate, ModelText
+from armillary.post.formats import Conversation
+from armillary.recipe import UsageError
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+# As in the tokenizer_config.json of TeleChat2, but without the system message that it gives where there is none.
+TELECHAT2 = (
+    "{% for message in messages %}{% if message['role'] == 'system' %}{{ '<_system>' + message['content'] + '\\n' }}"
+    "{% elif message['role'] == 'user' %}{{ '<_user>' + message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}{{ '<_bot>' + message['content'] + '<_end>\\n' }}"
+    "{% else %}{{ raise_exception('only system, user and assistant, not ' + message['role']) }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<_bot>' }}{% endif %}"
+)
+# For a base model whose vocabulary has no tokens of a chat: the end of its texts ends a turn.
+PLAIN = (
+    "{% for message in messages %}{{ '### ' + message['role'] + '\\n' + (message['content'] | trim) }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '### assistant\\n' }}{% endif %}"
+)
+BUILT_IN = {"chatml": CHATML, "telechat2": TELECHAT2, "plain": PLAIN}
+_NEEDS = {"chatml": ("<|im_start|>", "<|im_end|>"), "telechat2": ("<_user>", "<_bot>", "<_end>")}
+_PROBE = "The quick brown fox"
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as tokens. ``trained`` holds 1 for each token in the loss, else 0; ``turns`` are the trained parts
+    of ``tokens``, one for each turn of the assistant; ``where`` is the file and line that it came from.
+    """
+
+    tokens: list[int]
+    trained: list[int]
+    turns: tuple[range, ...]
+    where: str = ""
+
+    @property
+    def asked(self) -> list[int]:
+        """Tokens before the last trained turn: what a model is given to answer."""
+        return self.tokens[: self.turns[-1].start]
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """Renders conversations for one model; ``open_renderer`` makes one.
+
+    ``template`` is its name: ``folder``, one of ``BUILT_IN``, or a path. ``end`` is the token that ends a turn of the
+    assistant, found from the template.
+    """
+
+    text: ModelText
+    chat: ChatTemplate
+    template: str
+    end: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "end", self._end())
+
+    def render(self, conversation: Conversation) -> Rendered:
+        """The tokens of ``conversation`` up to the end of its last trained turn.
+
+        Raises:
+            UsageError: names file and line: the template refuses or loses a message, prefixes do not come back, a text
+                holds a special token, or there is no turn of the assistant.
+        """
+        try:
+            return self._render(conversation)
+        except UsageError as error:
+            raise UsageError(f"{conversation.where}: {error}" if conversation.where else str(error)) from None
+
+    def prompt(self, conversation: Conversation) -> list[int]:
+        """The tokens that a model is given to answer ``conversation``, which ends with a turn of the user.
+
+        Raises:
+            UsageError: as ``render``.
+        """
+        self._check_texts(conversation)
+        return self._encode(self.chat.render(conversation.messages, True, conversation.tools))
+
+    def pieces(self, rendered: Rendered) -> list[tuple[str, bool]]:
+        """The text of ``rendered`` in parts, each with whether it is trained."""
+        parts: list[tuple[str, bool]] = []
+        start = 0
+        for at in range(1, len(rendered.tokens) + 1):
+            if at == len(rendered.tokens) or rendered.trained[at] != rendered.trained[start]:
+                parts.append((self._shown(rendered.tokens[start:at]), bool(rendered.trained[start])))
+                start = at
+        return parts
+
+    def _render(self, conversation: Conversation) -> Rendered:
+        messages, tools = conversation.messages, conversation.tools
+        self._check_texts(conversation)
+        answers = [place for place, turn in enumerate(messages) if turn["role"] == "assistant"]
+        if not answers:
+            raise UsageError("has no turn of the assistant, so nothing of it would be trained; leave it out")
+        messages = messages[: answers[-1] + 1]
+        whole = self.chat.render(messages, False, tools)
+        self._check_nothing_lost(messages, whole)
+        tokens = self._encode(whole)
+        starts = []
+        for place in answers:
+            asked = self._encode(self.chat.render(messages[:place], True, tools))
+            if tokens[: len(asked)] != asked:
+                self._refuse_prefix(f"before messages[{place}]", asked, tokens)
+            starts.append(len(asked))
+        turns = []
+        for place, start, limit in zip(answers, starts, [*starts[1:], len(tokens)], strict=True):
+            stop = self._end_of(tokens, start, limit, place) + 1
+            if place != answers[-1]:
+                answered = self._encode(self.chat.render(messages[: place + 1], False, tools))
+                if answered[:stop] != tokens[:stop]:
+                    self._refuse_prefix(f"up to messages[{place}]", answered[:stop], tokens)
+            turns.append(range(start, stop))
+        tokens = tokens[: turns[-1].stop]
+        trained = [0] * len(tokens)
+        for turn in turns:
+            trained[turn.start : turn.stop] = [1] * len(turn)
+        return Rendered(tokens, trained, tuple(turns), conversation.where)
+
+    def _end_of(self, tokens: list[int], start: int, limit: int, place: int) -> int:
+        """Where the assistant's turn that begins at ``start`` ends: at its first end of turn, or else, where a call of
+        a tool ends otherwise, at its last special token.
+        """
+        if self.end in tokens[start:limit]:
+            return tokens.index(self.end, start, limit)
+        special = [at for at in range(start, limit) if tokens[at] in self._special]
+        if not special or special[-1] == start:
+            raise UsageError(
+                f"messages[{place}]: the template does not end this turn with a special token, so the model would not "
+                "learn to stop; give another with --template"
+            )
+        return special[-1]
+
+    def _refuse_prefix(self, what: str, part: list[int], whole: list[int]) -> None:
+        shared = next(
+            (i for i, (a, b) in enumerate(zip(part, whole, strict=False)) if a != b), min(len(part), len(whole))
+        )
+        alone, inside = (self._shown(tokens[max(0, shared - 4) : shared + 8]) for tokens in (part, whole))
+        raise UsageError(
+            f"the turns {what} are {alone!r} alone and {inside!r} within the whole conversation (from token "
+            f"{max(0, shared - 4)} on), so a model would be asked otherwise than it was taught; the chat template "
+            f"'{self.template}' changes earlier turns, or text runs together with what follows: give another with "
+            "--template, or a conversation of one answer"
+        )
+
+    def _shown(self, tokens: list[int]) -> str:
+        text: str = self.text.tokenizer.decode(tokens, skip_special_tokens=False)
+        return text
+
+    def _check_texts(self, conversation: Conversation) -> None:
+        if self._special_text is None:
+            return
+        for place, turn in enumerate(conversation.messages):
+            for name in ("content", "reasoning_content"):
+                found = self._special_text.search(turn.get(name, ""))
+                if found:
+                    raise UsageError(
+                        f"messages[{place}].{name}: holds {found[0]!r} (character {found.start() + 1}), which is a "
+                        "special token of this model and would end or begin a turn; take it out"
+                    )
+
+    def _check_nothing_lost(self, messages: tuple[Mapping[str, Any], ...], whole: str) -> None:
+        """Every message stands in the text, but for its white space."""
+        rest = _BLANK.sub("", whole)
+        at = 0
+        for place, turn in enumerate(messages):
+            text = _BLANK.sub("", turn["content"])
+            found = rest.find(text, at)
+            if found < 0:
+                found = rest.find(text)  # a template may move the system message
+            if found < 0:
+                raise UsageError(
+                    f"messages[{place}] ({turn['role']}): its text does not come back from the chat template "
+                    f"'{self.template}', which drops or changes it; give another with --template"
+                )
+            at = max(at, found)
+
+    def _end(self) -> int:
+        """The special token behind an answer."""
+        question, answer = {"role": "user", "content": _PROBE}, {"role": "assistant", "content": _PROBE}
+        asked = self._encode(self.chat.render([question], True))
+        whole = self._encode(self.chat.render([question, answer], False))
+        if whole[: len(asked)] != asked:
+            self._refuse_prefix("of a question", asked, whole)
+        # an answer may begin with special tokens
+        spoken = len(self._encode(_PROBE))
+        special = [token for token in whole[len(asked) + spoken - 1 :] if token in self._special]
+        if not special:
+            after = self._shown(whole[len(asked) :]).partition(_PROBE)[2]
+            raise UsageError(
+                f"the chat template '{self.template}' ends an answer with {after!r}, which holds no special token of "
+                "the tokenizer: the end of a turn would not be in the loss, and the model would never stop; give "
+                f"another with --template ({', '.join(BUILT_IN)}, or a file)"
+            )
+        return special[0]
+
+    @cached_property
+    def _special(self) -> frozenset[int]:
+        added = self.text.tokenizer.get_added_tokens_decoder()
+        return frozenset(number for number, token in added.items() if token.special)
+
+    @cached_property
+    def _special_text(self) -> re.Pattern[str] | None:
+        added = self.text.tokenizer.get_added_tokens_decoder()
+        names = sorted((t.content for t in added.values() if t.special and t.content), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, names))) if names else None
+
+    def _encode(self, text: str) -> list[int]:
+        return self.text.encode(text, False)
+
+
+_BLANK = re.compile(r"\s+")
+
+
+def open_renderer(folder: Path, template: str | None = None) -> Renderer:
+    """The renderer for the model in ``folder``, a Hugging Face folder.
+
+    ``template`` is ``folder``, one of ``BUILT_IN`` or the path of a Jinja file. None: that of the folder if it has one;
+    else ChatML's or TeleChat2's if the vocabulary has their tokens; else ``plain``.
+
+    Raises:
+        UsageError: a file cannot be read, the template is none, ends turns without a special token, or needs tokens
+            that the vocabulary does not have.
+    """
+    text = ModelText.from_folder(folder)
+    if template is None:
+        has = text.tokenizer.token_to_id
+        known = (name for name, tokens in _NEEDS.items() if all(has(token) is not None for token in tokens))
+        template = "folder" if text.template is not None else next(known, "plain")
+    if template == "folder":
+        if text.template is None:
+            raise UsageError(f"{folder}: has no chat template; give --template ({', '.join(BUILT_IN)}, a file)")
+        return Renderer(text, text.template, template)
+    if template in BUILT_IN:
+        missing = [token for token in _NEEDS.get(template, ()) if text.special(token) is None]
+        if missing:
+            raise UsageError(
+                f"{folder}: its vocabulary has no special token {missing[0]!r}, which the template '{template}' needs; "
+                "give --template plain"
+            )
+        if template == "plain" and "eos_token" not in text.named:
+            raise UsageError(f"{folder / 'tokenizer_config.json'}: has no eos_token, which the template 'plain' needs")
+        return Renderer(text, ChatTemplate(BUILT_IN[template], text.named), template)
+    try:
+        source = Path(template).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(
+            f"template {template!r}: neither folder, {', '.join(BUILT_IN)} nor a file that can be read ({error})"
+        ) from error
+    return Renderer(text, ChatTemplate(source, text.named), template)

@@ -1,0 +1,269 @@
+"""Fine-tuning of a user's folder on a user's file: the whole path, resumed, refused, and what leaves it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from armillary.corpus import SupervisedOrder
+from armillary.model import import_hf
+from armillary.post.check import check_packing
+from armillary.post.formats import Conversation, read_conversations, write_conversations
+from armillary.post.plan import SftOptions
+from armillary.post.sft import Handling, check_data, fine_tune
+from armillary.post.template import open_renderer
+from armillary.recipe import Layout, Lora, UsageError
+from armillary.train import InterruptedRunError, read_spec
+
+NUMBERS = ["one", "two", "three", "four", "five", "six"]
+OPTIONS = SftOptions(epochs=30, lr=0.01, batch_tokens=256, context_length=64)
+
+
+def chats(numbers: range) -> list[Conversation]:
+    made = []
+    for n in numbers:
+        a, b = n % 3, n // 3 % 3
+        turns = ({"role": "user", "content": f"{NUMBERS[a]} + {NUMBERS[b]}"},)
+        made.append(Conversation((*turns, {"role": "assistant", "content": NUMBERS[a + b + 1]})))
+    return made
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("data")
+    write_conversations(folder / "train.jsonl", chats(range(36)), "sharegpt")
+    write_conversations(folder / "eval.jsonl", chats(range(9)))
+    return folder / "train.jsonl", folder / "eval.jsonl"
+
+
+@pytest.fixture(scope="module")
+def tuned(tiny_hf: Path, files: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return fine_tune(tiny_hf, files[0], tmp_path_factory.mktemp("sft") / "out", OPTIONS, held_out=files[1])
+
+
+def test_a_model_learns_its_data_and_to_stop(tuned: Any, tiny_hf: Path, files: tuple[Path, Path]) -> None:
+    assert tuned.before > 3 and tuned.after < 0.05
+    from armillary.generate import BackendOptions, Message, Request, Sampling, open_backend
+
+    backend = open_backend(str(tuned.model), BackendOptions(), None)
+    requests = [Request((Message("user", "two + three"),), Sampling(max_new_tokens=20))]
+    (completion,) = backend.complete(requests)
+    assert completion.choices[0].text == "five"
+    record = json.loads((tuned.model.parent / "record.json").read_text())
+    assert record["data"]["conversations"] == 36 and record["loss_after"] == tuned.after
+    assert not (tuned.model.parent / "start.safetensors").exists()
+
+
+def test_transformers_loads_the_model_and_stops_where_a_turn_ends(tuned: Any, tiny_hf: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra export")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tuned.model)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tuned.model)
+    asked = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "one + two"}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    written = model.generate(**asked, max_new_tokens=20, do_sample=False)[0, asked["input_ids"].shape[1] :]
+    assert tokenizer.decode(written) == "three<|end|>"
+    source = transformers.AutoTokenizer.from_pretrained(tiny_hf)
+    assert tokenizer.chat_template == source.chat_template and len(tokenizer) == len(source)
+
+
+def test_a_finished_fine_tuning_is_returned_and_other_settings_are_refused(
+    tuned: Any, tiny_hf: Path, files: tuple[Path, Path]
+) -> None:
+    out = tuned.model.parent
+    before = (out / "record.json").read_bytes()
+    again = fine_tune(tiny_hf, files[0], out, OPTIONS, held_out=files[1])
+    assert again.to_json() == tuned.to_json() and (out / "record.json").read_bytes() == before
+    with pytest.raises(UsageError, match=r"another lr and held_out \(0\.01, now 0\.02\)"):
+        fine_tune(tiny_hf, files[0], out, SftOptions(epochs=30, lr=0.02, batch_tokens=256, context_length=64))
+    (out.parent / "other").mkdir(exist_ok=True)
+    (out.parent / "other" / "thesis.txt").write_text("dear")
+    with pytest.raises(UsageError, match=r"holds .thesis\.txt. and no fine-tuning"):
+        fine_tune(tiny_hf, files[0], out.parent / "other", OPTIONS)
+
+
+def test_a_model_that_was_removed_is_written_again(
+    tuned: Any, tiny_hf: Path, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "copy"
+    shutil.copytree(tuned.model.parent, out)
+    shutil.rmtree(out / "model")
+    fine_tune(tiny_hf, files[0], out, OPTIONS, held_out=files[1])
+    name = "model.safetensors"
+    assert (out / "model" / name).read_bytes() == (tuned.model / name).read_bytes()
+
+
+def test_a_fine_tuning_that_is_stopped_anywhere_goes_on_to_the_same_numbers(
+    tuned: Any, tiny_hf: Path, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Stopped while it reads, at the loss before, and in the run."""
+    stages: list[str] = []
+    for stage in ("eval.jsonl", "train.jsonl", "loss before", "train", "loss after"):
+
+        def progress(name: str, done: float, total: float, note: str) -> None:
+            stages.append(name)
+
+        stop = lambda stage=stage: stages[-1:] == [stage]  # noqa: E731
+        with pytest.raises(InterruptedRunError):
+            fine_tune(
+                tiny_hf, files[0], tmp_path / "out", OPTIONS, held_out=files[1],
+                handling=Handling(progress=progress, stop=stop),
+            )  # fmt: skip
+    found = fine_tune(tiny_hf, files[0], tmp_path / "out", OPTIONS, held_out=files[1])
+    assert found.to_json() | {"model": "", "wall_s": 0} == tuned.to_json() | {"model": "", "wall_s": 0}
+    name = "model.safetensors"
+    assert (found.model / name).read_bytes() == (tuned.model / name).read_bytes()
+
+
+def test_a_damaged_set_of_examples_is_made_again(tiny_hf: Path, files: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    stages: list[str] = []
+
+    def progress(name: str, done: float, total: float, note: str) -> None:
+        stages.append(name)
+
+    with pytest.raises(InterruptedRunError):
+        fine_tune(
+            tiny_hf, files[0], out, OPTIONS,
+            handling=Handling(progress=progress, stop=lambda: stages[-1:] == ["train"]),
+        )  # fmt: skip
+    (tokens,) = out.glob("corpus/*/examples/*/tokens.bin")
+    tokens.write_bytes(tokens.read_bytes()[:-4])
+    assert fine_tune(tiny_hf, files[0], out, OPTIONS).run.train_loss < 3
+
+
+def test_every_sample_is_trained_once_an_epoch_with_its_own_weights(
+    tuned: Any, tiny_hf: Path, files: tuple[Path, Path]
+) -> None:
+    """Counted token by token over a whole epoch of the run's own batches."""
+    from armillary.corpus import Corpus
+
+    out = tuned.model.parent
+    spec = read_spec(out / "run")
+    corpus = Corpus.open(out / "corpus" / spec.corpus)
+    order = SupervisedOrder.of(spec.model_copy(update={"batch_sequences": 1, "accumulation": 1}), corpus)
+    found: list[tuple[list[int], list[int]]] = []
+    for step in range(order.sequences):
+        batch = order.batch(step)
+        tokens, weights, documents = (part[0] for part in (batch.tokens, batch.weights, batch.documents))
+        for number in sorted(set(documents.tolist())):
+            places = (documents == number).nonzero()[0]
+            if weights[places].any():
+                part = slice(places[0], places[-1] + 1)
+                found.append((tokens[places[0] : places[-1] + 2].tolist(), [0, *weights[part].astype(int).tolist()]))
+    renderer = open_renderer(tiny_hf)
+    wanted = [renderer.render(chat) for chat in read_conversations(files[0])]
+    cut = sorted((tokens[: len(trained) - 1 - trained[::-1].index(1) + 1], trained) for tokens, trained in found)
+    assert [tokens for tokens, _ in cut] == sorted(one.tokens for one in wanted)
+    assert sum(sum(trained) for _, trained in cut) == sum(sum(one.trained) for one in wanted)
+
+
+def test_check_shows_what_is_trained_and_writes_nothing(tiny_hf: Path, files: tuple[Path, Path]) -> None:
+    before = sorted(files[0].parent.iterdir())
+    found = check_data(tiny_hf, files[0], OPTIONS, sample=2)
+    assert [text for text, trained in found.pieces if trained] == ["three<|end|>"]
+    assert found.compared and found.counts.conversations == 36 and sorted(files[0].parent.iterdir()) == before
+    with pytest.raises(UsageError, match="has 36 conversations, so there is no number 37"):
+        check_data(tiny_hf, files[0], OPTIONS, sample=37)
+
+
+def test_a_model_whose_packed_loss_is_another_is_refused(tuned: Any, tiny_hf: Path) -> None:
+    from armillary.corpus import Corpus
+
+    spec = read_spec(tuned.model.parent / "run")
+    order = SupervisedOrder.of(spec, Corpus.open(tuned.model.parent / "corpus" / spec.corpus))
+    model = import_hf(tiny_hf)
+    assert check_packing(model, order) > 4
+    loss = model.loss
+    model.loss = lambda tokens, z, weights, documents=None: loss(tokens, z, weights)  # type: ignore[method-assign]
+    with pytest.raises(UsageError, match="does not keep packed conversations apart"):
+        check_packing(model, order)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"epochs": 0.0}, "epochs must be more than 0"),
+        ({"lr": float("nan")}, "lr must be more than 0"),
+        ({"weight_decay": -1.0}, "weight_decay must be at least 0"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options: Any, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        SftOptions(**options)
+
+
+def test_an_adapter_is_trained_merged_and_saved_as_peft_has_it(
+    tiny_hf: Path, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    peft = pytest.importorskip("peft", reason="needs the extra dev")
+    transformers = pytest.importorskip("transformers", reason="needs the extra export")
+    options = replace(OPTIONS, epochs=10, lr=0.05, lora=Lora(rank=4, alpha=8.0, targets=("q", "v", "out", "up")))
+    stages: list[str] = []
+
+    def progress(name: str, done: float, total: float, note: str) -> None:
+        stages.append(name)
+
+    stopped = Handling(progress=progress, stop=lambda: stages.count("train") == 7)
+    with pytest.raises(InterruptedRunError):
+        fine_tune(tiny_hf, files[0], tmp_path / "out", options, held_out=files[1], handling=stopped)
+    found = fine_tune(tiny_hf, files[0], tmp_path / "out", options, held_out=files[1])
+    whole = fine_tune(tiny_hf, files[0], tmp_path / "whole", options, held_out=files[1])
+    assert found.after == whole.after and found.after < found.before - 1
+
+    base = transformers.AutoModelForCausalLM.from_pretrained(tiny_hf)
+    adapted = peft.PeftModel.from_pretrained(base, str(found.model.parent / "adapter"))
+    merged = transformers.AutoModelForCausalLM.from_pretrained(found.model)
+    tokens = torch.arange(5, 45)[None]
+    with torch.no_grad():
+        assert torch.allclose(adapted(tokens).logits, merged(tokens).logits, atol=1e-4)
+    before, after = import_hf(tiny_hf).state_dict(), import_hf(found.model).state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    parts = ("attention.q", "attention.v", "attention.out", "feed_forward.up")
+    assert changed == {f"layers.{layer}.{part}.weight" for layer in range(2) for part in parts}
+
+
+@pytest.mark.slow
+def test_ranks_fine_tune_to_the_same_numbers(tiny_hf: Path, files: tuple[Path, Path], tmp_path: Path) -> None:
+    options = replace(OPTIONS, epochs=4)
+    alone = fine_tune(tiny_hf, files[0], tmp_path / "alone", options, held_out=files[1])
+    for name, layout in {"data": Layout(dp_shard=2), "pipeline": Layout(pp=2)}.items():
+        ranks = fine_tune(
+            tiny_hf, files[0], tmp_path / name, options, held_out=files[1], handling=Handling(layout=layout)
+        )
+        assert ranks.run.run == alone.run.run and ranks.after == pytest.approx(alone.after, abs=1e-4)
+
+
+def test_an_adapter_is_refused_by_a_layout(tiny_hf: Path, files: tuple[Path, Path], tmp_path: Path) -> None:
+    options = replace(OPTIONS, lora=Lora(rank=2))
+    with pytest.raises(UsageError, match="adapter: is trained on one device alone"):
+        fine_tune(tiny_hf, files[0], tmp_path / "out", options, handling=Handling(layout=Layout(dp_shard=2)))
+    with pytest.raises(UsageError, match=r"vocab_size \(\d+\) must be a multiple of tp \(2\)"):
+        fine_tune(tiny_hf, files[0], tmp_path / "tp", OPTIONS, handling=Handling(layout=Layout(tp=2)))
+
+
+def test_what_cannot_be_trained_leaves_a_folder_that_the_same_call_can_use(tiny_hf: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    write_conversations(data, [*chats(range(9)), Conversation(({"role": "user", "content": "only asked"},))])
+    with pytest.raises(UsageError, match=r"data.jsonl:10: has no turn of the assistant"):
+        fine_tune(tiny_hf, data, tmp_path / "out", OPTIONS)
+    assert not list((tmp_path / "out").glob("corpus/*/examples/*"))
+    with pytest.raises(UsageError, match=r"data.jsonl:10: has no turn of the assistant"):
+        fine_tune(tiny_hf, data, tmp_path / "out", OPTIONS)
+
+
+def test_a_model_that_is_stored_in_half_precision_stays_so(
+    tiny_hf: Path, files: tuple[Path, Path], tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs the extra export")
+    half = tmp_path / "half"
+    shutil.copytree(tiny_hf, half)
+    transformers.AutoModelForCausalLM.from_pretrained(tiny_hf, dtype=torch.bfloat16).save_pretrained(half)
+    found = fine_tune(half, files[0], tmp_path / "out", SftOptions(epochs=1, context_length=64))
+    assert transformers.AutoModelForCausalLM.from_pretrained(found.model).dtype == torch.bfloat16
