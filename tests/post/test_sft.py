@@ -14,10 +14,9 @@ import torch
 from armillary.corpus import SupervisedOrder
 from armillary.model import import_hf
 from armillary.post.check import check_packing
-from armillary.post.formats import Conversation, read_conversations, write_conversations
+from armillary.post.formats import Conversation, write_conversations
 from armillary.post.plan import SftOptions
 from armillary.post.sft import Handling, check_data, fine_tune
-from armillary.post.template import open_renderer
 from armillary.recipe import Layout, Lora, UsageError
 from armillary.train import InterruptedRunError, read_spec
 
@@ -136,32 +135,6 @@ def test_a_damaged_set_of_examples_is_made_again(tiny_hf: Path, files: tuple[Pat
     (tokens,) = out.glob("corpus/*/examples/*/tokens.bin")
     tokens.write_bytes(tokens.read_bytes()[:-4])
     assert fine_tune(tiny_hf, files[0], out, OPTIONS).run.train_loss < 3
-
-
-def test_every_sample_is_trained_once_an_epoch_with_its_own_weights(
-    tuned: Any, tiny_hf: Path, files: tuple[Path, Path]
-) -> None:
-    """Counted token by token over a whole epoch of the run's own batches."""
-    from armillary.corpus import Corpus
-
-    out = tuned.model.parent
-    spec = read_spec(out / "run")
-    corpus = Corpus.open(out / "corpus" / spec.corpus)
-    order = SupervisedOrder.of(spec.model_copy(update={"batch_sequences": 1, "accumulation": 1}), corpus)
-    found: list[tuple[list[int], list[int]]] = []
-    for step in range(order.sequences):
-        batch = order.batch(step)
-        tokens, weights, documents = (part[0] for part in (batch.tokens, batch.weights, batch.documents))
-        for number in sorted(set(documents.tolist())):
-            places = (documents == number).nonzero()[0]
-            if weights[places].any():
-                part = slice(places[0], places[-1] + 1)
-                found.append((tokens[places[0] : places[-1] + 2].tolist(), [0, *weights[part].astype(int).tolist()]))
-    renderer = open_renderer(tiny_hf)
-    wanted = [renderer.render(chat) for chat in read_conversations(files[0])]
-    cut = sorted((tokens[: len(trained) - 1 - trained[::-1].index(1) + 1], trained) for tokens, trained in found)
-    assert [tokens for tokens, _ in cut] == sorted(one.tokens for one in wanted)
-    assert sum(sum(trained) for _, trained in cut) == sum(sum(one.trained) for one in wanted)
 
 
 def test_check_shows_what_is_trained_and_writes_nothing(tiny_hf: Path, files: tuple[Path, Path]) -> None:

@@ -40,7 +40,7 @@ class ChatTemplate:
         try:
             self._compiled = environment.from_string(source)
         except (jinja2.TemplateError, RecursionError) as error:
-            raise UsageError(f"the chat template is not one ({error}); fetch the model's folder again") from error
+            raise UsageError(f"the chat template refuses all messages: it is no Jinja template ({error})") from error
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], prompt: bool = True, tools: Sequence[Mapping[str, Any]] = ()

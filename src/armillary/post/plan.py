@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic import ValidationError
+
 from armillary.corpus import Corpus, SupervisedOrder, open_examples
 from armillary.post.check import Counts, TooLong
-from armillary.recipe import Lora, ModelShape, OptimizerSpec, RunSpec, Schedule, Supervised, UsageError
+from armillary.recipe import Lora, ModelShape, OptimizerSpec, RunSpec, Schedule, Supervised, UsageError, first_problem
 from armillary.train import default_device
 
 BATCH_TOKENS = 8192
@@ -99,20 +101,23 @@ def plan_for(
     steps = max(1, math.ceil(options.epochs * rows / sequences))
     # From 2e-5 for 7 billion parameters, the usual rate, by the inverse root of the size.
     lr = min(3e-4, 2e-5 * math.sqrt(7e9 / shape.parameters)) * (1 if options.lora is None else 10)
-    spec = RunSpec(
-        corpus=corpus.hash,
-        model=shape,
-        context_length=length,
-        batch_sequences=sequences,
-        accumulation=parts,
-        steps=steps,
-        mixture=(),
-        schedule=Schedule(kind="cosine", warmup_steps=min(steps, math.ceil(0.03 * steps)), final_ratio=0.1),
-        optimizer=OptimizerSpec(lr=options.lr or lr, weight_decay=options.weight_decay, beta2=0.95),
-        seed=options.seed,
-        precision=options.precision or _precision(),
-        objective=Supervised(examples=examples),
-    )
+    try:
+        spec = RunSpec(
+            corpus=corpus.hash,
+            model=shape,
+            context_length=length,
+            batch_sequences=sequences,
+            accumulation=parts,
+            steps=steps,
+            mixture=(),
+            schedule=Schedule(kind="cosine", warmup_steps=min(steps, math.ceil(0.03 * steps)), final_ratio=0.1),
+            optimizer=OptimizerSpec(lr=options.lr or lr, weight_decay=options.weight_decay, beta2=0.95),
+            seed=options.seed,
+            precision=options.precision or _precision(),
+            objective=Supervised(examples=examples),
+        )
+    except ValidationError as error:
+        raise UsageError(f"the run cannot be made: {first_problem(error)}") from error
     return spec, rows
 
 

@@ -321,8 +321,9 @@ def _corpus(model: Path, root: Path, renderer: Renderer) -> Corpus:
 
 
 def _checked(model: Path, options: SftOptions, renderer: Renderer) -> Checked:
-    longest = (options.context_length or longest_context(model)) + 1
-    return Checked(renderer, longest, read_shape(model).vocab_size, options.too_long)
+    most = longest_context(model)  # a packed sequence may be longer, a conversation not
+    longest = most if options.context_length is None else min(most, options.context_length)
+    return Checked(renderer, longest + 1, read_shape(model).vocab_size, options.too_long)
 
 
 def _written(

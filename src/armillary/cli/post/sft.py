@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.markup import escape
 
 from armillary.cli.screen import JsonOption, Reporter, out, show_json
-from armillary.recipe import Layout, Lora, UsageError
+from armillary.recipe import Layout, Lora, UsageError, first_problem
 
 TemplateOption = Annotated[
     str | None,
@@ -39,8 +40,8 @@ def layout_of(text: str) -> Layout:
     fields = dict(part.partition("=")[::2] for part in text.split(","))
     try:
         return Layout.model_validate(fields)
-    except ValueError as error:
-        raise UsageError(f"--layout {text}: not a layout such as dp_shard=2,tp=2 ({error})") from error
+    except ValidationError as error:
+        raise UsageError(f"--layout {text}: {first_problem(error)}; give one such as dp_shard=2,tp=2") from error
 
 
 def sft(
