@@ -116,7 +116,7 @@ def _written(folder, *arguments, **options):
 
 
 def test_folders_are_found_and_models_of_one_name_told_apart(tmp_path):
-    first = _written(tmp_path / "all" / "one", [1], name="llama")
+    first = _written(tmp_path / "all" / "one", [1], name="/srv/models/llama.gguf")
     second = _written(tmp_path / "all" / "two", [1], name="llama")
     third = _written(tmp_path / "three", [1], name="qwen")
     found = read_results([tmp_path / "all", third / "results.json"])

@@ -103,7 +103,7 @@ def test_a_likelihood_task(folder: Path, data: Path) -> None:
     assert_same(lm_eval_alone(folder, config, options), examination, "cmmlu_anatomy", "cmmlu")
 
 
-@pytest.mark.parametrize("context", [96, 110, 2048])
+@pytest.mark.parametrize("context", [96, pytest.param(110, marks=pytest.mark.slow)])
 def test_prompts_that_leave_no_room_for_the_answer_lose_their_start(folder: Path, data: Path, context: int) -> None:
     config = over_files("gsm8k/gsm8k.yaml", data / "gsm8k", train="train.jsonl", test="test.jsonl")
     options = ExamOptions(shots=2, max_new_tokens=24, limit=4)
@@ -111,24 +111,21 @@ def test_prompts_that_leave_no_room_for_the_answer_lose_their_start(folder: Path
     assert_same(lm_eval_alone(folder, config, options, context), examination, "gsm8k", "gsm8k")
     cuts = [item.context_cut for item in examination.items["gsm8k"]]
     assert {result.context_cut for result in examination.results} == {sum(cut > 0 for cut in cuts) / 4}
-    assert all(cuts) if context == 96 else not any(cuts) if context == 2048 else True
+    assert any(cuts) if context == 110 else all(cuts)
 
 
-@pytest.mark.parametrize("context", [40, 2048])
-def test_choices_after_a_context_that_is_too_long_are_scored_as_in_lm_eval(
-    folder: Path, data: Path, context: int
-) -> None:
+def test_choices_after_a_context_that_is_too_long_are_scored_as_in_lm_eval(folder: Path, data: Path) -> None:
     config = over_files("cmmlu/cmmlu_anatomy.yaml", data / "cmmlu", dev="dev/anatomy.csv", test="test/anatomy.csv")
     options = ExamOptions(shots=1)
     found, examination = (
-        lm_eval_alone(folder, config, options, context),
-        ours(folder, ["cmmlu"], data, options, 1, context),
+        lm_eval_alone(folder, config, options, 40),
+        ours(folder, ["cmmlu"], data, options, 1, 40),
     )
     assert_same(found, examination, "cmmlu_anatomy", "cmmlu")
     for sample, item in zip(found["samples"]["cmmlu_anatomy"], examination.items["cmmlu"], strict=True):
         likelihoods = [response[0][0] for response in sample["resps"]]
         assert [float(output) for output in item.outputs] == pytest.approx(likelihoods, rel=1e-6)
-        assert (item.context_cut > 0) == (context == 40)
+        assert item.context_cut > 0
 
 
 def test_a_score_does_not_move_with_the_batch(folder: Path, data: Path) -> None:

@@ -165,12 +165,9 @@ def _source(entry: Any, overrides: dict[str, Any]) -> Source:
 
 
 def _leaf(entry: Any, overrides: dict[str, Any], source: Source, folder: Path) -> Leaf:
-    from lm_eval.tasks._yaml_loader import load_yaml  # private, and the extra pins the version
-
     unsafe = bool(entry.cfg.get("unsafe_code"))
     plain = {**deepcopy(entry.cfg), **overrides}
-    with _offline():
-        config = {**load_yaml(entry.yaml_path, resolve_func=not unsafe), **overrides}
+    config = {**deepcopy(_configuration(entry.yaml_path, not unsafe)), **overrides}
     describe = {key: _portable(value) for key, value in plain.items() if key not in ("tag", "group", "task_list")}
     for key in ("tag", "group", "task_list"):
         config.pop(key, None)
@@ -178,6 +175,15 @@ def _leaf(entry: Any, overrides: dict[str, Any], source: Source, folder: Path) -
         config = sandboxed(config)
     subset = str(config.get("dataset_name") or "") if source.parts else entry.name
     return Leaf(entry.name, subset, config, describe, source, folder)
+
+
+@cache
+def _configuration(path: Path, functions: bool) -> dict[str, Any]:
+    """A configuration file of lm_eval, with its functions imported where ``functions`` says so."""
+    from lm_eval.tasks._yaml_loader import load_yaml  # private, and the extra pins the version
+
+    with _offline():
+        return dict(load_yaml(path, resolve_func=functions))
 
 
 @contextlib.contextmanager
