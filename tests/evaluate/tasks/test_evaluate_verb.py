@@ -72,7 +72,7 @@ def test_a_model_is_examined_compared_and_audited(call: Call, folder: Path, data
     ("change", "words"),
     [
         (("--tasks", "gsm9k"), "did you mean 'gsm8k'"),
-        (("--limit", "0"), "limit is 0"),
+        (("--limit", "0"), "0 must be at least 1"),
         (("--data", "nowhere"), "nowhere: no such folder"),
         (("--variants", "9"), "give 1 to 4"),
         (("--shots", "99"), "99 few-shot examples asked for, and there are 8"),
