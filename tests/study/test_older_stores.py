@@ -26,6 +26,18 @@ def stage_taken_over(entry):
     return entry.kind == "stage" and entry.about["taken_over"]
 
 
+def numbers(result):
+    """What a run measured, without what later objectives measure besides, which an older run does not have."""
+    assert not result.measured
+    return {name: value for name, value in asdict(result).items() if name != "measured"}
+
+
+def before_examinations(row):
+    """A row without the column of examinations, which an older store does not have."""
+    assert not row["examined"]
+    return {name: value for name, value in row.items() if name != "examined"}
+
+
 def reading(store):
     """All that the older version read from the store."""
     wanted = EXPECTED["store"]
@@ -33,11 +45,11 @@ def reading(store):
     states = {run: store.state(run) for run in wanted["states"]}
     chain = store.chain()
     found = {
-        "states": {run: [s.status, s.error, asdict(s.result) if s.result else None] for run, s in states.items()},
+        "states": {run: [s.status, s.error, numbers(s.result) if s.result else None] for run, s in states.items()},
         "specs": {run: store.run_spec(run).model_dump(mode="json") for run in wanted["specs"]},
         "started_at": {run: store.started_at(run) for run in wanted["started_at"]},
         "studies": {study: sorted(store.study_runs(study)) for study in wanted["studies"]},
-        "overview": sorted(store.overview(), key=lambda row: (row["run"], row["study"])),
+        "overview": sorted(map(before_examinations, store.overview()), key=lambda row: (row["run"], row["study"])),
         "stage": store.stage("mixture", "0123456789abcdef"),
         "rates": store.rates(),
         "rates_overview": store.rates_overview(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -230,6 +231,10 @@ def kill_a_rank(point: str, spec: RunSpec, corpus: Path, folder: Path) -> None:
     arguments = (train_until, point, spec, corpus, folder, Layout(dp_shard=2))
     victims = [process(live, rank, 2, str(folder.with_name("store")), *arguments) for rank in range(2)]
     victims[POINTS[point][0]].join(120)
+    # rank 1 may be steps ahead of what rank 0 has committed
+    committed = time.monotonic() + 20
+    while not checkpoint_steps(folder / "checkpoints") and time.monotonic() < committed:
+        time.sleep(0.05)
     for victim in victims:
         victim.kill()
         victim.join()
