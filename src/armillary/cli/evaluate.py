@@ -62,6 +62,13 @@ def run(
     ] = None,
     variants: Annotated[int, typer.Option(min=1, help="Formats of the prompt, which the interval covers too.")] = 1,
     chat: Annotated[bool, typer.Option("--chat", help="Ask in the form of the model's chat template.")] = False,
+    trained_on: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Training text in which the items are looked for: a corpus, a file or a folder; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
     folder: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder of the results (default: exam-MODEL).", show_default=False),
@@ -79,7 +86,7 @@ def run(
     Example: armillary evaluate ./model --tasks gsm8k,cmmlu --data evaluation --limit 100
     """
     os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported; progress is shown here
-    from armillary.evaluate.tasks import ExamOptions, default_folder, hold_examination, lineage_of
+    from armillary.evaluate.tasks import ExamOptions, contamination_in, default_folder, hold_examination, lineage_of
     from armillary.generate import open_backend
 
     reporter = Reporter()
@@ -89,6 +96,7 @@ def run(
         max_new_tokens=max_new_tokens,
         variants=variants,
         chat=chat,
+        contamination=contamination_in(trained_on) if trained_on else None,
         lineage=lineage_of(model),
         note=reporter.say,
         progress=lambda done, total: reporter("examine", done, total, f"{done} of {counted(total, 'answer')}"),
@@ -118,6 +126,8 @@ def run(
     show_results(f"{model}", examination)
     if recorded is not None:
         out.print(f"examination {recorded} in {escape(str(store))}", highlight=False)
+    if trained_on:
+        show_clean(examination)
     out.print(f"items and raw outputs: {escape(str(place))}", highlight=False)
 
 
@@ -231,5 +241,19 @@ def show_results(title: str, examination: Any) -> None:
             [r.task, r.subset, r.metric, r.value, r.low, r.high, r.n, r.truncated, r.extraction_disagreement]
             + ([r.context_cut] if cut else [])
             for r in examination.results
+        ],
+    )
+
+
+def show_clean(examination: Any) -> None:
+    """How many items occur in the training text, and the scores of the others."""
+    from armillary.evaluate.tasks import clean_scores
+
+    show_table(
+        "items that occur in the training text",
+        ["task", "metric", "items", "contaminated", "too short to judge", "score of all", "score without them"],
+        [
+            [one.task, one.metric, one.items, one.contaminated, one.not_judged, one.value, one.clean]
+            for one in clean_scores(examination)
         ],
     )

@@ -5,6 +5,7 @@ from armillary.corpus.build import build_corpus
 from armillary.corpus.demo import DEMO_DOMAINS, DemoDomain
 from armillary.corpus.examples import Example, Examples, open_examples, write_examples
 from armillary.corpus.manifest import DomainManifest, Manifest, ShardFile
+from armillary.corpus.matching import KnownItem, KnownItems, Match, masked_numbers, similarity
 from armillary.corpus.order import TokenOrder
 from armillary.corpus.orders import data_order
 from armillary.corpus.overlap import Overlap, find_overlap
@@ -25,7 +26,10 @@ __all__ = [
     "DomainManifest",
     "Example",
     "Examples",
+    "KnownItem",
+    "KnownItems",
     "Manifest",
+    "Match",
     "Overlap",
     "Pair",
     "Pairs",
@@ -38,8 +42,10 @@ __all__ = [
     "data_order",
     "find_overlap",
     "held_out_texts",
+    "masked_numbers",
     "open_examples",
     "open_pairs",
+    "similarity",
     "training_texts",
     "verify_corpus",
     "write_examples",

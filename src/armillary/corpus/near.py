@@ -115,6 +115,11 @@ def _similar(signature: NDArray[np.uint16], left: NDArray[np.int64], right: NDAr
     return similar
 
 
+def all_band_keys(signature: NDArray[np.uint16]) -> NDArray[np.uint64]:
+    """Hashes of all bands, [BANDS, n]; 0 for an empty signature. Documents that share one are candidates."""
+    return np.concatenate([_band_keys(signature, first) for first in range(0, BANDS, BANDS_AT_ONCE)])
+
+
 def _band_keys(signature: NDArray[np.uint16], first_band: int) -> NDArray[np.uint64]:
     """Hashes of ``BANDS_AT_ONCE`` bands from ``first_band`` on, [bands, n]; 0 for an empty signature.
 
@@ -170,11 +175,17 @@ def unit_grams(
 ) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
     """The place of the first unit and the hash of every ``n`` consecutive units of one document."""
     last = max(len(unit) - n + 1, 0)
+    first = np.flatnonzero(document[:last] == document[n - 1 :][:last])
+    return first, fold_units(unit, n)[first]
+
+
+def fold_units(unit: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
+    """The hash of every ``n`` consecutive units, whatever text they belong to."""
+    last = max(len(unit) - n + 1, 0)
     hashes = np.zeros(last, dtype=np.uint64)
     for k in range(n):
         hashes = _mix(hashes + unit[k : k + last])
-    first = np.flatnonzero(document[:last] == document[n - 1 :][:last])
-    return first, hashes[first]
+    return hashes
 
 
 @functools.cache

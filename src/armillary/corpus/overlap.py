@@ -97,11 +97,11 @@ class _Index:
         """Notes what ``documents`` hold of the items."""
         document, unit = text_units([text for _, text in documents])
         _, hashes = unit_grams(document, unit, RUN)
-        found, _ = _matches(self.run_hash, np.unique(hashes))
+        found, _ = find_pairs(self.run_hash, np.unique(hashes))
         self.run_found[found] = True
 
         first, hashes = unit_grams(document, unit, SHINGLE)
-        entry, hit = _matches(self.shingle_hash, hashes)
+        entry, hit = find_pairs(self.shingle_hash, hashes)
         item, at, shingle = self.shingle_item[entry], first[hit], self.shingle_hash[entry]
         order = np.lexsort((at, document[at], item))
         item, at, shingle = item[order], at[order], shingle[order]
@@ -131,7 +131,7 @@ class _Index:
         ]
 
 
-def _matches(sorted_hashes: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> tuple[_Ints, _Ints]:
+def find_pairs(sorted_hashes: NDArray[np.uint64], wanted: NDArray[np.uint64]) -> tuple[_Ints, _Ints]:
     """All pairs of places (in ``sorted_hashes``, in ``wanted``) that hold one hash."""
     low = np.searchsorted(sorted_hashes, wanted, side="left")
     count = np.searchsorted(sorted_hashes, wanted, side="right") - low

@@ -89,13 +89,13 @@ def _first(places: Iterable[Path]) -> Path | None:
     return next((path for path in places if path.is_file()), None)
 
 
-def _read_choices(path: Path) -> list[Row]:
+def read_choices(path: Path) -> list[Row]:
     """Rows ``{"question", "A", "B", "C", "D", "answer"}`` of a CSV file; ``answer`` is a letter.
 
     Raises:
         UsageError: a missing column, a row of another length, an empty question, an answer that is no choice.
     """
-    reader = csv.reader(io.StringIO(_text(path), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     rows: list[Row] = []
     places: dict[str, int] = {}
     try:
@@ -156,8 +156,8 @@ def _choices(rename: Callable[[Row], Row], test: tuple[str, ...], target: str) -
             raise UsageError(f"{folder}: no {wanted} (nor {test[0]}/{subset}.csv)")
         examples = _first(_csv_places(folder, subset, "dev"))
         return {
-            target: [rename(row) for row in _read_choices(path)],
-            "dev": [rename(row) for row in _read_choices(examples)] if examples else [],
+            target: [rename(row) for row in read_choices(path)],
+            "dev": [rename(row) for row in read_choices(examples)] if examples else [],
         }
 
     return read
@@ -172,7 +172,7 @@ def _json_rows(path: Path, needed: tuple[str, ...]) -> list[Row]:
     Raises:
         UsageError: a line that is not a JSON object, a missing field, no rows.
     """
-    text = _text(path)
+    text = read_text(path)
     listed = text.lstrip().startswith("[")
     pieces = [(str(path), text)] if listed else [(f"{path}:{n}", line) for n, line in enumerate(text.split("\n"), 1)]
     rows: list[tuple[str, Any]] = []
@@ -193,7 +193,7 @@ def _json_rows(path: Path, needed: tuple[str, ...]) -> list[Row]:
     return [row for _, row in rows]
 
 
-def _text(path: Path) -> str:
+def read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
         return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
@@ -279,7 +279,7 @@ def _ifeval(folder: Path, subset: str) -> Splits:
 def _bbh(folder: Path, subset: str) -> Splits:
     path = _file(folder, (f"{subset}.json",))
     try:
-        document = json.loads(_text(path))
+        document = json.loads(read_text(path))
         rows = [{"input": row["input"], "target": row["target"]} for row in document["examples"]]
     except (ValueError, RecursionError) as error:
         raise UsageError(f"{path}: not JSON ({error})") from error

@@ -140,8 +140,18 @@ def examine(backend: Backend, prepared: Prepared, options: ExamOptions, kept: An
     )
     results: list[Result] = []
     items: dict[str, tuple[Item, ...]] = {}
+    of_leaf = {
+        leaf.name: _Rows(leaf, prepared, found["samples"][leaf.name], asked)
+        for named in prepared.named
+        for leaf in named.leaves
+    }
+    if options.contamination is not None:
+        # All tasks at once: the training text is read once.
+        known = iter(options.contamination([text for rows in of_leaf.values() for text in rows.texts]))
+        for leaf_rows in of_leaf.values():
+            leaf_rows.contaminated = [next(known) for _ in leaf_rows.texts]
     for named in prepared.named:
-        rows = [_Rows(leaf, prepared, found["samples"][leaf.name], asked, options) for leaf in named.leaves]
+        rows = [of_leaf[leaf.name] for leaf in named.leaves]
         several = len({filter_ for part in rows for filter_ in part.filters}) > 1
         parts = [part.scored(named.name, several) for part in rows]
         items[named.name] = tuple(scored.item for part in parts for scored in part)
@@ -171,28 +181,25 @@ class _Scored:
 class _Rows:
     """The samples that lm_eval returns for a leaf: one per filter and item, here by item."""
 
-    def __init__(
-        self, leaf: Leaf, prepared: Prepared, samples: list[dict[str, Any]], asked: Asked, options: ExamOptions
-    ) -> None:
+    def __init__(self, leaf: Leaf, prepared: Prepared, samples: list[dict[str, Any]], asked: Asked) -> None:
         self.leaf = leaf
         self.task = prepared.objects[leaf.name]
         self.settings = _hash(prepared.settings[leaf.name])
         self.asked = asked
-        self.options = options
         self.second = SECOND.get(leaf.config["dataset_path"]) if self.task.OUTPUT_TYPE == "generate_until" else None
         self.by_item: dict[int, list[dict[str, Any]]] = {}
         for sample in samples:
             self.by_item.setdefault(sample["doc_id"], []).append(sample)
         self.filters = list(dict.fromkeys(sample["filter"] for sample in samples))
+        self.texts = [str(self.task.doc_to_text(samples[0]["doc"])) for samples in self.by_item.values()]
+        self.contaminated: list[Mapping[str, Any] | None] = [None] * len(self.texts)
 
     def scored(self, task: str, several: bool) -> list[_Scored]:
         """Each item with its scores; metrics carry the name of their filter where there are ``several``."""
         copies: dict[str, int] = {}
-        texts = [str(self.task.doc_to_text(samples[0]["doc"])) for samples in self.by_item.values()]
-        known = self.options.contamination(texts) if self.options.contamination else [None] * len(texts)
         scored = []
         for contaminated, cluster, samples in zip(
-            known, _passages(self.leaf, texts), self.by_item.values(), strict=True
+            self.contaminated, _passages(self.leaf, self.texts), self.by_item.values(), strict=True
         ):
             data = samples[0]["doc"]
             # A question that a data set has twice is two items: the second is known by its number.
