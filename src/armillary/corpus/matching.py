@@ -9,8 +9,8 @@ each text, and the first one that finds something names the item:
   ``near.py``: words, and in scripts without spaces each character with the next one, so that 13 units are 14 Chinese
   characters. A question of 8 to 12 units is looked for as a whole.
 - ``masked``: the same in questions after each number became one sign, whether it is written in digits, in English
-  words or in Chinese numerals: the same problem with other numbers. At least 8 of the units must be no numbers. Steps of
-  solutions are not compared: "divide both sides by 3" is in thousands of them.
+  words or in Chinese numerals: the same problem with other numbers. At least 8 of the units must not be numbers.
+  Solutions are not compared: thousands of them have the step "divide both sides by 3".
 - ``near``: MinHash candidates whose shingles (3 units, numbers masked) have a Jaccard similarity of 0.5 or more.
 
 N-grams that more than 20 items share are those of a form, and name no item; ``near`` still compares whole texts.

@@ -1,15 +1,22 @@
 """Post-training: verified synthetic data, supervised fine-tuning, preference and merging."""
 
+from armillary.post.decontaminate import PASSES, DecontaminateOptions, Leak, Leaks, decontaminate, find_leaks
 from armillary.post.items import Item, read_items, read_rows, to_line
 from armillary.post.stage import DROPPED, ITEMS, RECORD, Stage, StageSpec, open_stage, read_record
 
 __all__ = [
     "DROPPED",
     "ITEMS",
+    "PASSES",
     "RECORD",
+    "DecontaminateOptions",
     "Item",
+    "Leak",
+    "Leaks",
     "Stage",
     "StageSpec",
+    "decontaminate",
+    "find_leaks",
     "open_stage",
     "read_items",
     "read_record",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from armillary.cli.post.check import check
+from armillary.cli.post.decontaminate import decontaminate, leaks
 from armillary.cli.post.merge import merge
 from armillary.cli.post.sft import sft
 from armillary.cli.screen import app
@@ -24,4 +25,6 @@ def post() -> None:
 # In the order of the path.
 post_app.command("check")(check)
 post_app.command("sft")(sft)
+post_app.command("decontaminate")(decontaminate)
+post_app.command("leaks")(leaks)
 post_app.command("merge")(merge)

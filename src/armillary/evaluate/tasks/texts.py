@@ -1,7 +1,7 @@
 """The texts of evaluation sets, by which their items are recognised in training data.
 
 Read are JSON, JSON Lines (both plain or compressed with gzip) and CSV files of choice questions: those of the standard
-tasks, and any other file whose rows name a question by a usual field. Of ``messages`` the user's turns are the question.
+tasks, and any other file whose rows name a question by a usual field. Of ``messages`` the user's turns are asked.
 
 A folder is read with all below it. Left out are files of training data (``train`` in the name) and files without
 questions, such as lists of labels; the caller is given the names of both.

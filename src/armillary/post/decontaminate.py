@@ -1,0 +1,193 @@
+"""Removes training items that repeat evaluation items, and finds evaluation items that repeat their own training split.
+
+The evaluation items are indexed; training items stream past in batches, so that memory depends on the evaluation sets
+alone. Each turn of an item is compared in four passes (``armillary.corpus.KnownItems``): as a whole, by runs of 13
+units, by the same runs with numbers masked, and as a near duplicate. The first pass that finds something decides.
+
+An item that is kept is passed on as it is. ``dropped.jsonl`` has one row per removed item: the pass as ``reason``, the
+evaluation item as ``matched``, how much of it was found as ``share``, and the removed ``item`` itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from armillary.corpus import KnownItem, KnownItems
+from armillary.evaluate.tasks import evaluation_files, read_evaluation, read_split, split_of
+from armillary.post.items import Item, read_items
+from armillary.post.stage import Stage, StageSpec, open_stage
+from armillary.recipe import UsageError
+
+Progress = Callable[[int, int], None]
+Note = Callable[[str], None]
+
+NEAR = 0.5
+PASSES = ("exact", "ngram", "masked", "near")
+_BATCH_CHARS = 1 << 20
+# A split is checked against those before it.
+_ORDER = ("train", "valid", "dev", "test")
+
+
+@dataclass(frozen=True)
+class DecontaminateOptions:
+    """How items are compared.
+
+    Attributes:
+        near: smallest Jaccard similarity of a near duplicate, above 0 and up to 1.
+        progress: called with the bytes of items that were read, and their number in all.
+        note: called with what was left out of the evaluation sets.
+    """
+
+    near: float = NEAR
+    progress: Progress = lambda done, total: None
+    note: Note = lambda text: None
+
+    def __post_init__(self) -> None:
+        _check_near(self.near)
+
+
+def decontaminate(items: Path, against: Sequence[Path], out: Path, options: DecontaminateOptions) -> dict[str, Any]:
+    """Copies ``items`` to ``out`` without those that repeat an item of an evaluation set; the record of the stage.
+
+    Args:
+        items: JSON Lines of items.
+        against: evaluation files, and folders of them.
+        out: folder of the stage; an unfinished one resumes.
+
+    Raises:
+        UsageError: no evaluation set, a file that cannot be read, a wrong row, or a folder of other inputs.
+    """
+    if not against:
+        raise UsageError("no evaluation set; name files or folders with --against")
+    sets = [one for path in against for one in read_evaluation(path, options.note)]
+    inputs = {"items": items, **{f"evaluation {one.path}": one.path for one in sets}}
+    with open_stage(out, StageSpec("decontaminate", {"near": options.near}, inputs)) as stage:
+        if stage.finished:
+            return stage.finish()
+        known = KnownItems([item for one in sets for item in one.items], options.near)
+        total, done = items.stat().st_size, 0
+        for batch in _batches(stage.pending(read_items(items))):
+            _decide(stage, known, batch)
+            done += sum(len(text.encode()) for item in batch for text in _turns(item))
+            options.progress(min(done, total), total)
+        options.progress(total, total)
+        return stage.finish({"evaluation": {str(one.path): len(one.items) for one in sets}})
+
+
+@dataclass(frozen=True)
+class Leak:
+    """A row that repeats a row of an earlier split: both by file and line, the pass, and how much of it was found."""
+
+    item: str
+    repeats: str
+    by: str
+    share: float
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """What one split repeats of another; ``counts`` are by pass."""
+
+    data: str
+    earlier: str
+    split: str
+    rows: int
+    counts: dict[str, int] = field(default_factory=dict)
+    leaks: tuple[Leak, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        return asdict(self)
+
+
+def find_leaks(path: Path, note: Note, near: float = NEAR) -> list[Leaks]:
+    """What later splits of evaluation sets repeat of earlier ones, such as a test split of its training text.
+
+    Files belong to one set where they lie in one folder, or in folders named after splits beside each other.
+
+    Args:
+        path: a folder with one or several sets; a file is compared with the earlier splits beside it.
+        note: called with what has no other split to be compared with.
+        near: smallest similarity of a near duplicate.
+
+    Raises:
+        UsageError: a wrong file, or no two splits of one set.
+    """
+    _check_near(near)
+    only = path if path.is_file() else None
+    sets: dict[Path, dict[str, list[Path]]] = {}
+    for file in evaluation_files(path if only is None else _home(path)):
+        if split := split_of(file):
+            sets.setdefault(_home(file), {}).setdefault(split, []).append(file)
+    found = []
+    for home, files in sorted(sets.items()):
+        splits = {split: _items(files[split]) for split in _ORDER if split in files}
+        splits = {split: items for split, items in splits.items() if items}
+        if len(splits) < 2 and only is None:
+            note(f"{home}: has one split alone ({', '.join(splits)}), so nothing can leak into another")
+        for place, earlier in enumerate(splits):
+            known = KnownItems(splits[earlier], near)
+            for split in list(splits)[place + 1 :]:
+                if only is None or only in files[split]:
+                    of = _items([only]) if only is not None else splits[split]
+                    found.append(_leaks(known, (home.name, earlier, split), of))
+    if not found:
+        raise UsageError(
+            f"{path}: no two splits of one evaluation set; files are told apart by train, valid, dev and test in the "
+            "name of the file or its folder"
+        )
+    return found
+
+
+def _leaks(known: KnownItems, names: tuple[str, str, str], items: Sequence[KnownItem]) -> Leaks:
+    texts = [["\n".join((item.question, *item.choices))] for item in items]
+    leaks = [
+        Leak(item.name, match.item, match.by, match.share)
+        for item, match in zip(items, known.match(texts), strict=True)
+        if match is not None
+    ]
+    return Leaks(*names, len(items), dict(Counter(leak.by for leak in leaks)), tuple(leaks))
+
+
+def _items(files: Sequence[Path]) -> list[KnownItem]:
+    read = [read_split(file) for file in files]
+    return [item for one in read if one is not None for item in one.items]
+
+
+def _home(file: Path) -> Path:
+    """The folder of the set that a file belongs to."""
+    return file.parent.parent if split_of(Path(file.parent.name)) and file.parent.name != "" else file.parent
+
+
+def _decide(stage: Stage, known: KnownItems, batch: Sequence[Item]) -> None:
+    for item, match in zip(batch, known.match([_turns(item) for item in batch]), strict=True):
+        if match is None:
+            stage.keep(item.id, item)
+        else:
+            row = {"matched": match.item, "share": match.share, "item": item.to_json()}
+            stage.drop(item.id, match.by, row)
+
+
+def _turns(item: Item) -> list[str]:
+    return [message.content for message in item.messages]
+
+
+def _batches(items: Iterator[Item]) -> Iterator[list[Item]]:
+    batch, chars = list[Item](), 0
+    for item in items:
+        batch.append(item)
+        chars += sum(len(text) for text in _turns(item))
+        if chars >= _BATCH_CHARS:
+            yield batch
+            batch, chars = [], 0
+    if batch:
+        yield batch
+
+
+def _check_near(near: float) -> None:
+    if not 0 < near <= 1:
+        raise UsageError(f"near is {near}; give a similarity above 0 and not above 1")
