@@ -205,6 +205,9 @@ def test_nothing_of_the_user_is_trained_and_all_of_the_assistant_is(
     rendered = renderer.render(talk(*texts, system=system))
     answers = texts[1::2]
     assert texts_of(renderer, rendered) == [f"{answer}<|end|>" for answer in answers]
+    for number, turn in enumerate(rendered.turns):  # what a model is asked with is encoded as a whole there
+        question = talk(*texts[: 2 * number + 1], system=system)
+        assert renderer.prompt(question) == rendered.tokens[: turn.start]
     before = [text for text, trained in renderer.pieces(rendered) if not trained]
     asked = "".join(before)
     assert asked.count("<|start|>user") == len(answers) and asked.count("<|start|>assistant\n") == len(answers)

@@ -18,10 +18,10 @@ from armillary.post.formats import Conversation, write_conversations
 from armillary.post.plan import SftOptions
 from armillary.post.sft import Handling, check_data, fine_tune
 from armillary.recipe import Layout, Lora, UsageError
-from armillary.train import InterruptedRunError, read_spec
+from armillary.train import InterruptedRunError, read_metrics, read_spec
 
 NUMBERS = ["one", "two", "three", "four", "five", "six"]
-OPTIONS = SftOptions(epochs=30, lr=0.01, batch_tokens=256, context_length=64)
+OPTIONS = SftOptions(epochs=12, lr=0.015, batch_tokens=192, context_length=64)
 
 
 def chats(numbers: range) -> list[Conversation]:
@@ -59,6 +59,15 @@ def test_a_model_learns_its_data_and_to_stop(tuned: Any, tiny_hf: Path, files: t
     assert not (tuned.model.parent / "start.safetensors").exists()
 
 
+def test_the_loss_on_held_out_conversations_is_taken_after_each_pass(tuned: Any) -> None:
+    spec, sequences = tuned.plan.spec, tuned.plan.sequences
+    rows = read_metrics(tuned.model.parent / "run", ["step", "held_out/loss"]).to_pylist()
+    taken = {row["step"]: row["held_out/loss"] for row in rows if row["held_out/loss"] is not None}
+    every = -(-sequences // spec.batch_sequences)
+    assert list(taken) == list(range(every, spec.steps, every)) and len(taken) > 10
+    assert tuned.before > taken[every] > max(list(taken.values())[-3:])
+
+
 def test_transformers_loads_the_model_and_stops_where_a_turn_ends(tuned: Any, tiny_hf: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="needs the extra export")
     model = transformers.AutoModelForCausalLM.from_pretrained(tuned.model)
@@ -79,8 +88,8 @@ def test_a_finished_fine_tuning_is_returned_and_other_settings_are_refused(
     before = (out / "record.json").read_bytes()
     again = fine_tune(tiny_hf, files[0], out, OPTIONS, held_out=files[1])
     assert again.to_json() == tuned.to_json() and (out / "record.json").read_bytes() == before
-    with pytest.raises(UsageError, match=r"another lr and held_out \(0\.01, now 0\.02\)"):
-        fine_tune(tiny_hf, files[0], out, SftOptions(epochs=30, lr=0.02, batch_tokens=256, context_length=64))
+    with pytest.raises(UsageError, match=r"another lr and held_out \(0\.015, now 0\.02\)"):
+        fine_tune(tiny_hf, files[0], out, SftOptions(epochs=12, lr=0.02, batch_tokens=192, context_length=64))
     (out.parent / "other").mkdir(exist_ok=True)
     (out.parent / "other" / "thesis.txt").write_text("dear")
     with pytest.raises(UsageError, match=r"holds .thesis\.txt. and no fine-tuning"):
@@ -221,14 +230,15 @@ def test_an_adapter_is_refused_by_a_layout(tiny_hf: Path, files: tuple[Path, Pat
         fine_tune(tiny_hf, files[0], tmp_path / "tp", OPTIONS, handling=Handling(layout=Layout(tp=2)))
 
 
-def test_what_cannot_be_trained_leaves_a_folder_that_the_same_call_can_use(tiny_hf: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_trained_leaves_a_folder_that_takes_the_repaired_file(tiny_hf: Path, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     write_conversations(data, [*chats(range(9)), Conversation(({"role": "user", "content": "only asked"},))])
+    options = replace(OPTIONS, epochs=1)
     with pytest.raises(UsageError, match=r"data.jsonl:10: has no turn of the assistant"):
-        fine_tune(tiny_hf, data, tmp_path / "out", OPTIONS)
+        fine_tune(tiny_hf, data, tmp_path / "out", options)
     assert not list((tmp_path / "out").glob("corpus/*/examples/*"))
-    with pytest.raises(UsageError, match=r"data.jsonl:10: has no turn of the assistant"):
-        fine_tune(tiny_hf, data, tmp_path / "out", OPTIONS)
+    write_conversations(data, chats(range(9)))
+    assert fine_tune(tiny_hf, data, tmp_path / "out", options).plan.counts.conversations == 9
 
 
 def test_a_model_that_is_stored_in_half_precision_stays_so(

@@ -479,6 +479,16 @@ def counted_targets(targets: Tensor, weights: Tensor | None) -> Tensor:
     return targets if weights is None else targets.masked_fill(weights == 0, 0)
 
 
+def counted_rows(weights: Tensor | None) -> Tensor | None:
+    """Where ``weights`` [n] are not 0, for which alone logits are computed; None where that is everywhere.
+
+    On an accelerator None too: the host would wait for the count.
+    """
+    if weights is None or weights.device.type != "cpu" or bool(weights.all()):
+        return None
+    return weights.nonzero()[:, 0]
+
+
 def without_ignored(tokens: Tensor, weights: Tensor | None) -> Tensor:
     """``tokens`` [..., T + 1] with token 0 in the place of those that reach no prediction of a weight in [..., T].
 
@@ -497,9 +507,9 @@ _Rows = tuple[Tensor, Tensor, Tensor, Tensor | None]  # features, output matrix,
 def _native_sums(rows: _Rows, z_loss: float, grads: tuple[Tensor, Tensor] | None) -> tuple[float, float]:
     """As ``_native_blocks``, with logits only where a weight is not 0: of supervised examples a small part."""
     x, matrix, targets, weights = rows
-    if weights is None or bool(weights.all()):
+    counted = counted_rows(weights)
+    if counted is None or weights is None:
         return _native_blocks(rows, z_loss, grads)
-    counted = weights.nonzero()[:, 0]
     inner = x[counted]
     grad = torch.empty_like(inner)
     sums = _native_blocks(

@@ -28,7 +28,7 @@ from torch.distributed._functional_collectives import all_reduce
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from armillary.model import Layer, MixtureOfExperts, Transformer, check_tokens
-from armillary.model.operators import block_rows, counted_targets, product_dtype
+from armillary.model.operators import block_rows, counted_rows, counted_targets, product_dtype
 from armillary.parallel.collectives import all_gather_single, reduce_scatter_single, wait_tensor
 from armillary.parallel.mesh import Grid
 from armillary.recipe import UsageError
@@ -172,11 +172,15 @@ class VocabularyParallelLoss:
         targets = counted_targets(targets, weights)
         _refuse_outside(targets, weight.shape[0])
         x = (_GatherSequence if self.gathers else _SumGradient).apply(features, self.group)
+        rows, targets = x.flatten(0, -2), targets.flatten()
+        weights = None if weights is None else weights.flatten()
+        if (counted := counted_rows(weights)) is not None and weights is not None:
+            rows, targets, weights = rows[counted], targets[counted], weights[counted]
         objective, entropy, *_ = _VocabularyLoss.apply(
-            x.flatten(0, -2),
+            rows,
             weight.to_local(),
-            targets.flatten(),
-            None if weights is None else weights.flatten(),
+            targets,
+            weights,
             z_loss,
             self.group,
             product_dtype(x),

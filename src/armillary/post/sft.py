@@ -35,6 +35,7 @@ from armillary.model import export_adapter, import_hf, load_weights, read_shape,
 from armillary.post.chat_model import export_chat, longest_context
 from armillary.post.check import Checked, Counts, check_packing
 from armillary.post.formats import Conversation, read_conversations
+from armillary.post.held_out import HeldOut, held_out_loss
 from armillary.post.plan import Plan, SftOptions, plan_for
 from armillary.post.template import Rendered, Renderer, open_renderer
 from armillary.recipe import (
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from armillary.model import Transformer
 
 FORMAT = 1
+_PREPARED = ("data.json", "held-out.json", "before.json", "start.json", "start.safetensors")
 REMEDY = "remove it, and the same command makes it again"
 
 Progress = Callable[[str, float, float, str], None]
@@ -184,7 +186,7 @@ def fine_tune(
                 device=handling.device,
                 progress=lambda step: handling.progress("train", step, total, f"step {step} of {total}"),
                 stop=handling.stop,
-                hooks=handling.hooks,
+                hooks=_watching(plan, corpus, held, handling),
             )
         else:
             large = LargeRun(name="sft", corpus=str(corpus.path), run=plan.spec, layout=handling.layout)
@@ -374,34 +376,25 @@ def _before(out: Path, plan: Plan, corpus: Corpus, held: tuple[str, Counts] | No
         return loss
 
 
-def held_out_loss(
-    model: Transformer, order: SupervisedOrder, progress: Callable[[int, int], None] = lambda done, total: None
-) -> float:
-    """Mean cross entropy of ``model`` in nats per trained token over all sequences of ``order``, each once, in fp32.
+def _held_order(spec: RunSpec, corpus: Corpus, examples: str) -> SupervisedOrder:
+    sizes = {"context_length": spec.context_length, "pad": corpus.manifest.end_of_text_id}
+    return SupervisedOrder(open_examples(corpus, examples), seed=0, batch_sequences=1, **sizes)
 
-    ``order`` has one sequence per step.
-    """
-    import torch
 
-    device = next(model.parameters()).device
-    total = weight = 0.0
-    with torch.no_grad():
-        for step in range(order.sequences):
-            batch = order.batch(step).map(lambda part: torch.from_numpy(part).to(device))
-            total += model.loss(batch.tokens, 0.0, batch.weights, batch.documents)[1].item()
-            weight += batch.weight
-            progress(step + 1, order.sequences)
-    return total / weight
+def _watching(plan: Plan, corpus: Corpus, held: tuple[str, Counts] | None, handling: Handling) -> tuple[Hook, ...]:
+    """The hooks of a run: those that were given, and the loss on held-out conversations after each pass."""
+    if held is None:
+        return handling.hooks
+    every, steps = -(-plan.sequences // plan.spec.batch_sequences), plan.spec.steps
+
+    def note(number: int, loss: float) -> None:
+        handling.progress("held out", number, -(-steps // every), f"{loss:.4f} nats per token after pass {number}")
+
+    return (HeldOut(_held_order(plan.spec, corpus, held[0]), every, steps, note), *handling.hooks)
 
 
 def _loss(model: Transformer, spec: RunSpec, corpus: Corpus, examples: str, stage: str, handling: Handling) -> float:
-    order = SupervisedOrder(
-        open_examples(corpus, examples),
-        seed=0,
-        context_length=spec.context_length,
-        batch_sequences=1,
-        pad=corpus.manifest.end_of_text_id,
-    )
+    order = _held_order(spec, corpus, examples)
     model.to(handling.device or default_device())
     name = f"loss {stage}"
     return held_out_loss(model, order, lambda done, total: handling.advance(name, done, total, "held-out sequences"))
@@ -428,7 +421,11 @@ def _claimed(out: Path, settings: Mapping[str, Any]) -> Iterator[None]:
         else:
             wanted = json.loads(json.dumps({"format": FORMAT, **settings}))
             other = [name for name in wanted if found.get(name) != wanted[name]]
-            if other:
+            if other and not (out / "run").exists():  # nothing is trained yet: what was prepared gives way
+                for name in _PREPARED:
+                    (out / name).unlink(missing_ok=True)
+                _write(path, {"format": FORMAT, **settings})
+            elif other:
                 raise UsageError(
                     f"{out}: holds a fine-tuning with another {' and '.join(other)} ({found.get(other[0])!r:.80}, now "
                     f"{wanted[other[0]]!r:.80}); give the same, another --out, or remove the folder"
@@ -457,7 +454,7 @@ def _digest(path: Path) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); name a file of conversations") from error
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); name one that is there") from error
 
 
 def _digest_model(folder: Path) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from armillary.generate import ChatTemplate, ModelText
 from armillary.post.formats import Conversation
@@ -122,23 +122,42 @@ class Renderer:
         tokens = self._encode(whole)
         starts = []
         for place in answers:
-            asked = self._encode(self.chat.render(messages[:place], True, tools))
-            if tokens[: len(asked)] != asked:
-                self._refuse_prefix(f"before messages[{place}]", asked, tokens)
-            starts.append(len(asked))
+            asked = self.chat.render(messages[:place], True, tools)
+            start = self._length_within(asked, whole, tokens)
+            if start is None:
+                self._refuse_prefix(f"before messages[{place}]", self._encode(asked), tokens)
+            starts.append(start)
         turns = []
         for place, start, limit in zip(answers, starts, [*starts[1:], len(tokens)], strict=True):
             stop = self._end_of(tokens, start, limit, place) + 1
             if place != answers[-1]:
-                answered = self._encode(self.chat.render(messages[: place + 1], False, tools))
-                if answered[:stop] != tokens[:stop]:
-                    self._refuse_prefix(f"up to messages[{place}]", answered[:stop], tokens)
+                answered = self.chat.render(messages[: place + 1], False, tools)
+                # behind the end of the turn they may differ: some templates close the whole text with a token
+                if not whole.startswith(answered) and (alone := self._encode(answered)[:stop]) != tokens[:stop]:
+                    self._refuse_prefix(f"up to messages[{place}]", alone, tokens)
             turns.append(range(start, stop))
         tokens = tokens[: turns[-1].stop]
         trained = [0] * len(tokens)
         for turn in turns:
             trained[turn.start : turn.stop] = [1] * len(turn)
         return Rendered(tokens, trained, tuple(turns), conversation.where)
+
+    def _length_within(self, part: str, whole: str, tokens: list[int]) -> int | None:
+        """How many tokens ``part`` has where these are the first of ``tokens``, those of ``whole``; None where not.
+
+        Tokenizers cut a text at its special tokens first. So where both texts begin alike, only what stands behind the
+        last of them is encoded once more.
+        """
+        if self._special_text is not None and whole.startswith(part):
+            found = list(self._special_text.finditer(part))
+            places = [at for at, token in enumerate(tokens) if token in self._special]
+            if 0 < len(found) <= len(places):
+                start = places[len(found) - 1] + 1
+                rest = self._encode(part[found[-1].end() :])
+                if tokens[start : start + len(rest)] == rest:
+                    return start + len(rest)
+        alone = self._encode(part)
+        return len(alone) if tokens[: len(alone)] == alone else None
 
     def _end_of(self, tokens: list[int], start: int, limit: int, place: int) -> int:
         """Where the assistant's turn that begins at ``start`` ends: at its first end of turn, or else, where a call of
@@ -154,7 +173,7 @@ class Renderer:
             )
         return special[-1]
 
-    def _refuse_prefix(self, what: str, part: list[int], whole: list[int]) -> None:
+    def _refuse_prefix(self, what: str, part: list[int], whole: list[int]) -> NoReturn:
         shared = next(
             (i for i, (a, b) in enumerate(zip(part, whole, strict=False)) if a != b), min(len(part), len(whole))
         )
