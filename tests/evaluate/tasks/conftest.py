@@ -10,6 +10,10 @@ import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from real_model import smollm2
+
+__all__ = ["data", "folder", "smollm2"]
+
 TEXT = "Question: How many? Answer: 12 3 45 678 9 + - = #### the answer is A B C D 答案：题 数学 () def return print\n"
 
 

