@@ -11,7 +11,7 @@ from pathlib import Path
 
 from armillary.corpus.manifest import Manifest, ShardFile, write_manifest
 from armillary.corpus.shards import Corpus
-from armillary.corpus.tokenizer import Encoder
+from armillary.corpus.tokenizer import Encoder, find_end
 from armillary.files import aside, sync, write_file
 from armillary.recipe import ArmillaryError
 
@@ -26,7 +26,8 @@ def write_vocabulary(root: Path, tokenizer_json: str, end: str) -> Corpus:
         DamagedFileError, ForeignFileError: the folder exists and is not what was written.
         ArmillaryError: it cannot be written.
     """
-    encoder, data = Encoder(tokenizer_json, end), tokenizer_json.encode()
+    data = tokenizer_json.encode()
+    encoder = Encoder(tokenizer_json, find_end(tokenizer_json, end, "tokenizer", "the end of an example"))
     manifest = Manifest(
         hash="",
         dtype=encoder.dtype,
