@@ -213,7 +213,7 @@ def test_an_adapter_is_trained_merged_and_saved_as_peft_has_it(
 
 @pytest.mark.slow
 def test_ranks_fine_tune_to_the_same_numbers(tiny_hf: Path, files: tuple[Path, Path], tmp_path: Path) -> None:
-    options = replace(OPTIONS, epochs=4)
+    options = replace(OPTIONS, epochs=4, batch_tokens=256)
     alone = fine_tune(tiny_hf, files[0], tmp_path / "alone", options, held_out=files[1])
     for name, layout in {"data": Layout(dp_shard=2), "pipeline": Layout(pp=2)}.items():
         ranks = fine_tune(
