@@ -45,6 +45,8 @@ VERBS = [
     ["evaluate", "judge"],
     ["post", "check"],
     ["post", "sft"],
+    ["post", "select"],
+    ["post", "dpo"],
 ]
 
 

@@ -27,7 +27,16 @@ from armillary.model.native import kernels
 from armillary.parallel import Program, dry_run
 from armillary.parallel.dry_mode import WithoutNumbers
 from armillary.parallel.dry_run import RankReport, group_names, rehearse
-from armillary.recipe import Experts, Layout, LengthPhase, MixturePhase, ModelShape, OptimizerSpec, RunSpec
+from armillary.recipe import (
+    Experts,
+    Layout,
+    LengthPhase,
+    MixturePhase,
+    ModelShape,
+    OptimizerSpec,
+    Preference,
+    RunSpec,
+)
 from armillary.train import LocalOptimizer
 
 DENSE = ModelShape(n_layers=4, d_model=64, n_heads=4, n_kv_heads=2, head_dim=16, d_ff=128, vocab_size=256, qk_norm=True)
@@ -224,6 +233,13 @@ def test_every_phase_of_lengths_is_rehearsed() -> None:
     assert first.parameters == many.parameters == long.parameters
     begun = dry_run(specification(lengths=(lengths[0].model_copy(update={"start_step": 0}),)), Layout(), LocalOptimizer)
     assert [(r.first_step, r.batch_sequences, r.peak) for r in begun.reports] == [(0, 512, many.peak)]
+
+
+@pytest.mark.slow
+def test_a_run_on_pairs_is_rehearsed_as_one_on_text() -> None:
+    pairs = specification().model_copy(update={"objective": Preference(examples="0" * 16)})
+    found, expected = (dry_run(spec, Layout(tp=2), LocalOptimizer) for spec in (pairs, specification()))
+    assert (found.peak, found.largest.collectives) == (expected.peak, expected.largest.collectives)
 
 
 def test_a_norm_keeps_its_input_and_one_number_of_each_row() -> None:

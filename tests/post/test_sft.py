@@ -16,7 +16,8 @@ from armillary.model import import_hf
 from armillary.post.check import check_packing
 from armillary.post.formats import Conversation, write_conversations
 from armillary.post.plan import SftOptions
-from armillary.post.sft import Handling, check_data, fine_tune
+from armillary.post.sft import check_data, fine_tune
+from armillary.post.tuning import Handling
 from armillary.recipe import Layout, Lora, UsageError
 from armillary.train import InterruptedRunError, read_metrics, read_spec
 

@@ -113,7 +113,7 @@ def plan_for(
             schedule=Schedule(kind="cosine", warmup_steps=min(steps, math.ceil(0.03 * steps)), final_ratio=0.1),
             optimizer=OptimizerSpec(lr=options.lr or lr, weight_decay=options.weight_decay, beta2=0.95),
             seed=options.seed,
-            precision=options.precision or _precision(),
+            precision=options.precision or fast_precision(),
             objective=Supervised(examples=examples),
         )
     except ValidationError as error:
@@ -121,7 +121,7 @@ def plan_for(
     return spec, rows
 
 
-def _precision() -> Literal["fp32", "bf16"]:
+def fast_precision() -> Literal["fp32", "bf16"]:
     """bf16 where the device multiplies in it faster than in fp32."""
     import torch
 

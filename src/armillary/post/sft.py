@@ -19,49 +19,48 @@ The same call resumes it; a call with other settings or changed files is refused
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file
 
-from armillary.corpus import Corpus, Example, SupervisedOrder, open_examples, write_examples, write_vocabulary
-from armillary.launch import launch, launched
+from armillary.corpus import Corpus, Example, SupervisedOrder, open_examples, write_examples
 from armillary.model import export_adapter, import_hf, load_weights, read_shape, save_weights
 from armillary.post.chat_model import export_chat, longest_context
 from armillary.post.check import Checked, Counts, check_packing
-from armillary.post.formats import Conversation, read_conversations
+from armillary.post.formats import read_conversations
 from armillary.post.held_out import HeldOut, held_out_loss
 from armillary.post.plan import Plan, SftOptions, plan_for
 from armillary.post.template import Rendered, Renderer, open_renderer
-from armillary.recipe import (
-    ArmillaryError,
-    DamagedFileError,
-    LargeRun,
-    Layout,
-    RunSpec,
-    Start,
-    UsageError,
-    exclusive,
-    read_sealed,
-    write_sealed,
+from armillary.post.tuning import (
+    FORMAT,
+    REMEDY,
+    Handling,
+    Work,
+    claimed,
+    digest,
+    digest_model,
+    finished,
+    read_along,
+    refuse_ranks,
+    start_of,
+    train,
+    vocabulary,
+    write,
 )
-from armillary.train import ADAPTER, Hook, InterruptedRunError, RunResult, default_device, start_from, train_run
+from armillary.recipe import (
+    DamagedFileError,
+    RunSpec,
+    UsageError,
+    read_sealed,
+)
+from armillary.train import ADAPTER, Hook, RunResult, default_device
 
 if TYPE_CHECKING:
-    import torch
-
     from armillary.model import Transformer
-
-FORMAT = 1
-_PREPARED = ("data.json", "held-out.json", "before.json", "start.json", "start.safetensors")
-REMEDY = "remove it, and the same command makes it again"
-
-Progress = Callable[[str, float, float, str], None]
 
 
 @dataclass(frozen=True)
@@ -98,44 +97,6 @@ class SftResult:
         }
 
 
-class Silent:
-    """A reporter of ranks that says nothing."""
-
-    def __call__(self, stage: str, done: float, total: float, note: str) -> None:
-        """Progress."""
-
-    def say(self, text: str) -> None:
-        """A line for a person."""
-
-    def close(self) -> None:
-        """The end."""
-
-
-@dataclass(frozen=True)
-class Handling:
-    """How the work is carried out, which changes no number: ``progress`` takes stage, units done and in all, and a
-    note; ``stop`` is asked after each step and conversation; ``hooks`` act in the run. With a ``layout`` its ranks are
-    started on this machine, and the first reports to what ``reporter()`` makes (``launch``).
-    """
-
-    progress: Progress = lambda stage, done, total, note: None
-    stop: Callable[[], bool] = lambda: False
-    hooks: tuple[Hook, ...] = ()
-    device: torch.device | None = None
-    layout: Layout | None = None
-    reporter: Callable[[], Any] = Silent
-
-    def advance(self, stage: str, done: float, total: float, note: str) -> None:
-        """Report progress outside of the run.
-
-        Raises:
-            InterruptedRunError: ``stop()`` returned true.
-        """
-        self.progress(stage, done, total, note)
-        if self.stop():
-            raise InterruptedRunError(f"stopped during '{stage}'; the same call continues")
-
-
 def fine_tune(
     model: Path,
     data: Path,
@@ -156,20 +117,19 @@ def fine_tune(
         InterruptedRunError: ``handling.stop()`` returned true; call again to resume.
         DivergedError, DamagedFileError, ForeignFileError, ArmillaryError: as ``train_run``.
     """
-    if launched():
-        raise UsageError("a launcher has started this process as a rank; start one, which starts the ranks of a layout")
+    refuse_ranks()
     shape = read_shape(model)
     renderer = open_renderer(model, options.template)
     settings = {
         **asdict(replace(options, lora=None)),
         "lora": options.lora and options.lora.model_dump(mode="json"),
         "chat_template": renderer.chat.source,
-        "model": _digest_model(model),
-        "data": _digest(data),
-        "held_out": None if held_out is None else _digest(held_out),
+        "model": digest_model(model),
+        "data": digest(data),
+        "held_out": None if held_out is None else digest(held_out),
     }
-    with _claimed(out, settings):
-        done = _finished(out)
+    with claimed(out, settings):
+        done = finished(out)
         plan, corpus, held = _prepared(_Sources(model, data, held_out), out, options, renderer, handling)
         if handling.layout is not None:
             handling.layout.check(plan.spec)
@@ -177,20 +137,8 @@ def fine_tune(
             for line in plan.lines():
                 handling.progress("plan", 0, 1, line)
         before = done["loss_before"] if done else _before(out, plan, corpus, held, handling)
-        total = plan.spec.steps
-        if handling.layout is None:
-            result = train_run(
-                plan.spec,
-                corpus,
-                out / "run",
-                device=handling.device,
-                progress=lambda step: handling.progress("train", step, total, f"step {step} of {total}"),
-                stop=handling.stop,
-                hooks=_watching(plan, corpus, held, handling),
-            )
-        else:
-            large = LargeRun(name="sft", corpus=str(corpus.path), run=plan.spec, layout=handling.layout)
-            result = cast(RunResult, launch(large, out / "run", reporter=handling.reporter))
+        watching = replace(handling, hooks=_watching(plan, corpus, held, handling))
+        result = train(Work("sft", plan.spec, corpus, out / "run"), watching)
         counts = held and held[1]
         if done is not None and done["run"] == result.run:
             return SftResult(out / "model", result, plan, before, done["loss_after"], counts)
@@ -201,7 +149,7 @@ def fine_tune(
             state = load_file(out / "run" / ADAPTER)
             export_adapter(shape, options.lora, state, out / "adapter", str(model.resolve()))
         found = SftResult(out / "model", result, plan, before, after, counts)
-        _write(out / "record.json", {"format": FORMAT, **found.to_json(), "settings": settings})
+        write(out / "record.json", {"format": FORMAT, **found.to_json(), "settings": settings})
         with contextlib.suppress(OSError):
             (out / "start.safetensors").unlink()
         return found
@@ -269,7 +217,7 @@ def check_data(
             yield one
 
     with tempfile.TemporaryDirectory() as folder:
-        corpus = _corpus(model, Path(folder), renderer)
+        corpus = vocabulary(model, Path(folder), renderer)
         name, counts = _written(corpus, _checked(model, options, renderer), data, handling, watched)
         if not shown:
             raise UsageError(f"{data}: has {counts.conversations} conversations, so there is no number {sample}")
@@ -292,7 +240,7 @@ def _prepared(
 ) -> tuple[Plan, Corpus, tuple[str, Counts] | None]:
     """Examples written and checked, the run that they make, and the held-out examples with their counts."""
     model = sources.model
-    shape, corpus = read_shape(model), _corpus(model, out / "corpus", renderer)
+    shape, corpus = read_shape(model), vocabulary(model, out / "corpus", renderer)
 
     def written(path: Path, what: str) -> tuple[str, Counts]:
         kept = out / f"{what}.json"
@@ -300,7 +248,7 @@ def _prepared(
             found = read_sealed(kept, "record of examples", FORMAT, REMEDY)
             return open_examples(corpus, found["examples"]).hash, Counts(**found["counts"])
         name, counts = _written(corpus, _checked(model, options, renderer), path, handling)
-        _write(kept, {"format": FORMAT, "examples": name, "counts": counts.to_json()})
+        write(kept, {"format": FORMAT, "examples": name, "counts": counts.to_json()})
         return name, counts
 
     held = None if sources.held_out is None else written(sources.held_out, "held-out")
@@ -312,14 +260,9 @@ def _prepared(
         loaded = import_hf(model)
         check_packing(loaded, SupervisedOrder.of(spec, corpus))
         save_weights(loaded, weights)
-    spec = RunSpec(**{**dict(spec), "start": _start(out, weights), "adapter": options.lora})
+    spec = RunSpec(**{**dict(spec), "start": start_of(out, weights), "adapter": options.lora})
     end = str(renderer.text.tokenizer.id_to_token(renderer.end))
     return Plan(spec, counts, renderer.template, end, sequences), corpus, held
-
-
-def _corpus(model: Path, root: Path, renderer: Renderer) -> Corpus:
-    end = str(renderer.text.tokenizer.id_to_token(renderer.end))
-    return write_vocabulary(root, (model / "tokenizer.json").read_text(encoding="utf-8"), end)
 
 
 def _checked(model: Path, options: SftOptions, renderer: Renderer) -> Checked:
@@ -336,30 +279,9 @@ def _written(
     watch: Callable[[Iterator[Rendered]], Iterator[Rendered]] = lambda rendered: rendered,
 ) -> tuple[str, Counts]:
     """The examples that the conversations in ``path`` make, written: their hash, and what was counted."""
-    rendered = watch(checked.of(_watched(read_conversations(path), path, handling)))
+    rendered = watch(checked.of(read_along(read_conversations(path), path, handling)))
     examples = (Example(one.tokens, [float(weight) for weight in one.trained]) for one in rendered)
     return write_examples(corpus, path.stem, examples).hash, checked.counts
-
-
-def _watched(conversations: Iterator[Conversation], path: Path, handling: Handling) -> Iterator[Conversation]:
-    """The same, with progress by the lines of the file."""
-    with open(path, "rb") as file:
-        lines = 1 + sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
-    for number, one in enumerate(conversations, 1):
-        line = int(one.where.rpartition(":")[2])
-        handling.advance(path.name, min(line, lines), lines, f"{number} conversations")
-        yield one
-
-
-def _start(out: Path, weights: Path) -> Start:
-    """The start of the run; its hash is kept beside it, since the weights are removed when it is done."""
-    kept = out / "start.json"
-    try:
-        return Start(weights=str(weights.resolve()), sha256=read_sealed(kept, "start", FORMAT, REMEDY)["weights"])
-    except FileNotFoundError:
-        start = start_from(weights)
-        _write(kept, {"format": FORMAT, "weights": start.sha256})
-        return start
 
 
 def _before(out: Path, plan: Plan, corpus: Corpus, held: tuple[str, Counts] | None, handling: Handling) -> float | None:
@@ -372,7 +294,7 @@ def _before(out: Path, plan: Plan, corpus: Corpus, held: tuple[str, Counts] | No
     except FileNotFoundError:
         model = load_weights(out / "start.safetensors", plan.spec.model)
         loss = _loss(model, plan.spec, corpus, held[0], "before", handling)
-        _write(path, {"format": FORMAT, "loss": loss})
+        write(path, {"format": FORMAT, "loss": loss})
         return loss
 
 
@@ -398,69 +320,3 @@ def _loss(model: Transformer, spec: RunSpec, corpus: Corpus, examples: str, stag
     model.to(handling.device or default_device())
     name = f"loss {stage}"
     return held_out_loss(model, order, lambda done, total: handling.advance(name, done, total, "held-out sequences"))
-
-
-# ---- files ----------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _claimed(out: Path, settings: Mapping[str, Any]) -> Iterator[None]:
-    """The folder ``out``, locked, and sure to be that of these ``settings``."""
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out}: is a file; name a folder with --out")
-    with exclusive(out / ".lock", "fine-tunes there"):
-        path = out / "settings.json"
-        try:
-            found = read_sealed(path, "settings of a fine-tuning", FORMAT, REMEDY)
-        except FileNotFoundError:
-            if foreign := sorted(entry.name for entry in out.iterdir() if entry.name != ".lock"):
-                raise UsageError(
-                    f"{out}: holds {foreign[0]!r} and no fine-tuning; name a folder that is new with --out"
-                ) from None
-            _write(path, {"format": FORMAT, **settings})
-        else:
-            wanted = json.loads(json.dumps({"format": FORMAT, **settings}))
-            other = [name for name in wanted if found.get(name) != wanted[name]]
-            if other and not (out / "run").exists():  # nothing is trained yet: what was prepared gives way
-                for name in _PREPARED:
-                    (out / name).unlink(missing_ok=True)
-                _write(path, {"format": FORMAT, **settings})
-            elif other:
-                raise UsageError(
-                    f"{out}: holds a fine-tuning with another {' and '.join(other)} ({found.get(other[0])!r:.80}, now "
-                    f"{wanted[other[0]]!r:.80}); give the same, another --out, or remove the folder"
-                )
-        yield
-
-
-def _finished(out: Path) -> dict[str, Any] | None:
-    """The record of ``out`` where its model is there too."""
-    try:
-        record = read_sealed(out / "record.json", "record of a fine-tuning", FORMAT, REMEDY)
-    except FileNotFoundError:
-        return None
-    return record if (out / "model" / "config.json").exists() else None
-
-
-def _write(path: Path, document: dict[str, Any]) -> None:
-    try:
-        write_sealed(path, document)
-    except OSError as error:
-        raise ArmillaryError(f"{path}: cannot be written ({error.strerror}); make room and call again") from error
-
-
-def _digest(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); name one that is there") from error
-
-
-def _digest_model(folder: Path) -> str:
-    """A hash of the files that decide what is trained."""
-    total = hashlib.sha256()
-    names = [*sorted(p.name for p in folder.glob("*.safetensors")), "config.json", "tokenizer.json"]
-    for name in names:
-        total.update(f"{name} {_digest(folder / name)}\n".encode())
-    return total.hexdigest()

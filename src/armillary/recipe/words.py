@@ -77,4 +77,9 @@ def first_problem(error: ValidationError) -> str:
 
 def all_problems(error: ValidationError) -> list[str]:
     """Every problem of a document that does not fit, each with its field."""
-    return [": ".join(filter(None, [".".join(map(str, one["loc"])), in_words(one)])) for one in error.errors()]
+    found = []
+    for one in error.errors():
+        # a check of several fields names the one at fault itself
+        place = [*one["loc"], *getattr(one.get("ctx", {}).get("error"), "location", ())]
+        found.append(": ".join(filter(None, [".".join(map(str, place)), in_words(one)])))
+    return found

@@ -6,7 +6,9 @@ import typer
 
 from armillary.cli.post.check import check
 from armillary.cli.post.decontaminate import decontaminate, leaks
+from armillary.cli.post.dpo import dpo
 from armillary.cli.post.merge import merge
+from armillary.cli.post.select import select
 from armillary.cli.post.sft import sft
 from armillary.cli.screen import app
 
@@ -28,3 +30,5 @@ post_app.command("sft")(sft)
 post_app.command("decontaminate")(decontaminate)
 post_app.command("leaks")(leaks)
 post_app.command("merge")(merge)
+post_app.command("select")(select)
+post_app.command("dpo")(dpo)

@@ -30,7 +30,8 @@ def check(
     one_of("--too-long", too_long, ("refuse", "cut", "drop"))
     from armillary.launch import stopping
     from armillary.post.plan import SftOptions
-    from armillary.post.sft import Handling, check_data
+    from armillary.post.sft import check_data
+    from armillary.post.tuning import Handling
 
     reporter = Reporter()
     options = SftOptions(template=template, context_length=context_length, too_long=too_long)  # type: ignore[arg-type]

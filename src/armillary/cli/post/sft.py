@@ -92,7 +92,8 @@ def sft(
         raise UsageError(f"--lora-alpha must be above 0, given {lora_alpha}")
     from armillary.launch import stopping
     from armillary.post.plan import SftOptions
-    from armillary.post.sft import Handling, fine_tune
+    from armillary.post.sft import fine_tune
+    from armillary.post.tuning import Handling
 
     options = SftOptions(
         epochs=epochs,

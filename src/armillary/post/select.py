@@ -1,0 +1,204 @@
+"""Which pairs to train on: the reverse selection from the base model, and as many at random to compare it with.
+
+The report on TeleChat2 (2024) selects pairs by what the base model thinks of their answers. A chosen answer must lie
+within its reach: neither so unlikely that the model would have to be dragged there, nor so likely that nothing is left
+to learn. A rejected answer must be one that it likes too much. Here both are quantiles over the given pairs of the mean
+log-probability per token of an answer under the model.
+
+The folder is that of a stage (`stage`): ``items.jsonl`` holds every pair with its likelihoods under ``notes.base``.
+Beside it stand ``selected.jsonl`` and ``random.jsonl``, which have the same number of pairs, so that the same run on
+each shows what the selection is worth. Which pairs are drawn at random depends on the seed and on the pairs alone.
+
+Trade-off: the likelihoods of all pairs are in memory for the quantiles, 16 bytes for each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from armillary.corpus import Example
+from armillary.files import aside, sync
+from armillary.model import Transformer, import_hf
+from armillary.post.dpo import render_pair
+from armillary.post.formats import AnswerPair, read_pairs
+from armillary.post.items import to_line
+from armillary.post.stage import Stage, StageSpec, open_stage
+from armillary.post.template import open_renderer
+from armillary.post.tuning import digest, digest_model
+from armillary.recipe import ArmillaryError, UsageError
+from armillary.train import answer_log_probs, default_device
+
+GROUP = 128  # pairs that are scored together
+
+Progress = Callable[[str, float, float, str], None]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Quantiles over all pairs, from 0 to 1: the ``chosen`` answer lies within these two, the rejected one is not below
+    ``rejected``. ``seed`` is that of the random selection.
+
+    Raises:
+        UsageError: a value outside its range.
+    """
+
+    chosen: tuple[float, float] = (0.2, 0.9)
+    rejected: float = 0.5
+    seed: int = 0
+    template: str | None = None
+
+    def __post_init__(self) -> None:
+        low, high = self.chosen
+        if not 0 <= low < high <= 1:
+            raise UsageError(f"chosen: must be two growing quantiles within 0 and 1, given {low:g} and {high:g}")
+        if not 0 <= self.rejected < 1:
+            raise UsageError(f"rejected: must be a quantile from 0 to below 1, given {self.rejected:g}")
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What was selected: both files, and the counts of the record with the thresholds in nats per token."""
+
+    selected: Path
+    random: Path
+    counts: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"selected": str(self.selected), "random": str(self.random), "counts": self.counts}
+
+
+def select_pairs(
+    pairs: Path, model: Path, out: Path, selection: Selection = Selection(), progress: Progress = lambda *_: None
+) -> Selected:
+    """Select of the file ``pairs`` by the likelihoods under the model in the folder ``model``.
+
+    Called again after a kill it scores no pair twice. The same pair given twice counts once.
+
+    Raises:
+        UsageError: a line is wrong, no pair meets both conditions, or ``out`` holds something else.
+        DamagedFileError, ForeignFileError, ArmillaryError: as ``open_stage``.
+    """
+    settings = {**asdict(selection), "model": digest_model(model)}
+    with open_stage(out, StageSpec("select", settings, {"pairs": pairs})) as stage:
+        if stage.record is not None and _whole(out, stage.record["counts"]["sha256"]):
+            return _found(out, stage.record["counts"])
+        if not stage.finished:
+            _score(stage, pairs, model, selection, progress)
+        record = stage.finish(_select(out, pairs, selection))
+    return _found(out, record["counts"])
+
+
+def _select(out: Path, pairs: Path, selection: Selection) -> dict[str, Any]:
+    """Write both selections of the scored pairs; returns what the record says of them."""
+    chosen, rejected = _likelihoods(out).T
+    low, high = np.quantile(chosen, selection.chosen)
+    least = np.quantile(rejected, selection.rejected)
+    kept = (chosen >= low) & (chosen <= high) & (rejected >= least)
+    if not kept.any():
+        raise UsageError(
+            f"{pairs}: of {len(kept)} pairs none has its chosen answer within {low:.3f} to {high:.3f} nats per token "
+            f"and its rejected one at {least:.3f} or above; widen the chosen quantiles, or lower --rejected-from"
+        )
+    drawn = _drawn(out, selection.seed, int(kept.sum()))
+    for name, which in (("selected", kept), ("random", drawn)):
+        _write(out / f"{name}.jsonl", itertools.compress(_lines(out), which.tolist()))
+    means = {
+        name: {"chosen": float(chosen[which].mean()), "rejected": float(rejected[which].mean())}
+        for name, which in (("all", np.ones_like(kept)), ("selected", kept), ("random", drawn))
+    }
+    return {
+        "selected": int(kept.sum()),
+        "in_both": int((kept & drawn).sum()),
+        "bounds": {"chosen_from": float(low), "chosen_to": float(high), "rejected_from": float(least)},
+        "means": means,
+        "sha256": {name: digest(out / f"{name}.jsonl") for name in ("selected", "random")},
+    }
+
+
+def _whole(out: Path, recorded: dict[str, str]) -> bool:
+    """Whether both selections are what was written; else they are written again."""
+    return all(
+        (out / f"{name}.jsonl").exists() and digest(out / f"{name}.jsonl") == recorded[name] for name in recorded
+    )
+
+
+def _found(out: Path, counts: dict[str, Any]) -> Selected:
+    return Selected(out / "selected.jsonl", out / "random.jsonl", counts)
+
+
+def _score(stage: Stage, pairs: Path, model: Path, selection: Selection, progress: Progress) -> None:
+    """Decide every pair that is not yet: with its likelihoods, or dropped where it cannot be rendered."""
+    renderer = open_renderer(model, selection.template)
+    loaded: list[Transformer] = []
+    waiting = (pair for pair in _once(pairs) if not stage.decided(pair[0]))
+    while group := list(itertools.islice(waiting, GROUP)):
+        if not loaded:
+            loaded.append(import_hf(model).to(default_device()))
+        vocab_size = loaded[0].shape.vocab_size
+        sides: list[tuple[Example, Example]] = [render_pair(renderer, pair, vocab_size) for _, pair in group]
+        scores = answer_log_probs(loaded[0], itertools.chain.from_iterable(sides))
+        for (name, pair), both in zip(group, sides, strict=True):
+            means = [next(scores) / sum(side.weights[1:]) for side in both]
+            notes = {"base": {"chosen": means[0], "rejected": means[1]}}
+            stage.keep_rows(name, [{"id": name, **_plain(pair), "notes": notes}])
+        progress("select", stage.decisions, stage.decisions, f"{stage.decisions} pairs scored")
+
+
+def _once(path: Path) -> Iterator[tuple[str, AnswerPair]]:
+    """The pairs of a file by the hash of their content, each once."""
+    seen: set[bytes] = set()
+    for pair in read_pairs(path):
+        text = json.dumps(_plain(pair), ensure_ascii=False, sort_keys=True)
+        key = hashlib.sha256(text.encode()).digest()[:16]
+        if key not in seen:
+            seen.add(key)
+            yield key.hex(), pair
+
+
+def _plain(pair: AnswerPair) -> dict[str, Any]:
+    return {name: [dict(turn) for turn in getattr(pair, name)] for name in ("prompt", "chosen", "rejected")}
+
+
+def _lines(out: Path) -> Iterator[dict[str, Any]]:
+    with open(out / "items.jsonl", "rb") as file:
+        yield from map(json.loads, file)
+
+
+def _likelihoods(out: Path) -> NDArray[np.float64]:
+    """Mean log-probabilities per token of the chosen and the rejected answers [pairs, 2]."""
+    values = (row["notes"]["base"] for row in _lines(out))
+    both = itertools.chain.from_iterable((value["chosen"], value["rejected"]) for value in values)
+    return np.fromiter(both, dtype=np.float64).reshape(-1, 2)
+
+
+def _drawn(out: Path, seed: int, count: int) -> NDArray[np.bool_]:
+    """Which ``count`` pairs the seed draws: those with the smallest hashes of their ids."""
+    hashes = (hashlib.sha256(f"{seed} {row['id']}".encode()).digest()[:8] for row in _lines(out))
+    keys = np.fromiter((int.from_bytes(key) for key in hashes), dtype=np.uint64)
+    drawn = np.zeros(len(keys), dtype=np.bool_)
+    drawn[np.argsort(keys, kind="stable")[:count]] = True
+    return drawn
+
+
+def _write(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+    hidden = aside(path)
+    try:
+        with open(hidden, "wb") as file:
+            for row in rows:
+                file.write(to_line(row))
+        sync(hidden)
+        hidden.replace(path)
+    except OSError as error:
+        raise ArmillaryError(f"{path}: cannot be written ({error.strerror}); make room and call again") from error
+    finally:
+        hidden.unlink(missing_ok=True)

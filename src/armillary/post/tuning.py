@@ -1,0 +1,215 @@
+"""What trainings of a model on a user's file share: the folder, its settings and files, the start, and the run.
+
+The folder is locked while a training works in it, and belongs to one set of settings. What a stopped call has left is
+used by the next one: the corpus of the tokenizer, the start with its hash, the run with its checkpoints.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from armillary.corpus import Corpus, write_vocabulary
+from armillary.launch import launch, launched
+from armillary.post.formats import AnswerPair, Conversation
+from armillary.post.template import Renderer
+from armillary.recipe import (
+    ArmillaryError,
+    LargeRun,
+    Layout,
+    RunSpec,
+    Start,
+    UsageError,
+    exclusive,
+    read_sealed,
+    write_sealed,
+)
+from armillary.train import Hook, InterruptedRunError, RunResult, start_from, train_run
+
+if TYPE_CHECKING:
+    import torch
+
+FORMAT = 1
+REMEDY = "remove it, and the same command makes it again"
+# what lies in the folder before the run begins
+_PREPARED = ("data.json", "held-out.json", "before.json", "start.json", "start.safetensors")
+
+Progress = Callable[[str, float, float, str], None]
+RowT = TypeVar("RowT", Conversation, AnswerPair)
+
+
+class Silent:
+    """A reporter of ranks that says nothing."""
+
+    def __call__(self, stage: str, done: float, total: float, note: str) -> None:
+        """Progress."""
+
+    def say(self, text: str) -> None:
+        """A line for a person."""
+
+    def close(self) -> None:
+        """The end."""
+
+
+@dataclass(frozen=True)
+class Handling:
+    """How the work is carried out, which changes no number: ``progress`` takes stage, units done and in all, and a
+    note; ``stop`` is asked after each step and conversation; ``hooks`` act in the run. With a ``layout`` its ranks are
+    started on this machine, and the first reports to what ``reporter()`` makes (``launch``).
+    """
+
+    progress: Progress = lambda stage, done, total, note: None
+    stop: Callable[[], bool] = lambda: False
+    hooks: tuple[Hook, ...] = ()
+    device: torch.device | None = None
+    layout: Layout | None = None
+    reporter: Callable[[], Any] = Silent
+
+    def advance(self, stage: str, done: float, total: float, note: str) -> None:
+        """Report progress outside of the run.
+
+        Raises:
+            InterruptedRunError: ``stop()`` returned true.
+        """
+        self.progress(stage, done, total, note)
+        if self.stop():
+            raise InterruptedRunError(f"stopped during '{stage}'; the same call continues")
+
+
+def vocabulary(model: Path, root: Path, renderer: Renderer) -> Corpus:
+    """The corpus of what is trained: the tokenizer of ``model``, without text, below ``root``."""
+    end = str(renderer.text.tokenizer.id_to_token(renderer.end))
+    return write_vocabulary(root, (model / "tokenizer.json").read_text(encoding="utf-8"), end)
+
+
+def read_along(rows: Iterator[RowT], path: Path, handling: Handling) -> Iterator[RowT]:
+    """The conversations or pairs in ``path``, with progress by the lines of the file."""
+    with open(path, "rb") as file:
+        lines = 1 + sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
+    for number, one in enumerate(rows, 1):
+        line = int(one.where.rpartition(":")[2])
+        handling.advance(path.name, min(line, lines), lines, f"{number} rows")
+        yield one
+
+
+def start_of(out: Path, weights: Path) -> Start:
+    """The start of the run; its hash is kept beside it, since the weights are removed when it is done."""
+    kept = out / "start.json"
+    try:
+        return Start(weights=str(weights.resolve()), sha256=read_sealed(kept, "start", FORMAT, REMEDY)["weights"])
+    except FileNotFoundError:
+        start = start_from(weights)
+        write(kept, {"format": FORMAT, "weights": start.sha256})
+        return start
+
+
+@dataclass(frozen=True)
+class Work:
+    """A run to train: the verb it is for, its specification and corpus, and its folder."""
+
+    name: str
+    spec: RunSpec
+    corpus: Corpus
+    folder: Path
+
+
+def refuse_ranks() -> None:
+    """A training starts its ranks itself.
+
+    Raises:
+        UsageError: this process is one of several that a launcher has started.
+    """
+    if launched():
+        raise UsageError("a launcher has started this process as a rank; start one, which starts the ranks of a layout")
+
+
+def train(work: Work, handling: Handling) -> RunResult:
+    """Train the run here, or by the ranks of the layout; resume it, or return its result.
+
+    Raises:
+        UsageError: the layout does not fit the run.
+        InterruptedRunError, DivergedError, DamagedFileError, ForeignFileError, ArmillaryError: as ``train_run``.
+    """
+    if handling.layout is not None:
+        large = LargeRun(name=work.name, corpus=str(work.corpus.path), run=work.spec, layout=handling.layout)
+        return cast(RunResult, launch(large, work.folder, reporter=handling.reporter))
+    total = work.spec.steps
+    return train_run(
+        work.spec,
+        work.corpus,
+        work.folder,
+        device=handling.device,
+        progress=lambda step: handling.progress("train", step, total, f"step {step} of {total}"),
+        stop=handling.stop,
+        hooks=handling.hooks,
+    )
+
+
+@contextlib.contextmanager
+def claimed(out: Path, settings: Mapping[str, Any]) -> Iterator[None]:
+    """The folder ``out``, locked, and sure to be that of these ``settings``."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out}: is a file; name a folder with --out")
+    with exclusive(out / ".lock", "fine-tunes there"):
+        path = out / "settings.json"
+        try:
+            found = read_sealed(path, "settings of a fine-tuning", FORMAT, REMEDY)
+        except FileNotFoundError:
+            if foreign := sorted(entry.name for entry in out.iterdir() if entry.name != ".lock"):
+                raise UsageError(
+                    f"{out}: holds {foreign[0]!r} and no fine-tuning; name a folder that is new with --out"
+                ) from None
+            write(path, {"format": FORMAT, **settings})
+        else:
+            wanted = json.loads(json.dumps({"format": FORMAT, **settings}))
+            other = [name for name in wanted if found.get(name) != wanted[name]]
+            if other and not (out / "run").exists():  # nothing is trained yet: what was prepared gives way
+                for name in _PREPARED:
+                    (out / name).unlink(missing_ok=True)
+                write(path, {"format": FORMAT, **settings})
+            elif other:
+                raise UsageError(
+                    f"{out}: holds a fine-tuning with another {' and '.join(other)} ({found.get(other[0])!r:.80}, now "
+                    f"{wanted[other[0]]!r:.80}); give the same, another --out, or remove the folder"
+                )
+        yield
+
+
+def finished(out: Path) -> dict[str, Any] | None:
+    """The record of ``out`` where its model is there too."""
+    try:
+        record = read_sealed(out / "record.json", "record of a fine-tuning", FORMAT, REMEDY)
+    except FileNotFoundError:
+        return None
+    return record if (out / "model" / "config.json").exists() else None
+
+
+def write(path: Path, document: dict[str, Any]) -> None:
+    """Write a sealed file; ArmillaryError where it cannot be."""
+    try:
+        write_sealed(path, document)
+    except OSError as error:
+        raise ArmillaryError(f"{path}: cannot be written ({error.strerror}); make room and call again") from error
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file of data; UsageError where it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); name one that is there") from error
+
+
+def digest_model(folder: Path) -> str:
+    """A hash of the files that decide what is trained."""
+    total = hashlib.sha256()
+    names = [*sorted(p.name for p in folder.glob("*.safetensors")), "config.json", "tokenizer.json"]
+    for name in names:
+        total.update(f"{name} {digest(folder / name)}\n".encode())
+    return total.hexdigest()
