@@ -1,0 +1,262 @@
+"""Pairs of a preferred and a rejected answer from a model's own samples, in TRL's conversational format.
+
+Each question of a file of items is answered several times by one model. Two ways to tell the answers apart:
+
+- *a verifier*: an answer that the item's check finds right is chosen, one that it finds wrong is rejected. An answer
+  that cannot be read is neither: it says nothing of what the model knows.
+- *a judge*: another model compares two answers in both orders; where one wins in both, it is chosen.
+
+Of the pairs that a question allows, those whose answers differ least in length are taken, because a model that is
+trained on longer chosen answers learns to write more rather than better (Park et al. 2024, arXiv 2403.19159).
+
+The folder is that of a stage (`stage`): ``items.jsonl`` holds the pairs, ``dropped.jsonl`` the questions without any
+and why. A pair keeps the id of its question, and what its answers were.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from armillary.evaluate import Asker, JudgeOptions, Question, judge_pairs
+from armillary.generate import Answers, Backend, Completion, Message, Request, Sampling
+from armillary.post.items import Item, read_items
+from armillary.post.stage import Stage, StageSpec, open_stage
+from armillary.recipe import UsageError
+
+GROUP = 64  # questions that are asked together
+
+Progress = Callable[[str, float, float, str], None]
+Verify = Callable[[Item, str], Literal["right", "wrong", "unreadable"]]
+"""The outcome of an answer to an item by its check."""
+
+
+@dataclass(frozen=True)
+class PairOptions:
+    """How answers are sampled and paired.
+
+    ``samples`` answers are drawn for each question at each of ``temperatures``; of the pairs that they allow at most
+    ``per_question`` are kept, no answer in two of them.
+
+    Raises:
+        UsageError: a value outside its range.
+    """
+
+    samples: int = 4
+    temperatures: tuple[float, ...] = (0.7, 1.0)
+    max_new_tokens: int = 512
+    per_question: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "per_question"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be 1 or more, given {getattr(self, name)}")
+        if not self.temperatures or min(self.temperatures) <= 0:
+            raise UsageError(f"temperatures must be above 0, given {self.temperatures}: equal answers make no pair")
+
+    def requests(self, item: Item) -> list[Request]:
+        """What the model is asked for a question: one request for each temperature."""
+        return [
+            Request(item.question, Sampling(self.max_new_tokens, temperature=t, seed=self.seed, n=self.samples))
+            for t in self.temperatures
+        ]
+
+
+@dataclass(frozen=True)
+class PairsMade:
+    """What a stage of pairs came to: its folder, the file of pairs, and the counts of its record."""
+
+    folder: Path
+    pairs: Path
+    counts: Mapping[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"folder": str(self.folder), "pairs": str(self.pairs), "counts": dict(self.counts)}
+
+
+@dataclass(frozen=True)
+class Files:
+    """The file of questions, the folder for their pairs, and what is told of the progress."""
+
+    items: Path
+    out: Path
+    progress: Progress = lambda *_: None
+
+
+def pairs_by_verifier(files: Files, backend: Backend, options: PairOptions, verify: Verify) -> PairsMade:
+    """Pairs of right and wrong answers of ``backend`` to questions, as ``verify`` finds them by the check of each.
+
+    Called again after a kill it loses and repeats nothing. Questions are dropped as ``no check``, ``all right``,
+    ``all wrong`` (with what was unreadable counted beside) or ``unreadable``; answers that stopped at their longest are
+    unreadable, whatever they say.
+
+    Raises:
+        UsageError: a line of the questions is wrong, or the folder holds something else.
+        RequestError: a question is too long for the model, or its server refuses it.
+        DamagedFileError, ForeignFileError, ArmillaryError: as ``open_stage``.
+    """
+    settings = {"by": "verifier", "model": backend.identity, **asdict(options)}
+
+    def decide(stage: Stage, group: Sequence[tuple[Item, list[Completion]]]) -> None:
+        for item, completions in group:
+            _by_verifier(stage, item, completions, _Judging(options, verify))
+
+    return _made(files, backend, options, _Work(settings, decide, needs_check=True))
+
+
+def pairs_by_judge(
+    files: Files, models: tuple[Backend, Backend], options: PairOptions, judge: JudgeOptions = JudgeOptions()
+) -> PairsMade:
+    """Pairs of answers of the first of ``models`` that the second one, the judge, tells apart in both orders.
+
+    The judge compares two answers of each question, the first two that differ. Questions are dropped as ``all alike``,
+    ``tie`` (also where the order alone decides) or ``unread``. Errors as ``pairs_by_verifier``.
+    """
+    backend, arbiter = models
+    settings = {"by": "judge", "model": backend.identity, "judge": arbiter.identity, "asked": asdict(judge)}
+
+    def decide(stage: Stage, group: Sequence[tuple[Item, list[Completion]]]) -> None:
+        with stage.answers(arbiter, "verdicts") as verdicts:
+            _by_judge(stage, group, _asker(arbiter, verdicts), judge)
+
+    return _made(files, backend, options, _Work({**settings, **asdict(options)}, decide))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A way of telling answers apart: its settings, what decides a group of questions, whether they need a check."""
+
+    settings: Mapping[str, Any]
+    decide: Callable[[Stage, Sequence[tuple[Item, list[Completion]]]], None]
+    needs_check: bool = False
+
+
+@dataclass(frozen=True)
+class _Judging:
+    """How one question is decided by a verifier."""
+
+    options: PairOptions
+    verify: Verify
+
+
+def _made(files: Files, backend: Backend, options: PairOptions, work: _Work) -> PairsMade:
+    with open_stage(files.out, StageSpec("pairs", work.settings, {"items": files.items})) as stage:
+        if not stage.finished:
+            total = sum(1 for _ in read_items(files.items))
+            if not total:
+                raise UsageError(f"{files.items}: holds no items; give at least one question")
+            with stage.answers(backend) as answers:
+                for group in _groups(_askable(stage, files.items, work.needs_check)):
+                    work.decide(stage, _answered(group, backend, answers, options))
+                    said = f"{stage.kept} pairs of {stage.decisions} questions"
+                    files.progress("pairs", stage.decisions, total, said)
+        record = stage.finish()
+    return PairsMade(files.out, files.out / "items.jsonl", record["counts"])
+
+
+def _askable(stage: Stage, items: Path, needs_check: bool) -> Iterator[Item]:
+    for item in stage.pending(read_items(items)):
+        if needs_check and item.check is None:
+            stage.drop(item.id, "no check", {"item": item.id})
+        else:
+            yield item
+
+
+def _groups(items: Iterator[Item]) -> Iterator[list[Item]]:
+    while group := list(itertools.islice(items, GROUP)):
+        yield group
+
+
+def _answered(
+    group: Sequence[Item], backend: Backend, answers: Answers, options: PairOptions
+) -> list[tuple[Item, list[Completion]]]:
+    """Each item with its completions, one for each temperature."""
+    requests = [request for item in group for request in options.requests(item)]
+    found = {completion.index: completion for completion in answers.complete(backend, requests)}
+    each = len(options.temperatures)
+    return [(item, [found[each * n + t] for t in range(each)]) for n, item in enumerate(group)]
+
+
+def _by_verifier(stage: Stage, item: Item, completions: Sequence[Completion], judging: _Judging) -> None:
+    right: list[str] = []
+    wrong: list[str] = []
+    unreadable = 0
+    for choice in (choice for completion in completions for choice in completion.choices):
+        outcome = "unreadable" if choice.finish == "length" else judging.verify(item, choice.text)
+        if outcome == "unreadable":
+            unreadable += 1
+        else:
+            (right if outcome == "right" else wrong).append(choice.text)
+    counts = {"right": len(right), "wrong": len(wrong), "unreadable": unreadable}
+    pairs = alike_in_length(right, wrong, judging.options.per_question)
+    if pairs:
+        notes = {"by": "verifier", **counts}
+        stage.keep_rows(item.id, [pair_row(item, chosen, rejected, notes) for chosen, rejected in pairs])
+    else:
+        reason = "all right" if right else "all wrong" if wrong else "unreadable"
+        stage.drop(item.id, reason, {"item": item.id, **counts})
+
+
+def alike_in_length(right: Sequence[str], wrong: Sequence[str], most: int) -> list[tuple[str, str]]:
+    """At most ``most`` pairs of a text of ``right`` and one of ``wrong``, those that differ least in length first.
+
+    No text is in two pairs; equal texts count once, and empty ones never.
+    """
+    ours, theirs = (list(dict.fromkeys(text for text in texts if text.strip())) for texts in (right, wrong))
+    combinations = sorted(
+        itertools.product(range(len(ours)), range(len(theirs))),
+        key=lambda pair: abs(len(ours[pair[0]]) - len(theirs[pair[1]])),
+    )
+    taken: list[tuple[int, int]] = []
+    for one, other in combinations:
+        if len(taken) < most and all(one != a and other != b for a, b in taken):
+            taken.append((one, other))
+    return [(ours[one], theirs[other]) for one, other in taken]
+
+
+def pair_row(item: Item, chosen: str, rejected: str, notes: Mapping[str, Any]) -> dict[str, Any]:
+    """A pair as a line of TRL's conversational format, with the id of its question and ``notes``."""
+    return {
+        "id": item.id,
+        "prompt": [asdict(message) for message in item.question],
+        "chosen": [asdict(Message("assistant", chosen))],
+        "rejected": [asdict(Message("assistant", rejected))],
+        "notes": dict(notes),
+    }
+
+
+def _asker(arbiter: Backend, verdicts: Answers) -> Asker:
+    def complete(requests: Sequence[Request]) -> list[Completion]:
+        found = {completion.index: completion for completion in verdicts.complete(arbiter, requests)}
+        return [found[place] for place in range(len(requests))]
+
+    return Asker(complete, identity=arbiter.identity)
+
+
+def _by_judge(
+    stage: Stage, group: Sequence[tuple[Item, list[Completion]]], asker: Asker, options: JudgeOptions
+) -> None:
+    compared: dict[str, tuple[Item, str, str]] = {}
+    for item, completions in group:
+        whole = (c.text for completion in completions for c in completion.choices if c.finish == "stop")
+        texts = list(dict.fromkeys(text for text in whole if text.strip()))
+        if len(texts) < 2:
+            stage.drop(item.id, "all alike", {"item": item.id})
+        else:
+            compared[item.id] = (item, texts[0], texts[1])
+    if not compared:
+        return
+    questions = [Question(name, item.text, item.answer) for name, (item, _, _) in compared.items()]
+    both = {name: one for name, (_, one, _) in compared.items()}, {name: two for name, (_, _, two) in compared.items()}
+    for judgement in judge_pairs(questions, both, asker, options).judgements:
+        item, one, two = compared[judgement.id]
+        if judgement.score in (0.0, 1.0):
+            chosen, rejected = (one, two) if judgement.score else (two, one)
+            stage.keep_rows(item.id, [pair_row(item, chosen, rejected, {"by": "judge"})])
+        else:
+            stage.drop(item.id, "unread" if judgement.score is None else "tie", {"item": item.id})
