@@ -71,6 +71,7 @@ def test_sft_writes_a_model_and_says_what_it_did(call: Call, tiny_hf: Path, data
         (["--template", "missing.jinja"], "template 'missing.jinja': neither folder, chatml"),
         (["--context-length", "8"], "data.jsonl:1: has "),
         (["--lora", "--lora-alpha", "-1"], "--lora-alpha must be above 0"),
+        (["--lora", "--lora-targets", "q,w"], "--lora-targets q,w: targets.1: must be 'q', 'k'"),
         (["--seed", str(2**63)], "the run cannot be made: seed"),
     ],
 )

@@ -44,6 +44,15 @@ def layout_of(text: str) -> Layout:
         raise UsageError(f"--layout {text}: {first_problem(error)}; give one such as dp_shard=2,tp=2") from error
 
 
+def adapter_of(rank: int, alpha: float | None, targets: str | None) -> Lora:
+    """The adapter that the options say."""
+    fields = {} if targets is None else {"targets": [name.strip() for name in targets.split(",")]}
+    try:
+        return Lora.model_validate({"rank": rank, "alpha": alpha or 2.0 * rank, **fields})
+    except ValidationError as error:
+        raise UsageError(f"--lora-targets {targets}: {first_problem(error)}") from error
+
+
 def sft(
     model: Annotated[Path, typer.Option(help="A Hugging Face folder.", show_default=False)],
     data: Annotated[
@@ -71,6 +80,9 @@ def sft(
     lora_rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter.")] = 16,
     lora_alpha: Annotated[
         float | None, typer.Option(help="Its scale is alpha / rank (default: twice the rank).", show_default=False)
+    ] = None,
+    lora_targets: Annotated[
+        str | None, typer.Option(help="Its matrices, such as q,v (default: all of a layer).", show_default=False)
     ] = None,
     template: TemplateOption = None,
     too_long: TooLongOption = "refuse",
@@ -106,7 +118,7 @@ def sft(
         too_long=too_long,  # type: ignore[arg-type]
         template=template,
         dtype=dtype,  # type: ignore[arg-type]
-        lora=Lora(rank=lora_rank, alpha=lora_alpha or 2.0 * lora_rank) if lora else None,
+        lora=adapter_of(lora_rank, lora_alpha, lora_targets) if lora else None,
     )
     ranks = None if layout is None else layout_of(layout)
     reporter = Reporter()
