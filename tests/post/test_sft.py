@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -18,7 +19,7 @@ from armillary.post.formats import Conversation, write_conversations
 from armillary.post.plan import SftOptions
 from armillary.post.sft import check_data, fine_tune
 from armillary.post.tuning import Handling
-from armillary.recipe import Layout, Lora, UsageError
+from armillary.recipe import Edge, Layout, Lora, UsageError, walk_back
 from armillary.train import InterruptedRunError, read_metrics, read_spec
 
 NUMBERS = ["one", "two", "three", "four", "five", "six"]
@@ -57,6 +58,9 @@ def test_a_model_learns_its_data_and_to_stop(tuned: Any, tiny_hf: Path, files: t
     assert completion.choices[0].text == "five"
     record = json.loads((tuned.model.parent / "record.json").read_text())
     assert record["data"]["conversations"] == 36 and record["loss_after"] == tuned.after
+    data = hashlib.sha256(files[0].read_bytes()).hexdigest()
+    (made, *_), edges = record["edges"][0], [Edge(*edge) for edge in record["edges"]]
+    assert made.startswith("model:") and f"data:{data}" in walk_back(edges, made) and len(edges) == 3
     assert not (tuned.model.parent / "start.safetensors").exists()
 
 

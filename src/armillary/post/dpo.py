@@ -40,6 +40,7 @@ from armillary.post.tuning import (
     claimed,
     digest,
     digest_model,
+    edges,
     finished,
     read_along,
     refuse_ranks,
@@ -253,7 +254,8 @@ def prefer(
             state = load_file(out / "run" / ADAPTER)
             export_adapter(plan.spec.model, options.lora, state, out / "adapter", str(model.resolve()))
         found = DpoResult(out / "model", result, plan, before, after)
-        write(out / "record.json", {"format": FORMAT, **found.to_json(), "settings": settings})
+        made = edges(result.run, settings, found.model)
+        write(out / "record.json", {"format": FORMAT, **found.to_json(), "settings": settings, "edges": made})
         with contextlib.suppress(OSError):
             (out / "start.safetensors").unlink()
         return found

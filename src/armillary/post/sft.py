@@ -43,6 +43,7 @@ from armillary.post.tuning import (
     claimed,
     digest,
     digest_model,
+    edges,
     finished,
     read_along,
     refuse_ranks,
@@ -149,7 +150,8 @@ def fine_tune(
             state = load_file(out / "run" / ADAPTER)
             export_adapter(shape, options.lora, state, out / "adapter", str(model.resolve()))
         found = SftResult(out / "model", result, plan, before, after, counts)
-        write(out / "record.json", {"format": FORMAT, **found.to_json(), "settings": settings})
+        made = edges(result.run, settings, found.model)
+        write(out / "record.json", {"format": FORMAT, **found.to_json(), "settings": settings, "edges": made})
         with contextlib.suppress(OSError):
             (out / "start.safetensors").unlink()
         return found

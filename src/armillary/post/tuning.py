@@ -20,6 +20,7 @@ from armillary.post.formats import AnswerPair, Conversation
 from armillary.post.template import Renderer
 from armillary.recipe import (
     ArmillaryError,
+    Edge,
     LargeRun,
     Layout,
     RunSpec,
@@ -178,6 +179,15 @@ def claimed(out: Path, settings: Mapping[str, Any]) -> Iterator[None]:
                     f"{wanted[other[0]]!r:.80}); give the same, another --out, or remove the folder"
                 )
         yield
+
+
+def edges(run: str, settings: Mapping[str, Any], model: Path) -> list[Edge]:
+    """What the trained ``model`` comes from: its ``run``, and the model and data of ``settings``, by their hashes."""
+    return [
+        Edge(f"model:{digest_model(model)}", "trained by", f"run:{run}"),
+        Edge(f"run:{run}", "starts from", f"model:{settings['model']}"),
+        Edge(f"run:{run}", "trained on", f"data:{settings['data']}"),
+    ]
 
 
 def finished(out: Path) -> dict[str, Any] | None:
