@@ -43,6 +43,7 @@ VERBS = [
     ["forecast", "record"],
     ["forecast", "judge"],
     ["evaluate", "judge"],
+    *(["post", verb] for verb in ("decontaminate", "leaks", "diversity")),
     ["post", "check"],
     ["post", "sft"],
     ["post", "select"],

@@ -6,6 +6,7 @@ from armillary.corpus.demo import DEMO_DOMAINS, DemoDomain
 from armillary.corpus.examples import Example, Examples, open_examples, write_examples
 from armillary.corpus.manifest import DomainManifest, Manifest, ShardFile
 from armillary.corpus.matching import KnownItem, KnownItems, Match, masked_numbers, similarity
+from armillary.corpus.near import text_units, unit_grams
 from armillary.corpus.order import TokenOrder
 from armillary.corpus.orders import data_order
 from armillary.corpus.overlap import Overlap, find_overlap
@@ -46,7 +47,9 @@ __all__ = [
     "open_examples",
     "open_pairs",
     "similarity",
+    "text_units",
     "training_texts",
+    "unit_grams",
     "verify_corpus",
     "write_examples",
     "write_pairs",

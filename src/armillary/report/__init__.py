@@ -37,6 +37,7 @@ from armillary.report.data import (
     ScoreRow,
     TargetPoint,
 )
+from armillary.report.diversity import diversity_page, diversity_section
 from armillary.report.page import write_report
 
 __all__ = [
@@ -75,5 +76,7 @@ __all__ = [
     "Sample",
     "ScoreRow",
     "TargetPoint",
+    "diversity_page",
+    "diversity_section",
     "write_report",
 ]

@@ -6,6 +6,7 @@ import typer
 
 from armillary.cli.post.check import check
 from armillary.cli.post.decontaminate import decontaminate, leaks
+from armillary.cli.post.diversity import diversity
 from armillary.cli.post.dpo import dpo
 from armillary.cli.post.merge import merge
 from armillary.cli.post.select import select
@@ -29,6 +30,7 @@ post_app.command("check")(check)
 post_app.command("sft")(sft)
 post_app.command("decontaminate")(decontaminate)
 post_app.command("leaks")(leaks)
+post_app.command("diversity")(diversity)
 post_app.command("merge")(merge)
 post_app.command("select")(select)
 post_app.command("dpo")(dpo)

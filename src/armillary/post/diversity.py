@@ -1,0 +1,165 @@
+"""How diverse the questions of a set of items are, before and after a stage, as plain numbers.
+
+Sets of different size are compared on equal terms: every number is of at most ``SAMPLE`` questions, drawn by a hash of
+their text; distinct n-grams are of the same number of units in both sets.
+
+- ``distinct``: share of n-grams that differ, n = 1 to 4 (Li et al. 2016, arXiv 1510.03055), over units as in
+  ``corpus.near``: words, and Chinese characters with the next one.
+- ``spread``: mean distance 1 - cosine of two questions. The embedding is TF-IDF over hashed n-grams of 2 to 4
+  characters; another one may be passed in.
+- ``coverage``: share of the clusters that hold a question. Clusters are found by k-means over both sets together.
+  ``effective``: the number of clusters that equally filled ones would need for the same entropy.
+- ``types``: questions by domain, family, level and language.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from armillary.corpus import text_units, unit_grams
+from armillary.post.items import read_items
+from armillary.recipe import UsageError
+
+SAMPLE = 2000
+CLUSTERS = 32
+_DIMENSIONS = 1 << 12
+_ROUNDS = 25
+
+Vectors = NDArray[np.float32]
+Embed = Callable[[Sequence[str]], Vectors]
+
+
+@dataclass(frozen=True)
+class Diversity:
+    """The numbers of one set; the module says what they are. ``sampled`` questions of ``items`` were looked at."""
+
+    items: int
+    sampled: int
+    distinct: dict[str, float]
+    spread: float
+    coverage: float
+    effective: float
+    types: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+def compare_diversity(sets: Sequence[Path], embed: Embed | None = None) -> list[Diversity]:
+    """The diversity of each file of items, over clusters that all of them share.
+
+    Args:
+        sets: one or more files of items; each is read once, in bounded memory.
+        embed: vectors [n, d] of texts; None for the module's own.
+
+    Raises:
+        UsageError: no file, a wrong row, or a file without items.
+    """
+    if not sets:
+        raise UsageError("no set of items; name one file or more")
+    if len(set(sets)) < len(sets):
+        raise UsageError(f"{', '.join(map(str, sets))}: a set is named twice; name each once")
+    read = [_read(path) for path in sets]
+    texts = [text for one in read for text in one[1]]
+    vectors = (embed or hashed_embedding)(texts)
+    if vectors.shape[0] != len(texts):
+        raise UsageError(f"the embedding returned {vectors.shape[0]} vectors for {len(texts)} texts")
+    labels = _clusters(vectors, min(CLUSTERS, len(texts)))
+    units = min(len(text_units(one[1])[1]) for one in read)
+    found, start = [], 0
+    for count, sampled, types in read:
+        part = slice(start, start := start + len(sampled))
+        filled = np.bincount(labels[part], minlength=labels.max() + 1)
+        shares = filled[filled > 0] / len(sampled)
+        found.append(
+            Diversity(
+                items=count,
+                sampled=len(sampled),
+                distinct={str(n): _distinct(sampled, n, units) for n in range(1, 5)},
+                spread=_spread(vectors[part]),
+                coverage=float((filled > 0).mean()),
+                effective=float(np.exp(-(shares * np.log(shares)).sum())),
+                types={name: dict(sorted(counts.items())) for name, counts in types.items()},
+            )
+        )
+    return found
+
+
+def hashed_embedding(texts: Sequence[str]) -> Vectors:
+    """TF-IDF over hashed n-grams of 2 to 4 characters, rows of length 1 [n, 4096]; a text without any is zero."""
+    table = np.zeros((len(texts), _DIMENSIONS), dtype=np.float32)
+    for row, text in enumerate(texts):
+        codes = np.frombuffer(" ".join(text.lower().split()).encode("utf-32-le", "surrogatepass"), dtype="<u4")
+        hashes = codes.astype(np.uint64)
+        for n in range(2, 5):
+            last = max(len(codes) - n + 1, 0)
+            hashes = hashes[:last] * np.uint64(0x9E3779B97F4A7C15) + codes[n - 1 : n - 1 + last]
+            places = (hashes ^ (hashes >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9) >> np.uint64(52)
+            table[row] += np.bincount(places.astype(np.int64), minlength=_DIMENSIONS)
+    table = np.log1p(table)
+    table *= np.log((1 + len(texts)) / (1 + np.count_nonzero(table, axis=0))).astype(np.float32) + 1
+    table /= np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-12).astype(np.float32)
+    return table
+
+
+def _read(path: Path) -> tuple[int, list[str], dict[str, Counter[str]]]:
+    """The number of items, a sample of their questions, and their types."""
+    count = 0
+    # The largest of the negated hashes leave first, so that the smallest hashes stay.
+    kept: list[tuple[int, int, str]] = []
+    types: dict[str, Counter[str]] = {name: Counter() for name in ("domain", "family", "level", "language")}
+    for count, item in enumerate(read_items(path), 1):
+        for name, counts in types.items():
+            counts[str(getattr(item, name))] += 1
+        entry = (-int.from_bytes(hashlib.sha256(item.text.encode()).digest()[:8], "big"), count, item.text)
+        if len(kept) < SAMPLE:
+            heapq.heappush(kept, entry)
+        else:
+            heapq.heappushpop(kept, entry)
+    if not count:
+        raise UsageError(f"{path}: holds no items")
+    return count, [text for _, _, text in sorted(kept, key=lambda entry: (-entry[0], entry[1]))], types
+
+
+def _distinct(texts: Sequence[str], n: int, units: int) -> float:
+    """The share of different n-grams among those of the first ``units`` units; 1 where there are none."""
+    text, unit = text_units(texts)
+    _, grams = unit_grams(text[:units], unit[:units], n)
+    return len(np.unique(grams)) / len(grams) if len(grams) else 1.0
+
+
+def _spread(vectors: Vectors) -> float:
+    """Mean of 1 - cosine over all pairs of two rows, 0 for one row alone."""
+    rows = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    n = len(rows)
+    total = rows.sum(axis=0, dtype=np.float64)
+    return float(1 - (total @ total - (rows * rows).sum(dtype=np.float64)) / (n * (n - 1))) if n > 1 else 0.0
+
+
+def _clusters(vectors: Vectors, k: int) -> NDArray[np.int64]:
+    """Labels [n] of k-means, started from rows that lie far apart: the same for the same rows."""
+    centres = vectors[[0]]
+    nearest = np.full(len(vectors), np.inf)
+    while len(centres) < k:
+        nearest = np.minimum(nearest, ((vectors - centres[-1]) ** 2).sum(axis=1))
+        centres = np.concatenate([centres, vectors[[int(nearest.argmax())]]])
+    labels = np.zeros(len(vectors), dtype=np.int64)
+    for _ in range(_ROUNDS):
+        # |v - c|^2 without |v|^2, which is the same for all centres
+        new = ((centres**2).sum(axis=1) - 2 * vectors @ centres.T).argmin(axis=1)
+        if (new == labels).all() and _:
+            break
+        labels = new
+        for place in np.unique(labels):
+            centres[place] = vectors[labels == place].mean(axis=0)
+    return labels
