@@ -14,6 +14,7 @@ from armillary.laws import (
     AnnealLaw,
     Curve,
     ExaminationLaw,
+    GainLaw,
     HyperparameterLaw,
     MixtureLaw,
     Prediction,
@@ -70,6 +71,11 @@ def examined():
     losses = np.linspace(3.6, 2.9, 8)
     task = 0.6 * losses - 0.7 + 0.01 * np.cos(9 * losses)
     return losses[:, None], np.stack([task, 0.25 + 0.65 / (1 + np.exp(8 * (task - 1.2)))], axis=1)
+
+
+def parts():
+    sizes = np.repeat([125.0, 250.0, 500.0], 2)
+    return sizes[:, None], 0.9 - 3 * sizes**-0.4 + 0.005 * np.cos(9 * np.arange(6))
 
 
 CASES = {
@@ -227,6 +233,7 @@ REGISTERED = {
     "mixture": (lambda: MixtureLaw(**SMALL), mixtures, lambda: mixtures()[0]),
     "anneal": (lambda: AnnealLaw(**SMALL), lambda: (curves(), None), lambda: curves()[0]),
     "examination": (lambda: ExaminationLaw(chance=0.25, items=1000, **SMALL), examined, lambda: examined()[0]),
+    "gain": (lambda: GainLaw(items=300, **SMALL), parts, lambda: parts()[0]),
 }
 
 

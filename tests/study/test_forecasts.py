@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from armillary.evaluate.results import Examination, Result
-from armillary.laws import workbench
+from armillary.laws import GainLaw, workbench
 from armillary.recipe import ArmillaryError, UsageError
 from armillary.study import schema
 from armillary.study.examinations import Question, judge_forecast, record_forecast
@@ -57,6 +57,18 @@ def test_recorded_before_and_judged_after(store, law, at):
     assert judge_forecast(store, MMLU, _examined(0.0)) == verdict
     assert store.chain().problems == ()
     assert [edge.origin for edge in store.edges([RUN])] == [f"prediction:{MMLU.id}"]
+
+
+def test_the_gain_of_fine_tuning_is_recorded_and_judged_likewise(store, tmp_path):
+    parts = [[100 * 2**i, 0.2 + 0.1 * i + 0.01 * seed] for i in range(3) for seed in range(2)]
+    points = _csv(tmp_path / "parts.csv", "examples,accuracy", *parts)
+    law = workbench.fit_gain(points, ["examples", "accuracy"], GainLaw(items=400))
+    workbench.save(tmp_path / "gain.json", law)
+    at = _csv(tmp_path / "all.csv", "examples", [800])
+    said = record_forecast(store, MMLU, tmp_path / "gain.json", at)
+    assert 0.35 < said["score"]["low"] < said["score"]["predicted"] < said["score"]["high"] < 0.8
+    assert said["extrapolation"] == 2 and said["loss"] == {"examples": "800"}
+    assert judge_forecast(store, MMLU, _examined(0.5))["inside"] == 1
 
 
 def test_a_score_outside_is_said_to_be(store, law, at):

@@ -21,8 +21,10 @@ TaskOption = Annotated[str, typer.Option(help="Task of the examination.", show_d
 
 @forecast_app.command("record")
 def record(
-    law: Annotated[Path, typer.Argument(help="A law that 'fit examination' wrote.", show_default=False)],
-    at: Annotated[Path, typer.Option(help="CSV of one row: the run's loss, or its prediction.", show_default=False)],
+    law: Annotated[Path, typer.Argument(help="A law that 'fit examination' or 'fit gain' wrote.", show_default=False)],
+    at: Annotated[
+        Path, typer.Option(help="CSV of one row: the run's loss or its prediction, or its data.", show_default=False)
+    ],
     run: RunOption,
     task: TaskOption,
     store: StoreOption,

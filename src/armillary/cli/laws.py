@@ -185,6 +185,28 @@ def fit_examination(
     fit(lambda: workbench.fit_examination(points, workbench.names(columns) or [], chance, items), path, as_json)
 
 
+@fit_app.command("gain")
+def fit_gain(
+    points: PointsOption,
+    path: LawOut,
+    columns: Annotated[
+        str, typer.Option(help="Comma-separated: size of the data, and score or loss.", show_default=False)
+    ],
+    items: Annotated[int, typer.Option(min=0, help="Held-out items of each run, for a score.")] = 0,
+    chance: Annotated[float, typer.Option(help="Accuracy of a guess, such as 0.25 for four options.")] = 0.0,
+    form: Annotated[str, typer.Option(help="What the second column is: score or loss.")] = "score",
+    as_json: JsonOption = False,
+) -> None:
+    """From fine-tuning runs on 1/8, 1/4 and 1/2 of the data to the run on all of it.
+
+    Example: armillary fit gain --points parts.csv --columns examples,accuracy --items 500 --out gain.json
+    """
+    from armillary.laws import GainLaw, workbench
+
+    law = GainLaw(form=form, chance=chance, items=items)
+    fit(lambda: workbench.fit_gain(points, workbench.names(columns) or [], law), path, as_json)
+
+
 @app.command("predict-law")
 def predict_law(
     law: LawArgument,

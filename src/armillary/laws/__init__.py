@@ -17,6 +17,7 @@ from armillary.laws.estimator import (
     rows_named,
 )
 from armillary.laws.examination import AtChanceError, ExaminationLaw, LeftOutRuns
+from armillary.laws.gain import GainLaw
 from armillary.laws.hyperparameters import HeldOutGrid, HyperparameterLaw, HyperparameterOptimum
 from armillary.laws.mixture import HeldOut, MixtureLaw, rank_correlation
 from armillary.laws.next_run import NextRun, next_runs
@@ -38,6 +39,7 @@ __all__ = [
     "ExaminationLaw",
     "ExtrapolationError",
     "ExtrapolationWarning",
+    "GainLaw",
     "HeldOut",
     "HeldOutCurve",
     "HeldOutGrid",

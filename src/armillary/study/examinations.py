@@ -16,9 +16,12 @@ from armillary import __version__
 from armillary.evaluate.results import Examination, Result
 from armillary.laws.files import read_law
 from armillary.laws.table import read_table
-from armillary.laws.workbench import predict_examination
+from armillary.laws.workbench import predict_examination, predict_gain
 from armillary.recipe import ArmillaryError, UsageError, canonical_hash
 from armillary.study.store import Store
+
+# How a law of each kind that predicts an examination is asked.
+_PREDICTS = {"examination": predict_examination, "gain": predict_gain}
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,9 @@ def record_forecast(store: Store, asked: Question, law: Path, at: Path, interval
     Args:
         store: of the run, which may not have begun.
         asked: run and task.
-        law: file of a law of that task's examination.
-        at: table of one row with the run's loss, and the ends of its interval where the loss is a prediction.
+        law: file of a law of that task's examination, or of the gain from fine-tuning data.
+        at: table of one row with the run's loss (and the ends of its interval where it is a prediction), or its size of
+            data.
         interval: probability that the interval covers.
 
     Raises:
@@ -50,11 +54,14 @@ def record_forecast(store: Store, asked: Question, law: Path, at: Path, interval
     """
     run, task = asked.run, asked.task
     file = read_law(law)
-    if file.kind != "examination":
-        raise UsageError(f"{law} holds a law of kind '{file.kind}'; give one that 'armillary fit examination' wrote")
+    if file.kind not in _PREDICTS:
+        raise UsageError(
+            f"{law} holds a law of kind '{file.kind}'; give one that 'armillary fit examination' or 'armillary fit "
+            "gain' wrote"
+        )
     if (count := len(read_table(at).rows)) != 1:
-        raise UsageError(f"{at} has {count} rows; give the loss of run {run} alone")
-    rows = predict_examination(file, at, interval)
+        raise UsageError(f"{at} has {count} rows; give the {file.features[0]} of run {run} alone")
+    rows = _PREDICTS[file.kind](file, at, interval)
     values = dict(zip(rows.columns, rows.rows[0], strict=True))
     score = file.targets[-1]
     content = {
@@ -62,6 +69,7 @@ def record_forecast(store: Store, asked: Question, law: Path, at: Path, interval
         "examination": task,
         "interval": interval,
         "score": {"predicted": values[score], "low": values[f"{score}_low"], "high": values[f"{score}_high"]},
+        # What it was predicted from; the name is that of the records that earlier versions wrote.
         "loss": dict(zip(read_table(at).columns, read_table(at).rows[0], strict=True)),
         "extrapolation": values["extrapolation"],
         "law": hashlib.sha256(law.read_bytes()).hexdigest(),

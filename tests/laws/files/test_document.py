@@ -8,7 +8,7 @@ import shlex
 import numpy as np
 import pytest
 
-from armillary.laws import AnnealLaw, Curve, ExaminationLaw, HyperparameterLaw, MixtureLaw, ScalingLaw
+from armillary.laws import AnnealLaw, Curve, ExaminationLaw, GainLaw, HyperparameterLaw, MixtureLaw, ScalingLaw
 from armillary.laws.files import (
     LAWS,
     DamagedLawError,
@@ -146,6 +146,11 @@ def examination():
     return ExaminationLaw(chance=0.25, items=1000, bootstraps=8).fit(losses[:, None], accuracy), ["v"]
 
 
+def gain():
+    sizes = np.repeat([125.0, 250.0, 500.0], 2)
+    return GainLaw(items=300, bootstraps=8).fit(sizes[:, None], 0.9 - 3 * sizes**-0.4), ["examples"]
+
+
 @pytest.fixture(scope="module")
 def documents(law, tmp_path_factory):
     """A small law file of each kind, as JSON values."""
@@ -155,6 +160,7 @@ def documents(law, tmp_path_factory):
         "hyperparameters": hyperparameters,
         "anneal": anneal,
         "examination": examination,
+        "gain": gain,
         "mixture": lambda: (law, ["a", "b", "c"]),
     }.items():
         fitted, features = make()

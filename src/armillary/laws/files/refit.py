@@ -41,6 +41,13 @@ def refit_command(document: object, path: Path) -> str:
             for option in ("chance", "items"):
                 value = params.get(option)
                 words += [f"--{option}", f"{value:g}"] if isinstance(value, int | float) else []
+        case "gain":
+            words = ["gain", "--points", *(tables[:1] or ["TABLE.csv"])]
+            words += ["--columns", ",".join(names)] if names else []
+            words += ["--form", "loss"] if params.get("form") == "loss" else []
+            for option in ("chance", "items"):
+                value = params.get(option)
+                words += [f"--{option}", f"{value:g}"] if isinstance(value, int | float) and value else []
         case _:
             words = ["KIND", "TABLES"]
     return shlex.join(["armillary", "fit", *words, "--out", str(path)])

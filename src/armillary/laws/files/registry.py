@@ -8,6 +8,7 @@ from __future__ import annotations
 from armillary.laws.anneal import AnnealLaw
 from armillary.laws.estimator import Estimator
 from armillary.laws.examination import ExaminationLaw
+from armillary.laws.gain import GainLaw
 from armillary.laws.hyperparameters import HyperparameterLaw
 from armillary.laws.mixture import MixtureLaw
 from armillary.laws.scaling import ScalingLaw
@@ -18,4 +19,5 @@ LAWS: dict[str, type[Estimator]] = {
     "mixture": MixtureLaw,
     "anneal": AnnealLaw,
     "examination": ExaminationLaw,
+    "gain": GainLaw,
 }

@@ -16,13 +16,14 @@ from armillary.laws.workbench.doubts import (
     warn_of_swapped,
 )
 from armillary.laws.workbench.entries import about
-from armillary.laws.workbench.fit import FORMS, fit_anneal, fit_examination, fit_mixture, fit_scaling
+from armillary.laws.workbench.fit import FORMS, fit_anneal, fit_examination, fit_gain, fit_mixture, fit_scaling
 from armillary.laws.workbench.predict import (
     Rows,
     measured_against,
     predict,
     predict_curve,
     predict_examination,
+    predict_gain,
     predict_mixture,
     predict_points,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "columns_read",
     "fit_anneal",
     "fit_examination",
+    "fit_gain",
     "fit_mixture",
     "fit_scaling",
     "measured_against",
@@ -46,6 +48,7 @@ __all__ = [
     "predict",
     "predict_curve",
     "predict_examination",
+    "predict_gain",
     "predict_mixture",
     "predict_points",
     "refuse_rising",

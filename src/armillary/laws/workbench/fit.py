@@ -27,6 +27,7 @@ from armillary.laws.curves import read_curves
 from armillary.laws.estimator import Array, rows_named
 from armillary.laws.examination import LEAST_RUNS, ExaminationLaw
 from armillary.laws.files import LawFile, source_of
+from armillary.laws.gain import GainLaw
 from armillary.laws.hyperparameters import HyperparameterLaw
 from armillary.laws.mixture import MixtureLaw
 from armillary.laws.scaling import SCALING_FORMS, ScalingLaw
@@ -324,6 +325,38 @@ def fit_examination(points: Path, columns: Sequence[str], chance: float, items: 
         ),
     ]
     return LawFile("examination", law, [loss], targets, None, [source_of(points, len(whole.rows))], read, aside)
+
+
+def fit_gain(points: Path, columns: Sequence[str], law: GainLaw) -> LawFile:
+    """Fit ``law``, which is not fitted yet, to a table of fine-tuning runs on parts of the data.
+
+    Args:
+        points: one row per run; seeds are rows of equal size, and may be equal in all else.
+        columns: the size of the data, and the score (a share between 0 and 1) or the loss.
+        law: with its form, chance and items.
+
+    Raises:
+        UsageError: not two columns, a bad entry, and what ``GainLaw.fit`` refuses.
+    """
+    table = read_table(points)
+    if len(columns) != 2:
+        raise UsageError(
+            f"--columns {','.join(columns)} has {len(columns)} names; give the size of the data and the score or "
+            "loss, such as --columns examples,accuracy"
+        )
+    data, target = (find_column(table, name) for name in columns)
+    if data == target:
+        raise UsageError(f"--columns names '{data}' twice")
+    X = table.numbers([data], above=0.0)
+    y = table.numbers([target], least=0.0)
+    if law.form == "score":
+        for row in np.flatnonzero(y[:, 0] > 1):
+            raise table.error(int(row), target, "a score is a share between 0 and 1; divide percentages by 100")
+    with about(table, [target]):
+        law.fit(X, y)
+    read = [ColumnReading(data, "data"), ColumnReading(target, law.form)]
+    read += [ColumnReading(name, "ignored") for name in table.columns if name not in (data, target)]
+    return LawFile("gain", law, [data], [target], None, [source_of(points, len(table.rows))], read)
 
 
 def fit_anneal(curves: Path, warmup_steps: int = 0) -> LawFile:

@@ -128,6 +128,20 @@ def predict_examination(law: LawFile, at: Path, interval: float) -> Rows:
     return _with_predictions(table, law.targets, prediction, law.law.extrapolation(X))
 
 
+def predict_gain(law: LawFile, at: Path, interval: float) -> Rows:
+    """Scores or losses after fine-tuning on the sizes of data in table ``at``.
+
+    Raises:
+        UsageError: a missing column, a bad entry.
+        ExtrapolationError: far more data than the largest part.
+    """
+    table = read_table(at)
+    X = table.numbers([find_column(table, law.features[0])], above=0.0)
+    with about(table, law.targets):
+        prediction = law.law.predict(X, interval)
+    return _with_predictions(table, law.targets, prediction, law.law.extrapolation(X))
+
+
 def predict(
     path: Path,
     at: Path,
@@ -160,6 +174,8 @@ def predict(
         return predict_curve(law, at, interval, parameters, given, warmup_steps)
     if law.kind == "examination":
         return predict_examination(law, at, interval)
+    if law.kind == "gain":
+        return predict_gain(law, at, interval)
     return predict_points(law, at, interval)
 
 

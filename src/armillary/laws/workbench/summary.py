@@ -12,6 +12,7 @@ from armillary.laws.anneal import AnnealLaw
 from armillary.laws.columns import ColumnReading, described
 from armillary.laws.examination import ExaminationLaw
 from armillary.laws.files import LawFile, write_law
+from armillary.laws.gain import GainLaw
 from armillary.laws.hyperparameters import HyperparameterLaw
 from armillary.laws.mixture import MixtureLaw
 from armillary.laws.scaling import ScalingLaw
@@ -146,10 +147,16 @@ def _examination_summary(file: LawFile) -> dict[str, Any]:
     }
 
 
+def _gain_summary(file: LawFile) -> dict[str, Any]:
+    law: GainLaw = file.law
+    return {"largest_part": law.largest_, "parameters": [law.parameters_]}
+
+
 _SUMMARIES = {
     "scaling": _scaling_summary,
     "hyperparameters": _hyperparameter_summary,
     "mixture": _mixture_summary,
     "anneal": _anneal_summary,
     "examination": _examination_summary,
+    "gain": _gain_summary,
 }
