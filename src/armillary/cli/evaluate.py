@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from armillary.cli.backends import Engine, opens_models
 from armillary.cli.contest import contest
 from armillary.cli.judge import judge
+from armillary.cli.plan_comparison import plan
 from armillary.cli.screen import JsonOption, Reporter, app, out, show_json, show_table
 from armillary.cli.values import probability
 from armillary.recipe import counted
@@ -38,6 +39,7 @@ evaluate_app = typer.Typer(
 app.add_typer(evaluate_app, name="evaluate")
 evaluate_app.command("contest")(contest)
 evaluate_app.command("judge")(judge)
+evaluate_app.command("plan")(plan)
 
 
 @evaluate_app.command("run")
@@ -182,8 +184,11 @@ def rescore(
 
 @evaluate_app.command("compare")
 def compare(
-    first: Annotated[Path, typer.Argument(help="Folder of an examination.", show_default=False)],
-    second: Annotated[Path, typer.Argument(help="Folder of another one.", show_default=False)],
+    first: Annotated[
+        str,
+        typer.Argument(help="Folder of an examination, or several, comma-separated: one per seed.", show_default=False),
+    ],
+    second: Annotated[str, typer.Argument(help="Folder of another one, or several.", show_default=False)],
     margin: Annotated[
         float | None,
         typer.Option(
@@ -197,12 +202,13 @@ def compare(
 ) -> None:
     """Compare two examinations item by item: difference, interval, p-value, and the items that flipped.
 
+    With several examinations on a side, of models that differ in their seed, the interval is over seeds and items.
+
     Example: armillary evaluate compare exam-base exam-tuned --margin 0.01
     """
-    from armillary.evaluate import compare as compared
-    from armillary.evaluate import read_examination
+    from armillary.evaluate import compare_seeds, read_examinations
 
-    found = compared(read_examination(first), read_examination(second), margin, any_settings)
+    found = compare_seeds(read_examinations(first), read_examinations(second), margin, any_settings)
     if as_json:
         return show_json([one.to_json() for one in found])
     show_table(
@@ -224,6 +230,13 @@ def compare(
             rows = [[flip.id, flip.first, flip.second] for flip in one.flips[:SHOWN_FLIPS]]
             more = f", {SHOWN_FLIPS} of {len(one.flips)}" if len(one.flips) > SHOWN_FLIPS else ""
             show_table(f"{one.task} {one.metric}: items that flipped{more}", ["item", "first", "second"], rows)
+        if one.seeds is not None:
+            out.print(
+                f"{one.task} {one.metric}: {one.seeds.first} and {one.seeds.second} seeds; a seed's score has a "
+                f"standard deviation of {one.seeds.std:.4f} beside what single items flip; seeds make "
+                f"{one.seeds.share:.0%} of the variance of the difference",
+                highlight=False,
+            )
         if one.left_out:
             out.print(
                 f"{one.task}: left out {counted(one.left_out, 'item')} that only one of them answered", highlight=False

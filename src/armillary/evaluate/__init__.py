@@ -1,7 +1,7 @@
 """Examinations of a model: scores with intervals, paired comparisons, and model-written code in a sandbox."""
 
 from armillary.evaluate.asking import Asker
-from armillary.evaluate.compare import Comparison, compare
+from armillary.evaluate.compare import Comparison, compare, compare_seeds, scores_of
 from armillary.evaluate.intervals import Interval, mean_interval
 from armillary.evaluate.judge import JudgeOptions, Question, judge_pairs
 from armillary.evaluate.results import (
@@ -10,22 +10,31 @@ from armillary.evaluate.results import (
     Result,
     item_id,
     read_examination,
+    read_examinations,
     write_examination,
 )
+from armillary.evaluate.seeds import ComparisonPlan, SeedNoise, paired_over_seeds, plan_comparison
 
 __all__ = [
     "Asker",
     "Comparison",
+    "ComparisonPlan",
     "Examination",
     "Interval",
     "Item",
     "JudgeOptions",
     "Question",
     "Result",
+    "SeedNoise",
     "compare",
+    "compare_seeds",
     "item_id",
     "judge_pairs",
     "mean_interval",
+    "paired_over_seeds",
+    "plan_comparison",
     "read_examination",
+    "read_examinations",
+    "scores_of",
     "write_examination",
 ]

@@ -1,13 +1,21 @@
-"""Two examinations, paired item by item: difference, interval, p-value, equivalence, and the items that flipped."""
+"""Two examinations, paired item by item: difference, interval, p-value, equivalence, and the items that flipped.
+
+Each side may be several examinations, of models that differ in their seed alone. The interval is then over seeds and
+items (``seeds``); with one on each side it speaks of these two models only.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import numpy as np
+
+from armillary.evaluate.intervals import Array
 from armillary.evaluate.paired import Flip, Paired, flipped, holm, paired
 from armillary.evaluate.results import Examination, Item, Result
+from armillary.evaluate.seeds import SeedNoise, paired_over_seeds
 from armillary.recipe import UsageError
 
 
@@ -21,6 +29,7 @@ class Comparison:
         p_adjusted: p-value after Holm's correction over all comparisons of the call.
         flips: items on which they differ, the second model's largest losses first.
         left_out: items that only one of them answered.
+        seeds: what seeds add to the noise; None where each side is one examination.
         same_settings: whether prompt template, examples, extractor and generation settings are equal.
     """
 
@@ -33,6 +42,7 @@ class Comparison:
     flips: tuple[Flip, ...]
     left_out: int
     same_settings: bool
+    seeds: SeedNoise | None = None
 
     def to_json(self) -> dict[str, Any]:
         """All fields as plain data."""
@@ -69,6 +79,81 @@ def compare(
     found = [_compared(a, b, first.items[a.task], second.items[b.task], margin) for a, b in pairs]
     adjusted = holm([one["paired"].p_value for one in found])
     return [Comparison(**one, p_adjusted=p) for one, p in zip(found, adjusted, strict=True)]
+
+
+def compare_seeds(
+    first: Sequence[Examination], second: Sequence[Examination], margin: float | None = None, any_settings: bool = False
+) -> list[Comparison]:
+    """Compare two recipes, each by the examinations of models of several seeds; arguments as for ``compare``.
+
+    The items that flipped are those whose mean scores differ.
+
+    Raises:
+        UsageError: as ``compare`` between any two of the examinations, or no examination of a side.
+    """
+    if not first or not second:
+        raise UsageError("give one examination or more for each side")
+    if len(first) == len(second) == 1:
+        return compare(first[0], second[0], margin, any_settings)
+    # Each pair must be comparable, within a side too.
+    for other in (*first[1:], *second):
+        compare(first[0], other, margin, any_settings)
+    found = []
+    for one in compare(first[0], second[0], margin, any_settings):
+        rows = [_scores(one.task, one.metric, examination) for examination in (*first, *second)]
+        if any(row is None for row in rows):
+            continue  # a task that not all of them have
+        known = [row for row in rows if row is not None]
+        shared = [id_ for id_ in known[0] if all(id_ in row for row in known)]
+        if not shared:
+            raise UsageError(f"{one.task}: the examinations have no item that all answered")
+        table = np.array([[row[id_] for id_ in shared] for row in known]).T
+        clusters = {item.id: item.cluster for item in first[0].items[one.task]}
+        arms = table[:, : len(first)], table[:, len(first) :]
+        paired_, seeds = paired_over_seeds(*arms, [clusters[id_] for id_ in shared], margin=margin)
+        means = [dict(zip(shared, map(float, arm.mean(axis=1)), strict=True)) for arm in arms]
+        found.append(
+            replace(
+                one,
+                first=float(arms[0].mean()),
+                second=float(arms[1].mean()),
+                paired=paired_,
+                flips=tuple(flipped(*means)),
+                left_out=len(set().union(*known)) - len(shared),
+                seeds=seeds,
+            )
+        )
+    if not found:
+        raise UsageError("the examinations have no task and metric that all of them share")
+    adjusted = holm([one.paired.p_value for one in found])
+    return [replace(one, p_adjusted=p) for one, p in zip(found, adjusted, strict=True)]
+
+
+def scores_of(examinations: Sequence[Examination], task: str, metric: str | None = None) -> Array:
+    """Scores [items, examinations] of a task on the items that all examinations answered.
+
+    Raises:
+        UsageError: an examination without the task, several metrics of it, or no item in common.
+    """
+    metrics = {r.metric for e in examinations for r in e.results if r.task == task == r.subset}
+    if metric is None and len(metrics) != 1:
+        raise UsageError(f"{task} has the metrics {', '.join(sorted(metrics)) or 'of no examination'}; name one")
+    name = metric if metric is not None else metrics.pop()
+    rows = [_scores(task, name, examination) for examination in examinations]
+    known = [row for row in rows if row is not None]
+    if len(known) < len(rows):
+        raise UsageError(f"{task} ({name}): not all of the examinations have it")
+    shared = [id_ for id_ in known[0] if all(id_ in row for row in known)]
+    if not shared:
+        raise UsageError(f"{task}: the examinations have no item in common; they used other data")
+    return np.array([[row[id_] for id_ in shared] for row in known]).T
+
+
+def _scores(task: str, metric: str, examination: Examination) -> dict[str, float] | None:
+    """Score by item of a whole task; None where the examination does not have it."""
+    if not any((r.task, r.subset, r.metric) == (task, task, metric) for r in examination.results):
+        return None
+    return {item.id: float(item.scores[metric]) for item in examination.items[task] if metric in item.scores}
 
 
 def _compared(

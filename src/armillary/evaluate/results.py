@@ -126,6 +126,16 @@ def named_model(identity: Mapping[str, Any]) -> dict[str, Any]:
     return dict(identity)
 
 
+def read_examinations(places: str) -> list[Examination]:
+    """The examinations in ``places``: a folder, or several separated by commas.
+
+    Raises:
+        UsageError, DamagedFileError, ForeignFileError: as ``read_examination``.
+    """
+    folders = [places] if Path(places).exists() else [place.strip() for place in places.split(",")]
+    return [read_examination(Path(folder)) for folder in folders if folder]
+
+
 def item_id(task: str, subset: str, data: Any) -> str:
     """Hash of an item's own data, by which the items of two examinations are paired: 16 hexadecimal digits."""
     return canonical_hash({"task": task, "subset": subset, "data": data})

@@ -236,7 +236,7 @@ def _rise(shares: Array, exponent: Array) -> Array:
     straight = np.abs(exponent) < 1e-6
     safe = np.where(straight, 1.0, exponent)
     bent = -np.expm1(-safe * logs) / np.expm1(safe * np.log(2))
-    return np.where(straight, logs / np.log(2), bent)
+    return np.asarray(np.where(straight, logs / np.log(2), bent))
 
 
 def _flips(sizes: Array, table: Array) -> float:
