@@ -193,7 +193,9 @@ def fit_gain(
         str, typer.Option(help="Comma-separated: size of the data, and score or loss.", show_default=False)
     ],
     items: Annotated[int, typer.Option(min=0, help="Held-out items of each run, for a score.")] = 0,
-    chance: Annotated[float, typer.Option(help="Accuracy of a guess, such as 0.25 for four options.")] = 0.0,
+    chance: Annotated[
+        float, typer.Option(callback=share, help="Accuracy of a guess, such as 0.25 for four options.")
+    ] = 0.0,
     form: Annotated[str, typer.Option(help="What the second column is: score or loss.")] = "score",
     as_json: JsonOption = False,
 ) -> None:

@@ -7,17 +7,27 @@ from typing import Annotated
 import typer
 
 from armillary.cli.screen import JsonOption, out, show_json, show_table
+from armillary.cli.values import probability
 
 
 def plan(
-    difference: Annotated[float, typer.Option(help="Difference to find, such as 0.02.", show_default=False)],
+    difference: Annotated[
+        float, typer.Option(callback=probability, help="Difference to find, such as 0.02.", show_default=False)
+    ],
     discordant: Annotated[
         float | None,
-        typer.Option(help="Share of items on which one run of each recipe differ (default: measured, or 0.15)."),
+        typer.Option(
+            callback=probability,
+            help="Share of items on which one run of each recipe differ (default: measured, or 0.15).",
+        ),
     ] = None,
     seed_std: Annotated[
         float | None,
-        typer.Option(help="Standard deviation of a seed's score (default: measured, or 0.015).", show_default=False),
+        typer.Option(
+            callback=probability,
+            help="Standard deviation of a seed's score (default: measured, or 0.015).",
+            show_default=False,
+        ),
     ] = None,
     seeds_of: Annotated[
         str | None,
@@ -28,7 +38,7 @@ def plan(
     items: Annotated[
         int | None, typer.Option(min=2, help="Items there are (default: any number).", show_default=False)
     ] = None,
-    power: Annotated[float, typer.Option(help="Wanted chance to find the difference.")] = 0.8,
+    power: Annotated[float, typer.Option(callback=probability, help="Wanted chance to find the difference.")] = 0.8,
     as_json: JsonOption = False,
 ) -> None:
     """Say how many seeds and items a comparison of two recipes needs, before it is made.

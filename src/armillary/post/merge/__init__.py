@@ -5,5 +5,16 @@ What it does not do: merge models of different tokenizers or shapes, permute hid
 
 from armillary.post.merge.merge import merge, read_record
 from armillary.post.merge.registry import MergeOptions, methods, read_weights
+from armillary.post.merge.score import held_out_loss
+from armillary.post.merge.search import Search, search_merge
 
-__all__ = ["MergeOptions", "merge", "methods", "read_record", "read_weights"]
+__all__ = [
+    "MergeOptions",
+    "Search",
+    "held_out_loss",
+    "merge",
+    "methods",
+    "read_record",
+    "read_weights",
+    "search_merge",
+]
