@@ -13,6 +13,9 @@ from armillary.evaluate.results import (
     read_examinations,
     write_examination,
 )
+from armillary.evaluate.sandbox import Limits as SandboxLimits
+from armillary.evaluate.sandbox import Outcome as SandboxOutcome
+from armillary.evaluate.sandbox import run_checked
 from armillary.evaluate.seeds import ComparisonPlan, SeedNoise, paired_over_seeds, plan_comparison
 
 __all__ = [
@@ -25,6 +28,8 @@ __all__ = [
     "JudgeOptions",
     "Question",
     "Result",
+    "SandboxLimits",
+    "SandboxOutcome",
     "SeedNoise",
     "compare",
     "compare_seeds",
@@ -35,6 +40,7 @@ __all__ = [
     "plan_comparison",
     "read_examination",
     "read_examinations",
+    "run_checked",
     "scores_of",
     "write_examination",
 ]

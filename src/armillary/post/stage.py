@@ -10,8 +10,8 @@ The folder holds:
 - ``answers.jsonl``: what models answered (``generate.open_answers``);
 - ``record.json`` (sealed, format 1): counts, lineage, and the SHA-256 of the two files; written last.
 
-Memory: 16 bytes per source, beside the 8 of a buffer. Sources are told apart by 64 bits of their hash: of a million,
-two are taken for one with a probability of 3e-8.
+Memory: 16 bytes per source, and a buffer of a sixteenth of the sources. Sources are told apart by 64 bits of their
+hash: of a million, two are taken for one with a probability of 3e-8.
 
 Not covered: two processes that share the work of one stage (the second is refused).
 """
@@ -139,8 +139,8 @@ class Stage:
         self.kept = 0
         self.dropped: Counter[str] = Counter()
         self._spec = spec
-        self._decided, self._seen = _Keys(), _Keys()
-        self._decisions = self._given = self._duplicates = 0
+        self._decided, self._seen = Keys(), Keys()
+        self._decisions = self._undecided = self._duplicates = 0
         self._models: list[dict[str, Any]] = []
         self._files: dict[str, int] = {}
         self._sizes: dict[str, int] = {}
@@ -188,8 +188,8 @@ class Stage:
                 self._duplicates += 1
                 continue
             self._seen.add(item.id)
-            self._given += 1
             if item.id not in self._decided:
+                self._undecided += 1
                 yield item
 
     def keep(self, source: str, items: Item | Sequence[Item]) -> None:
@@ -231,8 +231,8 @@ class Stage:
         """
         if self.record is not None:
             return self.record
-        if self._given and self._given != self._decisions:
-            raise RuntimeError(f"stage {self._spec['stage']}: {self._given} items given, {self._decisions} decided")
+        if self._undecided:
+            raise RuntimeError(f"stage {self._spec['stage']}: {self._undecided} items of its input are not decided")
         try:
             self._flush()
             files = {name: _sha256(self.out / name) for name in (ITEMS, DROPPED)}
@@ -289,6 +289,7 @@ class Stage:
             raise
         self._decided.add(source)
         self._decisions += 1
+        self._undecided -= source in self._seen
         if time.monotonic() - self._flushed > _FLUSH_S:
             try:
                 self._flush()
@@ -348,7 +349,7 @@ class Stage:
         )
 
 
-class _Keys:
+class Keys:
     """A set of texts in 8 bytes each: sorted hashes, and a buffer of the latest."""
 
     def __init__(self) -> None:
@@ -365,7 +366,7 @@ class _Keys:
     def add(self, text: str) -> None:
         self._latest.add(self._key(text))
         # The buffer grows with the rest, so that merging stays a small part of the work.
-        if len(self._latest) > max(_BUFFER, len(self._sorted) // 8):
+        if len(self._latest) > max(_BUFFER, len(self._sorted) // 16):
             latest = np.fromiter(self._latest, np.uint64, len(self._latest))
             self._sorted = np.sort(np.concatenate([self._sorted, latest]))
             self._latest.clear()

@@ -11,6 +11,8 @@ from armillary.cli.post.dpo import dpo
 from armillary.cli.post.merge import merge
 from armillary.cli.post.select import select
 from armillary.cli.post.sft import sft
+from armillary.cli.post.synthesize import synthesize
+from armillary.cli.post.verify import verify
 from armillary.cli.screen import app
 
 post_app = typer.Typer(no_args_is_help=True)
@@ -26,11 +28,13 @@ def post() -> None:
 
 
 # In the order of the path.
-post_app.command("check")(check)
-post_app.command("sft")(sft)
+post_app.command("synthesize")(synthesize)
+post_app.command("verify")(verify)
 post_app.command("decontaminate")(decontaminate)
 post_app.command("leaks")(leaks)
 post_app.command("diversity")(diversity)
+post_app.command("check")(check)
+post_app.command("sft")(sft)
 post_app.command("merge")(merge)
 post_app.command("select")(select)
 post_app.command("dpo")(dpo)

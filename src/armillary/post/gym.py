@@ -1,0 +1,58 @@
+"""reasoning-gym as a source of questions: its data sets by name, in English, with its own scorers as checks."""
+
+from __future__ import annotations
+
+import functools
+import json
+import random
+from typing import Any
+
+from armillary.generate import Message
+from armillary.post.items import Item
+from armillary.recipe import UsageError
+
+PREFIX = "gym:"
+
+
+def gym_item(name: str, seed: int) -> Item | None:
+    """A question of the data set ``name``, drawn by ``seed``; None where its answer cannot be kept as JSON.
+
+    Raises:
+        UsageError: reasoning-gym is not installed, or has no such data set.
+    """
+    entry = _generator(name)(seed)
+    try:
+        entry = json.loads(json.dumps(entry, allow_nan=False))
+    except (TypeError, ValueError):
+        return None
+    question, answer = entry["question"], entry["answer"]
+    if not isinstance(answer, str) or not answer.strip() or not question.strip():
+        return None
+    reply = answer if "\n" in answer else f"The answer is {answer}."
+    messages = (Message("user", question), Message("assistant", reply))
+    check = {"kind": "gym", "dataset": name, "entry": entry}
+    return Item(messages, answer, check, "logic", f"{PREFIX}{name}", 0, "en")
+
+
+@functools.cache
+def _generator(name: str) -> Any:
+    try:
+        import reasoning_gym
+        from reasoning_gym.factory import DATASETS
+    except ImportError:
+        raise UsageError(
+            "tasks of reasoning-gym need it installed: pip install 'armillary[teach]', or pip install reasoning-gym"
+        ) from None
+    if name not in DATASETS:
+        raise UsageError(f"reasoning-gym has no data set {name!r}; it has {', '.join(sorted(DATASETS))}")
+
+    def draw(seed: int) -> Any:
+        # Some data sets draw from the global generator as well.
+        state = random.getstate()
+        try:
+            random.seed(seed)
+            return reasoning_gym.create_dataset(name, seed=seed, size=1)[0]
+        finally:
+            random.setstate(state)
+
+    return draw

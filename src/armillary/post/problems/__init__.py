@@ -1,0 +1,47 @@
+"""Parametric generators of problems with computed answers, one family per file, each with a reader of its own."""
+
+# Each of these registers its family.
+from armillary.post.problems import (  # noqa: F401
+    average,
+    bases,
+    calendar,
+    clock,
+    conversion,
+    discount,
+    expression,
+    largest,
+    linear,
+    listcode,
+    ordering,
+    purchase,
+    remainder,
+    sequence,
+    sets,
+    tally,
+    textcode,
+    travel,
+    truthtellers,
+)
+from armillary.post.problems.family import (
+    LANGUAGES,
+    LEVELS,
+    Family,
+    Language,
+    Problem,
+    family_names,
+    family_of,
+    is_held_out,
+    register_family,
+)
+
+__all__ = [
+    "LANGUAGES",
+    "LEVELS",
+    "Family",
+    "Language",
+    "Problem",
+    "family_names",
+    "family_of",
+    "is_held_out",
+    "register_family",
+]
