@@ -46,6 +46,7 @@ VERBS = [
     *(["post", verb] for verb in ("decontaminate", "leaks", "diversity")),
     ["post", "check"],
     ["post", "sft"],
+    ["post", "pairs"],
     ["post", "select"],
     ["post", "dpo"],
 ]

@@ -55,6 +55,23 @@ def test_pairs_are_selected_and_trained_on(call: Any, tiny_hf: Path, data: Path,
     assert code == 0 and json.loads(out)["objective"]["loss"] == "ipo"
 
 
+def test_pairs_are_sampled_and_what_makes_none_is_counted(call: Any, tiny_hf: Path, tmp_path: Path) -> None:
+    questions = tmp_path / "questions.jsonl"
+    messages = [{"role": "user", "content": "1 + 1 = ?"}]
+    rows = [{"messages": messages, "answer": "2", "check": {"kind": "math"}}, {"messages": messages, "answer": "2"}]
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ("post", "pairs", tiny_hf, "--items", questions, "--out", tmp_path / "pairs")
+    sampling = ("--samples", 2, "--temperature", 0.9, "--max-new-tokens", 4)
+    code, out, err = call(*arguments, *sampling)
+    assert code == 0 and "0 pairs of 2 questions" in out and "1 no check" in out, err
+    code, out, _ = call(*arguments, *sampling, "--json")
+    assert code == 0 and json.loads(out)["counts"]["decided"] == 2
+    code, _, err = call(*arguments, "--temperature", 0)
+    assert code == 2 and "temperatures must be above 0" in err
+    code, out, err = call(*arguments[:-1], tmp_path / "judged", *sampling, "--judge", tiny_hf)
+    assert code == 0, err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

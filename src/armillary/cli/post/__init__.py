@@ -9,6 +9,7 @@ from armillary.cli.post.decontaminate import decontaminate, leaks
 from armillary.cli.post.diversity import diversity
 from armillary.cli.post.dpo import dpo
 from armillary.cli.post.merge import merge
+from armillary.cli.post.pairs import pairs
 from armillary.cli.post.select import select
 from armillary.cli.post.sft import sft
 from armillary.cli.post.synthesize import synthesize
@@ -36,5 +37,6 @@ post_app.command("diversity")(diversity)
 post_app.command("check")(check)
 post_app.command("sft")(sft)
 post_app.command("merge")(merge)
+post_app.command("pairs")(pairs)
 post_app.command("select")(select)
 post_app.command("dpo")(dpo)
