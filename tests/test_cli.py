@@ -43,7 +43,7 @@ VERBS = [
     ["forecast", "record"],
     ["forecast", "judge"],
     ["evaluate", "judge"],
-    *(["post", verb] for verb in ("decontaminate", "leaks", "diversity")),
+    *(["post", verb] for verb in ("evolve", "decontaminate", "leaks", "diversity", "reject")),
     ["post", "check"],
     ["post", "sft"],
     ["post", "pairs"],

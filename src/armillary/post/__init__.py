@@ -2,7 +2,10 @@
 
 from armillary.post.decontaminate import PASSES, DecontaminateOptions, Leak, Leaks, decontaminate, find_leaks
 from armillary.post.diversity import Diversity, compare_diversity
+from armillary.post.evolve import EvolveOptions, evolve
 from armillary.post.items import Item, read_items, read_rows, to_line
+from armillary.post.reject import RejectOptions, reject
+from armillary.post.sampling import PassRate, SampleOptions
 from armillary.post.stage import DROPPED, ITEMS, RECORD, Stage, StageSpec, open_stage, read_record
 
 __all__ = [
@@ -12,17 +15,23 @@ __all__ = [
     "RECORD",
     "DecontaminateOptions",
     "Diversity",
+    "EvolveOptions",
     "Item",
     "Leak",
     "Leaks",
+    "PassRate",
+    "RejectOptions",
+    "SampleOptions",
     "Stage",
     "StageSpec",
     "compare_diversity",
     "decontaminate",
+    "evolve",
     "find_leaks",
     "open_stage",
     "read_items",
     "read_record",
     "read_rows",
+    "reject",
     "to_line",
 ]

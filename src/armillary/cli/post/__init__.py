@@ -8,8 +8,10 @@ from armillary.cli.post.check import check
 from armillary.cli.post.decontaminate import decontaminate, leaks
 from armillary.cli.post.diversity import diversity
 from armillary.cli.post.dpo import dpo
+from armillary.cli.post.evolve import evolve
 from armillary.cli.post.merge import merge
 from armillary.cli.post.pairs import pairs
+from armillary.cli.post.reject import reject
 from armillary.cli.post.select import select
 from armillary.cli.post.sft import sft
 from armillary.cli.post.synthesize import synthesize
@@ -30,12 +32,14 @@ def post() -> None:
 
 # In the order of the path.
 post_app.command("synthesize")(synthesize)
+post_app.command("evolve")(evolve)
 post_app.command("verify")(verify)
 post_app.command("decontaminate")(decontaminate)
 post_app.command("leaks")(leaks)
 post_app.command("diversity")(diversity)
 post_app.command("check")(check)
 post_app.command("sft")(sft)
+post_app.command("reject")(reject)
 post_app.command("merge")(merge)
 post_app.command("pairs")(pairs)
 post_app.command("select")(select)
