@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -10,7 +11,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
@@ -27,12 +28,9 @@ FEW = ("tally", "conversion")
 class Teacher(BaseHTTPRequestHandler):
     """A server that rewrites: well, not at all, with another number, with the answer, or not to be understood."""
 
-    asked: ClassVar[list[str]] = []
-
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         question = re.split("Question: |题目：", body["messages"][-1]["content"])[-1].rpartition("\n")[0]
-        self.asked.append(question)
         text = [
             lambda: re.sub(r"^", "Please: " if question.isascii() else "请问：", question),
             lambda: question,
@@ -51,7 +49,8 @@ class Teacher(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
-        self.wfile.write(data)
+        with contextlib.suppress(BrokenPipeError):  # the one that asked was killed
+            self.wfile.write(data)
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -66,10 +65,11 @@ def url() -> Iterator[str]:
     server.server_close()
 
 
-def taught(out: Path, url: str, n: int) -> dict[str, Any]:
+def taught(out: Path, url: str, n: int) -> tuple[dict[str, Any], int]:
+    """The record, and how many questions were asked."""
     backend = open_backend(url, BackendOptions(endpoint=EndpointOptions(model="m", api="chat", retries=0)))
     try:
-        return synthesize(out, SynthesisOptions(n, FEW), backend)
+        return synthesize(out, SynthesisOptions(n, FEW), backend), backend.cost.prompt_tokens // 9
     finally:
         backend.close()
 
@@ -109,7 +109,8 @@ def test_a_family_without_more_problems_says_so(tmp_path: Path) -> None:
 
 
 def test_a_teacher_is_not_believed(tmp_path: Path, url: str) -> None:
-    record = taught(tmp_path / "out", url, 80)
+    record, asked = taught(tmp_path / "out", url, 80)
+    assert asked == 80
     dropped = record["counts"]["dropped"]
     assert sum(dropped.values()) + record["counts"]["kept"] == 80
     assert {"rewriting changed nothing", "rewriting changed the numbers"} <= dropped.keys()
@@ -159,9 +160,7 @@ def test_killed_at_any_write_nothing_is_lost_doubled_or_asked_twice(
         killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
         kept = (out / "answers.jsonl").read_bytes().splitlines(keepends=True)
         answered = sum(line.endswith(b"\n") for line in kept[1:])
-        Teacher.asked.clear()
-        taught(out, url, 12)
-        assert len(Teacher.asked) == 12 - answered
+        assert taught(out, url, 12)[1] == 12 - answered
         for name in ("items.jsonl", "dropped.jsonl", "record.json"):
             assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
         if not killed:
