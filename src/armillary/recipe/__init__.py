@@ -52,6 +52,7 @@ from armillary.recipe.shapes import (
     RopeScaling,
     register_block,
 )
+from armillary.recipe.teaching import Teaching, load_teaching
 from armillary.recipe.words import all_problems, counted, first_problem, in_words, plural
 from armillary.recipe.written import (
     RECORD,
@@ -110,6 +111,7 @@ __all__ = [
     "Schedule",
     "Start",
     "Supervised",
+    "Teaching",
     "TokenizerSpec",
     "Training",
     "UsageError",
@@ -126,6 +128,7 @@ __all__ = [
     "keep_recipe",
     "load_document",
     "load_recipe",
+    "load_teaching",
     "load_training",
     "lock",
     "measures",

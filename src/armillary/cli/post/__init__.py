@@ -12,6 +12,7 @@ from armillary.cli.post.evolve import evolve
 from armillary.cli.post.merge import merge
 from armillary.cli.post.pairs import pairs
 from armillary.cli.post.reject import reject
+from armillary.cli.post.run import run
 from armillary.cli.post.select import select
 from armillary.cli.post.sft import sft
 from armillary.cli.post.synthesize import synthesize
@@ -31,6 +32,7 @@ def post() -> None:
 
 
 # In the order of the path.
+post_app.command("run")(run)
 post_app.command("synthesize")(synthesize)
 post_app.command("evolve")(evolve)
 post_app.command("verify")(verify)

@@ -1,0 +1,151 @@
+"""An examination on items: a model answers their questions, and verifiers judge what it wrote.
+
+Each set of items is one task of the examination, and each family of problems one subset of it. The folder is that of
+every examination (``evaluate.results``), so that two models are compared on the same items by ``evaluate compare``.
+The metrics are ``right`` and ``unreadable``: an answer that cannot be read is not right, and is counted apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from armillary.evaluate import Examination, Result, item_id, write_examination
+from armillary.evaluate import Item as Row
+from armillary.evaluate.intervals import mean_interval
+from armillary.evaluate.results import ANSWERS
+from armillary.generate import Backend, Choice, Message, Request, Sampling, open_answers
+from armillary.post.items import Item, read_items
+from armillary.post.verify import verify
+from armillary.recipe import UsageError, canonical_hash
+
+METRICS = ("right", "unreadable")
+
+
+@dataclass(frozen=True)
+class ExamineOptions:
+    """How the questions are put.
+
+    Attributes:
+        sampling: of the answers; by default the most likely tokens.
+        render: text of a prompt from the turns of a question, for a model without a chat template of its own.
+        template: the name of that form; part of the settings that two examinations must share.
+        limit: the first items of each set only.
+    """
+
+    sampling: Sampling = field(default_factory=Sampling)
+    render: Callable[[Sequence[Message]], str] | None = None
+    template: str = "model"
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.sampling.n != 1:
+            raise UsageError(f"one answer per item is judged, and sampling.n is {self.sampling.n}")
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"limit must be 1 or more, given {self.limit}")
+
+    def request(self, item: Item) -> Request:
+        """What the model is asked."""
+        prompt = item.question if self.render is None else self.render(item.question)
+        return Request(prompt, self.sampling)
+
+
+def examine_items(
+    backend: Backend,
+    sets: Mapping[str, Path],
+    out: Path,
+    options: ExamineOptions = ExamineOptions(),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Examination:
+    """Examine a model on ``sets``, files of items by the name of their task; written to ``out`` at the end.
+
+    Answers are kept as they come: called again, it asks only for those that are missing. ``progress`` takes answers
+    and all items.
+
+    Raises:
+        UsageError: a file without items, an item without a check or given twice; names file and item.
+        ForeignFileError: the answers in ``out`` are of another model.
+        ArmillaryError: an answer could not be had, or the folder not be written.
+    """
+    every = {task: _items(path, options.limit) for task, path in sets.items()}
+    settings = canonical_hash(
+        {"format": 1, "template": options.template, "sampling": Request("", options.sampling).to_json()["sampling"]}
+    )
+    asked = [(task, item) for task, items in every.items() for item in items]
+    given: dict[int, Choice] = {}
+    out.mkdir(parents=True, exist_ok=True)
+    with open_answers(out / ANSWERS, backend.identity) as answers:
+        for completion in answers.complete(backend, [options.request(item) for _, item in asked]):
+            (given[completion.index],) = completion.choices
+            progress(len(given), len(asked))
+    rows: dict[str, list[Row]] = {task: [] for task in every}
+    for place, (task, item) in enumerate(asked):
+        rows[task].append(_judged(task, item, given[place], settings))
+    cost = backend.cost
+    found = Examination(
+        tuple(result for task, judged in rows.items() for result in _results(task, judged)),
+        {task: tuple(judged) for task, judged in rows.items()},
+        model=backend.identity,
+        backend={"engine": backend.identity.get("backend")},
+        cost={"prompt_tokens": cost.prompt_tokens, "new_tokens": cost.new_tokens, "seconds": cost.seconds},
+    )
+    write_examination(out, found)
+    return found
+
+
+def _items(path: Path, limit: int | None) -> list[Item]:
+    items: dict[str, Item] = {}
+    for item in read_items(path):
+        if item.check is None:
+            raise UsageError(
+                f"{path}: item {item.id} has no check, so that no answer to it can be judged; leave it out"
+            )
+        if item.id in items:
+            raise UsageError(f"{path}: item {item.id} is there twice; leave one out")
+        items[item.id] = item
+        if len(items) == limit:
+            break
+    if not items:
+        raise UsageError(f"{path}: holds no items")
+    return list(items.values())
+
+
+def _judged(task: str, item: Item, choice: Choice, settings: str) -> Row:
+    verdict = verify(item, choice.text)
+    subset = item.family or item.domain or task
+    question = [[message.role, message.content] for message in item.question]
+    return Row(
+        id=item_id(task, subset, [question, item.answer, dict(item.check or {})]),
+        subset=subset,
+        cluster=item.id,
+        settings=settings,
+        gold=item.answer,
+        outputs=(choice.text,),
+        answer=verdict.found,
+        second_answer=None,
+        scores={"right": float(verdict.outcome == "right"), "unreadable": float(verdict.outcome == "unreadable")},
+        truncated=choice.finish == "length",
+    )
+
+
+def _results(task: str, rows: Sequence[Row]) -> list[Result]:
+    parts = [task, *sorted({row.subset for row in rows} - {task})]
+    return [_result(task, part, metric, rows) for part in parts for metric in METRICS]
+
+
+def _result(task: str, subset: str, metric: str, rows: Sequence[Row]) -> Result:
+    mine = [row for row in rows if subset in (task, row.subset)]
+    interval = mean_interval([row.scores[metric] for row in mine])
+    return Result(
+        task=task,
+        subset=subset,
+        metric=metric,
+        value=interval.value,
+        low=interval.low,
+        high=interval.high,
+        n=len(mine),
+        truncated=sum(row.truncated for row in mine) / len(mine),
+        extraction_disagreement=None,
+        settings=rows[0].settings,
+    )

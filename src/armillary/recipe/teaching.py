@@ -1,0 +1,148 @@
+"""The document of one post-training: what a model is taught, in which stages, and what it is examined on.
+
+A stage that is not named is left out. Options of a stage have the names of its verb (``armillary post …``), and its
+defaults where they are not given.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from armillary.recipe.document import FolderName, PathText, beside, load_document
+from armillary.recipe.errors import FieldError
+from armillary.recipe.shapes import Document
+
+Language = Literal["zh", "en"]
+
+
+class Questions(Document):
+    """Questions whose answers are computed (``post synthesize``).
+
+    ``items`` is the number of training questions, ``held_out`` of those of the same families and levels that are kept
+    out of the training, ``harder`` of those one level above. ``teacher`` rewrites: a model folder, a .gguf file or a
+    URL.
+    """
+
+    items: int = Field(default=2000, ge=8)
+    held_out: int = Field(default=300, ge=2)
+    harder: int = Field(default=0, ge=0)
+    families: tuple[str, ...] = ()
+    languages: tuple[Language, ...] = ("zh", "en")
+    levels: tuple[int, ...] = (1,)
+    seed: int = Field(default=0, ge=0)
+    teacher: str | None = None
+
+
+class Tuning(Document):
+    """Supervised fine-tuning (``post sft``)."""
+
+    epochs: float = Field(default=3.0, gt=0)
+    lr: float | None = Field(default=None, gt=0)
+    batch_tokens: int | None = Field(default=None, ge=2)
+    context_length: int | None = Field(default=None, ge=2)
+    precision: Literal["fp32", "bf16"] | None = None
+    seed: int = Field(default=0, ge=0)
+
+
+class Gain(Document):
+    """Runs on these parts of the data, from which the score of the whole run is predicted before it begins."""
+
+    parts: tuple[float, ...] = (0.125, 0.25, 0.5)
+
+    @model_validator(mode="after")
+    def _parts_are_shares(self) -> Self:
+        if (
+            len(self.parts) < 3
+            or not all(0 < part < 1 for part in self.parts)
+            or len(set(self.parts)) < len(self.parts)
+        ):
+            raise FieldError(
+                f"must be three or more different shares between 0 and 1, given {list(self.parts)}", "parts"
+            )
+        return self
+
+
+class Rejection(Document):
+    """Rejection sampling (``post reject``) on new questions of the same families, and a second fine-tuning on both."""
+
+    questions: int = Field(default=1000, ge=8)
+    samples: int = Field(default=4, ge=1)
+    temperatures: tuple[float, ...] = (0.7, 1.0)
+
+
+class PreferenceStage(Document):
+    """Pairs of right and wrong samples (``post pairs``), and ``post dpo`` on them. Needs ``reject``."""
+
+    beta: float = Field(default=0.1, gt=0)
+    epochs: float = Field(default=1.0, gt=0)
+    lr: float | None = Field(default=None, gt=0)
+
+
+class Merging(Document):
+    """``post merge`` of the models that the stages before gave."""
+
+    method: Literal["linear", "task", "slerp", "ties", "dare", "weighted"] = "task"
+    scale: float = Field(default=1.0, gt=0)
+
+
+class Questioning(Document):
+    """How models are examined, and ``sets``: more files of items by name, such as unrelated ones for forgetting."""
+
+    sets: dict[str, PathText] = Field(default_factory=dict)
+    max_new_tokens: int = Field(default=200, ge=1)
+
+
+class Teaching(Document):
+    """One post-training. Relative paths are taken from the folder of its file."""
+
+    format: Literal[1] = 1
+    name: FolderName
+    model: PathText
+    template: str | None = None
+    questions: Questions = Questions()
+    decontaminate: tuple[PathText, ...] = ()
+    sft: Tuning = Tuning()
+    gain: Gain | None = None
+    reject: Rejection | None = None
+    dpo: PreferenceStage | None = None
+    merge: Merging | None = None
+    examine: Questioning = Questioning()
+
+    @model_validator(mode="after")
+    def _stages_have_what_they_need(self) -> Self:
+        if self.dpo is not None and self.reject is None:
+            raise FieldError("needs the stage 'reject', whose samples are paired; add it, or leave dpo out", "dpo")
+        if self.merge is not None and self.reject is None and self.dpo is None:
+            raise FieldError("needs two models: add the stage 'reject', or leave merge out", "merge")
+        if taken := {"held-out", "harder"} & self.examine.sets.keys():
+            raise FieldError(f"'{sorted(taken)[0]}' names a set of the path itself; choose another", "examine", "sets")
+        return self
+
+
+def load_teaching(path: Path) -> Teaching:
+    """Read and check a post-training.
+
+    Raises:
+        UsageError: as ``load_document``.
+    """
+    teaching = load_document(path, Teaching)
+    base = path.resolve().parent
+
+    def absolute(where: str) -> str:
+        return str(beside(base, where))
+
+    questions = teaching.questions
+    if questions.teacher is not None and "://" not in questions.teacher:
+        questions = questions.model_copy(update={"teacher": absolute(questions.teacher)})
+    sets = {name: absolute(where) for name, where in teaching.examine.sets.items()}
+    return teaching.model_copy(
+        update={
+            "model": absolute(teaching.model),
+            "questions": questions,
+            "decontaminate": tuple(map(absolute, teaching.decontaminate)),
+            "examine": teaching.examine.model_copy(update={"sets": sets}),
+        }
+    )
