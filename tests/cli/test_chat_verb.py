@@ -39,8 +39,8 @@ def test_lines_of_a_pipe_are_turns(capfd: Any, monkeypatch: Any, tiny_hf: Path) 
     ("arguments", "said"),
     [
         (("nowhere",), "nowhere"),
-        (("--temperature", -1), "temperature must be 0"),
-        (("--max-new-tokens", 0), "1 or more"),
+        (("--temperature", -1), "at least 0"),
+        (("--max-new-tokens", 0), "at least 1"),
     ],
 )
 def test_wrong_input_is_one_line(

@@ -25,6 +25,7 @@ _SETTINGS: dict[str, Any] = {
     "name": "tiny",
     "questions": _QUESTIONS,
     "sft": {"epochs": 2, "batch_tokens": 512, "precision": "fp32"},
+    "reject": {"questions": 8, "samples": 2},
     "examine": {"max_new_tokens": 6},
 }
 

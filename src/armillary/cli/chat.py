@@ -11,6 +11,8 @@ import typer
 
 from armillary.cli.backends import Engine, ModelArgument, opens_models
 from armillary.cli.screen import JsonOption, app, err, show_json
+from armillary.cli.values import not_negative, nucleus
+from armillary.recipe import counted
 
 
 @app.command()
@@ -18,11 +20,11 @@ from armillary.cli.screen import JsonOption, app, err, show_json
 def chat(
     model: ModelArgument,
     system: Annotated[str | None, typer.Option(help="The system message.", show_default=False)] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 512,
-    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(help="Draw from the nucleus with this probability.")] = 1.0,
-    top_k: Annotated[int | None, typer.Option(help="Draw from this many tokens.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 512,
+    temperature: Annotated[float, typer.Option(callback=not_negative, help="0 takes the most likely token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(callback=nucleus, help="Draw from the nucleus with this probability.")] = 1.0,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Draw from this many tokens.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
     *,
     engine: Engine,
     as_json: JsonOption = False,
@@ -81,4 +83,4 @@ def _turn(dialogue: Any, text: str, person: bool, as_json: bool) -> None:
     if not as_json:
         print()
     if dialogue.forgotten > forgotten:
-        err.print(f"the oldest {dialogue.forgotten} messages no longer fit into the context", highlight=False)
+        err.print(f"the context is full: {counted(dialogue.forgotten, 'old message')} left out", highlight=False)

@@ -30,6 +30,8 @@ from armillary.generate import BackendOptions, Sampling, open_backend
 from armillary.post.decontaminate import DecontaminateOptions, decontaminate
 from armillary.post.examine import ExamineOptions, examine_items
 from armillary.post.plan import SftOptions
+from armillary.post.reject import RejectOptions, reject
+from armillary.post.sampling import SampleOptions
 from armillary.post.sft import fine_tune
 from armillary.post.stage import ITEMS
 from armillary.post.synthesize import SynthesisOptions, synthesize
@@ -189,12 +191,9 @@ class _Teaching:
     def _rejected(self, model: Path) -> Path:
         asked = self.recipe.reject
         assert asked is not None
-        from armillary.post.reject import RejectOptions, reject
-        from armillary.post.sampling import SampleOptions
-
         questions = self._questions("new-questions", asked.questions, self.recipe.questions.seed + 1)
         options = RejectOptions(
-            sampling=SampleOptions(k=asked.samples, temperatures=asked.temperatures),
+            sampling=SampleOptions(asked.samples, asked.temperatures, self.recipe.examine.max_new_tokens),
             progress=lambda done: self.handling.advance("reject", done, asked.questions, ""),
         )
         with closing(open_backend(str(model), BackendOptions())) as backend:
@@ -219,7 +218,7 @@ class _Teaching:
         against = self.taken if self.steps else None
         differences = {} if against is None else _differences(against.examination, found)
         taken = against is None or differences[HELD_OUT]["low"] > 0
-        step = Step(name, model, found, against and against.name, differences, taken)
+        step = Step(name, model, found, None if against is None else against.name, differences, taken)
         self.steps.append(step)
         self.say(_said(step))
 

@@ -9,8 +9,9 @@ import typer
 from rich.markup import escape
 
 from armillary.cli.screen import JsonOption, Reporter, out, show_json, show_table
+from armillary.cli.values import nucleus
 
-NearOption = Annotated[float, typer.Option(help="Smallest Jaccard similarity of a near duplicate.")]
+NearOption = Annotated[float, typer.Option(callback=nucleus, help="Smallest Jaccard similarity of a near duplicate.")]
 
 
 def decontaminate(

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from rich.markup import escape
 
 from armillary.cli.screen import JsonOption, Reporter, out, show_json
+from armillary.cli.values import not_negative, positive
 from armillary.recipe import Layout, Lora, UsageError, first_problem
 
 TemplateOption = Annotated[
@@ -62,14 +63,16 @@ def sft(
     held_out: Annotated[
         Path | None, typer.Option("--eval", help="Conversations to take the loss on.", show_default=False)
     ] = None,
-    epochs: Annotated[float, typer.Option(help="Passes over the data.")] = 3.0,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate (default: by size).", show_default=False)] = None,
+    epochs: Annotated[float, typer.Option(callback=positive, help="Passes over the data.")] = 3.0,
+    lr: Annotated[
+        float | None, typer.Option(callback=positive, help="Peak learning rate (default: by size).", show_default=False)
+    ] = None,
     batch_tokens: Annotated[
         int | None,
         typer.Option(min=1, help="Tokens of a step (default: 8192, fewer for few data).", show_default=False),
     ] = None,
     context_length: ContextLengthOption = None,
-    weight_decay: Annotated[float, typer.Option(help="Decay of matrices.")] = 0.0,
+    weight_decay: Annotated[float, typer.Option(callback=not_negative, help="Decay of matrices.")] = 0.0,
     precision: Annotated[
         str | None, typer.Option(help="fp32 or bf16 (default: bf16 where it is faster).", show_default=False)
     ] = None,
@@ -79,7 +82,10 @@ def sft(
     lora: Annotated[bool, typer.Option("--lora", help="Train an adapter of low rank in place of all weights.")] = False,
     lora_rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter.")] = 16,
     lora_alpha: Annotated[
-        float | None, typer.Option(help="Its scale is alpha / rank (default: twice the rank).", show_default=False)
+        float | None,
+        typer.Option(
+            callback=positive, help="Its scale is alpha / rank (default: twice the rank).", show_default=False
+        ),
     ] = None,
     lora_targets: Annotated[
         str | None, typer.Option(help="Its matrices, such as q,v (default: all of a layer).", show_default=False)
@@ -100,8 +106,6 @@ def sft(
     one_of("--precision", precision, ("fp32", "bf16"))
     one_of("--too-long", too_long, ("refuse", "cut", "drop"))
     one_of("--dtype", dtype, ("float32", "bfloat16", "float16"))
-    if lora_alpha is not None and not lora_alpha > 0:
-        raise UsageError(f"--lora-alpha must be above 0, given {lora_alpha}")
     from armillary.launch import stopping
     from armillary.post.plan import SftOptions
     from armillary.post.sft import fine_tune
