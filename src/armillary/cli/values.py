@@ -22,6 +22,11 @@ def nucleus(value: float | None) -> float | None:
     return _checked(value, value is None or 0 < value <= 1, "must be above 0 and at most 1")
 
 
+def fraction(value: float | None) -> float | None:
+    """``value`` where it lies between 0 and 1, with both allowed."""
+    return _checked(value, value is None or 0 <= value <= 1, "must be at least 0 and at most 1")
+
+
 def positive(value: float | None) -> float | None:
     """``value`` where it is finite and above 0."""
     return _checked(value, value is None or 0 < value < math.inf, "must be a finite number above 0", percent=False)

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from armillary.cli.backends import Engine, ModelArgument, opens_models
 from armillary.cli.screen import JsonOption, err, out, show_json, show_table
+from armillary.cli.values import fraction, probability
 
 
 @opens_models
@@ -23,7 +24,9 @@ def evolve(
         typer.Option(help="Model whose pass rate measures difficulty (default: MODEL).", show_default=False),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of evolution.")] = 2,
-    breadth: Annotated[float, typer.Option(help="Share of the changes that are for breadth.")] = 0.25,
+    breadth: Annotated[
+        float, typer.Option(callback=fraction, help="Share of the changes that are for breadth.")
+    ] = 0.25,
     samples: Annotated[int, typer.Option(min=1, help="Answers per item and temperature, for the pass rate.")] = 4,
     temperature: Annotated[
         list[float] | None, typer.Option(help="Of these answers; repeatable (default: 0.8).", show_default=False)
@@ -33,7 +36,10 @@ def evolve(
         list[str] | None, typer.Option(help="Topic of breadth; repeatable (default: built in).", show_default=False)
     ] = None,
     held_out: Annotated[
-        float, typer.Option(help="Share of the problems of a family that is held out, as in synthesize.")
+        float,
+        typer.Option(
+            callback=probability, help="Share of the problems of a family that is held out, as in synthesize."
+        ),
     ] = 0.1,
     seed: Annotated[int, typer.Option(min=0, help="Of all draws.")] = 0,
     *,

@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from armillary.cli.backends import Engine, ModelArgument, opens_models
 from armillary.cli.screen import JsonOption, err, out, show_json, show_table
+from armillary.cli.values import fraction
 
 
 @opens_models
@@ -24,10 +25,16 @@ def reject(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
     most: Annotated[int, typer.Option(min=1, help="Answers kept of a question.")] = 4,
-    same: Annotated[float, typer.Option(help="Similarity from which two answers are the same reasoning.")] = 0.7,
-    easy: Annotated[float, typer.Option(help="Pass rate from which a question is easy.")] = 1.0,
-    easy_share: Annotated[float, typer.Option(help="Share of the easy questions that stays.")] = 0.25,
-    hard: Annotated[float, typer.Option(help="Pass rate up to which a question is impossible.")] = 0.0,
+    same: Annotated[
+        float, typer.Option(callback=fraction, help="Similarity from which two answers are the same reasoning.")
+    ] = 0.7,
+    easy: Annotated[float, typer.Option(callback=fraction, help="Pass rate from which a question is easy.")] = 1.0,
+    easy_share: Annotated[
+        float, typer.Option(callback=fraction, help="Share of the easy questions that stays.")
+    ] = 0.25,
+    hard: Annotated[
+        float, typer.Option(callback=fraction, help="Pass rate up to which a question is impossible.")
+    ] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Of the samples.")] = 0,
     *,
     engine: Engine,
