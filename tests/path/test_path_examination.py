@@ -10,7 +10,7 @@ import pytest
 
 from armillary.corpus import Corpus
 from armillary.evaluate.cloze import METRIC, TASK
-from armillary.evaluate.results import read_examination, write_examination
+from armillary.evaluate.results import Examination, read_examination, write_examination
 from armillary.path import Evidence
 from armillary.path.examination import FOLDER, examine, score_rows
 from armillary.recipe import ArmillaryError, ForeignFileError, read_json, write_sealed
@@ -44,6 +44,11 @@ def test_the_published_model_and_the_natural_mixture_answer_the_same_items(made:
     assert total["difference_low"] <= total["difference"] <= total["difference_high"]
 
 
+def alike(first: Examination, second: Examination) -> bool:
+    """Equal but for the time that it took."""
+    return replace(first, cost={}) == replace(second, cost={})
+
+
 def test_answers_are_used_again_and_damaged_ones_made_again(made: tuple[Path, TargetOutcome], tmp_path: Path) -> None:
     folder, outcome = made
     copy = shutil.copytree(folder, tmp_path / "copy")
@@ -59,12 +64,12 @@ def test_answers_are_used_again_and_damaged_ones_made_again(made: tuple[Path, Ta
     items = place / "items" / f"{TASK}.jsonl"
     items.write_bytes(items.read_bytes()[:-40])
     found = examine(outcome, corpus, store, copy)
-    assert found is not None and found.published == before == read_examination(place)
+    assert found is not None and alike(found.published, before) and found.published == read_examination(place)
 
     # answers of another run are not those of this one
     write_examination(place, replace(before, model={**before.model, "run": "another"}))
     found = examine(outcome, corpus, store, copy)
-    assert found is not None and found.published == before
+    assert found is not None and alike(found.published, before)
     store.close()
 
 

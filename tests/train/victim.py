@@ -150,7 +150,7 @@ POINTS: dict[str, Callable[[], None]] = {
     "before the metrics are renamed": at_file(".metrics.parquet"),
     "before the weights are renamed": at_file(".model.safetensors"),
     "after the last checkpoint": at(loop, "write_metrics", 1),
-    "after the metrics": at(engine, "save_weights", 1),
+    "after the metrics": at(engine.Alone, "save_weights", 1),
     "after the weights": at(loop, "write_result", 1),
     "before the result is renamed": at_file(".result.json"),
     "after the result": at(loop, "remove_checkpoints", 1),

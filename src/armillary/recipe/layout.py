@@ -87,7 +87,7 @@ class Layout(Document):
     def _layers_fit(self, counts: tuple[int, ...]) -> None:
         if len(counts) != self.stages:
             raise FieldError(
-                f"{counted(len(counts), 'number')} for {self.pp} x {counted(self.stages_per_rank, 'stage')}",
+                f"{counted(len(counts), 'number')} for {self.pp} x {self.stages_per_rank} stages",
                 "layers_per_stage",
             )
         if min(counts) < 0 or 0 in counts[1:-1]:
