@@ -25,7 +25,10 @@ _SETTINGS: dict[str, Any] = {
     "name": "tiny",
     "questions": _QUESTIONS,
     "sft": {"epochs": 2, "batch_tokens": 512, "precision": "fp32"},
+    "gain": {},
     "reject": {"questions": 8, "samples": 2},
+    "dpo": {},
+    "merge": {},
     "examine": {"max_new_tokens": 6},
 }
 
@@ -103,7 +106,7 @@ def test_a_model_that_fails_in_a_stage_loses_nothing_before_it(
     def full(*_: Any, **__: Any) -> Any:
         raise ArmillaryError("No space left on device")
 
-    recipe = make(tmp_path, tiny_hf, reject=None)
+    recipe = make(tmp_path, tiny_hf, reject=None, gain=None, dpo=None, merge=None)
     with monkeypatch.context() as patch:
         patch.setattr(module, "fine_tune", full)
         with pytest.raises(ArmillaryError, match="No space"):
@@ -127,7 +130,7 @@ def test_a_model_that_fails_in_a_stage_loses_nothing_before_it(
 def test_wrong_recipes_are_refused_before_anything_is_made(
     tiny_hf: Path, tmp_path: Path, changes: dict[str, Any], said: str
 ) -> None:
-    changes = {"reject": None, **changes}
+    changes = {"reject": None, "dpo": None, "merge": None, **changes}
     with pytest.raises(UsageError) as caught:
         teach(make(tmp_path, tiny_hf, **changes), tmp_path / "out")
     assert said in str(caught.value)

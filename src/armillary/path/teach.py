@@ -4,8 +4,9 @@ The folder of a teaching::
 
     OUT/questions/, held-out/, harder/   questions with computed answers (``post.synthesize``)
     OUT/questions-clean/                 the training questions without those of evaluation sets
+    OUT/gain/                            fine-tunings on parts of the questions, and what they predict of the whole one
     OUT/sft/, sft-2/, dpo/, merged/      the models, each with what it was trained on
-    OUT/rejected/                        verified samples of the first model on new questions
+    OUT/rejected/, pairs/                verified samples of a model on new questions, and pairs of right and wrong ones
     OUT/examined/MODEL/                  answers and scores of each model on the same items
     OUT/record.json                      all scores, paired differences and the model that was taken; sealed, last
 
@@ -18,17 +19,25 @@ The same call resumes: finished stages are found, and an unfinished one goes on.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+import hashlib
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from armillary.evaluate import Examination, compare
 from armillary.files import write_file
 from armillary.generate import BackendOptions, Sampling, open_backend
+from armillary.laws import GainLaw
+from armillary.laws.examination import AtChanceError
 from armillary.post.decontaminate import DecontaminateOptions, decontaminate
+from armillary.post.dpo import DpoOptions, prefer
 from armillary.post.examine import ExamineOptions, examine_items
+from armillary.post.merge import MergeOptions, merge
+from armillary.post.pairs import Files, PairOptions, pairs_by_verifier
 from armillary.post.plan import SftOptions
 from armillary.post.reject import RejectOptions, reject
 from armillary.post.sampling import SampleOptions
@@ -37,11 +46,14 @@ from armillary.post.stage import ITEMS
 from armillary.post.synthesize import SynthesisOptions, synthesize
 from armillary.post.template import open_renderer
 from armillary.post.tuning import Handling
-from armillary.recipe import Teaching, canonical_hash, exclusive, write_sealed
+from armillary.post.verify import verify
+from armillary.recipe import Teaching, UsageError, canonical_hash, exclusive, read_sealed, write_sealed
+from armillary.recipe.teaching import Gain, Merging, PreferenceStage, Rejection
 
 FORMAT = 1
 RECORD = "record.json"
 HELD_OUT = "held-out"
+INTERVAL = 0.9
 
 
 @dataclass(frozen=True)
@@ -107,23 +119,28 @@ class _Teaching:
         self.base = Path(recipe.model)
         self.renderer = open_renderer(self.base, recipe.template)
         self.steps: list[Step] = []
+        self.left_out: dict[str, str] = {}  # stages without a model, with the reason
 
     def run(self) -> list[Step]:
         self._hold_out()
         data = self._questions("questions", self.recipe.questions.items, self.recipe.questions.seed)
         self._examined("base", self.base)
+        predicted = None if self.recipe.gain is None else self._predicted(data, self.recipe.gain)
         first = self._tuned("sft", data)
         if self.recipe.reject is not None:
-            kept = self._rejected(first)
-            both = self.out / "sft-2.jsonl"
-            _join(both, (data, kept))
-            self._tuned("sft-2", both)
+            self._second(data, first, self.recipe.reject)
+        if self.recipe.dpo is not None:
+            self._preferred(self.recipe.dpo)
+        if self.recipe.merge is not None:
+            self._merged(self.recipe.merge)
         write_sealed(
             self.out / RECORD,
             {
                 "format": FORMAT,
                 "recipe": self.recipe.model_dump(mode="json"),
+                "gain": predicted and self._judged(predicted),
                 "steps": [step.to_json() for step in self.steps],
+                "left_out": self.left_out,
                 "taken": self.taken.name,
             },
         )
@@ -181,46 +198,143 @@ class _Teaching:
         self.say(f"{out.name}: {sum(dropped.values())} items of evaluation sets removed")
         return out / ITEMS
 
-    def _tuned(self, name: str, data: Path) -> Path:
-        asked = self.recipe.sft
-        options = SftOptions(**asked.model_dump(), template=self.recipe.template, too_long="drop")
-        found = fine_tune(self.base, data, self.out / name, options, handling=self.handling)
-        self._examined(name, found.model)
-        return found.model
+    def _predicted(self, data: Path, gain: Gain) -> dict[str, Any]:
+        """What fine-tuning on all of ``data`` will score on the held-out questions, recorded before it begins."""
+        place = self.out / "gain" / "prediction.json"
+        lines = sorted(data.read_bytes().splitlines(keepends=True), key=lambda line: hashlib.sha256(line).digest())
+        sizes = [max(1, round(part * len(lines))) for part in gain.parts]
+        with contextlib.suppress(FileNotFoundError):
+            known = read_sealed(place, "prediction of a gain", FORMAT, "remove the folder to predict again")
+            if known["parts"] != sizes or known["items"] != len(lines):
+                raise UsageError(
+                    f"{place}: was made from parts of {known['parts']} of {known['items']} items, and the recipe has "
+                    f"{sizes} of {len(lines)}; name another folder"
+                )
+            return known
+        scores = []
+        for part, size in zip(gain.parts, sizes, strict=True):
+            name = f"gain/{part:g}"
+            few = self.out / "gain" / f"{part:g}.jsonl"
+            few.parent.mkdir(parents=True, exist_ok=True)
+            write_file(few, b"".join(lines[:size]))
+            found = self._asked(name, self._fine_tuned(name, few), {HELD_OUT: self.sets[HELD_OUT]})
+            scores.append([item.scores["right"] for item in found.items[HELD_OUT]])
+        document: dict[str, Any] = {"format": FORMAT, "parts": sizes, "items": len(lines), "interval": INTERVAL}
+        document["scores"] = [sum(score) / len(score) for score in scores]
+        document["recorded_at"] = datetime.now(UTC).isoformat()
+        document["before_the_run"] = not (self.out / "sft" / "run").exists()
+        try:
+            law = GainLaw().fit([[float(size)] for size in sizes], scores)
+            mean, low, high = law.predict([[float(len(lines))]], INTERVAL)
+            document |= {"predicted": float(mean[0]), "low": float(low[0]), "high": float(high[0])}
+            self.say(f"gain: predicted {mean[0]:.3f} ({low[0]:.3f} to {high[0]:.3f})")
+        except AtChanceError as error:
+            document["cannot_be_predicted"] = str(error)
+            self.say(f"gain: cannot be predicted: {error}")
+        write_sealed(place, document)
+        return document
 
-    def _rejected(self, model: Path) -> Path:
-        asked = self.recipe.reject
-        assert asked is not None
-        questions = self._questions("new-questions", asked.questions, self.recipe.questions.seed + 1)
+    def _judged(self, predicted: dict[str, Any]) -> dict[str, Any]:
+        """The prediction with what the whole run scored, and whether that lies inside."""
+        found = next(step for step in self.steps if step.name == "sft")
+        measured = found.to_json()["scores"][HELD_OUT]["right"]
+        inside = None if "low" not in predicted else predicted["low"] <= measured <= predicted["high"]
+        if inside is not None:
+            self.say(f"gain: measured {measured:.3f}, {'inside' if inside else 'outside'} the predicted interval")
+        return {**predicted, "measured": measured, "inside": inside}
+
+    def _second(self, data: Path, first: Path, asked: Rejection) -> None:
+        """A second fine-tuning of the base, on the questions and on verified samples of the first model."""
         options = RejectOptions(
             sampling=SampleOptions(asked.samples, asked.temperatures, self.recipe.examine.max_new_tokens),
             progress=lambda done: self.handling.advance("reject", done, asked.questions, ""),
         )
-        with closing(open_backend(str(model), BackendOptions())) as backend:
+        questions = self._new_questions(asked)
+        with closing(open_backend(str(first), BackendOptions())) as backend:
             record = reject(questions, self.out / "rejected", backend, options)
         self.say(f"reject: {record['counts']['kept']} verified samples kept")
-        return self.out / "rejected" / ITEMS
+        if not record["counts"]["kept"]:
+            return self._leave_out("sft-2", "no sample was right, so there is nothing new to train on")
+        both = self.out / "sft-2.jsonl"
+        write_file(both, data.read_bytes() + (self.out / "rejected" / ITEMS).read_bytes())
+        self._tuned("sft-2", both)
+
+    def _preferred(self, asked: PreferenceStage) -> None:
+        """The model taken so far, trained on pairs of its own right and wrong samples."""
+        assert self.recipe.reject is not None
+        model, longest = self.taken.model, self.recipe.examine.max_new_tokens
+        options = PairOptions(self.recipe.reject.samples, self.recipe.reject.temperatures, longest, seed=1)
+        files = Files(
+            self._new_questions(self.recipe.reject),
+            self.out / "pairs",
+            lambda done, total, note: self.handling.advance("pairs", done, total, note),
+        )
+        if self.taken.name == "base":
+            return self._leave_out("dpo", "no fine-tuned model was better than the base")
+        with closing(open_backend(str(model), BackendOptions())) as backend:
+            made = pairs_by_verifier(files, backend, options, lambda item, text: verify(item, text).outcome)
+        self.say(f"pairs: {made.pairs}")
+        if not made.pairs:
+            return self._leave_out("dpo", "no question had both a right and a wrong sample")
+        preference = DpoOptions(beta=asked.beta, epochs=asked.epochs, lr=asked.lr, template=self.recipe.template)
+        found = prefer(model, self.out / "pairs" / ITEMS, self.out / "dpo", preference, handling=self.handling)
+        self._examined("dpo", found.model)
+
+    def _merged(self, asked: Merging) -> None:
+        """One model of all that were trained from the base."""
+        models = [step.model for step in self.steps if step.name != "base"]
+        if len(models) < 2:
+            return self._leave_out("merged", "there is one model only")
+        options = MergeOptions(asked.method, scale=asked.scale)
+        merge(
+            self.base,
+            models,
+            self.out / "merged",
+            options,
+            lambda done, total: self.handling.advance("merge", done, total, f"{done >> 20} of {total >> 20} MiB"),
+        )
+        self._examined("merged", self.out / "merged")
+
+    def _leave_out(self, stage: str, reason: str) -> None:
+        self.left_out[stage] = reason
+        self.say(f"{stage}: left out, {reason}")
+
+    def _new_questions(self, asked: Rejection) -> Path:
+        return self._questions("new-questions", asked.questions, self.recipe.questions.seed + 1)
+
+    def _tuned(self, name: str, data: Path) -> Path:
+        model = self._fine_tuned(name, data)
+        self._examined(name, model)
+        return model
+
+    def _fine_tuned(self, name: str, data: Path) -> Path:
+        options = SftOptions(**self.recipe.sft.model_dump(), template=self.recipe.template, too_long="drop")
+        return fine_tune(self.base, data, self.out / name, options, handling=self.handling).model
 
     def _examined(self, name: str, model: Path) -> None:
-        options = ExamineOptions(
-            Sampling(max_new_tokens=self.recipe.examine.max_new_tokens),
-            render=lambda turns: self.renderer.chat.render([{"role": t.role, "content": t.content} for t in turns]),
-            template=canonical_hash(self.renderer.chat.source),
-        )
-        with closing(open_backend(str(model), BackendOptions())) as backend:
-            found = examine_items(
-                backend,
-                self.sets,
-                self.out / "examined" / name,
-                options,
-                lambda done, total: self.handling.advance(f"examine {name}", done, total, ""),
-            )
+        found = self._asked(name, model, self.sets)
         against = self.taken if self.steps else None
         differences = {} if against is None else _differences(against.examination, found)
         taken = against is None or differences[HELD_OUT]["low"] > 0
         step = Step(name, model, found, None if against is None else against.name, differences, taken)
         self.steps.append(step)
         self.say(_said(step))
+
+    def _asked(self, name: str, model: Path, sets: Mapping[str, Path]) -> Examination:
+        """All models are asked in the form of one template, which the base may not have."""
+        options = ExamineOptions(
+            Sampling(max_new_tokens=self.recipe.examine.max_new_tokens),
+            render=lambda turns: self.renderer.chat.render([{"role": t.role, "content": t.content} for t in turns]),
+            template=canonical_hash(self.renderer.chat.source),
+        )
+        with closing(open_backend(str(model), BackendOptions())) as backend:
+            return examine_items(
+                backend,
+                sets,
+                self.out / "examined" / name,
+                options,
+                lambda done, total: self.handling.advance(f"examine {name}", done, total, ""),
+            )
 
 
 def _differences(first: Examination, second: Examination) -> dict[str, dict[str, float]]:
@@ -249,8 +363,3 @@ def _said(step: Step) -> str:
     word = "taken" if step.taken else f"not better beyond chance, {step.against} stays"
     interval = f"{change['value']:+.3f} ({change['low']:+.3f} to {change['high']:+.3f})"
     return f"{step.name}: {scores}; against {step.against} {interval}: {word}"
-
-
-def _join(path: Path, parts: Iterable[Path]) -> None:
-    """The lines of all parts in one file."""
-    write_file(path, b"".join(part.read_bytes() for part in parts))
