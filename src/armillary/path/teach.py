@@ -267,7 +267,7 @@ class _Teaching:
         files = Files(
             self._new_questions(self.recipe.reject),
             self.out / "pairs",
-            lambda done, total, note: self.handling.advance("pairs", done, total, note),
+            self.handling.advance,
         )
         if self.taken.name == "base":
             return self._leave_out("dpo", "no fine-tuned model was better than the base")
