@@ -252,6 +252,7 @@ class PlainLaw(QuickLaw):
         return super().fit(mixtures, losses)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_law")
 def test_every_printed_command_runs_and_trains_nothing_again(
     tiny_corpus_spec: CorpusSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

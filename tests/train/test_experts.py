@@ -30,6 +30,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(spec, tiny_corpus, tmp_path, und
     assert len(biases) == 2 and all(bias.abs().max() > 0 for bias in biases)
 
 
+@pytest.mark.slow
 def test_experts_are_dealt_out_anew_when_a_run_goes_on(spec, tiny_corpus, tmp_path, on_ranks):
     for layout, stop_after in ((Layout(dp_shard=2, ep=2), 3), (Layout(tp=2), 3), (Layout(), None)):
         on_ranks(layout.ranks, train, spec, tiny_corpus.path, tmp_path / "run", layout, stop_after)
