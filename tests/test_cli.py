@@ -44,6 +44,8 @@ VERBS = [
     ["forecast", "judge"],
     ["evaluate", "judge"],
     *(["post", verb] for verb in ("evolve", "decontaminate", "leaks", "diversity", "reject")),
+    ["post", "run"],
+    ["post", "examine"],
     ["post", "check"],
     ["post", "sft"],
     ["post", "pairs"],

@@ -61,9 +61,7 @@ def spread(spec: RunSpec, layout: Layout) -> tuple[list[float], dict[str, torch.
 
 # Newton-Schulz iterates in bf16: where the last digit of a gradient tips a rounding, a step moves by 2^-8 of itself.
 @pytest.mark.parametrize(("kind", "of_loss", "of_parameters"), [("adamw", 1e-5, 2e-4), ("muon", 5e-4, 2e-3)])
-@pytest.mark.parametrize(
-    "name", [n if n == "tp2" else pytest.param(n, marks=pytest.mark.slow) for n in LAYOUTS]
-)
+@pytest.mark.parametrize("name", [n if n == "tp2" else pytest.param(n, marks=pytest.mark.slow) for n in LAYOUTS])
 def test_twenty_steps_are_those_of_one_process(
     name: str, kind: str, of_loss: float, of_parameters: float, on_ranks: Any
 ) -> None:

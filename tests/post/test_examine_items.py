@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from armillary.cli import main
 from armillary.evaluate import compare, read_examination
 from armillary.generate import BackendOptions, Choice, Completion, Cost, Message, Request, Sampling, open_backend
 from armillary.generate.backend import Backend
@@ -124,3 +126,22 @@ def test_a_real_model_answers(tiny_hf: Path, tmp_path: Path) -> None:  # noqa: F
     (again,) = backend.complete([Request(sums(1)[0].question, options.sampling)])
     assert found.items["doubling"][0].outputs == (again.choices[0].text,) and len(found.items["doubling"]) == 3
     backend.close()
+
+
+def test_the_verb(tiny_hf: Path, tmp_path: Path, capfd: Any, monkeypatch: Any) -> None:  # noqa: F811
+    def call(*arguments: Any) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["armillary", "post", "examine", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capfd.readouterr()
+        assert "Traceback" not in err
+        return int(end.value.code or 0), out, err
+
+    path = write(tmp_path / "doubling.jsonl", sums(3))
+    asked = (tiny_hf, "--items", path, "--out", tmp_path / "out", "--max-new-tokens", 4, "--threads", 1)
+    code, out, _ = call(*asked, "--template", "plain", "--json")
+    assert code == 0 and {row["task"] for row in json.loads(out)["results"]} == {"doubling"}
+    assert call(*asked, "--items", path)[0] == 2  # one name twice
+    code, _, err = call(tiny_hf, "--items", tmp_path / "none.jsonl", "--out", tmp_path / "o")
+    assert code == 2 and "none.jsonl" in err

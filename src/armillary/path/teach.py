@@ -35,7 +35,7 @@ from armillary.laws import GainLaw
 from armillary.laws.examination import AtChanceError
 from armillary.post.decontaminate import DecontaminateOptions, decontaminate
 from armillary.post.dpo import DpoOptions, prefer
-from armillary.post.examine import ExamineOptions, examine_items
+from armillary.post.examine import ExamineOptions, examine_items, in_template
 from armillary.post.merge import MergeOptions, merge
 from armillary.post.pairs import Files, PairOptions, pairs_by_verifier
 from armillary.post.plan import SftOptions
@@ -47,7 +47,7 @@ from armillary.post.synthesize import SynthesisOptions, synthesize
 from armillary.post.template import open_renderer
 from armillary.post.tuning import Handling
 from armillary.post.verify import verify
-from armillary.recipe import Teaching, UsageError, canonical_hash, exclusive, read_sealed, write_sealed
+from armillary.recipe import Teaching, UsageError, exclusive, read_sealed, write_sealed
 from armillary.recipe.teaching import Gain, Merging, PreferenceStage, Rejection
 
 FORMAT = 1
@@ -117,7 +117,7 @@ class _Teaching:
     def __init__(self, recipe: Teaching, out: Path, handling: Handling, say: Callable[[str], None]) -> None:
         self.recipe, self.out, self.handling, self.say = recipe, out, handling, say
         self.base = Path(recipe.model)
-        self.renderer = open_renderer(self.base, recipe.template)
+        open_renderer(self.base, recipe.template)  # a model that cannot be asked is refused before anything is made
         self.steps: list[Step] = []
         self.left_out: dict[str, str] = {}  # stages without a model, with the reason
 
@@ -322,11 +322,8 @@ class _Teaching:
 
     def _asked(self, name: str, model: Path, sets: Mapping[str, Path]) -> Examination:
         """All models are asked in the form of one template, which the base may not have."""
-        options = ExamineOptions(
-            Sampling(max_new_tokens=self.recipe.examine.max_new_tokens),
-            render=lambda turns: self.renderer.chat.render([{"role": t.role, "content": t.content} for t in turns]),
-            template=canonical_hash(self.renderer.chat.source),
-        )
+        options = ExamineOptions(Sampling(max_new_tokens=self.recipe.examine.max_new_tokens))
+        options = in_template(options, self.base, self.recipe.template)
         with closing(open_backend(str(model), BackendOptions())) as backend:
             return examine_items(
                 backend,

@@ -8,7 +8,7 @@ The metrics are ``right`` and ``unreadable``: an answer that cannot be read is n
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from armillary.evaluate import Examination, Result, item_id, write_examination
@@ -17,6 +17,8 @@ from armillary.evaluate.intervals import mean_interval
 from armillary.evaluate.results import ANSWERS
 from armillary.generate import Backend, Choice, Message, Request, Sampling, open_answers
 from armillary.post.items import Item, read_items
+from armillary.post.stage import ITEMS
+from armillary.post.template import open_renderer
 from armillary.post.verify import verify
 from armillary.recipe import UsageError, canonical_hash
 
@@ -49,6 +51,35 @@ class ExamineOptions:
         """What the model is asked."""
         prompt = item.question if self.render is None else self.render(item.question)
         return Request(prompt, self.sampling)
+
+
+def in_template(options: ExamineOptions, model: Path, template: str | None) -> ExamineOptions:
+    """``options`` with the prompts of a chat template: its name, its file, or None for that of the folder ``model``.
+
+    Raises:
+        UsageError: no such template, or one that the tokenizer of ``model`` does not fit.
+    """
+    chat = open_renderer(model, template).chat
+
+    def render(turns: Sequence[Message]) -> str:
+        return chat.render([{"role": turn.role, "content": turn.content} for turn in turns])
+
+    return replace(options, render=render, template=canonical_hash(chat.source))
+
+
+def named_sets(paths: Sequence[Path]) -> dict[str, Path]:
+    """Files of items by the name of their task: that of the file, of its folder where it is the file of a stage.
+
+    Raises:
+        UsageError: two files have the same name.
+    """
+    sets: dict[str, Path] = {}
+    for path in paths:
+        name = path.absolute().parent.name if path.name == ITEMS else path.stem
+        if name in sets:
+            raise UsageError(f"{path}: a set of the name {name} is already there ({sets[name]}); rename one")
+        sets[name] = path
+    return sets
 
 
 def examine_items(

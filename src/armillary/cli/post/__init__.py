@@ -9,6 +9,7 @@ from armillary.cli.post.decontaminate import decontaminate, leaks
 from armillary.cli.post.diversity import diversity
 from armillary.cli.post.dpo import dpo
 from armillary.cli.post.evolve import evolve
+from armillary.cli.post.examine import examine
 from armillary.cli.post.merge import merge
 from armillary.cli.post.pairs import pairs
 from armillary.cli.post.reject import reject
@@ -42,6 +43,7 @@ post_app.command("diversity")(diversity)
 post_app.command("check")(check)
 post_app.command("sft")(sft)
 post_app.command("reject")(reject)
+post_app.command("examine")(examine)
 post_app.command("merge")(merge)
 post_app.command("pairs")(pairs)
 post_app.command("select")(select)
