@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -69,3 +70,25 @@ def test_a_turn_that_fails_leaves_the_conversation_as_it_was(backend: Backend) -
         with pytest.raises(UsageError):
             heard(dialogue, text)
         assert dialogue.messages == before and dialogue.forgotten == 0
+
+
+@pytest.mark.parametrize("pieces", [0, 2])
+def test_ctrl_c_within_an_answer_keeps_what_was_said(backend: Backend, pieces: int) -> None:
+    class Interrupted:
+        """The backend, interrupted after some pieces of an answer."""
+
+        identity, cost = backend.identity, backend.cost
+
+        def stream(self, request: Request) -> Generator[str, None, Completion]:
+            for number in range(pieces):
+                yield f"word{number} "
+            raise KeyboardInterrupt
+
+    dialogue = Dialogue(Interrupted(), _SAMPLING)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        heard(dialogue, "The sea?")
+    kept = [Message("user", "The sea?"), Message("assistant", "word0 word1 ")] if pieces else []
+    assert dialogue.messages == kept
+    dialogue.backend = backend
+    heard(dialogue, "And now?")
+    assert [message.role for message in dialogue.messages] == ["user", "assistant"] * (2 if pieces else 1)

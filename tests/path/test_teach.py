@@ -14,7 +14,15 @@ from armillary.evaluate import read_examination
 from armillary.path.teach import Step, teach
 from armillary.post.items import read_items
 from armillary.post.tuning import Handling
-from armillary.recipe import ArmillaryError, Teaching, UsageError, load_teaching, read_sealed
+from armillary.recipe import (
+    ArmillaryError,
+    ForeignFileError,
+    Teaching,
+    UsageError,
+    load_teaching,
+    read_sealed,
+    write_sealed,
+)
 from armillary.train import InterruptedRunError
 from tiny_model import tiny_hf
 
@@ -144,3 +152,13 @@ def test_the_record_is_plain_data(taught: tuple[Path, list[Step]]) -> None:
     _, steps = taught
     shown = json.loads(json.dumps([step.to_json() for step in steps]))
     assert shown[1]["against"] == "base" and set(shown[1]["differences"]) == {"held-out", "harder"}
+
+
+def test_the_record_of_a_newer_version_is_refused_and_kept(tiny_hf: Path, tmp_path: Path) -> None:
+    record = tmp_path / "out" / "record.json"
+    record.parent.mkdir()
+    write_sealed(record, {"format": 99})
+    before = record.read_bytes()
+    with pytest.raises(ForeignFileError):
+        teach(make(tmp_path, tiny_hf), tmp_path / "out")
+    assert record.read_bytes() == before and not (tmp_path / "out" / "questions").exists()

@@ -27,8 +27,8 @@ class Dialogue:
     def say(self, text: str) -> Generator[str, None, Completion]:
         """Yields the answer to ``text`` piece by piece, and returns the completion.
 
-        An answer that is closed before its end stays in the conversation as far as it came. A turn that fails leaves
-        the conversation as it was.
+        An answer that is closed or interrupted before its end stays in the conversation as far as it came. A turn that
+        fails, or is stopped before its first piece, leaves the conversation as it was.
 
         Raises:
             UsageError: the engine has no stream, the model no chat template, or ``text`` alone is too long.
@@ -49,7 +49,7 @@ class Dialogue:
                                 yield piece
                         except StopIteration as end:
                             completion: Completion = end.value
-                            said = completion.choices[0].text
+                            self._answered(completion.choices[0].text)
                             return completion
                 except BadRequestError:
                     if len(self.messages) == 1 or said:
@@ -57,19 +57,23 @@ class Dialogue:
                     oldest = 2 if self.messages[1].role == "assistant" else 1
                     del self.messages[:oldest]
                     self.forgotten += oldest
-        except GeneratorExit:
+        except (GeneratorExit, KeyboardInterrupt):
+            if not said:  # stopped before its first piece: no turn
+                self.messages, self.forgotten = before, forgotten
+            else:
+                self._answered(said)
             raise
         except BaseException:
-            self.messages, self.forgotten, said = before, forgotten, ""
+            self.messages, self.forgotten = before, forgotten
             raise
-        finally:
-            if said:
-                self.messages.append(Message("assistant", said))
-                self.turns += 1
 
     def clear(self) -> None:
         """Begin anew."""
         self.messages.clear()
+
+    def _answered(self, text: str) -> None:
+        self.messages.append(Message("assistant", text))
+        self.turns += 1
 
     def _request(self) -> Request:
         first = () if self.system is None else (Message("system", self.system),)

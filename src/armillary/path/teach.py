@@ -47,7 +47,7 @@ from armillary.post.synthesize import SynthesisOptions, synthesize
 from armillary.post.template import open_renderer
 from armillary.post.tuning import Handling
 from armillary.post.verify import verify
-from armillary.recipe import Teaching, UsageError, exclusive, read_sealed, write_sealed
+from armillary.recipe import DamagedFileError, Teaching, UsageError, exclusive, read_sealed, write_sealed
 from armillary.recipe.teaching import Gain, Merging, PreferenceStage, Rejection
 
 FORMAT = 1
@@ -107,6 +107,7 @@ def teach(
     Raises:
         UsageError: a model, file or option that a stage refuses; or ``out`` holds stages of another recipe.
         InterruptedRunError: ``handling.stop()`` returned true; call again to resume.
+        ForeignFileError: ``out`` holds the record of a newer version; it is left as it is.
         ArmillaryError: a stage failed; what was done before is kept.
     """
     with exclusive(out / ".lock", "teaches in this folder"):
@@ -122,6 +123,9 @@ class _Teaching:
         self.left_out: dict[str, str] = {}  # stages without a model, with the reason
 
     def run(self) -> list[Step]:
+        # what a newer version wrote is refused before it would be replaced; a damaged record is written anew
+        with contextlib.suppress(FileNotFoundError, DamagedFileError):
+            read_sealed(self.out / RECORD, "record of a teaching", FORMAT, "name another folder")
         self._hold_out()
         data = self._questions("questions", self.recipe.questions.items, self.recipe.questions.seed)
         self._examined("base", self.base)
@@ -263,14 +267,10 @@ class _Teaching:
         """The model taken so far, trained on pairs of its own right and wrong samples."""
         assert self.recipe.reject is not None
         model, longest = self.taken.model, self.recipe.examine.max_new_tokens
-        options = PairOptions(self.recipe.reject.samples, self.recipe.reject.temperatures, longest, seed=1)
-        files = Files(
-            self._new_questions(self.recipe.reject),
-            self.out / "pairs",
-            self.handling.advance,
-        )
         if self.taken.name == "base":
             return self._leave_out("dpo", "no fine-tuned model was better than the base")
+        options = PairOptions(self.recipe.reject.samples, self.recipe.reject.temperatures, longest, seed=1)
+        files = Files(self._new_questions(self.recipe.reject), self.out / "pairs", self.handling.advance)
         with closing(open_backend(str(model), BackendOptions())) as backend:
             made = pairs_by_verifier(files, backend, options, lambda item, text: verify(item, text).outcome)
         self.say(f"pairs: {made.pairs}")
