@@ -82,7 +82,7 @@ class PreferenceOrder:
                     tokens[row, at:end] = self.pairs.tokens[part]
                     weights[row, at : end - 1] = self.pairs.weights[part][1:]
                     documents[row, at:end] = 2 * place + side
-                    # at one place, so that whoever has it adds nothing to it
+                    # at one place, so that its owner adds nothing to it
                     first = at + int(self.pairs.weights[part][1:].argmax())
                     reference[row, first] = self.pairs.reference[index, side]
                     at = end

@@ -59,7 +59,7 @@ class ChatTemplate:
 
 
 def read_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    """The chat template of a model's folder: of its own file, or in ``config`` (tokenizer_config.json).
+    """The chat template of a model's folder, from chat_template.jinja or from ``config`` (tokenizer_config.json).
 
     There it may be one of several with names. None where the folder has none.
 
