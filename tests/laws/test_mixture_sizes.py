@@ -64,6 +64,7 @@ def test_few_runs_at_the_larger_size_borrow_from_many_at_the_smaller():
     assert errors[0] < 0.6 * errors[1]
 
 
+@pytest.mark.slow
 def test_a_third_size_tells_that_larger_models_gain_less_and_less():
     """At the same tokens, with the exponent of Hoffmann et al. 2022."""
     found = {}

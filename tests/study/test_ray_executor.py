@@ -160,6 +160,7 @@ def test_a_node_killed_in_the_middle_costs_nothing(
     assert not list(store.folder.glob(".proof-*"))
 
 
+@pytest.mark.slow
 def test_what_a_node_does_not_see_is_told_before_anything_trains(
     cluster, add_node, make_spec, tiny_corpus, tmp_path, monkeypatch
 ):
