@@ -104,13 +104,25 @@ def test_what_this_program_wrote_is_not_text(folder, tmp_path):
         "corpora/index/f.json",
         "run/spec.json",
         "model/config.json",
+        "tuned/model/config.json",
+        "merged/config.json",
+        "questions/stage.json",
+        "examined/results.json",
     ):
         put(folder / own)
     for beside in ("corpora/.lock", "run/events.jsonl", "model/lineage.json", "model/README.md", "out/notes.md"):
         put(folder / beside)
-    assert listed(folder) == (GOOD, {find.OWN: 5})
+    for beside in (
+        "tuned/settings.json",
+        "tuned/notes.md",
+        "merged/record.json",
+        "questions/items.jsonl",
+        "examined/items/cloze.jsonl",
+    ):
+        put(folder / beside)
+    assert listed(folder) == (GOOD, {find.OWN: 9})
     put(folder / "new" / "build.txt")
-    assert listed(folder, [folder / "new"]) == (GOOD, {find.OWN: 6})
+    assert listed(folder, [folder / "new"]) == (GOOD, {find.OWN: 10})
 
 
 def test_names_in_any_encoding_are_read_and_printed_on_one_line(folder):

@@ -147,9 +147,9 @@ def test_wrong_input_is_refused(options, X, y, said):
 
 
 def test_tables_are_fitted_and_predicted_by_the_workbench(tmp_path):
-    rows = [f"{size},{score}" for size, score in ((100, 0.2), (100, 0.21), (200, 0.3), (400, 0.4))]
+    rows = [f"{size},{score}" for size, score in ((100, 0.2), (100, 0.21), ("0.2K", 0.3), (400, 0.4))]
     (tmp_path / "parts.csv").write_text("\n".join(["examples,acc", *rows]) + "\n")
-    (tmp_path / "all.csv").write_text("examples\n800\n")
+    (tmp_path / "all.csv").write_text("examples\n0.8k\n")
     file = workbench.fit_gain(tmp_path / "parts.csv", ["examples", "acc"], GainLaw(items=400))
     workbench.save(tmp_path / "gain.json", file)
     rows = workbench.predict(tmp_path / "gain.json", tmp_path / "all.csv")

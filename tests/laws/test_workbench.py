@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import yaml
 
-from armillary.laws import ExtrapolationError, ExtrapolationWarning, SetAsideWarning, decisions, workbench
+from armillary.laws import (
+    ExtrapolationError,
+    ExtrapolationWarning,
+    SetAsideWarning,
+    decisions,
+    read_curve,
+    read_curves,
+    workbench,
+)
 from armillary.laws.columns import is_loss
 from armillary.laws.table import read_table
 from armillary.recipe import UsageError
@@ -73,7 +81,9 @@ def test_mixture_rows_are_matched_by_index_and_columns_by_name(runs, mixture_law
     ("header", "columns", "said"),
     [
         ("parms,tokens,loss", None, "'parms' is nearly 'params'"),
-        ("params,token,loss", None, "'token' is nearly 'tokens'"),
+        ("params,tokns,loss", None, "'tokns' is nearly 'tokens'"),
+        ("params (M),tokens,loss", None, "'params (M)' may be params in millions: give the sizes as 10M or 10000000"),
+        ("params,tokens_in_billions,loss", None, "'tokens_in_billions' may be tokens in billions"),
         ("Parameter,Tokens,Loss", None, "'Parameter' is nearly 'parameters'"),
         ("params,tokens,los", None, "'los' is nearly 'loss'"),
         ("params,tokens,valid_los", None, "'valid_los' is nearly 'valid_loss'"),
@@ -313,6 +323,8 @@ def ladder_rows(seed=0, noise=0.003):
         ["parameter_count", "tokens_seen", "validation/c4"],
         ["num_params", "trainTokens", "eval/loss"],
         ["non_embedding_params", "total_tokens", "bits per byte"],
+        ["N", "D", "L"],
+        ["trainable_params", "train/total_tokens", "log_perplexity"],
     ],
 )
 def test_columns_are_known_by_the_names_people_use(tmp_path, write, columns):
@@ -350,6 +362,7 @@ def test_no_unknown_column_is_a_loss_and_each_is_reported(tmp_path, write):
         ("dolma_bits_per_byte", True),
         ("accuracy", False), ("eval/acc", False), ("loss_std", False), ("val_ppl", False), ("z_loss", False),
         ("test/samples_per_second", False), ("step", False), ("score", False), ("aux_loss", False), ("d", False),
+        ("val_log_ppl", True), ("l", False), ("layers", False),
     ],
 )  # fmt: skip
 def test_names_of_losses(name, loss):
@@ -368,6 +381,16 @@ def test_names_of_losses(name, loss):
 def test_what_only_the_user_knows_is_asked(tmp_path, write, columns, said):
     points = write(tmp_path / "P.csv", columns, [[1e7, 1e7, 1e9, 3.0]] * 2)
     with pytest.raises(UsageError, match=said):
+        workbench.fit_scaling(points)
+
+
+@pytest.mark.parametrize(
+    ("entry", "column"), [("10MM", "params"), ("10^7", "params"), ("8 billion", "tokens"), ("3.1%", "loss")]
+)
+def test_a_known_column_without_numbers_names_the_first_entry(tmp_path, write, entry, column):
+    columns = ["params", "tokens", "loss"]
+    points = write(tmp_path / "P.csv", columns, [[entry if c == column else 1e9 for c in columns]] * 6)
+    with pytest.raises(UsageError, match=re.escape(f"P.csv, line 2, column '{column}' is '{entry}'; give a number")):
         workbench.fit_scaling(points)
 
 
@@ -518,10 +541,43 @@ def test_an_index_as_other_programs_write_it(runs, tmp_path, write):
         row[0] = row[0].removeprefix("run")
     for row in losses[1:]:
         row[0] = row[0].removeprefix("run") + ".0"
+    mixtures[0][0] = "Index"
     mine = workbench.fit_mixture(
         write(tmp_path / "M.csv", mixtures[0], mixtures[1:]), write(tmp_path / "L.csv", losses[0], losses[1:])
     )
     assert np.array_equal(mine.law.held_out_.measured, workbench.fit_mixture(M, L).law.held_out_.measured)
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        (("Step", "LR", "Loss"), None),
+        (("global_step", "learning_rate", "val_loss"), None),
+        (("train/global_step", "train/learning_rate", "train/loss"), None),
+        (("iter", "Learning Rate", "loss"), None),
+        (("time", "lr", "loss"), "no column 'step'"),
+        (("step", "iteration", "loss"), "no column 'lr'"),
+    ],
+)
+def test_columns_of_curves_are_known_by_the_names_people_use(tmp_path, write, header, said):
+    (tmp_path / "25M").mkdir()
+    rows = [(step, 1e-3, 2 + 4 * step**-0.5) for step in range(10, 60, 10)]
+    path = write(tmp_path / "25M" / "constant.csv", [*header], rows)
+    if said is not None:
+        with pytest.raises(UsageError, match=said):
+            read_curve(path, 25e6)
+        return
+    (curve,) = read_curves(tmp_path)
+    assert [curve.step.tolist(), curve.lr.tolist(), curve.loss.tolist()] == [list(c) for c in zip(*rows, strict=True)]
+    assert np.array_equal(read_curve(path, 25e6, need_loss=False).loss, curve.loss)
+
+
+def test_a_curve_with_two_losses_says_which_and_a_schedule_does_not_need_one(tmp_path, write):
+    rows = [(step, 1e-3, 3.0, 4.0) for step in (10, 20)]
+    path = write(tmp_path / "c.csv", ["step", "lr", "train_loss", "val_loss"], rows)
+    with pytest.raises(UsageError, match="'train_loss' or 'val_loss'; keep one of them in the file"):
+        read_curve(path, 25e6)
+    assert read_curve(path, 25e6, need_loss=False).loss is None
 
 
 def ladder_table(write, path, columns=("params", "tokens", "loss"), change=lambda loss: loss):
@@ -564,7 +620,7 @@ def test_perplexities_of_mixtures_and_curves_are_noticed(tmp_path, write):
         workbench.fit_mixture(runs, losses)
     (tmp_path / "curves" / "1M").mkdir(parents=True)
     rows = [(step, 1e-3, 20 + 400 * step**-0.5) for step in range(50, 1001, 50)]
-    write(tmp_path / "curves" / "1M" / "constant.csv", ["step", "lr", "loss"], rows)
+    write(tmp_path / "curves" / "1M" / "constant.csv", ["Step", "lr", "Loss"], rows)
     with pytest.warns(workbench.UnlikelyColumnWarning, match="perplexities"):
         workbench.fit_anneal(tmp_path / "curves")
 

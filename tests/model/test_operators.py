@@ -17,7 +17,7 @@ from test_transformer import LLAMA, QWEN, built, random_tokens, shapes
 from torch import Tensor
 from torch.func import functional_call
 
-from armillary.model import Places, Transformer, native, operators
+from armillary.model import Places, TokenError, Transformer, native, operators
 from armillary.recipe import ModelShape
 
 pytestmark = pytest.mark.skipif(native.kernels(torch.float32) is None, reason="no C compiler on this machine")
@@ -151,11 +151,13 @@ def test_a_number_that_is_not_finite_reaches_the_loss(name: str, poison: float) 
     assert not torch.isfinite(objective)
 
 
-@pytest.mark.parametrize("token", [-1, 300, 2**40])
-def test_a_target_outside_of_the_vocabulary_is_an_error(token: int) -> None:
+@pytest.mark.parametrize("token", [-1, -100, 300, 2**40])
+@pytest.mark.parametrize("place", [-1, 3])
+def test_a_token_outside_of_the_vocabulary_is_an_error_that_names_it(token: int, place: int) -> None:
+    """As a target alone (the last place), and as an input."""
     tokens = random_tokens(LLAMA, 2, 10)
-    tokens[1, -1] = token  # the last one is a target only
-    with pytest.raises(IndexError):
+    tokens[1, place] = token
+    with pytest.raises(TokenError, match=f"token {token} lies outside of the vocabulary of 300"):
         built(LLAMA).loss(tokens)
 
 

@@ -9,7 +9,9 @@ import pytest
 import yaml
 
 from armillary.corpus import Corpus, Example, write_examples
+from armillary.evaluate import results
 from armillary.path import Workspace, demo_recipe, derived, verify
+from armillary.post import Item, StageSpec, open_stage
 from armillary.recipe import DamagedFileError, Recipe, UsageError, load_recipe, load_training, write_sealed
 from armillary.study import Store
 from armillary.train import train_run
@@ -223,3 +225,52 @@ def test_a_kept_document_that_cannot_be_read_is_damaged_not_mistyped(name, folde
         with pytest.raises(UsageError, match=r"target\.yaml:\d+: run\.model\.vocab_size") as caught:
             load_training(copy)
         assert not isinstance(caught.value, DamagedFileError)
+
+
+@pytest.fixture
+def stage(tmp_path):
+    """A finished stage of items: one kept, one dropped."""
+    out, items = tmp_path / "stage", [Item.from_json(_ITEM), Item.from_json({**_ITEM, "id": "b"})]
+    with open_stage(out, StageSpec("try")) as opened:
+        opened.keep("a", items[0])
+        opened.drop("b", "too easy")
+        opened.finish()
+    return out
+
+
+_ITEM = {
+    "id": "a",
+    "messages": [{"role": "user", "content": "1 + 1?"}],
+    "answer": "2",
+    "check": {"kind": "math"},
+    "domain": "math",
+    "family": "sum",
+    "level": 1,
+    "language": "en",
+    "origin": {"stage": "try", "parents": []},
+}
+
+
+@pytest.mark.parametrize("name", ["stage.json", "record.json", "items.jsonl", "dropped.jsonl"])
+def test_a_damaged_file_of_a_stage_is_named(name, stage):
+    assert (verify(stage).kind, verify(stage).problems) == ("stage of items", [])
+    (stage / name).write_bytes((stage / name).read_bytes()[:-9])
+    assert [problem.file for problem in verify(stage).problems] == [stage / name]
+
+
+def test_a_stage_that_has_not_finished_is_whole_and_one_without_its_description_is_not(stage):
+    (stage / "record.json").rename(stage / "elsewhere.json")
+    assert verify(stage).problems == []
+    (stage / "elsewhere.json").rename(stage / "record.json")
+    (stage / "stage.json").unlink()
+    assert [problem.file for problem in verify(stage).problems] == [stage / "stage.json"]
+
+
+@pytest.mark.parametrize("name", ["results.json", "items/cloze.jsonl"])
+def test_a_damaged_file_of_an_examination_is_named(name, tmp_path):
+    row = {"id": "0", "subset": "sky", "cluster": "0", "settings": "", "gold": "x", "outputs": ("x",), "answer": "x"}
+    item = results.Item(**row, second_answer=None, scores={"accuracy": 1.0}, truncated=False)
+    results.write_examination(tmp_path, results.Examination((), {"cloze": (item,)}, {"run": "x"}, {}, {}))
+    assert (verify(tmp_path).kind, verify(tmp_path).problems) == ("examination", [])
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes().replace(b"sky", b"sea").replace(b"run", b"rum"))
+    assert [problem.file for problem in verify(tmp_path).problems] == [tmp_path / name]

@@ -41,6 +41,7 @@ FOREIGN = {
     "a format of its own beside its tables": ("CREATE TABLE format (version INTEGER)", "CREATE TABLE albums (title)"),
     "an application's number": ("PRAGMA application_id = 252006673", "CREATE TABLE t (x)"),
     "a view": ("CREATE VIEW v AS SELECT 1",),
+    "a view named as one of ours": ("CREATE VIEW format AS SELECT 1 AS version",),
 }
 
 
@@ -68,13 +69,31 @@ def test_a_database_of_another_program_that_it_has_open_is_not_touched(tmp_path)
         assert other.execute("SELECT name FROM sqlite_master").fetchall() == [("albums",)]
 
 
-def test_a_newer_store_is_refused_and_not_touched(tmp_path):
+@pytest.mark.parametrize("version", [99, 0, -1])
+def test_a_store_of_an_unknown_format_is_refused_and_not_touched(version, tmp_path):
     Store(tmp_path).close()
-    made(tmp_path / "store.sqlite", "UPDATE format SET version = 99", "DROP TABLE stages")
+    made(tmp_path / "store.sqlite", f"UPDATE format SET version = {version}", "DROP TABLE stages")
     before = contents(tmp_path)
-    with pytest.raises(ForeignFileError, match=r"store format 99; this version reads 1 to 4; .* left as it is"):
+    with pytest.raises(ForeignFileError, match=f"store format {version}; this version reads 1 to 4; .* left as it is"):
         Store(tmp_path)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("target", ["gone/store.sqlite", "store.sqlite"])
+def test_a_link_that_leads_nowhere_is_not_replaced_by_a_new_store(target, tmp_path):
+    (tmp_path / "store.sqlite").symlink_to(target)
+    with pytest.raises(DamagedFileError, match=f"is a link to {target}, which cannot be reached; mount"):
+        Store(tmp_path)
+    assert (tmp_path / "store.sqlite").is_symlink()
+
+
+@pytest.mark.parametrize("suffix", ["wal", "journal"])
+def test_what_is_left_of_a_database_that_is_gone_is_not_taken_into_a_new_one(suffix, tmp_path):
+    left = tmp_path / f"store.sqlite-{suffix}"
+    left.write_bytes(b"changes")
+    with pytest.raises(DamagedFileError, match=f"is missing, and store.sqlite-{suffix} holds changes to it"):
+        Store(tmp_path)
+    assert left.read_bytes() == b"changes" and not (tmp_path / "store.sqlite").exists()
 
 
 def test_an_empty_database_of_no_program_becomes_a_store(tmp_path):

@@ -7,6 +7,7 @@ whatever was good is still there.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -174,6 +175,23 @@ def aged(path: Path, form: int) -> None:
     if form < 3:
         document.pop("run"), document.pop("prefix")
     write_sealed(path, document)
+
+
+@pytest.mark.parametrize("how", ["a link that leads nowhere", "a file"])
+def test_checkpoints_that_cannot_be_reached_do_not_start_the_run_over(how, folders, make_spec, tiny_corpus, tmp_path):
+    folder = Path(shutil.copytree(folders / "ours" / "unfinished", tmp_path / "run"))
+    checkpoints = folder / "checkpoints"
+    checkpoints.rename(tmp_path / "unmounted")
+    if how == "a file":
+        checkpoints.write_text("moved to the other disk")
+    else:
+        checkpoints.symlink_to(tmp_path / "disk")
+    with pytest.raises(ArmillaryError, match=f"{re.escape(str(checkpoints))}: not a folder .*mount the disk"):
+        train_run(make_spec(), tiny_corpus, folder)
+    assert checkpoints in [problem.file for problem in verify_run(folder)]
+    if how != "a file":
+        (tmp_path / "unmounted").rename(tmp_path / "disk")
+        assert verify_run(folder) == []
 
 
 def test_a_checkpoint_of_a_newer_format_stops_the_run_and_stays(folders, make_spec, tiny_corpus, tmp_path):

@@ -571,8 +571,8 @@ def verify(
 ) -> None:
     """Read every byte of what was written and report each file that is damaged, with the remedy; exit 1 if any is.
 
-    Takes a folder of results or a part of one (store, corpus, run, checkpoint, published model), a law file, a recipe,
-    or a backup of a store's database.
+    Takes a folder of results or a part of one (store, corpus, run, checkpoint, published model), a stage of items, an
+    examination, a law file, a recipe, or a backup of a store's database.
 
     Example: armillary verify demo
     """

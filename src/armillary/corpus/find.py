@@ -36,7 +36,8 @@ READERS = {
 # Left by archives (macOS), notebooks, Spark, Delta Lake and Python; a name that starts with a dot is hidden anyway.
 LEFTOVERS = {"__MACOSX", "_temporary", "__pycache__", "_delta_log", "_spark_metadata", "_SUCCESS", "lost+found"}
 LEFTOVER_FILES = ("_metadata", "_common_metadata", "_committed_", "_started_")
-# Files by which a folder that this program wrote is known: a workspace, a folder of corpora, a corpus, a run, a model.
+# Files by which a folder that this program wrote is known: a workspace, a folder of corpora, a corpus, a run, a
+# published or fine-tuned model, a stage of post-training, an examination.
 OWN_FOLDERS = (
     ("store/store.sqlite",),
     ("store/runs",),
@@ -45,6 +46,10 @@ OWN_FOLDERS = (
     ("manifest.json", "tokenizer.json", "validation"),
     ("spec.json", "events.jsonl"),
     ("lineage.json", "config.json"),
+    ("record.json", "config.json"),
+    ("settings.json", "model/config.json"),
+    ("stage.json", "items.jsonl"),
+    ("results.json", "items"),
 )
 NAMED = 3  # names given as examples of what was not read
 
@@ -53,7 +58,7 @@ OTHER_KINDS = "passed over files of other kinds"
 NOT_FILES = "neither a file nor a folder (a named pipe, a socket or a device), not read"
 DEAD_LINKS = "links to files that are not there, not read"
 KNOWN_LINKS = "links to what is read anyway, or in a circle, not followed"
-OWN = "written by armillary (a workspace, a corpus or a run), not read as text"
+OWN = "written by armillary (a workspace, a corpus, a run or items), not read as text"
 
 
 @dataclass(frozen=True)

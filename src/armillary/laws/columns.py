@@ -33,11 +33,22 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
         *("n_parameters", "total_parameters", "parameters_total", "non_embedding_params", "non_embedding_parameters"),
         *("nonembedding_params", "nonembedding_parameters", "params_non_embedding", "params_nonembedding"),
         *("n_non_embedding", "n_nonembedding", "num_non_embedding_params", "n_non_embedding_params", "numparams"),
+        *(
+            "param",
+            "n_param",
+            "nb_params",
+            "nb_parameters",
+            "model_n_params",
+            "trainable_params",
+            "trainable_parameters",
+        ),
     ),
     "tokens": (
         *("tokens", "d", "data", "ntokens", "train_tokens", "training_tokens", "n_tokens", "num_tokens", "tokens_seen"),
         *("total_tokens", "token_count", "tokens_trained", "n_train_tokens", "num_train_tokens", "number_of_tokens"),
         *("seen_tokens", "tokens_total", "trained_tokens", "consumed_tokens", "tokens_consumed"),
+        *("token", "n_token", "nb_tokens", "data_tokens", "dataset_size", "data_size", "total_train_tokens"),
+        *("train_total_tokens", "tokens_processed", "processed_tokens", "total_tokens_seen", "total_training_tokens"),
     ),
     "unique_tokens": ("unique_tokens", "unique", "u", "n_unique_tokens", "num_unique_tokens", "tokens_unique"),
     "active_params": ("active_params", "active", "active_parameters", "n_active", "n_active_params", "params_active"),
@@ -51,18 +62,24 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "depth": ("depth", "n_layers", "num_layers", "layers", "n_layer", "num_hidden_layers", "nlayers"),
     "lr": (
         *("lr", "learning_rate", "peak_lr", "max_lr", "learningrate", "peak_learning_rate", "max_learning_rate"),
-        *("lr_peak", "lr_max", "base_lr", "learning_rate_peak"),
+        *("lr_peak", "lr_max", "base_lr", "learning_rate_peak", "train_learning_rate", "train_lr"),
     ),
     "bs": (
         *("bs", "batch", "batch_size", "batch_tokens", "gbsz", "gbs", "global_batch_size", "global_batch", "bsz"),
         *("batchsize", "train_batch_size", "global_bsz", "tokens_per_batch", "total_batch_size", "global_batchsize"),
     ),
 }
+# Names of the column that counts the optimizer steps of a curve.
+STEPS = (
+    *("step", "steps", "global_step", "train_global_step", "trainer_global_step", "train_step", "optimizer_step"),
+    *("iteration", "iterations", "iter", "iters", "update", "updates", "num_steps", "n_steps"),
+)
 _FEATURES = {name: feature for feature, names in ALIASES.items() for name in names}
 
 # Words that make a column a loss, and words that make it something else whatever stands beside them.
 _LOSS = {"loss", "losses", "bpb", "nats", "nll", "ce", "xent", "crossentropy"}
 _LOSS_PHRASES = ("bits_per_byte", "bits_per_token", "cross_entropy", "negative_log_likelihood", "log_loss")
+_LOG_PERPLEXITIES = ("log_perplexity", "log_ppl", "logppl")
 _LOSS_GROUPS = ("validation/", "val/", "valid/", "eval/", "test/", "validation ", "metric/")
 _OTHER = {
     *("acc", "accuracy", "std", "stderr", "stdev", "sd", "se", "err", "error", "var", "variance", "ppl", "perplexity"),
@@ -72,6 +89,10 @@ _OTHER = {
     *("second", "seconds", "samples", "runtime", "throughput", "mfu", "epoch", "epochs", "flops"),
 }
 
+
+# Units that stand at the end of a column's name, in plain form and without the plural's s.
+_UNITS = {"k": "thousand", "thousand": "thousand", "m": "million", "mm": "million", "million": "million"}
+_UNITS |= dict.fromkeys(("b", "bn", "g", "billion"), "billion") | dict.fromkeys(("t", "trillion"), "trillion")
 
 # Names of losses that a misspelt one is compared with.
 LOSS_NAMES = (
@@ -110,6 +131,8 @@ def feature_of(name: str) -> str | None:
 def is_loss(name: str) -> bool:
     """Whether a column of this name holds losses."""
     words = plain(name)
+    if name.strip() == "L" or words.endswith(_LOG_PERPLEXITIES):  # L(N, D), as papers write it
+        return True
     if feature_of(name) or _OTHER & set(words.split("_")):
         return False
     grouped = name.strip().lower().startswith(_LOSS_GROUPS) and len(words.split("_")) > 1
@@ -138,31 +161,35 @@ def known_features(columns: Sequence[str]) -> dict[str, str]:
     return known
 
 
-def find_column(table: Table, name: str) -> str:
+def find_column(table: Table, name: str, remedy: str = "name the one with --columns") -> str:
     """The column of ``table`` that ``name`` speaks of: itself, without regard to case, or another name of the same.
 
     Raises:
-        UsageError: none, or several.
+        UsageError: none, or several; then the message ends with ``remedy``.
     """
     if name in table.columns:
         return name
     same = [column for column in table.columns if plain(column) == plain(name)]
     if not same and feature_of(name):
         same = [column for column in table.columns if feature_of(column) == feature_of(name)]
+    if not same and plain(name) in STEPS:
+        same = [column for column in table.columns if plain(column) in STEPS]
     if not same and plain(name) == "loss":
         same = [column for column in table.columns if is_loss(column)]
     if len(same) > 1:
-        raise UsageError(
-            f"{table.path}: '{name}' may be {' or '.join(repr(c) for c in same)}; name the one with --columns"
-        )
+        raise UsageError(f"{table.path}: '{name}' may be {' or '.join(repr(c) for c in same)}; {remedy}")
     if not same:
         table.position(name)  # raises
     return same[0]
 
 
 def nearly(columns: Sequence[str], names: Sequence[str]) -> str:
-    """The end of a message: which of ``columns`` is nearly one of ``names``, or nothing."""
+    """The end of a message: which of ``columns`` is nearly one of ``names``, or one of them in a unit; or nothing."""
+    known = [plain(name) for name in names]
     for column in columns:
+        of, _, unit = plain(column).removesuffix("s").rpartition("_")
+        if unit in _UNITS and of.removesuffix("_in") in known:
+            return f"; '{column}' may be {of.removesuffix('_in')} in {_UNITS[unit]}s: give the sizes as 10M or 10000000"
         match = difflib.get_close_matches(plain(column), [plain(name) for name in names], n=1, cutoff=0.75)
         if match and feature_of(column) is None and not is_loss(column):
             return f"; '{column}' is nearly '{match[0]}': rename it where it is that"
@@ -190,13 +217,19 @@ def default_columns(table: Table) -> list[str]:
                 found += same
                 break
         else:
+            named = [c for c in table.columns if feature_of(c) in features]
+            if named:
+                table.sizes(named[:1])  # raises, and names the first entry that is no number
             names = [name for feature in features for name in ALIASES[feature] if len(name) > 1]
             raise UsageError(
                 f"{table.path}: no column is known as {features[0]} (names such as {', '.join(names[:5])})"
                 f"{nearly(table.columns, names)}; its columns are "
                 f"{', '.join(table.columns)}. Name what the law takes and then the losses with --columns"
             )
-    losses = [column for column in table.columns if is_loss(column) and table.numeric(column)]
+    named = [column for column in table.columns if is_loss(column)]
+    losses = [column for column in named if table.numeric(column)]
+    if named and not losses:
+        table.numbers(named[:1], above=0.0)  # raises, and names the entry
     if not losses:
         raise UsageError(
             f"{table.path}: no column is known as a loss (names such as loss, val_loss, bpb, validation/c4)"

@@ -24,8 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from armillary.laws.columns import find_column, is_loss
 from armillary.laws.estimator import SHOWN, Array, SetAsideWarning, thing_name
-from armillary.laws.table import parse_size, read_table
+from armillary.laws.table import Table, parse_size, read_table
 from armillary.recipe import UsageError, counted
 
 # A jump changes the rate by at least this share of the highest rate, and at least so many times as fast per step as
@@ -45,6 +46,8 @@ LEAST_RATE = 1e-4
 
 # Peak rates of one size that differ by less (log) are one: a cosine may be sampled some way down.
 SAME_RATE = 0.1
+
+_ONE_COLUMN = "keep one of them in the file"
 
 # A loss is a spike if it is off the median of its nine neighbours by more than SPIKE (log) and by FAR times what is
 # usual. A curve has diverged if it ends more than DIVERGED and NOISY times that usual distance above its lowest median,
@@ -115,6 +118,16 @@ class Profile:
         return replace(self, area=self.area[rows], time=self.time[rows], dwell=self.dwell[rows])
 
 
+def curve_columns(table: Table) -> tuple[str, str, str]:
+    """The columns of step, learning rate and loss of a curve, by the names that people use.
+
+    Raises:
+        UsageError: one of them is missing, or several columns could be it.
+    """
+    step, lr, loss = (find_column(table, name, _ONE_COLUMN) for name in ("step", "lr", "loss"))
+    return step, lr, loss
+
+
 def read_curve(path: Path, size: float, need_loss: bool = True) -> Curve:
     """Read a CSV file with the columns ``step,lr,loss``; without ``need_loss``, ``loss`` may be missing.
 
@@ -125,23 +138,24 @@ def read_curve(path: Path, size: float, need_loss: bool = True) -> Curve:
             loss at all), with file, line and column.
     """
     table = read_table(path)
-    step = table.numbers(["step"], least=0)[:, 0]
-    lr = table.numbers(["lr"], least=0)[:, 0]
+    steps, rates = (find_column(table, name, _ONE_COLUMN) for name in ("step", "lr"))
+    step, lr = table.numbers([steps, rates], least=0).T
     for row in np.flatnonzero(np.diff(step) <= 0) + 1:
-        raise table.error(int(row), "step", f"steps must increase, and the row before has {step[row - 1]:g}")
-    if not need_loss and "loss" not in table.columns:
+        raise table.error(int(row), steps, f"steps must increase, and the row before has {step[row - 1]:g}")
+    if not need_loss and "loss" not in table.columns and sum(map(is_loss, table.columns)) != 1:
         return Curve(path.stem, size, step, lr)
-    values, bad = table.losses(["loss"])
+    losses = find_column(table, "loss", _ONE_COLUMN)
+    values, bad = table.losses([losses])
     good = np.isfinite(values[:, 0])
     if not need_loss:
         return Curve(path.stem, size, step, lr, values[:, 0] if good.all() else None)
     if not good.any():
-        raise table.error(bad[0].row, "loss", f"{bad[0].remedy}; no row has a loss")
+        raise table.error(bad[0].row, losses, f"{bad[0].remedy}; no row has a loss")
     if bad:
-        said = ", ".join(f"line {table.lines[one.row]} is '{table.text('loss')[one.row]}'" for one in bad[:SHOWN])
+        said = ", ".join(f"line {table.lines[one.row]} is '{table.text(losses)[one.row]}'" for one in bad[:SHOWN])
         more = f" and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
         warnings.warn(
-            f"{path}: left out {counted(len(bad), 'row')} without a loss: column 'loss' of {said}{more}",
+            f"{path}: left out {counted(len(bad), 'row')} without a loss: column '{losses}' of {said}{more}",
             SetAsideWarning,
             stacklevel=2,
         )

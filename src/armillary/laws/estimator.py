@@ -202,9 +202,12 @@ def report_set_aside(found: Sequence[SetAside], name: str = "y") -> None:
         for one in found[:SHOWN]
     ]
     more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    count = "1 loss contradicts" if len(found) == 1 else f"{len(found)} losses contradict"
+    one = len(found) == 1
+    count = "1 loss contradicts" if one else f"{len(found)} losses contradict"
     warnings.warn(
-        f"{count} the other runs and is left out of the fit: {'; '.join(said)}{more}", SetAsideWarning, stacklevel=3
+        f"{count} the other runs and {'is' if one else 'are'} left out of the fit: {'; '.join(said)}{more}",
+        SetAsideWarning,
+        stacklevel=3,
     )
 
 

@@ -244,7 +244,7 @@ def read_table(path: Path) -> Table:
     """Read a table with a header: separated by commas, semicolons or tabs.
 
     Lines without any entry and separators at the end of all lines are left out, and so are lines that begin with ``#``
-    above the header. A first column without a name is called ``index``.
+    above the header. A first column without a name is called ``index``, and so is one named ``Index`` or ``INDEX``.
 
     Raises:
         UsageError: the file is missing, not a text, empty or without rows; a column without a name or twice; a row
@@ -276,8 +276,10 @@ def read_table(path: Path) -> Table:
                 "hold a comma, or fill what is missing"
             )
         body.append(row)
-    unnamed = _UNNAMED.fullmatch(header[0]) is not None and INDEX not in header and width > 1
-    columns = (INDEX, *header[1:width]) if unnamed else tuple(header[:width])
+    columns = tuple(INDEX if name.lower() == INDEX else name for name in header[:width])
+    unnamed = _UNNAMED.fullmatch(header[0]) is not None and INDEX not in columns and width > 1
+    if unnamed:
+        columns = (INDEX, *columns[1:])
     _check_header(path, columns, lines[0])
     for row, line in zip(body, lines[1:], strict=True):
         if [entry.strip() for entry in row] == header[:width]:

@@ -33,7 +33,13 @@ from torch import Tensor, nn
 
 from armillary.model.blocks import AttentionModule, FeedForward, build_attention, build_feed_forward
 from armillary.model.moe import MixtureOfExperts
-from armillary.model.operators import add_norm, linear_cross_entropy, token_cross_entropy, without_ignored
+from armillary.model.operators import (
+    add_norm,
+    check_tokens,
+    linear_cross_entropy,
+    token_cross_entropy,
+    without_ignored,
+)
 from armillary.model.places import Places, document_starts
 from armillary.model.roles import Role, declared_roles, gain
 from armillary.model.rotary import rotary_tables
@@ -158,10 +164,17 @@ class Transformer(nn.Module):
         returns one. ``positions`` [T] (int64, on the CPU) says where in their sequence the tokens stand if not at 0 to
         T - 1. ``starts`` [B, T] (``document_starts``) is where the document of each begins, from which its position is
         counted. ``weights`` [B, T] are those of the predictions, by which mixtures of experts balance.
+
+        Raises:
+            TokenError: on a CPU, a token outside of the vocabulary.
         """
         places = Places(*self._rotary_tables(x.shape[1], positions, starts, x.device), starts, weights)
         if self.embedding is not None:
-            x = self.embedding(x)
+            try:
+                x = self.embedding(x)
+            except IndexError:
+                check_tokens(x, self.shape.vocab_size)  # raises, and names the token
+                raise
         delta = None
         for layer in self.layers.values():
             x, delta = layer(x, delta, places)

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from armillary.corpus import verify_corpus
+from armillary.evaluate.results import read_examination
 from armillary.laws.files import read_law
 from armillary.path.derived import check_derived
 from armillary.path.workspace import COST_FORMAT, PLAN_FORMAT
+from armillary.post import check_stage
 from armillary.recipe import (
     RECORD,
     RECORD_REMEDY,
@@ -57,8 +59,8 @@ _STORE_REMEDY = "restore it from a backup, or start the same command again"
 
 
 _KNOWN = (
-    "a folder of results, or a store, corpus, run, checkpoint or published model in one; a law file, a recipe, or a "
-    "backup of a store's database"
+    "a folder of results, or a store, corpus, run, checkpoint or published model in one; a stage of items or an "
+    "examination; a law file, a recipe, or a backup of a store's database"
 )
 _SQLITE = b"SQLite format 3\0"
 # Files that stand for the folder they lie in, and the fields by which other files are told apart.
@@ -77,7 +79,7 @@ class Verified:
 
 
 def verify(place: Path, database: str | None = None) -> Verified:
-    """Check a workspace, store, corpus, run, checkpoint or published model, or a single file (see ``_file``).
+    """Check a workspace, store, corpus, run, checkpoint, published model, stage of items or examination, or a file.
 
     Args:
         database: SQLAlchemy URL of a workspace's or store's database, where it is not the file in it.
@@ -101,6 +103,8 @@ def verify(place: Path, database: str | None = None) -> Verified:
         "run": lambda: verify_run(place),
         "corpus": lambda: verify_corpus(place),
         "published model": lambda: _publication(place),
+        "stage of items": lambda: _refused(place, "run the stage again into another folder", check_stage),
+        "examination": lambda: _refused(place, "examine the model again", read_examination),
     }
     return Verified(kind, [place.name], problems[kind]())
 
@@ -113,6 +117,10 @@ def _kind(folder: Path) -> str | None:
 
     if has("checkpoint.json"):
         return "checkpoint"
+    if has("stage.json", "decided.jsonl") or (has("items.jsonl") and has("record.json")):
+        return "stage of items"
+    if has("results.json") and has("items"):
+        return "examination"
     if has("spec.json", "result.json"):
         return "run"
     if has("lineage.json"):

@@ -6,7 +6,7 @@ from armillary.post.evolve import EvolveOptions, evolve
 from armillary.post.items import Item, read_items, read_rows, to_line
 from armillary.post.reject import RejectOptions, reject
 from armillary.post.sampling import PassRate, SampleOptions
-from armillary.post.stage import DROPPED, ITEMS, RECORD, Stage, StageSpec, open_stage, read_record
+from armillary.post.stage import DROPPED, ITEMS, RECORD, Stage, StageSpec, check_stage, open_stage, read_record
 
 __all__ = [
     "DROPPED",
@@ -24,6 +24,7 @@ __all__ = [
     "SampleOptions",
     "Stage",
     "StageSpec",
+    "check_stage",
     "compare_diversity",
     "decontaminate",
     "evolve",

@@ -126,6 +126,21 @@ def read_record(out: Path) -> dict[str, Any]:
     return record
 
 
+def check_stage(out: Path) -> None:
+    """Compare the files of a stage with its description and, where it has finished, with its record.
+
+    Raises:
+        DamagedFileError: a file of the stage is missing, or not what was written.
+        ForeignFileError: one is of a newer format.
+    """
+    try:
+        read_sealed(out / _STAGE, "description of a stage", FORMAT, _remedy(out))
+    except FileNotFoundError:
+        raise DamagedFileError(f"{out / _STAGE}: is missing, and it is written first; {_remedy(out)}") from None
+    if (out / RECORD).exists():
+        read_record(out)
+
+
 class Stage:
     """Opened by ``open_stage``.
 

@@ -38,7 +38,9 @@ def check_document(file: YamlFile, kind: type[D]) -> D:
     """
     value = file.value(kind)
     if not isinstance(value, dict):
-        raise UsageError(f"{file.path}: the document is a mapping with the keys {', '.join(kind.model_fields)}")
+        what = "is empty" if value is None else f"holds a {'list' if isinstance(value, list) else 'single value'}"
+        keys = ", ".join(kind.model_fields)
+        raise UsageError(f"{file.path}: {what}; the document is a mapping with the keys {keys}")
     found = list(file.problems)
     replaced: list[Location] = [_stands_at(problem) for problem in found]
     gone: set[int | str] = set()

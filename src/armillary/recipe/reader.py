@@ -204,9 +204,16 @@ def read_yaml(path: Path) -> YamlFile:
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+        line = data[: error.start].count(b"\n") + 1
+        raise UsageError(f"{path}:{line}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
     try:
         return YamlFile(path, yaml.compose(text, Loader=_Loader))
+    except yaml.reader.ReaderError as error:
+        line = text[: error.position].count("\n") + 1
+        raise UsageError(
+            f"{path}:{line}: holds the character U+{ord(text[error.position]):04X}, which YAML does not allow; take it "
+            "out, or save the file as UTF-8"
+        ) from error
     except yaml.YAMLError as error:
         raise _not_yaml(path, error) from error
 

@@ -38,7 +38,7 @@ class Branch(Document):
 
 
 class CurveOption(Document):
-    """A decay over the last ``share`` of the steps, and the loss it gives away against the best, by the law."""
+    """A decay over the last ``share`` of the steps, and by how much the law expects its loss above the best one's."""
 
     share: float
     excess: float

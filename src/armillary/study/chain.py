@@ -81,7 +81,7 @@ def digest(value: Any) -> str:
 
 
 def append(db: sa.Connection, kind: str, run: str, now: float, **about: Any) -> None:
-    """Add an entry, in the transaction that records what it speaks of; no other writer may be in one meanwhile."""
+    """Add an entry in the transaction that records its subject; no other writer may have one open."""
     last = db.execute(sa.select(journal.c.seq, journal.c.sha256).order_by(journal.c.seq.desc()).limit(1)).first()
     seq, previous = (last.seq + 1, last.sha256) if last is not None else (1, FIRST)
     entry = Entry(seq, kind, run, now, json.loads(json.dumps(about)), previous, "")
@@ -92,7 +92,7 @@ def read(db: sa.Connection, run: str | None = None) -> tuple[Entry, ...]:
     """All entries in their order, or those on ``run``."""
     query = sa.select(journal).order_by(journal.c.seq)
     rows = db.execute(query if run is None else query.filter_by(run=run)).mappings()
-    # Whatever else somebody has put there does not have the hash of the entry.
+    # Any other value was put there by hand, and does not have the hash of the entry.
     return tuple(Entry(**{**row, "about": row["about"] if isinstance(row["about"], dict) else {}}) for row in rows)
 
 

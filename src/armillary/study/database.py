@@ -8,6 +8,7 @@ or a server that is being restarted, is waited for first.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -90,12 +91,7 @@ class Database:
             others = schema.strangers(db)
             if others:
                 raise self._foreign(others)
-            found = schema.version(db)
-            if found is not None and (not isinstance(found, int) or not 1 <= found <= schema.FORMAT):
-                raise ForeignFileError(
-                    f"{self.name}: store format {found}; this version reads 1 to {schema.FORMAT}; use the version that "
-                    "wrote it. It is left as it is"
-                )
+            found = self._known_version(db)
             schema.metadata.create_all(db)
             if found is None:
                 db.execute(sa.insert(schema.form).values(version=schema.FORMAT))
@@ -105,13 +101,38 @@ class Database:
                 self._stamp(db)  # the journal, with which the migration ends, is the store's (`Store`)
         self._known = True
 
+    def _known_version(self, db: sa.Connection) -> int | None:
+        """The format of the store; None where it is new.
+
+        Raises:
+            ForeignFileError: this version does not read it.
+        """
+        found = schema.version(db)
+        if found is None or (isinstance(found, int) and 1 <= found <= schema.FORMAT):
+            return found
+        raise ForeignFileError(
+            f"{self.name}: store format {found}; this version reads 1 to {schema.FORMAT}; use the version that wrote "
+            "it. It is left as it is"
+        )
+
     def _stamp(self, db: sa.Connection) -> None:
         if self.file is not None:
             db.execute(sa.text(f"PRAGMA application_id = {schema.APPLICATION}"))
 
     def _open_file(self, file: Path) -> None:
         """Look at an SQLite file without writing to it; where there is none, put a whole one in place at once."""
+        if file.is_symlink() and not file.exists():
+            raise DamagedFileError(
+                f"{file}: the store's database is a link to {file.readlink()}, which cannot be reached; mount the disk "
+                "it lies on, or remove the link to begin a new store"
+            )
         if not file.exists():
+            for left in (file.with_name(f"{file.name}-{suffix}") for suffix in ("wal", "journal")):
+                if left.exists() and left.stat().st_size:
+                    raise DamagedFileError(
+                        f"{file}: the store's database is missing, and {left.name} holds changes to it; put the file "
+                        f"or a backup in its place, or move {left.name} away to begin a new store"
+                    )
             hidden = aside(file)
             try:
                 with contextlib.closing(sqlite3.connect(hidden)) as new:
@@ -160,16 +181,11 @@ class Database:
         try:
             with look.connect() as db:
                 others = schema.strangers(db)
-                found = schema.version(db)
+                if others:
+                    raise self._foreign(others)
+                self._known_version(db)
         finally:
             look.dispose()
-        if others:
-            raise self._foreign(others)
-        if isinstance(found, int) and found > schema.FORMAT:
-            raise ForeignFileError(
-                f"{file}: store format {found}; this version reads 1 to {schema.FORMAT}; use the version that wrote "
-                "it. It is left as it is"
-            )
 
     def _foreign(self, others: list[str]) -> ForeignFileError:
         shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
@@ -221,7 +237,10 @@ class Database:
             raise self._explained(error) from error
         except OSError as error:
             where = f"{error.filename or self.name}"
-            raise ArmillaryError(f"{where}: {error.strerror or error}; the store must be writable") from error
+            remedy = "the store must be writable"
+            if error.errno in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
+                remedy = "something else lies there, or a link that leads nowhere; move it away, or mount its disk"
+            raise ArmillaryError(f"{where}: {error.strerror or error}; {remedy}") from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise DamagedFileError(
                 f"{self.name}: a record of the store is not JSON ({error}); put a backup in its place"
@@ -328,7 +347,7 @@ class Database:
             found = [str(row[0]) for row in db.execute(sa.text("PRAGMA integrity_check")) if row[0] != "ok"]
             keys = db.execute(sa.text("PRAGMA foreign_key_check")).all()
         return [f"{self.file}: {text}" for text in found] + [
-            f"{self.file}: table {row[0]}, row {row[1]}: speaks of a row of {row[2]} that is not there" for row in keys
+            f"{self.file}: table {row[0]}, row {row[1]}: refers to a missing row of {row[2]}" for row in keys
         ]
 
     def close(self) -> None:

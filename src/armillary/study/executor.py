@@ -5,11 +5,11 @@ that will be free within moments has its next job in its inbox already, so that 
 worker that dies is replaced and its run tried again from its last checkpoint; a run that diverges is marked and the
 others continue.
 
-Where workers live is the business of the two subclasses, processes on this machine (`local`) and a Ray cluster
-(`on_ray`); what they do with a message is in `worker`. Only this side writes to the database.
+Two subclasses start the workers: as processes on this machine (`local`) or on a Ray cluster (`on_ray`). `worker`
+handles the messages. Only the executor writes to the database.
 
-Trade-off: a job is sent ahead only ``_AHEAD_S`` before it is expected to begin. Sooner, it could lie behind a long run
-while another worker has nothing to do; what is sent is not taken back.
+Trade-off: a job is sent ahead only ``_AHEAD_S`` before it is expected to begin, and is not taken back. Sent sooner, it
+could wait behind a long run while another worker is idle.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class InterruptedStudyError(ArmillaryError):
 
 
 class Progress(Protocol):
-    """Told about long work: ``stage``, units done and in all, and a word on what the units are."""
+    """Reports long work: ``stage``, units done, units in total, and a short note such as ``3/40 runs``."""
 
     def __call__(self, stage: str, done: float, total: float, note: str) -> None: ...
 
@@ -81,7 +81,7 @@ class Job:
     keep: tuple[int, ...] = ()
 
     def new_flops(self, step: int) -> float:
-        """FLOPs spent after ``step`` steps, without those that its trunk has taken for it."""
+        """FLOPs spent after ``step`` steps, without the steps taken by its trunk."""
         # Without its trunk's checkpoint a branch begins at 0, which is not progress.
         own = max(0, step - (self.trunk[1] if self.trunk else 0))
         return self.spec.flops * own / self.spec.steps
@@ -163,7 +163,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Train:
-    """Asks a worker for the results of ``jobs``, each of which is answered as soon as it is known.
+    """Requests the results of ``jobs`` from a worker, which answers each as soon as it is known.
 
     Of jobs that agree on ``stack_key`` up to ``members`` are trained as one program.
     """
@@ -177,7 +177,7 @@ Message = Train | Probe
 
 @dataclass(frozen=True)
 class Answer:
-    """What a worker says of ``run``, or of a probe.
+    """A worker's answer about ``run``, or about a probe.
 
     ``value`` is the number of finished steps for ``step``, the RunResult for ``done``, tokens per second for
     ``measured``, and the reason for the others.
@@ -190,7 +190,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Lost:
-    """A worker is gone; ``blames_run`` is False where the run it trained can't be the reason."""
+    """A worker has ended; ``blames_run`` is False where the run it trained cannot be the cause."""
 
     how: str
     blames_run: bool = True
@@ -199,7 +199,7 @@ class Lost:
 class Worker(ABC):
     """A worker as its executor sees it.
 
-    ``stacks`` are the jobs it was given and has not answered yet, message by message; it works on the first message.
+    ``stacks`` are the jobs that it has not answered yet, one list per message; it works on the first message.
     """
 
     def __init__(self) -> None:
@@ -211,7 +211,7 @@ class Worker(ABC):
 
     @abstractmethod
     def send(self, message: Message) -> None:
-        """Put a message into the worker's inbox; the executor's ``_receive`` reports a worker that has died."""
+        """Put a message into the worker's inbox; ``Executor._receive`` reports a worker that has died."""
 
     def give(self, jobs: list[Job], members: int) -> None:
         """Queue these jobs behind those of the worker, ``members`` at a time."""
@@ -222,7 +222,7 @@ class Worker(ABC):
         self.send(Train(tuple(jobs), members))
 
     def flops(self) -> float:
-        """FLOPs spent on the jobs at hand."""
+        """FLOPs spent on the jobs in ``stacks``."""
         return sum(job.new_flops(self.steps[job.spec.id]) for jobs in self.stacks for job in jobs)
 
     def advance(self, run: str, step: int) -> None:
@@ -231,11 +231,11 @@ class Worker(ABC):
         now, done = time.monotonic(), self.flops()
         if self._marked and now > self._mark[0]:
             self._flops_per_s = (done - self._mark[1]) / (now - self._mark[0])
-        elif not self._marked:  # only now is it known from which checkpoint the run went on
+        elif not self._marked:  # the first report shows from which checkpoint the run resumed
             self._mark, self._marked = (now, done), True
 
     def finish(self, run: str) -> Job:
-        """Take the run from the jobs at hand."""
+        """Remove the run from ``stacks``, and return its job."""
         jobs = next(jobs for jobs in self.stacks if any(job.spec.id == run for job in jobs))
         job = next(job for job in jobs if job.spec.id == run)
         if not self._marked and len(jobs) == 1 and time.monotonic() > self._mark[0]:
@@ -248,7 +248,7 @@ class Worker(ABC):
         return job
 
     def wants_more(self) -> bool:
-        """Whether it is idle, or will be within moments with an empty inbox."""
+        """Whether it is idle, or will be within ``_AHEAD_S`` with an empty inbox."""
         if len(self.stacks) != 1 or self._flops_per_s is None:
             return not self.stacks
         left = sum(job.new_flops(job.spec.steps) for job in self.stacks[0]) - self.flops()
@@ -275,8 +275,8 @@ class _Queue:
 class Executor(ABC):
     """Workers over one corpus and one store, wherever they are.
 
-    Use as a context manager; workers start with the first job and stay warm between calls. Subclasses keep
-    ``_workers``, those that can be given jobs.
+    Use as a context manager; workers start with the first job and stay warm between calls. Subclasses maintain
+    ``_workers``, the list of workers that are ready for jobs.
     """
 
     def __init__(self, store: Store, corpus: Path, checkpoint_every_s: float, stop: Any) -> None:
@@ -296,7 +296,7 @@ class Executor(ABC):
         self.rest()
 
     def rest(self) -> None:
-        """End all workers, so that others can have their devices; the next call starts new ones."""
+        """End all workers, which frees their devices; the next call starts new ones."""
         self._stop.value = 1
         self._close()
         self._workers.clear()
@@ -305,35 +305,35 @@ class Executor(ABC):
     @property
     @abstractmethod
     def n_workers(self) -> int:
-        """How many workers there are to be."""
+        """Number of workers, whether they have started or not."""
 
     @property
     @abstractmethod
     def device(self) -> str:
-        """Name of the accelerator or processor of the workers; waits for them where that must be asked of them."""
+        """Name of the workers' accelerator or processor; may wait for the workers to start."""
 
     @property
     def _word(self) -> str:
-        """What a watcher should know of the workers, or nothing."""
+        """A note on the state of the workers for the progress line, or an empty text."""
         return ""
 
     @abstractmethod
     def _start_workers(self) -> None:
-        """Start those that are missing. Called again and again while there is work."""
+        """Start missing workers. Called repeatedly while there is work."""
 
     @abstractmethod
     def _await_workers(self) -> None:
-        """Start those that are missing, and wait until all can be given jobs.
+        """Start missing workers, and wait until all are ready.
 
         Raises:
-            ArmillaryError: there is none.
+            ArmillaryError: no worker can be started.
         """
 
     @abstractmethod
     def _receive(self) -> list[tuple[Any, Answer | Lost]]:
-        """What workers have said, in the order of each; waits up to half a second for the first word.
+        """The workers' answers, in the order in which each sent them; waits up to half a second for the first.
 
-        A lost worker is no longer among ``_workers``, and what it had said before has been told.
+        A ``Lost`` worker has been removed from ``_workers``, and all its answers come before.
         """
 
     @abstractmethod
@@ -413,7 +413,7 @@ class Executor(ABC):
                 note = f"{len(queue.outcomes) - known}/{counted(total_runs, 'run')}"
                 progress(study, done, total, f"{note}, {self._word}" if self._word else note)
         except BaseException:
-            # A failing database, for one: what workers have at hand must not be taken for a later call's.
+            # For example a failing database: answers to this call must not be taken for those to a later one.
             if any(worker.stacks for worker in self._workers):
                 self.rest()
             raise
@@ -429,17 +429,17 @@ class Executor(ABC):
     def _hand_out(self, queue: _Queue) -> None:
         at_hand = [job for worker in self._workers for jobs in worker.stacks for job in jobs]
         unfinished = {job.spec.id for job in [*at_hand, *queue.waiting]}
-        # Who is idle comes first: a job is sent ahead only where more can begin than workers are idle.
+        # Idle workers come first: a job is sent ahead only once each of them has one.
         for worker in sorted(self._workers, key=lambda worker: len(worker.stacks)):
             if not worker.wants_more():
                 continue
             ready = [job for job in queue.waiting if self._is_ready(job, unfinished)]
             if not ready:
                 return
-            # A run that has killed several workers trains alone in its last attempt, or other runs would die with it.
+            # A run that has killed several workers trains alone in its last attempt, since others would die with it.
             members = self._members.get(stack_key(ready[0].spec), 1) if queue.may_stack(ready[0]) else 1
             mates = [job for job in ready if queue.may_stack(job) and stack_key(job.spec) == stack_key(ready[0].spec)]
-            # More than enter at once, since there one enters as another leaves; fewer each time, so that all end
+            # More than fit at once, since one enters as another leaves; fewer each time, so that all workers end
             # together.
             jobs = mates[: max(members, -(-len(mates) // len(self._workers)))] if members > 1 else ready[:1]
             for job in jobs:
@@ -451,7 +451,7 @@ class Executor(ABC):
                 worker.give(jobs, members)
 
     def _settle(self, job: Job, queue: _Queue) -> bool:
-        """Whether another process with the same store has brought the run to its end since this call began."""
+        """Whether another process with the same store has finished the run since this call began."""
         outcome = settled(self.store, job.spec.id)
         if outcome is None:
             return False
@@ -460,11 +460,11 @@ class Executor(ABC):
         return True
 
     def _is_ready(self, job: Job, unfinished: set[str]) -> bool:
-        # A branch waits for its trunk; should the trunk have failed, it trains the whole way itself.
+        # A branch waits for its trunk; where the trunk failed, the branch takes all steps itself.
         return job.trunk is None or self._kept(*job.trunk) or job.trunk[0] not in unfinished
 
     def _choose_stacks(self, queue: _Queue) -> None:
-        """Measure, for shapes with much to do, whether a worker trains more tokens per second with many at once."""
+        """Measure, for shapes with much work, whether stacks train more tokens per second than single models."""
         groups: dict[Hashable, list[Job]] = {}
         for job in queue.waiting:
             groups.setdefault(stack_key(job.spec), []).append(job)
@@ -483,12 +483,12 @@ class Executor(ABC):
             for members in _STACKS:
                 if members > most:
                     break
-                # In turn, and more than once: a moment in which the machine is busy must not decide.
+                # In turn and three times, so that a moment in which the machine is busy does not decide.
                 rates = self.measure([replace(single, members=best), replace(single, members=members)] * 3)
                 if statistics.median(rates[1::2]) < _GAIN * statistics.median(rates[::2]):
                     break
                 best = members
-        except ArmillaryError:  # it does not fit: what was measured before holds
+        except ArmillaryError:  # it does not fit in memory: the best so far stays
             pass
         return best
 
@@ -536,9 +536,9 @@ class Executor(ABC):
 
 
 def settled(store: Store, run: str) -> RunResult | Failure | None:
-    """What is known of a run that needs no more training, or cannot get any; None for any other.
+    """The outcome of a run that is not trained (again): its result, or why there is none; None for any other run.
 
-    That is its result, that it diverged, or that the result in its folder is damaged or that of another run.
+    It has no result where it diverged, or where the result in its folder is damaged or that of another run.
     """
     try:
         state = store.state(run)

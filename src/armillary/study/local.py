@@ -32,7 +32,7 @@ class _Process(Worker):
         self.index = index
 
     def send(self, message: Message) -> None:
-        with contextlib.suppress(OSError):  # it has died: its pipe will tell so
+        with contextlib.suppress(OSError):  # it has died, which its pipe reports
             self.pipe.send(message)
 
 

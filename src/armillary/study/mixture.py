@@ -306,7 +306,7 @@ def _choose(candidates: Sequence[Candidate], confirm: Mapping[str, Sequence[RunS
 def _edges(best: np.ndarray, design: np.ndarray, allowed: Allowed) -> list[Edge]:
     """The weights of the law's best mixture that lie at the end of what was tried, or of what the limits allow.
 
-    A weight of 0 is no such end: less of a domain there cannot be.
+    A weight of 0 does not count as an end, since no weight is smaller.
     """
     edges = []
     ends = {"low": (design.min(0), allowed.lower, 1), "high": (design.max(0), allowed.upper, -1)}

@@ -1,6 +1,6 @@
 """Workers on a Ray cluster: one actor for each core, or for each share of an accelerator, on every node.
 
-Ray places the actors and says when one is lost; all else is the executor's. The store's folder and the corpus lie on a
+Ray places the actors and reports lost ones; the executor does the rest. The store's folder and the corpus lie on a
 file system that all nodes see at the same path; each node proves that before anything is trained (`proof`). Messages to
 an actor and its answers go through one call after another (`_Slot.exchange`), numbered so that a call whose answer
 was lost on the way may be made again.
@@ -8,14 +8,14 @@ was lost on the way may be made again.
 A node that is only cut off may still be training when its runs are given to others. Nothing is lost by that:
 
 - the run's folder is locked, so the second worker waits until the first has left;
-- a worker that has heard nothing for ``LEASE_S`` leaves its run with a checkpoint, and after twice that its process
-  ends, even in the middle of a step;
-- should a file server have let go of a dead node's lock too early, both write the same bytes, since a run is a pure
-  function of its specification, and each file appears by being renamed.
+- a worker without a message for ``LEASE_S`` stops its run with a checkpoint, and after twice that its process ends,
+  even in the middle of a step;
+- where a file server releases a dead node's lock too early, both workers write the same bytes, since a run is a pure
+  function of its specification, and files are renamed into place.
 
-Trade-offs: a lost node's runs wait until Ray is sure that it is lost (about 15 s), because giving them away at each
-hiccup of a network would cost more. Waiting actors of a cluster that is full, or that grows on demand, stay in Ray's
-queue. Ray is imported where it is used: it is an optional package.
+Trade-offs: runs of a lost node wait until Ray reports the node as lost (about 15 s), because moving them at every short
+network failure would cost more. On a cluster that is full, or that grows on demand, actors wait in Ray's queue. Ray is
+an optional package and is imported inside functions.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ PATIENCE_S = 600.0
 _LOOK_EVERY_S = 2.0  # for nodes that joined or left
 _POLL_S = 0.2
 _GRACE_S = 5.0
-_SETTLE_S = 20.0  # a throughput is measured when no further slot has come up for so long
+_SETTLE_S = 20.0  # a throughput is measured once no further slot has appeared for this long
 _OBJECT_STORE = 80 * 2**20  # bytes; nothing large goes through it
 _ACCELERATORS = ("GPU", "NPU")  # what Ray calls them
 
@@ -66,7 +66,7 @@ def check_place(on: str) -> None:
     """Whether ``on`` names a place for workers and Ray is installed; imports nothing.
 
     Raises:
-        UsageError: neither ``ray`` nor ``ray://HOST:PORT``, or there is no Ray.
+        UsageError: neither ``ray`` nor ``ray://HOST:PORT``, or Ray is not installed.
     """
     host, _, port = on.removeprefix("ray://").rpartition(":")
     if on != "ray" and not (on.startswith("ray://") and host and port.isdigit()):

@@ -1,10 +1,10 @@
 """Runs of a study one after another, each over many ranks of this machine: for targets that one device cannot hold.
 
-It takes the place of an executor and records the same in the store; only the process that
-trains differs. The study's own workers are ended first, since the ranks need their devices.
+It replaces an executor and records the same in the store. The study's own workers end first, since the ranks need their
+devices.
 
-Trade-off: a budget in time sizes the target by what all workers, each with a separate run, train together; ranks that
-share a run are slower by what they send each other.
+Trade-off: a budget in time sizes the target by the rate of all workers, each with a run of its own. Ranks that share a
+run are slower by their communication.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _LOOK_S = 0.5
 
 
 class OverRanks:
-    """Carries out jobs over the ranks of ``layout`` in place of ``workers``."""
+    """Trains jobs over the ranks of ``layout`` in place of ``workers``."""
 
     n_workers = 1  # all ranks together
 
@@ -43,12 +43,12 @@ class OverRanks:
 
     @property
     def device(self) -> str:
-        """What rates are kept under: another machine than that of the workers, and for each layout one."""
+        """The key of rates: each layout counts as a machine of its own, other than that of the workers."""
         layout = self.layout.model_dump(mode="json", exclude_defaults=True)
         return ", ".join([self.workers.device, *(f"{name} {value}" for name, value in layout.items())])
 
     def run(self, study: str, jobs: Sequence[Job], progress: Progress) -> dict[str, RunResult | Failure]:
-        """Carry out the jobs that have no result yet, whole: trunks are not looked at. Returns each outcome by run id.
+        """Train the jobs without a result, each from its beginning: trunks are ignored. Returns each outcome by run id.
 
         Raises:
             InterruptedStudyError: stopped by Ctrl-C; the same call resumes.
@@ -83,7 +83,7 @@ class OverRanks:
         )
         folder, result = self.store.run_folder(run), None
         while result is None:
-            while in_use(folder):  # by a study of another process, or by a launcher; what it leaves is then taken
+            while in_use(folder):  # by another process's study, or by a launcher; its result is used
                 time.sleep(_LOOK_S)
             known = settled(self.store, run)
             if known is not None:
@@ -104,7 +104,7 @@ class OverRanks:
 
 
 class _Teller:
-    """In the first rank: writes into shared memory how far its run has come."""
+    """In the first rank: writes the finished share of its run into shared memory."""
 
     def __init__(self, reached: Any) -> None:
         self.reached = reached
@@ -123,7 +123,7 @@ class _Teller:
 def _watched(study: str, done: float, part: float, total: float, note: str, progress: Progress) -> Iterator[Any]:
     """A shared number, the finished share of a run, which is reported as progress while it grows.
 
-    A number and no pipe: a rank that is killed in the middle of a word leaves nothing behind that the next one meets.
+    A number instead of a pipe: a rank that is killed while it writes leaves no torn message behind.
     """
     reached, ended = get_context("spawn").RawValue("d", 0.0), threading.Event()
 

@@ -1,12 +1,12 @@
-"""The target run: what it will reach, recorded before it exists; the run; and the verdict (contract 4).
+"""The target run: its prediction, recorded before the run exists; the run; and the verdict (contract 4).
 
 The target run is the recipe's model on its full tokens with the mixture and the annealing that the studies found. It is
 trained with several seeds, and so is the same model on the natural and on the uniform mixture: that difference, and
-not a law's promise, says whether the recipe was worth finding. The prediction speaks of the first seed's run.
+not the law's forecast, shows whether the recipe is better. The prediction is of the first seed's run.
 
-A prediction belongs to a run and a question, the weights of the target. The losses on single domains answer every
-question; the target's own loss is predicted for the weights that were asked for. Other weights for a run that has begun
-come too late for a prediction, and the record says so.
+A prediction belongs to a run and to the weights of the target. The losses on single domains do not depend on the
+weights; the target loss is predicted for those of the recipe. Where the recipe's weights change after the run has
+begun, no prediction is made for the new ones, and the record gives the reason.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _TOO_LATE = (
 
 
 class Found(Document):
-    """The recipe that the studies argue for, and the two plain mixtures it is compared with, all within the limits."""
+    """The recipe that the studies found, and the two plain mixtures to compare it with, all within the limits."""
 
     mixture: dict[str, float]
     natural: dict[str, float]
@@ -90,7 +90,7 @@ class TargetOutcome(StageOutcome):
     """The arms at the target's size and how the found mixture differs from the plain ones.
 
     An arm none of whose runs has a result is not among ``arms``; its runs are rows of ``failed``. A difference needs
-    two seeds that both arms have. ``predicted`` is the run that the prediction speaks of.
+    two seeds that both arms have. ``predicted`` is the id of the run that was predicted.
     """
 
     arms: list[Arm]
@@ -122,7 +122,7 @@ class TargetOutcome(StageOutcome):
 
 
 def found_recipe(mixture: MixtureOutcome, anneal: AnnealOutcome) -> Found:
-    """What the mixture and the annealing study have found together."""
+    """The mixture and the annealing that the two studies found."""
     return Found(mixture=mixture.found, natural=mixture.natural, uniform=mixture.uniform, annealing=anneal.taken)
 
 
@@ -142,7 +142,7 @@ def target_spec(lab: Lab, found: Found, weights: dict[str, float], seed: int) ->
 
 
 def predict(lab: Lab, found: Found, mixture: MixtureOutcome, ladder: LadderOutcome) -> dict[str, Any]:
-    """Record what the target run will reach, from the ladder's laws, and return the record.
+    """Record the losses that the ladder's laws expect of the target run, and return the record.
 
     The record holds ``run``, ``interval``, ``domains`` and ``target`` (each ``predicted``, ``low``, ``high`` in nats
     per token), the ``target_weights`` that ``target`` is for, the ``extrapolation`` in compute and what the law warns
@@ -183,7 +183,7 @@ def recorded(lab: Lab, run: str) -> dict[str, Any] | None:
 
 
 def _question(run: str, weights: dict[str, float]) -> str:
-    """Under which id a second question about a run is recorded."""
+    """The id under which a prediction of ``run`` for other target weights is recorded."""
     return canonical_hash([run, weights])
 
 

@@ -1,17 +1,16 @@
 """How many tokens per second a fleet of workers trains, by kind of run, kept in the store.
 
-A budget in time is only as good as the rate it is divided by. A rate is looked up before it is measured: finished
-runs of a study give the best rate, since their steps waited for data, wrote events and shared the machine as the next
-ones will. Only for what has never been trained here is a probe made, once: training steps on random tokens.
+A budget in time is divided by rates. A rate is looked up before it is measured: finished runs of a study give the best
+one, since their steps waited for data, wrote events and shared the machine like the next ones. A probe (training steps
+on random tokens) is made once, for work that was never trained here.
 
-A rate belongs to all that decides a step's time: shape, context, batch, precision, optimizer, z-loss, accumulation and
-length phases; and to the machine.
+The key of a rate holds all that decides a step's time: shape, context, batch, precision, optimizer, z-loss,
+accumulation, length phases, and the machine.
 
-Trade-offs: a machine is the device, the workers or the layout of ranks, and the versions. So stores that machines share
-keep them apart, and a new version of torch or of this package starts anew. What a run lost while another program kept
-the machine busy is part of its rate; later runs correct it, because only the last minutes are remembered. A cluster of
-unlike nodes is a machine with the names of all; where nodes of one kind come or go in the middle of a study, its runs
-count for the workers that are there at its end.
+Trade-offs: a machine is the device, the workers or the layout of ranks, and the versions. Machines that share a store
+have separate rates, and a new version of torch or of this package starts anew. Time lost to other programs is part of a
+run's rate; later runs correct it, because only the last minutes count. A cluster of unlike nodes is a machine with the
+names of all. Where nodes join or leave during a study, its runs count for the workers at its end.
 """
 
 from __future__ import annotations
@@ -33,15 +32,15 @@ from armillary.study.store import Store
 
 Precision = Literal["fp32", "bf16"]
 
-# A probe is the median of several windows, taken in turn with those of the other shapes: what keeps the machine busy
-# for a moment then spoils one window of each and not all of one. The best window would promise what runs never get.
+# A probe is the median of several windows, taken in turn with those of the other shapes: a moment of other load then
+# spoils one window of each shape, not all of one. The best window would promise a rate that runs never reach.
 _WINDOWS, _WINDOW_S = 5, 0.5
-# Seconds of training before runs are believed more than a probe, and after which older ones are forgotten.
+# Seconds of training after which the rate of runs replaces that of a probe, and after which older runs are forgotten.
 _ENOUGH_S, _MEMORY_S = 3.0, 600.0
 
 
 class Machinery(Protocol):
-    """What trains runs, and where they are kept."""
+    """Workers that train runs, and the store that keeps the runs."""
 
     @property
     def store(self) -> Store:
@@ -53,11 +52,11 @@ class Machinery(Protocol):
 
     @property
     def device(self) -> str:
-        """Name of the accelerator or processor that the workers have, not of the one that gives them work."""
+        """Name of the workers' accelerator or processor, not of this process's."""
 
 
 class Fleet(Machinery, Protocol):
-    """What is asked here of an executor."""
+    """Workers whose throughput can be measured."""
 
     def measure(self, probes: Sequence[Probe]) -> list[float]:
         """Tokens per second of all workers together for each probe."""
@@ -97,7 +96,7 @@ def train_rates(fleet: Fleet, probes: Sequence[Probe]) -> list[float]:
 def faster_precision(fleet: Fleet, probe: Probe) -> Precision:
     """The precision in which the steps of ``probe`` are faster here, whatever its own; fp32 where they are equal.
 
-    Both are judged by rates that were had in the same way, since runs are a little slower than a probe.
+    Both are compared by rates of one kind (probe or runs), since runs are a little slower than a probe.
 
     Raises:
         ArmillaryError: as ``train_rates``.
@@ -112,10 +111,10 @@ def faster_precision(fleet: Fleet, probe: Probe) -> Precision:
 
 
 def record_rates(fleet: Machinery, specs: Iterable[RunSpec], since: float) -> None:
-    """Keep the rates that runs really had on this fleet after ``since`` (seconds since the epoch).
+    """Record the rates of runs on this fleet after ``since`` (seconds since the epoch).
 
-    Read from the runs' events: tokens of training steps per second spent on them, times the workers. What happened
-    before ``since`` does not count, as it may have been another machine.
+    Read from the runs' events: tokens of training steps per second spent on them, times the workers. Events before
+    ``since`` do not count, as they may be of another machine.
     """
     spent: dict[Probe, tuple[float, float]] = {}
     for spec in {spec.id: spec for spec in specs}.values():
@@ -136,7 +135,7 @@ def record_rates(fleet: Machinery, specs: Iterable[RunSpec], since: float) -> No
 
 
 def _trained(events: Path, since: float) -> tuple[float, float]:
-    """Steps that a run took after ``since``, and the seconds they took; a step that was taken again counts once."""
+    """Steps of a run after ``since``, and their seconds; a step that was repeated counts once."""
     taken: list[tuple[int, int, float, bool]] = []  # first and last step, seconds, whether they count
     last = 0
     if events.exists():
@@ -158,7 +157,7 @@ def _trained(events: Path, since: float) -> tuple[float, float]:
 
 
 def _measure(fleet: Fleet, probes: Sequence[Probe]) -> None:
-    """Probe what is not known, and keep it."""
+    """Measure the rates of ``probes``, and record them."""
     if not probes:
         return
     windows = fleet.measure([replace(probe, seconds=_WINDOW_S) for probe in probes] * _WINDOWS)
@@ -167,7 +166,7 @@ def _measure(fleet: Fleet, probes: Sequence[Probe]) -> None:
 
 
 def _known(fleet: Fleet, probe: Probe) -> dict[str, float]:
-    """Rates of this machine for what the probe asks, by how they were had: ``probe``, ``runs``."""
+    """Rates of this machine for the work of the probe, by their source: ``probe``, ``runs``."""
     return {row["how"]: row["tokens_per_s"] for row in fleet.store.rates(**_key(fleet, probe))}
 
 

@@ -124,9 +124,12 @@ _ADDED = {"runs": ("folder", "owner", "parents")}  # since format 1
 def strangers(db: sa.Connection) -> list[str]:
     """Names of what makes this database one of another program; none where it is empty, or a store of any format."""
     inspector = sa.inspect(db)
-    found = {*inspector.get_table_names(), *inspector.get_view_names()}
+    views = set(inspector.get_view_names())
+    found = {*inspector.get_table_names(), *views}
     if not found:
         return []
+    if views & set(metadata.tables):  # a store has tables of these names
+        return sorted(views & set(metadata.tables))
     ours = {name: table for name, table in metadata.tables.items() if name in found}
     for name, table in ours.items():
         wanted = {column.name for column in table.columns} - set(_ADDED.get(name, ()))

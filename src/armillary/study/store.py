@@ -409,11 +409,7 @@ class Store:
         Raises:
             ArmillaryError: the run is not known.
         """
-        with self.database.reading() as db:
-            row = db.execute(sa.select(schema.runs.c.spec).filter_by(id=run)).first()
-        if row is None:
-            raise self._unknown(run)
-        return self._spec_of(run, row.spec)
+        return self._spec_of(run, self._known(run).spec)
 
     def parents(self, run: str) -> list[str]:
         """Ids of the runs whose weights a known run starts from.
@@ -421,11 +417,7 @@ class Store:
         Raises:
             ArmillaryError: the run is not known.
         """
-        with self.database.reading() as db:
-            row = db.execute(sa.select(schema.runs.c.parents).filter_by(id=run)).first()
-        if row is None:
-            raise self._unknown(run)
-        return self._parents_of(run, row.parents)
+        return self._parents_of(run, self._known(run).parents)
 
     def edges(self, runs: Iterable[str]) -> list[Edge]:
         """The lineage of ``runs`` as far as the store has it: an edge for each thing that made another one.
@@ -471,8 +463,13 @@ class Store:
             )
         return content or []
 
-    def _unknown(self, run: str) -> ArmillaryError:
-        return ArmillaryError(f"run {run} is not in {self.database.name}; armillary runs lists those that are")
+    def _known(self, run: str) -> Any:
+        """The row of a run; an ArmillaryError where there is none."""
+        with self.database.reading() as db:
+            row = db.execute(sa.select(schema.runs).filter_by(id=run)).first()
+        if row is None:
+            raise ArmillaryError(f"run {run} is not in {self.database.name}; armillary runs lists those that are")
+        return row
 
     def _spec_of(self, run: str, content: Any) -> RunSpec:
         try:

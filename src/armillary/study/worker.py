@@ -1,7 +1,7 @@
 """What a worker does: take messages from its inbox one after another, train or measure, and answer.
 
-It knows nothing of how messages travel, and nothing of other workers. It works with one thread: a study trains as many
-runs at once as there are cores, and one thread keeps a run's arithmetic independent of their number.
+How messages travel is the caller's choice. A worker computes with one thread: a study trains as many runs at once as
+there are cores, and with one thread a run's arithmetic does not depend on their number.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def work(
     checkpoint_every_s: float,
     device_index: int,
 ) -> None:
-    """The life of a worker, until ``receive`` raises EOFError.
+    """Answer messages until ``receive`` raises EOFError.
 
     ``stopping`` is called after every step and before a run begins; it also becomes true when the requesting process
     has died. ``store`` is the store's folder; ``device_index`` counts through the machine's accelerators,
@@ -63,7 +63,7 @@ def work(
             left = list(message.jobs)
             try:
                 opened = opened or Corpus.open(corpus)
-            except Exception as error:  # said once per run, where a dead worker would say nothing of the cause
+            except Exception as error:  # answered for each run, since a dead worker would not name the cause
                 for job in left:
                     answer(_answer(job.spec.id, error))
                 continue
@@ -176,7 +176,7 @@ def _train(
                 stop=stopping,
             )
         except BusyRunError:
-            # Another study trains it, or the last workers of one that was killed are still leaving.
+            # Another study trains it, or workers of a killed study have not ended yet.
             time.sleep(0.5)
         except Exception as error:
             return _answer(run, error)
@@ -225,7 +225,7 @@ def _measure(probe: Probe, device: torch.device) -> float:
         batches = [Batch(torch.randint(probe.shape.vocab_size, size, device=device)) for _ in range(probe.members)]
         step = partial(stack.step, [(spec, 0)] * probe.members, batches)
     else:
-        raise ArmillaryError(f"there is no memory for a stack of {probe.members}")
+        raise ArmillaryError(f"a stack of {probe.members} models does not fit in memory")
     step()[0].sum().item()
     begin, steps = time.perf_counter(), 0
     while time.perf_counter() - begin < probe.seconds:

@@ -267,8 +267,17 @@ def _age_s(path: Path) -> float:
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints in ``folder``, ascending; other names and plain files are not counted."""
+    """Steps of the checkpoints in ``folder``, ascending; other names and plain files are not counted.
+
+    Raises:
+        ArmillaryError: ``folder`` is a file, or a link that leads nowhere: checkpoints may lie behind it.
+    """
     if not folder.is_dir():
+        if folder.exists() or folder.is_symlink():
+            raise ArmillaryError(
+                f"{folder}: not a folder (a file, or a link that leads nowhere), and it should hold the checkpoints; "
+                "mount the disk that the link leads to, or move it away"
+            )
         return []
     named = [(_NAME.fullmatch(path.name), path) for path in folder.iterdir()]
     return sorted(int(name[1]) for name, path in named if name is not None and path.is_dir())

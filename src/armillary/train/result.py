@@ -221,7 +221,12 @@ def verify_run(folder: Path) -> list[FileProblem]:
         name, other = (RESULT, result.run) if theirs else (SPEC, spec.id)
         problems.append(FileProblem(folder / name, f"is that of run {other}, and the rest is another run's", anew))
         return problems
-    for step in checkpoint_steps(folder / "checkpoints"):
+    steps: list[int] = []
+    try:
+        steps = checkpoint_steps(folder / "checkpoints")
+    except ArmillaryError as error:
+        problems.append(problem_of(folder / "checkpoints", error, "move it away"))
+    for step in steps:
         path = folder / "checkpoints" / f"step-{step}"
         try:
             verify_checkpoint(path, run)

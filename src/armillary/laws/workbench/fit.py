@@ -23,7 +23,7 @@ from armillary.laws.columns import (
     known_features,
     readings,
 )
-from armillary.laws.curves import read_curves
+from armillary.laws.curves import curve_columns, read_curves
 from armillary.laws.estimator import Array, rows_named
 from armillary.laws.examination import LEAST_RUNS, ExaminationLaw
 from armillary.laws.files import LawFile, source_of
@@ -347,7 +347,7 @@ def fit_gain(points: Path, columns: Sequence[str], law: GainLaw) -> LawFile:
     data, target = (find_column(table, name) for name in columns)
     if data == target:
         raise UsageError(f"--columns names '{data}' twice")
-    X = table.numbers([data], above=0.0)
+    X = table.sizes([data])
     y = table.numbers([target], least=0.0)
     if law.form == "score":
         for row in np.flatnonzero(y[:, 0] > 1):
@@ -375,18 +375,19 @@ def fit_anneal(curves: Path, warmup_steps: int = 0) -> LawFile:
     aside: list[dict[str, Any]] = []
     for one in law.set_aside_:
         table = tables[files[one.size, one.name]]
+        steps, _, loss = curve_columns(table)
         where: dict[str, Any] = {"file": f"{table.path.parent.name}/{table.path.name}", "why": one.why}
         if one.step is None:
-            aside.append(where | {"line": None, "column": "loss", "value": None})
+            aside.append(where | {"line": None, "column": loss, "value": None})
         else:
-            row = int(np.flatnonzero(table.numbers(["step"])[:, 0] == one.step)[0])
-            aside.append(entry_aside(table, row, "loss", one.why) | where)
+            row = int(np.flatnonzero(table.numbers([steps])[:, 0] == one.step)[0])
+            aside.append(entry_aside(table, row, loss, one.why) | where)
     measured = []
     for table in tables.values():
-        losses, bad = table.losses(["loss"])
+        losses, bad = table.losses([curve_columns(table)[2]])
         measured.append(losses)
         file = f"{table.path.parent.name}/{table.path.name}"
-        aside += [entry_aside(table, entry.row, "loss", entry.remedy) | {"file": file} for entry in bad]
+        aside += [entry_aside(table, entry.row, entry.column, entry.remedy) | {"file": file} for entry in bad]
     warn_of_perplexities(curves, np.concatenate(measured), ["loss"])
     sources = [source_of(path, len(table.rows)) for path, table in tables.items()]
     read = [ColumnReading(name, name) for name in ("step", "lr", "loss")]

@@ -136,7 +136,7 @@ def predict_gain(law: LawFile, at: Path, interval: float) -> Rows:
         ExtrapolationError: far more data than the largest part.
     """
     table = read_table(at)
-    X = table.numbers([find_column(table, law.features[0])], above=0.0)
+    X = table.sizes([find_column(table, law.features[0])])
     with about(table, law.targets):
         prediction = law.law.predict(X, interval)
     return _with_predictions(table, law.targets, prediction, law.law.extrapolation(X))
