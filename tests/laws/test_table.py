@@ -43,7 +43,11 @@ def test_columns_by_name_in_the_order_asked_for(table):
         ("a,b\n1,2\n3\n", "line 3 has 1 entry and the header has 2"),
         ("a,b\n1,2,3\n", "line 2 has 3 entries and the header has 2"),
         ('a,b\n1,"2\n', "line 2: unexpected end of data"),
-        ("a,b\n1,浑\n".encode("gb18030"), "is not UTF-8"),
+        ("a,b\n1,浑\n".encode("gb18030"), "line 2 is not UTF-8"),
+        ("a|b\n1|2\n", "line 1: the columns are separated by |; save it with commas"),
+        ("| a | b |\n|---|---|\n| 1 | 2 |\n", "line 1: the columns are separated by |"),
+        ('[{"a": 1, "b": 2}]\n', "looks like JSON; write it as CSV with a header"),
+        ('{"a": 1, "b": 2}\n{"a": 3, "b": 4}\n', "looks like JSON"),
     ],
 )
 def test_what_is_no_table(table, tmp_path, text, said):
@@ -92,6 +96,8 @@ SAME = [[1e7, 4.9], [1e8, 3.6]]
         "n,loss\n1e7,4.9\n1e8,3.6\n",
         "n;loss\n1e7;4.9\n1e8;3.6\n",
         "n\tloss\n1e7\t4.9\n1e8\t3.6\n",
+        "sep=;\nn;loss\n1,0e7;4,9\n1e8;3,6\n",
+        "SEP=\t\r\nn\tloss\r\n1e7\t4.9\r\n1e8\t3.6\r\n",
         "n;loss\n1,0e7;4,9\n1e8;3,6\n",
         "n;loss\n10.000.000;4,9\n100.000.000;3,6\n",
         "n,loss\r1e7,4.9\r1e8,3.6\r",

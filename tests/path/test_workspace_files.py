@@ -1,11 +1,12 @@
 """The files of a workspace that are read back: good, damaged, or not for this program."""
 
 import json
+import re
 
 import pytest
 
 from armillary.path import Workspace
-from armillary.recipe import DamagedFileError, ForeignFileError
+from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, UsageError
 from fakes import FakeCorpus, make_plan, make_recipe
 
 
@@ -15,6 +16,30 @@ def workspace(tmp_path):
     made = Workspace(make_recipe(), tmp_path, say=said.append)
     object.__setattr__(made, "said", said)
     return made
+
+
+@pytest.mark.parametrize("below", [".", "results"])
+@pytest.mark.parametrize("how", ["a file", "a link that leads nowhere"])
+def test_a_place_where_no_results_can_lie_is_refused_at_once(how, below, tmp_path):
+    place = tmp_path / "place"
+    if how == "a file":
+        place.write_text("mine")
+    else:
+        place.symlink_to(tmp_path / "unmounted")
+    with pytest.raises(UsageError, match=f"{re.escape(str(place))}: not a folder .*--out"):
+        Workspace(make_recipe(), place / below)
+    assert sorted(tmp_path.iterdir()) == [place]
+
+
+@pytest.mark.parametrize("url", ["foo", "sqlite:////nowhere/store.sqlite", "nodriver://user:secret@host/x"])
+def test_a_database_that_cannot_be_used_is_refused_before_the_corpus_is_built(url, tmp_path, monkeypatch):
+    monkeypatch.setattr(Workspace, "corpus", lambda self: pytest.fail("the corpus was built"))
+    with (
+        pytest.raises(ArmillaryError, match=r"database|/nowhere") as caught,
+        Workspace(make_recipe(), tmp_path / "results", database=url).lab(),
+    ):
+        pass
+    assert "secret" not in str(caught.value)
 
 
 DAMAGE = {

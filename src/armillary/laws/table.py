@@ -33,6 +33,9 @@ _COMMA = re.compile(
     r"[+-]?(?:[0-9]*,(?:[0-9]{1,2}|[0-9]{4,})(?:E[+-]?[0-9]+)?|0?,[0-9]+(?:E[+-]?[0-9]+)?|[0-9]+,[0-9]+E[+-]?[0-9]+)"
     r"[KMBGT]?"
 )
+# The first line by which a file tells Excel what separates its columns.
+_EXCEL = re.compile(r"sep=([,;\t])[,;\t]*\r?\n", re.IGNORECASE)
+_JSON = re.compile(r"\s*(\{|\[\s*[{\[])")
 _UNNAMED = re.compile(r"(?:unnamed: ?\d+)?", re.IGNORECASE)
 
 # What files that are no text begin with.
@@ -251,8 +254,11 @@ def read_table(path: Path) -> Table:
             with other than as many entries as there are columns; the header once more.
     """
     text = _decoded(path)
-    delimiter = _delimiter(text)
+    told = _EXCEL.match(text)
+    delimiter = told[1] if told else _delimiter(text)
     rows, lines = _split(path, text, delimiter)
+    if told:
+        rows, lines = rows[1:], lines[1:]
     # A comment has other than as many entries as the header below it; a header may begin with # itself.
     while len(rows) > 1 and rows[0][0].lstrip().startswith("#") and len(rows[0]) != len(rows[1]):
         rows, lines = rows[1:], lines[1:]
@@ -284,6 +290,8 @@ def read_table(path: Path) -> Table:
     for row, line in zip(body, lines[1:], strict=True):
         if [entry.strip() for entry in row] == header[:width]:
             raise UsageError(f"{path}, line {line}: the header stands here once more; take this line out")
+    if len(columns) == 1 and "|" in columns[0]:
+        raise UsageError(f"{path}, line {lines[0]}: the columns are separated by |; save it with commas")
     if len(columns) == 1 and len(columns[0].split()) > 1 and all(len(row[0].split()) > 1 for row in body):
         raise UsageError(f"{path}, line {lines[0]}: the columns are separated by spaces; save it with commas")
     return Table(path, columns, body, lines[1:], _decimal(body, delimiter), unnamed)
@@ -302,7 +310,10 @@ def _decoded(path: Path) -> str:
     try:
         text = data.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as CSV UTF-8") from error
+        line = data[: error.start].count(b"\n") + 1
+        raise UsageError(f"{path}, line {line} is not UTF-8 ({error.reason}); save it as CSV UTF-8") from error
+    if _JSON.match(text):
+        raise UsageError(f"{path} looks like JSON; write it as CSV with a header")
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
         raise UsageError(f"{path}, line {line} holds a zero byte, so it is no text or was torn; save it as CSV UTF-8")

@@ -136,6 +136,14 @@ class Workspace:
                 parse_budget(budget)  # raises on a typing error before the corpus is built
         if self.on is not None:
             check_place(self.on)
+        for place in (self.folder, *self.folder.parents):
+            if place.is_dir():
+                break
+            if place.exists() or place.is_symlink():
+                raise UsageError(
+                    f"{place}: not a folder (a file, or a link that leads nowhere), so no results can lie there; name "
+                    "a folder with --out"
+                )
 
     def corpus(self) -> Corpus:
         """Build the recipe's corpus, or open it where it is built.
@@ -172,6 +180,8 @@ class Workspace:
             self.wall_s()
             with contextlib.suppress(DamagedFileError):
                 recorded(self.folder)
+            if self.database is not None:
+                self.store().close()  # one that cannot be used is refused before the corpus is built
             corpus, store = self.corpus(), self.store()
             with self._executor(store, corpus) as executor:
                 lab = Lab(self.recipe, corpus, store, executor, smallest_plan(), self.progress, self.say)
