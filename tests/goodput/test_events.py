@@ -39,7 +39,7 @@ def test_round_trip(tmp_path_factory, events):
     path = tmp_path_factory.mktemp("events") / "events.jsonl"
     write(path, events)
     assert read(path) == events
-    assert {(event.run, event.format, event.rank) for event in read_events(path)} == {("a run", 1, 0)}
+    assert {(event.run, event.format, event.rank) for event in read_events(path)} == {("a run", 2, 0)}
     times = [event.time_s for event in read_events(path)]
     assert times == sorted(times) and all(map(math.isfinite, times))
 
@@ -87,8 +87,8 @@ def test_an_event_is_with_the_system_before_write_returns(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ({"format": 2, "time_s": 1, "run": "r", "kind": "start", "step": 0}, "format 2 is newer"),
-        ({"format": 2, "time_s": 1, "run": "r", "kind": "eclipse", "step": 0, "moon": 1}, "format 2 is newer"),
+        ({"format": 3, "time_s": 1, "run": "r", "kind": "start", "step": 0}, "format 3 is newer"),
+        ({"format": 3, "time_s": 1, "run": "r", "kind": "eclipse", "step": 0, "moon": 1}, "format 3 is newer"),
         ({"time_s": 1, "run": "r", "kind": "eclipse", "step": 0}, "not an event: kind"),
         ({"time_s": 1, "run": "r", "kind": "start", "step": -1}, "not an event: step"),
         ([1, 2], "not an event"),

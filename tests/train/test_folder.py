@@ -76,7 +76,7 @@ def harm(path: Path, way: str, other: Path) -> bool:
     elif way == "remove":
         path.unlink()
     elif path.suffix == ".jsonl":
-        path.write_text(path.read_text().replace('"format":1', '"format":99', 1))
+        path.write_text(path.read_text().replace('"format":2', '"format":99', 1))
     elif path.suffix == ".json":
         document = {**json.loads(data), "format": 99, "new": True}
         document.pop("sha256", None)

@@ -8,17 +8,30 @@ import typer
 from typer.core import TyperGroup
 
 from armillary import __version__
-from armillary.cli import chat, evaluate, forecast, generate, laws, leaderboard, path, post
+from armillary.cli import chat, evaluate, forecast, generate, goodput, laws, leaderboard, path, post
 from armillary.cli.screen import app
 from armillary.cli.values import of_option
 
-__all__ = ["PANELS", "app", "chat", "evaluate", "forecast", "generate", "laws", "leaderboard", "path", "post"]
+__all__ = [
+    "PANELS",
+    "app",
+    "chat",
+    "evaluate",
+    "forecast",
+    "generate",
+    "goodput",
+    "laws",
+    "leaderboard",
+    "path",
+    "post",
+]
 
 # The parts of `armillary --help`, in order. What is in none of them comes last, among "Others".
 PANELS = {
     "From text to a model": ("run", "demo", "report", "corpus", "predict", "train", "verdict"),
     "From a base model to one that answers": ("post",),
     "What is there": ("runs", "rates", "verify", "store"),
+    "Where the time goes": ("goodput",),
     "What a model can do": ("chat", "generate", "evaluate", "leaderboard", "forecast"),
     "One study at a time": ("study",),
     "Laws from tables of any runs": (

@@ -2,6 +2,9 @@
 
 The trainer, a fault injector and a cluster simulator write these lines; the ledger of lost time and the console read
 them. A line that a kill tore in half is skipped: it was never reported as done.
+
+Format 2 has a minor version. A reader skips the kinds and ignores the fields that a newer minor version added; it
+refuses a newer format. Format 1, which had no minor version and fewer kinds, reads as it is.
 """
 
 from __future__ import annotations
@@ -10,30 +13,44 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, first_problem
+from armillary.files import aside, sync
+from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, UsageError, first_problem
 
-FORMAT = 1
+FORMAT = 2
+MINOR = 0
 
-EventKind = Literal["start", "resume", "progress", "validation", "checkpoint", "stop", "fault", "end"]
+EventKind = Literal[
+    # the life of an attempt
+    "start", "resume", "running", "stop", "end",
+    # what takes time
+    "compile", "progress", "data_wait", "validation", "checkpoint", "pause",
+    # what a checkpoint does while training continues
+    "checkpoint_begin", "checkpoint_durable", "snapshot",
+    # what goes wrong, and what is done about it
+    "fault", "detected", "restart", "restored", "straggler", "skipped",
+]  # fmt: skip
+KINDS: tuple[str, ...] = get_args(EventKind)
 
 
 class Event(BaseModel):
     """One thing that happened: ``time_s`` since the Unix epoch, ``step`` counts finished steps.
 
-    ``progress`` carries ``duration_s`` for the steps since the last one; ``validation`` and ``checkpoint`` carry the
-    seconds they took from training; ``stop`` is an orderly interruption, ``fault`` an unplanned one.
+    ``progress`` carries ``duration_s`` for the steps since the last one; ``validation``, ``checkpoint`` and
+    ``compile`` carry the seconds they took from training; ``stop`` is an orderly interruption, ``fault`` an unplanned
+    one. docs/goodput.md has all kinds.
     """
 
     model_config = ConfigDict(extra="forbid")
 
     format: int = FORMAT
+    minor: int = Field(default=0, ge=0)
     time_s: float
     run: str
     kind: EventKind
@@ -50,8 +67,8 @@ class EventWriter:
         ArmillaryError: the file cannot be written (a full disk, no access); what was written before stays.
     """
 
-    def __init__(self, path: Path, run: str) -> None:
-        self.path, self.run = path, run
+    def __init__(self, path: Path, run: str, rank: int = 0) -> None:
+        self.path, self.run, self.rank = path, run, rank
         with self._writing():
             # Without a buffer, so that a line that found no room is not written a second time when the file is closed.
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
@@ -64,7 +81,14 @@ class EventWriter:
 
     def write(self, kind: EventKind, step: int, duration_s: float | None = None, **data: Any) -> None:
         """Append one event that happens now."""
-        event = Event(time_s=time.time(), run=self.run, kind=kind, step=step, duration_s=duration_s, data=data)
+        self.append(
+            Event(
+                time_s=time.time(), run=self.run, kind=kind, step=step, rank=self.rank, duration_s=duration_s, data=data
+            )
+        )
+
+    def append(self, event: Event) -> None:
+        """Append an event as it is, with the time that it carries."""
         with self._writing():
             self._append(event.model_dump_json().encode() + b"\n")
 
@@ -99,6 +123,31 @@ class EventWriter:
         self.close()
 
 
+def write_events(path: Path, events: Iterable[Event]) -> None:
+    """Write a file of events as a whole: after a kill there is the old file or the new one.
+
+    Raises:
+        ArmillaryError: it cannot be written.
+    """
+    hidden = aside(path)
+    try:
+        with open(hidden, "wb") as file:
+            for event in events:
+                file.write(event.model_dump_json().encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        hidden.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        hidden.unlink(missing_ok=True)
+        raise ArmillaryError(
+            f"{path}: could not be written ({error.strerror or error}); make room or give access"
+        ) from (error)
+    except BaseException:
+        hidden.unlink(missing_ok=True)
+        raise
+
+
 def read_events(path: Path) -> Iterator[Event]:
     """Events of a file in order; lines that a kill tore are skipped.
 
@@ -122,6 +171,10 @@ def read_events(path: Path) -> Iterator[Event]:
                         f"{path}:{number}: event format {version} is newer than this version reads ({FORMAT}); "
                         "update armillary. The file is left as it is"
                     )
+                if isinstance(fields, dict) and _is_newer(fields.get("minor")):
+                    if fields.get("kind") not in KINDS:
+                        continue
+                    fields = {name: fields[name] for name in Event.model_fields if name in fields}
                 try:
                     yield Event.model_validate(fields)
                 except ValidationError as error:
@@ -131,6 +184,31 @@ def read_events(path: Path) -> Iterator[Event]:
         raise
     except OSError as error:
         raise DamagedFileError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
+
+
+def _is_newer(minor: object) -> bool:
+    return isinstance(minor, int) and minor > MINOR
+
+
+def event_files(run: Path) -> dict[int, Path]:
+    """The files of a run's folder that hold events, by rank: ``events.jsonl`` and ``events-00001.jsonl`` and so on.
+
+    Raises:
+        UsageError: the folder holds none, with what to give instead.
+    """
+    found = {0: run / "events.jsonl"} if (run / "events.jsonl").exists() else {}
+    for path in sorted(run.glob("events-*.jsonl")):
+        number = path.stem.removeprefix("events-")
+        if number.isascii() and number.isdigit():
+            found[int(number)] = path
+    if not found:
+        raise UsageError(f"{run}: holds no events.jsonl; give the folder of a run, or a file of events")
+    return found
+
+
+def rank_events(run: Path, rank: int) -> Path:
+    """Where a rank writes its events: rank 0 into ``events.jsonl``, so that a run on one device has this file alone."""
+    return run / ("events.jsonl" if rank == 0 else f"events-{rank:05d}.jsonl")
 
 
 def first_start_s(folder: Path) -> float | None:

@@ -1,0 +1,383 @@
+"""Where the time of a run went: every moment of every rank has exactly one account.
+
+The ledger reads events alone, of a live run, an injected one or a simulated one (contract 3). It moves a cursor along
+the events of a rank. An event with a duration claims the time before it; what lies between two claims goes to an
+account by the state that the rank is in. So the accounts sum to the elapsed time, whatever the events are: torn,
+overlapping, of two attempts at once, or of a clock that was set back (the cursor never moves back). All sums are whole
+nanoseconds.
+
+Definitions, which the report prints:
+
+- goodput: time of steps that count in the final model / elapsed time. Steps after the checkpoint that the run resumed
+  from are taken twice; the first time is ``replayed``. What a step takes beyond 1.1 times the usual is ``degraded``.
+- effective training time, as published runs define it (Llama 3, ByteRobust): elapsed time minus start-up, replayed
+  work, detection, restarts, waiting and pauses. Checkpoints, validations and slow steps count as effective there.
+
+Trade-offs: the trainer reports steps in portions, so work that a kill took before it was reported, and the time in
+which nobody noticed, can only be told apart where a ``fault`` event says when the fault was.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, get_args
+
+from armillary.goodput.events import Event, event_files, read_events
+from armillary.recipe import UsageError
+
+Account = Literal[
+    "productive", "degraded", "data_wait", "replayed", "evaluation", "checkpoint", "compile", "start_up", "detection",
+    "restart", "waiting", "paused", "other",
+]  # fmt: skip
+ACCOUNTS: tuple[Account, ...] = get_args(Account)
+# What published figures of effective training time leave out.
+_DOWN: tuple[Account, ...] = ("start_up", "replayed", "detection", "restart", "waiting", "paused", "other")
+USUAL = 1.1  # times the usual time of a step that is not yet slow
+
+DEFINITION = (
+    "goodput: time of steps that count in the final model / elapsed time. effective training time: elapsed time "
+    "without start-up, replayed work, detection, restarts, waiting, pauses and unexplained time / elapsed time"
+)
+
+_CLAIMS: dict[str, Account] = {
+    "validation": "evaluation",
+    "checkpoint": "checkpoint",
+    "compile": "compile",
+    "pause": "paused",
+}
+_ATTEMPT = ("start", "resume", "restored")
+_NS = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Span:
+    """A piece of a rank's time, in nanoseconds since the Unix epoch."""
+
+    begin_ns: int
+    end_ns: int
+    account: Account
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Accounts of a run over all its ranks, and what happened to it.
+
+    ``seconds`` are means over the ranks and sum to ``elapsed_s``. ``detection_s`` and ``recovery_s`` hold one value
+    per fault: until it was detected, and from then until a step was finished again. ``spans`` are those of each rank.
+    """
+
+    elapsed_s: float
+    seconds: dict[Account, float]
+    ranks: int
+    restarts: int
+    faults: int
+    detection_s: tuple[float, ...]
+    recovery_s: tuple[float, ...]
+    replayed_steps: int
+    skipped_batches: int
+    spans: dict[int, tuple[Span, ...]] = field(repr=False)
+
+    @property
+    def goodput(self) -> float | None:
+        """Share of the elapsed time in steps that count; None where no time has passed."""
+        return self.seconds["productive"] / self.elapsed_s if self.elapsed_s else None
+
+    @property
+    def effective(self) -> float | None:
+        """Effective training time as published runs define it, as a share; None where no time has passed."""
+        down = sum(self.seconds[account] for account in _DOWN)
+        return 1 - down / self.elapsed_s if self.elapsed_s else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as plain data."""
+        return {
+            "goodput": self.goodput,
+            "effective_training_time": self.effective,
+            "elapsed_s": self.elapsed_s,
+            "productive_s": self.seconds["productive"],
+            "losses_s": {account: value for account, value in self.seconds.items() if account != "productive"},
+            "ranks": self.ranks,
+            "faults": self.faults,
+            "restarts": self.restarts,
+            "detection_s": list(self.detection_s),
+            "recovery_s": list(self.recovery_s),
+            "replayed_steps": self.replayed_steps,
+            "skipped_batches": self.skipped_batches,
+            "definition": DEFINITION,
+        }
+
+
+def read_ledger(path: Path, until_s: float | None = None) -> Ledger:
+    """The ledger of a run's folder, or of one file of events.
+
+    ``until_s``: seconds since the Unix epoch up to which a run that is still going on is counted; default the last
+    event.
+
+    Raises:
+        UsageError: there are no events.
+        DamagedFileError, ForeignFileError: as ``read_events``.
+    """
+    files = event_files(path) if path.is_dir() else {0: path}
+    try:
+        streams = {rank: list(read_events(file)) for rank, file in files.items()}
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: there is no such file; give the folder of a run, or a file of events") from error
+    if not any(streams.values()):
+        raise UsageError(f"{path}: holds no event yet")
+    return ledger(streams, until_s)
+
+
+def ledger(streams: dict[int, list[Event]], until_s: float | None = None) -> Ledger:
+    """The ledger of each rank's events, in the order in which they were written; at least one event.
+
+    Every rank is counted over the same time: from the first event of any rank to the last, or to ``until_s``.
+    """
+    streams = _aligned({rank: _in_order(events) for rank, events in streams.items() if events})
+    first = min(_begin_ns(event) for events in streams.values() for event in events)
+    last = max(_ns(event.time_s) for events in streams.values() for event in events)
+    end = max(last, _ns(until_s) if until_s is not None else last)
+    merged = list(heapq.merge(*streams.values(), key=lambda event: event.time_s))
+    # What a supervisor detected and did holds for all ranks, also for one that was killed and wrote nothing.
+    shared = [event for event in merged if event.kind in ("detected", "restart")]
+    sums: dict[Account, int] = dict.fromkeys(ACCOUNTS, 0)
+    spans, replayed = {}, 0
+    for rank, events in streams.items():
+        own = [event for event in events if event.kind not in ("detected", "restart")]
+        timeline = _Timeline(first)
+        for event in heapq.merge(own, shared, key=lambda event: event.time_s):
+            timeline.take(event)
+        spans[rank] = timeline.finish(end)
+        replayed = max(replayed, timeline.replayed_steps)
+        for span in spans[rank]:
+            sums[span.account] += span.end_ns - span.begin_ns
+    detection, recovery = _reactions(merged)
+    return Ledger(
+        elapsed_s=(end - first) / _NS,
+        seconds={account: value / len(streams) / _NS for account, value in sums.items()},
+        ranks=len(streams),
+        restarts=_restarts(streams, merged),
+        faults=sum(event.kind == "fault" for event in merged),
+        detection_s=tuple(detection),
+        recovery_s=tuple(recovery),
+        replayed_steps=replayed,
+        skipped_batches=max(
+            (sum(int(e.data.get("batches", 1)) for e in events if e.kind == "skipped") for events in streams.values()),
+            default=0,
+        ),
+        spans=spans,
+    )
+
+
+def _ns(time_s: float) -> int:
+    return round(time_s * _NS)
+
+
+def _begin_ns(event: Event) -> int:
+    return _ns(event.time_s) - _ns(event.duration_s or 0.0)
+
+
+def _aligned(streams: dict[int, list[Event]]) -> dict[int, list[Event]]:
+    """``streams`` by the clock of the lowest rank.
+
+    Ranks of a synchronous job finish a step together, so the median difference between their reports of the same steps
+    is that of their clocks. A rank that shares no step with the lowest keeps its own.
+    """
+    reference = _reports(streams[min(streams)])
+    aligned = {}
+    for rank, events in streams.items():
+        own = _reports(events)
+        shared = [own[report] - reference[report] for report in own.keys() & reference.keys()]
+        ahead = median(shared) if shared else 0.0
+        aligned[rank] = [e.model_copy(update={"time_s": e.time_s - ahead}) for e in events] if ahead else events
+    return aligned
+
+
+def _reports(events: Sequence[Event]) -> dict[tuple[int, int], float]:
+    """When each step was reported, by the step and how often it had been reported before."""
+    times: dict[tuple[int, int], float] = {}
+    seen: Counter[int] = Counter()
+    for event in events:
+        if event.kind == "progress":
+            times[event.step, seen[event.step]] = event.time_s
+            seen[event.step] += 1
+    return times
+
+
+def _in_order(events: Sequence[Event]) -> list[Event]:
+    """``events`` with times that never fall: a clock that was set back moves nothing behind what came before."""
+    ordered, latest = [], float("-inf")
+    for event in events:
+        latest = max(latest, event.time_s)
+        ordered.append(event if event.time_s == latest else event.model_copy(update={"time_s": latest}))
+    return ordered
+
+
+@dataclass
+class _Steps:
+    """Steps that one ``progress`` event reports: those after ``first`` up to ``last``."""
+
+    begin_ns: int
+    end_ns: int
+    first: int
+    last: int
+    wait_ns: int
+
+
+class _Timeline:
+    """The cursor over the events of one rank."""
+
+    def __init__(self, begin_ns: int) -> None:
+        self.cursor = begin_ns
+        self.state: Account = "start_up"
+        self.replayed_steps = 0
+        self._attempts = 0
+        self._step = 0
+        self._wait = 0
+        self._steps: list[_Steps] = []
+        self._spans: list[Span] = []
+
+    def take(self, event: Event) -> None:
+        """Account for the time up to ``event``."""
+        kind, now = event.kind, _ns(event.time_s)
+        if kind == "progress":
+            self._progress(event, now)
+        elif kind == "data_wait":
+            self._wait += _ns(event.duration_s or 0.0)  # part of the time that the next progress reports
+        elif kind in _CLAIMS:
+            # A progress that reports later began before this event: the state's account takes the time between.
+            if event.duration_s is not None:
+                self._fill(_begin_ns(event))
+                self._claim(now, _CLAIMS[kind])
+        elif kind in _ATTEMPT:
+            self._attempt(event, now)
+        elif kind == "fault" and _ends_training(event):
+            if self.state == "other":  # between two portions of steps: work that was lost before it was reported
+                self._claim(now, "replayed")
+            self._fill(now)
+            self.state = "detection"
+        elif kind == "detected":
+            if self.state == "other":
+                self.state = "detection"
+            self._fill(now)
+            self.state = "restart"
+        elif kind == "restart":
+            self._fill(now)
+            self.state = "waiting" if event.data.get("waiting") else "restart"
+        elif kind in ("stop", "end"):
+            self._fill(now)
+            self.state = "paused"
+
+    def finish(self, end_ns: int) -> tuple[Span, ...]:
+        """The spans of the whole time up to ``end_ns``, in order and without a gap."""
+        self._fill(end_ns)
+        usual = _usual(self._steps)
+        for steps in self._steps:
+            wait = min(steps.wait_ns, steps.end_ns - steps.begin_ns)
+            slow = max(0, steps.end_ns - steps.begin_ns - wait - round(USUAL * usual * (steps.last - steps.first)))
+            good = steps.end_ns - wait - slow
+            self._span(steps.begin_ns, good, "productive")
+            self._span(good, good + slow, "degraded")
+            self._span(good + slow, steps.end_ns, "data_wait")
+        return tuple(sorted(self._spans, key=lambda span: span.begin_ns))
+
+    def _progress(self, event: Event, now: int) -> None:
+        begin = max(self.cursor, _begin_ns(event))
+        self._fill(begin)
+        wait, self._wait = self._wait + _ns(float(event.data.get("data_wait_s", 0.0))), 0
+        if event.step > self._step and now > self.cursor:
+            self._steps.append(_Steps(self.cursor, now, self._step, event.step, wait))
+            self.cursor = now
+        else:  # no step was taken in it
+            self._claim(now, "other")
+        self._step, self.state = event.step, "other"
+
+    def _attempt(self, event: Event, now: int) -> None:
+        """A new attempt begins after ``event.step`` steps: what an earlier one took beyond them is taken again."""
+        if self.state == "other":
+            self.state = "restart"  # the attempt before ended without a word
+        self._fill(now)
+        kept = []
+        for steps in self._steps:
+            if steps.last <= event.step:
+                kept.append(steps)
+                continue
+            first = max(steps.first, event.step)
+            self.replayed_steps += steps.last - first
+            length = steps.end_ns - steps.begin_ns
+            cut = steps.end_ns - length * (steps.last - first) // (steps.last - steps.first)
+            if first > steps.first:
+                wait = steps.wait_ns * (first - steps.first) // (steps.last - steps.first)
+                kept.append(_Steps(steps.begin_ns, cut, steps.first, first, wait))
+            self._span(cut if first > steps.first else steps.begin_ns, steps.end_ns, "replayed")
+        self._steps = kept
+        self.state = "start_up" if self._attempts == 0 and event.kind != "restored" else "restart"
+        self._attempts += event.kind != "restored"
+        self._step, self._wait = event.step, 0
+
+    def _fill(self, until_ns: int) -> None:
+        self._claim(until_ns, self.state)
+
+    def _claim(self, until_ns: int, account: Account) -> None:
+        self._span(self.cursor, until_ns, account)
+        self.cursor = max(self.cursor, until_ns)
+
+    def _span(self, begin_ns: int, end_ns: int, account: Account) -> None:
+        if end_ns > begin_ns:
+            self._spans.append(Span(begin_ns, end_ns, account))
+
+
+def _usual(portions: Iterable[_Steps]) -> float:
+    """The time of a step in nanoseconds at which half of the steps were faster: the median, weighted by steps."""
+    paces = sorted(
+        ((p.end_ns - p.begin_ns - min(p.wait_ns, p.end_ns - p.begin_ns)) / (p.last - p.first), p.last - p.first)
+        for p in portions
+    )
+    half, taken = sum(steps for _, steps in paces) / 2, 0
+    for pace, steps in paces:
+        taken += steps
+        if taken >= half:
+            return pace
+    return 0.0
+
+
+def _ends_training(fault: Event) -> bool:
+    """Whether a fault stops the steps; a checkpoint or a file that cannot be used does not."""
+    return "checkpoint" not in fault.data and "file" not in fault.data
+
+
+def _restarts(streams: dict[int, list[Event]], merged: list[Event]) -> int:
+    """Attempts after the first; as the supervisor counts them where there is one."""
+    ordered = sum(event.kind == "restart" for event in merged)
+    begun = max(sum(event.kind in ("start", "resume") for event in events) for events in streams.values())
+    return max(ordered, begun - 1)
+
+
+def _reactions(merged: list[Event]) -> tuple[list[float], list[float]]:
+    """Seconds from each fault until it was detected, and from then until a step was finished again."""
+    detection, recovery = [], []
+    fault_s: float | None = None
+    down_s: float | None = None
+    begun = False
+    for event in merged:
+        if event.kind == "fault" and _ends_training(event):
+            fault_s = event.time_s if fault_s is None else fault_s
+            down_s = event.time_s if down_s is None else down_s
+            begun = False
+        elif event.kind == "detected":
+            silent = event.data.get("silent_s")
+            if fault_s is not None:
+                detection.append(event.time_s - fault_s)
+            elif isinstance(silent, int | float):
+                detection.append(float(silent))
+            fault_s, down_s, begun = None, event.time_s, False
+        elif event.kind in _ATTEMPT:
+            begun = down_s is not None
+        elif event.kind in ("running", "progress") and begun and down_s is not None:
+            recovery.append(event.time_s - down_s)
+            fault_s, down_s, begun = None, None, False
+    return detection, recovery
