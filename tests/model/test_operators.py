@@ -176,6 +176,7 @@ def weighted(shape: ModelShape, tokens: Tensor, weights: Tensor | None, native: 
 @pytest.mark.parametrize("native", [True, False])
 def test_weights_multiply_the_terms_of_the_sums(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("armillary.model.operators.CPU_BLOCK", 7 * QWEN.vocab_size)  # many blocks
+    monkeypatch.setattr("armillary.model.operators.CPU_ROWS", 1)
     tokens = random_tokens(QWEN, 3, 12)
     weights = torch.tensor([0.0, 1.0, 0.5, 2.0]).repeat(9)[:33].view(3, 11)
     found = weighted(QWEN, tokens, weights, native)
@@ -221,6 +222,22 @@ def test_logits_are_computed_only_where_a_weight_is_not_0() -> None:
         found.append((objective, *torch.autograd.grad(objective, (rows, matrix))))
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
     assert found[0][1].count_nonzero(1).tolist() == [0, 8, 0, 0, 8, 0]
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_a_frozen_head_costs_no_gradient_and_changes_no_other(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not native:
+        monkeypatch.setattr(operators, "kernels", lambda dtype: None)
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.randint(40, (9,), generator=generator)
+    values = torch.randn((9, 16), generator=generator), torch.randn((40, 16), generator=generator)
+    found = []
+    for trained in (True, False):
+        rows, matrix = values[0].clone().requires_grad_(), torch.nn.Parameter(values[1].clone(), requires_grad=trained)
+        operators.linear_cross_entropy(rows, matrix, targets, 1e-3)[0].backward()
+        assert (matrix.grad is not None) == trained
+        found.append(rows.grad)
+    assert found[0] is not None and torch.equal(*found)
 
 
 def test_without_a_compiler_the_same_is_computed_and_said(tmp_path: Path) -> None:

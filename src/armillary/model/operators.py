@@ -15,15 +15,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the name the field uses)
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
 from armillary.model.native import argument, kernels
 from armillary.model.places import Places, visible
 from armillary.recipe import ArmillaryError
 
-# Logits per block. On a CPU a block (4 MiB in fp32) stays in the cache; an accelerator wants few, large blocks.
+# Logits per block. On a CPU a block (4 MiB in fp32) stays in the cache; an accelerator wants few, large blocks. Each
+# block reads the whole matrix of the head three times, so that of a large vocabulary has enough rows to pay for that.
 CPU_BLOCK = 2**20
+CPU_ROWS = 128
 ACCELERATOR_BLOCK = 2**27
 
 
@@ -62,7 +64,7 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 def block_rows(x: Tensor, width: int) -> int:
     """How many rows of ``width`` logits to compute at once where ``x`` is."""
-    return max(1, (CPU_BLOCK if x.device.type == "cpu" else ACCELERATOR_BLOCK) // width)
+    return max(CPU_ROWS, CPU_BLOCK // width) if x.device.type == "cpu" else max(1, ACCELERATOR_BLOCK // width)
 
 
 def _native(x: Tensor) -> bool:
@@ -383,6 +385,8 @@ def linear_cross_entropy(
         z_loss,
         product_dtype(features),
         torch.is_grad_enabled(),
+        # beside an adapter the head is frozen, and needs no gradient; members of a stack are no parameters
+        not isinstance(weight, nn.Parameter) or weight.requires_grad,
     )
     return objective[0], entropy[0]
 
@@ -418,20 +422,21 @@ class _LinearCrossEntropy(Function):
         z_loss: float,
         product: torch.dtype,
         with_gradient: bool,
+        of_weight: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         targets = counted_targets(targets, weights)
         check_tokens(targets, weight.shape[-2])
         x, matrix = features.to(product), weight.to(product)
-        grads = None
+        grads: _Grads | None = None
         if with_gradient:
-            grads = torch.empty_like(x), torch.zeros_like(matrix, dtype=torch.float32)
+            grads = torch.empty_like(x), torch.zeros_like(matrix, dtype=torch.float32) if of_weight else None
         if _native(x):
             members = range(len(x))
             sums = [
                 _native_sums(
                     (x[i], matrix[i], targets[i], None if weights is None else weights[i]),
                     z_loss,
-                    grads and (grads[0][i], grads[1][i]),
+                    grads and (grads[0][i], None if grads[1] is None else grads[1][i]),
                 )
                 for i in members
             ]
@@ -455,8 +460,8 @@ class _LinearCrossEntropy(Function):
         grad_features, grad_weight = ctx.saved_tensors
         scale = grad_objective.float()[:, None, None]
         features_dtype, weight_dtype = ctx.dtypes
-        grads = (grad_features * scale).to(features_dtype), (grad_weight * scale).to(weight_dtype)
-        return *grads, None, None, None, None, None
+        of_weight = None if grad_weight is None else (grad_weight * scale).to(weight_dtype)
+        return (grad_features * scale).to(features_dtype), of_weight, None, None, None, None, None, None
 
     @staticmethod
     def vmap(
@@ -502,9 +507,10 @@ def without_ignored(tokens: Tensor, weights: Tensor | None) -> Tensor:
 
 
 _Rows = tuple[Tensor, Tensor, Tensor, Tensor | None]  # features, output matrix, targets, weights
+_Grads = tuple[Tensor, Tensor | None]  # of features and output matrix; None where the matrix is frozen
 
 
-def _native_sums(rows: _Rows, z_loss: float, grads: tuple[Tensor, Tensor] | None) -> tuple[float, float]:
+def _native_sums(rows: _Rows, z_loss: float, grads: _Grads | None) -> tuple[float, float]:
     """As ``_native_blocks``, with logits only where a weight is not 0: of supervised examples a small part."""
     x, matrix, targets, weights = rows
     counted = counted_rows(weights)
@@ -520,12 +526,12 @@ def _native_sums(rows: _Rows, z_loss: float, grads: tuple[Tensor, Tensor] | None
     return sums
 
 
-def _native_blocks(rows: _Rows, z_loss: float, grads: tuple[Tensor, Tensor] | None) -> tuple[float, float]:
+def _native_blocks(rows: _Rows, z_loss: float, grads: _Grads | None) -> tuple[float, float]:
     """Sums over the tokens of cross entropy and squared log partition; gradients are written or added."""
     x, matrix, targets, weights = rows
     sums = torch.zeros(2, dtype=torch.float64)
     vocab_size = matrix.shape[0]
-    size = max(1, CPU_BLOCK // vocab_size)
+    size = max(1, min(block_rows(x, vocab_size), len(x)))
     buffer = x.new_empty((size, vocab_size))
     targets, weights = targets.contiguous(), None if weights is None else weights.contiguous()
     for start in range(0, len(x), size):
@@ -536,6 +542,8 @@ def _native_blocks(rows: _Rows, z_loss: float, grads: tuple[Tensor, Tensor] | No
         _call("cross_entropy", x.dtype, *arguments)
         if grads is not None:
             torch.mm(logits, matrix, out=grads[0][part])
+            if grads[1] is None:
+                continue
             if x.dtype == torch.float32:
                 grads[1].addmm_(logits.t(), block)
             else:
@@ -545,10 +553,10 @@ def _native_blocks(rows: _Rows, z_loss: float, grads: tuple[Tensor, Tensor] | No
     return entropy, squares
 
 
-def _blocks(rows: _Rows, z_loss: float, grads: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+def _blocks(rows: _Rows, z_loss: float, grads: _Grads | None) -> tuple[Tensor, Tensor]:
     """As ``_native_blocks``, for all members at once, in PyTorch."""
     x, matrix, targets, weights = rows
-    size = block_rows(x, len(x) * matrix.shape[1])
+    size = max(1, block_rows(x, matrix.shape[1]) // len(x))
     entropy = torch.zeros(len(x), dtype=torch.float32, device=x.device)
     squares = torch.zeros_like(entropy)
     for start in range(0, x.shape[1], size):
@@ -570,7 +578,8 @@ def _blocks(rows: _Rows, z_loss: float, grads: tuple[Tensor, Tensor] | None) -> 
             probabilities.scatter_add_(2, wanted, torch.full_like(log_partition, -1.0))
             grad_logits = _weighted(probabilities, counted).to(x.dtype)
             grads[0][:, part].copy_(grad_logits @ matrix)
-            grads[1].add_(grad_logits.mT @ block)
+            if grads[1] is not None:
+                grads[1].add_(grad_logits.mT @ block)
     return entropy, squares
 
 
