@@ -18,6 +18,8 @@ from armillary.train.engine import loss_sums, parts
 trl = pytest.importorskip("trl", reason="needs the extra dev")
 transformers = pytest.importorskip("transformers", reason="needs the extra export")
 
+pytestmark = pytest.mark.slow  # imports all of TRL
+
 QUESTIONS = ("1 + 1 = ?", "天是", "add two and three", "The sea", "What is 12 * 3?")
 ANSWERS = ("2", "蓝的", "return x + y", "is wide. The sky is blue.", "36, and not 35 = 12 * 3 - 1")
 OTHERS = ("3 and four", "宽的, 海是宽的。", "x", "is blue", "35")
