@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from armillary.generate import ChatTemplate
 from armillary.post.check import Checked, check_rendered
 from armillary.post.formats import Conversation
 from armillary.post.template import BUILT_IN, Rendered, Renderer, open_renderer
@@ -126,6 +127,51 @@ def test_what_does_not_come_back_is_refused(renderers: Any, template: str | None
 def test_one_answer_comes_back_where_several_do_not(renderers: Any) -> None:
     renderer = renderers(FORGETFUL)
     assert texts_of(renderer, renderer.render(talk("a?", "b"))) == ["I think: b<|end|>"]
+
+
+def test_where_earlier_answers_change_each_answer_is_a_sample_as_the_model_will_be_asked(renderers: Any) -> None:
+    renderer, chat = renderers(FORGETFUL), talk("a?", "b", "c?", "d", "e?", system="Be brief.")
+    checked = Checked(renderer, 200, 384)
+    first, second = checked.of([chat])
+    assert texts_of(renderer, first) == ["I think: b<|end|>"] and texts_of(renderer, second) == ["I think: d<|end|>"]
+    assert second.asked == renderer.prompt(talk("a?", "b", "c?", system="Be brief."))
+    assert (checked.counts.apart, checked.counts.conversations, checked.counts.turns) == (1, 2, 2)
+    assert renderer.render_last(chat) == second
+
+
+def test_thoughts_that_a_template_drops_later_are_trained_once(renderers: Any) -> None:
+    """As Qwen3's, which cuts <think>…</think> out of all answers but the last."""
+    thoughtless = FORGETFUL.replace("{{ 'I think: ' }}{% endif %}{{ m['content']", "{{ m['content'] }}{% else %}{{ m['content'].split('</think>')[-1] }}{% endif %}{{ ''")  # fmt: skip # noqa: E501
+    renderer = renderers(thoughtless)
+    chat = talk("a?", "<think>hm</think>b", "c?", "<think>so</think>d")
+    assert [texts_of(renderer, one) for one in Checked(renderer, 200, 384).of([chat])] == [
+        ["<think>hm</think>b<|end|>"],
+        ["<think>so</think>d<|end|>"],
+    ]
+    assert "<think>hm" not in renderer.pieces(renderer.render_last(chat))[0][0]
+    with pytest.raises(
+        UsageError, match=r"messages\[0\] \(user\): its text does not come back"
+    ):  # a user is never lost
+        list(
+            Checked(renderers(thoughtless.replace("{% else %}", "{% elif m.role == 'assistant' %}")), 200, 384).of(
+                [chat]
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("template", "system", "text"),
+    [
+        ("telechat2", "S", "<_system>S\n<_user>a?<_bot>b<_end>\n<_user>c?<_bot>"),
+        ("telechat2", None, "<_user>a?<_bot>b<_end>\n<_user>c?<_bot>"),
+        ("telechat2-115b", None, "<_start><_user>a?<_bot>b<_end><_user>c?<_bot>"),
+    ],
+)
+def test_the_forms_of_telechat2(template: str, system: str | None, text: str) -> None:
+    chat = ChatTemplate(BUILT_IN[template], {})
+    assert chat.render(talk("a?", "b", "c?", system=system).messages) == text
+    with pytest.raises(UsageError, match="not tool"):
+        chat.render([{"role": "tool", "content": "2"}])
 
 
 def test_a_template_without_an_end_of_turn_is_refused(renderers: Any) -> None:

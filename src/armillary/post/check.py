@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from armillary.corpus import Batch, SupervisedOrder
 from armillary.post.formats import Conversation
-from armillary.post.template import Rendered, Renderer
+from armillary.post.template import ChangedTurnsError, Rendered, Renderer
 from armillary.recipe import UsageError
 
 TooLong = Literal["refuse", "cut", "drop"]
@@ -26,7 +26,8 @@ _TOLERANCE = 2e-4  # packed and alone differ by the rounding of sums
 @dataclass
 class Counts:
     """What a file of conversations came to. ``cut`` lost turns at their end (``turns_cut`` in all), ``dropped`` were
-    longer than a sequence even so; ``trained`` of the ``tokens`` are in the loss; ``longest`` is in tokens.
+    longer than a sequence even so; ``trained`` of the ``tokens`` are in the loss; ``longest`` is in tokens. ``apart``
+    were made into one sample for each answer, which are counted like conversations.
     """
 
     conversations: int = 0
@@ -37,6 +38,7 @@ class Counts:
     cut: int = 0
     turns_cut: int = 0
     dropped: int = 0
+    apart: int = 0
 
     def to_json(self) -> dict[str, int]:
         """The counts as plain data."""
@@ -66,15 +68,16 @@ class Checked:
         problems, wrong, kept = list[str](), 0, 0
         for conversation in conversations:
             try:
-                rendered = self._one(conversation)
+                samples = [self._fitting(one) for one in self._samples(conversation)]
             except UsageError as error:
                 wrong += 1
                 if wrong <= _MOST_PROBLEMS:
                     problems.append(str(error))
                 continue
-            if rendered is not None:
-                kept += 1
-                yield rendered
+            for rendered in samples:
+                if rendered is not None:
+                    kept += 1
+                    yield rendered
         if wrong:
             more = [f"… and {wrong - _MOST_PROBLEMS} more conversations"] if wrong > _MOST_PROBLEMS else []
             raise UsageError("\n".join([*problems, *more]))
@@ -84,9 +87,19 @@ class Checked:
                 "--context-length"
             )
 
-    def _one(self, conversation: Conversation) -> Rendered | None:
-        rendered = self.renderer.render(conversation)
-        check_rendered(rendered, self.renderer.end, self.vocab_size)
+    def _samples(self, conversation: Conversation) -> list[Rendered]:
+        """The conversation, or one sample for each answer where the template writes earlier answers otherwise."""
+        try:
+            samples = [self.renderer.render(conversation)]
+        except ChangedTurnsError:
+            samples = self.renderer.render_apart(conversation)
+            self.counts.apart += 1
+        for rendered in samples:
+            check_rendered(rendered, self.renderer.end, self.vocab_size)
+        return samples
+
+    def _fitting(self, rendered: Rendered) -> Rendered | None:
+        """The sample, or what of it fits into a sequence; None where nothing does."""
         counts = self.counts
         size, turns = len(rendered.tokens), len(rendered.turns)
         if size > self.longest:

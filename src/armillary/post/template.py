@@ -12,27 +12,46 @@ Trade-off: tokens of the text between turns, such as the line break after an end
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
-from armillary.generate import ChatTemplate, ModelText
+from armillary.generate import (
+    Backend,
+    ChatTemplate,
+    Completion,
+    Cost,
+    Likelihood,
+    ModelText,
+    Pair,
+    Request,
+)
 from armillary.post.formats import Conversation
-from armillary.recipe import UsageError
+from armillary.recipe import UsageError, canonical_hash
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-# As in the tokenizer_config.json of TeleChat2, but without the system message that it gives where there is none.
+# The turns as in TeleChat2's newer releases (3B to 35B), but without the system message that these give where there is
+# none. Results of tools have a form of their own there; a conversation with them needs the template of the release.
 TELECHAT2 = (
     "{% for message in messages %}{% if message['role'] == 'system' %}{{ '<_system>' + message['content'] + '\\n' }}"
     "{% elif message['role'] == 'user' %}{{ '<_user>' + message['content'] }}"
     "{% elif message['role'] == 'assistant' %}{{ '<_bot>' + message['content'] + '<_end>\\n' }}"
     "{% else %}{{ raise_exception('only system, user and assistant, not ' + message['role']) }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<_bot>' }}{% endif %}"
+)
+# TeleChat2-115B has a token at the start of a text, and no system message.
+TELECHAT2_115B = (
+    "{{ '<_start>' }}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{{ '<_user>' + message['content'] }}"
+    "{% elif message['role'] == 'assistant' %}{{ '<_bot>' + message['content'] + '<_end>' }}"
+    "{% else %}{{ raise_exception('only user and assistant, not ' + message['role']) }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<_bot>' }}{% endif %}"
 )
 # For a base model whose vocabulary has no tokens of a chat: the end of its texts ends a turn.
@@ -41,8 +60,13 @@ PLAIN = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '### assistant\\n' }}{% endif %}"
 )
-BUILT_IN = {"chatml": CHATML, "telechat2": TELECHAT2, "plain": PLAIN}
-_NEEDS = {"chatml": ("<|im_start|>", "<|im_end|>"), "telechat2": ("<_user>", "<_bot>", "<_end>")}
+BUILT_IN = {"chatml": CHATML, "telechat2": TELECHAT2, "telechat2-115b": TELECHAT2_115B, "plain": PLAIN}
+# The first whose tokens a vocabulary has is taken where none is named.
+_NEEDS = {
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "telechat2": ("<_user>", "<_bot>", "<_end>"),
+    "telechat2-115b": ("<_start>", "<_user>", "<_bot>", "<_end>"),
+}
 _PROBE = "The quick brown fox"
 
 
@@ -61,6 +85,10 @@ class Rendered:
     def asked(self) -> list[int]:
         """Tokens before the last trained turn: what a model is given to answer."""
         return self.tokens[: self.turns[-1].start]
+
+
+class ChangedTurnsError(UsageError):
+    """A template writes earlier turns of a conversation otherwise than when they were the last ones."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +111,32 @@ class Renderer:
         """The tokens of ``conversation`` up to the end of its last trained turn.
 
         Raises:
+            ChangedTurnsError: earlier turns do not come back; ``render_apart`` may do.
             UsageError: names file and line: the template refuses or loses a message, prefixes do not come back, a text
                 holds a special token, or there is no turn of the assistant.
         """
-        try:
-            return self._render(conversation)
-        except UsageError as error:
-            raise UsageError(f"{conversation.where}: {error}" if conversation.where else str(error)) from None
+        with _located(conversation):
+            return self._render(conversation, self._answers(conversation))
+
+    def render_last(self, conversation: Conversation) -> Rendered:
+        """As ``render``, with the last answer alone in the loss, whatever the template makes of those before it.
+
+        Raises:
+            UsageError: as ``render``.
+        """
+        with _located(conversation):
+            return self._render(conversation, self._answers(conversation)[-1:])
+
+    def render_apart(self, conversation: Conversation) -> list[Rendered]:
+        """One sample for each answer of ``conversation``, with the turns before it as the model will be given them.
+
+        For templates that drop the thoughts of earlier answers, as Qwen3's.
+
+        Raises:
+            UsageError: as ``render``.
+        """
+        with _located(conversation):
+            return [self._render(conversation, [place]) for place in self._answers(conversation)]
 
     def prompt(self, conversation: Conversation) -> list[int]:
         """The tokens that a model is given to answer ``conversation``, which ends with a turn of the user.
@@ -110,15 +157,19 @@ class Renderer:
                 start = at
         return parts
 
-    def _render(self, conversation: Conversation) -> Rendered:
-        messages, tools = conversation.messages, conversation.tools
-        self._check_texts(conversation)
-        answers = [place for place, turn in enumerate(messages) if turn["role"] == "assistant"]
+    def _answers(self, conversation: Conversation) -> list[int]:
+        answers = [place for place, turn in enumerate(conversation.messages) if turn["role"] == "assistant"]
         if not answers:
             raise UsageError("has no turn of the assistant, so nothing of it would be trained; leave it out")
+        return answers
+
+    def _render(self, conversation: Conversation, answers: list[int]) -> Rendered:
+        """The conversation up to the last of ``answers``, the places of the turns that are trained."""
+        messages, tools = conversation.messages, conversation.tools
+        self._check_texts(conversation)
         messages = messages[: answers[-1] + 1]
         whole = self.chat.render(messages, False, tools)
-        self._check_nothing_lost(messages, whole)
+        self._check_nothing_lost(messages, whole, answers)
         tokens = self._encode(whole)
         starts = []
         for place in answers:
@@ -178,7 +229,7 @@ class Renderer:
             (i for i, (a, b) in enumerate(zip(part, whole, strict=False)) if a != b), min(len(part), len(whole))
         )
         alone, inside = (self._shown(tokens[max(0, shared - 4) : shared + 8]) for tokens in (part, whole))
-        raise UsageError(
+        raise ChangedTurnsError(
             f"the turns {what} are {alone!r} alone and {inside!r} within the whole conversation (from token "
             f"{max(0, shared - 4)} on), so a model would be asked otherwise than it was taught; the chat template "
             f"'{self.template}' changes earlier turns, or text runs together with what follows: give another with "
@@ -201,17 +252,19 @@ class Renderer:
                         "special token of this model and would end or begin a turn; take it out"
                     )
 
-    def _check_nothing_lost(self, messages: tuple[Mapping[str, Any], ...], whole: str) -> None:
-        """Every message stands in the text, but for its white space."""
+    def _check_nothing_lost(self, messages: tuple[Mapping[str, Any], ...], whole: str, answers: list[int]) -> None:
+        """Every message stands in the text, but for its white space, and for answers that are not trained."""
         rest = _BLANK.sub("", whole)
         at = 0
         for place, turn in enumerate(messages):
+            if turn["role"] == "assistant" and place not in answers:
+                continue
             text = _BLANK.sub("", turn["content"])
             found = rest.find(text, at)
             if found < 0:
                 found = rest.find(text)  # a template may move the system message
             if found < 0:
-                raise UsageError(
+                raise (ChangedTurnsError if place in answers[:-1] else UsageError)(
                     f"messages[{place}] ({turn['role']}): its text does not come back from the chat template "
                     f"'{self.template}', which drops or changes it; give another with --template"
                 )
@@ -254,6 +307,15 @@ class Renderer:
 _BLANK = re.compile(r"\s+")
 
 
+@contextlib.contextmanager
+def _located(conversation: Conversation) -> Iterator[None]:
+    """Errors name the file and line of the conversation."""
+    try:
+        yield
+    except UsageError as error:
+        raise type(error)(f"{conversation.where}: {error}" if conversation.where else str(error)) from None
+
+
 def open_renderer(folder: Path, template: str | None = None) -> Renderer:
     """The renderer for the model in ``folder``, a Hugging Face folder.
 
@@ -290,3 +352,49 @@ def open_renderer(folder: Path, template: str | None = None) -> Renderer:
             f"template {template!r}: neither folder, {', '.join(BUILT_IN)} nor a file that can be read ({error})"
         ) from error
     return Renderer(text, ChatTemplate(source, text.named), template)
+
+
+@dataclass(frozen=True)
+class Templated:
+    """A backend that is asked in the form of ``chat``, such as a base model, which has no template of its own."""
+
+    backend: Backend
+    chat: ChatTemplate
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """That of the backend, with a hash of the template."""
+        return {**self.backend.identity, "template": canonical_hash(self.chat.source)}
+
+    @property
+    def context(self) -> int:
+        """See ``Backend``."""
+        return self.backend.context
+
+    @property
+    def cost(self) -> Cost:
+        """See ``Backend``."""
+        return self.backend.cost
+
+    def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """See ``Backend``; messages become the text that the template makes of them."""
+        return self.backend.complete([self._worded(request) for request in requests])
+
+    def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
+        """See ``Backend``."""
+        return self.backend.loglikelihood(pairs)
+
+    def tokenize(self, text: str) -> list[int]:
+        """See ``Backend``."""
+        return self.backend.tokenize(text)
+
+    def close(self) -> None:
+        """See ``Backend``."""
+        self.backend.close()
+
+    def _worded(self, request: Request) -> Request:
+        if isinstance(request.prompt, str):
+            return request
+        return replace(
+            request, prompt=self.chat.render([{"role": m.role, "content": m.content} for m in request.prompt])
+        )
