@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,17 +33,19 @@ _QUESTIONS = {"items": 24, "held_out": 6, "harder": 4, "families": ["expression"
 _SETTINGS: dict[str, Any] = {
     "name": "tiny",
     "questions": _QUESTIONS,
+    "evolve": {"items": 3, "samples": 1, "breadth": 0},
     "sft": {"epochs": 2, "batch_tokens": 512, "precision": "fp32"},
     "gain": {},
     "reject": {"questions": 8, "samples": 2},
     "dpo": {},
-    "merge": {},
-    "examine": {"max_new_tokens": 6},
+    "merge": {"evaluations": 3},
+    "examine": {"max_new_tokens": 6, "texts": {"prose": "prose.jsonl"}},
 }
 
 
 def make(folder: Path, model: Path, **changes: Any) -> Teaching:
     path = folder / "teach.yaml"
+    (folder / "prose.jsonl").write_text('{"text": "The sky is blue."}\n{"text": "The sea is wide."}\n')
     path.write_text(yaml.safe_dump({**_SETTINGS, "model": str(model), **changes}))
     return load_teaching(path)
 
@@ -58,17 +61,45 @@ def test_every_model_is_examined_on_the_same_items(taught: tuple[Path, list[Step
     assert [step.name for step in steps][:2] == ["base", "sft"] and steps[0].taken and steps[0].against is None
     for step in steps:
         found = read_examination(folder / "out" / "examined" / step.name)
-        assert {task: len(rows) for task, rows in found.items.items()} == {"held-out": 6, "harder": 4}
+        assert {task: len(rows) for task, rows in found.items.items()} == {"held-out": 6, "harder": 4, "prose": 2}
     ids = [[row.id for row in step.examination.items["held-out"]] for step in steps]
     assert ids.count(ids[0]) == len(steps)
     record = read_sealed(folder / "out" / "record.json", "record", 1, "")
     assert [step["name"] for step in record["steps"]] == [step.name for step in steps]
     # a model of a few thousand parameters answers nothing right: each stage without material says so
     assert "chance" in record["gain"]["cannot_be_predicted"] and record["gain"]["before_the_run"]
-    assert record["left_out"].keys() == {"sft-2", "dpo", "merged"} and record["taken"] == "base"
+    assert "(floor: 3)" in record["left_out"]["evolve"]
+    assert record["left_out"].keys() == {"evolve", "sft-2", "dpo", "merged"} and record["taken"] == "base"
     trained = {item.text for item in read_items(folder / "out" / "questions" / "items.jsonl")}
     held = {item.text for item in read_items(folder / "out" / "held-out" / "items.jsonl")}
     assert len(trained) == 24 and not trained & held
+
+
+def test_a_moved_folder_is_the_same_teaching(taught: tuple[Path, list[Step]], tiny_hf: Path, tmp_path: Path) -> None:
+    folder, steps = taught
+    record = read_sealed(folder / "out" / "record.json", "record", 1, "")
+    assert str(folder) not in json.dumps(record) and str(tiny_hf) not in json.dumps(record)
+    assert record["base"]["name"] == tiny_hf.name
+    moved = shutil.copytree(folder / "out", tmp_path / "elsewhere")
+    for step in record["steps"][1:]:
+        assert (moved / step["model"] / "config.json").exists()
+    before = {path: path.stat().st_mtime_ns for path in moved.rglob("*.safetensors")}
+    again = teach(make(tmp_path, tiny_hf), moved)
+    assert [step.to_json()["scores"] for step in again] == [step.to_json()["scores"] for step in steps]
+    assert {path: path.stat().st_mtime_ns for path in moved.rglob("*.safetensors")} == before
+
+
+def test_models_of_parts_are_removed_when_they_were_examined(taught: tuple[Path, list[Step]], tiny_hf: Path) -> None:
+    folder, _ = taught
+    gain = folder / "out" / "gain"
+    assert not list(gain.rglob("*.safetensors")) and (folder / "out" / "examined" / "gain" / "0.5").exists()
+    # a call that was stopped before the prediction asks no part again
+    (gain / "prediction.json").rename(gain / "before.json")
+    teach(make(folder, tiny_hf), folder / "out")
+    assert not list(gain.rglob("*.safetensors"))
+    first, second = (json.loads((gain / name).read_text()) for name in ("before.json", "prediction.json"))
+    assert first["scores"] == second["scores"]
+    (gain / "before.json").replace(gain / "prediction.json")
 
 
 def test_the_same_call_does_nothing_again(taught: tuple[Path, list[Step]], tiny_hf: Path) -> None:
@@ -135,6 +166,9 @@ def test_a_model_that_fails_in_a_stage_loses_nothing_before_it(
         ({"gain": {"parts": [0.5, 0.5, 0.25]}}, "three or more different shares"),
         ({"examine": {"sets": {"harder": "x.jsonl"}}}, "names a set of the path itself"),
         ({"sft": {"epochs": 0}}, "epochs"),
+        ({"examine": {"texts": {"harder": "x.jsonl"}}}, "names a set of questions"),
+        ({"reject": {}, "merge": {"evaluations": 4, "scale": 2}}, "found by the search"),
+        ({"reject": {}, "merge": {"evaluations": 4, "method": "weighted"}}, "are scores, which are not searched"),
         ({"questions": {"families": ["remainders"]}}, "nearest: 'remainder'"),
     ],
 )
@@ -148,10 +182,38 @@ def test_wrong_recipes_are_refused_before_anything_is_made(
     assert not list((tmp_path / "out").rglob("items.jsonl"))
 
 
+@pytest.mark.slow
+def test_each_stage_with_material_makes_a_model_that_is_examined(tiny_hf: Path, tmp_path: Path) -> None:
+    """Enough passes over few questions that some samples are right."""
+    recipe = make(
+        tmp_path,
+        tiny_hf,
+        questions={**_QUESTIONS, "items": 60, "harder": 0},
+        evolve={"items": 8, "samples": 1, "breadth": 1},
+        sft={"epochs": 60, "lr": 0.02, "batch_tokens": 512, "precision": "fp32"},
+        gain=None,
+        reject={"questions": 60, "samples": 8},
+        merge={"evaluations": 4, "validation": 30},
+        examine={"max_new_tokens": 40},
+    )
+    steps = teach(recipe, tmp_path / "out")
+    record = read_sealed(tmp_path / "out" / "record.json", "record", 1, "")
+    assert "evolve" not in record["left_out"] and len(list(read_items(tmp_path / "out/verified/items.jsonl"))) > 60
+    assert {"base", "sft", "sft-2"} <= {step.name for step in steps}, record["left_out"]
+    assert record["search"]["evaluations"] == 4 and record["search"]["items"] >= 8
+    assert ("merged" in record["left_out"]) == (record["search"]["decision"] == "do not merge")
+    assert ("merged" in {step.name for step in steps}) == (record["search"]["decision"] == "merge")
+    again = teach(recipe, tmp_path / "out")
+    assert [step.to_json() for step in again] == [step.to_json() for step in steps]
+
+
 def test_the_record_is_plain_data(taught: tuple[Path, list[Step]]) -> None:
     _, steps = taught
     shown = json.loads(json.dumps([step.to_json() for step in steps]))
-    assert shown[1]["against"] == "base" and set(shown[1]["differences"]) == {"held-out", "harder"}
+    assert shown[1]["against"] == "base" and set(shown[1]["differences"]) == {"held-out", "harder", "prose"}
+    assert set(shown[1]["texts"]) == {"prose"} and 0 < shown[1]["texts"]["prose"]["bits_per_byte"] < 64
+    changed = shown[1]["texts"]["prose"]["bits_per_byte"] - shown[0]["texts"]["prose"]["bits_per_byte"]
+    assert shown[1]["differences"]["prose"]["value"] == pytest.approx(changed)
 
 
 def test_the_record_of_a_newer_version_is_refused_and_kept(tiny_hf: Path, tmp_path: Path) -> None:

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from armillary.recipe import LargeRun, load_recipe, load_training
+from armillary.recipe import LargeRun, load_recipe, load_teaching, load_training
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-FILES = sorted(EXAMPLES.glob("*.yaml"))
+TEACHINGS = sorted(EXAMPLES.glob("teach-*.yaml"))
+FILES = sorted(path for path in EXAMPLES.glob("*.yaml") if path not in TEACHINGS)
 
 
 def test_every_example_is_loaded_below() -> None:
     recipes = {path.name for path in EXAMPLES.iterdir() if path.suffix != ".py"}
-    assert recipes == {path.name for path in FILES} >= {"own-corpus.yaml"}
+    assert recipes == {path.name for path in (*FILES, *TEACHINGS)} >= {"own-corpus.yaml", "teach-smollm2.yaml"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -30,6 +31,13 @@ def test_an_example_loads(path: Path) -> None:
     depths = {recipe.model.depth, recipe.study.mixture.depth, recipe.study.anneal.depth, *recipe.study.ladder.depths}
     for family in recipe.families:
         assert all(family.shape(depth, recipe.corpus.tokenizer.vocab_size).parameters > 0 for depth in depths)
+
+
+@pytest.mark.parametrize("path", TEACHINGS, ids=lambda path: path.name)
+def test_an_example_of_a_teaching_loads(path: Path) -> None:
+    teaching = load_teaching(path)
+    files = [teaching.model, *teaching.examine.sets.values(), *teaching.examine.texts.values()]
+    assert all(Path(where).is_relative_to(EXAMPLES) for where in files)
 
 
 @pytest.mark.parametrize(

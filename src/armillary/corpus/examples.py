@@ -16,16 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from armillary.corpus.sets import SetKind, Stamps, compare_set, find_set, read_manifest, write_set
+from armillary.corpus.sets import SetKind, open_set, write_set
 from armillary.corpus.shards import Corpus
-from armillary.recipe import UsageError, canonical_hash
+from armillary.recipe import UsageError
 
 EXAMPLES = SetKind("examples", ("tokens.bin", "weights.bin", "ends.bin"), "corpus.write_examples")
 
@@ -137,13 +136,4 @@ def open_examples(corpus: Corpus, name: str) -> Examples:
         ForeignFileError: it is of a newer format, or belongs to another corpus.
         ArmillaryError: a file cannot be read.
     """
-    folder, manifest, stamps = find_set(EXAMPLES, corpus, name)
-    return _opened(folder, corpus.hash, canonical_hash(manifest), stamps)
-
-
-# Many runs of one process read the same set, which is compared with its manifest once per version of its files.
-@lru_cache(maxsize=4)
-def _opened(folder: Path, corpus: str, _: str, stamps: Stamps) -> Examples:
-    manifest = read_manifest(EXAMPLES, folder, corpus)
-    compare_set(EXAMPLES, folder, manifest)
-    return Examples(folder, manifest)
+    return open_set(EXAMPLES, corpus, name, Examples)

@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from armillary.corpus.examples import Example, checked, stored
-from armillary.corpus.sets import SetKind, Stamps, compare_set, find_set, read_manifest, write_set
+from armillary.corpus.sets import SetKind, open_set, write_set
 from armillary.corpus.shards import Corpus
-from armillary.recipe import UsageError, canonical_hash
+from armillary.recipe import UsageError
 
 PAIRS = SetKind(
     "pairs", ("tokens.bin", "weights.bin", "ends.bin", "reference.bin"), "corpus.write_pairs", hashed=("start",)
@@ -133,13 +132,4 @@ def open_pairs(corpus: Corpus, name: str) -> Pairs:
         ForeignFileError: it is of a newer format, or belongs to another corpus.
         ArmillaryError: a file cannot be read.
     """
-    folder, manifest, stamps = find_set(PAIRS, corpus, name)
-    return _opened(folder, corpus.hash, canonical_hash(manifest), stamps)
-
-
-# As of examples: compared with its manifest once per version of its files.
-@lru_cache(maxsize=4)
-def _opened(folder: Path, corpus: str, _: str, stamps: Stamps) -> Pairs:
-    manifest = read_manifest(PAIRS, folder, corpus)
-    compare_set(PAIRS, folder, manifest)
-    return Pairs(folder, manifest)
+    return open_set(PAIRS, corpus, name, Pairs)

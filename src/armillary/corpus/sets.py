@@ -10,8 +10,9 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from armillary.corpus.shards import Corpus
 from armillary.files import aside, sync
@@ -29,6 +30,7 @@ from armillary.recipe import (
 
 FORMAT = 1
 
+SetT = TypeVar("SetT")
 Stamps = tuple[tuple[int, int, int], ...]
 """Size, time of change and inode of each file of a set."""
 
@@ -129,12 +131,14 @@ def verify_sets(kind: SetKind, corpus: Path, name: str) -> list[FileProblem]:
     return problems
 
 
-def find_set(kind: SetKind, corpus: Corpus, name: str) -> tuple[Path, dict[str, Any], Stamps]:
-    """The folder, the manifest and the stamps of the files of the set of ``corpus`` with the hash ``name``.
+def open_set(kind: SetKind, corpus: Corpus, name: str, read: Callable[[Path, dict[str, Any]], SetT]) -> SetT:
+    """What ``read`` makes of the folder and the manifest of the set of ``corpus`` with the hash ``name``.
+
+    Many runs of one process read the same set. It is compared with its manifest once per version of its files.
 
     Raises:
         UsageError: the corpus has no such set.
-        DamagedFileError: a file is missing or torn.
+        DamagedFileError: a file is missing, torn or changed.
         ForeignFileError: it is of a newer format, or belongs to another corpus.
         ArmillaryError: a file cannot be read.
     """
@@ -155,7 +159,16 @@ def find_set(kind: SetKind, corpus: Corpus, name: str) -> tuple[Path, dict[str, 
         raise DamagedFileError(
             f"{error.filename}: is missing or cannot be read ({error.strerror}); {kind.remedy}"
         ) from error
-    return folder, manifest, tuple((s.st_size, s.st_mtime_ns, s.st_ino) for s in stats)
+    stamps = tuple((s.st_size, s.st_mtime_ns, s.st_ino) for s in stats)
+    return cast(SetT, _compared(kind, folder, corpus.hash, (canonical_hash(manifest), read, stamps)))
+
+
+@lru_cache(maxsize=8)
+def _compared(kind: SetKind, folder: Path, corpus: str, version: tuple[str, Callable[..., Any], Stamps]) -> Any:
+    manifest = read_manifest(kind, folder, corpus)
+    compare_set(kind, folder, manifest)
+    _, read, _ = version
+    return read(folder, manifest)
 
 
 def compare_set(kind: SetKind, folder: Path, manifest: dict[str, Any]) -> None:
@@ -180,7 +193,7 @@ def read_manifest(kind: SetKind, folder: Path, corpus: str) -> dict[str, Any]:
 
     Raises:
         OSError: it is missing or cannot be read.
-        DamagedFileError, ForeignFileError: as ``find_set``.
+        DamagedFileError, ForeignFileError: as ``open_set``.
     """
     manifest = read_sealed(folder / "manifest.json", f"manifest of {kind.name}", FORMAT, kind.remedy)
     if manifest.get("corpus") != corpus:

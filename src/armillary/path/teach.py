@@ -3,12 +3,16 @@
 The folder of a teaching::
 
     OUT/questions/, held-out/, harder/   questions with computed answers (``post.synthesize``)
-    OUT/questions-clean/                 the training questions without those of evaluation sets
-    OUT/gain/                            fine-tunings on parts of the questions, and what they predict of the whole one
+    OUT/evolved/                         the first training questions, with harder and other ones made of them
+    OUT/verified/                        those whose reply its own check finds right
+    OUT/questions-clean/                 those without repetitions of evaluation sets: what the models are trained on
+    OUT/gain/                            scores of fine-tunings on parts of them, and what these predict of the whole
     OUT/sft/, sft-2/, dpo/, merged/      the models, each with what it was trained on
     OUT/rejected/, pairs/                verified samples of a model on new questions, and pairs of right and wrong ones
+    OUT/merged.search/                   the losses of merges on a validation set, by which weights are found
     OUT/examined/MODEL/                  answers and scores of each model on the same items
-    OUT/record.json                      all scores, paired differences and the model that was taken; sealed, last
+    OUT/record.json                      all scores, paired differences and the model that was taken; sealed, last.
+                                         Its paths are relative to OUT
 
 A stage's model is taken where it is better than the one taken before, beyond the paired interval on the held-out
 questions. So a stage that does not help is reported and left out. The held-out score of the model taken is that of the
@@ -21,22 +25,27 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from armillary.evaluate import Examination, compare
 from armillary.files import write_file
-from armillary.generate import BackendOptions, Sampling, open_backend
+from armillary.generate import Backend, BackendOptions, Sampling, open_backend
 from armillary.laws import GainLaw
 from armillary.laws.examination import AtChanceError
 from armillary.post.decontaminate import DecontaminateOptions, decontaminate
 from armillary.post.dpo import DpoOptions, prefer
-from armillary.post.examine import ExamineOptions, examine_items, in_template
-from armillary.post.merge import MergeOptions, merge
+from armillary.post.evolve import EvolveOptions, evolve
+from armillary.post.examine import BITS, ExamineOptions, examine_items, in_template
+from armillary.post.items import read_items, to_line
+from armillary.post.merge import LEAST_ITEMS, MERGE, MergeOptions, Search, find_weights, held_out_loss, merge
 from armillary.post.pairs import Files, PairOptions, pairs_by_verifier
 from armillary.post.plan import SftOptions
 from armillary.post.reject import RejectOptions, reject
@@ -44,11 +53,11 @@ from armillary.post.sampling import SampleOptions
 from armillary.post.sft import fine_tune
 from armillary.post.stage import ITEMS
 from armillary.post.synthesize import SynthesisOptions, synthesize
-from armillary.post.template import open_renderer
-from armillary.post.tuning import Handling
-from armillary.post.verify import verify
+from armillary.post.template import Templated, open_renderer
+from armillary.post.tuning import Handling, digest, digest_model
+from armillary.post.verify import verify, verify_file
 from armillary.recipe import DamagedFileError, Teaching, UsageError, exclusive, read_sealed, write_sealed
-from armillary.recipe.teaching import Gain, Merging, PreferenceStage, Rejection
+from armillary.recipe.teaching import Evolution, Gain, Merging, PreferenceStage, Rejection
 
 FORMAT = 1
 RECORD = "record.json"
@@ -65,7 +74,8 @@ class Step:
         model: its folder.
         examination: its answers and scores.
         against: name of the model that it is compared with.
-        differences: of the share of right answers, by set: value, low and high of the paired interval, and p.
+        differences: of the share of right answers by set, and of the bits per byte by text: value, low and high of the
+            paired interval, and p.
         taken: whether it is better than the one taken before.
     """
 
@@ -78,24 +88,27 @@ class Step:
 
     def to_json(self) -> dict[str, Any]:
         """The step as plain data."""
-        scores = {
+        return {
+            "name": self.name,
+            "model": str(self.model),
+            "scores": self._means("right"),
+            "texts": self._means(BITS),
+            "against": self.against,
+            "differences": self.differences,
+            "taken": self.taken,
+        }
+
+    def _means(self, metric: str) -> dict[str, dict[str, float]]:
+        return {
             result.task: {
-                "right": result.value,
+                metric: result.value,
                 "low": result.low,
                 "high": result.high,
                 "n": result.n,
                 "truncated": result.truncated,
             }
             for result in self.examination.results
-            if result.subset == result.task and result.metric == "right"
-        }
-        return {
-            "name": self.name,
-            "model": str(self.model),
-            "scores": scores,
-            "against": self.against,
-            "differences": self.differences,
-            "taken": self.taken,
+            if result.subset == result.task and result.metric == metric
         }
 
 
@@ -120,14 +133,15 @@ class _Teaching:
         self.base = Path(recipe.model)
         open_renderer(self.base, recipe.template)  # a model that cannot be asked is refused before anything is made
         self.steps: list[Step] = []
-        self.left_out: dict[str, str] = {}  # stages without a model, with the reason
+        self.left_out: dict[str, str] = {}  # stages without material, with the reason
+        self.search: dict[str, Any] | None = None  # what the search of merging weights found
 
     def run(self) -> list[Step]:
         # what a newer version wrote is refused before it would be replaced; a damaged record is written anew
         with contextlib.suppress(FileNotFoundError, DamagedFileError):
             read_sealed(self.out / RECORD, "record of a teaching", FORMAT, "name another folder")
         self._hold_out()
-        data = self._questions("questions", self.recipe.questions.items, self.recipe.questions.seed)
+        data = self._data()
         self._examined("base", self.base)
         predicted = None if self.recipe.gain is None else self._predicted(data, self.recipe.gain)
         first = self._tuned("sft", data)
@@ -141,10 +155,12 @@ class _Teaching:
             self.out / RECORD,
             {
                 "format": FORMAT,
-                "recipe": self.recipe.model_dump(mode="json"),
+                "recipe": self._portable(),
+                "base": {"name": self.base.resolve().name, "sha256": digest_model(self.base)},
                 "gain": predicted and self._judged(predicted),
-                "steps": [step.to_json() for step in self.steps],
+                "steps": [{**step.to_json(), "model": self._from_here(str(step.model))} for step in self.steps],
                 "left_out": self.left_out,
+                "search": self.search,
                 "taken": self.taken.name,
             },
         )
@@ -155,6 +171,22 @@ class _Teaching:
         """The model that is the best so far."""
         return next(step for step in reversed(self.steps) if step.taken)
 
+    def _portable(self) -> dict[str, Any]:
+        """The recipe, with paths as ``_from_here`` gives them."""
+        plain: dict[str, Any] = self.recipe.model_dump(mode="json")
+        plain["model"] = self._from_here(plain["model"])
+        plain["decontaminate"] = [self._from_here(where) for where in plain["decontaminate"]]
+        for holder, name in (("questions", "teacher"), ("evolve", "reference")):
+            if plain[holder] and plain[holder][name]:
+                plain[holder][name] = self._from_here(plain[holder][name])
+        for files in (plain["examine"]["sets"], plain["examine"]["texts"]):
+            files.update({name: self._from_here(where) for name, where in files.items()})
+        return plain
+
+    def _from_here(self, where: str) -> str:
+        """A path relative to the folder, so that it holds where both were moved; a URL as it is."""
+        return where if "://" in where else os.path.relpath(Path(where).resolve(), self.out.resolve())
+
     def _hold_out(self) -> None:
         asked = self.recipe.questions
         self.sets = {HELD_OUT: self._questions(HELD_OUT, asked.held_out, asked.seed, split="held-out")}
@@ -162,6 +194,14 @@ class _Teaching:
             above = (max(asked.levels) + 1,)
             self.sets["harder"] = self._questions("harder", asked.harder, asked.seed, "held-out", above)
         self.sets.update({name: Path(where) for name, where in self.recipe.examine.sets.items()})
+
+    def _data(self) -> Path:
+        """What the models are trained on."""
+        asked = self.recipe.questions
+        items = self._questions("questions", asked.items, asked.seed)
+        if self.recipe.evolve is not None:
+            items = self._evolved(items, self.recipe.evolve)
+        return self._clean(self._verified(items), self.out / "questions-clean")
 
     def _questions(
         self, name: str, count: int, seed: int, split: str = "train", levels: tuple[int, ...] | None = None
@@ -172,20 +212,57 @@ class _Teaching:
         )
         # held-out questions keep the families' own wording: one set for every teacher
         teacher = asked.teacher if split == "train" else None
-        opened = None if teacher is None else open_backend(teacher, BackendOptions())
-        try:
+        with contextlib.ExitStack() as opened:
             record = synthesize(
                 self.out / name,
                 options,
-                opened,
+                None if teacher is None else opened.enter_context(closing(open_backend(teacher, BackendOptions()))),
                 lambda done, total, note: self.handling.advance(name, done, total, note),
             )
-        finally:
-            if opened is not None:
-                opened.close()
         self.say(f"{name}: {record['counts']['kept']} items")
-        made = self.out / name / ITEMS
-        return made if split == "held-out" else self._clean(made, self.out / f"{name}-clean")
+        return self.out / name / ITEMS
+
+    def _evolved(self, items: Path, asked: Evolution) -> Path:
+        """The questions, the first ``asked.items`` of them with harder and other ones made of them."""
+        lines = items.read_bytes().splitlines(keepends=True)
+        first, out = self.out / "evolved.jsonl", self.out / "evolved"
+        write_file(first, b"".join(lines[: asked.items]))
+        sampling = SampleOptions(asked.samples, (0.8,), self.recipe.examine.max_new_tokens)
+        total = min(asked.items, len(lines)) * (asked.rounds + 1)
+        options = EvolveOptions(
+            asked.rounds,
+            asked.breadth,
+            sampling,
+            progress=lambda done: self.handling.advance("evolve", done, total, ""),
+        )
+        with closing(self._reference(asked.reference)) as backend:
+            counts = evolve(first, out, backend, backend, options)["counts"]
+        decided = [reasons for _, reasons in sorted(counts["rounds"].items())]
+        made = sum(reasons.get("kept", 0) for reasons in decided)
+        if not made:
+            reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(decided[0].items()))
+            self._leave_out("evolve", f"no question became a harder or another one ({reasons})")
+            return items
+        self.say(f"evolve: {made} harder and other questions")
+        both = self.out / "questions-evolved.jsonl"
+        write_file(both, (out / ITEMS).read_bytes() + b"".join(lines[asked.items :]))
+        return both
+
+    def _reference(self, model: str | None) -> Backend:
+        """The model by which the difficulty of questions is measured: the base, in the form in which it is examined."""
+        if model is not None:
+            return open_backend(model, BackendOptions())
+        chat = open_renderer(self.base, self.recipe.template).chat
+        return Templated(open_backend(str(self.base), BackendOptions()), chat)
+
+    def _verified(self, items: Path) -> Path:
+        """The questions whose reply its own check finds right; programs run against their tests here."""
+        record = verify_file(
+            items, self.out / "verified", lambda done, total, note: self.handling.advance("verify", done, total, note)
+        )
+        share = record["counts"]["verified"]
+        self.say(f"verified: {share['share']:.1%} of {share['of']} items ({share['low']:.1%} to {share['high']:.1%})")
+        return self.out / "verified" / ITEMS
 
     def _clean(self, items: Path, out: Path) -> Path:
         """Training questions without those of evaluation sets. Held-out ones of the same families are others already:
@@ -215,14 +292,9 @@ class _Teaching:
                     f"{sizes} of {len(lines)}; name another folder"
                 )
             return known
-        scores = []
-        for part, size in zip(gain.parts, sizes, strict=True):
-            name = f"gain/{part:g}"
-            few = self.out / "gain" / f"{part:g}.jsonl"
-            few.parent.mkdir(parents=True, exist_ok=True)
-            write_file(few, b"".join(lines[:size]))
-            found = self._asked(name, self._fine_tuned(name, few), {HELD_OUT: self.sets[HELD_OUT]})
-            scores.append([item.scores["right"] for item in found.items[HELD_OUT]])
+        scores = [
+            self._part(f"gain/{part:g}", b"".join(lines[:size])) for part, size in zip(gain.parts, sizes, strict=True)
+        ]
         document: dict[str, Any] = {"format": FORMAT, "parts": sizes, "items": len(lines), "interval": INTERVAL}
         document["scores"] = [sum(score) / len(score) for score in scores]
         document["recorded_at"] = datetime.now(UTC).isoformat()
@@ -237,6 +309,24 @@ class _Teaching:
             self.say(f"gain: cannot be predicted: {error}")
         write_sealed(place, document)
         return document
+
+    def _part(self, name: str, data: bytes) -> list[float]:
+        """The score of each held-out question after a fine-tuning on ``data``, whose model is removed afterwards."""
+        few, kept = self.out / f"{name}.jsonl", self.out / f"{name}.json"
+        few.parent.mkdir(parents=True, exist_ok=True)
+        write_file(few, data)
+        asked = {"data": digest(few), "held_out": digest(self.sets[HELD_OUT]), "recipe": self._portable()["sft"]}
+        try:
+            known = read_sealed(kept, "score of a part", FORMAT, "remove it, and the part is trained again")
+        except FileNotFoundError:
+            found = self._asked(name, self._fine_tuned(name, few), {HELD_OUT: self.sets[HELD_OUT]})
+            scores = [item.scores["right"] for item in found.items[HELD_OUT]]
+            known = {"format": FORMAT, **asked, "scores": scores}
+            write_sealed(kept, known)
+        if differing := [field for field, value in asked.items() if known[field] != value]:
+            raise UsageError(f"{kept}: was made with another {' and '.join(differing)}; name another folder")
+        shutil.rmtree(self.out / name, ignore_errors=True)
+        return list(known["scores"])
 
     def _judged(self, predicted: dict[str, Any]) -> dict[str, Any]:
         """The prediction with what the whole run scored, and whether that lies inside."""
@@ -282,25 +372,70 @@ class _Teaching:
 
     def _merged(self, asked: Merging) -> None:
         """One model of all that were trained from the base."""
-        models = [step.model for step in self.steps if step.name != "base"]
-        if len(models) < 2:
+        made = [step for step in self.steps if step.name != "base"]
+        if len(made) < 2:
             return self._leave_out("merged", "there is one model only")
+        scores = {step.name: step.to_json()["scores"][HELD_OUT]["right"] for step in self.steps}
+        if asked.method == "slerp":  # is between two models: the best
+            made = sorted(made, key=lambda step: scores[step.name])[-2:]
+        models, out = [step.model for step in made], self.out / "merged"
         options = MergeOptions(asked.method, scale=asked.scale)
+        if asked.method == "weighted":
+            options = replace(options, weights=tuple(scores[step.name] for step in made), base_score=scores["base"])
+            if max(options.weights) <= scores["base"]:
+                return self._leave_out("merged", "do not merge: no model has a better score than the base")
+        if asked.evaluations is not None:
+            found = self._weights(models, options, asked)
+            if found is None:
+                return None
+            options = replace(options, weights=tuple(found["weights"]), scale=found["scale"])
         merge(
             self.base,
             models,
-            self.out / "merged",
+            out,
             options,
             lambda done, total: self.handling.advance("merge", done, total, f"{done >> 20} of {total >> 20} MiB"),
         )
-        self._examined("merged", self.out / "merged")
+        self._examined("merged", out)
+
+    def _weights(self, models: list[Path], options: MergeOptions, asked: Merging) -> dict[str, Any] | None:
+        """The weights that are found on questions of their own; None where no merge is better."""
+        assert asked.evaluations is not None
+        made = self._questions("validation", asked.validation, self.recipe.questions.seed + 2, split="held-out")
+        examined = {item.text for item in read_items(self.sets[HELD_OUT])}
+        others = [item.to_json() for item in read_items(made) if item.text not in examined]
+        if len(others) < LEAST_ITEMS:
+            self._leave_out(
+                "merged", f"{len(others)} further held-out questions are there, and weights need {LEAST_ITEMS}"
+            )
+            return None
+        validation = self.out / "validation.jsonl"
+        write_file(validation, b"".join(map(to_line, others)))
+        score, name = held_out_loss(validation, models[0])
+        search = Search(
+            score,
+            name,
+            asked.evaluations,
+            progress=lambda done, total, note: self.handling.advance("weights", done, total, note),
+        )
+        found = find_weights(self.base, models, self.out / "merged", options, search)
+        self.search = {**found, "best_single": self._from_here(found["best_single"])}
+        gap = found["difference"]
+        said = f"{gap['value']:+.4f} ({gap['low']:+.4f} to {gap['high']:+.4f}) nats per token better"
+        if found["decision"] != MERGE:
+            self._leave_out("merged", f"do not merge: the best of {found['evaluations']} is {said}")
+            return None
+        self.say(f"merge: weights {', '.join(f'{w:.3f}' for w in found['weights'])}, scale {found['scale']:g}: {said}")
+        return found
 
     def _leave_out(self, stage: str, reason: str) -> None:
         self.left_out[stage] = reason
         self.say(f"{stage}: left out, {reason}")
 
     def _new_questions(self, asked: Rejection) -> Path:
-        return self._questions("new-questions", asked.questions, self.recipe.questions.seed + 1)
+        name = "new-questions"
+        questions = self._questions(name, asked.questions, self.recipe.questions.seed + 1)
+        return self._clean(questions, self.out / f"{name}-clean")
 
     def _tuned(self, name: str, data: Path) -> Path:
         model = self._fine_tuned(name, data)
@@ -308,11 +443,12 @@ class _Teaching:
         return model
 
     def _fine_tuned(self, name: str, data: Path) -> Path:
-        options = SftOptions(**self.recipe.sft.model_dump(), template=self.recipe.template, too_long="drop")
+        asked = {**self.recipe.sft.model_dump(), "lora": self.recipe.sft.lora}
+        options = SftOptions(**asked, template=self.recipe.template, too_long="drop")
         return fine_tune(self.base, data, self.out / name, options, handling=self.handling).model
 
     def _examined(self, name: str, model: Path) -> None:
-        found = self._asked(name, model, self.sets)
+        found = self._asked(name, model, self.sets, {task: Path(at) for task, at in self.recipe.examine.texts.items()})
         against = self.taken if self.steps else None
         differences = {} if against is None else _differences(against.examination, found)
         taken = against is None or differences[HELD_OUT]["low"] > 0
@@ -320,9 +456,11 @@ class _Teaching:
         self.steps.append(step)
         self.say(_said(step))
 
-    def _asked(self, name: str, model: Path, sets: Mapping[str, Path]) -> Examination:
+    def _asked(
+        self, name: str, model: Path, sets: Mapping[str, Path], texts: Mapping[str, Path] = MappingProxyType({})
+    ) -> Examination:
         """All models are asked in the form of one template, which the base may not have."""
-        options = ExamineOptions(Sampling(max_new_tokens=self.recipe.examine.max_new_tokens))
+        options = ExamineOptions(Sampling(max_new_tokens=self.recipe.examine.max_new_tokens), texts=texts)
         options = in_template(options, self.base, self.recipe.template)
         with closing(open_backend(str(model), BackendOptions())) as backend:
             return examine_items(
@@ -335,7 +473,7 @@ class _Teaching:
 
 
 def _differences(first: Examination, second: Examination) -> dict[str, dict[str, float]]:
-    """Of the share of right answers, second less first, on the same items."""
+    """Of the share of right answers and of the bits per byte, second less first, on the same items and texts."""
     return {
         found.task: {
             "value": found.paired.difference.value,
@@ -344,7 +482,7 @@ def _differences(first: Examination, second: Examination) -> dict[str, dict[str,
             "p": found.paired.p_value,
         }
         for found in compare(first, second)
-        if found.metric == "right"
+        if found.metric in ("right", BITS)
     }
 
 
@@ -352,7 +490,7 @@ def _said(step: Step) -> str:
     scores = ", ".join(
         f"{result.task} {result.value:.3f} ({result.low:.3f} to {result.high:.3f})"
         for result in step.examination.results
-        if result.subset == result.task and result.metric == "right"
+        if result.subset == result.task and result.metric in ("right", BITS)
     )
     if step.against is None:
         return f"{step.name}: {scores}"

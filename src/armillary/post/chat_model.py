@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from armillary.model import Transformer, export_hf
-from armillary.post.plan import Dtype
+from safetensors.torch import load_file
+
+from armillary.model import Transformer, export_adapter, export_hf
+from armillary.post.plan import Dtype, TuningOptions
 from armillary.post.template import Renderer
 from armillary.recipe import UsageError
+from armillary.train import ADAPTER
 
 _TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "tokenizer.model")
 
@@ -47,6 +51,29 @@ def export_chat(model: Transformer, source: Path, folder: Path, renderer: Render
         dtype=stored,
         files=files,
     )
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A training of the model in the folder ``source`` that was run in ``out/run``."""
+
+    source: Path
+    out: Path
+    renderer: Renderer
+    options: TuningOptions
+
+
+def export_tuned(tuned: Tuned, model: Transformer) -> None:
+    """Write the trained ``model`` to ``out/model``, and with ``lora`` the adapter alone to ``out/adapter``.
+
+    Raises:
+        UsageError, ArmillaryError: as ``export_hf``.
+    """
+    export_chat(model, tuned.source, tuned.out / "model", tuned.renderer, tuned.options.dtype)
+    if tuned.options.lora is not None:
+        state = load_file(tuned.out / "run" / ADAPTER)
+        where = str(tuned.source.resolve())
+        export_adapter(model.shape, tuned.options.lora, state, tuned.out / "adapter", where)
 
 
 def longest_context(folder: Path) -> int:

@@ -16,21 +16,20 @@ import contextlib
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import ValidationError
-from safetensors.torch import load_file
 
 from armillary.corpus import Corpus, Example, Pair, Pairs, PreferenceOrder, open_pairs, write_pairs
 from armillary.evaluate import Interval, mean_interval
-from armillary.model import Transformer, export_adapter, import_hf, load_weights, read_shape, save_weights
-from armillary.post.chat_model import export_chat, longest_context
+from armillary.model import Transformer, import_hf, load_weights, read_shape, save_weights
+from armillary.post.chat_model import Tuned, export_tuned, longest_context
 from armillary.post.check import check_rendered
 from armillary.post.formats import AnswerPair, Conversation, read_pairs
-from armillary.post.plan import Dtype, fast_precision
+from armillary.post.plan import Steps, TuningOptions, fast_precision, run_of
 from armillary.post.template import Rendered, Renderer, open_renderer
 from armillary.post.tuning import (
     FORMAT,
@@ -38,9 +37,9 @@ from armillary.post.tuning import (
     Handling,
     Work,
     claimed,
+    conclude,
     digest,
     digest_model,
-    edges,
     finished,
     read_along,
     refuse_ranks,
@@ -51,34 +50,27 @@ from armillary.post.tuning import (
 )
 from armillary.recipe import (
     DamagedFileError,
-    Lora,
     ModelShape,
-    OptimizerSpec,
     Preference,
     PreferenceLoss,
     RunSpec,
-    Schedule,
     UsageError,
     all_problems,
-    first_problem,
     read_sealed,
 )
-from armillary.train import ADAPTER, RunResult, answer_log_probs, default_device
+from armillary.train import RunResult, answer_log_probs, default_device
 
 BATCH_PAIRS = 32
-PART_TOKENS = 4096  # of a batch that are computed at once
 _MOST_PROBLEMS = 10
 
 
 @dataclass(frozen=True)
-class DpoOptions:
-    """How a model is trained on pairs; what is None is chosen from model and data.
+class DpoOptions(TuningOptions):
+    """How a model is trained on pairs.
 
-    ``beta``, ``loss``, ``label_smoothing`` and ``sft_weight`` are those of ``recipe.Preference``. ``epochs`` are passes
-    over the pairs, ``lr`` is the peak of a cosine that ends at a tenth of it after a warm-up of a tenth of the steps,
-    ``batch_pairs`` about how many pairs a step takes, ``context_length`` the tokens of a sequence, which holds both
-    answers of a pair with their prompts. ``too_long`` says what becomes of a pair that it does not hold. ``precision``,
-    ``template``, ``dtype`` and ``lora`` are as for ``SftOptions``.
+    ``beta``, ``loss``, ``label_smoothing`` and ``sft_weight`` are those of ``recipe.Preference``, ``batch_pairs`` is
+    about how many pairs a step takes. A sequence holds both answers of a pair with their prompts; ``too_long`` says
+    what becomes of a pair that it does not hold. The warm-up takes a tenth of the steps.
 
     Raises:
         UsageError: a value outside its range.
@@ -88,25 +80,13 @@ class DpoOptions:
     loss: PreferenceLoss = "sigmoid"
     label_smoothing: float = 0.0
     sft_weight: float = 0.0
-    epochs: float = 1.0
-    lr: float | None = None
     batch_pairs: int = BATCH_PAIRS
-    context_length: int | None = None
-    weight_decay: float = 0.0
-    precision: Literal["fp32", "bf16"] | None = None
-    seed: int = 0
     too_long: Literal["refuse", "drop"] = "refuse"
-    template: str | None = None
-    dtype: Dtype | None = None
-    lora: Lora | None = None
+
+    LEAST: ClassVar[dict[str, float]] = {**TuningOptions.LEAST, "batch_pairs": 0, "context_length": 3}
 
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 0.0), ("lr", 0.0), ("batch_pairs", 0), ("context_length", 3)):
-            value = getattr(self, name)
-            if value is not None and (not math.isfinite(value) or value <= least):
-                raise UsageError(f"{name} must be more than {least:g}, given {value!r}")
-        if not math.isfinite(self.weight_decay) or self.weight_decay < 0:
-            raise UsageError(f"weight_decay must be at least 0, given {self.weight_decay!r}")
+        super().__post_init__()
         try:
             self.objective("0" * 16)
         except ValidationError as error:
@@ -228,8 +208,7 @@ def prefer(
     refuse_ranks()
     renderer = open_renderer(model, options.template)
     settings = {
-        **asdict(replace(options, lora=None)),
-        "lora": options.lora and options.lora.model_dump(mode="json"),
+        **options.settings(),
         "objective": "preference",
         "chat_template": renderer.chat.source,
         "model": digest_model(model),
@@ -249,15 +228,9 @@ def prefer(
             return DpoResult(out / "model", result, plan, *(_read_scores(done[name]) for name in ("before", "after")))
         trained = load_weights(out / "run" / "model.safetensors", plan.spec.model)
         before, after = (None, None) if held is None else _compared(trained, held, plan.spec, handling)
-        export_chat(trained, model, out / "model", renderer, options.dtype)
-        if options.lora is not None:
-            state = load_file(out / "run" / ADAPTER)
-            export_adapter(plan.spec.model, options.lora, state, out / "adapter", str(model.resolve()))
+        export_tuned(Tuned(model, out, renderer, options), trained)
         found = DpoResult(out / "model", result, plan, before, after)
-        made = edges(result.run, settings, found.model)
-        write(out / "record.json", {"format": FORMAT, **found.to_json(), "settings": settings, "edges": made})
-        with contextlib.suppress(OSError):
-            (out / "start.safetensors").unlink()
+        conclude(out, settings, result.run, found.to_json())
         return found
 
 
@@ -267,12 +240,14 @@ def render_pair(renderer: Renderer, pair: AnswerPair, vocab_size: int) -> tuple[
     Raises:
         UsageError: names file and line: as ``Renderer.render`` and ``check_rendered``, or both have the same tokens.
     """
-    given = sum(turn["role"] == "assistant" for turn in pair.prompt)
     sides = []
     for side in ("chosen", "rejected"):
-        rendered = renderer.render(Conversation((*pair.prompt, *getattr(pair, side)), (), f"{pair.where}, {side}"))
+        turns = getattr(pair, side)
+        conversation = Conversation((*pair.prompt, *turns), (), f"{pair.where}, {side}")
+        # earlier answers are not trained, whatever a template makes of them
+        rendered = renderer.render_last(conversation) if len(turns) == 1 else renderer.render(conversation)
         check_rendered(rendered, renderer.end, vocab_size)
-        sides.append(_example(rendered, given))
+        sides.append(_example(rendered, len(rendered.turns) - sum(turn["role"] == "assistant" for turn in turns)))
     if list(sides[0].tokens) == list(sides[1].tokens):
         raise UsageError(f"{pair.where}: chosen and rejected are the same tokens, which teaches nothing; leave it out")
     return sides[0], sides[1]
@@ -295,28 +270,10 @@ def plan_for(shape: ModelShape, corpus: Corpus, pairs: Pairs, options: DpoOption
     sizes = {"seed": options.seed, "context_length": length, "pad": corpus.manifest.end_of_text_id}
     rows = PreferenceOrder(pairs, batch_sequences=1, **sizes).sequences
     sequences = max(1, min(round(options.batch_pairs * rows / len(pairs)), rows))
-    divisors = (n for n in range(1, sequences + 1) if sequences % n == 0)
-    parts = next(n for n in divisors if sequences // n * length <= PART_TOKENS or n == sequences)
-    steps = max(1, math.ceil(options.epochs * rows / sequences))
     # from 5e-7 for 7 billion parameters (Tunstall et al. 2023, arXiv 2310.16944), by the inverse root of the size
-    lr = options.lr or min(1e-4, 5e-7 * math.sqrt(7e9 / shape.parameters)) * (1 if options.lora is None else 10)
-    try:
-        spec = RunSpec(
-            corpus=corpus.hash,
-            model=shape,
-            context_length=length,
-            batch_sequences=sequences,
-            accumulation=parts,
-            steps=steps,
-            mixture=(),
-            schedule=Schedule(kind="cosine", warmup_steps=min(steps, math.ceil(0.1 * steps)), final_ratio=0.1),
-            optimizer=OptimizerSpec(lr=lr, weight_decay=options.weight_decay, beta2=0.95),
-            seed=options.seed,
-            precision=options.precision or fast_precision(),
-            objective=options.objective(pairs.hash),
-        )
-    except ValidationError as error:
-        raise UsageError(f"the run cannot be made: {first_problem(error)}") from error
+    lr = min(1e-4, 5e-7 * math.sqrt(7e9 / shape.parameters)) * (1 if options.lora is None else 10)
+    steps = Steps(length, sequences, max(1, math.ceil(options.epochs * rows / sequences)), lr, warmup=0.1)
+    spec = run_of(shape, corpus, options, steps, options.objective(pairs.hash))
     return spec, rows
 
 

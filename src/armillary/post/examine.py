@@ -2,11 +2,13 @@
 
 Each set of items is one task of the examination, and each family of problems one subset of it. The folder is that of
 every examination (``evaluate.results``), so that two models are compared on the same items by ``evaluate compare``.
-The metrics are ``right`` and ``unreadable``: an answer that cannot be read is not right, and is counted apart.
+The metrics are ``right`` and ``unreadable``: an answer that cannot be read is not right, and is counted apart. Plain
+texts beside the questions have the metric ``bits_per_byte``, which shows what a model has forgotten.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,14 +17,15 @@ from armillary.evaluate import Examination, Result, item_id, write_examination
 from armillary.evaluate import Item as Row
 from armillary.evaluate.intervals import mean_interval
 from armillary.evaluate.results import ANSWERS
-from armillary.generate import Backend, Choice, Message, Request, Sampling, open_answers
-from armillary.post.items import Item, read_items
+from armillary.generate import Backend, Choice, Likelihood, Message, Pair, Request, Sampling, open_answers
+from armillary.post.items import Item, read_items, read_rows
 from armillary.post.stage import ITEMS
 from armillary.post.template import open_renderer
 from armillary.post.verify import verify
 from armillary.recipe import UsageError, canonical_hash
 
-METRICS = ("right", "unreadable")
+BITS = "bits_per_byte"
+_TEXTS = 32  # whose likelihoods are taken, and kept, together
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,14 @@ class ExamineOptions:
         render: text of a prompt from the turns of a question, for a model without a chat template of its own.
         template: the name of that form; part of the settings that two examinations must share.
         limit: the first items of each set only.
+        texts: files of plain text by the name of their task, JSON Lines with ``text``.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
     render: Callable[[Sequence[Message]], str] | None = None
     template: str = "model"
     limit: int | None = None
+    texts: Mapping[str, Path] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.sampling.n != 1:
@@ -95,7 +100,7 @@ def examine_items(
     and all items.
 
     Raises:
-        UsageError: a file without items, an item without a check or given twice; names file and item.
+        UsageError: a file without items or texts, an item without a check, one given twice; names file and item.
         ForeignFileError: the answers in ``out`` are of another model.
         ArmillaryError: an answer could not be had, or the folder not be written.
     """
@@ -103,6 +108,7 @@ def examine_items(
     settings = canonical_hash(
         {"format": 1, "template": options.template, "sampling": Request("", options.sampling).to_json()["sampling"]}
     )
+    texts = {task: _texts(path, options.limit) for task, path in options.texts.items()}
     asked = [(task, item) for task, items in every.items() for item in items]
     given: dict[int, Choice] = {}
     out.mkdir(parents=True, exist_ok=True)
@@ -110,9 +116,15 @@ def examine_items(
         for completion in answers.complete(backend, [options.request(item) for _, item in asked]):
             (given[completion.index],) = completion.choices
             progress(len(given), len(asked))
-    rows: dict[str, list[Row]] = {task: [] for task in every}
+        likelihoods = {
+            task: answers.loglikelihood(backend, [Pair("", text) for text in mine], at_a_time=_TEXTS)
+            for task, mine in texts.items()
+        }
+    rows: dict[str, list[Row]] = {task: [] for task in (*every, *texts)}
     for place, (task, item) in enumerate(asked):
         rows[task].append(_judged(task, item, given[place], settings))
+    for task, mine in texts.items():
+        rows[task] += [_measured(task, *one) for one in zip(mine, likelihoods[task], strict=True)]
     cost = backend.cost
     found = Examination(
         tuple(result for task, judged in rows.items() for result in _results(task, judged)),
@@ -142,6 +154,27 @@ def _items(path: Path, limit: int | None) -> list[Item]:
     return list(items.values())
 
 
+def _texts(path: Path, limit: int | None) -> list[str]:
+    texts: dict[str, None] = {}
+    for number, row in read_rows(path):
+        text = row.get("text") if isinstance(row, dict) else None
+        if not isinstance(text, str) or not text.strip():
+            raise UsageError(f"{path}:{number}: text: must be a text with words, given {text!r:.200}")
+        texts[text] = None
+        if len(texts) == limit:
+            break
+    if not texts:
+        raise UsageError(f"{path}: holds no texts; write one JSON object with text per line")
+    return list(texts)
+
+
+def _measured(task: str, text: str, likelihood: Likelihood) -> Row:
+    """The bits per byte of a text; its settings are the same for all models, whose tokens may be others."""
+    name = item_id(task, task, [text])
+    bits = -likelihood.value / math.log(2) / len(text.encode())
+    return Row(name, task, name, canonical_hash({"format": 1, "metric": BITS}), None, (), None, None, {BITS: bits})
+
+
 def _judged(task: str, item: Item, choice: Choice, settings: str) -> Row:
     verdict = verify(item, choice.text)
     subset = item.family or item.domain or task
@@ -162,12 +195,13 @@ def _judged(task: str, item: Item, choice: Choice, settings: str) -> Row:
 
 def _results(task: str, rows: Sequence[Row]) -> list[Result]:
     parts = [task, *sorted({row.subset for row in rows} - {task})]
-    return [_result(task, part, metric, rows) for part in parts for metric in METRICS]
+    return [_result(task, part, metric, rows) for part in parts for metric in rows[0].scores]
 
 
 def _result(task: str, subset: str, metric: str, rows: Sequence[Row]) -> Result:
     mine = [row for row in rows if subset in (task, row.subset)]
-    interval = mean_interval([row.scores[metric] for row in mine])
+    scores = [row.scores[metric] for row in mine]
+    interval = mean_interval(scores, bounds=(0.0, max(1.0, *scores)))
     return Result(
         task=task,
         subset=subset,

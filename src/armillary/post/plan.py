@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar, Literal
 
 from pydantic import ValidationError
 
 from armillary.corpus import Corpus, SupervisedOrder, open_examples
 from armillary.post.check import Counts, TooLong
-from armillary.recipe import Lora, ModelShape, OptimizerSpec, RunSpec, Schedule, Supervised, UsageError, first_problem
+from armillary.recipe import (
+    Lora,
+    ModelShape,
+    OptimizerSpec,
+    Preference,
+    RunSpec,
+    Schedule,
+    Supervised,
+    UsageError,
+    first_problem,
+)
 from armillary.train import default_device
 
 BATCH_TOKENS = 8192
@@ -21,34 +31,98 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
-class SftOptions:
-    """How a model is fine-tuned; what is None is chosen from model and data (``Plan`` has the choice).
+class TuningOptions:
+    """What all trainings of a model on a user's file are asked; what is None is chosen from model and data.
 
-    ``epochs`` are passes over the conversations, ``lr`` is the peak of a cosine that ends at a tenth of it after a
-    warm-up of 3% of the steps, ``batch_tokens`` are the tokens of one step, ``context_length`` those of a packed
-    sequence, ``precision`` that of matrix products. ``template`` is as for ``open_renderer``, ``dtype`` that of the
-    written model. With ``lora`` an adapter is trained in the place of all weights, at ten times the rate.
+    ``epochs`` are passes over the data, ``lr`` is the peak of a cosine that ends at a tenth of it, ``context_length``
+    are the tokens of a packed sequence, ``precision`` is that of matrix products. ``template`` is as for
+    ``open_renderer``, ``dtype`` that of the written model. With ``lora`` an adapter is trained in the place of all
+    weights, at ten times the rate.
+
+    Raises:
+        UsageError: a value outside its range.
     """
 
-    epochs: float = 3.0
+    epochs: float = 1.0
     lr: float | None = None
-    batch_tokens: int | None = None
     context_length: int | None = None
     weight_decay: float = 0.0
     precision: Literal["fp32", "bf16"] | None = None
     seed: int = 0
-    too_long: TooLong = "refuse"
     template: str | None = None
     dtype: Dtype | None = None
     lora: Lora | None = None
 
+    # the fields that must be above a number
+    LEAST: ClassVar[dict[str, float]] = {"epochs": 0.0, "lr": 0.0}
+
     def __post_init__(self) -> None:
-        for name, least in (("epochs", 0.0), ("lr", 0.0), ("batch_tokens", 1), ("context_length", 1)):
+        for name, least in self.LEAST.items():
             value = getattr(self, name)
             if value is not None and (not math.isfinite(value) or value <= least):
-                raise UsageError(f"{name} must be more than {least}, given {value!r}")
+                raise UsageError(f"{name} must be more than {least:g}, given {value!r}")
         if not math.isfinite(self.weight_decay) or self.weight_decay < 0:
             raise UsageError(f"weight_decay must be at least 0, given {self.weight_decay!r}")
+
+    def settings(self) -> dict[str, Any]:
+        """The options as plain data."""
+        return {**asdict(replace(self, lora=None)), "lora": self.lora and self.lora.model_dump(mode="json")}
+
+
+@dataclass(frozen=True)
+class SftOptions(TuningOptions):
+    """How a model is fine-tuned: ``batch_tokens`` are the tokens of one step, ``too_long`` says what becomes of a
+    conversation that a sequence does not hold. The warm-up takes 3% of the steps.
+    """
+
+    epochs: float = 3.0
+    batch_tokens: int | None = None
+    too_long: TooLong = "refuse"
+
+    LEAST: ClassVar[dict[str, float]] = {**TuningOptions.LEAST, "batch_tokens": 1, "context_length": 1}
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of a run: ``count`` of them, of ``sequences`` packed sequences of ``length`` tokens each, with the
+    learning rate ``lr`` (``TuningOptions.lr`` before it) after a warm-up of the share ``warmup``.
+    """
+
+    length: int
+    sequences: int
+    count: int
+    lr: float
+    warmup: float
+
+
+def run_of(
+    shape: ModelShape, corpus: Corpus, options: TuningOptions, steps: Steps, objective: Supervised | Preference
+) -> RunSpec:
+    """The run of a training, without its start.
+
+    Raises:
+        UsageError: the sizes do not fit together.
+    """
+    divisors = (n for n in range(1, steps.sequences + 1) if steps.sequences % n == 0)
+    parts = next(n for n in divisors if steps.sequences // n * steps.length <= PART_TOKENS or n == steps.sequences)
+    warmup = min(steps.count, math.ceil(steps.warmup * steps.count))
+    try:
+        return RunSpec(
+            corpus=corpus.hash,
+            model=shape,
+            context_length=steps.length,
+            batch_sequences=steps.sequences,
+            accumulation=parts,
+            steps=steps.count,
+            mixture=(),
+            schedule=Schedule(kind="cosine", warmup_steps=warmup, final_ratio=0.1),
+            optimizer=OptimizerSpec(lr=options.lr or steps.lr, weight_decay=options.weight_decay, beta2=0.95),
+            seed=options.seed,
+            precision=options.precision or fast_precision(),
+            objective=objective,
+        )
+    except ValidationError as error:
+        raise UsageError(f"the run cannot be made: {first_problem(error)}") from error
 
 
 @dataclass(frozen=True)
@@ -66,7 +140,12 @@ class Plan:
         spec, counts = self.spec, self.counts
         lost = "".join(
             f", {value} {name.replace('_', ' ')}"
-            for name, value in (("cut", counts.cut), ("turns_cut", counts.turns_cut), ("dropped", counts.dropped))
+            for name, value in (
+                ("cut", counts.cut),
+                ("turns_cut", counts.turns_cut),
+                ("dropped", counts.dropped),
+                ("in one sample per answer", counts.apart),
+            )
             if value
         )
         return [
@@ -96,28 +175,10 @@ def plan_for(
         sequences = max(1, round(options.batch_tokens / length))
     else:  # a small set wants more steps rather than large ones
         sequences = max(1, min(round(BATCH_TOKENS / length), rows // 10))
-    divisors = (n for n in range(1, sequences + 1) if sequences % n == 0)
-    parts = next(n for n in divisors if sequences // n * length <= PART_TOKENS or n == sequences)
-    steps = max(1, math.ceil(options.epochs * rows / sequences))
     # From 2e-5 for 7 billion parameters, the usual rate, by the inverse root of the size.
     lr = min(3e-4, 2e-5 * math.sqrt(7e9 / shape.parameters)) * (1 if options.lora is None else 10)
-    try:
-        spec = RunSpec(
-            corpus=corpus.hash,
-            model=shape,
-            context_length=length,
-            batch_sequences=sequences,
-            accumulation=parts,
-            steps=steps,
-            mixture=(),
-            schedule=Schedule(kind="cosine", warmup_steps=min(steps, math.ceil(0.03 * steps)), final_ratio=0.1),
-            optimizer=OptimizerSpec(lr=options.lr or lr, weight_decay=options.weight_decay, beta2=0.95),
-            seed=options.seed,
-            precision=options.precision or fast_precision(),
-            objective=Supervised(examples=examples),
-        )
-    except ValidationError as error:
-        raise UsageError(f"the run cannot be made: {first_problem(error)}") from error
+    steps = Steps(length, sequences, max(1, math.ceil(options.epochs * rows / sequences)), lr, warmup=0.03)
+    spec = run_of(shape, corpus, options, steps, Supervised(examples=examples))
     return spec, rows
 
 

@@ -21,15 +21,13 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import load_file
-
 from armillary.corpus import Corpus, Example, SupervisedOrder, open_examples, write_examples
-from armillary.model import export_adapter, import_hf, load_weights, read_shape, save_weights
-from armillary.post.chat_model import export_chat, longest_context
+from armillary.model import import_hf, load_weights, read_shape, save_weights
+from armillary.post.chat_model import Tuned, export_tuned, longest_context
 from armillary.post.check import Checked, Counts, check_packing
 from armillary.post.formats import read_conversations
 from armillary.post.held_out import HeldOut, held_out_loss
@@ -41,9 +39,9 @@ from armillary.post.tuning import (
     Handling,
     Work,
     claimed,
+    conclude,
     digest,
     digest_model,
-    edges,
     finished,
     read_along,
     refuse_ranks,
@@ -58,7 +56,7 @@ from armillary.recipe import (
     UsageError,
     read_sealed,
 )
-from armillary.train import ADAPTER, Hook, RunResult, default_device
+from armillary.train import Hook, RunResult, default_device
 
 if TYPE_CHECKING:
     from armillary.model import Transformer
@@ -122,8 +120,7 @@ def fine_tune(
     shape = read_shape(model)
     renderer = open_renderer(model, options.template)
     settings = {
-        **asdict(replace(options, lora=None)),
-        "lora": options.lora and options.lora.model_dump(mode="json"),
+        **options.settings(),
         "chat_template": renderer.chat.source,
         "model": digest_model(model),
         "data": digest(data),
@@ -145,15 +142,9 @@ def fine_tune(
             return SftResult(out / "model", result, plan, before, done["loss_after"], counts)
         trained = load_weights(out / "run" / "model.safetensors", shape)
         after = None if held is None else _loss(trained, plan.spec, corpus, held[0], "after", handling)
-        export_chat(trained, model, out / "model", renderer, options.dtype)
-        if options.lora is not None:
-            state = load_file(out / "run" / ADAPTER)
-            export_adapter(shape, options.lora, state, out / "adapter", str(model.resolve()))
+        export_tuned(Tuned(model, out, renderer, options), trained)
         found = SftResult(out / "model", result, plan, before, after, counts)
-        made = edges(result.run, settings, found.model)
-        write(out / "record.json", {"format": FORMAT, **found.to_json(), "settings": settings, "edges": made})
-        with contextlib.suppress(OSError):
-            (out / "start.safetensors").unlink()
+        conclude(out, settings, result.run, found.to_json())
         return found
 
 

@@ -40,6 +40,9 @@ REMEDY = "remove it, and the same command makes it again"
 # what lies in the folder before the run begins
 _PREPARED = ("data.json", "held-out.json", "before.json", "start.json", "start.safetensors")
 
+_LEAST_S = 30.0
+_BYTES_PER_S = 5e8  # at which checkpoints are hashed and written
+
 Progress = Callable[[str, float, float, str], None]
 RowT = TypeVar("RowT", Conversation, AnswerPair)
 
@@ -147,8 +150,16 @@ def train(work: Work, handling: Handling) -> RunResult:
         device=handling.device,
         progress=lambda step: handling.progress("train", step, total, f"step {step} of {total}"),
         stop=handling.stop,
+        checkpoint_every_s=_between_checkpoints(work.spec),
         hooks=handling.hooks,
     )
+
+
+def _between_checkpoints(spec: RunSpec) -> float:
+    """Seconds between two checkpoints, of which a large model's block its training for long: 5 % of it at most."""
+    weights = spec.model.parameters
+    trained = weights if spec.adapter is None else 0
+    return max(_LEAST_S, 19 * (4 * weights + 8 * trained) / _BYTES_PER_S)
 
 
 @contextlib.contextmanager
@@ -181,13 +192,18 @@ def claimed(out: Path, settings: Mapping[str, Any]) -> Iterator[None]:
         yield
 
 
-def edges(run: str, settings: Mapping[str, Any], model: Path) -> list[Edge]:
-    """What the trained ``model`` comes from: its ``run``, and the model and data of ``settings``, by their hashes."""
-    return [
-        Edge(f"model:{digest_model(model)}", "trained by", f"run:{run}"),
+def conclude(out: Path, settings: Mapping[str, Any], run: str, found: Mapping[str, Any]) -> None:
+    """Write the record of a training that is done, with the lineage of ``out/model``; its start is removed."""
+    lineage = [
+        Edge(f"model:{digest_model(out / 'model')}", "trained by", f"run:{run}"),
         Edge(f"run:{run}", "starts from", f"model:{settings['model']}"),
         Edge(f"run:{run}", "trained on", f"data:{settings['data']}"),
     ]
+    write(
+        out / "record.json", {"format": FORMAT, **found, "model": "model", "settings": dict(settings), "edges": lineage}
+    )
+    with contextlib.suppress(OSError):
+        (out / "start.safetensors").unlink()
 
 
 def finished(out: Path) -> dict[str, Any] | None:

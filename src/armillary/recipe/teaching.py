@@ -11,6 +11,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from armillary.recipe.adapter import Lora
 from armillary.recipe.document import FolderName, PathText, beside, load_document
 from armillary.recipe.errors import FieldError
 from armillary.recipe.shapes import Document
@@ -36,6 +37,20 @@ class Questions(Document):
     teacher: str | None = None
 
 
+class Evolution(Document):
+    """Harder questions, and others, made of the training questions (``post evolve``).
+
+    The first ``items`` of them are changed. ``reference`` measures how hard a question is: a model folder, a .gguf file
+    or a URL; by default the base itself.
+    """
+
+    items: int = Field(default=500, ge=1)
+    rounds: int = Field(default=1, ge=1)
+    breadth: float = Field(default=0.25, ge=0, le=1)
+    samples: int = Field(default=4, ge=1)
+    reference: str | None = None
+
+
 class Tuning(Document):
     """Supervised fine-tuning (``post sft``)."""
 
@@ -45,6 +60,7 @@ class Tuning(Document):
     context_length: int | None = Field(default=None, ge=2)
     precision: Literal["fp32", "bf16"] | None = None
     seed: int = Field(default=0, ge=0)
+    lora: Lora | None = None
 
 
 class Gain(Document):
@@ -82,16 +98,35 @@ class PreferenceStage(Document):
 
 
 class Merging(Document):
-    """``post merge`` of the models that the stages before gave."""
+    """``post merge`` of the models that the stages before gave.
+
+    With ``evaluations`` the weights are found by the loss on at most ``validation`` further held-out questions, in at
+    most this many merges, and the answer may be not to merge.
+    """
 
     method: Literal["linear", "task", "slerp", "ties", "dare", "weighted"] = "task"
     scale: float = Field(default=1.0, gt=0)
+    evaluations: int | None = Field(default=None, ge=1)
+    validation: int = Field(default=200, ge=8)
+
+    @model_validator(mode="after")
+    def _weights_can_be_found(self) -> Self:
+        if self.evaluations is not None and self.method == "weighted":
+            raise FieldError("the weights of 'weighted' are scores, which are not searched; give 'linear'", "method")
+        if self.evaluations is not None and self.scale != 1.0:
+            raise FieldError("is found by the search; leave it out, or leave out evaluations", "scale")
+        return self
 
 
 class Questioning(Document):
-    """How models are examined, and ``sets``: more files of items by name, such as unrelated ones for forgetting."""
+    """How models are examined.
+
+    ``sets`` are more files of items by name, such as unrelated ones, and ``texts`` files of plain text (JSON Lines with
+    ``text``), of which the bits per byte are taken: both show what is forgotten.
+    """
 
     sets: dict[str, PathText] = Field(default_factory=dict)
+    texts: dict[str, PathText] = Field(default_factory=dict)
     max_new_tokens: int = Field(default=200, ge=1)
 
 
@@ -103,6 +138,7 @@ class Teaching(Document):
     model: PathText
     template: str | None = None
     questions: Questions = Questions()
+    evolve: Evolution | None = None
     decontaminate: tuple[PathText, ...] = ()
     sft: Tuning = Tuning()
     gain: Gain | None = None
@@ -119,6 +155,8 @@ class Teaching(Document):
             raise FieldError("needs two models: add the stage 'reject', or leave merge out", "merge")
         if taken := {"held-out", "harder"} & self.examine.sets.keys():
             raise FieldError(f"'{sorted(taken)[0]}' names a set of the path itself; choose another", "examine", "sets")
+        if taken := {"held-out", "harder", *self.examine.sets} & self.examine.texts.keys():
+            raise FieldError(f"'{sorted(taken)[0]}' names a set of questions; choose another", "examine", "texts")
         return self
 
 
@@ -134,15 +172,21 @@ def load_teaching(path: Path) -> Teaching:
     def absolute(where: str) -> str:
         return str(beside(base, where))
 
-    questions = teaching.questions
-    if questions.teacher is not None and "://" not in questions.teacher:
-        questions = questions.model_copy(update={"teacher": absolute(questions.teacher)})
-    sets = {name: absolute(where) for name, where in teaching.examine.sets.items()}
+    def opened(model: str | None) -> str | None:
+        return model if model is None or "://" in model else absolute(model)
+
+    questions = teaching.questions.model_copy(update={"teacher": opened(teaching.questions.teacher)})
+    evolve = teaching.evolve and teaching.evolve.model_copy(update={"reference": opened(teaching.evolve.reference)})
+    files = {
+        field: {name: absolute(where) for name, where in getattr(teaching.examine, field).items()}
+        for field in ("sets", "texts")
+    }
     return teaching.model_copy(
         update={
             "model": absolute(teaching.model),
             "questions": questions,
+            "evolve": evolve,
             "decontaminate": tuple(map(absolute, teaching.decontaminate)),
-            "examine": teaching.examine.model_copy(update={"sets": sets}),
+            "examine": teaching.examine.model_copy(update=files),
         }
     )

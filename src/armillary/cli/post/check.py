@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from armillary.cli.post.sft import ContextLengthOption, TemplateOption, TooLongOption, one_of
+from armillary.cli.post.sft import ContextLengthOption, TooLongOption
+from armillary.cli.post.training import TemplateOption, one_of
 from armillary.cli.screen import JsonOption, Reporter, out, show_json
 
 

@@ -8,18 +8,34 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from armillary.cli.post.sft import TemplateOption, layout_of, one_of
+from armillary.cli.post.training import (
+    DecayOption,
+    DtypeOption,
+    LayoutOption,
+    LoraAlphaOption,
+    LoraOption,
+    LoraRankOption,
+    LoraTargetsOption,
+    ModelOption,
+    OutOption,
+    PrecisionOption,
+    RateOption,
+    TemplateOption,
+    adapter_of,
+    check_types,
+    layout_of,
+    one_of,
+)
 from armillary.cli.screen import JsonOption, Reporter, out, show_json
 from armillary.cli.values import not_negative, positive, share
-from armillary.recipe import Lora
 
 LOSSES = ("sigmoid", "sigmoid_norm", "robust", "hinge", "ipo", "ipo_sequence")
 
 
 def dpo(
-    model: Annotated[Path, typer.Option(help="A Hugging Face folder.", show_default=False)],
+    model: ModelOption,
     data: Annotated[Path, typer.Option(help="Pairs: prompt, chosen and rejected.", show_default=False)],
-    folder: Annotated[Path, typer.Option("--out", "-o", help="Where run and trained model go.", show_default=False)],
+    folder: OutOption,
     held_out: Annotated[Path | None, typer.Option("--eval", help="Pairs to compare on.", show_default=False)] = None,
     beta: Annotated[float, typer.Option(callback=positive, help="How near the model stays to its start.")] = 0.1,
     loss: Annotated[str, typer.Option(help=f"{', '.join(LOSSES)}; the names are TRL's.")] = "sigmoid",
@@ -30,9 +46,7 @@ def dpo(
         float, typer.Option(callback=not_negative, help="Weight of the cross entropy of the chosen answers.")
     ] = 0.0,
     epochs: Annotated[float, typer.Option(callback=positive, help="Passes over the pairs.")] = 1.0,
-    lr: Annotated[
-        float | None, typer.Option(callback=positive, help="Peak learning rate (default: by size).", show_default=False)
-    ] = None,
+    lr: RateOption = None,
     batch_pairs: Annotated[int, typer.Option(min=1, help="Pairs of a step, about.")] = 32,
     context_length: Annotated[
         int | None,
@@ -42,21 +56,16 @@ def dpo(
             show_default=False,
         ),
     ] = None,
-    weight_decay: Annotated[float, typer.Option(callback=not_negative, help="Decay of matrices.")] = 0.0,
-    precision: Annotated[
-        str | None, typer.Option(help="fp32 or bf16 (default: bf16 where it is faster).", show_default=False)
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Of the written model (default: as the model's).", show_default=False)
-    ] = None,
-    lora: Annotated[bool, typer.Option("--lora", help="Train an adapter of low rank in place of all weights.")] = False,
-    lora_rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter; its alpha is twice that.")] = 16,
+    weight_decay: DecayOption = 0.0,
+    precision: PrecisionOption = None,
+    dtype: DtypeOption = None,
+    lora: LoraOption = False,
+    lora_rank: LoraRankOption = 16,
+    lora_alpha: LoraAlphaOption = None,
+    lora_targets: LoraTargetsOption = None,
     template: TemplateOption = None,
     too_long: Annotated[str, typer.Option(help="A pair longer than a sequence: refuse or drop.")] = "refuse",
-    layout: Annotated[
-        str | None,
-        typer.Option(help="Ranks to start here, such as dp_shard=2,tp=2 (default: one device).", show_default=False),
-    ] = None,
+    layout: LayoutOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the order of the pairs.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -65,9 +74,8 @@ def dpo(
     Example: armillary post dpo --model ./chat --data pairs.jsonl --eval held-out.jsonl --out preferred
     """
     one_of("--loss", loss, LOSSES)
-    one_of("--precision", precision, ("fp32", "bf16"))
+    check_types(precision, dtype)
     one_of("--too-long", too_long, ("refuse", "drop"))
-    one_of("--dtype", dtype, ("float32", "bfloat16", "float16"))
     from armillary.launch import stopping
     from armillary.post.dpo import DpoOptions, prefer
     from armillary.post.tuning import Handling
@@ -87,9 +95,9 @@ def dpo(
         too_long=too_long,  # type: ignore[arg-type]
         template=template,
         dtype=dtype,  # type: ignore[arg-type]
-        lora=Lora(rank=lora_rank, alpha=2.0 * lora_rank) if lora else None,
+        lora=adapter_of(lora_rank, lora_alpha, lora_targets) if lora else None,
     )
-    ranks = None if layout is None else layout_of(layout)
+    ranks = layout_of(layout)
     reporter = Reporter()
     try:
         with stopping() as stop:

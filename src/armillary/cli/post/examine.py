@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from armillary.cli.backends import Engine, ModelArgument, opens_models
-from armillary.cli.post.sft import TemplateOption
+from armillary.cli.post.training import TemplateOption
 from armillary.cli.screen import JsonOption, Reporter, show_json, show_table
 
 
@@ -20,6 +20,12 @@ def examine(
         list[Path], typer.Option(help="Items with a check; each file is a task. Repeatable.", show_default=False)
     ],
     folder: Annotated[Path, typer.Option("--out", "-o", help="Folder of the examination.", show_default=False)],
+    texts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Plain texts (JSONL with text), whose bits per byte are taken. Repeatable.", show_default=False
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="The first items of each file (default: all).", show_default=False)
     ] = None,
@@ -37,7 +43,7 @@ def examine(
     from armillary.post.examine import ExamineOptions, examine_items, in_template, named_sets
 
     sets = named_sets(items)
-    options = ExamineOptions(Sampling(max_new_tokens), limit=limit)
+    options = ExamineOptions(Sampling(max_new_tokens), limit=limit, texts=named_sets(texts or []))
     if template is not None:
         options = in_template(options, Path(model), template)
     reporter = Reporter()

@@ -9,18 +9,11 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from armillary.cli.backends import (
-    BackendOption,
-    BatchSizeOption,
-    ContextOption,
-    DeviceOption,
-    EndpointOption,
-    ModelArgument,
-    PrecisionOption,
-)
+from armillary.cli.backends import Engine, ModelArgument, opens_models
 from armillary.cli.screen import JsonOption, Reporter, out, show_json
 
 
+@opens_models
 def pairs(
     model: ModelArgument,
     items: Annotated[Path, typer.Option(help="Questions: a file of items.", show_default=False)],
@@ -37,12 +30,8 @@ def pairs(
     per_question: Annotated[int, typer.Option(min=1, help="Most pairs of a question.")] = 1,
     language: Annotated[str, typer.Option(help="Of the judge's instruction: en or zh.")] = "en",
     seed: Annotated[int, typer.Option(min=0, help="Of the samples.")] = 0,
-    backend: BackendOption = None,
-    batch_size: BatchSizeOption = None,
-    context: ContextOption = None,
-    device: DeviceOption = None,
-    precision: PrecisionOption = None,
-    endpoint: EndpointOption = None,
+    *,
+    engine: Engine,
     as_json: JsonOption = False,
 ) -> None:
     """Sample answers to each question, and pair right ones with wrong ones.
@@ -50,26 +39,19 @@ def pairs(
     Example: armillary post pairs ./chat --items questions.jsonl --out pairs
     """
     from armillary.evaluate import JudgeOptions
-    from armillary.generate import BackendOptions, EndpointOptions, open_backend
+    from armillary.generate import open_backend
     from armillary.post.pairs import Files, PairOptions, pairs_by_judge, pairs_by_verifier
     from armillary.post.verify import verify
 
     options = PairOptions(samples, tuple(temperature or (0.7, 1.0)), max_new_tokens, per_question, seed)
-    opening = BackendOptions(
-        batch_size=batch_size,
-        context=context,
-        device=device,
-        precision=precision,
-        endpoint=EndpointOptions.from_settings(endpoint or []),
-    )
     reporter = Reporter()
     files = Files(items, folder, reporter)
     try:
-        with closing(open_backend(model, opening, backend)) as answering:
+        with closing(open_backend(model, engine.options, engine.name)) as answering:
             if judge is None:
                 made = pairs_by_verifier(files, answering, options, lambda item, text: verify(item, text).outcome)
             else:
-                with closing(open_backend(judge, opening, None)) as arbiter:
+                with closing(open_backend(judge, engine.options)) as arbiter:
                     made = pairs_by_judge(files, (answering, arbiter), options, JudgeOptions(language))
     finally:
         reporter.close()

@@ -37,24 +37,30 @@ def run(
         reporter.close()
     if as_json:
         return show_json([step.to_json() for step in steps])
-    sets = list(steps[0].to_json()["scores"])
+    sets, texts = list(steps[0].to_json()["scores"]), list(steps[0].to_json()["texts"])
     rows = []
     for step in steps:
-        scores, changes = step.to_json()["scores"], step.differences
+        plain, changes = step.to_json(), step.differences
         rows.append(
-            [step.name, *(f"{scores[name]['right']:.3f}" for name in sets)]
-            + [
-                f"{changes[name]['value']:+.3f} ({changes[name]['low']:+.3f} to {changes[name]['high']:+.3f})"
-                for name in sets
-                if changes
+            [
+                step.name,
+                *(f"{plain['scores'][name]['right']:.3f}" for name in sets),
+                *(f"{plain['texts'][name]['bits_per_byte']:.4f}" for name in texts),
+                *(_change(changes[name], 3) if changes else "" for name in sets),
+                *(_change(changes[name], 4) if changes else "" for name in texts),
+                "yes" if step.taken else "",
             ]
-            + ([] if changes else ["" for _ in sets])
-            + ["yes" if step.taken else ""]
         )
+    named = [*sets, *(f"{name}, bits per byte" for name in texts)]
     show_table(
         "Share of right answers, and the paired difference to the model taken before (95 % interval)",
-        ["model", *sets, *(f"{name}, difference" for name in sets), "taken"],
+        ["model", *named, *(f"{name}, difference" for name in named), "taken"],
         rows,
     )
     taken = next(step for step in reversed(steps) if step.taken)
     out.print(f"{escape(str(taken.model))}: armillary chat {escape(str(taken.model))}", highlight=False)
+
+
+def _change(difference: dict[str, float], digits: int) -> str:
+    value, low, high = (f"{difference[name]:+.{digits}f}" for name in ("value", "low", "high"))
+    return f"{value} ({low} to {high})"

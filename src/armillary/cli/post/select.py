@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from armillary.cli.post.sft import TemplateOption
+from armillary.cli.post.training import TemplateOption
 from armillary.cli.screen import JsonOption, Reporter, out, show_json, show_table
 from armillary.cli.values import nucleus, share
 

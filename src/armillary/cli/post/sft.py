@@ -6,21 +6,29 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 from rich.markup import escape
 
+from armillary.cli.post.training import (
+    DecayOption,
+    DtypeOption,
+    LayoutOption,
+    LoraAlphaOption,
+    LoraOption,
+    LoraRankOption,
+    LoraTargetsOption,
+    ModelOption,
+    OutOption,
+    PrecisionOption,
+    RateOption,
+    TemplateOption,
+    adapter_of,
+    check_types,
+    layout_of,
+    one_of,
+)
 from armillary.cli.screen import JsonOption, Reporter, out, show_json
-from armillary.cli.values import not_negative, positive
-from armillary.recipe import Layout, Lora, UsageError, first_problem
+from armillary.cli.values import positive
 
-TemplateOption = Annotated[
-    str | None,
-    typer.Option(
-        help="folder (the model's own), chatml, telechat2, plain, or a Jinja file (default: the model's own, else by "
-        "its vocabulary).",
-        show_default=False,
-    ),
-]
 TooLongOption = Annotated[
     str, typer.Option(help="A conversation longer than a sequence: refuse, cut (turns from its end) or drop.")
 ]
@@ -30,72 +38,32 @@ ContextLengthOption = Annotated[
 ]
 
 
-def one_of(option: str, value: str | None, known: tuple[str, ...]) -> None:
-    """Refuse a value that an option does not have; None is its default."""
-    if value is not None and value not in known:
-        raise UsageError(f"{option}: must be one of {', '.join(known)}, given {value!r}")
-
-
-def layout_of(text: str) -> Layout:
-    """The layout that ``NAME=VALUE,NAME=VALUE`` says."""
-    fields = dict(part.partition("=")[::2] for part in text.split(","))
-    try:
-        return Layout.model_validate(fields)
-    except ValidationError as error:
-        raise UsageError(f"--layout {text}: {first_problem(error)}; give one such as dp_shard=2,tp=2") from error
-
-
-def adapter_of(rank: int, alpha: float | None, targets: str | None) -> Lora:
-    """The adapter that the options say."""
-    fields = {} if targets is None else {"targets": [name.strip() for name in targets.split(",")]}
-    try:
-        return Lora.model_validate({"rank": rank, "alpha": alpha or 2.0 * rank, **fields})
-    except ValidationError as error:
-        raise UsageError(f"--lora-targets {targets}: {first_problem(error)}") from error
-
-
 def sft(
-    model: Annotated[Path, typer.Option(help="A Hugging Face folder.", show_default=False)],
+    model: ModelOption,
     data: Annotated[
         Path, typer.Option(help="Conversations: messages, Alpaca, ShareGPT or TeleChat2.", show_default=False)
     ],
-    folder: Annotated[Path, typer.Option("--out", "-o", help="Where run and trained model go.", show_default=False)],
+    folder: OutOption,
     held_out: Annotated[
         Path | None, typer.Option("--eval", help="Conversations to take the loss on.", show_default=False)
     ] = None,
     epochs: Annotated[float, typer.Option(callback=positive, help="Passes over the data.")] = 3.0,
-    lr: Annotated[
-        float | None, typer.Option(callback=positive, help="Peak learning rate (default: by size).", show_default=False)
-    ] = None,
+    lr: RateOption = None,
     batch_tokens: Annotated[
         int | None,
         typer.Option(min=1, help="Tokens of a step (default: 8192, fewer for few data).", show_default=False),
     ] = None,
     context_length: ContextLengthOption = None,
-    weight_decay: Annotated[float, typer.Option(callback=not_negative, help="Decay of matrices.")] = 0.0,
-    precision: Annotated[
-        str | None, typer.Option(help="fp32 or bf16 (default: bf16 where it is faster).", show_default=False)
-    ] = None,
-    dtype: Annotated[
-        str | None, typer.Option(help="Of the written model (default: as the model's).", show_default=False)
-    ] = None,
-    lora: Annotated[bool, typer.Option("--lora", help="Train an adapter of low rank in place of all weights.")] = False,
-    lora_rank: Annotated[int, typer.Option(min=1, help="Rank of the adapter.")] = 16,
-    lora_alpha: Annotated[
-        float | None,
-        typer.Option(
-            callback=positive, help="Its scale is alpha / rank (default: twice the rank).", show_default=False
-        ),
-    ] = None,
-    lora_targets: Annotated[
-        str | None, typer.Option(help="Its matrices, such as q,v (default: all of a layer).", show_default=False)
-    ] = None,
+    weight_decay: DecayOption = 0.0,
+    precision: PrecisionOption = None,
+    dtype: DtypeOption = None,
+    lora: LoraOption = False,
+    lora_rank: LoraRankOption = 16,
+    lora_alpha: LoraAlphaOption = None,
+    lora_targets: LoraTargetsOption = None,
     template: TemplateOption = None,
     too_long: TooLongOption = "refuse",
-    layout: Annotated[
-        str | None,
-        typer.Option(help="Ranks to start here, such as dp_shard=2,tp=2 (default: one device).", show_default=False),
-    ] = None,
+    layout: LayoutOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the order of the data.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -103,9 +71,8 @@ def sft(
 
     Example: armillary post sft --model ./base --data chats.jsonl --eval held-out.jsonl --out chat
     """
-    one_of("--precision", precision, ("fp32", "bf16"))
+    check_types(precision, dtype)
     one_of("--too-long", too_long, ("refuse", "cut", "drop"))
-    one_of("--dtype", dtype, ("float32", "bfloat16", "float16"))
     from armillary.launch import stopping
     from armillary.post.plan import SftOptions
     from armillary.post.sft import fine_tune
@@ -124,7 +91,7 @@ def sft(
         dtype=dtype,  # type: ignore[arg-type]
         lora=adapter_of(lora_rank, lora_alpha, lora_targets) if lora else None,
     )
-    ranks = None if layout is None else layout_of(layout)
+    ranks = layout_of(layout)
     reporter = Reporter()
     try:
         with stopping() as stop:

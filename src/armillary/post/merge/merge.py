@@ -8,6 +8,7 @@ others it refuses.
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -68,7 +69,9 @@ def merge(
             shutil.rmtree(left, ignore_errors=True)
         parents = [open_parent(folder) for folder in (base, *models)]
         asked = _settings(method, weights, options)
-        inputs = [{"path": str(parent.folder), "sha256": parent.hashes} for parent in parents]
+        # relative to the folder, so that they hold where all were moved together
+        places = [os.path.relpath(parent.folder.resolve(), out.resolve()) for parent in parents]
+        inputs = [{"path": place, "sha256": parent.hashes} for place, parent in zip(places, parents, strict=True)]
         known = _known(out, asked, inputs)
         if known is not None:
             return known

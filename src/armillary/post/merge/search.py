@@ -30,6 +30,7 @@ from armillary.recipe import DamagedFileError, UsageError, canonical_hash, exclu
 Scores = NDArray[np.float64]
 
 FORMAT = 1
+MERGE, DO_NOT = "merge", "do not merge"
 LEAST_ITEMS = 8
 _STEPS = (1 / 4, 1 / 8, 1 / 16)
 _SCALE_STEP = 2.0
@@ -69,6 +70,21 @@ def search_merge(
     base: Path, models: Sequence[Path], out: Path, options: MergeOptions, search: Search
 ) -> dict[str, Any]:
     """Find weights, and write the best merge or, where it is not better, the best single model to ``out``.
+
+    Returns what ``find_weights`` does. Errors as there, and as ``merge``.
+    """
+    found = find_weights(base, models, out, options, search)
+    if found["decision"] == MERGE:
+        merge(base, models, out, replace(options, weights=tuple(found["weights"]), scale=found["scale"]))
+    else:
+        merge(base, [Path(found["best_single"])], out, MergeOptions("linear", (1.0,)))
+    return found
+
+
+def find_weights(
+    base: Path, models: Sequence[Path], out: Path, options: MergeOptions, search: Search
+) -> dict[str, Any]:
+    """Find weights, and judge whether the merge is better than the best single model; ``out`` is not written.
 
     ``out.search`` beside ``out`` holds all scores and, in ``search.json``, what is returned: ``decision`` (``merge``
     or ``do not merge``), the ``difference`` of the best merge to the best single model with its interval on the half
@@ -124,17 +140,11 @@ def search_merge(
         scores = known.get(best.key)
         assert scores is not None
         gap = paired_difference(scores[second], single[best_parent][second], search.level)
-        merged = bool(gap.low > 0)
-        chosen = (base, *models)[best_parent]
-        if merged:
-            merge(base, models, out, replace(options, weights=best.weights, scale=best.scale))
-        else:
-            merge(base, [chosen], out, MergeOptions("linear", (1.0,)))
         found = {
-            "decision": "merge" if merged else "do not merge",
+            "decision": MERGE if gap.low > 0 else DO_NOT,
             "weights": list(best.weights),
             "scale": best.scale,
-            "best_single": str(chosen),
+            "best_single": str((base, *models)[best_parent]),
             "difference": {"value": float(gap.mean), "low": float(gap.low), "high": float(gap.high)},
             "scores": {"merge": float(scores.mean()), "best_single": float(single[best_parent].mean())},
             "evaluations": done,
