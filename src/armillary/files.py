@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
 import uuid
 from pathlib import Path
 from typing import Any
+
+# Errors of a file whose cause may pass; its content may be good, so the file is never treated as damaged.
+PASSING = frozenset(
+    (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT)
+)
 
 # Part of the name of everything that this machine writes aside.
 HOST = socket.gethostname()

@@ -212,6 +212,15 @@ def test_worker_processes_give_the_same_bytes(text_spec, tmp_path, small_tasks, 
     assert digests(build_corpus(text_spec, tmp_path / "two", workers=2).path) == digests(alone.path)
 
 
+def test_a_file_system_without_locks_is_named(text_spec, tmp_path, monkeypatch):
+    def refuse(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(ArmillaryError, match=r"\.lock: this file system gives no locks .*NFSv4"):
+        build_corpus(text_spec, tmp_path, workers=1)
+
+
 def test_a_full_disk_at_any_point_keeps_what_was_done(text_spec, tmp_path, small_tasks, digests, monkeypatch):
     expected = digests(build_corpus(text_spec, tmp_path / "expected", workers=1).path)
     fsync, root, calls, failures = os.fsync, tmp_path / "root", [0], 0

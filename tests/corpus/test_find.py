@@ -1,7 +1,9 @@
 """Folders as people have them: what is not text is not read, never hangs, and is counted."""
 
+import errno
 import os
 import socket
+from types import SimpleNamespace
 
 import pytest
 
@@ -65,6 +67,18 @@ def test_names_that_only_look_odd_are_read(folder):
 def test_a_hidden_folder_that_the_recipe_names_is_read(tmp_path):
     put(tmp_path / ".cache" / "a.txt")
     assert listed(tmp_path / ".cache") == (["a.txt"], {})
+
+
+@pytest.mark.parametrize(("number", "passing"), [(errno.ESTALE, True), (errno.EIO, True), (errno.ELOOP, False)])
+def test_a_file_that_cannot_be_looked_at_now_is_not_called_a_dead_link(number, passing, folder):
+    def stat():
+        raise OSError(number, os.strerror(number))
+
+    listing = find._Listing()
+    walk = find._Walk(str(folder), set(), listing)
+    walk._take(SimpleNamespace(name="x.txt", path=str(folder / "x.txt"), stat=stat))
+    assert [problem.passing for problem in listing.problems] == [True] * passing
+    assert list(listing.left_out) == [find.DEAD_LINKS] * (not passing)
 
 
 def test_links(folder, tmp_path):

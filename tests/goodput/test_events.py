@@ -65,6 +65,15 @@ def test_a_last_line_that_lacks_only_its_end_is_whole(tmp_path):
     assert read(path) == [("start", 0, None, {}), ("end", 3, None, {})]
 
 
+def test_an_editors_byte_order_mark_and_line_ends_cost_no_event(tmp_path):
+    path = tmp_path / "events.jsonl"
+    with EventWriter(path, "r") as events:
+        events.write("start", 0)
+        events.write("end", 1)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert [event.kind for event in read_events(path)] == ["start", "end"]
+
+
 def test_torn_in_the_middle_by_two_kills(tmp_path):
     path = tmp_path / "events.jsonl"
     expected = []

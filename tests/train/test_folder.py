@@ -6,7 +6,9 @@ whatever was good is still there.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -18,6 +20,7 @@ from armillary.goodput import read_events
 from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, UsageError, write_sealed
 from armillary.recipe.sealed import read_json
 from armillary.train import (
+    BusyRunError,
     InterruptedRunError,
     Trunk,
     load_trained,
@@ -192,6 +195,35 @@ def test_checkpoints_that_cannot_be_reached_do_not_start_the_run_over(how, folde
     if how != "a file":
         (tmp_path / "unmounted").rename(tmp_path / "disk")
         assert verify_run(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("opened", "name"),
+    [("armillary.goodput.events.open", "events.jsonl"), ("armillary.train.result.read_json", "spec.json")],
+)
+def test_a_file_that_cannot_be_read_now_is_not_set_aside_as_damaged(
+    opened, name, folders, make_spec, tiny_corpus, tmp_path, monkeypatch
+):
+    def refuse(path, *rest, **named):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), str(path))
+
+    folder = Path(shutil.copytree(folders / "ours" / "unfinished", tmp_path / "run"))
+    before = (folder / name).read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(opened, refuse, raising=False)
+        with pytest.raises(ArmillaryError, match=f"{name}: cannot be read now .*make it readable"):
+            train_run(make_spec(), tiny_corpus, folder)
+    assert (folder / name).read_bytes() == before and not list(folder.glob("*.damaged"))
+
+
+def test_a_file_system_without_locks_is_not_taken_for_another_process(make_spec, tiny_corpus, tmp_path, monkeypatch):
+    def refuse(file, how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(ArmillaryError, match=r"\.lock: this file system gives no locks .*NFSv4") as caught:
+        train_run(make_spec(), tiny_corpus, tmp_path)
+    assert not isinstance(caught.value, BusyRunError)
 
 
 def test_a_checkpoint_of_a_newer_format_stops_the_run_and_stays(folders, make_spec, tiny_corpus, tmp_path):

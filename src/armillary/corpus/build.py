@@ -19,7 +19,6 @@ changed without a change of size and time goes unnoticed; hashes and lengths of 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import itertools
 import os
@@ -69,7 +68,15 @@ from armillary.corpus.tasks import (
 )
 from armillary.corpus.tokenizer import END_OF_TEXT, Encoder, read_tokenizer_file, train_bpe
 from armillary.files import sync, write_file
-from armillary.recipe import ArmillaryError, CorpusSpec, DamagedFileError, DomainSpec, UsageError, canonical_hash
+from armillary.recipe import (
+    ArmillaryError,
+    CorpusSpec,
+    DamagedFileError,
+    DomainSpec,
+    UsageError,
+    canonical_hash,
+    lock,
+)
 
 SAMPLE_BYTES = 2 << 20  # text per domain that the tokenizer is trained on
 SAMPLE_PIECES = 64  # pieces per domain that this text is taken from
@@ -126,8 +133,8 @@ def build_corpus(
         count = workers or (1 if size < SMALL_BYTES else os.cpu_count() or 1)
         (root / "index").mkdir(parents=True, exist_ok=True)
         # One build at a time in a root: a second one of the same corpus then finds it done.
-        with open(root / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with open(root / ".lock", "w") as held:
+            lock(held.fileno(), root / ".lock", wait=True)
             if built := _already_built(spec, root, fingerprint):
                 return built
             report = progress or (lambda *_: None)

@@ -9,6 +9,7 @@ program wrote. A linked folder is followed once.
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import stat
 from collections import Counter, deque
@@ -208,8 +209,12 @@ class _Walk:
             return
         try:
             status = entry.stat()
-        except OSError:  # it leads nowhere, or to itself
-            listing.leave(DEAD_LINKS, path)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                listing.leave(DEAD_LINKS, path)
+            else:  # a cause that may pass, such as a network file system that does not answer
+                problem = Problem(shown(path), "cannot be read", f" ({error.strerror})", passing=True)
+                listing.problems.append(problem)
             return
         if stat.S_ISDIR(status.st_mode):
             if entry.is_symlink():

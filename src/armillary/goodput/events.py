@@ -20,7 +20,7 @@ from typing import Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from armillary.files import aside, sync
+from armillary.files import PASSING, aside, sync
 from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, UsageError, first_problem
 
 FORMAT = 2
@@ -155,10 +155,11 @@ def read_events(path: Path) -> Iterator[Event]:
         FileNotFoundError: there is no such file.
         DamagedFileError: a whole line that is not an event, with file and line; or the file cannot be read.
         ForeignFileError: a line of a newer format, with file and line.
+        ArmillaryError: the file cannot be read now, for a cause that may pass.
     """
     remedy = "remove the line, or restore the file from a copy"
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
             for number, line in enumerate(file, start=1):
                 try:
                     fields = json.loads(line)
@@ -183,6 +184,8 @@ def read_events(path: Path) -> Iterator[Event]:
     except FileNotFoundError:
         raise
     except OSError as error:
+        if error.errno in PASSING:
+            raise ArmillaryError(f"{path}: cannot be read now ({error.strerror}); make it readable") from error
         raise DamagedFileError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
 
 

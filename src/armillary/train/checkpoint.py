@@ -25,7 +25,6 @@ The pieces are those that DTensor names, which is what it would have written.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import math
@@ -46,7 +45,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from armillary.files import HOST, aside, sync
+from armillary.files import HOST, PASSING, aside, sync
 from armillary.recipe import (
     ArmillaryError,
     DamagedFileError,
@@ -68,8 +67,6 @@ _MANIFEST = "checkpoint.json"
 _OF_FORMAT_1 = ("model.safetensors", "optimizer.safetensors", _METRICS)
 _NAME = re.compile(r"step-(0|[1-9][0-9]*)")
 _HIDDEN = re.compile(r"\.step-([0-9]+)\.(.+)")
-# Why a file cannot be read now, though its content may be good.
-_PASSING = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE, errno.ETIMEDOUT}
 _REMEDY = "restore it from a copy"
 
 
@@ -334,7 +331,7 @@ def verify_checkpoint(path: Path, run: str | None = None, part: int = 0, parts: 
     except FileNotFoundError as error:
         raise DamagedFileError(f"{path / _MANIFEST}: is missing; {_REMEDY}") from error
     except OSError as error:
-        if error.errno in _PASSING:
+        if error.errno in PASSING:
             raise ArmillaryError(f"{error.filename or path}: cannot be read now ({error.strerror})") from error
         raise DamagedFileError(f"{error.filename or path}: cannot be read ({error.strerror}); {_REMEDY}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -15,7 +15,6 @@ steps late, and training never waits for a number that nobody has asked for.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,7 +29,7 @@ from torch import Tensor
 from armillary.corpus import Batch, Corpus, DataOrder, data_order
 from armillary.files import write_json
 from armillary.goodput import EventWriter, read_events
-from armillary.recipe import DamagedFileError, ForeignFileError, RunSpec, measures
+from armillary.recipe import DamagedFileError, ForeignFileError, RunSpec, lock, measures
 from armillary.train.check import check_run
 from armillary.train.checkpoint import remove_checkpoints, set_aside
 from armillary.train.engine import Alone, Engine
@@ -366,12 +365,17 @@ def _spent(path: Path) -> float:
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Keep other processes out of the folder; a dead process's lock is gone with it."""
+    """Keep other processes out of the folder; a dead process's lock is gone with it.
+
+    Raises:
+        BusyRunError: another process holds it.
+        ArmillaryError: the file cannot be created, or the file system gives no locks.
+    """
     with contextlib.ExitStack() as closing:
         with writing(folder / ".lock"):
             file = closing.enter_context(open(folder / ".lock", "w"))
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            lock(file.fileno(), folder / ".lock", wait=False)
+        except BlockingIOError as error:
             raise BusyRunError(f"{folder}: another process trains this run; wait for it or stop it") from error
         yield

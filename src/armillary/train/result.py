@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
+from armillary.files import PASSING
 from armillary.goodput import read_events
 from armillary.model import Transformer, check_weights, load_weights
 from armillary.recipe import (
@@ -111,6 +112,8 @@ def _read(folder: Path) -> tuple[RunResult, dict[str, tuple[int, str]]] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
+        if error.errno in PASSING:
+            remedy = "make it readable, and start the run again"
         raise DamagedFileError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
     files = document.pop("files", {})
     del document["format"]
@@ -132,6 +135,7 @@ def read_spec(folder: Path) -> RunSpec:
         FileNotFoundError: there is none.
         DamagedFileError: it is torn, or not a specification.
         ForeignFileError: it is of a newer format.
+        ArmillaryError: it cannot be read now, for a cause that may pass.
     """
     path = folder / SPEC
     remedy = "restore it from a copy, or move it away and start the run again, which writes it anew"
@@ -140,6 +144,8 @@ def read_spec(folder: Path) -> RunSpec:
     except FileNotFoundError:
         raise
     except OSError as error:
+        if error.errno in PASSING:
+            raise ArmillaryError(f"{path}: cannot be read now ({error.strerror}); make it readable") from error
         raise DamagedFileError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
     form = document.get("format")
     if isinstance(form, int) and form > 1:
