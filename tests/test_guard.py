@@ -51,6 +51,12 @@ def raising(error):
             1,
             "x[red]y: Permission denied; give this user",
         ),
+        (
+            FileExistsError(errno.EEXIST, "File exists", "out"),
+            1,
+            "out: File exists; something else lies there; move it",
+        ),
+        (RuntimeError("Symlink loop from '/a/b'"), 1, "error '/a/b': the link leads to itself; give another path"),
         (OSError("something"), 1, "something; what was finished before is kept"),
         (sa.exc.OperationalError("SELECT 1", {}, Exception("database is locked")), 1, "(database is locked); another"),
         (sa.exc.InvalidRequestError("closed"), 1, "the database cannot be used (closed)"),

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from armillary.corpus import find, sources
+from armillary.corpus import build_corpus, find, sources
 from armillary.corpus.find import find_files
 from armillary.corpus.problems import Problem
-from armillary.recipe import DomainSpec, UsageError
+from armillary.recipe import CorpusSpec, DomainSpec, UsageError
 
 
 @pytest.fixture
@@ -81,6 +81,14 @@ def test_a_file_that_cannot_be_looked_at_now_is_not_called_a_dead_link(number, p
     assert list(listing.left_out) == [find.DEAD_LINKS] * (not passing)
 
 
+@pytest.mark.parametrize("target", ["/nowhere/texts", "texts"])
+def test_a_source_that_is_a_dead_link_is_named_as_one(target, folder, tmp_path):
+    (tmp_path / "texts").symlink_to(target)  # the second leads to itself
+    spec = {"domains": {"d": {"source": str(tmp_path / "texts")}, "e": {"source": str(folder)}}}
+    with pytest.raises(UsageError, match=f"domain 'd': source .*is a link to {target}, which cannot be reached"):
+        build_corpus(CorpusSpec.model_validate(spec), tmp_path / "corpus", workers=1)
+
+
 def test_links(folder, tmp_path):
     (folder / "dangling.txt").symlink_to("/nowhere/blob")
     (folder / "self").symlink_to("self")
@@ -107,7 +115,7 @@ def test_pipes_sockets_and_devices_are_never_opened(folder, tmp_path):
         server.bind(os.path.relpath(folder / "s.txt"))
     (folder / "null.txt").symlink_to("/dev/null")
     assert listed(folder) == (GOOD, {find.NOT_FILES: 3})
-    with pytest.raises(UsageError, match="is neither a file nor a folder"):
+    with pytest.raises(UsageError, match=r"is neither a file nor a folder \(a pipe, a socket or a device\); give"):
         listed(folder / "feed.txt")
 
 

@@ -14,7 +14,7 @@ from armillary.corpus import sources
 from armillary.corpus.find import READERS, find_files
 from armillary.corpus.problems import Problem, ProblemList
 from armillary.corpus.sources import read_documents
-from armillary.recipe import DomainSpec, UsageError
+from armillary.recipe import ArmillaryError, DomainSpec, UsageError
 
 
 def read(source, text_field="text"):
@@ -133,6 +133,29 @@ def test_urls_are_read_through_fsspec():
     memory.pipe("/corpus/a.txt", b"one")
     assert read("memory://corpus") == (["one", "two"], [])
     assert read("memory://corpus/b.jsonl") == (["two"], [])
+
+
+class ServiceError(Exception):
+    """As the libraries of file systems raise their own, which are not OSErrors."""
+
+
+@pytest.mark.parametrize("method", ["find", "isdir", "open"])
+def test_a_service_that_fails_is_named_with_its_own_words(method, monkeypatch):
+    def fail(*_, **__):
+        raise ServiceError("host:9 refused the connection")
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/service/a.txt", b"one")
+    monkeypatch.setattr(type(memory), method, fail)
+    where = "memory://service/none" if method == "isdir" else "memory://service"
+    with pytest.raises(ArmillaryError, match=r"memory:///?service.*host:9 refused the connection.*try again") as caught:
+        read(where)
+    assert not isinstance(caught.value, UsageError)
+
+
+def test_a_file_within_an_archive_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="files within an archive are not read; unpack it"):
+        read(f"zip://a.txt::{tmp_path}/a.zip")
 
 
 def test_sources_that_hold_nothing(tmp_path):

@@ -33,8 +33,13 @@ _REMEDIES = {
     errno.EPERM: "give this user the permission, or name another folder with --out",
     errno.EMFILE: "allow more open files (ulimit -n), or use fewer --workers",
     errno.EIO: "check the disk",
+    errno.EEXIST: "something else lies there; move it away, or name another place",
+    errno.ENOTDIR: "a folder is needed there; name another place",
+    errno.EISDIR: "a file is needed there; name another place",
+    errno.ELOOP: "the link leads to itself; name another place",
     errno.ENAMETOOLONG: "use shorter names",
 }
+_LOOP = "Symlink loop from "
 # What readers of files raise on bytes that are not theirs.
 _UNREADABLE = {"JSONDecodeError", "SafetensorError", "UnpicklingError", "ValidationError", "BadZipFile", "ZstdError"}
 
@@ -113,6 +118,8 @@ def _in_words(error: BaseException) -> str | None:
         return f"{where}the text is not UTF-8 ({said}); save it as UTF-8"
     if isinstance(error, EOFError) or type(error).__name__ in ("BrokenProcessPool", "PicklingError"):
         return f"a process that this one started has ended ({said}); it may have been killed for memory; {_KEPT}"
+    if isinstance(error, RuntimeError) and said.startswith(_LOOP):  # what pathlib raises before Python 3.13
+        return f"{said.removeprefix(_LOOP)}: the link leads to itself; give another path"
     if isinstance(error, ImportError):
         return f"{said}; install Armillary with the extra that has it (demo, export, ray, postgres)"
     return None

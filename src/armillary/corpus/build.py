@@ -108,7 +108,11 @@ def build_corpus(
         return old
     # The folder of results of this recipe is not read as text where it lies inside a source.
     inside = [root, root.parent]
-    own = {n: [p for p in inside if Path(d.source).resolve() in p.resolve().parents] for n, d in spec.domains.items()}
+    real = {path: Path(os.path.realpath(path)) for path in inside}  # unlike ``resolve`` it takes links in a circle
+    own = {
+        name: [path for path in inside if Path(os.path.realpath(domain.source)) in real[path].parents]
+        for name, domain in spec.domains.items()
+    }
     found = {name: find_files(name, domain, own[name]) for name, domain in spec.domains.items()}
     chosen = None
     if spec.tokenizer.file is not None:

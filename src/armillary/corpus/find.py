@@ -142,6 +142,9 @@ def _list_here(root: str, own: set[str], where: str) -> _Listing:
     try:
         mode = Path(root).stat().st_mode
     except OSError as error:
+        if Path(root).is_symlink():
+            to = shown(os.readlink(root))  # noqa: PTH115 (a text)
+            raise UsageError(f"{where}: is a link to {to}, which cannot be reached; give the path itself") from error
         if isinstance(error, (FileNotFoundError, NotADirectoryError)):
             raise UsageError(f"{where}: {_why_nothing(LocalFileSystem(), root)}") from error
         raise UsageError(f"{where}: cannot be read ({error.strerror}); make it readable") from error
@@ -153,7 +156,9 @@ def _list_here(root: str, own: set[str], where: str) -> _Listing:
         if not (listing.files or listing.left_out or listing.problems):
             raise UsageError(f"{where}: the folder is empty; these are read: {', '.join(READERS)}")
     else:
-        raise UsageError(f"{where}: is {NOT_FILES.partition(',')[0]}; give the path of a file or a folder")
+        raise UsageError(
+            f"{where}: is neither a file nor a folder (a pipe, a socket or a device); give the path of one"
+        )
     return listing
 
 
@@ -241,15 +246,18 @@ def _is_own(folder: str) -> bool:
 
 
 def _list_elsewhere(source: str, where: str) -> tuple[list[SourceFile], _Listing, str]:
+    if "::" in source:
+        raise UsageError(f"{where}: files within an archive are not read; unpack it, and give the folder")
     try:
         filesystem, root = fsspec.url_to_fs(source)
         found: dict[str, dict[str, Any]] = filesystem.find(root, detail=True)
+        nothing = None if found else _why_nothing(filesystem, root)
     except (ImportError, ValueError) as error:
         raise UsageError(f"{where}: {error}") from error
-    except OSError as error:
+    except Exception as error:  # each file system has errors of its own, and not all are OSErrors
         raise ArmillaryError(f"{where}: cannot be listed ({error}); try again when it can be reached") from error
-    if not found:
-        raise UsageError(f"{where}: {_why_nothing(filesystem, root)}")
+    if nothing is not None:
+        raise UsageError(f"{where}: {nothing}")
     files, listing = [], _Listing()
     for path, info in sorted(found.items()):
         below = path.removeprefix(root).strip("/").split("/")

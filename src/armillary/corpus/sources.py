@@ -66,11 +66,17 @@ def read_documents(file: SourceFile, text_field: str) -> Iterator[str | Problem]
             documents = _parquet(file, text_field)
         for found in documents:
             yield found if isinstance(found, Problem) else _document(*found, text_field)
-    except OSError as error:
-        if "://" in file.path and not isinstance(error, (FileNotFoundError, PermissionError)):
+    except (FileNotFoundError, PermissionError) as error:
+        yield Problem(where, "cannot be read", f" ({error.strerror or error})", passing=True)
+    except ArmillaryError:
+        raise
+    except Exception as error:
+        if "://" in file.path:  # each file system has errors of its own, and not all are OSErrors
             raise ArmillaryError(
                 f"{file.path}: cannot be read ({error}); what was read before is kept, try again"
             ) from error
+        if not isinstance(error, OSError):
+            raise
         yield Problem(where, "cannot be read", f" ({error.strerror or error})", passing=True)
 
 
