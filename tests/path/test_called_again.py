@@ -11,7 +11,7 @@ from finished import Here, InProcess, quick_report
 
 import fakes
 from armillary.path import Evidence, workspace
-from armillary.recipe import ArmillaryError, UsageError
+from armillary.recipe import ArmillaryError, Lesson, UsageError
 from armillary.study import mixture
 
 
@@ -58,6 +58,40 @@ def test_a_failed_examination_leaves_verdict_and_report(
     assert (tmp_path / "results" / "report.html").exists()
     assert json.loads((tmp_path / "results" / "summary.json").read_text())["verdict"]
     again.store.close()
+
+
+@pytest.mark.parametrize("error", [ArmillaryError("no room"), OSError("no room"), RuntimeError("no room")])
+def test_a_failed_lesson_leaves_verdict_model_and_report(
+    finished: tuple[Path, Evidence], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    folder, first = finished
+    shutil.copytree(folder, tmp_path / "results")
+    for name in ("report.html", "summary.json"):
+        (tmp_path / "results" / name).unlink()
+    monkeypatch.setattr(workspace, "give_lesson", fails)
+    recipe = first.recipe.model_copy(update={"lesson": Lesson()})
+    again = Here(recipe, tmp_path / "results", workers=1).report()
+    assert again.verdict == first.verdict and again.lesson is None
+    assert again.unfinished == ["lesson: no room"]
+    assert (tmp_path / "results" / "report.html").exists()
+    summary = json.loads((tmp_path / "results" / "summary.json").read_text())
+    assert summary["verdict"] and summary["lesson"] == "no room"
+    again.store.close()
+
+
+def test_what_a_lesson_would_replace_is_refused_before_anything(
+    finished: tuple[Path, Evidence], tmp_path: Path
+) -> None:
+    folder, first = finished
+    shutil.copytree(folder, tmp_path / "results")
+    (tmp_path / "results" / "chat").mkdir()
+    (tmp_path / "results" / "chat" / "mine.txt").write_text("mine")
+    place = Here(first.recipe.model_copy(update={"lesson": Lesson()}), tmp_path / "results", workers=1)
+    with pytest.raises(UsageError, match="not published from here"):
+        place.report()
 
 
 def test_the_index_of_a_corpus_survives_a_refused_source(finished: tuple[Path, Evidence], tmp_path: Path) -> None:

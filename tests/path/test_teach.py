@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from armillary.evaluate import read_examination
+from armillary.path.taught import teaching_part, write_page
 from armillary.path.teach import Step, teach
 from armillary.post.items import read_items
 from armillary.post.tuning import Handling
@@ -67,7 +68,9 @@ def test_every_model_is_examined_on_the_same_items(taught: tuple[Path, list[Step
     record = read_sealed(folder / "out" / "record.json", "record", 1, "")
     assert [step["name"] for step in record["steps"]] == [step.name for step in steps]
     # a model of a few thousand parameters answers nothing right: each stage without material says so
-    assert "chance" in record["gain"]["cannot_be_predicted"] and record["gain"]["before_the_run"]
+    assert 0 < record["gain"]["chance"] < 0.5
+    assert f"chance ({record['gain']['chance']:g}" in record["gain"]["cannot_be_predicted"]
+    assert record["gain"]["before_the_run"]
     assert "(floor: 3)" in record["left_out"]["evolve"]
     assert record["left_out"].keys() == {"evolve", "sft-2", "dpo", "merged"} and record["taken"] == "base"
     trained = {item.text for item in read_items(folder / "out" / "questions" / "items.jsonl")}
@@ -100,6 +103,18 @@ def test_models_of_parts_are_removed_when_they_were_examined(taught: tuple[Path,
     first, second = (json.loads((gain / name).read_text()) for name in ("before.json", "prediction.json"))
     assert first["scores"] == second["scores"]
     (gain / "before.json").replace(gain / "prediction.json")
+
+
+def test_the_report_shows_every_model_with_its_scores(taught: tuple[Path, list[Step]]) -> None:
+    folder, steps = taught
+    for language in ("en", "zh"):
+        html = write_page(folder / "out", "tiny", steps, language).read_text(encoding="utf-8")
+        assert 'id="teaching"' in html and 'id="diversity"' in html
+        assert html.count('scope="row">') >= 2 * len(steps)  # each on the held-out and on the harder questions
+    part = teaching_part(folder / "out", steps)
+    assert {row.name for row in part.questions} >= {"questions", "verified", "new-questions", "held-out", "harder"}
+    assert all(row.verified == 1.0 and row.of == row.items for row in part.questions if row.name != "questions-clean")
+    assert part.gain is not None and part.gain.reason and "sft-2" in part.left_out
 
 
 def test_the_same_call_does_nothing_again(taught: tuple[Path, list[Step]], tiny_hf: Path) -> None:

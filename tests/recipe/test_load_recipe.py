@@ -59,6 +59,28 @@ def test_a_good_recipe(load, tmp_path):
     assert transferred.peak_lr(128) == transferred.lr
 
 
+def test_a_lesson_is_part_of_a_recipe_and_of_no_hash_without_one(load):
+    assert "lesson" not in load(GOOD).model_dump(mode="json")
+    lesson = load(GOOD + "lesson: {budget_share: 0.1, questions: {families: [tally]}, sft: {epochs: 2}}\n").lesson
+    assert (lesson.budget_share, lesson.questions.families, lesson.sft.epochs) == (0.1, ("tally",), 2)
+    assert lesson.gain.parts == (0.125, 0.25, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("lesson", "said"),
+    [
+        ("{budget_share: 0.5}", "lesson.budget_share"),
+        ("{question: {}}", "nearest valid: 'questions'"),
+        ("{questions: {teacher: m.gguf}}", "keeps the wording of its families"),
+        ("{gain: {parts: [0.5, 0.25]}}", "three or more different shares"),
+    ],
+)
+def test_a_wrong_lesson_is_told_with_its_line(load, lesson, said):
+    with pytest.raises(UsageError) as caught:
+        load(GOOD + f"lesson: {lesson}\n")
+    assert said in str(caught.value) and "recipe.yaml:27" in str(caught.value)
+
+
 @pytest.mark.parametrize("offline", [True, False])
 def test_the_built_in_recipes(offline):
     recipe = load_recipe(demo_recipe(offline))

@@ -8,8 +8,8 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armillary.recipe import Recipe, UsageError, parse_budget
-from armillary.study import STAGES, SmallBudgetError, Store, make_plan, remaining
+from armillary.recipe import Lesson, Recipe, UsageError, parse_budget
+from armillary.study import STAGES, SmallBudgetError, Store, make_plan, plan_inputs, remaining
 
 SETTINGS = {
     "name": "tiny",
@@ -112,6 +112,21 @@ def test_what_is_spent_and_what_no_run_takes_is_taken_off_a_time():
     assert parse_budget(remaining("60s", 10.0)) == (pytest.approx(45), "s")
     with pytest.raises(UsageError, match="budget 60s is too small: building the corpus alone took 70 s"):
         remaining("60s", 70.0)
+
+
+def test_a_share_for_what_comes_after_the_runs_is_set_aside():
+    assert parse_budget(remaining("13m", 30.0, 0.15)) == (pytest.approx(0.85 * 780 - 30 - 22), "s")
+    assert parse_budget(remaining("1e15flops", 30.0, 0.15)) == (pytest.approx(8.5e14), "flops")
+    with pytest.raises(UsageError, match="took 52 s, and 15% of it are set aside for the lesson; give more"):
+        remaining("60s", 52.0, 0.15)
+    error = SmallBudgetError("mixture", "60s", 100.0, "s").of_whole("2m", 30.0, 0.15)
+    enough = re.search(r"give (\S+) or more", str(error))[1]
+    assert parse_budget(remaining(enough, 30.0, 0.15))[0] > 100.0
+
+
+def test_a_lesson_does_not_change_the_plan_of_the_studies(make_recipe):
+    recipe = make_recipe()
+    assert plan_inputs(recipe.model_copy(update={"lesson": Lesson()})) == plan_inputs(recipe)
 
 
 @pytest.mark.parametrize("unit", ["s", "flops"])

@@ -427,6 +427,8 @@ def run(
     ):
         if what != "model" or evidence.target.published is not None:
             out.print(f"{what:<8}{escape(str(path))}", highlight=False)
+    if evidence.lesson is not None and evidence.lesson.published:
+        out.print(f"chat    armillary chat {escape(str(place.folder / 'chat'))}", highlight=False)
     refuse_unfinished(evidence)
 
 

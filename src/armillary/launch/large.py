@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -67,8 +68,14 @@ def launched() -> bool:
 
 @contextlib.contextmanager
 def stopping() -> Iterator[Callable[[], bool]]:
-    """Within the block Ctrl-C and SIGTERM set what it gives to true; a second one ends the process."""
+    """Within the block Ctrl-C and SIGTERM set what it gives to true; a second one ends the process.
+
+    Signals reach the main thread alone: in another one nothing sets it.
+    """
     stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
     before = {number: signal.signal(number, stop.ask) for number in SIGNALS}
     try:
         yield stop

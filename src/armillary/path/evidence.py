@@ -14,6 +14,7 @@ import armillary
 from armillary.corpus import Corpus
 from armillary.goodput import read_events
 from armillary.path.examination import Examined, score_rows
+from armillary.path.taught import Taught, brief
 from armillary.recipe import ArmillaryError, Edge, Recipe
 from armillary.study import (
     AnnealOutcome,
@@ -46,6 +47,8 @@ class Evidence:
     target: TargetOutcome | None = None
     verdict: dict[str, Any] | None = None
     examined: Examined | None = None
+    lesson: Taught | None = None
+    lesson_failed: str | None = None
 
     @property
     def unfinished(self) -> list[str]:
@@ -54,6 +57,8 @@ class Evidence:
         said = [f"{name}: run {row}" for name, found in stages.items() if found is not None for row in found.passing]
         if self.verdict is not None and self.verdict["status"] == "pending":
             said.append(f"verdict: {self.verdict['reason']}")
+        if self.lesson_failed is not None:
+            said.append(f"lesson: {self.lesson_failed}")
         return said
 
     @property
@@ -92,6 +97,7 @@ def summary(evidence: Evidence, wall_s: Mapping[str, float]) -> dict[str, Any]:
         "verdict": verdict["status"],
         "predictions": verdict["rows"],
         "examination": [] if evidence.examined is None else [asdict(row) for row in score_rows(evidence.examined)],
+        "lesson": brief(evidence.lesson) if evidence.lesson is not None else evidence.lesson_failed,
         "recorded_at": prediction["recorded_at"],
         "started_at": None if started is None else iso_time(started),
         "mixture": evidence.found.mixture if evidence.found else None,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from armillary.path.taught import Taught
+from armillary.path.teach import BASE, HELD_OUT
 from armillary.recipe import counted
 from armillary.report import ScoreRow
 from armillary.study import AnnealOutcome, LadderOutcome, MixtureOutcome, TargetOutcome
@@ -68,6 +70,21 @@ def examination(total: ScoreRow) -> str:
         return said
     ends = f"{100 * total.difference_low:+.1f} to {100 * total.difference_high:+.1f}"
     return f"{said}; against the natural mixture {100 * total.difference:+.1f} points ({ends}), p = {total.p:.2g}"
+
+
+def lesson(found: Taught) -> str:
+    """A line for a person: before and after, and what was predicted."""
+    rows = {row.model: row for row in found.part.scores if row.test == HELD_OUT and row.subset is None}
+    after = rows[found.kept] if found.published else rows["sft"]
+    said = f"lesson: {rows[BASE].value:.1%} of {after.n} held-out questions right before, {after.value:.1%} after"
+    if after.difference is not None and after.difference_low is not None and after.difference_high is not None:
+        ends = f"{100 * after.difference_low:+.1f} to {100 * after.difference_high:+.1f}"
+        said += f" ({100 * after.difference:+.1f} points, {ends})"
+    gain = found.part.gain
+    if gain is not None and gain.predicted is not None:
+        word = "inside" if gain.inside else "outside"
+        said += f"; predicted {gain.predicted:.1%} ({gain.low:.1%} to {gain.high:.1%}): {word}"
+    return said
 
 
 def _between(found: MixtureOutcome | AnnealOutcome) -> str:

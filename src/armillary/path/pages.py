@@ -103,6 +103,7 @@ class _Pages:
             curves_seed=curves_seed,
             scores=[] if evidence.examined is None else score_rows(evidence.examined),
             samples=self._samples(),
+            teaching=None if evidence.lesson is None else evidence.lesson.part,
             failures=self._failures(),
             cost=cost,
             break_even=self._break_even(cost, differences, multipliers),
@@ -534,6 +535,9 @@ class _Pages:
                     self.notes.append(report.Note("unreadable", file, self._local(str(error))))
             flops, core_s = sum(spent_flops(self.store, r) for r in done), sum(result.wall_s for result in done)
             rows.append(report.CostRow(stage, len(done), flops, seconds, core_s))
+            lesson = self.evidence.lesson
+            if stage == "lesson" and lesson is not None:
+                rows[-1] = report.CostRow(stage, lesson.trained, lesson.flops, seconds, lesson.seconds)
         return rows
 
     def _commands(self) -> list[report.Command]:
@@ -559,6 +563,8 @@ class _Pages:
                 what = f"edge_{edge.of}" if stage == "anneal" else f"edge_{edge.by}"
                 value = f"{edge.value:g}" if edge.of == "sharpen" else f"{100 * edge.value:.3g}%"
                 self.notes.append(report.Note(what, "" if stage == "anneal" else edge.of, value, end=edge.end))
+        if self.evidence.lesson_failed is not None:
+            self.notes.append(report.Note("lesson", detail=self._local(self.evidence.lesson_failed)))
         for name in mixture.adjusted if mixture is not None else ():
             self.notes.append(report.Note("adjusted", name))
         if said is not None:

@@ -40,6 +40,7 @@ from armillary.files import write_file
 from armillary.generate import Backend, BackendOptions, Sampling, open_backend
 from armillary.laws import GainLaw
 from armillary.laws.examination import AtChanceError
+from armillary.post.chance import chance_level
 from armillary.post.decontaminate import DecontaminateOptions, decontaminate
 from armillary.post.dpo import DpoOptions, prefer
 from armillary.post.evolve import EvolveOptions, evolve
@@ -57,11 +58,13 @@ from armillary.post.template import Templated, open_renderer
 from armillary.post.tuning import Handling, digest, digest_model
 from armillary.post.verify import verify, verify_file
 from armillary.recipe import DamagedFileError, Teaching, UsageError, exclusive, read_sealed, write_sealed
-from armillary.recipe.teaching import Evolution, Gain, Merging, PreferenceStage, Rejection
+from armillary.recipe.lesson import Gain
+from armillary.recipe.teaching import Evolution, Merging, PreferenceStage, Rejection
 
 FORMAT = 1
 RECORD = "record.json"
 HELD_OUT = "held-out"
+BASE = "base"
 INTERVAL = 0.9
 
 
@@ -113,9 +116,15 @@ class Step:
 
 
 def teach(
-    recipe: Teaching, out: Path, handling: Handling = Handling(), say: Callable[[str], None] = lambda text: None
+    recipe: Teaching,
+    out: Path,
+    handling: Handling = Handling(),
+    say: Callable[[str], None] = lambda text: None,
+    on_prediction: Callable[[dict[str, Any]], None] = lambda said: None,
 ) -> list[Step]:
     """Carry out ``recipe`` in the folder ``out``; the models in the order in which they were made.
+
+    ``on_prediction`` takes the prediction of the gain before the run that it speaks of begins, at each call the same.
 
     Raises:
         UsageError: a model, file or option that a stage refuses; or ``out`` holds stages of another recipe.
@@ -124,12 +133,19 @@ def teach(
         ArmillaryError: a stage failed; what was done before is kept.
     """
     with exclusive(out / ".lock", "teaches in this folder"):
-        return _Teaching(recipe, out, handling, say).run()
+        return _Teaching(recipe, out, handling, say, on_prediction).run()
 
 
 class _Teaching:
-    def __init__(self, recipe: Teaching, out: Path, handling: Handling, say: Callable[[str], None]) -> None:
-        self.recipe, self.out, self.handling, self.say = recipe, out, handling, say
+    def __init__(
+        self,
+        recipe: Teaching,
+        out: Path,
+        handling: Handling,
+        say: Callable[[str], None],
+        on_prediction: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self.recipe, self.out, self.handling, self.say, self.on_prediction = recipe, out, handling, say, on_prediction
         self.base = Path(recipe.model)
         open_renderer(self.base, recipe.template)  # a model that cannot be asked is refused before anything is made
         self.steps: list[Step] = []
@@ -142,8 +158,10 @@ class _Teaching:
             read_sealed(self.out / RECORD, "record of a teaching", FORMAT, "name another folder")
         self._hold_out()
         data = self._data()
-        self._examined("base", self.base)
+        self._examined(BASE, self.base)
         predicted = None if self.recipe.gain is None else self._predicted(data, self.recipe.gain)
+        if predicted is not None:
+            self.on_prediction(predicted)
         first = self._tuned("sft", data)
         if self.recipe.reject is not None:
             self._second(data, first, self.recipe.reject)
@@ -297,10 +315,13 @@ class _Teaching:
         ]
         document: dict[str, Any] = {"format": FORMAT, "parts": sizes, "items": len(lines), "interval": INTERVAL}
         document["scores"] = [sum(score) / len(score) for score in scores]
+        document["chance"] = chance_level(data, self.sets[HELD_OUT])
         document["recorded_at"] = datetime.now(UTC).isoformat()
         document["before_the_run"] = not (self.out / "sft" / "run").exists()
         try:
-            law = GainLaw().fit([[float(size)] for size in sizes], scores)
+            if document["chance"] == 1.0:
+                raise AtChanceError("every question of a kind has the same answer; ask what has several")
+            law = GainLaw(chance=document["chance"]).fit([[float(size)] for size in sizes], scores)
             mean, low, high = law.predict([[float(len(lines))]], INTERVAL)
             document |= {"predicted": float(mean[0]), "low": float(low[0]), "high": float(high[0])}
             self.say(f"gain: predicted {mean[0]:.3f} ({low[0]:.3f} to {high[0]:.3f})")
@@ -357,7 +378,7 @@ class _Teaching:
         """The model taken so far, trained on pairs of its own right and wrong samples."""
         assert self.recipe.reject is not None
         model, longest = self.taken.model, self.recipe.examine.max_new_tokens
-        if self.taken.name == "base":
+        if self.taken.name == BASE:
             return self._leave_out("dpo", "no fine-tuned model was better than the base")
         options = PairOptions(self.recipe.reject.samples, self.recipe.reject.temperatures, longest, seed=1)
         files = Files(self._new_questions(self.recipe.reject), self.out / "pairs", self.handling.advance)
@@ -372,7 +393,7 @@ class _Teaching:
 
     def _merged(self, asked: Merging) -> None:
         """One model of all that were trained from the base."""
-        made = [step for step in self.steps if step.name != "base"]
+        made = [step for step in self.steps if step.name != BASE]
         if len(made) < 2:
             return self._leave_out("merged", "there is one model only")
         scores = {step.name: step.to_json()["scores"][HELD_OUT]["right"] for step in self.steps}
@@ -381,8 +402,8 @@ class _Teaching:
         models, out = [step.model for step in made], self.out / "merged"
         options = MergeOptions(asked.method, scale=asked.scale)
         if asked.method == "weighted":
-            options = replace(options, weights=tuple(scores[step.name] for step in made), base_score=scores["base"])
-            if max(options.weights) <= scores["base"]:
+            options = replace(options, weights=tuple(scores[step.name] for step in made), base_score=scores[BASE])
+            if max(options.weights) <= scores[BASE]:
                 return self._leave_out("merged", "do not merge: no model has a better score than the base")
         if asked.evaluations is not None:
             found = self._weights(models, options, asked)

@@ -16,6 +16,7 @@ from armillary.corpus import verify_corpus
 from armillary.evaluate.results import read_examination
 from armillary.laws.files import read_law
 from armillary.path.derived import check_derived
+from armillary.path.lesson import CHAT
 from armillary.path.workspace import COST_FORMAT, PLAN_FORMAT
 from armillary.post import check_stage
 from armillary.recipe import (
@@ -225,10 +226,11 @@ def _workspace(folder: Path, database: str | None) -> Verified:
         problems += store.problems
     if begun:
         problems += _lost(folder)
-    if is_publication(folder / "model"):
-        checked.append("model")
-        problems += _publication(folder / "model")
-        problems += _refused(folder / "model", _REMEDY, check_record)
+    for name in ("model", CHAT):
+        if is_publication(folder / name):
+            checked.append(name)
+            problems += _publication(folder / name)
+            problems += _refused(folder / name, _REMEDY, check_record)
     return Verified("workspace", checked, _first_of_each(problems))
 
 

@@ -1,7 +1,8 @@
 """The whole path from a recipe to a published model, stage by stage.
 
 A workspace is the folder in which a recipe's results live: ``corpus/``, ``store/`` (runs and database), ``plan.json``
-(the sizes of the studies), and at the end ``report.html``, ``summary.json``, ``recipe.found.yaml`` and ``model/``.
+(the sizes of the studies), and at the end ``report.html``, ``summary.json``, ``recipe.found.yaml`` and ``model/``; with
+a lesson ``taught/`` and ``chat/``.
 Every stage is skipped when its result is there, so that any verb may be given again at any time; what it depends on is
 part of the key under which a result is kept, so that a changed recipe never meets a stale one.
 """
@@ -27,6 +28,7 @@ from armillary.launch import fit_workers, launched, worker_bytes
 from armillary.path import derived, lines
 from armillary.path.evidence import Evidence, lineage, summary
 from armillary.path.examination import examine, score_rows, written_files
+from armillary.path.lesson import CHAT, Pupil, check_lesson, give_lesson
 from armillary.path.pages import report_data
 from armillary.recipe import (
     ArmillaryError,
@@ -78,7 +80,7 @@ from armillary.study import (
     target_spec,
     train_target,
 )
-from armillary.train import load_trained
+from armillary.train import InterruptedRunError, load_trained
 
 Language = Literal["en", "zh"]
 Goal = Literal["mixture", "anneal", "ladder", "predict", "target", "verdict", "release"]
@@ -232,12 +234,13 @@ class Workspace:
             self.progress("plan", 0, 1, "measuring throughput")
             budget = whole or self.recipe.budget
             # What this call has spent so far, most of it on the corpus, is no longer there for the runs.
-            left = None if budget is None else remaining(budget, time.perf_counter() - begun)
+            set_aside = 0.0 if self.recipe.lesson is None else self.recipe.lesson.budget_share
+            left = None if budget is None else remaining(budget, time.perf_counter() - begun, set_aside)
             try:
                 plan = make_plan(self.recipe, corpus, executor, STAGES, left)
             except SmallBudgetError as error:
                 assert budget is not None
-                raise error.of_whole(budget, time.perf_counter() - begun) from error
+                raise error.of_whole(budget, time.perf_counter() - begun, set_aside) from error
             saved = _SavedPlan(key=key, plan=plan.model_copy(update={"budget": budget}))
         if resize is not None and saved.resized.get(resize) != self.budget:
             self.progress("plan", 0, 1, f"measuring throughput for {resize}")
@@ -271,7 +274,9 @@ class Workspace:
         except FileNotFoundError:
             return None
         if document["format"] == 1:  # its key was a hash over the whole recipe
-            asked = self.recipe.model_dump(mode="json", exclude={"corpus": True, "training": {"layout"}})
+            asked = self.recipe.model_dump(
+                mode="json", exclude={"corpus": True, "lesson": True, "training": {"layout"}}
+            )
             same = document.get("key") == canonical_hash([corpus.hash, asked])
             document = {**document, "format": 2, "key": key if same else ""}
         try:
@@ -336,6 +341,9 @@ class Workspace:
         reach = GOALS.index(until)
         if reach >= GOALS.index("release"):
             check_publishable(self.folder / "model")  # said before hours of studies
+            if self.recipe.lesson is not None:
+                check_lesson(self.recipe.lesson)
+                check_publishable(self.folder / CHAT)
         # A budget given to a study is that study's own; given to any later verb it is for the whole path.
         resize = next((stage for stage in STUDIES if stage == until and self.budget is not None), None)
         with self.lab(resize) as lab:
@@ -386,7 +394,24 @@ class Workspace:
                 self.progress("examine", 1, 1, "")
                 if evidence.examined is not None:
                     self.say(lines.examination(score_rows(evidence.examined)[0]))
+                if self.recipe.lesson is not None and evidence.target.published is not None:
+                    with self._stage("lesson", lab.store):
+                        self._teach(lab, evidence)
         return evidence
+
+    def _teach(self, lab: Lab, evidence: Evidence) -> None:
+        """Give the lesson. What came before does not depend on it, so that its failure is a row and not the end."""
+        assert evidence.target is not None and evidence.target.published is not None
+        pupil = Pupil(evidence.target.published, self.folder / "model", lineage(evidence))
+        try:
+            evidence.lesson = give_lesson(lab, pupil, self.folder)
+        except (ForeignFileError, InterruptedRunError):
+            raise
+        except (ArmillaryError, OSError, RuntimeError) as error:  # torch has RuntimeError for too little memory
+            evidence.lesson_failed = str(error)
+            self.say(f"lesson: not finished: {error}")
+        else:
+            self.say(lines.lesson(evidence.lesson))
 
     def report(self, until: Goal = "release", language: Language = "en") -> Evidence:
         """Go to ``until`` and write what was found on the way: the report and, after a verdict, ``summary.json``.

@@ -22,6 +22,7 @@ from armillary.recipe.errors import ArmillaryError, UsageError, without_password
 from armillary.recipe.kept import Given, given, is_workspace, keep_recipe, results_folder
 from armillary.recipe.large import Checkpoints, LargeRun, load_training
 from armillary.recipe.layout import Layout
+from armillary.recipe.lesson import Lesson
 from armillary.recipe.lineage import Edge, walk_back
 from armillary.recipe.lock import BusyError, exclusive, lock
 from armillary.recipe.objective import NextToken, Objective, Preference, PreferenceLoss, Supervised, measures
@@ -91,6 +92,7 @@ __all__ = [
     "Latent",
     "Layout",
     "LengthPhase",
+    "Lesson",
     "Limits",
     "Lora",
     "MixtureLimits",

@@ -17,6 +17,7 @@ from armillary.recipe.budget import parse_budget
 from armillary.recipe.checking import check_document, nearest
 from armillary.recipe.errors import FieldError, SeveralFieldsError, UsageError
 from armillary.recipe.layout import Layout
+from armillary.recipe.lesson import Lesson
 from armillary.recipe.names import check_domain_name, check_folder_name, check_path, check_recipe_name, check_twins
 from armillary.recipe.optimizers import OptimizerKind
 from armillary.recipe.reader import read_yaml
@@ -306,7 +307,9 @@ class Studies(Document):
 
 
 class Recipe(Document):
-    """What is asked: domains, target, limits, model, training and studies."""
+    """What is asked: domains, target, limits, model, training and studies; and what the model is taught at the end."""
+
+    later: ClassVar[tuple[str, ...]] = ("lesson",)
 
     format: Literal[1] = 1
     name: Annotated[str, AfterValidator(check_recipe_name)]
@@ -319,6 +322,7 @@ class Recipe(Document):
     study: Studies = Studies()
     budget: Budget | None = None
     validation_windows: int = Field(default=64, ge=1)
+    lesson: Lesson | None = None
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:

@@ -11,30 +11,10 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from armillary.recipe.adapter import Lora
 from armillary.recipe.document import FolderName, PathText, beside, load_document
 from armillary.recipe.errors import FieldError
+from armillary.recipe.lesson import Gain, Questions, Tuning
 from armillary.recipe.shapes import Document
-
-Language = Literal["zh", "en"]
-
-
-class Questions(Document):
-    """Questions whose answers are computed (``post synthesize``).
-
-    ``items`` is the number of training questions, ``held_out`` of those of the same families and levels that are kept
-    out of the training, ``harder`` of those one level above. ``teacher`` rewrites: a model folder, a .gguf file or a
-    URL.
-    """
-
-    items: int = Field(default=2000, ge=8)
-    held_out: int = Field(default=300, ge=2)
-    harder: int = Field(default=0, ge=0)
-    families: tuple[str, ...] = ()
-    languages: tuple[Language, ...] = ("zh", "en")
-    levels: tuple[int, ...] = (1,)
-    seed: int = Field(default=0, ge=0)
-    teacher: str | None = None
 
 
 class Evolution(Document):
@@ -49,36 +29,6 @@ class Evolution(Document):
     breadth: float = Field(default=0.25, ge=0, le=1)
     samples: int = Field(default=4, ge=1)
     reference: str | None = None
-
-
-class Tuning(Document):
-    """Supervised fine-tuning (``post sft``)."""
-
-    epochs: float = Field(default=3.0, gt=0)
-    lr: float | None = Field(default=None, gt=0)
-    batch_tokens: int | None = Field(default=None, ge=2)
-    context_length: int | None = Field(default=None, ge=2)
-    precision: Literal["fp32", "bf16"] | None = None
-    seed: int = Field(default=0, ge=0)
-    lora: Lora | None = None
-
-
-class Gain(Document):
-    """Runs on these parts of the data, from which the score of the whole run is predicted before it begins."""
-
-    parts: tuple[float, ...] = (0.125, 0.25, 0.5)
-
-    @model_validator(mode="after")
-    def _parts_are_shares(self) -> Self:
-        if (
-            len(self.parts) < 3
-            or not all(0 < part < 1 for part in self.parts)
-            or len(set(self.parts)) < len(self.parts)
-        ):
-            raise FieldError(
-                f"must be three or more different shares between 0 and 1, given {list(self.parts)}", "parts"
-            )
-        return self
 
 
 class Rejection(Document):

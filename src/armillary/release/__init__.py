@@ -1,6 +1,13 @@
 """Publishing a model with its evidence: the folder that transformers loads, its lineage and its card."""
 
-from armillary.release.export import check_lineage, check_publishable, is_publication, is_published, publish
+from armillary.release.export import (
+    check_lineage,
+    check_publishable,
+    is_publication,
+    is_published,
+    publish,
+    publish_chat,
+)
 from armillary.release.ledger import check_record
 from armillary.release.lineage import origins
 
@@ -12,4 +19,5 @@ __all__ = [
     "is_published",
     "origins",
     "publish",
+    "publish_chat",
 ]

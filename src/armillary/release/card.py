@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,6 +63,74 @@ def model_card(name: str, shape: ModelShape, context_length: int, lineage: dict[
         "examined nor tuned for safety; do not put it before users without doing both.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def chat_card(name: str, lineage: dict[str, Any]) -> str:
+    """Markdown on a model that was taught to answer; ``lineage`` is as ``publish_chat`` writes it."""
+    taught, base = lineage["teaching"], lineage["base"]
+    scores = [
+        (
+            row["test"],
+            f"{row['n']:,}",
+            _share(row["before"]),
+            _share(row["after"]),
+            f"{100 * row['difference']:+.1f} ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})",
+        )
+        for row in taught["scores"]
+    ]
+    forgotten = [
+        (domain, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}")
+        for domain, (before, after) in lineage["losses"].items()
+    ]
+    parts = [
+        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n{_TAG}---",
+        f"# {name}",
+        f"A small language model that was taught to answer short questions of {len(taught['families'])} kinds "
+        f"({', '.join(taught['families'])}), in Chinese and English where the questions were. It is the base model of "
+        f"run `{base['run']}`, fine-tuned on {counted(taught['items'], 'question')} whose answers a program computes.",
+        "## How to talk to it",
+        "```\narmillary chat .\n```",
+        "```python\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'folder = "."  # where this file lies\n'
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        "model = AutoModelForCausalLM.from_pretrained(folder)\n"
+        f'turns = [{{"role": "user", "content": {json.dumps(taught["example"], ensure_ascii=False)}}}]\n'
+        'tokens = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", '
+        "return_dict=True)\n"
+        "text = model.generate(**tokens, max_new_tokens=40)\n"
+        'print(tokenizer.decode(text[0, tokens["input_ids"].shape[1]:], skip_special_tokens=True))\n```',
+        "## How it measured",
+        "Share of right answers before and after, on the same questions that it was not trained on, with the 95% "
+        "interval of the paired difference in points:",
+        _table(("questions", "n", "before", "after", "difference"), scores),
+        _gain(taught["gain"]),
+        "What it forgot: validation loss of the pretraining text in nats per token.",
+        _table(("domain", "before", "after", "difference"), forgotten),
+        "## Where it comes from",
+        f"Run `{lineage['run']}`, which starts from the model with the weights `{base['weights'][:16]}…`. "
+        "`lineage.json` holds its full specification, what it was trained on, the runs behind the base model, the "
+        "version of the code and the SHA-256 of every file.",
+        "## Limits",
+        "It answers these kinds of questions and no others; to anything else it replies in the same form and is wrong. "
+        "It was neither examined nor tuned for safety.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f}%"
+
+
+def _gain(gain: dict[str, Any] | None) -> str:
+    if gain is None or gain["predicted"] is None:
+        return "The gain was not predicted."
+    inside = "inside" if gain["inside"] else "outside"
+    return (
+        f"From runs on parts of the questions {_share(gain['predicted'])} ({_share(gain['low'])} to "
+        f"{_share(gain['high'])}) was predicted of the held-out questions and recorded before; "
+        f"{_share(gain['measured'])} was measured: {inside}."
+    )
 
 
 def _text(run: RunSpec, domains: Mapping[str, Any], passes: Mapping[str, float]) -> list[str]:

@@ -11,7 +11,9 @@ signature: a person who rewrites a file can also rewrite the hashes.
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from armillary.recipe import (
     write_sealed,
 )
 from armillary.release import ledger
-from armillary.release.card import is_card, model_card
+from armillary.release.card import chat_card, is_card, model_card
 
 # 1: no seal, and a hash of the weight file alone.
 FORMAT = 2
@@ -34,6 +36,7 @@ WEIGHTS = "model.safetensors"
 REQUIRED = frozenset(
     {"run", "spec", "corpus", "edges", "argued_by", "prediction", "verdict", "verdict_status", "losses", "passes"}
 )
+CHAT_REQUIRED = frozenset({"run", "spec", "base", "corpus", "edges", "argued_by", "teaching", "losses"})
 _REMEDY = "publish the model again (`armillary run`), or fetch the folder again"
 
 
@@ -63,24 +66,68 @@ def publish(
         UsageError: a key of the lineage is missing or unknown, the tokenizer does not fit the model, or ``folder``
             holds what was not published there.
     """
-    wrong = REQUIRED.symmetric_difference(lineage)
+    _check_keys(lineage, REQUIRED)
+
+    def export(aside: Path) -> None:
+        export_hf(model, aside, tokenizer_file=tokenizer_file, end_token=end_token, context_length=context_length)
+
+    return _publish(
+        folder, lineage, export, lambda document: model_card(folder.name, model.shape, context_length, document)
+    )
+
+
+def publish_chat(source: Path, folder: Path, lineage: dict[str, Any]) -> Path | None:
+    """Publish the model in the folder ``source``, which has a chat template, into ``folder``, as ``publish`` does.
+
+    ``lineage`` has ``run``, ``spec``, ``corpus``, ``edges`` and ``argued_by`` as for ``publish``, of the fine-tuning;
+    ``base`` (``{run, weights}``: the id and the SHA-256 of the model that was taught), ``teaching`` (what the card
+    shows: ``families``, ``items``, ``scores`` of ``{test, n, before, after, difference, low, high}``, and ``gain`` of
+    ``{predicted, low, high, measured, inside}`` or None) and ``losses`` (``{domain: [before, after]}``).
+
+    Returns:
+        As ``publish``.
+
+    Raises:
+        UsageError: as ``publish``.
+        ArmillaryError: a file of ``source`` cannot be copied.
+    """
+    _check_keys(lineage, CHAT_REQUIRED)
+
+    def copy(aside: Path) -> None:
+        for path in sorted(source.iterdir()):
+            if path.is_file():
+                shutil.copyfile(path, aside / path.name)
+
+    return _publish(folder, lineage, copy, lambda document: chat_card(folder.name, document))
+
+
+def _check_keys(lineage: dict[str, Any], required: frozenset[str]) -> None:
+    wrong = required.symmetric_difference(lineage)
     if wrong:
         raise UsageError(
-            f"lineage: missing or unknown: {', '.join(sorted(wrong))}; it has exactly {', '.join(sorted(REQUIRED))}"
+            f"lineage: missing or unknown: {', '.join(sorted(wrong))}; it has exactly {', '.join(sorted(required))}"
         )
+
+
+def _publish(
+    folder: Path,
+    lineage: dict[str, Any],
+    fill: Callable[[Path], None],
+    card: Callable[[dict[str, Any]], str],
+) -> Path | None:
+    """Write what ``fill`` writes, the card and the lineage into ``folder``, which appears at the very end."""
     folder = folder.resolve()
     kept = ledger.set_aside(folder) if ledger.state(folder, lineage["run"]) == "changed" else None
     try:
         with replace_folder(folder) as aside:
-            export_hf(model, aside, tokenizer_file=tokenizer_file, end_token=end_token, context_length=context_length)
+            fill(aside)
             document = {
                 "format": FORMAT,
                 "weights": {"file": WEIGHTS, "sha256": ledger.sha256(aside / WEIGHTS)},
                 "code": {"armillary": armillary.__version__, "commit": _commit()},
                 **lineage,
             }
-            card = model_card(folder.name, model.shape, context_length, document)
-            (aside / "README.md").write_text(card, encoding="utf-8")
+            (aside / "README.md").write_text(card(document), encoding="utf-8")
             write_sealed(aside / LINEAGE, {**document, "files": ledger.fingerprints(aside)})
             ledger.enter(folder, ledger.fingerprints(aside))
     except BaseException:

@@ -15,6 +15,7 @@ from armillary.report.data import (
     DomainRow,
     FailureRow,
     FamilyRow,
+    Forgetting,
     HoldoutRow,
     LadderLaw,
     LadderPart,
@@ -30,15 +31,21 @@ from armillary.report.data import (
     PredictionPart,
     PredictionRow,
     Question,
+    QuestionSet,
     Recipe,
     RecordRow,
     ReportData,
     Sample,
     ScoreRow,
+    Talk,
     TargetPoint,
+    TaughtGain,
+    TaughtScore,
+    TeachingPart,
 )
 from armillary.report.diversity import diversity_page, diversity_section
 from armillary.report.page import write_report
+from armillary.report.teaching import TeachingPage, write_teaching
 
 __all__ = [
     "AnnealPart",
@@ -55,6 +62,7 @@ __all__ = [
     "DomainRow",
     "FailureRow",
     "FamilyRow",
+    "Forgetting",
     "HoldoutRow",
     "LadderLaw",
     "LadderPart",
@@ -70,13 +78,20 @@ __all__ = [
     "PredictionPart",
     "PredictionRow",
     "Question",
+    "QuestionSet",
     "Recipe",
     "RecordRow",
     "ReportData",
     "Sample",
     "ScoreRow",
+    "Talk",
     "TargetPoint",
+    "TaughtGain",
+    "TaughtScore",
+    "TeachingPage",
+    "TeachingPart",
     "diversity_page",
     "diversity_section",
     "write_report",
+    "write_teaching",
 ]

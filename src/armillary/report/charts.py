@@ -49,6 +49,8 @@ from armillary.report.data import (
     MixturePart,
     PredictionRow,
     ScoreRow,
+    TaughtGain,
+    TeachingPart,
 )
 from armillary.report.text import Words
 
@@ -396,6 +398,55 @@ def scores(score_rows: Sequence[ScoreRow], words: Words) -> Figure:
     ax.set_xlabel(words("scores_axis"))
     if paired:
         ax.legend(ncols=2, loc="lower left", bbox_to_anchor=(-0.01, 1.0), borderaxespad=0.2, handlelength=1.2)
+    return fig
+
+
+@chart
+def taught(part: TeachingPart, words: Words) -> Figure:
+    """Shares of right answers of the base and of the model taken, with their intervals, by set of questions."""
+    ends = [part.models[0], *([part.taken] if part.taken != part.models[0] else [])]
+    shown = [[row for row in part.scores if row.model == model and row.subset is None] for model in ends]
+    labels = [label(words.name(row.test)) for row in shown[0]]
+    left, height = _left_margin(labels), 40 * len(labels)
+    fig = figure(height + 70)
+    ax = axes(fig, left, 28, WIDTH - left - 20, height)
+    for rows_of, colour, marker, shift in zip(shown, (C2, C1), ("s", "o"), (-0.14, 0.14), strict=False):
+        for y, row in enumerate(rows_of):
+            ax.plot([row.low, row.high], [y + shift] * 2, color=colour, linewidth=2)
+            said = words.name(row.model) if y == 0 else None
+            ax.plot(row.value, y + shift, marker, color=colour, ms=8, label=said, clip_on=False)
+    if part.gain is not None:
+        ax.axvline(part.gain.chance, color=MUTED, linewidth=1, dashes=(4, 3))
+    rows(ax, labels)
+    ax.set_xlim(0, 1)
+    _percent_axis(ax, "x")
+    ax.set_xlabel(words("scores_axis"))
+    ax.legend(ncols=2, loc="lower left", bbox_to_anchor=(-0.01, 1.0), borderaxespad=0.2, handlelength=1.2)
+    return fig
+
+
+@chart
+def taught_gain(gain: TaughtGain, words: Words) -> Figure:
+    """Held-out score by the number of questions: the parts, the recorded prediction with its interval, the outcome."""
+    fig = figure(240)
+    ax = axes(fig, 60, 28, WIDTH - 80, 160)
+    ax.axhline(gain.chance, color=MUTED, linewidth=1, dashes=(4, 3))
+    ax.plot(gain.parts, gain.scores, "s", color=C3, ms=7, label=words("on_parts"))
+    if gain.predicted is not None and gain.low is not None and gain.high is not None:
+        ax.plot([gain.items] * 2, [gain.low, gain.high], color=C1, linewidth=7, alpha=0.3, solid_capstyle="butt")
+        ax.plot(gain.items, gain.predicted, "D", mfc=PAPER, mec=C1, mew=1.6, ms=9, label=words("predicted"))
+    outside = gain.inside is False
+    ax.plot(
+        gain.items, gain.measured, "X" if outside else "o", color=C2 if outside else C1, ms=8, label=words("measured")
+    )
+    ax.set_xscale("log", base=2)
+    ax.xaxis.set_major_locator(FixedLocator([*gain.parts, gain.items]))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: fmt.count(value)))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.set_ylim(0, 1)
+    _percent_axis(ax, "y")
+    ax.set(xlabel=words("questions_trained"), ylabel=words("scores_axis"))
+    ax.legend(ncols=3, loc="lower left", bbox_to_anchor=(-0.01, 1.0), borderaxespad=0.2, handlelength=1.2)
     return fig
 
 

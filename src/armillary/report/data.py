@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -491,6 +492,105 @@ class ScoreRow:
 
 
 @dataclass(frozen=True)
+class QuestionSet:
+    """A set of questions with computed answers: ``of`` were drawn, ``verified`` is the share whose answer was confirmed
+    by a second computation and by the verifier, with its 95% interval. All three are None where the questions are those
+    of a file.
+    """
+
+    name: str
+    items: int
+    verified: float | None = None
+    low: float | None = None
+    high: float | None = None
+    of: int | None = None
+
+
+@dataclass(frozen=True)
+class TaughtScore:
+    """Share of right answers of ``model`` on ``n`` questions of the set ``test``, with its 95% interval.
+
+    ``subset`` is one family of the set; None is the whole. ``difference`` is that to the model ``against`` over pairs
+    of answers, with its 95% interval and ``p``; None where nothing is compared.
+    """
+
+    model: str
+    test: str
+    subset: str | None
+    n: int
+    value: float
+    low: float
+    high: float
+    against: str | None = None
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    p: float | None = None
+
+
+@dataclass(frozen=True)
+class TaughtGain:
+    """What was predicted of the held-out score of the first fine-tuning, from runs on ``parts`` of its questions.
+
+    ``scores`` are those of the parts, ``items`` the questions of the whole run. ``predicted`` with its 90% interval is
+    None where the gain could not be predicted, and ``reason`` says why.
+    """
+
+    parts: Sequence[int]
+    scores: Sequence[float]
+    items: int
+    chance: float
+    measured: float
+    recorded_at: str
+    predicted: float | None = None
+    low: float | None = None
+    high: float | None = None
+    inside: bool | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Forgetting:
+    """Loss on the text ``domain`` before and after the teaching: in ``nats`` per token or ``bits`` per byte."""
+
+    domain: str
+    before: float
+    after: float
+    unit: Literal["nats", "bits"] = "nats"
+
+
+@dataclass(frozen=True)
+class Talk:
+    """A held-out question with the right answer, and what the base model and the taught model replied."""
+
+    question: str
+    answer: str
+    before: str
+    after: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class TeachingPart:
+    """What a model was taught: questions, models with their scores, the predicted gain, and what it forgot.
+
+    ``models`` are in the order in which they were made; ``taken`` is the one that was kept. ``left_out`` are stages
+    without a model, with the reason. ``diversity`` is that of ``diversity_section``.
+    """
+
+    models: Sequence[str]
+    taken: str
+    questions: Sequence[QuestionSet]
+    scores: Sequence[TaughtScore]
+    families: Sequence[str] = ()
+    gain: TaughtGain | None = None
+    forgetting: Sequence[Forgetting] = ()
+    talks: Sequence[Talk] = ()
+    diversity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class LineageRow:
     """One link of the chain from the weights back to the text: the id of a run, a corpus, a recipe, a code version.
 
@@ -531,6 +631,7 @@ class ReportData:
     curves_seed: int = 0
     scores: Sequence[ScoreRow] = ()
     samples: Sequence[Sample] = ()
+    teaching: TeachingPart | None = None
     failures: Sequence[FailureRow] = ()
     cost: Sequence[CostRow] = ()
     total: CostRow | None = None

@@ -7,19 +7,14 @@ section lacks is left out.
 
 from __future__ import annotations
 
-import functools
 import math
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from armillary.files import write_file
-from armillary.recipe import ArmillaryError
 from armillary.report import charts
 from armillary.report import format as fmt
 from armillary.report.data import (
@@ -37,11 +32,12 @@ from armillary.report.data import (
     ReportData,
     ScoreRow,
 )
+from armillary.report.teaching import teaching_section
+from armillary.report.template import environment, write_page
 from armillary.report.text import Language, Words
 
 # Notes on what this program named; the others speak of domains, families and files, whose names are the user's.
 _ABOUT_STUDIES = frozenset({"failures", "reason", "adjusted"})
-_CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def write_report(data: ReportData, path: Path, language: Language = "en") -> None:
@@ -52,26 +48,7 @@ def write_report(data: ReportData, path: Path, language: Language = "en") -> Non
     Raises:
         ArmillaryError: the file cannot be written.
     """
-    # a young model may write control characters, which HTML forbids
-    html = _CONTROL.sub("\ufffd", _render(data, Words(language)))
-    try:
-        write_file(path, html.encode("utf-8", errors="replace"))
-    except OSError as error:
-        raise ArmillaryError(
-            f"{path}: the report cannot be written ({error.strerror}); give a path that can be written"
-        ) from error
-
-
-@functools.cache
-def _template() -> Template:
-    environment = Environment(
-        loader=PackageLoader("armillary.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2")
+    write_page(path, _render(data, Words(language)))
 
 
 def _render(data: ReportData, words: Words) -> str:
@@ -83,45 +60,50 @@ def _render(data: ReportData, words: Words) -> str:
     def by_domain(field: str, domain: str) -> list[float | None]:
         return [getattr(row, field).get(domain) for row in data.arms]
 
-    return _template().render(
-        data=data,
-        t=words,
-        name=words.name,
-        fmt=fmt,
-        mean=fmean,
-        charts=charts,
-        sections=_sections(data),
-        seeds=_seeds(data, words),
-        total=_total(data),
-        target=_target(data),
-        predictions=predictions,
-        judged=judged,
-        hits=_hits(judged, words),
-        unseen={row.name for row in data.corpus if not row.trained},
-        by_domain=by_domain,
-        ladder_domains=list(data.ladder.points[0].losses) if data.ladder and data.ladder.points else [],
-        ladder_inside=sum(
-            p.low <= p.target <= p.high for p in data.ladder.points if p.low is not None and p.high is not None
+    return (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            data=data,
+            t=words,
+            name=words.name,
+            fmt=fmt,
+            mean=fmean,
+            charts=charts,
+            sections=_sections(data),
+            seeds=_seeds(data, words),
+            total=_total(data),
+            target=_target(data),
+            predictions=predictions,
+            judged=judged,
+            hits=_hits(judged, words),
+            unseen={row.name for row in data.corpus if not row.trained},
+            by_domain=by_domain,
+            ladder_domains=list(data.ladder.points[0].losses) if data.ladder and data.ladder.points else [],
+            ladder_inside=sum(
+                p.low <= p.target <= p.high for p in data.ladder.points if p.low is not None and p.high is not None
+            )
+            if data.ladder
+            else 0,
+            pending_said=_pending(data.prediction, data.workspace, words) if data.prediction else "",
+            ladder_laws=[p for p in data.ladder.points if p.predicted is not None] if data.ladder else [],
+            recorded=_recorded(data.prediction, words) if data.prediction else [],
+            choice=_choice(data.mixture.choice, words) if data.mixture and data.mixture.choice else "",
+            choice_taken=data.mixture.choice.taken if data.mixture and data.mixture.choice else None,
+            anneal_choice=_anneal_choice(data.anneal, words) if data.anneal else "",
+            scores_said=_scores(data.scores[0], words) if data.scores else "",
+            scores_paired=any(row.reference is not None for row in data.scores),
+            gains=[_gain(difference, words) for difference in data.differences],
+            multipliers=[_multiplier(multiplier, words) for multiplier in data.multipliers],
+            break_even=_break_even(data.break_even, words) if data.break_even else [],
+            pays=_pays(data.break_even, words) if data.break_even else "",
+            reproduce_lead=words.sentence("reproduce_lead", folder=_code(data.workspace), out=_code("--out")),
+            teaching=teaching_section(data.teaching, words) if data.teaching is not None else "",
+            notes=[_note(note, words) for note in data.notes],
+            recipe=_recipe(data),
+            record_inside=sum(row.inside for row in data.record if row.inside is not None),
+            record_forecasts=sum(row.forecasts for row in data.record if row.inside is not None),
         )
-        if data.ladder
-        else 0,
-        pending_said=_pending(data.prediction, data.workspace, words) if data.prediction else "",
-        ladder_laws=[p for p in data.ladder.points if p.predicted is not None] if data.ladder else [],
-        recorded=_recorded(data.prediction, words) if data.prediction else [],
-        choice=_choice(data.mixture.choice, words) if data.mixture and data.mixture.choice else "",
-        choice_taken=data.mixture.choice.taken if data.mixture and data.mixture.choice else None,
-        anneal_choice=_anneal_choice(data.anneal, words) if data.anneal else "",
-        scores_said=_scores(data.scores[0], words) if data.scores else "",
-        scores_paired=any(row.reference is not None for row in data.scores),
-        gains=[_gain(difference, words) for difference in data.differences],
-        multipliers=[_multiplier(multiplier, words) for multiplier in data.multipliers],
-        break_even=_break_even(data.break_even, words) if data.break_even else [],
-        pays=_pays(data.break_even, words) if data.break_even else "",
-        reproduce_lead=words.sentence("reproduce_lead", folder=_code(data.workspace), out=_code("--out")),
-        notes=[_note(note, words) for note in data.notes],
-        recipe=_recipe(data),
-        record_inside=sum(row.inside for row in data.record if row.inside is not None),
-        record_forecasts=sum(row.forecasts for row in data.record if row.inside is not None),
     )
 
 
@@ -140,6 +122,8 @@ def _sections(data: ReportData) -> list[str]:
         "curves": data.curves,
         "scores": data.scores,
         "samples": data.samples,
+        "teaching": data.teaching,
+        "diversity": data.teaching is not None and data.teaching.diversity,
         "failures": data.failures,
         "cost": data.cost,
         "reproduce": data.reproduce,

@@ -6,6 +6,7 @@ gives (arms, stages) are, by ``Words.name``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from markupsafe import Markup
@@ -35,6 +36,8 @@ STRINGS: dict[str, tuple[str, str]] = {
     "section_failures": ("Runs without a result", "没有结果的训练"),
     "section_curves": ("Loss curves", "损失曲线"),
     "section_scores": ("Examination", "考试"),
+    "section_teaching": ("What the model was taught", "教给模型的内容"),
+    "section_diversity": ("Diversity of the questions", "题目的多样性"),
     "section_samples": ("Samples of text", "生成文本样例"),
     "section_cost": ("Cost, and where it pays", "成本，以及何时值得"),
     "section_reproduce": ("How to get each number again", "如何复现每个数字"),
@@ -432,6 +435,103 @@ STRINGS: dict[str, tuple[str, str]] = {
     "name_natural_model": ("Natural mixture", "自然配比"),
     "this_model": ("Published model", "所发布的模型"),
     "points": ("points", "百分点"),
+    # teaching
+    "teaching_subtitle": ("Post-training: questions, models and the gain", "后训练：题目、模型与收益"),
+    "teaching_lead": (
+        "The base model was fine-tuned on {items}. A program draws each question and computes its answer; families: "
+        "{families}. No held-out question shares a problem with them.",
+        "基座模型在 {items}上做了监督微调。题目由程序抽取，答案由程序算出；题型：{families}。留出题与训练题没有相同的"
+        "题目。",
+    ),
+    "teaching_better": (
+        "The {model} model answers better than the {against} model beyond chance: {difference} points on the same "
+        "{n} held-out questions (paired, p = {p}).",
+        "在相同的 {n} 道留出题上，{model}模型优于{against}模型，超出随机波动：{difference} 个百分点（配对检验，"
+        "p = {p}）。",
+    ),
+    "teaching_not_better": (
+        "No model that was trained answers the held-out questions better than the base beyond chance, so the base is "
+        "kept.",
+        "没有训练所得的模型在留出题上超出随机波动地优于基座，因此保留基座。",
+    ),
+    "chance_said": (
+        "The best answer that does not depend on the question would be right in {chance} of the held-out questions "
+        "(dashed line).",
+        "不看题目的最佳固定答案在留出题上的正确率为 {chance}（虚线）。",
+    ),
+    "taught_caption": (
+        "Share of right answers; the bar is the 95% interval, the dashed line is chance.",
+        "正确率；横条为 95% 区间，虚线为随机水平。",
+    ),
+    "question_set": ("Questions", "题集"),
+    "verified_share": ("Answers verified", "答案核验通过率"),
+    "verified_note": (
+        "Each answer is computed twice, from the numbers and from the text alone, and the worked solution must pass "
+        "the verifier. The share is of the questions drawn; only verified ones are kept.",
+        "每个答案计算两次（由数值，以及仅由题面文本），解答还须通过判题器。通过率以抽取的题目为基数，只保留通过的题"
+        "目。",
+    ),
+    "drawn": ("Drawn", "抽取"),
+    "test_set": ("Set", "题集"),
+    "family_of_task": ("Family", "题型"),
+    "all_families": ("all", "全部"),
+    "right_share": ("Right", "正确率"),
+    "against": ("Against", "对照"),
+    "gain_heading": ("Gain, said before and measured after", "收益：先预测，后测量"),
+    "gain_said": (
+        "From runs on {parts} of the {items} questions the held-out score of the run on all of them was predicted as "
+        "{predicted} with the 90% interval {interval}, recorded {recorded}. It measured {measured}: {verdict}.",
+        "由在 {items} 道题中的 {parts} 道上的训练，预测用全部题目训练后的留出题正确率为 {predicted}，90% 区间为 "
+        "{interval}，记录于 {recorded}。实测为 {measured}：{verdict}。",
+    ),
+    "gain_unpredicted": (
+        "The gain could not be predicted: {reason}. It measured {measured}.",
+        "收益无法预测：{reason}。实测为 {measured}。",
+    ),
+    "gain_caption": (
+        "Held-out score by the number of training questions (logarithmic): runs on parts, the recorded prediction with "
+        "its interval, and the measurement. The dashed line is chance.",
+        "留出题正确率随训练题数（对数轴）的变化：部分数据上的训练、记录在案的预测及其区间、实测值；虚线为随机水平。",
+    ),
+    "on_parts": ("on parts of the questions", "部分题目"),
+    "questions_trained": ("training questions", "训练题数"),
+    "forgetting_heading": ("What it forgot", "遗忘"),
+    "forgetting_nats": (
+        "Validation loss of the pretraining text before and after, in nats per token: what it cost elsewhere.",
+        "预训练文本的验证损失，教学前后对照（奈特/词元）：学习新任务在别处的代价。",
+    ),
+    "forgetting_bits": (
+        "Bits per byte of plain text before and after: what it cost elsewhere.",
+        "普通文本的每字节比特数，教学前后对照：学习新任务在别处的代价。",
+    ),
+    "before": ("before", "之前"),
+    "after": ("after", "之后"),
+    "talks_heading": ("Two conversations", "对话两则"),
+    "talks_lead": (
+        "The first held-out question of each language, as it was asked in the examination; not chosen by the answer.",
+        "每种语言的第一道留出题，与考试时的提问相同；并非按回答挑选。",
+    ),
+    "talk_asked": ("Question", "问"),
+    "talk_before": ("Before", "教学前"),
+    "talk_after": ("After", "教学后"),
+    "talk_right": ("right", "正确"),
+    "talk_wrong": ("wrong; {answer} is right", "错误；正确答案是 {answer}"),
+    "left_out_heading": ("Stages without a model", "没有模型的阶段"),
+    "note_lesson": (
+        "The lesson was not finished; the next call tries it again: {detail}",
+        "教学未完成，下次调用会重试：{detail}",
+    ),
+    # diversity
+    "types_of_tasks": ("Types of tasks", "任务类型"),
+    "distinct_grams": ("distinct {n}-grams", "不同的 {n} 元组占比"),
+    "spread": ("spread of the embedding", "嵌入的分散度"),
+    "coverage": ("share of clusters with a question", "含题目的簇占比"),
+    "effective_clusters": ("effective clusters", "有效簇数"),
+    "name_domain": ("domain", "领域"),
+    "name_family": ("family", "题型"),
+    "name_level": ("level", "难度"),
+    "name_language": ("language", "语言"),
+    "name_none": ("none", "无"),
     # samples
     "samples_lead": (
         "Written by the target model (seed {seed}) after the beginning in bold, which is held-out text; drawn at "
@@ -579,6 +679,19 @@ STRINGS: dict[str, tuple[str, str]] = {
     "name_arms": ("other mixtures", "对照配比"),
     "name_export": ("export", "导出"),
     "name_examine": ("examination", "考试"),
+    "name_lesson": ("lesson", "教学"),
+    "name_held-out": ("held-out questions", "留出题"),
+    "name_harder": ("one level harder", "难度高一级"),
+    "name_questions": ("training questions", "训练题"),
+    "name_verified": ("training questions, checked again", "训练题（再次核验）"),
+    "name_new-questions": ("new questions", "新题"),
+    "name_evolve": ("evolution", "演化"),
+    "name_questions-clean": ("training questions, cleaned", "训练题（去污染后）"),
+    "name_base": ("base", "基座"),
+    "name_sft": ("fine-tuned", "监督微调"),
+    "name_sft-2": ("twice fine-tuned", "再次微调"),
+    "name_dpo": ("preference-trained", "偏好训练"),
+    "name_merged": ("merged", "合并"),
     "name_total": ("total", "合计"),
     "name_everything": ("everything", "全部"),
     "name_recipe": ("recipe", "配方"),
@@ -594,6 +707,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "name_refused": ("refused", "被拒绝"),
     "name_all_runs": ("all runs and their states", "全部训练及其状态"),
     "name_candidate": ("candidate {number}", "候选 {number}"),
+    "n_questions": ("{n} question|{n} questions", "{n} 道题"),
     "n_domains": ("{n} domain|{n} domains", "{n} 个域"),
     "n_documents": ("{n} document|{n} documents", "文档 {n} 篇"),
     "n_duplicates": ("{n} exact duplicate was|{n} exact duplicates were", "完全重复的 {n} 篇"),
@@ -653,6 +767,10 @@ class Words:
         """``count`` things: the entry ``n_NOUN`` holds the singular and the plural, where the language has both."""
         forms = STRINGS[f"n_{noun}"][self._column].split("|")
         return forms[0 if count == 1 else -1].format(n=f"{count:,}")
+
+    def join(self, parts: Sequence[str]) -> str:
+        """The parts as a list in a sentence."""
+        return (", " if self.language == "en" else "、").join(parts)
 
     def mixture(self, power: float) -> str:
         """The mixture of an annealing: the one found, each weight raised to ``power``."""

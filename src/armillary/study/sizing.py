@@ -61,21 +61,23 @@ def smallest_plan() -> Plan:
     return Plan(budget=None, precision="fp32", workers=1, mixture_runs=1, tokens=tokens, seconds={}, flops={}, rates={})
 
 
-def remaining(budget: str, spent_s: float) -> str:
-    """A budget in time less what is spent of it and what no run takes; one in FLOPs as it is.
+def remaining(budget: str, spent_s: float, set_aside: float = 0.0) -> str:
+    """What the runs may take of a budget: less the share ``set_aside`` for what comes after them, and for a budget in
+    time less what is spent of it and what no run takes.
 
     Raises:
         UsageError: nothing is left.
     """
     value, unit = parse_budget(budget)
     if unit == "flops":
-        return budget
-    if spent_s >= value:
+        return f"{value * (1 - set_aside):.6e}flops".replace("e+", "e") if set_aside else budget
+    left = value * (1 - set_aside) - spent_s
+    if left <= 0:
         raise UsageError(
-            f"budget {budget} is too small: building the corpus alone took {spent_s:.0f} s; give more, or run "
-            "`armillary corpus` first, which is not part of a later budget"
+            f"budget {budget} is too small: building the corpus alone took {spent_s:.0f} s"
+            + (f", and {set_aside:.0%} of it are set aside for the lesson" if set_aside else "")
+            + "; give more, or run `armillary corpus` first, which is not part of a later budget"
         )
-    left = value - spent_s
     return f"{left - min(_RESERVE_S, _RESERVE_SHARE * left):.3f}s"
 
 
@@ -85,7 +87,7 @@ def plan_inputs(recipe: Recipe) -> dict[str, Any]:
     asked: dict[str, Any] = recipe.model_dump(
         mode="json",
         exclude={
-            **dict.fromkeys(("name", "corpus", "target", "limits"), True),
+            **dict.fromkeys(("name", "corpus", "target", "limits", "lesson"), True),
             "training": without,
             "study": {"mixture": {"seed"}},
         },
@@ -155,12 +157,14 @@ class SmallBudgetError(UsageError):
         )
         self.stage, self.needed, self.unit = stage, needed, unit
 
-    def of_whole(self, budget: str, spent_s: float) -> SmallBudgetError:
-        """The same error about ``budget``, of which ``spent_s`` seconds were spent before the plan was made."""
+    def of_whole(self, budget: str, spent_s: float, set_aside: float = 0.0) -> SmallBudgetError:
+        """The same error about ``budget``, of which ``spent_s`` seconds were spent before the plan was made, and the
+        share ``set_aside`` is for what comes after the runs.
+        """
         # The share of what is left that a plan reserves is added, too.
         reserved = min(_RESERVE_S, _RESERVE_SHARE * self.needed / (1 - _RESERVE_SHARE))
         spent = spent_s + reserved if self.unit == "s" else 0.0
-        return SmallBudgetError(self.stage, budget, self.needed + spent, self.unit)
+        return SmallBudgetError(self.stage, budget, (self.needed + spent) / (1 - set_aside), self.unit)
 
 
 def _as_budget(value: float, unit: str) -> str:

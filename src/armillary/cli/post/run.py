@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from armillary.cli.path import Language, LanguageOption
 from armillary.cli.screen import JsonOption, Reporter, out, show_json, show_table
 
 
@@ -16,13 +17,17 @@ def run(
     folder: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder of the results (default: its name, beside it).")
     ] = None,
+    language: LanguageOption = Language.en,
     as_json: JsonOption = False,
 ) -> None:
     """Teach a model from questions to an examined model, each stage compared in pairs; resumes where it was stopped.
 
+    The folder also has a report, report.html (report.zh.html).
+
     Example: armillary post run teach.yaml --out taught
     """
     from armillary.launch import stopping
+    from armillary.path.taught import write_page
     from armillary.path.teach import teach
     from armillary.post.tuning import Handling
     from armillary.recipe import load_teaching
@@ -33,6 +38,7 @@ def run(
     try:
         with stopping() as stop:
             steps = teach(teaching, where, Handling(progress=reporter, stop=stop), reporter.say)
+        page = write_page(where, teaching.name, steps, language.value)
     finally:
         reporter.close()
     if as_json:
@@ -57,6 +63,7 @@ def run(
         ["model", *named, *(f"{name}, difference" for name in named), "taken"],
         rows,
     )
+    out.print(f"report  {escape(str(page))}", highlight=False)
     taken = next(step for step in reversed(steps) if step.taken)
     out.print(f"{escape(str(taken.model))}: armillary chat {escape(str(taken.model))}", highlight=False)
 

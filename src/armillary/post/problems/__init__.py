@@ -3,6 +3,7 @@
 # Each of these registers its family.
 from armillary.post.problems import (  # noqa: F401
     average,
+    backwards,
     bases,
     calendar,
     clock,
@@ -17,6 +18,8 @@ from armillary.post.problems import (  # noqa: F401
     remainder,
     sequence,
     sets,
+    sorting,
+    successor,
     tally,
     textcode,
     travel,
