@@ -603,6 +603,16 @@ def test_swapped_columns_of_parameters_and_tokens_are_noticed(tmp_path, write, r
         workbench.fit_scaling(ladder_table(write, tmp_path / "x.csv", ("b", "a", "l")), ["a", "b", "l"], "chinchilla")
 
 
+def test_sizes_in_millions_are_noticed(tmp_path, write):
+    points = [
+        (n, d, 1.7 + 400 / (1e6 * n) ** 0.34 + 1500 / (1e9 * d) ** 0.35) for n in (10, 30, 100) for d in (2, 8, 30)
+    ]
+    with pytest.warns(workbench.UnlikelyColumnWarning) as caught:
+        workbench.fit_scaling(write(tmp_path / "P.csv", ["params", "tokens", "loss"], points))
+    said = [str(one.message) for one in caught if "millions or billions" in str(one.message)]
+    assert len(said) == 2 and "P.csv: the largest value of column 'params' is 100; it looks like" in said[0]
+
+
 def test_perplexities_called_a_loss_are_noticed(tmp_path, write):
     table = ladder_table(write, tmp_path / "ppl.csv", change=np.exp)
     with pytest.warns(workbench.UnlikelyColumnWarning) as caught:

@@ -86,6 +86,14 @@ def test_what_only_follows_from_a_wrong_value_is_not_reported(wrong, layout, tmp
     assert f"run.model.{next(iter(wrong))}: " in line
 
 
+def test_a_mixture_that_would_never_be_trained_on_is_refused(tmp_path):
+    document = written()
+    weights, steps = document["run"]["mixture"][0]["weights"], document["run"]["steps"]
+    document["run"]["mixture"] = [{"start_step": start, "weights": weights} for start in (0, steps)]
+    (line,) = refusal(document, tmp_path)
+    assert f"run.mixture: a phase starts at step {steps}, but the run has {steps}" in line
+
+
 def test_what_is_wrong_besides_is_reported_too(tmp_path):
     document = written()
     document["layout"] = {"dp_shard": 3}

@@ -69,6 +69,14 @@ class LargeRun(Document):
         return value
 
     @model_validator(mode="after")
+    def _every_mixture_is_reached(self) -> Self:
+        # Not a check of RunSpec: stores of earlier versions may hold such a specification.
+        last = max((phase.start_step for phase in self.run.mixture), default=0)
+        if last >= self.run.steps:
+            raise FieldError(f"a phase starts at step {last}, but the run has {self.run.steps}", "run", "mixture")
+        return self
+
+    @model_validator(mode="after")
     def _layout_fits(self) -> Self:
         if self.layout is not None:
             try:

@@ -27,6 +27,9 @@ GUESS = 18 * math.log(2)
 # tokens, and none has a loss above ``GUESS``.
 SWAPPED, ABOVE_GUESS = 0.75, 0.25
 
+# No table of language models stays below this many parameters, or tokens.
+SMALLEST = 1e4
+
 
 class UnlikelyColumnWarning(UserWarning):
     """The values of a column are unlikely for what its name says; says what they may be and what to do."""
@@ -71,6 +74,24 @@ def warn_of_swapped(table: Table, sizes: Array, names: Sequence[str]) -> None:
             UnlikelyColumnWarning,
             stacklevel=3,
         )
+
+
+def warn_of_units(table: Table, sizes: Array, names: Sequence[str]) -> None:
+    """Warn where parameters or tokens (sizes [n, 2]) are so small that they are likely given in millions or billions.
+
+    Args:
+        table: of the runs.
+        sizes: parameters and tokens.
+        names: of their two columns.
+    """
+    for values, name in zip(sizes.T, names, strict=True):
+        if values.max() < SMALLEST:
+            warnings.warn(
+                f"{table.path}: the largest value of column '{name}' is {values.max():g}; it looks like millions or "
+                "billions. Write the unit (10M, 2B), or ask for predictions in the same one",
+                UnlikelyColumnWarning,
+                stacklevel=3,
+            )
 
 
 def warn_of_perplexities(path: Path, losses: Array, names: Sequence[str]) -> None:

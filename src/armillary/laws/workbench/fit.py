@@ -32,7 +32,7 @@ from armillary.laws.hyperparameters import HyperparameterLaw
 from armillary.laws.mixture import MixtureLaw
 from armillary.laws.scaling import SCALING_FORMS, ScalingLaw
 from armillary.laws.table import INDEX, Table, parse_size, read_table
-from armillary.laws.workbench.doubts import refuse_rising, warn_of_perplexities, warn_of_swapped
+from armillary.laws.workbench.doubts import refuse_rising, warn_of_perplexities, warn_of_swapped, warn_of_units
 from armillary.laws.workbench.entries import (
     about,
     entry_aside,
@@ -203,6 +203,7 @@ def fit_scaling(points: Path, columns: Sequence[str] | None = None, form: str = 
     places = _size_places(wanted)
     refuse_rising(table, X[:, places], Y, targets)
     warn_of_swapped(table, X[:, places], [features[place] for place in places])
+    warn_of_units(table, X[:, places], [features[place] for place in places])
     warn_of_perplexities(points, Y, targets)
     law: ScalingLaw | HyperparameterLaw
     with about(table, targets):
