@@ -5,7 +5,7 @@ READY := .venv/.ready
 export OMP_NUM_THREADS := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: remake setup demo test test-all bench lint format clean
+.PHONY: remake setup demo test test-all bench docs lint format clean
 
 # An environment that does not run, was made in another folder, or has another version than PYTHON=... is made anew.
 WANTED := $(if $(filter command,$(origin PYTHON)),"$(PYTHON)")
@@ -33,6 +33,11 @@ test-all: $(READY)
 bench: $(READY)
 	for file in benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
 
+# The site of docs/, with the reference of every public name, in site/.
+docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict --quiet
+
 lint: $(READY)
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/ruff check src tests benchmarks
@@ -44,4 +49,4 @@ format: $(READY)
 	$(BIN)/ruff check --fix src tests benchmarks
 
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo site

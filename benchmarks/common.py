@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from armillary.corpus import Corpus, build_corpus
+from armillary.launch import Executor, Job, Progress
 from armillary.recipe import (
     ArmillaryError,
     CorpusSpec,
@@ -19,11 +20,10 @@ from armillary.recipe import (
     MixturePhase,
     ModelShape,
     OptimizerSpec,
+    RunResult,
     RunSpec,
     TokenizerSpec,
 )
-from armillary.study import Executor, Job, Progress
-from armillary.train import RunResult
 
 
 def shape(layers: int, width: int, hidden: int, vocab_size: int) -> ModelShape:

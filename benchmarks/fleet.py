@@ -49,10 +49,11 @@ from peers.processes import CORES, PEERS, PRODUCTS, Peer, product_rate
 
 from armillary.corpus import Batch, Corpus, TokenOrder
 from armillary.goodput import Event, read_events
+from armillary.launch import LocalExecutor, Probe
 from armillary.model import Transformer, export_hf, keep_freed_memory
-from armillary.recipe import ArmillaryError, ModelShape, RunSpec, Schedule, Validation
-from armillary.study import LocalExecutor, Probe, Store
-from armillary.train import RunResult, build_optimizer, train_step
+from armillary.recipe import ArmillaryError, ModelShape, RunResult, RunSpec, Schedule, Validation
+from armillary.store import Store
+from armillary.train import build_optimizer, train_step
 
 SEQUENCES = 8  # in a batch
 WARMUP = 2  # steps of the peers that are not timed

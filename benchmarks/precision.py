@@ -29,8 +29,9 @@ from typing import Any
 from common import carry_out, corpus_of, markdown, run_spec, shape, write_json
 
 from armillary.corpus import Corpus
+from armillary.launch import LocalExecutor
 from armillary.recipe import ArmillaryError, RunSpec, Schedule, Validation
-from armillary.study import LocalExecutor, Store
+from armillary.store import Store
 
 DOMAINS = ("code", "technical")
 VOCAB_SIZE, CONTEXT, SEQUENCES = 1024, 64, 8

@@ -34,10 +34,11 @@ import torch
 from common import carry_out, corpus_of, markdown, run_spec, write_json
 from scipy import stats
 
+from armillary.launch import LocalExecutor
 from armillary.laws import Choice, MixtureLaw, best_of, simplex_design
 from armillary.model import load_weights
 from armillary.recipe import Family, Schedule, Validation
-from armillary.study import LocalExecutor, Store
+from armillary.store import Store
 
 DOMAINS = ("code", "technical", "mathematics")
 TARGET = np.array([0.0, 0.5, 0.5])

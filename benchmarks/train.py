@@ -40,8 +40,7 @@ from peers.processes import ENVIRONMENTS, HERE, environment, virtual_environment
 
 from armillary.corpus import Corpus
 from armillary.goodput import read_events
-from armillary.recipe import ArmillaryError
-from armillary.train import read_result
+from armillary.recipe import ArmillaryError, read_result
 
 AGREE = 0.01  # nats
 CHECKPOINT_S = 10.0

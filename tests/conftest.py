@@ -88,7 +88,7 @@ def outcome() -> Callable[[Path], dict[str, Any]]:
     """What a finished run's folder holds, apart from the time it took: to be equal bit for bit."""
     import pyarrow.parquet as pq
 
-    from armillary.train import read_result
+    from armillary.recipe import read_result
 
     def of(folder: Path) -> dict[str, Any]:
         result = read_result(folder)

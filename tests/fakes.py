@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from armillary.launch import Failure, settled
 from armillary.laws import Prediction
-from armillary.recipe import Recipe, RunSpec
+from armillary.recipe import Recipe, RunResult, RunSpec
+from armillary.store import Store
 from armillary.study import (
-    Failure,
     Lab,
     Plan,
-    Store,
     anneal_study,
     found_recipe,
     judge,
@@ -26,8 +26,6 @@ from armillary.study import (
     predict,
     train_target,
 )
-from armillary.study.executor import settled
-from armillary.train import RunResult
 
 RECIPE = {
     "name": "fake",

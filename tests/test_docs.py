@@ -12,6 +12,7 @@ import pytest
 import yaml
 from typer.main import get_command
 
+import armillary
 from armillary.cli.verbs import app
 from armillary.recipe import Recipe
 
@@ -135,9 +136,51 @@ def test_every_verb_that_a_page_names_exists(page: Path) -> None:
     command = get_command(app)
     verbs = dict(command.commands)  # type: ignore[attr-defined]
     text = page.read_text(encoding="utf-8")
-    named = re.findall(r"(?:^|[`\s])armillary ((?:study |fit |post )?[a-z][a-z-]+)(?=[ `\n])", text)
+    named = re.findall(r"(?:^|[`\s])(?<!from )armillary ((?:study |fit |post )?[a-z][a-z-]+)(?=[ `\n])", text)
     for verb in named:
         group, _, rest = verb.partition(" ")
         assert group in verbs, verb
         if rest and group in ("study", "fit"):
             assert rest in verbs[group].commands, verb
+
+
+def test_the_library_page_runs(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    code = "\n".join(code for kind, code in FENCE.findall(text) if kind == "python")
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "predicted first: True, inside: True; the store is sound: True" in done.stdout
+    found = re.search(r"long minus short: ([+-]\d\.\d\d)", done.stdout)
+    assert found is not None and float(found[1]) > 0  # more steps are better
+
+
+def test_the_library_page_names_what_the_package_offers() -> None:
+    table = (ROOT / "docs" / "python.md").read_text(encoding="utf-8").split("\n\n")[2]
+    named = [name for line in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", line.split("|")[1])]
+    assert sorted(named) == sorted(armillary.__all__) and len(named) == 10
+
+
+def test_the_site_has_every_page_and_a_reference_of_every_room() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^ +- [^\n]*: (\S+\.md)$", nav, re.MULTILINE))
+    docs = ROOT / "docs"
+    assert listed == {page.relative_to(docs).as_posix() for page in docs.rglob("*.md")}
+    rooms = {file.parent.name for file in (ROOT / "src" / "armillary").glob("*/__init__.py")}
+    public = {room for room in rooms if room != "cli"}  # the command line is no library
+    assert {page.stem for page in (docs / "reference").glob("*.md")} == {*public, "armillary"}
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocstrings", reason="pip install 'armillary[docs]'")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert 'id="armillary.store.Store.record_prediction"' in (
+        tmp_path / "site" / "reference" / "store" / "index.html"
+    ).read_text(encoding="utf-8")

@@ -169,7 +169,7 @@ def test_names_are_text_on_the_page(tmp_path):
 
 
 def test_the_verb(tmp_path, capsys):
-    from armillary.cli.leaderboard import leaderboard
+    from armillary.cli.verbs.leaderboard import leaderboard
 
     folders = [_written(tmp_path / name, _answers(share), name=name) for name, share in (("a", 0.5), ("b", 0.9))]
     leaderboard(folders, tmp_path / "b.html", as_json=True)

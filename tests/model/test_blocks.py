@@ -46,7 +46,7 @@ def test_parameters_are_those_of_the_formula(name: str) -> None:
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_flops_are_those_that_pytorch_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("armillary.model.operators.kernels", lambda dtype: None)  # it cannot look into them
+    monkeypatch.setattr("armillary.model.operators.common.kernels", lambda dtype: None)  # it cannot look into them
     model, tokens = built(BLOCKS[name]), torch.zeros((2, 10), dtype=torch.int64)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(tokens)

@@ -82,7 +82,7 @@ def core(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
     if request.param and native.kernels(torch.float32) is None:
         pytest.skip("no C compiler on this machine")
     if not request.param:
-        monkeypatch.setattr("armillary.model.operators.kernels", lambda dtype: None)
+        monkeypatch.setattr("armillary.model.operators.common.kernels", lambda dtype: None)
 
 
 @pytest.mark.parametrize("core", CORES, indirect=True)
@@ -97,7 +97,7 @@ def test_packed_documents_are_each_what_they_are_alone(shape: ModelShape, core: 
 def test_any_lengths_in_any_shape(shape: ModelShape, lengths: list[list[int]], with_kernels: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
         if not with_kernels:
-            patch.setattr("armillary.model.operators.kernels", lambda dtype: None)
+            patch.setattr("armillary.model.operators.common.kernels", lambda dtype: None)
         assert_close(*together_and_alone(shape, lengths), tolerance=2e-5)
 
 

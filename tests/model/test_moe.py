@@ -171,7 +171,7 @@ def test_flops_are_those_that_pytorch_counts(shape: ModelShape, batch: int, leng
     shape = shape.model_copy(update={"experts": shape.experts.model_copy(update={"capacity_factor": None})})
     model, tokens = built(shape), random_tokens(shape, batch, length + 1)
     counted = {torch.ops.aten._grouped_mm: _grouped_flops}  # PyTorch's counter has no rule for it
-    with patch("armillary.model.operators.kernels", return_value=None), sdpa_kernel(SDPBackend.MATH):
+    with patch("armillary.model.operators.common.kernels", return_value=None), sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False, custom_mapping=counted) as forward:
             model(tokens[:, :-1])
         with FlopCounterMode(display=False, custom_mapping=counted) as training:

@@ -44,7 +44,7 @@ def assert_equal_up_to(tolerance: float, ours: dict[str, Tensor], reference: dic
 def test_kernels_equal_pytorchs_operators(shape: ModelShape, batch: int, length: int) -> None:
     tokens = random_tokens(shape, batch, length + 1)
     ours = loss_and_gradients(shape, tokens, torch.float32)
-    with patch("armillary.model.operators.kernels", return_value=None):
+    with patch("armillary.model.operators.common.kernels", return_value=None):
         reference = loss_and_gradients(shape, tokens, torch.float32)
     assert_equal_up_to(1e-5, ours, reference)
 
@@ -54,7 +54,7 @@ def test_kernels_in_bf16_are_as_close_to_fp32_as_pytorchs(shape: ModelShape) -> 
     tokens = random_tokens(shape, 3, 50)
     exact = loss_and_gradients(shape, tokens, torch.float32)
     ours = loss_and_gradients(shape, tokens, torch.bfloat16)
-    with patch("armillary.model.operators.kernels", return_value=None):
+    with patch("armillary.model.operators.common.kernels", return_value=None):
         theirs = loss_and_gradients(shape, tokens, torch.bfloat16)
 
     def distance(one: dict[str, Tensor]) -> float:
@@ -95,7 +95,7 @@ def test_attention_in_bf16_is_right_to_the_digits_of_bf16_at_any_size(
         return [mixed.detach(), *(leaf.grad for leaf in leaves)]
 
     found, exact = outcome(torch.bfloat16), outcome(torch.float32)
-    with patch("armillary.model.operators.kernels", return_value=None):
+    with patch("armillary.model.operators.common.kernels", return_value=None):
         reference = outcome(torch.bfloat16)
     for ours, theirs, true in zip(found, reference, exact, strict=True):
         # The gradients of queries and keys nearly cancel where there are few keys, so they are held against the rest.
@@ -115,7 +115,7 @@ def test_a_stack_gives_each_member_what_it_has_alone(
         name: torch.stack([dict(model.named_parameters())[name].detach() for model in models]).requires_grad_()
         for name, _ in models[0].named_parameters()
     }
-    with patch("armillary.model.operators.kernels", native.kernels if with_kernels else lambda dtype: None):
+    with patch("armillary.model.operators.common.kernels", native.kernels if with_kernels else lambda dtype: None):
 
         class Loss(torch.nn.Module):
             def __init__(self) -> None:
@@ -165,7 +165,7 @@ def weighted(shape: ModelShape, tokens: Tensor, weights: Tensor | None, native: 
     """Both sums and the gradients of the first, with the C kernels or with PyTorch's operators."""
     with pytest.MonkeyPatch.context() as patch:
         if not native:
-            patch.setattr("armillary.model.operators.kernels", lambda dtype: None)
+            patch.setattr("armillary.model.operators.common.kernels", lambda dtype: None)
         model = built(shape)
         objective, entropy = model.loss(tokens, 1e-3, weights)
         objective.backward()
@@ -175,8 +175,8 @@ def weighted(shape: ModelShape, tokens: Tensor, weights: Tensor | None, native: 
 
 @pytest.mark.parametrize("native", [True, False])
 def test_weights_multiply_the_terms_of_the_sums(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("armillary.model.operators.CPU_BLOCK", 7 * QWEN.vocab_size)  # many blocks
-    monkeypatch.setattr("armillary.model.operators.CPU_ROWS", 1)
+    monkeypatch.setattr("armillary.model.operators.common.CPU_BLOCK", 7 * QWEN.vocab_size)  # many blocks
+    monkeypatch.setattr("armillary.model.operators.common.CPU_ROWS", 1)
     tokens = random_tokens(QWEN, 3, 12)
     weights = torch.tensor([0.0, 1.0, 0.5, 2.0]).repeat(9)[:33].view(3, 11)
     found = weighted(QWEN, tokens, weights, native)
@@ -227,7 +227,7 @@ def test_logits_are_computed_only_where_a_weight_is_not_0() -> None:
 @pytest.mark.parametrize("native", [True, False])
 def test_a_frozen_head_costs_no_gradient_and_changes_no_other(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not native:
-        monkeypatch.setattr(operators, "kernels", lambda dtype: None)
+        monkeypatch.setattr("armillary.model.operators.common.kernels", lambda dtype: None)
     generator = torch.Generator().manual_seed(0)
     targets = torch.randint(40, (9,), generator=generator)
     values = torch.randn((9, 16), generator=generator), torch.randn((40, 16), generator=generator)

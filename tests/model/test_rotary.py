@@ -11,7 +11,8 @@ import torch
 from pydantic import ValidationError
 
 from armillary.model import Places, Transformer, export_hf, import_hf
-from armillary.model.operators import _native, attention, prepare
+from armillary.model.operators import attention, prepare
+from armillary.model.operators.common import native
 from armillary.model.rotary import rotary_tables
 from armillary.recipe import ModelShape, RopeScaling
 
@@ -80,7 +81,7 @@ def test_kernels_take_the_attention_factor_also_backwards() -> None:
     tables = rotary_tables(shaped("yarn with options"), 24)
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 24, n * 16, generator=generator).requires_grad_() for n in (4, 2, 2))
-    assert _native(q)
+    assert native(q)
     found = attention(q, k, v, Places(*tables))
     turned = [x.transpose(1, 2) for x in prepare(q, k, v, Places(*tables))]
     expected = torch.nn.functional.scaled_dot_product_attention(*turned, is_causal=True, enable_gqa=True)

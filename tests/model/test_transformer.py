@@ -75,7 +75,7 @@ def test_flops_are_those_that_pytorch_counts(shape: ModelShape, batch: int, leng
     # shows it attention's products (forward 2, backward 4 of the same size); the fused ones recompute in backward. It
     # cannot look into the CPU kernels, so they are left out.
     model, tokens = built(shape), random_tokens(shape, batch, length + 1)
-    with patch("armillary.model.operators.kernels", return_value=None), sdpa_kernel(SDPBackend.MATH):
+    with patch("armillary.model.operators.common.kernels", return_value=None), sdpa_kernel(SDPBackend.MATH):
         with FlopCounterMode(display=False) as forward:
             model(tokens[:, :-1])
         with FlopCounterMode(display=False) as training:
@@ -102,8 +102,8 @@ def test_loss_and_gradient_equal_the_reference(
     shape: ModelShape, z_loss: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # blocks of 7 tokens: several whole ones and a rest
-    monkeypatch.setattr("armillary.model.operators.CPU_BLOCK", 7 * shape.vocab_size)
-    monkeypatch.setattr("armillary.model.operators.CPU_ROWS", 1)
+    monkeypatch.setattr("armillary.model.operators.common.CPU_BLOCK", 7 * shape.vocab_size)
+    monkeypatch.setattr("armillary.model.operators.common.CPU_ROWS", 1)
     ours, theirs = built(shape), built(shape)
     tokens = random_tokens(shape, 4, 26)
     objective, entropy = (mean_share(x, 4 * 25, 1) for x in ours.loss(tokens, z_loss))

@@ -17,7 +17,7 @@ from armillary.optim import LocalOptimizer, build_optimizer
 from armillary.parallel import Program
 from armillary.recipe import Layout, MixturePhase, ModelShape, OptimizerSpec, RunSpec
 from armillary.train import train_step
-from armillary.train.engine import autocast
+from armillary.train.engines import autocast
 
 CPU = torch.device("cpu")
 SHAPE = ModelShape(n_layers=4, d_model=32, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=64, vocab_size=128, qk_norm=True)

@@ -12,7 +12,7 @@ from armillary.corpus import Batch
 from armillary.model import Transformer, set_batch_weight
 from armillary.parallel import Program
 from armillary.recipe import Experts, Layout, RunSpec
-from armillary.train.engine import autocast
+from armillary.train.engines import autocast
 
 from .runs import CPU, INTERLEAVED, SHAPE, ZERO_BUBBLE, specification, whole
 

@@ -12,7 +12,7 @@ from armillary.corpus import Batch
 from armillary.model import Transformer
 from armillary.parallel import Program
 from armillary.recipe import Experts, Layout, OptimizerSpec, Preference, RunSpec
-from armillary.train.engine import loss_sums, parts
+from armillary.train.engines import loss_sums, parts
 
 from .runs import CPU, INTERLEAVED, SHAPE, ZERO_BUBBLE, specification, whole
 

@@ -7,11 +7,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from armillary.corpus import Corpus
+from armillary.launch.workers import worker as workers
+from armillary.launch.workers.messages import Answer, Message
+from armillary.launch.workers.pool import Worker, WorkerExecutor
 from armillary.path import Evidence, Workspace
 from armillary.recipe import CorpusSpec, Recipe
-from armillary.study import Store
-from armillary.study import worker as workers
-from armillary.study.executor import Answer, Executor, Message, Worker
+from armillary.store import Store
 
 SETTINGS = {
     "name": "tiny",
@@ -28,7 +29,7 @@ SETTINGS = {
 }
 
 
-class InProcess(Executor):
+class InProcess(WorkerExecutor):
     """The executor with one worker, which trains in this process when it is listened to."""
 
     n_workers, device = 1, "cpu"  # type: ignore[assignment]
@@ -58,10 +59,7 @@ class InProcess(Executor):
             receive,
             lambda answer: said.append((worker, answer)),
             lambda: False,
-            self.corpus,
-            self.store.folder,
-            30.0,
-            0,
+            workers.WorkerOptions(self.corpus, self.store.folder, 30.0),
         )
         return said
 
@@ -81,7 +79,7 @@ class _Inbox(Worker):
 class Here(Workspace):
     """A workspace that trains in this process."""
 
-    def _executor(self, store: Store, corpus: Corpus) -> Executor:
+    def _executor(self, store: Store, corpus: Corpus) -> WorkerExecutor:
         return InProcess(store, corpus.path)
 
 

@@ -13,30 +13,27 @@ import pyarrow.parquet as pq
 
 from armillary.corpus import Corpus
 from armillary.goodput import EventWriter
+from armillary.launch import Failure, Job
 from armillary.laws import best_of
 from armillary.model import Transformer, save_weights
 from armillary.path import Evidence
-from armillary.recipe import CorpusSpec, Recipe, RunSpec
+from armillary.recipe import CorpusSpec, Recipe, RunResult, RunSpec, write_result
+from armillary.store import Store
 from armillary.study import (
     Annealing,
     AnnealOutcome,
-    Failure,
     Found,
-    Job,
     Lab,
     LadderOutcome,
     MixtureOutcome,
     Plan,
     Point,
-    Store,
     judge,
     predict,
     train_target,
 )
 from armillary.study.anneal import Branch
 from armillary.study.mixture import Candidate
-from armillary.train import RunResult
-from armillary.train.result import write_result
 
 SETTINGS: dict[str, Any] = {
     "name": "tiny",

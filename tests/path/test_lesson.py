@@ -16,15 +16,16 @@ from formula_runs import make_lab, make_recipe
 
 from armillary.corpus import Corpus
 from armillary.generate import BackendOptions, Dialogue, Sampling, open_backend
+from armillary.launch import Job
 from armillary.model import export_hf, load_weights
 from armillary.path import lesson as module
 from armillary.path import lines
 from armillary.path.lesson import CHAT, FOLDER, Pupil, check_lesson, give_lesson
 from armillary.path.taught import Taught, brief
 from armillary.post.problems import Language, Problem, family
+from armillary.publish import check_lineage, origins
 from armillary.recipe import ArmillaryError, CorpusSpec, Edge, Lesson, UsageError
-from armillary.release import check_lineage, origins
-from armillary.study import Job, Lab
+from armillary.study import Lab
 from armillary.study.lab import Annealing
 from armillary.train import InterruptedRunError
 

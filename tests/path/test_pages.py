@@ -24,7 +24,8 @@ from armillary.path.evidence import lineage, summary
 from armillary.path.pages import report_data
 from armillary.recipe import CorpusSpec, RunSpec
 from armillary.report import ReportData, write_report
-from armillary.study import Lab, Store, mixture
+from armillary.store import Store
+from armillary.study import Lab, mixture
 from fakes import QuickLaw
 
 WALL = {"corpus": 1.0, "mixture": 2.0, "anneal": 1.0, "ladder": 1.0, "target": 3.0}

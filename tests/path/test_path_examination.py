@@ -14,7 +14,8 @@ from armillary.evaluate.results import Examination, read_examination, write_exam
 from armillary.path import Evidence
 from armillary.path.examination import FOLDER, examine, score_rows
 from armillary.recipe import ArmillaryError, ForeignFileError, read_json, write_sealed
-from armillary.study import Store, TargetOutcome
+from armillary.store import Store
+from armillary.study import TargetOutcome
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from armillary.evaluate import results
 from armillary.path import Workspace, demo_recipe, derived, verify
 from armillary.post import Item, StageSpec, open_stage
 from armillary.recipe import DamagedFileError, Recipe, UsageError, load_recipe, load_training, write_sealed
-from armillary.study import Store
+from armillary.store import Store
 from armillary.train import train_run
 
 _SETTINGS = {"name": "tiny", "target": {"voyage": 1}, "model": {"depth": 2}, "training": {"tokens": 1000}}

@@ -9,9 +9,9 @@ import pytest
 from armillary.goodput import read_events
 from armillary.launch import launch
 from armillary.path import Workspace
+from armillary.publish import check_lineage
 from armillary.recipe import Layout, Recipe, RunSpec, UsageError, load_training
-from armillary.release import check_lineage
-from armillary.study import Store
+from armillary.store import Store
 from armillary.train import train_run
 
 _SETTINGS = {

@@ -13,8 +13,8 @@ from armillary.post.dpo import DpoOptions, prefer, render_pair
 from armillary.post.formats import AnswerPair, read_pairs, write_pairs
 from armillary.post.template import open_renderer
 from armillary.post.tuning import Handling
-from armillary.recipe import Layout, Lora, UsageError
-from armillary.train import InterruptedRunError, answer_log_probs, read_metrics, read_spec
+from armillary.recipe import Layout, Lora, UsageError, read_spec
+from armillary.train import InterruptedRunError, answer_log_probs, read_metrics
 
 WORDS = ["one", "two", "three", "four", "five", "six"]
 OPTIONS = DpoOptions(epochs=6, lr=2e-3, batch_pairs=6, beta=0.2)

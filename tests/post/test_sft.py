@@ -19,8 +19,8 @@ from armillary.post.formats import Conversation, write_conversations
 from armillary.post.plan import SftOptions
 from armillary.post.sft import check_data, fine_tune
 from armillary.post.tuning import Handling
-from armillary.recipe import Edge, Layout, Lora, UsageError, walk_back
-from armillary.train import InterruptedRunError, read_metrics, read_spec
+from armillary.recipe import Edge, Layout, Lora, UsageError, read_spec, walk_back
+from armillary.train import InterruptedRunError, read_metrics
 
 NUMBERS = ["one", "two", "three", "four", "five", "six"]
 OPTIONS = SftOptions(epochs=12, lr=0.015, batch_tokens=192, context_length=64)

@@ -8,7 +8,7 @@ import pytest
 
 from armillary.evaluate import Examination, Item, Result, write_examination
 from armillary.recipe import DamagedFileError, Edge, UsageError, walk_back
-from armillary.study import Store
+from armillary.store import Store
 from armillary.study.examined import open_store, record_examination
 
 

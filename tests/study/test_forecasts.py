@@ -9,9 +9,8 @@ import sqlalchemy as sa
 from armillary.evaluate.results import Examination, Result
 from armillary.laws import GainLaw, workbench
 from armillary.recipe import ArmillaryError, UsageError
-from armillary.study import schema
+from armillary.store import Store, schema
 from armillary.study.examinations import Question, judge_forecast, record_forecast
-from armillary.study.store import Store
 
 RUN = "ab" * 16
 MMLU = Question(RUN, "mmlu")
@@ -120,7 +119,7 @@ def test_what_is_refused(store, law, at, tmp_path):
 
 
 def test_the_verb_prints_json(store, law, at, capsys, tmp_path):
-    from armillary.cli.forecast import record
+    from armillary.cli.verbs.forecast import record
 
     store.close()
     record(law, at, RUN, "mmlu", tmp_path / "store", as_json=True)

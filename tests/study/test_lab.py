@@ -6,10 +6,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from armillary.launch import Job
 from armillary.laws import ScalingLaw
 from armillary.recipe import MixturePhase, OptimizerSpec, RunSpec, Schedule
 from armillary.study import Lab
-from armillary.study.executor import Job
 from armillary.study.lab import laws_speak_of
 
 MIXTURES = [{"sky": 0.5, "sea": 0.5}, {"sky": 0.2, "sea": 0.8}]

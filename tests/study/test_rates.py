@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from armillary.goodput import EventWriter
+from armillary.launch import Job, LocalExecutor, Probe, RankExecutor
+from armillary.launch.workers.worker import _measure
 from armillary.recipe import Layout, LengthPhase, OptimizerSpec, Schedule, Validation
-from armillary.study import Job, LocalExecutor, OverRanks, Probe, Store
+from armillary.store import Store
 from armillary.study.rates import _key, _trained, faster_precision, record_rates, train_rates
-from armillary.study.worker import _measure
 from armillary.train import build_optimizer
 
 
@@ -22,6 +23,7 @@ class Fleet:
 
     def __init__(self, store, rate=lambda probe, number: 1000.0, n_workers=2, device="astrolabe"):
         self.store, self.rate, self.n_workers, self.device, self.asked = store, rate, n_workers, device, []
+        self.corpus, self.checkpoint_every_s = store.folder, 30.0
 
     def measure(self, probes):
         self.asked += probes
@@ -249,7 +251,7 @@ def test_what_does_not_decide_it_shares_one(change, store, make_spec):
 
 def test_each_layout_of_ranks_is_a_machine_of_its_own(store):
     workers = Fleet(store)
-    names = {OverRanks(workers, layout).device for layout in (Layout(tp=2), Layout(dp_shard=2), Layout(pp=2))}
+    names = {RankExecutor(workers, layout).device for layout in (Layout(tp=2), Layout(dp_shard=2), Layout(pp=2))}
     assert len(names) == 3 and all(name.startswith("astrolabe, ") for name in names)
 
 

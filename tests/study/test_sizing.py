@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from armillary.recipe import Lesson, Recipe, UsageError, parse_budget
-from armillary.study import STAGES, SmallBudgetError, Store, make_plan, plan_inputs, remaining
+from armillary.store import Store
+from armillary.study import STAGES, SmallBudgetError, make_plan, plan_inputs, remaining
 
 SETTINGS = {
     "name": "tiny",

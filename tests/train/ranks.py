@@ -16,8 +16,9 @@ import torch.distributed as dist
 
 from armillary.corpus import Batch, Corpus
 from armillary.recipe import Checkpoints, Layout, RunSpec
-from armillary.train import InterruptedRunError, checkpoint, saver, train_ranks
-from armillary.train.spread import Spread
+from armillary.train import InterruptedRunError, train_ranks
+from armillary.train.checkpoint import manifest, pieces, saver
+from armillary.train.engines import ParallelEngine
 
 
 def train(
@@ -30,14 +31,14 @@ def train(
 ) -> dict[str, Any]:
     """Train until the end, or until rank 1 (of one rank, rank 0) is asked to stop; the batches that were seen."""
     seen: list[str] = []
-    step, told = Spread.step, []
+    step, told = ParallelEngine.step, []
 
-    def watched(self: Spread, number: int, batch: Batch[torch.Tensor]) -> Any:
+    def watched(self: ParallelEngine, number: int, batch: Batch[torch.Tensor]) -> Any:
         seen.append(hashlib.sha256(batch.tokens.numpy().tobytes()).hexdigest())
         return step(self, number, batch)
 
     who = min(1, dist.get_world_size() - 1)
-    Spread.step = watched
+    ParallelEngine.step = watched
     try:
         train_ranks(
             spec,
@@ -52,7 +53,7 @@ def train(
     except InterruptedRunError:
         pass
     finally:
-        Spread.step = step
+        ParallelEngine.step = step
     return {"seen": seen, "told": told}
 
 
@@ -113,11 +114,11 @@ def half_a_file(tensors: Any, path: Path) -> None:
 
 # Who is killed, and before which call of which function.
 POINTS: dict[str, tuple[int, Any, str, int]] = {
-    "while the values are copied": (1, saver.Backstage, "_copy", 2),
+    "while the values are copied": (1, saver.AsyncSaver, "_copy", 2),
     "before a rank writes its part": (1, saver, "write_pieces", 2),
-    "before a rank's part is on the disk": (1, checkpoint, "sync", 2),
+    "before a rank's part is on the disk": (1, pieces, "sync", 2),
     "before a rank says that it has written": (1, dist, "gather_object", 2),
-    "before the manifest": (0, checkpoint, "write_sealed", 2),
+    "before the manifest": (0, manifest, "write_sealed", 2),
     "before the folder is renamed": (0, Path, "rename", 2),
     "before older ones are removed": (0, saver, "thin_out", 2),
 }

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from armillary.recipe import Experts, LargeRun, Layout
-from armillary.train import read_result, train_run
+from armillary.recipe import Experts, LargeRun, Layout, read_result
+from armillary.train import train_run
 
 _SCRIPT = Path(__file__).with_name("other_device.py")
 

@@ -8,14 +8,13 @@ import torch
 
 from armillary.corpus import Batch
 from armillary.goodput import read_events
-from armillary.recipe import MixturePhase, ModelShape, OptimizerSpec, Schedule, UsageError, Validation
+from armillary.recipe import MixturePhase, ModelShape, OptimizerSpec, RunResult, Schedule, UsageError, Validation
 from armillary.train import (
     Assignment,
     BusyRunError,
     DivergedError,
     Fleet,
     InterruptedRunError,
-    RunResult,
     Stack,
     Trunk,
     member_bytes,

@@ -16,25 +16,12 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
+from armillary.files import file_sha256
 from armillary.goodput import read_events
-from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, UsageError, write_sealed
+from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, UsageError, read_result, write_sealed
 from armillary.recipe.sealed import read_json
-from armillary.train import (
-    BusyRunError,
-    InterruptedRunError,
-    Trunk,
-    load_trained,
-    read_metrics,
-    read_result,
-    train_run,
-    verify_run,
-)
-from armillary.train.checkpoint import (
-    CheckpointReader,
-    checkpoint_steps,
-    file_sha256,
-    verify_checkpoint,
-)
+from armillary.train import BusyRunError, InterruptedRunError, Trunk, load_trained, read_metrics, train_run, verify_run
+from armillary.train.checkpoint import CheckpointReader, checkpoint_steps, verify_checkpoint
 from armillary.train.rows import metrics_table
 
 CHECKPOINT = ("checkpoint.json", "metrics.parquet", "rank-00000.safetensors")
@@ -199,7 +186,7 @@ def test_checkpoints_that_cannot_be_reached_do_not_start_the_run_over(how, folde
 
 @pytest.mark.parametrize(
     ("opened", "name"),
-    [("armillary.goodput.events.open", "events.jsonl"), ("armillary.train.result.read_json", "spec.json")],
+    [("armillary.goodput.events.open", "events.jsonl"), ("armillary.recipe.result.read_json", "spec.json")],
 )
 def test_a_file_that_cannot_be_read_now_is_not_set_aside_as_damaged(
     opened, name, folders, make_spec, tiny_corpus, tmp_path, monkeypatch

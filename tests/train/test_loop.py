@@ -11,13 +11,12 @@ import torch.nn.functional as F  # noqa: N812
 from armillary.corpus import Batch, TokenOrder
 from armillary.goodput import read_events
 from armillary.model import Transformer, load_weights, mean_share
-from armillary.recipe import ArmillaryError, DamagedFileError, OptimizerSpec, Schedule, Validation
+from armillary.recipe import ArmillaryError, DamagedFileError, OptimizerSpec, Schedule, Validation, read_result
 from armillary.train import (
     DivergedError,
     InterruptedRunError,
     Trunk,
     build_optimizer,
-    read_result,
     train_run,
     train_step,
     validate,

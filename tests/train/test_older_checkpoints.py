@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from armillary.corpus import Corpus
-from armillary.recipe import RunSpec
-from armillary.train import Fleet, read_metrics, read_spec, train_run, verify_run
+from armillary.recipe import RunSpec, read_spec
+from armillary.train import Fleet, read_metrics, train_run, verify_run
 from armillary.train.fleet import Assignment
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "before-seams"

@@ -12,7 +12,7 @@ from victim import process, train_until_operation
 
 from armillary.corpus import Example, Pair, write_pairs
 from armillary.model import Transformer, load_weights, save_weights
-from armillary.recipe import Preference, RunSpec, UsageError, Validation
+from armillary.recipe import Preference, RunSpec, UsageError, Validation, read_result
 from armillary.train import (
     Assignment,
     Fleet,
@@ -21,7 +21,6 @@ from armillary.train import (
     answer_log_probs,
     check_run,
     read_metrics,
-    read_result,
     stack_key,
     start_from,
     train_fleet,

@@ -25,8 +25,9 @@ from armillary.recipe import (
     RunSpec,
     Schedule,
     Validation,
+    read_result,
 )
-from armillary.train import read_result, train_run
+from armillary.train import train_run
 from armillary.train.checkpoint import CheckpointReader, checkpoint_steps, verify_checkpoint
 
 # What sums in another order come to in these runs, in nats and in the size of a weight.

@@ -11,6 +11,7 @@ import torch
 from ranks import train
 from safetensors.torch import load_file, save_file
 
+from armillary.files import file_sha256
 from armillary.goodput import read_events
 from armillary.model import Transformer
 from armillary.recipe import (
@@ -24,7 +25,6 @@ from armillary.recipe import (
     Start,
 )
 from armillary.train import InterruptedRunError, read_metrics, start_from, train_run
-from armillary.train.checkpoint import file_sha256
 from armillary.train.fleet import Assignment, Fleet
 
 TOLERANCE = 5e-5  # what sums in another order come to, in nats

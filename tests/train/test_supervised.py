@@ -9,8 +9,8 @@ import torch
 
 from armillary.corpus import Example, write_examples
 from armillary.model import Transformer, load_weights
-from armillary.recipe import RunSpec, Supervised, UsageError, Validation
-from armillary.train import InterruptedRunError, read_result, train_fleet, train_run
+from armillary.recipe import RunSpec, Supervised, UsageError, Validation, read_result
+from armillary.train import InterruptedRunError, train_fleet, train_run
 from armillary.train.check import check_run
 from armillary.train.fleet import Assignment
 

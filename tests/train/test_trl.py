@@ -13,7 +13,7 @@ from armillary.corpus import Example, Pair, PreferenceOrder, write_pairs
 from armillary.model import import_hf
 from armillary.recipe import ModelShape, OptimizerSpec, Preference, RunSpec
 from armillary.train import answer_log_probs
-from armillary.train.engine import loss_sums, parts
+from armillary.train.engines import loss_sums, parts
 
 trl = pytest.importorskip("trl", reason="needs the extra dev")
 transformers = pytest.importorskip("transformers", reason="needs the extra export")

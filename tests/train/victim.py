@@ -19,7 +19,9 @@ from typing import Any
 from armillary.corpus import Corpus
 from armillary.goodput import EventWriter
 from armillary.recipe import RunSpec
-from armillary.train import checkpoint, engine, loop, train_run
+from armillary.train import folder, loop, train_run
+from armillary.train.checkpoint import manifest, pieces, retention
+from armillary.train.engines import SingleDeviceEngine, single
 from armillary.train.hooks import validate as validation
 
 _FILE_OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
@@ -134,23 +136,23 @@ def half_a_folder(path: Path) -> None:
 
 
 POINTS: dict[str, Callable[[], None]] = {
-    "before the specification is written": at(loop, "write_json", 1),
+    "before the specification is written": at(folder, "write_json", 1),
     "before the first event": at(EventWriter, "write", 1),
-    "in the first step": at(engine, "train_step", 1),
-    "between two checkpoints": at(engine, "train_step", 5),
+    "in the first step": at(single, "train_step", 1),
+    "between two checkpoints": at(single, "train_step", 5),
     "in the middle of an event": at(EventWriter, "write", 9, half_a_line),
     "in a validation": at(validation, "validate", 2),
-    "in the middle of a checkpoint's weights": at(checkpoint, "save_file", 5, half_a_file),
-    "before a checkpoint's checksums": at(checkpoint, "write_sealed", 4),
+    "in the middle of a checkpoint's weights": at(pieces, "save_file", 5, half_a_file),
+    "before a checkpoint's checksums": at(manifest, "write_sealed", 4),
     "before a checkpoint is renamed": at_file(".step-6"),
-    "before older checkpoints are removed": at(checkpoint, "remove_checkpoints", 5),
+    "before older checkpoints are removed": at(retention, "remove_checkpoints", 5),
     "before a checkpoint is removed": at_file("step-4"),
     "in the middle of removing a checkpoint": at_file(".step-4", half_a_folder, (shutil, "rmtree")),
     "after a checkpoint and before the validation of its step": at(validation, "validate", 1),
     "before the metrics are renamed": at_file(".metrics.parquet"),
     "before the weights are renamed": at_file(".model.safetensors"),
     "after the last checkpoint": at(loop, "write_metrics", 1),
-    "after the metrics": at(engine.Alone, "save_weights", 1),
+    "after the metrics": at(SingleDeviceEngine, "save_weights", 1),
     "after the weights": at(loop, "write_result", 1),
     "before the result is renamed": at_file(".result.json"),
     "after the result": at(loop, "remove_checkpoints", 1),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from armillary.cli.options import with_options
 
 if TYPE_CHECKING:
     from armillary.generate import BackendOptions
@@ -60,28 +59,12 @@ class Engine:
     options: BackendOptions
 
 
-def opens_models(verb: Callable[..., None]) -> Callable[..., None]:
-    """Give a verb the options that open a model in the place of its parameter ``engine``, which receives them."""
-    hints = get_type_hints(verb, include_extras=True)
-    parameters: list[inspect.Parameter] = []
-    for parameter in inspect.signature(verb).parameters.values():
-        if parameter.name == "engine":
-            parameters += [
-                inspect.Parameter(name, parameter.kind, default=None, annotation=kind)
-                for name, kind in _OPTIONS.items()
-            ]
-        else:
-            parameters.append(parameter.replace(annotation=hints[parameter.name]))
+def _engine(values: dict[str, Any]) -> Engine:
+    from armillary.generate import BackendOptions, EndpointOptions  # here: `armillary --help` does not need it
 
-    @functools.wraps(verb)
-    def command(**given: Any) -> None:
-        from armillary.generate import BackendOptions, EndpointOptions  # here: `armillary --help` does not need it
+    name, endpoint = values.pop("backend"), values.pop("endpoint")
+    return Engine(name, BackendOptions(**values, endpoint=EndpointOptions.from_settings(endpoint or [])))
 
-        values = {name: given.pop(name) for name in _OPTIONS}
-        name, endpoint = values.pop("backend"), values.pop("endpoint")
-        options = BackendOptions(**values, endpoint=EndpointOptions.from_settings(endpoint or []))
-        verb(**given, engine=Engine(name, options))
 
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return command
+# Gives a verb the options that open a model in the place of its parameter ``engine``, which receives them.
+opens_models = with_options("engine", _OPTIONS, _engine)

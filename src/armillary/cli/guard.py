@@ -170,7 +170,7 @@ def _output_is_closed() -> bool:
 def _print(text: str, kind: str = "") -> None:
     from rich.markup import escape
 
-    from armillary.cli.screen import err
+    from armillary.cli.show.screen import err
 
     plain = masked(text).encode("utf-8", "backslashreplace").decode("utf-8")
     err.print(f"[red]{kind}[/red] {escape(plain)}" if kind else escape(plain), highlight=False)

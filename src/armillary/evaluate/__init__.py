@@ -18,6 +18,7 @@ from armillary.evaluate.sandbox import Outcome as SandboxOutcome
 from armillary.evaluate.sandbox import run_checked
 from armillary.evaluate.seeds import ComparisonPlan, SeedNoise, paired_over_seeds, plan_comparison
 
+# Modules whose names are taken from them, since their names alone would say too little, or are rarely needed.
 __all__ = [
     "Asker",
     "Comparison",
@@ -31,16 +32,24 @@ __all__ = [
     "SandboxLimits",
     "SandboxOutcome",
     "SeedNoise",
+    "asking",
+    "cloze",
     "compare",
     "compare_seeds",
+    "contests",
     "item_id",
+    "judge",
     "judge_pairs",
+    "leaderboard",
     "mean_interval",
+    "paired",
     "paired_over_seeds",
     "plan_comparison",
     "read_examination",
     "read_examinations",
+    "results",
     "run_checked",
     "scores_of",
+    "tasks",
     "write_examination",
 ]

@@ -24,11 +24,10 @@ from typing import Any
 from armillary.evaluate.asking import Asker
 from armillary.evaluate.contests.rows import Row, read_rows
 from armillary.evaluate.intervals import Interval, mean_interval
-from armillary.generate.backend import Message, Request, Sampling
-from armillary.recipe import UsageError, write_sealed
+from armillary.generate import Message, Request, Sampling
+from armillary.recipe import LANGUAGES, UsageError, write_sealed
 
 LOWEST, HIGHEST = 1, 10
-LANGUAGES = ("en", "zh")
 
 _PAIRWISE = {
     "en": (

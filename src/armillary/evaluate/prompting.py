@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from armillary.evaluate.asking import Asker
 from armillary.evaluate.contests.contest import Answer, Ballot, Contest, Item, plurality
-from armillary.generate.backend import Message, Request, Sampling
+from armillary.generate import Message, Request, Sampling
 from armillary.recipe import ArmillaryError, UsageError
 
 Numbers = npt.NDArray[np.float64]

@@ -51,6 +51,7 @@ __all__ = [
     "Streaming",
     "Written",
     "complete_file",
+    "native",  # a module: it loads torch
     "open_answers",
     "open_backend",
     "read_prompts",

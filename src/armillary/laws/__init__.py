@@ -3,10 +3,15 @@
 Imports no torch; works on anybody's table of runs.
 """
 
-from armillary.laws.anneal import AnnealLaw, HeldOutCurve
-from armillary.laws.compare import Comparison, Versus, compare_families
-from armillary.laws.curves import Curve, read_curve, read_curves
-from armillary.laws.design import into_bounds, simplex_design
+from armillary.laws.anneal import (
+    AnnealLaw,
+    BestSchedule,
+    Curve,
+    HeldOutCurve,
+    best_schedule,
+    read_curve,
+    read_curves,
+)
 from armillary.laws.estimator import (
     LAWS_VERSION,
     ExtrapolationError,
@@ -16,15 +21,29 @@ from armillary.laws.estimator import (
     SetAsideWarning,
     rows_named,
 )
-from armillary.laws.examination import AtChanceError, ExaminationLaw, LeftOutRuns
-from armillary.laws.gain import GainLaw
+from armillary.laws.examination import AtChanceError, ExaminationLaw, GainLaw, LeftOutRuns
 from armillary.laws.hyperparameters import HeldOutGrid, HyperparameterLaw, HyperparameterOptimum
-from armillary.laws.mixture import HeldOut, MixtureLaw, rank_correlation
-from armillary.laws.next_run import NextRun, next_runs
-from armillary.laws.optimise import Optimum, epoch_ceilings, optimise_mixture
-from armillary.laws.scaling import SCALING_FORMS, LeftOut, ScalingLaw
-from armillary.laws.schedules import BestSchedule, best_schedule
-from armillary.laws.table import parse_size
+from armillary.laws.mixture import (
+    HeldOut,
+    MixtureLaw,
+    Optimum,
+    epoch_ceilings,
+    into_bounds,
+    optimise_mixture,
+    rank_correlation,
+    simplex_design,
+)
+from armillary.laws.scaling import (
+    SCALING_FORMS,
+    Comparison,
+    LeftOut,
+    NextRun,
+    ScalingLaw,
+    Versus,
+    compare_families,
+    next_runs,
+)
+from armillary.laws.table import parse_size, read_table
 from armillary.laws.uncertainty import Choice, best_of, mean_interval, paired_difference
 
 __all__ = [
@@ -58,7 +77,9 @@ __all__ = [
     "best_of",
     "best_schedule",
     "compare_families",
+    "decisions",
     "epoch_ceilings",
+    "files",
     "into_bounds",
     "mean_interval",
     "next_runs",
@@ -68,6 +89,9 @@ __all__ = [
     "rank_correlation",
     "read_curve",
     "read_curves",
+    "read_table",
+    "reproduce",
     "rows_named",
     "simplex_design",
+    "workbench",
 ]

@@ -16,14 +16,14 @@ import yaml
 
 from armillary.files import write_file
 from armillary.laws import workbench
+from armillary.laws.anneal.curves import read_curve
+from armillary.laws.anneal.schedules import best_schedule
 from armillary.laws.columns import default_columns, find_column, known_features
-from armillary.laws.compare import compare_families
-from armillary.laws.curves import read_curve
 from armillary.laws.estimator import Prediction, SetAsideWarning, rows_named
 from armillary.laws.files import LawFile, read_law
-from armillary.laws.next_run import next_runs
-from armillary.laws.optimise import Optimum, epoch_ceilings, optimise_mixture
-from armillary.laws.schedules import best_schedule
+from armillary.laws.mixture.optimise import Optimum, epoch_ceilings, optimise_mixture
+from armillary.laws.scaling.compare import compare_families
+from armillary.laws.scaling.next_run import next_runs
 from armillary.laws.table import parse_size, read_table
 from armillary.recipe import MixtureLimits, MixtureTarget, UsageError, load_document
 

@@ -3,7 +3,7 @@
 from armillary.model.blocks import Attention, FeedForward, LatentAttention, ReLU2FeedForward
 from armillary.model.lora import adapter_state, add_adapters, draw_adapters, export_adapter, merged_state
 from armillary.model.moe import MixtureOfExperts, balance_experts, dispatch, grouped_swiglu, mixtures, set_batch_weight
-from armillary.model.native import compiled, keep_freed_memory, prefer_large_pages
+from armillary.model.native import compiled, keep_freed_memory, kernels, prefer_large_pages
 from armillary.model.operators import TokenError, check_tokens, mean_share, prepare, without_ignored
 from armillary.model.places import Places, document_starts, visible
 from armillary.model.preference import PairTargets, answer_sums, pair_losses, preference_sums, slots_for
@@ -51,11 +51,13 @@ __all__ = [
     "grouped_swiglu",
     "import_hf",
     "keep_freed_memory",
+    "kernels",
     "load_weights",
     "mean_share",
     "merged_state",
     "mixtures",
     "model_roles",
+    "operators",
     "orthogonalised",
     "pair_losses",
     "prefer_large_pages",

@@ -61,7 +61,7 @@ class Role:
 
 
 def gain(cut: Cut, width: Width = "input") -> Role:
-    """The role of a gain of a norm: begins at 1, does not decay, is no matrix."""
+    """The role of a gain of a norm: begins at 1, does not decay, is not a matrix."""
     return Role(cut, "ones", width, decay=False, matrix=False)
 
 

@@ -10,7 +10,7 @@ Trade-offs, for the many small runs that a study trains on one core:
 
 - Each matrix is a parameter of its own, as it is published, split over ranks and orthogonalised (Muon); one product
   for q, k and v together and one for gate and up was measured to be no faster beyond the smallest models.
-- All that is no plain matrix product goes through ``operators``, which has a form of its own for one core.
+- Everything but plain matrix products goes through ``operators``, which has a form of its own for one core.
 - Rotary tables are plain fp32 tensors, built at first use and built larger when a longer context comes: there is no
   longest context, a model built on the ``meta`` device needs nothing repaired, and casting the model to half precision
   (which would round buffers) leaves the angles exact.

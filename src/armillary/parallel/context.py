@@ -262,7 +262,7 @@ def _merge(out: Tensor, log_z: Tensor, queries: slice, block: tuple[Tensor, Tens
 
 
 def _has_flash(x: Tensor) -> bool:
-    """Whether PyTorch has an attention on the device of ``x`` that tells its log partition."""
+    """Whether PyTorch has an attention on the device of ``x`` that returns its log partition."""
     name, key = "aten::_scaled_dot_product_flash_attention", torch._C._dispatch_key_for_device(x.device.type)
     fits = x.dtype in (torch.float16, torch.bfloat16) and x.shape[-1] % 8 == 0 and x.shape[-1] <= 256
     return fits and torch._C._dispatch_has_kernel_for_dispatch_key(name, key)

@@ -1,7 +1,7 @@
 """A dry run: what one rank of a training program needs in memory and sends to others, without a cluster to run it.
 
-The rank's own ``Program`` is built in a process group of the cluster's size in which nobody answers (PyTorch's ``fake``
-backend), and takes one true step: forward and backward of its stages in the order of its pipeline's schedule,
+The rank's own ``Program`` is built in a process group of the cluster's size whose other ranks are not there (PyTorch's
+``fake`` backend), and takes one true step: forward and backward of its stages in the order of its pipeline's schedule,
 collectives, clipping, optimizer. Only the arithmetic is left out (``dry_mode``).
 
 Every phase of a run is rehearsed that has another context length or batch: a short context with many sequences may hold
@@ -36,12 +36,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from armillary.corpus import Batch
-from armillary.model import operators
+from armillary.model.operators import use_large_blocks
 from armillary.parallel.dry_mode import ACTIVATIONS, GATHERED, OPTIMIZER, WithoutNumbers, size
 from armillary.parallel.mesh import Grid
 from armillary.parallel.program import Program, local
-from armillary.recipe import Layout, NextToken, RunSpec
-from armillary.recipe.layout import DIMENSIONS
+from armillary.recipe import DIMENSIONS, Layout, NextToken, RunSpec
 
 
 class Optimizer(Protocol):
@@ -189,7 +188,7 @@ def rehearse(
     begin = time.perf_counter()
     spec = spec.model_copy(update={"objective": NextToken()})
     os.environ["ARMILLARY_NATIVE"] = "0"  # kernels of a CPU would compute
-    operators.CPU_BLOCK = operators.ACCELERATOR_BLOCK  # large blocks of logits, as an accelerator computes them
+    use_large_blocks()  # of logits, as an accelerator computes them
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.ranks)
     device = torch.device("cpu")
     with WithoutNumbers() as mode:

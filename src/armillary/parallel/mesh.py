@@ -31,8 +31,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from armillary.recipe import Layout
-from armillary.recipe.layout import DIMENSIONS
+from armillary.recipe import DIMENSIONS, Layout
 
 
 @dataclass(frozen=True)

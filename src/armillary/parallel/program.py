@@ -34,13 +34,13 @@ from armillary.model import (
     PairTargets,
     check_tokens,
     document_starts,
+    kernels,
     mean_share,
     preference_sums,
     set_batch_weight,
     slots_for,
     without_ignored,
 )
-from armillary.model.native import kernels
 from armillary.parallel.context import shard_context, split_context
 from armillary.parallel.data import shard_data
 from armillary.parallel.expert import balance_dealt_experts, shard_experts

@@ -2,6 +2,15 @@
 
 from armillary.path.evidence import Evidence, summary
 from armillary.path.verify import Verified, verify
-from armillary.path.workspace import GOALS, Goal, Workspace, demo_recipe
+from armillary.path.workspace import Workspace, demo_recipe
 
-__all__ = ["GOALS", "Evidence", "Goal", "Verified", "Workspace", "demo_recipe", "summary", "verify"]
+__all__ = [
+    "Evidence",
+    "Verified",
+    "Workspace",
+    "demo_recipe",
+    "summary",
+    "taught",
+    "teach",
+    "verify",
+]

@@ -15,18 +15,9 @@ from armillary.corpus import Corpus
 from armillary.goodput import read_events
 from armillary.path.examination import Examined, score_rows
 from armillary.path.taught import Taught, brief
-from armillary.recipe import ArmillaryError, Edge, Recipe
-from armillary.study import (
-    AnnealOutcome,
-    Found,
-    LadderOutcome,
-    MixtureOutcome,
-    Plan,
-    Store,
-    TargetOutcome,
-    iso_time,
-)
-from armillary.train import RunResult
+from armillary.recipe import ArmillaryError, Edge, Recipe, RunResult
+from armillary.store import Store, iso_time
+from armillary.study import AnnealOutcome, Found, LadderOutcome, MixtureOutcome, Plan, TargetOutcome
 
 STUDIES = ("mixture", "mixture-confirm", "anneal", "ladder", "target")
 

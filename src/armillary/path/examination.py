@@ -13,14 +13,15 @@ from pathlib import Path
 
 from armillary import report
 from armillary.corpus import Corpus
+from armillary.evaluate import Examination, Item, mean_interval, read_examination, write_examination
 from armillary.evaluate.cloze import METRIC, TASK, ClozeItem, cloze_items, examine_cloze
-from armillary.evaluate.intervals import mean_interval
 from armillary.evaluate.paired import paired
-from armillary.evaluate.results import ITEMS, RESULTS, Examination, Item, read_examination, write_examination
+from armillary.evaluate.results import ITEMS, RESULTS
+from armillary.generate import ModelText
 from armillary.generate.native import NativeBackend
-from armillary.generate.text import ModelText
 from armillary.recipe import DamagedFileError, UsageError
-from armillary.study import Store, TargetOutcome
+from armillary.store import Store
+from armillary.study import TargetOutcome
 from armillary.train import load_trained
 
 FOLDER = "examination"

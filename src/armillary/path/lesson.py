@@ -23,24 +23,26 @@ from armillary.model import import_hf
 from armillary.path.evidence import public_source
 from armillary.path.taught import Taught, teaching_part
 from armillary.path.teach import BASE, HELD_OUT, Step, teach
+from armillary.post import ITEMS
 from armillary.post.formats import read_conversations
-from armillary.post.stage import ITEMS
 from armillary.post.synthesize import SynthesisOptions, synthesize
 from armillary.post.template import open_renderer
 from armillary.post.tuning import Handling
+from armillary.publish import is_published, publish_chat
 from armillary.recipe import (
     ArmillaryError,
     Edge,
     Lesson,
+    Questioning,
     Teaching,
     canonical_hash,
     parse_budget,
+    read_result,
     read_sealed,
+    read_spec,
 )
-from armillary.recipe.teaching import Questioning
-from armillary.release import is_published, publish_chat
 from armillary.study import Lab
-from armillary.train import read_result, read_spec, validate
+from armillary.train import validate
 
 FOLDER, CHAT = "taught", "chat"
 STAGE = "lesson"

@@ -27,7 +27,8 @@ from armillary.path.evidence import STUDIES, Evidence, public_source, spent_flop
 from armillary.path.examination import score_rows
 from armillary.path.samples import sample
 from armillary.recipe import ArmillaryError, DamagedFileError, RunSpec
-from armillary.study import AnnealOutcome, MixtureOutcome, fit_law, hold_out_rungs, iso_time, phases
+from armillary.store import iso_time
+from armillary.study import AnnealOutcome, MixtureOutcome, fit_law, hold_out_rungs, phases
 from armillary.train import load_trained, read_metrics
 
 # Points of a training curve, and the least steps of each; one batch is too noisy to be read.

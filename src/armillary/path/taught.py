@@ -10,10 +10,8 @@ from typing import Any, Literal
 
 from armillary import __version__, report
 from armillary.path.teach import BASE, FORMAT, HELD_OUT, RECORD, Step
-from armillary.post.diversity import compare_diversity
+from armillary.post import ITEMS, Item, compare_diversity, read_items, read_record
 from armillary.post.examine import BITS
-from armillary.post.items import Item, read_items
-from armillary.post.stage import ITEMS, read_record
 from armillary.recipe import DamagedFileError, read_sealed
 from armillary.study import StageOutcome
 

@@ -38,28 +38,34 @@ from typing import Any
 from armillary.evaluate import Examination, compare
 from armillary.files import write_file
 from armillary.generate import Backend, BackendOptions, Sampling, open_backend
-from armillary.laws import GainLaw
-from armillary.laws.examination import AtChanceError
+from armillary.laws import AtChanceError, GainLaw
+from armillary.post import ITEMS, EvolveOptions, SampleOptions, evolve, read_items, to_line
 from armillary.post.chance import chance_level
 from armillary.post.decontaminate import DecontaminateOptions, decontaminate
 from armillary.post.dpo import DpoOptions, prefer
-from armillary.post.evolve import EvolveOptions, evolve
 from armillary.post.examine import BITS, ExamineOptions, examine_items, in_template
-from armillary.post.items import read_items, to_line
 from armillary.post.merge import LEAST_ITEMS, MERGE, MergeOptions, Search, find_weights, held_out_loss, merge
 from armillary.post.pairs import Files, PairOptions, pairs_by_verifier
 from armillary.post.plan import SftOptions
 from armillary.post.reject import RejectOptions, reject
-from armillary.post.sampling import SampleOptions
 from armillary.post.sft import fine_tune
-from armillary.post.stage import ITEMS
 from armillary.post.synthesize import SynthesisOptions, synthesize
 from armillary.post.template import Templated, open_renderer
 from armillary.post.tuning import Handling, digest, digest_model
 from armillary.post.verify import verify, verify_file
-from armillary.recipe import DamagedFileError, Teaching, UsageError, exclusive, read_sealed, write_sealed
-from armillary.recipe.lesson import Gain
-from armillary.recipe.teaching import Evolution, Merging, PreferenceStage, Rejection
+from armillary.recipe import (
+    DamagedFileError,
+    Evolution,
+    Gain,
+    Merging,
+    PreferenceStage,
+    Rejection,
+    Teaching,
+    UsageError,
+    exclusive,
+    read_sealed,
+    write_sealed,
+)
 
 FORMAT = 1
 RECORD = "record.json"

@@ -19,6 +19,7 @@ from armillary.path.derived import check_derived
 from armillary.path.lesson import CHAT
 from armillary.path.workspace import COST_FORMAT, PLAN_FORMAT
 from armillary.post import check_stage
+from armillary.publish import check_lineage, check_record, is_publication
 from armillary.recipe import (
     RECORD,
     RECORD_REMEDY,
@@ -39,8 +40,7 @@ from armillary.recipe import (
     recorded,
     was_changed,
 )
-from armillary.release import check_lineage, check_record, is_publication
-from armillary.study import Store, verify_database
+from armillary.store import Store, verify_database
 from armillary.train import verify_checkpoint, verify_run
 
 # The newest format of each JSON file of a workspace; from format 2 on those that are read back are sealed.

@@ -17,24 +17,38 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import yaml
 from pydantic import ValidationError
 
 from armillary.corpus import Corpus, build_corpus
 from armillary.files import aside, write_file, write_json
-from armillary.launch import fit_workers, launched, worker_bytes
+from armillary.launch import (
+    LocalExecutor,
+    Progress,
+    WorkerExecutor,
+    check_place,
+    default_workers,
+    fit_workers,
+    launched,
+    open_place,
+    worker_bytes,
+)
 from armillary.path import derived, lines
 from armillary.path.evidence import Evidence, lineage, summary
 from armillary.path.examination import examine, score_rows, written_files
 from armillary.path.lesson import CHAT, Pupil, check_lesson, give_lesson
 from armillary.path.pages import report_data
+from armillary.publish import check_publishable, is_published, publish
 from armillary.recipe import (
+    GOALS,
     ArmillaryError,
     DamagedFileError,
     Document,
     ForeignFileError,
+    Goal,
+    Language,
     LargeRun,
     Recipe,
     RunSpec,
@@ -50,23 +64,16 @@ from armillary.recipe import (
     recorded,
     write_sealed,
 )
-from armillary.release import check_publishable, is_published, publish
 from armillary.report import write_report
+from armillary.store import Store
 from armillary.study import (
     STAGES,
-    Executor,
     Found,
     Lab,
-    LocalExecutor,
     Plan,
-    Progress,
-    RayExecutor,
     SmallBudgetError,
     Stage,
-    Store,
     anneal_study,
-    check_place,
-    default_workers,
     found_recipe,
     judge,
     ladder_study,
@@ -82,12 +89,7 @@ from armillary.study import (
 )
 from armillary.train import InterruptedRunError, load_trained
 
-Language = Literal["en", "zh"]
-Goal = Literal["mixture", "anneal", "ladder", "predict", "target", "verdict", "release"]
 STUDIES = STAGES[:-1]
-GOALS: tuple[Goal, ...] = get_args(Goal)
-
-
 PLAN_FORMAT, COST_FORMAT = 2, 2
 
 
@@ -212,7 +214,7 @@ class Workspace:
                         path.rmdir()
             raise
 
-    def _executor(self, store: Store, corpus: Corpus) -> Executor:
+    def _executor(self, store: Store, corpus: Corpus) -> WorkerExecutor:
         if self.on is None:
             training, studies = self.recipe.training, self.recipe.study
             # a target with a layout is no worker's: its ranks have the machine to themselves
@@ -223,9 +225,9 @@ class Workspace:
             if note is not None:
                 self.say(note)
             return LocalExecutor(store, corpus.path, workers)
-        return RayExecutor(store, corpus.path, self.on, self.workers)
+        return open_place(self.on, store, corpus.path, self.workers)
 
-    def _plan(self, corpus: Corpus, executor: Executor, resize: Stage | None, begun: float) -> Plan:
+    def _plan(self, corpus: Corpus, executor: WorkerExecutor, resize: Stage | None, begun: float) -> Plan:
         path = self.folder / "plan.json"
         key = canonical_hash([corpus.hash, plan_inputs(self.recipe)])
         saved = self._read_plan(path, key, corpus)

@@ -8,6 +8,7 @@ from armillary.post.reject import RejectOptions, reject
 from armillary.post.sampling import PassRate, SampleOptions
 from armillary.post.stage import DROPPED, ITEMS, RECORD, Stage, StageSpec, check_stage, open_stage, read_record
 
+# The modules of the stages that load torch, or of which a caller needs one only, are exported as such.
 __all__ = [
     "DROPPED",
     "ITEMS",
@@ -24,15 +25,28 @@ __all__ = [
     "SampleOptions",
     "Stage",
     "StageSpec",
+    "chance",
     "check_stage",
     "compare_diversity",
     "decontaminate",
+    "dpo",
     "evolve",
+    "examine",
     "find_leaks",
+    "formats",
+    "merge",
     "open_stage",
+    "pairs",
+    "plan",
     "read_items",
     "read_record",
     "read_rows",
     "reject",
+    "select",
+    "sft",
+    "synthesize",
+    "template",
     "to_line",
+    "tuning",
+    "verify",
 ]

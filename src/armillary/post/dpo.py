@@ -53,12 +53,13 @@ from armillary.recipe import (
     ModelShape,
     Preference,
     PreferenceLoss,
+    RunResult,
     RunSpec,
     UsageError,
     all_problems,
     read_sealed,
 )
-from armillary.train import RunResult, answer_log_probs, default_device
+from armillary.train import answer_log_probs, default_device
 
 BATCH_PAIRS = 32
 _MOST_PROBLEMS = 10

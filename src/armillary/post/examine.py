@@ -13,9 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from armillary.evaluate import Examination, Result, item_id, write_examination
+from armillary.evaluate import Examination, Result, item_id, mean_interval, write_examination
 from armillary.evaluate import Item as Row
-from armillary.evaluate.intervals import mean_interval
 from armillary.evaluate.results import ANSWERS
 from armillary.generate import Backend, Choice, Likelihood, Message, Pair, Request, Sampling, open_answers
 from armillary.post.items import Item, read_items, read_rows

@@ -52,11 +52,12 @@ from armillary.post.tuning import (
 )
 from armillary.recipe import (
     DamagedFileError,
+    RunResult,
     RunSpec,
     UsageError,
     read_sealed,
 )
-from armillary.train import Hook, RunResult, default_device
+from armillary.train import Hook, default_device
 
 if TYPE_CHECKING:
     from armillary.model import Transformer

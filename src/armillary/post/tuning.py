@@ -23,6 +23,7 @@ from armillary.recipe import (
     Edge,
     LargeRun,
     Layout,
+    RunResult,
     RunSpec,
     Start,
     UsageError,
@@ -30,7 +31,7 @@ from armillary.recipe import (
     read_sealed,
     write_sealed,
 )
-from armillary.train import Hook, InterruptedRunError, RunResult, start_from, train_run
+from armillary.train import Hook, InterruptedRunError, start_from, train_run
 
 if TYPE_CHECKING:
     import torch

@@ -3,6 +3,7 @@
 from armillary.recipe.adapter import Lora
 from armillary.recipe.blocks import Latent, ReLU2
 from armillary.recipe.budget import parse_budget
+from armillary.recipe.choices import GOALS, LANGUAGES, Goal, Language
 from armillary.recipe.document import (
     AnnealStudy,
     CorpusSpec,
@@ -21,14 +22,26 @@ from armillary.recipe.document import (
 from armillary.recipe.errors import ArmillaryError, UsageError, without_passwords
 from armillary.recipe.kept import Given, given, is_workspace, keep_recipe, results_folder
 from armillary.recipe.large import Checkpoints, LargeRun, load_training
-from armillary.recipe.layout import Layout
-from armillary.recipe.lesson import Lesson
+from armillary.recipe.layout import DIMENSIONS, Layout
+from armillary.recipe.lesson import Gain, Lesson
 from armillary.recipe.lineage import Edge, walk_back
 from armillary.recipe.lock import BusyError, exclusive, lock
 from armillary.recipe.objective import NextToken, Objective, Preference, PreferenceLoss, Supervised, measures
 from armillary.recipe.optimizers import OptimizerOptions, register_options
 from armillary.recipe.problem import FileProblem, problem_of
 from armillary.recipe.reader import read_yaml
+from armillary.recipe.result import (
+    EVENTS,
+    METRICS,
+    RESULT,
+    SPEC,
+    WEIGHTS,
+    RunResult,
+    read_result,
+    read_spec,
+    recorded_files,
+    write_result,
+)
 from armillary.recipe.run import (
     Decay,
     LengthPhase,
@@ -53,7 +66,15 @@ from armillary.recipe.shapes import (
     RopeScaling,
     register_block,
 )
-from armillary.recipe.teaching import Teaching, load_teaching
+from armillary.recipe.teaching import (
+    Evolution,
+    Merging,
+    PreferenceStage,
+    Questioning,
+    Rejection,
+    Teaching,
+    load_teaching,
+)
 from armillary.recipe.words import all_problems, counted, first_problem, in_words, plural
 from armillary.recipe.written import (
     RECORD,
@@ -65,9 +86,17 @@ from armillary.recipe.written import (
 )
 
 __all__ = [
+    "DIMENSIONS",
+    "EVENTS",
+    "GOALS",
+    "LANGUAGES",
+    "METRICS",
     "RECORD",
     "RECORD_FORMAT",
     "RECORD_REMEDY",
+    "RESULT",
+    "SPEC",
+    "WEIGHTS",
     "AnnealStudy",
     "ArmillaryError",
     "AttentionBlock",
@@ -81,13 +110,17 @@ __all__ = [
     "Document",
     "DomainSpec",
     "Edge",
+    "Evolution",
     "Experts",
     "Family",
     "FeedForwardBlock",
     "FileProblem",
     "ForeignFileError",
+    "Gain",
     "Given",
+    "Goal",
     "LadderStudy",
+    "Language",
     "LargeRun",
     "Latent",
     "Layout",
@@ -95,6 +128,7 @@ __all__ = [
     "Lesson",
     "Limits",
     "Lora",
+    "Merging",
     "MixtureLimits",
     "MixturePhase",
     "MixtureStudy",
@@ -106,9 +140,13 @@ __all__ = [
     "OptimizerSpec",
     "Preference",
     "PreferenceLoss",
+    "PreferenceStage",
+    "Questioning",
     "ReLU2",
     "Recipe",
+    "Rejection",
     "RopeScaling",
+    "RunResult",
     "RunSpec",
     "Schedule",
     "Start",
@@ -138,14 +176,18 @@ __all__ = [
     "plural",
     "problem_of",
     "read_json",
+    "read_result",
     "read_sealed",
+    "read_spec",
     "read_yaml",
     "recorded",
+    "recorded_files",
     "register_block",
     "register_options",
     "results_folder",
     "walk_back",
     "was_changed",
     "without_passwords",
+    "write_result",
     "write_sealed",
 ]

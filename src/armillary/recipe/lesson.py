@@ -10,10 +10,9 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from armillary.recipe.adapter import Lora
+from armillary.recipe.choices import Language
 from armillary.recipe.errors import FieldError
 from armillary.recipe.shapes import Document
-
-Language = Literal["zh", "en"]
 
 
 class Questions(Document):

@@ -1,6 +1,9 @@
 """Reports: one self-contained HTML file from plain data. Imports no torch."""
 
-from armillary.report.data import (
+from armillary.report.diversity import diversity_page, diversity_section
+from armillary.report.page import write_report
+from armillary.report.teaching import TeachingPage, write_teaching
+from armillary.report.view import (
     AnnealPart,
     AnnealRow,
     ArmRow,
@@ -43,9 +46,6 @@ from armillary.report.data import (
     TaughtScore,
     TeachingPart,
 )
-from armillary.report.diversity import diversity_page, diversity_section
-from armillary.report.page import write_report
-from armillary.report.teaching import TeachingPage, write_teaching
 
 __all__ = [
     "AnnealPart",
@@ -92,6 +92,8 @@ __all__ = [
     "TeachingPart",
     "diversity_page",
     "diversity_section",
+    "leaderboard",
+    "timeline",
     "write_report",
     "write_teaching",
 ]

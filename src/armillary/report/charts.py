@@ -38,7 +38,8 @@ from armillary.report.canvas import (
     rows,
     text_width,
 )
-from armillary.report.data import (
+from armillary.report.text import Words
+from armillary.report.view import (
     AnnealPart,
     ArmRow,
     CandidateRow,
@@ -52,7 +53,6 @@ from armillary.report.data import (
     TaughtGain,
     TeachingPart,
 )
-from armillary.report.text import Words
 
 ARM_COLOURS = {"found": C1, "natural": C2, "uniform": C3}
 ARM_MARKERS = {"found": "o", "natural": "s", "uniform": "^"}

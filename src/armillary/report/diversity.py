@@ -12,8 +12,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from armillary.recipe import Language
 from armillary.report.template import environment, write_page
-from armillary.report.text import Language, Words
+from armillary.report.text import Words
 
 
 def diversity_section(sets: Mapping[str, Mapping[str, Any]], language: Language = "en") -> Markup:

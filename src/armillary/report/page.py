@@ -15,9 +15,13 @@ from typing import Any
 
 from markupsafe import Markup
 
+from armillary.recipe import Language
 from armillary.report import charts
 from armillary.report import format as fmt
-from armillary.report.data import (
+from armillary.report.teaching import teaching_section
+from armillary.report.template import environment, write_page
+from armillary.report.text import Words
+from armillary.report.view import (
     AnnealPart,
     AnnealRow,
     BreakEven,
@@ -32,9 +36,6 @@ from armillary.report.data import (
     ReportData,
     ScoreRow,
 )
-from armillary.report.teaching import teaching_section
-from armillary.report.template import environment, write_page
-from armillary.report.text import Language, Words
 
 # Notes on what this program named; the others speak of domains, families and files, whose names are the user's.
 _ABOUT_STUDIES = frozenset({"failures", "reason", "adjusted"})

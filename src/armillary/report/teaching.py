@@ -8,12 +8,13 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from armillary.recipe import Language
 from armillary.report import charts
 from armillary.report import format as fmt
-from armillary.report.data import TaughtGain, TaughtScore, TeachingPart
 from armillary.report.diversity import diversity_section
 from armillary.report.template import environment, write_page
-from armillary.report.text import Language, Words
+from armillary.report.text import Words
+from armillary.report.view import TaughtGain, TaughtScore, TeachingPart
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,10 @@ gives (arms, stages) are, by ``Words.name``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from markupsafe import Markup
 
-Language = Literal["en", "zh"]
+from armillary.recipe import Language
 
 STRINGS: dict[str, tuple[str, str]] = {
     # head

@@ -1,22 +1,10 @@
-"""Studies: designs, the run store, the mixture, annealing and ladder studies, predictions and verdicts."""
+"""Studies: designs, the mixture, annealing and ladder studies, predictions and verdicts."""
 
 from armillary.study.anneal import AnnealOutcome, anneal_study
-from armillary.study.executor import (
-    Executor,
-    Failure,
-    InterruptedStudyError,
-    Job,
-    Probe,
-    Progress,
-    default_workers,
-)
 from armillary.study.lab import Annealing, Edge, FailedRun, Lab, Phase, StageOutcome, phases, stage_key
 from armillary.study.ladder import HeldOutRung, LadderOutcome, Point, fit_law, hold_out_rungs, ladder_study
 from armillary.study.limits import Allowed
-from armillary.study.local import LocalExecutor
 from armillary.study.mixture import Candidate, MixtureOutcome, mixture_study
-from armillary.study.on_ray import RayExecutor, check_place
-from armillary.study.over_ranks import OverRanks
 from armillary.study.predictions import (
     INTERVAL,
     Arm,
@@ -41,7 +29,6 @@ from armillary.study.sizing import (
     remaining,
     smallest_plan,
 )
-from armillary.study.store import Store, iso_time, verify_database
 
 __all__ = [
     "INTERVAL",
@@ -53,37 +40,26 @@ __all__ = [
     "Candidate",
     "Difference",
     "Edge",
-    "Executor",
     "FailedRun",
-    "Failure",
     "Found",
     "HeldOutRung",
-    "InterruptedStudyError",
-    "Job",
     "Lab",
     "LadderOutcome",
-    "LocalExecutor",
     "MixtureOutcome",
-    "OverRanks",
     "Phase",
     "Plan",
     "Point",
-    "Probe",
-    "Progress",
-    "RayExecutor",
     "SmallBudgetError",
     "Stage",
     "StageOutcome",
-    "Store",
     "TargetOutcome",
     "anneal_study",
-    "check_place",
-    "default_workers",
+    "examinations",
+    "examined",
     "fit_law",
     "forecast",
     "found_recipe",
     "hold_out_rungs",
-    "iso_time",
     "judge",
     "ladder_study",
     "make_plan",
@@ -97,5 +73,4 @@ __all__ = [
     "stage_key",
     "target_spec",
     "train_target",
-    "verify_database",
 ]

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from armillary.laws import AnnealLaw, Curve, HeldOutCurve, SetAsideWarning, best_of, best_schedule
 from armillary.recipe import ArmillaryError, DamagedFileError, Document, RunSpec
+from armillary.store import Store
 from armillary.study.lab import Annealing, Edge, Lab, StageOutcome
-from armillary.study.store import Store
 
 # The usual choice without a study; another one is taken only if it is significantly better.
 _USUAL_SHARE = 0.2

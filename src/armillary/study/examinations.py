@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from armillary import __version__
-from armillary.evaluate.results import Examination, Result
+from armillary.evaluate import Examination, Result
+from armillary.laws import read_table
 from armillary.laws.files import read_law
-from armillary.laws.table import read_table
 from armillary.laws.workbench import predict_examination, predict_gain
 from armillary.recipe import ArmillaryError, UsageError, canonical_hash
-from armillary.study.store import Store
+from armillary.store import Store
 
 # How a law of each kind that predicts an examination is asked.
 _PREDICTS = {"examination": predict_examination, "gain": predict_gain}

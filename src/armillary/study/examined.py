@@ -14,7 +14,7 @@ from typing import Any
 from armillary.evaluate import read_examination
 from armillary.evaluate.results import RESULTS
 from armillary.recipe import UsageError
-from armillary.study.store import EXAMINATION, Store
+from armillary.store import EXAMINATION, Store
 
 
 def open_store(folder: Path) -> Store:

@@ -24,6 +24,7 @@ from pydantic import ValidationError, model_validator
 from pydantic_core import to_jsonable_python
 
 from armillary.corpus import Corpus
+from armillary.launch import Executor, Failure, Job, Progress, RankExecutor, settled
 from armillary.laws import LAWS_VERSION, SetAsideWarning, rows_named
 from armillary.recipe import (
     ArmillaryError,
@@ -33,6 +34,7 @@ from armillary.recipe import (
     ModelShape,
     OptimizerSpec,
     Recipe,
+    RunResult,
     RunSpec,
     Schedule,
     Training,
@@ -41,13 +43,11 @@ from armillary.recipe import (
     canonical_hash,
     first_problem,
 )
-from armillary.study.executor import Executor, Failure, Job, Progress, settled
+from armillary.store import Store, to_json
 from armillary.study.limits import Allowed
-from armillary.study.over_ranks import OverRanks
 from armillary.study.rates import record_rates
 from armillary.study.sizing import Plan, Stage
-from armillary.study.store import Store, to_json
-from armillary.train import RunResult, check_run
+from armillary.train import check_run
 
 # Counts changes of what an outcome holds or how it is computed; a changed one is computed again from the same runs.
 _OUTCOME_FORMAT = 2
@@ -200,7 +200,7 @@ class Lab:
     recipe: Recipe
     corpus: Corpus
     store: Store
-    executor: Executor | OverRanks
+    executor: Executor
     plan: Plan
     progress: Progress
     say: Callable[[str], None] = quiet
@@ -401,9 +401,9 @@ class Lab:
     def for_target(self) -> Lab:
         """The lab that trains the target runs: over ranks where the recipe has a layout, else this one."""
         layout = self.recipe.training.layout
-        if layout is None or not isinstance(self.executor, Executor):
+        if layout is None or isinstance(self.executor, RankExecutor):
             return self
-        return replace(self, executor=OverRanks(self.executor, layout))
+        return replace(self, executor=RankExecutor(self.executor, layout))
 
     def check(self) -> None:
         """Refuse, before anything is trained, what a run of any study or the target run could not be trained with.

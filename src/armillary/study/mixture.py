@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from armillary.launch import Job
 from armillary.laws import MixtureLaw, best_of, optimise_mixture, rank_correlation, simplex_design
 from armillary.recipe import ArmillaryError, Document, RunSpec, UsageError, counted
-from armillary.study.executor import Job
 from armillary.study.lab import Annealing, Edge, Lab, StageOutcome, Trained, laws_speak_of
 from armillary.study.limits import Allowed
 

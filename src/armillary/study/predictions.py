@@ -20,10 +20,10 @@ import numpy as np
 from scipy import stats
 
 from armillary import __version__
+from armillary.launch import Job
 from armillary.laws import ExtrapolationError, ExtrapolationWarning, paired_difference, rows_named
 from armillary.recipe import ArmillaryError, Document, RunSpec, canonical_hash, counted
 from armillary.study.anneal import AnnealOutcome
-from armillary.study.executor import Job
 from armillary.study.lab import Annealing, FailedRun, Lab, Phase, StageOutcome, Trained, phases
 from armillary.study.ladder import LadderOutcome, fit_law
 from armillary.study.mixture import MixtureOutcome

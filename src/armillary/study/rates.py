@@ -26,9 +26,9 @@ import torch
 
 import armillary
 from armillary.goodput import read_events
+from armillary.launch import Probe
 from armillary.recipe import Document, RunSpec, canonical_hash
-from armillary.study.executor import Probe
-from armillary.study.store import Store
+from armillary.store import Store
 
 Precision = Literal["fp32", "bf16"]
 

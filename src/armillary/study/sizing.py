@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from armillary.corpus import Corpus
+from armillary.launch import Probe
 from armillary.recipe import Document, ModelShape, Recipe, UsageError, parse_budget
-from armillary.study.executor import Probe
 from armillary.study.rates import Fleet, Precision, faster_precision, train_rates
 
 Stage = Literal["mixture", "anneal", "ladder", "target"]

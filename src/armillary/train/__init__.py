@@ -4,22 +4,13 @@ from armillary.optim import LocalOptimizer, build_optimizer
 from armillary.train.answers import answer_log_probs
 from armillary.train.check import check_run
 from armillary.train.checkpoint import CheckpointReader, verify_checkpoint
-from armillary.train.engine import ADAPTER, train_step, validate
+from armillary.train.engines import ADAPTER, Stack, train_step, validate
 from armillary.train.errors import BusyRunError, DivergedError, InterruptedRunError
-from armillary.train.fleet import (
-    Assignment,
-    Fleet,
-    Outcome,
-    Stack,
-    member_bytes,
-    stack_capacity,
-    stack_key,
-    train_fleet,
-)
+from armillary.train.fleet import Assignment, Fleet, Outcome, member_bytes, stack_capacity, stack_key, train_fleet
+from armillary.train.folder import load_trained, read_metrics, verify_run
 from armillary.train.hooks import Hook, Profile
 from armillary.train.loop import default_device, train_run
 from armillary.train.ranks import train_ranks
-from armillary.train.result import RunResult, load_trained, read_metrics, read_result, read_spec, verify_run
 from armillary.train.resume import Trunk
 from armillary.train.start import start_from
 
@@ -35,7 +26,6 @@ __all__ = [
     "LocalOptimizer",
     "Outcome",
     "Profile",
-    "RunResult",
     "Stack",
     "Trunk",
     "answer_log_probs",
@@ -45,8 +35,6 @@ __all__ = [
     "load_trained",
     "member_bytes",
     "read_metrics",
-    "read_result",
-    "read_spec",
     "stack_capacity",
     "stack_key",
     "start_from",

@@ -9,7 +9,7 @@ A checkpoint that is due after a step is written before that step's validation, 
 no step. A run that resumes at a step whose validation is missing takes it first.
 
 Trade-offs: losses are fetched from the device only every ``FLUSH`` steps, so a divergence is noticed up to that many
-steps late, and training never waits for a number that nobody has asked for.
+steps late, and training never waits for a number that is not needed yet.
 """
 
 from __future__ import annotations
@@ -27,29 +27,24 @@ import torch
 from torch import Tensor
 
 from armillary.corpus import Batch, Corpus, DataOrder, data_order
-from armillary.files import write_json
-from armillary.goodput import EventWriter, read_events
-from armillary.recipe import DamagedFileError, ForeignFileError, RunSpec, lock, measures
-from armillary.train.check import check_run
-from armillary.train.checkpoint import remove_checkpoints, set_aside
-from armillary.train.engine import Alone, Engine
-from armillary.train.errors import BusyRunError, DivergedError
-from armillary.train.hooks import Hook, Metrics, Save, Stop, Validate, Voted, call_hook
-from armillary.train.reporter import Reporter
-from armillary.train.result import (
+from armillary.goodput import read_events
+from armillary.recipe import (
     EVENTS,
     METRICS,
-    SPEC,
     WEIGHTS,
     RunResult,
-    read_metrics,
-    read_result,
-    read_spec,
+    RunSpec,
+    measures,
     write_result,
 )
+from armillary.train.checkpoint import Branches, SyncSaver, remove_checkpoints
+from armillary.train.engines import Engine, SingleDeviceEngine
+from armillary.train.errors import DivergedError
+from armillary.train.folder import open_folder, read_metrics
+from armillary.train.hooks import Hook, Metrics, Save, Stop, Validate, Voted, call_hook
+from armillary.train.reporter import Reporter
 from armillary.train.resume import Trunk, begin
 from armillary.train.rows import write_metrics
-from armillary.train.saver import Direct
 from armillary.train.world import Single, World, by_first, together
 from armillary.train.writing import writing
 
@@ -89,7 +84,7 @@ def train_run(
         DamagedFileError, ForeignFileError: a file of the folder cannot be used; it is named, and left as it is.
         ArmillaryError: a file could not be read or written, or a hook failed.
     """
-    how = Way(device or default_device(), trunk, keep, checkpoint_every_s, progress, stop, tuple(hooks))
+    how = TrainOptions(device or default_device(), trunk, keep, checkpoint_every_s, progress, stop, tuple(hooks))
     with open_run(spec, corpus, folder, how) as run:
         if isinstance(run, RunResult):
             return run
@@ -117,7 +112,7 @@ def carry_out(run: Run[Any], batches: Iterable[Batch[Tensor]]) -> RunResult:
 
 
 @dataclass(frozen=True)
-class Way:
+class TrainOptions:
     """How a run is trained by one process: what changes no number of it. The fields are arguments of ``train_run``."""
 
     device: torch.device
@@ -130,7 +125,9 @@ class Way:
 
 
 @contextlib.contextmanager
-def open_run(spec: RunSpec, corpus: Corpus, folder: Path, how: Way) -> Iterator[Run[Alone] | RunResult]:
+def open_run(
+    spec: RunSpec, corpus: Corpus, folder: Path, how: TrainOptions
+) -> Iterator[Run[SingleDeviceEngine] | RunResult]:
     """The run of a folder where ``train_run`` would resume it; its result if it is done.
 
     The folder is locked meanwhile.
@@ -142,90 +139,12 @@ def open_run(spec: RunSpec, corpus: Corpus, folder: Path, how: Way) -> Iterator[
         if isinstance(opened, RunResult):
             yield opened
             return
-        policy = _Branches(how.keep, how.checkpoint_every_s)
-        save = Save(Direct(folder / "checkpoints", policy), policy)
+        policy = Branches(how.keep, how.checkpoint_every_s)
+        save = Save(SyncSaver(folder / "checkpoints", policy), policy)
         job = Job(spec, corpus, folder, Single(), Reporter(opened, how.progress))
-        run = Run(job, Alone(spec, how.device), save, Stop(how.stop), how.hooks)
+        run = Run(job, SingleDeviceEngine(spec, how.device), save, Stop(how.stop), how.hooks)
         begin(run, how.trunk)
         yield run
-
-
-@contextlib.contextmanager
-def open_folder(spec: RunSpec, corpus: Corpus, folder: Path) -> Iterator[EventWriter | RunResult]:
-    """The run's folder, locked: its result where it is done, else where to write its events.
-
-    Raises:
-        UsageError, BusyRunError, DamagedFileError, ForeignFileError, ArmillaryError: as ``train_run``.
-    """
-    check_run(spec, corpus)
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder):
-        damaged = _claim(folder, spec)
-        done = read_result(folder, spec.id)
-        if done is not None:
-            yield done
-            return
-        with EventWriter(folder / EVENTS, spec.id) as events:
-            for name, problem in damaged:
-                events.write("fault", 0, file=name, problem=problem, remedy=f"it is kept as {name}.damaged")
-            yield events
-
-
-def _claim(folder: Path, spec: RunSpec) -> list[tuple[str, str]]:
-    """Make sure that the folder is that of ``spec``, and write what is missing of its specification.
-
-    What is damaged and can be done without is set aside: the specification, which the caller has, and the events, of
-    which only the times are lost. Returns their names and what is wrong.
-
-    Raises:
-        ForeignFileError: the folder holds another run, or a file of a newer format.
-    """
-    damaged: list[tuple[str, str]] = []
-    missing = False
-    try:
-        found = read_spec(folder)
-        if found.id != spec.id:
-            raise ForeignFileError(
-                f"{folder}: holds another run than {spec.id}: {found.id}; give every run a folder of its own"
-            )
-    except FileNotFoundError:
-        missing = True
-    except DamagedFileError as error:
-        damaged.append((SPEC, str(error)))
-    known: set[str] = set()
-    try:
-        known = {event.run for event in read_events(folder / EVENTS)}
-    except FileNotFoundError:
-        pass
-    except DamagedFileError as error:
-        damaged.append((EVENTS, str(error)))
-    if known - {spec.id}:
-        raise ForeignFileError(
-            f"{folder / EVENTS}: holds events of run {min(known - {spec.id})}, not of {spec.id}; give every run a "
-            "folder of its own. The file is left as it is"
-        )
-    for name, _ in damaged:
-        set_aside(folder / name)
-    if missing or not (folder / SPEC).exists():
-        with writing(folder / SPEC):
-            write_json(folder / SPEC, spec.model_dump(mode="json"))
-    return damaged
-
-
-@dataclass(frozen=True)
-class _Branches:
-    """Checkpoints by the clock, and of the steps that other runs branch from."""
-
-    keep: tuple[int, ...]
-    every_s: float
-    keep_last: int = 2
-
-    def due(self, step: int) -> bool:
-        return step in self.keep
-
-    def stays(self, step: int) -> bool:
-        return step in self.keep
 
 
 EngineT = TypeVar("EngineT", bound=Engine)
@@ -233,7 +152,7 @@ EngineT = TypeVar("EngineT", bound=Engine)
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained, where, by which processes, and what hears of it."""
+    """What is trained, where, by which processes, and where progress is reported."""
 
     spec: RunSpec
     corpus: Corpus
@@ -361,21 +280,3 @@ def _conclude(run: Run[Any]) -> RunResult:
 def _spent(path: Path) -> float:
     """Seconds of work in the events of a run: what its steps, validations and checkpoints took, in all attempts."""
     return sum(event.duration_s or 0.0 for event in read_events(path))
-
-
-@contextlib.contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Keep other processes out of the folder; a dead process's lock is gone with it.
-
-    Raises:
-        BusyRunError: another process holds it.
-        ArmillaryError: the file cannot be created, or the file system gives no locks.
-    """
-    with contextlib.ExitStack() as closing:
-        with writing(folder / ".lock"):
-            file = closing.enter_context(open(folder / ".lock", "w"))
-        try:
-            lock(file.fileno(), folder / ".lock", wait=False)
-        except BlockingIOError as error:
-            raise BusyRunError(f"{folder}: another process trains this run; wait for it or stop it") from error
-        yield

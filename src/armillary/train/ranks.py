@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 
 from armillary.corpus import Batch, Corpus, DataOrder
-from armillary.recipe import ArmillaryError, Checkpoints, Layout, RunSpec
+from armillary.recipe import ArmillaryError, Checkpoints, Layout, RunResult, RunSpec
 from armillary.train.check import check_run
+from armillary.train.checkpoint import AsyncSaver
+from armillary.train.engines import ParallelEngine
+from armillary.train.folder import open_folder
 from armillary.train.hooks import Hook, Save, Stop
-from armillary.train.loop import Job, Run, carry_out, open_folder
+from armillary.train.loop import Job, Run, carry_out
 from armillary.train.reporter import Reporter
-from armillary.train.result import RunResult
 from armillary.train.resume import begin
-from armillary.train.saver import Backstage
-from armillary.train.spread import Spread
 from armillary.train.world import Ranks
 
 
@@ -71,8 +71,8 @@ def train_ranks(
             raise found
         first = world.rank == 0
         reporter = Reporter(opened, progress, tell if first else lambda text: None)
-        saver = Backstage(folder / "checkpoints", world, checkpoints)
-        engine = Spread(spec, layout, device, saver)
+        saver = AsyncSaver(folder / "checkpoints", world, checkpoints)
+        engine = ParallelEngine(spec, layout, device, saver)
         save = Save(saver, checkpoints, clock=first)
         run = Run(Job(spec, corpus, folder, world, reporter), engine, save, Stop(stop), hooks)
         closing.callback(saver.wait)

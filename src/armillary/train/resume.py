@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, RunSpec
+from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, RunSpec, read_spec
 from armillary.train.checkpoint import CheckpointReader, checkpoint_steps, set_aside, verify_checkpoint
-from armillary.train.engine import outline
-from armillary.train.result import read_spec
+from armillary.train.engines import outline
 from armillary.train.start import open_start, verify_start
 from armillary.train.world import by_first, together
 

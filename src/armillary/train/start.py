@@ -13,10 +13,10 @@ from pathlib import Path
 
 import torch
 
+from armillary.files import file_sha256
 from armillary.model import Transformer
-from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, ModelShape, Start
-from armillary.train.checkpoint import CheckpointReader, PieceReader, file_sha256, verify_checkpoint
-from armillary.train.result import WEIGHTS, read_result
+from armillary.recipe import WEIGHTS, ArmillaryError, DamagedFileError, ForeignFileError, ModelShape, Start, read_result
+from armillary.train.checkpoint import CheckpointReader, PieceReader, verify_checkpoint
 
 _MANIFEST = "checkpoint.json"
 _FLOATS = ("F64", "F32", "BF16", "F16")

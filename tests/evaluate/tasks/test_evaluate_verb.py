@@ -14,7 +14,7 @@ import pytest
 
 from armillary.cli import main
 from armillary.evaluate.tasks import default_folder
-from armillary.study import Store
+from armillary.store import Store
 
 pytest.importorskip("lm_eval")
 

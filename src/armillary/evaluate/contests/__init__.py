@@ -2,7 +2,7 @@
 
 from armillary.evaluate.contests.ched import Ched
 from armillary.evaluate.contests.contest import ALL, Answer, Ballot, Contest, Item, Score
-from armillary.evaluate.contests.files import Scored, score_file, write_predictions
+from armillary.evaluate.contests.files import Scored, named_files, score_file, write_predictions
 from armillary.evaluate.contests.nlpcc2024_5 import Nlpcc2024Task5
 from armillary.evaluate.contests.space2024 import Space2024
 from armillary.recipe import UsageError
@@ -31,6 +31,8 @@ __all__ = [
     "Score",
     "Scored",
     "contest_named",
+    "named_files",
+    "run",
     "score_file",
     "write_predictions",
 ]

@@ -5,13 +5,13 @@ A new law is an ``Estimator`` and one line here. A name is never given to anothe
 
 from __future__ import annotations
 
-from armillary.laws.anneal import AnnealLaw
+from armillary.laws.anneal.law import AnnealLaw
 from armillary.laws.estimator import Estimator
-from armillary.laws.examination import ExaminationLaw
-from armillary.laws.gain import GainLaw
-from armillary.laws.hyperparameters import HyperparameterLaw
-from armillary.laws.mixture import MixtureLaw
-from armillary.laws.scaling import ScalingLaw
+from armillary.laws.examination.gain import GainLaw
+from armillary.laws.examination.law import ExaminationLaw
+from armillary.laws.hyperparameters.law import HyperparameterLaw
+from armillary.laws.mixture.law import MixtureLaw
+from armillary.laws.scaling.law import ScalingLaw
 
 LAWS: dict[str, type[Estimator]] = {
     "scaling": ScalingLaw,

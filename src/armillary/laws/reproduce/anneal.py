@@ -22,9 +22,9 @@ from pathlib import Path
 import numpy as np
 from scipy import optimize
 
-from armillary.laws.anneal import AnnealLaw
-from armillary.laws.anneal_forms import FORMS, Frame, law
-from armillary.laws.curves import Curve, read_curves
+from armillary.laws.anneal.curves import Curve, read_curves
+from armillary.laws.anneal.forms import FORMS, Frame, law
+from armillary.laws.anneal.law import AnnealLaw
 from armillary.laws.estimator import Array
 from armillary.laws.reproduce.evaluation import Evaluation, Figure, Forecast
 from armillary.recipe import UsageError

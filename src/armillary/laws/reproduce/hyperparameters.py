@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from armillary.laws.basin import Rows
 from armillary.laws.estimator import Array
-from armillary.laws.hyperparameters import HyperparameterLaw
+from armillary.laws.hyperparameters.basin import Rows
+from armillary.laws.hyperparameters.law import HyperparameterLaw
 from armillary.laws.reproduce.evaluation import Evaluation, Figure, Forecast
 from armillary.laws.table import read_table
 

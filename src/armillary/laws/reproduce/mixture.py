@@ -7,7 +7,7 @@ published method (LightGBM on the runs at 1M, whose ranks hold for any size, not
 rules that need no run at all: a domain's loss ranks as its own weight, the mean loss as the sum of the square roots of
 the 13 weights. What does not beat these has shown nothing.
 
-What is not held out: the movement of a law that knows one size only (``mixture_forms.LEVEL``, ``CONTRACTION`` and their
+What is not held out: the movement of a law that knows one size only (``closed_forms.LEVEL``, ``CONTRACTION`` and their
 widths) was measured on these 60M runs. So laws of 1M runs asked for 60M show no skill in mean losses that would not
 have been looked up; their ranks within a domain, and all laws that were given 60M runs, hardly use it. Their level
 there is not known, so they give no interval. The 64 most even mixtures were singled out after looking, too.
@@ -26,8 +26,8 @@ import numpy as np
 from scipy import stats
 
 from armillary.laws.estimator import Array, ExtrapolationWarning, Prediction
-from armillary.laws.forms import BoostedTrees, Form, Linear
-from armillary.laws.mixture import MixtureLaw
+from armillary.laws.mixture.forms import BoostedTrees, Form, Linear
+from armillary.laws.mixture.law import MixtureLaw
 from armillary.laws.reproduce.evaluation import Evaluation, Figure, Forecast
 from armillary.laws.table import read_table
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from armillary.laws.estimator import Array, ExtrapolationWarning
 from armillary.laws.reproduce.evaluation import Evaluation, Figure, Forecast
-from armillary.laws.scaling import ScalingLaw
-from armillary.laws.scaling_forms import SCALING_FORMS
+from armillary.laws.scaling.forms import SCALING_FORMS
+from armillary.laws.scaling.law import ScalingLaw
 from armillary.laws.solver import fit_many
 from armillary.laws.table import read_table
 

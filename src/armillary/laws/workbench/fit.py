@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from armillary.laws.anneal import AnnealLaw
+from armillary.laws.anneal.curves import curve_columns, read_curves
+from armillary.laws.anneal.law import AnnealLaw
 from armillary.laws.columns import (
     ALIASES,
     ColumnReading,
@@ -23,14 +24,13 @@ from armillary.laws.columns import (
     known_features,
     readings,
 )
-from armillary.laws.curves import curve_columns, read_curves
 from armillary.laws.estimator import Array, rows_named
-from armillary.laws.examination import LEAST_RUNS, ExaminationLaw
+from armillary.laws.examination.gain import GainLaw
+from armillary.laws.examination.law import LEAST_RUNS, ExaminationLaw
 from armillary.laws.files import LawFile, source_of
-from armillary.laws.gain import GainLaw
-from armillary.laws.hyperparameters import HyperparameterLaw
-from armillary.laws.mixture import MixtureLaw
-from armillary.laws.scaling import SCALING_FORMS, ScalingLaw
+from armillary.laws.hyperparameters.law import HyperparameterLaw
+from armillary.laws.mixture.law import MixtureLaw
+from armillary.laws.scaling.law import SCALING_FORMS, ScalingLaw
 from armillary.laws.table import INDEX, Table, parse_size, read_table
 from armillary.laws.workbench.doubts import refuse_rising, warn_of_perplexities, warn_of_swapped, warn_of_units
 from armillary.laws.workbench.entries import (

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from armillary.files import write_file
+from armillary.laws.anneal.curves import read_curve
 from armillary.laws.columns import find_column
-from armillary.laws.curves import read_curve
 from armillary.laws.estimator import Array, Prediction
 from armillary.laws.files import LawFile, read_law
 from armillary.laws.table import INDEX, Table, parse_size, read_table

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from armillary.laws.anneal import AnnealLaw
+from armillary.laws.anneal.law import AnnealLaw
 from armillary.laws.columns import ColumnReading, described
-from armillary.laws.examination import ExaminationLaw
+from armillary.laws.examination.gain import GainLaw
+from armillary.laws.examination.law import ExaminationLaw
 from armillary.laws.files import LawFile, write_law
-from armillary.laws.gain import GainLaw
-from armillary.laws.hyperparameters import HyperparameterLaw
-from armillary.laws.mixture import MixtureLaw
-from armillary.laws.scaling import ScalingLaw
+from armillary.laws.hyperparameters.law import HyperparameterLaw
+from armillary.laws.mixture.law import MixtureLaw
+from armillary.laws.scaling.law import ScalingLaw
 
 
 def save(path: Path, law: LawFile) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Files and folders that appear whole or not at all, and the checks that all weight formats share.
 
-Both are written aside, under a hidden name in the same folder, brought to the disk and then renamed. A file takes the
+Both are written aside, under a hidden name in the same folder, flushed and then renamed. A file takes the
 place of an older one in one step. A folder does so too where the kernel can exchange two names (Linux, most file
 systems); elsewhere the older folder is moved aside first, and a kill in that instant leaves neither under the name,
 but both whole beside it.

@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from armillary.post.merge.tensors import Entry, hash_file, read_header, read_tensor, stamp
-from armillary.recipe import ArmillaryError, DamagedFileError, UsageError, read_json
-from armillary.train import CheckpointReader, read_spec, verify_checkpoint
+from armillary.recipe import ArmillaryError, DamagedFileError, UsageError, read_json, read_spec
+from armillary.train import CheckpointReader, verify_checkpoint
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

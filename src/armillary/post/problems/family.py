@@ -14,14 +14,25 @@ import json
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from armillary.generate import Message
 from armillary.post.items import Item
-from armillary.recipe import UsageError
+from armillary.recipe import Language, UsageError
 
-Language = Literal["zh", "en"]
-LANGUAGES: tuple[Language, ...] = ("zh", "en")
+__all__ = [
+    "LANGUAGES",
+    "LEVELS",
+    "Family",
+    "Language",
+    "Problem",
+    "family_names",
+    "family_of",
+    "is_held_out",
+    "register_family",
+]
+
+LANGUAGES: tuple[Language, ...] = ("zh", "en")  # their order decides which items are drawn
 LEVELS = 3
 
 _SAID: dict[Language, str] = {"zh": "答案是{}。", "en": "The answer is {}."}

@@ -5,8 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from armillary.train.checkpoint import Progress, RetentionPolicy
-from armillary.train.saver import Saver
+from armillary.train.checkpoint import Progress, RetentionPolicy, Saver
 
 if TYPE_CHECKING:
     from armillary.train.loop import Run

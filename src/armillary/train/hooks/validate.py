@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from armillary.recipe import RunSpec
-from armillary.train.engine import validate
+from armillary.train.engines import validate
 
 if TYPE_CHECKING:
     from armillary.train.loop import Run

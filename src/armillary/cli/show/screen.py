@@ -1,0 +1,107 @@
+"""What all verbs show with: progress, tables and JSON on the terminal.
+
+Results go to standard output, progress to standard error; with ``--json`` standard output holds one JSON value and
+nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from armillary.cli.guard import masked
+
+# Columns where the output is not a terminal: a table in a file must not be cut.
+_WIDE = 200
+
+# No emoji codes: "recipe.yaml:100: " is a line, not a picture. What others wrote goes through `escape`, since a path
+# may hold what looks like markup.
+out = Console(soft_wrap=True, emoji=False, width=None if sys.stdout.isatty() else _WIDE)
+err = Console(stderr=True, soft_wrap=True, emoji=False)
+_PLAIN_EVERY_S = 15.0
+
+
+class Reporter:
+    """Shows progress: a bar with the time left on a terminal, else a line from time to time."""
+
+    def __init__(self) -> None:
+        columns = (
+            TextColumn("{task.description:<18}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f}%  {task.fields[note]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+        )
+        self.bars = Progress(*columns, console=err)
+        self.tasks: dict[str, Any] = {}
+        self.begun: dict[str, float] = {}
+        self.told: dict[str, float] = {}
+
+    def __call__(self, stage: str, done: float, total: float, note: str) -> None:
+        if stage == "plan":
+            (self.bars.console if err.is_terminal else err).print(f"[dim]plan[/dim] {note}")
+        elif err.is_terminal:
+            if stage not in self.tasks:
+                self.bars.start()
+                self.tasks[stage] = self.bars.add_task(stage, total=total, note=note)
+            self.bars.update(self.tasks[stage], completed=done, total=total, note=note)
+        else:
+            now = time.monotonic()
+            begun = self.begun.setdefault(stage, now)
+            if now - self.told.get(stage, 0.0) >= _PLAIN_EVERY_S or done >= total:
+                self.told[stage] = now if done < total else float("inf")
+                left = (now - begun) * (total - done) / done if done else 0.0
+                err.print(
+                    f"{stage}: {done / max(total, 1e-9):.0%} {note}, {now - begun:.0f} s, about {left:.0f} s left"
+                )
+
+    def say(self, text: str) -> None:
+        """Show a line that stays."""
+        (self.bars.console if err.is_terminal else err).print(
+            f"[yellow]note[/yellow] {escape(masked(text))}", highlight=False
+        )
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        self.bars.stop()
+
+
+def show_json(value: Any) -> None:
+    """One JSON value on standard output; what is infinite or not a number becomes null."""
+    plain = value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+    print(masked(json.dumps(finite(plain), ensure_ascii=False, allow_nan=False)))
+
+
+def finite(value: Any) -> Any:
+    """``value`` with null for numbers that JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def shown(value: Any) -> str:
+    """An entry of a table: four decimals, or four digits where that would show nothing or too much."""
+    if not isinstance(value, float):
+        return "" if value is None else escape(masked(str(value)))
+    return f"{value:.4f}" if value == 0 or 1e-2 <= abs(value) < 1e5 else f"{value:.4g}"
+
+
+def show_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
+    """A table; numbers stand to the right."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(shown, row))
+    out.print(table)

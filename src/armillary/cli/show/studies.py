@@ -1,0 +1,99 @@
+"""What studies, predictions and runs found, on the screen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.markup import escape
+
+from armillary.cli.show.screen import out, show_table
+
+
+def show_mixture(found: Any) -> None:
+    """The mixture taken beside the plain ones, and what the law's candidates measured."""
+    rows = [
+        [d, found.natural[d], found.uniform[d], found.found[d]]
+        for d in sorted(found.training_domains, key=lambda d: -found.found[d])
+    ]
+    show_table(f"mixture taken: {found.taken}", ["domain", "natural", "uniform", "taken"], rows)
+    rows = [
+        [c.name, c.predicted, sum(c.measured) / len(c.measured) if c.measured else None, len(c.measured)]
+        for c in found.candidates
+    ]
+    show_table("target loss (nats per token)", ["mixture", "law", "measured again", "seeds"], rows)
+    out.print(
+        f"best candidate minus {found.reference}: {found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f}), "
+        f"{'significant' if found.significant else 'not significant: the natural mixture is taken'}"
+        if not found.reason
+        else found.reason,
+        highlight=False,
+    )
+
+
+def show_anneal(found: Any) -> None:
+    """The target loss of every annealing by seed; an arrow marks the one taken."""
+    rows = [
+        ["→ " * (b.annealing == found.taken) + b.annealing.name, *(b.losses.get(run) for run in b.runs)]
+        for b in found.branches
+    ]
+    if found.reason:
+        out.print(found.reason, highlight=False)
+    columns = ["annealing", *[f"seed {i + 1}" for i in range(max(len(b.runs) for b in found.branches))]]
+    show_table("target loss by annealing (nats per token)", columns, rows)
+    out.print(
+        f"best ({found.best}) minus {found.reference}: "
+        f"{found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f}), "
+        f"{'significant' if found.significant else f'not significant: {found.reference} is taken'}"
+    )
+
+
+def show_ladder(found: Any) -> None:
+    """The points of the ladder."""
+    rows = [[p.family, p.depth, p.parameters, p.tokens, p.target] for p in found.points]
+    show_table("ladder", ["family", "depth", "parameters", "tokens", "target loss"], rows)
+
+
+def show_prediction(said: dict[str, Any]) -> None:
+    """What was recorded of the target run."""
+    domains = said["domains"] if said["target"] is None else {**said["domains"], "target": said["target"]}
+    rows = [[d, v["predicted"], v["low"], v["high"]] for d, v in domains.items()]
+    show_table(
+        f"prediction of run {said['run']}, recorded {said['recorded_at']}",
+        ["domain", "predicted", f"low ({said['interval']:.0%})", "high"],
+        rows,
+    )
+    out.print(f"extrapolated {said['extrapolation']:.1f} times in compute")
+    if "unpredicted" in said:
+        out.print(said["unpredicted"])
+
+
+def show_arms(found: Any) -> None:
+    """The arms of the target run and their differences."""
+    rows = [[a.name, a.mean, a.low, a.high, len(a.target)] for a in found.arms]
+    show_table("target loss (nats per token)", ["mixture", "mean", "low (90%)", "high", "seeds"], rows)
+    for d in found.differences:
+        word = "better" if d.high < 0 else "worse" if d.low > 0 else "not different with confidence"
+        out.print(f"found minus {d.reference}: {d.mean:+.4f} ({d.low:+.4f} to {d.high:+.4f}): {word}")
+
+
+def show_verdict(said: dict[str, Any]) -> None:
+    """Predicted, interval, measured, inside or not."""
+    rows = [
+        [r["domain"], r["predicted"], r["low"], r["high"], r["measured"], "yes" if r["inside"] else "no"]
+        for r in said["rows"]
+    ]
+    if "reason" in said:
+        out.print(f"verdict on run {said['run']}, {said['status']}: {escape(said['reason'])}", highlight=False)
+    if rows:
+        show_table(f"verdict on run {said['run']}", ["domain", "predicted", "low", "high", "measured", "inside"], rows)
+    if "unpredicted" in said:
+        late = said["unpredicted"]
+        out.print(f"target loss measured: {late['measured']:.4f}; {late['reason']}", highlight=False)
+
+
+def show_result(result: Any) -> None:
+    """What a large run reached."""
+    rows = [[domain, loss, result.bits_per_byte[domain]] for domain, loss in result.loss.items()]
+    show_table(
+        f"run {result.run}: {result.tokens:,} tokens", ["domain", "loss (nats per token)", "bits per byte"], rows
+    )

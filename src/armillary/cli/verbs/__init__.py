@@ -1,0 +1,112 @@
+"""The app with all its verbs, in the order in which a person meets them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from armillary import __version__
+from armillary.cli.app import app
+from armillary.cli.values import of_option
+from armillary.cli.verbs import (
+    chat,
+    corpus,
+    evaluate,
+    forecast,
+    generate,
+    goodput,
+    laws,
+    leaderboard,
+    post,
+    predict,
+    report,
+    run,
+    store,
+    study,
+    train,
+    verdict,
+    verify,
+)
+
+__all__ = [
+    "PANELS",
+    "app",
+    "chat",
+    "corpus",
+    "evaluate",
+    "forecast",
+    "generate",
+    "goodput",
+    "laws",
+    "leaderboard",
+    "post",
+    "predict",
+    "report",
+    "run",
+    "store",
+    "study",
+    "train",
+    "verdict",
+    "verify",
+]
+
+# The parts of `armillary --help`, in order. What is in none of them comes last, among "Others".
+PANELS = {
+    "From text to a model": ("run", "demo", "report", "corpus", "predict", "train", "verdict"),
+    "From a base model to one that answers": ("post",),
+    "What is there": ("runs", "rates", "verify", "store"),
+    "Where the time goes": ("goodput",),
+    "What a model can do": ("chat", "generate", "evaluate", "leaderboard", "forecast"),
+    "One study at a time": ("study",),
+    "Laws from tables of any runs": (
+        *("fit", "predict-law", "optimise-mixture", "best-schedule", "best-lr", "compare", "next-run", "reproduce"),
+    ),
+}
+_ORDER = [name for names in PANELS.values() for name in names]
+
+
+class InOrder(TyperGroup):
+    """Lists the verbs in the order of ``PANELS``, and says what is wrong with an option in this program's words."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Parse and call the verb; Typer's own errors about values are pydantic's."""
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            if error.__cause__ is not None:
+                error.message = of_option(error.__cause__, error.message)
+            raise
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Names of the verbs, those of the main path first."""
+        return sorted(
+            super().list_commands(ctx), key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER)
+        )
+
+
+def version(value: bool) -> None:
+    """Print the version and end."""
+    if value:
+        print(f"armillary {__version__}")
+        raise typer.Exit
+
+
+@app.callback(cls=InOrder)
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options before the verb."""
+
+
+def _panel(name: str) -> str:
+    return next((panel for panel, names in PANELS.items() if name in names), "Others")
+
+
+for _verb in app.registered_commands:
+    _verb.rich_help_panel = _panel(_verb.name or (_verb.callback.__name__ if _verb.callback else ""))
+for _group in app.registered_groups:
+    _group.rich_help_panel = _panel(_group.name or "")

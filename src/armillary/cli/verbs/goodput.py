@@ -1,0 +1,150 @@
+"""The verbs of goodput: where the time of a run went, a cluster that fails, and what a goal needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from armillary.cli.app import JsonOption, app
+from armillary.cli.show.screen import out, show_json, show_table
+from armillary.cli.values import not_negative, positive, probability
+
+goodput = typer.Typer(no_args_is_help=True, help="Where the time of a run went, and what a cluster makes possible.")
+app.add_typer(goodput, name="goodput")
+
+Accelerators = Annotated[int, typer.Option(min=1, help="Accelerators of the job.", show_default=False)]
+Mtbf = Annotated[
+    float,
+    typer.Option(callback=positive, help="Hours between two failures of one accelerator, its share of the node, "
+                 "the network and the software included.", show_default=False),
+]  # fmt: skip
+
+
+@goodput.command("report")
+def report(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, or a file of events.", show_default=False)],
+    svg: Annotated[Path | None, typer.Option(help="Timeline to draw.", show_default=False)] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say where the time of a run went, also while it is going on.
+
+    Example: armillary goodput report demo/store/runs/0123456789abcdef --svg timeline.svg
+    """
+    from armillary.goodput import ACCOUNTS, DEFINITION, read_ledger
+
+    found = read_ledger(run)
+    if svg is not None:
+        from armillary.report.timeline import write_timeline
+
+        write_timeline(svg, found)
+    if as_json:
+        return show_json(found.to_json())
+    share = {account: value / found.elapsed_s if found.elapsed_s else 0.0 for account, value in found.seconds.items()}
+    show_table(
+        f"{run}: {_duration(found.elapsed_s)} on {found.ranks} rank{'' if found.ranks == 1 else 's'}",
+        ["account", "time", "share"],
+        [
+            [account.replace("_", " "), _duration(found.seconds[account]), f"{100 * share[account]:.2f} %"]
+            for account in ACCOUNTS
+            if found.seconds[account] > 0
+        ],
+    )
+    out.print(
+        f"goodput {_percent(found.goodput)}, effective training time {_percent(found.effective)}; "
+        f"{found.faults} faults, {found.restarts} restarts, {found.replayed_steps} steps taken again, "
+        f"{found.skipped_batches} batches skipped",
+        highlight=False,
+    )
+    for name, values in (("detected", found.detection_s), ("recovered", found.recovery_s)):
+        if values:
+            ordered = sorted(values)
+            median = ordered[len(ordered) // 2]
+            out.print(f"{name} after {median:.2f} s (median of {len(values)}), at most {ordered[-1]:.2f} s")
+    out.print(DEFINITION, style="dim", highlight=False)
+
+
+@goodput.command("simulate")
+def simulate(
+    out_file: Annotated[Path, typer.Option("--out", help="File of events to write.", show_default=False)],
+    accelerators: Annotated[int | None, typer.Option(min=1, help="Accelerators of the job.")] = None,
+    mtbf_accelerator_hours: Annotated[
+        float | None, typer.Option(callback=positive, help="Hours between two failures of one accelerator.")
+    ] = None,
+    checkpoint_block_s: Annotated[
+        float | None, typer.Option(callback=not_negative, help="Seconds that training waits for a checkpoint.")
+    ] = None,
+    checkpoint_interval_s: Annotated[
+        str, typer.Option(help="Seconds of steps between two checkpoints, or `best`.")
+    ] = "best",
+    recovery_s: Annotated[
+        float | None, typer.Option(callback=not_negative, help="Seconds from a failure until steps are taken again.")
+    ] = None,
+    cluster: Annotated[
+        Path | None,
+        typer.Option(help="YAML file with causes, repair, spares, tiers, lemons, stragglers.", show_default=False),
+    ] = None,
+    days: Annotated[float, typer.Option(callback=positive, help="Days to simulate.")] = 90.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the failures.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Simulate a job on a cluster that fails, into a file of events that `goodput report` reads.
+
+    Example: armillary goodput simulate --accelerators 10240 --mtbf-accelerator-hours 50000 --checkpoint-block-s 2
+    --recovery-s 300 --days 90 --out events.jsonl
+    """
+    from armillary.goodput import cluster_of, run_simulation
+
+    chosen = cluster_of(
+        cluster, accelerators, mtbf_accelerator_hours, checkpoint_block_s, checkpoint_interval_s, recovery_s
+    )
+    found = run_simulation(chosen, days, seed, out_file)
+    if as_json:
+        return show_json(found)
+    out.print(
+        f"{out_file}: {found['faults']} failures in {days:g} days, goodput {_percent(found['goodput'])}"
+        + (f" (exact formula {_percent(found['formula'])})" if found["formula"] is not None else "")
+        + f"; checkpoint every {found['checkpoint_interval_s']:.0f} s",
+        highlight=False,
+    )
+
+
+@goodput.command("limits")
+def limits(
+    accelerators: Accelerators,
+    mtbf_accelerator_hours: Mtbf,
+    goal: Annotated[float, typer.Option(callback=probability, help="Goodput to reach.")] = 0.98,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how short recovery and checkpoints must be for a goal: what 98 % takes.
+
+    Example: armillary goodput limits --accelerators 10240 --mtbf-accelerator-hours 50000 --goal 0.98
+    """
+    from armillary.goodput import limits_of
+
+    found = limits_of(accelerators, mtbf_accelerator_hours, goal)
+    if as_json:
+        return show_json(found)
+    show_table(
+        f"goodput {100 * goal:g} % on {accelerators:,} accelerators: a failure every {_duration(found['mtbf_job_s'])}",
+        ["recovery", "checkpoint may block for", "best interval"],
+        [[_duration(row["recovery_s"]), _seconds(row["checkpoint_block_s"]), _duration(row["checkpoint_interval_s"])]
+         for row in found["frontier"]],
+    )  # fmt: skip
+    out.print(f"a recovery may take at most {_duration(found['largest_recovery_s'])}, even if checkpoints cost nothing")
+
+
+def _percent(share: Any) -> str:
+    return "unknown" if share is None else f"{100 * share:.2f} %"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f} s" if value < 100 else _duration(value)
+
+
+def _duration(seconds: float) -> str:
+    for unit, name in ((86_400.0, "days"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.1f} s"

@@ -1,0 +1,28 @@
+"""`armillary study`: one study at a time."""
+
+from __future__ import annotations
+
+import typer
+
+from armillary.cli.app import app
+from armillary.cli.show.studies import show_anneal, show_ladder, show_mixture
+from armillary.cli.workspaces import stage_verb
+
+study_app = typer.Typer(help="Small runs that argue for a recipe.", no_args_is_help=True)
+app.add_typer(study_app, name="study")
+
+study_app.command(
+    "mixture",
+    help="Find the mixture: designed proxies, a law, its best candidates run again, a choice with significance."
+    "\n\nExample: armillary study mixture recipe.yaml --budget 8m",
+)(stage_verb("mixture", "mixture", show_mixture))
+study_app.command(
+    "anneal",
+    help="Find the annealing: one stable trunk, branches that decay from it. Runs the mixture study first if needed."
+    "\n\nExample: armillary study anneal recipe.yaml",
+)(stage_verb("anneal", "anneal", show_anneal))
+study_app.command(
+    "ladder",
+    help="Train the ladder: growing models and tokens with the recipe found. Runs the studies before it if needed."
+    "\n\nExample: armillary study ladder recipe.yaml --json",
+)(stage_verb("ladder", "ladder", show_ladder))

@@ -1,0 +1,45 @@
+"""`armillary verify`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from armillary.cli.app import JsonOption, app
+from armillary.cli.show.screen import out, show_json
+from armillary.cli.workspaces import DatabaseOption
+
+
+@app.command()
+def verify(
+    place: Annotated[
+        Path,
+        typer.Argument(help="A folder of results, or a part of one; a law file, recipe or backup.", show_default=False),
+    ],
+    database: DatabaseOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Read every byte of what was written and report each file that is damaged, with the remedy; exit 1 if any is.
+
+    Takes a folder of results or a part of one (store, corpus, run, checkpoint, published model), a stage of items, an
+    examination, a law file, a recipe, or a backup of a store's database.
+
+    Example: armillary verify demo
+    """
+    from armillary.path import verify as check
+
+    found = check(place, database)
+    if as_json:
+        show_json({**asdict(found), "problems": [{**asdict(p), "file": str(p.file)} for p in found.problems]})
+    elif found.problems:
+        for p in found.problems:
+            out.print(escape(f"{p.file}: {p.what}; {p.remedy}"), highlight=False)
+    else:
+        parts = f": {len(found.checked)} parts, all" if len(found.checked) > 1 else ":"
+        out.print(f"{found.kind} {escape(str(place))}{parts} as written", highlight=False)
+    if found.problems:
+        raise typer.Exit(1)

@@ -1,0 +1,179 @@
+"""A large run, from its document to its result: errors are raised before anything starts, then ranks train it.
+
+Where the environment says that this process is one of several (torchrun, or any other launcher that sets ``RANK`` and
+``WORLD_SIZE``), it is a rank. Else it starts ranks on this machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from armillary.corpus import Corpus
+from armillary.launch.ranks.group import joined, meeting_place, place
+from armillary.launch.ranks.local import start_ranks
+from armillary.recipe import LargeRun, Layout, RunResult, RunSpec, UsageError
+from armillary.train import check_run
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def launch(
+    large: LargeRun,
+    folder: Path,
+    *,
+    nproc: int | None = None,
+    max_restarts: int = 3,
+    reporter: Callable[[], Any],
+) -> RunResult | None:
+    """Train ``large`` in ``folder``, or resume it, or return its result; None on all ranks but the first.
+
+    ``nproc`` ranks are started on this machine (default: as many as the layout has, or one); a rank that is killed has
+    all of them started again from the last checkpoint, at most ``max_restarts`` times. ``reporter()`` makes the
+    reporter of the first rank, which is called with stage, units done and in all, and a note; ``say`` takes a line,
+    and ``close`` ends it.
+
+    Raises:
+        UsageError: corpus, layout, run and number of ranks do not fit together; nothing was started.
+        InterruptedRunError, DivergedError, BusyRunError, ArmillaryError: as ``train_ranks``.
+    """
+    if launched():
+        _, ranks = place()
+        if nproc is not None:
+            raise UsageError(
+                f"--nproc starts ranks on this machine, but a launcher has started {ranks} already; leave it out"
+            )
+        meeting_place()
+        prepare(large, ranks)
+        stopping = Stop()
+        for number in SIGNALS:
+            signal.signal(number, stopping.ask)
+        return carry_out(large, folder, reporter, stopping)
+    ranks = nproc or (large.layout.ranks if large.layout is not None else 1)
+    prepare(large, ranks)
+    result: RunResult | None = start_ranks(partial(carry_out, large, folder, reporter), ranks, max_restarts)
+    return result
+
+
+def launched() -> bool:
+    """Whether this process is one of several ranks that a launcher has started."""
+    return "WORLD_SIZE" in os.environ and "RANK" in os.environ
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[Callable[[], bool]]:
+    """Within the block Ctrl-C and SIGTERM set what it gives to true; a second one ends the process.
+
+    Signals reach the main thread alone: in another one nothing sets it.
+    """
+    stop = Stop()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, stop.ask) for number in SIGNALS}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Stop:
+    """Whether a signal has asked to stop; the second one ends the process."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def ask(self, number: int, frame: object) -> None:
+        """Handle a signal."""
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def __call__(self) -> bool:
+        return self.asked
+
+
+def prepare(large: LargeRun, ranks: int) -> tuple[RunSpec, Corpus, Layout]:
+    """What a large run is made of, held against each other.
+
+    Raises:
+        UsageError: the corpus is missing or another one, the layout does not fit the ranks, or as ``check_run``.
+    """
+    layout = large.layout_of(ranks)
+    path = Path(large.corpus)
+    if not (path / "manifest.json").is_file():
+        within = sorted(p.parent.name for p in path.glob("*/manifest.json"))
+        hint = f"'{within[0]}' within it is one" if within else "'armillary corpus RECIPE' builds one"
+        raise UsageError(f"{large.name}: corpus: {path} is not the folder of a built corpus; {hint}")
+    corpus = Corpus.open(path)
+    if large.run.corpus not in ("", corpus.hash):
+        raise UsageError(
+            f"{large.name}: run.corpus is {large.run.corpus}, but {path} is corpus {corpus.hash}; give the folder of "
+            "the one, or leave run.corpus out"
+        )
+    spec = large.run.model_copy(update={"corpus": corpus.hash})
+    try:
+        check_run(spec, corpus, layout)
+    except UsageError as error:
+        raise UsageError(f"{large.name}: {error}") from error
+    return spec, corpus, layout
+
+
+def check_corpus(large: LargeRun, ranks: int) -> str | None:
+    """Hold a large run against its corpus as ``launch`` does, for a rehearsal where the corpus may be elsewhere.
+
+    Returns:
+        None, or a sentence that says what could not be checked, where the corpus is not on this machine.
+
+    Raises:
+        UsageError: as ``prepare``.
+    """
+    if Path(large.corpus).exists():
+        prepare(large, ranks)
+        return None
+    return f"{large.corpus} is not on this machine: whether its text and vocabulary fit the run was not checked"
+
+
+def carry_out(large: LargeRun, folder: Path, reporter: Callable[[], Any], stop: Callable[[], bool]) -> RunResult | None:
+    """Be one of the ranks; the first returns the result.
+
+    Raises:
+        ArmillaryError: as ``train_ranks``.
+    """
+    import torch.distributed as dist
+
+    from armillary.train import train_ranks
+
+    with joined() as device:
+        rank = dist.get_rank()
+        spec, corpus, layout = prepare(large, dist.get_world_size())
+        show = reporter() if rank == 0 else None
+        total = spec.tokens
+
+        def tell(step: int) -> None:
+            if show is not None:
+                show(large.name, spec.tokens_after(step), total, f"step {step} of {spec.steps}")
+
+        try:
+            result = train_ranks(
+                spec,
+                corpus,
+                folder,
+                layout,
+                checkpoints=large.checkpoints,
+                device=device,
+                progress=tell,
+                stop=stop,
+                tell=show.say if show is not None else lambda text: None,
+            )
+        finally:
+            if show is not None:
+                show.close()
+    return result if rank == 0 else None

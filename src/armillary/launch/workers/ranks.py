@@ -1,0 +1,146 @@
+"""Runs of a study one after another, each over many ranks of this machine: for targets that one device cannot hold.
+
+It records the same in the store as other executors. The study's own workers end first, since the ranks need their
+devices.
+
+Trade-off: a budget in time sizes the target by the rate of all workers, each with a run of its own. Ranks that share a
+run are slower by their communication.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
+from typing import Any
+
+from armillary.launch.ranks.large import launch
+from armillary.launch.workers.executor import Executor, keep_result, settled
+from armillary.launch.workers.local import LocalExecutor
+from armillary.launch.workers.messages import Failure, InterruptedStudyError, Job, Progress
+from armillary.recipe import ArmillaryError, Checkpoints, LargeRun, Layout, RunResult, UsageError
+from armillary.store import in_use
+from armillary.train import BusyRunError, InterruptedRunError
+
+_LOOK_S = 0.5
+
+
+class RankExecutor(Executor):
+    """Trains over the ranks of ``layout`` in place of ``workers``."""
+
+    def __init__(self, workers: Executor, layout: Layout) -> None:
+        super().__init__(workers.store, workers.corpus, workers.checkpoint_every_s)
+        self.workers, self.layout = workers, layout
+
+    def rest(self) -> None:
+        """End the workers; ranks end with their run."""
+        self.workers.rest()
+
+    @property
+    def n_workers(self) -> int:
+        """One: all ranks train one run."""
+        return 1
+
+    @property
+    def device(self) -> str:
+        """The key of rates: each layout counts as a machine of its own, other than that of the workers."""
+        layout = self.layout.model_dump(mode="json", exclude_defaults=True)
+        return ", ".join([self.workers.device, *(f"{name} {value}" for name, value in layout.items())])
+
+    def run(
+        self, study: str, jobs: Sequence[Job], progress: Progress = lambda stage, done, total, note: None
+    ) -> dict[str, RunResult | Failure]:
+        """Train the jobs without a result, each from its beginning: trunks are ignored. Returns each outcome by run id.
+
+        Raises:
+            InterruptedStudyError: stopped by Ctrl-C; the same call resumes.
+            UsageError: the workers are not on this machine; nothing was started.
+            BusyRunError: another process trains one of the runs.
+        """
+        if not isinstance(self.workers, LocalExecutor):
+            raise UsageError(
+                "a target with a layout trains on ranks of this machine, not through --on; leave --on out, or "
+                "give a launcher the target.yaml beside the report"
+            )
+        self.workers.rest()
+        self.store.add(study, [job.spec for job in jobs])
+        outcomes: dict[str, RunResult | Failure] = {}
+        total, done = sum(job.spec.flops for job in jobs), 0.0
+        for number, job in enumerate(jobs):
+            known = settled(self.store, job.spec.id)
+            with _watched(study, done, job.spec.flops, total, f"{number}/{len(jobs)} runs", progress) as reached:
+                outcomes[job.spec.id] = self._carry_out(job, reached) if known is None else known
+            done += job.spec.flops
+            progress(study, done, total, f"{number + 1}/{len(jobs)} runs")
+        return outcomes
+
+    def _carry_out(self, job: Job, reached: Any) -> RunResult | Failure:
+        run = job.spec.id
+        large = LargeRun(
+            name=run,
+            corpus=str(self.corpus),
+            run=job.spec,
+            layout=self.layout,
+            checkpoints=Checkpoints(every_s=self.checkpoint_every_s),
+        )
+        folder, result = self.store.run_folder(run), None
+        while result is None:
+            while in_use(folder):  # by another process's study, or by a launcher; its result is used
+                time.sleep(_LOOK_S)
+            known = settled(self.store, run)
+            if known is not None:
+                return known
+            self.store.mark_running(run)
+            try:
+                result = launch(large, folder, reporter=partial(_Teller, reached))
+            except InterruptedRunError as error:
+                self.store.mark_failed(run, "pending", str(error))
+                raise InterruptedStudyError(f"{error}; give the same command to resume") from error
+            except BusyRunError:  # another process was faster
+                time.sleep(_LOOK_S)
+            except (ArmillaryError, OSError) as error:
+                failure = Failure.of(run, error)
+                self.store.mark_failed(run, failure.status, failure.error)
+                return failure
+        return keep_result(self.store, result)
+
+
+class _Teller:
+    """In the first rank: writes the finished share of its run into shared memory."""
+
+    def __init__(self, reached: Any) -> None:
+        self.reached = reached
+
+    def __call__(self, stage: str, done: float, total: float, note: str) -> None:
+        self.reached.value = done / total
+
+    def say(self, text: str) -> None:
+        print(f"note {text}", file=sys.stderr)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+@contextmanager
+def _watched(study: str, done: float, part: float, total: float, note: str, progress: Progress) -> Iterator[Any]:
+    """A shared number, the finished share of a run, which is reported as progress while it grows.
+
+    A number instead of a pipe: a rank that is killed while it writes leaves no torn message behind.
+    """
+    reached, ended = get_context("spawn").RawValue("d", 0.0), threading.Event()
+
+    def look() -> None:
+        while not ended.wait(_LOOK_S):
+            progress(study, done + part * reached.value, total, note)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield reached
+    finally:
+        ended.set()
+        thread.join()

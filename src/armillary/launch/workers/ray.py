@@ -1,0 +1,460 @@
+"""Workers on a Ray cluster: one actor for each core, or for each share of an accelerator, on every node.
+
+Ray places the actors and reports lost ones; the executor does the rest. The store's folder and the corpus lie on a
+file system that all nodes see at the same path; each node proves that before anything is trained (`proof`). Messages to
+an actor and its answers go through one call after another (`_Slot.exchange`), numbered so that a call whose answer
+was lost on the way may be made again.
+
+A node that is only cut off may still be training when its runs are given to others. Nothing is lost by that:
+
+- the run's folder is locked, so the second worker waits until the first has left;
+- a worker without a message for ``LEASE_S`` stops its run with a checkpoint, and after twice that its process ends,
+  even in the middle of a step;
+- where a file server releases a dead node's lock too early, both workers write the same bytes, since a run is a pure
+  function of its specification, and files are renamed into place.
+
+Trade-offs: runs of a lost node wait until Ray reports the node as lost (about 15 s), because moving them at every short
+network failure would cost more. On a cluster that is full, or that grows on demand, actors wait in Ray's queue. Ray is
+an optional package and is imported inside functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import math
+import os
+import queue
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import unquote, unquote_plus
+
+from armillary.launch.workers.messages import Answer, Lost, Message, Train
+from armillary.launch.workers.places import Place, register_place
+from armillary.launch.workers.pool import Worker, WorkerExecutor
+from armillary.launch.workers.proof import Proof, proof
+from armillary.launch.workers.worker import WorkerOptions, device_name, work
+from armillary.recipe import ArmillaryError, UsageError, counted
+from armillary.store import Store
+from armillary.store import secrets as secrets_of
+
+LEASE_S = 60.0
+# How long a study waits while no node has a slot for it.
+PATIENCE_S = 600.0
+_LOOK_EVERY_S = 2.0  # for nodes that joined or left
+_POLL_S = 0.2
+_GRACE_S = 5.0
+_SETTLE_S = 20.0  # a throughput is measured once no further slot has appeared for this long
+_OBJECT_STORE = 80 * 2**20  # bytes; nothing large goes through it
+_ACCELERATORS = ("GPU", "NPU")  # what Ray calls them
+_ADDRESSES = "ray (the cluster of this machine) or ray://HOST:PORT"
+
+
+def _ray() -> Any:
+    """The package, imported only now."""
+    import ray
+
+    return ray
+
+
+def check_address(on: str) -> None:
+    """Whether ``on`` is an address of a cluster and Ray is installed; imports nothing.
+
+    Raises:
+        UsageError: neither ``ray`` nor ``ray://HOST:PORT``, or Ray is not installed.
+    """
+    host, _, port = on.removeprefix("ray://").rpartition(":")
+    if on != "ray" and not (on.startswith("ray://") and host and port.isdigit()):
+        raise UsageError(f"--on {on}: not understood; give {_ADDRESSES}")
+    needed = ("ray",) if on == "ray" else ("ray", "grpc")
+    if not all(map(importlib.util.find_spec, needed)):
+        raise UsageError(f"--on {on}: Ray is not installed; pip install 'armillary[ray]'")
+
+
+class _Actor(Worker):
+    """A slot of the cluster: the actor there, the messages still to be sent, and the call that is under way."""
+
+    def __init__(self, actor: Any, node: str, where: str, device: str) -> None:
+        super().__init__()
+        self.actor = actor
+        self.node = node
+        self.where = where
+        self.device = device
+        self.outbox: list[Message] = []
+        self.call: Any = None
+        self.number = 0
+        self.told: tuple[list[Message], bool] = ([], False)
+
+    def send(self, message: Message) -> None:
+        self.outbox.append(message)
+
+    def exchange(self, stop: bool) -> Any:
+        """The call under way; a new one takes along what is in the outbox."""
+        if self.call is None:
+            self.number += 1
+            self.told, self.outbox = (self.outbox, stop), []
+            self.again()
+        return self.call
+
+    def again(self) -> None:
+        """Make the same call once more: its answer was lost, or it never arrived."""
+        self.call = self.actor.exchange.remote(self.number, *self.told)
+
+
+class RayExecutor(WorkerExecutor):
+    """Workers on the Ray cluster at ``address``: ``ray://HOST:PORT``, or ``ray`` for the one that this machine is in.
+
+    Where this machine is in none, ``ray`` starts one of its own, which obeys this process only and ends with the
+    executor. A program that has called ``ray.init`` keeps its connection. ``workers`` is the number of slots: all
+    cores of the cluster by default, also of nodes that join later; on a cluster with accelerators all of these, and
+    where more workers are asked for, each takes a share of one.
+    """
+
+    def __init__(
+        self, store: Store, corpus: Path, address: str, workers: int | None = None, checkpoint_every_s: float = 30.0
+    ) -> None:
+        super().__init__(store, corpus.absolute(), checkpoint_every_s, SimpleNamespace(value=0))
+        check_address(address)
+        self._address = address
+        self._asked_for = workers
+        self._wanted = 0
+        self._connected = False
+        self._starting: dict[Any, Any] = {}  # the call that says that an actor is up, and the actor
+        self._refused: list[Any] = []
+        self._looked = self._last_seen = 0.0
+        self._why = ""
+        self._device = ""
+        self._undo = contextlib.ExitStack()
+
+    @property
+    def n_workers(self) -> int:
+        self._connect()
+        return self._wanted
+
+    @property
+    def device(self) -> str:
+        if not self._workers and not self._device:
+            self._await_workers()
+        if self._workers:
+            self._device = " + ".join(sorted({worker.device for worker in self._workers}))
+        return self._device
+
+    def _connect(self) -> None:
+        """Once: reach the cluster, have its nodes prove what they see, and count the slots."""
+        if self._connected:
+            return
+        _refuse_visible_password(self.store)
+        if "ray" not in sys.modules or not _ray().is_initialized():
+            self._reach()
+            self._undo.callback(_ray().shutdown)
+        ray = _ray()
+        self._proof = self._undo.enter_context(proof(self.store.folder.absolute(), self.corpus))
+        total = ray.cluster_resources()
+        self._resource = next((name for name in _ACCELERATORS if total.get(name)), "CPU")
+        nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get(self._resource)]
+        self._check_nodes(nodes)
+        slots = int(total.get(self._resource, 0))
+        self._wanted = self._asked_for or slots
+        share = 1.0 if self._wanted <= slots or not slots else 1 / math.ceil(self._wanted / slots)
+        needs: dict[str, dict[str, Any]] = {"CPU": {"num_cpus": 1}, "GPU": {"num_gpus": share}}
+        self._needs = needs.get(self._resource, {"resources": {self._resource: share}})
+        self._last_seen = time.monotonic()
+        self._connected = True
+
+    def _reach(self) -> None:
+        address = "auto" if self._address == "ray" else self._address
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        inherited: dict[str, str | None] = {}
+        if address == "auto" and not _in_a_cluster():
+            address = "local"  # nothing less: an address that a dead cluster has left behind would be tried
+            cores = max(len(os.sched_getaffinity(0)), self._asked_for or 0)
+            options |= {"num_cpus": cores, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
+            self._undo.enter_context(_environment(_only_ours()))
+            # No report of its use, and not the database's address with its password.
+            inherited = {"ARMILLARY_DATABASE": None, "RAY_USAGE_STATS_ENABLED": "0"}
+        try:
+            with _environment(inherited):
+                _ray().init(address, **options)
+        except Exception as error:  # Ray raises no narrower one where it cannot start
+            raise UsageError(
+                f"--on {self._address}: the cluster cannot be used: {str(error).strip().splitlines()[0]}; is it up "
+                "(ray status), of the same versions of Python and Ray, and is RAY_AUTH_MODE=token set if it wants that?"
+            ) from error
+
+    def _check_nodes(self, nodes: list[dict[str, Any]]) -> None:
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        ray = _ray()
+        check = ray.remote(_check_node)
+        calls = {}
+        for node in nodes:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            options = check.options(num_cpus=0, scheduling_strategy=there, max_retries=0)
+            calls[node["NodeManagerAddress"], node["NodeID"]] = options.remote(self._proof)
+        for (where, node), call in calls.items():
+            try:
+                problem = ray.get(call, timeout=120) or self._proof.problem_here(node)
+            except ray.exceptions.RayTaskError as error:
+                problem = f"{error.cause!r}; is the same version of Armillary installed there?"
+            except ray.exceptions.RayError as error:
+                problem = f"it does not answer ({type(error).__name__})"
+            if problem is not None:
+                raise UsageError(f"node {where}: {problem}")
+
+    def _start_workers(self) -> None:
+        self._connect()
+        now = time.monotonic()
+        if self._workers:
+            self._last_seen = now
+        elif now - self._last_seen > PATIENCE_S:
+            raise ArmillaryError(
+                f"no node had a free {self._resource} for {PATIENCE_S / 60:.0f} minutes; every run has its last "
+                "checkpoint: give the same command to resume when there is one"
+            )
+        if now - self._looked < _LOOK_EVERY_S:
+            return
+        self._looked = now
+        ray = _ray()
+        if self._asked_for is None:
+            with _lost_connection():
+                self._wanted = int(ray.cluster_resources().get(self._resource, 0))
+        there = len(self._workers) + len(self._refused)
+        for call in list(self._starting)[max(0, self._wanted - there) :]:  # their nodes have gone
+            ray.kill(self._starting.pop(call))
+        with _lost_connection():
+            slot = ray.remote(_Slot).options(**{"num_cpus": 0, **self._needs})
+            for _ in range(self._wanted - there - len(self._starting)):
+                actor = slot.remote(self._proof.store, self.corpus, self.checkpoint_every_s)
+                self._starting[actor.begin.remote(self._proof)] = actor
+
+    @property
+    def _word(self) -> str:
+        words = [] if self._workers else [f"waiting for a free {self._resource}"]
+        if self._refused:
+            words.append(f"{counted(len(self._refused), 'slot')} refused: {self._why}")
+        return "; ".join(words)
+
+    def _await_workers(self) -> None:
+        """Wait for all slots, or for as many as come up while others keep coming."""
+        self._start_workers()
+        came = time.monotonic()
+        while self._starting and time.monotonic() - came < (_SETTLE_S if self._workers else PATIENCE_S):
+            if self._receive_starts(_POLL_S):
+                came = time.monotonic()
+        if not self._workers:
+            raise ArmillaryError(f"the cluster has no slot to offer; {self._word}")
+
+    def _receive_starts(self, timeout_s: float) -> bool:
+        """Take in the actors that are up; whether there was one."""
+        ray = _ray()
+        with _lost_connection():
+            ready, _ = ray.wait(list(self._starting), num_returns=len(self._starting), timeout=timeout_s)
+        for call in ready:
+            actor = self._starting.pop(call)
+            try:
+                node, where, device, problem = ray.get(call)
+            except ray.exceptions.RayError:
+                self._looked = 0.0  # it died before it was up; another is started
+                continue
+            problem = problem or self._proof.problem_here(node)
+            if problem is None:
+                self._workers.append(_Actor(actor, node, where, device))
+            else:
+                self._refused.append(actor)  # it holds its place, so that Ray puts no other there
+                self._why = f"node {where}: {problem}"
+        return bool(ready)
+
+    def _receive(self) -> list[tuple[_Actor, Answer | Lost]]:
+        ray = _ray()
+        if self._starting:
+            self._receive_starts(0)
+        if not self._workers:
+            time.sleep(_POLL_S)
+            return []
+        said: list[tuple[_Actor, Answer | Lost]] = []
+        with _lost_connection():
+            calls = {worker.exchange(bool(self._stop.value)): worker for worker in self._workers}
+            ray.wait(list(calls), num_returns=1, timeout=0.5)
+            ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=0)
+            for call in ready:
+                worker = calls[call]
+                try:
+                    answers = ray.get(call)
+                except ray.exceptions.ActorUnavailableError:
+                    worker.again()  # Ray does not know yet whether it is lost
+                except ray.exceptions.RayError as error:
+                    said.append((worker, self._lost(worker, error)))
+                else:
+                    worker.call = None
+                    said.extend((worker, answer) for answer in answers)
+        return said
+
+    def _lost(self, worker: _Actor, error: Exception) -> Lost:
+        ray = _ray()
+        self._workers.remove(worker)
+        self._looked = 0.0
+        with contextlib.suppress(Exception):
+            ray.kill(worker.actor)
+        if any(node["Alive"] for node in ray.nodes() if node["NodeID"] == worker.node):
+            how = str(error).strip().splitlines()[-1]
+            return Lost(f"on node {worker.where}: {how}")
+        return Lost(f"node {worker.where} was lost", blames_run=False)
+
+    def _close(self) -> None:
+        try:
+            if self._connected:
+                ray = _ray()
+                end = time.monotonic() + _GRACE_S
+                with contextlib.suppress(ArmillaryError):
+                    while any(worker.stacks for worker in self._workers) and time.monotonic() < end:
+                        for worker, answer in self._receive():
+                            if isinstance(answer, Lost):
+                                worker.stacks.clear()
+                            elif answer.kind not in ("step", "measured", "unmeasured"):
+                                worker.finish(answer.run)
+                for actor in [*(w.actor for w in self._workers), *self._starting.values(), *self._refused]:
+                    with contextlib.suppress(Exception):  # the cluster may be gone
+                        ray.kill(actor)
+        finally:
+            self._starting.clear()
+            self._refused.clear()
+            self._undo.close()
+            self._connected = False
+
+
+def _check_node(given: Proof) -> str | None:
+    """What is wrong with the node that this runs on, or None."""
+    return given.problem_there(_ray().get_runtime_context().get_node_id())
+
+
+class _Slot:
+    """The actor: a thread that works, and calls that fetch what it says while it does."""
+
+    def __init__(self, store: Path, corpus: Path, checkpoint_every_s: float) -> None:
+        self._store, self._corpus = store, corpus
+        self._checkpoint_every_s = checkpoint_every_s
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[Answer] = queue.SimpleQueue()
+        self._heard = time.monotonic()
+        self._stop = False
+        self._open = 0  # runs and probes that are not answered yet
+        self._number = 0
+        self._reply: list[Answer] = []
+
+    def begin(self, given: Proof) -> tuple[str, str, str, str | None]:
+        """Node, its address, the device, and what is wrong with the node; where nothing is, the work begins."""
+        problem = _check_node(given)
+        if problem is None:
+            self._thread = threading.Thread(target=self._work, daemon=True)
+            self._thread.start()
+            threading.Thread(target=self._watch, daemon=True).start()
+        ray = _ray()
+        return ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), device_name(), problem
+
+    def exchange(self, number: int, messages: list[Message], stop: bool) -> list[Answer]:
+        """Take messages and give answers, waiting a moment for the first; a call made again gets the same reply."""
+        self._heard = time.monotonic()
+        if number == self._number:
+            return self._reply
+        if not self._thread.is_alive():
+            raise RuntimeError("the worker's thread has ended")
+        self._number, self._stop, self._reply = number, stop, []
+        for message in messages:
+            self._open += len(message.jobs) if isinstance(message, Train) else 1
+            self._inbox.put(message)
+        with contextlib.suppress(queue.Empty):
+            self._reply.append(self._outbox.get(timeout=_POLL_S))
+            while True:
+                self._reply.append(self._outbox.get_nowait())
+        self._open -= sum(answer.kind != "step" for answer in self._reply)
+        return self._reply
+
+    def _work(self) -> None:
+        # Ray lets an actor see its own accelerator only: it is the first.
+        options = WorkerOptions(self._corpus, self._store, self._checkpoint_every_s)
+        work(
+            self._inbox.get,
+            self._outbox.put,
+            lambda: self._stop or time.monotonic() - self._heard > LEASE_S,
+            options,
+        )
+
+    def _watch(self) -> None:
+        """End the process if it is still in a run long after the last call of the executor."""
+        while True:
+            time.sleep(1)
+            if self._open and time.monotonic() - self._heard > 2 * LEASE_S:
+                os._exit(1)
+
+
+def _in_a_cluster() -> bool:
+    """Whether this machine is in a Ray cluster; asked in a process of its own, since Ray settles much at import."""
+    command = [sys.executable, "-m", "ray.scripts.scripts", "status"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@cache
+def _only_ours() -> dict[str, str | None]:
+    """Settings for a Ray that only this process and what it starts can talk to.
+
+    Ray listens on all of a machine's addresses and has no setting for the loopback alone, so a token keeps others out.
+    There is one per process, because Ray reads it once, when it is imported.
+
+    Raises:
+        UsageError: it has been imported.
+    """
+    if "RAY_AUTH_MODE" in os.environ:
+        return {}  # set by the administrator of this machine
+    if "ray" in sys.modules:
+        raise UsageError("--on ray: this program has imported ray itself; have it call ray.init too")
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+
+
+@contextlib.contextmanager
+def _environment(changes: dict[str, str | None]) -> Iterator[None]:
+    """Change variables of the environment, or take them away, for a while."""
+
+    def put(values: dict[str, str | None]) -> dict[str, str | None]:
+        before = {name: os.environ.pop(name, None) for name in values}
+        os.environ.update({name: value for name, value in values.items() if value is not None})
+        return before
+
+    before = put(changes)
+    try:
+        yield
+    finally:
+        put(before)
+
+
+@contextlib.contextmanager
+def _lost_connection() -> Iterator[None]:
+    """Say what it means that Ray itself is gone."""
+    ray = _ray()
+    try:
+        yield
+    except (ConnectionError, ray.exceptions.RaySystemError) as error:
+        raise ArmillaryError(
+            f"the connection to Ray was lost ({str(error).strip().splitlines()[0]}); every run has its last "
+            "checkpoint: give the same command to resume when the cluster is up"
+        ) from error
+
+
+def _refuse_visible_password(store: Store) -> None:
+    """Ray shows every node the command line of those who use it."""
+    shown = [text for argument in sys.orig_argv for text in (argument, unquote(argument), unquote_plus(argument))]
+    if any(secret in text for secret in secrets_of(store.engine.url) for text in shown):
+        raise UsageError(
+            "--database: with --on ray the whole cluster could read the password in this command; give the URL in "
+            "the environment variable ARMILLARY_DATABASE instead"
+        )
+
+
+register_place("ray", Place(_ADDRESSES, check_address, RayExecutor))

@@ -1,0 +1,432 @@
+"""Learning rate and batch size: the loss that a run at (N, D, lr, bs) reaches, and which lr and bs are best.
+
+Trade-offs taken:
+
+- A prediction far from the runs has to say three things at once: the floor (a Chinchilla law), where the basin lies
+  and how it rises (``basin`` has the form and its reasons). One law, fitted to all runs at once, with priors, says them
+  from 20 runs as from 2000; what the data could not say is in ``identified_``.
+- The predicted basin is the mean over the draws: where lr* is uncertain and the basin is steep on one side, the run
+  that is best on average keeps away from that side.
+- How wrong the floor's form is per e-fold of extrapolation is measured by leaving out the largest N, D and compute,
+  as ``ScalingLaw`` does it. The basin's own scatter between (N, D) stands in the fit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from armillary.laws.estimator import (
+    Array,
+    Estimator,
+    Prediction,
+    check_reach,
+    checked_draws,
+    checked_interval,
+    checked_noise,
+    checked_positive,
+    require_fitted,
+)
+from armillary.laws.hyperparameters import basin
+from armillary.laws.hyperparameters.basin import COUNT, FORMS, NAMES, Rows
+from armillary.laws.values import Array as ArrayField
+from armillary.laws.values import Codec, Fields, Listed, Mapped, Number, Record, Text, Together, Whole
+from armillary.recipe import UsageError, counted
+
+COLUMNS = ("params", "tokens", "lr", "bs")
+# Before any run is left out: the floor's relative miss at one e-fold of extrapolation, counted as COUNT observations.
+MISS = 0.003
+WIDEST = 100.0  # of half an interval, in log loss
+FLAT = 1e-3  # the share of the loss one may give away, see HyperparameterOptimum
+
+
+@dataclass(frozen=True)
+class HeldOutGrid:
+    """The largest runs left out, predicted from the others.
+
+    Attributes:
+        what: which were left out, such as ``params >= 4.3e+08``.
+        form: the form that predicted.
+        rows: their rows in the table given to ``fit`` (without diverged ones), [k].
+        predicted: losses by the law fitted without them, [k].
+        measured: their losses, [k].
+        extrapolation: their compute N * D over the largest compute that was kept, [k].
+        regret: for each (N, D) left out with at least four runs, by how much of the loss the run that the law takes
+            for best is worse than the best, [pairs].
+        shape_error: root mean square of relative errors near the floor, after taking out each (N, D)'s own mean.
+    """
+
+    what: str
+    form: str
+    rows: Rows
+    predicted: Array
+    measured: Array
+    extrapolation: Array
+    regret: Array
+    shape_error: float
+
+
+@dataclass(frozen=True)
+class HyperparameterOptimum:
+    """The best learning rate and batch size at one (N, D).
+
+    Attributes:
+        lr, bs: best values with intervals, scalars.
+        loss: predicted loss of one run there, with its interval.
+        lr_flat: learning rates, low and high, that cost less than 0.1 % of the loss at the best batch size.
+        bs_flat: the same for the batch size at the best learning rate.
+        extrapolation: compute N * D over the largest compute fitted.
+    """
+
+    lr: Prediction
+    bs: Prediction
+    loss: Prediction
+    lr_flat: tuple[float, float]
+    bs_flat: tuple[float, float]
+    extrapolation: float
+
+
+class HyperparameterLaw(Estimator):
+    """Loss at (N, D, learning rate, batch size), and the best learning rate and batch size at any (N, D).
+
+    Forms: ``step-law`` (Li et al. 2025): lr* = c N^a D^b and bs* = d D^f through the best run of each (N, D), and a
+    symmetric basin of common curvature around them; ``basin``: everything above, fitted to all runs at once;
+    ``auto``: the one that foretells better the largest (N, D) when these are left out.
+
+    Args:
+        form: ``step-law``, ``basin`` or ``auto``.
+        bootstraps: draws for the uncertainty of the parameters.
+        seed: of these draws.
+
+    Attributes:
+        form_: the form that is used.
+        parameters_: floor ``E``, ``A``, ``B``, ``alpha``, ``beta`` as in Chinchilla's law; ``lr_coefficient``,
+            ``lr_params``, ``lr_tokens``: lr* = coefficient * N^params * D^tokens, and the same for ``bs``; ``steep_*``,
+            ``skew_*``, ``rho``, ``steep_params``, ``steep_tokens`` of the basin.
+        draws_: the same for each draw, arrays [bootstraps].
+        identified_: for each fitted number the share of its prior's variance that the data removed, in [0, 1]. Near 0
+            the prior speaks: about ``lr_params`` if all runs have the same N, about ``bs`` if they have one batch size.
+            What a form holds fixed counts as known.
+        noise_: relative standard deviation of one run, near the floor; ``shared_noise_`` of what runs of one (N, D,
+            batch size) share.
+        pair_std_: relative standard deviation of an (N, D) about the floor; ``place_std_`` of log lr* and log bs* of an
+            (N, D) about their power laws.
+        miss_per_efold_: relative miss of the floor (standard deviation) at one e-fold of extrapolation.
+        diverged_: rows of X that were left out because they lie far above a run no larger in N and D, or far below all
+            runs no smaller.
+        held_out_: largest runs left out, for each form that was tried, a list of ``HeldOutGrid``.
+    """
+
+    features = COLUMNS
+
+    PARAMS: ClassVar[dict[str, Codec]] = {"form": Text(), "bootstraps": Whole(), "seed": Whole()}
+    # b draws of the 20 numbers of ``basin.NAMES``, m pairs (N, D).
+    FITTED: ClassVar[Fields] = {
+        "form": ("form_", Text()),
+        "theta": ("_theta", ArrayField("20")),
+        "draws": ("_draws", ArrayField("b 20")),
+        "centre": ("_centre", ArrayField("4")),
+        "identified": ("identified_", Mapped(Number())),
+        "noise": ("noise_", Number()),
+        "noise_of_batch_size": ("shared_noise_", Number()),
+        "noise_in_basin": ("_far", Number()),
+        "noise_freedom": ("_freedom", Number()),
+        "pair_std": ("pair_std_", Number()),
+        "place_std": ("place_std_", Together((Number(), Number()))),
+        "pairs": ("_pairs", ArrayField("m 2")),
+        "pair_offsets": ("_offsets", ArrayField("m 3")),
+        "pair_offset_std": ("_offset_std", ArrayField("m 3")),
+        "miss_per_efold": ("miss_per_efold_", Number()),
+        "miss_freedom": ("_miss_freedom", Number()),
+        "largest_log_sizes": ("_most", ArrayField("2")),
+        "largest_log_compute": ("_most_compute", Number()),
+        "log_loss_ceiling": ("_ceiling", Number()),
+        "diverged": ("diverged_", ArrayField("d", kind="i")),
+        "left_out": (
+            "held_out_",
+            Listed(
+                Record(
+                    HeldOutGrid,
+                    {
+                        "what": Text(),
+                        "form": Text(),
+                        "rows": ArrayField("k", kind="i"),
+                        "predicted": ArrayField("k", finite=False),
+                        "measured": ArrayField("k", finite=False),
+                        "extrapolation": ArrayField("k", finite=False),
+                        "regret": ArrayField("r", finite=False),
+                        "shape_error": Number(finite=False),
+                    },
+                )
+            ),
+        ),
+    }
+
+    def __init__(self, *, form: str = "auto", bootstraps: int = 100, seed: int = 0) -> None:
+        self.form = form
+        self.bootstraps = bootstraps
+        self.seed = seed
+
+    def fit(self, X: ArrayLike, y: ArrayLike, noise: float | None = None) -> Self:
+        """Fit to runs; grids need not be complete.
+
+        Args:
+            X: [n, 4], parameters, tokens, learning rate and batch size of each run, n >= 6. The batch size may be
+                counted in sequences or tokens, but in one unit throughout.
+            y: [n] losses; diverged runs may be among them.
+            noise: known relative standard deviation between runs that differ only in their seed, if any.
+
+        Raises:
+            UsageError: a value that is not finite or not positive (with row and column), too few runs, an unknown
+                form, or runs that all have the same learning rate and the same batch size.
+        """
+        self._forget()
+        table = checked_positive("X", X, columns=4, labels=COLUMNS, rows=6)
+        losses = checked_positive("y", np.reshape(y, (-1, 1)), labels=("loss",))[:, 0]
+        if len(losses) != len(table):
+            raise UsageError(f"X has {counted(len(table), 'row')} and y has {len(losses)}; give one loss for each run")
+        checked_noise(noise)
+        checked_draws(self.bootstraps)
+        if self.form not in ("auto", *FORMS):
+            raise UsageError(f"form is {self.form!r}; give auto, {' or '.join(FORMS)}")
+        if (np.ptp(np.log(table[:, 2:]), axis=0) < 0.01).all():
+            raise UsageError(
+                f"all runs have learning rate {table[0, 2]:g} and batch size {table[0, 3]:g} (columns 2 and 3 of X); "
+                "add runs at the same params and tokens with other learning rates (half and double), then with other "
+                "batch sizes"
+            )
+        points, log_losses = np.log(table), np.log(losses)
+        far_off = basin.diverged(points, log_losses)
+        self.diverged_ = np.flatnonzero(far_off)
+        rows = np.flatnonzero(~far_off)
+        points, log_losses = points[rows], log_losses[rows]
+        # No run is far worse than the worst that was seen: a power law for very small models would say so.
+        self._ceiling = float(np.log(losses.max()) + basin.HIGHEST)
+        self._most = points.max(0)[:2]
+        self._most_compute = float(points[:, :2].sum(1).max())
+
+        forms = FORMS if self.form == "auto" else (self.form,)
+        self.held_out_: list[HeldOutGrid] = []
+        misses = {form: self._leave_largest_out(form, points, log_losses, rows, noise) for form in forms}
+        self.form_ = min(forms, key=self._held_out_error) if len(forms) > 1 else forms[0]
+        self._set_miss(misses[self.form_])
+
+        fitted = basin.fit(self.form_, points, log_losses, noise)
+        self._theta, self._centre = fitted.theta, fitted.centre
+        self.noise_, self.shared_noise_, self.pair_std_ = fitted.noise, fitted.shared, fitted.pair
+        self._far, self._freedom = fitted.far, fitted.freedom
+        self.place_std_ = fitted.place
+        self._pairs, self._offsets, self._offset_std = fitted.pairs, fitted.offsets, fitted.offset_std
+        self._draws = basin.draws(fitted, self.bootstraps, self.seed)
+        fixed = fitted.width == basin.FIXED
+        variance = np.where(fixed, fitted.about**2, np.diag(np.linalg.inv(fitted.precision)))
+        self.identified_ = dict(zip(NAMES, np.clip(1 - variance / basin.STDS**2, 0.0, 1.0).tolist(), strict=True))
+        self._derive()
+        return self
+
+    def _derive(self) -> None:
+        """See ``Estimator``."""
+        self.parameters_ = {name: float(v[0]) for name, v in self._natural(self._theta[None]).items()}
+        self.draws_ = self._natural(self._draws)
+
+    def predict(self, X: ArrayLike, interval: float = 0.9) -> Prediction:
+        """Expected losses of new runs, and intervals that hold for one run.
+
+        Args:
+            X: [m, 4], parameters, tokens, learning rate, batch size.
+            interval: probability that the interval covers.
+
+        Returns:
+            Prediction of three arrays [m].
+
+        Raises:
+            UsageError: not fitted; an X as ``fit`` refuses it; an interval outside (0, 1).
+        """
+        require_fitted(self, "parameters_")
+        points = np.log(checked_positive("X", X, columns=4, labels=COLUMNS))
+        tail = (1 - checked_interval(interval)) / 2
+        offset, offset_std = self._offset(points)
+        x = points - self._centre
+        x[:, 2:] -= offset[:, 1:]
+        self._check_reach(points)
+        heights = basin.height(self._draws, x)
+        height = heights.mean(0)
+        drawn = np.minimum(basin.floor(self._draws, x) + heights, self._ceiling)
+        slopes = basin.jacobian(self._theta[None], x)[0, :, 5:7]
+        run = self.noise_**2 + self.shared_noise_**2 + (self._far * height) ** 2
+        known = run + drawn.var(0)
+        place = offset_std[:, 0] ** 2 + ((offset_std[:, 1:] * slopes) ** 2).sum(1)
+        miss = self.miss_per_efold_**2 * self._efolds(points)
+        # Each part is known from so many observations; Satterthwaite's (1946) degrees of freedom for their sum.
+        total = known + place + miss
+        share = known**2 / self._freedom + place**2 / (COUNT + len(self._pairs)) + miss**2 / self._miss_freedom
+        # On a table without any order an interval may reach anywhere; it ends where numbers still can be written.
+        half = np.minimum(stats.t.isf(tail, total**2 / share) * np.sqrt(total), WIDEST)
+        mean = drawn.mean(0) + offset[:, 0]
+        return Prediction(np.exp(mean), np.exp(mean - half), np.exp(mean + half))
+
+    def extrapolation(self, X: ArrayLike) -> Array:
+        """Compute N * D of runs X [m, 4] over the largest compute fitted, [m]; below 1 inside the data."""
+        require_fitted(self, "parameters_")
+        points = np.log(checked_positive("X", X, columns=4, labels=COLUMNS))
+        return np.asarray(np.exp(points[:, :2].sum(1) - self._most_compute))
+
+    def optimum(self, N: float, D: float, interval: float = 0.9) -> HyperparameterOptimum:
+        """The best learning rate and batch size for a model of N parameters on D tokens.
+
+        Raises:
+            UsageError: not fitted; N or D not finite or not positive; an interval outside (0, 1).
+        """
+        require_fitted(self, "parameters_")
+        point = np.log(checked_positive("N, D", [[N, D]], columns=2, labels=("N", "D")))
+        self._check_reach(point)
+        quantile = stats.norm.isf((1 - checked_interval(interval)) / 2)
+        offset, offset_std = (part[0, 1:] for part in self._offset(point))
+        size = point[0] - self._centre[:2]
+
+        def cost(places: Array) -> Array:
+            x = np.column_stack([np.tile(size, (len(places), 1)), places])
+            return np.asarray(basin.height(self._draws, x).mean(0))
+
+        # A grid that closes in: the basin of each draw is convex, so their mean is.
+        steps = np.linspace(-1, 1, 41)
+        square = np.stack(np.meshgrid(steps, steps, indexing="ij"), axis=-1).reshape(-1, 2)
+        best = basin.lowest(self._theta[None], size)[0]
+        for reach in 2.0 / 4.0 ** np.arange(6):
+            grid = best + reach * square
+            best = grid[cost(grid).argmin()]
+        to_log = self._centre[2:] + offset
+        flat = []
+        for axis in range(2):
+            along = best + np.linspace(-6, 6, 4801)[:, None] * np.eye(2)[axis]
+            inside = along[cost(along) <= cost(best[None]) + FLAT, axis] + to_log[axis]
+            flat.append((float(np.exp(inside[0])), float(np.exp(inside[-1]))))
+        middle = best + to_log
+        half = quantile * np.sqrt(basin.lowest(self._draws, size).var(0) + offset_std**2)
+        lr, bs = (Prediction(*np.exp([m, m - h, m + h])) for m, h in zip(middle, half, strict=True))
+        run = [[N, D, *np.exp(middle)]]
+        loss = Prediction(*(part[0] for part in self.predict(run, interval)))
+        return HyperparameterOptimum(lr, bs, loss, flat[0], flat[1], float(self.extrapolation(run)[0]))
+
+    def probe(self) -> list[Array]:
+        """What the law says at the centre of its runs; a law file holds it to tell a law from one of other code."""
+        require_fitted(self, "parameters_")
+        run = np.exp(self._centre)
+        best = self.optimum(float(run[0]), float(run[1]))
+        ends = np.array([best.lr, best.bs, best.loss, [*best.lr_flat, best.extrapolation], [*best.bs_flat, 0.0]])
+        return [*self.predict(run[None]), ends]
+
+    def _offset(self, points: Array) -> tuple[Array, Array]:
+        """How far each (N, D) of log points [m, 2 or 4] lies off the law, [m, 3], and standard deviations.
+
+        An (N, D) that was fitted keeps its own place; of any other only the scatter is known.
+        """
+        mean = np.zeros((len(points), 3))
+        std = np.tile([self.pair_std_, *self.place_std_], (len(points), 1))
+        for pair, offset, about in zip(self._pairs, self._offsets, self._offset_std, strict=True):
+            same = (np.abs(points[:, :2] - pair) < 1e-3).all(1)
+            mean[same], std[same] = offset, about
+        return mean, std
+
+    def _natural(self, theta: Array) -> dict[str, Array]:
+        t = dict(zip(NAMES, theta.T, strict=True))
+        n, d, lr, bs = self._centre
+        alpha, beta = np.exp(t["alpha"]), np.exp(t["beta"])
+        return {
+            "E": np.exp(t["E"]),
+            "A": np.exp(t["A"] + alpha * n),
+            "B": np.exp(t["B"] + beta * d),
+            "alpha": alpha,
+            "beta": beta,
+            "lr_coefficient": np.exp(t["lr"] + lr - t["lr_params"] * n - t["lr_tokens"] * d),
+            "bs_coefficient": np.exp(t["bs"] + bs - t["bs_params"] * n - t["bs_tokens"] * d),
+            **{name: t[name] for name in ("lr_params", "lr_tokens", "bs_params", "bs_tokens")},
+            **{name: np.exp(t[name]) for name in ("steep_lr", "steep_bs", "steep_ratio")},
+            **{name: t[name] for name in ("skew_lr", "skew_bs", "skew_ratio", "rho", "steep_params", "steep_tokens")},
+        }
+
+    def _check_reach(self, points: Array) -> None:
+        """Warn or refuse where log points [m, 2 or more] lie far beyond the runs in N, D or compute."""
+        beyond = self._efolds(points)
+        row = int(beyond.argmax())
+        tested = max((float(left.extrapolation.max()) for left in self.held_out_), default=1.0)
+        size = ", ".join(f"{name} {np.exp(value):.3g}" for name, value in zip(COLUMNS[:2], points[row], strict=False))
+        remedy = "make a small grid of learning rates and batch sizes nearer to it first"
+        check_reach(float(np.exp(beyond[row])), tested, f"a run of {size}", remedy)
+
+    def _efolds(self, points: Array) -> Array:
+        """How far log points [m, 4] lie beyond those fitted in N and D, or in compute where that is more, [m]."""
+        beyond = np.maximum(points[:, :2] - self._most, 0.0).sum(1)
+        return np.asarray(np.maximum(beyond, points[:, :2].sum(1) - self._most_compute))
+
+    def _held_out_error(self, form: str) -> float:
+        """Mean regret and mean shape error of what was left out; a form is as good as where it would have sent us."""
+        records = [record for record in self.held_out_ if record.form == form]
+        regret = np.concatenate([record.regret for record in records]) if records else np.zeros(0)
+        if not len(regret):
+            return float(form != "basin")
+        return float(regret.mean() + np.mean([record.shape_error for record in records]))
+
+    def _leave_largest_out(
+        self, form: str, points: Array, losses: Array, rows: Rows, noise: float | None
+    ) -> list[tuple[float, float, float]]:
+        """Hold back the largest N, D and compute; returns (miss of the floor, its explained variance, e-folds)."""
+        found: list[tuple[float, float, float]] = []
+        seen: set[bytes] = set()
+        sizes = (("params", points[:, 0]), ("tokens", points[:, 1]), ("compute", points[:, :2].sum(1)))
+        for label, size in sizes:
+            levels = np.unique(np.round(size, 3))
+            if len(levels) < 2:
+                continue
+            # The largest, or of many levels the largest quarter.
+            kept = size < levels[-max(1, len(levels) // 4)] - 0.05
+            if kept.tobytes() in seen or kept.sum() < 6 or (np.ptp(points[kept, 2:], axis=0) < 0.01).all():
+                continue
+            seen.add(kept.tobytes())
+            fitted = basin.fit(form, points[kept], losses[kept], noise)
+            out = ~kept
+            x = points[out] - fitted.centre
+            height = basin.height(fitted.theta[None], x)[0]
+            predicted = basin.floor(fitted.theta[None], x)[0] + height
+            miss = predicted - losses[out]
+            near = 1 / (fitted.noise**2 + fitted.shared**2 + (basin.FAR * height) ** 2)
+            _, pair = np.unique(np.round(points[out, :2], 3), axis=0, return_inverse=True)
+            pair = pair.ravel()
+            regret, centred = [], np.empty_like(miss)
+            for p in range(pair.max() + 1):
+                mine = pair == p
+                centred[mine] = miss[mine] - np.average(miss[mine], weights=near[mine])
+                if mine.sum() >= 4:
+                    regret.append(np.expm1(losses[out][mine][predicted[mine].argmin()] - losses[out][mine].min()))
+            most = points[kept, :2].sum(1).max()
+            self.held_out_.append(
+                HeldOutGrid(
+                    f"{label} >= {np.exp(size[out].min()):.3g}",
+                    form,
+                    rows[out],
+                    np.exp(predicted),
+                    np.exp(losses[out]),
+                    np.exp(points[out, :2].sum(1) - most),
+                    np.array(regret),
+                    float(np.sqrt(np.average(centred**2, weights=near))),
+                )
+            )
+            share = near / near.sum()
+            far = np.maximum(points[out, :2] - points[kept, :2].max(0), 0.0).sum(1)
+            far = np.maximum(far, points[out, :2].sum(1) - most)
+            slope = share @ basin.jacobian(fitted.theta[None], x)[0]
+            explained = slope @ np.linalg.inv(fitted.precision) @ slope + fitted.pair**2 / (pair.max() + 1)
+            found.append((float(share @ miss), float(explained), float(share @ far)))
+        return found
+
+    def _set_miss(self, found: list[tuple[float, float, float]]) -> None:
+        """Variance per e-fold beyond what is explained, from few misses and a prior guess."""
+        miss, explained, far = np.array(found).reshape(-1, 3).T
+        says = far / (explained + MISS**2 * far) ** 2
+        beyond = max(0.0, float(says @ (miss**2 - explained) / (says @ far))) if len(far) else 0.0
+        self._miss_freedom = COUNT + len(far)
+        self.miss_per_efold_ = float(np.sqrt((COUNT * MISS**2 + len(far) * beyond) / self._miss_freedom))

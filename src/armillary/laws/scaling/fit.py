@@ -1,0 +1,279 @@
+"""Fitting one form of scaling law to several targets and several subsets of the runs at once.
+
+The same runs have a loss on each of several corpora, a law is judged by leaving out several sets of large runs, and a
+fit is started in many places: all of that is one batch of small problems (``solver``).
+
+Trade-offs taken:
+
+- The noise is fitted with the law: it decides how much the priors count. What counts as noise here is all scatter
+  around the law, misfit included, so that a law that fits badly is not more certain than one that fits well.
+- Targets of the same runs share strength through the prior of the parameters that shape a law (exponents, not the size
+  of terms): its mean and width are learned from the targets themselves (empirical Bayes), never narrower than ``POOL``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from armillary.laws.estimator import Array
+from armillary.laws.scaling.forms import ScalingForm
+from armillary.laws.solver import Fits, fit_many
+
+# Before any run is seen: relative scatter of a run around the law, counted as so many observations.
+NOISE, NOISE_COUNT = 0.004, 2.0
+
+# Log sizes that differ by less are the same, and no noise is taken to be smaller than LEAST.
+SAME, LEAST = 2e-3, 1e-4
+
+# Residuals beyond this share of the loss count linearly, as in the published fits. That is far inside the noise and
+# makes a fit of medians: robust with hundreds of points, wasteful with few. Up to MANY points the threshold is the
+# one that is 95 % efficient for normal noise (Huber 1964), in units of the noise; beyond, it falls to the published.
+HUBER = 1e-3
+EFFICIENT = 1.345
+MANY = 30
+
+# Runs of high loss (small, or trained on few tokens) scatter more around any law. Growth of log scatter per unit of log
+# loss: what is tried, and the width of its prior around 0.
+TILTS = np.linspace(0.0, 8.0, 17)
+TILT_STD = 3.0
+
+# Least width of a prior that was learned from other targets, on the scale of each kind of parameter.
+POOL = {"floor": 0.02, "term": 0.1, "log": 0.2, "plain": 0.02}
+
+# Starts: share of the irreducible loss in the lowest loss, and pairs of exponents.
+STARTS = [(e, a, b) for e in (0.3, 0.6, 0.85) for a in (0.25, 0.5) for b in (0.25, 0.5)]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A form fitted to t targets on g subsets of the runs.
+
+    Attributes:
+        theta: parameters [g, t, p].
+        scale: relative scatter around the law of a run with the lowest loss [g, t].
+        tilt: by how much the logarithm of the scatter grows with the log loss [g, t].
+        freedom: observations that ``scale`` rests on [g, t].
+        precision: of the parameters [g, t, p, p].
+        prior_mean, prior_std: of the parameters [g, t, p].
+    """
+
+    theta: Array
+    scale: Array
+    tilt: Array
+    freedom: Array
+    precision: Array
+    prior_mean: Array
+    prior_std: Array
+
+
+def fit_form(
+    form: ScalingForm,
+    points: Array,
+    losses: Array,
+    subsets: NDArray[np.bool_],
+    *,
+    noise: Array,
+    tilted: bool,
+    near: Array | None = None,
+    pooled: tuple[str, ...] = ("log", "plain"),
+) -> Solution:
+    """Fit ``form`` to log losses [n, t] at log points [n, k] of each of the ``subsets`` [g, n], or [g, t, n] by target.
+
+    Args:
+        noise: relative standard deviation of a run before any fit, [t].
+        tilted: whether runs of high loss may scatter more, and so weigh less.
+        near: parameters [t, p] to start at, besides two of the usual starts; None for all of these.
+        pooled: kinds of parameters whose prior the targets share.
+    """
+    groups, targets = len(subsets), losses.shape[1]
+    problems = groups * targets
+    whole = subsets if subsets.ndim == 3 else np.repeat(subsets[:, None], targets, 1)
+    weights = whole.reshape(problems, len(points)).astype(float)
+    data = np.tile(losses.T, (groups, 1))
+    centre = points.mean(0)
+    mean, std = priors(form, weights, data)
+    base = mean
+    starts = starting_points(form, mean, near)
+    many = starts.shape[1]
+    known = np.tile(noise, groups)
+    lowest, highest = np.where(weights > 0, data, np.inf).min(1), np.where(weights > 0, data, -np.inf).max(1)
+    scatter = np.repeat(known[:, None], len(points), 1)
+    first = _solve(
+        form,
+        points,
+        centre,
+        np.repeat(data, many, 0),
+        np.repeat(scatter, many, 0),
+        starts.reshape(problems * many, len(form.parameters)),
+        np.repeat(weights, many, 0),
+        np.repeat(mean, many, 0),
+        np.repeat(std, many, 0),
+    )
+    chosen = np.arange(problems) * many + first.objective.reshape(problems, many).argmin(1)
+    fit = Fits(*(getattr(first, field)[chosen] for field in Fits.__dataclass_fields__))
+    # The noise decides how much the priors count, the fit decides the noise, and the targets decide what they share: a
+    # few rounds settle all.
+    for turn in range(5):
+        law = form.evaluate(fit.parameters, points, centre)[0]
+        above = height(law, lowest, highest)
+        tilt = tilt_of(np.abs(law - data), above, weights) if tilted else np.zeros(problems)
+        freedom = NOISE_COUNT + np.maximum(weights.sum(1) - fit.effective_parameters, 0.0)
+        squares = (weights * ((law - data) * np.exp(-tilt[:, None] * above)) ** 2).sum(1)
+        scale = np.sqrt((NOISE_COUNT * known**2 + squares) / freedom)
+        scatter = scale[:, None] * np.exp(tilt[:, None] * above)
+        if targets > 1 and turn > 0:
+            mean, std = _pool(form, fit, base, mean, std, groups, pooled)
+        fit = _solve(form, points, centre, data, scatter, fit.parameters, weights, mean, std)
+    shape, p = (groups, targets), len(form.parameters)
+    return Solution(
+        fit.parameters.reshape(*shape, p),
+        scale.reshape(shape),
+        tilt.reshape(shape),
+        freedom.reshape(shape),
+        fit.precision.reshape(*shape, p, p),
+        mean.reshape(*shape, p),
+        std.reshape(*shape, p),
+    )
+
+
+def draw(
+    form: ScalingForm,
+    points: Array,
+    losses: Array,
+    solution: Solution,
+    count: int,
+    rng: np.random.Generator,
+    weights: Array | None = None,
+) -> Array:
+    """``count`` posterior draws [count, t, p] of the parameters for the first subset of ``solution``.
+
+    Log losses are disturbed by their scatter and priors by their width, and the law is fitted again (see ``solver``).
+    Targets are disturbed on their own. ``weights`` [t, n] are 0 for runs that a target has no loss of.
+    """
+    n, targets = losses.shape
+    theta, centre = np.tile(solution.theta[0], (count, 1)), points.mean(0)
+    above = height(form.evaluate(solution.theta[0], points, centre)[0], losses.min(0), losses.max(0))
+    scatter = np.tile(solution.scale[0][:, None] * np.exp(solution.tilt[0][:, None] * above), (count, 1))
+    data = np.tile(losses.T, (count, 1)) + scatter * rng.standard_normal((count * targets, n))
+    mean, std = (np.tile(prior[0], (count, 1)) for prior in (solution.prior_mean, solution.prior_std))
+    mean = mean + std * rng.standard_normal(mean.shape)
+    seen = np.ones_like(data) if weights is None else np.tile(weights, (count, 1))
+    fits = _solve(form, points, centre, data, scatter, theta, seen, mean, std, tolerance=1e-5)
+    return fits.parameters.reshape(count, targets, -1)
+
+
+def height(law: Array, lowest: Array, highest: Array) -> Array:
+    """How far log losses [P, n] lie above the lowest that was measured [P]; 0 below it, no more above the highest."""
+    return np.asarray(np.clip(law, lowest[:, None], highest[:, None]) - lowest[:, None])
+
+
+def seed_noise(points: Array, losses: Array) -> Array:
+    """Relative standard deviation of one run [t] from runs at (almost) the same log points [n, k]; else ``NOISE``.
+
+    A geometric mean of the guess and of what the repeats show, which counts as many times as it has degrees of freedom.
+    """
+    _, label = np.unique(np.round(points / SAME), axis=0, return_inverse=True)
+    label = label.ravel()
+    size = np.bincount(label)
+    mean = np.stack([np.bincount(label, z) / size for z in losses.T], axis=1)
+    freedom = len(points) - len(size)
+    if freedom == 0:
+        return np.full(losses.shape[1], NOISE)
+    shown = np.maximum(np.sqrt(((losses - mean[label]) ** 2).sum(0) / freedom), LEAST)
+    return np.asarray(np.exp((np.log(NOISE) + freedom * np.log(shown)) / (1 + freedom)))
+
+
+def tilt_of(miss: Array, above: Array, weights: Array) -> Array:
+    """By how much the logarithm of the scatter grows with the height of a run, [P], each in ``TILTS``.
+
+    The most likely for a Laplace distribution, whose likelihood outliers do not rule, with a normal prior.
+    """
+    grid = TILTS[:, None, None]
+    count = weights.sum(1)
+    mean = (weights * miss * np.exp(-grid * above)).sum(2) / count + 1e-12
+    cost = count * np.log(mean) + TILTS[:, None] * (weights * above).sum(1) + (TILTS[:, None] / TILT_STD) ** 2 / 2
+    return np.asarray(TILTS[cost.argmin(0)])
+
+
+def _solve(
+    form: ScalingForm,
+    points: Array,
+    centre: Array,
+    data: Array,
+    scatter: Array,
+    start: Array,
+    weights: Array,
+    prior_mean: Array,
+    prior_std: Array,
+    tolerance: float = 1e-7,
+) -> Fits:
+    def residuals(theta: Array, which: NDArray[np.intp]) -> tuple[Array, Array]:
+        law, jacobian = form.evaluate(theta, points, centre)
+        s = scatter[which]
+        return (law - data[which]) / s, jacobian / s[:, :, None]
+
+    huber = np.maximum(HUBER / np.median(scatter, axis=1), EFFICIENT * np.minimum(1.0, MANY / weights.sum(1)))
+    return fit_many(residuals, start, weights, prior_mean, prior_std, huber=huber, iterations=200, tolerance=tolerance)
+
+
+def priors(form: ScalingForm, weights: Array, data: Array) -> tuple[Array, Array]:
+    """Means and standard deviations [P, p] for problems that see the entries of ``data`` with a weight above 0."""
+    seen = np.where(weights > 0, data, np.nan)
+    base = {"floor": np.nanmin(seen, axis=1), "term": np.nanmedian(seen, axis=1)}
+    mean = np.stack([base.get(p.kind, np.zeros(len(data))) + p.mean for p in form.parameters], axis=1)
+    return mean, np.broadcast_to([p.std for p in form.parameters], mean.shape)
+
+
+def starting_points(form: ScalingForm, mean: Array, near: Array | None) -> Array:
+    """Where to start each problem, [P, starts, p]: around its prior's mean, or at ``near`` and twice around it."""
+    floor, a, b, alpha = (
+        next(k for k, p in enumerate(form.parameters) if p.name == name) for name in ("E", "A", "B", "alpha")
+    )
+    beta = next((k for k, p in enumerate(form.parameters) if p.name == "beta"), alpha)
+    starts = []
+    for e, first, second in STARTS if near is None else (STARTS[3], STARTS[8]):
+        start = mean.copy()
+        start[:, floor] += np.log(e) - form.parameters[floor].mean
+        start[:, a] += np.log((1 - e) / 2) - form.parameters[a].mean
+        start[:, b] += np.log((1 - e) / 2) - form.parameters[b].mean
+        start[:, beta] = np.log(second)
+        start[:, alpha] = np.log(first)
+        starts.append(start)
+    if near is not None:
+        starts.append(np.tile(near, (len(mean) // len(near), 1)))
+    return np.stack(starts, axis=1)
+
+
+def _pool(
+    form: ScalingForm, fit: Fits, first: Array, mean: Array, std: Array, groups: int, kinds: tuple[str, ...]
+) -> tuple[Array, Array]:
+    """Priors of parameters of some ``kinds``, learned over the targets of each group.
+
+    ``first`` are the means before anything was learned, ``mean`` and ``std`` the present priors, all [groups * t, p].
+    """
+    shared = np.array([p.kind in kinds for p in form.parameters])
+    widest = np.array([p.std for p in form.parameters])
+    least = np.array([POOL[p.kind] for p in form.parameters]) ** 2
+    shape = (groups, -1, len(widest))
+    variance = np.einsum("pii->pi", np.linalg.inv(fit.precision)).reshape(shape)
+    theta = fit.parameters.reshape(shape)
+    centre = first.reshape(shape).mean(1, keepdims=True)
+    # What the data alone say: take the present prior out of the posterior.
+    pull = 1 / std.reshape(shape) ** 2
+    precise = np.maximum(1 / variance - pull, 1e-6)
+    alone = (theta / variance - pull * mean.reshape(shape)) / precise
+    between = np.maximum(std.reshape(shape)[:, :1] ** 2, least)
+    for _ in range(20):
+        weight = 1 / (1 / precise + between)
+        total = weight.sum(1, keepdims=True) + 1 / widest**2
+        middle = ((weight * alone).sum(1, keepdims=True) + centre / widest**2) / total
+        shrunk = 1 / (precise + 1 / between)
+        posterior = shrunk * (precise * alone + middle / between)
+        spread = ((posterior - middle) ** 2 + shrunk).mean(1, keepdims=True)
+        between = np.clip(spread, least, np.maximum(widest**2, least))
+    new_mean = np.where(shared, np.broadcast_to(middle, theta.shape), mean.reshape(shape))
+    new_std = np.where(shared, np.broadcast_to(np.sqrt(between), theta.shape), std.reshape(shape))
+    return new_mean.reshape(mean.shape), new_std.reshape(std.shape)

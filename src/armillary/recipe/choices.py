@@ -1,0 +1,11 @@
+"""What is chosen by one word everywhere: the language of a text, and the stage of the path to go to."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Language = Literal["en", "zh"]
+LANGUAGES: tuple[Language, ...] = get_args(Language)
+
+Goal = Literal["mixture", "anneal", "ladder", "predict", "target", "verdict", "release"]
+GOALS: tuple[Goal, ...] = get_args(Goal)  # in their order

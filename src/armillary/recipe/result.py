@@ -1,0 +1,142 @@
+"""What a run records of itself: its specification and, where it is done, its result with checksums of its files.
+
+``result.json`` makes a run done. It is sealed, holds the run's id, and the size and SHA-256 of the weights, the
+metrics and the events, so that a file of another run, a torn one or one flipped bit is found. Reading the result
+compares the numbers only; the room ``train`` compares the files that it reads. Format 1, without seal and checksums,
+and results without the checksum of the events are still read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from armillary.files import PASSING, file_sha256
+from armillary.recipe.errors import ArmillaryError
+from armillary.recipe.run import RunSpec
+from armillary.recipe.sealed import DamagedFileError, ForeignFileError, read_json, read_sealed, write_sealed
+from armillary.recipe.words import first_problem
+
+FORMAT = 2
+
+WEIGHTS = "model.safetensors"
+METRICS = "metrics.parquet"
+RESULT = "result.json"
+SPEC = "spec.json"
+EVENTS = "events.jsonl"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run measured.
+
+    ``loss`` in nats per token and ``bits_per_byte``, both per validation domain after the last step; ``train_loss`` is
+    the mean over the last tenth of the steps, and so is each of ``measured``, what the objective measures besides
+    (``recipe.measures``); ``epochs`` counts passes over each training domain. ``wall_s`` is the time spent in all
+    attempts, the only number here that another execution may change.
+    """
+
+    run: str
+    loss: dict[str, float]
+    bits_per_byte: dict[str, float]
+    train_loss: float
+    tokens: int
+    flops: float
+    epochs: dict[str, float]
+    wall_s: float
+    measured: dict[str, float] = field(default_factory=dict)
+
+
+def write_result(folder: Path, result: RunResult) -> None:
+    """Write ``result.json`` over the weights, metrics and events that lie in ``folder``."""
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
+        for name in (WEIGHTS, METRICS, EVENTS)
+        if name != EVENTS or (folder / name).exists()
+    }
+    # what most runs do not have is not written, so that older versions read their results
+    numbers = {name: value for name, value in result.__dict__.items() if name != "measured" or value}
+    write_sealed(folder / RESULT, {"format": FORMAT, **numbers, "files": files})
+
+
+def read_result(folder: Path, run: str | None = None) -> RunResult | None:
+    """The result of a run's folder, or None while it is not done.
+
+    ``run`` is the id that it must have; without it, that of the folder's specification counts, where that can be read.
+
+    Raises:
+        DamagedFileError: the file is torn or was edited.
+        ForeignFileError: it is of a newer format, or the result of another run.
+    """
+    found = recorded_files(folder)
+    if found is None:
+        return None
+    result = found[0]
+    if run is None:
+        with contextlib.suppress(ArmillaryError, OSError):
+            run = read_spec(folder).id
+    if run is not None and result.run != run:
+        raise ForeignFileError(
+            f"{folder / RESULT}: is the result of run {result.run}, not of {run}; move it back to its own folder, and "
+            "start this run again"
+        )
+    return result
+
+
+def recorded_files(folder: Path) -> tuple[RunResult, dict[str, tuple[int, str]]] | None:
+    """The result, and the bytes and SHA-256 that it records of the run's files."""
+    path = folder / RESULT
+    remedy = "copy it from a backup, or remove it and start the run again"
+    try:
+        document = read_sealed(path, "result", FORMAT, remedy, sealed_since=2)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno in PASSING:
+            remedy = "make it readable, and start the run again"
+        raise DamagedFileError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
+    files = document.pop("files", {})
+    del document["format"]
+    try:
+        if {*document, "measured"} != {known.name for known in fields(RunResult)}:
+            raise ValueError(f"has the fields {', '.join(sorted(document))}")
+        result = TypeAdapter(RunResult).validate_python(document)
+        recorded = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in files.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        said = first_problem(error) if isinstance(error, ValidationError) else error
+        raise DamagedFileError(f"{path}: is not a run's result ({said}); {remedy}") from error
+    return result, recorded
+
+
+def read_spec(folder: Path) -> RunSpec:
+    """The specification of a run's folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        DamagedFileError: it is torn, or not a specification.
+        ForeignFileError: it is of a newer format.
+        ArmillaryError: it cannot be read now, for a cause that may pass.
+    """
+    path = folder / SPEC
+    remedy = "restore it from a copy, or move it away and start the run again, which writes it anew"
+    try:
+        document = read_json(path, "run specification", remedy)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno in PASSING:
+            raise ArmillaryError(f"{path}: cannot be read now ({error.strerror}); make it readable") from error
+        raise DamagedFileError(f"{path}: cannot be read ({error.strerror}); {remedy}") from error
+    form = document.get("format")
+    if isinstance(form, int) and form > 1:
+        raise ForeignFileError(
+            f"{path}: run specification of format {form}, and this version reads up to 1; use the version that wrote "
+            "it. The file is left as it is"
+        )
+    try:
+        return RunSpec.model_validate(document)
+    except ValidationError as error:
+        raise DamagedFileError(f"{path}: not a run's specification: {first_problem(error)}; {remedy}") from error

@@ -1,0 +1,69 @@
+"""The lineage that a store knows: an edge for each thing that made another one (contract 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import sqlalchemy as sa
+
+from armillary.recipe import DamagedFileError, Edge
+from armillary.store import schema
+from armillary.store.runs import Runs
+from armillary.store.stages import Stages
+
+
+class Lineage(Runs, Stages):
+    """Parents and edges of the runs of a store."""
+
+    def parents(self, run: str) -> list[str]:
+        """Ids of the runs whose weights a known run starts from.
+
+        Raises:
+            ArmillaryError: the run is not known.
+        """
+        return self._parents_of(run, self._known(run).parents)
+
+    def edges(self, runs: Iterable[str]) -> list[Edge]:
+        """The lineage of ``runs`` as far as the store has it: an edge for each thing that made another one.
+
+        A run leads to the runs and weights that it starts from, its corpus, its predictions and its examinations, and
+        a prediction to the runs that argued for it. A run that is not in the store is a node without edges.
+        """
+        examined = self.examinations()
+        with self.database.reading() as db:
+            rows = db.execute(sa.select(schema.runs.c.id, schema.runs.c.spec, schema.runs.c.parents)).all()
+            contents = db.execute(sa.select(schema.predictions.c.run, schema.predictions.c.content)).all()
+        known = {row.id: row for row in rows}
+        predicted: dict[str, list[tuple[str, list[str]]]] = {}
+        for key, content in contents:
+            if isinstance(content, dict):  # else it is damaged, which `chain` reports
+                about = (key, content.get("from_runs", []))
+                predicted.setdefault(content.get("run", key), []).append(about)
+        edges: list[Edge] = []
+        waiting, seen = list(runs), set()
+        while waiting:
+            run = waiting.pop(0)
+            if run in seen:
+                continue
+            seen.add(run)
+            if run in known:
+                spec, parents = self._spec_of(run, known[run].spec), self._parents_of(run, known[run].parents)
+                edges += [Edge(f"run:{run}", "starts from", f"run:{parent}") for parent in parents]
+                if spec.start is not None and not parents:
+                    edges.append(Edge(f"run:{run}", "starts from", f"weights:{spec.start.sha256}"))
+                edges.append(Edge(f"run:{run}", "trained on", f"corpus:{spec.corpus}"))
+                waiting += parents
+            edges += [Edge(f"run:{run}", "examined by", f"examination:{key}") for key, _ in examined.get(run, ())]
+            for key, argued in predicted.get(run, ()):
+                edges.append(Edge(f"run:{run}", "predicted by", f"prediction:{key}"))
+                edges += [Edge(f"prediction:{key}", "argued by", f"run:{other}") for other in argued]
+                waiting += argued
+        return edges
+
+    def _parents_of(self, run: str, content: Any) -> list[str]:
+        if content is not None and not (isinstance(content, list) and all(isinstance(one, str) for one in content)):
+            raise DamagedFileError(
+                f"{self.database.name}: the parents of run {run} are not a list of ids; put a backup in its place"
+            )
+        return content or []

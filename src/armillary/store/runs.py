@@ -1,0 +1,304 @@
+"""The runs of a store: asked for by studies, begun, ended, and tried again; a result that is there never changes."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from pydantic import ValidationError
+
+from armillary.files import aside, sync
+from armillary.goodput import first_start_s
+from armillary.recipe import (
+    ArmillaryError,
+    DamagedFileError,
+    ForeignFileError,
+    RunResult,
+    RunSpec,
+    first_problem,
+    lock,
+    read_result,
+)
+from armillary.store import chain as journal
+from armillary.store import schema
+from armillary.store.base import Base, to_json
+from armillary.store.locks import in_use, is_locked
+
+# What others read of a finished run; ``result.json`` last, since it makes a run done.
+FILES = ("spec.json", "events.jsonl", "metrics.parquet", "model.safetensors", "result.json")
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands: ``status`` as in the table, ``error`` its last one, ``result`` as first recorded."""
+
+    status: str
+    error: str | None
+    result: RunResult | None
+
+
+class Runs(Base):
+    """The runs of a store. ``_held`` are the open files by whose locks this process is known to live."""
+
+    _owner: str | None = None
+    _held: list[Any]
+
+    @contextlib.contextmanager
+    def _opening(self) -> Iterator[None]:
+        """One process at a time: of two that find no tables only one can create them."""
+        path = self.folder / ".lock"
+        with contextlib.ExitStack() as closing:
+            with self.database.translated():
+                (self.folder / "runs").mkdir(parents=True, exist_ok=True)
+                file = closing.enter_context(open(path, "a"))
+                lock(file.fileno(), path, wait=True)
+            yield
+
+    def add(self, study: str, specs: Iterable[RunSpec]) -> None:
+        """Say that ``study`` needs these runs; a run that is already known keeps its state."""
+        wanted = {spec.id: spec for spec in specs}
+        with self.database.writing() as db:
+            known = set(db.execute(sa.select(schema.runs.c.id)).scalars())
+            paired = set(db.execute(sa.select(schema.study_runs.c.run).filter_by(study=study)).scalars())
+            for run, spec in wanted.items():
+                if run not in known:
+                    row = {"id": run, "spec": spec.model_dump(mode="json"), "status": "pending", "attempts": 0}
+                    row["parents"] = list(spec.parents) or None
+                    db.execute(sa.insert(schema.runs).values(created_at=time.time(), **row))
+                if run not in paired:
+                    db.execute(sa.insert(schema.study_runs).values(study=study, run=run))
+
+    def mark_running(self, run: str) -> None:
+        """One more attempt at the run begins now; ``started_at`` keeps the time of the first.
+
+        A run that a launcher has begun in its folder started when its events say so.
+        """
+        owner = self._claim()
+        with self.database.writing() as db:
+            row = db.execute(sa.select(schema.runs).filter_by(id=run)).first()
+            if row is None or row.status == "done":
+                return
+            self._note_start(db, row, time.time())
+            values = {"status": "running", "attempts": row.attempts + 1, "owner": owner, "folder": self._place}
+            db.execute(sa.update(schema.runs).filter_by(id=run).values(**values))
+
+    def _note_start(self, db: sa.Connection, row: Any, now: float | None) -> None:
+        """Record the first start of a run, unless it is recorded: ``now``, or earlier if its events say so."""
+        if row.started_at is not None:
+            return
+        events = None
+        with contextlib.suppress(ArmillaryError, OSError):  # the trainer reports what is wrong with its events
+            events = first_start_s(self.run_folder(row.id))
+        times = [value for value in (events, now) if value is not None]
+        if times:
+            begun = min(times)
+            db.execute(sa.update(schema.runs).filter_by(id=row.id).values(started_at=begun))
+            by = "store" if begun == now else "events"
+            journal.append(db, "start", row.id, time.time(), started_at=begun, by=by)
+
+    def mark_failed(self, run: str, status: str, error: str) -> None:
+        """The run ended without a result: ``failed``, ``refused`` or ``diverged``, or ``pending`` to be tried again."""
+        values = {"status": status, "error": error, "finished_at": time.time()}
+        with self.database.writing() as db:
+            db.execute(sa.update(schema.runs).where(schema.runs.c.id == run, _OPEN).values(**values))
+
+    def mark_done(self, result: RunResult) -> str | None:
+        """The run has its result; a result that is there is never changed.
+
+        Returns what differs where a run that was trained again gave other numbers than those recorded, else None.
+        """
+        content = to_json(asdict(result))
+        with self.database.writing() as db:
+            row = db.execute(sa.select(schema.runs).where(schema.runs.c.id == result.run, _OPEN)).first()
+            if row is None:
+                return None
+            now = time.time()
+            values: dict[str, Any] = {"status": "done", "error": None, "finished_at": now, "folder": self._place}
+            if row.result is None:
+                self._note_start(db, row, None)
+                journal.append(db, "result", result.run, now, result=journal.digest(content))
+                db.execute(sa.update(schema.runs).filter_by(id=result.run).values(**values, result=content))
+                return None
+            values["error"] = difference(result.run, row.result, content)
+            journal.append(
+                db, "repeated", result.run, now, result=journal.digest(content), same=values["error"] is None
+            )
+            db.execute(sa.update(schema.runs).filter_by(id=result.run).values(**values))
+            return str(values["error"]) if values["error"] else None
+
+    def state(self, run: str) -> State | None:
+        """Where a run stands, or None if it is not known; a result that only its folder has is taken from there."""
+        with self.database.reading() as db:
+            row = db.execute(sa.select(schema.runs).filter_by(id=run)).first()
+        if row is None:
+            return None
+        result = None if row.result is None else self._result_of(run, row.result)
+        if row.status != "done":
+            found = self._result_in_folder(run)
+            if found is not None:
+                self.mark_done(found)
+                return self.state(run)
+        return State(row.status, row.error, result)
+
+    def result(self, run: str) -> RunResult | None:
+        """The result of a run as it was first recorded, or None while it has none."""
+        state = self.state(run)
+        return self._result_in_folder(run) if state is None else state.result
+
+    def _result_of(self, run: str, content: Any) -> RunResult:
+        try:
+            return RunResult(**content)
+        except TypeError as error:
+            raise DamagedFileError(
+                f"{self.database.name}: the result of run {run} is not one of this version ({error}); put a backup in "
+                "its place"
+            ) from error
+
+    def _result_in_folder(self, run: str) -> RunResult | None:
+        with self.database.translated():
+            return read_result(self.run_folder(run), run)
+
+    def missing_files(self, run: str) -> bool:
+        """Whether the run is done and its folder lacks what others read of it: result, weights or metrics."""
+        state = self.state(run)
+        if state is None or state.result is None:
+            return False
+        return not all((self.run_folder(run) / name).is_file() for name in FILES)
+
+    def reopen(self, run: str, reason: str = "its files are missing") -> None:
+        """Make the files of a run available again, or have one that diverged tried again.
+
+        Files that lie in the folder the run was written in (another workspace with the same database) are copied from
+        there. Where that is not possible the next call trains the run again; its recorded result stays and is compared
+        with the new one (``mark_done``).
+
+        Raises:
+            ArmillaryError: the run is not known, or another process trains it.
+        """
+        state = self.state(run)
+        if state is None:
+            raise ArmillaryError(f"run {run} is not in {self.database.name}; its study adds it when it is given again")
+        if state.result is not None and self.missing_files(run) and self._fetch(run, state.result):
+            return
+        own = self.run_folder(run) / "result.json"
+        if in_use(own.parent):
+            raise ArmillaryError(f"{own.parent}: another process trains this run; wait for it")
+        with self.database.translated():
+            if own.exists():  # it would make the run done
+                own.replace(own.with_name("result.before.json"))
+        with self.database.writing() as db:
+            journal.append(db, "reopened", run, time.time(), reason=reason)
+            db.execute(sa.update(schema.runs).filter_by(id=run).values(status="pending", error=reason))
+
+    def _fetch(self, run: str, result: RunResult) -> bool:
+        """Copy the missing files of a run from the store that it was last written in; whether all are here now."""
+        with self.database.reading() as db:
+            place = db.execute(sa.select(schema.runs.c.folder).filter_by(id=run)).scalar()
+        if place is None or place == self._place:
+            return False
+        there, here = Path(place) / "runs" / run, self.run_folder(run)
+        try:
+            if read_result(there, run) != result or not all((there / name).is_file() for name in FILES):
+                return False
+            with self.database.translated():
+                here.mkdir(parents=True, exist_ok=True)
+                for name in FILES:
+                    if not (here / name).is_file():
+                        hidden = aside(here / name)
+                        try:
+                            shutil.copyfile(there / name, hidden)
+                            sync(hidden)
+                            hidden.rename(here / name)
+                        finally:
+                            hidden.unlink(missing_ok=True)
+                sync(here)
+        except (DamagedFileError, ForeignFileError):  # what lies there cannot be used; the run is trained again
+            return False
+        return True
+
+    def started_at(self, run: str) -> float | None:
+        """When the first attempt at the run began (seconds since the epoch), or None."""
+        with self.database.reading() as db:
+            return db.execute(sa.select(schema.runs.c.started_at).filter_by(id=run)).scalar()
+
+    def study_runs(self, study: str) -> list[str]:
+        """Ids of the runs that a study asked for."""
+        with self.database.reading() as db:
+            return list(db.execute(sa.select(schema.study_runs.c.run).filter_by(study=study)).scalars())
+
+    def _lives(self, row: Any) -> bool:
+        """Whether a process trains the run of a row, or is about to; True where that cannot be seen from here."""
+        if row.folder is None:  # begun by a version that did not say where
+            return False
+        there = Path(row.folder)
+        if not there.is_dir():  # moved since, or mounted elsewhere on that machine
+            if not self.run_folder(row.id).is_dir():
+                return True
+            there = self.folder
+        return in_use(there / "runs" / row.id) or is_locked(there / ".owners" / str(row.owner))
+
+    def run_spec(self, run: str) -> RunSpec:
+        """The specification of a known run.
+
+        Raises:
+            ArmillaryError: the run is not known.
+        """
+        return self._spec_of(run, self._known(run).spec)
+
+    def _known(self, run: str) -> Any:
+        """The row of a run; an ArmillaryError where there is none."""
+        with self.database.reading() as db:
+            row = db.execute(sa.select(schema.runs).filter_by(id=run)).first()
+        if row is None:
+            raise ArmillaryError(f"run {run} is not in {self.database.name}; armillary runs lists those that are")
+        return row
+
+    def _spec_of(self, run: str, content: Any) -> RunSpec:
+        try:
+            return RunSpec.model_validate(content)
+        except ValidationError as error:
+            raise DamagedFileError(
+                f"{self.database.name}: the specification of run {run} is not one of this version: "
+                f"{first_problem(error)}; put a backup in its place"
+            ) from error
+
+    def _claim(self) -> str:
+        """The name under which this process begins runs: a file that it holds locked for as long as it lives."""
+        if self._owner is None:
+            folder, name = self.folder / ".owners", secrets.token_hex(8)
+            with self._opening(), self.database.translated():
+                folder.mkdir(exist_ok=True)
+                for path in folder.iterdir():  # those whose process has ended
+                    if not is_locked(path):
+                        path.unlink(missing_ok=True)
+                file = open(folder / name, "w")  # noqa: SIM115 (closed by _close)
+                lock(file.fileno(), folder / name, wait=False)
+            self._held.append(file)
+            self._owner = name
+        return self._owner
+
+    def _rows(self) -> list[Any]:
+        with self.database.reading() as db:
+            return list(db.execute(sa.select(schema.runs).order_by(schema.runs.c.created_at)).all())
+
+
+# Without a result, or reopened to be trained again.
+_OPEN = sa.or_(schema.runs.c.result.is_(None), schema.runs.c.status != "done")
+
+
+def difference(run: str, recorded: dict[str, Any], found: dict[str, Any]) -> str | None:
+    """What of two results of one run differs, apart from the time they took; None where nothing does."""
+    for name in sorted({*recorded, *found} - {"wall_s"}):
+        if recorded.get(name) != found.get(name):
+            return (
+                f"run {run}: {name} is {found.get(name)} in its folder, and {recorded.get(name)} was recorded first; "
+                "the recorded result stays (another device or version of torch, or a changed file)"
+            )
+    return None

@@ -1,0 +1,79 @@
+"""Outcomes of stages in a store, and examinations, which are the outcomes of one of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from armillary.recipe import DamagedFileError
+from armillary.store import chain as journal
+from armillary.store import schema
+from armillary.store.base import Base
+
+EXAMINATION = "examination"  # the stage whose outcomes are the examinations of models
+
+
+class Stages(Base):
+    """Outcomes of stages: the first for the same inputs stays."""
+
+    def stage(self, name: str, key: str) -> Any | None:
+        """What the stage of that name found for inputs that hash to ``key``, or None.
+
+        Raises:
+            DamagedFileError: it is not what was recorded.
+        """
+        with self.database.reading() as db:
+            row = db.execute(sa.select(schema.stages).filter_by(name=name, key=key)).first()
+            entries = journal.read(db, key)
+        if row is None:
+            return None
+        problem = stage_problem(name, key, row, entries)
+        if problem is not None:
+            raise DamagedFileError(f"{self.database.name}: {problem}; put a backup of the store in its place")
+        return row.content
+
+    def examinations(self) -> dict[str, list[tuple[str, dict[str, Any]]]]:
+        """Key and row of each examination (``study.examined``), oldest first, by the run whose model was examined.
+
+        Examinations of models without a run are under the empty name.
+        """
+        query = sa.select(schema.stages.c.key, schema.stages.c.content).filter_by(name=EXAMINATION)
+        with self.database.reading() as db:
+            found = db.execute(query.order_by(schema.stages.c.recorded_at)).all()
+        by_run: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+        for key, content in found:
+            if isinstance(content, dict):  # else it is damaged, which `chain` reports
+                by_run.setdefault(str(content.get("run") or ""), []).append((key, content))
+        return by_run
+
+    def record_stage(self, name: str, key: str, content: Any) -> None:
+        """Keep what a stage found; a second result for the same inputs is not taken."""
+        with self.database.writing() as db:
+            if db.execute(sa.select(schema.stages.c.key).filter_by(name=name, key=key)).first() is None:
+                now = time.time()
+                values = {"name": name, "key": key, "recorded_at": now, "content": content}
+                db.execute(sa.insert(schema.stages).values(**values))
+                row = db.execute(sa.select(schema.stages).filter_by(name=name, key=key)).one()
+                journal.append(db, "stage", key, now, stage=name, content=stage_digest(row))
+        self.database.flush()
+
+
+def stage_problem(name: str, key: str, row: Any, entries: Sequence[journal.Entry]) -> str | None:
+    """What is wrong with an outcome and its place in the journal; None where nothing is."""
+    mine = [e for e in entries if (e.kind, e.run, e.about.get("stage")) == ("stage", key, name)]
+    if row is None:
+        return f"the outcome {key} of stage {name} was removed after it was recorded" if mine else None
+    # The last entry counts: an outcome that was removed has been found again.
+    if not mine or mine[-1].sha256 != mine[-1].right:
+        return f"the outcome {key} of stage {name} is not the one in the journal: it was changed after it was recorded"
+    if stage_digest(row) != mine[-1].about.get("content"):
+        return f"the outcome {key} of stage {name} was changed after it was recorded"
+    return None
+
+
+def stage_digest(row: Any) -> str:
+    """What the journal records of an outcome: the hash of its time and content."""
+    return journal.digest([row.recorded_at, row.content])

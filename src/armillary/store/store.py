@@ -1,0 +1,258 @@
+"""The run store: what was trained, for which study, with which result; predictions and verdicts (contracts 1 and 4).
+
+A store is a folder and a database beside it. The folder ``runs/ID`` holds what a run wrote; its ``result.json`` is what
+makes the run done. The database is the index over them, plus what lives nowhere else: which study asked for a run, the
+result of each stage, predictions, verdicts, and the journal that proves their order (`chain`). SQLite in WAL mode by
+default, any SQLAlchemy URL (PostgreSQL for a team) instead; `database` has the connection, `schema` the tables, and
+`runs`, `stages`, `rates`, `predictions` and `lineage` read and write them.
+
+Trade-off: results are read from the database and taken from the folder where the database does not have them yet (a
+kill between the two writes), so neither has to be trusted alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import time
+import weakref
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from armillary.recipe import (
+    ArmillaryError,
+)
+from armillary.store import chain as journal
+from armillary.store import schema
+from armillary.store.chain import Chain
+from armillary.store.database import Database
+from armillary.store.lineage import Lineage
+from armillary.store.predictions import Predictions, prediction_problem, verdict_problem
+from armillary.store.rates import Rates
+from armillary.store.runs import FILES, difference
+from armillary.store.stages import stage_digest, stage_problem
+
+
+def verify_database(file: Path) -> list[str]:
+    """All that is wrong with a store's SQLite file or a backup of one, a line each; it is left as it is.
+
+    What is checked is a copy, so that opening it neither migrates the file nor writes a log beside it.
+
+    Raises:
+        DamagedFileError: it is torn, or not a database.
+        ForeignFileError: it belongs to another program, or to a newer version.
+    """
+    with tempfile.TemporaryDirectory() as place:
+        copy = Path(place) / "store.sqlite"
+        try:
+            for suffix in ("", "-wal"):
+                if (part := file.with_name(file.name + suffix)).exists():
+                    shutil.copyfile(part, copy.with_name(copy.name + suffix))
+            store = Store(Path(place), f"sqlite:///{copy}")
+            try:
+                return [line.replace(str(copy), str(file)) for line in store.verify_records()]
+            finally:
+                store.close()
+        except ArmillaryError as error:
+            raise type(error)(str(error).replace(str(copy), str(file))) from error
+
+
+class Store(Lineage, Predictions, Rates):
+    """Opens, and where needed creates or migrates, the store in ``folder``.
+
+    Raises:
+        UsageError: ``url`` is no database that can be used here.
+        DamagedFileError: the database is empty, torn, or not one.
+        ForeignFileError: it belongs to another program, or to a newer version; it is left as it is.
+        ArmillaryError: it cannot be reached or written, or the folder has no locks.
+    """
+
+    def __init__(self, folder: Path, url: str | None = None) -> None:
+        self.folder = folder
+        self._owner = None
+        self.database = Database(url or f"sqlite:///{folder / 'store.sqlite'}")
+        self.engine = self.database.engine
+        try:
+            with self._opening():
+                self.database.open()
+                self._begin_journal()
+        except BaseException:
+            self.engine.dispose()
+            raise
+        self._held = []
+        # Without it a program that just ends would leave most of the store in SQLite's log.
+        self._end = weakref.finalize(self, _close, self.database, self._held)
+
+    def close(self) -> None:
+        """Write everything into the database's file and let go of it; a later call opens it again."""
+        _close(self.database, self._held)
+        self._owner = None
+
+    def _begin_journal(self) -> None:
+        """Begin the chain; in a store of format 1 with entries for all that was there, in the order of its clock."""
+        with self.database.writing() as db:
+            found = schema.version(db)
+            if db.execute(sa.select(sa.func.count()).select_from(schema.journal)).scalar():
+                if isinstance(found, int) and found < schema.FORMAT:  # its journal has no stages
+                    for row in db.execute(sa.select(schema.stages).order_by(schema.stages.c.recorded_at)).all():
+                        about = {"stage": row.name, "content": stage_digest(row), "taken_over": True}
+                        journal.append(db, "stage", row.key, time.time(), **about)
+                    db.execute(sa.update(schema.form).values(version=schema.FORMAT))
+                return
+            if found == schema.FORMAT:  # new; or emptied by hand, and then nothing that is there fits the journal
+                journal.append(db, "chain", "", time.time(), format=found)
+                return
+            old: list[tuple[float, str, str, dict[str, Any]]] = []
+            for row in db.execute(sa.select(schema.predictions)):
+                old.append((row.recorded_at, "prediction", row.run, {"content": journal.digest(row.content)}))
+            results = {}
+            for row in db.execute(sa.select(schema.runs)):
+                if row.started_at is not None:
+                    old.append((row.started_at, "start", row.id, {"started_at": row.started_at, "by": "clock"}))
+                if row.result is not None:
+                    results[row.id] = journal.digest(row.result)
+                    old.append((row.finished_at or 0.0, "result", row.id, {"result": results[row.id]}))
+            for row in db.execute(sa.select(schema.verdicts)):
+                about = {"content": journal.digest(row.content), "result": results.get(row.run)}
+                old.append((row.recorded_at, "verdict", row.run, about))
+            for row in db.execute(sa.select(schema.stages)):
+                about = {"stage": row.name, "content": stage_digest(row)}
+                old.append((row.recorded_at, "stage", row.key, about))
+            journal.append(db, "chain", "", time.time(), format=found, taken_over=len(old))
+            for recorded_at, kind, run, about in sorted(old, key=lambda entry: entry[0]):
+                journal.append(db, kind, run, recorded_at, **about, taken_over=True)
+            db.execute(sa.delete(schema.rates))  # of any optimizer
+            db.execute(sa.update(schema.form).values(version=schema.FORMAT))
+
+    def overview(self) -> list[dict[str, Any]]:
+        """A row per run and study: run, study, status, attempts, parameters, tokens, examined and error.
+
+        ``status`` is that of the table, with ``interrupted`` for a run that was begun and that no process trains.
+        ``examined`` is a text with the scores of the run's model, the last of each task; None without examination.
+        """
+        examined = self.examinations()
+        query = sa.select(schema.runs, schema.study_runs.c.study).join(schema.study_runs)
+        with self.database.reading() as db:
+            found = db.execute(query.order_by(schema.runs.c.created_at)).all()
+        rows = []
+        for row in found:
+            spec = self._spec_of(row.id, row.spec)
+            rows.append(
+                {
+                    "run": row.id,
+                    "study": row.study,
+                    "status": "interrupted" if row.status == "running" and not self._lives(row) else row.status,
+                    "attempts": row.attempts,
+                    "parameters": spec.model.parameters,
+                    "tokens": spec.tokens,
+                    "examined": _scores(examined.get(row.id, [])),
+                    "error": row.error,
+                }
+            )
+        return rows
+
+    def chain(self) -> Chain:
+        """The journal, and what of the store no longer fits it: the evidence for the order of what was recorded."""
+        with self.database.reading() as db:
+            entries = journal.read(db)
+            predictions = {row.run: row for row in db.execute(sa.select(schema.predictions))}
+            verdicts = {row.run: row for row in db.execute(sa.select(schema.verdicts))}
+            runs = {row.id: row for row in db.execute(sa.select(schema.runs))}
+            stages = {(row.name, row.key): row for row in db.execute(sa.select(schema.stages))}
+        problems = journal.broken(entries)
+        recorded_stages = {(str(entry.about.get("stage")), entry.run) for entry in entries if entry.kind == "stage"}
+        for name, key in sorted(set(stages) | recorded_stages):
+            problems.append(stage_problem(name, key, stages.get((name, key)), entries) or "")
+        results = {run: row.result for run, row in runs.items()}
+        named = {kind: {entry.run for entry in entries if entry.kind == kind} for kind in ("prediction", "verdict")}
+        for run in sorted(set(predictions) | named["prediction"]):
+            problems.append(prediction_problem(run, predictions.get(run), entries) or "")
+        for run in sorted(set(verdicts) | named["verdict"]):
+            problems.append(verdict_problem(run, verdicts.get(run), results, entries) or "")
+        started = {entry.run: entry for entry in reversed(entries) if entry.kind == "start"}
+        recorded = {entry.run: entry for entry in reversed(entries) if entry.kind == "result"}
+        for run, row in runs.items():
+            start, result = started.get(run), recorded.get(run)
+            if row.started_at != (start.about.get("started_at") if start is not None else None):
+                problems.append(f"run {run}: its start is not the one that was recorded")
+            if row.result is not None and (result is None or journal.digest(row.result) != result.about.get("result")):
+                problems.append(f"run {run}: its result was changed after it was recorded")
+        for run in sorted((set(started) | set(recorded)) - set(runs)):
+            problems.append(f"run {run}: it was removed after it was recorded")
+        for run in recorded:
+            if run in runs and runs[run].result is None:
+                problems.append(f"run {run}: its result was removed after it was recorded")
+        return Chain(entries, tuple(filter(None, problems)), tuple(journal.set_back(entries)))
+
+    def verify(self) -> list[str]:
+        """All that is wrong with the store, a line each: what ``verify_records`` finds, and the folders of done runs.
+
+        A line on a file begins with its path.
+        """
+        problems = self.verify_records()
+        for row in self._rows():
+            if row.result is None:
+                continue
+            folder = self.run_folder(row.id)
+            if not folder.is_dir():
+                problems.append(f"{folder}: is missing, and run {row.id} is done")
+                continue
+            try:
+                recorded = self._result_of(row.id, row.result)
+                lacking = [folder / name for name in FILES if not (folder / name).is_file()]
+                problems += [f"{file}: is missing, and run {row.id} is done" for file in lacking]
+                found = self._result_in_folder(row.id)
+                differs = None if found is None else difference(row.id, asdict(recorded), asdict(found))
+                if differs is not None:
+                    problems.append(f"{folder / 'result.json'}: {differs}")
+            except ArmillaryError as error:
+                problems.append(str(error))
+        return problems
+
+    def verify_records(self) -> list[str]:
+        """All that is wrong with the database and the journal, a line each; run folders are not looked at."""
+        problems = [*self.database.problems(), *self.chain().problems]
+        for row in self._rows():
+            try:
+                spec = self._spec_of(row.id, row.spec)
+            except ArmillaryError as error:
+                problems.append(str(error))
+                continue
+            if spec.id != row.id:
+                problems.append(f"run {row.id}: its specification was changed: it is that of another run")
+            if (row.parents or []) != list(spec.parents):
+                problems.append(f"run {row.id}: its parents are not those of its specification: they were changed")
+        return problems
+
+    def flush(self) -> None:
+        """Move what SQLite keeps in its log into ``store.sqlite``, so that the file alone is the whole database."""
+        self.database.flush()
+
+    def backup(self, path: Path) -> None:
+        """Write a checked copy of the database to the new file ``path``; run folders are not part of it.
+
+        Raises:
+            UsageError: ``path`` exists, or the database is on a server.
+            ArmillaryError: the copy could not be written, or is not sound.
+        """
+        self.database.backup(path)
+
+
+def _scores(examinations: list[tuple[str, dict[str, Any]]]) -> str | None:
+    """Task, metric and value of each whole task, the last examination's."""
+    results = [result for _, row in examinations for result in row.get("results", ())]
+    values = {f"{one['task']} {one['metric']}": one["value"] for one in results if one["subset"] == one["task"]}
+    return "; ".join(f"{name} {value:.3f}" for name, value in values.items()) or None
+
+
+def _close(database: Database, held: list[Any]) -> None:
+    for file in held:
+        with contextlib.suppress(OSError):
+            Path(file.name).unlink()
+            file.close()
+    held.clear()
+    database.close()

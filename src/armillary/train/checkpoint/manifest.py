@@ -1,0 +1,213 @@
+"""The manifest of a checkpoint: it makes the files a checkpoint, and by it they are read and verified."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic_core import to_jsonable_python
+
+from armillary.files import PASSING, file_sha256, sync
+from armillary.recipe import (
+    ArmillaryError,
+    DamagedFileError,
+    ForeignFileError,
+    RunSpec,
+    counted,
+    read_json,
+    read_sealed,
+    write_sealed,
+)
+from armillary.train.checkpoint.pieces import REMEDY, PieceReader, Written, tensor_index, written_file
+from armillary.train.rows import Rows
+
+FORMAT = 3
+
+_METRICS = "metrics.parquet"
+_MANIFEST = "checkpoint.json"
+_OF_FORMAT_1 = ("model.safetensors", "optimizer.safetensors", _METRICS)
+_NAME = re.compile(r"step-(0|[1-9][0-9]*)")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: the finished steps, and a row of metrics for each."""
+
+    spec: RunSpec
+    step: int
+    metrics: Rows
+
+
+def complete(hidden: Path, folder: Path, written: Iterable[Written], progress: Progress) -> None:
+    """Make the files in ``hidden`` the checkpoint ``folder/step-N``."""
+    progress.metrics.write(hidden / _METRICS)
+    files = [*written, written_file(hidden / _METRICS, {})]
+    manifest = {
+        "format": FORMAT,
+        "run": progress.spec.id,
+        "prefix": progress.spec.prefix_id(progress.step),
+        "step": progress.step,
+        "files": {file.name: {"bytes": file.bytes, "sha256": file.sha256} for file in files},
+        "tensors": tensor_index(files),
+    }
+    write_sealed(hidden / _MANIFEST, to_jsonable_python(manifest))
+    final = folder / f"step-{progress.step}"
+    if final.exists() or final.is_symlink():  # it cannot be a checkpoint of this run
+        set_aside(final)
+    hidden.rename(final)
+    sync(folder)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename ``path`` so that it does not count as a checkpoint; returns its new name, ``NAME.damaged``."""
+    for number in range(1, 1000):
+        target = path.with_name(f"{path.name}.damaged" + (f"-{number}" if number > 1 else ""))
+        if not target.exists() and not target.is_symlink():
+            path.rename(target)
+            sync(path.parent)
+            return target
+    raise ArmillaryError(f"{path.parent}: holds 1000 damaged copies of {path.name}; move them away")
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints in ``folder``, ascending; other names and plain files are not counted.
+
+    Raises:
+        ArmillaryError: ``folder`` is a file, or a link that leads nowhere: checkpoints may lie behind it.
+    """
+    if not folder.is_dir():
+        if folder.exists() or folder.is_symlink():
+            raise ArmillaryError(
+                f"{folder}: not a folder (a file, or a link that leads nowhere), and it should hold the checkpoints; "
+                "mount the disk that the link leads to, or move it away"
+            )
+        return []
+    named = [(_NAME.fullmatch(path.name), path) for path in folder.iterdir()]
+    return sorted(int(name[1]) for name, path in named if name is not None and path.is_dir())
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of the checkpoint ``path``, of any format.
+
+    Raises:
+        FileNotFoundError, DamagedFileError, ForeignFileError: as ``read_sealed``.
+    """
+    file = path / _MANIFEST
+    manifest = read_json(file, "checkpoint manifest", REMEDY)
+    if manifest.get("format") != 1:  # format 1 has the checksums of its files where later ones have the seal
+        manifest = read_sealed(file, "checkpoint manifest", FORMAT, REMEDY, sealed_since=2)
+        if manifest["format"] > 2 and not all(isinstance(manifest.get(name), str) for name in ("run", "prefix")):
+            raise ForeignFileError(
+                f"{file}: checkpoint manifest of format {manifest['format']} without a run, which this version does "
+                "not write; use the program that wrote it. The file is left as it is"
+            )
+    return manifest
+
+
+def verify_checkpoint(path: Path, run: str | None = None, part: int = 0, parts: int = 1) -> None:
+    """Compare the manifest of a checkpoint with its name and with ``run``, and every file with its size and checksum.
+
+    The files can be divided among many readers: each takes the ``part``-th of ``parts``. Without ``run`` the
+    checkpoint may be of any run.
+
+    Raises:
+        DamagedFileError: a file is missing, torn or changed; one line for each.
+        ForeignFileError: the format is newer, or the checkpoint belongs to another run.
+        ArmillaryError: a file cannot be read now, for a cause that may pass.
+    """
+    try:
+        manifest = read_manifest(path)
+        if run is not None and manifest.get("run", run) != run:
+            raise ForeignFileError(
+                f"{path}: is a checkpoint of run {manifest['run']}, not of {run}; move it back to its own folder. It "
+                "is left as it is"
+            )
+        if manifest["step"] != int(path.name.removeprefix("step-")):
+            raise DamagedFileError(f"{path}: {_MANIFEST} is that of step {manifest['step']}; {REMEDY}")
+        if manifest["format"] == 1:
+            sums, sizes = {name: manifest["sha256"][name] for name in _OF_FORMAT_1}, {}
+        else:
+            sums = {name: file["sha256"] for name, file in manifest["files"].items()}
+            sizes = {name: file["bytes"] for name, file in manifest["files"].items()}
+        mine = sorted(sums)[part::parts]
+        found = [
+            (name, _difference(path / name, sizes.get(name), sums[name] if name in mine else None)) for name in sums
+        ]
+        problems = [f"{path / name}: {what}; {REMEDY}" for name, what in found if what is not None]
+    except FileNotFoundError as error:
+        raise DamagedFileError(f"{path / _MANIFEST}: is missing; {REMEDY}") from error
+    except OSError as error:
+        if error.errno in PASSING:
+            raise ArmillaryError(f"{error.filename or path}: cannot be read now ({error.strerror})") from error
+        raise DamagedFileError(f"{error.filename or path}: cannot be read ({error.strerror}); {REMEDY}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedFileError(f"{path}: {_MANIFEST} is damaged; {REMEDY}") from error
+    if problems:
+        raise DamagedFileError("\n".join(problems))
+
+
+def _difference(file: Path, size: int | None, digest: str | None) -> str | None:
+    """What of a file is not as recorded; None where nothing is. A size or digest of None is not compared."""
+    try:
+        found = file.stat().st_size
+        if size is not None and found != size:
+            return f"has {counted(found, 'byte')} instead of {size}"
+        if digest is not None and file_sha256(file) != digest:
+            return "does not match its checksum"
+    except FileNotFoundError:
+        return "is missing"
+    return None
+
+
+class CheckpointReader(PieceReader):
+    """A checkpoint of any format: weights under the names of the model, optimizer state as ``NAME/KEY``."""
+
+    def __init__(self, path: Path) -> None:
+        self.manifest = read_manifest(path)
+        self._rows: pa.Table | None = None
+        super().__init__(path, self.manifest["tensors"] if self.manifest["format"] != 1 else {})
+        if self.manifest["format"] == 1:
+            self._index = self._whole_files(_OF_FORMAT_1[:2])
+
+    def parameters(self) -> dict[str, tuple[int, ...]]:
+        """The weights in the checkpoint with their whole sizes, without the optimizer's state."""
+        return {name: tuple(tensor["size"]) for name, tensor in self._index.items() if "/" not in name}
+
+    def compare(self, sizes: Mapping[str, tuple[int, ...]]) -> None:
+        """Compare the whole sizes of all tensors with those of a model, before any slice is read.
+
+        Raises:
+            ForeignFileError: a tensor is missing, unexpected, or of another size.
+        """
+        what = self.difference(sizes)
+        if what is not None:
+            raise ForeignFileError(
+                f"{self.folder}: is a checkpoint of another model: {what}; move it back to its own folder. It is left "
+                "as it is"
+            )
+
+    def metrics(self) -> pa.Table:
+        """The metrics up to this step, a row for each.
+
+        Raises:
+            DamagedFileError: not a table of them.
+        """
+        if self._rows is None:
+            file = self.folder / _METRICS
+            try:
+                table = pq.read_table(file)
+                steps = table["step"] if "step" in table.column_names else []
+            except (OSError, pa.ArrowException) as error:
+                raise DamagedFileError(f"{file}: cannot be read ({error}); {REMEDY}") from error
+            if len(steps) != self.manifest["step"] or not np.array_equal(steps, np.arange(1, len(steps) + 1)):
+                raise DamagedFileError(
+                    f"{file}: lacks a row for each of {counted(self.manifest['step'], 'step')}; {REMEDY}"
+                )
+            self._rows = table
+        return self._rows

@@ -1,0 +1,202 @@
+"""Writes the checkpoints of a run: this process at once, or all ranks in their background.
+
+``AsyncSaver`` copies what a rank has to write into buffers on the host and leaves the rest to a thread: training is
+blocked for the copy alone, which on an accelerator the device does by itself into pinned memory. The next checkpoint
+waits for the one before. The ranks' threads have a process group of their own; rank 0 commits the checkpoint once every
+rank has flushed its files. Where a rank fails, the checkpoint before stays in place, and rank 0 reports it.
+
+Trade-off: the buffers double what a rank needs for the pieces it writes, on the host.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from armillary.files import HOST, aside
+from armillary.recipe import ArmillaryError
+from armillary.train.checkpoint.manifest import Progress, complete
+from armillary.train.checkpoint.pieces import Piece, Written, join_pieces, write_pieces
+from armillary.train.checkpoint.retention import RetentionPolicy, thin_out
+from armillary.train.world import Ranks
+from armillary.train.writing import reason, writing
+
+
+@dataclass
+class Saved:
+    """A checkpoint that was to be written: how long training waited for it, and what was wrong."""
+
+    step: int
+    blocked_s: float
+    problem: str | None = None
+    data: dict[str, float] = field(default_factory=dict)
+
+
+class Saver(Protocol):
+    """Writes checkpoints."""
+
+    def save(self, pieces: Mapping[str, Piece], progress: Progress) -> None:
+        """Begin to write the checkpoint of the last step."""
+
+    def finished(self) -> list[Saved]:
+        """What has been written since this was asked last."""
+
+    def wait(self) -> None:
+        """Until nothing is left to be written."""
+
+
+class SyncSaver:
+    """Writes at once; what goes wrong is raised."""
+
+    def __init__(self, folder: Path, policy: RetentionPolicy) -> None:
+        self.folder, self.policy = folder, policy
+        self._saved: list[Saved] = []
+
+    def save(self, pieces: Mapping[str, Piece], progress: Progress) -> None:
+        """Write the checkpoint of the last step."""
+        begin = time.perf_counter()
+        save_checkpoint(self.folder, pieces, progress, self.policy)
+        self._saved.append(Saved(progress.step, time.perf_counter() - begin))
+
+    def finished(self) -> list[Saved]:
+        """What has been written since this was asked last."""
+        saved, self._saved = self._saved, []
+        return saved
+
+    def wait(self) -> None:
+        """Nothing is left to be written."""
+
+
+class AsyncSaver:
+    """Writes by all ranks of ``world`` in their background; every rank has to be asked for the same."""
+
+    def __init__(self, folder: Path, world: Ranks, policy: RetentionPolicy) -> None:
+        self.folder, self.world, self.policy = folder, world, policy
+        self._group = dist.new_group(backend="gloo")  # for the threads alone
+        # One name for the folders of this attempt, as ``aside`` gives one process
+        self._token = world.share(f"{HOST}.{uuid.uuid4().hex[:12]}")
+        self._buffers: dict[str, Tensor] = {}
+        self._thread: threading.Thread | None = None
+        self._saved: list[Saved] = []
+
+    def save(self, pieces: Mapping[str, Piece], progress: Progress) -> None:
+        """Copy ``pieces``; a thread writes them while training continues."""
+        begin = time.perf_counter()
+        self.wait()
+        copied, arrived = self._copy(pieces)
+        saved = Saved(progress.step, time.perf_counter() - begin)
+        self._thread = threading.Thread(target=self._write, args=(saved, copied, progress, arrived))
+        self._thread.start()
+
+    def finished(self) -> list[Saved]:
+        """What has been written since this was asked last; of what went wrong rank 0 alone knows all."""
+        if self._thread is not None and self._thread.is_alive():
+            return []
+        saved, self._saved = self._saved, []
+        return saved
+
+    def wait(self) -> None:
+        """Until nothing is left to be written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def save_weights(self, pieces: Mapping[str, Piece], path: Path) -> None:
+        """Put ``pieces`` of all ranks together to one safetensors file of whole tensors; all ranks wait for it.
+
+        Raises:
+            ArmillaryError: a rank could not write its part; on all ranks.
+        """
+        self.wait()
+        folder = path.with_name(f".{path.name}.{self._token}")
+        problem = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            mine = write_pieces(folder, self.world.rank, pieces) if pieces else None
+        except Exception as error:
+            mine, problem = None, f"rank {self.world.rank} could not write its part ({reason(error)})"
+        parts = self.world.collect((mine, problem))
+        if self.world.rank == 0 and all(text is None for _, text in parts):
+            try:
+                join_pieces([file for file, _ in parts if file is not None], folder, path)
+            except Exception as error:
+                problem = f"they could not be put together ({reason(error)})"
+        if self.world.rank == 0:
+            shutil.rmtree(folder, ignore_errors=True)
+        problem = next((text for text in [*(text for _, text in parts), self.world.share(problem)] if text), None)
+        if problem is not None:
+            raise ArmillaryError(f"{path}: the weights could not be written: {problem}; start it again to resume")
+
+    def _copy(self, pieces: Mapping[str, Piece]) -> tuple[dict[str, Piece], torch.Event | None]:
+        """``pieces`` on the host, and what says that they have arrived there."""
+        copied, device = {}, torch.device("cpu")
+        for name, piece in pieces.items():
+            device = piece.values.device if piece.values.device.type != "cpu" else device
+            if name not in self._buffers:
+                pinned = piece.values.device.type != "cpu"
+                self._buffers[name] = torch.empty_like(piece.values, device="cpu", pin_memory=pinned)
+            copied[name] = Piece(self._buffers[name].copy_(piece.values, non_blocking=True), piece.size, piece.offset)
+        if device.type == "cpu":
+            return copied, None
+        # The next optimizer step lies behind the copies on the device's queue, so training need not wait for them.
+        arrived = torch.Event(device)
+        arrived.record()
+        return copied, arrived
+
+    def _write(self, saved: Saved, pieces: dict[str, Piece], progress: Progress, arrived: torch.Event | None) -> None:
+        begin = time.perf_counter()
+        hidden = self.folder / f".step-{saved.step}.{self._token}"
+        mine: Written | str | None = None
+        try:
+            if arrived is not None:
+                arrived.synchronize()
+            hidden.mkdir(parents=True, exist_ok=True)
+            if pieces:
+                mine = write_pieces(hidden, self.world.rank, pieces)
+        except Exception as error:
+            mine = f"rank {self.world.rank} could not write its part ({reason(error)})"
+        try:
+            parts: list[Written | str | None] = [None] * self.world.size
+            dist.gather_object(mine, parts if self.world.rank == 0 else None, dst=0, group=self._group)
+            if self.world.rank == 0:
+                saved.problem = next((part for part in parts if isinstance(part, str)), None)
+                written = [part for part in parts if isinstance(part, Written)]
+                if saved.problem is None:
+                    complete(hidden, self.folder, written, progress)
+                    thin_out(self.folder, progress, self.policy)
+                saved.data = {
+                    "written_s": time.perf_counter() - begin,
+                    "bytes": sum(file.bytes for file in written),
+                }
+        except Exception as error:
+            saved.problem = f"it could not be completed ({reason(error)})"
+        if saved.problem is not None:
+            shutil.rmtree(hidden, ignore_errors=True)
+        self._saved.append(saved)
+
+
+def save_checkpoint(folder: Path, pieces: Mapping[str, Piece], progress: Progress, policy: RetentionPolicy) -> None:
+    """Write ``folder/step-N`` by one process, and ``thin_out``.
+
+    Raises:
+        ArmillaryError: it could not be written; the checkpoints before it are as they were.
+    """
+    hidden = aside(folder / f"step-{progress.step}")
+    try:
+        with writing(folder / f"step-{progress.step}"):
+            hidden.mkdir(parents=True)
+            complete(hidden, folder, [write_pieces(hidden, 0, pieces)], progress)
+    except BaseException:
+        shutil.rmtree(hidden, ignore_errors=True)
+        raise
+    thin_out(folder, progress, policy)

@@ -1,0 +1,20 @@
+"""Engines take the steps of a run: one engine per file."""
+
+from armillary.train.engines.engine import Engine, autocast, outline, parts, validate
+from armillary.train.engines.parallel import ParallelEngine
+from armillary.train.engines.single import ADAPTER, SingleDeviceEngine, loss_sums, train_step
+from armillary.train.engines.stack import Stack
+
+__all__ = [
+    "ADAPTER",
+    "Engine",
+    "ParallelEngine",
+    "SingleDeviceEngine",
+    "Stack",
+    "autocast",
+    "loss_sums",
+    "outline",
+    "parts",
+    "train_step",
+    "validate",
+]

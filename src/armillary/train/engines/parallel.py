@@ -1,0 +1,103 @@
+"""The engine over many ranks: a program of the parallel room, its optimizer, and what a checkpoint has of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from armillary.corpus import Batch
+from armillary.optim import LocalOptimizer
+from armillary.parallel import Program
+from armillary.recipe import DIMENSIONS, Layout, RunSpec
+from armillary.train.checkpoint import AsyncSaver, CheckpointReader, Piece, PieceReader, whole
+
+# What dimensions of the mesh the parallel room has flattened into one.
+_FLATTENED = {"shard": ("dp_shard", "ep", "cp"), "experts_shard": ("dp_shard", "cp", "tp")}
+
+
+class ParallelEngine:
+    """This rank's part of a program."""
+
+    def __init__(self, spec: RunSpec, layout: Layout, device: torch.device, saver: AsyncSaver) -> None:
+        self.spec, self.layout, self.device, self.saver = spec, layout, device, saver
+        self.described = {"ranks": layout.ranks, "layout": layout.model_dump(mode="json", exclude_defaults=True)}
+        self.program = Program(spec, layout, device)
+        self.optimizer = LocalOptimizer(self.program.named_parameters(), spec)
+
+    def step(self, step: int, batch: Batch[Tensor]) -> tuple[Tensor, ...]:
+        """One optimizer step on the global batch, of which the program takes this rank's part."""
+        for part in self.program.parts:
+            part.turn_as(self.spec.during(step).model)
+        loss = self.program.gradients(batch)
+        norm = self.program.clip(self.spec.optimizer.grad_clip)
+        self.optimizer.step(self.spec.lr(step))
+        self.program.balance()
+        return loss, norm, *self.program.measured
+
+    def entropy(self, step: int, windows: Tensor) -> float:
+        """Mean cross entropy in nats over ``windows`` [n, T + 1], with the positions that the run has in ``step``."""
+        for part in self.program.parts:
+            part.turn_as(self.spec.during(step).model)
+        return self.program.entropy(windows).item()
+
+    def pieces(self) -> dict[str, Piece]:
+        """What this rank is the first to hold."""
+        pieces = {}
+        for name, tensor in self._weights().items():
+            if not self._is_first(tensor):
+                continue
+            pieces[name] = piece = _piece(tensor)
+            for key, value in self.optimizer.state.get(name, {}).items():
+                like = value.shape == piece.values.shape
+                if like:
+                    pieces[f"{name}/{key}"] = Piece(value, piece.size, piece.offset)
+                elif not any(piece.offset):  # a count beside the parameter, the same for all of its parts
+                    pieces |= whole({f"{name}/{key}": value})
+        return {name: piece for name, piece in pieces.items() if piece.values.numel()}
+
+    def draw_weights(self) -> None:
+        """Draw initial weights from the seed of the run."""
+        self.program.init_weights()
+
+    def load_weights(self, reader: PieceReader) -> None:
+        """Read of each weight the part that is this rank's; the optimizer keeps its initial state."""
+        for name, piece in self._placed():
+            piece.values.copy_(reader.read(name, tuple(piece.values.shape), piece.offset))
+
+    def load(self, reader: CheckpointReader) -> None:
+        """Read weights and optimizer state from a checkpoint: of each tensor the part that is this rank's."""
+        self.load_weights(reader)
+        for name, piece in self._placed():
+            for key, value in self.optimizer.state.get(name, {}).items():
+                offset = piece.offset if value.shape == piece.values.shape else (0,) * value.ndim
+                value.copy_(reader.read(f"{name}/{key}", tuple(value.shape), offset))
+
+    def save_weights(self, path: Path) -> None:
+        """Write the weights of the whole model as one safetensors file."""
+        self.saver.save_weights({n: p for n, p in self.pieces().items() if n in self._weights()}, path)
+
+    def _placed(self) -> list[tuple[str, Piece]]:
+        return [(name, _piece(tensor)) for name, tensor in self._weights().items()]
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: tensor for part in self.program.parts for name, tensor in part.state_dict().items()}
+
+    def _is_first(self, tensor: Tensor) -> bool:
+        """Whether no rank before this one holds the same part of the tensor."""
+        divided = {"pp"}
+        if isinstance(tensor, DTensor):
+            for name, placement in zip(tensor.device_mesh.mesh_dim_names or (), tensor.placements, strict=True):
+                if not placement.is_replicate():  # there is more than one kind of shard
+                    divided |= set(_FLATTENED.get(name, (name,)))
+        return all(self.program.grid.rank(name) == 0 for name in DIMENSIONS if name not in divided)
+
+
+def _piece(tensor: Tensor) -> Piece:
+    if not isinstance(tensor, DTensor):
+        return Piece(tensor.detach(), tuple(tensor.shape), (0,) * tensor.ndim)
+    _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return Piece(tensor.to_local().detach(), tuple(tensor.shape), tuple(offset))

@@ -1,0 +1,97 @@
+"""Ranks that cannot start, or die before their first step: one line that says which, why and what to do."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+
+import pytest
+
+from armillary.launch.ranks.group import joined, meeting_place, place
+from armillary.launch.ranks.local import start_ranks
+from armillary.recipe import ArmillaryError, UsageError
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Set what a launcher sets, but for what is None."""
+
+    def act(**changes):
+        values = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29712", **changes}
+        for name, value in values.items():
+            if value is None:
+                monkeypatch.delenv(name, raising=False)
+            else:
+                monkeypatch.setenv(name, value)
+
+    return act
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"MASTER_ADDR": None},
+            "environment lacks MASTER_ADDR; it needs RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT",
+        ),
+        ({"MASTER_PORT": ""}, "environment lacks MASTER_PORT"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT is 'http', which must be a whole number"),
+        ({"MASTER_PORT": "70000"}, "MASTER_PORT is 70000, which is no port (1 to 65535)"),
+        ({"RANK": "one"}, "RANK is 'one', which must be a whole number"),
+        ({"RANK": "2"}, "RANK is 2, which must be 0 to WORLD_SIZE - 1 (1)"),
+        ({"RANK": "-1"}, "RANK is -1"),
+        ({"WORLD_SIZE": "0"}, "RANK is 0, which must be 0 to WORLD_SIZE - 1 (-1)"),
+    ],
+)
+def test_an_environment_that_cannot_be_right_is_refused_before_anything_waits(environment, changes, said):
+    environment(**changes)
+    with pytest.raises(UsageError) as caught, joined():
+        pass
+    assert said in str(caught.value)
+
+
+def test_a_good_environment_is_read(environment):
+    environment(RANK="1", WORLD_SIZE="4", MASTER_ADDR="node7")
+    assert place() == (1, 4)
+    assert meeting_place() == "node7:29712"
+
+
+def test_a_port_that_is_taken_is_named(environment):
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        environment(MASTER_PORT=str(port))
+        with pytest.raises(ArmillaryError) as caught, joined():
+            pass
+    said = str(caught.value)
+    assert said.startswith(f"rank 0 of 2 could not meet the others at localhost:{port}: ") and "\n" not in said
+    assert "the port must be free on that host" in said
+
+
+def die(stop):
+    if os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "alive"
+
+
+def fail(stop):
+    raise RuntimeError("of no use:\nno such device")
+
+
+@pytest.mark.parametrize(
+    ("act", "restarts", "said"),
+    [
+        (die, 0, "rank 1 died (signal 9); its last words: "),
+        pytest.param(
+            *(fail, 1, "died (exit code 1), and again after 1 restart; its last words: no such device; what the last"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_ranks_that_die_before_the_first_step_end_with_one_line(act, restarts, said):
+    with pytest.raises(ArmillaryError) as caught:
+        start_ranks(act, 2, restarts)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,69 @@
+"""A store that an older version wrote reads the same, number by number (``tests/fixtures/before-seams``, fc3a88b)."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from armillary.store import Store
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "before-seams"
+EXPECTED = json.loads((FIXTURES / "expected.json").read_text())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    shutil.copy(FIXTURES / "store.sqlite", tmp_path)
+    return tmp_path
+
+
+def stage_taken_over(entry):
+    """Entries that format 4 added for outcomes of stages that were there."""
+    return entry.kind == "stage" and entry.about["taken_over"]
+
+
+def numbers(result):
+    """What a run measured, without what later objectives measure besides, which an older run does not have."""
+    assert not result.measured
+    return {name: value for name, value in asdict(result).items() if name != "measured"}
+
+
+def before_examinations(row):
+    """A row without the column of examinations, which an older store does not have."""
+    assert not row["examined"]
+    return {name: value for name, value in row.items() if name != "examined"}
+
+
+def reading(store):
+    """All that the older version read from the store."""
+    wanted = EXPECTED["store"]
+    target = EXPECTED["ids"]["target"]
+    states = {run: store.state(run) for run in wanted["states"]}
+    chain = store.chain()
+    found = {
+        "states": {run: [s.status, s.error, numbers(s.result) if s.result else None] for run, s in states.items()},
+        "specs": {run: store.run_spec(run).model_dump(mode="json") for run in wanted["specs"]},
+        "started_at": {run: store.started_at(run) for run in wanted["started_at"]},
+        "studies": {study: sorted(store.study_runs(study)) for study in wanted["studies"]},
+        "overview": sorted(map(before_examinations, store.overview()), key=lambda row: (row["run"], row["study"])),
+        "stage": store.stage("mixture", "0123456789abcdef"),
+        "rates": store.rates(),
+        "rates_overview": store.rates_overview(),
+        "prediction": store.prediction(target),
+        "verdict": store.verdict(target),
+        "order": asdict(store.order(target)),
+        "journal": [asdict(entry) for entry in chain.entries if not stage_taken_over(entry)],
+        "problems": list(chain.problems),
+    }
+    return json.loads(json.dumps(found))
+
+
+def test_a_store_of_an_older_version_reads_identically(folder):
+    store = Store(folder)
+    assert reading(store) == EXPECTED["store"]
+    store.close()
+    assert reading(Store(folder)) == EXPECTED["store"]  # also after it was migrated
