@@ -162,7 +162,7 @@ def known_features(columns: Sequence[str]) -> dict[str, str]:
 
 
 def find_column(table: Table, name: str, remedy: str = "name the one with --columns") -> str:
-    """The column of ``table`` that ``name`` speaks of: itself, without regard to case, or another name of the same.
+    """The column of ``table`` that ``name`` means: itself, without regard to case, or another name of the same.
 
     Raises:
         UsageError: none, or several; then the message ends with ``remedy``.

@@ -1,7 +1,7 @@
 """What all laws share: the shape of an answer, checks of the input, and the estimator's contract.
 
 Input comes from people's tables, so each check names the row and the column that is wrong. Rows and columns of arrays
-are counted from 0, as numpy does; where the arrays come from a file, ``rows_named`` makes all messages speak of its
+are counted from 0, as numpy does; where the arrays come from a file, ``rows_named`` makes all messages name its
 lines. The contract is scikit-learn's: the constructor only stores its arguments, ``fit``
 returns the estimator, what was fitted ends in ``_``. scikit-learn itself is not needed for that.
 """
@@ -211,7 +211,7 @@ def report_set_aside(found: Sequence[SetAside], name: str = "y") -> None:
     )
 
 
-# So many of what was set aside are named in one message.
+# At most this many of the losses set aside are named in one message.
 SHOWN = 8
 
 # Weights are often published with three decimals, so that rows miss a sum of 1 by some thousandths.
@@ -256,7 +256,7 @@ def checked_interval(interval: float) -> float:
 
 
 def checked_draws(bootstraps: int) -> int:
-    """``bootstraps`` if an interval can be had from so many draws, else UsageError."""
+    """``bootstraps`` if this many draws give an interval, else UsageError."""
     if bootstraps < 2:
         raise UsageError(f"bootstraps is {bootstraps}; at least 2 are needed for an interval")
     return bootstraps

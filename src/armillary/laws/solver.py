@@ -62,7 +62,7 @@ def fit_many(
         prior_std: [p], or [P, p] where it differs by problem.
         huber: beyond this many units of noise rho grows linearly (Huber 1964); infinite for least squares. [P] where
             it differs by problem.
-        iterations: at most so many steps.
+        iterations: at most this many steps.
         tolerance: a problem is done when a step lowers its objective by less than this share of it.
     """
     count, p = start.shape

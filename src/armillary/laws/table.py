@@ -254,10 +254,10 @@ def read_table(path: Path) -> Table:
             with other than as many entries as there are columns; the header once more.
     """
     text = _decoded(path)
-    told = _EXCEL.match(text)
-    delimiter = told[1] if told else _delimiter(text)
+    declared = _EXCEL.match(text)
+    delimiter = declared[1] if declared else _delimiter(text)
     rows, lines = _split(path, text, delimiter)
-    if told:
+    if declared:
         rows, lines = rows[1:], lines[1:]
     # A comment has other than as many entries as the header below it; a header may begin with # itself.
     while len(rows) > 1 and rows[0][0].lstrip().startswith("#") and len(rows[0]) != len(rows[1]):

@@ -29,7 +29,7 @@ from armillary.laws.estimator import SHOWN, Array, SetAsideWarning, thing_name
 from armillary.laws.table import Table, parse_size, read_table
 from armillary.recipe import UsageError, counted
 
-# A jump changes the rate by at least this share of the highest rate, and at least so many times as fast per step as
+# A jump changes the rate by at least this share of the highest rate, and at least this many times as fast per step as
 # in the neighbouring intervals.
 JUMP, JUMP_STEEPER = 0.05, 5.0
 

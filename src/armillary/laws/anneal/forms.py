@@ -45,7 +45,7 @@ LEAST_PROGRESS = 1e-3
 
 MOST = 25.0
 
-# Residuals beyond so many units of noise count linearly: 95 % efficient for normal noise (Huber 1964).
+# Residuals beyond this many units of noise count linearly: 95 % efficient for normal noise (Huber 1964).
 HUBER = 1.345
 
 # value [P, n] and its derivatives [P, n, 3] by log C, log beta, log gamma
@@ -213,7 +213,7 @@ class Joint:
 # A law that goes below this share of the typical loss has left all sense; logarithms must survive it.
 LEAST_LOSS = 1e-3
 
-# Before any residual is seen: relative noise, counted as so many observations. Reruns of a schedule differ by 0.03 %.
+# Before any residual is seen: relative noise, counted as this many observations. Reruns of a schedule differ by 0.03 %.
 NOISE, NOISE_COUNT = 8e-4, 4.0
 
 # Two runs of one schedule part by a shift of their early progress, which fades: the variance at an area of this much

@@ -64,21 +64,21 @@ CHUNK_ROWS = 512
 FOLD_DRAWS = 40
 
 # How much each form is trusted before anything is held out. Held-out curves then count as in a likelihood, but at most
-# so many: their errors are not independent.
+# MOST_CASES of them: their errors are not independent.
 TRUST = {"progress": 8.0, "multi-power": 1.0, "tissue": 1.0}
 MOST_CASES = 8
 
 # A form that would count for less is dropped.
 LEAST_WEIGHT = 0.02
 
-# Misses over what was expected before anything is held out, counted as so many; what is left out together counts as
+# Misses over what was expected before anything is held out, counted as this many; what is left out together counts as
 # two, however many curves it has.
 SCALE, SCALE_COUNT, FOLD_COUNT = {"schedule": 1.0, "size": 0.6}, 6.0, 2.0
 
 # Held-out errors below this (relative) do not tell forms apart.
 SAME = 4e-4
 
-# Loss falls by about this much per e-fold of size (log loss), and nobody knows it better than that before a curve is
+# Loss falls by about this much per e-fold of size (log loss), and it is not known better than that before a curve is
 # measured: standard deviations of the slope, and of one size around the line.
 SIZE_SLOPE, SIZE_SLOPE_STD, SIZE_SCATTER = -0.06, 0.015, 0.005
 
@@ -381,7 +381,7 @@ class AnnealLaw(Estimator):
         warnings.warn(text, ExtrapolationWarning, stacklevel=3)
 
     def probe(self) -> list[Array]:
-        """What the law says along its first curve; a law file holds it to tell a law from one of other code."""
+        """Predictions along the first curve; a law file holds them to detect code of another version."""
         require_fitted(self, "weights_")
         if not self._curves or self.weights_.keys() != self._joints.keys():
             raise ValueError("its curves, forms and weights do not belong together")
@@ -505,7 +505,7 @@ class AnnealLaw(Estimator):
         self.lowest_rate_ = float(min(lowest))
 
     def _imagined(self, frame: Frame, size: float) -> Curve:
-        """The end of a curve at a size nobody measured, with the loss that the line through the sizes expects there."""
+        """The end of a curve at a size that was not measured, with the loss on the line through the sizes."""
         typical = min(self._curves, key=lambda curve: abs(np.log(_end(curve) / frame.loss[frame.index(curve.size)])))
         j, k = frame.index(size), frame.index(typical.size)
         lr = typical.lr * (frame.peak[j] / frame.peak[k])

@@ -32,7 +32,7 @@ SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 ENDS = (0.0, 0.05, 0.1, 0.2)
 LENGTHS = (0.5, 0.7, 0.8, 0.9, 1.1, 1.25, 1.5, 2.0)
 
-# Budgets whose area is so many times the longest fitted are refused; a peak above the fitted one by this factor too.
+# Budgets whose area is this many times the longest fitted are refused; a peak above the fitted one by this factor too.
 MOST_BEYOND, MOST_PEAK = 5.0, 1.25
 
 POINTS, KNOTS = 240, 10

@@ -10,8 +10,8 @@ noise have priors, stated below, and three sizes seldom say more than these: the
 allow. Several seeds per size, not more sizes, are what makes it narrower.
 
 What the interval covers is one new run on all of the data, examined on the held-out items. Given the score of each
-item, it speaks of those same items: their difficulty is no noise then, and what one seed flips is estimated from how
-often two runs disagree. Given only means, it speaks of as many other items of the kind, which is wider.
+item, it is about those same items: their difficulty is then not noise, and what one seed flips is estimated from how
+often two runs disagree. Given only means, it is about as many other items of the kind, which is wider.
 """
 
 from __future__ import annotations

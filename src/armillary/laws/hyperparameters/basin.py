@@ -73,7 +73,7 @@ FIXED = 1e-4  # the standard deviation of what a form holds fixed
 FAR = 0.25  # how wrong the form is, as a share of the height in the basin
 DIVERGED, LEAST, TOO_LOW = 0.1, 6, 0.2  # see ``diverged``
 # Before any run is seen, standard deviations: of the log loss of a run, of what runs of one (N, D, bs) share, and of an
-# (N, D) about the floor; and of the log lr* and log bs* of an (N, D) about their power laws. Each counts as so many
+# (N, D) about the floor; and of the log lr* and log bs* of an (N, D) about their power laws. Each counts as this many
 # observations.
 NOISE, SHARED, PAIR, PLACE, COUNT = 0.002, 0.0005, 0.003, 0.1, 2.0
 BEFORE = (SHARED, PAIR, PLACE, PLACE)
@@ -81,7 +81,7 @@ BEFORE = (SHARED, PAIR, PLACE, PLACE)
 # offsets of (N, D), the power law of lr* with where the basins lie in lr, that of bs* with where they lie in bs.
 EFFECTS: tuple[list[int], ...] = ([], [0, 1, 2, 3, 4], [5, 7, 8], [6, 9, 10])
 SNAPPED = 0.5  # standard deviation of the best point of a grid about the best of all, in e-folds
-HUBER = 2.0  # errors beyond so many of their standard deviations count linearly
+HUBER = 2.0  # errors beyond this many of their standard deviations count linearly
 ROUNDS = 6  # of fitting and of estimating the sizes of the errors, each from the other
 STEEP, HIGHEST = 6.0, 2.0  # where the exponentials of a basin end, so that nothing overflows
 
@@ -89,8 +89,9 @@ STEEP, HIGHEST = 6.0, 2.0  # where the exponentials of a basin end, so that noth
 def diverged(points: Array, losses: Array) -> NDArray[np.bool_]:
     """Rows of log points [n, 4] whose log loss lies far above what no more parameters and no more tokens reached.
 
-    Or far below all that is no smaller: a mistyped loss, which else would make all others look diverged. Far above is
-    more than DIVERGED, and more than four times as much as the best quarter of the rows does; LEAST are kept.
+    Or far below every loss of a run that is not smaller: a mistyped one, which would make all others look diverged.
+    Far above is more than DIVERGED, and more than four times as much as the best quarter of the rows does; LEAST are
+    kept.
     """
     low = _too_low(points, losses)
     sizes, which = np.unique(np.round(points[:, :2], 3), axis=0, return_inverse=True)

@@ -261,7 +261,7 @@ class HyperparameterLaw(Estimator):
         known = run + drawn.var(0)
         place = offset_std[:, 0] ** 2 + ((offset_std[:, 1:] * slopes) ** 2).sum(1)
         miss = self.miss_per_efold_**2 * self._efolds(points)
-        # Each part is known from so many observations; Satterthwaite's (1946) degrees of freedom for their sum.
+        # Each part is known from this many observations; Satterthwaite's (1946) degrees of freedom for their sum.
         total = known + place + miss
         share = known**2 / self._freedom + place**2 / (COUNT + len(self._pairs)) + miss**2 / self._miss_freedom
         # On a table without any order an interval may reach anywhere; it ends where numbers still can be written.
@@ -313,7 +313,7 @@ class HyperparameterLaw(Estimator):
         return HyperparameterOptimum(lr, bs, loss, flat[0], flat[1], float(self.extrapolation(run)[0]))
 
     def probe(self) -> list[Array]:
-        """What the law says at the centre of its runs; a law file holds it to tell a law from one of other code."""
+        """Predictions at the centre of the runs; a law file holds them to detect code of another version."""
         require_fitted(self, "parameters_")
         run = np.exp(self._centre)
         best = self.optimum(float(run[0]), float(run[1]))

@@ -119,7 +119,7 @@ class ClosedForm(abc.ABC):
 
     @abc.abstractmethod
     def _starts(self, prior: Array, leaning: Array) -> list[Array]:
-        """Parameters [G, v, q] to begin from; ``leaning`` [G, v, d] tells which training domains lower the loss."""
+        """Parameters [G, v, q] to begin from; ``leaning`` [G, v, d] says which training domains lower the loss."""
 
     @abc.abstractmethod
     def _law(self, theta: Array, X: Array) -> tuple[Array, Array]:
@@ -249,7 +249,7 @@ class ClosedForm(abc.ABC):
 class EffectiveData(ClosedForm):
     """``loss = E + A (d0 + sum_i e^{w_i} x_i^g)^-a``.
 
-    Log-normal priors keep what few runs cannot tell in a sensible region: E about 0.6 of the lowest loss, the rest
+    Log-normal priors keep what few runs cannot determine in a sensible region: E about 0.6 of the lowest loss, the rest
     about 0.3 of the median, g about 0.7, a about 0.3, strengths e^w within about a factor of 7 of each other.
     """
 

@@ -9,10 +9,11 @@ be asked at any size. Trade-offs taken:
 
 - Repeats of one mixture, at whatever size, always stand in the same fold, else a held-out run would have been seen.
 - A draw follows one form, picked with the ensemble's weights, so that the draws spread where the forms disagree.
-- Every movement slows down with size, from one e-fold to the next by a share of 1 / reach. How soon depends on what
-  sizes do not tell: with the constants of Hoffmann et al. 2022, between 1M and 1B, the reach is 4 at equal tokens, and
-  without end where larger models see more tokens. ``REACH`` stands between the two, each draw has its own, and three
-  sizes or more tell more of it. Each draw has its own bend, too, so that intervals grow with the extrapolation.
+- Every movement slows down with size, from one e-fold to the next by a share of 1 / reach. How soon does not
+  follow from the sizes: with the constants of Hoffmann et al. 2022, between 1M and 1B, the reach is 4 at equal tokens,
+  and without end where larger models see more tokens. ``REACH`` stands between the two, each draw has its own, and
+  three sizes or more determine it better. Each draw has its own bend, too, so that intervals grow with the
+  extrapolation.
 - With one size only, the movement is the prior of ``EffectiveData``, whatever the form.
 - A scale is a size and its tokens. The level of losses is known at scales that the runs span: at those fitted, and
   where several sizes and numbers of tokens were fitted on the line or plane through them. Anywhere else, and at another
@@ -79,7 +80,7 @@ _REACH_STD = 1.2
 # Reaches that are tried where sizes tell of it, and how many runs are asked at most.
 _REACHES, _ASKED = 12, 160
 
-# How far log losses may bend away from that, per e-fold beyond the largest size: all domains alike (nobody says how
+# How far log losses may bend away from that, per e-fold beyond the largest size: all domains alike (it is not known how
 # many tokens the larger models see), and each alone. Chosen after a look at RegMix's test runs.
 _BEND_COMMON, _BEND_OWN = 0.02, 0.01
 
@@ -356,7 +357,7 @@ class MixtureLaw(Estimator):
     def level_known(
         self, sizes: float | ArrayLike | None = None, tokens: float | ArrayLike | None = None, rows: int = 1
     ) -> NDArray[np.bool_]:
-        """Whether the runs tell the level of losses at sizes and tokens, [rows]; elsewhere they only rank mixtures.
+        """Whether the runs determine the level of losses at sizes and tokens, [rows]; else they only rank mixtures.
 
         Raises:
             UsageError: not fitted; sizes or tokens that the law was fitted without.
@@ -415,7 +416,7 @@ class MixtureLaw(Estimator):
         return self._draws(mixtures, self._moved(sizes, len(mixtures), tokens))
 
     def probe(self) -> list[Array]:
-        """What the law says of three of its own runs; a law file holds it to tell a law from one of other code."""
+        """Predictions of three of its own runs; a law file holds them to detect code of another version."""
         require_fitted(self, "noise_")
         targets = len(self.noise_)
         voices = [name for name, weight in self.chosen_.items() if weight.any()]
@@ -518,7 +519,7 @@ class MixtureLaw(Estimator):
         return filled, kept
 
     def _moves(self, e_folds: float | Array, reach: float | Array) -> Array:
-        """How far everything has moved at sizes so many e-folds from the largest, in e-folds of the fitted range.
+        """How far everything has moved at sizes this many e-folds from the largest, in e-folds of the fitted range.
 
         However soon it slows down, it leads from the smallest size to the largest. Straight below the smallest.
         """

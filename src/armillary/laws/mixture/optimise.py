@@ -47,7 +47,7 @@ GENERATIONS = 24
 SPLITS, MANY = 2, 256
 HALF_DRAWS, HALF_GENERATIONS = 16, 12
 
-# The law's own spread counts as so many observations of how far the halves err.
+# The law's own spread counts as this many observations of how far the halves err.
 LUCK_COUNT = 2.0
 
 # A weight is moved this far up and down to see whether it matters.
@@ -62,7 +62,7 @@ class Optimum:
         weights: [d], summing to 1.
         predicted: target loss of one new run with its 90 % interval, scalars.
         better_than: for each reference mixture, the probability that the expected target is lower here than there,
-            after ``optimism``. One half where there are too few runs (fewer than 16 mixtures) to tell.
+            after ``optimism``. One half where there are too few runs (fewer than 16 mixtures) to estimate it.
         optimism: for each reference mixture, how much of the predicted gain over it is luck of the choice, in units of
             the target; all of it where there are too few runs to tell.
         noise: standard deviation of the target of one run here.

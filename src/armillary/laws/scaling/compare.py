@@ -35,7 +35,7 @@ from armillary.recipe import UsageError, counted
 
 FORMS = ("chinchilla", "ratio", "interaction")
 
-# Relative difference of two families' misses per e-fold of compute, counted as so many observations.
+# Relative difference of two families' misses per e-fold of compute, counted as this many observations.
 MISS, MISS_COUNT = 0.002, 2.0
 
 # Families are compared by the upper half of their own compute, so no farther than about this factor is tested.

@@ -22,7 +22,7 @@ from armillary.laws.estimator import Array
 from armillary.laws.scaling.forms import ScalingForm
 from armillary.laws.solver import Fits, fit_many
 
-# Before any run is seen: relative scatter of a run around the law, counted as so many observations.
+# Before any run is seen: relative scatter of a run around the law, counted as this many observations.
 NOISE, NOISE_COUNT = 0.004, 2.0
 
 # Log sizes that differ by less are the same, and no noise is taken to be smaller than LEAST.

@@ -1,6 +1,6 @@
 """Scaling laws: the loss of a model as a function of its size and its training tokens, with intervals far out.
 
-What decides a forecast far beyond the runs is the form, and no fit in sample tells which form holds out there. So each
+What decides a forecast far beyond the runs is the form, and no fit in sample shows which form holds out there. So each
 form is asked for the largest runs after a fit to the others (leave-largest-out), and the law is the average of the
 forms, weighted by how well they did.
 
@@ -57,7 +57,8 @@ from armillary.recipe import UsageError, counted
 
 __all__ = ["SCALING_FORMS", "LeftOut", "ScalingLaw"]
 
-# Relative miss of all forms at one e-fold of extrapolation before any run is left out, counted as so many observations.
+# Relative miss of all forms at one e-fold of extrapolation before any run is left out, counted as MISS_COUNT
+# observations.
 MISS, MISS_COUNT = 0.006, 2.0
 
 # The 95th percentile of a normal variate: nine tenths of its absolute values are below.
@@ -304,7 +305,7 @@ class ScalingLaw(Estimator):
         """As ``predict``, but where a loss is left open its interval is from 0 to infinity, as long as others are not.
 
         Raises:
-            UsageError, ExtrapolationError: as ``predict``; the second only where no loss of a run can be told.
+            UsageError, ExtrapolationError: as ``predict``; the second only where no loss of a run can be predicted.
         """
         points = self._checked(X)
         mean, half = self._forecast(points, interval)
@@ -331,7 +332,7 @@ class ScalingLaw(Estimator):
         mean, variance = self._moments(points)
         known = variance + (self._noise * np.exp(self._tilt * height(mean.T, *self._range).T)) ** 2
         missed = _reach(self._sized(points), self._sized(self.log_points_)) @ self._miss**2
-        # Each part is known from so many observations; Satterthwaite's (1946) degrees of freedom for their sum.
+        # Each part is known from this many observations; Satterthwaite's (1946) degrees of freedom for their sum.
         freedom = (known + missed) ** 2 / (known**2 / self._freedom + missed**2 / self._miss_freedom)
         return mean, stats.t.isf(tail, freedom) * np.sqrt(known + missed) * self._wide
 
@@ -353,7 +354,7 @@ class ScalingLaw(Estimator):
         return np.log(checked_positive(name, X, columns=len(self.features_), labels=self.features_))
 
     def probe(self) -> list[Array]:
-        """What the law says at three of its own runs; a law file holds it to tell a law from one of other code."""
+        """Predictions at three of its own runs; a law file holds them to detect code of another version."""
         require_fitted(self, "parameters_")
         points = self.log_points_[:3]
         said = self.predict(np.exp(points))
@@ -500,7 +501,7 @@ class ScalingLaw(Estimator):
         """Weights of the forms from their misses [g, n, t]; faint ones are dropped.
 
         A form's score is the geometric mean of its misses over runs, sets left out and targets, each in units of the
-        ``scatter`` [n, t] of such a run around a law and never below it: what is within the scatter tells nothing.
+        ``scatter`` [n, t] of such a run around a law and never below it: a difference within the scatter means nothing.
         """
         score = {
             name: np.mean([np.log1p((miss[g] / scatter)[~kept] ** 2).mean() / 2 for g, (_, kept) in enumerate(cuts)])
