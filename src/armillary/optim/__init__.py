@@ -1,6 +1,6 @@
 """Optimizers, one file each: AdamW and Muon, over whole parameters or this rank's parts of them."""
 
-# what a kind of optimizer is registered by: importing its file
+# importing the file of an optimizer registers its kind
 from armillary.optim import adamw, muon
 from armillary.optim.local import LocalOptimizer, build_optimizer, set_lr
 from armillary.optim.registry import register

@@ -1,6 +1,6 @@
-"""AdamW (Loshchilov and Hutter 2019), by PyTorch's fused kernel.
+"""AdamW (Loshchilov and Hutter 2019), with PyTorch's fused kernel.
 
-It treats each number by itself, so shards of parameters need nothing more than whole ones.
+It is elementwise, so it treats shards of parameters like whole parameters.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def build(
 
 
 def step_group(group: dict[str, Any], state: MutableMapping[Tensor, Any]) -> None:
-    """A step of AdamW for the parameters of one group: for optimizers that leave some parameters to it."""
+    """Take a step of AdamW for one group; for optimizers that leave some parameters to AdamW."""
     parameters = [p for p in group["params"] if p.grad is not None]
     for parameter in parameters:
         if not state[parameter]:

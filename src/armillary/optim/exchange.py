@@ -1,10 +1,10 @@
-"""Whole matrices out of the parts that ranks hold: each is brought together, turned into another and handed back.
+"""Apply a function to whole matrices that ranks hold in parts: gather each on one rank, apply, and scatter the result.
 
-All matrices are dealt out over the ranks that hold parts of them, copies included, so no work is done twice. Two
-all-to-all exchanges, in the precision of what is exchanged, carry what one step needs.
+Each matrix is assigned to one of the ranks that hold parts of it, copies included, so no work is done twice. A step
+needs two all-to-all exchanges, in the precision of the exchanged tensors.
 
-Trade-offs: the exchange waits for the whole backward pass, and the gathered matrices of a rank (its share of the model)
-are in memory at once.
+Trade-offs: the exchange waits for the whole backward pass, and a rank holds all of its gathered matrices (its share of
+the model) in memory at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.distributed.tensor._utils import _compute_local_shape_and_global_offs
 
 @dataclass(frozen=True)
 class _Part:
-    """Where a rank's part of one matrix lies: ``inside`` its own part of the parameter, ``within`` the matrix."""
+    """A rank's part of one matrix: ``inside`` indexes the rank's part of the parameter, ``within`` the matrix."""
 
     rank: int
     inside: tuple[int | slice, ...]
@@ -37,9 +37,9 @@ class _Part:
 
 @dataclass(frozen=True, eq=False)
 class _Matrix:
-    """One matrix of the parameter number ``parameter``, and the rank that turns it.
+    """One matrix of the parameter with index ``parameter``; the rank ``owner`` applies ``turn`` to it.
 
-    ``sources`` are those of its ``parts`` of which it is put together: some may lie on several ranks.
+    ``sources`` are the ``parts`` from which it is assembled: one copy of each, as several ranks may hold the same part.
     """
 
     parameter: int
@@ -50,14 +50,14 @@ class _Matrix:
 
 
 class Exchange:
-    """``turn`` over matrices that the ranks of ``mesh`` hold in parts: each rank turns its share of them."""
+    """Applies ``turn`` to matrices that the ranks of ``mesh`` hold in parts; each rank computes its share of them."""
 
     def __init__(self, mesh: DeviceMesh, parameters: list[DTensor], turn: Callable[[Tensor], Tensor]) -> None:
         self._turn = turn
         flat = mesh if mesh.ndim == 1 else mesh._flatten()
         self._group, self._rank, ranks = flat.get_group(), flat.get_local_rank(), flat.size()
         matrices = self._deal_out(mesh, parameters, ranks)
-        # what goes to each rank and comes from each, in an order that both ends know
+        # parts sent to and received from each rank, in the same order on both ends
         everyone, own = range(ranks), self._rank
         self._owned = [m for m in matrices if m.owner == own]
         self._gives = [
@@ -98,13 +98,13 @@ class Exchange:
             same: dict[tuple[int, int], list[_Part]] = {}
             for part in held:
                 same.setdefault((part.within[0].start, part.within[1].start), []).append(part)
-            # copies lie one after the other (HSDP): the owner takes from its own
+            # copies are consecutive (HSDP), and the owner takes the one of its own replica
             sources = tuple(copies[owner * len(copies) // ranks] for copies in same.values())
             matrices.append(_Matrix(number, sides, tuple(held), sources, owner))
         return matrices
 
     def __call__(self, updates: list[Tensor]) -> list[Tensor]:
-        """Parts of matrices to the same parts of what ``turn`` makes of the whole ones."""
+        """Map this rank's parts of matrices to the same parts of ``turn`` of the whole matrices."""
         given = [[updates[m.parameter][p.inside] for m, p in parts] for parts in self._gives]
         arrived = self._swap(given, self._takes, updates[0])
         whole = {m: updates[0].new_empty(m.size) for m in self._owned}
@@ -120,7 +120,7 @@ class Exchange:
     def _swap(
         self, pieces: list[list[Tensor]], expected: list[list[tuple[_Matrix, _Part]]], like: Tensor
     ) -> list[tuple[tuple[_Matrix, _Part], Tensor]]:
-        """Send ``pieces`` to each rank; returns what is ``expected`` of each."""
+        """Send ``pieces`` to each rank and return the ``expected`` pieces of each rank."""
         coming = [part for parts in expected for part in parts]
         sent = torch.cat([like.new_empty(0), *(piece.reshape(-1) for parts in pieces for piece in parts)])
         arrived = like.new_empty(sum(math.prod(part.size) for _, part in coming))

@@ -1,7 +1,7 @@
 """The optimizer of a run over whole parameters or this rank's parts of them.
 
-All optimizers work on plain tensors. Where a parameter is a DTensor, ``LocalOptimizer`` takes this rank's part of it,
-and its gradient's, without copying: a step dispatches nothing through DTensor, and costs what it costs on one process.
+All optimizers work on plain tensors. For a DTensor, ``LocalOptimizer`` takes this rank's part of the parameter and of
+its gradient without copying. A step therefore has no DTensor dispatch and costs the same as in a single process.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ from armillary.recipe import RunSpec
 
 
 def build_optimizer(model: Transformer, spec: RunSpec) -> torch.optim.Optimizer:
-    """The optimizer of ``spec`` over the parameters of a model on one device, for the rate see ``set_lr``."""
+    """The optimizer of ``spec`` over the parameters of a model on one device; ``set_lr`` sets its learning rate."""
     return _build(dict(model.named_parameters()), {}, spec, model.roles)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Have the next steps taken at ``lr``, times what the width transfer makes of it for each group (``lr_factor``)."""
+    """Set the learning rate of the next steps to ``lr`` times each group's width-transfer factor (``lr_factor``)."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_factor", 1.0)
 
 
 class LocalOptimizer:
-    """The optimizer of ``spec`` over this rank's part of each of ``named`` parameters of its model.
+    """The optimizer of ``spec`` over this rank's part of each of the ``named`` parameters of its model.
 
-    ``roles`` are those of the parameters where they are not the model's.
+    ``roles`` replaces the model's roles, for parameters that the model does not have.
 
-    ``local`` has that part of every parameter, and ``state`` the optimizer's tensors beside it, both by name. They are
-    there from the beginning, and are what a checkpoint writes and what is read into in place. AdamW has ``step`` (no
-    dimensions), ``exp_avg`` and ``exp_avg_sq``, Muon ``momentum_buffer`` for its own parameters; all but ``step`` are
-    shaped as the part is.
+    ``local`` holds this rank's part of every parameter and ``state`` the optimizer's tensors, both by name. Both exist
+    from the beginning; a checkpoint writes them, and a resume reads into them in place. AdamW has ``step`` (no
+    dimensions), ``exp_avg`` and ``exp_avg_sq``; Muon has ``momentum_buffer`` for its own parameters. All but ``step``
+    have the shape of the part.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class LocalOptimizer:
 
     @property
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """The optimizer's tensors by name of the parameter and key."""
+        """The optimizer's tensors by parameter name and key."""
         return {name: self._optimizer.state[parameter] for name, parameter in self.local.items()}
 
     def step(self, lr: float) -> None:
-        """One step at the learning rate ``lr`` along the parameters' gradients, which are gone afterwards."""
+        """Take one step at the learning rate ``lr`` with the parameters' gradients, and clear the gradients."""
         for name, parameter in self._parameters.items():
             if isinstance(parameter, DTensor):
                 grad = parameter.grad
@@ -82,7 +82,7 @@ def _build(
     for name, parameter in parameters.items():
         role = roles[name]
         _, factor = width_factors(role, spec.model, o)
-        # The decay of a step is rate times weight_decay: divided by the factor here, it does not move with the width.
+        # A step decays by rate times weight_decay. Dividing by the factor keeps this product independent of the width.
         decay = o.weight_decay / factor if role.decay else 0.0
         key = (role.matrix or not o.own.matrices_only, decay, factor)
         groups.setdefault(key, []).append(parameter)

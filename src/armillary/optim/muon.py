@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024) for the matrices of the layers, AdamW for all else, over whole parameters or shards.
 
-Muon orthogonalises whole matrices. Where they are in parts, ``exchange`` brings each together on one rank, in bf16;
-that is the precision in which Newton-Schulz iterates, so the exchange rounds nothing that one process would not round.
+Muon orthogonalises whole matrices. ``exchange`` gathers each sharded matrix on one rank, in bf16. Newton-Schulz
+iterates in bf16 anyway, so the exchange adds no rounding.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from armillary.optim.exchange import Exchange
 from armillary.optim.registry import register
 from armillary.recipe import OptimizerSpec
 
-# Of the quintic iteration (Jordan et al. 2024, as torch.optim.Muon has it).
+# Coefficients of the quintic iteration (Jordan et al. 2024), as in torch.optim.Muon.
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 _EPS = 1e-7
@@ -34,7 +34,7 @@ def _initial_state(parameter: Tensor) -> dict[str, Tensor]:
 def build(
     groups: list[dict[str, Any]], sharded: Mapping[Tensor, DTensor], spec: OptimizerSpec
 ) -> torch.optim.Optimizer:
-    """Muon over ``groups``."""
+    """Build Muon over ``groups``."""
     betas = (spec.beta1, spec.beta2)
     return _Muon(groups, sharded, {"lr": spec.lr, "betas": betas, "eps": spec.eps, "momentum": spec.momentum})
 
@@ -42,8 +42,8 @@ def build(
 class _Muon(torch.optim.Optimizer):
     """Muon for its ``own`` groups, AdamW for the others.
 
-    As ``torch.optim.Muon(adjust_lr_fn="match_rms_adamw")``, which takes whole matrices only. A parameter of three
-    dimensions is a stack of matrices.
+    It equals ``torch.optim.Muon(adjust_lr_fn="match_rms_adamw")``, which supports whole matrices only. A parameter of
+    three dimensions is a stack of matrices.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class _Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step along the gradients."""
+        """Take one step with the gradients."""
         directions: dict[Tensor, Tensor] = {}
         for group in self.param_groups:
             if group["own"]:
@@ -81,8 +81,8 @@ class _Muon(torch.optim.Optimizer):
                 parameter.add_(directions[parameter], alpha=-group["lr"] * size)
 
     def _momentum(self, group: dict[str, Any]) -> dict[Tensor, Tensor]:
-        """Take the gradients in; returns, in bf16, what is to be orthogonalised."""
-        # all ranks exchange the same matrices, so one without a gradient (of an expert without tokens) counts as zero
+        """Update the momenta with the gradients and return the matrices to orthogonalise, in bf16."""
+        # all ranks must exchange the same matrices, so a missing gradient (an expert without tokens) counts as zero
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in group["params"]]
         for parameter in group["params"]:
             if not self.state[parameter]:
@@ -94,7 +94,7 @@ class _Muon(torch.optim.Optimizer):
 
 
 def _orthogonal(matrices: Tensor) -> Tensor:
-    """The nearest orthogonal matrix to [rows, columns] in bf16, nearly; of a stack of them, each by itself."""
+    """Approximate the nearest orthogonal matrix to [rows, columns] in bf16; for a stack, one matrix at a time."""
     if matrices.ndim > 2:
         return torch.stack([_orthogonal(matrix) for matrix in matrices])
     turned = matrices.shape[0] > matrices.shape[1]

@@ -1,7 +1,7 @@
-"""The kinds of optimizers by name: what a file of this room registers.
+"""The registry of optimizers by kind.
 
-A kind has two parts. Its options, and the few facts that rooms without torch must know of it, are a document of
-``recipe`` (``OptimizerOptions``, registered by ``register_options``). Its steps are a function registered here.
+A kind has two parts. Its options, and the few facts that rooms without torch need, are a document of ``recipe``
+(``OptimizerOptions``, registered by ``register_options``). Its steps are a function registered here.
 """
 
 from __future__ import annotations
@@ -31,13 +31,14 @@ _KINDS: dict[str, Kind] = {}
 
 
 def register(name: str, initial_state: Callable[[Tensor], dict[str, Tensor]]) -> Callable[[Build], Build]:
-    """Make the decorated function the optimizer of ``OptimizerSpec.kind`` ``name``.
+    """Register the decorated function as the optimizer of ``OptimizerSpec.kind`` ``name``.
 
-    It receives parameter groups, and for every parameter of them that is this rank's part of a DTensor that DTensor.
-    Groups have ``params``, ``weight_decay``, ``lr_factor`` (by which ``set_lr`` multiplies the rate) and ``own``: where
-    the kind takes ``matrices_only``, false for the parameters that it leaves to AdamW (``adamw.step_group``). Its state
-    has tensors alone, each of the parameter's shape or without dimensions, under the keys of ``initial_state``; a step
-    changes them in place.
+    The function receives parameter groups, and a map from each sharded parameter (this rank's part) to its DTensor.
+    Groups have ``params``, ``weight_decay``, ``lr_factor`` (by which ``set_lr`` multiplies the rate) and ``own``.
+    ``own`` is false for parameters that a kind with ``matrices_only`` leaves to AdamW (``adamw.step_group``).
+
+    The optimizer's state holds only tensors, under the keys of ``initial_state``. Each has the parameter's shape or no
+    dimensions, and a step changes it in place.
 
     Raises:
         ValueError: the name is taken.

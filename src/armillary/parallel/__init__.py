@@ -1,4 +1,4 @@
-"""One training program over many ranks, in every dimension; the model knows nothing of it."""
+"""One training program over many ranks, in every dimension; the model contains no parallel code."""
 
 from armillary.parallel.dry_run import DryRun, dry_run
 from armillary.parallel.mesh import Grid, build_grid

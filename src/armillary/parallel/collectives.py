@@ -1,7 +1,7 @@
 """The functional collectives of this room under the names of torch 2.13.
 
-torch 2.13 renamed two of them: ``all_gather_tensor`` and ``reduce_scatter_tensor`` of 2.11 and 2.12 take the same
-arguments, but want contiguous tensors.
+torch 2.13 renamed two of them. ``all_gather_tensor`` and ``reduce_scatter_tensor`` of 2.11 and 2.12 take the same
+arguments but need contiguous tensors.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _scatter: Any = getattr(functional, "reduce_scatter_single", None) or functional
 
 
 def all_gather_single(x: Tensor, gather_dim: int, group: Any) -> Tensor:
-    """The tensors of all ranks of ``group`` one after another along ``gather_dim``; complete after ``wait_tensor``."""
+    """Concatenate the tensors of all ranks of ``group`` along ``gather_dim``; complete after ``wait_tensor``."""
     whole: Tensor = _gather(x.contiguous(), gather_dim, group)
     return whole
 
 
 def reduce_scatter_single(x: Tensor, kind: str, scatter_dim: int, group: Any) -> Tensor:
-    """This rank's part along ``scatter_dim`` of ``x`` reduced over ``group``; complete after ``wait_tensor``."""
+    """Reduce ``x`` over ``group`` and return this rank's part along ``scatter_dim``; complete after ``wait_tensor``."""
     part: Tensor = _scatter(x.contiguous(), kind, scatter_dim, group)
     return part

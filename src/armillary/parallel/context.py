@@ -1,27 +1,30 @@
-"""Context parallel: each rank holds a part of every sequence, and attention goes over all parts.
+"""Context parallel: each rank holds a part of every sequence, and attention covers all parts.
 
-A sequence is cut into twice as many chunks as there are ranks; rank r of n holds chunks r and 2 n - 1 - r, one from
-the front and the one that mirrors it, so that the causal mask leaves every rank the same number of pairs (as
-Llama 3 does; Llama Team 2024, arXiv 2407.21783, section 3.3.2). Keys and values come to the queries in one of two ways:
+A sequence is split into twice as many chunks as there are ranks. Rank r of n holds chunks r and 2 n - 1 - r, so that
+the causal mask leaves every rank the same number of query-key pairs (Llama Team 2024, arXiv 2407.21783, section 3.3.2).
+Keys and values reach the queries in one of two ways:
 
-- *all-gather*: those of all ranks at once; few, large products, and keys and values of the whole sequence on each
-  rank for as long as a layer's attention takes.
-- *ring*: block after block from the neighbour, while the block before is computed (Liu et al. 2023, arXiv 2310.01889);
-  memory of a rank stays that of its part and of one more.
+- *all-gather*: all ranks' keys and values at once. The products are few and large, and each rank holds the keys and
+  values of the whole sequence during a layer's attention.
+- *ring*: one block at a time from the neighbour while the previous block is computed (Liu et al. 2023,
+  arXiv 2310.01889). A rank's memory holds its own block and one more.
 
-Of the keys of an earlier rank, all queries see the front chunk and none the back one; those of a later rank are seen by
-the queries of the back chunk alone. So besides a rank's own block nothing is masked, and nothing masked is computed.
-What a block gives is merged by its log partition. Backward, every block's gradient follows from the merged output and
-log partition alone (Dao et al. 2022, arXiv 2205.14135, algorithm 4): nothing but a rank's own part is kept between the
-passes, keys and values come once more, and on the ring their gradients travel with them until they are home.
+All queries see the front chunk of an earlier rank's keys, and none sees its back chunk. Only the queries of the back
+chunk see a later rank's keys. So only a rank's own block needs a mask, and no masked pair of another block is computed.
 
-PyTorch's own ``context_parallel`` has no rule for the attention kernel of the CPU, which is why this is here.
+Block results are merged by their log partition. In the backward pass, each block's gradient follows from the merged
+output and log partition (Dao et al. 2022, arXiv 2205.14135, algorithm 4). Only a rank's own part is kept between the
+passes: keys and values are sent again. On the ring their gradients travel with them, back to the rank that owns them.
 
-Trade-offs: gradients of keys and values travel in fp32, twice the bytes of bf16; the ring sends whole blocks, also to
-ranks that need only their front half, since who comes next needs the rest; on an accelerator whose PyTorch has no flash
-attention for the precision or the head dimension, a plain formula computes with all scores of a block in memory; so it
-does wherever sequences hold several documents, as no kernel takes their mask and returns the log partition of a query
-that sees nothing of a block.
+PyTorch's own ``context_parallel`` has no rule for the CPU's attention kernel, hence this module.
+
+Trade-offs:
+
+- Gradients of keys and values travel in fp32, twice the bytes of bf16.
+- The ring sends whole blocks even to ranks that need only the front half, because a later rank needs the rest.
+- Without flash attention for the precision or the head dimension, a plain formula keeps all scores of a block in
+  memory. The same holds for sequences with several documents: no kernel takes their mask and also returns the log
+  partition of a query that sees no key of a block.
 """
 
 from __future__ import annotations
@@ -43,13 +46,13 @@ aten = torch.ops.aten
 
 
 def split_context(x: Tensor, rank: int, ranks: int) -> Tensor:
-    """The chunks of the last dimension of ``x`` [..., T] that ``rank`` of ``ranks`` holds: [..., T / ranks]."""
+    """The chunks of ``x`` [..., T] that ``rank`` of ``ranks`` holds, along the last dimension: [..., T / ranks]."""
     chunks = x.chunk(2 * ranks, dim=-1)
     return torch.cat((chunks[rank], chunks[2 * ranks - 1 - rank]), dim=-1)
 
 
 def shard_context(model: Transformer, grid: Grid) -> None:
-    """Put an attention over the ``cp`` ranks in the place of each layer's."""
+    """Replace each layer's attention with one over the ``cp`` ranks."""
     kind = _RingAttention if grid.layout.context == "ring" else _GatheredAttention
     for layer in cast("Iterator[Layer]", model.layers.values()):
         layer.attention.core = ContextAttention(kind, grid.group("cp"))
@@ -70,7 +73,7 @@ class ContextAttention:
         gains: tuple[Tensor, Tensor] | None = None,
         eps: float = 0.0,
     ) -> Tensor:
-        """As ``operators.attention``, for this rank's T / n tokens; ``places`` is for their positions."""
+        """As ``operators.attention``, for this rank's T / n tokens, whose positions are in ``places``."""
         q, k, v = (x.transpose(1, 2) for x in prepare(q, k, v, places, gains, eps))
         with torch.autocast(v.device.type, enabled=False):  # sums and partitions of blocks are fp32
             mixed: Tensor = self.kind.apply(
@@ -80,9 +83,9 @@ class ContextAttention:
 
 
 class _Sight:
-    """Which keys the queries of this rank see: by their order alone, or also by the documents they belong to.
+    """Which keys this rank's queries see: by position alone, or also by document.
 
-    Without documents nothing is masked but the future within a rank's own block, so there are no masks.
+    Without documents the only mask is the causal one of a rank's own block, and the methods return None.
     """
 
     def __init__(self, group: dist.ProcessGroup, starts: Tensor | None) -> None:
@@ -94,7 +97,7 @@ class _Sight:
         return split_context(whole, rank, self.group.size())
 
     def of_block(self, length: int, source: int, queries: slice, keys: slice) -> Tensor | None:
-        """The mask [B, 1, queries, keys] for the block of ``source``, of the ``length`` tokens that a rank has."""
+        """The mask [B, 1, queries, keys] for the block of rank ``source``; a rank holds ``length`` tokens."""
         return self._mask(length, queries, self._places(length, source)[keys]) if self.starts is not None else None
 
     def of_whole(self, length: int, queries: slice, keys: slice) -> Tensor | None:
@@ -113,13 +116,13 @@ _ALL = slice(None)
 
 
 class _GatheredAttention(Function):
-    """q is [B, heads, T / n, head_dim], kv [2, B, kv heads, T / n, head_dim]: keys and values in one."""
+    """Attention by all-gather. q is [B, heads, T / n, head_dim]; kv [2, B, kv heads, T / n, head_dim] stacks both."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, kv: Tensor, sight: _Sight) -> Tensor:
         group, length = sight.group, q.shape[2]
         arriving = all_gather_single(kv, 0, group)
-        # copied, since selective recompute may hold on to what a kernel gave, and the rest is merged into it
+        # copied: the other blocks are merged in place, and selective recompute may keep the kernel's output
         mask = sight.of_block(length, group.rank(), _ALL, _ALL)
         out, log_z = (x.clone() for x in _attend(q, kv, causal=True, mask=mask))
         whole = _in_order(wait_tensor(arriving), group)
@@ -148,7 +151,7 @@ class _GatheredAttention(Function):
             found = _attend_back(part, whole[..., keys, :], causal=False, mask=mask)
             grad_q[:, :, queries] += found[0]
             grad_whole[..., keys, :] += found[1]
-        # what split_context cuts out for each rank
+        # the chunks that split_context gives each rank
         chunks = grad_whole.chunk(2 * ranks, dim=-2)
         parts = torch.stack([torch.cat((chunks[r], chunks[2 * ranks - 1 - r]), dim=-2) for r in range(ranks)])
         parts[rank] += own
@@ -157,7 +160,7 @@ class _GatheredAttention(Function):
 
 
 class _RingAttention(Function):
-    """Sizes as for ``_GatheredAttention``."""
+    """Attention around the ring, with the shapes of ``_GatheredAttention``."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, kv: Tensor, sight: _Sight) -> Tensor:
@@ -196,11 +199,11 @@ class _RingAttention(Function):
                 grad_q[:, :, queries] += found[0]
                 grad_block = torch.zeros_like(block, dtype=torch.float32)
                 grad_block[..., keys, :] = found[1]
-            if arriving is not None:  # what the ranks before have found for this block
+            if arriving is not None:  # the sum of earlier ranks for this block
                 grad_block += arriving()
             arriving = _pass_on(grad_block, group)
         assert arriving is not None
-        # once round, they are the gradients of this rank's own block
+        # after a full round, these are the gradients of this rank's own block
         return grad_q.to(q.dtype), arriving().to(kv.dtype), None
 
 
@@ -211,7 +214,7 @@ def _in_order(gathered: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def _unmasked(length: int, group: dist.ProcessGroup) -> Iterator[tuple[slice, slice]]:
-    """Queries of a rank's ``length`` and keys of the whole sequence that they see entirely, besides its own block."""
+    """Queries of this rank, and the keys outside its block that these queries all see, as slices of whole sequences."""
     rank, ranks, chunk = group.rank(), group.size(), length // 2
     if rank > 0:
         yield slice(None), slice(0, rank * chunk)
@@ -220,13 +223,13 @@ def _unmasked(length: int, group: dist.ProcessGroup) -> Iterator[tuple[slice, sl
 
 
 def _seen(source: int, length: int, group: dist.ProcessGroup) -> tuple[slice, slice]:
-    """Queries of this rank, and the keys of another rank ``source`` that all of them see and no other one does."""
+    """Queries of this rank, and the keys of another rank ``source`` that exactly these queries see."""
     half = length // 2
     return (slice(None), slice(half)) if source < group.rank() else (slice(half, None), slice(None))
 
 
 def _round(block: Tensor, group: dist.ProcessGroup) -> Iterator[tuple[int, Tensor]]:
-    """Every rank and its block in turn, this rank's own first; the next is on its way while one is in use."""
+    """Yield each rank and its block, this rank's first; the next block is received while one is in use."""
     ranks = group.size()
     for step in range(ranks):
         arriving = _pass_on(block, group) if step < ranks - 1 else None
@@ -236,7 +239,7 @@ def _round(block: Tensor, group: dist.ProcessGroup) -> Iterator[tuple[int, Tenso
 
 
 def _pass_on(x: Tensor, group: dist.ProcessGroup) -> Callable[[], Tensor]:
-    """Begin to send ``x`` to the next rank; the function returned waits for what the rank before has sent."""
+    """Start sending ``x`` to the next rank; the returned function waits for the previous rank's tensor."""
     rank, ranks = group.rank(), group.size()
     found = torch.empty_like(x)
     operations = [
@@ -254,7 +257,7 @@ def _pass_on(x: Tensor, group: dist.ProcessGroup) -> Callable[[], Tensor]:
 
 
 def _merge(out: Tensor, log_z: Tensor, queries: slice, block: tuple[Tensor, Tensor]) -> None:
-    """Take in what ``queries`` found in one more block of keys, in place (Milakov and Gimelshein 2018, section 3.1)."""
+    """Merge one more block's result for ``queries``, in place (Milakov and Gimelshein 2018, section 3.1)."""
     out, log_z = out[:, :, queries], log_z[:, :, queries]
     total = torch.logaddexp(log_z, block[1])
     out.mul_((log_z - total).exp_()[..., None]).addcmul_(block[0], (block[1] - total).exp_()[..., None])
@@ -262,7 +265,7 @@ def _merge(out: Tensor, log_z: Tensor, queries: slice, block: tuple[Tensor, Tens
 
 
 def _has_flash(x: Tensor) -> bool:
-    """Whether PyTorch has an attention on the device of ``x`` that returns its log partition."""
+    """Whether PyTorch has flash attention for ``x`` (device, dtype, head dimension) that returns its log partition."""
     name, key = "aten::_scaled_dot_product_flash_attention", torch._C._dispatch_key_for_device(x.device.type)
     fits = x.dtype in (torch.float16, torch.bfloat16) and x.shape[-1] % 8 == 0 and x.shape[-1] <= 256
     return fits and torch._C._dispatch_has_kernel_for_dispatch_key(name, key)
@@ -271,7 +274,7 @@ def _has_flash(x: Tensor) -> bool:
 def _attend(q: Tensor, kv: Tensor, causal: bool, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Attention of q to one block of keys and values: values and log partition [B, heads, T], both fp32.
 
-    A ``mask`` [B, 1, queries, keys] holds instead of ``causal``; it may leave a query nothing to see.
+    A ``mask`` [B, 1, queries, keys] replaces ``causal``; it may leave a query without any key.
     """
     if q.device.type == "cpu" and mask is None:
         out, log_z = aten._scaled_dot_product_flash_attention_for_cpu(q, *kv, 0.0, causal)
@@ -288,7 +291,7 @@ def _attend_back(
 ) -> tuple[Tensor, Tensor]:
     """This block's part of the gradients of q and kv, fp32.
 
-    ``queries`` are the gradient of the output, q, and output and log partition merged over all blocks.
+    ``queries`` holds the gradient of the output, q, and the output and log partition merged over all blocks.
     """
     grad, q, out, log_z = queries
     if q.device.type == "cpu" and mask is None:
@@ -297,23 +300,23 @@ def _attend_back(
         return grad_q.float(), torch.stack(grad_kv).float()
     repeated = kv.repeat_interleave(q.shape[1] // kv.shape[2], dim=2)
     if mask is None and _has_flash(q):
-        nothing = torch.empty(0, dtype=torch.uint64, device=q.device)  # random state, which no dropout needs
+        nothing = torch.empty(0, dtype=torch.uint64, device=q.device)  # the random state, unused without dropout
         lengths = q.shape[2], kv.shape[3]
         grad_q, *grad_kv = aten._scaled_dot_product_flash_attention_backward(
             grad, q, *repeated, out, log_z.contiguous(), None, None, *lengths, 0.0, causal, nothing, nothing
         )
     else:
         grad_q, *grad_kv = plain_back(queries, repeated, causal, mask)
-    # what heads that share keys and values have found
+    # summed over the heads that share keys and values
     shared: Tensor = torch.stack(grad_kv).float().unflatten(2, (kv.shape[2], -1)).sum(3)
     return grad_q.float(), shared
 
 
 def plain(q: Tensor, kv: Tensor, causal: bool, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """As ``_attend``, for as many heads of keys as of queries, from the definition."""
+    """As ``_attend``, from the definition, for equally many heads of keys and queries."""
     scores = _scores(q, kv[0], causal, mask)
     log_z = scores.logsumexp(-1)
-    # where nothing is seen it is -inf, from which nothing may be subtracted
+    # a query that sees no key has -inf, and -inf minus -inf would be NaN
     weights = (scores - log_z.clamp(min=torch.finfo(scores.dtype).min)[..., None]).exp()
     return weights @ kv[1].float(), log_z
 
@@ -321,7 +324,7 @@ def plain(q: Tensor, kv: Tensor, causal: bool, mask: Tensor | None = None) -> tu
 def plain_back(
     queries: Sequence[Tensor], kv: Tensor, causal: bool, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As ``_attend_back``, for as many heads of keys as of queries: the gradients of q, keys and values."""
+    """As ``_attend_back``, for equally many heads of keys and queries: the gradients of q, keys and values."""
     grad, q, out, log_z = queries
     grad, (keys, values) = grad.float(), kv.float()
     weights = (_scores(q, keys, causal, mask) - log_z[..., None]).exp()

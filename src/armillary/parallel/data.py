@@ -1,8 +1,8 @@
 """Data parallel: parameters, gradients and optimizer state in shards (FSDP2), or in copies of shards (HSDP).
 
-Each layer is gathered before it computes and given back after; what is left of the model is one more unit. Gradients
-are added up over the ranks and not averaged: the objective is divided by the number of ranks instead, so that one rule
-holds for dense parameters and for experts, whose tokens come from other ranks, and for backends without an average.
+Each layer is gathered before it computes and resharded afterwards; the rest of the model is one more unit. Gradients
+are summed over the ranks, not averaged, and the objective is divided by the number of ranks instead. One rule then
+holds for dense parameters, for experts (whose tokens come from other ranks) and for backends without an average.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from armillary.parallel.mesh import Grid
 def shard_data(model: Transformer, grid: Grid, precision: str) -> None:
     """Shard the parameters of ``model`` over the data (and context) ranks.
 
-    With ``precision`` bf16 parameters are gathered and used in bf16; the shards (master weights) and the reduction of
+    With ``precision`` bf16, parameters are gathered and used in bf16. The shards (master weights) and the reduction of
     gradients stay in fp32.
     """
     mixed = MixedPrecisionPolicy(
@@ -26,7 +26,7 @@ def shard_data(model: Transformer, grid: Grid, precision: str) -> None:
         reduce_dtype=torch.float32,
         cast_forward_inputs=False,
     )
-    # a pipeline passes through its stages many times in a step, so gathering anew each time would cost too much
+    # a pipeline runs its stages many times per step, and gathering each time would cost too much
     reshard = grid.layout.reshard and grid.layout.pp == 1
     mesh = grid.sharded()
     for mixture in mixtures(model):

@@ -1,13 +1,13 @@
-"""Operators without numbers: a program runs as it is, and of its tensors only size, kind and lifetime are true.
+"""Operators without numbers: the program runs unchanged; its tensors have size, kind and lifetime but no values.
 
-Tensors of floating point are plain CPU tensors, to which address space belongs but, since no operator touches it, no
-memory. What a new combination of operator and shapes would give is asked once of PyTorch's ``FakeTensorMode``; all of
-the program on fake tensors gives the same report and takes some 25 times as long, and the ``meta`` device is refused by
-FSDP2 and has no flash attention.
+Floating-point tensors are plain CPU tensors. They reserve address space but no memory, since no operator touches them.
+PyTorch's ``FakeTensorMode`` gives the result's form once for each new combination of operator and shapes. A whole run
+on fake tensors gives the same report but takes some 25 times as long. The ``meta`` device is refused by FSDP2 and has
+no flash attention.
 
-Integers are real. They steer a program (positions, the tokens that each expert gets), so it runs as it is; the choice
-of a router (top-k) is answered as a perfectly balanced router would choose. Where a program asks for a value that is
-not there, the dry run ends with an error rather than with a guess.
+Integers have real values, because they steer the program (positions, tokens per expert). A router's choice (top-k) is
+that of a perfectly balanced router. If the program reads a value that does not exist, the dry run raises an error and
+does not guess.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from armillary.recipe import ArmillaryError
 
-# What memory is for: the shards that a rank keeps, whatever holds gradients, the state of the optimizer, parameters
-# gathered from other ranks, and the rest.
+# Uses of memory: parameter shards that a rank keeps, gradients in any form, optimizer state, parameters gathered from
+# other ranks, and the rest.
 KINDS = PARAMETERS, GRADIENTS, OPTIMIZER, GATHERED, ACTIVATIONS = (
     "parameters",
     "gradients",
@@ -63,7 +63,7 @@ _BY_VALUE = {_aten.nonzero.default, _aten.masked_select.default, _aten.equal.def
 
 
 class Storages:
-    """Bytes of all storages that live, by what they are for, and the most that there were."""
+    """Bytes of all live storages by kind, and their peaks."""
 
     def __init__(self) -> None:
         self.live = dict.fromkeys(KINDS, 0)
@@ -74,16 +74,16 @@ class Storages:
         self.restart()
 
     def restart(self) -> None:
-        """Count the most that there is from now on."""
-        self.most = dict(self.live)  # of each kind, at whatever time
-        self.peak, self.at_peak = self.total, dict(self.live)  # of all together, and what it consisted of
+        """Reset the peaks to the current bytes."""
+        self.most = dict(self.live)  # the peak of each kind alone
+        self.peak, self.at_peak = self.total, dict(self.live)  # the peak of the total, and its parts
 
     def kind(self, tensor: Tensor) -> str | None:
-        """What a tensor's memory is for, if it is known."""
+        """The kind of a tensor's memory, or None if it is not known."""
         return self._kinds.get(tensor.untyped_storage()._cdata)
 
     def note(self, tensor: Tensor, kind: str) -> None:
-        """A tensor whose memory is new, or turns out to be of ``kind``."""
+        """Record that the memory of ``tensor`` is of ``kind``; it may be new or known under another kind."""
         storage = tensor.untyped_storage()
         key = storage._cdata
         known = self._kinds.get(key)
@@ -97,7 +97,7 @@ class Storages:
         self._add(kind, self._sizes[key])
 
     def resized(self, storage: torch.UntypedStorage) -> None:
-        """The storage has another size now."""
+        """Record a storage's new size."""
         key = storage._cdata
         if key in self._kinds:
             self._add(self._kinds[key], storage.nbytes() - self._sizes[key])
@@ -116,11 +116,11 @@ class Storages:
 
 
 class WithoutNumbers(TorchDispatchMode):
-    """While it is open, operators on floating-point tensors do nothing but give tensors of the right form.
+    """While it is open, operators on floating-point tensors only return tensors of the right form.
 
-    What they give is of the kind ``phase``. ``collectives`` counts what goes to other ranks, by kind, name of the group
-    and bytes: of the whole vector (of an all-gather what comes out, of a reduce-scatter what goes in). With the
-    ``fake`` backend nothing arrives: other ranks are taken to send what this one sends.
+    New tensors are of the kind ``phase``. ``collectives`` counts collectives by kind, group name and bytes. Bytes are
+    those of the whole vector: the output of an all-gather, the input of a reduce-scatter. The ``fake`` backend
+    transfers nothing: other ranks are assumed to send the same as this rank.
     """
 
     def __init__(self) -> None:
@@ -140,9 +140,9 @@ class WithoutNumbers(TorchDispatchMode):
             self.storages.resized(storage)
             return storage
 
-        # FSDP2 takes and gives back memory in this way, which no operator shows
+        # FSDP2 allocates and frees memory this way, which the dispatcher does not see
         torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign, assignment]
-        # PyTorch composes it on a CPU of operators that keep several copies, and has one operator on an accelerator
+        # on a CPU it is composed of operators that keep several copies; an accelerator has one fused operator
         F.rms_norm = rms_norm  # type: ignore[assignment]
         super().__enter__()
         return self
@@ -152,17 +152,17 @@ class WithoutNumbers(TorchDispatchMode):
         torch.UntypedStorage.resize_, F.rms_norm = self._resize, self._rms_norm  # type: ignore[method-assign]
 
     def gradient(self, parameter: Tensor) -> None:
-        """Note the gradient of ``parameter``, as a hook of it."""
+        """Record the gradient of ``parameter``; registered as a hook."""
         grad = parameter.grad
         self.storages.note(grad.to_local() if hasattr(grad, "to_local") else grad, GRADIENTS)  # type: ignore[union-attr, arg-type]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        # DTensor thinks about shapes with fake tensors
+        # DTensor infers shapes with fake tensors
         if torch._C._get_dispatch_mode(_FAKE) is not None or FakeTensor in types or func.namespace == "profiler":
             return func(*args, **kwargs)
         if any(kind is not Tensor and kind is not nn.Parameter for kind in types):
-            return NotImplemented  # a tensor of tensors: what it consists of comes by here again
+            return NotImplemented  # a wrapper subclass, whose inner tensors are dispatched here next
         traits = self._traits.get(func)
         if traits is None:
             traits = self._traits[func] = _Traits.of(func)
@@ -185,7 +185,7 @@ class WithoutNumbers(TorchDispatchMode):
                 if self.storages.kind(tensor) != PARAMETERS:
                     self.storages.note(tensor, traits.makes)
         if not traits.view and traits.written is None:
-            # what is computed from a gradient alone is one
+            # a result whose first tensor is a gradient counts as a gradient
             gradient = bool(tensors) and self.storages.kind(tensors[0]) == GRADIENTS
             for tensor in (out,) if isinstance(out, Tensor) else tree_leaves(out):
                 if isinstance(tensor, Tensor) and not tensor.is_meta and self.storages.kind(tensor) is None:
@@ -196,15 +196,15 @@ class WithoutNumbers(TorchDispatchMode):
         return not tensor.dtype.is_floating_point and tensor.untyped_storage()._cdata not in self._unknown
 
     def _new(self, func: Any, args: Any, kwargs: Any, of_tensors: bool) -> Any:
-        """What ``func`` gives, without its values; a factory of integers with them."""
+        """The result of ``func`` without values; integers from a factory function have their values."""
         if func is _VALUE and args[0].dtype.is_floating_point:
-            return 1.0  # a count of steps, a norm that is shown
+            return 1.0  # a step count, or a norm for display
         if func is _VALUE or func in _BY_VALUE:
             raise ArmillaryError(f"dry run: the program asks for values of a tensor that has none ({func})")
         key = func, _key(args), _key(tuple(kwargs.items()))
         form = self._forms.get(key)
         if form is None:
-            # PyTorch tells the form of a grouped product in bf16 alone
+            # FakeTensorMode supports a grouped product in bf16 only
             half = func is _aten._grouped_mm.default
             with self._fake:
                 fakes, named = tree_map_only(Tensor, partial(_alike, half=half), (args, kwargs))
@@ -227,16 +227,16 @@ class WithoutNumbers(TorchDispatchMode):
         return tensor
 
     def _send(self, func: Any, args: Any, kwargs: Any, traits: _Traits, real: bool) -> Any:
-        """A collective of c10d, which writes to its arguments."""
+        """Run a collective of c10d, which writes to its arguments."""
         assert traits.group is not None
-        # two neighbours tell each other integers once in a run (the pipeline: that they know their shapes)
+        # not counted: pipeline neighbours exchange integers once per run, to confirm that shapes are known
         if not (real and traits.collective in ("send", "receive")):
             group = ProcessGroup.unbox(args[traits.group]).group_name
             self._record(traits.collective or func._opname, group, max(map(size, args[: traits.group])))
         if traits.makes is not None:
             self.storages.note(args[0], traits.makes)
         if real and traits.collective == "receive":
-            args[0][0].fill_(1)  # a yes
+            args[0][0].fill_(1)  # 1 confirms
         elif real:
             return func(*args, **kwargs)
         work = FakeWork().boxed()
@@ -248,7 +248,7 @@ class WithoutNumbers(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class _Form:
-    """What a tensor looks like."""
+    """The form of a tensor."""
 
     shape: torch.Size
     stride: tuple[int, ...]
@@ -257,11 +257,11 @@ class _Form:
 
 @dataclass(frozen=True)
 class _Traits:
-    """What there is to know of an operator.
+    """The properties of an operator that the dry run uses.
 
-    ``view``: it gives other looks at its arguments. ``written``: arguments (place, name) that it writes to and returns.
-    ``collective``: what it is for other ranks; ``group``: the place of the process group in its arguments. ``makes``:
-    what the memory is for that it works on.
+    ``view``: it returns views of its arguments. ``written``: arguments (position, name) that it writes to and returns.
+    ``collective``: the kind of collective, if it is one. ``group``: the position of the process group in its arguments.
+    ``makes``: the kind of the memory it works on.
     """
 
     view: bool
@@ -293,13 +293,13 @@ class _Traits:
 
 
 def rms_norm(x: Tensor, size: Sequence[int], weight: Tensor, eps: float) -> Tensor:
-    """What ``F.rms_norm`` keeps and gives on an accelerator (``aten::_fused_rms_norm``), without computing it."""
+    """The output and saved tensors of ``F.rms_norm`` on an accelerator (``aten::_fused_rms_norm``), uncomputed."""
     normalised: Tensor = _FusedNorm.apply(x, weight, len(size))
     return normalised
 
 
 class _FusedNorm(Function):
-    """Keeps its input and, in fp32, the scale of each row."""
+    """Saves its input and the scale of each row in fp32."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, width: int) -> Tensor:
@@ -323,12 +323,12 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def _key(value: Any) -> Any:
-    """All that the form of an operator's result depends on."""
+    """Everything on which the form of an operator's result depends."""
     if isinstance(value, Tensor):
         return value.shape, value.stride(), value.dtype
     if isinstance(value, list | tuple):
         return tuple(map(_key, value))
-    return type(value), value  # 1 and 1.0 and True are equal
+    return type(value), value  # the type, because 1 == 1.0 == True
 
 
 def _alike(tensor: Tensor, half: bool) -> Tensor:
@@ -342,5 +342,5 @@ def size(value: Any) -> int:
 
 
 def balanced(shape: torch.Size, choices: int) -> Tensor:
-    """Indices [..., k] that take each of ``choices`` as often as any other, as near as may be."""
+    """Indices [..., k] that use each of ``choices`` equally often, or as nearly as possible."""
     return torch.arange(shape.numel(), dtype=torch.int64).remainder_(choices).view(shape)

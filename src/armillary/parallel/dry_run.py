@@ -1,22 +1,25 @@
-"""A dry run: what one rank of a training program needs in memory and sends to others, without a cluster to run it.
+"""A dry run: the memory and communication that one rank of a training program needs, computed without a cluster.
 
-The rank's own ``Program`` is built in a process group of the cluster's size whose other ranks are not there (PyTorch's
-``fake`` backend), and takes one true step: forward and backward of its stages in the order of its pipeline's schedule,
+The rank's own ``Program`` is built in a process group of the cluster's size, whose other ranks do not exist (PyTorch's
+``fake`` backend). It takes one real step: forward and backward of its stages in the order of the pipeline's schedule,
 collectives, clipping, optimizer. Only the arithmetic is left out (``dry_mode``).
 
-Every phase of a run is rehearsed that has another context length or batch: a short context with many sequences may hold
-more than a long one with few. Of the ranks, those are looked at that differ in their stage of the pipeline; of each
-stage the one that is first in all other dimensions, whose shards are the largest where they are not equal.
+Every phase with a different context length or batch is rehearsed, because a short context with many sequences may need
+more memory than a long one with few. One rank is rehearsed per differing pipeline stage: the first in all other
+dimensions, whose shards are the largest if shards are unequal.
 
-What stays between forward and backward is what an accelerator's operators keep, not a CPU's: RMSNorm its input and one
-number per row (``dry_mode``), attention q, k, v, its output and one number per query and head (PyTorch's flash
-attention, which the CPU has too). The rest is composed of the same operators on both.
+Tensors kept between forward and backward are those of an accelerator's operators, not a CPU's. RMSNorm keeps its input
+and one number per row (``dry_mode``). Attention keeps q, k, v, its output and one number per query and head (PyTorch's
+flash attention, which the CPU has too). Everything else is composed of the same operators on both.
 
-Trade-offs: memory is the sum of the live storages. An allocator rounds up and leaves gaps, kernels and libraries have
-work space of their own, and an accelerator that computes while it gathers holds the next layer's parameters a little
-earlier, so a device needs some per cent more. Routers are taken to be balanced. Every objective is rehearsed as plain
-text: weights and documents are small beside activations, and the second pass over the output matrix that pairs of
-answers take has the blocks of the first, but no gradients; its sums over ranks are not counted.
+Trade-offs:
+
+- Memory is the sum of the live storages, and a device needs some per cent more. An allocator rounds up and leaves gaps,
+  kernels and libraries need work space, and overlap of gather and compute holds the next layer's parameters earlier.
+- Routers are assumed to be balanced.
+- Every objective is rehearsed as plain text. Weights and documents are small beside activations. Preference pairs pass
+  over the output matrix a second time, in blocks of the same size and without gradients; the sums over ranks of that
+  pass are not counted.
 """
 
 from __future__ import annotations
@@ -44,14 +47,14 @@ from armillary.recipe import DIMENSIONS, Layout, NextToken, RunSpec
 
 
 class Optimizer(Protocol):
-    """What a step needs of the optimizer, whose state is there from the beginning."""
+    """The optimizer's interface for a step; its state exists from the beginning."""
 
     @property
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Tensors by name of the parameter and key."""
+        """Tensors by parameter name and key."""
 
     def step(self, lr: float) -> None:
-        """A step at the learning rate ``lr`` along the parameters' gradients."""
+        """Take a step at the learning rate ``lr`` with the parameters' gradients."""
 
 
 Progress = Callable[[str, float, float, str], None]
@@ -60,7 +63,7 @@ BuildOptimizer = Callable[[Iterable[tuple[str, nn.Parameter]], RunSpec], Optimiz
 
 @dataclass(frozen=True)
 class Collective:
-    """``count`` times in a step ``nbytes`` (of the whole vector) over ``group`` of ``ranks``."""
+    """A collective that runs ``count`` times per step: ``nbytes`` (whole vector) over ``group`` of ``ranks``."""
 
     kind: str
     group: str
@@ -73,9 +76,9 @@ class Collective:
 class RankReport:
     """One rank's memory in bytes and its collectives of one step, in the phase of the run from ``first_step`` on.
 
-    ``parameters`` (of which there are ``numbers``), ``gradients`` and ``optimizer`` are what the rank keeps between the
-    parts of a step. ``most`` is the most that there was of each kind at any time in the step, and ``peak`` the most of
-    all together, when there was of each ``at_peak``.
+    ``parameters``, ``gradients`` and ``optimizer`` are the bytes that the rank keeps between the parts of a step;
+    ``numbers`` is its parameter count. ``most`` is the peak of each kind alone. ``peak`` is the peak of the total, and
+    ``at_peak`` its parts by kind at that moment.
     """
 
     rank: int
@@ -99,10 +102,10 @@ class RankReport:
 
 @dataclass(frozen=True)
 class DryRun:
-    """The ranks that differ in each phase that does, and the most memory that any of them needs at any time (``peak``).
+    """Reports of the differing ranks in each differing phase, and their largest memory in bytes (``peak``).
 
-    ``microbatches`` are those of a step of that phase. What it took to find out: wall time, and the most memory of all
-    processes together.
+    ``microbatches`` belongs to the phase with the peak. ``seconds`` and ``own_memory`` are the cost of the dry run
+    itself: wall time, and the peak memory in bytes of all processes together.
     """
 
     ranks: int
@@ -115,28 +118,28 @@ class DryRun:
 
     @property
     def largest(self) -> RankReport:
-        """The rank that needs most memory, in the phase in which it does."""
+        """The report with the largest peak over all ranks and phases."""
         return max(self.reports, key=lambda report: report.peak)
 
 
 def dry_run(
     spec: RunSpec, layout: Layout, build_optimizer: BuildOptimizer, progress: Progress = lambda *_: None
 ) -> DryRun:
-    """Rehearse a step of each phase of ``spec`` on each of the ranks of ``layout`` that differ.
+    """Rehearse a step of each phase of ``spec`` on each differing rank of ``layout``.
 
-    ``build_optimizer`` must have a name in a module: it is called in another process. ``progress`` is called with
-    ("dry run", ranks done, ranks in all, a note on the phase that was rehearsed last).
+    ``build_optimizer`` must be a module-level function, because it is called in another process. ``progress`` is called
+    with ("dry run", ranks done, ranks in all, a note on the last finished phase).
 
     Raises:
         UsageError: the layout does not fit the run.
-        ArmillaryError: the program cannot be carried out without its numbers.
+        ArmillaryError: the program reads values that a dry run does not have.
     """
     layout.check(spec)
     begin = time.perf_counter()
     ranks = [place * (layout.ranks // layout.pp) for place in differing(spec, layout)]
     tasks = [(run, layout, build_optimizer, rank, first) for first, run in phases(spec) for rank in ranks]
     workers = min(len(tasks), os.cpu_count() or 1)
-    # a process for each: what PyTorch remembers of a process group outlives it
+    # one process per rank, because PyTorch keeps state of a process group after destroying it
     with ProcessPoolExecutor(workers, get_context("spawn"), max_tasks_per_child=1) as pool:
         progress("dry run", 0, len(tasks), f"{len(tasks)} ranks and phases, {workers} at a time")
         futures = [pool.submit(rehearse, *task) for task in tasks]
@@ -160,7 +163,7 @@ def dry_run(
 
 
 def phases(spec: RunSpec) -> list[tuple[int, RunSpec]]:
-    """The phases of a run whose steps differ in size: the first step of each, and the run as it is from there on."""
+    """The phases of a run whose steps differ in size: the first step of each, and the run from that step on."""
     found: dict[tuple[int, int], tuple[int, RunSpec]] = {}
     for first, end, run in spec.stretches():
         if end > first:
@@ -169,9 +172,9 @@ def phases(spec: RunSpec) -> list[tuple[int, RunSpec]]:
 
 
 def differing(spec: RunSpec, layout: Layout) -> list[int]:
-    """Places in the pipeline to look at: both ends, the first between them, and the one with most layers.
+    """Pipeline ranks to rehearse: both ends, the first between them, and the one with most layers.
 
-    The later a rank is in a pipeline, the fewer micro-batches it has in flight, so the first between the ends has most.
+    Later ranks have fewer micro-batches in flight, so the first rank between the ends has the most of them.
     """
     layers = [0] * layout.pp
     for stage, its in enumerate(layout.stage_layers(spec.model.n_layers)):
@@ -182,13 +185,13 @@ def differing(spec: RunSpec, layout: Layout) -> list[int]:
 def rehearse(
     spec: RunSpec, layout: Layout, build_optimizer: BuildOptimizer, rank: int, first_step: int = 0
 ) -> RankReport:
-    """The step ``first_step`` of ``rank``, in a process that has no process group yet and is for nothing else."""
+    """Rehearse the step ``first_step`` of ``rank``, in a fresh process without a process group."""
     from torch.testing._internal.distributed.fake_pg import FakeStore  # registers the backend
 
     begin = time.perf_counter()
     spec = spec.model_copy(update={"objective": NextToken()})
-    os.environ["ARMILLARY_NATIVE"] = "0"  # kernels of a CPU would compute
-    use_large_blocks()  # of logits, as an accelerator computes them
+    os.environ["ARMILLARY_NATIVE"] = "0"  # the native CPU kernels would compute
+    use_large_blocks()  # the block size of logits on an accelerator
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=layout.ranks)
     device = torch.device("cpu")
     with WithoutNumbers() as mode:
@@ -240,7 +243,7 @@ def rehearse(
 
 
 def group_names(grid: Grid) -> dict[str, tuple[str, int]]:
-    """For the name of each process group of a grid the dimensions that it spans, and its ranks."""
+    """Map the name of each process group of ``grid`` to the dimensions that it spans and its number of ranks."""
     world = dist.group.WORLD
     assert world is not None
     names: dict[str, tuple[str, int]] = {world.group_name: ("all", grid.layout.ranks)}

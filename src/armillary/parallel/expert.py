@@ -1,18 +1,18 @@
-"""Expert parallel: the experts of each layer dealt out over the ``ep`` ranks, tokens sent to where their experts are.
+"""Expert parallel: the experts of each layer are distributed over the ``ep`` ranks, and tokens travel to their experts.
 
-As GShard does it (Lepikhin et al. 2020, arXiv 2006.16668, section 3.2), but without padding: ranks tell each other how
-many rows each expert will get, exchange the rows (all-to-all), compute, and send the results back the same way. What
-weights them stays with the token, so weights do not travel.
+The method is GShard's (Lepikhin et al. 2020, arXiv 2006.16668, section 3.2) without padding. Ranks exchange the number
+of rows for each expert, exchange the rows (all-to-all), compute, and send the results back the same way. The routing
+weight of a token stays on the token's rank and is not sent.
 
-Under ``tp`` every rank routes the tokens of its own part of the sequence, and experts are whole: those of today are
-narrow, and a part of one would make thin products and need every sequence on every rank. So to an expert the ``tp``
-ranks are what data ranks are, and its parameters are sharded over ``dp_shard``, ``cp`` and ``tp`` together (FSDP2): no
-rank holds a copy of another's, and gradients are summed where they are scattered. A shared expert is cut over ``tp``
-like every other matrix, and the router, which is whole, has its gradient summed as gains have theirs.
+Under ``tp`` every rank routes the tokens of its own part of the sequence, and experts stay whole. Experts are usually
+narrow: splitting one would make thin matrix products and need every sequence on every rank. For experts, the ``tp``
+ranks therefore act as data ranks. Expert parameters are sharded over ``dp_shard``, ``cp`` and ``tp`` together (FSDP2),
+without copies, and the reduce-scatter sums their gradients. A shared expert is split over ``tp`` like every other
+matrix. The router is whole on every rank, and its gradient is summed like that of a norm's gain.
 
-The bias that balances experts follows the load of the whole batch, summed over all ranks that have tokens of it.
+The bias that balances experts follows the load of the whole batch, summed over all ranks with tokens of the batch.
 
-Trade-off: the sizes of an exchange are numbers that the host must know, so it waits for the device once per layer.
+Trade-off: the host needs the sizes of each exchange, so it waits for the device once per layer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from armillary.parallel.mesh import Grid
 
 
 def shard_experts(model: nn.Module, grid: Grid) -> None:
-    """Leave of the experts in ``model`` those of this rank, and send tokens to the others."""
+    """Keep only this rank's experts in ``model``, and exchange tokens with the ranks that hold the others."""
     for mixture in mixtures(model):
         if grid.layout.ep > 1:
             mixture.experts = DealtExperts(mixture.experts, grid)
@@ -45,13 +45,13 @@ def shard_experts(model: nn.Module, grid: Grid) -> None:
 
 
 def shard_expert_data(mixture: MixtureOfExperts, grid: Grid, mixed: MixedPrecisionPolicy, reshard: bool) -> None:
-    """Shard what this rank has of the experts over the ranks that have the same ones."""
+    """Shard this rank's experts over the ranks that hold the same experts."""
     mesh = grid.sharded(experts=True)
     shards = grid.layout.dp_shard * grid.layout.cp * grid.layout.tp
     experts = mixture.spec.count // grid.layout.ep
 
     def placement(parameter: nn.Parameter) -> Shard:
-        # whole experts where there are enough of them, else rows of each
+        # shard by whole experts if they divide evenly, else by the rows of each expert
         rows = experts % shards != 0 and parameter.shape[1] % shards == 0
         return Shard(1 if rows else 0)
 
@@ -61,7 +61,7 @@ def shard_expert_data(mixture: MixtureOfExperts, grid: Grid, mixed: MixedPrecisi
 
 
 def balance_dealt_experts(model: nn.Module, grid: Grid) -> None:
-    """``balance_experts`` with the load of all ranks."""
+    """``balance_experts`` with the load summed over all ranks."""
 
     def total(load: Tensor) -> Tensor:
         dist.all_reduce(load, group=grid.tokens_group())
@@ -73,7 +73,7 @@ def balance_dealt_experts(model: nn.Module, grid: Grid) -> None:
 
 
 class DealtExperts(nn.Module):
-    """This rank's part of ``experts``, under the names that they have."""
+    """This rank's part of ``experts``, under the same parameter names."""
 
     def __init__(self, experts: nn.Module, grid: Grid) -> None:
         super().__init__()
@@ -89,17 +89,17 @@ class DealtExperts(nn.Module):
 
 
 class Exchange:
-    """``experts(rows, counts)`` where each rank of ``group`` has an equal part of the experts."""
+    """``experts(rows, counts)`` where each rank of ``group`` holds an equal part of the experts."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.group, self.ranks = group, group.size()
 
     def __call__(self, experts: nn.Module, rows: Tensor, counts: Tensor) -> Tensor:
-        """Rows [M, d] sorted by expert, ``counts`` [count] of them for each, to the same."""
+        """Map rows [M, d], sorted by expert with ``counts`` [count] rows each, to results [M, d] in the same order."""
         arriving = wait_tensor(all_to_all_single(counts, None, None, self.group))
         sizes = torch.stack((counts, arriving)).view(2, self.ranks, -1)
         leave, arrive = sizes.sum(2).tolist()
-        # they come sorted by where they are from, and within that by expert
+        # rows arrive sorted by source rank, then by expert
         own = torch.arange(sizes.shape[2], device=rows.device).repeat(self.ranks)
         order = own.repeat_interleave(arriving, output_size=sum(arrive)).argsort(stable=True)
         place = torch.empty_like(order)
@@ -112,13 +112,13 @@ class Exchange:
 
 
 class WholeSequences:
-    """From the choices of this rank's part of each sequence to those of all of it."""
+    """Gathers the router's choices for whole sequences from the parts that the ranks hold."""
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
 
     def __call__(self, chosen: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, own T, active] to [B, T, active] in the order of the sequence, and where the own ones are in it."""
+        """Map [B, own T, active] to [B, T, active] in sequence order; also return this rank's positions in it."""
         cp, tp = self.grid.layout.cp, self.grid.layout.tp
         whole = chosen
         for name, ranks in (("tp", tp), ("cp", cp)):
@@ -131,7 +131,7 @@ class WholeSequences:
 
 
 class _AllToAll(Function):
-    """All-to-all: ``leave[r]`` rows go to rank r of the group, ``arrive[r]`` come from it; gradients go back."""
+    """All-to-all: sends ``leave[r]`` rows to rank r and receives ``arrive[r]`` from it; gradients take the way back."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, arrive: list[int], leave: list[int], group: dist.ProcessGroup) -> Tensor:

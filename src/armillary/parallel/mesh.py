@@ -1,4 +1,4 @@
-"""Which rank stands where: one mesh over all ranks, and the groups in which they talk.
+"""The rank grid: one mesh over all ranks, and the process groups along its dimensions.
 
 Rank ``r`` of a layout has the coordinates of ``r`` in a row-major array of its sizes in the order
 ``pp, dp_replicate, dp_shard, ep, cp, tp``. For pp 2, dp_shard 2, tp 2:
@@ -16,10 +16,11 @@ rank  pp  dp_shard  tp
 7     1   1         1
 ====  ==  ========  ==
 
-Neighbours in ``tp`` are neighbouring ranks (on one machine), stages of a pipeline are farthest apart.
+Neighbours in ``tp`` are neighbouring ranks (on one machine); stages of a pipeline are farthest apart.
 
-Dense parameters are sharded over ``dp_shard``, ``ep`` and ``cp`` together, for which all three hold different tokens
-and the same parameters; experts over ``dp_shard``, ``cp`` and ``tp``, after ``ep`` has dealt them out.
+Dense parameters are sharded over ``dp_shard``, ``ep`` and ``cp`` together, because ranks along all three hold different
+tokens and the same parameters. Experts are first distributed over ``ep``, then sharded over ``dp_shard``, ``cp`` and
+``tp``.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from armillary.recipe import DIMENSIONS, Layout
 
 @dataclass(frozen=True)
 class Grid:
-    """A layout's mesh, seen from this rank, and the flat ones: for shards of parameters, of experts, and for tokens."""
+    """A layout's mesh seen from this rank, and flattened meshes for parameter shards, expert shards and tokens."""
 
     layout: Layout
     mesh: DeviceMesh
@@ -49,16 +50,16 @@ class Grid:
         return int(self.mesh[name].size())
 
     def rank(self, name: str) -> int:
-        """Where this rank stands along the dimension ``name``."""
+        """This rank's coordinate along the dimension ``name``."""
         return int(self.mesh.get_local_rank(name))
 
     def group(self, name: str) -> dist.ProcessGroup:
-        """The ranks that differ from this one in ``name`` alone."""
+        """The group of ranks that differ from this one only along ``name``."""
         return self.mesh.get_group(name)
 
     @property
     def data_rank(self) -> int:
-        """Which part of each batch, by sequences, is this rank's."""
+        """The index of this rank's part of each batch, split by sequences."""
         index = 0
         for name in ("dp_replicate", "dp_shard", "ep"):
             index = index * self.size(name) + self.rank(name)
@@ -70,7 +71,7 @@ class Grid:
         return inner if self.layout.dp_replicate == 1 else DeviceMesh._concatenate([self.mesh["dp_replicate"], inner])
 
     def tokens_group(self) -> dist.ProcessGroup:
-        """The ranks that hold the same layers and different tokens."""
+        """The group of ranks that hold the same layers and different tokens."""
         return self.tokens.get_group()
 
 
@@ -78,7 +79,7 @@ def build_grid(layout: Layout, device: torch.device) -> Grid:
     """The mesh of ``layout`` over all ranks of the process group, which must be initialised.
 
     Raises:
-        UsageError: there are more or fewer ranks than the layout has.
+        UsageError: the number of ranks differs from the layout's.
     """
     layout.refuse_others(dist.get_world_size())
     return Grid(layout, *_meshes(dist.group.WORLD, device.type, layout.sizes))
@@ -86,9 +87,9 @@ def build_grid(layout: Layout, device: torch.device) -> Grid:
 
 @cache
 def _meshes(world: dist.ProcessGroup | None, device: str, sizes: tuple[int, ...]) -> tuple[DeviceMesh, ...]:
-    """One set for all programs of these sizes in a ``world``: groups cost connections, threads and memory.
+    """One set of meshes for all programs of these sizes in a ``world``: groups cost connections, threads and memory.
 
-    Made at once, by all ranks in the same order, since making a group is a collective.
+    All meshes are created here, because creating a group is a collective that every rank must enter in the same order.
     """
     mesh = init_device_mesh(device, sizes, mesh_dim_names=DIMENSIONS)
     tokens = ("dp_shard", "ep", "cp")

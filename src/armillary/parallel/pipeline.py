@@ -1,8 +1,8 @@
-"""Pipeline parallel: consecutive layers on each rank, micro-batches that pass through them one behind the other.
+"""Pipeline parallel: each rank holds consecutive layers, and micro-batches pass through them one after another.
 
 The schedules are PyTorch's: GPipe (Huang et al. 2019, arXiv 1811.06965), 1F1B and interleaved 1F1B (Narayanan et al.
 2021, arXiv 2104.04473, figure 4), zero-bubble ZB1P and ZB-V (Qi et al. 2023, arXiv 2401.10241), DualPipeV (DeepSeek-AI
-2024, arXiv 2412.19437). Which stages a rank has, for 2 ranks with 2 stages each:
+2024, arXiv 2412.19437). Stages by rank, for 2 ranks with 2 stages each:
 
 ==========================  =====================  =====================
 \\                           rank 0                 rank 1
@@ -11,10 +11,10 @@ interleaved, zero-bubble    stages 0 and 2         stages 1 and 3
 zb-v, dualpipe-v            stages 0 and 3         stages 1 and 2
 ==========================  =====================  =====================
 
-Trade-offs: what goes between stages is one tensor whose shape is known in advance, so no stage ever runs for the sake
-of its shapes; the loss is the schedule's loss function over features, so that logits never exist as a whole. PyTorch's
-schedules can evaluate only where they are no V, and send backwards what nobody needs; the forward pass without
-gradients is therefore a schedule of its own, in which every rank computes at most one micro-batch per tick.
+Trade-offs: stages exchange one tensor of a shape known in advance, so no extra pass is needed to infer shapes. The
+schedule's loss function takes features, so the full logits never exist at once. PyTorch's V schedules cannot evaluate,
+and its other schedules send gradients that evaluation does not need. The forward pass without gradients therefore has
+its own schedule here, in which every rank computes at most one micro-batch per tick.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ _SCHEDULES: dict[str, Callable[..., Any]] = {
 
 
 class Stage(Transformer):
-    """A part of the model as one step of a pipeline: token ids or a hidden state to a hidden state or features.
+    """A part of the model as one pipeline stage: maps token ids or a hidden state to a hidden state or features.
 
-    ``positions`` [T] are those of this rank's tokens in their sequences; set before the first pass.
+    ``positions`` [T] are the positions of this rank's tokens in their sequences; set before the first pass.
     """
 
     def __init__(self, spec: RunSpec, part: Part) -> None:
@@ -68,21 +68,21 @@ class Stage(Transformer):
             return self.features(x, self.positions, starts, weights)
 
     def autocast(self, device: torch.device) -> torch.autocast:
-        """The precision of the matrix products; opened for the forward pass alone, which the backward pass follows."""
-        # without its cache, which would hold every weight twice until the last layer is through, and be no longer
-        # there where recompute looks for it
+        """The precision of the matrix products, set in the forward pass; the backward pass inherits it."""
+        # without the autocast cache: it would hold every weight twice until the last layer is done, and recompute runs
+        # after the cache is cleared
         half = self.precision == "bf16"
         return torch.autocast(device.type, torch.bfloat16, enabled=half, cache_enabled=False)
 
 
 def check_schedule(layout: Layout) -> None:
-    """Whether this version of PyTorch runs the layout's schedule.
+    """Check that the installed PyTorch runs the layout's schedule.
 
-    Before 2.13 ``stage_backward_weight`` cannot take the gradient of a function written in Python, of which the model
-    has many.
+    Before 2.13, ``stage_backward_weight`` cannot take the gradient of a function written in Python. The model has many
+    of these.
 
     Raises:
-        UsageError: it does not.
+        UsageError: the schedule needs a newer PyTorch.
     """
     if layout.splits_backward and TorchVersion(torch.__version__) < "2.13":
         raise UsageError(
@@ -102,9 +102,9 @@ def build_stages(spec: RunSpec, layout: Layout, rank: int) -> list[Stage]:
 
 
 class Pipeline:
-    """The stages of this rank, and what goes between them in ``count`` micro-batches of a step.
+    """This rank's stages, and the exchange between stages in a step of ``count`` micro-batches.
 
-    ``loss`` takes the features of a micro-batch and its targets to the number whose gradient is added up.
+    ``loss`` maps a micro-batch's features and targets to a number, whose gradient is accumulated.
     """
 
     def __init__(
@@ -123,9 +123,9 @@ class Pipeline:
         self._size = torch.Size()
 
     def backward(self, inputs: Tensor, targets: Tensor, about: dict[str, Tensor]) -> None:
-        """Forward and backward of all micro-batches: token ids [count * B, T], one behind the other, and targets.
+        """Run forward and backward for all micro-batches: token ids and targets, each [count * B, T].
 
-        ``about`` is what every stage takes besides its input, [count * B, T] each.
+        ``about`` holds the further arguments of every stage, [count * B, T] each.
         """
         if inputs.shape != self._size:
             self._schedule, self._size = self._build(inputs[: len(inputs) // self.count]), inputs.shape
@@ -151,21 +151,21 @@ class Pipeline:
         return kind(stages[0] if single else stages, self.count, loss_fn=self.loss, scale_grads=False)
 
     def _hidden(self, tokens: Tensor, device: torch.device | str) -> Tensor:
-        """What goes between stages for ``tokens`` [B, T] of this rank, without values."""
+        """The tensor that stages exchange for this rank's ``tokens`` [B, T], uninitialised."""
         sequences, length = tokens.shape
         if self.layout.tp > 1 and self.layout.sequence_parallel:
             length //= self.layout.tp
         stage = next(iter(self.stages.values()))
-        # the residual stream has the precision of the embedding, which is gathered in bf16 where data is sharded
+        # the residual stream has the embedding's precision, and FSDP gathers the embedding in bf16
         half = stage.precision == "bf16" and isinstance(stage, FSDPModule)
         dtype = torch.bfloat16 if half else torch.float32
         return torch.empty((sequences, length, stage.shape.d_model), dtype=dtype, device=device)
 
     def features(self, inputs: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
-        """Forward of any number of micro-batches: the number of each and its features, where the last stage is.
+        """Run the forward pass of any number of micro-batches; on the last stage's rank, yield index and features.
 
-        At tick t each rank computes one micro-batch in one stage, and what it gave goes on at once: micro-batch m is
-        in stage s at a tick that is one later than it was in stage s - 1, and no rank has two at the same tick.
+        In each tick a rank computes at most one micro-batch in one stage. A micro-batch enters stage s exactly one tick
+        after stage s - 1.
         """
         pp, last = self.layout.pp, self.layout.stages - 1
         plan: dict[tuple[int, int], tuple[int, int]] = {}

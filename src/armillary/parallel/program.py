@@ -1,19 +1,20 @@
 """One rank's part of a training program: from a specification and a layout to gradients.
 
-The story, in the order that matters:
+The order of construction matters:
 
-1. *Pipeline* cuts the model into stages; the rank builds its own ones, without memory for values (``meta`` device).
-2. *Tensor* cuts matrices: first, since the dimensions after it work on what is left of a matrix on this rank.
-3. *Expert* leaves of the experts those of this rank, and has tokens sent to the others.
-4. *Context* puts its attention in the place of the model's.
-5. *Recompute* and *compile* wrap layers as they have become.
-6. *Data* shards what is left and gathers it layer by layer; last, since what it gathers must be there for all of that.
-7. Memory is taken. It holds no sensible numbers until weights are loaded, or ``init_weights`` cuts every shard from
-   what the seed draws for the whole parameter: initial weights are the same under every layout.
+1. *Pipeline* splits the model into stages. The rank builds only its own stages, on the ``meta`` device.
+2. *Tensor* splits matrices. It is first, because later steps work on this rank's part of a matrix.
+3. *Expert* keeps this rank's experts and exchanges tokens with the ranks that hold the others.
+4. *Context* replaces the model's attention with its own.
+5. *Recompute* and *compile* wrap the changed layers.
+6. *Data* shards the remaining parameters and gathers them layer by layer. It is last, because all earlier steps need
+   the gathered parameters.
+7. Memory is allocated. It is uninitialised until weights are loaded or ``init_weights`` runs. ``init_weights`` draws
+   each whole parameter from the seed and keeps this rank's part, so initial weights are the same under every layout.
 
-A step: ``gradients`` takes this rank's part of the batch through its stages and leaves the gradient of the whole
-batch's objective in the shards; ``clip`` takes its norm over all ranks; after the optimizer's step ``balance`` lets the
-biases of experts follow what the batch has shown.
+In a step, ``gradients`` runs this rank's part of the batch through its stages and leaves the gradient of the whole
+batch's objective in the shards. ``clip`` limits the gradient's norm over all ranks. After the optimizer's step,
+``balance`` updates the biases of experts from the load of the batch.
 """
 
 from __future__ import annotations
@@ -53,9 +54,9 @@ from armillary.recipe import Layout, Preference, RunSpec, measures
 
 @dataclass(frozen=True)
 class _Own:
-    """What a rank has of a batch: inputs, targets, weights, starts of documents, each [B, own T]; of pairs also these.
+    """This rank's part of a batch: inputs, targets, weights and starts of documents, each [B, own T].
 
-    ``documents`` and ``reference`` are those of a ``Batch``.
+    A batch of pairs also has ``documents`` and ``reference``, as in ``Batch``.
     """
 
     inputs: Tensor
@@ -66,7 +67,7 @@ class _Own:
     reference: Tensor | None = None
 
     def map(self, change: Callable[[Tensor], Tensor]) -> _Own:
-        """The same with ``change`` applied to each tensor."""
+        """Return a copy with ``change`` applied to each tensor."""
         others = (self.weights, self.starts, self.documents, self.reference)
         return _Own(change(self.inputs), change(self.targets), *(None if x is None else change(x) for x in others))
 
@@ -75,13 +76,13 @@ class _Own:
         return self.map(lambda x: x.chunk(count)[number])
 
     def about(self) -> dict[str, Tensor]:
-        """What a stage takes besides its input."""
+        """The further arguments of a stage, by name."""
         return {name: x for name, x in (("starts", self.starts), ("weights", self.weights)) if x is not None}
 
     def wanted(self) -> Tensor:
-        """Targets and what the loss takes besides them as one tensor [B, T] or [B, T, 2 or 4].
+        """Targets and the loss's further inputs as one tensor, [B, T] or [B, T, 2 or 4].
 
-        That is all that a schedule passes on; fp64, exact for every token.
+        A pipeline schedule passes on only one tensor. It is fp64, which is exact for every token id.
         """
         if self.weights is None:
             return self.targets
@@ -115,11 +116,11 @@ class Program:
                 recompute_all(part)
             elif layout.recompute == "selective":
                 recompute_cheap(part)
-            # the C kernels of a CPU have fused already what compiling would fuse
+            # the C kernels of a CPU are fused already
             if layout.compile and (device.type != "cpu" or kernels(torch.float32) is None):
                 for layer in part.layers.values():
                     layer.compile()
-            # to experts, which are whole, the ranks of tp are data ranks
+            # experts are whole, so for them the tp ranks are data ranks and their parameters are sharded
             if layout.data * layout.cp > 1 or (layout.tp > 1 and spec.model.experts is not None):
                 shard_data(part, self.grid, spec.precision)
             part.to_empty(device=device)
@@ -133,7 +134,7 @@ class Program:
             self.pipeline = Pipeline(self.parts, self.grid, self.count, device, self._objective)
 
     def init_weights(self) -> None:
-        """Give the parameters of this rank their part of what ``spec.seed`` draws for the whole model."""
+        """Draw the whole model's initial weights from ``spec.seed`` and keep this rank's part."""
         for part in self.parts:
             for buffer in part.buffers():  # the biases of experts
                 buffer.zero_()
@@ -155,26 +156,26 @@ class Program:
             local(parameter).copy_(values[tuple(cuts)])
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """The parameters of this rank's stages under the names that they have in the whole model."""
+        """The parameters of this rank's stages, under their names in the whole model."""
         for part in self.parts:
             yield from part.named_parameters()
 
     def rows(self, batch: Tensor) -> list[Tensor]:
         """This rank's sequences of ``batch`` [batch_sequences, T + 1], one tensor for each micro-batch.
 
-        A micro-batch of all data ranks together is what it is on a single rank, so that what depends on the sequences
-        that are computed together does not depend on the layout.
+        A micro-batch over all data ranks holds the same sequences as on a single rank. Results that depend on which
+        sequences are computed together are therefore the same under every layout.
         """
         return [part.chunk(self.layout.data)[self.grid.data_rank] for part in batch.chunk(self.count)]
 
     def gradients(self, batch: Batch[Tensor]) -> Tensor:
-        """Forward and backward over the whole ``batch``, which is the same on every rank.
+        """Run forward and backward over the whole ``batch``, which is the same on every rank.
 
-        Returns the mean loss in nats over all ranks, still on the device; ``measured`` are then the means of what the
-        objective measures besides.
+        Returns the mean loss in nats over all ranks, still on the device. ``measured`` then holds the means of the
+        objective's further measurements.
 
         Raises:
-            TokenError: the batch lies in the host's memory and has a token outside of the vocabulary; on all ranks.
+            TokenError: the batch is in host memory and has a token outside of the vocabulary; raised on all ranks.
         """
         check_tokens(without_ignored(batch.tokens, batch.weights), self.spec.model.vocab_size)
         own = self._own(batch.map(lambda x: torch.cat(self.rows(x))))
@@ -199,7 +200,7 @@ class Program:
             parts = whole.split([local(parameter).numel() for parameter in self.partial])
             for parameter, summed in zip(self.partial, parts, strict=True):
                 local(parameter.grad).copy_(summed.view_as(local(parameter)))
-        # only the last stage has it, every rank of ``tp`` the same
+        # only the last stage has a nonzero sum, the same on every rank of ``tp``
         dist.all_reduce(self._sums)
         means = self._sums / self.layout.tp
         self.measured = means[1:]
@@ -209,8 +210,11 @@ class Program:
     def entropy(self, tokens: Tensor) -> Tensor:
         """Mean cross entropy in nats over ``tokens`` [n, T + 1] (int64, the same on every rank), for any n.
 
-        The same on every rank, and still on the device. Takes as many sequences at a time as a step does. Raises
-        TokenError as ``gradients``.
+        The result is the same on every rank and still on the device. Sequences are computed in micro-batches of a
+        step's size.
+
+        Raises:
+            TokenError: as ``gradients``.
         """
         check_tokens(tokens, self.spec.model.vocab_size)
         data = self.layout.data
@@ -231,7 +235,7 @@ class Program:
                 with model.autocast(self.device):
                     _, entropy = model.criterion(features[:real], model.output_weight, wanted, 0.0)
                     total += real * (entropy / wanted.numel()).float()
-        # what is gathered now would be out of date after the next step
+        # parameters gathered now would be stale after the next step
         for part in self.parts:
             for module in part.modules():
                 if isinstance(module, FSDPModule):
@@ -240,12 +244,12 @@ class Program:
         return total / (len(tokens) * self.layout.cp * self.layout.tp)
 
     def _own(self, batch: Batch[Tensor]) -> _Own:
-        """What this rank has of its sequences ``batch``: its part of them by context."""
+        """This rank's part of its sequences ``batch``, split by context."""
         here = batch.map(lambda x: x.to(self.device, non_blocking=True))
         tokens = without_ignored(here.tokens, here.weights)
         positions = torch.arange(tokens.shape[1] - 1)
         starts = None if here.documents is None else document_starts(here.documents)
-        # torch 2.11 compares the strides of what a pipeline gets with those that it was built for
+        # torch 2.11 compares the strides of a pipeline's input with those at construction
         own = _Own(tokens[:, :-1].contiguous(), tokens[:, 1:], here.weights, starts)
         if here.reference is not None:
             own = replace(own, documents=here.documents, reference=here.reference)
@@ -258,12 +262,12 @@ class Program:
         return own
 
     def _objective(self, features: Tensor, wanted: Tensor) -> Tensor:
-        """This micro-batch's part of the objective of the whole batch; its part of what is measured is added up."""
+        """Return this micro-batch's part of the whole batch's objective, and add its measurements to the sums."""
         model, preference = self.parts[-1], self.spec.objective
         with model.autocast(self.device):
             if isinstance(preference, Preference):
                 objective, measured = preference_sums(model, features, self._pair_targets(wanted), preference)
-                # the ranks of cp have computed the same pairs
+                # every cp rank computed the same pairs
                 measured = measured / self.layout.cp
             else:
                 targets, weights = (
@@ -278,7 +282,7 @@ class Program:
         return mean_share(objective, self._batch.weight, parts)
 
     def _pair_targets(self, wanted: Tensor) -> PairTargets:
-        """``wanted`` [B, own T, 4] of a batch of pairs as the loss of pairs takes it."""
+        """Convert ``wanted`` [B, own T, 4] of a batch of pairs to the form of the preference loss."""
         targets, weights, documents, reference = wanted.unbind(-1)
         assert self._batch.answers is not None
         chosen, _ = self._batch.answers
@@ -288,13 +292,13 @@ class Program:
         )  # fmt: skip
 
     def _add_up(self, part: Tensor) -> Tensor:
-        """The sum of ``part`` over the ranks that have parts of the same sequences."""
+        """The sum of ``part`` over the ranks that hold parts of the same sequences."""
         if self.layout.cp > 1:
             dist.all_reduce(part, group=self.grid.group("cp"))
         return part
 
     def balance(self) -> None:
-        """Let the biases of experts follow the load of the last ``gradients``; after the optimizer's step."""
+        """Update the biases of experts from the load of the last ``gradients``; call after the optimizer's step."""
         for part in self.parts:
             balance_dealt_experts(part, self.grid)
 
@@ -317,16 +321,16 @@ class Program:
 
 
 def local(tensor: Tensor | None) -> Tensor:
-    """This rank's part of a tensor; for one that is whole on every rank, all of it."""
+    """This rank's part of a tensor, or the whole tensor if it is not a DTensor."""
     assert tensor is not None
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def copies(parameter: Tensor, layout: Layout) -> int:
-    """On how many ranks of the same stage each number of ``parameter`` lies."""
+    """The number of ranks of the same stage that hold a copy of each element of ``parameter``."""
     parts = 1
     if isinstance(parameter, DTensor):
         for dim, placement in enumerate(parameter.placements):
-            # neither whole nor a sum: a shard, of which there is more than one kind
+            # parameters have no partial placements, so any other placement is some kind of shard
             parts *= 1 if placement.is_replicate() else parameter.device_mesh.size(dim)
     return layout.ranks // layout.pp // parts

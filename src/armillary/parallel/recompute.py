@@ -1,14 +1,14 @@
-"""Activation recompute: what the forward pass computed is dropped and computed again in the backward pass.
+"""Activation recompute: results of the forward pass are dropped and computed again in the backward pass.
 
-Two ways (Chen et al. 2016, arXiv 1604.06174; Korthikanti et al. 2022, arXiv 2205.05198, section 5):
+Two modes (Chen et al. 2016, arXiv 1604.06174; Korthikanti et al. 2022, arXiv 2205.05198, section 5):
 
-- *full*: of each layer only its input stays, one hidden state; the backward pass computes the layer once more.
-- *selective*: the results of matrix products stay, and of the attention where PyTorch's operators compute it; norms,
-  rotary positions, SwiGLU and what collectives brought are computed again.
+- *full*: only the input of each layer is kept, one hidden state. The backward pass computes the layer once more.
+- *selective*: results of matrix products are kept, and those of attention if PyTorch's operators compute it. Norms,
+  rotary positions, SwiGLU and results of collectives are recomputed.
 
-Trade-offs: PyTorch's selective checkpoints see its operators, not the C kernels, so that on a CPU attention is computed
-again as well (measured in docs/parallel.md: to keep it too would take a form of its own for each kernel). A product
-that narrows, as the last one of a layer does, does not stay: nothing after it needs its result.
+Trade-offs: PyTorch's selective checkpoints see its operators but not the C kernels, so a CPU recomputes attention as
+well (measured in docs/parallel.md). To keep it, each kernel would need a special form. The result of a product that
+narrows, such as the last one of a layer, is not kept: no later operation needs it.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _ATTENTION = (
 
 
 def recompute_all(model: Transformer) -> None:
-    """Keep the input of each layer of ``model`` alone."""
+    """Keep only the input of each layer of ``model``."""
     for layer in cast("Iterable[Layer]", model.layers.values()):
         layer.forward = _checkpointed(layer.forward)  # type: ignore[method-assign]
 
 
 def recompute_cheap(model: Transformer) -> None:
-    """Keep of each layer of ``model`` what is dear to compute: matrix products and attention."""
+    """Keep only the expensive results of each layer of ``model``: matrix products and attention."""
     contexts = partial(create_selective_checkpoint_contexts, _keep_dear)
     for layer in cast("Iterable[Layer]", model.layers.values()):
         layer.forward = _checkpointed(layer.forward, context_fn=contexts)  # type: ignore[method-assign]
@@ -57,7 +57,7 @@ def _checkpointed(forward: Callable[..., tuple[Tensor, Tensor]], **options: Any)
         return x + new
 
     def call(x: Tensor, delta: Tensor | None, places: Places) -> tuple[Tensor, None]:
-        # summed, so that what stays between two layers is one hidden state and not two
+        # summed, so that one hidden state is kept between two layers and not two
         return checkpoint(summed, x, delta, places, use_reentrant=False, preserve_rng_state=False, **options), None
 
     return call

@@ -1,16 +1,16 @@
-"""Tensor parallel: every matrix cut over the ranks, and with sequence parallel also what lies between the matrices.
+"""Tensor parallel: every matrix is split over the ranks, and with sequence parallel the residual stream as well.
 
-As Megatron-LM does it (Shoeybi et al. 2019, arXiv 1909.08053, section 3; Korthikanti et al. 2022, arXiv 2205.05198,
-section 4.2.2), each parameter by its role (``model.roles``): the first matrices of a block by rows, so that each rank
-has whole heads; the last ones by columns; embedding and output matrix by tokens of the vocabulary. With
-``sequence_parallel`` the residual stream and its norms hold a part of each sequence per rank; sequences are gathered
-before a block and scattered after it.
+The method is Megatron-LM's (Shoeybi et al. 2019, arXiv 1909.08053, section 3; Korthikanti et al. 2022,
+arXiv 2205.05198, section 4.2.2). A parameter's role (``model.roles``) says how it is split. The first matrices of a
+block are split by rows, so that each rank has whole heads, and the last matrices by columns. The embedding and the
+output matrix are split by vocabulary. With ``sequence_parallel`` each rank holds a part of each sequence in the
+residual stream and its norms. Sequences are gathered before a block and scattered after it.
 
-The loss over the vocabulary never sees a whole row of logits: each rank computes those of its tokens, block by block,
-and the ranks exchange one number per row for the partition function and one for the target's logit.
+The loss never needs a whole row of logits. Each rank computes the logits of its part of the vocabulary, block by block.
+The ranks then exchange two numbers per row: one for the partition function and the target's logit.
 
-Gains of norms and other small parameters are whole on every rank. Their gradients are only each rank's part (its
-tokens, its heads) and are summed over the ranks once per optimizer step (``partial_gradients``).
+Gains of norms and other small parameters are whole on every rank. Each rank computes only its part of their gradients
+(its tokens, its heads). The parts are summed over the ranks once per optimizer step (``partial_gradients``).
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from armillary.parallel.collectives import all_gather_single, reduce_scatter_sin
 from armillary.parallel.mesh import Grid
 from armillary.recipe import UsageError
 
-# Along which dimension the parameters of a role are cut; others are whole.
+# The dimension along which a parameter is split, by the cut of its role; other parameters are whole.
 _CUT_DIMENSION = {"rows": 0, "columns": 1, "vocabulary": 0}
 
 
 def shard_tensors(model: Transformer, grid: Grid) -> None:
-    """Cut the parameters of ``model`` over the ``tp`` ranks by their roles, in place.
+    """Split the parameters of ``model`` over the ``tp`` ranks by their roles, in place.
 
     Raises:
-        UsageError: a parameter cannot be cut into that many equal parts.
+        UsageError: a parameter cannot be split into ``tp`` equal parts.
     """
     for prefix, module in list(model.named_modules()):
         for name, parameter in list(module.named_parameters(recurse=False)):
@@ -63,7 +63,7 @@ def shard_tensors(model: Transformer, grid: Grid) -> None:
         _compute_own_part(layer.attention, grid, parts)
         block: nn.Module | None = layer.feed_forward
         if isinstance(block, MixtureOfExperts):
-            # each rank routes its part of the sequence, also where the residual stream is whole on every rank
+            # each rank routes its part of the sequence, even if the residual stream is whole on every rank
             block.forward = partial(_route_own_part, block.forward, grid.group("tp"), parts)  # type: ignore[method-assign]
             parts, block = True, block.shared
         if block is not None:
@@ -74,13 +74,13 @@ def shard_tensors(model: Transformer, grid: Grid) -> None:
 
 
 def partial_gradients(model: Transformer, grid: Grid) -> list[nn.Parameter]:
-    """The parameters that are whole on every ``tp`` rank and whose gradients are only this rank's part."""
+    """The parameters that are whole on every ``tp`` rank but whose gradients are computed only in part on each."""
     cuts = ("whole", "stream") if grid.layout.sequence_parallel else ("whole",)
     return [p for name, p in model.named_parameters() if model.roles[name].cut in cuts]
 
 
 def _compute_own_part(block: nn.Module, grid: Grid, parts: bool) -> None:
-    """Have ``block`` compute this rank's summand; with ``parts`` its input and output are parts of each sequence."""
+    """Make ``block`` compute this rank's summand; with ``parts`` its input and output are parts of each sequence."""
     group = grid.group("tp")
     enter, leave = (_GatherSequence, _ScatterSequence) if parts else (_SumGradient, _Sum)
     forward = block.forward
@@ -115,9 +115,10 @@ def _route_own_part(
     x: Tensor,
     counted: Tensor | None = None,
 ) -> Tensor:
-    """``forward`` over this rank's part of each sequence; x and the result are such ``parts``, or whole on every rank.
+    """Run ``forward`` on this rank's part of each sequence.
 
-    ``counted`` [B, T] are the weights of whole sequences.
+    With ``parts``, x and the result are parts of each sequence; otherwise they are whole on every rank. ``counted``
+    [B, T] are the weights of whole sequences.
     """
     own = None if counted is None else counted.chunk(group.size(), dim=1)[group.rank()]
     if parts:
@@ -127,10 +128,10 @@ def _route_own_part(
 
 
 def _embed(embedding: nn.Embedding, grid: Grid, tokens: Tensor) -> Tensor:
-    """Token ids [B, T] to [B, T, d], or this rank's part of the sequence of it.
+    """Map token ids [B, T] to [B, T, d], or with sequence parallel to this rank's part [B, T / ranks, d].
 
-    Each rank looks up its own tokens of the vocabulary. DTensor's embedding would do the same, but make the gradient of
-    the whole vocabulary on each rank.
+    Each rank looks up its own part of the vocabulary. DTensor's embedding would do the same, but would allocate the
+    gradient of the whole vocabulary on each rank.
     """
     assert isinstance(embedding.weight, DTensor)
     weight, group = embedding.weight.to_local(), grid.group("tp")
@@ -143,19 +144,19 @@ def _embed(embedding: nn.Embedding, grid: Grid, tokens: Tensor) -> Tensor:
 
 
 def _refuse_outside(tokens: Tensor, vocab_size: int) -> None:
-    """No rank holds such a token: its embedding or logit would be 0 and the step go on, where one device fails.
+    """Refuse a token that no rank holds: its embedding or logit would be 0, where a single device raises an error.
 
     Raises:
-        TokenError: a token below 0 or beyond the vocabulary; on an accelerator it is an error of the device.
+        TokenError: a token below 0 or beyond the vocabulary. On an accelerator it is an error of the device.
     """
     check_tokens(tokens, vocab_size)
     if tokens.device.type != "cpu":
         inside = ((tokens >= 0) & (tokens < vocab_size)).all()
-        torch._assert_async(inside, f"a token lies outside of the vocabulary of {vocab_size}")  # no wait for the device
+        torch._assert_async(inside, f"a token lies outside of the vocabulary of {vocab_size}")  # asynchronous: no sync
 
 
 class VocabularyParallelLoss:
-    """``operators.linear_cross_entropy`` with the output matrix cut over the ``tp`` ranks by vocabulary."""
+    """``operators.linear_cross_entropy`` with the output matrix split over the ``tp`` ranks by vocabulary."""
 
     def __init__(self, grid: Grid) -> None:
         self.group, self.gathers = grid.group("tp"), grid.layout.sequence_parallel
@@ -166,7 +167,7 @@ class VocabularyParallelLoss:
         """As ``operators.linear_cross_entropy``; the sums of both losses are the same on every rank.
 
         Raises:
-            TokenError: a target is outside of the vocabulary, as ``operators.linear_cross_entropy`` has it.
+            TokenError: a target is outside of the vocabulary, as in ``operators.linear_cross_entropy``.
         """
         assert isinstance(weight, DTensor)
         targets = counted_targets(targets, weights)
@@ -190,7 +191,7 @@ class VocabularyParallelLoss:
 
     @torch.no_grad()
     def each(self, features: Tensor, weight: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-        """As ``operators.token_cross_entropy``; the same on every rank. Raises TokenError as the sum."""
+        """As ``operators.token_cross_entropy``; the same on every rank. Raises TokenError as ``__call__`` does."""
         assert isinstance(weight, DTensor)
         targets = counted_targets(targets, weights)
         _refuse_outside(targets, weight.shape[0])
@@ -208,24 +209,24 @@ class VocabularyParallelLoss:
 
 
 def _gathered(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """[B, T / ranks, d] of each rank to [B, T, d]."""
+    """Gather [B, T / ranks, d] of each rank to [B, T, d]."""
     whole: Tensor = wait_tensor(all_gather_single(x, gather_dim=1, group=group))
     return whole
 
 
 def _summed_part(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """[B, T, d] of each rank, summed, to this rank's [B, T / ranks, d] of it."""
+    """Sum [B, T, d] over the ranks and return this rank's part [B, T / ranks, d]."""
     own: Tensor = wait_tensor(reduce_scatter_single(x, "sum", scatter_dim=1, group=group))
     return own
 
 
 def _own_part(x: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """[B, T, d], the same on every rank, to this rank's [B, T / ranks, d]."""
+    """Return this rank's part [B, T / ranks, d] of [B, T, d], which is the same on every rank."""
     return x.chunk(group.size(), dim=1)[group.rank()].contiguous()
 
 
 class _GatherSequence(Function):
-    """[B, T / ranks, d] of each rank to [B, T, d]; the gradients of all ranks are summed and cut apart again."""
+    """Gathers [B, T / ranks, d] of each rank to [B, T, d]; the gradients of all ranks are summed and split again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -238,7 +239,7 @@ class _GatherSequence(Function):
 
 
 class _ScatterSequence(Function):
-    """[B, T, d] of each rank, summed and cut into [B, T / ranks, d]; the gradients are gathered."""
+    """Sums [B, T, d] over the ranks and splits it into [B, T / ranks, d]; the gradients are gathered."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -251,7 +252,7 @@ class _ScatterSequence(Function):
 
 
 class _OwnSequence(Function):
-    """[B, T, d], the same on every rank, to this rank's [B, T / ranks, d]; the gradients are gathered."""
+    """Takes this rank's [B, T / ranks, d] of a [B, T, d] that every rank holds; the gradients are gathered."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -264,7 +265,7 @@ class _OwnSequence(Function):
 
 
 class _JoinSequence(Function):
-    """[B, T / ranks, d] of each rank to [B, T, d]; the gradient, the same on every rank, is cut apart again."""
+    """Gathers [B, T / ranks, d] of each rank to [B, T, d]; the gradient, the same on every rank, is split again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -277,7 +278,7 @@ class _JoinSequence(Function):
 
 
 class _Sum(Function):
-    """The sum over all ranks, whose gradient is the same on every rank."""
+    """Sums over all ranks; the gradient is the same on every rank."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -290,7 +291,7 @@ class _Sum(Function):
 
 
 class _SumGradient(Function):
-    """The same on every rank; the gradients of all ranks are summed."""
+    """Identity, for an input that is the same on every rank; the gradients of all ranks are summed."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -303,9 +304,10 @@ class _SumGradient(Function):
 
 
 def _over_ranks(logits: Tensor, wanted: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Log partition and the target's logit [rows] over all ranks, of which each has its tokens' ``logits`` [rows, V].
+    """The log partition and the target's logit, each [rows], over all ranks.
 
-    ``wanted`` [rows] counts from this rank's first token. Besides: which targets are this rank's, and where [rows, 1].
+    ``logits`` [rows, V] are those of this rank's tokens; ``wanted`` [rows] counts from this rank's first token. Also
+    returns which targets are on this rank [rows], and their columns [rows, 1].
     """
     here = (wanted >= 0) & (wanted < logits.shape[1])
     at = wanted.clamp(0, logits.shape[1] - 1)[:, None]
@@ -328,8 +330,8 @@ class _VocabularyLoss(Function):
         with_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         x, matrix = features.to(product), weight.to(product)
-        own = targets - dist.get_rank(group) * len(weight)  # negative or too large where another rank has the target
-        # by an argument: what needs a gradient is also told where nobody will ask for one (torch.no_grad)
+        own = targets - dist.get_rank(group) * len(weight)  # negative or too large if another rank has the target
+        # an argument, because ctx.needs_input_grad is also true under torch.no_grad
         if with_gradient:
             grad_x, grad_matrix = torch.empty_like(x), torch.zeros_like(matrix, dtype=torch.float32)
         sums = torch.zeros(2, dtype=torch.float32, device=x.device)
