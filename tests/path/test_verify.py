@@ -29,7 +29,7 @@ def made(tiny_corpus_spec, make_spec, tmp_path_factory):
     store.add("mixture", [spec])
     store.mark_running(spec.id)
     store.mark_done(train_run(spec, corpus, store.run_folder(spec.id)))
-    write_sealed(folder / "plan.json", {"format": 2, "x": 1})
+    write_sealed(folder / "plan.json", {"format": 2, "key": "k", "plan": {}})
     store.close()
     return folder
 
@@ -225,6 +225,13 @@ def test_a_kept_document_that_cannot_be_read_is_damaged_not_mistyped(name, folde
         with pytest.raises(UsageError, match=r"target\.yaml:\d+: run\.model\.vocab_size") as caught:
             load_training(copy)
         assert not isinstance(caught.value, DamagedFileError)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "cost.json"])
+def test_a_whole_file_of_another_kind_is_named(name, folder):
+    write_sealed(folder / name, {"format": 2, "files": {}})
+    (problem,) = verify(folder).problems
+    assert problem.file == folder / name and "a whole file of another kind" in problem.what
 
 
 @pytest.fixture

@@ -424,6 +424,8 @@ def damage(path: Path, how: str) -> None:
         path.unlink()
     elif how == "add":
         (path.parent / f"{path.name}.mine").write_bytes(data)
+    elif how == "another sealed file":
+        write_sealed(path, {"format": 1, "files": {}})
 
 
 def test_a_publication_has_these_files(tmp_path: Path, tokenizer_file: Path) -> None:
@@ -450,7 +452,7 @@ def test_a_changed_publication_is_seen_kept_and_published_again(
     assert contents(tmp_path / "model.kept-1") == bad
 
 
-@pytest.mark.parametrize("how", ["truncate", "flip", "empty"])
+@pytest.mark.parametrize("how", ["truncate", "flip", "empty", "another sealed file"])
 def test_with_a_damaged_record_what_stands_there_is_kept(how: str, tmp_path: Path, tokenizer_file: Path) -> None:
     folder = published(tmp_path / "model", tokenizer_file)
     good = contents(folder)
@@ -463,7 +465,7 @@ def test_with_a_damaged_record_what_stands_there_is_kept(how: str, tmp_path: Pat
     assert contents(tmp_path / "model.kept-1") == good
 
 
-@pytest.mark.parametrize("how", ["truncate", "flip", "empty", "remove"])
+@pytest.mark.parametrize("how", ["truncate", "flip", "empty", "remove", "another sealed file"])
 def test_a_whole_publication_is_recorded_again(how: str, tmp_path: Path, tokenizer_file: Path) -> None:
     folder = published(tmp_path / "model", tokenizer_file)
     before = contents(tmp_path)

@@ -1,3 +1,6 @@
+import pickle
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -62,3 +65,14 @@ def test_a_format_older_than_the_seal_is_read(tmp_path):
     path = tmp_path / "file.json"
     path.write_text('{"format": 1, "a": 2}')
     assert read_sealed(path, **READ, sealed_since=2) == {"format": 1, "a": 2}
+
+
+def test_a_whole_file_of_another_kind_is_damaged_where_its_fields_are_read(tmp_path):
+    path = tmp_path / "x.json"
+    write_sealed(path, {"format": 1, "name": "other"})
+    document = pickle.loads(pickle.dumps(read_sealed(path, **READ)))
+    assert document["name"] == "other" and document.get("files") is None and "files" not in document
+    with pytest.raises(
+        DamagedFileError, match=f"{re.escape(str(path))}: is not a .*no field 'files'; {READ['remedy']}"
+    ):
+        document["files"]

@@ -46,6 +46,8 @@ from armillary.train import verify_checkpoint, verify_run
 # The newest format of each JSON file of a workspace; from format 2 on those that are read back are sealed.
 _JSON = {"plan.json": PLAN_FORMAT, "cost.json": COST_FORMAT, "summary.json": 1}
 _SEALED_SINCE = 2
+# A field by which a sealed one is told from a whole file of another kind in its place.
+_FIELDS = {"plan.json": "plan", "cost.json": "wall_s"}
 _REMEDIES = {
     "plan.json": "restore it from a copy; without it the next call sizes the studies again",
     "cost.json": "restore it from a copy; without it the next call counts wall time anew",
@@ -302,7 +304,10 @@ def _first_of_each(problems: list[FileProblem]) -> list[FileProblem]:
 def _json(file: Path) -> None:
     document = read_json(file, file.name, _REMEDIES[file.name])
     if "format" in document:
-        read_sealed(file, file.name, _JSON[file.name], _REMEDIES[file.name], sealed_since=_SEALED_SINCE)
+        remedy = _REMEDIES[file.name]
+        document = read_sealed(file, file.name, _JSON[file.name], remedy, sealed_since=_SEALED_SINCE)
+        if _FIELDS.get(file.name, "format") not in document:
+            raise DamagedFileError(f"{file}: is not a {file.name}, but a whole file of another kind; {remedy}")
 
 
 def _refused(place: Path, remedy: str, check: Callable[[Path], Any]) -> list[FileProblem]:

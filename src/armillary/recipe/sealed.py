@@ -48,7 +48,8 @@ def read_sealed(path: Path, what: str, newest: int, remedy: str, sealed_since: i
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedFileError: not UTF-8 JSON, no format number, or not what was written.
+        DamagedFileError: not UTF-8 JSON, no format number, or not what was written. The document raises it too, for
+            a field that it lacks.
         ForeignFileError: the format is newer than ``newest``.
     """
     document = read_json(path, what, remedy)
@@ -64,7 +65,18 @@ def read_sealed(path: Path, what: str, newest: int, remedy: str, sealed_since: i
     # A seal is checked wherever there is one, or a changed format number would open the file to any change.
     if (form >= sealed_since or seal is not None) and seal != canonical_hash(document):
         raise DamagedFileError(f"{path}: {what} does not match its checksum (torn, or edited by hand); {remedy}")
-    return document
+    return _Document(document, f"{path}: is not a {what}: it has no field", remedy)
+
+
+class _Document(dict[str, Any]):
+    """A sealed document. A field that it lacks is a damaged file: a whole one of another kind lies in its place."""
+
+    def __init__(self, fields: dict[str, Any], lacking: str, remedy: str) -> None:
+        super().__init__(fields)
+        self._lacking, self._remedy = lacking, remedy
+
+    def __missing__(self, name: str) -> Any:
+        raise DamagedFileError(f"{self._lacking} {name!r}; {self._remedy}")
 
 
 def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
