@@ -6,6 +6,7 @@ import json
 import math
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from armillary.corpus import Corpus, build_corpus, held_out_texts, training_texts
-from armillary.evaluate.cloze import METRIC, TASK, _passages, cloze_items, examine_cloze
+from armillary.evaluate.cloze import _UNIT, METRIC, PARTS, TASK, _passages, _reordered, cloze_items, examine_cloze
 from armillary.generate import Cost, Likelihood, Pair
 from armillary.recipe import CorpusSpec, DomainSpec, TokenizerSpec
 
@@ -44,16 +45,16 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 class _Table:
-    """A backend that gives each pair of ``values`` that likelihood per byte, and -9 to any other."""
+    """A backend that gives each pair of ``values`` that likelihood, and -9 to any other."""
 
-    identity: dict[str, Any] = {"model": "/srv/table"}  # noqa: RUF012
+    identity: dict[str, Any] = {"backend": "table", "model": "/srv/table"}  # noqa: RUF012
     cost = Cost(prompt_tokens=7)
 
     def __init__(self, values: dict[Pair, float]) -> None:
         self.values = values
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
-        return [Likelihood(self.values.get(pair, -9.0) * len(pair.continuation.encode()), 1, False) for pair in pairs]
+        return [Likelihood(self.values.get(pair, -9.0), 1, False) for pair in pairs]
 
 
 def test_items_are_held_out_text_and_no_training_text(corpus: Corpus) -> None:
@@ -65,6 +66,7 @@ def test_items_are_held_out_text_and_no_training_text(corpus: Corpus) -> None:
         held_out = dict(held_out_texts(corpus, item.domain))
         assert item.beginning + item.choices[item.right] in held_out[item.document]
         assert item.beginning + item.choices[1 - item.right] not in held_out[item.document]
+        assert sorted(item.choices[0]) == sorted(item.choices[1])
         assert item.beginning not in trained
     assert 4 <= sum(item.right for item in items) <= 16
 
@@ -78,7 +80,8 @@ def test_the_right_choice_scores_one_the_wrong_one_zero_and_a_tie_a_half(corpus:
         total = examination.results[0]
         assert (total.task, total.subset, total.metric, total.n) == (TASK, TASK, METRIC, 20)
         assert math.isclose(total.value, value)
-        assert examination.model == {"model": "table"} and examination.cost["prompt_tokens"] == 7
+        assert examination.model == {"backend": "table", "model": "table"}
+        assert examination.backend["engine"] == "table" and examination.cost["prompt_tokens"] == 7
         assert total.low <= value <= total.high
         assert [result.subset for result in examination.results[1:]] == ["spaced", "unspaced"]
         assert sum(result.n for result in examination.results[1:]) == 20
@@ -107,3 +110,31 @@ def test_passages_follow_each_other_and_never_overlap(text: str, before: int, af
         place = at + len(beginning) + len(following)
         assert len(beginning) >= before
         assert following.strip()
+
+
+@given(st.text(st.sampled_from("ab  \n中文，(x"), max_size=60), st.integers(0, 2**64 - 1))
+def test_the_wrong_choice_has_the_same_words_in_another_order(text: str, draw: int) -> None:
+    units = _UNIT.findall(text)
+    assert "".join(units) == text
+    wrong = _reordered(text, draw)
+    if wrong is None:
+        assert len(set(units)) < 2 or len(set(text)) < 2
+    else:
+        assert wrong != text and sorted(wrong) == sorted(text)
+
+
+def test_every_order_of_the_parts_is_drawn() -> None:
+    text = " one two three four five six seven eight"
+    drawn = {_reordered(text, draw) for draw in range(200)}
+    assert len(drawn) == math.factorial(PARTS) - 1
+    assert all(" one two" in str(wrong) and " seven eight" in str(wrong) for wrong in drawn)
+
+
+def test_a_passage_that_documents_share_is_one_item(tmp_path: Path) -> None:
+    shared = " ".join(random.Random(3).choices(WORDS, k=80))
+    lines = [json.dumps({"text": f"{shared} {number}"}) + "\n" for number in range(40)]
+    (tmp_path / "a.jsonl").write_text("".join(lines), encoding="utf-8")
+    domain = DomainSpec(source=str(tmp_path / "a.jsonl"), licence="CC0-1.0")
+    spec = CorpusSpec(domains={"a": domain}, tokenizer=TokenizerSpec(vocab_size=400), validation_share=0.3)
+    items = cloze_items(build_corpus(spec, tmp_path / "corpus"), 10, 32)
+    assert len({item.id for item in items}) == len(items) > 0

@@ -3,6 +3,7 @@
 from formula_runs import evidence_of
 
 from armillary.path import lines
+from armillary.report import ScoreRow
 
 
 def test_each_stage_is_one_line_with_its_numbers(lab):
@@ -32,3 +33,15 @@ def test_what_has_no_numbers_says_why(lab):
     assert "outside" in lines.verdict({"status": "diverged", "reason": "at step 3 the loss is nan"})
     late = {**evidence.prediction, "target": None, "unpredicted": "asked after the run"}
     assert lines.prediction(late) == "predict: asked after the run"
+
+
+def test_an_examination_is_compared_on_the_target_where_that_is_a_row():
+    total = ScoreRow("total", 90, 0.8, 0.7, 0.88, 0.79, 0.69, 0.87, 0.01, -0.03, 0.05, 0.4)
+    target = ScoreRow("target", 40, 0.85, 0.7, 0.9, 0.75, 0.6, 0.85, 0.1, 0.02, 0.18, 0.011)
+    alone = ScoreRow("total", 90, 0.8, 0.7, 0.88)
+    assert lines.examination([total, target]) == (
+        "examine: 80.0% of 90 items right (70.0 to 88.0); against the natural mixture on the target's domains "
+        "+10.0 points (+2.0 to +18.0), p = 0.011"
+    )
+    assert "natural mixture +1.0 points" in lines.examination([total])
+    assert "natural" not in lines.examination([alone])

@@ -107,6 +107,20 @@ def test_an_examination_says_what_its_interval_says(row: ScoreRow, said: str, tm
     assert ("p =" in page.text) == (row.p is not None)
 
 
+def test_the_comparison_is_that_of_the_target_where_it_is_a_row(tmp_path: Path) -> None:
+    rows = [score(-0.1, 0.1), dataclasses.replace(score(0.01, 0.1), subset="target", n=71)]
+    page = Page(render(bare(scores=rows), tmp_path))
+    assert "answers 65.0% of 99 items right, beyond chance" in page.text
+    assert "beats the same model" in page.text and "the same 71 items" in page.text
+    assert "weighted as in the target loss" in page.text and {"total", "target"} <= set(page.rows)
+
+
+@pytest.mark.parametrize(("low", "said"), [(0.55, "beyond chance"), (0.45, "guessing can reach that too")])
+def test_a_score_says_whether_it_is_above_chance(low: float, said: str, tmp_path: Path) -> None:
+    row = dataclasses.replace(score(None, None), low=low)
+    assert said in Page(render(bare(scores=[row]), tmp_path)).text
+
+
 def test_a_domain_with_the_name_of_a_part_of_the_report_keeps_it(tmp_path: Path) -> None:
     rows = [score(0.01, 0.1), dataclasses.replace(score(0.01, 0.1), subset="code")]
     page = Page(render(bare(scores=rows), tmp_path))

@@ -1,36 +1,45 @@
 """A cloze test for small models: which of two continuations belongs to the beginning of a held-out text.
 
-Each item is cut from a validation document: its beginning, what follows it, and, as the wrong choice, what follows at
-the same place in another document of the domain. A model chooses the continuation to which it gives the higher log
-probability per byte of UTF-8. Guessing is right half of the time, so a model of a million parameters, which is at
-chance in every public examination, shows here what it has learned, in each language of its corpus.
+Each item is cut from a validation document: its beginning, what follows it, and, as the wrong choice, the same text
+with its parts in another order. Both choices have the same characters, so that neither their length nor their words
+decide. A model chooses the continuation to which it gives the higher log probability. Guessing is right half of the
+time, so a model of a million parameters, which is at chance in every public examination, shows here what it has
+learned, in each language of its corpus.
 
 The items are text, not tokens, so that models with other tokenizers can answer them too. They depend on the corpus and
 the context length alone.
 
-Trade-off: the wrong continuation is of the same domain and not written to mislead. The test separates small models; a
-large one is right nearly always.
+Trade-off: order is learned early, and a large model is right nearly always. The text of another document as the wrong
+choice would be harder, but small models are at chance there: how likely a text is depends on its own words far more
+than on what stands before it.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from armillary.corpus import Corpus, held_out_texts
 from armillary.evaluate.intervals import mean_interval
-from armillary.evaluate.results import Examination, Item, Result, item_id, named_model
+from armillary.evaluate.results import Examination, Item, Result, engine_of, item_id, named_model
 from armillary.generate import Backend, Pair
 from armillary.recipe import canonical_hash
 
 TASK = "cloze"
 METRIC = "acc"
+FORMAT = 2  # 2 reorders the right continuation; 1 took the wrong one from another document
 # Shares of the context that a beginning and what follows it take, and the longest context that is made use of: with a
-# longer beginning the choice becomes too easy to tell models apart.
+# longer beginning the choice becomes too easy to separate models.
 BEFORE, AFTER, LONGEST = 0.5, 0.17, 128
+# Parts that change places. With single words in any order, small models are right nearly always already.
+PARTS = 4
 _SPACE = re.compile(r"\s")
-_UNSPACED = re.compile(r"[฀-࿿က-႟ក-៿⺀-鿿ꀀ-꓏가-힯豈-﫿]")
+_UNSPACED_RANGES = "฀-࿿က-႟ក-៿⺀-鿿ꀀ-꓏가-힯豈-﫿"
+_UNSPACED = re.compile(f"[{_UNSPACED_RANGES}]")
+# A word with the space before it, or one character of a script without spaces.
+_UNIT = re.compile(rf"\s*(?:[{_UNSPACED_RANGES}]|[^\s{_UNSPACED_RANGES}]+)|\s+")
 
 
 @dataclass(frozen=True)
@@ -50,12 +59,12 @@ class ClozeItem:
 
 
 def cloze_items(corpus: Corpus, per_domain: int, context_length: int) -> list[ClozeItem]:
-    """At most ``per_domain`` items from the held-out text of each domain; none of a domain with under two passages.
+    """At most ``per_domain`` items from the held-out text of each domain; none of a domain without a long enough text.
 
     An item takes about two thirds of ``context_length`` tokens. Long documents give several items, which do not
-    overlap. The items of a domain are spread evenly over its text.
+    overlap. The items of a domain are spread evenly over its text. A passage that several documents share is one item.
     """
-    items = []
+    items: dict[str, ClozeItem] = {}
     tokenizer, longest = corpus.tokenizer(), min(context_length, LONGEST)
     for domain in corpus.domains:
         texts = list(held_out_texts(corpus, domain))
@@ -64,31 +73,29 @@ def cloze_items(corpus: Corpus, per_domain: int, context_length: int) -> list[Cl
         lengths = max(int(BEFORE * chars), 1), max(int(AFTER * chars), 1)
         passages = [(name, *passage) for name, text in texts for passage in _passages(text, *lengths)]
         step = max(len(passages) / per_domain, 1)
-        chosen = [passages[int(i * step)] for i in range(min(per_domain, len(passages)))]
-        if len(chosen) < 2:
-            continue
-        for i, (name, beginning, following) in enumerate(chosen):
-            # half of the list away: in most domains another document
-            _, _, other = chosen[(i + len(chosen) // 2) % len(chosen)]
-            if other == following:
+        for name, beginning, following in (passages[int(i * step)] for i in range(min(per_domain, len(passages)))):
+            draw = int(item_id(TASK, domain, [beginning, following]), 16)
+            wrong = _reordered(following, draw)
+            if wrong is None:
                 continue
-            right = int(item_id(TASK, domain, beginning)[0], 16) % 2
-            choices = (following, other) if right == 0 else (other, following)
+            right = draw % 2
+            choices = (following, wrong) if right == 0 else (wrong, following)
             # words of many tokens make some passages longer than most
             if any(len(tokenizer.encode(beginning + choice).ids) > longest for choice in choices):
                 continue
-            items.append(ClozeItem(domain, name, beginning, choices, right))
-    return items
+            item = ClozeItem(domain, name, beginning, choices, right)
+            items.setdefault(item.id, item)
+    return list(items.values())
 
 
 def examine_cloze(backend: Backend, items: Sequence[ClozeItem]) -> Examination:
     """The answers of a model and its share of right ones, for each domain and in total (``acc``, chance 0.5)."""
     pairs = [Pair(item.beginning, choice) for item in items for choice in item.choices]
     found = backend.loglikelihood(pairs)
-    settings = canonical_hash({"task": TASK, "format": 1, "score": "log probability per byte"})[:32]
+    settings = canonical_hash({"task": TASK, "format": FORMAT, "score": "log probability"})[:32]
     rows = []
     for i, item in enumerate(items):
-        values = [found[2 * i + k].value / len(choice.encode()) for k, choice in enumerate(item.choices)]
+        values = [found[2 * i + k].value for k in range(2)]
         answer = int(values[1] > values[0])
         rows.append(
             Item(
@@ -97,7 +104,7 @@ def examine_cloze(backend: Backend, items: Sequence[ClozeItem]) -> Examination:
                 cluster=item.document,
                 settings=settings,
                 gold=item.right,
-                outputs=tuple(repr(found[2 * i + k].value) for k in range(2)),
+                outputs=tuple(map(repr, values)),
                 answer=answer,
                 second_answer=None,
                 scores={METRIC: 0.5 if values[0] == values[1] else float(answer == item.right)},
@@ -108,7 +115,7 @@ def examine_cloze(backend: Backend, items: Sequence[ClozeItem]) -> Examination:
         tuple(_result(subset, [row for row in rows if subset in (TASK, row.subset)]) for subset in subsets),
         {TASK: tuple(rows)},
         model=named_model(backend.identity),
-        backend={"harness": f"{TASK} 1"},
+        backend=engine_of(backend.identity, f"{TASK} {FORMAT}"),
         cost=asdict(backend.cost),
     )
 
@@ -127,6 +134,16 @@ def _result(subset: str, rows: Sequence[Item]) -> Result:
         extraction_disagreement=None,
         settings=rows[0].settings,
     )
+
+
+def _reordered(text: str, draw: int) -> str | None:
+    """``text`` with its parts in an order that ``draw`` picks among all that give another text; None without one."""
+    units = _UNIT.findall(text)
+    parts = min(PARTS, len(units))
+    cuts = [len(units) * part // parts for part in range(parts + 1)] if parts else [0]
+    pieces = ["".join(units[start:end]) for start, end in itertools.pairwise(cuts)]
+    others = sorted({"".join(order) for order in itertools.permutations(pieces)} - {text})
+    return others[draw // 2 % len(others)] if others else None
 
 
 def _passages(text: str, before: int, after: int) -> list[tuple[str, str]]:

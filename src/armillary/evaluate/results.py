@@ -95,7 +95,7 @@ class Examination:
         results: scores, in the order of the tasks; the subset equal to the task's name is the whole task.
         items: rows of each task, by task.
         model: identity of the model (``Backend.identity``), with its lineage where a store knows it.
-        backend: which backend ran it, with versions.
+        backend: the engine that answered, with its version, and the program that scored (``engine_of``).
         cost: tokens, seconds and money.
     """
 
@@ -124,6 +124,12 @@ def named_model(identity: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(name, str) and _PATH.match(name):
         return {**identity, "model": re.split(r"[/\\]", name.rstrip("/\\"))[-1].removesuffix(".gguf") or name}
     return dict(identity)
+
+
+def engine_of(identity: Mapping[str, Any], harness: str) -> dict[str, Any]:
+    """The engine of a backend's ``identity``, with version and precision where it states them, and ``harness``."""
+    stated = {name: identity[name] for name in ("version", "precision") if identity.get(name) is not None}
+    return {"engine": identity.get("backend"), **stated, "harness": harness}
 
 
 def read_examinations(places: str) -> list[Examination]:

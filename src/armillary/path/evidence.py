@@ -77,6 +77,8 @@ def summary(evidence: Evidence, wall_s: Mapping[str, float]) -> dict[str, Any]:
     started = store.started_at(prediction["run"])
     arms, differences = (target.arms, target.differences) if target is not None else ([], [])
     outcomes = (evidence.mixture, evidence.anneal, evidence.ladder, target)
+    weights = evidence.recipe.target_weights
+    scores = [] if evidence.examined is None else [asdict(row) for row in score_rows(evidence.examined, weights)]
     return {
         "format": 1,
         "name": evidence.recipe.name,
@@ -87,7 +89,7 @@ def summary(evidence: Evidence, wall_s: Mapping[str, float]) -> dict[str, Any]:
         "differences": [d.model_dump(mode="json") for d in differences],
         "verdict": verdict["status"],
         "predictions": verdict["rows"],
-        "examination": [] if evidence.examined is None else [asdict(row) for row in score_rows(evidence.examined)],
+        "examination": scores,
         "lesson": brief(evidence.lesson) if evidence.lesson is not None else evidence.lesson_failed,
         "recorded_at": prediction["recorded_at"],
         "started_at": None if started is None else iso_time(started),

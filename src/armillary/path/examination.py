@@ -2,12 +2,14 @@
 
 Both models get the same cloze items (``evaluate/cloze.py``), so that the difference is paired. The answers lie in
 ``examination/published`` and ``examination/natural`` of the workspace, and are used again as long as run and items stay
-the same. A folder that is damaged is examined anew.
+the same. A damaged folder is examined again. The scores are also recorded in the workspace's store, once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from armillary.generate.native import NativeBackend
 from armillary.recipe import DamagedFileError, UsageError
 from armillary.store import Store
 from armillary.study import TargetOutcome
+from armillary.study.examined import record_examination
 from armillary.train import load_trained
 
 FOLDER = "examination"
@@ -53,10 +56,13 @@ def examine(outcome: TargetOutcome, corpus: Corpus, store: Store, folder: Path) 
         return None
     natural = outcome.arm("natural")
     other = None if natural is None else natural.run(spec.seed)
-    published = _examined(run, items, corpus, store, folder / FOLDER / "published")
-    if other is None or other == run:
-        return Examined(published, None)
-    return Examined(published, _examined(other, items, corpus, store, folder / FOLDER / "natural"))
+    places = {"published": run} if other is None or other == run else {"published": run, "natural": other}
+    found = {}
+    for arm, examined in places.items():
+        place = folder / FOLDER / arm
+        found[arm] = _examined(examined, items, corpus, store, place)
+        record_examination(store, place)
+    return Examined(found["published"], found.get("natural"))
 
 
 def written_files(examined: Examined) -> list[str]:
@@ -65,34 +71,48 @@ def written_files(examined: Examined) -> list[str]:
     return [f"{FOLDER}/{arm}/{name}" for arm in arms for name in (RESULTS, f"{ITEMS}/{TASK}.jsonl")]
 
 
-def score_rows(examined: Examined) -> list[report.ScoreRow]:
-    """The rows of the report: the total, then each domain, against the natural mixture where it was examined."""
+def score_rows(examined: Examined, target: Mapping[str, float]) -> list[report.ScoreRow]:
+    """The rows of the report, against the natural mixture where it was examined.
+
+    First the ``total`` over all items. Then the ``target``: its domains with the recipe's weights, as in the target
+    loss; left out where one of them has no items, or where it would repeat the total. Then each domain.
+    """
     rows = examined.published.items[TASK]
-    others = None if examined.natural is None else {row.id: row for row in examined.natural.items[TASK]}
-    found = []
-    for result in examined.published.results:
-        mine = [row for row in rows if result.subset in (TASK, row.subset)]
-        said = report.ScoreRow(
-            "total" if result.subset == TASK else result.subset, result.n, result.value, result.low, result.high
-        )
-        found.append(said if others is None else _compared(said, mine, [others[row.id] for row in mine]))
-    return found
+    counts = Counter(row.subset for row in rows)
+    parts = {"total": dict.fromkeys(counts, 1.0)}
+    if target.keys() <= counts.keys():
+        # The weight of one item; its mean over the items of the target is 1.
+        items = sum(counts[domain] for domain in target)
+        weights = {domain: weight * items / counts[domain] for domain, weight in target.items()}
+        if weights.keys() != counts.keys() or not all(math.isclose(weight, 1) for weight in weights.values()):
+            parts["target"] = weights
+    return [_row(name, examined, weights) for name, weights in [*parts.items(), *((d, {d: 1.0}) for d in counts)]]
 
 
-def _compared(row: report.ScoreRow, mine: Sequence[Item], theirs: Sequence[Item]) -> report.ScoreRow:
-    clusters = [item.cluster for item in mine]
-    first, second = ([item.scores[METRIC] for item in items] for items in (theirs, mine))
-    difference = paired(first, second, clusters)
-    reference = mean_interval(first, clusters)
+def _row(name: str, examined: Examined, weights: Mapping[str, float]) -> report.ScoreRow:
+    """Scores over the domains in ``weights``; each of their items counts with that weight."""
+    rows = [row for row in examined.published.items[TASK] if row.subset in weights]
+    clusters, bounds = [row.cluster for row in rows], (0.0, max(weights.values()))
+
+    def scores(items: Iterable[Item]) -> list[float]:
+        return [weights[item.subset] * item.scores[METRIC] for item in items]
+
+    mine = mean_interval(scores(rows), clusters, bounds=bounds)
+    row = report.ScoreRow(name, len(rows), mine.value, mine.low, min(mine.high, 1.0))
+    if examined.natural is None:
+        return row
+    others = {item.id: item for item in examined.natural.items[TASK]}
+    theirs = scores(others[item.id] for item in rows)
+    reference, compared = mean_interval(theirs, clusters, bounds=bounds), paired(theirs, scores(rows), clusters)
     return replace(
         row,
         reference=reference.value,
         reference_low=reference.low,
-        reference_high=reference.high,
-        difference=difference.difference.value,
-        difference_low=difference.difference.low,
-        difference_high=difference.difference.high,
-        p=difference.p_value,
+        reference_high=min(reference.high, 1.0),
+        difference=compared.difference.value,
+        difference_low=compared.difference.low,
+        difference_high=compared.difference.high,
+        p=compared.p_value,
     )
 
 
@@ -106,7 +126,7 @@ def _examined(run: str, items: Sequence[ClozeItem], corpus: Corpus, store: Store
     spec = store.run_spec(run)
     model = load_trained(store.run_folder(run), spec)
     text = ModelText(corpus.tokenizer(), frozenset({corpus.manifest.end_of_text_id}))
-    backend = NativeBackend(model, text, spec.context_length, lambda: {"model": run})
+    backend = NativeBackend(model, text, spec.context_length, lambda: {"model": f"{folder.name} (run {run})"})
     try:
         found = examine_cloze(backend, items)
     finally:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from armillary.path.taught import Taught
 from armillary.path.teach import BASE, HELD_OUT
 from armillary.recipe import counted
-from armillary.report import ScoreRow
+from armillary.report import ScoreRow, compared_row
 from armillary.study import AnnealOutcome, LadderOutcome, MixtureOutcome, TargetOutcome
 
 
@@ -62,14 +63,20 @@ def verdict(said: dict[str, Any]) -> str:
     return f"verdict: {said['reason']}"
 
 
-def examination(total: ScoreRow) -> str:
-    """The share of right answers of the published model, and the difference from the natural mixture."""
+def examination(rows: Sequence[ScoreRow]) -> str:
+    """The share of right answers of the published model, and the difference from the natural mixture.
+
+    The difference is that on the target, where the rows have one.
+    """
+    total = rows[0]
     interval = f"{100 * total.low:.1f} to {100 * total.high:.1f}"
     said = f"examine: {100 * total.value:.1f}% of {counted(total.n, 'item')} right ({interval})"
-    if total.difference is None or total.difference_low is None or total.difference_high is None:
+    row = compared_row(rows)
+    if row.difference is None or row.difference_low is None or row.difference_high is None:
         return said
-    ends = f"{100 * total.difference_low:+.1f} to {100 * total.difference_high:+.1f}"
-    return f"{said}; against the natural mixture {100 * total.difference:+.1f} points ({ends}), p = {total.p:.2g}"
+    where = "" if row is total else " on the target's domains"
+    ends = f"{100 * row.difference_low:+.1f} to {100 * row.difference_high:+.1f}"
+    return f"{said}; against the natural mixture{where} {100 * row.difference:+.1f} points ({ends}), p = {row.p:.2g}"
 
 
 def lesson(found: Taught) -> str:

@@ -102,7 +102,7 @@ class _Pages:
             curves=self._curves(curves_seed),
             training_curves=self._training_curves(curves_seed),
             curves_seed=curves_seed,
-            scores=[] if evidence.examined is None else score_rows(evidence.examined),
+            scores=[] if evidence.examined is None else score_rows(evidence.examined, recipe.target_weights),
             samples=self._samples(),
             teaching=None if evidence.lesson is None else evidence.lesson.part,
             failures=self._failures(),

@@ -395,7 +395,7 @@ class Workspace:
                         self.say(f"examine: no examination: {error}")
                 self.progress("examine", 1, 1, "")
                 if evidence.examined is not None:
-                    self.say(lines.examination(score_rows(evidence.examined)[0]))
+                    self.say(lines.examination(score_rows(evidence.examined, self.recipe.target_weights)))
                 if self.recipe.lesson is not None and evidence.target.published is not None:
                     with self._stage("lesson", lab.store):
                         self._teach(lab, evidence)

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from armillary.evaluate import Examination, Result, item_id, mean_interval, write_examination
 from armillary.evaluate import Item as Row
-from armillary.evaluate.results import ANSWERS
+from armillary.evaluate.results import ANSWERS, engine_of, named_model
 from armillary.generate import Backend, Choice, Likelihood, Message, Pair, Request, Sampling, open_answers
 from armillary.post.items import Item, read_items, read_rows
 from armillary.post.stage import ITEMS
@@ -124,13 +124,12 @@ def examine_items(
         rows[task].append(_judged(task, item, given[place], settings))
     for task, mine in texts.items():
         rows[task] += [_measured(task, *one) for one in zip(mine, likelihoods[task], strict=True)]
-    cost = backend.cost
     found = Examination(
         tuple(result for task, judged in rows.items() for result in _results(task, judged)),
         {task: tuple(judged) for task, judged in rows.items()},
-        model=backend.identity,
-        backend={"engine": backend.identity.get("backend")},
-        cost={"prompt_tokens": cost.prompt_tokens, "new_tokens": cost.new_tokens, "seconds": cost.seconds},
+        model=named_model(backend.identity),
+        backend=engine_of(backend.identity, "armillary post examine"),
+        cost=asdict(backend.cost),
     )
     write_examination(out, found)
     return found

@@ -45,6 +45,7 @@ from armillary.report.view import (
     TaughtGain,
     TaughtScore,
     TeachingPart,
+    compared_row,
 )
 
 __all__ = [
@@ -90,6 +91,7 @@ __all__ = [
     "TaughtScore",
     "TeachingPage",
     "TeachingPart",
+    "compared_row",
     "diversity_page",
     "diversity_section",
     "leaderboard",

@@ -52,6 +52,7 @@ from armillary.report.view import (
     ScoreRow,
     TaughtGain,
     TeachingPart,
+    compared_row,
 )
 
 ARM_COLOURS = {"found": C1, "natural": C2, "uniform": C3}
@@ -376,10 +377,18 @@ def arms(arm_rows: Sequence[ArmRow], differences: Sequence[DifferenceRow], words
     return fig
 
 
+def score_names(score_rows: Sequence[ScoreRow], words: Words) -> list[str]:
+    """What each row is called: the total, the target, and the domains."""
+    named = {0: words("name_total")}
+    if compared_row(score_rows) is not score_rows[0]:
+        named[1] = words("name_target")
+    return [named.get(place, row.subset) for place, row in enumerate(score_rows)]
+
+
 @chart
 def scores(score_rows: Sequence[ScoreRow], words: Words) -> Figure:
     """Shares of right answers with their intervals, of the published model and of the one on the natural mixture."""
-    labels = [words("name_total"), *(label(row.subset) for row in score_rows[1:])]
+    labels = [label(name) for name in score_names(score_rows, words)]
     left, height = _left_margin(labels), 34 * len(labels)
     fig = figure(height + 70)
     ax = axes(fig, left, 28, WIDTH - left - 20, height)

@@ -8,7 +8,7 @@ section lacks is left out.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -35,6 +35,7 @@ from armillary.report.view import (
     PredictionRow,
     ReportData,
     ScoreRow,
+    compared_row,
 )
 
 # Notes on what this program named; the others speak of domains, families and files, whose names are the user's.
@@ -92,7 +93,8 @@ def _render(data: ReportData, words: Words) -> str:
             choice=_choice(data.mixture.choice, words) if data.mixture and data.mixture.choice else "",
             choice_taken=data.mixture.choice.taken if data.mixture and data.mixture.choice else None,
             anneal_choice=_anneal_choice(data.anneal, words) if data.anneal else "",
-            scores_said=_scores(data.scores[0], words) if data.scores else "",
+            scores_said=_scores(data.scores, words) if data.scores else [],
+            scores_compared=compared_row(data.scores) if data.scores else None,
             scores_paired=any(row.reference is not None for row in data.scores),
             gains=[_gain(difference, words) for difference in data.differences],
             multipliers=[_multiplier(multiplier, words) for multiplier in data.multipliers],
@@ -181,13 +183,17 @@ def _seeds(data: ReportData, words: Words) -> str:
     return said
 
 
-def _scores(total: ScoreRow, words: Words) -> Markup | str:
-    """Whether the published model answers better than the one on the natural mixture."""
-    difference = fmt.points(total.difference, total.difference_low, total.difference_high)
-    if total.difference_low is None or total.difference_high is None:
-        return words("scores_alone")
-    key = "better" if total.difference_low > 0 else "worse" if total.difference_high < 0 else "undecided"
-    return words.sentence(f"scores_{key}", difference=difference, n=fmt.count(total.n), p=fmt.probability(total.p))
+def _scores(rows: Sequence[ScoreRow], words: Words) -> list[Markup | str]:
+    """Whether the published model answers better than by chance, and than the one on the natural mixture."""
+    total, row = rows[0], compared_row(rows)
+    level = "above" if total.low > 0.5 else "below" if total.high < 0.5 else "at"
+    said: list[Markup | str] = [words.sentence(f"scores_{level}", value=fmt.percent(total.value), n=fmt.count(total.n))]
+    if row.difference_low is None or row.difference_high is None:
+        return [*said, words("scores_alone")]
+    difference = fmt.points(row.difference, row.difference_low, row.difference_high)
+    key = "better" if row.difference_low > 0 else "worse" if row.difference_high < 0 else "undecided"
+    said.append(words.sentence(f"scores_{key}", difference=difference, n=fmt.count(row.n), p=fmt.probability(row.p)))
+    return said if row is total else [*said, words("scores_weighted")]
 
 
 def _hits(judged: list[PredictionRow], words: Words) -> Markup | str:

@@ -394,12 +394,53 @@ STRINGS: dict[str, tuple[str, str]] = {
     "training_loss": ("training loss", "训练损失"),
     "tokens_seen": ("training tokens", "训练词元数"),
     "loss": ("loss", "损失"),
+    # leaderboard
+    "board_title": ("Leaderboard", "排行榜"),
+    "board_kicker": ("Examinations", "考试"),
+    "board_lead": (
+        "A rank is 1 plus the number of models that are significantly better on the same items. Models that nothing "
+        "separates share a rank. Within a table, the chance of any false separation is at most {chance}.",
+        "名次等于在相同题目上显著更优的模型数加 1；无法区分的模型名次并列。同一张表内，出现任何错误区分的概率不超过 "
+        "{chance}。",
+    ),
+    "board_items": ("{items} items.", "共 {items} 题。"),
+    "board_passages": ("{items} items in {passages} passages.", "共 {items} 题，来自 {passages} 篇文段。"),
+    "board_rank": ("Rank", "名次"),
+    "board_model": ("Model", "模型"),
+    "board_score": ("Score", "得分"),
+    "board_interval": ("{level} interval", "{level} 区间"),
+    "board_better": ("Better than", "显著优于"),
+    "board_pairs": ("All pairs: {pairs}", "全部两两比较：{pairs} 组"),
+    "board_first": ("First", "甲"),
+    "board_second": ("Second", "乙"),
+    "board_difference": ("Second − first", "乙 − 甲"),
+    "board_flips": ("Higher / lower", "更高 / 更低"),
+    "board_p": ("p, paired", "p（配对）"),
+    "board_p_adjusted": ("p, corrected", "p（校正后）"),
+    "board_range": ("{low} to {high}", "{low} 至 {high}"),
     # examination
     "scores_lead": (
-        "Which of two continuations belongs to the beginning of a held-out text? Guessing is right half of the time. "
-        "The items are cut from documents that no model was trained on. Brackets hold 95% intervals.",
-        "给出留出文本的开头，判断两个续文中哪一个才是原文。随机猜测的正确率为 50%。题目取自任何模型都未训练过的文档；"
-        "方括号内为 95% 区间。",
+        "Which of two continuations belongs to the beginning of a held-out text? One is the real continuation, the "
+        "other the same words with their parts in another order. Guessing is right half of the time. The items are cut "
+        "from documents that no model was trained on. Brackets hold 95% intervals.",
+        "给出留出文本的开头，判断两个续文中哪一个才是原文；另一个由原续文打乱各部分的次序而成。随机猜测的正确率为 "
+        "50%。题目取自任何模型都未训练过的文档；方括号内为 95% 区间。",
+    ),
+    "scores_above": (
+        "The published model answers {value} of {n} items right, beyond chance.",
+        "{n} 道题中，所发布的模型答对 {value}，超出随机水平。",
+    ),
+    "scores_at": (
+        "The published model answers {value} of {n} items right; guessing can reach that too.",
+        "{n} 道题中，所发布的模型答对 {value}；随机猜测也可能达到这一水平。",
+    ),
+    "scores_below": (
+        "The published model answers {value} of {n} items right, which is worse than guessing.",
+        "{n} 道题中，所发布的模型答对 {value}，不如随机猜测。",
+    ),
+    "scores_weighted": (
+        "This comparison is over the domains of the target, weighted as in the target loss.",
+        "该比较仅限目标所含的各域，权重与目标损失一致。",
     ),
     "scores_better": (
         "The published model beats the same model on the natural mixture beyond chance: {difference} points on the "

@@ -470,11 +470,12 @@ class Command:
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """Shares of right answers on the same ``n`` items of the domain ``subset``, or of all, with 95% intervals.
+    """Shares of right answers on the same ``n`` items of the domain ``subset``, with 95% intervals.
 
-    ``value`` is the published model's. ``reference`` is that of the same model on the natural mixture, ``difference``
-    the first minus the second over pairs of answers, and ``p`` the probability of one as large by chance; all are None
-    where there is no such model.
+    The first row is the total. The second, named ``target``, is that of the target's domains with their weights; it is
+    left out where it would repeat the total. ``value`` is the published model's. ``reference`` is that of the same
+    model on the natural mixture, ``difference`` the first minus the second over pairs of answers, and ``p`` the
+    probability of one as large by chance; all are None where there is no such model.
     """
 
     subset: str
@@ -489,6 +490,11 @@ class ScoreRow:
     difference_low: float | None = None
     difference_high: float | None = None
     p: float | None = None
+
+
+def compared_row(rows: Sequence[ScoreRow]) -> ScoreRow:
+    """The row on which two models are compared: the target, or the total where the target is not a row of its own."""
+    return rows[1] if len(rows) > 1 and rows[1].subset == "target" else rows[0]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from armillary.evaluate.intervals import mean_interval
-from armillary.evaluate.results import Examination, Item, Result, item_id, named_model
+from armillary.evaluate.results import Examination, Item, Result, engine_of, item_id, named_model
 from armillary.evaluate.tasks.catalog import Leaf, Named, build, check_sentences, find
 from armillary.evaluate.tasks.code import METRIC as PASSES
 from armillary.evaluate.tasks.extract import CODE, SECOND, Extractor
@@ -164,7 +164,7 @@ def examine(backend: Backend, prepared: Prepared, options: ExamOptions, kept: An
         tuple(results),
         items,
         model=named_model(backend.identity),
-        backend={"harness": _harness()},
+        backend=engine_of(backend.identity, _harness()),
         cost=asdict(backend.cost),
     )
 
