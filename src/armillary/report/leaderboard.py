@@ -9,25 +9,32 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from armillary.evaluate.leaderboard import Leaderboard, Table
 from armillary.files import write_file
-from armillary.recipe import ArmillaryError
+from armillary.recipe import ArmillaryError, Language
+from armillary.report.text import Words
 
 # Width of the interval bars in the drawing's own units.
 _WIDTH = 240.0
 
 
-def write_leaderboard(board: Leaderboard, path: Path) -> None:
+def write_leaderboard(board: Leaderboard, path: Path, language: Language = "en") -> None:
     """Write ``board`` as HTML that loads nothing from elsewhere; an older file is replaced atomically.
+
+    Notes of the board are in English in every language.
 
     Raises:
         ArmillaryError: the file cannot be written.
     """
-    html = _template().render(board=board, scale=_scale, width=_WIDTH)
+    html = _template().render(board=board, t=Words(language), percent=_percent, scale=_scale, width=_WIDTH)
     try:
         write_file(path, html.encode("utf-8", errors="replace"))
     except OSError as error:
         raise ArmillaryError(
             f"{path}: the leaderboard cannot be written ({error.strerror}); give a path that can be written"
         ) from error
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g}%"
 
 
 def _scale(table: Table, value: float) -> float:

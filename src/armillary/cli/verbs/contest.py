@@ -33,6 +33,7 @@ def contest(
     ] = "plain",
     limit: Count = None,
     shots: Annotated[int, typer.Option(min=1, help="Examples of few-shot.")] = 4,
+    similarity: Annotated[str, typer.Option(help="How examples are found: bm25 or embeddings.")] = "bm25",
     samples: Annotated[int, typer.Option(min=1, help="Answers of self-consistency.")] = 5,
     development: Annotated[
         int | None,
@@ -69,7 +70,7 @@ def contest(
         raise UsageError("give models to examine, or --score with --gold")
     if score is not None and gold is not None:
         return _score(name, score, gold, as_json)
-    options = ContestOptions(data, tuple(method.split(",")), limit, shots, samples, development)
+    options = ContestOptions(data, tuple(method.split(",")), limit, shots, samples, development, similarity)
     rivals = named_files(rival or [])
     if not models and not rivals:
         raise UsageError("give models to examine, or --score with --gold")

@@ -12,7 +12,7 @@ from rich.markup import escape
 from armillary.cli.app import JsonOption, app
 from armillary.cli.show.screen import err, out, show_json, show_table
 from armillary.cli.values import probability
-from armillary.recipe import counted
+from armillary.recipe import Language, counted
 
 
 @app.command("leaderboard")
@@ -24,6 +24,7 @@ def leaderboard(
         ),
     ] = None,
     html: Annotated[Path | None, typer.Option(help="HTML page to write.", show_default=False)] = None,
+    language: Annotated[Language, typer.Option(help="Language of the page.")] = "en",
     level: Annotated[
         float, typer.Option(callback=probability, help="Level of the intervals and of the separation of ranks.")
     ] = 0.95,
@@ -42,7 +43,7 @@ def leaderboard(
     if html is not None:
         from armillary.report.leaderboard import write_leaderboard
 
-        write_leaderboard(board, html)
+        write_leaderboard(board, html, language)
     if as_json:
         return show_json(asdict(board))
     for table in board.tables:

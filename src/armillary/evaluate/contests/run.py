@@ -16,8 +16,16 @@ from armillary.evaluate.asking import Asker, file_name
 from armillary.evaluate.contests.contest import Answer, Contest, Item, Score
 from armillary.evaluate.contests.files import write_predictions
 from armillary.evaluate.intervals import mean_interval
-from armillary.evaluate.prompting import Answered, Bm25Similarity, Examples, Method, answer_items, method_named
-from armillary.evaluate.results import Examination, Result, item_id, named_model, write_examination
+from armillary.evaluate.prompting import (
+    BM25,
+    SIMILARITIES,
+    Answered,
+    Examples,
+    Method,
+    answer_items,
+    method_named,
+)
+from armillary.evaluate.results import Examination, Result, engine_of, item_id, named_model, write_examination
 from armillary.evaluate.results import Item as Row
 from armillary.evaluate.voting import Weights, learn_weights, vote
 from armillary.recipe import UsageError, canonical_hash, write_sealed
@@ -38,6 +46,7 @@ class ContestOptions:
         shots: examples of few-shot.
         samples: answers of self-consistency.
         development: items of the train file that the vote learns from; None takes 100, or a third of a small file.
+        similarity: how examples are found, a name of ``prompting.SIMILARITIES``.
     """
 
     data: Path | None = None
@@ -46,12 +55,15 @@ class ContestOptions:
     shots: int = 4
     samples: int = 5
     development: int | None = None
+    similarity: str = BM25
 
     def __post_init__(self) -> None:
         for name in ("limit", "shots", "samples", "development"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} must be 1 or more, given {value}")
+        if self.similarity not in SIMILARITIES:
+            raise UsageError(f"similarity {self.similarity!r}: known are {', '.join(SIMILARITIES)}")
         if len(set(self.methods)) < len(self.methods):
             raise UsageError(f"methods {','.join(self.methods)}: one is named twice")
         for name in self.methods:
@@ -194,7 +206,7 @@ def run_contest(
     asked = [*parts.examined, *(parts.development if voting else [])]
     examples = None
     if any(method_named(name).shots for name in options.asked):
-        examples = Examples(parts.examples, Bm25Similarity([item.text for item in parts.examples]))
+        examples = Examples(parts.examples, SIMILARITIES[options.similarity]([item.text for item in parts.examples]))
     entries: list[Entry] = []
     voters: dict[str, Mapping[str, Answer | None]] = {}
     for model, asker in models.items():
@@ -203,7 +215,9 @@ def run_contest(
             done = answer_items(contest, parts.examined, method, examples, asker)
             entry = _entry(contest, parts.examined, (model, name), done, entries)
             pool = parts.examples if method.shots else []
-            kept = _examination(contest, parts.examined, done, _settings(contest, method, pool), asker)
+            kept = _examination(
+                contest, parts.examined, done, _settings(contest, method, pool, options.similarity), asker
+            )
             entries.append(replace(entry, examination=kept))
             answers = dict(done.answers)
             if voting:
@@ -247,12 +261,12 @@ def _entry(
     )
 
 
-def _settings(contest: Contest, method: Method, pool: Sequence[Item]) -> str:
+def _settings(contest: Contest, method: Method, pool: Sequence[Item], similarity: str) -> str:
     """The hash of all that an answer depends on besides the model and the question."""
     prompts = [contest.instruction(None), contest.coarse_instruction() if method.coarse_to_fine else ""]
-    return canonical_hash(
-        {"method": asdict(method), "prompts": prompts, "examples": [item.fingerprint for item in pool]}
-    )
+    settings = {"method": asdict(method), "prompts": prompts, "examples": [item.fingerprint for item in pool]}
+    # Left out where nothing is searched, or by BM25, so that earlier examinations keep their hash.
+    return canonical_hash(settings | ({"similarity": similarity} if pool and similarity != BM25 else {}))
 
 
 def _examination(contest: Contest, items: Sequence[Item], done: Answered, settings: str, asker: Asker) -> Examination:
@@ -278,7 +292,8 @@ def _examination(contest: Contest, items: Sequence[Item], done: Answered, settin
         *(contest.name, contest.name, ITEM_SCORE, mean.value, mean.low, mean.high),
         *(len(rows), len(done.truncated) / len(rows), None, settings),
     )
-    return Examination((whole,), {contest.name: rows}, named_model(asker.identity), {}, cost)
+    engine = engine_of(asker.identity, f"contest {contest.name}")
+    return Examination((whole,), {contest.name: rows}, named_model(asker.identity), engine, cost)
 
 
 def _vote(
