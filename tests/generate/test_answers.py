@@ -36,7 +36,7 @@ _PAIRS = [Pair("The sky is", text) for text in (" blue", " wide", " 2", "")[:3]]
 
 @pytest.fixture(scope="module")
 def backend(tiny_hf: Path) -> Any:
-    return open_backend(str(tiny_hf), BackendOptions(), "transformers")
+    return open_backend(str(tiny_hf), BackendOptions(batch_size=1))
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_a_run_that_is_left_early_keeps_what_came(backend: Any, tmp_path: Path, 
     )
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(st.data())
 def test_a_file_that_was_cut_anywhere_goes_on(
     backend: Any, whole: bytes, expected: Any, tmp_path_factory: pytest.TempPathFactory, data: Any
@@ -106,7 +106,7 @@ def test_a_file_that_was_cut_anywhere_goes_on(
     assert path.read_bytes() == whole
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(st.data())
 def test_a_changed_byte_is_reported_with_its_line_and_asked_again(
     backend: Any, whole: bytes, expected: Any, tmp_path_factory: pytest.TempPathFactory, data: Any

@@ -86,7 +86,15 @@ def alone(decoder: Decoder, tokens: list[int]) -> Any:
     return np.concatenate(each)
 
 
-@pytest.mark.parametrize("name", SHAPES)
+# In PyTorch the other shapes are the operations of the model itself.
+_EAGER = [
+    pytest.param("eager", name, marks=() if name in ("qwen3", "biased experts") else pytest.mark.slow)
+    for name in SHAPES
+]
+_COMPILED = [("compiled", name) for name in SHAPES]
+
+
+@pytest.mark.parametrize(("kind", "name"), [*_COMPILED, *_EAGER], indirect=["kind"])
 def test_logits_are_those_of_the_model(kind: str, name: str) -> None:
     model = built(name)
     tokens = texts(1)[0] * 4
@@ -96,12 +104,7 @@ def test_logits_are_those_of_the_model(kind: str, name: str) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=2e-5 * float(np.abs(expected).max()))
 
 
-# The other shapes add no operation of their own in PyTorch.
-@pytest.mark.parametrize(
-    ("kind", "name"),
-    [*(("compiled", name) for name in SHAPES), ("eager", "qwen3"), ("eager", "latent"), ("eager", "biased experts")],
-    indirect=["kind"],
-)
+@pytest.mark.parametrize(("kind", "name"), [*_COMPILED, *_EAGER], indirect=["kind"])
 def test_bits_do_not_depend_on_the_other_rows(kind: str, name: str) -> None:
     decoder = made(kind, built(name))
     given_texts = texts(5)
@@ -153,7 +156,9 @@ def test_bits_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("name", ["llama", "latent"])
-@pytest.mark.parametrize("length", [1, 7, 8, 20])
+@pytest.mark.parametrize(
+    "length", [pytest.param(1, marks=pytest.mark.slow), 7, 8, pytest.param(20, marks=pytest.mark.slow)]
+)
 def test_a_copied_prefix_is_as_good_as_one_of_its_own(kind: str, name: str, length: int) -> None:
     decoder = made(kind, built(name))
     tokens = (texts(1)[0] * 4)[:32]

@@ -108,7 +108,7 @@ def test_the_likelihood_of_the_greedy_answer_says_greedy(backend: Any) -> None:
         assert not other.greedy and other.value < 0
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(st.integers(0, 20), st.integers(1, 3))
 def test_an_answer_ends_before_the_first_stop_string(backend: Any, start: int, size: int) -> None:
     (whole,) = backend.complete([Request("The sky", Sampling(max_new_tokens=10))])

