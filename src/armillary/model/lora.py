@@ -1,8 +1,8 @@
-"""Adapters of low rank in a model: added to its matrices, drawn, merged into the weights, read and written.
+"""Low-rank adapters (LoRA): added to a model's matrices, initialised, merged into the weights, read and written.
 
-Hu et al. 2021, arXiv 2106.09685. The parameters of the model keep their names and are frozen; beside the ``weight`` of
-an adapted matrix stand ``lora_a`` [rank, in] and ``lora_b`` [out, rank]. Adapters are saved as peft has them, whose
-``PeftModel`` loads them onto the model they were trained from.
+Hu et al. 2021, arXiv 2106.09685. The model's parameters keep their names and are frozen. An adapted matrix has
+``lora_a`` [rank, in] and ``lora_b`` [out, rank] beside its ``weight``. Adapters are saved in peft's format;
+``PeftModel`` loads them onto the model that they were trained from.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ADAPTER = "adapter_model.safetensors"
 
 
 class LoraLinear(nn.Linear):
-    """A matrix with an adapter beside it; made of a plain one, whose weight it takes."""
+    """A matrix with an adapter; it takes the weight of the ``plain`` matrix."""
 
     def __init__(self, plain: nn.Linear, lora: Lora) -> None:
         with torch.device("meta"):
@@ -40,17 +40,17 @@ class LoraLinear(nn.Linear):
         self.factor = lora.alpha / lora.rank
 
     def forward(self, x: Tensor) -> Tensor:
-        """``x`` through the matrix and its adapter."""
+        """Apply the matrix and its adapter to ``x``."""
         return F.linear(x, self.weight) + self.factor * F.linear(F.linear(x, self.lora_a), self.lora_b)
 
     @torch.no_grad()
     def merged(self) -> Tensor:
-        """The matrix that computes the same alone."""
+        """The single matrix that is equal to this matrix with its adapter."""
         return self.weight + self.factor * (self.lora_b @ self.lora_a)
 
 
 def add_adapters(model: Transformer, lora: Lora) -> None:
-    """Freeze ``model`` and put an adapter beside each of its matrices that ``lora`` targets; their values are unset.
+    """Freeze ``model`` and add an uninitialised adapter to each of its matrices that ``lora`` targets.
 
     Raises:
         UsageError: no matrix of the model has one of these names, as in a mixture of experts.
@@ -71,7 +71,7 @@ def add_adapters(model: Transformer, lora: Lora) -> None:
     for parent, name, child in found:
         setattr(parent, name, LoraLinear(child, lora))
     for matrix, _ in adapters(model):
-        # beside a matrix that is cut they would be cut with it; until that is so, they train on one device alone
+        # adapters of a split matrix would need splitting too; this is not supported, so they train on one device only
         model.roles |= {f"{matrix}.{part}": Role("whole") for part in ("lora_a", "lora_b")}
 
 
@@ -82,7 +82,7 @@ def adapters(model: Transformer) -> list[tuple[str, LoraLinear]]:
 
 @torch.no_grad()
 def draw_adapters(model: Transformer, seed: int) -> None:
-    """Draw ``lora_a`` uniformly as peft does (Kaiming with a = sqrt(5)), each from ``seed`` and its name; B is 0."""
+    """Draw each ``lora_a`` from ``seed`` and its name, uniformly as peft does (Kaiming, a = sqrt(5)); B is 0."""
     for name, module in adapters(model):
         digest = hashlib.sha256(f"{seed} {name}.lora_a".encode()).digest()
         source = torch.Generator("cpu").manual_seed(int.from_bytes(digest[:8], "little", signed=True))
@@ -92,7 +92,7 @@ def draw_adapters(model: Transformer, seed: int) -> None:
 
 
 def merged_state(model: Transformer) -> dict[str, Tensor]:
-    """The weights of the model without adapters that computes the same, under the names of a plain model."""
+    """The weights of the equivalent model without adapters, under the names of a plain model."""
     state = dict(model.state_dict())
     for name, module in adapters(model):
         state[f"{name}.weight"] = module.merged()
@@ -101,18 +101,18 @@ def merged_state(model: Transformer) -> dict[str, Tensor]:
 
 
 def adapter_state(model: Transformer) -> dict[str, Tensor]:
-    """What of the model is trained: the adapters, under our names."""
+    """The trained part of the model: the adapters, under our names."""
     return {name: value for name, value in model.state_dict().items() if name.endswith((".lora_a", ".lora_b"))}
 
 
 def export_adapter(shape: ModelShape, lora: Lora, state: Mapping[str, Tensor], folder: Path, base: str) -> None:
     """Write the adapters of a model of ``shape`` as a folder that ``peft.PeftModel.from_pretrained`` loads.
 
-    It appears when it is whole. ``state`` is as ``adapter_state``; ``base`` is the folder of the model that they were
-    trained from.
+    The folder appears atomically. ``state`` is as ``adapter_state``; ``base`` is the folder of the model that the
+    adapters were trained from.
 
     Raises:
-        UsageError: ``folder`` holds files that are no export.
+        UsageError: ``folder`` holds files that are not an export.
     """
     parts, there = {"lora_a": "lora_A", "lora_b": "lora_B"}, names_there(shape)
     tensors = {}

@@ -1,19 +1,19 @@
-"""Mixture-of-experts in the place of a feed-forward block: a router, its experts, and what keeps them in balance.
+"""Mixture-of-experts in place of a feed-forward block: a router, its experts, and their balancing.
 
-Tokens are sorted by the expert that they go to, and one grouped product for all experts takes the place of a plain
-one; sizes stay on the device, so the host never waits for them. Like the rest of the model it knows nothing of ranks;
-two plain functions stand where others may be put: ``compute`` (where the experts of a token are) and ``sequence``
-(where the rest of a sequence is).
+Tokens are sorted by expert, and one grouped product covers all experts. Sizes stay on the device, so the host never
+waits for them. Like the rest of the model, this module contains no parallel code. Parallel layouts replace two plain
+functions: ``compute`` (where a token's experts are) and ``sequence`` (where the rest of a sequence is).
 
 Trade-offs:
 
-- What balances experts needs no place in the loss. The gradient of the auxiliary losses is written by hand and joins
-  the router's in the backward pass (``_Balance``): it works the same in a stage of a pipeline, and with activations
-  that are computed again. The load is counted there too: a validation, which has no backward pass, counts nothing.
-- All that depends on more than one token depends on one sequence alone (capacity, auxiliary loss) or on the whole
-  batch of an optimizer step (bias), and never on which sequences are computed together.
-- A grouped product wants rows of whole 16 bytes, so widths are multiples of 8 (``ModelShape`` sees to it).
-- Every expert is stored in one tensor with the others of its layer, as grouped products want them.
+- The loss does not contain the auxiliary losses. Their gradient is written by hand and added to the router's gradient
+  in the backward pass (``_Balance``). This also works in a pipeline stage and with recomputed activations. The load is
+  counted there too, so validation, which has no backward pass, does not count.
+- Capacity and auxiliary loss depend on a single sequence, and the bias on the whole batch of an optimizer step. No
+  result depends on which sequences are computed together.
+- A grouped product needs rows that are multiples of 16 bytes, so ``ModelShape`` requires widths that are multiples of
+  8.
+- The experts of a layer are stored in one tensor, as grouped products need them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from armillary.recipe import Experts
 
 
 class GroupedExperts(nn.Module):
-    """SwiGLU experts (Shazeer 2020, equation 6), all in three tensors: the expert is the first dimension."""
+    """SwiGLU experts (Shazeer 2020, equation 6) in three tensors, whose first dimension is the expert."""
 
     def __init__(self, count: int, d_model: int, d_ff: int) -> None:
         super().__init__()
@@ -44,15 +44,15 @@ class GroupedExperts(nn.Module):
         self.roles = {"gate": Role("experts"), "up": Role("experts"), "down": Role("experts", init="residual")}
 
     def forward(self, rows: Tensor, counts: Tensor) -> Tensor:
-        """Rows [M, d_model] to the same, as ``grouped_swiglu``."""
+        """Map rows [M, d_model] to results of the same shape, as ``grouped_swiglu``."""
         return grouped_swiglu(rows, counts, self.gate, self.up, self.down)
 
 
 def grouped_swiglu(rows: Tensor, counts: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """SwiGLUs with the matrices ``gate`` and ``up`` [n, d_ff, d] and ``down`` [n, d, d_ff] of ``rows`` [M, d].
+    """Apply n SwiGLUs with matrices ``gate`` and ``up`` [n, d_ff, d] and ``down`` [n, d, d_ff] to ``rows`` [M, d].
 
-    The first ``counts[0]`` (int64) rows go through the first one and so on; for rows beyond neither what they give nor
-    their gradients are defined.
+    The first ``counts[0]`` (int64) rows go through the first SwiGLU, and so on. Results and gradients of rows beyond
+    the sum of ``counts`` are undefined.
     """
     ends = counts.cumsum(0, dtype=torch.int32)
     hidden = swiglu(_grouped(rows, gate, ends), _grouped(rows, up, ends))
@@ -60,7 +60,7 @@ def grouped_swiglu(rows: Tensor, counts: Tensor, gate: Tensor, up: Tensor, down:
 
 
 def _grouped(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """Rows up to ``ends[i]`` times the i-th matrix of ``weight`` [count, out, in], in the precision of products."""
+    """Multiply the rows up to ``ends[i]`` by the i-th matrix of ``weight`` [count, out, in], in product precision."""
     product = product_dtype(rows)
     return F.grouped_mm(rows.to(product), weight.to(product).mT, offs=ends)
 
@@ -80,19 +80,19 @@ class MixtureOfExperts(nn.Module):
         self.roles = {"router.weight": Role("whole", width="output")}
         if experts.balance == "bias":
             self.register_buffer("bias", torch.empty(experts.count, dtype=torch.float32))
-        # What the sums of the objective will be divided by.
+        # The divisor of the objective's sums.
         self.batch_weight = 1.0
         self.compute: Callable[[nn.Module, Tensor, Tensor], Tensor] = lambda module, rows, counts: module(rows, counts)
         self.sequence: Callable[[Tensor], tuple[Tensor, Tensor | slice]] = lambda chosen: (chosen, slice(None))
         self._load: Tensor | None = None
 
     def forward(self, x: Tensor, counted: Tensor | None = None) -> Tensor:
-        """[B, T, d_model] to the same; ``counted`` [B, T] are the weights of the predictions (None: all 1).
+        """Map [B, T, d_model] to the same shape; ``counted`` [B, T] are the weights of the predictions (None: all 1).
 
-        What balances experts goes by them, so that a token of weight 0 never reaches the loss this way either.
+        Balancing uses these weights too, so a token of weight 0 does not affect it.
         """
         weights, chosen, kept = self._route(x, counted)
-        # dropped ones are sorted behind all others
+        # dropped tokens are sorted behind all others
         expert = chosen.where(kept, self.spec.count).flatten()
         order = expert.argsort(stable=True)
         place = torch.empty_like(order)
@@ -103,7 +103,7 @@ class MixtureOfExperts(nn.Module):
         if self.spec.capacity_factor is None:
             rows = self.compute(self.experts, rows, counts)
         else:
-            # what no expert takes is left undefined, forward and backward
+            # rows without an expert are undefined, forward and backward
             dropped = (torch.arange(len(rows), device=rows.device) >= counts.sum())[:, None]
             rows = self.compute(self.experts, rows.masked_fill(dropped, 0), counts).masked_fill(dropped, 0)
         mixed: Tensor = _Combine.apply(rows, weights.to(rows.dtype), order, place)  # type: ignore[no-untyped-call]
@@ -121,7 +121,7 @@ class MixtureOfExperts(nn.Module):
         if spec.balance == "bias":
             choosing = choosing + self.bias
         chosen = choosing.topk(spec.active, dim=-1, sorted=False).indices
-        # where a sequence lies on several ranks, all of it
+        # the whole sequence, even if it is split over ranks
         whole, own = self.sequence(chosen)
         if torch.is_grad_enabled():
             all_counted = counted
@@ -139,7 +139,7 @@ class MixtureOfExperts(nn.Module):
         if self.spec.capacity_factor is None:
             return torch.ones_like(whole, dtype=torch.bool)
         flat = whole.flatten(1)
-        # the decimal that was written: by its nearest binary number, 0.4 * 15 / 6 may be more than 1
+        # the exact decimal of the recipe: in binary floating point, 0.4 * 15 / 6 may exceed 1
         factor = Fraction(str(self.spec.capacity_factor))
         capacity = math.ceil(factor * flat.shape[1] / self.spec.count)
         order = flat.argsort(dim=1, stable=True)
@@ -161,7 +161,7 @@ class MixtureOfExperts(nn.Module):
             log_partition = torch.logsumexp(logits, -1, keepdim=True)
             gradient += 2 * spec.router_z_loss * log_partition * (logits - log_partition).exp()
         if spec.balance == "auxiliary":
-            # count / active * share of the choices in the sequence: 1 where all experts are chosen alike
+            # count / active * share of the choices in the sequence: 1 if all experts are chosen equally often
             if all_counted is None:
                 share = _count_each(whole.flatten(1), spec.count) / whole[0].numel()
             else:
@@ -178,22 +178,22 @@ class MixtureOfExperts(nn.Module):
         return gradient / self.batch_weight
 
     def add_load(self, chosen: Tensor, counted: Tensor | None) -> None:
-        """Count the choices [B, T, active] of one more backward pass, of tokens whose weight is not 0."""
-        if counted is not None:  # the others are counted behind all experts
+        """Add the choices [B, T, active] of one more backward pass to the load; tokens of weight 0 are left out."""
+        if counted is not None:  # tokens of weight 0 are counted in an extra bin behind all experts
             chosen = chosen.masked_fill((counted == 0)[..., None], self.spec.count)
         load = _count(chosen.flatten(), self.spec.count + 1)[:-1]
         self._load = load if self._load is None else self._load + load
 
     def take_load(self) -> Tensor:
-        """How many tokens chose each expert [count] (int64) in all backward passes since this was last asked."""
+        """Return the tokens per expert [count] (int64) of all backward passes since the last call."""
         assert self._load is not None, "there was no backward pass"
         load, self._load = self._load, None
         return load
 
     @torch.no_grad()
     def update_bias(self, load: Tensor) -> None:
-        """One step of the bias for the ``load`` [count] of the whole batch (arXiv 2408.15664, algorithm 1)."""
-        # in whole numbers, so that an expert at the mean stays where it is
+        """Take one step of the bias for the ``load`` [count] of the whole batch (arXiv 2408.15664, algorithm 1)."""
+        # in integers, so that the bias of an expert at the mean does not change
         missing = load.sum() - self.spec.count * load
         self.bias += self.spec.bias_rate * missing.sign()
 
@@ -204,18 +204,18 @@ def mixtures(model: nn.Module) -> list[MixtureOfExperts]:
 
 
 def set_batch_weight(model: nn.Module, weight: float) -> None:
-    """Have the mixtures in ``model`` divide their auxiliary losses by the weight of the batch of all calls and ranks.
+    """Set the divisor of the auxiliary losses in ``model``: the weight of the batch over all calls and ranks.
 
-    The objective of a model is a sum, and the caller divides it; the gradient of these losses never passes there.
+    The caller divides the model's objective, which is a sum. The gradient of the auxiliary losses bypasses it.
     """
     for mixture in mixtures(model):
         mixture.batch_weight = weight
 
 
 def balance_experts(model: nn.Module, total: Callable[[Tensor], Tensor] = lambda load: load) -> None:
-    """Let the biases of experts follow their load; called once after each optimizer step, where there is a bias.
+    """Update the biases of experts from their load; called once after each optimizer step.
 
-    ``total`` sums the loads [mixtures, count] (int64) over all that computed a part of the batch.
+    ``total`` sums the loads [mixtures, count] (int64) over all ranks that computed a part of the batch.
     """
     biased = [mixture for mixture in mixtures(model) if mixture.spec.balance == "bias"]
     if biased:
@@ -225,8 +225,8 @@ def balance_experts(model: nn.Module, total: Callable[[Tensor], Tensor] = lambda
 
 
 def _count(values: Tensor, size: int) -> Tensor:
-    """How often each number below ``size`` stands in ``values`` (int64)."""
-    # bincount asks the device for the largest number first
+    """Count how often each number below ``size`` occurs in ``values`` (int64)."""
+    # not bincount, which waits for the device to find the largest number
     return torch.zeros(size, dtype=torch.int64, device=values.device).scatter_add_(0, values, torch.ones_like(values))
 
 
@@ -237,7 +237,7 @@ def _count_each(values: Tensor, size: int) -> Tensor:
 
 
 class _Balance(Function):
-    """Logits as they are; backward counts the load, and adds the gradient of the auxiliary losses."""
+    """Identity for the logits; backward counts the load and adds the gradient of the auxiliary losses."""
 
     @staticmethod
     def forward(
@@ -265,13 +265,13 @@ class _Balance(Function):
 
 
 def dispatch(x: Tensor, order: Tensor, place: Tensor, copies: int) -> Tensor:
-    """Rows [N, d], each ``copies`` times, in another ``order`` [N * copies], of which ``place`` is the inverse."""
+    """Repeat rows [N, d] ``copies`` times and reorder them by ``order`` [N * copies], whose inverse is ``place``."""
     rows: Tensor = _Dispatch.apply(x, order, place, copies)  # type: ignore[no-untyped-call]
     return rows
 
 
 class _Dispatch(Function):
-    """PyTorch's own indexing adds gradients up row by row, since it can't know that each place occurs once."""
+    """Indexing by a permutation; PyTorch's own indexing adds gradients row by row, as indices might repeat."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, order: Tensor, place: Tensor, copies: int) -> Tensor:
@@ -289,7 +289,7 @@ class _Dispatch(Function):
 class _Combine(Function):
     """The sorted rows [N * active, d] of each token, weighted by [..., active] and summed: [..., d].
 
-    Every sum has its order, so the result is the same each time, which adding rows up in place is not on accelerators.
+    Sums have a fixed order, so the result is reproducible. Adding rows in place is not reproducible on accelerators.
     """
 
     @staticmethod

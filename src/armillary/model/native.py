@@ -1,17 +1,16 @@
-"""C kernels on a CPU: compiled on first use, kept, and called through ctypes.
+"""C kernels on a CPU: compiled on first use, cached, and called through ctypes.
 
-PyTorch's own operators pass over the memory once each, and its CPU attention is slow at the contexts of small models;
-the kernels of a training step (``kernels.c``) cost one second of compiling once per machine and need nothing but a C
-compiler. Where there is none, or an operator's input is not what they are for, ``operators`` computes the same with
-PyTorch. Generation has kernels of its own, which are compiled and kept the same way (``compiled``).
+Each PyTorch operator makes a full pass over memory, and PyTorch's CPU attention is slow at the contexts of small
+models. The kernels of a training step (``kernels.c``) take one second to compile, once per machine, and need only a C
+compiler. Without a compiler, or for inputs that the kernels do not support, ``operators`` computes the same with
+PyTorch. Generation has its own kernels, compiled and cached the same way (``compiled``).
 
-Trade-offs: compiled for the processor at hand (``-march=native``), so two kinds of machine may round differently in
-the last digit, as they do in every matrix product; a library is found again by the hash of source, compiler, flags and
-processor, so a shared home folder serves a mixed cluster.
+Trade-offs: kernels are compiled for the current processor (``-march=native``), so two kinds of machine may round
+differently in the last digit, as in every matrix product. The cache key is a hash of source, compiler, flags and
+processor, so a mixed cluster can share a home folder.
 
-A library is code, so the cache is a folder that only this user can write to, and a library runs only if its content has
-the hash that its name states: a torn or replaced one is built again. Where no such folder is to be had, each process
-builds the library for itself.
+A library is code. The cache folder must be writable by this user only, and a library is loaded only if its content has
+the hash in its name; a torn or replaced one is built again. Without such a folder, each process builds its own library.
 """
 
 from __future__ import annotations
@@ -35,12 +34,12 @@ from torch import Tensor
 
 from armillary.files import sync
 
-# Without the assumption that every number is finite: divergence has to show.
+# Without the assumption that every number is finite, because divergence must stay visible.
 _FLAGS = (
     *("-std=gnu11", "-O3", "-march=native", "-shared", "-fPIC", "-pthread", "-ffp-contract=fast"),
     *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"),
 )
-# Sums of a training step may be taken in any order.
+# A training step may reorder sums.
 _TRAINING = ("-fassociative-math",)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # as malloc.h has them
 _DEFINES = {torch.float32: (), torch.bfloat16: ("-DBF16",)}
@@ -48,7 +47,7 @@ _DEFINES = {torch.float32: (), torch.bfloat16: ("-DBF16",)}
 
 @cache
 def kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
-    """The library for activations of ``dtype``; None where there is none, or no compiler to make it."""
+    """The library for activations of ``dtype``; None if the dtype is not supported or there is no compiler."""
     if dtype not in _DEFINES:
         return None
     source = files("armillary.model").joinpath("kernels.c").read_bytes()
@@ -56,7 +55,7 @@ def kernels(dtype: torch.dtype) -> ctypes.CDLL | None:
 
 
 def compiled(source: bytes, flags: tuple[str, ...], use: str, longer: str) -> ctypes.CDLL | None:
-    """The library of a C ``source``, which may include ``vectors.h``; None where it is switched off or cannot be built.
+    """The library of a C ``source``, which may include ``vectors.h``; None if switched off or it cannot be built.
 
     ``use`` and ``longer`` complete the warning that PyTorch's operators take its place: "generation uses", "ten times".
     """
@@ -89,7 +88,7 @@ def _library(compiler: str, source: bytes, flags: tuple[str, ...]) -> ctypes.CDL
     everything = repr((source, header, version, _FLAGS, flags, _processor()))
     key = hashlib.sha256(everything.encode()).hexdigest()[:16]
     command = [compiler, *_FLAGS, *flags]
-    # A cache that cannot be used costs a second of compiling, and no more.
+    # Without a usable cache the library is compiled again, which takes one second.
     with contextlib.suppress(OSError, RuntimeError, subprocess.CalledProcessError):  # RuntimeError: no home folder
         folder = _private_folder()
         for path in folder.glob(f"kernels-{key}-*.so"):
@@ -98,7 +97,7 @@ def _library(compiler: str, source: bytes, flags: tuple[str, ...]) -> ctypes.CDL
             path.unlink()
         with tempfile.TemporaryDirectory(dir=folder) as aside:
             built = _build(command, source, header, Path(aside))
-            # The name holds the hash of the content, so that file and hash appear at once and always belong together.
+            # The file name holds the content's hash, so file and hash appear atomically and always match.
             path = folder / f"kernels-{key}-{_digest(built)}.so"
             built.rename(path)
         return ctypes.CDLL(str(path))
@@ -159,7 +158,7 @@ def _digest(path: Path) -> str:
 
 
 def _processor() -> str:
-    """What ``-march=native`` looks at."""
+    """The processor features that ``-march=native`` depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -169,10 +168,10 @@ def _processor() -> str:
 
 
 def keep_freed_memory() -> None:
-    """Have this process keep what is freed for what it allocates next, as one does that trains on the CPU and no more.
+    """Make this process reuse freed memory; for processes that only train on the CPU.
 
-    glibc gives large blocks back to the system at once, and every step of a training loop would ask for the same ones
-    again, at the price of page faults. Other C libraries are left as they are.
+    glibc returns large blocks to the system at once, so every training step would allocate the same blocks again and
+    pay for page faults. Other C libraries are not changed.
     """
     tune = getattr(ctypes.CDLL(None), "mallopt", None)
     if tune is not None:
@@ -181,16 +180,16 @@ def keep_freed_memory() -> None:
 
 
 def prefer_large_pages() -> None:
-    """Have processes that are started from here on ask for large pages (2 MiB) under PyTorch's tensors on the host.
+    """Make child processes request large pages (2 MiB) for PyTorch's tensors on the host.
 
-    PyTorch looks at it with its first allocation, too early for the process itself to say so. Linux gives such pages
-    where it is told to on request ("madvise"), as most systems are.
+    PyTorch reads the setting at its first allocation, too early for a process to set it for itself. Linux grants such
+    pages if transparent huge pages are set to "madvise", as on most systems.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 
 def argument(value: Any) -> Any:
-    """A value as the kernels take it: the address of a dense tensor, NULL for None, numbers as they are."""
+    """Convert a value to a kernel argument: the address of a dense tensor, NULL for None, numbers unchanged."""
     if value is None:
         return None
     if isinstance(value, Tensor):

@@ -1,4 +1,4 @@
-"""What the blocks of a layer need to know of their tokens besides the hidden states: the same for every layer."""
+"""The positions, documents and weights of tokens, which every layer receives besides the hidden states."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Places:
-    """Where the tokens [B, T] of a batch stand, and how much the prediction of each counts.
+    """The positions of the tokens [B, T] of a batch, and the weight of each prediction.
 
-    ``cos`` [T, head_dim] and ``sin`` [T, head_dim / 2] are the rotary tables; [B, T, ...] where sequences differ in
-    their positions. ``starts`` [B, T] (int64) is the index, in its whole sequence, of the first token of each token's
-    document: attention sees no token before it. None: a sequence is one document. ``weights`` [B, T] are those of the
-    predictions (None: all 1), by which mixtures of experts balance.
+    ``cos`` [T, head_dim] and ``sin`` [T, head_dim / 2] are the rotary tables; [B, T, ...] if sequences differ in their
+    positions. ``starts`` [B, T] (int64) is the index, in the whole sequence, of the first token of each token's
+    document; attention sees no earlier token. None: each sequence is one document. ``weights`` [B, T] are the weights
+    of the predictions, used to balance experts (None: all 1).
 
-    Not a tuple, so that what casts or moves the inputs of modules leaves the tables as they are.
+    It is not a tuple, so that hooks that cast or move module inputs do not change the tables.
     """
 
     cos: Tensor
@@ -27,9 +27,9 @@ class Places:
 
 
 def document_starts(documents: Tensor) -> Tensor:
-    """The index of the first token of each token's document; ``documents`` [B, T] (int64) numbers them, as the result.
+    """The index [B, T] (int64) of the first token of each token's document; ``documents`` [B, T] (int64) numbers them.
 
-    The tokens of a document stand side by side: wherever the number changes, a document begins.
+    The tokens of a document are adjacent: a new document begins wherever the number changes.
     """
     index = torch.arange(documents.shape[-1], device=documents.device).expand(documents.shape)
     begins = torch.nn.functional.pad(documents[..., 1:] != documents[..., :-1], (1, 0), value=True)
@@ -37,5 +37,5 @@ def document_starts(documents: Tensor) -> Tensor:
 
 
 def visible(starts: Tensor, queries: Tensor, keys: Tensor) -> Tensor:
-    """Which ``keys`` [K] ``queries`` [Q] (indices in a sequence) see that have ``starts`` [..., Q]: [..., Q, K]."""
+    """The mask [..., Q, K] of ``keys`` [K] that ``queries`` [Q] with ``starts`` [..., Q] see (sequence indices)."""
     return (keys <= queries[:, None]) & (keys >= starts[..., None])

@@ -1,12 +1,11 @@
-"""The loss of pairs of answers, computed by the criterion that a model has, and hence under every layout.
+"""The loss of pairs of answers, computed with the model's own criterion and therefore under every layout.
 
-The loss of a pair depends on the model through two numbers, the log-probabilities of its answers. So its gradient is
-that of a cross entropy in which each token of an answer has the slope of the loss by that answer's log-probability as
-its weight. A first pass over the output matrix, without gradients, finds the log-probabilities; the second one is the
-model's own criterion with these weights. Whatever cuts the model over ranks needs to know nothing of pairs but how to
-add up a log-probability of which each rank has a part.
+The loss of a pair depends on the model through two numbers: the log-probabilities of its answers. Its gradient is that
+of a weighted cross entropy, where a token's weight is the slope of the loss by its answer's log-probability. A first
+pass over the output matrix, without gradients, computes the log-probabilities. The second pass is the model's own
+criterion with these weights. A parallel layout only has to sum a log-probability of which each rank has a part.
 
-Trade-off: the product with the output matrix is taken four times instead of three, and logits never exist as a whole.
+Trade-off: there are four products with the output matrix instead of three, and the full logits never exist at once.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ from armillary.recipe import Preference
 
 @dataclass(frozen=True)
 class PairTargets:
-    """What is predicted: ``targets``, ``weights``, ``documents`` and ``reference`` [B, T] of a ``Batch`` of pairs.
+    """The targets of a ``Batch`` of pairs: ``targets``, ``weights``, ``documents`` and ``reference``, each [B, T].
 
-    ``slots`` is an even number above the numbers of all documents in whole sequences; ``pairs`` and ``chosen_tokens``
-    are those of the whole batch. ``add_up`` sums a tensor over the ranks that have parts of the same sequences.
+    ``slots`` is an even number above all document numbers in whole sequences. ``pairs`` and ``chosen_tokens`` are
+    counts of the whole batch. ``add_up`` sums a tensor over the ranks that hold parts of the same sequences.
     """
 
     targets: Tensor
@@ -43,10 +42,10 @@ class PairTargets:
 def preference_sums(
     model: Transformer, features: Tensor, wanted: PairTargets, objective: Preference
 ) -> tuple[Tensor, Tensor]:
-    """What to call ``backward`` on, and the sums over the pairs in ``features`` of the loss and ``recipe.MEASURES``.
+    """The objective for ``backward``, and the sums over the pairs of their loss and ``recipe.MEASURES``.
 
-    ``features`` is [B, T, d_model], or this rank's part of it. The first has the gradient of the sum of the pairs'
-    losses, and no sensible value; the second, [1 + measures], carries no gradient. Divide both by the number of pairs
+    ``features`` is [B, T, d_model], or this rank's part of it. The objective has the gradient of the sum of the pairs'
+    losses, but its value is meaningless. The sums [1 + measures] carry no gradient. Divide both by the number of pairs
     in the whole batch.
     """
     matrix = model.output_weight
@@ -71,15 +70,15 @@ def preference_sums(
 
 
 def answer_sums(values: Tensor, documents: Tensor, slots: int) -> Tensor:
-    """Sums of ``values`` [..., B, T] over each document of ``documents`` [B, T], of which none is ``slots`` or above.
+    """Sum ``values`` [..., B, T] over each document; numbers in ``documents`` [B, T] are below ``slots``.
 
-    Returns [..., B, slots]. The shape does not depend on the documents, so that no device waits for their number.
+    Returns [..., B, slots]. The shape does not depend on the documents, so the host does not wait for their number.
     """
     return values.new_zeros(*values.shape[:-1], slots).scatter_add(-1, documents.expand(values.shape), values)
 
 
 def slots_for(length: int) -> int:
-    """Enough ``slots`` for pairs in sequences of ``length`` predictions, however they are packed."""
+    """A number of ``slots`` that is enough for any packing of pairs into sequences of ``length`` predictions."""
     return length + 2 + length % 2
 
 

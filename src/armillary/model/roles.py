@@ -1,7 +1,7 @@
-"""What each parameter is for: the source from which parallel layouts, width transfer and optimizers take their rules.
+"""The role of each parameter, from which parallel layouts, width transfer and optimizers derive their rules.
 
-A block declares a ``Role`` for each of its parameters, by name. Everything that treats parameters differently reads
-the role, and nothing reads the name:
+A block declares a ``Role`` for each of its parameters, by name. Code that treats parameters differently reads the role
+and never the name:
 
 ==========  ==============================================================================================
 ``cut``     tensor parallel (``parallel.tensor``), expert parallel and the initial values of stacks
@@ -11,10 +11,10 @@ the role, and nothing reads the name:
 ``matrix``  optimizers of matrices, as Muon
 ==========  ==============================================================================================
 
-Under tensor parallel a block receives whole sequences on every rank, and its outputs are summed over the ranks. So each
-rank computes a summand of the output: with its rows of the first matrices, its columns of the last ones, and ``whole``
-parameters, whose gradients are summed over the ranks. Nothing may be added after the last matrix that is cut by
-columns, since the sum would hold it once per rank.
+Under tensor parallel a block receives whole sequences on every rank, and its outputs are summed over the ranks. Each
+rank computes a summand of the output from its rows of the first matrices, its columns of the last ones, and ``whole``
+parameters. Gradients of ``whole`` parameters are summed over the ranks. A block must not add anything after the last
+matrix that is cut by columns, because the sum would contain it once per rank.
 """
 
 from __future__ import annotations

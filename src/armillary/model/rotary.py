@@ -1,8 +1,7 @@
-"""Rotary positions: the angles by which the pairs of a head are turned, and how they are stretched for longer text.
+"""Rotary positions: the angles by which the pairs of a head are turned, and their scaling for longer text.
 
-Angles are those of Su et al. 2021 (arXiv 2104.09864, equation 15). What stretches them (``RopeScaling``) computes what
-Hugging Face ``transformers`` computes under the same name, digit for digit in fp32, so that weights and their
-configuration travel both ways.
+Angles are those of Su et al. 2021 (arXiv 2104.09864, equation 15). Scaling (``RopeScaling``) gives the same fp32 bits
+as Hugging Face ``transformers`` under the same name, so weights and their configuration can be imported and exported.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from armillary.recipe import ModelShape
 def rotary_tables(shape: ModelShape, length: int) -> tuple[Tensor, Tensor]:
     """Cosines [length, head_dim] and sines [length, head_dim / 2] of the angles, times the attention factor.
 
-    fp32, on the CPU. Queries and keys are both turned by them, so logits are scaled by the square of the factor.
+    fp32, on the CPU. They turn both queries and keys, so logits are scaled by the square of the factor.
     """
     positions = torch.arange(length, dtype=torch.float32, device="cpu")
     angles = torch.outer(positions, rotary_frequencies(shape))
@@ -55,7 +54,7 @@ def _turned(shape: ModelShape) -> Tensor:
         return slow
     assert scaling.original_length is not None
     if scaling.kind == "yarn":
-        # index of the pair that turns so often within the original length
+        # index of the pair that turns this many times within the original length
         first, last = (
             dim * math.log(scaling.original_length / (turns * 2 * math.pi)) / (2 * math.log(base))
             for turns in (scaling.beta_fast, scaling.beta_slow)
@@ -71,6 +70,6 @@ def _turned(shape: ModelShape) -> Tensor:
 
 
 def ntk_base(shape: ModelShape) -> float:
-    """The base that NTK-aware scaling puts in the place of ``rope_theta``."""
+    """The base that replaces ``rope_theta`` under NTK-aware scaling."""
     assert shape.rope_scaling is not None
     return shape.rope_theta * float(shape.rope_scaling.factor ** (shape.rotary_dim / (shape.rotary_dim - 2)))

@@ -1,20 +1,20 @@
 """The decoder-only transformer: RMSNorm before each block, rotary positions, grouped-query attention, SwiGLU.
 
-What it computes is what Llama computes and, with QK-norm, what Qwen3 computes, so its weights travel to and from both.
-It knows nothing of devices, ranks or precision: it runs where its parameters are, and in half precision where the
-caller opens ``torch.autocast``. What makes it fit for many ranks: a ``Part`` of it is a model of its own under the same
-names; and ``criterion``, ``token_criterion`` (of the model) and ``core`` (of each attention) are plain functions of
-their inputs, in whose place others may be put that compute the same with more than one rank.
+It is equivalent to Llama and, with QK-norm, to Qwen3, so weights convert both ways. It contains no code for devices,
+ranks or precision: it runs on the device of its parameters, and in half precision inside the caller's
+``torch.autocast``. Two properties make it fit for many ranks. A ``Part`` of it is a model with the same names. And
+``criterion``, ``token_criterion`` (of the model) and ``core`` (of each attention) are plain functions, which a layout
+replaces with functions over several ranks.
 
 Trade-offs, for the many small runs that a study trains on one core:
 
-- Each matrix is a parameter of its own, as it is published, split over ranks and orthogonalised (Muon); one product
-  for q, k and v together and one for gate and up was measured to be no faster beyond the smallest models.
-- Everything but plain matrix products goes through ``operators``, which has a form of its own for one core.
-- Rotary tables are plain fp32 tensors, built at first use and built larger when a longer context comes: there is no
-  longest context, a model built on the ``meta`` device needs nothing repaired, and casting the model to half precision
-  (which would round buffers) leaves the angles exact.
-- No dropout and no biases: one pass over little data is what these models are for.
+- Each matrix is a separate parameter, the unit of export, of splitting over ranks and of orthogonalisation (Muon). One
+  joint product for q, k and v, and one for gate and up, was measured to be faster only for the smallest models.
+- Everything except plain matrix products goes through ``operators``, which has special kernels for one core.
+- Rotary tables are plain fp32 tensors, built at first use and rebuilt for a longer context. So there is no longest
+  context, and a model built on the ``meta`` device needs no repair. Casting the model to half precision, which would
+  round buffers, leaves the angles exact.
+- No dropout and no biases: these models make one pass over little data.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ INIT_STD = 0.02
 
 @dataclass(frozen=True)
 class Part:
-    """Consecutive ``layers`` of a model; what ``begins`` it holds the embedding, what ``ends`` it norm and output."""
+    """Consecutive ``layers`` of a model. The part that ``begins`` it has the embedding, the one that ``ends`` it norm
+    and output.
+    """
 
     layers: range
     begins: bool
@@ -62,7 +64,7 @@ class Part:
 class Transformer(nn.Module):
     """A decoder-only language model, or a part of one; its parameters are built on the current default device.
 
-    They hold no sensible values until ``init_weights`` is called or weights are loaded.
+    The values are uninitialised until ``init_weights`` is called or weights are loaded.
     """
 
     def __init__(self, shape: ModelShape, part: Part | None = None) -> None:
@@ -80,7 +82,7 @@ class Transformer(nn.Module):
             role = Role("vocabulary", "tied" if tied else "normal", width="input", matrix=False)
             self.roles["embedding.weight"] = role
         if self.norm is not None:
-            # where the embedding makes the logits, the gain takes the output's factor
+            # if the embedding is also the output matrix, the gain takes the output's factor
             self.roles["norm.weight"] = gain("stream", width="output" if tied else "input")
         if self.output is not None:
             self.roles["output.weight"] = Role("vocabulary", "output", width="output", matrix=False)
@@ -91,17 +93,16 @@ class Transformer(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """The output matrix [vocab_size, d_model]; where tied, the embedding itself."""
+        """The output matrix [vocab_size, d_model]; if tied, the embedding itself."""
         holder = self.embedding if self.output is None else self.output
         assert holder is not None, "this part of a model has no output matrix"
         return holder.weight
 
     def init_weights(self, seed: int, optimizer: OptimizerSpec | None = None) -> None:
-        """Draw all parameters from ``seed``, at the scale that the width transfer of ``optimizer`` asks for.
+        """Draw all parameters from ``seed``, at the scale of the width transfer of ``optimizer``.
 
-        Every parameter, and every expert of a stack, has a generator of its own, on the CPU, seeded by ``seed`` and its
-        name: the values depend neither on the global generator, nor on threads or device, nor on which other parameters
-        exist.
+        Every parameter, and every expert of a stack, has its own CPU generator, seeded by ``seed`` and its name. The
+        values do not depend on the global generator, threads, device or other parameters.
         """
         for name, parameter in self.named_parameters():
             with torch.no_grad():
@@ -117,9 +118,9 @@ class Transformer(nn.Module):
         optimizer: OptimizerSpec | None = None,
         experts: range | None = None,
     ) -> Tensor:
-        """What ``init_weights`` draws for the parameter ``name`` of ``size``: a fp32 tensor on the CPU.
+        """The initial values of the parameter ``name`` of ``size`` (see ``init_weights``): an fp32 tensor on the CPU.
 
-        For a stack of ``experts``, of these alone, if they are given.
+        With ``experts``, only these experts of a stack are drawn.
         """
         role, factor, base_width = self.roles[name], 1.0, None
         if optimizer is not None:
@@ -131,7 +132,7 @@ class Transformer(nn.Module):
         std = factor * self._init_std(role, base_width or size[-1])
         if role.cut != "experts":
             return torch.empty(size, dtype=torch.float32, device="cpu").normal_(0.0, std, generator=_source(seed, name))
-        # a rank of many could not hold all of them
+        # one rank could not hold all experts
         chosen = range(size[0]) if experts is None else experts
         values = torch.empty((len(chosen), *size[1:]), dtype=torch.float32, device="cpu")
         for value, expert in zip(values, chosen, strict=True):
@@ -139,15 +140,15 @@ class Transformer(nn.Module):
         return values
 
     def _init_std(self, role: Role, fan_in: int) -> float:
-        # Measured on models of 1 to 3 layers (docs/model.md): drawn this small, the layers begin as a gentle change of
-        # the embedding; at 1 / sqrt(fan_in) their noise drowns it, which costs 0.4 nats. What makes the logits wants
-        # to be larger: at 0.02 training is slower, and unstable at a high learning rate. Half of it where tied, since
-        # the layers then start from large embeddings too.
+        # Measured on models of 1 to 3 layers (docs/model.md): with these small values, layers start as a small change
+        # of the embedding; at 1 / sqrt(fan_in) their noise dominates it, which costs 0.4 nats. The output matrix needs
+        # larger values: at 0.02 training is slower, and unstable at a high learning rate. A tied matrix gets half of
+        # that, because the layers then also start from large embeddings.
         if role.init == "output":
             return 1 / math.sqrt(fan_in)
         if role.init == "tied":
             return 0.5 / math.sqrt(fan_in)
-        # What a layer adds to the residual stream, 2 n_layers times, should not grow with the depth
+        # The 2 n_layers contributions to the residual stream should not grow with the depth in sum
         # (GPT-2, Radford et al. 2019, section 2.3).
         return INIT_STD / math.sqrt(2 * self.shape.n_layers) if role.init == "residual" else INIT_STD
 
@@ -158,12 +159,12 @@ class Transformer(nn.Module):
         starts: Tensor | None = None,
         weights: Tensor | None = None,
     ) -> Tensor:
-        """Token ids [B, T] (int64) to the normalised last hidden state [B, T, d_model].
+        """Map token ids [B, T] (int64) to the normalised last hidden state [B, T, d_model].
 
-        A part that does not begin the model takes a hidden state [B, T, d_model] instead, one that does not end it
-        returns one. ``positions`` [T] (int64, on the CPU) says where in their sequence the tokens stand if not at 0 to
-        T - 1. ``starts`` [B, T] (``document_starts``) is where the document of each begins, from which its position is
-        counted. ``weights`` [B, T] are those of the predictions, by which mixtures of experts balance.
+        A part that does not begin the model takes a hidden state [B, T, d_model]; one that does not end it returns one.
+        ``positions`` [T] (int64, on the CPU) are the tokens' positions in their sequence (default: 0 to T - 1).
+        ``starts`` [B, T] (``document_starts``) is the start of each token's document, from which positions are counted.
+        ``weights`` [B, T] are the weights of the predictions, used to balance experts.
 
         Raises:
             TokenError: on a CPU, a token outside of the vocabulary.
@@ -185,7 +186,7 @@ class Transformer(nn.Module):
         return features
 
     def turn_as(self, shape: ModelShape) -> None:
-        """From now on turn positions as ``shape`` does, which differs in nothing else; what is learned stays."""
+        """Use the rotary positions of ``shape``, which must be equal in all other fields; the weights are kept."""
         if shape != self.shape:
             self.shape = shape
             self._cos = self._sin = torch.empty(0)
@@ -197,7 +198,7 @@ class Transformer(nn.Module):
         needed = length if positions is None else int(positions.max()) + 1
         known = self._cos.shape[0]
         if known < needed or self._cos.device != device:
-            # doubled, so that text which grows token by token seldom pays for this
+            # doubled, so that text that grows token by token rarely rebuilds the tables
             cos, sin = rotary_tables(self.shape, max(needed, 2 * known))
             self._cos, self._sin = cos.to(device), sin.to(device)
         if starts is not None:
@@ -209,7 +210,7 @@ class Transformer(nn.Module):
         return self._cos[:length], self._sin[:length]
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Token ids [B, T] (int64) to logits [B, T, vocab_size]."""
+        """Map token ids [B, T] (int64) to logits [B, T, vocab_size]."""
         return F.linear(self.features(tokens), self.output_weight)
 
     def loss(
@@ -221,13 +222,13 @@ class Transformer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Loss of predicting ``tokens[:, 1:]`` from the tokens before each; ``tokens`` is [B, T + 1] (int64).
 
-        ``weights`` [B, T] (fp32) are those of the predictions, all 1 if not given; one of weight 0 is left out,
-        whatever its target. ``documents`` [B, T] (int64) numbers the documents of ``tokens[:, :-1]``, which see nothing
-        of each other and count their positions from 0 each; None: each sequence is one.
+        ``weights`` [B, T] (fp32) are the weights of the predictions, all 1 if not given; a prediction of weight 0 is
+        left out, whatever its target. ``documents`` [B, T] (int64) numbers the documents of ``tokens[:, :-1]``. They do
+        not attend to each other, and each counts its positions from 0. None: each sequence is one document.
 
-        Returns two scalars, sums over the predictions in nats: the objective (cross entropy plus ``z_loss`` times the
-        squared log of the partition function), which ``backward`` is for, and the cross entropy alone, which carries no
-        gradient. Divide them by the sum of the weights of the whole batch.
+        Returns two scalars, sums over the predictions in nats. The first is the objective for ``backward``: cross
+        entropy plus ``z_loss`` times the squared log of the partition function. The second is the cross entropy alone,
+        without gradient. Divide both by the sum of the weights of the whole batch.
         """
         starts = None if documents is None else document_starts(documents)
         tokens = without_ignored(tokens, weights)
@@ -254,7 +255,7 @@ def _source(seed: int, name: str) -> torch.Generator:
 
 
 class Norm(nn.RMSNorm):
-    """The residual sum and its RMSNorm: [..., width] twice to the same twice (``operators.add_norm``)."""
+    """The residual sum and its RMSNorm: maps two tensors [..., width] to two (``operators.add_norm``)."""
 
     def forward(self, x: Tensor, delta: Tensor | None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """``x + delta`` and its norm."""
@@ -279,7 +280,7 @@ class Layer(nn.Module):
         self.roles = {"attention_norm.weight": gain("stream"), "feed_forward_norm.weight": gain("stream")}
 
     def forward(self, x: Tensor, delta: Tensor | None, places: Places) -> tuple[Tensor, Tensor]:
-        """The residual stream [B, T, d_model] and what is still to be added to it, to the same."""
+        """Map the residual stream [B, T, d_model] and a pending summand (or None) to the same pair."""
         x, normalised = self.attention_norm(x, delta)
         x, normalised = self.feed_forward_norm(x, self.attention(normalised, places))
         balanced = isinstance(self.feed_forward, MixtureOfExperts)

@@ -1,4 +1,4 @@
-"""Width transfer (muP): what a narrow model's initial values and learning rates become in a wide one.
+"""Width transfer (muP): scales a narrow model's initial values and learning rates to a wide model.
 
 Yang et al. 2022 (arXiv 2203.03466), table 8, for Adam, with m = d_model / base_width and h = head_dim / base_head_dim:
 
@@ -13,16 +13,16 @@ Yang et al. 2022 (arXiv 2203.03466), table 8, for Adam, with m = d_model / base_
 ==============  ========================  ==============  =============
 
 The paper multiplies the logits by 1/m and the scores of attention by 1 / head_dim instead of 1 / sqrt(head_dim). Here
-both factors lie in initial values and rates, which is the same for an optimizer whose steps do not depend on the size
-of the gradient (Yang and Hu 2021, arXiv 2011.14522, section 3): so the model computes what it computes without, and
-is exported as what it is. Where a parameter beside the matrix can take the factor alone, it does: the last gain where
-output and embedding are one, and the gain of the queries where there is one.
+both factors are part of initial values and rates. This is equivalent for an optimizer whose steps do not depend on the
+gradient's size (Yang and Hu 2021, arXiv 2011.14522, section 3). The model's formulas stay the same with and without
+width transfer, so its export needs no change. If a gain can take the factor instead of a matrix, it does: the last gain
+if output and embedding are tied, and the gain of the queries with QK-norm.
 
-A step of Muon, scaled to the size of AdamW's, has the spectral norm sqrt(d_model), where AdamW's has d_model; feature
-learning wants the same at every width (Yang et al. 2023, arXiv 2310.17813, condition 1). So 1 / sqrt(m) takes the place
-of 1 / m as its rate.
+A step of Muon, scaled to the size of AdamW's, has the spectral norm sqrt(d_model), and AdamW's has d_model. Feature
+learning needs a norm that does not depend on the width (Yang et al. 2023, arXiv 2310.17813, condition 1). So Muon's
+rate has the factor 1 / sqrt(m) instead of 1 / m.
 
-Trade-off: all widths of a model are taken to grow with d_model, as they do within a family.
+Trade-off: all widths of a model are assumed to grow with d_model, as they do within a family.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from armillary.recipe import ModelShape, OptimizerSpec
 
 
 def orthogonalised(role: Role, optimizer: OptimizerSpec) -> bool:
-    """Whether a parameter takes orthogonalised steps, as Muon's: those of the layers' matrices, stacks of them too."""
+    """Whether a parameter takes orthogonalised steps, as under Muon: matrices of the layers and stacks of them."""
     return optimizer.own.spectral and role.matrix
 
 
 def width_factors(role: Role, shape: ModelShape, optimizer: OptimizerSpec) -> tuple[float, float]:
-    """By what the initial values, and by what the learning rate, of a parameter are multiplied."""
+    """The factors of a parameter's initial values and of its learning rate."""
     if optimizer.base_width is None:
         return 1.0, 1.0
     wider = shape.d_model / optimizer.base_width

@@ -1,4 +1,4 @@
-"""Causal grouped-query attention (Ainslie et al. 2023) with rotary positions and, where so shaped, QK-norm."""
+"""Causal grouped-query attention (Ainslie et al. 2023) with rotary positions and optional QK-norm."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from armillary.recipe import ModelShape
 
 @register_attention("grouped-query")
 class Attention(AttentionModule):
-    """Grouped-query attention; ``core`` is what computes it from q, k and v (``operators.attention``)."""
+    """Grouped-query attention; ``core`` computes it from q, k and v (``operators.attention``)."""
 
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()

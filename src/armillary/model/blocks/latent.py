@@ -1,18 +1,18 @@
 """Multi-head latent attention (DeepSeek-AI 2024, arXiv 2405.04434, section 2.1).
 
-Keys and values are computed from a latent of each token (equations 9 to 11), queries from the residual stream or a
-latent of their own (12, 13). The part of queries and keys that carries positions is decoupled: the one of the keys is
-the same in all heads (14 to 19). Latents are normalised, as section 3.1.2 of the paper has it.
+Keys and values are computed from a latent of each token (equations 9 to 11), queries from the residual stream or from
+a separate latent (12, 13). The part of queries and keys that carries positions is decoupled, and in the keys it is the
+same for all heads (14 to 19). Latents are normalised (section 3.1.2 of the paper).
 
-Queries, keys and values go through the same ``core`` as those of every other attention, so the CPU kernels, fused
-attention and context parallel compute this one too. Trade-offs:
+Queries, keys and values go through the same ``core`` as in every other attention. CPU kernels, fused attention and
+context parallel therefore work here too. Trade-offs:
 
-- In each half of a head the dimensions that are turned stand first, so that the rotary tables, whose other angles are
-  0, serve the whole head. Rows of published weights must be put in this order.
-- ``core`` takes values as wide as keys, so narrower ones are padded with zeros: memory and FLOPs of the weighted sum
-  are those of ``head_dim``, and ``forward_flops_per_token`` does not count what is padded.
-- Training expands keys and values, as the paper does: the latent saves memory in a cache, which ``generate`` has none
-  of. Context parallel sends the expanded ones.
+- The rotated dimensions come first in each half of a head, so that the rotary tables, whose other angles are 0, cover
+  the whole head. Rows of published weights must be reordered accordingly.
+- ``core`` takes values as wide as keys, so narrower values are padded with zeros. Memory and FLOPs of the weighted sum
+  are those of ``head_dim``; ``forward_flops_per_token`` does not count the padding.
+- Training expands keys and values, as in the paper. The latent would save memory in a cache, but ``generate`` has no
+  latent cache. Context parallel sends the expanded keys and values.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class LatentAttention(AttentionModule):
         self.core = attention
         self.roles = {
             "q.weight": Role("rows", width="queries"),
-            # every rank has the whole latent, and the key that all heads share
+            # every rank has the whole latent and the key shared by all heads
             "kv_down.weight": Role("whole"),
             "kv_norm.weight": gain("whole"),
             "k.weight": Role("rows"),

@@ -1,4 +1,4 @@
-"""The modules of the blocks by kind: what a file of this folder registers."""
+"""The registry of block modules by kind; each file of this folder registers its own."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from armillary.recipe import AttentionBlock, Block, FeedForwardBlock, ModelShape
 
 
 class AttentionModule(nn.Module):
-    """What the rest of the model and the parallel layouts need of an attention.
+    """The interface of an attention for the rest of the model and the parallel layouts.
 
-    ``roles`` has the role of each parameter by its name in the module. ``core`` is ``operators.attention`` or what a
-    layout puts in its place, as context parallel does: the module calls it with q, k and v. How many heads there are
-    follows from the tensors and not from the shape: under tensor parallel a rank has its part of them.
+    ``roles`` has the role of each parameter by its name in the module. The module calls ``core`` with q, k and v; it is
+    ``operators.attention`` or a layout's replacement, as under context parallel. The number of heads follows from the
+    tensors and not from the shape, because under tensor parallel a rank has only some of the heads.
     """
 
     roles: Mapping[str, Role]
@@ -28,14 +28,14 @@ _MODULES: dict[tuple[type[Block], str], Callable[[ModelShape], nn.Module]] = {}
 
 
 def register_attention(kind: str) -> Callable[[_Build], _Build]:
-    """Make the decorated class or function, which takes a shape, the attention of ``kind`` (``AttentionModule``)."""
+    """Register the decorated class or function, which takes a shape, as the ``AttentionModule`` of ``kind``."""
     return _register(AttentionBlock, kind)
 
 
 def register_feed_forward(kind: str) -> Callable[[_Build], _Build]:
-    """Make the decorated class or function, which takes a shape, the feed-forward block of ``kind``.
+    """Register the decorated class or function, which takes a shape, as the feed-forward block ``kind``.
 
-    The module has ``roles``, and takes [B, T, d_model] to the same.
+    The module has ``roles`` and maps [B, T, d_model] to the same shape.
     """
     return _register(FeedForwardBlock, kind)
 
@@ -51,14 +51,14 @@ def _register(base: type[Block], kind: str) -> Callable[[_Build], _Build]:
 
 
 def build_attention(shape: ModelShape) -> AttentionModule:
-    """The attention of one layer; UsageError where its kind has no module."""
+    """Build the attention of one layer; raises UsageError if its kind has no module."""
     module = _find(AttentionBlock, shape.attention_block.kind)(shape)
     assert isinstance(module, AttentionModule), f"{type(module).__name__} is not an AttentionModule"
     return module
 
 
 def build_feed_forward(shape: ModelShape) -> nn.Module:
-    """The feed-forward block of one layer; UsageError where its kind has no module."""
+    """Build the feed-forward block of one layer; raises UsageError if its kind has no module."""
     return _find(FeedForwardBlock, shape.feed_forward_block.kind)(shape)
 
 

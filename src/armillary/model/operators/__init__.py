@@ -1,12 +1,11 @@
-"""What a transformer computes besides plain matrix products: each operation with its gradient, one form per device.
+"""The operations of a transformer besides plain matrix products: each with its gradient, one form per device.
 
-On a CPU, in fp32 or under bf16 autocast, the C kernels of ``kernels.c``; anywhere else, and where no compiler is at
-hand, PyTorch's operators. Every operation here also has a batching rule for ``torch.vmap``, by which a stack of models
-is trained as one (``armillary.train.fleet``): the kernels take the members of a stack as more rows, with as many gains
-as members.
+The C kernels of ``kernels.c`` run on a CPU, in fp32 or under bf16 autocast. Elsewhere, and without a compiler,
+PyTorch's operators run. Every operation also has a batching rule for ``torch.vmap``, which trains a stack of models as
+one (``armillary.train.fleet``). The kernels treat the members of a stack as more rows, with one gain per member.
 
-Trade-offs: the kernels' gradients are written by hand, and have no second derivative; the loss computes its gradient
-together with its value, wasted where it is not needed (under ``torch.no_grad`` it is not computed).
+Trade-offs: the kernels' gradients are written by hand and have no second derivative. The loss computes its gradient
+together with its value, even if the gradient is not used; under ``torch.no_grad`` it is not computed.
 """
 
 from armillary.model.operators.attention import attention, prepare

@@ -1,4 +1,4 @@
-"""Causal attention with rotary positions and, where so shaped, QK-norm."""
+"""Causal attention with rotary positions and optional QK-norm."""
 
 from __future__ import annotations
 
@@ -61,9 +61,9 @@ def prepare(
     gains: tuple[Tensor, Tensor] | None = None,
     eps: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What ``attention`` does before the products: q, k and v cut into heads, q and k normalised and turned.
+    """The steps of ``attention`` before the products: split q, k and v into heads, normalise and rotate q and k.
 
-    Arguments as there; returns [B, T, n_heads, head_dim] and twice [B, T, n_kv_heads, head_dim].
+    Arguments are those of ``attention``. Returns q [B, T, n_heads, head_dim], k and v [B, T, n_kv_heads, head_dim].
     """
     head_dim = places.cos.shape[-1]
     q, k, v = (x.unflatten(-1, (-1, head_dim)) for x in (q, k, v))  # type: ignore[no-untyped-call]
@@ -173,7 +173,7 @@ class _Rotate(Function):
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, direction: int) -> Tensor:
     half = x.shape[-1] // 2
     cos, sin = cos.unsqueeze(-2), sin.unsqueeze(-2)
-    turned = x * cos  # fp32 also where x is half precision: angles of late positions need the digits
+    turned = x * cos  # fp32 even if x is half precision, because angles of late positions need the digits
     turned[..., :half].addcmul_(x[..., half:], sin, value=-direction)
     turned[..., half:].addcmul_(x[..., :half], sin, value=direction)
     return turned.to(x.dtype)

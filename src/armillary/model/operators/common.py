@@ -10,8 +10,8 @@ from torch import Tensor
 from armillary.model.native import argument, kernels
 from armillary.recipe import ArmillaryError
 
-# Logits per block. On a CPU a block (4 MiB in fp32) stays in the cache; an accelerator wants few, large blocks. Each
-# block reads the whole matrix of the head three times, so that of a large vocabulary has enough rows to pay for that.
+# Logits per block. On a CPU a block (4 MiB in fp32) stays in the cache; an accelerator needs few, large blocks. Each
+# block reads the whole output matrix three times, so a block of a large vocabulary has enough rows to pay for that.
 CPU_BLOCK = 2**20
 CPU_ROWS = 128
 ACCELERATOR_BLOCK = 2**27
@@ -22,9 +22,9 @@ class TokenError(ArmillaryError, IndexError):
 
 
 def check_tokens(tokens: Tensor, vocab_size: int) -> None:
-    """Compare tokens in the host's memory with the vocabulary; those of an accelerator must be compared before.
+    """Check that tokens in host memory are in the vocabulary; tokens on an accelerator must be checked earlier.
 
-    No token means "ignore": a target of weight 0 must be taken out before, and -100 is an error like every other one
+    No token id means "ignore". Targets of weight 0 must be replaced before, and -100 is an error like every other id
     outside of the vocabulary.
 
     Raises:
@@ -33,7 +33,7 @@ def check_tokens(tokens: Tensor, vocab_size: int) -> None:
     if tokens.device.type != "cpu" or not tokens.numel():
         return
     for dim, stride in enumerate(tokens.stride()):
-        if stride == 0:  # the same ones repeated, as in a dry run: looked at once, and not copied
+        if stride == 0:  # repeated tokens, as in a dry run: checked once, without a copy
             tokens = tokens.narrow(dim, 0, 1)
     least, most = (int(value) for value in torch.aminmax(tokens))
     if least < 0 or most >= vocab_size:
@@ -45,18 +45,18 @@ def check_tokens(tokens: Tensor, vocab_size: int) -> None:
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """In which precision matrix products with ``x`` run: autocast's where it is on, else its own."""
+    """The precision of matrix products with ``x``: autocast's if enabled, else that of ``x``."""
     kind = x.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
 
 
 def block_rows(x: Tensor, width: int) -> int:
-    """How many rows of ``width`` logits to compute at once where ``x`` is."""
+    """The number of rows of ``width`` logits to compute at once on the device of ``x``."""
     return max(CPU_ROWS, CPU_BLOCK // width) if x.device.type == "cpu" else max(1, ACCELERATOR_BLOCK // width)
 
 
 def use_large_blocks() -> None:
-    """Compute logits on a CPU in the blocks of an accelerator, from now on in this process."""
+    """Make this process compute logits on a CPU in blocks of an accelerator's size."""
     global CPU_BLOCK  # noqa: PLW0603
     CPU_BLOCK = ACCELERATOR_BLOCK
 

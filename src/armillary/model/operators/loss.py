@@ -20,12 +20,12 @@ from armillary.model.operators.common import (
 
 
 def mean_share(total: Tensor, batch_weight: float | Tensor, parts: int) -> Tensor:
-    """What one of ``parts`` equal parts of a batch adds to its mean: ``total`` / ``batch_weight``, in fp32.
+    """The contribution of one of ``parts`` equal parts of a batch to its mean: ``total`` / ``batch_weight``, in fp32.
 
-    ``total`` is the part's sum (``linear_cross_entropy``) and ``batch_weight`` the weight of the whole batch; of the
-    members of a stack each has its own [members]. It is divided in two steps, by a part's share of the weight and then
-    by the number of parts: where all weights are 1 the first is the number of predictions in the part, and the result
-    has the bits of a mean of the parts' means.
+    ``total`` is the part's sum (``linear_cross_entropy``) and ``batch_weight`` the weight of the whole batch; in a
+    stack, each member has its own [members]. The division has two steps: by a part's share of the weight, then by the
+    number of parts. If all weights are 1, the share is the number of predictions in the part, and the result has the
+    same bits as a mean of the parts' means.
     """
     return (total / (batch_weight / parts)).float() / parts
 
@@ -35,16 +35,17 @@ def linear_cross_entropy(
 ) -> tuple[Tensor, Tensor]:
     """Sum of the cross entropies of ``features @ weight.T`` against ``targets``, in nats, reduced in fp32 or fp64.
 
-    The logits are by far the largest tensor of a small model. Here they never exist as a whole: a block of them is
-    computed, turned into its part of the loss and of both gradients while it is still near the processor, and dropped
-    (as Liger Kernel does, Hsu et al. 2024, arXiv 2410.10989, section 3.2).
+    The logits are by far the largest tensor of a small model, and the full logits never exist at once. One block is
+    computed, reduced to its part of the loss and of both gradients while it is in the cache, and dropped (as in Liger
+    Kernel, Hsu et al. 2024, arXiv 2410.10989, section 3.2).
 
-    ``features`` is [..., d], ``weight`` [V, d], ``targets`` [...] (int64); ``weights`` [...] (fp32) multiply the terms
-    of the sums, all 1 if not given. A position of weight 0 never reaches the loss: its target may be any number.
-    Returns the objective (cross entropy plus ``z_loss`` times the squared log of the partition function; PaLM,
-    Chowdhery et al. 2022, section 5) and the cross entropy alone, which carries no gradient: sums, for the caller to
-    divide by the weight of the whole batch (``mean_share``). Matrix products run in the autocast precision where it is
-    on.
+    ``features`` is [..., d], ``weight`` [V, d], ``targets`` [...] (int64). ``weights`` [...] (fp32) multiply the terms
+    of the sums, all 1 if not given. A position of weight 0 does not affect the loss, and its target may be any number.
+
+    Returns two sums, for the caller to divide by the weight of the whole batch (``mean_share``). The first is the
+    objective: cross entropy plus ``z_loss`` times the squared log of the partition function (PaLM, Chowdhery et al.
+    2022, section 5). The second is the cross entropy alone, without gradient. Matrix products run in the autocast
+    precision if enabled.
     """
     objective, entropy, *_ = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
         features.flatten(0, -2)[None],
@@ -54,7 +55,7 @@ def linear_cross_entropy(
         z_loss,
         product_dtype(features),
         torch.is_grad_enabled(),
-        # beside an adapter the head is frozen, and needs no gradient; members of a stack are no parameters
+        # a head with an adapter is frozen and needs no gradient; members of a stack are plain tensors
         not isinstance(weight, nn.Parameter) or weight.requires_grad,
     )
     return objective[0], entropy[0]
@@ -62,9 +63,9 @@ def linear_cross_entropy(
 
 @torch.no_grad()
 def token_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
-    """The cross entropy of each prediction by itself, in nats (fp32), as ``linear_cross_entropy`` sums them.
+    """The cross entropy of each prediction in nats (fp32), of which ``linear_cross_entropy`` returns the sum.
 
-    Arguments as there. Returns [...], 0 where the weight is; carries no gradient.
+    Arguments are those of ``linear_cross_entropy``. Returns [...] without gradient, 0 at positions of weight 0.
     """
     x, targets = features.flatten(0, -2), counted_targets(targets, weights).flatten()
     check_tokens(targets, weight.shape[-2])
@@ -80,7 +81,7 @@ def token_cross_entropy(features: Tensor, weight: Tensor, targets: Tensor, weigh
 
 
 class _LinearCrossEntropy(Function):
-    """All tensors with the members of a stack as first dimension; the losses are [members]."""
+    """The loss of a stack of models: the first dimension of all tensors is the member; the losses are [members]."""
 
     @staticmethod
     def forward(
@@ -136,7 +137,7 @@ class _LinearCrossEntropy(Function):
     def vmap(
         info: Any, dims: Any, features: Tensor, weight: Tensor, targets: Tensor, weights: Tensor | None, *rest: Any
     ) -> Any:
-        # the dimension of size one that a single model has makes way for the members of the stack
+        # the members of the stack replace a single model's first dimension of size one
         stacked = [
             batch_first(info.batch_size, dim, t)
             for dim, t in zip(dims, (features, weight, targets, weights), strict=False)
@@ -149,14 +150,14 @@ class _LinearCrossEntropy(Function):
 
 
 def counted_targets(targets: Tensor, weights: Tensor | None) -> Tensor:
-    """``targets`` with token 0 in the place of those of weight 0, which may be no tokens at all."""
+    """``targets`` with token 0 in place of targets of weight 0, which may be any number."""
     return targets if weights is None else targets.masked_fill(weights == 0, 0)
 
 
 def counted_rows(weights: Tensor | None) -> Tensor | None:
-    """Where ``weights`` [n] are not 0, for which alone logits are computed; None where that is everywhere.
+    """The indices of nonzero ``weights`` [n], whose logits are computed; None for all.
 
-    On an accelerator None too: the host would wait for the count.
+    Always None on an accelerator, where the host would have to wait for the count.
     """
     if weights is None or weights.device.type != "cpu" or bool(weights.all()):
         return None
@@ -164,13 +165,13 @@ def counted_rows(weights: Tensor | None) -> Tensor | None:
 
 
 def without_ignored(tokens: Tensor, weights: Tensor | None) -> Tensor:
-    """``tokens`` [..., T + 1] with token 0 in the place of those that reach no prediction of a weight in [..., T].
+    """``tokens`` [..., T + 1] with token 0 in place of padding, which may be any number; ``weights`` are [..., T].
 
-    That is a target of weight 0 behind which no prediction has a weight: what pads a sequence, which may be any number.
+    Padding is a target of weight 0 without a later prediction of nonzero weight.
     """
     if weights is None:
         return tokens
-    reached = F.pad(weights != 0, (1, 1))  # as a target; and one more place for what follows the last token
+    reached = F.pad(weights != 0, (1, 1))  # as a target, and one more place behind the last token
     following = reached.flip(-1).cumsum(-1).flip(-1) > 0  # from this token on, as an input
     return tokens.masked_fill(~(reached[..., :-1] | following[..., 1:]), 0)
 
@@ -180,7 +181,7 @@ _Grads = tuple[Tensor, Tensor | None]  # of features and output matrix; None whe
 
 
 def _native_sums(rows: _Rows, z_loss: float, grads: _Grads | None) -> tuple[float, float]:
-    """As ``_native_blocks``, with logits only where a weight is not 0: of supervised examples a small part."""
+    """As ``_native_blocks``, with logits only at nonzero weights, a small part of supervised examples."""
     x, matrix, targets, weights = rows
     counted = counted_rows(weights)
     if counted is None or weights is None:
@@ -253,5 +254,5 @@ def _blocks(rows: _Rows, z_loss: float, grads: _Grads | None) -> tuple[Tensor, T
 
 
 def _weighted(x: Tensor, weights: Tensor | None) -> Tensor:
-    """``x`` times ``weights``; 0 where the weight is, whatever ``x`` is there."""
+    """``x`` times ``weights``; 0 wherever the weight is 0, even if ``x`` is not finite there."""
     return x if weights is None else (x * weights).masked_fill(weights == 0, 0.0)

@@ -21,7 +21,7 @@ def add_norm(x: Tensor, delta: Tensor | None, gain: Tensor, eps: float) -> tuple
     """``x + delta`` on the residual stream, and its RMSNorm (Zhang and Sennrich 2019, equation 4).
 
     ``x`` and ``delta`` are [..., width], ``gain`` [width]; without ``delta`` the sum is ``x``. The norm is reduced in
-    fp32 and comes in the precision of matrix products where the kernels compute it, else in the sum's.
+    fp32. The kernels return it in the precision of matrix products, PyTorch in that of the sum.
     """
     if native(x) and x.dtype == gain.dtype == torch.float32:
         total, normalised, _ = _AddNorm.apply(x, delta, gain, eps, product_dtype(x))  # type: ignore[no-untyped-call]

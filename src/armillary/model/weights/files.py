@@ -1,9 +1,8 @@
 """Files and folders that appear whole or not at all, and the checks that all weight formats share.
 
-Both are written aside, under a hidden name in the same folder, flushed and then renamed. A file takes the
-place of an older one in one step. A folder does so too where the kernel can exchange two names (Linux, most file
-systems); elsewhere the older folder is moved aside first, and a kill in that instant leaves neither under the name,
-but both whole beside it.
+Both are written under a hidden name in the same folder, flushed and then renamed. A file replaces an older one
+atomically. So does a folder if the kernel can exchange two names (Linux, most file systems). Otherwise the older folder
+is moved aside first. A kill at that moment leaves no folder under the name, but both folders complete beside it.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from armillary.files import aside, sync
 from armillary.recipe import ArmillaryError, UsageError
 
 AT_FDCWD = -100  # linux/fcntl.h: paths are relative to the working directory
-# All that a model folder of ours holds; a folder with anything else is not taken for one and not replaced.
+# The files that a model folder may hold; a folder with any other file is refused and not replaced.
 MODEL_FILES = frozenset(
     {
         "config.json",
@@ -47,7 +46,7 @@ RENAME_EXCHANGE = 2  # linux/fs.h
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file that appears under ``path`` only when it is whole and on the disk."""
+    """Write a safetensors file that appears under ``path`` only when it is complete and flushed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     hidden = aside(path)
     try:
@@ -68,12 +67,12 @@ def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 @contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to fill; when the block ends well it takes the place of ``folder``, in one step.
+    """Yield an empty folder to fill; when the block ends without an error, it atomically replaces ``folder``.
 
-    If the block raises, or the process dies in it, ``folder`` is as it was.
+    If the block raises, or the process dies in it, ``folder`` is not changed.
 
     Raises:
-        UsageError: ``folder`` is a file, or holds what no model folder of ours holds (it would be deleted).
+        UsageError: ``folder`` is a file, or holds a file that a model folder does not have (it would be deleted).
     """
     folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
@@ -107,7 +106,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Exchange two names in one step; False where the system cannot."""
+    """Exchange two names atomically; returns False if the system does not support it."""
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
     if rename is None:
         return False
@@ -116,10 +115,10 @@ def _exchange(one: Path, other: Path) -> bool:
 
 
 def check_tensors(path: Path, found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Hold the names and shapes of a file's tensors against those of the model.
+    """Compare the names and shapes of a file's tensors with those of the model.
 
     Raises:
-        ArmillaryError: naming the tensors that are missing, unexpected or of another shape.
+        ArmillaryError: tensors are missing, unexpected or of another shape; the message names them.
     """
     problems = [
         f"{name} is {list(found[name])} and should be {list(size)}"

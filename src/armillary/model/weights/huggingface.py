@@ -1,11 +1,11 @@
 """Model folders that Hugging Face ``transformers`` loads, written and read without it.
 
-A shape without QK-norm is a ``LlamaForCausalLM``, one with it a ``Qwen3ForCausalLM``, one with it and a mixture of
-experts a ``Qwen3MoeForCausalLM``; all compute exactly what our transformer computes, so logits agree to rounding.
+A shape without QK-norm is a ``LlamaForCausalLM``, one with QK-norm a ``Qwen3ForCausalLM``, and one with QK-norm and a
+mixture of experts a ``Qwen3MoeForCausalLM``. All are equivalent to our transformer, so logits agree to rounding.
 
-Trade-offs: the configuration is written by hand and kept to the keys that decide the computation, so that an export
-needs no further package; the test suite holds it against ``transformers`` itself. Reading refuses whatever this
-transformer does not compute (biases, sliding windows, quantised weights, other rotary positions) rather than guess.
+Trade-offs: the configuration is written by hand and has only the keys that determine the computation, so an export
+needs no further package. The test suite compares it with ``transformers`` itself. Reading refuses any feature that this
+transformer does not have (biases, sliding windows, quantised weights, other rotary positions).
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def import_hf(folder: Path) -> Transformer:
     """The model in a ``transformers`` folder of a Llama, Qwen3 or Qwen3-MoE model, in fp32 on the CPU.
 
     Weights may be one safetensors file or several with an index; half-precision weights are widened, which is exact.
-    Experts may be apart or merged. How they were kept in balance does not stand there: the shape says ``none``.
+    Experts may be separate or merged. The folder does not say how they were balanced, so the shape says ``none``.
 
     Raises:
         UsageError: no such folder, or a configuration that our transformer does not compute, naming the key.
@@ -191,12 +191,12 @@ def read_shape(folder: Path) -> ModelShape:
 
 
 def names_there(shape: ModelShape) -> dict[str, str]:
-    """The outside name of each parameter that is one tensor there too, by ours."""
+    """Map our name of each parameter to its name in ``transformers``, if it is a single tensor there too."""
     return {name: theirs for theirs, (name, at) in _names(shape).items() if at is None}
 
 
 def _names(shape: ModelShape) -> dict[str, tuple[str, int | None]]:
-    """The outside names, each with our parameter and, where that holds all experts, which one of them is meant."""
+    """Map each name in ``transformers`` to our parameter and, if that holds all experts, the index of the expert."""
     names: dict[str, tuple[str, int | None]] = {
         "model.embed_tokens.weight": ("embedding.weight", None),
         "model.norm.weight": ("norm.weight", None),
@@ -254,7 +254,7 @@ def _check_exportable(shape: ModelShape) -> None:
 
 
 def _rope_config(shape: ModelShape, context_length: int) -> dict[str, Any]:
-    """What ``transformers`` 5 has as ``rope_parameters``, under which it computes the angles of ``shape``."""
+    """The ``rope_parameters`` of ``transformers`` 5 for the angles of ``shape``."""
     scaling, theta = shape.rope_scaling, shape.rope_theta
     if scaling is not None and scaling.kind == "ntk":
         # not known there, but the same as a higher base; yarn by 1 stretches nothing and has an attention factor

@@ -1,6 +1,6 @@
-"""Our own weight files: one safetensors file, tensors under the names of the modules, in the dtype they have.
+"""Our own weight files: one safetensors file, with tensors under the names of the modules and in their dtype.
 
-The shape is not in the file: it stands in the run's specification, which is what one loads a run by.
+The file does not hold the shape, which is in the run's specification.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from armillary.recipe import ArmillaryError, DamagedFileError, ModelShape
 
 
 def save_weights(model: Transformer, path: Path) -> None:
-    """Write the parameters, and biases of experts, of ``model``; the file appears only whole and on the disk."""
+    """Write the parameters and the biases of experts of ``model``; the file appears only complete and flushed."""
     save_tensors(model.state_dict(), path)
 
 
@@ -39,7 +39,7 @@ def load_weights(path: Path, shape: ModelShape) -> Transformer:
 
 
 def check_weights(path: Path, shape: ModelShape) -> None:
-    """Hold names, sizes and types of the tensors in a weight file against a model's, without reading their numbers.
+    """Compare names, sizes and types of the tensors in a weight file with a model's, without reading the values.
 
     Raises:
         ArmillaryError: as ``load_weights``.
