@@ -1,4 +1,4 @@
-"""The documents that everything else reads: model shapes, schedules, run specifications, recipes. Imports no torch."""
+"""The documents that all other rooms read: model shapes, schedules, run specifications, recipes. Imports no torch."""
 
 from armillary.recipe.adapter import Lora
 from armillary.recipe.blocks import Latent, ReLU2

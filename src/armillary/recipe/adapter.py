@@ -1,4 +1,4 @@
-"""What a run trains in the place of all weights: an adapter of low rank beside each matrix of the layers."""
+"""Options of low-rank adapters (LoRA), which a run trains instead of all weights."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ TARGETS: tuple[Target, ...] = ("q", "k", "v", "out", "gate", "up", "down")
 class Lora(Document):
     """Low-rank adaptation (Hu et al. 2021, arXiv 2106.09685, section 4.1): a matrix W becomes W + alpha / rank * B A.
 
-    W stays as the run's start has it; A [rank, in] is drawn from the seed, B [out, rank] begins at 0. ``targets`` are
-    the matrices of the layers: queries, keys, values and output of attention, and those of the feed-forward block.
+    W keeps its value from the run's start; A [rank, in] is drawn from the seed, B [out, rank] starts at 0. ``targets``
+    are the matrices of the layers: queries, keys, values and output of attention, and those of the feed-forward block.
     """
 
     rank: int = Field(default=16, ge=1)

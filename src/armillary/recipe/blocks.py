@@ -1,4 +1,4 @@
-"""The counts of the blocks that a shape can name besides the usual ones."""
+"""Options and parameter counts of the blocks that a shape can name besides the default ones."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Latent(AttentionBlock):
     """Multi-head latent attention (DeepSeek-AI 2024, arXiv 2405.04434, section 2.1).
 
     Keys and values of all heads are computed from one latent of ``kv_rank`` numbers. Of the ``head_dim`` dimensions of
-    queries and keys, ``rope_head_dim`` are turned by rotary positions; those of the keys come from the residual stream
-    itself and are the same in all heads (the decoupled key). Values have ``value_head_dim`` dimensions, without it as
-    many as are not turned. With ``q_rank`` queries come from a latent of their own.
+    queries and keys, ``rope_head_dim`` are turned by rotary positions. In the keys these come from the residual stream
+    itself and are the same in all heads (the decoupled key). Values have ``value_head_dim`` dimensions; by default,
+    this is the number of dimensions that are not turned. With ``q_rank``, queries come from a separate latent.
     """
 
     kind: Literal["latent"] = "latent"
@@ -26,7 +26,7 @@ class Latent(AttentionBlock):
     q_rank: int | None = Field(default=None, ge=1)
 
     def check(self, shape: ModelShape) -> None:
-        """Raise ValueError where heads share keys, QK-norm is on, or the head has no room for its parts."""
+        """Raise ValueError if heads share keys, QK-norm is on, or the head is too small for its parts."""
         if shape.n_kv_heads != shape.n_heads:
             raise ValueError(
                 f"n_kv_heads ({shape.n_kv_heads}) must be n_heads ({shape.n_heads}): no head shares its keys"

@@ -1,8 +1,8 @@
-"""From the values of a YAML file to a checked document, or to one error that names all that is wrong in it.
+"""Checks the values of a YAML file against a document type; one error lists all problems.
 
-Pydantic stops at the first level on which something is wrong: a wrong field keeps the checks over several fields from
-running. So what is wrong is noted, replaced by something that could stand there, and the document is checked again,
-until nothing new is found. What only follows from a replacement is not reported.
+Pydantic stops at the first level with a problem: a wrong field prevents the checks over several fields. So each problem
+is recorded, the wrong value is replaced by a valid one, and the document is checked again until no new problem appears.
+Problems caused only by a replacement are not reported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ D = TypeVar("D", bound=Document)
 
 _PASSES = 20
 _SHOWN = 50
-# What could stand in a field: the first that the field's own rule takes; the others show what follows from it.
+# Replacement values for a field. The first one that the field accepts is used. The others reveal which problems are
+# only consequences of the replacement.
 _STAND_INS: tuple[Any, ...] = (
     *(1, 2, 8, 64, 1024, "1h", True, 0.25, [], [1, 2], {}),
     *(3, 4, 5, 6, 10, 12, 16, 24, 28, 32, 36, 40, 48, 80, 96, 128, 256, 512, 2048, 4096),
@@ -34,7 +35,7 @@ def check_document(file: YamlFile, kind: type[D]) -> D:
     """The document of ``kind`` in ``file``.
 
     Raises:
-        UsageError: all that is wrong, one line each with file, line, key and column.
+        UsageError: every problem, one line each with file, line, column and key.
     """
     value = file.value(kind)
     if not isinstance(value, dict):
@@ -52,7 +53,7 @@ def check_document(file: YamlFile, kind: type[D]) -> D:
         try:
             document = kind.model_validate(copy.deepcopy(value))
         except ValidationError as error:
-            # the check of the whole document runs when each part is good, and names all that it finds
+            # the check of the whole document runs once every part is valid, and reports all its problems
             whole = any(not one["loc"] for one in error.errors())
             new = [
                 (loc, e)
@@ -76,7 +77,7 @@ def check_document(file: YamlFile, kind: type[D]) -> D:
         if whole or not any(changed):
             break
         replaced += [loc for loc, _ in new]
-        # other parts may speak of a name that was taken out of a mapping
+        # other parts may refer to a name that was removed from a mapping
         gone |= {loc[-1] for loc, e in new if e["type"] != "extra_forbidden" and not _is_there(value, loc)}
     lines = []
     for problem in sorted(found, key=lambda problem: file.place(problem.location)):
@@ -92,30 +93,30 @@ _WITH_KEY = ("unknown key '", "the key '")
 
 
 def nearest(name: str, known: list[str]) -> str:
-    """The end of a message: the one of ``known`` that is most like ``name``, or all of them."""
+    """The end of a message: the entry of ``known`` that is closest to ``name``, or all entries."""
     match = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"; nearest valid: '{match[0]}'" if match else f"; valid: {', '.join(known)}" if known else ""
 
 
 def _dotted(location: Location) -> str:
-    """``location`` in one word; a name that dots or spaces would make unclear is in quotes."""
+    """``location`` joined by dots; a name that contains dots or spaces is quoted."""
     parts = [str(part) if len(str(part)) <= 60 else f"{str(part)[:57]}..." for part in location]
     return ".".join(part if part and "." not in part and part.isprintable() else repr(part) for part in parts)
 
 
 def _stands_at(problem: Problem) -> Location:
-    """Where in the values the problem is: the second of two equal keys has none of its own."""
+    """The location of the problem in the values; the second of two equal keys has no separate location."""
     return problem.location[:-1] if problem.location[-1:] == ("<second>",) else problem.location
 
 
 def _related(a: Location, b: Location) -> bool:
-    """Whether one of two places lies within the other."""
+    """Whether one of two locations contains the other."""
     shorter = min(len(a), len(b))
     return a[:shorter] == b[:shorter]
 
 
 def _is_cause(kind: type[Document], value: Any, replaced: list[Location], location: Location) -> bool:
-    """Whether ``location`` is wrong whatever takes the place of what was ``replaced``."""
+    """Whether ``location`` is wrong for every replacement of the ``replaced`` values."""
     for choice in range(1, len(_STAND_INS)):
         other = copy.deepcopy(value)
         for place in replaced:
@@ -124,7 +125,7 @@ def _is_cause(kind: type[Document], value: Any, replaced: list[Location], locati
             kind.model_validate(copy.deepcopy(other))
         except ValidationError as error:
             wrong = [where for where, _ in _errors(error, other)]
-            # a stand-in that is wrong itself keeps the checks over several fields from running
+            # a wrong replacement prevents the checks over several fields
             if location in wrong or any(_related(where, place) for where in wrong for place in replaced):
                 continue
         return False
@@ -134,7 +135,7 @@ def _is_cause(kind: type[Document], value: Any, replaced: list[Location], locati
 def _without_renamed(
     kind: type[Document], value: Any, errors: list[tuple[Location, Any]]
 ) -> list[tuple[Location, Any]]:
-    """``errors`` without the missing keys that stand there under an unknown name which is nearly theirs."""
+    """``errors`` without missing keys that are present under a misspelt name."""
     renamed = set()
     for location, error in errors:
         if error["type"] == "extra_forbidden":
@@ -150,7 +151,7 @@ def _part(value: Any, location: Location) -> Any:
 
 
 def _known_name(part: Any, kind: Any, location: Location) -> list[str]:
-    """The nearest valid key for the unknown one at ``location`` of the document, where ``part`` lacks it."""
+    """The valid key closest to the unknown one at ``location`` of the document, if ``part`` lacks that key."""
     known = difflib.get_close_matches(str(location[-1]), _valid_keys(kind, location[:-1]), n=1, cutoff=0.5)
     return [name for name in known if name not in part]
 
@@ -166,7 +167,7 @@ def _errors(error: ValidationError, value: Any) -> list[tuple[Location, Any]]:
             found.append(((*one["loc"], *cause.location), one))
         else:
             found.append((_without_tags(one["loc"], value), one))
-    # a list with a wrong entry is also too short, to pydantic
+    # pydantic also reports a list with a wrong entry as too short
     return [
         (loc, one)
         for loc, one in found
@@ -175,7 +176,7 @@ def _errors(error: ValidationError, value: Any) -> list[tuple[Location, Any]]:
 
 
 def _without_tags(location: Location, value: Any) -> Location:
-    """``location`` without the names of alternatives, which pydantic puts between the keys."""
+    """``location`` without the names of union members, which pydantic inserts between the keys."""
     kept: list[int | str] = []
     for i, key in enumerate(location):
         if isinstance(value, dict) and key not in value and value.get("kind") == key and i + 1 < len(location):
@@ -189,7 +190,7 @@ def _without_tags(location: Location, value: Any) -> Location:
 
 
 def _said(kind: type[Document], location: Location, error: Any) -> str:
-    """One error in words: what is wrong, and for an unknown key the nearest valid one."""
+    """The message of one error: what is wrong, and for an unknown key the nearest valid one."""
     where = _dotted(location)
     given = error.get("input")
     if error["type"] == "extra_forbidden":
@@ -212,7 +213,7 @@ def _cut(given: Any) -> str:
 
 
 def _field(kind: Any, key: int | str) -> FieldInfo | None:
-    """The field ``key`` of a document of type ``kind``; None where it is not a document, or has no such field."""
+    """The field ``key`` of a document of type ``kind``; None if it is not a document or has no such field."""
     kind = plain_type(kind)
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return kind.model_fields.get(str(key))
@@ -220,7 +221,7 @@ def _field(kind: Any, key: int | str) -> FieldInfo | None:
 
 
 def _below(kind: Any, key: int | str) -> Any:
-    """The type of what stands under ``key`` in a part of type ``kind``."""
+    """The type of the value under ``key`` in a part of type ``kind``."""
     field = _field(kind, key)
     if field is not None:
         return field.annotation
@@ -241,7 +242,7 @@ def _valid_keys(kind: Any, location: Location) -> list[str]:
 
 
 def _renamed(file: YamlFile, value: Any, kind: Any, location: Location) -> bool:
-    """Take an unknown key for the nearest valid one, where that is not there: what is missing then is not missed."""
+    """Rename an unknown key to the nearest valid one that is absent, so that the latter is not reported as missing."""
     value = _part(value, location[:-1])
     known = _known_name(value, kind, location)
     if not known:
@@ -254,9 +255,9 @@ def _renamed(file: YamlFile, value: Any, kind: Any, location: Location) -> bool:
 
 
 def _replace(value: Any, kind: Any, location: Location, choice: int = 0) -> bool:
-    """Put something that could stand there in place of what is wrong at ``location``, or take it out.
+    """Replace the wrong value at ``location`` by a valid one, or remove it.
 
-    ``choice`` numbers what could stand there; the last of it serves for all higher numbers.
+    ``choice`` selects among possible replacements; a number beyond the last selects the last.
     """
     if not location:
         return False
@@ -291,7 +292,7 @@ def _is_there(value: Any, location: Location) -> bool:
 
 
 def _stand_in(kind: Any, choice: int = 0) -> Any:
-    """Something that a field of type ``kind`` takes, or None; ``choice`` as in ``_replace``."""
+    """A valid value for a field of type ``kind``, or None; ``choice`` as in ``_replace``."""
     if kind is None:
         return None
     plain = plain_type(kind)

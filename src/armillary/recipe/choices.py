@@ -1,4 +1,4 @@
-"""What is chosen by one word everywhere: the language of a text, and the stage of the path to go to."""
+"""Choices that several rooms share: the language of a text, and the last stage of the path to run."""
 
 from __future__ import annotations
 

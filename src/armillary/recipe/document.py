@@ -1,7 +1,7 @@
-"""The recipe: one YAML file that says what is asked and within which limits.
+"""The recipe: one YAML file with the domains, target, limits, model, training and studies.
 
-``load_recipe`` turns it into a checked ``Recipe``. Every error names file, line and key, and says what would
-be right, before anything is trained.
+``load_recipe`` turns it into a checked ``Recipe`` before anything is trained. Every error names file, line and key, and
+says what would be right.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def _unless(problems: list[FieldError], document: D) -> D:
 class DomainSpec(Document):
     """A domain of text: ``source`` is a file, a folder, or ``demo:NAME`` for a built-in one.
 
-    With ``train: false`` the domain is only examined: all of its text goes to validation. ``licence`` is that of the
-    text, for the report and the model card; it replaces what is known of a built-in domain.
+    With ``train: false`` all of the domain's text goes to validation. ``licence`` is the text's licence, for the report
+    and the model card; it replaces the recorded licence of a built-in domain.
     """
 
     later: ClassVar[tuple[str, ...]] = ("licence",)
@@ -85,7 +85,7 @@ class DomainSpec(Document):
 class TokenizerSpec(Document):
     """A byte-level BPE of ``vocab_size`` trained on the corpus, or the ``tokenizer.json`` of ``file``.
 
-    ``end`` is the special token of ``file`` that ends a text, where the files beside it do not name one.
+    ``end`` is the special token of ``file`` that ends a text, needed if the files beside it do not name one.
     """
 
     later: ClassVar[tuple[str, ...]] = ("end",)
@@ -102,10 +102,10 @@ class TokenizerSpec(Document):
 
 
 class CorpusSpec(Document):
-    """Which domains there are, and how they become training and validation tokens.
+    """The domains, and how they become training and validation tokens.
 
     Documents longer than ``max_document_chars`` are cut at line ends. ``validation_share`` of the documents of each
-    training domain is held out by hash, at most about ``validation_chars`` characters of it being kept per domain.
+    training domain is held out by hash. Of these, about ``validation_chars`` characters per domain at most are kept.
     """
 
     domains: dict[str, DomainSpec] = Field(min_length=1)
@@ -131,7 +131,7 @@ class CorpusSpec(Document):
 
 
 class Limits(Document):
-    """What a mixture may be: passes over a domain at the target's tokens, and floors and ceilings of its weight."""
+    """Limits of a mixture: passes over a domain at the target's tokens, and floors and ceilings of its weight."""
 
     max_epochs: float = Field(default=4.0, gt=0)
     floors: dict[str, Share] = Field(default_factory=dict)
@@ -139,7 +139,7 @@ class Limits(Document):
 
 
 class MixtureTarget(Document):
-    """What a mixture is to lower: the weighted sum of losses of some validation domains.
+    """The objective of a mixture: the weighted sum of the losses of some validation domains.
 
     A file may hold ``weights:`` (or ``target:``, as a recipe does) with the mapping below it, or the mapping alone.
     """
@@ -161,11 +161,11 @@ class MixtureTarget(Document):
 
 
 class MixtureLimits(Limits):
-    """Limits of a mixture where no corpus is at hand: ``domain_tokens`` of each domain and the run's ``budget_tokens``.
+    """Limits of a mixture without a corpus: ``domain_tokens`` of each domain and the run's ``budget_tokens``.
 
-    A domain without an entry in ``domain_tokens`` has no limit on epochs. ``natural`` is the mixture to compare with;
-    without it that is the mixture in proportion to ``domain_tokens`` if each domain is there. A file may hold all of it
-    below ``limits:``, as a recipe does.
+    A domain without an entry in ``domain_tokens`` has no limit on epochs. ``natural`` is the mixture to compare with.
+    By default it is proportional to ``domain_tokens``, if these have every domain. A file may hold all of it below
+    ``limits:``, as a recipe does.
     """
 
     budget_tokens: PositiveFloat | None = None
@@ -198,10 +198,10 @@ class TargetModel(Document):
 class Training(Document):
     """How every run of the recipe trains.
 
-    The peak learning rate of a model of width d is ``lr * (lr_width / d) ** lr_exponent``; or ``base_width`` lets rates
-    and initial values follow the width by muP, as in ``OptimizerSpec``, and then ``lr_exponent`` is 0. The target run
-    takes ``tokens``, or ``budget_share`` of the recipe's budget; it is repeated with each of ``seeds``. With a
-    ``layout`` the target run and the other arms run one after another, each over that many ranks.
+    The peak learning rate of a model of width d is ``lr * (lr_width / d) ** lr_exponent``. With ``base_width``, rates
+    and initial values follow the width by muP instead, as in ``OptimizerSpec``, and ``lr_exponent`` is 0. The target
+    run takes ``tokens``, or ``budget_share`` of the recipe's budget, and is repeated with each of ``seeds``. With a
+    ``layout``, the target run and the other arms run one after another, each over the layout's ranks.
     """
 
     later: ClassVar[tuple[str, ...]] = ("optimizer", "base_width", "layout")
@@ -246,7 +246,7 @@ class Training(Document):
 
 
 class MixtureStudy(Document):
-    """Proxies over a designed set of mixtures, then ``candidates`` of the law run again with new seeds."""
+    """Proxy runs over a design of mixtures; then ``candidates`` of the fitted law are run again with new seeds."""
 
     depth: int = Field(default=2, ge=1)
     runs: int = Field(default=40, ge=8)
@@ -275,9 +275,9 @@ class AnnealStudy(Document):
 
 
 class LadderStudy(Document):
-    """Models of growing depth; each trains a trunk and decays from it at ``fractions`` of ``tokens``.
+    """Models of increasing depth; each trains a trunk and decays from it at ``fractions`` of ``tokens``.
 
-    Every depth takes the same tokens. A law needs six points: depths times fractions times seeds.
+    Every depth takes the same number of tokens. A law needs six points: depths times fractions times seeds.
     """
 
     depths: tuple[Depth, ...] = Field(default=(1, 2, 3), min_length=1)
@@ -299,7 +299,7 @@ class LadderStudy(Document):
 
 
 class Studies(Document):
-    """The three studies that argue for the recipe."""
+    """The three studies that determine the recipe: mixture, annealing and ladder."""
 
     mixture: MixtureStudy = MixtureStudy()
     anneal: AnnealStudy = AnnealStudy()
@@ -307,7 +307,7 @@ class Studies(Document):
 
 
 class Recipe(Document):
-    """What is asked: domains, target, limits, model, training and studies; and what the model is taught at the end."""
+    """The recipe: domains, target, limits, model, training and studies, and the lesson after the verdict."""
 
     later: ClassVar[tuple[str, ...]] = ("lesson",)
 
@@ -344,7 +344,7 @@ class Recipe(Document):
         return problems
 
     def _limit_problems(self) -> list[FieldError]:
-        """What in floors and ceilings leaves no mixture, or a single one, whatever the text."""
+        """Floors and ceilings that allow no mixture, or a single one, for any text."""
         floors, ceilings = self.limits.floors, self.limits.ceilings
         crossed = [
             FieldError(f"the floor {floor:g} lies above the ceiling {ceilings[name]:g}", "limits", "floors", name)
@@ -386,7 +386,7 @@ class Recipe(Document):
         return problems or self._shape_problems()
 
     def _shape_problems(self) -> list[FieldError]:
-        """Shapes that do not exist: each is built, since the last of them would be trained after hours of studies."""
+        """Invalid shapes. Every shape is built now, because the last ones are trained only after hours of studies."""
         study = self.study
         wanted = {(self.model.family, depth) for depth in (self.model.depth, study.mixture.depth, study.anneal.depth)}
         wanted |= {(name, depth) for name in study.ladder.families for depth in study.ladder.depths}
@@ -403,7 +403,7 @@ class Recipe(Document):
         """The recipe with its target run over ``ranks`` ranks, data parallel unless it has a layout.
 
         Raises:
-            UsageError: its layout has more or fewer.
+            UsageError: its layout has another number of ranks.
         """
         layout = self.training.layout or Layout(dp_shard=ranks)
         layout.refuse_others(ranks)
@@ -421,7 +421,7 @@ class Recipe(Document):
 
 
 def unknown_domains(names: Collection[str], known: Collection[str], *where: str) -> list[FieldError]:
-    """A problem for each of ``names``, which stand at ``where``, that is not ``known``, with the nearest known one."""
+    """A problem for each of ``names`` at ``where`` that is not ``known``, with the nearest known name."""
     return [
         FieldError(f"no domain of that name here{nearest(name, list(known))}", *where, name)
         for name in names
@@ -432,7 +432,7 @@ def unknown_domains(names: Collection[str], known: Collection[str], *where: str)
 def load_recipe(path: Path) -> Recipe:
     """Read and check a recipe.
 
-    Relative sources are taken from the recipe's own folder.
+    Relative sources are relative to the recipe's folder.
 
     Raises:
         UsageError: as ``load_document``.
@@ -445,15 +445,15 @@ def load_document(path: Path, kind: type[D]) -> D:
 
     Raises:
         UsageError: file missing, not YAML, a key twice, an unknown key (with the nearest valid one) or a wrong value.
-            One error names all that is wrong, each with file, line and column.
-        DamagedDocumentError: the same, of a file that was changed after a workspace wrote it.
+            One error lists every problem, each with file, line and column.
+        DamagedDocumentError: the same, for a file that was changed after a workspace wrote it.
     """
     with blaming_changes(path):
         return check_document(read_yaml(path), kind)
 
 
 def in_folder(recipe: Recipe, base: Path) -> Recipe:
-    """The recipe with its relative sources taken from the folder ``base``."""
+    """The recipe with its relative sources resolved against the folder ``base``."""
 
     def absolute(source: str) -> str:
         return source if source.startswith("demo:") or "://" in source else str(beside(base, source))
@@ -470,7 +470,7 @@ def in_folder(recipe: Recipe, base: Path) -> Recipe:
 
 
 def beside(folder: Path, path: str) -> Path:
-    """``path`` from ``folder``, which is resolved; ``~`` is expanded, and a leading ``..`` is taken out."""
+    """``path`` relative to the resolved ``folder``; ``~`` is expanded, and a leading ``..`` is removed."""
     relative = Path(path).expanduser()
     while relative.parts and relative.parts[0] == "..":
         folder, relative = folder.parent, Path(*relative.parts[1:])

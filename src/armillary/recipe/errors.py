@@ -1,4 +1,4 @@
-"""The two kinds of error that reach a person, and the exit code each one means.
+"""The two kinds of error that reach the user, and their exit codes.
 
 Every error says what was wrong, where, and what would be right; the command line prints it without a traceback.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import re
 
-# What stands between user and host of a URL; the value of any of its parameters whose name speaks of a secret; and
-# passwords in a connection string or in JSON.
+# The password in a URL; the value of a URL parameter whose name suggests a secret; and passwords in a connection string
+# or in JSON.
 _SECRETS = (
     re.compile(r"(://[^:/@\s]*:)[^/\s]*(?=@)"),
     re.compile(r"([?&][^=&\s]*(?:pass|pwd|secret|token)[^=&\s]*=)[^&\s'\"]*", re.IGNORECASE),
@@ -23,13 +23,13 @@ class ArmillaryError(Exception):
 
 
 class UsageError(ArmillaryError):
-    """What the user gave cannot be right: a recipe, a source, an option. Exit code 2."""
+    """Invalid user input: a recipe, a source, an option. Exit code 2."""
 
     exit_code = 2
 
 
 class FieldError(ValueError):
-    """Raised in a check of several fields of a document: ``location`` leads from it to the one at fault."""
+    """Raised in a check over several fields of a document: ``location`` is the path to the field at fault."""
 
     def __init__(self, message: str, *location: str) -> None:
         super().__init__(message)
@@ -37,7 +37,7 @@ class FieldError(ValueError):
 
 
 class SeveralFieldsError(ValueError):
-    """Raised in a check of several fields that finds more than one problem."""
+    """Raised in a check over several fields that finds more than one problem."""
 
     def __init__(self, problems: list[FieldError]) -> None:
         super().__init__("; ".join(map(str, problems)))

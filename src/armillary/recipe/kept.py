@@ -1,8 +1,8 @@
-"""The copy of its recipe that a workspace keeps, and how a verb finds recipe and results from what it is given.
+"""The copy of its recipe that a workspace keeps, and how a verb finds recipe and results from its path argument.
 
-``OUT/recipe.yaml`` is a recipe like any other, with every default written out. Its first line marks it as a copy and
-holds a hash of the rest, which detects an edit by hand. Sources below the folder that holds the workspace are written
-relative to the copy, so that both can be moved together; all others are absolute.
+``OUT/recipe.yaml`` is an ordinary recipe with every default written out. Its first line marks it as a copy and holds a
+hash of the rest, which detects an edit by hand. Sources below the workspace's parent folder are written relative to the
+copy, so that both can be moved together. All other sources are absolute.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ _EXPLAINED = (
     "# `armillary report FOLDER` and every other verb of a recipe take this folder in its place. Changes made here\n"
     "# apply to such calls; the next call with another recipe for this folder writes its own copy here.\n"
 )
-# What only a workspace holds: a kept copy beside none of them was copied away, and is an ordinary recipe.
+# Entries that only a workspace has. A kept copy without any of them beside it was copied elsewhere, and is an ordinary
+# recipe.
 _PARTS = ("store", "plan.json", "corpus")
 
 
 @dataclass(frozen=True)
 class Given:
-    """What a verb was given: the recipe's file, and the folder of the results where the recipe lies in it."""
+    """A verb's resolved argument: the recipe's file, and the results folder if the recipe lies in one."""
 
     file: Path
     folder: Path | None
@@ -38,7 +39,7 @@ class Given:
 
 
 def given(path: Path) -> Given:
-    """Find the recipe of ``path``, which is the file of a recipe, a workspace, or a folder in one such as its store.
+    """Find the recipe of ``path``: a recipe file, a workspace, or a folder in a workspace such as its store.
 
     Raises:
         UsageError: ``path`` is a folder without a recipe.
@@ -62,17 +63,17 @@ def given(path: Path) -> Given:
 
 
 def is_workspace(folder: Path) -> bool:
-    """Whether ``folder`` holds what only a workspace does."""
+    """Whether ``folder`` has an entry that only a workspace has."""
     return any((folder / part).exists() for part in _PARTS)
 
 
 def keep_recipe(recipe: Recipe, folder: Path) -> str | None:
-    """Write the copy of ``recipe`` into ``folder``. A copy of the same recipe stays as it is.
+    """Write the copy of ``recipe`` into ``folder``. A copy of the same recipe is not changed.
 
-    A copy that was edited by hand is renamed, not lost; a ``recipe.yaml`` that is not a copy is left alone.
+    A copy that was edited by hand is renamed, not lost; a ``recipe.yaml`` that is not a copy is not changed.
 
     Returns:
-        What a person must know of it, or None.
+        A message for the user, or None.
     """
     file = folder / NAME
     state = kept_state(file)
@@ -98,12 +99,12 @@ def keep_recipe(recipe: Recipe, folder: Path) -> str | None:
 
 
 def results_folder(file: Path, name: str) -> tuple[Path, str | None]:
-    """Where the results of the document in ``file`` belong without ``--out``: the folder ``name`` beside it.
+    """The default results folder of the document in ``file``: the folder ``name`` beside it.
 
-    Earlier versions kept them in the current directory. Where they are only there, that folder is returned.
+    Earlier versions used the current directory. If results exist only there, that folder is returned.
 
     Returns:
-        The folder, and what a person must know of an older one, or None.
+        The folder, and a message for the user about an older one, or None.
     """
     place, older = _short(file.resolve().parent / name), Path(name)
     if not older.exists() or (place.exists() and place.samefile(older)) or not _has_results(older):
@@ -124,7 +125,7 @@ def _has_results(folder: Path) -> bool:
 
 
 def _same_question(kept: Path, file: Path) -> bool:
-    """Whether both recipes read the same text; True where one of them cannot be read."""
+    """Whether both recipes have the same sources; True if one of them cannot be read."""
     try:
         return load_recipe(kept).corpus == load_recipe(file).corpus
     except ArmillaryError:
@@ -132,7 +133,7 @@ def _same_question(kept: Path, file: Path) -> bool:
 
 
 def _same(file: Path, recipe: Recipe) -> bool:
-    """Whether ``file`` holds ``recipe``; over how many ranks its target runs makes no difference."""
+    """Whether ``file`` holds ``recipe``; the number of ranks of the target run is ignored."""
     try:
         return _without_layout(load_recipe(file)) == _without_layout(recipe)
     except ArmillaryError:
@@ -151,6 +152,6 @@ def _portable(source: str, folder: Path) -> str:
 
 
 def _short(path: Path) -> Path:
-    """``path`` relative to the current directory where it lies below it: as a person would write it."""
+    """``path`` relative to the current directory if it lies below it, as a user would write it."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path

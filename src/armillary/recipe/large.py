@@ -1,7 +1,7 @@
-"""The document of one large run: a RunSpec, the corpus it belongs to, and how it is executed.
+"""The document of one large run: a RunSpec, its corpus, and how it is executed.
 
-What decides the numbers stands under ``run``, as in a RunSpec; ``layout`` and ``checkpoints`` may change whenever the
-run is stopped. ``load_training`` tells such a file from a recipe by its keys.
+Everything that determines the numbers is under ``run``, as in a RunSpec. ``layout`` and ``checkpoints`` may change
+whenever the run is stopped. ``load_training`` distinguishes such a file from a recipe by its keys.
 """
 
 from __future__ import annotations
@@ -24,11 +24,10 @@ _KEYS = {"run", "layout", "checkpoints"}  # a recipe has none of them
 
 
 class Checkpoints(Document):
-    """When checkpoints are written, and which stay.
+    """When checkpoints are written, and which are kept.
 
-    One is written when ``every_s`` seconds have passed, after every ``every_steps`` steps, and when the run is stopped.
-    The last ``keep_last`` stay; those of steps that are multiples of ``keep_every_steps`` are written too, and stay
-    for ever.
+    A checkpoint is written after ``every_s`` seconds, after every ``every_steps`` steps, and when the run is stopped.
+    The last ``keep_last`` are kept. At multiples of ``keep_every_steps`` a checkpoint is written too and always kept.
     """
 
     every_s: float = Field(default=600.0, gt=0)
@@ -37,20 +36,20 @@ class Checkpoints(Document):
     keep_every_steps: int | None = Field(default=None, ge=1)
 
     def due(self, step: int) -> bool:
-        """Whether one is written after ``step`` steps, whatever the clock says."""
+        """Whether a checkpoint is due after ``step`` steps, independent of the time."""
         return any(every is not None and step % every == 0 for every in (self.every_steps, self.keep_every_steps))
 
     def stays(self, step: int) -> bool:
-        """Whether the checkpoint of ``step`` is never removed."""
+        """Whether the checkpoint of ``step`` is always kept."""
         return self.keep_every_steps is not None and step % self.keep_every_steps == 0
 
 
 class LargeRun(Document):
     """One run over many ranks. ``corpus`` is the folder of a built corpus, ``run`` its specification.
 
-    ``folder`` is where the run is kept, where the command does not say (default: the name, beside the file).
-    ``run.corpus`` may be left out; where it stands, the corpus must have that hash. Without a ``layout`` all ranks are
-    data parallel, with parameters in shards.
+    ``folder`` is the run's folder unless the command names one (default: the run's name, beside the file).
+    ``run.corpus`` may be left out; if given, the corpus must have that hash. Without a ``layout`` all ranks are data
+    parallel, with parameters in shards.
     """
 
     format: Literal[1] = 1
@@ -89,7 +88,7 @@ class LargeRun(Document):
         """The layout for this many ranks.
 
         Raises:
-            UsageError: the layout has more or fewer ranks, or the run cannot be divided among them.
+            UsageError: the layout has another number of ranks, or the run cannot be divided among them.
         """
         if self.layout is None:
             layout = Layout(dp_shard=ranks)
@@ -100,12 +99,12 @@ class LargeRun(Document):
 
 
 def _is_large(file: YamlFile) -> bool:
-    """Whether a file is that of a large run: by a key that no recipe has, or a corpus that is a folder."""
+    """Whether a file describes a large run: it has a key that no recipe has, or its corpus is a folder."""
     return not _KEYS.isdisjoint(file.keys) or file.is_scalar("corpus")
 
 
 def load_training(path: Path) -> Recipe | LargeRun:
-    """Read what ``armillary train`` is given: a recipe, or a large run, whose relative paths are taken from its folder.
+    """Read the argument of ``armillary train``: a recipe or a large run. Relative paths are relative to its folder.
 
     Raises:
         UsageError: as ``load_document``.

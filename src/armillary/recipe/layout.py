@@ -1,7 +1,7 @@
-"""The layout of a training run: over how many ranks, and in which dimensions, one run is spread.
+"""The layout of a training run: the number of ranks in each dimension.
 
-A layout decides where numbers are computed and never which ones (contract 1): a RunSpec does not hold it, and a run may
-resume under another layout than the one it began with. Names and their order are those of the mesh:
+A layout decides where numbers are computed, never their values (contract 1). A RunSpec does not contain it, and a run
+may resume under a different layout. Names and their order are those of the mesh:
 
 =============  =====================================================================================
 ``pp``         pipeline: consecutive layers
@@ -12,7 +12,7 @@ resume under another layout than the one it began with. Names and their order ar
 ``tp``         tensor: parts of each matrix, and of each sequence between them
 =============  =====================================================================================
 
-The product is the number of ranks. Neighbouring ranks differ in ``tp`` first, which talks most.
+The product is the number of ranks. Neighbouring ranks differ in ``tp`` first, which communicates most.
 """
 
 from __future__ import annotations
@@ -29,21 +29,23 @@ from armillary.recipe.words import counted
 
 DIMENSIONS = ("pp", "dp_replicate", "dp_shard", "ep", "cp", "tp")
 
-# Schedules whose backward pass through a layer comes in two parts: for its input, and later for its weights.
+# Schedules that split the backward pass of a layer in two: first for its input, later for its weights.
 _SPLIT_BACKWARD = ("zero-bubble", "zb-v", "dualpipe-v")
 
 PipelineSchedule = Literal["gpipe", "1f1b", "interleaved", "zero-bubble", "zb-v", "dualpipe-v"]
 
 
 class Layout(Document):
-    """How many ranks in each dimension, and the choices within them.
+    """The number of ranks in each dimension, and options of each dimension.
 
-    Pipeline: ``schedule`` with ``stages_per_rank`` stages on each rank, in rounds over the ranks (``zb-v`` and
-    ``dualpipe-v``: two, in a V); ``microbatches`` of one optimizer step (default: twice the stages, and a multiple of
-    the run's accumulation); ``layers_per_stage`` where the stages shall not be equal. Data: ``reshard`` gives gathered
-    parameters back after the forward pass. Tensor: ``sequence_parallel`` splits what lies between the matrices by
-    sequence. Context: keys and values come by ``ring`` or ``all-gather``. ``recompute``: activations computed again in
-    the backward pass, those that are cheap (``selective``) or all of a layer (``full``).
+    - Pipeline: ``schedule`` with ``stages_per_rank`` stages on each rank, in rounds over the ranks (``zb-v`` and
+      ``dualpipe-v``: two, in a V). ``microbatches`` of one optimizer step (default: twice the stages, and a multiple of
+      the run's accumulation). ``layers_per_stage`` for stages of unequal size.
+    - Data: ``reshard`` frees gathered parameters after the forward pass.
+    - Tensor: ``sequence_parallel`` splits the activations between the matrices by sequence.
+    - Context: keys and values arrive by ``ring`` or ``all-gather``.
+    - ``recompute``: activations to compute again in the backward pass, only cheap ones (``selective``) or all of a
+      layer (``full``).
     """
 
     pp: int = Field(default=1, ge=1)
@@ -105,7 +107,7 @@ class Layout(Document):
 
     @property
     def data(self) -> int:
-        """Number of parts that each batch is divided into by sequences."""
+        """Number of parts into which each batch is divided by sequences."""
         return self.dp_replicate * self.dp_shard * self.ep
 
     @property
@@ -115,16 +117,16 @@ class Layout(Document):
 
     @property
     def is_v(self) -> bool:
-        """Whether the second stages of the ranks come in reverse order, so that the last stage is on the first rank."""
+        """Whether the ranks' second stages are in reverse order, so that the last stage is on the first rank."""
         return self.schedule in ("zb-v", "dualpipe-v")
 
     def stage_rank(self, stage: int) -> int:
-        """Which rank of the pipeline has the ``stage``."""
+        """The pipeline rank that holds ``stage``."""
         place = stage % self.pp
         return self.pp - 1 - place if self.is_v and stage >= self.pp else place
 
     def stage_layers(self, n_layers: int) -> list[range]:
-        """The layers of each stage; without ``layers_per_stage`` as equal as can be, the longer ones in the middle.
+        """The layers of each stage; without ``layers_per_stage`` nearly equal, with the longer ones in the middle.
 
         Raises:
             UsageError: ``layers_per_stage`` does not sum to ``n_layers``, or there are more stages than layers.
@@ -136,8 +138,8 @@ class Layout(Document):
                     f"layers_per_stage sums to {sum(counts)}, but the model has {counted(n_layers, 'layer')}"
                 )
         else:
-            # the first stage has the embedding too and the last one the output matrix, so what is left over goes
-            # between them
+            # the first stage also has the embedding and the last one the output matrix, so extra layers go to the
+            # stages between them
             counts = [n_layers // self.stages] * self.stages
             spare = n_layers % self.stages
             start = (self.stages - spare + 1) // 2
@@ -150,7 +152,7 @@ class Layout(Document):
 
     @property
     def splits_backward(self) -> bool:
-        """Whether the backward pass of each layer comes in two halves: for its input, and later for its weights."""
+        """Whether the schedule splits each layer's backward pass: first for its input, later for its weights."""
         return self.pp > 1 and self.schedule in _SPLIT_BACKWARD
 
     def microbatch_count(self, spec: RunSpec) -> int:
@@ -161,10 +163,10 @@ class Layout(Document):
         return self.microbatches or even * math.ceil(2 * self.stages / even)
 
     def refuse_others(self, ranks: int) -> None:
-        """Hold the layout against the number of ranks that there are.
+        """Check that the layout has this number of ranks.
 
         Raises:
-            UsageError: the layout has more or fewer.
+            UsageError: the layout has another number of ranks.
         """
         if self.ranks != ranks:
             named = zip(DIMENSIONS, self.sizes, strict=True)
@@ -175,10 +177,10 @@ class Layout(Document):
             )
 
     def check(self, spec: RunSpec) -> None:
-        """Hold the layout against a run.
+        """Check that a run can be divided by this layout.
 
         Raises:
-            UsageError: the run cannot be divided like this, with the number that does not divide.
+            UsageError: the run cannot be divided; the message has the number that does not divide.
         """
         for start, _, later in spec.stretches()[1:]:
             try:

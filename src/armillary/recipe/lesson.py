@@ -1,6 +1,6 @@
-"""What a model is taught: the questions, the fine-tuning, and the runs that its gain is predicted from.
+"""The parts that a post-training (``Teaching``) and the lesson of a recipe share.
 
-These parts are shared by a post-training (``Teaching``) and by the lesson at the end of a recipe.
+These are the questions, the fine-tuning, and the runs from which its gain is predicted.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from armillary.recipe.shapes import Document
 class Questions(Document):
     """Questions whose answers are computed (``post synthesize``).
 
-    ``items`` is the number of training questions, ``held_out`` of those of the same families and levels that are kept
-    out of the training, ``harder`` of those one level above. ``teacher`` rewrites: a model folder, a .gguf file or a
-    URL.
+    ``items`` is the number of training questions. ``held_out`` is the number of questions of the same families and
+    levels that are kept out of training, and ``harder`` the number one level above. ``teacher`` is the model that
+    rewrites questions: a model folder, a .gguf file or a URL.
     """
 
     items: int = Field(default=2000, ge=8)
@@ -46,7 +46,7 @@ class Tuning(Document):
 
 
 class Gain(Document):
-    """Runs on these parts of the data, from which the score of the whole run is predicted before it begins."""
+    """Runs on these parts of the data, from which the score of the full run is predicted before it starts."""
 
     parts: tuple[float, ...] = (0.125, 0.25, 0.5)
 
@@ -64,10 +64,10 @@ class Gain(Document):
 
 
 class Lesson(Document):
-    """What the published model of a recipe is taught after the verdict.
+    """The fine-tuning of a recipe's published model after the verdict.
 
-    ``budget_share`` is the share of the whole budget that is set aside for it. The passes over the questions are as
-    many as fit into that, at most ``sft.epochs``. Without a budget they are ``sft.epochs``.
+    ``budget_share`` is the lesson's share of the whole budget. The number of passes over the questions is the largest
+    that fits this share, at most ``sft.epochs``. Without a budget it is ``sft.epochs``.
     """
 
     budget_share: float = Field(default=0.15, gt=0, lt=0.5)

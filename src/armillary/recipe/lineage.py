@@ -1,4 +1,4 @@
-"""Lineage as a graph: an edge for each thing that made another one, and the walk back over them (contract 5).
+"""Lineage as a graph: edges from results to their origins, and the walk back over them (contract 5).
 
 A node is ``KIND:NAME``: ``file:PATH`` (in a published folder), ``run:ID``, ``weights:SHA-256`` (of a file that no run
 here wrote), ``corpus:HASH`` or ``prediction:ID`` (of the run or question that it was recorded for).
@@ -19,7 +19,7 @@ class Edge(NamedTuple):
 
 
 def walk_back(edges: Iterable[Edge], node: str) -> list[str]:
-    """All that ``node`` comes from, nearest first, each once; cycles end the walk."""
+    """All origins of ``node``, nearest first, each once; cycles end the walk."""
     origins: dict[str, list[str]] = {}
     for edge in edges:
         origins.setdefault(edge.node, []).append(edge.origin)

@@ -1,8 +1,8 @@
-"""Locks between processes that name their holder, and never outlive it.
+"""Locks between processes that name their holder and never outlive it.
 
-A lock is a file with an advisory lock of the system on it (``flock``), which ends with the process that holds it,
-``kill -9`` included. What the file says (process, host, command, since when) only serves the message to the next
-process: an empty, torn or foreign content neither blocks nor frees.
+A lock is a file with an advisory system lock (``flock``), which ends with the holding process, even after ``kill -9``.
+The file's content (process, host, command, start time) is used only in the message to the next process. Empty, torn or
+foreign content does not affect the lock.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 from armillary.recipe.errors import ArmillaryError, without_passwords
 
-# What file systems without a lock service answer: NFS without lockd, Lustre without -o flock, FUSE, some 9p mounts.
+# Errors of file systems without a lock service: NFS without lockd, Lustre without -o flock, FUSE, some 9p mounts.
 _WITHOUT_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _NAME_S = 0.5  # between taking a lock and naming its holder
 
@@ -36,14 +36,14 @@ class BusyError(ArmillaryError):
 
 @contextlib.contextmanager
 def exclusive(path: Path, what: str) -> Iterator[None]:
-    """Hold the lock ``path`` (a file that stays; its folder is created if missing), or refuse at once.
+    """Hold the lock ``path`` (a file that stays; its folder is created if missing), or raise without waiting.
 
-    The thread that holds a lock may take it again inside. ``what`` completes the sentence "process 12 on host ...", as
-    in ``with exclusive(folder / ".lock", "works in this workspace")``.
+    The lock is reentrant for its thread. ``what`` completes the sentence "process 12 on host ...", as in
+    ``with exclusive(folder / ".lock", "works in this workspace")``.
 
     Raises:
         BusyError: another process or thread holds it, with its process id, host, command and start.
-        ArmillaryError: the file system gives no locks, or the file cannot be created.
+        ArmillaryError: the file system does not support locks, or the file cannot be created.
     """
     key = path.parent.resolve() / path.name
     if key in _held:
@@ -83,7 +83,7 @@ def lock(file: int, path: Path, wait: bool) -> None:
 
     Raises:
         BlockingIOError: it is locked, and ``wait`` is false.
-        ArmillaryError: the file system gives no locks.
+        ArmillaryError: the file system does not support locks.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -100,14 +100,14 @@ def _this_process() -> dict[str, Any]:
     return {
         "pid": os.getpid(),
         "host": socket.gethostname(),
-        # Others read this file: no password of a database may stand in it.
+        # Other users can read this file, so it must not contain a database password.
         "command": without_passwords(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         "since": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }
 
 
 def _write(descriptor: int, holder: dict[str, Any] | None) -> None:
-    # The lock holds without it: a full disk must not stop what may be the cure.
+    # The lock works without this content, and a full disk must not stop a command that may free space.
     with contextlib.suppress(OSError):
         os.ftruncate(descriptor, 0)
         if holder is not None:
@@ -115,13 +115,13 @@ def _write(descriptor: int, holder: dict[str, Any] | None) -> None:
 
 
 def _holder(descriptor: int) -> str:
-    """Who holds a lock, from the content of its file."""
+    """The description of a lock's holder, from the content of its file."""
     end = time.monotonic() + _NAME_S
     while True:
         try:
             said = json.loads(os.pread(descriptor, 65536, 0))
             pid, host, command, since = int(said["pid"]), str(said["host"]), str(said["command"]), str(said["since"])
-            # The last holder may have been killed, and the one of now be about to write its name.
+            # The previous holder may have been killed, and the current one may not have written its name yet.
             if host != socket.gethostname() or Path(f"/proc/{pid}").exists() or not Path("/proc/self").exists():
                 return f"process {pid} on {host} ({command}, since {since})"
         except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -132,7 +132,10 @@ def _holder(descriptor: int) -> str:
 
 
 def _leave_to_parent() -> None:
-    """A forked child must not keep its parent's locks alive: closing its copies releases nothing."""
+    """Close a forked child's copies of the descriptors, so that it does not keep its parent's locks alive.
+
+    Closing a copy does not release the lock.
+    """
     for descriptor, _ in _held.values():
         with contextlib.suppress(OSError):
             os.close(descriptor)

@@ -1,4 +1,4 @@
-"""Names that become names of files and folders, and keys of tables: what they must not be."""
+"""Checks of names that become file names, folder names and table keys."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ _MAX_ENCODED = 200
 
 
 def check_folder_name(name: str) -> str:
-    """``name`` as it is, if results may lie in a folder of that name.
+    """Return ``name`` unchanged if it is valid as the name of a results folder.
 
     Raises:
-        ValueError: it leads elsewhere, is hidden, or is not a name of a file on every system.
+        ValueError: it leads elsewhere, is hidden, or is not a valid file name on every system.
     """
     return _checked(name, _folder_trouble(name), "give a plain name, such as my-recipe; --out names any folder")
 
 
 def check_recipe_name(name: str) -> str:
-    """As ``check_folder_name``, and short enough to begin the name of the target run.
+    """As ``check_folder_name``, and short enough to be the prefix of the target run's name.
 
     Raises:
-        ValueError: as there.
+        ValueError: as ``check_folder_name``, or it is too long.
     """
     if len(name.encode(errors="replace")) > _MAX_RECIPE_BYTES:
         raise ValueError(f"the name is longer than {_MAX_RECIPE_BYTES} bytes; give a shorter one")
@@ -39,10 +39,10 @@ def check_recipe_name(name: str) -> str:
 
 
 def check_domain_name(name: str) -> str:
-    """``name`` as it is, if a domain may have it.
+    """Return ``name`` unchanged if it is valid for a domain.
 
     Raises:
-        ValueError: it is ``target`` (the name of the weighted sum of all), or is not a name of a file.
+        ValueError: it is ``target`` (the name of the weighted sum of all), or is not a valid file name.
     """
     trouble = _trouble(name)
     if trouble is None and name.casefold() == "target":
@@ -55,7 +55,7 @@ def check_domain_name(name: str) -> str:
 
 
 def check_path(path: str) -> str:
-    """``path`` as it is, if a file or folder may have it.
+    """Return ``path`` unchanged if it is valid for a file or folder.
 
     Raises:
         ValueError: it is empty, holds invisible characters, or begins with the home folder of no user.
@@ -102,7 +102,7 @@ def _folder_trouble(name: str) -> str | None:
 
 
 def _trouble(name: str) -> str | None:
-    """What makes a name unfit for anything."""
+    """Why a name is invalid for every use, or None."""
     if not name.strip():
         return "is empty"
     if name != name.strip():

@@ -1,8 +1,8 @@
-"""What a run learns from its data: the next token of plain text, weighted tokens of examples, or preferences.
+"""The training objectives: next-token prediction on plain text, weighted tokens of examples, or preferences.
 
-An objective names a data order that yields batches with weights and documents (``armillary.corpus``); every criterion
-returns sums, which the trainer divides by the weight of the global batch. What a criterion measures besides the loss
-is named by ``measures``.
+An objective names a data order that yields batches with weights and documents (``armillary.corpus``). Every criterion
+returns sums, which the trainer divides by the weight of the global batch. ``measures`` names a criterion's measurements
+besides the loss.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SMOOTHED = ("sigmoid", "sigmoid_norm", "robust")  # the losses that label_smooth
 
 
 class NextToken(Document):
-    """Each token of the corpus's text from those before it, all with the weight 1."""
+    """Predict each token of the corpus's text from the tokens before it, all with weight 1."""
 
     kind: Literal["next-token"] = "next-token"
 
@@ -27,7 +27,7 @@ class NextToken(Document):
 class Supervised(Document):
     """Weighted tokens of ``examples``, the hash of a set of them in the corpus (``corpus.write_examples``).
 
-    Sequences hold whole examples that see nothing of each other. The run has no ``mixture``.
+    Sequences hold whole examples that do not attend to each other. The run has no ``mixture``.
     """
 
     kind: Literal["supervised"] = "supervised"
@@ -50,7 +50,7 @@ class Preference(Document):
       published (Azar et al. 2023, arXiv 2310.12036, equation 17).
 
     The names are those of TRL. With ``label_smoothing`` s the first two take (1 - s) times the loss plus s times that
-    of the pair turned round. ``sft_weight`` adds so many times the mean cross entropy of the chosen answers' tokens.
+    of the swapped pair. ``sft_weight`` adds this multiple of the mean cross entropy of the chosen answers' tokens.
     """
 
     later: ClassVar[tuple[str, ...]] = ("loss", "label_smoothing", "sft_weight")
@@ -81,5 +81,5 @@ the share of pairs in which the chosen answer has the larger one; the others are
 
 
 def measures(objective: NextToken | Supervised | Preference) -> tuple[str, ...]:
-    """Names of what a step measures besides the loss, each a column of the metrics and a field of the result."""
+    """Names of a step's measurements besides the loss, each a column of the metrics and a field of the result."""
     return MEASURES if isinstance(objective, Preference) else ()

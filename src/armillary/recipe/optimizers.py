@@ -1,6 +1,6 @@
-"""The kinds of optimizers that a run can name: what each has for options, and what rooms without torch know of it.
+"""The kinds of optimizers that a run can name: their options, and the facts that rooms without torch need.
 
-How a kind takes its steps is registered in ``armillary.optim`` under the same name.
+The steps of a kind are registered in ``armillary.optim`` under the same name.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from armillary.recipe.shapes import Document
 class OptimizerOptions(Document):
     """Options of one kind of optimizer beside those of ``OptimizerSpec``; each has a default.
 
-    ``matrices_only``: it takes the steps of the layers' matrices (``Role.matrix``) and leaves the rest to AdamW.
-    ``gathers``: it brings whole matrices together from several ranks. ``spectral``: its steps of a matrix have a
-    spectral norm that grows with the square root of the width, not with the width, which the width transfer corrects.
-    ``stacks``: a stack of models takes its steps as AdamW's fused kernel does.
+    ``matrices_only``: it updates only the layers' matrices (``Role.matrix``) and leaves the rest to AdamW.
+    ``gathers``: it gathers whole matrices from several ranks. ``spectral``: the spectral norm of its steps grows with
+    the square root of the width, not with the width; the width transfer corrects for this. ``stacks``: its steps also
+    work on a stack of models, like AdamW's fused kernel.
     """
 
     matrices_only: ClassVar[bool] = False
@@ -33,7 +33,7 @@ _KINDS: dict[str, type[OptimizerOptions]] = {}
 
 
 def register_options(name: str) -> Callable[[type[_Options]], type[_Options]]:
-    """Make the decorated class the options of ``OptimizerSpec.kind`` ``name``.
+    """Register the decorated class as the options of ``OptimizerSpec.kind`` ``name``.
 
     Raises:
         ValueError: the name is taken, or an option has no default.
@@ -50,7 +50,7 @@ def register_options(name: str) -> Callable[[type[_Options]], type[_Options]]:
 
 
 def options_of(kind: str) -> type[OptimizerOptions]:
-    """The options of a registered kind; KeyError for another one."""
+    """The options of a registered kind; raises KeyError for any other kind."""
     return _KINDS[kind]
 
 
@@ -72,7 +72,7 @@ class AdamWOptions(OptimizerOptions):
 
 @register_options("muon")
 class MuonOptions(OptimizerOptions):
-    """Muon; ``momentum`` stands in ``OptimizerSpec`` itself, where runs of earlier versions have it."""
+    """Muon; its ``momentum`` is a field of ``OptimizerSpec`` itself, as in runs of earlier versions."""
 
     matrices_only = True
     gathers = True

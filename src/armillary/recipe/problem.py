@@ -1,7 +1,7 @@
-"""A file that is not what was written: which one, what is wrong with it, and the remedy.
+"""A damaged or foreign file: its path, what is wrong with it, and the remedy.
 
-Readers raise messages of the form ``FILE: what; remedy`` or ``FILE:LINE: what; remedy``. ``problem_of`` takes such a
-message apart again, so that every check reports its files in one form.
+Readers raise messages of the form ``FILE: what; remedy`` or ``FILE:LINE: what; remedy``. ``problem_of`` parses such a
+message, so that every check reports its files in one form.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class FileProblem:
 
 
 def problem_of(path: Path, error: Exception | str, remedy: str) -> FileProblem:
-    """The problem in the message of a reader; ``path`` and ``remedy`` count where the message names none itself."""
+    """Parse the problem from a reader's message; ``path`` and ``remedy`` are used if the message has none."""
     text = error.strerror or str(error) if isinstance(error, OSError) else str(error)
     text = text.rstrip(".")
     place = re.compile(rf"({re.escape(str(path))}|[^:\n]*/[^:\n]*)(?::(\d+))?: (.*)", re.DOTALL).fullmatch(text)

@@ -1,11 +1,11 @@
-"""Reading a YAML file as people mean it, with the line and column of every part.
+"""Reads a YAML file by the types of its fields, with the line and column of every part.
 
-What a scalar is depends on the field that it is for, not on how YAML 1.1 spells things: where a name is wanted, ``no``,
-``2023`` and ``1e3`` are names; where a number is wanted, ``1e6``, ``10_000`` and ``20M`` are numbers; and ``010000``,
-``0x10`` and ``1:30:00``, which programs read in several ways, are refused with what to write. Keys are always text.
+The type of a scalar depends on its field, not on the spelling rules of YAML 1.1. For a name, ``no``, ``2023`` and
+``1e3`` are text. For a number, ``1e6``, ``10_000`` and ``20M`` are accepted. ``010000``, ``0x10`` and ``1:30:00``,
+which programs read in several ways, are refused with what to write instead. Keys are always text.
 
-Anchors, aliases and merge keys are read. A file that is not one (a folder, a pipe), is larger than a recipe can be, or
-grows beyond all bounds through aliases is refused before it costs time or memory.
+Anchors, aliases and merge keys are supported. A path that is not a regular file (a folder, a pipe), a file that is too
+large for a recipe, and exponential growth through aliases are refused before they cost time or memory.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _NUMBER = re.compile(r"([-+]?(?:\d[\d_]*\.?[\d_]*|\.\d[\d_]*))(?:[eE]([-+]?\d+))
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong at one place of a document."""
+    """A problem at one location of a document."""
 
     location: Location
     message: str
 
 
 class _TooMuchError(yaml.MarkedYAMLError):
-    """YAML, but not of a document that a person wrote."""
+    """Valid YAML, but too deep or too large to be a hand-written document."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -77,7 +77,7 @@ def _refuse_too_much(depth: int, count: int, mark: Any) -> None:
 
 @dataclass
 class YamlFile:
-    """The nodes of a YAML file, the values they have for a kind of document, and where each of them stands."""
+    """The nodes of a YAML file, their values for a kind of document, and the line and column of each."""
 
     path: Path
     root: yaml.Node | None
@@ -98,7 +98,7 @@ class YamlFile:
         return any(key.value == name and isinstance(value, yaml.ScalarNode) for key, value in pairs)
 
     def value(self, kind: type[BaseModel]) -> Any:
-        """The document as a value to validate as ``kind``; what cannot be read is noted in ``problems``.
+        """The document as a value to validate as ``kind``; unreadable values are recorded in ``problems``.
 
         Raises:
             UsageError: nested too deeply, or too large once aliases are followed.
@@ -109,7 +109,7 @@ class YamlFile:
             raise _not_yaml(self.path, error) from error
 
     def place(self, location: Location) -> tuple[int, int]:
-        """Line and column (from 1) of the deepest part of ``location`` that stands in the file."""
+        """Line and column (from 1) of the deepest part of ``location`` that is in the file."""
         for end in range(len(location), -1, -1):
             if location[:end] in self.places:
                 return self.places[location[:end]]
@@ -230,9 +230,9 @@ def _not_yaml(path: Path, error: yaml.YAMLError) -> UsageError:
 
 
 def number(text: str, whole: bool) -> tuple[int | float | str, str | None]:
-    """The number that ``text`` is, and why it cannot be taken for one, or None.
+    """Parse ``text`` as a number; the second value is the reason why it is refused, or None.
 
-    Text that does not look like a number comes back as it is, without a reason. ``whole`` asks for an integer.
+    Text that does not look like a number is returned unchanged, without a reason. ``whole`` requires an integer.
     """
     plain = text.strip()
     if plain.lower().lstrip("+-") in (".inf", ".nan"):
@@ -267,7 +267,7 @@ def _is_whole(value: Decimal) -> bool:
 
 
 def plain_type(kind: Any) -> Any:
-    """A type without what ``Annotated`` and ``| None`` say beside it."""
+    """A type without ``Annotated`` and ``| None``."""
     while get_origin(kind) is Annotated:
         kind = get_args(kind)[0]
     if get_origin(kind) in (Union, UnionType):
@@ -277,7 +277,7 @@ def plain_type(kind: Any) -> Any:
 
 
 def _entry(kind: Any, key: str) -> Any:
-    """The type of what stands under ``key`` in a mapping of ``kind``; None where it is not known."""
+    """The type of the value under ``key`` in a mapping of ``kind``; None if unknown."""
     kind = plain_type(kind)
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         known = kind.model_fields.get(key)
@@ -288,13 +288,13 @@ def _entry(kind: Any, key: str) -> Any:
 
 
 def _item(kind: Any) -> Any:
-    """The type of the entries of a list of ``kind``; None where it is not known."""
+    """The type of the entries of a list of ``kind``; None if unknown."""
     kind = plain_type(kind)
     return get_args(kind)[0] if get_origin(kind) in (tuple, list) else None
 
 
 def _scalars(kind: Any) -> set[type]:
-    """Which of text, true or false, and numbers a scalar of ``kind`` may be; empty where it is not known."""
+    """The scalar types (text, bool, numbers) that ``kind`` allows; empty if unknown."""
     kind = plain_type(kind)
     if get_origin(kind) is Literal:
         return {type(value) for value in get_args(kind)}

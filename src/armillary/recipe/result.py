@@ -1,9 +1,9 @@
-"""What a run records of itself: its specification and, where it is done, its result with checksums of its files.
+"""The records of a run: its specification and, once it is done, its result with checksums of its files.
 
-``result.json`` makes a run done. It is sealed, holds the run's id, and the size and SHA-256 of the weights, the
-metrics and the events, so that a file of another run, a torn one or one flipped bit is found. Reading the result
-compares the numbers only; the room ``train`` compares the files that it reads. Format 1, without seal and checksums,
-and results without the checksum of the events are still read.
+A run is done when ``result.json`` exists. It is sealed and holds the run's id, and the size and SHA-256 of the weights,
+the metrics and the events. This detects a file of another run, a torn file and a single flipped bit. Reading the result
+checks its numbers only; the room ``train`` checks the files that it reads. Format 1, without seal and checksums, and
+results without the checksum of the events are still read.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ EVENTS = "events.jsonl"
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished run measured.
+    """The measurements of a finished run.
 
-    ``loss`` in nats per token and ``bits_per_byte``, both per validation domain after the last step; ``train_loss`` is
-    the mean over the last tenth of the steps, and so is each of ``measured``, what the objective measures besides
-    (``recipe.measures``); ``epochs`` counts passes over each training domain. ``wall_s`` is the time spent in all
-    attempts, the only number here that another execution may change.
+    ``loss`` in nats per token and ``bits_per_byte`` are per validation domain, after the last step. ``train_loss`` is
+    the mean over the last tenth of the steps. So is each of ``measured``, the objective's further measurements
+    (``recipe.measures``). ``epochs`` counts passes over each training domain. ``wall_s`` is the time of all attempts,
+    the only number here that may differ in another execution.
     """
 
     run: str
@@ -57,15 +57,15 @@ def write_result(folder: Path, result: RunResult) -> None:
         for name in (WEIGHTS, METRICS, EVENTS)
         if name != EVENTS or (folder / name).exists()
     }
-    # what most runs do not have is not written, so that older versions read their results
+    # an empty ``measured`` is not written, so that older versions can read the result
     numbers = {name: value for name, value in result.__dict__.items() if name != "measured" or value}
     write_sealed(folder / RESULT, {"format": FORMAT, **numbers, "files": files})
 
 
 def read_result(folder: Path, run: str | None = None) -> RunResult | None:
-    """The result of a run's folder, or None while it is not done.
+    """The result in a run's folder, or None if the run is not done.
 
-    ``run`` is the id that it must have; without it, that of the folder's specification counts, where that can be read.
+    ``run`` is the required id; by default it is that of the folder's specification, if this can be read.
 
     Raises:
         DamagedFileError: the file is torn or was edited.
@@ -118,7 +118,7 @@ def read_spec(folder: Path) -> RunSpec:
         FileNotFoundError: there is none.
         DamagedFileError: it is torn, or not a specification.
         ForeignFileError: it is of a newer format.
-        ArmillaryError: it cannot be read now, for a cause that may pass.
+        ArmillaryError: it cannot be read, for a cause that may be temporary.
     """
     path = folder / SPEC
     remedy = "restore it from a copy, or move it away and start the run again, which writes it anew"

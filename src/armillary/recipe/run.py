@@ -1,9 +1,9 @@
-"""RunSpec: everything that decides what a training run computes, and nothing else (contract 1).
+"""RunSpec: everything that determines the numbers of a training run, and nothing else (contract 1).
 
-The id of a run is the hash of its canonical specification. What does not change the numbers (where the run is stored,
-on how many ranks, in which study) is not part of it. The learning rate and the mixture are functions of the step, so
-two runs that agree on every step up to ``s`` are the same run up to ``s``: ``prefix_id`` hashes exactly that, and it
-is how a branch of an annealing study may start from a trunk's checkpoint and still be a pure function of its own spec.
+The id of a run is the hash of its canonical specification. Settings that do not change the numbers (storage, number of
+ranks, study) are not part of it. The learning rate and the mixture are functions of the step. Two runs that agree on
+every step up to ``s`` are therefore identical up to ``s``, and ``prefix_id`` hashes exactly this prefix. So a branch of
+an annealing study can start from a trunk's checkpoint and still be a pure function of its own specification.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Decay = Literal["linear", "cosine", "1-sqrt"]
 
 
 def decay_factor(shape: Decay, progress: float) -> float:
-    """How much of the way down is left at ``progress`` in [0, 1] of a decay: 1 at its start, 0 at its end.
+    """The remaining share of a decay at ``progress`` in [0, 1]: 1 at its start, 0 at its end.
 
     ``1-sqrt`` is the shape of Hägele et al. 2024 (arXiv 2405.18392), section 3.
     """
@@ -39,9 +39,9 @@ def decay_factor(shape: Decay, progress: float) -> float:
 class Schedule(Document):
     """Learning rate as a function of the step, relative to the optimizer's peak rate.
 
-    Linear warm-up over ``warmup_steps``, then by ``kind``: ``constant`` stays; ``cosine`` and ``linear`` fall over all
-    remaining steps; ``wsd`` (warmup-stable-decay, Hu et al. 2024, arXiv 2404.06395) stays until the last
-    ``decay_steps`` and falls in them by ``decay``. All falls end at ``final_ratio`` of the peak.
+    A linear warm-up over ``warmup_steps`` is followed by ``kind``. ``constant`` keeps the peak rate. ``cosine`` and
+    ``linear`` decay over all remaining steps. ``wsd`` (warmup-stable-decay, Hu et al. 2024, arXiv 2404.06395) keeps the
+    peak rate until the last ``decay_steps``, which decay by ``decay``. Every decay ends at ``final_ratio`` of the peak.
     """
 
     kind: Literal["constant", "cosine", "linear", "wsd"] = "wsd"
@@ -57,7 +57,7 @@ class Schedule(Document):
         return self
 
     def decay_start(self, steps: int) -> int:
-        """First step whose rate lies below the peak because of the decay; ``steps`` where nothing decays."""
+        """First step whose rate is below the peak because of the decay; ``steps`` without a decay."""
         if self.kind == "constant":
             return steps
         return steps - self.decay_steps if self.kind == "wsd" else min(self.warmup_steps, steps)
@@ -70,8 +70,8 @@ class Schedule(Document):
         if step < start:
             return 1.0
         shape: Decay = self.decay if self.kind == "wsd" else "cosine" if self.kind == "cosine" else "linear"
-        # The first decaying step lies one notch below the peak and the last one a notch above the end, so that no
-        # step is trained with a rate of exactly zero.
+        # The first decaying step is already below the peak and the last one still above the end, so that no step has a
+        # rate of exactly zero.
         progress = (step - start + 1) / (steps - start + 1)
         return self.final_ratio + (1.0 - self.final_ratio) * decay_factor(shape, progress)
 
@@ -96,7 +96,7 @@ class MixturePhase(Document):
 class LengthPhase(Document):
     """From ``start_step`` on, a step takes ``batch_sequences`` sequences of ``context_length`` tokens.
 
-    A ``rope_theta`` or ``rope_scaling`` given here holds from then on, in the place of the model's.
+    A ``rope_theta`` or ``rope_scaling`` given here replaces the model's from this step on.
     """
 
     start_step: int = Field(ge=1)
@@ -113,9 +113,9 @@ class OptimizerSpec(Document):
     Nesterov's rule, scaled to the size of AdamW's (Liu et al. 2025, arXiv 2502.16982, equation 4), so that one ``lr``
     and one ``weight_decay`` serve both; embedding, output matrix and gains take AdamW's.
 
-    With ``base_width`` rates and initial values are those of a model of that width, carried over to the model's own by
-    muP (Yang et al. 2022, arXiv 2203.03466, table 8): what is found with a narrow model holds for a wide one of the
-    same depth and proportions. ``base_head_dim`` is the base model's ``head_dim``, where heads grow with the width too.
+    With ``base_width``, rates and initial values are given for a model of that width and transferred to the model's own
+    width by muP (Yang et al. 2022, arXiv 2203.03466, table 8). Values tuned on a narrow model then hold for a wide one
+    of the same depth and proportions. ``base_head_dim`` is the base model's ``head_dim``, if heads grow with the width.
 
     Another ``kind`` that is registered (``armillary.optim``) has its own ``options``.
     """
@@ -139,7 +139,7 @@ class OptimizerSpec(Document):
     @classmethod
     def _options_are_of_the_kind(cls, value: Any, info: ValidationInfo) -> Any:
         kind = info.data.get("kind")
-        if value is None or kind is None:  # what is wrong with the kind is said there
+        if value is None or kind is None:  # a wrong kind is reported by its own field
             return None
         return options_of(kind).model_validate(value)
 
@@ -155,31 +155,32 @@ class OptimizerSpec(Document):
 
     @property
     def own(self) -> OptimizerOptions:
-        """The options of its kind, given or by default."""
+        """The options of the optimizer's kind, given or default."""
         if self.kind == "muon":
             return MuonOptions(momentum=self.momentum)
         return self.options or options_of(self.kind)()
 
 
 class Validation(Document):
-    """After which steps, and on how many windows of each domain, the validation loss is taken (always at the end)."""
+    """When the validation loss is measured (always at the end), and on how many windows of each domain."""
 
     every: int | None = Field(default=None, ge=1)
     windows: int = Field(default=64, ge=1)
 
     def due(self, step: int, steps: int) -> bool:
-        """Whether the loss is taken after ``step`` steps are done."""
+        """Whether the validation loss is measured after ``step`` steps."""
         return step == steps or (self.every is not None and step > 0 and step % self.every == 0)
 
 
 class Start(Document):
-    """Weights that a run begins with, in the place of those that its seed draws; its optimizer begins anew.
+    """Initial weights of a run, instead of those drawn from its seed; the optimizer state starts from zero.
 
-    ``run`` is the id of a finished run whose final weights they are; its folder lies beside the folder of the run that
-    begins. ``weights`` is a path: a safetensors file with the tensors of the model under their own names, the folder
-    of a checkpoint (``checkpoints/step-N``), or the folder of a finished run. With both, the weights of ``run`` lie at
-    ``weights``. ``sha256`` is the hash of the file; of a checkpoint the hash of its ``checkpoint.json``, which holds
-    the hashes of all its files. Of a start ``sha256`` alone enters the run's id: the place of a file changes no number.
+    ``run`` is the id of a finished run, whose final weights are used; its folder lies beside the new run's folder.
+    ``weights`` is a path: a safetensors file with the model's tensors under their own names, the folder of a checkpoint
+    (``checkpoints/step-N``), or the folder of a finished run. With both, the weights of ``run`` lie at ``weights``.
+
+    ``sha256`` is the hash of the file. For a checkpoint it is the hash of its ``checkpoint.json``, which holds the
+    hashes of all its files. Only ``sha256`` enters the run's id, because a file's path does not change the numbers.
     """
 
     run: str | None = Field(default=None, pattern="^[0-9a-f]{16}$")
@@ -196,11 +197,11 @@ class Start(Document):
 class RunSpec(Document):
     """A training run. Sizes: ``batch_sequences * context_length`` tokens per step, ``steps`` steps.
 
-    ``lengths`` changes the two in mid-run, and how positions are stretched: what is said of ``context_length``,
-    ``batch_sequences``, ``batch_tokens`` and ``model`` is then how the run begins, and ``during`` says how it is later.
-    The longest context length must be a multiple of every other, so that no text is cut anew (``corpus.order``).
+    ``lengths`` changes both sizes and the rotary scaling during the run. ``context_length``, ``batch_sequences``,
+    ``batch_tokens`` and ``model`` are then those of the first step, and ``during`` returns the run at a later step. The
+    longest context length must be a multiple of every other, so that text is not cut again (``corpus.order``).
 
-    With an ``adapter`` that alone is trained, beside the weights of ``start``.
+    With an ``adapter``, only the adapter is trained; the weights of ``start`` are frozen.
     """
 
     later: ClassVar[tuple[str, ...]] = ("lengths", "start", "objective", "adapter")
@@ -290,11 +291,11 @@ class RunSpec(Document):
 
     @property
     def parents(self) -> tuple[str, ...]:
-        """Ids of the runs whose weights this one begins with."""
+        """Ids of the runs from whose weights this run starts."""
         return () if self.start is None or self.start.run is None else (self.start.run,)
 
     def _content(self, *left_out: str) -> dict[str, Any]:
-        """All that decides the numbers, without the fields ``left_out``."""
+        """All fields that determine the numbers, without those ``left_out``."""
         content = self.model_dump(mode="json", exclude=set(left_out))
         if self.start is not None:
             content["start"] = {"sha256": self.start.sha256}
@@ -302,18 +303,18 @@ class RunSpec(Document):
 
     @property
     def batch_tokens(self) -> int:
-        """Tokens of one optimizer step (the first one's, where ``lengths`` changes them)."""
+        """Tokens of one optimizer step; of the first step, if ``lengths`` changes them."""
         return self.batch_sequences * self.context_length
 
     @property
     def longest(self) -> int:
-        """The longest context length that the run has."""
+        """The longest context length of the run."""
         return max([self.context_length, *(phase.context_length for phase in self.lengths)])
 
     def stretches(self) -> list[tuple[int, int, RunSpec]]:
-        """The parts of the run that have one length: first step, step after the last, and the run as it is between.
+        """The parts of the run with constant sizes: first step, step after the last, and the run between them.
 
-        Each is this run with other sizes and without ``lengths``; its schedule is the whole run's.
+        Each run is this one with the part's sizes and without ``lengths``; its schedule is the whole run's.
         """
         starts = [0, *(phase.start_step for phase in self.lengths)]
         ends = [*starts[1:], self.steps]
@@ -328,7 +329,7 @@ class RunSpec(Document):
         return found
 
     def during(self, step: int) -> RunSpec:
-        """The run as it is in ``step`` (0-based), as ``stretches`` has it."""
+        """The run of ``stretches`` that contains ``step`` (0-based)."""
         return next(run for start, _, run in reversed(self.stretches()) if start <= step) if self.lengths else self
 
     @property
@@ -355,11 +356,11 @@ class RunSpec(Document):
         return self.optimizer.lr * self.schedule.ratio(step, self.steps)
 
     def prefix_id(self, steps: int) -> str:
-        """Hash of all that decides the first ``steps`` steps and what is measured in them.
+        """Hash of everything that determines the first ``steps`` steps and their measurements.
 
-        Runs of one prefix share the state after it, whatever schedule and mixture they go on with. With ``lengths``
-        they agree on all phases and, where the prefix ends in one of less than the longest length, on its end and the
-        mixture up to there: how many long windows it needs decides the order in which it takes short ones of them.
+        Runs with the same prefix have the same state after it, even if schedule and mixture differ later. With
+        ``lengths`` the hash also covers all phases. If the prefix ends in a phase below the longest length, it covers
+        this phase's end and the mixture up to it: the order of short windows depends on how many long ones it needs.
         """
         parts = self._content("steps", "schedule", "mixture")
         settled = steps

@@ -1,6 +1,6 @@
 """JSON files that outlive the program: a format number, and a seal that detects a torn or edited file.
 
-Reading such a file has three outcomes. It is good; it is damaged (``DamagedFileError`` names the file and the remedy);
+Reading such a file has three outcomes: it is good, it is damaged (``DamagedFileError`` names the file and the remedy),
 or it is not for this program (``ForeignFileError``: a newer format, another program, another run). A foreign file is
 never deleted and never treated as missing.
 """
@@ -19,7 +19,7 @@ _SEAL = "sha256"
 
 
 class DamagedFileError(ArmillaryError):
-    """A file of this program that is torn, empty or edited: its content cannot be trusted."""
+    """A file of this program that is torn, empty or edited, so that its content cannot be trusted."""
 
 
 class ForeignFileError(ArmillaryError):
@@ -32,7 +32,7 @@ def write_sealed(path: Path, document: dict[str, Any]) -> None:
     Raises:
         ValueError: a value that JSON does not have (NaN, infinity).
     """
-    # What is hashed is what a reader gets: tuples are lists, keys are strings.
+    # The hash covers the values that a reader gets: tuples are lists, keys are strings.
     plain = json.loads(json.dumps(document, ensure_ascii=False, allow_nan=False))
     write_json(path, {**plain, _SEAL: canonical_hash(plain)})
 
@@ -62,7 +62,7 @@ def read_sealed(path: Path, what: str, newest: int, remedy: str, sealed_since: i
             "The file is left as it is"
         )
     seal = document.pop(_SEAL, None)
-    # A seal is checked wherever there is one, or a changed format number would open the file to any change.
+    # A seal is always checked if present; otherwise an edited format number would disable the check.
     if (form >= sealed_since or seal is not None) and seal != canonical_hash(document):
         raise DamagedFileError(f"{path}: {what} does not match its checksum (torn, or edited by hand); {remedy}")
     return _Document(document, f"{path}: is not a {what}: it has no field", remedy)
