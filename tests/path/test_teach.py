@@ -25,6 +25,7 @@ from armillary.recipe import (
     read_sealed,
     write_sealed,
 )
+from armillary.recipe.teaching import Merging
 from armillary.train import InterruptedRunError
 from tiny_model import tiny_hf
 
@@ -215,11 +216,21 @@ def test_each_stage_with_material_makes_a_model_that_is_examined(tiny_hf: Path, 
     record = read_sealed(tmp_path / "out" / "record.json", "record", 1, "")
     assert "evolve" not in record["left_out"] and len(list(read_items(tmp_path / "out/verified/items.jsonl"))) > 60
     assert {"base", "sft", "sft-2"} <= {step.name for step in steps}, record["left_out"]
+    assert ("dpo" in record["left_out"]) != ("dpo" in {step.name for step in steps})
     assert record["search"]["evaluations"] == 4 and record["search"]["items"] >= 8
     assert ("merged" in record["left_out"]) == (record["search"]["decision"] == "do not merge")
     assert ("merged" in {step.name for step in steps}) == (record["search"]["decision"] == "merge")
     again = teach(recipe, tmp_path / "out")
     assert [step.to_json() for step in again] == [step.to_json() for step in steps]
+    # the same models merged otherwise: two at most, and by their scores
+    for method in ("slerp", "weighted"):
+        out = shutil.copytree(tmp_path / "out", tmp_path / method, ignore=shutil.ignore_patterns("merged*"))
+        merged = recipe.model_copy(update={"merge": Merging(method=method)})
+        names = [step.name for step in teach(merged, out)]
+        left_out = read_sealed(out / "record.json", "record", 1, "")["left_out"]
+        assert ("merged" in names) != ("merged" in left_out)
+        if method == "slerp":
+            assert len(json.loads((out / "merged" / "record.json").read_text())["inputs"]) == 3  # with the base
 
 
 def test_the_record_is_plain_data(taught: tuple[Path, list[Step]]) -> None:

@@ -63,6 +63,11 @@ def test_a_model_learns_to_prefer_and_its_reference_is_its_start(
     assert sum(margins) / len(margins) == pytest.approx(preferred.after.margin, abs=1e-3)
 
 
+def test_few_pairs_make_many_small_steps(tiny_hf: Path, files: tuple[Path, Path], tmp_path: Path) -> None:
+    """One step over all pairs, at the rate of the warm-up, would teach nothing."""
+    assert prefer(tiny_hf, files[0], tmp_path / "out", DpoOptions()).plan.spec.steps >= 10
+
+
 def test_a_finished_training_is_returned_and_other_settings_are_refused(
     preferred: Any, tiny_hf: Path, files: tuple[Path, Path]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -13,7 +14,17 @@ import pytest
 
 from armillary.cli import main
 from armillary.evaluate import compare, read_examination
-from armillary.generate import BackendOptions, Choice, Completion, Cost, Message, Request, Sampling, open_backend
+from armillary.generate import (
+    BackendOptions,
+    Choice,
+    Completion,
+    Cost,
+    Message,
+    Pair,
+    Request,
+    Sampling,
+    open_backend,
+)
 from armillary.generate.backend import Backend
 from armillary.post.examine import ExamineOptions, examine_items
 from armillary.post.items import Item, to_line
@@ -126,6 +137,40 @@ def test_a_real_model_answers(tiny_hf: Path, tmp_path: Path) -> None:  # noqa: F
     (again,) = backend.complete([Request(sums(1)[0].question, options.sampling)])
     assert found.items["doubling"][0].outputs == (again.choices[0].text,) and len(found.items["doubling"]) == 3
     backend.close()
+
+
+def test_the_bits_per_byte_of_plain_texts_are_those_of_the_models_likelihood(
+    tiny_hf: Path,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    path, texts = write(tmp_path / "items.jsonl", sums(1)), ["The sky is blue.", "天是蓝的。", "The sky is blue."]
+    prose = tmp_path / "prose.jsonl"
+    prose.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    options = ExamineOptions(Sampling(max_new_tokens=1), texts={"prose": prose})
+    backend: Backend = open_backend(str(tiny_hf), BackendOptions(threads=1))
+    found = examine_items(backend, {"doubling": path}, tmp_path / "out", options)
+    wanted = [
+        -likelihood.value / math.log(2) / len(text.encode())
+        for text, likelihood in zip(texts, backend.loglikelihood([Pair("", text) for text in texts]), strict=True)
+    ][:2]
+    assert [row.scores["bits_per_byte"] for row in found.items["prose"]] == pytest.approx(wanted)
+    (result,) = [row for row in found.results if row.task == "prose"]
+    assert result.value == pytest.approx(sum(wanted) / 2) and result.metric == "bits_per_byte" and result.n == 2
+    assert read_examination(tmp_path / "out") == found
+    with pytest.raises(UsageError, match="of the name doubling is already there"):
+        examine_items(backend, {"doubling": path}, tmp_path / "o", ExamineOptions(texts={"doubling": prose}))
+    backend.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("", "holds no texts"), ('{"texts": "a"}\n', "prose.jsonl:1: text: must be"), ('\n{"text": " "}\n', ":2: text:")],
+)
+def test_texts_that_cannot_be_read_are_refused(tmp_path: Path, text: str, said: str) -> None:
+    path, prose = write(tmp_path / "items.jsonl", sums(1)), tmp_path / "prose.jsonl"
+    prose.write_text(text)
+    with pytest.raises(UsageError, match=said):
+        examine_items(Oracle(GOOD), {"t": path}, tmp_path / "out", ExamineOptions(texts={"prose": prose}))
 
 
 def test_the_verb(tiny_hf: Path, tmp_path: Path, capfd: Any, monkeypatch: Any) -> None:  # noqa: F811

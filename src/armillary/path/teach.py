@@ -29,16 +29,16 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from armillary.evaluate import Examination, compare
+from armillary.evaluate import Examination, compare, scores_of
 from armillary.files import write_file
 from armillary.generate import Backend, BackendOptions, Sampling, open_backend
-from armillary.laws import AtChanceError, GainLaw
+from armillary.laws import AtChanceError, GainLaw, paired_difference
 from armillary.post import ITEMS, EvolveOptions, SampleOptions, evolve, read_items, to_line
 from armillary.post.chance import chance_level
 from armillary.post.decontaminate import DecontaminateOptions, decontaminate
@@ -390,8 +390,8 @@ class _Teaching:
         files = Files(self._new_questions(self.recipe.reject), self.out / "pairs", self.handling.advance)
         with closing(open_backend(str(model), BackendOptions())) as backend:
             made = pairs_by_verifier(files, backend, options, lambda item, text: verify(item, text).outcome)
-        self.say(f"pairs: {made.pairs}")
-        if not made.pairs:
+        self.say(f"pairs: {made.counts['kept']} of {made.counts['decided']} questions")
+        if not made.counts["kept"]:
             return self._leave_out("dpo", "no question had both a right and a wrong sample")
         preference = DpoOptions(beta=asked.beta, epochs=asked.epochs, lr=asked.lr, template=self.recipe.template)
         found = prefer(model, self.out / "pairs" / ITEMS, self.out / "dpo", preference, handling=self.handling)
@@ -501,16 +501,24 @@ class _Teaching:
 
 def _differences(first: Examination, second: Examination) -> dict[str, dict[str, float]]:
     """Of the share of right answers and of the bits per byte, second less first, on the same items and texts."""
-    return {
-        found.task: {
-            "value": found.paired.difference.value,
-            "low": found.paired.difference.low,
-            "high": found.paired.difference.high,
+    differences = {}
+    for found in compare(first, second):
+        if found.metric == BITS and found.paired.items > 1:
+            # few texts, of which each changes a little: Student's interval, which needs no bounds
+            scores = scores_of((first, second), found.task, BITS)
+            gap = paired_difference(scores[:, 1], scores[:, 0], 0.95)
+            value, low, high = gap.mean, gap.low, gap.high
+        elif found.metric in ("right", BITS):
+            value, low, high = astuple(found.paired.difference)
+        else:
+            continue
+        differences[found.task] = {
+            "value": float(value),
+            "low": float(low),
+            "high": float(high),
             "p": found.paired.p_value,
         }
-        for found in compare(first, second)
-        if found.metric in ("right", BITS)
-    }
+    return differences
 
 
 def _said(step: Step) -> str:

@@ -70,8 +70,9 @@ class DpoOptions(TuningOptions):
     """How a model is trained on pairs.
 
     ``beta``, ``loss``, ``label_smoothing`` and ``sft_weight`` are those of ``recipe.Preference``, ``batch_pairs`` is
-    about how many pairs a step takes. A sequence holds both answers of a pair with their prompts; ``too_long`` says
-    what becomes of a pair that it does not hold. The warm-up takes a tenth of the steps.
+    about how many pairs a step takes: by default 32, fewer where a pass would have less than 10 steps. A sequence holds
+    both answers of a pair with their prompts; ``too_long`` says what becomes of a pair that it does not hold. The
+    warm-up takes a tenth of the steps.
 
     Raises:
         UsageError: a value outside its range.
@@ -81,7 +82,7 @@ class DpoOptions(TuningOptions):
     loss: PreferenceLoss = "sigmoid"
     label_smoothing: float = 0.0
     sft_weight: float = 0.0
-    batch_pairs: int = BATCH_PAIRS
+    batch_pairs: int | None = None
     too_long: Literal["refuse", "drop"] = "refuse"
 
     LEAST: ClassVar[dict[str, float]] = {**TuningOptions.LEAST, "batch_pairs": 0, "context_length": 3}
@@ -270,7 +271,9 @@ def plan_for(shape: ModelShape, corpus: Corpus, pairs: Pairs, options: DpoOption
     length = options.context_length or max(int(pairs.lengths.sum(1).max()) - 1, 2)
     sizes = {"seed": options.seed, "context_length": length, "pad": corpus.manifest.end_of_text_id}
     rows = PreferenceOrder(pairs, batch_sequences=1, **sizes).sequences
-    sequences = max(1, min(round(options.batch_pairs * rows / len(pairs)), rows))
+    # a small set wants more steps rather than large ones
+    wanted = options.batch_pairs or min(BATCH_PAIRS, len(pairs) // 10)
+    sequences = max(1, min(round(wanted * rows / len(pairs)), rows))
     # from 5e-7 for 7 billion parameters (Tunstall et al. 2023, arXiv 2310.16944), by the inverse root of the size
     lr = min(1e-4, 5e-7 * math.sqrt(7e9 / shape.parameters)) * (1 if options.lora is None else 10)
     steps = Steps(length, sequences, max(1, math.ceil(options.epochs * rows / sequences)), lr, warmup=0.1)

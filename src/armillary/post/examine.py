@@ -103,6 +103,8 @@ def examine_items(
         ForeignFileError: the answers in ``out`` are of another model.
         ArmillaryError: an answer could not be had, or the folder not be written.
     """
+    if twice := sorted(sets.keys() & options.texts.keys()):
+        raise UsageError(f"{options.texts[twice[0]]}: a set of the name {twice[0]} is already there; rename one")
     every = {task: _items(path, options.limit) for task, path in sets.items()}
     settings = canonical_hash(
         {"format": 1, "template": options.template, "sampling": Request("", options.sampling).to_json()["sampling"]}

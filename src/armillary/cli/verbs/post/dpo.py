@@ -48,7 +48,10 @@ def dpo(
     ] = 0.0,
     epochs: Annotated[float, typer.Option(callback=positive, help="Passes over the pairs.")] = 1.0,
     lr: RateOption = None,
-    batch_pairs: Annotated[int, typer.Option(min=1, help="Pairs of a step, about.")] = 32,
+    batch_pairs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Pairs of a step, about (default: 32, fewer for few pairs).", show_default=False),
+    ] = None,
     context_length: Annotated[
         int | None,
         typer.Option(
