@@ -48,8 +48,9 @@ FOLDER, CHAT = "taught", "chat"
 STAGE = "lesson"
 # Counts changes of what the outcome holds.
 _FORMAT = 1
-# Of the lesson's time: what its trainings may take. The rest is for drawing questions and five examinations.
-_TRAINING_SHARE = 0.6
+# Of the lesson's time: what its trainings would take at the rate of all workers together. One process trains them,
+# which is slower; the rest is also for drawing questions and five examinations.
+_TRAINING_SHARE = 0.45
 # Questions that are drawn to learn how long they are.
 _SAMPLE = 64
 
