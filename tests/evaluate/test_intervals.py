@@ -83,7 +83,10 @@ def _coverage(make, mean, clusters=None, repeats=200):
 
 
 # 200 repeats of a 95 % interval have a standard error of 0.015.
-@pytest.mark.parametrize(("passages", "mean"), [(4, 0.5), (10, 0.1), (20, 0.95)])
+@pytest.mark.parametrize(
+    ("passages", "mean"),
+    [(4, 0.5), pytest.param(10, 0.1, marks=pytest.mark.slow), pytest.param(20, 0.95, marks=pytest.mark.slow)],
+)
 def test_coverage_over_passages(passages, mean):
     clusters = [i // 6 for i in range(passages * 6)]
     assert _coverage(lambda rng: _answers(rng, passages, 6, mean, 0.3), mean, clusters) >= 0.925
@@ -93,7 +96,10 @@ def test_without_clusters_the_same_items_are_not_covered():
     assert _coverage(lambda rng: _answers(rng, 20, 6, 0.5, 0.3), 0.5) < 0.85
 
 
-@pytest.mark.parametrize(("items", "mean"), [(3, 0.5), (8, 0.9), pytest.param(25, 0.25, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("items", "mean"),
+    [pytest.param(3, 0.5, marks=pytest.mark.slow), (8, 0.9), pytest.param(25, 0.25, marks=pytest.mark.slow)],
+)
 def test_coverage_of_graded_scores(items, mean):
     assert _coverage(lambda rng: rng.beta(4 * mean, 4 * (1 - mean), items), mean) >= 0.925
 
@@ -110,7 +116,7 @@ def test_mean_coverage_of_right_and_wrong_answers(items):
     assert 0.94 <= coverage.mean() <= 0.97
 
 
-@pytest.mark.parametrize("variants", [2, 3, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("variants", [2, *(pytest.param(more, marks=pytest.mark.slow) for more in (3, 6))])
 def test_coverage_over_prompt_variants(variants):
     def make(rng):
         item = rng.normal(0, 0.8, (60, 1))

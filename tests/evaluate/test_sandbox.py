@@ -595,7 +595,7 @@ PREPARE = {
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-@pytest.mark.parametrize("who", PREPARE)
+@pytest.mark.parametrize("who", ["an ordinary user", pytest.param("root without capabilities", marks=pytest.mark.slow)])
 def test_others_than_root_have_the_same_protection(who, tmp_path):
     needs("user", "files")
     (tmp_path / "secret").write_text("sesame")
