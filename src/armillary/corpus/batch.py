@@ -1,4 +1,4 @@
-"""What a training step reads, and the protocol of the orders that yield it (contract 2)."""
+"""The batch of a training step, and the protocol of data orders (contract 2)."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ class Batch(Generic[A]):
     """The batch of one step, in arrays of NumPy or of another library (``map``).
 
     ``tokens`` [B, T + 1] (int64): each predicts the next. ``weights`` [B, T] (fp32) multiply the losses of the
-    predictions; where one is 0 the target may be any number. None: all are 1. ``documents`` [B, T] (int64) numbers the
-    documents of the inputs ``tokens[:, :-1]``; the tokens of one stand side by side, see nothing of other documents,
-    and count their positions from 0. None: each sequence is one document.
+    predictions (None: all are 1). A target of weight 0 may be any number. ``documents`` [B, T] (int64) numbers the
+    documents of the inputs ``tokens[:, :-1]`` (None: each sequence is one document). The tokens of a document are
+    adjacent, do not attend to other documents, and count their positions from 0.
 
-    ``weight`` is what all losses are divided by: the sum of the weights of the *global* batch, or of pairs their
-    number. A part of a batch keeps it (``map``), so that every rank divides by the same number without communication.
+    ``weight`` is the divisor of all losses: the sum of the weights of the *global* batch, or the number of its pairs.
+    A part of a batch keeps it (``map``), so every rank divides by the same number without communication.
 
-    In a batch of pairs of answers (``PreferenceOrder``) documents 2 i and 2 i + 1 of each sequence are the chosen and
-    the rejected answer of one pair, each behind its prompt; the weights are 0 and 1. ``reference`` [B, T] (fp32) sums
-    up, over each document, to the log-probability of its answer under the reference. ``answers`` is how many tokens
-    the chosen and the rejected answers of the global batch have.
+    In a batch of pairs of answers (``PreferenceOrder``), documents 2 i and 2 i + 1 of each sequence are the chosen and
+    the rejected answer of one pair, each behind its prompt; the weights are 0 and 1. The sum of ``reference`` [B, T]
+    (fp32) over a document is the log-probability of its answer under the reference. ``answers`` holds the numbers of
+    tokens of the chosen and the rejected answers in the global batch.
     """
 
     tokens: A
@@ -47,18 +47,18 @@ class Batch(Generic[A]):
             object.__setattr__(self, "weight", float(total))
 
     def map(self, change: Callable[[A], B]) -> Batch[B]:
-        """The same batch, or a part of it, with ``change`` applied to each array; what is of the whole stays."""
+        """This batch, or a part of it, with ``change`` applied to each array; totals of the global batch are kept."""
         others = (None if x is None else change(x) for x in (self.weights, self.documents, self.reference))
         return Batch(change(self.tokens), *others, weight=self.weight, answers=self.answers)
 
     @property
     def predictions(self) -> float:
-        """The sum of the weights of the global batch's predictions, by which what is a mean over tokens is divided."""
+        """The sum of the weights of the global batch's predictions: the divisor of means over tokens."""
         return self.weight if self.answers is None else sum(self.answers)
 
 
 class DataOrder(Protocol):
-    """The batches of a run: a pure function of the step, however many ranks read them."""
+    """The batches of a run: a pure function of the step, independent of the number of ranks."""
 
     def batch(self, step: int) -> Batch[NDArray[Any]]:
         """The global batch of ``step`` (0-based)."""

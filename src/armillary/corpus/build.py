@@ -1,20 +1,22 @@
 """Building a corpus: read, find near duplicates, split, train the tokenizer, encode, assemble.
 
-Work is cut into tasks (a group of source files to read, a piece of 4 MB of text to encode) that each write one file
-atomically into ``ROOT/build-FINGERPRINT/``. A build that was killed resumes from the finished files; as each file
-is a function of the sources and the recipe only, the result is byte-identical, whatever the kills and the number of
-workers. The last step renames the finished folder to ``ROOT/HASH``, the hash being that of its content.
+Work is split into tasks: a group of source files to read, or a piece of 4 MB of text to encode. Each task writes one
+file atomically into ``ROOT/build-FINGERPRINT/``. A killed build resumes from the finished files. Each file depends only
+on the sources and the recipe, so the result is byte-identical for any kills and any number of workers. The last step
+renames the finished folder to ``ROOT/HASH``, the hash of its content.
 
-``ROOT/index/FINGERPRINT.json`` maps (recipe, path, size and modification time of each source file) to the hash: a
-second build looks at the files' times and does nothing else. A second entry maps (recipe, content of each source file)
-to the same hash: where the times are new, as in a copied workspace, the files are hashed and not read again. Files that
-could not be read for a cause that may pass are named in the first entry, and tried again by each later build. A corpus
-of format 1 is found by the fingerprint of that format and used as it is, so an upgrade of the program does not turn a
-recipe into another corpus.
+``ROOT/index/FINGERPRINT.json`` maps the recipe and each source file's path, size and modification time to the hash. A
+second build only compares these. A second entry maps the recipe and the content of each source file to the same hash.
+If the times are new, as in a copied workspace, the files are hashed and not read again. The first entry lists the files
+that could not be read for a possibly temporary cause, and each later build retries them. A corpus of format 1 is found
+by the fingerprint of that format and used unchanged, so an upgrade of the program does not change a recipe's corpus.
 
-Trade-offs: reading is parallel over files, so one huge file is read by one process (encoding it is parallel); a file
-changed without a change of size and time goes unnoticed; hashes and lengths of all documents are held in memory (about
-150 bytes each); a build needs about twice the size of its text on disk.
+Trade-offs:
+
+- Reading is parallel over files, so one process reads one huge file (encoding it is parallel).
+- A file changed without a change of size and time is not noticed.
+- Hashes and lengths of all documents are held in memory (about 150 bytes each).
+- A build needs about twice the size of its text on disk.
 """
 
 from __future__ import annotations
@@ -90,23 +92,23 @@ Chosen = tuple[str, str]  # a tokenizer.json, and its token that ends a text
 def build_corpus(
     spec: CorpusSpec, root: Path, *, workers: int | None = None, progress: Progress | None = None
 ) -> Corpus:
-    """Build ``spec`` into ``root/<hash>/`` and open it; at once where it is there and its sources have not changed.
+    """Build ``spec`` into ``root/<hash>/`` and open it; an existing corpus with unchanged sources is only opened.
 
     Args:
         spec: domains, tokenizer and split.
-        root: folder of corpora, made where it is missing.
+        root: folder of corpora, created if missing.
         workers: processes to use; by default one per CPU core, and none beside the caller's for small sources.
         progress: called in this process with (stage, done, total); bytes in the stages "read" and "encode".
 
     Raises:
-        UsageError: a source that is not there, holds no text, or too little to split; a wrong tokenizer file.
-        DamagedFileError: the corpus that was built before is damaged.
-        ForeignFileError: it was written by a newer version of this program.
-        ArmillaryError: disk full, a worker that was killed. Finished parts are kept, and the next call resumes.
+        UsageError: a source is missing, holds no text, or too little to split; a wrong tokenizer file.
+        DamagedFileError: the corpus of an earlier build is damaged.
+        ForeignFileError: the corpus was written by a newer version of this program.
+        ArmillaryError: the disk is full, or a worker was killed. Finished parts are kept, and the next call resumes.
     """
     if old := _built_by_format_1(spec, root):
         return old
-    # The folder of results of this recipe is not read as text where it lies inside a source.
+    # The recipe's results folder is not read as text, even if it lies inside a source.
     inside = [root, root.parent]
     real = {path: Path(os.path.realpath(path)) for path in inside}  # unlike ``resolve`` it takes links in a circle
     own = {
@@ -117,7 +119,7 @@ def build_corpus(
     chosen = None
     if spec.tokenizer.file is not None:
         chosen = read_tokenizer_file(Path(spec.tokenizer.file), spec.tokenizer.end)
-    # The licence is said about a text and changes nothing in it.
+    # The licence does not change the text.
     asked = spec.model_dump(mode="json", exclude={"domains": {name: {"licence"} for name in spec.domains}})
     request = {
         "format": FORMAT,
@@ -130,13 +132,13 @@ def build_corpus(
     folder = root / f"build-{fingerprint}"
     try:
         if built := _already_built(spec, root, fingerprint):
-            # Left where a kill came between the last two steps of a build.
+            # Left by a kill between the last two steps of a build.
             shutil.rmtree(folder, ignore_errors=True)
             return built
         size = sum(file.size for files, _ in found.values() for file in files)
         count = workers or (1 if size < SMALL_BYTES else os.cpu_count() or 1)
         (root / "index").mkdir(parents=True, exist_ok=True)
-        # One build at a time in a root: a second one of the same corpus then finds it done.
+        # One build at a time in a root, so that a second build of the same corpus finds it done.
         with open(root / ".lock", "w") as held:
             lock(held.fileno(), root / ".lock", wait=True)
             if built := _already_built(spec, root, fingerprint):
@@ -156,7 +158,7 @@ def build_corpus(
             shutil.rmtree(folder)
             return Corpus.open(root / entry.hash)
     except UsageError:
-        # The sources must change, and then these parts belong to no build.
+        # The user must change the sources, and then no build can use these parts.
         shutil.rmtree(folder, ignore_errors=True)
         raise
     except BrokenProcessPool as error:
@@ -173,19 +175,19 @@ def build_corpus(
 
 
 def _already_built(spec: CorpusSpec, root: Path, fingerprint: str) -> Corpus | None:
-    """The corpus that a former build left, with the licences of this recipe; None where it must be built."""
+    """The corpus of an earlier build, with the licences of this recipe; None if it must be built."""
     try:
         entry = read_index(root, fingerprint)
     except DamagedFileError:
         entry = None  # the sources are read again and give the same corpus
-    # What could not be read may be readable by now.
+    # Files that were unreadable may be readable now.
     if entry is None or any(_is_readable(os.fsdecode(unquote_to_bytes(path))) for path in entry.unreadable):
         return None
     return _opened(spec, root, entry)
 
 
 def _content_fingerprint(request: dict[str, Any], found: Found, hashes: dict[str, str]) -> str:
-    """As the fingerprint of ``request``, of what the files hold in place of where they lie and how old they are."""
+    """The fingerprint of ``request`` with the files' content instead of their paths and times."""
     spec = request["spec"]
     domains = {name: {**domain, "source": ""} for name, domain in spec["domains"].items()}
     return "content-" + canonical_hash(
@@ -198,7 +200,7 @@ def _content_fingerprint(request: dict[str, Any], found: Found, hashes: dict[str
 
 
 def _built_elsewhere(spec: CorpusSpec, root: Path, fingerprint: str) -> Corpus | None:
-    """The corpus that was built of files of the same content, and says from now on where they are; None without one."""
+    """The corpus built from files of the same content, with its manifest updated to the new paths; None without one."""
     try:
         entry = read_index(root, fingerprint)
     except DamagedFileError:
@@ -213,7 +215,7 @@ def _built_elsewhere(spec: CorpusSpec, root: Path, fingerprint: str) -> Corpus |
 
 
 def _opened(spec: CorpusSpec, root: Path, entry: IndexEntry) -> Corpus | None:
-    """The corpus of an entry, with the licences of the recipe; None where it was deleted."""
+    """The corpus of an entry, with the licences of the recipe; None if it was deleted."""
     path = root / entry.hash
     if not path.exists():
         return None
@@ -221,10 +223,10 @@ def _opened(spec: CorpusSpec, root: Path, entry: IndexEntry) -> Corpus | None:
 
 
 def _built_by_format_1(spec: CorpusSpec, root: Path) -> Corpus | None:
-    """The corpus that format 1 built of the same recipe and the same, unchanged files.
+    """The corpus of format 1 for the same recipe and unchanged files.
 
     Raises:
-        DamagedFileError: there is one, and it or its entry in the index is damaged.
+        DamagedFileError: this corpus or its entry in the index is damaged.
     """
     old, damaged = [], False
     for path in sorted(root.glob("*")) if root.is_dir() else []:
@@ -234,8 +236,8 @@ def _built_by_format_1(spec: CorpusSpec, root: Path) -> Corpus | None:
                 old += [manifest] if manifest.format == 1 else []
             except ArmillaryError:
                 damaged = True
-    # Sources and tokenizer may have been written in another way then, relative to a folder for instance. The
-    # fingerprint holds the absolute paths of all files as well, so an entry that is found is of the same files.
+    # Format 1 may have written sources and tokenizer differently, for instance relative to a folder. The fingerprint
+    # also holds the absolute paths of all files, so a matching entry belongs to the same files.
     written = [{name: d.source for name, d in m.domains.items()} for m in old if list(m.domains) == list(spec.domains)]
     wanted = {name: domain.source for name, domain in spec.domains.items()}
     tokenizers = [spec.tokenizer.file, spec.tokenizer.file and os.path.relpath(spec.tokenizer.file)]
@@ -297,7 +299,7 @@ def _licence(domain: DomainSpec) -> str | None:
 
 
 def _with_words(corpus: Corpus, words: dict[str, dict[str, str | None]]) -> Corpus:
-    """``corpus`` with what the recipe says of each domain in its manifest, which is written only where that differs."""
+    """``corpus`` with the recipe's fields of each domain in its manifest, which is rewritten only if they differ."""
     manifest = corpus.manifest
     domains = {name: domain.model_copy(update=words[name]) for name, domain in manifest.domains.items()}
     if domains == manifest.domains:
@@ -314,7 +316,7 @@ def _with_words(corpus: Corpus, words: dict[str, dict[str, str | None]]) -> Corp
 
 @dataclass(frozen=True)
 class _ReadDomain:
-    """A domain after reading: its pieces, and what is known of each part and of each whole document."""
+    """A domain after reading: its pieces, its parts and its whole documents."""
 
     name: str
     spec: DomainSpec
@@ -356,7 +358,7 @@ def _build(
         if split.remark:
             domain.problems.add(Problem(domain.spec.source, split.remark, count=0))
 
-    # What follows depends on the pieces and the split; a source that could be read only now may have changed them.
+    # The remaining stages depend on the pieces and the split, which a newly readable source may have changed.
     key = canonical_hash(
         [[d.checksums, hashlib.sha256(s.fates.tobytes()).hexdigest()] for d, s in zip(domains, splits, strict=True)]
     )
@@ -397,7 +399,7 @@ def _build(
     write_manifest(out, manifest)
     path = folder.parent / manifest.hash
     if _holds(path):
-        # The same content from other files: keep the shards, and say where they came from this time.
+        # The same content from other files: keep the shards and update the sources in the manifest.
         (out / "manifest.json").replace(path / "manifest.json")
     else:
         out.rename(path)
@@ -407,7 +409,7 @@ def _build(
 
 
 def _holds(path: Path) -> bool:
-    """Whether a folder holds the corpus of its name; what is there of a damaged one is removed.
+    """Whether a folder holds the corpus of its name; a damaged corpus is removed.
 
     Raises:
         ForeignFileError: it holds a corpus of a newer format.
@@ -465,7 +467,7 @@ def _gather(name: str, spec: DomainSpec, tasks: list[ReadTask], found: list[Prob
 def _split(
     spec: CorpusSpec, domains: list[_ReadDomain], folder: Path, progress: Callable[[int, int], None]
 ) -> list[DomainSplit]:
-    """Which parts train and validate. The signatures of all documents go through a file, not through memory."""
+    """Decide which parts train and validate. Signatures of all documents are kept in a file, not in memory."""
     documents = Documents(
         [
             DomainDocuments(d.name, d.spec.train, d.hashes, d.chars, d.document, d.document_hashes, d.files)
@@ -507,7 +509,7 @@ def _sample(domain: _ReadDomain, fate: NDArray[np.uint8]) -> Iterator[str]:
 
 
 def _assemble(out: Path, domain: _ReadDomain, parts: list[Path]) -> tuple[ShardFile, ...]:
-    """Write the shards of a domain: its encoded pieces one after the other."""
+    """Write the shards of a domain by concatenating its encoded pieces."""
     shards = []
     for key, file in shard_paths(domain.name, domain.spec.train).items():
         digest = hashlib.sha256()

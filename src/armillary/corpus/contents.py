@@ -1,8 +1,8 @@
-"""The SHA-256 of every source file, so that a copy of a workspace finds the corpus that was built of the same text.
+"""The SHA-256 of every source file, by which a copy of a workspace finds the corpus of the same text.
 
 ``ROOT/index/sources.json`` holds size, modification time and hash of each file, by its path relative to ``ROOT``. A
-workspace that is moved or copied together with its sources keeps these paths. A file is hashed again only where its
-size or time differ.
+workspace that is moved or copied together with its sources keeps these paths. A file is hashed again only if its size
+or time differs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _Known = dict[str, tuple[int, str, str]]  # relative path: size, version, hash
 def source_hashes(
     root: Path, files: Iterable[SourceFile], progress: Callable[[int, int], None]
 ) -> dict[str, str] | None:
-    """The hash of each file by its path, which for a URL is what its file system says changes with the content.
+    """The hash of each file by its path; for a URL, the version that its file system reports.
 
     Args:
         root: folder of corpora, whose ``index/sources.json`` is read and written.
@@ -36,7 +36,7 @@ def source_hashes(
         progress: called with the bytes that were hashed, and those to hash.
 
     Returns:
-        None where a file cannot be read now.
+        None if a file cannot be read now.
     """
     files = list(files)
     place = os.path.abspath(root)  # noqa: PTH100 (keeps links as they are)
@@ -71,7 +71,7 @@ def source_hashes(
 
 
 def read_source_hashes(root: Path) -> _Known:
-    """What ``index/sources.json`` says of each file; nothing where it is missing.
+    """The entries of ``index/sources.json``; empty if it is missing.
 
     Raises:
         DamagedFileError: the file is torn or edited.

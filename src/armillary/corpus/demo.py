@@ -1,11 +1,11 @@
 """The built-in demonstration domains: text that pip installs, read as data.
 
-The packages are found without being imported, their Python files are read by ``ast``, and neither pickles nor marshal
-files are opened; so nothing of them runs. Their text is not redistributed. Domains that need only Python itself and
-what torch brings along (sympy, mpmath) are ``offline``.
+No code of the packages runs: they are located without an import, their Python files are read by ``ast``, and pickles
+and marshal files are not opened. Their text is not redistributed. Domains that need only Python itself and torch's
+dependencies (sympy, mpmath) are ``offline``.
 
-Docstrings are cut out of the domain ``code``, because they are the text of the domain ``technical``: else one would
-be examined on what the other had taught.
+Docstrings are removed from the domain ``code``, because they are the text of the domain ``technical``. Otherwise a
+validation text of one domain could be a training text of the other.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def demo_files(name: str) -> list[Path]:
 
 
 def _folder(module: str) -> Path | None:
-    """Folder of an installed package, which is not imported for it."""
+    """The folder of an installed package, found without an import."""
     spec = importlib.util.find_spec(module)
     return Path(next(iter(spec.submodule_search_locations))) if spec and spec.submodule_search_locations else None
 
@@ -116,7 +116,7 @@ def _mathematics_files() -> list[Path]:
 
 
 def _parse(path: Path) -> tuple[str, ast.Module] | None:
-    """Source and syntax tree; None for the few files that are templates, or old syntax kept on purpose."""
+    """Source and syntax tree; None for the few files that do not parse (templates, old syntax kept on purpose)."""
     try:
         with tokenize.open(path) as file:
             source = file.read()
@@ -128,7 +128,7 @@ def _parse(path: Path) -> tuple[str, ast.Module] | None:
 
 
 def _documented(tree: ast.Module) -> Iterator[tuple[str, str, ast.Expr, list[ast.stmt]]]:
-    """Every docstring: the name of what it describes (empty for the module), text, statement, the body it begins."""
+    """Yield every docstring: its object's name (empty for the module), text, statement, and the body it begins."""
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and node.body:
             first = node.body[0]
@@ -161,7 +161,7 @@ def _code(path: Path) -> Iterator[str]:
 
 
 def _docstrings(path: Path) -> Iterator[str]:
-    """All docstrings of a module as one document, each under the name of what it describes."""
+    """All docstrings of a module as one document, each under the name of its object."""
     parsed = _parse(path)
     if parsed is None:
         return

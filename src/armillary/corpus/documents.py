@@ -1,4 +1,4 @@
-"""From texts to documents: cutting what is too long, and the hash that decides duplicates and the split."""
+"""From texts to documents: cutting long texts, and the hash that decides duplicates and the split."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ HASH_BYTES = 16
 
 
 def cut(text: str, limit: int) -> Iterator[str]:
-    """Parts of at most ``limit`` characters that together are ``text``.
+    """Split ``text`` into parts of at most ``limit`` characters.
 
-    A part ends with a line where one ends in the second half of the limit, else at the limit.
+    A part ends at a line end in the second half of the limit, if there is one, else at the limit.
     """
     start = 0
     while len(text) - start > limit:

@@ -1,4 +1,4 @@
-"""Supervised examples: token ids and the weight of each in the loss, as they lie on disk beside a corpus.
+"""Supervised examples: token ids and the weight of each in the loss, stored beside a corpus.
 
 A set of examples belongs to the corpus whose tokenizer made its tokens, and is named by its content hash::
 
@@ -8,8 +8,8 @@ A set of examples belongs to the corpus whose tokenizer made its tokens, and is 
         weights.bin     fp32 per token
         ends.bin        int64 per example: where it ends in the two
 
-Every example ends with the corpus's end-of-text token, and that token has a weight: a model that never learns to stop
-is of no use. The weight of an example's first token counts for nothing, since no token of the example predicts it.
+Every example ends with the corpus's end-of-text token, which has a nonzero weight, so that the model learns to stop.
+The weight of an example's first token has no effect, because no token of the example predicts it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EXAMPLES = SetKind("examples", ("tokens.bin", "weights.bin", "ends.bin"), "corpu
 
 @dataclass(frozen=True)
 class Example:
-    """Token ids and the weight of each in the loss: 0 for what is given, such as a prompt."""
+    """Token ids and the weight of each in the loss: 0 for given tokens, such as a prompt."""
 
     tokens: Sequence[int]
     weights: Sequence[float]
@@ -62,10 +62,10 @@ class Examples:
 
 
 def write_examples(corpus: Corpus, name: str, examples: Iterable[Example]) -> Examples:
-    """Write ``examples`` beside ``corpus`` and open them; the same examples written again are the same set.
+    """Write ``examples`` beside ``corpus`` and open them; writing the same examples again gives the same set.
 
-    An example that does not end with the corpus's end-of-text token gets one, with the weight 1. ``name`` stands for
-    the set in results.
+    An example that does not end with the corpus's end-of-text token gets one, with weight 1. ``name`` is the set's name
+    in results.
 
     Raises:
         UsageError: no examples, or one with a token outside of the corpus's vocabulary, weights that are not one finite
@@ -110,14 +110,14 @@ def checked(
 
 
 def stored(tokens: NDArray[np.int64], corpus: Corpus) -> NDArray[Any]:
-    """Tokens in the type in which they lie on disk."""
+    """Tokens in the type of the files."""
     return tokens.astype(np.dtype(corpus.manifest.dtype).newbyteorder("<"))
 
 
 def _ended(
     tokens: NDArray[np.int64], weights: NDArray[np.float32], end: int, where: str
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """An example with the end of the text, which has a weight."""
+    """The example with an end-of-text token of nonzero weight."""
     if not tokens.size or tokens[-1] != end:
         tokens, weights = np.append(tokens, end), np.append(weights, np.float32(1.0))
     if len(tokens) < 2:

@@ -1,9 +1,12 @@
-"""Which files a domain consists of.
+"""Finds the files of a domain.
 
-A folder is searched to any depth, in the order of the paths. Not read, and counted in one line each: hidden files and
-folders; what archives and data engines leave behind; files of other kinds; what is neither file nor folder (a named
-pipe is never opened); links that lead nowhere, in a circle, or to something that is read anyway; and folders that this
-program wrote. A linked folder is followed once.
+A folder is searched to any depth, in the order of the paths. A linked folder is followed once. The following entries
+are skipped, and each kind is reported in one line with a count:
+
+- hidden files and folders, and leftovers of archives and data engines;
+- files of other kinds, and entries that are neither file nor folder (a named pipe is never opened);
+- links that are broken, circular, or lead to something that is read anyway;
+- folders that this program wrote.
 """
 
 from __future__ import annotations
@@ -34,11 +37,11 @@ READERS = {
     ".jsonl.zst": "jsonl",
     ".parquet": "parquet",
 }
-# Left by archives (macOS), notebooks, Spark, Delta Lake and Python; a name that starts with a dot is hidden anyway.
+# Leftovers of archives (macOS), notebooks, Spark, Delta Lake and Python. Names that start with a dot are hidden anyway.
 LEFTOVERS = {"__MACOSX", "_temporary", "__pycache__", "_delta_log", "_spark_metadata", "_SUCCESS", "lost+found"}
 LEFTOVER_FILES = ("_metadata", "_common_metadata", "_committed_", "_started_")
-# Files by which a folder that this program wrote is known: a workspace, a folder of corpora, a corpus, a run, a
-# published or fine-tuned model, a stage of post-training, an examination.
+# Files that identify a folder written by this program: a workspace, a folder of corpora, a corpus, a run, a published
+# or fine-tuned model, a stage of post-training, an examination.
 OWN_FOLDERS = (
     ("store/store.sqlite",),
     ("store/runs",),
@@ -52,7 +55,7 @@ OWN_FOLDERS = (
     ("stage.json", "items.jsonl"),
     ("results.json", "items"),
 )
-NAMED = 3  # names given as examples of what was not read
+NAMED = 3  # example names per kind of skipped entry
 
 HIDDEN = "hidden or temporary, not read"
 OTHER_KINDS = "passed over files of other kinds"
@@ -64,7 +67,7 @@ OWN = "written by armillary (a workspace, a corpus, a run or items), not read as
 
 @dataclass(frozen=True)
 class SourceFile:
-    """One file: absolute path or URL, size in bytes, what changes when it changes, and how to read it."""
+    """One file: absolute path or URL, size in bytes, a version that changes with its content, and its reader."""
 
     path: str
     size: int
@@ -74,7 +77,7 @@ class SourceFile:
 
 @dataclass
 class _Listing:
-    """What a walk found: regular files by path, and what was left out, by reason."""
+    """The result of a walk: regular files by path, and skipped entries by reason."""
 
     files: dict[str, os.stat_result] = field(default_factory=dict)
     left_out: dict[str, list[str]] = field(default_factory=dict)
@@ -85,11 +88,11 @@ class _Listing:
 
 
 def find_files(domain: str, spec: DomainSpec, own: Collection[Path] = ()) -> tuple[list[SourceFile], list[Problem]]:
-    """The files of a domain, sorted by path, and what was left out. ``own`` are folders to leave out in any case.
+    """The files of a domain, sorted by path, and the skipped entries. ``own`` are folders that are always skipped.
 
     Raises:
         UsageError: the source does not exist, or holds no file of a known kind; an unknown or uninstalled demo domain.
-        ArmillaryError: a source elsewhere cannot be listed now.
+        ArmillaryError: a remote source cannot be listed now.
     """
     if spec.source.startswith("demo:"):
         paths = demo_files(spec.source.removeprefix("demo:"))
@@ -116,7 +119,7 @@ def find_files(domain: str, spec: DomainSpec, own: Collection[Path] = ()) -> tup
 
 
 def old_files(spec: DomainSpec) -> list[SourceFile]:
-    """The files of a local domain by the rules of format 1, so that a corpus built by them is recognised.
+    """The files of a local domain by the rules of format 1, to recognise a corpus that was built by these rules.
 
     Raises:
         OSError: a dangling link, at which such a build failed.
@@ -163,7 +166,7 @@ def _list_here(root: str, own: set[str], where: str) -> _Listing:
 
 
 class _Walk:
-    """A walk through a folder: first its own folders, then those that links lead to, each once."""
+    """A walk through a folder: first its own folders, then linked folders, each once."""
 
     def __init__(self, root: str, own: set[str], listing: _Listing) -> None:
         self._root, self._own, self._listing = root, own, listing
@@ -181,7 +184,7 @@ class _Walk:
                 continue
             link = self._linked_folders.popleft()
             real = os.path.realpath(link)
-            # A link to a folder above the source would bring in the source itself, and its neighbours.
+            # A link to a folder above the source would add the source itself and its siblings.
             if real in self._seen or real in self._above:
                 self._listing.leave(KNOWN_LINKS, link)
             elif real in self._own or _is_own(real):
@@ -290,7 +293,7 @@ def _left_out(source: str, listing: _Listing) -> list[Problem]:
 
 
 def _why_nothing(filesystem: Any, root: str) -> str:
-    """What is wrong with a source under which no file was found."""
+    """Why no file was found in a source."""
     if filesystem.isdir(root):
         return f"the folder is empty; these are read: {', '.join(READERS)}"
     parent, _, name = root.rstrip("/").rpartition("/")

@@ -1,7 +1,7 @@
-"""``ROOT/index/FINGERPRINT.json``: which corpus was built from which recipe and sources.
+"""``ROOT/index/FINGERPRINT.json``: maps a recipe and its sources to the corpus built from them.
 
-A file is sealed and names its own fingerprint, so that one that was torn, edited or copied over another is not
-believed. Files of format 1 hold only ``{"hash": ...}``.
+A file is sealed and contains its own fingerprint, which detects a file that was torn, edited or copied over another.
+Files of format 1 hold only ``{"hash": ...}``.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ REMEDY = "delete the file; the next build reads the sources again"
 
 @dataclass(frozen=True)
 class IndexEntry:
-    """The hash of the corpus, and the files that could not be read then for a cause that may pass."""
+    """The hash of the corpus, and the files that could not be read for a possibly temporary cause."""
 
     hash: str
     unreadable: tuple[str, ...] = ()
 
 
 def index_file(root: Path, fingerprint: str) -> Path:
-    """Where the entry of a fingerprint lies."""
+    """The path of a fingerprint's entry."""
     return root / "index" / f"{fingerprint}.json"
 
 
@@ -40,7 +40,7 @@ def write_index(root: Path, fingerprint: str, entry: IndexEntry) -> None:
 
 
 def read_index(root: Path, fingerprint: str) -> IndexEntry | None:
-    """The entry of a fingerprint; None where there is none.
+    """The entry of a fingerprint, or None.
 
     Raises:
         DamagedFileError: the file is torn, edited, or the entry of another fingerprint.
@@ -59,7 +59,7 @@ def read_index(root: Path, fingerprint: str) -> IndexEntry | None:
 
 
 def read_old_index(root: Path, fingerprint: str) -> IndexEntry | None:
-    """The entry of a fingerprint of format 1; None where there is none.
+    """The entry of a fingerprint of format 1, or None.
 
     Raises:
         DamagedFileError: the file is torn or edited.

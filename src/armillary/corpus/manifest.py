@@ -31,15 +31,18 @@ class ShardFile(RecipePart):
 
 
 class DomainManifest(RecipePart):
-    """One domain: where it came from and what became of it.
+    """One domain: its source and its counts.
 
-    ``documents`` counts the parts after cutting; each is in training, in validation, ``set_aside`` (held out, but
-    beyond what validation keeps) or one of ``duplicates`` (dropped). ``whole_documents`` counts the different
-    documents before cutting, ``cut`` those that were cut. ``near_duplicates`` of them resemble another document of the
-    corpus; ``near_duplicates_moved`` of these would by their own hash stand on the other side of the split, and
-    ``near_duplicates_in`` counts those that resemble a document of another domain, by that domain. All four are None
-    in a corpus of format 1. ``*_bytes`` are UTF-8 bytes of text. ``problem_count`` counts what could not be used;
-    ``problems`` holds one line per kind of problem.
+    ``documents`` counts the parts after cutting. Each part is in training, in validation, ``set_aside`` (held out, but
+    not kept for validation) or one of ``duplicates`` (dropped). ``whole_documents`` counts the distinct documents
+    before cutting, and ``cut`` those that were cut.
+
+    ``near_duplicates`` counts documents that resemble another document of the corpus. ``near_duplicates_moved`` counts
+    those of them that are on the other side of the split than their own hash would decide. ``near_duplicates_in``
+    counts those that resemble a document of another domain, by that domain. All four are None in a corpus of format 1.
+
+    ``*_bytes`` are UTF-8 bytes of text. ``problem_count`` counts unusable inputs; ``problems`` holds one line per kind
+    of problem.
     """
 
     source: str
@@ -65,7 +68,7 @@ class DomainManifest(RecipePart):
 
 
 class Manifest(RecipePart):
-    """What a corpus folder holds; ``hash`` is made of the content only, not of where the text came from."""
+    """The content of a corpus folder; ``hash`` depends only on the content, not on the text's sources."""
 
     format: int = FORMAT
     hash: str
@@ -81,13 +84,13 @@ class Manifest(RecipePart):
 
     @property
     def files(self) -> list[ShardFile]:
-        """Every file of the corpus but the manifest itself."""
+        """Every file of the corpus except the manifest."""
         return [self.tokenizer, *(file for domain in self.domains.values() for file in domain.files)]
 
     def content_hash(self) -> str:
-        """The hash of tokenizer, shards, domains and split: of what a run is trained on, and nothing else.
+        """The hash of tokenizer, shards, domains and split: everything that a run is trained on, and nothing else.
 
-        Where there are no shards, which end with it, also of the token that ends a text.
+        Without shards it also covers the token that ends a text; otherwise the shards contain this token.
         """
         return canonical_hash(
             {
@@ -105,7 +108,7 @@ class Manifest(RecipePart):
 
 
 def shard_name(domain: str) -> str:
-    """File name of a domain: its own name, with what a path cannot hold percent-encoded."""
+    """File name of a domain: its name, with characters that a path cannot hold percent-encoded."""
     return quote(domain, safe="")
 
 

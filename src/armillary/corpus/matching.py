@@ -1,19 +1,20 @@
-"""Which known item a text repeats: whole, by a long n-gram, with other numbers, or nearly. The reverse of `overlap.py`.
+"""Finds the known item that a text repeats: whole, by a long n-gram, with other numbers, or nearly (cf. `overlap.py`).
 
-The known items are indexed once and texts stream past, so that memory depends on the items alone. Four passes look at
-each text, and the first one that finds something names the item:
+The known items are indexed once and texts are streamed, so memory depends only on the items. Four passes examine each
+text, and the first pass with a match names the item:
 
 - ``exact``: the whole text is an item's question, up to case, spacing and punctuation of sentences. It finds items of
   any length.
 - ``ngram``: 13 consecutive units of an item occur (Brown et al. 2020, arXiv 2005.14165, appendix C). Units are those of
   ``near.py``: words, and in scripts without spaces each character with the next one, so that 13 units are 14 Chinese
-  characters. A question of 8 to 12 units is looked for as a whole.
-- ``masked``: the same in questions after each number became one sign, whether it is written in digits, in English
-  words or in Chinese numerals: the same problem with other numbers. At least 8 of the units must not be numbers.
-  Solutions are not compared: thousands of them have the step "divide both sides by 3".
+  characters. A question of 8 to 12 units must occur as a whole.
+- ``masked``: the same in questions, after each number (digits, English words or Chinese numerals) is replaced by one
+  sign. It finds the same problem with other numbers. At least 8 of the units must not be numbers. Solutions are not
+  compared, because thousands of them contain the step "divide both sides by 3".
 - ``near``: MinHash candidates whose shingles (3 units, numbers masked) have a Jaccard similarity of 0.5 or more.
 
-N-grams that more than 20 items share are those of a form, and name no item; ``near`` still compares whole texts.
+N-grams that more than 20 items share come from a template and do not identify an item; ``near`` still compares whole
+texts.
 
 Not found: translations, and paraphrases that leave no run of 13 units and less than half of the shingles.
 """
@@ -36,7 +37,7 @@ from armillary.corpus.overlap import MIN_UNITS, RUN, TEMPLATE, find_pairs
 
 Pass = Literal["exact", "ngram", "masked", "near"]
 
-# Candidates of one text that are compared exactly: those that agree in most bands.
+# Candidates of one text to compare exactly: those that agree in the most bands.
 _CANDIDATES = 32
 _MASK = " 0 "
 _ENGLISH = (
@@ -47,7 +48,7 @@ _ENGLISH = (
 _NUMBERS = re.compile(
     rf"\d+(?:[.,:/]\d+)*|\b(?:{_ENGLISH})(?:(?:[\s-]+|\s+and\s+)(?:{_ENGLISH}))*\b|[〇零一二两三四五六七八九十百千万亿]+"
 )
-# The letter before a choice, which questions of one content carry in different forms.
+# The letter before a choice, whose form differs between copies of the same question.
 _LETTER = re.compile(r"(?:(?<=^)|(?<=\s))[(（]?[A-Ha-h][)）.、:：](?=\s|\S)", re.MULTILINE)
 
 _Ints = NDArray[np.int64]
@@ -58,7 +59,7 @@ _Hashes = NDArray[np.uint64]
 class KnownItem:
     """An item of an evaluation set: its name, and the texts by which it is recognised.
 
-    ``choices`` are shown with the question; ``solution`` is an answer in sentences, "" where there is none.
+    ``choices`` are shown with the question; ``solution`` is an answer in sentences, or "".
     """
 
     name: str
@@ -90,7 +91,7 @@ class KnownItems:
         for number, item in enumerate(items):
             whole = "\n".join((item.question, *item.choices))
             self._exact.setdefault(_whole(whole), number)
-            # A short question with choices, such as "Which of these is true?", says nothing without the choices.
+            # A short question such as "Which of these is true?" does not identify an item without its choices.
             parts = [(whole, True), *([(item.question, False)] if item.choices else []), (item.solution, False)]
             for place, (text, judged) in enumerate(parts):
                 texts.append(text)
@@ -140,7 +141,7 @@ class KnownItems:
 
 
 class _Units:
-    """The units of texts: ``text`` and ``unit`` [n], and which of them are masked numbers."""
+    """The units of texts: arrays ``text`` and ``unit`` [n], and which units are masked numbers."""
 
     def __init__(self, texts: Sequence[str]) -> None:
         self.texts = [_LETTER.sub(" ", text) for text in texts]
@@ -169,7 +170,7 @@ class _Grams:
         for n in range(MIN_UNITS, RUN + 1):
             first, hashes = units.grams(n, MIN_UNITS)
             text = units.text[first]
-            # Below the full length only a text that ends there.
+            # Shorter n-grams are used only if they are the whole text.
             kept = np.ones(len(first), dtype=bool) if n == RUN else alone[text] & (units.lengths[text] == n)
             pairs = np.unique(np.stack([hashes[kept], owner[text[kept]].astype(np.uint64)]), axis=1)
             _, place, shared = np.unique(pairs[0], return_inverse=True, return_counts=True)

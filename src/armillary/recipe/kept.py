@@ -125,7 +125,7 @@ def _has_results(folder: Path) -> bool:
 
 
 def _same_question(kept: Path, file: Path) -> bool:
-    """Whether both recipes have the same sources; True if one of them cannot be read."""
+    """Whether both recipes have the same ``corpus`` section; True if one of them cannot be read."""
     try:
         return load_recipe(kept).corpus == load_recipe(file).corpus
     except ArmillaryError:

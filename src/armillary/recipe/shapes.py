@@ -1,8 +1,8 @@
 """The shape of a decoder-only transformer, with its parameters and FLOPs counted by formula.
 
-Counting by formula lets a study be sized before any model exists; the test suite holds these counts against the built
-model and against PyTorch's own FLOP counter. Two conventions of the field are offered for attention: *full* counts
-every query-key pair (PaLM, Megatron-LM), *causal* counts only those the mask lets through.
+With formulas, a study can be sized before any model exists. The test suite compares these counts with the built model
+and with PyTorch's own FLOP counter. There are two conventions for attention: *full* counts every query-key pair (PaLM,
+Megatron-LM), *causal* only the pairs that the mask allows.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Document(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    # Fields that came after others had been hashed: where they have their default they are not written, so that what
-    # does not use them keeps its id.
+    # Fields added in later versions. They are not written at their default, so that documents without them keep their
+    # id.
     later: ClassVar[tuple[str, ...]] = ()
 
     @model_serializer(mode="wrap")
@@ -46,25 +46,29 @@ class Document(BaseModel):
 
 
 class Experts(Document):
-    """Mixture-of-experts in the place of the feed-forward block: ``count`` SwiGLUs of width ``d_ff`` in a layer.
+    """Mixture-of-experts instead of the feed-forward block: ``count`` SwiGLUs of width ``d_ff`` in a layer.
 
     Each token goes to the ``active`` experts with the highest scores, a ``softmax`` or ``sigmoid`` of the router's
-    logits; the scores, with ``normalise`` divided by their sum over those chosen, times ``scale``, weight what the
-    experts give. A shared expert of width ``shared_d_ff`` takes every token. The first ``dense_layers`` layers have a
-    plain feed-forward block of the model's ``d_ff``, and so has every layer whose number, counted from 1, is no
-    multiple of ``every``.
+    logits. The scores weight the experts' outputs. With ``normalise`` they are divided by their sum over the chosen
+    experts, and then multiplied by ``scale``. A shared expert of width ``shared_d_ff`` takes every token. The first
+    ``dense_layers`` layers have a plain feed-forward block of the model's ``d_ff``. So does every layer whose number,
+    counted from 1, is not a multiple of ``every``.
 
-    ``balance`` keeps experts from being left out. ``bias`` (Wang et al. 2024, arXiv 2408.15664): a number for each
-    expert, added to its score for choosing alone, goes up or down by ``bias_rate`` after each optimizer step, by
-    whether fewer or more tokens of the whole batch than the mean chose the expert. ``auxiliary``: the loss of Switch
-    Transformer (Fedus et al. 2021, arXiv 2101.03961, equation 4) times ``auxiliary_weight``, taken per sequence, as
-    DeepSeek-V3 (arXiv 2412.19437, equations 17 to 20) does, so that it does not depend on which sequences are computed
-    together. ``router_z_loss`` weights the mean squared log of the router's partition function (Zoph et al. 2022,
+    ``balance`` prevents unused experts:
+
+    - ``bias`` (Wang et al. 2024, arXiv 2408.15664): each expert has a bias that is added to its score only for the
+      choice. After each optimizer step it goes up by ``bias_rate`` if fewer tokens of the batch than the mean chose the
+      expert, and down if more did.
+    - ``auxiliary``: the loss of Switch Transformer (Fedus et al. 2021, arXiv 2101.03961, equation 4) times
+      ``auxiliary_weight``. It is computed per sequence, as in DeepSeek-V3 (arXiv 2412.19437, equations 17 to 20), so
+      that it does not depend on which sequences are computed together.
+
+    ``router_z_loss`` weights the mean squared log of the router's partition function (Zoph et al. 2022,
     arXiv 2202.08906, equation 5).
 
-    Without ``capacity_factor`` no token is dropped. With it an expert takes, of each sequence of T tokens, the first
-    ``ceil(capacity_factor * T * active / count)`` that chose it; the others pass it by on the residual stream. Per
-    sequence, too, for the same reason.
+    Without ``capacity_factor`` no token is dropped. With it, an expert takes from each sequence of T tokens the first
+    ``ceil(capacity_factor * T * active / count)`` that chose it. For other tokens the expert adds nothing to the
+    residual stream. Capacity is per sequence for the same reason as the auxiliary loss.
     """
 
     count: int = Field(ge=2)
@@ -90,15 +94,18 @@ class Experts(Document):
 
 
 class RopeScaling(Document):
-    """How rotary positions are stretched by ``factor`` for text longer than a model was first trained on.
+    """Scaling of rotary positions by ``factor``, for text longer than in a model's first training.
 
-    ``linear``: all of them (position interpolation). ``ntk``: by a higher base. ``yarn`` and ``llama3``: those pairs
-    that turn slowly within the ``original_length`` in tokens, which only these two need; ``beta_fast`` and
-    ``beta_slow`` turns bound the ramp of ``yarn``, ``low_freq_factor`` and ``high_freq_factor`` that of ``llama3``.
-    ``attention_factor`` scales queries and keys, logits by its square (``ntk`` and ``yarn``; where it is not given,
-    ``yarn`` has ``0.1 ln(factor) + 1``, and ``ntk`` 1). Sources are named where it is computed (``model.rotary``).
+    - ``linear`` scales all pairs (position interpolation).
+    - ``ntk`` raises the base.
+    - ``yarn`` and ``llama3`` scale the pairs that turn slowly within ``original_length`` tokens, which only these two
+      need. The ramp of ``yarn`` is between ``beta_fast`` and ``beta_slow`` turns; that of ``llama3`` is set by
+      ``low_freq_factor`` and ``high_freq_factor``.
 
-    There is no dynamic scaling: within a phase of training, text has one length, so a factor is known beforehand.
+    ``attention_factor`` scales queries and keys, and hence logits by its square (``ntk`` and ``yarn``). Its default is
+    ``0.1 ln(factor) + 1`` for ``yarn`` and 1 for ``ntk``. ``model.rotary`` computes the scaling and names the sources.
+
+    Dynamic scaling is not offered: text has one length within a phase of training, so the factor is known in advance.
     """
 
     kind: Literal["linear", "ntk", "yarn", "llama3"]
@@ -135,7 +142,7 @@ class RopeScaling(Document):
 
     @property
     def attention(self) -> float:
-        """What cosines and sines are multiplied by (``yarn``: Peng et al. 2023, arXiv 2309.00071, section 3.4)."""
+        """The factor of cosines and sines (``yarn``: Peng et al. 2023, arXiv 2309.00071, section 3.4)."""
         if self.attention_factor is not None:
             return self.attention_factor
         return 0.1 * math.log(self.factor) + 1.0 if self.kind == "yarn" else 1.0
@@ -151,7 +158,7 @@ class Block(Document):
     kind: str
 
     def check(self, shape: ModelShape) -> None:
-        """Raise ValueError where the block does not fit the other sizes."""
+        """Raise ValueError if the block does not fit the other sizes."""
 
     def matmul_parameters(self, shape: ModelShape) -> int:
         """Weights that take part in matrix products, in one layer; every kind has its formula."""
@@ -162,7 +169,7 @@ class Block(Document):
         return 0
 
     def kept(self, shape: ModelShape) -> int:
-        """About how many numbers per token one layer keeps between forward and backward, besides its input."""
+        """The approximate numbers per token that one layer keeps between forward and backward, besides its input."""
         raise NotImplementedError
 
 
@@ -170,7 +177,7 @@ class AttentionBlock(Block):
     """An attention with ``n_heads`` heads, whose queries and keys have ``head_dim`` dimensions."""
 
     def rotary_dim(self, shape: ModelShape) -> int:
-        """How many dimensions of a head rotary positions turn; the others stand in each half behind these."""
+        """The number of dimensions of a head that rotary positions turn; in each half they come first."""
         return shape.head_dim
 
     def pair_flops(self, shape: ModelShape) -> int:
@@ -187,7 +194,7 @@ _BLOCKS: dict[type[Block], dict[str, type[Block]]] = {AttentionBlock: {}, FeedFo
 
 
 def register_block(kind: str) -> Callable[[type[_Block]], type[_Block]]:
-    """Make the decorated class the block that a shape names by ``kind``.
+    """Register the decorated class as the block that a shape names by ``kind``.
 
     Raises:
         ValueError: the kind is taken.
@@ -205,7 +212,7 @@ def register_block(kind: str) -> Callable[[type[_Block]], type[_Block]]:
 
 @register_block("grouped-query")
 class GroupedQuery(AttentionBlock):
-    """Grouped-query attention, with QK-norm where the shape has it."""
+    """Grouped-query attention, with QK-norm if the shape has it."""
 
     kind: Literal["grouped-query"] = "grouped-query"
 
@@ -240,9 +247,9 @@ class SwiGLU(FeedForwardBlock):
 class ModelShape(Document):
     """A decoder-only transformer: RMSNorm before each block, rotary positions, grouped-query attention, SwiGLU.
 
-    With ``qk_norm`` queries and keys are normalised per head (as Qwen3 does), without it the shape is Llama's.
-    ``attention`` and ``feed_forward`` name other registered blocks, by their kind or with their options too; the
-    latter stands in all layers without experts.
+    With ``qk_norm`` queries and keys are normalised per head, as in Qwen3; without it the shape is Llama's.
+    ``attention`` and ``feed_forward`` name other registered blocks, by kind or as a mapping with options;
+    ``feed_forward`` is used in all layers without experts.
     """
 
     n_layers: int = Field(ge=1)
@@ -311,7 +318,7 @@ class ModelShape(Document):
 
     @property
     def mixture_layers(self) -> tuple[int, ...]:
-        """The layers (0-based) with a mixture of experts in the place of the feed-forward block."""
+        """The layers (0-based) with a mixture of experts instead of the feed-forward block."""
         if self.experts is None:
             return ()
         return tuple(i for i in range(self.experts.dense_layers, self.n_layers) if (i + 1) % self.experts.every == 0)
@@ -337,7 +344,7 @@ class ModelShape(Document):
         return self.attention_block.matmul_parameters(self) + self.feed_forward_block.matmul_parameters(self)
 
     def _layers_matmul_parameters(self, experts: int) -> int:
-        """Weights of all layers that take part in matrix products, with so many ``experts`` of each mixture."""
+        """Weights of all layers that take part in matrix products, with this many ``experts`` of each mixture."""
         dense = self.n_layers * self.layer_matmul_parameters
         if self.experts is None:
             return dense
@@ -347,7 +354,7 @@ class ModelShape(Document):
 
     @property
     def embedding_parameters(self) -> int:
-        """Weights of the embedding and, where untied, of the output matrix."""
+        """Weights of the embedding and, if untied, of the output matrix."""
         return self.vocab_size * self.d_model * (1 if self.tied_embeddings else 2)
 
     @property
@@ -359,12 +366,12 @@ class ModelShape(Document):
 
     @property
     def parameters(self) -> int:
-        """All parameters (the biases of experts, which no gradient changes, are none)."""
+        """All parameters, without the biases of experts, which have no gradient."""
         return self.non_embedding_parameters + self.embedding_parameters
 
     @property
     def active_parameters(self) -> int:
-        """Parameters that take part in computing a token: all but those of the experts that it is not sent to."""
+        """Parameters used for one token: all except those of the experts that it is not sent to."""
         if self.experts is None:
             return self.parameters
         idle = self.experts.count - self.experts.active
@@ -377,9 +384,9 @@ class ModelShape(Document):
 
     @property
     def matmul_parameters(self) -> int:
-        """Parameters that take part in a matrix product for a token: the layers' and the output matrix's.
+        """Parameters in matrix products for one token: the layers' and the output matrix's.
 
-        Of experts, those that a token is sent to, none dropped.
+        Of the experts, only those that a token is sent to count, assuming that no token is dropped.
         """
         active = self.experts.active if self.experts else 0
         return self._layers_matmul_parameters(active) + self.vocab_size * self.d_model
@@ -399,7 +406,7 @@ class ModelShape(Document):
 
 
 def _registered(base: type[Block], usual: type[Block], value: Any) -> Any:
-    """The block that ``value`` (a kind, or a mapping with one) describes; None for the usual one."""
+    """The block that ``value`` (a kind, or a mapping with one) describes; None for the default block."""
     if isinstance(value, str):
         value = {"kind": value}
     if isinstance(value, dict):
@@ -413,7 +420,7 @@ def _registered(base: type[Block], usual: type[Block], value: Any) -> Any:
 
 
 class Family(Document):
-    """A family of shapes on one dial, the depth: width, heads and feed-forward size follow from it.
+    """A family of shapes with one dial, the depth, which sets width, heads and feed-forward size.
 
     ``shape(depth)`` has ``d_model = depth * width_per_layer`` (rounded up to whole heads) and
     ``d_ff = ffn_ratio * d_model`` rounded up to a multiple of 32.

@@ -1,7 +1,6 @@
-"""The document of one post-training: what a model is taught, in which stages, and what it is examined on.
+"""The document of one post-training: its questions, stages and examinations.
 
-A stage that is not named is left out. Options of a stage have the names of its verb (``armillary post …``), and its
-defaults where they are not given.
+A stage that is not named is skipped. Options of a stage have the names and defaults of its verb (``armillary post …``).
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from armillary.recipe.shapes import Document
 
 
 class Evolution(Document):
-    """Harder questions, and others, made of the training questions (``post evolve``).
+    """Harder and different questions derived from the training questions (``post evolve``).
 
-    The first ``items`` of them are changed. ``reference`` measures how hard a question is: a model folder, a .gguf file
-    or a URL; by default the base itself.
+    The first ``items`` questions are changed. ``reference`` is the model that measures a question's difficulty: a model
+    folder, a .gguf file or a URL; by default the base model.
     """
 
     items: int = Field(default=500, ge=1)
@@ -48,10 +47,10 @@ class PreferenceStage(Document):
 
 
 class Merging(Document):
-    """``post merge`` of the models that the stages before gave.
+    """``post merge`` of the models of earlier stages.
 
-    With ``evaluations`` the weights are found by the loss on at most ``validation`` further held-out questions, in at
-    most this many merges, and the answer may be not to merge.
+    With ``evaluations``, a search over at most this many merges finds the weights by the loss on at most ``validation``
+    further held-out questions. The result may be not to merge.
     """
 
     method: Literal["linear", "task", "slerp", "ties", "dare", "weighted"] = "task"
@@ -71,8 +70,8 @@ class Merging(Document):
 class Questioning(Document):
     """How models are examined.
 
-    ``sets`` are more files of items by name, such as unrelated ones, and ``texts`` files of plain text (JSON Lines with
-    ``text``), of which the bits per byte are taken: both show what is forgotten.
+    ``sets`` are further files of items by name, such as unrelated ones. ``texts`` are files of plain text (JSON Lines
+    with ``text``), on which bits per byte are measured. Both show what a model forgets.
     """
 
     sets: dict[str, PathText] = Field(default_factory=dict)
@@ -81,7 +80,7 @@ class Questioning(Document):
 
 
 class Teaching(Document):
-    """One post-training. Relative paths are taken from the folder of its file."""
+    """One post-training. Relative paths are relative to the folder of its file."""
 
     format: Literal[1] = 1
     name: FolderName

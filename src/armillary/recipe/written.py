@@ -1,7 +1,7 @@
-"""Whether a YAML document that a workspace keeps is as it was written: by its first line, or by the record beside it.
+"""Detects changes to the documents of a workspace: by a document's first line, or by the record beside it.
 
-``recipe.yaml`` carries the hash of its text in its first line. ``.written.json`` holds the SHA-256 of the other files
-that every call writes anew: reports, ``summary.json``, ``recipe.found.yaml`` and ``target.yaml``. It is sealed.
+``recipe.yaml`` has the hash of its text in its first line. ``.written.json`` is sealed and holds the SHA-256 of the
+files that every call writes again: reports, ``summary.json``, ``recipe.found.yaml`` and ``target.yaml``.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MARK = re.compile(r"# The recipe of the results in this folder, kept by Armilla
 
 
 class DamagedDocumentError(DamagedFileError, UsageError):
-    """A document that cannot be read and is not what was written: damaged, or edited by hand."""
+    """A document that cannot be read and differs from what was written: damaged, or edited by hand."""
 
 
 def mark(text: str) -> str:
@@ -33,7 +33,7 @@ def mark(text: str) -> str:
 
 
 def kept_state(file: Path) -> Literal["kept", "edited"] | None:
-    """``kept`` for a recipe as a workspace wrote it, ``edited`` for one changed since, None for any other file."""
+    """``kept`` for an unchanged recipe of a workspace, ``edited`` for a changed one, None for any other file."""
     try:
         if not file.is_file():
             return None
@@ -47,7 +47,7 @@ def kept_state(file: Path) -> Literal["kept", "edited"] | None:
 
 
 def recorded(folder: Path) -> dict[str, str]:
-    """SHA-256 by name of the files that the record in ``folder`` lists; empty where there is no record.
+    """SHA-256 by name of the files that the record in ``folder`` lists; empty if there is no record.
 
     Raises:
         DamagedFileError, ForeignFileError: as ``read_sealed``.
@@ -63,7 +63,7 @@ def recorded(folder: Path) -> dict[str, str]:
 
 
 def was_changed(file: Path) -> bool:
-    """Whether ``file`` is known to differ from what was written; False where nothing is recorded of it."""
+    """Whether ``file`` differs from its record; False without a record."""
     if kept_state(file) == "edited":
         return True
     try:
@@ -75,7 +75,7 @@ def was_changed(file: Path) -> bool:
 
 @contextmanager
 def blaming_changes(file: Path) -> Iterator[None]:
-    """Report that ``file`` was changed after it was written, where reading it inside fails.
+    """If reading ``file`` fails in this context, report that it was changed after it was written.
 
     Raises:
         DamagedDocumentError: in place of a UsageError.
