@@ -6,14 +6,14 @@ are a shingle: three words, or four Chinese characters. A *signature* holds the 
 128 bins (one-permutation hashing: Li, Owen, Zhang 2012, arXiv 1208.1259), so every shingle is hashed once. The share of
 equal bins estimates the Jaccard similarity with a standard error of at most 0.044.
 
-Candidates are documents that agree in one of 32 bands of four bins; empty bins of short documents borrow from the next
+Candidates are documents that agree in one of 32 bands of four bins. Empty bins of short documents borrow from the next
 full one (Shrivastava and Li 2014, arXiv 1406.4784). Two documents of similarity 0.5 become candidates with probability
-0.87, of 0.6 with 0.99. In each band a candidate is compared with the first document of its group and with the one
-before it, in the order of their hashes, and is a near duplicate from an estimated similarity of 0.5 on. Clusters are
-what such pairs connect.
+0.87, of 0.6 with 0.99. In each band, a candidate is compared with the first document of its group and with the one
+before it, in the order of their hashes. From an estimated similarity of 0.5 on, the two are near duplicates. Clusters
+are the connected components of these pairs.
 
-All of it is a function of the set of documents: neither their order nor the number of processes matters. Memory is
-about 150 bytes per document at a time; the signatures, 256 bytes each, stay on disk.
+The result depends only on the set of documents, not on their order or the number of processes. Memory is about 150
+bytes per document; the signatures, 256 bytes each, stay on disk.
 
 Not found: a short document quoted in a long one, whose similarity is small, and documents of fewer than three units.
 """
@@ -53,7 +53,7 @@ def signatures(texts: Sequence[str]) -> NDArray[np.uint16]:
         while end < len(texts) and chars + len(texts[end]) <= BATCH_CHARS:
             chars += len(texts[end])
             end += 1
-        # A long text is hashed in slices; the few shingles that lie across two of them are left out.
+        # A long text is hashed in slices; the few shingles across two slices are left out.
         for begin in range(0, max(chars, 1), BATCH_CHARS) if end == start + 1 else [0]:
             batch = [texts[start][begin : begin + BATCH_CHARS]] if end == start + 1 else texts[start:end]
             documents, hashes = _shingles(batch)
@@ -190,7 +190,7 @@ def fold_units(unit: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
 
 @functools.cache
 def _kinds() -> NDArray[np.uint8]:
-    """For each code point of the first plane whether it is part of a word, a unit of its own, or neither."""
+    """For each code point of the first plane: part of a word, a separate unit, or neither."""
     kinds = np.array([_WORD if chr(code).isalnum() else 0 for code in range(1 << 16)], dtype=np.uint8)
     for first, last in (*UNSPACED, *UNSPACED_TOO):
         letters = np.array([unicodedata.category(chr(code))[0] in "LMN" for code in range(first, last + 1)])

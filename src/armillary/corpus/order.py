@@ -3,27 +3,27 @@
 Sample ``g = step * batch_sequences + position`` of a run gets a domain, a draw of that domain, and a window:
 
 1. *Domain.* Within a phase of the mixture, sample ``r`` gets ``u = (A r + b) mod 2^32`` with ``A = 2^32 / phi`` (odd)
-   and ``b`` keyed by seed and phase; the weights cut ``[0, 2^32)`` into intervals, and the one ``u`` falls into is the
-   domain. Such a sequence is evenly spread over any stretch of samples (Weyl 1916; Knuth, TAOCP 3, section 6.4), so
-   every batch is close to the mixture.
-2. *Draw.* How many earlier samples of the phase fell below a boundary is a sum of floors, which a Euclid-like
-   algorithm gives in O(log) (Graham, Knuth, Patashnik, Concrete Mathematics, section 3.5). Draws of earlier phases
-   are added. So draw ``n`` of a domain is known without walking through the run.
+   and ``b`` keyed by seed and phase. The weights divide ``[0, 2^32)`` into intervals, and the interval that contains
+   ``u`` is the domain. Such a sequence is evenly spread over any range of samples (Weyl 1916; Knuth, TAOCP 3, section
+   6.4), so every batch is close to the mixture.
+2. *Draw.* The number of earlier samples of the phase below a boundary is a sum of floors, which a Euclid-like
+   algorithm computes in O(log) (Graham, Knuth, Patashnik, Concrete Mathematics, section 3.5). Draws of earlier phases
+   are added. So draw ``n`` of a domain is known without iterating over the run.
 3. *Window.* Draw ``n`` of a domain with ``W`` windows is window ``permutation(n mod W)`` of epoch ``n // W``, by a
    permutation keyed by seed, domain and epoch: every window once before any repeats.
 
-A run may change its length in phases (``RunSpec.lengths``). Then windows are those of the longest length L, and a
-phase of length L / k takes the next M long windows of each domain, in the order of (3), as many as its draws need; each
-holds k short ones. Draw ``n`` of the phase is short window ``n // M`` of long window ``n mod M``: all first parts, then
-all second ones, so that neighbours in the text lie far apart. Where the long windows run over the end of an epoch,
-those before and those after it take their turn one after the other. So in every epoch each token is drawn once over
-the whole run, whatever the lengths, but for what is left at the end of a phase: less than one long window per domain.
+A run may change its context length in phases (``RunSpec.lengths``). Windows then have the longest length L. A phase of
+length L / k takes the next M long windows of each domain in the order of (3), as many as its draws need. Each long
+window holds k short ones. Draw ``n`` of the phase is short window ``n // M`` of long window ``n mod M``: first all
+first parts, then all second parts, so that neighbours in the text are far apart. If the long windows cross the end of
+an epoch, those before it are used up first. So for any lengths, each token is drawn once per epoch, except for the rest
+at the end of a phase: less than one long window per domain.
 
-The key of a phase depends on its index only: mixtures that agree on all phases before a step give the same batches
-before that step, whatever comes later.
+The key of a phase depends on its index only. Mixtures that agree on all phases before a step give the same batches
+before that step, independent of later phases.
 
-Trade-offs: evenly spread is not random, so which domain comes next can be told from the last ones, which training does
-not notice; a weight is rounded to a multiple of 2^-32; the order of short windows depends on how many the phase needs.
+Trade-offs: the sequence of domains is evenly spread, not random, and hence predictable, which training does not notice.
+Weights are rounded to multiples of 2^-32. The order of short windows depends on how many the phase needs.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ MULTIPLIER = 2_654_435_769  # 2^32 / golden ratio, odd
 
 @dataclass(frozen=True)
 class _Length:
-    """A phase of one length: its first step and sample, its sizes, and short windows of it in a long one.
+    """A phase of one length: its first step and sample, its sizes, and the number of short windows in a long one.
 
-    Of each domain: ``draws`` before it, ``window``, the number of the first long window it takes, counted over all
-    epochs, and ``windows``, how many it takes.
+    Per domain: ``draws`` before the phase; ``window``, the number of its first long window, counted over all epochs;
+    and ``windows``, the number of long windows it takes.
     """
 
     step: int
@@ -90,8 +90,8 @@ class TokenOrder:
         self._domains = corpus.training_domains
         drawn = {name for phase in mixture for name, weight in phase.weights.items() if weight > 0}
         self._longest = max([context_length, *(phase.context_length for phase in lengths)])
-        # A plain view, because slicing a memmap costs several times as much. Domains that are never drawn may be
-        # shorter than a window; their one window is never fetched.
+        # A plain view, because slicing a memmap is several times slower. Domains that are never drawn may be shorter
+        # than a window; their one window is never read.
         self._tokens = [np.asarray(corpus.train_tokens(name)) for name in self._domains]
         self._windows = np.array(
             [corpus.windows(name, self._longest) if name in drawn else 1 for name in self._domains], dtype=np.int64
@@ -121,7 +121,7 @@ class TokenOrder:
             self._lengths.append(_Length(step, sample, length, sequences, parts, draws, window, windows))
             window = window + windows
         self._keys: dict[tuple[int, int], int] = {}
-        # Draws before the sample after the last batch: the usual next question, answered without floor sums.
+        # Draws before the sample after the last batch, cached because the next batch usually needs them.
         self._next = (0, self._before[0])
 
     @classmethod
@@ -146,7 +146,7 @@ class TokenOrder:
         return next(length for length in reversed(self._lengths) if length.step <= step)
 
     def batch(self, step: int) -> Batch[NDArray[Any]]:
-        """The batch of ``step`` (0-based): tokens [batch_sequences, context_length + 1] as they are then, no more."""
+        """The batch of ``step`` (0-based): tokens [batch_sequences, context_length + 1] with that step's sizes."""
         length = self._length(step)
         rows = length.batch_sequences
         first = length.sample + (step - length.step) * rows
@@ -178,11 +178,11 @@ class TokenOrder:
     def _taken(
         self, length: _Length, domain: NDArray[np.int64], draw: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Which of the long windows that a phase takes, and which part of it, are its draws ``draw`` of ``domain``."""
+        """The long windows, and the parts of them, of a phase's draws ``draw`` of ``domain``."""
         if length.parts == 1:
             return draw, np.zeros_like(draw)
         every, own, k = self._windows[domain], length.windows[domain], length.parts
-        # The long windows that are left in the epoch in which the phase begins, those of each whole one, and the rest.
+        # Long windows left in the epoch in which the phase begins, those of each whole epoch, and the rest.
         left = np.minimum(own, every - length.window[domain] % every)
         epochs, within = np.divmod(draw - left * k, every * k)  # -1 in the first of these
         begins = np.where(epochs < 0, 0, left + epochs * every)
@@ -191,7 +191,7 @@ class TokenOrder:
         return begins + taken, part
 
     def epochs(self, steps: int) -> dict[str, float]:
-        """Passes over each training domain in the first ``steps`` steps: exact, and known without walking there."""
+        """Passes over each training domain in the first ``steps`` steps: exact, without iterating over the steps."""
         total = np.zeros(len(self._domains))
         ends = [*(length.step for length in self._lengths[1:]), steps]
         for length, end in zip(self._lengths, ends, strict=True):

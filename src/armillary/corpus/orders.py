@@ -14,7 +14,7 @@ def data_order(spec: RunSpec, corpus: Corpus) -> DataOrder:
     """The batches of the run ``spec`` over ``corpus``.
 
     Raises:
-        UsageError: the corpus has not what the run reads, or the run does not fit to it.
+        UsageError: the corpus lacks data that the run reads, or the run does not fit the corpus.
         DamagedFileError, ForeignFileError: as ``open_examples`` and ``open_pairs``.
     """
     if isinstance(spec.objective, Supervised):

@@ -1,16 +1,16 @@
-"""Whether the items of an examination occur in training text: by long n-grams, and by passages that nearly repeat them.
+"""Finds items of an examination in training text: by long n-grams, and by passages that nearly repeat them.
 
-The text is cut into the units of ``near.py``: words, or characters together with the next one in scripts without
-spaces, after Unicode NFC and in lower case. So Chinese is compared by characters, and neither punctuation nor spacing
-matters. Two numbers say how much of an item was found:
+The text is split into the units of ``near.py``: words, or pairs of adjacent characters in scripts without spaces, after
+Unicode NFC and in lower case. So Chinese is compared by characters, and punctuation and spacing do not matter. Two
+numbers measure how much of an item was found:
 
 - ``exact``: the share of its units that lie in a run of 13 units which some document holds too (13-grams: Brown et al.
   2020, arXiv 2005.14165, appendix C).
-- ``near``: the largest share of its shingles (3 units) that one passage holds, at most twice as long as the item. It
-  finds an item whose words were changed here and there, which shares no run of 13 units. Shingles that more than 20
-  items share are those of a template, and do not count.
+- ``near``: the largest share of its shingles (3 units) in one passage of at most twice the item's length. It finds an
+  item with scattered changed words, which shares no run of 13 units. Shingles that more than 20 items share come from a
+  template and do not count.
 
-The items are indexed and the text is read once, so that memory depends on the items alone.
+The items are indexed and the text is read once, so memory depends only on the items.
 
 Not found: translations, paraphrases, and an item whose parts lie far apart. Items of fewer than 8 units occur in any
 large text by chance; they are not judged.
@@ -40,7 +40,7 @@ _Ints = NDArray[np.int64]
 class Overlap:
     """How much of an item was found: shares from 0 to 1, None for an item that is too short to judge.
 
-    ``document`` names the document that holds most of it, "" where nothing was found.
+    ``document`` names the document with the largest share, "" if nothing was found.
     """
 
     exact: float | None
@@ -107,7 +107,7 @@ class _Index:
         item, at, shingle = item[order], at[order], shingle[order]
         key = item * len(documents) + document[at]
         bounds = np.append(np.flatnonzero(np.diff(key, prepend=-1)), len(key))
-        # a passage holds at most as many shingles as hits, so most pairs of item and document need no closer look
+        # a passage has at most as many shingles as hits, so most pairs of item and document can be skipped
         many = np.diff(bounds) > self._best[item[bounds[:-1]]] if len(key) else np.zeros(0, dtype=bool)
         for begin, end in zip(bounds[:-1][many], bounds[1:][many], strict=True):
             which = int(item[begin])

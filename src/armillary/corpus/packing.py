@@ -1,11 +1,11 @@
-"""Which items share a sequence, and which sequences a step draws: a pure function of seed and step (contract 2).
+"""Packs items into sequences and draws sequences for a step: a pure function of seed and step (contract 2).
 
-All items (examples, pairs) are packed once: drawn in an order keyed by the seed, the longest first, each into the
-sequence with the least room that still holds it (best-fit decreasing; Coffman, Garey, Johnson 1984, section 2.2). An
-epoch is a keyed permutation of these sequences. So sequence ``n`` of a run is known without walking through it, every
-item is drawn exactly once per epoch, and none is cut or shares an attention with another.
+All items (examples, pairs) are packed once. They are taken longest first, in an order keyed by the seed, each into the
+fullest sequence that still has room (best-fit decreasing; Coffman, Garey, Johnson 1984, section 2.2). An epoch is a
+keyed permutation of these sequences. So sequence ``n`` of a run is known without iterating over the run. Every item is
+drawn exactly once per epoch, and none is cut or attends to another.
 
-Trade-off: the same items share a sequence in every epoch, which changes nothing but the batch in which they meet.
+Trade-off: the same items share a sequence in every epoch, which only affects which items are in the same batch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from armillary.corpus.permutation import keyed_hash, permute
 class Packing:
     """Items of ``lengths`` tokens, at least 2 and at most ``room``, in sequences of ``room`` tokens.
 
-    ``rows`` are the items of each sequence. ``name`` is the hash of the set, by which other sets are drawn otherwise.
+    ``rows`` are the items of each sequence. ``name`` is the hash of the set, which is part of the key of its order.
     """
 
     def __init__(self, lengths: NDArray[np.int64], room: int, seed: int, name: str) -> None:
@@ -40,7 +40,7 @@ class Packing:
 
 
 def _pack(order: NDArray[np.int64], lengths: NDArray[np.int64], room: int) -> list[NDArray[np.int64]]:
-    """Items into rows of ``room`` tokens, in ``order``, each into the row with the least room that holds it."""
+    """Put items into rows of ``room`` tokens, in ``order``, each into the fullest row that has room for it."""
     rows: list[list[int]] = []
     free: dict[int, list[int]] = {}  # rows by the room that they have left
     known: list[int] = []  # the keys of ``free``, growing

@@ -1,4 +1,4 @@
-"""Pairs of a preferred and a rejected answer: token ids, weights and reference, as they lie on disk beside a corpus.
+"""Pairs of a preferred and a rejected answer: token ids, weights and reference, stored beside a corpus.
 
 A set of pairs belongs to the corpus whose tokenizer made its tokens, and is named by its content hash::
 
@@ -9,8 +9,8 @@ A set of pairs belongs to the corpus whose tokenizer made its tokens, and is nam
         ends.bin        int64 per answer: where it ends in the two
         reference.bin   fp64 per answer: its log-probability under the reference
 
-The reference is computed once, by the weights that a run on these pairs starts from. Their hash is part of the set, so
-a run that starts from other weights is refused.
+The reference is computed once, with the initial weights of the runs on these pairs. The hash of these weights is part
+of the set, so a run that starts from other weights is refused.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PAIRS = SetKind(
 class Pair:
     """Two answers, each behind its prompt, and the log-probability of each under the reference, in nats.
 
-    Both are taken as they are: their end is a token of theirs. Weights are 1 in the answer and 0 before and between.
+    Both are stored unchanged and must include their end token. Weights are 1 in the answer and 0 before and between.
     """
 
     chosen: Example
@@ -74,10 +74,10 @@ class Pairs:
 
 
 def write_pairs(corpus: Corpus, name: str, start: str, pairs: Iterable[Pair]) -> Pairs:
-    """Write ``pairs`` beside ``corpus`` and open them; the same pairs written again are the same set.
+    """Write ``pairs`` beside ``corpus`` and open them; writing the same pairs again gives the same set.
 
-    ``start`` is the SHA-256 of the weights that the references are of (``train.start_from``). ``name`` stands for the
-    set in results.
+    ``start`` is the SHA-256 of the weights of the reference (``train.start_from``). ``name`` is the set's name in
+    results.
 
     Raises:
         UsageError: no pairs, or one with a token outside of the corpus's vocabulary, weights that are not 0 and 1, an

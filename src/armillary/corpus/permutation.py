@@ -1,6 +1,6 @@
-"""Keyed permutations of any size: every index once, in an order that a key decides, without storing the order.
+"""Keyed permutations of any size: every index once, in an order that depends on a key and is not stored.
 
-Trade-off: a small Feistel network shuffles well and costs some dozen array operations; it is no cipher.
+Trade-off: a small Feistel network shuffles well and needs some dozen array operations, but it is not a secure cipher.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def keyed_hash(*parts: object) -> int:
 
 
 def permute(index: NDArray[np.int64], size: NDArray[np.int64], key: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Where the permutation of ``range(size)`` under ``key`` sends ``index``; all of shape [n], element by element.
+    """The image of ``index`` under the permutation of ``range(size)`` with ``key``; all [n], element by element.
 
     A Feistel network over mixed radices ``a * b >= size``, walked on until the result lies below ``size`` (Black and
     Rogaway 2002, "Ciphers with arbitrary finite domains", methods 2 and 3). As ``a * b < size + a``, a walk is rare.

@@ -1,4 +1,4 @@
-"""Running tasks that each leave one file: in worker processes or in this one, and only those that are not done."""
+"""Runs unfinished tasks, each of which writes one file, in worker processes or in this process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 
 class Task(Protocol):
-    """A piece of work: its size in bytes of input, and whether a former build has left its whole result."""
+    """A task: its size in bytes of input, and whether an earlier build has left its complete result."""
 
     @property
     def size(self) -> int: ...
@@ -29,9 +29,9 @@ def run_tasks(
     executor: Executor | None,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Call ``function`` on every task that is not done, the largest first; with None in this process.
+    """Call ``function`` on every unfinished task, the largest first; without an executor, in this process.
 
-    ``progress`` gets (done, total) in bytes. What a task raises is raised here; tasks not begun by then are left.
+    ``progress`` gets (done, total) in bytes. An error of a task is raised here, and tasks not started yet are skipped.
     """
     total = sum(task.size for task in tasks)
     waiting = sorted((task for task in tasks if not task.done()), key=lambda task: -task.size)
@@ -65,9 +65,9 @@ def worker_processes(count: int) -> Iterator[Executor | None]:
 
 
 def _start_worker() -> None:
-    # One task per core is parallel enough; threads of the library in every worker would get in each other's way.
+    # One task per core is enough; the library's threads in every worker would compete for cores.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # Ctrl-C reaches the whole process group; the parent alone decides what it means.
+    # Ctrl-C reaches the whole process group; only the parent handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent: Any = multiprocessing.parent_process()
 

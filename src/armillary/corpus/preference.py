@@ -1,8 +1,8 @@
-"""The order of pairs of answers: both answers of a pair stand in one sequence, each pair once per epoch (`packing`).
+"""The order of pairs of answers: both answers of a pair are in one sequence, each pair once per epoch (`packing`).
 
-Since no pair is cut over sequences, a loss of pairs can be computed wherever sequences are: by any rank, in any
-micro-batch, under every layout. Trade-off: a sequence must hold both answers, and the prompt twice; the memory of its
-attention is not that of its square, as the answers see nothing of each other.
+No pair is split over sequences, so any rank can compute the loss of its pairs in any micro-batch, under every layout.
+Trade-off: a sequence must hold both answers, and the prompt twice. The answers do not attend to each other, so the cost
+of attention is not quadratic in the sequence.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class PreferenceOrder:
     """The batches of a run over ``pairs``: tokens, weights, documents and reference.
 
     Raises:
-        UsageError: a pair has more tokens than a sequence, which is context_length + 1.
+        UsageError: a pair has more tokens than a sequence (context_length + 1).
     """
 
     def __init__(self, pairs: Pairs, *, seed: int, context_length: int, batch_sequences: int, pad: int) -> None:
@@ -68,7 +68,7 @@ class PreferenceOrder:
         return cls(pairs, seed=spec.seed, pad=corpus.manifest.end_of_text_id, **sizes)
 
     def batch(self, step: int) -> Batch[NDArray[Any]]:
-        """The batch of ``step``; a sequence's rest that no pair fills is one more document, of weight 0."""
+        """The batch of ``step``; the unused rest of a sequence is one more document, of weight 0."""
         size = (self.batch_sequences, self.context_length)
         tokens = np.full((size[0], size[1] + 1), self._pad, dtype=np.int64)
         weights, reference = np.zeros(size, dtype=np.float32), np.zeros(size, dtype=np.float32)
@@ -82,7 +82,7 @@ class PreferenceOrder:
                     tokens[row, at:end] = self.pairs.tokens[part]
                     weights[row, at : end - 1] = self.pairs.weights[part][1:]
                     documents[row, at:end] = 2 * place + side
-                    # at one place, so that its owner adds nothing to it
+                    # at a single position, so that summing over the document adds nothing else
                     first = at + int(self.pairs.weights[part][1:].argmax())
                     reference[row, first] = self.pairs.reference[index, side]
                     at = end

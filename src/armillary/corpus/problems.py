@@ -1,4 +1,4 @@
-"""Parts of a source that could not be used, as one line per kind with the first places and a count."""
+"""Unusable parts of a source, reported as one line per kind with the first places and a count."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ EXAMPLES = 2  # places named per kind
 class Problem:
     """Something that could not be used.
 
-    ``what`` is the kind, equal for all problems of one line in the manifest; ``detail`` belongs to this one; ``count``
-    is how many lines, files or rows were lost. ``passing``: the cause may be gone at the next build.
+    ``what`` is the kind, equal for all problems of one line in the manifest; ``detail`` belongs to this problem.
+    ``count`` is the number of lost lines, files or rows. ``passing``: the cause may be temporary.
     """
 
     where: str
@@ -46,7 +46,7 @@ class ProblemList:
 
     @property
     def count(self) -> int:
-        """How many lines, files and rows were lost."""
+        """The number of lost lines, files and rows."""
         return sum(kind[0] for kind in self.kinds.values())
 
     def lines(self) -> list[str]:
@@ -64,6 +64,6 @@ class ProblemList:
 
 
 def shown(path: str) -> str:
-    """``path`` fit to be printed: bytes that are not UTF-8, line breaks and control characters are escaped."""
+    """``path`` for printing: bytes that are not UTF-8, line breaks and control characters are escaped."""
     text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,7 +1,7 @@
 """Sets of tokenized data beside a corpus: folders named by the hash of their content, sealed, never changed.
 
-A kind of set (examples, pairs) names its files and its folder below the corpus. What is written is written aside and
-renamed, so that a set is there whole or not at all; what is opened is compared with its manifest.
+A kind of set (examples, pairs) names its files and its folder below the corpus. A set is written under a hidden name
+and renamed, so it appears atomically. Opening compares a set with its manifest.
 """
 
 from __future__ import annotations
@@ -59,12 +59,12 @@ class SetKind:
 
 
 def write_set(kind: SetKind, corpus: Corpus, name: str, fill: Callable[[Path], dict[str, Any]]) -> str:
-    """Have ``fill`` write the files of a set into a hidden folder; returns the set's hash.
+    """Call ``fill`` to write the files of a set into a hidden folder, and return the set's hash.
 
-    ``fill`` returns what the manifest says besides. The same content written again is the same set.
+    ``fill`` returns further entries of the manifest. Writing the same content again gives the same set.
 
     Raises:
-        ArmillaryError: the files cannot be written; and what ``fill`` raises. Nothing is left then.
+        ArmillaryError: the files cannot be written. Errors of ``fill`` are passed on. In both cases nothing is left.
     """
     root = corpus.path / kind.name
     hidden = aside(root / "new")
@@ -92,7 +92,7 @@ def write_set(kind: SetKind, corpus: Corpus, name: str, fill: Callable[[Path], d
                 raise
             try:
                 compare_set(kind, folder, read_manifest(kind, folder, corpus.hash))
-            except (DamagedFileError, FileNotFoundError):  # what was written before is torn: this takes its place
+            except (DamagedFileError, FileNotFoundError):  # the existing set is torn: replace it
                 shutil.rmtree(folder)
                 hidden.rename(folder)
         sync(root)
@@ -132,9 +132,9 @@ def verify_sets(kind: SetKind, corpus: Path, name: str) -> list[FileProblem]:
 
 
 def open_set(kind: SetKind, corpus: Corpus, name: str, read: Callable[[Path, dict[str, Any]], SetT]) -> SetT:
-    """What ``read`` makes of the folder and the manifest of the set of ``corpus`` with the hash ``name``.
+    """Open the set of ``corpus`` with the hash ``name``: ``read`` of its folder and its manifest.
 
-    Many runs of one process read the same set. It is compared with its manifest once per version of its files.
+    Many runs of one process read the same set, so it is compared with its manifest once per version of its files.
 
     Raises:
         UsageError: the corpus has no such set.

@@ -1,4 +1,4 @@
-"""The corpus as it lies on disk: token shards, their manifest, and the views a run needs.
+"""The corpus on disk: token shards, their manifest, and the views that a run needs.
 
 A corpus is a folder named by its content hash::
 
@@ -58,7 +58,7 @@ class Corpus:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Open a corpus folder, and compare its files with the manifest if that has not been done for this copy.
+        """Open a corpus folder, and compare its files with the manifest if this copy has not been compared before.
 
         Raises:
             DamagedFileError: no manifest, a damaged one, or a file that is missing or not what was built.
@@ -114,8 +114,8 @@ class Corpus:
     def validation(self, domain: str, context_length: int, windows: int) -> ValidationSet:
         """``windows`` validation windows of a domain (or all, if it has fewer).
 
-        They are the first of a shuffle that depends only on the domain's name and the context length, so that few of
-        them are a fair sample of all.
+        They are the first of a shuffle that depends only on the domain's name and the context length, so that even a
+        few are a fair sample of all.
 
         Raises:
             UsageError: no such domain, or it has less validation text than one window.

@@ -6,9 +6,9 @@ By the file's ending:
 - ``.jsonl``, ``.jsonl.gz``, ``.jsonl.zst``: one document per line, in the domain's ``text_field``;
 - ``.parquet``: one document per row, in the column ``text_field``.
 
-What cannot be used is yielded as a ``Problem`` with file and line, beside the documents that can; damage costs the
-lines that it lies in. Trade-off: a text file above 64 MiB is read in blocks of that size that end with a line, so that
-it need not fit in memory; each block after the first is a ``Continuation`` of the document before it.
+Unusable parts are yielded as ``Problem`` objects with file and line, between the documents. Damage costs only the
+damaged lines. Trade-off: a text file above 64 MiB is read in blocks of that size that end with a line, so that it need
+not fit in memory. Each block after the first is a ``Continuation`` of the document before it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from armillary.recipe import ArmillaryError, UsageError, counted
 
 TEXT_BLOCK = 64 << 20
 LONG_LINE = 4096  # bytes; of a longer line only the bytes that are not UTF-8 are left out
-OTHER_ENCODING = 10  # lines that are not UTF-8, from which on a text that consists mostly of such has another encoding
+OTHER_ENCODING = 10  # a text with at least this many lines, and most lines, not in UTF-8 has another encoding
 SURROGATE = re.compile("[\ud800-\udfff]")
 SAVE_AS = "; save the text as UTF-8"
 
@@ -48,10 +48,10 @@ Found = Problem | tuple[str, Any]  # what cannot be used, or the place of a docu
 
 
 def read_documents(file: SourceFile, text_field: str) -> Iterator[str | Problem]:
-    """The documents of a file in order, and what could not be used.
+    """The documents of a file in order, and its problems.
 
     Raises:
-        ArmillaryError: a file elsewhere cannot be read right now (a network error).
+        ArmillaryError: a remote file cannot be read now (a network error).
     """
     documents: Iterator[Found]
     where = f"{shown(file.path)}:1"
@@ -149,7 +149,7 @@ def _blocks(chunks: Iterator[bytes | Lost]) -> Iterator[bytes | Lost]:
 
 
 def _without_bad_lines(path: str, number: int, block: bytes, error: UnicodeDecodeError) -> tuple[str, Problem]:
-    """The lines of a block that are UTF-8; nothing where most are not, because then the file has another encoding."""
+    """The UTF-8 lines of a block; nothing if most lines are not UTF-8, because the file has another encoding then."""
     good: list[str] = []
     bad_lines, lost = 0, 0
     rows = re.findall(rb"[^\n]*\n|[^\n]+", block)

@@ -1,13 +1,13 @@
 """Which documents train, which validate, and which are dropped: decided by hashes of whole documents.
 
-A document is on one side only, however many parts it is cut into: the hash of the whole document decides. Near
-duplicates (``near.py``) form clusters, and the hash of one member decides for all, in every domain. A duplicate has the
-hash of its twin and is dropped. So nothing that validates was trained on in another version, and a document keeps its
-side when others join the domain, as long as its hash lies under ``validation_share``.
+All parts of a document are on one side: the hash of the whole document decides. Near duplicates (``near.py``) form
+clusters, and the hash of one member decides for all, in every domain. A duplicate has the hash of its twin and is
+dropped. So no validation text is a variant of a training text. A document keeps its side when others join the domain,
+as long as its hash is below ``validation_share``.
 
-Trade-offs: what is held out beyond ``validation_chars`` is used in neither split, for the sake of that stability. A
-document or cluster with more than a quarter of a domain's text always trains, if there is another. A domain that is a
-single document can only be split within it: then its end validates, and the manifest says so.
+Trade-offs: text held out beyond ``validation_chars`` is used in neither split, to keep the split stable. A document or
+cluster with more than a quarter of a domain's text always trains, if there is another. A domain with a single document
+is split within it: the end of the document validates, and the manifest says so.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class DomainDocuments:
 
 @dataclass(frozen=True)
 class DomainSplit:
-    """The fate of each part of a domain, and what was found about its documents (see ``DomainManifest``).
+    """The fate of each part of a domain, and counts of its documents (see ``DomainManifest``).
 
-    ``remark`` says why the text could not be split by document; empty where it was.
+    ``remark`` says why the text could not be split by document; empty if it was.
     """
 
     fates: Fates
@@ -71,7 +71,7 @@ class DomainSplit:
 
 
 def split_documents(domains: Sequence[DomainDocuments], share: float, validation_chars: int) -> list[Fates]:
-    """For each domain the fate of its parts, without a look at near duplicates: see ``Documents.split``."""
+    """The fate of the parts of each domain, ignoring near duplicates: see ``Documents.split``."""
     documents = Documents(domains)
     return [split.fates for split in documents.split(np.arange(len(documents.different)), share, validation_chars)]
 
@@ -106,7 +106,7 @@ class Documents:
         self.different = np.sort(order[np.unique(self._hashes[order], return_index=True)[1]])
         stays = np.zeros(len(self._hashes), dtype=bool)
         stays[self.different] = True
-        # Not the order of the files but that of the documents' hashes decides which of two equal parts stays.
+        # The order of document hashes, not of files, decides which of two equal parts stays.
         by_hash = np.empty(len(self._hashes), dtype=np.int64)
         by_hash[np.argsort(self._hashes, kind="stable")] = np.arange(len(self._hashes))
         parts = np.flatnonzero(stays[self._part_document])
@@ -130,10 +130,10 @@ class Documents:
     def split(self, near: Labels, share: float, validation_chars: int) -> list[DomainSplit]:
         """The fate of each part of each domain: DUPLICATE, TRAIN, VALIDATION or SET_ASIDE.
 
-        ``near`` has a label for each of the different documents, equal for near duplicates. In a training domain the
-        clusters whose hash lies in the lowest ``share`` of all possible hashes are held out, at least one and never
-        all; so is every document that resembles one of an examined domain, of which all are. Of the parts held out,
-        those with the lowest hashes validate until they have ``validation_chars`` characters.
+        ``near`` has a label for each of the different documents, equal for near duplicates. In a training domain, the
+        clusters with a hash in the lowest ``share`` of all possible hashes are held out: at least one and never all.
+        All documents of examined domains are held out, and so is every document that resembles one of them. Of the
+        parts held out, those with the lowest hashes validate until they have ``validation_chars`` characters.
 
         Raises:
             UsageError: a training domain whose every document resembles one of an examined domain.
@@ -225,7 +225,7 @@ class _Clusters:
         halves = np.frombuffer(np.ascontiguousarray(hashes).tobytes(), dtype=">u8").reshape(-1, HASH_BYTES // 8)
         self.own_key = halves[:, 0].astype(np.uint64)
         self.limit = np.uint64(min(int(share * 2**64), 2**64 - 1))
-        # The member with the lowest second half of the hash speaks for its cluster: the two halves are independent,
+        # The member with the lowest second half of the hash decides for its cluster. The two halves are independent,
         # so a large cluster is not held out more often than a small one.
         order = np.lexsort((self.own_key, halves[:, 1], self.of))
         first = order[np.unique(self.of[order], return_index=True)[1]]
@@ -244,7 +244,7 @@ class _Clusters:
         return bool(self.forced[self.of[documents]].all())
 
     def keep_big(self, documents: Labels, chars: Chars) -> None:
-        """Let clusters train that have too much of a domain's text."""
+        """Keep clusters with too much of a domain's text in training."""
         clusters, text = self._text(documents, chars)
         self._big[clusters[text > BIG * text.sum()]] = True
         self.held &= ~self._big | self.forced

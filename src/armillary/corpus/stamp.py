@@ -88,7 +88,7 @@ def _stamp_file(folder: Path) -> Path:
 
 
 def _stamp(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """What a stamp would say now; a file that is missing has no times, so no written stamp equals it."""
+    """The current stamp; a missing file has no times, so the stamp equals none that was written."""
     files: dict[str, Any] = {}
     for file in manifest.files:
         try:

@@ -24,7 +24,7 @@ FEED = {GZIP: 1 << 16, ZSTD: 512}  # zstandard yields nothing of a call that fai
 
 @dataclass(frozen=True)
 class Lost:
-    """Damage: what is wrong, and how many bytes of the file could not be used."""
+    """Damage: what is wrong, and the number of unusable bytes of the file."""
 
     what: str
     bytes: int

@@ -18,7 +18,7 @@ class SupervisedOrder:
     """The batches of a run over ``examples``: tokens, weights and documents.
 
     Raises:
-        UsageError: an example has more tokens than a sequence, which is context_length + 1.
+        UsageError: an example has more tokens than a sequence (context_length + 1).
     """
 
     def __init__(self, examples: Examples, *, seed: int, context_length: int, batch_sequences: int, pad: int) -> None:
@@ -34,7 +34,7 @@ class SupervisedOrder:
             )
         self._packing = Packing(lengths, context_length + 1, seed, examples.hash)
         self._rows = self._packing.rows
-        # the first token of an example is predicted by none
+        # no token predicts the first token of an example
         firsts = examples.ends - lengths
         each = np.add.reduceat(examples.weights.astype(np.float64), firsts) - examples.weights[firsts]
         self._weights = np.array([each[row].sum() for row in self._rows])
@@ -48,7 +48,7 @@ class SupervisedOrder:
         return cls(examples, seed=spec.seed, pad=corpus.manifest.end_of_text_id, **sizes)
 
     def batch(self, step: int) -> Batch[NDArray[Any]]:
-        """The batch of ``step``; a sequence's rest that no example fills is one more document, of weight 0."""
+        """The batch of ``step``; the unused rest of a sequence is one more document, of weight 0."""
         size = (self.batch_sequences, self.context_length)
         tokens = np.full((size[0], size[1] + 1), self._pad, dtype=np.int64)
         weights, documents = np.zeros(size, dtype=np.float32), np.zeros(size, dtype=np.int64)

@@ -1,9 +1,9 @@
-"""The two kinds of work a build is cut into: reading a group of files into pieces, and encoding a piece.
+"""The two kinds of tasks of a build: reading a group of files into pieces, and encoding a piece.
 
-A piece is a parquet file of about 4 MB of text with columns ``hash``, ``chars``, ``bytes``, ``document`` and ``text``
-and a row per part of a document, and beside it an npz file with the hash and signature of each whole document. A task
-writes its files whole or not at all, the one it is known by last; that one holds the checksums of the others, so that
-a later build does not use what was damaged in between.
+A piece is a parquet file of about 4 MB of text, with columns ``hash``, ``chars``, ``bytes``, ``document`` and ``text``
+and a row per part of a document. An npz file beside it has the hash and signature of each whole document. A task writes
+its files atomically and its ``output`` last. The output holds the checksums of the others, so a later build does not
+use files that were damaged in between.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ReadTask:
         return self.output.with_name(f"{self.output.stem}-{index:06d}.parquet")
 
     def summary(self) -> dict[str, Any]:
-        """What the finished task has left.
+        """The content of the finished task's ``output``.
 
         Raises:
             FileNotFoundError: it is not finished.
@@ -64,7 +64,7 @@ class ReadTask:
         return read_sealed(self.output, "part of a build", SUMMARY_FORMAT, "delete it and build again")
 
     def done(self) -> bool:
-        """Whether a former build has finished the task, its files are whole, and none of its sources was unreadable."""
+        """Whether an earlier build finished the task, its files are intact, and all its sources were readable."""
         try:
             summary = self.summary()
             return not summary["unreadable"] and all(
@@ -87,7 +87,7 @@ class EncodeTask:
     size: int
 
     def done(self) -> bool:
-        """Whether a former build has left the output, and it is whole."""
+        """Whether an earlier build has left the output, and it is intact."""
         try:
             with zipfile.ZipFile(self.output) as archive:
                 return archive.testzip() is None

@@ -1,4 +1,4 @@
-"""The documents of a corpus as text again, decoded from the tokens that runs train on or are examined with.
+"""The documents of a corpus as text, decoded from its training or validation tokens.
 
 A document of the sources that was cut into parts is several documents here.
 """

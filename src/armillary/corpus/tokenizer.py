@@ -1,7 +1,7 @@
 """Byte-level BPE on the corpus, or a tokenizer given as ``tokenizer.json``; and how many bytes a token stands for.
 
-Byte-level BPE (Radford et al. 2019, GPT-2) knows all 256 bytes, so any text comes back exactly. Training is
-deterministic: the sample is, and the library breaks ties between merges by the ids of the pair.
+Byte-level BPE (Radford et al. 2019, GPT-2) covers all 256 bytes, so decoding restores any text exactly. Training is
+deterministic: so is the sample, and the library breaks ties between merges by the ids of the pair.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def read_tokenizer_file(path: Path, end: str | None = None) -> tuple[str, str]:
 
 
 def _end_in_configs(path: Path, text: str) -> tuple[str, str] | None:
-    """Where the files beside a tokenizer name its end, and the end; None where none names one."""
+    """The place in the files beside a tokenizer that names its end token, and the token; None without one."""
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         token = _config(path.with_name(name)).get("eos_token")
         content = token.get("content") if isinstance(token, dict) else token
@@ -94,7 +94,7 @@ def _end_in_configs(path: Path, text: str) -> tuple[str, str] | None:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    """A configuration beside a tokenizer; empty where there is none.
+    """A configuration beside a tokenizer; empty if there is none.
 
     Raises:
         UsageError: it cannot be read.
@@ -154,7 +154,7 @@ class Encoder:
         self._tokenizer = tokenizers.Tokenizer.from_str(tokenizer_json)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        # A document that speaks of "<|endoftext|>" means the words, not the end.
+        # "<|endoftext|>" in a document is plain text, not the end.
         self._tokenizer.encode_special_tokens = True
         vocabulary: dict[str, int] = self._tokenizer.get_vocab(with_added_tokens=True)
         self.end = find_end(tokenizer_json, None, "tokenizer") if end is None else end
@@ -172,11 +172,11 @@ class Encoder:
                 yield [*encoding.ids, self.end_id]
 
     def encode_with_bytes(self, text: str) -> tuple[list[int], NDArray[np.uint32]]:
-        """Of one document the same ids, and for each how many UTF-8 bytes of ``text`` it stands for; they sum to all.
+        """The ids of one document, and for each the number of UTF-8 bytes of ``text`` it stands for; the sum is exact.
 
-        The tokens of a byte-level tokenizer spell their bytes. Where they do not add up to the text (another kind of
-        tokenizer, or one that changes characters first) a token gets the bytes from where in the text it begins to
-        where the next one does. End of text gets 0.
+        The tokens of a byte-level tokenizer spell their bytes. If these do not add up to the text (another kind of
+        tokenizer, or one that normalises characters), a token gets the bytes from its start in the text to the start of
+        the next token. End of text gets 0.
         """
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         ids: list[int] = encoding.ids

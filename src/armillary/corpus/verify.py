@@ -1,4 +1,4 @@
-"""Whether a corpus is what was built, byte by byte, with its index and its sets of examples and pairs; on demand."""
+"""Verifies every byte of a corpus on demand, with its index and its sets of examples and pairs."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def verify_corpus(folder: Path) -> list[FileProblem]:
     """Read every byte of a corpus and return every problem; an empty list means that the corpus is as it was built.
 
     Nothing is written. ``folder`` is a corpus (``ROOT/HASH``) or a folder of corpora (``ROOT``), of which each corpus
-    and each file of ``index/`` is checked. A corpus includes its sets of examples and
-    pairs. An unfinished build is skipped.
+    and each file of ``index/`` is checked. A corpus includes its sets of examples and pairs. An unfinished build is
+    skipped.
     """
     if not folder.is_dir():
         return [FileProblem(folder, "is not a folder", "give the folder of a built corpus, or build one")]

@@ -1,6 +1,6 @@
 """A corpus without text: a tokenizer and the end of its texts, to which supervised examples belong.
 
-A run over examples needs no domains. Its validation is held-out examples in place of domains' windows.
+A run over examples needs no domains. It validates on held-out examples instead of windows of domains.
 """
 
 from __future__ import annotations
