@@ -52,7 +52,7 @@ def run_tasks(
 
 @contextmanager
 def worker_processes(count: int) -> Iterator[Executor | None]:
-    """A pool of ``count`` processes that ends with this one; None for 1, where the caller's own is enough."""
+    """A pool of ``count`` processes that ends with this process; None for 1, as the caller's process is enough."""
     if count == 1:
         yield None
         return

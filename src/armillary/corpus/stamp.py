@@ -1,11 +1,11 @@
-"""Whether the files of a corpus are what its manifest says: compared once per copy.
+"""Compares the files of a corpus with its manifest, once per copy.
 
 Opening a corpus compares each file with the SHA-256 in the manifest and then writes a *stamp*: size, modification and
-change time, and inode of every file that was compared. As long as these stay, later openings hash nothing. The stamp
-lies in ``index/`` beside the corpus where that folder exists, else as a hidden file beside it.
+change time, and inode of every compared file. As long as these do not change, later calls skip the hashing. The stamp
+is in ``index/`` beside the corpus if that folder exists, else in a hidden file beside it.
 
-Trade-off: a bit that flips on the disk below the file system, without a write, changes no time and is found by
-``verify_corpus`` only. Where the stamp cannot be written (a read-only disk), every opening hashes the files.
+Trade-off: a bit flip on the disk below the file system changes no time, so only ``verify_corpus`` finds it. If the
+stamp cannot be written (a read-only disk), every call hashes the files.
 """
 
 from __future__ import annotations

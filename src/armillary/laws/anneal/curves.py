@@ -1,16 +1,16 @@
-"""Loss curves along learning-rate schedules: reading them, and reducing a schedule to what an annealing law sums over.
+"""Loss curves along learning-rate schedules: reading them, and reducing a schedule to the input of an annealing law.
 
-An annealing law asks two things of a schedule: the area under the learning rate, S1, and each change of the rate with
-the area at which it happened. Schedules have tens of thousands of steps, and nearly all of them change the rate by
-nothing or by next to nothing. So a schedule becomes a ``Profile``: the area at each row, and some hundred gaps.
+An annealing law needs two things from a schedule: the area under the learning rate, S1, and each change of the rate
+with its area. Schedules have tens of thousands of steps, and nearly all of them hardly change the rate. So a schedule
+becomes a ``Profile``: the area at each row, and some hundred gaps.
 
-What the rate does between the rows of a sampled curve is not in the file, and is taken so:
+The file has no rate between the rows of a sampled curve. It is assumed as follows:
 
-- it moves linearly;
-- but where it changes by a lot while it hardly moves in the intervals before and after, it jumped. If the later row
-  follows sooner than rows do elsewhere, the jump stands there; else in the middle of the two rows;
-- before the first row it rises linearly from 0 over the warm-up, and then keeps the value of the first row. Without a
-  warm-up it jumps from 0 to that value at step 0.
+- The rate is linear between two rows.
+- A large change between two intervals with almost no change is a jump. If the later row follows sooner than rows
+  elsewhere, the jump is at that row; otherwise it is in the middle of the two rows.
+- Before the first row the rate rises linearly from 0 over the warm-up, and then has the value of the first row. Without
+  a warm-up it jumps from 0 to that value at step 0.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class CurveSetAside:
 
 @dataclass(frozen=True)
 class Profile:
-    """A schedule as an annealing law sees it: rates in units of the peak, time in units of the caller's choice.
+    """A schedule as input of an annealing law: rates in units of the peak, time in units of the caller's choice.
 
     Attributes:
         area: [n] area under the rate up to each row, S1; the warm-up is in it.
@@ -114,12 +114,12 @@ class Profile:
     gap_time: Array
 
     def at(self, rows: NDArray[np.intp]) -> Profile:
-        """The same schedule, asked at some of its rows only."""
+        """The same schedule at some of its rows only."""
         return replace(self, area=self.area[rows], time=self.time[rows], dwell=self.dwell[rows])
 
 
 def curve_columns(table: Table) -> tuple[str, str, str]:
-    """The columns of step, learning rate and loss of a curve, by the names that people use.
+    """The columns of step, learning rate and loss of a curve, found by their common names.
 
     Raises:
         UsageError: one of them is missing, or several columns could be it.
@@ -131,7 +131,7 @@ def curve_columns(table: Table) -> tuple[str, str, str]:
 def read_curve(path: Path, size: float, need_loss: bool = True) -> Curve:
     """Read a CSV file with the columns ``step,lr,loss``; without ``need_loss``, ``loss`` may be missing.
 
-    Rows whose loss is no number above 0 are left out, and reported by a ``SetAsideWarning``.
+    Rows whose loss is not a number above 0 are left out, and reported by a ``SetAsideWarning``.
 
     Raises:
         UsageError: the file, or an entry of it (not finite, a negative rate or step, steps that do not increase, no
@@ -182,7 +182,7 @@ def read_curves(directory: Path) -> list[Curve]:
 
 
 def checked_curve(curve: Curve, need_loss: bool) -> Curve:
-    """``curve`` with its columns as arrays of finite numbers, as ``read_curve`` would have it.
+    """``curve`` with its columns as arrays of finite numbers, as ``read_curve`` returns it.
 
     Raises:
         UsageError: what ``read_curve`` refuses, with curve, row and column.
@@ -220,7 +220,7 @@ def checked_curve(curve: Curve, need_loss: bool) -> Curve:
 
 
 def curve_name(curve: Curve) -> str:
-    """What messages call a curve."""
+    """The name of a curve in messages."""
     return thing_name(f"curve '{curve.name}' at size {curve.size:g}")
 
 
@@ -296,10 +296,10 @@ def jumps(step: Array, lr: Array) -> Array:
 
 
 def jump_times(time: Array, jump: NDArray[np.intp]) -> Array:
-    """When the rate jumped, for rows [j] after a jump.
+    """The time of each jump of the rate, for rows [j] after a jump.
 
-    A row that follows sooner than rows elsewhere was written because of the jump, so that is its time. Otherwise it was
-    somewhere between the two rows, and their middle is wrong by the least.
+    A row that follows sooner than rows elsewhere was written because of the jump, so its time is that of the jump.
+    Otherwise the jump was anywhere between the two rows, and their middle minimises the largest error.
     """
     length = np.diff(time)
     usual = np.array([np.median(length[max(0, row - 4) : row + 3]) for row in jump])
@@ -308,7 +308,7 @@ def jump_times(time: Array, jump: NDArray[np.intp]) -> Array:
 
 
 def profile(curve: Curve, warmup_steps: float, peak: float, unit: float) -> Profile:
-    """What an annealing law needs of a checked curve, its rates in units of ``peak`` and its time of ``unit`` steps."""
+    """The ``Profile`` of a checked curve, with rates in units of ``peak`` and time in units of ``unit`` steps."""
     lr, time = curve.lr / peak, curve.step / unit
     n, top = len(time), float(lr.max())
     warmup = min(float(warmup_steps) / unit, float(time[0]))

@@ -13,13 +13,13 @@ warm-up's rises are gaps below 0, so a constant rate costs ``A b`` that a decay 
   parameters, q comes out as 0.54 and 0.58, and the error falls by a third.
 
 Everything is dimensionless: rates in units of the highest rate of the size, time in units of the typical length of the
-fitted curves, losses in units of a typical loss of the size. So priors can hold for any model. They are normal in the
-logarithms (but for the warm-up's share), and say two things: where a parameter lies at all, and how much it differs
-between sizes, along log size and around that. A size with a single curve takes from the other sizes what this curve
-does not tell.
+fitted curves, losses in units of a typical loss of the size. So the priors apply to any model. They are normal in the
+logarithms (except for the warm-up's share) and have two parts: the value of a parameter, and its difference between
+sizes, along log size and around that trend. For a size with a single curve, the other sizes determine the parameters
+that this curve does not.
 
-Centres follow the fits that Luo et al. print; the prior of q, the count of a curve and the early noise were chosen
-after a look at their curves at 25M and 100M, where each factor of two in them moves the held-out error by a tenth.
+Centres follow the published fits of Luo et al. The prior of q, the count of a curve and the early noise were tuned on
+their curves at 25M and 100M, where each factor of two in them changes the held-out error by a tenth.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PARAMETERS = ("E", "A", "alpha", "b", "C", "beta", "gamma", "q", "warmup")
 ROWS = 64
 COUNT = 5.0
 
-# Progress below this share of the unit of time is where no law holds; it only must not diverge.
+# Progress is at least this share of the unit of time; below it no law holds, and the loss would diverge.
 LEAST_PROGRESS = 1e-3
 
 MOST = 25.0
@@ -128,7 +128,7 @@ FORMS = {
 
 def law(form: Form, theta: Array, schedule: Profile) -> tuple[Array, Array]:
     """Losses [P, n] of laws ``theta`` [P, 9] along a schedule, and their derivatives [P, n, 9]."""
-    # Far out, where a step of the solver may land, numbers must only stay finite.
+    # A solver step may go far out, where numbers only have to stay finite.
     theta = np.clip(theta, -MOST, MOST)
     e, a, alpha, b = np.exp(theta[:, :4]).T[:, :, None]
     q, share = np.exp(theta[:, 7:8]), theta[:, 8:9]
@@ -170,7 +170,7 @@ class Frame:
     warmup_steps: float
 
     def index(self, size: float) -> int:
-        """Where a size stands."""
+        """The index of a size."""
         return int(np.flatnonzero(self.size == size)[0])
 
     def profile(self, curve: Curve) -> Profile:
@@ -189,7 +189,7 @@ class Joint:
         z: [9 J] standardised parameters.
         draws: [b, 9 J] draws of the same from what the curves leave open.
         noise: relative standard deviation of measured losses around the law.
-        freedom: from how many observations that is known.
+        freedom: degrees of freedom of ``noise``.
     """
 
     form: str
@@ -210,14 +210,14 @@ class Joint:
         return np.asarray(np.log(np.maximum(loss, LEAST_LOSS)) + np.log(self.frame.loss[j]))
 
 
-# A law that goes below this share of the typical loss has left all sense; logarithms must survive it.
+# Losses are clipped to this share of the typical loss, so that logarithms of nonsensical laws stay finite.
 LEAST_LOSS = 1e-3
 
-# Before any residual is seen: relative noise, counted as this many observations. Reruns of a schedule differ by 0.03 %.
+# Prior of the relative noise, weighted as this many observations. Reruns of a schedule differ by 0.03 %.
 NOISE, NOISE_COUNT = 8e-4, 4.0
 
-# Two runs of one schedule part by a shift of their early progress, which fades: the variance at an area of this much
-# of the unit is twice the later one.
+# Two runs of one schedule differ by a shift of their early progress, which fades: at an area of this share of the unit,
+# the variance is twice the later one.
 EARLY = 0.05
 
 

@@ -2,14 +2,14 @@
 
 The forms and their joint fit are in ``forms``, the curves in ``curves``. Trade-offs taken here:
 
-- A fit that follows its three curves as closely as it can foretells a fourth one worse than a stiffer fit. So each
-  curve counts as a few observations however many rows it has, and priors hold what they leave open. Which form speaks,
-  and how loudly, is decided by schedules held out, not by residuals.
+- A fit that follows its three curves too closely predicts a fourth one worse than a stiffer fit. So each curve counts
+  as a few observations for any number of rows, and priors determine the rest. The weights of the forms come from
+  held-out schedules, not from residuals.
 - Errors along one curve go together. The interval is for each row of one new run, not for the curve as a whole.
-- An interval adds, in log loss and in quadrature, what the curves leave open about the parameters (draws, and the
-  disagreement of the forms) and the noise of a run. Both take the form for true and the priors for right. So the sum
-  is scaled by how it fared on what was held out: on schedules left out, and, for a size that was not fitted, on sizes
-  left out but for one curve. Its variance grows with the e-folds of progress beyond the longest curve.
+- An interval adds, in log loss and in quadrature, the uncertainty of the parameters (draws, and the disagreement of the
+  forms) and the noise of a run. Both assume that the form and the priors are right. So the sum is scaled by its errors
+  on held-out data: on left-out schedules and, for a size that was not fitted, on left-out sizes of which only one curve
+  is known. Its variance grows with the e-folds of progress beyond the longest curve.
 - A new size is fitted anew together with the curves known (a tenth of a second for each form), so a curve that is
   given later counts exactly as if it had been fitted.
 """
@@ -60,32 +60,32 @@ KEPT_ROWS = 600
 WIDTH_ROWS = 80
 CHUNK_ROWS = 512
 
-# Draws for each of the fits that leave something out.
+# Draws for each fit with left-out curves.
 FOLD_DRAWS = 40
 
-# How much each form is trusted before anything is held out. Held-out curves then count as in a likelihood, but at most
-# MOST_CASES of them: their errors are not independent.
+# Prior weights of the forms. Held-out curves then count as in a likelihood, but at most MOST_CASES of them, because
+# their errors are not independent.
 TRUST = {"progress": 8.0, "multi-power": 1.0, "tissue": 1.0}
 MOST_CASES = 8
 
 # A form that would count for less is dropped.
 LEAST_WEIGHT = 0.02
 
-# Misses over what was expected before anything is held out, counted as this many; what is left out together counts as
-# two, however many curves it has.
+# Prior ratio of errors to expected errors, and its weight as a number of observations. Curves that are left out
+# together count as two observations, for any number of curves.
 SCALE, SCALE_COUNT, FOLD_COUNT = {"schedule": 1.0, "size": 0.6}, 6.0, 2.0
 
-# Held-out errors below this (relative) do not tell forms apart.
+# Held-out errors below this (relative) do not distinguish forms.
 SAME = 4e-4
 
-# Loss falls by about this much per e-fold of size (log loss), and it is not known better than that before a curve is
-# measured: standard deviations of the slope, and of one size around the line.
+# Prior of the loss per e-fold of size (log loss), used before a curve is measured: the slope, its standard deviation,
+# and the standard deviation of one size around the line.
 SIZE_SLOPE, SIZE_SLOPE_STD, SIZE_SCATTER = -0.06, 0.015, 0.005
 
 
 @dataclass(frozen=True)
 class HeldOutCurve:
-    """A curve that was left out, foretold by the others.
+    """A left-out curve and its prediction from the others.
 
     Attributes:
         name: of its schedule, which was left out at every size that has another.
@@ -108,7 +108,7 @@ class HeldOutCurve:
 
 @dataclass(frozen=True)
 class _Fold:
-    """Curves fitted, and curves foretold by them."""
+    """Fitted curves, and the left-out curves to predict from them."""
 
     kept: NDArray[np.bool_]
     out: list[int]
@@ -344,7 +344,7 @@ class AnnealLaw(Estimator):
         joints = list(law._joints.values())
         parts = np.array_split(np.arange(n), -(-n // CHUNK_ROWS))
         mean = np.concatenate([law._expected(joints, profile.at(rows), schedule.size)[0] for rows in parts])
-        # Towards step 0 a power law of progress goes to any height; no loss that was fitted says where it ends.
+        # Towards step 0 a power law of progress grows without bound, so it is cut at the highest fitted loss.
         mean = np.minimum(mean, law._highest)
         rows = np.unique(np.linspace(0, n - 1, min(n, WIDTH_ROWS)).round().astype(int))
         half = np.interp(np.arange(n), rows, law._half(profile.at(rows), schedule.size, interval))
@@ -359,7 +359,7 @@ class AnnealLaw(Estimator):
         return Prediction(np.exp(mean), np.exp(mean - half), np.exp(mean + half))
 
     def _check_tested(self, schedule: Curve) -> None:
-        """Warn where nothing that was left out tests a forecast of this size; refuse another peak rate.
+        """Warn if no left-out curve tests a forecast of this size; refuse another peak rate.
 
         Raises:
             UsageError: the size was fitted at another peak rate.
@@ -393,7 +393,7 @@ class AnnealLaw(Estimator):
         return [*self.predict(schedule), *self.ends(schedule), *levels]
 
     def peak_lr(self, size: float) -> float | None:
-        """The highest learning rate fitted at a size, or None where it was not fitted."""
+        """The highest learning rate fitted at a size, or None if the size was not fitted."""
         require_fitted(self, "weights_")
         return float(self._frame.peak[self._frame.index(size)]) if size in self._frame.size else None
 
@@ -494,7 +494,7 @@ class AnnealLaw(Estimator):
         return frame, float(std)
 
     def _know(self, curves: list[Curve]) -> None:
-        """Take these curves, in the units of the frame, as what was measured."""
+        """Set these curves, in the units of the frame, as the measured ones."""
         self._curves, self.sizes_ = curves, self._frame.size
         self._highest = float(max(np.log(curve.loss).max() for curve in curves if curve.loss is not None)) + 1.0
         self._longest = max(float(self._frame.profile(curve).area[-1]) for curve in curves)

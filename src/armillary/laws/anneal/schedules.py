@@ -1,12 +1,12 @@
-"""The best learning-rate schedule for a budget, by an annealing law, and what it costs to end otherwise.
+"""The best learning-rate schedule for a budget, by an annealing law, and the cost of other lengths.
 
-The law is asked about shapes that people use: a constant rate with a decay at the end (linear, cosine, or one minus the
-square root, Hägele et al. 2024, arXiv 2405.18392) of many lengths, down to several ends. A shape without a name, found
-by moving ten knots of a rate that never rises, is reported beside them: it says how much there is left to gain.
+The law evaluates common shapes: a constant rate with a final decay (linear, cosine, or one minus the square root,
+Hägele et al. 2024, arXiv 2405.18392) of many lengths, to several final rates. A free shape, found by moving ten knots
+of a rate that never rises, is reported beside them and shows how much more could be gained.
 
-Trade-off: an optimum over many guesses picks the law's luckiest error. So a schedule never goes below the lowest rate
-that was fitted (nor above the highest), nor farther beyond the longest fitted curve than ``MOST_BEYOND`` times, and of
-all shapes within a twentieth of the law's own uncertainty of the best one the shortest decay is taken.
+Trade-off: an optimum over many guesses picks the law's luckiest error. So a schedule stays between the lowest and the
+highest fitted rate, and within ``MOST_BEYOND`` times the longest fitted curve. Of all shapes within a twentieth of the
+law's uncertainty of the best one, the one with the shortest decay is chosen.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MOST_BEYOND, MOST_PEAK = 5.0, 1.25
 
 POINTS, KNOTS = 240, 10
 
-# Differences below this share of half the 90 % interval are nothing to prefer a longer decay for.
+# A longer decay is not chosen for a gain below this share of half the 90 % interval.
 INDIFFERENT = 0.05
 
 
@@ -64,7 +64,7 @@ class Decay:
 
 @dataclass(frozen=True)
 class Ending:
-    """Another length: the loss if it was planned from the start, and if the chosen schedule is cut there or goes on.
+    """Another length: the loss if planned from the start, and if the chosen schedule is cut there or continued.
 
     Attributes:
         steps: in all.
@@ -91,7 +91,7 @@ class BestSchedule:
         nearby: the chosen shape and end with other shares of decay, shortest first.
         free: the best rate that never rises, whatever its shape.
         free_curve: its rate.
-        endings: what stopping earlier or going on costs, shortest first.
+        endings: the cost of stopping earlier or continuing, shortest first.
         extrapolation: area under the rate over the largest fitted, times the factor in size.
     """
 
@@ -109,7 +109,7 @@ class BestSchedule:
 def best_schedule(
     law: AnnealLaw, *, size: float, steps: int, peak_lr: float | None = None, given: Curve | None = None
 ) -> BestSchedule:
-    """The best schedule of a length, and what other ends would cost.
+    """The best schedule of a length, and the cost of other lengths.
 
     Args:
         law: fitted.
@@ -192,7 +192,7 @@ def rates(shape: str, share: float, end: float) -> Array:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A law, and what stays the same in all questions to it."""
+    """A law, and the arguments that are the same in all its predictions."""
 
     law: AnnealLaw
     size: float

@@ -1,20 +1,20 @@
 """Mixture laws in closed form, whose parameters move with the size of the model.
 
 - ``EffectiveData``: ``loss = E + A (d0 + sum_i e^{w_i} x_i^g)^-a`` for each validation domain. Each training domain
-  feeds the validation domain with a fitted strength, and data of one domain have diminishing returns.
+  helps the validation domain with a fitted strength, and data of one domain have diminishing returns.
 - ``Exponential``: ``loss = c + k exp(sum_i t_i x_i)`` (Ye et al. 2024, arXiv 2403.16952, equation 6).
 
-Parameters are logarithms (but ``t``), and each moves in a straight line with the logarithm of the model's size:
-``theta(N) = theta + s theta'`` with ``s = ln(N / N_largest)``. So each follows a power of N. Trade-offs taken:
+Parameters are logarithms (except ``t``), and each is linear in the logarithm of the model's size:
+``theta(N) = theta + s theta'`` with ``s = ln(N / N_largest)``. So each follows a power of N. Trade-offs:
 
-- The validation domains share where they go: a first pass finds each domain's movement, later ones draw all of them
-  towards their mean, as close as they were found to lie to each other. A few runs at a second size suffice.
-- With runs of one size, the movement is the prior's and nothing else: losses fall, and the domains whose loss depends
-  most on the mixture close up to the others. Both are as measured between 1M and 60M parameters (RegMix, arXiv
-  2407.01492): there the spreads (standard deviations) of the losses of 13 domains at 60M go with the power 0.58 of
-  those at 1M. An easy domain, such as arithmetic, takes a larger model less text.
-  It need not be so: among models of 1,000 to 100,000 parameters outside the embedding, after 160,000 tokens, spreads
-  grew by some per cent per e-fold and did not close up. Ranks there were as good with this movement as without.
+- The validation domains share their movement. A first pass estimates each domain's movement, and later passes shrink
+  all of them towards their mean, by the spread that was found. A few runs at a second size suffice.
+- With runs of one size, the movement is that of the prior. Losses fall, and the domains whose loss depends most on the
+  mixture approach the others. Both were measured between 1M and 60M parameters (RegMix, arXiv 2407.01492): the spreads
+  (standard deviations) of the losses of 13 domains at 60M follow the power 0.58 of those at 1M. An easy domain, such as
+  arithmetic, takes a larger model less text. This is not universal: in models of 1,000 to 100,000 parameters outside
+  the embedding, after 160,000 tokens, spreads grew by some per cent per e-fold. Ranks there were equally good with and
+  without this movement.
 - Starts, folds, domains and draws are one batch of small fits (``solver``).
 """
 
@@ -41,17 +41,17 @@ CONTRACTION = 0.147
 # losses of tiny models on few tokens, which fell by 0.05 to nothing.
 _COMMON_STD = 0.05
 
-# Exponents beyond this are steps of a search that go nowhere; cut, they overflow nothing.
+# Larger exponents occur only in bad steps of a search; they are clipped to avoid overflow.
 _LARGEST = 60.0
 
-# Relative noise of a run before the data have spoken, counted as two observations.
+# Prior of a run's relative noise, weighted as two observations.
 _NOISE = 0.004
 
 
 class ClosedForm(abc.ABC):
-    """What laws in closed form share: for each validation domain q parameters and their q movements, as one array.
+    """Base of the laws in closed form: for each validation domain q parameters and their q movements, as one array.
 
-    A law gives its priors, its starts, and its value with its gradient. Below, P counts fits, G folds, v domains.
+    A subclass has its priors, its starts, and its value with its gradient. Below, P counts fits, G folds, v domains.
     """
 
     FITTED: ClassVar[Fields] = {
@@ -59,7 +59,7 @@ class ClosedForm(abc.ABC):
         "draws": ("_draws", ArrayField("b v q")),
     }
 
-    # Of the parameters, those that are levels of the loss, which all domains move alike.
+    # The parameters that are levels of the loss, whose movement all domains share.
     _LEVELS = slice(0, 2)
 
     def held_out(self, X: Array, s: Array, Z: Array, folds: Sequence[Rows]) -> Array:
@@ -67,7 +67,7 @@ class ClosedForm(abc.ABC):
         weights = np.ones((len(folds), len(X)))
         for k, fold in enumerate(folds):
             weights[k, fold] = 0.0
-        # The fit to all runs is a fine place to begin from, and nothing more of it stays.
+        # The fit to all runs is only the starting point of the folds' fits.
         whole = self._solve(X, s, Z, np.ones((1, len(X))))[0]
         theta = self._solve(X, s, Z, weights, np.repeat(whole, len(folds), axis=0))[0]
         predicted = np.empty_like(Z)
@@ -147,7 +147,7 @@ class ClosedForm(abc.ABC):
             Parameters with movements [G, v, 2 q], noise [G, v], means [G, v, 2 q] and widths [G, 2 q] of the priors.
         """
         (groups, n), targets, domains = weights.shape, Z.shape[1], X.shape[1]
-        # Runs are compared within their size: the rest is movement.
+        # Runs are compared within their size; differences between sizes belong to the movement.
         inside = X.copy()
         level = Z - LEVEL * s[:, None]
         spread = np.zeros(targets)
@@ -188,7 +188,7 @@ class ClosedForm(abc.ABC):
             theta = tries.reshape(many, count, -1)[best, np.arange(count)]
         else:
             theta = begin.reshape(count, 2 * q)
-        # The noise decides how much the priors count, and the fit decides the noise; so it is with the movements.
+        # The noise sets the weight of the priors and follows from the fit, as do the movements; hence the iteration.
         for _ in range(3):
             theta, _, decided = self._minimise(X, s, theta, losses, each, flat, std, scale, 30, 1e-6)
             miss = each * (self._values(theta, X, s) - losses) ** 2

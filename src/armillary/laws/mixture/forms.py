@@ -1,17 +1,16 @@
 """The forms a mixture law may take: from mixtures [n, d] and sizes [n] to the log losses of several validation domains.
 
-Each form is fitted to all validation domains at once and offers the same three things: predictions of held-out folds,
-a best prediction, and joint draws from what the data leave open. Sizes are ``s = ln(N / N_largest)``, 0 for the largest
-model that was fitted. The draws are posterior draws by *randomise then optimise* (see ``solver``): the losses are
-disturbed by noise that is correlated over the domains as the caller says, and the priors by their width. So an error
-that two domains share is shared in the draws.
+Each form is fitted to all validation domains at once and offers three things: predictions of held-out folds, a best
+prediction, and joint posterior draws. Sizes are ``s = ln(N / N_largest)``, 0 for the largest fitted model. The draws
+use *randomise then optimise* (see ``solver``): losses are perturbed by noise with the caller's correlation over the
+domains, and priors by their width. So an error that two domains share is shared in the draws.
 
-- ``Linear``: ridge regression of the log loss on the weights. Cannot bend, but needs few runs.
+- ``Linear``: ridge regression of the log loss on the weights. It has no curvature, but needs few runs.
 - ``GaussianProcess``: a smooth function of ``sqrt(x)``, in which a step from 0 to 1 % is larger than from 30 to 31 %.
-- ``BoostedTrees``: the regression of RegMix by LightGBM. Wants hundreds of runs.
+- ``BoostedTrees``: the regression of RegMix by LightGBM. It needs hundreds of runs.
 
-The laws in closed form are in ``closed_forms``. What moves with size in the forms here is a second function of the
-mixture, times ``s``, that is a priori smaller than the first; trees have the size as one more column.
+The laws in closed form are in ``closed_forms``. In the forms here, the movement with size is a second function of the
+mixture, times ``s``, that is a priori smaller than the first. Trees have the size as one more column.
 """
 
 from __future__ import annotations
@@ -34,27 +33,27 @@ Rows = NDArray[np.intp]
 
 
 class Form(Protocol):
-    """What the mixture law asks of a form; X are mixtures [n, d], s sizes [n], Z log losses [n, v]."""
+    """The interface of a form for the mixture law; X are mixtures [n, d], s sizes [n], Z log losses [n, v]."""
 
-    # What a law file holds of the form: the fitted attributes that ``mean`` and ``draws`` need. Letters of shapes as in
-    # ``MixtureLaw``.
+    # The form's fields in a law file: the fitted attributes that ``mean`` and ``draws`` need. Letters of shapes are
+    # those of ``MixtureLaw``.
     FITTED: ClassVar[Fields]
 
     def held_out(self, X: Array, s: Array, Z: Array, folds: Sequence[Rows]) -> Array:
         """Log losses [n, v] of each fold's rows, predicted from all other rows."""
 
     def fit(self, X: Array, s: Array, Z: Array, noise: Array, rng: np.random.Generator) -> None:
-        """Fit, and prepare draws; ``noise`` [b, n, v] of variance 1 is correlated over domains as is wanted."""
+        """Fit, and prepare draws; ``noise`` [b, n, v] has variance 1 and the wanted correlation over domains."""
 
     def mean(self, X: Array, s: float) -> Array:
         """Best prediction of log losses at one size, [m, v]."""
 
     def draws(self, X: Array, s: Array) -> Array:
-        """Log losses under each draw, [b, m, v], with the size as each draw [b] has it; no noise of a new run."""
+        """Log losses under each draw, [b, m, v], at the size of each draw [b]; without the noise of a new run."""
 
 
 class _Solved(Protocol):
-    """A form that is solved anew without each fold, which costs it little."""
+    """A form that is cheap enough to be solved again without each fold."""
 
     def _solve(self, X: Array, s: Array, Z: Array) -> object: ...
 
@@ -147,8 +146,8 @@ class GaussianProcess(_Solved):
 
     Length, share of the linear part and noise are chosen for each validation domain by marginal likelihood on a grid.
     Draws are exact at the data and use random Fourier features for the prior (Wilson et al. 2020, pathwise
-    conditioning), so that one draw is one function that may be asked anywhere. With many runs there are fewer
-    different draws than were asked for, and they repeat: a draw is as large as the data.
+    conditioning), so one draw is one function that can be evaluated anywhere. A draw is as large as the data, so with
+    many runs there are fewer different draws than requested, and they repeat.
     """
 
     # k features, u different draws with w weights each.
@@ -215,7 +214,7 @@ class GaussianProcess(_Solved):
         pick = np.arange(self._count) % len(self._paths)
         kernels, features = self._stills(self._X, X), self._smooth(X)
         for v in range(out.shape[2]):
-            # A draw is straight in the size: what it is at 0, and how it goes on from there.
+            # A draw is linear in the size: its value at 0 and its slope.
             paths = self._paths[:, :, v]
             still, moving = self._prior_parts(features, X, v)
             still = self._path_constants[:, v, None] + still + paths @ kernels[v]
@@ -290,9 +289,9 @@ class GaussianProcess(_Solved):
 class BoostedTrees:
     """The regression of RegMix (Liu et al. 2024, arXiv 2407.01492) by LightGBM: 1,000 trees at a rate of 0.01.
 
-    All else is LightGBM's default, and nothing is stopped early (the published notebook stops on its test set). Trees
-    say nothing of what they do not know: a draw is the prediction plus a random smooth function of ``sqrt(x)``, as
-    large as the held-out residuals are (where ``held_out`` was not asked before, as the losses' spread).
+    Other options are LightGBM's defaults, without early stopping (the published notebook stops on its test set). Trees
+    do not quantify their uncertainty. So a draw is the prediction plus a random smooth function of ``sqrt(x)``, as
+    large as the held-out residuals (or as the losses' spread, if ``held_out`` was not called before).
     """
 
     FITTED: ClassVar[Fields] = {
@@ -362,7 +361,7 @@ class BoostedTrees:
 
 
 def _lightgbm() -> ModuleType:
-    """LightGBM, loaded where it is asked for: it takes half a second, and a system without OpenMP cannot load it.
+    """LightGBM, loaded only when needed: it takes half a second, and a system without OpenMP cannot load it.
 
     Raises:
         ArmillaryError: it cannot be loaded.
@@ -383,6 +382,6 @@ def _distance(A: Array, B: Array) -> Array:
 
 
 def _matern(distance: Array, length: float) -> Array:
-    """Matern-5/2 correlation of points that lie so far apart."""
+    """Matern-5/2 correlation of points at this ``distance``."""
     scaled = np.sqrt(5) / length * distance
     return np.asarray((1 + scaled + scaled**2 / 3) * np.exp(-scaled))

@@ -1,26 +1,26 @@
 """From a mixture of training domains to the loss on each of several validation domains, with intervals.
 
-The forms of ``forms`` and ``closed_forms`` are weighed, for each validation domain, by how well they predict runs that
-they have not seen (k-fold). What is reported as held-out error is that of the weighed ensemble, each fold predicted
-with weights taken from the other folds.
+For each validation domain, the forms of ``forms`` and ``closed_forms`` are weighted by their error on held-out runs
+(k-fold). The reported held-out error is that of the weighted ensemble, where each fold is predicted with weights from
+the other folds.
 
-Runs may be of several model sizes: then every form has parts that move with the logarithm of the size, and the law may
-be asked at any size. Trade-offs taken:
+If the runs have several model sizes, every form has parts that move with the logarithm of the size, and the law
+predicts at any size. Trade-offs:
 
-- Repeats of one mixture, at whatever size, always stand in the same fold, else a held-out run would have been seen.
+- Repeats of one mixture, at any size, are always in the same fold; otherwise a held-out mixture would be in the fit.
 - A draw follows one form, picked with the ensemble's weights, so that the draws spread where the forms disagree.
-- Every movement slows down with size, from one e-fold to the next by a share of 1 / reach. How soon does not
-  follow from the sizes: with the constants of Hoffmann et al. 2022, between 1M and 1B, the reach is 4 at equal tokens,
-  and without end where larger models see more tokens. ``REACH`` stands between the two, each draw has its own, and
-  three sizes or more determine it better. Each draw has its own bend, too, so that intervals grow with the
-  extrapolation.
-- With one size only, the movement is the prior of ``EffectiveData``, whatever the form.
-- A scale is a size and its tokens. The level of losses is known at scales that the runs span: at those fitted, and
-  where several sizes and numbers of tokens were fitted on the line or plane through them. Anywhere else, and at another
-  size where the law was not given tokens, only the ranks of mixtures are known, and intervals are 0 to infinity.
-- A loss that the others contradict (or that is missing) is replaced by what the other runs predict there, which tells a
-  smooth form nothing; a run without any loss is left out.
-- What no form describes is noise: read off held-out residuals, and unequal over mixtures and sizes (``noise``).
+- Every movement slows down with size, from one e-fold to the next by a share of 1 / reach. The sizes alone do not
+  determine the reach. With the constants of Hoffmann et al. 2022, between 1M and 1B, it is 4 at equal tokens, and
+  infinite if larger models see more tokens. ``REACH`` is between the two, each draw has its own, and three sizes or
+  more determine it better. Each draw also has its own bend, so that intervals grow with the extrapolation.
+- With one size only, the movement is the prior of ``EffectiveData`` for every form.
+- A scale is a size and its tokens. The level of losses is known at the fitted scales. With several sizes and numbers of
+  tokens it is also known on the line or plane through them. Elsewhere, and at other sizes without tokens, only the
+  ranks of mixtures are known, and intervals are 0 to infinity.
+- A loss that the others contradict, or that is missing, is replaced by the prediction from the other runs. This adds no
+  information for a smooth form. A run without any loss is left out.
+- Deviations that no form describes are noise, estimated from held-out residuals and unequal over mixtures and sizes
+  (``noise``).
 """
 
 from __future__ import annotations
@@ -66,34 +66,34 @@ FORMS: dict[str, type[Form]] = {
 }
 MOVER = "effective-data"
 
-# Times the largest fitted size beyond which a law does not answer: from a million parameters to a hundred billion.
+# Largest extrapolation in size, as a factor of the largest fitted size: from a million parameters to a hundred billion.
 MOST_SIZE = 1e5
 
-# Weights of the forms go with rmse to the power of minus this: a form twice as wrong counts a 16th.
+# Weights of the forms are rmse to the power of minus this: a form with twice the error counts a 16th.
 SHARPNESS = 4.0
 
-# e-folds of size over which movement slows down to 37 %, and a factor by which that may be wrong. The factor, and that
-# one form moves for all beyond the sizes, were chosen after a look at test runs of tiny models on few tokens.
+# e-folds of size over which movement slows down to 37 %, and the factor of its uncertainty. The factor, and the choice
+# of one form's movement for all beyond the fitted sizes, were tuned on test runs of tiny models on few tokens.
 REACH = 12.0
 _REACH_STD = 1.2
 
-# Reaches that are tried where sizes tell of it, and how many runs are asked at most.
+# Number of reaches to try if the sizes can determine the reach, and the most runs to use for it.
 _REACHES, _ASKED = 12, 160
 
-# How far log losses may bend away from that, per e-fold beyond the largest size: all domains alike (it is not known how
-# many tokens the larger models see), and each alone. Chosen after a look at RegMix's test runs.
+# Deviation of log losses from that movement, per e-fold beyond the largest size: shared by all domains (the tokens of
+# larger models are unknown), and of each domain alone. Tuned on RegMix's test runs.
 _BEND_COMMON, _BEND_OWN = 0.02, 0.01
 
 # Log sizes and log tokens that differ by less are the same.
 SAME_SCALE = 0.1
 
-# Share of a domain by which the noise's features ask how much a prediction turns on it.
+# Change of a domain's weight by which the noise's features measure a prediction's sensitivity.
 _TINY = 0.001
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """How the ensemble predicted runs it had not seen; n runs, v validation domains.
+    """The ensemble's predictions of held-out runs; n runs, v validation domains.
 
     Attributes:
         predicted: losses [n, v].
@@ -207,10 +207,10 @@ class MixtureLaw(Estimator):
         Args:
             X: [n, d] mixtures, each row summing to 1, d >= 2 and n >= 8 (30 to 60 for 8 domains give useful laws).
             Y: [n, v] losses.
-            sizes: [n] parameters of each run's model. Some dozens of small runs and 16 to 32 of a larger size tell
-                more of still larger ones than many runs of one size.
-            tokens: [n] that each run was trained on, with ``sizes``. Without them the law holds at the sizes fitted.
-            missing: [n, v], true where a run has no such loss; its other losses count.
+            sizes: [n] parameters of each run's model. Some dozens of small runs and 16 to 32 of a larger size predict
+                still larger models better than many runs of one size.
+            tokens: [n] tokens of each run's training, with ``sizes``. Without them the law holds at the fitted sizes.
+            missing: [n, v], true where a run lacks this loss; its other losses count.
 
         Raises:
             UsageError: a value that is not finite, a loss or size that is not positive, a row that does not sum to 1
@@ -260,7 +260,7 @@ class MixtureLaw(Estimator):
 
         self._correlation = 0.9 * correlation(residuals) + 0.1 * np.eye(targets)
         noise = rng.standard_normal((self.bootstraps, *losses.shape)) @ np.linalg.cholesky(self._correlation).T
-        # Beyond what was seen all forms move as the one whose movement has a meaning.
+        # Beyond the fitted sizes all forms take the movement of MOVER, the one with a meaningful movement.
         self._borrows = MOVER in self.models
         self._forms: dict[str, Form] = {}
         for name, form in forms.items():
@@ -301,7 +301,7 @@ class MixtureLaw(Estimator):
             X: [m, d] mixtures.
             interval: probability that each interval covers.
             sizes: parameters of the models, one number or [m]; the largest fitted scale if not given.
-            tokens: that they are trained on, likewise; those of the runs of that size if not given.
+            tokens: tokens of the models' training, one number or [m]; those of the runs of that size if not given.
 
         Returns:
             Prediction of three arrays [m, v]. Where the level is not known (``level_known``) the values only rank
@@ -395,7 +395,7 @@ class MixtureLaw(Estimator):
         return np.asarray(np.sqrt(np.einsum("mv,vu,mu->m", scaled, self._correlation, scaled)))
 
     def extrapolation(self, sizes: float | ArrayLike | None = None, tokens: float | ArrayLike | None = None) -> Array:
-        """How many times the largest scale that was fitted, in parameters, [m]; 1 where no sizes are given.
+        """The scale as a multiple of the largest fitted scale, in parameters, [m]; 1 without sizes.
 
         Raises:
             UsageError: not fitted; sizes that are not positive; sizes where the law was fitted without.
@@ -444,7 +444,7 @@ class MixtureLaw(Estimator):
         return checked_mixtures("X", X, columns=self.mixtures_.shape[1])
 
     def _scales(self, sizes: float | ArrayLike | None, tokens: float | ArrayLike | None, rows: int) -> Array:
-        """Log size and log tokens [rows, 2]; not a number where tokens are not known."""
+        """Log size and log tokens [rows, 2]; NaN for unknown tokens."""
         if sizes is not None and not len(self.sizes_):
             raise UsageError("the law was fitted without sizes and holds at one size; fit it with the runs' sizes")
         if tokens is not None and not len(self.run_tokens_):
@@ -484,7 +484,7 @@ class MixtureLaw(Estimator):
         if sizes is None and tokens is None:
             return np.zeros(rows)
         at = self._scales(sizes, tokens, rows)
-        # Where tokens are not known, those of the largest scale stand for them: that moves levels, not ranks.
+        # Unknown tokens are taken from the largest scale, which changes levels but not ranks.
         largest = (np.log(self.run_sizes_) * self._along[0]).argmax()
         usual = np.log(self.run_tokens_[largest]) if len(self.run_tokens_) else 0.0
         s: Array = np.where(np.isfinite(at), at, usual) @ self._along - self._top
@@ -519,9 +519,10 @@ class MixtureLaw(Estimator):
         return filled, kept
 
     def _moves(self, e_folds: float | Array, reach: float | Array) -> Array:
-        """How far everything has moved at sizes this many e-folds from the largest, in e-folds of the fitted range.
+        """The movement at sizes this many e-folds from the largest, in e-folds of the fitted range.
 
-        However soon it slows down, it leads from the smallest size to the largest. Straight below the smallest.
+        For any reach, the movement from the smallest to the largest size is the whole range. It is linear below the
+        smallest size.
         """
         inside = np.maximum(e_folds, -self._span)
         moved = reach * -np.expm1(-inside / reach)
@@ -574,7 +575,7 @@ class MixtureLaw(Estimator):
         return float(stats.t.isf((1 - checked_interval(interval)) / 2, self._freedom))
 
     def _noise_features(self, X: Array, s: Array) -> Array:
-        """What a run's noise may depend on, [m, v, k]; of the prediction, that at the largest fitted size."""
+        """The features of a run's noise, [m, v, k]; the prediction is taken at the largest fitted size."""
         here = np.zeros(len(X))
         logs = self._mean(X, here)
         turn = np.zeros_like(logs)
@@ -671,7 +672,7 @@ def _checked_sizes(sizes: float | ArrayLike, rows: int, name: str = "sizes") -> 
 def _reaches(
     X: Array, e_folds: Array, Z: Array, folds: list[Rows], count: int, rng: np.random.Generator
 ) -> tuple[float, Array]:
-    """The likeliest reach, and draws [count] of it: what was known before, weighed by held-out errors if sizes tell."""
+    """The likeliest reach, and draws [count] of it: the prior, weighted by held-out errors if sizes determine it."""
     grid = REACH * np.exp(_REACH_STD * stats.norm.ppf((np.arange(_REACHES) + 0.5) / _REACHES))
     if len(np.unique(e_folds)) < 3:
         return REACH, rng.choice(grid, count)
@@ -682,7 +683,7 @@ def _reaches(
     for reach in grid:
         s = reach * -np.expm1(-e_folds / reach)
         errors.append(np.log(((GaussianProcess().held_out(X, s, Z, parts) - Z) ** 2).mean(0) + 1e-12).mean())
-    # Domains err alike: all of them count as one.
+    # Errors of domains are correlated, so all domains count as one.
     likelihood = np.exp(-0.5 * len(Z) * (np.array(errors) - min(errors)))
     weights = likelihood / likelihood.sum()
     return float(np.exp(weights @ np.log(grid))), rng.choice(grid, count, p=weights)

@@ -1,7 +1,7 @@
-"""How far single runs fall from a mixture law: not equally far everywhere.
+"""The noise of single runs around a mixture law, which depends on the mixture.
 
-A run on nearly nothing but one domain, or one whose loss turns on a weight of a tenth of a per cent (which tables round
-away), is farther from any law than one near the middle of the design. The standard deviation of a run is
+A run on almost a single domain is farther from any law than one near the middle of the design. So is a run whose loss
+depends on a weight of a tenth of a per cent, which tables round away. The standard deviation of a run is
 
     noise_v(x, s) = scale_v exp(b . u(x, s)),
 
@@ -22,7 +22,7 @@ from armillary.laws.estimator import Array
 
 NEIGHBOURS = 3
 
-# Standard deviation of a coefficient before the data speak, and of the logarithm of a normal variate's absolute value.
+# Prior standard deviation of a coefficient, and standard deviation of the log of a normal variate's absolute value.
 _PRIOR_STD = 0.15
 _LOG_NORMAL_STD = 1.11
 
@@ -60,7 +60,7 @@ class RunNoise:
         size = np.log(np.maximum(np.abs(residuals), 1e-2 * np.abs(residuals).mean(0) + 1e-12))
         size = size - size.mean(0)
         flat = u.reshape(n * targets, k)
-        # Residuals of one run are related: v domains that are all alike count as one.
+        # Residuals of one run are correlated: v identical domains count as one.
         alike = np.abs(correlation(size)).sum() / targets
         pull = _LOG_NORMAL_STD**2 / _PRIOR_STD**2 * max(float(alike), 1.0)
         self.coefficients_ = np.linalg.solve(flat.T @ flat + pull * np.eye(k), flat.T @ size.ravel())
@@ -69,7 +69,7 @@ class RunNoise:
         # A few far misses would widen all intervals if the scale were the root mean square.
         within = np.quantile(share, 0.9, axis=0) / stats.norm.ppf(0.95)
         scale = np.maximum(np.minimum(within, np.sqrt((share**2).mean(0))), 1e-6)
-        # What the law says of its own error is not noise. Never less than half: it knows nothing of what it leaves out.
+        # The law's own variance is not noise. At least half remains, because the law does not know its omissions.
         own = (spread / relative**2).mean(0)
         self.scale_ = scale * np.sqrt(np.maximum(1 - own / scale**2, 0.25))
         return self

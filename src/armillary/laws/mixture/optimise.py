@@ -1,18 +1,20 @@
-"""The best mixtures for a target, under limits, and only where the law has seen runs nearby.
+"""The best mixtures for a target, under limits, and only near fitted runs.
 
-A law's unrestrained optimum lies where the law knows least: a minimum over many guesses picks the luckiest error. So
+A law's unconstrained optimum lies where the law is least certain: a minimum over many guesses picks the luckiest error.
+Therefore:
 
-- what is minimised is pessimistic: the expected target plus one standard deviation of the law there (the joint draws,
-  which spread where data are thin and where the forms disagree);
+- the objective is pessimistic: the expected target plus one standard deviation of the law (of the joint draws, which
+  spread where data are sparse and where the forms disagree);
 - no weight goes beyond the largest that the design gave its domain;
 - the mean distance to the nearest three design mixtures is at most what nine tenths of the design's own mixtures have
   to theirs (distance of square roots, as Hellinger's);
 - a mixture half-way back to the natural one is always among the candidates, if a natural one is given;
-- the luck that is left is measured and taken off: the runs are split into halves, a mixture is chosen by the law of one
-  half and judged by that of the other, and what it loses there is its ``optimism`` (of the whole law by 1 / sqrt 2).
-  Where the mixture has no effect, the probability to be better than the natural one is so one half on average.
+- the remaining luck is measured and subtracted: the runs are split into halves, the law of one half chooses a mixture,
+  and the law of the other half evaluates it. The gain that disappears in this evaluation is the ``optimism`` (times
+  1 / sqrt 2 for the whole law). If the mixture has no effect, the probability to be better than the natural mixture is
+  then one half on average.
 
-The search is an evolution of a population: the surface is cheap to ask in batches, flat, and has kinks at the bounds.
+The search evolves a population, because the surface is cheap to evaluate in batches, flat, and has kinks at the bounds.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ GENERATIONS = 24
 SPLITS, MANY = 2, 256
 HALF_DRAWS, HALF_GENERATIONS = 16, 12
 
-# The law's own spread counts as this many observations of how far the halves err.
+# The law's own spread counts as this many observations of the halves' error.
 LUCK_COUNT = 2.0
 
 # A weight is moved this far up and down to see whether it matters.
@@ -64,7 +66,7 @@ class Optimum:
         better_than: for each reference mixture, the probability that the expected target is lower here than there,
             after ``optimism``. One half where there are too few runs (fewer than 16 mixtures) to estimate it.
         optimism: for each reference mixture, how much of the predicted gain over it is luck of the choice, in units of
-            the target; all of it where there are too few runs to tell.
+            the target; all of it if there are too few runs for an estimate.
         noise: standard deviation of the target of one run here.
         flat_low, flat_high: [d] how low and how high each weight stands among the mixtures that are predicted within
             ``noise`` of the best one, the other weights chosen anew; the same for all candidates.
@@ -187,11 +189,11 @@ def optimise_mixture(
                 optimism[name], better[name] = max(float(gain.mean()), 0.0), 0.5
                 continue
             lost = luck[name]
-            # Two to four halves say little of how uncertain their mean is: the law's own spread counts as two more.
+            # Two to four halves determine the error of their mean poorly, so the law's own spread counts as two more.
             freedom = LUCK_COUNT + len(lost) - 1
             variance = (LUCK_COUNT * gain.var() + ((lost - lost.mean()) ** 2).sum()) / freedom
             error = np.sqrt(variance * 2 / len(lost))
-            # Luck is picked up on the way from the reference to the best mixture.
+            # Luck is proportional to the distance from the reference, relative to that of the best mixture.
             way = _variation(mixture, known[name][0]) / max(_variation(mixtures[0], known[name][0]), 1e-9)
             optimism[name] = float(lost.mean()) * min(way, 1.0)
             better[name] = float(stats.t.cdf((gain - optimism[name]) / max(error, 1e-12), freedom).mean())
@@ -287,7 +289,7 @@ def _flatness(goal: _Goal, found: Array, values: Array, region: _Region, noise: 
         noise: of one run.
     """
     best = found[values.argmin()]
-    # The search was thorough near the optimum; add what lies straight away from it.
+    # The search covers the optimum's neighbourhood; add mixtures on straight lines away from it.
     aside = []
     for i, (floor, ceiling) in enumerate(zip(region.floor, region.ceiling, strict=True)):
         for weight in np.clip(best[i] + STEP * np.arange(-4, 5), floor, ceiling):
@@ -314,7 +316,7 @@ class _Region:
     def __init__(self, design: Array, floor: Array, ceiling: Array) -> None:
         largest = design.max(0)
         self.floor = floor
-        # A floor that the user sets above what was seen is the user's word.
+        # A user's floor above the largest weight of the design takes precedence.
         self.ceiling = np.maximum(np.minimum(ceiling, largest), floor)
         if self.ceiling.sum() < 1:
             tight = np.flatnonzero((largest < ceiling) & (largest < 1)).tolist()

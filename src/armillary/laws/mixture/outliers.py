@@ -1,7 +1,7 @@
-"""Losses of mixture runs that the other runs contradict: diverged runs and mistyped entries, to be set aside.
+"""Losses of mixture runs that the other runs contradict (diverged runs, mistyped entries), to be set aside.
 
-A straight law names candidates, robustly, and a smooth law of the other runs judges them. Trade-off: a wrong loss that
-stays in widens intervals, and a right one that is left out may bend the law; so the bar is high.
+A robust linear law finds candidates, and a smooth law of the other runs decides. Trade-off: a wrong loss that stays in
+widens intervals, and a right one that is left out may bend the law, so the threshold is high.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ SUSPECT, CONTRADICTED, CONTRADICTED_LEAST = 3.0, 10.0, 0.3
 def contradicted(X: Array, s: Array, logs: Array, gone: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], Array]:
     """Which log losses [n, v] the others contradict, and what they predict there; ``gone`` are missing.
 
-    Candidates come from a straight law, robustly. They are replaced by what it predicts, and a smooth law of the
-    others judges them: ``CONTRADICTED`` times its usual error, and ``CONTRADICTED_LEAST`` of the loss.
+    Candidates come from a robust linear law and are replaced by its prediction. A smooth law of the others then decides
+    with two thresholds: ``CONTRADICTED`` times its usual error, and ``CONTRADICTED_LEAST`` in log loss.
 
-    Where a domain has next to no weight its loss rises without bound, and few other runs can foretell how far. So a
-    single loss must also lie outside of the range of the others, in a run whose weights the others enclose. A run all
-    of whose losses are off needs neither.
+    If a domain has almost no weight, its loss rises without bound, and few other runs can predict how far. So a single
+    loss must also be outside of the range of the others, in a run whose weights the others enclose. A run with all
+    losses contradicted needs neither.
     """
     none = np.zeros(logs.shape, dtype=bool)
     filled = np.where(gone, np.nan, logs)
@@ -49,7 +49,7 @@ def contradicted(X: Array, s: Array, logs: Array, gone: NDArray[np.bool_]) -> tu
         predicted, usual = judged(Linear())
         off = np.abs(predicted - logs)
         suspect = off > np.maximum(CONTRADICTED_LEAST / 2, SUSPECT * usual)
-        # A run that diverged did so on all domains, whatever a straight law makes of each.
+        # A diverged run is suspect on all domains, even if the linear law accepts some of them.
         suspect = ~gone & (suspect & ~gone).any(axis=1, keepdims=True)
         if not (suspect | gone).any():
             return none, logs
