@@ -1,6 +1,6 @@
 """Laws from small runs to large ones, with intervals: scaling, mixtures, and the choice among few repeats.
 
-Imports no torch; works on anybody's table of runs.
+Imports no torch; works on any table of runs.
 """
 
 from armillary.laws.anneal import (

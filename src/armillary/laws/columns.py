@@ -1,8 +1,8 @@
-"""Which column of a table is what, by its name: what laws take, what is a loss, and what is neither.
+"""Recognises the columns of a table by name: features of laws, losses, and ignored columns.
 
-A column is a loss by a known name (``val_loss``, ``validation/c4``, ``bpb``) or because the user names it. What is
-neither is listed as ignored, with the option that includes it. Two columns that could be the same thing are refused:
-only the user knows which one is meant.
+A column is a loss by a known name (``val_loss``, ``validation/c4``, ``bpb``) or because the user names it. Other
+columns are listed as ignored, with the option that includes them. Two columns that could be the same feature are
+refused, because only the user knows which one is meant.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def plain(name: str) -> str:
 
 
 def feature_of(name: str) -> str | None:
-    """What a law takes from a column of this name, or None."""
+    """The feature of a law that a column of this name holds, or None."""
     return _FEATURES.get(plain(name))
 
 
@@ -140,10 +140,10 @@ def is_loss(name: str) -> bool:
 
 
 def known_features(columns: Sequence[str]) -> dict[str, str]:
-    """What columns are by their names, where that is known.
+    """The features of columns with known names.
 
     Raises:
-        UsageError: two columns are the same thing.
+        UsageError: two columns hold the same feature.
     """
     known: dict[str, str] = {}
     for column in columns:
@@ -184,7 +184,7 @@ def find_column(table: Table, name: str, remedy: str = "name the one with --colu
 
 
 def nearly(columns: Sequence[str], names: Sequence[str]) -> str:
-    """The end of a message: which of ``columns`` is nearly one of ``names``, or one of them in a unit; or nothing."""
+    """The end of a message: the column that is nearly one of ``names``, or one of them in a unit; or nothing."""
     known = [plain(name) for name in names]
     for column in columns:
         of, _, unit = plain(column).removesuffix("s").rpartition("_")
@@ -219,7 +219,7 @@ def default_columns(table: Table) -> list[str]:
         else:
             named = [c for c in table.columns if feature_of(c) in features]
             if named:
-                table.sizes(named[:1])  # raises, and names the first entry that is no number
+                table.sizes(named[:1])  # raises, and names the first entry that is not a number
             names = [name for feature in features for name in ALIASES[feature] if len(name) > 1]
             raise UsageError(
                 f"{table.path}: no column is known as {features[0]} (names such as {', '.join(names[:5])})"
@@ -240,7 +240,7 @@ def default_columns(table: Table) -> list[str]:
 
 
 def readings(table: Table, features: Mapping[str, str], targets: Sequence[str]) -> list[ColumnReading]:
-    """What each column of ``table`` was read as, given which are ``features`` (column: feature) and ``targets``."""
+    """The role of each column of ``table``, given ``features`` (column: feature) and ``targets``."""
     chosen = [*features, *targets]
     found = []
     for column in table.columns:
@@ -260,7 +260,7 @@ def readings(table: Table, features: Mapping[str, str], targets: Sequence[str]) 
 
 
 def described(found: Sequence[ColumnReading]) -> list[str]:
-    """The lines for people: what was read as what, and what was ignored."""
+    """Lines for the user: the role of each column, and the ignored columns."""
     read = ", ".join(f"{r.column} = {r.role}" if r.column != r.role else r.column for r in found if r.role != "ignored")
     lines = [f"columns read: {read}"]
     ignored = [f"{r.column} ({r.why})" for r in found if r.role == "ignored"]

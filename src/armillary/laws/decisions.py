@@ -1,6 +1,6 @@
-"""Decisions by laws, from files to plain values: the best mixture, schedule, learning rate; which family; what next.
+"""Decisions by laws, from files to plain values: the best mixture, schedule, learning rate, family and next run.
 
-Every answer is a mapping of plain values, which the command line prints or writes, with how sure it is in it.
+Every answer is a mapping of plain values with its uncertainty, which the command line prints or writes.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def schedule(
     peak_lr: float | None = None,
     out: Path | None = None,
 ) -> dict[str, Any]:
-    """The best learning-rate schedule of ``steps`` for a model of ``size``, and what other ends would cost.
+    """The best learning-rate schedule of ``steps`` for a model of ``size``, and the cost of other lengths.
 
     Args:
         path: file of an annealing law.
@@ -220,7 +220,7 @@ def next_run(path: Path, target: Path, budget_flops: float, most: int = 10) -> d
     table = read_table(target)
     at = table.sizes([find_column(table, name) for name in law.features])
     with workbench.about(table, law.targets):
-        law.law.predict(at)  # what the law refuses to predict, no single run will bring within reach
+        law.law.predict(at)  # raises; no single run can bring a refused target within reach
         runs = next_runs(law.law, at, budget_flops=budget_flops)[:most]
     return {
         "width_now": runs[0].width_before,

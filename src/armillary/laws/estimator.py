@@ -1,9 +1,9 @@
-"""What all laws share: the shape of an answer, checks of the input, and the estimator's contract.
+"""The common base of all laws: the form of a prediction, checks of the input, and the estimator's contract.
 
-Input comes from people's tables, so each check names the row and the column that is wrong. Rows and columns of arrays
-are counted from 0, as numpy does; where the arrays come from a file, ``rows_named`` makes all messages name its
-lines. The contract is scikit-learn's: the constructor only stores its arguments, ``fit``
-returns the estimator, what was fitted ends in ``_``. scikit-learn itself is not needed for that.
+Input comes from users' tables, so each check names the wrong row and column. Rows and columns of arrays are counted
+from 0, as in numpy. For arrays from a file, ``rows_named`` makes all messages name its lines. The contract is
+scikit-learn's: the constructor only stores its arguments, ``fit`` returns the estimator, and fitted attributes end in
+``_``. scikit-learn itself is not needed.
 """
 
 from __future__ import annotations
@@ -36,21 +36,21 @@ from armillary.recipe import UsageError, counted
 
 Array = NDArray[np.float64]
 
-# Raised whenever the same table would give other fitted numbers. Whatever is computed from a law and kept (a study's
-# stage, a law file) is held under this number.
+# Increased whenever the same table would give other fitted numbers. Stored results of a law (a study's stage, a law
+# file) carry this number.
 LAWS_VERSION = 2
 
 
 class ExtrapolationError(UsageError):
-    """A prediction was asked for farther out than the fitted runs support; says how far, and what runs it needs."""
+    """A requested prediction is too far beyond the fitted runs; the message says how far, and which runs it needs."""
 
 
 class ExtrapolationWarning(UserWarning):
-    """A prediction lies farther out than a law was tested by leaving out its own largest runs."""
+    """A prediction is farther beyond the fitted runs than the law was tested by leaving out its largest runs."""
 
 
 class SetAsideWarning(UserWarning):
-    """Runs that the others contradict were left out of a fit; says which and why."""
+    """Runs that the others contradict were left out of a fit; the message says which and why."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Estimator(abc.ABC):
         """Change arguments of the constructor; ``fit`` uses them from then on.
 
         Raises:
-            UsageError: there is no such argument; nothing is changed then.
+            UsageError: an unknown argument; no argument is changed.
         """
         known = self.get_params()
         for name in params:
@@ -142,7 +142,7 @@ class Estimator(abc.ABC):
 
     @abc.abstractmethod
     def probe(self) -> list[Array]:
-        """Predictions at points of the law's own; a law file holds them to detect a law of other code.
+        """Predictions at points that the law chooses; a law file holds them to detect a different version of the code.
 
         Raises:
             UsageError: not fitted.
@@ -154,12 +154,12 @@ class Estimator(abc.ABC):
         """Set the fitted attributes that follow from those in ``FITTED``."""
 
     def _forget(self) -> None:
-        """Drop what an earlier fit has set, so that a fit that fails does not leave a mixture of two."""
+        """Delete the attributes of an earlier fit, so that a failed fit does not leave a mix of two."""
         for name in vars(self).keys() - self.get_params().keys():
             delattr(self, name)
 
 
-# How rows and targets are called in messages; set by ``rows_named``.
+# Names of rows and targets in messages; set by ``rows_named``.
 _NAMES: ContextVar[tuple[Callable[[str, int], str | None], Sequence[str]] | None] = ContextVar("names", default=None)
 
 
@@ -174,20 +174,20 @@ def rows_named(row: Callable[[str, int], str | None], targets: Sequence[str] = (
 
 
 def row_name(name: str, row: int) -> str:
-    """What messages call a row: ``row 3 of X``, or its file and line within ``rows_named``."""
+    """The name of a row in messages: ``row 3 of X``, or its file and line within ``rows_named``."""
     names = _NAMES.get()
     said = names[0](name, row) if names else None
     return said or f"row {row} of {name}"
 
 
 def thing_name(name: str) -> str:
-    """What messages call a thing with a name of its own, such as a curve: that, or its file within ``rows_named``."""
+    """The name in messages of an object with a name, such as a curve: that, or its file within ``rows_named``."""
     names = _NAMES.get()
     return (names[0](name, -1) if names else None) or name
 
 
 def target_name(target: int) -> str:
-    """What messages call a column of losses: ``loss 2``, or its name within ``rows_named``."""
+    """The name of a column of losses in messages: ``loss 2``, or its own name within ``rows_named``."""
     names = _NAMES.get()
     return f"'{names[1][target]}'" if names and target < len(names[1]) else f"loss {target}"
 
@@ -217,7 +217,7 @@ SHOWN = 8
 # Weights are often published with three decimals, so that rows miss a sum of 1 by some thousandths.
 SUM_TOLERANCE = 0.005
 
-# Beyond this factor no law answers: what was fitted says nothing any more.
+# Largest factor of extrapolation; beyond it every law refuses to predict.
 MOST_EXTRAPOLATION = 1000.0
 
 

@@ -37,7 +37,7 @@ class Fits:
 
     @property
     def effective_parameters(self) -> Array:
-        """How many parameters the data decide rather than the prior, [P], each in [0, p]."""
+        """The number of parameters that the data determine rather than the prior, [P], each in [0, p]."""
         return np.asarray(np.trace(np.linalg.solve(self.precision, self.data_precision), axis1=1, axis2=2))
 
 
@@ -91,7 +91,7 @@ def fit_many(
         """Objective [P], gradient [P, p], data precision [P, p, p]."""
         r, jacobian = residuals(theta, which)
         size = np.abs(r)
-        # A majoriser of Huber's loss: rows beyond the threshold count less the farther out they lie.
+        # A majoriser of Huber's loss: beyond the threshold, a row's weight falls with its distance.
         linear = np.minimum(size, threshold[which, None])
         downweight = linear / np.maximum(size, 1e-300)
         rho = linear * (size - linear / 2)
@@ -113,7 +113,7 @@ def fit_many(
         diagonal = np.einsum("pii->pi", hessian)
         diagonal *= 1 + damping[active, None]
         step = -np.linalg.solve(hessian, gradient[active][:, :, None])[:, :, 0]
-        # Parameters are logarithms or of order one: a longer step leaves the region where the Jacobian means anything.
+        # Parameters are logarithms or of order one; for a longer step the Jacobian is no longer valid.
         step = np.clip(step, -2.0, 2.0)
         trial = theta[active] + step
         new_objective, new_gradient, new_data = evaluate(trial, active)

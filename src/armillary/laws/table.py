@@ -1,10 +1,10 @@
-"""Tables as people and programs write them: read such that every error names the file, the line and the column.
+"""Reads tables as people and programs write them; every error names the file, the line and the column.
 
-A table is read as text first and turned into numbers column by column, because a column that no law needs (a run's
-name, a date) may hold anything. Lines are counted as an editor counts them. What has one meaning is read: commas,
-semicolons or tabs; UTF-8 or the UTF-16 of spreadsheets; decimal commas; blank lines and trailing separators; sizes
-such as ``10M``, ``1_000`` and ``10,000,000``. What has two meanings (``1,234`` where nothing else in the file says
-which mark is decimal) is refused.
+A table is read as text first and converted to numbers column by column, because a column that no law needs (a run's
+name, a date) may hold anything. Lines are counted as in an editor. Unambiguous forms are accepted: commas, semicolons
+or tabs; UTF-8 or the UTF-16 of spreadsheets; decimal commas; blank lines and trailing separators; sizes such as
+``10M``, ``1_000`` and ``10,000,000``. Ambiguous entries are refused, such as ``1,234`` in a file that does not show
+which mark is decimal.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _COMMA = re.compile(
     r"[+-]?(?:[0-9]*,(?:[0-9]{1,2}|[0-9]{4,})(?:E[+-]?[0-9]+)?|0?,[0-9]+(?:E[+-]?[0-9]+)?|[0-9]+,[0-9]+E[+-]?[0-9]+)"
     r"[KMBGT]?"
 )
-# The first line by which a file tells Excel what separates its columns.
+# The first line that declares a file's separator to Excel.
 _EXCEL = re.compile(r"sep=([,;\t])[,;\t]*\r?\n", re.IGNORECASE)
 _JSON = re.compile(r"\s*(\{|\[\s*[{\[])")
 _UNNAMED = re.compile(r"(?:unnamed: ?\d+)?", re.IGNORECASE)
 
-# What files that are no text begin with.
+# First bytes of files that are not text.
 _MAGIC = {
     b"\x1f\x8b": "compressed with gzip; unpack it first",
     b"PK\x03\x04": "an Excel workbook or a ZIP archive; save its sheet as CSV",
@@ -55,7 +55,7 @@ class TwoMeaningsError(ValueError):
 
 @dataclass(frozen=True)
 class BadEntry:
-    """An entry that is not a number that a law can take, and what would be."""
+    """An entry that is not a valid number for a law, and what would be valid."""
 
     row: int
     column: str
@@ -80,7 +80,7 @@ class Table:
         """The entries of a column, [n].
 
         Raises:
-            UsageError: there is no such column.
+            UsageError: an unknown column.
         """
         where = self.position(column)
         return [row[where].strip() for row in self.rows]
@@ -94,7 +94,7 @@ class Table:
             least: every value must be at least this (0 for weights).
 
         Raises:
-            UsageError: an unknown column, or an entry that is no such number, with file, line, column and value.
+            UsageError: an unknown column, or an entry that is not such a number, with file, line, column and value.
         """
         return self._strict(columns, self._number, above, least)
 
@@ -103,7 +103,7 @@ class Table:
         return self._strict(columns, self._size, 0.0, -np.inf)
 
     def losses(self, columns: Sequence[str]) -> tuple[Array, list[BadEntry]]:
-        """Columns of losses [n, k], not a number where an entry is no loss, and these entries.
+        """Columns of losses [n, k], with NaN for entries that are not a loss, and these entries.
 
         Raises:
             UsageError: an unknown column.
@@ -137,10 +137,10 @@ class Table:
         return f"{self.where(row)}, column '{column}' is '{self.rows[row][self.position(column)]}'"
 
     def position(self, column: str) -> int:
-        """Which column, counted from 0, has this name.
+        """The index (from 0) of the column of this name.
 
         Raises:
-            UsageError: none.
+            UsageError: an unknown column.
         """
         if column not in self.columns:
             near = difflib.get_close_matches(column.lower(), {name.lower(): name for name in self.columns}, n=1)
@@ -157,7 +157,7 @@ class Table:
     def _parsed(
         self, columns: Sequence[str], parse: Callable[[str], float], above: float, least: float
     ) -> tuple[Array, list[BadEntry]]:
-        """Entries as numbers [n, k], and those that are not what is wanted."""
+        """Entries as numbers [n, k], and the invalid entries."""
         values, bad = np.full((len(self.rows), len(columns)), np.nan), []
         for k, column in enumerate(columns):
             for i, entry in enumerate(self.text(column)):
@@ -215,7 +215,7 @@ class Table:
 
 
 def size_of(text: str) -> float:
-    """A size from ``25M``, ``1.3B``, ``25000000``, ``25_000_000`` or ``25,000,000``; ValueError if it is none."""
+    """A size from ``25M``, ``1.3B``, ``25000000``, ``25_000_000`` or ``25,000,000``; raises ValueError otherwise."""
     entry = text.strip()
     if _GROUPS.fullmatch(entry):
         entry = entry.replace(",", "")
@@ -232,7 +232,7 @@ def parse_size(text: str) -> float:
     """Parameters or tokens from ``25M``, ``1.3B`` or ``25000000``.
 
     Raises:
-        UsageError: it is no such size.
+        UsageError: it is not a size.
     """
     try:
         size = size_of(text)
@@ -321,7 +321,7 @@ def _decoded(path: Path) -> str:
 
 
 def _delimiter(text: str) -> str:
-    """What separates the columns: in the header, tabs or semicolons where there are more of them than commas."""
+    """The column separator: tabs or semicolons if the header has more of them than commas, else commas."""
     lines = (line for line in text.splitlines() if line.strip(" ,;\t") and not line.lstrip().startswith("#"))
     header = re.sub(r'"[^"]*"', "", next(lines, ""))
     return max(",;\t", key=header.count)

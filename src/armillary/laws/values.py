@@ -1,4 +1,4 @@
-"""What a law holds, as JSON and back to the last bit: each field has a stable name, a type and a shape.
+"""The fitted values of a law as JSON, exact to the last bit: each field has a stable name, a type and a shape.
 
 An estimator declares its fields once, as ``{name in the file: (attribute, codec)}``; that declaration writes the file,
 reads it and documents it. The names outlive the attributes: renaming an attribute changes the declaration's right side
@@ -30,11 +30,11 @@ Sizes = dict[str, int]
 
 
 class ValueInFileError(ValueError):
-    """A value that a law cannot hold: where it stands, what it is, and what it must be."""
+    """A value that a law cannot hold: its place, the value, and what it must be."""
 
 
 class Codec(Protocol):
-    """How one value becomes JSON, and how it is read back."""
+    """Converts one value to JSON and back."""
 
     def write(self, value: Any, at: str) -> Any:
         """``value`` as JSON; ValueInFileError names the place ``at`` where it is not of this kind."""

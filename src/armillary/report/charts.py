@@ -69,7 +69,7 @@ def _percent_axis(ax: Axes, axis: str, places: int = 0) -> None:
 
 
 def _loss_axis(ax: Axes, axis: str, ticks: int = 6, sign: bool = False) -> None:
-    """Ticks of losses, with as many decimals as tell neighbours apart."""
+    """Ticks of losses, with enough decimals to distinguish neighbours."""
     chosen = getattr(ax, f"{axis}axis")
     chosen.set_major_locator(MaxNLocator(ticks, steps=[1, 2, 2.5, 5, 10], min_n_ticks=2))
     marks = chosen.get_majorticklocs()
@@ -161,7 +161,7 @@ def scatter(part: MixturePart, words: Words) -> Figure:
 
 @chart
 def candidates(candidate_rows: Sequence[CandidateRow], taken: str | None, words: Words) -> Figure:
-    """What the law promised for each candidate, over what new seeds measured."""
+    """The law's prediction for each candidate, against the measurements with new seeds."""
     labels = [label(words.candidate(row.name)) for row in candidate_rows]
     left, row_height = _left_margin(labels) + 8, 46
     height = row_height * len(labels)
@@ -250,7 +250,7 @@ def anneal(part: AnnealPart, words: Words) -> Figure:
 
 @chart
 def ladder(part: LadderPart, words: Words) -> Figure:
-    """Target loss over compute: every run beside what the law says at that run's own size, and the target run."""
+    """Target loss over compute: every run beside the law's prediction at that run's own size, and the target run."""
     return ladder_figure(part, words)
 
 

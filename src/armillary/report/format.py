@@ -94,7 +94,7 @@ def power(value: float) -> str:
 
 
 def power_short(value: float) -> str:
-    """A tick of a logarithmic axis: ``10ⁿ``, or ``a × 10ⁿ`` where it is no power of ten."""
+    """A tick of a logarithmic axis: ``10ⁿ``, or ``a × 10ⁿ`` if it is not a power of ten."""
     mantissa, exponent = f"{value:.0e}".split("e")
     ten = f"10{str(int(exponent)).translate(_SUPERSCRIPT)}"
     return ten if mantissa == "1" else f"{mantissa} × {ten}"

@@ -1,7 +1,7 @@
-"""The timeline of a run as one SVG file: which share of each moment went where, and one row for each rank below.
+"""The timeline of a run as one SVG file: the share of each account over time, and one row for each rank below.
 
-Trade-off: a run has up to millions of spans, so time is cut into as many bins as the picture has pixels; a bin shows
-each account's share of it above, and the largest of a rank below.
+Trade-off: a run has up to millions of spans, so time is divided into as many bins as the picture has pixels. A bin
+shows each account's share above, and the largest account of each rank below.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""What a report shows, as plain frozen data: the caller fills it from its stores, the report reads nothing else.
+"""The content of a report as plain frozen data: the caller fills it from its stores, the report reads nothing else.
 
-Trade-offs: the report recomputes no statistics, so intervals and verdicts come with the data and what is printed is
-what was decided; it only sums costs and compares an interval with zero. A part that does not exist yet is ``None`` (or
-an empty sequence) and is left out, so that a report can be written after every stage.
+Trade-offs: the report recomputes no statistics. Intervals and verdicts come with the data, so it prints exactly the
+recorded decisions; it only sums costs and compares an interval with zero. A part that does not exist yet is ``None``
+(or an empty sequence) and is left out, so that a report can be written after every stage.
 
 Units, unless a field says otherwise: losses are validation losses in nats per token, weights are shares that sum to 1,
 ``low`` and ``high`` are the ends of 90% intervals, times end in ``_s`` and are seconds, dates are ISO 8601.
@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Question:
-    """What was asked: weights over validation domains, limits of the mixture, the model, its tokens, the budget."""
+    """The question: weights over validation domains, limits of the mixture, the model, its tokens, the budget."""
 
     target: Mapping[str, float]
     model: str
@@ -64,7 +64,7 @@ class DomainFit:
 
 @dataclass(frozen=True)
 class CandidateRow:
-    """A mixture run again with new seeds: the law's prediction of the target loss and what each seed measured."""
+    """A mixture run again with new seeds: the law's prediction of the target loss and each seed's measurement."""
 
     name: str
     weights: Mapping[str, float]
@@ -78,9 +78,9 @@ class CandidateRow:
 class MixtureChoice:
     """Which mixture was taken. ``difference`` is ``best`` minus ``reference`` on the target, at proxy size.
 
-    ``best`` has the lowest mean of the ``others`` mixtures that were held against the reference. ``significant`` says
-    whether it is better than the reference beyond chance; where it is not, ``taken`` is the reference. ``others`` is 0
-    where nothing could be compared; ``best`` is then None.
+    ``best`` has the lowest mean of the ``others`` mixtures that were compared with the reference. ``significant`` says
+    whether it is better than the reference beyond chance; if not, ``taken`` is the reference. ``others`` is 0 if no
+    mixture could be compared; ``best`` is then None.
     """
 
     taken: str
@@ -158,10 +158,10 @@ class LrCurve:
 
 @dataclass(frozen=True)
 class CurveLaw:
-    """What the law of the learning-rate curve says of the training loss.
+    """The training loss by the law of the learning-rate curve.
 
-    ``nearby`` holds pairs of a share of decay and the loss it gives away against the best; ``endings`` pairs of a
-    number of steps and what is lost by ending there without having planned it. Losses in nats per token.
+    ``nearby`` holds pairs of a share of decay and its loss above the best; ``endings`` pairs of a number of steps and
+    the additional loss of an unplanned end there. Losses in nats per token.
     """
 
     shape: str
@@ -222,7 +222,7 @@ class LadderLaw:
 
 @dataclass(frozen=True)
 class HoldoutRow:
-    """A run the law was asked for without having seen it.
+    """A held-out run and the law's prediction of it.
 
     ``column`` is ``params``, ``tokens`` or ``compute``: runs with at least ``least`` of it were left out.
     """
@@ -238,7 +238,7 @@ class HoldoutRow:
 
 @dataclass(frozen=True)
 class FamilyRow:
-    """A family at the target's compute: what its law promises on the target."""
+    """A family at the target's compute: its law's prediction of the target loss."""
 
     family: str
     parameters: int
@@ -320,7 +320,7 @@ class PredictionPart:
 
 @dataclass(frozen=True)
 class RecordRow:
-    """How a law fared on measurements that it was asked for without having seen them.
+    """The record of a law's predictions of held-out measurements.
 
     ``law`` is ``mixture_law``, ``scaling_law`` or ``anneal_law``, shown in the report's language; ``what`` says what
     was held out: ``confirm``, ``branches``, or ``params`` or ``tokens``, of which runs with at least ``least`` were.
@@ -373,7 +373,7 @@ class DifferenceRow:
 
 @dataclass(frozen=True)
 class Multiplier:
-    """What a difference is worth in compute, by the ladder's law.
+    """The value of a difference in compute, by the ladder's law.
 
     The mixture found reaches the target loss of ``reference`` with ``1 / value`` of its compute, parameters and tokens
     reduced alike. All three are None where the answer lies outside the sizes of the ladder.
@@ -390,7 +390,8 @@ class BreakEven:
     """From which target run on the studies pay, in FLOPs, against training on ``reference`` without any study.
 
     ``multiplier`` is that of the compute; ``at`` is the size, ``low`` and ``high`` the sizes by the ends of the
-    multiplier's interval. None is no size at all; a ``multiplier`` of None is an answer that the law does not support.
+    multiplier's interval. A size of None means that the studies pay at no size. A ``multiplier`` of None means that the
+    law does not support an answer.
     """
 
     reference: str
@@ -414,7 +415,7 @@ class FailureRow:
 
 @dataclass(frozen=True)
 class Note:
-    """Something to keep in mind: ``what`` names a sentence (``note_WHAT``) that is filled with the other fields.
+    """A caveat: ``what`` names a sentence (``note_WHAT``) that is filled with the other fields.
 
     ``subject`` is a domain, a family or a file, and for ``failures``, ``reason`` and ``adjusted`` a word that is
     translated as in CostRow. ``detail`` is shown as it is; ``end`` is ``low`` or ``high``.
@@ -536,7 +537,7 @@ class TaughtScore:
 
 @dataclass(frozen=True)
 class TaughtGain:
-    """What was predicted of the held-out score of the first fine-tuning, from runs on ``parts`` of its questions.
+    """The predicted held-out score of the first fine-tuning, from runs on ``parts`` of its questions.
 
     ``scores`` are those of the parts, ``items`` the questions of the whole run. ``predicted`` with its 90% interval is
     None where the gain could not be predicted, and ``reason`` says why.
@@ -567,7 +568,7 @@ class Forgetting:
 
 @dataclass(frozen=True)
 class Talk:
-    """A held-out question with the right answer, and what the base model and the taught model replied."""
+    """A held-out question with the right answer, and the replies of the base model and the taught model."""
 
     question: str
     answer: str
@@ -578,7 +579,7 @@ class Talk:
 
 @dataclass(frozen=True)
 class TeachingPart:
-    """What a model was taught: questions, models with their scores, the predicted gain, and what it forgot.
+    """A post-training: questions, models with their scores, the predicted gain, and the loss on other text.
 
     ``models`` are in the order in which they were made; ``taken`` is the one that was kept. ``left_out`` are stages
     without a model, with the reason. ``diversity`` is that of ``diversity_section``.
@@ -609,13 +610,12 @@ class LineageRow:
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that a report shows.
+    """The whole content of a report.
 
-    ``total`` is the cost of the whole; without it, the sum of ``cost`` is shown. ``curves`` are losses on held-out
-    text, ``training_curves`` on training batches, both of the runs of ``curves_seed``. The first of ``scores`` is the
-    total. ``workspace`` is the folder from
-    which the commands of ``reproduce`` read. Where ``differences`` are not given, the verdict speaks of the mixture's
-    choice at proxy size.
+    ``total`` is the total cost; without it, the sum of ``cost`` is shown. ``curves`` are losses on held-out text,
+    ``training_curves`` on training batches, both of the runs of ``curves_seed``. The first of ``scores`` is the total.
+    ``workspace`` is the folder from which the commands of ``reproduce`` read. Without ``differences``, the verdict is
+    about the mixture's choice at proxy size.
     """
 
     name: str

@@ -213,7 +213,7 @@ def may_replace(path: Path) -> bool:
 
 
 class _OtherCodeError(Exception):
-    """A whole file means something else to this program than to the one that wrote it."""
+    """An intact file has another meaning in this program's version than in the one that wrote it."""
 
 
 def _again(document: object, path: Path) -> str:
@@ -221,12 +221,12 @@ def _again(document: object, path: Path) -> str:
 
 
 def _opened(document: dict[str, Any]) -> LawFile:
-    """The law of a document of version 3, once it is found to repeat its own predictions.
+    """The law of a document of version 3, after checking that it reproduces its stored predictions.
 
     Raises:
         ValueInFileError: a field is missing, unknown, or not of its kind.
-        _OtherCodeError: it is of another version of the code.
-        Exception: any, where fields do not belong together.
+        _OtherCodeError: it was written by another version of the code.
+        Exception: any, if fields are inconsistent.
     """
     named = {name: document[name] for name in _FIELDS if name in document}
     fields = read_fields(_FIELDS, named, "the file", {})

@@ -1,6 +1,6 @@
 """Law files of versions 1 and 2, which held private attributes under ``module:Class``, as fields of version 3.
 
-The tables below are frozen: they say what each attribute of those files is called now. Attributes that follow from
+The tables below are frozen and map each attribute of those files to its current name. Attributes that follow from
 others, or that no prediction needs, are left out.
 """
 
@@ -69,7 +69,7 @@ _KEYS = ("summary", "kind", "features", "targets", "size_column", "sources", "la
 
 
 def whole(document: dict[str, Any]) -> bool:
-    """Whether a document of version 1 or 2 is as it was written."""
+    """Whether a document of version 1 or 2 is unchanged since it was written."""
     body = {key: document.get(key) for key in _KEYS}
     seal = hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
     return seal == document.get("sha256") and document.keys() == {"format", "version", "sha256", *_KEYS}

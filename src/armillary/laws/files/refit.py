@@ -8,9 +8,9 @@ from typing import Any
 
 
 def refit_command(document: object, path: Path) -> str:
-    """The ``armillary fit`` command for the law in ``document``, as far as its fields tell.
+    """The ``armillary fit`` command for the law in ``document``.
 
-    The document may be damaged: a field that is not what it must be is replaced by a word in capitals.
+    The document may be damaged: an invalid field is replaced by a word in capitals.
     """
     fields: dict[str, Any] = document if isinstance(document, dict) else {}
     names = _strings(fields.get("features")) + _strings(fields.get("targets"))
