@@ -1,17 +1,17 @@
 """The score, or loss, after fine-tuning on all data, from runs on parts of it such as 1/8, 1/4 and 1/2.
 
 The curve is a power law in the data with a floor, ``loss(D) = E + A D^-a``, on the scale of the loss, or on that of the
-logit of the score above chance. It is written by what the runs see best: the level at the largest part, the gain of
-its last doubling, and the exponent. An exponent of 0 is a straight line in ``log D``; a small negative one lets a skill
-that has just begun to rise do so.
+logit of the score above chance. Its parameters are those that runs determine best: the level at the largest part, the
+gain of its last doubling, and the exponent. An exponent of 0 is a straight line in ``log D``; a small negative one
+describes a skill that has just begun to rise.
 
-Three sizes cannot fix level, gain, exponent and the noise between seeds. Level and gain follow the runs. Exponent and
-noise have priors, stated below, and three sizes seldom say more than these: the interval is a mixture over what they
-allow. Several seeds per size, not more sizes, are what makes it narrower.
+Three sizes cannot determine level, gain, exponent and the noise between seeds. Level and gain follow the runs. Exponent
+and noise have priors, stated below, and three sizes seldom add to them. The interval is a mixture over their values.
+Several seeds per size make it narrower; more sizes do not.
 
-What the interval covers is one new run on all of the data, examined on the held-out items. Given the score of each
-item, it is about those same items: their difficulty is then not noise, and what one seed flips is estimated from how
-often two runs disagree. Given only means, it is about as many other items of the kind, which is wider.
+The interval covers one new run on all of the data, examined on the held-out items. With the score of each item, it is
+for the same items: their difficulty is then not noise, and the noise of a seed is estimated from the disagreement of
+two runs. With means only, it is for as many other items of the kind, which is wider.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ from armillary.recipe import UsageError
 
 FORMS = ("score", "loss")
 LEAST_SIZES = 3
-# Beyond this factor over the largest part the exponent decides alone, and no run says it.
+# Beyond this factor over the largest part only the exponent matters, which no run determines.
 MOST_EXTRAPOLATION = 16.0
-# The step that is asked for most, from one half to all, was tested by the step before it, from 1/4 to 1/2.
+# The most common step, from one half to all, was tested by the step before it, from 1/4 to 1/2.
 TESTED = 2.0
 
 # Priors, for the logit of a score and for a loss in units of the last one. The form is that of Zhang et al. 2024, "When

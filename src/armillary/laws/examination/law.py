@@ -8,8 +8,8 @@ Trade-offs taken:
 
 - The first step is a line in the losses or in their logarithms, weighed by how they predict the best runs from the
   others. A ladder ends not far above its target in loss, so that more form would be noise.
-- The ceiling of the sigmoid is not to be seen in small models. It has a prior (most of the way to 1, rarely below
-  half), and its uncertainty is part of the interval.
+- Small models do not show the ceiling of the sigmoid. It has a prior (most of the way to 1, rarely below half), and its
+  uncertainty is part of the interval.
 - A ladder whose models all answer at chance contains no sigmoid. ``fit`` then refuses instead of returning the prior.
 - Chance is given, not fitted: with four options it is 0.25, and a fitted lower end would follow the noise.
 """
@@ -167,7 +167,7 @@ class ExaminationLaw(Estimator):
         self._two_steps = task is not None
         self.chance_, self.items_, self._noise_seed = float(self.chance), self.items, self.seed + 1
         through = losses if task is None else task
-        # Accuracies at chance fall or rise as they happen to; only of others the direction says something.
+        # Accuracies at chance rise or fall randomly, so only the direction of the others is checked.
         self.above_chance_ = self._count_above_chance(accuracy)
         _refuse_falling(through, accuracy, "losses" if task is None else "task losses", int(task is not None))
         self._lowest, self._highest = float(losses.min()), float(losses.max())
@@ -306,7 +306,7 @@ class ExaminationLaw(Estimator):
         """See ``predict``; the input is good."""
         rng = np.random.default_rng(self._noise_seed)
         tail = (1 - interval) / 2
-        # One draw of the noise for all rows: what is said of a run does not depend on the table it stands in.
+        # One draw of the noise for all rows, so that a run's prediction does not depend on the other rows.
         shape = (_REPEATS * len(self.draws_), 1)
         logs = np.log(table)
         about = (logs[:, 2] - logs[:, 1]) / (2 * stats.norm.isf(tail)) if table.shape[1] == 3 else 0.0

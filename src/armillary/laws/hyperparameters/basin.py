@@ -11,8 +11,8 @@ low; and the third term ties the learning rate to a power of the batch size (gra
 
 Trade-offs taken:
 
-- Near the floor the form is right, far up its walls it is not, and diverged runs say nothing: a run counts with the
-  variance ``noise^2 + (FAR h)^2``, and runs that lie more than DIVERGED above a smaller one are left out.
+- The form is accurate near the floor but not high on the walls, and diverged runs carry no information. So a run has
+  the variance ``noise^2 + (FAR h)^2``, and runs more than DIVERGED above a smaller one are left out.
 - Three errors are shared. Each (N, D) is off the Chinchilla floor by some amount of its own, and its best learning
   rate and batch size are off their power laws. Runs of one (N, D, bs) may share one more: a loss read off the last
   batch is that batch's loss, and with the same data order they all end on the same batch. All are random effects whose
@@ -22,8 +22,8 @@ Trade-offs taken:
   Bjorck et al. 2024, arXiv 2409.19913: lr N^-0.23 D^-0.32; DeepSeek 2024, arXiv 2401.02954: lr C^-0.125, bs C^0.33;
   Zhang et al. 2024, arXiv 2410.21676: bs D^0.47, without N), with a standard deviation that covers them.
 
-Chosen after a look at the grids of Li et al., and so not proved by them: that the basin is skewed (a symmetric one
-names runs three times as far from the best), FAR (0.15 to 0.4 do equally well), and PLACE.
+Three choices were tuned on the grids of Li et al., which therefore do not confirm them: the skew of the basin (a
+symmetric basin selects runs three times as far from the best), FAR (0.15 to 0.4 are equally good), and PLACE.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ FIXED = 1e-4  # the standard deviation of what a form holds fixed
 
 FAR = 0.25  # how wrong the form is, as a share of the height in the basin
 DIVERGED, LEAST, TOO_LOW = 0.1, 6, 0.2  # see ``diverged``
-# Before any run is seen, standard deviations: of the log loss of a run, of what runs of one (N, D, bs) share, and of an
-# (N, D) about the floor; and of the log lr* and log bs* of an (N, D) about their power laws. Each counts as this many
+# Prior standard deviations: of the log loss of a run, of the error that runs of one (N, D, bs) share, of an (N, D)
+# about the floor, and of the log lr* and log bs* of an (N, D) about their power laws. Each is weighted as COUNT
 # observations.
 NOISE, SHARED, PAIR, PLACE, COUNT = 0.002, 0.0005, 0.003, 0.1, 2.0
 BEFORE = (SHARED, PAIR, PLACE, PLACE)
@@ -98,7 +98,7 @@ def diverged(points: Array, losses: Array) -> NDArray[np.bool_]:
     which = which.ravel()
     reached = np.full(len(sizes), np.inf)
     np.minimum.at(reached, which[~low], losses[~low])
-    smaller = (sizes[:, None] >= sizes[None]).all(2)  # [size, whether that is no larger]
+    smaller = (sizes[:, None] >= sizes[None]).all(2)  # [size, whether that one is not larger]
     above = np.where(low, np.inf, losses - np.where(smaller, reached, np.inf).min(1)[which])
     limit = max(DIVERGED, 4 * float(np.quantile(above, 0.25)), float(np.sort(above)[min(LEAST, len(above)) - 1]))
     return np.asarray((above > limit) | low)
@@ -139,7 +139,7 @@ def floor_terms(theta: Array, x: Array) -> Array:
 
 
 def linex(skew: Array, z: Array) -> tuple[Array, Array, Array]:
-    """psi(skew, z), with its derivatives by z and by the skew; beyond ``skew * z = STEEP`` it goes on as a square."""
+    """psi(skew, z), with its derivatives by z and by the skew; beyond ``skew * z = STEEP`` it is quadratic."""
     a = np.clip(skew * z, -STEEP, STEEP)
     small = np.abs(a) < 0.02
     b = np.where(small, 1.0, a)
@@ -308,7 +308,7 @@ def fit(form: str, points: Array, losses: Array, noise: float | None) -> Fitted:
     stds = [NOISE, PAIR, PLACE, PLACE]
     above = losses - np.repeat(losses[best], ends - pairs)
     slopes = np.ones((4, len(x)))
-    slopes[2:] = 0.0  # nothing is known of the basin's walls yet
+    slopes[2:] = 0.0  # the basin's walls are still unknown
     start = np.tile(prior, (4, 1))
     start[:, NAMES.index("rho")] = [0.5, 1.0, 0.5, 1.0]
     for name in ("steep_lr", "steep_bs", "steep_ratio"):

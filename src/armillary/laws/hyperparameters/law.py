@@ -2,13 +2,13 @@
 
 Trade-offs taken:
 
-- A prediction far from the runs has to say three things at once: the floor (a Chinchilla law), where the basin lies
-  and how it rises (``basin`` has the form and its reasons). One law, fitted to all runs at once, with priors, says them
-  from 20 runs as from 2000; what the data could not say is in ``identified_``.
-- The predicted basin is the mean over the draws: where lr* is uncertain and the basin is steep on one side, the run
-  that is best on average keeps away from that side.
-- How wrong the floor's form is per e-fold of extrapolation is measured by leaving out the largest N, D and compute,
-  as ``ScalingLaw`` does it. The basin's own scatter between (N, D) stands in the fit.
+- A prediction far from the runs needs three parts: the floor (a Chinchilla law), the position of the basin, and its
+  shape (``basin`` has the form and its reasons). One law with priors, fitted to all runs at once, gives them from 20
+  runs as well as from 2000. ``identified_`` shows which numbers the data did not determine.
+- The predicted basin is the mean over the draws. If lr* is uncertain and the basin is steep on one side, the best run
+  on average stays away from that side.
+- The floor's error per e-fold of extrapolation is measured by leaving out the largest N, D and compute, as in
+  ``ScalingLaw``. The basin's scatter between (N, D) is part of the fit.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from armillary.laws.values import Codec, Fields, Listed, Mapped, Number, Record,
 from armillary.recipe import UsageError, counted
 
 COLUMNS = ("params", "tokens", "lr", "bs")
-# Before any run is left out: the floor's relative miss at one e-fold of extrapolation, counted as COUNT observations.
+# Prior of the floor's relative error at one e-fold of extrapolation, weighted as COUNT observations.
 MISS = 0.003
 WIDEST = 100.0  # of half an interval, in log loss
 FLAT = 1e-3  # the share of the loss one may give away, see HyperparameterOptimum
@@ -55,8 +55,8 @@ class HeldOutGrid:
         predicted: losses by the law fitted without them, [k].
         measured: their losses, [k].
         extrapolation: their compute N * D over the largest compute that was kept, [k].
-        regret: for each (N, D) left out with at least four runs, by how much of the loss the run that the law takes
-            for best is worse than the best, [pairs].
+        regret: for each left-out (N, D) with at least four runs, the relative excess loss of the run that the law
+            predicts to be best over the best run, [pairs].
         shape_error: root mean square of relative errors near the floor, after taking out each (N, D)'s own mean.
     """
 
@@ -95,7 +95,7 @@ class HyperparameterLaw(Estimator):
 
     Forms: ``step-law`` (Li et al. 2025): lr* = c N^a D^b and bs* = d D^f through the best run of each (N, D), and a
     symmetric basin of common curvature around them; ``basin``: everything above, fitted to all runs at once;
-    ``auto``: the one that foretells better the largest (N, D) when these are left out.
+    ``auto``: the one with the better prediction of the largest (N, D) when these are left out.
 
     Args:
         form: ``step-law``, ``basin`` or ``auto``.
@@ -204,7 +204,7 @@ class HyperparameterLaw(Estimator):
         self.diverged_ = np.flatnonzero(far_off)
         rows = np.flatnonzero(~far_off)
         points, log_losses = points[rows], log_losses[rows]
-        # No run is far worse than the worst that was seen: a power law for very small models would say so.
+        # A cap, because the power law would predict losses far above the worst measured one for very small models.
         self._ceiling = float(np.log(losses.max()) + basin.HIGHEST)
         self._most = points.max(0)[:2]
         self._most_compute = float(points[:, :2].sum(1).max())
@@ -321,9 +321,9 @@ class HyperparameterLaw(Estimator):
         return [*self.predict(run[None]), ends]
 
     def _offset(self, points: Array) -> tuple[Array, Array]:
-        """How far each (N, D) of log points [m, 2 or 4] lies off the law, [m, 3], and standard deviations.
+        """The offset of each (N, D) of log points [m, 2 or 4] from the law, [m, 3], and its standard deviations.
 
-        An (N, D) that was fitted keeps its own place; of any other only the scatter is known.
+        A fitted (N, D) has its own offset; for any other only the scatter is known.
         """
         mean = np.zeros((len(points), 3))
         std = np.tile([self.pair_std_, *self.place_std_], (len(points), 1))
@@ -350,7 +350,7 @@ class HyperparameterLaw(Estimator):
         }
 
     def _check_reach(self, points: Array) -> None:
-        """Warn or refuse where log points [m, 2 or more] lie far beyond the runs in N, D or compute."""
+        """Warn or refuse if log points [m, 2 or more] are far beyond the runs in N, D or compute."""
         beyond = self._efolds(points)
         row = int(beyond.argmax())
         tested = max((float(left.extrapolation.max()) for left in self.held_out_), default=1.0)
@@ -364,7 +364,7 @@ class HyperparameterLaw(Estimator):
         return np.asarray(np.maximum(beyond, points[:, :2].sum(1) - self._most_compute))
 
     def _held_out_error(self, form: str) -> float:
-        """Mean regret and mean shape error of what was left out; a form is as good as where it would have sent us."""
+        """Mean regret and mean shape error on left-out runs; a form is judged by the runs it would have chosen."""
         records = [record for record in self.held_out_ if record.form == form]
         regret = np.concatenate([record.regret for record in records]) if records else np.zeros(0)
         if not len(regret):

@@ -20,11 +20,11 @@ from armillary.laws.reproduce.evaluation import Evaluation, Figure, Forecast
 from armillary.laws.table import read_table
 
 SEQUENCE = 2048
-NEAR = 0.03  # random forecasts lie within this share of the lowest loss, as predicted: nobody bets on a diverging run
+NEAR = 0.03  # random forecasts lie within this share of the lowest loss, as predicted, which excludes diverging runs
 
 
 def step_law(folder: Path) -> Evaluation:
-    """Regret upward (all sizes but the largest N tell it) and leaving out each (N, D) in turn; forecasts upward.
+    """Regret upward (from all sizes but the largest N) and leaving out each (N, D) in turn; forecasts upward.
 
     Raises:
         UsageError: ``scaling/step_law_small.csv`` is missing below ``folder``, or is not such a table.

@@ -102,7 +102,7 @@ def contradicted(
 
 def _out_of_order(sizes: Array, logs: Array, used: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Losses [n, t] above one of a run no larger, or below one of a run no smaller, by more than ``LEAST``."""
-    larger = np.asarray((sizes[:, None] >= sizes[None] - 1e-9).all(axis=2))  # [row, whether that one is no larger]
+    larger = np.asarray((sizes[:, None] >= sizes[None] - 1e-9).all(axis=2))  # [row, whether that one is not larger]
     lowest = np.where(larger[:, :, None] & used[None], logs[None], np.inf).min(1)
     highest = np.where(larger.T[:, :, None] & used[None], logs[None], -np.inf).max(1)
     return np.asarray((logs > lowest + LEAST) | (logs < highest - LEAST))

@@ -36,7 +36,7 @@ class UnlikelyColumnWarning(UserWarning):
 
 
 def refuse_rising(table: Table, sizes: Array, losses: Array, targets: Sequence[str]) -> None:
-    """Refuse a column of losses [n, t] that rises with both parameters and tokens (sizes [n, 2]): it is no loss.
+    """Refuse a column [n, t] that rises with both parameters and tokens (sizes [n, 2]), so it is not a loss.
 
     Pairs of runs of which one is larger in both are compared; a law of losses that two thirds of them contradict is
     none.
