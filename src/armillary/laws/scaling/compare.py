@@ -1,4 +1,4 @@
-"""Which of several architectures is better at a target scale, by how much compute, and how sure that is.
+"""Compares architectures at a target scale: which is better, by how much compute, and with what probability.
 
 Each architecture is a family of runs. All families are fitted together: each has its own law, and the parameters of
 these laws share a prior whose mean and width are learned from the families (``fit``). What the families have in
@@ -7,8 +7,8 @@ common (the irreducible loss of the data, exponents) is thus estimated from all 
 Trade-offs taken:
 
 - One form for all families, the one that predicts their largest runs best after a fit to the others.
-- A wrong form is wrong for all families alike, so only the *difference* of the misses of two families counts against a
-  comparison. It is mixed with a guess (``MISS``), since few such differences are known.
+- A wrong form is wrong for all families alike, so only the *difference* of two families' errors widens a comparison. It
+  is mixed with a guess (``MISS``), because few such differences are known.
 """
 
 from __future__ import annotations

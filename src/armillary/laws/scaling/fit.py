@@ -1,12 +1,12 @@
 """Fitting one form of scaling law to several targets and several subsets of the runs at once.
 
-The same runs have a loss on each of several corpora, a law is judged by leaving out several sets of large runs, and a
-fit is started in many places: all of that is one batch of small problems (``solver``).
+Several corpora (one loss per run on each), several left-out sets of large runs and many starting points are fitted as
+one batch of small problems (``solver``).
 
 Trade-offs taken:
 
-- The noise is fitted with the law: it decides how much the priors count. What counts as noise here is all scatter
-  around the law, misfit included, so that a law that fits badly is not more certain than one that fits well.
+- The noise is fitted with the law and sets the weight of the priors. Noise is all scatter around the law, including
+  misfit, so that a law that fits badly is not more certain than one that fits well.
 - Targets of the same runs share strength through the prior of the parameters that shape a law (exponents, not the size
   of terms): its mean and width are learned from the targets themselves (empirical Bayes), never narrower than ``POOL``.
 """
@@ -22,7 +22,7 @@ from armillary.laws.estimator import Array
 from armillary.laws.scaling.forms import ScalingForm
 from armillary.laws.solver import Fits, fit_many
 
-# Before any run is seen: relative scatter of a run around the law, counted as this many observations.
+# Prior of the relative scatter of a run around the law, and its weight as a number of observations.
 NOISE, NOISE_COUNT = 0.004, 2.0
 
 # Log sizes that differ by less are the same, and no noise is taken to be smaller than LEAST.
@@ -114,8 +114,8 @@ def fit_form(
     )
     chosen = np.arange(problems) * many + first.objective.reshape(problems, many).argmin(1)
     fit = Fits(*(getattr(first, field)[chosen] for field in Fits.__dataclass_fields__))
-    # The noise decides how much the priors count, the fit decides the noise, and the targets decide what they share: a
-    # few rounds settle all.
+    # The noise sets the weight of the priors and follows from the fit, and the targets determine their shared priors,
+    # so a few rounds are needed to converge.
     for turn in range(5):
         law = form.evaluate(fit.parameters, points, centre)[0]
         above = height(law, lowest, highest)
@@ -173,7 +173,7 @@ def height(law: Array, lowest: Array, highest: Array) -> Array:
 def seed_noise(points: Array, losses: Array) -> Array:
     """Relative standard deviation of one run [t] from runs at (almost) the same log points [n, k]; else ``NOISE``.
 
-    A geometric mean of the guess and of what the repeats show, which counts as many times as it has degrees of freedom.
+    A geometric mean of the guess and of the estimate from repeats, weighted by the estimate's degrees of freedom.
     """
     _, label = np.unique(np.round(points / SAME), axis=0, return_inverse=True)
     label = label.ravel()
@@ -261,7 +261,7 @@ def _pool(
     variance = np.einsum("pii->pi", np.linalg.inv(fit.precision)).reshape(shape)
     theta = fit.parameters.reshape(shape)
     centre = first.reshape(shape).mean(1, keepdims=True)
-    # What the data alone say: take the present prior out of the posterior.
+    # The likelihood alone: remove the present prior from the posterior.
     pull = 1 / std.reshape(shape) ** 2
     precise = np.maximum(1 / variance - pull, 1e-6)
     alone = (theta / variance - pull * mean.reshape(shape)) / precise

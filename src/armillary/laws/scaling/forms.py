@@ -1,16 +1,16 @@
 """The forms a scaling law may take: from sizes to the log loss, each with its derivatives in closed form and priors.
 
 All but two are sums of power laws (``PowerSum``): ``L = E + sum_j C_j prod_k x_k^(-w_jk)``, in which an exponent may
-stand in several terms. ``Kaplan`` bends the sum of the two terms, ``Repeated`` replaces parameters and tokens by what
-they are worth once data are repeated.
+occur in several terms. ``Kaplan`` bends the sum of the two terms. ``Repeated`` replaces parameters and tokens by their
+effective values under repeated data.
 
 Trade-offs taken:
 
 - Every parameter has a broad normal prior on the scale it is fitted on (``Parameter``), so that six runs suffice for a
   fit and no start runs away. Parameters that a form adds to Chinchilla's have priors around "no effect".
 - Terms are written at the centre of the runs, not at N = 1: parameters are then nearly uncorrelated and of order one.
-- Terms of a sum stay positive: a law cannot say that a loss rises with size. What rises (overfitting) is its own term;
-  its shape was chosen after a look at published runs on repeated data.
+- Terms of a sum stay positive, so a law cannot predict a loss that rises with size. Overfitting, which does rise, is a
+  separate term; its shape was tuned on published runs on repeated data.
 """
 
 from __future__ import annotations
@@ -95,8 +95,7 @@ class ScalingForm(Protocol):
 class PowerSum:
     """``E + (sum_j T_j^(1/k))^k`` with ``T_j = C_j prod_i x_i^(-w_ji)``; k = 1 unless ``bent``.
 
-    With a small k the largest term rules and the others hardly count (Kaplan et al. 2020, equation 1.5, has
-    k = beta and E = 0).
+    With a small k the largest term dominates (Kaplan et al. 2020, equation 1.5, has k = beta and E = 0).
 
     Attributes:
         features: columns that the form reads.

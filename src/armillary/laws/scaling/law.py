@@ -1,22 +1,21 @@
 """Scaling laws: the loss of a model as a function of its size and its training tokens, with intervals far out.
 
-What decides a forecast far beyond the runs is the form, and no fit in sample shows which form holds out there. So each
-form is asked for the largest runs after a fit to the others (leave-largest-out), and the law is the average of the
-forms, weighted by how well they did.
+The form decides a forecast far beyond the runs, and no in-sample fit shows which form holds there. So each form
+predicts the largest runs after a fit to the others (leave-largest-out). The law is the average of the forms, weighted
+by these held-out errors.
 
 Trade-offs taken:
 
 - The same code must fit six points of a laptop's ladder and hundreds of a cluster's: broad priors (``forms``).
-- An interval must cover a *new run*, so it adds in quadrature, in log loss: what the parameters of each form leave open
-  (posterior draws), how far the forms lie apart, the noise of one run, and the wrongness of all forms. The last is not
-  in the residuals: it is how far the law missed the runs left out, beyond what the other parts explain.
-- Few such misses are known, so their average is mixed with a prior guess.
-- N is whatever the caller counts (all parameters, or those outside the embedding): be consistent.
-- Chosen after a look at published runs held out (Chinchilla's points, OLMo's ladder, Gemstones, IsoFLOP grids, repeated
-  data), and so not proved by these: that ``ratio`` is among the forms and ``interaction`` is centred on it with so
-  narrow a prior, that noise may grow with the loss, ``SHARPNESS``, ``MISS`` and how it grows with distance, that runs
-  which scatter much count less in the check of intervals, and how little targets share at most
-  (``fit.POOL``).
+- An interval must cover a *new run*, so it adds in quadrature, in log loss: the uncertainty of each form's parameters
+  (posterior draws), the disagreement of the forms, the noise of one run, and the common error of all forms. Residuals
+  do not show the last part: it is the law's error on left-out runs beyond what the other parts explain.
+- Few such errors are known, so their average is mixed with a prior guess.
+- N may count all parameters, or those outside the embedding: be consistent.
+- Several choices were tuned on published held-out runs (Chinchilla's points, OLMo's ladder, Gemstones, IsoFLOP grids,
+  repeated data), which therefore do not confirm them: the form ``ratio`` and the narrow prior of ``interaction`` around
+  it, noise that may grow with the loss, ``SHARPNESS``, ``MISS`` and its growth with distance, the smaller weight of
+  runs with large scatter in the check of intervals, and the least sharing between targets (``fit.POOL``).
 """
 
 from __future__ import annotations
@@ -57,14 +56,13 @@ from armillary.recipe import UsageError, counted
 
 __all__ = ["SCALING_FORMS", "LeftOut", "ScalingLaw"]
 
-# Relative miss of all forms at one e-fold of extrapolation before any run is left out, counted as MISS_COUNT
-# observations.
+# Prior of the relative error of all forms at one e-fold of extrapolation, weighted as MISS_COUNT observations.
 MISS, MISS_COUNT = 0.006, 2.0
 
 # The 95th percentile of a normal variate: nine tenths of its absolute values are below.
 NORMAL = 1.645
 
-# An interval that reaches farther than this in log loss, either way, says nothing.
+# An interval that reaches farther than this in log loss, either way, is useless.
 VOID = float(np.log(2.0))
 
 # Forms are weighted by their held-out error to this power for each set left out; below FAINT a form is dropped.
@@ -72,7 +70,7 @@ SHARPNESS = 2.0
 FAINT = 0.02
 
 
-# What was left out, and which runs were kept [n].
+# A description of the runs left out, and the mask of the runs kept [n].
 Cut = tuple[str, NDArray[np.bool_]]
 
 

@@ -1,4 +1,4 @@
-"""Laws from files to files: what the command line's verbs on laws do.
+"""Laws from files to files: the implementation of the command line's verbs on laws.
 
 Tables come in as CSV, laws as the files of ``files``, limits and targets as YAML.
 """
@@ -60,7 +60,7 @@ __all__ = [
 
 
 def check_out(path: Path, *inputs: Path | None) -> None:
-    """See that ``path`` can be written before work is done for it, and is none of the ``inputs``.
+    """Check, before any work, that ``path`` can be written and is not one of the ``inputs``.
 
     Raises:
         UsageError: it is a folder, or lies where nothing can be written, or the work reads it.

@@ -1,7 +1,7 @@
 """Columns whose values contradict their names: an accuracy called a loss, swapped sizes, perplexities.
 
-What no loss can do is refused. What is only unlikely is reported by an ``UnlikelyColumnWarning`` with the remedy, and
-the fit goes ahead.
+A column that cannot be a loss is refused. An unlikely column is reported by an ``UnlikelyColumnWarning`` with the
+remedy, and the fit continues.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ SMALLEST = 1e4
 
 
 class UnlikelyColumnWarning(UserWarning):
-    """The values of a column are unlikely for what its name says; says what they may be and what to do."""
+    """The values of a column are unlikely for its name; the message says what they may be and what to do."""
 
 
 def refuse_rising(table: Table, sizes: Array, losses: Array, targets: Sequence[str]) -> None:
     """Refuse a column [n, t] that rises with both parameters and tokens (sizes [n, 2]), so it is not a loss.
 
-    Pairs of runs of which one is larger in both are compared; a law of losses that two thirds of them contradict is
-    none.
+    Pairs of runs of which one is larger in both are compared. A column that rises in more than two thirds of them is
+    refused.
 
     Raises:
         UsageError: such a column.

@@ -17,7 +17,7 @@ from armillary.recipe import UsageError, counted
 
 @contextlib.contextmanager
 def about(table: Table | Path, targets: Sequence[str] = ()) -> Iterator[None]:
-    """Make errors and warnings of a law speak of a table's lines, and name the file where they do not."""
+    """Make errors and warnings of a law name a table's lines, or at least its file."""
 
     def row(_: str, i: int) -> str | None:
         return table.where(i) if isinstance(table, Table) and i < len(table.lines) else None

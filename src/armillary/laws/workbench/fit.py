@@ -1,7 +1,7 @@
 """Fitting laws to tables. All checks that can name a line are made here, before a law sees numbers.
 
-Which columns are what is read from their names (``columns``), unless the user names them. A form that is named takes
-its features from the first columns, whatever they are called.
+The roles of columns follow from their names (``columns``), unless the user names the columns. A named form takes its
+features from the first columns, under any name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a law file says to people: its summary as plain values, and the tables in it."""
+"""The human-readable summary of a law file as plain values, and the tables in it."""
 
 from __future__ import annotations
 
