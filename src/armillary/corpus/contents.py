@@ -107,7 +107,7 @@ def _is_here(file: SourceFile) -> bool:
 
 
 def _relative(file: SourceFile, place: str) -> str:
-    # A name that is not UTF-8 cannot stand in JSON as it is.
+    # JSON cannot hold a name that is not UTF-8, so it is percent-encoded.
     return quote_from_bytes(os.fsencode(os.path.relpath(file.path, place)))
 
 

@@ -351,7 +351,7 @@ def _check_header(path: Path, columns: Sequence[str], line: int) -> None:
 
 
 def _decimal(rows: list[list[str]], delimiter: str) -> str:
-    """The decimal mark: ``.``, ``,``, or ``?`` where commas stand in numbers and nothing says what they mean.
+    """The decimal mark: ``.``, ``,``, or ``?`` if numbers contain commas of unclear meaning.
 
     Where commas separate the columns, a comma within an entry only groups digits.
     """

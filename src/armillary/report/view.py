@@ -196,7 +196,7 @@ class LadderPoint:
     """A run of the ladder: loss per validation domain, and the target loss.
 
     ``predicted``, ``low`` and ``high`` are what its family's law says of the target loss at this run's own parameters
-    and tokens, None where there is no law.
+    and tokens, None without a law.
     """
 
     family: str
@@ -476,7 +476,7 @@ class ScoreRow:
     The first row is the total. The second, named ``target``, is that of the target's domains with their weights; it is
     left out where it would repeat the total. ``value`` is the published model's. ``reference`` is that of the same
     model on the natural mixture, ``difference`` the first minus the second over pairs of answers, and ``p`` the
-    probability of one as large by chance; all are None where there is no such model.
+    probability of one as large by chance; all are None without such a model.
     """
 
     subset: str

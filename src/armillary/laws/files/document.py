@@ -117,7 +117,7 @@ def source_of(path: Path, rows: int) -> Source:
 
 
 def write_law(path: Path, law: LawFile, summary: dict[str, Any]) -> None:
-    """Write a law file; ``summary`` is for people, and null stands in it for what is not a finite number.
+    """Write a law file; ``summary`` is for the user, with null for numbers that are not finite.
 
     Raises:
         UsageError: the law is not fitted, or has a parameter that a file cannot hold.

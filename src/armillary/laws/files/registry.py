@@ -1,4 +1,4 @@
-"""The kinds of law that a file can hold, by the stable name that stands in the file.
+"""The kinds of law that a file can hold, by their stable name in the file.
 
 A new law is an ``Estimator`` and one line here. A name is never given to another law.
 """

@@ -109,7 +109,7 @@ class HyperparameterLaw(Estimator):
             ``skew_*``, ``rho``, ``steep_params``, ``steep_tokens`` of the basin.
         draws_: the same for each draw, arrays [bootstraps].
         identified_: for each fitted number the share of its prior's variance that the data removed, in [0, 1]. Near 0
-            the prior speaks: about ``lr_params`` if all runs have the same N, about ``bs`` if they have one batch size.
+            the prior dominates: for ``lr_params`` if all runs have the same N, for ``bs`` if they have one batch size.
             What a form holds fixed counts as known.
         noise_: relative standard deviation of one run, near the floor; ``shared_noise_`` of what runs of one (N, D,
             batch size) share.

@@ -690,7 +690,7 @@ def _reaches(
 
 
 def _folds(mixtures: Array, rng: np.random.Generator) -> list[Rows]:
-    """Rows of each fold; equal mixtures stand in one fold."""
+    """Rows of each fold; equal mixtures are in one fold."""
     _, group = np.unique(mixtures.round(9), axis=0, return_inverse=True)
     group = group.reshape(-1)
     groups = int(group.max()) + 1

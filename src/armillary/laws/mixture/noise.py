@@ -5,11 +5,11 @@ depends on a weight of a tenth of a per cent, which tables round away. The stand
 
     noise_v(x, s) = scale_v exp(b . u(x, s)),
 
-with few features u that all validation domains share: how high the predicted loss stands in its domain, how far the
-mixture is from the nearest ones of the design, how much the prediction changes for 0.1 % more of a domain, and the
-size. ``b`` comes from a ridge regression of the logarithms of the absolute held-out residuals (Harvey 1976), so that
-with few runs it is near 0 and the noise is equal everywhere; ``scale`` from what nine tenths of them keep within.
-Trade-off: features are cut to the range that was seen, so that nothing is said to be noisier than what was measured.
+with few features u that all validation domains share: the height of the predicted loss in its domain, the distance of
+the mixture to the nearest ones of the design, the change of the prediction for 0.1 % more of a domain, and the size.
+``b`` comes from a ridge regression of the logarithms of the absolute held-out residuals (Harvey 1976), so with few runs
+it is near 0 and the noise is equal everywhere. ``scale`` is set so that nine tenths of the residuals are within it.
+Trade-off: features are clipped to the observed range, so no noise beyond the measured range is predicted.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def export_hf(
 
     Raises:
         UsageError: the tokenizer cannot be read, lacks ``end_token`` or has more tokens than the model; ``folder``
-            holds files that are no export; or no class of ``transformers`` is known to compute this mixture of experts.
+            holds files that are not an export; or ``transformers`` has no known class for this mixture of experts.
     """
     _check_exportable(model.shape)
     end = _end_token_id(tokenizer_file, end_token, model.shape.vocab_size)
