@@ -8,7 +8,7 @@ depends on a weight of a tenth of a per cent, which tables round away. The stand
 with few features u that all validation domains share: the height of the predicted loss in its domain, the distance of
 the mixture to the nearest ones of the design, the change of the prediction for 0.1 % more of a domain, and the size.
 ``b`` comes from a ridge regression of the logarithms of the absolute held-out residuals (Harvey 1976), so with few runs
-it is near 0 and the noise is equal everywhere. ``scale`` is set so that nine tenths of the residuals are within it.
+it is near 0 and the noise is equal everywhere. ``scale`` follows from the range that holds nine tenths of them.
 Trade-off: features are clipped to the observed range, so no noise beyond the measured range is predicted.
 """
 
