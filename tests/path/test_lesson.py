@@ -235,7 +235,7 @@ def test_the_passes_fit_into_the_share_of_the_budget(
     assert passes(None, 1.0, "a") == passes("100h", 1e5, "b") == lesson.sft.epochs
     few = passes("100s", 300.0, "c")
     assert 0 < few < lesson.sft.epochs
-    assert passes("200s", 300.0, "d") == pytest.approx(2 * few, rel=0.02)
+    assert passes("200s", 300.0, "d") == pytest.approx(2 * few, rel=0.06)  # two digits of each
     assert passes("1e9flops", 300.0, "e") < passes("2e9flops", 300.0, "f") < lesson.sft.epochs
 
 

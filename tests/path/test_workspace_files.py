@@ -45,7 +45,7 @@ def test_a_database_that_cannot_be_used_is_refused_before_the_corpus_is_built(ur
 DAMAGE = {
     "truncated": lambda data: data[: len(data) // 2],
     "empty": lambda data: b"",
-    "flipped": lambda data: data.replace(b"corpus", b"corpsu"),
+    "flipped": lambda data: re.sub(rb'("sha256": ?")(.)', lambda m: m[1] + (b"0" if m[2] != b"0" else b"1"), data),
     "swapped": lambda data: b"[1, 2]",
     "binary": lambda data: b"\xff\xfe\x00" + data,
 }

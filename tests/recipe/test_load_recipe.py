@@ -262,7 +262,7 @@ def test_a_shape_that_does_not_exist_is_told_before_anything_is_trained(load):
     [
         ("a: [1, 2", ":1: not YAML: "),
         ("name: x\n  b: {", ":2: not YAML: "),
-        ("name: \x07\n", ": not YAML: "),
+        ("name: \x07\n", ":1: holds the character U+0007, which YAML does not allow"),
         ("- 1\n- 2\n", "the document is a mapping with the keys format, name, corpus"),
         ("", "the document is a mapping"),
         ("name: 浑仪\n".encode("gb18030"), "not UTF-8 at byte 6; save it as UTF-8"),

@@ -110,6 +110,7 @@ def test_without_transfer_it_moves(width: int) -> None:
     assert found["feed forward 0"] > width / 64 * 2
 
 
+@pytest.mark.slow
 def test_muon_does_not_move_with_the_width() -> None:
     plain = growth(OptimizerSpec(lr=3e-2, kind="muon"), (32, 128), False)
     carried = growth(OptimizerSpec(lr=3e-2, kind="muon", base_width=32), (32, 128), False)

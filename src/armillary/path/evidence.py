@@ -131,7 +131,9 @@ def lineage(evidence: Evidence) -> dict[str, Any]:
         spec["start"]["weights"] = public_source(spec["start"]["weights"])
     argued = {study: runs for study, runs in evidence.runs.items() if study != "target"}
     edges = [Edge(f"run:{run}", "argued by", f"run:{other}") for runs in argued.values() for other in runs]
-    edges += evidence.store.edges([run, *(other for runs in argued.values() for other in runs)])
+    known = evidence.store.edges([run, *(other for runs in argued.values() for other in runs)])
+    # An examination reads the published model and is no origin of it; with it, a second call would publish anew.
+    edges += [edge for edge in known if edge.how != "examined by"]
     return {
         "run": run,
         "spec": spec,

@@ -41,6 +41,7 @@ def wait_for(condition):
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_a_study_in_stacks_is_the_study_run_by_run(fleet, stacks_pay, make_spec, undisturbed, outcome):
     """More runs than places, one of which diverges, of two shapes, with branches that wait for their trunk."""
     specs = [make_spec(seed=seed, steps=10 + seed) for seed in range(4)]

@@ -23,6 +23,7 @@ from armillary.evaluate import Interval
 from armillary.post.items import Item
 from armillary.post.problems import LANGUAGES, LEVELS, family_names, family_of
 from armillary.post.problems.wording import written
+from armillary.post.verify.choices import names_no_element
 from armillary.post.verify.numbers import read_quantity
 from armillary.post.verify.registry import Task, judge_task
 from armillary.post.verify.shares import share_interval
@@ -364,7 +365,7 @@ def _text(item: Item, rng: random.Random) -> Iterator[Case]:
 def _list(item: Item, rng: random.Random) -> Iterator[Case]:
     check, answer = item.check or {}, item.answer or ""
     elements = [one.strip() for one in answer.strip("{}").split(",")]
-    if not any(one.isdigit() for one in elements) and not check.get("among"):
+    if names_no_element(answer):
         yield from _framed(
             item, rng, "list", [("empty", True, answer), ("empty", True, "∅"), ("something", False, "{1}")]
         )
@@ -375,7 +376,8 @@ def _list(item: Item, rng: random.Random) -> Iterator[Case]:
     wrong = [("shortened", False, ", ".join(elements[:-1]) or "none")]
     if ordered:
         right.append(("arrows", True, " → ".join(elements)))
-        wrong.append(("reversed", False, ", ".join(reversed(elements))))
+        if elements != elements[::-1]:
+            wrong.append(("reversed", False, ", ".join(reversed(elements))))
         if shuffled != elements:
             wrong.append(("shuffled", False, ", ".join(shuffled)))
     else:

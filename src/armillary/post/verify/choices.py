@@ -84,8 +84,13 @@ def verify_list(task: Task, reply: str) -> Verdict:
     return Verdict("right" if same else "wrong", ", ".join(found))
 
 
+def names_no_element(phrase: str) -> bool:
+    """Whether ``phrase`` says that a list is empty."""
+    return bool(_EMPTY.search(phrase.strip()))
+
+
 def _elements(phrase: str, among: tuple[str, ...]) -> list[str] | None:
-    if _EMPTY.search(phrase.strip()):
+    if names_no_element(phrase):
         return []
     if among:
         return [_folded(word) for word in _named(phrase, among)] or None
