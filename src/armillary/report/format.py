@@ -56,6 +56,12 @@ def probability(value: float | None) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.2g}"
 
 
+def relation(value: float | None) -> str:
+    """A probability as it stands after ``p`` in a sentence: ``= 0.011``, ``< 0.001``."""
+    text = probability(value)
+    return text if text.startswith("<") else f"= {text}"
+
+
 def share(value: float) -> str:
     """A share that someone chose, as a percentage of up to three digits: ``40%``."""
     return f"{100 * value:.3g}%"

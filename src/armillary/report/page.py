@@ -192,7 +192,7 @@ def _scores(rows: Sequence[ScoreRow], words: Words) -> list[Markup | str]:
         return [*said, words("scores_alone")]
     difference = fmt.points(row.difference, row.difference_low, row.difference_high)
     key = "better" if row.difference_low > 0 else "worse" if row.difference_high < 0 else "undecided"
-    said.append(words.sentence(f"scores_{key}", difference=difference, n=fmt.count(row.n), p=fmt.probability(row.p)))
+    said.append(words.sentence(f"scores_{key}", difference=difference, n=fmt.count(row.n), p=fmt.relation(row.p)))
     return said if row is total else [*said, words("scores_weighted")]
 
 

@@ -73,7 +73,7 @@ def _lead(part: TeachingPart, words: Words) -> list[Markup]:
     else:
         difference = fmt.points(row.difference, row.difference_low, row.difference_high)
         names = {"model": words.name(row.model), "against": words.name(row.against)}
-        about = {"n": fmt.count(row.n), "p": fmt.probability(row.p)}
+        about = {"n": fmt.count(row.n), "p": fmt.relation(row.p)}
         said.append(words.sentence("teaching_better", difference=difference, **names, **about))
     if part.gain is not None:
         said.append(words.sentence("chance_said", chance=fmt.percent(part.gain.chance)))

@@ -444,21 +444,21 @@ STRINGS: dict[str, tuple[str, str]] = {
     ),
     "scores_better": (
         "The published model beats the same model on the natural mixture beyond chance: {difference} points on the "
-        "same {n} items (paired, p = {p}).",
+        "same {n} items (paired, p {p}).",
         "在相同的 {n} 道题上，所发布的模型优于采用自然配比的同一模型，超出随机波动：{difference} 个百分点"
-        "（配对检验，p = {p}）。",
+        "（配对检验，p {p}）。",
     ),
     "scores_worse": (
         "The published model is worse than the same model on the natural mixture beyond chance: {difference} points "
-        "on the same {n} items (paired, p = {p}).",
+        "on the same {n} items (paired, p {p}).",
         "在相同的 {n} 道题上，所发布的模型劣于采用自然配比的同一模型，超出随机波动：{difference} 个百分点"
-        "（配对检验，p = {p}）。",
+        "（配对检验，p {p}）。",
     ),
     "scores_undecided": (
         "No difference from the same model on the natural mixture was found beyond chance: {difference} points on the "
-        "same {n} items (paired, p = {p}).",
+        "same {n} items (paired, p {p}).",
         "在相同的 {n} 道题上，未发现与采用自然配比的同一模型之间有超出随机波动的差别：{difference} 个百分点"
-        "（配对检验，p = {p}）。",
+        "（配对检验，p {p}）。",
     ),
     "scores_alone": (
         "The published model was trained on the natural mixture itself, or that run has no result, so there is no "
@@ -485,9 +485,9 @@ STRINGS: dict[str, tuple[str, str]] = {
     ),
     "teaching_better": (
         "The {model} model answers better than the {against} model beyond chance: {difference} points on the same "
-        "{n} held-out questions (paired, p = {p}).",
+        "{n} held-out questions (paired, p {p}).",
         "在相同的 {n} 道留出题上，{model}模型优于{against}模型，超出随机波动：{difference} 个百分点（配对检验，"
-        "p = {p}）。",
+        "p {p}）。",
     ),
     "teaching_not_better": (
         "No model that was trained answers the held-out questions better than the base beyond chance, so the base is "
