@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from armillary.goodput import ACCOUNTS, Event, ledger, read_events, read_ledger, simulate, write_events
 from armillary.goodput.cluster import Cluster, Lemons, Repair, Stragglers, Tier
 from armillary.goodput.events import KINDS
-from armillary.recipe import ForeignFileError, UsageError
+from armillary.recipe import DamagedFileError, ForeignFileError, UsageError
 
 
 def event(time_s, kind, step=0, duration_s=None, rank=0, **data):
@@ -185,6 +185,20 @@ def test_events_of_the_first_format_are_read(tmp_path):
     two = {**one, "time_s": 9.0, "kind": "progress", "step": 4, "duration_s": 4.0}
     (tmp_path / "events.jsonl").write_text(f"{json.dumps(one)}\n{json.dumps(two)}\n")
     assert read_ledger(tmp_path).seconds["productive"] == 4.0
+
+
+@pytest.mark.parametrize("wrong", ["x", None, -1, [1], float("nan")])
+def test_values_that_are_no_numbers_count_as_missing(wrong):
+    events = [event(0, "start"), event(4, "progress", 4, 4.0, data_wait_s=wrong), event(4, "skipped", 4, batches=wrong)]
+    found = ledger({0: events})
+    assert (found.seconds["productive"], found.seconds["data_wait"], found.skipped_batches) == (4.0, 0.0, 1)
+
+
+def test_a_time_that_is_no_number_is_named(tmp_path):
+    path = tmp_path / "events.jsonl"
+    path.write_text('{"format": 2, "time_s": NaN, "run": "r", "kind": "start", "step": 0}\n')
+    with pytest.raises(DamagedFileError, match=r"events\.jsonl:1: not an event"):
+        read_ledger(path)
 
 
 def test_nothing_to_read_is_said(tmp_path):

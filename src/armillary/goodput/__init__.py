@@ -7,7 +7,6 @@ from armillary.goodput.events import (
     EventWriter,
     event_files,
     first_start_s,
-    rank_events,
     read_events,
     write_events,
 )
@@ -56,7 +55,6 @@ __all__ = [
     "limits_of",
     "needed_mtbf",
     "one_tier",
-    "rank_events",
     "read_events",
     "read_ledger",
     "run_simulation",

@@ -51,12 +51,12 @@ class Event(BaseModel):
 
     format: int = FORMAT
     minor: int = Field(default=0, ge=0)
-    time_s: float
+    time_s: float = Field(allow_inf_nan=False)
     run: str
     kind: EventKind
     step: int = Field(ge=0)
     rank: int = Field(default=0, ge=0)
-    duration_s: float | None = Field(default=None, ge=0)
+    duration_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     data: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -207,11 +207,6 @@ def event_files(run: Path) -> dict[int, Path]:
     if not found:
         raise UsageError(f"{run}: holds no events.jsonl; give the folder of a run, or a file of events")
     return found
-
-
-def rank_events(run: Path, rank: int) -> Path:
-    """Where a rank writes its events: rank 0 into ``events.jsonl``, so that a run on one device has this file alone."""
-    return run / ("events.jsonl" if rank == 0 else f"events-{rank:05d}.jsonl")
 
 
 def first_start_s(folder: Path) -> float | None:

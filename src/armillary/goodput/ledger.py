@@ -166,7 +166,10 @@ def ledger(streams: dict[int, list[Event]], until_s: float | None = None) -> Led
         recovery_s=tuple(recovery),
         replayed_steps=replayed,
         skipped_batches=max(
-            (sum(int(e.data.get("batches", 1)) for e in events if e.kind == "skipped") for events in streams.values()),
+            (
+                sum(round(_number(e, "batches", 1)) for e in events if e.kind == "skipped")
+                for events in streams.values()
+            ),
             default=0,
         ),
         spans=spans,
@@ -175,6 +178,12 @@ def ledger(streams: dict[int, list[Event]], until_s: float | None = None) -> Led
 
 def _ns(time_s: float) -> int:
     return round(time_s * _NS)
+
+
+def _number(event: Event, name: str, default: float) -> float:
+    """A value of ``data``; ``default`` if it is missing or not a finite number of at least 0."""
+    value = event.data.get(name)
+    return value if isinstance(value, int | float) and 0 <= value < float("inf") else default
 
 
 def _begin_ns(event: Event) -> int:
@@ -249,7 +258,6 @@ class _Timeline:
         elif kind == "data_wait":
             self._wait += _ns(event.duration_s or 0.0)  # part of the time that the next progress reports
         elif kind in _CLAIMS:
-            # A progress that reports later began before this event: the state's account takes the time between.
             if event.duration_s is not None:
                 self._fill(_begin_ns(event))
                 self._claim(now, _CLAIMS[kind])
@@ -288,7 +296,7 @@ class _Timeline:
     def _progress(self, event: Event, now: int) -> None:
         begin = max(self.cursor, _begin_ns(event))
         self._fill(begin)
-        wait, self._wait = self._wait + _ns(float(event.data.get("data_wait_s", 0.0))), 0
+        wait, self._wait = self._wait + _ns(_number(event, "data_wait_s", 0.0)), 0
         if event.step > self._step and now > self.cursor:
             self._steps.append(_Steps(self.cursor, now, self._step, event.step, wait))
             self.cursor = now
