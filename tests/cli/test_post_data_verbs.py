@@ -52,7 +52,7 @@ def test_from_questions_to_verified_ones(call: Call, tmp_path: Path) -> None:
         (("synthesize", "--out", "x", "--families", "taly"), "no family 'taly'; nearest: 'tally'"),
         (("synthesize", "--out", "x", "--levels", "one"), "levels: must be whole numbers with commas"),
         (("synthesize", "--out", "x", "--language", "fr"), "languages: must be out of zh, en"),
-        (("synthesize", "--out", "x", "--n", 1, "--teacher", "none"), "none: no model is there"),
+        (("synthesize", "--out", "x", "--n", 1, "--teacher", "none"), "none: not a model that any backend"),
         (("verify", "none.jsonl", "--out", "x"), "none.jsonl: No such file"),
         (("verify",), "give a file of items and --out, or --calibrate"),
         (("verify", "a.jsonl", "--calibrate"), "--calibrate takes no data"),

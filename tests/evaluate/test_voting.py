@@ -102,5 +102,5 @@ def test_weights_of_other_voters_or_another_contest_are_refused() -> None:
         vote(SPACE, weights, choices(9, 1), {"b": {}})
     with pytest.raises(UsageError, match="learned for space2024, not for ched"):
         vote(CHED, weights, choices(9, 1), {"a": {}})
-    with pytest.raises(UsageError, match="there are 0 and 1"):
+    with pytest.raises(UsageError, match="given 0 items and 1 voters"):
         learn_weights(SPACE, [], {"a": {}})

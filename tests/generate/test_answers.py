@@ -141,7 +141,7 @@ def test_a_damaged_first_line_or_another_file_is_left_as_it_is(
         pass
     for content in (b"hello", b"{}\n", b'{"prompt": "a"}\n', b"\n", b"\0" * 100, b"[" * 5000 + b"\n"):
         path.write_bytes(content)
-        with pytest.raises(ForeignFileError, match="holds no answers"), open_answers(path, backend.identity):
+        with pytest.raises(ForeignFileError, match="not a file of answers"), open_answers(path, backend.identity):
             pass
         assert path.read_bytes() == content
 
@@ -151,7 +151,7 @@ def test_a_newer_format_and_another_model_are_refused(backend: Any, whole: bytes
     first, rest = whole.split(b"\n", 1)
     path.write_bytes(json.dumps({**json.loads(first), "format": 2}).encode() + b"\n" + rest)
     with (
-        pytest.raises(ForeignFileError, match="format 2, and this version reads up to 1"),
+        pytest.raises(ForeignFileError, match="format 2, but this version reads formats up to 1"),
         open_answers(path, backend.identity),
     ):
         pass

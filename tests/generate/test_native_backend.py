@@ -302,9 +302,11 @@ def test_a_model_smaller_than_its_tokenizer_is_named(tiny_hf: Path, tmp_path: Pa
         tensors[name] = tensors[name][:300].clone()
     save_file(tensors, small / "model.safetensors", {"format": "pt"})
     backend = opened(small)
-    with pytest.raises(BadRequestError, match=r"request 1: the tokenizer gives token 3\d\d, and the model knows 300"):
+    with pytest.raises(
+        BadRequestError, match=r"request 1: the tokenizer returned token 3\d\d, but the vocabulary has 300 tokens"
+    ):
         backend.complete([Request("The sky is blue and the sea is wide")])
-    with pytest.raises(BadRequestError, match=r"pair 1: the tokenizer gives token"):
+    with pytest.raises(BadRequestError, match=r"pair 1: the tokenizer returned token"):
         backend.loglikelihood([Pair("The sky is blue", " and the sea is wide")])
 
 
@@ -318,9 +320,9 @@ def test_weights_that_diverged_are_named(tiny_hf: Path, tmp_path: Path, value: f
     save_file(tensors, tmp_path / "m" / "model.safetensors", {"format": "pt"})
     backend = opened(tmp_path / "m")
     for heat in (0.0, 1.0):
-        with pytest.raises(RequestError, match="request 1: new token 1: the model's logits hold"):
+        with pytest.raises(RequestError, match="request 1: new token 1: the model's logits contain"):
             list(backend.complete([Request("The sky", Sampling(4, heat))]))
-    with pytest.raises(RequestError, match="pair 1: the model's logits hold"):
+    with pytest.raises(RequestError, match="pair 1: the model's logits contain"):
         backend.loglikelihood([Pair("The", " sky")])
 
 

@@ -45,7 +45,7 @@ def test_a_new_engine_is_registered_by_its_own_file(monkeypatch: pytest.MonkeyPa
     assert open_backend("new:model", BackendOptions(batch_size=3)) == ("new:model", 3)
     assert open_backend("anything", name="new") == ("anything", None)
     with pytest.raises(
-        UsageError, match="context is no option of the backend new of new:model; its options: batch size"
+        UsageError, match="context is not an option of the new backend for new:model; it has batch size"
     ):
         open_backend("new:model", BackendOptions(context=3))
     with pytest.raises(ValueError, match="registered already"):
@@ -56,7 +56,7 @@ def test_a_new_engine_is_registered_by_its_own_file(monkeypatch: pytest.MonkeyPa
 
 def test_what_no_engine_recognises_is_refused(tmp_path: Path) -> None:
     for target in (str(tmp_path), str(tmp_path / "nowhere"), ""):
-        with pytest.raises(UsageError, match="no model is there that a backend recognises"):
+        with pytest.raises(UsageError, match="not a model that any backend recognises"):
             open_backend(target)
     with pytest.raises(UsageError, match="backend 'nativ' does not exist; nearest: 'native'"):
         open_backend(str(tmp_path), name="nativ")

@@ -56,11 +56,11 @@ def test_the_tokenizer_is_that_of_the_runs_corpus(finished: Path, tiny_corpus: A
     for given in (tiny_corpus.path, tiny_corpus.tokenizer_file):
         backend = open_backend(str(alone), BackendOptions(tokenizer=given))
         assert backend.identity == open_backend(str(finished)).identity
-    with pytest.raises(UsageError, match=r"takes the folder of its corpus .*manifest\.json"):
+    with pytest.raises(UsageError, match=r"give the folder of its corpus .*manifest\.json"):
         open_backend(str(alone), BackendOptions(tokenizer=tmp_path))
     spec = json.loads((alone / "spec.json").read_text())
     (alone / "spec.json").write_text(json.dumps({**spec, "corpus": "0" * 16}))
-    with pytest.raises(UsageError, match="and the run was trained on 0000"):
+    with pytest.raises(UsageError, match="but the run was trained on 0000"):
         open_backend(str(alone), BackendOptions(tokenizer=tiny_corpus.path))
 
 
@@ -70,9 +70,13 @@ def test_the_tokenizer_is_that_of_the_runs_corpus(finished: Path, tiny_corpus: A
         (lambda folder: (folder / "result.json").unlink(), UsageError, "this run is not finished"),
         (lambda folder: (folder / "model.safetensors").unlink(), DamagedFileError, "No such file"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"x"), DamagedFileError, "not the weights"),
-        (lambda folder: (folder / "spec.json").write_text("{}"), DamagedFileError, "not that of a run"),
+        (lambda folder: (folder / "spec.json").write_text("{}"), DamagedFileError, "does not belong to a run"),
         (lambda folder: (folder / "spec.json").write_text("{"), DamagedFileError, "spec.json"),
-        (lambda folder: (folder / "result.json").write_text('{"files": 3}'), DamagedFileError, "not that of a run"),
+        (
+            lambda folder: (folder / "result.json").write_text('{"files": 3}'),
+            DamagedFileError,
+            "does not belong to a run",
+        ),
     ],
 )
 def test_a_run_that_is_not_whole_is_refused(

@@ -72,5 +72,5 @@ def test_a_temperature_near_zero_is_no_overflow() -> None:
 def test_logits_that_are_no_numbers_are_an_error(bad: float) -> None:
     logits = np.full(3, bad) if bad == -np.inf else np.array([1.0, bad, 0.0])
     for heat in (0.0, 1.0):
-        with pytest.raises(ArmillaryError, match="logits hold"):
+        with pytest.raises(ArmillaryError, match="logits contain"):
             Sampler(Sampling(temperature=heat), 0).draw(logits)

@@ -116,7 +116,7 @@ def test_calls_of_tools_are_trained_and_their_results_are_not(renderers: Any) ->
         (None, talk("a<|end|>?", "b"), r"messages\[0\].content: holds '<\|end\|>' \(character 2\)"),
         (None, talk("a?"), "has no turn of the assistant"),
         ("{{ raise_exception('no') }}", talk("a?", "b"), "refuses the messages"),
-        ("{% for %}", talk("a?", "b"), "it is no Jinja template"),
+        ("{% for %}", talk("a?", "b"), "is not a Jinja template"),
     ],
 )
 def test_what_does_not_come_back_is_refused(renderers: Any, template: str | None, chat: Any, said: str) -> None:

@@ -18,7 +18,7 @@ from armillary.evaluate.sandbox import Outcome as SandboxOutcome
 from armillary.evaluate.sandbox import run_checked
 from armillary.evaluate.seeds import ComparisonPlan, SeedNoise, paired_over_seeds, plan_comparison
 
-# Modules whose names are taken from them, since their names alone would say too little, or are rarely needed.
+# Modules to import from directly: their names are rarely needed, or say too little without the module's name.
 __all__ = [
     "Asker",
     "Comparison",

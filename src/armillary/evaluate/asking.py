@@ -1,4 +1,4 @@
-"""Models to ask, opened by the names that the command line has for them; their answers are kept and resumed from."""
+"""Opens the models named on the command line, and keeps their answers so that a stopped examination resumes."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from urllib.parse import urlsplit
 from armillary.generate import Answers, Backend, BackendOptions, Completion, Request, open_answers, open_backend
 from armillary.recipe import UsageError
 
-# Called with the name of a model, the answers that are there, and all that it is asked for at this stage.
+# Called with the name of a model, the number of answers so far, and the number requested at this stage.
 Notice = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Asker:
-    """A model to ask: ``complete`` returns the completions in the order of the requests.
+    """A model that answers requests: ``complete`` returns the completions in the order of the requests.
 
-    ``chat`` puts the prompt in the turns of a chat. Without it the turns are written as text, which is what a model
-    without a chat template needs. ``identity`` is that of the backend.
+    With ``chat``, a prompt is sent as chat messages. Without it, the turns are written as plain text, for models
+    without a chat template. ``identity`` is that of the backend.
     """
 
     complete: Callable[[Sequence[Request]], Sequence[Completion]]
@@ -32,12 +32,12 @@ class Asker:
 
 @dataclass(frozen=True)
 class Opening:
-    """How models are opened and asked.
+    """How models are opened and prompted.
 
     Attributes:
-        chat: ask in turns of a chat; else in plain text.
+        chat: send prompts as chat messages instead of plain text.
         folder: where answers are kept, so that a killed examination resumes; None keeps none.
-        notice: called as answers come.
+        notice: called as answers arrive.
     """
 
     options: BackendOptions = field(default_factory=BackendOptions)
@@ -49,18 +49,18 @@ class Opening:
 
 @contextmanager
 def opened(targets: Sequence[str], opening: Opening) -> Iterator[dict[str, Asker]]:
-    """The models of ``targets`` by a short name each, closed at the end.
+    """Opens the models of ``targets``, keyed by a short name, and closes them at the end.
 
     Raises:
         UsageError: a target has no model, or two have the same name.
-        ForeignFileError: the answers that are kept under this name are of another model.
+        ForeignFileError: the answers kept under this name come from another model.
     """
     with ExitStack() as stack:
         models: dict[str, Asker] = {}
         for target in targets:
             name = short_name(target)
             if name in models:
-                raise UsageError(f"{target}: a model with the name {name} is already there; rename one")
+                raise UsageError(f"{target}: another model is already named {name}; rename one of the two")
             backend = stack.enter_context(closing(open_backend(target, opening.options, opening.engine)))
             answers = None
             if opening.folder is not None:
@@ -72,7 +72,7 @@ def opened(targets: Sequence[str], opening: Opening) -> Iterator[dict[str, Asker
 
 
 def short_name(target: str) -> str:
-    """The last part of a path without the ending of a file of weights; host and path of a URL."""
+    """The last part of a path without the suffix of a weights file; host and path of a URL."""
     if "://" in target:
         url = urlsplit(target)
         return f"{url.netloc.rpartition('@')[2]}{url.path}".rstrip("/")
@@ -81,7 +81,7 @@ def short_name(target: str) -> str:
 
 
 def file_name(name: str) -> str:
-    """``name`` with "-" for what a file name should not have."""
+    """``name`` with "-" in place of characters that a file name should not contain."""
     return re.sub(r"[^\w.+-]+", "-", name)
 
 

@@ -1,17 +1,16 @@
-"""A cloze test for small models: which of two continuations belongs to the beginning of a held-out text.
+"""A cloze test for small models: which of two continuations follows the beginning of a held-out text?
 
-Each item is cut from a validation document: its beginning, what follows it, and, as the wrong choice, the same text
-with its parts in another order. Both choices have the same characters, so that neither their length nor their words
-decide. A model chooses the continuation to which it gives the higher log probability. Guessing is right half of the
-time, so a model of a million parameters, which is at chance in every public examination, shows here what it has
-learned, in each language of its corpus.
+Each item is cut from a validation document: a beginning and two continuations. One is the real continuation, the other
+is the same text with its parts in another order. Both have the same characters, so length and vocabulary give no hint.
+A model chooses the continuation with the higher log probability; chance is one half. A model of a million parameters
+is at chance in every public examination, but above it here, in each language of its corpus.
 
-The items are text, not tokens, so that models with other tokenizers can answer them too. They depend on the corpus and
-the context length alone.
+The items are text, not tokens, so models with other tokenizers can answer them too. They depend only on the corpus and
+the context length.
 
-Trade-off: order is learned early, and a large model is right nearly always. The text of another document as the wrong
-choice would be harder, but small models are at chance there: how likely a text is depends on its own words far more
-than on what stands before it.
+Trade-off: models learn word order early, so a large model is nearly always right. Text from another document would be
+a harder wrong choice, but small models are at chance there: the probability of a text depends far more on its own words
+than on its context.
 """
 
 from __future__ import annotations
@@ -30,10 +29,10 @@ from armillary.recipe import canonical_hash
 TASK = "cloze"
 METRIC = "acc"
 FORMAT = 2  # 2 reorders the right continuation; 1 took the wrong one from another document
-# Shares of the context that a beginning and what follows it take, and the longest context that is made use of: with a
-# longer beginning the choice becomes too easy to separate models.
+# Shares of the context for a beginning and its continuation, and the longest context used: a longer beginning makes the
+# choice too easy to separate models.
 BEFORE, AFTER, LONGEST = 0.5, 0.17, 128
-# Parts that change places. With single words in any order, small models are right nearly always already.
+# Parts that change places. With single words shuffled, even small models are nearly always right.
 PARTS = 4
 _SPACE = re.compile(r"\s")
 _UNSPACED_RANGES = "฀-࿿က-႟ក-៿⺀-鿿ꀀ-꓏가-힯豈-﫿"
@@ -59,17 +58,17 @@ class ClozeItem:
 
 
 def cloze_items(corpus: Corpus, per_domain: int, context_length: int) -> list[ClozeItem]:
-    """At most ``per_domain`` items from the held-out text of each domain; none of a domain without a long enough text.
+    """At most ``per_domain`` items from the held-out text of each domain; none from a domain whose texts are too short.
 
-    An item takes about two thirds of ``context_length`` tokens. Long documents give several items, which do not
-    overlap. The items of a domain are spread evenly over its text. A passage that several documents share is one item.
+    An item takes about two thirds of ``context_length`` tokens. Long documents yield several items without overlap.
+    The items of a domain are spread evenly over its text. A passage that several documents share is one item.
     """
     items: dict[str, ClozeItem] = {}
     tokenizer, longest = corpus.tokenizer(), min(context_length, LONGEST)
     for domain in corpus.domains:
         texts = list(held_out_texts(corpus, domain))
         share = longest / max(len(corpus.validation_tokens(domain)), 1)
-        chars = sum(len(text) for _, text in texts) * share  # as many as the context holds
+        chars = sum(len(text) for _, text in texts) * share  # as many as fit into the context
         lengths = max(int(BEFORE * chars), 1), max(int(AFTER * chars), 1)
         passages = [(name, *passage) for name, text in texts for passage in _passages(text, *lengths)]
         step = max(len(passages) / per_domain, 1)
@@ -80,7 +79,7 @@ def cloze_items(corpus: Corpus, per_domain: int, context_length: int) -> list[Cl
                 continue
             right = draw % 2
             choices = (following, wrong) if right == 0 else (wrong, following)
-            # words of many tokens make some passages longer than most
+            # passages whose words need many tokens may not fit
             if any(len(tokenizer.encode(beginning + choice).ids) > longest for choice in choices):
                 continue
             item = ClozeItem(domain, name, beginning, choices, right)
@@ -89,7 +88,7 @@ def cloze_items(corpus: Corpus, per_domain: int, context_length: int) -> list[Cl
 
 
 def examine_cloze(backend: Backend, items: Sequence[ClozeItem]) -> Examination:
-    """The answers of a model and its share of right ones, for each domain and in total (``acc``, chance 0.5)."""
+    """The answers of a model and its accuracy, for each domain and in total (``acc``, chance 0.5)."""
     pairs = [Pair(item.beginning, choice) for item in items for choice in item.choices]
     found = backend.loglikelihood(pairs)
     settings = canonical_hash({"task": TASK, "format": FORMAT, "score": "log probability"})[:32]
@@ -137,7 +136,7 @@ def _result(subset: str, rows: Sequence[Item]) -> Result:
 
 
 def _reordered(text: str, draw: int) -> str | None:
-    """``text`` with its parts in an order that ``draw`` picks among all that give another text; None without one."""
+    """``text`` with its parts in an order drawn from all that change the text; None if there is none."""
     units = _UNIT.findall(text)
     parts = min(PARTS, len(units))
     cuts = [len(units) * part // parts for part in range(parts + 1)] if parts else [0]
@@ -147,7 +146,7 @@ def _reordered(text: str, draw: int) -> str | None:
 
 
 def _passages(text: str, before: int, after: int) -> list[tuple[str, str]]:
-    """Beginnings of ``before`` characters and ``after`` that follow, one after the other; words are left whole."""
+    """Consecutive pairs of a beginning (``before`` characters) and its continuation (``after``); words stay whole."""
     text = text.strip()
     spaced = len(_UNSPACED.findall(text)) < 0.3 * len(text)
     found, start = [], 0
@@ -160,7 +159,7 @@ def _passages(text: str, before: int, after: int) -> list[tuple[str, str]]:
 
 
 def _word_end(text: str, place: int, spaced: bool) -> int | None:
-    """The first place from ``place`` on where a word ends; None beyond the text."""
+    """The first position at or after ``place`` where a word ends; None beyond the text."""
     if place > len(text):
         return None
     if not spaced or place == len(text):

@@ -1,7 +1,7 @@
 """Two examinations, paired item by item: difference, interval, p-value, equivalence, and the items that flipped.
 
-Each side may be several examinations, of models that differ in their seed alone. The interval is then over seeds and
-items (``seeds``); with one on each side it speaks of these two models only.
+Each side may be several examinations, of models that differ only in their seed. The interval then covers seeds and
+items (``seeds``). With one examination on each side, it holds for these two models only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from armillary.recipe import UsageError
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on the items of one task that both answered.
+    """Two models on those items of one task that both answered.
 
     Attributes:
         first, second: mean score of each on these items.
@@ -52,14 +52,14 @@ class Comparison:
 def compare(
     first: Examination, second: Examination, margin: float | None = None, any_settings: bool = False
 ) -> list[Comparison]:
-    """Compare two examinations on each task and metric that both have.
+    """Compare two examinations on each task and metric that they share.
 
     Args:
-        margin: largest difference that does not matter, such as 0.01; None for no test of equivalence.
-        any_settings: whether results of other settings are compared too.
+        margin: largest difference that does not matter, such as 0.01; None skips the test of equivalence.
+        any_settings: whether to compare results whose settings differ.
 
     Raises:
-        UsageError: no task in common, no item in common, or other settings.
+        UsageError: no task in common, no item in common, or different settings.
     """
     wholes = [r for r in first.results if r.subset == r.task]
     pairs = [
@@ -84,25 +84,25 @@ def compare(
 def compare_seeds(
     first: Sequence[Examination], second: Sequence[Examination], margin: float | None = None, any_settings: bool = False
 ) -> list[Comparison]:
-    """Compare two recipes, each by the examinations of models of several seeds; arguments as for ``compare``.
+    """Compare two recipes, each given as the examinations of models of several seeds; arguments as for ``compare``.
 
     The items that flipped are those whose mean scores differ.
 
     Raises:
-        UsageError: as ``compare`` between any two of the examinations, or no examination of a side.
+        UsageError: as ``compare`` for any two of the examinations, or a side without an examination.
     """
     if not first or not second:
         raise UsageError("give one examination or more for each side")
     if len(first) == len(second) == 1:
         return compare(first[0], second[0], margin, any_settings)
-    # Each pair must be comparable, within a side too.
+    # Each pair must be comparable, also within a side.
     for other in (*first[1:], *second):
         compare(first[0], other, margin, any_settings)
     found = []
     for one in compare(first[0], second[0], margin, any_settings):
         rows = [_scores(one.task, one.metric, examination) for examination in (*first, *second)]
         if any(row is None for row in rows):
-            continue  # a task that not all of them have
+            continue  # some examination lacks this task
         known = [row for row in rows if row is not None]
         shared = [id_ for id_ in known[0] if all(id_ in row for row in known)]
         if not shared:
@@ -133,7 +133,7 @@ def scores_of(examinations: Sequence[Examination], task: str, metric: str | None
     """Scores [items, examinations] of a task on the items that all examinations answered.
 
     Raises:
-        UsageError: an examination without the task, several metrics of it, or no item in common.
+        UsageError: an examination lacks the task, the task has several metrics, or no item is in common.
     """
     metrics = {r.metric for e in examinations for r in e.results if r.task == task == r.subset}
     if metric is None and len(metrics) != 1:

@@ -1,18 +1,18 @@
 """Intervals of mean scores: a Bayesian bootstrap over items, over the passages they share, and over prompt variants.
 
 A plain bootstrap of 20 right answers out of 20 returns 20 of 20 every time: a point, not an interval. Here each draw
-weighs the clusters by a Dirichlet distribution (Rubin 1981, "The Bayesian bootstrap") and adds half a pseudo-item at
-each bound of the score. For independent 0-1 scores this is Jeffreys' interval exactly, Beta(k + 1/2, n - k + 1/2)
-(Brown, Cai and DasGupta 2001, "Interval estimation for a binomial proportion", section 4.3), which is computed in
-closed form and does not collapse at 0 of n or n of n.
+weights the clusters by a Dirichlet distribution (Rubin 1981, "The Bayesian bootstrap") and adds half a pseudo-item at
+each bound of the score. For independent 0-1 scores this is exactly Jeffreys' interval, Beta(k + 1/2, n - k + 1/2)
+(Brown, Cai and DasGupta 2001, "Interval estimation for a binomial proportion", section 4.3). It is computed in closed
+form and does not collapse at 0 of n or n of n.
 
-Clustered and graded scores have a variance that must be estimated from K clusters. A weight of 1 per cluster would
-give the variance of the mean as s²/K with the divisor K in s². The concentration (K - 2)/K gives the unbiased one,
-s²/(K - 1). tests/evaluate/test_intervals.py holds the coverage against simulated items.
+The variance of clustered and graded scores must be estimated from K clusters. A weight of 1 per cluster would estimate
+the variance of the mean as s²/K with the divisor K in s². The concentration (K - 2)/K gives the unbiased estimate,
+s²/(K - 1). tests/evaluate/test_intervals.py measures the coverage on simulated items.
 
-Prompt variants are crossed with the items, and there are few: two to ten. Each draw weighs the items, which gives one
-mean per variant, and then moves the mean of those by Student's t with their own spread. Weighing the variants instead
-could not leave the range of the observed ones, and covers 82 % instead of 95 % with two variants.
+Prompt variants are crossed with the items, and there are only two to ten of them. Each draw weights the items, which
+gives one mean per variant. It then shifts the mean over variants by Student's t with their spread. Weighting the
+variants instead could not leave the observed range, and covers 82 % instead of 95 % with two variants.
 
 Not covered: dependence between passages, and items chosen by looking at the scores.
 """
@@ -34,7 +34,7 @@ Array = NDArray[np.float64]
 DRAWS = 4000
 # Weights of one block of draws, in numbers: 32 MiB.
 _BLOCK = 4_000_000
-# Two clusters have no unbiased concentration above 0; this one spreads the draws from one cluster to the other.
+# For two clusters the unbiased concentration is 0; this one spreads the draws from one cluster to the other.
 LEAST_CONCENTRATION = 0.1
 
 
@@ -58,14 +58,14 @@ def mean_interval(
 
     Args:
         scores: one score per item [n], or one row per item and one column per prompt variant [n, variants].
-        clusters: names the passage of each item [n]; items of one name share it. None: items are independent.
+        clusters: name of the passage of each item [n]; items with the same name share it. None: items are independent.
         level: probability that the interval covers the mean over all such items (and variants).
-        bounds: the lowest and highest score that an item can have.
-        seed: of the draws. Equal input and seed give equal digits.
+        bounds: the lowest and highest possible score of an item.
+        seed: seed of the draws. The same input and seed give the same digits.
 
     Raises:
-        UsageError: no scores, a score that is not finite or out of ``bounds``, clusters of another length, a level
-            outside (0, 1).
+        UsageError: no scores, a score that is not finite or out of ``bounds``, ``clusters`` of a different length, or a
+            level outside (0, 1).
     """
     check_level(level)
     table = score_table("scores", scores)
@@ -99,7 +99,7 @@ def score_table(name: str, scores: ArrayLike) -> Array:
     """``scores`` [n] or [n, variants] as [n, variants] with at least one number.
 
     Raises:
-        UsageError: another number of dimensions, none, or one that is not finite.
+        UsageError: a wrong number of dimensions, no scores, or a score that is not finite.
     """
     try:
         table = np.asarray(scores, dtype=np.float64)
@@ -119,7 +119,7 @@ def cluster_totals(table: Array, clusters: Sequence[Hashable] | None) -> tuple[A
     """Sums of ``table`` [n, variants] over clusters [K, variants], and the number of items in each [K].
 
     Raises:
-        UsageError: ``clusters`` is not as long as the table.
+        UsageError: the lengths of ``clusters`` and the table differ.
     """
     if clusters is None:
         return table, np.ones(len(table))
@@ -139,11 +139,11 @@ def draw_means(totals: Array, sizes: Array, bounds: tuple[float, float], seed: i
         totals: sum of the scores of each cluster, per variant [K, variants].
         sizes: items of each cluster [K].
         bounds: the lowest and highest score of an item.
-        seed: of the draws.
+        seed: seed of the draws.
     """
     rng = np.random.default_rng(seed)
-    # Clusters of equal content are one Dirichlet weight with the sum of their concentrations: 14,000 items of a
-    # graded metric with 11 values need 11 weights per draw.
+    # Clusters of equal content share one Dirichlet weight with the sum of their concentrations: 14,000 items of a
+    # graded metric with 11 values need only 11 weights per draw.
     kinds, counts = np.unique(np.column_stack([totals, sizes]), axis=0, return_counts=True)
     concentration = max((len(sizes) - 2) / len(sizes), LEAST_CONCENTRATION)
     size = float(sizes.mean())

@@ -1,13 +1,13 @@
-"""Answers to open questions, graded by a model: in pairs, or one at a time.
+"""A model as the judge of answers to open questions: in pairs, or one at a time.
 
 - **Pairwise** (MT-bench, Zheng et al. 2023, arXiv 2306.05685): each pair is shown in both orders. A model wins a
-  question where it wins in both; anything else is a tie.
-- **Single** (AlignBench, Liu et al. 2023, arXiv 2311.18743): a grade from 1 to 10, beside a reference answer where the
+  question only if it wins in both; anything else is a tie.
+- **Single** (AlignBench, Liu et al. 2023, arXiv 2311.18743): a grade from 1 to 10, next to the reference answer if the
   question has one.
 
-Reported beside the score: how often the order alone decides (position bias), how often the judge agrees with itself
-when it is asked again, and how many of its verdicts cannot be read. An unread verdict is not dropped: the interval
-reaches from what the score would be if all of them had gone one way to what it would be if all had gone the other way.
+The result also reports how often the order alone decides (position bias), how often the judge agrees with itself on
+a repeated prompt, and how many verdicts cannot be read. Unread verdicts are not dropped: the interval reaches from the
+score with all of them lost to the score with all of them won.
 
 Not covered: a judge that prefers its own answers or long ones.
 """
@@ -63,7 +63,7 @@ _GRADE = re.compile(r"\[\[\s*(\d+(?:\.\d+)?)\s*(?:/\s*10)?\s*\]\]")
 
 @dataclass(frozen=True)
 class Question:
-    """An open question, with a reference answer where there is one."""
+    """An open question, with or without a reference answer."""
 
     id: str
     text: str
@@ -72,13 +72,13 @@ class Question:
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """How the judge is asked.
+    """How the judge is prompted.
 
     Attributes:
-        language: of the instruction.
-        repeats: verdicts per prompt; from 2 on they are drawn at ``temperature``, and the judge's agreement with itself
-            is reported.
-        max_new_tokens: longest explanation and verdict.
+        language: language of the instruction.
+        repeats: verdicts per prompt. From 2 on, they are sampled at ``temperature``, and the judge's agreement with
+            itself is reported.
+        max_new_tokens: token limit of explanation and verdict together.
     """
 
     language: str = "en"
@@ -88,25 +88,25 @@ class JudgeOptions:
 
     def __post_init__(self) -> None:
         if self.language not in LANGUAGES:
-            raise UsageError(f"language {self.language!r}: the judge is asked in {' or '.join(LANGUAGES)}")
+            raise UsageError(f"language {self.language!r}: the judge can be asked in {' or '.join(LANGUAGES)}")
         if self.repeats < 1:
             raise UsageError(f"repeats must be 1 or more, given {self.repeats}")
 
     @property
     def sampling(self) -> Sampling:
-        """Greedy for one verdict, drawn for several."""
+        """Greedy for one verdict, sampled for several."""
         temperature = self.temperature if self.repeats > 1 else 0.0
         return Sampling(max_new_tokens=self.max_new_tokens, temperature=temperature, n=self.repeats)
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """The verdicts or grades for one question in the order asked, None where they cannot be read.
+    """The verdicts or grades for one question in the order of the requests, None where unreadable.
 
     Attributes:
         verdicts: single: grades. Pairwise: "A", "B" or "C" as printed, first with the first model as A, then swapped.
-        score: grade, or 1, 0.5 or 0 for the first model; None where nothing could be read.
-        outputs: what the judge wrote.
+        score: grade, or 1, 0.5 or 0 for the first model; None without a readable verdict.
+        outputs: raw outputs of the judge.
     """
 
     id: str
@@ -120,13 +120,14 @@ class Verdict:
     """The judge's result over all questions.
 
     Attributes:
-        score: mean grade (1 to 10), or the share of questions that the first model wins, ties counted half. None where
-            no verdict could be read.
+        score: mean grade (1 to 10), or the share of questions that the first model wins, ties counted half. None
+            without a readable verdict.
         position_bias: pairwise: share of verdicts for the answer shown first minus that for the one shown second.
         consistent: pairwise: share of questions with the same verdict in both orders.
-        self_agreement: share of equal verdicts among repeats of one prompt; an unread one equals none. None for one.
-        unread: share of verdicts that could not be read.
-        n: questions.
+        self_agreement: share of equal verdicts among repeats of one prompt; an unread verdict never agrees. None
+            without repeats.
+        unread: share of unreadable verdicts.
+        n: number of questions.
     """
 
     kind: str
@@ -142,7 +143,7 @@ class Verdict:
 
     @property
     def intervals(self) -> dict[str, Interval | None]:
-        """Each figure with its interval, by name; those of the other kind of judging are left out."""
+        """Each figure with its interval, by name; figures of the other kind of judging are left out."""
         names = ("score", "position_bias", "consistent", "self_agreement")
         pairwise = self.kind == "pairwise"
         return {name: getattr(self, name) for name in names if pairwise or name in ("score", "self_agreement")}
@@ -153,12 +154,12 @@ class Verdict:
 
 
 def write_verdict(path: Path, verdict: Verdict) -> None:
-    """Write the verdict with each judgement as a sealed file."""
+    """Write the verdict and all judgements as a sealed file."""
     write_sealed(path, {"format": 1, **verdict.to_json()})
 
 
 def read_questions(path: Path) -> list[Question]:
-    """Questions from lines of JSON with ``id``, ``question`` and, where there is one, ``reference``.
+    """Questions from lines of JSON with ``id``, ``question`` and, optionally, ``reference``.
 
     Raises:
         UsageError: with file, line and field of what is wrong.
@@ -177,10 +178,10 @@ def read_questions(path: Path) -> list[Question]:
 
 
 def read_answers(path: Path, questions: Sequence[Question]) -> dict[str, str]:
-    """Answers from lines of JSON with ``id`` and ``answer``; each question has one, which may be empty.
+    """Answers from lines of JSON with ``id`` and ``answer``; each question needs an answer, which may be empty.
 
     Raises:
-        UsageError: with file, line and field of what is wrong, or the questions without an answer.
+        UsageError: a wrong line, named by file, line and field; or questions without an answer.
     """
     known = {question.id for question in questions}
     found: dict[str, str] = {}
@@ -271,12 +272,12 @@ def judge_pairs(
     return _verdict("pairwise", score, order, judgements, tokens)
 
 
-# The same verdict on two answers, before and after they have changed places.
+# The same verdict on two answers, before and after the swap.
 _SAME = (("A", "B"), ("B", "A"), ("C", "C"))
 
 
 def _pair_score(straight: str | None, swapped: str | None) -> float | None:
-    """1 where the first model wins in both orders, 0 where it loses in both, else a tie; None where one is unread."""
+    """1 if the first model wins in both orders, 0 if it loses in both, else 0.5; None if a verdict is unread."""
     if straight is None or swapped is None:
         return None
     return {("A", "B"): 1.0, ("B", "A"): 0.0}.get((straight, swapped), 0.5)
@@ -294,7 +295,7 @@ def _prompt(
 
 
 def _asked(prompts: Sequence[str], asker: Asker, options: JudgeOptions) -> tuple[list[list[str]], tuple[int, int]]:
-    """Outputs of each prompt, and tokens read and written."""
+    """Outputs for each prompt, and tokens read and written."""
     if not prompts:
         raise UsageError("there are no questions to judge")
     requests = [Request((Message("user", text),) if asker.chat else text, options.sampling) for text in prompts]
@@ -327,13 +328,13 @@ def _mean_of_read(values: Sequence[float | None]) -> float | None:
 
 
 def _winner(text: str) -> str | None:
-    """The last verdict in what the judge wrote."""
+    """The last verdict in an output of the judge."""
     found = _VERDICT.findall(text)
     return found[-1] if found else None
 
 
 def _grade(text: str) -> float | None:
-    """The last grade in what the judge wrote, where it lies between 1 and 10."""
+    """The last grade in an output of the judge, if it lies between 1 and 10."""
     found = _GRADE.findall(text)
     grade = float(found[-1]) if found else None
     return grade if grade is not None and LOWEST <= grade <= HIGHEST else None

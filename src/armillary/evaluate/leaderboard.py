@@ -1,13 +1,13 @@
 """A ranking of models that separates only what differs significantly on the same items.
 
-One table per task and metric. All models of a table are compared in pairs over the items that all of them answered, by
-the clustered test of ``paired``; the p-values of a table are corrected for the number of its pairs (Holm 1979). The
-rank of a model is 1 plus the number of models that are significantly better: models that nothing separates share a
-rank. Being better is not transitive: the first may be separated from the third and both not from the second.
+There is one table per task and metric. All models of a table are compared in pairs on the items that all of them
+answered, by the clustered test of ``paired``. The p-values are corrected for the number of pairs in the table (Holm
+1979). The rank of a model is 1 plus the number of significantly better models, so models that nothing separates share
+a rank. This order is not transitive: the first model may beat the third while neither differs from the second.
 
-Two examinations with other prompts, few-shot examples, extractors or generation settings measure two things. They are
-refused, unless the caller wants them compared; the table then carries a note. Tables are not corrected for each other:
-with twenty tasks, one false separation in one of them is likely at a level of 95 %.
+Two examinations with different prompts, few-shot examples, extractors or generation settings measure different things.
+They are refused unless the caller asks for the comparison; the table then carries a note. Tables are not corrected for
+each other: with twenty tasks at a level of 95 %, one false separation is likely.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from armillary.evaluate.paired import Paired, holm, paired
 from armillary.evaluate.results import RESULTS, Examination, Item, named_model, read_examination
 from armillary.recipe import UsageError
 
-# Metrics of which less is better, by a part of their name.
+# Substrings that mark metrics where lower is better.
 _COSTS = ("perplexity", "loss", "bits_per_byte", "error_rate")
 _DEEPEST = 3
 
@@ -47,7 +47,7 @@ class Standing:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two models of a table; the comparison is second minus first, and better means a better score."""
+    """Two models of a table; the comparison is second minus first."""
 
     first: str
     second: str
@@ -61,9 +61,9 @@ class Table:
     """The ranking of one metric of one task.
 
     Attributes:
-        items: items that all models answered, over which all is computed.
+        items: number of items that all models answered; all scores are over these.
         standings: best rank first, then by score.
-        notes: what a reader must know, such as items that some models lack.
+        notes: caveats for the reader, such as items that some models lack.
     """
 
     task: str
@@ -77,10 +77,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Leaderboard:
-    """All tables, and what could not be ranked.
+    """All tables, and the tasks that could not be ranked.
 
     Attributes:
-        level: of the intervals and of each table's ranking.
+        level: confidence level of the intervals and of each table's ranking.
         notes: tasks that only one model took.
     """
 
@@ -90,10 +90,10 @@ class Leaderboard:
 
 
 def read_results(places: Sequence[Path]) -> dict[str, Examination]:
-    """The examinations in ``places`` by the name of their model.
+    """The examinations in ``places``, keyed by the name of their model.
 
-    A place is a folder of an examination, its ``results.json``, or a folder of such folders. Models of one name are
-    told apart by their folders.
+    A place is the folder of an examination, its ``results.json``, or a folder of such folders. Models with the same
+    name are distinguished by their folders.
 
     Raises:
         UsageError: a place holds no examination, or one is given twice.
@@ -129,10 +129,10 @@ def rank(examinations: Mapping[str, Examination], level: float = 0.95, across_se
     Args:
         examinations: by the name of the model.
         level: of the intervals, and 1 minus the chance of any false separation within a table.
-        across_settings: whether to compare answers to other prompts or with other extractors.
+        across_settings: whether to compare results with different prompts or extractors.
 
     Raises:
-        UsageError: fewer than two models, no task in common, no item in common, or other settings.
+        UsageError: fewer than two models, no task in common, no item in common, or different settings.
     """
     if len(examinations) < 2:
         raise UsageError(f"{len(examinations)} examination given; a ranking needs at least two")
@@ -181,16 +181,16 @@ def _settings(
     common: Sequence[tuple[str, str]],
     across_settings: bool,
 ) -> str | None:
-    """What to say about other settings; None where all are equal."""
+    """The note on different settings; None if all are equal."""
     differ = [key for key in common if len({items[key].settings for items in rows.values()}) > 1]
     if not differ:
         return None
     hashes = ", ".join(f"{name} {items[differ[0]].settings[:12]}" for name, items in rows.items())
-    said = f"{len(differ)} of {len(common)} items were asked in other settings ({hashes})"
+    said = f"{len(differ)} of {len(common)} items were asked with different settings ({hashes})"
     if not across_settings:
         raise UsageError(
             f"{task}: {said}: prompt template, few-shot examples, extractor or generation differ, so the scores "
-            "measure two things. Examine the models in equal settings, or pass --across-settings"
+            "measure different things. Examine the models with equal settings, or pass --across-settings"
         )
     return f"{said}: a difference may come from the prompt, the extractor or the generation"
 

@@ -1,15 +1,16 @@
 """Two models on the same items: the difference with its interval, a paired test, equivalence, and the flipped items.
 
-Most items are easy for both models or hard for both. An unpaired test counts their spread as noise; a paired one looks
-only at the items on which the models differ. 63 and 48 right of 164 have p = 0.080 unpaired; if 22 items flipped one
-way and 7 the other, p = 0.008 paired.
+Most items are easy for both models or hard for both. An unpaired test counts their spread as noise; a paired test looks
+only at the items on which the models differ. For 63 and 48 right of 164, the unpaired test gives p = 0.080. If 22 items
+flipped one way and 7 the other, the paired test gives p = 0.008.
 
-The test flips signs: if the models are equal, each cluster's difference is as likely to have the other sign. For
-independent 0-1 scores this is McNemar's exact test (a sign test on the discordant items). Whole-numbered differences
-per cluster are summed exactly; others are enumerated up to 14 clusters, and sampled beyond.
+The test flips signs: if the models are equal, both signs of a cluster's difference are equally likely. For independent
+0-1 scores this is McNemar's exact test (a sign test on the discordant items). For whole-numbered differences, the
+distribution of the sum is computed exactly. For others, sign flips are enumerated up to 14 clusters and sampled beyond.
 
 The interval is the Bayesian bootstrap of ``intervals``, with half a pseudo-item in favour of each model. Test and
-interval are two methods: where p is close to 1 - level, the interval may touch 0 and p still be below, or reversed.
+interval are separate methods and can disagree when p is close to 1 - level: the interval may include 0 although p is
+below, or the reverse.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from scipy import stats
 from armillary.evaluate.intervals import Array, Interval, check_level, cluster_totals, draw_means, score_table
 from armillary.recipe import UsageError
 
-# Sign flips drawn where they are too many to enumerate; the smallest p-value is then 1 / (this + 1).
+# Sign flips drawn if there are too many to enumerate; the smallest p-value is then 1 / (this + 1).
 FLIPS = 20_000
 _ENUMERATED = 14
 _BLOCK = 4_000_000
@@ -36,15 +37,15 @@ class Paired:
 
     Attributes:
         difference: mean of second minus first, with its interval.
-        p_value: two-sided, of the paired sign-flip test (``test`` names the form that applied).
+        p_value: two-sided, of the paired sign-flip test (``test`` names the form used).
         test: ``mcnemar-exact``, ``sign-flip-exact`` or ``sign-flip-sampled``.
         better: items on which the second model scored higher.
         worse: items on which it scored lower.
-        items: all items.
-        clusters: independent passages.
-        equivalent: None without a margin, else whether the difference lies within it by two one-sided tests, each at
-            (1 - level): Schuirmann (1987).
-        equivalence_p: the larger p-value of those two; None without a margin.
+        items: number of items.
+        clusters: number of independent passages.
+        equivalent: whether the difference lies within the margin by two one-sided tests, each at (1 - level)
+            (Schuirmann 1987); None without a margin.
+        equivalence_p: the larger p-value of these two tests; None without a margin.
     """
 
     difference: Interval
@@ -78,13 +79,14 @@ def paired(
 
     Args:
         first: scores [n], or [n, variants] with the same prompt variants in both; a variant is then part of the item.
-        second: as ``first``, the same items at the same places.
-        clusters: names the passage of each item [n]; None: items are independent.
-        level: of the interval of the difference.
+        second: as ``first``, the same items in the same order.
+        clusters: name of the passage of each item [n]; None: items are independent.
+        level: confidence level of the interval of the difference.
         margin: the largest difference that does not matter, in units of the score, such as 0.01.
 
     Raises:
-        UsageError: scores of other shapes, not finite, clusters of another length, a margin not above 0.
+        UsageError: different shapes, a score that is not finite, ``clusters`` of a different length, or a margin that
+            is not above 0.
     """
     check_level(level)
     if margin is not None and not 0 < margin < np.inf:
@@ -95,11 +97,11 @@ def paired(
     gap = (b - a).mean(axis=1)
     totals, sizes = cluster_totals(gap[:, None], clusters)
     value = float(gap.mean())
-    # Scores beyond 0 to 1 (a judge's 1 to 10) widen the bounds to what was seen.
+    # Scores outside 0 to 1 (a judge's 1 to 10) widen the bounds to the observed range.
     reach = max(1.0, float(np.abs(gap).max()))
     draws = draw_means(totals, sizes, (-reach, reach), seed=0)
     low, high = np.quantile(draws, ((1 - level) / 2, (1 + level) / 2))
-    # Times the variants: 0-1 scores are then whole numbers again, which are summed exactly.
+    # Multiplied by the number of variants, 0-1 scores are whole numbers again, and their sum is exact.
     test, p_value = sign_flip_test(totals[:, 0] * a.shape[1])
     equivalence_p = None
     if margin is not None:
@@ -118,7 +120,7 @@ def paired(
 
 
 def sign_flip_test(differences: Array) -> tuple[str, float]:
-    """The form of the test and the two-sided p-value of the sum of ``differences`` [K] under random signs."""
+    """The form of the test, and the two-sided p-value of the sum of ``differences`` [K] under random signs."""
     sizes = np.abs(differences[differences != 0])
     observed = abs(float(differences.sum()))
     if len(sizes) == 0:
@@ -129,7 +131,7 @@ def sign_flip_test(differences: Array) -> tuple[str, float]:
     whole = np.round(sizes)
     if np.allclose(sizes, whole, rtol=0, atol=1e-9):
         return "sign-flip-exact", _exact(whole.astype(int), round(observed))
-    # A sum is as far out as the observed one if rounding alone separates them.
+    # A sum counts as equal to the observed one if only rounding separates them.
     threshold = observed - 1e-9 * float(sizes.sum())
     if len(sizes) <= _ENUMERATED:
         signs = 1.0 - 2 * ((np.arange(2 ** len(sizes))[:, None] >> np.arange(len(sizes))) & 1)
@@ -143,9 +145,9 @@ def sign_flip_test(differences: Array) -> tuple[str, float]:
 
 
 def _exact(sizes: Array, observed: int) -> float:
-    """P(|sum of +-sizes| >= observed) for whole ``sizes``: the distribution of the sum, one cluster at a time."""
+    """P(|sum of +-sizes| >= observed) for whole ``sizes``; builds the distribution one cluster at a time."""
     total = int(sizes.sum())
-    # chance[k]: probability that the clusters with a plus sum to k; the signed sum is then 2 k - total.
+    # chance[k]: probability that the clusters with a plus sign sum to k; the signed sum is then 2 k - total.
     chance = np.zeros(total + 1)
     chance[0] = 1.0
     for size in sizes:
@@ -157,7 +159,7 @@ def _exact(sizes: Array, observed: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values [m] in the given order: the chance of any false alarm among all m stays below each (Holm 1979).
+    """Adjusted p-values [m] in the given order, which bound the chance of any false alarm among all m (Holm 1979).
 
     Raises:
         UsageError: a value outside 0 to 1.

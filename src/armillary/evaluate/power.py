@@ -1,7 +1,7 @@
-"""How many items a difference needs to be seen, and which difference a number of items can show.
+"""How many items a comparison needs to detect a difference, and which difference a number of items can detect.
 
-All counts are for a two-sided test of two models and a wanted power (the chance to find a difference that is there).
-Items that share a passage count less: multiply by ``design_effect``.
+All counts are for a two-sided test of two models at a given power (the chance to detect a real difference). Items that
+share a passage count less: multiply by ``design_effect``.
 
 Sources: for pairs Connor (1987), "Sample size for testing differences in proportions for the paired-sample design",
 equation 2; unpaired Fleiss, Levin and Paik (2003), "Statistical Methods for Rates and Proportions", equation 4.14
@@ -22,14 +22,14 @@ from armillary.recipe import UsageError
 
 
 def items_needed(difference: float, discordant: float, power: float = 0.8, level: float = 0.95) -> int:
-    """Items on which two models must be compared in pairs to find ``difference`` in the mean 0-1 score.
+    """Items needed to detect ``difference`` in the mean 0-1 score of two models, compared in pairs.
 
     Args:
-        difference: of the two shares of right answers, such as 0.01 for one point.
-        discordant: share of items that one model answers and the other does not; at least ``difference``. Two
-            checkpoints of one run differ on 5 % to 15 % of items, two unrelated models of equal score on
-            2 p (1 - p) if their errors are independent.
-        power: wanted chance to find it.
+        difference: difference of the two accuracies, such as 0.01 for one point.
+        discordant: share of items that only one model answers correctly; at least ``difference``. Two checkpoints of
+            one run differ on 5 % to 15 % of items. Two unrelated models of accuracy p differ on 2 p (1 - p) if their
+            errors are independent.
+        power: the chance to detect it.
         level: 1 minus the chance of a false alarm.
 
     Raises:
@@ -46,7 +46,7 @@ def items_needed(difference: float, discordant: float, power: float = 0.8, level
 
 
 def items_needed_unpaired(difference: float, score: float, power: float = 0.8, level: float = 0.95) -> int:
-    """Items per model where each model answers other items; ``score`` is the lower share of right answers.
+    """Items needed per model if each model answers different items; ``score`` is the lower accuracy.
 
     Raises:
         UsageError: a difference, score, power or level out of its range.
@@ -62,7 +62,7 @@ def items_needed_unpaired(difference: float, score: float, power: float = 0.8, l
 
 
 def difference_seen(items: int, discordant: float, power: float = 0.8, level: float = 0.95) -> float:
-    """The smallest difference that ``items`` compared in pairs show; infinite where they show none.
+    """The smallest difference that ``items`` compared in pairs detect; infinite if they detect none.
 
     Raises:
         UsageError: fewer than one item, or a share, power or level out of its range.
@@ -84,13 +84,13 @@ def difference_seen(items: int, discordant: float, power: float = 0.8, level: fl
 
 
 def design_effect(scores: ArrayLike, clusters: Sequence[Hashable]) -> float:
-    """How many clustered items are worth one independent item: variance of the mean over passages by that over items.
+    """The variance of the mean over passages, divided by that over items: clustered items per independent item.
 
-    1 where passages do not matter, the passage's size where its items are all alike. For pairs, pass the differences.
-    1 where all scores are equal, since nothing can be estimated then.
+    It is 1 if passages do not matter, and the size of the passages if the items of each are all alike. For pairs, pass
+    the differences. It is also 1 if all scores are equal, since then it cannot be estimated.
 
     Raises:
-        UsageError: no scores, not finite, clusters of another length, or a single cluster.
+        UsageError: no scores, a score that is not finite, ``clusters`` of a different length, or a single cluster.
     """
     table = score_table("scores", scores).mean(axis=1)[:, None]
     totals, sizes = cluster_totals(table, clusters)

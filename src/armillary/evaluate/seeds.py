@@ -1,16 +1,17 @@
-"""Two recipes compared over several seeds each: one interval over seeds and items, and how many of both it takes.
+"""Compare two recipes over several seeds each: one interval over seeds and items, and how many of both are needed.
 
-Two seeds of one fine-tuning can differ by several points on the same items. An interval over items alone then speaks of
-the two models at hand and not of the recipes that made them. Here the mean difference has two sources of noise, which
-are estimated apart and added:
+Two seeds of one fine-tuning can differ by several points on the same items. An interval over items alone then holds
+for the two models, not for the recipes behind them. Here the mean difference has two sources of noise, which are
+estimated separately and added:
 
-- the items (or the passages they share): the spread of their differences, each averaged over the seeds;
-- the seeds: the spread of a seed's mean score within each arm, less what single items flip, which the first has.
+- items (or the passages they share): the spread of their differences, each averaged over the seeds;
+- seeds: the spread of a seed's mean score within each arm. The part due to single items that flip is subtracted, since
+  the first source includes it.
 
 The spread between seeds is pooled over the arms. The degrees of freedom are Satterthwaite's (1946), so that two seeds
 per arm give a wide interval rather than a wrong one: a bootstrap over two seeds can never leave the observed ones.
 
-Not covered: a recipe's other choices (data order aside), and seeds that were picked by their score.
+Not covered: other random choices of a recipe (except the data order), and seeds selected by their score.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from armillary.evaluate.intervals import Array, Interval, check_level, cluster_t
 from armillary.evaluate.paired import Paired
 from armillary.recipe import UsageError
 
-# More seeds per arm than this are not proposed.
+# The most seeds per arm that a plan proposes.
 MOST_SEEDS = 100
-# Assumed where nothing is measured: two seeds of a fine-tuning are then 2 points apart in the mean, and up to 6.
+# Assumed without measurements: two seeds of a fine-tuning are then 2 points apart on average, and up to 6.
 ASSUMED_STD = 0.015
 ASSUMED_APART = 0.15
 _MOST_ITEMS = 10_000_000
@@ -38,12 +39,12 @@ _MOST_ITEMS = 10_000_000
 
 @dataclass(frozen=True)
 class SeedNoise:
-    """What seeds add to the noise of a comparison.
+    """The contribution of seeds to the noise of a comparison.
 
     Attributes:
-        first, second: seeds of each arm.
-        std: standard deviation of a seed's mean score, beside what single items flip.
-        flips: share of items on which two seeds of one arm differ (of graded scores, their mean squared difference).
+        first, second: number of seeds of each arm.
+        std: standard deviation of a seed's mean score, without the part due to single items that flip.
+        flips: share of items on which two seeds of one arm differ (for graded scores, the mean squared difference).
         share: part of the variance of the difference that comes from the seeds.
         freedom: degrees of freedom of the interval.
     """
@@ -68,12 +69,12 @@ def paired_over_seeds(
     Args:
         first: scores [n, seeds of the first arm].
         second: scores [n, seeds of the second arm], the same items; the numbers of seeds may differ.
-        clusters: names the passage of each item [n]; None: items are independent.
-        level: of the interval.
+        clusters: name of the passage of each item [n]; None: items are independent.
+        level: confidence level of the interval.
         margin: the largest difference that does not matter.
 
     Raises:
-        UsageError: other items, scores that are not finite, a single seed in each arm (use ``paired``), one item.
+        UsageError: different items, scores that are not finite, one seed in each arm (use ``paired``), or one item.
     """
     check_level(level)
     if margin is not None and not 0 < margin < np.inf:
@@ -94,7 +95,7 @@ def paired_over_seeds(
     seeds = _Seeds(arms, clusters)
     weight = sum(1 / count for count in counts)
     of_seeds = weight * max(0.0, seeds.variance - seeds.flipped)
-    # The part of the seeds is a difference, as uncertain as what the flips are taken from, even where it is cut at 0.
+    # The seeds' part is a difference. It is as uncertain as the variance before subtraction, even if it is cut at 0.
     doubt = of_items**2 / freedom_of_items + (weight * seeds.variance) ** 2 / seeds.freedom
     variance = of_items + of_seeds
     freedom = variance**2 / doubt if doubt > 0 else float(freedom_of_items)
@@ -136,7 +137,7 @@ def noise_of_seeds(scores: ArrayLike) -> tuple[float, float]:
 class _Seeds:
     """The spread between seeds, pooled over arms.
 
-    ``variance``: of a seed's mean score; ``flipped``: the part of it that independent flips of items make; ``flips``:
+    ``variance``: variance of a seed's mean score; ``flipped``: its part due to independent flips of items; ``flips``:
     mean squared difference of two seeds on an item; ``freedom``: degrees of freedom.
     """
 
@@ -161,14 +162,14 @@ def _tail(distance: float, error: float, freedom: float) -> float:
 
 @dataclass(frozen=True)
 class Noise:
-    """What is known of a comparison before it is made.
+    """Assumptions about a comparison before it is made.
 
     Attributes:
-        difference: to be found, as a share.
-        discordant: share of items on which one run of each recipe differ.
-        seed_std: standard deviation of a seed's score beside item flips, as ``noise_of_seeds`` estimates it.
-        flips: share of items on which two seeds of one recipe differ; this part of ``discordant`` averages out over
-            seeds. 0 is the safe side.
+        difference: the difference to detect, as a share.
+        discordant: share of items on which a run of one recipe and a run of the other differ.
+        seed_std: standard deviation of a seed's score without item flips, as ``noise_of_seeds`` estimates it.
+        flips: share of items on which two seeds of one recipe differ. This part of ``discordant`` averages out over
+            seeds; 0 is the conservative choice.
     """
 
     difference: float
@@ -191,7 +192,8 @@ class Noise:
 
 
 def items_needed_over_seeds(noise: Noise, seeds: int, power: float = 0.8, level: float = 0.95) -> float:
-    """Items on which two recipes of ``seeds`` runs each must be compared; infinite where the seeds alone are too few.
+    """Items needed to compare two recipes of ``seeds`` runs each; infinite if no number of items makes up for the
+    seeds.
 
     Raises:
         UsageError: fewer than two seeds, a power or level out of its range.
@@ -200,7 +202,7 @@ def items_needed_over_seeds(noise: Noise, seeds: int, power: float = 0.8, level:
     if not 0.5 <= power < 1:
         raise UsageError(f"power is {power:g}; give a probability from 0.5 to below 1, such as 0.8")
     if seeds < 2:
-        raise UsageError(f"{seeds} seeds per arm; their noise is known from two or more")
+        raise UsageError(f"{seeds} seeds per arm; their noise can be estimated from two or more")
     if _power(noise, seeds, _MOST_ITEMS, level) < power:
         return math.inf
     low, high = 1, _MOST_ITEMS
@@ -214,7 +216,7 @@ def items_needed_over_seeds(noise: Noise, seeds: int, power: float = 0.8, level:
 
 
 def seeds_needed(noise: Noise, items: int, power: float = 0.8, level: float = 0.95) -> float:
-    """Seeds of each recipe that ``items`` need; infinite where ``MOST_SEEDS`` are too few.
+    """Seeds of each recipe needed with ``items``; infinite if ``MOST_SEEDS`` are too few.
 
     Raises:
         UsageError: fewer than two items, a power or level out of its range.
@@ -229,7 +231,7 @@ def seeds_needed(noise: Noise, items: int, power: float = 0.8, level: float = 0.
 
 
 def _power(noise: Noise, seeds: int, items: int, level: float) -> float:
-    """Chance to find the difference, by the noncentral t distribution with the degrees of freedom of the interval."""
+    """Chance to detect the difference: noncentral t distribution with the degrees of freedom of the interval."""
     of_seeds = 2 * noise.seed_std**2 / seeds
     flips = min(noise.flips, noise.discordant)
     apart = max(noise.discordant - flips * (1 - 1 / seeds) - noise.difference**2, 1e-12)
@@ -242,9 +244,9 @@ def _power(noise: Noise, seeds: int, items: int, level: float) -> float:
 
 @dataclass(frozen=True)
 class ComparisonPlan:
-    """What ``plan_comparison`` is asked: fields as of ``Noise``, None for what is to be measured or assumed.
+    """The question to ``plan_comparison``: fields as in ``Noise``, None for values to measure or assume.
 
-    ``items`` is how many there are, ``power`` the wanted chance to find the difference.
+    ``items`` is the number of items available, ``power`` the required chance to detect the difference.
     """
 
     difference: float
@@ -255,22 +257,22 @@ class ComparisonPlan:
 
 
 def plan_comparison(asked: ComparisonPlan, scores: ArrayLike | None = None) -> dict[str, Any]:
-    """Items needed with 2, 3, 4, 5, 8 and 12 seeds per recipe, and the seeds that ``items`` need.
+    """Items needed with 2, 3, 4, 5, 8 and 12 seeds per recipe, and the seeds needed with ``items``.
 
     Args:
-        asked: what is known.
-        scores: of several seeds of one recipe [n, seeds], from which the noise is estimated; None assumes it.
+        asked: the known values.
+        scores: scores of several seeds of one recipe [n, seeds], to estimate the noise from; None assumes it.
 
     Returns:
-        ``rows`` of ``seeds`` and ``items`` (None: no number is enough), ``seeds`` (None likewise, or not asked), and
-        the noise with where it is ``from``.
+        ``rows`` of ``seeds`` and ``items`` (None: no number is enough), ``seeds`` (None: likewise, or not asked), and
+        the noise with its origin (``from``).
 
     Raises:
         UsageError: values out of range, or a single seed.
     """
     std, flips = noise_of_seeds(scores) if scores is not None else (ASSUMED_STD, 0.0)
     discordant = asked.discordant
-    if discordant is None:  # two recipes differ on what seeds flip and on what they gain
+    if discordant is None:  # two recipes differ on the items that seeds flip and on those gained
         discordant = min(1.0, max(asked.difference, flips + asked.difference if scores is not None else ASSUMED_APART))
     noise = Noise(asked.difference, discordant, std if asked.seed_std is None else asked.seed_std, flips)
     rows = []

@@ -1,11 +1,11 @@
-"""Several voters, one answer: weights learned on development items, which can then never be examined with them.
+"""Combines the answers of several voters. Their weights are learned on development items, which are then excluded.
 
-A voter's weight starts at its mean score on the development items. Coordinate ascent then multiplies single weights,
-and moves the share of the weight that a part of an answer needs, as long as the contest's main metric rises. Weights
-are few and the grid is coarse, so that little is fitted to chance.
+A voter's weight starts at its mean score on the development items. Coordinate ascent then scales single weights and
+moves the share of the weight that a part of an answer needs, as long as the contest's main metric rises. There are few
+weights and the grid is coarse, which limits overfitting.
 
-``Weights`` carry the fingerprints of the items that they were learned from. ``vote`` refuses any item among them: a
-score on it would be a score on what was fitted.
+``Weights`` carry the fingerprints of the items that they were learned from. ``vote`` refuses these items, since a score
+on them would be a score on training data.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Weights:
     """The weights of the voters.
 
     Attributes:
-        contest: its name.
-        voters: weight of each voter, 0 or more, largest 1.
-        share: part of the weight that a part of an answer needs.
+        contest: name of the contest.
+        voters: weight of each voter; at least 0, the largest is 1.
+        share: share of the total weight that a part of an answer needs.
         learned_from: fingerprints of the items that the weights were learned from.
     """
 
@@ -44,7 +44,7 @@ class Weights:
     learned_from: frozenset[str]
 
     def save(self, path: Path) -> None:
-        """Write the weights as a sealed file, so that ``learned_from`` cannot be lost or edited unnoticed."""
+        """Write the weights as a sealed file, so that a lost or edited ``learned_from`` is detected."""
         document = {"contest": self.contest, "voters": self.voters, "share": self.share}
         write_sealed(path, {"format": FORMAT, **document, "learned_from": sorted(self.learned_from)})
 
@@ -54,13 +54,13 @@ class Weights:
 
         Raises:
             UsageError: there is no such file.
-            DamagedFileError: it is torn or edited, or not weights.
+            DamagedFileError: the file is torn or edited, or does not hold weights.
             ForeignFileError: a newer version wrote it.
         """
         try:
             document: dict[str, Any] = read_sealed(path, "weights of voters", FORMAT, _REMEDY)
         except FileNotFoundError as error:
-            raise UsageError(f"{path}: there is no such file; name weights that a vote has learned") from error
+            raise UsageError(f"{path}: no such file; name a file of weights that a vote has learned") from error
         try:
             return cls(
                 str(document["contest"]),
@@ -77,13 +77,13 @@ def learn_weights(contest: Contest, items: Sequence[Item], voters: Mapping[str, 
 
     Args:
         items: the development items.
-        voters: by name of the voter, its answers by item id.
+        voters: answers by item id, by name of the voter.
 
     Raises:
         UsageError: no items or no voters.
     """
     if not items or not voters:
-        raise UsageError(f"weights are learned from items and voters; there are {len(items)} and {len(voters)}")
+        raise UsageError(f"learning weights needs items and voters; given {len(items)} items and {len(voters)} voters")
 
     def score(weights: Mapping[str, float], share: float) -> float:
         answers = {item.id: _combined(contest, item, weights, share, voters) for item in items}

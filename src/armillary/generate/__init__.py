@@ -1,6 +1,6 @@
-"""Text and likelihoods from a model: one ``Backend`` protocol, and one file for each engine behind it.
+"""Text and likelihoods from a model: one ``Backend`` protocol, and one file per engine.
 
-What it does not do: train, score answers, or serve requests over a network.
+Out of scope: training, scoring answers, and serving requests over a network.
 """
 
 from armillary.generate.answers import Answers, open_answers

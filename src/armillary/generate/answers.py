@@ -1,12 +1,12 @@
-"""Answers of one model by request key, in a file that only grows: what it holds is never asked for again.
+"""An append-only file of one model's answers by request key. An answer in the file is never requested again.
 
-The file is JSON lines. The first line names the format and the backend (``Backend.identity``); each other line holds
-one answer and its seal. Answers are appended as they come, so that a killed process loses those that were under way. A
-last line without an end was torn and is cut off. A damaged line elsewhere is reported, and its answer is asked for
-again. Answers of another backend, model or precision are refused, since they could not be told apart later.
+The file is JSON lines. The first line names the format and the backend (``Backend.identity``); every other line holds
+one answer and its seal. Answers are appended as they arrive, so a killed process loses only the requests in progress.
+A torn last line is cut off. A damaged line elsewhere is reported, and its answer is requested again. A file from
+another backend, model or precision is refused, since its answers could not be distinguished later.
 
-A line is handed to the system at once and flushed to disk every second: a killed process loses no finished answer, a
-power failure at most those of the last second.
+Each line is written at once and flushed to disk every second: a killed process loses no finished answer, and a power
+failure loses at most the last second.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _REMEDY = "remove the file to ask for all answers again"
 
 @contextlib.contextmanager
 def open_answers(path: Path, identity: dict[str, Any]) -> Iterator[Answers]:
-    """The answers of the backend with this ``identity`` in ``path``, which is created where it is missing.
+    """Open the answers in ``path`` of the backend with this ``identity``; the file is created if missing.
 
     Raises:
         BusyError: another process has it open.
-        DamagedFileError: its first line is damaged.
-        ForeignFileError: it is no such file, of a newer format, or of another backend or model.
-        ArmillaryError: it cannot be written.
+        DamagedFileError: the first line is damaged.
+        ForeignFileError: the file is not a file of answers, has a newer format, or is of another backend or model.
+        ArmillaryError: the file cannot be written.
     """
     with exclusive(path.with_name(f".{path.name}.lock"), f"writes to {path.name}"):
         answers = Answers(path, identity)
@@ -50,13 +50,13 @@ def open_answers(path: Path, identity: dict[str, Any]) -> Iterator[Answers]:
 
 
 class Answers:
-    """Opened by ``open_answers``. ``damaged`` are the numbers of the lines whose answers are asked for again."""
+    """A file opened by ``open_answers``. ``damaged`` lists the line numbers whose answers are requested again."""
 
     def __init__(self, path: Path, identity: dict[str, Any]) -> None:
         self.path = path
         self.damaged: list[int] = []
         self._flushed = time.monotonic()
-        self._places: dict[str, tuple[int, int]] = {}  # of each key: where its line starts, and its length
+        self._places: dict[str, tuple[int, int]] = {}  # offset and length of each key's line
         header = _line({"format": FORMAT, "kind": _KIND, "backend": identity})
         with self._failing():
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
@@ -73,12 +73,12 @@ class Answers:
         return asked.key in self._places
 
     def complete(self, backend: Backend, requests: Sequence[Request]) -> Iterator[Completion]:
-        """Yields the completion of each request: first those that are kept, then the others as they come.
+        """Yield the completion of each request: first those in the file, then the others as they arrive.
 
-        Of equal requests one is asked.
+        Equal requests are sent once.
 
         Raises:
-            RequestError: of the backend, with the place among ``requests``.
+            RequestError: raised by the backend, with the index in ``requests``.
             ArmillaryError: the file cannot be written; the answers before are kept.
         """
         places = _by_key(requests)
@@ -103,10 +103,11 @@ class Answers:
             raise error.at(missing[error.index]) from None
 
     def loglikelihood(self, backend: Backend, pairs: Sequence[Pair], at_a_time: int = 512) -> list[Likelihood]:
-        """The likelihood of each pair, in order. The backend is asked for ``at_a_time``, which are then kept.
+        """The likelihood of each pair, in order. The backend gets ``at_a_time`` pairs per call; each call's results are
+        kept.
 
         Raises:
-            RequestError: of the backend, with the place among ``pairs``.
+            RequestError: raised by the backend, with the index in ``pairs``.
             ArmillaryError: the file cannot be written; the answers before are kept.
         """
         places = _by_key(pairs)
@@ -123,16 +124,16 @@ class Answers:
         return [Likelihood(**self._answer(pair.key)["likelihood"]) for pair in pairs]
 
     def close(self) -> None:
-        """Flushes the file to disk and closes it."""
+        """Flush the file to disk and close it."""
         with self._failing():
             os.fsync(self._file)
         os.close(self._file)
 
     def _read(self, header: bytes) -> None:
-        """Finds the answers in the file; writes the first line where there is none."""
+        """Find the answers in the file; write the first line if the file is empty."""
         with open(self._file, "rb", closefd=False) as file:
             first = file.readline()
-            # Without an end, and the beginning of what is written now: killed before its first line was whole.
+            # An unterminated prefix of the first line: the process was killed while writing it.
             if not first.endswith(b"\n") and header.startswith(first):
                 self._cut(0)
                 self._write(header)
@@ -160,7 +161,7 @@ class Answers:
         start, size = self._places[key]
         document = _parsed(os.pread(self._file, size, start))
         if document is None or document["key"] != key:
-            raise DamagedFileError(f"{self.path}: was changed while it was in use; run the same command again")
+            raise DamagedFileError(f"{self.path}: was changed while in use; run the same command again")
         answer: dict[str, Any] = document["answer"]
         return answer
 
@@ -169,7 +170,7 @@ class Answers:
         self._places[key] = self._write(line), len(line)
 
     def _write(self, line: bytes) -> int:
-        """Appends a whole line or nothing; where it starts."""
+        """Append a whole line or nothing; return its offset."""
         start = os.fstat(self._file).st_size
         with self._failing():
             try:
@@ -207,18 +208,18 @@ def _by_key(asked: Sequence[Request | Pair]) -> dict[str, list[int]]:
 
 
 def _cut(tokens: int) -> dict[str, int]:
-    # Left out where nothing was cut: older versions read all lines that they ask for.
+    # Left out if nothing was cut, so that older versions can read the line.
     return {"cut": tokens} if tokens else {}
 
 
 def _line(document: dict[str, Any]) -> bytes:
-    # What is sealed is what a reader gets: tuples are lists.
+    # Seal the value that a reader gets, where tuples are lists.
     plain = json.loads(json.dumps(document, allow_nan=False))
     return (json.dumps({**plain, _SEAL: canonical_hash(plain)}, ensure_ascii=True) + "\n").encode()
 
 
 def _sealed(line: bytes) -> dict[str, Any] | None:
-    """The document of a line without its seal; None where the line is not what was written."""
+    """The document of a line without its seal; None if the line does not match its seal."""
     try:
         document = json.loads(line)
         seal = document.pop(_SEAL)
@@ -233,7 +234,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 
 
 def _check_header(path: Path, first: bytes, wanted: bytes) -> None:
-    """Refuses a file that is not of this program, format and backend."""
+    """Refuse a file of another program, format or backend."""
     try:
         said = json.loads(first)
     except (ValueError, RecursionError):
@@ -241,12 +242,12 @@ def _check_header(path: Path, first: bytes, wanted: bytes) -> None:
     if not isinstance(said, dict) or said.get("kind") != _KIND:
         if first.startswith(wanted[:32]):
             raise DamagedFileError(f"{path}: its first line is damaged; {_REMEDY}")
-        raise ForeignFileError(f"{path}: holds no answers of this program; name another file. It is left as it is")
+        raise ForeignFileError(f"{path}: not a file of answers of this program; name another file. It was not changed")
     form = said.get("format")
     if isinstance(form, int) and form > FORMAT:
         raise ForeignFileError(
-            f"{path}: answers of format {form}, and this version reads up to {FORMAT}; use the version that wrote "
-            "them. The file is left as it is"
+            f"{path}: answers of format {form}, but this version reads formats up to {FORMAT}; use the version that "
+            "wrote them. The file was not changed"
         )
     if _sealed(first) is None:
         raise DamagedFileError(f"{path}: its first line is damaged; {_REMEDY}")

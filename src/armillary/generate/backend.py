@@ -1,8 +1,7 @@
-"""The protocol of an inference engine, and the plain data that goes in and comes out. Imports no torch.
+"""The protocol of an inference engine, with its input and output as plain data. Imports no torch.
 
-A request holds everything that its answer depends on besides the model: two requests with equal fields have equal
-answers, whatever batch they are in and whatever was asked before. ``Request.key`` is the hash of these fields, by which
-answers are kept and found again.
+A request holds everything that its answer depends on, except the model: requests with equal fields have equal answers,
+in any batch and after any other requests. ``Request.key`` is the hash of these fields, under which answers are kept.
 """
 
 from __future__ import annotations
@@ -26,12 +25,13 @@ class Message:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How an answer is drawn, and where it ends.
+    """How an answer is sampled, and where it ends.
 
     ``temperature`` 0 takes the most likely token. Otherwise the token is drawn from the softmax of
     ``logits / temperature``, cut to the ``top_k`` most likely tokens and then to the nucleus of ``top_p``. For each
-    prompt ``n`` answers are drawn; answer ``i`` depends on ``seed`` and ``i`` alone. An answer ends before the first of
-    the ``stop`` strings, at the end token of the model, or after ``max_new_tokens``.
+    prompt ``n`` answers are drawn; the draws of answer ``i`` depend only on ``seed`` and ``i``. An answer ends before
+    the
+    first of the ``stop`` strings, at the end token of the model, or after ``max_new_tokens``.
 
     Raises:
         UsageError: a value outside its range.
@@ -60,9 +60,9 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt to continue: text as it is, or the messages of a chat, which the model's template turns into text.
+    """A prompt to continue: plain text, or chat messages, which the model's template turns into text.
 
-    With ``last_tokens`` the model reads only this many tokens from the end of the prompt; None is the whole prompt.
+    With ``last_tokens``, the model reads only this many tokens from the end of the prompt; None reads all.
     """
 
     prompt: str | tuple[Message, ...]
@@ -73,7 +73,7 @@ class Request:
         _check_last(self.last_tokens)
 
     def to_json(self) -> dict[str, Any]:
-        """The request as plain data: what ``key`` is the hash of."""
+        """The request as plain data; ``key`` is its hash."""
         prompt = self.prompt if isinstance(self.prompt, str) else [asdict(message) for message in self.prompt]
         return {"prompt": prompt, "sampling": asdict(self.sampling)} | _last(self.last_tokens)
 
@@ -85,10 +85,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Choice:
-    """One answer: its ``text`` without the stop string, its length in ``tokens``, and why it ended.
+    """One answer: its ``text`` without the stop string, its length in ``tokens``, and the reason why it ended.
 
-    ``finish`` is "stop" for a stop string or the end token, "length" where ``max_new_tokens`` or the context of the
-    model cut the answer.
+    ``finish`` is "stop" for a stop string or the end token, and "length" if ``max_new_tokens`` or the model's context
+    cut the answer.
     """
 
     text: str
@@ -98,7 +98,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Completion:
-    """The ``n`` answers to the request at place ``index`` of those given, and the tokens of its prompt.
+    """The ``n`` answers to request number ``index``, and the number of its prompt tokens.
 
     ``cut`` is the number of tokens that the request's ``last_tokens`` left out.
     """
@@ -111,9 +111,9 @@ class Completion:
 
 @dataclass(frozen=True)
 class Pair:
-    """A ``continuation`` whose likelihood after ``context`` is asked for. An empty context starts a document.
+    """A ``continuation`` to score after ``context``. An empty context starts a document.
 
-    With ``last_tokens`` the model reads only this many tokens from the end of both together; None is all of them.
+    With ``last_tokens``, the model reads only this many tokens from the end of both together; None reads all.
     """
 
     context: str
@@ -124,7 +124,7 @@ class Pair:
         _check_last(self.last_tokens)
 
     def to_json(self) -> dict[str, Any]:
-        """The pair as plain data: what ``key`` is the hash of."""
+        """The pair as plain data; ``key`` is its hash."""
         return {"context": self.context, "continuation": self.continuation} | _last(self.last_tokens)
 
     @property
@@ -135,7 +135,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Log probability of a continuation in nats, its ``tokens``, and whether greedy decoding would have given it.
+    """Log probability of a continuation in nats, its number of ``tokens``, and whether greedy decoding would return it.
 
     ``cut`` is the number of tokens that the pair's ``last_tokens`` left out.
     """
@@ -147,14 +147,14 @@ class Likelihood:
 
 
 class RequestError(ArmillaryError):
-    """One request, or one pair, failed: ``problem`` is what, and ``index`` its place among those given."""
+    """One request or pair failed: ``problem`` says why, and ``index`` is its position in the call."""
 
     def __init__(self, index: int, problem: str, what: str = "request") -> None:
         super().__init__(f"{what} {index + 1}: {problem}")
         self.index, self.problem, self.what = index, problem, what
 
     def at(self, index: int) -> RequestError:
-        """The same error where the place among all that were given is another."""
+        """The same error with another position."""
         return type(self)(index, self.problem, self.what)
 
 
@@ -164,7 +164,7 @@ class BadRequestError(RequestError, UsageError):
 
 @dataclass
 class Cost:
-    """What a backend has used since it was opened; ``money`` is None where no price is known."""
+    """The resources that a backend has used since it was opened; ``money`` is None if no price is known."""
 
     prompt_tokens: int = 0
     new_tokens: int = 0
@@ -175,14 +175,14 @@ class Cost:
 class Backend(Protocol):
     """An inference engine that holds one model.
 
-    Errors that concern one request only (a prompt longer than the context of the model) are raised as
-    ``BadRequestError`` with the place of the request, before anything is generated. What a server refuses later is a
-    ``RequestError``.
+    An error in a single request, such as a prompt longer than the model's context, raises ``BadRequestError`` with the
+    index of the request before anything is generated. A later refusal by a server raises ``RequestError``.
     """
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What answers: the name of the backend, the model and a hash of its weights or its URL, and the precision."""
+        """The source of the answers: name of the backend, model with a hash of its weights or its URL, and
+        precision."""
         ...
 
     @property
@@ -192,7 +192,7 @@ class Backend(Protocol):
 
     @property
     def cost(self) -> Cost:
-        """What was used so far."""
+        """The cost so far."""
         ...
 
     def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
@@ -231,7 +231,7 @@ class InProcess:
 
     @property
     def cost(self) -> Cost:
-        """What was used so far."""
+        """The cost so far."""
         return self._cost
 
 

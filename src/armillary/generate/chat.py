@@ -1,8 +1,8 @@
-"""Chat templates: programs in Jinja that came with a model, and turn messages into the text that it was taught.
+"""Chat templates: Jinja programs that ship with a model and turn messages into the text format of its training.
 
-They run in Jinja's immutable sandbox, with messages and tools as plain data and the environment that ``transformers``
-gives them: ``raise_exception``, ``strftime_now``, ``tojson``, loop controls, and the tag ``generation``, which marks
-what is trained and changes no text.
+They run in Jinja's immutable sandbox. Messages and tools are plain data, and the environment is the same as in
+``transformers``: ``raise_exception``, ``strftime_now``, ``tojson``, loop controls, and the tag ``generation``, which
+marks the text to train on and changes nothing else.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from armillary.recipe import UsageError
 
 
 class ChatTemplate:
-    """A template with the special tokens that it may name (``bos_token``, ``eos_token``, …).
+    """A template with the special tokens that it may use (``bos_token``, ``eos_token``, …).
 
     Raises:
-        UsageError: it is not a template.
+        UsageError: not a Jinja template.
     """
 
     def __init__(self, source: str, named: Mapping[str, str]) -> None:
@@ -40,12 +40,12 @@ class ChatTemplate:
         try:
             self._compiled = environment.from_string(source)
         except (jinja2.TemplateError, RecursionError) as error:
-            raise UsageError(f"the chat template refuses all messages: it is no Jinja template ({error})") from error
+            raise UsageError(f"the chat template refuses all messages: it is not a Jinja template ({error})") from error
 
     def render(
         self, messages: Sequence[Mapping[str, Any]], prompt: bool = True, tools: Sequence[Mapping[str, Any]] = ()
     ) -> str:
-        """The text of ``messages``; with ``prompt`` also what the assistant's turn begins with.
+        """The text of ``messages``; with ``prompt`` also the start of the assistant's turn.
 
         Raises:
             UsageError: the template refuses these messages.
@@ -61,10 +61,10 @@ class ChatTemplate:
 def read_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     """The chat template of a model's folder, from chat_template.jinja or from ``config`` (tokenizer_config.json).
 
-    There it may be one of several with names. None where the folder has none.
+    ``config`` may hold several named templates. None if the folder has none.
 
     Raises:
-        UsageError: its file cannot be read.
+        UsageError: the file cannot be read.
     """
     path = folder / "chat_template.jinja"
     try:
@@ -81,9 +81,9 @@ def read_template(folder: Path, config: Mapping[str, Any]) -> str | None:
 
 
 class _Generation(jinja2.ext.Extension):
-    """``{% generation %}…{% endgeneration %}`` is what it holds."""
+    """Renders ``{% generation %}…{% endgeneration %}`` as its content."""
 
-    tags = {"generation"}  # noqa: RUF012 (as Jinja declares it)
+    tags = {"generation"}  # noqa: RUF012 (declared like this in Jinja)
 
     def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
         next(parser.stream)
@@ -97,7 +97,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """As templates expect it: not escaped for HTML."""
+    """JSON without HTML escapes, as templates expect."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

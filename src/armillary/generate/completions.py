@@ -1,12 +1,12 @@
-"""A file of prompts to a file of completions, resumable: answers are kept beside it as they come.
+"""Turns a file of prompts into a file of completions. It resumes, since answers are kept next to it as they arrive.
 
 ``prompts.jsonl`` has one JSON object per line: ``prompt`` (text) or ``messages`` (a list of ``role`` and ``content``),
-optionally ``id`` (text or a whole number, returned as it is), and any field of ``Sampling`` for that prompt alone.
+optionally ``id`` (text or a whole number, returned unchanged), and any field of ``Sampling`` for that prompt alone.
 
-``completions.jsonl`` (format 1) has one row per prompt, in their order: ``format``, ``id`` (the line of the prompt
-where it has none), ``request`` (what was asked, with all sampling options), ``choices`` (``text``, ``tokens`` and
-``finish`` of each answer), ``prompt_tokens``, and ``backend`` (which model answered). It is written at once when all
-answers are there, and depends on prompts and answers alone. Until then, and for later runs with more prompts, answers
+``completions.jsonl`` (format 1) has one row per prompt, in the same order: ``format``, ``id`` (by default the line of
+the prompt), ``request`` (the prompt with all sampling options), ``choices`` (``text``, ``tokens`` and ``finish`` of
+each answer), ``prompt_tokens``, and ``backend`` (the model that answered). The file is written in one step once all
+answers exist, and depends only on prompts and answers. Until then, and for later runs with more prompts, the answers
 are in ``completions.answers.jsonl`` (see ``answers.py``).
 """
 
@@ -34,7 +34,7 @@ _MOST_PROBLEMS = 20
 
 @dataclass(frozen=True)
 class Prompt:
-    """One row of a file of prompts: where it stands (file and line), what names it, and what is asked."""
+    """One row of a file of prompts: its file and line, its id, and its request."""
 
     where: str
     id: str | int
@@ -43,9 +43,9 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptOptions:
-    """What holds for every prompt that does not say otherwise.
+    """Defaults for all prompts, which the fields of a prompt override.
 
-    ``chat`` makes text a user's message; ``system`` is put before messages that have no system message.
+    ``chat`` turns text into a user message; ``system`` is added to messages without a system message.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -57,7 +57,7 @@ class PromptOptions:
             raise UsageError("a system message needs a chat: add --chat, or write it into the prompt")
 
     def request(self, prompt: str | tuple[Message, ...], sampling: Sampling | None = None) -> Request:
-        """The request for a prompt of the user."""
+        """The request for a user's prompt."""
         if isinstance(prompt, str) and self.chat:
             prompt = (Message("user", prompt),)
         if self.system is not None and not isinstance(prompt, str) and prompt[0].role != "system":
@@ -67,7 +67,7 @@ class PromptOptions:
 
 @dataclass(frozen=True)
 class Written:
-    """What ``complete_file`` did: rows in all, those kept from before, and the damaged lines of ``answers``."""
+    """The result of ``complete_file``: all rows, rows kept from before, and the damaged lines of ``answers``."""
 
     rows: int
     kept: int
@@ -79,7 +79,8 @@ def read_prompts(path: Path, options: PromptOptions) -> list[Prompt]:
     """The prompts in a JSONL file; empty lines are skipped.
 
     Raises:
-        UsageError: the file cannot be read, holds no prompts, or has wrong rows; names line and field of each.
+        UsageError: the file cannot be read, holds no prompts, or has wrong rows; the message names line and field of
+            each.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -107,13 +108,14 @@ def read_prompts(path: Path, options: PromptOptions) -> list[Prompt]:
 def complete_file(
     backend: Backend, prompts: Sequence[Prompt], out: Path, progress: Callable[[int, int, int], None]
 ) -> Written:
-    """Writes the completions of ``prompts`` to ``out``; asks only for what was not answered before.
+    """Write the completions of ``prompts`` to ``out``; request only answers that are missing.
 
-    ``progress`` is given the number of answered prompts, that of all, and the number kept from before.
+    ``progress`` gets the number of answered prompts, of all prompts, and of answers kept from before.
 
     Raises:
-        ForeignFileError: ``out`` exists and holds something else, or the answers beside it are of another model.
-        BusyError: another process writes the same file.
+        ForeignFileError: ``out`` exists and is not a file of completions, or the answers next to it are of another
+            model.
+        BusyError: another process is writing the same file.
         ArmillaryError: a prompt failed, with its file and line; or a file cannot be written.
     """
     _check_out(out)
@@ -136,7 +138,7 @@ def complete_file(
 
 
 def answers_file(out: Path) -> Path:
-    """Where the answers for ``out`` are kept as they come."""
+    """The file in which answers for ``out`` are kept as they arrive."""
     return out.with_name(f"{out.name.removesuffix('.jsonl')}.answers.jsonl")
 
 
@@ -152,7 +154,7 @@ def _row(prompt: Prompt, completion: Completion, identity: dict[str, Any]) -> di
 
 
 def _check_out(out: Path) -> None:
-    """Refuses to write over what is no file of completions."""
+    """Refuse to overwrite a file that is not a file of completions."""
     if out.is_dir():
         raise UsageError(f"{out}: is a folder; name a file for the completions")
     try:
@@ -166,16 +168,16 @@ def _check_out(out: Path) -> None:
     except (ValueError, RecursionError):
         ours = False
     if not ours:
-        raise ForeignFileError(f"{out}: exists and holds no completions; name another file. It is left as it is")
+        raise ForeignFileError(f"{out}: exists and is not a file of completions; name another file. It was not changed")
     if not isinstance(row["format"], int) or row["format"] > COMPLETIONS_FORMAT:
         raise ForeignFileError(
-            f"{out}: completions of format {row['format']}, and this version writes {COMPLETIONS_FORMAT}; name another "
-            "file, or use the version that wrote it"
+            f"{out}: completions of format {row['format']}, but this version writes format {COMPLETIONS_FORMAT}; name "
+            "another file, or use the version that wrote it"
         )
 
 
 def _prompt(where: str, number: int, line: bytes, options: PromptOptions) -> Prompt:
-    """The prompt in a line; problems name the field."""
+    """The prompt in a line; errors name the field."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -188,7 +190,7 @@ def _prompt(where: str, number: int, line: bytes, options: PromptOptions) -> Pro
             nearest = f"nearest valid: {close[0]!r}" if close else f"valid are {', '.join(_KNOWN)}"
             raise UsageError(f"unknown field {name!r}; {nearest}")
     if ("prompt" in row) == ("messages" in row):
-        raise UsageError("give prompt or messages, and not both")
+        raise UsageError("give prompt or messages, not both")
     name = row.get("id", number)
     if not isinstance(name, str | int) or isinstance(name, bool):
         raise UsageError(f"id: must be text or a whole number, given {name!r}")
@@ -199,7 +201,7 @@ def _prompt(where: str, number: int, line: bytes, options: PromptOptions) -> Pro
 
 def _text(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise UsageError(f"{name}: must be text that is not empty, given {value!r}")
+        raise UsageError(f"{name}: must be a non-empty text, given {value!r}")
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise UsageError(f"{name}: holds half of a surrogate pair, which has no UTF-8 form")
     return value

@@ -1,13 +1,15 @@
-"""Steps of a decoder-only transformer with a key-value cache: rows of (token, position, sequence) to logits.
+"""Steps of a decoder-only transformer with a key-value cache: from rows of (token, position, sequence) to logits.
 
-A step takes rows of any number of sequences, tokens of prompts and new ones alike. What a row gives depends on its own
-sequence alone, to the last bit: not on the other rows, on how a prompt is cut into steps, nor on the number of threads.
+A step takes rows of any number of sequences, prompt tokens and new tokens alike. The result of a row depends only on
+its own sequence, to the last bit. It does not depend on the other rows, the division of a prompt into steps, or the
+number of threads.
 
-On a CPU a step is one call into C (``decoder.c``). Elsewhere, and where no compiler is at hand, ``eager.py`` computes
-the same with PyTorch. Mixtures of experts drop no token here, whatever capacity they were trained with: a capacity
-depends on the length of the whole sequence, which is not known before its end.
+On a CPU, a step is one call into C (``decoder.c``). On other devices, or without a compiler, ``eager.py`` computes the
+same with PyTorch. Mixtures of experts drop no token here, even if they were trained with a capacity: the capacity
+depends on the length of the whole sequence, which is unknown until it ends.
 
-Trade-off: weights are copied into panels of the processor's vector width, so a model is held twice while its module is.
+Trade-off: weights are copied into panels of the processor's vector width, so memory holds a model twice for as long as
+its module exists.
 """
 
 from __future__ import annotations
@@ -40,17 +42,17 @@ from armillary.model import (
 )
 from armillary.recipe import ArmillaryError, ModelShape, UsageError
 
-# Rows of one step at most; longer prompts take several.
+# Maximum number of rows of one step; longer prompts take several steps.
 MAX_ROWS = 256
-# Multiply-adds that are worth another thread, which takes about 30 microseconds to start.
+# Multiply-adds that justify another thread, which takes about 30 microseconds to start.
 THREAD_WORK = 2**22
-_NONE, _LAST = 0, -1  # `at` of an operation: for all rows, or for those whose logits are wanted
+_NONE, _LAST = 0, -1  # `at` of an operation: all rows, or only rows whose logits are needed
 
 Ints = NDArray[np.int32]
 
 
 class CacheMemory(Protocol):
-    """Keys and values of one sequence, with room for ``capacity`` positions; ``bytes`` is what it occupies."""
+    """Keys and values of one sequence, with room for ``capacity`` positions; ``bytes`` is its size."""
 
     capacity: int
     bytes: int
@@ -61,7 +63,7 @@ class CacheMemory(Protocol):
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of a step: tokens, positions and the number of each one's cache [rows]; ``wanted`` are rows, for logits."""
+    """Rows of a step: tokens, positions and cache numbers [rows]; ``wanted`` lists the rows whose logits to return."""
 
     tokens: Ints
     positions: Ints
@@ -70,7 +72,7 @@ class Rows:
 
 
 class Decoder(Protocol):
-    """A model that computes steps."""
+    """A model prepared to compute steps."""
 
     shape: ModelShape
     max_rows: int
@@ -79,23 +81,23 @@ class Decoder(Protocol):
         """An empty cache for a sequence of ``capacity`` tokens."""
 
     def cache_bytes(self, capacity: int) -> int:
-        """What ``new_cache`` will occupy."""
+        """The size of the cache that ``new_cache`` returns."""
 
     def free_memory(self) -> int | None:
-        """Bytes that caches may take; None where the system does not say."""
+        """Bytes available for caches; None if the system does not report it."""
 
     def step(self, rows: Rows, caches: Sequence[CacheMemory]) -> NDArray[np.float32]:
-        """Logits [wanted, vocab_size] of the wanted rows; the caches then hold all rows.
+        """Logits [wanted, vocab_size] of the wanted rows; afterwards the caches hold all rows.
 
-        Rows of one sequence stand in the order of their positions, after all that the cache holds already.
+        The rows of a sequence are in the order of their positions and follow those already in the cache.
         """
 
 
 def build_decoder(model: Transformer) -> Decoder:
-    """The decoder for the device that holds ``model``.
+    """The decoder for the device of ``model``.
 
     Raises:
-        UsageError: a block of a kind that is not known here.
+        UsageError: the model has a block of an unknown kind.
     """
     if model.output_weight.device.type == "cpu":
         library = _library()
@@ -153,7 +155,7 @@ class _Step(ctypes.Structure):
 
 
 class CompiledCache:
-    """Keys in transposed blocks, then values, of each layer; memory is taken as it is written."""
+    """Per layer: keys in transposed blocks, then values. Memory is committed as it is written."""
 
     def __init__(self, shape: ModelShape, sizes: tuple[int, int, int], lanes: int, capacity: int) -> None:
         heads, keys, values = sizes
@@ -171,7 +173,7 @@ class CompiledCache:
         self.values = self.floats[:, split:].reshape(shape.n_layers, heads, capacity, values)
 
     def take_prefix(self, other: CompiledCache, length: int) -> None:
-        """Copy the first ``length`` positions, in whole blocks: what is behind them is written before it is read."""
+        """Copy the first ``length`` positions, in whole blocks: later positions are written before they are read."""
         blocks = -(-length // self.lanes)
         self.keys[:, :, :blocks] = other.keys[:, :, :blocks]
         self.values[:, :, :length] = other.values[:, :, :length]
@@ -184,7 +186,7 @@ class CompiledDecoder:
         self.shape, self.max_rows, self._library = model.shape, MAX_ROWS, library
         self._lanes: int = library.lanes()
         self._multiply_adds = model.shape.matmul_parameters
-        self._kept: list[Any] = []  # what the operations point to
+        self._kept: list[Any] = []  # keeps alive the memory that operations point to
         self._buffers: dict[str, int] = {}
         self._rooms: list[Tensor] = []
         self._widths: list[int] = []
@@ -224,7 +226,7 @@ class CompiledDecoder:
         self._logits = np.empty((0, self._stride), np.float32)
 
     def _padded(self, n: int, vectors: int = 1) -> int:
-        """``n`` floats up to whole vectors, or pairs of them."""
+        """``n`` floats, rounded up to whole vectors or pairs of vectors."""
         size = vectors * self._lanes
         return -(-n // size) * size
 
@@ -234,7 +236,7 @@ class CompiledDecoder:
         return self._cached_heads, self._padded(self.shape.head_dim), self._padded(self._value_dim)
 
     def cache_bytes(self, capacity: int) -> int:
-        """What a cache for ``capacity`` tokens occupies."""
+        """The size of a cache for ``capacity`` tokens."""
         heads, keys, values = self._cache_sizes()
         return 4 * self.shape.n_layers * self._padded(capacity, 2) * heads * (keys + values)
 
@@ -243,13 +245,13 @@ class CompiledDecoder:
         return CompiledCache(self.shape, self._cache_sizes(), self._lanes, self._padded(capacity, 2))
 
     def free_memory(self) -> int | None:
-        """What Linux says is available without swapping."""
+        """The memory that Linux reports as available without swapping."""
         return available_memory()
 
     # -- the step --
 
     def step(self, rows: Rows, caches: Sequence[CacheMemory]) -> NDArray[np.float32]:
-        """Logits of the wanted rows; they stay until the next step."""
+        """Logits of the wanted rows, valid until the next step."""
         longest = int(rows.positions.max()) + 1
         self._tables(longest)
         pointers = np.array([one.address for one in caches], np.uint64)  # type: ignore[attr-defined]
@@ -276,14 +278,14 @@ class CompiledDecoder:
     # -- the model as operations --
 
     def _buffer(self, name: str, width: int, per_row: int = 1) -> int:
-        """The number of the buffer ``name``, made where it is new, with ``per_row`` rows of ``width`` for each row."""
+        """The number of the buffer ``name``, created if new, with ``per_row`` rows of ``width`` for each row."""
         padded = self._padded(width, 2)
         if name not in self._buffers:
             self._buffers[name] = len(self._rooms)
             self._rooms.append(torch.zeros(MAX_ROWS * per_row, padded, dtype=torch.float32, device="cpu"))
             self._widths.append(padded)
         number = self._buffers[name]
-        if self._widths[number] < padded:  # feed-forward blocks and shared experts may differ in width
+        if self._widths[number] < padded:  # feed-forward blocks and shared experts can differ in width
             self._rooms[number] = torch.zeros(MAX_ROWS * per_row, padded, dtype=torch.float32, device="cpu")
             self._widths[number] = padded
         return number
@@ -396,13 +398,13 @@ class CompiledDecoder:
         return _Op(kind=_NORM, in_=source, out=to, n=len(norm.weight), gain=weight, eps=norm.eps or 0.0)
 
     def _plain(self, tensor: Tensor) -> int:
-        """The address of a copy of ``tensor`` in fp32 (its own memory, where it is that)."""
+        """The address of ``tensor`` in fp32; a copy unless it already is."""
         kept = tensor.detach().float().contiguous()
         self._kept.append(kept)
         return kept.data_ptr()
 
     def _packed(self, weights: Sequence[Tensor], seconds: Sequence[Tensor] | None = None) -> int:
-        """The address of ``weights`` [n, k] in panels, one behind the other; ``seconds`` share the panels."""
+        """The address of ``weights`` [n, k] in consecutive panels; ``seconds`` share the panels."""
         n, k = weights[0].shape
         size = self._padded(n if seconds is None else 2 * self._padded(n), 2) * k
         room = _large_pages(4 * size * len(weights))
@@ -418,7 +420,7 @@ class CompiledDecoder:
 
 
 def available_memory() -> int | None:
-    """Bytes of the host's memory that can be had without swapping; None where the system does not say."""
+    """Bytes of host memory available without swapping; None if the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
@@ -427,9 +429,9 @@ def available_memory() -> int | None:
 
 
 def _large_pages(size: int) -> mmap.mmap:
-    """Memory for ``size`` bytes, in pages of 2 MiB where the system has them on request: it is read from end to end."""
+    """Memory for ``size`` bytes, in pages of 2 MiB if available, because it is read from end to end."""
     try:
-        # private: shared memory has large pages only where the administrator says so
+        # private: shared memory gets large pages only if the administrator enables them
         room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, ValueError) as error:
         raise ArmillaryError(f"no memory for {size:,} bytes of weights ({error}); take a smaller model") from error
@@ -439,4 +441,4 @@ def _large_pages(size: int) -> mmap.mmap:
 
 
 def _unknown(part: str, kind: str) -> UsageError:
-    return UsageError(f"generation knows no {part} of kind '{kind}'; there are grouped-query, latent, swiglu and relu2")
+    return UsageError(f"generation does not support {part} '{kind}'; it has grouped-query, latent, swiglu and relu2")

@@ -1,4 +1,4 @@
-"""A conversation with a model: keeps its turns, and forgets the oldest where the model's context is too short."""
+"""A conversation with a model: keeps its turns, and drops the oldest if the model's context is too short."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class Dialogue:
     forgotten: int = 0
 
     def say(self, text: str) -> Generator[str, None, Completion]:
-        """Yields the answer to ``text`` piece by piece, and returns the completion.
+        """Yield the answer to ``text`` piece by piece, and return the completion.
 
-        An answer that is closed or interrupted before its end stays in the conversation as far as it came. A turn that
-        fails, or is stopped before its first piece, leaves the conversation as it was.
+        An interrupted answer stays in the conversation up to the interruption. A turn that fails, or stops before its
+        first piece, leaves the conversation unchanged.
 
         Raises:
-            UsageError: the engine has no stream, the model no chat template, or ``text`` alone is too long.
+            UsageError: the engine cannot stream, the model has no chat template, or ``text`` alone is too long.
         """
         if not isinstance(self.backend, Streaming):
-            raise UsageError(f"engine '{self.backend.identity['backend']}' gives no answer piece by piece; use another")
+            raise UsageError(f"engine '{self.backend.identity['backend']}' cannot stream an answer; use another")
         before, forgotten = list(self.messages), self.forgotten
         self.messages.append(Message("user", text))
         said = ""

@@ -1,11 +1,11 @@
 """Steps of a model in PyTorch: on accelerators, and on a CPU without a compiler.
 
-A product of an accelerator's library chooses its way of summing by the sizes of its operands. So all sizes are fixed
-here: each step has the same number of rows, filled up with idle ones, attention goes through the keys in pages of one
-size, and every expert computes every row. A page that a row does not see changes its sums by exactly nothing.
+An accelerator's matrix library chooses the order of its sums by operand sizes. Therefore all sizes are fixed here. Each
+step has the same number of rows, padded with idle ones. Attention reads the keys in pages of one size. Every expert
+computes every row. A page outside a row's view changes its sums by exactly zero.
 
-Trade-offs: a step of one row costs as much as a full one, which on an accelerator, where reading the weights takes
-most of the time, is little; experts that a token is not sent to are computed in vain.
+Trade-offs: a step of one row costs as much as a full step. On an accelerator the difference is small, since reading the
+weights takes most of the time. Experts are computed even for tokens that are not routed to them.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from armillary.recipe import ArmillaryError
 
 PAGE = 128  # positions of a page
 _ROWS_CPU, _ROWS_ACCELERATOR = 16, 128
-_UNSEEN, _IDLE = 0, 1  # pages: one that is never written to, and one for the keys of idle rows
+_UNSEEN, _IDLE = 0, 1  # pages: one that is never written, and one for the keys of idle rows
 
 
 class PagedCache:
-    """The pages of one sequence; they are free again when the last reference to it goes."""
+    """The pages of one sequence; they are released with the last reference to this object."""
 
     def __init__(self, pool: _Pool, capacity: int) -> None:
         self.pages = pool.take(-(-capacity // PAGE))
@@ -46,7 +46,7 @@ class PagedCache:
 
 
 class _Pool:
-    """Keys and values [layers, 2, pages, PAGE, heads, head_dim]; it grows when its pages are used up."""
+    """Keys and values [layers, 2, pages, PAGE, heads, head_dim]; grows when all pages are in use."""
 
     def __init__(self, layers: int, heads: int, dim: int, device: torch.device) -> None:
         self.memory = torch.zeros(layers, 2, 2, PAGE, heads, dim, device=device)
@@ -54,7 +54,7 @@ class _Pool:
         self.page_bytes = 4 * layers * 2 * PAGE * heads * dim
 
     def take(self, count: int) -> list[int]:
-        """The numbers of pages that hold zeros."""
+        """The numbers of new pages, filled with zeros."""
         missing = count - len(self.free)
         if missing > 0:
             old = self.memory.shape[2]
@@ -62,7 +62,7 @@ class _Pool:
             self.memory = torch.cat([self.memory, self.memory.new_zeros(_with(self.memory.shape, more))], dim=2)
             self.free += range(old, old + more)
         pages = [self.free.pop() for _ in range(count)]
-        self.memory[:, :, pages] = 0  # what an earlier sequence left may be no number
+        self.memory[:, :, pages] = 0  # an earlier sequence may have left NaN
         return pages
 
 
@@ -71,7 +71,7 @@ def _with(size: torch.Size, pages: int) -> tuple[int, ...]:
 
 
 class EagerDecoder:
-    """The steps in PyTorch, in fp32, where the model is."""
+    """The steps in PyTorch, in fp32, on the model's device."""
 
     def __init__(self, model: Transformer) -> None:
         self.shape, self._model = model.shape, model
@@ -84,7 +84,7 @@ class EagerDecoder:
         self._cos = self._sin = torch.empty(0)
 
     def cache_bytes(self, capacity: int) -> int:
-        """What the pages for ``capacity`` tokens occupy."""
+        """The size of the pages for ``capacity`` tokens."""
         return -(-capacity // PAGE) * self._pool.page_bytes
 
     def new_cache(self, capacity: int) -> PagedCache:
@@ -98,7 +98,7 @@ class EagerDecoder:
             ) from error
 
     def free_memory(self) -> int | None:
-        """What the device, or the host, has left; a part of it is kept for the pool to grow."""
+        """The free memory of the device or host, minus a reserve for the pool's growth."""
         if self._device.type == "cpu":
             return available_memory()
         return int(torch.accelerator.get_memory_info(self._device)[0]) // 2
@@ -136,7 +136,7 @@ class EagerDecoder:
             try:
                 x = x + attention(layer.attention_norm(x, None)[1], places)
             finally:
-                attention.core = core  # the model may be one that is being trained
+                attention.core = core  # replaced for this step only, since the model may be in training
             normalised = layer.feed_forward_norm(x, None)[1]
             x = x + (_mixture(block, normalised) if isinstance(block, MixtureOfExperts) else block(normalised))
         features: Tensor = model.norm(x, None)[1]
@@ -152,16 +152,16 @@ class EagerDecoder:
 
 
 class _Attend:
-    """The ``core`` of an attention: writes the keys and values of each row, and attends to its pages.
+    """The ``core`` of an attention layer: writes the keys and values of each row, and attends to its pages.
 
-    ``pages`` [rows, n] are those of each row's sequence up to its own, ``own`` [rows] the one that it is written to.
+    ``pages`` [rows, n] are the pages of each row's sequence up to its own; ``own`` [rows] is the page written to.
     """
 
     def __init__(self, memory: Tensor, pages: Tensor, own: Tensor, positions: Tensor) -> None:
         self._memory, self._pages, self._own, self._positions, self.layer = memory, pages, own, positions, 0
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, places: Places, gains: Any = None, eps: float = 0.0) -> Tensor:
-        """[1, rows, heads * head_dim] to the same."""
+        """Maps [1, rows, heads * head_dim] to the same shape."""
         q, k, v = (x[0] for x in prepare(q, k, v, places, gains, eps))
         keys, values = self._memory[self.layer]
         at = self._positions % PAGE
@@ -185,7 +185,7 @@ class _Attend:
 
 
 def _mixture(block: MixtureOfExperts, x: Tensor) -> Tensor:
-    """A mixture of experts that drops no token, each expert for all rows."""
+    """A mixture of experts that drops no token; each expert computes all rows."""
     spec, experts = block.spec, block.experts
     logits = F.linear(x.float(), block.router.weight.float())
     scores = logits.softmax(-1) if spec.scores == "softmax" else logits.sigmoid()

@@ -1,14 +1,14 @@
-"""Models behind a server that speaks OpenAI's API: vLLM, SGLang, llama.cpp's server, a vendor.
+"""Models behind a server with OpenAI's API: vLLM, SGLang, llama.cpp's server, or a vendor.
 
-Several requests are under way at a time. What passes by itself (status 408, 409, 429 and 5xx, a timeout, a dropped
-connection, half an answer) is retried with growing waits of random length; ``Retry-After`` is honoured. What does not
-pass is raised as it is; answers that were under way are finished first, since they are paid for.
+Several requests run at a time. Transient failures (status 408, 409, 429 and 5xx, a timeout, a dropped connection, half
+an answer) are retried with exponential backoff and jitter; ``Retry-After`` is honoured. Other failures are raised after
+the requests in progress have finished, since these are paid for.
 
-The key comes from an environment variable. It is sent to the server that was named and nowhere else: redirects are not
-followed. It is in no message, no exception, no identity and no cache, even where the server repeats it.
+The key comes from an environment variable. It is sent only to the given server; redirects are not followed. It never
+appears in a message, an exception, an identity or a cache, even if the server repeats it.
 
-Not covered: whether a server's answers depend on its load. Most sum in batches of changing size, so that two runs can
-differ at temperature 0, and a seed is honoured as well as the server can. The cache gives the same answer again.
+Not covered: answers that depend on the server's load. Most servers sum in batches of varying size, so two runs can
+differ even at temperature 0 or with a seed. The cache returns the same answer again.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ Result = TypeVar("Result")
 
 _CONCURRENCY = 16
 _CONNECT_S = 30.0
-_FIRST_WAIT_S = 0.5  # doubles with each try
+_FIRST_WAIT_S = 0.5  # doubles with each attempt
 _LONGEST_WAIT_S = 60.0
-_LONGEST_ASKED_WAIT_S = 600.0  # a server that asks for more has no room today
+_LONGEST_ASKED_WAIT_S = 600.0  # a server that asks for a longer wait counts as unavailable
 _LARGEST_ANSWER = 64 * 2**20  # bytes
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 _STOPPED = frozenset({"stop", "eos", "eos_token", "end_turn", "stop_sequence", "content_filter"})
@@ -75,7 +75,8 @@ _CUT = frozenset({"length", "max_tokens"})
 
 @dataclass(frozen=True)
 class _Failure:
-    """Why a try failed; ``wait_s`` is what the server asks for, ``passing`` says whether another try may succeed."""
+    """Why an attempt failed; ``wait_s`` is the wait that the server requests, ``passing`` whether a retry may
+    succeed."""
 
     problem: str
     passing: bool
@@ -85,7 +86,7 @@ class _Failure:
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of the server: where, with what (None only asks), and for which request or pair."""
+    """One call of the server: path, body (None sends a GET), and the index of the request or pair."""
 
     url: str
     body: dict[str, Any] | None
@@ -94,23 +95,23 @@ class _Call:
 
 
 class _Masking(logging.Filter):
-    """Takes the key out of what the HTTP library logs, such as the headers with which a server repeats it."""
+    """Removes the key from the HTTP library's logs, such as response headers that repeat it."""
 
     def __init__(self, masked: Callable[[str], str]) -> None:
         super().__init__()
         self._masked = masked
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Every record passes, without the key."""
+        """Pass every record, without the key."""
         record.msg, record.args = self._masked(record.getMessage()), ()
         return True
 
 
 class EndpointBackend:
-    """The server at ``url`` (``https://host/v1``). ``batch_size`` is the number of requests under way at a time.
+    """The server at ``url`` (``https://host/v1``). ``batch_size`` is the number of concurrent requests.
 
     Raises:
-        UsageError: a URL that is none, or holds a password or a query; a key that cannot stand in a header.
+        UsageError: an invalid URL, or one with a password or a query; a key that is not valid in a header.
         ArmillaryError: no model was named, and the server does not have exactly one.
     """
 
@@ -120,8 +121,8 @@ class EndpointBackend:
         self._key = os.environ.get(self._own.key_variable, "").strip()
         if not (self._key.isascii() and self._key.isprintable()) or " " in self._key:
             raise UsageError(
-                f"the environment variable {self._own.key_variable} holds what no key has (spaces, line ends or "
-                "characters beyond ASCII); set it to the key alone"
+                f"the environment variable {self._own.key_variable} is not a valid key: it has spaces, line ends or "
+                "characters beyond ASCII; set it to the key alone"
             )
         self._concurrency = options.batch_size or _CONCURRENCY
         self._client = httpx2.Client(
@@ -140,7 +141,7 @@ class EndpointBackend:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The URL and the model's name there, and what is sent with each request."""
+        """The URL, the model's name on the server, and the fields sent with each request."""
         return {
             "backend": "endpoint",
             "url": self._url,
@@ -151,10 +152,10 @@ class EndpointBackend:
 
     @property
     def context(self) -> int:
-        """The longest sequence in tokens: as given, else as the server says.
+        """The longest sequence in tokens: the given value, else the server's.
 
         Raises:
-            UsageError: neither.
+            UsageError: neither is known.
         """
         if self._options.context is not None:
             return self._options.context
@@ -163,19 +164,19 @@ class EndpointBackend:
             for length in (model.get("max_model_len"), meta.get("n_ctx"), meta.get("n_ctx_train")):
                 if model.get("id") == self._model and isinstance(length, int):
                     return length
-        raise UsageError(f"{self._url}: the server does not say how long a context {self._model} has; give it")
+        raise UsageError(f"{self._url}: the server does not report the context of {self._model}; give it")
 
     @property
     def cost(self) -> Cost:
-        """What was used so far, as the server counts it. ``seconds`` is the time in which this backend was at work."""
+        """The cost so far, as counted by the server. ``seconds`` is the time in which this backend was active."""
         return replace(self._cost)
 
     def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Yields the completion of each request as soon as it is there.
+        """Yield the completion of each request as soon as it arrives.
 
         Raises:
             BadRequestError: messages for an endpoint that only continues text.
-            RequestError: one failed for good, after those under way were yielded.
+            RequestError: a request failed for good; requests in progress were yielded first.
             ArmillaryError: the cache cannot be written.
         """
 
@@ -188,10 +189,10 @@ class EndpointBackend:
         yield from self._work(work, enumerate(requests))
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
-        """The likelihood of each continuation, from the log probabilities of a prompt that the server echoes.
+        """The likelihood of each continuation, from the log probabilities of the prompt that the server echoes.
 
         Raises:
-            ArmillaryError: the server does not give them, or does not cut text into tokens.
+            ArmillaryError: the server does not return them, or does not tokenize text.
         """
 
         def work(item: tuple[int, Pair], stopping: threading.Event) -> tuple[tuple[int, Likelihood], str | None]:
@@ -217,17 +218,17 @@ class EndpointBackend:
         """The token ids of ``text``, without special tokens added.
 
         Raises:
-            ArmillaryError: no tokenizer was given, and the server does not cut text into tokens.
+            ArmillaryError: no tokenizer was given, and the server does not tokenize text.
         """
         return self._encode(text, False)
 
     def stream(self, request: Request) -> Generator[str, None, Completion]:
-        """Yields the text of the first answer piece by piece, and returns the completion.
+        """Yield the text of the first answer piece by piece, and return the completion.
 
-        Where the server does not stream, or fails before the first piece, the answer is asked for as by ``complete``.
+        If the server does not stream, or fails before the first piece, the answer is requested as in ``complete``.
 
         Raises:
-            ArmillaryError: the request failed for good, or the connection was lost in the middle of the answer.
+            ArmillaryError: the request failed for good, or the connection was lost during the answer.
         """
         begun = time.monotonic()
         call, cut = self._call(0, request)
@@ -237,7 +238,7 @@ class EndpointBackend:
         for event in events:
             if isinstance(event, _Failure):
                 if said:
-                    raise ArmillaryError(f"{self._url}: {event.problem} in the middle of the answer; ask again")
+                    raise ArmillaryError(f"{self._url}: {event.problem} during the answer; try again")
                 texts.clear()
                 break
             usage = event.get("usage") or usage
@@ -254,7 +255,7 @@ class EndpointBackend:
         completion = _completion(0, request, {"choices": choices, "usage": usage})
         if isinstance(completion, _Failure):
             if said:
-                raise ArmillaryError(f"{self._url}: {completion.problem}; ask again")
+                raise ArmillaryError(f"{self._url}: {completion.problem}; try again")
             (completion,) = self.complete([request])
         else:
             self._count({"choices": choices, "usage": usage})
@@ -263,13 +264,13 @@ class EndpointBackend:
         return replace(completion, cut=cut)
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Close the connections."""
         self._client.close()
         for name in _LOGGERS:
             logging.getLogger(name).removeFilter(self._masking)
 
     def _call(self, index: int, request: Request) -> tuple[_Call, int]:
-        """What is sent for a request, and the number of tokens that were cut from its prompt."""
+        """The body to send for a request, and the number of tokens cut from its prompt."""
         sampling, prompt, cut = request.sampling, request.prompt, 0
         body: dict[str, Any] = {}
         if isinstance(prompt, str) and self._own.api != "chat":
@@ -277,17 +278,17 @@ class EndpointBackend:
             if request.last_tokens is not None:
                 body["prompt"], cut = fit_prompt(self._encode(prompt, True), request.last_tokens, None, index)
         elif request.last_tokens is not None:
-            raise BadRequestError(index, "messages of a chat cannot be cut before they reach a server; shorten them")
+            raise BadRequestError(index, "chat messages cannot be cut before they reach a server; shorten them")
         elif self._own.api != "completions":
             path = "/chat/completions"
             messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else map(asdict, prompt)
             body["messages"] = list(messages)
         else:
             raise BadRequestError(
-                index, "messages need the chat interface, and this endpoint was opened for completions"
+                index, "messages need the chat interface, but this endpoint was opened for completions"
             )
         body |= {"max_tokens": sampling.max_new_tokens, "temperature": sampling.temperature}
-        # Vendors refuse fields that they do not know: only what makes a difference is sent.
+        # Vendors reject unknown fields, so only fields that differ from the default are sent.
         if sampling.temperature > 0:
             body |= {"top_p": sampling.top_p, "seed": sampling.seed}
             if sampling.top_k is not None:
@@ -300,13 +301,13 @@ class EndpointBackend:
 
     def _post(self, path: str, body: dict[str, Any], index: int, what: str) -> _Call:
         whole = {"model": self._model, **body, **self._own.extra}
-        # A field of `extra` that is null is one that this server does not take.
+        # A null in `extra` removes a field that this server does not accept.
         return _Call(self._url + path, {name: value for name, value in whole.items() if value is not None}, index, what)
 
     def _work(
         self, work: Callable[[Item, threading.Event], tuple[Result, str | None]], items: Iterable[Item]
     ) -> Iterator[Result]:
-        """What ``work`` gives, as it comes; a problem that it names is raised after its result was taken."""
+        """Yield the results of ``work`` as they arrive; a problem returned with a result is raised after it."""
         begun = time.monotonic()
         for result, problem in as_finished(work, items, self._concurrency):
             self._cost.seconds += time.monotonic() - begun
@@ -318,10 +319,10 @@ class EndpointBackend:
     def _ask(
         self, call: _Call, parse: Callable[[dict[str, Any]], Result | _Failure], stopping: threading.Event
     ) -> tuple[Result, str | None]:
-        """What ``parse`` makes of the answer, from the cache or the server, and why it could not be kept.
+        """The parsed answer, from the cache or the server, and the reason if it could not be cached.
 
         Raises:
-            ArmillaryError: the last try failed, or no other may help.
+            ArmillaryError: the last attempt failed, or a retry would not help.
         """
         kept = self._cache_file(call)
         if kept is not None and (document := _read_cache(kept)) is not None:
@@ -336,7 +337,7 @@ class EndpointBackend:
                 if not isinstance(result, _Failure):
                     return result, None if kept is None else self._write_cache(kept, call, answer)
                 answer = result
-            tries = f" ({number + 1} tries)" if number else ""
+            tries = f" ({number + 1} attempts)" if number else ""
             failed = f"{call.url}: {answer.problem}{tries}"
             if answer.passing and answer.wait_s > _LONGEST_ASKED_WAIT_S:
                 failed += f"; the server asks to wait {answer.wait_s:.0f} s: run the same command again after that"
@@ -350,7 +351,7 @@ class EndpointBackend:
         raise RequestError(call.index, failed, call.what)
 
     def _try(self, call: _Call) -> dict[str, Any] | _Failure:
-        """The JSON object of one try. No exception leaves: those of the library hold the request and its key."""
+        """The JSON object of one attempt. It never raises, because the library's exceptions contain the key."""
         deadline = time.monotonic() + self._own.timeout_s
         try:
             with self._client.stream("GET" if call.body is None else "POST", call.url, json=call.body) as response:
@@ -360,7 +361,7 @@ class EndpointBackend:
                     if len(body) > _LARGEST_ANSWER:
                         return _Failure(f"the answer is longer than {_LARGEST_ANSWER >> 20} MiB", False)
                     if time.monotonic() > deadline:
-                        return _Failure(f"no whole answer within {self._own.timeout_s:g} s", True)
+                        return _Failure(f"no complete answer within {self._own.timeout_s:g} s", True)
         except UnicodeEncodeError:
             return _Failure("the text holds half of a surrogate pair, which has no UTF-8 form", False)
         except httpx2.HTTPError as error:
@@ -373,11 +374,11 @@ class EndpointBackend:
         except (ValueError, RecursionError):
             document = None
         if not isinstance(document, dict):
-            return _Failure(f"the answer is no JSON object: {_short(text)}", True)
+            return _Failure(f"the answer is not a JSON object: {_short(text)}", True)
         return document
 
     def _events(self, call: _Call) -> Iterator[dict[str, Any] | _Failure]:
-        """The events of a streamed answer; the last one is a failure where it is not whole."""
+        """The events of a streamed answer; the last one is a failure if the answer is incomplete."""
         try:
             with self._client.stream("POST", call.url, json=call.body) as response:
                 kind = response.headers.get("content-type", "")
@@ -390,9 +391,9 @@ class EndpointBackend:
                         if data == "[DONE]":
                             return
                         event = json.loads(data)
-                        yield event if isinstance(event, dict) else _Failure("an event is no JSON object", True)
+                        yield event if isinstance(event, dict) else _Failure("an event is not a JSON object", True)
         except (ValueError, RecursionError):
-            problem = _Failure("an event is no JSON", True)
+            problem = _Failure("an event is not JSON", True)
         except httpx2.HTTPError as error:
             problem = self._lost(error)
         else:
@@ -400,7 +401,7 @@ class EndpointBackend:
         yield problem
 
     def _lost(self, error: httpx2.HTTPError) -> _Failure:
-        """A connection that gave no whole answer."""
+        """The failure of a connection without a complete answer."""
         if isinstance(error, httpx2.TimeoutException):
             return _Failure(f"no answer within {self._own.timeout_s:g} s", True)
         said = " ".join(self._masked(str(error)).split()) or type(error).__name__
@@ -408,12 +409,12 @@ class EndpointBackend:
         return _Failure(f"the connection failed ({said})", passing)
 
     def _refused(self, response: httpx2.Response, text: str) -> _Failure:
-        """A status other than 200, in words."""
+        """The failure for a status other than 200."""
         status = response.status_code
         if 300 <= status < 400:
             to = self._masked(response.headers.get("location", "nowhere"))
             return _Failure(
-                f"the server redirects to {_short(to)}; the key is not sent there: give that URL itself", False
+                f"the server redirects to {_short(to)}; the key is not sent there: give that URL instead", False
             )
         said = _short(_message(text))
         if status in (401, 403):
@@ -425,7 +426,7 @@ class EndpointBackend:
         return _Failure(f"status {status} ({said})", status in _PASSING, _retry_after(response.headers))
 
     def _count(self, document: dict[str, Any]) -> None:
-        """Adds what an answer cost; what has no choices cost nothing."""
+        """Add the cost of an answer; a response without choices costs nothing."""
         if "choices" not in document:
             return
         prompt, new = _usage(document)
@@ -434,7 +435,7 @@ class EndpointBackend:
             self._cost.new_tokens += new
             prices = self._own.prices
             if not isinstance(document.get("usage"), dict):
-                self._cost.money = None  # a sum with a part missing is none
+                self._cost.money = None  # a sum with an unknown part is unknown
             elif prices is not None and self._cost.money is not None:
                 self._cost.money += (prompt * prices.prompt + new * prices.answer) / 1e6
 
@@ -448,33 +449,33 @@ class EndpointBackend:
         return self._own.cache / key[:2] / f"{key}.json"
 
     def _write_cache(self, path: Path, call: _Call, answer: dict[str, Any]) -> str | None:
-        """Keeps an answer; what went wrong, where it could not."""
+        """Write an answer to the cache; return the problem if that fails."""
         try:
             write_sealed(
                 path,
                 {"format": CACHE_FORMAT, "url": call.url, "body": call.body, "answer": answer},
             )
         except (OSError, ValueError) as error:
-            return f"{path}: the answer cannot be kept ({error}); make room, or name another cache"
+            return f"{path}: the answer cannot be cached ({error}); free some space, or name another cache"
         return None
 
     def _encode(self, text: str, special: bool) -> list[int]:
         if self._text is not None:
             return self._text.encode(text, special)
-        # vLLM and SGLang read the first two of these fields, llama.cpp the others.
+        # vLLM and SGLang read the first two of these fields, llama.cpp reads the others.
         body = {"prompt": text, "add_special_tokens": special, "content": text, "add_special": special}
         url = self._url.removesuffix("/v1") + "/tokenize"
         try:
             tokens, _ = self._ask(_Call(url, {"model": self._model, **body}), _tokens, threading.Event())
         except RequestError as error:
             raise ArmillaryError(
-                f"the server does not cut text into tokens ({error.problem}); name the tokenizer of the model, "
+                f"the server does not tokenize text ({error.problem}); name the tokenizer of the model, "
                 "a folder with its tokenizer.json"
             ) from None
         return tokens
 
     def _models(self) -> list[dict[str, Any]]:
-        """What the server says of its models; empty where it says nothing."""
+        """The server's list of its models; empty if it has none."""
         found = self._try(_Call(f"{self._url}/models", None))
         models = found.get("data") if isinstance(found, dict) else None
         return [model for model in models if isinstance(model, dict)] if isinstance(models, list) else []
@@ -498,21 +499,21 @@ class EndpointBackend:
     {"batch_size", "context", "tokenizer", "endpoint"},
 )
 def open_endpoint(target: str, options: BackendOptions) -> Backend:
-    """The URL of a server that speaks OpenAI's API."""
+    """The URL of a server with OpenAI's API."""
     return EndpointBackend(target, options)
 
 
 def _base(url: str) -> str:
-    """The URL up to and with ``/v1``, however much of it was given."""
+    """The URL up to and including ``/v1``, which may be missing from ``url``."""
     try:
         parsed = httpx2.URL(url.strip())
     except httpx2.InvalidURL:
         parsed = httpx2.URL("")
     if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise UsageError(f"{without_passwords(url)!r} is no URL of a server; give one such as https://host/v1")
+        raise UsageError(f"{without_passwords(url)!r} is not the URL of a server; give one such as https://host/v1")
     if parsed.userinfo or parsed.query or parsed.fragment:
         raise UsageError(
-            f"the URL of {parsed.host} holds a user, a password or a query; give it as https://host/v1, and the key in "
+            f"the URL of {parsed.host} has a user, a password or a query; give it as https://host/v1, and the key in "
             "an environment variable"
         )
     path = parsed.path.rstrip("/")
@@ -532,17 +533,17 @@ def _completion(index: int, request: Request, document: dict[str, Any]) -> Compl
     if not isinstance(given, list) or not all(isinstance(choice, dict) for choice in given):
         return _Failure(f"the answer has no choices: {_short(_message(json.dumps(document)))}", True)
     if len(given) != sampling.n:
-        advice = "" if sampling.n == 1 else "; ask for the answers one by one, each with a seed of its own"
-        return _Failure(f"{len(given)} choices came where {sampling.n} were asked for{advice}", False)
+        advice = "" if sampling.n == 1 else "; request the answers one by one, each with its own seed"
+        return _Failure(f"the server returned {len(given)} choices instead of {sampling.n}{advice}", False)
     texts, finishes = list[str](), list[Literal["stop", "length"]]()
     for choice in sorted(given, key=lambda choice: choice["index"] if isinstance(choice.get("index"), int) else 0):
         message = choice.get("message")
         text = message.get("content") if isinstance(message, dict) else choice.get("text")
         finish = choice.get("finish_reason")
-        # A message without content: a refusal, or a model that only thought until it was cut.
+        # A message without content: a refusal, or a model that was cut while still reasoning.
         text = "" if text is None and isinstance(message, dict) else text
         if not isinstance(text, str) or finish not in _STOPPED | _CUT:
-            return _Failure(f"a choice is not whole: {_short(json.dumps(choice, ensure_ascii=False))}", True)
+            return _Failure(f"a choice is incomplete: {_short(json.dumps(choice, ensure_ascii=False))}", True)
         whole = before_stop(text, sampling.stop)
         texts.append(whole)
         finishes.append("length" if finish in _CUT and whole == text else "stop")
@@ -562,8 +563,8 @@ def _likelihood(document: dict[str, Any], before: list[int], after: list[int]) -
         values = best = []
     if len(values) != len(after) or len(best) != len(after):
         return _Failure(
-            "the server does not give the log probabilities of a prompt (echo and logprobs of /v1/completions), which "
-            "scoring of given answers needs; take a server that does (vLLM, SGLang), the model's own folder, or tasks "
+            "scoring given answers needs the log probabilities of a prompt (echo and logprobs of /v1/completions), "
+            "which this server does not return; use one that does (vLLM, SGLang), the model's own folder, or tasks "
             "in which the model writes its answer",
             False,
         )
@@ -573,12 +574,12 @@ def _likelihood(document: dict[str, Any], before: list[int], after: list[int]) -
 def _tokens(document: dict[str, Any]) -> list[int] | _Failure:
     tokens = document.get("tokens")
     if not isinstance(tokens, list) or not all(isinstance(token, int) for token in tokens):
-        return _Failure("no tokens came", False)
+        return _Failure("the server returned no tokens", False)
     return tokens
 
 
 def _usage(document: dict[str, Any]) -> tuple[int, int]:
-    """Tokens of the prompt and of the answers; 0 where the server does not count."""
+    """Tokens of the prompt and of the answers; 0 if the server does not count them."""
     usage = document.get("usage")
     counts = [usage.get(name) if isinstance(usage, dict) else 0 for name in ("prompt_tokens", "completion_tokens")]
     prompt, new = (count if isinstance(count, int) and count >= 0 else 0 for count in counts)
@@ -586,7 +587,7 @@ def _usage(document: dict[str, Any]) -> tuple[int, int]:
 
 
 def _shares(total: int, lengths: list[int]) -> list[int]:
-    """``total`` tokens over answers by their length: servers count those of a request together."""
+    """Divide ``total`` tokens among answers by their length, because servers count per request."""
     if len(lengths) == 1:
         return [total]
     ends = [total * sum(lengths[: n + 1]) // max(sum(lengths), 1) for n in range(len(lengths))]
@@ -594,7 +595,7 @@ def _shares(total: int, lengths: list[int]) -> list[int]:
 
 
 def _read_cache(path: Path) -> dict[str, Any] | None:
-    """A kept answer; None where none can be read: it is asked for again, and writing it names the cause."""
+    """A cached answer; None if it cannot be read. It is then requested again, and the write reports the cause."""
     try:
         answer = read_sealed(path, "kept answer", CACHE_FORMAT, "remove it")["answer"]
     except (OSError, DamagedFileError, KeyError):
@@ -603,7 +604,7 @@ def _read_cache(path: Path) -> dict[str, Any] | None:
 
 
 def _message(text: str) -> str:
-    """What a server says of an error."""
+    """The server's error message."""
     with suppress(ValueError, RecursionError, AttributeError, TypeError):
         document = json.loads(text)
         error = document.get("error") or document.get("detail") or document.get("message")
@@ -617,7 +618,7 @@ def _short(text: str) -> str:
 
 
 def _retry_after(headers: httpx2.Headers) -> float:
-    """Seconds that the server asks to wait: a number, or until a date (RFC 9110, section 10.2.3)."""
+    """Seconds to wait as requested by the server: a number, or until a date (RFC 9110, section 10.2.3)."""
     given = headers.get("retry-after", "")
     if given.strip()[:1].isdigit():
         with suppress(ValueError):

@@ -1,4 +1,4 @@
-"""Which folders the native backend opens: runs, and Hugging Face folders of models that our transformer computes."""
+"""Folders that the native backend opens: runs, and Hugging Face folders of models that our transformer supports."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _recognises(target: str) -> bool:
     try:
         read_shape(folder)
     except UsageError:
-        return False  # of another architecture
+        return False  # another architecture
     return True
 
 
@@ -30,7 +30,7 @@ def open_native(target: str, options: BackendOptions) -> Backend:
     """A published model, another Hugging Face folder of a Llama, Qwen3 or Qwen3-MoE model, or a finished run."""
     folder = Path(target)
     if options.tokenizer is not None and not is_run(folder):
-        raise UsageError(f"{target}: has its own tokenizer; leave out --tokenizer, which runs and servers take")
+        raise UsageError(f"{target}: has its own tokenizer; leave out --tokenizer, which is for runs and servers")
     import torch
 
     from armillary.generate.native import BATCH_SIZE, NativeBackend

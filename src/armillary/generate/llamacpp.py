@@ -1,16 +1,16 @@
 """GGUF models through llama.cpp (the ``xllamacpp`` wheel; extra ``llamacpp``), in this process.
 
-The wheel has llama.cpp's server as a library: completions are function calls. Cutting text into tokens and applying a
-chat template are not among its functions, so they go over its HTTP port, which listens on the loopback interface with a
-key drawn for this process.
+The wheel contains llama.cpp's server as a library: completions are function calls. It has no functions to tokenize text
+or apply a chat template, so these go through its HTTP port, which listens on the loopback interface with a random key
+of this process.
 
-Every answer is computed from an empty cache, so that it does not depend on earlier requests. With ``batch_size`` above
-1 requests are decoded together; llama.cpp's sums then depend on the batch in their last digits, which can turn a near
-tie. Where scores are compared, keep the default of 1.
+Every answer is computed from an empty cache, so it does not depend on earlier requests. With ``batch_size`` above 1,
+requests are decoded together; the last digits of llama.cpp's sums then depend on the batch, which can flip a near tie.
+Keep the default of 1 to compare scores.
 
-Likelihoods: the server gives the probabilities of tokens that it draws, before any bias. Each token of a continuation
-is therefore made the certain draw by a bias, and its probability is read. The context is read as one batch and each
-later token alone, whatever was asked before.
+Likelihoods: the server returns the probability of the token that it draws, before any bias. A bias therefore forces the
+draw of each token of a continuation, and its probability is read. The context is always read as one batch and each
+later token alone.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ from armillary.generate.threads import as_finished, as_streamed
 from armillary.recipe import ArmillaryError, DamagedFileError, UsageError
 
 _MAGIC = b"GGUF"
-# A longer cache is only made where it is asked for: models state up to a million tokens, and each has its price.
+# A longer cache is only allocated on request: models state up to a million tokens, and each needs memory.
 _CONTEXT = 8192
-_CERTAIN = 1e6  # added to a logit: no other token has a chance then
-_LEAST = -103.0  # the log of the smallest float32: below it llama.cpp gives no probability
+_CERTAIN = 1e6  # added to a logit, so that no other token can be drawn
+_LEAST = -103.0  # the log of the smallest float32: below it llama.cpp returns no probability
 
 
 class LlamaCppBackend(InProcess):
-    """A GGUF file. ``batch_size`` requests are decoded together; each may be ``context`` tokens long.
+    """A GGUF file. ``batch_size`` requests are decoded together, each up to ``context`` tokens long.
 
     Raises:
-        UsageError: the file is missing, or is no GGUF.
+        UsageError: the file is missing, or is not a GGUF file.
         DamagedFileError: llama.cpp cannot load it.
         ArmillaryError: the extra is not installed.
     """
@@ -76,7 +76,7 @@ class LlamaCppBackend(InProcess):
         params.model.path = str(path)
         params.n_parallel = self.slots
         wanted = options.context or _CONTEXT
-        params.n_ctx = self.slots * (wanted + 1)  # and the last token of a pair, which is predicted and not read
+        params.n_ctx = self.slots * (wanted + 1)  # plus the last token of a pair, which is predicted but not read
         params.kv_unified = False
         params.cache_ram_mib = 0
         params.use_jinja = True
@@ -91,8 +91,8 @@ class LlamaCppBackend(InProcess):
             self._server = xllamacpp.Server(params)
         except Exception as error:
             raise DamagedFileError(
-                f"{path}: llama.cpp cannot load this model ({_line(error)}); fetch the file again, or take a file that "
-                "this version of llama.cpp reads"
+                f"{path}: llama.cpp cannot load this model ({_line(error)}); fetch the file again, or use a file that "
+                "this version of llama.cpp supports"
             ) from None
         self._http = httpx2.Client(
             base_url=self._server.listening_address,
@@ -112,7 +112,7 @@ class LlamaCppBackend(InProcess):
         }
         self._threads: set[threading.Thread] = set()
         self._closing = threading.Event()
-        # A thread that is inside llama.cpp when the interpreter ends takes the process down with it.
+        # A thread inside llama.cpp at the end of the interpreter crashes the process.
         atexit.register(self.close)
 
     @property
@@ -145,7 +145,8 @@ class LlamaCppBackend(InProcess):
             yield completion
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
-        """The likelihood of each continuation. Below e^-103 a token counts as e^-103, where llama.cpp's digits end.
+        """The likelihood of each continuation. A token below e^-103 counts as e^-103, the limit of llama.cpp's
+        precision.
 
         Raises:
             UsageError: a pair longer than the context, or without tokens, before anything is computed.
@@ -156,7 +157,7 @@ class LlamaCppBackend(InProcess):
             for number, pair in enumerate(pairs)
         ]
         results = []
-        ready: list[int] | None = None  # what stands in the cache
+        ready: list[int] | None = None  # the tokens in the cache
         for before, after, cut in parts:
             if before[:-1] != ready and before[:-1]:
                 self._call({"prompt": before[:-1], "max_tokens": 1, "cache_prompt": False})
@@ -176,8 +177,8 @@ class LlamaCppBackend(InProcess):
                 )["choices"][0]["logprobs"]["content"][0]
                 if drawn["id"] != token:
                     raise ArmillaryError(
-                        f"llama.cpp drew token {drawn['id']} where only {token} was allowed; likelihoods of this model "
-                        "cannot be had from it: import the model, and open the folder"
+                        f"llama.cpp drew token {drawn['id']} although only {token} was allowed, so it cannot compute "
+                        "likelihoods of this model: import the model, and open the folder"
                     )
                 value += max(drawn["logprob"], _LEAST)
                 greedy &= drawn["top_logprobs"][0]["id"] == token
@@ -191,7 +192,7 @@ class LlamaCppBackend(InProcess):
         return self._encode(text, False)
 
     def stream(self, request: Request) -> Generator[str, None, Completion]:
-        """Yields the text of the first answer piece by piece, and returns the completion that ``complete`` gives."""
+        """Yield the text of the first answer piece by piece, and return the same completion as ``complete``."""
         begun, (prompt, cut) = time.monotonic(), self._prompt(0, request)
         sampling = request.sampling
 
@@ -207,7 +208,7 @@ class LlamaCppBackend(InProcess):
         return completion
 
     def close(self) -> None:
-        """Ends the answers under way, each at its next token, and frees the model."""
+        """Stop the answers in progress, each at its next token, and free the model."""
         self._closing.set()
         for thread in list(self._threads):
             thread.join()
@@ -217,7 +218,7 @@ class LlamaCppBackend(InProcess):
 
     @contextlib.contextmanager
     def _at_work(self) -> Iterator[None]:
-        """This thread is one that ``close`` waits for."""
+        """Make ``close`` wait for this thread."""
         thread = threading.current_thread()
         self._threads.add(thread)
         try:
@@ -226,7 +227,7 @@ class LlamaCppBackend(InProcess):
             self._threads.discard(thread)
 
     def _answer(self, prompt: list[int], sampling: Sampling, number: int, say: Callable[[str], bool]) -> Choice:
-        """Answer ``number``. ``say`` is given its text piece by piece, and ends it by returning true."""
+        """Answer ``number``. ``say`` gets its text piece by piece, and stops it by returning true."""
         if self._closing.is_set():
             raise ArmillaryError("the backend was closed")
         pieces: list[str] = []
@@ -268,7 +269,7 @@ class LlamaCppBackend(InProcess):
         return found
 
     def _get(self, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
-        """The answer of the server's port; a body is posted."""
+        """The response from the server's port; with a body the request is a POST."""
         response = self._http.get(path) if body is None else self._http.post(path, json=body)
         found: dict[str, Any] = response.json()
         if response.status_code != 200:
@@ -281,7 +282,7 @@ class LlamaCppBackend(InProcess):
         self._cost.seconds += seconds
 
     def _prompt(self, index: int, request: Request) -> tuple[list[int], int]:
-        """The tokens of a request's prompt, with room for at least one answer token, and the number that was cut."""
+        """The tokens of a request's prompt, with room for at least one answer token, and the number of cut tokens."""
         if isinstance(request.prompt, str):
             text = request.prompt
         else:
@@ -295,7 +296,7 @@ class LlamaCppBackend(InProcess):
         return tokens
 
     def _first_token(self) -> int | None:
-        """The token that starts a document: that of the model, else the one that ends a document."""
+        """The token that starts a document: the model's own, else the token that ends a document."""
         props = self._get("/props")
         tokens = self._encode(props["bos_token"] or props["eos_token"], False)
         return tokens[0] if len(tokens) == 1 else None
@@ -303,7 +304,7 @@ class LlamaCppBackend(InProcess):
 
 @register("llama.cpp", lambda target: target.lower().endswith(".gguf"), {"batch_size", "context", "threads"})
 def open_llamacpp(target: str, options: BackendOptions) -> Backend:
-    """A GGUF file, or the first of the files into which one was split."""
+    """A GGUF file, or the first file of a split GGUF."""
     return LlamaCppBackend(Path(target), options)
 
 

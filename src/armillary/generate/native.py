@@ -1,15 +1,15 @@
 """Our own models behind the ``Backend`` protocol: many sequences in one step, each independent of the others.
 
-A finished sequence makes room for a waiting one at once. Prompts enter the same steps as new tokens, so a long prompt
-does not hold up the others by more than a step. What a request gives, text and likelihoods, is the same to the last bit
-at any batch size, in any order and with any number of threads, because the steps are (``decoder.py``).
+When a sequence finishes, a waiting one starts at once. Prompts enter the same steps as new tokens, so a long prompt
+delays the others by at most one step. The text and likelihoods of a request are the same to the last bit at any batch
+size, in any order and with any number of threads, because single steps have this property (``decoder.py``).
 
-What it reads: a folder that ``armillary`` published, or any Hugging Face folder that ``import_hf`` reads; or a model in
-memory with its tokenizer, which is how models are examined that no published format holds.
+It reads a folder that ``armillary`` published, or any Hugging Face folder that ``import_hf`` reads. It also takes a
+model in memory with its tokenizer, to examine models without a published format.
 
-Trade-offs: weights are held in fp32. A sequence reserves memory for all tokens that it may grow to; where that is not
-to be had for a whole batch, fewer sequences run at a time. Prefixes are shared between the pairs of a call of
-``loglikelihood`` and the answers to one request, not between requests.
+Trade-offs: weights are held in fp32. A sequence reserves memory for its maximum length; if a whole batch does not fit,
+fewer sequences run at a time. Prefixes are shared between the pairs of one call of ``loglikelihood`` and between the
+answers to one request, but not between requests.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ from armillary.model import Transformer, import_hf
 from armillary.recipe import ArmillaryError, UsageError
 
 BATCH_SIZE = 32
-# Share of the free memory that the caches of a batch may take.
+# Share of the free memory available to the caches of a batch.
 _CACHE_SHARE = 0.5
-# Tokens that two contexts must share for the second to wait for the first.
+# If two contexts share at least this many tokens, the second waits for the first.
 _WORTH_SHARING = 32
 _Logits = NDArray[np.float32]
 
 
 @dataclass
 class _Chunk:
-    """Tokens that a step adds to a sequence from ``position`` on; logits are wanted of all rows, the last, or none."""
+    """Tokens that a step appends to a sequence at ``position``; logits are needed for all rows, the last, or none."""
 
     tokens: Sequence[int]
     position: int
@@ -68,7 +68,7 @@ class _Chunk:
 
 @dataclass
 class _Answer:
-    """One answer in the making; ``waiting`` are its tokens that no step has seen, from ``position`` on."""
+    """One answer in progress; ``waiting`` are the tokens not yet in a step, starting at ``position``."""
 
     request: int
     number: int
@@ -81,21 +81,21 @@ class _Answer:
     position: int = 0
     tokens: list[int] = field(default_factory=list)
     cache: CacheMemory | None = None
-    prefix: tuple[CacheMemory, _Logits] | None = None  # of the prompt, which the first answer has computed
-    siblings: list[_Answer] = field(default_factory=list)  # answers to the same request, which wait for that
+    prefix: tuple[CacheMemory, _Logits] | None = None  # of the prompt, computed by the first answer
+    siblings: list[_Answer] = field(default_factory=list)  # answers to the same request, which wait for this one
     finish: Literal["stop", "length"] | None = None
 
     @property
     def capacity(self) -> int:
-        """Tokens that the cache must hold: the last one that is drawn never enters it."""
+        """Tokens that the cache must hold: the last drawn token never enters it."""
         return len(self.prompt) + self.room - 1
 
 
 class NativeBackend(InProcess):
-    """A model of ours. ``batch_size`` sequences run at a time; ``context`` cuts the longest sequence of the model.
+    """A model of this package. ``batch_size`` sequences run at a time; ``context`` limits the sequence length.
 
     Raises:
-        UsageError: a batch size or context below 1, or a block that generation does not compute.
+        UsageError: a batch size or context below 1, or a block that generation does not support.
         ArmillaryError: no memory for the weights.
     """
 
@@ -120,12 +120,12 @@ class NativeBackend(InProcess):
     ) -> NativeBackend:
         """The backend of a published model, or another Hugging Face folder of a Llama, Qwen3 or Qwen3-MoE model.
 
-        ``device`` is as PyTorch names it; None takes the accelerator where there is one.
+        ``device`` is PyTorch's name of a device; None takes the accelerator if there is one.
 
         Raises:
-            UsageError: no such folder, a configuration that our transformer does not compute, no tokenizer, or a
-                device that does not exist.
-            ArmillaryError: weights that are missing, torn or of another shape.
+            UsageError: no such folder, a configuration that our transformer does not support, no tokenizer, or a device
+                that does not exist.
+            ArmillaryError: weights that are missing, torn or of a wrong shape.
         """
         place = find_device(device)
         text = ModelText.from_folder(folder)
@@ -152,18 +152,18 @@ class NativeBackend(InProcess):
         return self._text.encode(text, False)
 
     def close(self) -> None:
-        """Frees the model."""
+        """Free the model."""
         del self._decoder
 
     # -- completions --
 
     def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Yields each completion as soon as its last answer is finished.
+        """Yield each completion as soon as its last answer is finished.
 
         Raises:
-            UsageError: a prompt without tokens or as long as the context, or messages without a template for them;
-                with the place of the request, and before anything is generated.
-            ArmillaryError: logits that are no numbers, or no memory for a single sequence.
+            UsageError: a prompt without tokens or as long as the context, or messages without a chat template. It names
+                the request and is raised before anything is generated.
+            ArmillaryError: logits that are not finite, or no memory for a single sequence.
         """
         given = list(requests)
         prompts = [self._prompt(index, request) for index, request in enumerate(given)]
@@ -215,13 +215,13 @@ class NativeBackend(InProcess):
         if tokens and max(tokens) >= size:
             raise BadRequestError(
                 index,
-                f"the tokenizer gives token {max(tokens)}, and the model knows {size}; give the model the tokenizer "
-                "that it was trained with",
+                f"the tokenizer returned token {max(tokens)}, but the vocabulary has {size} tokens; use the tokenizer "
+                "that the model was trained with",
                 what,
             )
 
     def _first(self, index: int, prompt: list[int], request: Request) -> _Answer:
-        """The first answer to a request, with the others behind it."""
+        """The first answer to a request, with the others as its siblings."""
         first, *others = (self._answer(index, n, prompt, request.sampling) for n in range(request.sampling.n))
         first.siblings = others
         return first
@@ -229,7 +229,7 @@ class NativeBackend(InProcess):
     def _answer(self, request: int, number: int, prompt: list[int], sampling: Sampling) -> _Answer:
         room = min(sampling.max_new_tokens, self._context - len(prompt))
         stream = TextStream(self._text, sampling.stop) if sampling.stop else None
-        # the text of an answer holds no special tokens, so where one of them is a stop string, the token is an end
+        # the text of an answer has no special tokens, so a special token as a stop string becomes an end token
         ends = self._text.ends | {self._text.special(stop) for stop in sampling.stop}
         return _Answer(request, number, prompt, Sampler(sampling, number), room, ends, stream, list(prompt))
 
@@ -245,7 +245,7 @@ class NativeBackend(InProcess):
     # -- steps --
 
     def _run(self, answers: Iterator[_Answer], every_step: bool = False) -> Iterator[_Answer]:
-        """Yields each answer when it is finished; with ``every_step`` also after each of its tokens."""
+        """Yield each answer when it is finished; with ``every_step`` also after each of its tokens."""
         free = self._decoder.free_memory()
         queue, running = deque[_Answer](), list[_Answer]()
         while True:
@@ -279,7 +279,7 @@ class NativeBackend(InProcess):
                 return
 
     def _admit(self, answer: _Answer, running: list[_Answer], free: int | None) -> bool:
-        """Give the answer a cache; False where the running ones leave no memory for it."""
+        """Give the answer a cache; False if the running answers leave too little memory."""
         needed = self._decoder.cache_bytes(answer.capacity)
         occupied = sum(other.cache.bytes for other in running if other.cache is not None)
         if free is not None:
@@ -288,8 +288,8 @@ class NativeBackend(InProcess):
             if needed > free:
                 raise RequestError(
                     answer.request,
-                    f"keys and values of {answer.capacity} tokens need {needed:,} bytes, and {free:,} are free; ask "
-                    "for fewer new tokens",
+                    f"keys and values of {answer.capacity} tokens need {needed:,} bytes, but only {free:,} are free; "
+                    "ask for fewer new tokens",
                 )
         answer.cache = self._decoder.new_cache(answer.capacity)
         if answer.prefix is not None:
@@ -298,7 +298,7 @@ class NativeBackend(InProcess):
         return True
 
     def _step(self, running: list[_Answer]) -> list[_Answer]:
-        """One step: a token of each answer that has begun, and of prompts as much as there is room for."""
+        """One step: one token of each started answer, and as many prompt tokens as fit."""
         room = self._decoder.max_rows
         parts: list[tuple[_Answer, int]] = []
         for answer in sorted(running, key=lambda one: len(one.waiting)):
@@ -317,7 +317,7 @@ class NativeBackend(InProcess):
                 drawing.append(answer)
         for answer, line in zip(drawing, _step(self._decoder, chunks), strict=True):
             for other in answer.siblings:
-                assert answer.cache is not None, "it has just been written to"
+                assert answer.cache is not None, "the cache was just written"
                 other.prefix = answer.cache, line.copy()
             self._take(answer, line)
         return drawing
@@ -345,7 +345,7 @@ class NativeBackend(InProcess):
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
         """The likelihood of each continuation, in the order of ``pairs``; summed in float64.
 
-        What contexts share is computed once.
+        Common prefixes of contexts are computed once.
 
         Raises:
             BadRequestError: a continuation without tokens, or a pair longer than the context, before anything is
@@ -383,7 +383,7 @@ class NativeBackend(InProcess):
         before: tuple[tuple[int, ...], CacheMemory] | None,
         scores: dict[_Sequence, _Score],
     ) -> tuple[tuple[int, ...], CacheMemory]:
-        """Adds up the scores of all pairs with these contexts; returns the last context and its cache.
+        """Add up the scores of all pairs with these contexts; return the last context and its cache.
 
         ``before`` is a context that was computed earlier, and its cache.
         """
@@ -392,7 +392,7 @@ class NativeBackend(InProcess):
             cache = decoder.new_cache(len(context))
             shared = 0
             if before is not None:
-                # the last token is computed anew, for its logits
+                # the last token is computed again for its logits
                 shared = min(_shared(context, before[0]), len(context) - 1)
                 cache.take_prefix(before[1], shared)
             work.append(_Chunk(context[shared:], shared, cache, last=True))
@@ -419,7 +419,7 @@ class NativeBackend(InProcess):
         return wave[-1], caches[-1]
 
     def _steps(self, work: list[_Chunk]) -> Iterator[_Logits]:
-        """The wanted logits of the chunks in order, in as many steps as they take."""
+        """The requested logits of the chunks, in order, in as many steps as needed."""
         parts: list[_Chunk] = []
         room = self._decoder.max_rows
         for chunk in work:
@@ -440,20 +440,20 @@ class NativeBackend(InProcess):
 
 @dataclass(frozen=True)
 class _Sequence:
-    """The tokens of a pair; together without the last they fit the context of the model."""
+    """The tokens of a pair; all but the last together fit the model's context."""
 
     context: tuple[int, ...]
     continuation: tuple[int, ...]
 
 
 class _Score:
-    """The sum of log probabilities of a continuation, that of the pair at ``place``."""
+    """The sum of log probabilities of the continuation of pair number ``place``."""
 
     def __init__(self, place: int) -> None:
         self._place, self.likelihood = place, Likelihood(0.0, 0, True)
 
     def add(self, logits: _Logits, token: int) -> None:
-        """One more token, and the logits of its place."""
+        """Add one token, with the logits at its position."""
         exact = logits.astype(np.float64)
         best = exact.argmax()
         try:
@@ -466,14 +466,14 @@ class _Score:
 
 
 def generate(model: Transformer, prompt: Sequence[int], sampling: Sampling, end_token: int | None) -> list[int]:
-    """The tokens that follow ``prompt``, without it and without ``end_token``, at which they end.
+    """The tokens that follow ``prompt``, up to ``end_token``; neither is included.
 
-    The result depends on the model and the arguments alone. Of ``sampling``, ``stop`` and ``n`` are for text, and have
+    The result depends only on the model and the arguments. ``sampling.stop`` and ``sampling.n`` apply to text and have
     no effect here.
 
     Raises:
         UsageError: an empty prompt, or a token outside the vocabulary.
-        ArmillaryError: logits that are no numbers.
+        ArmillaryError: logits that are not finite.
     """
     if not prompt:
         raise UsageError("generate: the prompt is empty; give at least one token (the end token starts a document)")
@@ -502,7 +502,7 @@ def generate(model: Transformer, prompt: Sequence[int], sampling: Sampling, end_
 
 
 def _step(decoder: Decoder, chunks: list[_Chunk]) -> _Logits:
-    """The logits of the rows that the chunks want, in order."""
+    """The logits of the rows that the chunks request, in order."""
     tokens, positions, sequence, wanted = list[int](), list[int](), list[int](), list[int]()
     for number, chunk in enumerate(chunks):
         if chunk.all_rows:
@@ -517,7 +517,7 @@ def _step(decoder: Decoder, chunks: list[_Chunk]) -> _Logits:
 
 
 def _waves(contexts: list[tuple[int, ...]], size: int) -> Iterator[list[tuple[int, ...]]]:
-    """Sorted contexts in groups: one that shares more with its neighbour than with the group before ends a group."""
+    """Group sorted contexts: a context that shares more with the next one than with its group ends the group."""
     wave: list[tuple[int, ...]] = []
     before: tuple[int, ...] = ()
     for context in contexts:
@@ -531,27 +531,27 @@ def _waves(contexts: list[tuple[int, ...]], size: int) -> Iterator[list[tuple[in
 
 
 def _shared(one: tuple[int, ...], other: tuple[int, ...]) -> int:
-    """How many tokens two sequences begin with alike."""
+    """The length of the common prefix of two sequences."""
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def move(model: Transformer, place: torch.device, folder: Path) -> None:
-    """Move a model, which came from ``folder``, to a device.
+    """Move a model loaded from ``folder`` to a device.
 
     Raises:
-        ArmillaryError: no memory there.
+        ArmillaryError: not enough memory on the device.
     """
     try:
         model.to(place)
     except (RuntimeError, AssertionError) as error:
-        raise ArmillaryError(f"{folder}: no memory for the weights on {place} ({error}); take another") from error
+        raise ArmillaryError(f"{folder}: no memory for the weights on {place} ({error}); use another device") from error
 
 
 def find_device(name: str | None) -> torch.device:
-    """The device of this name; None takes the accelerator where there is one.
+    """The device of this name; None takes the accelerator if there is one.
 
     Raises:
-        UsageError: it does not exist here.
+        UsageError: no such device.
     """
     if name is None:
         found = torch.accelerator.current_accelerator(check_available=True)
@@ -561,18 +561,18 @@ def find_device(name: str | None) -> torch.device:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
         said = str(error).split("\n", 1)[0]
-        raise UsageError(f"device {name!r} cannot be used ({said}); 'cpu' always can") from error
+        raise UsageError(f"device {name!r} cannot be used ({said}); 'cpu' always works") from error
     return place
 
 
 def _longest(folder: Path) -> int | None:
-    """The context that a configuration states."""
+    """The context in a configuration."""
     length = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
     return length if isinstance(length, int) and length > 0 else None
 
 
 def _hash(folder: Path) -> str:
-    """SHA-256 over the names and the content of what decides the answers."""
+    """SHA-256 over names and content of the files that determine the answers."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix in (".safetensors", ".json", ".jinja") and path.name != "lineage.json":

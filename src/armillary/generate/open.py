@@ -1,11 +1,11 @@
-"""Opens the backend of a model: the engine that recognises the target, or the one that is named."""
+"""Opens the backend of a model: the engine that recognises the target, or the named one."""
 
 from __future__ import annotations
 
 import difflib
 from dataclasses import fields
 
-# Each of these registers its engine; of two that recognise a target the first is taken.
+# Each module registers its engine; the first that recognises a target wins.
 from armillary.generate import (  # noqa: F401
     endpoint,
     folders,
@@ -21,11 +21,11 @@ def open_backend(target: str, options: BackendOptions | None = None, name: str |
     """The backend of ``target``: a URL, a ``.gguf`` file, or a folder with a model.
 
     Args:
-        options: how it is opened; one that the engine does not take is refused.
-        name: an engine instead of the one that recognises the target.
+        options: options of the backend; those that the engine does not accept are refused.
+        name: an engine to use instead of the one that recognises the target.
 
     Raises:
-        UsageError: no engine of this name, none for this target, or an option that the engine does not take.
+        UsageError: no engine with this name, none for this target, or an option that the engine does not accept.
         ArmillaryError: the model cannot be loaded, or an extra is not installed.
     """
     options = options or BackendOptions()
@@ -34,7 +34,7 @@ def open_backend(target: str, options: BackendOptions | None = None, name: str |
     for option in fields(options):
         if getattr(options, option.name) != getattr(default, option.name) and option.name not in engine.takes:
             raise UsageError(
-                f"{option.name.replace('_', ' ')} is no option of the backend {engine.name} of {target}; its options: "
+                f"{option.name.replace('_', ' ')} is not an option of the {engine.name} backend for {target}; it has "
                 f"{', '.join(sorted(engine.takes)).replace('_', ' ')}"
             )
     return engine.open(target, options)
@@ -54,6 +54,6 @@ def _engine(target: str, name: str | None) -> Engine:
         if engine.recognises(target):
             return engine
     raise UsageError(
-        f"{target}: no model is there that a backend recognises; give a folder with config.json and weights, a .gguf "
-        "file, or the URL of an OpenAI-compatible server (https://…/v1)"
+        f"{target}: not a model that any backend recognises; give a folder with config.json and weights, a .gguf file, "
+        "or the URL of an OpenAI-compatible server (https://…/v1)"
     )

@@ -1,4 +1,4 @@
-"""The inference engines by name, and the options with which one is opened. Imports no torch."""
+"""The registry of inference engines by name, and the options of a backend. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from armillary.recipe import UsageError
 
 @dataclass(frozen=True)
 class Prices:
-    """What an endpoint charges, in one currency, for a million tokens of prompts and of answers."""
+    """Prices of an endpoint, in one currency, for a million prompt tokens and a million answer tokens."""
 
     prompt: float
     answer: float
@@ -22,17 +22,17 @@ class Prices:
 
 @dataclass(frozen=True)
 class EndpointOptions:
-    """What only an endpoint has.
+    """Options that only an endpoint has.
 
     Attributes:
-        model: its name at the server; None where the server has exactly one.
-        api: "completions" continues text, "chat" answers messages; None takes what fits the request.
+        model: the model's name on the server; may be None if the server has exactly one.
+        api: "completions" continues text, "chat" answers messages; None chooses by the request.
         key_variable: the environment variable that holds the key.
-        timeout_s: how long one try may take in all, from the connection to the last byte.
-        retries: how often a request is tried again.
-        cache: a folder in which answers are kept over all runs, by request and endpoint; None keeps none.
-        prices: None where they are not known.
-        extra: fields that are added to the body of each request; one that is None is taken out of it.
+        timeout_s: time limit of one attempt, from the connection to the last byte.
+        retries: how often a request is retried.
+        cache: folder in which answers are kept across runs, by request and endpoint; None keeps none.
+        prices: None if unknown.
+        extra: fields added to the body of each request; a None removes the field.
     """
 
     model: str | None = None
@@ -52,10 +52,10 @@ class EndpointOptions:
 
     @classmethod
     def from_settings(cls, settings: Sequence[str]) -> EndpointOptions:
-        """Options from texts such as ``model=qwen`` and ``prices=0.15,0.6``, as a command line gives them.
+        """Options parsed from command-line texts such as ``model=qwen`` and ``prices=0.15,0.6``.
 
         Raises:
-            UsageError: a name that does not exist, or a value that does not fit.
+            UsageError: an unknown name, or a wrong value.
         """
         given: dict[str, Any] = {}
         for setting in settings:
@@ -65,27 +65,27 @@ class EndpointOptions:
             try:
                 given[name] = _READ[name](value)
             except ValueError as error:
-                raise UsageError(f"endpoint setting {name}: {value!r} does not fit ({error})") from None
+                raise UsageError(f"endpoint setting {name}: {value!r} is wrong ({error})") from None
         return cls(**given)
 
 
 def _api(value: str) -> str:
     if value not in ("completions", "chat"):
-        raise ValueError("it is completions or chat")
+        raise ValueError("must be completions or chat")
     return value
 
 
 def _prices(value: str) -> Prices:
     prompt, separator, answer = value.partition(",")
     if not separator or float(prompt) < 0 or float(answer) < 0:
-        raise ValueError("it is two numbers, such as 0.15,0.6")
+        raise ValueError("must be two numbers, such as 0.15,0.6")
     return Prices(float(prompt), float(answer))
 
 
 def _object(value: str) -> dict[str, Any]:
     document = json.loads(value)
     if not isinstance(document, dict):
-        raise ValueError("it is a JSON object")
+        raise ValueError("must be a JSON object")
     return document
 
 
@@ -103,17 +103,17 @@ _READ: dict[str, Callable[[str], Any]] = {
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """How a backend is opened. None leaves a choice to the engine; what an engine does not take is refused.
+    """Options to open a backend. None leaves the choice to the engine; an option that it does not accept is refused.
 
     Attributes:
-        batch_size: requests at a time.
+        batch_size: number of requests at a time.
         context: longest sequence in tokens, prompt and answer together.
-        device: as PyTorch names it, such as "cpu" or "cuda:1".
-        precision: in which the engine calculates, such as "float32" or "bfloat16".
-        threads: of the processor.
-        tokenizer: a ``tokenizer.json`` or a folder with one, for servers that do not cut text into tokens; for a run
-            the folder of its corpus, where that is not beside its store.
-        endpoint: what only an endpoint has.
+        device: PyTorch's name of a device, such as "cpu" or "cuda:1".
+        precision: precision of the computation, such as "float32" or "bfloat16".
+        threads: number of CPU threads.
+        tokenizer: a ``tokenizer.json`` or a folder with one, for servers that do not tokenize text; for a run, the
+            folder of its corpus if it is not next to the store.
+        endpoint: options that only an endpoint has.
     """
 
     batch_size: int | None = None
@@ -136,7 +136,7 @@ Open = Callable[[str, BackendOptions], Backend]
 
 @dataclass(frozen=True)
 class Engine:
-    """``open`` makes the backend; ``recognises`` says whether a target is for this engine; ``takes`` names options."""
+    """``open`` creates the backend; ``recognises`` tests a target; ``takes`` names the accepted options."""
 
     name: str
     open: Open
@@ -148,10 +148,10 @@ _ENGINES: dict[str, Engine] = {}
 
 
 def register(name: str, recognises: Callable[[str], bool], takes: set[str]) -> Callable[[Open], Open]:
-    """Make the decorated function open backends of this name.
+    """Register the decorated function to open backends with this name.
 
-    It receives the target as it was given, and options of which only those in ``takes`` may be set. Where two engines
-    recognise a target, the one that was registered first is taken.
+    It receives the target unchanged, and options of which only those in ``takes`` may be set. If several engines
+    recognise a target, the one registered first is used.
 
     Raises:
         ValueError: the name is taken, or an option does not exist.
@@ -167,5 +167,5 @@ def register(name: str, recognises: Callable[[str], bool], takes: set[str]) -> C
 
 
 def engines() -> list[Engine]:
-    """All engines, in the order in which they were registered."""
+    """All engines, in the order of their registration."""
     return list(_ENGINES.values())

@@ -1,7 +1,7 @@
-"""Folders of finished runs behind the native backend: weights and specification of the run, tokenizer of its corpus.
+"""Opens finished runs with the native backend: weights and specification of the run, tokenizer of its corpus.
 
-The corpus is found by its hash: beside the store (``corpus/HASH`` in a folder above the run), or where the options name
-it. Another tokenizer would give another model, so that none is guessed.
+The corpus is found by its hash: next to the store (``corpus/HASH`` in a folder above the run), or in the folder that
+the options name. A different tokenizer would mean a different model, so the module never guesses one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _REMEDY = "restore it from a copy, or train the run again"
 
 
 def is_run(folder: Path) -> bool:
-    """Whether ``folder`` is that of a run, finished or not."""
+    """Whether ``folder`` holds a run, finished or not."""
     return (folder / SPEC).is_file() and not (folder / "config.json").exists()
 
 
@@ -32,19 +32,19 @@ def open_run(folder: Path, options: BackendOptions) -> NativeBackend:
     """The model of a finished run.
 
     Raises:
-        UsageError: the run is not finished, the corpus with its tokenizer is not found, or is another one; a context
-            beyond that of the run.
-        DamagedFileError: a file of the run is torn, or not what the run wrote.
+        UsageError: the run is not finished, its corpus is not found, the corpus given is a different one, or the
+            context exceeds that of the run.
+        DamagedFileError: a file of the run is torn, or not the file that the run wrote.
     """
     if not (folder / RESULT).is_file():
-        raise UsageError(f"{folder}: this run is not finished (it has no {RESULT}); train it to its end first")
+        raise UsageError(f"{folder}: this run is not finished (it has no {RESULT}); finish its training first")
     try:
         spec = RunSpec.model_validate(read_json(folder / SPEC, "run specification", _REMEDY))
         recorded = read_json(folder / RESULT, "result", _REMEDY).get("files", {}).get(WEIGHTS, {}).get("sha256")
         with open(folder / WEIGHTS, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (ValidationError, AttributeError) as error:
-        raise DamagedFileError(f"{folder}: its {SPEC} or {RESULT} is not that of a run; {_REMEDY}") from error
+        raise DamagedFileError(f"{folder}: its {SPEC} or {RESULT} does not belong to a run; {_REMEDY}") from error
     except OSError as error:
         raise DamagedFileError(f"{error.filename or folder}: cannot be read ({error.strerror}); {_REMEDY}") from error
     if recorded not in (None, digest):
@@ -70,15 +70,15 @@ def open_run(folder: Path, options: BackendOptions) -> NativeBackend:
 
 
 def _corpus(folder: Path, wanted: str, given: Path | None) -> Corpus:
-    """The corpus that the run was trained on."""
+    """The corpus of the run."""
     if given is not None:
         place = given.parent if given.is_file() else given
         if not (place / "manifest.json").is_file():
             raise UsageError(
-                f"tokenizer {given}: a run takes the folder of its corpus {wanted}, with its manifest.json"
+                f"tokenizer {given}: for a run, give the folder of its corpus {wanted}, which has a manifest.json"
             )
         if (corpus := Corpus.open(place)).hash != wanted:
-            raise UsageError(f"tokenizer {given}: is of corpus {corpus.hash}, and the run was trained on {wanted}")
+            raise UsageError(f"tokenizer {given}: belongs to corpus {corpus.hash}, but the run was trained on {wanted}")
         return corpus
     for above in folder.resolve().parents:
         place = above / "corpus" / wanted

@@ -1,7 +1,7 @@
-"""Drawing tokens: temperature, the most likely ones, and the nucleus, in float64 on the host.
+"""Draws tokens with temperature, top-k and top-p, in float64 on the host.
 
-A draw depends on the logits of its own row, the request and the number of the answer alone. In float64 and on the host,
-it is the same on every device that agrees on the logits.
+A draw depends only on the logits of its own row, the request and the number of the answer. Since it is computed in
+float64 on the host, equal logits give equal draws on every device.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from armillary.generate.backend import Sampling, seed_of
 from armillary.recipe import ArmillaryError
 
-# Most nuclei lie within so many tokens, which are found without sorting a whole vocabulary.
+# Most nuclei fit into this many tokens, which are found without sorting the whole vocabulary.
 _LIKELY = 512
 
 
 class Sampler:
-    """Draws the tokens of answer ``number`` to a request, one after the other."""
+    """Draws the tokens of answer ``number`` to a request, one by one."""
 
     def __init__(self, sampling: Sampling, number: int) -> None:
         self._sampling = sampling
@@ -30,42 +30,43 @@ class Sampler:
     def draw(self, logits: NDArray[np.floating[Any]]) -> int:
         """A token from the softmax of ``logits`` [vocab_size] / temperature, cut to ``top_k`` and the nucleus.
 
-        The nucleus has the fewest most likely tokens that together have ``top_p`` (Holtzman et al. 2020, section 3.1).
-        Of equally likely tokens the first counts as more likely. Temperature 0 takes the most likely token.
+        The nucleus is the smallest set of most likely tokens with a total probability of ``top_p`` (Holtzman et al.
+        2020, section 3.1). In a tie, the token with the lower id counts as more likely. Temperature 0 takes the most
+        likely token.
 
         Raises:
-            ArmillaryError: the logits are not numbers.
+            ArmillaryError: the logits are not finite.
         """
         best = int(logits.argmax())
         check_logit(float(logits[best]))  # NaN counts as the largest
         sampling = self._sampling
         if sampling.temperature == 0:
             return best
-        with np.errstate(over="ignore"):  # a temperature near 0 may put all but the best infinitely far away
+        with np.errstate(over="ignore"):  # a temperature near 0 may overflow for all but the best token
             weights = np.exp((logits - np.float64(logits[best])) / sampling.temperature)
         total = float(weights.sum())
-        # one number is taken for each token, whatever is drawn from
+        # one random number per token, whatever the number of candidates
         point = float(torch.rand((), dtype=torch.float64, generator=self._generator))
         order = _likely(weights)
         chosen = _pick(order, weights, total, point, sampling)
         if chosen is None:
             order = np.argsort(-weights, kind="stable")
             chosen = _pick(order, weights, total, point, sampling)
-            assert chosen is not None, "the whole vocabulary holds every point"
+            assert chosen is not None, "the whole vocabulary covers every point"
         return chosen
 
 
 def check_logit(largest: float) -> None:
-    """Raise ArmillaryError where the largest logit of a row is not a finite number."""
+    """Raise ArmillaryError if the largest logit of a row is not a finite number."""
     if not math.isfinite(largest):
         raise ArmillaryError(
-            f"the model's logits hold {largest}: its weights diverged in training or are damaged; take an earlier "
+            f"the model's logits contain {largest}: its weights diverged in training or are damaged; use an earlier "
             "checkpoint, or fetch the model again"
         )
 
 
 def _likely(weights: NDArray[np.float64]) -> NDArray[np.intp]:
-    """The most likely tokens in order, all those that tie with the last of them left out; or the whole vocabulary."""
+    """The most likely tokens in order, without any that tie with the last of them; or the whole vocabulary."""
     if len(weights) <= 2 * _LIKELY:
         return np.argsort(-weights, kind="stable")
     last = np.partition(weights, len(weights) - _LIKELY)[len(weights) - _LIKELY]
@@ -76,7 +77,7 @@ def _likely(weights: NDArray[np.float64]) -> NDArray[np.intp]:
 def _pick(
     order: NDArray[np.intp], weights: NDArray[np.float64], total: float, point: float, sampling: Sampling
 ) -> int | None:
-    """The token at ``point`` (a share) of what is drawn from; None where the tokens of ``order`` do not decide it."""
+    """The token at ``point`` (a share) of the candidates' probability; None if ``order`` is too short to decide it."""
     whole = len(order) == len(weights)
     if not whole and (sampling.top_k or 0) > len(order):
         return None
@@ -95,6 +96,6 @@ def _pick(
         total = float(mass[-1])
     at = int(np.searchsorted(mass, point * total, side="right"))
     if at >= len(mass):
-        # rounding may put the point on the very end
+        # rounding may put the point at the very end
         return int(order[len(mass) - 1]) if whole else None
     return int(order[at])

@@ -1,4 +1,4 @@
-"""Where an answer ends before a stop string, and how much of a growing answer is certain."""
+"""Cuts an answer at its stop strings, and finds the part of a growing answer that is final."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ def before_stop(text: str, stops: Sequence[str]) -> str:
 
 
 def safe_end(text: str, stops: Sequence[str]) -> int:
-    """Up to where ``text`` can be shown: before a stop string, what may become one, and an unfinished character."""
+    """The length of ``text`` that can be shown: it excludes a stop string, a possible start of one, and an unfinished
+    character."""
     end = len(before_stop(text, stops))
     for stop in stops:
         sizes = range(min(len(stop) - 1, len(text)), 0, -1)

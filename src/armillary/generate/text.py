@@ -1,4 +1,4 @@
-"""Text to tokens and back for a Hugging Face folder, without ``transformers``: tokenizer, chat template, end tokens."""
+"""Tokenizer, chat template and end tokens of a Hugging Face folder, without ``transformers``."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from armillary.generate.backend import Message
 from armillary.generate.chat import ChatTemplate, read_template
 from armillary.recipe import UsageError
 
-_TORN = "\ufffd"  # what an incomplete character decodes to
+_TORN = "\ufffd"  # the decoded form of an incomplete character
 
 
 class ModelText:
-    """The tokenizer of a model with what else its folder says of text.
+    """The tokenizer of a model, with the other settings for text in its folder.
 
-    ``first`` is the token that starts a document (where none does, the one that ends it), ``ends`` are those that end
-    an answer, ``named`` are special tokens by the names that a chat template has for them.
+    ``first`` is the token that starts a document (or the one that ends it, if none does). ``ends`` are the tokens that
+    end an answer. ``named`` are special tokens by their names in chat templates.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class ModelText:
 
     @classmethod
     def from_folder(cls, folder: Path) -> ModelText:
-        """What a Hugging Face folder says.
+        """Read from a Hugging Face folder.
 
         Raises:
             UsageError: no tokenizer.json, or a file that cannot be read.
@@ -51,7 +51,7 @@ class ModelText:
         path = folder / "tokenizer.json"
         try:
             tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises plain Exception
+        except Exception as error:  # the library raises a plain Exception
             raise UsageError(
                 f"{path}: cannot be read as a tokenizer ({error}); the folder needs the tokenizer.json of its model"
             ) from error
@@ -74,11 +74,11 @@ class ModelText:
 
     @functools.cached_property
     def template(self) -> ChatTemplate | None:
-        """The model's chat template; UsageError where it is none."""
+        """The model's chat template; UsageError if it is not a template."""
         return None if self._template is None else ChatTemplate(self._template, self.named)
 
     def encode(self, text: str, special: bool) -> list[int]:
-        """The tokens of ``text``; ``special`` adds what a prompt begins with, unless the text begins so already."""
+        """The tokens of ``text``; ``special`` adds the tokens that start a prompt, unless the text already has them."""
         doubled = bool(self._bos) and text.startswith(str(self._bos))
         try:
             text.encode()
@@ -90,7 +90,7 @@ class ModelText:
         return ids
 
     def special(self, text: str) -> int | None:
-        """The special token that ``text`` is the name of; None where it is not one."""
+        """The special token named ``text``; None if there is none."""
         return self._special.get(text)
 
     def decode(self, tokens: Sequence[int]) -> str:
@@ -99,10 +99,10 @@ class ModelText:
         return text
 
     def chat(self, messages: Sequence[Message]) -> str:
-        """The messages as the text that the model was taught to answer.
+        """The messages in the text format that the model was trained on.
 
         Raises:
-            UsageError: no template, or one that refuses these messages.
+            UsageError: there is no template, or it refuses these messages.
         """
         if self.template is None:
             raise UsageError("this model has no chat template; give the prompt as text")
@@ -111,21 +111,21 @@ class ModelText:
 
 
 class TextStream:
-    """The text of an answer as it grows: which part of it is final, and whether a stop string has come.
+    """The text of a growing answer: which part is final, and whether a stop string has occurred.
 
-    A token is decoded together with those since the last whole character, and the ones before them that decide about
-    spaces: so the cost does not grow with the answer.
+    A token is decoded together with the tokens since the last complete character, and those before them that determine
+    spaces. The cost per token therefore does not grow with the answer.
     """
 
     def __init__(self, text: ModelText, stops: Sequence[str]) -> None:
         self._text, self._stops = text, tuple(stops)
         self._tokens: list[int] = []
-        self._from = self._read = 0  # tokens from _from on are decoded; those before _read are in `text` already
+        self._from = self._read = 0  # tokens from _from on are decoded; those before _read are already in `text`
         self.text = ""
         self.stopped = False
 
     def add(self, token: int) -> None:
-        """One more token; afterwards ``stopped`` says whether the answer ends, at the end of ``text``."""
+        """Add a token; afterwards ``stopped`` says whether the answer ends at the end of ``text``."""
         self._tokens.append(token)
         before = self._text.decode(self._tokens[self._from : self._read])
         now = self._text.decode(self._tokens[self._from :])
@@ -137,7 +137,7 @@ class TextStream:
         self._look(new, final=True)
 
     def _look(self, new: str, final: bool) -> None:
-        """Search the stop strings in the text with ``new`` behind it, which is kept where it is ``final``."""
+        """Search for stop strings in the text followed by ``new``, which is kept if it is ``final``."""
         longest = max(map(len, self._stops), default=0)
         start = max(0, len(self.text) - longest)
         tail = self.text[start:] + new
@@ -150,13 +150,13 @@ class TextStream:
 
     @property
     def shown(self) -> int:
-        """How much of ``text`` (in characters) is certain: the rest may become a stop string."""
+        """The number of characters of ``text`` that are final; the rest may become a stop string."""
         if self.stopped:
             return len(self.text)
         return len(self.text) - max((_overlap(self.text, stop) for stop in self._stops), default=0)
 
     def finish(self) -> str:
-        """The whole text, with what an answer that was cut inside a character ends with."""
+        """The whole text, including an incomplete character at the end of a cut answer."""
         if self.stopped:
             return self.text
         rest = self._text.decode(self._tokens[self._from :])
@@ -164,12 +164,12 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The longest beginning of ``stop`` that ``text`` ends with."""
+    """The length of the longest prefix of ``stop`` that ends ``text``."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where the file does not exist."""
+    """A JSON object; empty if the file does not exist."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Work in threads whose results are taken as they come, and which never keep the process from ending."""
+"""Runs work in daemon threads and yields results as they arrive. The threads never block the end of the process."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Result = TypeVar("Result")
 def as_finished(
     work: Callable[[Item, threading.Event], Result], items: Iterable[Item], workers: int
 ) -> Iterator[Result]:
-    """Yields ``work(item, stopping)`` for each item as soon as it is finished, with ``workers`` items at a time.
+    """Yield ``work(item, stopping)`` for each item as soon as it is finished, with ``workers`` items at a time.
 
-    After the first error no item is started; those in progress are finished and yielded, since they were paid for, and
-    then the error is raised. When the iteration is left early (Ctrl-C), ``stopping`` is set and nothing is waited for:
-    the threads are daemons.
+    After the first error no new item starts. Items in progress are finished and yielded, since they are paid for, and
+    then the error is raised. If the caller stops iterating (Ctrl-C), ``stopping`` is set and the function does not wait
+    for the threads, which are daemons.
     """
     stopping = threading.Event()
     results: queue.SimpleQueue[tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
@@ -26,7 +26,7 @@ def as_finished(
     def run(item: Item) -> None:
         try:
             results.put((work(item, stopping), None))
-        except BaseException as error:  # raised again where the results are taken
+        except BaseException as error:  # raised again in the consumer
             results.put((None, error))
 
     waiting, running, failure = iter(items), 0, None
@@ -45,7 +45,7 @@ def as_finished(
             running -= 1
             failure = failure or error
             if error is None:
-                yield result  # type: ignore[misc]  # a result stands wherever no error does
+                yield result  # type: ignore[misc]  # a slot without an error has a result
     finally:
         stopping.set()
     if failure is not None:
@@ -53,10 +53,10 @@ def as_finished(
 
 
 def as_streamed(work: Callable[[Callable[[str], bool]], Result]) -> Generator[str, None, Result]:
-    """Yields each text that ``work`` says, and returns its result.
+    """Yield each text that ``work`` emits, and return its result.
 
-    ``work`` runs in a thread. It is given a function to say a text with, which returns true once nobody reads on;
-    it then returns soon.
+    ``work`` runs in a thread. It gets a function that emits a text and returns true once the reader has stopped;
+    ``work`` should then return soon.
     """
     said: queue.SimpleQueue[str | tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
     stopping = threading.Event()
@@ -68,7 +68,7 @@ def as_streamed(work: Callable[[Callable[[str], bool]], Result]) -> Generator[st
     def run() -> None:
         try:
             said.put((work(say), None))
-        except BaseException as error:  # raised again where the texts are taken
+        except BaseException as error:  # raised again in the consumer
             said.put((None, error))
 
     thread = threading.Thread(target=run, daemon=True)
@@ -78,8 +78,8 @@ def as_streamed(work: Callable[[Callable[[str], bool]], Result]) -> Generator[st
             yield text
     finally:
         stopping.set()
-        thread.join()  # a thread that is inside a C++ library when the interpreter ends takes the process down
+        thread.join()  # a thread inside a C++ library at the end of the interpreter crashes the process
     result, error = text
     if error is not None:
         raise error
-    return result  # type: ignore[return-value]  # a result stands wherever no error does
+    return result  # type: ignore[return-value]  # a slot without an error has a result

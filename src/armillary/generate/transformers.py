@@ -1,12 +1,12 @@
-"""Any causal language model in a Hugging Face folder, through ``transformers`` (extra ``export``).
+"""Runs any causal language model in a Hugging Face folder through ``transformers`` (extra ``export``).
 
-``transformers`` runs the model with its own cache, masks and positions, so that every architecture works that it has.
-Tokens are drawn here: each answer has a generator of its own, seeded from the request alone. A folder is trusted with
-data only: weights come from safetensors, and code in the folder is not run.
+``transformers`` runs the model with its own cache, masks and positions, so every architecture it supports works. Tokens
+are drawn here: each answer has its own generator, seeded only from the request. Folders are treated as data: weights
+come from safetensors, and code in the folder is not run.
 
-Trade-off: ``batch_size`` is 1 unless more is asked for. In a batch, shorter prompts are padded at their start, and sums
-over other shapes differ in their last digits, which can turn a near tie in bfloat16. The native backend is faster, and
-independent of its batch; this one is for models that it cannot read.
+Trade-off: ``batch_size`` defaults to 1. In a batch, shorter prompts are padded at the start, and sums over other shapes
+differ in their last digits, which can flip a near tie in bfloat16. The native backend is faster and independent of its
+batch; this one is for models that the native backend cannot read.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ if TYPE_CHECKING:
     from armillary.generate.sampling import Sampler
 
 _PRECISIONS = ("float32", "bfloat16", "float16")
-_CONTEXT = 2048  # where neither model nor tokenizer states one, as in EleutherAI's lm-evaluation-harness
+_CONTEXT = 2048  # if neither model nor tokenizer states one, as in EleutherAI's lm-evaluation-harness
 
 
 @dataclass
 class _Row:
-    """One answer in the making; ``say`` is given its text so far, and ends it by returning true."""
+    """One answer in progress; ``say`` gets its text so far, and stops it by returning true."""
 
     prompt: list[int]
     sampling: Sampling
@@ -103,8 +103,7 @@ class TransformersBackend(InProcess):
         self._model.to(self._device).eval()
         ends = self._model.generation_config.eos_token_id
         self._ends = {self._tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-        # What the folder says of penalties and temperatures does not count: a request holds all that its answer
-        # depends on.
+        # Penalties and temperatures in the folder are ignored: a request holds everything that its answer depends on.
         self._model.generation_config = library.GenerationConfig(
             eos_token_id=sorted(self._ends) or None, pad_token_id=min(self._ends, default=0)
         )
@@ -124,7 +123,7 @@ class TransformersBackend(InProcess):
         return self._identity
 
     def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Yields the completions, a batch at a time.
+        """Yield the completions, one batch at a time.
 
         Raises:
             UsageError: a prompt that fills the context, or messages that the chat template refuses, before anything
@@ -155,13 +154,13 @@ class TransformersBackend(InProcess):
             for number, pair in enumerate(pairs)
         ]
         parts = [(before, after) for before, after, _ in fitted]
-        # Continuations of one token, as the letters of a choice, are read from one pass over their context.
+        # Continuations of one token, such as the letters of a choice, are read from one pass over their context.
         same: dict[tuple[int, ...], list[int]] = {}
         for number, (before, after) in enumerate(parts):
             same.setdefault((*before, *after[:-1]), []).append(number)
             self._cost.prompt_tokens += len(before) + len(after)
         found: dict[int, Likelihood] = {}
-        # Those of one length together, so that little is padded.
+        # Sort by length, so that there is little padding.
         waiting = iter(sorted(same, key=len, reverse=True))
         while batch := list(islice(waiting, self._batch)):
             rows = [[(number, *parts[number]) for number in same[inputs]] for inputs in batch]
@@ -178,8 +177,8 @@ class TransformersBackend(InProcess):
     ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """One pass over the inputs of a batch.
 
-        Yields the number of each pair with those inputs, the tokens of its continuation, and the logits of their
-        places [tokens, vocabulary].
+        Yields the number of each pair with these inputs, the tokens of its continuation, and the logits at their
+        positions [tokens, vocabulary].
         """
         import torch
 
@@ -196,7 +195,7 @@ class TransformersBackend(InProcess):
         return self._encode(text, False)
 
     def stream(self, request: Request) -> Generator[str, None, Completion]:
-        """Yields the text of the first answer piece by piece, and returns the completion that ``complete`` gives."""
+        """Yield the text of the first answer piece by piece, and return the same completion as ``complete``."""
         begun, (prompt, cut) = time.monotonic(), self._prompt(0, request)
 
         def work(say: Callable[[str], bool]) -> list[_Row]:
@@ -204,7 +203,7 @@ class TransformersBackend(InProcess):
             said = 0
 
             def say_new(text: str) -> bool:
-                # What may yet become a stop string or a whole character is held back.
+                # Text that may become a stop string or a complete character is held back.
                 nonlocal said
                 end = safe_end(text, request.sampling.stop)
                 new, said = text[said:end], max(said, end)
@@ -223,16 +222,16 @@ class TransformersBackend(InProcess):
         return replace(self._completion(0, prompt, rows), cut=cut)
 
     def close(self) -> None:
-        """Frees the model."""
+        """Free the model."""
         del self._model
 
     def _row(self, prompt: list[int], sampling: Sampling, number: int) -> _Row:
-        from armillary.generate.sampling import Sampler  # here: it imports torch, which servers do not need
+        from armillary.generate.sampling import Sampler  # imported here because it loads torch
 
         return _Row(prompt, sampling, Sampler(sampling, number))
 
     def _generate(self, rows: list[_Row]) -> None:
-        """Fills the ``tokens`` of the rows."""
+        """Fill the ``tokens`` of the rows."""
         import torch
 
         longest = max(len(row.prompt) for row in rows)
@@ -241,7 +240,7 @@ class TransformersBackend(InProcess):
         mask = torch.tensor([[0] * (longest - len(row.prompt)) + [1] * len(row.prompt) for row in rows])
 
         def draw(_: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-            # Leaves one token to choose from in each row.
+            # Leave one token to choose from in each row.
             only = torch.full_like(logits, float("-inf"))
             for row, scores, chosen in zip(rows, logits.float().cpu().numpy(), only, strict=True):
                 token = 0 if row.ended else row.sampler.draw(scores)
@@ -263,14 +262,14 @@ class TransformersBackend(InProcess):
         )
 
     def _take(self, row: _Row, token: int) -> None:
-        """Adds a token to an answer, and sees whether that ends it."""
+        """Add a token to an answer, and check whether that ends it."""
         if token in self._ends:
             row.ended = True
             return
         row.tokens.append(token)
         row.ended = len(row.tokens) >= self._room(row)
         if row.sampling.stop:
-            # No token is without a byte: a stop string lies within this many of the last ones.
+            # Every token has at least one byte, so a stop string lies within this many of the last tokens.
             width = max(len(stop.encode()) for stop in row.sampling.stop) + 4
             text = self._decode(row.tokens[-width:])
             row.ended |= any(stop in text for stop in row.sampling.stop)
@@ -312,7 +311,7 @@ class TransformersBackend(InProcess):
         plain = [{"role": message.role, "content": message.content} for message in messages]
         try:
             text: str = self._tokenizer.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
-        except Exception as error:  # templates are programs, and refuse what they do not know in their own words
+        except Exception as error:  # templates are programs and raise errors of their own
             raise BadRequestError(index, f"the chat template refuses the messages ({_line(error)})") from None
         return text
 
@@ -347,7 +346,7 @@ def _device(name: str | None) -> Any:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {name!r} cannot be used ({_line(error).split('.')[0]}); cpu always can") from None
+        raise UsageError(f"device {name!r} cannot be used ({_line(error).split('.')[0]}); 'cpu' always works") from None
     return device
 
 
@@ -357,11 +356,11 @@ def _longest(config: Any, tokenizer: Any) -> int:
         if isinstance(length, int):
             return length
     length = tokenizer.model_max_length
-    return int(length) if length < 10**9 else _CONTEXT  # a huge number stands for none
+    return int(length) if length < 10**9 else _CONTEXT  # a huge number means none
 
 
 def _hash(folder: Path) -> str:
-    """SHA-256 over names and content of what decides the answers."""
+    """SHA-256 over names and content of the files that determine the answers."""
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"):

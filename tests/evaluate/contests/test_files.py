@@ -47,7 +47,7 @@ BAD = {
         ('{"qid": "1-dev-s-1"}', ":1: answer: is missing"),
         ('{"qid": "1-dev-s-1", "answer": ["E"]}', ":1: answer: unknown option 'E'"),
         ('{"qid": "1-dev-s-1", "answer": 3}', ":1: answer: must be a list of options"),
-        ('{"qid": 7, "answer": ["A"]}', ":1: qid: must be a text"),
+        ('{"qid": 7, "answer": ["A"]}', ":1: qid: must be a non-empty text"),
         ('{"qid": "9-dev-s-1", "answer": ["A"]}', ":1: item 9-dev-s-1 is not among the 2 items"),
         (
             '{"qid": "1-dev-s-1", "answer": ["A"]}\n\n{"qid": "1-dev-s-1", "answer": "A"}',

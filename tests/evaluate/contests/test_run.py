@@ -121,16 +121,16 @@ def test_a_file_of_predictions_is_a_rival_and_a_voter(data: Path, tmp_path: Path
     ]
     assert entries[1].scores[0].value == entries[2].scores[0].value == 1
     write_predictions(SPACE, path, parts.examined, {item.id: item.gold for item in parts.examined})
-    with pytest.raises(UsageError, match="10 of the 22 items that are examined or learned from have no answer"):
+    with pytest.raises(UsageError, match="10 of the 22 examined and development items have no answer"):
         run_contest(SPACE, contest_parts(SPACE, options), {"a": model(0.2, 1)}, {"r": path}, options)
 
 
 @pytest.mark.parametrize(
     ("options", "models", "expected"),
     [
-        ({"methods": ("vote",)}, ["a"], "two voters or more"),
+        ({"methods": ("vote",)}, ["a"], "at least two voters"),
         ({"development": 30}, ["a"], "take fewer with --development"),
-        ({"methods": ("plain", "plain")}, ["a"], "one is named twice"),
+        ({"methods": ("plain", "plain")}, ["a"], "each may be named once"),
         ({"methods": ("plane",)}, ["a"], "combine plain, few-shot"),
         ({"limit": 0}, ["a"], "limit must be 1 or more"),
         ({"similarity": "bm52"}, ["a"], "known are bm25, embeddings"),

@@ -75,7 +75,7 @@ def test_a_model_is_examined_compared_and_audited(call: Call, folder: Path, data
         (("--limit", "0"), "0 must be at least 1"),
         (("--data", "nowhere"), "nowhere: no such folder"),
         (("--variants", "9"), "give 1 to 4"),
-        (("--shots", "99"), "99 few-shot examples asked for, and there are 8"),
+        (("--shots", "99"), "99 few-shot examples requested, but only 8 available"),
     ],
 )
 def test_wrong_input_is_named(call: Call, folder: Path, data: Path, change: tuple[str, str], words: str) -> None:

@@ -58,7 +58,7 @@ def test_subsets_have_their_own_score() -> None:
 @pytest.mark.parametrize(
     ("task", "extractor", "words"),
     [
-        ("gsm8k", "(", "no regular expression"),
+        ("gsm8k", "(", "not a regular expression"),
         ("mmlu", "audit", "none of mmlu has text"),
         ("ched", "x", "none of ched"),
     ],

@@ -185,6 +185,6 @@ def test_formats_are_asked_once_each_and_averaged(opened: Callable[..., Counted]
     found = hold_examination(lambda: counted, ["cmmlu"], data, tmp_path / "out", options)
     assert counted.asked == 3 * 2 * 4
     assert [len(item.outputs) for item in found.items["cmmlu"]] == [12, 12]
-    assert notes == ["cmmlu: 1 of 67 subsets have files; the score is of these alone"]
+    assert notes == ["cmmlu: 1 of 67 subsets have files; the score covers only these"]
     one = hold_examination(opened, ["cmmlu"], data, tmp_path / "one", OPTIONS)
     assert one.results[0].settings != found.results[0].settings

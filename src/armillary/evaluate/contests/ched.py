@@ -1,14 +1,14 @@
 """CHED: events in sentences of the Chinese dynastic histories: their triggers and types.
 
 The score is 0.4 trigger + 0.6 type. The contest's announcement fixes these weights and that the trigger score is the
-mean of BLEU, ROUGE and exact match, and that types count coarse (9 classes) and fine (67). It comes without a scoring
-program, so the rest is decided here:
+mean of BLEU, ROUGE and exact match, and that types count coarse (9 classes) and fine (67). There is no official scoring
+program, so this module defines the rest:
 
-- In each sentence predicted and true events are paired one to one: first as many equal triggers as possible, then the
+- In each sentence, predicted and true events are paired one to one: first as many equal triggers as possible, then the
   most similar triggers, then the most equal types.
 - The trigger score of a sentence is the sum of (BLEU + ROUGE-L + exact) / 3 over the pairs, divided by the larger of
-  both numbers of events. The trigger score is its mean over sentences. ``similarity`` defines BLEU and ROUGE-L.
-- The type score is the mean of the coarse and the fine micro-F1. A pair is right where its types are equal.
+  two numbers of events. The trigger score is its mean over sentences. ``similarity`` defines BLEU and ROUGE-L.
+  - The type score is the mean of the coarse and the fine micro-F1. A pair is correct if its types are equal.
 
 Source: data and labels at github.com/lcclab-blcu/CHED.
 """
@@ -80,8 +80,9 @@ class Ched(Contest):
         ]
 
     def tally(self, item: Item, answer: Answer | None) -> Sequence[float]:
-        """Mean BLEU, ROUGE-L and exact of the pairs, 1, right coarse and fine types, predicted and true events."""
-        if answer is None and not item.gold:  # the right answer was to find nothing, and there is no answer
+        """Mean BLEU, ROUGE-L and exact match of the pairs, 1, correct coarse and fine types, predicted and true
+        events."""
+        if answer is None and not item.gold:  # the correct answer is "no event", but there is no answer
             return [0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 1.0, 0.0]
         predicted = answer or ()
         pairs = paired(predicted, item.gold)
@@ -106,11 +107,11 @@ class Ched(Contest):
         return {(name, ALL): value for name, value in {**found, "coarse_f1": coarse, "fine_f1": fine}.items()}
 
     def value(self, item: Item, answer: Answer | None) -> float:
-        """The composite score of the one sentence."""
+        """The composite score of one sentence."""
         return float(self.scores(np.array(self.tally(item, answer)))["score", ALL])
 
     def combine(self, ballots: Sequence[Ballot], share: float) -> Answer | None:
-        """The events that have ``share`` or more of the weight of the voters that gave an answer."""
+        """The events with at least ``share`` of the weight of the voters that answered."""
         cast = [ballot for ballot in ballots if ballot.answer is not None]
         weights: dict[tuple[str, str], float] = {}
         for ballot in cast:
@@ -139,7 +140,7 @@ class Ched(Contest):
         return tuple(sorted({_coarse(label) for _, label in answer}))
 
     def written(self, answer: Answer, within: tuple[str, ...] | None) -> str | None:
-        """One event per line, with the last part of its label: no two labels have the same."""
+        """One event per line, with the last part of its label, which is unique."""
         events = [
             f"{trigger}：{label.rpartition('-')[2]}"
             for trigger, label in answer
@@ -148,11 +149,11 @@ class Ched(Contest):
         return "\n".join(events) or None
 
     def coarse_written(self, coarse: tuple[str, ...]) -> str:
-        """The coarse classes with 、 between them."""
+        """The coarse classes, joined with 、."""
         return "、".join(coarse)
 
     def read(self, text: str, item: Item, within: tuple[str, ...] | None) -> Answer | None:
-        """The lines that have a trigger of the sentence and a label, whole or by its last part."""
+        """The lines with a trigger from the sentence and a label, written in full or as its last part."""
         events: list[tuple[str, str]] = []
         for line in text.splitlines():
             found = _EVENT.match(line.strip())
@@ -163,7 +164,7 @@ class Ched(Contest):
         return tuple(dict.fromkeys(events)) or None
 
     def read_coarse(self, text: str) -> tuple[str, ...] | None:
-        """All coarse classes that are named."""
+        """All coarse classes that ``text`` names."""
         return tuple(sorted(name for name in COARSE if name in text)) or None
 
 
@@ -180,7 +181,7 @@ def _exact(candidate: str, reference: str) -> float:
 
 
 def paired(predicted: Answer, true: Answer) -> list[tuple[int, int]]:
-    """Places of the predicted and the true event of each pair."""
+    """Indices of the predicted and the true event of each pair."""
     from scipy.optimize import linear_sum_assignment
 
     if not predicted or not true:

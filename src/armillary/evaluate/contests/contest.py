@@ -1,9 +1,9 @@
 """The base class of contests: items, answers in the contest's format, the official score, and the prompts.
 
 A score is a function of *sums over items*. Each item gives a vector of numbers (``Contest.tally``), and
-``Contest.scores`` turns their sum into the metrics. Hence one bootstrap gives an interval to every metric, also to an
-F1 or to a composite. It is the Bayesian bootstrap of ``evaluate.intervals``, applied to the vectors: each draw weighs
-the clusters of items and half a pseudo-item at both ends (all right, all wrong), and ``scores`` reads the weighted sum.
+``Contest.scores`` turns their sum into the metrics. Hence one bootstrap gives every metric an interval, even an F1 or
+a composite. It is the Bayesian bootstrap of ``evaluate.intervals``, applied to the vectors: each draw weights the
+clusters of items and half a pseudo-item at both ends (all right, all wrong), and ``scores`` reads the weighted sum.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from armillary.evaluate.intervals import DRAWS, LEAST_CONCENTRATION, cluster_tot
 from armillary.recipe import UsageError
 
 Numbers = npt.NDArray[np.float64]
-# In the form of the contest: letters, events or classes. Equal answers are equal values.
+# In the contest's own form: letters, events or classes. Equal answers compare equal.
 Answer = tuple[Any, ...]
 
 ALL = "all"
@@ -33,7 +33,7 @@ ALL = "all"
 class Item:
     """One question of a contest.
 
-    ``subset`` is the type of task, if the contest reports one score per type. Items with equal ``cluster`` share a
+    ``subset`` is the type of task, if the contest reports one score per type. Items with the same ``cluster`` share a
     passage. Few-shot examples are chosen by the similarity of ``text``; ``question`` goes into the prompt.
     """
 
@@ -46,13 +46,13 @@ class Item:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of subset and question. Items with equal fingerprints are the same item, even under different ids."""
+        """Hash of subset and question. Equal fingerprints mean the same item, even under different ids."""
         return hashlib.sha256(f"{self.subset}\n{self.question}".encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
 class Ballot:
-    """The answer of one voter to one item, None if it cannot be read, and the weight of the voter."""
+    """One voter's answer to one item (None if unreadable), and the voter's weight."""
 
     answer: Answer | None
     weight: float = 1.0
@@ -71,19 +71,19 @@ class Score:
 
 
 class Contest(ABC):
-    """One contest. Answers are compared as sets where the contest has sets."""
+    """One contest. Answers that are sets are compared as sets."""
 
     name: str
     title: str
-    # Files of the contest's data: examples come from the first, the second is examined.
+    # The contest's data files: examples come from the first, the second holds the items to examine.
     train_file = "train.jsonl"
     test_file = "dev.jsonl"
-    # One line of predictions, for messages.
+    # An example line of predictions, for error messages.
     example_line: str
-    # The metric by which a system is ranked, and the longest answer of a model in tokens.
+    # The metric that ranks systems, and the longest answer of a model in tokens.
     main_metric: str
     answer_tokens: int
-    # A folder of items that come with this package, where there is one.
+    # The folder of items shipped with this package, if any.
     own_data: Path | None = None
 
     @abstractmethod
@@ -96,27 +96,28 @@ class Contest(ABC):
 
     @abstractmethod
     def prediction_rows(self, items: Sequence[Item], answers: Mapping[str, Answer | None]) -> list[dict[str, Any]]:
-        """Lines of predictions in the contest's format. An answer of None is written as the empty answer."""
+        """Lines of predictions in the contest's format. None is written as the empty answer."""
 
     @abstractmethod
     def tally(self, item: Item, answer: Answer | None) -> Sequence[float]:
-        """The contribution of the item to the sums that ``scores`` reads. None is a missing answer."""
+        """The item's contribution to the sums that ``scores`` reads. None is a missing answer."""
 
     @abstractmethod
     def scores(self, sums: Numbers) -> dict[tuple[str, str], Numbers]:
-        """The metrics by (metric, subset), from sums whose last axis is that of ``tally``; NaN where nothing counts."""
+        """The metrics by (metric, subset). The last axis of ``sums`` is that of ``tally``; NaN where no item counts."""
 
     @abstractmethod
     def value(self, item: Item, answer: Answer | None) -> float:
-        """Quality of one answer, from 0 to 1, from which the weights of voters are learned."""
+        """Quality of one answer, from 0 to 1. The weights of voters are learned from it."""
 
     @abstractmethod
     def combine(self, ballots: Sequence[Ballot], share: float) -> Answer | None:
-        """The joint answer of the ballots; an answer of several parts keeps those with ``share`` of the weight."""
+        """The joint answer of the ballots; of an answer with several parts, those with ``share`` of the weight
+        remain."""
 
     @abstractmethod
     def instruction(self, within: tuple[str, ...] | None) -> str:
-        """The instruction of the prompt: task, classes (only those ``within`` the coarse ones), form of the answer."""
+        """The instruction of the prompt: task, classes (only those ``within`` the coarse ones), answer format."""
 
     @abstractmethod
     def coarse_instruction(self) -> str:
@@ -146,7 +147,7 @@ class Contest(ABC):
         """The items of a file of the contest, in its order.
 
         Raises:
-            UsageError: with file, line and field of what is wrong.
+            UsageError: a wrong line; the message names file, line and field.
         """
         found: dict[str, Item] = {}
         first: dict[str, int] = {}
@@ -165,11 +166,11 @@ class Contest(ABC):
         """The answers in a file of predictions, by item id.
 
         Args:
-            known: the ids that may be in the file; None allows any.
+            known: the ids that may occur in the file; None allows any.
 
         Raises:
-            UsageError: with file, line and field of what is wrong: another format, an unknown label, an item that is
-                there twice or is not known.
+            UsageError: a wrong format, an unknown label, a duplicate item or an unknown item. The message names file,
+                line and field.
         """
         ids = None if known is None else set(known)
         found: dict[str, Answer] = {}
@@ -216,7 +217,7 @@ class Contest(ABC):
         base: Mapping[str, Answer | None],
         seed: int = 0,
     ) -> Score:
-        """How much higher ``answers`` score than ``base`` in the main metric, paired by item."""
+        """The gain of ``answers`` over ``base`` in the main metric, paired by item."""
         both = [[given.get(item.id) for item in items] for given in (answers, base)]
         key = (self.main_metric, ALL)
         mine, other = (float(self.scores(self._tallies(items, one).sum(0))[key]) for one in both)
@@ -231,14 +232,14 @@ class Contest(ABC):
     def _draws(
         self, items: Sequence[Item], subset: str, several: Sequence[Sequence[Answer | None]], seed: int
     ) -> list[dict[tuple[str, str], Numbers]]:
-        """The metrics of each of ``several`` lists of answers, in draws that weigh the same items alike."""
+        """The metrics of each of ``several`` lists of answers, in draws that share their item weights."""
         places = [place for place, item in enumerate(items) if subset in (ALL, item.subset)]
         if not places:
             return [{} for _ in several]
         of = [items[place] for place in places]
         right, wrong = (self._tallies(of, ends).mean(0) for ends in ([item.gold for item in of], [None] * len(of)))
         tallies = [self._tallies(of, [answers[place] for place in places]) for answers in several]
-        # Of two lists of answers a pseudo-item has one all right and the other all wrong.
+        # With two lists of answers, a pseudo-item is all right in one list and all wrong in the other.
         ends = np.array([np.concatenate([(right, wrong)[(i + j) % 2] for j in range(len(several))]) for i in (0, 1)])
         sums = weighted_sums(np.hstack(tallies), [item.cluster for item in of], ends, seed)
         return [self.scores(part) for part in np.split(sums, len(several), axis=1)]
@@ -268,7 +269,7 @@ def weighted_sums(tallies: Numbers, clusters: Sequence[str], ends: Numbers, seed
 
 
 def cluster_of(passage: str) -> str:
-    """The name of the cluster of all items about ``passage``, whatever their ids."""
+    """The name of the cluster of all items about ``passage``, independent of their ids."""
     return hashlib.sha256(passage.encode()).hexdigest()[:16]
 
 
@@ -279,7 +280,7 @@ def ratio(numerator: Numbers, denominator: Numbers) -> Numbers:
 
 
 def plurality(ballots: Sequence[Ballot]) -> Answer | None:
-    """The answer with the most weight, without empty ones; of two with equal weight the one that was cast first."""
+    """The answer with the most weight, ignoring empty ones; a tie goes to the answer cast first."""
     weights: dict[Answer, float] = {}
     for ballot in ballots:
         if ballot.answer:

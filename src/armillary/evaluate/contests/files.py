@@ -15,7 +15,7 @@ from armillary.recipe import UsageError
 
 @dataclass(frozen=True)
 class Scored:
-    """The official scores of a file of predictions, and the ids of the items that it does not answer."""
+    """The official scores of a file of predictions, and the ids of the items without an answer."""
 
     contest: str
     scores: list[Score]
@@ -28,7 +28,7 @@ class Scored:
 
 
 def score_file(contest: Contest, predictions: Path, gold: Path) -> Scored:
-    """The official scores of ``predictions`` on the items of ``gold``; an item that is missing counts as wrong.
+    """The official scores of ``predictions`` on the items of ``gold``; a missing item counts as wrong.
 
     Raises:
         UsageError: a file is not in the contest's format, with file, line and field.
@@ -48,10 +48,10 @@ def write_predictions(
 
 
 def named_files(given: Sequence[str]) -> dict[str, Path]:
-    """``NAME=FILE`` as a file by name.
+    """Files by name, parsed from ``NAME=FILE``.
 
     Raises:
-        UsageError: another form, or a name that is there twice.
+        UsageError: not of this form, or a duplicate name.
     """
     found: dict[str, Path] = {}
     for text in given:

@@ -1,9 +1,9 @@
 """NLPCC 2024 shared task 5: the argumentative role of each sentence in Chinese essays, coarse and fine.
 
-The score is half the coarse and half the fine micro-F1 over sentences. There are 4 coarse and 10 fine classes, as in
+The score is the mean of the coarse and the fine micro-F1 over sentences. There are 4 coarse and 10 fine classes, as in
 the CEAMC corpus (Ren et al. 2024). The contest's essays are private, so the format is our own: one essay per line with
-``id``, ``title`` and ``sentences``, and each sentence has ``text``, ``coarse`` and ``fine``. The essays beside this
-file were written for Armillary. A sentence without a prediction counts as predicted wrongly.
+``id``, ``title`` and ``sentences``, and each sentence has ``text``, ``coarse`` and ``fine``. The essays in this folder
+were written for Armillary. A sentence without a prediction counts as wrong.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from armillary.evaluate.contests.contest import ALL, Answer, Ballot, Contest, Item, Numbers, plurality, ratio
 from armillary.evaluate.contests.rows import Row
 
-# The coarse class of each fine one.
+# The coarse class of each fine class.
 CLASSES = {
     "major claim": "assertion",
     "claim": "assertion",
@@ -32,7 +32,7 @@ CLASSES = {
     "others": "others",
 }
 COARSE: tuple[str, ...] = tuple(dict.fromkeys(CLASSES.values()))
-# As models write them.
+# The spellings that models use.
 _CHINESE = {
     "assertion": "主张",
     "evidence": "论据",
@@ -74,7 +74,7 @@ class Nlpcc2024Task5(Contest):
             yield Item(f"{essay}:{place}", "", essay, texts[place], question, (coarse, fine))
 
     def read_predictions(self, row: Row) -> Iterable[tuple[str, Answer]]:
-        """One essay per line: id, and for each of its sentences in order coarse and fine; null is not answered."""
+        """One essay per line: id, then coarse and fine for each sentence in order; null marks an unanswered one."""
         essay, sentences = row.text("id"), row.objects("sentences")
         if not sentences:
             raise row.wrong("sentences", "has no sentence")
@@ -85,7 +85,7 @@ class Nlpcc2024Task5(Contest):
             yield f"{essay}:{place}", (coarse, sentence.one_of("fine", CLASSES))
 
     def prediction_rows(self, items: Sequence[Item], answers: Mapping[str, Answer | None]) -> list[dict[str, Any]]:
-        """One essay per line; sentences up to the last one that was asked for, null where there is no answer."""
+        """One essay per line, with sentences up to the last one examined; null where there is no answer."""
         essays: dict[str, list[dict[str, Any]]] = {}
         for item in items:
             essay, _, place = item.id.rpartition(":")
@@ -98,7 +98,7 @@ class Nlpcc2024Task5(Contest):
         return [{"id": essay, "sentences": sentences} for essay, sentences in essays.items()]
 
     def tally(self, item: Item, answer: Answer | None) -> Sequence[float]:
-        """Right coarse and fine classes, predicted and true sentences."""
+        """Correct coarse and fine classes, predicted and true sentences."""
         coarse, fine = answer or (None, None)
         return [float(coarse == item.gold[0]), float(fine == item.gold[1]), 1.0, 1.0]
 
@@ -108,11 +108,11 @@ class Nlpcc2024Task5(Contest):
         return {("score", ALL): (coarse + fine) / 2, ("coarse_f1", ALL): coarse, ("fine_f1", ALL): fine}
 
     def value(self, item: Item, answer: Answer | None) -> float:
-        """Half for each level that is right."""
+        """Half a point for each correct level."""
         return float(self.scores(np.array(self.tally(item, answer)))["score", ALL])
 
     def combine(self, ballots: Sequence[Ballot], share: float) -> Answer | None:
-        """The fine class with the most weight and its coarse class; ``share`` has no part in it."""
+        """The fine class with the most weight and its coarse class; ``share`` is not used."""
         return plurality(ballots)
 
     def instruction(self, within: tuple[str, ...] | None) -> str:
@@ -151,7 +151,7 @@ class Nlpcc2024Task5(Contest):
 
 
 def _first(names: Iterable[str], text: str) -> str | None:
-    """The one of ``names`` that comes first in ``text``, in Chinese or English; of two at one place the longer one."""
+    """The name that occurs first in ``text``, in Chinese or English; of two at the same position, the longer one."""
     words = {form: name for name in names for form in (name, _CHINESE[name])}
     pattern = "|".join(map(re.escape, sorted(words, key=len, reverse=True)))
     found = re.search(pattern, text, re.IGNORECASE)

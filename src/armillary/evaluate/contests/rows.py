@@ -1,4 +1,4 @@
-"""Files of one JSON object per line, read so that every fault is named by file, line and field."""
+"""Reads files with one JSON object per line. Every error names file, line and field."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 from armillary.recipe import UsageError
 
-_NAMED = 10  # faults that a message names one by one
+_NAMED = 10  # faults that one message lists
 
 
 @dataclass(frozen=True)
 class Row:
-    """A JSON object of a file: the whole line, or an object within it (``within`` names the place)."""
+    """A JSON object in a file: the whole line, or an object nested in it (``within`` says where)."""
 
     path: Path
     line: int
@@ -24,7 +24,7 @@ class Row:
     within: str = ""
 
     def wrong(self, field: str, what: str) -> UsageError:
-        """The error that names the place of ``field`` and says ``what`` is wrong with it."""
+        """The error for ``field``: its location and ``what`` is wrong."""
         return UsageError(f"{self.path}:{self.line}: {self.within}{field}: {what}")
 
     def value(self, field: str) -> Any:
@@ -37,7 +37,7 @@ class Row:
         """A string that is not empty."""
         value = self.value(field)
         if not isinstance(value, str) or not value:
-            raise self.wrong(field, f"must be a text that is not empty, given {_short(value)}")
+            raise self.wrong(field, f"must be a non-empty text, given {_short(value)}")
         return value
 
     def whole(self, field: str) -> int:
@@ -63,10 +63,10 @@ class Row:
 
 
 def read_rows(path: Path, use: Callable[[Row], None]) -> None:
-    """Give every row of ``path`` to ``use``, and report all faults together.
+    """Pass every row of ``path`` to ``use``, and report all faults together.
 
     Raises:
-        UsageError: there is no such file, it has no rows, a line is not a JSON object in UTF-8, or ``use`` raised it.
+        UsageError: no such file, no rows, a line that is not a JSON object in UTF-8, or an error that ``use`` raised.
     """
     faults: list[str] = []
     empty = True

@@ -1,7 +1,7 @@
-"""Examine models in a contest: each method with its score, its gain over the plain one, and its cost in tokens.
+"""Examine models in a contest: each method with its score, its gain over ``plain``, and its cost in tokens.
 
-The contest's train file is cut into two parts. Examples for prompts come from the first. The second, the *development
-part*, is what weights of a vote are learned from. No item of either shares a passage with an item that is examined.
+The contest's train file is cut into two parts. Examples for prompts come from the first. The weights of a vote are
+learned from the second, the *development part*. No item of either shares a passage with an examined item.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class ContestOptions:
     """Data and methods of a contest run.
 
     Attributes:
-        data: folder with the contest's files; None takes the items that come with this package, where there are some.
-        methods: names of methods (``prompting.method_named``), and "vote", which combines all others that are named.
+        data: folder with the contest's files; None takes the items shipped with this package, if any.
+        methods: names of methods (``prompting.method_named``), and "vote", which combines all others in the list.
         limit: examine this many items, chosen by their hash; None examines all.
-        shots: examples of few-shot.
-        samples: answers of self-consistency.
+        shots: number of few-shot examples.
+        samples: number of answers for self-consistency.
         development: items of the train file that the vote learns from; None takes 100, or a third of a small file.
-        similarity: how examples are found, a name of ``prompting.SIMILARITIES``.
+        similarity: how examples are found, a name from ``prompting.SIMILARITIES``.
     """
 
     data: Path | None = None
@@ -65,21 +65,21 @@ class ContestOptions:
         if self.similarity not in SIMILARITIES:
             raise UsageError(f"similarity {self.similarity!r}: known are {', '.join(SIMILARITIES)}")
         if len(set(self.methods)) < len(self.methods):
-            raise UsageError(f"methods {','.join(self.methods)}: one is named twice")
+            raise UsageError(f"methods {','.join(self.methods)}: each may be named once")
         for name in self.methods:
             if name != VOTE:
                 method_named(name, self.shots, self.samples)
 
     @property
     def asked(self) -> list[str]:
-        """The methods by which models are asked: all but the vote, and plain where there is no other."""
+        """The methods that prompt models: all but the vote, and ``plain`` if there is no other."""
         named = [name for name in self.methods if name != VOTE] or ["plain"]
-        return sorted(named, key=lambda name: name != "plain")  # the base of the others comes first
+        return sorted(named, key=lambda name: name != "plain")  # plain is the base of the others and comes first
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The items of a contest: examined, for examples, and for learning a vote."""
+    """The items of a contest: to examine, for examples, and for learning a vote."""
 
     examined: list[Item]
     examples: list[Item]
@@ -88,18 +88,18 @@ class Parts:
 
 @dataclass(frozen=True)
 class Entry:
-    """One system in the contest.
+    """The result of one system with one method.
 
     Attributes:
-        system: name of the model, of the file of predictions, or of all that vote.
-        method: how the model was asked; "predictions" for a file.
+        system: name of the model, of the file of predictions, or of all voters together.
+        method: how the model was prompted; "predictions" for a file.
         scores: the official metrics.
         gain: main metric against the base, paired by item; None for the base itself.
-        base: "plain" of the same model, or for the vote the voter that is best on the development part.
+        base: "plain" with the same model; for the vote, the voter that is best on the development part.
         prompt_tokens, new_tokens: per examined item; None for a file.
-        unread: share of the items from whose outputs no answer could be read.
-        truncated: share of the items with an output that the token limit cut.
-        weights: of the voters; None for others.
+        unread: share of items without a readable answer.
+        truncated: share of items with an output cut by the token limit.
+        weights: weights of the voters; None unless this is a vote.
     """
 
     system: str
@@ -116,7 +116,7 @@ class Entry:
     examination: Examination | None = field(default=None, repr=False)
 
     def row(self, metric: str) -> list[Any]:
-        """System and method, main metric and gain with their intervals, tokens per item, shares unread and cut."""
+        """System and method, main metric and gain with intervals, tokens per item, shares of unread and cut answers."""
         main = next(score for score in self.scores if score.metric == metric)
         gain = [None] * 3 if self.gain is None else [self.gain.value, self.gain.low, self.gain.high]
         cost = [None if tokens is None else round(tokens) for tokens in (self.prompt_tokens, self.new_tokens)]
@@ -131,7 +131,7 @@ def contest_parts(contest: Contest, options: ContestOptions) -> Parts:
     """The items of the contest's files, cut into parts.
 
     Raises:
-        UsageError: no data, a file that is missing or damaged, or too few items in the train file.
+        UsageError: no data, a missing or damaged file, or too few items in the train file.
     """
     folder = options.data or contest.own_data
     if folder is None:
@@ -149,10 +149,10 @@ def contest_parts(contest: Contest, options: ContestOptions) -> Parts:
 
 
 def cut(train: Sequence[Item], examined: Sequence[Item], development: int | None) -> Parts:
-    """``train`` in two parts that share no passage: whole passages in its order until ``development`` items are apart.
+    """Split ``train`` into two parts without a common passage: the second gets ``development`` items or a few more.
 
     Raises:
-        UsageError: nothing is left for examples.
+        UsageError: no items are left for examples.
     """
     wanted = min(DEVELOPMENT, len(train) // 3) if development is None else development
     clusters: dict[str, int] = {}
@@ -175,7 +175,7 @@ def cut(train: Sequence[Item], examined: Sequence[Item], development: int | None
 
 
 def by_hash(items: Sequence[Item]) -> list[Item]:
-    """The items in an order that does not depend on the file: by a hash of what each asks and its id."""
+    """The items sorted by a hash of question and id, so that the order does not depend on the file."""
     return sorted(items, key=lambda item: hashlib.sha256(f"{item.fingerprint} {item.id}".encode()).hexdigest())
 
 
@@ -191,17 +191,17 @@ def run_contest(
     Args:
         parts: the items, from ``contest_parts``.
         models: by name.
-        predictions: by name, files in the contest's own format. Where a vote is wanted, a file answers the development
-            part too (``contest_parts``).
+        predictions: by name, files in the contest's own format. For a vote, each file must also answer the development
+            part (``contest_parts``).
 
     Raises:
-        UsageError: too few voters, a file that is missing or damaged, a name given twice, a prompt that is too long.
+        UsageError: too few voters, a missing or damaged file, a duplicate name, or a prompt that is too long.
     """
     if VOTE in options.methods and len(models) * len(options.asked) + len(predictions) < 2:
-        raise UsageError("a vote needs two voters or more: models, methods, or files of predictions")
+        raise UsageError("a vote needs at least two voters: models, methods, or files of predictions")
     both = sorted(set(models) & set(predictions))
     if both:
-        raise UsageError(f"{', '.join(both)} names a model and a file of predictions")
+        raise UsageError(f"{', '.join(both)} names both a model and a file of predictions")
     voting = VOTE in options.methods
     asked = [*parts.examined, *(parts.development if voting else [])]
     examples = None
@@ -228,8 +228,8 @@ def run_contest(
         lacking = [item.id for item in asked if item.id not in found]
         if lacking and voting:
             raise UsageError(
-                f"{path}: {len(lacking)} of the {len(asked)} items that are examined or learned from have no answer "
-                f"({', '.join(lacking[:3])}…); a vote needs all of them"
+                f"{path}: {len(lacking)} of the {len(asked)} examined and development items have no answer "
+                f"({', '.join(lacking[:3])}…); a vote needs an answer to each"
             )
         voters[name] = found
         mine = {item.id: found.get(item.id) for item in parts.examined}
@@ -262,15 +262,15 @@ def _entry(
 
 
 def _settings(contest: Contest, method: Method, pool: Sequence[Item], similarity: str) -> str:
-    """The hash of all that an answer depends on besides the model and the question."""
+    """Hash of everything that an answer depends on, except the model and the question."""
     prompts = [contest.instruction(None), contest.coarse_instruction() if method.coarse_to_fine else ""]
     settings = {"method": asdict(method), "prompts": prompts, "examples": [item.fingerprint for item in pool]}
-    # Left out where nothing is searched, or by BM25, so that earlier examinations keep their hash.
+    # Left out without a search and with BM25, so that earlier examinations keep their hash.
     return canonical_hash(settings | ({"similarity": similarity} if pool and similarity != BM25 else {}))
 
 
 def _examination(contest: Contest, items: Sequence[Item], done: Answered, settings: str, asker: Asker) -> Examination:
-    """The raw outputs, and the score of each item alone, as the folder of an examination holds them."""
+    """The raw outputs and the score of each item, in the format of an examination folder."""
     rows = tuple(
         Row(
             item_id(contest.name, item.subset or contest.name, {"id": item.id, "question": item.question}),
@@ -299,7 +299,7 @@ def _examination(contest: Contest, items: Sequence[Item], done: Answered, settin
 def _vote(
     contest: Contest, parts: Parts, voters: Mapping[str, Mapping[str, Answer | None]], entries: Sequence[Entry]
 ) -> Entry:
-    """The vote of all, against the voter that is best on the development part."""
+    """The vote of all voters, compared with the voter that is best on the development part."""
     weights: Weights = learn_weights(contest, parts.development, voters)
     answers = vote(contest, weights, parts.examined, voters)
     best = max(voters, key=lambda name: contest.main_value(parts.development, voters[name]))
@@ -326,9 +326,9 @@ def _vote(
 def write_entries(contest: Contest, folder: Path, entries: Sequence[Entry]) -> None:
     """Write the predictions of each entry to ``folder`` as SYSTEM.METHOD.jsonl, in the contest's own format.
 
-    Beside it, SYSTEM.METHOD is the folder of an examination with the raw outputs, for ``armillary leaderboard`` and
-    ``armillary evaluate compare``. Its metric is ``item_score``, the mean of the scores that items have alone.
-    ``contest.json`` has the official scores of all entries.
+    Next to it, SYSTEM.METHOD is an examination folder with the raw outputs, for ``armillary leaderboard`` and
+    ``armillary evaluate compare``. Its metric is ``item_score``, the mean of the single items' scores. ``contest.json``
+    has the official scores of all entries.
     """
     document = {"format": 1, "contest": contest.name, "entries": [entry.to_json() for entry in entries]}
     write_sealed(folder / "contest.json", document)

@@ -1,7 +1,7 @@
 """BLEU and ROUGE-L of short Chinese strings, where a character is a token.
 
-BLEU is the sentence BLEU of Papineni et al. (2002) as sacrebleu's ``sentence_bleu`` computes it by default: n-grams up
-to 4, the orders that the candidate is long enough for (``effective_order``), exponential smoothing of orders without a
+BLEU is the sentence BLEU of Papineni et al. (2002), as sacrebleu's ``sentence_bleu`` computes it by default: n-grams up
+to 4, only orders that fit the candidate's length (``effective_order``), exponential smoothing of orders without a
 match (Chen and Cherry 2014, method 3), and the brevity penalty ``exp(1 - reference / candidate)``. Without a common
 character it is 0. ROUGE-L is the F1 of the longest common subsequence (Lin 2004), as in the package ``rouge_score``.
 """
@@ -15,7 +15,7 @@ _ORDERS = 4
 
 
 def bleu(candidate: str, reference: str) -> float:
-    """Sentence BLEU over characters, from 0 to 1. Two empty strings have 1."""
+    """Sentence BLEU over characters, from 0 to 1. Two empty strings score 1."""
     if not candidate or not reference:
         return float(candidate == reference)
     precisions: list[float] = []
@@ -33,7 +33,7 @@ def bleu(candidate: str, reference: str) -> float:
 
 
 def rouge_l(candidate: str, reference: str) -> float:
-    """F1 of the longest common subsequence of characters, from 0 to 1. Two empty strings have 1."""
+    """F1 of the longest common subsequence of characters, from 0 to 1. Two empty strings score 1."""
     if not candidate or not reference:
         return float(candidate == reference)
     row = [0] * (len(reference) + 1)

@@ -1,8 +1,8 @@
 """SpaCE2024: choices about space in Chinese texts; accuracy, and accuracy per type of task.
 
-A question has one or several right options. An answer counts where its set of options is the right set. The type of
-task is the first part of ``qid``: 1 entities, 2 roles, 3 anomalies, 4 inference, 5 synonymy. Source: the data and its
-licence at github.com/2030NLP/SpaCE2024.
+A question has one or several correct options. An answer counts if it names exactly these options. The type of task is
+the first part of ``qid``: 1 entities, 2 roles, 3 anomalies, 4 inference, 5 synonymy. Source: data and licence at
+github.com/2030NLP/SpaCE2024.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Space2024(Contest):
         return [{"qid": item.id, "answer": list(answers.get(item.id) or ())} for item in items]
 
     def tally(self, item: Item, answer: Answer | None) -> Sequence[float]:
-        """Right answers per type of task, then items per type of task."""
+        """Correct answers per type of task, then items per type of task."""
         mine = [float(task == item.subset) for task in TASKS.values()]
         right = self.value(item, answer)
         return [right * one for one in mine] + mine
@@ -82,25 +82,25 @@ class Space2024(Contest):
         return float(answer is not None and set(answer) == set(item.gold))
 
     def combine(self, ballots: Sequence[Ballot], share: float) -> Answer | None:
-        """The set with the most weight, as a whole; ``share`` has no part in it."""
+        """The set with the most weight, as a whole; ``share`` is not used."""
         return plurality(ballots)
 
     def instruction(self, within: tuple[str, ...] | None) -> str:
-        """The task; where it is known whether one or several options are right, that too."""
+        """The task, and whether one or several options are correct if that is known."""
         count = {ONE: "只有一个选项正确。", SEVERAL: "有两个或更多选项正确。"}.get(
             "".join(within or ()), "可能有一个或多个选项正确。"
         )
         return f"阅读短文，回答关于空间关系的选择题。{count}只写出正确选项的字母，格式为“答案：A”或“答案：AC”。"
 
     def coarse_instruction(self) -> str:
-        """One right option, or several."""
+        """Whether one or several options are correct."""
         return (
             f"阅读短文和选择题，判断它是{ONE}（只有一个选项正确）还是{SEVERAL}（有多个选项正确）。"
             f"只写“{ONE}”或“{SEVERAL}”。"
         )
 
     def coarse_of(self, answer: Answer) -> tuple[str, ...]:
-        """One or several."""
+        """Whether the answer has one or several options."""
         return (ONE if len(answer) == 1 else SEVERAL,)
 
     def written(self, answer: Answer, within: tuple[str, ...] | None) -> str | None:
@@ -112,14 +112,14 @@ class Space2024(Contest):
         return coarse[0]
 
     def read(self, text: str, item: Item, within: tuple[str, ...] | None) -> Answer | None:
-        """The letters after the last 答案 or "answer", else the first letters that stand alone."""
+        """The letters after the last 答案 or "answer", else the first standalone letters."""
         marks = list(_MARK.finditer(text))
         found = next((m for mark in reversed(marks) if (m := _LETTERS.match(text, mark.end()))), None)
         found = found or _LETTERS.search(text)
         return tuple(sorted(set(re.findall("[A-D]", found.group())))) if found else None
 
     def read_coarse(self, text: str) -> tuple[str, ...] | None:
-        """The one of 单选 and 多选 that comes first."""
+        """单选 or 多选, whichever comes first."""
         places = {word: text.find(word) for word in (ONE, SEVERAL) if word in text}
         return (min(places, key=places.__getitem__),) if places else None
 

@@ -1,4 +1,4 @@
-"""Standard tasks through lm_eval over a ``Backend``: local data, lm_eval's scores, our intervals and audit."""
+"""Standard tasks of lm_eval on any ``Backend``: local data, lm_eval's scores, our intervals and audit."""
 
 from armillary.evaluate.tasks.audit import Disagreement, audit
 from armillary.evaluate.tasks.contamination import CleanScore, clean_scores, contamination_in

@@ -1,4 +1,4 @@
-"""The items on which the task's extractor and the audit's differ, for a person to read."""
+"""Lists the items on which the task's extractor and the audit's differ, for manual review."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from armillary.evaluate.tasks.extract import SECOND
 
 @dataclass(frozen=True)
 class Disagreement:
-    """An output from which the two extractors read different answers."""
+    """An output in which the two extractors find different answers."""
 
     task: str
     id: str

@@ -1,4 +1,4 @@
-"""Names of tasks, and lm_eval's configuration of each over local data.
+"""Task names, and lm_eval's configuration of each task on local data.
 
 Prompts, few-shot examples, filters and metrics are those of lm_eval's own configuration files; only the data set is
 replaced. A configuration that would run model-written code in this process (HumanEval, MBPP) is read without its
@@ -23,13 +23,13 @@ from armillary.evaluate.tasks.code import sandboxed
 from armillary.evaluate.tasks.data import SOURCES, Source, Splits
 from armillary.recipe import ArmillaryError, UsageError
 
-# Everyday names of lm_eval's tasks and groups.
+# Short names for lm_eval's tasks and groups.
 ALIASES = {"ceval": "ceval-valid", "math500": "minerva_math500", "math-500": "minerva_math500", "c-eval": "ceval-valid"}
-# Folders of lm_eval's configurations whose data sets have a local layout (``data.SOURCES``).
+# Folders of lm_eval configurations whose data sets have a local layout (``data.SOURCES``).
 _FOLDERS = ("bbh", "ceval", "cmmlu", "gsm8k", "humaneval", "ifeval", "mbpp", "minerva_math", "mmlu")
-# Instructions of IFEval for which lm_eval cuts text with NLTK's punkt_tab.
+# IFEval instructions for which lm_eval splits text with NLTK's punkt_tab.
 _SENTENCES = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
-# For a subject that lm_eval's C-Eval has no configuration of.
+# Template for a C-Eval subject without a configuration in lm_eval.
 _CEVAL_DESCRIPTION = "以下是中国关于{subject}的单项选择题，请选出其中的正确答案。\n\n"
 
 
@@ -39,11 +39,11 @@ class Leaf:
 
     Attributes:
         name: lm_eval's name, such as ``cmmlu_agronomy``.
-        subset: name of the subset of the data, or of the task where it has none.
+        subset: name of the data subset; the task's name if it has no subsets.
         config: lm_eval's configuration without data.
-        describe: the same with functions as text, to be hashed.
-        source: data set.
-        folder: where its files are.
+        describe: the same with functions as text, for hashing.
+        source: the data set.
+        folder: folder of its files.
     """
 
     name: str
@@ -60,7 +60,7 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Named:
-    """A task as it was asked for, and the leaves that it consists of; ``absent`` are subsets without files."""
+    """A requested task and its leaves; ``absent`` lists subsets without files."""
 
     name: str
     leaves: tuple[Leaf, ...]
@@ -68,7 +68,7 @@ class Named:
 
 
 def find(name: str, data: Path) -> Named:
-    """The task or group ``name``, with the subsets that ``data`` has files of.
+    """The task or group ``name``, with those subsets that have files in ``data``.
 
     Raises:
         UsageError: unknown name, no local layout for its data set, no files.
@@ -100,7 +100,7 @@ def find(name: str, data: Path) -> Named:
 
 
 def dataset_of(name: str) -> str | None:
-    """The data set of a task or group, as lm_eval names it; None for a task of another origin, such as a contest."""
+    """lm_eval's name for the data set of a task or group; None for other tasks, such as a contest."""
     entry = _index().get(ALIASES.get(name.lower(), name))
     return str(next(_leaves(entry, {}))[0].cfg["dataset_path"]) if entry else None
 
@@ -109,17 +109,17 @@ def build(leaf: Leaf, shots: int | None, data: Splits) -> Any:
     """lm_eval's task object of ``leaf`` over the rows ``data``.
 
     Raises:
-        UsageError: more shots than there are examples.
+        UsageError: more shots than examples.
     """
     datasets = _lm_eval("datasets")
     datasets.disable_progress_bars()
     from lm_eval.api import task as lm_eval_task
 
-    # Its bar for each subset would run across the progress of the whole examination.
+    # lm_eval's progress bar per subset would interfere with that of the whole examination.
     lm_eval_task.tqdm = lambda rows, **_: rows
     tables = {split: datasets.Dataset.from_list(rows) for split, rows in data.items() if rows}
     config = {**leaf.config, "custom_dataset": lambda **_: tables}
-    # The examples are taken from a split that a folder of questions alone does not have.
+    # The examples come from a split that a folder with questions only does not have.
     split = config.get("fewshot_split") or (config.get("fewshot_config") or {}).get("split")
     wanted = shots if shots is not None and config.get("num_fewshot") != 0 else config.get("num_fewshot") or 0
     if split is not None and split not in tables:
@@ -135,13 +135,13 @@ def build(leaf: Leaf, shots: int | None, data: Splits) -> Any:
         config["training_split"] = None
     task = lm_eval_task.ConfigurableTask(config=config)
     if wanted and wanted > (available := len(task.sampler.df)):
-        raise UsageError(f"{leaf.name}: {wanted} few-shot examples asked for, and there are {available}")
+        raise UsageError(f"{leaf.name}: {wanted} few-shot examples requested, but only {available} available")
     task.set_config(key="num_fewshot", value=wanted)
     return task
 
 
 def _leaves(entry: Any, overrides: dict[str, Any]) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Configuration entries below a task, group or tag, with what its groups override."""
+    """Configuration entries below a task, group or tag, with the overrides of its groups."""
     index = _index()
     if entry.kind.name == "TASK":
         yield entry, overrides
@@ -159,7 +159,7 @@ def _source(entry: Any, overrides: dict[str, Any]) -> Source:
     path = overrides.get("dataset_path", entry.cfg.get("dataset_path"))
     if path not in SOURCES:
         raise UsageError(
-            f"task {entry.name!r} reads {path}, which has no local layout here; with one: {', '.join(SOURCES)}"
+            f"task {entry.name!r} reads {path}, which has no local layout; supported: {', '.join(SOURCES)}"
         )
     return SOURCES[path]
 
@@ -179,8 +179,8 @@ def _leaf(entry: Any, overrides: dict[str, Any], source: Source, folder: Path) -
 
 @cache
 def _configuration(path: Path, functions: bool) -> dict[str, Any]:
-    """A configuration file of lm_eval, with its functions imported where ``functions`` says so."""
-    from lm_eval.tasks._yaml_loader import load_yaml  # private, and the extra pins the version
+    """A configuration file of lm_eval; its functions are imported only if ``functions`` is set."""
+    from lm_eval.tasks._yaml_loader import load_yaml  # private API, but the extra pins the version
 
     with _offline():
         return dict(load_yaml(path, resolve_func=functions))
@@ -188,7 +188,7 @@ def _configuration(path: Path, functions: bool) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _offline() -> Iterator[None]:
-    """Keeps NLTK from downloading, which lm_eval's IFEval starts when it is imported, with words on standard output."""
+    """Stops the NLTK download that importing lm_eval's IFEval starts, and its messages on standard output."""
     nltk = _lm_eval("nltk")
     download = nltk.download
     nltk.download = lambda *_, **__: False
@@ -200,10 +200,10 @@ def _offline() -> Iterator[None]:
 
 
 def check_sentences(leaf: Leaf, docs: Iterable[Mapping[str, Any]]) -> None:
-    """Raise unless the instructions of IFEval in ``docs`` can be checked without a download.
+    """Check that the IFEval instructions in ``docs`` can be scored without a download.
 
     Raises:
-        ArmillaryError: some count sentences or capital words, and NLTK's model of sentences is not installed.
+        ArmillaryError: some instructions count sentences or capital words, and NLTK's sentence model is not installed.
     """
     needing = sum(not _SENTENCES.isdisjoint(doc.get("instruction_id_list", ())) for doc in docs)
     if needing:
@@ -228,7 +228,7 @@ def _new_subject(subject: str, source: Source, folder: Path) -> Leaf:
 
 
 def _portable(value: Any) -> Any:
-    """``value`` with functions, which lm_eval names by file, named by their place below its tasks."""
+    """``value`` with functions as text, named by their path below lm_eval's task folder."""
     if isinstance(value, str):
         return re.sub(r"^.*[/\\]lm_eval[/\\]tasks[/\\]", "", value) if ".py" in value or "utils." in value else value
     if isinstance(value, dict):

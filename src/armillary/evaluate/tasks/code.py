@@ -1,7 +1,7 @@
-"""Programming tasks: model-written code is run by the sandbox, never by lm_eval's own ``code_eval``.
+"""Programming tasks: model-written code runs in the sandbox, never in lm_eval's own ``code_eval``.
 
-lm_eval's ``humaneval`` and ``mbpp`` import functions that run code in this process. The functions here take their
-place and do the same to the text; tests/evaluate/tasks/test_code.py holds them against the originals.
+lm_eval's ``humaneval`` and ``mbpp`` import functions that run code in this process. The functions here replace them and
+treat the text in the same way; tests/evaluate/tasks/test_code.py compares them with the originals.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 from armillary.evaluate.sandbox import Limits, run_checked
 from armillary.recipe import ArmillaryError
 
-# lm_eval's ``code_eval`` gives each program 3 seconds by the clock. A loaded machine must not lower a score, so here
-# they are seconds of processor time.
+# lm_eval's ``code_eval`` gives each program 3 seconds of wall time. Here it is CPU time, so that a busy machine does
+# not lower a score.
 _LIMITS = Limits(cpu_s=3.0, wall_s=30.0)
 METRIC = "pass@1"
 
 
 def sandboxed(config: dict[str, Any]) -> dict[str, Any]:
-    """``config``, read without its functions, with ours in place of those that run code.
+    """``config``, which was read without its functions, with ours in place of those that run code.
 
     Raises:
-        ArmillaryError: a function that has no counterpart here.
+        ArmillaryError: a function without a counterpart here.
     """
     filters = []
     for pipeline in config.get("filter_list", []):
@@ -47,13 +47,13 @@ def sandboxed(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _literal(function: str) -> Any:
-    """What a function that lm_eval names as ``/FOLDER/utils.NAME`` returns, read from its source without running it."""
+    """The return value of lm_eval's function ``/FOLDER/utils.NAME``, read from its source without running it."""
     file, _, name = function.rpartition(".")
     tree = ast.parse(Path(f"{file}.py").read_text(encoding="utf-8"))
     body = next(node.body for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name)
     returned = body[-1]
     if not isinstance(returned, ast.Return) or returned.value is None:
-        raise ArmillaryError(f"{function}: does not return plain data; it is not run outside of the sandbox")
+        raise ArmillaryError(f"{function}: does not return plain data, and may not run outside the sandbox")
     return ast.literal_eval(returned.value)
 
 
@@ -61,7 +61,7 @@ def _function(config: dict[str, Any], name: str) -> Callable[..., Any]:
     found = _FUNCTIONS.get((config["dataset_path"], name.rpartition(".")[2]))
     if found is None:
         raise ArmillaryError(
-            f"task {config['task']}: its filter {name} runs outside of the sandbox and has no counterpart"
+            f"task {config['task']}: its filter {name} would run outside the sandbox and has no counterpart"
         )
     return found
 
@@ -79,7 +79,7 @@ def _fenced(resps: list[list[str]], docs: list[dict[str, Any]]) -> list[list[str
 
 
 def fenced_block(text: str) -> str:
-    """The first fenced block of a text that continues an open fence, as ``extract_code_blocks`` of lm_eval's MBPP."""
+    """The first fenced block of a text that continues an open fence, like ``extract_code_blocks`` in lm_eval's MBPP."""
     pattern = r"```(?:\w+)?\n?(.*?)\n?```"
     matches = re.findall(pattern, "```" + text, re.DOTALL)
     matches = matches or re.findall(pattern, text.replace("```python", "```"), re.DOTALL)
@@ -94,7 +94,7 @@ _FUNCTIONS = {
 
 
 def tests_of(doc: dict[str, Any]) -> str:
-    """The program of the tests that follows the model's code."""
+    """The test program that follows the model's code."""
     if "entry_point" in doc:
         return f"{doc['test']}\ncheck({doc['entry_point']})"
     return "\n".join(doc["test_list"])

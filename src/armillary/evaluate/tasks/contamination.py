@@ -1,4 +1,4 @@
-"""Which items of an examination occur in the text that the model was trained on, and the scores without them."""
+"""Finds the items of an examination that occur in the model's training text, and scores without them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from armillary.evaluate.tasks.examine import Contamination
 from armillary.recipe import UsageError
 
 _BLOCK = 1 << 20
-# Text that two blocks share, so that an item across their border is found in one of them.
+# Overlap of two blocks, so that an item across their border is found in one of them.
 _SHARED = 1 << 13
 
 
 @dataclass(frozen=True)
 class CleanScore:
-    """A score with and without the contaminated items; ``clean`` is None where none is left.
+    """A score with and without the contaminated items; ``clean`` is None if no item is left.
 
-    ``not_judged`` counts items that are too short; they stay in ``clean``.
+    ``not_judged`` counts items that are too short to judge; they stay in ``clean``.
     """
 
     task: str
@@ -37,10 +37,10 @@ class CleanScore:
 
 
 def contamination_in(paths: Sequence[Path]) -> Contamination:
-    """A function that looks for texts in ``paths`` and returns what it found of each (``find_overlap``).
+    """A function that searches ``paths`` for texts and returns the overlap of each (``find_overlap``).
 
-    A path is a corpus, a file, or a folder of files, which is read with all below it. Of JSON Lines every text in a row
-    counts, whatever its field.
+    A path is a corpus, a file, or a folder, which is read recursively. In JSON Lines, every text of a row counts, in
+    any field.
 
     Raises:
         UsageError: a path that does not exist; when called, a file that cannot be read.
@@ -57,7 +57,7 @@ def contamination_in(paths: Sequence[Path]) -> Contamination:
 
 
 def clean_scores(examination: Examination) -> list[CleanScore]:
-    """The mean of each metric over all items of a task that were looked for, and over those that were not found."""
+    """The mean of each metric over all searched items of a task, and over those without contamination."""
     scores = []
     for task, items in examination.items.items():
         looked = [item for item in items if item.contaminated is not None]

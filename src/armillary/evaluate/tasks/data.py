@@ -1,6 +1,6 @@
-"""Local files of the standard tasks, as the rows that lm_eval's task configurations read. No hub is reached.
+"""Reads local files of the standard tasks into the rows that lm_eval's task configurations expect. No hub is used.
 
-Each data set is looked for in ``FOLDER/NAME`` under the usual names, then in ``FOLDER`` itself. Sets of multiple-choice
+Each data set is searched for in ``FOLDER/NAME`` under its usual names, then in ``FOLDER`` itself. Multiple-choice
 questions are CSV files: ``SPLIT/SUBJECT.csv``, ``SPLIT/SUBJECT_SPLIT.csv`` or ``SUBJECT_SPLIT.csv``, with a header
 (C-Eval, CMMLU, converted MMLU) or without one (the original MMLU: question, four choices, letter).
 """
@@ -25,18 +25,18 @@ Row = dict[str, Any]
 Splits = Mapping[str, list[Row]]
 
 LETTERS = ("A", "B", "C", "D")
-# lm_eval's MBPP is scored on these task ids; the others are few-shot examples and training data.
+# lm_eval scores MBPP on these task ids; the others are few-shot examples and training data.
 _MBPP_TEST = range(11, 511)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the rows of one data set come from.
+    """The source of a data set's rows.
 
     Attributes:
-        folders: names under which the data set is usually kept.
-        subsets: names of the subsets in a folder; empty where the data set is one file or not in this folder.
-        read: the splits of a subset in a folder.
+        folders: usual folder names of the data set.
+        subsets: returns the names of the subsets in a folder; empty if the data set is one file or not in this folder.
+        read: returns the splits of a subset in a folder.
         parts: whether the data set has subsets.
     """
 
@@ -93,7 +93,7 @@ def read_choices(path: Path) -> list[Row]:
     """Rows ``{"question", "A", "B", "C", "D", "answer"}`` of a CSV file; ``answer`` is a letter.
 
     Raises:
-        UsageError: a missing column, a row of another length, an empty question, an answer that is no choice.
+        UsageError: a missing column, a row of a different length, an empty question, or an answer that is not a choice.
     """
     reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
     rows: list[Row] = []
@@ -115,7 +115,7 @@ def read_choices(path: Path) -> list[Row]:
 
 
 def _columns(path: Path, fields: list[str]) -> tuple[dict[str, int], bool]:
-    """Place of each column, and whether ``fields`` is a header."""
+    """Index of each column, and whether ``fields`` is a header."""
     names = [field.strip().lower() for field in fields]
     if "question" not in names and len(fields) == 6 and fields[5].strip() in LETTERS:
         return {"question": 0, "a": 1, "b": 2, "c": 3, "d": 4, "answer": 5}, False
@@ -147,7 +147,7 @@ def _choice(where: str, fields: list[str], places: dict[str, int]) -> Row:
 
 
 def _choices(rename: Callable[[Row], Row], test: tuple[str, ...], target: str) -> Callable[[Path, str], Splits]:
-    """Reader of a CSV set: questions of the first split of ``test`` that is there as ``target``, and those of dev."""
+    """Reader of a CSV set: the first split of ``test`` that exists becomes ``target``; dev is read too."""
 
     def read(folder: Path, subset: str) -> Splits:
         path = _first(place for split in test for place in _csv_places(folder, subset, split))
@@ -231,7 +231,7 @@ def _gsm8k(folder: Path, subset: str) -> Splits:
 
 def _math(folder: Path, subset: str) -> Splits:
     rows = _json_rows(_file(folder, _MATH), ("problem", "answer"))
-    # Where the file has answers alone, the answer in a box is a solution from which the same answer is read.
+    # If the file has only answers, the boxed answer is a solution from which the same answer is read.
     return {"test": [{"solution": f"\\boxed{{{row['answer']}}}", **row} for row in rows]}
 
 
@@ -248,13 +248,13 @@ def _mbpp(folder: Path, subset: str) -> Splits:
 
 
 def _mbpp_row(where: str, row: Row) -> Row:
-    """A problem of MBPP, of its sanitized edition, or in the form of HumanEval, as lm_eval's task reads it."""
+    """A problem of MBPP, of its sanitized edition, or in HumanEval's form, as the row that lm_eval's task reads."""
     if "test_list" in row and ("text" in row or "prompt" in row):
         text, tests, setup = row.get("text", row.get("prompt")), row["test_list"], row.get("test_imports", [])
         setup = [*setup, row["test_setup_code"]] if row.get("test_setup_code") else setup
     elif "prompt" in row and "test" in row:
         try:
-            # The prompt is a signature and a docstring: with a body it parses.
+            # The prompt is a signature and a docstring, which parse only with a body.
             prompt, check = ast.parse(row["prompt"] + "    pass\n"), ast.parse(row["test"])
             head = next(node for node in reversed(prompt.body) if isinstance(node, ast.FunctionDef))
             body = next(node for node in check.body if isinstance(node, ast.FunctionDef)).body

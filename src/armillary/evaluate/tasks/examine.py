@@ -1,9 +1,9 @@
-"""An examination: tasks of lm_eval over a backend, with intervals, an audit of the extraction, and raw outputs kept.
+"""An examination: lm_eval's tasks on a backend, with intervals, an extraction audit, and all raw outputs.
 
-lm_eval builds the prompts and scores the answers, so that the scores are its own. Around them: each item keeps its raw
-outputs and is paired by a stable id; each score has an interval, clustered where items share a passage; a second
-extractor reads the same outputs; answers that the token limit cut are counted. A killed examination resumes from the
-answers in its folder without repeating a request.
+lm_eval builds the prompts and scores the answers, so the scores are identical to lm_eval's. This module adds the rest:
+each item keeps its raw outputs and a stable id; each score has an interval, clustered if items share a passage; a
+second extractor reads the same outputs; answers cut by the token limit are counted. A killed examination resumes from
+the answers in its folder without repeating a request.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ from armillary.evaluate.tasks.variants import MOST, vary
 from armillary.generate import Answers, Backend
 from armillary.recipe import UsageError, canonical_hash
 
-# Items with at least this many characters before their last line in common share a passage.
+# Items share a passage if they have at least this many characters before their last line in common.
 _PASSAGE = 100
 _TEMPLATE = ("task", "description", "doc_to_text", "doc_to_target", "doc_to_choice", "target_delimiter", "gen_prefix")
 _EXTRACTOR = ("filter_list", "metric_list", "process_results", "output_type")
 
-# What is known of each text in the training data, in order.
+# Returns the overlap of each text with the training data, in order.
 Contamination = Callable[[Sequence[str]], Sequence[Mapping[str, Any] | None]]
 
 
 @dataclass(frozen=True)
 class ExamOptions:
-    """How an examination is held.
+    """Options of an examination.
 
     Attributes:
-        limit: number of items of each subset, the first ones; None for all.
-        shots: number of examples in the prompt; None for the number that lm_eval's configuration has.
-        max_new_tokens: longest answer in tokens; None for the number that lm_eval's configuration has.
-        variants: number of formats of the prompt, over which the interval reaches too (``variants.py``).
-        chat: whether prompts are messages of a chat, which the model's template turns into text.
-        contamination: what is known of the items' texts in the training data; None where nothing was looked for.
-        lineage: what the model comes from, written beside its identity (``session.lineage_of``).
-        note: called with what a person should know of the tasks, such as subsets without files.
-        progress: called with the number of answers that are there, and of those that were asked for.
+        limit: number of items per subset, taken from the start; None for all.
+        shots: number of examples in the prompt; None for the number in lm_eval's configuration.
+        max_new_tokens: longest answer in tokens; None for the number in lm_eval's configuration.
+        variants: number of prompt formats; with several, the interval covers the formats too (``variants.py``).
+        chat: whether prompts are chat messages, which the model's template turns into text.
+        contamination: searches the training data for the items' texts; None skips the search.
+        lineage: origin of the model, written next to its identity (``session.lineage_of``).
+        note: called with notes for the user, such as subsets without files.
+        progress: called with the number of answers so far and the number requested.
 
     Raises:
         UsageError: a number outside its range.
@@ -77,23 +77,23 @@ class ExamOptions:
 
 @dataclass
 class Prepared:
-    """Tasks with their data, ready to be asked; ``settings`` holds what each leaf's hash is of."""
+    """Tasks with their data, ready to run; ``settings`` holds the content behind each leaf's hash."""
 
     named: list[Named]
     objects: dict[str, Any] = field(default_factory=dict)
     settings: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def settings_of(self, named: Named) -> str:
-        """Hash over the settings of all leaves of a task; of its only one, that leaf's."""
+        """Hash over the settings of all leaves of a task; for a single leaf, that leaf's hash."""
         parts = [self.settings[leaf.name] for leaf in named.leaves]
         return _hash(parts if len(parts) > 1 else parts[0])
 
 
 def prepare(tasks: Sequence[str], data: Path, options: ExamOptions, variant: int = 0) -> Prepared:
-    """The named tasks with their local data, in the format number ``variant`` of the prompt.
+    """The named tasks with their local data, in prompt format number ``variant``.
 
     Raises:
-        UsageError: no task, an unknown one, one named twice, missing or wrong data.
+        UsageError: no task, an unknown task, a task named twice, or missing or wrong data.
     """
     if not tasks:
         raise UsageError("no tasks; name some with --tasks, such as gsm8k,cmmlu")
@@ -117,7 +117,7 @@ def prepare(tasks: Sequence[str], data: Path, options: ExamOptions, variant: int
 
 
 def examine(backend: Backend, prepared: Prepared, options: ExamOptions, kept: Answers | None = None) -> Examination:
-    """Ask ``backend`` the prepared tasks, and score its answers. Those that are ``kept`` are not asked for again.
+    """Run the prepared tasks on ``backend`` and score its answers. Answers in ``kept`` are not requested again.
 
     Raises:
         UsageError: a prompt that is longer than the model's context, or a chat without a template.
@@ -125,7 +125,7 @@ def examine(backend: Backend, prepared: Prepared, options: ExamOptions, kept: An
     from lm_eval.defaults import DEFAULT_OTHER_SEED
     from lm_eval.evaluator import evaluate
 
-    # Examples are drawn as prompts are built: from the same seed each time, as in lm_eval.
+    # Examples are drawn while prompts are built, from the same seed each time, as in lm_eval.
     for task in prepared.objects.values():
         task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)
     asked = Asked(backend, kept, options.progress)
@@ -146,7 +146,7 @@ def examine(backend: Backend, prepared: Prepared, options: ExamOptions, kept: An
         for leaf in named.leaves
     }
     if options.contamination is not None:
-        # All tasks at once: the training text is read once.
+        # One search for all tasks, so that the training text is read once.
         known = iter(options.contamination([text for rows in of_leaf.values() for text in rows.texts]))
         for leaf_rows in of_leaf.values():
             leaf_rows.contaminated = [next(known) for _ in leaf_rows.texts]
@@ -171,7 +171,7 @@ def examine(backend: Backend, prepared: Prepared, options: ExamOptions, kept: An
 
 @dataclass(frozen=True)
 class _Scored:
-    """An item, the values that its scores are means of, and by metric whether the extractors agree (None: no audit)."""
+    """An item, the values behind its scores, and by metric whether the extractors agree (None: no audit)."""
 
     item: Item
     values: dict[str, list[float]]
@@ -179,7 +179,7 @@ class _Scored:
 
 
 class _Rows:
-    """The samples that lm_eval returns for a leaf: one per filter and item, here by item."""
+    """The samples that lm_eval returns for a leaf (one per filter and item), grouped by item."""
 
     def __init__(self, leaf: Leaf, prepared: Prepared, samples: list[dict[str, Any]], asked: Asked) -> None:
         self.leaf = leaf
@@ -195,14 +195,14 @@ class _Rows:
         self.contaminated: list[Mapping[str, Any] | None] = [None] * len(self.texts)
 
     def scored(self, task: str, several: bool) -> list[_Scored]:
-        """Each item with its scores; metrics carry the name of their filter where there are ``several``."""
+        """Each item with its scores; with ``several`` filters, the metric names include the filter."""
         copies: dict[str, int] = {}
         scored = []
         for contaminated, cluster, samples in zip(
             self.contaminated, _passages(self.leaf, self.texts), self.by_item.values(), strict=True
         ):
             data = samples[0]["doc"]
-            # A question that a data set has twice is two items: the second is known by its number.
+            # A duplicate question in a data set is a second item, whose id includes a number.
             first = item_id(task, self.leaf.subset, data)
             copies[first] = copies.get(first, 0) + 1
             name = first if copies[first] == 1 else item_id(task, self.leaf.subset, {"copy": copies[first], "of": data})
@@ -253,19 +253,19 @@ class _Rows:
         return sample["doc"].get("answer", sample["target"]) if "problem" in sample["doc"] else sample["target"]
 
     def _outputs(self, sample: dict[str, Any]) -> tuple[list[str], bool]:
-        """Raw outputs, or log probabilities of the choices; and whether the token limit cut one."""
+        """Raw outputs, or log probabilities of the choices, and whether the token limit cut one."""
         if self.task.OUTPUT_TYPE != "generate_until":
             return [repr(float(response[0][0])) for response in sample["resps"]], False
         choices = [self.asked.choices[self.asked.request(*arguments).key] for arguments in sample["arguments"]]
         return [choice.text for choice in choices], any(choice.finish == "length" for choice in choices)
 
     def _cut(self, sample: dict[str, Any]) -> int:
-        """Tokens that the context cut from the start of the item's longest prompt."""
+        """Tokens cut from the start of the item's longest prompt to fit the context."""
         ask = self.asked.request if self.task.OUTPUT_TYPE == "generate_until" else self.asked.pair
         return max(self.asked.cut.get(ask(*arguments).key, 0) for arguments in sample["arguments"])
 
     def _answer(self, sample: dict[str, Any]) -> Any:
-        """The answer that was scored: what the filter left, or the likeliest choice."""
+        """The scored answer: the output of the filter, or the likeliest choice."""
         if self.task.OUTPUT_TYPE == "multiple_choice":
             values = [float(response[0][0]) for response in sample["resps"]]
             return self.task.doc_to_choice(sample["doc"])[values.index(max(values))]
@@ -279,15 +279,15 @@ class _Rows:
 
 
 def _readable(extractor: Extractor, doc: Mapping[str, Any], output: str) -> str:
-    """What the second extractor reads: a function's body alone is no program, so its head is put before it."""
+    """The text for the second extractor: a function's body alone is not a program, so its head is added in front."""
     return doc["prompt"] + output if extractor is CODE and "prompt" in doc and "```" not in output else output
 
 
 def _passages(leaf: Leaf, texts: Sequence[str]) -> list[str | None]:
-    """Name of the passage of each question: all but its last line, where it is long and not the question's own."""
+    """The passage of each question: the text before its last line, if it is long and shared with other questions."""
     if leaf.config.get("output_type") != "multiple_choice":
         return [None] * len(texts)
-    # The template ends with the choices: what repeats is looked for in the question, before them.
+    # The template ends with the choices, so repetition is searched for in the question before them.
     heads = [text.rpartition("\nA. ")[0].rpartition("\n")[0] for text in texts]
     shared = {head for head in heads if len(head) >= _PASSAGE and heads.count(head) > 1}
     return [sha256(head.encode()).hexdigest()[:32] if head in shared else None for head in heads]
@@ -296,7 +296,7 @@ def _passages(leaf: Leaf, texts: Sequence[str]) -> list[str | None]:
 def _results(task: str, subset: str, scored: Sequence[_Scored], settings: str) -> Iterable[Result]:
     for metric in dict.fromkeys(metric for one in scored for metric in one.values):
         rows = [one for one in scored if metric in one.values]
-        # A metric with several values per item, such as IFEval's instructions, is their mean; the item is a cluster.
+        # A metric with several values per item, such as IFEval's instructions, is their mean, clustered by item.
         values = [value for one in rows for value in one.values[metric]]
         clusters = [one.item.cluster for one in rows for _ in one.values[metric]]
         interval = mean_interval(values, clusters)
@@ -320,7 +320,7 @@ def _notes(prepared: Prepared, options: ExamOptions) -> Iterator[str]:
     for named in prepared.named:
         if named.absent:
             total = len(named.absent) + len(named.leaves)
-            yield f"{named.name}: {len(named.leaves)} of {total} subsets have files; the score is of these alone"
+            yield f"{named.name}: {len(named.leaves)} of {total} subsets have files; the score covers only these"
         fixed = [
             leaf.name for leaf in named.leaves if options.shots and not prepared.objects[leaf.name].config.num_fewshot
         ]
@@ -329,7 +329,7 @@ def _notes(prepared: Prepared, options: ExamOptions) -> Iterator[str]:
 
 
 def _settings(leaf: Leaf, task: Any, options: ExamOptions, variant: int) -> dict[str, Any]:
-    """What the hash of a leaf's settings is of."""
+    """The content behind the hash of a leaf's settings."""
     second = SECOND.get(leaf.config["dataset_path"])
     shots = task.config.num_fewshot
     sampler = getattr(task, "sampler", None)

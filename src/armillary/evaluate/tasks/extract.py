@@ -1,7 +1,7 @@
-"""The audit's own extractors: what a reader would take as the answer, independent of lm_eval's patterns.
+"""The audit's extractors: the answer that a human reader would take, independent of lm_eval's patterns.
 
-One extractor per kind of answer. Where it differs from the task's extractor, one of the two is wrong, and the item is
-listed. The rate of disagreement bounds how far extraction can have moved the score.
+There is one extractor per kind of answer. If it differs from the task's extractor, one of the two is wrong, and the
+audit lists the item. The rate of disagreement bounds the effect of extraction on the score.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Extractor:
 
     Attributes:
         name: enters the hash of the settings.
-        read: answer in the text, given the correct one for its form; None where there is none.
+        read: returns the answer in a text, or None; the correct answer is given only for its form.
         same: whether two answers, neither of them None, are the same.
     """
 
@@ -36,7 +36,7 @@ class Extractor:
     same: Callable[[str, str], bool]
 
     def agree(self, first: Any, second: str | None) -> bool:
-        """Whether two extractors found the same; "[invalid]" is lm_eval's word for nothing found."""
+        """Whether two extractors found the same answer; "[invalid]" is lm_eval's mark for no answer."""
         first = None if first in (None, "", "[invalid]", "[invalidanswer]") else str(first)
         if first is None or second is None:
             return first is second
@@ -73,7 +73,7 @@ def _short(text: str, gold: Any) -> str | None:
     last = said[-1] if said else ""
     for form, bare in ((_OPTION, _LETTER), (_WORDS, _WORDS)):
         if form.fullmatch(gold):
-            # In what follows "the answer is", the first; in the rest of the text, the last.
+            # The first match after "the answer is"; otherwise the last one in the text.
             found = form.findall(last)[:1] or bare.findall(last)[:1] or form.findall(text)[-1:]
             return str(found[0]) if found else None
     words = (last or text.strip().split("\n")[-1]).strip().rstrip(".").strip("*\"'` ")
@@ -88,7 +88,7 @@ def _same_words(first: str, second: str) -> bool:
 
 
 def _math(text: str, gold: Any) -> str | None:
-    """The content of the last ``\\boxed{}``, else what follows the last "answer is", else the last formula."""
+    """The content of the last ``\\boxed{}``, else the text after the last "answer is", else the last formula."""
     start = text.rfind("\\boxed{")
     if start >= 0:
         depth, begin = 0, start + len("\\boxed")
@@ -144,7 +144,7 @@ SHORT = Extractor("short-answer-1", _short, _same_words)
 MATH = Extractor("boxed-or-said-1", _math, _same_formula)
 CODE = Extractor("longest-program-1", _code, _same_code)
 
-# By data set of lm_eval's configuration. Choices by likelihood and IFEval have no text to extract an answer from.
+# By lm_eval's name of the data set. Choices by likelihood and IFEval have no answer text to extract.
 SECOND: dict[str, Extractor] = {
     "openai/gsm8k": NUMBER,
     "SaylorTwift/bbh": SHORT,

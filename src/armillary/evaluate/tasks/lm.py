@@ -1,9 +1,9 @@
 """lm_eval's ``LM`` over any ``Backend``: requests in, texts and log probabilities out.
 
-What lm_eval's own Hugging Face model does to a request is done here too, so that scores are equal: the default of 256
-new tokens, greedy decoding without a temperature, and the cut at the first stop string. What is longer than the model's
-context loses its first tokens, as in ``HFLM``, and each item reports the loss (``context_cut``). One thing differs on
-purpose: messages of a chat reach the backend as messages, so that a server applies its own template.
+This class treats a request exactly like lm_eval's Hugging Face model (``HFLM``), so scores are equal: a default of 256
+new tokens, greedy decoding without a temperature, and a cut at the first stop string. A prompt longer than the model's
+context loses its first tokens, and each item reports the loss (``context_cut``). One thing differs on purpose: chat
+messages reach the backend as messages, so that a server applies its own template.
 """
 
 from __future__ import annotations
@@ -32,13 +32,12 @@ from armillary.recipe import ArmillaryError, UsageError
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
 
-# lm_eval's HFLM generates this many tokens where a task sets no number.
+# The number of tokens that lm_eval's HFLM generates if a task sets none.
 DEFAULT_NEW_TOKENS = 256
-# Marks a prompt that is the messages of a chat. lm_eval passes prompts on as text, and no text of a task starts so.
+# Marks a prompt that holds chat messages: lm_eval passes prompts as text, and no task's text starts like this.
 _CHAT = "\0chat\0"
 _PASSED_ON = ("temperature", "top_p", "top_k")
-# Tokens that a tokenizer may add to a text, and a template to the turns of a chat. Where they are fewer, the backend is
-# given a limit that cuts nothing.
+# An upper bound on the tokens that a tokenizer adds to a text, and a template to chat turns.
 _SPECIAL, _TEMPLATE = 8, 1024
 _UNKNOWN = 2**62
 
@@ -49,7 +48,7 @@ def request_of(context: str, options: dict[str, Any]) -> Request:
     """The request that asks for lm_eval's ``generate_until(context, options)``.
 
     Raises:
-        UsageError: an option that has no counterpart.
+        UsageError: an option without a counterpart.
     """
     left = dict(options)
     until = left.pop("until", None) or []
@@ -66,19 +65,19 @@ def request_of(context: str, options: dict[str, Any]) -> Request:
 
 
 def prompt_of(context: str) -> str | tuple[Message, ...]:
-    """The prompt that lm_eval's ``context`` stands for: text, or the messages of a chat."""
+    """The prompt encoded in lm_eval's ``context``: text, or chat messages."""
     if not context.startswith(_CHAT):
         return context
     return tuple(Message(m["role"], m["content"]) for m in json.loads(context.removeprefix(_CHAT)))
 
 
 class Asked:
-    """What was asked of a backend in an examination, and its answers with what lm_eval does not pass on.
+    """The requests of an examination to a backend, and the answers with details that lm_eval does not pass on.
 
     Args:
-        backend: answers what ``kept`` does not hold.
+        backend: answers requests that are not in ``kept``.
         kept: answers on disk; None keeps none.
-        progress: called with the number of answers that are there, and of those that are wanted.
+        progress: called with the number of answers so far and the number requested.
     """
 
     def __init__(self, backend: Backend, kept: Answers | None = None, progress: Progress | None = None) -> None:
@@ -86,13 +85,13 @@ class Asked:
         self.kept = kept
         self.progress = progress or (lambda done, total: None)
         self.choices: dict[str, Choice] = {}
-        self.cut: dict[str, int] = {}  # tokens, by the key of what was asked
+        self.cut: dict[str, int] = {}  # tokens cut, by the key of the request
         self._lengths: dict[str, int] = {}
 
     def request(self, context: str, options: dict[str, Any]) -> Request:
-        """``request_of``; a prompt that leaves too little room for the longest answer loses its start.
+        """Like ``request_of``, but a prompt that leaves too little room for the longest answer loses its start.
 
-        As in ``HFLM.generate_until``: the last ``context - max_new_tokens`` tokens are left.
+        As in ``HFLM.generate_until``, the last ``context - max_new_tokens`` tokens remain.
         """
         request = request_of(context, options)
         room = self._context - request.sampling.max_new_tokens
@@ -103,9 +102,10 @@ class Asked:
         return replace(request, last_tokens=room)
 
     def pair(self, context: str, continuation: str) -> Pair:
-        """The pair to score; the context loses its start where both together are longer than the model's context.
+        """The pair to score; its context loses its start if both together exceed the model's context.
 
-        As in ``HFLM._loglikelihood_tokens``: the last token is not read, so that one more is left than the context has.
+        As in ``HFLM._loglikelihood_tokens``, the last token is not an input, so one token more than the context
+        remains.
         """
         pair = Pair(context, continuation)
         if self._within(context + continuation, self._context + 1 - _SPECIAL):
@@ -117,24 +117,24 @@ class Asked:
         try:
             return self.backend.context
         except UsageError:
-            return _UNKNOWN  # a server that does not say: it cuts or refuses by itself
+            return _UNKNOWN  # a server that does not report its context cuts or refuses by itself
 
     def _within(self, text: str, tokens: int) -> bool:
-        """Whether ``text`` has this many tokens at most."""
+        """Whether ``text`` has at most ``tokens`` tokens."""
         if len(text.encode("utf-8", "replace")) <= tokens:
             return True  # no token is shorter than a byte
         if text not in self._lengths:
             try:
                 self._lengths[text] = len(self.backend.tokenize(text))
             except ArmillaryError:
-                self._lengths[text] = 0  # a server without a tokenizer: it cuts or refuses by itself
+                self._lengths[text] = 0  # a server without a tokenizer cuts or refuses by itself
         return self._lengths[text] <= tokens
 
     def complete(self, requests: Sequence[Request]) -> list[Choice]:
         """The first answer to each request.
 
         Raises:
-            RequestError: of the backend, with the place among ``requests``.
+            RequestError: raised by the backend, with the index in ``requests``.
         """
         found = self.kept.complete(self.backend, requests) if self.kept is not None else self.backend.complete(requests)
         answers: dict[int, Choice] = {}
@@ -149,7 +149,7 @@ class Asked:
         """The likelihood of each pair.
 
         Raises:
-            RequestError: of the backend, with the place among ``pairs``.
+            RequestError: raised by the backend, with the index in ``pairs``.
         """
         found: list[Likelihood] = []
         for start in range(0, len(pairs), _PAIRS):
@@ -166,16 +166,16 @@ class Asked:
         return found
 
 
-# Pairs given to a backend at once: what a killed run may lose.
+# Pairs per call of the backend: at most this many are lost if a run is killed.
 _PAIRS = 64
 
 
 def language_model(asked: Asked) -> LM:
-    """An lm_eval model whose answers come through ``asked``."""
+    """An lm_eval model that answers through ``asked``."""
     from lm_eval.api.model import LM
 
     class BackendLM(LM):  # type: ignore[misc]
-        """Made here, since its base class is imported on demand."""
+        """Defined here because its base class is imported on demand."""
 
         tokenizer_name = "backend"
 
@@ -183,7 +183,7 @@ def language_model(asked: Asked) -> LM:
             for request in requests:
                 if request.args[0].startswith(_CHAT):
                     raise UsageError(
-                        f"{request.task_name}: is scored by likelihood, which has no chat form here; leave --chat out"
+                        f"{request.task_name}: is scored by likelihood, which has no chat form; leave out --chat"
                     )
             with _naming(requests):
                 found = asked.loglikelihood([asked.pair(*request.args) for request in requests])
@@ -199,7 +199,9 @@ def language_model(asked: Asked) -> LM:
 
         def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
             if not add_generation_prompt:
-                raise UsageError("a task that begins the assistant's answer has no chat form here; leave --chat out")
+                raise UsageError(
+                    "a task that begins the assistant's answer does not support chat messages; leave out --chat"
+                )
             return _CHAT + json.dumps(chat_history, ensure_ascii=False)
 
     return BackendLM()

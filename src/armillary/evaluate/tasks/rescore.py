@@ -1,4 +1,4 @@
-"""Another extractor over the raw outputs that an examination kept. The model is not asked."""
+"""Applies another extractor to the raw outputs of an examination, without calling the model."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from armillary.evaluate.tasks.catalog import dataset_of
 from armillary.evaluate.tasks.extract import CODE, SECOND, Extractor
 from armillary.recipe import UsageError, canonical_hash
 
-# The audit's own extractor of each task.
+# The name for the audit's extractor of each task.
 AUDIT = "audit"
 
 
 @dataclass(frozen=True)
 class _Read:
-    """An extractor's name and what it reads from a text, given the correct answer for its form."""
+    """An extractor: its name and its function, which gets the correct answer only for the answer's form."""
 
     name: str
     read: Callable[[str, Any], str | None]
 
 
 def rescore(examination: Examination, extractor: str) -> Examination:
-    """Scores of the kept outputs with another extractor, under the metric ``exact_match``.
+    """Score the kept outputs with another extractor, under the metric ``exact_match``.
 
-    Each item's former answer becomes the second one, so that the disagreement is that of the two extractors. Tasks
-    without text (choices by likelihood, IFEval) and programs, whose tests are not kept, are left out.
+    Each item's former answer becomes the second answer, so the disagreement compares the two extractors. Tasks without
+    answer text (choices by likelihood, IFEval) and programs, whose tests are not kept, are left out.
 
     Args:
-        extractor: ``audit`` for the second extractor of each task, or a regular expression. Its last match counts, and
-            of several groups the first that took part.
+        extractor: ``audit`` for the second extractor of each task, or a regular expression. Its last match counts; with
+            several groups, the first that matched.
 
     Raises:
         UsageError: not a regular expression, or no task with text answers.
@@ -64,7 +64,7 @@ def _pattern(expression: str) -> _Read:
         compiled = re.compile(expression)
     except re.error as error:
         raise UsageError(
-            f"extractor {expression!r} is no regular expression ({error}); give one, or {AUDIT!r}"
+            f"extractor {expression!r} is not a regular expression ({error}); give one, or {AUDIT!r}"
         ) from error
 
     def read(text: str, gold: Any) -> str | None:

@@ -1,7 +1,7 @@
-"""An examination in a folder: checked before the model is opened, locked while it runs, resumed where it was killed.
+"""Runs an examination in a folder: checks before opening the model, locks the folder, and resumes after a kill.
 
 ``examination.json`` is written first. It names the model and the settings of each task, so that answers of another
-model, or of the same task with other settings, are refused and never mixed.
+model, or of the same task with different settings, are refused and never mixed.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ def hold_examination(
     Results of other tasks in ``folder`` are kept. Tasks and data are checked before the model is opened.
 
     Raises:
-        UsageError: wrong tasks, data or options; or the folder holds another model, or a task with other settings.
+        UsageError: wrong tasks, data or options; or the folder belongs to another model, or has a task with different
+            settings.
         BusyError: another process works in the folder.
         ArmillaryError: the folder cannot be written.
     """
     formats = [prepare(tasks, data, options, variant) for variant in range(options.variants)]
-    # The model is opened first: where there is none, no folder is left behind.
+    # The model is opened first, so that a missing model leaves no folder behind.
     with closing(opened()) as backend, exclusive(folder / ".lock", "examines a model into this folder"):
         _begin(folder, backend.identity, formats)
         with open_answers(folder / ANSWERS, backend.identity) as kept:
@@ -51,13 +52,13 @@ def hold_examination(
 
 
 def default_folder(target: str) -> Path:
-    """Where the results of a model go that were given no folder: ``exam-`` and the name of the model or its server."""
+    """The default folder for results: ``exam-`` and the name of the model or its server."""
     name = urlsplit(target).hostname if "://" in target else Path(target).name.removesuffix(".gguf")
     return Path(f"exam-{name or 'model'}")
 
 
 def lineage_of(target: str) -> dict[str, Any] | None:
-    """The run and the corpus behind a folder that Armillary published; None for any other model.
+    """The run and the corpus behind a model that Armillary published; None for any other model.
 
     Raises:
         DamagedFileError: its lineage cannot be read.
@@ -73,7 +74,7 @@ def lineage_of(target: str) -> dict[str, Any] | None:
 
 
 def _begin(folder: Path, identity: Mapping[str, Any], formats: Sequence[Prepared]) -> None:
-    """Write the plan, or check that the one in ``folder`` is of the same model and settings."""
+    """Write the plan, or check that the one in ``folder`` has the same model and settings."""
     path = folder / PLAN
     wanted: dict[str, dict[str, Any]] = {named.name: {} for named in formats[0].named}
     for variant, prepared in enumerate(formats):
@@ -109,7 +110,7 @@ def _begin(folder: Path, identity: Mapping[str, Any], formats: Sequence[Prepared
 
 
 def _with_others(kept: Examination, new: Examination) -> Examination:
-    """``new``, and those tasks of ``kept`` that were not held again."""
+    """``new``, and those tasks of ``kept`` that it does not repeat."""
     others = {task: items for task, items in kept.items.items() if task not in new.items}
     results = tuple(result for result in kept.results if result.task in others)
     return replace(new, results=results + new.results, items={**others, **new.items})

@@ -1,10 +1,10 @@
-"""The texts of evaluation sets, by which their items are recognised in training data.
+"""Reads the texts of evaluation sets, so that their items can be found in training data.
 
-Read are JSON, JSON Lines (both plain or compressed with gzip) and CSV files of choice questions: those of the standard
-tasks, and any other file whose rows name a question by a usual field. Of ``messages`` the user's turns are asked.
+It reads JSON, JSON Lines (both plain or gzip) and CSV files of choice questions: the files of the standard tasks, and
+any file whose rows have a question in a common field. Of ``messages``, the user's turns are the question.
 
-A folder is read with all below it. Left out are files of training data (``train`` in the name) and files without
-questions, such as lists of labels; the caller is given the names of both.
+Folders are read recursively. Files of training data (``train`` in the name) and files without questions, such as lists
+of labels, are skipped, and the caller gets their names.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from armillary.corpus import KnownItem
 from armillary.evaluate.tasks.data import LETTERS, Row, read_choices, read_text
 from armillary.recipe import UsageError
 
-# Fields that say what is asked, in the order in which they are put together; "text" is the passage of a question.
+# Fields of a question, in the order in which they are joined; "text" is the passage of a question.
 _QUESTION = ("instruction", "passage", "context", "text", "question", "problem", "prompt", "input", "query", "sentence")
 _SOLUTION = ("solution", "answer", "rationale", "explanation", "output")
 _CHOICES = ("choices", "options", "option")
@@ -30,7 +30,7 @@ Split = str
 
 @dataclass
 class EvaluationSet:
-    """The items of one file; ``split`` is "" where neither the file's name nor its folder says one."""
+    """The items of one file; ``split`` is "" if neither the file's name nor its folder names one."""
 
     path: Path
     split: Split
@@ -38,14 +38,14 @@ class EvaluationSet:
 
 
 def read_evaluation(path: Path, note: Callable[[str], None]) -> Iterator[EvaluationSet]:
-    """Yields the evaluation sets in a file, or in a folder without its training data.
+    """Yield the evaluation sets in a file, or in a folder except its training data.
 
     Args:
-        path: a file, which is read whatever its name is, or a folder.
-        note: called with what was left out and why.
+        path: a file, which is read under any name, or a folder.
+        note: called with each skipped file and the reason.
 
     Raises:
-        UsageError: no such file, one that cannot be read, or no item in all of ``path``.
+        UsageError: no such file, an unreadable file, or no item in all of ``path``.
     """
     if path.is_file():
         yield _read(path, path.name)
@@ -53,12 +53,12 @@ def read_evaluation(path: Path, note: Callable[[str], None]) -> Iterator[Evaluat
     found = 0
     for each in evaluation_files(path):
         if split_of(each) == "train":
-            note(f"{each}: left out, since its name says that it is training data")
+            note(f"{each}: skipped, since its name marks it as training data")
             continue
         try:
             one = _read(each, f"{path.name}/{each.relative_to(path)}")
         except _NoQuestionsError:
-            note(f"{each}: left out, since its rows have no question (fields looked for: {', '.join(_QUESTION)})")
+            note(f"{each}: skipped, since its rows have no question (expected fields: {', '.join(_QUESTION)})")
             continue
         found += 1
         yield one
@@ -67,7 +67,7 @@ def read_evaluation(path: Path, note: Callable[[str], None]) -> Iterator[Evaluat
 
 
 def read_split(path: Path) -> EvaluationSet | None:
-    """The items of a file of any split, named by folder, file and line; None where its rows have no question."""
+    """The items of a file of any split, named by folder, file and line; None if its rows have no question."""
     try:
         return _read(path, f"{path.parent.name}/{path.name}")
     except _NoQuestionsError:
@@ -86,7 +86,7 @@ def evaluation_files(folder: Path) -> list[Path]:
 
 
 def split_of(path: Path) -> Split:
-    """The split that the name of a file or of its folder says: train, valid, dev or test; "" for none."""
+    """The split named by a file or its folder: train, valid, dev or test; "" if none."""
     for name in (path.name.lower().split(".")[0], path.parent.name.lower()):
         for word in name.replace("-", "_").split("_"):
             if word in _SPLITS:
@@ -95,7 +95,7 @@ def split_of(path: Path) -> Split:
 
 
 class _NoQuestionsError(UsageError):
-    """No row of the file has a field that is known as a question."""
+    """No row of the file has a known question field."""
 
 
 def _read(path: Path, name: str) -> EvaluationSet:
@@ -112,13 +112,13 @@ def _read(path: Path, name: str) -> EvaluationSet:
             found.items.append(item)
     if not found.items:
         raise _NoQuestionsError(
-            f"{path}: none of its {rows} rows has a question (fields looked for: messages, {', '.join(_QUESTION)})"
+            f"{path}: none of its {rows} rows has a question (expected fields: messages, {', '.join(_QUESTION)})"
         )
     return found
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Row]]:
-    """The objects in a file of JSON Lines, or in a JSON list or its ``examples``; with their line or place."""
+    """The objects of a JSON Lines file, a JSON list, or its ``examples``, each with its line or position."""
     text = read_text(path)
     if not path.name.lower().removesuffix(".gz").endswith(".jsonl") or text.lstrip().startswith("["):
         try:

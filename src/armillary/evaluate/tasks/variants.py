@@ -1,8 +1,8 @@
-"""The same questions in other formats: how far a score depends on the shape of the prompt.
+"""The same questions in other formats, to show how far a score depends on the prompt's format.
 
-Wording is left alone. What varies is what should not matter: the space at a label, a new line after it, its case, and
-the mark of a choice (Sclar et al. 2024, "Quantifying language models' sensitivity to spurious features in prompt
-design", arXiv 2310.11324). Variant 0 is lm_eval's prompt.
+The wording does not change. Variants change details that should not matter: the space at a label, a newline after it,
+its case, and the mark of a choice (Sclar et al. 2024, "Quantifying language models' sensitivity to spurious features in
+prompt design", arXiv 2310.11324). Variant 0 is lm_eval's prompt.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from armillary.recipe import UsageError, canonical_hash
 _LABEL = re.compile(r"^(Question|Answer|Problem|Solution|Q|A|答案)([:：])", re.MULTILINE)
 _CHOICE = re.compile(r"^([A-D])\. ", re.MULTILINE)
 
-# Of each variant, what a label (with its colon) and the mark of a choice become.
+# For each variant, the format of a label (with its colon) and of a choice's mark.
 _FORMATS: tuple[tuple[Callable[[re.Match[str]], str], str], ...] = (
     (lambda label: label[0], r"\1. "),
     (lambda label: f"{label[1]} {label[2]}", r"\1) "),
@@ -30,10 +30,10 @@ MOST = len(_FORMATS)
 
 
 def vary(task: Any, variant: int) -> None:
-    """Give the prompts of lm_eval's task object the format number ``variant``, which is 1 or more.
+    """Apply format number ``variant`` (1 or more) to the prompts of lm_eval's task object.
 
     Raises:
-        UsageError: the prompts have neither label nor choice that could be varied.
+        UsageError: the prompts have neither a label nor a choice to vary.
     """
     label, choice = _FORMATS[variant]
     original = task.doc_to_text
@@ -43,14 +43,14 @@ def vary(task: Any, variant: int) -> None:
 
     first = next(iter(task.eval_docs))
     if doc_to_text(first) == original(first):
-        raise UsageError(f"{task.task_name}: its prompts have no label and no choices, so that no format varies")
+        raise UsageError(f"{task.task_name}: its prompts have no label and no choices, so there is no format to vary")
     task.doc_to_text = doc_to_text
 
 
 def over_variants(held: Sequence[Examination]) -> Examination:
-    """One examination from those of each variant: scores are means over variants, intervals cover items and variants.
+    """Merge the examinations of all variants: scores are means over variants, intervals cover items and variants.
 
-    Items keep the outputs of all variants, in order; answers, and so the disagreement, are those of variant 0.
+    Items keep the outputs of all variants, in order. Answers and disagreement are those of variant 0.
     """
     items = {
         task: tuple(_over([examination.items[task][place] for examination in held]) for place in range(len(rows)))
