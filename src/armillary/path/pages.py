@@ -18,6 +18,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 import armillary
 from armillary import report
@@ -224,8 +225,8 @@ class _Pages:
         points = []
         for p in found.points:
             law = self.laws.get(p.family)
-            said = None if law is None else _of_target(law, p.parameters, p.tokens)
-            mean, low, high = (None, None, None) if said is None else said
+            said = None if law is None else _of_target(law, [[p.parameters, p.tokens]])
+            mean, low, high = (None, None, None) if said is None else said[0].tolist()
             points.append(
                 report.LadderPoint(
                     p.family, p.depth, p.parameters, p.tokens, p.flops, p.loss, p.target, mean, low, high
@@ -235,7 +236,7 @@ class _Pages:
         for name in self.laws:
             shape = recipe.family(name).shape(recipe.model.depth, self.evidence.corpus.vocab_size)
             try:
-                at = _of_target(self.laws[name], shape.parameters, self.evidence.plan.tokens["target"])
+                (at,) = _of_target(self.laws[name], [[shape.parameters, self.evidence.plan.tokens["target"]]]).tolist()
             except ExtrapolationError as error:
                 self.notes.append(report.Note("family", name, str(error)))
                 continue
@@ -401,10 +402,10 @@ class _Pages:
         least = float((smallest / own).max())
         scales = np.geomspace(min(least, 1.0), _BEYOND, 200)
         try:
-            losses = np.array([_of_target(law, *(own * scale))[0] for scale in scales])
-            here = _of_target(law, *own)[0]
+            found = _of_target(law, own * np.append(scales, 1.0)[:, None])[:, 0]
         except ExtrapolationError:
             return nothing
+        losses, here = found[:-1], found[-1]
 
         def worth(difference: float) -> float:
             """Compute multiplier at which the law has the reference's loss; infinite or 0 beyond the sizes."""
@@ -632,18 +633,18 @@ def _mixture_part(evidence: Evidence, found: MixtureOutcome) -> report.MixturePa
     )
 
 
-def _of_target(law: ScalingLaw, parameters: float, tokens: float) -> tuple[float, float, float]:
-    """Mean, low and high of the target loss, the last column of the law, at one size.
+def _of_target(law: ScalingLaw, sizes: ArrayLike) -> NDArray[np.float64]:
+    """Mean, low and high of the target loss, the last column of the law, at parameters and tokens [m, 2]: [m, 3].
 
     Raises:
-        ExtrapolationError: the law leaves the target loss open there.
+        ExtrapolationError: the law leaves the target loss open at one of them.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExtrapolationWarning)  # the recorded prediction holds it
-        mean, low, high = law.predict_known(np.array([[parameters, tokens]], float))
-    if not np.isfinite(high[0, -1]):
+        found = np.stack([part[:, -1] for part in law.predict_known(sizes)], axis=1)
+    if not np.isfinite(found).all():
         raise ExtrapolationError("the law leaves the target loss open by more than a factor of 2 at this size")
-    return float(mean[0, -1]), float(low[0, -1]), float(high[0, -1])
+    return found
 
 
 def _record_row(

@@ -26,7 +26,7 @@ def test_compute_multiplier_covers_the_true_one(gain):
     for seed in range(15):
         rng = np.random.default_rng(seed)
         families = {"dense": (GRID, noisy(loss(GRID), rng)), "new": (GRID, noisy(loss(GRID, gain), rng))}
-        found = compare_families(families, TARGET, bootstraps=200, seed=seed)
+        found = compare_families(families, TARGET, bootstraps=60, seed=seed)
         versus = found.versus[0]
         assert (versus.family, versus.reference, found.at) == ("new", "dense", pytest.approx(TARGET))
         assert found.loss["dense"].low < found.loss["dense"].mean < found.loss["dense"].high
