@@ -25,6 +25,8 @@ VERBS = [
     ["rates"],
     ["verify"],
     ["store", "backup"],
+    ["plan", "estimate"],
+    ["plan", "validate"],
     ["goodput", "report"],
     ["goodput", "simulate"],
     ["goodput", "limits"],

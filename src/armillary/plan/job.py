@@ -1,0 +1,159 @@
+"""What the planner estimates: a model, how it is divided, and what trains it. Plain data, no estimates.
+
+A ``Parallelism`` differs from ``recipe.Layout``: it has the micro-batch and the ZeRO stage, and covers the layouts of
+published runs, which other programs trained. ``ep`` is a part of ``dp`` (times ``cp``), as Megatron counts it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from armillary.plan.hardware_files import Accelerator
+from armillary.recipe import ModelShape, UsageError
+
+Recompute = Literal["none", "selective", "full"]
+
+
+@dataclass(frozen=True)
+class Parallelism:
+    """Sizes of the dimensions, and the options that time and memory depend on.
+
+    ``zero`` is the stage of Rajbhandari et al. 2020 (arXiv 1910.02054): 0 nothing, 1 optimizer state, 2 gradients too,
+    3 parameters too (FSDP) are in shards over ``shard`` data ranks (all of them by default). ``stages`` are the virtual
+    stages on each pipeline rank.
+    """
+
+    tp: int = 1
+    pp: int = 1
+    stages: int = 1
+    cp: int = 1
+    ep: int = 1
+    dp: int = 1
+    micro_batch: int = 1
+    recompute: Recompute = "none"
+    zero: int = 1
+    shard: int | None = None
+    layers_per_stage: tuple[int, ...] | None = None
+
+    @property
+    def ranks(self) -> int:
+        """Number of accelerators."""
+        return self.tp * self.pp * self.cp * self.dp
+
+    def counts(self, layers: int) -> tuple[int, ...]:
+        """Layers of each pipeline rank, all its virtual stages together; nearly equal unless given."""
+        if self.layers_per_stage is not None:
+            return self.layers_per_stage
+        spare = layers % self.pp
+        start = (self.pp - spare + 1) // 2
+        return tuple(layers // self.pp + (start <= i < start + spare) for i in range(self.pp))
+
+    def __str__(self) -> str:
+        parts = [f"{name} {size}" for name, size in (("tp", self.tp), ("pp", self.pp), ("virtual stages", self.stages),
+                 ("cp", self.cp), ("ep", self.ep), ("dp", self.dp)) if size > 1]  # fmt: skip
+        ends = [f"micro-batch {self.micro_batch}", f"ZeRO {self.zero}"]
+        if self.recompute != "none":
+            ends.append(f"recompute {self.recompute}")
+        return ", ".join([*(parts or ["one accelerator"]), *ends])
+
+
+@dataclass(frozen=True)
+class Software:
+    """What a family of training programs does, by its documentation; see ``software.toml``."""
+
+    name: str
+    flash: bool = True
+    fused: bool = True
+    sequence_parallel: bool = True
+    gradient_bytes: int = 4
+    weight_bytes: int = 2
+    tp_overlap: float = 0.0
+    dp_overlap: float = 0.8
+    ep_overlap: float = 0.0
+    attention: float = 1.0
+    selective: float = 0.1
+    accumulate_bytes: float = 8.0
+    logits_bytes: float = 10.0
+    stage_buffers: float = 0.0
+    fragmentation: float = 0.05
+    context_gb: float = 1.5
+    host_layer_us: float = 300.0
+    host_expert_us: float = 3000.0
+    zero: int = 1
+    recompute: Recompute = "none"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training job: ``sequences`` of ``length`` tokens per optimizer step on a cluster of ``accelerator``.
+
+    With an ``adapter`` (LoRA) the model's own weights have no gradients. ``offload`` keeps the optimizer in the host's
+    memory.
+    """
+
+    model: ModelShape
+    parallelism: Parallelism
+    length: int
+    sequences: int
+    accelerator: Accelerator
+    software: Software
+    precision: str = "bf16"
+    adapter: bool = False
+    offload: bool = False
+    accelerator_name: str = ""
+
+    @property
+    def microbatches(self) -> int:
+        """Micro-batches of one rank in one optimizer step."""
+        return max(1, math.ceil(self.sequences / (self.parallelism.dp * self.parallelism.micro_batch)))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one optimizer step, over all ranks."""
+        return self.microbatches * self.parallelism.dp * self.parallelism.micro_batch * self.length
+
+    def with_parallelism(self, parallelism: Parallelism) -> Job:
+        """The same job, divided differently."""
+        return replace(self, parallelism=parallelism)
+
+    def check(self) -> None:
+        """Check that the model can be divided as asked.
+
+        Raises:
+            UsageError: the number that does not divide, and the nearest ones that do.
+        """
+        p, model = self.parallelism, self.model
+        whole = [
+            (model.n_heads, p.tp, "heads", "tp"),
+            (model.d_ff, p.tp, "d_ff", "tp"),
+            (self.length, p.cp * (2 if p.cp > 1 else 1), "sequence", "2 cp" if p.cp > 1 else "cp"),
+            (p.dp * p.cp, p.ep, "dp times cp", "ep"),
+        ]
+        if model.experts is not None:
+            whole.append((model.experts.count, p.ep, "experts", "ep"))
+        elif p.ep > 1:
+            raise UsageError(f"ep {p.ep}: the model has no experts; set ep to 1")
+        for number, by, name, what in whole:
+            if number % by:
+                raise UsageError(
+                    f"{name} ({number}) must be a multiple of {what} ({by}); {nearest_divisors(number, by)}"
+                )
+        if p.pp * p.stages > model.n_layers + 2:
+            raise UsageError(
+                f"{p.pp * p.stages} stages for {model.n_layers} layers; take at most {model.n_layers} stages: "
+                f"pp {min(p.pp, model.n_layers)}, virtual stages {max(1, model.n_layers // p.pp)}"
+            )
+        if p.layers_per_stage is not None and sum(p.layers_per_stage) != model.n_layers:
+            raise UsageError(
+                f"layers_per_stage sums to {sum(p.layers_per_stage)}, but the model has {model.n_layers} layers"
+            )
+
+
+def nearest_divisors(number: int, by: int) -> str:
+    """The divisors of ``number`` below and above ``by``, in words."""
+    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    below = max((d for d in divisors if d < by), default=1)
+    above = min((d for d in divisors if d > by), default=None)
+    return f"the nearest that divide are {below}" + (f" and {above}" if above else "")

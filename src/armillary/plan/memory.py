@@ -1,0 +1,171 @@
+"""Peak memory of the fullest rank, by kind.
+
+Activations are summed by operation: what the backward pass needs of each (Korthikanti et al. 2022, arXiv 2205.05198,
+section 4, for the bytes of a layer; attention keeps q, k, v, its output and one number per query, as flash attention
+does). A pipeline rank keeps them for each micro-batch in flight: as many as ranks from it to the last one (1F1B).
+
+On top of the live tensors stands what the allocator rounds up and leaves in gaps (``fragmentation``), and what the
+driver and the collectives' library hold (``context``). ``armillary train --dry-run`` counts live tensors only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from armillary.plan.constants import Constants
+from armillary.plan.job import Job
+from armillary.recipe import Latent, ReLU2
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Memory:
+    """GB (10^9 bytes) of one rank."""
+
+    parameters: float = 0.0
+    gradients: float = 0.0
+    optimizer: float = 0.0
+    activations: float = 0.0
+    logits: float = 0.0
+    gathered: float = 0.0
+    fragmentation: float = 0.0
+    context: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """GB of all kinds."""
+        return float(sum(getattr(self, one.name) for one in fields(self)))
+
+    @property
+    def live(self) -> float:
+        """GB of tensors, as a dry run counts them."""
+        return self.total - self.fragmentation - self.context
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Parameters of the parts of a model on one rank."""
+
+    attention: float
+    dense: float
+    mixture: float
+    experts: float
+    ends: float
+
+    @classmethod
+    def of(cls, job: Job) -> Weights:
+        """Per layer for ``attention`` (with norms), ``dense``, ``mixture`` (router and shared) and ``experts``."""
+        shape, p = job.model, job.parallelism
+        attention = shape.attention_block.matmul_parameters(shape) / p.tp + 2 * shape.d_model
+        dense = shape.feed_forward_block.matmul_parameters(shape) / p.tp
+        mixture = experts = 0.0
+        if shape.experts is not None:
+            mixture = shape.d_model * (shape.experts.count + 3 * shape.experts.shared_d_ff / p.tp)
+            experts = 3 * shape.d_model * shape.experts.d_ff * shape.experts.count / p.ep
+        return cls(attention, dense, mixture, experts, shape.vocab_size * shape.d_model / p.tp)
+
+
+def rank_weights(job: Job) -> list[tuple[float, float]]:
+    """For each pipeline rank, the parameters outside and inside of experts."""
+    shape, weights = job.model, Weights.of(job)
+    mixture = set(shape.mixture_layers)
+    counts = job.parallelism.counts(shape.n_layers)
+    found, first = [], 0
+    for rank, count in enumerate(counts):
+        mixed = sum(1 for layer in range(first, first + count) if layer in mixture)
+        first += count
+        common = count * weights.attention + (count - mixed) * weights.dense + mixed * weights.mixture
+        if rank == 0:
+            common += weights.ends
+        if rank == len(counts) - 1 and not (shape.tied_embeddings and len(counts) == 1):
+            common += weights.ends
+        found.append((common, mixed * weights.experts))
+    return found
+
+
+def layer_activations(job: Job) -> tuple[float, float, float]:
+    """Bytes per micro-batch that one layer keeps: dense, with experts, and its input alone."""
+    shape, p, software = job.model, job.parallelism, job.software
+    tokens = p.micro_batch * job.length / p.cp
+    shared = p.tp if software.sequence_parallel else 1
+    h, hd = shape.d_model, shape.head_dim
+    boundary = 2 * h / shared
+    latent = isinstance(shape.attention_block, Latent)
+    qkv = shape.attention_block.kept(shape) / 7 * 3 if latent else hd * (shape.n_heads + 2 * shape.n_kv_heads)
+    mixed_values = hd * shape.n_heads
+    byte = 1 if job.precision in ("fp8", "fp4") else 2  # of what only matrix products need
+    gated = not isinstance(shape.feed_forward_block, ReLU2)
+    up = (2 if gated else 1) * shape.d_ff / p.tp
+    attention = 2 * (qkv + mixed_values) / p.tp
+    norm = byte * h / shared
+    product = byte * shape.d_ff / p.tp
+    if not software.fused:
+        norm += 1.25 * h / shared  # gains and means in fp32
+    if p.recompute == "selective":
+        norm = product = 0.0  # norms and activation functions run again
+        if software.selective >= 0.5:  # so does every second matrix product
+            attention, up = (attention + 2 * mixed_values / p.tp) / 2, up / 2
+    if not software.flash and p.recompute == "none":
+        attention += 5 * job.length * shape.n_heads / p.tp  # scores, their softmax and the mask of dropout
+    attention += boundary + norm
+    dense = boundary + norm + 2 * up + product
+    mixed = 0.0
+    if shape.experts is not None:
+        rows, wide, shared_wide = shape.experts.active / shared, shape.experts.d_ff, shape.experts.shared_d_ff / p.tp
+        again = p.recompute == "selective"
+        mixed = boundary + norm + rows * (byte * h + 2 * 2 * wide) + 2 * 2 * shared_wide
+        if not again:
+            mixed += rows * (2 * h + byte * wide) + byte * shared_wide
+    return tokens * (attention + dense), tokens * (attention + mixed), tokens * boundary
+
+
+def peak_memory(job: Job, constants: Constants) -> Memory:
+    """The memory of the rank that needs most."""
+    shape, p, software = job.model, job.parallelism, job.software
+    dense, mixed, boundary = layer_activations(job)
+    mixture = set(shape.mixture_layers)
+    counts = p.counts(shape.n_layers)
+    shard = p.shard or p.dp * p.cp
+    expert_shard = max(1, shard // p.ep)
+    ways = [1 if p.zero < stage else shard for stage in (3, 2, 1)]
+    expert_ways = [1 if p.zero < stage else expert_shard for stage in (3, 2, 1)]
+    master = 4 if p.zero == 3 else software.weight_bytes
+    sizes = (master, software.gradient_bytes, 8 if master == 4 else 12)
+    trained = 0.0 if job.adapter else 1.0
+    weights = rank_weights(job)
+    worst = Memory()
+    groups = sum(size > 1 for size in (p.tp, p.pp, p.cp, p.ep, p.dp))
+    first = 0
+    for rank, count in enumerate(counts):
+        has = [layer in mixture for layer in range(first, first + count)]
+        first += count
+        common, experts = weights[rank]
+        state = [size * (common / way + experts / other) / GB
+                 for size, way, other in zip(sizes, ways, expert_ways, strict=True)]  # fmt: skip
+        if job.offload:
+            state[2] = 0.0
+        flight = float(min(job.microbatches, p.pp - rank))
+        if p.stages > 1:
+            flight = min(job.microbatches, p.pp + (p.pp - 1) / p.stages)  # Korthikanti et al. 2022, section 4.2.3
+        once = max(mixed if any(has) else 0.0, dense if not all(has) else 0.0)
+        if p.recompute == "full":
+            kept = flight * count * boundary + once
+            if p.pp > 1:
+                kept += software.stage_buffers * (flight + count + 1) * boundary
+        else:
+            kept = flight * (sum(has) * mixed + (count - sum(has)) * dense)
+        gathered = 0.0
+        if p.zero == 3 and shard > 1:
+            gathered = 2 * 2 * (max((common + experts) / max(count, 1), shape.vocab_size * shape.d_model / p.tp)) / GB
+        logits = 0.0
+        if rank == len(counts) - 1:
+            tokens = p.micro_batch * job.length / p.cp
+            logits = software.logits_bytes * tokens * shape.vocab_size / p.tp / GB
+        live = state[0] + trained * (state[1] + state[2]) + kept / GB + logits + gathered
+        context = software.context_gb + groups * constants.communicator_gb * (software.context_gb > 0)
+        found = Memory(state[0], trained * state[1], trained * state[2], kept / GB, logits, gathered,
+                       software.fragmentation * live, context)  # fmt: skip
+        if found.total > worst.total:
+            worst = found
+    return worst

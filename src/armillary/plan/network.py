@@ -1,0 +1,70 @@
+"""Time of collectives over the hierarchy of links.
+
+Ranks are numbered as Megatron and our mesh number them: neighbours differ in tp, then in cp, then in dp (with ep as its
+inner part), then in pp. A group of ``size`` ranks with distance ``stride`` has ``inside`` of them in one node. A ring
+crosses the border of a node once, so each of the ``inside`` members' network links carries a share (Thakur et al. 2005
+for the volumes; NCCL's rings use all links).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from armillary.plan.constants import Constants
+from armillary.plan.hardware_files import Accelerator
+
+
+@dataclass(frozen=True)
+class Group:
+    """Ranks that communicate: ``size`` of them, ``stride`` apart."""
+
+    size: int
+    stride: int
+
+    def inside(self, node: int) -> int:
+        """Members in one node."""
+        return max(1, min(self.size, node // self.stride if self.stride <= node else 1))
+
+
+class Network:
+    """Seconds of collectives between accelerators of one kind."""
+
+    def __init__(self, accelerator: Accelerator, constants: Constants) -> None:
+        self._node = accelerator.node
+        self._link = accelerator.link_gb_s * 1e9 * constants.link
+        self._network = accelerator.network_gb_s * 1e9 * constants.network
+        self._link_s = accelerator.link_latency_us * 1e-6
+        self._network_s = accelerator.network_latency_us * 1e-6
+
+    def gather(self, nbytes: float, group: Group) -> float:
+        """All-gather or reduce-scatter of ``nbytes`` (the whole vector)."""
+        if group.size == 1:
+            return 0.0
+        inside = group.inside(self._node)
+        if inside == group.size:
+            rate, latency = self._link, self._link_s * min(group.size - 1, 16)
+        else:
+            rate = min(self._link, self._network * inside)
+            # rings inside the node, trees between nodes
+            latency = self._link_s * (inside - 1) + self._network_s * (group.size // inside).bit_length()
+        return nbytes * (group.size - 1) / group.size / rate + latency
+
+    def all_reduce(self, nbytes: float, group: Group) -> float:
+        """All-reduce of ``nbytes``."""
+        return 2 * self.gather(nbytes, group)
+
+    def all_to_all(self, nbytes: float, group: Group) -> float:
+        """All-to-all in which each rank sends ``nbytes`` in all."""
+        if group.size == 1:
+            return 0.0
+        inside = group.inside(self._node)
+        outside = nbytes * (group.size - inside) / group.size
+        within = nbytes * (inside - 1) / group.size
+        latency = (self._link_s if inside == group.size else self._network_s) * 2
+        return max(outside / self._network, within / self._link) + latency
+
+    def send(self, nbytes: float, stride: int) -> float:
+        """Point-to-point transfer to the rank ``stride`` away."""
+        if stride < self._node:
+            return nbytes / self._link + self._link_s
+        return nbytes / self._network + self._network_s

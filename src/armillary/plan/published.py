@@ -1,0 +1,406 @@
+"""Reads a table of published training speed: one job per row, or the reason why a row has none.
+
+The columns are those of ``training_throughput.csv`` in the project's published data: model and its sizes, accelerator,
+layout, batch, precision; outcome columns may be empty. What a row leaves out is taken from ``models.toml`` and from the
+defaults of the family of programs (``software.toml``); ``assumed`` lists it.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import re
+import tomllib
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from armillary.plan.constants import constants
+from armillary.plan.hardware_files import find_accelerator
+from armillary.plan.job import Job, Parallelism, Recompute, Software, nearest_divisors
+from armillary.plan.memory import peak_memory
+from armillary.plan.software_files import software_of
+from armillary.recipe import ModelShape, UsageError
+
+NEEDED = ("model", "accelerator", "seq", "n_accel")
+_PRECISIONS = (("fp4", "fp4"), ("fp8", "fp8"), ("float8", "fp8"), ("bf16", "bf16"), ("fp16", "fp16"), ("fp32", "fp32"))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: ``job``, or the ``reason`` why there is none. ``line`` is its line in the file, from 1."""
+
+    line: int
+    fields: dict[str, str]
+    job: Job | None = None
+    reason: str = ""
+    assumed: tuple[str, ...] = field(default=())
+
+    @property
+    def source(self) -> str:
+        """The publication, without the section or the line in it: rows of one source share its errors."""
+        return publication(self.fields.get("source", ""))
+
+    def number(self, name: str) -> float | None:
+        """The number in a column; None where it is empty.
+
+        Raises:
+            UsageError: the column holds another text.
+        """
+        return _number(self.fields, name, self.line)
+
+    @property
+    def out_of_memory(self) -> bool:
+        """Whether the row records that the job did not fit."""
+        return row_failed(self.fields)
+
+
+def publication(source: str) -> str:
+    """A source's name up to the section, line or version in it."""
+    source = re.sub(r"\s(§|l\.\d|T\d|issue #|\(|README strong|README images|[\d.]+ NeMo Container).*", "", source)
+    if source.startswith("Megatron-Bridge"):
+        return "Megatron-Bridge"
+    return source.strip() or "unnamed"
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All rows of a table.
+
+    Raises:
+        UsageError: the file cannot be read, is not a table in UTF-8, or a needed column is missing.
+    """
+    try:
+        text = path.read_text("utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: byte {error.start} is not UTF-8; save the table as CSV in UTF-8") from error
+    reader = csv.DictReader(text.splitlines(), strict=True)
+    try:
+        missing = [name for name in NEEDED if name not in (reader.fieldnames or ())]
+        if missing:
+            raise UsageError(
+                f"{path}: the column {missing[0]!r} is missing; a table of layouts has {', '.join(NEEDED)}"
+            )
+        rows = []
+        for entry in reader:
+            if None in entry:
+                raise UsageError(f"{path}, line {reader.line_num}: more values than columns; put a comma in quotes")
+            rows.append(_row(reader.line_num, {k: (v or "").strip() for k, v in entry.items()}))
+        return rows
+    except csv.Error as error:
+        raise UsageError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def _row(line: int, fields: dict[str, str]) -> Row:
+    assumed: list[str] = []
+    try:
+        job = _job(fields, line, assumed)
+        _check(job)
+    except UsageError as error:
+        return Row(line, fields, reason=str(error), assumed=tuple(assumed))
+    return Row(line, fields, job, assumed=tuple(assumed))
+
+
+def _check(job: Job) -> None:
+    # tables print tp above the number of heads only by mistake; uneven stages and expert groups over cp do occur
+    heads, tp = job.model.n_heads, job.parallelism.tp
+    if heads % tp:
+        raise UsageError(f"heads ({heads}) must be a multiple of tp ({tp}); {nearest_divisors(heads, tp)}")
+
+
+def _number(fields: dict[str, str], name: str, line: int) -> float | None:
+    text = fields.get(name, "")
+    if not text:
+        return None
+    try:
+        value = float(text.replace(",", ""))
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise UsageError(f"line {line}, column '{name}': '{text}' is not a number")
+    return value
+
+
+def _whole(fields: dict[str, str], name: str, line: int) -> int | None:
+    value = _number(fields, name, line)
+    if value is None:
+        return None
+    if value < 1 or value != int(value):
+        raise UsageError(f"line {line}, column '{name}': '{fields[name]}' is not a whole number from 1")
+    return int(value)
+
+
+@cache
+def _known_models() -> dict[str, tuple[ModelShape, int | None]]:
+    read = tomllib.loads(files("armillary.plan").joinpath("models.toml").read_text("utf-8"))
+    found = {}
+    for entry in read["model"]:
+        shape = ModelShape.model_validate(entry["shape"])
+        for name in entry["names"]:
+            found[name] = (shape, entry.get("sequence"))
+    return found
+
+
+def _plain(name: str) -> str:
+    name = re.sub(r"\(.*?\)", "", name.lower()).replace("_", "-").strip()
+    name = name.split(" - ")[0].strip()
+    name = re.sub(r"\s+", "-", name).strip("-")
+    return name.replace("llama-2-", "llama2-").replace("llama-3-", "llama3-")
+
+
+def known_model(name: str) -> tuple[ModelShape, int | None] | None:
+    """The shape of a published model and its usual sequence length; None if it is not in ``models.toml``."""
+    return _known_models().get(_plain(name))
+
+
+def _shape(fields: dict[str, str], line: int, assumed: list[str]) -> tuple[ModelShape, int | None]:
+    name = fields.get("model", "")
+    billions = _number(fields, "params_B", line)
+    layers, hidden = _whole(fields, "layers", line), _whole(fields, "hidden", line)
+    known = known_model(name)
+    if re.search(r"nemotron.*(nano|super|-h|\bh\b)|mamba|jamba|zamba", name, re.IGNORECASE):
+        raise UsageError(f"model '{name}' has Mamba layers, of which the planner has no times")
+    if known is not None and (known[0].experts is not None or hidden is None or layers is None):
+        return known
+    if hidden is None:
+        if billions is None:
+            raise UsageError(f"model '{name}': its sizes are neither in the row nor known")
+        assumed.append("model sizes")
+        return _usual(billions), None
+    vocabulary = _whole(fields, "vocab", line) or 51200
+    heads = _whole(fields, "heads", line)
+    if heads is None:
+        assumed.append("heads")
+        near = max(8, round(hidden / 128 / 8) * 8)
+        heads = next((n for n in range(near, 0, -8) if hidden % n == 0), hidden // 128 or 1)
+    kv_heads = _whole(fields, "kv_heads", line) or heads
+    width = _whole(fields, "ffn", line)
+    if width is None:
+        assumed.append("ffn")
+        width = 4 * hidden
+    if layers is None:
+        if billions is None:
+            raise UsageError(f"model '{name}': the row has neither layers nor params_B")
+        assumed.append("layers")
+        per_layer = 2 * hidden * hidden * (1 + kv_heads / heads) + 2 * hidden * width
+        layers = max(1, round((billions * 1e9 - hidden * vocabulary) / per_layer))
+    head_dim = max(2, hidden // heads // 2 * 2)
+
+    def build(gated: bool, tied: bool) -> ModelShape:
+        return ModelShape.model_validate({
+            "n_layers": layers, "d_model": hidden, "n_heads": heads,
+            "n_kv_heads": kv_heads if heads % kv_heads == 0 else heads, "head_dim": head_dim, "d_ff": width,
+            "vocab_size": vocabulary, "tied_embeddings": tied, "feed_forward": None if gated else {"kind": "relu2"},
+        })  # fmt: skip
+
+    if billions is None:
+        assumed.append("params_B")
+        return build(width != 4 * hidden, width == 4 * hidden), None
+    options = [build(gated, tied) for gated in (False, True) for tied in (True, False)]
+    best = min(options, key=lambda shape: abs(shape.parameters / 1e9 - billions))
+    return best, None
+
+
+def _usual(billions: float) -> ModelShape:
+    """A GPT of this size with usual proportions: 128 wide a layer up to 1B, wider above (Kaplan et al. 2020: flat)."""
+    layers = min(128, max(12, round(16 * billions ** (1 / 3) / 2) * 2))
+    hidden = max(256, round(math.sqrt(billions * 1e9 / 12 / layers) / 256) * 256)
+    return ModelShape.model_validate({
+        "n_layers": layers, "d_model": hidden, "n_heads": hidden // 128, "n_kv_heads": hidden // 128, "head_dim": 128,
+        "d_ff": 4 * hidden, "vocab_size": 32768, "tied_embeddings": True, "feed_forward": {"kind": "relu2"},
+    })  # fmt: skip
+
+
+def _recompute(text: str, family: Software) -> Recompute:
+    plain = text.lower()
+    if not plain:
+        return family.recompute
+    if plain.startswith("none"):
+        return "none"
+    if "selective" in plain or plain.startswith("1 layer"):
+        return "selective"
+    return "full"
+
+
+@cache
+def _clusters() -> list[dict[str, Any]]:
+    read: list[dict[str, Any]] = tomllib.loads(files("armillary.plan").joinpath("clusters.toml").read_text("utf-8"))[
+        "cluster"
+    ]
+    return read
+
+
+def _job(fields: dict[str, str], line: int, assumed: list[str]) -> Job:
+    name, accelerator = find_accelerator(fields.get("accelerator", ""))
+    for cluster in _clusters():
+        if any(word in fields.get("source", "").lower() for word in cluster["words"]):
+            accelerator = accelerator.model_copy(update={"network_gb_s": cluster["network_gb_s"]})
+    shape, usual_length = _shape(fields, line, assumed)
+    family = software_of(fields.get("source", ""), fields.get("notes", ""))
+    text = fields.get("precision", "").lower()
+    precision = next((ours for theirs, ours in _PRECISIONS if theirs in text), None)
+    if precision is None:
+        raise UsageError(f"line {line}, column 'precision': '{text}' is none of bf16, fp16, fp8, fp4, fp32")
+    notes = fields.get("notes", "").lower() + " " + fields.get("recompute", "").lower()
+    length = _whole(fields, "seq", line)
+    if length is None:
+        length = usual_length or 4096
+        assumed.append("seq")
+    ranks = _whole(fields, "n_accel", line)
+    sizes = {key: _whole(fields, key, line) for key in ("tp", "pp", "vpp", "cp", "ep", "dp", "micro_batch")}
+    batch = _whole(fields, "global_batch", line)
+    tp, pp, cp = (sizes[key] or 1 for key in ("tp", "pp", "cp"))
+    if ranks is None:
+        if sizes["dp"] is None:
+            assumed.append("n_accel")
+            ranks = 64
+        else:
+            ranks = tp * pp * cp * sizes["dp"]
+    dp = max(1, ranks // (tp * pp * cp))
+    zero = family.zero
+    if "shard_grad_op" in notes:
+        zero = 2
+    elif "full_shard" in notes or "fsdp" in notes:
+        zero = 3
+    elif (found := re.search(r"zero-?([0-3])", notes)) is not None:
+        zero = int(found[1])
+    shard = None
+    if (found := re.search(r"fsdp shard=(\d+)", notes)) is not None:
+        shard = min(dp * cp, int(found[1]))
+    job = Job(
+        shape,
+        Parallelism(tp, pp, sizes["vpp"] or 1, cp, sizes["ep"] or 1, dp, sizes["micro_batch"] or 1,
+                    _recompute(fields.get("recompute", ""), family), zero, shard),
+        length, batch or 0, accelerator, family, precision,
+        adapter="lora" in notes, offload="offload" in notes, accelerator_name=name,
+    )  # fmt: skip
+    if sizes["vpp"] is None and sizes["micro_batch"] is None and pp > 1 and family.flash:
+        assumed.append("vpp")  # tables that leave both out are of interleaved schedules
+        per_rank = shape.n_layers // pp
+        stages = max((v for v in range(1, 7) if per_rank % v == 0), default=1)
+        job = job.with_parallelism(replace(job.parallelism, stages=stages))
+    if sizes["tp"] is None and sizes["pp"] is None and ranks > 1:
+        assumed.append("layout")
+        job = _with_layout(job, ranks)
+    if batch is None:
+        p = job.parallelism
+        assumed.append("global_batch")
+        job = replace(job, sequences=p.dp * p.micro_batch * (1 if job.offload else 8 * p.pp))
+    if sizes["micro_batch"] is None:
+        assumed.append("micro_batch")
+        job = _with_micro_batch(job)
+    if not fields.get("recompute") and not _fits(job):
+        # the least that makes it fit: tables often leave it out
+        choices: tuple[Recompute, ...] = ("selective", "full")
+        for again in choices:
+            trial = job.with_parallelism(replace(job.parallelism, recompute=again))
+            if _fits(trial) or (again == "full" and not row_failed(fields)):
+                assumed.append("recompute")
+                return trial
+    return job
+
+
+def _fits(job: Job) -> bool:
+    return peak_memory(job, constants()).total <= job.accelerator.memory_gb
+
+
+def row_failed(fields: dict[str, str]) -> bool:
+    """Whether a row records that the job did not fit."""
+    return fields.get("outcome", "").strip().upper() == "OOM"
+
+
+def _with_layout(job: Job, ranks: int) -> Job:
+    """The job in the plainest layout that fits: parameters in shards on TPUs, else the fewest model ranks."""
+    if job.software.zero == 3:
+        return job.with_parallelism(Parallelism(dp=ranks, zero=3, recompute="full"))
+    experts = job.model.experts.count if job.model.experts is not None else 1
+    options = sorted((tp * pp, pp, tp) for tp in (1, 2, 4, 8) for pp in (1, 2, 4, 8, 16) if ranks % (tp * pp) == 0)
+    choices: tuple[Recompute, ...] = ("none", "full")
+    for again in choices:
+        for _, pp, tp in options:
+            if job.model.n_heads % tp or job.model.n_layers % pp:
+                continue
+            dp = ranks // (tp * pp)
+            p = Parallelism(tp=tp, pp=pp, dp=dp, ep=math.gcd(experts, dp), zero=1, recompute=again)
+            trial = replace(job, parallelism=p, sequences=max(job.sequences, dp * 8 * pp))
+            if peak_memory(trial, constants()).total <= job.accelerator.memory_gb:
+                return trial
+    return job.with_parallelism(Parallelism(tp=min(8, ranks), pp=max(1, ranks // 8), zero=1, recompute="full"))
+
+
+def _with_micro_batch(job: Job) -> Job:
+    """The job with the largest usual micro-batch: up to 16,384 tokens without a pipeline, one sequence with one."""
+    p = job.parallelism
+    if p.pp > 1:
+        return job
+    best = job
+    for size in (2, 4, 8, 16):
+        per_rank = job.sequences / p.dp
+        if size * job.length / p.cp > 16384 or per_rank % size:
+            break
+        trial = job.with_parallelism(replace(p, micro_batch=size))
+        if peak_memory(trial, constants()).total > job.accelerator.memory_gb:
+            break
+        best = trial
+    return best
+
+
+def flops_per_token(row: Row, job: Job) -> float:
+    """FLOPs per token by the row's convention, by which its ``tflops_per_accel`` counts."""
+    convention = row.fields.get("flops_convention", "").lower()
+    shape = job.model
+    logits = 2 * shape.vocab_size * shape.d_model
+    full = "causal attention" not in convention or "non-causal" in convention
+    forward = shape.forward_flops_per_token(job.length, "full" if full else "causal")
+    if "6n +" in convention and "full" in convention:
+        n = (row.number("params_B") or shape.parameters / 1e9) * 1e9
+        return 6 * n + 12 * shape.n_layers * shape.d_model * job.length
+    if "hardware" in convention:
+        again = 1.0 if job.parallelism.recompute == "full" else 0.0
+        return (3 + again) * (forward - logits) + 3 * logits
+    times = 2.0 if job.adapter else 3.0
+    return times * forward
+
+
+def hardware_flops_per_token(job: Job) -> float:
+    """FLOPs per token that run: the backward pass, what is computed again, and the pairs that attention computes."""
+    shape = job.model
+    forward = shape.forward_flops_per_token(job.length, "causal" if job.software.flash else "full")
+    logits = 2 * shape.vocab_size * shape.d_model
+    again = forward - logits if job.parallelism.recompute == "full" else 0.0
+    return (2.0 if job.adapter else 3.0) * forward + again
+
+
+def measured(row: Row) -> tuple[str, float] | None:
+    """The measured speed of a row, and its column: TFLOP/s, else tokens/s, else seconds, else MFU."""
+    for name in ("tflops_per_accel", "tokens_per_s_per_accel", "step_time_s", "mfu"):
+        value = row.number(name)
+        if value:
+            return name, value
+    return None
+
+
+def accelerator_peak(row: Row, job: Job) -> float:
+    """TFLOP/s to which the row's MFU relates."""
+    return row.number("peak_tflops") or job.accelerator.peak.get(job.precision, max(job.accelerator.peak.values()))
+
+
+def values_of(row: Row, seconds: float) -> dict[str, Any]:
+    """The columns that a step of ``seconds`` implies for a row."""
+    job = row.job
+    assert job is not None
+    tokens = job.tokens / seconds / job.parallelism.ranks
+    tflops = tokens * flops_per_token(row, job) / 1e12
+    model = tokens * job.model.train_flops_per_token(job.length, "full") / 1e12
+    peak = accelerator_peak(row, job)
+    convention = row.fields.get("flops_convention", "").lower()
+    return {
+        "step_time_s": seconds,
+        "tflops_per_accel": tflops,
+        "tokens_per_s_per_accel": tokens,
+        "hfu_tflops_per_accel": tokens * hardware_flops_per_token(job) / 1e12,
+        "mfu": (model if "hardware" in convention else tflops) / peak,
+    }

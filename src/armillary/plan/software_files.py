@@ -1,0 +1,35 @@
+"""Families of training programs, from ``software.toml``, and the family that a table's row is of."""
+
+from __future__ import annotations
+
+import tomllib
+from functools import cache
+from importlib.resources import files
+
+from armillary.plan.job import Software
+
+DEFAULT = "megatron-core"
+
+
+@cache
+def _read() -> dict[str, tuple[Software, list[str], list[str]]]:
+    read = tomllib.loads(files("armillary.plan").joinpath("software.toml").read_text("utf-8"))
+    return {
+        name: (Software(name=name, **{k: v for k, v in entry.items() if k not in ("words", "within")}),
+               entry["words"], entry.get("within", []))
+        for name, entry in read.items()
+    }  # fmt: skip
+
+
+def software(name: str) -> Software:
+    """The family of this name."""
+    return _read()[name][0]
+
+
+def software_of(source: str, note: str) -> Software:
+    """The family that a source and a note name; Megatron's where they name none."""
+    text = f"{source} {note}".lower()
+    for family, words, within in _read().values():
+        if any(word in text for word in words) and (not within or any(word in text for word in within)):
+            return family
+    return software(DEFAULT)

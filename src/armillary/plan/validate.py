@@ -1,0 +1,224 @@
+"""Compares the planner with published rows, leaving one publication out at a time.
+
+For each publication the factors of ``calibrate`` and the intervals of ``uncertainty`` are found from all others. No row
+is predicted by constants that were fitted to it. Signed errors are predicted over measured speed, less 1: a
+positive one is optimism.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from armillary.files import write_file
+from armillary.plan.calibrate import Sample, fit_factors, log_factor, samples_of
+from armillary.plan.constants import Constants, Interval, constants
+from armillary.plan.memory import peak_memory
+from armillary.plan.published import Row, measured, read_rows
+from armillary.plan.uncertainty import intervals, kind_of
+from armillary.recipe import UsageError
+
+
+@dataclass(frozen=True)
+class Line:
+    """Errors of one group of rows: shares, not per cent. ``coverage`` is that of the 90 % intervals."""
+
+    name: str
+    rows: int
+    median: float
+    p90: float
+    signed: float
+    coverage: float
+
+    @classmethod
+    def of(cls, name: str, errors: Sequence[float], inside: Sequence[bool]) -> Line:
+        """From log errors, and whether each measured value lies in its interval."""
+        shares = np.expm1(np.asarray(errors))
+        return cls(name, len(errors), float(np.median(np.abs(shares))), float(np.quantile(np.abs(shares), 0.9)),
+                   float(np.median(shares)), float(np.mean(inside)))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Point:
+    """A row with its measured and predicted speed, both in the row's own unit."""
+
+    line: int
+    source: str
+    kind: str
+    accelerator: str
+    unit: str
+    measured: float
+    predicted: float
+
+
+@dataclass(frozen=True)
+class Report:
+    """Errors by publication and over all; memory; rows without a prediction, by reason; the best layouts of sweeps."""
+
+    sources: list[Line]
+    kinds: list[Line]
+    overall: Line
+    memory: list[Line]
+    out_of_memory: dict[str, int]
+    unpredicted: dict[str, int]
+    sweeps: list[dict[str, Any]]
+    points: list[Point]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data, without the points."""
+        return {
+            "sources": [vars(line) for line in self.sources],
+            "kinds": [vars(line) for line in self.kinds],
+            "overall": vars(self.overall),
+            "memory": [vars(line) for line in self.memory],
+            "out_of_memory": self.out_of_memory,
+            "unpredicted": self.unpredicted,
+            "sweeps": self.sweeps,
+        }
+
+
+@dataclass(frozen=True)
+class Held:
+    """The log errors of a fit that saw no row of the sample's publication."""
+
+    sample: Sample
+    kind: str
+    error: float
+
+
+def leave_one_out(samples: Sequence[Sample]) -> list[Held]:
+    """The error of each sample by factors from other publications."""
+    found = []
+    for source in sorted({sample.source for sample in samples}):
+        factors = fit_factors([sample for sample in samples if sample.source != source])
+        for sample in samples:
+            if sample.source == source:
+                job = sample.row.job
+                assert job is not None
+                error = sample.error(log_factor(factors, sample.names))
+                found.append(Held(sample, kind_of(job, sample.row.assumed), error))
+    return found
+
+
+def validate(path: Path, factors: Path | None = None) -> Report:
+    """Compare the planner with the table at ``path``; write what all its rows give as factors to ``factors``.
+
+    Raises:
+        UsageError: the table cannot be read, or no row has both a job and a measured speed.
+    """
+    rows = read_rows(path)
+    base = constants()
+    samples = samples_of(rows, base)
+    held = leave_one_out(samples)
+    if not held:
+        raise UsageError(f"{path}: no row has a layout that can be estimated and a measured speed")
+    if factors is not None:
+        _write_factors(factors, path, fit_factors(samples), held)
+    inside = _inside(held)
+    points = [_point(one) for one in held]
+    by_source = {one.sample.source: None for one in held}
+    sources = [_line(name, held, inside, lambda one, name=name: one.sample.source == name) for name in by_source]
+    kinds = [_line(name, held, inside, lambda one, name=name: one.kind == name)
+             for name in sorted({one.kind for one in held})]  # fmt: skip
+    memory, flags = _memory(rows, base)
+    unpredicted: dict[str, int] = {}
+    for row in rows:
+        if row.job is None:
+            unpredicted[row.reason] = unpredicted.get(row.reason, 0) + 1
+        elif measured(row) is None and not row.out_of_memory:
+            unpredicted["no measured speed to compare with"] = (
+                unpredicted.get("no measured speed to compare with", 0) + 1
+            )
+    return Report(sources, kinds, _line("all", held, inside, lambda one: True), memory, flags, unpredicted,
+                  _sweeps(held), points)  # fmt: skip
+
+
+def _write_factors(out: Path, table: Path, factors: dict[str, float], held: Sequence[Held]) -> None:
+    ends = intervals([(one.kind, one.sample.source, one.error) for one in held])
+    lines = [
+        f"# Written by: armillary plan validate {table.name} --factors factors.toml",
+        "# Factors on compute time, by ridge regression; 90 % intervals of the log of measured over predicted speed,",
+        "# from publications that were left out.",
+        "[factors]",
+        *(f'"{name}" = {value:.4f}' for name, value in sorted(factors.items())),
+        "",
+        "[intervals]",
+        *(f"{name} = [{one.low:.4f}, {one.high:.4f}]" for name, one in sorted(ends.items())),
+    ]
+    write_file(out, ("\n".join(lines) + "\n").encode())
+
+
+def _line(name: str, held: Sequence[Held], inside: Sequence[bool], chosen: Any) -> Line:
+    own = [i for i, one in enumerate(held) if chosen(one)]
+    return Line.of(name, [held[i].error for i in own], [inside[i] for i in own])
+
+
+def _inside(held: Sequence[Held]) -> list[bool]:
+    found = {}
+    for source in {one.sample.source for one in held}:
+        others = [(one.kind, one.sample.source, one.error) for one in held if one.sample.source != source]
+        found[source] = intervals(others)
+    result = []
+    for one in held:
+        of_kind = found[one.sample.source]
+        interval: Interval = of_kind.get(one.kind, of_kind["all"])
+        result.append(interval.low <= -one.error <= interval.high)
+    return result
+
+
+def _point(one: Held) -> Point:
+    row = one.sample.row
+    value = measured(row)
+    assert value is not None and row.job is not None
+    predicted = value[1] * math.exp(-one.error if value[0] == "step_time_s" else one.error)
+    return Point(row.line, row.source, one.kind, row.job.accelerator_name, value[0], value[1], predicted)
+
+
+def _memory(rows: Iterable[Row], base: Constants) -> tuple[list[Line], dict[str, int]]:
+    errors: dict[str, list[float]] = {}
+    flags = {"out_of_memory": 0, "flagged": 0, "ran": 0, "flagged_wrongly": 0}
+    for row in rows:
+        if row.job is None:
+            continue
+        found = peak_memory(row.job, base).total
+        fits = found <= row.job.accelerator.memory_gb
+        if row.out_of_memory:
+            flags["out_of_memory"] += 1
+            flags["flagged"] += not fits
+        elif measured(row) is not None:
+            flags["ran"] += 1
+            flags["flagged_wrongly"] += not fits
+        real = row.number("peak_mem_gb")
+        if real:
+            errors.setdefault(row.source, []).append(math.log(found / real))
+    return [
+        Line.of(name, values, [abs(math.expm1(v)) <= 0.05 for v in values]) for name, values in errors.items()
+    ], flags
+
+
+def _sweeps(held: Sequence[Held]) -> list[dict[str, Any]]:
+    """For models with three layouts or more: by how much the one predicted to be best is slower than the best."""
+    groups: dict[tuple[str, ...], list[tuple[float, float, str]]] = {}
+    for one in held:
+        row, job = one.sample.row, one.sample.row.job
+        assert job is not None
+        if not row.fields.get("outcome"):
+            continue
+        value = measured(row)
+        assert value is not None and value[0] != "step_time_s"
+        model = (row.fields.get(name, "") for name in ("model", "hidden", "heads"))
+        key = (one.sample.source, *model, str(job.parallelism.ranks))
+        groups.setdefault(key, []).append((value[1] * math.exp(one.error), value[1], str(job.parallelism)))
+    found = []
+    for key, entries in groups.items():
+        if len({layout for _, _, layout in entries}) < 3:
+            continue
+        chosen, best = max(entries), max(entries, key=lambda entry: entry[1])
+        found.append({"source": key[0], "model": key[1], "layouts": len(entries), "chosen": chosen[2], "best": best[2],
+                      "loss": 1 - chosen[1] / best[1]})  # fmt: skip
+    return found

@@ -1,0 +1,93 @@
+"""The step time: its parts sum to it, and it moves with its inputs as it must."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plan_jobs import make_job, make_shape
+
+from armillary.plan.constants import constants
+from armillary.plan.hardware_files import accelerators
+from armillary.plan.memory import peak_memory
+from armillary.plan.step_time import step_time
+from armillary.recipe import UsageError
+
+powers = st.sampled_from([1, 2, 4, 8])
+jobs = st.builds(
+    lambda tp, pp, cp, dp, batch, again, name, zero: make_job(
+        accelerator=name, tp=tp, pp=pp, cp=cp, dp=dp, micro_batch=batch, recompute=again, zero=zero, sequences=128
+    ),
+    powers, powers, powers, powers, st.sampled_from([1, 2]), st.sampled_from(["none", "selective", "full"]),
+    st.sampled_from(sorted(accelerators())), st.sampled_from([0, 1, 2, 3]),
+)  # fmt: skip
+
+
+def seconds(job):
+    return step_time(job, constants()).total
+
+
+@settings(deadline=None, max_examples=60)
+@given(jobs)
+def test_parts_sum_to_the_step_and_none_is_negative(job):
+    step = step_time(job, constants())
+    assert step.total == pytest.approx(sum(step.parts().values()))
+    assert all(value >= 0 for value in step.parts().values())
+
+
+@settings(deadline=None, max_examples=40)
+@given(jobs)
+def test_a_larger_batch_takes_longer_and_a_faster_accelerator_less(job):
+    assert seconds(replace(job, sequences=2 * job.sequences)) > seconds(job)
+    fast = {
+        "peak": {k: 2 * v for k, v in job.accelerator.peak.items()},
+        "bandwidth_gb_s": 2 * job.accelerator.bandwidth_gb_s,
+    }
+    assert seconds(replace(job, accelerator=job.accelerator.model_copy(update=fast))) < seconds(job)
+
+
+@settings(deadline=None, max_examples=40)
+@given(jobs)
+def test_memory_grows_with_the_micro_batch_and_falls_with_the_zero_stage(job):
+    job = replace(job, sequences=4096)  # so that the micro-batches in flight are not limited by it
+
+    def total(**changes):
+        return peak_memory(job.with_parallelism(replace(job.parallelism, **changes)), constants()).total
+
+    assert total(micro_batch=2 * job.parallelism.micro_batch) > total()
+    assert total(zero=1) <= total(zero=0) and total(zero=2) <= total(zero=1)
+    assert total(recompute="full") <= total(recompute="none")
+
+
+def test_virtual_stages_shrink_the_bubble():
+    one, four = (step_time(make_job(pp=8, stages=v, sequences=16), constants()).bubble for v in (1, 4))
+    assert four == pytest.approx(one / 4)
+
+
+def test_a_group_that_leaves_the_node_is_slower():
+    inside = step_time(make_job(tp=8, family="nemo"), constants()).tensor
+    small = make_job(tp=8, family="nemo")
+    outside = step_time(
+        replace(small, accelerator=small.accelerator.model_copy(update={"node": 4})), constants()
+    ).tensor
+    assert outside > 2 * inside
+
+
+@pytest.mark.parametrize(
+    ("parallelism", "message"),
+    [
+        ({"tp": 3}, r"heads \(32\) must be a multiple of tp \(3\); the nearest that divide are 2 and 4"),
+        ({"ep": 2, "dp": 2}, "the model has no experts; set ep to 1"),
+        ({"pp": 64}, "64 stages for 32 layers; take at most 32 stages"),
+    ],
+)
+def test_a_model_that_cannot_be_divided_names_the_nearest_sizes(parallelism, message):
+    with pytest.raises(UsageError, match=message):
+        make_job(**parallelism).check()
+
+
+def test_experts_take_memory_by_ep_and_time_by_tokens():
+    shape = make_shape(d_ff=8192, experts={"count": 64, "active": 4, "d_ff": 2048})
+    one, eight = (peak_memory(make_job(shape, dp=8, ep=ep, zero=0), constants()) for ep in (1, 8))
+    assert one.parameters > 4 * eight.parameters
+    assert step_time(make_job(shape, dp=8, ep=8), constants()).expert > 0
