@@ -25,6 +25,7 @@ VERBS = [
     ["rates"],
     ["verify"],
     ["store", "backup"],
+    ["plan"],
     ["plan", "estimate"],
     ["plan", "validate"],
     ["goodput", "report"],

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import accumulate
 from typing import Literal
 
 from armillary.plan.hardware_files import Accelerator
@@ -105,6 +107,13 @@ class Job:
     accelerator_name: str = ""
 
     @property
+    def stages(self) -> tuple[tuple[int, int], ...]:
+        """For each pipeline rank the number of its layers, and how many of them have experts."""
+        experts = self.model.experts
+        places = (experts.dense_layers, experts.every) if experts is not None else None
+        return _stages(self.parallelism.counts(self.model.n_layers), places)
+
+    @property
     def microbatches(self) -> int:
         """Micro-batches of one rank in one optimizer step."""
         return max(1, math.ceil(self.sequences / (self.parallelism.dp * self.parallelism.micro_batch)))
@@ -149,6 +158,16 @@ class Job:
             raise UsageError(
                 f"layers_per_stage sums to {sum(p.layers_per_stage)}, but the model has {model.n_layers} layers"
             )
+
+
+@lru_cache(4096)
+def _stages(counts: tuple[int, ...], places: tuple[int, int] | None) -> tuple[tuple[int, int], ...]:
+    if places is None:
+        return tuple((count, 0) for count in counts)
+    dense, every = places
+    ends = [0, *accumulate(counts)]
+    mixed = [max(end // every, dense // every) - dense // every for end in ends]
+    return tuple((end - start, b - a) for start, end, a, b in zip(ends, ends[1:], mixed, mixed[1:], strict=False))
 
 
 def nearest_divisors(number: int, by: int) -> str:

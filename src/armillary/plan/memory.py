@@ -10,7 +10,7 @@ driver and the collectives' library hold (``context``). ``armillary train --dry-
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from armillary.plan.constants import Constants
 from armillary.plan.job import Job
@@ -35,12 +35,13 @@ class Memory:
     @property
     def total(self) -> float:
         """GB of all kinds."""
-        return float(sum(getattr(self, one.name) for one in fields(self)))
+        return self.live + self.fragmentation + self.context
 
     @property
     def live(self) -> float:
         """GB of tensors, as a dry run counts them."""
-        return self.total - self.fragmentation - self.context
+        states = self.parameters + self.gradients + self.optimizer
+        return states + self.activations + self.logits + self.gathered
 
 
 @dataclass(frozen=True)
@@ -68,19 +69,13 @@ class Weights:
 
 def rank_weights(job: Job) -> list[tuple[float, float]]:
     """For each pipeline rank, the parameters outside and inside of experts."""
-    shape, weights = job.model, Weights.of(job)
-    mixture = set(shape.mixture_layers)
-    counts = job.parallelism.counts(shape.n_layers)
-    found, first = [], 0
-    for rank, count in enumerate(counts):
-        mixed = sum(1 for layer in range(first, first + count) if layer in mixture)
-        first += count
+    weights, stages, found = Weights.of(job), job.stages, []
+    for count, mixed in stages:
         common = count * weights.attention + (count - mixed) * weights.dense + mixed * weights.mixture
-        if rank == 0:
-            common += weights.ends
-        if rank == len(counts) - 1 and not (shape.tied_embeddings and len(counts) == 1):
-            common += weights.ends
         found.append((common, mixed * weights.experts))
+    found[0] = (found[0][0] + weights.ends, found[0][1])
+    if len(stages) > 1 or not job.model.tied_embeddings:
+        found[-1] = (found[-1][0] + weights.ends, found[-1][1])
     return found
 
 
@@ -122,50 +117,55 @@ def layer_activations(job: Job) -> tuple[float, float, float]:
 
 def peak_memory(job: Job, constants: Constants) -> Memory:
     """The memory of the rank that needs most."""
+    stages = job.stages
+    # The first rank has most micro-batches in flight, the last one the logits, another one perhaps more layers.
+    places = {0, len(stages) - 1, max(range(len(stages)), key=lambda i: stages[i]),
+              max(range(len(stages)), key=lambda i: stages[i][1])}  # fmt: skip
+    weights, activations = rank_weights(job), layer_activations(job)
+    return max(
+        (_rank_memory(job, constants, i, weights[i], activations) for i in sorted(places)), key=lambda m: m.total
+    )
+
+
+def _rank_memory(
+    job: Job, constants: Constants, rank: int, weights: tuple[float, float], activations: tuple[float, float, float]
+) -> Memory:
     shape, p, software = job.model, job.parallelism, job.software
-    dense, mixed, boundary = layer_activations(job)
-    mixture = set(shape.mixture_layers)
-    counts = p.counts(shape.n_layers)
+    (count, some), (common, experts), (dense, mixed, boundary) = job.stages[rank], weights, activations
     shard = p.shard or p.dp * p.cp
     expert_shard = max(1, shard // p.ep)
-    ways = [1 if p.zero < stage else shard for stage in (3, 2, 1)]
-    expert_ways = [1 if p.zero < stage else expert_shard for stage in (3, 2, 1)]
-    master = 4 if p.zero == 3 else software.weight_bytes
-    sizes = (master, software.gradient_bytes, 8 if master == 4 else 12)
-    trained = 0.0 if job.adapter else 1.0
-    weights = rank_weights(job)
-    worst = Memory()
+    master = software.weight_bytes == 4 or p.zero == 3
+    sizes = (4 if master else software.weight_bytes, software.gradient_bytes, 8 if master else 12)
+    # A program with fp32 weights keeps them in shards from stage 2 on, and a copy to compute with.
+    first = 2 if software.weight_bytes == 4 else 3
+    state = [
+        size * (common / shard + experts / expert_shard if p.zero >= stage else common + experts) / GB
+        for size, stage in zip(sizes, (first, 2, 1), strict=True)
+    ]
+    if job.adapter:
+        state[1:] = 0.0, 0.0
+    if job.offload:
+        state[2] = 0.0
+    flight = float(min(job.microbatches, p.pp - rank))
+    if p.stages > 1:
+        flight = min(job.microbatches, p.pp + (p.pp - 1) / p.stages)  # Korthikanti et al. 2022, section 4.2.3
+    if p.recompute == "full":
+        kept = flight * count * boundary + max(mixed if some else 0.0, dense if count > some else 0.0)
+        if p.pp > 1:
+            kept += software.stage_buffers * (flight + count + 1) * boundary
+    else:
+        kept = flight * (some * mixed + (count - some) * dense)
+    gathered = 0.0
+    if p.zero == 3 and shard > 1:
+        gathered = 4 * max((common + experts) / max(count, 1), shape.vocab_size * shape.d_model / p.tp)
+    elif p.zero == 2 and first == 2:
+        gathered = 2 * (common + experts)
+    logits = 0.0
+    if rank == len(job.stages) - 1:
+        logits = software.logits_bytes * p.micro_batch * job.length / p.cp * shape.vocab_size / p.tp
+    live = sum(state) + (kept + logits + gathered) / GB
     groups = sum(size > 1 for size in (p.tp, p.pp, p.cp, p.ep, p.dp))
-    first = 0
-    for rank, count in enumerate(counts):
-        has = [layer in mixture for layer in range(first, first + count)]
-        first += count
-        common, experts = weights[rank]
-        state = [size * (common / way + experts / other) / GB
-                 for size, way, other in zip(sizes, ways, expert_ways, strict=True)]  # fmt: skip
-        if job.offload:
-            state[2] = 0.0
-        flight = float(min(job.microbatches, p.pp - rank))
-        if p.stages > 1:
-            flight = min(job.microbatches, p.pp + (p.pp - 1) / p.stages)  # Korthikanti et al. 2022, section 4.2.3
-        once = max(mixed if any(has) else 0.0, dense if not all(has) else 0.0)
-        if p.recompute == "full":
-            kept = flight * count * boundary + once
-            if p.pp > 1:
-                kept += software.stage_buffers * (flight + count + 1) * boundary
-        else:
-            kept = flight * (sum(has) * mixed + (count - sum(has)) * dense)
-        gathered = 0.0
-        if p.zero == 3 and shard > 1:
-            gathered = 2 * 2 * (max((common + experts) / max(count, 1), shape.vocab_size * shape.d_model / p.tp)) / GB
-        logits = 0.0
-        if rank == len(counts) - 1:
-            tokens = p.micro_batch * job.length / p.cp
-            logits = software.logits_bytes * tokens * shape.vocab_size / p.tp / GB
-        live = state[0] + trained * (state[1] + state[2]) + kept / GB + logits + gathered
-        context = software.context_gb + groups * constants.communicator_gb * (software.context_gb > 0)
-        found = Memory(state[0], trained * state[1], trained * state[2], kept / GB, logits, gathered,
-                       software.fragmentation * live, context)  # fmt: skip
-        if found.total > worst.total:
-            worst = found
-    return worst
+    context = software.context_gb + groups * constants.communicator_gb if software.context_gb else 0.0
+    return Memory(
+        state[0], state[1], state[2], kept / GB, logits / GB, gathered / GB, software.fragmentation * live, context
+    )

@@ -33,3 +33,8 @@ def software_of(source: str, note: str) -> Software:
         if any(word in text for word in words) and (not within or any(word in text for word in within)):
             return family
     return software(DEFAULT)
+
+
+def family_names() -> tuple[str, ...]:
+    """The names of all families."""
+    return tuple(_read())

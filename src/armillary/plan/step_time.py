@@ -8,7 +8,8 @@ programs overlaps; what is left stands in the sum. Time of the host counts where
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 from armillary.plan.compute import Pass, Roofline
 from armillary.plan.constants import Constants
@@ -39,11 +40,11 @@ class Step:
     @property
     def total(self) -> float:
         """Seconds of the step."""
-        return float(sum(getattr(self, one.name) for one in fields(self)))
+        return float(sum(vars(self).values()))
 
     def parts(self) -> dict[str, float]:
         """Seconds by name."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,26 @@ class _Layer:
         return factor * (self.work.total + self.recompute) + self.host + self.tensor + self.context + self.expert
 
 
-def step_time(job: Job, constants: Constants, factor: float = 1.0) -> Step:
-    """The time of one step; ``factor`` multiplies the time of compute (the calibration of accelerator and software)."""
+Memo = dict[Any, tuple[Roofline, _Layer, _Layer, Pass, Pass]]
+
+
+def step_time(job: Job, constants: Constants, factor: float = 1.0, memo: Memo | None = None) -> Step:
+    """The time of one step; ``factor`` multiplies the time of compute (the calibration of accelerator and software).
+
+    ``memo`` keeps times of single layers between calls for jobs that differ in nothing but their parallelism.
+    """
     shape, p, software = job.model, job.parallelism, job.software
-    roofline = Roofline(job, constants)
     network = Network(job.accelerator, constants)
-    plain, mixed = _layers(job, roofline, network, factor)
-    first, last = (one.forward.plus(one.backward) for one in (roofline.embedding(), roofline.output()))
-    counts = _mixed_counts(job)
+    key = (p.tp, p.cp, p.ep, p.micro_batch, p.recompute)
+    found = memo.get(key) if memo is not None else None
+    if found is None:
+        roofline = Roofline(job, constants)
+        first, last = (one.forward.plus(one.backward) for one in (roofline.embedding(), roofline.output()))
+        found = (roofline, *_layers(job, roofline, network, factor), first, last)
+        if memo is not None:
+            memo[key] = found
+    roofline, plain, mixed, first, last = found
+    counts = job.stages
     ends = [Pass()] * len(counts)
     ends[0] = first
     ends[-1] = ends[-1].plus(last)
@@ -80,40 +93,27 @@ def step_time(job: Job, constants: Constants, factor: float = 1.0) -> Step:
     m, others, some = job.microbatches, counts[slowest][0] - counts[slowest][1], counts[slowest][1]
     work = ends[slowest].plus(plain.work, others).plus(mixed.work, some)
 
-    def added(name: str) -> float:
-        return m * (others * float(getattr(plain, name)) + some * float(getattr(mixed, name)))
-
     pipeline = 0.0
     if p.pp > 1:
         nbytes = 2 * p.micro_batch * job.length / p.cp * shape.d_model / (p.tp if software.sequence_parallel else 1)
         hop = network.send(nbytes, p.tp * p.cp * p.dp)
         pipeline = 2 * hop * (m * p.stages * constants.pipeline_exposed + p.pp - 1)
-    common, experts = max(rank_weights(job), key=sum)
+    heaviest = max(rank_weights(job), key=sum)
     step = Step(
         matmul=factor * m * work.matmul,
         attention=factor * m * work.attention,
         memory_bound=factor * m * work.memory,
-        recompute=factor * added("recompute"),
-        host=added("host"),
-        tensor=added("tensor"),
-        context=added("context"),
-        expert=added("expert"),
+        recompute=factor * m * (others * plain.recompute + some * mixed.recompute),
+        host=m * (others * plain.host + some * mixed.host),
+        tensor=m * (others * plain.tensor + some * mixed.tensor),
+        context=m * (others * plain.context + some * mixed.context),
+        expert=m * (others * plain.expert + some * mixed.expert),
         pipeline=pipeline,
         bubble=(sum(paces) - paces[slowest]) / p.stages,
-        data=_data_communication(job, network, (common, experts), factor * m * work.total * 2 / 3),
-        optimizer=_optimizer(job, roofline, (common, experts), constants),
+        data=_data_communication(job, network, heaviest, factor * m * work.total * 2 / 3),
+        optimizer=_optimizer(job, roofline, heaviest, constants),
     )
     return replace(step, stragglers=step.total * constants.straggle * math.log2(max(1, p.ranks / 8)))
-
-
-def _mixed_counts(job: Job) -> list[tuple[int, int]]:
-    """For each pipeline rank its layers, and how many of them have experts."""
-    mixture, first = set(job.model.mixture_layers), 0
-    found: list[tuple[int, int]] = []
-    for count in job.parallelism.counts(job.model.n_layers):
-        found.append((count, sum(layer in mixture for layer in range(first, first + count))))
-        first += count
-    return found
 
 
 def _layers(job: Job, roofline: Roofline, network: Network, factor: float) -> tuple[_Layer, _Layer]:

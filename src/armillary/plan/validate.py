@@ -117,15 +117,15 @@ def validate(path: Path, factors: Path | None = None) -> Report:
     held = leave_one_out(samples)
     if not held:
         raise UsageError(f"{path}: no row has a layout that can be estimated and a measured speed")
-    if factors is not None:
-        _write_factors(factors, path, fit_factors(samples), held)
     inside = _inside(held)
     points = [_point(one) for one in held]
     by_source = {one.sample.source: None for one in held}
     sources = [_line(name, held, inside, lambda one, name=name: one.sample.source == name) for name in by_source]
     kinds = [_line(name, held, inside, lambda one, name=name: one.kind == name)
              for name in sorted({one.kind for one in held})]  # fmt: skip
-    memory, flags = _memory(rows, base)
+    memory, flags, memory_errors = _memory(rows, base)
+    if factors is not None:
+        _write_factors(factors, path, fit_factors(samples), (held, memory_errors))
     unpredicted: dict[str, int] = {}
     for row in rows:
         if row.job is None:
@@ -138,8 +138,13 @@ def validate(path: Path, factors: Path | None = None) -> Report:
                   _sweeps(held), points)  # fmt: skip
 
 
-def _write_factors(out: Path, table: Path, factors: dict[str, float], held: Sequence[Held]) -> None:
+def _write_factors(
+    out: Path, table: Path, factors: dict[str, float], errors: tuple[Sequence[Held], Sequence[tuple[str, float]]]
+) -> None:
+    held, memory = errors
     ends = intervals([(one.kind, one.sample.source, one.error) for one in held])
+    if memory:
+        ends["memory"] = intervals([("memory", source, error) for source, error in memory])["all"]
     lines = [
         f"# Written by: armillary plan validate {table.name} --factors factors.toml",
         "# Factors on compute time, by ridge regression; 90 % intervals of the log of measured over predicted speed,",
@@ -179,7 +184,7 @@ def _point(one: Held) -> Point:
     return Point(row.line, row.source, one.kind, row.job.accelerator_name, value[0], value[1], predicted)
 
 
-def _memory(rows: Iterable[Row], base: Constants) -> tuple[list[Line], dict[str, int]]:
+def _memory(rows: Iterable[Row], base: Constants) -> tuple[list[Line], dict[str, int], list[tuple[str, float]]]:
     errors: dict[str, list[float]] = {}
     flags = {"out_of_memory": 0, "flagged": 0, "ran": 0, "flagged_wrongly": 0}
     for row in rows:
@@ -196,9 +201,8 @@ def _memory(rows: Iterable[Row], base: Constants) -> tuple[list[Line], dict[str,
         real = row.number("peak_mem_gb")
         if real:
             errors.setdefault(row.source, []).append(math.log(found / real))
-    return [
-        Line.of(name, values, [abs(math.expm1(v)) <= 0.05 for v in values]) for name, values in errors.items()
-    ], flags
+    lines = [Line.of(name, values, [abs(math.expm1(v)) <= 0.05 for v in values]) for name, values in errors.items()]
+    return lines, flags, [(name, value) for name, values in errors.items() for value in values]
 
 
 def _sweeps(held: Sequence[Held]) -> list[dict[str, Any]]:

@@ -3,17 +3,71 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from armillary.cli.app import JsonOption, app
+from armillary.cli.show.plans import show_plan
 from armillary.cli.show.screen import out, show_json, show_table
+from armillary.cli.values import size
 
-plan = typer.Typer(no_args_is_help=True, help="Which layout to use, whether it fits, how long a step takes.")
+plan = typer.Typer(invoke_without_command=True)
 app.add_typer(plan, name="plan")
 
 Table = Annotated[Path, typer.Argument(help="CSV with the columns of published training speed.", show_default=False)]
+
+
+@plan.callback()
+def find(
+    context: typer.Context,
+    model: Annotated[
+        Path | None, typer.Option(help="Shape or run file (YAML), or a config.json.", show_default=False)
+    ] = None,
+    cluster: Annotated[Path | None, typer.Option(help="YAML file of the cluster.", show_default=False)] = None,
+    batch_tokens: Annotated[
+        str | None, typer.Option(callback=size, help="Tokens of one optimizer step, such as 16M.", show_default=False)
+    ] = None,
+    seq: Annotated[int | None, typer.Option(min=2, help="Tokens of a sequence.", show_default=False)] = None,
+    objective: Annotated[
+        Literal["time", "cost"], typer.Option(help="The shortest step, or the fewest accelerator hours.")
+    ] = "time",
+    tokens: Annotated[
+        str | None, typer.Option(callback=size, help="Tokens of the run (default: 20 per parameter).")
+    ] = None,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="Run file to write with the best layout.", show_default=False)
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the best layout of a model on a cluster: whether it fits, how long a step takes, what the run costs.
+
+    Example: armillary plan --model model.yaml --cluster cluster.yaml --batch-tokens 16777216 --seq 8192 --out run.yaml
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from armillary.goodput import Reliability, best_goodput
+    from armillary.laws import parse_size
+    from armillary.plan import ClusterSpec, Question, make_plan, write_run_file
+    from armillary.recipe import UsageError
+
+    given = {"--model": model, "--cluster": cluster, "--batch-tokens": batch_tokens, "--seq": seq}
+    missing = [name for name, value in given.items() if value is None]
+    if model is None or cluster is None or batch_tokens is None or seq is None:
+        raise UsageError(f"{', '.join(missing)} missing; see armillary plan --help")
+
+    def goodput(where: ClusterSpec, accelerators: int) -> float:
+        return best_goodput(
+            Reliability.of_cluster(
+                accelerators, where.mtbf_accelerator_hours, where.checkpoint_block_s, where.recovery_s
+            )
+        )
+
+    wanted = None if tokens is None else float(parse_size(tokens))
+    found = make_plan(Question(model, cluster, int(parse_size(batch_tokens)), seq, objective, wanted), goodput)
+    if out_file is not None:
+        write_run_file(found, out_file)
+    show_json(found.to_json()) if as_json else show_plan(found.to_json(), out_file)
 
 
 @plan.command("estimate")
