@@ -9,12 +9,16 @@ from typing import Any
 import pytest
 from finished import finished_workspace, quick_report
 from formula_runs import make_lab, make_recipe
+from tiny_teaching import taught
 
 import fakes
 from armillary.corpus import Corpus
 from armillary.path import Evidence, pages, workspace
 from armillary.recipe import CorpusSpec
 from armillary.study import Lab, LadderOutcome, mixture, predictions
+from tiny_model import tiny_hf
+
+__all__ = ["taught", "tiny_hf"]
 
 
 @pytest.fixture(scope="session")

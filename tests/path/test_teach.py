@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
+from tiny_teaching import QUESTIONS, make
 
 from armillary.evaluate import read_examination
 from armillary.path.taught import teaching_part, write_page
@@ -19,43 +19,12 @@ from armillary.post.tuning import Handling
 from armillary.recipe import (
     ArmillaryError,
     ForeignFileError,
-    Teaching,
     UsageError,
-    load_teaching,
     read_sealed,
     write_sealed,
 )
 from armillary.recipe.teaching import Merging
 from armillary.train import InterruptedRunError
-from tiny_model import tiny_hf
-
-__all__ = ["tiny_hf"]
-
-_QUESTIONS = {"items": 24, "held_out": 6, "harder": 4, "families": ["expression"], "languages": ["en"], "levels": [1]}
-_SETTINGS: dict[str, Any] = {
-    "name": "tiny",
-    "questions": _QUESTIONS,
-    "evolve": {"items": 3, "samples": 1, "breadth": 0},
-    "sft": {"epochs": 2, "batch_tokens": 512, "precision": "fp32"},
-    "gain": {},
-    "reject": {"questions": 8, "samples": 2},
-    "dpo": {},
-    "merge": {"evaluations": 3},
-    "examine": {"max_new_tokens": 6, "texts": {"prose": "prose.jsonl"}},
-}
-
-
-def make(folder: Path, model: Path, **changes: Any) -> Teaching:
-    path = folder / "teach.yaml"
-    (folder / "prose.jsonl").write_text('{"text": "The sky is blue."}\n{"text": "The sea is wide."}\n')
-    path.write_text(yaml.safe_dump({**_SETTINGS, "model": str(model), **changes}))
-    return load_teaching(path)
-
-
-@pytest.fixture(scope="module")
-def taught(tiny_hf: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Step]]:
-    folder = tmp_path_factory.mktemp("taught")
-    return folder, teach(make(folder, tiny_hf), folder / "out")
 
 
 def test_every_model_is_examined_on_the_same_items(taught: tuple[Path, list[Step]]) -> None:
@@ -150,7 +119,7 @@ def test_stopped_at_any_point_it_goes_on_to_the_same_scores(
 
 def test_another_recipe_in_the_same_folder_is_refused(taught: tuple[Path, list[Step]], tiny_hf: Path) -> None:
     folder, _ = taught
-    changed = make(folder, tiny_hf, questions={**_QUESTIONS, "seed": 1})
+    changed = make(folder, tiny_hf, questions={**QUESTIONS, "seed": 1})
     with pytest.raises(UsageError, match="began with other settings"):
         teach(changed, folder / "out")
     make(folder, tiny_hf)
@@ -204,7 +173,7 @@ def test_each_stage_with_material_makes_a_model_that_is_examined(tiny_hf: Path, 
     recipe = make(
         tmp_path,
         tiny_hf,
-        questions={**_QUESTIONS, "items": 60, "harder": 0},
+        questions={**QUESTIONS, "items": 60, "harder": 0},
         evolve={"items": 8, "samples": 1, "breadth": 1},
         sft={"epochs": 60, "lr": 0.02, "batch_tokens": 512, "precision": "fp32"},
         gain=None,

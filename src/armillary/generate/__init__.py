@@ -3,7 +3,7 @@
 Out of scope: training, scoring answers, and serving requests over a network.
 """
 
-from armillary.generate.answers import Answers, open_answers
+from armillary.generate.answers import Answers, check_answers, open_answers
 from armillary.generate.backend import (
     Backend,
     BadRequestError,
@@ -50,6 +50,7 @@ __all__ = [
     "Sampling",
     "Streaming",
     "Written",
+    "check_answers",
     "complete_file",
     "native",  # a module: it loads torch
     "open_answers",

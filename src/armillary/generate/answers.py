@@ -26,9 +26,11 @@ from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError,
 FORMAT = 1
 
 _KIND = "armillary answers"
+_BEGINNING = b'{"format": 1, "kind": "armillary '  # of the first line
 _SEAL = "seal"
 _FLUSH_S = 1.0
 _REMEDY = "remove the file to ask for all answers again"
+_RESUME = "run the same command again: it requests that answer again"
 
 
 @contextlib.contextmanager
@@ -47,6 +49,26 @@ def open_answers(path: Path, identity: dict[str, Any]) -> Iterator[Answers]:
             yield answers
         finally:
             answers.close()
+
+
+def check_answers(path: Path) -> int:
+    """The number of answers in ``path``, every line of which is compared with its seal.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedFileError: a line is damaged, or the last one is torn.
+        ForeignFileError: it is no such file, or of a newer format.
+    """
+    count = 0
+    with path.open("rb") as file:
+        _check_header(path, file.readline())
+        for number, line in enumerate(file, 2):
+            if not line.endswith(b"\n"):
+                raise DamagedFileError(f"{path}: its last line, {number}, is torn; {_RESUME}")
+            if _parsed(line) is None:
+                raise DamagedFileError(f"{path}: line {number} is damaged; {_RESUME}")
+            count += 1
+    return count
 
 
 class Answers:
@@ -138,7 +160,7 @@ class Answers:
                 self._cut(0)
                 self._write(header)
                 return
-            _check_header(self.path, first, header)
+            _check_backend(self.path, _check_header(self.path, first), header)
             start = len(first)
             for number, line in enumerate(file, 2):
                 if not line.endswith(b"\n"):
@@ -233,14 +255,14 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     return document if document is not None and isinstance(document.get("key"), str) else None
 
 
-def _check_header(path: Path, first: bytes, wanted: bytes) -> None:
-    """Refuse a file of another program, format or backend."""
+def _check_header(path: Path, first: bytes) -> dict[str, Any]:
+    """The first line; refuse a file of another program or format."""
     try:
         said = json.loads(first)
     except (ValueError, RecursionError):
         said = None
     if not isinstance(said, dict) or said.get("kind") != _KIND:
-        if first.startswith(wanted[:32]):
+        if _BEGINNING.startswith(first[: len(_BEGINNING)]):
             raise DamagedFileError(f"{path}: its first line is damaged; {_REMEDY}")
         raise ForeignFileError(f"{path}: not a file of answers of this program; name another file. It was not changed")
     form = said.get("format")
@@ -251,6 +273,11 @@ def _check_header(path: Path, first: bytes, wanted: bytes) -> None:
         )
     if _sealed(first) is None:
         raise DamagedFileError(f"{path}: its first line is damaged; {_REMEDY}")
+    return said
+
+
+def _check_backend(path: Path, said: dict[str, Any], wanted: bytes) -> None:
+    """Refuse the answers of another backend or model."""
     mine, there = json.loads(wanted)["backend"], said["backend"]
     if mine != there:
         differing = [

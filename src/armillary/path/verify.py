@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from armillary.corpus import verify_corpus
-from armillary.evaluate.results import read_examination
 from armillary.laws.files import read_law
+from armillary.path import examination, lesson
 from armillary.path.derived import check_derived
-from armillary.path.lesson import CHAT
+from armillary.path.verify_taught import kind_of, verify_taught
 from armillary.path.workspace import COST_FORMAT, PLAN_FORMAT
-from armillary.post import check_stage
 from armillary.publish import check_lineage, check_record, is_publication
 from armillary.recipe import (
     RECORD,
@@ -62,8 +61,8 @@ _STORE_REMEDY = "restore it from a backup, or start the same command again"
 
 
 _KNOWN = (
-    "a folder of results, or a store, corpus, run, checkpoint or published model in one; a stage of items or an "
-    "examination; a law file, a recipe, or a backup of a store's database"
+    "a folder of results, or a store, corpus, run, checkpoint or published model in one; a folder of post-training, of "
+    "one of its stages or of an examination; a law file, a recipe, or a backup of a store's database"
 )
 _SQLITE = b"SQLite format 3\0"
 # Files that stand for the folder they lie in, and the fields by which other files are told apart.
@@ -82,7 +81,7 @@ class Verified:
 
 
 def verify(place: Path, database: str | None = None) -> Verified:
-    """Check a workspace, store, corpus, run, checkpoint, published model, stage of items or examination, or a file.
+    """Check a workspace, store, corpus, run, checkpoint or published model, what post-training wrote, or a file.
 
     Args:
         database: SQLAlchemy URL of a workspace's or store's database, where it is not the file in it.
@@ -106,10 +105,11 @@ def verify(place: Path, database: str | None = None) -> Verified:
         "run": lambda: verify_run(place),
         "corpus": lambda: verify_corpus(place),
         "published model": lambda: _publication(place),
-        "stage of items": lambda: _refused(place, "run the stage again into another folder", check_stage),
-        "examination": lambda: _refused(place, "examine the model again", read_examination),
     }
-    return Verified(kind, [place.name], problems[kind]())
+    if kind in problems:
+        return Verified(kind, [place.name], problems[kind]())
+    checked, wrong = verify_taught(place)
+    return Verified(kind, checked, _first_of_each(wrong))
 
 
 def _kind(folder: Path) -> str | None:
@@ -120,10 +120,8 @@ def _kind(folder: Path) -> str | None:
 
     if has("checkpoint.json"):
         return "checkpoint"
-    if has("stage.json", "decided.jsonl") or (has("items.jsonl") and has("record.json")):
-        return "stage of items"
-    if has("results.json") and has("items"):
-        return "examination"
+    if (taught := kind_of(folder)) is not None:
+        return taught
     if has("spec.json", "result.json"):
         return "run"
     if has("lineage.json"):
@@ -228,7 +226,12 @@ def _workspace(folder: Path, database: str | None) -> Verified:
         problems += store.problems
     if begun:
         problems += _lost(folder)
-    for name in ("model", CHAT):
+    for name in (examination.FOLDER, lesson.FOLDER):
+        if (folder / name).is_dir():
+            found = verify_taught(folder / name)
+            checked += found[0]
+            problems += found[1]
+    for name in ("model", lesson.CHAT):
         if is_publication(folder / name):
             checked.append(name)
             problems += _publication(folder / name)

@@ -109,20 +109,23 @@ def read_record(out: Path) -> dict[str, Any]:
 
     Raises:
         UsageError: the stage in ``out`` has not finished.
-        DamagedFileError: the record or a file of the stage is not what was written.
+        DamagedFileError: the record or a file of the stage is not what was written; one line for each.
         ForeignFileError: the record is of a newer format.
     """
     try:
         record = read_sealed(out / RECORD, "record of a stage", FORMAT, _remedy(out))
     except FileNotFoundError:
         raise UsageError(f"{out}: holds no finished stage ({RECORD} is missing); run it to its end first") from None
+    wrong = []
     for name, hashed in record["files"].items():
         try:
             good = _sha256(out / name) == hashed
         except OSError:
             good = False
         if not good:
-            raise DamagedFileError(f"{out / name}: is not what the stage wrote (changed or missing); {_remedy(out)}")
+            wrong.append(f"{out / name}: is not what the stage wrote (changed or missing); {_remedy(out)}")
+    if wrong:
+        raise DamagedFileError("\n".join(wrong))
     return record
 
 

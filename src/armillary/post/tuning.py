@@ -20,6 +20,7 @@ from armillary.post.formats import AnswerPair, Conversation
 from armillary.post.template import Renderer
 from armillary.recipe import (
     ArmillaryError,
+    DamagedFileError,
     Edge,
     LargeRun,
     Layout,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 REMEDY = "remove it, and the same command makes it again"
+_AGAIN = "restore it from a copy, or run the same command again into another folder"
 # what lies in the folder before the run begins
 _PREPARED = ("data.json", "held-out.json", "before.json", "start.json", "start.safetensors")
 
@@ -195,14 +197,14 @@ def claimed(out: Path, settings: Mapping[str, Any]) -> Iterator[None]:
 
 def conclude(out: Path, settings: Mapping[str, Any], run: str, found: Mapping[str, Any]) -> None:
     """Write the record of a training that is done, with the lineage of ``out/model``; its start is removed."""
+    files = {path.name: digest(path) for path in sorted((out / "model").iterdir())}
     lineage = [
-        Edge(f"model:{digest_model(out / 'model')}", "trained by", f"run:{run}"),
+        Edge(f"model:{_digest_of(files)}", "trained by", f"run:{run}"),
         Edge(f"run:{run}", "starts from", f"model:{settings['model']}"),
         Edge(f"run:{run}", "trained on", f"data:{settings['data']}"),
     ]
-    write(
-        out / "record.json", {"format": FORMAT, **found, "model": "model", "settings": dict(settings), "edges": lineage}
-    )
+    record = {**found, "model": "model", "files": files, "settings": dict(settings), "edges": lineage}
+    write(out / "record.json", {"format": FORMAT, **record})
     with contextlib.suppress(OSError):
         (out / "start.safetensors").unlink()
 
@@ -214,6 +216,56 @@ def finished(out: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return record if (out / "model" / "config.json").exists() else None
+
+
+def check_tuning(out: Path) -> None:
+    """Compare the files of a fine-tuning with what was recorded of them; its run and corpus have checks of their own.
+
+    Every file of the model is compared with its own hash; with an older record the weights, ``config.json`` and
+    ``tokenizer.json`` are compared as one.
+
+    Raises:
+        DamagedFileError: a file is missing, torn or changed; one line for each.
+        ForeignFileError: one is of a newer format.
+    """
+    wrong = []
+    if not (out / "settings.json").exists():
+        wrong.append(f"{out / 'settings.json'}: is missing, and it is written first; {_AGAIN}")
+    for path in sorted(out.glob("*.json")):
+        try:
+            read_sealed(path, "file of a fine-tuning", FORMAT, _AGAIN)
+        except DamagedFileError as error:
+            wrong.append(str(error))
+    record = out / "record.json"
+    if record.exists() and not any(line.startswith(f"{record}:") for line in wrong):
+        wrong += _differing(out / "model", read_sealed(record, "record of a fine-tuning", FORMAT, _AGAIN))
+    if wrong:
+        raise DamagedFileError("\n".join(wrong))
+
+
+def _differing(model: Path, record: Mapping[str, Any]) -> list[str]:
+    """What differs between the model and its record, and what is missing beside it."""
+    needed = {"run": "run/result.json", "corpus": "corpus/*/manifest.json"}
+    wrong = [
+        f"{model.with_name(name)}: is missing, or holds nothing; {_AGAIN}"
+        for name, pattern in needed.items()
+        if not any(model.parent.glob(pattern))
+    ]
+    for name, wanted in record.get("files", {}).items():
+        try:
+            if digest(model / name) != wanted:
+                wrong.append(f"{model / name}: is not what was written; {_AGAIN}")
+        except UsageError:
+            wrong.append(f"{model / name}: is missing, or cannot be read; {_AGAIN}")
+    if "files" in record:
+        return wrong
+    trained = next((edge[0] for edge in record["edges"] if edge[1] == "trained by"), None)
+    try:
+        same = f"model:{digest_model(model)}" == trained
+    except UsageError as error:
+        return [*wrong, str(error)]
+    said = f"{model}: its weights, config.json or tokenizer.json are not what was trained; {_AGAIN}"
+    return wrong if same else [*wrong, said]
 
 
 def write(path: Path, document: dict[str, Any]) -> None:
@@ -235,8 +287,14 @@ def digest(path: Path) -> str:
 
 def digest_model(folder: Path) -> str:
     """A hash of the files that decide what is trained."""
+    names = [*(path.name for path in folder.glob("*.safetensors")), "config.json", "tokenizer.json"]
+    return _digest_of({name: digest(folder / name) for name in names})
+
+
+def _digest_of(files: Mapping[str, str]) -> str:
+    """``digest_model`` of the files with these hashes."""
     total = hashlib.sha256()
-    names = [*sorted(p.name for p in folder.glob("*.safetensors")), "config.json", "tokenizer.json"]
-    for name in names:
-        total.update(f"{name} {digest(folder / name)}\n".encode())
+    weights = sorted(name for name in files if name.endswith(".safetensors"))
+    for name in (*weights, "config.json", "tokenizer.json"):
+        total.update(f"{name} {files[name]}\n".encode())
     return total.hexdigest()

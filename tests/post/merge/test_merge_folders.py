@@ -166,7 +166,9 @@ def test_a_second_call_does_nothing_and_another_one_is_refused(family: Path, tmp
     with pytest.raises(UsageError, match="the base or a model is another"):
         merge(family / "base", models[::-1], out, MergeOptions("ties"))
     (out / "model.safetensors").write_bytes((out / "model.safetensors").read_bytes()[:-4])
-    with pytest.raises(DamagedFileError, match=r"model\.safetensors: is not what was written; remove"):
+    with pytest.raises(
+        DamagedFileError, match=r"model\.safetensors: is not what was written \(changed or missing\); remove"
+    ):
         merge(family / "base", models, out, MergeOptions("ties"))
     write_sealed(out / "record.json", {"format": 2, "stage": "merge"})
     with pytest.raises(ForeignFileError, match="format 2"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -25,8 +26,8 @@ def verify(
 ) -> None:
     """Read every byte of what was written and report each file that is damaged, with the remedy; exit 1 if any is.
 
-    Takes a folder of results or a part of one (store, corpus, run, checkpoint, published model), a stage of items, an
-    examination, a law file, a recipe, or a backup of a store's database.
+    Takes a folder of results or a part of one (store, corpus, run, checkpoint, published model), a folder of
+    post-training, of one of its stages or of an examination, a law file, a recipe, or a backup of a store's database.
 
     Example: armillary verify demo
     """
@@ -41,5 +42,8 @@ def verify(
     else:
         parts = f": {len(found.checked)} parts, all" if len(found.checked) > 1 else ":"
         out.print(f"{found.kind} {escape(str(place))}{parts} as written", highlight=False)
+    if len(found.checked) > 1 and not as_json:
+        kinds = Counter(part.rpartition(" ")[0] or part for part in found.checked)
+        out.print(f"checked: {', '.join(f'{count} x {kind}' if count > 1 else kind for kind, count in kinds.items())}")
     if found.problems:
         raise typer.Exit(1)

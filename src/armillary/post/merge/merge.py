@@ -93,7 +93,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
     Raises:
         UsageError: the folder has no record of a merge.
-        DamagedFileError, ForeignFileError: as ``read_sealed``, or a file is missing or changed.
+        DamagedFileError, ForeignFileError: as ``read_sealed``, or a file is missing or changed; one line for each.
     """
     remedy = f"remove {folder} and merge again"
     try:
@@ -102,9 +102,16 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise UsageError(f"{folder}: has no {RECORD}; it was not merged by this program") from None
     if record.get("stage") != STAGE:
         raise UsageError(f"{folder}: is of the stage {record.get('stage')!r}, not a merge; give another folder")
+    wrong = []
     for name, digest in record["outputs"].items():
-        if hash_file(folder / name) != digest:
-            raise DamagedFileError(f"{folder / name}: is not what was written; {remedy}")
+        try:
+            good = hash_file(folder / name) == digest
+        except DamagedFileError:
+            good = False
+        if not good:
+            wrong.append(f"{folder / name}: is not what was written (changed or missing); {remedy}")
+    if wrong:
+        raise DamagedFileError("\n".join(wrong))
     return record
 
 
