@@ -58,6 +58,52 @@ def test_hidden_and_temporary_names_are_counted_and_not_read(folder, name):
     assert listed(folder) == (GOOD, {find.HIDDEN: 1})
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "venv/lib/python3.11/site-packages/pkg/x.py",
+        "env/Lib/x.py",
+        "my-environment/bin/activate_this.py",
+        "site/node_modules/pkg/README.md",
+        "lib/site-packages/pkg/x.py",
+        "lib/dist-packages/pkg/x.py",
+        "conda/share/doc/x.txt",
+    ],
+)
+def test_installed_packages_are_counted_and_not_read(folder, name):
+    put(folder / name)
+    for environment in ("venv", "env", "my-environment"):
+        if name.startswith(f"{environment}/"):
+            put(folder / environment / "pyvenv.cfg")
+    if name.startswith("conda/"):
+        put(folder / "conda" / "conda-meta" / "history")
+    assert listed(folder) == (GOOD, {find.PACKAGES: 1})
+    listed_remotely = find_files("d", DomainSpec(source=f"file://{folder}"))
+    assert [os.path.relpath(f.path.removeprefix("file://"), folder) for f in listed_remotely[0]] == GOOD
+    (folder.parent / "outside").mkdir()
+    (folder.parent / "outside" / "linked").symlink_to(folder / name.split("/")[0])
+    put(folder.parent / "outside" / "c.txt")
+    names, counts = listed(folder.parent / "outside")
+    assert names == ["c.txt"] and counts == {find.PACKAGES: 1}
+
+
+def test_folders_that_are_only_named_as_environments_are_read(folder):
+    for name in ("venv/a.md", "env/notes.txt", "packages/b.md", "node_modules.md"):
+        put(folder / name)
+    assert len(listed(folder)[0]) == 6
+
+
+@pytest.mark.parametrize("name", ["venv", "node_modules", "site-packages"])
+def test_installed_packages_that_the_recipe_names_are_read_with_all_below(tmp_path, name):
+    put(tmp_path / name / "a.txt")
+    put(tmp_path / name / "pkg" / "node_modules" / "b.md")
+    put(tmp_path / name / "lib" / "site-packages" / "c.py")
+    if name == "venv":
+        put(tmp_path / name / "pyvenv.cfg")
+    files = find_files("d", DomainSpec(source=str(tmp_path / name)))[0]
+    assert len(files) == len(find_files("d", DomainSpec(source=f"file://{tmp_path / name}"))[0]) == 3
+
+
 def test_names_that_only_look_odd_are_read(folder):
     for name in ("__init__.py", "_posts/p.md", "_config.md", "a.txt.md", "UPPER.TXT"):
         put(folder / name)
@@ -130,6 +176,7 @@ def test_what_this_program_wrote_is_not_text(folder, tmp_path):
         "merged/config.json",
         "questions/stage.json",
         "examined/results.json",
+        "taught/held-out/stage.json",
     ):
         put(folder / own)
     for beside in ("corpora/.lock", "run/events.jsonl", "model/lineage.json", "model/README.md", "out/notes.md"):
@@ -140,11 +187,13 @@ def test_what_this_program_wrote_is_not_text(folder, tmp_path):
         "merged/record.json",
         "questions/items.jsonl",
         "examined/items/cloze.jsonl",
+        "taught/questions/stage.json",
+        "taught/gain/0.5.jsonl",
     ):
         put(folder / beside)
-    assert listed(folder) == (GOOD, {find.OWN: 9})
+    assert listed(folder) == (GOOD, {find.OWN: 10})
     put(folder / "new" / "build.txt")
-    assert listed(folder, [folder / "new"]) == (GOOD, {find.OWN: 10})
+    assert listed(folder, [folder / "new"]) == (GOOD, {find.OWN: 11})
 
 
 def test_names_in_any_encoding_are_read_and_printed_on_one_line(folder):

@@ -4,6 +4,7 @@ A folder is searched to any depth, in the order of the paths. A linked folder is
 are skipped, and each kind is reported in one line with a count:
 
 - hidden files and folders, and leftovers of archives and data engines;
+- folders of installed packages (virtual environments, ``node_modules``), unless the source itself is one;
 - files of other kinds, and entries that are neither file nor folder (a named pipe is never opened);
 - links that are broken, circular, or lead to something that is read anyway;
 - folders that this program wrote.
@@ -40,6 +41,9 @@ READERS = {
 # Leftovers of archives (macOS), notebooks, Spark, Delta Lake and Python. Names that start with a dot are hidden anyway.
 LEFTOVERS = {"__MACOSX", "_temporary", "__pycache__", "_delta_log", "_spark_metadata", "_SUCCESS", "lost+found"}
 LEFTOVER_FILES = ("_metadata", "_common_metadata", "_committed_", "_started_")
+# Folders of installed packages, by their names or by what lies in an environment of Python or conda.
+PACKAGE_FOLDERS = {"node_modules", "bower_components", "site-packages", "dist-packages", "__pypackages__"}
+ENVIRONMENTS = ("pyvenv.cfg", "conda-meta/history")
 # Files that identify a folder written by this program: a workspace, a folder of corpora, a corpus, a run, a published
 # or fine-tuned model, a stage of post-training, an examination.
 OWN_FOLDERS = (
@@ -53,11 +57,13 @@ OWN_FOLDERS = (
     ("record.json", "config.json"),
     ("settings.json", "model/config.json"),
     ("stage.json", "items.jsonl"),
+    ("held-out/stage.json", "questions/stage.json"),
     ("results.json", "items"),
 )
 NAMED = 3  # example names per kind of skipped entry
 
 HIDDEN = "hidden or temporary, not read"
+PACKAGES = "folders of installed packages (environments, node_modules, site-packages), not read"
 OTHER_KINDS = "passed over files of other kinds"
 NOT_FILES = "neither a file nor a folder (a named pipe, a socket or a device), not read"
 DEAD_LINKS = "links to files that are not there, not read"
@@ -174,6 +180,7 @@ class _Walk:
         self._linked_folders: deque[str] = deque()
         self._linked_files: list[str] = []
         real = os.path.realpath(root)
+        self._in_packages = _is_packages(root)
         self._seen = {real}
         self._above = {str(parent) for parent in Path(real).parents}
 
@@ -189,6 +196,8 @@ class _Walk:
                 self._listing.leave(KNOWN_LINKS, link)
             elif real in self._own or _is_own(real):
                 self._listing.leave(OWN, link)
+            elif not self._in_packages and (_is_packages(link) or _is_packages(real)):
+                self._listing.leave(PACKAGES, link)
             else:
                 self._seen.add(real)
                 self._folders.append(link)
@@ -231,6 +240,8 @@ class _Walk:
             real = os.path.realpath(path)
             if real in self._own or _is_own(path):
                 listing.leave(OWN, path)
+            elif not self._in_packages and _is_packages(path):
+                listing.leave(PACKAGES, path)
             elif real in self._seen:
                 listing.leave(KNOWN_LINKS, path)
             else:
@@ -248,6 +259,11 @@ def _is_own(folder: str) -> bool:
     return any(all(Path(folder, name).exists() for name in names) for names in OWN_FOLDERS)
 
 
+def _is_packages(folder: str) -> bool:
+    path = Path(folder)
+    return path.name in PACKAGE_FOLDERS or any((path / name).exists() for name in ENVIRONMENTS)
+
+
 def _list_elsewhere(source: str, where: str) -> tuple[list[SourceFile], _Listing, str]:
     if "::" in source:
         raise UsageError(f"{where}: files within an archive are not read; unpack it, and give the folder")
@@ -261,12 +277,19 @@ def _list_elsewhere(source: str, where: str) -> tuple[list[SourceFile], _Listing
         raise ArmillaryError(f"{where}: cannot be listed ({error}); try again when it can be reached") from error
     if nothing is not None:
         raise UsageError(f"{where}: {nothing}")
-    files, listing = [], _Listing()
+    files, listing, top = [], _Listing(), root.rstrip("/")
+    environments = {
+        path.removesuffix(f"/{name}") for path in found for name in ENVIRONMENTS if path.endswith(f"/{name}")
+    }
+    in_packages = top in environments or top.rpartition("/")[2] in PACKAGE_FOLDERS
     for path, info in sorted(found.items()):
         below = path.removeprefix(root).strip("/").split("/")
+        folders = {f"{top}/{'/'.join(below[:depth])}" for depth in range(1, len(below))}
         reader = _reader(path)
         if any(name.startswith(".") or name in LEFTOVERS for name in below):
             listing.leave(HIDDEN, path)
+        elif not in_packages and (PACKAGE_FOLDERS & set(below[:-1]) or environments & folders):
+            listing.leave(PACKAGES, path)
         elif reader is None:
             listing.leave(OTHER_KINDS, path)
         else:
