@@ -34,8 +34,10 @@ from armillary.report import (
     ReportData,
     Sample,
     ScoreRow,
+    charts,
     write_report,
 )
+from armillary.report import format as fmt
 from armillary.report.text import STRINGS, Words
 
 STUDIES = ["mixture", "mixture-confirm", "anneal", "ladder", "target"]
@@ -270,6 +272,30 @@ def test_every_name_that_the_studies_give_has_a_word(language: str) -> None:
     names = [*forms, "cosine", "1-sqrt", "sqrt", "failed", "refused", "diverged", *STUDIES]
     assert [name for name in names if f"name_{name}" not in STRINGS and language == "zh"] == []
     assert all(words.name(name) for name in names)
+
+
+@pytest.mark.parametrize(("shapes", "powers"), [(1, 1), (3, 1), (2, 2), (3, 3)])
+def test_a_legend_lies_within_its_chart(shapes: int, powers: int) -> None:
+    """Outside, text is drawn and the marks beside it are not."""
+    branches = [
+        AnnealRow(share, shape, [3.0 + share], power=1 + power / 2)
+        for share in (0.1, 0.4)
+        for shape in ("linear", "1-sqrt", "cosine")[:shapes]
+        for power in range(powers)
+    ]
+    part = AnnealPart(branches, chosen=0, significant=False, reference=0)
+    picture = charts.anneal.__wrapped__(part, Words("en"))  # type: ignore[attr-defined]
+    picture.draw_without_rendering()
+    legends = [legend.get_window_extent() for axes in picture.axes if (legend := axes.get_legend())]
+    assert len(legends) == 1
+    assert all(box.y1 <= picture.bbox.y1 and box.x1 <= picture.bbox.x1 for box in legends)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(3.14159, "3.14"), (0.1, "0.10"), (0.00234, "0.0023"), (4e-5, "0.00004"), (0.0, "0.00")]
+)
+def test_few_passes_are_shown_in_two_digits(value: float, shown: str) -> None:
+    assert fmt.passes(value) == shown
 
 
 def test_same_data_same_bytes_in_another_process(tmp_path: Path, full_data: ReportData) -> None:

@@ -185,11 +185,16 @@ def candidates(candidate_rows: Sequence[CandidateRow], taken: str | None, words:
 @chart
 def anneal(part: AnnealPart, words: Words) -> Figure:
     """Learning rates of the branches where given, and the target loss by length, shape and mixture of the decay."""
-    fig = figure(362)
-    left, right_width = 66, WIDTH - 66 - 20
     shapes = sorted({row.shape for row in part.branches})
+    measured = [row for row in part.branches if row.losses]
+    powers = sorted({row.power for row in measured})
+    columns = 2 if len(powers) == 1 else 1
+    names = len({(row.shape, row.power) for row in measured})
+    top = max(46, 14 + 17 * math.ceil(names / columns))  # below the legend
+    fig = figure(top + 316)
+    left, right_width = 66, WIDTH - 66 - 20
     if part.curves:
-        ax = axes(fig, 66, 46, 320, 270)
+        ax = axes(fig, 66, top, 320, 270)
         # a curve that is named after a shape takes its colour and dash, so that both panels share a legend
         order = [*shapes, *(label for label in dict.fromkeys(c.label for c in part.curves) if label not in shapes)]
         for curve in part.curves:
@@ -207,9 +212,7 @@ def anneal(part: AnnealPart, words: Words) -> Figure:
             ax.plot([], [], label=label(words.name(key), 20), **style)
         ax.legend(ncols=3, loc="lower left", bbox_to_anchor=(-0.04, 1.0), columnspacing=1.0, handlelength=2.6)
         left, right_width = 470, WIDTH - 470 - 20
-    ax = axes(fig, left, 46, right_width, 270)
-    measured = [row for row in part.branches if row.losses]
-    powers = sorted({row.power for row in measured})
+    ax = axes(fig, left, top, right_width, 270)
     for shape in shapes:
         for power in powers:
             found = sorted((r for r in measured if (r.shape, r.power) == (shape, power)), key=lambda r: r.share)
@@ -243,7 +246,6 @@ def anneal(part: AnnealPart, words: Words) -> Figure:
     _loss_axis(ax, "y")
     ax.set(xlabel=words("decay_share"), ylabel=words("with_unit", what=words("target_loss"), unit=words("nats")))
     if measured:
-        columns = 2 if len(powers) == 1 else 1
         ax.legend(ncols=columns, loc="lower left", bbox_to_anchor=(-0.04, 1.0), columnspacing=1.2, handlelength=2.6)
     return fig
 

@@ -68,8 +68,10 @@ def share(value: float) -> str:
 
 
 def passes(value: float | None) -> str:
-    """Passes over a domain's text: two decimals."""
-    return MISSING if value is None or not math.isfinite(value) else f"{value:.2f}"
+    """Passes over a domain's text: two decimals, below a tenth two digits (``0.0023``)."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return f"{value:.2f}" if value >= 0.1 or value == 0 else f"{float(f'{value:.2g}'):.9f}".rstrip("0")
 
 
 def rank(value: float) -> str:

@@ -34,7 +34,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "section_arms": ("Against the natural and the uniform mixture", "与自然配比、均匀配比的对照"),
     "section_failures": ("Runs without a result", "没有结果的训练"),
     "section_curves": ("Loss curves", "损失曲线"),
-    "section_scores": ("Examination", "考试"),
+    "section_scores": ("Examination", "评测"),
     "section_teaching": ("What the model was taught", "教给模型的内容"),
     "section_diversity": ("Diversity of the questions", "题目的多样性"),
     "section_samples": ("Samples of text", "生成文本样例"),
@@ -396,7 +396,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "loss": ("loss", "损失"),
     # leaderboard
     "board_title": ("Leaderboard", "排行榜"),
-    "board_kicker": ("Examinations", "考试"),
+    "board_kicker": ("Examinations", "评测"),
     "board_lead": (
         "A rank is 1 plus the number of models that are significantly better on the same items. Models that nothing "
         "separates share a rank. Within a table, the chance of any false separation is at most {chance}.",
@@ -549,7 +549,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "talks_heading": ("Two conversations", "对话两则"),
     "talks_lead": (
         "The first held-out question of each language, as it was asked in the examination; not chosen by the answer.",
-        "每种语言的第一道留出题，与考试时的提问相同；并非按回答挑选。",
+        "每种语言的第一道留出题，与评测时的提问相同；并非按回答挑选。",
     ),
     "talk_asked": ("Question", "问"),
     "talk_before": ("Before", "教学前"),
@@ -718,7 +718,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "name_predict": ("prediction", "预测"),
     "name_arms": ("other mixtures", "对照配比"),
     "name_export": ("export", "导出"),
-    "name_examine": ("examination", "考试"),
+    "name_examine": ("examination", "评测"),
     "name_lesson": ("lesson", "教学"),
     "name_held-out": ("held-out questions", "留出题"),
     "name_harder": ("one level harder", "难度高一级"),
