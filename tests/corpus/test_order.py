@@ -102,7 +102,7 @@ def test_order_of_keys_in_a_mixture_does_not_matter_but_the_seed_does(corpus):
     seed=st.integers(0, 2**31),
     first=st.integers(0, 10**9),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_stretch_of_samples_holds_the_mixture(corpus, weights, seed, first):
     """Far better than drawing at random, which would be off by 30 of 1000; and exact at any distance."""
     weights = [w / sum(weights) for w in weights]
@@ -177,7 +177,7 @@ def length_phases(draw):
 
 
 @given(length_phases(), st.randoms(use_true_random=False))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=35, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_the_lengths_text_is_seen_once_before_any_is_again(whole_windows, drawn, random):
     mixture, options = drawn
     longest, corpus = 24, whole_windows

@@ -101,7 +101,7 @@ def bounds_around(seed):
     return inside * rng.uniform(0, 1, D), np.minimum(inside * rng.uniform(1.05, 4, D) + 0.02, 1)
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(seed=st.integers(0, 10_000))
 def test_every_candidate_respects_bounds_and_support(fitted, seed):
     X, law = fitted

@@ -228,9 +228,9 @@ def test_level_is_known_only_where_the_runs_span_size_and_tokens():
         (grown, (3e8, 1e9), False),
         (np.where(np.arange(40) % 2, 1e9, 4e9), (1e9, 2.5e10), True),
     ]:
-        law = MixtureLaw(bootstraps=4, models=("effective-data",)).fit(X, Y, sizes, tokens)
+        law = MixtureLaw(bootstraps=2, models=("effective-data",)).fit(X, Y, sizes, tokens)
         assert law.level_known(*at).tolist() == [known], (tokens, at)
-    assert MixtureLaw(bootstraps=4).fit(X, Y).level_known().all()
+    assert MixtureLaw(bootstraps=2).fit(X, Y).level_known().all()
 
 
 def test_where_the_level_is_not_known_there_are_ranks_and_no_interval():

@@ -143,10 +143,10 @@ def test_targets_of_the_same_runs_share_strength_and_keep_their_own_law():
         scales, noise = np.array([1.0, 0.8, 1.2, 0.9, 1.1]), np.array([0.02, 0.001, 0.001, 0.001, 0.001])
         true = scales * loss(points)[:, None]
         y = true * np.exp(noise * rng.standard_normal(true.shape))
-        said = ScalingLaw(bootstraps=10).fit(points, y).predict(far)
+        said = ScalingLaw(bootstraps=2).fit(points, y).predict(far)
         assert said.mean.shape == (1, 5)
         together.append(said.mean[0, 0] / loss(far)[0] - 1)
-        alone.append(ScalingLaw(bootstraps=10).fit(points, y[:, 0]).predict(far).mean[0] / loss(far)[0] - 1)
+        alone.append(ScalingLaw(bootstraps=2).fit(points, y[:, 0]).predict(far).mean[0] / loss(far)[0] - 1)
     assert np.sqrt(np.mean(np.square(together))) < 0.9 * np.sqrt(np.mean(np.square(alone)))
 
 
