@@ -113,6 +113,7 @@ def test_json_is_one_value_and_nothing_else(recipe, call):
     assert "corpus: read: 100%" in done.stderr  # progress goes elsewhere
     assert set(json.loads(done.stdout)["domains"]) == {"sky", "sea", "code", "voyage"}
     out = recipe.parent / "out"
+    assert "3 parts, all as written\nchecked: cost.json, recipe.yaml, corpus\n" in call("verify", out).stdout
     for verb in ("runs", "rates"):
         for where in ((recipe, "--out", out), (out,), (out / "recipe.yaml",), (out / "recipe.yaml", "--out", out)):
             done = call(verb, *where, "--json")

@@ -288,6 +288,7 @@ def test_a_legend_lies_within_its_chart(shapes: int, powers: int) -> None:
     picture.draw_without_rendering()
     legends = [legend.get_window_extent() for axes in picture.axes if (legend := axes.get_legend())]
     assert len(legends) == 1
+    assert "…" not in "".join(text.get_text() for axes in picture.axes for text in axes.get_legend().get_texts())
     assert all(box.y1 <= picture.bbox.y1 and box.x1 <= picture.bbox.x1 for box in legends)
 
 

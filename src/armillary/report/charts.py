@@ -231,7 +231,7 @@ def anneal(part: AnnealPart, words: Words) -> Figure:
                 marker=marker,
                 ms=7,
                 linestyle=DASHES[(i + j * len(shapes)) % len(DASHES)],
-                label=label(name, 30),
+                label=label(name, 44 if columns == 1 else 30),
             )
             for row in found:
                 ax.plot([row.share] * len(row.losses), row.losses, marker, color=colour, ms=4, alpha=0.6, mew=0)
