@@ -129,7 +129,7 @@ def test_a_list_of_no_results_creates_none(recipe, call, verb, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     for where in ((recipe,), (recipe, "--out", "elsewhere")):
         done = call(verb, *where)
-        assert done.returncode == 2 and "no results are here yet; `armillary run" in done.stderr
+        assert done.returncode == 2 and "there are no results yet; `armillary run" in done.stderr
     done = call(verb, tmp_path)
     assert done.returncode == 2 and "the folder of results" in done.stderr
     assert sorted(tmp_path.rglob("*")) == before
@@ -339,7 +339,7 @@ def test_train_refuses_what_belongs_to_a_recipe(call):
     for file, option, value in ((large, "--budget", "5m"), (large, "--workers", "2")):
         done = call("train", str(file), option, value)
         assert done.returncode == 2
-        assert f"{option} has no meaning here" in done.stderr and done.stdout == ""
+        assert f"{option} does not apply" in done.stderr and done.stdout == ""
 
 
 def test_verify_ends_with_1_where_something_is_damaged(call, recipe, tmp_path):
@@ -356,7 +356,7 @@ def test_verify_ends_with_1_where_something_is_damaged(call, recipe, tmp_path):
 
 def test_store_backup_writes_one_file_and_never_over_another(call, recipe, tmp_path):
     done = call("store", "backup", recipe, "--to", tmp_path / "b.sqlite")
-    assert done.returncode == 2 and "holds no database" in done.stderr and not (tmp_path / "tiny").exists()
+    assert done.returncode == 2 and "has no database" in done.stderr and not (tmp_path / "tiny").exists()
     from armillary.store import Store
 
     Store(tmp_path / "tiny" / "store").close()

@@ -63,7 +63,7 @@ def test_pairs_are_sampled_and_what_makes_none_is_counted(call: Any, tiny_hf: Pa
     arguments = ("post", "pairs", tiny_hf, "--items", questions, "--out", tmp_path / "pairs")
     sampling = ("--samples", 2, "--temperature", 0.9, "--max-new-tokens", 4)
     code, out, err = call(*arguments, *sampling)
-    assert code == 0 and "0 pairs of 2 questions" in out and "1 no check" in out, err
+    assert code == 0 and "0 pairs from 2 questions" in out and "1 no check" in out, err
     code, out, _ = call(*arguments, *sampling, "--json")
     assert code == 0 and json.loads(out)["counts"]["decided"] == 2
     code, _, err = call(*arguments, "--temperature", 0)

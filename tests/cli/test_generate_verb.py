@@ -289,7 +289,7 @@ def test_a_stopped_run_over_a_server_repeats_what_was_under_way_and_nothing_else
         _, err = process.communicate(timeout=30)
         assert "Traceback" not in err and not out.exists()
         if way == signal.SIGINT:
-            assert process.returncode == 1 and "stopped; the same command continues" in err
+            assert process.returncode == 1 and "stopped; the same command resumes" in err
         assert kept.read_bytes().count(b"\n") == 18 and set(server.asked.values()) == {1}
         under_way = set(server.asked) - {json.loads(line)["answer"]["choices"][0]["text"][:-1]
                                          for line in kept.read_bytes().splitlines()[1:]}  # fmt: skip

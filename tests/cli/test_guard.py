@@ -44,8 +44,8 @@ def raising(error):
     [
         (ArmillaryError("run 7 diverged"), 1, "error run 7 diverged"),
         (UsageError("r.yaml:3: wrong"), 2, "error r.yaml:3: wrong"),
-        (OSError(errno.ENOSPC, "No space left on device", "a/b.bin"), 1, "a/b.bin: No space left on device; make room"),
-        (OSError(errno.EROFS, "Read-only file system", "a/b"), 1, "a/b: Read-only file system; name a folder that can"),
+        (OSError(errno.ENOSPC, "No space left on device", "a/b.bin"), 1, "a/b.bin: No space left on device; free space"),
+        (OSError(errno.EROFS, "Read-only file system", "a/b"), 1, "a/b: Read-only file system; name a writable folder"),
         (
             PermissionError(errno.EACCES, "Permission denied", "x[red]y"),
             1,
@@ -54,20 +54,20 @@ def raising(error):
         (
             FileExistsError(errno.EEXIST, "File exists", "out"),
             1,
-            "out: File exists; something else lies there; move it",
+            "out: File exists; something else exists there; move it",
         ),
         (RuntimeError("Symlink loop from '/a/b'"), 1, "error '/a/b': the link leads to itself; give another path"),
-        (OSError("something"), 1, "something; what was finished before is kept"),
+        (OSError("something"), 1, "something; finished work is kept"),
         (sa.exc.OperationalError("SELECT 1", {}, Exception("database is locked")), 1, "(database is locked); another"),
         (sa.exc.InvalidRequestError("closed"), 1, "the database cannot be used (closed)"),
-        (pa.ArrowInvalid("not a parquet file"), 1, "the file is damaged or of another kind (not a parquet file)"),
-        (json.JSONDecodeError("Expecting value", "", 0), 1, "damaged or of another kind (Expecting value"),
+        (pa.ArrowInvalid("not a parquet file"), 1, "the file is damaged, or is a different kind of file (not a parquet file)"),
+        (json.JSONDecodeError("Expecting value", "", 0), 1, "is a different kind of file (Expecting value"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), 1, "the text is not UTF-8"),
-        (pickle.PicklingError("cannot pickle"), 1, "a process that this one started has ended"),
-        (EOFError(), 1, "a process that this one started has ended"),
-        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, "Broken pipe; what was finished before is kept"),
+        (pickle.PicklingError("cannot pickle"), 1, "a child process has ended"),
+        (EOFError(), 1, "a child process has ended"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, "Broken pipe; finished work is kept"),
         (MemoryError(), 1, "out of memory (MemoryError); use fewer --workers"),
-        (KeyboardInterrupt(), 1, "stopped; the same command continues"),
+        (KeyboardInterrupt(), 1, "stopped; the same command resumes"),
         (SystemExit(130), 1, "stopped"),
         (ModuleNotFoundError("No module named 'ray'"), 1, "No module named 'ray'; install Armillary with the extra"),
         (ArmillaryError("half of a character: \ud800"), 1, "half of a character: \\ud800"),
@@ -101,15 +101,15 @@ def test_the_file_at_work_is_named(end, tmp_path):
     assert str(torn) in end(Reader().read)[1]
     assert str(torn) in end(lambda: act(torn))[1]
     missing = tmp_path / "nowhere"
-    assert end(missing.read_bytes) == (1, f"error {missing}: No such file or directory; what was finished before is kept, and the same command continues\n")  # fmt: skip  # noqa: E501
+    assert end(missing.read_bytes) == (1, f"error {missing}: No such file or directory; finished work is kept, and the same command resumes\n")  # fmt: skip  # noqa: E501
 
 
 def test_a_fault_of_the_program_says_how_to_report_it(end, monkeypatch, capfd):
     secret = "postgresql://me:hunter22@host/x"
     monkeypatch.setattr(sys, "argv", ["armillary", "runs", "--database", secret])
     code, err = end(raising(KeyError("surprise")))
-    assert code == 1 and "this is a fault of Armillary (KeyError: 'surprise')" in err and len(err.splitlines()) == 1
-    file = Path(re.search(r"report it with (\S+),", err)[1])
+    assert code == 1 and "this is a bug in Armillary (KeyError: 'surprise')" in err and len(err.splitlines()) == 1
+    file = Path(re.search(r"report it with (\S+);", err)[1])
     written = file.read_text()
     assert "Traceback" in written and "surprise" in written and "hunter22" not in written
     assert file.stat().st_mode & 0o077 == 0
@@ -175,4 +175,4 @@ def test_ctrl_c_while_packages_load_is_a_message():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120)
     assert done.stdout == "[]\n" and done.returncode == 1
-    assert done.stderr == "stopped; the same command continues\n"
+    assert done.stderr == "stopped; the same command resumes\n"

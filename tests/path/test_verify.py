@@ -231,7 +231,7 @@ def test_a_kept_document_that_cannot_be_read_is_damaged_not_mistyped(name, folde
 def test_a_whole_file_of_another_kind_is_named(name, folder):
     write_sealed(folder / name, {"format": 2, "files": {}})
     (problem,) = verify(folder).problems
-    assert problem.file == folder / name and "a whole file of another kind" in problem.what
+    assert problem.file == folder / name and "an intact file of another kind" in problem.what
 
 
 @pytest.fixture

@@ -129,8 +129,8 @@ def test_more_workers_than_the_machine_can_hold_are_not_started(tiny_corpus_spec
     workspace = Workspace(recipe, tmp_path / "out", workers=9999, say=said.append)
     executor = workspace._executor(workspace.store(), workspace.corpus())  # none is started before there is work
     assert 1 <= executor.n_workers < 9999
-    (note,) = (line for line in said if "in place of" in line)
-    assert note.startswith(f"{executor.n_workers} worker") and "in place of 9999: " in note
+    (note,) = (line for line in said if "instead of" in line)
+    assert note.startswith(f"{executor.n_workers} worker") and "instead of 9999: " in note
 
 
 class NoOne:

@@ -112,7 +112,7 @@ def test_calls_of_tools_are_trained_and_their_results_are_not(renderers: Any) ->
     ("template", "chat", "said"),
     [
         (FORGETFUL, talk("a?", "b", "c?", "d"), r"up to messages\[1\].*changes earlier turns"),
-        (DEAF, talk("a?", "b", system="Be brief."), r"messages\[0\] \(system\): its text does not come back"),
+        (DEAF, talk("a?", "b", system="Be brief."), r"messages\[0\] \(system\): its text is not in the output"),
         (None, talk("a<|end|>?", "b"), r"messages\[0\].content: holds '<\|end\|>' \(character 2\)"),
         (None, talk("a?"), "has no turn of the assistant"),
         ("{{ raise_exception('no') }}", talk("a?", "b"), "refuses the messages"),
@@ -150,7 +150,7 @@ def test_thoughts_that_a_template_drops_later_are_trained_once(renderers: Any) -
     ]
     assert "<think>hm" not in renderer.pieces(renderer.render_last(chat))[0][0]
     with pytest.raises(
-        UsageError, match=r"messages\[0\] \(user\): its text does not come back"
+        UsageError, match=r"messages\[0\] \(user\): its text is not in the output"
     ):  # a user is never lost
         list(
             Checked(renderers(thoughtless.replace("{% else %}", "{% elif m.role == 'assistant' %}")), 200, 384).of(
@@ -207,7 +207,7 @@ def test_a_model_without_a_template_gets_one_by_its_vocabulary(tiny_hf: Path, tm
         assert renderer.template == name and renderer.text.tokenizer.id_to_token(renderer.end) == tokens[-1]
         rendered = renderer.render(talk("a?", "b", "c?", "d", system="s"))
         assert texts_of(renderer, rendered) == [f"b{tokens[-1]}", f"d{tokens[-1]}"]
-        with pytest.raises(UsageError, match="lies outside of the model's vocabulary"):
+        with pytest.raises(UsageError, match="lies outside the model's vocabulary"):
             check_rendered(rendered, renderer.end, vocab_size=renderer.end)
 
 

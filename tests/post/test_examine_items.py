@@ -114,7 +114,7 @@ def test_an_examination_that_fails_goes_on_where_it_stopped(tmp_path: Path) -> N
     [
         ([], "holds no items"),
         ([{"messages": [{"role": "user", "content": "Hi"}]}], "has no check"),
-        ([sums(1)[0].to_json()] * 2, "is there twice"),
+        ([sums(1)[0].to_json()] * 2, "occurs twice"),
         (
             [{"messages": [{"role": "user", "content": "Hi"}], "answer": "1", "check": {"kind": "maths"}}],
             "nearest: 'math'",
@@ -157,7 +157,7 @@ def test_the_bits_per_byte_of_plain_texts_are_those_of_the_models_likelihood(
     (result,) = [row for row in found.results if row.task == "prose"]
     assert result.value == pytest.approx(sum(wanted) / 2) and result.metric == "bits_per_byte" and result.n == 2
     assert read_examination(tmp_path / "out") == found
-    with pytest.raises(UsageError, match="of the name doubling is already there"):
+    with pytest.raises(UsageError, match="another set is already named doubling"):
         examine_items(backend, {"doubling": path}, tmp_path / "o", ExamineOptions(texts={"doubling": prose}))
     backend.close()
 

@@ -65,7 +65,7 @@ def test_what_users_write_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
-        ('{"messages": [', "not JSON (the last line, without an end: torn?)"),
+        ('{"messages": [', "not JSON (the last line, without a line end: torn?)"),
         ("[]", "a JSON list, not an object"),
         ('{"message": []}', "unknown field 'message'; nearest valid: 'messages'"),
         ("{}", "messages: must be a list of objects"),

@@ -97,7 +97,7 @@ def test_a_finished_fine_tuning_is_returned_and_other_settings_are_refused(
         fine_tune(tiny_hf, files[0], out, SftOptions(epochs=12, lr=0.02, batch_tokens=192, context_length=64))
     (out.parent / "other").mkdir(exist_ok=True)
     (out.parent / "other" / "thesis.txt").write_text("dear")
-    with pytest.raises(UsageError, match=r"holds .thesis\.txt. and no fine-tuning"):
+    with pytest.raises(UsageError, match=r"holds .thesis\.txt. but not a fine-tuning"):
         fine_tune(tiny_hf, files[0], out.parent / "other", OPTIONS)
 
 

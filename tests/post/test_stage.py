@@ -143,7 +143,7 @@ def test_other_settings_inputs_or_stage_are_refused(tmp_path: Path, source: Path
     run(out, source, most=3)
     with pytest.raises(UsageError, match=r"\(seed was 1 and is 2\); name another folder, or remove"):
         open_stage(out, spec(source, seed=2)).__enter__()
-    with pytest.raises(UsageError, match="is a folder of the stage double, not evolve"):
+    with pytest.raises(UsageError, match="belongs to the stage double, not to evolve"):
         open_stage(out, StageSpec("evolve")).__enter__()
     source.write_bytes(source.read_bytes() + to_line(numbered(9).to_json()))
     with pytest.raises(UsageError, match=r"input items was .* and is"):
@@ -156,7 +156,7 @@ def test_files_of_others_are_left(tmp_path: Path, source: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / "items.jsonl").write_text("mine\n")
-    with pytest.raises(ForeignFileError, match="left as it is"):
+    with pytest.raises(ForeignFileError, match="was not changed"):
         run(out, source)
     assert files(out) == {"items.jsonl": b"mine\n"}
 
@@ -177,7 +177,7 @@ def test_changed_and_newer_records_are_refused(tmp_path: Path, source: Path) -> 
     with pytest.raises(DamagedFileError, match="checksum"):
         run(out, source)
     (out / "record.json").unlink()
-    with pytest.raises(UsageError, match="holds no finished stage"):
+    with pytest.raises(UsageError, match="does not hold a finished stage"):
         read_record(out)
 
 
@@ -206,7 +206,7 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, source: Path, monkeypatch: py
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", full)
-        with pytest.raises(ArmillaryError, match="No space left on device; what the stage decided so far is kept"):
+        with pytest.raises(ArmillaryError, match="No space left on device; all decisions so far are kept"):
             run(out, source)
     with open_stage(out, spec(source)) as opened:
         assert opened.decisions > 0

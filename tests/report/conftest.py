@@ -291,7 +291,7 @@ def full_report() -> ReportData:
             Note("forecast", detail="4.3 times the largest N"),
             Note("unreadable", "runs/88ab01c2d3e4f567/metrics.parquet", "it is torn"),
             Note("family", "qk-norm", "3 points"),
-            Note("reason", "anneal", "20% linear has not all its runs"),
+            Note("reason", "anneal", "20% linear lacks some runs"),
         ],
     )  # fmt: skip
 

@@ -54,7 +54,7 @@ def test_runs_of_the_design_that_failed_are_tried_again(whole, tmp_path):
     first = mixture_study(lab)
     assert [row.run for row in first.failed] == gone and all(row.passing for row in first.failed)
     assert len(first.design) == len(first.losses) == 10 and gone[0] not in first.runs
-    assert any("2 of 12 runs have no result; the same command tries 2 of them again" in text for text in lab.said)
+    assert any("2 of 12 runs have no result; the same command retries 2 of them" in text for text in lab.said)
     lab.executor.lose = lambda spec: None
     lab.executor.trained.clear()
     second = mixture_study(lab)
@@ -141,7 +141,7 @@ def test_an_annealing_without_all_its_seeds_is_not_compared(whole, tmp_path, nam
     lab = make_lab(tmp_path, lose=lost(gone))
     found = anneal_study(lab, whole["mixture"].found)
     assert found.taken.name != name and found.best != name != found.reference
-    assert ("in its place" in found.reason) == (name == "20% linear")
+    assert ("instead" in found.reason) == (name == "20% linear")
     branch = next(b for b in found.branches if b.annealing.name == name)
     assert list(branch.losses) == branch.runs[:1]
     lab.executor.lose = lambda spec: None
@@ -151,7 +151,7 @@ def test_an_annealing_without_all_its_seeds_is_not_compared(whole, tmp_path, nam
 def test_one_annealing_with_all_its_seeds_is_taken_uncompared(whole, tmp_path):
     gone = [runs[0] for name, runs in arms_of(whole, "anneal").items() if name != "10% linear"]
     found = anneal_study(make_lab(tmp_path, lose=lost(gone)), whole["mixture"].found)
-    assert found.taken.name == "10% linear" and "taken uncompared" in found.reason
+    assert found.taken.name == "10% linear" and "taken without a comparison" in found.reason
 
 
 def test_no_annealing_with_all_its_seeds_is_an_error_of_the_work(whole, tmp_path):

@@ -1,6 +1,6 @@
-"""The command line: one verb each; parses, calls one function of a room, prints.
+"""The command line. Each verb parses its options, calls one function of a room, and prints the result.
 
-Exit codes: 0 good, 1 the work failed, 2 wrong use.
+Exit codes: 0 success, 1 the work failed, 2 wrong usage.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ __all__ = ["guarded", "main"]
 
 
 def main() -> None:
-    """Entry point: what ends a verb becomes a message and an exit code, not a traceback."""
+    """Entry point: an error in a verb becomes a message and an exit code instead of a traceback."""
     sys.exit(guarded(_verbs))
 
 
 def _verbs() -> None:
-    from armillary.cli.verbs import app  # here, so that Ctrl-C is guarded while packages load
+    from armillary.cli.verbs import app  # imported here, so that Ctrl-C is handled while packages load
 
     app(standalone_mode=True)

@@ -1,4 +1,4 @@
-"""The app that all verbs belong to, and the option that all of them have."""
+"""The app of all verbs, and the option that all of them share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="Find a training recipe with small models, predict what the large run will reach, train it, and compare."
+    help="Find a training recipe with small models, predict the large run, train it, and compare."
     "\n\nExample: armillary demo --offline",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -1,4 +1,4 @@
-"""The options with which verbs open a model: each verb that is decorated with ``opens_models`` takes all of them."""
+"""The options to open a model. Each verb decorated with ``opens_models`` takes all of them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ BackendOption = Annotated[
     str | None,
     typer.Option(help="Engine: native, transformers, llama.cpp or endpoint (default: by MODEL).", show_default=False),
 ]
-BatchSizeOption = Annotated[int | None, typer.Option(min=1, help="Requests at a time.", show_default=False)]
+BatchSizeOption = Annotated[int | None, typer.Option(min=1, help="Concurrent requests.", show_default=False)]
 ContextOption = Annotated[int | None, typer.Option(min=1, help="Longest sequence in tokens.", show_default=False)]
-DeviceOption = Annotated[str | None, typer.Option(help="As PyTorch names it, such as cpu.", show_default=False)]
+DeviceOption = Annotated[str | None, typer.Option(help="PyTorch's name of a device, such as cpu.", show_default=False)]
 PrecisionOption = Annotated[str | None, typer.Option(help="Such as float32 or bfloat16.", show_default=False)]
-ThreadsOption = Annotated[int | None, typer.Option(min=1, help="Threads of the processor.", show_default=False)]
+ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default=False)]
 TokenizerOption = Annotated[
     Path | None,
-    typer.Option(help="The tokenizer of a server's model, a folder; of a run its corpus.", show_default=False),
+    typer.Option(help="Folder of the tokenizer of a server's model; for a run, its corpus.", show_default=False),
 ]
 EndpointOption = Annotated[
     list[str] | None,
@@ -53,18 +53,18 @@ _OPTIONS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Engine:
-    """How a model is opened: the ``name`` of an engine, or None for the one that recognises it, and its options."""
+    """How to open a model: the ``name`` of an engine (None: the one that recognises the model), and its options."""
 
     name: str | None
     options: BackendOptions
 
 
 def _engine(values: dict[str, Any]) -> Engine:
-    from armillary.generate import BackendOptions, EndpointOptions  # here: `armillary --help` does not need it
+    from armillary.generate import BackendOptions, EndpointOptions  # imported here to keep `armillary --help` fast
 
     name, endpoint = values.pop("backend"), values.pop("endpoint")
     return Engine(name, BackendOptions(**values, endpoint=EndpointOptions.from_settings(endpoint or [])))
 
 
-# Gives a verb the options that open a model in the place of its parameter ``engine``, which receives them.
+# Replaces a verb's parameter ``engine`` with the options to open a model, and passes them as one object.
 opens_models = with_options("engine", _OPTIONS, _engine)

@@ -1,8 +1,8 @@
-"""The last line of the command line: whatever ends a verb becomes one clear message and an exit code.
+"""The error handler of the command line: any error in a verb becomes one clear message and an exit code.
 
-What a room expects to go wrong it raises as an ``ArmillaryError`` with its own words. What gets here otherwise is the
-world (a full disk, a locked database, a torn file, too little memory), which is named with the file where one is known,
-or a fault of the program, whose traceback goes to a file. ``ARMILLARY_DEBUG=1`` prints every traceback.
+Rooms raise expected problems as ``ArmillaryError`` with their own message. Other exceptions are either problems of the
+environment (a full disk, a locked database, a torn file, too little memory), which are reported with the file if known,
+or bugs, whose traceback goes to a file. ``ARMILLARY_DEBUG=1`` prints every traceback.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from urllib.parse import unquote
 
 DEBUG = "ARMILLARY_DEBUG"
 
-_INTERRUPTED = 130  # how the parser of the command line ends on Ctrl-C
-_KEPT = "what was finished before is kept, and the same command continues"
+_INTERRUPTED = 130  # exit code of the command-line parser on Ctrl-C
+_KEPT = "finished work is kept, and the same command resumes"
 _REMEDIES = {
-    errno.ENOSPC: "make room there",
-    errno.EDQUOT: "make room within the quota",
-    errno.EROFS: "name a folder that can be written with --out",
+    errno.ENOSPC: "free space there",
+    errno.EDQUOT: "free space within the quota",
+    errno.EROFS: "name a writable folder with --out",
     errno.EACCES: "give this user the permission, or name another folder with --out",
     errno.EPERM: "give this user the permission, or name another folder with --out",
     errno.EMFILE: "allow more open files (ulimit -n), or use fewer --workers",
     errno.EIO: "check the disk",
-    errno.EEXIST: "something else lies there; move it away, or name another place",
+    errno.EEXIST: "something else exists there; move it away, or name another place",
     errno.ENOTDIR: "a folder is needed there; name another place",
     errno.EISDIR: "a file is needed there; name another place",
     errno.ELOOP: "the link leads to itself; name another place",
     errno.ENAMETOOLONG: "use shorter names",
 }
 _LOOP = "Symlink loop from "
-# What readers of files raise on bytes that are not theirs.
+# Exceptions of file readers on foreign bytes.
 _UNREADABLE = {"JSONDecodeError", "SafetensorError", "UnpicklingError", "ValidationError", "BadZipFile", "ZstdError"}
 
 
 def guarded(act: Callable[[], Any]) -> int:
-    """The exit code of ``act``: 0 good, 1 the work failed, 2 wrong use."""
+    """The exit code of ``act``: 0 success, 1 the work failed, 2 wrong usage."""
     try:
         act()
         sys.stdout.flush()
@@ -61,7 +61,7 @@ def guarded(act: Callable[[], Any]) -> int:
 
 
 def masked(text: str) -> str:
-    """``text`` without passwords: of URLs, of connection strings, and of the database that was given."""
+    """``text`` without the passwords of URLs, connection strings, and the given database."""
     from armillary.recipe import without_passwords  # here, so that this module loads in a moment: see `main`
 
     text = without_passwords(text)
@@ -69,15 +69,15 @@ def masked(text: str) -> str:
         passwords = re.findall(r"://[^\s:/@]*:([^\s/]*)@", given) + re.findall(r"(?i)password=([^&#\s]+)", given)
         for password in passwords:
             for form in (password, unquote(password)):
-                if len(form) >= 4:  # a shorter one would take words apart
+                if len(form) >= 4:  # removing a shorter one would break words
                     text = text.replace(form, "***")
     return text
 
 
 def _stopped() -> int:
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process at once
-    _print("stopped; the same command continues")
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C ends the process at once
+    _print("stopped; the same command resumes")
     return 1
 
 
@@ -90,20 +90,18 @@ def _failed(error: BaseException) -> int:
         _print(str(error), "error")
         return error.exit_code
     if isinstance(error, BrokenPipeError) and _output_is_closed():
-        return (
-            1  # the program that reads the output has ended, as `head` does: there is nothing to say, or to say it to
-        )
+        return 1  # the program that reads the output has ended, such as `head`, so a message would reach nobody
     _print(_in_words(error) or _fault(error), "error")
     return 1
 
 
 def _in_words(error: BaseException) -> str | None:
-    """What of the world went wrong, and what to do; None for what can only be a fault of the program."""
+    """The problem of the environment and its remedy; None for a bug."""
     from_package = {base.__module__.split(".")[0] for base in type(error).__mro__}
     said = " ".join(str(getattr(error, "orig", None) or error).split()) or type(error).__name__
     where = f"{file}: " if (file := _file_of(error)) is not None else ""
     if "sqlalchemy" in from_package or "sqlite3" in from_package:
-        remedy = "; another process holds it: end that, or wait" if "locked" in said else ""
+        remedy = "; another process has locked it: end that process, or wait" if "locked" in said else ""
         return f"{where}the database cannot be used ({said}){remedy}; {_KEPT}"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory ({said}); use fewer --workers, or smaller batches or models; {_KEPT}"
@@ -112,21 +110,21 @@ def _in_words(error: BaseException) -> str | None:
         do = _REMEDIES.get(error.errno or 0)
         return f"{name}{error.strerror or said}{f'; {do}' if do else ''}; {_KEPT}"
     if "pyarrow" in from_package or type(error).__name__ in _UNREADABLE:
-        remedy = "restore it; where this program made it, remove it to have it made again"
-        return f"{where}the file is damaged or of another kind ({said}); {remedy}"
+        remedy = "restore it; if this program made it, remove it and it is made again"
+        return f"{where}the file is damaged, or is a different kind of file ({said}); {remedy}"
     if isinstance(error, UnicodeError):
         return f"{where}the text is not UTF-8 ({said}); save it as UTF-8"
     if isinstance(error, EOFError) or type(error).__name__ in ("BrokenProcessPool", "PicklingError"):
-        return f"a process that this one started has ended ({said}); it may have been killed for memory; {_KEPT}"
-    if isinstance(error, RuntimeError) and said.startswith(_LOOP):  # what pathlib raises before Python 3.13
+        return f"a child process has ended ({said}); it may have been killed for lack of memory; {_KEPT}"
+    if isinstance(error, RuntimeError) and said.startswith(_LOOP):  # pathlib raises this before Python 3.13
         return f"{said.removeprefix(_LOOP)}: the link leads to itself; give another path"
     if isinstance(error, ImportError):
-        return f"{said}; install Armillary with the extra that has it (demo, export, ray, postgres)"
+        return f"{said}; install Armillary with the extra that provides it (demo, export, ray, postgres)"
     return None
 
 
 def _fault(error: BaseException) -> str:
-    """Write the traceback to a file, and say how to report it."""
+    """Write the traceback to a file, and return a message on how to report it."""
     kind = f"{type(error).__name__}: {' '.join(str(error).split())}"
     try:
         descriptor, name = tempfile.mkstemp(prefix="armillary-error-", suffix=".txt")
@@ -134,12 +132,12 @@ def _fault(error: BaseException) -> str:
             command = " ".join(sys.argv)
             file.write(masked(f"{command}\n\n{''.join(traceback.format_exception(error))}"))
     except OSError:
-        return f"this is a fault of Armillary ({kind}); {DEBUG}=1 shows where; please report it; {_KEPT}"
-    return f"this is a fault of Armillary ({kind}); please report it with {name}, or see it with {DEBUG}=1; {_KEPT}"
+        return f"this is a bug in Armillary ({kind}); {DEBUG}=1 shows the traceback; please report it; {_KEPT}"
+    return f"this is a bug in Armillary ({kind}); please report it with {name}; {DEBUG}=1 shows the traceback; {_KEPT}"
 
 
 def _file_of(error: BaseException) -> Path | None:
-    """The file that the code was at work on: the innermost variable that names one."""
+    """The file that the code was processing: the innermost variable that names one."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     for frame in reversed(frames):
         own = frame.f_locals.get("self")
@@ -152,7 +150,7 @@ def _file_of(error: BaseException) -> Path | None:
 
 
 def _output_is_closed() -> bool:
-    """Whether standard output goes nowhere; then it goes to the null device, where the interpreter may flush it."""
+    """Whether standard output is closed; it is then redirected to the null device, so that flushing works."""
     try:
         output = sys.stdout.fileno()
     except (OSError, ValueError):  # not a file

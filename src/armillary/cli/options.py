@@ -1,4 +1,4 @@
-"""Options that many verbs have in common, given to a verb as one object in place of a parameter each."""
+"""Options shared by several verbs, passed to a verb as one object instead of one parameter each."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Verb = Callable[..., None]
 def with_options(
     parameter: str, options: Mapping[str, Any], make: Callable[[dict[str, Any]], Any]
 ) -> Callable[[Verb], Verb]:
-    """Give a verb ``options`` in the place of its ``parameter``, which receives what ``make`` makes of their values.
+    """Replace a verb's ``parameter`` with ``options``; the parameter receives ``make`` applied to their values.
 
-    ``options`` are Typer annotations by name; each option is None where it is not given. An option that is an argument
-    of the command line (``typer.Argument``) is required.
+    ``options`` are Typer annotations by name; an option that is not given is None. A command-line argument
+    (``typer.Argument``) is required.
     """
 
     def decorate(verb: Verb) -> Verb:

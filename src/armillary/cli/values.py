@@ -1,4 +1,4 @@
-"""Values of options: those that must lie in a range are refused at the option that gave them, before any work."""
+"""Checks the ranges of option values before any work; an error names the option."""
 
 from __future__ import annotations
 
@@ -8,39 +8,39 @@ import typer
 
 
 def probability(value: float | None) -> float | None:
-    """``value`` where it lies between 0 and 1, both excluded."""
+    """``value`` if it is above 0 and below 1."""
     return _checked(value, value is None or 0 < value < 1, "must be above 0 and below 1")
 
 
 def share(value: float | None) -> float | None:
-    """``value`` where it lies between 0 and 1, with 0 allowed."""
+    """``value`` if it is at least 0 and below 1."""
     return _checked(value, value is None or 0 <= value < 1, "must be at least 0 and below 1")
 
 
 def nucleus(value: float | None) -> float | None:
-    """``value`` where it lies between 0 and 1, with 1 allowed."""
+    """``value`` if it is above 0 and at most 1."""
     return _checked(value, value is None or 0 < value <= 1, "must be above 0 and at most 1")
 
 
 def fraction(value: float | None) -> float | None:
-    """``value`` where it lies between 0 and 1, with both allowed."""
+    """``value`` if it is at least 0 and at most 1."""
     return _checked(value, value is None or 0 <= value <= 1, "must be at least 0 and at most 1")
 
 
 def positive(value: float | None) -> float | None:
-    """``value`` where it is finite and above 0."""
+    """``value`` if it is finite and above 0."""
     return _checked(value, value is None or 0 < value < math.inf, "must be a finite number above 0", percent=False)
 
 
 def not_negative(value: float | None) -> float | None:
-    """``value`` where it is finite and not below 0."""
+    """``value`` if it is finite and at least 0."""
     return _checked(
         value, value is None or 0 <= value < math.inf, "must be a finite number of at least 0", percent=False
     )
 
 
 def size(text: str | None) -> str | None:
-    """``text`` where it is a number of parameters or tokens, such as 25M."""
+    """``text`` if it is a number of parameters or tokens, such as 25M."""
     if text is not None:
         from armillary.laws import parse_size
         from armillary.recipe import UsageError
@@ -53,7 +53,7 @@ def size(text: str | None) -> str | None:
 
 
 def of_option(error: BaseException, said: str) -> str:
-    """What is wrong with the value of an option, given the error behind it and what Typer ``said``."""
+    """The message for a wrong option value, from the underlying error and Typer's message ``said``."""
     from pydantic import ValidationError
 
     from armillary.recipe import in_words

@@ -1,4 +1,4 @@
-"""The options that name a workspace, and what verbs do with one: open it, go as far as a goal, show what was found."""
+"""The options that name a workspace, and the actions of verbs on it: open it, run to a goal, print the results."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ RecipeArgument = Annotated[
 ]
 OutOption = Annotated[
     Path | None,
-    typer.Option("--out", "-o", help="Folder of the results (default: the recipe's name, beside the recipe)."),
+    typer.Option("--out", "-o", help="Folder of the results (default: the recipe's name, next to the recipe)."),
 ]
 WorkersOption = Annotated[
-    int | None, typer.Option(min=1, help="Runs at the same time (default: one per core or accelerator).")
+    int | None, typer.Option(min=1, help="Concurrent runs (default: one per core or accelerator).")
 ]
 BudgetOption = Annotated[
     str | None, typer.Option(help="Wall time (90s, 3m30s, 2h) or FLOPs (1e15flops) instead of the recipe's.")
@@ -35,7 +35,7 @@ OnOption = Annotated[
     str | None,
     typer.Option(
         "--on",
-        help="Train on a Ray cluster: ray (the one this machine is in, else a new one on it alone) or ray://HOST:PORT.",
+        help="Train on a Ray cluster: ray (this machine's cluster, or a new local one) or ray://HOST:PORT.",
         show_default=False,
     ),
 ]
@@ -52,9 +52,9 @@ _OPTIONS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class WorkspaceOptions:
-    """The recipe, or the folder of its results, and how to work there; the fields are those of `path.Workspace`."""
+    """The recipe or the folder of its results, and the options of `path.Workspace`."""
 
-    recipe: Path = Path()  # a verb may bring its own
+    recipe: Path = Path()  # some verbs have a built-in recipe
     folder: Path | None = None
     budget: str | None = None
     workers: int | None = None
@@ -64,13 +64,15 @@ class WorkspaceOptions:
 
 
 def opens_workspace(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a verb the options of these names in the place of its parameter ``at``, which receives them as an object."""
+    """Replace a verb's parameter ``at`` with the options of these names, passed as one object."""
     return with_options("at", {name: _OPTIONS[name] for name in names}, lambda values: WorkspaceOptions(**values))
 
 
 def workspace(at: WorkspaceOptions, show: Reporter) -> Any:
     """The workspace of a recipe file."""
-    document, place = opened(at.recipe, at.folder, show)  # first: errors in it are reported before torch is imported
+    document, place = opened(
+        at.recipe, at.folder, show
+    )  # first, so that its errors are reported before torch is imported
     if at.nproc is not None:
         document = document.over(at.nproc)
     from armillary.path import Workspace
@@ -83,7 +85,7 @@ def opened(recipe: Path, folder: Path | None, show: Reporter) -> tuple[Recipe, P
     found = given(recipe)
     document = load_recipe(found.file)
     if found.edited:
-        show.say(f"{found.file} was edited after it was written; what it says now holds")
+        show.say(f"{found.file} was edited after it was written; the edited version is used")
     place = folder or found.folder
     if place is None:
         place, note = results_folder(found.file, document.name)
@@ -93,7 +95,7 @@ def opened(recipe: Path, folder: Path | None, show: Reporter) -> tuple[Recipe, P
 
 
 def reach(goal: str, at: WorkspaceOptions) -> Any:
-    """The evidence after all stages up to ``goal``; the report is written as far as it goes."""
+    """Run all stages up to ``goal``, write the report, and return the evidence."""
     show = Reporter()
     try:
         return workspace(at, show).report(goal)
@@ -102,14 +104,14 @@ def reach(goal: str, at: WorkspaceOptions) -> Any:
 
 
 def refuse_unfinished(evidence: Any) -> None:
-    """End with an error, after all that was found is shown, where a run failed for a passing cause."""
+    """After all results are shown, raise an error if a run failed for a transient cause."""
     if evidence.unfinished:
         more = f" (and {len(evidence.unfinished) - 1} more)" if len(evidence.unfinished) > 1 else ""
-        raise ArmillaryError(f"not finished: {evidence.unfinished[0]}{more}; the same command tries again")
+        raise ArmillaryError(f"not finished: {evidence.unfinished[0]}{more}; the same command retries")
 
 
 def stage_verb(goal: str, part: str, show: Callable[[Any], None]) -> Callable[..., None]:
-    """A verb that goes as far as ``goal`` and shows the ``part`` of the evidence that was asked for."""
+    """A verb that runs to ``goal`` and prints the requested ``part`` of the evidence."""
 
     @opens_workspace("recipe", "folder", "budget", "workers", "database", "on")
     def verb(at: WorkspaceOptions, as_json: JsonOption = False) -> None:

@@ -273,7 +273,7 @@ def _list_elsewhere(source: str, where: str) -> tuple[list[SourceFile], _Listing
         nothing = None if found else _why_nothing(filesystem, root)
     except (ImportError, ValueError) as error:
         raise UsageError(f"{where}: {error}") from error
-    except Exception as error:  # each file system has errors of its own, and not all are OSErrors
+    except Exception as error:  # each remote file system has its own exceptions, not only OSError
         raise ArmillaryError(f"{where}: cannot be listed ({error}); try again when it can be reached") from error
     if nothing is not None:
         raise UsageError(f"{where}: {nothing}")

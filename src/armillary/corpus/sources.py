@@ -71,7 +71,7 @@ def read_documents(file: SourceFile, text_field: str) -> Iterator[str | Problem]
     except ArmillaryError:
         raise
     except Exception as error:
-        if "://" in file.path:  # each file system has errors of its own, and not all are OSErrors
+        if "://" in file.path:  # each remote file system has its own exceptions, not only OSError
             raise ArmillaryError(
                 f"{file.path}: cannot be read ({error}); what was read before is kept, try again"
             ) from error

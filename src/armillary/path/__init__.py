@@ -1,4 +1,4 @@
-"""The whole path from a recipe to a published model: every stage, skipped where its result exists."""
+"""The whole path from a recipe to a published model; a stage is skipped if its result exists."""
 
 from armillary.path.evidence import Evidence, summary
 from armillary.path.verify import Verified, verify

@@ -1,9 +1,8 @@
-"""The files of a workspace that every call writes anew, and the record by which ``verify`` checks them.
+"""The files of a workspace that every call rewrites, and the record with which ``verify`` checks them.
 
 ``.written.json`` holds the SHA-256 of the reports, ``summary.json``, ``recipe.found.yaml``, ``target.yaml`` and the
-answers in ``examination``. It is sealed. It also holds the last stage in each report, so that a report of the first
-stages does not replace one of more. No stage needs one of these files, so a damaged one costs nothing: the next call
-replaces it.
+answers in ``examination``. It is sealed. It also holds the last stage in each report, so that a shorter report does
+not replace a longer one. No stage reads these files, so a damaged one is simply rewritten by the next call.
 """
 
 from __future__ import annotations
@@ -22,16 +21,16 @@ from armillary.recipe import (
     write_sealed,
 )
 
-Reached = tuple[str, str]  # the last stage in a report, and the hash of the recipe it is of
+Reached = tuple[str, str]  # the last stage in a report, and the hash of its recipe
 
 
 def record(folder: Path, *names: str, reached: Reached | None = None) -> None:
-    """Record the files of these names in ``folder`` as they are now; a damaged record is begun anew.
+    """Record the current hashes of the named files in ``folder``; a damaged record is replaced.
 
-    ``reached`` says of the first of them, a report, how far it goes.
+    ``reached`` is the last stage in the first file, a report.
 
     Raises:
-        ForeignFileError: the record is of a newer version.
+        ForeignFileError: the record has a newer version.
     """
     try:
         known, reports = recorded(folder), reports_reached(folder)
@@ -45,7 +44,7 @@ def record(folder: Path, *names: str, reached: Reached | None = None) -> None:
 
 
 def reports_reached(folder: Path) -> dict[str, Reached]:
-    """How far each report goes, by its name; one of an older version is missing.
+    """The last stage in each report, by its name; reports of older versions are missing.
 
     Raises:
         DamagedFileError, ForeignFileError: the record cannot be used.
@@ -58,7 +57,7 @@ def reports_reached(folder: Path) -> dict[str, Reached]:
 
 
 def check_derived(folder: Path) -> list[FileProblem]:
-    """The recorded files that are missing or not what was written.
+    """The recorded files that are missing or were changed.
 
     Raises:
         DamagedFileError, ForeignFileError: the record cannot be used.
@@ -68,7 +67,7 @@ def check_derived(folder: Path) -> list[FileProblem]:
         path = folder / name
         try:
             if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
-                problems.append(FileProblem(path, "is not what was written", RECORD_REMEDY))
+                problems.append(FileProblem(path, "was changed", RECORD_REMEDY))
         except FileNotFoundError:
             problems.append(FileProblem(path, "is missing", RECORD_REMEDY))
         except OSError as error:

@@ -1,6 +1,6 @@
-"""What the stages found, put together: the summary for machines and the lineage of the published model.
+"""Combines the outcomes of all stages: the machine-readable summary and the lineage of the published model.
 
-Runs are looked up by id, never by place. What the stages could not find is missing here too; nothing is guessed.
+Runs are looked up by id, never by position. Values that a stage does not have are missing here too; nothing is guessed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STUDIES = ("mixture", "mixture-confirm", "anneal", "ladder", "target")
 
 @dataclass
 class Evidence:
-    """The outcome of every stage that was reached; the others are None."""
+    """The outcomes of the stages reached; the others are None."""
 
     recipe: Recipe
     corpus: Corpus
@@ -43,7 +43,7 @@ class Evidence:
 
     @property
     def unfinished(self) -> list[str]:
-        """What the next call tries again: a sentence for each run that failed for a passing cause."""
+        """A sentence for each run that failed for a transient cause, which the next call retries."""
         stages = {"mixture": self.mixture, "anneal": self.anneal, "ladder": self.ladder, "target": self.target}
         said = [f"{name}: run {row}" for name, found in stages.items() if found is not None for row in found.passing]
         if self.verdict is not None and self.verdict["status"] == "pending":
@@ -54,9 +54,9 @@ class Evidence:
 
     @property
     def runs(self) -> dict[str, list[str]]:
-        """Ids of the runs of each study that the outcomes rest on, and of no other plan in the store.
+        """Ids of the runs of each study behind the outcomes, without runs of other plans in the store.
 
-        A run that two studies share counts for the first.
+        A run shared by two studies counts for the first.
         """
         found: dict[str, list[str]] = {study: [] for study in STUDIES}
         seen: set[str] = set()
@@ -68,7 +68,7 @@ class Evidence:
 
 
 def summary(evidence: Evidence, wall_s: Mapping[str, float]) -> dict[str, Any]:
-    """The whole path in a few numbers, for machines (losses in nats per token); null where a number is missing."""
+    """The whole path in a few machine-readable numbers (losses in nats per token); null for missing numbers."""
     prediction, target, verdict = evidence.prediction, evidence.target, evidence.verdict
     assert prediction is not None and verdict is not None
     store = evidence.store
@@ -103,9 +103,9 @@ def summary(evidence: Evidence, wall_s: Mapping[str, float]) -> dict[str, Any]:
 
 
 def lineage(evidence: Evidence) -> dict[str, Any]:
-    """From the published weights back to the recipe, the runs that argued for it, and the text (contract 5).
+    """The lineage from the published weights to the recipe, the runs behind it, and the text (contract 5).
 
-    The verdict is None unless it is on the run that is published.
+    The verdict is None unless it is about the published run.
 
     Raises:
         ArmillaryError: no run has weights to publish.
@@ -132,7 +132,8 @@ def lineage(evidence: Evidence) -> dict[str, Any]:
     argued = {study: runs for study, runs in evidence.runs.items() if study != "target"}
     edges = [Edge(f"run:{run}", "argued by", f"run:{other}") for runs in argued.values() for other in runs]
     known = evidence.store.edges([run, *(other for runs in argued.values() for other in runs)])
-    # An examination reads the published model and is no origin of it; with it, a second call would publish anew.
+    # An examination reads the published model and is not part of its origin; including it would make a second call
+    # publish again.
     edges += [edge for edge in known if edge.how != "examined by"]
     return {
         "run": run,
@@ -149,12 +150,12 @@ def lineage(evidence: Evidence) -> dict[str, Any]:
 
 
 def public_source(source: str) -> str:
-    """A domain's source as it may leave this machine: without the folders above it."""
+    """A domain's source without parent folders, so that it can leave this machine."""
     return Path(source).name if Path(source).is_absolute() else source
 
 
 def spent_flops(store: Store, result: RunResult) -> float:
-    """FLOPs of a run without the steps that its trunk took for it; those of the whole run where its events are lost."""
+    """FLOPs of a run without the steps taken by its trunk; if its events are lost, those of the whole run."""
     try:
         first = next(iter(read_events(store.run_folder(result.run) / "events.jsonl")), None)
     except (ArmillaryError, OSError):

@@ -1,8 +1,9 @@
-"""The examination of the published model, and of the same model on the natural mixture, on items of held-out text.
+"""Examines the published model, and the same model on the natural mixture, on items from held-out text.
 
-Both models get the same cloze items (``evaluate/cloze.py``), so that the difference is paired. The answers lie in
-``examination/published`` and ``examination/natural`` of the workspace, and are used again as long as run and items stay
-the same. A damaged folder is examined again. The scores are also recorded in the workspace's store, once.
+Both models get the same cloze items (``evaluate/cloze.py``), so the difference is paired. The answers are kept in
+``examination/published`` and ``examination/natural`` of the workspace, and are reused while run and items stay the
+same.
+A damaged folder is examined again. The scores are also recorded once in the workspace's store.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ ITEMS_PER_DOMAIN = 40
 
 @dataclass(frozen=True)
 class Examined:
-    """The answers of the published model and of the same seed on the natural mixture, None where that has none."""
+    """The answers of the published model, and of the same seed on the natural mixture (None if that has no run)."""
 
     published: Examination
     natural: Examination | None
@@ -42,10 +43,10 @@ class Examined:
 def examine(outcome: TargetOutcome, corpus: Corpus, store: Store, folder: Path) -> Examined | None:
     """Examine the published run of ``outcome`` in the workspace ``folder``.
 
-    None where no run is published, or no domain has held-out text for two items.
+    None if no run is published, or no domain has held-out text for two items.
 
     Raises:
-        ArmillaryError: weights that cannot be read, or a folder that cannot be written.
+        ArmillaryError: the weights cannot be read, or the folder cannot be written.
     """
     run = outcome.published
     if run is None:
@@ -72,10 +73,11 @@ def written_files(examined: Examined) -> list[str]:
 
 
 def score_rows(examined: Examined, target: Mapping[str, float]) -> list[report.ScoreRow]:
-    """The rows of the report, against the natural mixture where it was examined.
+    """The rows of the report, compared with the natural mixture if that was examined.
 
-    First the ``total`` over all items. Then the ``target``: its domains with the recipe's weights, as in the target
-    loss; left out where one of them has no items, or where it would repeat the total. Then each domain.
+    The first row is the ``total`` over all items. The second is the ``target``: its domains with the recipe's weights,
+    as in the target loss. It is left out if one of them has no items, or if it would repeat the total. The others are
+    the domains.
     """
     rows = examined.published.items[TASK]
     counts = Counter(row.subset for row in rows)
@@ -121,7 +123,7 @@ def _examined(run: str, items: Sequence[ClozeItem], corpus: Corpus, store: Store
         known = read_examination(folder)
         if known.model.get("run") == run and [row.id for row in known.items[TASK]] == [item.id for item in items]:
             return known
-    except (UsageError, DamagedFileError):  # not there, or not what was written
+    except (UsageError, DamagedFileError):  # missing or changed
         pass
     spec = store.run_spec(run)
     model = load_trained(store.run_folder(run), spec)

@@ -1,11 +1,11 @@
-"""The lesson: the published model is taught questions with computed answers, examined, and published as a chat model.
+"""The lesson: teaches the published model questions with computed answers, examines it, and publishes a chat model.
 
-The post-training is that of ``armillary post run`` (``path.teach``) and lies in ``taught/KEY`` of the workspace. Its
-outcome is a stage of the store, under a key over the published run and all that is asked of the lesson. So a lesson
-that is finished is not given again, and one of another model or other questions has a folder of its own. Its prediction
-and verdict are records of the store's journal, like those of the target run.
+The post-training is that of ``armillary post run`` (``path.teach``), in ``taught/KEY`` of the workspace. Its outcome is
+a stage of the store, under a key over the published run and all settings of the lesson. A finished lesson is therefore
+not repeated, and a lesson with another model or other questions has its own folder. Its prediction and verdict are
+records in the store's journal, like those of the target run.
 
-The passes over the questions are as many as fit into the share of the budget that the plan has left for the lesson.
+The number of passes over the questions is the largest that fits into the lesson's share of the budget.
 """
 
 from __future__ import annotations
@@ -46,18 +46,18 @@ from armillary.train import validate
 
 FOLDER, CHAT = "taught", "chat"
 STAGE = "lesson"
-# Counts changes of what the outcome holds.
+# Increased when the content of the outcome changes.
 _FORMAT = 1
-# Of the lesson's time: what its trainings would take at the rate of all workers together. One process trains them,
-# which is slower; the rest is also for drawing questions and five examinations.
+# Share of the lesson's time for its trainings at the rate of all workers together. The rest is a reserve: one process
+# trains them, which is slower, and questions must be drawn and five examinations run.
 _TRAINING_SHARE = 0.45
-# Questions that are drawn to learn how long they are.
+# Number of questions drawn to estimate their length.
 _SAMPLE = 64
 
 
 @dataclass(frozen=True)
 class Pupil:
-    """The published model: its ``run``, its ``folder``, and the ``lineage`` that was published with it."""
+    """The published model: its ``run``, its ``folder``, and the ``lineage`` published with it."""
 
     run: str
     folder: Path
@@ -65,7 +65,7 @@ class Pupil:
 
 
 def check_lesson(lesson: Lesson) -> None:
-    """Refuse what can be refused before anything is trained.
+    """Check the lesson's settings before anything is trained.
 
     Raises:
         UsageError: an unknown family, language or level.
@@ -75,12 +75,12 @@ def check_lesson(lesson: Lesson) -> None:
 
 
 def give_lesson(lab: Lab, pupil: Pupil, workspace: Path) -> Taught:
-    """Teach the published model in ``workspace``, and publish it as ``chat/``; what is done already is not done again.
+    """Teach the published model in ``workspace``, and publish it as ``chat/``; finished steps are not repeated.
 
     Raises:
-        UsageError: ``chat/`` holds what was not published there, or the model cannot be taught these questions.
+        UsageError: ``chat/`` holds files that were not published there, or the model cannot be taught these questions.
         InterruptedRunError: Ctrl-C; call again to resume.
-        ArmillaryError: a stage failed; what was done before is kept.
+        ArmillaryError: a stage failed; earlier results are kept.
     """
     lesson = lab.recipe.lesson
     assert lesson is not None
@@ -101,20 +101,20 @@ def give_lesson(lab: Lab, pupil: Pupil, workspace: Path) -> Taught:
     if found is None:
         found = lab.conclude(STAGE, key, _outcome(lab, pupil, out, _teach(lab, teaching, out, question)))
     if not found.published:
-        lab.say(f"lesson: no chat model is published, since none answers better than {pupil.folder.name}/")
+        lab.say(f"lesson: no chat model is published, since none answers better than the model in {pupil.folder.name}/")
         return found
     lineage = _lineage(pupil, found)
     if not is_published(workspace / CHAT, lineage):
         if not (out / found.kept / "model" / "config.json").exists():
-            _teach(lab, teaching, out, question)  # its files were removed
+            _teach(lab, teaching, out, question)  # its files had been removed
         kept = publish_chat(out / found.kept / "model", workspace / CHAT, lineage)
         if kept is not None:
-            lab.say(f"lesson: {workspace / CHAT} was changed after it was published; the changed one is {kept}")
+            lab.say(f"lesson: {workspace / CHAT} was changed after publication; the changed folder is kept as {kept}")
     return found
 
 
 def _epochs(lab: Lab, lesson: Lesson, model: Path, scratch: Path) -> float:
-    """The passes over the questions for which the budget has room, at most those of the lesson."""
+    """The passes over the questions that fit into the budget, at most the lesson's own number."""
     if lab.plan.budget is None:
         return lesson.sft.epochs
     asked = lesson.questions
@@ -134,7 +134,7 @@ def _epochs(lab: Lab, lesson: Lesson, model: Path, scratch: Path) -> float:
 
 
 def _teach(lab: Lab, teaching: Teaching, out: Path, question: str) -> list[Step]:
-    """Teach, with the prediction recorded before the fine-tuning it speaks of and its verdict after."""
+    """Teach; record the prediction before the fine-tuning that it is about, and the verdict after."""
 
     def progress(stage: str, done: float, total: float, note: str) -> None:
         lab.progress(f"lesson: {stage}", done, total, note)
@@ -143,8 +143,8 @@ def _teach(lab: Lab, teaching: Teaching, out: Path, question: str) -> list[Step]
         if lab.store.prediction(question) is None:
             if (out / "sft" / "run").exists():
                 raise ArmillaryError(
-                    f"{out}: its fine-tuning has begun, and the store holds no prediction of it; remove the folder to "
-                    "predict and teach again, or put a backup of the database in its place"
+                    f"{out}: its fine-tuning has begun, but the store has no prediction of it; remove the folder to "
+                    "predict and teach again, or restore the database from a backup"
                 )
             content = {name: value for name, value in said.items() if name not in ("format", "sha256")}
             lab.store.record_prediction(question, {"what": STAGE, "set": HELD_OUT, **content, "version": __version__})
@@ -166,7 +166,7 @@ def _outcome(lab: Lab, pupil: Pupil, out: Path, steps: list[Step]) -> Taught:
     parts = lab.recipe.lesson.gain.parts
     result = read_result(out / "sft" / "run")
     assert result is not None
-    times = 1 + sum(parts)  # the runs on parts are removed once they are examined
+    times = 1 + sum(parts)  # the models of the parts are removed after their examination
     trained = out / ("sft" if part.taken == BASE else part.taken)
     record = read_sealed(trained / "record.json", "record of a fine-tuning", 1, "remove it")
     spec = read_spec(trained / "run").model_dump(mode="json")
@@ -186,7 +186,7 @@ def _outcome(lab: Lab, pupil: Pupil, out: Path, steps: list[Step]) -> Taught:
 
 
 def _forgetting(lab: Lab, pupil: Pupil, model: Path) -> list[report.Forgetting]:
-    """The validation losses of the base, as its run measured them, and of the fine-tuned ``model``."""
+    """The validation losses of the base (as measured by its run) and of the fine-tuned ``model``."""
     result = lab.store.result(pupil.run)
     assert result is not None
     trained = import_hf(model)
@@ -204,7 +204,7 @@ def _forgetting(lab: Lab, pupil: Pupil, model: Path) -> list[report.Forgetting]:
 
 
 def _lineage(pupil: Pupil, found: Taught) -> dict[str, Any]:
-    """What is published with the chat model: from its weights over the base model back to the text."""
+    """The lineage of the chat model: from its weights through the base model to the text."""
     edges = [*map(tuple, found.edges), (f"model:{found.weights}", "published from", f"run:{pupil.run}")]
     edges += map(tuple, pupil.lineage["edges"])
     return {

@@ -1,4 +1,4 @@
-"""One line for each stage that was reached: what it found, in nats per token, for a person at a terminal."""
+"""One line of text per stage with its result, in nats per token, for the terminal."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from armillary.study import AnnealOutcome, LadderOutcome, MixtureOutcome, Target
 
 
 def mixture(found: MixtureOutcome) -> str:
-    """The mixture taken, and how the best candidate compares with the reference."""
+    """The chosen mixture, and the best candidate compared with the reference."""
     weights = ", ".join(f"{name} {weight:.3g}" for name, weight in found.found.items())
     if found.reason:
         return f"mixture: {found.taken} ({weights}); {found.reason}"
@@ -21,14 +21,14 @@ def mixture(found: MixtureOutcome) -> str:
 
 
 def anneal(found: AnnealOutcome) -> str:
-    """The annealing taken, and how the best one compares with the reference."""
+    """The chosen annealing, and the best one compared with the reference."""
     if found.reason:
         return f"anneal: {found.taken.name}; {found.reason}"
     return f"anneal: {found.taken.name}; {found.best} minus {found.reference} {_between(found)}"
 
 
 def ladder(found: LadderOutcome) -> str:
-    """How far the ladder reaches, and between which target losses."""
+    """The range of the ladder's sizes and target losses."""
     sizes, losses = [point.parameters for point in found.points], [point.target for point in found.points]
     return (
         f"ladder: {counted(len(found.points), 'run')} of {min(sizes):,} to {max(sizes):,} parameters; target loss "
@@ -37,7 +37,7 @@ def ladder(found: LadderOutcome) -> str:
 
 
 def prediction(said: dict[str, Any]) -> str:
-    """The recorded prediction of the target loss with its interval, or why there is none."""
+    """The recorded prediction of the target loss with its interval, or the reason why there is none."""
     if said["target"] is None:
         return f"predict: {said['unpredicted']}"
     target = said["target"]
@@ -55,7 +55,7 @@ def target(found: TargetOutcome) -> str:
 
 
 def verdict(said: dict[str, Any]) -> str:
-    """How many predictions lie inside their intervals, or why this cannot be said."""
+    """The number of predictions inside their intervals, or the reason why there is no verdict."""
     if said["status"] == "judged":
         return f"verdict: {said['inside']} of {counted(len(said['rows']), 'prediction')} inside their intervals"
     if said["status"] == "diverged":
@@ -64,9 +64,9 @@ def verdict(said: dict[str, Any]) -> str:
 
 
 def examination(rows: Sequence[ScoreRow]) -> str:
-    """The share of right answers of the published model, and the difference from the natural mixture.
+    """The accuracy of the published model, and the difference from the natural mixture.
 
-    The difference is that on the target, where the rows have one.
+    The difference is on the target if the rows have one, else on all items.
     """
     total = rows[0]
     interval = f"{100 * total.low:.1f} to {100 * total.high:.1f}"
@@ -80,7 +80,7 @@ def examination(rows: Sequence[ScoreRow]) -> str:
 
 
 def lesson(found: Taught) -> str:
-    """A line for a person: before and after, and what was predicted."""
+    """Accuracy before and after the lesson, and the prediction."""
     rows = {row.model: row for row in found.part.scores if row.test == HELD_OUT and row.subset is None}
     after = rows[found.kept] if found.published else rows["sft"]
     said = f"lesson: {rows[BASE].value:.1%} of {after.n} held-out questions right before, {after.value:.1%} after"

@@ -1,7 +1,6 @@
-"""Fills the report from the evidence: plain data, in which each sentence of the page can be checked.
+"""Fills the report from the evidence, as plain data against which each sentence of the page can be checked.
 
-What cannot be read (a run's metrics, events or weights) is left out, and a note names it; the rest of the report is
-written.
+Unreadable parts (a run's metrics, events or weights) are left out, and a note names them; the rest is written.
 """
 
 from __future__ import annotations
@@ -32,9 +31,9 @@ from armillary.store import iso_time
 from armillary.study import AnnealOutcome, MixtureOutcome, fit_law, hold_out_rungs, phases
 from armillary.train import load_trained, read_metrics
 
-# Points of a training curve, and the least steps of each; one batch is too noisy to be read.
+# Points of a training curve, and the minimum steps per point; a single batch is too noisy.
 _CURVE_POINTS, _CURVE_STEPS = 60, 4
-# How far beyond the target's own parameters and tokens the law is asked what a difference is worth, at most.
+# The worth of a difference is extrapolated at most this far beyond the target's own parameters and tokens.
 _BEYOND = 2.0
 _COMMANDS = (
     ("corpus", "corpus"),
@@ -58,15 +57,15 @@ _STAGES = {
 def report_data(
     evidence: Evidence, wall_s: Mapping[str, float], folder: Path, own_database: bool = True
 ) -> report.ReportData:
-    """All that the report shows, from the outcomes and the runs' own files.
+    """The content of the report, from the outcomes and the runs' files.
 
-    ``folder`` is the workspace, which the printed commands name; without ``own_database`` they ask for the address.
+    ``folder`` is the workspace named in the printed commands; without ``own_database`` the commands include its URL.
     """
     return _Pages(evidence, wall_s, folder, own_database).data()
 
 
 class _Pages:
-    """The parts of a report on its evidence; ``notes`` grows while they are made."""
+    """Builds the parts of a report; adds to ``notes`` meanwhile."""
 
     def __init__(self, evidence: Evidence, wall_s: Mapping[str, float], folder: Path, own_database: bool) -> None:
         self.evidence = evidence
@@ -114,7 +113,7 @@ class _Pages:
             lineage=self._lineage_rows(),
         )
         self._remember()
-        # What was noted while the parts were made comes first: it says what is missing above.
+        # Notes from building the parts come first: they name what is missing above.
         return replace(data, notes=self.notes)
 
     def _question(self) -> report.Question:
@@ -149,7 +148,7 @@ class _Pages:
         ]
 
     def _recipe(self) -> report.Recipe | None:
-        """The phases of the predicted run, with the passes that it counted, or that the plan comes to."""
+        """The phases of the predicted run, with the passes that it counted, or else the planned ones."""
         said = self.evidence.prediction
         if said is None:
             return None
@@ -257,7 +256,7 @@ class _Pages:
         )
 
     def _holdout(self) -> list[report.HoldoutRow]:
-        """The runs that the law of the target's family was asked for without having seen them."""
+        """The held-out runs that the law of the target's family predicted."""
         family, ladder = self.evidence.recipe.model.family, self.evidence.ladder
         if ladder is None or family not in self.laws:
             return []
@@ -284,7 +283,7 @@ class _Pages:
         )
 
     def _measured(self) -> dict[str, float | None]:
-        """The losses of the predicted run by domain, and its target loss, as the verdict has them."""
+        """The losses of the predicted run by domain, and its target loss, from the verdict."""
         verdict = self.evidence.verdict
         if verdict is None:
             return {}
@@ -294,7 +293,7 @@ class _Pages:
         return measured
 
     def _record_rows(self) -> list[report.RecordRow]:
-        """How each law fared on runs of these studies that it had not seen."""
+        """The errors of each law on held-out runs of these studies."""
         rows = []
         mixture, anneal, ladder = self.evidence.mixture, self.evidence.anneal, self.evidence.ladder
         if mixture is not None:
@@ -343,7 +342,7 @@ class _Pages:
         )
 
     def _chain(self, run: str) -> report.Chain:
-        """The store's journal, and where in it the prediction of ``run`` and its verdict stand."""
+        """The store's journal, and the positions of the prediction of ``run`` and of its verdict."""
         chain = self.store.chain()
         prediction, verdict = chain.of("prediction", run), chain.of("verdict", run)
         return report.Chain(
@@ -385,7 +384,7 @@ class _Pages:
         return rows
 
     def _multiplier(self, row: report.DifferenceRow) -> report.Multiplier:
-        """What a difference is worth in compute, by the law of the target's family."""
+        """The value of a difference in compute, by the law of the target's family."""
         nothing = report.Multiplier(row.reference, None, None, None)
         law, said, ladder = (
             self.laws.get(self.evidence.recipe.model.family),
@@ -408,13 +407,13 @@ class _Pages:
         losses, here = found[:-1], found[-1]
 
         def worth(difference: float) -> float:
-            """Compute multiplier at which the law has the reference's loss; infinite or 0 beyond the sizes."""
+            """Compute multiplier at which the law reaches the reference's loss; infinite or 0 beyond the sizes."""
             wanted = here * (arm.mean - difference) / arm.mean
             if wanted > losses.max():
                 return float("inf")
             if wanted < losses.min():
                 return 0.0
-            # the law falls along the path, so that its inverse is a function
+            # the law decreases along the path, so its inverse is a function
             return float(np.interp(-wanted, -losses, scales**-2))
 
         value = worth(row.mean)
@@ -428,7 +427,7 @@ class _Pages:
         differences: list[report.DifferenceRow],
         multipliers: list[report.Multiplier],
     ) -> report.BreakEven | None:
-        """From which size of the target run the studies pay, against the natural mixture without a study."""
+        """The size of the target run from which the studies pay off, compared with the natural mixture."""
         natural = next((row for row in differences if row.reference == "natural" and row.high is not None), None)
         if natural is None or natural.high is None or self.evidence.prediction is None:
             return None
@@ -448,14 +447,14 @@ class _Pages:
         )
 
     def _curves_seed(self) -> int:
-        """The seed whose runs are drawn: that of the predicted run, else the first that has finished."""
+        """The seed whose runs are plotted: that of the predicted run, else the first finished one."""
         recipe, target = self.evidence.recipe, self.evidence.target
         seeds = [seed for arm in (target.arms if target is not None else []) for seed in arm.seeds]
         first = recipe.training.seeds[0]
         return first if first in seeds or not seeds else seeds[0]
 
     def _curves(self, seed: int) -> list[report.LossCurve]:
-        """Target loss at each validation of the runs of one seed."""
+        """The target loss at each validation of the runs of one seed."""
         weights = self.evidence.recipe.target_weights
         curves = []
         for name, table in self._metrics(seed):
@@ -467,7 +466,7 @@ class _Pages:
         return curves
 
     def _training_curves(self, seed: int) -> list[report.LossCurve]:
-        """Loss on training batches of the runs of one seed: means over equal spans of steps."""
+        """The loss on training batches of the runs of one seed, averaged over equal spans of steps."""
         curves = []
         for name, table in self._metrics(seed, note=False):
             rows = [row for row in table if row.get("loss") is not None]
@@ -480,7 +479,7 @@ class _Pages:
         return curves
 
     def _metrics(self, seed: int, note: bool = True) -> list[tuple[str, list[dict[str, Any]]]]:
-        """The table of metrics of each arm's run with that seed, where it can be read."""
+        """The metrics of each arm's run with that seed, if readable."""
         found = []
         for arm in self.evidence.target.arms if self.evidence.target is not None else []:
             run = arm.run(seed)
@@ -497,7 +496,7 @@ class _Pages:
         return found
 
     def _samples(self) -> list[report.Sample]:
-        """What the published run writes after the beginning of a held-out text of each target domain."""
+        """The published run's continuation of a held-out text of each target domain."""
         run = self.evidence.target.published if self.evidence.target is not None else None
         if run is None or self.store.result(run) is None:
             return []
@@ -513,7 +512,7 @@ class _Pages:
         ]
 
     def _failed(self) -> list[Any]:
-        """The rows without a result of every stage that was reached."""
+        """The runs without a result in every stage reached."""
         outcomes = (self.evidence.mixture, self.evidence.anneal, self.evidence.ladder, self.evidence.target)
         return [row for outcome in outcomes if outcome is not None for row in outcome.failed]
 
@@ -529,7 +528,7 @@ class _Pages:
         for stage, seconds in self.wall_s.items():
             ids = [run for study in _STAGES.get(stage, ()) for run in runs[study]]
             done = [result for run in ids if (result := self.store.result(run)) is not None]
-            for result in done:  # without its events a branch counts as if it had trained its trunk's steps too
+            for result in done:  # a branch without events counts as if it had trained its trunk's steps too
                 try:
                     list(read_events(self.store.run_folder(result.run) / "events.jsonl"))
                 except (ArmillaryError, OSError) as error:
@@ -554,7 +553,7 @@ class _Pages:
         return rows
 
     def _remember(self) -> None:
-        """Notes on what the reader should keep in mind, beside those that were made on the way."""
+        """Further notes for the reader."""
         mixture, anneal, said = self.evidence.mixture, self.evidence.anneal, self.evidence.prediction
         for stage, outcome in (("mixture", mixture), ("anneal", anneal)):
             if outcome is None:
@@ -580,7 +579,7 @@ class _Pages:
         self.notes += [report.Note("failures", study, count=lost.count(study)) for study in dict.fromkeys(lost)]
 
     def _local(self, text: str) -> str:
-        """``text`` without the folders of this machine."""
+        """``text`` without folders of this machine."""
         for known in (self.folder.absolute(), Path.cwd(), Path.home()):
             text = text.replace(f"{known}{os.sep}", "")
         return re.sub(r"(?<![\w:/.])/(?:[^\s/:'\"]+/)+(?=[^\s/])", "", text)
@@ -589,7 +588,7 @@ class _Pages:
 def _mixture_part(evidence: Evidence, found: MixtureOutcome) -> report.MixturePart:
     weights = np.array([evidence.recipe.target_weights.get(d, 0.0) for d in found.domains])
     predicted, measured = np.array(found.held_out), np.array(found.losses)
-    # The uniform mixture is measured to be shown, not to be taken.
+    # The uniform mixture is measured for comparison, not as a choice.
     complete = {c.name: fmean(c.measured) for c in found.candidates if c.measured and len(c.measured) == len(c.runs)}
     others = {name: mean for name, mean in complete.items() if name not in (found.reference, "uniform")}
     tested = bool(others) and found.reference in complete
@@ -637,10 +636,10 @@ def _of_target(law: ScalingLaw, sizes: ArrayLike) -> NDArray[np.float64]:
     """Mean, low and high of the target loss, the last column of the law, at parameters and tokens [m, 2]: [m, 3].
 
     Raises:
-        ExtrapolationError: the law leaves the target loss open at one of them.
+        ExtrapolationError: the law does not determine the target loss at one of them.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExtrapolationWarning)  # the recorded prediction holds it
+        warnings.simplefilter("ignore", ExtrapolationWarning)  # the recorded prediction has the warning
         found = np.stack([part[:, -1] for part in law.predict_known(sizes)], axis=1)
     if not np.isfinite(found).all():
         raise ExtrapolationError("the law leaves the target loss open by more than a factor of 2 at this size")
@@ -663,5 +662,5 @@ def _record_row(
 
 
 def _pays_from(studies: float, multiplier: float) -> float | None:
-    """FLOPs of a target run from which on a saving of ``multiplier - 1`` times its compute covers the studies."""
+    """FLOPs of the target run at which a saving of ``multiplier - 1`` times its compute covers the studies."""
     return studies / (multiplier - 1) if multiplier > 1 else None

@@ -1,4 +1,4 @@
-"""What a trained model writes, for readers: beginnings that start at a word and end at a character."""
+"""Sample texts of a trained model, from prompts that start at a word and end at a whole character."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from armillary.recipe import RunSpec
 
 SAMPLE_TOKENS = 64
 PROMPT_TOKENS = 24
-# An incomplete character decodes to this.
+# The decoded form of an incomplete character.
 _TORN = "\ufffd"
 
 
 def sample(model: Transformer, corpus: Corpus, spec: RunSpec, domain: str) -> tuple[str, str]:
-    """The beginning of a held-out text of ``domain``, and what the model writes after it."""
+    """The beginning of a held-out text of ``domain``, and the model's continuation."""
     tokenizer = corpus.tokenizer()
 
     def decode(tokens: Sequence[int]) -> str:
@@ -28,15 +28,15 @@ def sample(model: Transformer, corpus: Corpus, spec: RunSpec, domain: str) -> tu
     sampling = Sampling(max_new_tokens=SAMPLE_TOKENS, temperature=0.8, top_p=0.95)
     written = generate(model, prompt, sampling, corpus.manifest.end_of_text_id)
     shown = decode(prompt)
-    # Decoded together: a character may begin in the prompt's last token, and a space belongs to the word after it.
+    # Decoded together, since a character may begin in the prompt's last token and a space belongs to the next word.
     return shown.lstrip(), decode([*prompt, *written])[len(shown) :].rstrip(_TORN)
 
 
 def beginning(tokens: Sequence[int], decode: Callable[[Sequence[int]], str], length: int, end: int) -> list[int]:
-    """``length`` tokens of a text, from the first place on where a word begins, such that no character is torn.
+    """``length`` tokens of a text from the first suitable start of a word, without torn characters.
 
-    A word begins after ``end``, the token between documents, after a space or line end, and at every character of a
-    script without spaces. The nearest such place at the head of a line is preferred to one inside it.
+    A word begins after ``end`` (the token between documents), after a space or line end, and at every character of a
+    script without spaces. The start of a line is preferred to a position inside a line.
     """
     places = [i for i in range(len(tokens) - 1) if _begins(tokens, i, decode, end)]
     lines = [i for i in places if i == 0 or tokens[i - 1] == end or decode(tokens[:i]).endswith("\n")]
@@ -59,7 +59,7 @@ def _begins(tokens: Sequence[int], i: int, decode: Callable[[Sequence[int]], str
     if before.endswith(_TORN):
         return False
     spaced = after[0].isspace() or (before != "" and before[-1].isspace())
-    # The window may begin inside a word, which only a script without spaces rules out.
+    # The window may begin inside a word, except in a script without spaces.
     return spaced or _unspaced(after[0])
 
 

@@ -1,4 +1,4 @@
-"""What a post-training left in its folder: the part of a report that shows it, and the outcome of a lesson."""
+"""Reads the folder of a post-training: its part of a report, and the outcome of a lesson."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _REMEDY = "remove it, and `armillary post run` writes it again"
 
 
 class Taught(StageOutcome):
-    """What the lesson found: ``part`` as the report shows it.
+    """The outcome of a lesson: ``part`` is its part of the report.
 
-    ``base`` is the run that was taught and ``weights`` a hash of its model. ``kept`` is the name of the model taken,
-    ``run`` and ``spec`` are those of its fine-tuning (of the first where the base is kept), and ``edges`` lead from it
-    to the base. ``trained`` is the number of trainings, with their ``flops`` and ``seconds``.
+    ``base`` is the run that was taught, and ``weights`` a hash of its model. ``kept`` is the name of the model taken.
+    ``run`` and ``spec`` belong to its fine-tuning, or to the first one if the base is kept. ``edges`` lead from it to
+    the base. ``trained`` is the number of trainings, with their ``flops`` and ``seconds``.
     """
 
     base: str
@@ -41,16 +41,16 @@ class Taught(StageOutcome):
 
     @property
     def published(self) -> bool:
-        """Whether a model was better than the base, and so is published as a chat model."""
+        """Whether a model was better than the base, and is therefore published as a chat model."""
         return self.kept != BASE
 
 
 def teaching_part(out: Path, steps: Sequence[Step]) -> report.TeachingPart:
-    """The part of a report on the finished post-training in ``out``, which ``teach`` has returned as ``steps``.
+    """The part of a report on the finished post-training in ``out``; ``steps`` is the result of ``teach``.
 
     Raises:
-        DamagedFileError: a record or a file of questions is not what was written.
-        ForeignFileError: a record is of a newer version.
+        DamagedFileError: a record or a file of questions was changed.
+        ForeignFileError: a record has a newer version.
     """
     try:
         record = read_sealed(out / RECORD, "record of a teaching", FORMAT, _REMEDY)
@@ -78,7 +78,7 @@ def teaching_part(out: Path, steps: Sequence[Step]) -> report.TeachingPart:
 
 
 def brief(found: Taught) -> dict[str, Any]:
-    """The lesson in a few numbers, for machines."""
+    """The lesson in a few machine-readable numbers."""
     part = found.part
     return {
         "run": found.run,
@@ -92,7 +92,7 @@ def brief(found: Taught) -> dict[str, Any]:
 
 
 def write_page(out: Path, name: str, steps: Sequence[Step], language: Language = "en") -> Path:
-    """Write the report on the finished post-training ``name`` in ``out``; its path.
+    """Write the report on the finished post-training ``name`` in ``out``; return its path.
 
     Raises:
         DamagedFileError, ForeignFileError: as ``teaching_part``.
@@ -114,7 +114,7 @@ def _questions(name: str, counts: dict[str, Any]) -> report.QuestionSet:
 
 
 def _scores(step: Step, families: bool) -> list[report.TaughtScore]:
-    """The scores of a model: the whole of each set, and with ``families`` their parts where there are several."""
+    """The scores of a model on each set, and with ``families`` also on its parts if there are several."""
     rows = []
     for result in step.examination.results:
         whole = result.subset == result.task
@@ -142,7 +142,7 @@ def _scores(step: Step, families: bool) -> list[report.TaughtScore]:
 
 
 def _forgetting(base: Step, taken: Step) -> list[report.Forgetting]:
-    """Bits per byte on plain texts, of the base and of the model that was taken."""
+    """Bits per byte on plain texts, of the base and of the model taken."""
     before, after = (step.to_json()["texts"] for step in (base, taken))
     return [report.Forgetting(text, row[BITS], after[text][BITS], "bits") for text, row in before.items()]
 
@@ -152,7 +152,7 @@ def _gain(said: dict[str, Any]) -> report.TaughtGain:
         parts=said["parts"],
         scores=said["scores"],
         items=said["items"],
-        chance=said.get("chance", 0.0),  # records of older versions had none
+        chance=said.get("chance", 0.0),  # missing in records of older versions
         measured=said["measured"],
         recorded_at=said["recorded_at"],
         predicted=said.get("predicted"),
@@ -164,7 +164,7 @@ def _gain(said: dict[str, Any]) -> report.TaughtGain:
 
 
 def _talks(base: Step, taken: Step, items: dict[str, Item]) -> list[report.Talk]:
-    """The first held-out question of each language with both replies, as they were examined."""
+    """The first held-out question of each language with both replies from the examinations."""
     before = {row.id: row.outputs[0] for row in base.examination.items[HELD_OUT]}
     talks: dict[str, report.Talk] = {}
     for row in taken.examination.items[HELD_OUT]:

@@ -1,24 +1,24 @@
-"""A post-training from questions to an examined model: every stage a folder of its own, each gain measured in pairs.
+"""A post-training from questions to an examined model. Each stage has its own folder; each gain is a paired difference.
 
 The folder of a teaching::
 
     OUT/questions/, held-out/, harder/   questions with computed answers (``post.synthesize``)
-    OUT/evolved/                         the first training questions, with harder and other ones made of them
-    OUT/verified/                        those whose reply its own check finds right
-    OUT/questions-clean/                 those without repetitions of evaluation sets: what the models are trained on
-    OUT/gain/                            scores of fine-tunings on parts of them, and what these predict of the whole
-    OUT/sft/, sft-2/, dpo/, merged/      the models, each with what it was trained on
+    OUT/evolved/                         the first training questions, with harder and other ones derived from them
+    OUT/verified/                        the questions whose reply passes its own check
+    OUT/questions-clean/                 the training data: verified questions without repetitions of evaluation sets
+    OUT/gain/                            scores of fine-tunings on parts of the data, and the prediction from these
+    OUT/sft/, sft-2/, dpo/, merged/      the models, each with its training data
     OUT/rejected/, pairs/                verified samples of a model on new questions, and pairs of right and wrong ones
-    OUT/merged.search/                   the losses of merges on a validation set, by which weights are found
+    OUT/merged.search/                   the losses of merges on a validation set, for the search of weights
     OUT/examined/MODEL/                  answers and scores of each model on the same items
     OUT/record.json                      all scores, paired differences and the model that was taken; sealed, last.
                                          Its paths are relative to OUT
 
-A stage's model is taken where it is better than the one taken before, beyond the paired interval on the held-out
-questions. So a stage that does not help is reported and left out. The held-out score of the model taken is that of the
-best of a few, which is a little more than it would have on new questions.
+A stage's model is taken only if it beats the model taken before: the paired interval on the held-out questions must lie
+above zero. A stage that does not help is reported and left out. The model taken is the best of a few, so its held-out
+score is a little higher than it would be on new questions.
 
-The same call resumes: finished stages are found, and an unfinished one goes on. Each refuses changed settings.
+The same call resumes: finished stages are reused, and an unfinished one continues. Each refuses changed settings.
 """
 
 from __future__ import annotations
@@ -79,13 +79,13 @@ class Step:
     """One model of the path.
 
     Attributes:
-        name: of its stage; ``base`` is the model that everything starts from.
+        name: name of its stage; ``base`` is the model that everything starts from.
         model: its folder.
         examination: its answers and scores.
         against: name of the model that it is compared with.
-        differences: of the share of right answers by set, and of the bits per byte by text: value, low and high of the
-            paired interval, and p.
-        taken: whether it is better than the one taken before.
+        differences: differences in accuracy by set and in bits per byte by text: value, low and high of the paired
+            interval, and p.
+        taken: whether it is better than the model taken before.
     """
 
     name: str
@@ -128,15 +128,15 @@ def teach(
     say: Callable[[str], None] = lambda text: None,
     on_prediction: Callable[[dict[str, Any]], None] = lambda said: None,
 ) -> list[Step]:
-    """Carry out ``recipe`` in the folder ``out``; the models in the order in which they were made.
+    """Run ``recipe`` in the folder ``out``; return the models in the order of their stages.
 
-    ``on_prediction`` takes the prediction of the gain before the run that it speaks of begins, at each call the same.
+    ``on_prediction`` gets the prediction of the gain before the predicted run begins; every call passes the same one.
 
     Raises:
         UsageError: a model, file or option that a stage refuses; or ``out`` holds stages of another recipe.
         InterruptedRunError: ``handling.stop()`` returned true; call again to resume.
-        ForeignFileError: ``out`` holds the record of a newer version; it is left as it is.
-        ArmillaryError: a stage failed; what was done before is kept.
+        ForeignFileError: ``out`` holds the record of a newer version, which is not changed.
+        ArmillaryError: a stage failed; earlier results are kept.
     """
     with exclusive(out / ".lock", "teaches in this folder"):
         return _Teaching(recipe, out, handling, say, on_prediction).run()
@@ -153,13 +153,13 @@ class _Teaching:
     ) -> None:
         self.recipe, self.out, self.handling, self.say, self.on_prediction = recipe, out, handling, say, on_prediction
         self.base = Path(recipe.model)
-        open_renderer(self.base, recipe.template)  # a model that cannot be asked is refused before anything is made
+        open_renderer(self.base, recipe.template)  # an unusable model is refused before any work
         self.steps: list[Step] = []
         self.left_out: dict[str, str] = {}  # stages without material, with the reason
-        self.search: dict[str, Any] | None = None  # what the search of merging weights found
+        self.search: dict[str, Any] | None = None  # result of the search for merge weights
 
     def run(self) -> list[Step]:
-        # what a newer version wrote is refused before it would be replaced; a damaged record is written anew
+        # a record of a newer version is refused, never replaced; a damaged record is rewritten
         with contextlib.suppress(FileNotFoundError, DamagedFileError):
             read_sealed(self.out / RECORD, "record of a teaching", FORMAT, "name another folder")
         self._hold_out()
@@ -192,11 +192,11 @@ class _Teaching:
 
     @property
     def taken(self) -> Step:
-        """The model that is the best so far."""
+        """The best model so far."""
         return next(step for step in reversed(self.steps) if step.taken)
 
     def _portable(self) -> dict[str, Any]:
-        """The recipe, with paths as ``_from_here`` gives them."""
+        """The recipe, with paths from ``_from_here``."""
         plain: dict[str, Any] = self.recipe.model_dump(mode="json")
         plain["model"] = self._from_here(plain["model"])
         plain["decontaminate"] = [self._from_here(where) for where in plain["decontaminate"]]
@@ -208,7 +208,7 @@ class _Teaching:
         return plain
 
     def _from_here(self, where: str) -> str:
-        """A path relative to the folder, so that it holds where both were moved; a URL as it is."""
+        """A path relative to the folder, which stays valid if both move together; a URL unchanged."""
         return where if "://" in where else os.path.relpath(Path(where).resolve(), self.out.resolve())
 
     def _hold_out(self) -> None:
@@ -220,7 +220,7 @@ class _Teaching:
         self.sets.update({name: Path(where) for name, where in self.recipe.examine.sets.items()})
 
     def _data(self) -> Path:
-        """What the models are trained on."""
+        """The training data of the models."""
         asked = self.recipe.questions
         items = self._questions("questions", asked.items, asked.seed)
         if self.recipe.evolve is not None:
@@ -234,7 +234,7 @@ class _Teaching:
         options = SynthesisOptions(
             count, asked.families, asked.languages, levels or asked.levels, seed=seed, split=split
         )
-        # held-out questions keep the families' own wording: one set for every teacher
+        # held-out questions keep the families' own wording, so they are the same for every teacher
         teacher = asked.teacher if split == "train" else None
         with contextlib.ExitStack() as opened:
             record = synthesize(
@@ -247,7 +247,7 @@ class _Teaching:
         return self.out / name / ITEMS
 
     def _evolved(self, items: Path, asked: Evolution) -> Path:
-        """The questions, the first ``asked.items`` of them with harder and other ones made of them."""
+        """The questions, with harder and other ones derived from the first ``asked.items``."""
         lines = items.read_bytes().splitlines(keepends=True)
         first, out = self.out / "evolved.jsonl", self.out / "evolved"
         write_file(first, b"".join(lines[: asked.items]))
@@ -273,14 +273,14 @@ class _Teaching:
         return both
 
     def _reference(self, model: str | None) -> Backend:
-        """The model by which the difficulty of questions is measured: the base, in the form in which it is examined."""
+        """The model that measures the difficulty of questions: by default the base, prompted as in its examination."""
         if model is not None:
             return open_backend(model, BackendOptions())
         chat = open_renderer(self.base, self.recipe.template).chat
         return Templated(open_backend(str(self.base), BackendOptions()), chat)
 
     def _verified(self, items: Path) -> Path:
-        """The questions whose reply its own check finds right; programs run against their tests here."""
+        """The questions whose reply passes its own check; programs run against their tests here."""
         record = verify_file(
             items, self.out / "verified", lambda done, total, note: self.handling.advance("verify", done, total, note)
         )
@@ -289,8 +289,10 @@ class _Teaching:
         return self.out / "verified" / ITEMS
 
     def _clean(self, items: Path, out: Path) -> Path:
-        """Training questions without those of evaluation sets. Held-out ones of the same families are others already:
-        the pass that masks numbers would take every question of a family for a repetition.
+        """Training questions without items of evaluation sets.
+
+        Held-out questions of the same families are not compared: they are different anyway, and the pass that masks
+        numbers would match every question of a family.
         """
         against = [Path(where) for where in (*self.recipe.decontaminate, *self.recipe.examine.sets.values())]
         if not against:
@@ -304,7 +306,7 @@ class _Teaching:
         return out / ITEMS
 
     def _predicted(self, data: Path, gain: Gain) -> dict[str, Any]:
-        """What fine-tuning on all of ``data`` will score on the held-out questions, recorded before it begins."""
+        """Predict the held-out score of fine-tuning on all of ``data``; the prediction is recorded before it begins."""
         place = self.out / "gain" / "prediction.json"
         lines = sorted(data.read_bytes().splitlines(keepends=True), key=lambda line: hashlib.sha256(line).digest())
         sizes = [max(1, round(part * len(lines))) for part in gain.parts]
@@ -326,7 +328,9 @@ class _Teaching:
         document["before_the_run"] = not (self.out / "sft" / "run").exists()
         try:
             if document["chance"] == 1.0:
-                raise AtChanceError("every question of a kind has the same answer; ask what has several")
+                raise AtChanceError(
+                    "every question of a kind has the same answer; use questions with different answers"
+                )
             law = GainLaw(chance=document["chance"]).fit([[float(size)] for size in sizes], scores)
             mean, low, high = law.predict([[float(len(lines))]], INTERVAL)
             document |= {"predicted": float(mean[0]), "low": float(low[0]), "high": float(high[0])}
@@ -338,7 +342,7 @@ class _Teaching:
         return document
 
     def _part(self, name: str, data: bytes) -> list[float]:
-        """The score of each held-out question after a fine-tuning on ``data``, whose model is removed afterwards."""
+        """The score of each held-out question after a fine-tuning on ``data``; the model is removed afterwards."""
         few, kept = self.out / f"{name}.jsonl", self.out / f"{name}.json"
         few.parent.mkdir(parents=True, exist_ok=True)
         write_file(few, data)
@@ -356,7 +360,7 @@ class _Teaching:
         return list(known["scores"])
 
     def _judged(self, predicted: dict[str, Any]) -> dict[str, Any]:
-        """The prediction with what the whole run scored, and whether that lies inside."""
+        """The prediction with the score of the whole run, and whether it lies inside the interval."""
         found = next(step for step in self.steps if step.name == "sft")
         measured = found.to_json()["scores"][HELD_OUT]["right"]
         inside = None if "low" not in predicted else predicted["low"] <= measured <= predicted["high"]
@@ -365,7 +369,7 @@ class _Teaching:
         return {**predicted, "measured": measured, "inside": inside}
 
     def _second(self, data: Path, first: Path, asked: Rejection) -> None:
-        """A second fine-tuning of the base, on the questions and on verified samples of the first model."""
+        """A second fine-tuning of the base, on the questions and verified samples of the first model."""
         options = RejectOptions(
             sampling=SampleOptions(asked.samples, asked.temperatures, self.recipe.examine.max_new_tokens),
             progress=lambda done: self.handling.advance("reject", done, asked.questions, ""),
@@ -381,7 +385,7 @@ class _Teaching:
         self._tuned("sft-2", both)
 
     def _preferred(self, asked: PreferenceStage) -> None:
-        """The model taken so far, trained on pairs of its own right and wrong samples."""
+        """The model taken so far, trained with DPO on pairs of its own right and wrong samples."""
         assert self.recipe.reject is not None
         model, longest = self.taken.model, self.recipe.examine.max_new_tokens
         if self.taken.name == BASE:
@@ -398,12 +402,12 @@ class _Teaching:
         self._examined("dpo", found.model)
 
     def _merged(self, asked: Merging) -> None:
-        """One model of all that were trained from the base."""
+        """A merge of all models trained from the base."""
         made = [step for step in self.steps if step.name != BASE]
         if len(made) < 2:
             return self._leave_out("merged", "there is one model only")
         scores = {step.name: step.to_json()["scores"][HELD_OUT]["right"] for step in self.steps}
-        if asked.method == "slerp":  # is between two models: the best
+        if asked.method == "slerp":  # needs two models: take the best ones
             made = sorted(made, key=lambda step: scores[step.name])[-2:]
         models, out = [step.model for step in made], self.out / "merged"
         options = MergeOptions(asked.method, scale=asked.scale)
@@ -426,14 +430,14 @@ class _Teaching:
         self._examined("merged", out)
 
     def _weights(self, models: list[Path], options: MergeOptions, asked: Merging) -> dict[str, Any] | None:
-        """The weights that are found on questions of their own; None where no merge is better."""
+        """The weights found on separate validation questions; None if no merge is better."""
         assert asked.evaluations is not None
         made = self._questions("validation", asked.validation, self.recipe.questions.seed + 2, split="held-out")
         examined = {item.text for item in read_items(self.sets[HELD_OUT])}
         others = [item.to_json() for item in read_items(made) if item.text not in examined]
         if len(others) < LEAST_ITEMS:
             self._leave_out(
-                "merged", f"{len(others)} further held-out questions are there, and weights need {LEAST_ITEMS}"
+                "merged", f"there are {len(others)} further held-out questions, but weights need {LEAST_ITEMS}"
             )
             return None
         validation = self.out / "validation.jsonl"
@@ -486,7 +490,7 @@ class _Teaching:
     def _asked(
         self, name: str, model: Path, sets: Mapping[str, Path], texts: Mapping[str, Path] = MappingProxyType({})
     ) -> Examination:
-        """All models are asked in the form of one template, which the base may not have."""
+        """All models are prompted with one template, which the base may not have."""
         options = ExamineOptions(Sampling(max_new_tokens=self.recipe.examine.max_new_tokens), texts=texts)
         options = in_template(options, self.base, self.recipe.template)
         with closing(open_backend(str(model), BackendOptions())) as backend:
@@ -500,11 +504,11 @@ class _Teaching:
 
 
 def _differences(first: Examination, second: Examination) -> dict[str, dict[str, float]]:
-    """Of the share of right answers and of the bits per byte, second less first, on the same items and texts."""
+    """Differences in accuracy and bits per byte, second minus first, on the same items and texts."""
     differences = {}
     for found in compare(first, second):
         if found.metric == BITS and found.paired.items > 1:
-            # few texts, of which each changes a little: Student's interval, which needs no bounds
+            # few texts with small changes each: Student's interval, which needs no bounds
             scores = scores_of((first, second), found.task, BITS)
             gap = paired_difference(scores[:, 1], scores[:, 0], 0.95)
             value, low, high = gap.mean, gap.low, gap.high

@@ -1,7 +1,7 @@
-"""Whether what lies on disk is still what was written there: a workspace, or any part of one.
+"""Checks that the files of a workspace, or of any part of one, are unchanged since they were written.
 
-``verify`` finds out what it was given, has every room read its own files, and returns all problems.
-Nothing is changed, moved or created.
+``verify`` recognises the kind of a place, lets every room check its own files, and returns all problems. It never
+changes, moves or creates a file.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ from armillary.recipe import (
 from armillary.store import Store, verify_database
 from armillary.train import verify_checkpoint, verify_run
 
-# The newest format of each JSON file of a workspace; from format 2 on those that are read back are sealed.
+# The newest format of each JSON file of a workspace; since format 2, files that are read back are sealed.
 _JSON = {"plan.json": PLAN_FORMAT, "cost.json": COST_FORMAT, "summary.json": 1}
 _SEALED_SINCE = 2
-# A field by which a sealed one is told from a whole file of another kind in its place.
+# A field that distinguishes each sealed file from an intact file of another kind.
 _FIELDS = {"plan.json": "plan", "cost.json": "wall_s"}
 _REMEDIES = {
     "plan.json": "restore it from a copy; without it the next call sizes the studies again",
@@ -65,7 +65,7 @@ _KNOWN = (
     "one of its stages or of an examination; a law file, a recipe, or a backup of a store's database"
 )
 _SQLITE = b"SQLite format 3\0"
-# Files that stand for the folder they lie in, and the fields by which other files are told apart.
+# Files that stand for their folder, and the fields that identify other files.
 _OF_A_FOLDER = {"lineage.json", "manifest.json", "checkpoint.json", "result.json", "spec.json"}
 _LAW_FIELDS = {"laws_version", "fitted", "kind", "targets"}
 _DOCUMENT_KEYS = {*Recipe.model_fields, *LargeRun.model_fields} - {"format", "name"}
@@ -73,7 +73,7 @@ _DOCUMENT_KEYS = {*Recipe.model_fields, *LargeRun.model_fields} - {"format", "na
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found at a place: ``checked`` names each part that was read, ``problems`` is empty if all is well."""
+    """The findings at a place: ``checked`` names each part that was read, ``problems`` is empty if all is well."""
 
     kind: str
     checked: list[str]
@@ -84,10 +84,10 @@ def verify(place: Path, database: str | None = None) -> Verified:
     """Check a workspace, store, corpus, run, checkpoint or published model, what post-training wrote, or a file.
 
     Args:
-        database: SQLAlchemy URL of a workspace's or store's database, where it is not the file in it.
+        database: SQLAlchemy URL of a workspace's or store's database, if it is not the file in the folder.
 
     Raises:
-        UsageError: ``place`` is none of these.
+        UsageError: ``place`` is none of these kinds.
     """
     if place.is_file():
         return _file(place, database)
@@ -113,7 +113,7 @@ def verify(place: Path, database: str | None = None) -> Verified:
 
 
 def _kind(folder: Path) -> str | None:
-    """What lies in a folder, also where a part of it is missing; None for anything else."""
+    """The kind of a folder, even if a part of it is missing; None for an unknown kind."""
 
     def has(*names: str) -> bool:
         return any((folder / name).exists() for name in names)
@@ -140,7 +140,7 @@ def _kind(folder: Path) -> str | None:
 def _file(place: Path, database: str | None) -> Verified:
     """Check a law file, a recipe, a large run's file, a store's database or a backup of it, or a part of a workspace.
 
-    A file that names the folder it lies in, such as a manifest, stands for that folder.
+    A file that identifies its folder, such as a manifest, stands for that folder.
     """
     with place.open("rb") as stream:
         is_database = stream.read(len(_SQLITE)) == _SQLITE
@@ -168,7 +168,7 @@ def _file(place: Path, database: str | None) -> Verified:
 
 
 def _is_law(place: Path) -> bool:
-    """Whether a file is a law file, also a damaged one."""
+    """Whether a file is a law file, damaged or not."""
     if place.suffix != ".json":
         return False
     try:
@@ -179,7 +179,7 @@ def _is_law(place: Path) -> bool:
 
 
 def _is_document(place: Path) -> bool:
-    """Whether a file is a recipe or a large run's file, also a damaged one."""
+    """Whether a file is a recipe or a large run's file, damaged or not."""
     try:
         return bool(read_yaml(place).keys & _DOCUMENT_KEYS)
     except UsageError:
@@ -187,7 +187,7 @@ def _is_document(place: Path) -> bool:
 
 
 def _document(place: Path) -> list[FileProblem]:
-    """What is wrong with a recipe or a large run's file; one that a workspace keeps also has a seal."""
+    """The problems of a recipe or a large run's file; the copy in a workspace also has a seal."""
     try:
         load_training(place)
     except DamagedDocumentError as error:
@@ -204,7 +204,7 @@ def _workspace(folder: Path, database: str | None) -> Verified:
     checked: list[str] = []
     problems: list[FileProblem] = []
     finished = (folder / RECORD).exists()
-    begun = finished or (folder / "plan.json").exists()  # which is written once corpus and store are there
+    begun = finished or (folder / "plan.json").exists()  # written once corpus and store exist
     if finished:
         checked.append("reports")
         problems += _refused(folder / RECORD, RECORD_REMEDY, lambda _: recorded(folder))
@@ -240,7 +240,7 @@ def _workspace(folder: Path, database: str | None) -> Verified:
 
 
 def _lost(folder: Path) -> list[FileProblem]:
-    """The parts of a workspace in which runs were planned that are missing as a whole."""
+    """The parts of a workspace with planned runs that are missing as a whole."""
     problems, said = [], {}
     with contextlib.suppress(OSError, DamagedFileError):
         said = read_json(folder / "summary.json", "summary", RECORD_REMEDY)
@@ -258,7 +258,7 @@ def _lost(folder: Path) -> list[FileProblem]:
 
 
 def _publication(folder: Path) -> list[FileProblem]:
-    """What is wrong with a published model."""
+    """The problems of a published model."""
     remedy = "publish the model again (`armillary run`), or fetch the folder again"
     if not any(folder.glob("*")):
         return [FileProblem(folder, "is missing, and a model was published there", remedy)]
@@ -286,7 +286,7 @@ def _store(folder: Path, database: str | None, begun: bool) -> Verified:
             found = [problem_of(file, said, _STORE_REMEDY) for said in Store(folder, database).verify()]
         except ArmillaryError as error:
             found = [problem_of(file, error, _REMEDY)]
-        # A run whose files are damaged also differs from what the store recorded of it.
+        # A run with damaged files also differs from its record in the store.
         problems = [*(problem for problem in found if problem.file.parent not in damaged), *problems]
     elif begun or runs:
         remedy = "put a backup in its place, or name the database with --database"
@@ -295,9 +295,9 @@ def _store(folder: Path, database: str | None, begun: bool) -> Verified:
 
 
 def _first_of_each(problems: list[FileProblem]) -> list[FileProblem]:
-    """The first problem of each file: a damaged file is often found by more than one check."""
+    """The first problem of each file, since several checks often find the same damaged file."""
 
-    def key(problem: FileProblem) -> tuple[Path, str]:  # a database has as many problems as records
+    def key(problem: FileProblem) -> tuple[Path, str]:  # a database can have one problem per record
         return problem.file, problem.what if problem.file.name == "store.sqlite" else ""
 
     first = {key(problem): problem for problem in reversed(problems)}
@@ -310,11 +310,11 @@ def _json(file: Path) -> None:
         remedy = _REMEDIES[file.name]
         document = read_sealed(file, file.name, _JSON[file.name], remedy, sealed_since=_SEALED_SINCE)
         if _FIELDS.get(file.name, "format") not in document:
-            raise DamagedFileError(f"{file}: is not a {file.name}, but a whole file of another kind; {remedy}")
+            raise DamagedFileError(f"{file}: is not a {file.name}, but an intact file of another kind; {remedy}")
 
 
 def _refused(place: Path, remedy: str, check: Callable[[Path], Any]) -> list[FileProblem]:
-    """What ``check`` raises over ``place``."""
+    """The problem that ``check`` raises for ``place``."""
     try:
         check(place)
     except OSError as error:

@@ -1,10 +1,11 @@
-"""The whole path from a recipe to a published model, stage by stage.
+"""Runs the whole path from a recipe to a published model, stage by stage.
 
-A workspace is the folder in which a recipe's results live: ``corpus/``, ``store/`` (runs and database), ``plan.json``
-(the sizes of the studies), and at the end ``report.html``, ``summary.json``, ``recipe.found.yaml`` and ``model/``; with
-a lesson ``taught/`` and ``chat/``.
-Every stage is skipped when its result is there, so that any verb may be given again at any time; what it depends on is
-part of the key under which a result is kept, so that a changed recipe never meets a stale one.
+A workspace is the folder of a recipe's results: ``corpus/``, ``store/`` (runs and database), ``plan.json`` (the sizes
+of the studies), and at the end ``report.html``, ``summary.json``, ``recipe.found.yaml`` and ``model/``. With a lesson
+it
+also has ``taught/`` and ``chat/``.
+A stage is skipped if its result exists, so any verb can be repeated at any time. The key of a result covers everything
+that it depends on, so a changed recipe never uses a stale result.
 """
 
 from __future__ import annotations
@@ -94,9 +95,9 @@ PLAN_FORMAT, COST_FORMAT = 2, 2
 
 
 class _SavedPlan(Document):
-    """``plan.json``: the plan, and the hash (``key``) of what decides it.
+    """``plan.json``: the plan, and a hash (``key``) of its inputs.
 
-    ``resized`` names the stages that were sized to a separate budget and keep that size.
+    ``resized`` names the stages with a separate budget, which keep their size.
     """
 
     format: Literal[2] = 2
@@ -106,21 +107,20 @@ class _SavedPlan(Document):
 
 
 def quiet(stage: str, done: float, total: float, note: str) -> None:
-    """Report no progress."""
+    """Ignore progress."""
 
 
 def unheard(text: str) -> None:
-    """Show no note."""
+    """Ignore a note."""
 
 
 @dataclass(frozen=True)
 class Workspace:
     """A recipe and the folder of its results.
 
-    ``budget`` replaces the recipe's; ``workers`` is the number of worker processes (default: one per core or
-    accelerator); ``database`` an SQLAlchemy URL instead of the SQLite file in the folder; ``on`` is a Ray cluster to
-    train on (``ray``, ``ray://HOST:PORT``) instead of processes of this machine. ``say`` takes a sentence that a person
-    should read while the work runs.
+    ``budget`` replaces the recipe's budget. ``workers`` is the number of worker processes (default: one per core or
+    accelerator). ``database`` is an SQLAlchemy URL instead of the SQLite file in the folder. ``on`` is a Ray cluster to
+    train on (``ray``, ``ray://HOST:PORT``) instead of this machine. ``say`` gets sentences to show while the work runs.
 
     The folder keeps a copy of the recipe, ``recipe.yaml``.
     """
@@ -137,7 +137,7 @@ class Workspace:
     def __post_init__(self) -> None:
         for budget in (self.budget, self.recipe.budget):
             if budget is not None:
-                parse_budget(budget)  # raises on a typing error before the corpus is built
+                parse_budget(budget)  # raises on a typo before the corpus is built
         if self.on is not None:
             check_place(self.on)
         for place in (self.folder, *self.folder.parents):
@@ -145,15 +145,15 @@ class Workspace:
                 break
             if place.exists() or place.is_symlink():
                 raise UsageError(
-                    f"{place}: not a folder (a file, or a link that leads nowhere), so no results can lie there; name "
-                    "a folder with --out"
+                    f"{place}: not a folder (a file or a broken link), so it cannot hold results; name a folder with "
+                    "--out"
                 )
 
     def corpus(self) -> Corpus:
-        """Build the recipe's corpus, or open it where it is built.
+        """Build the recipe's corpus, or open it if it exists.
 
         Raises:
-            UsageError: a source that cannot be read, a domain without text.
+            UsageError: an unreadable source, or a domain without text.
         """
 
         def tell(stage: str, done: int, total: int) -> None:
@@ -172,7 +172,7 @@ class Workspace:
 
     @contextmanager
     def lab(self, resize: Stage | None = None) -> Iterator[Lab]:
-        """Corpus, store, workers and the plan. ``resize`` sizes that stage alone to the workspace's whole budget.
+        """Open corpus, store, workers and plan. ``resize`` sizes only that stage, to the workspace's whole budget.
 
         Raises:
             BusyError: another process works in this workspace.
@@ -180,16 +180,16 @@ class Workspace:
         """
         begun = time.perf_counter()
         with self._alone():
-            # A file that this version cannot read is refused before anything is trained.
+            # Refuse a file of a newer version before anything is trained.
             self.wall_s()
             with contextlib.suppress(DamagedFileError):
                 recorded(self.folder)
             if self.database is not None:
-                self.store().close()  # one that cannot be used is refused before the corpus is built
+                self.store().close()  # refuse an unusable store before the corpus is built
             corpus, store = self.corpus(), self.store()
             with self._executor(store, corpus) as executor:
                 lab = Lab(self.recipe, corpus, store, executor, smallest_plan(), self.progress, self.say)
-                lab.check()  # most of what a run can lack is known without throughput
+                lab.check()  # most problems of a run can be found without a throughput
                 lab = replace(lab, plan=self._plan(corpus, executor, resize, begun))
                 lab.check()
                 yield lab
@@ -201,15 +201,15 @@ class Workspace:
 
     @contextmanager
     def _tidied(self) -> Iterator[None]:
-        """Leave no folder behind where what was given is refused before anything was built in a new one."""
+        """Remove a new folder if the input is refused before anything is built in it."""
         made = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         try:
             yield
         except UsageError:
-            # what was read of other sources is kept: the next call need not read it again
+            # keep the sources that were read, so that the next call need not read them again
             if made and not any(self.folder.glob("corpus/*/*.json")):
                 shutil.rmtree(self.folder, ignore_errors=True)
-                with contextlib.suppress(OSError):  # not empty: another program uses it
+                with contextlib.suppress(OSError):  # not empty, since another program uses it
                     for path in made[1:]:
                         path.rmdir()
             raise
@@ -217,7 +217,7 @@ class Workspace:
     def _executor(self, store: Store, corpus: Corpus) -> WorkerExecutor:
         if self.on is None:
             training, studies = self.recipe.training, self.recipe.study
-            # a target with a layout is no worker's: its ranks have the machine to themselves
+            # a target with a layout does not run on workers: its ranks use the whole machine
             depth = self.recipe.model.depth if training.layout is None else studies.mixture.depth
             shape = self.recipe.family(self.recipe.model.family).shape(depth, corpus.vocab_size)
             need = worker_bytes(shape, training.context_length * training.batch_sequences)
@@ -235,7 +235,7 @@ class Workspace:
         if saved is None or (whole is not None and whole != saved.plan.budget):
             self.progress("plan", 0, 1, "measuring throughput")
             budget = whole or self.recipe.budget
-            # What this call has spent so far, most of it on the corpus, is no longer there for the runs.
+            # The time spent so far in this call, mostly on the corpus, is not available for the runs.
             set_aside = 0.0 if self.recipe.lesson is None else self.recipe.lesson.budget_share
             left = None if budget is None else remaining(budget, time.perf_counter() - begun, set_aside)
             try:
@@ -264,11 +264,11 @@ class Workspace:
         return plan
 
     def _read_plan(self, path: Path, key: str, corpus: Corpus) -> _SavedPlan | None:
-        """The plan in ``path``; None where it is missing or was made for other sizes, another budget or corpus.
+        """The plan in ``path``; None if it is missing or was made for other sizes, another budget or another corpus.
 
         Raises:
-            DamagedFileError: it cannot be read. It is not made anew: other sizes would mean other runs.
-            ForeignFileError: it is of a newer version.
+            DamagedFileError: the plan cannot be read. It is not replaced, since other sizes would mean other runs.
+            ForeignFileError: the plan has a newer version.
         """
         remedy = "restore the file, or remove it to have the studies sized again"
         try:
@@ -289,7 +289,7 @@ class Workspace:
 
     @contextmanager
     def _stage(self, name: str, store: Store) -> Iterator[None]:
-        """A stage: its wall time is counted, and at its end ``store.sqlite`` alone holds what it recorded."""
+        """Run a stage: count its wall time, and at its end merge the database's log into ``store.sqlite``."""
         with self._timed(name):
             try:
                 yield
@@ -298,7 +298,7 @@ class Workspace:
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
-        """Add the wall time of what happens inside to ``cost.json``, also when it is interrupted."""
+        """Add the wall time of the block to ``cost.json``, even if it is interrupted."""
         begin = time.perf_counter()
         try:
             yield
@@ -310,10 +310,10 @@ class Workspace:
     def wall_s(self) -> dict[str, float]:
         """Wall time by stage, over all calls.
 
-        A damaged ``cost.json`` is moved aside and counted anew; only the cost so far is lost.
+        A damaged ``cost.json`` is moved aside and the count restarts; only the cost so far is lost.
 
         Raises:
-            ForeignFileError: it is of a newer version.
+            ForeignFileError: ``cost.json`` has a newer version.
         """
         path = self.folder / "cost.json"
         try:
@@ -323,30 +323,30 @@ class Workspace:
         except DamagedFileError as error:
             kept = aside(path)
             path.rename(kept)
-            self.say(f"{error}; it is kept as {kept.name}, and wall time is counted anew")
+            self.say(f"{error}; it is kept as {kept.name}, and the count of wall time restarts")
             return {}
 
     def go(self, until: Goal) -> Evidence:
-        """Run every stage up to ``until``; a stage whose result is there is skipped.
+        """Run every stage up to ``until``; a stage with a result is skipped.
 
         Raises:
-            UsageError: the recipe, a source or a limit cannot be right, or ``model/`` holds what was not published
-                from here.
+            UsageError: the recipe, a source or a limit is wrong, or ``model/`` holds files that were not published from
+                here.
             ArmillaryError: a stage failed.
             InterruptedStudyError: Ctrl-C; the same call resumes.
         """
         if launched():
             raise UsageError(
-                "a recipe's studies run in one process, and a launcher has started several; give "
-                f"`armillary predict` to one, and to the launcher {self.folder / 'target.yaml'}, which that writes"
+                "a recipe's studies run in one process, but a launcher has started several; run `armillary predict` "
+                f"in one process, and give the launcher {self.folder / 'target.yaml'}, which that command writes"
             )
         reach = GOALS.index(until)
         if reach >= GOALS.index("release"):
-            check_publishable(self.folder / "model")  # said before hours of studies
+            check_publishable(self.folder / "model")  # checked before hours of studies
             if self.recipe.lesson is not None:
                 check_lesson(self.recipe.lesson)
                 check_publishable(self.folder / CHAT)
-        # A budget given to a study is that study's own; given to any later verb it is for the whole path.
+        # A budget given to a study applies to that study alone; given to a later verb, it applies to the whole path.
         resize = next((stage for stage in STUDIES if stage == until and self.budget is not None), None)
         with self.lab(resize) as lab:
             evidence = Evidence(self.recipe, lab.corpus, lab.store, lab.plan)
@@ -375,7 +375,7 @@ class Workspace:
                     evidence.target = train_target(lab.for_target(), evidence.found)
                     lost = restore_target(lab.for_target(), evidence.target)
                     if lost:
-                        raise ArmillaryError(f"target: the files of run {lost[0]} could not be made again")
+                        raise ArmillaryError(f"target: the files of run {lost[0]} could not be restored")
                 self.say(lines.target(evidence.target))
             if reach >= GOALS.index("verdict"):
                 assert evidence.found is not None
@@ -391,7 +391,7 @@ class Workspace:
                         evidence.examined = examine(evidence.target, lab.corpus, lab.store, self.folder)
                     except ForeignFileError:
                         raise
-                    except ArmillaryError as error:  # the verdict and the report do not depend on it
+                    except ArmillaryError as error:  # verdict and report do not depend on it
                         self.say(f"examine: no examination: {error}")
                 self.progress("examine", 1, 1, "")
                 if evidence.examined is not None:
@@ -402,23 +402,24 @@ class Workspace:
         return evidence
 
     def _teach(self, lab: Lab, evidence: Evidence) -> None:
-        """Give the lesson. What came before does not depend on it, so that its failure is a row and not the end."""
+        """Run the lesson. Earlier stages do not depend on it, so a failure is a row in the outcome and does not end the
+        path."""
         assert evidence.target is not None and evidence.target.published is not None
         pupil = Pupil(evidence.target.published, self.folder / "model", lineage(evidence))
         try:
             evidence.lesson = give_lesson(lab, pupil, self.folder)
         except (ForeignFileError, InterruptedRunError):
             raise
-        except (ArmillaryError, OSError, RuntimeError) as error:  # torch has RuntimeError for too little memory
+        except (ArmillaryError, OSError, RuntimeError) as error:  # torch raises RuntimeError if memory is short
             evidence.lesson_failed = str(error)
             self.say(f"lesson: not finished: {error}")
         else:
             self.say(lines.lesson(evidence.lesson))
 
     def report(self, until: Goal = "release", language: Language = "en") -> Evidence:
-        """Go to ``until`` and write what was found on the way: the report and, after a verdict, ``summary.json``.
+        """Run to ``until`` and write the report and, after a verdict, ``summary.json``.
 
-        ``Evidence.unfinished`` of what is returned lists the runs that failed for a passing cause.
+        ``Evidence.unfinished`` of the result lists the runs that failed for a transient cause.
         """
         with self._alone():
             evidence = self.go(until)
@@ -439,9 +440,9 @@ class Workspace:
         return evidence
 
     def report_file(self, language: Language = "en", until: Goal = "release") -> Path:
-        """Where the report in that language is written: ``report.html``, or ``report.zh.html``.
+        """The path of the report in that language: ``report.html`` or ``report.zh.html``.
 
-        Where that holds more stages of this recipe than ``until``, the stage is part of the name:
+        If that file already has more stages of this recipe than ``until``, the stage becomes part of the name:
         ``report.mixture.html``.
         """
         name = "report.html" if language == "en" else f"report.{language}.html"
@@ -450,20 +451,20 @@ class Workspace:
             return file
         try:
             goal, question = derived.reports_reached(self.folder).get(name, ("release", self._question))
-        except ArmillaryError:  # unknown: nothing is replaced
+        except ArmillaryError:  # unknown, so replace nothing
             goal, question = "release", self._question
         more = question == self._question and goal in GOALS and GOALS.index(goal) > GOALS.index(until)
         return file.with_name(name.replace("report.", f"report.{until}.", 1)) if more else file
 
     @property
     def _question(self) -> str:
-        """The hash of the recipe, without over how many ranks its target runs."""
+        """The hash of the recipe without the layout of its target run."""
         return canonical_hash(self.recipe.model_dump(mode="json", exclude={"training": {"layout"}}))
 
     def _write_found(self, lab: Lab, found: Found) -> None:
-        """The recipe found and the target run's whole specification, as YAML for people and other programs.
+        """Write the recipe found, and the full specification of the target run, as YAML.
 
-        ``target.yaml`` is that run for any launcher; its folder is the store's, so that its result counts here.
+        Any launcher can run ``target.yaml``; its folder is in the store, so the result counts here.
         """
         spec = target_spec(lab, found, found.mixture, self.recipe.training.seeds[0])
         document = {
@@ -487,7 +488,7 @@ class Workspace:
         derived.record(self.folder, "recipe.found.yaml", "target.yaml")
 
     def _release(self, evidence: Evidence) -> None:
-        """Publish the target run's weights with their lineage, unless that very model is published."""
+        """Publish the target run's weights with their lineage, unless exactly this model is already published."""
         assert evidence.target is not None
         if evidence.target.published is None:
             self.say("release: no model is published, since the target run has no result yet")
@@ -507,11 +508,13 @@ class Workspace:
             lineage=record,
         )
         if kept is not None:
-            self.progress("release", 1, 1, f"{folder} was changed after it was published; the changed one is {kept}")
+            self.progress(
+                "release", 1, 1, f"{folder} was changed after publication; the changed folder is kept as {kept}"
+            )
 
 
 def demo_recipe(offline: bool) -> Path:
-    """The file of the built-in recipe; the offline one needs no package beyond those the program needs itself."""
+    """The file of the built-in recipe; the offline one needs no packages beyond the program's own."""
     return Path(__file__).with_name("demo-offline.yaml" if offline else "demo.yaml")
 
 

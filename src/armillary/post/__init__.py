@@ -8,7 +8,7 @@ from armillary.post.reject import RejectOptions, reject
 from armillary.post.sampling import PassRate, SampleOptions
 from armillary.post.stage import DROPPED, ITEMS, RECORD, Stage, StageSpec, check_stage, open_stage, read_record
 
-# The modules of the stages that load torch, or of which a caller needs one only, are exported as such.
+# Stages that load torch, or that callers use one at a time, are exported as modules.
 __all__ = [
     "DROPPED",
     "ITEMS",

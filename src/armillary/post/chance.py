@@ -1,8 +1,8 @@
-"""The chance level of a set of questions: how often an answer is right that does not depend on the question.
+"""The chance level of a set of questions: the accuracy of an answer that does not depend on the question.
 
-A model learns the form of an answer long before the task. Then it answers each question of a kind alike, and is right
-as often as that answer occurs. A kind is a family, level and language, which a question shows. Its best constant answer
-is counted in the training questions, not in the held-out ones, where it would be the best in hindsight.
+A model learns the form of an answer long before the task. Until then it gives the same answer to all questions of a
+kind, and is right as often as that answer occurs. A kind is a family, level and language. Its best constant answer is
+taken from the training questions; the held-out ones would give the best answer in hindsight.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from armillary.post.items import Item, read_items
 
 
 def chance_level(training: Path, held_out: Path) -> float:
-    """The share of the questions in ``held_out`` that the best constant answer to each kind is expected to get right.
+    """The expected accuracy on ``held_out`` of the best constant answer to each kind.
 
-    With options to choose from it is at least that of a guess. A kind that ``training`` does not have adds its guess.
+    For questions with options, it is at least that of a guess. A kind that is missing in ``training`` counts as a
+    guess.
 
     Raises:
         UsageError: a wrong row in one of the files.

@@ -1,4 +1,4 @@
-"""The folder of a model that answers: weights, tokenizer, chat template, and where generation stops."""
+"""Writes the folder of a chat model: weights, tokenizer, chat template, and the tokens that end generation."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _TOKENIZER_FILES = ("special_tokens_map.json", "added_tokens.json", "vocab.json"
 
 
 def export_chat(model: Transformer, source: Path, folder: Path, renderer: Renderer, dtype: Dtype | None = None) -> None:
-    """Write ``model``, which was trained from the folder ``source``, with its tokenizer and chat template.
+    """Write ``model``, trained from the folder ``source``, with its tokenizer and chat template.
 
-    The files are those of ``source``, with the end of a turn among the tokens at which generation stops, and the
-    template as ``chat_template.jinja``. ``dtype`` is that of ``source`` if not given.
+    The other files are copied from ``source``. The token that ends a turn is added to the tokens that stop generation,
+    and the template is written as ``chat_template.jinja``. ``dtype`` defaults to that of ``source``.
 
     Raises:
         UsageError, ArmillaryError: as ``export_hf``.
@@ -34,7 +34,7 @@ def export_chat(model: Transformer, source: Path, folder: Path, renderer: Render
     generation = {**_json(source / "generation_config.json"), "eos_token_id": ends[0] if len(ends) == 1 else ends}
     config |= {"eos_token_id": renderer.end, "dtype": stored, "torch_dtype": stored}
     tokenizer = {**_json(source / "tokenizer_config.json"), "chat_template": renderer.chat.source}
-    if "eos_token" not in renderer.chat.source:  # else the template would write another text
+    if "eos_token" not in renderer.chat.source:  # else the template would render a different text
         tokenizer["eos_token"] = end
     documents = {"config.json": config, "generation_config.json": generation, "tokenizer_config.json": tokenizer}
     files = {name: (json.dumps(d, ensure_ascii=False, indent=2) + "\n").encode() for name, d in documents.items()}
@@ -55,7 +55,7 @@ def export_chat(model: Transformer, source: Path, folder: Path, renderer: Render
 
 @dataclass(frozen=True)
 class Tuned:
-    """A training of the model in the folder ``source`` that was run in ``out/run``."""
+    """A training of the model in the folder ``source``, with its run in ``out/run``."""
 
     source: Path
     out: Path
@@ -64,7 +64,7 @@ class Tuned:
 
 
 def export_tuned(tuned: Tuned, model: Transformer) -> None:
-    """Write the trained ``model`` to ``out/model``, and with ``lora`` the adapter alone to ``out/adapter``.
+    """Write the trained ``model`` to ``out/model``, and with ``lora`` also the adapter to ``out/adapter``.
 
     Raises:
         UsageError, ArmillaryError: as ``export_hf``.

@@ -1,10 +1,10 @@
-"""What is refused before the first step of a fine-tuning: data that would teach something else than what was meant.
+"""Checks before the first step of a fine-tuning: refuses data that would teach something unintended.
 
 - a conversation without a trained token, or a turn whose end is not trained: the model would never stop;
-- one that does not come back from the chat template, or holds special tokens (``Renderer.render``);
-- a token outside of the model's vocabulary;
-- one that is too long, unless a rule says to cut or drop it, which is counted;
-- a packed sequence on which the loss is not the sum of the losses of its conversations alone.
+- a conversation that the chat template changes, or that contains special tokens (``Renderer.render``);
+- a token outside the model's vocabulary;
+- a conversation that is too long, unless the options say to cut or drop it, which is counted;
+- a packed sequence whose loss is not the sum of the losses of its single conversations.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from armillary.recipe import UsageError
 
 TooLong = Literal["refuse", "cut", "drop"]
 _MOST_PROBLEMS = 10
-_TOLERANCE = 2e-4  # packed and alone differ by the rounding of sums
+_TOLERANCE = 2e-4  # packed and single losses differ by rounding of sums
 
 
 @dataclass
 class Counts:
-    """What a file of conversations came to. ``cut`` lost turns at their end (``turns_cut`` in all), ``dropped`` were
-    longer than a sequence even so; ``trained`` of the ``tokens`` are in the loss; ``longest`` is in tokens. ``apart``
-    were made into one sample for each answer, which are counted like conversations.
+    """Counts for a file of conversations.
+
+    ``cut`` conversations lost turns at their end (``turns_cut`` in total); ``dropped`` ones were still longer than a
+    sequence. ``trained`` of the ``tokens`` are in the loss; ``longest`` is in tokens. ``apart`` conversations became
+    one sample per answer; these samples are counted as conversations.
     """
 
     conversations: int = 0
@@ -47,10 +49,10 @@ class Counts:
 
 @dataclass
 class Checked:
-    """Renders conversations, counts them, and refuses what must not be trained.
+    """Renders conversations, counts them, and refuses wrong ones.
 
-    ``longest`` is the most tokens that a conversation may have; ``too_long`` what becomes of longer ones: ``cut`` drops
-    whole turns from their end until they fit, and ``drop`` leaves them out.
+    ``longest`` is the token limit of a conversation; ``too_long`` says how to treat longer ones: ``cut`` removes whole
+    turns from the end until they fit, ``drop`` leaves them out.
     """
 
     renderer: Renderer
@@ -60,10 +62,11 @@ class Checked:
     counts: Counts = field(default_factory=Counts)
 
     def of(self, conversations: Iterable[Conversation]) -> Iterator[Rendered]:
-        """The rendered conversations that are trained, one by one.
+        """Yield the rendered conversations to train on.
 
         Raises:
-            UsageError: at the end, naming the first wrong conversations by file and line; or none is left.
+            UsageError: raised at the end, naming the first wrong conversations by file and line; or no conversation is
+                left.
         """
         problems, wrong, kept = list[str](), 0, 0
         for conversation in conversations:
@@ -88,7 +91,7 @@ class Checked:
             )
 
     def _samples(self, conversation: Conversation) -> list[Rendered]:
-        """The conversation, or one sample for each answer where the template writes earlier answers otherwise."""
+        """The conversation, or one sample per answer if the template renders earlier answers differently."""
         try:
             samples = [self.renderer.render(conversation)]
         except ChangedTurnsError:
@@ -99,7 +102,7 @@ class Checked:
         return samples
 
     def _fitting(self, rendered: Rendered) -> Rendered | None:
-        """The sample, or what of it fits into a sequence; None where nothing does."""
+        """The sample, or the part that fits into a sequence; None if nothing fits."""
         counts = self.counts
         size, turns = len(rendered.tokens), len(rendered.turns)
         if size > self.longest:
@@ -125,11 +128,11 @@ class Checked:
 
 
 def check_rendered(rendered: Rendered, end: int, vocab_size: int) -> None:
-    """Hold the mask of one conversation against what it must be, whoever made it.
+    """Check the loss mask of one conversation, independent of its origin.
 
     Raises:
-        UsageError: nothing is trained, a turn does not end with a trained token or is only its end, or a token lies
-            outside of the vocabulary.
+        UsageError: no token is trained, a turn is empty or does not end with a trained token, or a token lies outside
+            the vocabulary.
     """
     where, tokens = rendered.where, rendered.tokens
     if not any(rendered.trained[1:]):
@@ -137,7 +140,7 @@ def check_rendered(rendered: Rendered, end: int, vocab_size: int) -> None:
     outside = [token for token in tokens if not 0 <= token < vocab_size]
     if outside:
         raise UsageError(
-            f"{where}: token {outside[0]} lies outside of the model's vocabulary (0 to {vocab_size - 1}); the "
+            f"{where}: token {outside[0]} lies outside the model's vocabulary (0 to {vocab_size - 1}); the "
             "tokenizer belongs to another model"
         )
     for turn in rendered.turns:
@@ -153,10 +156,10 @@ def check_rendered(rendered: Rendered, end: int, vocab_size: int) -> None:
 
 
 def check_packing(model: Any, order: SupervisedOrder, step: int = 0, most_tokens: int = 4096) -> int:
-    """Compare the loss of packed sequences of a step with the sum of the losses of their conversations alone.
+    """Compare the loss of a step's packed sequences with the sum of the losses of their single conversations.
 
-    ``model`` is a ``Transformer`` on the CPU. Sequences are taken until they hold ``most_tokens``. Returns how many
-    conversations were compared.
+    ``model`` is a ``Transformer`` on the CPU. Sequences are compared until they hold ``most_tokens``. Returns the
+    number of compared conversations.
 
     Raises:
         UsageError: they differ: attention crosses conversations, or positions do not restart.

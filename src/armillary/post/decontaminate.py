@@ -1,11 +1,11 @@
 """Removes training items that repeat evaluation items, and finds evaluation items that repeat their own training split.
 
-The evaluation items are indexed; training items stream past in batches, so that memory depends on the evaluation sets
-alone. Each turn of an item is compared in four passes (``armillary.corpus.KnownItems``): as a whole, by runs of 13
-units, by the same runs with numbers masked, and as a near duplicate. The first pass that finds something decides.
+The evaluation items are indexed and training items are read in batches, so memory depends only on the evaluation sets.
+Each turn of an item is compared in four passes (``armillary.corpus.KnownItems``): as a whole, by runs of 13 units, by
+the same runs with numbers masked, and as a near duplicate. The first pass with a match decides.
 
-An item that is kept is passed on as it is. ``dropped.jsonl`` has one row per removed item: the pass as ``reason``, the
-evaluation item as ``matched``, how much of it was found as ``share``, and the removed ``item`` itself.
+Kept items are copied unchanged. ``dropped.jsonl`` has one row per removed item: the pass as ``reason``, the evaluation
+item as ``matched``, the share of it that was found as ``share``, and the removed ``item`` itself.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Note = Callable[[str], None]
 NEAR = 0.5
 PASSES = ("exact", "ngram", "masked", "near")
 _BATCH_CHARS = 1 << 20
-# A split is checked against those before it.
+# Each split is checked against the earlier ones.
 _ORDER = ("train", "valid", "dev", "test")
 
 
@@ -38,8 +38,8 @@ class DecontaminateOptions:
 
     Attributes:
         near: smallest Jaccard similarity of a near duplicate, above 0 and up to 1.
-        progress: called with the bytes of items that were read, and their number in all.
-        note: called with what was left out of the evaluation sets.
+        progress: called with the bytes of items read so far, and the total.
+        note: called with each skipped part of the evaluation sets.
     """
 
     near: float = NEAR
@@ -51,7 +51,7 @@ class DecontaminateOptions:
 
 
 def decontaminate(items: Path, against: Sequence[Path], out: Path, options: DecontaminateOptions) -> dict[str, Any]:
-    """Copies ``items`` to ``out`` without those that repeat an item of an evaluation set; the record of the stage.
+    """Copy ``items`` to ``out`` without those that repeat an evaluation item; return the record of the stage.
 
     Args:
         items: JSON Lines of items.
@@ -59,7 +59,7 @@ def decontaminate(items: Path, against: Sequence[Path], out: Path, options: Deco
         out: folder of the stage; an unfinished one resumes.
 
     Raises:
-        UsageError: no evaluation set, a file that cannot be read, a wrong row, or a folder of other inputs.
+        UsageError: no evaluation set, an unreadable file, a wrong row, or a folder with different inputs.
     """
     if not against:
         raise UsageError("no evaluation set; name files or folders with --against")
@@ -80,7 +80,7 @@ def decontaminate(items: Path, against: Sequence[Path], out: Path, options: Deco
 
 @dataclass(frozen=True)
 class Leak:
-    """A row that repeats a row of an earlier split: both by file and line, the pass, and how much of it was found."""
+    """A row that repeats a row of an earlier split: file and line of both, the pass, and the share that was found."""
 
     item: str
     repeats: str
@@ -90,7 +90,7 @@ class Leak:
 
 @dataclass(frozen=True)
 class Leaks:
-    """What one split repeats of another; ``counts`` are by pass."""
+    """The rows of one split that repeat rows of another; ``counts`` are by pass."""
 
     data: str
     earlier: str
@@ -100,18 +100,18 @@ class Leaks:
     leaks: tuple[Leak, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as plain data."""
+        """All fields as plain data."""
         return asdict(self)
 
 
 def find_leaks(path: Path, note: Note, near: float = NEAR) -> list[Leaks]:
-    """What later splits of evaluation sets repeat of earlier ones, such as a test split of its training text.
+    """Find rows of later splits that repeat earlier splits, such as test items in the training split.
 
-    Files belong to one set where they lie in one folder, or in folders named after splits beside each other.
+    Files belong to one set if they are in one folder, or in sibling folders named after splits.
 
     Args:
-        path: a folder with one or several sets; a file is compared with the earlier splits beside it.
-        note: called with what has no other split to be compared with.
+        path: a folder with one or several sets; a file is compared with the earlier splits next to it.
+        note: called with each set that has no other split to compare with.
         near: smallest similarity of a near duplicate.
 
     Raises:
@@ -128,7 +128,7 @@ def find_leaks(path: Path, note: Note, near: float = NEAR) -> list[Leaks]:
         splits = {split: _items(files[split]) for split in _ORDER if split in files}
         splits = {split: items for split, items in splits.items() if items}
         if len(splits) < 2 and only is None:
-            note(f"{home}: has one split alone ({', '.join(splits)}), so nothing can leak into another")
+            note(f"{home}: has only one split ({', '.join(splits)}), so nothing can leak into another")
         for place, earlier in enumerate(splits):
             known = KnownItems(splits[earlier], near)
             for split in list(splits)[place + 1 :]:
@@ -159,7 +159,7 @@ def _items(files: Sequence[Path]) -> list[KnownItem]:
 
 
 def _home(file: Path) -> Path:
-    """The folder of the set that a file belongs to."""
+    """The folder of a file's set."""
     return file.parent.parent if split_of(Path(file.parent.name)) and file.parent.name != "" else file.parent
 
 

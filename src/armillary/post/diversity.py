@@ -1,14 +1,14 @@
-"""How diverse the questions of a set of items are, before and after a stage, as plain numbers.
+"""Measures the diversity of a set of questions, before and after a stage.
 
-Sets of different size are compared on equal terms: every number is of at most ``SAMPLE`` questions, drawn by a hash of
-their text; distinct n-grams are of the same number of units in both sets.
+Sets of different sizes are comparable: each number is computed on at most ``SAMPLE`` questions, drawn by a hash of
+their text, and distinct n-grams on the same number of units in all sets.
 
 - ``distinct``: share of n-grams that differ, n = 1 to 4 (Li et al. 2016, arXiv 1510.03055), over units as in
   ``corpus.near``: words, and Chinese characters with the next one.
 - ``spread``: mean distance 1 - cosine of two questions. The embedding is TF-IDF over hashed n-grams of 2 to 4
-  characters; another one may be passed in.
-- ``coverage``: share of the clusters that hold a question. Clusters are found by k-means over both sets together.
-  ``effective``: the number of clusters that equally filled ones would need for the same entropy.
+  characters; callers may pass another one.
+- ``coverage``: share of the clusters with a question. Clusters are found by k-means over all sets together.
+  ``effective``: the number of equally filled clusters with the same entropy.
 - ``types``: questions by domain, family, level and language.
 """
 
@@ -40,7 +40,7 @@ Embed = Callable[[Sequence[str]], Vectors]
 
 @dataclass(frozen=True)
 class Diversity:
-    """The numbers of one set; the module says what they are. ``sampled`` questions of ``items`` were looked at."""
+    """The numbers of one set, defined in the module docstring. ``sampled`` of the ``items`` questions were used."""
 
     items: int
     sampled: int
@@ -56,19 +56,19 @@ class Diversity:
 
 
 def compare_diversity(sets: Sequence[Path], embed: Embed | None = None) -> list[Diversity]:
-    """The diversity of each file of items, over clusters that all of them share.
+    """The diversity of each file of items, over clusters shared by all files.
 
     Args:
         sets: one or more files of items; each is read once, in bounded memory.
-        embed: vectors [n, d] of texts; None for the module's own.
+        embed: returns vectors [n, d] of texts; None for the default.
 
     Raises:
         UsageError: no file, a wrong row, or a file without items.
     """
     if not sets:
-        raise UsageError("no set of items; name one file or more")
+        raise UsageError("no set of items; name at least one file")
     if len(set(sets)) < len(sets):
-        raise UsageError(f"{', '.join(map(str, sets))}: a set is named twice; name each once")
+        raise UsageError(f"{', '.join(map(str, sets))}: a set is given twice; name each once")
     read = [_read(path) for path in sets]
     texts = [text for one in read for text in one[1]]
     vectors = (embed or hashed_embedding)(texts)
@@ -115,7 +115,7 @@ def hashed_embedding(texts: Sequence[str]) -> Vectors:
 def _read(path: Path) -> tuple[int, list[str], dict[str, Counter[str]]]:
     """The number of items, a sample of their questions, and their types."""
     count = 0
-    # The largest of the negated hashes leave first, so that the smallest hashes stay.
+    # The heap of negated hashes drops the largest hash first, so the smallest hashes stay.
     kept: list[tuple[int, int, str]] = []
     types: dict[str, Counter[str]] = {name: Counter() for name in ("domain", "family", "level", "language")}
     for count, item in enumerate(read_items(path), 1):
@@ -132,14 +132,14 @@ def _read(path: Path) -> tuple[int, list[str], dict[str, Counter[str]]]:
 
 
 def _distinct(texts: Sequence[str], n: int, units: int) -> float:
-    """The share of different n-grams among those of the first ``units`` units; 1 where there are none."""
+    """The share of distinct n-grams in the first ``units`` units; 1 if there are none."""
     text, unit = text_units(texts)
     _, grams = unit_grams(text[:units], unit[:units], n)
     return len(np.unique(grams)) / len(grams) if len(grams) else 1.0
 
 
 def _spread(vectors: Vectors) -> float:
-    """Mean of 1 - cosine over all pairs of two rows, 0 for one row alone."""
+    """Mean of 1 - cosine over all pairs of rows; 0 for a single row."""
     rows = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     n = len(rows)
     total = rows.sum(axis=0, dtype=np.float64)
@@ -147,7 +147,7 @@ def _spread(vectors: Vectors) -> float:
 
 
 def _clusters(vectors: Vectors, k: int) -> NDArray[np.int64]:
-    """Labels [n] of k-means, started from rows that lie far apart: the same for the same rows."""
+    """Labels [n] of k-means. It starts from rows that are far apart, so the result is deterministic."""
     centres = vectors[[0]]
     nearest = np.full(len(vectors), np.inf)
     while len(centres) < k:

@@ -1,13 +1,13 @@
 """Direct preference optimization of a model in a Hugging Face folder on a file of pairs of answers.
 
-As supervised fine-tuning (`sft`), with the objective ``preference``: the run is one of the trainer, starts from the
-model's weights, and resumes. The log-probabilities of all answers under these weights are computed once, and lie beside
-the pairs as tokens. The folder is that of a fine-tuning, with sets of pairs in the place of examples::
+Like supervised fine-tuning (`sft`), but with the objective ``preference``: a run of the trainer that starts from the
+model's weights and resumes. The log-probabilities of all answers under these weights are computed once and stored with
+the tokens of the pairs. The folder is laid out like that of a fine-tuning, with sets of pairs instead of examples::
 
     OUT/corpus/HASH/        the tokenizer, and the pairs as tokens, weights and reference
-    OUT/record.json         settings, counts, and of the held-out pairs how often the chosen answer is the likelier one
+    OUT/record.json         settings, counts, and how often the chosen answer of a held-out pair is the likelier one
 
-Before the first step both conversations of each pair are checked as those of a fine-tuning are (`check`).
+Before the first step, both conversations of each pair pass the checks of a fine-tuning (`check`).
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ _MOST_PROBLEMS = 10
 
 @dataclass(frozen=True)
 class DpoOptions(TuningOptions):
-    """How a model is trained on pairs.
+    """Options of a training on pairs.
 
-    ``beta``, ``loss``, ``label_smoothing`` and ``sft_weight`` are those of ``recipe.Preference``, ``batch_pairs`` is
-    about how many pairs a step takes: by default 32, fewer where a pass would have less than 10 steps. A sequence holds
-    both answers of a pair with their prompts; ``too_long`` says what becomes of a pair that it does not hold. The
+    ``beta``, ``loss``, ``label_smoothing`` and ``sft_weight`` are as in ``recipe.Preference``. ``batch_pairs`` is the
+    approximate number of pairs per step: by default 32, or fewer if a pass would have less than 10 steps. A sequence
+    holds both answers of a pair with their prompts; ``too_long`` says how to treat a pair that does not fit. The
     warm-up takes a tenth of the steps.
 
     Raises:
@@ -107,8 +107,10 @@ class DpoOptions(TuningOptions):
 
 @dataclass
 class PairCounts:
-    """What a file of pairs came to: ``tokens`` of all answers with their prompts, of which ``trained`` are in the loss;
-    ``longest`` are the most tokens of a pair; ``dropped`` were longer than a sequence.
+    """Counts for a file of pairs.
+
+    ``tokens`` counts all answers with their prompts; ``trained`` of these are in the loss. ``longest`` is the longest
+    pair in tokens; ``dropped`` pairs were longer than a sequence.
     """
 
     pairs: int = 0
@@ -122,9 +124,9 @@ class PairCounts:
 class PairScores:
     """How a model scores held-out pairs.
 
-    ``likelier`` is the share of pairs whose chosen answer has the larger log-probability per token; ``accuracy`` the
-    share whose chosen answer has the larger implicit reward, and ``margin`` the mean difference of the rewards, both
-    None for the model that the reference is of.
+    ``likelier`` is the share of pairs whose chosen answer has the larger log-probability per token. ``accuracy`` is the
+    share whose chosen answer has the larger implicit reward, and ``margin`` the mean difference of the rewards; both
+    are None for the reference model itself.
     """
 
     likelier: Interval
@@ -134,7 +136,7 @@ class PairScores:
 
 @dataclass(frozen=True)
 class DpoPlan:
-    """What will be trained: the run's specification, the counts of its data, and the template that rendered it."""
+    """The plan of a training: the run's specification, the counts of its data, and the template that rendered it."""
 
     spec: RunSpec
     counts: PairCounts
@@ -143,7 +145,7 @@ class DpoPlan:
     sequences: int
 
     def lines(self) -> list[str]:
-        """The choices for a person to read."""
+        """The plan as lines of text."""
         spec, counts = self.spec, self.counts
         assert isinstance(spec.objective, Preference)
         lost = f", {counts.dropped} dropped" if counts.dropped else ""
@@ -158,7 +160,7 @@ class DpoPlan:
 
 @dataclass(frozen=True)
 class DpoResult:
-    """A finished training on pairs: where the model is, the run's result, and the held-out pairs before and after."""
+    """A finished training on pairs: the folder, the run's result, and scores on held-out pairs before and after."""
 
     model: Path
     run: RunResult
@@ -198,12 +200,13 @@ def prefer(
     held_out: Path | None = None,
     handling: Handling = Handling(),
 ) -> DpoResult:
-    """Train the model in the folder ``model`` on the pairs in ``data``; all results lie in ``out``.
+    """Train the model in the folder ``model`` on the pairs in ``data``; write all results to ``out``.
 
-    Called again it resumes, or returns the result. ``held_out`` is a file of pairs that are compared before and after.
+    A second call resumes, or returns the result. ``held_out`` is a file of pairs to score before and after.
 
     Raises:
-        UsageError: model, data or options cannot be trained, or ``out`` holds something else; names file, line, remedy.
+        UsageError: model, data or options are not usable, or ``out`` holds something else; the message names file, line
+            and remedy.
         InterruptedRunError: ``handling.stop()`` returned true; call again to resume.
         DivergedError, DamagedFileError, ForeignFileError, ArmillaryError: as ``train_run``.
     """
@@ -237,16 +240,16 @@ def prefer(
 
 
 def render_pair(renderer: Renderer, pair: AnswerPair, vocab_size: int) -> tuple[Example, Example]:
-    """Both answers as examples: of each conversation the turns behind the prompt are in the loss, and nothing else.
+    """Both answers as examples: only the turns after the prompt are in the loss.
 
     Raises:
-        UsageError: names file and line: as ``Renderer.render`` and ``check_rendered``, or both have the same tokens.
+        UsageError: as ``Renderer.render`` and ``check_rendered``, or both have the same tokens; names file and line.
     """
     sides = []
     for side in ("chosen", "rejected"):
         turns = getattr(pair, side)
         conversation = Conversation((*pair.prompt, *turns), (), f"{pair.where}, {side}")
-        # earlier answers are not trained, whatever a template makes of them
+        # earlier answers are never trained, so it does not matter how the template renders them
         rendered = renderer.render_last(conversation) if len(turns) == 1 else renderer.render(conversation)
         check_rendered(rendered, renderer.end, vocab_size)
         sides.append(_example(rendered, len(rendered.turns) - sum(turn["role"] == "assistant" for turn in turns)))
@@ -263,7 +266,7 @@ def _example(rendered: Rendered, given: int) -> Example:
 
 
 def plan_for(shape: ModelShape, corpus: Corpus, pairs: Pairs, options: DpoOptions) -> tuple[RunSpec, int]:
-    """The run over ``pairs`` without its start, and how many packed sequences they are.
+    """The run over ``pairs`` without its start, and the number of packed sequences.
 
     Raises:
         UsageError: a pair does not fit into a sequence, or sizes do not fit together.
@@ -271,7 +274,7 @@ def plan_for(shape: ModelShape, corpus: Corpus, pairs: Pairs, options: DpoOption
     length = options.context_length or max(int(pairs.lengths.sum(1).max()) - 1, 2)
     sizes = {"seed": options.seed, "context_length": length, "pad": corpus.manifest.end_of_text_id}
     rows = PreferenceOrder(pairs, batch_sequences=1, **sizes).sequences
-    # a small set wants more steps rather than large ones
+    # a small set needs many steps rather than large ones
     wanted = options.batch_pairs or min(BATCH_PAIRS, len(pairs) // 10)
     sequences = max(1, min(round(wanted * rows / len(pairs)), rows))
     # from 5e-7 for 7 billion parameters (Tunstall et al. 2023, arXiv 2310.16944), by the inverse root of the size
@@ -283,7 +286,7 @@ def plan_for(shape: ModelShape, corpus: Corpus, pairs: Pairs, options: DpoOption
 
 @dataclass(frozen=True)
 class _Preparation:
-    """What comes before the run: pairs rendered, their reference computed, and the run that they make."""
+    """Prepares the run: renders the pairs, computes the reference, and plans the run."""
 
     model: Path
     out: Path
@@ -325,8 +328,8 @@ class _Preparation:
         return DpoPlan(spec, counts, self.renderer.template, end, sequences), corpus, held
 
     def _sides(self, path: Path, counts: PairCounts, vocab_size: int) -> Iterator[tuple[Example, Example]]:
-        """Both answers of each pair of a file; UsageError at the end, with the first that are wrong."""
-        most = longest_context(self.model) + 1  # a packed sequence may be longer, an answer with its prompt not
+        """Both answers of each pair of a file; raises UsageError at the end, naming the first wrong pairs."""
+        most = longest_context(self.model) + 1  # a packed sequence may be longer, but not an answer with its prompt
         room = math.inf if self.options.context_length is None else self.options.context_length + 1
         problems: list[str] = []
         wrong = 0
@@ -360,10 +363,10 @@ class _Preparation:
 
     @staticmethod
     def _too_long(sides: tuple[Example, Example], most: float, room: float) -> str | None:
-        """What is wrong with a pair of which no answer may have more than ``most`` tokens, and both not ``room``."""
+        """The problem of a pair if an answer has more than ``most`` tokens, or both together more than ``room``."""
         sizes = [len(side.tokens) for side in sides]
         if max(sizes) > most:
-            return f"an answer with its prompt has {max(sizes)} tokens, and the model reads {most}; shorten it"
+            return f"an answer with its prompt has {max(sizes)} tokens, but the model reads only {most}; shorten it"
         if sum(sizes) > room:
             return (
                 f"both answers and prompts have {sum(sizes)} tokens, and a sequence {room} (context_length + 1); "
@@ -381,7 +384,7 @@ class _Preparation:
 
 
 def _compared(model: Transformer, pairs: Pairs, spec: RunSpec, handling: Handling) -> tuple[PairScores, PairScores]:
-    """Held-out pairs under the reference and under the trained ``model``."""
+    """Scores of held-out pairs under the reference and under the trained ``model``."""
     assert isinstance(spec.objective, Preference)
     model.to(handling.device or default_device())
     parts = [part for number in range(len(pairs)) for part in pairs.parts(number)]

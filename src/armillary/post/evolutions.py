@@ -1,4 +1,4 @@
-"""What evolution asks for, in Chinese and English: prompts, topics, further steps, forms and rules."""
+"""The material of evolution, in Chinese and English: prompts, topics, further steps, forms and rules."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ TOPICS = {
         *("天文与历法", "厨房里的化学", "机械与工具", "语言与翻译"),
     ),
 }
-# Words of the prompts that an instruction of its own does not have.
+# Words of the prompts that a real instruction does not contain.
 _LEAKS = re.compile(
     r"new instruction|rewrit\w+ (?:the |this )?instruction|rewrite:|the instruction (?:below|above)|without comments|"
     r"given (?:prompt|instruction)|新指令|改写|下面的指令|原来?的?指令|不要解释",
@@ -58,7 +58,7 @@ _LEAKS = re.compile(
 )
 
 
-# How a sentence begins that asks for something, and what a Chinese one holds.
+# Verbs at the start of an English request; words in a Chinese one.
 _VERBS = (
     "add|advise|analy[sz]e|answer|argue|arrange|calculate|choose|classify|compare|complete|compose|compute|convert|create|"
     "debate|define|derive|describe|design|determine|develop|discuss|draft|draw|edit|estimate|evaluate|examine|explain|"
@@ -75,17 +75,17 @@ _ASKS = re.compile(
 
 
 def asks_something(text: str) -> bool:
-    """Whether a text asks for something; a teacher often writes an answer where an instruction was wanted."""
+    """Whether a text is a request; a teacher often writes an answer instead of an instruction."""
     return bool(_ASKS.search(text))
 
 
 def prompt_for(language: str, how: str, text: str) -> str:
-    """What a teacher is asked, to change ``text`` as ``how`` says."""
+    """The prompt that asks a teacher to change ``text`` as ``how`` says."""
     return _ASK[language].format(how=how, text=text)
 
 
 def leaks_prompt(text: str, language: str, parent: str) -> bool:
-    """Whether a teacher's text holds words of its prompt that its parent does not have."""
+    """Whether a teacher's text contains words of its prompt that the parent does not have."""
     hows = [*DEEPER[language].values(), BREADTH[language].partition("{")[0]]
     copied = any(how.strip(" .。：:")[:24].lower() in text.lower() for how in hows)
     return copied or (bool(_LEAKS.search(text)) and not _LEAKS.search(parent))
@@ -102,7 +102,7 @@ class Worked:
 
 @dataclass(frozen=True)
 class Step:
-    """A calculation with a whole number N and a drawn one; ``applies`` says for which N it is of use."""
+    """A calculation with a whole number N and a random one; ``applies`` says for which N it is useful."""
 
     name: str
     work: Callable[[int, int], Worked]
@@ -121,7 +121,7 @@ def _step(en: str, zh: str, steps: str, value: Callable[[int, int], int]) -> Cal
     return work
 
 
-# From usual to rarer concepts.
+# From common to rarer concepts.
 STEPS = (
     Step(
         "multiple",
@@ -170,14 +170,14 @@ STEPS = (
 
 @dataclass(frozen=True)
 class Form:
-    """A rule for the form of a reply that a program can make a reply keep."""
+    """A rule for the form of a reply that a program can apply to any reply."""
 
     name: str
     question: Mapping[str, str]
     texts: Mapping[str, str]
 
     def rule(self, language: str) -> dict[str, Any]:
-        """The rule that replies are checked by."""
+        """The rule to check replies with."""
         return {"rule": self.name, "text": self.texts[language]}
 
     def apply(self, reply: str, language: str) -> str:
@@ -209,7 +209,7 @@ class Rule:
     zh: str
 
     def text(self, instruction: str, language: str) -> str:
-        """The sentence, as it is put behind ``instruction``."""
+        """The sentence to append to ``instruction``."""
         ended = instruction[-1:] in ".!?。！？"
         return f"{'' if ended else '.'} {self.en}" if language == "en" else f"{'' if ended else '。'}{self.zh}"
 

@@ -1,25 +1,25 @@
-"""Evolution of instructions in rounds: harder ones (complexity) and others (breadth), with elimination.
+"""Evolves instructions in rounds: into harder ones (complexity) and different ones (breadth), with elimination.
 
-After Evol-Instruct (Xu et al. 2023, arXiv 2304.12244), with two differences. Truth comes from programs: an item with a
-computed answer is changed by a program that computes the new answer, and an instruction without one gets a rule that
-its replies are checked by. And harder is measured: the pass rate of a reference model must fall.
+Follows Evol-Instruct (Xu et al. 2023, arXiv 2304.12244), with two differences. First, programs decide correctness: an
+item with a computed answer is changed by a program that computes the new answer, and an instruction without one gets a
+rule for checking its replies. Second, difficulty is measured: the pass rate of a reference model must fall.
 
 Complexity, for items with a computed answer: ``level`` (the same family, one level up), ``step`` (a further
-calculation with the answer, of a rarer concept), ``form`` (a rule for the form of the reply, beside the answer). For
-free instructions a teacher rewrites the text (``constraint``, ``depth``, ``rare``, ``steps``), and a rule is added.
+calculation with the answer, using a rarer concept), ``form`` (an additional rule for the form of the reply). For free
+instructions, a teacher rewrites the text (``constraint``, ``depth``, ``rare``, ``steps``), and a rule is added.
 Breadth: ``family`` (another family of the domain, same level), or ``topic`` (a teacher writes about a topic of the
 taxonomy). In each round an item is changed in one way; a harder child that stays is the parent of the next round.
 
 A child is eliminated for the first reason that holds:
 
-- ``no operation``: no change applies to its parent; ``refused``: the teacher cannot be asked;
+- ``no operation``: no change applies to its parent; ``refused``: the teacher cannot take the request;
 - ``degenerate``: cut at its length limit, empty, without words, or repeating itself;
-- ``leaked``: it holds words of the prompt that asked for it; ``no request``: it asks for nothing;
-- ``language``: it is in another language than its parent;
-- ``only numbers``: its parent with other numbers; ``copy``: its parent, or nearly;
-- ``not answerable``: its computed reply is not verified, or no sample of the teacher keeps its rules;
-- ``floor``: the reference model never solves the parent, so that harder cannot be measured;
-- ``no gain``: the reference model solves it as often as its parent, or more often.
+- ``leaked``: it contains words of the teacher's prompt; ``no request``: it asks for nothing;
+- ``language``: its language differs from its parent's;
+- ``only numbers``: its parent with other numbers; ``copy``: its parent, or nearly the same;
+- ``not answerable``: its computed reply fails verification, or no sample of the teacher follows its rules;
+- ``floor``: the reference model never solves the parent, so a lower pass rate cannot be measured;
+- ``no gain``: the reference model solves it at least as often as its parent.
 
 Originals are kept as round 0.
 """
@@ -59,7 +59,7 @@ from armillary.post.verify import verify
 from armillary.recipe import UsageError
 
 _GROUP = 16
-# From this similarity on a rewritten text is its parent.
+# At or above this similarity, a rewritten text counts as its parent.
 _COPY = 0.9
 _DRAWS = 100
 _WORD = re.compile(r"[\u3400-\u9fff]|\w+")
@@ -69,16 +69,17 @@ _WHOLE = re.compile(r"-?\d{1,12}")
 
 @dataclass(frozen=True)
 class EvolveOptions:
-    """How items are evolved.
+    """Options of an evolution.
 
     Attributes:
         rounds: number of rounds.
-        breadth: share of the changes that are for breadth.
+        breadth: share of the changes for breadth.
         sampling: how pass rates are measured.
-        new_tokens: longest text of a teacher.
-        topics: taxonomy of breadth; empty for the built-in one of the item's language.
-        held_out: share of the problems of each family that is held out, as in ``synthesize``; none of them is made.
-        progress: called with the number of changes that were decided.
+        new_tokens: token limit of a teacher's text.
+        topics: topics for breadth; empty for the built-in topics of the item's language.
+        held_out: share of the problems of each family that is held out, as in ``synthesize``; these are never
+            generated.
+        progress: called with the number of decided changes.
 
     Raises:
         UsageError: a value outside its range.
@@ -108,7 +109,7 @@ class EvolveOptions:
 
 @dataclass
 class _Change:
-    """One change of one item in one round: what it is, and the child or the reason why there is none."""
+    """One change of one item in one round, with the child or the reason why there is none."""
 
     source: str
     round: int
@@ -130,9 +131,9 @@ class _Change:
 
 
 def evolve(items: Path, out: Path, teacher: Backend, reference: Backend, options: EvolveOptions) -> dict[str, Any]:
-    """Evolves ``items`` into ``out``; the record of the stage, with counts by round and reason.
+    """Evolve ``items`` into ``out``; return the record of the stage, with counts by round and reason.
 
-    Called again after a kill it loses and repeats nothing. ``reference`` may be the ``teacher``.
+    After a kill, the next call resumes without losing or repeating anything. ``reference`` may be the ``teacher``.
 
     Raises:
         UsageError: a wrong row, or a folder of other settings or inputs.
@@ -162,12 +163,12 @@ class _Work:
     options: EvolveOptions
 
     def evolve(self, group: Mapping[str, Item]) -> None:
-        """All rounds of some items. What was decided before a kill is worked out again from the kept answers."""
+        """All rounds of some items. After a kill, earlier decisions are recomputed from the kept answers."""
         last = self.options.rounds
         parents = {name: item for name, item in group.items() if not self.stage.decided(f"{name} {last}")}
         for name, item in parents.items():
             if not self.stage.decided(f"{name} 0"):
-                # The notes of an earlier evolution would be counted as of this one.
+                # Notes of an earlier evolution would be counted as notes of this one.
                 notes = {note: value for note, value in item.notes.items() if note != "evolve"}
                 self.stage.keep(f"{name} 0", replace(item, notes=notes))
         for number in range(1, last + 1):
@@ -183,7 +184,7 @@ class _Work:
                     parents[change.source] = change.child
 
     def _change(self, source: str, number: int, parent: Item) -> _Change:
-        """The change of ``parent``: drawn from its source and round, so that each run draws the same."""
+        """The change of ``parent``, drawn from its source and round, so that every run draws the same."""
         drawn = random.Random(f"{self.options.sampling.seed} {source} {number}")
         change = _Change(source, number, parent, broader=drawn.random() < self.options.breadth)
         free = parent.check is None or parent.check["kind"] == "rules"
@@ -206,7 +207,7 @@ class _Work:
         return change
 
     def _free(self, change: _Change, drawn: random.Random) -> None:
-        """Asks a teacher for the text; a rule that its replies can be checked by is added when it is there."""
+        """Ask a teacher for the text; a rule for checking replies is added when the text arrives."""
         language = _language(change.parent)
         change.operation = "topic" if change.broader else drawn.choice(sorted(DEEPER[language]))
         topic = drawn.choice(self.options.topics or TOPICS[language])
@@ -251,7 +252,7 @@ class _Work:
                 change.drop(wrong)
 
     def _answer(self, changes: Sequence[_Change]) -> None:
-        """Free instructions get the first reply of the teacher that keeps their rules."""
+        """Free instructions get the teacher's first reply that follows their rules."""
         free = [change for change in changes if change.request is not None and change.child and not change.reason]
         children = [change.child for change in free if change.child is not None]
         for change, samples in zip(free, draw(*self.teacher, children, self.options.sampling), strict=True):
@@ -264,7 +265,7 @@ class _Work:
                 change.child = _child(change, messages, origin=origin, check=check, answer=None)
 
     def _measure(self, changes: Sequence[_Change]) -> None:
-        """Pass rates of parents and children; a harder child whose pass rate did not fall is dropped."""
+        """Measure pass rates of parents and children; drop a harder child whose pass rate did not fall."""
         harder = [change for change in changes if not change.broader]
         items = [item for change in harder for item in (change.parent, change.child) if item is not None]
         checked = [item for item in items if item.check is not None]
@@ -275,7 +276,7 @@ class _Work:
                 change.drop("refused")
                 continue
             change.child_rate = rates[change.child.id]
-            # Without a check there is nothing to fail.
+            # Without a check, no reply can fail.
             change.parent_rate = rates.get(change.parent.id)
             before = 1.0 if change.parent_rate is None else change.parent_rate.rate
             if before == 0:
@@ -313,7 +314,7 @@ def _made(change: _Change, drawn: random.Random, families: Sequence[str], level:
     family, language = family_of(drawn.choice(families)), _language(change.parent)
     level = min(max(level, 1), LEVELS)
     draws = (family.make(drawn, level, language) for _ in range(_DRAWS))
-    # A problem of the held-out part would make a measurement on that part worthless.
+    # A problem from the held-out part would make measurements on that part worthless.
     problem = next((one for one in draws if not is_held_out(family.name, one, held_out)), None)
     if problem is None:
         return
@@ -352,7 +353,7 @@ def _step(change: _Change, drawn: random.Random) -> None:
 
 
 def _form(change: _Change, drawn: random.Random) -> None:
-    """A rule for the form of the reply, beside the check of its answer."""
+    """A rule for the form of the reply, in addition to the check of its answer."""
     parent = change.parent
     if parent.reply is None or parent.check is None or parent.check["kind"] == "all":
         return
@@ -375,7 +376,7 @@ def _child(change: _Change, messages: Sequence[Message], **changed: Any) -> Item
 
 
 def _eliminate(change: _Change) -> None:
-    """Items of programs: a reply that its own check does not find right, and a child that is its parent."""
+    """Drop items of programs whose reply fails its own check, and children equal to their parent."""
     if change.request is not None or change.child is None or change.reason:
         return
     if change.child.text == change.parent.text:
@@ -385,7 +386,7 @@ def _eliminate(change: _Change) -> None:
 
 
 def _unlike(text: str, parent: Item) -> str:
-    """Why a rewritten ``text`` is no new instruction; "" where it is one."""
+    """The reason why a rewritten ``text`` is not a new instruction; "" if it is one."""
     if bool(_CHINESE.search(text)) != bool(_CHINESE.search(parent.text)):
         return "language"
     if similarity([text, parent.text])[0, 1] >= _COPY:
@@ -394,14 +395,14 @@ def _unlike(text: str, parent: Item) -> str:
 
 
 def _is_degenerate(text: str) -> bool:
-    """Too few words, or words that repeat: fewer than half of the three-word sequences differ."""
+    """Whether a text has too few words, or repeats itself: under half of its three-word sequences are distinct."""
     words = _WORD.findall(text.lower())
     grams = list(zip(words, words[1:], words[2:], strict=False))
     return len(words) < 4 or 2 * len(set(grams)) < len(grams)
 
 
 def _unquoted(text: str) -> str:
-    """A teacher's text without the quotation marks that enclose all of it."""
+    """A teacher's text without quotation marks around the whole text."""
     text = text.strip()
     for left, right in (('"', '"'), ("“", "”"), ("「", "」")):
         if len(text) > 1 and text[0] == left and text[-1] == right and left not in text[1:-1]:
@@ -425,7 +426,7 @@ def _right(samples: Sequence[Sample]) -> list[Sample]:
 
 
 def _counts(out: Path) -> dict[str, Any]:
-    """Counts by round and operation, and the pass rates before and after of what became harder."""
+    """Counts by round and operation, and the pass rates of harder items before and after."""
     rounds: dict[str, Counter[str]] = {}
     operations: dict[str, Counter[str]] = {}
     before, after = list[float](), list[float]()

@@ -1,9 +1,9 @@
-"""An examination on items: a model answers their questions, and verifiers judge what it wrote.
+"""An examination on items: a model answers their questions, and verifiers judge the answers.
 
-Each set of items is one task of the examination, and each family of problems one subset of it. The folder is that of
-every examination (``evaluate.results``), so that two models are compared on the same items by ``evaluate compare``.
-The metrics are ``right`` and ``unreadable``: an answer that cannot be read is not right, and is counted apart. Plain
-texts beside the questions have the metric ``bits_per_byte``, which shows what a model has forgotten.
+Each set of items is one task of the examination, and each family of problems one subset of it. The folder has the
+format of every examination (``evaluate.results``), so ``evaluate compare`` can compare two models on the same items.
+The metrics are ``right`` and ``unreadable``: an unreadable answer is not right, and is also counted separately. Plain
+texts can be added; their metric ``bits_per_byte`` shows how much a model has forgotten.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from armillary.post.verify import verify
 from armillary.recipe import UsageError, canonical_hash
 
 BITS = "bits_per_byte"
-_TEXTS = 32  # whose likelihoods are taken, and kept, together
+_TEXTS = 32  # texts scored and kept per call
 
 
 @dataclass(frozen=True)
 class ExamineOptions:
-    """How the questions are put.
+    """Options of an examination on items.
 
     Attributes:
-        sampling: of the answers; by default the most likely tokens.
-        render: text of a prompt from the turns of a question, for a model without a chat template of its own.
-        template: the name of that form; part of the settings that two examinations must share.
-        limit: the first items of each set only.
+        sampling: sampling of the answers; greedy by default.
+        render: renders the turns of a question as a prompt, for a model without its own chat template.
+        template: name of this rendering; part of the settings that two examinations must share.
+        limit: use only the first items of each set.
         texts: files of plain text by the name of their task, JSON Lines with ``text``.
     """
 
@@ -52,16 +52,16 @@ class ExamineOptions:
             raise UsageError(f"limit must be 1 or more, given {self.limit}")
 
     def request(self, item: Item) -> Request:
-        """What the model is asked."""
+        """The request for an item."""
         prompt = item.question if self.render is None else self.render(item.question)
         return Request(prompt, self.sampling)
 
 
 def in_template(options: ExamineOptions, model: Path, template: str | None) -> ExamineOptions:
-    """``options`` with the prompts of a chat template: its name, its file, or None for that of the folder ``model``.
+    """``options`` with prompts from a chat template: a name, a file, or None for the template of the folder ``model``.
 
     Raises:
-        UsageError: no such template, or one that the tokenizer of ``model`` does not fit.
+        UsageError: no such template, or one that does not fit the tokenizer of ``model``.
     """
     chat = open_renderer(model, template).chat
 
@@ -72,7 +72,7 @@ def in_template(options: ExamineOptions, model: Path, template: str | None) -> E
 
 
 def named_sets(paths: Sequence[Path]) -> dict[str, Path]:
-    """Files of items by the name of their task: that of the file, of its folder where it is the file of a stage.
+    """Files of items by the name of their task: the file's name, or its folder's if a stage wrote it.
 
     Raises:
         UsageError: two files have the same name.
@@ -81,7 +81,7 @@ def named_sets(paths: Sequence[Path]) -> dict[str, Path]:
     for path in paths:
         name = path.absolute().parent.name if path.name == ITEMS else path.stem
         if name in sets:
-            raise UsageError(f"{path}: a set of the name {name} is already there ({sets[name]}); rename one")
+            raise UsageError(f"{path}: another set is already named {name} ({sets[name]}); rename one of the two")
         sets[name] = path
     return sets
 
@@ -93,18 +93,18 @@ def examine_items(
     options: ExamineOptions = ExamineOptions(),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Examination:
-    """Examine a model on ``sets``, files of items by the name of their task; written to ``out`` at the end.
+    """Examine a model on ``sets``, files of items by the name of their task; the results are written to ``out``.
 
-    Answers are kept as they come: called again, it asks only for those that are missing. ``progress`` takes answers
-    and all items.
+    Answers are kept as they arrive, and a second call requests only missing ones. ``progress`` gets the number of
+    answers and of items.
 
     Raises:
-        UsageError: a file without items or texts, an item without a check, one given twice; names file and item.
-        ForeignFileError: the answers in ``out`` are of another model.
-        ArmillaryError: an answer could not be had, or the folder not be written.
+        UsageError: a file without items or texts, an item without a check, or a duplicate item; names file and item.
+        ForeignFileError: the answers in ``out`` come from another model.
+        ArmillaryError: a request failed, or the folder cannot be written.
     """
     if twice := sorted(sets.keys() & options.texts.keys()):
-        raise UsageError(f"{options.texts[twice[0]]}: a set of the name {twice[0]} is already there; rename one")
+        raise UsageError(f"{options.texts[twice[0]]}: another set is already named {twice[0]}; rename one of the two")
     every = {task: _items(path, options.limit) for task, path in sets.items()}
     settings = canonical_hash(
         {"format": 1, "template": options.template, "sampling": Request("", options.sampling).to_json()["sampling"]}
@@ -141,11 +141,9 @@ def _items(path: Path, limit: int | None) -> list[Item]:
     items: dict[str, Item] = {}
     for item in read_items(path):
         if item.check is None:
-            raise UsageError(
-                f"{path}: item {item.id} has no check, so that no answer to it can be judged; leave it out"
-            )
+            raise UsageError(f"{path}: item {item.id} has no check, so its answers cannot be judged; leave it out")
         if item.id in items:
-            raise UsageError(f"{path}: item {item.id} is there twice; leave one out")
+            raise UsageError(f"{path}: item {item.id} occurs twice; leave one out")
         items[item.id] = item
         if len(items) == limit:
             break
@@ -169,7 +167,7 @@ def _texts(path: Path, limit: int | None) -> list[str]:
 
 
 def _measured(task: str, text: str, likelihood: Likelihood) -> Row:
-    """The bits per byte of a text; its settings are the same for all models, whose tokens may be others."""
+    """The bits per byte of a text; its settings are the same for all models, even with different tokenizers."""
     name = item_id(task, task, [text])
     bits = -likelihood.value / math.log(2) / len(text.encode())
     return Row(name, task, name, canonical_hash({"format": 1, "metric": BITS}), None, (), None, None, {BITS: bits})

@@ -1,16 +1,16 @@
-"""Conversations and preference pairs in the file formats that users have: read, recognised by their fields, written.
+"""Reads and writes conversations and preference pairs in common file formats, recognised by their fields.
 
 ==========  ======================================================================================================
 messages    ``{"messages": [{"role": "user", "content": "…"}, …], "tools": […]}`` (OpenAI, TRL; items of this program)
 alpaca      ``{"instruction": "…", "input": "…", "output": "…", "system": "…", "history": [["…", "…"], …]}``
 sharegpt    ``{"conversations": [{"from": "human", "value": "…"}, …], "system": "…", "tools": […]}``
 telechat    ``{"system": "…", "dialog": [{"role": "user", "content": "…"}, {"role": "bot", "content": "…"}]}``
-pairs       ``{"prompt": […], "chosen": […], "rejected": […]}`` (TRL); the prompt may stand in both answers instead
+pairs       ``{"prompt": […], "chosen": […], "rejected": […]}`` (TRL); both answers may include the prompt instead
 ==========  ======================================================================================================
 
-A file holds one object per line, or one JSON array of objects; both are read in bounded memory, and all rows of a file
-have one format. Fields that a format does not have are left alone. Nothing is guessed: a row that is wrong is an error
-with its file, line and field.
+A file holds one object per line, or one JSON array of objects; both are read in bounded memory. All rows of a file have
+the same format. Unknown fields are ignored. Nothing is guessed: a wrong row is an error that names file, line and
+field.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ Turn = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns of a chat as plain data: ``role`` (one of ``ROLES``), ``content`` (text), perhaps ``tool_calls``,
-    ``tool_call_id`` and ``name``; the ``tools`` that the model was offered; and ``where`` it stands (file and line).
+    """Turns of a chat as plain data: ``role`` (one of ``ROLES``), ``content`` (text), and optionally ``tool_calls``,
+    ``tool_call_id`` and ``name``; the ``tools`` available to the model; and the position ``where`` (file and line).
     """
 
     messages: tuple[Turn, ...]
@@ -55,7 +55,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class AnswerPair:
-    """Two answers to the same turns: turns that follow ``prompt``, and where the pair stands (file and line)."""
+    """Two answers to the same turns: the turns after ``prompt``, and the position of the pair (file and line)."""
 
     prompt: tuple[Turn, ...]
     chosen: tuple[Turn, ...]
@@ -64,11 +64,11 @@ class AnswerPair:
 
 
 def read_conversations(path: Path) -> Iterator[Conversation]:
-    """The conversations in a file of any of the formats but ``pairs``, one by one.
+    """Yield the conversations in a file of any format except ``pairs``.
 
     Raises:
-        UsageError: the file cannot be read, holds none, has rows of no known or of different formats, or a row is
-            wrong: names file, line, field and what would be right.
+        UsageError: the file cannot be read or is empty, its rows have an unknown format or different formats, or a row
+            is wrong. The message names file, line, field and the remedy.
     """
     first: str | None = None
     for number, row in _rows(path):
@@ -77,7 +77,7 @@ def read_conversations(path: Path) -> Iterator[Conversation]:
         first = first or kind
         if kind != first:
             raise UsageError(
-                f"{where}: has the fields of format '{kind}', the rows before are '{first}'; split the file"
+                f"{where}: has the fields of format '{kind}', but earlier rows are '{first}'; split the file"
             )
         try:
             messages, tools = _READERS[kind](row)
@@ -89,7 +89,7 @@ def read_conversations(path: Path) -> Iterator[Conversation]:
 
 
 def read_pairs(path: Path) -> Iterator[AnswerPair]:
-    """The preference pairs in a file, one by one; answers may be turns or plain text.
+    """Yield the preference pairs in a file; answers may be turns or plain text.
 
     Raises:
         UsageError: as ``read_conversations``; or the two answers of a row are the same.
@@ -108,19 +108,19 @@ def read_pairs(path: Path) -> Iterator[AnswerPair]:
 
 
 def write_conversations(path: Path, conversations: Iterable[Conversation], kind: Format = "messages") -> int:
-    """Write ``conversations`` as JSON lines of the format ``kind``, and return how many they were.
+    """Write ``conversations`` as JSON lines in the format ``kind``, and return their number.
 
-    The file appears when it is whole.
+    The file appears only when it is complete.
 
     Raises:
-        UsageError: a conversation has what the format does not have, such as tool calls in Alpaca.
+        UsageError: the format cannot represent a conversation, such as tool calls in Alpaca.
         ArmillaryError: the file cannot be written.
     """
     return _write(path, (_WRITERS[kind](one) for one in conversations))
 
 
 def write_pairs(path: Path, pairs: Iterable[AnswerPair]) -> int:
-    """Write preference ``pairs`` as JSON lines, and return how many they were; the file appears when it is whole.
+    """Write preference ``pairs`` as JSON lines, and return their number; the file appears only when it is complete.
 
     Raises:
         ArmillaryError: the file cannot be written.
@@ -150,7 +150,7 @@ def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Line number and value of each row of JSON lines, or of the elements of one array."""
+    """Line number and value of each row of JSON lines, or of each element of one array."""
     try:
         with open(path, "rb") as file:
             start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
@@ -160,7 +160,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _elements(path: Path) -> Iterator[tuple[int, Any]]:
-    """Line number and value of each element of the array that a file is."""
+    """Line number and value of each element of a file that is one array."""
     decoder, line = json.JSONDecoder(), 1
     with open(path, encoding="utf-8-sig", newline="") as file:
         text, ended = "", False
@@ -174,7 +174,7 @@ def _elements(path: Path) -> Iterator[tuple[int, Any]]:
             text, ended = text + read, not read
 
         def skip(signs: str = "") -> str:
-            """Drop white space and ``signs``; the next character, empty at the end of the file."""
+            """Skip white space and ``signs``; return the next character, "" at the end of the file."""
             nonlocal text, line
             while True:
                 rest = text.lstrip(" \t\r\n" + signs)
@@ -199,7 +199,7 @@ def _elements(path: Path) -> Iterator[tuple[int, Any]]:
             while True:
                 try:
                     _, end = decoder.raw_decode(text)
-                    if end < len(text) or ended:  # else a number may go on
+                    if end < len(text) or ended:  # else a number may continue
                         break
                 except (ValueError, RecursionError) as error:
                     if ended or len(text) > _LONGEST:
@@ -211,9 +211,7 @@ def _elements(path: Path) -> Iterator[tuple[int, Any]]:
             text = text[end:]
         text = text[1:]
         if skip():
-            raise UsageError(
-                f"{path}:{line}: something stands after the array; write one array, or one object per line"
-            )
+            raise UsageError(f"{path}:{line}: there is text after the array; write one array, or one object per line")
 
 
 _BETWEEN = "a comma or ] is missing between the rows of the array; repair the file"
@@ -264,7 +262,7 @@ def _openai(row: Mapping[str, Any]) -> tuple[list[Turn], tuple[Mapping[str, Any]
 
 
 def _turn(where: str, turn: Any) -> Turn:
-    """A turn with ``role`` and ``content``, and what belongs to calls of tools."""
+    """A turn with ``role`` and ``content``, and the fields of tool calls."""
     if not isinstance(turn, dict):
         raise UsageError(f"{where}: must be an object with role and content, given {turn!r:.200}")
     role = turn.get("role")
@@ -276,13 +274,13 @@ def _turn(where: str, turn: Any) -> Turn:
     calls = turn.get("tool_calls")
     if calls is not None and calls != []:
         if role != "assistant":
-            raise UsageError(f"{where}.tool_calls: only an assistant calls tools, and the role is {role!r}")
+            raise UsageError(f"{where}.tool_calls: only an assistant calls tools, but the role is {role!r}")
         made["tool_calls"] = [_call(f"{where}.tool_calls[{i}]", call) for i, call in enumerate(_list(where, calls))]
     for name in ("tool_call_id", "name", "reasoning_content"):
         if turn.get(name) is not None:
             made[name] = _text(f"{where}.{name}", turn[name])
     if role == "assistant" and not made["content"].strip() and not made.keys() & {"tool_calls"}:
-        raise UsageError(f"{where}.content: is empty, and a model would learn to say nothing; leave the row out")
+        raise UsageError(f"{where}.content: is empty, so a model would learn to say nothing; leave the row out")
     return made
 
 
@@ -299,7 +297,7 @@ def _content(where: str, value: Any) -> str:
 
 
 def _call(where: str, call: Any) -> dict[str, Any]:
-    """A call with its arguments as an object, which is what templates expect."""
+    """A call with its arguments as an object, as templates expect."""
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise UsageError(f'{where}: must be {{"type": "function", "function": {{"name": "…", "arguments": {{…}}}}}}')
@@ -316,7 +314,7 @@ def _call(where: str, call: Any) -> dict[str, Any]:
 
 
 def _tools(value: Any) -> tuple[Mapping[str, Any], ...]:
-    if isinstance(value, str) and value.strip():  # as many ShareGPT files hold them
+    if isinstance(value, str) and value.strip():  # as in many ShareGPT files
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
@@ -383,7 +381,7 @@ _READERS: dict[str, Callable[[Mapping[str, Any]], tuple[list[Turn], tuple[Mappin
 
 def _pair(row: Mapping[str, Any], where: str) -> AnswerPair:
     chosen, rejected = (_answer(name, row[name]) for name in ("chosen", "rejected"))
-    if row.get("prompt") is None:  # as in the first public sets, which repeat it in both answers
+    if row.get("prompt") is None:  # as in the first public sets, which repeat the prompt in both answers
         shared = 0
         while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
             shared += 1
@@ -409,11 +407,12 @@ def _answer(name: str, value: Any) -> list[Turn]:
 
 
 def _in_order(turns: list[Turn], to_the_user: bool = False) -> tuple[Turn, ...]:
-    """The turns of one conversation: a system message only at the start, and something to answer before the answer."""
+    """Check the turns of one conversation: a system message only at the start, and a turn to answer before the
+    answer."""
     roles = [turn["role"] for turn in turns]
     late = [place for place, role in enumerate(roles) if role == "system" and place > 0]
     if late:
-        raise UsageError(f"turn {late[0]}: a system message stands only at the start, once")
+        raise UsageError(f"turn {late[0]}: only the first turn can be a system message")
     if "user" not in roles:
         raise UsageError("has no turn of the user")
     if to_the_user and roles[-1] == "assistant":
@@ -490,7 +489,7 @@ def _to_telechat(one: Conversation) -> dict[str, Any]:
 
 
 def _plain(one: Conversation, kind: str) -> tuple[str, list[Turn]]:
-    """The system message and the other turns, where there are no tools."""
+    """The system message and the other turns of a conversation without tools."""
     if one.tools or any(turn["role"] == "tool" or turn.get("tool_calls") for turn in one.messages):
         raise UsageError(f"{one.where}: calls tools, which format '{kind}' does not have; write 'messages'")
     turns = list(one.messages)

@@ -15,7 +15,7 @@ PREFIX = "gym:"
 
 
 def gym_item(name: str, seed: int) -> Item | None:
-    """A question of the data set ``name``, drawn by ``seed``; None where its answer cannot be kept as JSON.
+    """A question of the data set ``name``, drawn by ``seed``; None if its answer cannot be stored as JSON.
 
     Raises:
         UsageError: reasoning-gym is not installed, or has no such data set.
@@ -47,7 +47,7 @@ def _generator(name: str) -> Any:
         raise UsageError(f"reasoning-gym has no data set {name!r}; it has {', '.join(sorted(DATASETS))}")
 
     def draw(seed: int) -> Any:
-        # Some data sets draw from the global generator as well.
+        # Some data sets also draw from the global generator.
         state = random.getstate()
         try:
             random.seed(seed)

@@ -33,24 +33,24 @@ def held_out_loss(
 
 
 class HeldOut:
-    """A hook that takes the loss after each pass over the data but the last, into the row of its step.
+    """A hook that measures the loss after each pass over the data except the last, and adds it to the row of its step.
 
-    ``order`` is as for ``held_out_loss``, ``every`` the steps of a pass and ``steps`` those of the run; ``note`` takes
-    the number of the pass and the loss. For runs of one process.
+    ``order`` is as for ``held_out_loss``, ``every`` is the number of steps of a pass and ``steps`` that of the run;
+    ``note`` gets the number of the pass and the loss. Only for runs of one process.
     """
 
     def __init__(self, order: SupervisedOrder, every: int, steps: int, note: Callable[[int, float], None]) -> None:
         self.order, self.every, self.steps, self.note = order, every, steps, note
 
     def due(self, step: int) -> bool:
-        """After each pass but the last."""
+        """After each pass except the last."""
         return step % self.every == 0 and 0 < step < self.steps
 
     def act(self, run: Any) -> None:
-        """Take the loss, unless the row has it.
+        """Measure the loss, unless the row already has it.
 
         Raises:
-            DivergedError: it is not finite.
+            DivergedError: the loss is not finite.
         """
         if LOSS in run.metrics.last:
             return

@@ -1,16 +1,16 @@
-"""Items of post-training data, one JSON object per line: a conversation, its right answer and how it is checked.
+"""Items of post-training data, one JSON object per line: a conversation, its correct answer, and how to check it.
 
 Fields of a line, in this order:
 
-- ``id``: names the item; a hash of ``messages``, ``answer`` and ``check`` where the line has none;
-- ``messages``: ``role`` and ``content`` of each turn. The last turn is the user's in a question, and the assistant's in
-  a question with its answer, which is training data as it is;
-- ``answer``: the right answer in plain form, or null;
-- ``check``: how an answer is judged: ``kind`` and the parameters of that verifier, or null;
+- ``id``: names the item; by default a hash of ``messages``, ``answer`` and ``check``;
+- ``messages``: ``role`` and ``content`` of each turn. In a question, the last turn is the user's. With an assistant's
+  turn at the end, the item can be used as training data;
+- ``answer``: the correct answer in plain form, or null;
+- ``check``: how to judge an answer: ``kind`` and the parameters of that verifier, or null;
 - ``domain`` (math, code, logic, …), ``family`` (the generator or topic), ``level`` (difficulty), ``language``;
-- ``origin``: the ``stage`` that made it, and its ``parents`` (ids of items); ``notes``: whatever a stage found out.
+- ``origin``: the ``stage`` that made it, and its ``parents`` (ids of items); ``notes``: results of stages.
 
-Lines that users wrote may leave out all but ``messages``.
+In lines written by users, only ``messages`` is required.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from armillary.recipe import UsageError
 _ROLES = ("system", "user", "assistant")
 _KNOWN = ("id", "messages", "answer", "check", "domain", "family", "level", "language", "origin", "notes")
 _REMEDY = 'write one object per line, such as {"messages": [{"role": "user", "content": "1+1=?"}]}'
-# Longer than any conversation that a model can read, and short enough to be held in memory.
+# Longer than any conversation that a model can read, and short enough to fit in memory.
 _LONGEST_LINE = 64 << 20
 
 
 @dataclass(frozen=True)
 class Item:
-    """One item; the module says what its fields mean. ``id`` is computed where it is empty.
+    """One item, with the fields of the module docstring. An empty ``id`` is computed.
 
     Raises:
         UsageError: no messages, a wrong order of roles, or a ``check`` without a ``kind``.
@@ -62,7 +62,7 @@ class Item:
 
     @property
     def question(self) -> tuple[Message, ...]:
-        """The messages up to the last turn of the user: what a model is asked."""
+        """The messages up to the user's last turn: the prompt for a model."""
         return self.messages if self.messages[-1].role == "user" else self.messages[:-1]
 
     @property
@@ -76,12 +76,12 @@ class Item:
         return self.messages[-1].content if self.messages[-1].role == "assistant" else None
 
     def with_reply(self, text: str | None) -> Item:
-        """The same question with ``text`` as the assistant's last turn, or without one; its id is another."""
+        """The same question with ``text`` as the assistant's last turn, or without one; the id changes."""
         last = () if text is None else (Message("assistant", text),)
         return replace(self, messages=(*self.question, *last), id="")
 
     def derived(self, stage: str, **changed: Any) -> Item:
-        """An item that ``stage`` made from this one, which becomes its parent; ``changed`` are its new fields."""
+        """A new item by ``stage`` with this one as its parent; ``changed`` holds the new fields."""
         origin = {"stage": stage, "parents": [self.id], **changed.pop("origin", {})}
         return replace(self, **changed, origin=origin, id="")
 
@@ -105,7 +105,7 @@ class Item:
         """The item in ``row``.
 
         Raises:
-            UsageError: names the field that is wrong, its value, and what would be right.
+            UsageError: a wrong field; the message names it, its value, and the remedy.
         """
         if not isinstance(row, dict):
             raise UsageError(f"a JSON {type(row).__name__}, not an object; {_REMEDY}")
@@ -132,7 +132,7 @@ class Item:
 
 
 def read_items(path: Path) -> Iterator[Item]:
-    """Yields the items in a JSONL file one by one; blank lines and a byte order mark are skipped.
+    """Yield the items in a JSONL file; blank lines and a byte order mark are skipped.
 
     Raises:
         UsageError: the file cannot be read, or a row is wrong; names file, line, field and value.
@@ -145,10 +145,9 @@ def read_items(path: Path) -> Iterator[Item]:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yields line number and JSON value of each line of a file that a user may have written.
+    """Yield line number and JSON value of each line of a file from a user.
 
-    Refused, since readers differ in what they make of them: NaN and infinities, a field that is given twice, half of a
-    surrogate pair.
+    NaN, infinities, duplicate fields and lone surrogates are refused, since JSON readers treat them differently.
 
     Raises:
         UsageError: the file cannot be read, or a line is not JSON; names file and line.
@@ -165,7 +164,7 @@ def to_line(row: Mapping[str, Any]) -> bytes:
     """``row`` as one line of JSON.
 
     Raises:
-        ValueError: a value that JSON does not have (NaN, infinity) or text that has no UTF-8 form.
+        ValueError: a value that JSON cannot represent (NaN, infinity), or text without a UTF-8 form.
     """
     return (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
@@ -193,7 +192,7 @@ def parse_row(path: Path, number: int, line: bytes) -> Any:
     except UnicodeEncodeError:
         problem = "holds half of a surrogate pair (\\ud800 to \\udfff), which has no UTF-8 form"
     except (ValueError, RecursionError) as error:
-        torn = "" if line.endswith(b"\n") else " (the last line, without an end: torn?)"
+        torn = "" if line.endswith(b"\n") else " (the last line, without a line end: torn?)"
         problem = f"not JSON{torn}: {error}"
     raise UsageError(f"{path}:{number}: {problem}; {_REMEDY}")
 
@@ -228,7 +227,7 @@ def _messages(value: Any) -> tuple[Message, ...]:
 
 
 def _check_order(messages: tuple[Message, ...]) -> None:
-    """A system message at most at the start; then user and assistant in turns, the user first."""
+    """Check the roles: an optional system message at the start, then user and assistant in turns, the user first."""
     turns = [message.role for message in messages]
     start = 1 if turns[:1] == ["system"] else 0
     for place, role in enumerate(turns[start:]):

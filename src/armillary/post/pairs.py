@@ -1,16 +1,16 @@
 """Pairs of a preferred and a rejected answer from a model's own samples, in TRL's conversational format.
 
-Each question of a file of items is answered several times by one model. Two ways to tell the answers apart:
+One model answers each question of a file of items several times. There are two ways to rank the answers:
 
-- *a verifier*: an answer that the item's check finds right is chosen, one that it finds wrong is rejected. An answer
-  that cannot be read is neither: it says nothing of what the model knows.
-- *a judge*: another model compares two answers in both orders; where one wins in both, it is chosen.
+- *a verifier*: an answer that passes the item's check is chosen, one that fails is rejected. An unreadable answer is
+  neither, since it does not show what the model knows.
+- *a judge*: another model compares two answers in both orders; an answer that wins in both is chosen.
 
-Of the pairs that a question allows, those whose answers differ least in length are taken, because a model that is
-trained on longer chosen answers learns to write more rather than better (Park et al. 2024, arXiv 2403.19159).
+Among the possible pairs of a question, those with the smallest difference in length are taken, because a model trained
+on longer chosen answers learns to write more rather than better (Park et al. 2024, arXiv 2403.19159).
 
-The folder is that of a stage (`stage`): ``items.jsonl`` holds the pairs, ``dropped.jsonl`` the questions without any
-and why. A pair keeps the id of its question, and what its answers were.
+The folder is that of a stage (`stage`): ``items.jsonl`` holds the pairs, ``dropped.jsonl`` the questions without a pair
+and the reason. A pair keeps the id of its question and the origin of its answers.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from armillary.post.items import Item, read_items
 from armillary.post.stage import Stage, StageSpec, open_stage
 from armillary.recipe import UsageError
 
-GROUP = 64  # questions that are asked together
+GROUP = 64  # questions per batch
 
 Progress = Callable[[str, float, float, str], None]
 Verify = Callable[[Item, str], Literal["right", "wrong", "unreadable"]]
@@ -36,10 +36,10 @@ Verify = Callable[[Item, str], Literal["right", "wrong", "unreadable"]]
 
 @dataclass(frozen=True)
 class PairOptions:
-    """How answers are sampled and paired.
+    """Options for sampling and pairing answers.
 
-    ``samples`` answers are drawn for each question at each of ``temperatures``; of the pairs that they allow at most
-    ``per_question`` are kept, no answer in two of them.
+    ``samples`` answers are drawn for each question at each of ``temperatures``. At most ``per_question`` of the
+    possible pairs are kept; no answer is in two pairs.
 
     Raises:
         UsageError: a value outside its range.
@@ -56,10 +56,12 @@ class PairOptions:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be 1 or more, given {getattr(self, name)}")
         if not self.temperatures or min(self.temperatures) <= 0:
-            raise UsageError(f"temperatures must be above 0, given {self.temperatures}: equal answers make no pair")
+            raise UsageError(
+                f"temperatures must be above 0, given {self.temperatures}: equal answers cannot form a pair"
+            )
 
     def requests(self, item: Item) -> list[Request]:
-        """What the model is asked for a question: one request for each temperature."""
+        """The requests for a question: one per temperature."""
         return [
             Request(item.question, Sampling(self.max_new_tokens, temperature=t, seed=self.seed, n=self.samples))
             for t in self.temperatures
@@ -68,7 +70,7 @@ class PairOptions:
 
 @dataclass(frozen=True)
 class PairsMade:
-    """What a stage of pairs came to: its folder, the file of pairs, and the counts of its record."""
+    """The result of a stage of pairs: its folder, the file of pairs, and the counts of its record."""
 
     folder: Path
     pairs: Path
@@ -81,7 +83,7 @@ class PairsMade:
 
 @dataclass(frozen=True)
 class Files:
-    """The file of questions, the folder for their pairs, and what is told of the progress."""
+    """The file of questions, the folder for their pairs, and the progress callback."""
 
     items: Path
     out: Path
@@ -89,15 +91,15 @@ class Files:
 
 
 def pairs_by_verifier(files: Files, backend: Backend, options: PairOptions, verify: Verify) -> PairsMade:
-    """Pairs of right and wrong answers of ``backend`` to questions, as ``verify`` finds them by the check of each.
+    """Pairs of right and wrong answers of ``backend``, as judged by ``verify`` with each question's check.
 
-    Called again after a kill it loses and repeats nothing. Questions are dropped as ``no check``, ``all right``,
-    ``all wrong`` (with what was unreadable counted beside) or ``unreadable``; answers that stopped at their longest are
-    unreadable, whatever they say.
+    After a kill, the next call resumes without losing or repeating anything. Questions are dropped as ``no check``,
+    ``all right``, ``all wrong`` (unreadable answers are counted separately) or ``unreadable``. An answer cut by the
+    token limit is always unreadable.
 
     Raises:
-        UsageError: a line of the questions is wrong, or the folder holds something else.
-        RequestError: a question is too long for the model, or its server refuses it.
+        UsageError: a wrong line in the questions, or the folder holds something else.
+        RequestError: a question is too long for the model, or the server refuses it.
         DamagedFileError, ForeignFileError, ArmillaryError: as ``open_stage``.
     """
     settings = {"by": "verifier", "model": backend.identity, **asdict(options)}
@@ -112,10 +114,10 @@ def pairs_by_verifier(files: Files, backend: Backend, options: PairOptions, veri
 def pairs_by_judge(
     files: Files, models: tuple[Backend, Backend], options: PairOptions, judge: JudgeOptions = JudgeOptions()
 ) -> PairsMade:
-    """Pairs of answers of the first of ``models`` that the second one, the judge, tells apart in both orders.
+    """Pairs of answers of the first of ``models`` for which the second, the judge, prefers the same one in both orders.
 
-    The judge compares two answers of each question, the first two that differ. Questions are dropped as ``all alike``,
-    ``tie`` (also where the order alone decides) or ``unread``. Errors as ``pairs_by_verifier``.
+    The judge compares the first two different answers to each question. Questions are dropped as ``all alike``, ``tie``
+    (also if only the order decides) or ``unread``. Raises as ``pairs_by_verifier``.
     """
     backend, arbiter = models
     settings = {"by": "judge", "model": backend.identity, "judge": arbiter.identity, "asked": asdict(judge)}
@@ -129,7 +131,7 @@ def pairs_by_judge(
 
 @dataclass(frozen=True)
 class _Work:
-    """A way of telling answers apart: its settings, what decides a group of questions, whether they need a check."""
+    """A way of ranking answers: its settings, the function that decides a group, and whether questions need a check."""
 
     settings: Mapping[str, Any]
     decide: Callable[[Stage, Sequence[tuple[Item, list[Completion]]]], None]
@@ -138,7 +140,7 @@ class _Work:
 
 @dataclass(frozen=True)
 class _Judging:
-    """How one question is decided by a verifier."""
+    """Decide one question with a verifier."""
 
     options: PairOptions
     verify: Verify
@@ -153,7 +155,7 @@ def _made(files: Files, backend: Backend, options: PairOptions, work: _Work) -> 
             with stage.answers(backend) as answers:
                 for group in _groups(_askable(stage, files.items, work.needs_check)):
                     work.decide(stage, _answered(group, backend, answers, options))
-                    said = f"{stage.kept} pairs of {stage.decisions} questions"
+                    said = f"{stage.kept} pairs from {stage.decisions} questions"
                     files.progress("pairs", stage.decisions, total, said)
         record = stage.finish()
     return PairsMade(files.out, files.out / "items.jsonl", record["counts"])
@@ -175,7 +177,7 @@ def _groups(items: Iterator[Item]) -> Iterator[list[Item]]:
 def _answered(
     group: Sequence[Item], backend: Backend, answers: Answers, options: PairOptions
 ) -> list[tuple[Item, list[Completion]]]:
-    """Each item with its completions, one for each temperature."""
+    """Each item with its completions, one per temperature."""
     requests = [request for item in group for request in options.requests(item)]
     found = {completion.index: completion for completion in answers.complete(backend, requests)}
     each = len(options.temperatures)
@@ -203,9 +205,9 @@ def _by_verifier(stage: Stage, item: Item, completions: Sequence[Completion], ju
 
 
 def alike_in_length(right: Sequence[str], wrong: Sequence[str], most: int) -> list[tuple[str, str]]:
-    """At most ``most`` pairs of a text of ``right`` and one of ``wrong``, those that differ least in length first.
+    """At most ``most`` pairs of a text of ``right`` and one of ``wrong``, smallest difference in length first.
 
-    No text is in two pairs; equal texts count once, and empty ones never.
+    No text is in two pairs. Duplicate texts count once; empty texts are ignored.
     """
     ours, theirs = (list(dict.fromkeys(text for text in texts if text.strip())) for texts in (right, wrong))
     combinations = sorted(

@@ -1,4 +1,4 @@
-"""What a fine-tuning is to be: its options, and the run that they, the model and the data make."""
+"""Plans a fine-tuning: the options, and the run that follows from options, model and data."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from armillary.recipe import (
 from armillary.train import default_device
 
 BATCH_TOKENS = 8192
-PART_TOKENS = 4096  # of a batch that are computed at once
-LENGTH = 1024  # of a sequence, where no conversation is longer
+PART_TOKENS = 4096  # tokens of a batch computed at once
+LENGTH = 1024  # tokens of a sequence, unless a conversation is longer
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
 @dataclass(frozen=True)
 class TuningOptions:
-    """What all trainings of a model on a user's file are asked; what is None is chosen from model and data.
+    """Options common to all trainings on a user's file; None is replaced by a choice based on model and data.
 
-    ``epochs`` are passes over the data, ``lr`` is the peak of a cosine that ends at a tenth of it, ``context_length``
-    are the tokens of a packed sequence, ``precision`` is that of matrix products. ``template`` is as for
-    ``open_renderer``, ``dtype`` that of the written model. With ``lora`` an adapter is trained in the place of all
-    weights, at ten times the rate.
+    ``epochs`` are passes over the data. ``lr`` is the peak of a cosine that ends at a tenth of it. ``context_length``
+    is the length of a packed sequence in tokens. ``precision`` is that of matrix products. ``template`` is as for
+    ``open_renderer``, and ``dtype`` is that of the written model. With ``lora``, an adapter is trained instead of all
+    weights, at ten times the learning rate.
 
     Raises:
         UsageError: a value outside its range.
@@ -53,7 +53,7 @@ class TuningOptions:
     dtype: Dtype | None = None
     lora: Lora | None = None
 
-    # the fields that must be above a number
+    # lower bounds of fields
     LEAST: ClassVar[dict[str, float]] = {"epochs": 0.0, "lr": 0.0}
 
     def __post_init__(self) -> None:
@@ -71,8 +71,10 @@ class TuningOptions:
 
 @dataclass(frozen=True)
 class SftOptions(TuningOptions):
-    """How a model is fine-tuned: ``batch_tokens`` are the tokens of one step, ``too_long`` says what becomes of a
-    conversation that a sequence does not hold. The warm-up takes 3% of the steps.
+    """Options of a fine-tuning.
+
+    ``batch_tokens`` is the number of tokens per step. ``too_long`` says how to treat a conversation that does not fit
+    into a sequence. The warm-up takes 3% of the steps.
     """
 
     epochs: float = 3.0
@@ -84,8 +86,10 @@ class SftOptions(TuningOptions):
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of a run: ``count`` of them, of ``sequences`` packed sequences of ``length`` tokens each, with the
-    learning rate ``lr`` (``TuningOptions.lr`` before it) after a warm-up of the share ``warmup``.
+    """The steps of a run.
+
+    There are ``count`` steps of ``sequences`` packed sequences of ``length`` tokens. ``lr`` is the default learning
+    rate, which ``TuningOptions.lr`` overrides; ``warmup`` is the share of warm-up steps.
     """
 
     length: int
@@ -127,7 +131,7 @@ def run_of(
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be trained: the run's specification with its counts of data, and the template that rendered it."""
+    """The plan of a training: the run's specification, the counts of its data, and the template that rendered it."""
 
     spec: RunSpec
     counts: Counts
@@ -136,7 +140,7 @@ class Plan:
     sequences: int
 
     def lines(self) -> list[str]:
-        """The choices for a person to read."""
+        """The plan as lines of text."""
         spec, counts = self.spec, self.counts
         lost = "".join(
             f", {value} {name.replace('_', ' ')}"
@@ -160,9 +164,9 @@ class Plan:
 def plan_for(
     shape: ModelShape, corpus: Corpus, examples: str, options: SftOptions, longest: int
 ) -> tuple[RunSpec, int]:
-    """The run over a set of ``examples`` without its start, and how many packed sequences they are.
+    """The run over a set of ``examples`` without its start, and the number of packed sequences.
 
-    ``longest`` is the most tokens that an example has.
+    ``longest`` is the longest example in tokens.
 
     Raises:
         UsageError: the sizes do not fit together.
@@ -173,9 +177,9 @@ def plan_for(
     rows = SupervisedOrder(open_examples(corpus, examples), batch_sequences=1, **sizes).sequences
     if options.batch_tokens is not None:
         sequences = max(1, round(options.batch_tokens / length))
-    else:  # a small set wants more steps rather than large ones
+    else:  # a small set needs many steps rather than large ones
         sequences = max(1, min(round(BATCH_TOKENS / length), rows // 10))
-    # From 2e-5 for 7 billion parameters, the usual rate, by the inverse root of the size.
+    # 2e-5, the usual rate for 7 billion parameters, scaled by the inverse root of the size.
     lr = min(3e-4, 2e-5 * math.sqrt(7e9 / shape.parameters)) * (1 if options.lora is None else 10)
     steps = Steps(length, sequences, max(1, math.ceil(options.epochs * rows / sequences)), lr, warmup=0.03)
     spec = run_of(shape, corpus, options, steps, Supervised(examples=examples))
@@ -183,7 +187,7 @@ def plan_for(
 
 
 def fast_precision() -> Literal["fp32", "bf16"]:
-    """bf16 where the device multiplies in it faster than in fp32."""
+    """bf16 if the device multiplies faster in it than in fp32."""
     import torch
 
     if default_device().type != "cpu":

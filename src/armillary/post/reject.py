@@ -1,18 +1,18 @@
-"""Rejection sampling: a model's own answers that a verifier found right, as training data.
+"""Rejection sampling: keeps a model's own verified answers as training data.
 
 Each question is answered ``samples`` times at each temperature. Its pass rate is its difficulty. The rules, in order:
 
-1. ``refused``: the model cannot be asked the question, for instance because it is longer than its context;
+1. ``refused``: the model cannot take the question, for instance because it exceeds the context;
 2. ``unreadable``: no sample can be read;
 3. ``impossible``: the pass rate is at most ``hard`` (0: no sample is right);
-4. ``easy``: the pass rate is at least ``easy`` (1: all samples are right), and a hash of the question's id puts it
-   outside the ``easy_share`` that stays. An easy question that stays keeps one answer.
+4. ``easy``: the pass rate is at least ``easy`` (1: all samples are right), and a hash of the question's id lies
+   outside the ``easy_share`` to keep. An easy question that is kept has one answer.
 
-Of the others the right answers are kept whose reasoning differs: in the order of the temperatures, each answer that is
-less than ``same`` similar (Jaccard, three-word shingles) to those kept before, up to ``most``.
+For the other questions, right answers with different reasoning are kept, up to ``most``: in the order of the
+temperatures, each answer whose similarity to all kept ones (Jaccard, three-word shingles) is below ``same``.
 
-``dropped.jsonl`` holds the other questions with their pass rates. Generations stay in ``answers.jsonl``: a killed stage
-loses none that was finished and asks for none of them again.
+``dropped.jsonl`` holds the dropped questions with their pass rates. Generations stay in ``answers.jsonl``: a killed
+stage loses no finished answer and requests none again.
 """
 
 from __future__ import annotations
@@ -35,22 +35,22 @@ from armillary.post.stage import DROPPED, ITEMS, Stage, StageSpec, open_stage
 from armillary.post.verify import OUTCOMES
 from armillary.recipe import UsageError
 
-_GROUP = 32  # questions that are asked together
+_GROUP = 32  # questions per batch
 _CELL = ("domain", "family", "level", "language")
 
 
 @dataclass(frozen=True)
 class RejectOptions:
-    """The rules of the module.
+    """Options of rejection sampling; the module docstring explains the rules.
 
     Attributes:
         sampling: how answers are drawn.
-        easy: pass rate from which a question is easy.
-        easy_share: share of the easy questions that stays.
-        hard: pass rate up to which a question is impossible.
-        same: similarity from which two answers have the same reasoning.
-        most: answers that are kept of a question.
-        progress: called with the number of questions that were decided.
+        easy: a question with at least this pass rate is easy.
+        easy_share: share of the easy questions to keep.
+        hard: a question with at most this pass rate is impossible.
+        same: two answers with at least this similarity have the same reasoning.
+        most: maximum number of answers kept per question.
+        progress: called with the number of decided questions.
 
     Raises:
         UsageError: a value outside its range.
@@ -79,13 +79,13 @@ class RejectOptions:
 
 
 def reject(items: Path, out: Path, backend: Backend, options: RejectOptions) -> dict[str, Any]:
-    """Samples answers to ``items`` and keeps verified ones in ``out``; the record of the stage.
+    """Sample answers to ``items`` and keep verified ones in ``out``; return the record of the stage.
 
-    Called again after a kill it loses and repeats nothing. The record's ``yield`` has a row for each domain, family,
-    level and language, ``temperatures`` one for each temperature.
+    After a kill, the next call resumes without losing or repeating anything. The record's ``yield`` has a row per
+    domain, family, level and language, and ``temperatures`` one per temperature.
 
     Raises:
-        UsageError: a wrong row, a question without a check, or a folder of other settings or inputs.
+        UsageError: a wrong row, a question without a check, or a folder with different settings or inputs.
         RequestError: a server refused a request.
     """
     settings = {"model": backend.identity, **options.to_json()}
@@ -135,7 +135,7 @@ def _answered(item: Item, sample: Sample, notes: Mapping[str, Any]) -> Item:
 
 
 def _different(samples: Sequence[Sample], same: float, most: int) -> tuple[list[Sample], int]:
-    """The right samples whose reasoning differs, and how many right ones were like one of those."""
+    """The right samples with different reasoning, and the number of right ones similar to them."""
     right = [sample for sample in samples if sample.verdict.outcome == "right"]
     table = similarity([sample.text for sample in right])
     kept, alike = list[int](), 0
@@ -148,12 +148,12 @@ def _different(samples: Sequence[Sample], same: float, most: int) -> tuple[list[
 
 
 def _share(name: str) -> float:
-    """A number from 0 to 1 that depends on ``name`` alone."""
+    """A number from 0 to 1 that depends only on ``name``."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
 
 
 def _counts(out: Path) -> dict[str, Any]:
-    """The yield by cell and by temperature, from the files of the stage: what earlier processes decided counts too."""
+    """The yield by cell and by temperature, from the stage's files, so that earlier processes count too."""
     cells: dict[tuple[Any, ...], dict[str, Any]] = {}
     temperatures: dict[str, Counter[str]] = {}
     rates: dict[tuple[Any, ...], list[float]] = {}
@@ -186,7 +186,7 @@ _COUNTED = (
 
 
 def _decisions(out: Path) -> Iterator[tuple[str, dict[str, Any], int]]:
-    """Of each question: ``kept`` or why it was dropped, what was measured, and the number of its answers kept."""
+    """Per question: ``kept`` or the reason for dropping it, its measurements, and the number of kept answers."""
     last: tuple[str, dict[str, Any]] | None = None
     number = 0
     for item in read_items(out / ITEMS):

@@ -1,7 +1,7 @@
-"""Samples of a model's answers to items, each with its verdict, and the pass rate of an item with its interval.
+"""Samples a model's answers to items, each with its verdict, and computes pass rates with intervals.
 
-A sample and its verdict are one object from the moment the answer is there: an answer that cannot be read is a sample
-like any other, and no later one takes its place. An answer that its length limit cut is unreadable, whatever it says.
+A sample and its verdict are one object as soon as the answer exists: an unreadable answer is a sample like any other,
+and is never replaced by a later one. An answer cut by the token limit is always unreadable.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from armillary.recipe import UsageError
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """How answers are drawn: ``samples`` of each question at each of the ``temperatures``.
+    """Sampling options: ``samples`` answers per question at each of the ``temperatures``.
 
     Raises:
         UsageError: a value outside its range.
@@ -37,10 +37,10 @@ class SampleOptions:
         if not self.temperatures or len(set(self.temperatures)) != len(self.temperatures):
             raise UsageError(f"temperatures are {self.temperatures}; give one or more, each once")
         if self.samples > 1 and min(self.temperatures) <= 0:
-            raise UsageError(f"temperature {min(self.temperatures)} gives equal samples; give more than 0")
+            raise UsageError(f"temperature {min(self.temperatures)} would give equal samples; it must be above 0")
 
     def requests(self, question: Sequence[Message]) -> list[Request]:
-        """What the model is asked: one request per temperature."""
+        """The requests for an item: one per temperature."""
         return [
             Request(tuple(question), Sampling(self.max_new_tokens, temperature=t, seed=self.seed, n=self.samples))
             for t in self.temperatures
@@ -49,7 +49,7 @@ class SampleOptions:
 
 @dataclass(frozen=True)
 class Sample:
-    """One answer: the request and the number of the choice that gave it, its text, and its verdict."""
+    """One answer: its request, its number among the choices, its text, and its verdict."""
 
     temperature: float
     request: str
@@ -60,9 +60,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class PassRate:
-    """How many of an item's samples were right, wrong and unreadable; ``low`` and ``high`` are a 95 % interval.
+    """The numbers of an item's right, wrong and unreadable samples; ``low`` and ``high`` are a 95 % interval.
 
-    ``rate`` is the share of right ones among all samples: what cannot be read was not solved.
+    ``rate`` is the share of right samples among all; an unreadable sample counts as not solved.
     """
 
     right: int
@@ -87,11 +87,11 @@ class PassRate:
 def draw(
     backend: Backend, answers: Answers, items: Sequence[Item], options: SampleOptions
 ) -> list[list[Sample] | BadRequestError]:
-    """The samples of each item, or why the model cannot be asked it; what ``answers`` hold is not asked again.
+    """The samples of each item, or the error if the model cannot take it; answers in ``answers`` are not repeated.
 
     Raises:
-        UsageError: an item without a check, or with one that no verifier can use.
-        RequestError: a server refused a request; what was answered before is kept.
+        UsageError: an item without a check, or with a check that no verifier can use.
+        RequestError: a server refused a request; earlier answers are kept.
     """
     drawn: list[list[Sample] | BadRequestError] = [[] for _ in items]
     for place, found in enumerate(complete(backend, answers, [options.requests(item.question) for item in items])):
@@ -118,9 +118,9 @@ def judged(item: Item, text: str, finish: str) -> Verdict:
 def complete(
     backend: Backend, answers: Answers, groups: Sequence[Sequence[Request]]
 ) -> list[list[Completion] | BadRequestError]:
-    """The completions of each group of requests in their order, or the error of a request that cannot be asked.
+    """The completions of each group of requests, in order, or the error of a request that cannot be sent.
 
-    A refused request costs its own group alone. Errors as ``draw``.
+    A refused request affects only its own group. Raises as ``draw``.
     """
     refused: dict[int, BadRequestError] = {}
     while True:

@@ -1,15 +1,15 @@
-"""Which pairs to train on: the reverse selection from the base model, and as many at random to compare it with.
+"""Selects pairs to train on by the base model's likelihoods, and the same number at random for comparison.
 
-The report on TeleChat2 (2024) selects pairs by what the base model thinks of their answers. A chosen answer must lie
-within its reach: neither so unlikely that the model would have to be dragged there, nor so likely that nothing is left
-to learn. A rejected answer must be one that it likes too much. Here both are quantiles over the given pairs of the mean
-log-probability per token of an answer under the model.
+The report on TeleChat2 (2024) selects pairs by the likelihood of their answers under the base model (reverse
+selection). A chosen answer must be neither so unlikely that it is out of reach, nor so likely that there is nothing to
+learn. A rejected answer must be likely, so that there is something to unlearn. Here, both bounds are quantiles over
+the given pairs of the mean log-probability per token of an answer.
 
-The folder is that of a stage (`stage`): ``items.jsonl`` holds every pair with its likelihoods under ``notes.base``.
-Beside it stand ``selected.jsonl`` and ``random.jsonl``, which have the same number of pairs, so that the same run on
-each shows what the selection is worth. Which pairs are drawn at random depends on the seed and on the pairs alone.
+The folder is that of a stage (`stage`): ``items.jsonl`` holds every pair with its likelihoods in ``notes.base``. Next
+to it, ``selected.jsonl`` and ``random.jsonl`` have the same number of pairs, so the same run on each shows the value of
+the selection. The random draw depends only on the seed and the pairs.
 
-Trade-off: the likelihoods of all pairs are in memory for the quantiles, 16 bytes for each.
+Trade-off: the likelihoods of all pairs are held in memory for the quantiles, 16 bytes each.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ from armillary.post.tuning import digest, digest_model
 from armillary.recipe import ArmillaryError, UsageError
 from armillary.train import answer_log_probs, default_device
 
-GROUP = 128  # pairs that are scored together
+GROUP = 128  # pairs scored per call
 
 Progress = Callable[[str, float, float, str], None]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """Quantiles over all pairs, from 0 to 1: the ``chosen`` answer lies within these two, the rejected one is not below
-    ``rejected``. ``seed`` is that of the random selection.
+    """Quantiles over all pairs, from 0 to 1: the ``chosen`` answer lies between these two, the rejected one at or above
+    ``rejected``. ``seed`` seeds the random selection.
 
     Raises:
         UsageError: a value outside its range.
@@ -66,7 +66,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Selected:
-    """What was selected: both files, and the counts of the record with the thresholds in nats per token."""
+    """The result of a selection: both files, and the counts of the record with thresholds in nats per token."""
 
     selected: Path
     random: Path
@@ -80,12 +80,12 @@ class Selected:
 def select_pairs(
     pairs: Path, model: Path, out: Path, selection: Selection = Selection(), progress: Progress = lambda *_: None
 ) -> Selected:
-    """Select of the file ``pairs`` by the likelihoods under the model in the folder ``model``.
+    """Select from the file ``pairs`` by likelihoods under the model in the folder ``model``.
 
-    Called again after a kill it scores no pair twice. The same pair given twice counts once.
+    After a kill, the next call resumes and scores no pair twice. Duplicate pairs count once.
 
     Raises:
-        UsageError: a line is wrong, no pair meets both conditions, or ``out`` holds something else.
+        UsageError: a wrong line, no pair that meets both conditions, or ``out`` holds something else.
         DamagedFileError, ForeignFileError, ArmillaryError: as ``open_stage``.
     """
     settings = {**asdict(selection), "model": digest_model(model)}
@@ -99,7 +99,7 @@ def select_pairs(
 
 
 def _select(out: Path, pairs: Path, selection: Selection) -> dict[str, Any]:
-    """Write both selections of the scored pairs; returns what the record says of them."""
+    """Write both selections of the scored pairs; return their entries for the record."""
     chosen, rejected = _likelihoods(out).T
     low, high = np.quantile(chosen, selection.chosen)
     least = np.quantile(rejected, selection.rejected)
@@ -126,7 +126,7 @@ def _select(out: Path, pairs: Path, selection: Selection) -> dict[str, Any]:
 
 
 def _whole(out: Path, recorded: dict[str, str]) -> bool:
-    """Whether both selections are what was written; else they are written again."""
+    """Whether both selections are unchanged; otherwise they are written again."""
     return all(
         (out / f"{name}.jsonl").exists() and digest(out / f"{name}.jsonl") == recorded[name] for name in recorded
     )
@@ -137,7 +137,7 @@ def _found(out: Path, counts: dict[str, Any]) -> Selected:
 
 
 def _score(stage: Stage, pairs: Path, model: Path, selection: Selection, progress: Progress) -> None:
-    """Decide every pair that is not yet: with its likelihoods, or dropped where it cannot be rendered."""
+    """Decide every open pair: keep it with its likelihoods, or drop it if it cannot be rendered."""
     renderer = open_renderer(model, selection.template)
     loaded: list[Transformer] = []
     waiting = (pair for pair in _once(pairs) if not stage.decided(pair[0]))
@@ -155,7 +155,7 @@ def _score(stage: Stage, pairs: Path, model: Path, selection: Selection, progres
 
 
 def _once(path: Path) -> Iterator[tuple[str, AnswerPair]]:
-    """The pairs of a file by the hash of their content, each once."""
+    """The distinct pairs of a file, by the hash of their content."""
     seen: set[bytes] = set()
     for pair in read_pairs(path):
         text = json.dumps(_plain(pair), ensure_ascii=False, sort_keys=True)
@@ -182,7 +182,7 @@ def _likelihoods(out: Path) -> NDArray[np.float64]:
 
 
 def _drawn(out: Path, seed: int, count: int) -> NDArray[np.bool_]:
-    """Which ``count`` pairs the seed draws: those with the smallest hashes of their ids."""
+    """The ``count`` pairs that the seed draws: those whose ids have the smallest hashes."""
     hashes = (hashlib.sha256(f"{seed} {row['id']}".encode()).digest()[:8] for row in _lines(out))
     keys = np.fromiter((int.from_bytes(key) for key in hashes), dtype=np.uint64)
     drawn = np.zeros(len(keys), dtype=np.bool_)

@@ -1,19 +1,19 @@
 """Supervised fine-tuning of a model in a Hugging Face folder on a file of conversations.
 
-The run is one of the trainer like every other: its specification has the objective ``supervised`` and starts from the
-model's weights, so it resumes, and has the same numbers in every layout. The corpus that its examples belong to is the
-model's tokenizer, without text. A folder holds all of it::
+The run is an ordinary run of the trainer: its specification has the objective ``supervised`` and starts from the
+model's weights. It therefore resumes, and has the same numbers in every layout. The corpus of the examples is the
+model's tokenizer, without text. One folder holds everything::
 
-    OUT/settings.json       what was asked for, with the hashes of model and data; sealed
+    OUT/settings.json       the settings, with the hashes of model and data; sealed
     OUT/corpus/HASH/        the tokenizer, and the examples as tokens and weights
     OUT/start.safetensors   the model's weights under our names; removed at the end
     OUT/before.json         the loss on the held-out conversations before the first step; sealed
     OUT/run/                the run
     OUT/model/              the trained model with its tokenizer and template, which ``transformers`` loads
-    OUT/adapter/            with ``lora``: the adapter alone, as peft has it; the model has it merged
+    OUT/adapter/            with ``lora``: the adapter in peft's format; in the model it is merged
     OUT/record.json         settings, counts, losses before and after, and hashes; sealed, written last
 
-The same call resumes it; a call with other settings or changed files is refused.
+The same call resumes the training; a call with other settings or changed files is refused.
 """
 
 from __future__ import annotations
@@ -65,8 +65,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SftResult:
-    """A finished fine-tuning: where the model is, the run's result, and nats per assistant token on the held-out
-    conversations before and after (None without them).
+    """A finished fine-tuning.
+
+    It has the folder, the run's result, and the nats per assistant token on held-out conversations before and after
+    (None without them).
     """
 
     model: Path
@@ -106,14 +108,14 @@ def fine_tune(
     held_out: Path | None = None,
     handling: Handling = Handling(),
 ) -> SftResult:
-    """Fine-tune the model in the folder ``model`` on the conversations in ``data``; all results lie in ``out``.
+    """Fine-tune the model in the folder ``model`` on the conversations in ``data``; write all results to ``out``.
 
-    Called again it resumes, or returns the result. ``held_out`` is a file of conversations whose loss is taken before
+    A second call resumes, or returns the result. ``held_out`` is a file of conversations whose loss is measured before
     and after.
 
     Raises:
-        UsageError: model, data or options cannot be trained (``check`` says what is refused), or ``out`` holds another
-            fine-tuning; names file, line and remedy.
+        UsageError: model, data or options are not usable (see ``check``), or ``out`` holds another fine-tuning; the
+            message names file, line and remedy.
         InterruptedRunError: ``handling.stop()`` returned true; call again to resume.
         DivergedError, DamagedFileError, ForeignFileError, ArmillaryError: as ``train_run``.
     """
@@ -151,8 +153,10 @@ def fine_tune(
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What ``check_data`` found: the counts, one conversation in pieces of text with whether each is trained, how many
-    conversations were compared packed and alone (None: the folder has no weights), and the plan of a run.
+    """The findings of ``check_data``.
+
+    They are the counts, one conversation in pieces of text with a flag for trained pieces, the number of conversations
+    compared packed and alone (None: the folder has no weights), and the plan of a run.
     """
 
     counts: Counts
@@ -162,7 +166,7 @@ class DataCheck:
     compared: int | None
 
     def lines(self) -> list[str]:
-        """The findings for a person to read."""
+        """The findings as lines of text."""
         packing = (
             "not compared packed and alone: the folder has no weights"
             if self.compared is None
@@ -194,12 +198,12 @@ class DataCheck:
 def check_data(
     model: Path, data: Path, options: SftOptions = SftOptions(), *, sample: int = 1, handling: Handling = Handling()
 ) -> DataCheck:
-    """Everything that ``fine_tune`` refuses before its first step, and how conversation number ``sample`` is rendered.
+    """Run all checks that ``fine_tune`` makes before its first step, and render conversation number ``sample``.
 
-    Nothing is kept.
+    No files are kept.
 
     Raises:
-        UsageError: the data cannot be trained with this model; names file and line. Or there is no such sample.
+        UsageError: the data does not fit this model (the message names file and line), or there is no such sample.
     """
     renderer = open_renderer(model, options.template)
     shown: list[Rendered] = []
@@ -232,7 +236,7 @@ class _Sources:
 def _prepared(
     sources: _Sources, out: Path, options: SftOptions, renderer: Renderer, handling: Handling
 ) -> tuple[Plan, Corpus, tuple[str, Counts] | None]:
-    """Examples written and checked, the run that they make, and the held-out examples with their counts."""
+    """Writes and checks the examples, plans the run, and prepares the held-out examples with their counts."""
     model = sources.model
     shape, corpus = read_shape(model), vocabulary(model, out / "corpus", renderer)
 
@@ -260,7 +264,7 @@ def _prepared(
 
 
 def _checked(model: Path, options: SftOptions, renderer: Renderer) -> Checked:
-    most = longest_context(model)  # a packed sequence may be longer, a conversation not
+    most = longest_context(model)  # a packed sequence may be longer, but not a conversation
     longest = most if options.context_length is None else min(most, options.context_length)
     return Checked(renderer, longest + 1, read_shape(model).vocab_size, options.too_long)
 
@@ -272,14 +276,14 @@ def _written(
     handling: Handling,
     watch: Callable[[Iterator[Rendered]], Iterator[Rendered]] = lambda rendered: rendered,
 ) -> tuple[str, Counts]:
-    """The examples that the conversations in ``path`` make, written: their hash, and what was counted."""
+    """Write the conversations in ``path`` as examples; return their hash and counts."""
     rendered = watch(checked.of(read_along(read_conversations(path), path, handling)))
     examples = (Example(one.tokens, [float(weight) for weight in one.trained]) for one in rendered)
     return write_examples(corpus, path.stem, examples).hash, checked.counts
 
 
 def _before(out: Path, plan: Plan, corpus: Corpus, held: tuple[str, Counts] | None, handling: Handling) -> float | None:
-    """The loss on the held-out examples before the first step, taken once."""
+    """The loss on the held-out examples before the first step, measured once."""
     if held is None:
         return None
     path = out / "before.json"
@@ -298,7 +302,7 @@ def _held_order(spec: RunSpec, corpus: Corpus, examples: str) -> SupervisedOrder
 
 
 def _watching(plan: Plan, corpus: Corpus, held: tuple[str, Counts] | None, handling: Handling) -> tuple[Hook, ...]:
-    """The hooks of a run: those that were given, and the loss on held-out conversations after each pass."""
+    """The hooks of a run: the given ones, and the loss on held-out conversations after each pass."""
     if held is None:
         return handling.hooks
     every, steps = -(-plan.sequences // plan.spec.batch_sequences), plan.spec.steps

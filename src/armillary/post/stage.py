@@ -1,19 +1,19 @@
-"""A stage of post-training data: decides each of its inputs once, in a folder that survives any kill.
+"""A stage of post-training data: decides each input once, in a folder that survives a kill at any time.
 
 The folder holds:
 
 - ``stage.json`` (sealed, format 1): the stage's name, settings and SHA-256 of its input files; written first;
-- ``items.jsonl``: what was kept; ``dropped.jsonl``: what was not, each row with ``reason``;
-- ``decided.jsonl``: the journal, while the stage runs. One row per decision: its source, and how long the two files
-  are with it. A decision counts from the moment its row is whole. Reopening cuts the two files back to the last whole
-  row, so that a decision that keeps several items is there whole or not at all;
-- ``answers.jsonl``: what models answered (``generate.open_answers``);
+- ``items.jsonl``: the kept items; ``dropped.jsonl``: the others, each row with ``reason``;
+- ``decided.jsonl``: the journal, while the stage runs. Each decision has one row: its source, and the lengths of the
+  two files after it. A decision is committed once its row is complete. Reopening truncates the two files to the last
+  complete row, so a decision that keeps several items is atomic;
+- ``answers.jsonl``: the answers of models (``generate.open_answers``);
 - ``record.json`` (sealed, format 1): counts, lineage, and the SHA-256 of the two files; written last.
 
-Memory: 16 bytes per source, and a buffer of a sixteenth of the sources. Sources are told apart by 64 bits of their
-hash: of a million, two are taken for one with a probability of 3e-8.
+Memory: 16 bytes per source, and a buffer of a sixteenth of the sources. Sources are identified by 64 bits of their
+hash: the probability of a collision among a million is 3e-8.
 
-Not covered: two processes that share the work of one stage (the second is refused).
+Not covered: several processes on one stage (a second one is refused).
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ _BUFFER = 1 << 16
 
 @dataclass(frozen=True)
 class StageSpec:
-    """What a stage is: equal specifications give equal items.
+    """The specification of a stage: equal specifications give equal items.
 
     Attributes:
-        name: of the stage, such as ``synthesize``.
-        settings: all that its outcome depends on besides its inputs, as JSON.
-        inputs: the files that it reads, by the name of their part (``items``, ``evaluation`` …).
+        name: name of the stage, such as ``synthesize``.
+        settings: everything its outcome depends on besides its inputs, as JSON.
+        inputs: input files, by their role (``items``, ``evaluation`` …).
     """
 
     name: str
@@ -80,19 +80,21 @@ class StageSpec:
             try:
                 hashes[name] = _sha256(path)
             except OSError as error:
-                raise UsageError(f"{path}: {error.strerror}; stage {self.name} reads its {name} from it") from None
+                raise UsageError(
+                    f"{path}: {error.strerror}; stage {self.name} reads its {name} from this file"
+                ) from None
         return {"stage": self.name, "settings": json.loads(json.dumps(dict(self.settings))), "inputs": hashes}
 
 
 @contextlib.contextmanager
 def open_stage(out: Path, spec: StageSpec) -> Iterator[Stage]:
-    """The stage in the folder ``out``, which is created where it is missing; resumes where it was stopped.
+    """Open the stage in the folder ``out``, which is created if missing; an interrupted stage resumes.
 
     Raises:
         BusyError: another process has it open.
-        UsageError: the folder is of another stage, or settings or inputs differ from those it began with.
-        DamagedFileError, ForeignFileError: a file in it is not what was written, or not of this program.
-        ArmillaryError: it cannot be written.
+        UsageError: the folder belongs to another stage, or settings or inputs have changed.
+        DamagedFileError, ForeignFileError: a file in it is damaged, or not of this program.
+        ArmillaryError: the folder cannot be written.
     """
     wanted = spec.to_json()
     with exclusive(out / ".lock", "runs a stage in this folder"):
@@ -109,13 +111,13 @@ def read_record(out: Path) -> dict[str, Any]:
 
     Raises:
         UsageError: the stage in ``out`` has not finished.
-        DamagedFileError: the record or a file of the stage is not what was written; one line for each.
-        ForeignFileError: the record is of a newer format.
+        DamagedFileError: the record or a file of the stage was changed; one line per file.
+        ForeignFileError: the record has a newer format.
     """
     try:
         record = read_sealed(out / RECORD, "record of a stage", FORMAT, _remedy(out))
     except FileNotFoundError:
-        raise UsageError(f"{out}: holds no finished stage ({RECORD} is missing); run it to its end first") from None
+        raise UsageError(f"{out}: does not hold a finished stage ({RECORD} is missing); finish it first") from None
     wrong = []
     for name, hashed in record["files"].items():
         try:
@@ -130,25 +132,25 @@ def read_record(out: Path) -> dict[str, Any]:
 
 
 def check_stage(out: Path) -> None:
-    """Compare the files of a stage with its description and, where it has finished, with its record.
+    """Compare the files of a stage with its description and, if it has finished, with its record.
 
     Raises:
-        DamagedFileError: a file of the stage is missing, or not what was written.
-        ForeignFileError: one is of a newer format.
+        DamagedFileError: a file of the stage is missing or was changed.
+        ForeignFileError: a file has a newer format.
     """
     try:
         read_sealed(out / _STAGE, "description of a stage", FORMAT, _remedy(out))
     except FileNotFoundError:
-        raise DamagedFileError(f"{out / _STAGE}: is missing, and it is written first; {_remedy(out)}") from None
+        raise DamagedFileError(f"{out / _STAGE}: is missing, although it is written first; {_remedy(out)}") from None
     if (out / RECORD).exists():
         read_record(out)
 
 
 class Stage:
-    """Opened by ``open_stage``.
+    """A stage opened by ``open_stage``.
 
-    ``record`` is the record of a stage that has finished, else None. ``kept`` counts items, ``dropped`` rows by their
-    reason, in this process and before.
+    ``record`` is the record of a finished stage, else None. ``kept`` counts items and ``dropped`` counts rows by
+    reason, including earlier processes.
     """
 
     def __init__(self, out: Path, spec: dict[str, Any]) -> None:
@@ -164,7 +166,7 @@ class Stage:
         self._sizes: dict[str, int] = {}
         self._flushed = time.monotonic()
         if self.record is not None:
-            (out / _JOURNAL).unlink(missing_ok=True)  # killed between the record and this
+            (out / _JOURNAL).unlink(missing_ok=True)  # left by a kill after the record was written
             self.kept, self.dropped = self.record["counts"]["kept"], Counter(self.record["counts"]["dropped"])
             return
         try:
@@ -181,23 +183,23 @@ class Stage:
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether the stage has finished."""
         return self.record is not None
 
     @property
     def decisions(self) -> int:
-        """Sources that were decided, in this process and before."""
+        """The number of decided sources, including earlier processes."""
         return self._decisions
 
     def decided(self, source: str) -> bool:
-        """Whether ``source`` was kept or dropped, in this process or before."""
+        """Whether ``source`` has been kept or dropped, here or in an earlier process."""
         return source in self._decided
 
     def pending(self, items: Iterable[Item]) -> Iterator[Item]:
-        """Yields those of the stage's input items that are not decided. Each must then be kept or dropped.
+        """Yield the undecided input items of the stage. The caller must keep or drop each.
 
-        An item whose id came before in ``items`` is skipped and counted in the record as a duplicate. A finished stage
-        has none.
+        An item whose id occurred earlier in ``items`` is skipped and counted in the record as a duplicate. A finished
+        stage yields none.
         """
         if self.record is not None:
             return
@@ -211,7 +213,7 @@ class Stage:
                 yield item
 
     def keep(self, source: str, items: Item | Sequence[Item]) -> None:
-        """Decides ``source`` (the id of an input, or any name of a piece of work): writes what came of it.
+        """Decide ``source`` (the id of an input, or any name of a piece of work), and write the kept items.
 
         Raises:
             ArmillaryError: it cannot be written; everything before is kept.
@@ -220,12 +222,12 @@ class Stage:
         self.keep_rows(source, [item.to_json() for item in kept])
 
     def keep_rows(self, source: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """``keep`` for rows that are not items, such as pairs of preference."""
+        """Like ``keep``, for rows that are not items, such as preference pairs."""
         self._decide(source, ITEMS, rows)
         self.kept += len(rows)
 
     def drop(self, source: str, reason: str, row: Mapping[str, Any] | None = None) -> None:
-        """Decides ``source``: not kept. ``reason`` is one of few, since reasons are counted; ``row`` says more.
+        """Decide not to keep ``source``. ``reason`` is one of a few, since reasons are counted; ``row`` has details.
 
         Raises:
             ArmillaryError: it cannot be written; everything before is kept.
@@ -235,14 +237,14 @@ class Stage:
 
     @contextlib.contextmanager
     def answers(self, backend: Backend, name: str = "answers") -> Iterator[Answers]:
-        """What ``backend`` answers in this stage, kept in ``NAME.jsonl``; the record names the model."""
+        """The answers of ``backend`` in this stage, kept in ``NAME.jsonl``; the record names the model."""
         with open_answers(self.out / f"{name}.jsonl", backend.identity) as answers:
             if backend.identity not in self._models:
                 self._models.append(backend.identity)
             yield answers
 
     def finish(self, counts: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Writes the record; ``counts`` are added to those of kept, dropped and duplicates. Returns the record.
+        """Write and return the record; ``counts`` are added to those of kept, dropped and duplicate items.
 
         Raises:
             ArmillaryError: it cannot be written.
@@ -280,7 +282,7 @@ class Stage:
         return self.record
 
     def close(self) -> None:
-        """Flushes and closes the files."""
+        """Flush and close the files."""
         try:
             self._flush()
         except OSError as error:
@@ -321,7 +323,7 @@ class Stage:
         self._sizes[name] += len(lines)
 
     def _flush(self) -> None:
-        # The journal last: after a power failure it must not name what is not there.
+        # The journal is flushed last: after a power failure, it must not refer to missing rows.
         for name in (ITEMS, DROPPED, _JOURNAL):
             if name in self._files:
                 os.fsync(self._files[name])
@@ -333,7 +335,7 @@ class Stage:
             self._sizes[name] = size
 
     def _resume(self) -> None:
-        """Reads the journal, and cuts all files to the last decision that is whole in them."""
+        """Read the journal, and truncate all files to the last complete decision."""
         good = {ITEMS: 0, DROPPED: 0, _JOURNAL: 0}
         with open(self._files[_JOURNAL], "rb", closefd=False) as journal:
             for line in journal:
@@ -351,9 +353,7 @@ class Stage:
                 try:
                     self.dropped[json.loads(line)["reason"]] += 1
                 except (ValueError, KeyError, TypeError, RecursionError):
-                    raise DamagedFileError(
-                        f"{self.out / DROPPED}:{number}: is not what was written; {_remedy(self.out)}"
-                    ) from None
+                    raise DamagedFileError(f"{self.out / DROPPED}:{number}: was changed; {_remedy(self.out)}") from None
 
     def _release(self) -> None:
         for descriptor in self._files.values():
@@ -362,13 +362,13 @@ class Stage:
 
     def _failed(self, error: OSError) -> ArmillaryError:
         return ArmillaryError(
-            f"{error.filename or self.out}: {error.strerror}; what the stage decided so far is kept: make the folder "
-            "writable or make room, and run the same command again"
+            f"{error.filename or self.out}: {error.strerror}; all decisions so far are kept: make the folder writable "
+            "or free space, and run the same command again"
         )
 
 
 class Keys:
-    """A set of texts in 8 bytes each: sorted hashes, and a buffer of the latest."""
+    """A set of texts in 8 bytes each: sorted hashes, and a buffer of the newest."""
 
     def __init__(self) -> None:
         self._sorted = np.empty(0, dtype=np.uint64)
@@ -383,7 +383,7 @@ class Keys:
 
     def add(self, text: str) -> None:
         self._latest.add(self._key(text))
-        # The buffer grows with the rest, so that merging stays a small part of the work.
+        # The buffer grows with the set, so that merging stays cheap.
         if len(self._latest) > max(_BUFFER, len(self._sorted) // 16):
             latest = np.fromiter(self._latest, np.uint64, len(self._latest))
             self._sorted = np.sort(np.concatenate([self._sorted, latest]))
@@ -395,7 +395,7 @@ class Keys:
 
 
 def _check_folder(out: Path, wanted: dict[str, Any]) -> None:
-    """Writes ``stage.json`` into a new folder; refuses one that is of something else."""
+    """Write ``stage.json`` into a new folder; refuse a folder with other content."""
     path = out / _STAGE
     try:
         there = read_sealed(path, "description of a stage", FORMAT, _remedy(out))
@@ -403,16 +403,16 @@ def _check_folder(out: Path, wanted: dict[str, Any]) -> None:
         for name in (ITEMS, DROPPED, _JOURNAL, RECORD):
             if (out / name).exists():
                 raise ForeignFileError(
-                    f"{out / name}: exists, and {_STAGE} beside it does not; name another folder. It is left as it is"
+                    f"{out / name}: exists without a {_STAGE} next to it; name another folder. It was not changed"
                 ) from None
         try:
             write_sealed(path, {"format": FORMAT, **wanted})
             sync(out)
         except OSError as error:
-            raise ArmillaryError(f"{path}: {error.strerror}; name a folder that can be written to") from error
+            raise ArmillaryError(f"{path}: {error.strerror}; name a writable folder") from error
         return
     if there["stage"] != wanted["stage"]:
-        raise UsageError(f"{out}: is a folder of the stage {there['stage']}, not {wanted['stage']}; name another one")
+        raise UsageError(f"{out}: belongs to the stage {there['stage']}, not to {wanted['stage']}; name another folder")
     changed = []
     for part in ("settings", "inputs"):
         for name in sorted({**there[part], **wanted[part]}):
@@ -433,7 +433,7 @@ def _short(value: Any) -> str:
 
 
 def _entry(line: bytes) -> dict[str, Any] | None:
-    """A row of the journal; None where it is torn."""
+    """A row of the journal; None if it is torn."""
     try:
         row = json.loads(line)
         good = line.endswith(b"\n") and isinstance(row["source"], str)

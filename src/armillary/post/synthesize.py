@@ -1,12 +1,12 @@
-"""Synthesis: questions whose answers are computed, rewritten by a teacher where there is one, and computed again.
+"""Synthesizes questions with computed answers; a teacher may reword them, and the answers are then recomputed.
 
 Each number from 0 to ``n`` is one piece of work: a family, a language and a level in turn, and a problem drawn from the
-seed. Its answer is computed twice, by the generator and by the family's reader from the text alone. A teacher then says
-the question in other words, and the reader computes the answer from these. Where it does not understand them, or finds
-another answer, the item is dropped and the reason counted. The teacher's word is never taken for an answer.
+seed. Its answer is computed twice: by the generator, and by the family's reader from the text alone. A teacher then
+rewords the question, and the reader computes the answer of the new text. If it does not understand the text or finds
+another answer, the item is dropped and the reason counted. Answers never come from the teacher.
 
-Everything depends on the options and the teacher's answers alone. A question text occurs once. Whether a problem is
-held out depends on its parameters (``is_held_out``): ``train`` and ``held-out`` share no problem in any wording.
+The result depends only on the options and the teacher's answers. Each question text occurs once. The parameters of a
+problem decide whether it is held out (``is_held_out``): ``train`` and ``held-out`` share no problem in any wording.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from armillary.recipe import UsageError
 
 SPLITS = ("all", "train", "held-out")
 
-# Counted up where a family draws other problems from the same seed.
+# Increased when a family's draws change for the same seed.
 _VERSION = 1
 # After this many draws without a new problem, a family has no more.
 _DRAWS = 200
@@ -46,7 +46,7 @@ _ASK: dict[str, str] = {
     "一共有几只风筝？\n\n题目：{}\n改写：",
 }
 _STOP = ("\nQuestion:", "\n题目：")
-# A question, or a request as the families word it.
+# A question, or a request in the families' wording.
 _REQUEST = re.compile(
     r"[?？]|\b(?:find|calculate|compute|convert|express|solve|write|define|work out|divide|determine|list|put|give|"
     r"tell|arrange|show|state|create|implement)\b|求|解|计算|算|把|将|请|写|编|填|排列|找",
@@ -60,16 +60,16 @@ _LEAKED = re.compile(
 
 @dataclass(frozen=True)
 class SynthesisOptions:
-    """What is made.
+    """Options of a synthesis.
 
     Attributes:
-        n: pieces of work, shared evenly among families, languages and levels.
+        n: pieces of work, divided evenly among families, languages and levels.
         families: names of families, and ``gym:NAME`` for data sets of reasoning-gym; empty: all families.
-        languages: of the questions.
-        levels: of difficulty, from 1.
-        seed: of the draws.
+        languages: languages of the questions.
+        levels: levels of difficulty, from 1.
+        seed: seed of the draws.
         split: ``train``, ``held-out``, or all.
-        held_out: share of the problems that are held out.
+        held_out: share of held-out problems.
 
     Raises:
         UsageError: a value outside its range, an unknown name.
@@ -99,12 +99,12 @@ class SynthesisOptions:
 
     @property
     def kinds(self) -> list[tuple[str, str, int]]:
-        """Family, language and level of piece 0, 1, …; then again from the start."""
+        """Family, language and level of piece 0, 1, …, in a cycle."""
         found: dict[tuple[str, str, int], None] = {}
         for level in self.levels:
             for family in self.families or family_names():
                 for language in self.languages:
-                    # reasoning-gym is in English alone, and its data sets have no levels of ours.
+                    # reasoning-gym is only in English, and its data sets do not have our levels.
                     found[(family, "en", 0) if family.startswith(PREFIX) else (family, language, level)] = None
         return list(found)
 
@@ -113,7 +113,7 @@ def parse_levels(text: str) -> tuple[int, ...]:
     """Levels from a text such as "1,2".
 
     Raises:
-        UsageError: a part that is no whole number.
+        UsageError: a part that is not a whole number.
     """
     try:
         return tuple(int(part) for part in text.split(","))
@@ -128,16 +128,16 @@ def synthesize(
     progress: Callable[[int, int, str], None] = lambda done, total, note: None,
     sampling: Sampling | None = None,
 ) -> dict[str, Any]:
-    """Runs the stage in ``out``; returns its record.
+    """Run the stage in ``out``; return its record.
 
     Args:
-        teacher: rewrites the questions; without one they stay as the families word them.
-        progress: is given the number of decided pieces, that of all, and how many were kept.
-        sampling: of the teacher; its seed is that of the options.
+        teacher: rewords the questions; without a teacher the families' wording stays.
+        progress: called with the numbers of decided pieces, of all pieces, and of kept items.
+        sampling: sampling of the teacher; the seed comes from the options.
 
     Raises:
         UsageError, DamagedFileError, ForeignFileError, BusyError: see ``open_stage``.
-        ArmillaryError: a file cannot be written, or the teacher failed; what was decided is kept.
+        ArmillaryError: a file cannot be written, or the teacher failed; earlier decisions are kept.
     """
     sampling = replace(
         sampling or Sampling(max_new_tokens=300, temperature=0.8, top_p=0.95), seed=options.seed, stop=_STOP
@@ -182,9 +182,9 @@ def synthesize(
 
 
 def rewritten(item: Item, choice: Choice) -> Item | str:
-    """The item as a teacher worded it, or why it is dropped.
+    """The item in the teacher's wording, or the reason for dropping it.
 
-    The answer and the worked solution stay: they are those of the new text, since its own answer was computed from it.
+    Answer and worked solution stay valid, because the answer computed from the new text is the same.
     """
     text = choice.text.strip().strip('"“”').strip()
     if choice.finish == "length":
@@ -214,7 +214,7 @@ def rewritten(item: Item, choice: Choice) -> Item | str:
 
 
 def _drawn(options: SynthesisOptions) -> Iterator[tuple[str, Item | None]]:
-    """Name and item of each piece; None where the family has no new problem."""
+    """Name and item of each piece; None if the family has no new problem."""
     kinds, seen = options.kinds, Keys()
     exhausted: set[tuple[str, str, int]] = set()
     for number in range(options.n):
@@ -233,7 +233,7 @@ def _drawn(options: SynthesisOptions) -> Iterator[tuple[str, Item | None]]:
 
 
 def _draw(options: SynthesisOptions, kind: tuple[str, str, int], seed: str) -> Item | None:
-    """A problem of this family, language and level; None where it is of the other split."""
+    """A problem of this family, language and level; None if it belongs to the other split."""
     name, language, level = kind
     rng = random.Random(f"{name} {language} {level} {seed}")
     if name.startswith(PREFIX):
@@ -255,10 +255,10 @@ def _draw(options: SynthesisOptions, kind: tuple[str, str, int], seed: str) -> I
 
 
 def _own_problem(item: Item) -> str | None:
-    """What is wrong with an item as it was drawn: generator, reader and verifier must agree."""
+    """The problem with a drawn item, if any: generator, reader and verifier must agree."""
     if not item.family.startswith(PREFIX) and not family_of(item.family).same(item.text, item):
         return "generator and reader disagree"
-    # Programs are compared with their tests when the families are tested; here it would cost a sandbox each.
+    # Programs are run against their tests in the tests of the families; here each would need a sandbox.
     if item.domain != "code" and verify(item, item.reply).outcome != "right":
         return "own answer is not verified"
     return None
@@ -270,8 +270,8 @@ def _choices(
     sampling: Sampling,
     show: Callable[[int], None],
 ) -> dict[int, Choice]:
-    """What the teacher made of the questions, by their place in the window."""
-    # Tasks of reasoning-gym have no reader that could compute their answer again; they stay as they are.
+    """The teacher's wording of the questions, by their index in the window."""
+    # Tasks of reasoning-gym have no reader to recompute their answer, so they are not reworded.
     places = [place for place, (_, item) in enumerate(window) if not item.family.startswith(PREFIX)]
     requests = [
         Request((Message("user", _ASK[window[place][1].language].format(window[place][1].text)),), sampling)
@@ -285,7 +285,7 @@ def _choices(
 
 
 def _decide(stage: Stage, window: Sequence[tuple[str, Item]], choices: Mapping[int, Choice], taken: Keys) -> None:
-    """Keeps or drops the pieces of a window, in their order; ``taken`` are the texts that the teacher wrote before."""
+    """Keep or drop the pieces of a window, in order; ``taken`` holds earlier texts of the teacher."""
     for place, (source, item) in enumerate(window):
         if place not in choices:
             stage.keep(source, item)
@@ -301,7 +301,7 @@ def _decide(stage: Stage, window: Sequence[tuple[str, Item]], choices: Mapping[i
 
 
 def _counts(out: Path, stage: Stage) -> Mapping[str, Any]:
-    """Of the record: what was kept by family, language and level, and the share that was verified."""
+    """Entries of the record: kept items by family, language and level, and the verified share."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in ("family", "language", "level", "domain", "split")}
     for item in read_items(out / ITEMS):
         for name, counter in counts.items():

@@ -1,11 +1,10 @@
-"""From a conversation to tokens and the weight of each in the loss: what the assistant says, and that it stops.
+"""Renders a conversation as tokens, and marks the tokens in the loss: the assistant's answers and their ends.
 
-The text comes from a chat template: that of the model's folder, one of ``BUILT_IN``, or a file. Which tokens are
-trained is not taken from marks in the template, which most do not have: it is derived from the text of prefixes. For
-each turn of the assistant, the tokens of all turns before it with the template's prompt must be the first tokens of the
-whole, since these are what the model will be given when it answers. What follows, up to and with the token that ends
-the turn, is trained. A template or a tokenizer for which prefixes do not come back is refused: a model trained on other
-tokens than it is asked with learns something else than it is taught.
+The text comes from a chat template: the one in the model's folder, one of ``BUILT_IN``, or a file. Most templates do
+not mark the tokens to train, so the marks are derived from prefixes. For each turn of the assistant, the earlier turns
+are rendered alone, with the template's prompt for an answer: this is the model's input at inference. Their tokens must
+be a prefix of the whole conversation. The tokens after this prefix, up to and including the end of the turn, are
+trained. A template or tokenizer that changes the prefix is refused: training and inference would see different tokens.
 
 Trade-off: tokens of the text between turns, such as the line break after an end of turn, are never trained.
 """
@@ -37,8 +36,8 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-# The turns as in TeleChat2's newer releases (3B to 35B), but without the system message that these give where there is
-# none. Results of tools have a form of their own there; a conversation with them needs the template of the release.
+# The turns of TeleChat2's newer releases (3B to 35B), without their default system message. The releases have a special
+# form for tool results; a conversation with tools needs the template of the release.
 TELECHAT2 = (
     "{% for message in messages %}{% if message['role'] == 'system' %}{{ '<_system>' + message['content'] + '\\n' }}"
     "{% elif message['role'] == 'user' %}{{ '<_user>' + message['content'] }}"
@@ -54,14 +53,14 @@ TELECHAT2_115B = (
     "{% else %}{{ raise_exception('only user and assistant, not ' + message['role']) }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<_bot>' }}{% endif %}"
 )
-# For a base model whose vocabulary has no tokens of a chat: the end of its texts ends a turn.
+# For a base model without chat tokens: its end-of-text token ends a turn.
 PLAIN = (
     "{% for message in messages %}{{ '### ' + message['role'] + '\\n' + (message['content'] | trim) }}"
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '### assistant\\n' }}{% endif %}"
 )
 BUILT_IN = {"chatml": CHATML, "telechat2": TELECHAT2, "telechat2-115b": TELECHAT2_115B, "plain": PLAIN}
-# The first whose tokens a vocabulary has is taken where none is named.
+# The default is the first template whose tokens the vocabulary has.
 _NEEDS = {
     "chatml": ("<|im_start|>", "<|im_end|>"),
     "telechat2": ("<_user>", "<_bot>", "<_end>"),
@@ -83,20 +82,20 @@ class Rendered:
 
     @property
     def asked(self) -> list[int]:
-        """Tokens before the last trained turn: what a model is given to answer."""
+        """Number of tokens before the last trained turn: the prompt of that turn."""
         return self.tokens[: self.turns[-1].start]
 
 
 class ChangedTurnsError(UsageError):
-    """A template writes earlier turns of a conversation otherwise than when they were the last ones."""
+    """A template renders a turn differently once later turns follow."""
 
 
 @dataclass(frozen=True)
 class Renderer:
-    """Renders conversations for one model; ``open_renderer`` makes one.
+    """Renders conversations for one model; created by ``open_renderer``.
 
-    ``template`` is its name: ``folder``, one of ``BUILT_IN``, or a path. ``end`` is the token that ends a turn of the
-    assistant, found from the template.
+    ``template`` is the name of the template: ``folder``, one of ``BUILT_IN``, or a path. ``end`` is the token that ends
+    an assistant's turn, derived from the template.
     """
 
     text: ModelText
@@ -111,15 +110,15 @@ class Renderer:
         """The tokens of ``conversation`` up to the end of its last trained turn.
 
         Raises:
-            ChangedTurnsError: earlier turns do not come back; ``render_apart`` may do.
-            UsageError: names file and line: the template refuses or loses a message, prefixes do not come back, a text
-                holds a special token, or there is no turn of the assistant.
+            ChangedTurnsError: the template changes earlier turns; ``render_apart`` may work.
+            UsageError: the template refuses or loses a message or changes a prefix, a text contains a special token, or
+                there is no assistant's turn. The message names file and line.
         """
         with _located(conversation):
             return self._render(conversation, self._answers(conversation))
 
     def render_last(self, conversation: Conversation) -> Rendered:
-        """As ``render``, with the last answer alone in the loss, whatever the template makes of those before it.
+        """Like ``render``, but only the last answer is in the loss, and the template may change earlier ones.
 
         Raises:
             UsageError: as ``render``.
@@ -128,9 +127,9 @@ class Renderer:
             return self._render(conversation, self._answers(conversation)[-1:])
 
     def render_apart(self, conversation: Conversation) -> list[Rendered]:
-        """One sample for each answer of ``conversation``, with the turns before it as the model will be given them.
+        """One sample per answer of ``conversation``, with the earlier turns rendered as at inference.
 
-        For templates that drop the thoughts of earlier answers, as Qwen3's.
+        For templates that drop the reasoning of earlier answers, such as Qwen3's.
 
         Raises:
             UsageError: as ``render``.
@@ -139,7 +138,7 @@ class Renderer:
             return [self._render(conversation, [place]) for place in self._answers(conversation)]
 
     def prompt(self, conversation: Conversation) -> list[int]:
-        """The tokens that a model is given to answer ``conversation``, which ends with a turn of the user.
+        """The prompt tokens for an answer to ``conversation``, which ends with a user's turn.
 
         Raises:
             UsageError: as ``render``.
@@ -148,7 +147,7 @@ class Renderer:
         return self._encode(self.chat.render(conversation.messages, True, conversation.tools))
 
     def pieces(self, rendered: Rendered) -> list[tuple[str, bool]]:
-        """The text of ``rendered`` in parts, each with whether it is trained."""
+        """The text of ``rendered`` in parts, each with a flag for trained text."""
         parts: list[tuple[str, bool]] = []
         start = 0
         for at in range(1, len(rendered.tokens) + 1):
@@ -160,11 +159,11 @@ class Renderer:
     def _answers(self, conversation: Conversation) -> list[int]:
         answers = [place for place, turn in enumerate(conversation.messages) if turn["role"] == "assistant"]
         if not answers:
-            raise UsageError("has no turn of the assistant, so nothing of it would be trained; leave it out")
+            raise UsageError("has no turn of the assistant, so there is nothing to train on; leave it out")
         return answers
 
     def _render(self, conversation: Conversation, answers: list[int]) -> Rendered:
-        """The conversation up to the last of ``answers``, the places of the turns that are trained."""
+        """The conversation up to the last of ``answers``, the indices of the trained turns."""
         messages, tools = conversation.messages, conversation.tools
         self._check_texts(conversation)
         messages = messages[: answers[-1] + 1]
@@ -183,7 +182,7 @@ class Renderer:
             stop = self._end_of(tokens, start, limit, place) + 1
             if place != answers[-1]:
                 answered = self.chat.render(messages[: place + 1], False, tools)
-                # behind the end of the turn they may differ: some templates close the whole text with a token
+                # after the end of the turn they may differ: some templates end the whole text with a token
                 if not whole.startswith(answered) and (alone := self._encode(answered)[:stop]) != tokens[:stop]:
                     self._refuse_prefix(f"up to messages[{place}]", alone, tokens)
             turns.append(range(start, stop))
@@ -194,10 +193,10 @@ class Renderer:
         return Rendered(tokens, trained, tuple(turns), conversation.where)
 
     def _length_within(self, part: str, whole: str, tokens: list[int]) -> int | None:
-        """How many tokens ``part`` has where these are the first of ``tokens``, those of ``whole``; None where not.
+        """The number of tokens of ``part`` if they are a prefix of ``tokens``, the tokens of ``whole``; else None.
 
-        Tokenizers cut a text at its special tokens first. So where both texts begin alike, only what stands behind the
-        last of them is encoded once more.
+        Tokenizers split a text at special tokens first. If both texts start alike, only the part after the last common
+        special token is encoded again.
         """
         if self._special_text is not None and whole.startswith(part):
             found = list(self._special_text.finditer(part))
@@ -253,7 +252,7 @@ class Renderer:
                     )
 
     def _check_nothing_lost(self, messages: tuple[Mapping[str, Any], ...], whole: str, answers: list[int]) -> None:
-        """Every message stands in the text, but for its white space, and for answers that are not trained."""
+        """Check that every message is in the text, ignoring white space and answers that are not trained."""
         rest = _BLANK.sub("", whole)
         at = 0
         for place, turn in enumerate(messages):
@@ -262,16 +261,16 @@ class Renderer:
             text = _BLANK.sub("", turn["content"])
             found = rest.find(text, at)
             if found < 0:
-                found = rest.find(text)  # a template may move the system message
+                found = rest.find(text)  # a template can move the system message
             if found < 0:
                 raise (ChangedTurnsError if place in answers[:-1] else UsageError)(
-                    f"messages[{place}] ({turn['role']}): its text does not come back from the chat template "
+                    f"messages[{place}] ({turn['role']}): its text is not in the output of the chat template "
                     f"'{self.template}', which drops or changes it; give another with --template"
                 )
             at = max(at, found)
 
     def _end(self) -> int:
-        """The special token behind an answer."""
+        """The special token after an answer."""
         question, answer = {"role": "user", "content": _PROBE}, {"role": "assistant", "content": _PROBE}
         asked = self._encode(self.chat.render([question], True))
         whole = self._encode(self.chat.render([question, answer], False))
@@ -309,7 +308,7 @@ _BLANK = re.compile(r"\s+")
 
 @contextlib.contextmanager
 def _located(conversation: Conversation) -> Iterator[None]:
-    """Errors name the file and line of the conversation."""
+    """Add the file and line of the conversation to errors."""
     try:
         yield
     except UsageError as error:
@@ -319,12 +318,12 @@ def _located(conversation: Conversation) -> Iterator[None]:
 def open_renderer(folder: Path, template: str | None = None) -> Renderer:
     """The renderer for the model in ``folder``, a Hugging Face folder.
 
-    ``template`` is ``folder``, one of ``BUILT_IN`` or the path of a Jinja file. None: that of the folder if it has one;
-    else ChatML's or TeleChat2's if the vocabulary has their tokens; else ``plain``.
+    ``template`` is ``folder``, one of ``BUILT_IN`` or the path of a Jinja file. None takes the folder's template if
+    there is one, else ChatML's or TeleChat2's if the vocabulary has their tokens, else ``plain``.
 
     Raises:
-        UsageError: a file cannot be read, the template is none, ends turns without a special token, or needs tokens
-            that the vocabulary does not have.
+        UsageError: an unreadable file, or a template that is invalid, ends turns without a special token, or needs
+            tokens that the vocabulary lacks.
     """
     text = ModelText.from_folder(folder)
     if template is None:
@@ -356,14 +355,14 @@ def open_renderer(folder: Path, template: str | None = None) -> Renderer:
 
 @dataclass(frozen=True)
 class Templated:
-    """A backend that is asked in the form of ``chat``, such as a base model, which has no template of its own."""
+    """A backend prompted in the form of ``chat``, such as a base model without its own template."""
 
     backend: Backend
     chat: ChatTemplate
 
     @property
     def identity(self) -> dict[str, Any]:
-        """That of the backend, with a hash of the template."""
+        """The backend's identity, with a hash of the template."""
         return {**self.backend.identity, "template": canonical_hash(self.chat.source)}
 
     @property
@@ -377,7 +376,7 @@ class Templated:
         return self.backend.cost
 
     def complete(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """See ``Backend``; messages become the text that the template makes of them."""
+        """See ``Backend``; the template turns messages into text."""
         return self.backend.complete([self._worded(request) for request in requests])
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:

@@ -1,7 +1,7 @@
-"""What trainings of a model on a user's file share: the folder, its settings and files, the start, and the run.
+"""The common part of trainings on a user's file: the folder, its settings and files, the start, and the run.
 
-The folder is locked while a training works in it, and belongs to one set of settings. What a stopped call has left is
-used by the next one: the corpus of the tokenizer, the start with its hash, the run with its checkpoints.
+The folder is locked during a training and belongs to one set of settings. The next call reuses the results of an
+interrupted one: the corpus of the tokenizer, the start with its hash, the run with its checkpoints.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ if TYPE_CHECKING:
 FORMAT = 1
 REMEDY = "remove it, and the same command makes it again"
 _AGAIN = "restore it from a copy, or run the same command again into another folder"
-# what lies in the folder before the run begins
+# files in the folder before the run begins
 _PREPARED = ("data.json", "held-out.json", "before.json", "start.json", "start.safetensors")
 
 _LEAST_S = 30.0
-_BYTES_PER_S = 5e8  # at which checkpoints are hashed and written
+_BYTES_PER_S = 5e8  # assumed rate for hashing and writing checkpoints
 
 Progress = Callable[[str, float, float, str], None]
 RowT = TypeVar("RowT", Conversation, AnswerPair)
 
 
 class Silent:
-    """A reporter of ranks that says nothing."""
+    """A silent reporter for ranks."""
 
     def __call__(self, stage: str, done: float, total: float, note: str) -> None:
         """Progress."""
 
     def say(self, text: str) -> None:
-        """A line for a person."""
+        """A line of text."""
 
     def close(self) -> None:
         """The end."""
@@ -65,7 +65,7 @@ class Silent:
 
 @dataclass(frozen=True)
 class Handling:
-    """How the work is carried out, which changes no number: ``progress`` takes stage, units done and in all, and a
+    """How to run the work, without effect on the numbers: ``progress`` gets the stage, units done, all units, and a
     note; ``stop`` is asked after each step and conversation; ``hooks`` act in the run. With a ``layout`` its ranks are
     started on this machine, and the first reports to what ``reporter()`` makes (``launch``).
     """
@@ -78,24 +78,24 @@ class Handling:
     reporter: Callable[[], Any] = Silent
 
     def advance(self, stage: str, done: float, total: float, note: str) -> None:
-        """Report progress outside of the run.
+        """Report progress outside the run.
 
         Raises:
             InterruptedRunError: ``stop()`` returned true.
         """
         self.progress(stage, done, total, note)
         if self.stop():
-            raise InterruptedRunError(f"stopped during '{stage}'; the same call continues")
+            raise InterruptedRunError(f"stopped during '{stage}'; the same call resumes")
 
 
 def vocabulary(model: Path, root: Path, renderer: Renderer) -> Corpus:
-    """The corpus of what is trained: the tokenizer of ``model``, without text, below ``root``."""
+    """The corpus of a training: the tokenizer of ``model``, without text, below ``root``."""
     end = str(renderer.text.tokenizer.id_to_token(renderer.end))
     return write_vocabulary(root, (model / "tokenizer.json").read_text(encoding="utf-8"), end)
 
 
 def read_along(rows: Iterator[RowT], path: Path, handling: Handling) -> Iterator[RowT]:
-    """The conversations or pairs in ``path``, with progress by the lines of the file."""
+    """The conversations or pairs in ``path``, with progress by lines of the file."""
     with open(path, "rb") as file:
         lines = 1 + sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(1 << 20), b""))
     for number, one in enumerate(rows, 1):
@@ -105,7 +105,7 @@ def read_along(rows: Iterator[RowT], path: Path, handling: Handling) -> Iterator
 
 
 def start_of(out: Path, weights: Path) -> Start:
-    """The start of the run; its hash is kept beside it, since the weights are removed when it is done."""
+    """The start of the run; its hash is kept separately, since the weights are removed at the end."""
     kept = out / "start.json"
     try:
         return Start(weights=str(weights.resolve()), sha256=read_sealed(kept, "start", FORMAT, REMEDY)["weights"])
@@ -126,17 +126,17 @@ class Work:
 
 
 def refuse_ranks() -> None:
-    """A training starts its ranks itself.
+    """Check that no launcher started this process: a training starts its ranks itself.
 
     Raises:
-        UsageError: this process is one of several that a launcher has started.
+        UsageError: a launcher started this process as one of several.
     """
     if launched():
         raise UsageError("a launcher has started this process as a rank; start one, which starts the ranks of a layout")
 
 
 def train(work: Work, handling: Handling) -> RunResult:
-    """Train the run here, or by the ranks of the layout; resume it, or return its result.
+    """Train the run in this process or in the ranks of the layout; resume it, or return its result.
 
     Raises:
         UsageError: the layout does not fit the run.
@@ -159,7 +159,7 @@ def train(work: Work, handling: Handling) -> RunResult:
 
 
 def _between_checkpoints(spec: RunSpec) -> float:
-    """Seconds between two checkpoints, of which a large model's block its training for long: 5 % of it at most."""
+    """Seconds between two checkpoints: a large model's block the training for long, so they take at most 5 % of it."""
     weights = spec.model.parameters
     trained = weights if spec.adapter is None else 0
     return max(_LEAST_S, 19 * (4 * weights + 8 * trained) / _BYTES_PER_S)
@@ -167,7 +167,7 @@ def _between_checkpoints(spec: RunSpec) -> float:
 
 @contextlib.contextmanager
 def claimed(out: Path, settings: Mapping[str, Any]) -> Iterator[None]:
-    """The folder ``out``, locked, and sure to be that of these ``settings``."""
+    """Lock the folder ``out``, and check that it belongs to these ``settings``."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: is a file; name a folder with --out")
     with exclusive(out / ".lock", "fine-tunes there"):
@@ -177,13 +177,13 @@ def claimed(out: Path, settings: Mapping[str, Any]) -> Iterator[None]:
         except FileNotFoundError:
             if foreign := sorted(entry.name for entry in out.iterdir() if entry.name != ".lock"):
                 raise UsageError(
-                    f"{out}: holds {foreign[0]!r} and no fine-tuning; name a folder that is new with --out"
+                    f"{out}: holds {foreign[0]!r} but not a fine-tuning; name a new folder with --out"
                 ) from None
             write(path, {"format": FORMAT, **settings})
         else:
             wanted = json.loads(json.dumps({"format": FORMAT, **settings}))
             other = [name for name in wanted if found.get(name) != wanted[name]]
-            if other and not (out / "run").exists():  # nothing is trained yet: what was prepared gives way
+            if other and not (out / "run").exists():  # nothing is trained yet, so the preparations are discarded
                 for name in _PREPARED:
                     (out / name).unlink(missing_ok=True)
                 write(path, {"format": FORMAT, **settings})
@@ -196,7 +196,7 @@ def claimed(out: Path, settings: Mapping[str, Any]) -> Iterator[None]:
 
 
 def conclude(out: Path, settings: Mapping[str, Any], run: str, found: Mapping[str, Any]) -> None:
-    """Write the record of a training that is done, with the lineage of ``out/model``; its start is removed."""
+    """Write the record of a finished training, with the lineage of ``out/model``; remove its start."""
     files = {path.name: digest(path) for path in sorted((out / "model").iterdir())}
     lineage = [
         Edge(f"model:{_digest_of(files)}", "trained by", f"run:{run}"),
@@ -210,7 +210,7 @@ def conclude(out: Path, settings: Mapping[str, Any], run: str, found: Mapping[st
 
 
 def finished(out: Path) -> dict[str, Any] | None:
-    """The record of ``out`` where its model is there too."""
+    """The record of ``out`` if its model exists too."""
     try:
         record = read_sealed(out / "record.json", "record of a fine-tuning", FORMAT, REMEDY)
     except FileNotFoundError:
@@ -269,7 +269,7 @@ def _differing(model: Path, record: Mapping[str, Any]) -> list[str]:
 
 
 def write(path: Path, document: dict[str, Any]) -> None:
-    """Write a sealed file; ArmillaryError where it cannot be."""
+    """Write a sealed file; raise ArmillaryError if that fails."""
     try:
         write_sealed(path, document)
     except OSError as error:
@@ -277,16 +277,16 @@ def write(path: Path, document: dict[str, Any]) -> None:
 
 
 def digest(path: Path) -> str:
-    """The SHA-256 of a file of data; UsageError where it cannot be read."""
+    """The SHA-256 of a data file; raises UsageError if it cannot be read."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); name one that is there") from error
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); name an existing file") from error
 
 
 def digest_model(folder: Path) -> str:
-    """A hash of the files that decide what is trained."""
+    """A hash of the files that determine the model."""
     names = [*(path.name for path in folder.glob("*.safetensors")), "config.json", "tokenizer.json"]
     return _digest_of({name: digest(folder / name) for name in names})
 

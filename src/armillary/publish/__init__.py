@@ -1,4 +1,4 @@
-"""Publishing a model with its evidence: the folder that transformers loads, its lineage and its card."""
+"""Publishes a model with its evidence: a folder that transformers loads, the lineage, and the model card."""
 
 from armillary.publish.export import (
     check_lineage,

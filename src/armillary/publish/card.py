@@ -1,4 +1,4 @@
-"""The model card: a README.md for people who find the published folder and know nothing of its history."""
+"""Writes the model card: a README.md for readers who find the published folder and do not know its history."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from armillary.recipe import ModelShape, RunSpec, Supervised, counted
 
-# Up to here a model shows a method and knows next to nothing; GPT-2 small has 124 million parameters.
+# Up to this size a model demonstrates a method and knows almost nothing; GPT-2 small has 124 million parameters.
 _VERY_SMALL = 100e6
 
 
@@ -16,12 +16,12 @@ _TAG = "tags:\n- armillary\n"
 
 
 def is_card(text: str) -> bool:
-    """Whether ``text`` is a card that ``model_card`` wrote."""
+    """Whether ``model_card`` wrote ``text``."""
     return text.startswith("---\n") and _TAG in text.partition("\n---")[0] + "\n"
 
 
 def model_card(name: str, shape: ModelShape, context_length: int, lineage: dict[str, Any]) -> str:
-    """Markdown with what the model is, how to load it, what it was trained on, how it measured, and its limits.
+    """The card in Markdown: description, loading, training data, measurements and limits.
 
     ``lineage`` is the document of ``lineage.json``.
     """
@@ -66,7 +66,7 @@ def model_card(name: str, shape: ModelShape, context_length: int, lineage: dict[
 
 
 def chat_card(name: str, lineage: dict[str, Any]) -> str:
-    """Markdown on a model that was taught to answer; ``lineage`` is as ``publish_chat`` writes it."""
+    """The card of a chat model in Markdown; ``lineage`` is as ``publish_chat`` writes it."""
     taught, base = lineage["teaching"], lineage["base"]
     scores = [
         (
@@ -134,7 +134,7 @@ def _gain(gain: dict[str, Any] | None) -> str:
 
 
 def _text(run: RunSpec, domains: Mapping[str, Any], passes: Mapping[str, float]) -> list[str]:
-    """Mixture by phase, passes and licence of each domain that was trained on; and what was only examined."""
+    """Mixture by phase, passes and licence of each training domain, and the domains that were only examined."""
     phases = [phase.start_step for phase in run.mixture]
     ends = [*phases[1:], run.steps]
     lead = f"{counted(run.tokens, 'token')} in {counted(run.steps, 'step')}"
@@ -172,7 +172,7 @@ def _text(run: RunSpec, domains: Mapping[str, Any], passes: Mapping[str, float])
 
 
 def _examined(domains: Mapping[str, Any]) -> list[str]:
-    """A sentence and a table of the domains that were only examined, where there are some."""
+    """A sentence and a table of the domains that were only examined, if any."""
     examined = [
         (name, f"{about['validation_tokens']:,}", about["licence"] or "not stated", about["source"])
         for name, about in domains.items()
@@ -187,7 +187,7 @@ def _examined(domains: Mapping[str, Any]) -> list[str]:
 
 
 def _measured(lineage: dict[str, Any]) -> list[str]:
-    """A sentence and a table of the measured losses; with a verdict also what was predicted."""
+    """A sentence and a table of the measured losses, with the predictions if there is a verdict."""
     held_out = sum(about["validation_tokens"] for about in lineage["corpus"]["domains"].values())
     text = f"Validation loss on held-out text ({counted(held_out, 'token')} in all domains), in nats per token."
     losses: dict[str, float] = lineage["losses"]

@@ -1,11 +1,11 @@
-"""Publishes a model: one folder with the weights, the walk back from them (contract 5) and a card for people.
+"""Publishes a model: one folder with the weights, their lineage (contract 5) and a model card.
 
-The folder loads in Hugging Face ``transformers``. ``lineage.json`` holds the SHA-256 of every other file, a seal over
-itself, and then the run, the runs that argued for its recipe, the corpus with licences, the prediction and its verdict,
-and the code. Everything appears at once: a publish that is killed leaves the older folder, or none.
+The folder loads in Hugging Face ``transformers``. ``lineage.json`` holds a seal over itself and the SHA-256 of every
+other file. It also holds the run, the runs behind its recipe, the corpus with licences, the prediction and its verdict,
+and the code version. The folder appears in one step: a killed publication leaves the older folder, or none.
 
-Trade-off: hashes show that files belong together and were not changed by accident or in passing. They are not a
-signature: a person who rewrites a file can also rewrite the hashes.
+Trade-off: hashes show that files belong together and were not changed by accident. They are not a signature: anyone who
+rewrites a file can also rewrite the hashes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from armillary.recipe import (
     write_sealed,
 )
 
-# 1: no seal, and a hash of the weight file alone.
+# 1: no seal, and a hash of only the weight file.
 FORMAT = 2
 LINEAGE = "lineage.json"
 WEIGHTS = "model.safetensors"
@@ -49,7 +49,7 @@ def publish(
     context_length: int,
     lineage: dict[str, Any],
 ) -> Path | None:
-    """Write the published model into ``folder``, which appears (or takes the place of an older one) at the very end.
+    """Write the published model into ``folder``, which appears (or replaces an older one) at the very end.
 
     ``lineage`` has the keys ``run`` (id), ``spec`` (the run's specification as JSON), ``corpus`` (``{hash, domains:
     {name: {source, licence, train, train_tokens, validation_tokens}}}``), ``edges`` (a list of ``recipe.Edge``: what
@@ -60,11 +60,11 @@ def publish(
     files and version of the code are added.
 
     Returns:
-        Where an earlier publication is kept that was changed after it was written here, or None.
+        The new path of an earlier publication that was changed after it was written here, or None.
 
     Raises:
         UsageError: a key of the lineage is missing or unknown, the tokenizer does not fit the model, or ``folder``
-            holds what was not published there.
+            holds files that were not published there.
     """
     _check_keys(lineage, REQUIRED)
 
@@ -77,7 +77,7 @@ def publish(
 
 
 def publish_chat(source: Path, folder: Path, lineage: dict[str, Any]) -> Path | None:
-    """Publish the model in the folder ``source``, which has a chat template, into ``folder``, as ``publish`` does.
+    """Publish the chat model in the folder ``source`` into ``folder``, like ``publish``.
 
     ``lineage`` has ``run``, ``spec``, ``corpus``, ``edges`` and ``argued_by`` as for ``publish``, of the fine-tuning;
     ``base`` (``{run, weights}``: the id and the SHA-256 of the model that was taught), ``teaching`` (what the card
@@ -115,7 +115,7 @@ def _publish(
     fill: Callable[[Path], None],
     card: Callable[[dict[str, Any]], str],
 ) -> Path | None:
-    """Write what ``fill`` writes, the card and the lineage into ``folder``, which appears at the very end."""
+    """Write the output of ``fill``, the card and the lineage into ``folder``, which appears at the very end."""
     folder = folder.resolve()
     kept = ledger.set_aside(folder) if ledger.state(folder, lineage["run"]) == "changed" else None
     try:
@@ -138,17 +138,17 @@ def _publish(
 
 
 def check_publishable(folder: Path) -> None:
-    """Raise UsageError where ``publish`` would refuse ``folder``, so that it is known before hours of training."""
+    """Raise UsageError if ``publish`` would refuse ``folder``, before hours of training."""
     ledger.state(folder.resolve())
 
 
 def is_published(folder: Path, lineage: dict[str, Any]) -> bool:
-    """Whether ``folder`` is, byte for byte, what ``publish`` wrote there for this very ``lineage``.
+    """Whether ``folder`` is, byte for byte, the publication with exactly this ``lineage``.
 
-    A publication that is whole by the hashes in its lineage is recorded again where the record of it was lost.
+    If the record of a publication was lost but its files match the hashes in its lineage, it is recorded again.
 
     Raises:
-        UsageError: as ``publish``, for a folder that holds something else.
+        UsageError: as ``publish``, for a folder with other content.
     """
     folder = folder.resolve()
     state = ledger.state(folder, lineage["run"])
@@ -161,29 +161,29 @@ def is_published(folder: Path, lineage: dict[str, Any]) -> bool:
     files = ledger.fingerprints(folder)
     if document.get("files") != {name: files[name] for name in files if name != LINEAGE}:
         return False
-    plain = json.loads(json.dumps(lineage))  # as it was written: tuples are lists
+    plain = json.loads(json.dumps(lineage))  # in its written form, where tuples are lists
     if any(document.get(key) != value for key, value in plain.items()):
         return False
-    if state == "changed":  # whole by its own hashes: only the record of it was lost
+    if state == "changed":  # intact by its own hashes, so only its record was lost
         ledger.enter(folder, files)
     return True
 
 
 def check_lineage(folder: Path) -> dict[str, Any]:
-    """The lineage of a published model, after checking that the files are still those it speaks of.
+    """The lineage of a published model, after checking its files against their hashes.
 
-    Publications of format 1 have a hash of the weight file alone.
+    Publications of format 1 have a hash of only the weight file.
 
     Raises:
         UsageError: ``folder`` has no ``lineage.json``.
-        DamagedFileError: the lineage, or a file that it names, is torn, missing or changed; one line for each file.
-        ForeignFileError: a lineage of a newer format.
+        DamagedFileError: the lineage, or a file that it names, is torn, missing or changed; one line per file.
+        ForeignFileError: the lineage has a newer format.
     """
     path = folder / LINEAGE
     try:
         document = read_sealed(path, "lineage of a published model", FORMAT, _REMEDY, sealed_since=2)
     except FileNotFoundError as error:
-        raise UsageError(f"{path}: not there; give the folder of a published model") from error
+        raise UsageError(f"{path}: not found; give the folder of a published model") from error
     except OSError as error:
         raise ArmillaryError(f"{path}: cannot be read ({error.strerror})") from error
     try:
@@ -210,7 +210,7 @@ def check_lineage(folder: Path) -> dict[str, Any]:
 
 
 def is_publication(folder: Path) -> bool:
-    """Whether ``folder`` holds a published model, or what is left of one that has lost its ``lineage.json``."""
+    """Whether ``folder`` holds a published model, even one that has lost its ``lineage.json``."""
     folder = folder.resolve()
     if (folder / LINEAGE).exists() or ledger.ledger_file(folder).exists():
         return True
@@ -222,10 +222,10 @@ def is_publication(folder: Path) -> bool:
 
 
 def _commit() -> str | None:
-    """Commit of the checkout this code runs from, with ``+changes`` where files differ from it; None if installed."""
+    """Commit of the checkout that this code runs from, with ``+changes`` if files differ; None if installed."""
     source = Path(armillary.__file__).parent
     try:
-        # a checkout of ours tracks this very file; a site-packages inside some other repository does not
+        # our own checkout tracks this file; a site-packages inside another repository does not
         command = ["git", "-C", str(source), "ls-files", "--error-unmatch", "__init__.py"]
         subprocess.run(command, check=True, capture_output=True)
         command = ["git", "-C", str(source), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]

@@ -1,13 +1,13 @@
-"""What was published into a folder, so that nothing else is ever replaced.
+"""Records what was published into a folder, so that nothing else is ever replaced.
 
-Beside ``model/`` lies ``.model.published.json``: the SHA-256 of every file of every publication that was written there.
-A folder that equals one of them, byte for byte, may be replaced. A folder that shares a file with one of them was
-published here and changed or damaged since: it is kept under another name. Any other folder is refused.
+``.model.published.json`` next to ``model/`` holds the SHA-256 of every file of every publication written there. A
+folder that equals one of them, byte for byte, may be replaced. A folder that shares a file with one of them was
+published here and changed or damaged since; it is kept under another name. Any other folder is refused.
 
-Without a record (a version before it, or a file that was lost) a folder counts as changed if its lineage is of the same
-run and, from format 2 on, lists exactly its files.
+Without a record (an older version, or a lost file), a folder counts as changed if its lineage belongs to the same run
+and, since format 2, lists exactly its files.
 
-Trade-off: a copy of another run's publication without the hidden file counts as foreign. It is refused, not deleted.
+Trade-off: a copy of another run's publication without the hidden file counts as foreign; it is refused, not deleted.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ _REMEDY = "give `armillary run` or `armillary report` again, which writes it ane
 
 
 def ledger_file(folder: Path) -> Path:
-    """Where the publications of ``folder`` are recorded."""
+    """The file that records the publications of ``folder``."""
     return folder.with_name(f".{folder.name}.published.json")
 
 
 def state(folder: Path, run: str | None = None) -> State:
-    """What stands in ``folder``: nothing, a publication as it was written here, or one that was changed since.
+    """The state of ``folder``: empty, an unchanged publication from here, or one that was changed since.
 
-    ``run`` is the run that is to be published, None where that is not known yet. Where the record is damaged, every
-    folder counts as changed, so that nothing can be lost.
+    ``run`` is the run to publish, or None if it is not known yet. If the record is damaged, every folder counts as
+    changed, so that nothing is lost.
 
     Raises:
-        UsageError: ``folder`` is a file, or holds what was not published there.
-        ForeignFileError: the record is of a newer version.
+        UsageError: ``folder`` is a file, or holds files that were not published there.
+        ForeignFileError: the record has a newer version.
     """
     if not folder.exists():
         return "nothing"
     if not folder.is_dir():
-        raise UsageError(f"{folder}: is a file, and the model is published into a folder of that name; move it away")
+        raise UsageError(f"{folder}: is a file, but the model is published into a folder of that name; move it away")
     found = fingerprints(folder)
     if not found:
         return "nothing"
@@ -62,11 +62,11 @@ def state(folder: Path, run: str | None = None) -> State:
 
 
 def check_record(folder: Path) -> None:
-    """Raise where the record of the publications of ``folder`` is not what was written.
+    """Check the record of the publications of ``folder``.
 
     Raises:
-        DamagedFileError: it is damaged, or missing although a publication stands in ``folder``.
-        ForeignFileError: it is of a newer version.
+        DamagedFileError: the record is damaged, or missing although ``folder`` holds a publication.
+        ForeignFileError: the record has a newer version.
     """
     if not _read(folder) and folder.is_dir():
         raise DamagedFileError(f"{ledger_file(folder)}: is missing; {_REMEDY}")
@@ -83,7 +83,7 @@ def enter(folder: Path, files: dict[str, str]) -> None:
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename ``folder`` to the first free name ``NAME.kept-N``, and return that."""
+    """Rename ``folder`` to the first free name ``NAME.kept-N``, and return it."""
     number = 1
     while (kept := folder.with_name(f"{folder.name}.kept-{number}")).exists():
         number += 1
@@ -92,10 +92,10 @@ def set_aside(folder: Path) -> Path:
 
 
 def fingerprints(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file in ``folder``, by its path in there.
+    """SHA-256 of every file in ``folder``, by its relative path.
 
     Raises:
-        ArmillaryError: a file that cannot be read.
+        ArmillaryError: a file cannot be read.
     """
     files = sorted(path for path in folder.rglob("*") if not path.is_dir())
     return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
@@ -105,7 +105,7 @@ def sha256(path: Path) -> str:
     """SHA-256 of a regular file, in hexadecimal digits.
 
     Raises:
-        ArmillaryError: it is missing, not a regular file, or cannot be read.
+        ArmillaryError: the file is missing, not a regular file, or cannot be read.
     """
     if not path.is_file():  # opening a pipe would wait for a writer
         raise ArmillaryError(f"{path}: {'is not a regular file' if path.exists() else 'is missing'}")
@@ -117,7 +117,7 @@ def sha256(path: Path) -> str:
 
 
 def _speaks_for(folder: Path, files: dict[str, str], run: str | None) -> bool:
-    """Whether the lineage in ``folder`` is one of ``run``, if known, and from format 2 on lists ``files``."""
+    """Whether the lineage in ``folder`` belongs to ``run``, if known, and since format 2 lists ``files``."""
     try:
         document = read_json(folder / "lineage.json", "lineage", "remove it")
     except (OSError, DamagedFileError):

@@ -1,4 +1,4 @@
-"""From a published file back to everything that made it, by the edges in ``lineage.json`` alone."""
+"""Walks from a published file to everything that made it, using only the edges in ``lineage.json``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from armillary.recipe import DamagedFileError, Edge, UsageError, walk_back
 
 
 def origins(file: Path) -> list[str]:
-    """All nodes that a published file comes from (see `recipe.lineage`), nearest first.
+    """All ancestors of a published file (see `recipe.lineage`), nearest first.
 
-    The files of the folder are compared with their hashes first. Publications of versions before the edges lead to
-    their run, the runs that argued for it and the corpus.
+    The files of the folder are first checked against their hashes. Publications of versions without edges lead to their
+    run, the runs behind it, and the corpus.
 
     Raises:
         UsageError: the file is not part of a publication.

@@ -1,8 +1,8 @@
 """The annealing study: one stable trunk per seed, and branches that decay from its checkpoints.
 
-All branches end at the same total of tokens, so they answer one question: given the budget, how much of it should be
-annealing, in which shape, and on which mixture? The trunk is trained once; a branch is nevertheless the same run, bit
-for bit, as one trained from the beginning.
+All branches end at the same total of tokens, so they answer one question: how much of the budget should be annealing,
+in which shape, and on which mixture? The trunk is trained once, yet each branch is bit for bit the same run as one
+trained from the beginning.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from armillary.recipe import ArmillaryError, DamagedFileError, Document, RunSpec
 from armillary.store import Store
 from armillary.study.lab import Annealing, Edge, Lab, StageOutcome
 
-# The usual choice without a study; another one is taken only if it is significantly better.
+# The usual choice without a study; another is taken only if it is significantly better.
 _USUAL_SHARE = 0.2
 _SEED = 2000
 
-# Points of a training curve, each the mean over the steps between; one batch is too noisy for a law.
+# Points of a training curve, each a mean over the steps between; a single batch is too noisy for a law.
 _POINTS = 40
 
 
 class Branch(Document):
-    """One annealing: a run per seed, the target losses of those with a result, and the same by run id."""
+    """One annealing: a run per seed, the target losses of runs with a result, and the same losses by run id."""
 
     annealing: Annealing
     measured: list[float]
@@ -38,26 +38,25 @@ class Branch(Document):
 
 
 class CurveOption(Document):
-    """A decay over the last ``share`` of the steps, and by how much the law expects its loss above the best one's."""
+    """A decay over the last ``share`` of the steps, and the expected excess of its loss over the best one's."""
 
     share: float
     excess: float
 
 
 class CurveEnding(Document):
-    """Training for another number of steps: ``lost`` where the schedule was not planned for it (nats per token)."""
+    """Training for a different number of steps: ``lost`` is the cost of an unplanned schedule (nats per token)."""
 
     steps: int
     lost: float
 
 
 class CurveForecast(Document):
-    """What the law of the learning-rate curve says; fitted to the training loss of the branches on the mixture found.
+    """The forecast of the learning-rate law, fitted to the training loss of the branches on the mixture found.
 
-    All branches share their batches step by step, so their curves can be compared; the loss is that on training
-    batches, the mean over seeds. ``held_out`` is the mean relative error on each branch that was left out, over its
-    decay alone: before it, all branches are the same run. The choice of the annealing is not the law's: that rests on
-    the target loss alone.
+    All branches share their batches step by step, so their curves are comparable. The loss is the mean over seeds on
+    training batches. ``held_out`` is the mean relative error on each left-out branch over its decay; before the decay,
+    all branches are the same run. The annealing is chosen by the target loss alone, not by this law.
     """
 
     forms: dict[str, float]
@@ -70,10 +69,10 @@ class CurveForecast(Document):
 
 
 class AnnealOutcome(StageOutcome):
-    """What the annealing study found; ``difference`` is the best branch's target loss minus the reference's.
+    """The outcome of the annealing study; ``difference`` is the best branch's target loss minus the reference's.
 
-    Where the taken annealing was compared with nothing, or the reference is not the usual one, ``reason`` says why.
-    ``edges`` are the share and the sharpening of the best branch where they lie at the end of what was tried.
+    ``reason`` explains an annealing that was not compared, or an unusual reference. ``edges`` are the share and the
+    sharpening of the best branch if they lie at an end of the tried range.
     """
 
     tokens: int
@@ -93,15 +92,15 @@ class AnnealOutcome(StageOutcome):
 
     @property
     def study_runs(self) -> dict[str, list[str]]:
-        """Ids of the runs that argue for the annealing."""
+        """Ids of the runs behind the annealing."""
         return {"anneal": [*self.trunks, *(run for branch in self.branches for run in branch.runs)]}
 
 
 def anneal_study(lab: Lab, mixture: dict[str, float]) -> AnnealOutcome:
-    """Run the study on ``mixture``, or return its outcome where it is recorded.
+    """Run the study on ``mixture``, or return its recorded outcome.
 
     Raises:
-        ArmillaryError: no annealing has all its runs; the next call tries those again whose cause can pass.
+        ArmillaryError: no annealing has all its runs; the next call retries runs with a transient cause.
         InterruptedStudyError: Ctrl-C; call again to resume.
     """
     recipe, study = lab.recipe, lab.recipe.study.anneal
@@ -115,7 +114,7 @@ def anneal_study(lab: Lab, mixture: dict[str, float]) -> AnnealOutcome:
             for share in study.shares:
                 option = Annealing(share=share, shape=curve, sharpen=power)
                 group = [lab.annealed(shape, steps, option, mixture, seed, warmup_steps=warmup) for seed in seeds]
-                # Limits may leave nothing of a sharpening, and few steps make two shares one: that is the same run.
+                # Limits can undo a sharpening, and with few steps two shares can coincide; the run is then the same.
                 if group[0] not in [others[0] for others in specs.values()]:
                     specs[option] = group
     every = [spec for group in specs.values() for spec in group]
@@ -143,12 +142,12 @@ def anneal_study(lab: Lab, mixture: dict[str, float]) -> AnnealOutcome:
     if not candidates:
         raise ArmillaryError(
             f"anneal: no annealing has all its runs; the first without a result: {trained.failed[0]}; the same command "
-            "tries those again whose cause can pass"
+            "retries runs with a transient cause"
         )
     reference = _nearest_to_usual(candidates, specs)
     reason = ""
     if reference != usual:
-        reason = f"{usual.name} has not all its runs, so {reference.name} is compared with in its place"
+        reason = f"{usual.name} lacks some runs, so {reference.name} is the reference instead"
     if len(complete) > 1:
         choice = best_of({names[option]: losses for option, losses in complete.items()}, reference=names[reference])
         best = next(option for option in specs if names[option] == choice.best)
@@ -157,7 +156,7 @@ def anneal_study(lab: Lab, mixture: dict[str, float]) -> AnnealOutcome:
     else:
         best, significant, difference, low, high = reference, False, 0.0, 0.0, 0.0
         if len(specs) > 1:
-            reason = f"only {reference.name} has all its runs, so it is taken uncompared"
+            reason = f"only {reference.name} has all its runs, so it is taken without a comparison"
     leading = min(complete, key=lambda option: float(np.mean(complete[option])))
     return lab.conclude(
         "anneal",
@@ -188,7 +187,7 @@ def _nearest_to_usual(options: Sequence[Annealing], order: Mapping[Annealing, ob
 
 
 def _edges(best: Annealing, tried: Sequence[Annealing]) -> list[Edge]:
-    """The share of ``best`` at either end of several that were tried, its sharpening at the upper end."""
+    """The share of ``best`` if it is at either end of those tried, and its sharpening if at the upper end."""
     edges = []
     for name, ends in (("share", ("low", "high")), ("sharpen", ("high",))):
         values = [getattr(option, name) for option in tried]
@@ -200,7 +199,7 @@ def _edges(best: Annealing, tried: Sequence[Annealing]) -> list[Edge]:
 
 
 def _curve(lab: Lab, branches: Sequence[Branch]) -> CurveForecast | None:
-    """The forecast of the curves, which chooses nothing: where it cannot be made, that is reported."""
+    """The forecast of the curves. It decides nothing, so a failure is only reported."""
     try:
         return curve_forecast(branches, lab.store)
     except (ArmillaryError, OSError, pa.ArrowException, KeyError) as error:
@@ -209,16 +208,16 @@ def _curve(lab: Lab, branches: Sequence[Branch]) -> CurveForecast | None:
 
 
 def curve_forecast(branches: Sequence[Branch], store: Store) -> CurveForecast | None:
-    """The forecast from the branches' training curves; None where there are too few steps or curves for a law.
+    """The forecast from the branches' training curves; None if there are too few steps or curves for a law.
 
     Raises:
-        ArmillaryError: a run's metrics are not there or damaged, or no law fits them.
+        ArmillaryError: a run's metrics are missing or damaged, or no law fits them.
     """
     curves = []
     shares = {branch.annealing.name: branch.annealing.share for branch in branches}
     for branch in branches:
         runs = branch.runs
-        # A mean over fewer seeds than the others have would differ from theirs for that alone.
+        # A mean over fewer seeds than the others would differ for that reason alone.
         if branch.annealing.sharpen != 1 or len(branch.measured) < len(runs):
             continue
         tables = [_curve_table(store.run_folder(run) / "metrics.parquet", store.run_spec(run)) for run in runs]
@@ -259,7 +258,7 @@ def _curve_table(path: Path, spec: RunSpec) -> pa.Table:
     """Learning rate and training loss of every step of a run."""
     table = pq.read_table(path, columns=["lr", "loss"])
     if len(table) != spec.steps:
-        raise DamagedFileError(f"{path}: metrics of {len(table)} steps, and the run has {spec.steps}")
+        raise DamagedFileError(f"{path}: metrics of {len(table)} steps, but the run has {spec.steps}")
     return table
 
 

@@ -1,8 +1,8 @@
 """Forecasts of examinations: recorded in the store before the examination, judged after it (contract 4).
 
-A forecast answers a second question about a run: what it scores on a task. It has a place of its own in the journal,
-beside the prediction of the run's losses. It may be recorded after the run has begun, from its measured loss; the
-record says which, so that a forecast of the run and one of the examination alone are not taken for each other.
+A forecast answers a second question about a run: its score on a task. It has its own entry in the journal, next to the
+prediction of the run's losses. It may be recorded after the run has begun, from the measured loss. The record says
+whether it came before the run, so the two kinds of forecast cannot be confused.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from armillary.laws.workbench import predict_examination, predict_gain
 from armillary.recipe import ArmillaryError, UsageError, canonical_hash
 from armillary.store import Store
 
-# How a law of each kind that predicts an examination is asked.
+# How to query each kind of law that predicts an examination.
 _PREDICTS = {"examination": predict_examination, "gain": predict_gain}
 
 
 @dataclass(frozen=True)
 class Question:
-    """What the run of this id scores on a task; ``id`` is its place in the store."""
+    """The question for a run's score on a task; ``id`` is its key in the store."""
 
     run: str
     task: str
 
     @property
     def id(self) -> str:
-        """Under which id the forecast is recorded."""
+        """The id under which the forecast is recorded."""
         return canonical_hash([self.run, "examination", self.task])
 
 
@@ -41,15 +41,14 @@ def record_forecast(store: Store, asked: Question, law: Path, at: Path, interval
     """Record the answer to a question before the examination, and return the record.
 
     Args:
-        store: of the run, which may not have begun.
+        store: store of the run, which may not have begun.
         asked: run and task.
         law: file of a law of that task's examination, or of the gain from fine-tuning data.
-        at: table of one row with the run's loss (and the ends of its interval where it is a prediction), or its size of
-            data.
-        interval: probability that the interval covers.
+        at: table of one row with the run's loss (and the ends of its interval if it is a prediction), or its data size.
+        interval: coverage probability of the interval.
 
     Raises:
-        UsageError: another kind of law, not one row, a bad entry.
+        UsageError: a wrong kind of law, not exactly one row, or a wrong entry.
         ArmillaryError: another forecast of this task for this run is recorded.
     """
     run, task = asked.run, asked.task
@@ -60,7 +59,7 @@ def record_forecast(store: Store, asked: Question, law: Path, at: Path, interval
             "gain' wrote"
         )
     if (count := len(read_table(at).rows)) != 1:
-        raise UsageError(f"{at} has {count} rows; give the {file.features[0]} of run {run} alone")
+        raise UsageError(f"{at} has {count} rows; give only the {file.features[0]} of run {run}")
     rows = _PREDICTS[file.kind](file, at, interval)
     values = dict(zip(rows.columns, rows.rows[0], strict=True))
     score = file.targets[-1]
@@ -69,7 +68,7 @@ def record_forecast(store: Store, asked: Question, law: Path, at: Path, interval
         "examination": task,
         "interval": interval,
         "score": {"predicted": values[score], "low": values[f"{score}_low"], "high": values[f"{score}_high"]},
-        # What it was predicted from; the name is that of the records that earlier versions wrote.
+        # The inputs of the prediction; the name is kept from earlier versions.
         "loss": dict(zip(read_table(at).columns, read_table(at).rows[0], strict=True)),
         "extrapolation": values["extrapolation"],
         "law": hashlib.sha256(law.read_bytes()).hexdigest(),
@@ -93,7 +92,7 @@ def record_forecast(store: Store, asked: Question, law: Path, at: Path, interval
 def judge_forecast(
     store: Store, asked: Question, examination: Examination, metric: str | None = None
 ) -> dict[str, Any]:
-    """Compare a recorded forecast with the examination; the first verdict stays.
+    """Compare a recorded forecast with the examination; the first verdict is final.
 
     Returns:
         ``run``, ``status`` (``judged``), ``rows`` of one comparison as the verdict on a run has them, ``inside``,
@@ -111,7 +110,7 @@ def judge_forecast(
     if known is None:
         of = examination.model.get("run")
         if of is not None and of != run:
-            raise UsageError(f"the examination is of run {of}, and the forecast of run {run}")
+            raise UsageError(f"the examination is of run {of}, but the forecast is of run {run}")
         result = _result(examination, task, metric)
         said = forecast["score"]
         inside = bool(said["low"] <= result.value <= said["high"])

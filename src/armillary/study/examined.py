@@ -1,7 +1,7 @@
-"""Examinations in a store: a row with the model, its run, the scores, and the hash of the folder with the items.
+"""Records examinations in a store: the model, its run, the scores, and the hash of the folder with the items.
 
-The row is one outcome of the stage ``examination``: it is in the journal and never rewritten. Its key is the hash of
-``results.json``, which holds the hash of each file of items, so that the row and the folder prove each other.
+The row is an outcome of the stage ``examination``: it is in the journal and never rewritten. Its key is the hash of
+``results.json``, which holds the hash of each file of items, so row and folder can be checked against each other.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def open_store(folder: Path) -> Store:
     """The store in ``folder``, which must exist.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is no store.
     """
     if not (folder / "store.sqlite").is_file():
         raise UsageError(f"{folder}: there is no store.sqlite; give the folder of a store, such as results/store")
@@ -29,7 +29,7 @@ def open_store(folder: Path) -> Store:
 
 
 def record_examination(store: Store, folder: Path) -> dict[str, Any]:
-    """Record the examination in ``folder``, and return its row. The same examination is recorded once.
+    """Record the examination in ``folder``, and return its row. An examination is recorded only once.
 
     Raises:
         UsageError: no examination is in the folder.

@@ -1,11 +1,11 @@
-"""What every study works with: specifications made from a recipe, runs, failed runs, and recorded outcomes.
+"""The common base of all studies: specifications from a recipe, runs, failed runs, and recorded outcomes.
 
-A failed run is a row of the outcome (contract 6). An outcome in which a run failed for a passing cause is shown and
-not recorded, so that the next call trains that run again and keeps everything else.
+A failed run is a row of the outcome (contract 6). If a run failed for a transient cause, the outcome is shown but not
+recorded, so the next call retries that run and keeps everything else.
 
-A recorded outcome is found by a key over all that decides it: the ids of the runs, which hash the whole of their
-specifications, what the analysis reads beside them, and the versions of the laws and of the outcome. A field of the
-recipe is in a key exactly where it changes one of these, so no list of fields can fall behind.
+The key of a recorded outcome covers everything that determines it: the ids of the runs, which hash their whole
+specifications, the other inputs of the analysis, and the versions of the laws and of the outcome. A field of the recipe
+affects a key exactly if it changes one of these, so there is no list of fields to maintain.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ from armillary.study.rates import record_rates
 from armillary.study.sizing import Plan, Stage
 from armillary.train import check_run
 
-# Counts changes of what an outcome holds or how it is computed; a changed one is computed again from the same runs.
+# Increased when the content or computation of an outcome changes; it is then recomputed from the same runs.
 _OUTCOME_FORMAT = 2
-# What of ``training`` only the target run reads, or nothing that decides numbers.
+# Fields of ``training`` that only the target run reads, or that do not affect numbers.
 _OF_THE_TARGET = frozenset({"tokens", "budget_share", "precision", "seeds", "layout"})
 TRUNK = "trunk"
 _NAMED_FAILURES = 3
-# Sums of e to this power are far from the largest number.
+# Sums of e to this power do not overflow.
 _MOST_LOG = 600.0
 
 
 class FailedRun(Document):
-    """A run without a result: the arm and seed it was for, ``status`` (failed, refused, diverged) and its cause.
+    """A run without a result: its arm and seed, ``status`` (failed, refused, diverged) and cause.
 
-    ``passing`` is True where the next call trains it again: unless it diverged, as the same specification does again.
+    ``passing`` is True if the next call retries the run. A diverged run is not retried, since it would diverge again.
     ``arm`` is ``trunk`` for a run that only shares its steps.
     """
 
@@ -80,14 +80,14 @@ class FailedRun(Document):
 
 
 class StageOutcome(Document):
-    """What a stage found; ``failed`` are its runs without a result, one row each."""
+    """The outcome of a stage; ``failed`` has a row per run without a result."""
 
     failed: list[FailedRun] = []  # noqa: RUF012 (pydantic copies it)
 
     @model_validator(mode="before")
     @classmethod
     def _rows_of_format_1(cls, value: Any) -> Any:
-        """Outcomes of format 1 hold a sentence for each failed run, which was never tried again."""
+        """Outcomes of format 1 hold a sentence per failed run, and such runs were never retried."""
         if not isinstance(value, dict) or "failures" not in value:
             return value
         rows = [str(said).partition(": ") for said in value["failures"]]
@@ -99,7 +99,7 @@ class StageOutcome(Document):
 
     @property
     def failures(self) -> list[str]:
-        """A sentence for each failed run."""
+        """A sentence per failed run."""
         return [str(row) for row in self.failed]
 
     @property
@@ -109,7 +109,7 @@ class StageOutcome(Document):
 
     @property
     def passing(self) -> list[FailedRun]:
-        """The failed runs that the next call trains again; the outcome is final without any."""
+        """The failed runs that the next call retries; without any, the outcome is final."""
         return [row for row in self.failed if row.passing]
 
 
@@ -125,11 +125,11 @@ class Phase(Document):
 
 
 class Edge(Document):
-    """A choice that lies at the end of what was tried, so that a better one may lie beyond it.
+    """A choice at an end of the tried range, so that a better one may lie beyond it.
 
-    ``of`` names a domain, for its weight, or the dimension (``share``, ``sharpen``); ``value`` is what was chosen, and
-    ``end`` is ``low`` or ``high``. ``by`` says what ends there: ``limits`` of the recipe, or ``tried`` where the study
-    had no run beyond it.
+    ``of`` names a domain, for its weight, or the dimension (``share``, ``sharpen``). ``value`` is the choice, and
+    ``end`` is ``low`` or ``high``. ``by`` names the cause of the end: ``limits`` of the recipe, or ``tried`` if the
+    study had no run beyond it.
     """
 
     of: str
@@ -140,7 +140,7 @@ class Edge(Document):
 
 @dataclass(frozen=True)
 class Trained:
-    """What became of the runs of a study: results by run id, and a row for each run without one."""
+    """The outcome of a study's runs: results by run id, and a row per run without one."""
 
     results: dict[str, RunResult]
     failed: list[FailedRun]
@@ -150,18 +150,18 @@ class Trained:
         return all(spec.id in self.results for spec in specs)
 
     def may_pass(self, specs: Sequence[RunSpec]) -> bool:
-        """Whether the runs of an arm that failed all did so for a passing cause."""
+        """Whether all failed runs of an arm failed for a transient cause."""
         lost = {spec.id for spec in specs}
         return all(row.passing for row in self.failed if row.run in lost)
 
 
 def quiet(text: str) -> None:
-    """Discard a sentence that would be shown to a person."""
+    """Ignore a sentence."""
 
 
 @contextlib.contextmanager
 def laws_speak_of(runs: Sequence[str], losses: Sequence[str], say: Callable[[str], None]) -> Iterator[None]:
-    """Within this context a law names row ``i`` of its tables by ``runs``, and ``say`` takes what it leaves out."""
+    """In this context, laws name row ``i`` of their tables by ``runs``, and ``say`` gets the rows they leave out."""
 
     def name(_table: str, row: int) -> str | None:
         return runs[row] if 0 <= row < len(runs) else None
@@ -177,9 +177,9 @@ def laws_speak_of(runs: Sequence[str], losses: Sequence[str], say: Callable[[str
 
 
 class Annealing(Document):
-    """The end of a run: the share of its steps that decay, their shape, and how much the mixture is sharpened.
+    """The end of a run: the share of decay steps, the shape of the decay, and the sharpening of the mixture.
 
-    ``sharpen`` raises each weight of the mixture to that power and normalises; 1 leaves it.
+    ``sharpen`` raises each weight of the mixture to that power and normalises; 1 means no change.
     """
 
     share: float
@@ -195,7 +195,7 @@ class Annealing(Document):
 
 @dataclass(frozen=True)
 class Lab:
-    """A recipe with its corpus, store, executor and plan; ``say`` takes sentences that a person should read."""
+    """A recipe with its corpus, store, executor and plan; ``say`` gets sentences for the user."""
 
     recipe: Recipe
     corpus: Corpus
@@ -210,7 +210,7 @@ class Lab:
         return self.recipe.family(family).shape(depth, self.corpus.vocab_size)
 
     def steps(self, tokens: float) -> int:
-        """Optimizer steps that come nearest to ``tokens``, at least 10."""
+        """The number of optimizer steps nearest to ``tokens``, at least 10."""
         training = self.recipe.training
         return max(10, round(tokens / (training.batch_sequences * training.context_length)))
 
@@ -219,7 +219,7 @@ class Lab:
         return steps * self.recipe.training.batch_sequences * self.recipe.training.context_length
 
     def allowed(self) -> Allowed:
-        """The mixtures that the limits allow the target run, and with it every run of the studies.
+        """The mixtures that the limits allow for the target run, and therefore for every run of the studies.
 
         Raises:
             UsageError: the limits leave no mixture.
@@ -237,12 +237,12 @@ class Lab:
         annealing_mixture: Mapping[str, float] | None = None,
         validation_every: int | None = None,
     ) -> RunSpec:
-        """A run of this recipe; ``annealing_mixture`` replaces the mixture where the decay starts."""
+        """A run of this recipe; ``annealing_mixture`` replaces the mixture when the decay starts."""
         training = self.recipe.training
         phases = [MixturePhase(start_step=0, weights=dict(mixture))]
         if annealing_mixture is not None and dict(annealing_mixture) != dict(mixture):
             start = schedule.decay_start(steps)
-            # A run that decays from its first step has no other mixture than that of the decay.
+            # A run that decays from its first step has only the mixture of the decay.
             phases = [*phases[: start > 0], MixturePhase(start_step=start, weights=dict(annealing_mixture))]
         return RunSpec(
             corpus=self.corpus.hash,
@@ -286,9 +286,9 @@ class Lab:
         return self.spec(shape, steps, schedule, mixture, seed, self.ending(mixture, annealing), validation_every)
 
     def ending(self, mixture: Mapping[str, float], annealing: Annealing) -> dict[str, float]:
-        """The mixture of the decay: ``mixture`` sharpened, as far as the limits allow the whole target run.
+        """The mixture of the decay: ``mixture`` sharpened, within the limits for the whole target run.
 
-        Runs of a study decay on the mixture that the target would, whatever their own tokens.
+        Runs of a study decay on the same mixture as the target, independent of their own number of tokens.
         """
         if annealing.sharpen == 1:
             return dict(mixture)
@@ -298,9 +298,9 @@ class Lab:
         return self.named(self.allowed().ending(before, wanted, share))
 
     def with_trunks(self, branches: Sequence[RunSpec]) -> list[Job]:
-        """Jobs for ``branches`` and for the stable trunks that they share, as few as possible.
+        """Jobs for ``branches`` and their shared stable trunks, as few as possible.
 
-        Branches that agree on all but their end get one trunk, as long as the longest of them needs.
+        Branches that differ only in their end share one trunk, as long as the longest of them needs.
         """
         jobs = []
         groups: dict[str, list[tuple[int, tuple[MixturePhase, ...], RunSpec]]] = {}
@@ -312,7 +312,7 @@ class Lab:
             if 0 < start < spec.steps:
                 groups.setdefault(key, []).append((start, stable, spec))
             else:
-                jobs.append(Job(spec))  # nothing of it is a trunk, or all of it
+                jobs.append(Job(spec))  # no part of it is a trunk, or all of it is
         for group in groups.values():
             _, stable, first = group[0]
             if len(group) == 1:
@@ -323,24 +323,25 @@ class Lab:
             trunk = first.model_copy(update={"steps": starts[-1], "schedule": schedule, "mixture": stable})
             jobs.append(Job(trunk, keep=starts))
             jobs.extend(Job(spec, trunk=(trunk.id, start)) for start, _, spec in group)
-        # A run that was asked for may itself be a trunk; the later job is the one that leaves checkpoints.
+        # A requested run can itself be a trunk; the later job is the one that writes checkpoints.
         return list({job.spec.id: job for job in jobs}.values())
 
     def train(self, study: str, jobs: Sequence[Job], arms: Mapping[str, str]) -> Trained:
-        """Train what has no result yet. ``arms`` names the arm of each run id; a run without one is a trunk.
+        """Train the runs without a result. ``arms`` names the arm of each run id; a run without an arm is a trunk.
 
-        A failed run does not stop the others, and each is reported. A run whose cause has passed is trained again.
+        A failed run does not stop the others, and each failure is reported. Runs that failed for a transient cause are
+        retried.
         """
         jobs = list({job.spec.id: job for job in jobs}.values())
         unfinished = {job.spec.id for job in jobs if not isinstance(settled(self.store, job.spec.id), RunResult)}
         wanted = {job.trunk[0] for job in jobs if job.trunk and job.spec.id in unfinished}
-        # A trunk that no branch needs any more is left as it is, whatever became of it.
+        # A trunk that no branch needs any more is not touched, whatever its outcome.
         jobs = [job for job in jobs if job.spec.id in arms or job.spec.id in wanted or job.spec.id not in unfinished]
         begun = time.time()
         outcomes = self.executor.run(study, jobs, self.progress)
         try:
             record_rates(self.executor, [job.spec for job in jobs], begun)
-        except ArmillaryError as error:  # the sizes of later studies are less exact without them, and nothing is wrong
+        except ArmillaryError as error:  # without them the sizes of later studies are less exact, but still valid
             self.say(f"{study}: the rates of its runs were not kept: {error}")
         results = {run: value for run, value in outcomes.items() if isinstance(value, RunResult)}
         failed = [
@@ -350,7 +351,7 @@ class Lab:
                 seed=job.spec.seed,
                 status=value.status,
                 cause=value.error,
-                # A trunk's branches have trained the whole way: nothing is lost without it.
+                # The branches have trained all steps, so nothing is lost without the trunk.
                 passing=value.status != "diverged" and job.spec.id in arms,
             )
             for job in jobs
@@ -365,18 +366,18 @@ class Lab:
         return Trained(results, failed)
 
     def _report(self, study: str, failed: Sequence[FailedRun], runs: int) -> None:
-        """Say which runs of a study have no result, and what follows."""
+        """Report the runs of a study without a result, and the consequences."""
         for row in failed[:_NAMED_FAILURES]:
             self.say(f"{study}: run {row}")
         if failed:
             again = sum(row.passing for row in failed)
-            later = f"; the same command tries {again} of them again" if again else ""
+            later = f"; the same command retries {again} of them" if again else ""
             self.say(f"{study}: {len(failed)} of {runs} runs have no result{later}")
 
     def stored(self, stage: str, key: str, model: type[Outcome]) -> Outcome | None:
         """The recorded outcome of a stage for inputs that hash to ``key``, or None.
 
-        A record that cannot be read is left as it is, and the stage is computed again from its runs.
+        An unreadable record is not changed, and the stage is recomputed from its runs.
         """
         content = self.store.stage(stage, key)
         if content is None:
@@ -384,35 +385,36 @@ class Lab:
         try:
             return model.model_validate(content)
         except ValidationError as error:
-            self.say(f"{stage}: its record {key} is damaged ({first_problem(error)}); computed again")
+            self.say(f"{stage}: its record {key} is damaged ({first_problem(error)}); recomputed")
             return None
 
     def conclude(self, stage: str, key: str, outcome: Outcome) -> Outcome:
-        """Record a final outcome; return it as it is read again. One with runs that will be tried again is not kept."""
+        """Record a final outcome, and return it as read back. An outcome with runs to retry is not recorded."""
         content = to_json(outcome.model_dump(mode="json"))
         if not outcome.passing:
             self.store.record_stage(stage, key, content)
         return type(outcome).model_validate(content)
 
     def key(self, specs: Iterable[RunSpec], *inputs: Any) -> str:
-        """Key of a stage that trains ``specs`` and whose analysis reads ``inputs`` beside them."""
+        """Key of a stage that trains ``specs`` and whose analysis also reads ``inputs``."""
         return stage_key(self.corpus, list(specs), self.recipe.target_weights, *inputs)
 
     def for_target(self) -> Lab:
-        """The lab that trains the target runs: over ranks where the recipe has a layout, else this one."""
+        """The lab that trains the target runs: over ranks if the recipe has a layout, else this lab."""
         layout = self.recipe.training.layout
         if layout is None or isinstance(self.executor, RankExecutor):
             return self
         return replace(self, executor=RankExecutor(self.executor, layout))
 
     def check(self) -> None:
-        """Refuse, before anything is trained, what a run of any study or the target run could not be trained with.
+        """Check that all runs of the studies and the target run can be trained, before anything is trained.
 
         Raises:
             UsageError: the limits leave no mixture, or a run of the plan cannot be trained.
         """
         domains = len(self.corpus.training_domains)
-        every = self.named(self.allowed().within(np.full(domains, 1 / domains)))  # all that the limits do not exclude
+        # The mixture has every domain that the limits do not exclude.
+        every = self.named(self.allowed().within(np.full(domains, 1 / domains)))
         training, study = self.recipe.training, self.recipe.study
         family = self.recipe.model.family
         sizes: list[tuple[str, int, Stage]] = [
@@ -456,14 +458,14 @@ def sharpened(mixture: Mapping[str, float], power: float) -> dict[str, float]:
     logs = {name: power * math.log(weight) for name, weight in mixture.items() if weight > 0}
     if max(map(abs, logs.values())) < _MOST_LOG:
         raised = {name: mixture[name] ** power for name in logs}
-    else:  # relative to the largest, since a number this large or small does not exist
+    else:  # relative to the largest weight, to avoid overflow and underflow
         raised = {name: math.exp(value - max(logs.values())) for name, value in logs.items()}
     total = sum(raised.values())
     return {name: raised.get(name, 0.0) / total for name in mixture}
 
 
 def phases(spec: RunSpec) -> list[Phase]:
-    """The mixtures of a run with the share of its tokens that each has."""
+    """The mixtures of a run, each with its share of the run's tokens."""
     ends = [*(phase.start_step for phase in spec.mixture[1:]), spec.steps]
     return [
         Phase(
@@ -476,9 +478,9 @@ def phases(spec: RunSpec) -> list[Phase]:
 
 
 def stage_key(corpus: Corpus, *inputs: Any) -> str:
-    """Hash of all that decides the outcome of a stage.
+    """Hash of everything that determines the outcome of a stage.
 
-    A RunSpec among ``inputs`` counts by its id, and ``training`` without what only the target run reads.
+    A RunSpec in ``inputs`` counts by its id, and ``training`` without the fields that only the target run reads.
     """
     return canonical_hash([corpus.hash, LAWS_VERSION, _OUTCOME_FORMAT, [_plain(value) for value in inputs]])
 

@@ -1,7 +1,7 @@
-"""The ladder: small models of growing size and tokens with the recipe found, and the law through their losses.
+"""The ladder: models of growing size and tokens with the recipe found, and a law fitted to their losses.
 
-Every rung trains one stable trunk and decays from it at each data size, so that a point costs little more than its
-decay (Hägele et al. 2024, arXiv 2405.18392). Several families are climbed side by side.
+Every rung trains one stable trunk and decays from it at each data size, so a point costs little more than its decay
+(Hägele et al. 2024, arXiv 2405.18392). A study can have ladders of several families.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Point(Document):
 
 
 class LadderOutcome(StageOutcome):
-    """All points of the ladder, over every family that has enough for a law.
+    """All points of the ladder, for every family with enough points for a law.
 
-    ``left_out`` says of every other family what it lacks, and ``aside`` are the points that it has.
+    ``left_out`` says what every other family lacks, and ``aside`` holds the points of these families.
     """
 
     points: list[Point]
@@ -61,18 +61,18 @@ class LadderOutcome(StageOutcome):
 
 
 def ladder_study(lab: Lab, mixture: dict[str, float], annealing: Annealing) -> LadderOutcome:
-    """Run the ladder with ``mixture`` and ``annealing``, or return its outcome where it is recorded.
+    """Run the ladder with ``mixture`` and ``annealing``, or return its recorded outcome.
 
-    A family of which too few points have a result is left out of the comparison.
+    A family with too few points is left out of the comparison.
 
     Raises:
-        ArmillaryError: too few points are left for a law of the target's family; the next call tries those runs again
-            whose cause can pass.
+        ArmillaryError: too few points for a law of the target's family; the next call retries runs with a transient
+            cause.
         InterruptedStudyError: Ctrl-C; call again to resume.
     """
     recipe, study = lab.recipe, lab.recipe.study.ladder
     longest = lab.steps(lab.plan.tokens["ladder"])
-    # One warm-up for all points of a trunk, as long as that of a whole run where the shortest leaves room for it.
+    # One warm-up for all points of a trunk, as long as that of a whole run if it fits into the shortest.
     shortest = max(2, round(min(study.fractions) * longest))
     warmup = min(round(recipe.training.warmup_share * longest), shortest - max(1, round(annealing.share * shortest)))
     specs: dict[str, tuple[str, int, int, RunSpec]] = {}
@@ -111,8 +111,8 @@ def ladder_study(lab: Lab, mixture: dict[str, float], annealing: Annealing) -> L
     if recipe.model.family in left_out:
         first = f"; the first without a result: {trained.failed[0]}" if trained.failed else ""
         raise ArmillaryError(
-            f"ladder: {left_out[recipe.model.family]}{first}; add depths or fractions under study.ladder, or give the "
-            "same command again, which tries those runs again whose cause can pass"
+            f"ladder: {left_out[recipe.model.family]}{first}; add depths or fractions under study.ladder, or run the "
+            "same command again, which retries runs with a transient cause"
         )
     for family, why in left_out.items():
         lab.say(f"ladder: family '{family}' is left out: {why}")
@@ -130,14 +130,14 @@ def ladder_study(lab: Lab, mixture: dict[str, float], annealing: Annealing) -> L
 
 
 def _too_few(points: Sequence[Point], family: str) -> str | None:
-    """Why the points of a family do not suffice for a law, or None."""
+    """The reason why a family has too few points for a law, or None."""
     own = [point for point in points if point.family == family]
     sizes, tokens = len({point.parameters for point in own}), len({point.tokens for point in own})
     if len(own) >= MIN_POINTS and sizes >= 2 and tokens >= 2:
         return None
     return (
         f"{counted(len(own), 'point')} of {counted(sizes, 'size')} and {counted(tokens, 'number')} of tokens "
-        f"for family '{family}', and a law needs "
+        f"for family '{family}', but a law needs "
         f"{MIN_POINTS} of at least 2 sizes and 2 numbers of tokens"
     )
 
@@ -147,25 +147,25 @@ def fit_law(
 ) -> ScalingLaw:
     """One law for the losses on all ``domains`` and, in the last column, the target loss.
 
-    ``say`` takes the losses that the law leaves out, with the runs they are of.
+    ``say`` gets the losses that the law leaves out, with their runs.
 
     Raises:
-        ArmillaryError: the family's points do not suffice.
+        ArmillaryError: the family has too few points.
     """
     try:
         runs = [f"run {point.run}" for point in outcome.points if point.family == family]
         with laws_speak_of(runs, [*domains, "target"], say):
             return ScalingLaw().fit(outcome.sizes(family), _table(outcome, family, domains))
-    except UsageError as error:  # nothing that the user gave: the runs are not what a law needs
+    except UsageError as error:  # not the user's input: the runs do not suit a law
         raise ArmillaryError(f"ladder: no law can be fitted to the points of family '{family}': {error}") from error
 
 
 @dataclass(frozen=True)
 class HeldOutRung:
-    """The largest models, or the longest runs, asked of a law that had not seen them; k runs, t losses (``fit_law``).
+    """Predictions for the largest models or the longest runs by a law fitted without them; k runs, t losses.
 
-    ``what`` names the feature and from where on runs were held out; ``extrapolation`` [k] is their compute over the
-    largest that was kept.
+    ``what`` names the feature and the bound of the held-out runs; ``extrapolation`` [k] is their compute over the
+    largest kept run's (see ``fit_law``).
     """
 
     what: str
@@ -175,7 +175,7 @@ class HeldOutRung:
 
 
 def hold_out_rungs(outcome: LadderOutcome, family: str, domains: Sequence[str]) -> list[HeldOutRung]:
-    """Hold back the largest models, then the longest runs, where what is left suffices for a law.
+    """Hold out the largest models, then the longest runs, if the rest suffices for a law.
 
     The longest runs share their trunks with shorter ones, so they are a milder test than the largest models.
     """
@@ -187,12 +187,12 @@ def hold_out_rungs(outcome: LadderOutcome, family: str, domains: Sequence[str]) 
         if kept.sum() < MIN_POINTS or any(len(np.unique(sizes[kept, other])) < 2 for other in (0, 1)):
             continue
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExtrapolationWarning)  # going beyond is what this is about
-            warnings.simplefilter("ignore", SetAsideWarning)  # the law of all points names what it leaves out
+            warnings.simplefilter("ignore", ExtrapolationWarning)  # extrapolation is the purpose here
+            warnings.simplefilter("ignore", SetAsideWarning)  # the law of all points reports the rows it leaves out
             try:
                 law = ScalingLaw().fit(sizes[kept], losses[kept])
                 prediction = law.predict(sizes[~kept])
-            except (ExtrapolationError, UsageError):  # too few runs are left for any answer
+            except (ExtrapolationError, UsageError):  # too few runs are left for a prediction
                 continue
         rungs.append(
             HeldOutRung(f"{label} = {largest:.3g}", prediction, losses[~kept], law.extrapolation(sizes[~kept]))

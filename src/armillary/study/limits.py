@@ -1,9 +1,8 @@
-"""What a recipe's limits allow: floors and ceilings at every step, passes over a domain in the whole target run.
+"""The mixtures that a recipe's limits allow: floors and ceilings at every step, passes in the whole target run.
 
 Floors and ceilings bound the weights in every phase of a run. ``max_epochs`` bounds how often the target run repeats a
-domain, which is a statement about all of its tokens: an annealing mixture may take more of a domain than the mixture
-before it, as long as both together stay below. Small runs of the studies repeat less; they train on the mixtures that
-the target is allowed.
+domain over all its tokens: an annealing mixture may take more of a domain than the mixture before it, as long as both
+together stay below the bound. Small runs of the studies repeat less; they train on the mixtures allowed for the target.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from armillary.corpus import Corpus
 from armillary.laws import into_bounds
 from armillary.recipe import Limits, UsageError
 
-# Rounding of weights that are given in decimals, or were scaled to sum to 1.
+# Tolerance for weights given in decimals, or scaled to sum to 1.
 _ROUNDING = 1e-9
 
 
@@ -25,7 +24,7 @@ class Allowed:
     """Bounds of the weights [d] of the training domains, in the corpus's order.
 
     ``floors`` and ``ceilings`` are the recipe's; ``by_epochs`` is the largest weight over the whole target run that
-    repeats a domain ``max_epochs`` times. It is above 1 where a domain has more text than that.
+    repeats a domain ``max_epochs`` times. It is above 1 for a domain with more text than that.
     """
 
     domains: tuple[str, ...]
@@ -73,13 +72,13 @@ class Allowed:
         return np.asarray(np.minimum(np.minimum(self.ceilings, self.by_epochs), 1.0))
 
     def within(self, vector: np.ndarray) -> np.ndarray:
-        """The mixture [d] itself where the limits hold, else the one of the same proportions within them."""
+        """The mixture [d] itself if it is within the limits, else the one with the same proportions within them."""
         return _into(vector, self.lower, self.upper)
 
     def ending(self, mixture: np.ndarray, wanted: np.ndarray, share: float) -> np.ndarray:
         """The mixture [d] nearest to ``wanted`` for the last ``share`` of the tokens of a run on ``mixture``.
 
-        What the mixture before it leaves of each domain's text may be used up; floors and ceilings hold as ever.
+        It may use the text of each domain that the mixture before it leaves; floors and ceilings still apply.
         """
         room = (self.by_epochs - (1 - share) * mixture) / share
         return _into(wanted, self.lower, np.clip(room, self.lower, np.minimum(self.ceilings, 1.0)))
@@ -88,6 +87,6 @@ class Allowed:
 def _into(vector: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
     if ((vector >= lower - _ROUNDING) & (vector <= upper + _ROUNDING)).all():
         return vector
-    # A sum of bounds that falls short of 1 by rounding is reached by no scale.
+    # If the bounds sum to just below 1 because of rounding, no scale reaches 1.
     upper = upper * max(1.0, 1.0 / upper.sum())
     return np.asarray(into_bounds(vector[None], lower, upper)[0])

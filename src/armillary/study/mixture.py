@@ -1,11 +1,11 @@
-"""The mixture study: from a designed set of proxies to a mixture that is better with significance, or to none.
+"""The mixture study: from a designed set of proxies to a significantly better mixture, or to the natural one.
 
-Proxies are trained on mixtures that fill the allowed simplex; a law from mixture to each validation loss is fitted and
-optimised where the design supports it. Because an optimum of a fitted law flatters itself, its best few candidates are
-trained once more with new seeds beside the natural and the uniform mixture, and the choice is made on those runs alone:
-a candidate must beat the natural mixture with significance, or the natural mixture is taken.
+Proxies are trained on mixtures that fill the allowed simplex. A law from mixture to each validation loss is fitted, and
+optimised where the design supports it. The optimum of a fitted law is too optimistic, so its best few candidates are
+trained again with new seeds, together with the natural and the uniform mixture. Only these runs decide: a candidate
+must be significantly better than the natural mixture, or the natural mixture is taken.
 
-The natural and the uniform mixture are brought into the recipe's limits like every other: each can become the target's.
+The natural and the uniform mixture are also moved into the recipe's limits, since either can become the target's.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from armillary.recipe import ArmillaryError, Document, RunSpec, UsageError, coun
 from armillary.study.lab import Annealing, Edge, Lab, StageOutcome, Trained, laws_speak_of
 from armillary.study.limits import Allowed
 
-# Proxies end as the target will: with a decay. Which one is the annealing study's question; this is its usual answer.
+# Proxies end with a decay, like the target. The annealing study decides on the decay later; this is the usual result.
 PROXY_ANNEALING = Annealing(share=0.2, shape="linear")
 _CONFIRM_SEED = 1000
-# A law needs this many different mixtures; two count as one below a difference of this share of the tokens.
+# A law needs this many different mixtures; two mixtures count as one if they differ by less than this share.
 _MIN_MIXTURES = 8
 _SAME = 1e-3
-# A law from fewer of the designed runs is not what was planned.
+# Minimum share of the designed runs for a law.
 _ENOUGH = 0.75
-# A weight this near to the end of what was tried lies at it.
+# A weight this near to an end of the tried range counts as at the end.
 _EDGE = 1e-3
 NATURAL, UNIFORM = "natural", "uniform"
 
 
 class Candidate(Document):
-    """A mixture that was trained again: the law's prediction of the target, and a run per seed.
+    """A mixture trained for confirmation: the law's prediction of the target, and a run per seed.
 
-    ``measured`` are the target losses of the runs that have a result, ``losses`` the same by run id.
+    ``measured`` are the target losses of the runs with a result, ``losses`` the same by run id.
     """
 
     name: str
@@ -51,16 +51,16 @@ class Candidate(Document):
 
 
 class MixtureOutcome(StageOutcome):
-    """What the mixture study found.
+    """The outcome of the mixture study.
 
-    ``design`` [n][d] mixtures over ``training_domains``; ``losses`` and ``held_out`` [n][v] measured and predicted by
-    the law when the run was held out, over ``domains``; ``forms`` the weight of each form of law per domain;
-    ``noise`` [v] the relative standard deviation between seeds.
+    ``design`` [n][d] holds mixtures over ``training_domains``. ``losses`` [n][v] are measured over ``domains``, and
+    ``held_out`` [n][v] are the law's predictions with the run held out. ``forms`` has the weight of each form of law
+    per domain, ``noise`` [v] the relative standard deviation between seeds.
 
-    ``natural`` and ``uniform`` are these mixtures within the limits, as they were trained; ``adjusted`` holds the
-    mixture as it was, for those that the limits have changed. ``lower`` and ``upper`` [d] are the limits of a weight.
-    Where the taken mixture was compared with nothing, ``reason`` says why, and ``difference``, ``low`` and ``high``
-    are 0. ``edges`` are the weights of the best candidate that lie at the end of what was tried.
+    ``natural`` and ``uniform`` are these mixtures within the limits, as trained; ``adjusted`` holds the original of
+    each mixture that the limits changed. ``lower`` and ``upper`` [d] are the limits of a weight. If the chosen mixture
+    was not compared, ``reason`` says why, and ``difference``, ``low`` and ``high`` are 0. ``edges`` are the weights of
+    the best candidate at an end of the tried range.
     """
 
     training_domains: list[str]
@@ -94,7 +94,7 @@ class MixtureOutcome(StageOutcome):
 
     @property
     def study_runs(self) -> dict[str, list[str]]:
-        """Ids of the runs that argue for the mixture, by study: with a result, and those that failed."""
+        """Ids of the runs behind the mixture, by study, including failed ones."""
         confirm = [run for candidate in self.candidates for run in candidate.runs]
         lost = [row.run for row in self.failed if row.run not in confirm]
         return {"mixture": [*self.runs, *lost], "mixture-confirm": list(dict.fromkeys(confirm))}
@@ -102,7 +102,7 @@ class MixtureOutcome(StageOutcome):
 
 @dataclass(frozen=True)
 class _Choice:
-    """What the confirmation runs say: see the fields of the same names of ``MixtureOutcome``."""
+    """The result of the confirmation runs; the fields are as in ``MixtureOutcome``."""
 
     taken: str
     difference: float = 0.0
@@ -113,11 +113,11 @@ class _Choice:
 
 
 def mixture_study(lab: Lab) -> MixtureOutcome:
-    """Run the study, or return its outcome where it is recorded.
+    """Run the study, or return its recorded outcome.
 
     Raises:
-        UsageError: limits that leave no mixture, or too few different ones for a law; nothing was trained.
-        ArmillaryError: too many runs have no result; the next call tries those again whose cause can pass.
+        UsageError: the limits leave no mixture, or too few different ones for a law; nothing was trained.
+        ArmillaryError: too many runs have no result; the next call retries runs with a transient cause.
         InterruptedStudyError: Ctrl-C; call again to resume.
     """
     recipe, corpus, study = lab.recipe, lab.corpus, lab.recipe.study.mixture
@@ -153,7 +153,7 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
     if len(good) < _ENOUGH * len(specs) or _different(X) < _MIN_MIXTURES:
         raise ArmillaryError(
             f"mixture: {len(good)} of {len(specs)} runs have a result, too few for a law; the first without one: "
-            f"{trained.failed[0]}; the same command tries those again whose cause can pass"
+            f"{trained.failed[0]}; the same command retries runs with a transient cause"
         )
     Y = np.array([[trained.results[specs[i].id].loss[d] for d in corpus.domains] for i in good])
     lab.progress("mixture law", 0, 1, "fitting")
@@ -173,14 +173,14 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
             candidates=study.candidates,
             seed=study.seed,
         )
-    except UsageError as error:  # nothing that the user gave: the runs are not what a law needs
+    except UsageError as error:  # not the user's input: the runs do not suit a law
         raise ArmillaryError(f"mixture: no law can be fitted to its {counted(len(good), 'run')}: {error}") from error
     lab.progress("mixture law", 1, 1, "fitted")
 
     mixtures = {f"candidate {i + 1}": allowed.within(optimum.weights) for i, optimum in enumerate(optima)} | references
     seeds = [_CONFIRM_SEED + i for i in range(study.confirm_seeds)]
     confirm = {name: [proxy(vector, seed) for seed in seeds] for name, vector in mixtures.items()}
-    # Arms may be one mixture, such as a natural one that is uniform: its runs are then the first arm's.
+    # Two arms can have the same mixture, such as a uniform natural mixture; the runs then belong to the first arm.
     owners = {spec.id: name for name, group in reversed(confirm.items()) for spec in group}
     again = lab.train("mixture-confirm", [Job(spec) for group in confirm.values() for spec in group], owners)
     candidates, rows = [], []
@@ -245,7 +245,7 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
 
 
 def _refuse_few(design: np.ndarray, lab: Lab) -> None:
-    """Refuse, before anything is trained, limits that leave a law too few different mixtures."""
+    """Refuse limits that leave too few different mixtures for a law, before anything is trained."""
     found = _different(design)
     if found >= _MIN_MIXTURES:
         return
@@ -259,7 +259,7 @@ def _refuse_few(design: np.ndarray, lab: Lab) -> None:
 
 
 def _different(mixtures: np.ndarray) -> int:
-    """How many of the mixtures [n, d] differ from each other."""
+    """The number of distinct mixtures in [n, d]."""
     kept: list[np.ndarray] = []
     for mixture in mixtures:
         if all(np.abs(mixture - other).sum() / 2 > _SAME for other in kept):
@@ -268,15 +268,15 @@ def _different(mixtures: np.ndarray) -> int:
 
 
 def _choose(candidates: Sequence[Candidate], confirm: Mapping[str, Sequence[RunSpec]], again: Trained) -> _Choice:
-    """The mixture to take, over arms all of whose seeds have a result.
+    """The mixture to take, among arms with a result for every seed.
 
-    Without the natural mixture's runs nothing can be shown to be better. It is taken all the same, unless it has
-    diverged: then the best candidate is.
+    Without the natural mixture's runs, no candidate can be shown to be better. The natural mixture is still taken,
+    unless it has diverged; then the best candidate is.
 
     Raises:
-        ArmillaryError: every arm has diverged, or has no result for another cause that will not pass.
+        ArmillaryError: every arm has diverged, or has no result for another permanent cause.
     """
-    # The uniform mixture is measured to be shown; the choice is between the law's mixtures and the natural one.
+    # The uniform mixture is only measured for comparison; the choice is between the law's mixtures and the natural one.
     complete = {c.name: c.measured for c in candidates if c.name != UNIFORM and again.complete(confirm[c.name])}
     lost = ", ".join(f"{row.arm} seed {row.seed}" for row in again.failed)
     if NATURAL in complete and len(complete) > 1:
@@ -289,24 +289,25 @@ def _choose(candidates: Sequence[Candidate], confirm: Mapping[str, Sequence[RunS
     if again.may_pass(confirm[NATURAL]):
         return _Choice(
             NATURAL,
-            reason=f"the natural mixture has not all its runs ({lost}), so nothing can be compared with it and it is "
-            "taken until they are there",
+            reason=f"the natural mixture lacks some runs ({lost}), so nothing can be compared with it; it is taken "
+            "until they exist",
         )
     if complete:
         best = min(complete, key=lambda name: float(np.mean(complete[name])))
         return _Choice(
-            best, reason=f"the natural mixture cannot be trained ({lost}), so the best candidate is taken uncompared"
+            best,
+            reason=f"the natural mixture cannot be trained ({lost}), so the best candidate is taken unchecked",
         )
     raise ArmillaryError(
         f"mixture: neither the natural mixture nor a candidate has all its runs; the first without a result: "
-        f"{again.failed[0]}; a lower training.lr may help where runs diverge"
+        f"{again.failed[0]}; a lower training.lr may help if runs diverge"
     )
 
 
 def _edges(best: np.ndarray, design: np.ndarray, allowed: Allowed) -> list[Edge]:
-    """The weights of the law's best mixture that lie at the end of what was tried, or of what the limits allow.
+    """The weights of the law's best mixture at an end of the tried range, or at a limit.
 
-    A weight of 0 does not count as an end, since no weight is smaller.
+    A weight of 0 does not count, since no weight is smaller.
     """
     edges = []
     ends = {"low": (design.min(0), allowed.lower, 1), "high": (design.max(0), allowed.upper, -1)}
@@ -322,7 +323,7 @@ def _edges(best: np.ndarray, design: np.ndarray, allowed: Allowed) -> list[Edge]
 
 
 def _noise(groups: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Relative standard deviation [columns] between seeds, pooled over groups of [seeds, columns]; 0 without any."""
+    """Relative standard deviation [columns] between seeds, pooled over groups of [seeds, columns]; 0 without groups."""
     squares = sum(((((g / g.mean(axis=0)) - 1) ** 2).sum(axis=0) for g in groups), np.zeros(columns))
     freedom = sum(len(g) - 1 for g in groups)
     return np.sqrt(squares / max(1, freedom))

@@ -1,12 +1,12 @@
-"""The target run: its prediction, recorded before the run exists; the run; and the verdict (contract 4).
+"""The target run: its prediction, recorded before the run exists, the run itself, and the verdict (contract 4).
 
-The target run is the recipe's model on its full tokens with the mixture and the annealing that the studies found. It is
-trained with several seeds, and so is the same model on the natural and on the uniform mixture: that difference, and
-not the law's forecast, shows whether the recipe is better. The prediction is of the first seed's run.
+The target run is the recipe's model on its full tokens, with the mixture and annealing that the studies found. It is
+trained with several seeds, and so is the same model on the natural and the uniform mixture. Their difference, not the
+law's forecast, shows whether the recipe is better. The prediction is for the run of the first seed.
 
 A prediction belongs to a run and to the weights of the target. The losses on single domains do not depend on the
-weights; the target loss is predicted for those of the recipe. Where the recipe's weights change after the run has
-begun, no prediction is made for the new ones, and the record gives the reason.
+weights; the target loss is predicted for the recipe's weights. If these change after the run has begun, there is no
+prediction for the new weights, and the record gives the reason.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _TOO_LATE = (
 
 
 class Found(Document):
-    """The recipe that the studies found, and the two plain mixtures to compare it with, all within the limits."""
+    """The recipe that the studies found, and the two plain mixtures for comparison, all within the limits."""
 
     mixture: dict[str, float]
     natural: dict[str, float]
@@ -48,11 +48,11 @@ class Found(Document):
 
 
 class Arm(Document):
-    """One mixture at the target's size, over the seeds whose run has a result.
+    """One mixture at the target's size, over the seeds with a result.
 
     ``seeds``, ``runs``, ``target``, ``loss`` and ``bits_per_byte`` have one entry per such seed; ``run`` and ``at``
-    look one up. ``low`` and ``high`` are None where too few runs of any arm have a result for an interval. ``phases``
-    are the mixtures it was trained on, and ``epochs`` the passes over each domain that the runs counted.
+    look one up. ``low`` and ``high`` are None if there are too few results for an interval. ``phases`` are the mixtures
+    of the training, and ``epochs`` the passes over each domain as counted by the runs.
     """
 
     name: str
@@ -69,11 +69,11 @@ class Arm(Document):
     phases: list[Phase] = []  # noqa: RUF012 (pydantic copies it)
 
     def run(self, seed: int) -> str | None:
-        """Id of the run with that seed, or None where it has no result."""
+        """Id of the run with that seed, or None if it has no result."""
         return self.runs[self.seeds.index(seed)] if seed in self.seeds else None
 
     def at(self, run: str) -> int | None:
-        """The place of a run in the lists, or None where it has no result or is of another arm."""
+        """The index of a run in the lists, or None if it has no result or belongs to another arm."""
         return self.runs.index(run) if run in self.runs else None
 
 
@@ -87,10 +87,10 @@ class Difference(Document):
 
 
 class TargetOutcome(StageOutcome):
-    """The arms at the target's size and how the found mixture differs from the plain ones.
+    """The arms at the target's size, and the differences between the found mixture and the plain ones.
 
-    An arm none of whose runs has a result is not among ``arms``; its runs are rows of ``failed``. A difference needs
-    two seeds that both arms have. ``predicted`` is the id of the run that was predicted.
+    An arm without any result is not in ``arms``; its runs are rows of ``failed``. A difference needs two common seeds.
+    ``predicted`` is the id of the predicted run.
     """
 
     arms: list[Arm]
@@ -98,14 +98,14 @@ class TargetOutcome(StageOutcome):
     predicted: str = ""
 
     def arm(self, name: str) -> Arm | None:
-        """The arm of that name (``found``, ``natural``, ``uniform``), or None where it has no result."""
+        """The arm of that name (``found``, ``natural``, ``uniform``), or None if it has no result."""
         return next((arm for arm in self.arms if arm.name == name), None)
 
     @property
     def published(self) -> str | None:
-        """The run whose weights are the recipe's model: the predicted one, or None while it may still be trained.
+        """The run whose weights are the recipe's model: the predicted run, or None while it can still be trained.
 
-        Where the predicted run cannot be trained, that is the run on the found mixture of the first seed that can.
+        If the predicted run cannot be trained, it is the first seed's run on the found mixture that can.
         """
         found = self.arm("found")
         runs = found.runs if found is not None else []
@@ -117,7 +117,7 @@ class TargetOutcome(StageOutcome):
 
     @property
     def study_runs(self) -> dict[str, list[str]]:
-        """Ids of the target runs, those without a result included."""
+        """Ids of the target runs, including those without a result."""
         return {"target": list(dict.fromkeys([*(run for arm in self.arms for run in arm.runs), *self.lost]))}
 
 
@@ -142,17 +142,17 @@ def target_spec(lab: Lab, found: Found, weights: dict[str, float], seed: int) ->
 
 
 def predict(lab: Lab, found: Found, mixture: MixtureOutcome, ladder: LadderOutcome) -> dict[str, Any]:
-    """Record the losses that the ladder's laws expect of the target run, and return the record.
+    """Record the losses that the ladder's laws predict for the target run, and return the record.
 
     The record holds ``run``, ``interval``, ``domains`` and ``target`` (each ``predicted``, ``low``, ``high`` in nats
-    per token), the ``target_weights`` that ``target`` is for, the ``extrapolation`` in compute and what the law warns
-    of, its forms and parameters, and the runs that it rests on.
+    per token), the ``target_weights`` of ``target``, the ``extrapolation`` in compute, the law's warnings, forms and
+    parameters, and the runs behind it.
 
-    Where the run has begun and is predicted for other target weights, its record is returned with ``target`` None and
-    the reason under ``unpredicted``.
+    If the run has begun and its prediction is for other target weights, the record has ``target`` None and the reason
+    under ``unpredicted``.
 
     Raises:
-        ArmillaryError: the target run has already begun, and nothing of it was predicted.
+        ArmillaryError: the target run has already begun without a prediction.
     """
     spec = target_spec(lab, found, found.mixture, lab.recipe.training.seeds[0])
     known = recorded(lab, spec.id)
@@ -161,7 +161,7 @@ def predict(lab: Lab, found: Found, mixture: MixtureOutcome, ladder: LadderOutco
     content = forecast(lab, spec, mixture, ladder)
     if lab.store.prediction(spec.id) is None:
         lab.store.record_prediction(spec.id, content)
-    else:  # of the same run for other weights, and it has not begun
+    else:  # a prediction of the same run for other weights, before the run has begun
         lab.store.record_prediction(_question(spec.id, lab.recipe.target_weights), content)
     known = recorded(lab, spec.id)
     assert known is not None
@@ -169,7 +169,7 @@ def predict(lab: Lab, found: Found, mixture: MixtureOutcome, ladder: LadderOutco
 
 
 def recorded(lab: Lab, run: str) -> dict[str, Any] | None:
-    """The prediction of ``run`` for the recipe's target weights (see ``predict``); None where it can still be made."""
+    """The prediction of ``run`` for the recipe's target weights (see ``predict``); None if it can still be made."""
     weights = lab.recipe.target_weights
     first = lab.store.prediction(run)
     if first is None or _answers(lab, run, first):
@@ -183,7 +183,7 @@ def recorded(lab: Lab, run: str) -> dict[str, Any] | None:
 
 
 def _question(run: str, weights: dict[str, float]) -> str:
-    """The id under which a prediction of ``run`` for other target weights is recorded."""
+    """The id of the record of a prediction of ``run`` for other target weights."""
     return canonical_hash([run, weights])
 
 
@@ -192,7 +192,7 @@ def _answers(lab: Lab, run: str, prediction: dict[str, Any]) -> bool:
     weights = lab.recipe.target_weights
     if "target_weights" in prediction:
         return bool(prediction["target_weights"] == weights)
-    # Older records do not name their weights; a verdict shows them.
+    # Older records do not have their weights; a verdict has them.
     verdict = lab.store.verdict(run)
     measured = {row["domain"]: row["measured"] for row in verdict["rows"]} if verdict else {}
     if any(domain not in measured for domain in (*weights, "target")):
@@ -206,13 +206,13 @@ def _begun(lab: Lab, run: str) -> bool:
 
 
 def forecast(lab: Lab, spec: RunSpec, mixture: MixtureOutcome, ladder: LadderOutcome) -> dict[str, Any]:
-    """The content of a prediction of ``spec``, not yet recorded.
+    """The content of a prediction of ``spec``, before it is recorded.
 
-    A domain whose law the ladder leaves open by more than a factor of 2 is left out of ``domains`` and listed under
+    If a domain's law is uncertain by more than a factor of 2, the domain is not in ``domains`` but listed under
     ``open``; the other domains and the target are predicted.
 
     Raises:
-        ArmillaryError: the law of the target, or of every domain, is open.
+        ArmillaryError: the law of the target, or of every domain, is that uncertain.
     """
     left_out: list[str] = []
     law = fit_law(ladder, lab.recipe.model.family, mixture.domains, left_out.append)
@@ -259,10 +259,10 @@ def forecast(lab: Lab, spec: RunSpec, mixture: MixtureOutcome, ladder: LadderOut
 
 
 def train_target(lab: Lab, found: Found) -> TargetOutcome:
-    """Train the target run and the plain arms with every seed, or return their outcome where it is recorded.
+    """Train the target run and the plain arms with every seed, or return their recorded outcome.
 
     Raises:
-        ArmillaryError: no prediction is recorded, or no run at all has a result.
+        ArmillaryError: no prediction is recorded, or no run has a result.
         InterruptedStudyError: Ctrl-C; call again to resume.
     """
     seeds = list(lab.recipe.training.seeds)
@@ -275,28 +275,28 @@ def train_target(lab: Lab, found: Found) -> TargetOutcome:
     known = lab.stored("target", key, TargetOutcome)
     if known is not None:
         return known
-    # The run that was predicted comes first, then the others seed by seed, so that an early stop leaves whole pairs.
+    # The predicted run comes first, then the others seed by seed, so that an early stop leaves complete pairs.
     jobs = [Job(specs[name][i]) for i in range(len(seeds)) for name in mixtures]
-    # Where two mixtures are one, their runs are those of the first.
+    # If two mixtures coincide, their runs belong to the first.
     owners = {spec.id: name for name, group in reversed(specs.items()) for spec in group}
     trained = lab.train("target", jobs, owners)
     if not trained.results:
         raise ArmillaryError(
             f"target: none of its {counted(len(owners), 'run')} has a result; the first: {trained.failed[0]}; "
             f"the same command "
-            "tries those again whose cause can pass"
+            "retries runs with a transient cause"
         )
     return lab.conclude("target", key, _outcome(lab, mixtures, specs, trained))
 
 
 def restore_target(lab: Lab, outcome: TargetOutcome) -> list[FailedRun]:
-    """Train those target runs again whose files are gone, or take the files from where the database has them.
+    """Restore missing files of target runs, from the database if it has them, else by training again.
 
-    The recorded results stay. Returns the runs whose files are not there for all that.
+    The recorded results stay. Returns the runs whose files could not be restored.
     """
     gone = [run for run in outcome.study_runs["target"] if lab.store.missing_files(run)]
     for run in gone:
-        lab.say(f"target: {lab.store.run_folder(run)}: the files of a finished run are missing; they are made again")
+        lab.say(f"target: {lab.store.run_folder(run)}: the files of a finished run are missing; they are restored")
         lab.store.reopen(run)
     again = [run for run in gone if lab.store.missing_files(run)]
     specs = {run: lab.store.run_spec(run) for run in again}
@@ -343,7 +343,7 @@ def _outcome(
 def _mean(own: Sequence[float], every: Sequence[Sequence[float]]) -> tuple[float, float | None, float | None]:
     """Mean of an arm with Student's t interval over its seeds.
 
-    An arm of one run takes the spread between seeds from the other arms, which are runs of the same size.
+    An arm with one run takes the spread between seeds from the other arms, whose runs have the same size.
     """
     groups = [own] if len(own) > 1 else [group for group in every if len(group) > 1]
     freedom = sum(len(group) - 1 for group in groups)
@@ -356,7 +356,7 @@ def _mean(own: Sequence[float], every: Sequence[Sequence[float]]) -> tuple[float
 
 
 def _difference(found: Arm, other: Arm) -> Difference | None:
-    """The difference over the seeds that both arms have; None for fewer than two."""
+    """The difference over the common seeds of both arms; None for fewer than two."""
     pairs = [
         (found.target[found.seeds.index(s)], other.target[i]) for i, s in enumerate(other.seeds) if s in found.seeds
     ]
@@ -367,11 +367,11 @@ def _difference(found: Arm, other: Arm) -> Difference | None:
 
 
 def judge(lab: Lab, found: Found) -> dict[str, Any]:
-    """The verdict on the target run's prediction; a final one is appended to it.
+    """The verdict on the target run's prediction; a final verdict is appended to the record.
 
     ``status`` is ``judged``, ``diverged`` or ``pending``. ``rows`` holds for every domain and for the
     target ``predicted``, ``low``, ``high``, ``measured`` and ``inside``. A run that diverged lies outside in every row,
-    with nothing measured. A pending verdict has no rows and the reason under ``reason``; it is not recorded. Where the
+    with nothing measured. A pending verdict has no rows and the reason under ``reason``; it is not recorded. If the
     target was not predicted before the run, its row is missing, and ``unpredicted`` holds its ``measured`` loss and
     the ``reason``.
 
@@ -396,7 +396,7 @@ def judge(lab: Lab, found: Found) -> dict[str, Any]:
 
 
 def _is_second(lab: Lab, run: str, prediction: dict[str, Any]) -> bool:
-    """Whether the prediction answers another question than the first one that was recorded of ``run``."""
+    """Whether the prediction differs in its question from the first one recorded for ``run``."""
     first = lab.store.prediction(run)
     return first is not None and prediction["target"] is not None and first["sha256"] != prediction["sha256"]
 

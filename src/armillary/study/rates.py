@@ -1,16 +1,16 @@
-"""How many tokens per second a fleet of workers trains, by kind of run, kept in the store.
+"""The training rate of a fleet of workers in tokens per second, by kind of run, kept in the store.
 
-A budget in time is divided by rates. A rate is looked up before it is measured: finished runs of a study give the best
-one, since their steps waited for data, wrote events and shared the machine like the next ones. A probe (training steps
-on random tokens) is made once, for work that was never trained here.
+A budget in time is divided by rates. A rate is looked up before it is measured. Finished runs of a study give the best
+rate, since their steps waited for data, wrote events and shared the machine like the next ones. A probe (training steps
+on random tokens) is run once, for work that was never trained here.
 
-The key of a rate holds all that decides a step's time: shape, context, batch, precision, optimizer, z-loss,
+The key of a rate covers everything that affects a step's time: shape, context, batch, precision, optimizer, z-loss,
 accumulation, length phases, and the machine.
 
 Trade-offs: a machine is the device, the workers or the layout of ranks, and the versions. Machines that share a store
-have separate rates, and a new version of torch or of this package starts anew. Time lost to other programs is part of a
-run's rate; later runs correct it, because only the last minutes count. A cluster of unlike nodes is a machine with the
-names of all. Where nodes join or leave during a study, its runs count for the workers at its end.
+have separate rates, and a new version of torch or of this package starts without rates. Time lost to other programs is
+part of a run's rate; later runs correct it, because only the last minutes count. A cluster of different nodes is one
+machine with all their names. If nodes join or leave during a study, its runs count for the workers at its end.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ from armillary.store import Store
 
 Precision = Literal["fp32", "bf16"]
 
-# A probe is the median of several windows, taken in turn with those of the other shapes: a moment of other load then
-# spoils one window of each shape, not all of one. The best window would promise a rate that runs never reach.
+# A probe is the median of several windows, interleaved with those of the other shapes, so a moment of other load spoils
+# one window of each shape instead of all windows of one. The best window would promise a rate that runs never reach.
 _WINDOWS, _WINDOW_S = 5, 0.5
-# Seconds of training after which the rate of runs replaces that of a probe, and after which older runs are forgotten.
+# Seconds of training after which the rate of runs replaces that of a probe, and after which older runs do not count.
 _ENOUGH_S, _MEMORY_S = 3.0, 600.0
 
 
 class Machinery(Protocol):
-    """Workers that train runs, and the store that keeps the runs."""
+    """Workers that train runs, and the store of the runs."""
 
     @property
     def store(self) -> Store:
-        """Where runs and rates are kept."""
+        """The store of runs and rates."""
 
     @property
     def n_workers(self) -> int:
-        """Runs that train at the same time."""
+        """Number of runs that train at the same time."""
 
     @property
     def device(self) -> str:
@@ -56,14 +56,14 @@ class Machinery(Protocol):
 
 
 class Fleet(Machinery, Protocol):
-    """Workers whose throughput can be measured."""
+    """A fleet whose throughput can be measured."""
 
     def measure(self, probes: Sequence[Probe]) -> list[float]:
         """Tokens per second of all workers together for each probe."""
 
 
 class Machine(Document):
-    """What a rate depends on besides the run: the device, how many workers share the machine, and the versions."""
+    """The inputs of a rate besides the run: the device, the number of workers on the machine, and the versions."""
 
     device: str
     workers: int
@@ -77,14 +77,15 @@ class Machine(Document):
 
 
 def machine(fleet: Machinery) -> Machine:
-    """The machine that the fleet's workers share, or the machines where they are many."""
+    """The machine, or the machines, of the fleet's workers."""
     return Machine(
         device=fleet.device, workers=fleet.n_workers, torch=str(torch.__version__), armillary=armillary.__version__
     )
 
 
 def train_rates(fleet: Fleet, probes: Sequence[Probe]) -> list[float]:
-    """Tokens per second of all workers together for each probe: of runs, else of an earlier probe, else measured now.
+    """Tokens per second of all workers together for each probe: from runs, else from an earlier probe, else measured
+    now.
 
     Raises:
         ArmillaryError: a worker died, or could not train at this size.
@@ -94,9 +95,9 @@ def train_rates(fleet: Fleet, probes: Sequence[Probe]) -> list[float]:
 
 
 def faster_precision(fleet: Fleet, probe: Probe) -> Precision:
-    """The precision in which the steps of ``probe`` are faster here, whatever its own; fp32 where they are equal.
+    """The precision with the faster steps for ``probe`` on this machine, ignoring the probe's own; fp32 in a tie.
 
-    Both are compared by rates of one kind (probe or runs), since runs are a little slower than a probe.
+    Both are compared by rates of the same kind (probe or runs), since runs are a little slower than a probe.
 
     Raises:
         ArmillaryError: as ``train_rates``.
@@ -113,8 +114,8 @@ def faster_precision(fleet: Fleet, probe: Probe) -> Precision:
 def record_rates(fleet: Machinery, specs: Iterable[RunSpec], since: float) -> None:
     """Record the rates of runs on this fleet after ``since`` (seconds since the epoch).
 
-    Read from the runs' events: tokens of training steps per second spent on them, times the workers. Events before
-    ``since`` do not count, as they may be of another machine.
+    They are read from the runs' events: tokens of training steps per second spent on them, times the workers. Events
+    before ``since`` do not count, since they may come from another machine.
     """
     spent: dict[Probe, tuple[float, float]] = {}
     for spec in {spec.id: spec for spec in specs}.values():
@@ -128,19 +129,19 @@ def record_rates(fleet: Machinery, specs: Iterable[RunSpec], since: float) -> No
         per_token, remembered = seconds / tokens, 0.0
         for row in fleet.store.rates(**_key(fleet, probe), how="runs"):
             remembered = min(row["seconds"], _MEMORY_S)
-            # Seconds per token are averaged, as a budget adds times and not rates.
+            # Seconds per token are averaged, because a budget adds times, not rates.
             tokens_before = remembered * row["tokens_per_s"] / fleet.n_workers
             per_token = (seconds + remembered) / (tokens + tokens_before)
         _record(fleet, probe, "runs", fleet.n_workers / per_token, seconds + remembered)
 
 
 def _trained(events: Path, since: float) -> tuple[float, float]:
-    """Steps of a run after ``since``, and their seconds; a step that was repeated counts once."""
-    taken: list[tuple[int, int, float, bool]] = []  # first and last step, seconds, whether they count
+    """Steps of a run after ``since``, and their seconds; a repeated step counts once."""
+    taken: list[tuple[int, int, float, bool]] = []  # first and last step, seconds, and whether they count
     last = 0
     if events.exists():
         for event in read_events(events):
-            # Only these say where training stands: a checkpoint may be reported steps after its own.
+            # Only these give the current step: a checkpoint may be reported some steps after its own.
             if event.kind in ("start", "resume"):
                 again, last = event.step, event.step
                 taken = [
@@ -181,7 +182,7 @@ def _key(fleet: Machinery, probe: Probe) -> dict[str, str | int]:
 
 
 def _work(probe: Probe) -> dict[str, Any]:
-    """What decides the time of a step besides shape, batch and precision."""
+    """The inputs of a step's time besides shape, batch and precision."""
     return {
         "optimizer": probe.optimizer,
         "z_loss": probe.z_loss > 0,

@@ -1,9 +1,9 @@
 """From a budget to the size of each study: how many runs of how many tokens.
 
 A budget is wall time on this machine or FLOPs. For time, the rate of every shape on this machine is looked up, or
-measured where it is not known; what no run takes (fitting laws, report, export) is reserved; the target run's share is
-set aside, and the studies divide the rest. Sizes are then stored, so that an interrupted study resumes with the sizes
-it had, whatever the machine is doing today.
+measured if unknown. Time outside runs (fitting laws, report, export) is reserved, the target run's share is set aside,
+and the studies divide the rest. Sizes are then stored, so an interrupted study resumes with the same sizes, whatever
+the current load of the machine.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def environment(monkeypatch):
         ),
         ({"MASTER_PORT": ""}, "environment lacks MASTER_PORT"),
         ({"MASTER_PORT": "http"}, "MASTER_PORT is 'http', which must be a whole number"),
-        ({"MASTER_PORT": "70000"}, "MASTER_PORT is 70000, which is no port (1 to 65535)"),
+        ({"MASTER_PORT": "70000"}, "MASTER_PORT is 70000, which is not a port (1 to 65535)"),
         ({"RANK": "one"}, "RANK is 'one', which must be a whole number"),
         ({"RANK": "2"}, "RANK is 2, which must be 0 to WORLD_SIZE - 1 (1)"),
         ({"RANK": "-1"}, "RANK is -1"),
@@ -66,7 +66,7 @@ def test_a_port_that_is_taken_is_named(environment):
         with pytest.raises(ArmillaryError) as caught, joined():
             pass
     said = str(caught.value)
-    assert said.startswith(f"rank 0 of 2 could not meet the others at localhost:{port}: ") and "\n" not in said
+    assert said.startswith(f"rank 0 of 2 could not reach the others at localhost:{port}: ") and "\n" not in said
     assert "the port must be free on that host" in said
 
 
@@ -83,9 +83,9 @@ def fail(stop):
 @pytest.mark.parametrize(
     ("act", "restarts", "said"),
     [
-        (die, 0, "rank 1 died (signal 9); its last words: "),
+        (die, 0, "rank 1 died (signal 9); its last output: "),
         pytest.param(
-            *(fail, 1, "died (exit code 1), and again after 1 restart; its last words: no such device; what the last"),
+            *(fail, 1, "died (exit code 1), and again after 1 restart; its last output: no such device; the same"),
             marks=pytest.mark.slow,
         ),
     ],

@@ -109,9 +109,9 @@ def test_what_failed_for_a_passing_cause_is_trained_again_by_the_next_call(error
 def test_messages_name_cause_and_remedy(make_spec):
     full, silent, memory = (Failure.of("0123", PASSING[number]).error for number in (0, 1, 4))
     assert full == (
-        "run 0123: /runs/x/model.safetensors: No space left on device; free space and give the same command again"
+        "run 0123: /runs/x/model.safetensors: No space left on device; free space and run the same command again"
     )
-    assert silent == "run 0123: a disk that says nothing; remove the cause and give the same command again"
+    assert silent == "run 0123: a disk that says nothing; remove the cause and run the same command again"
     assert "not enough memory" in memory and "fewer --workers" in memory
 
 

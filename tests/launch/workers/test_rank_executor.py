@@ -50,7 +50,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_the_same_call_goes_on(workers, tiny_corp
             asked.append(done)
             os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(InterruptedStudyError, match="give the same command"):
+    with pytest.raises(InterruptedStudyError, match="run the same command"):
         over.run("target", [Job(spec)], interrupt)
     assert asked and workers.store.overview()[0]["status"] == "pending"
     results = over.run("target", [Job(spec)], interrupt)

@@ -163,7 +163,7 @@ def test_a_second_call_does_nothing_and_another_one_is_refused(family: Path, tmp
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
     with pytest.raises(UsageError, match=r"density was 0\.5 and is 0\.3"):
         merge(family / "base", models, out, MergeOptions("ties", density=0.3))
-    with pytest.raises(UsageError, match="the base or a model is another"):
+    with pytest.raises(UsageError, match="the base or a model has changed"):
         merge(family / "base", models[::-1], out, MergeOptions("ties"))
     (out / "model.safetensors").write_bytes((out / "model.safetensors").read_bytes()[:-4])
     with pytest.raises(
@@ -178,7 +178,7 @@ def test_a_second_call_does_nothing_and_another_one_is_refused(family: Path, tmp
 def test_what_is_no_merge_is_never_replaced(family: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("x")
-    with pytest.raises(UsageError, match=r"holds 'chapter\.tex' and no merge"):
+    with pytest.raises(UsageError, match=r"holds 'chapter\.tex' but not a merge"):
         merge(family / "base", [family / "one"], tmp_path / "thesis", MergeOptions())
     with pytest.raises(UsageError, match="is a file"):
         merge(family / "base", [family / "one"], tmp_path / "thesis" / "chapter.tex", MergeOptions())
@@ -269,7 +269,7 @@ def no_weights(place: Path) -> None:
         (other_cut, "tokenizers differ: 'pre_tokenizer'"),
         (no_tokenizer, "no tokenizer file in common"),
         (drawn_anew, r"does not come from .*base: the median correlation of their matrices is -?0\.0"),
-        (an_adapter, "LoRA adapter alone"),
+        (an_adapter, "only a LoRA adapter"),
         (quantised, "quantised"),
         (not_there, "is not a folder"),
         (no_weights, r"neither model\.safetensors nor"),
@@ -328,13 +328,13 @@ def test_damaged_weights_stop_the_merge_and_leave_nothing(
 def test_an_index_cannot_lead_out_of_its_folder(copies: Path, tmp_path: Path) -> None:
     weight_map = {"model.norm.weight": "../one/model.safetensors"}
     (copies / "two" / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    with pytest.raises(DamagedFileError, match="no file of the folder"):
+    with pytest.raises(DamagedFileError, match="not a file in the folder"):
         merge(copies / "base", [copies / "two"], tmp_path / "merged", MergeOptions())
 
 
 def test_a_parent_that_changes_meanwhile_is_noticed(copies: Path, tmp_path: Path) -> None:
     path = copies / "one" / "model.safetensors"
-    with pytest.raises(DamagedFileError, match="changed while it was merged"):
+    with pytest.raises(DamagedFileError, match="changed during the merge"):
         merge(copies / "base", [copies / "one"], tmp_path / "merged", MergeOptions(), lambda *_: os.utime(path, (1, 1)))
     assert not (tmp_path / "merged").exists()
 

@@ -179,7 +179,7 @@ def test_a_model_alone_comes_back(method: str) -> None:
         (MergeOptions("linear", (1.0, -1.0)), 2, "sum to 0"),
         (MergeOptions("linear", (1.0,)), 2, "1 weights for 2 models"),
         (MergeOptions("task", (float("nan"),)), 1, "finite"),
-        (MergeOptions("slerp"), 3, "between two models, and 3"),
+        (MergeOptions("slerp"), 3, "needs two models, but 3"),
         (MergeOptions("slerp", (-1.0, 2.0)), 2, "shares from 0 to 1"),
         (MergeOptions("ties", density=0.0), 2, "density is 0"),
         (MergeOptions("dare", density=1.5), 2, "density is 1.5"),

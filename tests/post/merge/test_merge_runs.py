@@ -57,5 +57,5 @@ def test_a_run_from_another_seed_or_shape_is_refused(runs: Path, tmp_path: Path)
         merge(runs / "base", [runs / "one", runs / "apart"], tmp_path / "merged", MergeOptions())
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "spec.json").write_bytes((runs / "one" / "spec.json").read_bytes())
-    with pytest.raises(Exception, match="the run is not done"):
+    with pytest.raises(Exception, match="the run is not finished"):
         merge(runs / "base", [tmp_path / "half"], tmp_path / "merged", MergeOptions())

@@ -118,7 +118,7 @@ def test_evaluations_are_bounded_and_a_stopped_search_resumes(place: Path, tmp_p
 
 def test_another_search_and_damaged_scores_are_refused(place: Path, tmp_path: Path) -> None:
     search(place, tmp_path / "out", Score((0.3, 0.7)), evaluations=2)
-    with pytest.raises(UsageError, match="another value of options"):
+    with pytest.raises(UsageError, match="a different options"):
         search(place, tmp_path / "out", Score((0.3, 0.7)), "ties", evaluations=2)
     path = tmp_path / "out.search" / "scores.jsonl"
     path.write_text("nonsense\n" + path.read_text())
@@ -127,7 +127,7 @@ def test_another_search_and_damaged_scores_are_refused(place: Path, tmp_path: Pa
 
 
 def test_what_cannot_be_searched_is_refused(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="search those of 'linear'"):
+    with pytest.raises(UsageError, match="search the weights of 'linear'"):
         search(place, tmp_path / "out", Score((0, 0)), "weighted")
     asked = Search(Score((0, 0)), "a score")
     with pytest.raises(UsageError, match="no weights to search"):

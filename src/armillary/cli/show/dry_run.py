@@ -1,4 +1,4 @@
-"""What a dry run found, on the screen."""
+"""Prints the result of a dry run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CHANGING = ("gradients", "gathered", "activations")
 
 
 def show_dry_run(name: str, found: Any) -> None:
-    """Memory of each rank that differs, in each phase that does, and the collectives where most is needed."""
+    """Print the memory of each distinct rank and phase, and the collectives of the largest rank."""
     phases: dict[int, list[Any]] = {}
     for report in found.reports:
         phases.setdefault(report.first_step, []).append(report)
@@ -67,11 +67,11 @@ def show_dry_run(name: str, found: Any) -> None:
         sums[c.kind] += c.count * c.nbytes
     told = ", ".join(f"{kind} {_gib(nbytes)}" for kind, nbytes in sums.most_common())
     out.print(f"GiB in all: {told}", highlight=False)
-    out.print(f"found out in {found.seconds:.0f} s and {_gib(found.own_memory)} GiB", highlight=False)
+    out.print(f"computed in {found.seconds:.0f} s and {_gib(found.own_memory)} GiB", highlight=False)
 
 
 def _step(report: Any) -> str:
-    """What a step of this phase takes."""
+    """The size of a step in this phase."""
     return (
         f"{counted(report.batch_sequences, 'sequence')} of {counted(report.context_length, 'token')} a step in "
         f"{counted(report.microbatches, 'micro-batch')}"
@@ -84,7 +84,7 @@ def _place(report: Any) -> str:
 
 
 def _layers(stages: list[list[int]]) -> str:
-    """Layers of each stage, as 0-3, 32-35."""
+    """Layers of each stage, such as 0-3, 32-35."""
     return ", ".join(f"{its[0]}-{its[-1]}" if len(its) > 1 else str(its[0]) for its in stages if its)
 
 

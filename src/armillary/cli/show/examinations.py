@@ -1,4 +1,4 @@
-"""What an examination found, on the screen."""
+"""Prints the results of an examination."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def show_results(title: str, examination: Any) -> None:
 
 
 def show_clean(examination: Any) -> None:
-    """How many items occur in the training text, and the scores of the others."""
+    """Print the number of items in the training text, and the scores of the others."""
     from armillary.evaluate.tasks import clean_scores
 
     show_table(

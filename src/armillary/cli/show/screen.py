@@ -1,7 +1,6 @@
-"""What all verbs show with: progress, tables and JSON on the terminal.
+"""Progress, tables and JSON on the terminal, for all verbs.
 
-Results go to standard output, progress to standard error; with ``--json`` standard output holds one JSON value and
-nothing else.
+Results go to standard output and progress to standard error. With ``--json``, standard output is a single JSON value.
 """
 
 from __future__ import annotations
@@ -19,18 +18,18 @@ from rich.table import Table
 
 from armillary.cli.guard import masked
 
-# Columns where the output is not a terminal: a table in a file must not be cut.
+# Width if the output is not a terminal: a table in a file must not be cut.
 _WIDE = 200
 
-# No emoji codes: "recipe.yaml:100: " is a line, not a picture. What others wrote goes through `escape`, since a path
-# may hold what looks like markup.
+# No emoji codes: "recipe.yaml:100: " is a line number. Foreign text goes through `escape`, since a path may look like
+# markup.
 out = Console(soft_wrap=True, emoji=False, width=None if sys.stdout.isatty() else _WIDE)
 err = Console(stderr=True, soft_wrap=True, emoji=False)
 _PLAIN_EVERY_S = 15.0
 
 
 class Reporter:
-    """Shows progress: a bar with the time left on a terminal, else a line from time to time."""
+    """Shows progress: a bar with the time left on a terminal, else an occasional line."""
 
     def __init__(self) -> None:
         columns = (
@@ -65,24 +64,24 @@ class Reporter:
                 )
 
     def say(self, text: str) -> None:
-        """Show a line that stays."""
+        """Print a line above the progress bar."""
         (self.bars.console if err.is_terminal else err).print(
             f"[yellow]note[/yellow] {escape(masked(text))}", highlight=False
         )
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         self.bars.stop()
 
 
 def show_json(value: Any) -> None:
-    """One JSON value on standard output; what is infinite or not a number becomes null."""
+    """Print one JSON value on standard output; infinity and NaN become null."""
     plain = value.model_dump(mode="json") if hasattr(value, "model_dump") else value
     print(masked(json.dumps(finite(plain), ensure_ascii=False, allow_nan=False)))
 
 
 def finite(value: Any) -> Any:
-    """``value`` with null for numbers that JSON does not have."""
+    """``value`` with null for numbers that JSON cannot represent."""
     if isinstance(value, dict):
         return {key: finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -91,14 +90,14 @@ def finite(value: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """An entry of a table: four decimals, or four digits where that would show nothing or too much."""
+    """An entry of a table: four decimals, or four significant digits for very small or large numbers."""
     if not isinstance(value, float):
         return "" if value is None else escape(masked(str(value)))
     return f"{value:.4f}" if value == 0 or 1e-2 <= abs(value) < 1e5 else f"{value:.4g}"
 
 
 def show_table(title: str, columns: list[str], rows: list[list[Any]]) -> None:
-    """A table; numbers stand to the right."""
+    """Print a table with right-aligned numbers."""
     table = Table(title=title, title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")

@@ -1,4 +1,4 @@
-"""What studies, predictions and runs found, on the screen."""
+"""Prints the outcomes of studies, predictions and runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from armillary.cli.show.screen import out, show_table
 
 
 def show_mixture(found: Any) -> None:
-    """The mixture taken beside the plain ones, and what the law's candidates measured."""
+    """Print the chosen mixture next to the plain ones, and the measurements of the law's candidates."""
     rows = [
         [d, found.natural[d], found.uniform[d], found.found[d]]
         for d in sorted(found.training_domains, key=lambda d: -found.found[d])
@@ -31,7 +31,7 @@ def show_mixture(found: Any) -> None:
 
 
 def show_anneal(found: Any) -> None:
-    """The target loss of every annealing by seed; an arrow marks the one taken."""
+    """Print the target loss of every annealing by seed; an arrow marks the chosen one."""
     rows = [
         ["→ " * (b.annealing == found.taken) + b.annealing.name, *(b.losses.get(run) for run in b.runs)]
         for b in found.branches
@@ -48,13 +48,13 @@ def show_anneal(found: Any) -> None:
 
 
 def show_ladder(found: Any) -> None:
-    """The points of the ladder."""
+    """Print the points of the ladder."""
     rows = [[p.family, p.depth, p.parameters, p.tokens, p.target] for p in found.points]
     show_table("ladder", ["family", "depth", "parameters", "tokens", "target loss"], rows)
 
 
 def show_prediction(said: dict[str, Any]) -> None:
-    """What was recorded of the target run."""
+    """Print the recorded prediction of the target run."""
     domains = said["domains"] if said["target"] is None else {**said["domains"], "target": said["target"]}
     rows = [[d, v["predicted"], v["low"], v["high"]] for d, v in domains.items()]
     show_table(
@@ -68,7 +68,7 @@ def show_prediction(said: dict[str, Any]) -> None:
 
 
 def show_arms(found: Any) -> None:
-    """The arms of the target run and their differences."""
+    """Print the arms of the target run and their differences."""
     rows = [[a.name, a.mean, a.low, a.high, len(a.target)] for a in found.arms]
     show_table("target loss (nats per token)", ["mixture", "mean", "low (90%)", "high", "seeds"], rows)
     for d in found.differences:
@@ -77,7 +77,7 @@ def show_arms(found: Any) -> None:
 
 
 def show_verdict(said: dict[str, Any]) -> None:
-    """Predicted, interval, measured, inside or not."""
+    """Print the verdict: predicted, interval, measured, inside or not."""
     rows = [
         [r["domain"], r["predicted"], r["low"], r["high"], r["measured"], "yes" if r["inside"] else "no"]
         for r in said["rows"]
@@ -92,7 +92,7 @@ def show_verdict(said: dict[str, Any]) -> None:
 
 
 def show_result(result: Any) -> None:
-    """What a large run reached."""
+    """Print the result of a large run."""
     rows = [[domain, loss, result.bits_per_byte[domain]] for domain, loss in result.loss.items()]
     show_table(
         f"run {result.run}: {result.tokens:,} tokens", ["domain", "loss (nats per token)", "bits per byte"], rows

@@ -1,4 +1,4 @@
-"""The app with all its verbs, in the order in which a person meets them."""
+"""The app with all its verbs, in the order of typical use."""
 
 from __future__ import annotations
 
@@ -54,11 +54,11 @@ __all__ = [
     "verify",
 ]
 
-# The parts of `armillary --help`, in order. What is in none of them comes last, among "Others".
+# The sections of `armillary --help`, in order. Verbs in none of them come last, under "Others".
 PANELS = {
     "From text to a model": ("run", "demo", "report", "corpus", "predict", "train", "verdict"),
     "From a base model to one that answers": ("post",),
-    "What is there": ("runs", "rates", "verify", "store"),
+    "What exists": ("runs", "rates", "verify", "store"),
     "Where the time goes": ("plan", "goodput"),
     "What a model can do": ("chat", "generate", "evaluate", "leaderboard", "forecast"),
     "One study at a time": ("study",),
@@ -70,10 +70,10 @@ _ORDER = [name for names in PANELS.values() for name in names]
 
 
 class InOrder(TyperGroup):
-    """Lists the verbs in the order of ``PANELS``, and says what is wrong with an option in this program's words."""
+    """Lists the verbs in the order of ``PANELS``, and reports option errors in this program's wording."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Parse and call the verb; Typer's own errors about values are pydantic's."""
+        """Parse and call the verb; Typer's errors about values come from pydantic."""
         try:
             return super().invoke(ctx)
         except typer.BadParameter as error:
@@ -82,7 +82,7 @@ class InOrder(TyperGroup):
             raise
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Names of the verbs, those of the main path first."""
+        """Names of the verbs, main path first."""
         return sorted(
             super().list_commands(ctx), key=lambda name: _ORDER.index(name) if name in _ORDER else len(_ORDER)
         )
@@ -101,7 +101,7 @@ def options(
         bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Options before the verb."""
+    """Handle options before the verb."""
 
 
 def _panel(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The verb that talks with a model."""
+"""The verb ``chat``: a conversation with a model."""
 
 from __future__ import annotations
 
@@ -23,14 +23,18 @@ def chat(
     system: Annotated[str | None, typer.Option(help="The system message.", show_default=False)] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 512,
     temperature: Annotated[float, typer.Option(callback=not_negative, help="0 takes the most likely token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(callback=nucleus, help="Draw from the nucleus with this probability.")] = 1.0,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Draw from this many tokens.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(callback=nucleus, help="Sample from the nucleus with this probability.")
+    ] = 1.0,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Sample from this many most likely tokens.", show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
     *,
     engine: Engine,
     as_json: JsonOption = False,
 ) -> None:
-    """Talk with a model: one line per turn, on the terminal or from a pipe. /clear begins anew, Ctrl-D ends.
+    """Chat with a model: one line per turn, on the terminal or from a pipe. /clear starts over, Ctrl-D ends.
 
     Example: armillary chat ./model --system "Answer briefly."
     """
@@ -47,7 +51,7 @@ def chat(
 def _talk(dialogue: Any, as_json: bool) -> None:
     person = sys.stdin.isatty()
     if person:
-        err.print("/clear begins anew, Ctrl-C stops an answer, Ctrl-D ends", highlight=False)
+        err.print("/clear starts over, Ctrl-C stops an answer, Ctrl-D ends", highlight=False)
         import readline  # noqa: F401 (input() then edits its line)
     while (text := _line(person)) is not None:
         if text == "/clear":
@@ -57,7 +61,7 @@ def _talk(dialogue: Any, as_json: bool) -> None:
 
 
 def _line(person: bool) -> str | None:
-    """The next line, without white space around it; None at the end."""
+    """The next line without surrounding white space; None at the end."""
     try:
         return input("> " if person else "").strip()
     except EOFError:

@@ -1,4 +1,4 @@
-"""The verb ``evaluate contest``: models and files of predictions in the contests of Chinese language processing."""
+"""The verb ``evaluate contest``: models and files of predictions in contests of Chinese language processing."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def contest(
         ),
     ] = "plain",
     limit: Count = None,
-    shots: Annotated[int, typer.Option(min=1, help="Examples of few-shot.")] = 4,
+    shots: Annotated[int, typer.Option(min=1, help="Few-shot examples.")] = 4,
     similarity: Annotated[str, typer.Option(help="How examples are found: bm25 or embeddings.")] = "bm25",
-    samples: Annotated[int, typer.Option(min=1, help="Answers of self-consistency.")] = 5,
+    samples: Annotated[int, typer.Option(min=1, help="Answers for self-consistency.")] = 5,
     development: Annotated[
         int | None,
         typer.Option(min=1, help="Items of the train file that a vote learns from (default: 100).", show_default=False),
@@ -43,7 +43,7 @@ def contest(
         list[str] | None,
         typer.Option(help="NAME=FILE: predictions of another system, which also votes.", show_default=False),
     ] = None,
-    chat: Annotated[bool, typer.Option("--chat/--text", help="Ask in turns of a chat, or in plain text.")] = True,
+    chat: Annotated[bool, typer.Option("--chat/--text", help="Prompt with chat messages, or in plain text.")] = True,
     predictions: Annotated[
         Path | None,
         typer.Option(help="Folder for predictions and answers; a stopped run resumes from it.", show_default=False),
@@ -54,7 +54,7 @@ def contest(
     gold: Annotated[Path | None, typer.Option(help="The true answers for --score.", show_default=False)] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Examine models in a contest, or score a file of predictions as the contest does.
+    """Examine models in a contest, or score a file of predictions with the contest's metrics.
 
     Example: armillary evaluate contest ched model.gguf --data ched --method plain,few-shot,vote
 

@@ -12,7 +12,7 @@ from armillary.cli.workspaces import WorkspaceOptions, opens_workspace, workspac
 @app.command()
 @opens_workspace("recipe", "folder", "workers")
 def corpus(at: WorkspaceOptions, as_json: JsonOption = False) -> None:
-    """Build the corpus of a recipe: domains to token shards.
+    """Build the corpus of a recipe: token shards from its domains.
 
     Example: armillary corpus recipe.yaml
     """

@@ -1,4 +1,4 @@
-"""The verbs of examinations. ``evaluate MODEL …`` is ``evaluate run MODEL …``."""
+"""The verbs of examinations. ``evaluate MODEL …`` is short for ``evaluate run MODEL …``."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ SHOWN_FLIPS = 20
 
 
 class RunByDefault(TyperGroup):
-    """A first word that is not a verb is the model to examine."""
+    """Treats a first word that is not a verb as the model to examine."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the verb ``run`` before a model."""
+        """Insert the verb ``run`` before a model."""
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
             args = ["run", *args]
         return super().parse_args(ctx, args)
@@ -64,12 +64,12 @@ def run(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer in tokens.", show_default=False)
     ] = None,
-    variants: Annotated[int, typer.Option(min=1, help="Formats of the prompt, which the interval covers too.")] = 1,
-    chat: Annotated[bool, typer.Option("--chat", help="Ask in the form of the model's chat template.")] = False,
+    variants: Annotated[int, typer.Option(min=1, help="Prompt formats, which the interval also covers.")] = 1,
+    chat: Annotated[bool, typer.Option("--chat", help="Prompt with the model's chat template.")] = False,
     trained_on: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Training text in which the items are looked for: a corpus, a file or a folder; repeatable.",
+            help="Training text to search for the items: a corpus, a file or a folder; repeatable.",
             show_default=False,
         ),
     ] = None,
@@ -79,17 +79,17 @@ def run(
     ] = None,
     store: Annotated[
         Path | None,
-        typer.Option(help="Folder of a store, in which the results are recorded too.", show_default=False),
+        typer.Option(help="Folder of a store that also records the results.", show_default=False),
     ] = None,
     *,
     engine: Engine,
     as_json: JsonOption = False,
 ) -> None:
-    """Examine a model on standard tasks; resumes where it was stopped.
+    """Examine a model on standard tasks; resumes after an interruption.
 
     Example: armillary evaluate ./model --tasks gsm8k,cmmlu --data evaluation --limit 100
     """
-    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported; progress is shown here
+    os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported; this verb shows its own progress
     from armillary.evaluate.tasks import ExamOptions, contamination_in, default_folder, hold_examination, lineage_of
     from armillary.generate import open_backend
 
@@ -109,7 +109,7 @@ def run(
     if store is not None:
         from armillary.study.examined import open_store, record_examination
 
-        open_store(store).close()  # a wrong one is reported before the model is asked
+        open_store(store).close()  # a wrong store is reported before the model runs
     try:
         examination = hold_examination(
             lambda: open_backend(model, engine.options, engine.name),
@@ -140,7 +140,7 @@ def audit(
     folder: Annotated[Path, typer.Argument(help="Folder of an examination.", show_default=False)],
     as_json: JsonOption = False,
 ) -> None:
-    """List the items from whose outputs two independent extractors read different answers.
+    """List the items for which two independent extractors read different answers from the output.
 
     Example: armillary evaluate audit exam-model
     """
@@ -169,7 +169,7 @@ def rescore(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Apply another extractor to the outputs that an examination kept, without asking the model.
+    """Apply another extractor to the kept outputs of an examination, without running the model.
 
     Example: armillary evaluate rescore exam-model --extractor 'answer is (-?[0-9]+)'
     """
@@ -190,7 +190,7 @@ def compare(
         str,
         typer.Argument(help="Folder of an examination, or several, comma-separated: one per seed.", show_default=False),
     ],
-    second: Annotated[str, typer.Argument(help="Folder of another one, or several.", show_default=False)],
+    second: Annotated[str, typer.Argument(help="Folder of another examination, or several.", show_default=False)],
     margin: Annotated[
         float | None,
         typer.Option(
@@ -204,7 +204,7 @@ def compare(
 ) -> None:
     """Compare two examinations item by item: difference, interval, p-value, and the items that flipped.
 
-    With several examinations on a side, of models that differ in their seed, the interval is over seeds and items.
+    With several examinations on a side (models that differ only in their seed), the interval covers seeds and items.
 
     Example: armillary evaluate compare exam-base exam-tuned --margin 0.01
     """
@@ -235,7 +235,7 @@ def compare(
         if one.seeds is not None:
             out.print(
                 f"{one.task} {one.metric}: {one.seeds.first} and {one.seeds.second} seeds; a seed's score has a "
-                f"standard deviation of {one.seeds.std:.4f} beside what single items flip; seeds make "
+                f"standard deviation of {one.seeds.std:.4f} besides flips of single items; seeds make up "
                 f"{one.seeds.share:.0%} of the variance of the difference",
                 highlight=False,
             )

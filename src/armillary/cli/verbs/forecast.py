@@ -1,4 +1,4 @@
-"""The verbs ``forecast record`` and ``forecast judge``: what a run will score on a task, and what it scored."""
+"""The verbs ``forecast record`` and ``forecast judge``: a run's predicted score on a task, and its real score."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ TaskOption = Annotated[str, typer.Option(help="Task of the examination.", show_d
 
 @forecast_app.command("record")
 def record(
-    law: Annotated[Path, typer.Argument(help="A law that 'fit examination' or 'fit gain' wrote.", show_default=False)],
+    law: Annotated[Path, typer.Argument(help="A law file from 'fit examination' or 'fit gain'.", show_default=False)],
     at: Annotated[
         Path, typer.Option(help="CSV of one row: the run's loss or its prediction, or its data.", show_default=False)
     ],
@@ -34,7 +34,7 @@ def record(
     ] = 0.9,
     as_json: JsonOption = False,
 ) -> None:
-    """Record what a run will score on a task; a record is never rewritten.
+    """Record a forecast of a run's score on a task; a record is never rewritten.
 
     Example: armillary forecast record law.json --at loss.csv --run RUN --task mmlu --store results/store
     """
@@ -51,7 +51,9 @@ def record(
         [[task, score["predicted"], score["low"], score["high"], said["recorded_at"]]],
     )
     if not said["before_the_run"]:
-        out.print("the run had already begun: this is a forecast of its examination, not of the run", highlight=False)
+        out.print(
+            "the run had already begun, so this is a forecast of its examination, not of the run", highlight=False
+        )
 
 
 @forecast_app.command("judge")
@@ -60,7 +62,7 @@ def judge(
     run: RunOption,
     task: TaskOption,
     store: StoreOption,
-    metric: Annotated[str | None, typer.Option(help="Metric, where the task has several.", show_default=False)] = None,
+    metric: Annotated[str | None, typer.Option(help="Metric, if the task has several.", show_default=False)] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare a recorded forecast with the examination, and record the verdict.

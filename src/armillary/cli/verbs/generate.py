@@ -1,4 +1,4 @@
-"""The verb that lets a model write."""
+"""The verb ``generate``: completions of prompts."""
 
 from __future__ import annotations
 
@@ -32,18 +32,22 @@ def generate(
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
     temperature: Annotated[float, typer.Option(callback=not_negative, help="0 takes the most likely token.")] = 0.0,
-    top_p: Annotated[float, typer.Option(callback=nucleus, help="Draw from the nucleus with this probability.")] = 1.0,
-    top_k: Annotated[int | None, typer.Option(min=1, help="Draw from this many tokens.", show_default=False)] = None,
+    top_p: Annotated[
+        float, typer.Option(callback=nucleus, help="Sample from the nucleus with this probability.")
+    ] = 1.0,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="Sample from this many most likely tokens.", show_default=False)
+    ] = None,
     stop: Annotated[list[str] | None, typer.Option(help="Ends an answer; repeatable.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
     n: Annotated[int, typer.Option("--n", min=1, help="Answers to each prompt.")] = 1,
-    chat: Annotated[bool, typer.Option("--chat", help="A prompt is a message to the model.")] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Send prompts as chat messages.")] = False,
     system: Annotated[str | None, typer.Option(help="The system message of a chat.", show_default=False)] = None,
     *,
     engine: Engine,
     as_json: JsonOption = False,
 ) -> None:
-    """Let a model write: one answer on the terminal, or a file of them; resumes where it was stopped.
+    """Generate text: one answer on the terminal, or a file of completions; resumes after an interruption.
 
     Example: armillary generate ./model --prompt "The sky is" --max-new-tokens 50
     """
@@ -60,7 +64,7 @@ def generate(
 
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, tuple(stop or ()), seed, n)
     options = PromptOptions(sampling, chat, system)
-    # Before the model is loaded: a wrong prompt is known at once.
+    # Read before the model is loaded, so that a wrong prompt is reported at once.
     prompts = None if file is None else read_prompts(file, options)
     opened = open_backend(model, engine.options, engine.name)
     try:
@@ -76,7 +80,7 @@ def generate(
 
 
 def _stream(backend: Any, request: Any) -> None:
-    """Print the first answer as it grows, and the others after it."""
+    """Print the first answer as it grows, then the others."""
     with closing(backend.stream(request)) as pieces:
         try:
             while True:
@@ -94,7 +98,7 @@ def _file(backend: Any, prompts: Any, out: Path, as_json: bool) -> None:
     reporter, begun = Reporter(), time.monotonic()
 
     def progress(done: int, total: int, kept: int) -> None:
-        # What was kept took no time: the time left is of the others.
+        # Kept answers take no time, so the time left counts only the others.
         rate = backend.cost.new_tokens / max(time.monotonic() - begun, 1e-9)
         if total > kept:
             reporter(
@@ -107,7 +111,7 @@ def _file(backend: Any, prompts: Any, out: Path, as_json: bool) -> None:
         reporter.close()
     cost = backend.cost
     for line in written.damaged:
-        reporter.say(f"{written.answers}:{line} was damaged; its answer was asked for again")
+        reporter.say(f"{written.answers}:{line} was damaged; its answer was requested again")
     if as_json:
         return show_json({"out": str(out), **asdict(written), "backend": backend.identity, "cost": asdict(cost)})
     money = "" if cost.money is None else f", {cost.money:.4f} in money"

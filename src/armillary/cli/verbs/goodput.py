@@ -28,7 +28,7 @@ def report(
     svg: Annotated[Path | None, typer.Option(help="Timeline to draw.", show_default=False)] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say where the time of a run went, also while it is going on.
+    """Show where the time of a run went, even while it is running.
 
     Example: armillary goodput report demo/store/runs/0123456789abcdef --svg timeline.svg
     """
@@ -117,7 +117,7 @@ def limits(
     goal: Annotated[float, typer.Option(callback=probability, help="Goodput to reach.")] = 0.98,
     as_json: JsonOption = False,
 ) -> None:
-    """Say how short recovery and checkpoints must be for a goal: what 98 % takes.
+    """Show how short recovery and checkpoints must be for a goal, such as 98 %.
 
     Example: armillary goodput limits --accelerators 10240 --mtbf-accelerator-hours 50000 --goal 0.98
     """

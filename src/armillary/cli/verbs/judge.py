@@ -1,4 +1,4 @@
-"""The verb ``evaluate judge``: answers to open questions, graded or compared by a model."""
+"""The verb ``evaluate judge``: a model grades or compares answers to open questions."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from armillary.recipe import counted
 def judge(
     model: Annotated[str, typer.Argument(help="The judge: a folder, a .gguf file or a URL.", show_default=False)],
     questions: Annotated[
-        Path, typer.Option(help="JSON lines with id, question and perhaps reference.", show_default=False)
+        Path, typer.Option(help="JSON lines with id, question and optionally reference.", show_default=False)
     ],
     answers: Annotated[Path, typer.Option(help="JSON lines with id and answer.", show_default=False)],
     against: Annotated[
         Path | None, typer.Option(help="Answers of another model: compare in pairs.", show_default=False)
     ] = None,
-    language: Annotated[str, typer.Option(help="Of the instruction: en or zh.")] = "en",
+    language: Annotated[str, typer.Option(help="Language of the instruction: en or zh.")] = "en",
     repeats: Annotated[int, typer.Option(min=1, help="Verdicts per prompt; several measure self-agreement.")] = 1,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest explanation and verdict.")] = 512,
-    chat: Annotated[bool, typer.Option("--chat/--text", help="Ask in turns of a chat, or in plain text.")] = True,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Token limit of explanation and verdict.")] = 512,
+    chat: Annotated[bool, typer.Option("--chat/--text", help="Prompt with chat messages, or in plain text.")] = True,
     folder: Annotated[
         Path | None,
         typer.Option("--out", "-o", help="Folder for verdicts; a stopped run resumes from it.", show_default=False),

@@ -1,4 +1,4 @@
-"""The verbs on laws: fit, predict, optimise, compare, plan the next run, reproduce. Tables in, laws and tables out.
+"""The verbs on laws: fit, predict, optimise, compare, plan the next run, reproduce. They read and write tables.
 
 None of them needs a recipe or a corpus, and none imports torch.
 """
@@ -24,7 +24,7 @@ fit_app = typer.Typer(help="Laws from tables of runs.", no_args_is_help=True)
 app.add_typer(fit_app, name="fit")
 
 LawOut = Annotated[Path, typer.Option("--out", "-o", help="The law file to write.", show_default=False)]
-LawArgument = Annotated[Path, typer.Argument(help="A law file that 'fit' wrote.", show_default=False)]
+LawArgument = Annotated[Path, typer.Argument(help="A law file from 'fit'.", show_default=False)]
 IntervalOption = Annotated[
     float, typer.Option(callback=probability, help="Probability that each interval covers one new run.")
 ]
@@ -38,14 +38,14 @@ TokensOption = Annotated[
 ]
 WarmupOption = Annotated[
     int | None,
-    typer.Option("--warmup-steps", min=0, help="Steps of linear warm-up from 0, where curves begin after it."),
+    typer.Option("--warmup-steps", min=0, help="Steps of linear warm-up from 0, if curves begin after it."),
 ]
 ColumnsOption = Annotated[
     str | None,
     typer.Option(
         "--columns",
-        help="Comma-separated: what the law takes, then the losses it predicts (default: parameters, tokens and all "
-        "losses that are known by their names).",
+        help="Comma-separated: the inputs of the law, then the losses it predicts (default: parameters, tokens and all "
+        "losses with a known name).",
         show_default=False,
     ),
 ]
@@ -53,7 +53,7 @@ PointsOption = Annotated[Path, typer.Option("--points", help="CSV, one row per r
 
 
 def told(act: Callable[[], Any]) -> Any:
-    """What ``act`` returns; a terminal shows the seconds it takes, warnings go to standard error in one line each."""
+    """Call ``act``; show the elapsed seconds on a terminal, and print each warning as one line on standard error."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     working = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
     with warnings.catch_warnings(record=True) as caught, working:
@@ -66,7 +66,7 @@ def told(act: Callable[[], Any]) -> Any:
 
 
 def fit(act: Callable[[], Any], path: Path, as_json: bool) -> None:
-    """Fit, write the law file, and show what was found."""
+    """Fit, write the law file, and print the result."""
     from armillary.laws import workbench
 
     workbench.check_law_out(path)
@@ -81,7 +81,7 @@ def fit(act: Callable[[], Any], path: Path, as_json: bool) -> None:
 
 
 def show_rows(title: str, rows: list[dict[str, Any]]) -> None:
-    """Rows with the same keys as a table; lying down where there are more columns than a page is wide."""
+    """Print rows with the same keys as a table, transposed if there are too many columns."""
     columns = [column.replace("_", " ") for column in rows[0]]
     body = [list(row.values()) for row in rows]
     if len(columns) > max(7, len(rows)):
@@ -104,7 +104,7 @@ def fit_mixture(
         str | None, typer.Option(help="Column of the tokens that each run was trained on, with the sizes.")
     ] = None,
     columns: Annotated[
-        str | None, typer.Option(help="Comma-separated: the losses (default: all that are known by their names).")
+        str | None, typer.Option(help="Comma-separated: the losses (default: all with a known name).")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -127,7 +127,7 @@ def fit_scaling(
     form: Annotated[
         str,
         typer.Option(
-            help="auto: all that the columns' names allow, weighed by leaving out the largest runs. Or one of "
+            help="auto: all forms that the columns allow, weighted by leaving out the largest runs. Or one of "
             "chinchilla, shared, kaplan, ratio, interaction, data-constrained, data-constrained-ratio, overfitting, "
             "overfitting-ratio, moe, context, width-depth (docs/laws.md); step-law or basin with columns of learning "
             "rate and batch size."
@@ -151,7 +151,7 @@ def fit_anneal(
     warmup_steps: WarmupOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """From the whole curve of the learning rate to the curve of the loss.
+    """From the learning-rate curve to the loss curve.
 
     Example: armillary fit anneal --curves curves --warmup-steps 2160 --out law.json
     """
@@ -166,9 +166,7 @@ def fit_examination(
     path: LawOut,
     columns: Annotated[
         str,
-        typer.Option(
-            help="Comma-separated: validation loss, task loss (may be left out), accuracy.", show_default=False
-        ),
+        typer.Option(help="Comma-separated: validation loss, task loss (optional), accuracy.", show_default=False),
     ],
     items: Annotated[int, typer.Option(min=1, help="Items of the task.", show_default=False)],
     chance: Annotated[
@@ -176,7 +174,7 @@ def fit_examination(
     ] = 0.0,
     as_json: JsonOption = False,
 ) -> None:
-    """From validation losses to the score of an examination; refuses where all runs answer at chance.
+    """From validation losses to the score of an examination; refuses if all runs are at chance.
 
     Example: armillary fit examination --points P.csv --columns loss,task_loss,accuracy --chance 0.25 --items 1000
     --out law.json
@@ -213,7 +211,7 @@ def fit_gain(
 @app.command("predict-law")
 def predict_law(
     law: LawArgument,
-    at: Annotated[Path, typer.Option(help="CSV of what to predict: the columns that the law takes.")],
+    at: Annotated[Path, typer.Option(help="CSV of the rows to predict, with the law's input columns.")],
     path: Annotated[Path, typer.Option("--out", "-o", help="The CSV to write.")],
     interval: IntervalOption = 0.9,
     size: SizeOption = None,
@@ -228,7 +226,7 @@ def predict_law(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Predict runs with a law: for each loss its value, the ends of its interval, and how far it is extrapolated.
+    """Predict runs with a law: each loss with its interval and the extrapolation.
 
     Example: armillary predict-law law.json --at NEW.csv --interval 0.9 --out pred.csv
     """
@@ -256,7 +254,7 @@ def predict_law(
 @app.command("optimise-mixture")
 def optimise_mixture(
     law: LawArgument,
-    target: Annotated[Path, typer.Option(help="YAML: a weight for each validation domain that counts.")],
+    target: Annotated[Path, typer.Option(help="YAML: a weight for each validation domain in the target.")],
     path: Annotated[Path, typer.Option("--out", "-o", help="The YAML to write.")],
     limits: Annotated[
         Path | None,
@@ -264,10 +262,10 @@ def optimise_mixture(
     ] = None,
     size: SizeOption = None,
     tokens: TokensOption = None,
-    candidates: Annotated[int, typer.Option(min=1, help="How many distinct mixtures to give.")] = 3,
+    candidates: Annotated[int, typer.Option(min=1, help="Number of distinct mixtures to return.")] = 3,
     as_json: JsonOption = False,
 ) -> None:
-    """The best mixture for a target within limits, how likely it beats others, and which weights matter.
+    """The best mixture for a target within limits, the chance that it beats others, and the weights that matter.
 
     Example: armillary optimise-mixture law.json --target t.yaml --limits l.yaml --out mixture.yaml
     """
@@ -286,7 +284,7 @@ def optimise_mixture(
 
 
 def show(act: Callable[[], dict[str, Any]], as_json: bool) -> None:
-    """Show an answer: its tables, and its single values as one line each."""
+    """Print an answer: its tables, and one line per single value."""
     from armillary.laws import workbench
 
     found = told(act)
@@ -306,10 +304,10 @@ def show(act: Callable[[], dict[str, Any]], as_json: bool) -> None:
 def best_schedule(
     law: LawArgument,
     size: Annotated[str, typer.Option(callback=size_of, help="Parameters of the model, such as 400M.")],
-    steps: Annotated[int, typer.Option(min=1, help="Steps in all, with the warm-up.")],
+    steps: Annotated[int, typer.Option(min=1, help="Total steps, including the warm-up.")],
     given: Annotated[Path | None, typer.Option(help="A measured curve step,lr,loss at this size.")] = None,
     peak_lr: Annotated[
-        float | None, typer.Option(callback=positive, help="Highest rate (default: of the curves at this size).")
+        float | None, typer.Option(callback=positive, help="Highest rate (default: that of the curves at this size).")
     ] = None,
     path: Annotated[Path | None, typer.Option("--out", "-o", help="CSV of step,lr to write the schedule to.")] = None,
     as_json: JsonOption = False,
@@ -332,7 +330,7 @@ def best_lr(
     tokens: Annotated[str, typer.Option(callback=size_of, help="Training tokens, such as 100B.")],
     as_json: JsonOption = False,
 ) -> None:
-    """The best learning rate and batch size, how sure that is, and how far one may miss them.
+    """The best learning rate and batch size, their uncertainty, and the tolerance around them.
 
     Example: armillary best-lr step-law.json --params 1B --tokens 100B
     """
@@ -349,7 +347,7 @@ def compare(
     columns: ColumnsOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Architectures or recipes against the first one at a target scale: compute multiplier, and who is better.
+    """Compare architectures or recipes with the first one at a target scale: compute multiplier, and which is better.
 
     Example: armillary compare --points runs.csv --family-column family --columns params,tokens,loss --at 7B,140B
     """
@@ -361,11 +359,11 @@ def compare(
 @app.command("next-run")
 def next_run(
     law: LawArgument,
-    target: Annotated[Path, typer.Option(help="CSV of the runs to be predicted, with the columns of the law.")],
-    budget: Annotated[float, typer.Option(callback=positive, help="FLOPs that one more run may cost, 6 N D.")],
+    target: Annotated[Path, typer.Option(help="CSV of the runs to predict, with the law's columns.")],
+    budget: Annotated[float, typer.Option(callback=positive, help="FLOPs available for one more run, 6 N D.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Which run would narrow the prediction of the target most.
+    """The run that would narrow the prediction of the target most.
 
     Example: armillary next-run law.json --target larger.csv --budget 1e21
     """
@@ -382,7 +380,7 @@ def reproduce(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Reproduce a published result from its measured data: our numbers beside theirs.
+    """Reproduce a published result from its measured data: our numbers next to theirs.
 
     Names: regmix, chinchilla, ladder, multi-power-law, step-law, gemstones, isoflop, data-constrained.
 

@@ -29,7 +29,7 @@ def leaderboard(
         float, typer.Option(callback=probability, help="Level of the intervals and of the separation of ranks.")
     ] = 0.95,
     across_settings: Annotated[
-        bool, typer.Option("--across-settings", help="Compare also where prompts, extractors or generation differ.")
+        bool, typer.Option("--across-settings", help="Compare even if prompts, extractors or generation differ.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""The verb ``evaluate plan``: how many seeds and items a comparison needs, before it is made."""
+"""The verb ``evaluate plan``: the number of seeds and items that a comparison needs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from armillary.cli.values import probability
 
 def plan(
     difference: Annotated[
-        float, typer.Option(callback=probability, help="Difference to find, such as 0.02.", show_default=False)
+        float, typer.Option(callback=probability, help="Difference to detect, such as 0.02.", show_default=False)
     ],
     discordant: Annotated[
         float | None,
         typer.Option(
             callback=probability,
-            help="Share of items on which one run of each recipe differ (default: measured, or 0.15).",
+            help="Share of items on which runs of the two recipes differ (default: measured, or 0.15).",
         ),
     ] = None,
     seed_std: Annotated[
@@ -35,14 +35,14 @@ def plan(
         typer.Option(help="Examinations of one recipe, comma-separated: one per seed.", show_default=False),
     ] = None,
     task: Annotated[str | None, typer.Option(help="Task of these examinations.", show_default=False)] = None,
-    metric: Annotated[str | None, typer.Option(help="Metric, where the task has several.", show_default=False)] = None,
+    metric: Annotated[str | None, typer.Option(help="Metric, if the task has several.", show_default=False)] = None,
     items: Annotated[
-        int | None, typer.Option(min=2, help="Items there are (default: any number).", show_default=False)
+        int | None, typer.Option(min=2, help="Available items (default: any number).", show_default=False)
     ] = None,
-    power: Annotated[float, typer.Option(callback=probability, help="Wanted chance to find the difference.")] = 0.8,
+    power: Annotated[float, typer.Option(callback=probability, help="Required chance to detect the difference.")] = 0.8,
     as_json: JsonOption = False,
 ) -> None:
-    """Say how many seeds and items a comparison of two recipes needs, before it is made.
+    """Compute how many seeds and items a comparison of two recipes needs.
 
     Example: armillary evaluate plan --difference 0.02 --seeds-of exam-s0,exam-s1,exam-s2 --task gsm8k --items 1319
     """
@@ -56,7 +56,7 @@ def plan(
     if as_json:
         return show_json(found)
     show_table(
-        f"to find a difference of {difference:g} with probability {power:g}",
+        f"to detect a difference of {difference:g} with probability {power:g}",
         ["seeds per recipe", "items"],
         [[row["seeds"], "no number is enough" if row["items"] is None else row["items"]] for row in found["rows"]],
     )

@@ -8,6 +8,6 @@ from armillary.cli.workspaces import stage_verb
 
 app.command(
     "predict",
-    help="Record what the target run will reach, before it exists. Runs the studies first if needed."
+    help="Record a prediction of the target run before it exists. Runs the studies first if needed."
     "\n\nExample: armillary predict recipe.yaml",
 )(stage_verb("predict", "prediction", show_prediction))

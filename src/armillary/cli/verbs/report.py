@@ -20,7 +20,7 @@ def report(
     language: LanguageOption = "en",
     as_json: JsonOption = False,
 ) -> None:
-    """Write the report again, for example in Chinese, or of the first stages alone.
+    """Write the report again, for example in Chinese, or for the first stages only.
 
     Example: armillary report recipe.yaml --language zh
     """

@@ -19,7 +19,7 @@ from armillary.recipe import Language
 @app.command()
 @opens_workspace("recipe", "folder", "budget", "workers", "database", "on")
 def run(at: WorkspaceOptions, language: LanguageOption = "en", as_json: JsonOption = False) -> None:
-    """The whole path: corpus, studies, prediction, target run, verdict, published model, report.
+    """Run the whole path: corpus, studies, prediction, target run, verdict, published model, report.
 
     Example: armillary run recipe.yaml --budget 2h
     """
@@ -30,13 +30,11 @@ def run(at: WorkspaceOptions, language: LanguageOption = "en", as_json: JsonOpti
 @opens_workspace("folder", "budget", "workers", "on")
 def demo(
     at: WorkspaceOptions,
-    offline: Annotated[
-        bool, typer.Option("--offline", help="Use only text that Python and torch bring along.")
-    ] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Use only text that ships with Python and torch.")] = False,
     language: LanguageOption = "en",
     as_json: JsonOption = False,
 ) -> None:
-    """The whole path with the built-in recipe.
+    """Run the whole path with the built-in recipe.
 
     Example: armillary demo --out demo
     """
@@ -46,7 +44,7 @@ def demo(
 
 
 def walk(at: WorkspaceOptions, language: Language, as_json: bool) -> None:
-    """Go the whole path and show where it has led."""
+    """Run the whole path and print the results."""
     show = Reporter()
     try:
         place = workspace(at, show)

@@ -1,4 +1,4 @@
-"""`armillary runs`, `rates` and `store backup`: what the database of a workspace holds."""
+"""`armillary runs`, `rates` and `store backup`: the content of a workspace's database."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from armillary.recipe import UsageError, is_workspace
 
 
 def rows_in_store(at: WorkspaceOptions, rows_of: str) -> list[dict[str, Any]]:
-    """What the store's method ``rows_of`` returns; a store that does not exist is not created."""
+    """The result of the store's method ``rows_of``; a missing store is not created."""
     show = Reporter()
     _, place = opened(at.recipe, at.folder, show)
     if at.database is None and not is_workspace(place):
         raise UsageError(
-            f"{place}: no results are here yet; `armillary run {at.recipe}` makes them, and --out names another folder"
+            f"{place}: there are no results yet; `armillary run {at.recipe}` makes them, and --out names another folder"
         )
     if at.database is None and not (place / "store" / "store.sqlite").exists():
         runs = place / "store" / "runs"
@@ -35,7 +35,7 @@ def rows_in_store(at: WorkspaceOptions, rows_of: str) -> list[dict[str, Any]]:
 
 
 def store_verb(name: str, rows_of: str, columns: list[str], title: str, text: str) -> None:
-    """A verb that shows what the store's method ``rows_of`` says."""
+    """A verb that prints the result of the store's method ``rows_of``."""
 
     @opens_workspace("recipe", "folder", "database")
     def verb(at: WorkspaceOptions, as_json: JsonOption = False) -> None:
@@ -62,7 +62,7 @@ store_verb(
         *("tokens_per_s", "seconds", "recorded_at"),
     ],
     "tokens per second of all workers together",
-    "List how fast each machine has trained each shape, which budgets in time are divided by."
+    "List how fast each machine has trained each shape; budgets in time are divided by these rates."
     "\n\nExample: armillary rates recipe.yaml",
 )
 
@@ -78,17 +78,15 @@ def store_backup(
     to: Annotated[Path, typer.Option("--to", help="The file to write; it must not exist yet.", show_default=False)],
     as_json: JsonOption = False,
 ) -> None:
-    """Copy the database of a recipe's store into one file, whole and checked, while others may be at work in it.
+    """Copy the database of a recipe's store into one file, complete and checked, even while it is in use.
 
     Example: armillary store backup recipe.yaml --to store-backup.sqlite
     """
     show = Reporter()
     _, place = opened(at.recipe, at.folder, show)
     if at.database is None and not (place / "store" / "store.sqlite").exists():
-        raise UsageError(f"{place}: holds no database; --out names another folder of results, --database a database")
+        raise UsageError(f"{place}: has no database; --out names another folder of results, --database a database")
     workspace(replace(at, folder=place), show).store().backup(to)
     if as_json:
         return show_json({"backup": str(to)})
-    out.print(
-        f"written to {escape(str(to))}; copy the folder store/runs beside it for the runs' files", highlight=False
-    )
+    out.print(f"written to {escape(str(to))}; copy the folder store/runs as well for the runs' files", highlight=False)

@@ -8,12 +8,12 @@ from armillary.cli.app import app
 from armillary.cli.show.studies import show_anneal, show_ladder, show_mixture
 from armillary.cli.workspaces import stage_verb
 
-study_app = typer.Typer(help="Small runs that argue for a recipe.", no_args_is_help=True)
+study_app = typer.Typer(help="Small runs to find a recipe.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
 
 study_app.command(
     "mixture",
-    help="Find the mixture: designed proxies, a law, its best candidates run again, a choice with significance."
+    help="Find the mixture: designed proxies, a law, confirmation runs of its best candidates, a significance test."
     "\n\nExample: armillary study mixture recipe.yaml --budget 8m",
 )(stage_verb("mixture", "mixture", show_mixture))
 study_app.command(
@@ -23,6 +23,6 @@ study_app.command(
 )(stage_verb("anneal", "anneal", show_anneal))
 study_app.command(
     "ladder",
-    help="Train the ladder: growing models and tokens with the recipe found. Runs the studies before it if needed."
+    help="Train the ladder: models of growing size and tokens with the recipe found. Runs earlier studies if needed."
     "\n\nExample: armillary study ladder recipe.yaml --json",
 )(stage_verb("ladder", "ladder", show_ladder))

@@ -33,7 +33,9 @@ def train(
         int | None,
         typer.Option(min=1, help="Ranks to start here for one run (default: as many as the file's layout has)."),
     ] = None,
-    max_restarts: Annotated[int, typer.Option(min=0, help="Large run: how often ranks that died are restarted.")] = 3,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="Large run: maximum number of restarts after a rank dies.")
+    ] = 3,
     dry: Annotated[
         bool,
         typer.Option("--dry-run", help="Large run: report memory and collectives of a rank instead; needs no cluster."),
@@ -64,7 +66,7 @@ def train(
         return refuse_unfinished(evidence)
     for option, value in {"--budget": budget, "--workers": workers, "--on": on}.items():
         if value is not None:
-            raise UsageError(f"{option} has no meaning here: {file} is the file of one large run; leave it out")
+            raise UsageError(f"{option} does not apply: {file} is the file of one large run; leave it out")
     from armillary.launch import launch
 
     place, note = folder or document.folder, None
@@ -78,10 +80,10 @@ def train(
 
 
 def rehearse(document: Any, file: Path, nproc: int | None, as_json: bool) -> None:
-    """What a rank of a large run would need in memory, and send."""
+    """Estimate the memory and communication of a rank of a large run."""
     if isinstance(document, Recipe):
         raise UsageError(
-            f"{file}: --dry-run is for the file of one large run, and this is a recipe; `armillary predict` writes "
+            f"{file}: --dry-run is for the file of one large run, but this is a recipe; `armillary predict` writes "
             "one for its target run, target.yaml"
         )
     layout = document.layout_of(nproc or (document.layout.ranks if document.layout is not None else 1))

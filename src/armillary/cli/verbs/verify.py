@@ -24,7 +24,8 @@ def verify(
     database: DatabaseOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Read every byte of what was written and report each file that is damaged, with the remedy; exit 1 if any is.
+    """Check every byte of the written files and report each damaged file with the remedy; exits with 1 if any is
+    damaged.
 
     Takes a folder of results or a part of one (store, corpus, run, checkpoint, published model), a folder of
     post-training, of one of its stages or of an examination, a law file, a recipe, or a backup of a store's database.

@@ -1,1 +1,1 @@
-"""One run over many ranks: its process group, ranks started on this machine, and a launcher's own."""
+"""One run over many ranks: the process group, ranks started on this machine, and ranks of a launcher."""

@@ -1,7 +1,7 @@
-"""A process takes its place among the ranks: its device, its backend, its process group.
+"""Sets up a rank: its device, backend and process group.
 
-Which device that is and how ranks talk on it is PyTorch's to say, so this is the same program on any of them. What a
-launcher has to say of the place stands in the environment, as torchrun sets it, and is checked before anything waits.
+PyTorch chooses the device and its backend, so the program is the same on any of them. The launcher's settings are read
+from the environment, as torchrun sets it, and are checked before any rank waits.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _PATIENCE = timedelta(minutes=30)
 
 @contextlib.contextmanager
 def joined() -> Iterator[torch.device]:
-    """The device of this rank, read from the environment as torchrun sets it; all ranks are there.
+    """Join the process group described by torchrun's environment variables; return the device of this rank.
 
-    On a CPU the ranks of a machine share its cores, where OMP_NUM_THREADS does not say otherwise.
+    On a CPU, the ranks of a machine share its cores, unless OMP_NUM_THREADS is set.
 
     Raises:
-        UsageError: the environment lacks something, or it cannot be right.
-        ArmillaryError: the ranks could not meet: the port is taken, a host is not reached, a rank did not come.
+        UsageError: a variable is missing or wrong.
+        ArmillaryError: the ranks could not connect: the port is in use, a host is unreachable, or a rank did not start.
     """
     rank, ranks = place()
     where = meeting_place()
@@ -41,7 +41,7 @@ def joined() -> Iterator[torch.device]:
     if device.type != "cpu":
         device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))
         torch.accelerator.set_device_index(device.index)
-        # for what goes round on the CPU beside the device's own
+        # gloo for communication on the CPU, next to the device's own backend
         backend = f"cpu:gloo,{device.type}:{dist.get_default_backend_for_device(device.type)}"
     else:
         keep_freed_memory()
@@ -53,7 +53,7 @@ def joined() -> Iterator[torch.device]:
     except (RuntimeError, ValueError, OSError) as error:  # DistError is a RuntimeError
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise ArmillaryError(
-            f"rank {rank} of {ranks} could not meet the others at {where}: {said[0]}; the port must be free on that "
+            f"rank {rank} of {ranks} could not reach the others at {where}: {said[0]}; the port must be free on that "
             "host and open to all others, and every rank must be started with the same address and number of ranks"
         ) from error
     try:
@@ -66,7 +66,7 @@ def place() -> tuple[int, int]:
     """This process's rank and the number of ranks, from ``RANK`` and ``WORLD_SIZE``.
 
     Raises:
-        UsageError: one is missing or no number, or they do not go together.
+        UsageError: one is missing or not a number, or they do not fit together.
     """
     rank, ranks = _number("RANK"), _number("WORLD_SIZE")
     if not 0 <= rank < ranks:
@@ -75,14 +75,14 @@ def place() -> tuple[int, int]:
 
 
 def meeting_place() -> str:
-    """Where the ranks meet, from ``MASTER_ADDR`` and ``MASTER_PORT``: HOST:PORT.
+    """The rendezvous address HOST:PORT, from ``MASTER_ADDR`` and ``MASTER_PORT``.
 
     Raises:
-        UsageError: one is missing, or the port cannot be one.
+        UsageError: one is missing, or the port is not valid.
     """
     host, port = _value("MASTER_ADDR"), _number("MASTER_PORT")
     if not 0 <= port < 2**16:
-        raise UsageError(f"the launcher's environment: MASTER_PORT is {port}, which is no port (1 to {2**16 - 1})")
+        raise UsageError(f"the launcher's environment: MASTER_PORT is {port}, which is not a port (1 to {2**16 - 1})")
     return f"{host}:{port}"
 
 

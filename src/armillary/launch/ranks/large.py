@@ -1,7 +1,7 @@
-"""A large run, from its document to its result: errors are raised before anything starts, then ranks train it.
+"""Runs a large run from its document: checks everything first, then trains it over ranks.
 
-Where the environment says that this process is one of several (torchrun, or any other launcher that sets ``RANK`` and
-``WORLD_SIZE``), it is a rank. Else it starts ranks on this machine.
+If the environment marks this process as one of several (torchrun, or any launcher that sets ``RANK`` and
+``WORLD_SIZE``), it is a rank. Otherwise it starts ranks on this machine.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def launch(
 ) -> RunResult | None:
     """Train ``large`` in ``folder``, or resume it, or return its result; None on all ranks but the first.
 
-    ``nproc`` ranks are started on this machine (default: as many as the layout has, or one); a rank that is killed has
-    all of them started again from the last checkpoint, at most ``max_restarts`` times. ``reporter()`` makes the
-    reporter of the first rank, which is called with stage, units done and in all, and a note; ``say`` takes a line,
-    and ``close`` ends it.
+    ``nproc`` ranks start on this machine (default: as many as the layout has, or one). If a rank is killed, all ranks
+    restart from the last checkpoint, at most ``max_restarts`` times. ``reporter()`` returns the reporter of the first
+    rank. It is called with stage, units done, all units, and a note; ``say`` takes a line of text, and ``close`` ends
+    it.
 
     Raises:
-        UsageError: corpus, layout, run and number of ranks do not fit together; nothing was started.
+        UsageError: corpus, layout, run and number of ranks do not fit together; nothing has started.
         InterruptedRunError, DivergedError, BusyRunError, ArmillaryError: as ``train_ranks``.
     """
     if launched():
@@ -68,9 +68,9 @@ def launched() -> bool:
 
 @contextlib.contextmanager
 def stopping() -> Iterator[Callable[[], bool]]:
-    """Within the block Ctrl-C and SIGTERM set what it gives to true; a second one ends the process.
+    """Yield a value that Ctrl-C or SIGTERM sets to true within the block; a second signal ends the process.
 
-    Signals reach the main thread alone: in another one nothing sets it.
+    Only the main thread gets signals; in another thread the value never changes.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
@@ -85,7 +85,7 @@ def stopping() -> Iterator[Callable[[], bool]]:
 
 
 class Stop:
-    """Whether a signal has asked to stop; the second one ends the process."""
+    """Whether a signal has requested a stop; a second signal ends the process."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -101,10 +101,10 @@ class Stop:
 
 
 def prepare(large: LargeRun, ranks: int) -> tuple[RunSpec, Corpus, Layout]:
-    """What a large run is made of, held against each other.
+    """Open and cross-check the parts of a large run.
 
     Raises:
-        UsageError: the corpus is missing or another one, the layout does not fit the ranks, or as ``check_run``.
+        UsageError: the corpus is missing or a different one, the layout does not fit the ranks, or as ``check_run``.
     """
     layout = large.layout_of(ranks)
     path = Path(large.corpus)
@@ -116,7 +116,7 @@ def prepare(large: LargeRun, ranks: int) -> tuple[RunSpec, Corpus, Layout]:
     if large.run.corpus not in ("", corpus.hash):
         raise UsageError(
             f"{large.name}: run.corpus is {large.run.corpus}, but {path} is corpus {corpus.hash}; give the folder of "
-            "the one, or leave run.corpus out"
+            "that corpus, or leave out run.corpus"
         )
     spec = large.run.model_copy(update={"corpus": corpus.hash})
     try:
@@ -127,10 +127,10 @@ def prepare(large: LargeRun, ranks: int) -> tuple[RunSpec, Corpus, Layout]:
 
 
 def check_corpus(large: LargeRun, ranks: int) -> str | None:
-    """Hold a large run against its corpus as ``launch`` does, for a rehearsal where the corpus may be elsewhere.
+    """Check a large run against its corpus like ``launch``, for a rehearsal on a machine that may lack the corpus.
 
     Returns:
-        None, or a sentence that says what could not be checked, where the corpus is not on this machine.
+        None, or a sentence on the skipped checks if the corpus is not on this machine.
 
     Raises:
         UsageError: as ``prepare``.
@@ -138,11 +138,11 @@ def check_corpus(large: LargeRun, ranks: int) -> str | None:
     if Path(large.corpus).exists():
         prepare(large, ranks)
         return None
-    return f"{large.corpus} is not on this machine: whether its text and vocabulary fit the run was not checked"
+    return f"{large.corpus} is not on this machine, so its text and vocabulary were not checked against the run"
 
 
 def carry_out(large: LargeRun, folder: Path, reporter: Callable[[], Any], stop: Callable[[], bool]) -> RunResult | None:
-    """Be one of the ranks; the first returns the result.
+    """Run as one of the ranks; the first returns the result.
 
     Raises:
         ArmillaryError: as ``train_ranks``.

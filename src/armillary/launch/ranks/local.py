@@ -1,12 +1,13 @@
 """Ranks on this machine, started and watched by PyTorch's elastic agent.
 
-A rank that dies has the agent end the others and start all of them again, which resume from the last checkpoint. What a
-run itself says (it diverged, was stopped, its folder is in use) is an outcome and no death: the rank hands it back as
-a value, since trying again would give the same.
+If a rank dies, the agent ends the others and restarts all of them from the last checkpoint. An outcome of the run
+itself
+(it diverged, was stopped, its folder is in use) is not a crash: the rank returns it as a value, since a restart would
+give the same outcome.
 
-Signals stop at this process: it asks the ranks to stop by a byte that all of them can see, so that Ctrl-C, which a
-terminal sends to all, and a signal to this process alone come to the same. The second one ends them at once. Ranks are
-born with Ctrl-C blocked, since their first seconds go into imports; SIGTERM is what the agent ends them with.
+Only this process handles signals. It requests a stop through a shared byte, so Ctrl-C, which a terminal sends to the
+whole group, has the same effect as a signal to this process alone. A second signal ends the ranks at once. Ranks start
+with Ctrl-C blocked, because they spend their first seconds on imports. The agent ends them with SIGTERM.
 """
 
 from __future__ import annotations
@@ -34,10 +35,10 @@ from armillary.recipe import ArmillaryError, counted
 
 
 def start_ranks(act: Callable[[Callable[[], bool]], Any], ranks: int, max_restarts: int) -> Any:
-    """What ``act(stop)`` returns on the first of ``ranks`` ranks; ``act`` is called in each and must be picklable.
+    """Call ``act(stop)``, which must be picklable, in each of ``ranks`` ranks; return the result of the first.
 
     Raises:
-        ArmillaryError: one that ``act`` raised, or that a rank died more than ``max_restarts`` times.
+        ArmillaryError: raised by ``act``, or because a rank died more than ``max_restarts`` times.
     """
     stop = mp.get_context("spawn").RawValue("b", 0)
 
@@ -54,11 +55,11 @@ def start_ranks(act: Callable[[Callable[[], bool]], Any], ranks: int, max_restar
                 _thread.interrupt_main(signal.SIGTERM)
 
     prefer_large_pages()
-    # PyTorch shares one store over all starts, in which a rank finds the addresses of ranks that are dead.
+    # PyTorch shares one store among all restarts, where a rank would find the addresses of dead ranks.
     os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    resource_tracker.ensure_running()  # started later it would unblock what is blocked here
+    resource_tracker.ensure_running()  # starting it later would unblock the signals blocked here
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     threading.Thread(target=listen, daemon=True).start()
     try:
@@ -70,11 +71,11 @@ def start_ranks(act: Callable[[Callable[[], bool]], Any], ranks: int, max_restar
                 run_id=uuid.uuid4().hex,
                 rdzv_backend="c10d",
                 rdzv_endpoint="localhost:0",
-                # one node only: on an overloaded machine a late keep-alive means nothing
+                # one node only: a late keep-alive on an overloaded machine means nothing
                 rdzv_configs={"keep_alive_max_attempt": 720},
                 max_restarts=max_restarts,
                 monitor_interval=0.1,
-                signals_to_handle="SIGHUP",  # the others are ours
+                signals_to_handle="SIGHUP",  # this module handles the others
                 logs_specs=DefaultLogsSpecs(log_dir=logs),
             )
             outcomes = elastic_launch(config, _be_rank)(act, stop, os.getpid())
@@ -85,8 +86,8 @@ def start_ranks(act: Callable[[Callable[[], bool]], Any], ranks: int, max_restar
         again = f", and again after {counted(max_restarts, 'restart')}" if max_restarts else ""
         last = (said.strip().splitlines() or ["nothing"])[-1]
         raise ArmillaryError(
-            f"rank {rank} died ({how}){again}; its last words: {last}; what the last checkpoint holds is kept, and the "
-            "same command resumes there"
+            f"rank {rank} died ({how}){again}; its last output: {last}; the same command resumes from the last "
+            "checkpoint"
         ) from error
     except SignalException as error:
         raise ArmillaryError(

@@ -1,1 +1,1 @@
-"""Many runs: executors and their workers, on this machine, on a Ray cluster, or each run over many ranks."""
+"""Executors for many runs: workers on this machine, workers on a Ray cluster, or each run over many ranks."""

@@ -1,7 +1,7 @@
-"""How many worker processes this machine can hold: by its cores and its memory, and by what a container leaves of them.
+"""How many worker processes fit on this machine, given its cores and memory and the limits of a container.
 
-A worker that has no memory is killed by the system in the middle of its run, and one that has no core only slows the
-others down.
+The system kills a worker without enough memory in the middle of its run, and a worker without a core of its own only
+slows the others down.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch
 
 from armillary.recipe import ModelShape, counted
 
-# A process with PyTorch and this package, before it has a model (0.3 GiB measured) and while it makes its first steps.
+# A process with PyTorch and this package, before it has a model (0.3 GiB measured) and during its first steps.
 _PROCESS_BYTES = 500 * 2**20
-_SHARE = 0.9  # of the memory that is available: the rest is for whatever else grows meanwhile
-_UNLIMITED = 2**60  # version 1 of control groups writes a number close to 2**63
+_SHARE = 0.9  # of the available memory; the rest is a reserve for other growth
+_UNLIMITED = 2**60  # cgroup version 1 writes a number close to 2**63 for "unlimited"
 
 
 def worker_bytes(shape: ModelShape, batch_tokens: int) -> int:
-    """About how much memory of the host a worker takes to train a model of ``shape`` on ``batch_tokens`` a step."""
+    """Estimated host memory of a worker that trains a model of ``shape`` on ``batch_tokens`` per step."""
     if torch.accelerator.device_count():  # the model is on the device
         return _PROCESS_BYTES
     states = 4 * 4 * shape.parameters  # weights, gradients, two moments
@@ -32,7 +32,7 @@ def worker_bytes(shape: ModelShape, batch_tokens: int) -> int:
 
 
 def fit_workers(wanted: int, need: int) -> tuple[int, str | None]:
-    """How many of the ``wanted`` workers, at least one, fit here if each takes ``need`` bytes; why, if not all do."""
+    """How many of the ``wanted`` workers (at least one) fit if each takes ``need`` bytes, and why if not all fit."""
     cores, memory = available_cores(), available_memory()
     limits = [(max(cores, torch.accelerator.device_count()), f"{counted(cores, 'core')} can be used here")]
     if memory is not None:
@@ -42,16 +42,16 @@ def fit_workers(wanted: int, need: int) -> tuple[int, str | None]:
     fit, why = min(limits)
     if wanted <= fit:
         return wanted, None
-    return fit, f"{counted(fit, 'worker')} in place of {wanted}: {why}"
+    return fit, f"{counted(fit, 'worker')} instead of {wanted}: {why}"
 
 
 def default_workers() -> int:
-    """One worker per accelerator where there is one, else one per core this process may use."""
+    """One worker per accelerator if there is one, else one per core available to this process."""
     return torch.accelerator.device_count() or len(os.sched_getaffinity(0))
 
 
 def available_memory(root: Path = Path("/")) -> int | None:
-    """Bytes that can still be had without swapping, here and in every control group above; None if nothing says so."""
+    """Bytes available without swapping, in the system and in every enclosing control group; None if unknown."""
     found = []
     for line in _read(root / "proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
@@ -65,7 +65,7 @@ def available_memory(root: Path = Path("/")) -> int | None:
 
 
 def available_cores(root: Path = Path("/")) -> int:
-    """Cores that this process may use: by its affinity, and by the quota of every control group above it."""
+    """Cores available to this process, by its affinity and the quotas of all enclosing control groups."""
     found = [len(os.sched_getaffinity(0))]
     for version, folder in _groups(root, "cpu"):
         if version == 2:
@@ -73,7 +73,7 @@ def available_cores(root: Path = Path("/")) -> int:
         else:
             quota, period = _read(folder / "cpu.cfs_quota_us"), _read(folder / "cpu.cfs_period_us")
         share, of = _number(quota), _number(period)
-        if share is not None and of and share > 0:  # "max", or -1, where there is no quota
+        if share is not None and of and share > 0:  # "max" or -1 without a quota
             found.append(max(1, math.ceil(share / of)))
     return min(found)
 
@@ -90,7 +90,7 @@ def _groups(root: Path, controller: str) -> Iterator[tuple[int, Path]]:
             base = base if base.exists() else base.with_name(controller)
         else:
             continue
-        # within a container the path may be that of the host, and the container's own group is at the top
+        # inside a container the path may be the host's, while the container's own group is at the top
         inner = base / path.strip().lstrip("/")
         for folder in (inner, *inner.parents):
             if not folder.is_relative_to(base):
@@ -99,7 +99,7 @@ def _groups(root: Path, controller: str) -> Iterator[tuple[int, Path]]:
 
 
 def _droppable(stat: str) -> int:
-    """Bytes of files in memory that are counted as used and can be dropped."""
+    """Bytes of cached files, which count as used but can be dropped."""
     entries = dict(line.split(maxsplit=1) for line in stat.splitlines() if " " in line)
     return _number(entries.get("total_inactive_file", entries.get("inactive_file", ""))) or 0
 

@@ -15,10 +15,10 @@ from armillary.store import Store
 
 
 class Executor(ABC):
-    """Trains runs over one corpus, and records in one store what becomes of them.
+    """Trains runs on one corpus, and records their outcomes in one store.
 
-    Use as a context manager; what it starts stays warm between calls. Workers leave a checkpoint every
-    ``checkpoint_every_s``.
+    Use as a context manager; started processes stay warm between calls. Workers write a checkpoint every
+    ``checkpoint_every_s`` seconds.
     """
 
     def __init__(self, store: Store, corpus: Path, checkpoint_every_s: float) -> None:
@@ -36,7 +36,7 @@ class Executor(ABC):
 
     @abstractmethod
     def rest(self) -> None:
-        """End what was started, so that others can have the devices; the next call starts it again."""
+        """End all started processes to free the devices; the next call starts them again."""
 
     @property
     @abstractmethod
@@ -46,7 +46,7 @@ class Executor(ABC):
     @property
     @abstractmethod
     def device(self) -> str:
-        """Name of the accelerator or processor that runs train on; waits where a remote worker must report it."""
+        """Name of the accelerator or CPU that runs train on; waits if a remote worker must report it."""
 
     @abstractmethod
     def run(
@@ -54,18 +54,18 @@ class Executor(ABC):
     ) -> dict[str, RunResult | Failure]:
         """Train the jobs that have no outcome yet; returns the outcome of each by run id.
 
-        A run that failed in an earlier call is tried again; one that diverged is returned as it is recorded.
+        A run that failed in an earlier call is retried. For a diverged run, the recorded outcome is returned.
 
         Raises:
             InterruptedStudyError: stopped by Ctrl-C; the same call resumes.
-            ArmillaryError: nothing can be started.
+            ArmillaryError: no worker can be started.
         """
 
 
 def settled(store: Store, run: str) -> RunResult | Failure | None:
-    """The outcome of a run that is not trained (again): its result, or why there is none; None for any other run.
+    """The outcome of a run that needs no training: its result, or the reason for its absence; None for other runs.
 
-    It has no result where it diverged, or where the result in its folder is damaged or that of another run.
+    A run has no result if it diverged, or if the result in its folder is damaged or belongs to another run.
     """
     try:
         state = store.state(run)
@@ -79,7 +79,7 @@ def settled(store: Store, run: str) -> RunResult | Failure | None:
 
 
 def keep_result(store: Store, result: RunResult) -> RunResult:
-    """Record a run's result; returns the one that counts, which is the first where the run was trained again."""
+    """Record a run's result; return the one that counts, which is the first if the run was trained twice."""
     difference = store.mark_done(result)
     if difference is None:
         return result

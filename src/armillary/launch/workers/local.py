@@ -1,8 +1,7 @@
 """Workers on this machine: one warm process per core, each with one thread, reached through a pipe.
 
-Small models waste most of a second thread, so a fleet of one-thread processes trains more tokens per second than one
-process with all cores; with an accelerator there is one worker per device. Workers end by themselves, with a
-checkpoint, when the parent is gone.
+Small models hardly use a second thread, so many one-thread processes train more tokens per second than one process with
+all cores. With accelerators, there is one worker per device. If the parent dies, workers write a checkpoint and exit.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from armillary.store import Store
 
 
 class _Process(Worker):
-    """A worker process, our end of its pipe, and its place among the workers."""
+    """A worker process, our end of its pipe, and its index."""
 
     def __init__(self, process: Any, pipe: Connection, index: int) -> None:
         super().__init__()
@@ -34,7 +33,7 @@ class _Process(Worker):
         self.index = index
 
     def send(self, message: Message) -> None:
-        with contextlib.suppress(OSError):  # it has died, which its pipe reports
+        with contextlib.suppress(OSError):  # the worker has died, which its pipe reports
             self.pipe.send(message)
 
 
@@ -45,7 +44,7 @@ class LocalExecutor(WorkerExecutor):
         self, store: Store, corpus: Path, workers: int | None = None, checkpoint_every_s: float = 30.0
     ) -> None:
         self._context = mp.get_context("spawn")
-        # A plain byte and not an Event: a worker that is killed while it holds an Event's lock would stop all others.
+        # A plain byte instead of an Event: a worker killed while holding an Event's lock would block all others.
         super().__init__(store, corpus, checkpoint_every_s, self._context.RawValue("b", 0))
         self._n_workers = workers or default_workers()
 
@@ -72,8 +71,8 @@ class LocalExecutor(WorkerExecutor):
         options = WorkerOptions(self.corpus, self.store.folder, self.checkpoint_every_s, index)
         arguments = (theirs, self._stop, os.getpid(), options)
         process = self._context.Process(target=_live, args=arguments, daemon=True)
-        # Ctrl-C reaches the whole group, and the child's first seconds go into imports: it inherits that these are
-        # blocked. The tracker of multiprocessing is started first, because starting it unblocks them.
+        # Ctrl-C reaches the whole group, and a child spends its first seconds on imports, so it inherits blocked
+        # signals. multiprocessing's tracker must start first, because starting it unblocks them.
         resource_tracker.ensure_running()
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
@@ -109,8 +108,8 @@ class LocalExecutor(WorkerExecutor):
 
 
 def _live(pipe: Connection, stop: Any, parent: int, options: WorkerOptions) -> None:
-    """The life of a worker process."""
-    for number in SIGNALS:  # they reach the whole group; the parent alone decides
+    """The main function of a worker process."""
+    for number in SIGNALS:  # they reach the whole group, but only the parent handles them
         signal.signal(number, signal.SIG_IGN)
 
     def receive() -> Message:
@@ -121,7 +120,7 @@ def _live(pipe: Connection, stop: Any, parent: int, options: WorkerOptions) -> N
         return message
 
     def answer(said: Answer) -> None:
-        with contextlib.suppress(OSError):  # the parent is gone; `stopping` will see it and leave in order
+        with contextlib.suppress(OSError):  # the parent has died; `stopping` detects this and stops cleanly
             pipe.send(said)
 
     def stopping() -> bool:

@@ -1,4 +1,4 @@
-"""What an executor and its workers say to each other: jobs and probes, answers, and why a run has no result."""
+"""Messages between an executor and its workers: jobs, probes, answers, and failures of runs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _REMEDIES = {
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the number of open files (ulimit -n)"),
     **dict.fromkeys((errno.ENOLCK, errno.ENOTSUP), "mount the file system with locks (NFSv4; Lustre with -o flock)"),
 }
-# PyTorch has no error type for a failed allocation on a CPU.
+# PyTorch has no error type for failed allocations on a CPU.
 _OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory|cannot allocate memory", re.IGNORECASE)
 
 
 class InterruptedStudyError(ArmillaryError):
-    """Ctrl-C, or a signal to end: every run has left a checkpoint."""
+    """Ctrl-C or a signal stopped the study; every run has written a checkpoint."""
 
 
 class Progress(Protocol):
@@ -32,7 +32,8 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """A run to train; ``trunk`` is the run and step it may branch from, ``keep`` the steps others branch from."""
+    """A run to train; ``trunk`` is the run and step it may branch from, ``keep`` lists steps that others branch
+    from."""
 
     spec: RunSpec
     trunk: tuple[str, int] | None = None
@@ -40,18 +41,18 @@ class Job:
 
     def new_flops(self, step: int) -> float:
         """FLOPs spent after ``step`` steps, without the steps taken by its trunk."""
-        # Without its trunk's checkpoint a branch begins at 0, which is not progress.
+        # Without its trunk's checkpoint, a branch begins at step 0, which is not progress.
         own = max(0, step - (self.trunk[1] if self.trunk else 0))
         return self.spec.flops * own / self.spec.steps
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that has no result, and why; ``status`` is one of
+    """A run without a result, and the reason; ``status`` is one of
 
-    - ``diverged``: the same specification diverges again, so the run is not trained again (``Store.reopen``);
-    - ``refused``: the run cannot be trained as it is specified or with this corpus;
-    - ``failed``: a passing cause, such as a full disk, a damaged file or a lost worker.
+    - ``diverged``: the same specification would diverge again, so the run is not retried (``Store.reopen``);
+    - ``refused``: the specification or the corpus does not allow the run;
+    - ``failed``: a transient cause, such as a full disk, a damaged file or a lost worker.
     """
 
     run: str
@@ -60,7 +61,7 @@ class Failure:
 
     @property
     def passing(self) -> bool:
-        """Whether the cause can pass by itself, so that the next call trains the run again."""
+        """Whether the cause is transient, so that the next call retries the run."""
         return self.status == "failed"
 
     @classmethod
@@ -77,19 +78,19 @@ class Failure:
             case OSError():
                 where = f"{error.filename}: " if error.filename else ""
                 remedy = _REMEDIES.get(error.errno or 0, "remove the cause")
-                text = f"{where}{error.strerror or said}; {remedy} and give the same command again"
+                text = f"{where}{error.strerror or said}; {remedy} and run the same command again"
             case _ if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(said):
                 text = f"not enough memory ({type(error).__name__}: {said}); give fewer --workers, or a smaller batch"
             case _:
-                text = f"{type(error).__name__}: {said}; the same command tries the run again"
+                text = f"{type(error).__name__}: {said}; the same command retries the run"
         return cls(run, "failed", f"run {run}: {text}")
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A throughput to measure: training steps of this shape for about ``seconds``, of ``members`` models at once.
+    """A throughput to measure: training steps of this shape for about ``seconds``, with ``members`` models at once.
 
-    The other fields are those of a RunSpec that decide how long its steps take.
+    The other fields are the fields of a RunSpec that affect the time of a step.
     """
 
     shape: ModelShape
@@ -123,7 +124,7 @@ class Probe:
 class Train:
     """Requests the results of ``jobs`` from a worker, which answers each as soon as it is known.
 
-    Of jobs that agree on ``stack_key`` up to ``members`` are trained as one program.
+    Up to ``members`` jobs with the same ``stack_key`` are trained as one program.
     """
 
     jobs: tuple[Job, ...]
@@ -148,7 +149,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Lost:
-    """A worker has ended; ``blames_run`` is False where the run it trained cannot be the cause."""
+    """A worker has ended; ``blames_run`` is False if its run cannot be the cause."""
 
     how: str
     blames_run: bool = True

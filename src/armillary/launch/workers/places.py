@@ -1,4 +1,4 @@
-"""The places to run that ``--on`` names: one file each, which registers its place under the word before ``://``."""
+"""The registry of places for ``--on``. Each place is one file and registers under the word before ``://``."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from armillary.store import Store
 
 @dataclass(frozen=True)
 class Place:
-    """A place to run: ``addresses`` says what to give to ``--on``, ``check`` refuses an address that cannot be used.
+    """A place to run: ``addresses`` describes its addresses for ``--on``, ``check`` refuses an unusable address.
 
-    ``open`` takes the store, the folder of the corpus, the address and a number of workers (None: as many as fit).
+    ``open`` takes the store, the corpus folder, the address and the number of workers (None: as many as fit).
     """
 
     addresses: str
@@ -27,12 +27,12 @@ _PLACES: dict[str, Place] = {}
 
 
 def register_place(name: str, place: Place) -> None:
-    """Make a place known to ``--on``, whose addresses are ``name`` alone or begin with ``name://``."""
+    """Register a place for ``--on``; its addresses are ``name`` alone or begin with ``name://``."""
     _PLACES[name] = place
 
 
 def check_place(on: str) -> None:
-    """Refuse, before any work, an address that cannot be used; connects to nothing.
+    """Refuse an unusable address before any work, without connecting.
 
     Raises:
         UsageError: no place has such an address, or its package is not installed.

@@ -1,15 +1,14 @@
-"""Assigns the runs of a study to workers and collects the outcomes, however the workers are reached.
+"""Assigns the runs of a study to workers and collects the outcomes, independent of the transport.
 
-Jobs go to free workers, the longest first, a branch as soon as its trunk has left the checkpoint it needs. A worker
-that will be free within moments has its next job in its inbox already, so that no time is lost between two runs. A
-worker that dies is replaced and its run tried again from its last checkpoint; a run that diverges is marked and the
-others continue.
+Jobs go to free workers, the longest first; a branch starts as soon as its trunk has written the checkpoint it needs. A
+worker that will soon be free gets its next job early, so that no time is lost between two runs. A dead worker is
+replaced, and its run resumes from its last checkpoint. A run that diverges is marked, and the others continue.
 
 Two subclasses start the workers: as processes on this machine (`local`) or on a Ray cluster (`ray`). `worker` handles
 the messages. Only the executor writes to the database.
 
-Trade-off: a job is sent ahead only ``_AHEAD_S`` before it is expected to begin, and is not taken back. Sent sooner, it
-could wait behind a long run while another worker is idle.
+Trade-off: a job is sent only ``_AHEAD_S`` before its expected start, and cannot be withdrawn. If it were sent earlier,
+it could wait behind a long run while another worker is idle.
 """
 
 from __future__ import annotations
@@ -49,8 +48,8 @@ from armillary.train import stack_key
 MAX_ATTEMPTS = 3
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _AHEAD_S = 1.0
-# A stack is tried for shapes with at least this many FLOPs per worker, and where a single model's step takes less than
-# this, since a device that is busy for longer gains nothing; the next larger one must be faster by this factor.
+# A stack is tried for shapes with at least this many FLOPs per worker, and if a single model's step takes less than
+# this: with longer steps the device is already busy. The next larger stack must be faster by this factor.
 _WORTH_FLOPS = 2e12
 _BUSY_STEP_S = 0.05
 _STACKS = (4, 16, 64, 256)
@@ -61,7 +60,7 @@ _STACK_PROBE_S = 0.5
 class Worker(ABC):
     """A worker as its executor sees it.
 
-    ``stacks`` are the jobs that it has not answered yet, one list per message; it works on the first message.
+    ``stacks`` are its unanswered jobs, one list per message; it works on the first message.
     """
 
     def __init__(self) -> None:
@@ -73,10 +72,10 @@ class Worker(ABC):
 
     @abstractmethod
     def send(self, message: Message) -> None:
-        """Put a message into the worker's inbox; ``Executor._receive`` reports a worker that has died."""
+        """Put a message into the worker's inbox; ``Executor._receive`` reports dead workers."""
 
     def give(self, jobs: list[Job], members: int) -> None:
-        """Queue these jobs behind those of the worker, ``members`` at a time."""
+        """Append these jobs to the worker's queue, ``members`` at a time."""
         if not self.stacks:
             self._begin()
         self.stacks.append(jobs)
@@ -93,7 +92,7 @@ class Worker(ABC):
         now, done = time.monotonic(), self.flops()
         if self._marked and now > self._mark[0]:
             self._flops_per_s = (done - self._mark[1]) / (now - self._mark[0])
-        elif not self._marked:  # the first report shows from which checkpoint the run resumed
+        elif not self._marked:  # the first report shows the checkpoint from which the run resumed
             self._mark, self._marked = (now, done), True
 
     def finish(self, run: str) -> Job:
@@ -110,7 +109,7 @@ class Worker(ABC):
         return job
 
     def wants_more(self) -> bool:
-        """Whether it is idle, or will be within ``_AHEAD_S`` with an empty inbox."""
+        """Whether it is idle, or will be idle within ``_AHEAD_S`` with an empty inbox."""
         if len(self.stacks) != 1 or self._flops_per_s is None:
             return not self.stacks
         left = sum(job.new_flops(job.spec.steps) for job in self.stacks[0]) - self.flops()
@@ -122,7 +121,7 @@ class Worker(ABC):
 
 @dataclass
 class _Queue:
-    """The jobs of one call and where each stands."""
+    """The jobs of one call and their states."""
 
     waiting: list[Job]
     done_flops: float = 0.0
@@ -130,12 +129,12 @@ class _Queue:
     deaths: dict[str, int] = field(default_factory=dict)
 
     def may_stack(self, job: Job) -> bool:
-        """Whether others may be trained together with this job: not in its last attempt."""
+        """Whether this job may share a stack, which is false in its last attempt."""
         return self.deaths.get(job.spec.id, 0) < MAX_ATTEMPTS - 1
 
 
 class WorkerExecutor(Executor):
-    """An executor over workers, wherever they are: they start with the first job and stay warm between calls.
+    """An executor over workers in any place; they start with the first job and stay warm between calls.
 
     Subclasses maintain ``_workers``, the list of workers that are ready for jobs.
     """
@@ -143,11 +142,11 @@ class WorkerExecutor(Executor):
     def __init__(self, store: Store, corpus: Path, checkpoint_every_s: float, stop: Any) -> None:
         super().__init__(store, corpus, checkpoint_every_s)
         self._workers: list[Any] = []
-        self._stop = stop  # its ``value`` is 1 while workers should leave their runs
+        self._stop = stop  # its ``value`` is 1 while workers should stop their runs
         self._members: dict[Hashable, int] = {}  # models that a worker trains at once, by stack_key
 
     def rest(self) -> None:
-        """End all workers, which frees their devices; the next call starts new ones."""
+        """End all workers and free their devices; the next call starts new ones."""
         self._stop.value = 1
         self._close()
         self._workers.clear()
@@ -155,12 +154,12 @@ class WorkerExecutor(Executor):
 
     @property
     def _word(self) -> str:
-        """A note on the state of the workers for the progress line, or an empty text."""
+        """A note on the state of the workers for the progress line; may be empty."""
         return ""
 
     @abstractmethod
     def _start_workers(self) -> None:
-        """Start missing workers. Called repeatedly while there is work."""
+        """Start missing workers; called repeatedly while there is work."""
 
     @abstractmethod
     def _await_workers(self) -> None:
@@ -172,9 +171,9 @@ class WorkerExecutor(Executor):
 
     @abstractmethod
     def _receive(self) -> list[tuple[Any, Answer | Lost]]:
-        """The workers' answers, in the order in which each sent them; waits up to half a second for the first.
+        """The workers' answers, in the order sent by each; waits up to half a second for the first.
 
-        A ``Lost`` worker has been removed from ``_workers``, and all its answers come before.
+        A ``Lost`` worker is already removed from ``_workers``; all its answers precede it.
         """
 
     @abstractmethod
@@ -182,10 +181,10 @@ class WorkerExecutor(Executor):
         """End all workers; those in a run get some seconds for a checkpoint."""
 
     def measure(self, probes: Sequence[Probe]) -> list[float]:
-        """Tokens per second of all workers together for each probe, all workers busy at once.
+        """Tokens per second of all workers together for each probe, with all workers busy.
 
         Raises:
-            ArmillaryError: a worker died, or could not train at this size.
+            ArmillaryError: a worker died, or could not train this size.
         """
         self._await_workers()
         return [self._measure(probe) for probe in probes]
@@ -221,7 +220,7 @@ class WorkerExecutor(Executor):
 
         Raises:
             InterruptedStudyError: stopped by Ctrl-C; the same call resumes.
-            ArmillaryError: no worker can be had.
+            ArmillaryError: no worker is available.
         """
         unique = list({job.spec.id: job for job in jobs}.values())
         self.store.add(study, [job.spec for job in unique])
@@ -247,14 +246,14 @@ class WorkerExecutor(Executor):
                 elif not any(worker.stacks for worker in self._workers):
                     raise InterruptedStudyError(
                         f"{study}: stopped with {len(queue.waiting)} of {counted(total_runs, 'run')} to go; "
-                        "every run has left a checkpoint: give the same command to resume"
+                        "every run has written a checkpoint: run the same command to resume"
                     )
                 self._collect(queue)
                 done = queue.done_flops + sum(worker.flops() for worker in self._workers)
                 note = f"{len(queue.outcomes) - known}/{counted(total_runs, 'run')}"
                 progress(study, done, total, f"{note}, {self._word}" if self._word else note)
         except BaseException:
-            # For example a failing database: answers to this call must not be taken for those to a later one.
+            # For example a failing database: answers to this call must not be mistaken for answers to a later one.
             if any(worker.stacks for worker in self._workers):
                 self.rest()
             raise
@@ -270,18 +269,19 @@ class WorkerExecutor(Executor):
     def _hand_out(self, queue: _Queue) -> None:
         at_hand = [job for worker in self._workers for jobs in worker.stacks for job in jobs]
         unfinished = {job.spec.id for job in [*at_hand, *queue.waiting]}
-        # Idle workers come first: a job is sent ahead only once each of them has one.
+        # Idle workers come first: jobs are sent early only when no worker is idle.
         for worker in sorted(self._workers, key=lambda worker: len(worker.stacks)):
             if not worker.wants_more():
                 continue
             ready = [job for job in queue.waiting if self._is_ready(job, unfinished)]
             if not ready:
                 return
-            # A run that has killed several workers trains alone in its last attempt, since others would die with it.
+            # A run that has killed several workers trains alone in its last attempt, since other runs would die with
+            # it.
             members = self._members.get(stack_key(ready[0].spec), 1) if queue.may_stack(ready[0]) else 1
             mates = [job for job in ready if queue.may_stack(job) and stack_key(job.spec) == stack_key(ready[0].spec)]
-            # More than fit at once, since one enters as another leaves; fewer each time, so that all workers end
-            # together.
+            # More jobs than fit at once, since one enters as another leaves; fewer each time, so that all workers
+            # finish together.
             jobs = mates[: max(members, -(-len(mates) // len(self._workers)))] if members > 1 else ready[:1]
             for job in jobs:
                 queue.waiting.remove(job)
@@ -301,7 +301,7 @@ class WorkerExecutor(Executor):
         return True
 
     def _is_ready(self, job: Job, unfinished: set[str]) -> bool:
-        # A branch waits for its trunk; where the trunk failed, the branch takes all steps itself.
+        # A branch waits for its trunk; if the trunk failed, the branch takes all steps itself.
         return job.trunk is None or self._kept(*job.trunk) or job.trunk[0] not in unfinished
 
     def _choose_stacks(self, queue: _Queue) -> None:
@@ -315,7 +315,7 @@ class WorkerExecutor(Executor):
                 self._members[key] = self._best_members(jobs[0].spec, len(jobs) // self.n_workers)
 
     def _best_members(self, spec: RunSpec, most: int) -> int:
-        """Models that a worker should train at once, at most ``most``; 1 where a stack gains too little."""
+        """Models that a worker should train at once, at most ``most``; 1 if a stack gains too little."""
         single = Probe.of(spec, _STACK_PROBE_S)
         best = 1
         try:
@@ -324,12 +324,12 @@ class WorkerExecutor(Executor):
             for members in _STACKS:
                 if members > most:
                     break
-                # In turn and three times, so that a moment in which the machine is busy does not decide.
+                # Measured in turn and three times, so that a busy moment does not decide.
                 rates = self.measure([replace(single, members=best), replace(single, members=members)] * 3)
                 if statistics.median(rates[1::2]) < _GAIN * statistics.median(rates[::2]):
                     break
                 best = members
-        except ArmillaryError:  # it does not fit in memory: the best so far stays
+        except ArmillaryError:  # it does not fit in memory, so the best so far stays
             pass
         return best
 
@@ -353,21 +353,21 @@ class WorkerExecutor(Executor):
                     queue.outcomes[said.run] = Failure(said.run, said.kind, said.value)
 
     def _give_back(self, worker: Worker, lost: Lost, queue: _Queue) -> None:
-        """Try the jobs of a lost worker again, unless what it trained has ended too many workers."""
+        """Retry the jobs of a lost worker, unless its run has killed too many workers."""
         again = []
         for place, jobs in enumerate(worker.stacks):
             for job in jobs:
                 run = job.spec.id
                 if place == 0 and lost.blames_run:
-                    # Counted per call: orderly stops and earlier calls say nothing of whether this run kills workers.
+                    # Counted per call: clean stops and earlier calls do not show whether this run kills workers.
                     queue.deaths[run] = queue.deaths.get(run, 0) + 1
                 if queue.deaths.get(run, 0) < MAX_ATTEMPTS or self._stop.value:
-                    self.store.mark_failed(run, "pending", f"its worker died ({lost.how}); tried again")
+                    self.store.mark_failed(run, "pending", f"its worker died ({lost.how}); retried")
                     again.append(job)
                 else:
                     error = (
-                        f"run {run}: its worker died ({lost.how}) in each of {queue.deaths[run]} attempts; where "
-                        "memory is short, give fewer --workers; the same command tries the run again"
+                        f"run {run}: its worker died ({lost.how}) in each of {queue.deaths[run]} attempts; if "
+                        "memory is short, give fewer --workers; the same command retries the run"
                     )
                     self.store.mark_failed(run, "failed", error)
                     queue.outcomes[run] = Failure(run, "failed", error)
@@ -377,7 +377,7 @@ class WorkerExecutor(Executor):
 
 
 def _on_signals(stop: Any) -> dict[int, Any]:
-    """Let Ctrl-C and a request to end set ``stop``; a second Ctrl-C ends at once. Returns the handlers before."""
+    """Let Ctrl-C and SIGTERM set ``stop``; a second Ctrl-C ends at once. Returns the previous handlers."""
     if threading.current_thread() is not threading.main_thread():
         return {}
 

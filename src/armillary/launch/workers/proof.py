@@ -1,10 +1,10 @@
-"""Proof that another machine sees our files: the store's folder with its locks, the corpus, and the same versions.
+"""Checks that another machine sees our files and locks in the store, the same corpus, and the same versions.
 
-Two machines that train into one folder need more than a path that exists on both: what one writes must be what the
-other reads, and a lock that one holds must stop the other, or both could train the same run. So a file is written and
-locked here, every other machine reads it, is refused the lock, and leaves a mark that is looked for here.
+Two machines that train into one folder need more than a path that exists on both. One must read what the other writes,
+and a lock held by one must stop the other, or both could train the same run. So this machine writes and locks a file.
+Every other machine reads it, must be refused the lock, and writes a mark, which this machine then reads.
 
-Trade-off: a file system that forgets locks now and then, rather than always, passes.
+Trade-off: a file system that loses locks only sometimes passes the check.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from armillary.recipe import ArmillaryError, lock
 
 @dataclass(frozen=True)
 class Proof:
-    """What another machine must see: a file in the store's folder, locked by us; the corpus; and the same versions."""
+    """The facts to check elsewhere: a file in the store's folder, locked by us; the corpus; and the versions."""
 
     store: Path
     corpus: Path
@@ -33,14 +33,14 @@ class Proof:
 
     @property
     def file(self) -> Path:
-        """The file that we hold locked."""
+        """The file that we hold a lock on."""
         return self.store / f".proof-{self.token}"
 
     def _mark(self, machine: str) -> Path:
         return self.store / f".proof-{self.token}.{machine}"
 
     def problem_there(self, machine: str) -> str | None:
-        """On another machine, whose name is any that no other has: what is wrong with it, or None."""
+        """Run on another machine, under a unique name: the problem with that machine, or None."""
         import torch
 
         from armillary.corpus import Corpus
@@ -52,14 +52,14 @@ class Proof:
         try:
             with open(self.file, "r+") as file:
                 if file.read() != self.token:
-                    return f"{self.store}: it sees another folder there; the nodes must share this one"
+                    return f"{self.store}: it sees a different folder there; all nodes must share this one"
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     pass
                 else:
                     return (
-                        f"{self.store}: a lock held elsewhere is not seen by it, so two nodes could train one run; "
+                        f"{self.store}: it does not see a lock held elsewhere, so two nodes could train the same run; "
                         "mount the file system with locks across nodes (NFSv4; Lustre with -o flock)"
                     )
             self._mark(machine).write_text("seen", encoding="utf-8")
@@ -75,15 +75,16 @@ class Proof:
         return None
 
     def problem_here(self, machine: str) -> str | None:
-        """Where we hold the lock, after a machine found nothing wrong: whether what it wrote is seen, or None."""
+        """Run on the machine with the lock, after another machine passed: the problem if its mark is not visible, or
+        None."""
         if self._mark(machine).exists():
             return None
-        return f"{self.store}: what it writes there is not seen here; the nodes must share this folder"
+        return f"{self.store}: files that it writes there do not appear here; the nodes must share this folder"
 
 
 @contextlib.contextmanager
 def proof(store: Path, corpus: Path) -> Iterator[Proof]:
-    """Hold the lock for a while, for other machines to be asked ``problem_there``; nothing is left in the store."""
+    """Hold the lock while other machines run ``problem_there``; no files are left in the store."""
     import torch
 
     given = Proof(store, corpus, secrets.token_hex(8), str(torch.__version__), __version__)

@@ -1,10 +1,10 @@
-"""Runs of a study one after another, each over many ranks of this machine: for targets that one device cannot hold.
+"""Trains the runs of a study one by one, each over many ranks of this machine, for targets too large for one device.
 
-It records the same in the store as other executors. The study's own workers end first, since the ranks need their
-devices.
+It records the same data in the store as other executors. The study's own workers end first, to free the devices for
+the ranks.
 
-Trade-off: a budget in time sizes the target by the rate of all workers, each with a run of its own. Ranks that share a
-run are slower by their communication.
+Trade-off: a budget in time sizes the target by the rate of all workers, each with its own run. Ranks that share one run
+are slower because of their communication.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _LOOK_S = 0.5
 
 
 class RankExecutor(Executor):
-    """Trains over the ranks of ``layout`` in place of ``workers``."""
+    """Trains over the ranks of ``layout`` instead of ``workers``."""
 
     def __init__(self, workers: Executor, layout: Layout) -> None:
         super().__init__(workers.store, workers.corpus, workers.checkpoint_every_s)
@@ -47,24 +47,24 @@ class RankExecutor(Executor):
 
     @property
     def device(self) -> str:
-        """The key of rates: each layout counts as a machine of its own, other than that of the workers."""
+        """The key of rates: each layout counts as a separate machine, different from that of the workers."""
         layout = self.layout.model_dump(mode="json", exclude_defaults=True)
         return ", ".join([self.workers.device, *(f"{name} {value}" for name, value in layout.items())])
 
     def run(
         self, study: str, jobs: Sequence[Job], progress: Progress = lambda stage, done, total, note: None
     ) -> dict[str, RunResult | Failure]:
-        """Train the jobs without a result, each from its beginning: trunks are ignored. Returns each outcome by run id.
+        """Train the jobs without a result, each from step 0, ignoring trunks; return each outcome by run id.
 
         Raises:
             InterruptedStudyError: stopped by Ctrl-C; the same call resumes.
-            UsageError: the workers are not on this machine; nothing was started.
+            UsageError: the workers are not on this machine; nothing has started.
             BusyRunError: another process trains one of the runs.
         """
         if not isinstance(self.workers, LocalExecutor):
             raise UsageError(
-                "a target with a layout trains on ranks of this machine, not through --on; leave --on out, or "
-                "give a launcher the target.yaml beside the report"
+                "a target with a layout trains on ranks of this machine, not through --on; leave out --on, or give "
+                "a launcher the target.yaml next to the report"
             )
         self.workers.rest()
         self.store.add(study, [job.spec for job in jobs])
@@ -89,7 +89,7 @@ class RankExecutor(Executor):
         )
         folder, result = self.store.run_folder(run), None
         while result is None:
-            while in_use(folder):  # by another process's study, or by a launcher; its result is used
+            while in_use(folder):  # another study or a launcher trains it; wait and use its result
                 time.sleep(_LOOK_S)
             known = settled(self.store, run)
             if known is not None:
@@ -99,7 +99,7 @@ class RankExecutor(Executor):
                 result = launch(large, folder, reporter=partial(_Teller, reached))
             except InterruptedRunError as error:
                 self.store.mark_failed(run, "pending", str(error))
-                raise InterruptedStudyError(f"{error}; give the same command to resume") from error
+                raise InterruptedStudyError(f"{error}; run the same command to resume") from error
             except BusyRunError:  # another process was faster
                 time.sleep(_LOOK_S)
             except (ArmillaryError, OSError) as error:
@@ -110,7 +110,7 @@ class RankExecutor(Executor):
 
 
 class _Teller:
-    """In the first rank: writes the finished share of its run into shared memory."""
+    """The first rank's reporter, which writes the finished share of its run into shared memory."""
 
     def __init__(self, reached: Any) -> None:
         self.reached = reached
@@ -127,9 +127,9 @@ class _Teller:
 
 @contextmanager
 def _watched(study: str, done: float, part: float, total: float, note: str, progress: Progress) -> Iterator[Any]:
-    """A shared number, the finished share of a run, which is reported as progress while it grows.
+    """A shared number with the finished share of a run, reported as progress while it grows.
 
-    A number instead of a pipe: a rank that is killed while it writes leaves no torn message behind.
+    A number instead of a pipe, since a rank killed while writing cannot leave a torn message.
     """
     reached, ended = get_context("spawn").RawValue("d", 0.0), threading.Event()
 

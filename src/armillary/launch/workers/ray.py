@@ -1,21 +1,20 @@
-"""Workers on a Ray cluster: one actor for each core, or for each share of an accelerator, on every node.
+"""Workers on a Ray cluster: one actor per core, or per share of an accelerator, on every node.
 
-Ray places the actors and reports lost ones; the executor does the rest. The store's folder and the corpus lie on a
-file system that all nodes see at the same path; each node proves that before anything is trained (`proof`). Messages to
-an actor and its answers go through one call after another (`_Slot.exchange`), numbered so that a call whose answer
-was lost on the way may be made again.
+Ray places the actors and reports lost ones; the executor does the rest. The store's folder and the corpus are on a file
+system that all nodes see at the same path; each node proves this before training (`proof`). Messages to an actor and
+its answers go through numbered calls, one at a time (`_Slot.exchange`), so a call with a lost answer can be repeated.
 
-A node that is only cut off may still be training when its runs are given to others. Nothing is lost by that:
+A node that has only lost its connection may still be training when its runs go to others. This is safe:
 
-- the run's folder is locked, so the second worker waits until the first has left;
-- a worker without a message for ``LEASE_S`` stops its run with a checkpoint, and after twice that its process ends,
+- the run's folder is locked, so the second worker waits until the first has stopped;
+- a worker without a message for ``LEASE_S`` stops its run with a checkpoint; after twice that time its process ends,
   even in the middle of a step;
-- where a file server releases a dead node's lock too early, both workers write the same bytes, since a run is a pure
-  function of its specification, and files are renamed into place.
+- if a file server releases a dead node's lock too early, both workers write the same bytes, since a run is a pure
+  function of its specification and files are renamed into place.
 
 Trade-offs: runs of a lost node wait until Ray reports the node as lost (about 15 s), because moving them at every short
-network failure would cost more. On a cluster that is full, or that grows on demand, actors wait in Ray's queue. Ray is
-an optional package and is imported inside functions.
+network failure would cost more. On a cluster that is full or grows on demand, actors wait in Ray's queue. Ray is an
+optional package and is imported inside functions.
 """
 
 from __future__ import annotations
@@ -49,17 +48,17 @@ from armillary.store import secrets as secrets_of
 LEASE_S = 60.0
 # How long a study waits while no node has a slot for it.
 PATIENCE_S = 600.0
-_LOOK_EVERY_S = 2.0  # for nodes that joined or left
+_LOOK_EVERY_S = 2.0  # to look for nodes that joined or left
 _POLL_S = 0.2
 _GRACE_S = 5.0
 _SETTLE_S = 20.0  # a throughput is measured once no further slot has appeared for this long
 _OBJECT_STORE = 80 * 2**20  # bytes; nothing large goes through it
-_ACCELERATORS = ("GPU", "NPU")  # what Ray calls them
+_ACCELERATORS = ("GPU", "NPU")  # Ray's names
 _ADDRESSES = "ray (the cluster of this machine) or ray://HOST:PORT"
 
 
 def _ray() -> Any:
-    """The package, imported only now."""
+    """The package, imported on first use."""
     import ray
 
     return ray
@@ -80,7 +79,7 @@ def check_address(on: str) -> None:
 
 
 class _Actor(Worker):
-    """A slot of the cluster: the actor there, the messages still to be sent, and the call that is under way."""
+    """A slot of the cluster: its actor, the unsent messages, and the call in progress."""
 
     def __init__(self, actor: Any, node: str, where: str, device: str) -> None:
         super().__init__()
@@ -97,7 +96,7 @@ class _Actor(Worker):
         self.outbox.append(message)
 
     def exchange(self, stop: bool) -> Any:
-        """The call under way; a new one takes along what is in the outbox."""
+        """The call in progress; a new call sends the content of the outbox."""
         if self.call is None:
             self.number += 1
             self.told, self.outbox = (self.outbox, stop), []
@@ -105,17 +104,17 @@ class _Actor(Worker):
         return self.call
 
     def again(self) -> None:
-        """Make the same call once more: its answer was lost, or it never arrived."""
+        """Repeat the call: its answer was lost, or it never arrived."""
         self.call = self.actor.exchange.remote(self.number, *self.told)
 
 
 class RayExecutor(WorkerExecutor):
-    """Workers on the Ray cluster at ``address``: ``ray://HOST:PORT``, or ``ray`` for the one that this machine is in.
+    """Workers on the Ray cluster at ``address``: ``ray://HOST:PORT``, or ``ray`` for the cluster of this machine.
 
-    Where this machine is in none, ``ray`` starts one of its own, which obeys this process only and ends with the
-    executor. A program that has called ``ray.init`` keeps its connection. ``workers`` is the number of slots: all
-    cores of the cluster by default, also of nodes that join later; on a cluster with accelerators all of these, and
-    where more workers are asked for, each takes a share of one.
+    If this machine is in no cluster, ``ray`` starts a private one, which ends with the executor. A program that has
+    called ``ray.init`` keeps its connection. ``workers`` is the number of slots. By default it is all cores of the
+    cluster, or all its accelerators if it has any, including nodes that join later. If there are more workers than
+    accelerators, each takes a share of one.
     """
 
     def __init__(
@@ -127,7 +126,7 @@ class RayExecutor(WorkerExecutor):
         self._asked_for = workers
         self._wanted = 0
         self._connected = False
-        self._starting: dict[Any, Any] = {}  # the call that says that an actor is up, and the actor
+        self._starting: dict[Any, Any] = {}  # the call that returns once an actor is up, and the actor
         self._refused: list[Any] = []
         self._looked = self._last_seen = 0.0
         self._why = ""
@@ -148,7 +147,7 @@ class RayExecutor(WorkerExecutor):
         return self._device
 
     def _connect(self) -> None:
-        """Once: reach the cluster, have its nodes prove what they see, and count the slots."""
+        """Connect to the cluster, let its nodes prove what they see, and count the slots; done once."""
         if self._connected:
             return
         _refuse_visible_password(self.store)
@@ -174,16 +173,16 @@ class RayExecutor(WorkerExecutor):
         options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
         inherited: dict[str, str | None] = {}
         if address == "auto" and not _in_a_cluster():
-            address = "local"  # nothing less: an address that a dead cluster has left behind would be tried
+            address = "local"  # explicit, because Ray would otherwise try the address that a dead cluster left behind
             cores = max(len(os.sched_getaffinity(0)), self._asked_for or 0)
             options |= {"num_cpus": cores, "include_dashboard": False, "object_store_memory": _OBJECT_STORE}
             self._undo.enter_context(_environment(_only_ours()))
-            # No report of its use, and not the database's address with its password.
+            # Disable Ray's usage reports, and keep the database's URL with its password private.
             inherited = {"ARMILLARY_DATABASE": None, "RAY_USAGE_STATS_ENABLED": "0"}
         try:
             with _environment(inherited):
                 _ray().init(address, **options)
-        except Exception as error:  # Ray raises no narrower one where it cannot start
+        except Exception as error:  # Ray raises no narrower exception if it cannot start
             raise UsageError(
                 f"--on {self._address}: the cluster cannot be used: {str(error).strip().splitlines()[0]}; is it up "
                 "(ray status), of the same versions of Python and Ray, and is RAY_AUTH_MODE=token set if it wants that?"
@@ -205,7 +204,7 @@ class RayExecutor(WorkerExecutor):
             except ray.exceptions.RayTaskError as error:
                 problem = f"{error.cause!r}; is the same version of Armillary installed there?"
             except ray.exceptions.RayError as error:
-                problem = f"it does not answer ({type(error).__name__})"
+                problem = f"it does not respond ({type(error).__name__})"
             if problem is not None:
                 raise UsageError(f"node {where}: {problem}")
 
@@ -217,7 +216,7 @@ class RayExecutor(WorkerExecutor):
         elif now - self._last_seen > PATIENCE_S:
             raise ArmillaryError(
                 f"no node had a free {self._resource} for {PATIENCE_S / 60:.0f} minutes; every run has its last "
-                "checkpoint: give the same command to resume when there is one"
+                "checkpoint: run the same command to resume when one is free"
             )
         if now - self._looked < _LOOK_EVERY_S:
             return
@@ -227,7 +226,7 @@ class RayExecutor(WorkerExecutor):
             with _lost_connection():
                 self._wanted = int(ray.cluster_resources().get(self._resource, 0))
         there = len(self._workers) + len(self._refused)
-        for call in list(self._starting)[max(0, self._wanted - there) :]:  # their nodes have gone
+        for call in list(self._starting)[max(0, self._wanted - there) :]:  # their nodes have left
             ray.kill(self._starting.pop(call))
         with _lost_connection():
             slot = ray.remote(_Slot).options(**{"num_cpus": 0, **self._needs})
@@ -243,17 +242,17 @@ class RayExecutor(WorkerExecutor):
         return "; ".join(words)
 
     def _await_workers(self) -> None:
-        """Wait for all slots, or for as many as come up while others keep coming."""
+        """Wait for all slots, or until no further slots appear."""
         self._start_workers()
         came = time.monotonic()
         while self._starting and time.monotonic() - came < (_SETTLE_S if self._workers else PATIENCE_S):
             if self._receive_starts(_POLL_S):
                 came = time.monotonic()
         if not self._workers:
-            raise ArmillaryError(f"the cluster has no slot to offer; {self._word}")
+            raise ArmillaryError(f"the cluster has no free slot; {self._word}")
 
     def _receive_starts(self, timeout_s: float) -> bool:
-        """Take in the actors that are up; whether there was one."""
+        """Add the actors that are up; return whether there was one."""
         ray = _ray()
         with _lost_connection():
             ready, _ = ray.wait(list(self._starting), num_returns=len(self._starting), timeout=timeout_s)
@@ -262,13 +261,13 @@ class RayExecutor(WorkerExecutor):
             try:
                 node, where, device, problem = ray.get(call)
             except ray.exceptions.RayError:
-                self._looked = 0.0  # it died before it was up; another is started
+                self._looked = 0.0  # it died before it was up; start another
                 continue
             problem = problem or self._proof.problem_here(node)
             if problem is None:
                 self._workers.append(_Actor(actor, node, where, device))
             else:
-                self._refused.append(actor)  # it holds its place, so that Ray puts no other there
+                self._refused.append(actor)  # keep it in its slot, so that Ray places no other actor there
                 self._why = f"node {where}: {problem}"
         return bool(ready)
 
@@ -289,7 +288,7 @@ class RayExecutor(WorkerExecutor):
                 try:
                     answers = ray.get(call)
                 except ray.exceptions.ActorUnavailableError:
-                    worker.again()  # Ray does not know yet whether it is lost
+                    worker.again()  # Ray has not decided yet whether it is lost
                 except ray.exceptions.RayError as error:
                     said.append((worker, self._lost(worker, error)))
                 else:
@@ -321,7 +320,7 @@ class RayExecutor(WorkerExecutor):
                             elif answer.kind not in ("step", "measured", "unmeasured"):
                                 worker.finish(answer.run)
                 for actor in [*(w.actor for w in self._workers), *self._starting.values(), *self._refused]:
-                    with contextlib.suppress(Exception):  # the cluster may be gone
+                    with contextlib.suppress(Exception):  # the cluster may have ended
                         ray.kill(actor)
         finally:
             self._starting.clear()
@@ -331,12 +330,12 @@ class RayExecutor(WorkerExecutor):
 
 
 def _check_node(given: Proof) -> str | None:
-    """What is wrong with the node that this runs on, or None."""
+    """The problem with the node that this runs on, or None."""
     return given.problem_there(_ray().get_runtime_context().get_node_id())
 
 
 class _Slot:
-    """The actor: a thread that works, and calls that fetch what it says while it does."""
+    """The actor: a thread that works, and calls that fetch its messages meanwhile."""
 
     def __init__(self, store: Path, corpus: Path, checkpoint_every_s: float) -> None:
         self._store, self._corpus = store, corpus
@@ -345,12 +344,12 @@ class _Slot:
         self._outbox: queue.SimpleQueue[Answer] = queue.SimpleQueue()
         self._heard = time.monotonic()
         self._stop = False
-        self._open = 0  # runs and probes that are not answered yet
+        self._open = 0  # unanswered runs and probes
         self._number = 0
         self._reply: list[Answer] = []
 
     def begin(self, given: Proof) -> tuple[str, str, str, str | None]:
-        """Node, its address, the device, and what is wrong with the node; where nothing is, the work begins."""
+        """Node, its address, the device, and the problem with the node; without a problem, the work begins."""
         problem = _check_node(given)
         if problem is None:
             self._thread = threading.Thread(target=self._work, daemon=True)
@@ -360,7 +359,7 @@ class _Slot:
         return ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), device_name(), problem
 
     def exchange(self, number: int, messages: list[Message], stop: bool) -> list[Answer]:
-        """Take messages and give answers, waiting a moment for the first; a call made again gets the same reply."""
+        """Take messages and return answers, waiting briefly for the first; a repeated call gets the same reply."""
         self._heard = time.monotonic()
         if number == self._number:
             return self._reply
@@ -378,7 +377,7 @@ class _Slot:
         return self._reply
 
     def _work(self) -> None:
-        # Ray lets an actor see its own accelerator only: it is the first.
+        # Ray shows an actor only its own accelerator, so the index is 0.
         options = WorkerOptions(self._corpus, self._store, self._checkpoint_every_s)
         work(
             self._inbox.get,
@@ -388,7 +387,7 @@ class _Slot:
         )
 
     def _watch(self) -> None:
-        """End the process if it is still in a run long after the last call of the executor."""
+        """End the process if it is still in a run long after the executor's last call."""
         while True:
             time.sleep(1)
             if self._open and time.monotonic() - self._heard > 2 * LEASE_S:
@@ -396,31 +395,31 @@ class _Slot:
 
 
 def _in_a_cluster() -> bool:
-    """Whether this machine is in a Ray cluster; asked in a process of its own, since Ray settles much at import."""
+    """Whether this machine is in a Ray cluster; checked in a separate process, since importing Ray has side effects."""
     command = [sys.executable, "-m", "ray.scripts.scripts", "status"]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 @cache
 def _only_ours() -> dict[str, str | None]:
-    """Settings for a Ray that only this process and what it starts can talk to.
+    """Settings for a Ray cluster that only this process and its children can use.
 
-    Ray listens on all of a machine's addresses and has no setting for the loopback alone, so a token keeps others out.
-    There is one per process, because Ray reads it once, when it is imported.
+    Ray listens on all of a machine's addresses and cannot be limited to the loopback interface, so a token keeps others
+    out. There is one token per process, because Ray reads it once, at import.
 
     Raises:
-        UsageError: it has been imported.
+        UsageError: Ray is already imported.
     """
     if "RAY_AUTH_MODE" in os.environ:
-        return {}  # set by the administrator of this machine
+        return {}  # set by the machine's administrator
     if "ray" in sys.modules:
-        raise UsageError("--on ray: this program has imported ray itself; have it call ray.init too")
+        raise UsageError("--on ray: this program has already imported ray; call ray.init in it too")
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
 @contextlib.contextmanager
 def _environment(changes: dict[str, str | None]) -> Iterator[None]:
-    """Change variables of the environment, or take them away, for a while."""
+    """Temporarily change or remove environment variables."""
 
     def put(values: dict[str, str | None]) -> dict[str, str | None]:
         before = {name: os.environ.pop(name, None) for name in values}
@@ -436,19 +435,19 @@ def _environment(changes: dict[str, str | None]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _lost_connection() -> Iterator[None]:
-    """Say what it means that Ray itself is gone."""
+    """Convert Ray's connection errors."""
     ray = _ray()
     try:
         yield
     except (ConnectionError, ray.exceptions.RaySystemError) as error:
         raise ArmillaryError(
             f"the connection to Ray was lost ({str(error).strip().splitlines()[0]}); every run has its last "
-            "checkpoint: give the same command to resume when the cluster is up"
+            "checkpoint: run the same command to resume when the cluster is up"
         ) from error
 
 
 def _refuse_visible_password(store: Store) -> None:
-    """Ray shows every node the command line of those who use it."""
+    """Refuse a password in the command line, which Ray shows to every node."""
     shown = [text for argument in sys.orig_argv for text in (argument, unquote(argument), unquote_plus(argument))]
     if any(secret in text for secret in secrets_of(store.engine.url) for text in shown):
         raise UsageError(

@@ -1,7 +1,7 @@
-"""What a worker does: take messages from its inbox one after another, train or measure, and answer.
+"""The work of a worker: take messages from its inbox one by one, train or measure, and answer.
 
-How messages travel is the caller's choice. A worker computes with one thread: a study trains as many runs at once as
-there are cores, and with one thread a run's arithmetic does not depend on their number.
+The caller provides the transport. A worker computes with one thread: a study trains one run per core, and with one
+thread a run's arithmetic does not depend on the number of cores.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _TELL_EVERY_S = 0.2
 
 @dataclass(frozen=True)
 class WorkerOptions:
-    """What a worker works with: the folders of corpus and store, seconds between checkpoints, and its device.
+    """The setup of a worker: the folders of corpus and store, seconds between checkpoints, and its device.
 
-    ``device_index`` counts through the machine's accelerators, where it has any.
+    ``device_index`` is the index among the machine's accelerators, if it has any.
     """
 
     corpus: Path
@@ -43,7 +43,7 @@ class WorkerOptions:
 
 @dataclass(frozen=True)
 class _Work:
-    """A worker at work: its corpus is open, and its device chosen."""
+    """A running worker, with open corpus and chosen device."""
 
     corpus: Corpus
     runs: Path
@@ -88,7 +88,7 @@ def work(
                 if at is None:
                     corpus = Corpus.open(options.corpus)
                     at = _Work(corpus, options.store / "runs", options.checkpoint_every_s, device, answer, stopping)
-            except Exception as error:  # answered for each run, since a dead worker would not name the cause
+            except Exception as error:  # answer for each run, since a dead worker could not name the cause
                 for job in left:
                     answer(_answer(job.spec.id, error))
                 continue
@@ -104,7 +104,7 @@ def work(
 
 
 def _train_stack(message: Train, at: _Work) -> list[Job]:
-    """Answer jobs that are trained as one program; returns those that have to be trained alone."""
+    """Answer jobs that are trained as one program; return those that must be trained alone."""
     from armillary.train import Assignment, BusyRunError, stack_capacity, train_fleet
 
     left = {job.spec.id: job for job in message.jobs}
@@ -134,8 +134,8 @@ def _train_stack(message: Train, at: _Work) -> list[Job]:
                 del left[run]
                 at.answer(_answer(run, outcome))
     except Exception:
-        # A failure of the stack, usually too little memory: alone, each run resumes from its last checkpoint.
-        logging.getLogger(__name__).warning("a stack of runs failed; they are trained alone", exc_info=True)
+        # The stack failed, usually for lack of memory: each run resumes alone from its last checkpoint.
+        logging.getLogger(__name__).warning("a stack of runs failed; the runs are trained alone", exc_info=True)
     return list(left.values())
 
 
@@ -158,7 +158,7 @@ def _trunk(job: Job, runs: Path) -> Trunk | None:
 
 
 def _train(job: Job, at: _Work) -> Answer:
-    """The outcome of one job; finished steps are reported on the way."""
+    """The outcome of one job; reports finished steps meanwhile."""
     from armillary.train import BusyRunError, train_run
 
     run = job.spec.id
@@ -185,13 +185,13 @@ def _train(job: Job, at: _Work) -> Answer:
                 stop=at.stopping,
             )
         except BusyRunError:
-            # Another study trains it, or workers of a killed study have not ended yet.
+            # Another study is training it, or workers of a killed study are still running.
             time.sleep(0.5)
         except Exception as error:
             return _answer(run, error)
         else:
             return _answer(run, result)
-    return Answer("stopped", f"run {run} was stopped before its worker began with it", run)
+    return Answer("stopped", f"run {run} was stopped before its worker began it", run)
 
 
 def _measure(probe: Probe, device: torch.device) -> float:
@@ -244,13 +244,13 @@ def _measure(probe: Probe, device: torch.device) -> float:
 
 
 def device_name() -> str:
-    """Name of the accelerator that this process may use, where there is one, else of the processor."""
+    """Name of the accelerator of this process if there is one, else of the CPU."""
     import torch
 
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if accelerator is not None:
         return str(torch.get_device_module(accelerator).get_device_properties(0).name)
-    # The standard library knows no more of it than "x86_64" on Linux.
+    # On Linux the standard library returns only "x86_64".
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -1,6 +1,6 @@
-"""Merging: models that were trained from one base become one, tensor by tensor.
+"""Merges models trained from one base into one model, tensor by tensor.
 
-What it does not do: merge models of different tokenizers or shapes, permute hidden units, or stack layers.
+Out of scope: models with different tokenizers or shapes, permutation of hidden units, and stacking of layers.
 """
 
 from armillary.post.merge.merge import merge, read_record

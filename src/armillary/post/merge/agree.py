@@ -1,8 +1,8 @@
-"""Whether models can be merged: one kind of folder, architecture, shapes, tokenizer and origin. Says what differs.
+"""Checks whether models can be merged: same kind of folder, architecture, shapes, tokenizer and origin.
 
-The average of two networks is a network of their quality only where they descend from one set of weights: the hidden
-units of two that were trained apart stand in another order. Lineage is not in every folder, so the descent is measured:
-the correlation of a model's matrices with the base's. It is above 0.9 after fine-tuning and 0 for models trained apart.
+The average of two networks is useful only if both descend from the same weights: independently trained networks have
+their hidden units in different orders. Not every folder has its lineage, so descent is measured by the correlation of
+a model's matrices with the base's. It is above 0.9 after fine-tuning and 0 for independently trained models.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from armillary.post.merge.parents import Parent
 from armillary.post.merge.tensors import FLOATS
 from armillary.recipe import UsageError, read_json
 
-# Below this median correlation a model does not come from the base. Long training on from it leaves 0.5 and more.
+# A model below this median correlation does not descend from the base. Long further training leaves at least 0.5.
 LEAST_CORRELATION = 0.2
 _SAMPLED_TENSORS, _SAMPLED_NUMBERS = 16, 1 << 16
 
@@ -47,10 +47,10 @@ _REMEDY = "fetch the folder again"
 
 
 def check_agreement(base: Parent, models: Sequence[Parent]) -> list[str]:
-    """Refuse models that cannot be merged over ``base``, and return what should be known of those that can.
+    """Refuse models that cannot be merged over ``base``, and return notes on the others.
 
     Raises:
-        UsageError: what differs, between which two.
+        UsageError: two models differ; the message says how.
     """
     if not models:
         raise UsageError("no model to merge; give the folders of one or more models after the base")
@@ -81,13 +81,13 @@ def _architecture(base: Parent, model: Parent) -> None:
             )
     try:
         shapes = [read_shape(parent.folder).model_dump(mode="json") for parent in (base, model)]
-    except UsageError:  # of a model that our transformer does not compute: its keys decide
+    except UsageError:  # our transformer does not support the model: compare the keys of the configuration
         shapes = [{key: value for key, value in p.config.items() if key not in _FREE} for p in (base, model)]
     _refuse_fields(base, model, *shapes)
 
 
 def _refuse_fields(base: Parent, model: Parent, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Raise UsageError where two configurations differ; an absent key is as good as an empty one."""
+    """Raise UsageError if two configurations differ; an absent key equals an empty one."""
     differing = [
         f"{key} is {theirs.get(key)!r} in {model.folder} and {ours.get(key)!r} in {base.folder}"
         for key in sorted(ours.keys() | theirs.keys())
@@ -134,10 +134,10 @@ def _tokenizers(base: Parent, model: Parent) -> None:
 
 
 def tokenizer_difference(base: Path, model: Path) -> str | None:
-    """How the tokenizer in the folder ``model`` differs from that in ``base``; None where both make the same tokens.
+    """The difference between the tokenizers in the folders ``model`` and ``base``; None if both are equivalent.
 
     Raises:
-        UsageError: no tokenizer file that both have.
+        UsageError: the folders have no tokenizer file in common.
         DamagedFileError: a file cannot be read.
     """
     if all((folder / "tokenizer.json").is_file() for folder in (base, model)):
@@ -173,10 +173,10 @@ def _digest(path: Path) -> str:
 
 
 def _token_ids(document: dict[str, Any]) -> dict[str, Any]:
-    """The number of each token, added ones included."""
+    """The id of each token, including added ones."""
     try:
         vocabulary = document["model"]["vocab"]
-        if isinstance(vocabulary, list):  # Unigram: pairs of token and score, numbered by place
+        if isinstance(vocabulary, list):  # Unigram: pairs of token and score, numbered by position
             vocabulary = {token: [place, score] for place, (token, score) in enumerate(vocabulary)}
         found = dict(vocabulary)
         for added in document.get("added_tokens") or []:
@@ -187,7 +187,7 @@ def _token_ids(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parts(document: dict[str, Any]) -> dict[str, str]:
-    """What else decides the tokens of a text, in one notation."""
+    """The other settings that affect the tokens of a text, normalised."""
     model = document["model"]
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model.get("merges") or []]
     parts = {"normalizer": document.get("normalizer"), "pre_tokenizer": document.get("pre_tokenizer")}
@@ -199,20 +199,20 @@ def _parts(document: dict[str, Any]) -> dict[str, str]:
 
 def _origin(base: Parent, model: Parent) -> None:
     if model.run is not None and model.run == base.run:
-        return  # checkpoints of one run, however far apart
+        return  # checkpoints of the same run
     found = correlation(base, model)
     if found is not None and found < LEAST_CORRELATION:
         raise UsageError(
             f"{model.folder} does not come from {base.folder}: the median correlation of their matrices is {found:.2f},"
-            f" where a model that was trained from the base has at least {LEAST_CORRELATION:g}. Give the model that "
-            "both were trained from as the base"
+            f" but a model trained from the base has at least {LEAST_CORRELATION:g}. Give the model that both were "
+            "trained from as the base"
         )
 
 
 def correlation(base: Parent, model: Parent) -> float | None:
-    """The median over matrices of the correlation between a model's and the base's numbers, from a sample.
+    """The median over matrices of the correlation between a model's and the base's values, from a sample.
 
-    None where no matrix has numbers that vary, or they are not finite: nothing can be said then.
+    None if no matrix has varying, finite values: the correlation is then undefined.
     """
     matrices = [n for n, e in base.tensors.items() if len(e.shape) >= 2 and e.kind in FLOATS and e.bytes]
     found = []
@@ -225,7 +225,7 @@ def correlation(base: Parent, model: Parent) -> float | None:
 
 
 def _notes(models: Sequence[Parent]) -> list[str]:
-    """What differs between the models and does not prevent a merge."""
+    """Differences between the models that do not prevent a merge."""
     first, notes = models[0], []
     for model in models[1:]:
         if model.kind == "run":

@@ -1,9 +1,8 @@
-"""Merges models tensor by tensor into a new folder, which appears whole or not at all.
+"""Merges models tensor by tensor into a new folder, which appears only when it is complete.
 
-In memory at a time are one tensor of each parent and a few of its size. The folder is written aside and renamed; a
-process that is killed leaves only a hidden folder, which the next call removes. ``record.json``, written last, names
-the parents by their hashes. A second call with the same parents and options finds the folder and does nothing; with
-others it refuses.
+Memory holds one tensor of each parent and a few of the same size. The folder is written under a hidden name and then
+renamed; after a kill, the next call removes the hidden folder. ``record.json``, written last, names the parents by
+their hashes. A second call with the same parents and options finds the folder and does nothing; with others it refuses.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from armillary.recipe import ArmillaryError, DamagedFileError, Edge, UsageError,
 RECORD = "record.json"
 FORMAT = 1
 STAGE = "merge"
-# Files of the first model that belong to the merged one; what describes a training or a publication does not.
+# Files copied from the first model. Files that describe its training or publication are not copied.
 _KEPT = (
     "generation_config.json",
     "tokenizer*",
@@ -43,21 +42,21 @@ _KEPT = (
     "*.py",
 )
 
-# Called with bytes done, bytes in all.
+# Called with bytes done and total bytes.
 Progress = Callable[[int, int], None]
 
 
 def merge(
     base: Path, models: Sequence[Path], out: Path, options: MergeOptions, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Merge ``models``, which were trained from ``base``, into the new folder ``out``; returns its record.
+    """Merge ``models``, trained from ``base``, into the new folder ``out``; return its record.
 
-    ``base`` takes part in the methods that add differences to it; in an average it counts only where it is one of the
-    models too. Numbers are computed in fp32 (fp64 where a parent has it) and stored in the base's type.
+    ``base`` matters for methods that add differences to it; in an average it counts only if it is also one of the
+    models. Values are computed in fp32 (fp64 if a parent has it) and stored in the base's type.
 
     Raises:
-        UsageError: models that do not agree (said in what), options out of range, or ``out`` holds something else.
-        ArmillaryError: weights that cannot be read, are not finite, or a folder that cannot be written.
+        UsageError: the models differ (the message says how), options are out of range, or ``out`` holds something else.
+        ArmillaryError: weights are unreadable or not finite, or the folder cannot be written.
     """
     method = method_named(options.method)
     weights = method.weights(options, len(models))
@@ -69,7 +68,7 @@ def merge(
             shutil.rmtree(left, ignore_errors=True)
         parents = [open_parent(folder) for folder in (base, *models)]
         asked = _settings(method, weights, options)
-        # relative to the folder, so that they hold where all were moved together
+        # relative to the folder, so that they remain valid if all folders move together
         places = [os.path.relpath(parent.folder.resolve(), out.resolve()) for parent in parents]
         inputs = [{"path": place, "sha256": parent.hashes} for place, parent in zip(places, parents, strict=True)]
         known = _known(out, asked, inputs)
@@ -81,15 +80,15 @@ def merge(
             return _write(hidden, out, parents, _Plan(method, weights, options, asked, inputs, notes, progress))
         except OSError as error:
             raise ArmillaryError(
-                f"{out}: could not be written ({error.strerror or error}); nothing is left of it. Make room or give "
-                "access, and merge again"
+                f"{out}: could not be written ({error.strerror or error}); it was removed. Free space or give access, "
+                "and merge again"
             ) from error
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The record of a merged folder, whose files are compared with their hashes.
+    """The record of a merged folder; its files are checked against their hashes.
 
     Raises:
         UsageError: the folder has no record of a merge.
@@ -101,7 +100,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UsageError(f"{folder}: has no {RECORD}; it was not merged by this program") from None
     if record.get("stage") != STAGE:
-        raise UsageError(f"{folder}: is of the stage {record.get('stage')!r}, not a merge; give another folder")
+        raise UsageError(f"{folder}: belongs to the stage {record.get('stage')!r}, not to a merge; give another folder")
     wrong = []
     for name, digest in record["outputs"].items():
         try:
@@ -116,7 +115,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 class _Plan:
-    """What a merge does, once it is known to be possible."""
+    """A merge after all checks."""
 
     def __init__(
         self,
@@ -133,23 +132,23 @@ class _Plan:
 
 
 def _settings(method: Method, weights: tuple[float, ...], options: MergeOptions) -> dict[str, Any]:
-    """What decides the result, as it is recorded."""
+    """The settings that determine the result, for the record."""
     return {"method": options.method, "weights": list(weights)} | {
         name: value for name, value in asdict(options).items() if name in method.uses
     }
 
 
 def _known(out: Path, asked: dict[str, Any], inputs: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The record of ``out`` where it is this merge already; None where ``out`` is new or empty.
+    """The record of ``out`` if it already holds this merge; None if ``out`` is new or empty.
 
     Raises:
-        UsageError: ``out`` holds something else, which is named.
+        UsageError: ``out`` holds something else; the message names it.
     """
     if not out.exists() or not any(out.iterdir()):
         return None
     if not (out / RECORD).exists():
         held = min(entry.name for entry in out.iterdir())
-        raise UsageError(f"{out}: holds '{held}' and no merge; give a new folder")
+        raise UsageError(f"{out}: holds '{held}' but not a merge; give a new folder")
     record = read_record(out)
     differing = [
         f"{key} was {record['settings'].get(key)!r} and is {asked.get(key)!r}"
@@ -157,7 +156,7 @@ def _known(out: Path, asked: dict[str, Any], inputs: list[dict[str, Any]]) -> di
         if record["settings"].get(key) != asked.get(key)
     ]
     if [one["sha256"] for one in record["inputs"]] != [one["sha256"] for one in inputs]:
-        differing.append("the base or a model is another")
+        differing.append("the base or a model has changed")
     if differing:
         raise UsageError(f"{out}: holds another merge: {'; '.join(differing)}. Remove it, or give another folder")
     return record
@@ -212,7 +211,7 @@ def _write(hidden: Path, out: Path, parents: list[Parent], plan: _Plan) -> dict[
     write_sealed(hidden / RECORD, record)
     sync(hidden)
     if out.exists():
-        out.rmdir()  # empty, or the rename below would have to replace something
+        out.rmdir()  # an empty folder, which the rename below could not replace
     hidden.rename(out)
     sync(out.parent)
     return record
@@ -243,12 +242,12 @@ def _tensor(name: str, base: Parent, models: Sequence[Parent], plan: _Plan) -> T
 
 
 def _finite(tensor: Tensor) -> bool:
-    """Whether all numbers are finite, without a mask of the tensor's size."""
+    """Whether all values are finite, without a mask of the tensor's size."""
     return not tensor.numel() or all(bool(torch.isfinite(end)) for end in tensor.aminmax())
 
 
 def _copy_texts(model: Parent, base: Parent, hidden: Path) -> None:
-    """Write configuration and tokenizer of ``model``, with the type of numbers of ``base``."""
+    """Write configuration and tokenizer of ``model``, with the dtype of ``base``."""
     config = dict(model.config)
     for key in ("torch_dtype", "dtype"):
         if key in base.config:
@@ -261,7 +260,7 @@ def _copy_texts(model: Parent, base: Parent, hidden: Path) -> None:
 
 
 def _edges(parents: Sequence[Parent], outputs: dict[str, str], files: Sequence[str]) -> list[list[str]]:
-    """The lineage: each weight file comes from those of the parents, and these from their runs."""
+    """The lineage: from each weight file to the files of the parents, and from these to their runs."""
     edges = []
     for file in files:
         for number, parent in enumerate(parents):

@@ -1,6 +1,6 @@
-"""The models that are merged: Hugging Face folders, folders of finished runs, and checkpoints of a run.
+"""Reads the models to merge: Hugging Face folders, folders of finished runs, and checkpoints of a run.
 
-A parent knows its tensors without having read their numbers, and reads one at a time.
+A parent lists its tensors without reading their values, and reads one tensor at a time.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ class Parent:
     """A model to merge.
 
     Attributes:
-        folder: of the model.
-        kind: ``folder`` (of Hugging Face's form) or ``run`` (weights under our own names, without a tokenizer).
-        config: ``config.json``, or of a run its specification as plain data.
+        folder: folder of the model.
+        kind: ``folder`` (Hugging Face format) or ``run`` (weights under our own names, without a tokenizer).
+        config: ``config.json``, or the specification of a run as plain data.
         tensors: the tensors by name, in the order of the files.
         files: the file of each tensor, by its name in the folder.
         hashes: SHA-256 of each weight file, by its name in the folder.
-        read: a tensor by its name, or only its first numbers in one row.
-        run: id of the run, for ``run``.
-        step: of the checkpoint, for one.
-        stamps: size and time of change of each weight file when it was hashed.
+        read: reads a tensor by its name, or only its first values as one row.
+        run: id of the run, for the kind ``run``.
+        step: step of a checkpoint.
+        stamps: size and modification time of each weight file when it was hashed.
     """
 
     folder: Path
@@ -60,19 +60,19 @@ class Parent:
         return sha256(" ".join(self.hashes[name] for name in sorted(self.hashes)).encode()).hexdigest()
 
     def check_unchanged(self) -> None:
-        """Raises DamagedFileError where a weight file was written after it was hashed."""
+        """Raise DamagedFileError if a weight file was written after it was hashed."""
         for name, before in self.stamps.items():
             path = self.folder / name
             if not path.exists() or stamp(path) != before:
-                raise DamagedFileError(f"{path}: changed while it was merged; nothing was written. Merge again")
+                raise DamagedFileError(f"{path}: changed during the merge; nothing was written. Merge again")
 
 
 def open_parent(folder: Path) -> Parent:
     """The model in ``folder``.
 
     Raises:
-        UsageError: no folder, or not one of a model.
-        ArmillaryError: weights missing, torn or not there yet.
+        UsageError: not a folder, or not the folder of a model.
+        ArmillaryError: weights are missing or torn.
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: is not a folder; give a Hugging Face folder, a finished run or a checkpoint")
@@ -84,7 +84,7 @@ def open_parent(folder: Path) -> Parent:
         return _folder(folder)
     if (folder / _ADAPTER).is_file():
         raise UsageError(
-            f"{folder}: holds a LoRA adapter alone; merge it into its base first (merge_and_unload of peft)"
+            f"{folder}: holds only a LoRA adapter; merge it into its base first (merge_and_unload of peft)"
         )
     raise UsageError(
         f"{folder}: has neither config.json (a Hugging Face folder), {_SPEC} (a finished run) nor {_CHECKPOINT} (a "
@@ -104,7 +104,9 @@ def _folder(folder: Path) -> Parent:
         names = sorted(set(weight_map.values()))
         outside = [name for name in names if Path(name).name != name]
         if outside:
-            raise DamagedFileError(f"{folder / INDEX}: names '{outside[0]}', which is no file of the folder; {_REMEDY}")
+            raise DamagedFileError(
+                f"{folder / INDEX}: names '{outside[0]}', which is not a file in the folder; {_REMEDY}"
+            )
     elif (folder / WEIGHTS).is_file():
         weight_map, names = None, [WEIGHTS]
     else:
@@ -119,7 +121,7 @@ def _folder(folder: Path) -> Parent:
         if key not in tensors:
             raise DamagedFileError(f"{folder / name}: lacks {key}, which the index names; {_REMEDY}")
     if config.get("tie_word_embeddings"):
-        # The second name of a tied matrix: some writers store it, some do not.
+        # The second name of a tied matrix, which only some writers store.
         tensors.pop("lm_head.weight", None)
     for key in [key for key in tensors if key.endswith("rotary_emb.inv_freq")]:
         del tensors[key]
@@ -130,7 +132,7 @@ def _run(folder: Path) -> Parent:
     spec = read_spec(folder)
     if not (folder / WEIGHTS).is_file():
         raise ArmillaryError(
-            f"{folder}: the run is not done; train it to its end, or give one of its checkpoints (checkpoints/step-N)"
+            f"{folder}: the run is not finished; finish it, or give one of its checkpoints (checkpoints/step-N)"
         )
     tensors = read_header(folder / WEIGHTS)
     files = dict.fromkeys(tensors, WEIGHTS)
@@ -143,7 +145,7 @@ def _checkpoint(folder: Path) -> Parent:
     verify_checkpoint(folder)
     place = folder.resolve().parent.parent
     if not (place / _SPEC).is_file():
-        raise UsageError(f"{folder}: {place / _SPEC} is missing, which says the model's shape; keep both together")
+        raise UsageError(f"{folder}: {place / _SPEC}, which has the model's shape, is missing; keep both together")
     spec = read_spec(place)
     verify_checkpoint(folder, spec.id)
     reader = CheckpointReader(folder)
@@ -153,7 +155,7 @@ def _checkpoint(folder: Path) -> Parent:
         tensor = reader.whole(name)
         return tensor if most is None else tensor.reshape(-1)[:most]
 
-    # The manifest holds the hashes of all files, which were compared just now.
+    # The manifest holds the hashes of all files, which have just been checked.
     return Parent(
         folder,
         "run",
@@ -180,5 +182,5 @@ def _with_files(parent: Parent, names: list[str]) -> Parent:
 
 
 def config_text(config: dict[str, Any]) -> str:
-    """A configuration as Hugging Face writes it."""
+    """A configuration in Hugging Face's format."""
     return json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n"

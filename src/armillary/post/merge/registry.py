@@ -1,7 +1,7 @@
-"""The methods of merging: one registered function each, over one tensor at a time. A new method is one file.
+"""The registry of merge methods: one function each, over one tensor at a time. A new method is one file.
 
-A method sees a tensor of the base and of each model in fp32 (fp64 where the file has it) and returns the merged one. It
-depends on nothing but these, the weights and the options, so tensors may come in any order.
+A method gets a tensor of the base and of each model in fp32 (fp64 if the file has it), and returns the merged tensor.
+It depends only on these, the weights and the options, so tensors may come in any order.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from armillary.recipe import UsageError
 
 @dataclass(frozen=True)
 class MergeOptions:
-    """How models are merged.
+    """Options of a merge.
 
     Attributes:
         method: a name of ``methods``.
-        weights: one per model; empty for the method's default, equal weights. Of ``weighted`` they are scores.
+        weights: one per model; empty for the method's default, equal weights. For ``weighted`` they are scores.
         density: share of each difference that ``ties`` and ``dare`` keep.
-        scale: factor of the merged difference, for the methods that add one to the base.
-        rescale: how ``dare`` makes up for what it drops: ``density`` (divide by the density, as the paper does) or
-            ``norm`` (keep the sum of magnitudes of each tensor, as mergekit does).
-        base_score: score of the base, for ``weighted``: a model counts by its gain over it.
-        seed: of the entries that ``dare`` drops.
+        scale: factor of the merged difference, for methods that add one to the base.
+        rescale: how ``dare`` compensates for dropped entries: ``density`` (divide by the density, as in the paper) or
+            ``norm`` (keep the sum of magnitudes of each tensor, as in mergekit).
+        base_score: score of the base, for ``weighted``: a model's weight is its gain over it.
+        seed: seed of the entries that ``dare`` drops.
     """
 
     method: str = "linear"
@@ -44,15 +44,15 @@ class MergeOptions:
 
 @dataclass(frozen=True)
 class Group:
-    """One tensor of all parents.
+    """The same tensor from all parents.
 
     Attributes:
-        name: of the tensor.
-        base: of the base.
-        models: of the models, in the order of ``weights``.
-        ids: hash of each model's weights, which names it whatever the order.
-        weights: after ``Method.weights``.
-        options: of the merge.
+        name: name of the tensor.
+        base: the base's tensor.
+        models: the models' tensors, in the order of ``weights``.
+        ids: hash of each model's weights, an identity independent of the order.
+        weights: the weights that ``Method.weights`` returned.
+        options: options of the merge.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Group:
     options: MergeOptions
 
     def generator(self, model: int) -> torch.Generator:
-        """Random numbers that depend on the seed, the tensor's name and the model's weights alone."""
+        """Random numbers that depend only on the seed, the tensor's name and the model's weights."""
         text = f"{self.options.seed}/{self.ids[model]}/{self.name}".encode()
         generator = torch.Generator()
         generator.manual_seed(int.from_bytes(hashlib.sha256(text).digest()[:8], "little") >> 1)
@@ -72,11 +72,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Method:
-    """A way to merge.
+    """A merge method.
 
     Attributes:
-        combine: the merged tensor of a group.
-        weights: checks the weights of n models and returns those to use; UsageError names what is wrong.
+        combine: returns the merged tensor of a group.
+        weights: checks the weights of n models and returns those to use, or raises UsageError.
         uses: options besides ``weights`` that change the result, for the record.
         adds: whether it adds a difference to the base, so that its weights need not sum to 1.
     """
@@ -91,7 +91,7 @@ _METHODS: dict[str, Method] = {}
 
 
 def register(name: str, method: Method) -> None:
-    """Make ``method`` known under ``name``."""
+    """Register ``method`` under ``name``."""
     _METHODS[name] = method
 
 
@@ -107,7 +107,7 @@ def method_named(name: str) -> Method:
     """The method ``name``.
 
     Raises:
-        UsageError: there is none.
+        UsageError: no such method.
     """
     known = methods()
     if name not in known:
@@ -116,7 +116,7 @@ def method_named(name: str) -> Method:
 
 
 def read_weights(text: str | None) -> tuple[float, ...]:
-    """Weights from a comma-separated list; none for None.
+    """Weights from a comma-separated list; empty for None.
 
     Raises:
         UsageError: an entry that is not a number.
@@ -133,7 +133,7 @@ def given_weights(options: MergeOptions, count: int, default: float | None) -> t
     """``options.weights`` for ``count`` models, or ``default`` for each.
 
     Raises:
-        UsageError: another number of weights, none without a default, or one that is not finite.
+        UsageError: a wrong number of weights, no weights without a default, or a weight that is not finite.
     """
     weights = options.weights
     if not weights and default is not None:
@@ -164,18 +164,18 @@ def linear_weights(options: MergeOptions, count: int) -> tuple[float, ...]:
 
 
 def task_weights(options: MergeOptions, count: int) -> tuple[float, ...]:
-    """1/n each by default, used as they are."""
+    """1/n each by default, used unchanged."""
     return given_weights(options, count, 1.0 / count)
 
 
 def check_density(options: MergeOptions) -> None:
-    """Raises UsageError unless the density is a share above 0."""
+    """Raise UsageError unless the density is a share above 0."""
     if not 0 < options.density <= 1:
         raise UsageError(f"density is {options.density:g}; give the share that is kept, above 0 and at most 1")
 
 
 def average(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The sum of ``tensors`` times ``weights``; a weight of 0 leaves its tensor unread."""
+    """The sum of ``tensors`` times ``weights``; a tensor with weight 0 is not read."""
     result = torch.zeros_like(tensors[0])
     for tensor, weight in zip(tensors, weights, strict=True):
         if weight != 0:
@@ -184,5 +184,5 @@ def average(tensors: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
 
 
 def add_difference(group: Group, difference: Tensor) -> Tensor:
-    """The base plus the scaled ``difference``, which is changed."""
+    """The base plus the scaled ``difference``, which is changed in place."""
     return difference.mul_(group.options.scale).add_(group.base)

@@ -17,17 +17,17 @@ from armillary.recipe import UsageError
 
 
 def held_out_loss(examples: Path, template_of: Path) -> tuple[Callable[[Path], Scores], str]:
-    """A score for ``Search``, and its name, from conversations in any of the supported formats.
+    """A score for ``Search``, and its name, from conversations in any supported format.
 
-    All models are scored on the tokens that the template in the folder ``template_of`` renders.
+    All models are scored on the tokens rendered by the template in the folder ``template_of``.
 
     Raises:
-        UsageError: no conversations, one that the template refuses, or a model that ours does not compute.
+        UsageError: no conversations, a conversation that the template refuses, or an unsupported model.
     """
     renderer = open_renderer(template_of)
     rendered = [renderer.render(one) for one in read_conversations(examples)]
     if not rendered:
-        raise UsageError(f"{examples}: holds no conversation to score models by")
+        raise UsageError(f"{examples}: has no conversation to score models with")
 
     def score(folder: Path) -> Scores:
         model = import_hf(folder)

@@ -1,12 +1,12 @@
-"""Weights found on a validation set, and whether to merge at all.
+"""Finds weights on a validation set, and decides whether to merge at all.
 
-The best single model is the answer unless a merge is better beyond noise. The items are halved: weights are chosen on
-one half, and the choice is judged on the other by the paired interval, since the best of many merges looks better than
-it is on the items that chose it.
+The best single model wins unless a merge is significantly better. The items are split in half: one half chooses the
+weights, the other judges the choice by the paired interval. The best of many merges looks better than it is on the
+items that chose it.
 
-The search is a pattern search: from equal weights, shares move between two models (and the scale up and down, for the
-methods that add differences to the base) while that helps, by 1/4, then 1/8, then 1/16. Every score is appended to a
-file beside the output. A search that was stopped reads them and merges nothing twice.
+The search is a pattern search from equal weights. It moves shares between two models (and the scale up and down, for
+methods that add differences to the base) by 1/4, then 1/8, then 1/16, as long as the score improves. Every score is
+appended to a file next to the output. A resumed search reads them and repeats no merge.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ _SEARCH, _SCORES = "search.json", "scores.jsonl"
 
 @dataclass(frozen=True)
 class Search:
-    """How weights are found.
+    """Options of a search for weights.
 
     Attributes:
-        score: of the model in a folder, one number per item [n], higher is better, the same items each time.
-        name: what the score is, such as a hash of its items; another name is another search.
-        evaluations: at most this many merges are scored, besides the base and the models.
-        level: of the paired interval by which a merge must be better.
-        progress: called with evaluations done, the most there can be, and a note.
+        score: scores the model in a folder: one number per item [n], higher is better, the same items each time.
+        name: identity of the score, such as a hash of its items; a different name is a different search.
+        evaluations: maximum number of merges to score, besides the base and the models.
+        level: confidence level of the paired interval.
+        progress: called with evaluations done, their maximum, and a note.
     """
 
     score: Callable[[Path], Scores]
@@ -69,9 +69,9 @@ class _Candidate:
 def search_merge(
     base: Path, models: Sequence[Path], out: Path, options: MergeOptions, search: Search
 ) -> dict[str, Any]:
-    """Find weights, and write the best merge or, where it is not better, the best single model to ``out``.
+    """Find weights, and write the best merge to ``out``, or the best single model if the merge is not better.
 
-    Returns what ``find_weights`` does. Errors as there, and as ``merge``.
+    Returns and raises the same as ``find_weights``, and raises as ``merge``.
     """
     found = find_weights(base, models, out, options, search)
     if found["decision"] == MERGE:
@@ -84,19 +84,19 @@ def search_merge(
 def find_weights(
     base: Path, models: Sequence[Path], out: Path, options: MergeOptions, search: Search
 ) -> dict[str, Any]:
-    """Find weights, and judge whether the merge is better than the best single model; ``out`` is not written.
+    """Find weights, and judge whether the merge beats the best single model; ``out`` is not written.
 
-    ``out.search`` beside ``out`` holds all scores and, in ``search.json``, what is returned: ``decision`` (``merge``
-    or ``do not merge``), the ``difference`` of the best merge to the best single model with its interval on the half
-    of the items that did not choose, and both candidates.
+    ``out.search`` next to ``out`` holds all scores. Its ``search.json`` has the return value: ``decision`` (``merge``
+    or ``do not merge``), the ``difference`` between the best merge and the best single model with its interval on the
+    judging half of the items, and both candidates.
 
     Raises:
-        UsageError: as ``merge``; a method whose weights are not searched; fewer than 8 items; another search there.
+        UsageError: as ``merge``; a method without weights to search; fewer than 8 items; another search in the folder.
         ArmillaryError: as ``merge``.
     """
     method = method_named(options.method)
     if options.method == "weighted":
-        raise UsageError("the weights of 'weighted' are the models' scores; search those of 'linear'")
+        raise UsageError("the weights of 'weighted' are the models' scores; search the weights of 'linear' instead")
     if search.evaluations < 1:
         raise UsageError(f"{search.evaluations} evaluations; give at least 1")
     if len(models) < 2 and not method.adds:
@@ -175,7 +175,7 @@ def _climb(models: int, adds: bool, most: int, judge: Callable[[_Candidate], flo
 
 
 def _neighbours(at: _Candidate, step: float, factor: float) -> Iterator[_Candidate]:
-    """Candidates around ``at``: other scales, then ``step`` moved between each two models."""
+    """Candidates around ``at``: other scales, then ``step`` moved between each pair of models."""
     if factor != 1.0:
         for scale in (at.scale / factor, at.scale * factor):
             yield replace(at, scale=scale)
@@ -189,7 +189,7 @@ def _neighbours(at: _Candidate, step: float, factor: float) -> Iterator[_Candida
 
 
 def _halves(items: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """The items that choose and those that judge, drawn once and for all."""
+    """The items that choose and the items that judge, drawn with a fixed seed."""
     if items < LEAST_ITEMS:
         raise UsageError(f"the score has {items} items; at least {LEAST_ITEMS} are needed to choose and to judge")
     order = np.random.default_rng(0).permutation(items)
@@ -197,7 +197,7 @@ def _halves(items: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
 
 class _Known:
-    """The scores of a search, on disk: one JSON line per candidate, a torn last line is cut."""
+    """The scores of a search on disk: one JSON line per candidate; a torn last line is cut."""
 
     def __init__(self, folder: Path, asked: dict[str, Any]) -> None:
         self._path = folder / _SCORES
@@ -210,7 +210,7 @@ class _Known:
             differing = [name for name in asked if before.get(name) != asked[name]]
             if differing:
                 raise UsageError(
-                    f"{folder}: holds a search with another value of {', '.join(differing)}; remove it, or "
+                    f"{folder}: holds a search with a different {', '.join(differing)}; remove it, or "
                     "give another --out"
                 )
         self._scores: dict[str, Scores] = {}
@@ -231,10 +231,12 @@ class _Known:
 
     def add(self, key: str, scores: Scores) -> Scores:
         if scores.ndim != 1 or not np.isfinite(scores).all():
-            raise UsageError(f"the score gave {scores.shape} numbers, or one that is not finite; give one per item")
+            raise UsageError(
+                f"the score returned shape {scores.shape} or a number that is not finite; return one number per item"
+            )
         other = next(iter(self._scores.values()), scores)
         if len(other) != len(scores):
-            raise UsageError(f"the score gave {len(scores)} items and {len(other)} before; give the same items")
+            raise UsageError(f"the score returned {len(scores)} numbers, but {len(other)} before; score the same items")
         with self._path.open("ab") as file:
             file.write((json.dumps({"key": key, "scores": scores.tolist()}) + "\n").encode())
         self._scores[key] = scores

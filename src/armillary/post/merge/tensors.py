@@ -1,7 +1,7 @@
-"""Safetensors files tensor by tensor: read without mapping the file, and written without holding more than one.
+"""Reads and writes safetensors files one tensor at a time, without mapping the file.
 
-``safetensors`` itself maps a whole file and writes from a dictionary of all tensors. Both would make the memory of a
-merge the size of the model. The format is 8 bytes with the length of a JSON header, the header, and the numbers.
+``safetensors`` itself maps a whole file and writes from a dictionary of all tensors, so a merge would need memory for
+the whole model. The format is 8 bytes with the length of a JSON header, the header, and the values.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ KINDS = {
     "BOOL": torch.bool,
 }
 FLOATS = ("F64", "F32", "F16", "BF16")
-# The library refuses longer headers too.
+# The library also refuses longer headers.
 _LONGEST_HEADER = 100_000_000
 _BLOCK = 1 << 24
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor in a file: type as safetensors names it, shape, and where its bytes begin in the file."""
+    """A tensor in a file: safetensors' name of its type, shape, and the offset of its bytes in the file."""
 
     kind: str
     shape: tuple[int, ...]
@@ -48,7 +48,7 @@ class Entry:
 
     @property
     def bytes(self) -> int:
-        """How many bytes it takes."""
+        """Its size in bytes."""
         return math.prod(self.shape) * KINDS[self.kind].itemsize
 
 
@@ -56,7 +56,7 @@ def read_header(path: Path) -> dict[str, Entry]:
     """The tensors of a safetensors file, in the order of their bytes.
 
     Raises:
-        DamagedFileError: not such a file, torn, or with a type of numbers that is not in ``KINDS``.
+        DamagedFileError: not a safetensors file, torn, or with a dtype that is not in ``KINDS``.
     """
     try:
         size = path.stat().st_size
@@ -73,7 +73,7 @@ def read_header(path: Path) -> dict[str, Entry]:
                 raise ValueError(f"{name} is {told['dtype']}; supported are {', '.join(KINDS)}")
             entries[name] = Entry(told["dtype"], tuple(int(n) for n in told["shape"]), 8 + length + begin)
             if begin < 0 or end - begin != entries[name].bytes or 8 + length + end > size:
-                raise ValueError(f"{name} does not lie within the file, which is torn or no longer what was written")
+                raise ValueError(f"{name} does not lie within the file, which is torn or was changed")
     except OSError as error:
         raise DamagedFileError(f"{path}: cannot be read ({error.strerror}); fetch or write the model again") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -84,10 +84,10 @@ def read_header(path: Path) -> dict[str, Entry]:
 
 
 def read_tensor(path: Path, entry: Entry, most: int | None = None) -> Tensor:
-    """The tensor, or its first ``most`` numbers in one row.
+    """The tensor, or its first ``most`` values as one row.
 
     Raises:
-        DamagedFileError: the file is shorter than its header said, or cannot be read.
+        DamagedFileError: the file is shorter than its header says, or cannot be read.
     """
     kind = KINDS[entry.kind]
     size = entry.bytes if most is None else min(entry.bytes, most * kind.itemsize)
@@ -109,7 +109,7 @@ def read_tensor(path: Path, entry: Entry, most: int | None = None) -> Tensor:
 
 
 def write_tensors(path: Path, entries: dict[str, Entry], read: Callable[[str], Tensor]) -> str:
-    """Write a safetensors file with ``entries``, each from ``read``, one at a time, and return its SHA-256."""
+    """Write a safetensors file with ``entries``, reading one tensor at a time, and return its SHA-256."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, entry in entries.items():
@@ -139,7 +139,7 @@ def hash_file(path: Path) -> str:
     """SHA-256 of a file, read in blocks.
 
     Raises:
-        DamagedFileError: it cannot be read.
+        DamagedFileError: the file cannot be read.
     """
     digest = hashlib.sha256()
     try:
@@ -152,6 +152,6 @@ def hash_file(path: Path) -> str:
 
 
 def stamp(path: Path) -> tuple[int, int]:
-    """Size and time of change of a file, by which a change while it is read is noticed."""
+    """Size and modification time of a file, to detect changes while it is read."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns

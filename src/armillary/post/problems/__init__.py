@@ -1,6 +1,6 @@
-"""Parametric generators of problems with computed answers, one family per file, each with a reader of its own."""
+"""Parametric generators of problems with computed answers, one family per file, each with its own reader."""
 
-# Each of these registers its family.
+# Each module registers its family.
 from armillary.post.problems import (  # noqa: F401
     average,
     backwards,

@@ -1,9 +1,8 @@
-"""Families of problems: what a generator and its reader are, and the registry that names them.
+"""Families of problems: generators, readers, and their registry.
 
 A family is one file with two functions. ``make`` draws a problem: wording, answer and a worked solution. ``read``
-computes the answer again from the text alone, by another path, and returns None where it does not understand the text
-beyond doubt. ``read`` judges what a teacher made of a problem; a family without doubt in its reader is worth more than
-one with more wording.
+recomputes the answer from the text alone, in a different way, and returns None unless it is sure to understand the
+text. ``read`` judges a teacher's rewording of a problem, so a reliable reader matters more than varied wording.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ __all__ = [
     "register_family",
 ]
 
-LANGUAGES: tuple[Language, ...] = ("zh", "en")  # their order decides which items are drawn
+LANGUAGES: tuple[Language, ...] = ("zh", "en")  # their order affects which items are drawn
 LEVELS = 3
 
 _SAID: dict[Language, str] = {"zh": "答案是{}。", "en": "The answer is {}."}
@@ -44,11 +43,11 @@ class Problem:
 
     Attributes:
         text: the question.
-        answer: in the form in which a reply gives it.
-        check: how replies are judged (see ``post.verify``).
-        steps: the worked solution, without the sentence that gives the answer.
-        parameters: what was drawn besides the wording, as JSON; decides whether a problem is held out.
-        program: the answer to a code problem, which a reply shows as a block.
+        answer: the answer as a reply states it.
+        check: how to judge replies (see ``post.verify``).
+        steps: the worked solution, without the sentence that states the answer.
+        parameters: the random draws except the wording, as JSON; they decide whether a problem is held out.
+        program: the answer to a code problem, which a reply shows as a code block.
     """
 
     text: str
@@ -66,7 +65,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Family:
-    """A registered family. ``make`` takes a generator of random numbers, a level from 1 to ``LEVELS``, a language."""
+    """A registered family. ``make`` takes a random number generator, a level from 1 to ``LEVELS``, and a language."""
 
     name: str
     domain: str
@@ -80,7 +79,7 @@ class Family:
         return Item(messages, answer, problem.check, self.domain, self.name, level, language)
 
     def same(self, text: str, item: Item) -> bool | None:
-        """Whether ``text`` asks for the answer of ``item``; None where the reader does not understand it."""
+        """Whether the answer to ``text`` is that of ``item``; None if the reader does not understand it."""
         read = self.read(text)
         if read is None:
             return None
@@ -91,14 +90,14 @@ _FAMILIES: dict[str, Family] = {}
 
 
 def register_family(family: Family) -> None:
-    """Adds a family; its name must be new."""
+    """Register a family; its name must be new."""
     if family.name in _FAMILIES:
         raise ValueError(f"a family {family.name!r} exists")
     _FAMILIES[family.name] = family
 
 
 def family_names() -> tuple[str, ...]:
-    """The families that there are, in alphabetical order."""
+    """The names of all families, in alphabetical order."""
     return tuple(sorted(_FAMILIES))
 
 
@@ -106,7 +105,7 @@ def family_of(name: str) -> Family:
     """The family of this name.
 
     Raises:
-        UsageError: there is none.
+        UsageError: no such family.
     """
     if name not in _FAMILIES:
         close = difflib.get_close_matches(name, _FAMILIES, 1)
@@ -116,6 +115,6 @@ def family_of(name: str) -> Family:
 
 
 def is_held_out(family: str, problem: Problem, share: float) -> bool:
-    """Whether a problem belongs to the held-out part: decided by its parameters, whatever its wording and language."""
+    """Whether a problem belongs to the held-out part. Its parameters decide, not its wording or language."""
     text = json.dumps([family, problem.parameters], ensure_ascii=False)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < share * 2**64

@@ -1,6 +1,6 @@
 """Verifiers of answers: three outcomes (right, wrong, unreadable), one registered file per kind of check."""
 
-# Each of these registers its kinds.
+# Each module registers its kinds.
 from armillary.post.verify import choices, code, gym, mathematics, rules  # noqa: F401
 from armillary.post.verify.calibrate import Calibration, Rates, calibrate, labelled_cases
 from armillary.post.verify.files import verify_file

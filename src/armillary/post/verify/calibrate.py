@@ -1,13 +1,13 @@
-"""Measured error rates of the verifiers: labelled rewritings of known answers, right ones and wrong ones.
+"""Measures the error rates of the verifiers on labelled variants of known answers, right and wrong.
 
-Answers come from the families of ``post.problems`` and a table of formulas. Each is given in a reply that a person or a
+Answers come from the families of ``post.problems`` and a table of formulas. Each is put into a reply that a person or a
 model could write. *Right* replies give the same answer in another form (digits, words, fractions, units, order, frame)
-and must be accepted. *Wrong* replies give another answer (sign, digit, neighbour, unit, element), or none (mentioned,
-hedged, taken back), and must not be accepted. A right reply that is not accepted is a false reject, a wrong one that is
-accepted a false accept.
+and must be accepted. *Wrong* replies give another answer (sign, digit, neighbour, unit, element) or none (mentioned,
+hedged, taken back) and must not be accepted. A right reply that is not accepted is a false reject; a wrong reply that
+is accepted is a false accept.
 
-The rates hold for these mutations in equal shares. A model's own mistakes have other shares; the table by mutation says
-which ones matter.
+The rates hold for these mutations in equal shares. A model's real mistakes have different shares; the table by mutation
+shows which ones matter.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _NOT_GIVEN = {
         ("taken back", "答案是{}。等等，算错了。答案是{wrong}。"),
     ),
 }
-# Frames in which models give an answer without announcing it, or say more than the answer.
+# Frames with an unannounced answer, or with more text than the answer.
 _LOOSE = {
     "en": (
         ("reason behind", "The answer is {}, because 17 is not 18."),
@@ -82,7 +82,7 @@ _LOOSE = {
         ("last line alone", "先看17。\n然后计算。\n{}"),
     ),
 }
-# Formula, equal ones, others.
+# Formula, equal formulas, different formulas.
 _FORMULAS = (
     (
         r"\frac{\sqrt{2}}{2}",
@@ -118,7 +118,7 @@ _SMALLER = {
 
 @dataclass(frozen=True)
 class Case:
-    """A reply whose verdict is known: ``right`` says whether it must be accepted; ``mutation`` names what was done."""
+    """A reply with a known verdict: ``right`` says whether it must be accepted; ``mutation`` names the change."""
 
     kind: str
     mutation: str
@@ -160,7 +160,7 @@ class Rates:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Rates by kind and by mutation, and cases that were judged wrongly, up to three of each mutation."""
+    """Rates by kind and by mutation, and up to three wrongly judged cases of each mutation."""
 
     kinds: tuple[Rates, ...]
     mutations: tuple[Rates, ...]
@@ -188,9 +188,9 @@ class Calibration:
 def calibrate(
     n: int = 40, seed: int = 0, progress: Callable[[int, int, str], None] = lambda done, total, note: None
 ) -> Calibration:
-    """Judges all cases of ``n`` answers per family and the table of formulas.
+    """Judge all cases of ``n`` answers per family and the table of formulas.
 
-    Programs run in the sandbox, a case in about a tenth of a second; of a family of code, a tenth of ``n`` is drawn.
+    Programs run in the sandbox, about a tenth of a second per case, so a code family gets only a tenth of ``n``.
 
     Raises:
         ArmillaryError: there is no sandbox, or math-verify cannot be started.
@@ -231,7 +231,7 @@ def _examples(errors: list[Case]) -> tuple[Case, ...]:
 
 
 def labelled_cases(n: int, seed: int = 0) -> Iterator[Case]:
-    """Yields the cases; the same for the same ``n`` and ``seed``."""
+    """Yield the cases, which are the same for the same ``n`` and ``seed``."""
     for name in family_names():
         family = family_of(name)
         for number in range(max(1, n // 10) if family.domain == "code" else n):
@@ -250,14 +250,14 @@ def labelled_cases(n: int, seed: int = 0) -> Iterator[Case]:
 
 
 def _framed(item: Item, rng: random.Random, kind: str, mutations: list[tuple[str, bool, str]]) -> Iterator[Case]:
-    """Each answer in a frame of its own; equal mutations once."""
+    """Each answer in its own frame; equal mutations once."""
     task = Task(item.check or {}, item.answer, item.language)
     for mutation, right, answer in dict.fromkeys(mutations):
         yield Case(kind, mutation, right, task, rng.choice(_FRAMES[item.language]).format(answer))
 
 
 def _loose(item: Item, kind: str, right: str, wrong: str) -> Iterator[Case]:
-    """The answer, and another one, in frames that say more or less than the answer."""
+    """The answer, and a different one, in frames that say more or less than the answer."""
     task = Task(item.check or {}, item.answer, item.language)
     for mutation, frame in _LOOSE[item.language]:
         yield Case(kind, mutation, True, task, frame.format(right))

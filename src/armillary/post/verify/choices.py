@@ -1,10 +1,10 @@
-"""``choice``, ``text`` and ``list``: answers out of few, as words, and as a series of words or numbers.
+"""``choice``, ``text`` and ``list``: a choice among options, words, and a series of words or numbers.
 
-- ``choice``: ``options`` (letter to text) where their texts may be answered as well;
-- ``text``: ``accept`` (other spellings of the right answer), ``among`` (all possible answers: the one that the phrase
-  names counts, and a phrase that names two is unreadable);
-- ``list``: ``ordered`` (default true), ``among``. The right answer is the elements with ", " between them; a list
-  without elements is "none".
+- ``choice``: ``options`` (letter to text), if an answer may also be the text of an option;
+- ``text``: ``accept`` (other spellings of the correct answer), ``among`` (all possible answers: the one named in the
+  phrase counts, and a phrase that names two is unreadable);
+- ``list``: ``ordered`` (default true), ``among``. The correct answer is the elements joined with ", "; an empty list is
+  "none".
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SEPARATORS = re.compile(r"\s*(?:,\s*and\b|,|;|；|>|<|→|->|\band\b|\bthen\b|�
 
 @register_verifier("choice", ("options",))
 def verify_choice(task: Task, reply: str) -> Verdict:
-    """Judges a letter, or the text of an option."""
+    """Judge a letter, or the text of an option."""
     options = task.check.get("options", {})
     if not isinstance(options, dict) or not all(isinstance(text, str) for text in options.values()):
         raise UsageError(f"check.options: must be an object of letters and texts, given {options!r:.200}")
@@ -51,14 +51,14 @@ def verify_choice(task: Task, reply: str) -> Verdict:
 
 @register_verifier("text", ("accept", "among"))
 def verify_text(task: Task, reply: str) -> Verdict:
-    """Judges words: equal after folding of case, width, spaces and punctuation."""
+    """Judge words: equal after folding case, width, spaces and punctuation."""
     phrase = final_answer(reply)
     if phrase is None:
         return Verdict("unreadable", note="no final answer")
     right = {_folded(word) for word in (task.gold, *task.texts("accept"))}
     among = task.texts("among")
     if not among:
-        # A remark in parentheses may stand behind.
+        # A remark in parentheses may follow.
         forms = {_folded(phrase), _folded(re.sub(r"(?<=\S)\s*[(（][^()（）]*[)）]\W*$", "", phrase))}
         return Verdict("right" if forms & right else "wrong", phrase)
     named = _named(phrase, (*among, task.gold, *task.texts("accept")))
@@ -70,7 +70,7 @@ def verify_text(task: Task, reply: str) -> Verdict:
 
 @register_verifier("list", ("ordered", "among"))
 def verify_list(task: Task, reply: str) -> Verdict:
-    """Judges a series of words or numbers, element by element."""
+    """Judge a series of words or numbers, element by element."""
     phrase = final_answer(reply)
     if phrase is None:
         return Verdict("unreadable", note="no final answer")
@@ -97,7 +97,7 @@ def _elements(phrase: str, among: tuple[str, ...]) -> list[str] | None:
     text = re.sub(r"\\[{}]|[\[\]{}()\"'“”‘’]", "", plain(phrase)).strip()
     if "=" in text:
         text = text.rpartition("=")[2]
-    # Before the first element there may be words, as in "the order is: 3, 1, 2".
+    # Words may precede the first element, as in "the order is: 3, 1, 2".
     text = text.rpartition(":")[2]
     found = []
     for part in _SEPARATORS.split(text):
@@ -109,7 +109,7 @@ def _elements(phrase: str, among: tuple[str, ...]) -> list[str] | None:
 
 
 def _named(phrase: str, words: tuple[str, ...]) -> list[str]:
-    """Those of ``words`` that stand in ``phrase``, in their order there; a word within a longer one does not count."""
+    """The ``words`` that occur in ``phrase``, in the order of the phrase; a word inside a longer one does not count."""
     ordered = sorted(dict.fromkeys(words), key=len, reverse=True)
     pattern = "|".join(
         rf"(?<![A-Za-z]){re.escape(word)}(?![A-Za-z])" if word.isascii() else re.escape(word) for word in ordered

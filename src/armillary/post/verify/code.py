@@ -1,8 +1,8 @@
 """``code``: a Python function by its tests, in the sandbox.
 
-Parameters: ``tests`` (Python that fails with an exception where the function is wrong), ``entry`` (the name of the
-function), ``cpu_s`` (processor seconds, default 5). The program is the last fenced block that defines ``entry``, or the
-whole reply where that is one. Reaching the end of the tests is proved by the sandbox; output and exit codes are not.
+Parameters: ``tests`` (Python that raises an exception if the function is wrong), ``entry`` (the name of the function),
+``cpu_s`` (CPU seconds, default 5). The program is the last fenced block that defines ``entry``, or the whole reply if
+it is a program. The sandbox proves that the tests ran to their end; output and exit codes do not count.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _BLOCK = re.compile(r"```[ \t]*(?:python|py|python3)?[ \t]*\r?\n(.*?)(?:```|\Z)"
 
 @register_verifier("code", ("tests", "entry", "cpu_s"))
 def verify_code(task: Task, reply: str) -> Verdict:
-    """Runs the program of ``reply`` with the tests."""
+    """Run the program of ``reply`` with the tests."""
     tests, entry, cpu_s = task.text("tests"), task.text("entry"), task.check.get("cpu_s", 5)
     if not isinstance(cpu_s, int | float) or isinstance(cpu_s, bool) or not 0 < cpu_s <= 600:
         raise UsageError(f"check.cpu_s: must be a number of seconds up to 600, given {cpu_s!r}")
@@ -35,7 +35,7 @@ def verify_code(task: Task, reply: str) -> Verdict:
 
 
 def _defined(program: str) -> set[str]:
-    """The names that a program defines at its top level; none where it is not Python."""
+    """The names that a program defines at its top level; empty if it is not Python."""
     try:
         tree = ast.parse(program)
     except (SyntaxError, ValueError, RecursionError, MemoryError):

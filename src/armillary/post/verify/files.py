@@ -1,4 +1,4 @@
-"""Verification of a file of items: keeps those whose reply is right, and counts the others by outcome."""
+"""Verifies a file of items: keeps those with a right reply, and counts the others by outcome."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _WINDOW = 64
 def verify_file(
     data: Path, out: Path, progress: Callable[[int, int, str], None] = lambda done, total, note: None
 ) -> dict[str, Any]:
-    """Runs the stage ``verify`` in ``out`` over the items in ``data``; returns its record.
+    """Run the stage ``verify`` in ``out`` over the items in ``data``; return its record.
 
-    An item is kept where its reply is right. Dropped rows say ``wrong``, ``unreadable``, ``no check`` or ``no reply``,
-    with the item, what was found and why. ``progress`` is given the items that are
-    decided, those in all, and a note.
+    An item is kept if its reply is right. Dropped rows say ``wrong``, ``unreadable``, ``no check`` or ``no reply``,
+    with the item, the answer found and the reason. ``progress`` gets the number of decided items, of all items, and a
+    note.
 
     Raises:
         UsageError: the file, a row, or a check cannot be used; names file, line or item.
@@ -38,7 +38,7 @@ def verify_file(
         total = sum(1 for _ in read_items(data))
         if total == 0:
             raise UsageError(f"{data}: holds no items; write one JSON object per line")
-        # Programs run in sandboxes, which are processes of their own: threads keep all processors busy.
+        # Programs run in sandboxes, which are separate processes: threads keep all cores busy.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for window in _windows(stage.pending(read_items(data))):
                 for item, (outcome, row) in zip(window, pool.map(_judged, window), strict=True):

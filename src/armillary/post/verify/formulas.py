@@ -10,21 +10,21 @@ from typing import Any
 
 
 def main() -> None:
-    """Compares until the input ends."""
+    """Compare pairs until the input ends."""
     if len(sys.argv) > 1:
         limit = int(sys.argv[1])
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     logging.disable(logging.CRITICAL)
     import math_verify
 
-    answers, sys.stdout = sys.stdout, sys.stderr  # what a library prints must not be taken for an answer
+    answers, sys.stdout = sys.stdout, sys.stderr  # output of a library must not count as an answer
     answers.write("ready\n")
     answers.flush()
     for line in sys.stdin:
         gold, found = json.loads(line)
         try:
             same = _same(math_verify, gold, found)
-        except Exception:  # whatever a parser does with a model's text: it cannot be read
+        except Exception:  # any parser error means that the model's text cannot be read
             same = None
         answers.write(json.dumps(same) + "\n")
         answers.flush()

@@ -1,7 +1,7 @@
 """``gym``: tasks of reasoning-gym by their own scorers.
 
-Parameters: ``dataset`` (its name there), ``entry`` (question, answer and metadata as reasoning-gym made them). An
-answer is right where the scorer gives the full score of 1.
+Parameters: ``dataset`` (its name in reasoning-gym), ``entry`` (question, answer and metadata from reasoning-gym). An
+answer is right if it gets the full score of 1.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from armillary.recipe import UsageError
 
 @register_verifier("gym", ("dataset", "entry"))
 def verify_gym(task: Task, reply: str) -> Verdict:
-    """Scores the final answer; a reply that announces none is scored as a whole, as a grid or a program is."""
+    """Score the final answer; a reply without an announced answer, such as a grid or program, is scored as a whole."""
     score, entry = _scorer(task.text("dataset")), task.check.get("entry")
     if not isinstance(entry, dict) or not {"question", "answer", "metadata"} <= entry.keys():
         raise UsageError(f"check.entry: must be an entry of reasoning-gym (question, answer, metadata), {entry!r:.200}")
@@ -25,7 +25,7 @@ def verify_gym(task: Task, reply: str) -> Verdict:
         try:
             if score(phrase, entry) >= 1.0:
                 return Verdict("right", phrase)
-        except Exception as error:  # a scorer may fail on any text but a right one
+        except Exception as error:  # a scorer may fail on any text that is not a right answer
             return Verdict("unreadable", phrase, f"{type(error).__name__}: {error}"[:200])
     return Verdict("wrong" if final_answer(reply) is not None else "unreadable", phrases[0])
 

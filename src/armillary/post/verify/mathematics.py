@@ -1,9 +1,8 @@
 """``math``: numbers and quantities exactly, formulas by symbolic equality.
 
-Parameters of the check: ``unit`` (the unit of the answer where the question asks for one), ``places`` (decimal places
-to which the question asks to round).
+Parameters of the check: ``unit`` (the unit that the question asks for), ``places`` (the decimal places to round to).
 
-Where the right answer is a number, the answer must be one: a calculation that is not carried out ("the answer is
+If the correct answer is a number, the reply's answer must be a number too: an unfinished calculation ("the answer is
 40 + 2" for the question 40 + 2) is unreadable, although it is equal.
 """
 
@@ -17,13 +16,13 @@ from armillary.post.verify.registry import Task, Verdict, register_verifier
 from armillary.post.verify.symbolic import same_formula
 from armillary.recipe import UsageError
 
-# A decimal stands for a fraction without an end from this many places on, as in math-verify (``float_rounding``).
+# With at least this many places, a decimal can stand for a repeating fraction, as in math-verify (``float_rounding``).
 _PLACES = 6
 
 
 @register_verifier("math", ("unit", "places"))
 def verify_math(task: Task, reply: str) -> Verdict:
-    """Judges the final answer of ``reply`` against the right one."""
+    """Judge the final answer of ``reply`` against the correct one."""
     unit, places = task.check.get("unit"), task.check.get("places")
     if unit is not None and unit not in unit_names():
         raise UsageError(f"check.unit: no unit {unit!r}; there are {', '.join(unit_names())}")
@@ -51,7 +50,7 @@ def _same(gold: Fraction, found: Fraction, places: int | None) -> bool:
         return True
     if places is not None:
         return bool(abs(gold - found) * 10**places * 2 <= 1 and (found * 10**places).denominator == 1)
-    # A third has no end, and 0.333333 stands for it.
+    # One third is a repeating decimal; 0.333333 can stand for it.
     endless = _factors_beyond_10(gold.denominator) > 1 and _factors_beyond_10(found.denominator) == 1
     return endless and abs(gold - found) * 10**_PLACES * 2 <= 1
 

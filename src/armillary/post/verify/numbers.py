@@ -1,7 +1,7 @@
-"""Numbers with units, as people and models write them in Chinese and English: digits, fractions, percents, words.
+"""Reads numbers with units as written in Chinese and English: digits, fractions, percentages, words.
 
-``read_quantity`` reads one quantity from a short phrase, exactly, as a fraction. Where a phrase holds two different
-quantities, or a calculation that is not carried out, it returns None and guesses nothing.
+``read_quantity`` reads one quantity from a short phrase, exactly, as a fraction. It never guesses: for two different
+quantities or an unfinished calculation, it returns None.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 
-# Of each dimension: how many base units a unit is, and its names.
+# Per dimension: the size of each unit in base units, and its names.
 _DIMENSIONS: dict[str, dict[str, tuple[Fraction, tuple[str, ...]]]] = {
     "length": {
         "mm": (Fraction(1, 1000), ("mm", "millimeter", "millimetre", "毫米")),
@@ -58,7 +58,7 @@ _DIMENSIONS: dict[str, dict[str, tuple[Fraction, tuple[str, ...]]]] = {
 }
 _SPEED_WORDS = {"千米/时": "km/h", "千米/小时": "km/h", "公里/小时": "km/h", "公里/时": "km/h", "千米每小时": "km/h"}
 
-# Of each name: the units that it can mean, by dimension. 分 is a minute or a hundredth of a yuan.
+# Per name: the units that it can mean, by dimension. 分 is a minute or a hundredth of a yuan.
 _NAMES: dict[str, dict[str, Fraction]] = {}
 _UNITS: dict[str, tuple[str, Fraction]] = {}
 for _dimension, _units in _DIMENSIONS.items():
@@ -91,23 +91,23 @@ _NUMBER = re.compile(
     rf"|(?P<decimal>{_DECIMAL})(?:e(?P<power>[-+]?\d{{1,3}}))?)"
     r"\s*(?P<scale>万|亿|thousand\b|million\b|billion\b)?"
 )
-# What makes of a phrase a calculation, and not a number.
+# Signs that mark a phrase as a calculation instead of a number.
 _CALCULATION = re.compile(r"[\d)]\s*[-+*×÷^]\s*[\d(]|\d\s*/\s*\d+\s*/|sqrt|√")
-# In characters; a number that needs more is written as a formula.
+# In characters; a longer number would be written as a formula.
 _LONGEST = 200
 _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789")
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """A ``value`` in the unit that ``read_quantity`` was given, and whether a unit stood there."""
+    """A ``value`` in the unit given to ``read_quantity``, and whether the phrase has a unit."""
 
     value: Fraction
     unit_given: bool
 
 
 def unit_names() -> tuple[str, ...]:
-    """The units that a check may name."""
+    """The units available to a check."""
     return tuple(_UNITS)
 
 
@@ -126,25 +126,25 @@ def plain(text: str) -> str:
     text = re.sub(r"\s*(?:×|\\times|\\cdot|\*)\s*10\s*\^\s*\{?\s*([-+]?\d{1,3})\s*\}?", r"e\1", text)
     text = text.replace(r"\%", "%").replace(r"\$", "$").replace(r"\\", " ")
     text = re.sub(r"\\[()\[\]]|\$(?=[^\d$]*\$)|\*\*|__|`", "", text)
-    # A dollar sign is money before a number with none behind it, and LaTeX's otherwise.
+    # A dollar sign is money before a number without a second dollar sign after it; otherwise it is LaTeX.
     if text.count("$") % 2 == 0:
         text = re.sub(r"\$([^$]*)\$", r"\1", text)
     return text
 
 
 def read_quantity(phrase: str, unit: str | None = None) -> Quantity | None:
-    """The one quantity in ``phrase``, in ``unit`` where that is given.
+    """The single quantity in ``phrase``, converted to ``unit`` if given.
 
-    A number without a unit counts as being in ``unit``. "1 h 30 min" is one quantity. "1/2 (= 0.5)" is one, since both
-    are equal; "5 or 6" is none.
+    A number without a unit is taken to be in ``unit``. "1 h 30 min" is one quantity. So is "1/2 (= 0.5)", since both
+    are equal. "5 or 6" is not.
 
     Returns:
-        None where there is no quantity, more than one, a calculation, or a unit of another dimension.
+        None for no quantity, more than one, a calculation, or a unit of another dimension.
     """
     if len(phrase) > _LONGEST:
         return None
     text = _words_to_digits(plain(phrase))
-    # A calculation in parentheses behind a number explains it.
+    # A calculation in parentheses after a number explains it.
     text = re.sub(r"(?<=\S)\s*\([^()]*\d\s*[-+*×÷/][^()]*\)", "", text) if re.match(r"\D{0,20}\d", text) else text
     equation = re.split(r"[=≈]", text)
     if len(equation) > 1 and equation[-1].strip():
@@ -177,7 +177,7 @@ def read_quantity(phrase: str, unit: str | None = None) -> Quantity | None:
 
 
 def _is_compound(found: list[tuple[Fraction, Fraction | None, int]]) -> bool:
-    """Whether the parts are of one quantity, as in "1 hour 30 minutes": each unit smaller than the one before."""
+    """Whether the parts form one quantity, as in "1 hour 30 minutes": each unit is smaller than the previous one."""
     factors = [factor for _, factor, _ in found]
     values = [value for value, _, _ in found]
     if any(factor is None for factor in factors) or any(value < 0 for value in values):
@@ -207,10 +207,10 @@ def _factor(text: str, match: re.Match[str], dimension: str | None) -> Fraction 
     """Base units per unit of the number in ``match``; None without a unit.
 
     Raises:
-        ValueError: the unit is of another dimension.
+        ValueError: the unit has another dimension.
     """
     if match["money"] and dimension is not None:
-        # $ and ¥ stand before the number.
+        # $ and ¥ precede the number.
         if dimension != ("yuan" if match["money"] in "¥￥" else "dollar"):
             raise ValueError
         return Fraction(1)
@@ -219,7 +219,7 @@ def _factor(text: str, match: re.Match[str], dimension: str | None) -> Fraction 
     if name is None:
         return None
     if dimension is None:
-        # Without a unit in the question, only a percent sign changes a value.
+        # If the question has no unit, only a percent sign changes a value.
         return _NAMES[name].get("percent")
     if dimension not in _NAMES[name]:
         raise ValueError
@@ -240,7 +240,7 @@ def _unit_at(rest: str) -> str | None:
 
 
 def _words_to_digits(text: str) -> str:
-    """Number words become digits: 百分之五十, 三分之二, 一百零五, 'forty-two', 'one half'."""
+    """Replace number words with digits: 百分之五十, 三分之二, 一百零五, 'forty-two', 'one half'."""
     text = re.sub(
         rf"(负)?百分之({_RUN}|\d+(?:\.\d+)?)", lambda found: f"{'-' if found[1] else ''}{_chinese(found[2])}%", text
     )
@@ -265,7 +265,7 @@ _ENGLISH_RUN = re.compile(
 
 
 def _chinese_run(found: re.Match[str]) -> str:
-    # 万 and 亿 behind digits are scales, and a lone 千 or 十 in a word (千克, 十分) is not a number.
+    # 万 and 亿 after digits are scales; a lone 千 or 十 in a word (千克, 十分) is not a number.
     run = found[2]
     if not set(run) & _CHINESE.keys() and not run.startswith("十"):
         return found[0]
@@ -282,7 +282,7 @@ def _chinese_run(found: re.Match[str]) -> str:
 
 
 def _chinese(run: str) -> str:
-    """A numeral as digits; digits stay."""
+    """A Chinese numeral as digits; digits stay unchanged."""
     if run[0].isdigit() and run[0].isascii():
         return run
     if not set(run) & set("十百千万亿"):

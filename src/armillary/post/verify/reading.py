@@ -1,6 +1,6 @@
-"""Where in a reply the final answer stands, in Chinese and English: boxed, announced, or the whole reply.
+"""Finds the final answer in a reply, in Chinese and English: boxed, announced, or the whole reply.
 
-A value that is only mentioned on the way is not an answer. A reply that takes its answer back, or gives two, has none.
+A value mentioned along the way is not an answer. A reply that retracts its answer, or gives two, has no answer.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ _NOT_GIVEN = re.compile(
     re.IGNORECASE,
 )
 _ALTERNATIVE = re.compile(r"\bor\b|\beither\b|或者|或|还是", re.IGNORECASE)
-# What follows gives reasons, with numbers and names of their own.
+# Reasons follow these words, with numbers and names that are not the answer.
 _REASON = re.compile(r"[,，\s]*(?:\b(?:because|since)\b|因为|由于)", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[。！!\n；;？?]|\.(?=\s|$|[*_`$\"')\]])|(?<=[^\d\s])\.(?=[A-Z])")
-# In characters. What is longer is no answer; reading it could take minutes.
+# In characters. A longer phrase is not an answer, and reading it could take minutes.
 _LONGEST = 2000
-# A reply that is nothing but its answer, and a last line that is nothing but a value or a word.
+# A reply that consists only of its answer, and a last line that is only a value or a word.
 _BARE = 120
 _VALUE = re.compile(r"\W*(?:[A-Z]|[-−]?\s*[$¥￥]?\s*\d[\d,./:]*\s*%?\s*[^\W\d]{0,12}|[^\W_]{1,16})\W*")
 
 
 def final_answer(reply: str) -> str | None:
-    """The phrase with the final answer; None where the reply does not give one.
+    """The phrase with the final answer; None if the reply has none.
 
-    Of several announced answers the last counts. Without any, the answer is the whole reply where that is one short
-    line, the last line where that is one value, or the last sentence where it begins with a word such as "so" or 所以.
+    The last of several announced answers counts. Without an announcement, the answer is the whole reply if it is one
+    short line, the last line if it is one value, or the last sentence if it begins with a word such as "so" or 所以.
     """
     reply = reply.strip()
     found = max(_boxed(reply), _announced(reply), key=lambda one: one[0])
@@ -69,7 +69,7 @@ def gives_two(phrase: str) -> bool:
 
 
 def _boxed(reply: str) -> tuple[int, str]:
-    """Place and content of the last ``\\boxed{}``; the place is -1 without one."""
+    """Position and content of the last ``\\boxed{}``; the position is -1 without one."""
     start = max(reply.rfind("\\boxed{"), reply.rfind("\\fbox{"))
     if start < 0:
         return -1, ""
@@ -79,11 +79,11 @@ def _boxed(reply: str) -> tuple[int, str]:
         depth += {"{": 1, "}": -1}.get(reply[place], 0)
         if depth == 0:
             return start, reply[begin + 1 : place]
-    return start, ""  # torn: there is an answer, and it cannot be read
+    return start, ""  # torn: there is an answer, but it cannot be read
 
 
 def _announced(reply: str) -> tuple[int, str]:
-    """Place and phrase after the last "the answer is"; the place is -1 without one."""
+    """Position and phrase after the last "the answer is"; the position is -1 without one."""
     anchors = list(_ANCHOR.finditer(reply))
     for match in reversed(anchors):
         rest = reply[match.end() :].lstrip(" \t*_")

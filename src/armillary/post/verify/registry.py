@@ -1,8 +1,8 @@
 """Verifiers by ``check.kind``, and the one function that judges an answer.
 
-A verifier is one registered function of the check's parameters and the reply. It returns one of three outcomes:
-``right``, ``wrong``, or ``unreadable`` where the reply gives no answer of the kind that was asked for. Every call
-returns a verdict, so that verdicts and replies cannot get out of step.
+A verifier is a registered function of the check's parameters and the reply. It returns one of three outcomes:
+``right``, ``wrong``, or ``unreadable`` if the reply has no answer of the requested kind. Every call returns a verdict,
+so verdicts and replies cannot get out of step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ OUTCOMES: tuple[Outcome, ...] = ("right", "wrong", "unreadable")
 
 @dataclass(frozen=True)
 class Verdict:
-    """The ``outcome``, the answer that was ``found`` in the reply, and a ``note`` on why it is not right."""
+    """The ``outcome``, the answer ``found`` in the reply, and a ``note`` with the reason if it is not right."""
 
     outcome: Outcome
     found: str | None = None
@@ -30,21 +30,21 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Task:
-    """What a verifier is given: the parameters of the check, the right answer, and the language of the question."""
+    """The input of a verifier: the parameters of the check, the correct answer, and the language of the question."""
 
     check: Mapping[str, Any]
     answer: str | None
     language: str
 
     def text(self, name: str) -> str:
-        """A parameter that must be text."""
+        """A parameter that must be a text."""
         value = self.check.get(name)
         if not isinstance(value, str) or not value:
             raise UsageError(f"check.{name}: must be text that is not empty, given {value!r:.200}")
         return value
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """A parameter that must be a list of texts; empty where it is missing."""
+        """A parameter that must be a list of texts; empty if it is missing."""
         value = self.check.get(name, [])
         if not isinstance(value, list) or not all(isinstance(one, str) and one for one in value):
             raise UsageError(f"check.{name}: must be a list of texts, given {value!r:.200}")
@@ -52,7 +52,7 @@ class Task:
 
     @property
     def gold(self) -> str:
-        """The right answer."""
+        """The correct answer."""
         if not self.answer:
             raise UsageError(f"answer: a check of the kind {self.check['kind']!r} needs the right answer, given none")
         return self.answer
@@ -63,7 +63,7 @@ _VERIFIERS: dict[str, tuple[Verifier, frozenset[str]]] = {}
 
 
 def register_verifier(kind: str, parameters: Iterable[str] = ()) -> Callable[[Verifier], Verifier]:
-    """Registers a verifier for checks of ``kind``, which may have these ``parameters``."""
+    """Register a verifier for checks of ``kind``, which may have these ``parameters``."""
 
     def add(verifier: Verifier) -> Verifier:
         _VERIFIERS[kind] = verifier, frozenset(parameters)
@@ -73,7 +73,7 @@ def register_verifier(kind: str, parameters: Iterable[str] = ()) -> Callable[[Ve
 
 
 def verifier_kinds() -> tuple[str, ...]:
-    """The kinds of checks that there are."""
+    """All kinds of checks."""
     return tuple(sorted(_VERIFIERS))
 
 
@@ -96,11 +96,11 @@ def judge_task(task: Task, reply: str) -> Verdict:
 
 
 def verify(item: Item, reply: str | None) -> Verdict:
-    """Judges ``reply`` as an answer to ``item``.
+    """Judge ``reply`` as an answer to ``item``.
 
     Raises:
-        UsageError: the item has no check, or one that no verifier can use; names the item and the field.
-        ArmillaryError: the verifier itself failed (no sandbox, a library that is missing); never because of the reply.
+        UsageError: the item has no check, or one that no verifier can use; the message names the item and the field.
+        ArmillaryError: the verifier itself failed (no sandbox, a missing library); never because of the reply.
     """
     if item.check is None:
         raise UsageError(f"item {item.id}: has no check, so that no answer to it can be verified")
@@ -111,6 +111,6 @@ def verify(item: Item, reply: str | None) -> Verdict:
 
 
 def verify_all(pairs: Iterable[tuple[Item, str | None]]) -> Iterator[Verdict]:
-    """Yields one verdict for each pair of item and reply, in their order."""
+    """Yield one verdict for each pair of item and reply, in order."""
     for item, reply in pairs:
         yield verify(item, reply)

@@ -1,10 +1,11 @@
-"""``rules``: the form of a reply, by rules that a program can decide, as in IFEval (Zhou et al. 2023, table 1).
+"""``rules``: checks the form of a reply by rules that a program can decide, as in IFEval (Zhou et al. 2023, table 1).
 
-The parameter ``rules`` is a list of objects: ``rule`` names one below, the other fields are its parameters. A reply is
-right where it keeps all of them. ``all``: several checks at once (``checks``), for a question whose answer and whose
-form are both checked: right where each is right, wrong where one is wrong, else unreadable.
+The parameter ``rules`` is a list of objects: ``rule`` names a rule below, the other fields are its parameters. A reply
+is right if it follows all rules. ``all``: several checks at once (``checks``), for a question with checks of both
+answer
+and form: right if all are right, wrong if one is wrong, else unreadable.
 
-Words are runs of letters and digits; in Chinese each character is one. Case is ignored in keywords.
+Words are runs of letters and digits; each Chinese character is a word. Keywords ignore case.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _COUNTS: dict[str, Callable[[str], int]] = {
 
 @register_verifier("rules", ("rules",))
 def verify_rules(task: Task, reply: str) -> Verdict:
-    """Judges the form of ``reply``."""
+    """Judge the form of ``reply``."""
     rules = task.check.get("rules")
     if not isinstance(rules, list) or not rules:
         raise UsageError(f"check.rules: must be a list of rules that is not empty, given {rules!r:.200}")
@@ -52,7 +53,7 @@ def verify_rules(task: Task, reply: str) -> Verdict:
 
 @register_verifier("all", ("checks",))
 def verify_several(task: Task, reply: str) -> Verdict:
-    """Judges by each of several checks."""
+    """Judge by each of several checks."""
     checks = task.check.get("checks")
     if not isinstance(checks, list) or not checks or not all(isinstance(check, dict) for check in checks):
         raise UsageError(f"check.checks: must be a list of checks that is not empty, given {checks!r:.200}")
@@ -65,7 +66,7 @@ def verify_several(task: Task, reply: str) -> Verdict:
 
 
 def rule_names() -> tuple[str, ...]:
-    """The names that a rule may have."""
+    """The names of all rules."""
     return (*_COUNTS, *_RULES)
 
 
@@ -102,7 +103,7 @@ def _within(given: Mapping[str, Any], count: int) -> bool:
 
 
 def _occurrences(reply: str, word: str) -> int:
-    """How often a word, or in Chinese a text, stands in ``reply``."""
+    """How often a word, or a Chinese text, occurs in ``reply``."""
     edges = (r"(?<!\w)", r"(?!\w)") if re.fullmatch(r"[\x00-\x7f]+", word) else ("", "")
     return len(re.findall(f"{edges[0]}{re.escape(word)}{edges[1]}", reply, re.IGNORECASE))
 
@@ -124,7 +125,7 @@ def _chinese_share(reply: str) -> float:
     return sum("\u3400" <= letter <= "\u9fff" for letter in letters) / len(letters) if letters else 0.0
 
 
-# Of each rule: its parameters with their types, and whether a reply keeps it.
+# Per rule: its parameters with their types, and the test of a reply.
 _RULES: dict[str, tuple[dict[str, type], Callable[[str, Mapping[str, Any]], bool]]] = {
     "includes": ({"words": list}, lambda reply, given: all(_occurrences(reply, word) for word in given["words"])),
     "excludes": ({"words": list}, lambda reply, given: not any(_occurrences(reply, word) for word in given["words"])),

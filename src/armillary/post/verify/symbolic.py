@@ -1,8 +1,7 @@
-"""Symbolic equality of formulas by math-verify, in a process of its own that is killed at its time limit.
+"""Symbolic equality of formulas by math-verify, in a separate process that is killed at its time limit.
 
-math-verify's own limit is a signal: it works in the main thread alone, and cannot interrupt a power tower such as
-``9^{9^{9^9}}``, which Python computes without returning. The process has a memory limit as well, and it reads text that
-models wrote.
+math-verify's own limit is a signal: it works only in the main thread, and cannot interrupt a power tower such as
+``9^{9^{9^9}}``, which Python would compute forever. The process reads text from models, so it also has a memory limit.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ import time
 from armillary.recipe import ArmillaryError, UsageError
 
 TIME_LIMIT_S = 5.0
-# A phrase longer than this is not one formula.
+# A longer phrase is not one formula.
 _LONGEST = 400
 _START_S = 120.0
 _MEMORY = 3 << 30
 
 
 def same_formula(gold: str, found: str) -> bool | None:
-    """Whether two formulas in LaTeX or plain text are equal; None where one cannot be read within the limits.
+    """Whether two formulas in LaTeX or plain text are equal; None if one cannot be read within the limits.
 
     Raises:
         ArmillaryError: the process cannot be started.
@@ -40,7 +39,7 @@ def same_formula(gold: str, found: str) -> bool | None:
 
 
 class _Worker:
-    """The process, started at the first question and again after a time limit."""
+    """The process, started on first use and again after a timeout."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
@@ -65,7 +64,7 @@ class _Worker:
 
     def stop(self) -> None:
         process, self._process = self._process, None
-        # A forked child must leave its parent's process alone.
+        # A forked child must not use its parent's process.
         if process is not None and self._owner == os.getpid():
             process.kill()
             process.wait()
@@ -100,7 +99,7 @@ class _Worker:
 
 
 def _line(process: subprocess.Popen[bytes], limit_s: float) -> bytes | None:
-    """The next line of output; None where the process ended, or wrote none within the limit."""
+    """The next line of output; None if the process ended, or wrote nothing within the limit."""
     assert process.stdout is not None
     descriptor, end, line = process.stdout.fileno(), time.monotonic() + limit_s, b""
     while not line.endswith(b"\n"):

@@ -1,4 +1,4 @@
-"""The verbs of post-training: ``armillary post …``. One file per verb; a new one is a line in each of the two lists."""
+"""The verbs of post-training, ``armillary post …``. One file per verb; a new verb is one line in each of two lists."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verb ``post check``: what a file of conversations is to a model, before anything is trained."""
+"""The verb ``post check``: checks a file of conversations for a model before training."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def check(
     template: TemplateOption = None,
     context_length: ContextLengthOption = None,
     too_long: TooLongOption = "refuse",
-    sample: Annotated[int, typer.Option(min=1, help="Which conversation to show, from 1.")] = 1,
+    sample: Annotated[int, typer.Option(min=1, help="Number of the conversation to show, from 1.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
-    """Check conversations as `post sft` would, and show one with its trained tokens coloured.
+    """Check conversations like `post sft`, and show one with its trained tokens coloured.
 
     Example: armillary post check chats.jsonl --model ./base
     """
@@ -49,7 +49,7 @@ def check(
         shown.append(text, style="bold green" if trained else "dim")
     out.print(f"conversation {sample} ({found.sample.where}), trained tokens [bold green]coloured[/bold green]:\n")
     out.print(shown, highlight=False)
-    if not out.is_terminal:  # without colours, the trained parts are listed
+    if not out.is_terminal:  # without colours, list the trained parts
         out.print("\ntrained:", highlight=False)
         for text, trained in found.pieces:
             if trained:

@@ -1,4 +1,4 @@
-"""The verbs that look for evaluation items: in training items, and in the training split of their own set."""
+"""The verbs that search for evaluation items: in training items, and in the training split of their own set."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def decontaminate(
 ) -> None:
     """Remove items that repeat evaluation items; each is named with the item it matched.
 
-    Files of training data in a folder of evaluation sets (``train`` in their names) are left out.
+    Training files in a folder of evaluation sets (``train`` in their names) are skipped.
 
     Example: armillary post decontaminate items.jsonl --against evaluation/gsm8k --against evaluation/cmmlu --out clean
     """
@@ -60,7 +60,7 @@ def leaks(
     near: NearOption = 0.5,
     as_json: JsonOption = False,
 ) -> None:
-    """Count the rows of test splits that repeat rows of training splits of their own set.
+    """Count the rows of test splits that repeat rows of the training split of their own set.
 
     Example: armillary post leaks evaluation/ched
     """

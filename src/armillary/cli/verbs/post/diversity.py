@@ -1,4 +1,4 @@
-"""The verb ``post diversity``: how diverse the questions of sets of items are."""
+"""The verb ``post diversity``: compares the diversity of sets of questions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def diversity(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare how diverse sets of items are: distinct n-grams, spread, clusters, types.
+    """Compare the diversity of sets of items: distinct n-grams, spread, clusters, types.
 
     Example: armillary post diversity items.jsonl evolved/items.jsonl
     """

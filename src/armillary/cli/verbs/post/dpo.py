@@ -38,11 +38,11 @@ def dpo(
     data: Annotated[Path, typer.Option(help="Pairs: prompt, chosen and rejected.", show_default=False)],
     folder: OutOption,
     held_out: Annotated[Path | None, typer.Option("--eval", help="Pairs to compare on.", show_default=False)] = None,
-    beta: Annotated[float, typer.Option(callback=positive, help="How near the model stays to its start.")] = 0.1,
+    beta: Annotated[
+        float, typer.Option(callback=positive, help="Strength of the pull towards the starting model.")
+    ] = 0.1,
     loss: Annotated[str, typer.Option(help=f"{', '.join(LOSSES)}; the names are TRL's.")] = "sigmoid",
-    label_smoothing: Annotated[
-        float, typer.Option(callback=share, help="Share of pairs that may be the wrong way round.")
-    ] = 0.0,
+    label_smoothing: Annotated[float, typer.Option(callback=share, help="Share of pairs that may be swapped.")] = 0.0,
     sft_weight: Annotated[
         float, typer.Option(callback=not_negative, help="Weight of the cross entropy of the chosen answers.")
     ] = 0.0,
@@ -50,7 +50,7 @@ def dpo(
     lr: RateOption = None,
     batch_pairs: Annotated[
         int | None,
-        typer.Option(min=1, help="Pairs of a step, about (default: 32, fewer for few pairs).", show_default=False),
+        typer.Option(min=1, help="Approximate pairs per step (default: 32, fewer for few pairs).", show_default=False),
     ] = None,
     context_length: Annotated[
         int | None,
@@ -70,7 +70,7 @@ def dpo(
     template: TemplateOption = None,
     too_long: Annotated[str, typer.Option(help="A pair longer than a sequence: refuse or drop.")] = "refuse",
     layout: LayoutOption = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order of the pairs.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order of the pairs.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Train a model to prefer the chosen answer of each pair to the rejected one; the same command resumes.

@@ -18,36 +18,33 @@ from armillary.cli.values import fraction, probability
 @opens_models
 def evolve(
     model: ModelArgument,
-    items: Annotated[Path, typer.Option(help="What to evolve: a file of items.", show_default=False)],
+    items: Annotated[Path, typer.Option(help="File of items to evolve.", show_default=False)],
     folder: Annotated[Path, typer.Option("--out", "-o", help="Folder of the stage; resumes.", show_default=False)],
     reference: Annotated[
         str | None,
         typer.Option(help="Model whose pass rate measures difficulty (default: MODEL).", show_default=False),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of evolution.")] = 2,
-    breadth: Annotated[
-        float, typer.Option(callback=fraction, help="Share of the changes that are for breadth.")
-    ] = 0.25,
+    breadth: Annotated[float, typer.Option(callback=fraction, help="Share of the changes for breadth.")] = 0.25,
     samples: Annotated[int, typer.Option(min=1, help="Answers per item and temperature, for the pass rate.")] = 4,
     temperature: Annotated[
-        list[float] | None, typer.Option(help="Of these answers; repeatable (default: 0.8).", show_default=False)
+        list[float] | None,
+        typer.Option(help="Temperature of these answers; repeatable (default: 0.8).", show_default=False),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer and longest new instruction.")] = 256,
     topic: Annotated[
-        list[str] | None, typer.Option(help="Topic of breadth; repeatable (default: built in).", show_default=False)
+        list[str] | None, typer.Option(help="Topic for breadth; repeatable (default: built in).", show_default=False)
     ] = None,
     held_out: Annotated[
         float,
-        typer.Option(
-            callback=probability, help="Share of the problems of a family that is held out, as in synthesize."
-        ),
+        typer.Option(callback=probability, help="Held-out share of a family's problems, as in synthesize."),
     ] = 0.1,
-    seed: Annotated[int, typer.Option(min=0, help="Of all draws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all draws.")] = 0,
     *,
     engine: Engine,
     as_json: JsonOption = False,
 ) -> None:
-    """Make items harder and broader in rounds; what did not become harder is dropped.
+    """Make items harder and broader in rounds; items that did not become harder are dropped.
 
     Example: armillary post evolve ./chat --items items.jsonl --out evolved
     """
@@ -83,7 +80,7 @@ def evolve(
     )
     if "pass_rate" in counts:
         show_table(
-            "pass rate of the reference model on what became harder",
+            "pass rate of the reference model on harder items",
             ["", "mean", "low", "high"],
             [[name, *(rate[part] for part in ("value", "low", "high"))] for name, rate in counts["pass_rate"].items()],
         )

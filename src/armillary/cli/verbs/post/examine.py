@@ -23,9 +23,7 @@ def examine(
     folder: Annotated[Path, typer.Option("--out", "-o", help="Folder of the examination.", show_default=False)],
     texts: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Plain texts (JSONL with text), whose bits per byte are taken. Repeatable.", show_default=False
-        ),
+        typer.Option(help="Plain texts (JSONL with text) to measure in bits per byte. Repeatable.", show_default=False),
     ] = None,
     limit: Annotated[
         int | None, typer.Option(min=1, help="The first items of each file (default: all).", show_default=False)
@@ -36,7 +34,7 @@ def examine(
     engine: Engine,
     as_json: JsonOption = False,
 ) -> None:
-    """Examine a model on items; a folder for `evaluate compare`. Called again, it asks only for what is missing.
+    """Examine a model on items, into a folder for `evaluate compare`. A second call requests only missing answers.
 
     Example: armillary post examine ./chat/model --items held-out/items.jsonl --out exam
     """

@@ -1,4 +1,4 @@
-"""The verb ``post merge``: models that were trained from one base become one."""
+"""The verb ``post merge``: merges models trained from one base."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from armillary.cli.values import not_negative, nucleus, positive
 
 
 def merge(
-    base: Annotated[Path, typer.Argument(help="Folder of the model that all were trained from.", show_default=False)],
+    base: Annotated[Path, typer.Argument(help="Folder of the base of all models.", show_default=False)],
     models: Annotated[list[Path], typer.Argument(help="Folders of the models to merge.", show_default=False)],
     folder: Annotated[Path, typer.Option("--out", "-o", help="New folder of the merged model.", show_default=False)],
     method: Annotated[str, typer.Option(help="linear, task, slerp, ties, dare or weighted.")] = "linear",
@@ -30,19 +30,21 @@ def merge(
     scale: Annotated[
         float, typer.Option(callback=positive, help="Factor of the difference that task, ties and dare add.")
     ] = 1.0,
-    rescale: Annotated[str, typer.Option(help="How dare makes up for what it drops: density or norm.")] = "density",
+    rescale: Annotated[
+        str, typer.Option(help="How dare compensates for dropped entries: density or norm.")
+    ] = "density",
     base_score: Annotated[float, typer.Option(callback=not_negative, help="Score of the base, for 'weighted'.")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the entries that dare drops.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the entries that dare drops.")] = 0,
     search: Annotated[
         Path | None,
-        typer.Option(help="Conversations (JSONL) on whose loss the weights are found.", show_default=False),
+        typer.Option(help="Conversations (JSONL) whose loss decides the weights.", show_default=False),
     ] = None,
     evaluations: Annotated[int, typer.Option(min=1, help="Merges to try with --search.")] = 16,
     as_json: JsonOption = False,
 ) -> None:
-    """Merge models that were trained from one base; refuses where tokenizer, architecture, shapes or base differ.
+    """Merge models trained from one base; refuses if tokenizer, architecture, shapes or base differ.
 
-    With --search the best single model is kept unless a merge is better beyond the paired interval.
+    With --search, the best single model is kept unless a merge is significantly better (paired interval).
 
     Example: armillary post merge ./base ./math ./code --method ties --density 0.3 --out merged
     """

@@ -1,4 +1,4 @@
-"""The verb ``post pairs``: pairs of answers from a model's own samples, told apart by a verifier or by a judge."""
+"""The verb ``post pairs``: pairs of answers from a model's own samples, ranked by a verifier or a judge."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from armillary.cli.show.screen import Reporter, out, show_json
 def pairs(
     model: ModelArgument,
     items: Annotated[Path, typer.Option(help="Questions: a file of items.", show_default=False)],
-    folder: Annotated[Path, typer.Option("--out", "-o", help="Where the pairs go; resumes.", show_default=False)],
+    folder: Annotated[Path, typer.Option("--out", "-o", help="Folder for the pairs; resumes.", show_default=False)],
     judge: Annotated[
         str | None,
         typer.Option(help="A model that compares two answers, instead of each item's check.", show_default=False),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Answers per question and temperature.")] = 4,
     temperature: Annotated[
-        list[float] | None, typer.Option(help="Repeatable (default: 0.7 and 1).", show_default=False)
+        list[float] | None,
+        typer.Option(help="Sampling temperature; repeatable (default: 0.7 and 1).", show_default=False),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
-    per_question: Annotated[int, typer.Option(min=1, help="Most pairs of a question.")] = 1,
-    language: Annotated[str, typer.Option(help="Of the judge's instruction: en or zh.")] = "en",
-    seed: Annotated[int, typer.Option(min=0, help="Of the samples.")] = 0,
+    per_question: Annotated[int, typer.Option(min=1, help="Maximum pairs per question.")] = 1,
+    language: Annotated[str, typer.Option(help="Language of the judge's instruction: en or zh.")] = "en",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the samples.")] = 0,
     *,
     engine: Engine,
     as_json: JsonOption = False,
@@ -60,7 +61,7 @@ def pairs(
         return show_json(made.to_json())
     dropped = ", ".join(f"{count} {reason}" for reason, count in made.counts["dropped"].items()) or "none"
     out.print(
-        f"{made.counts['kept']} pairs of {made.counts['decided']} questions; dropped: {dropped}; "
+        f"{made.counts['kept']} pairs from {made.counts['decided']} questions; dropped: {dropped}; "
         f"{escape(str(made.pairs))}",
         highlight=False,
     )

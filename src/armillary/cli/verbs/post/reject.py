@@ -22,21 +22,18 @@ def reject(
     folder: Annotated[Path, typer.Option("--out", "-o", help="Folder of the stage; resumes.", show_default=False)],
     samples: Annotated[int, typer.Option(min=1, help="Answers per question and temperature.")] = 4,
     temperature: Annotated[
-        list[float] | None, typer.Option(help="Repeatable (default: 0.6 and 1).", show_default=False)
+        list[float] | None,
+        typer.Option(help="Sampling temperature; repeatable (default: 0.6 and 1).", show_default=False),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
-    most: Annotated[int, typer.Option(min=1, help="Answers kept of a question.")] = 4,
+    most: Annotated[int, typer.Option(min=1, help="Maximum answers kept per question.")] = 4,
     same: Annotated[
-        float, typer.Option(callback=fraction, help="Similarity from which two answers are the same reasoning.")
+        float, typer.Option(callback=fraction, help="Minimum similarity of answers with the same reasoning.")
     ] = 0.7,
-    easy: Annotated[float, typer.Option(callback=fraction, help="Pass rate from which a question is easy.")] = 1.0,
-    easy_share: Annotated[
-        float, typer.Option(callback=fraction, help="Share of the easy questions that stays.")
-    ] = 0.25,
-    hard: Annotated[
-        float, typer.Option(callback=fraction, help="Pass rate up to which a question is impossible.")
-    ] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of the samples.")] = 0,
+    easy: Annotated[float, typer.Option(callback=fraction, help="Minimum pass rate of an easy question.")] = 1.0,
+    easy_share: Annotated[float, typer.Option(callback=fraction, help="Share of the easy questions to keep.")] = 0.25,
+    hard: Annotated[float, typer.Option(callback=fraction, help="Maximum pass rate of an impossible question.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the samples.")] = 0,
     *,
     engine: Engine,
     as_json: JsonOption = False,

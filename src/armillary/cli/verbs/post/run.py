@@ -14,14 +14,14 @@ from armillary.cli.workspaces import LanguageOption
 
 
 def run(
-    recipe: Annotated[Path, typer.Argument(help="A post-training, YAML.", show_default=False)],
+    recipe: Annotated[Path, typer.Argument(help="Post-training recipe, YAML.", show_default=False)],
     folder: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Folder of the results (default: its name, beside it).")
+        Path | None, typer.Option("--out", "-o", help="Folder of the results (default: the recipe's name, next to it).")
     ] = None,
     language: LanguageOption = "en",
     as_json: JsonOption = False,
 ) -> None:
-    """Teach a model from questions to an examined model, each stage compared in pairs; resumes where it was stopped.
+    """Run a whole post-training, from questions to an examined model, with paired comparisons; resumes.
 
     The folder also has a report, report.html (report.zh.html).
 

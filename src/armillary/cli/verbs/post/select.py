@@ -1,4 +1,4 @@
-"""The verb ``post select``: which pairs to train on, by what the base model thinks of their answers."""
+"""The verb ``post select``: selects pairs by the likelihood of their answers under the base model."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from armillary.cli.verbs.post.training import TemplateOption
 def select(
     model: Annotated[Path, typer.Option(help="The base model: a Hugging Face folder.", show_default=False)],
     data: Annotated[Path, typer.Option(help="Pairs, one per line.", show_default=False)],
-    folder: Annotated[Path, typer.Option("--out", "-o", help="Where both selections go.", show_default=False)],
+    folder: Annotated[Path, typer.Option("--out", "-o", help="Folder for both selections.", show_default=False)],
     chosen_from: Annotated[
-        float, typer.Option(callback=share, help="Quantile that the chosen answer's likelihood is not below.")
+        float, typer.Option(callback=share, help="Lowest quantile of the chosen answer's likelihood.")
     ] = 0.2,
-    chosen_to: Annotated[float, typer.Option(callback=nucleus, help="Quantile that it is not above.")] = 0.9,
+    chosen_to: Annotated[float, typer.Option(callback=nucleus, help="Highest quantile of the same likelihood.")] = 0.9,
     rejected_from: Annotated[
-        float, typer.Option(callback=share, help="Quantile that the rejected answer's is not below.")
+        float, typer.Option(callback=share, help="Lowest quantile of the rejected answer's likelihood.")
     ] = 0.5,
     template: TemplateOption = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the random selection.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random selection.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Select pairs whose chosen answer is within a model's reach and whose rejected one it likes; as many at random.
+    """Select pairs by a model's likelihoods of their answers, and the same number at random for comparison.
 
     Example: armillary post select --model ./base --data pairs/items.jsonl --out selection
     """

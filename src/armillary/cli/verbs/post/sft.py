@@ -46,13 +46,13 @@ def sft(
     ],
     folder: OutOption,
     held_out: Annotated[
-        Path | None, typer.Option("--eval", help="Conversations to take the loss on.", show_default=False)
+        Path | None, typer.Option("--eval", help="Held-out conversations to measure the loss on.", show_default=False)
     ] = None,
     epochs: Annotated[float, typer.Option(callback=positive, help="Passes over the data.")] = 3.0,
     lr: RateOption = None,
     batch_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens of a step (default: 8192, fewer for few data).", show_default=False),
+        typer.Option(min=1, help="Tokens per step (default: 8192, fewer for few data).", show_default=False),
     ] = None,
     context_length: ContextLengthOption = None,
     weight_decay: DecayOption = 0.0,
@@ -65,10 +65,10 @@ def sft(
     template: TemplateOption = None,
     too_long: TooLongOption = "refuse",
     layout: LayoutOption = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the order of the data.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the order of the data.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Fine-tune a model on conversations, with the loss on what the assistant says; the same command resumes.
+    """Fine-tune a model on conversations, with the loss on the assistant's turns; the same command resumes.
 
     Example: armillary post sft --model ./base --data chats.jsonl --eval held-out.jsonl --out chat
     """

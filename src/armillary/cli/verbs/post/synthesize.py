@@ -1,4 +1,4 @@
-"""The verb ``post synthesize``: questions with computed answers, rewritten by a teacher where one is named."""
+"""The verb ``post synthesize``: questions with computed answers, optionally reworded by a teacher."""
 
 from __future__ import annotations
 
@@ -17,30 +17,28 @@ from armillary.cli.values import not_negative, probability
 @opens_models
 def synthesize(
     folder: Annotated[Path, typer.Option("--out", "-o", help="New folder of the stage.", show_default=False)],
-    n: Annotated[int, typer.Option("--n", min=1, help="Questions to make, shared evenly.")] = 1000,
+    n: Annotated[int, typer.Option("--n", min=1, help="Questions to make, divided evenly.")] = 1000,
     families: Annotated[
         str | None,
         typer.Option(
             help="Comma-separated (default: all); gym:NAME is a data set of reasoning-gym.", show_default=False
         ),
     ] = None,
-    language: Annotated[str, typer.Option(help="zh, en, or both with a comma.")] = "zh,en",
+    language: Annotated[str, typer.Option(help="zh, en, or both: zh,en.")] = "zh,en",
     levels: Annotated[str, typer.Option(help="Levels of difficulty, comma-separated.")] = "1,2,3",
     split: Annotated[str, typer.Option(help="train, held-out, or all.")] = "all",
-    held_out: Annotated[
-        float, typer.Option(callback=probability, help="Share of the problems that is held out.")
-    ] = 0.1,
-    seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
+    held_out: Annotated[float, typer.Option(callback=probability, help="Share of held-out problems.")] = 0.1,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
     teacher: Annotated[
         str | None,
-        typer.Option(help="Rewrites the questions: a model folder, a .gguf file, or a URL.", show_default=False),
+        typer.Option(help="Model that rewords the questions: a folder, a .gguf file, or a URL.", show_default=False),
     ] = None,
-    temperature: Annotated[float, typer.Option(callback=not_negative, help="Of the teacher.")] = 0.8,
+    temperature: Annotated[float, typer.Option(callback=not_negative, help="Temperature of the teacher.")] = 0.8,
     *,
     engine: Engine,
     as_json: JsonOption = False,
 ) -> None:
-    """Make questions whose answers are computed; resumes where it was stopped.
+    """Make questions with computed answers; resumes after an interruption.
 
     Example: armillary post synthesize --n 4000 --split train --out questions
     """

@@ -1,4 +1,4 @@
-"""Options that the verbs which train a model share: ``post sft``, ``dpo`` and those that render what these train."""
+"""Options shared by the verbs that train a model (``post sft``, ``post dpo``) or render its training data."""
 
 from __future__ import annotations
 
@@ -12,18 +12,20 @@ from armillary.cli.values import not_negative, positive
 from armillary.recipe import Layout, Lora, UsageError, first_problem
 
 ModelOption = Annotated[Path, typer.Option(help="A Hugging Face folder.", show_default=False)]
-OutOption = Annotated[Path, typer.Option("--out", "-o", help="Where run and trained model go.", show_default=False)]
+OutOption = Annotated[
+    Path, typer.Option("--out", "-o", help="Folder for the run and the trained model.", show_default=False)
+]
 RateOption = Annotated[
     float | None, typer.Option(callback=positive, help="Peak learning rate (default: by size).", show_default=False)
 ]
-DecayOption = Annotated[float, typer.Option(callback=not_negative, help="Decay of matrices.")]
+DecayOption = Annotated[float, typer.Option(callback=not_negative, help="Weight decay of matrices.")]
 PrecisionOption = Annotated[
-    str | None, typer.Option(help="fp32 or bf16 (default: bf16 where it is faster).", show_default=False)
+    str | None, typer.Option(help="fp32 or bf16 (default: bf16 if it is faster).", show_default=False)
 ]
 DtypeOption = Annotated[
-    str | None, typer.Option(help="Of the written model (default: as the model's).", show_default=False)
+    str | None, typer.Option(help="dtype of the written model (default: the model's own).", show_default=False)
 ]
-LoraOption = Annotated[bool, typer.Option("--lora", help="Train an adapter of low rank in place of all weights.")]
+LoraOption = Annotated[bool, typer.Option("--lora", help="Train a low-rank adapter instead of all weights.")]
 LoraRankOption = Annotated[int, typer.Option(min=1, help="Rank of the adapter.")]
 LoraAlphaOption = Annotated[
     float | None,
@@ -47,19 +49,19 @@ LayoutOption = Annotated[
 
 
 def check_types(precision: str | None, dtype: str | None) -> None:
-    """Refuse a precision or a type of numbers that there is not."""
+    """Refuse an unknown precision or dtype."""
     one_of("--precision", precision, ("fp32", "bf16"))
     one_of("--dtype", dtype, ("float32", "bfloat16", "float16"))
 
 
 def one_of(option: str, value: str | None, known: tuple[str, ...]) -> None:
-    """Refuse a value that an option does not have; None is its default."""
+    """Refuse an unknown value of an option; None is its default."""
     if value is not None and value not in known:
         raise UsageError(f"{option}: must be one of {', '.join(known)}, given {value!r}")
 
 
 def layout_of(text: str | None) -> Layout | None:
-    """The layout that ``NAME=VALUE,NAME=VALUE`` says."""
+    """The layout parsed from ``NAME=VALUE,NAME=VALUE``."""
     if text is None:
         return None
     fields = dict(part.partition("=")[::2] for part in text.split(","))
@@ -70,7 +72,7 @@ def layout_of(text: str | None) -> Layout | None:
 
 
 def adapter_of(rank: int, alpha: float | None, targets: str | None) -> Lora:
-    """The adapter that the options say."""
+    """The adapter specified by the options."""
     fields = {} if targets is None else {"targets": [name.strip() for name in targets.split(",")]}
     try:
         return Lora.model_validate({"rank": rank, "alpha": alpha or 2.0 * rank, **fields})

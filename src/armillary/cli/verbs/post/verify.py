@@ -1,4 +1,4 @@
-"""The verb ``post verify``: replies judged by programs, and the error rates of these programs."""
+"""The verb ``post verify``: judges replies with programs, and measures the error rates of these programs."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def verify(
         bool, typer.Option("--calibrate", help="Measure the verifiers' errors on labelled replies instead.")
     ] = False,
     n: Annotated[int, typer.Option("--n", min=1, help="With --calibrate: known answers per family.")] = 40,
-    seed: Annotated[int, typer.Option(min=0, help="With --calibrate: of the known answers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="With --calibrate: seed of the known answers.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Keep the items whose reply is right; wrong and unreadable ones are counted apart. Resumes where it was stopped.
+    """Keep the items with a right reply; wrong and unreadable replies are counted separately. Resumes.
 
     Example: armillary post verify questions/items.jsonl --out verified
     """

@@ -1,7 +1,7 @@
-"""DARE: drop entries of each difference at random, make up for them by scaling, and add as task arithmetic does.
+"""DARE: drop random entries of each difference, rescale the rest, and add the differences as in task arithmetic.
 
-Yu et al. 2024, "Language Models are Super Mario", equation 1. Which entries stay depends on the seed, the tensor's name
-and the model's weights: neither on the order of the models nor on that of the tensors.
+Yu et al. 2024, "Language Models are Super Mario", equation 1. The random choice depends on the seed, the tensor's name
+and the model's weights, but not on the order of models or tensors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from armillary.post.merge.registry import (
 from armillary.recipe import UsageError
 
 RESCALES = ("density", "norm")
-# A difference whose magnitudes sum to less is not scaled to its norm, as in mergekit.
+# A difference with a smaller sum of magnitudes is not rescaled to its norm, as in mergekit.
 _SMALL = 1e-7
 
 
@@ -34,13 +34,13 @@ def dare_weights(options: MergeOptions, count: int) -> tuple[float, ...]:
 
 
 def kept_entries(group: Group, model: int) -> Tensor:
-    """Which entries of the model's difference stay, as booleans of the tensor's shape."""
+    """A boolean mask in the tensor's shape of the entries that stay in the model's difference."""
     drawn = torch.rand(group.base.shape, generator=group.generator(model))
     return drawn < group.options.density
 
 
 def drop(difference: Tensor, kept: Tensor, options: MergeOptions) -> Tensor:
-    """``difference`` with 0 where it is not ``kept``, scaled as ``options.rescale`` says."""
+    """``difference`` with 0 for entries that are not ``kept``, scaled as ``options.rescale`` says."""
     left = difference * kept
     if options.rescale == "density":
         return left.div_(options.density)

@@ -1,7 +1,7 @@
 """SLERP: the great circle between two models' tensors. Shoemake 1985, "Animating rotation with quaternion curves".
 
-Each tensor is one vector. Where two are nearly parallel or opposite (a cosine beyond 0.9995, mergekit's bound) the
-circle is not determined to rounding, and the tensors are averaged. Two fine-tunings of one base nearly always are.
+Each tensor is one vector. If two are nearly parallel or opposite (a cosine beyond 0.9995, mergekit's bound), rounding
+leaves the circle undefined, and the tensors are averaged. This is nearly always the case for fine-tunings of one base.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _CHUNK = 1 << 20
 
 
 def slerp_weights(options: MergeOptions, count: int) -> tuple[float, ...]:
-    """The shares of two models; the second is the place on the way from the first to the second.
+    """The shares of two models; the second share is the position on the way from the first to the second.
 
     Raises:
         UsageError: not two models, or a negative weight.
     """
     if count != 2:
         raise UsageError(
-            f"SLERP is between two models, and {count} are given; the base may be one of them, or take another method"
+            f"SLERP needs two models, but {count} are given; the base may be one of them, or use another method"
         )
     found = linear_weights(options, count)
     if min(found) < 0:

@@ -1,7 +1,7 @@
-"""TIES: trim each difference to its largest entries, elect a sign for each parameter, and average what agrees with it.
+"""TIES: trim each difference to its largest entries, elect a sign per parameter, and average the entries that agree.
 
-Yadav et al. 2023, "TIES-Merging", algorithm 1. As in mergekit, the trim is per tensor and the elected sign that of the
-weighted sum; at a sum of 0 it is positive.
+Yadav et al. 2023, "TIES-Merging", algorithm 1. As in mergekit, the trim is per tensor, and the elected sign is the sign
+of the weighted sum; for a sum of 0 it is positive.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _CHUNK = 1 << 20
 
 
 def ties_weights(options: MergeOptions, count: int) -> tuple[float, ...]:
-    """Equal by default; only their ratios count, since the average divides by those that agree."""
+    """Equal by default; only their ratios matter, since the average divides by the weights that agree."""
     check_density(options)
     return given_weights(options, count, 1.0)
 
 
 def trim(difference: Tensor, density: float) -> Tensor:
-    """``difference``, changed in place: 0 for all but its ``density`` largest magnitudes, of equal ones the first.
+    """``difference``, changed in place: 0 except for the ``density`` largest magnitudes, the first ones in a tie.
 
     At least one entry stays.
     """
@@ -41,7 +41,7 @@ def trim(difference: Tensor, density: float) -> Tensor:
     if kept >= count:
         return difference
     sizes = difference.abs().reshape(-1)
-    # numpy's partition, since kthvalue also makes an index of 8 bytes for each number
+    # numpy's partition, because kthvalue also allocates an index of 8 bytes per value
     bound = float(np.partition(sizes.numpy(), count - kept)[count - kept])
     mask = sizes > bound
     mask[torch.nonzero(sizes == bound).reshape(-1)[: kept - int(mask.sum())]] = True
@@ -56,14 +56,14 @@ def combine(group: Group) -> Tensor:
         for tensor, weight in zip(group.models, group.weights, strict=True)
     ]
     merged = torch.empty_like(differences[0])
-    for start in range(0, merged.numel(), _CHUNK):  # each number for itself, so in pieces that need little memory
+    for start in range(0, merged.numel(), _CHUNK):  # elementwise, so in chunks that need little memory
         parts = [difference[start : start + _CHUNK] for difference in differences]
         merged[start : start + _CHUNK] = elect(parts, group.weights)
     return add_difference(group, merged.reshape_as(group.base))
 
 
 def elect(differences: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    """The weighted mean of those weighted ``differences`` that have the sign of their sum; 0 where none has."""
+    """The weighted mean of those ``differences`` with the sign of their sum; 0 if there are none."""
     total = torch.zeros_like(differences[0])
     for difference in differences:
         total += difference

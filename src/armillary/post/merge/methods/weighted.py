@@ -1,7 +1,7 @@
-"""Score-weighted average: a model counts by its gain over the base's score, and one without a gain not at all.
+"""Score-weighted average: a model's weight is its gain over the base's score; a model without a gain gets none.
 
-``weights`` are the models' scores (higher is better) and ``base_score`` that of the base. With a base score of 0 the
-average is weighed by the scores themselves, which are seldom far enough apart to differ from equal weights.
+``weights`` are the models' scores (higher is better) and ``base_score`` is the base's. With a base score of 0, the
+weights are the scores themselves, which are seldom far enough apart to differ from equal weights.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def score_weights(options: MergeOptions, count: int) -> tuple[float, ...]:
     gains = [max(0.0, score - options.base_score) for score in given_weights(options, count, None)]
     if not any(gains):
         raise UsageError(
-            f"no model scores above the base's {options.base_score:g}: do not merge; keep the base, or give scores of "
-            "which higher is better"
+            f"no model scores above the base's {options.base_score:g}: do not merge; keep the base, or give "
+            "scores for which higher is better"
         )
     return shares(gains)
 
