@@ -44,7 +44,11 @@ def raising(error):
     [
         (ArmillaryError("run 7 diverged"), 1, "error run 7 diverged"),
         (UsageError("r.yaml:3: wrong"), 2, "error r.yaml:3: wrong"),
-        (OSError(errno.ENOSPC, "No space left on device", "a/b.bin"), 1, "a/b.bin: No space left on device; free space"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "a/b.bin"),
+            1,
+            "a/b.bin: No space left on device; free space",
+        ),
         (OSError(errno.EROFS, "Read-only file system", "a/b"), 1, "a/b: Read-only file system; name a writable folder"),
         (
             PermissionError(errno.EACCES, "Permission denied", "x[red]y"),
@@ -60,7 +64,11 @@ def raising(error):
         (OSError("something"), 1, "something; finished work is kept"),
         (sa.exc.OperationalError("SELECT 1", {}, Exception("database is locked")), 1, "(database is locked); another"),
         (sa.exc.InvalidRequestError("closed"), 1, "the database cannot be used (closed)"),
-        (pa.ArrowInvalid("not a parquet file"), 1, "the file is damaged, or is a different kind of file (not a parquet file)"),
+        (
+            pa.ArrowInvalid("not a parquet file"),
+            1,
+            "the file is damaged, or is a different kind of file (not a parquet file)",
+        ),
         (json.JSONDecodeError("Expecting value", "", 0), 1, "is a different kind of file (Expecting value"),
         (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), 1, "the text is not UTF-8"),
         (pickle.PicklingError("cannot pickle"), 1, "a child process has ended"),

@@ -33,6 +33,7 @@ from armillary.study import (
     train_target,
 )
 from armillary.study.anneal import Branch
+from armillary.study.lab import RunSize
 from armillary.study.mixture import Candidate
 
 SETTINGS: dict[str, Any] = {
@@ -225,9 +226,8 @@ def mixture_outcome(lab: Lab) -> MixtureOutcome:
 
 def anneal_outcome(lab: Lab, mixture: dict[str, float]) -> AnnealOutcome:
     options = [Annealing(share=share, shape="linear", sharpen=power) for power in (1.0, 1.5) for share in (0.2, 0.4)]
-    steps = lab.steps(8_000)
-    specs = {o: [lab.annealed(lab.shape("base", 1), steps, o, mixture, seed, warmup_steps=3) for seed in (2000, 2001)]
-             for o in options}  # fmt: skip
+    size = RunSize(lab.shape("base", 1), lab.steps(8_000), 3)
+    specs = {option: [lab.annealed(size, option, mixture, seed) for seed in (2000, 2001)] for option in options}
     results = _train(lab, "anneal", [spec for group in specs.values() for spec in group])
     branches = [
         Branch(
@@ -259,9 +259,8 @@ def ladder_outcome(lab: Lab, found: Found) -> LadderOutcome:
     for depth in (1, 2):
         for fraction in (0.3, 0.6, 1.0):
             steps = lab.steps(fraction * 10_000)
-            spec = lab.annealed(
-                lab.shape("base", depth), steps, found.annealing, found.mixture, 3000 + depth, warmup_steps=3
-            )
+            size = RunSize(lab.shape("base", depth), steps, 3)
+            spec = lab.annealed(size, found.annealing, found.mixture, 3000 + depth)
             result = _train(lab, "ladder", [spec])[spec.id]
             points.append(
                 Point(
@@ -281,7 +280,7 @@ def ladder_outcome(lab: Lab, found: Found) -> LadderOutcome:
 
 def _proxy(lab: Lab, weights: dict[str, float], seed: int) -> RunSpec:
     option = Annealing(share=0.2, shape="linear")
-    return lab.annealed(lab.shape("base", 1), lab.steps(8_000), option, weights, seed, warmup_steps=3)
+    return lab.annealed(RunSize(lab.shape("base", 1), lab.steps(8_000), 3), option, weights, seed)
 
 
 def _train(lab: Lab, study: str, specs: list[RunSpec]) -> dict[str, RunResult]:

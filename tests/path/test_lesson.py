@@ -26,7 +26,7 @@ from armillary.post.problems import Language, Problem, family
 from armillary.publish import check_lineage, origins
 from armillary.recipe import ArmillaryError, CorpusSpec, Edge, Lesson, UsageError
 from armillary.study import Lab
-from armillary.study.lab import Annealing
+from armillary.study.lab import Annealing, RunSize
 from armillary.train import InterruptedRunError
 
 _LESSON = {
@@ -57,7 +57,7 @@ def prepared(corpus: Corpus, spec: CorpusSpec, folder: Path, **changes: Any) -> 
     lab = replace(lab, plan=lab.plan.model_copy(update={"budget": None}))
     option = Annealing(share=0.2, shape="linear")
     weights = {domain: 1 / len(corpus.training_domains) for domain in corpus.training_domains}
-    run = lab.annealed(lab.shape("base", 2), 20, option, {**weights, "sky": weights["sky"]}, 1, warmup_steps=3)
+    run = lab.annealed(RunSize(lab.shape("base", 2), 20, 3), option, {**weights, "sky": weights["sky"]}, 1)
     lab.executor.run("target", [Job(run)], lambda *_: None)
     model = load_weights(lab.store.run_folder(run.id) / "model.safetensors", run.model)
     export_hf(

@@ -70,9 +70,8 @@ def opens_workspace(*names: str) -> Callable[[Callable[..., None]], Callable[...
 
 def workspace(at: WorkspaceOptions, show: Reporter) -> Any:
     """The workspace of a recipe file."""
-    document, place = opened(
-        at.recipe, at.folder, show
-    )  # first, so that its errors are reported before torch is imported
+    # First, so that errors in the recipe are reported before torch is imported.
+    document, place = opened(at.recipe, at.folder, show)
     if at.nproc is not None:
         document = document.over(at.nproc)
     from armillary.path import Workspace

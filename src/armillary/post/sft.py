@@ -144,7 +144,7 @@ def fine_tune(
         if done is not None and done["run"] == result.run:
             return SftResult(out / "model", result, plan, before, done["loss_after"], counts)
         trained = load_weights(out / "run" / "model.safetensors", shape)
-        after = None if held is None else _loss(trained, plan.spec, corpus, held[0], "after", handling)
+        after = None if held is None else _loss(trained, _held_order(plan.spec, corpus, held[0]), "after", handling)
         export_tuned(Tuned(model, out, renderer, options), trained)
         found = SftResult(out / "model", result, plan, before, after, counts)
         conclude(out, settings, result.run, found.to_json())
@@ -291,7 +291,7 @@ def _before(out: Path, plan: Plan, corpus: Corpus, held: tuple[str, Counts] | No
         return float(read_sealed(path, "loss before the first step", FORMAT, REMEDY)["loss"])
     except FileNotFoundError:
         model = load_weights(out / "start.safetensors", plan.spec.model)
-        loss = _loss(model, plan.spec, corpus, held[0], "before", handling)
+        loss = _loss(model, _held_order(plan.spec, corpus, held[0]), "before", handling)
         write(path, {"format": FORMAT, "loss": loss})
         return loss
 
@@ -313,8 +313,7 @@ def _watching(plan: Plan, corpus: Corpus, held: tuple[str, Counts] | None, handl
     return (HeldOut(_held_order(plan.spec, corpus, held[0]), every, steps, note), *handling.hooks)
 
 
-def _loss(model: Transformer, spec: RunSpec, corpus: Corpus, examples: str, stage: str, handling: Handling) -> float:
-    order = _held_order(spec, corpus, examples)
+def _loss(model: Transformer, order: SupervisedOrder, stage: str, handling: Handling) -> float:
     model.to(handling.device or default_device())
     name = f"loss {stage}"
     return held_out_loss(model, order, lambda done, total: handling.advance(name, done, total, "held-out sequences"))

@@ -39,7 +39,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "section_diversity": ("Diversity of the questions", "题目的多样性"),
     "section_samples": ("Samples of text", "生成文本样例"),
     "section_cost": ("Cost, and where it pays", "成本，以及何时值得"),
-    "section_reproduce": ("How to get each number again", "如何复现每个数字"),
+    "section_reproduce": ("How to reproduce each number", "如何复现每个数字"),
     "section_lineage": ("Lineage", "溯源"),
     # verdict
     "card_recipe": ("The recipe", "配方"),
@@ -224,8 +224,8 @@ STRINGS: dict[str, tuple[str, str]] = {
         "出；它估计其他长度与其他终点的代价（奈特/词元）。",
     ),
     "given_away": ("Loss against that one", "与之相比的损失"),
-    "ended_at": ("Ended at step, unplanned", "未按计划止于第几步"),
-    "lost": ("Lost", "由此多出的损失"),
+    "ended_at": ("Ended at step, unplanned", "计划外停止的训练步"),
+    "lost": ("Lost", "损失增量"),
     # ladder
     "ladder_lead": (
         "{points}, of {sizes}; a law of the loss in parameters N and tokens D is fitted to them and extended to "
@@ -492,7 +492,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "teaching_not_better": (
         "No model that was trained answers the held-out questions better than the base beyond chance, so the base is "
         "kept.",
-        "没有训练所得的模型在留出题上超出随机波动地优于基座，因此保留基座。",
+        "没有任何训练后的模型在留出题上显著优于基座，因此保留基座。",
     ),
     "chance_said": (
         "The best answer that does not depend on the question would be right in {chance} of the held-out questions "
@@ -538,11 +538,11 @@ STRINGS: dict[str, tuple[str, str]] = {
     "forgetting_heading": ("What it forgot", "遗忘"),
     "forgetting_nats": (
         "Validation loss of the pretraining text before and after, in nats per token: what it cost elsewhere.",
-        "预训练文本的验证损失，教学前后对照（奈特/词元）：学习新任务在别处的代价。",
+        "预训练文本的验证损失，教学前后对照（奈特/词元）：学习新任务对原有能力的影响。",
     ),
     "forgetting_bits": (
         "Bits per byte of plain text before and after: what it cost elsewhere.",
-        "普通文本的每字节比特数，教学前后对照：学习新任务在别处的代价。",
+        "普通文本的每字节比特数，教学前后对照：学习新任务对原有能力的影响。",
     ),
     "before": ("before", "之前"),
     "after": ("after", "之后"),

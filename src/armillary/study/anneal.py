@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from armillary.laws import AnnealLaw, Curve, HeldOutCurve, SetAsideWarning, best_of, best_schedule
 from armillary.recipe import ArmillaryError, DamagedFileError, Document, RunSpec
 from armillary.store import Store
-from armillary.study.lab import Annealing, Edge, Lab, StageOutcome
+from armillary.study.lab import Annealing, Edge, Lab, RunSize, StageOutcome
 
 # The usual choice without a study; another is taken only if it is significantly better.
 _USUAL_SHARE = 0.2
@@ -106,14 +106,14 @@ def anneal_study(lab: Lab, mixture: dict[str, float]) -> AnnealOutcome:
     recipe, study = lab.recipe, lab.recipe.study.anneal
     shape = lab.shape(recipe.model.family, study.depth)
     steps = lab.steps(lab.plan.tokens["anneal"])
-    warmup = round(recipe.training.warmup_share * steps)
+    size = RunSize(shape, steps, round(recipe.training.warmup_share * steps))
     seeds = [_SEED + i for i in range(study.seeds)]
     specs: dict[Annealing, list[RunSpec]] = {}
     for power in study.sharpen:
         for curve in study.shapes:
             for share in study.shares:
                 option = Annealing(share=share, shape=curve, sharpen=power)
-                group = [lab.annealed(shape, steps, option, mixture, seed, warmup_steps=warmup) for seed in seeds]
+                group = [lab.annealed(size, option, mixture, seed) for seed in seeds]
                 # Limits can undo a sharpening, and with few steps two shares can coincide; the run is then the same.
                 if group[0] not in [others[0] for others in specs.values()]:
                     specs[option] = group

@@ -194,6 +194,19 @@ class Annealing(Document):
 
 
 @dataclass(frozen=True)
+class RunSize:
+    """The size of a run: its shape, its steps with those of the warm-up, and the steps between validations.
+
+    ``validation_every`` None leaves the interval to the trainer.
+    """
+
+    shape: ModelShape
+    steps: int
+    warmup_steps: int = 0
+    validation_every: int | None = None
+
+
+@dataclass(frozen=True)
 class Lab:
     """A recipe with its corpus, store, executor and plan; ``say`` gets sentences for the user."""
 
@@ -229,31 +242,29 @@ class Lab:
 
     def spec(
         self,
-        shape: ModelShape,
-        steps: int,
+        size: RunSize,
         schedule: Schedule,
         mixture: Mapping[str, float],
         seed: int,
         annealing_mixture: Mapping[str, float] | None = None,
-        validation_every: int | None = None,
     ) -> RunSpec:
         """A run of this recipe; ``annealing_mixture`` replaces the mixture when the decay starts."""
         training = self.recipe.training
         phases = [MixturePhase(start_step=0, weights=dict(mixture))]
         if annealing_mixture is not None and dict(annealing_mixture) != dict(mixture):
-            start = schedule.decay_start(steps)
+            start = schedule.decay_start(size.steps)
             # A run that decays from its first step has only the mixture of the decay.
             phases = [*phases[: start > 0], MixturePhase(start_step=start, weights=dict(annealing_mixture))]
         return RunSpec(
             corpus=self.corpus.hash,
-            model=shape,
+            model=size.shape,
             context_length=training.context_length,
             batch_sequences=training.batch_sequences,
-            steps=steps,
+            steps=size.steps,
             mixture=tuple(phases),
             schedule=schedule,
             optimizer=OptimizerSpec(
-                lr=training.peak_lr(shape.d_model),
+                lr=training.peak_lr(size.shape.d_model),
                 weight_decay=training.weight_decay,
                 grad_clip=training.grad_clip,
                 z_loss=training.z_loss,
@@ -262,28 +273,18 @@ class Lab:
             ),
             seed=seed,
             precision=self.plan.precision,
-            validation=Validation(every=validation_every, windows=self.recipe.validation_windows),
+            validation=Validation(every=size.validation_every, windows=self.recipe.validation_windows),
         )
 
-    def annealed(
-        self,
-        shape: ModelShape,
-        steps: int,
-        annealing: Annealing,
-        mixture: Mapping[str, float],
-        seed: int,
-        *,
-        warmup_steps: int,
-        validation_every: int | None = None,
-    ) -> RunSpec:
+    def annealed(self, size: RunSize, annealing: Annealing, mixture: Mapping[str, float], seed: int) -> RunSpec:
         """A whole warmup-stable-decay run with the given end."""
         schedule = Schedule(
             kind="wsd",
-            warmup_steps=warmup_steps,
-            decay_steps=_decay_steps(steps, warmup_steps, annealing),
+            warmup_steps=size.warmup_steps,
+            decay_steps=_decay_steps(size.steps, size.warmup_steps, annealing),
             decay=annealing.shape,
         )
-        return self.spec(shape, steps, schedule, mixture, seed, self.ending(mixture, annealing), validation_every)
+        return self.spec(size, schedule, mixture, seed, self.ending(mixture, annealing))
 
     def ending(self, mixture: Mapping[str, float], annealing: Annealing) -> dict[str, float]:
         """The mixture of the decay: ``mixture`` sharpened, within the limits for the whole target run.
@@ -425,7 +426,7 @@ class Lab:
         ]
         for name, depth, stage in sizes:
             steps = self.steps(self.plan.tokens[stage])
-            spec = self.spec(self.shape(name, depth), steps, Schedule(kind="constant"), every, seed=0)
+            spec = self.spec(RunSize(self.shape(name, depth), steps), Schedule(kind="constant"), every, seed=0)
             check_run(spec, self.corpus)
             if stage == "target" and training.layout is not None:
                 try:

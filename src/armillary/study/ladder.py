@@ -14,7 +14,7 @@ import numpy as np
 
 from armillary.laws import ExtrapolationError, ExtrapolationWarning, Prediction, ScalingLaw, SetAsideWarning
 from armillary.recipe import ArmillaryError, Document, RunSpec, UsageError, counted
-from armillary.study.lab import Annealing, Lab, StageOutcome, laws_speak_of, quiet
+from armillary.study.lab import Annealing, Lab, RunSize, StageOutcome, laws_speak_of, quiet
 
 _SEED = 3000
 MIN_POINTS = 6
@@ -82,7 +82,7 @@ def ladder_study(lab: Lab, mixture: dict[str, float], annealing: Annealing) -> L
             for seed in range(_SEED, _SEED + study.seeds):
                 for fraction in study.fractions:
                     steps = max(2, round(fraction * longest))
-                    spec = lab.annealed(shape, steps, annealing, mixture, seed, warmup_steps=warmup)
+                    spec = lab.annealed(RunSize(shape, steps, warmup), annealing, mixture, seed)
                     specs[spec.id] = (family, depth, seed, spec)
     every = [spec for *_, spec in specs.values()]
     key = lab.key(every, [[family, depth] for family, depth, *_ in specs.values()], recipe.model.family)

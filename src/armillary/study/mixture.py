@@ -18,7 +18,7 @@ import numpy as np
 from armillary.launch import Job
 from armillary.laws import MixtureLaw, best_of, optimise_mixture, rank_correlation, simplex_design
 from armillary.recipe import ArmillaryError, Document, RunSpec, UsageError, counted
-from armillary.study.lab import Annealing, Edge, Lab, StageOutcome, Trained, laws_speak_of
+from armillary.study.lab import Annealing, Edge, Lab, RunSize, StageOutcome, Trained, laws_speak_of
 from armillary.study.limits import Allowed
 
 # Proxies end with a decay, like the target. The annealing study decides on the decay later; this is the usual result.
@@ -134,10 +134,10 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
 
     shape = lab.shape(recipe.model.family, study.depth)
     steps = lab.steps(lab.plan.tokens["mixture"])
-    warmup = round(recipe.training.warmup_share * steps)
+    size = RunSize(shape, steps, round(recipe.training.warmup_share * steps))
 
     def proxy(vector: np.ndarray, seed: int) -> RunSpec:
-        return lab.annealed(shape, steps, PROXY_ANNEALING, lab.named(vector), seed, warmup_steps=warmup)
+        return lab.annealed(size, PROXY_ANNEALING, lab.named(vector), seed)
 
     specs = [proxy(row, study.seed) for row in design]
     limits = [allowed.lower.tolist(), allowed.upper.tolist(), lab.named(references[NATURAL])]

@@ -24,7 +24,7 @@ from armillary.launch import Job
 from armillary.laws import ExtrapolationError, ExtrapolationWarning, paired_difference, rows_named
 from armillary.recipe import ArmillaryError, Document, RunSpec, canonical_hash, counted
 from armillary.study.anneal import AnnealOutcome
-from armillary.study.lab import Annealing, FailedRun, Lab, Phase, StageOutcome, Trained, phases
+from armillary.study.lab import Annealing, FailedRun, Lab, Phase, RunSize, StageOutcome, Trained, phases
 from armillary.study.ladder import LadderOutcome, fit_law
 from armillary.study.mixture import MixtureOutcome
 from armillary.study.sizing import TARGET_LOOKS
@@ -130,15 +130,13 @@ def target_spec(lab: Lab, found: Found, weights: dict[str, float], seed: int) ->
     """The target run with the given mixture and seed."""
     recipe = lab.recipe
     steps = lab.steps(lab.plan.tokens["target"])
-    return lab.annealed(
+    size = RunSize(
         lab.shape(recipe.model.family, recipe.model.depth),
         steps,
-        found.annealing,
-        weights,
-        seed,
         warmup_steps=round(recipe.training.warmup_share * steps),
         validation_every=math.ceil(steps / TARGET_LOOKS),
     )
+    return lab.annealed(size, found.annealing, weights, seed)
 
 
 def predict(lab: Lab, found: Found, mixture: MixtureOutcome, ladder: LadderOutcome) -> dict[str, Any]:

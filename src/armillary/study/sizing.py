@@ -124,7 +124,7 @@ def make_plan(
             name: (1 / rates[name] if unit == "s" else shape.train_flops_per_token(recipe.training.context_length))
             for name, shape in shapes.items()
         }
-        sizing = _Sizing(recipe, corpus, stages, cost)
+        sizing = _Sizing(recipe, stages, _Costs(recipe, corpus, cost))
         try:
             sized, runs = sizing.sizes(value / slack)
         except _TooSmallError as error:
@@ -133,16 +133,17 @@ def make_plan(
     if tokens["target"] == 0:
         # Only studies were asked for, and the target's size hangs on a budget for everything.
         tokens["target"] = tokens["ladder"]
-    per_second = {name: 1 / rate for name, rate in rates.items()}
-    per_flop = {n: s.train_flops_per_token(recipe.training.context_length) for n, s in shapes.items()}
+    in_seconds = _Costs(recipe, corpus, {name: 1 / rate for name, rate in rates.items()})
+    flops = {name: shape.train_flops_per_token(recipe.training.context_length) for name, shape in shapes.items()}
+    in_flops = _Costs(recipe, corpus, flops)
     return Plan(
         budget=budget,
         precision=precision,
         workers=executor.n_workers,
         mixture_runs=runs,
         tokens=tokens,
-        seconds={s: _SLACK * _cost(recipe, corpus, s, tokens[s], runs, per_second) for s in stages},
-        flops={s: _cost(recipe, corpus, s, tokens[s], runs, per_flop) for s in stages},
+        seconds={s: _SLACK * in_seconds.of(s, tokens[s], runs) for s in stages},
+        flops={s: in_flops.of(s, tokens[s], runs) for s in stages},
         rates=rates,
     )
 
@@ -184,13 +185,42 @@ class _TooSmallError(Exception):
 
 
 @dataclass(frozen=True)
-class _Sizing:
-    """Divides an amount (seconds or FLOPs, in the units of ``cost`` per training token) among stages."""
+class _Costs:
+    """The costs of stages in seconds or FLOPs, the units of ``per_token`` by shape (``family/depth``)."""
 
     recipe: Recipe
     corpus: Corpus
+    per_token: dict[str, float]
+
+    def of(self, stage: Stage, tokens: float, mixture_runs: int) -> float:
+        """The cost of a stage whose largest run takes ``tokens``."""
+        recipe, cost = self.recipe, self.per_token
+        study, family, seeds = recipe.study, recipe.model.family, len(recipe.training.seeds)
+        look = _FORWARD_SHARE * len(self.corpus.domains) * recipe.validation_windows * recipe.training.context_length
+        if stage == "mixture":
+            runs = mixture_runs + (study.mixture.candidates + 2) * study.mixture.confirm_seeds
+            return runs * (tokens + look) * cost[f"{family}/{study.mixture.depth}"]
+        if stage == "anneal":
+            a = study.anneal
+            branches = len(a.shapes) * len(a.sharpen)
+            share = 1 - min(a.shares) + branches * sum(a.shares)
+            looks = 1 + branches * len(a.shares)
+            return a.seeds * (tokens * share + looks * look) * cost[f"{family}/{a.depth}"]
+        if stage == "ladder":
+            share = 1 + max(study.anneal.shares) * (sum(study.ladder.fractions) - 1)
+            looks = 1 + len(study.ladder.fractions)
+            names = [f"{name}/{depth}" for name in study.ladder.families for depth in study.ladder.depths]
+            return study.ladder.seeds * (tokens * share + looks * look) * sum(cost[name] for name in names)
+        return 3 * seeds * (tokens + TARGET_LOOKS * look) * cost[f"{family}/{recipe.model.depth}"]
+
+
+@dataclass(frozen=True)
+class _Sizing:
+    """Divides an amount in the units of ``costs`` among stages."""
+
+    recipe: Recipe
     stages: tuple[Stage, ...]
-    cost: dict[str, float]
+    costs: _Costs
 
     def sizes(self, value: float) -> tuple[dict[Stage, int], int]:
         """Tokens of each stage's largest run for the amount ``value``, and the runs of the mixture design.
@@ -204,19 +234,19 @@ class _Sizing:
             tokens["target"] = recipe.training.tokens or 0
             if recipe.training.budget_share is not None:
                 tokens["target"] = self._solve("target", runs, value * recipe.training.budget_share)
-            value -= self._cost("target", tokens["target"], runs)
+            value -= self.costs.of("target", tokens["target"], runs)
         # The mixture comes last: it takes what the others leave when more tokens than the target's own would not help.
         studies: list[Stage] = [stage for stage in ("ladder", "anneal", "mixture") if stage in self.stages]
         weight = sum(_SHARES[stage] for stage in studies)
         for stage in studies:
             allowed = value * _SHARES[stage] / weight
             if stage == "mixture":
-                while runs > _MIN_MIXTURE_RUNS and self._cost(stage, self._least, runs) > allowed:
+                while runs > _MIN_MIXTURE_RUNS and self.costs.of(stage, self._least, runs) > allowed:
                     runs -= 1
             tokens[stage] = self._solve(stage, runs, allowed)
             if "target" in self.stages and stage != "mixture":
                 tokens[stage] = min(tokens[stage], tokens["target"])
-            value -= self._cost(stage, tokens[stage], runs)
+            value -= self.costs.of(stage, tokens[stage], runs)
             weight -= _SHARES[stage]
         return tokens, runs
 
@@ -243,13 +273,10 @@ class _Sizing:
     def _least(self) -> int:
         return _MIN_STEPS * self.recipe.training.batch_sequences * self.recipe.training.context_length
 
-    def _cost(self, stage: Stage, tokens: float, runs: int) -> float:
-        return _cost(self.recipe, self.corpus, stage, tokens, runs, self.cost)
-
     def _solve(self, stage: Stage, runs: int, allowed: float) -> int:
         """Tokens of the stage's largest run so that the stage costs ``allowed`` (the cost is linear in the tokens)."""
-        fixed = self._cost(stage, 0, runs)
-        tokens = (allowed - fixed) / (self._cost(stage, 1, runs) - fixed)
+        fixed = self.costs.of(stage, 0, runs)
+        tokens = (allowed - fixed) / (self.costs.of(stage, 1, runs) - fixed)
         if tokens < self._least:
             raise _TooSmallError(stage)
         return int(tokens)
@@ -289,26 +316,3 @@ def _measure(recipe: Recipe, shapes: dict[str, ModelShape], executor: Fleet) -> 
     )
     rates = dict(zip(tried, found, strict=True))
     return precision, {name: rates.get(name, rates[largest] * flops[largest] / flops[name]) for name in shapes}
-
-
-def _cost(
-    recipe: Recipe, corpus: Corpus, stage: Stage, tokens: float, mixture_runs: int, cost: dict[str, float]
-) -> float:
-    """What a stage costs whose largest run takes ``tokens``, in the units of ``cost`` per training token."""
-    study, family, seeds = recipe.study, recipe.model.family, len(recipe.training.seeds)
-    look = _FORWARD_SHARE * len(corpus.domains) * recipe.validation_windows * recipe.training.context_length
-    if stage == "mixture":
-        runs = mixture_runs + (study.mixture.candidates + 2) * study.mixture.confirm_seeds
-        return runs * (tokens + look) * cost[f"{family}/{study.mixture.depth}"]
-    if stage == "anneal":
-        a = study.anneal
-        branches = len(a.shapes) * len(a.sharpen)
-        share = 1 - min(a.shares) + branches * sum(a.shares)
-        looks = 1 + branches * len(a.shares)
-        return a.seeds * (tokens * share + looks * look) * cost[f"{family}/{a.depth}"]
-    if stage == "ladder":
-        share = 1 + max(study.anneal.shares) * (sum(study.ladder.fractions) - 1)
-        looks = 1 + len(study.ladder.fractions)
-        names = [f"{name}/{depth}" for name in study.ladder.families for depth in study.ladder.depths]
-        return study.ladder.seeds * (tokens * share + looks * look) * sum(cost[name] for name in names)
-    return 3 * seeds * (tokens + TARGET_LOOKS * look) * cost[f"{family}/{recipe.model.depth}"]

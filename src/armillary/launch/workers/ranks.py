@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
@@ -70,9 +70,14 @@ class RankExecutor(Executor):
         self.store.add(study, [job.spec for job in jobs])
         outcomes: dict[str, RunResult | Failure] = {}
         total, done = sum(job.spec.flops for job in jobs), 0.0
+
+        def shown(number: int, spent: float) -> Callable[[float], None]:
+            flops, note = jobs[number].spec.flops, f"{number}/{len(jobs)} runs"
+            return lambda share: progress(study, spent + flops * share, total, note)
+
         for number, job in enumerate(jobs):
             known = settled(self.store, job.spec.id)
-            with _watched(study, done, job.spec.flops, total, f"{number}/{len(jobs)} runs", progress) as reached:
+            with _watched(shown(number, done)) as reached:
                 outcomes[job.spec.id] = self._carry_out(job, reached) if known is None else known
             done += job.spec.flops
             progress(study, done, total, f"{number + 1}/{len(jobs)} runs")
@@ -126,8 +131,8 @@ class _Teller:
 
 
 @contextmanager
-def _watched(study: str, done: float, part: float, total: float, note: str, progress: Progress) -> Iterator[Any]:
-    """A shared number with the finished share of a run, reported as progress while it grows.
+def _watched(show: Callable[[float], None]) -> Iterator[Any]:
+    """A shared number with the finished share of a run, passed to ``show`` while it grows.
 
     A number instead of a pipe, since a rank killed while writing cannot leave a torn message.
     """
@@ -135,7 +140,7 @@ def _watched(study: str, done: float, part: float, total: float, note: str, prog
 
     def look() -> None:
         while not ended.wait(_LOOK_S):
-            progress(study, done + part * reached.value, total, note)
+            show(reached.value)
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()

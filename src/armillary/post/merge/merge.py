@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -114,21 +114,17 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
+@dataclass(frozen=True)
 class _Plan:
     """A merge after all checks."""
 
-    def __init__(
-        self,
-        method: Method,
-        weights: tuple[float, ...],
-        options: MergeOptions,
-        asked: dict[str, Any],
-        inputs: list[dict[str, Any]],
-        notes: list[str],
-        progress: Progress | None,
-    ) -> None:
-        self.method, self.weights, self.options = method, weights, options
-        self.asked, self.inputs, self.notes, self.progress = asked, inputs, notes, progress
+    method: Method
+    weights: tuple[float, ...]
+    options: MergeOptions
+    asked: dict[str, Any]
+    inputs: list[dict[str, Any]]
+    notes: list[str]
+    progress: Progress | None
 
 
 def _settings(method: Method, weights: tuple[float, ...], options: MergeOptions) -> dict[str, Any]:
