@@ -35,7 +35,7 @@ def factor_names(job: Job) -> tuple[str, ...]:
     if job.precision in ("fp8", "fp4"):
         names.append(f"low-precision.{job.software.name}")
     if job.model.experts is not None:
-        names.append("experts")
+        names += ["experts", f"experts.{job.precision}"]
     return tuple(names)
 
 

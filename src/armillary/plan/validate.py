@@ -171,7 +171,7 @@ def _inside(held: Sequence[Held]) -> list[bool]:
     result = []
     for one in held:
         of_kind = found[one.sample.source]
-        interval: Interval = of_kind.get(one.kind, of_kind["all"])
+        interval: Interval = of_kind[one.kind]
         result.append(interval.low <= -one.error <= interval.high)
     return result
 
