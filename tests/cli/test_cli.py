@@ -28,6 +28,7 @@ VERBS = [
     ["plan"],
     ["plan", "estimate"],
     ["plan", "validate"],
+    ["plan", "measure"],
     ["goodput", "report"],
     ["goodput", "simulate"],
     ["goodput", "limits"],

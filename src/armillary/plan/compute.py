@@ -52,7 +52,7 @@ class Roofline:
     def __init__(self, job: Job, constants: Constants) -> None:
         self._job = job
         accelerator = job.accelerator
-        self._c = constants = constants.of_generation(accelerator.generation)
+        self._c = constants = constants.of(accelerator)
         self.precision = "bf16" if job.precision == "fp16" and "fp16" not in accelerator.peak else job.precision
         self._low = job.precision in ("fp8", "fp4")
         self._peak = accelerator.flops(self.precision) * constants.matmul_of(self.precision)
@@ -68,7 +68,7 @@ class Roofline:
         """Seconds of ``copies`` products of ``rows`` x ``inner`` by ``inner`` x ``columns``."""
         flops = 2 * rows * inner * columns
         peak = self._plain_peak if plain or not self._low else self._peak
-        size = 2.0 if plain or not self._low else 1.5
+        size = self._job.number_bytes if plain or not self._low else 1.5
         traffic = size * (rows * inner + inner * columns + rows * columns)
         for side in (inner, columns):
             if side % 64:
@@ -76,8 +76,8 @@ class Roofline:
         return copies * (flops / peak + self._c.traffic * traffic / self._bandwidth)
 
     def moved(self, count: float) -> float:
-        """Seconds in which ``count`` bytes pass through memory."""
-        return count / self._bandwidth
+        """Seconds in which ``count`` bytes of numbers of 16 bits pass through memory, or as many numbers of 32."""
+        return count * self._job.number_bytes / 2 / self._bandwidth
 
     def attention_layer(self) -> LayerTime:
         """Norm, projections, attention and residual of one layer."""
@@ -160,7 +160,7 @@ class Roofline:
 
     def optimizer(self, numbers: float) -> float:
         """Seconds of AdamW's step over ``numbers`` parameters, by its reads and writes of weights and states."""
-        return self.moved(self._c.optimizer_bytes * numbers)
+        return self._c.optimizer_bytes * numbers / self._bandwidth
 
     def _attention_of(self, head_dim: int) -> float:
         return self._attention_peak * self._job.software.attention * (1.0 if head_dim >= 96 else self._c.narrow_heads)

@@ -14,6 +14,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
+from armillary.plan.hardware_files import Accelerator
+
 
 @dataclass(frozen=True)
 class Interval:
@@ -62,9 +64,10 @@ class Constants:
         """The share of the peak that large matrix products reach in a precision."""
         return {"fp8": self.matmul_fp8, "fp4": self.matmul_fp4}.get(precision, self.matmul)
 
-    def of_generation(self, generation: str) -> Constants:
-        """The constants with the values of a generation of accelerators."""
-        return replace(self, **self.generations.get(generation, {}))  # type: ignore[arg-type]
+    def of(self, accelerator: Accelerator) -> Constants:
+        """The constants with the values of the accelerator's generation, or those measured on it."""
+        own: dict[str, Any] = {**self.generations.get(accelerator.generation, {}), **accelerator.shares}
+        return replace(self, **own)
 
     def factor(self, *names: str) -> float:
         """The product of the calibrated factors on compute time for ``names``; 1 for a name without one."""

@@ -26,7 +26,9 @@ class Accelerator(Document):
 
     ``peak`` is in dense TFLOP/s by precision. ``link_gb_s`` (inside a node of ``node`` accelerators) and
     ``network_gb_s`` (between nodes) are GB/s of one accelerator in one direction. ``host`` multiplies the time of the
-    host, ``clock`` the peak (a power limit).
+    host, ``clock`` the peak (a power limit). Files of ``armillary plan measure`` have ``shares``: constants of
+    ``calibration.toml`` that were measured. ``host_serial`` is for a CPU, on which starting an operation and computing
+    it take turns.
     """
 
     vendor: str
@@ -44,6 +46,8 @@ class Accelerator(Document):
     network_latency_us: float = Field(ge=0)
     power_w: float = Field(default=0.0, ge=0)
     peak: dict[str, float]
+    shares: dict[str, float] = Field(default_factory=dict)
+    host_serial: bool = False
 
     def flops(self, precision: str) -> float:
         """Peak FLOP/s in ``precision``, at the clock that the power limit allows.

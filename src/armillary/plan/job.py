@@ -78,6 +78,9 @@ class Software:
     selective: float = 0.1
     accumulate_bytes: float = 8.0
     logits_bytes: float = 10.0
+    logits_bytes_tp: float | None = None
+    rotary_copies: int = 1
+    gate_copies: int = 0
     stage_buffers: float = 0.0
     fragmentation: float = 0.05
     context_gb: float = 1.5
@@ -112,6 +115,11 @@ class Job:
         experts = self.model.experts
         places = (experts.dense_layers, experts.every) if experts is not None else None
         return _stages(self.parallelism.counts(self.model.n_layers), places)
+
+    @property
+    def number_bytes(self) -> int:
+        """Bytes of a number of activations and of what is sent between ranks."""
+        return 4 if self.precision == "fp32" else 2
 
     @property
     def microbatches(self) -> int:

@@ -90,12 +90,13 @@ def layer_activations(job: Job) -> tuple[float, float, float]:
     qkv = shape.attention_block.kept(shape) / 7 * 3 if latent else hd * (shape.n_heads + 2 * shape.n_kv_heads)
     mixed_values = hd * shape.n_heads
     byte = 1 if job.precision in ("fp8", "fp4") else 2  # of what only matrix products need
+    wider = job.number_bytes / 2
     gated = not isinstance(shape.feed_forward_block, ReLU2)
     up = (2 if gated else 1) * shape.d_ff / p.tp
-    attention = 2 * (qkv + mixed_values) / p.tp
+    attention = 2 * (software.rotary_copies * qkv + mixed_values) / p.tp
     norm = byte * h / shared
-    product = byte * shape.d_ff / p.tp
-    if not software.fused:
+    product = byte * (1 + software.gate_copies) * shape.d_ff / p.tp
+    if not software.fused and software.rotary_copies == 1:
         norm += 1.25 * h / shared  # gains and means in fp32
     if p.recompute == "selective":
         norm = product = 0.0  # norms and activation functions run again
@@ -112,6 +113,7 @@ def layer_activations(job: Job) -> tuple[float, float, float]:
         mixed = boundary + norm + rows * (byte * h + 2 * 2 * wide) + 2 * 2 * shared_wide
         if not again:
             mixed += rows * (2 * h + byte * wide) + byte * shared_wide
+    tokens *= wider
     return tokens * (attention + dense), tokens * (attention + mixed), tokens * boundary
 
 
@@ -156,13 +158,17 @@ def _rank_memory(
     else:
         kept = flight * (some * mixed + (count - some) * dense)
     gathered = 0.0
-    if p.zero == 3 and shard > 1:
+    if first == 2 and p.pp > 1:
+        # The trainer's pipeline gathers parameters once a step, and sums whole gradients over its micro-batches.
+        gathered, state[1] = 2 * (common + experts), 0.0 if job.adapter else sizes[1] * (common + experts) / GB
+    elif p.zero == 3 and shard > 1:
         gathered = 4 * max((common + experts) / max(count, 1), shape.vocab_size * shape.d_model / p.tp)
     elif p.zero == 2 and first == 2:
         gathered = 2 * (common + experts)
     logits = 0.0
     if rank == len(job.stages) - 1:
-        logits = software.logits_bytes * p.micro_batch * job.length / p.cp * shape.vocab_size / p.tp
+        each = software.logits_bytes if p.tp == 1 else software.logits_bytes_tp or software.logits_bytes
+        logits = (each - job.number_bytes + 2) * p.micro_batch * job.length / p.cp * shape.vocab_size / p.tp
     live = sum(state) + (kept + logits + gathered) / GB
     groups = sum(size > 1 for size in (p.tp, p.pp, p.cp, p.ep, p.dp))
     context = software.context_gb + groups * constants.communicator_gb if software.context_gb else 0.0

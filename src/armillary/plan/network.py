@@ -29,10 +29,11 @@ class Group:
 class Network:
     """Seconds of collectives between accelerators of one kind."""
 
-    def __init__(self, accelerator: Accelerator, constants: Constants) -> None:
+    def __init__(self, accelerator: Accelerator, constants: Constants, number_bytes: int = 2) -> None:
+        """Volumes are given for numbers of 16 bits; those of ``number_bytes`` take their share more."""
         self._node = accelerator.node
-        self._link = accelerator.link_gb_s * 1e9 * constants.link
-        self._network = accelerator.network_gb_s * 1e9 * constants.network
+        self._link = accelerator.link_gb_s * 1e9 * constants.link * 2 / number_bytes
+        self._network = accelerator.network_gb_s * 1e9 * constants.network * 2 / number_bytes
         self._link_s = accelerator.link_latency_us * 1e-6
         self._network_s = accelerator.network_latency_us * 1e-6
 

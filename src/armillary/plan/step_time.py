@@ -71,7 +71,7 @@ def step_time(job: Job, constants: Constants, factor: float = 1.0, memo: Memo | 
     ``memo`` keeps times of single layers between calls for jobs that differ in nothing but their parallelism.
     """
     shape, p, software = job.model, job.parallelism, job.software
-    network = Network(job.accelerator, constants)
+    network = Network(job.accelerator, constants.of(job.accelerator), job.number_bytes)
     key = (p.tp, p.cp, p.ep, p.micro_batch, p.recompute)
     found = memo.get(key) if memo is not None else None
     if found is None:
@@ -140,7 +140,9 @@ def _layers(job: Job, roofline: Roofline, network: Network, factor: float) -> tu
         )
         starts = (software.host_expert_us if experts else software.host_layer_us) * 1e-6 * job.accelerator.host
         busy = factor * (work.total + layer.recompute) + layer.tensor
-        found.append(replace(layer, host=max(0.0, starts * (1 + again / 3) - busy)))
+        found.append(
+            replace(layer, host=max(0.0, starts * (1 + again / 3) - (0.0 if job.accelerator.host_serial else busy)))
+        )
     return found[0], found[-1]
 
 
@@ -154,7 +156,9 @@ def _optimizer(job: Job, roofline: Roofline, weights: tuple[float, float], const
     if job.offload:
         return numbers * constants.offload_s_per_number
     sums = job.microbatches if job.microbatches > 1 else 0
-    return roofline.optimizer(numbers) + roofline.moved(sums * job.software.accumulate_bytes * (common + experts))
+    return roofline.optimizer(numbers) + roofline.moved(
+        2 / job.number_bytes * sums * job.software.accumulate_bytes * (common + experts)
+    )
 
 
 def _layer_communication(job: Job, network: Network) -> tuple[float, float, float]:

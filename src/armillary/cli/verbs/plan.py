@@ -140,3 +140,26 @@ def validate(
         )
     for reason, count in found.unpredicted.items():
         out.print(f"{count} rows without a prediction: {reason}", style="dim", highlight=False)
+
+
+@plan.command("measure")
+def measure(
+    out_file: Annotated[Path, typer.Option("--out", help="TOML file to write.", show_default=False)],
+    processes: Annotated[int, typer.Option(min=1, help="Processes that measure at the same time.")] = 1,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure this machine: matrix products, attention, memory and collectives, as the accelerator of a plan.
+
+    Example: armillary plan measure --out hardware.toml --processes 2
+    """
+    from armillary.parallel import measure_machine
+
+    found = measure_machine(processes, out_file)
+    if as_json:
+        return show_json(found)
+    peaks = ", ".join(f"{name} {value:.3g} TFLOP/s" for name, value in found["peak"].items())
+    out.print(f"{out_file}: {peaks}, memory {found['bandwidth_gb_s']:.3g} GB/s", highlight=False)
+    if processes > 1:
+        out.print(
+            f"all-gather {found['link_gb_s']:.3g} GB/s, {found['link_latency_us']:.3g} us a step", highlight=False
+        )

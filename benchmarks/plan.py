@@ -1,0 +1,76 @@
+"""How near the planner's step time is to the trainer's on this machine, for small models over 1, 2 and 4 processes.
+
+For each number of processes the machine is measured with as many at once (``armillary plan measure``), the step time of
+each model is predicted from that file, and ``armillary train`` runs. Nothing is fitted to the runs. Measuring and
+running take turns, because the speed of a shared machine changes.
+
+    python benchmarks/plan.py --json plan.json
+    python benchmarks/plan.py --shapes 6x256 --ranks 2 --rounds 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from common import markdown, write_json
+from fleet import SEQUENCES, SETTINGS, Setting, synthetic_corpus, user_cache
+
+from armillary.parallel import measure_machine
+from armillary.plan import Job, Parallelism, read_accelerator, step_time
+from armillary.plan.constants import constants
+from armillary.plan.software_files import software
+from train import one_thread, ours
+
+
+def predicted(setting: Setting, ranks: int, hardware: Path) -> float:
+    """Seconds of a step on the measured machine."""
+    parallelism = Parallelism(dp=ranks, micro_batch=SEQUENCES // ranks, zero=3 if ranks > 1 else 0)
+    job = Job(
+        setting.shape, parallelism, setting.context_length, SEQUENCES, read_accelerator(hardware),
+        software("armillary"), "fp32",
+    )  # fmt: skip
+    return step_time(job, constants()).total
+
+
+def main() -> None:
+    """Measure, predict, run and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", default=["4x128", "6x256"], help="layers x width")
+    parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2, 4], help="numbers of processes")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each (default 3)")
+    parser.add_argument("--steps", type=int, default=60, help="steps of each run (default 60)")
+    parser.add_argument("--cache", type=Path, default=user_cache(), help="folder of corpora")
+    parser.add_argument("--json", type=Path, help="file for all that was measured")
+    options = parser.parse_args()
+    options.cache.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for ranks in options.ranks:
+        for setting in (replace(s, steps=options.steps) for s in SETTINGS if s.name in options.shapes):
+            corpus = synthetic_corpus(options.cache, setting.vocab_size)
+            pairs = []
+            for turn in range(options.rounds):
+                print(f"{setting.name}, {ranks} processes: turn {turn + 1} of {options.rounds}", file=sys.stderr)
+                with tempfile.TemporaryDirectory() as scratch:
+                    hardware = Path(scratch) / "hardware.toml"
+                    measure_machine(ranks, hardware)
+                    rate, _ = ours(setting, corpus, {"dp_shard": ranks}, Path(scratch) / "run")
+                    pairs.append((predicted(setting, ranks, hardware), SEQUENCES * setting.context_length / rate))
+            ratios = [a / b for a, b in pairs]
+            rows.append({"name": setting.name, "ranks": ranks, "predicted_s": [a for a, _ in pairs],
+                         "measured_s": [b for _, b in pairs], "ratio": statistics.median(ratios)})  # fmt: skip
+    lines = [
+        [row["name"], str(row["ranks"]), f"{1e3 * statistics.median(row['predicted_s']):.0f} ms",
+         f"{1e3 * statistics.median(row['measured_s']):.0f} ms", f"{row['ratio']:.2f}"]
+        for row in rows
+    ]  # fmt: skip
+    print(markdown(["model", "processes", "predicted step", "measured step", "ratio"], lines))
+    write_json(options.json, "plan", rows=rows, environment={"OMP_NUM_THREADS": one_thread()["OMP_NUM_THREADS"]})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""Memory against the trainer's dry run, which builds the program and counts its tensors."""
+
+import pytest
+from plan_jobs import make_job
+
+from armillary.plan.constants import constants
+from armillary.plan.memory import peak_memory
+from armillary.recipe import ModelShape
+
+# 8 layers of width 1024, 16 sequences of 1024 tokens: recorded by the test below, whose full form takes minutes.
+SHAPE = ModelShape(n_layers=8, d_model=1024, n_heads=16, n_kv_heads=8, head_dim=64, d_ff=2816, vocab_size=32000)
+CASES = {
+    "shards": ({"dp": 4, "zero": 3, "micro_batch": 4}, "bf16", (0.160, 0.160, 0.320, 0.131, 2.809)),
+    "parameters whole": ({"dp": 4, "zero": 2, "micro_batch": 4}, "bf16", (0.160, 0.160, 0.320, 0.320, 2.809)),
+    "recompute": ({"dp": 4, "zero": 3, "micro_batch": 4, "recompute": "full"}, "bf16",
+                  (0.160, 0.160, 0.320, 0.131, 1.666)),
+    "recompute some": ({"dp": 4, "zero": 3, "micro_batch": 4, "recompute": "selective"}, "bf16",
+                       (0.160, 0.160, 0.320, 0.131, 2.239)),
+    "tensor": ({"dp": 2, "tp": 2, "zero": 3, "micro_batch": 8}, "bf16", (0.160, 0.160, 0.320, 0.066, 2.281)),
+    "copies, fp32": ({"dp": 2, "zero": 0, "micro_batch": 4}, "fp32", (0.640, 0.640, 1.279, None, 3.911)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_part_is_within_three_per_cent_of_the_dry_run(case):
+    parallelism, precision, dry = CASES[case]
+    sequences = 16 if precision == "bf16" else 8
+    job = make_job(SHAPE, family="armillary", length=1024, sequences=sequences, precision=precision, **parallelism)
+    found = peak_memory(job, constants())
+    ours = (found.parameters, found.gradients, found.optimizer, found.gathered, found.activations + found.logits)
+    for mine, theirs in zip(ours, dry, strict=True):
+        if theirs is not None:
+            assert mine == pytest.approx(theirs, rel=0.03)
+
+
+@pytest.mark.slow
+def test_the_recorded_dry_run_is_still_what_it_finds():
+    from armillary.parallel import dry_run
+    from armillary.recipe import Layout, MixturePhase, OptimizerSpec, RunSpec
+    from armillary.train import LocalOptimizer
+
+    spec = RunSpec(
+        corpus="none", model=SHAPE, context_length=1024, batch_sequences=16, steps=2, seed=1, precision="bf16",
+        mixture=(MixturePhase(start_step=0, weights={"text": 1.0}),), optimizer=OptimizerSpec(lr=1e-3),
+    )  # fmt: skip
+    largest = dry_run(spec, Layout(dp_shard=4), LocalOptimizer, lambda *_: None).largest
+    kinds = (largest.parameters, largest.gradients, largest.optimizer, largest.at_peak["gathered"],
+             largest.at_peak["activations"])  # fmt: skip
+    assert [kind / 1e9 for kind in kinds] == pytest.approx(CASES["shards"][2], rel=0.01)
