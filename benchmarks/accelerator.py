@@ -9,14 +9,15 @@ Checks, in this order, each with its limit:
 - one rank under FSDP2 against the trainer without ranks, and how long its asynchronous checkpoints block training;
 - the peak of the allocator against the dry run (devices that report a peak);
 - stacks of models: tokens per second of all of them, and share of the fastest square matrix product;
-- tokens per second and model FLOPs utilisation (MFU) of the whole trainer, eager and compiled, beside a bare PyTorch
-  loop around a model in idiomatic PyTorch, and Hugging Face's Trainer where ``transformers`` and ``accelerate`` are.
+- steps alone: tokens per second, eager and compiled, beside a bare PyTorch loop around a model in idiomatic PyTorch;
+- tokens per second and model FLOPs utilisation (MFU) of the whole trainer with data and checkpoints, beside the same
+  loop, and Hugging Face's Trainer where ``transformers`` and ``accelerate`` are installed.
 
 A check that fails is reported with its error, and the others go on; the exit status is 1 then. What the time left does
 not allow is skipped by name. On a CPU the same program runs on tiny sizes, which tries the program and not the device.
 
     python benchmarks/accelerator.py --json accelerator.json
-    python benchmarks/accelerator.py --minutes 3 --sizes 124M 350M
+    python benchmarks/accelerator.py --minutes 3 --only sizes --sizes 124M 350M
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ import armillary
 from armillary.corpus import Batch, Corpus, build_corpus
 from armillary.goodput import read_events
 from armillary.model import Transformer
-from armillary.parallel import dry_run
+from armillary.parallel import Program, dry_run
 from armillary.recipe import (
     ArmillaryError,
     Checkpoints,
@@ -81,8 +82,11 @@ SIZES = {
     "1.3B": (24, 2048, 16, 5504, 50304, 2048, 8),
     "tiny": (2, 64, 2, 176, 1024, 64, 8),
 }
+# Steps between two checkpoints of a run of 60: of 1.3B one, whose 16 GB are being written until the run ends.
+CHECKPOINT_EVERY = {"1.3B": 40}
 GOAL_OF_BARE, GOAL_MFU = 0.97, 0.45  # the second at 1.3B in bf16 on an H100
 MEMBERS = (1, 8, 64, 256)
+CHECKS = ("blocks", "optimizers", "resume", "ranks", "memory", "stacks", "steps", "sizes")
 
 # Relative to the norm of the CPU's: sums over another order of the same fp32 products, and products of bf16.
 GRADIENT, LOSS, LOSS_BF16, STEPS = 1e-3, 1e-5, 5e-3, 1e-3
@@ -92,6 +96,7 @@ GRADIENT, LOSS, LOSS_BF16, STEPS = 1e-3, 1e-5, 5e-3, 1e-3
 class Report:
     """The rows so far; prints each as it comes."""
 
+    begun: float
     ends: float
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -99,7 +104,7 @@ class Report:
         """A row; ``good`` is None where there is no limit."""
         word = {None: "", True: "good", False: "OUTSIDE"}[good]
         self.rows.append({"check": check, "value": value, "good": good, **measured})
-        print(f"{check}: {value} {word}".rstrip(), flush=True)
+        print(f"[{time.monotonic() - self.begun:3.0f} s] {check}: {value} {word}".rstrip(), flush=True)
 
     def attempt(self, check: str, act: Callable[[], None], needs_s: float = 0.0) -> None:
         """Run a check; an error is a row, and so is too little time."""
@@ -225,10 +230,12 @@ def check_resume(report: Report, device: torch.device, corpus: Corpus, scratch: 
     report.add("stopped after 6 of 12 steps, resumed", "bit by bit" if same else "other weights", good=same)
 
 
-def by_ranks(spec: RunSpec, corpus: Corpus, folder: Path, device: torch.device, **layout: Any) -> float:
-    """The loss of the run over one rank, under FSDP2 as any number of ranks are."""
-    # Checkpoints often enough to see what they block.
-    result = train_ranks(spec, corpus, folder, Layout(**layout), checkpoints=Checkpoints(every_s=1.0), device=device)
+def by_ranks(
+    spec: RunSpec, corpus: Corpus, folder: Path, device: torch.device, *, every: int = 20, **layout: Any
+) -> float:
+    """The loss of the run over one rank, with a checkpoint after ``every`` steps."""
+    checkpoints = Checkpoints(every_steps=every)
+    result = train_ranks(spec, corpus, folder, Layout(**layout), checkpoints=checkpoints, device=device)
     return statistics.mean(result.loss.values())
 
 
@@ -356,6 +363,36 @@ def trained(events: Path, spec: RunSpec) -> float:
     return steps * spec.batch_tokens / sum(event.duration_s or 0.0 for event in portions[1:])
 
 
+def check_steps(report: Report, device: torch.device, name: str, top: float) -> None:
+    """Steps of a program of one rank beside the bare loop, without a run around them."""
+    spec = sized(name, "", 60, "fp32" if device.type == "cpu" else "bf16")
+    flops = spec.model.train_flops_per_token(spec.context_length)
+    for word, compiled in (("compiled", True), ("eager", False)):
+        program = Program(spec, Layout(compile=compiled), device)
+        for _, parameter in program.named_parameters():
+            torch.nn.init.normal_(parameter, std=0.02)
+        optimizer, batch = LocalOptimizer(program.named_parameters(), spec), Batch(batch_of(spec))
+        step = partial(one_step, program, optimizer, batch)
+        for _ in range(2):
+            step()
+        rate = spec.batch_tokens / seconds_of(step, device, 3.0)
+        del program, optimizer, step
+        theirs = bare(spec, device, compiled, 3.0)
+        good = None if device.type == "cpu" else rate >= GOAL_OF_BARE * theirs
+        said = f"{rate:,.0f} tokens/s, MFU {rate * flops / top:.1%}, {rate / theirs:.1%} of the bare loop"
+        report.add(f"{name}, {word} steps", said, good=good, rate=rate, bare=theirs, mfu=rate * flops / top)
+        if device.type != "cpu":
+            torch.accelerator.empty_cache()
+
+
+def one_step(program: Program, optimizer: LocalOptimizer, batch: Batch[Tensor]) -> None:
+    """What the engine does in a step."""
+    program.gradients(batch)
+    program.clip(1.0)
+    optimizer.step(1e-4)
+    program.balance()
+
+
 def check_speed(report: Report, device: torch.device, corpus: Corpus, scratch: Path, name: str, top: float) -> None:
     """The trainer beside others at one size."""
     precision = "fp32" if device.type == "cpu" else "bf16"
@@ -365,11 +402,12 @@ def check_speed(report: Report, device: torch.device, corpus: Corpus, scratch: P
     for word, compiled in (("eager", False), ("compiled", True)):
         rates[f"bare loop, {word}"] = bare(spec, device, compiled, 3.0 if device.type != "cpu" else 0.5)
         folder = scratch / f"{name}-{word}"
-        by_ranks(spec, corpus, folder, device, compile=compiled)
+        by_ranks(spec, corpus, folder, device, every=CHECKPOINT_EVERY.get(name, 20), compile=compiled)
         rates[f"Armillary, {word}"] = trained(folder / "events.jsonl", spec)
         blocked = [e.duration_s or 0.0 for e in read_events(folder / "events.jsonl") if e.kind == "checkpoint"]
-        if blocked:
-            report.add(f"{name}, {word}: asynchronous checkpoint", f"blocks training {max(blocked) * 1e3:.0f} ms")
+        # The first one also allocates the pinned memory on the host.
+        said = ", ".join(f"{seconds * 1e3:.0f} ms" for seconds in blocked)
+        report.add(f"{name}, {word}: asynchronous checkpoints", f"block training for {said}", blocked=blocked)
         if device.type != "cpu":
             torch.accelerator.empty_cache()
     if importlib.util.find_spec("transformers") and importlib.util.find_spec("accelerate"):
@@ -420,13 +458,14 @@ def main() -> int:
     """Run all checks that the time allows; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, help="default: 124M 350M 1.3B, and tiny on a CPU")
+    parser.add_argument("--only", nargs="+", choices=CHECKS, default=CHECKS, help="these checks (default: all)")
     parser.add_argument("--minutes", type=float, default=8.0, help="no check begins that would end later (default 8)")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     options = parser.parse_args()
     begun = time.monotonic()
     device = default_device()
     sizes = options.sizes or (["tiny"] if device.type == "cpu" else ["124M", "350M", "1.3B"])
-    report = Report(begun + 60 * options.minutes)
+    report = Report(begun, begun + 60 * options.minutes)
     about = f"{device.type}, {platform.processor() or platform.machine()}, torch {torch.__version__}"
     print(f"{about}, Python {platform.python_version()}, armillary {armillary.__version__}", flush=True)
     if device.type == "cpu":
@@ -440,15 +479,23 @@ def main() -> int:
         )
         top = max(peaks.values())
         group_of_one(scratch, device)
-        report.attempt("blocks", partial(check_blocks, report, device))
-        report.attempt("optimizers", partial(check_optimizers, report, device))
-        report.attempt("resume", partial(check_resume, report, device, corpus, scratch))
-        report.attempt("one rank", partial(check_ranks, report, device, corpus, scratch))
         precision = "fp32" if device.type == "cpu" else "bf16"
         of_memory = sized(sizes[0], corpus.hash, 3, precision)
-        report.attempt("memory", partial(check_memory, report, device, of_memory, scratch, corpus), 30.0)
-        report.attempt("stacks", partial(check_stacks, report, device, top), 20.0)
-        for name in sizes:
+        # what a check does, and how many seconds it needs
+        checks: dict[str, tuple[Callable[[], None], float]] = {
+            "blocks": (partial(check_blocks, report, device), 0.0),
+            "optimizers": (partial(check_optimizers, report, device), 0.0),
+            "resume": (partial(check_resume, report, device, corpus, scratch), 0.0),
+            "ranks": (partial(check_ranks, report, device, corpus, scratch), 0.0),
+            "memory": (partial(check_memory, report, device, of_memory, scratch, corpus), 30.0),
+            "stacks": (partial(check_stacks, report, device, top), 20.0),
+        }
+        for name, (check, needs_s) in checks.items():
+            if name in options.only:
+                report.attempt(name, check, needs_s)
+        for name in sizes if "steps" in options.only else ():
+            report.attempt(f"{name}, steps", partial(check_steps, report, device, name, top), 40.0)
+        for name in sizes if "sizes" in options.only else ():
             report.attempt(name, partial(check_speed, report, device, corpus, scratch, name, top), 60.0)
         dist.destroy_process_group()
     took = time.monotonic() - begun

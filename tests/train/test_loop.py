@@ -103,7 +103,7 @@ def test_a_result_speaks_of_the_whole_run(make_spec, tiny_corpus, tmp_path, undi
     windows = {d: tiny_corpus.windows(d, 16) for d in tiny_corpus.training_domains}
     assert sum(result.epochs[d] * windows[d] for d in windows) == pytest.approx(30 * 4)
     events = list(read_events(tmp_path / "run" / "events.jsonl"))
-    assert [e.kind for e in events if e.kind != "progress"] == ["start", *["validation"] * 6, "end"]
+    assert [e.kind for e in events if e.kind != "progress"] == ["start", "running", *["validation"] * 6, "end"]
     assert result.wall_s == sum(e.duration_s or 0 for e in events)
 
 

@@ -100,7 +100,8 @@ def test_the_final_weights_are_the_file_of_a_single_run(spec, tiny_corpus, tmp_p
     for name, tensor in load_file(ours).items():
         assert tensor.sub(expected[name]).abs().max() < 20 * TOLERANCE, name
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        *(path.name for path in (tmp_path / "single").iterdir())
+        "events-00001.jsonl",
+        *(path.name for path in (tmp_path / "single").iterdir()),
     }
 
 

@@ -47,6 +47,7 @@ DEFINITION = (
 _CLAIMS: dict[str, Account] = {
     "validation": "evaluation",
     "checkpoint": "checkpoint",
+    "snapshot": "checkpoint",
     "compile": "compile",
     "pause": "paused",
 }
@@ -355,7 +356,7 @@ def _usual(portions: Iterable[_Steps]) -> float:
 
 def _ends_training(fault: Event) -> bool:
     """Whether a fault stops the steps; a checkpoint or a file that cannot be used does not."""
-    return "checkpoint" not in fault.data and "file" not in fault.data
+    return "checkpoint" not in fault.data and "file" not in fault.data and fault.data.get("ends") is not False
 
 
 def _restarts(streams: dict[int, list[Event]], merged: list[Event]) -> int:

@@ -4,7 +4,15 @@ from armillary.model.blocks import Attention, FeedForward, LatentAttention, ReLU
 from armillary.model.lora import adapter_state, add_adapters, draw_adapters, export_adapter, merged_state
 from armillary.model.moe import MixtureOfExperts, balance_experts, dispatch, grouped_swiglu, mixtures, set_batch_weight
 from armillary.model.native import compiled, keep_freed_memory, kernels, prefer_large_pages
-from armillary.model.operators import TokenError, check_tokens, mean_share, prepare, without_ignored
+from armillary.model.operators import (
+    TokenError,
+    check_tokens,
+    linear_cross_entropy,
+    mean_share,
+    prepare,
+    reduce_logits,
+    without_ignored,
+)
 from armillary.model.places import Places, document_starts, visible
 from armillary.model.preference import PairTargets, answer_sums, pair_losses, preference_sums, slots_for
 from armillary.model.roles import Role, gain
@@ -52,6 +60,7 @@ __all__ = [
     "import_hf",
     "keep_freed_memory",
     "kernels",
+    "linear_cross_entropy",
     "load_weights",
     "mean_share",
     "merged_state",
@@ -64,6 +73,7 @@ __all__ = [
     "preference_sums",
     "prepare",
     "read_shape",
+    "reduce_logits",
     "replace_folder",
     "rotary_tables",
     "save_tensors",

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -36,8 +37,10 @@ from armillary.model import (
     check_tokens,
     document_starts,
     kernels,
+    linear_cross_entropy,
     mean_share,
     preference_sums,
+    reduce_logits,
     set_batch_weight,
     slots_for,
     without_ignored,
@@ -120,6 +123,8 @@ class Program:
             if layout.compile and (device.type != "cpu" or kernels(torch.float32) is None):
                 for layer in part.layers.values():
                     layer.compile()
+                if part.criterion is linear_cross_entropy:
+                    part.criterion = partial(linear_cross_entropy, reduce=torch.compile(reduce_logits, dynamic=False))
             # experts are whole, so for them the tp ranks are data ranks and their parameters are sharded
             if layout.data * layout.cp > 1 or (layout.tp > 1 and spec.model.experts is not None):
                 shard_data(part, self.grid, spec.precision)

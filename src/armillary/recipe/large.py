@@ -28,12 +28,15 @@ class Checkpoints(Document):
 
     A checkpoint is written after ``every_s`` seconds, after every ``every_steps`` steps, and when the run is stopped.
     The last ``keep_last`` are kept. At multiples of ``keep_every_steps`` a checkpoint is written too and always kept.
+    Every ``snapshot_every_steps`` steps one is written to the memory of the machine, which a process that dies leaves
+    intact; all ranks must be on one machine.
     """
 
     every_s: float = Field(default=600.0, gt=0)
     every_steps: int | None = Field(default=None, ge=1)
     keep_last: int = Field(default=2, ge=1)
     keep_every_steps: int | None = Field(default=None, ge=1)
+    snapshot_every_steps: int | None = Field(default=None, ge=1)
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint is due after ``step`` steps, independent of the time."""

@@ -39,7 +39,7 @@ from armillary.recipe import (
 )
 from armillary.train.checkpoint import Branches, SyncSaver, remove_checkpoints
 from armillary.train.engines import Engine, SingleDeviceEngine
-from armillary.train.errors import DivergedError
+from armillary.train.errors import DivergedError, NotFiniteError
 from armillary.train.folder import open_folder, read_metrics
 from armillary.train.hooks import Hook, Metrics, Save, Stop, Validate, Voted, call_hook
 from armillary.train.reporter import Reporter
@@ -98,16 +98,23 @@ def carry_out(run: Run[Any], batches: Iterable[Batch[Tensor]]) -> RunResult:
         DivergedError, InterruptedRunError: as ``train_run``.
     """
     pending: list[tuple[Tensor, ...]] = []
-    since = time.perf_counter()
-    for batch in batches:
+    coming, first = iter(batches), True
+    since, waited = time.perf_counter(), 0.0
+    while run.step < run.spec.steps:
+        asked = time.perf_counter()
+        batch = next(coming)
+        waited += time.perf_counter() - asked
         pending.append(run.engine.step(run.step, batch))
         run.advance()
+        if first:
+            run.reporter.write("running", run.step)
+            first = False
         if run.wants_attention() or len(pending) >= FLUSH:
             values = torch.stack([torch.stack(taken) for taken in pending]).tolist()
             pending.clear()
-            run.record(values, time.perf_counter() - since)
+            run.record(values, time.perf_counter() - since, waited)
             run.attend()
-            since = time.perf_counter()
+            since, waited = time.perf_counter(), 0.0
     return run.finish()
 
 
@@ -175,9 +182,10 @@ class Run(Generic[EngineT]):
         )  # fmt: skip
         self.engine, self.save, self.stop = engine, save, stop
         self.checkpoints = job.folder / "checkpoints"
+        self.memory: Path | None = None  # where snapshots lie, if there are any
         self.order: DataOrder = data_order(job.spec, job.corpus)
         self.metrics = Metrics(job.folder / "metrics" if job.world.rank == 0 else None)
-        self.step = 0
+        self.step = self.began = 0  # finished steps, and those that the run began with
         self._between: tuple[Hook, ...] = (Validate(job.spec), *hooks, self.metrics)
         self._due: list[Hook] = []
 
@@ -203,19 +211,20 @@ class Run(Generic[EngineT]):
             self._due = [hook for hook, wished in chosen if hook.due(self.step) or wished]
         return bool(self._due)
 
-    def record(self, values: Sequence[Sequence[float]], seconds: float) -> None:
-        """Take in what the engine's last steps returned, on which ``seconds`` were spent.
+    def record(self, values: Sequence[Sequence[float]], seconds: float, waited_s: float = 0.0) -> None:
+        """Take in what the engine's last steps returned, which took ``seconds``, ``waited_s`` of them for data.
 
         Raises:
-            DivergedError: a loss or a gradient norm is not finite.
+            DivergedError: a loss or a gradient norm is not finite; with many ranks it is a NotFiniteError.
         """
         names = measures(self.spec.objective)
         for step, (loss, norm, *measured) in enumerate(values, start=self.step - len(values)):
             if not math.isfinite(loss) or not math.isfinite(norm):
-                self.diverged(step + 1, f"the loss is {loss} and the gradient norm {norm}")
+                self.not_finite(NotFiniteError(step + 1, loss, norm))
             row = {"step": step + 1, "tokens": self.spec.tokens_after(step + 1), "lr": self.spec.lr(step)}
             self.metrics.append({**row, "loss": loss, "grad_norm": norm, **dict(zip(names, measured, strict=True))})
-        self.reporter.write("progress", self.step, seconds, loss=self.metrics.last["loss"])
+        loss = self.metrics.last["loss"]
+        self.reporter.write("progress", self.step, seconds, loss=loss, data_wait_s=round(waited_s, 6))
         self.save.report(self)
 
     def attend(self) -> None:
@@ -231,12 +240,21 @@ class Run(Generic[EngineT]):
 
     def _act(self, hooks: Sequence[Hook]) -> None:
         for hook in hooks:
+            self.reporter.busy(type(hook).__name__)
             together(self.world, partial(call_hook, hook, self))
+        self.reporter.busy(None)
+
+    def not_finite(self, error: NotFiniteError) -> NoReturn:
+        """Many ranks may compute the step again; alone there is nothing that could have been lost on the way."""
+        if self.world.size > 1:
+            raise error
+        self.diverged(error.step, error.what)
 
     def diverged(self, step: int, what: str) -> NoReturn:
         """End the run because a number of ``step`` is not finite."""
         self.save.saver.wait()
-        self.reporter.write("fault", step, problem="diverged")
+        if self.reporter.first:
+            self.reporter.write("fault", step, problem="diverged")
         rate = self.spec.optimizer.lr
         raise DivergedError(f"run {self.spec.id} diverged: at step {step} {what}; lower the learning rate ({rate:g})")
 
@@ -246,9 +264,13 @@ class Run(Generic[EngineT]):
         Raises:
             ArmillaryError: one of them could not be written; the last checkpoint is kept.
         """
+        self.reporter.busy("finish")
         self.save.wait(self)
         self.engine.save_weights(self.folder / WEIGHTS)
-        return by_first(self.world, partial(_conclude, self))
+        result = by_first(self.world, partial(_conclude, self))
+        if not self.reporter.first:
+            self.reporter.write("end", self.step)
+        return result
 
 
 def _conclude(run: Run[Any]) -> RunResult:

@@ -1,7 +1,8 @@
 """A run by many ranks: the same loop as on one device, over a program of the parallel room.
 
-Every rank takes the same steps with its part of the model and of each batch. Rank 0 alone holds the folder: it writes
-specification, events, metrics and result, and what it finds there (a result, another run, a lock) it tells the others.
+Every rank takes the same steps with its part of the model and of each batch, and writes events of its own. Rank 0
+alone holds the folder: it writes specification, metrics and result, and it tells the others what it finds there (a
+result, another run, a lock).
 
 Final weights are put together through the file system: the ranks write their pieces, and rank 0 copies them, tensor by
 tensor, into the file that a run on one device would have written. So no rank ever holds the whole model.
@@ -10,8 +11,10 @@ tensor, into the file that a run on one device would have written. So no rank ev
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +22,23 @@ import torch
 from torch import Tensor
 
 from armillary.corpus import Batch, Corpus, DataOrder
-from armillary.recipe import ArmillaryError, Checkpoints, Layout, RunResult, RunSpec
+from armillary.files import HOST
+from armillary.goodput import EventWriter
+from armillary.recipe import ArmillaryError, Checkpoints, Layout, RunResult, RunSpec, UsageError
+from armillary.resilience import forget, memory_folder
 from armillary.train.check import check_run
 from armillary.train.checkpoint import AsyncSaver
 from armillary.train.engines import ParallelEngine
+from armillary.train.errors import LostStepError, NotFiniteError
 from armillary.train.folder import open_folder
 from armillary.train.hooks import Hook, Save, Stop
 from armillary.train.loop import Job, Run, carry_out
 from armillary.train.reporter import Reporter
 from armillary.train.resume import begin
-from armillary.train.world import Ranks
+from armillary.train.world import Ranks, by_first
+
+ROLL_BACKS = 3  # from the same step
+_NEVER_S = 1e12
 
 
 def train_ranks(
@@ -42,13 +52,14 @@ def train_ranks(
     progress: Callable[[int], None] = lambda step: None,
     stop: Callable[[], bool] = lambda: False,
     tell: Callable[[str], None] = lambda text: None,
+    busy: Callable[[str | None], None] = lambda work: None,
     hooks: Sequence[Hook] = (),
 ) -> RunResult:
     """Train ``spec`` as one of the ranks of ``layout``; the process group must be initialised.
 
     Every rank calls this with the same arguments, but for ``device`` (its own), ``progress``, ``stop`` and ``tell``.
-    Any rank's ``stop`` stops all after the same step; ``tell`` takes lines for a person, on rank 0. ``hooks`` are as
-    for ``train_run``.
+    Any rank's ``stop`` stops all after the same step; ``tell`` takes lines for a person, on rank 0. ``busy`` is
+    called with what may take longer than a step, and with None when steps follow. ``hooks`` are as for ``train_run``.
 
     Raises:
         UsageError: the layout does not fit, or as ``train_run``.
@@ -70,15 +81,64 @@ def train_ranks(
         if isinstance(found, Exception):
             raise found
         first = world.rank == 0
-        reporter = Reporter(opened, progress, tell if first else lambda text: None)
+        if not first:
+            opened = closing.enter_context(EventWriter(folder / f"events-{world.rank:05}.jsonl", spec.id, world.rank))
+        reporter = Reporter(opened, progress, tell if first else lambda text: None, busy, first)
         saver = AsyncSaver(folder / "checkpoints", world, checkpoints)
-        engine = ParallelEngine(spec, layout, device, saver)
+        engine = ParallelEngine(spec, layout, device, saver, partial(_notice, reporter))
+        saver.prepare(engine.pieces())
         save = Save(saver, checkpoints, clock=first)
-        run = Run(Job(spec, corpus, folder, world, reporter), engine, save, Stop(stop), hooks)
+        memory, more = _snapshots(world, folder, checkpoints)
+        run = Run(Job(spec, corpus, folder, world, reporter), engine, save, Stop(stop), [*more, *hooks])
+        run.memory = memory
         closing.callback(saver.wait)
         begin(run)
-        with contextlib.closing(_ahead(run.order, run.step, spec.steps, device)) as batches:
-            return carry_out(run, batches)
+        result = _to_the_end(run, device)
+        if first and memory is not None:
+            forget(folder)
+        return result
+
+
+def _to_the_end(run: Run[ParallelEngine], device: torch.device) -> RunResult:
+    """Take the remaining steps; what is lost on the way is taken again from the last checkpoint or snapshot."""
+    lost: Counter[int] = Counter()
+    while True:
+        try:
+            with contextlib.closing(_ahead(run.order, run.step, run.spec.steps, device)) as batches:
+                return carry_out(run, batches)
+        except LostStepError as error:
+            # A step that is not finite twice is the run's own; it may be noticed some steps later.
+            step = error.step if isinstance(error, NotFiniteError) else run.step
+            lost[step] += 1
+            if isinstance(error, NotFiniteError) and lost[step] > 1:
+                run.diverged(step, error.what)
+            if lost[step] > ROLL_BACKS:
+                raise ArmillaryError(f"{error}, {ROLL_BACKS} times from the same checkpoint on") from error
+            _notice(run.reporter, run.step, "lost step", str(error))
+            run.reporter.tell(f"{error}; the run continues from its last checkpoint or snapshot")
+            run.save.wait(run)
+            begin(run, kind="restored")
+
+
+def _notice(reporter: Reporter, step: int, found: str, how: str) -> None:
+    if reporter.first:
+        reporter.write("detected", step, found=found, how=how)
+
+
+def _snapshots(world: Ranks, folder: Path, checkpoints: Checkpoints) -> tuple[Path | None, list[Hook]]:
+    """Where snapshots lie and the hook that makes them; none if there are to be none.
+
+    Raises:
+        ArmillaryError: the ranks are on several machines, or as ``memory_folder``; on all ranks.
+    """
+    every = checkpoints.snapshot_every_steps
+    if every is None:
+        return None, []
+    if len(set(world.collect(HOST))) > 1:
+        raise UsageError("checkpoints.snapshot_every_steps: the ranks are on several machines; leave it out")
+    memory = by_first(world, partial(memory_folder, folder))
+    policy = Checkpoints(every_s=_NEVER_S, every_steps=every)
+    return memory, [Save(AsyncSaver(memory, world, policy), policy, clock=False, kind="snapshot")]
 
 
 def _ahead(order: DataOrder, step: int, steps: int, device: torch.device) -> Generator[Batch[Tensor], None, None]:

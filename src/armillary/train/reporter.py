@@ -11,21 +11,25 @@ from armillary.goodput import EventKind, EventWriter
 
 @dataclass(frozen=True)
 class Reporter:
-    """``events`` is None on ranks other than the first, which alone writes them.
+    """``events`` are those of this rank; of what all ranks find together, the ``first`` alone writes.
 
     ``progress`` is called after each step with the number of finished steps; ``tell`` takes a line for a person.
+    ``busy`` is called with what may take longer than a step, and with None when steps follow.
     """
 
-    events: EventWriter | None
+    events: EventWriter
     progress: Callable[[int], None]
     tell: Callable[[str], None] = lambda text: None
+    busy: Callable[[str | None], None] = lambda work: None
+    first: bool = True
 
     def write(self, kind: EventKind, step: int, duration_s: float | None = None, **data: Any) -> None:
         """Append one event that happens now."""
-        if self.events is not None:
-            self.events.write(kind, step, duration_s, **data)
+        self.events.write(kind, step, duration_s, **data)
 
     def fault(self, step: int, checkpoint: str, problem: str, remedy: str) -> None:
         """Report that a checkpoint is damaged or lost."""
+        if not self.first:
+            return
         self.write("fault", step, checkpoint=checkpoint, problem=problem, remedy=remedy)
         self.tell(f"checkpoint {checkpoint}: {problem}; {remedy}")

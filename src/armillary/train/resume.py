@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from armillary.goodput import EventKind
 from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, RunSpec, read_spec
 from armillary.train.checkpoint import CheckpointReader, checkpoint_steps, set_aside, verify_checkpoint
 from armillary.train.engines import outline
@@ -28,11 +30,12 @@ class Trunk:
     step: int
 
 
-def begin(run: Run[Any], trunk: Trunk | None = None) -> None:
-    """Start from the last good checkpoint of this folder, else from the trunk's, else from the beginning.
+def begin(run: Run[Any], trunk: Trunk | None = None, kind: EventKind = "resume") -> None:
+    """Start from the last good checkpoint or snapshot of this run, else from the trunk's, else from the beginning.
 
     Initial weights are those of ``spec.start``, and drawn only where the run has none and no checkpoint is loaded.
-    Damaged checkpoints after the last good one are set aside. Without a good one nothing is touched.
+    Damaged checkpoints after the last good one are set aside. Without a good one nothing is touched. ``kind`` is the
+    event that says so.
 
     Raises:
         ForeignFileError: the newest checkpoint is of a newer format, another run or another model.
@@ -40,17 +43,21 @@ def begin(run: Run[Any], trunk: Trunk | None = None) -> None:
         ArmillaryError: a checkpoint cannot be read now.
     """
     damaged: list[tuple[int, str]] = []
-    for step in reversed(by_first(run.world, lambda: checkpoint_steps(run.checkpoints))):
-        found = _examine(run, step)
+    for step, folder in by_first(run.world, partial(_candidates, run)):
+        found = _examine(run, folder / f"step-{step}", step)
         if isinstance(found, CheckpointReader):
             for later, what in damaged:
                 kept = by_first(run.world, partial(set_aside, run.checkpoints / f"step-{later}")).name
                 run.reporter.fault(later, f"step-{later}", what, f"the one before it is used; it is kept as {kept}")
             _load(run, found, step)
-            run.reporter.write("resume", step, **run.engine.described)
+            run.reporter.write(kind, step, **run.engine.described)
             run.catch_up()
             return
-        damaged.append((step, found))
+        if folder == run.checkpoints:
+            damaged.append((step, found))
+        else:  # a snapshot, of which nothing is kept
+            by_first(run.world, partial(shutil.rmtree, folder / f"step-{step}", ignore_errors=True))
+            run.reporter.fault(step, f"step-{step}", found, "the one before it is used")
     if damaged:
         count = f"all {len(damaged)} checkpoints are" if len(damaged) > 1 else "the only checkpoint is"
         raise DamagedFileError(
@@ -73,6 +80,13 @@ def begin(run: Run[Any], trunk: Trunk | None = None) -> None:
     _begin_anew(run)
 
 
+def _candidates(run: Run[Any]) -> list[tuple[int, Path]]:
+    """Steps and places of all checkpoints and snapshots, the newest first."""
+    places = [run.checkpoints, *([run.memory] if run.memory is not None else [])]
+    found = [(step, number, place) for number, place in enumerate(places) for step in checkpoint_steps(place)]
+    return [(step, place) for step, _, place in sorted(found, key=lambda one: one[:2], reverse=True)]
+
+
 def _begin_anew(run: Run[Any]) -> None:
     """Give the engine its initial weights.
 
@@ -80,6 +94,7 @@ def _begin_anew(run: Run[Any]) -> None:
         DamagedFileError, ForeignFileError, ArmillaryError: as ``open_start``; on all ranks.
     """
     run.metrics.clear()
+    run.step = run.began = 0
     start = run.spec.start
     if start is None:
         run.engine.draw_weights()
@@ -90,13 +105,12 @@ def _begin_anew(run: Run[Any]) -> None:
     run.reporter.write("start", 0, **run.engine.described, weights=start.sha256)
 
 
-def _examine(run: Run[Any], step: int) -> CheckpointReader | str:
+def _examine(run: Run[Any], path: Path, step: int) -> CheckpointReader | str:
     """A checkpoint to resume from, or in words what is damaged in it; the ranks divide its files.
 
     Raises:
         ArmillaryError: for another reason it must not, or cannot now be used; on all ranks.
     """
-    path = run.checkpoints / f"step-{step}"
     problem, reader = None, None
     try:
         if not path.is_dir():
@@ -153,4 +167,4 @@ def _load(run: Run[Any], reader: CheckpointReader, step: int) -> None:
     rows = together(run.world, read)  # some ranks may find all that they need
     # A trunk is validated at its last step; a branch continues from that step without a validation.
     run.metrics.restore(rows, lambda step: run.spec.validation.due(step, run.spec.steps))
-    run.step = step
+    run.step = run.began = step

@@ -33,6 +33,9 @@ class World(Protocol):
     def collect(self, value: Any) -> list[Any]:
         """The values of all ranks, on every rank; all wait."""
 
+    def any(self, value: bool) -> bool:
+        """Whether ``value`` is true on any rank, on every rank; all wait."""
+
 
 class Single:
     """A process alone."""
@@ -50,6 +53,10 @@ class Single:
     def collect(self, value: Any) -> list[Any]:
         """Its own."""
         return [value]
+
+    def any(self, value: bool) -> bool:
+        """Its own."""
+        return value
 
 
 class Ranks:
@@ -79,6 +86,12 @@ class Ranks:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self.group)
         return values
+
+    def any(self, value: bool) -> bool:
+        """Whether it is true on any rank."""
+        flag = torch.tensor([int(value)])
+        dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.group)
+        return bool(flag.item())
 
     def _counted(self) -> int:
         if self._round is None:
@@ -115,8 +128,8 @@ def together(world: World, act: Callable[[], T]) -> T:
         result = act()
     except ArmillaryError as error:
         problem = error
-    for other in world.collect(problem):
-        if other is not None:
-            raise problem or other
+    if world.any(problem is not None):
+        others = [other for other in world.collect(problem) if other is not None]
+        raise problem or others[0]
     done: T = result
     return done

@@ -178,9 +178,14 @@ def wait_for(path):
 
 
 def ranks_of(pid):
-    """The processes that a launcher has started as ranks."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(c) for c in children if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    """The processes that a launcher has started as ranks: the children of its fork server."""
+    server = next(c for c in children(pid) if b"forkserver" in Path(f"/proc/{c}/cmdline").read_bytes())
+    return children(server)
+
+
+def children(pid):
+    """The processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 class Quiet:

@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from armillary.launch.ranks.group import joined, meeting_place, place
-from armillary.launch.ranks.local import start_ranks
+from armillary.launch.ranks.local import Watch, start_ranks
 from armillary.recipe import ArmillaryError, UsageError
 
 
@@ -70,13 +70,13 @@ def test_a_port_that_is_taken_is_named(environment):
     assert "the port must be free on that host" in said
 
 
-def die(stop):
+def die(seat):
     if os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
     return "alive"
 
 
-def fail(stop):
+def fail(seat):
     raise RuntimeError("of no use:\nno such device")
 
 
@@ -85,13 +85,15 @@ def fail(stop):
     [
         (die, 0, "rank 1 died (signal 9); its last output: "),
         pytest.param(
-            *(fail, 1, "died (exit code 1), and again after 1 restart; its last output: no such device; the same"),
+            fail,
+            1,
+            "again after 1 restart; its last words: RuntimeError: of no use: no such device; what",
             marks=pytest.mark.slow,
         ),
     ],
 )
 def test_ranks_that_die_before_the_first_step_end_with_one_line(act, restarts, said):
     with pytest.raises(ArmillaryError) as caught:
-        start_ranks(act, 2, restarts)
+        start_ranks(act, 2, Watch(restarts))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)

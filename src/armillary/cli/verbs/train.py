@@ -34,8 +34,11 @@ def train(
         typer.Option(min=1, help="Ranks to start here for one run (default: as many as the file's layout has)."),
     ] = None,
     max_restarts: Annotated[
-        int, typer.Option(min=0, help="Large run: maximum number of restarts after a rank dies.")
+        int, typer.Option(min=0, help="Large run: restarts in a row that get no further than the one before.")
     ] = 3,
+    inject: Annotated[
+        Path | None, typer.Option(help="Large run: a file of faults to make happen, to see that it survives them.")
+    ] = None,
     dry: Annotated[
         bool,
         typer.Option("--dry-run", help="Large run: report memory and collectives of a rank instead; needs no cluster."),
@@ -55,12 +58,16 @@ def train(
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST -m armillary train run.yaml
 
     armillary train run.yaml --dry-run
+
+    armillary train run.yaml --nproc 4 --inject faults.yaml
     """
     own = given(file).file
     document = load_training(own)
     if dry:
         return rehearse(document, own, nproc, as_json)
     if isinstance(document, Recipe):
+        if inject is not None:
+            raise UsageError(f"--inject is for the file of one large run, and {file} is a recipe; leave it out")
         evidence = reach("target", WorkspaceOptions(file, folder, budget, workers, database, on, nproc))
         (show_json if as_json else show_arms)(evidence.target)
         return refuse_unfinished(evidence)
@@ -68,13 +75,15 @@ def train(
         if value is not None:
             raise UsageError(f"{option} does not apply: {file} is the file of one large run; leave it out")
     from armillary.launch import launch
+    from armillary.resilience import load_faults
 
+    faults = None if inject is None else load_faults(inject)
     place, note = folder or document.folder, None
     if place is None:
         place, note = results_folder(own, document.name)
     if note is not None:
         Reporter().say(note)
-    result = launch(document, Path(place), nproc=nproc, max_restarts=max_restarts, reporter=Reporter)
+    result = launch(document, Path(place), nproc=nproc, max_restarts=max_restarts, faults=faults, reporter=Reporter)
     if result is not None:
         show_json(asdict(result)) if as_json else show_result(result)
 

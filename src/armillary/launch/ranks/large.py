@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from armillary.corpus import Corpus
+from armillary.goodput import EventKind, EventWriter
 from armillary.launch.ranks.group import joined, meeting_place, place
-from armillary.launch.ranks.local import start_ranks
-from armillary.recipe import LargeRun, Layout, RunResult, RunSpec, UsageError
+from armillary.launch.ranks.local import Seat, Watch, start_ranks
+from armillary.recipe import EVENTS, ArmillaryError, LargeRun, Layout, RunResult, RunSpec, UsageError
+from armillary.resilience import Faults, Inject, Injection
 from armillary.train import check_run
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -30,14 +32,15 @@ def launch(
     *,
     nproc: int | None = None,
     max_restarts: int = 3,
+    faults: Faults | None = None,
     reporter: Callable[[], Any],
 ) -> RunResult | None:
     """Train ``large`` in ``folder``, or resume it, or return its result; None on all ranks but the first.
 
-    ``nproc`` ranks start on this machine (default: as many as the layout has, or one). If a rank is killed, all ranks
-    restart from the last checkpoint, at most ``max_restarts`` times. ``reporter()`` returns the reporter of the first
-    rank. It is called with stage, units done, all units, and a note; ``say`` takes a line of text, and ``close`` ends
-    it.
+    ``nproc`` ranks are started on this machine (default: as many as the layout has, or one). If one dies, freezes or
+    hangs, all are started again from the last checkpoint, at most ``max_restarts`` times in a row without getting any
+    further. ``faults`` are made to happen on the way. ``reporter()`` makes the reporter of the first rank, which is
+    called with stage, units done and in all, and a note; ``say`` takes a line, and ``close`` ends it.
 
     Raises:
         UsageError: corpus, layout, run and number of ranks do not fit together; nothing has started.
@@ -49,16 +52,49 @@ def launch(
             raise UsageError(
                 f"--nproc starts ranks on this machine, but a launcher has started {ranks} already; leave it out"
             )
+        if faults is not None:
+            raise UsageError("--inject makes faults in ranks that are started here, and these were by a launcher")
         meeting_place()
         prepare(large, ranks)
         stopping = Stop()
         for number in SIGNALS:
             signal.signal(number, stopping.ask)
-        return carry_out(large, folder, reporter, stopping)
+        return carry_out(large, folder, reporter, Seat(stopping))
     ranks = nproc or (large.layout.ranks if large.layout is not None else 1)
-    prepare(large, ranks)
-    result: RunResult | None = start_ranks(partial(carry_out, large, folder, reporter), ranks, max_restarts)
+    spec, _, _ = prepare(large, ranks)
+    planned = () if faults is None else faults.plan(spec.steps, ranks)
+    watch = Watch(
+        max_restarts,
+        _Witness(folder / EVENTS, spec.id, reporter).report,
+        lambda context: Injection.of(context, planned) if planned else None,
+    )
+    result: RunResult | None = start_ranks(partial(carry_out, large, folder, reporter), ranks, watch)
     return result
+
+
+class _Witness:
+    """Writes what the watching process finds and does to the events of the run, and says it."""
+
+    def __init__(self, path: Path, run: str, reporter: Callable[[], Any]) -> None:
+        self.path, self.run, self.reporter = path, run, reporter
+
+    def report(self, kind: EventKind, step: int, **data: Any) -> None:
+        """Append an event that happens now, and show a line."""
+        who = "the ranks" if data.get("culprit") is None else f"rank {data['culprit']}"
+        said = {
+            "detected": "after step {step}: {who} {how}",
+            "restart": "all ranks are started again (attempt {attempt})",
+            "straggler": "{who} holds the others up: after step {step} it is {late_s:.3f} s late",
+        }[kind].format(step=step, who=who, **data)
+        show = self.reporter()
+        try:
+            show.say(said)
+        finally:
+            show.close()
+        # Before rank 0 has opened the run there is nothing to account for; a full disk must not end the watch.
+        if self.path.exists():
+            with contextlib.suppress(ArmillaryError), EventWriter(self.path, self.run) as events:
+                events.write(kind, step, **{name: value for name, value in data.items() if value is not None})
 
 
 def launched() -> bool:
@@ -141,7 +177,7 @@ def check_corpus(large: LargeRun, ranks: int) -> str | None:
     return f"{large.corpus} is not on this machine, so its text and vocabulary were not checked against the run"
 
 
-def carry_out(large: LargeRun, folder: Path, reporter: Callable[[], Any], stop: Callable[[], bool]) -> RunResult | None:
+def carry_out(large: LargeRun, folder: Path, reporter: Callable[[], Any], seat: Seat) -> RunResult | None:
     """Run as one of the ranks; the first returns the result.
 
     Raises:
@@ -151,13 +187,16 @@ def carry_out(large: LargeRun, folder: Path, reporter: Callable[[], Any], stop: 
 
     from armillary.train import train_ranks
 
+    rank, _ = place()
+    hooks = [] if seat.injection is None else [Inject(seat.injection, rank)]
     with joined() as device:
-        rank = dist.get_rank()
         spec, corpus, layout = prepare(large, dist.get_world_size())
         show = reporter() if rank == 0 else None
         total = spec.tokens
 
         def tell(step: int) -> None:
+            if seat.pulse is not None:
+                seat.pulse.step(step)
             if show is not None:
                 show(large.name, spec.tokens_after(step), total, f"step {step} of {spec.steps}")
 
@@ -170,8 +209,10 @@ def carry_out(large: LargeRun, folder: Path, reporter: Callable[[], Any], stop: 
                 checkpoints=large.checkpoints,
                 device=device,
                 progress=tell,
-                stop=stop,
+                stop=seat.stop,
                 tell=show.say if show is not None else lambda text: None,
+                busy=seat.pulse.busy if seat.pulse is not None else lambda work: None,
+                hooks=hooks,
             )
         finally:
             if show is not None:

@@ -1,113 +1,274 @@
-"""Ranks on this machine, started and watched by PyTorch's elastic agent.
+"""Ranks on this machine, started and watched by this process.
 
-If a rank dies, the agent ends the others and restarts all of them from the last checkpoint. An outcome of the run
-itself
+If a rank dies, freezes or hangs, all ranks are ended and restart from the last checkpoint. An outcome of the run itself
 (it diverged, was stopped, its folder is in use) is not a crash: the rank returns it as a value, since a restart would
 give the same outcome.
 
+Ranks are forked from a process that has imported what they need, so a restart takes no imports.
+
 Only this process handles signals. It requests a stop through a shared byte, so Ctrl-C, which a terminal sends to the
-whole group, has the same effect as a signal to this process alone. A second signal ends the ranks at once. Ranks start
-with Ctrl-C blocked, because they spend their first seconds on imports. The agent ends them with SIGTERM.
+whole group, has the same effect as a signal to this process alone. A second signal ends the ranks at once. Ranks that
+lose this process stop by themselves.
 """
 
 from __future__ import annotations
 
-import _thread
-import logging
+import contextlib
 import multiprocessing as mp
 import os
 import signal
-import tempfile
-import threading
-import uuid
-from collections.abc import Callable
-from multiprocessing import resource_tracker
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing import connection, forkserver, resource_tracker
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.elastic.rendezvous import RendezvousError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from armillary.model import prefer_large_pages
 from armillary.recipe import ArmillaryError, counted
+from armillary.resilience import Beats, Detector, Finding, Injection, Pulse
+
+_LOOK_S = 0.02
+_WORDS = 400  # characters of what a rank said before it died
+_PATIENCE_S = 30.0  # for the other ranks, once one has ended with an error
+# What ranks are forked with.
+_PRELOAD = ["armillary.train", "armillary.launch.ranks.large", "torch.distributed.fsdp", "torch.distributed.tensor"]
 
 
-def start_ranks(act: Callable[[Callable[[], bool]], Any], ranks: int, max_restarts: int) -> Any:
-    """Call ``act(stop)``, which must be picklable, in each of ``ranks`` ranks; return the result of the first.
+@dataclass(frozen=True)
+class Seat:
+    """What a rank gets from the process that starts it.
+
+    ``stop()`` says whether it was asked to stop; ``pulse`` takes its signs of life; ``injection`` are faults to make.
+    """
+
+    stop: Callable[[], bool]
+    pulse: Pulse | None = None
+    injection: Injection | None = None
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How ranks are watched.
+
+    At most ``max_restarts`` restarts in a row that get no further than the one before. ``report`` takes what was found
+    and done, as kind and data of an event.
+    """
+
+    max_restarts: int = 3
+    report: Callable[..., None] = lambda kind, step, **data: None
+    injection: Callable[[Any], Injection | None] = lambda context: None
+
+
+def start_ranks(act: Callable[[Seat], Any], ranks: int, watch: Watch = Watch()) -> Any:
+    """What ``act(seat)`` returns on the first of ``ranks`` ranks; ``act`` is called in each and must be picklable.
 
     Raises:
-        ArmillaryError: raised by ``act``, or because a rank died more than ``max_restarts`` times.
+        ArmillaryError: one that ``act`` raised, or that ranks died too often (``Watch``).
     """
-    stop = mp.get_context("spawn").RawValue("b", 0)
+    context = mp.get_context("forkserver")
+    team = _Team(context, act, ranks, watch)
+    with _signals(context, team.stop):
+        return team.train()
+
+
+@contextlib.contextmanager
+def _signals(context: Any, stop: Any) -> Iterator[None]:
+    """Ctrl-C and SIGTERM set ``stop``; the second one ends this process. Ranks are born with both blocked."""
 
     def ask(number: int, frame: object) -> None:
         if stop.value:
             raise KeyboardInterrupt
         stop.value = 1
 
-    done = threading.Event()
-
-    def listen() -> None:
-        while not done.is_set():
-            if signal.sigtimedwait({signal.SIGINT}, 0.2) is not None:
-                _thread.interrupt_main(signal.SIGTERM)
-
     prefer_large_pages()
-    # PyTorch shares one store among all restarts, where a rank would find the addresses of dead ranks.
-    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    resource_tracker.ensure_running()  # starting it later would unblock the signals blocked here
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    threading.Thread(target=listen, daemon=True).start()
+    context.set_forkserver_preload(_PRELOAD)
+    resource_tracker.ensure_running()  # started later it would unblock what is blocked here
+    # A launcher that ends a job signals all its processes; ranks are asked to stop, and ended by SIGKILL alone.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
-        with tempfile.TemporaryDirectory() as logs:
-            config = LaunchConfig(
-                min_nodes=1,
-                max_nodes=1,
-                nproc_per_node=ranks,
-                run_id=uuid.uuid4().hex,
-                rdzv_backend="c10d",
-                rdzv_endpoint="localhost:0",
-                # one node only: a late keep-alive on an overloaded machine means nothing
-                rdzv_configs={"keep_alive_max_attempt": 720},
-                max_restarts=max_restarts,
-                monitor_interval=0.1,
-                signals_to_handle="SIGHUP",  # this module handles the others
-                logs_specs=DefaultLogsSpecs(log_dir=logs),
-            )
-            outcomes = elastic_launch(config, _be_rank)(act, stop, os.getpid())
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        how = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
-        said = failure.message["message"] if isinstance(failure.message, dict) else failure.message
-        again = f", and again after {counted(max_restarts, 'restart')}" if max_restarts else ""
-        last = (said.strip().splitlines() or ["nothing"])[-1]
-        raise ArmillaryError(
-            f"rank {rank} died ({how}){again}; its last output: {last}; the same command resumes from the last "
-            "checkpoint"
-        ) from error
-    except SignalException as error:
-        raise ArmillaryError(
-            f"stopped by {error.sigval.name}; the same command resumes from the last checkpoint"
-        ) from error
-    except (RendezvousError, dist.DistError, OSError) as error:
-        raise ArmillaryError(f"{ranks} ranks could not be started on this machine: {error}") from error
+        forkserver.ensure_running()
     finally:
-        done.set()
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    outcome = outcomes[0]
-    if isinstance(outcome, ArmillaryError):
-        raise outcome
-    return outcome
 
 
-def _be_rank(act: Callable[[Callable[[], bool]], Any], stop: Any, parent: int) -> Any:
+@dataclass(frozen=True)
+class _Loss:
+    """A rank that no longer trains: which, how it was lost, and its last words."""
+
+    rank: int | None
+    how: str
+    words: str = "nothing"
+    finding: Finding | None = None
+
+
+class _Team:
+    """All ranks of a run, attempt after attempt."""
+
+    def __init__(self, context: Any, act: Callable[[Seat], Any], ranks: int, watch: Watch) -> None:
+        self.context, self.act, self.ranks, self.watch = context, act, ranks, watch
+        self.stop = context.RawValue("b", 0)
+        self.beats, self.detector = Beats(context, ranks), Detector()
+        self.injection = watch.injection(context)
+        self.processes: list[Any] = []
+        self.ears: list[Any] = []
+        self.outcomes: dict[int, Any] = {}
+        self.words: dict[int, str] = {}
+
+    def train(self) -> Any:
+        """The outcome of rank 0, after as many attempts as it takes."""
+        reached, in_vain, attempt = -1, 0, 0
+        while True:
+            try:
+                loss = self._attempt(attempt)
+            finally:
+                self._end()
+            if loss is None:
+                # An error of any rank is one of all; a rank that only lost the others knows less than it.
+                outcome = next((o for o in self.outcomes.values() if isinstance(o, ArmillaryError)), None)
+                if outcome is not None:
+                    raise outcome
+                return self.outcomes[0]
+            step = max(sign.step for sign in self.beats.signs())
+            in_vain = 0 if step > reached else in_vain + 1
+            reached = max(reached, step)
+            self._report(loss, step)
+            if in_vain >= self.watch.max_restarts or self.stop.value:
+                again = f", and again after {counted(in_vain, 'restart')}" if in_vain else ""
+                who = "a rank" if loss.rank is None else f"rank {loss.rank}"
+                raise ArmillaryError(
+                    f"{who} {loss.how}{again}; its last output: {loss.words}; the same command "
+                    "resumes from the last checkpoint"
+                )
+            attempt += 1
+            self.watch.report("restart", step, attempt=attempt)
+
+    def _report(self, loss: _Loss, step: int) -> None:
+        silent = {} if loss.finding is None else {"silent_s": loss.finding.silent_s, "limit_s": loss.finding.limit_s}
+        found = "dead" if loss.finding is None else loss.finding.what
+        self.watch.report("detected", step, found=found, culprit=loss.rank, how=loss.how, **silent)
+
+    def _attempt(self, attempt: int) -> _Loss | None:
+        """Start all ranks and watch them until all have ended (None), or one is lost."""
+        self.beats.clear()
+        self.detector.restart()
+        self.outcomes.clear()
+        self.words.clear()
+        try:
+            store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+        except (RuntimeError, OSError) as error:
+            raise ArmillaryError(f"{self.ranks} ranks could not be started on this machine: {error}") from error
+        for rank in range(self.ranks):
+            ear, mouth = self.context.Pipe(duplex=False)
+            environment = {
+                "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.ranks, "LOCAL_WORLD_SIZE": self.ranks,
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port,
+                # the store is ours, and new for each attempt
+                "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": attempt,
+            }  # fmt: skip
+            arguments = (self.act, environment, self.stop, self.beats.pulse(rank), self.injection, mouth)
+            process = self.context.Process(target=_be_rank, args=arguments, daemon=True)
+            process.start()
+            mouth.close()
+            self.processes.append(process)
+            self.ears.append(ear)
+        return self._watch()
+
+    def _watch(self) -> _Loss | None:
+        failed_at: float | None = None
+        while len(self.outcomes) < self.ranks:
+            waiting = [process.sentinel for rank, process in enumerate(self.processes) if rank not in self.outcomes]
+            connection.wait([*waiting, *(ear for ear in self.ears if not ear.closed)], timeout=_LOOK_S)
+            self._listen()
+            for rank, process in enumerate(self.processes):
+                if rank not in self.outcomes and process.exitcode is not None:
+                    self._listen()
+                    if rank not in self.outcomes:
+                        return self._dead(rank, process.exitcode)
+            if any(isinstance(outcome, ArmillaryError) for outcome in self.outcomes.values()):
+                failed_at = failed_at or time.monotonic()
+                if time.monotonic() - failed_at > _PATIENCE_S:  # the others wait for it
+                    return None
+            elif not self.outcomes:
+                stopped = [rank for rank, process in enumerate(self.processes) if _is_stopped(process.pid)]
+                found = self.detector.look(self.beats.signs(), time.monotonic(), stopped)
+                if found is not None and found.what == "straggler":
+                    step = max(sign.step for sign in self.beats.signs())
+                    self.watch.report("straggler", step, culprit=found.rank, late_s=found.silent_s)
+                elif found is not None:
+                    how = f"{found.what} for {found.silent_s:.1f} s (limit {found.limit_s:.1f} s)"
+                    return _Loss(found.rank, how, finding=found)
+        return None
+
+    def _dead(self, rank: int, code: int) -> _Loss:
+        """The rank whose death was the cause: one that was killed, before those that noticed it."""
+        time.sleep(_LOOK_S)
+        self._listen()
+        killed = [n for n, p in enumerate(self.processes) if (p.exitcode or 0) < 0 and n not in self.outcomes]
+        rank = killed[0] if killed else rank
+        code = self.processes[rank].exitcode or code
+        how = f"died (signal {-code})" if code < 0 else f"died (exit code {code})"
+        return _Loss(rank, how, self.words.get(rank, "nothing"))
+
+    def _listen(self) -> None:
+        for rank, ear in enumerate(self.ears):
+            with contextlib.suppress(EOFError, OSError):
+                while not ear.closed and ear.poll():
+                    kind, value = ear.recv()
+                    if kind == "ended":
+                        self.outcomes[rank] = value
+                    else:
+                        self.words[rank] = value
+                continue
+            ear.close()
+
+    def _end(self) -> None:
+        """End what is left of the ranks; a checkpoint that one of them was writing does not count."""
+        for process in self.processes:
+            if process.is_alive():
+                process.kill()
+        for process in self.processes:
+            process.join()
+        for ear in self.ears:
+            ear.close()
+        self.processes, self.ears = [], []
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a process is stopped by a signal, where the system says so."""
     try:
-        return act(lambda: bool(stop.value) or os.getppid() != parent)
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1]
+    except OSError:
+        return False
+    return state == b"T"
+
+
+def _be_rank(
+    act: Callable[[Seat], Any],
+    environment: dict[str, Any],
+    stop: Any,
+    pulse: Pulse,
+    injection: Injection | None,
+    mouth: Any,
+) -> None:
+    os.environ.update({name: str(value) for name, value in environment.items()})
+    pulse.start()
+    parent = os.getppid()  # the fork server, which ends with the process that watches
+    try:
+        outcome = act(Seat(lambda: bool(stop.value) or os.getppid() != parent, pulse, injection))
     except ArmillaryError as error:
-        return error
+        outcome = error
+    except BaseException as error:
+        said = " ".join("".join(traceback.format_exception_only(error)).split())
+        mouth.send(("died", said if len(said) <= _WORDS else f"{said[:_WORDS]}…"))
+        raise SystemExit(1) from None
+    mouth.send(("ended", outcome))

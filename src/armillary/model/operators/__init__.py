@@ -15,6 +15,7 @@ from armillary.model.operators.loss import (
     counted_targets,
     linear_cross_entropy,
     mean_share,
+    reduce_logits,
     token_cross_entropy,
     without_ignored,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "mean_share",
     "prepare",
     "product_dtype",
+    "reduce_logits",
     "swiglu",
     "token_cross_entropy",
     "use_large_blocks",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,8 +31,40 @@ def mean_share(total: Tensor, batch_weight: float | Tensor, parts: int) -> Tenso
     return (total / (batch_weight / parts)).float() / parts
 
 
+def reduce_logits(
+    logits: Tensor, targets: Tensor, weights: Tensor | None, z_loss: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Reduce a block of logits [members, rows, V] to its part of the loss and the gradient of the objective.
+
+    ``targets`` (int64) and ``weights`` (fp32) are [members, rows, 1]. Returns the sums of cross entropies and of
+    squared log partition functions, [members] in fp32, and the gradient in the shape and precision of ``logits``.
+    """
+    log_probabilities, entropy, log_partition = _log_softmax(logits, targets)
+    # d objective / d logits: p (1 + 2 z log Z) - 1[target], times the weight
+    gradient = log_probabilities.exp_()
+    if z_loss:
+        gradient.mul_(1 + 2 * z_loss * log_partition)
+    gradient.scatter_add_(2, targets, torch.full_like(log_partition, -1.0))
+    total, squares = (_weighted(term, weights).sum((1, 2)) for term in (entropy, log_partition.square()))
+    return total, squares, _weighted(gradient, weights).to(logits.dtype)
+
+
+def _log_softmax(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Log probabilities in fp32, and of each row the cross entropy and the log of the partition function."""
+    # one pass over half-precision logits; the partition function follows from the target's logit without another
+    log_probabilities = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+    entropy = -log_probabilities.gather(2, targets)
+    return log_probabilities, entropy, logits.gather(2, targets) + entropy
+
+
 def linear_cross_entropy(
-    features: Tensor, weight: Tensor, targets: Tensor, z_loss: float, weights: Tensor | None = None
+    features: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    z_loss: float,
+    weights: Tensor | None = None,
+    *,
+    reduce: Callable[..., tuple[Tensor, Tensor, Tensor]] = reduce_logits,
 ) -> tuple[Tensor, Tensor]:
     """Sum of the cross entropies of ``features @ weight.T`` against ``targets``, in nats, reduced in fp32 or fp64.
 
@@ -41,6 +74,7 @@ def linear_cross_entropy(
 
     ``features`` is [..., d], ``weight`` [V, d], ``targets`` [...] (int64). ``weights`` [...] (fp32) multiply the terms
     of the sums, all 1 if not given. A position of weight 0 does not affect the loss, and its target may be any number.
+    ``reduce`` is ``reduce_logits`` or a compiled form of it.
 
     Returns two sums, for the caller to divide by the weight of the whole batch (``mean_share``). The first is the
     objective: cross entropy plus ``z_loss`` times the squared log of the partition function (PaLM, Chowdhery et al.
@@ -57,6 +91,7 @@ def linear_cross_entropy(
         torch.is_grad_enabled(),
         # a head with an adapter is frozen and needs no gradient; members of a stack are plain tensors
         not isinstance(weight, nn.Parameter) or weight.requires_grad,
+        reduce,
     )
     return objective[0], entropy[0]
 
@@ -93,6 +128,7 @@ class _LinearCrossEntropy(Function):
         product: torch.dtype,
         with_gradient: bool,
         of_weight: bool,
+        reduce: Callable[..., tuple[Tensor, Tensor, Tensor]],
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         targets = counted_targets(targets, weights)
         check_tokens(targets, weight.shape[-2])
@@ -112,7 +148,7 @@ class _LinearCrossEntropy(Function):
             ]
             entropy, squares = torch.tensor(sums, dtype=torch.float64).unbind(1)
         else:
-            entropy, squares = _blocks((x, matrix, targets, weights), z_loss, grads)
+            entropy, squares = _blocks((x, matrix, targets, weights), z_loss, grads, reduce)
         return entropy + z_loss * squares, entropy, *(grads or (None, None))
 
     @staticmethod
@@ -131,7 +167,7 @@ class _LinearCrossEntropy(Function):
         scale = grad_objective.float()[:, None, None]
         features_dtype, weight_dtype = ctx.dtypes
         of_weight = None if grad_weight is None else (grad_weight * scale).to(weight_dtype)
-        return (grad_features * scale).to(features_dtype), of_weight, None, None, None, None, None, None
+        return (grad_features * scale).to(features_dtype), of_weight, None, None, None, None, None, None, None
 
     @staticmethod
     def vmap(
@@ -223,7 +259,9 @@ def _native_blocks(rows: _Rows, z_loss: float, grads: _Grads | None) -> tuple[fl
     return entropy, squares
 
 
-def _blocks(rows: _Rows, z_loss: float, grads: _Grads | None) -> tuple[Tensor, Tensor]:
+def _blocks(
+    rows: _Rows, z_loss: float, grads: _Grads | None, reduce: Callable[..., tuple[Tensor, Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
     """As ``_native_blocks``, for all members at once, in PyTorch."""
     x, matrix, targets, weights = rows
     size = max(1, block_rows(x, matrix.shape[1]) // len(x))
@@ -233,23 +271,18 @@ def _blocks(rows: _Rows, z_loss: float, grads: _Grads | None) -> tuple[Tensor, T
         part = slice(start, start + size)
         block, wanted = x[:, part], targets[:, part, None]
         counted = None if weights is None else weights[:, part, None]
-        logits = (block @ matrix.mT).float()
-        # log of the partition function, from the largest logit and its probability: two cheap reductions, and no
-        # overflow, since that probability is at least 1 / V
-        probabilities = torch.softmax(logits, dim=-1)
-        log_partition = logits.amax(-1, keepdim=True) - probabilities.amax(-1, keepdim=True).log()
-        entropy += _weighted(log_partition - logits.gather(2, wanted), counted).sum((1, 2))
-        if z_loss:
+        logits = block @ matrix.mT
+        if grads is None:
+            _, terms, log_partition = _log_softmax(logits, wanted)
+            entropy += _weighted(terms, counted).sum((1, 2))
             squares += _weighted(log_partition.square(), counted).sum((1, 2))
-        if grads is not None:
-            # d objective / d logits: p (1 + 2 z log Z) - 1[target], times the weight
-            if z_loss:
-                probabilities.mul_(1 + 2 * z_loss * log_partition)
-            probabilities.scatter_add_(2, wanted, torch.full_like(log_partition, -1.0))
-            grad_logits = _weighted(probabilities, counted).to(x.dtype)
-            grads[0][:, part].copy_(grad_logits @ matrix)
-            if grads[1] is not None:
-                grads[1].add_(grad_logits.mT @ block)
+            continue
+        total, total_squares, grad_logits = reduce(logits, wanted, counted, z_loss)
+        entropy += total
+        squares += total_squares
+        grads[0][:, part].copy_(grad_logits @ matrix)
+        if grads[1] is not None:
+            grads[1].add_(grad_logits.mT @ block)
     return entropy, squares
 
 

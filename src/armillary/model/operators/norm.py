@@ -21,13 +21,13 @@ def add_norm(x: Tensor, delta: Tensor | None, gain: Tensor, eps: float) -> tuple
     """``x + delta`` on the residual stream, and its RMSNorm (Zhang and Sennrich 2019, equation 4).
 
     ``x`` and ``delta`` are [..., width], ``gain`` [width]; without ``delta`` the sum is ``x``. The norm is reduced in
-    fp32. The kernels return it in the precision of matrix products, PyTorch in that of the sum.
+    fp32 and returned in the precision of matrix products, to which it is converted once for all of them.
     """
     if native(x) and x.dtype == gain.dtype == torch.float32:
         total, normalised, _ = _AddNorm.apply(x, delta, gain, eps, product_dtype(x))  # type: ignore[no-untyped-call]
         return total, normalised
     total = x if delta is None else x + delta
-    return total, F.rms_norm(total, gain.shape, gain.to(total.dtype), eps)
+    return total, F.rms_norm(total, gain.shape, gain.to(total.dtype), eps).to(product_dtype(x))
 
 
 class _AddNorm(Function):

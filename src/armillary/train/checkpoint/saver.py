@@ -89,6 +89,15 @@ class AsyncSaver:
         self._thread: threading.Thread | None = None
         self._saved: list[Saved] = []
 
+    def prepare(self, pieces: Mapping[str, Piece]) -> None:
+        """Allocate the host's memory for ``pieces`` in the background, if they are on an accelerator.
+
+        Pinning takes about one second per GB, for which the first checkpoint would block training.
+        """
+        if any(piece.values.device.type != "cpu" for piece in pieces.values()):
+            self._thread = threading.Thread(target=lambda: [self._buffer(*item) for item in pieces.items()])
+            self._thread.start()
+
     def save(self, pieces: Mapping[str, Piece], progress: Progress) -> None:
         """Copy ``pieces``; a thread writes them while training continues."""
         begin = time.perf_counter()
@@ -142,16 +151,21 @@ class AsyncSaver:
         copied, device = {}, torch.device("cpu")
         for name, piece in pieces.items():
             device = piece.values.device if piece.values.device.type != "cpu" else device
-            if name not in self._buffers:
-                pinned = piece.values.device.type != "cpu"
-                self._buffers[name] = torch.empty_like(piece.values, device="cpu", pin_memory=pinned)
-            copied[name] = Piece(self._buffers[name].copy_(piece.values, non_blocking=True), piece.size, piece.offset)
+            copied[name] = Piece(
+                self._buffer(name, piece).copy_(piece.values, non_blocking=True), piece.size, piece.offset
+            )
         if device.type == "cpu":
             return copied, None
         # The next optimizer step lies behind the copies on the device's queue, so training need not wait for them.
         arrived = torch.Event(device)
         arrived.record()
         return copied, arrived
+
+    def _buffer(self, name: str, piece: Piece) -> Tensor:
+        if name not in self._buffers:
+            pinned = piece.values.device.type != "cpu"
+            self._buffers[name] = torch.empty_like(piece.values, device="cpu", pin_memory=pinned)
+        return self._buffers[name]
 
     def _write(self, saved: Saved, pieces: dict[str, Piece], progress: Progress, arrived: torch.Event | None) -> None:
         begin = time.perf_counter()
@@ -166,10 +180,13 @@ class AsyncSaver:
         except Exception as error:
             mine = f"rank {self.world.rank} could not write its part ({reason(error)})"
         try:
-            parts: list[Written | str | None] = [None] * self.world.size
-            dist.gather_object(mine, parts if self.world.rank == 0 else None, dst=0, group=self._group)
+            found: list[tuple[int, Written | str | None]] = [(saved.step, None)] * self.world.size
+            dist.gather_object((saved.step, mine), found if self.world.rank == 0 else None, dst=0, group=self._group)
             if self.world.rank == 0:
+                parts = [part for _, part in found]
                 saved.problem = next((part for part in parts if isinstance(part, str)), None)
+                if any(step != saved.step for step, _ in found):
+                    saved.problem = f"ranks wrote other steps: {', '.join(str(step) for step, _ in found)}"
                 written = [part for part in parts if isinstance(part, Written)]
                 if saved.problem is None:
                     complete(hidden, self.folder, written, progress)

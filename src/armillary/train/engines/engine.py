@@ -70,6 +70,9 @@ class Engine(Protocol):
     def save_weights(self, path: Path) -> None:
         """Write the weights of the whole model as one safetensors file."""
 
+    def check_copies(self) -> str | None:
+        """What differs between copies of the same numbers on several ranks; None if nothing differs here."""
+
 
 def autocast(spec: RunSpec, device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """The precision of the matrix products: bf16 by autocast with fp32 weights, or plain fp32."""

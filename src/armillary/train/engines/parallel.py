@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -14,6 +17,7 @@ from armillary.optim import LocalOptimizer
 from armillary.parallel import Program
 from armillary.recipe import DIMENSIONS, Layout, RunSpec
 from armillary.train.checkpoint import AsyncSaver, CheckpointReader, Piece, PieceReader, whole
+from armillary.train.errors import NotFiniteError
 
 # What dimensions of the mesh the parallel room has flattened into one.
 _FLATTENED = {"shard": ("dp_shard", "ep", "cp"), "experts_shard": ("dp_shard", "cp", "tp")}
@@ -22,7 +26,15 @@ _FLATTENED = {"shard": ("dp_shard", "ep", "cp"), "experts_shard": ("dp_shard", "
 class ParallelEngine:
     """This rank's part of a program."""
 
-    def __init__(self, spec: RunSpec, layout: Layout, device: torch.device, saver: AsyncSaver) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        layout: Layout,
+        device: torch.device,
+        saver: AsyncSaver,
+        notice: Callable[[int, str, str], None] = lambda step, found, how: None,
+    ) -> None:
+        self.notice = notice  # takes a fault that the engine put right: finished steps, what was found, what it did
         self.spec, self.layout, self.device, self.saver = spec, layout, device, saver
         self.described = {"ranks": layout.ranks, "layout": layout.model_dump(mode="json", exclude_defaults=True)}
         self.program = Program(spec, layout, device)
@@ -32,11 +44,38 @@ class ParallelEngine:
         """One optimizer step on the global batch, of which the program takes this rank's part."""
         for part in self.program.parts:
             part.turn_as(self.spec.during(step).model)
-        loss = self.program.gradients(batch)
-        norm = self.program.clip(self.spec.optimizer.grad_clip)
+        loss, norm = self._gradients(batch)
+        # An accelerator would have to wait for the number: there it is noticed when the losses are fetched.
+        if self.device.type == "cpu" and not math.isfinite(norm.item()):
+            loss, norm = self._gradients(batch)
+            if not math.isfinite(norm.item()):
+                raise NotFiniteError(step + 1, loss.item(), norm.item())
+            self.notice(step, "not finite", "the step was computed again, with finite gradients")
         self.optimizer.step(self.spec.lr(step))
         self.program.balance()
         return loss, norm, *self.program.measured
+
+    def _gradients(self, batch: Batch[Tensor]) -> tuple[Tensor, Tensor]:
+        for _, parameter in self.program.named_parameters():
+            parameter.grad = None
+        return self.program.gradients(batch), self.program.clip(self.spec.optimizer.grad_clip)
+
+    def check_copies(self) -> str | None:
+        """Compare a checksum of weights and optimizer state over the ranks of ``dp_replicate``, which hold the same.
+
+        Says it on the ranks that hold the numbers which differ.
+        """
+        if self.layout.dp_replicate == 1:
+            return None
+        states = [value for state in self.optimizer.state.values() for value in state.values()]
+        # A sum of whole numbers: every changed bit changes it, and the order of the terms does not.
+        own = torch.stack([t.view(torch.int32).sum() for t in (*self.optimizer.local.values(), *states)])
+        ends = torch.cat((own, -own))
+        dist.all_reduce(ends, dist.ReduceOp.MAX, group=self.program.grid.group("dp_replicate"))
+        most, least = ends.chunk(2)
+        if torch.equal(most, -least):
+            return None
+        return "the copies of the weights or of the optimizer's state differ between data-parallel ranks"
 
     def entropy(self, step: int, windows: Tensor) -> float:
         """Mean cross entropy in nats over ``windows`` [n, T + 1], with the positions that the run has in ``step``."""

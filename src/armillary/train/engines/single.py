@@ -93,6 +93,9 @@ class SingleDeviceEngine:
                 for key, size in reader.states(name).items()
             }
 
+    def check_copies(self) -> None:
+        """There is one copy."""
+
     def save_weights(self, path: Path) -> None:
         """Write the weights as one safetensors file, adapters merged; these alone beside it as ``ADAPTER``.
 

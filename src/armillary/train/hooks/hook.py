@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, UsageError
-from armillary.train.errors import DivergedError, InterruptedRunError
+from armillary.train.errors import DivergedError, InterruptedRunError, LostStepError, lost_connection
 
 if TYPE_CHECKING:
     from armillary.train.loop import Run
@@ -47,9 +47,11 @@ def call_hook(hook: Hook, run: Run[Any]) -> None:
     """
     try:
         hook.act(run)
-    except (DivergedError, InterruptedRunError):
+    except (DivergedError, InterruptedRunError, LostStepError):
         raise
     except Exception as error:
+        if lost_connection(error):  # another rank is gone: not an error of the hook
+            raise
         kinds = (UsageError, DamagedFileError, ForeignFileError)
         kind = next((kind for kind in kinds if isinstance(error, kind)), ArmillaryError)
         said = str(error) if isinstance(error, ArmillaryError) else f"{type(error).__name__}: {error}"

@@ -5,17 +5,24 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from armillary.goodput import EventKind
 from armillary.train.checkpoint import Progress, RetentionPolicy, Saver
+from armillary.train.errors import LostStepError
 
 if TYPE_CHECKING:
     from armillary.train.loop import Run
 
 
 class Save:
-    """A checkpoint is due at the steps of ``policy`` and where ``policy.every_s`` seconds have passed on ``clock``."""
+    """A checkpoint is due at the steps of ``policy`` and where ``policy.every_s`` seconds have passed on ``clock``.
 
-    def __init__(self, saver: Saver, policy: RetentionPolicy, clock: bool = True) -> None:
-        self.saver, self.policy, self.clock = saver, policy, clock
+    ``kind`` is that of its events: a snapshot is a checkpoint in the machine's memory.
+    """
+
+    def __init__(
+        self, saver: Saver, policy: RetentionPolicy, clock: bool = True, kind: EventKind = "checkpoint"
+    ) -> None:
+        self.saver, self.policy, self.clock, self.kind = saver, policy, clock, kind
         self._saved = time.perf_counter()
 
     def wish(self) -> bool:
@@ -30,7 +37,20 @@ class Save:
         return self.policy.due(step)
 
     def act(self, run: Run[Any]) -> None:
-        """Begin to write the checkpoint of this step."""
+        """Begin to write the checkpoint of this step.
+
+        Raises:
+            LostStepError: ranks that hold the same numbers do not agree about them.
+        """
+        self.report(run)
+        if run.step == run.began:
+            return  # the run began with this checkpoint
+        # All ranks save or none does: a rank that saved alone would wait for the others with the next checkpoint.
+        differ = run.engine.check_copies()
+        if run.world.any(differ is not None):
+            raise LostStepError(
+                f"after step {run.step} {differ or 'the numbers of other ranks differ from their copies'}"
+            )
         self.saver.save(run.engine.pieces(), Progress(run.spec, run.step, run.metrics.rows()))
         self._saved = time.perf_counter()
         self.report(run)
@@ -40,9 +60,11 @@ class Save:
         written = self.saver.finished()
         for saved in written:
             if saved.problem is None:
-                run.reporter.write("checkpoint", saved.step, saved.blocked_s, **saved.data)
+                run.reporter.write(self.kind, saved.step, saved.blocked_s, **saved.data)
             else:
-                run.reporter.fault(saved.step, f"step-{saved.step}", saved.problem, "the one before it is kept")
+                run.reporter.fault(
+                    saved.step, f"step-{saved.step}", saved.problem, f"the {self.kind} before it is kept"
+                )
         return written[-1].problem if written else None
 
     def wait(self, run: Run[Any]) -> str | None:

@@ -1,0 +1,83 @@
+"""Signs of life of the ranks on one machine, in memory that they share with the process that watches them.
+
+Each rank has a thread that writes the time ten times a second. It stops when the process is stopped or killed, and goes
+on while the training thread waits. The training thread writes each finished step, and whether it is doing something
+that may take longer than a step. Nothing is sent, so a collective that hangs does not delay a sign of life.
+
+Times are those of ``time.monotonic``, which all processes of a machine share.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import zlib
+from dataclasses import dataclass
+from typing import Any
+
+BEAT_S = 0.1
+_CELLS = _BEAT, _STEP, _STEPPED, _BUSY, _CHANGED = range(5)
+
+
+@dataclass(frozen=True)
+class Sign:
+    """What is known of a rank: its last beat (0: none yet), finished steps and when, and what it does since when.
+
+    ``busy`` is a number for each kind of work, 0 for steps; each step begins anew.
+    """
+
+    beat_s: float
+    step: int
+    stepped_s: float
+    busy: int
+    changed_s: float
+
+
+class Beats:
+    """The signs of ``ranks`` ranks; ``context`` is the multiprocessing context that starts them."""
+
+    def __init__(self, context: Any, ranks: int) -> None:
+        self.ranks = ranks
+        self._cells = context.RawArray("d", len(_CELLS) * ranks)
+
+    def clear(self) -> None:
+        """Forget all signs, before ranks are started again."""
+        self._cells[:] = [0.0] * len(self._cells)
+
+    def signs(self) -> list[Sign]:
+        """The signs of all ranks."""
+        cells = list(self._cells)
+        rows = [cells[place : place + len(_CELLS)] for place in range(0, len(cells), len(_CELLS))]
+        return [Sign(row[_BEAT], int(row[_STEP]), row[_STEPPED], int(row[_BUSY]), row[_CHANGED]) for row in rows]
+
+    def pulse(self, rank: int) -> Pulse:
+        """What ``rank`` writes its signs with."""
+        return Pulse(self._cells, len(_CELLS) * rank)
+
+
+class Pulse:
+    """The signs of this rank."""
+
+    def __init__(self, cells: Any, place: int) -> None:
+        self._cells, self._place = cells, place
+
+    def start(self) -> None:
+        """Begin to beat, for as long as the process lives; until its first step it starts."""
+        self.busy("start")
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def step(self, step: int) -> None:
+        """``step`` steps are finished."""
+        self._cells[self._place + _STEP] = step
+        self._cells[self._place + _STEPPED] = time.monotonic()
+        self.busy(None)
+
+    def busy(self, work: str | None) -> None:
+        """What follows may take longer than a step: a validation, a checkpoint. None: steps follow."""
+        self._cells[self._place + _BUSY] = 0.0 if work is None else 1.0 + zlib.crc32(work.encode())
+        self._cells[self._place + _CHANGED] = time.monotonic()
+
+    def _beat(self) -> None:
+        while True:
+            self._cells[self._place + _BEAT] = time.monotonic()
+            time.sleep(BEAT_S)

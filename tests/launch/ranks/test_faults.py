@@ -1,0 +1,88 @@
+"""A run that is broken on purpose ends with the weights of the run that was not."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from armillary.goodput import event_files, read_events, read_ledger
+from armillary.launch import launch
+from armillary.recipe import ArmillaryError, Checkpoints, LargeRun, Layout
+from armillary.resilience import Fault, Faults
+from armillary.resilience.inject import KINDS
+
+
+class Said:
+    """A reporter that keeps what it is told."""
+
+    lines: list[str] = []  # noqa: RUF012 (shared on purpose: each line comes through a reporter of its own)
+
+    def __call__(self, stage, done, total, note):
+        """Nothing."""
+
+    def say(self, text):
+        """Keep a line."""
+        Said.lines.append(text)
+
+    def close(self):
+        """Nothing."""
+
+
+@pytest.fixture
+def large(make_spec, tiny_corpus):
+    """A run of 40 steps over two copies of the model, with a snapshot after every second."""
+    Said.lines.clear()
+    return LargeRun(
+        name="large",
+        corpus=str(tiny_corpus.path),
+        run=make_spec(batch_sequences=8, steps=40),
+        layout=Layout(dp_replicate=2),
+        checkpoints=Checkpoints(every_steps=10, snapshot_every_steps=2),
+    )
+
+
+def events(folder):
+    """The events of all ranks by time."""
+    return sorted((e for f in event_files(folder).values() for e in read_events(f)), key=lambda e: e.time_s)
+
+
+def test_killed_not_finite_and_flipped_it_ends_with_the_same_weights(large, tmp_path, undisturbed, outcome):
+    before = set(Path("/dev/shm").glob("armillary-*"))
+    plan = [("nan", 1, 8), ("flip", 1, 16), ("kill", 0, 25)]
+    faults = Faults(faults=tuple(Fault(kind=kind, rank=rank, step=step) for kind, rank, step in plan))
+    launch(large, tmp_path / "run", faults=faults, reporter=Said)
+    losses = [[row["loss"] for row in of["metrics"]] for of in (outcome(tmp_path / "run"), undisturbed(large.run))]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    happened = events(tmp_path / "run")
+    assert [e.data["problem"] for e in happened if e.kind == "fault"] == ["nan", "flip", "kill"]
+    assert [e.data["found"] for e in happened if e.kind == "detected"] == ["not finite", "lost step", "dead"]
+    # a copy is compared before it is kept: the run goes back by the steps since the last snapshot alone
+    (restored,) = {e.step for e in happened if e.kind == "restored"}
+    (resumed,) = {e.step for e in happened if e.kind == "resume"}
+    assert restored == 16 and resumed in (22, 24)
+    ledger = read_ledger(tmp_path / "run")
+    assert ledger.restarts == 1 and ledger.ranks == 2
+    assert sum(ledger.seconds.values()) == pytest.approx(ledger.elapsed_s)
+    assert any("rank 0 died (signal 9)" in line for line in Said.lines)
+    assert not (tmp_path / "run" / "snapshots").exists()  # a finished run leaves nothing in the machine's memory
+    assert set(Path("/dev/shm").glob("armillary-*")) <= before
+
+
+@pytest.mark.slow
+def test_every_kind_of_fault_leaves_the_weights_as_they_are(large, tmp_path, outcome):
+    launch(large, tmp_path / "whole", reporter=Said)
+    faults = Faults(faults=tuple(Fault(kind=kind, rank=n % 2, step=3 + 4 * n, steps=6) for n, kind in enumerate(KINDS)))
+    launch(large, tmp_path / "run", faults=faults, reporter=Said)
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    assert {e.data["problem"] for e in events(tmp_path / "run") if e.data.get("injected")} == set(KINDS)
+
+
+@pytest.mark.slow
+def test_a_fault_that_comes_back_at_the_same_step_ends_the_run_with_its_cause(large, tmp_path):
+    kills = tuple(Fault(kind="kill", rank=1, step=5) for _ in range(6))
+    large = large.model_copy(update={"checkpoints": Checkpoints(every_steps=50)})
+    with pytest.raises(ArmillaryError, match=r"rank 1 died \(signal 9\), and again after 2 restarts"):
+        launch(large, tmp_path / "run", faults=Faults(faults=kills), max_restarts=2, reporter=Said)
+    shutil.rmtree(tmp_path / "run")

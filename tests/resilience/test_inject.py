@@ -1,0 +1,58 @@
+"""Faults are planned as their file says, and a file that is wrong is named."""
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from armillary.recipe import UsageError
+from armillary.resilience import Fault, Faults, load_faults
+from armillary.resilience.inject import KINDS, Draw
+
+
+@given(count=st.integers(1, 60), steps=st.integers(2, 1000), ranks=st.integers(1, 9), seed=st.integers(0, 9))
+def test_drawn_faults_are_those_of_the_seed_and_of_all_kinds(count, steps, ranks, seed):
+    faults = Faults(draw=Draw(count=count, seed=seed))
+    plan = faults.plan(steps, ranks)
+    assert plan == faults.plan(steps, ranks)
+    assert len(plan) == count and {fault.kind for fault in plan} == set(KINDS[:count])
+    assert all(1 <= fault.step < steps and 0 <= fault.rank < ranks for fault in plan)
+    assert [fault.step for fault in plan] == sorted(fault.step for fault in plan)
+
+
+def test_faults_by_hand_come_in_the_order_of_their_steps():
+    later, sooner = Fault(kind="kill", rank=1, step=9), Fault(kind="nan", rank=0, step=3)
+    assert Faults(faults=(later, sooner)).plan(10, 2) == (sooner, later)
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        ({}, "no fault is named"),
+        ({"faults": [{"kind": "kil", "rank": 0, "step": 3}]}, "kind"),
+        ({"faults": [{"kind": "kill", "rank": -1, "step": 3}]}, "rank"),
+        ({"faults": [{"kind": "kill", "step": 3}]}, "rank"),
+        ({"draw": {"count": 0}}, "count"),
+        ({"format": 2, "draw": {"count": 1}}, "format"),
+        ([], "list"),
+    ],
+)
+def test_a_wrong_file_is_told_with_the_place(document, said, tmp_path):
+    file = tmp_path / "faults.yaml"
+    file.write_text(yaml.safe_dump(document))
+    with pytest.raises(UsageError) as caught:
+        load_faults(file)
+    assert str(file) in str(caught.value) and said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("faults", "said"),
+    [
+        (Faults(faults=(Fault(kind="kill", rank=4, step=3),)), "rank is 4, and this run has them up to 3"),
+        (Faults(faults=(Fault(kind="kill", rank=0, step=10),)), "step is 10, and this run has them up to 9"),
+        (Faults(draw=Draw(count=1, first_step=10)), "first_step is 10, and this run has 10 steps"),
+    ],
+)
+def test_a_fault_that_cannot_happen_is_refused(faults, said):
+    with pytest.raises(UsageError, match=said):
+        faults.plan(10, 4)
