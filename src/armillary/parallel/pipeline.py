@@ -26,28 +26,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.pipelining import (
-    PipelineStage,
-    Schedule1F1B,
-    ScheduleDualPipeV,
-    ScheduleGPipe,
-    ScheduleInterleaved1F1B,
-    ScheduleInterleavedZeroBubble,
-    ScheduleZBVZeroBubble,
-)
 from torch.torch_version import TorchVersion
 
 from armillary.model import Part, Transformer
 from armillary.parallel.mesh import Grid
 from armillary.recipe import Layout, RunSpec, UsageError
 
-_SCHEDULES: dict[str, Callable[..., Any]] = {
-    "gpipe": ScheduleGPipe,
-    "1f1b": Schedule1F1B,
-    "interleaved": ScheduleInterleaved1F1B,
-    "zero-bubble": ScheduleInterleavedZeroBubble,
-    "zb-v": ScheduleZBVZeroBubble,
-    "dualpipe-v": ScheduleDualPipeV,
+# By name, as they come with a compiler that takes two seconds to import.
+_SCHEDULES = {
+    "gpipe": "ScheduleGPipe",
+    "1f1b": "Schedule1F1B",
+    "interleaved": "ScheduleInterleaved1F1B",
+    "zero-bubble": "ScheduleInterleavedZeroBubble",
+    "zb-v": "ScheduleZBVZeroBubble",
+    "dualpipe-v": "ScheduleDualPipeV",
 }
 
 
@@ -133,9 +125,11 @@ class Pipeline:
         self._schedule.step(*arguments, target=targets, return_outputs=False, **about)
 
     def _build(self, tokens: Tensor) -> Any:
+        from torch.distributed import pipelining
+
         hidden = self._hidden(tokens, "meta").requires_grad_()
         stages = [
-            PipelineStage(
+            pipelining.PipelineStage(
                 stage,
                 index,
                 self.layout.stages,
@@ -147,7 +141,7 @@ class Pipeline:
             for index, stage in self.stages.items()
         ]
         single = self.layout.schedule in ("gpipe", "1f1b")
-        kind = _SCHEDULES[self.layout.schedule]
+        kind = getattr(pipelining, _SCHEDULES[self.layout.schedule])
         return kind(stages[0] if single else stages, self.count, loss_fn=self.loss, scale_grads=False)
 
     def _hidden(self, tokens: Tensor, device: torch.device | str) -> Tensor:
