@@ -87,7 +87,7 @@ def fail(seat):
         pytest.param(
             fail,
             1,
-            "again after 1 restart; its last words: RuntimeError: of no use: no such device; what",
+            "again after 1 restart; its last output: RuntimeError: of no use: no such device; the",
             marks=pytest.mark.slow,
         ),
     ],
