@@ -98,6 +98,9 @@ def validate(
     factors: Annotated[
         Path | None, typer.Option(help="File to write with the factors that fit all rows.", show_default=False)
     ] = None,
+    chart: Annotated[
+        Path | None, typer.Option(help="SVG or PNG file to draw predicted against measured.", show_default=False)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare predictions with published runs, each publication predicted by constants from all others.
@@ -107,6 +110,12 @@ def validate(
     from armillary.plan import validate
 
     found = validate(table, factors)
+    if chart is not None:
+        from armillary.report.planning import write_speed_chart
+
+        names = {"given": "layout given", "assumed": "parts assumed", "experts": "experts"}
+        drawn = [(names[p.kind], p.measured, p.predicted) for p in found.points if p.unit == "tflops_per_accel"]
+        write_speed_chart(chart, drawn)
     if as_json:
         return show_json(found.to_json())
     columns = ["", "rows", "median error", "90th percentile", "median signed", "in the 90 % interval"]
