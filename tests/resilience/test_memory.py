@@ -33,6 +33,11 @@ def test_a_folder_finds_its_snapshots_again_and_a_new_one_does_not(run):
         shutil.rmtree(place)
 
 
+def test_without_snapshots_nothing_is_made_to_be_removed(run):
+    forget(run)
+    assert list(run.iterdir()) == []
+
+
 @pytest.mark.parametrize("text", [b"", b"../../../home", b"\xff\xfe", b"A" * 32, b"0" * 31])
 def test_a_damaged_name_is_replaced(run, text):
     (run / "snapshots").write_bytes(text)

@@ -41,10 +41,11 @@ def memory_folder(folder: Path) -> Path:
 
 
 def forget(folder: Path) -> None:
-    """Remove the snapshots of the run in ``folder``, which is done."""
-    with contextlib.suppress(ArmillaryError, OSError):
-        shutil.rmtree(memory_folder(folder))
-        (folder / _TOKEN).unlink()
+    """Remove the snapshots of the run in ``folder``, if there are any: it has ended, or its last step is on disk."""
+    if (folder / _TOKEN).exists():
+        with contextlib.suppress(ArmillaryError, OSError):
+            shutil.rmtree(memory_folder(folder))
+            (folder / _TOKEN).unlink()
 
 
 def _token(file: Path) -> str:

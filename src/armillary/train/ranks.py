@@ -29,7 +29,7 @@ from armillary.resilience import forget, memory_folder
 from armillary.train.check import check_run
 from armillary.train.checkpoint import AsyncSaver
 from armillary.train.engines import ParallelEngine
-from armillary.train.errors import LostStepError, NotFiniteError
+from armillary.train.errors import InterruptedRunError, LostStepError, NotFiniteError
 from armillary.train.folder import open_folder
 from armillary.train.hooks import Hook, Save, Stop
 from armillary.train.loop import Job, Run, carry_out
@@ -77,6 +77,8 @@ def train_ranks(
                 opened = error
         found = world.share(opened if isinstance(opened, RunResult | Exception) else None)
         if isinstance(found, RunResult):
+            if world.rank == 0:
+                forget(folder)
             return found
         if isinstance(found, Exception):
             raise found
@@ -93,8 +95,13 @@ def train_ranks(
         run.memory = memory
         closing.callback(saver.wait)
         begin(run)
-        result = _to_the_end(run, device)
-        if first and memory is not None:
+        try:
+            result = _to_the_end(run, device)
+        except InterruptedRunError:  # its last step is a checkpoint on disk, and the memory is needed elsewhere
+            if first:
+                forget(folder)
+            raise
+        if first:
             forget(folder)
         return result
 
