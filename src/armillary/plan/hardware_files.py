@@ -106,4 +106,6 @@ def find_accelerator(name: str) -> tuple[str, Accelerator]:
             + (f"near are {', '.join(near)}" if near else f"known are {', '.join(known)}")
         )
     key = names[max(matching, key=len)]
+    if key == "a100-80gb" and "40gb" in plain.replace("-", ""):
+        key = "a100-40gb"
     return key, known[key]

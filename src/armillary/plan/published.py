@@ -21,7 +21,7 @@ from armillary.plan.constants import constants
 from armillary.plan.hardware_files import find_accelerator
 from armillary.plan.job import Job, Parallelism, Recompute, Software, nearest_divisors
 from armillary.plan.memory import peak_memory
-from armillary.plan.software_files import software_of
+from armillary.plan.software_files import software, software_of
 from armillary.recipe import ModelShape, UsageError
 
 NEEDED = ("model", "accelerator", "seq", "n_accel")
@@ -218,7 +218,7 @@ def _recompute(text: str, family: Software) -> Recompute:
     plain = text.lower()
     if not plain:
         return family.recompute
-    if plain.startswith("none"):
+    if plain.startswith("none") or plain in ("no", "false", "off", "-", "n/a"):
         return "none"
     if "selective" in plain or plain.startswith("1 layer"):
         return "selective"
@@ -239,9 +239,13 @@ def _job(fields: dict[str, str], line: int, assumed: list[str]) -> Job:
         if any(word in fields.get("source", "").lower() for word in cluster["words"]):
             accelerator = accelerator.model_copy(update={"network_gb_s": cluster["network_gb_s"]})
     shape, usual_length = _shape(fields, line, assumed)
-    family = software_of(fields.get("source", ""), fields.get("notes", ""))
+    usual = {"google": "xla", "huawei": "mindspeed"}.get(accelerator.vendor)
+    family = software(usual) if usual else software_of(fields.get("source", ""), fields.get("notes", ""))
     text = fields.get("precision", "").lower()
     precision = next((ours for theirs, ours in _PRECISIONS if theirs in text), None)
+    if not text:
+        assumed.append("precision")
+        precision = "bf16"
     if precision is None:
         raise UsageError(f"line {line}, column 'precision': '{text}' is none of bf16, fp16, fp8, fp4, fp32")
     notes = fields.get("notes", "").lower() + " " + fields.get("recompute", "").lower()

@@ -191,6 +191,7 @@ def _data_communication(job: Job, network: Network, weights: tuple[float, float]
     """Seconds per step of gradients and gathered parameters that compute does not hide."""
     p, software, (common, experts) = job.parallelism, job.software, weights
     trained = 0.0 if job.adapter else 1.0
+    overlap = 0.0 if job.accelerator.host_serial else software.dp_overlap  # a CPU sends with the cores that compute
     group = Group(p.shard or p.dp * p.cp, p.tp)
     if p.zero == 3:
         expert_group = Group(max(1, group.size // p.ep), p.tp * p.ep)
@@ -201,9 +202,9 @@ def _data_communication(job: Job, network: Network, weights: tuple[float, float]
         )
         whole = job.microbatches * per
         # the gathers of the forward pass hide behind it, the others behind the backward pass
-        return max(whole * (1 - software.dp_overlap), whole - backward * 1.5 * software.dp_overlap)
+        return max(whole * (1 - overlap), whole - backward * 1.5 * overlap)
     everyone, expert_ranks = Group(p.dp * p.cp, p.tp), Group(max(1, p.dp * p.cp // p.ep), p.tp * p.ep)
     size = software.gradient_bytes + 2
     whole = sum(network.gather(trained * size * n, g) for n, g in ((common, everyone), (experts, expert_ranks)) if n)
-    room = 1.5 * backward / job.microbatches * software.dp_overlap  # one backward and one forward pass
-    return max(whole * (1 - software.dp_overlap), whole - room)
+    room = 1.5 * backward / job.microbatches * overlap  # one backward and one forward pass
+    return max(whole * (1 - overlap), whole - room)

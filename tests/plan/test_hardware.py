@@ -1,0 +1,52 @@
+"""Names of accelerators as tables write them, and files of figures with faults."""
+
+import pytest
+
+from armillary.plan import accelerators, find_accelerator, read_accelerator
+from armillary.recipe import UsageError
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("H100", "h100"),
+        ("H100-80GB", "h100"),
+        ("NVIDIA H100 SXM5 80GB", "h100"),
+        ("H100-96GB HBM2e (500W)", "h100-96gb"),
+        ("A100-SXM4-40GB", "a100-40gb"),
+        ("A100 80GB", "a100-80gb"),
+        ("GB200 NVL72", "gb200"),
+        ("TPU v5e", "tpu-v5e"),
+        ("v5p-128", "tpu-v5p"),
+        ("Ascend 910B3", "ascend-910b"),
+        ("AMD MI300X", "mi300x"),
+    ],
+)
+def test_names_of_tables_are_found(name, file):
+    assert find_accelerator(name)[0] == file
+
+
+@pytest.mark.parametrize("name", ["", "H1000", "RTX 4090"])
+def test_an_unknown_name_is_refused(name):
+    with pytest.raises(UsageError, match="is not known"):
+        find_accelerator(name)
+
+
+def test_every_accelerator_has_a_plain_precision_and_a_generation_with_constants():
+    from armillary.plan.constants import constants
+
+    for accelerator in accelerators().values():
+        assert accelerator.peak["bf16"] > 0
+        assert accelerator.generation in constants().generations
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("peak = ", "is not TOML"), ("vendor = 'mine'", "memory_gb"), (None, "No such file")],
+)
+def test_a_file_with_a_fault_is_refused(tmp_path, text, message):
+    path = tmp_path / "own.toml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UsageError, match=message):
+        read_accelerator(path)
