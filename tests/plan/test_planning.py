@@ -4,10 +4,11 @@ import json
 
 import pytest
 import yaml
-from plan_jobs import make_shape
+from plan_jobs import make_job, make_shape
 
 from armillary.plan import Question, make_plan, write_run_file
 from armillary.plan.documents import read_model, shape_of_config
+from armillary.plan.planning import layout_of
 from armillary.plan.published import known_model
 from armillary.recipe import UsageError, load_training
 
@@ -67,6 +68,11 @@ def test_the_trainer_takes_the_run_file(question, tmp_path, model, cluster):
     assert large.layout.ranks == p.ranks and large.run.batch_tokens == 1 << 21
     assert large.layout.microbatch_count(large.run) == plan.job.microbatches
     assert (large.layout.tp, large.layout.pp, large.layout.cp, large.layout.ep) == (p.tp, p.pp, p.cp, p.ep)
+
+
+def test_a_layout_that_the_trainer_lacks_is_refused():
+    with pytest.raises(UsageError, match="plan with software: armillary"):
+        layout_of(make_job(dp=8, zero=1))
 
 
 def test_a_run_file_keeps_what_is_not_the_layout(question, tmp_path):

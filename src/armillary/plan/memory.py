@@ -160,11 +160,16 @@ def _rank_memory(
     gathered = 0.0
     if first == 2 and p.pp > 1:
         # The trainer's pipeline gathers parameters once a step, and sums whole gradients over its micro-batches.
-        gathered, state[1] = 2 * (common + experts), 0.0 if job.adapter else sizes[1] * (common + experts) / GB
+        gathered, state[1] = (
+            job.number_bytes * (common + experts),
+            0.0 if job.adapter else sizes[1] * (common + experts) / GB,
+        )
     elif p.zero == 3 and shard > 1:
-        gathered = 4 * max((common + experts) / max(count, 1), shape.vocab_size * shape.d_model / p.tp)
+        gathered = (
+            2 * job.number_bytes * max((common + experts) / max(count, 1), shape.vocab_size * shape.d_model / p.tp)
+        )
     elif p.zero == 2 and first == 2:
-        gathered = 2 * (common + experts)
+        gathered = job.number_bytes * (common + experts)
     logits = 0.0
     if rank == len(job.stages) - 1:
         each = software.logits_bytes if p.tp == 1 else software.logits_bytes_tp or software.logits_bytes

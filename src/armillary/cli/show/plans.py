@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from armillary.cli.show.screen import out, show_table
 
 
-def show_plan(plan: dict[str, Any], run_file: Path | None) -> None:
+def show_plan(plan: dict[str, Any]) -> None:
     """Print ``Plan.to_json``."""
     best, cost = plan["best"], plan["cost"]
     memory = best["memory_gb"]
@@ -55,8 +54,6 @@ def show_plan(plan: dict[str, Any], run_file: Path | None) -> None:
         f"{cost['energy_mwh']:,.3g} MWh{money}",
         highlight=False,
     )
-    if run_file is not None:
-        out.print(f"{run_file}: run file with this layout", highlight=False)
 
 
 def _layout(layout: dict[str, Any]) -> str:

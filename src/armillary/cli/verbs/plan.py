@@ -9,7 +9,7 @@ import typer
 
 from armillary.cli.app import JsonOption, app
 from armillary.cli.show.plans import show_plan
-from armillary.cli.show.screen import out, show_json, show_table
+from armillary.cli.show.screen import err, out, show_json, show_table
 from armillary.cli.values import size
 
 plan = typer.Typer(invoke_without_command=True)
@@ -65,9 +65,10 @@ def find(
 
     wanted = None if tokens is None else float(parse_size(tokens))
     found = make_plan(Question(model, cluster, int(parse_size(batch_tokens)), seq, objective, wanted), goodput)
+    show_json(found.to_json()) if as_json else show_plan(found.to_json())
     if out_file is not None:
         write_run_file(found, out_file)
-    show_json(found.to_json()) if as_json else show_plan(found.to_json(), out_file)
+        err.print(f"{out_file}: run file with this layout", highlight=False)
 
 
 @plan.command("estimate")
