@@ -80,10 +80,6 @@ class Constants:
         """The 90 % interval of a kind of prediction (``uncertainty.kind_of``)."""
         return self.intervals.get(kind) or self.intervals["all"]
 
-    def with_values(self, **values: Any) -> Constants:
-        """The same with other values."""
-        return replace(self, **values)
-
 
 @cache
 def constants() -> Constants:

@@ -146,7 +146,7 @@ class Job:
             (model.n_heads, p.tp, "heads", "tp"),
             (model.d_ff, p.tp, "d_ff", "tp"),
             (self.length, p.cp * (2 if p.cp > 1 else 1), "sequence", "2 cp" if p.cp > 1 else "cp"),
-            (p.dp * p.cp, p.ep, "dp times cp", "ep"),
+            (p.dp * p.cp * p.tp, p.ep, "dp times cp times tp", "ep"),
         ]
         if model.experts is not None:
             whole.append((model.experts.count, p.ep, "experts", "ep"))
@@ -154,9 +154,7 @@ class Job:
             raise UsageError(f"ep {p.ep}: the model has no experts; set ep to 1")
         for number, by, name, what in whole:
             if number % by:
-                raise UsageError(
-                    f"{name} ({number}) must be a multiple of {what} ({by}); {nearest_divisors(number, by)}"
-                )
+                raise UsageError(f"{name} ({number}) must be a multiple of {what} ({by}); {_nearest(number, by)}")
         if p.pp * p.stages > model.n_layers + 2:
             raise UsageError(
                 f"{p.pp * p.stages} stages for {model.n_layers} layers; take at most {model.n_layers} stages: "
@@ -178,7 +176,7 @@ def _stages(counts: tuple[int, ...], places: tuple[int, int] | None) -> tuple[tu
     return tuple((end - start, b - a) for start, end, a, b in zip(ends, ends[1:], mixed, mixed[1:], strict=False))
 
 
-def nearest_divisors(number: int, by: int) -> str:
+def _nearest(number: int, by: int) -> str:
     """The divisors of ``number`` below and above ``by``, in words."""
     divisors = [d for d in range(1, number + 1) if number % d == 0]
     below = max((d for d in divisors if d < by), default=1)

@@ -19,7 +19,7 @@ from typing import Any
 
 from armillary.plan.constants import constants
 from armillary.plan.hardware_files import find_accelerator
-from armillary.plan.job import Job, Parallelism, Recompute, Software, nearest_divisors
+from armillary.plan.job import Job, Parallelism, Recompute, Software
 from armillary.plan.memory import peak_memory
 from armillary.plan.software_files import software, software_of
 from armillary.recipe import ModelShape, UsageError
@@ -98,17 +98,10 @@ def _row(line: int, fields: dict[str, str]) -> Row:
     assumed: list[str] = []
     try:
         job = _job(fields, line, assumed)
-        _check(job)
+        job.check()
     except UsageError as error:
         return Row(line, fields, reason=str(error), assumed=tuple(assumed))
     return Row(line, fields, job, assumed=tuple(assumed))
-
-
-def _check(job: Job) -> None:
-    # tables print tp above the number of heads only by mistake; uneven stages and expert groups over cp do occur
-    heads, tp = job.model.n_heads, job.parallelism.tp
-    if heads % tp:
-        raise UsageError(f"heads ({heads}) must be a multiple of tp ({tp}); {nearest_divisors(heads, tp)}")
 
 
 def _number(fields: dict[str, str], name: str, line: int) -> float | None:
