@@ -1,9 +1,9 @@
-"""What is found in signs of life, and what is not, over whole histories of them."""
+"""What is found in heartbeats of life, and what is not, over whole histories of them."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armillary.resilience import Detector, Sign
+from armillary.resilience import Detector, Heartbeat
 from armillary.resilience.detect import FIRST_S, FROZEN_S, HUNG_S, SAMPLES, STOPPED_S
 
 RANKS, LOOK_S = 3, 0.05
@@ -27,15 +27,15 @@ class Watched:
             if not self.hanging and not self.busy and self.now >= self.begun + self.length:
                 self.step, self.begun = self.step + 1, self.begun + self.length
                 self.stepped = [self.begun + late for late in self.late]
-            found = self.detector.look(self.signs(), self.now, self.stopped)
+            found = self.detector.look(self.heartbeats(), self.now, self.stopped)
             if found is not None:
                 return found, self.now - begin
         return None, seconds
 
-    def signs(self):
-        """The signs at this moment."""
+    def heartbeats(self):
+        """The heartbeats at this moment."""
         return [
-            Sign(
+            Heartbeat(
                 self.silent.get(rank, self.now),
                 self.step if self.stepped[rank] <= self.now else self.step - 1,
                 self.stepped[rank] if self.step else 0.0,
@@ -131,7 +131,7 @@ def test_a_watcher_that_was_asleep_accuses_nobody():
     watched.now += 3600.0  # the whole machine slept: no rank took a step or beat, and nobody looked
     watched.silent = dict.fromkeys(range(RANKS), stopped)
     watched.begun = begun
-    assert watched.detector.look(watched.signs(), watched.now) is None
+    assert watched.detector.look(watched.heartbeats(), watched.now) is None
     watched.silent, watched.begun = {}, watched.now
     assert watched.until(20.0)[0] is None
 

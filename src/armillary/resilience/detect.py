@@ -3,7 +3,7 @@
 The limits follow from what was measured in this run; none is set by hand:
 
 - *frozen*: the system has called a rank stopped for ``STOPPED_S``; or it has not beaten for ``FROZEN_S``, or for three
-  times the longest pause between two beats before, which a busy machine makes longer;
+  times the longest pause between two heartbeats before, which a busy machine makes longer;
 - *hung*: no rank has finished a step for ``HUNG_S``, or for three times the longest step before. Each kind of work that
   may take longer than a step (a validation, a checkpoint) has a limit of its own. What was never seen to end, the
   second step of a run too, may take ``FIRST_S``;
@@ -21,7 +21,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from armillary.resilience.beats import Sign
+from armillary.resilience.heartbeats import Heartbeat
 
 STOPPED_S, FROZEN_S, HUNG_S, FIRST_S = 0.5, 5.0, 10.0, 600.0
 TIMES = 3.0  # the longest time seen
@@ -39,10 +39,10 @@ class Finding:
 
 
 class Detector:
-    """Looks at the signs of the ranks again and again; remembers what was usual over all attempts of a run."""
+    """Looks at the heartbeats of the ranks again and again; remembers what was usual over all attempts of a run."""
 
     def __init__(self) -> None:
-        self._pause = 0.0  # the longest between two beats
+        self._pause = 0.0  # the longest between two heartbeats
         self._longest: dict[int, float] = {}  # of each kind of work, and of a step
         self._looked = 0.0
         self.restart()
@@ -51,7 +51,7 @@ class Detector:
         """Ranks are started again: what was usual stays known."""
         self._excused = 0.0  # until when silence is forgiven
         self._stopped: dict[int, float] = {}  # since when
-        self._seen: list[Sign] = []
+        self._seen: list[Heartbeat] = []
         self._late: deque[tuple[int, float]] = deque(maxlen=SAMPLES)
         self._lengths: deque[float] = deque(maxlen=SAMPLES)
         self._complete = (
@@ -59,7 +59,7 @@ class Detector:
             0.0,
         )  # the last step that all ranks had finished at a look, and when the first of them had
 
-    def look(self, signs: Sequence[Sign], now: float, stopped: Collection[int] = ()) -> Finding | None:
+    def look(self, heartbeats: Sequence[Heartbeat], now: float, stopped: Collection[int] = ()) -> Finding | None:
         """The first thing that is wrong at ``now``, if anything is; ``stopped`` are ranks that do not run now.
 
         A straggler is found once each ``SAMPLES`` steps.
@@ -69,49 +69,49 @@ class Detector:
             self._excused = now
             self._stopped = {}
         self._stopped = {rank: self._stopped.get(rank, now) for rank in stopped}
-        found = self._frozen(signs, now) or self._hung(signs, now) or self._straggler(signs)
-        self._seen = list(signs)
+        found = self._frozen(heartbeats, now) or self._hung(heartbeats, now) or self._straggler(heartbeats)
+        self._seen = list(heartbeats)
         return found
 
-    def _frozen(self, signs: Sequence[Sign], now: float) -> Finding | None:
+    def _frozen(self, heartbeats: Sequence[Heartbeat], now: float) -> Finding | None:
         for rank, since in self._stopped.items():
             if now - since > STOPPED_S:
                 return Finding("frozen", rank, now - since, STOPPED_S)
         limit = max(FROZEN_S, TIMES * self._pause)
-        for rank, sign in enumerate(signs):
-            if not sign.beat_s:
+        for rank, heartbeat in enumerate(heartbeats):
+            if not heartbeat.beat_s:
                 continue
-            silent = now - max(sign.beat_s, self._excused)
+            silent = now - max(heartbeat.beat_s, self._excused)
             if silent > limit:
                 return Finding("frozen", rank, silent, limit)
             before = self._seen[rank].beat_s if self._seen else 0.0
-            if before and sign.beat_s > before > self._excused:
-                self._pause = max(self._pause, min(sign.beat_s - before, limit))
+            if before and heartbeat.beat_s > before > self._excused:
+                self._pause = max(self._pause, min(heartbeat.beat_s - before, limit))
         return None
 
-    def _hung(self, signs: Sequence[Sign], now: float) -> Finding | None:
-        for sign, before in zip(signs, self._seen, strict=False):
-            if sign.changed_s > before.changed_s > self._excused:
-                took = sign.changed_s - before.changed_s
+    def _hung(self, heartbeats: Sequence[Heartbeat], now: float) -> Finding | None:
+        for heartbeat, before in zip(heartbeats, self._seen, strict=False):
+            if heartbeat.changed_s > before.changed_s > self._excused:
+                took = heartbeat.changed_s - before.changed_s
                 self._longest[before.busy] = max(self._longest.get(before.busy, 0.0), took)
-        if not any(sign.stepped_s for sign in signs):
+        if not any(heartbeat.stepped_s for heartbeat in heartbeats):
             return None  # until the first step a process that lives is starting
         # The ranks wait for each other, so what the last of them began is what all of them wait for.
-        latest = max(signs, key=lambda sign: sign.changed_s)
+        latest = max(heartbeats, key=lambda heartbeat: heartbeat.changed_s)
         longest = self._longest.get(latest.busy)
         limit = FIRST_S if longest is None else max(HUNG_S, TIMES * longest)
         silent = now - max(latest.changed_s, self._excused)
         if silent <= limit:
             return None
-        least = min(sign.step for sign in signs)
-        behind = [rank for rank, sign in enumerate(signs) if sign.step == least]
+        least = min(heartbeat.step for heartbeat in heartbeats)
+        behind = [rank for rank, heartbeat in enumerate(heartbeats) if heartbeat.step == least]
         return Finding("hung", behind[0] if len(behind) == 1 else None, silent, limit)
 
-    def _straggler(self, signs: Sequence[Sign]) -> Finding | None:
-        steps = {sign.step for sign in signs}
-        if len(signs) < 2 or len(steps) != 1 or any(sign.busy for sign in signs):
+    def _straggler(self, heartbeats: Sequence[Heartbeat]) -> Finding | None:
+        steps = {heartbeat.step for heartbeat in heartbeats}
+        if len(heartbeats) < 2 or len(steps) != 1 or any(heartbeat.busy for heartbeat in heartbeats):
             return None
-        times = [sign.stepped_s for sign in signs]
+        times = [heartbeat.stepped_s for heartbeat in heartbeats]
         (step,), first = steps, min(times)
         before, self._complete = self._complete, (step, first)
         if step != before[0] + 1:

@@ -9,7 +9,7 @@ import socket
 import pytest
 
 from armillary.launch.ranks.group import joined, meeting_place, place
-from armillary.launch.ranks.local import Watch, start_ranks
+from armillary.launch.ranks.local import Supervision, start_ranks
 from armillary.recipe import ArmillaryError, UsageError
 
 
@@ -70,13 +70,13 @@ def test_a_port_that_is_taken_is_named(environment):
     assert "the port must be free on that host" in said
 
 
-def die(seat):
+def die(context):
     if os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
     return "alive"
 
 
-def fail(seat):
+def fail(context):
     raise RuntimeError("of no use:\nno such device")
 
 
@@ -94,6 +94,6 @@ def fail(seat):
 )
 def test_ranks_that_die_before_the_first_step_end_with_one_line(act, restarts, said):
     with pytest.raises(ArmillaryError) as caught:
-        start_ranks(act, 2, Watch(restarts))
+        start_ranks(act, 2, Supervision(restarts))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)

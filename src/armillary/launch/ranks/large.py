@@ -18,7 +18,7 @@ from typing import Any
 from armillary.corpus import Corpus
 from armillary.goodput import EventKind, EventWriter
 from armillary.launch.ranks.group import joined, meeting_place, place
-from armillary.launch.ranks.local import Seat, Watch, start_ranks
+from armillary.launch.ranks.local import RankContext, Supervision, start_ranks
 from armillary.recipe import EVENTS, ArmillaryError, LargeRun, Layout, RunResult, RunSpec, UsageError
 from armillary.resilience import Faults, Inject, Injection
 from armillary.train import check_run
@@ -59,11 +59,11 @@ def launch(
         stopping = Stop()
         for number in SIGNALS:
             signal.signal(number, stopping.ask)
-        return carry_out(large, folder, reporter, Seat(stopping))
+        return carry_out(large, folder, reporter, RankContext(stopping))
     ranks = nproc or (large.layout.ranks if large.layout is not None else 1)
     spec, _, _ = prepare(large, ranks)
     planned = () if faults is None else faults.plan(spec.steps, ranks)
-    watch = Watch(
+    watch = Supervision(
         max_restarts,
         _Witness(folder / EVENTS, spec.id, reporter).report,
         lambda context: Injection.of(context, planned) if planned else None,
@@ -177,7 +177,7 @@ def check_corpus(large: LargeRun, ranks: int) -> str | None:
     return f"{large.corpus} is not on this machine, so its text and vocabulary were not checked against the run"
 
 
-def carry_out(large: LargeRun, folder: Path, reporter: Callable[[], Any], seat: Seat) -> RunResult | None:
+def carry_out(large: LargeRun, folder: Path, reporter: Callable[[], Any], context: RankContext) -> RunResult | None:
     """Run as one of the ranks; the first returns the result.
 
     Raises:
@@ -188,15 +188,15 @@ def carry_out(large: LargeRun, folder: Path, reporter: Callable[[], Any], seat: 
     from armillary.train import train_ranks
 
     rank, _ = place()
-    hooks = [] if seat.injection is None else [Inject(seat.injection, rank)]
+    hooks = [] if context.injection is None else [Inject(context.injection, rank)]
     with joined() as device:
         spec, corpus, layout = prepare(large, dist.get_world_size())
         show = reporter() if rank == 0 else None
         total = spec.tokens
 
         def tell(step: int) -> None:
-            if seat.pulse is not None:
-                seat.pulse.step(step)
+            if context.heartbeat is not None:
+                context.heartbeat.step(step)
             if show is not None:
                 show(large.name, spec.tokens_after(step), total, f"step {step} of {spec.steps}")
 
@@ -209,9 +209,9 @@ def carry_out(large: LargeRun, folder: Path, reporter: Callable[[], Any], seat: 
                 checkpoints=large.checkpoints,
                 device=device,
                 progress=tell,
-                stop=seat.stop,
+                stop=context.stop,
                 tell=show.say if show is not None else lambda text: None,
-                busy=seat.pulse.busy if seat.pulse is not None else lambda work: None,
+                busy=context.heartbeat.busy if context.heartbeat is not None else lambda work: None,
                 hooks=hooks,
             )
         finally:

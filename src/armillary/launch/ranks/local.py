@@ -29,7 +29,7 @@ import torch.distributed as dist
 
 from armillary.model import prefer_large_pages
 from armillary.recipe import ArmillaryError, counted
-from armillary.resilience import Beats, Detector, Finding, Injection, Pulse
+from armillary.resilience import Detector, Finding, Heartbeats, HeartbeatWriter, Injection
 
 _LOOK_S = 0.02
 _WORDS = 400  # characters of what a rank said before it died
@@ -39,19 +39,19 @@ _PRELOAD = ["armillary.train", "armillary.launch.ranks.large", "torch.distribute
 
 
 @dataclass(frozen=True)
-class Seat:
+class RankContext:
     """What a rank gets from the process that starts it.
 
-    ``stop()`` says whether it was asked to stop; ``pulse`` takes its signs of life; ``injection`` are faults to make.
+    ``stop()`` says whether it was asked to stop. ``heartbeat`` writes its heartbeats; ``injection`` holds faults to make.
     """
 
     stop: Callable[[], bool]
-    pulse: Pulse | None = None
+    heartbeat: HeartbeatWriter | None = None
     injection: Injection | None = None
 
 
 @dataclass(frozen=True)
-class Watch:
+class Supervision:
     """How ranks are watched.
 
     At most ``max_restarts`` restarts in a row that get no further than the one before. ``report`` takes what was found
@@ -63,11 +63,11 @@ class Watch:
     injection: Callable[[Any], Injection | None] = lambda context: None
 
 
-def start_ranks(act: Callable[[Seat], Any], ranks: int, watch: Watch = Watch()) -> Any:
-    """What ``act(seat)`` returns on the first of ``ranks`` ranks; ``act`` is called in each and must be picklable.
+def start_ranks(act: Callable[[RankContext], Any], ranks: int, watch: Supervision = Supervision()) -> Any:
+    """What ``act(context)`` returns on the first of ``ranks`` ranks; ``act`` is called in each and must be picklable.
 
     Raises:
-        ArmillaryError: one that ``act`` raised, or that ranks died too often (``Watch``).
+        ArmillaryError: one that ``act`` raised, or that ranks died too often (``Supervision``).
     """
     context = mp.get_context("forkserver")
     team = _Team(context, act, ranks, watch)
@@ -107,22 +107,22 @@ class _Loss:
 
     rank: int | None
     how: str
-    words: str = "nothing"
+    last_output: str = "nothing"
     finding: Finding | None = None
 
 
 class _Team:
     """All ranks of a run, attempt after attempt."""
 
-    def __init__(self, context: Any, act: Callable[[Seat], Any], ranks: int, watch: Watch) -> None:
+    def __init__(self, context: Any, act: Callable[[RankContext], Any], ranks: int, watch: Supervision) -> None:
         self.context, self.act, self.ranks, self.watch = context, act, ranks, watch
         self.stop = context.RawValue("b", 0)
-        self.beats, self.detector = Beats(context, ranks), Detector()
+        self.heartbeats, self.detector = Heartbeats(context, ranks), Detector()
         self.injection = watch.injection(context)
         self.processes: list[Any] = []
-        self.ears: list[Any] = []
+        self.receivers: list[Any] = []
         self.outcomes: dict[int, Any] = {}
-        self.words: dict[int, str] = {}
+        self.last_output: dict[int, str] = {}
 
     def train(self) -> Any:
         """The outcome of rank 0, after as many attempts as it takes."""
@@ -138,7 +138,7 @@ class _Team:
                 if outcome is not None:
                     raise outcome
                 return self.outcomes[0]
-            step = max(sign.step for sign in self.beats.signs())
+            step = max(heartbeat.step for heartbeat in self.heartbeats.read())
             in_vain = 0 if step > reached else in_vain + 1
             reached = max(reached, step)
             self._report(loss, step)
@@ -146,7 +146,7 @@ class _Team:
                 again = f", and again after {counted(in_vain, 'restart')}" if in_vain else ""
                 who = "a rank" if loss.rank is None else f"rank {loss.rank}"
                 raise ArmillaryError(
-                    f"{who} {loss.how}{again}; its last output: {loss.words}; the same command "
+                    f"{who} {loss.how}{again}; its last output: {loss.last_output}; the same command "
                     "resumes from the last checkpoint"
                 )
             attempt += 1
@@ -159,35 +159,37 @@ class _Team:
 
     def _attempt(self, attempt: int) -> _Loss | None:
         """Start all ranks and watch them until all have ended (None), or one is lost."""
-        self.beats.clear()
+        self.heartbeats.clear()
         self.detector.restart()
         self.outcomes.clear()
-        self.words.clear()
+        self.last_output.clear()
         try:
             store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
         except (RuntimeError, OSError) as error:
             raise ArmillaryError(f"{self.ranks} ranks could not be started on this machine: {error}") from error
         for rank in range(self.ranks):
-            ear, mouth = self.context.Pipe(duplex=False)
+            receiver, sender = self.context.Pipe(duplex=False)
             environment = {
                 "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.ranks, "LOCAL_WORLD_SIZE": self.ranks,
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port,
                 # the store is ours, and new for each attempt
                 "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": attempt,
             }  # fmt: skip
-            arguments = (self.act, environment, self.stop, self.beats.pulse(rank), self.injection, mouth)
+            arguments = (self.act, environment, self.stop, self.heartbeats.writer(rank), self.injection, sender)
             process = self.context.Process(target=_be_rank, args=arguments, daemon=True)
             process.start()
-            mouth.close()
+            sender.close()
             self.processes.append(process)
-            self.ears.append(ear)
+            self.receivers.append(receiver)
         return self._watch()
 
     def _watch(self) -> _Loss | None:
         failed_at: float | None = None
         while len(self.outcomes) < self.ranks:
             waiting = [process.sentinel for rank, process in enumerate(self.processes) if rank not in self.outcomes]
-            connection.wait([*waiting, *(ear for ear in self.ears if not ear.closed)], timeout=_LOOK_S)
+            connection.wait(
+                [*waiting, *(receiver for receiver in self.receivers if not receiver.closed)], timeout=_LOOK_S
+            )
             self._listen()
             for rank, process in enumerate(self.processes):
                 if rank not in self.outcomes and process.exitcode is not None:
@@ -200,9 +202,9 @@ class _Team:
                     return None
             elif not self.outcomes:
                 stopped = [rank for rank, process in enumerate(self.processes) if _is_stopped(process.pid)]
-                found = self.detector.look(self.beats.signs(), time.monotonic(), stopped)
+                found = self.detector.look(self.heartbeats.read(), time.monotonic(), stopped)
                 if found is not None and found.what == "straggler":
-                    step = max(sign.step for sign in self.beats.signs())
+                    step = max(heartbeat.step for heartbeat in self.heartbeats.read())
                     self.watch.report("straggler", step, culprit=found.rank, late_s=found.silent_s)
                 elif found is not None:
                     how = f"{found.what} for {found.silent_s:.1f} s (limit {found.limit_s:.1f} s)"
@@ -217,19 +219,19 @@ class _Team:
         rank = killed[0] if killed else rank
         code = self.processes[rank].exitcode or code
         how = f"died (signal {-code})" if code < 0 else f"died (exit code {code})"
-        return _Loss(rank, how, self.words.get(rank, "nothing"))
+        return _Loss(rank, how, self.last_output.get(rank, "nothing"))
 
     def _listen(self) -> None:
-        for rank, ear in enumerate(self.ears):
+        for rank, receiver in enumerate(self.receivers):
             with contextlib.suppress(EOFError, OSError):
-                while not ear.closed and ear.poll():
-                    kind, value = ear.recv()
+                while not receiver.closed and receiver.poll():
+                    kind, value = receiver.recv()
                     if kind == "ended":
                         self.outcomes[rank] = value
                     else:
-                        self.words[rank] = value
+                        self.last_output[rank] = value
                 continue
-            ear.close()
+            receiver.close()
 
     def _end(self) -> None:
         """End what is left of the ranks; a checkpoint that one of them was writing does not count."""
@@ -238,9 +240,9 @@ class _Team:
                 process.kill()
         for process in self.processes:
             process.join()
-        for ear in self.ears:
-            ear.close()
-        self.processes, self.ears = [], []
+        for receiver in self.receivers:
+            receiver.close()
+        self.processes, self.receivers = [], []
 
 
 def _is_stopped(pid: int) -> bool:
@@ -253,22 +255,22 @@ def _is_stopped(pid: int) -> bool:
 
 
 def _be_rank(
-    act: Callable[[Seat], Any],
+    act: Callable[[RankContext], Any],
     environment: dict[str, Any],
     stop: Any,
-    pulse: Pulse,
+    heartbeat: HeartbeatWriter,
     injection: Injection | None,
-    mouth: Any,
+    sender: Any,
 ) -> None:
     os.environ.update({name: str(value) for name, value in environment.items()})
-    pulse.start()
+    heartbeat.start()
     parent = os.getppid()  # the fork server, which ends with the process that watches
     try:
-        outcome = act(Seat(lambda: bool(stop.value) or os.getppid() != parent, pulse, injection))
+        outcome = act(RankContext(lambda: bool(stop.value) or os.getppid() != parent, heartbeat, injection))
     except ArmillaryError as error:
         outcome = error
     except BaseException as error:
         said = " ".join("".join(traceback.format_exception_only(error)).split())
-        mouth.send(("died", said if len(said) <= _WORDS else f"{said[:_WORDS]}…"))
+        sender.send(("died", said if len(said) <= _WORDS else f"{said[:_WORDS]}…"))
         raise SystemExit(1) from None
-    mouth.send(("ended", outcome))
+    sender.send(("ended", outcome))

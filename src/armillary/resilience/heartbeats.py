@@ -1,8 +1,8 @@
-"""Signs of life of the ranks on one machine, in memory that they share with the process that watches them.
+"""Heartbeats of the ranks on one machine, in memory that they share with the process that watches them.
 
-Each rank has a thread that writes the time ten times a second. It stops when the process is stopped or killed, and goes
-on while the training thread waits. The training thread writes each finished step, and whether it is doing something
-that may take longer than a step. Nothing is sent, so a collective that hangs does not delay a sign of life.
+Each rank has a thread that writes the time ten times a second. The thread stops when the process is stopped or killed,
+and continues while the training thread waits. The training thread writes each finished step, and the name of any work
+that may take longer than a step. Nothing is sent, so a collective that hangs delays no heartbeat.
 
 Times are those of ``time.monotonic``, which all processes of a machine share.
 """
@@ -20,7 +20,7 @@ _CELLS = _BEAT, _STEP, _STEPPED, _BUSY, _CHANGED = range(5)
 
 
 @dataclass(frozen=True)
-class Sign:
+class Heartbeat:
     """What is known of a rank: its last beat (0: none yet), finished steps and when, and what it does since when.
 
     ``busy`` is a number for each kind of work, 0 for steps; each step begins anew.
@@ -33,30 +33,30 @@ class Sign:
     changed_s: float
 
 
-class Beats:
-    """The signs of ``ranks`` ranks; ``context`` is the multiprocessing context that starts them."""
+class Heartbeats:
+    """The heartbeats of ``ranks`` ranks; ``context`` is the multiprocessing context that starts them."""
 
     def __init__(self, context: Any, ranks: int) -> None:
         self.ranks = ranks
         self._cells = context.RawArray("d", len(_CELLS) * ranks)
 
     def clear(self) -> None:
-        """Forget all signs, before ranks are started again."""
+        """Forget all heartbeats, before ranks are started again."""
         self._cells[:] = [0.0] * len(self._cells)
 
-    def signs(self) -> list[Sign]:
-        """The signs of all ranks."""
+    def read(self) -> list[Heartbeat]:
+        """The heartbeats of all ranks."""
         cells = list(self._cells)
         rows = [cells[place : place + len(_CELLS)] for place in range(0, len(cells), len(_CELLS))]
-        return [Sign(row[_BEAT], int(row[_STEP]), row[_STEPPED], int(row[_BUSY]), row[_CHANGED]) for row in rows]
+        return [Heartbeat(row[_BEAT], int(row[_STEP]), row[_STEPPED], int(row[_BUSY]), row[_CHANGED]) for row in rows]
 
-    def pulse(self, rank: int) -> Pulse:
-        """What ``rank`` writes its signs with."""
-        return Pulse(self._cells, len(_CELLS) * rank)
+    def writer(self, rank: int) -> HeartbeatWriter:
+        """The writer of ``rank``."""
+        return HeartbeatWriter(self._cells, len(_CELLS) * rank)
 
 
-class Pulse:
-    """The signs of this rank."""
+class HeartbeatWriter:
+    """Writes the heartbeats of this rank."""
 
     def __init__(self, cells: Any, place: int) -> None:
         self._cells, self._place = cells, place
