@@ -2,6 +2,7 @@
 
 from armillary.report.diversity import diversity_page, diversity_section
 from armillary.report.page import write_report
+from armillary.report.planning import write_speed_chart
 from armillary.report.teaching import TeachingPage, write_teaching
 from armillary.report.view import (
     AnnealPart,
@@ -97,5 +98,6 @@ __all__ = [
     "leaderboard",
     "timeline",
     "write_report",
+    "write_speed_chart",
     "write_teaching",
 ]

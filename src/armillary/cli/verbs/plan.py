@@ -112,7 +112,7 @@ def validate(
 
     found = validate(table, factors)
     if chart is not None:
-        from armillary.report.planning import write_speed_chart
+        from armillary.report import write_speed_chart
 
         names = {"given": "layout given", "assumed": "parts assumed", "experts": "experts"}
         drawn = [(names[p.kind], p.measured, p.predicted) for p in found.points if p.unit == "tflops_per_accel"]
