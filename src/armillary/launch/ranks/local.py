@@ -42,7 +42,7 @@ _PRELOAD = ["armillary.train", "armillary.launch.ranks.large", "torch.distribute
 class RankContext:
     """What a rank gets from the process that starts it.
 
-    ``stop()`` says whether it was asked to stop. ``heartbeat`` writes its heartbeats; ``injection`` holds faults to make.
+    ``stop()`` says whether it was asked to stop, ``heartbeat`` writes its heartbeats, ``injection`` has faults to make.
     """
 
     stop: Callable[[], bool]
