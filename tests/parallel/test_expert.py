@@ -144,6 +144,7 @@ def check_any(run: tuple[RunSpec, Layout], on_ranks: Any) -> None:
     check(expected, on_ranks(layout.ranks, spread, spec, layout))
 
 
+@pytest.mark.slow
 @settings(max_examples=5, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(run=runs())
 def test_any_mixture_under_any_layout(run: tuple[RunSpec, Layout], on_ranks: Any) -> None:

@@ -96,6 +96,7 @@ def runs(draw: Any) -> tuple[RunSpec, Layout]:
     return specification(**changes, batch_sequences=4 * accumulation, accumulation=accumulation), layout
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(run=runs())
 def test_random_shapes(run: tuple[RunSpec, Layout], on_ranks: Any) -> None:

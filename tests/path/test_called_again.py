@@ -23,6 +23,7 @@ def nothing_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(InProcess, "_receive", lambda _: pytest.fail("a run is trained again"))
 
 
+@pytest.mark.slow
 def test_a_copied_workspace_trains_nothing(finished: tuple[Path, Evidence], tmp_path: Path) -> None:
     folder, first = finished
     shutil.copytree(folder, tmp_path / "results", copy_function=shutil.copyfile)  # as `cp -r`: with new times

@@ -3,7 +3,7 @@
 from armillary.resilience.detect import Detector, Finding
 from armillary.resilience.heartbeats import Heartbeat, Heartbeats, HeartbeatWriter
 from armillary.resilience.inject import Fault, Faults, Inject, Injection, load_faults
-from armillary.resilience.memory import forget, memory_folder
+from armillary.resilience.snapshots import forget, memory_folder
 
 __all__ = [
     "Detector",

@@ -90,6 +90,7 @@ def test_a_killed_worker_costs_its_stack_nothing(fleet, stacks_pay, make_spec, u
     assert kinds.count("resume") >= 2  # those in training went on from their checkpoints
 
 
+@pytest.mark.slow
 def test_a_stack_that_is_stopped_goes_on(fleet, stacks_pay, make_spec, undisturbed, outcome):
     specs = [make_spec(seed=seed, steps=120, validation=Validation(windows=4)) for seed in range(40, 43)]
 
