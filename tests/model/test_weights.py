@@ -345,7 +345,9 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path: Path, tokenizer_file: Path) -
 
 
 @pytest.mark.parametrize("exchange", [True, False], ids=["exchange", "two renames"])
-@pytest.mark.parametrize("older", [True, False], ids=["over an older one", "first"])
+@pytest.mark.parametrize(
+    "older", [pytest.param(True, id="over an older one"), pytest.param(False, id="first", marks=pytest.mark.slow)]
+)
 def test_an_export_killed_anywhere_is_whole_or_not_there(
     older: bool, exchange: bool, tmp_path: Path, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -183,7 +183,7 @@ def rehearsals(spec: RunSpec, layout: Layout) -> list[RankReport]:
         )
 
 
-SHORT = ("dp2 bf16, accumulated", "tp2", "pp2 interleaved")
+SHORT = ("dp2 bf16, accumulated", "tp2")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in SHORT else pytest.mark.slow) for n in CASES])

@@ -23,7 +23,13 @@ def check(expected: Course, ranks: list[Course]) -> None:
     assert not {name: value for name, value in found.items() if not value <= TOLERANCE[name]}
 
 
-@pytest.mark.parametrize("name", ALONE | TOGETHER)
+# Each of their dimensions is in another layout of the default tests.
+LONG = ("pp2 x cp2", "pp2 x dp2 interleaved", "dp2 x tp2, selective recompute", "tp2 without sequence parallel")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in ALONE | TOGETHER]
+)
 def test_the_first_steps(name: str, on_ranks: Any) -> None:
     spec, layout = specification(steps=2), (ALONE | TOGETHER)[name]
     check(alone(spec), on_ranks(layout.ranks, spread, spec, layout))

@@ -82,7 +82,9 @@ def clear_run(kind: str, steps: int, accumulation: int) -> tuple[RunSpec, Course
         pytest.param(
             name,
             list(EXPERTS)[1 + 2 * (i % 2)],
-            marks=[pytest.mark.slow] if "recompute" in name or "without" in name or "hsdp" in name else [],
+            marks=[pytest.mark.slow]
+            if any(word in name for word in ("recompute", "without", "hsdp", "cp2 x tp2"))
+            else [],
         )
         for i, name in enumerate(LAYOUTS)
         if i
