@@ -1,9 +1,9 @@
 """A run over four ranks that is broken on purpose again and again, against the same run undisturbed.
 
-For each layout the run is carried out twice by ``armillary train``: as it is, and with faults of all kinds at drawn
-steps of drawn ranks. A table says by kind of fault after how many seconds it was detected and after how many more the
-next step was finished, how many steps were taken twice, and whether the final weights are the same bytes. The figures
-come from the events that the run leaves, and the ledger of them is printed below.
+``armillary train`` runs each layout twice: undisturbed, and with faults of all kinds at random steps and ranks. A table
+shows, for each kind of fault, the seconds until it was detected, the seconds from then to the next finished step, and
+the steps that were repeated. It also says whether both runs end with the same weights. All figures come from the events
+of the runs; their ledgers are printed below the table.
 
 Trade-offs: a corrupted checkpoint is only found when it is read, so it counts as detected where a restart met it. On a
 machine with fewer cores than ranks steps are slow, and so is a restart.

@@ -33,6 +33,12 @@ def test_a_folder_finds_its_snapshots_again_and_a_new_one_does_not(run):
         shutil.rmtree(place)
 
 
+def test_a_place_that_cannot_be_written_is_named(run):
+    (run / "snapshots").mkdir()
+    with pytest.raises(ArmillaryError, match=r"snapshots: snapshots cannot be kept there \(Is a directory\)"):
+        memory_folder(run)
+
+
 def test_without_snapshots_nothing_is_made_to_be_removed(run):
     forget(run)
     assert list(run.iterdir()) == []

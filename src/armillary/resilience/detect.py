@@ -54,10 +54,8 @@ class Detector:
         self._seen: list[Heartbeat] = []
         self._late: deque[tuple[int, float]] = deque(maxlen=SAMPLES)
         self._lengths: deque[float] = deque(maxlen=SAMPLES)
-        self._complete = (
-            -1,
-            0.0,
-        )  # the last step that all ranks had finished at a look, and when the first of them had
+        # The last step that all ranks had finished at a look, and when the first of them had.
+        self._complete = (-1, 0.0)
 
     def look(self, heartbeats: Sequence[Heartbeat], now: float, stopped: Collection[int] = ()) -> Finding | None:
         """The first thing that is wrong at ``now``, if anything is; ``stopped`` are ranks that do not run now.

@@ -23,15 +23,21 @@ def memory_folder(folder: Path) -> Path:
     """The folder for snapshots of the run in ``folder``; it belongs to this user alone. Call it on one rank.
 
     Raises:
-        ArmillaryError: this machine has no memory file system, or another user holds the name; with what to do.
+        ArmillaryError: this machine has no memory file system, it or the run's folder cannot be written to, or another
+            user holds the name; with what to do.
     """
     if not os.access(_SHARED, os.W_OK):
         raise ArmillaryError(
             f"{_SHARED}: this machine has no writable memory file system; leave snapshots out, or mount one there"
         )
-    token = _token(folder / _TOKEN)
-    place = _SHARED / f"armillary-{os.geteuid()}-{token}"
-    place.mkdir(mode=0o700, exist_ok=True)
+    try:
+        place = _SHARED / f"armillary-{os.geteuid()}-{_token(folder / _TOKEN)}"
+        place.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise ArmillaryError(
+            f"{error.filename or _SHARED}: snapshots cannot be kept there ({error.strerror}); make room or give "
+            "access, or leave snapshot_every_steps out"
+        ) from error
     about = place.lstat()
     if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid() or about.st_mode & 0o077:
         raise ArmillaryError(

@@ -20,7 +20,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 from typing import Any
@@ -200,9 +200,14 @@ class _Team:
                 failed_at = failed_at or time.monotonic()
                 if time.monotonic() - failed_at > _PATIENCE_S:  # the others wait for it
                     return None
-            elif not self.outcomes:
-                stopped = [rank for rank, process in enumerate(self.processes) if _is_stopped(process.pid)]
-                found = self.detector.look(self.heartbeats.read(), time.monotonic(), stopped)
+            else:
+                now = time.monotonic()
+                stopped = [n for n, p in enumerate(self.processes) if n not in self.outcomes and _is_stopped(p.pid)]
+                # A rank that has ended beats no more, and those that have not may still freeze.
+                beats = [
+                    replace(b, beat_s=now) if n in self.outcomes else b for n, b in enumerate(self.heartbeats.read())
+                ]
+                found = self.detector.look(beats, now, stopped)
                 if found is not None and found.what == "straggler":
                     step = max(heartbeat.step for heartbeat in self.heartbeats.read())
                     self.watch.report("straggler", step, culprit=found.rank, late_s=found.silent_s)
