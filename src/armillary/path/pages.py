@@ -568,6 +568,10 @@ class _Pages:
             self.notes.append(report.Note("lesson", detail=self._local(self.evidence.lesson_failed)))
         for name in mixture.adjusted if mixture is not None else ():
             self.notes.append(report.Note("adjusted", name))
+        ladder, family = self.evidence.ladder, self.evidence.recipe.model.family
+        if ladder is not None and (rise := ladder.rise(family)) is not None:
+            share = f"{100 * (rise.after / rise.before - 1):.2g}%"
+            self.notes.append(report.Note("rise", f"{rise.larger}", share))
         if said is not None:
             self.notes += [report.Note("forecast", detail=text) for text in said.get("warnings", [])]
         for name, domain in self.evidence.corpus.manifest.domains.items():

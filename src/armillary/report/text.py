@@ -657,6 +657,12 @@ STRINGS: dict[str, tuple[str, str]] = {
         "{subject}：读取文本时有 {things}，第一处：{detail}",
     ),
     "note_forecast": ("The law warns about this prediction: {detail}", "规律对该预测的提示：{detail}"),
+    "note_rise": (
+        "In the ladder, the loss at depth {subject} is {detail} higher than one depth below after the same tokens. The "
+        "learning rate does not suit the deeper models at so few steps, and the prediction leans low.",
+        "在阶梯中，训练词元数相同时，深度 {subject} 的损失比浅一级的模型高 {detail}。步数这么少时，"
+        "该学习率不适合较深的模型，预测因而偏低。",
+    ),
     "note_edge_share": (
         "The best decay length in the annealing study ({detail} of the steps) is the {end} that was tried: a "
         "better one may lie beyond.",

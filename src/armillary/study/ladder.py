@@ -9,6 +9,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
 
 import numpy as np
 
@@ -18,6 +20,8 @@ from armillary.study.lab import Annealing, Lab, RunSize, StageOutcome, laws_spea
 
 _SEED = 3000
 MIN_POINTS = 6
+# A larger model whose loss is higher by this share at the same tokens: three times the usual spread between seeds.
+RISE = 0.01
 
 
 class Point(Document):
@@ -32,6 +36,23 @@ class Point(Document):
     flops: float
     loss: dict[str, float]
     target: float
+
+
+class Rise(Document):
+    """A larger model that ended with a higher target loss than a smaller one after the same tokens."""
+
+    smaller: int
+    larger: int
+    tokens: int
+    before: float
+    after: float
+
+    def __str__(self) -> str:
+        return (
+            f"after {self.tokens:,} tokens the target loss of depth {self.larger} is {self.after:.3f}, above the "
+            f"{self.before:.3f} of depth {self.smaller}: at so few steps the rate does not suit the deeper models, and "
+            "forecasts for still larger ones lean low; lower training.lr, or give more tokens"
+        )
 
 
 class LadderOutcome(StageOutcome):
@@ -54,6 +75,20 @@ class LadderOutcome(StageOutcome):
     def sizes(self, family: str) -> np.ndarray:
         """[n, 2] parameters and tokens of a family's points."""
         return np.array([[p.parameters, p.tokens] for p in self.points if p.family == family], float)
+
+    def rise(self, family: str) -> Rise | None:
+        """The largest rise of the target loss from one depth to the next at the same tokens, if it exceeds ``RISE``."""
+        means: dict[tuple[int, int], float] = {}
+        own = [point for point in self.points if point.family == family]
+        for depth, tokens in sorted({(point.depth, point.tokens) for point in own}):
+            means[tokens, depth] = fmean(p.target for p in own if (p.depth, p.tokens) == (depth, tokens))
+        steps = [
+            Rise(smaller=a, larger=b, tokens=tokens, before=means[tokens, a], after=means[tokens, b])
+            for (tokens, a), (other, b) in pairwise(sorted(means))
+            if tokens == other
+        ]
+        worst = max(steps, key=lambda step: step.after / step.before, default=None)
+        return worst if worst is not None and worst.after > (1 + RISE) * worst.before else None
 
     def losses(self, family: str, domain: str | None) -> np.ndarray:
         """[n] losses of a family's points on ``domain``, or on the target for None."""
@@ -116,17 +151,17 @@ def ladder_study(lab: Lab, mixture: dict[str, float], annealing: Annealing) -> L
         )
     for family, why in left_out.items():
         lab.say(f"ladder: family '{family}' is left out: {why}")
-    return lab.conclude(
-        "ladder",
-        key,
-        LadderOutcome(
-            points=[point for point in points if point.family not in left_out],
-            left_out=left_out,
-            aside=[point for point in points if point.family in left_out],
-            trunks=[job.spec.id for job in jobs if job.spec.id not in specs],
-            failed=trained.failed,
-        ),
+    outcome = LadderOutcome(
+        points=[point for point in points if point.family not in left_out],
+        left_out=left_out,
+        aside=[point for point in points if point.family in left_out],
+        trunks=[job.spec.id for job in jobs if job.spec.id not in specs],
+        failed=trained.failed,
     )
+    for family in dict.fromkeys(point.family for point in outcome.points):
+        if (rise := outcome.rise(family)) is not None:
+            lab.say(f"ladder: family '{family}': {rise}")
+    return lab.conclude("ladder", key, outcome)
 
 
 def _too_few(points: Sequence[Point], family: str) -> str | None:
