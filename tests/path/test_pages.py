@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,13 @@ def test_every_part_is_there_and_says_what_the_runs_measured(lab: Lab, tmp_path:
         data.ladder.holdout
     )
     assert all(len(curve.losses) >= 4 for curve in data.curves)
+    # a ladder that falls with size needs no word; one whose deepest models end worse does
+    assert "rise" not in {note.what for note in data.notes}
+    assert evidence.ladder is not None
+    deepest = max(point.depth for point in evidence.ladder.points)
+    worse = [p.model_copy(update={"target": 2 * p.target}) if p.depth == deepest else p for p in evidence.ladder.points]
+    risen = replace(evidence, ladder=evidence.ladder.model_copy(update={"points": worse}))
+    assert [note.subject for note in data_of(risen, tmp_path).notes if note.what == "rise"] == [str(deepest)]
     assert all(len(curve.losses) >= 20 for curve in data.training_curves)
     assert [row.seeds for row in data.differences] == [3, 3]
     assert not data.failures and not [note for note in data.notes if note.what == "unreadable"]
