@@ -62,6 +62,23 @@ def test_intervals_cover_the_full_run(worlds):
         assert abs(bias) < 0.03, name
 
 
+@pytest.mark.parametrize(
+    ("scores", "whole"),
+    [
+        ([0.0, 0.23, 0.49], 0.92),
+        ([0.035, 0.205, 0.605], 0.95),
+        ([0.0, 0.655, 0.935], 0.95),
+        ([0.285, 0.94, 0.995], 1.0),
+        ([0.02, 0.23, 0.675], 0.84),
+    ],
+)
+def test_a_skill_that_appears_between_the_parts_is_covered(scores, whole):
+    # A model of 1.3 M parameters, fine-tuned on up to 3,000 questions of one or two families, 200 held out.
+    found = GainLaw(items=200, chance=1 / 120).fit([[1], [2], [4]], scores).predict([[8]])
+    assert found.low[0] <= whole <= found.high[0]
+    assert found.high[0] - found.low[0] < 0.45
+
+
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_intervals_cover_the_full_loss(seeds):
     inside, widths = [], []
