@@ -290,6 +290,8 @@ def test_a_legend_lies_within_its_chart(shapes: int, powers: int) -> None:
     assert len(legends) == 1
     assert "…" not in "".join(text.get_text() for axes in picture.axes for text in axes.get_legend().get_texts())
     assert all(box.y1 <= picture.bbox.y1 and box.x1 <= picture.bbox.x1 for box in legends)
+    chinese = charts.anneal.__wrapped__(part, Words("zh"))  # type: ignore[attr-defined]
+    assert ", " not in "".join(text.get_text() for axes in chinese.axes for text in axes.get_legend().get_texts())
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from armillary.post.problems import family_names, family_of
 from armillary.recipe import ArmillaryError
 from armillary.report import (
     Forgetting,
@@ -20,10 +21,11 @@ from armillary.report import (
     TaughtScore,
     TeachingPage,
     TeachingPart,
+    charts,
     write_report,
     write_teaching,
 )
-from armillary.report.text import Language
+from armillary.report.text import Language, Words
 
 _TYPES = {"domain": {"math": 4}, "family": {"sum": 4}, "level": {"1": 4}, "language": {"zh": 2, "en": 2}}
 _DIVERSITY = {
@@ -76,7 +78,7 @@ _SAID: dict[Language, tuple[str, ...]] = {
     ),
     "zh": (
         "在 3,996 道题 上做了监督微调",
-        "题型： sum、backwards",
+        "题型： sum、倒序",
         "+79.5 [+73.1, +85.1] 个百分点",
         "预测用全部题目训练后的留出题正确率为 79.0%",
         "遗忘",
@@ -103,6 +105,49 @@ def test_the_sentences_say_what_the_data_says(language: Language, said: tuple[st
     for sentence in said:
         assert sentence in text
     assert "3 + <b>4</b>?" in text and "\x07" not in text
+
+
+def test_a_chinese_page_has_chinese_names_for_the_families_and_subjects_that_are_drawn(tmp_path: Path) -> None:
+    words = Words("zh")
+    names = {*family_names(), *(family_of(name).domain for name in family_names())}
+    assert [name for name in names if words.task(name).isascii()] == []
+    assert words.task("gym:chain_sum") == "gym:chain_sum"
+    types = {**_TYPES, "family": {"sorting": 3, "travel": 1}}
+    scores = [*PART.scores, TaughtScore("sft", "held-out", "sorting", 100, 0.9, 0.82, 0.95)]
+    diversity = {"questions": {**_DIVERSITY, "types": types}}
+    text = page(tmp_path, replace(PART, families=["sorting", "travel"], scores=scores, diversity=diversity), "zh")
+    assert "排序、行程" in text and "数学" in text
+    assert not [word for word in ("sorting", "travel", "math", "zh", "en") if word in text.split()]
+
+
+def test_a_mark_at_an_end_of_the_scale_is_whole_and_touches_no_label() -> None:
+    """At 0 % and at 100 %: half of a mark was cut off, or lay on the labels beside the axis."""
+    assert PART.gain is not None
+    scores = [replace(row, value=float(row.model == "sft")) for row in PART.scores]
+    gain = replace(PART.gain, scores=[0.0, 0.5, 1.0])
+    drawn = [(charts.taught, (replace(PART, scores=scores),), 0), (charts.taught_gain, (gain,), 1)]
+    for draw, data, axis in drawn:
+        picture = draw.__wrapped__(*data, Words("en"))  # type: ignore[attr-defined]
+        picture.draw_without_rendering()
+        (axes,) = picture.axes
+        low, high = axes.bbox.get_points()[:, axis]
+        marks = [line for line in axes.lines if line.get_marker() != "None" and len(line.get_xdata())]
+        ends = {float(value) for line in marks for value in line.get_xydata()[:, axis]}
+        assert {0.0, 1.0} <= ends
+        for line in marks:
+            places = axes.transData.transform(line.get_xydata())[:, axis]
+            radius = line.get_markersize() / 2
+            assert low <= min(places) - radius and max(places) + radius <= high
+
+
+def test_the_bars_of_a_set_of_questions_have_the_colour_beside_its_name(tmp_path: Path) -> None:
+    write_teaching(TeachingPage("lesson", PART, "2026-11-27T10:05:00", "0.1"), tmp_path / "en.html")
+    html = (tmp_path / "en.html").read_text(encoding="utf-8")
+    section = html[html.index('id="diversity"') :]
+    heads = re.findall(r'<svg class="swatch".*?fill="var\((--c\d)\)".*?</svg>\s*([^<]+)</th>', section)
+    assert heads[:2] == [("--c1", "training questions"), ("--c2", "held-out questions")]
+    bars = re.findall(r'role="img"[^>]*>.*?fill="var\((--c\d)\)"', section)
+    assert bars[:2] == ["--c1", "--c2"]
 
 
 def test_the_report_of_a_recipe_has_the_same_section(tmp_path: Path) -> None:

@@ -223,7 +223,9 @@ def anneal(part: AnnealPart, words: Words) -> Figure:
                 COLOURS[(i + j * len(shapes)) % len(COLOURS)],
                 MARKERS[(i + j * len(shapes)) % len(MARKERS)],
             )
-            name = words.name(shape) if len(powers) == 1 else f"{words.name(shape)}, {words.mixture(power)}"
+            name = words.name(shape)
+            if len(powers) > 1:
+                name = words("pair", first=name, second=words.mixture(power))
             ax.plot(
                 [r.share for r in found],
                 [fmean(r.losses) for r in found],
@@ -429,7 +431,7 @@ def taught(part: TeachingPart, words: Words) -> Figure:
     if part.gain is not None:
         ax.axvline(part.gain.chance, color=MUTED, linewidth=1, dashes=(4, 3))
     rows(ax, labels)
-    ax.set_xlim(0, 1)
+    ax.set_xlim(-0.015, 1.015)  # whole marks at 0 % and 100 %, which touch no label
     _percent_axis(ax, "x")
     ax.set_xlabel(words("scores_axis"))
     ax.legend(ncols=2, loc="lower left", bbox_to_anchor=(-0.01, 1.0), borderaxespad=0.2, handlelength=1.2)
@@ -454,7 +456,7 @@ def taught_gain(gain: TaughtGain, words: Words) -> Figure:
     ax.xaxis.set_major_locator(FixedLocator([*gain.parts, gain.items]))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: fmt.count(value)))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.set_ylim(0, 1)
+    ax.set_ylim(-0.05, 1.05)  # whole marks at 0 % and 100 %
     _percent_axis(ax, "y")
     ax.set(xlabel=words("questions_trained"), ylabel=words("scores_axis"))
     ax.legend(ncols=3, loc="lower left", bbox_to_anchor=(-0.01, 1.0), borderaxespad=0.2, handlelength=1.2)

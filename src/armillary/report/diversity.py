@@ -13,6 +13,7 @@ from typing import Any
 from markupsafe import Markup
 
 from armillary.recipe import Language
+from armillary.report import format as fmt
 from armillary.report.template import environment, write_page
 from armillary.report.text import Words
 
@@ -36,7 +37,7 @@ def diversity_section(sets: Mapping[str, Mapping[str, Any]], language: Language 
     ]
     rows = [(name, values, top or max(*values, 1e-12)) for name, values, top in measures]
     template = environment().get_template("diversity.html.j2")
-    return Markup(template.render(sets=sets, rows=rows, histograms=histograms, t=words, name=words.name))
+    return Markup(template.render(sets=sets, rows=rows, histograms=histograms, t=words, name=words.name, fmt=fmt))
 
 
 def diversity_page(path: Path, sets: Mapping[str, Mapping[str, Any]]) -> None:

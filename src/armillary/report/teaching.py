@@ -65,7 +65,7 @@ def write_teaching(page: TeachingPage, path: Path, language: Language = "en") ->
 
 def _lead(part: TeachingPart, words: Words) -> list[Markup]:
     trained = next((row.items for row in part.questions if row.name.startswith("questions")), 0)
-    families = words.join(part.families)
+    families = words.join([words.task(name) for name in part.families])
     said = [words.sentence("teaching_lead", items=words.n("questions", trained), families=families)]
     row = _decisive(part.scores, part.taken)
     if row is None or row.against is None:

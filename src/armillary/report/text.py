@@ -1,7 +1,7 @@
 """Every string of the report, English beside Chinese, so that neither can be forgotten.
 
-Names that the user chose (domains, families, candidates) are never translated; the few names that this program itself
-gives (arms, stages) are, by ``Words.name``.
+Names that the user chose (domains, model families, candidates) are never translated. The names that this program
+itself gives are: arms and stages by ``Words.name``, families of questions by ``Words.task``.
 """
 
 from __future__ import annotations
@@ -788,6 +788,34 @@ STRINGS: dict[str, tuple[str, str]] = {
     "name_1-sqrt": ("1-sqrt", "1−√x"),
     "name_cosine": ("cosine", "余弦"),
     "name_linear": ("linear", "线性"),
+    # families, subjects and languages of the questions that this program draws
+    "task_en": ("English", "英文"),
+    "task_zh": ("Chinese", "中文"),
+    "task_math": ("math", "数学"),
+    "task_logic": ("logic", "逻辑"),
+    "task_code": ("code", "代码"),
+    "task_average": ("average", "平均数"),
+    "task_backwards": ("backwards", "倒序"),
+    "task_bases": ("bases", "进制"),
+    "task_calendar": ("calendar", "星期"),
+    "task_clock": ("clock", "时刻"),
+    "task_conversion": ("conversion", "单位换算"),
+    "task_discount": ("discount", "折扣"),
+    "task_expression": ("expression", "算式"),
+    "task_largest": ("largest", "比大小"),
+    "task_linear": ("linear", "一元一次方程"),
+    "task_listcode": ("listcode", "列表函数"),
+    "task_ordering": ("ordering", "排名推理"),
+    "task_purchase": ("purchase", "购物"),
+    "task_remainder": ("remainder", "除法与余数"),
+    "task_sequence": ("sequence", "数列"),
+    "task_sets": ("sets", "集合"),
+    "task_sorting": ("sorting", "排序"),
+    "task_successor": ("successor", "相邻的数"),
+    "task_tally": ("tally", "增减"),
+    "task_textcode": ("textcode", "文本函数"),
+    "task_travel": ("travel", "行程"),
+    "task_truthtellers": ("truthtellers", "真话与假话"),
 }
 
 
@@ -830,3 +858,7 @@ class Words:
     def name(self, name: str) -> str:
         """The word for a name that this program gives; any other name as it is."""
         return self(f"name_{name}") if f"name_{name}" in STRINGS else name
+
+    def task(self, name: str) -> str:
+        """The word for a family, subject or language of questions; one that this program does not draw as it is."""
+        return self(f"task_{name}") if f"task_{name}" in STRINGS else name
