@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
 import random
 from collections.abc import Callable
@@ -30,6 +31,12 @@ from armillary.recipe import (
 settings.register_profile("same", deadline=None, derandomize=True)
 settings.register_profile("new", deadline=None)
 settings.load_profile(os.environ.get("ARMILLARY_EXAMPLES", "same"))
+
+# Ranks, and runs that are killed, fork from one server for each process of pytest. It imports once what they all need;
+# the first optimizer of a process imports torch._dynamo.
+multiprocessing.set_forkserver_preload(
+    ["armillary.launch.ranks.large", "torch.distributed.fsdp", "torch._dynamo", "pytest", "hypothesis"]
+)
 
 # Domains of their own words, and one that is only examined and mixes the words of two of them: what is trained on
 # decides what is learned.

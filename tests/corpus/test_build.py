@@ -284,7 +284,7 @@ def killed_and_finished(spec, root, kill_at):
 
 def test_killed_builds_go_on_to_the_same_bytes(text_spec, tmp_path, small_tasks, digests):
     expected = digests(build_corpus(text_spec, tmp_path / "expected", workers=1).path)
-    for kill_at in (2, 9, 24, 40):
+    for kill_at in (9, 40):  # early and late; the slow test has every point
         corpus, killed = killed_and_finished(text_spec, tmp_path / str(kill_at), kill_at)
         assert killed
         assert digests(corpus.path) == expected

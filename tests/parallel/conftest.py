@@ -25,7 +25,6 @@ def on_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
     # One process group for all tests: what PyTorch remembers of a mesh outlives the group that the mesh was made for.
     worlds: dict[int, list[ProcessPoolExecutor]] = {}
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch.distributed.fsdp", "armillary.parallel"])
 
     def call(ranks: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         if ranks not in worlds:

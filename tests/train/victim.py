@@ -34,9 +34,7 @@ def die() -> None:
 
 def process(act: Callable[..., None], *arguments: Any) -> Any:
     """A started process that does ``act``."""
-    context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["armillary.train", "torch._dynamo"])  # the second is what making an AdamW imports
-    started = context.Process(target=act, args=arguments)
+    started = mp.get_context("forkserver").Process(target=act, args=arguments)
     started.start()
     return started
 

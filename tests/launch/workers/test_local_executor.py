@@ -99,7 +99,7 @@ def test_branches_start_at_their_trunks_checkpoints(fleet, make_spec, undisturbe
 
 
 def test_a_killed_worker_costs_nothing_and_a_diverging_run_only_itself(fleet, make_spec, undisturbed, outcome):
-    long, short = make_spec(steps=400, seed=30, validation=Validation(windows=4)), make_spec(seed=31)
+    long, short = make_spec(steps=150, seed=30, validation=Validation(windows=4)), make_spec(seed=31)
     wild = make_spec(optimizer=OptimizerSpec(lr=1e30, grad_clip=1e30))
     folder = fleet.store.run_folder(long.id)
     with killing(fleet, long.id, 1, when=(folder / "events.jsonl").exists):

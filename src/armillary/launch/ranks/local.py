@@ -34,8 +34,8 @@ from armillary.resilience import Detector, Finding, Heartbeats, HeartbeatWriter,
 _LOOK_S = 0.02
 _WORDS = 400  # characters of what a rank said before it died
 _PATIENCE_S = 30.0  # for the other ranks, once one has ended with an error
-# What ranks are forked with.
-_PRELOAD = ["armillary.train", "armillary.launch.ranks.large", "torch.distributed.fsdp", "torch.distributed.tensor"]
+# What ranks are forked with; the first optimizer of a process imports torch._dynamo.
+_PRELOAD = ["armillary.launch.ranks.large", "torch.distributed.fsdp", "torch.distributed.tensor", "torch._dynamo"]
 
 
 @dataclass(frozen=True)
