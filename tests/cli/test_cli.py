@@ -45,6 +45,8 @@ VERBS = [
     ["reproduce"],
     ["generate"],
     ["chat"],
+    ["convert"],
+    ["logits"],
     ["evaluate", "contest"],
     ["leaderboard"],
     ["forecast", "record"],

@@ -251,8 +251,6 @@ def test_a_configuration_of_before_transformers_5_is_read(tmp_path: Path, tokeni
         ("llama", {"model_type": "gpt2"}),
         ("llama", {"architectures": ["LlamaForSequenceClassification"]}),
         ("llama", {"hidden_act": "gelu"}),
-        ("llama", {"attention_bias": True}),
-        ("llama", {"mlp_bias": True}),
         ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
         ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "mscale": 1.0}}),
         ("llama", {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4, "factor": 4.0}}),

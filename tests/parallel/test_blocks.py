@@ -28,6 +28,7 @@ FOUR = {
 LATENT = {"kind": "latent", "kv_rank": 12, "rope_head_dim": 4}
 BLOCKS: dict[str, dict[str, Any]] = {
     "latent, relu2": {"attention": LATENT, "feed_forward": "relu2", "n_kv_heads": 4, "qk_norm": False},
+    "biases": {"biases": ("q", "k", "v", "out", "gate", "up", "down")},
     "gated, shifted relu": {"attention": "gated", "feed_forward": "shifted-relu"},
 }
 

@@ -101,14 +101,22 @@ static inline __attribute__((always_inline)) void sums(const int rows, const int
 
 static inline vec silu(vec x) { return x * sigmoid(x); }
 
-static inline __attribute__((always_inline)) void put(int64_t mode, vec s[2], float *out, int64_t panel) {
+static inline vec biased(vec x, const float *bias, int64_t at) {
+    if (bias) x += *(const vec *)(bias + at);
+    return x;
+}
+
+static inline __attribute__((always_inline)) void put(int64_t mode, vec s[2], float *out, int64_t panel,
+                                                      const float *bias, const float *bias2) {
     vec zero = {0};
     if (mode == SWIGLU) { /* the first half of a panel is of the gate, the second of what it lets through */
-        *(vec *)(out + panel * LANES) = silu(s[0]) * s[1];
+        int64_t at = panel * LANES;
+        *(vec *)(out + at) = silu(biased(s[0], bias, at)) * biased(s[1], bias2, at);
         return;
     }
     for (int j = 0; j < 2; j++) {
-        vec *to = (vec *)(out + panel * NR + j * LANES), x = s[j];
+        int64_t at = panel * NR + j * LANES;
+        vec *to = (vec *)(out + at), x = biased(s[j], bias, at);
         if (mode == RELU2) {
             x = pick(x < zero, zero, x);
             x = x * x;
@@ -132,12 +140,14 @@ typedef struct {
         vec s[(R) * (P)][2];                                                                       \
         sums(R, P, a, w, next, k, s);                                                              \
         for (int r = 0; r < (R); r++)                                                              \
-            for (int p = 0; p < (P); p++) put(mode, s[r * (P) + p], out[r], panel + p);            \
+            for (int p = 0; p < (P); p++) put(mode, s[r * (P) + p], out[r], panel + p, bias, bias2); \
         break;                                                                                     \
     }
 
 /* The panels from `panel` to `last`: one goes through all rows while it is near; few rows go through several at once. */
-static void product(const Rows *rows, const float *weight, int64_t k, int64_t mode, int64_t panel, int64_t last) {
+static void product(const Rows *rows, const Op *op, const float *weight, int64_t panel, int64_t last) {
+    const float *bias = op->gain, *bias2 = op->gain2; /* padded to whole panels; NULL: none */
+    int64_t k = op->k, mode = op->mode;
     int64_t tiles = (rows->count + TILE - 1) / TILE;
     while (panel < last) {
         const float *w = weight + panel * k * NR;
@@ -405,7 +415,7 @@ static void work(const Model *m, const Step *s, const Op *op, int64_t item, floa
                 rows.share = op->gather ? m->active : 1;
                 rows.scattered = 1;
             }
-            if (rows.count) product(&rows, op->weight + expert * panels_of(op) * op->k * NR, op->k, op->mode, panel, last);
+            if (rows.count) product(&rows, op, op->weight + expert * panels_of(op) * op->k * NR, panel, last);
             break;
         }
         case PREPARE: prepare(m, s, op, item); break;

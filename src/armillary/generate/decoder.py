@@ -26,6 +26,7 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F  # noqa: N812 (the name the field uses)
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -91,6 +92,17 @@ class Decoder(Protocol):
 
         The rows of a sequence are in the order of their positions and follow those already in the cache.
         """
+
+
+def check_length(shape: ModelShape, tokens: int) -> None:
+    """Raise UsageError if a cache cannot hold this many tokens of a sequence, because their keys change as it grows."""
+    scaling = shape.rope_scaling
+    if scaling is not None and scaling.kind == "telechat2" and tokens > (scaling.original_length or 0):
+        raise UsageError(
+            f"a sequence of {tokens} tokens is longer than the {scaling.original_length} tokens of this model's "
+            "training: beyond them positions depend on the length of the whole sequence (TeleChat2), and generation "
+            "keeps the keys of earlier tokens; ask for fewer tokens"
+        )
 
 
 def build_decoder(model: Transformer) -> Decoder:
@@ -323,6 +335,7 @@ class CompiledDecoder:
         joined = self._buffer("qkv", width)
         weight = self._packed([torch.cat([attention.q.weight, attention.k.weight, attention.v.weight])])
         ops = [_Op(kind=_PRODUCT, in_=self._buffers["normed"], out=joined, n=width, k=shape.d_model, weight=weight)]
+        ops[0].gain = self._biases([attention.q, attention.k, attention.v])
         prepare = _Op(kind=_PREPARE, in_=joined, in2=joined, in3=joined, at2=queries, at3=queries + keys, layer=layer)
         if attention.q_norm is not None and attention.k_norm is not None:
             prepare.gain, prepare.gain2 = self._plain(attention.q_norm.weight), self._plain(attention.k_norm.weight)
@@ -368,6 +381,7 @@ class CompiledDecoder:
             width = block.up.out_features
             hidden, weight = self._buffer("hidden", width), self._packed([block.gate.weight], [block.up.weight])
             gated = _Op(kind=_PRODUCT, mode=_SWIGLU, in_=normed, out=hidden, n=width, k=shape.d_model, weight=weight)
+            gated.gain, gated.gain2 = self._biases([block.gate]), self._biases([block.up])
             return [gated, self._product(block.down, hidden, x, _ADD)]
         if not isinstance(block, MixtureOfExperts):
             raise _unknown("feed_forward", shape.feed_forward_block.kind)
@@ -390,12 +404,20 @@ class CompiledDecoder:
 
     def _product(self, linear: nn.Linear, source: int, to: int, mode: int = _STORE) -> _Op:
         op = _Op(kind=_PRODUCT, mode=mode, in_=source, out=to, n=linear.out_features, k=linear.in_features)
-        op.weight = self._packed([linear.weight])
+        op.weight, op.gain = self._packed([linear.weight]), self._biases([linear])
         return op
 
     def _norm(self, source: int, to: int, norm: nn.RMSNorm) -> _Op:
         weight = self._plain(norm.weight)
         return _Op(kind=_NORM, in_=source, out=to, n=len(norm.weight), gain=weight, eps=norm.eps or 0.0)
+
+    def _biases(self, linears: Sequence[nn.Linear]) -> int | None:
+        """The address of the biases of ``linears`` side by side, padded as the output is; None if they have none."""
+        if all(linear.bias is None for linear in linears):
+            return None
+        parts = [torch.zeros(one.out_features) if one.bias is None else one.bias.detach().float() for one in linears]
+        joined = torch.cat(parts)
+        return self._plain(F.pad(joined, (0, self._padded(len(joined), 2) - len(joined))))
 
     def _plain(self, tensor: Tensor) -> int:
         """The address of ``tensor`` in fp32; a copy unless it already is."""

@@ -41,7 +41,7 @@ from armillary.generate.backend import (
     fit_prompt,
     split_pair,
 )
-from armillary.generate.decoder import CacheMemory, Decoder, Rows, build_decoder
+from armillary.generate.decoder import CacheMemory, Decoder, Rows, build_decoder, check_length
 from armillary.generate.sampling import Sampler, check_logit
 from armillary.generate.text import ModelText, TextStream
 from armillary.model import Transformer, import_hf
@@ -95,7 +95,8 @@ class NativeBackend(InProcess):
     """A model of this package. ``batch_size`` sequences run at a time; ``context`` limits the sequence length.
 
     Raises:
-        UsageError: a batch size or context below 1, or a block that generation does not support.
+        UsageError: a batch size or context below 1, a block that generation does not support, or a context that
+            ``check_length`` refuses.
         ArmillaryError: no memory for the weights.
     """
 
@@ -110,6 +111,7 @@ class NativeBackend(InProcess):
         for name, value in (("batch size", batch_size), ("context", context)):
             if value < 1:
                 raise UsageError(f"{name} must be 1 or more, given {value}")
+        check_length(model.shape, context)
         super().__init__(context)
         self._decoder, self._text, self._batch_size = build_decoder(model), text, batch_size
         self._name, self._identity = identity, dict[str, Any]()
@@ -472,7 +474,7 @@ def generate(model: Transformer, prompt: Sequence[int], sampling: Sampling, end_
     no effect here.
 
     Raises:
-        UsageError: an empty prompt, or a token outside the vocabulary.
+        UsageError: an empty prompt, a token outside the vocabulary, or more tokens than ``check_length`` allows.
         ArmillaryError: logits that are not finite.
     """
     if not prompt:
@@ -483,6 +485,7 @@ def generate(model: Transformer, prompt: Sequence[int], sampling: Sampling, end_
             f"generate: token {outside[0]} of the prompt is not in the vocabulary of {model.shape.vocab_size} tokens; "
             "encode the prompt with the tokenizer that the model was trained with"
         )
+    check_length(model.shape, len(prompt) + sampling.max_new_tokens - 1)
     decoder, sampler = build_decoder(model), Sampler(sampling, 0)
     cache = decoder.new_cache(len(prompt) + sampling.max_new_tokens - 1)
     tokens, waiting = list(prompt), list(prompt)

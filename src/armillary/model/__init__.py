@@ -1,6 +1,7 @@
 """The decoder-only transformer and its weights on disk. Free of parallel code."""
 
 from armillary.model.blocks import Attention, FeedForward, LatentAttention, ReLU2FeedForward
+from armillary.model.logits import logits_of, write_logits
 from armillary.model.lora import adapter_state, add_adapters, draw_adapters, export_adapter, merged_state
 from armillary.model.moe import MixtureOfExperts, balance_experts, dispatch, grouped_swiglu, mixtures, set_batch_weight
 from armillary.model.native import compiled, keep_freed_memory, kernels, prefer_large_pages
@@ -19,10 +20,15 @@ from armillary.model.roles import Role, gain
 from armillary.model.rotary import rotary_tables
 from armillary.model.transformer import Layer, Part, Transformer, model_roles
 from armillary.model.weights import (
+    Converted,
+    ConvertOptions,
+    build,
     check_weights,
+    convert,
     export_hf,
     import_hf,
     load_weights,
+    open_model,
     read_shape,
     replace_folder,
     save_tensors,
@@ -32,6 +38,8 @@ from armillary.model.width import orthogonalised, width_factors
 
 __all__ = [
     "Attention",
+    "ConvertOptions",
+    "Converted",
     "FeedForward",
     "LatentAttention",
     "Layer",
@@ -47,9 +55,11 @@ __all__ = [
     "add_adapters",
     "answer_sums",
     "balance_experts",
+    "build",
     "check_tokens",
     "check_weights",
     "compiled",
+    "convert",
     "dispatch",
     "document_starts",
     "draw_adapters",
@@ -62,10 +72,12 @@ __all__ = [
     "kernels",
     "linear_cross_entropy",
     "load_weights",
+    "logits_of",
     "mean_share",
     "merged_state",
     "mixtures",
     "model_roles",
+    "open_model",
     "operators",
     "orthogonalised",
     "pair_losses",
@@ -83,4 +95,5 @@ __all__ = [
     "visible",
     "width_factors",
     "without_ignored",
+    "write_logits",
 ]

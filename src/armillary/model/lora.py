@@ -34,6 +34,7 @@ class LoraLinear(nn.Linear):
             super().__init__(plain.in_features, plain.out_features, bias=False)
         self.weight = plain.weight
         self.weight.requires_grad_(False)
+        self.bias = plain.bias  # frozen with the other parameters of the model
         at = plain.weight.device
         self.lora_a = nn.Parameter(torch.empty(lora.rank, plain.in_features, device=at))
         self.lora_b = nn.Parameter(torch.zeros(plain.out_features, lora.rank, device=at))
@@ -41,7 +42,7 @@ class LoraLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the matrix and its adapter to ``x``."""
-        return F.linear(x, self.weight) + self.factor * F.linear(F.linear(x, self.lora_a), self.lora_b)
+        return F.linear(x, self.weight, self.bias) + self.factor * F.linear(F.linear(x, self.lora_a), self.lora_b)
 
     @torch.no_grad()
     def merged(self) -> Tensor:

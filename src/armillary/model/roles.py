@@ -13,8 +13,8 @@ and never the name:
 
 Under tensor parallel a block receives whole sequences on every rank, and its outputs are summed over the ranks. Each
 rank computes a summand of the output from its rows of the first matrices, its columns of the last ones, and ``whole``
-parameters. Gradients of ``whole`` parameters are summed over the ranks. A block must not add anything after the last
-matrix that is cut by columns, because the sum would contain it once per rank.
+parameters. Gradients of ``whole`` parameters are summed over the ranks. What a block adds after the last matrix that is
+cut by columns must have the cut ``once``, because the sum would otherwise contain it once per rank.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Literal
 
 from torch import nn
 
-Cut = Literal["rows", "columns", "vocabulary", "experts", "whole", "stream"]
+Cut = Literal["rows", "columns", "vocabulary", "experts", "whole", "stream", "once"]
 Init = Literal["normal", "residual", "output", "tied", "ones", "zeros"]
 Width = Literal["input", "hidden", "output", "queries", "query-gain"]
 
@@ -39,6 +39,7 @@ class Role:
     - ``rows``, ``columns``: along the first, the last dimension, which the number of ranks must divide.
     - ``vocabulary``: along the first, by tokens.
     - ``whole``: not at all; each rank uses it for its own heads or tokens, so its gradient is summed over the ranks.
+    - ``once``: not at all; a summand of the block's output, so one rank uses it and the others use zeros.
     - ``stream``: not at all; it acts on the residual stream, so its gradient is summed where sequences are cut.
     - ``experts``: the first dimension is the expert, dealt out by expert parallel; tensor parallel shards it as data.
 
@@ -63,6 +64,11 @@ class Role:
 def gain(cut: Cut, width: Width = "input") -> Role:
     """The role of a gain of a norm: begins at 1, does not decay, is not a matrix."""
     return Role(cut, "ones", width, decay=False, matrix=False)
+
+
+def bias(cut: Cut) -> Role:
+    """The role of a bias: begins at 0, does not decay, is not a matrix."""
+    return Role(cut, "zeros", "input", decay=False, matrix=False)
 
 
 def declared_roles(model: nn.Module) -> dict[str, Role]:

@@ -14,11 +14,13 @@ from torch import Tensor
 from armillary.recipe import ModelShape
 
 
-def rotary_tables(shape: ModelShape, length: int) -> tuple[Tensor, Tensor]:
+def rotary_tables(shape: ModelShape, length: int, sequence: int = 0) -> tuple[Tensor, Tensor]:
     """Cosines [length, head_dim] and sines [length, head_dim / 2] of the angles, times the attention factor.
 
-    fp32, on the CPU. They turn both queries and keys, so logits are scaled by the square of the factor.
+    fp32, on the CPU. They turn both queries and keys, so logits are scaled by the square of the factor. ``sequence`` is
+    the length of the whole sequence, for a scaling that depends on it; 0: within the length of the first training.
     """
+    shape = shape.at_length(sequence)
     positions = torch.arange(length, dtype=torch.float32, device="cpu")
     angles = torch.outer(positions, rotary_frequencies(shape))
     cos, sin = torch.cat((angles, angles), dim=-1).cos(), angles.sin()

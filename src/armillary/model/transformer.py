@@ -14,7 +14,8 @@ Trade-offs, for the many small runs that a study trains on one core:
 - Rotary tables are plain fp32 tensors, built at first use and rebuilt for a longer context. So there is no longest
   context, and a model built on the ``meta`` device needs no repair. Casting the model to half precision, which would
   round buffers, leaves the angles exact.
-- No dropout and no biases: these models make one pass over little data.
+- No dropout, and no biases unless the shape names them, as for weights from outside: these models make one pass over
+  little data.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from armillary.model.places import Places, document_starts
 from armillary.model.roles import Role, declared_roles, gain
 from armillary.model.rotary import rotary_tables
 from armillary.model.width import width_factors
-from armillary.recipe import ModelShape, OptimizerSpec
+from armillary.recipe import ModelShape, OptimizerSpec, RopeScaling
 
 # Standard deviation of most matrices at the start, whatever their size (as in GPT-2 and Llama).
 INIT_STD = 0.02
@@ -90,6 +91,7 @@ class Transformer(nn.Module):
         self.criterion: Callable[..., tuple[Tensor, Tensor]] = linear_cross_entropy
         self.token_criterion: Callable[..., Tensor] = token_cross_entropy
         self._cos = self._sin = torch.empty(0)
+        self._turned: RopeScaling | None = None
 
     @property
     def output_weight(self) -> Tensor:
@@ -190,6 +192,7 @@ class Transformer(nn.Module):
         if shape != self.shape:
             self.shape = shape
             self._cos = self._sin = torch.empty(0)
+            self._turned = None
 
     def _rotary_tables(
         self, length: int, positions: Tensor | None, starts: Tensor | None, device: torch.device
@@ -197,10 +200,11 @@ class Transformer(nn.Module):
         """Cosines [T, head_dim] and sines [T, head_dim / 2] of the angles of these positions, or [B, T, ...]."""
         needed = length if positions is None else int(positions.max()) + 1
         known = self._cos.shape[0]
-        if known < needed or self._cos.device != device:
+        turned = self.shape.at_length(needed).rope_scaling
+        if known < needed or self._cos.device != device or turned != self._turned:
             # doubled, so that text that grows token by token rarely rebuilds the tables
-            cos, sin = rotary_tables(self.shape, max(needed, 2 * known))
-            self._cos, self._sin = cos.to(device), sin.to(device)
+            cos, sin = rotary_tables(self.shape, max(needed, 2 * known), needed)
+            self._cos, self._sin, self._turned = cos.to(device), sin.to(device), turned
         if starts is not None:
             at = torch.arange(length, device=device) if positions is None else positions.to(device)
             return self._cos[at - starts], self._sin[at - starts]

@@ -262,6 +262,8 @@ class Program:
             rank, ranks = self.grid.rank("cp"), self.layout.cp
             own = own.map(lambda x: split_context(x, rank, ranks))
             positions = split_context(positions, rank, ranks)
+            for part in self.parts:  # no rank sees how long the whole sequence is
+                part.turn_as(part.shape.at_length(tokens.shape[1] - 1))
         for part in self.parts:
             part.positions = positions
         return own

@@ -15,7 +15,7 @@ Gains of norms and other small parameters are whole on every rank. Each rank com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ from torch.autograd.function import Function, once_differentiable
 from torch.distributed._functional_collectives import all_reduce
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
-from armillary.model import Layer, MixtureOfExperts, Transformer, check_tokens
+from armillary.model import Layer, MixtureOfExperts, Role, Transformer, check_tokens
 from armillary.model.operators import block_rows, counted_rows, counted_targets, product_dtype
 from armillary.parallel.collectives import all_gather_single, reduce_scatter_single, wait_tensor
 from armillary.parallel.mesh import Grid
@@ -75,13 +75,17 @@ def shard_tensors(model: Transformer, grid: Grid) -> None:
 
 def partial_gradients(model: Transformer, grid: Grid) -> list[nn.Parameter]:
     """The parameters that are whole on every ``tp`` rank but whose gradients are computed only in part on each."""
-    cuts = ("whole", "stream") if grid.layout.sequence_parallel else ("whole",)
+    cuts = ("whole", "once", "stream") if grid.layout.sequence_parallel else ("whole", "once")
     return [p for name, p in model.named_parameters() if model.roles[name].cut in cuts]
 
 
 def _compute_own_part(block: nn.Module, grid: Grid, parts: bool) -> None:
     """Make ``block`` compute this rank's summand; with ``parts`` its input and output are parts of each sequence."""
     group = grid.group("tp")
+    # the ranks' outputs are summed, so one of them adds the bias
+    roles = cast(Mapping[str, Role], block.roles)
+    others = [name for name, role in roles.items() if role.cut == "once"] if group.rank() else []
+    once = [(block.get_submodule(module)._parameters, name) for module, _, name in (n.rpartition(".") for n in others)]
     enter, leave = (_GatherSequence, _ScatterSequence) if parts else (_SumGradient, _Sum)
     forward = block.forward
     cut = [
@@ -93,14 +97,17 @@ def _compute_own_part(block: nn.Module, grid: Grid, parts: bool) -> None:
 
     def call(x: Tensor, *rest: Any) -> Tensor:
         whole = enter.apply(x, group)
-        held = [parameters[name] for parameters, name in cut]
+        held = [parameters[name] for parameters, name in (*cut, *once)]
         # plain tensors, so that nothing inside of the block is dispatched through DTensor
-        for (parameters, name), parameter in zip(cut, held, strict=True):
-            parameters[name] = cast(DTensor, parameter).to_local()  # type: ignore[assignment]
+        for parameters, name in cut:
+            parameters[name] = cast(DTensor, parameters[name]).to_local()  # type: ignore[assignment]
+        for parameters, name in once:
+            # not a new tensor of zeros: the parameter keeps its place in the graph, with a gradient of zeros
+            parameters[name] = cast(Tensor, parameters[name]) * 0  # type: ignore[assignment]
         try:
             summand = forward(whole, *rest)
         finally:
-            for (parameters, name), parameter in zip(cut, held, strict=True):
+            for (parameters, name), parameter in zip((*cut, *once), held, strict=True):
                 parameters[name] = parameter
         summed: Tensor = leave.apply(summand, group)
         return summed

@@ -54,7 +54,7 @@ from armillary.recipe.run import (
     canonical_hash,
     decay_factor,
 )
-from armillary.recipe.sealed import DamagedFileError, ForeignFileError, read_json, read_sealed, write_sealed
+from armillary.recipe.sealed import DamagedFileError, ForeignFileError, read_json, read_sealed, sealed, write_sealed
 from armillary.recipe.shapes import (
     AttentionBlock,
     Block,
@@ -63,6 +63,7 @@ from armillary.recipe.shapes import (
     Family,
     FeedForwardBlock,
     ModelShape,
+    Projection,
     RopeScaling,
     register_block,
 )
@@ -141,6 +142,7 @@ __all__ = [
     "Preference",
     "PreferenceLoss",
     "PreferenceStage",
+    "Projection",
     "Questioning",
     "ReLU2",
     "Recipe",
@@ -185,6 +187,7 @@ __all__ = [
     "register_block",
     "register_options",
     "results_folder",
+    "sealed",
     "walk_back",
     "was_changed",
     "without_passwords",

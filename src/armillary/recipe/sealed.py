@@ -32,9 +32,14 @@ def write_sealed(path: Path, document: dict[str, Any]) -> None:
     Raises:
         ValueError: a value that JSON does not have (NaN, infinity).
     """
+    write_json(path, sealed(document))
+
+
+def sealed(document: dict[str, Any]) -> dict[str, Any]:
+    """``document`` as ``write_sealed`` writes it."""
     # The hash covers the values that a reader gets: tuples are lists, keys are strings.
     plain = json.loads(json.dumps(document, ensure_ascii=False, allow_nan=False))
-    write_json(path, {**plain, _SEAL: canonical_hash(plain)})
+    return {**plain, _SEAL: canonical_hash(plain)}
 
 
 def read_sealed(path: Path, what: str, newest: int, remedy: str, sealed_since: int = 1) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -25,6 +25,7 @@ from pydantic import (
 from armillary.recipe.errors import FieldError
 
 Attention = Literal["causal", "full"]
+Projection = Literal["q", "k", "v", "out", "gate", "up", "down"]
 
 
 class Document(BaseModel):
@@ -105,22 +106,31 @@ class RopeScaling(Document):
     ``attention_factor`` scales queries and keys, and hence logits by its square (``ntk`` and ``yarn``). Its default is
     ``0.1 ln(factor) + 1`` for ``yarn`` and 1 for ``ntk``. ``model.rotary`` computes the scaling and names the sources.
 
-    Dynamic scaling is not offered: text has one length within a phase of training, so the factor is known in advance.
+    ``telechat2`` is the only dynamic one: within ``original_length`` tokens, the factor is the one of that length. A
+    longer sequence has ``ntk`` scaling by its own length in units of ``base_length`` and an attention factor by its
+    length in units of ``original_length`` (``at``). It has no ``factor`` of its own.
     """
 
-    kind: Literal["linear", "ntk", "yarn", "llama3"]
-    factor: float = Field(ge=1)
+    kind: Literal["linear", "ntk", "yarn", "llama3", "telechat2"]
+    factor: float = Field(default=1.0, ge=1)
     original_length: int | None = Field(default=None, ge=1)
+    base_length: int | None = Field(default=None, ge=1)
     attention_factor: float | None = Field(default=None, gt=0)
     beta_fast: float = Field(default=32.0, gt=0)
     beta_slow: float = Field(default=1.0, gt=0)
     low_freq_factor: float = Field(default=1.0, gt=0)
     high_freq_factor: float = Field(default=4.0, gt=0)
 
+    later = ("base_length",)
+
     @model_validator(mode="after")
     def _options_have_an_effect(self) -> Self:
+        if self.kind != "telechat2" and "factor" not in self.model_fields_set:
+            raise FieldError("Field required", "factor")
         belongs = {
-            "original_length": ("yarn", "llama3"),
+            "factor": ("linear", "ntk", "yarn", "llama3"),
+            "original_length": ("yarn", "llama3", "telechat2"),
+            "base_length": ("telechat2",),
             "attention_factor": ("ntk", "yarn"),
             "beta_fast": ("yarn",),
             "beta_slow": ("yarn",),
@@ -135,6 +145,8 @@ class RopeScaling(Document):
             raise FieldError(
                 f"kind '{self.kind}' needs the length that the model was first trained on", "original_length"
             )
+        if self.kind == "telechat2" and self.base_length is None:
+            raise FieldError("kind 'telechat2' needs the length in whose units it counts", "base_length")
         for low, high in (("beta_slow", "beta_fast"), ("low_freq_factor", "high_freq_factor")):
             if getattr(self, low) >= getattr(self, high):
                 raise FieldError(f"must be less than {high} ({getattr(self, high):g})", low)
@@ -146,6 +158,21 @@ class RopeScaling(Document):
         if self.attention_factor is not None:
             return self.attention_factor
         return 0.1 * math.log(self.factor) + 1.0 if self.kind == "yarn" else 1.0
+
+    def at(self, length: int) -> RopeScaling | None:
+        """The scaling of a sequence of ``length`` tokens, which no longer depends on it; None if nothing is scaled.
+
+        Kind ``telechat2`` becomes ``ntk`` (the ``get_ntk_alpha`` and ``get_mscale`` of Tele-AI/TeleChat2).
+        """
+        if self.kind != "telechat2":
+            return self
+        assert self.original_length is not None and self.base_length is not None
+        longest = max(length, self.original_length)
+        factor = max(2 ** math.ceil(math.log(longest / self.base_length, 2) + 1) - 1, 1)
+        attention = 0.1 * math.log(longest / self.original_length) + 1.0
+        if factor == 1 and attention == 1.0:
+            return None
+        return RopeScaling(kind="ntk", factor=factor, attention_factor=attention)
 
 
 class Block(Document):
@@ -221,8 +248,10 @@ class GroupedQuery(AttentionBlock):
         return shape.d_model * shape.head_dim * (2 * shape.n_heads + 2 * shape.n_kv_heads)
 
     def other_parameters(self, shape: ModelShape) -> int:
-        """The gains of QK-norm."""
-        return 2 * shape.head_dim if shape.qk_norm else 0
+        """The gains of QK-norm, and the biases."""
+        queries, keys = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
+        sizes = {"q": queries, "k": keys, "v": keys, "out": shape.d_model}
+        return (2 * shape.head_dim if shape.qk_norm else 0) + sum(sizes.get(name, 0) for name in shape.biases)
 
     def kept(self, shape: ModelShape) -> int:
         """Queries, keys and values before and after they are turned, and the mixed values."""
@@ -239,6 +268,11 @@ class SwiGLU(FeedForwardBlock):
         """Of gate, up and down."""
         return 3 * shape.d_model * shape.d_ff
 
+    def other_parameters(self, shape: ModelShape) -> int:
+        """The biases."""
+        sizes = {"gate": shape.d_ff, "up": shape.d_ff, "down": shape.d_model}
+        return sum(sizes.get(name, 0) for name in shape.biases)
+
     def kept(self, shape: ModelShape) -> int:
         """Gate, up and their product."""
         return 3 * shape.d_ff
@@ -249,7 +283,9 @@ class ModelShape(Document):
 
     With ``qk_norm`` queries and keys are normalised per head, as in Qwen3; without it the shape is Llama's.
     ``attention`` and ``feed_forward`` name other registered blocks, by kind or as a mapping with options;
-    ``feed_forward`` is used in all layers without experts.
+    ``feed_forward`` is used in all layers without experts. ``biases`` names the projections of the default blocks that
+    have one: all four of attention in some models of Llama's family, ``q``, ``k``, ``v`` in Qwen2, ``out`` and ``down``
+    in TeleChat2.
     """
 
     n_layers: int = Field(ge=1)
@@ -267,8 +303,9 @@ class ModelShape(Document):
     rope_scaling: RopeScaling | None = None
     attention: SerializeAsAny[AttentionBlock] | None = None
     feed_forward: SerializeAsAny[FeedForwardBlock] | None = None
+    biases: tuple[Projection, ...] = ()
 
-    later = ("experts", "rope_scaling", "attention", "feed_forward")
+    later = ("experts", "rope_scaling", "attention", "feed_forward", "biases")
 
     @field_validator("attention", mode="before")
     @classmethod
@@ -290,14 +327,35 @@ class ModelShape(Document):
                     raise FieldError(str(error), name) from error
         return self
 
+    @field_validator("biases")
+    @classmethod
+    def _biases_have_one_order(cls, value: tuple[Projection, ...]) -> tuple[Projection, ...]:
+        return tuple(name for name in get_args(Projection) if name in value)  # so that a shape has one hash
+
+    @model_validator(mode="after")
+    def _biases_have_a_projection(self) -> Self:
+        inside = [name for name in self.biases if name in ("gate", "up", "down")]
+        for names, block in (
+            ([n for n in self.biases if n not in inside], self.attention),
+            (inside, self.feed_forward),
+        ):
+            if names and block is not None:
+                raise FieldError(f"{names[0]!r}: kind '{block.kind}' has no biases", "biases")
+        if inside and self.experts is not None:
+            raise FieldError(f"{inside[0]!r}: layers with experts have no biases", "biases")
+        return self
+
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
         if self.n_heads % self.n_kv_heads:
             raise ValueError(f"n_heads ({self.n_heads}) must be a multiple of n_kv_heads ({self.n_kv_heads})")
         if self.head_dim % 2:
             raise ValueError(f"head_dim ({self.head_dim}) must be even: rotary embedding turns pairs")
-        if self.rope_scaling is not None and self.rope_scaling.kind == "ntk" and self.rotary_dim == 2:
-            raise ValueError("rope_scaling: kind 'ntk' needs a head_dim above 2: a single pair has no other to keep")
+        kind = None if self.rope_scaling is None else self.rope_scaling.kind
+        if kind in ("ntk", "telechat2") and self.rotary_dim == 2:
+            raise ValueError(
+                f"rope_scaling: kind '{kind}' needs a head_dim above 2: a single pair has no other to keep"
+            )
         return self
 
     @model_validator(mode="after")
@@ -338,6 +396,11 @@ class ModelShape(Document):
         """How many of the ``head_dim`` dimensions of queries and keys rotary positions turn."""
         return self.attention_block.rotary_dim(self)
 
+    def at_length(self, length: int) -> ModelShape:
+        """This shape with the scaling of rotary positions that a sequence of ``length`` tokens has."""
+        scaling = None if self.rope_scaling is None else self.rope_scaling.at(length)
+        return self if scaling == self.rope_scaling else self.model_copy(update={"rope_scaling": scaling})
+
     @property
     def layer_matmul_parameters(self) -> int:
         """Weights of one dense layer that take part in matrix products."""
@@ -359,7 +422,7 @@ class ModelShape(Document):
 
     @property
     def norm_parameters(self) -> int:
-        """RMSNorm gains: two per layer, one at the end, and those of the blocks."""
+        """RMSNorm gains: two per layer, one at the end, and those of the blocks with their biases."""
         per_layer = 2 * self.d_model + self.attention_block.other_parameters(self)
         dense = self.n_layers - len(self.mixture_layers)
         return self.n_layers * per_layer + dense * self.feed_forward_block.other_parameters(self) + self.d_model

@@ -12,6 +12,7 @@ from armillary.cli.app import app
 from armillary.cli.values import of_option
 from armillary.cli.verbs import (
     chat,
+    convert,
     corpus,
     evaluate,
     forecast,
@@ -19,6 +20,7 @@ from armillary.cli.verbs import (
     goodput,
     laws,
     leaderboard,
+    logits,
     plan,
     post,
     predict,
@@ -35,6 +37,7 @@ __all__ = [
     "PANELS",
     "app",
     "chat",
+    "convert",
     "corpus",
     "evaluate",
     "forecast",
@@ -42,6 +45,7 @@ __all__ = [
     "goodput",
     "laws",
     "leaderboard",
+    "logits",
     "plan",
     "post",
     "predict",
@@ -61,6 +65,7 @@ PANELS = {
     "What exists": ("runs", "rates", "verify", "store"),
     "Where the time goes": ("plan", "goodput"),
     "What a model can do": ("chat", "generate", "evaluate", "leaderboard", "forecast"),
+    "In and out": ("convert", "logits"),
     "One study at a time": ("study",),
     "Laws from tables of any runs": (
         *("fit", "predict-law", "optimise-mixture", "best-schedule", "best-lr", "compare", "next-run", "reproduce"),

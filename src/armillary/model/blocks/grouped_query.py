@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from armillary.model.blocks.registry import AttentionModule, register_attention
 from armillary.model.operators import attention
 from armillary.model.places import Places
-from armillary.model.roles import Role, gain
+from armillary.model.roles import Role, bias, gain
 from armillary.recipe import ModelShape
 
 
@@ -18,10 +18,10 @@ class Attention(AttentionModule):
     def __init__(self, shape: ModelShape) -> None:
         super().__init__()
         q_width, kv_width = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
-        self.q = nn.Linear(shape.d_model, q_width, bias=False)
-        self.k = nn.Linear(shape.d_model, kv_width, bias=False)
-        self.v = nn.Linear(shape.d_model, kv_width, bias=False)
-        self.out = nn.Linear(q_width, shape.d_model, bias=False)
+        self.q = nn.Linear(shape.d_model, q_width, bias="q" in shape.biases)
+        self.k = nn.Linear(shape.d_model, kv_width, bias="k" in shape.biases)
+        self.v = nn.Linear(shape.d_model, kv_width, bias="v" in shape.biases)
+        self.out = nn.Linear(q_width, shape.d_model, bias="out" in shape.biases)
         self.q_norm = nn.RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
         self.k_norm = nn.RMSNorm(shape.head_dim, shape.norm_eps) if shape.qk_norm else None
         self.eps = shape.norm_eps
@@ -33,6 +33,8 @@ class Attention(AttentionModule):
             "v.weight": Role("rows"),
             "out.weight": Role("columns", init="residual"),
         }
+        names = [name for name in ("q", "k", "v", "out") if name in shape.biases]
+        self.roles |= {f"{name}.bias": bias("once" if name == "out" else "rows") for name in names}
         if shape.qk_norm:
             self.roles |= {"q_norm.weight": gain("whole", width="query-gain"), "k_norm.weight": gain("whole")}
 

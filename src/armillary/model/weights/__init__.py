@@ -1,14 +1,23 @@
 """Weights on disk: one file per format."""
 
+from armillary.model.weights.convert import Converted, ConvertOptions, convert
 from armillary.model.weights.files import replace_folder, save_tensors
 from armillary.model.weights.huggingface import export_hf, import_hf, read_shape
 from armillary.model.weights.native import check_weights, load_weights, save_weights
+from armillary.model.weights.opening import open_model
+from armillary.model.weights.source import Source, build
 
 __all__ = [
+    "ConvertOptions",
+    "Converted",
+    "Source",
+    "build",
     "check_weights",
+    "convert",
     "export_hf",
     "import_hf",
     "load_weights",
+    "open_model",
     "read_shape",
     "replace_folder",
     "save_tensors",

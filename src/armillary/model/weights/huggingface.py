@@ -1,11 +1,14 @@
 """Model folders that Hugging Face ``transformers`` loads, written and read without it.
 
 A shape without QK-norm is a ``LlamaForCausalLM``, one with QK-norm a ``Qwen3ForCausalLM``, and one with QK-norm and a
-mixture of experts a ``Qwen3MoeForCausalLM``. All are equivalent to our transformer, so logits agree to rounding.
+mixture of experts a ``Qwen3MoeForCausalLM``. Biases of q, k and v alone make it a ``Qwen2ForCausalLM``; for other
+biases the class has zeros where the shape has none. ``MistralForCausalLM`` is read and written as Llama. All are
+equivalent to our transformer, so logits agree to rounding.
 
 Trade-offs: the configuration is written by hand and has only the keys that determine the computation, so an export
 needs no further package. The test suite compares it with ``transformers`` itself. Reading refuses any feature that this
-transformer does not have (biases, sliding windows, quantised weights, other rotary positions).
+transformer does not have (sliding windows shorter than the context, other rotary positions), and any key that this
+version does not know unless it is off: a newer ``transformers`` may have given it a meaning.
 """
 
 from __future__ import annotations
@@ -18,20 +21,30 @@ from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from armillary.model.rotary import ntk_base
 from armillary.model.transformer import Transformer
 from armillary.model.weights.files import check_tensors, replace_folder, save_tensors
-from armillary.recipe import ArmillaryError, Experts, ModelShape, UsageError, in_words
-
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+from armillary.model.weights.shards import WEIGHTS, Shards
+from armillary.model.weights.source import (
+    Export,
+    InMemory,
+    Piece,
+    Pieces,
+    Source,
+    Special,
+    build,
+    parameter_sizes,
+    plan,
+)
+from armillary.recipe import ArmillaryError, Experts, ModelShape, Projection, UsageError, in_words
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
 }
@@ -74,17 +87,44 @@ ROPE = {
     },
 }
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# The context length of a configuration that states none.
+_CONTEXT = 2048
 
 # What must hold of a configuration for our transformer to compute the same; an absent key has this value.
 SUPPORTED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
-    "attention_bias": (False,),
-    "mlp_bias": (False,),
+    "attention_bias": (False, True),
+    "mlp_bias": (False, True),
     "partial_rotary_factor": (1, None),
     "use_sliding_window": (False,),
     "quantization_config": (None,),
+    "pretraining_tp": (1, None),  # above 1, older versions of transformers computed sums in parts, which is the same
 }
+ATTENTION_BIASES: tuple[Projection, ...] = ("q", "k", "v", "out")
+MLP_BIASES: tuple[Projection, ...] = ("gate", "up", "down")
+
+# Keys without influence on what an evaluated model computes, and those that other parts of this file read.
+KNOWN = frozenset(
+    (
+        *("architectures", "model_type", "torch_dtype", "dtype", "use_cache", "auto_map", "_name_or_path"),
+        *("_model_name_or_path", "transformers_version", "bos_token_id", "eos_token_id", "pad_token_id"),
+        *("unk_token_id", "sep_token_id", "cls_token_id", "decoder_start_token_id", "attention_dropout"),
+        *("hidden_dropout", "dropout", "initializer_range", "max_position_embeddings", "tie_word_embeddings"),
+        *("rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters", "sliding_window", "layer_types"),
+        *("max_window_layers", "original_max_position_embeddings", "num_local_experts", "mlp_only_layers"),
+        *("router_aux_loss_coef", "output_router_logits", "router_jitter_noise", "chunk_size_feed_forward"),
+        *("id2label", "label2id", "problem_type", "task_specific_params", "tokenizer_class", "finetuning_task"),
+        *("return_dict", "return_dict_in_generate", "output_attentions", "output_hidden_states", "torchscript"),
+        *("gradient_checkpointing", "model_max_length", "unsloth_version", "unsloth_fixed", "is_decoder"),
+        *("_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "is_llama_config"),
+        *("rope_interleaved", "transformers.js_config", "tf_legacy_loss", "pruned_heads", "prefix"),
+        *("temperature", "top_k", "top_p", "do_sample", "max_length", "min_length", "repetition_penalty"),
+        *("num_beams", "num_beam_groups", "diversity_penalty", "length_penalty", "typical_p", "early_stopping"),
+        *("num_return_sequences", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "suppress_tokens"),
+        *("begin_suppress_tokens", "bad_words_ids", "forced_bos_token_id", "forced_eos_token_id"),
+        *("exponential_decay_length_penalty", "remove_invalid_values", "output_scores", "head_dim"),
+    )
+)
 
 
 def export_hf(
@@ -107,11 +147,11 @@ def export_hf(
         UsageError: the tokenizer cannot be read, lacks ``end_token`` or has more tokens than the model; ``folder``
             holds files that are not an export; or ``transformers`` has no known class for this mixture of experts.
     """
-    _check_exportable(model.shape)
+    check_exportable(model.shape)
     end = _end_token_id(tokenizer_file, end_token, model.shape.vocab_size)
     stored = getattr(torch, dtype)
     documents = {
-        "config.json": _config(model.shape, context_length, end, dtype),
+        "config.json": _config(model.shape, context_length, Special(end=end), dtype),
         "generation_config.json": {"eos_token_id": end},
         "tokenizer_config.json": {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -126,14 +166,12 @@ def export_hf(
         (aside / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
         for name, data in files.items():
             (aside / name).write_bytes(data)
-        state = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        places = _names(model.shape).items()
-        tensors = {theirs: state[name] if at is None else state[name][at] for theirs, (name, at) in places}
-        save_tensors({name: tensor.to(stored) for name, tensor in tensors.items()}, aside / WEIGHTS)
+        source = InMemory(model)
+        save_tensors({piece.name: piece.take(source).to(stored) for piece in _pieces(model.shape)}, aside / WEIGHTS)
 
 
 def import_hf(folder: Path) -> Transformer:
-    """The model in a ``transformers`` folder of a Llama, Qwen3 or Qwen3-MoE model, in fp32 on the CPU.
+    """The model in a ``transformers`` folder of a Llama, Mistral, Qwen2, Qwen3 or Qwen3-MoE model, in fp32 on the CPU.
 
     Weights may be one safetensors file or several with an index; half-precision weights are widened, which is exact.
     Experts may be separate or merged. The folder does not say how they were balanced, so the shape says ``none``.
@@ -142,38 +180,93 @@ def import_hf(folder: Path) -> Transformer:
         UsageError: no such folder, or a configuration that our transformer does not compute, naming the key.
         ArmillaryError: weights missing, torn or of other names or shapes than the configuration says.
     """
-    shape = read_shape(folder)
-    with torch.device("meta"):
-        model = Transformer(shape)
-    tensors = _read_tensors(folder)
-    # tables that old checkpoints carry, and the second name of a tied matrix
-    ignored = [name for name in tensors if name.endswith("rotary_emb.inv_freq")]
-    for name in [*ignored, *(["lm_head.weight"] if shape.tied_embeddings else [])]:
-        tensors.pop(name, None)
-    for name in [name for name in tensors if name.endswith(("mlp.experts.gate_up_proj", "mlp.experts.down_proj"))]:
-        merged = tensors.pop(name)
-        if merged.ndim != 3:
-            raise ArmillaryError(f"{folder}: {name} has {merged.ndim} dimensions and should have 3")
-        prefix, part = name.rsplit(".", 1)
-        parts = (
-            dict(zip(("gate_proj", "up_proj"), merged.chunk(2, 1), strict=True)) if "gate" in part else {part: merged}
-        )
-        tensors |= {f"{prefix}.{i}.{key}.weight": t for key, each in parts.items() for i, t in enumerate(each)}
-    sizes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    places = _names(shape)
-    check_tensors(
-        folder,
-        {name: tuple(tensor.shape) for name, tensor in tensors.items()},
-        {theirs: sizes[name][0 if at is None else 1 :] for theirs, (name, at) in places.items()},
-    )
-    state: dict[str, Tensor] = {}
-    for theirs, (name, at) in places.items():
-        if at is None:
-            state[name] = tensors[theirs].float()
-        else:
-            state.setdefault(name, torch.empty(sizes[name]))[at] = tensors[theirs]
-    model.load_state_dict(state, assign=True)
-    return model
+    return build(HuggingFaceSource(folder))
+
+
+class HuggingFaceSource(Source):
+    """A folder of ``transformers``; raises as ``import_hf``."""
+
+    format = "huggingface"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.shape = folder, read_shape(folder)
+        config = read_config(folder / "config.json")
+        self.context_length, self.special = longest(config), special(config)
+        self._shards = shards = Shards(folder)
+        self.dtype = shards.dtype()
+        pieces = _pieces(self.shape)
+        found = {name: entry.size for name, entry in shards.entries.items()}
+        # tables that old checkpoints carry, and the second name of a tied matrix
+        ignored = [name for name in found if name.endswith("rotary_emb.inv_freq")]
+        for name in [*ignored, *(["lm_head.weight"] if self.shape.tied_embeddings else [])]:
+            found.pop(name, None)
+        self._merged = self._take_merged(found)
+        check_tensors(folder, found, {piece.name: piece.size for piece in pieces})
+        self._pieces = Pieces(pieces, self._read)
+
+    def _take_merged(self, found: dict[str, tuple[int, ...]]) -> dict[str, tuple[str, int, slice]]:
+        """Replace merged experts in ``found`` with the separate ones; returns where each of these lies."""
+        places: dict[str, tuple[str, int, slice]] = {}
+        for name in [n for n in found if n.endswith(("mlp.experts.gate_up_proj", "mlp.experts.down_proj"))]:
+            size = found.pop(name)
+            if len(size) != 3:
+                raise ArmillaryError(f"{self.folder}: {name} has {len(size)} dimensions and should have 3")
+            prefix, part = name.rsplit(".", 1)
+            half = size[1] // 2
+            rows = {"down_proj": slice(0, size[1])}
+            if part == "gate_up_proj":
+                rows = {"gate_proj": slice(0, half), "up_proj": slice(half, size[1])}
+            for i in range(size[0]):
+                for key, where in rows.items():
+                    places[f"{prefix}.{i}.{key}.weight"] = name, i, where
+                    found[f"{prefix}.{i}.{key}.weight"] = where.stop - where.start, size[2]
+        return places
+
+    def _read(self, name: str) -> Tensor:
+        if name not in self._merged:
+            return self._shards.tensor(name)
+        merged, expert, rows = self._merged[name]
+        return self._shards.tensor(merged, expert)[rows]
+
+    def tensor(self, name: str, expert: int | None = None) -> Tensor:
+        """As ``Source.tensor``."""
+        return self._pieces.tensor(name, expert)
+
+
+def export_huggingface(source: Source, dtype: torch.dtype) -> Export:
+    """What a folder of ``transformers`` holds of ``source``.
+
+    A scaling of rotary positions by the length of the sequence is fixed at what it is within the length of the first
+    training, so such a model is the same up to that length.
+
+    Raises:
+        UsageError: no class of ``transformers`` that is known here computes the shape.
+    """
+    shape = source.shape
+    check_exportable(shape)
+    config = _config(shape, source.context_length or _CONTEXT, source.special, str(dtype).removeprefix("torch."))
+    documents = {"config.json": config}
+    if source.special.end is not None:
+        documents["generation_config.json"] = {"eos_token_id": config["eos_token_id"]}
+    return Export(documents, plan(_pieces(shape), source, dtype))
+
+
+def longest(config: dict[str, Any]) -> int | None:
+    """The context length in a configuration."""
+    length = config.get("max_position_embeddings")
+    return length if isinstance(length, int) and length > 0 else None
+
+
+def special(config: dict[str, Any]) -> Special:
+    """The ids of special tokens in a configuration; values of other kinds count as not stated."""
+
+    def one(key: str) -> int | None:
+        value = config.get(key)
+        return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
+
+    ends = config.get("eos_token_id")
+    several = tuple(ends) if isinstance(ends, list) and ends and all(isinstance(i, int) for i in ends) else None
+    return Special(one("bos_token_id"), several or one("eos_token_id"), one("pad_token_id"))
 
 
 def read_shape(folder: Path) -> ModelShape:
@@ -223,17 +316,47 @@ def _names(shape: ModelShape) -> dict[str, tuple[str, int | None]]:
                     names[f"{theirs}.mlp.experts.{expert}.{part}_proj.weight"] = (name, expert)
         else:
             here |= {f"feed_forward.{part}": f"mlp.{part}_proj" for part in matrices}
-        names |= {f"{theirs}.{there}.weight": (f"{ours}.{name}.weight", None) for name, there in here.items()}
+        for name, there in here.items():
+            names[f"{theirs}.{there}.weight"] = (f"{ours}.{name}.weight", None)
+            if name.rpartition(".")[2] in shape.biases:
+                names[f"{theirs}.{there}.bias"] = (f"{ours}.{name}.bias", None)
     return names
 
 
-def _check_exportable(shape: ModelShape) -> None:
+def _kind(shape: ModelShape) -> tuple[str, tuple[Projection, ...]]:
+    """The ``model_type`` that computes ``shape``, and the projections that have a bias there."""
+    found = set(shape.biases)
+    inside = MLP_BIASES if found & set(MLP_BIASES) else ()
+    attention = ATTENTION_BIASES if found & set(ATTENTION_BIASES) else ()
+    if shape.experts is not None or shape.qk_norm:
+        return "qwen3_moe" if shape.experts else "qwen3", (*attention, *inside)
+    return ("qwen2", shape.biases) if found == {"q", "k", "v"} else ("llama", (*attention, *inside))
+
+
+def _pieces(shape: ModelShape) -> list[Piece]:
+    """The tensors of ``shape`` in ``transformers``; zeros for biases that only the class has."""
+    there = shape.model_copy(update={"biases": _kind(shape)[1]})
+    sizes, ours = parameter_sizes(there), parameter_sizes(shape)
+    return [
+        Piece(theirs, sizes[name][0 if at is None else 1 :], ((name, at),) if name in ours else ())
+        for theirs, (name, at) in _names(there).items()
+    ]
+
+
+def check_exportable(shape: ModelShape) -> None:
+    """Raise UsageError if no class of ``transformers`` that is known here computes ``shape``."""
     for name, block in (("attention", shape.attention), ("feed_forward", shape.feed_forward)):
         if block is not None:
             raise UsageError(
                 f"{name}: kind '{block.kind}' is not what {', '.join(ARCHITECTURES.values())} of transformers compute; "
                 "keep the weights in armillary's own format"
             )
+    inside = [name for name in shape.biases if name in MLP_BIASES]
+    if inside and shape.qk_norm:
+        raise UsageError(
+            f"biases: '{inside[0]}' together with qk_norm is not what a class of transformers computes; keep the "
+            "weights in armillary's own format"
+        )
     experts = shape.experts
     if experts is None:
         return
@@ -268,8 +391,9 @@ def _rope_config(shape: ModelShape, context_length: int) -> dict[str, Any]:
     return {"rope_type": scaling.kind, "rope_theta": theta, **chosen}
 
 
-def _config(shape: ModelShape, context_length: int, end: int, dtype: str) -> dict[str, Any]:
-    kind = "qwen3_moe" if shape.experts else "qwen3" if shape.qk_norm else "llama"
+def _config(shape: ModelShape, context_length: int, special: Special, dtype: str) -> dict[str, Any]:
+    kind, biases = _kind(shape)
+    shape = shape.at_length(1)
     experts = shape.experts and {
         **{key: getattr(shape.experts, field) for field, key in EXPERTS.items()},
         "mlp_only_layers": list(range(shape.experts.dense_layers)),
@@ -290,11 +414,13 @@ def _config(shape: ModelShape, context_length: int, end: int, dtype: str) -> dic
         **({} if rope["rope_type"] == "default" else {"rope_scaling": older}),
         "max_position_embeddings": context_length,
         "hidden_act": "silu",
-        "attention_bias": False,
-        **({} if shape.qk_norm else {"mlp_bias": False}),
+        **({} if kind == "qwen2" else {"attention_bias": "out" in biases}),
+        **({"mlp_bias": "down" in biases} if kind == "llama" else {}),
+        **({"use_sliding_window": False} if kind == "qwen2" else {}),
         "attention_dropout": 0.0,
-        "bos_token_id": None,
-        "eos_token_id": end,
+        "bos_token_id": special.begin,
+        "eos_token_id": list(special.end) if isinstance(special.end, tuple) else special.end,
+        **({} if special.fill is None else {"pad_token_id": special.fill}),
         "use_cache": True,
     }
 
@@ -340,13 +466,18 @@ def _rope(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     return {"rope_theta": theta, "rope_scaling": {"kind": kind, **scaling}}
 
 
-def _shape(path: Path) -> ModelShape:
+def read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path}: cannot be read as a model configuration ({error})") from error
     if not isinstance(config, dict):
         raise UsageError(f"{path}: is a JSON {type(config).__name__}, not the configuration of a model")
+    return config
+
+
+def _shape(path: Path) -> ModelShape:
+    config = read_config(path)
     kind = config.get("model_type")
     if kind not in ARCHITECTURES:
         raise UsageError(f"{path}: model_type is {kind!r}; supported are {', '.join(sorted(ARCHITECTURES))}")
@@ -359,10 +490,15 @@ def _shape(path: Path) -> ModelShape:
             raise UsageError(f"{path}: {key} is {config[key]!r}; supported is only {values[0]!r}")
     if any(layer != "full_attention" for layer in config.get("layer_types") or ()):
         raise UsageError(f"{path}: layer_types is {config['layer_types']!r}; supported is only 'full_attention'")
-    if kind == "llama":  # Qwen3 derives neither of the two from the other sizes
+    if kind == "mistral":
+        _check_window(path, config)
+    _check_known(path, config)
+    if kind in ("llama", "mistral", "qwen2"):  # Qwen3 derives neither of the two from the other sizes
         heads, width = config.get("num_attention_heads"), config.get("hidden_size")
         if config.get("num_key_value_heads") is None:
-            config["num_key_value_heads"] = heads
+            # an absent key is 8 in the configuration of Mistral, and null is the number of heads
+            absent = kind == "mistral" and "num_key_value_heads" not in config
+            config["num_key_value_heads"] = 8 if absent else heads
         if config.get("head_dim") is None and heads and width:
             config["head_dim"] = width // heads
     if kind == "qwen3_moe" and config.get("num_experts") is None:
@@ -375,7 +511,8 @@ def _shape(path: Path) -> ModelShape:
         return ModelShape(
             **{field: config[key] for field, key in SIZES.items()},
             tied_embeddings=config.get("tie_word_embeddings", False),
-            qk_norm=kind != "llama",
+            qk_norm=kind in ("qwen3", "qwen3_moe"),
+            biases=_biases(config),
             **_rope(path, config),
             norm_eps=config.get("rms_norm_eps", 1e-6),
             experts=_experts(path, config) if kind == "qwen3_moe" else None,
@@ -384,6 +521,36 @@ def _shape(path: Path) -> ModelShape:
         first = error.errors()[0]
         where = "".join(f"{ {**SIZES, **EXPERTS}.get(str(field), field) }: " for field in first["loc"])
         raise UsageError(f"{path}: not the shape of a model: {where}{in_words(first)}") from error
+
+
+def _biases(config: dict[str, Any]) -> tuple[Projection, ...]:
+    kind = config["model_type"]
+    if kind == "qwen2":
+        return ("q", "k", "v")
+    attention = ATTENTION_BIASES if kind != "mistral" and config.get("attention_bias") else ()
+    return (*attention, *(MLP_BIASES if kind == "llama" and config.get("mlp_bias") else ()))
+
+
+def _check_window(path: Path, config: dict[str, Any]) -> None:
+    """Refuse a sliding window that is shorter than the context: our attention sees all earlier tokens."""
+    window = config.get("sliding_window", 4096)  # the value of an absent key
+    length = config.get("max_position_embeddings", 131_072)
+    if window is not None and (not isinstance(window, int) or not isinstance(length, int) or window < length):
+        raise UsageError(
+            f"{path}: sliding_window is {window!r}, less than max_position_embeddings ({length!r}), and supported is "
+            f"only full attention; the two are equal within the window: set sliding_window to null and "
+            f"max_position_embeddings to {window!r} to use the model up to that length"
+        )
+
+
+def _check_known(path: Path, config: dict[str, Any]) -> None:
+    known = KNOWN | set(SIZES.values()) | set(EXPERTS.values()) | set(SUPPORTED)
+    for key, value in config.items():
+        if key not in known and value not in (None, False, [], {}, ""):
+            raise UsageError(
+                f"{path}: {key} is {str(value)[:80]!r}, and this version does not know the key; it may change what the "
+                "model computes. Remove it if it does not"
+            )
 
 
 def _experts(path: Path, config: dict[str, Any]) -> Experts:
@@ -402,26 +569,3 @@ def _experts(path: Path, config: dict[str, Any]) -> Experts:
         dense_layers=max((i + 1 for i in dense if i < first), default=0),
         balance="none",
     )
-
-
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    index = folder / INDEX
-    try:
-        files = (
-            sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            if index.exists()
-            else [WEIGHTS]
-        )
-        tensors: dict[str, Tensor] = {}
-        for name in files:
-            with safe_open(folder / name, framework="pt") as file:
-                tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 (no mapping)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArmillaryError(f"{folder}: its weights cannot be read ({error}); fetch the folder again") from error
-    for key, tensor in tensors.items():  # a quantised number means nothing without its scale
-        if tensor.dtype not in FLOATS:
-            raise ArmillaryError(
-                f"{folder}: {key} is {str(tensor.dtype).removeprefix('torch.')}; supported are weights in float32, "
-                "float16 or bfloat16"
-            )
-    return tensors

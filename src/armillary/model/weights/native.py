@@ -1,19 +1,39 @@
-"""Our own weight files: one safetensors file, with tensors under the names of the modules and in their dtype.
+"""Our own weights: one safetensors file, with tensors under the names of the modules.
 
-The file does not hold the shape, which is in the run's specification.
+The file does not hold the shape. In a run, the shape is in the run's specification and the weights are fp32. In a
+folder that ``convert`` wrote, ``armillary.json`` has the shape, and the weights have any floating-point type and may be
+in several files.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from torch import Tensor
 
 from armillary.model.transformer import Transformer
 from armillary.model.weights.files import check_tensors, save_tensors
-from armillary.recipe import ArmillaryError, DamagedFileError, ModelShape
+from armillary.model.weights.shards import Shards
+from armillary.model.weights.source import Export, Piece, Source, Special, plan
+from armillary.recipe import (
+    ArmillaryError,
+    DamagedFileError,
+    ModelShape,
+    RunSpec,
+    UsageError,
+    read_json,
+    read_sealed,
+    sealed,
+)
+
+DESCRIPTION = "armillary.json"
+FORMAT = 1
+_SPEC, _RESULT = "spec.json", "result.json"
+_REMEDY = "convert the model again, or fetch the folder again"
 
 
 def save_weights(model: Transformer, path: Path) -> None:
@@ -62,3 +82,66 @@ def check_weights(path: Path, shape: ModelShape) -> None:
 def _unreadable(path: Path, error: Exception) -> DamagedFileError:
     said = error.strerror or str(error) if isinstance(error, OSError) else str(error)
     return DamagedFileError(f"{path}: cannot be read as weights ({said}); copy or train it again")
+
+
+def is_native(folder: Path) -> bool:
+    """Whether ``folder`` holds a model in our own format: a converted one, or a run."""
+    return (folder / DESCRIPTION).is_file() or ((folder / _SPEC).is_file() and not (folder / "config.json").exists())
+
+
+class NativeSource(Source):
+    """A folder that ``convert`` wrote, or a finished run.
+
+    Raises:
+        UsageError: the run is not finished.
+        DamagedFileError: the description or the specification is torn or edited.
+        ForeignFileError: the description has a newer format.
+        ArmillaryError: weights that are missing, torn, or not those of the shape.
+    """
+
+    format = "native"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            if (folder / DESCRIPTION).is_file():
+                document = read_sealed(folder / DESCRIPTION, "description of a model", FORMAT, _REMEDY)
+                self.shape = ModelShape.model_validate(document["shape"])
+                self.context_length = document["context_length"]
+                self.special = _special(document["special"])
+            else:
+                spec = RunSpec.model_validate(read_json(folder / _SPEC, "run specification", _REMEDY))
+                self.shape, self.context_length = spec.model, spec.longest
+                if not (folder / _RESULT).is_file():
+                    raise UsageError(f"{folder}: this run is not finished (it has no {_RESULT}); finish it first")
+        except (ValueError, TypeError) as error:
+            raise DamagedFileError(f"{folder}: its description is not that of a model ({error}); {_REMEDY}") from error
+        self._shards = Shards(folder)
+        self.dtype = self._shards.dtype()
+        with torch.device("meta"):
+            wanted = {name: tuple(tensor.shape) for name, tensor in Transformer(self.shape).state_dict().items()}
+        check_tensors(folder, {name: entry.size for name, entry in self._shards.entries.items()}, wanted)
+
+    def tensor(self, name: str, expert: int | None = None) -> Tensor:
+        """As ``Source.tensor``."""
+        return self._shards.tensor(name, expert)
+
+
+def export_native(source: Source, dtype: torch.dtype) -> Export:
+    """What a folder in our own format holds of ``source``."""
+    special = source.special
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "shape": source.shape.model_dump(mode="json"),
+        "context_length": source.context_length,
+        "special": {"begin": special.begin, "end": special.end, "fill": special.fill},
+    }
+    with torch.device("meta"):
+        sizes = {name: tuple(values.shape) for name, values in Transformer(source.shape).state_dict().items()}
+    pieces = [Piece(name, size, ((name, None),)) for name, size in sizes.items()]
+    return Export({DESCRIPTION: sealed(document)}, plan(pieces, source, dtype))
+
+
+def _special(document: dict[str, Any]) -> Special:
+    end = document["end"]
+    return Special(document["begin"], tuple(end) if isinstance(end, list) else end, document["fill"])

@@ -1,0 +1,55 @@
+"""The verb ``convert``: a model from one format to another."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from armillary.cli.app import JsonOption, app
+from armillary.cli.show.screen import Reporter, err, show_json
+
+
+@app.command()
+def convert(
+    src: Annotated[Path, typer.Argument(help="The model to read; its format is detected.", show_default=False)],
+    dst: Annotated[Path, typer.Argument(help="The new folder; it must not exist.", show_default=False)],
+    to: Annotated[str, typer.Option(help="native, huggingface or telechat2.", show_default=False)],
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16 (default: the source's).", show_default=False)
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Compare the logits of both; loads both models.")] = False,
+    *,
+    as_json: JsonOption = False,
+) -> None:
+    """Convert a model to another format, tensor by tensor; the files of the tokenizer are copied.
+
+    Example: armillary convert ./telechat2-3b ./telechat2-3b-hf --to huggingface --check
+    """
+    from armillary.model import ConvertOptions
+    from armillary.model import convert as run
+
+    reporter, begun = Reporter(), time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        rate = done / max(time.monotonic() - begun, 1e-9) / 1e6
+        reporter("convert", done, total, f"{done / 1e9:.2f} of {total / 1e9:.2f} GB, {rate:.0f} MB/s")
+
+    try:
+        found = run(src, dst, ConvertOptions(to, dtype, check), progress)
+    finally:
+        reporter.close()
+    if as_json:
+        show_json({**asdict(found), "out": str(dst)})
+        return
+    checked = ""
+    if found.difference is not None:
+        checked = f"; largest difference of logits {found.difference:.3g}, {found.relative:.2g} of the largest logit"
+    err.print(
+        f"{escape(str(dst))}: {found.source} to {found.to}, {found.dtype}, {found.bytes / 1e9:.2f} GB{checked}",
+        highlight=False,
+    )

@@ -1,0 +1,191 @@
+"""Converts a model on disk from one format to another, tensor by tensor.
+
+The new folder is written under a hidden name beside the target and renamed at the end, after the check. A process that
+is killed leaves nothing under the name of the target, and possibly the hidden folder ``.NAME.HOST.*``, which can be
+deleted. Memory holds one tensor and the mapped pages of one file of the source; only the check loads a whole model.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from armillary.files import aside, sync
+from armillary.model.weights.huggingface import export_huggingface
+from armillary.model.weights.native import export_native
+from armillary.model.weights.opening import open_model
+from armillary.model.weights.source import Export, Source, build
+from armillary.model.weights.telechat2 import export_telechat2
+from armillary.recipe import ArmillaryError, UsageError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FORMATS: dict[str, Callable[[Source, torch.dtype], Export]] = {
+    "native": export_native,
+    "huggingface": export_huggingface,
+    "telechat2": export_telechat2,
+}
+# Copied unchanged into the new folder.
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+    *("merges.txt", "tokenizer.model", "chat_template.jinja", "chat_template.json", "generation_config.json"),
+)
+# Difference of fp32 logits, relative to the largest, above which a conversion in fp32 is wrong.
+EXACT = 1e-5
+_TEXT = "The sphere shows where the heavens will be. 浑仪示天, 1957: é — x = 3.14;\n" * 3
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    """How to convert: the format ``to`` write, the type of the weights (None: the source's), whether to ``check``."""
+
+    to: str
+    dtype: str | None = None
+    check: bool = False
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What ``convert`` did; ``difference`` of logits, absolute and relative to the largest, if it was checked."""
+
+    source: str
+    to: str
+    dtype: str
+    bytes: int
+    tokenizer_files: tuple[str, ...]
+    difference: float | None = None
+    relative: float | None = None
+
+
+def convert(
+    src: Path, dst: Path, options: ConvertOptions, progress: Callable[[int, int], None] = lambda done, of: None
+) -> Converted:
+    """Convert the model in ``src`` to a new folder ``dst``; ``progress`` is called with bytes written and bytes in all.
+
+    With ``check``, both sides compute the logits of random tokens, and of a text where there is a ``tokenizer.json``.
+    A conversion in fp32 whose logits differ by more than ``EXACT`` is not kept.
+
+    Raises:
+        UsageError: ``dst`` exists or lies inside ``src``, a format or type that does not exist, or a feature that the
+            format lacks.
+        ArmillaryError: weights that cannot be read or are not finite, too little space, or a failed check.
+    """
+    for name, value, known in (("to", options.to, FORMATS), ("dtype", options.dtype or "float32", DTYPES)):
+        if value not in known:
+            raise UsageError(f"{name} is {value!r}; there are {', '.join(known)}")
+    source = open_model(src)
+    _check_target(src, dst)
+    dtype = DTYPES[options.dtype] if options.dtype else _kept(source.dtype)
+    export = FORMATS[options.to](source, dtype)
+    total = sum(tensor.bytes for tensor in export.tensors)
+    done = 0
+
+    def written(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    with new_folder(dst, total) as folder:
+        carried = _carry(src, folder)
+        for name, document in export.documents.items():
+            if name not in carried:
+                text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+                (folder / name).write_text(text + "\n", encoding="utf-8")
+        export.write(folder, export.tensors, written)
+        difference = relative = None
+        if options.check:
+            difference, relative = compare(src, folder)
+            if dtype == torch.float32 and not relative <= EXACT:
+                raise ArmillaryError(
+                    f"{dst}: not written: its logits differ from those of {src} by {difference:.3g} ({relative:.3g} of "
+                    f"the largest), more than {EXACT:g}; please report it with the configuration of the model"
+                )
+    name = str(dtype).removeprefix("torch.")
+    return Converted(source.format, options.to, name, total, tuple(carried), difference, relative)
+
+
+def _kept(dtype: torch.dtype) -> torch.dtype:
+    """The type of the weights if none is given: the source's, and fp32 for fp64."""
+    return dtype if dtype in DTYPES.values() else torch.float32
+
+
+def _check_target(src: Path, dst: Path) -> None:
+    if dst.exists() or dst.is_symlink():
+        raise UsageError(f"{dst}: exists; nothing is overwritten. Give a new name, or move it away")
+    if src.resolve() in dst.resolve().parents:
+        raise UsageError(f"{dst}: lies inside of {src}; give a place beside it")
+
+
+@contextmanager
+def new_folder(dst: Path, size: int) -> Iterator[Path]:
+    """Yield a folder to fill, which gets the name ``dst`` when the block ends without an error.
+
+    Raises:
+        ArmillaryError: the disk has less free space than ``size`` bytes.
+    """
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(dst.parent).free
+    if free < size:
+        raise ArmillaryError(f"{dst}: needs {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free; free space there")
+    hidden = aside(dst)
+    hidden.mkdir()
+    try:
+        yield hidden
+        for path in hidden.iterdir():
+            sync(path)
+        sync(hidden)
+        if dst.exists():  # made meanwhile: a rename would replace an empty folder
+            raise UsageError(f"{dst}: exists; nothing is overwritten. Give a new name, or move it away")
+        hidden.rename(dst)
+    finally:
+        shutil.rmtree(hidden, ignore_errors=True)
+    sync(dst.parent)
+
+
+def _carry(src: Path, folder: Path) -> list[str]:
+    """Copy the files of the tokenizer; returns their names."""
+    if not src.is_dir():
+        return []
+    found = [name for name in TOKENIZER_FILES if (src / name).is_file()]
+    found += sorted(path.name for path in src.glob("tokenization_*.py"))
+    for name in found:
+        shutil.copyfile(src / name, folder / name)
+    return found
+
+
+def compare(one: Path, other: Path) -> tuple[float, float]:
+    """The largest difference of the logits of two models on disk, and its share of the largest logit."""
+    source = open_model(one)
+    batches = _sample(source)
+    first = _logits(source, batches)
+    second = _logits(open_model(other), batches)
+    difference = max(float((a - b).abs().max()) for a, b in zip(first, second, strict=True))
+    return difference, difference / max(float(a.abs().max()) for a in first)
+
+
+@torch.no_grad()
+def _logits(source: Source, batches: list[Tensor]) -> list[Tensor]:
+    model = build(source)
+    return [model(tokens) for tokens in batches]
+
+
+def _sample(source: Source) -> list[Tensor]:
+    """Random tokens, and those of a text if the folder has a tokenizer that is read here."""
+    longest, size = min(source.context_length or 128, 128), source.shape.vocab_size
+    batches = [torch.randint(0, size, (2, longest), generator=torch.Generator().manual_seed(0))]
+    path = source.folder / "tokenizer.json"
+    if path.is_file():
+        try:
+            ids = Tokenizer.from_file(str(path)).encode(_TEXT).ids[:longest]
+        except Exception:  # tokenizers raises bare Exception; the random tokens are enough for a check
+            ids = []
+        if ids and max(ids) < size:
+            batches.append(torch.tensor([ids]))
+    return batches

@@ -1,0 +1,272 @@
+"""Folders of TeleChat2 (Tele-AI/TeleChat2, dense models), read and written without its modelling code.
+
+What differs from Llama: keys and values are fused per head, ``dense`` and ``down_proj`` have biases, and beyond the
+length of its training a sequence turns its positions by a base and a factor that depend on its length
+(``RopeScaling`` of kind ``telechat2``). All of it is our transformer with ``biases`` ``out`` and ``down``.
+
+Trade-offs: with a cache, the published code keeps keys that were turned by the table of an earlier, shorter sequence.
+Here, every position of a sequence is turned by one table, as in the published code without a cache. The configuration
+is written by hand. The modelling code is not written beside it; a user of ``transformers`` takes it from the release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from armillary.model.weights.files import check_tensors
+from armillary.model.weights.huggingface import read_config, special
+from armillary.model.weights.shards import Shards
+from armillary.model.weights.source import Export, Ours, Piece, Pieces, Source, parameter_sizes, plan
+from armillary.recipe import ModelShape, RopeScaling, UsageError, in_words
+
+ARCHITECTURE = "TELECHAT2ForCausalLM"
+PREFIX = "transformer."
+THETA = 10_000.0  # fixed in the published code
+_CONTEXT = 2048  # of a source that states none
+
+# Keys that decide the shape, by our field.
+_SIZES = {
+    "n_layers": "n_layer",
+    "d_model": "hidden_size",
+    "n_heads": "n_head",
+    "d_ff": "ffn_hidden_size",
+    "vocab_size": "vocab_size",
+    "norm_eps": "layer_norm_epsilon",
+}
+# What must hold for our transformer to compute the same; an absent key has the first value.
+_SUPPORTED: dict[str, tuple[Any, ...]] = {
+    "apply_residual_connection_post_layernorm": (False,),
+    "embed_layernorm": (False,),
+    "logn": (False,),
+    "hidden_act": ("silu",),
+    "quantization_config": (None,),
+    "rope_scaling": (None,),
+}
+# Keys without influence on what an evaluated model computes.
+_NEUTRAL = frozenset(
+    (
+        *("architectures", "model_type", "torch_dtype", "dtype", "use_cache", "auto_map", "_name_or_path"),
+        *("transformers_version", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "user_token_id"),
+        *("bot_token_id", "start_token_id", "system_token_id", "attention_dropout", "hidden_dropout"),
+        *("hidden_dropout_prob", "attention_softmax_in_fp32", "bias_dropout_fusion", "flash_attn"),
+        *("initializer_range", "masked_softmax_fusion", "skip_bias_add", "skip_bias_add_qkv", "seq_length"),
+        *("gradient_checkpointing", "slow_but_exact", "semi_causal", "max_position_embeddings", "pretraining_tp"),
+        *("tokenizer_class", "problem_type", "torchscript", "return_dict", "output_attentions"),
+        *("output_hidden_states", "use_cache_quantization", "is_encoder_decoder", "tp", "verbose"),
+    )
+)
+_CHECKED = frozenset(
+    (
+        *(*_SIZES.values(), *_SUPPORTED, "num_key_value_heads", "training_seqlen", "base_seqlen"),
+        "tie_word_embeddings",
+    )
+)
+
+
+def is_telechat2(folder: Path) -> bool:
+    """Whether the configuration in ``folder`` is one of TeleChat2; False if it cannot be read."""
+    try:
+        config = read_config(folder / "config.json")
+    except UsageError:
+        return False
+    return config.get("architectures") == [ARCHITECTURE] or config.get("model_type") in ("telechat", "telechat2")
+
+
+class TeleChat2Source(Source):
+    """A folder of TeleChat2.
+
+    Raises:
+        UsageError: a configuration that cannot be read, or that our transformer does not compute, naming the key.
+        ArmillaryError: weights missing, torn or of other names or sizes than the configuration states.
+    """
+
+    format = "telechat2"
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / "config.json"
+        config = read_config(path)
+        self.folder, self.special = folder, special(config)
+        try:
+            self.shape = _shape(path, config)
+        except (TypeError, AttributeError, KeyError, ZeroDivisionError) as error:
+            raise UsageError(
+                f"{path}: a value is not of the kind that its key has ({error}); fetch it again"
+            ) from error
+        assert self.shape.rope_scaling is not None
+        self.context_length = self.shape.rope_scaling.original_length
+        self._shards = shards = Shards(folder)
+        self.dtype = shards.dtype()
+        # small releases lack the prefix
+        self._prefix = PREFIX if any(name.startswith(PREFIX) for name in shards.entries) else ""
+        found = {self._full(name): entry.size for name, entry in shards.entries.items()}
+        pieces = telechat2_pieces(self.shape)
+        if self.shape.tied_embeddings:
+            found.pop("lm_head.weight", None)
+            pieces.pop()
+        check_tensors(folder, found, {piece.name: piece.size for piece in pieces})
+        self._pieces = Pieces(pieces, self._read)
+
+    def _full(self, name: str) -> str:
+        return name if self._prefix or name.startswith("lm_head.") else PREFIX + name
+
+    def _read(self, name: str) -> Tensor:
+        return self._shards.tensor(name if self._prefix else name.removeprefix(PREFIX))
+
+    def tensor(self, name: str, expert: int | None = None) -> Tensor:
+        """As ``Source.tensor``."""
+        return self._pieces.tensor(name, expert)
+
+
+def _shape(path: Path, config: dict[str, Any]) -> ModelShape:
+    for key, values in _SUPPORTED.items():
+        if config.get(key, values[0]) not in values:
+            raise UsageError(f"{path}: {key} is {config[key]!r}; supported is only {values[0]!r}")
+    for key, value in config.items():
+        if key not in _NEUTRAL and key not in _CHECKED and value not in (None, False):
+            raise UsageError(
+                f"{path}: {key} is {value!r}, and this version does not know the key; it may change what the model "
+                "computes. Remove it if it does not"
+            )
+    missing = [key for key in (*_SIZES.values(), "training_seqlen") if config.get(key) is None]
+    if missing:
+        raise UsageError(f"{path}: the key {missing[0]} is missing; it decides what the model computes")
+    sizes = {field: config[key] for field, key in _SIZES.items()}
+    heads, width = sizes["n_heads"], sizes["d_model"]
+    if width % heads:
+        raise UsageError(f"{path}: hidden_size is {width} and must be a multiple of n_head ({heads})")
+    try:
+        return ModelShape(
+            **sizes,
+            n_kv_heads=config.get("num_key_value_heads") or heads,
+            head_dim=width // heads,
+            tied_embeddings=config.get("tie_word_embeddings", False),
+            rope_theta=THETA,
+            rope_scaling=RopeScaling(
+                kind="telechat2",
+                original_length=config["training_seqlen"],
+                base_length=config.get("base_seqlen") or config["training_seqlen"],
+            ),
+            biases=("out", "down"),
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"{_SIZES.get(str(field), field)}: " for field in first["loc"])
+        raise UsageError(f"{path}: not the shape of a model: {where}{in_words(first)}") from error
+
+
+def telechat2_pieces(shape: ModelShape) -> list[Piece]:
+    """The tensors of TeleChat2 for ``shape``, in the order of its releases' layers."""
+    sizes = parameter_sizes(shape)
+
+    def piece(theirs: str, name: str) -> Piece:
+        ours: tuple[Ours, ...] = ((name, None),) if name in sizes else ()
+        # an untied copy where we have one matrix; zeros where we have no bias
+        if name == "output.weight" and shape.tied_embeddings:
+            return Piece(theirs, sizes["embedding.weight"], (("embedding.weight", None),))
+        return Piece(theirs, sizes.get(name, (shape.d_model,)), ours)
+
+    pieces = [piece(f"{PREFIX}word_embeddings.weight", "embedding.weight")]
+    join, split = fused(shape)
+    for i in range(shape.n_layers):
+        ours, theirs = f"layers.{i}", f"{PREFIX}h.{i}"
+        keys, values = f"{ours}.attention.k.weight", f"{ours}.attention.v.weight"
+        rows = 2 * shape.n_kv_heads * shape.head_dim
+        pieces += [
+            piece(f"{theirs}.input_layernorm.weight", f"{ours}.attention_norm.weight"),
+            piece(f"{theirs}.self_attention.query.weight", f"{ours}.attention.q.weight"),
+            Piece(
+                f"{theirs}.self_attention.key_value.weight",
+                (rows, shape.d_model),
+                ((keys, None), (values, None)),
+                join,
+                split,
+            ),
+            piece(f"{theirs}.self_attention.dense.weight", f"{ours}.attention.out.weight"),
+            piece(f"{theirs}.self_attention.dense.bias", f"{ours}.attention.out.bias"),
+            piece(f"{theirs}.post_attention_layernorm.weight", f"{ours}.feed_forward_norm.weight"),
+            piece(f"{theirs}.mlp.gate_proj.weight", f"{ours}.feed_forward.gate.weight"),
+            piece(f"{theirs}.mlp.up_proj.weight", f"{ours}.feed_forward.up.weight"),
+            piece(f"{theirs}.mlp.down_proj.weight", f"{ours}.feed_forward.down.weight"),
+            piece(f"{theirs}.mlp.down_proj.bias", f"{ours}.feed_forward.down.bias"),
+        ]
+    return [*pieces, piece(f"{PREFIX}ln_f.weight", "norm.weight"), piece("lm_head.weight", "output.weight")]
+
+
+def fused(shape: ModelShape) -> tuple[Callable[..., Tensor], Callable[[Tensor], list[Tensor]]]:
+    """Functions that join keys and values [heads * dim, d] to rows [k of head 0, v of head 0, ...] and split these."""
+
+    def join(parts: list[Tensor]) -> Tensor:
+        heads = [part.reshape(shape.n_kv_heads, shape.head_dim, *part.shape[1:]) for part in parts]
+        return torch.stack(heads, dim=1).flatten(0, 2)
+
+    def split(both: Tensor) -> list[Tensor]:
+        heads = both.reshape(shape.n_kv_heads, 2, shape.head_dim, *both.shape[1:])
+        return [part.flatten(0, 1) for part in heads.unbind(1)]
+
+    return join, split
+
+
+def export_telechat2(source: Source, dtype: torch.dtype) -> Export:
+    """What a folder of TeleChat2 holds of ``source``.
+
+    Raises:
+        UsageError: the shape has a feature that the format lacks, by name.
+    """
+    shape = source.shape
+    _check_exportable(shape)
+    scaling, length = shape.rope_scaling, source.context_length or _CONTEXT
+    base = length
+    if scaling is not None:
+        length, base = scaling.original_length or length, scaling.base_length or length
+    config = {
+        "architectures": [ARCHITECTURE],
+        "model_type": "telechat",
+        "torch_dtype": str(dtype).removeprefix("torch."),
+        **{key: getattr(shape, field) for field, key in _SIZES.items()},
+        "num_key_value_heads": None if shape.n_kv_heads == shape.n_heads else shape.n_kv_heads,
+        "training_seqlen": length,
+        "base_seqlen": base,
+        "seq_length": length,
+        "tie_word_embeddings": False,
+        "bos_token_id": source.special.begin,
+        "eos_token_id": list(source.special.end) if isinstance(source.special.end, tuple) else source.special.end,
+        "pad_token_id": source.special.fill,
+        "apply_residual_connection_post_layernorm": False,
+        "attention_dropout": 0.0,
+        "hidden_dropout": 0.0,
+        "attention_softmax_in_fp32": True,
+        "embed_layernorm": False,
+        "flash_attn": False,
+        "logn": False,
+        "initializer_range": 0.02,
+        "use_cache": True,
+    }
+    return Export({"config.json": config}, plan(telechat2_pieces(shape), source, dtype))
+
+
+def _check_exportable(shape: ModelShape) -> None:
+    width = shape.n_heads * shape.head_dim
+    others = [name for name in shape.biases if name not in ("out", "down")]
+    problems = {
+        "qk_norm: queries and keys are not normalised": shape.qk_norm,
+        "experts: every layer is dense": shape.experts is not None,
+        "attention: it is grouped-query attention": shape.attention is not None,
+        "feed_forward: it is SwiGLU": shape.feed_forward is not None,
+        f"biases: {', '.join(others)} have none": bool(others),
+        f"head_dim: it is d_model / n_heads, and {shape.n_heads} x {shape.head_dim} is not {shape.d_model}": (
+            width != shape.d_model
+        ),
+        f"rope_theta: it is {THETA:g}, not {shape.rope_theta:g}": shape.rope_theta != THETA,
+        "rope_scaling: it scales by the length of the sequence only": (
+            shape.rope_scaling is not None and shape.rope_scaling.kind != "telechat2"
+        ),
+    }
+    found = [problem for problem, there in problems.items() if there]
+    if found:
+        raise UsageError(f"TeleChat2 does not have what this model has: {'; '.join(found)}; convert it to huggingface")
