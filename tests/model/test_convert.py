@@ -283,12 +283,12 @@ def test_a_check_that_fails_keeps_nothing(
     tmp_path: Path, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, folder = folder_of("llama", tmp_path / "hf", tokenizer_file)
-    real = shards.put
+    real = shards.write_tensor
 
     def other(file: Any, tensor: shards.Planned) -> None:
         real(file, shards.Planned(tensor.name, tensor.size, tensor.dtype, lambda: tensor.make() * 1.01))
 
-    monkeypatch.setattr(shards, "put", other)
+    monkeypatch.setattr(shards, "write_tensor", other)
     with pytest.raises(ArmillaryError, match="not written: its logits differ"):
         convert(folder, tmp_path / "out", ConvertOptions("native", check=True))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
@@ -326,7 +326,8 @@ def test_memory_of_a_sharded_conversion_is_about_one_shard(tmp_path: Path, monke
         shards.Planned(p.name, p.size, torch.float32, lambda size=p.size: torch.full(size, 0.01)) for p in pieces
     ]
     (tmp_path / "telechat2").mkdir()
-    shards.write_shards(tmp_path / "telechat2", planned, lambda count: None, shard_bytes=20_000_000)
+    files = shards.ShardFiles(shard_bytes=20_000_000)
+    shards.write_shards(tmp_path / "telechat2", planned, lambda count: None, files)
     config = {
         "architectures": ["TELECHAT2ForCausalLM"],
         "n_layer": 18,

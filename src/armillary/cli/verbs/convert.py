@@ -18,9 +18,15 @@ from armillary.cli.show.screen import Reporter, err, show_json
 def convert(
     src: Annotated[Path, typer.Argument(help="The model to read; its format is detected.", show_default=False)],
     dst: Annotated[Path, typer.Argument(help="The new folder; it must not exist.", show_default=False)],
-    to: Annotated[str, typer.Option(help="native, huggingface or telechat2.", show_default=False)],
+    to: Annotated[str, typer.Option(help="native, huggingface, telechat2 or mindspore.", show_default=False)],
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16 (default: the source's).", show_default=False)
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="The config.json of a checkpoint of MindSpore.", show_default=False)
+    ] = None,
+    container: Annotated[
+        str | None, typer.Option(help="For mindspore: ckpt (default) or safetensors.", show_default=False)
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Compare the logits of both; loads both models.")] = False,
     *,
@@ -40,7 +46,7 @@ def convert(
         reporter("convert", done, total, f"{done / 1e9:.2f} of {total / 1e9:.2f} GB, {rate:.0f} MB/s")
 
     try:
-        found = run(src, dst, ConvertOptions(to, dtype, check), progress)
+        found = run(src, dst, ConvertOptions(to, dtype, check, config, container), progress)
     finally:
         reporter.close()
     if as_json:

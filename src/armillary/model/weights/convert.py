@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from armillary.files import aside, sync
 from armillary.model.weights.huggingface import export_huggingface
+from armillary.model.weights.mindspore import export_mindspore
 from armillary.model.weights.native import export_native
 from armillary.model.weights.opening import open_model
 from armillary.model.weights.source import Export, Source, build
@@ -31,7 +33,9 @@ FORMATS: dict[str, Callable[[Source, torch.dtype], Export]] = {
     "native": export_native,
     "huggingface": export_huggingface,
     "telechat2": export_telechat2,
+    "mindspore": partial(export_mindspore, container="ckpt"),
 }
+CONTAINERS = ("ckpt", "safetensors")
 # Copied unchanged into the new folder.
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
@@ -44,11 +48,16 @@ _TEXT = "The sphere shows where the heavens will be. 浑仪示天, 1957: é — 
 
 @dataclass(frozen=True)
 class ConvertOptions:
-    """How to convert: the format ``to`` write, the type of the weights (None: the source's), whether to ``check``."""
+    """How to convert: the format ``to`` write, the type of the weights (None: the source's), whether to ``check``.
+
+    ``config`` is the configuration of a checkpoint of MindSpore; ``container`` is the kind of file to write for it.
+    """
 
     to: str
     dtype: str | None = None
     check: bool = False
+    config: Path | None = None
+    container: str | None = None
 
 
 @dataclass(frozen=True)
@@ -80,10 +89,15 @@ def convert(
     for name, value, known in (("to", options.to, FORMATS), ("dtype", options.dtype or "float32", DTYPES)):
         if value not in known:
             raise UsageError(f"{name} is {value!r}; there are {', '.join(known)}")
-    source = open_model(src)
+    if options.container is not None and (options.to != "mindspore" or options.container not in CONTAINERS):
+        raise UsageError(f"container is {options.container!r}; it is {' or '.join(CONTAINERS)}, for mindspore only")
+    source = open_model(src, options.config)
     _check_target(src, dst)
     dtype = DTYPES[options.dtype] if options.dtype else _kept(source.dtype)
-    export = FORMATS[options.to](source, dtype)
+    write = FORMATS[options.to]
+    if options.container is not None:
+        write = partial(export_mindspore, container=options.container)
+    export = write(source, dtype)
     total = sum(tensor.bytes for tensor in export.tensors)
     done = 0
 
@@ -101,7 +115,7 @@ def convert(
         export.write(folder, export.tensors, written)
         difference = relative = None
         if options.check:
-            difference, relative = compare(src, folder)
+            difference, relative = compare(source, open_model(folder))
             if dtype == torch.float32 and not relative <= EXACT:
                 raise ArmillaryError(
                     f"{dst}: not written: its logits differ from those of {src} by {difference:.3g} ({relative:.3g} of "
@@ -151,8 +165,7 @@ def new_folder(dst: Path, size: int) -> Iterator[Path]:
 
 def _carry(src: Path, folder: Path) -> list[str]:
     """Copy the files of the tokenizer; returns their names."""
-    if not src.is_dir():
-        return []
+    src = src if src.is_dir() else src.parent
     found = [name for name in TOKENIZER_FILES if (src / name).is_file()]
     found += sorted(path.name for path in src.glob("tokenization_*.py"))
     for name in found:
@@ -160,12 +173,10 @@ def _carry(src: Path, folder: Path) -> list[str]:
     return found
 
 
-def compare(one: Path, other: Path) -> tuple[float, float]:
+def compare(one: Source, other: Source) -> tuple[float, float]:
     """The largest difference of the logits of two models on disk, and its share of the largest logit."""
-    source = open_model(one)
-    batches = _sample(source)
-    first = _logits(source, batches)
-    second = _logits(open_model(other), batches)
+    batches = _sample(one)
+    first, second = _logits(one, batches), _logits(other, batches)
     difference = max(float((a - b).abs().max()) for a, b in zip(first, second, strict=True))
     return difference, difference / max(float(a.abs().max()) for a in first)
 

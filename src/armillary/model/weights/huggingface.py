@@ -270,16 +270,21 @@ def special(config: dict[str, Any]) -> Special:
 
 
 def read_shape(folder: Path) -> ModelShape:
-    """The shape that the ``config.json`` in a ``transformers`` folder states.
+    """The shape that the ``config.json`` in a ``transformers`` folder states; raises as ``shape_of``."""
+    return shape_of(folder / "config.json")
+
+
+def shape_of(path: Path) -> ModelShape:
+    """The shape that a configuration of ``transformers`` states.
 
     Raises:
         UsageError: no such file, or a configuration that our transformer does not compute, naming the key.
     """
     try:
-        return _shape(folder / "config.json")
+        return _shape(path)
     except (TypeError, AttributeError, KeyError, ZeroDivisionError) as error:
         raise UsageError(
-            f"{folder / 'config.json'}: a value is not of the kind that its key has ({error}); fetch the folder again"
+            f"{path}: a value is not of the kind that its key has ({error}); fetch the folder again"
         ) from error
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from armillary.model.weights.huggingface import HuggingFaceSource
+from armillary.model.weights.mindspore import MindSporeSource, is_mindspore
 from armillary.model.weights.native import NativeSource, is_native
 from armillary.model.weights.source import Source
 from armillary.model.weights.telechat2 import TeleChat2Source, is_telechat2
@@ -22,13 +23,16 @@ class _Format:
 # The first that recognises a path opens it.
 _FORMATS = (
     _Format(is_native, NativeSource),
+    _Format(is_mindspore, MindSporeSource),
     _Format(is_telechat2, TeleChat2Source),
     _Format(lambda path: (path / "config.json").is_file(), HuggingFaceSource),
 )
 
 
-def open_model(path: Path) -> Source:
+def open_model(path: Path, config: Path | None = None) -> Source:
     """The model in ``path``; its shape and the names and sizes of its tensors are checked.
+
+    ``config`` is the configuration of a checkpoint of MindSpore, if it does not lie beside it.
 
     Raises:
         UsageError: there is no such file or folder, its format is not one of those read here, or it has a feature that
@@ -37,10 +41,14 @@ def open_model(path: Path) -> Source:
     """
     if not path.exists():
         raise UsageError(f"{path}: not found; give the folder of a model")
+    if config is not None:
+        if not is_mindspore(path):
+            raise UsageError(f"{path}: --config is for a checkpoint of MindSpore; this model has its own")
+        return MindSporeSource(path, config)
     for each in _FORMATS:
         if each.recognises(path):
             return each.open(path)
     raise UsageError(
-        f"{path}: not a model: a folder with armillary.json, a finished run, or a folder with config.json and "
-        "*.safetensors is"
+        f"{path}: not a model: a folder with armillary.json, a finished run, a checkpoint of MindSpore, or a folder "
+        "with config.json and *.safetensors is"
     )

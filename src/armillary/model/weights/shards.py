@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -144,42 +144,45 @@ class Planned:
         return math.prod(self.size) * self.dtype.itemsize
 
 
+@dataclass(frozen=True)
+class ShardFiles:
+    """The name of a single file, the largest size of one of several, and the framework that their metadata names."""
+
+    name: str = WEIGHTS
+    shard_bytes: int = SHARD_BYTES
+    framework: str = "pt"
+
+
 def write_shards(
-    folder: Path,
-    tensors: Sequence[Planned],
-    written: Callable[[int], None],
-    name: str = WEIGHTS,
-    shard_bytes: int = SHARD_BYTES,
+    folder: Path, tensors: Sequence[Planned], written: Callable[[int], None], files: ShardFiles = ShardFiles()
 ) -> None:
-    """Write ``tensors`` in their order: one file, or several of at most ``shard_bytes`` with an index.
+    """Write ``tensors`` in their order: one file, or several with an index.
 
     ``written`` is called with the number of bytes after each tensor.
     """
     shards: list[list[Planned]] = [[]]
     size = 0
     for tensor in tensors:
-        if shards[-1] and size + tensor.bytes > shard_bytes:
+        if shards[-1] and size + tensor.bytes > files.shard_bytes:
             shards.append([])
             size = 0
         shards[-1].append(tensor)
         size += tensor.bytes
-    stem = name.removesuffix(".safetensors")
-    files = [name] if len(shards) == 1 else [f"{stem}-{i:05}-of-{len(shards):05}.safetensors" for i in
-                                             range(1, len(shards) + 1)]  # fmt: skip
-    for file, shard in zip(files, shards, strict=True):
-        write_safetensors(folder / file, shard, written)
-    if len(shards) > 1:
+    stem, count = files.name.removesuffix(".safetensors"), len(shards)
+    names = [f"{stem}-{i:05}-of-{count:05}.safetensors" for i in range(1, count + 1)] if count > 1 else [files.name]
+    for name, shard in zip(names, shards, strict=True):
+        _write_safetensors(folder / name, shard, written, files.framework)
+    if count > 1:
         index = {
             "metadata": {"total_size": sum(tensor.bytes for tensor in tensors)},
-            "weight_map": {tensor.name: file for file, shard in zip(files, shards, strict=True) for tensor in shard},
+            "weight_map": {tensor.name: name for name, shard in zip(names, shards, strict=True) for tensor in shard},
         }
-        (folder / f"{name}.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        (folder / f"{files.name}.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def write_safetensors(path: Path, tensors: Iterable[Planned], written: Callable[[int], None]) -> None:
-    """Write one safetensors file and flush it; each tensor is computed, written and freed in turn."""
-    tensors = list(tensors)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def _write_safetensors(path: Path, tensors: Sequence[Planned], written: Callable[[int], None], framework: str) -> None:
+    """Write one file and flush it; each tensor is computed, written and freed in turn."""
+    header: dict[str, Any] = {"__metadata__": {"format": framework}}
     end = 0
     for tensor in tensors:
         header[tensor.name] = {
@@ -192,7 +195,7 @@ def write_safetensors(path: Path, tensors: Iterable[Planned], written: Callable[
     with open(path, "wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for tensor in tensors:
-            put(file, tensor)
+            write_tensor(file, tensor)
             written(tensor.bytes)
         file.flush()
         os.fsync(file.fileno())
@@ -202,7 +205,7 @@ def _whole(dtype: torch.dtype) -> str:
     return next(name for name, plain in _PLAIN.items() if plain == str(dtype).removeprefix("torch."))
 
 
-def put(file: BinaryIO, tensor: Planned) -> None:
+def write_tensor(file: BinaryIO, tensor: Planned) -> None:
     """Compute ``tensor`` and write its bytes."""
     values = tensor.make().detach().cpu().contiguous()
     assert tuple(values.shape) == tensor.size and values.dtype == tensor.dtype, tensor.name

@@ -75,6 +75,11 @@ def is_telechat2(folder: Path) -> bool:
         config = read_config(folder / "config.json")
     except UsageError:
         return False
+    return is_telechat2_config(config)
+
+
+def is_telechat2_config(config: dict[str, Any]) -> bool:
+    """Whether a configuration is one of TeleChat2."""
     return config.get("architectures") == [ARCHITECTURE] or config.get("model_type") in ("telechat", "telechat2")
 
 
@@ -92,12 +97,7 @@ class TeleChat2Source(Source):
         path = folder / "config.json"
         config = read_config(path)
         self.folder, self.special = folder, special(config)
-        try:
-            self.shape = _shape(path, config)
-        except (TypeError, AttributeError, KeyError, ZeroDivisionError) as error:
-            raise UsageError(
-                f"{path}: a value is not of the kind that its key has ({error}); fetch it again"
-            ) from error
+        self.shape = shape_of(path, config)
         assert self.shape.rope_scaling is not None
         self.context_length = self.shape.rope_scaling.original_length
         self._shards = shards = Shards(folder)
@@ -121,6 +121,14 @@ class TeleChat2Source(Source):
     def tensor(self, name: str, expert: int | None = None) -> Tensor:
         """As ``Source.tensor``."""
         return self._pieces.tensor(name, expert)
+
+
+def shape_of(path: Path, config: dict[str, Any]) -> ModelShape:
+    """The shape that ``config``, read from ``path``, states; raises UsageError as ``TeleChat2Source``."""
+    try:
+        return _shape(path, config)
+    except (TypeError, AttributeError, KeyError, ZeroDivisionError) as error:
+        raise UsageError(f"{path}: a value is not of the kind that its key has ({error}); fetch it again") from error
 
 
 def _shape(path: Path, config: dict[str, Any]) -> ModelShape:
