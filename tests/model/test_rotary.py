@@ -102,7 +102,7 @@ def test_kernels_take_the_attention_factor_also_backwards() -> None:
         ({"kind": "linear", "factor": 4.0, "attention_factor": 1.1}, "belongs to kind 'ntk' or 'yarn'"),
         ({"kind": "linear", "factor": 0.5}, "greater than or equal to 1"),
         ({"kind": "yarn", "factor": 4.0, "original_length": 8, "beta_slow": 40.0}, "less than beta_fast"),
-        ({"kind": "dynamic", "factor": 4.0}, "'linear', 'ntk', 'yarn' or 'llama3'"),
+        ({"kind": "dynamic", "factor": 4.0}, "'linear', 'ntk', 'yarn', 'llama3' or 'telechat2'"),
     ],
 )
 def test_what_cannot_be_stretched_is_refused(fields: dict[str, Any], said: str) -> None:

@@ -53,6 +53,7 @@ OTHER = {
     "model.qk_norm": True,
     "model.rope_theta": 5e5,
     "model.norm_eps": 1e-6,
+    "model.biases": ["out"],
     "model.rope_scaling": {"kind": "linear", "factor": 2.0},
     "model.attention": {"kind": "gated"},
     "model.feed_forward": {"kind": "shifted-relu", "shift": 0.5},

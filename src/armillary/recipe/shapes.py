@@ -335,11 +335,12 @@ class ModelShape(Document):
     @model_validator(mode="after")
     def _biases_have_a_projection(self) -> Self:
         inside = [name for name in self.biases if name in ("gate", "up", "down")]
-        for names, block in (
-            ([n for n in self.biases if n not in inside], self.attention),
-            (inside, self.feed_forward),
+        outside = [name for name in self.biases if name not in inside]
+        for names, block, with_biases in (
+            (outside, self.attention_block, GroupedQuery),
+            (inside, self.feed_forward_block, SwiGLU),
         ):
-            if names and block is not None:
+            if names and not isinstance(block, with_biases):
                 raise FieldError(f"{names[0]!r}: kind '{block.kind}' has no biases", "biases")
         if inside and self.experts is not None:
             raise FieldError(f"{inside[0]!r}: layers with experts have no biases", "biases")
