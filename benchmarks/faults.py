@@ -5,10 +5,15 @@ shows, for each kind of fault, the seconds until it was detected, the seconds fr
 the steps that were repeated. It also says whether both runs end with the same weights. All figures come from the events
 of the runs; their ledgers are printed below the table.
 
+``--against-simulator`` instead lets faults happen at a rate, and compares the ledger of that run with the simulator and
+the exact formula, which get what was measured in it: time between faults, time to detect and to recover, and how long
+snapshots block.
+
 Trade-offs: a corrupted checkpoint is only found when it is read, so it counts as detected where a restart met it. On a
 machine with fewer cores than ranks steps are slow, and so is a restart.
 
     python benchmarks/faults.py --faults 30 --steps 600 --json faults.json
+    python benchmarks/faults.py --against-simulator --mtbf 20 --steps 3000 --snapshot 25
 """
 
 from __future__ import annotations
@@ -26,10 +31,21 @@ from typing import Any
 import yaml
 from common import corpus_of, markdown, run_spec, shape, write_json
 
-from armillary.goodput import Event, event_files, read_events, read_ledger
-from armillary.resilience import load_faults
+from armillary.goodput import (
+    Event,
+    Reliability,
+    event_files,
+    goodput,
+    ledger,
+    one_tier,
+    read_events,
+    read_ledger,
+    simulate,
+)
+from armillary.resilience import KINDS, Faults, RandomFaults, load_faults
 
 DOMAIN = "words"
+HOUR_S, DAY_S = 3600.0, 86_400.0
 LAYOUTS = {"dp4": {"dp_replicate": 4}, "dp2×tp2": {"dp_replicate": 2, "tp": 2}}
 
 
@@ -109,6 +125,56 @@ def middle(values: list[float | None], unit: str) -> str:
     return f"{statistics.median(known):.2f} (at most {max(known):.2f}) {unit}" if known else "-"
 
 
+def planned(count: int, steps: int, seed: int) -> dict[str, Any]:
+    """``count`` faults of all kinds; slow ranks come last, where no restart ends them before they are found."""
+    slow = count // len(KINDS[:-1])
+    first = steps - 50 * slow
+    late = [{"kind": "slow", "rank": n % 4, "step": first + 50 * n, "steps": 40} for n in range(slow)]
+    kinds = [kind for kind in KINDS[:-1] if kind != "slow"]
+    drawn = Faults(draw=RandomFaults(count=count - slow, kinds=kinds, seed=seed, first_step=5)).plan(first - 10, 4)
+    return {"faults": [*(fault.model_dump(exclude_none=True) for fault in drawn), *late]}
+
+
+def against_simulator(folder: Path, steps: int, snapshot: int, mtbf_s: float, seed: int) -> dict[str, Any]:
+    """A run that fails at a rate, beside the simulator and the formula with what was measured in the run."""
+    file, run = documents(folder, steps, snapshot)["dp4"], folder / "at-a-rate"
+    plan = folder / "rate.yaml"
+    plan.write_text(yaml.safe_dump({"rate": {"mtbf_s": mtbf_s, "kinds": ["kill", "stop"], "seed": seed}}))
+    train(file, run, "--inject", str(plan), "--max-restarts", "50")
+    found = read_ledger(run)
+    seconds = found.seconds
+    # What the formula does not know: the start, and the validation at the end.
+    elapsed = found.elapsed_s - seconds["start_up"] - seconds["evaluation"]
+    blocks = [e.duration_s or 0.0 for e in all_events(run) if e.kind in ("snapshot", "checkpoint")]
+    faults = sum(e.kind == "fault" and bool(e.data.get("injected")) for e in all_events(run))
+    step_s = seconds["productive"] / steps
+    measured = {
+        "step_s": step_s,
+        "interval_s": snapshot * step_s,
+        "block_s": sum(blocks) / steps * snapshot,
+        "recovery_s": (sum(found.detection_s) + sum(found.recovery_s)) / max(1, len(found.recovery_s)),
+        "mtbf_s": elapsed / faults,
+        "faults": faults,
+    }
+    job = Reliability(measured["mtbf_s"], measured["block_s"], measured["recovery_s"])
+    cluster = one_tier(4, 4 * job.mtbf_s / HOUR_S, job.block_s, measured["interval_s"], job.recovery_s)
+    cluster = cluster.model_copy(update={"step_s": step_s})
+    simulated = ledger({0: list(simulate(cluster, 1000 * job.mtbf_s / DAY_S, seed))}).goodput
+    return {
+        "measured": measured,
+        "goodput": seconds["productive"] / elapsed,
+        "simulated": simulated,
+        "formula": goodput(job, measured["interval_s"]),
+    }
+
+
+def show_comparison(found: dict[str, Any]) -> int:
+    """Print it; 1 if the goodput of the run is more than two points from the simulated one."""
+    print(", ".join(f"{name} {value:.3g}" for name, value in found["measured"].items()))
+    print(markdown(["run", "simulated", "formula"], [[f"{found[n]:.1%}" for n in ("goodput", "simulated", "formula")]]))
+    return int(abs(found["goodput"] - found["simulated"]) > 0.02)
+
+
 def main() -> int:
     """Run all layouts; the exit status is 1 if any run ends with other weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -117,15 +183,20 @@ def main() -> int:
     parser.add_argument("--snapshot", type=int, default=2, help="steps between two snapshots (default 2)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
+    parser.add_argument("--against-simulator", action="store_true", help="compare a run with faults at a rate")
+    parser.add_argument("--mtbf", type=float, default=20.0, help="seconds between two faults at a rate (default 20)")
     parser.add_argument("--json", type=Path, help="where to write the numbers")
     options = parser.parse_args()
     measured: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if options.against_simulator:
+            compared = against_simulator(folder, options.steps, options.snapshot, options.mtbf, options.seed)
+            write_json(options.json, "faults against simulator", **compared)
+            return show_comparison(compared)
         files = documents(folder, options.steps, options.snapshot)
         plan = folder / "faults.yaml"
-        draw = {"count": options.faults, "seed": options.seed, "first_step": 5}
-        plan.write_text(yaml.safe_dump({"draw": draw}), encoding="utf-8")
+        plan.write_text(yaml.safe_dump(planned(options.faults, options.steps, options.seed)), encoding="utf-8")
         kinds = Counter(fault.kind for fault in load_faults(plan).plan(options.steps, 4))
         for layout in options.layouts:
             whole, broken = folder / f"{layout}-whole", folder / f"{layout}-broken"
@@ -148,9 +219,9 @@ def main() -> int:
             said = middle([one[0] for one in ending], "s"), middle([one[1] for one in ending], "s")
             print(f"\nfaults that end training: found after {said[0]}, next step after {said[1]}")
             ledgers = {word: read_ledger(run).to_json() for word, run in (("undisturbed", whole), ("broken", broken))}
-            for word, ledger in ledgers.items():
-                losses = ", ".join(f"{k} {v:.1f}" for k, v in ledger["losses_s"].items() if v >= 0.05)
-                print(f"{word}: {ledger['elapsed_s']:.0f} s, goodput {ledger['goodput']:.1%}; losses in s: {losses}")
+            for word, one in ledgers.items():
+                losses = ", ".join(f"{k} {v:.1f}" for k, v in one["losses_s"].items() if v >= 0.05)
+                print(f"{word}: {one['elapsed_s']:.0f} s, goodput {one['goodput']:.1%}; losses in s: {losses}")
             measured[layout] = {"same": same, "faults": found, **ledgers}
     write_json(options.json, "faults", **measured)
     return int(not all(one["same"] for one in measured.values()))

@@ -209,3 +209,129 @@ def test_nothing_to_read_is_said(tmp_path):
     (tmp_path / "events.jsonl").touch()
     with pytest.raises(UsageError, match="holds no event yet"):
         read_ledger(tmp_path)
+
+
+def attempt(rank, time_s, kind, first, last, ranks):
+    """An attempt of a rank with a step each second."""
+    begin = event(time_s, kind, first, rank=rank, ranks=ranks)
+    return [begin, event(time_s + last - first, "progress", last, float(last - first), rank=rank)]
+
+
+def test_a_rank_counts_in_the_attempts_that_have_it():
+    """Two ranks, then one of them: its file is left over and waits for nothing."""
+    first = [*attempt(0, 0, "start", 0, 10, 2), event(10, "detected", 10), *attempt(0, 12, "resume", 10, 30, 1)]
+    second = attempt(1, 0, "start", 0, 10, 2)
+    found = ledger({0: first, 1: second})
+    assert found.seconds["productive"] == 30.0 and found.seconds["restart"] == 2.0
+    assert sum(found.seconds.values()) == pytest.approx(found.elapsed_s) == 32.0
+    assert found.spans[1][-1].end_ns == 12_000_000_000
+    # and the other way round: what came later has not waited since the beginning
+    later = ledger({0: [*attempt(0, 0, "start", 0, 10, 1), *attempt(0, 12, "resume", 10, 30, 2)],
+                    1: attempt(1, 12, "resume", 10, 30, 2)})  # fmt: skip
+    assert later.seconds["productive"] == 30.0 and later.spans[1][0].begin_ns == 12_000_000_000
+
+
+def test_steps_with_fewer_ranks_are_slow_against_those_with_all():
+    slow = [event(10 + 3 * n, "progress", 10 + n, 3.0) for n in range(1, 41)]
+    events = [event(0, "start", ranks=4), event(10, "progress", 10, 10.0), event(10, "detected", 10),
+              event(10, "degraded", 10, ranks=2), event(10, "resume", 10, ranks=2), *slow]  # fmt: skip
+    found = ledger({0: events})
+    assert found.seconds["degraded"] == pytest.approx(40 * 1.9)
+    again = [event(130, "stop", 50), event(130, "resume", 50, ranks=4), event(140, "progress", 60, 10.0)]
+    assert ledger({0: [*events, *again]}).seconds["degraded"] == pytest.approx(40 * 1.9)
+
+
+@given(st.dictionaries(st.integers(0, 3), STREAMS, min_size=1), st.lists(st.integers(1, 5), min_size=1))
+def test_attempts_of_any_size_sum_to_the_elapsed_time(streams, sizes):
+    chosen = itertools.cycle(sizes)
+    sized = {
+        rank: [e.model_copy(update={"data": {**e.data, "ranks": next(chosen)}}) for e in events]
+        for rank, events in streams.items()
+    }
+    found = ledger(sized)
+    assert sum(found.seconds.values()) == pytest.approx(found.elapsed_s, abs=1e-6)
+
+
+@given(st.dictionaries(st.integers(0, 3), STREAMS, min_size=1), st.data())
+def test_torn_files_of_ranks_with_other_clocks_sum_too(tmp_path_factory, streams, data):
+    """Each rank has a clock of its own, and its file was cut by a kill and continued by the next attempt."""
+    folder = tmp_path_factory.mktemp("run")
+    kept = 0
+    for rank, events in streams.items():
+        ahead = data.draw(st.floats(-1e4, 1e4))
+        text = "".join(e.model_copy(update={"time_s": e.time_s + ahead}).model_dump_json() + "\n" for e in events)
+        cut = data.draw(st.integers(0, len(text)))
+        path = folder / ("events.jsonl" if rank == 0 else f"events-{rank:05}.jsonl")
+        path.write_text(text[:cut] + data.draw(st.sampled_from(["", "\n", "\n{}}\n", "\n\x00\x00"])))
+        kept += len(list(read_events(path)))
+    if kept == 0:
+        with pytest.raises(UsageError, match="holds no event"):
+            read_ledger(folder)
+        return
+    found = read_ledger(folder)
+    assert sum(found.seconds.values()) == pytest.approx(found.elapsed_s, abs=1e-6)
+    assert all(value >= 0 for value in found.seconds.values())
+
+
+LINE = {"format": 2, "minor": 0, "time_s": 5.0, "run": "r", "kind": "start", "step": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"format": 3}, "event format 3 is newer"),
+        ({"format": 0}, "format"),
+        ({"minor": -1}, "minor"),
+        ({"time_s": 1e300}, "time_s"),
+        ({"step": 10**400}, "step"),
+        ({"step": -1}, "step"),
+        ({"duration_s": 1e301}, "duration_s"),
+        ({"kind": "eclipse"}, "kind"),
+        ({"moon": 1}, "moon"),
+        ({"data": []}, "data"),
+    ],
+)
+def test_a_line_that_is_no_event_is_named(change, said, tmp_path):
+    path = tmp_path / "events.jsonl"
+    path.write_text(json.dumps(LINE) + "\n" + json.dumps(LINE | change) + "\n")
+    with pytest.raises((DamagedFileError, ForeignFileError), match=rf"events\.jsonl:2: .*{said}"):
+        read_ledger(path)
+
+
+def test_numbers_in_data_that_cannot_be_seconds_count_as_missing():
+    """They come from other programs, and as whole or broken numbers of any size."""
+    wild = {"data_wait_s": 1e308, "batches": 10**400, "ranks": 10**400, "silent_s": 1e308}
+    events = [event(0, "start", **wild), event(4, "progress", 4, 4.0, **wild), event(4, "skipped", 4, **wild),
+              event(5, "detected", 4, **wild), event(6, "degraded", 4, **wild)]  # fmt: skip
+    found = ledger({0: events})
+    assert found.seconds["productive"] == 4.0 and found.skipped_batches == 1 and found.detection_s == (0.0,)
+
+
+def test_a_name_that_is_used_again_continues_the_ledger(tmp_path):
+    """A run that was removed and started anew under its name, in the same file: all its steps were taken twice."""
+    once = [event(0, "start"), event(10, "progress", 10, 10.0), event(10, "end", 10)]
+    again = [e.model_copy(update={"time_s": e.time_s + 20}) for e in once]
+    found = ledger({0: [*once, *again]})
+    assert found.seconds["replayed"] == found.seconds["productive"] == found.seconds["paused"] == 10.0
+    assert found.restarts == 1
+
+
+def test_reports_of_odd_files(tmp_path):
+    """One event, events of a newer minor version alone, and a file that is no text: a report or one line."""
+    from typer.testing import CliRunner
+
+    from armillary.cli.verbs import app
+
+    def report(content):
+        (tmp_path / "events.jsonl").write_bytes(content)
+        call = ["goodput", "report", str(tmp_path / "events.jsonl"), "--svg", str(tmp_path / "timeline.svg")]
+        return CliRunner().invoke(app, call)
+
+    one = report(json.dumps(LINE).encode() + b"\n")
+    assert one.exit_code == 0 and "goodput unknown" in one.output
+    for content in (b"", b"\xff\xfe\x00binary\x00", json.dumps(LINE | {"minor": 9, "kind": "eclipse"}).encode()):
+        assert "holds no event" in str(report(content).exception)
+    assert "not an event" in str(report(b"[]\n").exception)
+    # a byte order mark, Windows line ends and blank lines are no damage
+    two = json.dumps(LINE | {"time_s": 9.0, "kind": "end"})
+    assert report(b"\xef\xbb\xbf" + f"{json.dumps(LINE)}\r\n\r\n{two}\r\n".encode()).exit_code == 0

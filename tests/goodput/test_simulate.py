@@ -64,6 +64,10 @@ def test_published_causes_are_those_of_the_table():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(UsageError, match="positive number of days"):
         next(simulate(Cluster(**BASE, tiers=(REMOTE,)), 0))
+    with pytest.raises(UsageError, match="a checkpoint is written every 1e-06 s, which is more than 20,000,000 times"):
+        next(simulate(Cluster(**BASE, tiers=(Tier(interval_s=1e-6, block_s=0, read_s=0),)), 5))
+    with pytest.raises(UsageError, match="the job fails every"):
+        next(simulate(Cluster(**{**BASE, "mtbf_accelerator_hours": 1e-6}, tiers=(REMOTE,)), 5))
     for wrong in ({"spares": 1}, {"causes": {"a": Cause(share=0.5)}}, {"tiers": ()}):
         with pytest.raises(ValueError, match=r"repair|sum to 1|tiers"):
             Cluster(**{**BASE, "tiers": (REMOTE,), **wrong})

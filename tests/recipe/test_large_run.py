@@ -17,9 +17,9 @@ from armillary.recipe import (
 SHAPE = {"n_layers": 4, "d_model": 32, "n_heads": 2, "n_kv_heads": 2, "head_dim": 16, "d_ff": 64, "vocab_size": 320}
 
 
-def written():
-    """A file such as `armillary predict` writes, with parts that few runs have."""
-    spec = RunSpec(
+def plain():
+    """A specification whose batch has 8 sequences."""
+    return RunSpec(
         corpus="ab" * 8,
         model=ModelShape(**SHAPE),
         context_length=32,
@@ -29,6 +29,11 @@ def written():
         optimizer=OptimizerSpec(lr=1e-3),
         seed=1,
     )
+
+
+def written():
+    """A file such as `armillary predict` writes, with parts that few runs have."""
+    spec = plain()
     large = LargeRun(name="x-target", corpus="corpus/x", folder="store/runs/x", run=spec, layout=Layout(dp_shard=2))
     document = large.model_dump(mode="json", exclude_none=True)
     document["run"]["model"]["experts"] = {"count": 4, "active": 2, "d_ff": 32}
@@ -119,3 +124,17 @@ def test_an_objective_that_is_none(objective, said, tmp_path):
         document["run"]["mixture"] = []
     (line,) = refusal(document, tmp_path)
     assert said in line
+
+
+@pytest.mark.parametrize(
+    ("layout", "fewer"),
+    [
+        (Layout(dp_replicate=4), [(2, 1, 1), (1, 1, 1)]),  # 8 sequences cannot be divided by 3
+        (Layout(dp_replicate=2, dp_shard=2, tp=2), [(1, 2, 2), (1, 1, 2)]),
+        (Layout(tp=2), []),
+    ],
+)
+def test_a_replica_less_keeps_the_global_batch(layout, fewer):
+    found = layout.fewer_replicas(plain())
+    assert [(one.dp_replicate, one.dp_shard, one.tp) for one in found] == fewer
+    assert all(plain().batch_sequences % one.data == 0 for one in found)

@@ -1,6 +1,8 @@
 """Snapshots belong to one run's folder and to one user."""
 
+import os
 import shutil
+import time
 
 import pytest
 
@@ -59,3 +61,24 @@ def test_a_place_that_others_can_write_to_is_refused(run):
             memory_folder(run)
     finally:
         place.chmod(0o700)
+
+
+def test_only_old_snapshots_of_dead_processes_are_removed(run):
+    """What a killed run left goes with the next run; what lives, is young or is not a folder of snapshots stays."""
+    place = memory_folder(run)
+    name = place.name[:-32]
+    dead, young, odd = (place.with_name(f"{name}{letter * 32}") for letter in "dye")
+    old = time.time() - 7200
+    try:
+        for one, owner in ((dead, "999999999 1"), (young, "999999999 1"), (odd, "no number")):
+            one.mkdir(mode=0o700)
+            (one / "step-3").mkdir()
+            (one / "owner").write_text(owner)
+        for one in (dead, odd, place):
+            os.utime(one, (old, old))
+        memory_folder(run)
+        assert place.is_dir() and young.is_dir()
+        assert not dead.exists() and not odd.exists()
+    finally:
+        for one in (dead, young, odd):
+            shutil.rmtree(one, ignore_errors=True)

@@ -16,6 +16,7 @@ from armillary.launch import Failure
 from armillary.launch.workers.executor import keep_result, settled
 from armillary.recipe import ArmillaryError, ForeignFileError, UsageError, read_result
 from armillary.store import Store, to_json
+from armillary.store.runs import difference
 from armillary.train import train_run
 
 
@@ -242,6 +243,11 @@ def test_a_result_that_differs_from_the_one_recorded_is_found(store, make_spec, 
     problems = store.verify()
     assert f"run {spec.id}: its result was changed after it was recorded" in problems
     assert any("tokens is 768 in its folder, and 1 was recorded" in problem for problem in problems)
+
+
+def test_what_an_older_version_did_not_record_is_no_difference():
+    assert difference("r", {"loss": 1.0}, {"loss": 1.0, "measured": {}, "skipped": []}) is None
+    assert "skipped is [3] in its folder" in str(difference("r", {"loss": 1.0}, {"loss": 1.0, "skipped": [3]}))
 
 
 def test_the_result_of_another_run_is_not_taken(store, make_spec, tiny_corpus):

@@ -216,11 +216,11 @@ def test_a_file_system_without_locks_is_not_taken_for_another_process(make_spec,
 def test_a_checkpoint_of_a_newer_format_stops_the_run_and_stays(folders, make_spec, tiny_corpus, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(folders / "ours" / "unfinished", folder)
-    aged(folder / "checkpoints" / "step-7" / "checkpoint.json", 4)
+    aged(folder / "checkpoints" / "step-7" / "checkpoint.json", 5)
     before = good_files(folder, folder)
     for _ in range(2):
         with pytest.raises(
-            ForeignFileError, match=r"step-7.checkpoint\.json: .* of format 4, and this version reads up to 3"
+            ForeignFileError, match=r"step-7.checkpoint\.json: .* of format 5, and this version reads up to 4"
         ):
             train_run(make_spec(), tiny_corpus, folder, checkpoint_every_s=0)
     assert good_files(folder, folder) == before
@@ -242,7 +242,7 @@ def test_a_format_is_what_its_number_says(folders, make_spec, tiny_corpus, tmp_p
 def test_foreign_checkpoints_before_the_last_are_never_removed(folders, make_spec, tiny_corpus, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(folders / "ours" / "unfinished", folder)
-    aged(folder / "checkpoints" / "step-6" / "checkpoint.json", 4)
+    aged(folder / "checkpoints" / "step-6" / "checkpoint.json", 5)
     shutil.copytree(folders / "theirs" / "unfinished" / "checkpoints" / "step-6", folder / "checkpoints" / "step-5")
     train_run(make_spec(), tiny_corpus, folder, checkpoint_every_s=0)
     assert checkpoint_steps(folder / "checkpoints") == [5, 6]
@@ -315,11 +315,11 @@ def test_a_trunk_that_cannot_be_used_is_said_and_left_alone(
 ):
     trunk = tmp_path / "trunk"
     shutil.copytree(folders / "ours" / "unfinished", trunk)
-    aged(trunk / "checkpoints" / "step-7" / "checkpoint.json", 4)
+    aged(trunk / "checkpoints" / "step-7" / "checkpoint.json", 5)
     before = good_files(trunk, trunk)
     train_run(make_spec(), tiny_corpus, tmp_path / "run", trunk=Trunk(trunk, 7))
     fault = next(e for e in read_events(tmp_path / "run" / "events.jsonl") if e.kind == "fault")
-    assert "of format 4" in fault.data["problem"] and fault.data["remedy"] == "the run starts at step 0"
+    assert "of format 5" in fault.data["problem"] and fault.data["remedy"] == "the run starts at step 0"
     assert outcome(tmp_path / "run") == undisturbed(make_spec())
     assert good_files(trunk, trunk) == before
 

@@ -10,6 +10,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from armillary.goodput.formula import MOST_ACCELERATORS
 from armillary.recipe import Document
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -74,7 +75,7 @@ class Stragglers(Document):
 class Cluster(Document):
     """A job on a cluster. ``recovery_s`` follows detection: restart of all processes, and the first step."""
 
-    accelerators: int = Field(ge=1)
+    accelerators: int = Field(ge=1, le=MOST_ACCELERATORS)
     mtbf_accelerator_hours: Positive
     recovery_s: Seconds
     tiers: tuple[Tier, ...] = Field(min_length=1)

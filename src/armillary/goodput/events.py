@@ -24,7 +24,7 @@ from armillary.files import PASSING, aside, sync
 from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, UsageError, first_problem
 
 FORMAT = 2
-MINOR = 0
+MINOR = 1  # 1: degraded
 
 EventKind = Literal[
     # the life of an attempt
@@ -34,9 +34,10 @@ EventKind = Literal[
     # what a checkpoint does while training continues
     "checkpoint_begin", "checkpoint_durable", "snapshot",
     # what goes wrong, and what is done about it
-    "fault", "detected", "restart", "restored", "straggler", "skipped",
+    "fault", "detected", "restart", "restored", "straggler", "skipped", "degraded",
 ]  # fmt: skip
 KINDS: tuple[str, ...] = get_args(EventKind)
+_LARGEST = 10**12  # of a time in seconds (30,000 years) and of a step: what is larger is a damaged line
 
 
 class Event(BaseModel):
@@ -49,14 +50,14 @@ class Event(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    format: int = FORMAT
-    minor: int = Field(default=0, ge=0)
-    time_s: float = Field(allow_inf_nan=False)
+    format: int = Field(default=FORMAT, ge=1)
+    minor: int = Field(default=MINOR, ge=0)
+    time_s: float = Field(ge=-_LARGEST, le=_LARGEST)
     run: str
     kind: EventKind
-    step: int = Field(ge=0)
+    step: int = Field(ge=0, le=_LARGEST)
     rank: int = Field(default=0, ge=0)
-    duration_s: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    duration_s: float | None = Field(default=None, ge=0, le=_LARGEST)
     data: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -19,6 +19,7 @@ from scipy.special import lambertw
 from armillary.recipe import UsageError
 
 HOUR_S = 3600.0
+MOST_ACCELERATORS = 10**8
 _LARGEST = 700.0  # e to this power is still a number
 
 
@@ -48,8 +49,8 @@ class Reliability:
         cls, accelerators: int, mtbf_accelerator_hours: float, block_s: float, recovery_s: float
     ) -> Reliability:
         """Of ``accelerators`` that fail independently, each once in ``mtbf_accelerator_hours`` on average."""
-        if accelerators < 1:
-            raise UsageError(f"accelerators is {accelerators}: there must be at least one")
+        if not 1 <= accelerators <= MOST_ACCELERATORS:
+            raise UsageError(f"accelerators is {accelerators}: there must be 1 to {MOST_ACCELERATORS:,}")
         return cls(mtbf_accelerator_hours * HOUR_S / accelerators, block_s, recovery_s)
 
 

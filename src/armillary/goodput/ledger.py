@@ -4,12 +4,13 @@ The ledger reads events alone, of a live run, an injected one or a simulated one
 the events of a rank. An event with a duration claims the time before it; what lies between two claims goes to an
 account by the state that the rank is in. So the accounts sum to the elapsed time, whatever the events are: torn,
 overlapping, of two attempts at once, or of a clock that was set back (the cursor never moves back). All sums are whole
-nanoseconds.
+nanoseconds. A rank counts in the attempts that have it, as the ``ranks`` of their first events say.
 
 Definitions, which the report prints:
 
 - goodput: time of steps that count in the final model / elapsed time. Steps after the checkpoint that the run resumed
-  from are taken twice; the first time is ``replayed``. What a step takes beyond 1.1 times the usual is ``degraded``.
+  from are taken twice; the first time is ``replayed``. What a step takes beyond 1.1 times the usual is
+  ``degraded``; usual are steps with all ranks.
 - effective training time, as published runs define it (Llama 3, ByteRobust): elapsed time minus start-up, replayed
   work, detection, restarts, waiting and pauses. Checkpoints, validations and slow steps count as effective there.
 
@@ -52,7 +53,9 @@ _CLAIMS: dict[str, Account] = {
     "pause": "paused",
 }
 _ATTEMPT = ("start", "resume", "restored")
+_SHARED = ("detected", "restart", "degraded")
 _NS = 1_000_000_000
+_LARGEST = 1e12
 
 
 @dataclass(frozen=True)
@@ -144,22 +147,21 @@ def ledger(streams: dict[int, list[Event]], until_s: float | None = None) -> Led
     end = max(last, _ns(until_s) if until_s is not None else last)
     merged = list(heapq.merge(*streams.values(), key=lambda event: event.time_s))
     # What a supervisor detected and did holds for all ranks, also for one that was killed and wrote nothing.
-    shared = [event for event in merged if event.kind in ("detected", "restart")]
-    sums: dict[Account, int] = dict.fromkeys(ACCOUNTS, 0)
+    shared = [event for event in merged if event.kind in _SHARED]
     spans, replayed = {}, 0
     for rank, events in streams.items():
-        own = [event for event in events if event.kind not in ("detected", "restart")]
+        own = [event for event in events if event.kind not in _SHARED]
         timeline = _Timeline(first)
         for event in heapq.merge(own, shared, key=lambda event: event.time_s):
             timeline.take(event)
         spans[rank] = timeline.finish(end)
         replayed = max(replayed, timeline.replayed_steps)
-        for span in spans[rank]:
-            sums[span.account] += span.end_ns - span.begin_ns
+    attempts = _attempts(streams, first, end)
+    spans = {rank: _within(own, [one for one in attempts if rank in one.ranks]) for rank, own in spans.items()}
     detection, recovery = _reactions(merged)
     return Ledger(
         elapsed_s=(end - first) / _NS,
-        seconds={account: value / len(streams) / _NS for account, value in sums.items()},
+        seconds=_means(spans, attempts),
         ranks=len(streams),
         restarts=_restarts(streams, merged),
         faults=sum(event.kind == "fault" for event in merged),
@@ -177,14 +179,70 @@ def ledger(streams: dict[int, list[Event]], until_s: float | None = None) -> Led
     )
 
 
+@dataclass(frozen=True)
+class _Attempt:
+    """A time with the same ``ranks``; there is at least one, and attempts follow each other without a gap."""
+
+    begin_ns: int
+    end_ns: int
+    ranks: frozenset[int]
+
+
+def _attempts(streams: dict[int, list[Event]], first: int, end: int) -> list[_Attempt]:
+    """The whole time by the ranks that took part, as the lowest rank's events say; files of others are left over."""
+    changes: list[tuple[int, frozenset[int]]] = []
+    for event in streams[min(streams)]:
+        count = event.data.get("ranks")
+        if event.kind in ("start", "resume") and isinstance(count, int) and not isinstance(count, bool):
+            ranks = frozenset(rank for rank in streams if rank < count) or frozenset(streams)
+            if not changes or changes[-1][1] != ranks:
+                changes.append((_ns(event.time_s), ranks))
+    if not changes:
+        return [_Attempt(first, end, frozenset(streams))]
+    begins = [first, *(max(first, time_ns) for time_ns, _ in changes[1:])]
+    return [
+        _Attempt(begin, until, ranks)
+        for begin, until, (_, ranks) in zip(begins, [*begins[1:], end], changes, strict=True)
+    ]
+
+
+def _within(spans: Sequence[Span], attempts: Sequence[_Attempt]) -> tuple[Span, ...]:
+    """What of ``spans`` lies in ``attempts``; both are in order."""
+    kept, place = [], 0
+    for span in spans:
+        while place < len(attempts) and attempts[place].end_ns <= span.begin_ns:
+            place += 1
+        for attempt in attempts[place:]:
+            if attempt.begin_ns >= span.end_ns:
+                break
+            begin, until = max(span.begin_ns, attempt.begin_ns), min(span.end_ns, attempt.end_ns)
+            if until > begin:
+                kept.append(Span(begin, until, span.account))
+    return tuple(kept)
+
+
+def _means(spans: dict[int, tuple[Span, ...]], attempts: Sequence[_Attempt]) -> dict[Account, float]:
+    """Seconds of each account, as a mean over the ranks that took part at the time."""
+    sums: dict[Account, float] = dict.fromkeys(ACCOUNTS, 0.0)
+    for count in {len(attempt.ranks) for attempt in attempts}:
+        alike = [attempt for attempt in attempts if len(attempt.ranks) == count]
+        whole: dict[Account, int] = dict.fromkeys(ACCOUNTS, 0)
+        for rank, own in spans.items():
+            for span in _within(own, [attempt for attempt in alike if rank in attempt.ranks]):
+                whole[span.account] += span.end_ns - span.begin_ns
+        for account, value in whole.items():
+            sums[account] += value / count / _NS
+    return sums
+
+
 def _ns(time_s: float) -> int:
     return round(time_s * _NS)
 
 
 def _number(event: Event, name: str, default: float) -> float:
-    """A value of ``data``; ``default`` if it is missing or not a finite number of at least 0."""
+    """A value of ``data``; ``default`` if it is missing or not a number of at least 0 that can be one of seconds."""
     value = event.data.get(name)
-    return value if isinstance(value, int | float) and 0 <= value < float("inf") else default
+    return value if isinstance(value, int | float) and 0 <= value <= _LARGEST else default
 
 
 def _begin_ns(event: Event) -> int:
@@ -236,6 +294,7 @@ class _Steps:
     first: int
     last: int
     wait_ns: int
+    reduced: bool = False  # with fewer ranks than there should be
 
 
 class _Timeline:
@@ -246,6 +305,7 @@ class _Timeline:
         self.state: Account = "start_up"
         self.replayed_steps = 0
         self._attempts = 0
+        self._reduced: int | None = None  # the number of ranks that the run continues with
         self._step = 0
         self._wait = 0
         self._steps: list[_Steps] = []
@@ -274,6 +334,8 @@ class _Timeline:
                 self.state = "detection"
             self._fill(now)
             self.state = "restart"
+        elif kind == "degraded":
+            self._reduced = round(_number(event, "ranks", 1))
         elif kind == "restart":
             self._fill(now)
             self.state = "waiting" if event.data.get("waiting") else "restart"
@@ -284,7 +346,7 @@ class _Timeline:
     def finish(self, end_ns: int) -> tuple[Span, ...]:
         """The spans of the whole time up to ``end_ns``, in order and without a gap."""
         self._fill(end_ns)
-        usual = _usual(self._steps)
+        usual = _usual([steps for steps in self._steps if not steps.reduced] or self._steps)
         for steps in self._steps:
             wait = min(steps.wait_ns, steps.end_ns - steps.begin_ns)
             slow = max(0, steps.end_ns - steps.begin_ns - wait - round(USUAL * usual * (steps.last - steps.first)))
@@ -299,7 +361,8 @@ class _Timeline:
         self._fill(begin)
         wait, self._wait = self._wait + _ns(_number(event, "data_wait_s", 0.0)), 0
         if event.step > self._step and now > self.cursor:
-            self._steps.append(_Steps(self.cursor, now, self._step, event.step, wait))
+            reduced = self._reduced is not None
+            self._steps.append(_Steps(self.cursor, now, self._step, event.step, wait, reduced))
             self.cursor = now
         else:  # no step was taken in it
             self._claim(now, "other")
@@ -321,9 +384,11 @@ class _Timeline:
             cut = steps.end_ns - length * (steps.last - first) // (steps.last - steps.first)
             if first > steps.first:
                 wait = steps.wait_ns * (first - steps.first) // (steps.last - steps.first)
-                kept.append(_Steps(steps.begin_ns, cut, steps.first, first, wait))
+                kept.append(_Steps(steps.begin_ns, cut, steps.first, first, wait, steps.reduced))
             self._span(cut if first > steps.first else steps.begin_ns, steps.end_ns, "replayed")
         self._steps = kept
+        if self._reduced is not None and _number(event, "ranks", 0) > self._reduced:
+            self._reduced = None
         self.state = "start_up" if self._attempts == 0 and event.kind != "restored" else "restart"
         self._attempts += event.kind != "restored"
         self._step, self._wait = event.step, 0
@@ -381,8 +446,8 @@ def _reactions(merged: list[Event]) -> tuple[list[float], list[float]]:
             silent = event.data.get("silent_s")
             if fault_s is not None:
                 detection.append(event.time_s - fault_s)
-            elif isinstance(silent, int | float):
-                detection.append(float(silent))
+            elif silent is not None:
+                detection.append(_number(event, "silent_s", 0.0))
             fault_s, down_s, begun = None, event.time_s, False
         elif event.kind in _ATTEMPT:
             begun = down_s is not None

@@ -28,16 +28,23 @@ from armillary.goodput.events import Event, EventKind
 from armillary.recipe import UsageError
 
 DAY_S = 86_400.0
+MOST_EVENTS = 20_000_000
 
 
 def simulate(cluster: Cluster, days: float, seed: int = 0) -> Iterator[Event]:
     """The events of a job over ``days``, in order; the same for the same seed.
 
     Raises:
-        UsageError: ``days`` is not a positive number.
+        UsageError: ``days`` is not a positive number, or the job fails or checkpoints too often to be simulated.
     """
     if not math.isfinite(days) or days <= 0:
         raise UsageError(f"days is {days:g}: it must be a positive number of days")
+    shortest = min(cluster.mtbf_s, *(tier.interval_s for tier in cluster.tiers))
+    if days * DAY_S / shortest > MOST_EVENTS:
+        what = "the job fails" if shortest == cluster.mtbf_s else "a checkpoint is written"
+        raise UsageError(
+            f"{what} every {shortest:.3g} s, which is more than {MOST_EVENTS:,} times in {days:g} days; take fewer days"
+        )
     return _Job(cluster, days * DAY_S, np.random.default_rng(seed), f"simulated-{seed}").events()
 
 

@@ -21,7 +21,7 @@ from armillary.recipe.document import (
 )
 from armillary.recipe.errors import ArmillaryError, UsageError, without_passwords
 from armillary.recipe.kept import Given, given, is_workspace, keep_recipe, results_folder
-from armillary.recipe.large import Checkpoints, LargeRun, load_training
+from armillary.recipe.large import Checkpoints, LargeRun, Skipping, load_training
 from armillary.recipe.layout import DIMENSIONS, Layout
 from armillary.recipe.lesson import Gain, Lesson
 from armillary.recipe.lineage import Edge, walk_back
@@ -151,6 +151,7 @@ __all__ = [
     "RunResult",
     "RunSpec",
     "Schedule",
+    "Skipping",
     "Start",
     "Supervised",
     "Teaching",

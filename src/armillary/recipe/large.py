@@ -20,7 +20,7 @@ from armillary.recipe.run import RunSpec
 from armillary.recipe.shapes import Document
 from armillary.recipe.written import blaming_changes
 
-_KEYS = {"run", "layout", "checkpoints"}  # a recipe has none of them
+_KEYS = {"run", "layout", "checkpoints", "skipping"}  # a recipe has none of them
 
 
 class Checkpoints(Document):
@@ -47,6 +47,18 @@ class Checkpoints(Document):
         return self.keep_every_steps is not None and step % self.keep_every_steps == 0
 
 
+class Skipping(Document):
+    """Which batches a large run passes over, at most ``most`` of them; 0: none.
+
+    A step that is not finite, and again not after the run went back to its last checkpoint, is skipped, because the run
+    would otherwise end. With ``loss_deviations`` so is a step whose loss lies that many standard deviations above the
+    steps before it (``resilience.judge``): off by default, since it changes the numbers of a run that would continue.
+    """
+
+    most: int = Field(default=10, ge=0)
+    loss_deviations: float | None = Field(default=None, ge=3, allow_inf_nan=False)
+
+
 class LargeRun(Document):
     """One run over many ranks. ``corpus`` is the folder of a built corpus, ``run`` its specification.
 
@@ -62,6 +74,7 @@ class LargeRun(Document):
     run: RunSpec
     layout: Layout | None = None
     checkpoints: Checkpoints = Checkpoints()
+    skipping: Skipping = Skipping()
 
     @model_validator(mode="before")
     @classmethod
@@ -99,6 +112,12 @@ class LargeRun(Document):
             return layout
         self.layout.refuse_others(ranks)
         return self.layout
+
+    def on_fewer(self, ranks: int) -> LargeRun:
+        """The same run on the layout with fewer data replicas that has this many ranks, if there is one."""
+        smaller = self.layout.fewer_replicas(self.run) if self.layout is not None else []
+        layout = next((layout for layout in smaller if layout.ranks == ranks), self.layout)
+        return self.model_copy(update={"layout": layout})
 
 
 def _is_large(file: YamlFile) -> bool:

@@ -162,6 +162,23 @@ class Layout(Document):
         even = math.lcm(spec.accumulation, self.pp)
         return self.microbatches or even * math.ceil(2 * self.stages / even)
 
+    def fewer_replicas(self, spec: RunSpec) -> list[Layout]:
+        """Layouts with fewer data replicas that divide ``spec``, the largest first.
+
+        Each replica then has more of the global batch, which stays. Whole copies are dropped before shards are.
+        """
+        smaller = [self.model_copy(update={"dp_replicate": n}) for n in range(self.dp_replicate - 1, 0, -1)]
+        last = self.model_copy(update={"dp_replicate": 1})
+        smaller += [last.model_copy(update={"dp_shard": n}) for n in range(self.dp_shard - 1, 0, -1)]
+        return [layout for layout in smaller if layout._divides(spec)]
+
+    def _divides(self, spec: RunSpec) -> bool:
+        try:
+            self.check(spec)
+        except UsageError:
+            return False
+        return True
+
     def refuse_others(self, ranks: int) -> None:
         """Check that the layout has this number of ranks.
 

@@ -3,7 +3,7 @@
 A run is done when ``result.json`` exists. It is sealed and holds the run's id, and the size and SHA-256 of the weights,
 the metrics and the events. This detects a file of another run, a torn file and a single flipped bit. Reading the result
 checks its numbers only; the room ``train`` checks the files that it reads. Format 1, without seal and checksums, and
-results without the checksum of the events are still read.
+results without the checksum of the events are still read. Format 3 is that of a run with skipped batches.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from armillary.recipe.run import RunSpec
 from armillary.recipe.sealed import DamagedFileError, ForeignFileError, read_json, read_sealed, write_sealed
 from armillary.recipe.words import first_problem
 
-FORMAT = 2
+FORMAT = 3
+
+_OPTIONAL = ("measured", "skipped")
 
 WEIGHTS = "model.safetensors"
 METRICS = "metrics.parquet"
@@ -36,7 +38,8 @@ class RunResult:
     ``loss`` in nats per token and ``bits_per_byte`` are per validation domain, after the last step. ``train_loss`` is
     the mean over the last tenth of the steps. So is each of ``measured``, the objective's further measurements
     (``recipe.measures``). ``epochs`` counts passes over each training domain. ``wall_s`` is the time of all attempts,
-    the only number here that may differ in another execution.
+    the only number here that may differ in another execution. ``skipped`` are the steps, counted from 1, that took no
+    update because their batches spoiled it (``skipped.json`` in the run's folder).
     """
 
     run: str
@@ -48,6 +51,7 @@ class RunResult:
     epochs: dict[str, float]
     wall_s: float
     measured: dict[str, float] = field(default_factory=dict)
+    skipped: tuple[int, ...] = ()
 
 
 def write_result(folder: Path, result: RunResult) -> None:
@@ -57,9 +61,9 @@ def write_result(folder: Path, result: RunResult) -> None:
         for name in (WEIGHTS, METRICS, EVENTS)
         if name != EVENTS or (folder / name).exists()
     }
-    # an empty ``measured`` is not written, so that older versions can read the result
-    numbers = {name: value for name, value in result.__dict__.items() if name != "measured" or value}
-    write_sealed(folder / RESULT, {"format": FORMAT, **numbers, "files": files})
+    # what is empty is not written, so that older versions can read the result
+    numbers = {name: value for name, value in result.__dict__.items() if name not in _OPTIONAL or value}
+    write_sealed(folder / RESULT, {"format": FORMAT if result.skipped else 2, **numbers, "files": files})
 
 
 def read_result(folder: Path, run: str | None = None) -> RunResult | None:
@@ -101,7 +105,7 @@ def recorded_files(folder: Path) -> tuple[RunResult, dict[str, tuple[int, str]]]
     files = document.pop("files", {})
     del document["format"]
     try:
-        if {*document, "measured"} != {known.name for known in fields(RunResult)}:
+        if {*document, *_OPTIONAL} != {known.name for known in fields(RunResult)}:
             raise ValueError(f"has the fields {', '.join(sorted(document))}")
         result = TypeAdapter(RunResult).validate_python(document)
         recorded = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in files.items()}

@@ -64,7 +64,9 @@ def _figure(ledger: Ledger) -> Figure:
     fig = Figure(figsize=(11, 3.4 + rows), layout="constrained", facecolor="white")
     above, below = fig.subplots(2, 1, sharex=True, height_ratios=[2.2, rows])
     edges = np.linspace(0, ledger.elapsed_s / unit, BINS + 1)
-    mean = np.mean([shares[rank] for rank in ranks], axis=0)
+    # A rank that has no part in a time, because the run continued without it, has no share there.
+    present = np.array([shares[rank].sum(axis=0) > 0 for rank in ranks])
+    mean = np.sum([shares[rank] for rank in ranks], axis=0) / np.maximum(1, present.sum(axis=0))
     above.stackplot(
         edges,
         np.hstack([mean, mean[:, -1:]]),
@@ -75,7 +77,7 @@ def _figure(ledger: Ledger) -> Figure:
     above.set(xlim=(0, edges[-1] or 1), ylim=(0, 1), ylabel="share of the time")
     colours = mpl.colors.ListedColormap([COLOURS[account] for account in ACCOUNTS])
     below.imshow(
-        np.array([shares[rank].argmax(axis=0) for rank in ranks]),
+        np.ma.masked_array([shares[rank].argmax(axis=0) for rank in ranks], ~present),
         aspect="auto",
         interpolation="nearest",
         cmap=colours,
@@ -104,7 +106,7 @@ def _figure(ledger: Ledger) -> Figure:
 def _shares(ledger: Ledger, rank: int) -> npt.NDArray[np.float64]:
     """Share of each account [accounts] in each bin [bins] of a rank's time."""
     spans = ledger.spans[rank]
-    begin = spans[0].begin_ns if spans else 0
+    begin = min((own[0].begin_ns for own in ledger.spans.values() if own), default=0)
     width = ledger.elapsed_s * 1e9 / BINS
     shares = np.zeros((len(ACCOUNTS), BINS))
     if width == 0:

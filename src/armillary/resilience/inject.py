@@ -7,6 +7,7 @@ ledger knows when it was. A fault happens once, however often its step is taken 
 | kind | what happens |
 |---|---|
 | kill | the process is killed (SIGKILL) |
+| gone | the process is killed, and again whenever it is started: its place is broken |
 | stop | the process is stopped (SIGSTOP), as by a machine that hangs |
 | hang | the training thread sleeps for ever within the next step, as in a deadlock |
 | slow | the rank sleeps in the update of each of the next ``steps`` steps |
@@ -38,45 +39,80 @@ from torch.distributed.tensor import DTensor
 
 from armillary.recipe import Document, UsageError, load_document
 
-Kind = Literal["kill", "stop", "hang", "slow", "nan", "flip", "disk", "corrupt", "network"]
+Kind = Literal["kill", "stop", "hang", "slow", "nan", "flip", "disk", "corrupt", "network", "gone"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-_ENDING = ("kill", "stop", "hang", "network")  # of these no further step comes
+_PASSING: tuple[Kind, ...] = KINDS[:-1]  # after which all ranks run again
+_ENDING = ("kill", "stop", "hang", "network", "gone")  # of these no further step comes
 
 
 class Fault(Document):
-    """One fault, after step ``step`` of ``rank``; ``steps`` and ``seconds`` belong to ``slow`` and ``disk``."""
+    """One fault, after step ``step`` of ``rank``.
+
+    ``slow`` and ``disk`` last for ``steps`` steps (60); ``slow`` makes each longer by ``seconds`` (0.1).
+    """
 
     kind: Kind
     rank: int = Field(ge=0)
     step: int = Field(ge=1)
-    steps: int = Field(default=60, ge=1)
-    seconds: float = Field(default=0.1, gt=0)
+    steps: int | None = Field(default=None, ge=1)
+    seconds: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+
+    @property
+    def until(self) -> int:
+        """The step after which it is over."""
+        return self.step + (60 if self.steps is None else self.steps)
+
+    @model_validator(mode="after")
+    def _says_what_counts(self) -> Self:
+        for name, kinds in (("steps", ("slow", "disk")), ("seconds", ("slow",))):
+            if getattr(self, name) is not None and self.kind not in kinds:
+                raise ValueError(f"{name} belongs to {' and '.join(kinds)}, and this fault is '{self.kind}'")
+        return self
 
 
-class Draw(Document):
+class RandomFaults(Document):
     """``count`` faults of ``kinds``, drawn from a seed: steps from ``first_step`` on, ranks uniformly."""
 
     count: int = Field(ge=1)
-    kinds: tuple[Kind, ...] = KINDS
+    kinds: tuple[Kind, ...] = _PASSING
     first_step: int = Field(default=1, ge=1)
     seed: int = 0
 
 
+class FaultRate(Document):
+    """Faults of ``kinds`` at random times, one in ``mtbf_s`` seconds on average, also while ranks are started again.
+
+    The times are exponential, the ranks uniform, both from a seed.
+    """
+
+    mtbf_s: float = Field(gt=0, allow_inf_nan=False)
+    kinds: tuple[Kind, ...] = Field(default=tuple(kind for kind in _PASSING if kind != "disk"), min_length=1)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _kinds_need_no_step(self) -> Self:
+        for kind in self.kinds:
+            if kind in ("disk", "gone"):
+                raise ValueError(f"'{kind}' has no rate; give it under faults, with a step")
+        return self
+
+
 class Faults(Document):
-    """The file of ``--inject``: faults by hand, drawn at random, or both."""
+    """The file of ``--inject``: faults by hand, at drawn steps, at a rate, or several of these."""
 
     format: Literal[1] = 1
     faults: tuple[Fault, ...] = ()
-    draw: Draw | None = None
+    draw: RandomFaults | None = None
+    rate: FaultRate | None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
-        if not self.faults and self.draw is None:
-            raise ValueError("no fault is named; give faults or draw")
+        if not self.faults and self.draw is None and self.rate is None:
+            raise ValueError("no fault is named; give faults, draw or rate")
         return self
 
     def plan(self, steps: int, ranks: int) -> tuple[Fault, ...]:
-        """All faults of a run of ``steps`` steps on ``ranks`` ranks, by step.
+        """All faults with a step of a run of ``steps`` steps on ``ranks`` ranks, by step.
 
         Raises:
             UsageError: a fault of a rank or step that the run does not have.
@@ -108,51 +144,90 @@ def load_faults(path: Path) -> Faults:
 
 
 @dataclass(frozen=True)
-class Injection:
-    """The faults of a run, and in shared memory which of them have happened."""
+class FaultState:
+    """The faults of a run, and in shared memory which of them have happened, and which kind is ordered of a rank.
+
+    An order is 1 + the place of the kind in ``KINDS``; 0: none.
+    """
 
     faults: tuple[Fault, ...]
     happened: Any
+    orders: Any
 
     @classmethod
-    def of(cls, context: Any, faults: Sequence[Fault]) -> Injection:
+    def of(cls, context: Any, faults: Sequence[Fault], ranks: int) -> FaultState:
         """None of ``faults`` has happened."""
-        return cls(tuple(faults), context.RawArray("b", max(1, len(faults))))
+        return cls(tuple(faults), context.RawArray("b", max(1, len(faults))), context.RawArray("b", ranks))
+
+    def is_gone(self, slot: int) -> bool:
+        """Whether the place of a rank is broken by now."""
+        gone = ((fault, was) for fault, was in zip(self.faults, self.happened, strict=False) if fault.kind == "gone")
+        return any(was and fault.rank == slot for fault, was in gone)
 
 
-class Inject:
-    """The hook of a rank that makes its faults happen; made before the rank joins the others."""
+class FaultClock:
+    """When faults at a rate happen, for the process that watches the ranks."""
 
-    def __init__(self, injection: Injection, rank: int) -> None:
-        self.injection, self.rank = injection, rank
+    def __init__(self, rate: FaultRate) -> None:
+        self.rate, self._chance = rate, random.Random(rate.seed)
+        self._next_s: float | None = None
+
+    def due(self, now: float, ranks: int) -> list[tuple[int, Kind]]:
+        """Rank and kind of each fault up to ``now`` (seconds), since this was asked last; the first call begins."""
+        if self._next_s is None:
+            self._next_s = now + self._chance.expovariate(1 / self.rate.mtbf_s)
+        found: list[tuple[int, Kind]] = []
+        while self._next_s <= now:
+            found.append((self._chance.randrange(ranks), self._chance.choice(self.rate.kinds)))
+            self._next_s += self._chance.expovariate(1 / self.rate.mtbf_s)
+        return found
+
+
+class FaultHook:
+    """The hook of a rank that makes its faults happen; made before the rank joins the others.
+
+    ``rank`` is the one that it was started as first.
+    """
+
+    def __init__(self, state: FaultState, rank: int) -> None:
+        self.state, self.rank = state, rank
         # What happened before this attempt. All ranks read the same, because no rank takes a step before all have.
-        self._before = list(injection.happened)
-        self._steps = {fault.step for fault, before in zip(injection.faults, self._before, strict=False) if not before}
+        self._before = list(state.happened)
+        self._steps = {fault.step for fault, before in zip(state.faults, self._before, strict=False) if not before}
         self._disk_until = 0
 
     def due(self, step: int) -> bool:
         """At the steps of the faults of any rank, and at every step while one of them has no disk."""
         return step in self._steps or step <= self._disk_until
 
+    def wish(self) -> bool:
+        """Whether a fault at a rate is ordered of this rank."""
+        return bool(self.state.orders[self.rank])
+
     def act(self, run: Any) -> None:
-        """Make the faults of this step happen, unless the step is taken again."""
+        """Make the faults of this step happen, unless the step is taken again, and what is ordered."""
+        if (order := int(self.state.orders[self.rank])) > 0:
+            self.state.orders[self.rank] = 0
+            _happen(Fault(kind=KINDS[order - 1], rank=self.rank, step=max(1, run.step)), run)
         if run.step in self._steps:
             self._steps.remove(run.step)
-            for number, fault in enumerate(self.injection.faults):
+            for number, fault in enumerate(self.state.faults):
                 if fault.step == run.step and not self._before[number]:
                     self._begin(number, fault, run)
         if run.step >= self._disk_until:
             _disk_is_free()
 
     def _begin(self, number: int, fault: Fault, run: Any) -> None:
-        mine = fault.rank == self.rank
         if fault.kind == "disk":
-            self._disk_until = run.step + fault.steps
-        if mine:
-            self.injection.happened[number] = 1
-            ends = fault.kind in _ENDING
-            run.reporter.write("fault", run.step, injected=True, problem=fault.kind, ends=ends)
-            _ACTS[fault.kind](fault, run)
+            self._disk_until = fault.until
+        if fault.rank == self.rank:
+            self.state.happened[number] = 1
+            _happen(fault, run)
+
+
+def _happen(fault: Fault, run: Any) -> None:
+    run.reporter.write("fault", run.step, injected=True, problem=fault.kind, ends=fault.kind in _ENDING)
+    _ACTS[fault.kind](fault, run)
 
 
 def _kill(fault: Fault, run: Any) -> None:
@@ -172,14 +247,14 @@ def _hang(fault: Fault, run: Any) -> None:
 
 
 def _slow(fault: Fault, run: Any) -> None:
-    optimizer, until = run.engine.optimizer, run.step + fault.steps
+    optimizer, until = run.engine.optimizer, fault.until
     step: Callable[[float], None] = optimizer.step
 
     def late(lr: float) -> None:
         if run.step >= until:
             optimizer.step = step
         else:
-            time.sleep(fault.seconds)
+            time.sleep(0.1 if fault.seconds is None else fault.seconds)
         step(lr)
 
     optimizer.step = late
@@ -242,6 +317,7 @@ def _network(fault: Fault, run: Any) -> None:
 
 
 _ACTS: dict[str, Callable[[Fault, Any], None]] = {
-    "kill": _kill, "stop": _stop, "hang": _hang, "slow": _slow, "nan": _nan, "flip": _flip, "disk": _disk,
+    "kill": _kill, "gone": _kill,
+    "stop": _stop, "hang": _hang, "slow": _slow, "nan": _nan, "flip": _flip, "disk": _disk,
     "corrupt": _corrupt, "network": _network,
 }  # fmt: skip

@@ -2,6 +2,9 @@
 
 A snapshot is a checkpoint in every respect but its place. The place is named by a token in the run's folder: a folder
 that was removed and made anew never meets the snapshots of an earlier run.
+
+A run that was killed and never resumed leaves its snapshots in the memory. The next run of the same user removes those
+whose process is dead and that have not changed for an hour.
 """
 
 from __future__ import annotations
@@ -11,12 +14,15 @@ import os
 import secrets
 import shutil
 import stat
+import time
 from pathlib import Path
 
 from armillary.recipe import ArmillaryError
 
 _SHARED = Path("/dev/shm")
 _TOKEN = "snapshots"
+_OWNER = "owner"  # in the folder of snapshots: the process that writes them
+_ABANDONED_S = 3600.0
 
 
 def memory_folder(folder: Path) -> Path:
@@ -31,19 +37,54 @@ def memory_folder(folder: Path) -> Path:
             f"{_SHARED}: this machine has no writable memory file system; leave snapshots out, or mount one there"
         )
     try:
-        place = _SHARED / f"armillary-{os.geteuid()}-{_token(folder / _TOKEN)}"
+        place = _SHARED / f"{_prefix()}{_token(folder / _TOKEN)}"
         place.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise ArmillaryError(
             f"{error.filename or _SHARED}: snapshots cannot be kept there ({error.strerror}); make room or give "
             "access, or leave snapshot_every_steps out"
         ) from error
-    about = place.lstat()
-    if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.geteuid() or about.st_mode & 0o077:
+    if not _is_own(place):
         raise ArmillaryError(
             f"{place}: belongs to another user, or others can write to it; remove {folder / _TOKEN} for a new place"
         )
+    with contextlib.suppress(OSError):  # a full memory; then it is an owner that is not known
+        (place / _OWNER).write_text(_process(os.getpid()), encoding="ascii")
+    forget_abandoned()
     return place
+
+
+def forget_abandoned() -> None:
+    """Remove snapshots of this user whose process is dead and that have not changed for an hour."""
+    for place in _SHARED.glob(f"{_prefix()}*"):
+        with contextlib.suppress(OSError):
+            if _is_own(place) and time.time() - place.stat().st_mtime > _ABANDONED_S and not _is_owned(place):
+                shutil.rmtree(place, ignore_errors=True)
+
+
+def _prefix() -> str:
+    return f"armillary-{os.geteuid()}-"
+
+
+def _is_own(place: Path) -> bool:
+    """Whether it is a folder of this user to which nobody else can write."""
+    about = place.lstat()
+    return stat.S_ISDIR(about.st_mode) and about.st_uid == os.geteuid() and not about.st_mode & 0o077
+
+
+def _is_owned(place: Path) -> bool:
+    """Whether the process that writes the snapshots lives."""
+    try:
+        said = (place / _OWNER).read_text(encoding="ascii")
+        return said == _process(int(said.split()[0]))
+    except (OSError, ValueError, IndexError):
+        return False
+
+
+def _process(number: int) -> str:
+    """A process by its number and the time when it started, since numbers are used again."""
+    fields = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace").rpartition(") ")[2].split()
+    return f"{number} {fields[19]}"
 
 
 def forget(folder: Path) -> None:

@@ -154,7 +154,7 @@ class Runs(Base):
 
     def _result_of(self, run: str, content: Any) -> RunResult:
         try:
-            return RunResult(**content)
+            return RunResult(**{**content, "skipped": tuple(content.get("skipped", ()))})
         except TypeError as error:
             raise DamagedFileError(
                 f"{self.database.name}: the result of run {run} is not one of this version ({error}); put a backup in "
@@ -296,7 +296,8 @@ _OPEN = sa.or_(schema.runs.c.result.is_(None), schema.runs.c.status != "done")
 def difference(run: str, recorded: dict[str, Any], found: dict[str, Any]) -> str | None:
     """What of two results of one run differs, apart from the time they took; None where nothing does."""
     for name in sorted({*recorded, *found} - {"wall_s"}):
-        if recorded.get(name) != found.get(name):
+        # what an older version did not record is empty
+        if (recorded.get(name) or None) != (found.get(name) or None):
             return (
                 f"run {run}: {name} is {found.get(name)} in its folder, and {recorded.get(name)} was recorded first; "
                 "the recorded result stays (another device or version of torch, or a changed file)"

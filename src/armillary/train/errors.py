@@ -3,6 +3,7 @@
 import torch.distributed as dist
 
 from armillary.recipe import ArmillaryError
+from armillary.resilience import Verdict
 
 
 class BusyRunError(ArmillaryError):
@@ -21,11 +22,11 @@ class LostStepError(ArmillaryError):
     """A step or the weights are wrong for a cause that is not the run's; it continues from its last checkpoint."""
 
 
-class NotFiniteError(LostStepError):
-    """The loss or the gradient norm of a step is not finite; the step was not taken."""
+class BadStepError(LostStepError):
+    """The loss or the gradient norm of a step is not finite, or its loss is a spike."""
 
-    def __init__(self, step: int, loss: float, norm: float) -> None:
-        self.step, self.what = step, f"the loss is {loss} and the gradient norm {norm}"
+    def __init__(self, step: int, verdict: Verdict) -> None:
+        self.step, self.what, self.finite = step, verdict.what, verdict.finite
         super().__init__(f"at step {step} {self.what}")
 
 

@@ -40,7 +40,7 @@ from armillary.recipe import Preference, RunResult, RunSpec, UsageError
 from armillary.train.engines import SingleDeviceEngine, Stack
 from armillary.train.errors import DivergedError, InterruptedRunError
 from armillary.train.hooks import Hook
-from armillary.train.loop import FLUSH, Run, TrainOptions, default_device, open_run
+from armillary.train.loop import FLUSH, Run, TrainOptions, carry_out, default_device, open_run
 from armillary.train.resume import Trunk
 
 Outcome = RunResult | Exception
@@ -205,11 +205,19 @@ class Fleet:
             opened = closing.enter_context(open_run(run.spec, self.corpus, run.folder, how))
             if isinstance(opened, RunResult):
                 return opened
+            if opened.skipped:  # members of a stack take their steps together
+                return self._alone(opened)
             self._stack.put(len(self.runs), opened.engine.model, opened.engine.optimizer)
             self.runs.append(opened)
             self._close.append(closing.pop_all())
         self._since = time.perf_counter()
         return None
+
+    def _alone(self, run: Run[SingleDeviceEngine]) -> RunResult:
+        try:
+            return carry_out(run, (run.order.batch(step).map(torch.from_numpy) for step in run.to_take()))
+        finally:
+            self._since = time.perf_counter()
 
     def step(self) -> dict[str, Outcome]:
         """One step of every run; returns the outcomes of those that have left since the last step."""

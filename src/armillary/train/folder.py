@@ -41,6 +41,7 @@ from armillary.recipe import (
 from armillary.train.check import check_run
 from armillary.train.checkpoint import checkpoint_steps, set_aside, verify_checkpoint
 from armillary.train.errors import BusyRunError
+from armillary.train.skips import SKIPPED, read_skips
 from armillary.train.writing import writing
 
 
@@ -161,8 +162,9 @@ def load_trained(folder: Path, spec: RunSpec) -> Transformer:
 def verify_run(folder: Path) -> list[FileProblem]:
     """Everything in a run's folder that is not what the run wrote, finished or not; an empty list if all is well.
 
-    Compares each file with its checksum: specification, events, checkpoints, and of a finished run result, weights and
-    metrics. A run of an older version, which recorded fewer checksums, is checked as far as they go.
+    Compares each file with its checksum: specification, events, skipped batches, checkpoints, and of a finished run
+    result, weights and metrics. A run of an older version, which recorded fewer checksums, is checked as far
+    as they go.
 
     Raises:
         UsageError: not the folder of a run.
@@ -193,6 +195,8 @@ def verify_run(folder: Path) -> list[FileProblem]:
         name, other = (RESULT, result.run) if theirs else (SPEC, spec.id)
         problems.append(FileProblem(folder / name, f"is that of run {other}, and the rest is another run's", anew))
         return problems
+    if run is not None:
+        problems += _check_skips(folder, run, result)
     steps: list[int] = []
     try:
         steps = checkpoint_steps(folder / "checkpoints")
@@ -233,6 +237,18 @@ def _check_events(path: Path, run: str | None, recorded: tuple[int, str] | None)
             return [FileProblem(path, "does not match its checksum", remedy)]
     others = sorted({event.run for event in events} - {run})
     return [FileProblem(path, f"holds events of run {others[0]}", remedy)] if run is not None and others else []
+
+
+def _check_skips(folder: Path, run: str, result: RunResult | None) -> list[FileProblem]:
+    """What is wrong with the record of skipped batches; a finished run may do without it."""
+    remedy = "restore it from a copy, or move it away: the result and the checkpoints have the steps too"
+    try:
+        skipped = tuple(read_skips(folder, run))
+    except (ArmillaryError, OSError) as error:
+        return [problem_of(folder / SKIPPED, error, remedy)]
+    if result is None or not skipped or skipped == result.skipped:
+        return []
+    return [FileProblem(folder / SKIPPED, f"has other steps than {RESULT}", remedy)]
 
 
 def _check_content(folder: Path, spec: RunSpec | None, result: RunResult, known: set[str]) -> list[FileProblem]:

@@ -15,7 +15,6 @@ steps late, and training never waits for a number that is not needed yet.
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,14 +36,16 @@ from armillary.recipe import (
     measures,
     write_result,
 )
+from armillary.resilience import Judge
 from armillary.train.checkpoint import Branches, SyncSaver, remove_checkpoints
 from armillary.train.engines import Engine, SingleDeviceEngine
-from armillary.train.errors import DivergedError, NotFiniteError
+from armillary.train.errors import BadStepError, DivergedError
 from armillary.train.folder import open_folder, read_metrics
 from armillary.train.hooks import Hook, Metrics, Save, Stop, Validate, Voted, call_hook
 from armillary.train.reporter import Reporter
 from armillary.train.resume import Trunk, begin
 from armillary.train.rows import write_metrics
+from armillary.train.skips import write_skips
 from armillary.train.world import Single, World, by_first, together
 from armillary.train.writing import writing
 
@@ -88,11 +89,11 @@ def train_run(
     with open_run(spec, corpus, folder, how) as run:
         if isinstance(run, RunResult):
             return run
-        return carry_out(run, (run.order.batch(step).map(torch.from_numpy) for step in range(run.step, spec.steps)))
+        return carry_out(run, (run.order.batch(step).map(torch.from_numpy) for step in run.to_take()))
 
 
 def carry_out(run: Run[Any], batches: Iterable[Batch[Tensor]]) -> RunResult:
-    """Take the run through its remaining steps, a batch for each, to its end.
+    """Take the run through its remaining steps to its end, with a batch for each that is not skipped.
 
     Raises:
         DivergedError, InterruptedRunError: as ``train_run``.
@@ -100,21 +101,32 @@ def carry_out(run: Run[Any], batches: Iterable[Batch[Tensor]]) -> RunResult:
     pending: list[tuple[Tensor, ...]] = []
     coming, first = iter(batches), True
     since, waited = time.perf_counter(), 0.0
+
+    def record() -> None:
+        nonlocal since, waited
+        if pending:
+            values = torch.stack([torch.stack(taken) for taken in pending]).tolist()
+            pending.clear()
+            run.record(values, time.perf_counter() - since, waited)
+        since, waited = time.perf_counter(), 0.0
+
     while run.step < run.spec.steps:
-        asked = time.perf_counter()
-        batch = next(coming)
-        waited += time.perf_counter() - asked
-        pending.append(run.engine.step(run.step, batch))
-        run.advance()
+        if run.step + 1 in run.skipped:
+            record()
+            run.skip()
+        else:
+            asked = time.perf_counter()
+            batch = next(coming)
+            waited += time.perf_counter() - asked
+            pending.append(run.engine.step(run.step, batch))
+            run.advance()
         if first:
             run.reporter.write("running", run.step)
             first = False
         if run.wants_attention() or len(pending) >= FLUSH:
-            values = torch.stack([torch.stack(taken) for taken in pending]).tolist()
-            pending.clear()
-            run.record(values, time.perf_counter() - since, waited)
+            record()
             run.attend()
-            since, waited = time.perf_counter(), 0.0
+            since = time.perf_counter()
     return run.finish()
 
 
@@ -186,12 +198,38 @@ class Run(Generic[EngineT]):
         self.order: DataOrder = data_order(job.spec, job.corpus)
         self.metrics = Metrics(job.folder / "metrics" if job.world.rank == 0 else None)
         self.step = self.began = 0  # finished steps, and those that the run began with
+        self.skipped: dict[int, str] = {}  # the record of steps that take no update (`skips`)
+        self.judge = Judge()
         self._between: tuple[Hook, ...] = (Validate(job.spec), *hooks, self.metrics)
         self._due: list[Hook] = []
 
     def catch_up(self) -> None:
         """Have the hooks act that are due after the step of a checkpoint, which was written before they could."""
         self._act([hook for hook in self._between if hook.due(self.step)])
+
+    def to_take(self) -> list[int]:
+        """The remaining steps (0-based) that have a batch to train on."""
+        return [step for step in range(self.step, self.spec.steps) if step + 1 not in self.skipped]
+
+    def skip(self) -> None:
+        """Pass over the next step, whose batch is skipped."""
+        self.advance()
+        self.metrics.append(self._row(self.step))
+
+    def leave_out(self, step: int, why: str) -> None:
+        """Record that ``step`` takes no update; it counts from the next time on that the run begins.
+
+        Raises:
+            ArmillaryError: the record could not be written; on all ranks.
+        """
+        self.skipped[step] = why
+        by_first(self.world, partial(write_skips, self.folder, self.spec.id, self.skipped))
+        if self.reporter.first:
+            self.reporter.write("skipped", step, batches=1, why=why)
+            self.reporter.tell(f"step {step}: {why}; its batch is skipped from now on")
+
+    def _row(self, step: int) -> dict[str, float]:
+        return {"step": step, "tokens": self.spec.tokens_after(step), "lr": self.spec.lr(step - 1)}
 
     def advance(self) -> None:
         """One more step is taken."""
@@ -215,14 +253,15 @@ class Run(Generic[EngineT]):
         """Take in what the engine's last steps returned, which took ``seconds``, ``waited_s`` of them for data.
 
         Raises:
-            DivergedError: a loss or a gradient norm is not finite; with many ranks it is a NotFiniteError.
+            DivergedError: a loss or a gradient norm is not finite; with many ranks it is a BadStepError.
         """
         names = measures(self.spec.objective)
-        for step, (loss, norm, *measured) in enumerate(values, start=self.step - len(values)):
-            if not math.isfinite(loss) or not math.isfinite(norm):
-                self.not_finite(NotFiniteError(step + 1, loss, norm))
-            row = {"step": step + 1, "tokens": self.spec.tokens_after(step + 1), "lr": self.spec.lr(step)}
-            self.metrics.append({**row, "loss": loss, "grad_norm": norm, **dict(zip(names, measured, strict=True))})
+        for step, (loss, norm, *measured) in enumerate(values, start=self.step - len(values) + 1):
+            verdict = self.judge.look(step, loss, norm)
+            if verdict is not None:
+                self.bad_step(BadStepError(step, verdict))
+            more = zip(names, measured, strict=True)
+            self.metrics.append({**self._row(step), "loss": loss, "grad_norm": norm, **dict(more)})
         loss = self.metrics.last["loss"]
         self.reporter.write("progress", self.step, seconds, loss=loss, data_wait_s=round(waited_s, 6))
         self.save.report(self)
@@ -244,7 +283,7 @@ class Run(Generic[EngineT]):
             together(self.world, partial(call_hook, hook, self))
         self.reporter.busy(None)
 
-    def not_finite(self, error: NotFiniteError) -> NoReturn:
+    def bad_step(self, error: BadStepError) -> NoReturn:
         """Many ranks may compute the step again; alone there is nothing that could have been lost on the way."""
         if self.world.size > 1:
             raise error
@@ -277,7 +316,8 @@ def _conclude(run: Run[Any]) -> RunResult:
     write_metrics(run.metrics.rows(), run.folder / METRICS)
     last, steps = run.metrics.last, run.spec.steps
     columns = ["loss", *measures(run.spec.objective)]
-    tail = read_metrics(run.folder, columns).slice(steps - max(1, steps // 10)).to_pydict()
+    taken = read_metrics(run.folder, columns).drop_null()  # a skipped step has none
+    tail = taken.slice(max(0, len(taken) - max(1, steps // 10))).to_pydict()
     means = {name: sum(values) / len(values) for name, values in tail.items()}
     domains = run.corpus.domains
     run.reporter.write("end", run.step)
@@ -291,6 +331,7 @@ def _conclude(run: Run[Any]) -> RunResult:
         epochs=run.order.epochs(steps),
         wall_s=_spent(run.folder / EVENTS),
         measured=means,
+        skipped=tuple(sorted(run.skipped)),
     )
     with writing(run.folder / "result.json"):
         write_result(run.folder, result)

@@ -24,12 +24,12 @@ from torch import Tensor
 from armillary.corpus import Batch, Corpus, DataOrder
 from armillary.files import HOST
 from armillary.goodput import EventWriter
-from armillary.recipe import ArmillaryError, Checkpoints, Layout, RunResult, RunSpec, UsageError
-from armillary.resilience import forget, memory_folder
+from armillary.recipe import ArmillaryError, Checkpoints, Layout, RunResult, RunSpec, Skipping, UsageError
+from armillary.resilience import Judge, forget, memory_folder
 from armillary.train.check import check_run
 from armillary.train.checkpoint import AsyncSaver
 from armillary.train.engines import ParallelEngine
-from armillary.train.errors import InterruptedRunError, LostStepError, NotFiniteError
+from armillary.train.errors import BadStepError, InterruptedRunError, LostStepError
 from armillary.train.folder import open_folder
 from armillary.train.hooks import Hook, Save, Stop
 from armillary.train.loop import Job, Run, carry_out
@@ -38,6 +38,7 @@ from armillary.train.resume import begin
 from armillary.train.world import Ranks, by_first
 
 ROLL_BACKS = 3  # from the same step
+IN_A_ROW = 3  # skipped batches; if the next one is not finite either, the weights are at fault
 _NEVER_S = 1e12
 
 
@@ -48,6 +49,7 @@ def train_ranks(
     layout: Layout,
     *,
     checkpoints: Checkpoints = Checkpoints(),
+    skipping: Skipping = Skipping(),
     device: torch.device,
     progress: Callable[[int], None] = lambda step: None,
     stop: Callable[[], bool] = lambda: False,
@@ -93,10 +95,11 @@ def train_ranks(
         memory, more = _snapshots(world, folder, checkpoints)
         run = Run(Job(spec, corpus, folder, world, reporter), engine, save, Stop(stop), [*more, *hooks])
         run.memory = memory
+        run.judge = engine.judge = Judge(skipping.loss_deviations)
         closing.callback(saver.wait)
         begin(run)
         try:
-            result = _to_the_end(run, device)
+            result = _to_the_end(run, device, skipping)
         except InterruptedRunError:  # its last step is a checkpoint on disk, and the memory is needed elsewhere
             if first:
                 forget(folder)
@@ -106,25 +109,44 @@ def train_ranks(
         return result
 
 
-def _to_the_end(run: Run[ParallelEngine], device: torch.device) -> RunResult:
-    """Take the remaining steps; what is lost on the way is taken again from the last checkpoint or snapshot."""
+def _to_the_end(run: Run[ParallelEngine], device: torch.device, skipping: Skipping) -> RunResult:
+    """Take the remaining steps; what is lost on the way is taken again from the last checkpoint or snapshot.
+
+    A step that is bad again after that is the fault of its batch.
+    """
     lost: Counter[int] = Counter()
     while True:
         try:
-            with contextlib.closing(_ahead(run.order, run.step, run.spec.steps, device)) as batches:
+            with contextlib.closing(_ahead(run.order, run.to_take(), device)) as batches:
                 return carry_out(run, batches)
         except LostStepError as error:
-            # A step that is not finite twice is the run's own; it may be noticed some steps later.
-            step = error.step if isinstance(error, NotFiniteError) else run.step
+            found, step = "lost step", run.step
+            if isinstance(error, BadStepError):  # on an accelerator it is noticed some steps later
+                found, step = "spike" if error.finite else "not finite", error.step
             lost[step] += 1
-            if isinstance(error, NotFiniteError) and lost[step] > 1:
-                run.diverged(step, error.what)
-            if lost[step] > ROLL_BACKS:
+            if isinstance(error, BadStepError) and lost[step] > 1:
+                _skip(run, error, skipping)
+            elif lost[step] > ROLL_BACKS:
                 raise ArmillaryError(f"{error}, {ROLL_BACKS} times from the same checkpoint on") from error
-            _notice(run.reporter, run.step, "lost step", str(error))
+            _notice(run.reporter, run.step, found, str(error))
             run.reporter.tell(f"{error}; the run continues from its last checkpoint or snapshot")
             run.save.wait(run)
             begin(run, kind="restored")
+
+
+def _skip(run: Run[ParallelEngine], error: BadStepError, skipping: Skipping) -> None:
+    """Skip the batch of a bad step, or accept its loss where too many are skipped already.
+
+    Raises:
+        DivergedError: it is not finite, and too many are skipped already.
+    """
+    before = range(error.step - IN_A_ROW, error.step)
+    if len(run.skipped) < min(skipping.most, run.spec.steps - 1) and not run.skipped.keys() >= set(before):
+        run.leave_out(error.step, error.what)
+    elif error.finite:
+        run.judge.accept(error.step)
+    else:
+        run.diverged(error.step, error.what)
 
 
 def _notice(reporter: Reporter, step: int, found: str, how: str) -> None:
@@ -148,17 +170,17 @@ def _snapshots(world: Ranks, folder: Path, checkpoints: Checkpoints) -> tuple[Pa
     return memory, [Save(AsyncSaver(memory, world, policy), policy, clock=False, kind="snapshot")]
 
 
-def _ahead(order: DataOrder, step: int, steps: int, device: torch.device) -> Generator[Batch[Tensor], None, None]:
-    """The batches from ``step`` on; the next is made ready while one is trained on."""
+def _ahead(order: DataOrder, steps: Sequence[int], device: torch.device) -> Generator[Batch[Tensor], None, None]:
+    """The batches of ``steps``; the next is made ready while one is trained on."""
 
     def make(step: int) -> Batch[Tensor]:
         batch = order.batch(step).map(torch.from_numpy)
         return batch if device.type == "cpu" else batch.map(Tensor.pin_memory)
 
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(make, step)
-        for number in range(step, steps):
-            batch = coming.result()
-            if number + 1 < steps:
-                coming = thread.submit(make, number + 1)
+        coming = [thread.submit(make, step) for step in steps[:1]]
+        for following in (*steps[1:], None):
+            batch = coming.pop().result()
+            if following is not None:
+                coming.append(thread.submit(make, following))
             yield batch

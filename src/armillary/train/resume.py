@@ -13,8 +13,10 @@ import pyarrow as pa
 
 from armillary.goodput import EventKind
 from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, RunSpec, read_spec
+from armillary.resilience import WINDOW
 from armillary.train.checkpoint import CheckpointReader, checkpoint_steps, set_aside, verify_checkpoint
 from armillary.train.engines import outline
+from armillary.train.skips import read_skips
 from armillary.train.start import open_start, verify_start
 from armillary.train.world import by_first, together
 
@@ -42,6 +44,7 @@ def begin(run: Run[Any], trunk: Trunk | None = None, kind: EventKind = "resume")
         DamagedFileError: there are checkpoints, and all are damaged.
         ArmillaryError: a checkpoint cannot be read now.
     """
+    run.skipped = by_first(run.world, partial(read_skips, run.folder, run.spec.id))
     damaged: list[tuple[int, str]] = []
     for step, folder in by_first(run.world, partial(_candidates, run)):
         found = _examine(run, folder / f"step-{step}", step)
@@ -49,6 +52,9 @@ def begin(run: Run[Any], trunk: Trunk | None = None, kind: EventKind = "resume")
             for later, what in damaged:
                 kept = by_first(run.world, partial(set_aside, run.checkpoints / f"step-{later}")).name
                 run.reporter.fault(later, f"step-{later}", what, f"the one before it is used; it is kept as {kept}")
+            for skipped, why in found.skipped.items():
+                if skipped not in run.skipped:  # the record was lost
+                    run.leave_out(skipped, why)
             _load(run, found, step)
             run.reporter.write(kind, step, **run.engine.described)
             run.catch_up()
@@ -94,6 +100,7 @@ def _begin_anew(run: Run[Any]) -> None:
         DamagedFileError, ForeignFileError, ArmillaryError: as ``open_start``; on all ranks.
     """
     run.metrics.clear()
+    run.judge.restore(0, ())
     run.step = run.began = 0
     start = run.spec.start
     if start is None:
@@ -111,7 +118,8 @@ def _examine(run: Run[Any], path: Path, step: int) -> CheckpointReader | str:
     Raises:
         ArmillaryError: for another reason it must not, or cannot now be used; on all ranks.
     """
-    problem, reader = None, None
+    problem: ArmillaryError | None = None
+    reader = None
     try:
         if not path.is_dir():
             raise ArmillaryError(
@@ -120,6 +128,9 @@ def _examine(run: Run[Any], path: Path, step: int) -> CheckpointReader | str:
             )
         verify_checkpoint(path, run.spec.id, run.world.rank, run.world.size)
         reader = _open(run.spec, path, step)
+        trained = [skipped for skipped in run.skipped if skipped <= step and skipped not in reader.skipped]
+        if trained:
+            problem = DamagedFileError(f"{path}: was trained on the batch of step {trained[0]}, which is skipped now")
     except ArmillaryError as error:
         problem = error
     found = [other for other in run.world.collect(problem) if other is not None]
@@ -153,6 +164,8 @@ def _open_trunk(spec: RunSpec, trunk: Trunk, path: Path) -> CheckpointReader:
     verify_checkpoint(path)
     reader = _open(spec, path, trunk.step)
     manifest = reader.manifest
+    if reader.skipped:
+        raise ForeignFileError(f"{path}: step {min(reader.skipped)} was skipped, which this run does not do")
     prefix = manifest["prefix"] if "prefix" in manifest else read_spec(trunk.folder).prefix_id(trunk.step)
     if prefix != spec.prefix_id(trunk.step):
         raise ForeignFileError(f"{path}: the first {trunk.step} steps are those of another run")
@@ -167,4 +180,6 @@ def _load(run: Run[Any], reader: CheckpointReader, step: int) -> None:
     rows = together(run.world, read)  # some ranks may find all that they need
     # A trunk is validated at its last step; a branch continues from that step without a validation.
     run.metrics.restore(rows, lambda step: run.spec.validation.due(step, run.spec.steps))
+    losses = rows["loss"].drop_null()
+    run.judge.restore(step, losses.slice(max(0, len(losses) - WINDOW)).to_pylist())
     run.step = run.began = step

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
+from functools import partial
 
 import pytest
 
@@ -74,6 +76,37 @@ def die(context):
     if os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGKILL)
     return "alive"
+
+
+def freeze(folder, context):
+    """Rank 0 ends; then rank 1 is stopped."""
+    ended = folder / "ended"
+    if os.environ["RANK"] == "0":
+        ended.touch()
+    else:
+        while not ended.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def test_a_rank_that_freezes_while_the_others_have_ended_is_found(tmp_path):
+    with pytest.raises(ArmillaryError, match=r"rank 1 frozen for [0-9.]+ s \(limit 0\.5 s\)"):
+        start_ranks(partial(freeze, tmp_path), 2, Supervision(0))
+
+
+def name_slot(context):
+    """The rank in slot 0 dies; the others tell where they are."""
+    if context.slot == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return context.slot, os.environ["RANK"], os.environ["WORLD_SIZE"]
+
+
+@pytest.mark.parametrize(("fewer", "outcome"), [((2, 1), (1, "0", "2")), ((1,), (1, "0", "1"))])
+def test_a_slot_that_loses_its_rank_again_and_again_is_left(fewer, outcome):
+    said = []
+    watch = Supervision(1, fewer, lambda kind, step, **data: said.append((kind, data)))
+    assert start_ranks(name_slot, 3, watch) == outcome
+    assert [data["ranks"] for kind, data in said if kind == "degraded"] == [fewer[0]]
 
 
 def fail(context):

@@ -36,6 +36,9 @@ def train(
     max_restarts: Annotated[
         int, typer.Option(min=0, help="Large run: restarts in a row that get no further than the one before.")
     ] = 3,
+    min_ranks: Annotated[
+        int, typer.Option(min=1, help="Large run: fewest ranks to continue with when a rank cannot be restarted.")
+    ] = 1,
     inject: Annotated[
         Path | None, typer.Option(help="Large run: a file of faults to make happen, to see that it survives them.")
     ] = None,
@@ -83,7 +86,15 @@ def train(
         place, note = results_folder(own, document.name)
     if note is not None:
         Reporter().say(note)
-    result = launch(document, Path(place), nproc=nproc, max_restarts=max_restarts, faults=faults, reporter=Reporter)
+    result = launch(
+        document,
+        Path(place),
+        nproc=nproc,
+        max_restarts=max_restarts,
+        min_ranks=min_ranks,
+        faults=faults,
+        reporter=Reporter,
+    )
     if result is not None:
         show_json(asdict(result)) if as_json else show_result(result)
 

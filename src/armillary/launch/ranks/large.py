@@ -20,7 +20,7 @@ from armillary.goodput import EventKind, EventWriter
 from armillary.launch.ranks.group import joined, meeting_place, place
 from armillary.launch.ranks.local import RankContext, Supervision, start_ranks
 from armillary.recipe import EVENTS, ArmillaryError, LargeRun, Layout, RunResult, RunSpec, UsageError
-from armillary.resilience import Faults, Inject, Injection
+from armillary.resilience import FaultClock, FaultHook, Faults, FaultState
 from armillary.train import check_run
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -32,6 +32,7 @@ def launch(
     *,
     nproc: int | None = None,
     max_restarts: int = 3,
+    min_ranks: int = 1,
     faults: Faults | None = None,
     reporter: Callable[[], Any],
 ) -> RunResult | None:
@@ -39,8 +40,10 @@ def launch(
 
     ``nproc`` ranks are started on this machine (default: as many as the layout has, or one). If one dies, freezes or
     hangs, all are started again from the last checkpoint, at most ``max_restarts`` times in a row without getting any
-    further. ``faults`` are made to happen on the way. ``reporter()`` makes the reporter of the first rank, which is
-    called with stage, units done and in all, and a note; ``say`` takes a line, and ``close`` ends it.
+    further. If the same rank is lost each time, the run continues with fewer data replicas, down to ``min_ranks``
+    ranks: the global batch and the order of the data stay. ``faults`` are made to happen on the way. ``reporter()``
+    makes the reporter of the first rank, which is called with stage, units done and in all, and a note; ``say`` takes a
+    line, and ``close`` ends it.
 
     Raises:
         UsageError: corpus, layout, run and number of ranks do not fit together; nothing has started.
@@ -61,12 +64,15 @@ def launch(
             signal.signal(number, stopping.ask)
         return carry_out(large, folder, reporter, RankContext(stopping))
     ranks = nproc or (large.layout.ranks if large.layout is not None else 1)
-    spec, _, _ = prepare(large, ranks)
+    spec, _, layout = prepare(large, ranks)
     planned = () if faults is None else faults.plan(spec.steps, ranks)
+    fewer = [smaller.ranks for smaller in layout.fewer_replicas(spec) if smaller.ranks >= min_ranks]
     watch = Supervision(
         max_restarts,
+        tuple(fewer),
         _Witness(folder / EVENTS, spec.id, reporter).report,
-        lambda context: Injection.of(context, planned) if planned else None,
+        (lambda context: FaultState.of(context, planned, ranks)) if faults is not None else lambda context: None,
+        FaultClock(faults.rate) if faults is not None and faults.rate is not None else None,
     )
     result: RunResult | None = start_ranks(partial(carry_out, large, folder, reporter), ranks, watch)
     return result
@@ -84,6 +90,8 @@ class _Witness:
         said = {
             "detected": "after step {step}: {who} {how}",
             "restart": "all ranks are started again (attempt {attempt})",
+            "fault": "after step {step}: {who} is made to fail ({problem})",
+            "degraded": "{who} cannot be restarted: the run continues with {ranks} ranks instead of {before}",
             "straggler": "{who} holds the others up: after step {step} it is {late_s:.3f} s late",
         }[kind].format(step=step, who=who, **data)
         show = self.reporter()
@@ -188,9 +196,12 @@ def carry_out(large: LargeRun, folder: Path, reporter: Callable[[], Any], contex
     from armillary.train import train_ranks
 
     rank, _ = place()
-    hooks = [] if context.injection is None else [Inject(context.injection, rank)]
+    hooks = []
+    if context.faults is not None and context.slot is not None:
+        hooks = [FaultHook(context.faults, context.slot)]
     with joined() as device:
-        spec, corpus, layout = prepare(large, dist.get_world_size())
+        ranks = dist.get_world_size()
+        spec, corpus, layout = prepare(large if context.slot is None else large.on_fewer(ranks), ranks)
         show = reporter() if rank == 0 else None
         total = spec.tokens
 
@@ -207,6 +218,7 @@ def carry_out(large: LargeRun, folder: Path, reporter: Callable[[], Any], contex
                 folder,
                 layout,
                 checkpoints=large.checkpoints,
+                skipping=large.skipping,
                 device=device,
                 progress=tell,
                 stop=context.stop,

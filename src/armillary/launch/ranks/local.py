@@ -4,6 +4,9 @@ If a rank dies, freezes or hangs, all ranks are ended and restart from the last 
 (it diverged, was stopped, its folder is in use) is not a crash: the rank returns it as a value, since a restart would
 give the same outcome.
 
+A rank runs in a slot: a place on this machine, such as one of its accelerators. If the same slot loses its rank again
+and again, the run continues without it: with another slot that is free, or with fewer ranks.
+
 Ranks are forked from a process that has imported what they need, so a restart takes no imports.
 
 Only this process handles signals. It requests a stop through a shared byte, so Ctrl-C, which a terminal sends to the
@@ -19,6 +22,7 @@ import os
 import signal
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing import connection, forkserver, resource_tracker
@@ -29,7 +33,7 @@ import torch.distributed as dist
 
 from armillary.model import prefer_large_pages
 from armillary.recipe import ArmillaryError, counted
-from armillary.resilience import Detector, Finding, Heartbeats, HeartbeatWriter, Injection
+from armillary.resilience import KINDS, Detector, FaultClock, FaultState, Finding, Heartbeats, HeartbeatWriter
 
 _LOOK_S = 0.02
 _WORDS = 400  # characters of what a rank said before it died
@@ -42,25 +46,30 @@ _PRELOAD = ["armillary.launch.ranks.large", "torch.distributed.fsdp", "torch.dis
 class RankContext:
     """What a rank gets from the process that starts it.
 
-    ``stop()`` says whether it was asked to stop, ``heartbeat`` writes its heartbeats, ``injection`` has faults to make.
+    ``stop()`` says whether it was asked to stop, ``heartbeat`` writes its heartbeats, ``faults`` are those to make.
+    ``slot`` is its place on this machine, if this process started it.
     """
 
     stop: Callable[[], bool]
     heartbeat: HeartbeatWriter | None = None
-    injection: Injection | None = None
+    faults: FaultState | None = None
+    slot: int | None = None
 
 
 @dataclass(frozen=True)
 class Supervision:
     """How ranks are watched.
 
-    At most ``max_restarts`` restarts in a row that get no further than the one before. ``report`` takes what was found
-    and done, as kind and data of an event.
+    At most ``max_restarts`` restarts in a row that get no further than the one before; then, if one slot was the cause,
+    the run continues with as many ranks of ``fewer`` as the other slots allow (descending numbers). ``report`` takes
+    what was found and done, as kind and data of an event.
     """
 
     max_restarts: int = 3
+    fewer: tuple[int, ...] = ()
     report: Callable[..., None] = lambda kind, step, **data: None
-    injection: Callable[[Any], Injection | None] = lambda context: None
+    faults: Callable[[Any], FaultState | None] = lambda context: None
+    clock: FaultClock | None = None
 
 
 def start_ranks(act: Callable[[RankContext], Any], ranks: int, watch: Supervision = Supervision()) -> Any:
@@ -116,9 +125,10 @@ class _Team:
 
     def __init__(self, context: Any, act: Callable[[RankContext], Any], ranks: int, watch: Supervision) -> None:
         self.context, self.act, self.ranks, self.watch = context, act, ranks, watch
+        self.slots = list(range(ranks))  # that hold a rank when they get one; the first ``ranks`` of them have one
         self.stop = context.RawValue("b", 0)
         self.heartbeats, self.detector = Heartbeats(context, ranks), Detector()
-        self.injection = watch.injection(context)
+        self.faults = watch.faults(context)
         self.processes: list[Any] = []
         self.receivers: list[Any] = []
         self.outcomes: dict[int, Any] = {}
@@ -127,6 +137,7 @@ class _Team:
     def train(self) -> Any:
         """The outcome of rank 0, after as many attempts as it takes."""
         reached, in_vain, attempt = -1, 0, 0
+        culprits: Counter[int] = Counter()  # slots that lost their rank since the run last got any further
         while True:
             try:
                 loss = self._attempt(attempt)
@@ -139,9 +150,17 @@ class _Team:
                     raise outcome
                 return self.outcomes[0]
             step = max(heartbeat.step for heartbeat in self.heartbeats.read())
-            in_vain = 0 if step > reached else in_vain + 1
-            reached = max(reached, step)
+            if step > reached:
+                reached, in_vain = step, 0
+                culprits.clear()
+            else:
+                in_vain += 1
             self._report(loss, step)
+            if loss.rank is not None:
+                culprits[self.slots[loss.rank]] += 1
+            if 0 < self.watch.max_restarts <= in_vain and not self.stop.value and self._leave(culprits, loss, step):
+                in_vain = 0
+                culprits.clear()
             if in_vain >= self.watch.max_restarts or self.stop.value:
                 again = f", and again after {counted(in_vain, 'restart')}" if in_vain else ""
                 who = "a rank" if loss.rank is None else f"rank {loss.rank}"
@@ -151,6 +170,18 @@ class _Team:
                 )
             attempt += 1
             self.watch.report("restart", step, attempt=attempt)
+
+    def _leave(self, culprits: Counter[int], loss: _Loss, step: int) -> bool:
+        """Leave the slot that is to blame for most losses; False if there is none, or too few slots are left."""
+        slot, times = next(iter(culprits.most_common(1)), (-1, 0))
+        rest = [other for other in self.slots if other != slot]
+        ranks = next((number for number in (self.ranks, *self.watch.fewer) if number <= len(rest)), None)
+        if 2 * times <= self.watch.max_restarts or ranks is None:
+            return False
+        before, self.slots, self.ranks = self.ranks, rest, ranks
+        if ranks < before:
+            self.watch.report("degraded", step, culprit=loss.rank, ranks=ranks, before=before)
+        return True
 
     def _report(self, loss: _Loss, step: int) -> None:
         silent = {} if loss.finding is None else {"silent_s": loss.finding.silent_s, "limit_s": loss.finding.limit_s}
@@ -169,13 +200,15 @@ class _Team:
             raise ArmillaryError(f"{self.ranks} ranks could not be started on this machine: {error}") from error
         for rank in range(self.ranks):
             receiver, sender = self.context.Pipe(duplex=False)
+            slot = self.slots[rank]
             environment = {
-                "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.ranks, "LOCAL_WORLD_SIZE": self.ranks,
+                "RANK": rank, "LOCAL_RANK": slot, "WORLD_SIZE": self.ranks, "LOCAL_WORLD_SIZE": self.ranks,
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port,
                 # the store is ours, and new for each attempt
                 "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": attempt,
             }  # fmt: skip
-            arguments = (self.act, environment, self.stop, self.heartbeats.writer(rank), self.injection, sender)
+            inside = (self.heartbeats.writer(rank), self.faults, slot)
+            arguments = (self.act, environment, self.stop, inside, sender)
             process = self.context.Process(target=_be_rank, args=arguments, daemon=True)
             process.start()
             sender.close()
@@ -202,11 +235,11 @@ class _Team:
                     return None
             else:
                 now = time.monotonic()
+                self._make_faults(now)
                 stopped = [n for n, p in enumerate(self.processes) if n not in self.outcomes and _is_stopped(p.pid)]
                 # A rank that has ended beats no more, and those that have not may still freeze.
-                beats = [
-                    replace(b, beat_s=now) if n in self.outcomes else b for n, b in enumerate(self.heartbeats.read())
-                ]
+                heartbeats = self.heartbeats.read()[: self.ranks]
+                beats = [replace(b, beat_s=now) if n in self.outcomes else b for n, b in enumerate(heartbeats)]
                 found = self.detector.look(beats, now, stopped)
                 if found is not None and found.what == "straggler":
                     step = max(heartbeat.step for heartbeat in self.heartbeats.read())
@@ -215,6 +248,19 @@ class _Team:
                     how = f"{found.what} for {found.silent_s:.1f} s (limit {found.limit_s:.1f} s)"
                     return _Loss(found.rank, how, finding=found)
         return None
+
+    def _make_faults(self, now: float) -> None:
+        """Make the faults at a rate that are due: kill or stop a rank at any time, or order the fault of it."""
+        if self.faults is None or self.watch.clock is None:
+            return
+        for rank, kind in self.watch.clock.due(now, self.ranks):
+            number = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}.get(kind)
+            if number is None:
+                self.faults.orders[self.slots[rank]] = 1 + KINDS.index(kind)
+            elif rank not in self.outcomes:
+                step = max(heartbeat.step for heartbeat in self.heartbeats.read())
+                self.watch.report("fault", step, culprit=rank, problem=kind, injected=True, ends=True)
+                os.kill(self.processes[rank].pid, number)
 
     def _dead(self, rank: int, code: int) -> _Loss:
         """The rank whose death was the cause: one that was killed, before those that noticed it."""
@@ -263,15 +309,17 @@ def _be_rank(
     act: Callable[[RankContext], Any],
     environment: dict[str, Any],
     stop: Any,
-    heartbeat: HeartbeatWriter,
-    injection: Injection | None,
+    inside: tuple[HeartbeatWriter, FaultState | None, int],
     sender: Any,
 ) -> None:
     os.environ.update({name: str(value) for name, value in environment.items()})
+    heartbeat, faults, slot = inside
+    if faults is not None and faults.is_gone(slot):
+        os.kill(os.getpid(), signal.SIGKILL)
     heartbeat.start()
     parent = os.getppid()  # the fork server, which ends with the process that watches
     try:
-        outcome = act(RankContext(lambda: bool(stop.value) or os.getppid() != parent, heartbeat, injection))
+        outcome = act(RankContext(lambda: bool(stop.value) or os.getppid() != parent, heartbeat, faults, slot))
     except ArmillaryError as error:
         outcome = error
     except BaseException as error:

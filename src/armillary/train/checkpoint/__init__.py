@@ -15,7 +15,8 @@ beside under other names (``step-7.bak``) is left alone. There is no saved state
 random generator: the batches are a function of the step (contract 2), and nothing in a step is random.
 
 A rank reads of each tensor the slices it needs, whichever rank wrote them, so a run resumes under another layout, or on
-one device. Formats 1 (whole tensors of one process) and 2 (without the run) are still read.
+one device. Formats 1 (whole tensors of one process) and 2 (without the run) are still read; format 4 has the steps of
+the run that were skipped.
 
 Trade-off: this is not ``torch.distributed.checkpoint``. Its index is a pickle, which runs code when it is read; its
 safetensors writer leaves no index at all, so that a lost file looks like a smaller tensor, and neither has checksums.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from armillary.recipe import (
 from armillary.train.checkpoint.pieces import REMEDY, PieceReader, Written, tensor_index, written_file
 from armillary.train.rows import Rows
 
-FORMAT = 3
+FORMAT = 4  # of a run with skipped batches; others are written in format 3, which older versions read
 
 _METRICS = "metrics.parquet"
 _MANIFEST = "checkpoint.json"
@@ -37,25 +37,29 @@ _NAME = re.compile(r"step-(0|[1-9][0-9]*)")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: the finished steps, and a row of metrics for each."""
+    """How far a run is: the finished steps, a row of metrics for each, and which of them took no update."""
 
     spec: RunSpec
     step: int
     metrics: Rows
+    skipped: Mapping[int, str] = field(default_factory=dict)
 
 
 def complete(hidden: Path, folder: Path, written: Iterable[Written], progress: Progress) -> None:
     """Make the files in ``hidden`` the checkpoint ``folder/step-N``."""
     progress.metrics.write(hidden / _METRICS)
     files = [*written, written_file(hidden / _METRICS, {})]
+    skipped = {step: why for step, why in progress.skipped.items() if step <= progress.step}
     manifest = {
-        "format": FORMAT,
+        "format": FORMAT if skipped else 3,
         "run": progress.spec.id,
         "prefix": progress.spec.prefix_id(progress.step),
         "step": progress.step,
         "files": {file.name: {"bytes": file.bytes, "sha256": file.sha256} for file in files},
         "tensors": tensor_index(files),
     }
+    if skipped:
+        manifest["skipped"] = skipped
     write_sealed(hidden / _MANIFEST, to_jsonable_python(manifest))
     final = folder / f"step-{progress.step}"
     if final.exists() or final.is_symlink():  # it cannot be a checkpoint of this run
@@ -174,6 +178,11 @@ class CheckpointReader(PieceReader):
         super().__init__(path, self.manifest["tensors"] if self.manifest["format"] != 1 else {})
         if self.manifest["format"] == 1:
             self._index = self._whole_files(_OF_FORMAT_1[:2])
+
+    @property
+    def skipped(self) -> dict[int, str]:
+        """The steps up to this one that took no update, and why."""
+        return {int(step): str(why) for step, why in self.manifest.get("skipped", {}).items()}
 
     def parameters(self) -> dict[str, tuple[int, ...]]:
         """The weights in the checkpoint with their whole sizes, without the optimizer's state."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,8 +16,9 @@ from armillary.corpus import Batch
 from armillary.optim import LocalOptimizer
 from armillary.parallel import Program
 from armillary.recipe import DIMENSIONS, Layout, RunSpec
+from armillary.resilience import Judge
 from armillary.train.checkpoint import AsyncSaver, CheckpointReader, Piece, PieceReader, whole
-from armillary.train.errors import NotFiniteError
+from armillary.train.errors import BadStepError
 
 # What dimensions of the mesh the parallel room has flattened into one.
 _FLATTENED = {"shard": ("dp_shard", "ep", "cp"), "experts_shard": ("dp_shard", "cp", "tp")}
@@ -34,11 +35,13 @@ class ParallelEngine:
         saver: AsyncSaver,
         notice: Callable[[int, str, str], None] = lambda step, found, how: None,
     ) -> None:
+        self.judge = Judge()
         self.notice = notice  # takes a fault that the engine put right: finished steps, what was found, what it did
         self.spec, self.layout, self.device, self.saver = spec, layout, device, saver
         self.described = {"ranks": layout.ranks, "layout": layout.model_dump(mode="json", exclude_defaults=True)}
         self.program = Program(spec, layout, device)
         self.optimizer = LocalOptimizer(self.program.named_parameters(), spec)
+        self._places: dict[str, _Place] = {}
 
     def step(self, step: int, batch: Batch[Tensor]) -> tuple[Tensor, ...]:
         """One optimizer step on the global batch, of which the program takes this rank's part."""
@@ -46,11 +49,13 @@ class ParallelEngine:
             part.turn_as(self.spec.during(step).model)
         loss, norm = self._gradients(batch)
         # An accelerator would have to wait for the number: there it is noticed when the losses are fetched.
-        if self.device.type == "cpu" and not math.isfinite(norm.item()):
+        if self.device.type == "cpu" and (wrong := self.judge.look(step + 1, loss.item(), norm.item())) is not None:
             loss, norm = self._gradients(batch)
-            if not math.isfinite(norm.item()):
-                raise NotFiniteError(step + 1, loss.item(), norm.item())
-            self.notice(step, "not finite", "the step was computed again, with finite gradients")
+            again = self.judge.look(step + 1, loss.item(), norm.item())
+            if again is not None:
+                raise BadStepError(step + 1, again)
+            found = "spike" if wrong.finite else "not finite"
+            self.notice(step, found, f"{wrong.what}; computed again, the step is as usual")
         self.optimizer.step(self.spec.lr(step))
         self.program.balance()
         return loss, norm, *self.program.measured
@@ -87,9 +92,9 @@ class ParallelEngine:
         """What this rank is the first to hold."""
         pieces = {}
         for name, tensor in self._weights().items():
-            if not self._is_first(tensor):
+            if not self._place(name, tensor).first:
                 continue
-            pieces[name] = piece = _piece(tensor)
+            pieces[name] = piece = self._piece(name, tensor)
             for key, value in self.optimizer.state.get(name, {}).items():
                 like = value.shape == piece.values.shape
                 if like:
@@ -120,7 +125,7 @@ class ParallelEngine:
         self.saver.save_weights({n: p for n, p in self.pieces().items() if n in self._weights()}, path)
 
     def _placed(self) -> list[tuple[str, Piece]]:
-        return [(name, _piece(tensor)) for name, tensor in self._weights().items()]
+        return [(name, self._piece(name, tensor)) for name, tensor in self._weights().items()]
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: tensor for part in self.program.parts for name, tensor in part.state_dict().items()}
@@ -134,9 +139,24 @@ class ParallelEngine:
                     divided |= set(_FLATTENED.get(name, (name,)))
         return all(self.program.grid.rank(name) == 0 for name in DIMENSIONS if name not in divided)
 
+    def _piece(self, name: str, tensor: Tensor) -> Piece:
+        values = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        return Piece(values.detach(), tuple(tensor.shape), self._place(name, tensor).offset)
 
-def _piece(tensor: Tensor) -> Piece:
-    if not isinstance(tensor, DTensor):
-        return Piece(tensor.detach(), tuple(tensor.shape), (0,) * tensor.ndim)
-    _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-    return Piece(tensor.to_local().detach(), tuple(tensor.shape), tuple(offset))
+    def _place(self, name: str, tensor: Tensor) -> _Place:
+        """It stays the same, and is needed with every snapshot."""
+        if name not in self._places:
+            offset: tuple[int, ...] = (0,) * tensor.ndim
+            if isinstance(tensor, DTensor):
+                _, found = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+                offset = tuple(found)
+            self._places[name] = _Place(offset, self._is_first(tensor))
+        return self._places[name]
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where this rank's part of a tensor begins, and whether no rank before it holds the same part."""
+
+    offset: tuple[int, ...]
+    first: bool

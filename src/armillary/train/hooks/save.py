@@ -51,7 +51,7 @@ class Save:
             raise LostStepError(
                 f"after step {run.step} {differ or 'the numbers of other ranks differ from their copies'}"
             )
-        self.saver.save(run.engine.pieces(), Progress(run.spec, run.step, run.metrics.rows()))
+        self.saver.save(run.engine.pieces(), Progress(run.spec, run.step, run.metrics.rows(), dict(run.skipped)))
         self._saved = time.perf_counter()
         self.report(run)
 
