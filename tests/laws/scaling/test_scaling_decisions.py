@@ -56,13 +56,59 @@ def test_compute_alone_is_split_as_in_the_runs_and_the_order_only_turns_the_answ
         ({"a": (GRID, loss(GRID))}, TARGET, "at least two families"),
         ({"a": (GRID, loss(GRID)), "b": (GRID, loss(GRID)[:-1])}, TARGET, "family 'b' has 16 rows in X and 15"),
         ({"a": (GRID, loss(GRID)), "b": (GRID, -loss(GRID))}, TARGET, "row 0, column 0 of y of family 'b'"),
-        ({"a": (GRID, loss(GRID)), "b": (GRID[:4], loss(GRID)[:4])}, TARGET, "runs of one size"),
+        (
+            {"a": (GRID[:4], loss(GRID)[:4]), "b": (GRID[:4], loss(GRID)[:4])},
+            TARGET,
+            "all families have runs of one size",
+        ),
+        ({"a": (GRID, loss(GRID)), "b": (GRID[:1], loss(GRID)[:1])}, TARGET, "family 'b'"),
+        (
+            {"a": (GRID, loss(GRID)), "b": (GRID[[0, 0]], loss(GRID)[[0, 0]])},
+            TARGET,
+            "family 'b' has runs of one compute",
+        ),
+        ({name: (GRID[[0, 5]], loss(GRID)[[0, 5]]) for name in "ab"}, TARGET, "4 runs in all; give at least 6"),
         ({"a": (GRID, loss(GRID)), "b": (GRID, loss(GRID))}, (1e9, 1e10, 1), "at has 3 numbers"),
     ],
 )
 def test_families_that_cannot_be_compared_are_refused(families, at, message):
     with pytest.raises(UsageError, match=message):
         compare_families(families, at)
+
+
+def recipes(seed):
+    """Five recipes at three sizes and, last, at a target of seven times the compute; all deviate alike at each size."""
+    rng = np.random.default_rng(seed)
+    sizes = np.array([130e6, 300e6, 520e6, 1.4e9])
+    points = np.stack([sizes, 20 * sizes], axis=1)
+    alpha, beta, floor = rng.uniform(0.25, 0.4), rng.uniform(0.25, 0.4), rng.uniform(1.6, 2.0)
+    together = 0.003 * rng.standard_normal(len(sizes))
+    losses = {}
+    for name in "abcde":
+        own = np.exp(0.01 * rng.standard_normal(3) * [1, 3, 3])
+        law = floor * own[0] + 0.5 * own[1] * (sizes / 3e8) ** -alpha + 0.6 * own[2] * (points[:, 1] / 6e9) ** -beta
+        losses[name] = law * np.exp(together + 0.0015 * rng.standard_normal(len(sizes)))
+    return points, losses
+
+
+@pytest.mark.parametrize("worlds", [6, pytest.param(40, marks=pytest.mark.slow)])
+def test_three_runs_of_each_of_five_recipes_suffice(worlds):
+    levels, gaps, scores, right = [], [], [], []
+    for seed in range(worlds):
+        points, losses = recipes(seed)
+        families = {name: (points[:-1], values[:-1]) for name, values in losses.items()}
+        found = compare_families(families, points[-1], bootstraps=100, seed=seed)
+        for name, said in found.loss.items():
+            levels.append(said.low <= losses[name][-1] <= said.high)
+            assert said.high / said.low < 1.1
+        for versus in found.versus:
+            gap = losses[versus.family][-1] / losses[versus.reference][-1] - 1
+            gaps.append(versus.difference.low <= gap <= versus.difference.high)
+            scores.append((versus.better - (gap < 0)) ** 2)
+            right.append((versus.better > 0.5) == (gap < 0))
+    assert np.mean(levels) >= 0.8 and np.mean(gaps) >= 0.8
+    assert np.mean(scores) < 0.14  # Brier's score; 0.25 is a coin
+    assert np.mean(right) > 0.8
 
 
 def test_the_run_that_is_said_to_narrow_most_does():

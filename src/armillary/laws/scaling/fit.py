@@ -58,6 +58,7 @@ class Solution:
         freedom: observations that ``scale`` rests on [g, t].
         precision: of the parameters [g, t, p, p].
         prior_mean, prior_std: of the parameters [g, t, p].
+        prior_common: covariance of the learned means of the priors, the same for all targets [g, p, p].
     """
 
     theta: Array
@@ -67,6 +68,7 @@ class Solution:
     precision: Array
     prior_mean: Array
     prior_std: Array
+    prior_common: Array
 
 
 def fit_form(
@@ -114,6 +116,7 @@ def fit_form(
     )
     chosen = np.arange(problems) * many + first.objective.reshape(problems, many).argmin(1)
     fit = Fits(*(getattr(first, field)[chosen] for field in Fits.__dataclass_fields__))
+    common = np.zeros((groups, len(form.parameters), len(form.parameters)))
     # The noise sets the weight of the priors and follows from the fit, and the targets determine their shared priors,
     # so a few rounds are needed to converge.
     for turn in range(5):
@@ -125,7 +128,7 @@ def fit_form(
         scale = np.sqrt((NOISE_COUNT * known**2 + squares) / freedom)
         scatter = scale[:, None] * np.exp(tilt[:, None] * above)
         if targets > 1 and turn > 0:
-            mean, std = _pool(form, fit, base, mean, std, groups, pooled)
+            mean, std, common = _pool(form, fit, base, mean, std, groups, pooled)
         fit = _solve(form, points, centre, data, scatter, fit.parameters, weights, mean, std)
     shape, p = (groups, targets), len(form.parameters)
     return Solution(
@@ -136,6 +139,7 @@ def fit_form(
         fit.precision.reshape(*shape, p, p),
         mean.reshape(*shape, p),
         std.reshape(*shape, p),
+        common,
     )
 
 
@@ -151,7 +155,8 @@ def draw(
     """``count`` posterior draws [count, t, p] of the parameters for the first subset of ``solution``.
 
     Log losses are disturbed by their scatter and priors by their width, and the law is fitted again (see ``solver``).
-    Targets are disturbed on their own. ``weights`` [t, n] are 0 for runs that a target has no loss of.
+    Targets are disturbed on their own, but for what is open in the means of their priors, which they share. ``weights``
+    [t, n] are 0 for runs that a target has no loss of.
     """
     n, targets = losses.shape
     theta, centre = np.tile(solution.theta[0], (count, 1)), points.mean(0)
@@ -160,6 +165,9 @@ def draw(
     data = np.tile(losses.T, (count, 1)) + scatter * rng.standard_normal((count * targets, n))
     mean, std = (np.tile(prior[0], (count, 1)) for prior in (solution.prior_mean, solution.prior_std))
     mean = mean + std * rng.standard_normal(mean.shape)
+    values, vectors = np.linalg.eigh(solution.prior_common[0])
+    shift = rng.standard_normal((count, len(values))) @ (vectors * np.sqrt(np.maximum(values, 0.0))).T
+    mean = mean + np.repeat(shift, targets, 0)
     seen = np.ones_like(data) if weights is None else np.tile(weights, (count, 1))
     fits = _solve(form, points, centre, data, scatter, theta, seen, mean, std, tolerance=1e-5)
     return fits.parameters.reshape(count, targets, -1)
@@ -184,6 +192,19 @@ def seed_noise(points: Array, losses: Array) -> Array:
         return np.full(losses.shape[1], NOISE)
     shown = np.maximum(np.sqrt(((losses - mean[label]) ** 2).sum(0) / freedom), LEAST)
     return np.asarray(np.exp((np.log(NOISE) + freedom * np.log(shown)) / (1 + freedom)))
+
+
+def reach(sizes: Array, fitted: Array) -> Array:
+    """How far log sizes [m, 2] lie beyond those fitted in N and in D, [m, 2]: the variance of a miss is in proportion.
+
+    For f e-folds it is (f + f^2) / 2: a wrong form leans to one side (f^2), and not to the same one all the way (f).
+    Where compute goes farther beyond the largest fitted than N and D together, the rest counts as D's; inside the
+    ladder's ranges and below its largest compute both are 0.
+    """
+    beyond = np.maximum(sizes - fitted.max(0), 0.0)
+    compute = sizes.sum(1) - fitted.sum(1).max()
+    beyond[:, 1] += np.maximum(compute - beyond.sum(1), 0.0)
+    return np.asarray((beyond + beyond**2) / 2)
 
 
 def tilt_of(miss: Array, above: Array, weights: Array) -> Array:
@@ -249,31 +270,39 @@ def starting_points(form: ScalingForm, mean: Array, near: Array | None) -> Array
 
 def _pool(
     form: ScalingForm, fit: Fits, first: Array, mean: Array, std: Array, groups: int, kinds: tuple[str, ...]
-) -> tuple[Array, Array]:
+) -> tuple[Array, Array, Array]:
     """Priors of parameters of some ``kinds``, learned over the targets of each group.
 
+    Returned are their means and widths [groups * t, p], and the covariance [groups, p, p] of the means as learned.
     ``first`` are the means before anything was learned, ``mean`` and ``std`` the present priors, all [groups * t, p].
+
+    Empirical Bayes with each target's likelihood as a normal with its whole covariance: with few runs the parameters of
+    a target are nearly collinear, and their means, learned one by one, would overshoot from round to round.
     """
     shared = np.array([p.kind in kinds for p in form.parameters])
     widest = np.array([p.std for p in form.parameters])
     least = np.array([POOL[p.kind] for p in form.parameters]) ** 2
     shape = (groups, -1, len(widest))
-    variance = np.einsum("pii->pi", np.linalg.inv(fit.precision)).reshape(shape)
-    theta = fit.parameters.reshape(shape)
-    centre = first.reshape(shape).mean(1, keepdims=True)
-    # The likelihood alone: remove the present prior from the posterior.
-    pull = 1 / std.reshape(shape) ** 2
-    precise = np.maximum(1 / variance - pull, 1e-6)
-    alone = (theta / variance - pull * mean.reshape(shape)) / precise
-    between = np.maximum(std.reshape(shape)[:, :1] ** 2, least)
+    centre = first.reshape(shape).mean(1)
+    # The likelihood alone, as precision and precision times mean: remove the present prior of what is shared.
+    pull = np.where(shared, 1 / std.reshape(shape) ** 2, 0.0)
+    posterior = fit.precision.reshape(groups, -1, len(widest), len(widest))
+    values, vectors = np.linalg.eigh(posterior - pull[..., None] * np.eye(len(widest)))
+    alone = np.einsum("gtpk,gtk,gtqk->gtpq", vectors, np.maximum(values, 1e-6), vectors)
+    told = np.einsum("gtpq,gtq->gtp", posterior, fit.parameters.reshape(shape)) - pull * mean.reshape(shape)
+    between = np.where(shared, np.maximum(std.reshape(shape)[:, 0] ** 2, least), np.inf)
     for _ in range(20):
-        weight = 1 / (1 / precise + between)
-        total = weight.sum(1, keepdims=True) + 1 / widest**2
-        middle = ((weight * alone).sum(1, keepdims=True) + centre / widest**2) / total
-        shrunk = 1 / (precise + 1 / between)
-        posterior = shrunk * (precise * alone + middle / between)
-        spread = ((posterior - middle) ** 2 + shrunk).mean(1, keepdims=True)
-        between = np.clip(spread, least, np.maximum(widest**2, least))
-    new_mean = np.where(shared, np.broadcast_to(middle, theta.shape), mean.reshape(shape))
-    new_std = np.where(shared, np.broadcast_to(np.sqrt(between), theta.shape), std.reshape(shape))
-    return new_mean.reshape(mean.shape), new_std.reshape(std.shape)
+        inverse = 1 / between[:, None, :, None] * np.eye(len(widest))
+        covariance = np.linalg.inv(alone + inverse)
+        # What each target says of the mean, its own parameters integrated out; the prior of the mean is the first.
+        known = (inverse - inverse @ covariance @ inverse).sum(1) + np.diag(1 / widest**2)
+        heard = np.einsum("gtpq,gtqr,gtr->gp", np.broadcast_to(inverse, covariance.shape), covariance, told)
+        middle = np.linalg.solve(known, (heard + centre / widest**2)[..., None])[..., 0]
+        theta = np.einsum("gtpq,gtq->gtp", covariance, told + middle[:, None] / between[:, None])
+        spread = ((theta - middle[:, None]) ** 2 + np.einsum("gtpp->gtp", covariance)).mean(1)
+        between = np.where(shared, np.clip(spread, least, np.maximum(widest**2, least)), np.inf)
+    new_mean = np.where(shared, np.broadcast_to(middle[:, None], theta.shape), mean.reshape(shape))
+    new_std = np.where(shared, np.broadcast_to(np.sqrt(between)[:, None], theta.shape), std.reshape(shape))
+    both = shared[:, None] & shared
+    sure = np.where(both, np.linalg.inv(known), 0.0)
+    return new_mean.reshape(mean.shape), new_std.reshape(std.shape), sure

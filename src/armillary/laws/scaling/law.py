@@ -47,7 +47,7 @@ from armillary.laws.estimator import (
     row_name,
     target_name,
 )
-from armillary.laws.scaling.fit import Solution, draw, fit_form, height, seed_noise
+from armillary.laws.scaling.fit import Solution, draw, fit_form, height, reach, seed_noise
 from armillary.laws.scaling.forms import SCALING_FORMS
 from armillary.laws.scaling.outliers import FEWEST, contradicted
 from armillary.laws.values import Array as ArrayField
@@ -329,7 +329,7 @@ class ScalingLaw(Estimator):
         self._refuse_far(points)
         mean, variance = self._moments(points)
         known = variance + (self._noise * np.exp(self._tilt * height(mean.T, *self._range).T)) ** 2
-        missed = _reach(self._sized(points), self._sized(self.log_points_)) @ self._miss**2
+        missed = reach(self._sized(points), self._sized(self.log_points_)) @ self._miss**2
         # Each part is known from this many observations; Satterthwaite's (1946) degrees of freedom for their sum.
         freedom = (known + missed) ** 2 / (known**2 / self._freedom + missed**2 / self._miss_freedom)
         return mean, stats.t.isf(tail, freedom) * np.sqrt(known + missed) * self._wide
@@ -370,7 +370,7 @@ class ScalingLaw(Estimator):
         require_fitted(self, "parameters_")
         mean, _ = self._moments(at)
         fitted = self.log_points_ if run is None else np.vstack([self.log_points_, run])
-        total = _reach(self._sized(at), self._sized(fitted)) @ self._miss**2
+        total = reach(self._sized(at), self._sized(fitted)) @ self._miss**2
         total = total + (self._noise * np.exp(self._tilt * height(mean.T, *self._range).T)) ** 2
         for member in self._members:
             form, centre = SCALING_FORMS[member.form], self._columns(member.form).mean(0)
@@ -524,7 +524,7 @@ class ScalingLaw(Estimator):
             out = np.flatnonzero(~kept)
             # Runs left out together are missed together: they count as one observation, their mean miss, in which the
             # farther ones weigh more.
-            far = _reach(sizes[out], sizes[kept])
+            far = reach(sizes[out], sizes[kept])
             share = far.sum(1) / far.sum()
             together, each, noise = np.zeros(targets), np.zeros((len(out), targets)), np.zeros((len(logs), targets))
             for weight, (name, solution) in zip(share_of, left.items(), strict=True):
@@ -652,16 +652,3 @@ def _quantile(values: Array, weights: Array, share: float) -> float:
     order = np.argsort(values)
     place = np.cumsum(weights[order]) - weights[order] / 2
     return float(np.interp(share * weights.sum(), place, values[order]))
-
-
-def _reach(sizes: Array, fitted: Array) -> Array:
-    """How far log sizes [m, 2] lie beyond those fitted in N and in D, [m, 2]: the variance of a miss is in proportion.
-
-    For f e-folds it is (f + f^2) / 2: a wrong form leans to one side (f^2), and not to the same one all the way (f).
-    Where compute goes farther beyond the largest fitted than N and D together, the rest counts as D's; inside the
-    ladder's ranges and below its largest compute both are 0.
-    """
-    beyond = np.maximum(sizes - fitted.max(0), 0.0)
-    compute = sizes.sum(1) - fitted.sum(1).max()
-    beyond[:, 1] += np.maximum(compute - beyond.sum(1), 0.0)
-    return np.asarray((beyond + beyond**2) / 2)
