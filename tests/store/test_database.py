@@ -16,7 +16,14 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, UsageError, without_passwords
+from armillary.recipe import (
+    ArmillaryError,
+    DamagedFileError,
+    ForeignFileError,
+    UsageError,
+    passwords_in,
+    without_passwords,
+)
 from armillary.store import Store, database
 
 OLD = Path(__file__).with_name("store-format-1.sql")
@@ -366,6 +373,40 @@ def test_passwords_are_hidden_in_any_text(noise, password):
         f"{noise} postgresql://h/d?sslpassword={password}&x=1",
     ):
         assert password not in without_passwords(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "host=h password = p4ss22 dbname=x",
+        "host=h password='p4 ss22' dbname=x",
+        r"host=h password='p4\'ss22' dbname=x",
+        'connect(password="p4 ss22", host="h")',
+        "s3://AKIA:p4/ss22+x@bucket/text",
+        "s3://AKIA:12/p4ss22@bucket/text",
+        "https://host/text?key=p4ss22",
+        "https://host/text.jsonl?sv=2&sig=p4ss22&se=9",
+        "https://host/text?api-key=1&apikey=p4ss22",
+        "https://host/text?X-Amz-Credential=p4ss22&X-Amz-Signature=p4ss22",
+    ],
+)
+def test_a_secret_in_any_notation_is_hidden(text):
+    hidden = without_passwords(text)
+    assert "ss22" not in hidden and "***" in hidden
+    assert any("ss22" in found for found in passwords_in(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://127.0.0.1:8080/v1/models@main: not found",
+        "password authentication failed for user me",
+        "s3://bucket/folder/a@b.jsonl: the file is empty",
+        "https://host/text?page=2&keep=all",
+    ],
+)
+def test_what_is_no_secret_stays(text):
+    assert without_passwords(text) == text and passwords_in(text) == []
 
 
 def test_a_url_of_sqlite_names_a_file_or_memory(tmp_path, make_spec):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import select
 import signal
 import sys
@@ -62,12 +61,14 @@ def guarded(act: Callable[[], Any]) -> int:
 
 def masked(text: str) -> str:
     """``text`` without the passwords of URLs, connection strings, and the given database."""
-    from armillary.recipe import without_passwords  # here, so that this module loads in a moment: see `main`
+    from armillary.recipe import (  # here, so that this module loads in a moment: see `main`
+        passwords_in,
+        without_passwords,
+    )
 
     text = without_passwords(text)
     for given in (os.environ.get("ARMILLARY_DATABASE", ""), *sys.argv):
-        passwords = re.findall(r"://[^\s:/@]*:([^\s/]*)@", given) + re.findall(r"(?i)password=([^&#\s]+)", given)
-        for password in passwords:
+        for password in passwords_in(given):
             for form in (password, unquote(password)):
                 if len(form) >= 4:  # removing a shorter one would break words
                     text = text.replace(form, "***")

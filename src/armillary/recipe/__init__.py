@@ -19,7 +19,7 @@ from armillary.recipe.document import (
     load_document,
     load_recipe,
 )
-from armillary.recipe.errors import ArmillaryError, UsageError, without_passwords
+from armillary.recipe.errors import ArmillaryError, UsageError, passwords_in, without_passwords
 from armillary.recipe.kept import Given, given, is_workspace, keep_recipe, results_folder
 from armillary.recipe.large import Checkpoints, LargeRun, Skipping, load_training
 from armillary.recipe.layout import DIMENSIONS, Layout
@@ -176,6 +176,7 @@ __all__ = [
     "lock",
     "measures",
     "parse_budget",
+    "passwords_in",
     "plural",
     "problem_of",
     "read_json",

@@ -7,12 +7,19 @@ from __future__ import annotations
 
 import re
 
-# The password in a URL; the value of a URL parameter whose name suggests a secret; and passwords in a connection string
-# or in JSON.
+# Each has what is kept in front of the secret, and the secret: the password in a URL, also one that holds a slash,
+# unless it looks like the port and path of a host; the value of a URL parameter whose name suggests a secret; and
+# passwords in a connection string, where blanks may surround the sign and quotes the value, or in JSON.
+_PARAMETER = r"pass|pwd|secret|token|api_?key|access_?key|signature|credential|(?<=[?&])(?:key|sig)"
 _SECRETS = (
-    re.compile(r"(://[^:/@\s]*:)[^/\s]*(?=@)"),
-    re.compile(r"([?&][^=&\s]*(?:pass|pwd|secret|token)[^=&\s]*=)[^&\s'\"]*", re.IGNORECASE),
-    re.compile(r"((?:password|passwd|passphrase|pwd)(?:=|['\"]\s*:)\s*['\"]?)[^&\s'\",;)]+", re.IGNORECASE),
+    re.compile(r"(://[^:/@\s]*:)([^/\s]*)(?=@)"),
+    re.compile(r"(://(?!(?:[^:/@\s]*\.[^:/@\s]*|localhost):\d{1,5}/)[^:/@\s]*:)(?!\*{3}@)([^/@\s]*/[^@\s]*)(?=@)"),
+    re.compile(rf"([?&](?:[^=&\s]*(?:{_PARAMETER})[^=&\s]*)=)([^&\s'\"]*)", re.IGNORECASE),
+    re.compile(
+        r"((?:password|passwd|passphrase|pwd)(?:\s*=|['\"]\s*:)\s*)"
+        r"('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|['\"]?[^&\s'\",;)]+)",
+        re.IGNORECASE,
+    ),
 )
 
 
@@ -49,3 +56,8 @@ def without_passwords(text: str) -> str:
     for secret in _SECRETS:
         text = secret.sub(r"\1***", text)
     return text
+
+
+def passwords_in(text: str) -> list[str]:
+    """What ``without_passwords`` would replace in ``text``, without quotes."""
+    return [found[2].strip("'\"") for secret in _SECRETS for found in secret.finditer(text)]
