@@ -271,3 +271,32 @@ def test_one_more_seed_changes_the_plan_and_another_seed_does_not():
     assert plan_inputs(recipe) == plan_inputs(make_recipe(training__seeds=[7, 8, 9]))
     assert plan_inputs(recipe) != plan_inputs(make_recipe(training__seeds=[1, 2]))
     assert plan_inputs(recipe.over(2)) == plan_inputs(recipe) and recipe.over(2).training.layout == Layout(dp_shard=2)
+
+
+def with_seeds(lab, seeds):
+    recipe = make_recipe(training__seeds=seeds)
+    return replace(lab, recipe=recipe, plan=make_plan(recipe))
+
+
+def test_reordered_seeds_keep_the_prediction_its_run_and_its_verdict(tmp_path):
+    lab = make_lab(tmp_path)
+    first = along(lab)
+    trained = list(lab.executor.trained)
+    again = along(with_seeds(lab, [3, 2, 1]))
+    assert again["prediction"] == first["prediction"] and again["verdict"] == first["verdict"]
+    assert again["target"].predicted == again["target"].published == first["target"].predicted
+    assert again["target"].arm("found").seeds == [3, 2, 1] and lab.executor.trained == trained
+    assert along(lab) == first
+
+
+def test_a_new_seed_is_predicted_where_the_first_began_without_a_prediction(tmp_path):
+    lab = make_lab(tmp_path)
+    first = along(lab)
+    trained = len(lab.executor.trained)
+    other = with_seeds(lab, [2, 4])
+    again = along(other)
+    assert again["prediction"]["spec"]["seed"] == 4 and again["verdict"]["status"] == "judged"
+    assert again["target"].predicted == again["prediction"]["run"] == lab.executor.trained[trained]
+    assert along(other) == again and along(lab) == first
+    with pytest.raises(ArmillaryError, match=r"already begun.*add a new seed to training\.seeds"):
+        along(with_seeds(lab, [2, 3]))

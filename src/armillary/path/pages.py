@@ -448,9 +448,9 @@ class _Pages:
 
     def _curves_seed(self) -> int:
         """The seed whose runs are plotted: that of the predicted run, else the first finished one."""
-        recipe, target = self.evidence.recipe, self.evidence.target
+        recipe, target, prediction = self.evidence.recipe, self.evidence.target, self.evidence.prediction
         seeds = [seed for arm in (target.arms if target is not None else []) for seed in arm.seeds]
-        first = recipe.training.seeds[0]
+        first = int(prediction["spec"]["seed"]) if prediction is not None else recipe.training.seeds[0]
         return first if first in seeds or not seeds else seeds[0]
 
     def _curves(self, seed: int) -> list[report.LossCurve]:

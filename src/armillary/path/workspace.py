@@ -82,10 +82,10 @@ from armillary.study import (
     mixture_study,
     plan_inputs,
     predict,
+    predicted_spec,
     remaining,
     restore_target,
     smallest_plan,
-    target_spec,
     train_target,
 )
 from armillary.train import InterruptedRunError, load_trained
@@ -466,7 +466,7 @@ class Workspace:
 
         Any launcher can run ``target.yaml``; its folder is in the store, so the result counts here.
         """
-        spec = target_spec(lab, found, found.mixture, self.recipe.training.seeds[0])
+        spec = predicted_spec(lab, found)
         document = {
             "name": self.recipe.name,
             "corpus": lab.corpus.hash,

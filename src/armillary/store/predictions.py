@@ -58,7 +58,8 @@ class Predictions(Base):
                         raise ArmillaryError(
                             f"{self.run_folder(run)}: the run has already begun, and {self.database.name} holds no "
                             "prediction of it; a prediction can only be made before its run: put a backup of the "
-                            "database in its place, or move the run's folder away to predict and train it again"
+                            "database in its place, move the run's folder away to predict and train it again, or add "
+                            "a new seed to training.seeds"
                         )
                     now = time.time()
                     values = {"run": run, "sha256": canonical_hash(content), "content": content, "recorded_at": now}

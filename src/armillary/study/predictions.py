@@ -139,6 +139,19 @@ def target_spec(lab: Lab, found: Found, weights: dict[str, float], seed: int) ->
     return lab.annealed(size, found.annealing, weights, seed)
 
 
+def predicted_spec(lab: Lab, found: Found) -> RunSpec:
+    """The run on the found mixture that is predicted: that of the first seed, unless it began without a prediction.
+
+    A run that has begun can no longer be predicted. If seeds were reordered or removed, the first run that has a
+    prediction takes its place, or else the first one that has not begun. The choice stays once it is recorded.
+    """
+    specs = [target_spec(lab, found, found.mixture, seed) for seed in lab.recipe.training.seeds]
+    known = [spec for spec in specs if lab.store.prediction(spec.id) is not None]
+    if specs[0] in known or not _begun(lab, specs[0].id):
+        return specs[0]
+    return next(iter([*known, *(spec for spec in specs if not _begun(lab, spec.id))]), specs[0])
+
+
 def predict(lab: Lab, found: Found, mixture: MixtureOutcome, ladder: LadderOutcome) -> dict[str, Any]:
     """Record the losses that the ladder's laws predict for the target run, and return the record.
 
@@ -150,9 +163,9 @@ def predict(lab: Lab, found: Found, mixture: MixtureOutcome, ladder: LadderOutco
     under ``unpredicted``.
 
     Raises:
-        ArmillaryError: the target run has already begun without a prediction.
+        ArmillaryError: the target run of every seed has already begun without a prediction.
     """
-    spec = target_spec(lab, found, found.mixture, lab.recipe.training.seeds[0])
+    spec = predicted_spec(lab, found)
     known = recorded(lab, spec.id)
     if known is not None:
         return known
@@ -266,7 +279,7 @@ def train_target(lab: Lab, found: Found) -> TargetOutcome:
     seeds = list(lab.recipe.training.seeds)
     mixtures = {"found": found.mixture, "natural": found.natural, "uniform": found.uniform}
     specs = {name: [target_spec(lab, found, weights, seed) for seed in seeds] for name, weights in mixtures.items()}
-    predicted = specs["found"][0].id
+    predicted = predicted_spec(lab, found).id
     if lab.store.prediction(predicted) is None:
         raise ArmillaryError("the target run has no prediction yet; run `armillary predict` first")
     key = lab.key([spec for group in specs.values() for spec in group])
@@ -274,7 +287,8 @@ def train_target(lab: Lab, found: Found) -> TargetOutcome:
     if known is not None:
         return known
     # The predicted run comes first, then the others seed by seed, so that an early stop leaves complete pairs.
-    jobs = [Job(specs[name][i]) for i in range(len(seeds)) for name in mixtures]
+    order = sorted(range(len(seeds)), key=lambda i: specs["found"][i].id != predicted)
+    jobs = [Job(specs[name][i]) for i in order for name in mixtures]
     # If two mixtures coincide, their runs belong to the first.
     owners = {spec.id: name for name, group in reversed(specs.items()) for spec in group}
     trained = lab.train("target", jobs, owners)
@@ -284,7 +298,8 @@ def train_target(lab: Lab, found: Found) -> TargetOutcome:
             f"the same command "
             "retries runs with a transient cause"
         )
-    return lab.conclude("target", key, _outcome(lab, mixtures, specs, trained))
+    outcome = _outcome(lab, mixtures, specs, trained)
+    return lab.conclude("target", key, outcome.model_copy(update={"predicted": predicted}))
 
 
 def restore_target(lab: Lab, outcome: TargetOutcome) -> list[FailedRun]:
@@ -331,7 +346,7 @@ def _outcome(
                 phases=phases(specs[name][0]),
             )
         )
-    outcome = TargetOutcome(arms=arms, differences=[], predicted=specs["found"][0].id, failed=trained.failed)
+    outcome = TargetOutcome(arms=arms, differences=[], failed=trained.failed)
     found = outcome.arm("found")
     others = [arm for arm in arms if arm.name != "found"]
     differences = [_difference(found, arm) for arm in others] if found is not None else []
@@ -376,7 +391,7 @@ def judge(lab: Lab, found: Found) -> dict[str, Any]:
     Raises:
         ArmillaryError: there is no prediction.
     """
-    spec = target_spec(lab, found, found.mixture, lab.recipe.training.seeds[0])
+    spec = predicted_spec(lab, found)
     prediction = recorded(lab, spec.id)
     if prediction is None:
         raise ArmillaryError(f"run {spec.id} has no prediction, so there is nothing to judge; run `armillary predict`")
