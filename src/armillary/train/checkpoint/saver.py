@@ -45,8 +45,8 @@ class Saved:
 class Saver(Protocol):
     """Writes checkpoints."""
 
-    def save(self, pieces: Mapping[str, Piece], progress: Progress) -> None:
-        """Begin to write the checkpoint of the last step."""
+    def save(self, pieces: Mapping[str, Piece], progress: Progress, since: float) -> None:
+        """Begin to write the checkpoint of the last step, for which training waits ``since`` (``perf_counter``)."""
 
     def finished(self) -> list[Saved]:
         """What has been written since this was asked last."""
@@ -62,11 +62,10 @@ class SyncSaver:
         self.folder, self.policy = folder, policy
         self._saved: list[Saved] = []
 
-    def save(self, pieces: Mapping[str, Piece], progress: Progress) -> None:
+    def save(self, pieces: Mapping[str, Piece], progress: Progress, since: float) -> None:
         """Write the checkpoint of the last step."""
-        begin = time.perf_counter()
         save_checkpoint(self.folder, pieces, progress, self.policy)
-        self._saved.append(Saved(progress.step, time.perf_counter() - begin))
+        self._saved.append(Saved(progress.step, time.perf_counter() - since))
 
     def finished(self) -> list[Saved]:
         """What has been written since this was asked last."""
@@ -98,12 +97,11 @@ class AsyncSaver:
             self._thread = threading.Thread(target=lambda: [self._buffer(*item) for item in pieces.items()])
             self._thread.start()
 
-    def save(self, pieces: Mapping[str, Piece], progress: Progress) -> None:
+    def save(self, pieces: Mapping[str, Piece], progress: Progress, since: float) -> None:
         """Copy ``pieces``; a thread writes them while training continues."""
-        begin = time.perf_counter()
         self.wait()
         copied, arrived = self._copy(pieces)
-        saved = Saved(progress.step, time.perf_counter() - begin)
+        saved = Saved(progress.step, time.perf_counter() - since)
         self._thread = threading.Thread(target=self._write, args=(saved, copied, progress, arrived))
         self._thread.start()
 

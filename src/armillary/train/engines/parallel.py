@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -41,7 +40,10 @@ class ParallelEngine:
         self.described = {"ranks": layout.ranks, "layout": layout.model_dump(mode="json", exclude_defaults=True)}
         self.program = Program(spec, layout, device)
         self.optimizer = LocalOptimizer(self.program.named_parameters(), spec)
-        self._places: dict[str, _Place] = {}
+        # The memory of the weights stays where it is; the optimizer, which changes them in place, relies on that too.
+        weights = {name: tensor for part in self.program.parts for name, tensor in part.state_dict().items()}
+        self._weights = {name: _piece(tensor) for name, tensor in weights.items()}
+        self._first = {name for name, tensor in weights.items() if self._is_first(tensor)}
 
     def step(self, step: int, batch: Batch[Tensor]) -> tuple[Tensor, ...]:
         """One optimizer step on the global batch, of which the program takes this rank's part."""
@@ -91,10 +93,10 @@ class ParallelEngine:
     def pieces(self) -> dict[str, Piece]:
         """What this rank is the first to hold."""
         pieces = {}
-        for name, tensor in self._weights().items():
-            if not self._place(name, tensor).first:
+        for name, piece in self._weights.items():
+            if name not in self._first:
                 continue
-            pieces[name] = piece = self._piece(name, tensor)
+            pieces[name] = piece
             for key, value in self.optimizer.state.get(name, {}).items():
                 like = value.shape == piece.values.shape
                 if like:
@@ -109,26 +111,20 @@ class ParallelEngine:
 
     def load_weights(self, reader: PieceReader) -> None:
         """Read of each weight the part that is this rank's; the optimizer keeps its initial state."""
-        for name, piece in self._placed():
+        for name, piece in self._weights.items():
             piece.values.copy_(reader.read(name, tuple(piece.values.shape), piece.offset))
 
     def load(self, reader: CheckpointReader) -> None:
         """Read weights and optimizer state from a checkpoint: of each tensor the part that is this rank's."""
         self.load_weights(reader)
-        for name, piece in self._placed():
+        for name, piece in self._weights.items():
             for key, value in self.optimizer.state.get(name, {}).items():
                 offset = piece.offset if value.shape == piece.values.shape else (0,) * value.ndim
                 value.copy_(reader.read(f"{name}/{key}", tuple(value.shape), offset))
 
     def save_weights(self, path: Path) -> None:
         """Write the weights of the whole model as one safetensors file."""
-        self.saver.save_weights({n: p for n, p in self.pieces().items() if n in self._weights()}, path)
-
-    def _placed(self) -> list[tuple[str, Piece]]:
-        return [(name, self._piece(name, tensor)) for name, tensor in self._weights().items()]
-
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: tensor for part in self.program.parts for name, tensor in part.state_dict().items()}
+        self.saver.save_weights({n: p for n, p in self.pieces().items() if n in self._weights}, path)
 
     def _is_first(self, tensor: Tensor) -> bool:
         """Whether no rank before this one holds the same part of the tensor."""
@@ -139,24 +135,9 @@ class ParallelEngine:
                     divided |= set(_FLATTENED.get(name, (name,)))
         return all(self.program.grid.rank(name) == 0 for name in DIMENSIONS if name not in divided)
 
-    def _piece(self, name: str, tensor: Tensor) -> Piece:
-        values = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-        return Piece(values.detach(), tuple(tensor.shape), self._place(name, tensor).offset)
 
-    def _place(self, name: str, tensor: Tensor) -> _Place:
-        """It stays the same, and is needed with every snapshot."""
-        if name not in self._places:
-            offset: tuple[int, ...] = (0,) * tensor.ndim
-            if isinstance(tensor, DTensor):
-                _, found = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
-                offset = tuple(found)
-            self._places[name] = _Place(offset, self._is_first(tensor))
-        return self._places[name]
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where this rank's part of a tensor begins, and whether no rank before it holds the same part."""
-
-    offset: tuple[int, ...]
-    first: bool
+def _piece(tensor: Tensor) -> Piece:
+    if not isinstance(tensor, DTensor):
+        return Piece(tensor.detach(), tuple(tensor.shape), (0,) * tensor.ndim)
+    _, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return Piece(tensor.to_local().detach(), tuple(tensor.shape), tuple(offset))

@@ -45,13 +45,15 @@ class Save:
         self.report(run)
         if run.step == run.began:
             return  # the run began with this checkpoint
+        begin = time.perf_counter()
         # All ranks save or none does: a rank that saved alone would wait for the others with the next checkpoint.
         differ = run.engine.check_copies()
         if run.world.any(differ is not None):
             raise LostStepError(
                 f"after step {run.step} {differ or 'the numbers of other ranks differ from their copies'}"
             )
-        self.saver.save(run.engine.pieces(), Progress(run.spec, run.step, run.metrics.rows(), dict(run.skipped)))
+        progress = Progress(run.spec, run.step, run.metrics.rows(), dict(run.skipped))
+        self.saver.save(run.engine.pieces(), progress, begin)
         self._saved = time.perf_counter()
         self.report(run)
 
