@@ -91,3 +91,11 @@ def test_experts_take_memory_by_ep_and_time_by_tokens():
     one, eight = (peak_memory(make_job(shape, dp=8, ep=ep, zero=0), constants()) for ep in (1, 8))
     assert one.parameters > 4 * eight.parameters
     assert step_time(make_job(shape, dp=8, ep=8), constants()).expert > 0
+
+
+def test_experts_are_divided_over_tensor_ranks_where_no_other_ranks_share_them():
+    shape = make_shape(d_ff=8192, experts={"count": 64, "active": 4, "d_ff": 2048})
+    whole, divided = (peak_memory(make_job(shape, tp=tp, dp=8 // tp, zero=0), constants()) for tp in (1, 8))
+    assert divided.parameters < 0.2 * whole.parameters
+    assert make_job(shape, tp=2, dp=4, ep=4).expert_tp == 1
+    assert make_job(shape, family="armillary", tp=2, dp=4).expert_tp == 1  # this trainer keeps experts whole

@@ -100,7 +100,7 @@ class Roofline:
             wide = 2 * (heads + kv) * hd
         products = sum(self.product(T, k, n) for k, n in sides)
         keys = job.length / 2 if job.software.flash else job.length
-        flops = 2 * T * keys * heads * (hd + value)
+        flops = 2 * T * keys * heads * (hd + value) * job.extras.attended(keys)
         fwd_attention, bwd_attention, scores = flops / self._attention_of(hd), 2.5 * flops / self._attention_of(hd), 0.0
         if not job.software.flash:
             peak = self._plain_peak * self._c.batched
@@ -130,8 +130,9 @@ class Roofline:
         experts, ep, h = shape.experts, self._job.parallelism.ep, shape.d_model
         assert experts is not None
         local = experts.count / ep
-        rows = T * experts.active / self._shared()  # tokens are divided over tp too, where experts are not
-        wide = experts.d_ff
+        etp = self._job.expert_tp
+        rows = T * experts.active / (1 if etp > 1 else self._shared())  # tp divides tokens where it divides no expert
+        wide = experts.d_ff / etp
         per_expert = rows / local
         products = self.product(per_expert, h, 2 * wide, copies=local) + self.product(per_expert, wide, h, copies=local)
         products *= self._c.grouped
@@ -139,10 +140,13 @@ class Roofline:
         shared = experts.shared_d_ff / self.tp
         if shared:
             products += self.product(T, h, 2 * shared) + self.product(T, shared, h)
+        # Without a fused operator: biases, limits, sigmoid and products, each with its own reads and writes.
+        activation = 40 * wide + 8 * h if self._job.extras.unfused else 6 * wide
         memory = self._c.elementwise * (
-            T * 10 * h / self._shared() + rows * (self._c.permute * 4 * h + 6 * wide) + T * 6 * shared
+            T * 10 * h / self._shared() + rows * (self._c.permute * 4 * h + activation) + T * 6 * shared
         )
         memory += rows * self._cast(2 * h + 3 * wide)
+        memory *= self._job.software.expert_traffic
         return LayerTime(Pass(products, 0.0, self.moved(memory)), Pass(2 * products, 0.0, self.moved(2 * memory)))
 
     def embedding(self) -> LayerTime:

@@ -24,7 +24,7 @@ class Parallelism:
 
     ``zero`` is the stage of Rajbhandari et al. 2020 (arXiv 1910.02054): 0 nothing, 1 optimizer state, 2 gradients too,
     3 parameters too (FSDP) are in shards over ``shard`` data ranks (all of them by default). ``stages`` are the virtual
-    stages on each pipeline rank.
+    stages on each pipeline rank. With ``recompute`` full, ``recompute_share`` of the layers run again.
     """
 
     tp: int = 1
@@ -37,6 +37,7 @@ class Parallelism:
     recompute: Recompute = "none"
     zero: int = 1
     shard: int | None = None
+    recompute_share: float = 1.0
     layers_per_stage: tuple[int, ...] | None = None
 
     @property
@@ -57,7 +58,8 @@ class Parallelism:
                  ("cp", self.cp), ("ep", self.ep), ("dp", self.dp)) if size > 1]  # fmt: skip
         ends = [f"micro-batch {self.micro_batch}", f"ZeRO {self.zero}"]
         if self.recompute != "none":
-            ends.append(f"recompute {self.recompute}")
+            part = "" if self.recompute_share == 1 else f" of {self.recompute_share:.0%} of the layers"
+            ends.append(f"recompute {self.recompute}{part}")
         return ", ".join([*(parts or ["one accelerator"]), *ends])
 
 
@@ -86,8 +88,30 @@ class Software:
     context_gb: float = 1.5
     host_layer_us: float = 300.0
     host_expert_us: float = 3000.0
+    host_sync_us: float = 0.0
+    expert_traffic: float = 1.0
+    experts_over_tp: bool = True
     zero: int = 1
     recompute: Recompute = "none"
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a model has beyond its ``ModelShape``, and what it costs.
+
+    ``windowed`` of the layers attend to the last ``window`` tokens only. ``ahead`` layers predict further tokens, each
+    with the output matrix (DeepSeek-AI, arXiv 2412.19437, section 2.2). ``unfused`` means biases and limits on the
+    activation function of the feed-forward blocks, for which programs have no fused operator.
+    """
+
+    window: int = 0
+    windowed: float = 0.0
+    ahead: int = 0
+    unfused: bool = False
+
+    def attended(self, keys: float) -> float:
+        """The share of the pairs of query and key that are left, of ``keys`` keys for a query."""
+        return 1 - self.windowed * (1 - min(1.0, self.window / keys))
 
 
 @dataclass(frozen=True)
@@ -108,13 +132,25 @@ class Job:
     adapter: bool = False
     offload: bool = False
     accelerator_name: str = ""
+    extras: Extras = Extras()
+
+    @property
+    def layers(self) -> int:
+        """Layers that run, with those that predict further tokens."""
+        return self.model.n_layers + self.extras.ahead
 
     @property
     def stages(self) -> tuple[tuple[int, int], ...]:
         """For each pipeline rank the number of its layers, and how many of them have experts."""
         experts = self.model.experts
         places = (experts.dense_layers, experts.every) if experts is not None else None
-        return _stages(self.parallelism.counts(self.model.n_layers), places)
+        return _stages(self.parallelism.counts(self.layers), places)
+
+    @property
+    def expert_tp(self) -> int:
+        """Ranks over which each expert is divided: the tensor ranks, where experts are not divided among ranks."""
+        p = self.parallelism
+        return p.tp if self.software.experts_over_tp and p.ep == 1 else 1
 
     @property
     def number_bytes(self) -> int:
@@ -154,7 +190,9 @@ class Job:
             raise UsageError(f"ep {p.ep}: the model has no experts; set ep to 1")
         for number, by, name, what in whole:
             if number % by:
-                raise UsageError(f"{name} ({number}) must be a multiple of {what} ({by}); {_nearest(number, by)}")
+                raise UsageError(
+                    f"{name} ({number}) must be a multiple of {what} ({by}); {nearest_divisors(number, by)}"
+                )
         if p.pp * p.stages > model.n_layers + 2:
             raise UsageError(
                 f"{p.pp * p.stages} stages for {model.n_layers} layers; take at most {model.n_layers} stages: "
@@ -176,9 +214,10 @@ def _stages(counts: tuple[int, ...], places: tuple[int, int] | None) -> tuple[tu
     return tuple((end - start, b - a) for start, end, a, b in zip(ends, ends[1:], mixed, mixed[1:], strict=False))
 
 
-def _nearest(number: int, by: int) -> str:
+def nearest_divisors(number: int, by: int) -> str:
     """The divisors of ``number`` below and above ``by``, in words."""
-    divisors = [d for d in range(1, number + 1) if number % d == 0]
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    divisors = sorted({*small, *(number // d for d in small)})
     below = max((d for d in divisors if d < by), default=1)
     above = min((d for d in divisors if d > by), default=None)
     return f"the nearest that divide are {below}" + (f" and {above}" if above else "")

@@ -63,7 +63,7 @@ class Weights:
         mixture = experts = 0.0
         if shape.experts is not None:
             mixture = shape.d_model * (shape.experts.count + 3 * shape.experts.shared_d_ff / p.tp)
-            experts = 3 * shape.d_model * shape.experts.d_ff * shape.experts.count / p.ep
+            experts = 3 * shape.d_model * shape.experts.d_ff * shape.experts.count / p.ep / job.expert_tp
         return cls(attention, dense, mixture, experts, shape.vocab_size * shape.d_model / p.tp)
 
 
@@ -86,8 +86,13 @@ def layer_activations(job: Job) -> tuple[float, float, float]:
     shared = p.tp if software.sequence_parallel else 1
     h, hd = shape.d_model, shape.head_dim
     boundary = 2 * h / shared
-    latent = isinstance(shape.attention_block, Latent)
-    qkv = shape.attention_block.kept(shape) / 7 * 3 if latent else hd * (shape.n_heads + 2 * shape.n_kv_heads)
+    block = shape.attention_block
+    if isinstance(block, Latent):
+        qkv = block.kept(shape) / 7 * 3
+        if p.recompute == "selective":  # the products from the low ranks up run again
+            qkv = ((block.q_rank or 0) + block.kv_rank + block.rope_head_dim) * p.tp
+    else:
+        qkv = hd * (shape.n_heads + 2 * shape.n_kv_heads)
     mixed_values = hd * shape.n_heads
     byte = 1 if job.precision in ("fp8", "fp4") else 2  # of what only matrix products need
     wider = job.number_bytes / 2
@@ -108,7 +113,8 @@ def layer_activations(job: Job) -> tuple[float, float, float]:
     dense = boundary + norm + 2 * up + product
     mixed = 0.0
     if shape.experts is not None:
-        rows, wide, shared_wide = shape.experts.active / shared, shape.experts.d_ff, shape.experts.shared_d_ff / p.tp
+        rows = shape.experts.active / (1 if job.expert_tp > 1 else shared)
+        wide, shared_wide = shape.experts.d_ff / job.expert_tp, shape.experts.shared_d_ff / p.tp
         again = p.recompute == "selective"
         mixed = boundary + norm + rows * (byte * h + 2 * 2 * wide) + 2 * 2 * shared_wide
         if not again:
@@ -152,7 +158,9 @@ def _rank_memory(
     if p.stages > 1:
         flight = min(job.microbatches, p.pp + (p.pp - 1) / p.stages)  # Korthikanti et al. 2022, section 4.2.3
     if p.recompute == "full":
-        kept = flight * count * boundary + max(mixed if some else 0.0, dense if count > some else 0.0)
+        whole, again = some * mixed + (count - some) * dense, p.recompute_share
+        kept = flight * (again * count * boundary + (1 - again) * whole)
+        kept += max(mixed if some else 0.0, dense if count > some else 0.0)
         if p.pp > 1:
             kept += software.stage_buffers * (flight + count + 1) * boundary
     else:
@@ -173,7 +181,15 @@ def _rank_memory(
     logits = 0.0
     if rank == len(job.stages) - 1:
         each = software.logits_bytes if p.tp == 1 else software.logits_bytes_tp or software.logits_bytes
-        logits = (each - job.number_bytes + 2) * p.micro_batch * job.length / p.cp * shape.vocab_size / p.tp
+        logits = (
+            (1 + job.extras.ahead)
+            * (each - job.number_bytes + 2)
+            * p.micro_batch
+            * job.length
+            / p.cp
+            * shape.vocab_size
+            / p.tp
+        )
     live = sum(state) + (kept + logits + gathered) / GB
     groups = sum(size > 1 for size in (p.tp, p.pp, p.cp, p.ep, p.dp))
     context = software.context_gb + groups * constants.communicator_gb if software.context_gb else 0.0

@@ -8,6 +8,7 @@ defaults of the family of programs (``software.toml``); ``assumed`` lists it.
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
 import tomllib
@@ -17,15 +18,26 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from armillary.plan.constants import constants
 from armillary.plan.hardware_files import find_accelerator
-from armillary.plan.job import Job, Parallelism, Recompute, Software
+from armillary.plan.job import Extras, Job, Parallelism, Recompute, Software, nearest_divisors
 from armillary.plan.memory import peak_memory
 from armillary.plan.software_files import software, software_of
-from armillary.recipe import ModelShape, UsageError
+from armillary.recipe import ModelShape, UsageError, first_problem
 
-NEEDED = ("model", "accelerator", "seq", "n_accel")
-_PRECISIONS = (("fp4", "fp4"), ("fp8", "fp8"), ("float8", "fp8"), ("bf16", "bf16"), ("fp16", "fp16"), ("fp32", "fp32"))
+_SHARES = 8  # of the layers that may run again
+NEEDED = ("model", "accelerator")
+_PRECISIONS = (
+    ("fp4", "fp4"), ("fp8", "fp8"), ("float8", "fp8"), ("e4m3", "fp8"), ("bf16", "bf16"), ("bfloat16", "bf16"),
+    ("fp16", "fp16"), ("float16", "fp16"), ("half", "fp16"), ("fp32", "fp32"), ("float32", "fp32"), ("tf32", "fp32"),
+    ("mixed", "bf16"), ("amp", "bf16"),
+)  # fmt: skip
+_EMPTY = {"", "-", "--", "\u2013", "\u2014", "?", "n/a", "na", "nan", "none", "null", "unknown", "not stated"}
+_LARGEST = 10**9  # of any size in a row
+_MOST = {"tp": 4096, "pp": 4096, "vpp": 1024, "cp": 65536, "ep": 65536, "dp": 10**7, "micro_batch": 10**7}
+_MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -77,7 +89,7 @@ def read_rows(path: Path) -> list[Row]:
         raise UsageError(f"{path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: byte {error.start} is not UTF-8; save the table as CSV in UTF-8") from error
-    reader = csv.DictReader(text.splitlines(), strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         missing = [name for name in NEEDED if name not in (reader.fieldnames or ())]
         if missing:
@@ -86,9 +98,13 @@ def read_rows(path: Path) -> list[Row]:
             )
         rows = []
         for entry in reader:
-            if None in entry:
-                raise UsageError(f"{path}, line {reader.line_num}: more values than columns; put a comma in quotes")
-            rows.append(_row(reader.line_num, {k: (v or "").strip() for k, v in entry.items()}))
+            spare = entry.pop(None, None)  # type: ignore[call-overload]
+            fields = {k: (v or "").strip() for k, v in entry.items()}
+            if spare:
+                why = f"line {reader.line_num}: more values than columns; put a comma in quotes"
+                rows.append(Row(reader.line_num, fields, reason=why))
+            else:
+                rows.append(_row(reader.line_num, fields))
         return rows
     except csv.Error as error:
         raise UsageError(f"{path}, line {reader.line_num}: {error}") from error
@@ -101,15 +117,17 @@ def _row(line: int, fields: dict[str, str]) -> Row:
         job.check()
     except UsageError as error:
         return Row(line, fields, reason=str(error), assumed=tuple(assumed))
+    except ValidationError as error:
+        return Row(line, fields, reason=f"line {line}: {first_problem(error)}", assumed=tuple(assumed))
     return Row(line, fields, job, assumed=tuple(assumed))
 
 
 def _number(fields: dict[str, str], name: str, line: int) -> float | None:
     text = fields.get(name, "")
-    if not text:
+    if text.lower() in _EMPTY:
         return None
     try:
-        value = float(text.replace(",", ""))
+        value = float(text.replace(",", "").replace("_", "x"))
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
@@ -121,19 +139,19 @@ def _whole(fields: dict[str, str], name: str, line: int) -> int | None:
     value = _number(fields, name, line)
     if value is None:
         return None
-    if value < 1 or value != int(value):
-        raise UsageError(f"line {line}, column '{name}': '{fields[name]}' is not a whole number from 1")
+    if not 1 <= value <= _LARGEST or value != int(value):
+        raise UsageError(f"line {line}, column '{name}': '{fields[name]}' is not a whole number from 1 to {_LARGEST}")
     return int(value)
 
 
 @cache
-def _known_models() -> dict[str, tuple[ModelShape, int | None]]:
+def _known_models() -> dict[str, tuple[ModelShape, int | None, Extras]]:
     read = tomllib.loads(files("armillary.plan").joinpath("models.toml").read_text("utf-8"))
     found = {}
     for entry in read["model"]:
         shape = ModelShape.model_validate(entry["shape"])
         for name in entry["names"]:
-            found[name] = (shape, entry.get("sequence"))
+            found[name] = (shape, entry.get("sequence"), Extras(**entry.get("extras", {})))
     return found
 
 
@@ -144,25 +162,33 @@ def _plain(name: str) -> str:
     return name.replace("llama-2-", "llama2-").replace("llama-3-", "llama3-")
 
 
-def known_model(name: str) -> tuple[ModelShape, int | None] | None:
-    """The shape of a published model and its usual sequence length; None if it is not in ``models.toml``."""
+def known_model(name: str) -> tuple[ModelShape, int | None, Extras] | None:
+    """The shape of a published model, its usual sequence length and extras; None if it is not in ``models.toml``."""
     return _known_models().get(_plain(name))
 
 
-def _shape(fields: dict[str, str], line: int, assumed: list[str]) -> tuple[ModelShape, int | None]:
+def _shape(fields: dict[str, str], line: int, assumed: list[str]) -> tuple[ModelShape, int | None, Extras]:
     name = fields.get("model", "")
     billions = _number(fields, "params_B", line)
     layers, hidden = _whole(fields, "layers", line), _whole(fields, "hidden", line)
+    if layers is not None and layers > _MOST_LAYERS:
+        raise UsageError(f"line {line}, column 'layers': '{fields['layers']}' is more than {_MOST_LAYERS}")
     known = known_model(name)
     if re.search(r"nemotron.*(nano|super|-h|\bh\b)|mamba|jamba|zamba", name, re.IGNORECASE):
         raise UsageError(f"model '{name}' has Mamba layers, of which the planner has no times")
+    hybrid = re.search(r"qwen3-next|granite-?4.*h\b|falcon-h1|rwkv", name, re.IGNORECASE)
+    if hybrid is not None:
+        raise UsageError(f"model '{name}' has recurrent layers, of which the planner has no times")
     if known is not None and (known[0].experts is not None or hidden is None or layers is None):
-        return known
+        without = re.search(r"w/?o(ut)? mtp", name, re.IGNORECASE)
+        return (known[0], known[1], replace(known[2], ahead=0)) if without else known
+    if re.search(r"moe|mixtral|\d+x\d+(\.\d+)?b\b|a\d+(\.\d+)?b\b", name, re.IGNORECASE):
+        raise UsageError(f"model '{name}': it has experts, whose sizes are neither in the table's columns nor known")
     if hidden is None:
         if billions is None:
             raise UsageError(f"model '{name}': its sizes are neither in the row nor known")
         assumed.append("model sizes")
-        return _usual(billions), None
+        return _usual(billions), None, Extras()
     vocabulary = _whole(fields, "vocab", line) or 51200
     heads = _whole(fields, "heads", line)
     if heads is None:
@@ -191,10 +217,10 @@ def _shape(fields: dict[str, str], line: int, assumed: list[str]) -> tuple[Model
 
     if billions is None:
         assumed.append("params_B")
-        return build(width != 4 * hidden, width == 4 * hidden), None
+        return build(width != 4 * hidden, width == 4 * hidden), None, Extras()
     options = [build(gated, tied) for gated in (False, True) for tied in (True, False)]
     best = min(options, key=lambda shape: abs(shape.parameters / 1e9 - billions))
-    return best, None
+    return best, None, Extras()
 
 
 def _usual(billions: float) -> ModelShape:
@@ -231,7 +257,7 @@ def _job(fields: dict[str, str], line: int, assumed: list[str]) -> Job:
     for cluster in _clusters():
         if any(word in fields.get("source", "").lower() for word in cluster["words"]):
             accelerator = accelerator.model_copy(update={"network_gb_s": cluster["network_gb_s"]})
-    shape, usual_length = _shape(fields, line, assumed)
+    shape, usual_length, extras = _shape(fields, line, assumed)
     usual = {"google": "xla", "huawei": "mindspeed"}.get(accelerator.vendor)
     family = software(usual) if usual else software_of(fields.get("source", ""), fields.get("notes", ""))
     text = fields.get("precision", "").lower()
@@ -248,6 +274,9 @@ def _job(fields: dict[str, str], line: int, assumed: list[str]) -> Job:
         assumed.append("seq")
     ranks = _whole(fields, "n_accel", line)
     sizes = {key: _whole(fields, key, line) for key in ("tp", "pp", "vpp", "cp", "ep", "dp", "micro_batch")}
+    for key, size in sizes.items():
+        if size is not None and size > _MOST[key]:
+            raise UsageError(f"line {line}, column '{key}': '{fields[key]}' is more than {_MOST[key]}")
     batch = _whole(fields, "global_batch", line)
     tp, pp, cp = (sizes[key] or 1 for key in ("tp", "pp", "cp"))
     if ranks is None:
@@ -256,7 +285,12 @@ def _job(fields: dict[str, str], line: int, assumed: list[str]) -> Job:
             ranks = 64
         else:
             ranks = tp * pp * cp * sizes["dp"]
-    dp = max(1, ranks // (tp * pp * cp))
+    if ranks % (tp * pp * cp):
+        raise UsageError(
+            f"n_accel ({ranks}) must be a multiple of tp times pp times cp ({tp * pp * cp}); "
+            + nearest_divisors(ranks, tp * pp * cp)
+        )
+    dp = ranks // (tp * pp * cp)
     zero = family.zero
     if "shard_grad_op" in notes:
         zero = 2
@@ -267,12 +301,16 @@ def _job(fields: dict[str, str], line: int, assumed: list[str]) -> Job:
     shard = None
     if (found := re.search(r"fsdp shard=(\d+)", notes)) is not None:
         shard = min(dp * cp, int(found[1]))
+    if re.search(r"token.?drop|capacity", f"{fields.get('model', '')} {notes}".lower()):
+        # experts take a fixed number of tokens: the host neither waits for counts nor starts each product
+        family = replace(family, host_expert_us=2 * family.host_layer_us, host_sync_us=0.0)
     job = Job(
         shape,
         Parallelism(tp, pp, sizes["vpp"] or 1, cp, sizes["ep"] or 1, dp, sizes["micro_batch"] or 1,
                     _recompute(fields.get("recompute", ""), family), zero, shard),
         length, batch or 0, accelerator, family, precision,
         adapter="lora" in notes, offload="offload" in notes, accelerator_name=name,
+        extras=extras,
     )  # fmt: skip
     if sizes["vpp"] is None and sizes["micro_batch"] is None and pp > 1 and family.flash:
         assumed.append("vpp")  # tables that leave both out are of interleaved schedules
@@ -291,10 +329,11 @@ def _job(fields: dict[str, str], line: int, assumed: list[str]) -> Job:
         job = _with_micro_batch(job)
     if not fields.get("recompute") and not _fits(job):
         # the least that makes it fit: tables often leave it out
-        choices: tuple[Recompute, ...] = ("selective", "full")
-        for again in choices:
-            trial = job.with_parallelism(replace(job.parallelism, recompute=again))
-            if _fits(trial) or (again == "full" and not row_failed(fields)):
+        choices: list[tuple[Recompute, float]] = [("selective", 1.0)]
+        choices += [("full", (i + 1) / _SHARES) for i in range(_SHARES)]
+        for again, share in choices:
+            trial = job.with_parallelism(replace(job.parallelism, recompute=again, recompute_share=share))
+            if _fits(trial) or (share == 1 and again == "full" and not row_failed(fields)):
                 assumed.append("recompute")
                 return trial
     return job
@@ -349,40 +388,66 @@ def flops_per_token(row: Row, job: Job) -> float:
     """FLOPs per token by the row's convention, by which its ``tflops_per_accel`` counts."""
     convention = row.fields.get("flops_convention", "").lower()
     shape = job.model
-    logits = 2 * shape.vocab_size * shape.d_model
+    counted = 1.0
+    if (found := re.search(r"under-reports ~?([\d.]+) ?%", convention)) is not None:
+        counted = 1 - float(found[1]) / 100
+    logits = 2 * shape.vocab_size * shape.d_model * (1 + job.extras.ahead)
     full = "causal attention" not in convention or "non-causal" in convention
-    forward = shape.forward_flops_per_token(job.length, "full" if full else "causal")
+    forward = _forward_flops(job, full)
     if "6n +" in convention and "full" in convention:
         n = (row.number("params_B") or shape.parameters / 1e9) * 1e9
         return 6 * n + 12 * shape.n_layers * shape.d_model * job.length
     if "hardware" in convention:
         again = 1.0 if job.parallelism.recompute == "full" else 0.0
-        return (3 + again) * (forward - logits) + 3 * logits
+        return counted * ((3 + again) * (forward - logits) + 3 * logits)
     times = 2.0 if job.adapter else 3.0
     return times * forward
 
 
+def _forward_flops(job: Job, full: bool) -> float:
+    """FLOPs of the forward pass per token, with what the model has beyond its shape."""
+    shape, extras = job.model, job.extras
+    logits = 2 * shape.vocab_size * shape.d_model
+    whole = shape.forward_flops_per_token(job.length, "full" if full else "causal")
+    again = extras.ahead * (whole - logits) / shape.n_layers + extras.ahead * logits
+    keys = job.length if full else job.length / 2
+    pairs = shape.n_layers * shape.attention_block.pair_flops(shape) * keys
+    return whole + again - pairs * (1 - extras.attended(keys))
+
+
 def hardware_flops_per_token(job: Job) -> float:
     """FLOPs per token that run: the backward pass, what is computed again, and the pairs that attention computes."""
-    shape = job.model
-    forward = shape.forward_flops_per_token(job.length, "causal" if job.software.flash else "full")
-    logits = 2 * shape.vocab_size * shape.d_model
-    again = forward - logits if job.parallelism.recompute == "full" else 0.0
+    forward = _forward_flops(job, not job.software.flash)
+    logits = 2 * job.model.vocab_size * job.model.d_model * (1 + job.extras.ahead)
+    share = job.parallelism.recompute_share if job.parallelism.recompute == "full" else 0.0
+    again = share * (forward - logits)
     return (2.0 if job.adapter else 3.0) * forward + again
 
 
 def measured(row: Row) -> tuple[str, float] | None:
-    """The measured speed of a row, and its column: TFLOP/s, else tokens/s, else seconds, else MFU."""
-    for name in ("tflops_per_accel", "tokens_per_s_per_accel", "step_time_s", "mfu"):
-        value = row.number(name)
-        if value:
+    """The measured speed of a row, and its column: tokens/s, else TFLOP/s, else seconds, else MFU.
+
+    Tokens first: programs count FLOPs differently (Megatron of 2025 counts two matrices of GPT-OSS's experts).
+    """
+    for name in ("tokens_per_s_per_accel", "tflops_per_accel", "step_time_s", "mfu"):
+        try:
+            value = row.number(name)
+        except UsageError:
+            continue  # a column of outcomes may hold a remark
+        if value is not None and value > 0:
             return name, value
     return None
 
 
 def accelerator_peak(row: Row, job: Job) -> float:
     """TFLOP/s to which the row's MFU relates."""
-    return row.number("peak_tflops") or job.accelerator.peak.get(job.precision, max(job.accelerator.peak.values()))
+    try:
+        stated = row.number("peak_tflops")
+    except UsageError:
+        stated = None
+    if stated is not None and stated > 0:
+        return stated
+    return job.accelerator.peak.get(job.precision, max(job.accelerator.peak.values()))
 
 
 def values_of(row: Row, seconds: float) -> dict[str, Any]:

@@ -72,7 +72,7 @@ def step_time(job: Job, constants: Constants, factor: float = 1.0, memo: Memo | 
     """
     shape, p, software = job.model, job.parallelism, job.software
     network = Network(job.accelerator, constants.of(job.accelerator), job.number_bytes)
-    key = (p.tp, p.cp, p.ep, p.micro_batch, p.recompute)
+    key = (p.tp, p.cp, p.ep, p.micro_batch, p.recompute, p.recompute_share)
     found = memo.get(key) if memo is not None else None
     if found is None:
         roofline = Roofline(job, constants)
@@ -84,7 +84,7 @@ def step_time(job: Job, constants: Constants, factor: float = 1.0, memo: Memo | 
     counts = job.stages
     ends = [Pass()] * len(counts)
     ends[0] = first
-    ends[-1] = ends[-1].plus(last)
+    ends[-1] = ends[-1].plus(last, 1 + job.extras.ahead)
     paces = [
         some * mixed.total(factor) + (all_ - some) * plain.total(factor) + factor * end.total
         for (all_, some), end in zip(counts, ends, strict=True)
@@ -119,9 +119,11 @@ def step_time(job: Job, constants: Constants, factor: float = 1.0, memo: Memo | 
 def _layers(job: Job, roofline: Roofline, network: Network, factor: float) -> tuple[_Layer, _Layer]:
     """A dense layer and one with experts; the latter is a dense one where the model has none."""
     software, attention = job.software, roofline.attention_layer()
-    again = {"none": 0.0, "selective": software.selective, "full": 1.0}[job.parallelism.recompute]
+    again = {"none": 0.0, "selective": software.selective, "full": job.parallelism.recompute_share}[
+        job.parallelism.recompute
+    ]
     tensor, context, expert = _layer_communication(job, network)
-    twice = 1 + (0.5 if job.parallelism.recompute == "full" else 0.0)
+    twice = 1 + (0.5 * job.parallelism.recompute_share if job.parallelism.recompute == "full" else 0.0)
     hidden = 0.7 * factor * (attention.forward.attention + attention.backward.attention)
     found: list[_Layer] = []
     blocks = [(roofline.feed_forward(), False)]
@@ -140,9 +142,10 @@ def _layers(job: Job, roofline: Roofline, network: Network, factor: float) -> tu
         )
         starts = (software.host_expert_us if experts else software.host_layer_us) * 1e-6 * job.accelerator.host
         busy = factor * (work.total + layer.recompute) + layer.tensor
-        found.append(
-            replace(layer, host=max(0.0, starts * (1 + again / 3) - (0.0 if job.accelerator.host_serial else busy)))
-        )
+        # The host learns how many tokens each expert has before it starts the products: nothing is queued by then.
+        wait = software.host_sync_us * 1e-6 * job.accelerator.host if experts else 0.0
+        host = starts * (1 + again / 3) - (0.0 if job.accelerator.host_serial else busy)
+        found.append(replace(layer, host=max(wait, host)))
     return found[0], found[-1]
 
 
