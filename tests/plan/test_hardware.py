@@ -3,6 +3,7 @@
 import pytest
 
 from armillary.plan import accelerators, find_accelerator, read_accelerator
+from armillary.plan.published import read_rows
 from armillary.recipe import UsageError
 
 
@@ -19,6 +20,12 @@ from armillary.recipe import UsageError
         ("TPU v5e", "tpu-v5e"),
         ("v5p-128", "tpu-v5p"),
         ("Ascend 910B3", "ascend-910b"),
+        ("Ascend 910B2", "ascend-910b"),
+        ("Ascend 910C", "ascend-910c"),
+        ("H100-SXM5-80GB", "h100"),
+        ("A100-80GB SXM", "a100-80gb"),
+        ("TPU v6e", "tpu-v6e"),
+        ("H20", "h20"),
         ("AMD MI300X", "mi300x"),
     ],
 )
@@ -38,6 +45,16 @@ def test_every_accelerator_has_a_plain_precision_and_a_generation_with_constants
     for accelerator in accelerators().values():
         assert accelerator.peak["bf16"] > 0
         assert accelerator.generation in constants().generations
+
+
+def test_peaks_are_those_that_published_tables_state(published):
+    checked = set()
+    for row in read_rows(published):
+        stated = row.number("peak_tflops")
+        if stated and row.job is not None:
+            assert row.job.accelerator.peak[row.job.precision] == pytest.approx(stated, rel=0.002), row.line
+            checked.add(row.job.accelerator_name)
+    assert checked >= {"a100-80gb", "h100", "h200", "b200", "tpu-v3", "tpu-v4", "tpu-v5e", "tpu-v5p"}
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,34 @@ def test_a_batch_that_cannot_be_divided_names_one_that_can():
     assert search(replace(job, sequences=near), constants()).best.job.sequences == near
 
 
+@pytest.mark.parametrize(
+    ("changes", "ranks", "node", "sequences"),
+    [
+        ({"n_heads": 25, "n_kv_heads": 25, "head_dim": 64, "d_model": 1600, "d_ff": 6400, "n_layers": 48}, 40, 8, 80),
+        ({"n_layers": 31}, 16, 8, 32),
+        ({"n_layers": 28, "n_heads": 28, "n_kv_heads": 4, "d_model": 3584, "d_ff": 18944}, 21, 7, 63),
+        ({"d_ff": 8192, "n_layers": 12, "experts": {"count": 4, "active": 2, "d_ff": 2048}}, 32, 8, 64),
+        ({"d_ff": 8192, "n_layers": 8, "experts": {"count": 60, "active": 4, "d_ff": 1408}}, 8, 8, 16),
+        ({"n_layers": 2, "d_model": 512, "n_heads": 8, "n_kv_heads": 1, "head_dim": 64, "d_ff": 1376}, 1, 8, 3),
+        ({"n_layers": 1, "d_model": 256, "n_heads": 3, "n_kv_heads": 3, "head_dim": 64, "d_ff": 1000}, 3, 8, 9),
+    ],
+)
+def test_awkward_shapes_and_clusters_have_a_layout(changes, ranks, node, sequences):
+    job = make_job(make_shape(**changes), family="armillary", dp=ranks, sequences=sequences, length=2048)
+    job = replace(job, accelerator=job.accelerator.model_copy(update={"node": node}))
+    found = search(job, constants())
+    for one in (found.best, *found.others):
+        one.job.check()
+        assert one.job.parallelism.ranks == ranks and one.job.tokens == sequences * 2048
+        assert one.job.parallelism.tp <= node
+
+
+def test_a_cluster_that_divides_nothing_names_a_batch_and_fewer_accelerators():
+    job = make_job(make_shape(n_layers=4), family="armillary", dp=21, sequences=64)
+    with pytest.raises(UsageError, match=r"a batch of \d+ sequences .*; 16 of the accelerators divide this batch"):
+        search(job, constants())
+
+
 def test_experts_are_spread_over_data_ranks():
     shape = make_shape(d_ff=8192, experts={"count": 64, "active": 4, "d_ff": 2048})
     best = search(make_job(shape, family="armillary", dp=16, sequences=32), constants()).best.job

@@ -1,8 +1,10 @@
 """Layers of each pipeline stage by integer programming: the slowest stage as fast as memory allows.
 
 The first stage also has the embedding and the last one the output matrix and the loss. Early stages keep activations of
-more micro-batches. Equal stages then wait for the last one, or do not fit. TeleAI balances the stages of its
-mixture of experts in this way (arXiv 2507.18013, section 4).
+more micro-batches. Equal stages then wait for the last one, or do not fit.
+
+With x_i layers on stage i: minimize t subject to x_i * layer_s_i + end_s_i <= t,
+x_i * layer_gb_i + end_gb_i <= limit_gb and sum x_i = layers. ``scipy.optimize.milp`` solves it (HiGHS).
 """
 
 from __future__ import annotations

@@ -173,7 +173,8 @@ class Roofline:
         return self.tp if self._job.software.sequence_parallel else 1.0
 
     def _unfused(self) -> float:
-        return 1.0 if self._job.software.fused else self._c.unfused
+        measured, own = self._job.accelerator.shares.get("unfused"), self._job.software.unfused
+        return 1.0 if self._job.software.fused else measured or own or self._c.unfused
 
     def _cast(self, wide: float) -> float:
         return self._c.cast_bytes * wide if self._low else 0.0

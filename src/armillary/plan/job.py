@@ -91,6 +91,8 @@ class Software:
     host_sync_us: float = 0.0
     expert_traffic: float = 1.0
     experts_over_tp: bool = True
+    unfused: float | None = None
+    frees_gradients: bool = False
     zero: int = 1
     recompute: Recompute = "none"
 

@@ -21,7 +21,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Memory:
-    """GB (10^9 bytes) of one rank."""
+    """GB (10^9 bytes) of one rank; ``apart`` is what of the gradients is not there while most activations are."""
 
     parameters: float = 0.0
     gradients: float = 0.0
@@ -31,6 +31,7 @@ class Memory:
     gathered: float = 0.0
     fragmentation: float = 0.0
     context: float = 0.0
+    apart: float = 0.0
 
     @property
     def total(self) -> float:
@@ -40,7 +41,7 @@ class Memory:
     @property
     def live(self) -> float:
         """GB of tensors, as a dry run counts them."""
-        states = self.parameters + self.gradients + self.optimizer
+        states = self.parameters + self.gradients + self.optimizer - self.apart
         return states + self.activations + self.logits + self.gathered
 
 
@@ -190,9 +191,19 @@ def _rank_memory(
             * shape.vocab_size
             / p.tp
         )
-    live = sum(state) + (kept + logits + gathered) / GB
+    # One backward pass frees activations as it fills gradients, if the step before has freed those.
+    apart = min(state[1], (kept + logits) / GB) if software.frees_gradients and job.microbatches == 1 else 0.0
+    live = sum(state) - apart + (kept + logits + gathered) / GB
     groups = sum(size > 1 for size in (p.tp, p.pp, p.cp, p.ep, p.dp))
     context = software.context_gb + groups * constants.communicator_gb if software.context_gb else 0.0
     return Memory(
-        state[0], state[1], state[2], kept / GB, logits / GB, gathered / GB, software.fragmentation * live, context
+        state[0],
+        state[1],
+        state[2],
+        kept / GB,
+        logits / GB,
+        gathered / GB,
+        software.fragmentation * live,
+        context,
+        apart,
     )

@@ -134,6 +134,8 @@ def layout_of(job: Job) -> Layout:
     values["dp_replicate" if p.zero == 0 else "dp_shard"] = p.dp // p.ep
     if p.zero == 2:
         values["reshard"] = False
+    if job.software.name == "armillary-compiled":
+        values["compile"] = True
     if p.pp > 1:
         values["microbatches"] = job.microbatches
         if p.stages > 1:

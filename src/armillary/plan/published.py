@@ -98,7 +98,7 @@ def read_rows(path: Path) -> list[Row]:
             )
         rows = []
         for entry in reader:
-            spare = entry.pop(None, None)  # type: ignore[call-overload]
+            spare = entry.pop(None, None)
             fields = {k: (v or "").strip() for k, v in entry.items()}
             if spare:
                 why = f"line {reader.line_num}: more values than columns; put a comma in quotes"

@@ -142,9 +142,9 @@ def _divisions(job: Job, ranks: int) -> Iterator[Parallelism]:
     """The valid sizes of the dimensions, with virtual stages and micro-batch."""
     shape, experts = job.model, job.model.experts
     node = job.accelerator.node
-    for tp in (t for t in (1, 2, 4, 8, 16) if t <= node and ranks % t == 0 and _divides_tensors(job, t)):
+    for tp in (t for t in _divisors(ranks, min(node, 16)) if _divides_tensors(job, t)):
         for pp in _divisors(ranks // tp, min(shape.n_layers, 64)):
-            if pp > 1 and shape.tied_embeddings and job.software.name == "armillary":
+            if pp > 1 and shape.tied_embeddings and job.software.name.startswith("armillary"):
                 continue
             for cp in (c for c in (1, 2, 4, 8, 16, 32) if c == 1 or _divides_sequence(job, c, tp)):
                 if ranks % (tp * pp * cp):
@@ -244,6 +244,8 @@ def _nothing(job: Job, tightest: tuple[float, Job] | None, limit: float) -> str:
         )
     near = _batch_that_divides(job)
     suggested = f"; a batch of {near} sequences ({near * job.length} tokens) can be divided" if near else ""
+    fewer = next((n for n in range(ranks - 1, 0, -1) if next(_divisions(job, n), None) is not None), None)
+    suggested += f"; {fewer} of the accelerators divide this batch" if fewer else ""
     return (
         f"no layout of {ranks} accelerators divides {shape.n_heads} heads ({shape.n_kv_heads} of keys), "
         f"{shape.n_layers} layers and a batch of {job.sequences} sequences{suggested}"
