@@ -80,7 +80,11 @@ class Roofline:
         return count * self._job.number_bytes / 2 / self._bandwidth
 
     def attention_layer(self) -> LayerTime:
-        """Norm, projections, attention and residual of one layer."""
+        """Norm, projections, attention and residual of one layer.
+
+        The backward pass of flash attention computes the scores again: 2.5 times the products of the forward pass (Dao
+        2023, arXiv 2307.08691).
+        """
         job, shape, tp, T = self._job, self._job.model, self.tp, self.tokens
         block = shape.attention_block
         h, heads, hd = shape.d_model, shape.n_heads / tp, shape.head_dim

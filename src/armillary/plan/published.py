@@ -302,8 +302,9 @@ def _job(fields: dict[str, str], line: int, assumed: list[str]) -> Job:
     if (found := re.search(r"fsdp shard=(\d+)", notes)) is not None:
         shard = min(dp * cp, int(found[1]))
     if re.search(r"token.?drop|capacity", f"{fields.get('model', '')} {notes}".lower()):
-        # experts take a fixed number of tokens: the host neither waits for counts nor starts each product
-        family = replace(family, host_expert_us=2 * family.host_layer_us, host_sync_us=0.0)
+        # Experts take a fixed number of tokens: the host neither waits for counts nor starts each product. Choosing
+        # the tokens and padding to that number are single operators.
+        family = replace(family, host_expert_us=2 * family.host_layer_us, host_sync_us=0.0, expert_traffic=1.6)
     job = Job(
         shape,
         Parallelism(tp, pp, sizes["vpp"] or 1, cp, sizes["ep"] or 1, dp, sizes["micro_batch"] or 1,
@@ -437,6 +438,20 @@ def measured(row: Row) -> tuple[str, float] | None:
         if value is not None and value > 0:
             return name, value
     return None
+
+
+def measured_tflops(row: Row) -> float | None:
+    """The measured speed in TFLOP/s by the row's convention, whatever its column; None without one."""
+    found, job = measured(row), row.job
+    if found is None or job is None:
+        return None
+    name, value = found
+    if name == "tflops_per_accel":
+        return value
+    if name == "mfu":
+        return value * accelerator_peak(row, job)
+    tokens = value if name == "tokens_per_s_per_accel" else job.tokens / value / job.parallelism.ranks
+    return tokens * flops_per_token(row, job) / 1e12
 
 
 def accelerator_peak(row: Row, job: Job) -> float:

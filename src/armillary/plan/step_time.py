@@ -1,8 +1,9 @@
 """Time of one optimizer step, as a sum of parts that no other part hides.
 
-The slowest pipeline rank sets the pace of 1F1B; the bubble is the time of the others' first and last micro-batch (over
-the number of virtual stages). Communication of each dimension is hidden behind compute to the share that the family of
-programs overlaps; what is left stands in the sum. Time of the host counts where the accelerator would be faster.
+The slowest pipeline rank sets the pace of 1F1B; the bubble is the time of the others' first and last micro-batch, over
+the number of virtual stages (Narayanan et al. 2021, arXiv 2104.04473, section 2.2). Communication of each dimension is
+hidden behind compute to the share that the family of programs overlaps; what is left stands in the sum. Time of the
+host counts where the accelerator would be faster.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from armillary.files import write_file
 from armillary.plan.calibrate import Sample, fit_factors, log_factor, samples_of
 from armillary.plan.constants import Constants, Interval, constants
 from armillary.plan.memory import peak_memory
-from armillary.plan.published import Row, measured, read_rows
+from armillary.plan.published import Row, measured, measured_tflops, read_rows
 from armillary.plan.uncertainty import intervals, kind_of
 from armillary.recipe import UsageError
 
@@ -45,13 +45,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Point:
-    """A row with its measured and predicted speed, both in the row's own unit."""
+    """A row with its measured and predicted speed in TFLOP/s, both by the row's convention."""
 
     line: int
     source: str
     kind: str
     accelerator: str
-    unit: str
     measured: float
     predicted: float
 
@@ -178,10 +177,9 @@ def _inside(held: Sequence[Held]) -> list[bool]:
 
 def _point(one: Held) -> Point:
     row = one.sample.row
-    value = measured(row)
-    assert value is not None and row.job is not None
-    predicted = value[1] * math.exp(-one.error if value[0] == "step_time_s" else one.error)
-    return Point(row.line, row.source, one.kind, row.job.accelerator_name, value[0], value[1], predicted)
+    speed = measured_tflops(row)
+    assert speed is not None and row.job is not None
+    return Point(row.line, row.source, one.kind, row.job.accelerator_name, speed, speed * math.exp(one.error))
 
 
 def _memory(rows: Iterable[Row], base: Constants) -> tuple[list[Line], dict[str, int], list[tuple[str, float]]]:
@@ -213,11 +211,11 @@ def _sweeps(held: Sequence[Held]) -> list[dict[str, Any]]:
         assert job is not None
         if not row.fields.get("outcome"):
             continue
-        value = measured(row)
-        assert value is not None and value[0] != "step_time_s"
+        speed = measured_tflops(row)
+        assert speed is not None
         model = (row.fields.get(name, "") for name in ("model", "hidden", "heads"))
         key = (one.sample.source, *model, str(job.parallelism.ranks))
-        groups.setdefault(key, []).append((value[1] * math.exp(one.error), value[1], str(job.parallelism)))
+        groups.setdefault(key, []).append((speed * math.exp(one.error), speed, str(job.parallelism)))
     found = []
     for key, entries in groups.items():
         if len({layout for _, _, layout in entries}) < 3:

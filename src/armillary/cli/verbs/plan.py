@@ -115,7 +115,7 @@ def validate(
         from armillary.report import write_speed_chart
 
         names = {"given": "layout given", "assumed": "parts assumed", "experts": "experts"}
-        drawn = [(names[p.kind], p.measured, p.predicted) for p in found.points if p.unit == "tflops_per_accel"]
+        drawn = [(names[p.kind], p.measured, p.predicted) for p in found.points]
         write_speed_chart(chart, drawn)
     if as_json:
         return show_json(found.to_json())
