@@ -12,6 +12,7 @@ from armillary.launch import launch
 from armillary.recipe import ArmillaryError, Checkpoints, LargeRun, Layout
 from armillary.resilience import Fault, Faults
 from armillary.resilience.inject import KINDS
+from armillary.resilience.snapshots import _is_owned
 
 
 class Said:
@@ -67,7 +68,9 @@ def test_killed_not_finite_and_flipped_it_ends_with_the_same_weights(large, tmp_
     assert sum(ledger.seconds.values()) == pytest.approx(ledger.elapsed_s)
     assert any("rank 0 died (signal 9)" in line for line in Said.lines)
     assert not (tmp_path / "run" / "snapshots").exists()  # a finished run leaves nothing in the machine's memory
-    assert set(Path("/dev/shm").glob("armillary-*")) <= before
+    # other runs of this machine may have snapshots, and live
+    left = set(Path("/dev/shm").glob("armillary-*")) - before
+    assert [place for place in left if not _is_owned(place)] == []
 
 
 @pytest.mark.slow
