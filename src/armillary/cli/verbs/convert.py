@@ -17,8 +17,8 @@ from armillary.cli.show.screen import Reporter, err, show_json
 @app.command()
 def convert(
     src: Annotated[Path, typer.Argument(help="The model to read; its format is detected.", show_default=False)],
-    dst: Annotated[Path, typer.Argument(help="The new folder; it must not exist.", show_default=False)],
-    to: Annotated[str, typer.Option(help="native, huggingface, telechat2 or mindspore.", show_default=False)],
+    dst: Annotated[Path, typer.Argument(help="The new folder, or .gguf file; it must not exist.", show_default=False)],
+    to: Annotated[str, typer.Option(help="native, huggingface, telechat2, mindspore or gguf.", show_default=False)],
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16 (default: the source's).", show_default=False)
     ] = None,
@@ -28,6 +28,7 @@ def convert(
     container: Annotated[
         str | None, typer.Option(help="For mindspore: ckpt (default) or safetensors.", show_default=False)
     ] = None,
+    quantize: Annotated[str | None, typer.Option(help="For gguf: q8_0 or q4_k_m.", show_default=False)] = None,
     check: Annotated[bool, typer.Option("--check", help="Compare the logits of both; loads both models.")] = False,
     *,
     as_json: JsonOption = False,
@@ -46,7 +47,7 @@ def convert(
         reporter("convert", done, total, f"{done / 1e9:.2f} of {total / 1e9:.2f} GB, {rate:.0f} MB/s")
 
     try:
-        found = run(src, dst, ConvertOptions(to, dtype, check, config, container), progress)
+        found = run(src, dst, ConvertOptions(to, dtype, check, config, container, quantize), progress)
     finally:
         reporter.close()
     if as_json:

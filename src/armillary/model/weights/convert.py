@@ -20,6 +20,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from armillary.files import aside, sync
+from armillary.model.weights import gguf
+from armillary.model.weights.gguf import export_gguf
 from armillary.model.weights.huggingface import export_huggingface
 from armillary.model.weights.mindspore import export_mindspore
 from armillary.model.weights.native import export_native
@@ -34,6 +36,7 @@ FORMATS: dict[str, Callable[[Source, torch.dtype], Export]] = {
     "huggingface": export_huggingface,
     "telechat2": export_telechat2,
     "mindspore": partial(export_mindspore, container="ckpt"),
+    "gguf": export_gguf,
 }
 CONTAINERS = ("ckpt", "safetensors")
 # Copied unchanged into the new folder.
@@ -51,6 +54,7 @@ class ConvertOptions:
     """How to convert: the format ``to`` write, the type of the weights (None: the source's), whether to ``check``.
 
     ``config`` is the configuration of a checkpoint of MindSpore; ``container`` is the kind of file to write for it.
+    ``quantize`` (``gguf.QUANTIZED``) is for GGUF files.
     """
 
     to: str
@@ -58,6 +62,7 @@ class ConvertOptions:
     check: bool = False
     config: Path | None = None
     container: str | None = None
+    quantize: str | None = None
 
 
 @dataclass(frozen=True)
@@ -91,12 +96,18 @@ def convert(
             raise UsageError(f"{name} is {value!r}; there are {', '.join(known)}")
     if options.container is not None and (options.to != "mindspore" or options.container not in CONTAINERS):
         raise UsageError(f"container is {options.container!r}; it is {' or '.join(CONTAINERS)}, for mindspore only")
+    if options.quantize is not None and (options.to != "gguf" or options.quantize not in gguf.QUANTIZED):
+        raise UsageError(f"quantize is {options.quantize!r}; it is {' or '.join(gguf.QUANTIZED)}, for gguf only")
+    if options.to == "gguf" and dst.suffix != ".gguf":
+        raise UsageError(f"{dst}: a GGUF model is one file; give it a name that ends in .gguf")
     source = open_model(src, options.config)
     _check_target(src, dst)
     dtype = DTYPES[options.dtype] if options.dtype else _kept(source.dtype)
     write = FORMATS[options.to]
     if options.container is not None:
         write = partial(export_mindspore, container=options.container)
+    if options.quantize is not None:
+        write = partial(export_gguf, quantize=options.quantize)
     export = write(source, dtype)
     total = sum(tensor.bytes for tensor in export.tensors)
     done = 0
@@ -106,8 +117,9 @@ def convert(
         done += count
         progress(done, total)
 
-    with new_folder(dst, total) as folder:
-        carried = _carry(src, folder)
+    single = gguf.FILE if options.to == "gguf" else None
+    with new_path(dst, total, single) as folder:
+        carried = [] if single else _carry(src, folder)
         for name, document in export.documents.items():
             if name not in carried:
                 text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
@@ -115,13 +127,13 @@ def convert(
         export.write(folder, export.tensors, written)
         difference = relative = None
         if options.check:
-            difference, relative = compare(source, open_model(folder))
-            if dtype == torch.float32 and not relative <= EXACT:
+            difference, relative = compare(source, open_model(folder / single if single else folder))
+            if dtype == torch.float32 and options.quantize is None and not relative <= EXACT:
                 raise ArmillaryError(
                     f"{dst}: not written: its logits differ from those of {src} by {difference:.3g} ({relative:.3g} of "
                     f"the largest), more than {EXACT:g}; please report it with the configuration of the model"
                 )
-    name = str(dtype).removeprefix("torch.")
+    name = options.quantize or str(dtype).removeprefix("torch.")
     return Converted(source.format, options.to, name, total, tuple(carried), difference, relative)
 
 
@@ -138,8 +150,8 @@ def _check_target(src: Path, dst: Path) -> None:
 
 
 @contextmanager
-def new_folder(dst: Path, size: int) -> Iterator[Path]:
-    """Yield a folder to fill, which gets the name ``dst`` when the block ends without an error.
+def new_path(dst: Path, size: int, single: str | None) -> Iterator[Path]:
+    """Yield a folder to fill; it, or its file ``single``, gets the name ``dst`` when the block ends without an error.
 
     Raises:
         ArmillaryError: the disk has less free space than ``size`` bytes.
@@ -157,7 +169,7 @@ def new_folder(dst: Path, size: int) -> Iterator[Path]:
         sync(hidden)
         if dst.exists():  # made meanwhile: a rename would replace an empty folder
             raise UsageError(f"{dst}: exists; nothing is overwritten. Give a new name, or move it away")
-        hidden.rename(dst)
+        (hidden / single if single else hidden).rename(dst)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
     sync(dst.parent)

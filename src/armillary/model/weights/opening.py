@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from armillary.model.weights.gguf import GGUFSource, is_gguf
 from armillary.model.weights.huggingface import HuggingFaceSource
 from armillary.model.weights.mindspore import MindSporeSource, is_mindspore
 from armillary.model.weights.native import NativeSource, is_native
@@ -22,6 +23,7 @@ class _Format:
 
 # The first that recognises a path opens it.
 _FORMATS = (
+    _Format(is_gguf, GGUFSource),
     _Format(is_native, NativeSource),
     _Format(is_mindspore, MindSporeSource),
     _Format(is_telechat2, TeleChat2Source),
@@ -49,6 +51,6 @@ def open_model(path: Path, config: Path | None = None) -> Source:
         if each.recognises(path):
             return each.open(path)
     raise UsageError(
-        f"{path}: not a model: a folder with armillary.json, a finished run, a checkpoint of MindSpore, or a folder "
-        "with config.json and *.safetensors is"
+        f"{path}: not a model: a folder with armillary.json, a finished run, a checkpoint of MindSpore, a .gguf "
+        "file, or a folder with config.json and *.safetensors is"
     )
