@@ -144,7 +144,6 @@ TESTED_THROUGH = {
     "recipe/*.py": ("recipe/test_load_recipe.py", "parts of the documents, checked as they are read"),
     "report/*.py": ("report/test_report.py", "parts of one page"),
     "store/*.py": ("store/test_store.py", "parts of one class"),
-    "study/ladder.py": ("study/test_lab.py", "one of the studies that a lab goes through"),
     "train/answers.py": ("post/test_dpo.py", "the reference of a loss of pairs"),
     "train/engines/*.py": ("train/test_ranks.py", "engines are compared by the runs that they train"),
     "train/errors.py": ("train/test_loop.py", "how a run ends"),

@@ -28,7 +28,9 @@ def convert(
     container: Annotated[
         str | None, typer.Option(help="For mindspore: ckpt (default) or safetensors.", show_default=False)
     ] = None,
-    quantize: Annotated[str | None, typer.Option(help="For gguf: q8_0 or q4_k_m.", show_default=False)] = None,
+    quantize: Annotated[
+        str | None, typer.Option(help="For gguf: q8_0 or q4_k_m; for huggingface: int8 or int4.", show_default=False)
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Compare the logits of both; loads both models.")] = False,
     *,
     as_json: JsonOption = False,

@@ -26,6 +26,7 @@ from armillary.model.weights.huggingface import export_huggingface
 from armillary.model.weights.mindspore import export_mindspore
 from armillary.model.weights.native import export_native
 from armillary.model.weights.opening import open_model
+from armillary.model.weights.quantized import BITS
 from armillary.model.weights.source import Export, Source, build
 from armillary.model.weights.telechat2 import export_telechat2
 from armillary.recipe import ArmillaryError, UsageError
@@ -38,6 +39,7 @@ FORMATS: dict[str, Callable[[Source, torch.dtype], Export]] = {
     "mindspore": partial(export_mindspore, container="ckpt"),
     "gguf": export_gguf,
 }
+QUANTIZED = {"gguf": gguf.QUANTIZED, "huggingface": tuple(BITS)}
 CONTAINERS = ("ckpt", "safetensors")
 # Copied unchanged into the new folder.
 TOKENIZER_FILES = (
@@ -54,7 +56,7 @@ class ConvertOptions:
     """How to convert: the format ``to`` write, the type of the weights (None: the source's), whether to ``check``.
 
     ``config`` is the configuration of a checkpoint of MindSpore; ``container`` is the kind of file to write for it.
-    ``quantize`` (``gguf.QUANTIZED``) is for GGUF files.
+    ``quantize`` (``QUANTIZED``) is for GGUF files and folders of Hugging Face.
     """
 
     to: str
@@ -91,15 +93,14 @@ def convert(
             format lacks.
         ArmillaryError: weights that cannot be read or are not finite, too little space, or a failed check.
     """
-    for name, value, known in (("to", options.to, FORMATS), ("dtype", options.dtype or "float32", DTYPES)):
+    for name, value, known in (("to", options.to, [*FORMATS]), ("dtype", options.dtype or "float32", [*DTYPES])):
         if value not in known:
             raise UsageError(f"{name} is {value!r}; there are {', '.join(known)}")
     if options.container is not None and (options.to != "mindspore" or options.container not in CONTAINERS):
         raise UsageError(f"container is {options.container!r}; it is {' or '.join(CONTAINERS)}, for mindspore only")
-    if options.quantize is not None and (options.to != "gguf" or options.quantize not in gguf.QUANTIZED):
-        raise UsageError(f"quantize is {options.quantize!r}; it is {' or '.join(gguf.QUANTIZED)}, for gguf only")
-    if options.to == "gguf" and dst.suffix != ".gguf":
-        raise UsageError(f"{dst}: a GGUF model is one file; give it a name that ends in .gguf")
+    if options.quantize is not None and options.quantize not in QUANTIZED.get(options.to, ()):
+        choices = "; ".join(f"for {name} {' or '.join(kinds)}" for name, kinds in QUANTIZED.items())
+        raise UsageError(f"quantize is {options.quantize!r}; it is {choices}")
     source = open_model(src, options.config)
     _check_target(src, dst)
     dtype = DTYPES[options.dtype] if options.dtype else _kept(source.dtype)
@@ -107,7 +108,7 @@ def convert(
     if options.container is not None:
         write = partial(export_mindspore, container=options.container)
     if options.quantize is not None:
-        write = partial(export_gguf, quantize=options.quantize)
+        write = partial(export_gguf if options.to == "gguf" else export_huggingface, quantize=options.quantize)
     export = write(source, dtype)
     total = sum(tensor.bytes for tensor in export.tensors)
     done = 0
@@ -117,7 +118,7 @@ def convert(
         done += count
         progress(done, total)
 
-    single = gguf.FILE if options.to == "gguf" else None
+    single = gguf.FILE if options.to == "gguf" and dst.suffix == ".gguf" else None
     with new_path(dst, total, single) as folder:
         carried = [] if single else _carry(src, folder)
         for name, document in export.documents.items():
@@ -133,8 +134,8 @@ def convert(
                     f"{dst}: not written: its logits differ from those of {src} by {difference:.3g} ({relative:.3g} of "
                     f"the largest), more than {EXACT:g}; please report it with the configuration of the model"
                 )
-    name = options.quantize or str(dtype).removeprefix("torch.")
-    return Converted(source.format, options.to, name, total, tuple(carried), difference, relative)
+    stored = options.quantize or str(dtype).removeprefix("torch.")
+    return Converted(source.format, options.to, stored, total, tuple(carried), difference, relative)
 
 
 def _kept(dtype: torch.dtype) -> torch.dtype:

@@ -326,10 +326,10 @@ def _tokenizer(source: Source) -> Callable[[Any], None]:
         if number >= size:
             raise UsageError(f"{path}: has token {number}, and the model has {size}; give the tokenizer of the model")
         tokens[number], kinds[number] = text, _NORMAL
-    for text, (number, special) in added.items():
+    for text, (number, control) in added.items():
         if number >= size:
             raise UsageError(f"{path}: has token {number}, and the model has {size}; give the tokenizer of the model")
-        tokens[number], kinds[number] = text, _CONTROL if special else _USER
+        tokens[number], kinds[number] = text, _CONTROL if control else _USER
     template = source.folder / "chat_template.jinja"
     chat = template.read_text(encoding="utf-8") if template.is_file() else None
     if chat is None and (source.folder / "tokenizer_config.json").is_file():
@@ -398,7 +398,7 @@ def _split_name(document: dict[str, Any]) -> str | None:
         return "smollm"
     pattern = (first.get("pattern") or {}).get("Regex")
     if first.get("type") == "Split" and first.get("behavior") == "Isolated" and not first.get("invert") and not plain:
-        return {_LLAMA3: "llama-bpe", _QWEN2: "qwen2"}.get(pattern)
+        return {_LLAMA3: "llama-bpe", _QWEN2: "qwen2"}.get(str(pattern))
     return None
 
 
@@ -406,7 +406,8 @@ def _split_name(document: dict[str, Any]) -> str | None:
 
 
 def is_gguf(path: Path) -> bool:
-    """Whether ``path`` is a GGUF file by its first bytes."""
+    """Whether ``path`` is a GGUF file by its first bytes, or a folder with one that is written here."""
+    path = path / FILE if path.is_dir() else path
     try:
         with open(path, "rb") as file:
             return file.read(4) == b"GGUF"
@@ -426,7 +427,7 @@ class GGUFSource(Source):
     format = "gguf"
 
     def __init__(self, path: Path) -> None:
-        self.folder = path
+        self.folder = path = path / FILE if path.is_dir() else path
         gguf = library()
         try:
             self._reader = gguf.GGUFReader(path)

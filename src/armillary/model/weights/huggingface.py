@@ -14,6 +14,7 @@ version does not know unless it is off: a newer ``transformers`` may have given 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from armillary.model.rotary import ntk_base
 from armillary.model.transformer import Transformer
+from armillary.model.weights import quantized
 from armillary.model.weights.files import check_tensors, replace_folder, save_tensors
 from armillary.model.weights.shards import WEIGHTS, Shards
 from armillary.model.weights.source import (
@@ -87,6 +89,9 @@ ROPE = {
     },
 }
 
+# Names of the matrices that are quantized: all of the layers except routers.
+_MATRIX = re.compile(r"model\.layers\.\d+\.(self_attn|mlp)\.(.*\.)?[a-z]+_proj\.weight")
+
 # The context length of a configuration that states none.
 _CONTEXT = 2048
 
@@ -97,7 +102,6 @@ SUPPORTED: dict[str, tuple[Any, ...]] = {
     "mlp_bias": (False, True),
     "partial_rotary_factor": (1, None),
     "use_sliding_window": (False,),
-    "quantization_config": (None,),
     "pretraining_tp": (1, None),  # above 1, older versions of transformers computed sums in parts, which is the same
 }
 ATTENTION_BIASES: tuple[Projection, ...] = ("q", "k", "v", "out")
@@ -117,6 +121,7 @@ KNOWN = frozenset(
         *("return_dict", "return_dict_in_generate", "output_attentions", "output_hidden_states", "torchscript"),
         *("gradient_checkpointing", "model_max_length", "unsloth_version", "unsloth_fixed", "is_decoder"),
         *("_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "is_llama_config"),
+        "quantization_config",
         *("rope_interleaved", "transformers.js_config", "tf_legacy_loss", "pruned_heads", "prefix"),
         *("temperature", "top_k", "top_p", "do_sample", "max_length", "min_length", "repetition_penalty"),
         *("num_beams", "num_beam_groups", "diversity_penalty", "length_penalty", "typical_p", "early_stopping"),
@@ -200,9 +205,33 @@ class HuggingFaceSource(Source):
         ignored = [name for name in found if name.endswith("rotary_emb.inv_freq")]
         for name in [*ignored, *(["lm_head.weight"] if self.shape.tied_embeddings else [])]:
             found.pop(name, None)
+        self._bits = self._take_packed(found, config)
         self._merged = self._take_merged(found)
         check_tensors(folder, found, {piece.name: piece.size for piece in pieces})
         self._pieces = Pieces(pieces, self._read)
+
+    def _take_packed(self, found: dict[str, tuple[int, ...]], config: dict[str, Any]) -> int | None:
+        """Replace quantized matrices in ``found`` with the plain ones; returns the bits of their numbers."""
+        if config.get("quantization_config") is None:
+            return None
+        bits = quantized.bits_of(config["quantization_config"])
+        assert bits is not None, "read_shape refuses others"
+        self._sizes: dict[str, tuple[int, ...]] = {}
+        for name in [name for name in found if name.endswith(".weight_packed")]:
+            stem = name.removesuffix("weight_packed")
+            for part in ("weight_packed", "weight_scale", "weight_shape"):
+                if found.pop(f"{stem}{part}", None) is None:
+                    raise ArmillaryError(f"{self.folder}: missing {stem}{part}; fetch the folder again")
+            size = tuple(int(n) for n in self._shards.raw(f"{stem}weight_shape"))
+            rows, numbers = self._shards.entries[name].size
+            scales = self._shards.entries[f"{stem}weight_scale"].size
+            if len(size) != 2 or (rows, numbers * 32 // bits) != size or rows != scales[0] or size[1] % scales[-1]:
+                raise ArmillaryError(
+                    f"{self.folder}: {stem}weight_shape is {list(size)}, and weight_packed is {[rows, numbers]} with "
+                    f"scales {list(scales)}, which are not of one matrix; fetch the folder again"
+                )
+            found[f"{stem}weight"] = self._sizes[f"{stem}weight"] = size
+        return bits
 
     def _take_merged(self, found: dict[str, tuple[int, ...]]) -> dict[str, tuple[str, int, slice]]:
         """Replace merged experts in ``found`` with the separate ones; returns where each of these lies."""
@@ -224,7 +253,9 @@ class HuggingFaceSource(Source):
 
     def _read(self, name: str) -> Tensor:
         if name not in self._merged:
-            return self._shards.tensor(name)
+            if self._bits is None or name in self._shards.entries:
+                return self._shards.tensor(name)
+            return quantized.restore(self._shards.raw, name.removesuffix("weight"), self._bits, self._sizes[name])
         merged, expert, rows = self._merged[name]
         return self._shards.tensor(merged, expert)[rows]
 
@@ -233,8 +264,8 @@ class HuggingFaceSource(Source):
         return self._pieces.tensor(name, expert)
 
 
-def export_huggingface(source: Source, dtype: torch.dtype) -> Export:
-    """What a folder of ``transformers`` holds of ``source``.
+def export_huggingface(source: Source, dtype: torch.dtype, quantize: str | None = None) -> Export:
+    """What a folder of ``transformers`` holds of ``source``; ``quantize`` (``quantized.BITS``) packs its matrices.
 
     A scaling of rotary positions by the length of the sequence is fixed at what it is within the length of the first
     training, so such a model is the same up to that length.
@@ -248,7 +279,15 @@ def export_huggingface(source: Source, dtype: torch.dtype) -> Export:
     documents = {"config.json": config}
     if source.special.end is not None:
         documents["generation_config.json"] = {"eos_token_id": config["eos_token_id"]}
-    return Export(documents, plan(_pieces(shape), source, dtype))
+    tensors = plan(_pieces(shape), source, dtype)
+    if quantize is not None:
+        bits = quantized.BITS[quantize]
+        chosen = {tensor.name for tensor in tensors if _MATRIX.fullmatch(tensor.name)}
+        size = quantized.group_size([tensor.size[-1] for tensor in tensors if tensor.name in chosen], bits)
+        routers = [f"model.layers.{i}.mlp.gate" for i in shape.mixture_layers]
+        config["quantization_config"] = quantized.settings(bits, size, ["lm_head", *routers])
+        tensors = [part for t in tensors for part in (quantized.packed(t, bits, size) if t.name in chosen else [t])]
+    return Export(documents, tensors)
 
 
 def longest(config: dict[str, Any]) -> int | None:
@@ -495,6 +534,12 @@ def _shape(path: Path) -> ModelShape:
             raise UsageError(f"{path}: {key} is {config[key]!r}; supported is only {values[0]!r}")
     if any(layer != "full_attention" for layer in config.get("layer_types") or ()):
         raise UsageError(f"{path}: layer_types is {config['layer_types']!r}; supported is only 'full_attention'")
+    quantization = config.get("quantization_config")
+    if quantization is not None and quantized.bits_of(quantization) is None:
+        raise UsageError(
+            f"{path}: quantization_config is {str(quantization)[:120]!r}; supported is only weight-only int8 or int4 "
+            "of compressed-tensors (pack-quantized, symmetric)"
+        )
     if kind == "mistral":
         _check_window(path, config)
     _check_known(path, config)
