@@ -94,7 +94,18 @@ def test_wider_forms_contain_the_narrower():
 
 
 @pytest.mark.parametrize(
-    "name", ["moe", "context", "width-depth", "data-constrained", "overfitting", "overfitting-ratio"]
+    "name",
+    [
+        "active",
+        "idle",
+        "moe",
+        "context",
+        "context-factor",
+        "width-depth",
+        "data-constrained",
+        "overfitting",
+        "overfitting-ratio",
+    ],
 )
 def test_a_form_foretells_larger_runs_of_its_own_kind(name):
     form, rng = SCALING_FORMS[name], np.random.default_rng(3)
@@ -124,3 +135,36 @@ def test_features_decide_which_forms_are_weighed():
     }
     assert law.form_ == "context"
     assert law.weights_["context"] > 0.8
+
+
+def test_a_loss_that_rises_with_context_is_forecast():
+    rng = np.random.default_rng(5)
+    sizes = np.array([(n, d, c) for c in (2048, 8192) for n in (5e7, 1e8, 2e8, 4e8) for d in (1e9, 4e9, 1.6e10)])
+
+    def loss(n, d, c):
+        return 1.8 + (0.5 * (n / 1e8) ** -0.35 + 0.7 * (d / 1e9) ** -0.3) * (c / 2048) ** 0.03
+
+    seen = loss(*sizes.T) * np.exp(0.002 * rng.standard_normal(len(sizes)))
+    far = np.array([[1e9, 3e10, 16384], [1e9, 3e10, 2048]])
+    law = ScalingLaw(features=("params", "tokens", "context"), bootstraps=40).fit(sizes, seen)
+    said, true = law.predict(far), loss(*far.T)
+    assert law.weights_["context-factor"] > law.weights_.get("context", 0)
+    assert np.abs(said.mean / true - 1).max() < 0.01
+    assert said.mean[0] > said.mean[1]
+
+
+@pytest.mark.parametrize("helped", [0.0, 0.06])
+def test_experts_that_help_little_do_not_spoil_a_forecast(helped):
+    rng = np.random.default_rng(6)
+    rows = [(n, n * (1 + 0.6 * e), e, 20 * n) for n in (3e7, 6e7, 1.2e8, 2.4e8) for e in (1, 8, 64)]
+    rows += [(n, n * (1 + 0.6 * e), e, 60 * n) for n in (3e7, 6e7, 1.2e8) for e in (8,)]
+    points = np.array(rows)
+
+    def loss(active, total, _, tokens):
+        return 1.8 + 0.5 * (active / 1e8) ** -0.35 * (total / active) ** -helped + 0.6 * (tokens / 2e9) ** -0.3
+
+    seen = loss(*points.T) * np.exp(0.002 * rng.standard_normal(len(points)))
+    law = ScalingLaw(features=("active_params", "total_params", "experts", "tokens"), bootstraps=40).fit(points, seen)
+    far = np.array([[1e9, 3.94e10, 64, 2e10], [1e9, 1.6e9, 1, 2e10]])
+    said = law.predict(far)
+    assert np.abs(said.mean / loss(*far.T) - 1).max() < 0.015

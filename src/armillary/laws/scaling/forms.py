@@ -285,7 +285,8 @@ def _chinchilla(*extra: Parameter, terms: Terms, features: tuple[str, ...], bent
     return PowerSum(features, (E, A, B, *extra), terms, bent)
 
 
-_N, _D = ("params", "alpha"), ("tokens", "beta")
+_N, _D, _ACTIVE = ("params", "alpha"), ("tokens", "beta"), ("active_params", "alpha")
+_IDLE = Parameter("idle", "plain", 0.1, 0.15)
 _SMALL = float(np.log(0.05))
 
 SCALING_FORMS: Mapping[str, ScalingForm] = {
@@ -307,15 +308,31 @@ SCALING_FORMS: Mapping[str, ScalingForm] = {
     "data-constrained-ratio": Repeated(joint=True),
     "overfitting": Repeated(overfits=True),
     "overfitting-ratio": Repeated(joint=True, overfits=True),
+    # Experts that do not matter: Chinchilla's form, and ``ratio``, of the parameters that a token passes.
+    "active": _chinchilla(ALPHA, BETA, terms=((_ACTIVE,), (_D,)), features=("active_params", "tokens")),
+    "active-ratio": _chinchilla(
+        ALPHA,
+        BETA,
+        terms=((_ACTIVE,), (_ACTIVE, ("tokens/active_params", "beta"))),
+        features=("active_params", "tokens"),
+    ),
+    # Effective parameters active^(1-s) total^s, with idle = s alpha.
+    "idle": _chinchilla(
+        ALPHA,
+        BETA,
+        _IDLE,
+        terms=((_ACTIVE, ("total_params/active_params", "idle")), (_D,)),
+        features=("active_params", "total_params", "tokens"),
+    ),
     # Active parameters, helped by those that lie idle; more experts see fewer tokens each (Ludziejewski et al. 2025,
     # arXiv 2502.05172, whose terms depend on the experts in the same way).
     "moe": _chinchilla(
         ALPHA,
         BETA,
-        Parameter("idle", "plain", 0.1, 0.15),
+        _IDLE,
         Parameter("dilution", "plain", 0.0, 0.15),
         terms=(
-            (("active_params", "alpha"), ("total_params/active_params", "idle")),
+            (_ACTIVE, ("total_params/active_params", "idle")),
             (_D, ("experts", "dilution")),
         ),
         features=("active_params", "total_params", "experts", "tokens"),
@@ -326,6 +343,14 @@ SCALING_FORMS: Mapping[str, ScalingForm] = {
         BETA,
         exponent("gamma"),
         terms=((_N,), (_D,), (("context", "gamma"),)),
+        features=("params", "tokens", "context"),
+    ),
+    # A longer context costs or helps: what is not irreducible, by a power of either sign.
+    "context-factor": _chinchilla(
+        ALPHA,
+        BETA,
+        Parameter("gamma", "plain", 0.0, 0.1),
+        terms=((_N, ("context", "gamma")), (_D, ("context", "gamma"))),
         features=("params", "tokens", "context"),
     ),
     # McLeish et al. 2025 (arXiv 2502.06857): width, depth, parameters and tokens each with a term.
