@@ -10,15 +10,25 @@ from armillary.recipe import ModelShape
 # 8 layers of width 1024, 16 sequences of 1024 tokens: recorded by the test below, whose full form takes minutes.
 SHAPE = ModelShape(n_layers=8, d_model=1024, n_heads=16, n_kv_heads=8, head_dim=64, d_ff=2816, vocab_size=32000)
 CASES = {
-    "shards": ({"dp": 4, "zero": 3, "micro_batch": 4}, "bf16", (0.160, 0.160, 0.320, 0.131, 2.809)),
-    "parameters whole": ({"dp": 4, "zero": 2, "micro_batch": 4}, "bf16", (0.160, 0.160, 0.320, 0.320, 2.809)),
+    "shards": ({"dp": 4, "zero": 3, "micro_batch": 4}, "bf16", (0.160, 0.160, 0.320, 0.131, 2.678)),
+    "parameters whole": ({"dp": 4, "zero": 2, "micro_batch": 4}, "bf16", (0.160, 0.160, 0.320, 0.320, 2.678)),
     "recompute": ({"dp": 4, "zero": 3, "micro_batch": 4, "recompute": "full"}, "bf16",
-                  (0.160, 0.160, 0.320, 0.131, 1.666)),
+                  (0.160, 0.160, 0.320, 0.131, 1.535)),
     "recompute some": ({"dp": 4, "zero": 3, "micro_batch": 4, "recompute": "selective"}, "bf16",
-                       (0.160, 0.160, 0.320, 0.131, 2.239)),
+                       (0.160, 0.160, 0.320, 0.131, 2.107)),
     "tensor": ({"dp": 2, "tp": 2, "zero": 3, "micro_batch": 8}, "bf16", (0.160, 0.160, 0.320, 0.066, 2.281)),
     "copies, fp32": ({"dp": 2, "zero": 0, "micro_batch": 4}, "fp32", (0.640, 0.640, 1.279, None, 3.911)),
 }  # fmt: skip
+
+# of all live tensors: while most activations are there, this trainer has no gradients
+PEAKS = {"shards": 3.289, "parameters whole": 3.478, "recompute": 2.146, "recompute some": 2.718, "tensor": 2.826}
+
+
+@pytest.mark.parametrize("case", PEAKS)
+def test_the_peak_is_within_three_per_cent_of_the_dry_run(case):
+    parallelism, precision, _ = CASES[case]
+    job = make_job(SHAPE, family="armillary", length=1024, sequences=16, precision=precision, **parallelism)
+    assert peak_memory(job, constants()).live == pytest.approx(PEAKS[case], rel=0.03)
 
 
 @pytest.mark.parametrize("case", CASES)

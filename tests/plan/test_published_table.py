@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from armillary.plan.constants import constants
 from armillary.plan.estimate import COLUMNS, estimate
 from armillary.plan.memory import peak_memory
-from armillary.plan.published import flops_per_token, measured, publication, read_rows
+from armillary.plan.published import flops_per_token, known_model, measured, publication, read_rows
 from armillary.plan.step_time import step_time
 from armillary.recipe import UsageError
 
@@ -205,6 +205,22 @@ def test_prediction_of_further_tokens_is_a_layer_with_an_output_matrix(tmp_path)
     # NVIDIA's table of release 26.06: 1648 TFLOP/s at 6,338 tokens/s; of 25.11 without: 961 at 3,848
     assert more == pytest.approx(1648e12 / 6338, rel=0.01) and less == pytest.approx(961e12 / 3848, rel=0.01)
     assert job.layers == job.model.n_layers + 1 == 62
+
+
+@pytest.mark.parametrize(
+    ("name", "billions", "active"),
+    [
+        ("DeepSeek-V3", 671, 37), ("Kimi_K2", 1026, 32), ("GPT OSS 120B", 117, 5.1), ("Qwen3_235B_a22B", 235, 22),
+        ("Mixtral 8x7B", 46.7, 12.9), ("DBRX", 132, 36), ("Qwen2-57B-A14B", 57, 14), ("DeepSeek-V2", 236, 21),
+        ("DeepSeek-V2-Lite", 15.7, 2.4), ("OLMoE-1B-7B", 6.9, 1.3), ("Llama-4-Scout", 109, 17),
+        ("GLM-4.5-Air", 106, 12), ("Qwen1.5-MoE-A2.7B", 14.3, 2.7),
+    ],
+)  # fmt: skip
+def test_known_mixtures_have_their_published_parameters(name, billions, active):
+    shape = known_model(name)[0]
+    assert shape.parameters / 1e9 == pytest.approx(billions, rel=0.03)
+    embeddings = 2 * shape.vocab_size * shape.d_model  # some count them, some do not
+    assert active * 0.95e9 - embeddings <= shape.active_parameters <= active * 1.05e9 + embeddings
 
 
 def test_dropped_tokens_spare_the_host(tmp_path):

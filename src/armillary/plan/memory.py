@@ -184,7 +184,7 @@ def _rank_memory(
         each = software.logits_bytes if p.tp == 1 else software.logits_bytes_tp or software.logits_bytes
         logits = (
             (1 + job.extras.ahead)
-            * (each - job.number_bytes + 2)
+            * (each - job.number_bytes / 2 + 1)
             * p.micro_batch
             * job.length
             / p.cp
