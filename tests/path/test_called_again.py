@@ -41,6 +41,18 @@ def test_a_copied_workspace_trains_nothing(finished: tuple[Path, Evidence], tmp_
     again.store.close()
 
 
+def test_a_report_written_again_costs_nothing(finished: tuple[Path, Evidence], tmp_path: Path) -> None:
+    """Two reports of one workspace, such as in two languages, show the same wall time."""
+    folder, first = finished
+    shutil.copytree(folder, tmp_path / "results")
+    before = (tmp_path / "results" / "cost.json").read_bytes()
+    again = Here(first.recipe, tmp_path / "results", workers=1).report(language="zh")
+    again.store.close()
+    assert (tmp_path / "results" / "cost.json").read_bytes() == before and (
+        tmp_path / "results/report.zh.html"
+    ).exists()
+
+
 def test_a_failed_examination_leaves_verdict_and_report(
     finished: tuple[Path, Evidence], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

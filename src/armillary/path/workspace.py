@@ -304,11 +304,13 @@ class Workspace:
             yield
         finally:
             spent = self.wall_s()
-            spent[stage] = spent.get(stage, 0.0) + time.perf_counter() - begin
-            write_sealed(self.folder / "cost.json", {"format": COST_FORMAT, "wall_s": spent})
+            self._write_wall_s({**spent, stage: spent.get(stage, 0.0) + time.perf_counter() - begin})
+
+    def _write_wall_s(self, spent: dict[str, float]) -> None:
+        write_sealed(self.folder / "cost.json", {"format": COST_FORMAT, "wall_s": spent})
 
     def wall_s(self) -> dict[str, float]:
-        """Wall time by stage, over all calls.
+        """Wall time by stage, over all calls that recorded something.
 
         A damaged ``cost.json`` is moved aside and the count restarts; only the cost so far is lost.
 
@@ -348,7 +350,9 @@ class Workspace:
                 check_publishable(self.folder / CHAT)
         # A budget given to a study applies to that study alone; given to a later verb, it applies to the whole path.
         resize = next((stage for stage in STUDIES if stage == until and self.budget is not None), None)
+        spent = self.wall_s()
         with self.lab(resize) as lab:
+            head = lab.store.chain().head
             evidence = Evidence(self.recipe, lab.corpus, lab.store, lab.plan)
             with self._stage("mixture", lab.store):
                 evidence.mixture = mixture_study(lab)
@@ -399,6 +403,8 @@ class Workspace:
                 if self.recipe.lesson is not None and evidence.target.published is not None:
                     with self._stage("lesson", lab.store):
                         self._teach(lab, evidence)
+            if spent and lab.store.chain().head == head:  # reading outcomes again, as for a report, costs nothing
+                self._write_wall_s(spent)
         return evidence
 
     def _teach(self, lab: Lab, evidence: Evidence) -> None:
