@@ -141,6 +141,23 @@ def test_what_a_configuration_asks_for_and_is_not_computed_is_refused(
         open_model(folder)
 
 
+@pytest.mark.parametrize("to", ["native", "telechat2"])
+def test_a_converted_folder_generates_as_the_folder_it_came_from(to: str, tmp_path: Path, tokenizer_file: Path) -> None:
+    from armillary.generate import BackendOptions, Request, Sampling, open_backend
+
+    _, folder = folder_of("llama", tmp_path / "hf", tokenizer_file)
+    convert(folder, tmp_path / "out", ConvertOptions("telechat2"))
+    convert(tmp_path / "out", tmp_path / "other", ConvertOptions(to))
+    answers = []
+    for path in (folder, tmp_path / "other"):
+        backend: Any = open_backend(str(path), BackendOptions())
+        assert backend.context == 64
+        (answer,) = backend.complete([Request("the sphere", Sampling(max_new_tokens=12))])
+        answers.append(answer.choices[0].text)
+        backend.close()
+    assert answers[0] == answers[1]
+
+
 @pytest.mark.parametrize("name", ["gqa", "mha", "long"])
 def test_telechat2_comes_back_bit_for_bit_from_every_format(name: str, tmp_path: Path) -> None:
     given = vectors("telechat2", name)

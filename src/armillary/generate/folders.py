@@ -1,4 +1,4 @@
-"""Folders that the native backend opens: runs, and Hugging Face folders of models that our transformer supports."""
+"""Folders that the native backend opens: runs, and folders of models that our transformer supports."""
 
 from __future__ import annotations
 
@@ -14,10 +14,16 @@ def _recognises(target: str) -> bool:
     folder = Path(target)
     if is_run(folder):
         return True
-    if not all((folder / name).is_file() for name in ("config.json", "tokenizer.json")):
+    if not (folder / "tokenizer.json").is_file():
         return False
-    from armillary.model import read_shape
+    if (folder / "armillary.json").is_file():
+        return True
+    if not (folder / "config.json").is_file():
+        return False
+    from armillary.model import is_telechat2, read_shape
 
+    if is_telechat2(folder):
+        return True
     try:
         read_shape(folder)
     except UsageError:
@@ -27,7 +33,7 @@ def _recognises(target: str) -> bool:
 
 @register("native", _recognises, {"batch_size", "context", "device", "threads", "tokenizer"})
 def open_native(target: str, options: BackendOptions) -> Backend:
-    """A published model, another Hugging Face folder of a Llama, Qwen3 or Qwen3-MoE model, or a finished run."""
+    """A published model, another folder of a model that our transformer supports, or a finished run."""
     folder = Path(target)
     if options.tokenizer is not None and not is_run(folder):
         raise UsageError(f"{target}: has its own tokenizer; leave out --tokenizer, which is for runs and servers")

@@ -4,7 +4,7 @@ When a sequence finishes, a waiting one starts at once. Prompts enter the same s
 delays the others by at most one step. The text and likelihoods of a request are the same to the last bit at any batch
 size, in any order and with any number of threads, because single steps have this property (``decoder.py``).
 
-It reads a folder that ``armillary`` published, or any Hugging Face folder that ``import_hf`` reads. It also takes a
+It reads a folder that ``armillary`` published, or any other that ``open_model`` reads. It also takes a
 model in memory with its tokenizer, to examine models without a published format.
 
 Trade-offs: weights are held in fp32. A sequence reserves memory for its maximum length; if a whole batch does not fit,
@@ -15,7 +15,6 @@ answers to one request, but not between requests.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -44,7 +43,7 @@ from armillary.generate.backend import (
 from armillary.generate.decoder import CacheMemory, Decoder, Rows, build_decoder, check_length
 from armillary.generate.sampling import Sampler, check_logit
 from armillary.generate.text import ModelText, TextStream
-from armillary.model import Transformer, import_hf
+from armillary.model import Transformer, build, open_model
 from armillary.recipe import ArmillaryError, UsageError
 
 BATCH_SIZE = 32
@@ -120,7 +119,7 @@ class NativeBackend(InProcess):
     def from_folder(
         cls, folder: Path, *, device: str | None = None, batch_size: int = BATCH_SIZE, context: int | None = None
     ) -> NativeBackend:
-        """The backend of a published model, or another Hugging Face folder of a Llama, Qwen3 or Qwen3-MoE model.
+        """The backend of a published model, or another folder that ``open_model`` reads, with a ``tokenizer.json``.
 
         ``device`` is PyTorch's name of a device; None takes the accelerator if there is one.
 
@@ -131,9 +130,9 @@ class NativeBackend(InProcess):
         """
         place = find_device(device)
         text = ModelText.from_folder(folder)
-        model = import_hf(folder)
+        source = open_model(folder)
+        model, longest = build(source), source.context_length
         move(model, place, folder)
-        longest = _longest(folder)
         if context is not None and longest is not None and context > longest:
             raise UsageError(f"context {context} is more than the {longest} tokens that {folder} was made for")
 
@@ -566,12 +565,6 @@ def find_device(name: str | None) -> torch.device:
         said = str(error).split("\n", 1)[0]
         raise UsageError(f"device {name!r} cannot be used ({said}); 'cpu' always works") from error
     return place
-
-
-def _longest(folder: Path) -> int | None:
-    """The context in a configuration."""
-    length = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
-    return length if isinstance(length, int) and length > 0 else None
 
 
 def _hash(folder: Path) -> str:

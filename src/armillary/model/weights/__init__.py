@@ -6,6 +6,7 @@ from armillary.model.weights.huggingface import export_hf, import_hf, read_shape
 from armillary.model.weights.native import check_weights, load_weights, save_weights
 from armillary.model.weights.opening import open_model
 from armillary.model.weights.source import Source, build
+from armillary.model.weights.telechat2 import is_telechat2
 
 __all__ = [
     "ConvertOptions",
@@ -16,6 +17,7 @@ __all__ = [
     "convert",
     "export_hf",
     "import_hf",
+    "is_telechat2",
     "load_weights",
     "open_model",
     "read_shape",
