@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from armillary.recipe import DamagedFileError, ForeignFileError, read_sealed, write_sealed
+from armillary.recipe import DamagedFileError, ForeignFileError, read_json, read_sealed, write_sealed
 
 READ = {"what": "test file", "newest": 2, "remedy": "write it again"}
 VALUES = st.recursive(
@@ -50,6 +50,12 @@ def test_what_is_no_document_is_damaged(tmp_path, text):
     path.write_text(text, encoding="latin-1")
     with pytest.raises(DamagedFileError, match=str(path)):
         read_sealed(path, **READ)
+
+
+def test_a_folder_in_place_of_a_file_is_named(tmp_path):
+    (tmp_path / "plan.json").mkdir()
+    with pytest.raises(DamagedFileError, match=r"plan\.json: the plan is a folder; move it away: run it again"):
+        read_json(tmp_path / "plan.json", "the plan", "run it again")
 
 
 def test_a_newer_format_is_refused_and_stays(tmp_path):

@@ -89,10 +89,12 @@ def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedFileError: it is not a JSON object in UTF-8, or nested too deeply to be one of ours.
+        DamagedFileError: it is not a JSON object in UTF-8, nested too deeply to be one of ours, or a folder.
     """
     try:
         document = json.loads(path.read_bytes())
+    except IsADirectoryError as error:
+        raise DamagedFileError(f"{path}: {what} is a folder; move it away: {remedy}") from error
     except (ValueError, RecursionError) as error:  # both JSON and UTF-8 errors are ValueErrors
         raise DamagedFileError(f"{path}: {what} cannot be read ({error}); {remedy}") from error
     if not isinstance(document, dict):
