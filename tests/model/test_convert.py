@@ -334,6 +334,7 @@ print(before * 1024, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
 
 
+@pytest.mark.slow
 def test_memory_of_a_sharded_conversion_is_about_one_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """120 MB in shards of 10 MB; what the process held before (mostly PyTorch) is not counted."""
     sizes = {**SIZES, "n_layers": 18, "d_model": 256, "head_dim": 64, "d_ff": 1920, "vocab_size": 1024}

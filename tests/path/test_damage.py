@@ -81,12 +81,41 @@ def newer(path: Path) -> None:
     write_sealed(path, {**document, "format": 99})
 
 
+def zeroed(path: Path) -> None:
+    """As a crash leaves a file whose size reached the disk before its data."""
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def doubled(path: Path) -> None:
+    path.write_bytes(path.read_bytes() * 2)
+
+
+def swapped(path: Path) -> None:
+    """The file of the same name elsewhere in the workspace, such as another run's, else one of its kind."""
+    root = next(
+        folder for folder in path.parents if (folder / "plan.json").exists() or (folder / "recipe.yaml").exists()
+    )
+    others = [*sorted(root.rglob(path.name)), *sorted(root.rglob(f"*{path.suffix}"))]
+    other = next((one for one in others if one.is_file() and one.read_bytes() != path.read_bytes()), None)
+    if other is not None:
+        shutil.copyfile(other, path)
+
+
+def covered_by_a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 WAYS: dict[str, Callable[[Path], None]] = {
     "truncated": truncated,
     "flipped": flipped,
     "emptied": emptied,
     "removed": Path.unlink,
     "newer": newer,
+    "zeroed": zeroed,
+    "doubled": doubled,
+    "swapped": swapped,
+    "a folder": covered_by_a_folder,
 }
 
 
@@ -113,6 +142,8 @@ def check(made: Made, name: str, how: str, folder: Path) -> None:
     good = contents(folder)
     WAYS[how](file)
     before = contents(folder)
+    if before == good and not file.is_dir():  # nothing of its kind to swap it with, or nothing in it
+        return
 
     found = verify(folder)
     assert contents(folder) == before, f"{case}: verify changed something"
