@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+from collections import Counter
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from functools import cache
@@ -198,3 +199,10 @@ def test_tests_mirror_the_rooms() -> None:
     for room in folders:
         deeper = {f.relative_to(TESTS).parent for f in (TESTS / room).rglob("test_*.py")}
         assert [str(place) for place in deeper if not (SRC / place).is_dir()] == []
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """In folders that are no packages, pytest takes the second of two files of one name for the first."""
+    loose = (file for file in TESTS.rglob("test_*.py") if not (file.parent / "__init__.py").exists())
+    names = Counter(file.name for file in loose)
+    assert [name for name, count in names.items() if count > 1] == []
