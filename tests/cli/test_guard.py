@@ -112,6 +112,13 @@ def test_the_file_at_work_is_named(end, tmp_path):
     assert end(missing.read_bytes) == (1, f"error {missing}: No such file or directory; finished work is kept, and the same command resumes\n")  # fmt: skip  # noqa: E501
 
 
+def test_a_rename_that_fails_names_the_file_that_is_meant(end, tmp_path):
+    (tmp_path / "plan.json").mkdir()
+    (tmp_path / "..plan.json.aside").write_text("{}")
+    code, said = end(lambda: (tmp_path / "..plan.json.aside").replace(tmp_path / "plan.json"))
+    assert code == 1 and f"error {tmp_path}/plan.json: Is a directory" in said.replace("\n", "")
+
+
 def test_a_fault_of_the_program_says_how_to_report_it(end, monkeypatch, capfd):
     secret = "postgresql://me:hunter22@host/x"
     monkeypatch.setattr(sys, "argv", ["armillary", "runs", "--database", secret])

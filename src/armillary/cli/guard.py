@@ -107,7 +107,9 @@ def _in_words(error: BaseException) -> str | None:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return f"out of memory ({said}); use fewer --workers, or smaller batches or models; {_KEPT}"
     if isinstance(error, OSError) and "pyarrow" not in from_package:
-        name = f"{error.filename}: " if error.filename else where
+        # A rename has two names; the second is the file that is meant, the first a temporary one beside it.
+        place = error.filename2 or error.filename
+        name = f"{place}: " if place else where
         do = _REMEDIES.get(error.errno or 0)
         return f"{name}{error.strerror or said}{f'; {do}' if do else ''}; {_KEPT}"
     if "pyarrow" in from_package or type(error).__name__ in _UNREADABLE:
