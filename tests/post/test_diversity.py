@@ -93,4 +93,4 @@ def test_the_verb_prints_json_and_writes_a_page(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)[paths[1]]["items"] == 20
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "&lt;b&gt;" in page and "<b>" not in page and "effective clusters" in page and "100.0 %" in page
+    assert "&lt;b&gt;" in page and "<b>" not in page and "effective clusters" in page and "100.0%" in page

@@ -27,9 +27,9 @@ def stage_taken_over(entry):
 
 
 def numbers(result):
-    """What a run measured, without what later objectives measure besides, which an older run does not have."""
-    assert not result.measured
-    return {name: value for name, value in asdict(result).items() if name != "measured"}
+    """What a run measured, without what later versions add and an older run does not have."""
+    assert not result.measured and not result.skipped
+    return {name: value for name, value in asdict(result).items() if name not in ("measured", "skipped")}
 
 
 def before_examinations(row):

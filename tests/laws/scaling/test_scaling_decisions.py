@@ -59,7 +59,7 @@ def test_compute_alone_is_split_as_in_the_runs_and_the_order_only_turns_the_answ
         (
             {"a": (GRID[:4], loss(GRID)[:4]), "b": (GRID[:4], loss(GRID)[:4])},
             TARGET,
-            "all families have runs of one size",
+            "no family has runs of two sizes",
         ),
         ({"a": (GRID, loss(GRID)), "b": (GRID[:1], loss(GRID)[:1])}, TARGET, "family 'b'"),
         (

@@ -129,8 +129,8 @@ def fit_scaling(
         typer.Option(
             help="auto: all forms that the columns allow, weighted by leaving out the largest runs. Or one of "
             "chinchilla, shared, kaplan, ratio, interaction, data-constrained, data-constrained-ratio, overfitting, "
-            "overfitting-ratio, moe, context, width-depth (docs/laws.md); step-law or basin with columns of learning "
-            "rate and batch size."
+            "overfitting-ratio, active, active-ratio, idle, moe, context, context-factor, width-depth (docs/laws.md); "
+            "step-law or basin with columns of learning rate and batch size."
         ),
     ] = "auto",
     as_json: JsonOption = False,
