@@ -248,8 +248,8 @@ def test_nothing_is_overwritten_and_no_unknown_word_is_taken(tmp_path: Path, tok
         (tmp_path / "link", ConvertOptions("native"), "exists"),
         (folder, ConvertOptions("native"), "exists"),
         (folder / "inside", ConvertOptions("native"), "lies inside"),
-        (tmp_path / "out", ConvertOptions("onnx"), "to is 'onnx'; there are native"),
-        (tmp_path / "out", ConvertOptions("native", "float8"), "dtype is 'float8'"),
+        (tmp_path / "out", ConvertOptions("onnx"), "--to onnx: there is no such one; give one of native"),
+        (tmp_path / "out", ConvertOptions("native", "float8"), "--dtype float8: there is no such one"),
     ):
         with pytest.raises(UsageError, match=said):
             convert(folder, dst, options)

@@ -162,7 +162,7 @@ def test_what_mindspores_files_need_and_what_its_models_lack_is_named(tmp_path: 
     export_hf(model, tmp_path / "qwen3", tokenizer_file=tokenizer_file, end_token="<|end|>", context_length=32)
     with pytest.raises(UsageError, match="have no qk_norm"):
         convert(tmp_path / "qwen3", tmp_path / "out", ConvertOptions("mindspore"))
-    with pytest.raises(UsageError, match="container is 'ckpt'"):
+    with pytest.raises(UsageError, match="--container ckpt: give"):
         convert(given, tmp_path / "out", ConvertOptions("native", container="ckpt"))
 
 

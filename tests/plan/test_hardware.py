@@ -67,3 +67,9 @@ def test_a_file_with_a_fault_is_refused(tmp_path, text, message):
         path.write_text(text)
     with pytest.raises(UsageError, match=message):
         read_accelerator(path)
+
+
+@pytest.mark.parametrize("name", ["ascend-911", "Ascend 910X", "tpu-v9", "h1000"])
+def test_a_model_that_does_not_exist_is_not_taken_for_another(name: str) -> None:
+    with pytest.raises(UsageError, match="is not known"):
+        find_accelerator(name)

@@ -34,7 +34,7 @@ _REMEDIES = {
     errno.EIO: "check the disk",
     errno.EEXIST: "something else exists there; move it away, or name another place",
     errno.ENOTDIR: "a folder is needed there; name another place",
-    errno.EISDIR: "a file is needed there; name another place",
+    errno.EISDIR: "a file is needed there; move the folder away, or name another place",
     errno.ELOOP: "the link leads to itself; name another place",
     errno.ENAMETOOLONG: "use shorter names",
 }

@@ -132,7 +132,7 @@ def read_ledger(path: Path, until_s: float | None = None) -> Ledger:
     except FileNotFoundError as error:
         raise UsageError(f"{path}: there is no such file; give the folder of a run, or a file of events") from error
     if not any(streams.values()):
-        raise UsageError(f"{path}: holds no event yet")
+        raise UsageError(f"{path}: holds no event yet, or it is not a file of events")
     return ledger(streams, until_s)
 
 

@@ -70,6 +70,8 @@ def check_derived(folder: Path) -> list[FileProblem]:
                 problems.append(FileProblem(path, "was changed", RECORD_REMEDY))
         except FileNotFoundError:
             problems.append(FileProblem(path, "is missing", RECORD_REMEDY))
+        except IsADirectoryError:
+            problems.append(FileProblem(path, "is a folder, not the file that was written", "move it away"))
         except OSError as error:
             problems.append(FileProblem(path, f"cannot be read ({error.strerror})", "make it readable"))
     return problems

@@ -94,7 +94,7 @@ def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
     try:
         document = json.loads(path.read_bytes())
     except IsADirectoryError as error:
-        raise DamagedFileError(f"{path}: {what} is a folder; move it away: {remedy}") from error
+        raise DamagedFileError(f"{path}: is a folder, and {what} is a file; move it away: {remedy}") from error
     except (ValueError, RecursionError) as error:  # both JSON and UTF-8 errors are ValueErrors
         raise DamagedFileError(f"{path}: {what} cannot be read ({error}); {remedy}") from error
     if not isinstance(document, dict):

@@ -15,10 +15,14 @@ from armillary.cli.show.screen import Reporter, err, show_json
 @app.command()
 def logits(
     model: Annotated[Path, typer.Argument(help="A model in any format that convert reads.", show_default=False)],
-    tokens: Annotated[Path, typer.Option(help="A safetensors file with 'tokens', int64 [b, n].", show_default=False)],
+    tokens: Annotated[
+        Path, typer.Option(help="A safetensors file with 'tokens', int64 of shape (b, n).", show_default=False)
+    ],
     out: Annotated[
         Path,
-        typer.Option("--out", "-o", help="The file to write: 'logits', fp32 [b, n, vocabulary].", show_default=False),
+        typer.Option(
+            "--out", "-o", help="The file to write: 'logits', fp32 of shape (b, n, vocabulary).", show_default=False
+        ),
     ],
     *,
     as_json: JsonOption = False,

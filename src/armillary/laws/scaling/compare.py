@@ -126,8 +126,9 @@ def compare_families(
     names = list(families)
     if len(names) < 2 or (reference is not None and reference not in families):
         raise UsageError(
-            f"families are {', '.join(names) or 'none'} and the reference is '{reference}'; give at least two families "
-            "with the reference among them"
+            f"families are {', '.join(names) or 'none'}"
+            + (f" and the reference is '{reference}'" if reference is not None else "")
+            + "; give at least two families, with the reference among them"
         )
     against = names[0] if reference is None else reference
     points, losses, member = _stacked(families)
@@ -142,7 +143,7 @@ def compare_families(
         where = np.array([(where[0] - ratio) / 2, (where[0] + ratio) / 2])
 
     factor = np.exp(max(0.0, *(where - points.max(0)), where.sum() - points.sum(1).max()))
-    check_reach(float(factor), TESTED, "the target", "add larger runs of each family")
+    check_reach(float(factor), TESTED, "the target", "give a nearer target, or add larger runs of each family")
 
     fits = _Families(points, losses, member, len(names))
     rng = np.random.default_rng(seed)

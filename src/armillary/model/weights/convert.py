@@ -95,12 +95,12 @@ def convert(
     """
     for name, value, known in (("to", options.to, [*FORMATS]), ("dtype", options.dtype or "float32", [*DTYPES])):
         if value not in known:
-            raise UsageError(f"{name} is {value!r}; there are {', '.join(known)}")
+            raise UsageError(f"--{name} {value}: there is no such one; give one of {', '.join(known)}")
     if options.container is not None and (options.to != "mindspore" or options.container not in CONTAINERS):
-        raise UsageError(f"container is {options.container!r}; it is {' or '.join(CONTAINERS)}, for mindspore only")
+        raise UsageError(f"--container {options.container}: give {' or '.join(CONTAINERS)}, and only for mindspore")
     if options.quantize is not None and options.quantize not in QUANTIZED.get(options.to, ()):
-        choices = "; ".join(f"for {name} {' or '.join(kinds)}" for name, kinds in QUANTIZED.items())
-        raise UsageError(f"quantize is {options.quantize!r}; it is {choices}")
+        choices = "; ".join(f"--to {name} takes {' or '.join(kinds)}" for name, kinds in QUANTIZED.items())
+        raise UsageError(f"--quantize {options.quantize} with --to {options.to}: {choices}; the others take none")
     source = open_model(src, options.config)
     _check_target(src, dst)
     dtype = DTYPES[options.dtype] if options.dtype else _kept(source.dtype)
@@ -135,7 +135,8 @@ def convert(
                     f"the largest), more than {EXACT:g}; please report it with the configuration of the model"
                 )
     stored = options.quantize or str(dtype).removeprefix("torch.")
-    return Converted(source.format, options.to, stored, total, tuple(carried), difference, relative)
+    size = sum(path.stat().st_size for path in ([dst] if dst.is_file() else dst.rglob("*")) if path.is_file())
+    return Converted(source.format, options.to, stored, size, tuple(carried), difference, relative)
 
 
 def _kept(dtype: torch.dtype) -> torch.dtype:

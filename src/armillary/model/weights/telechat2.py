@@ -270,11 +270,11 @@ def _check_exportable(shape: ModelShape) -> None:
         f"head_dim: it is d_model / n_heads, and {shape.n_heads} x {shape.head_dim} is not {shape.d_model}": (
             width != shape.d_model
         ),
-        f"rope_theta: it is {THETA:g}, not {shape.rope_theta:g}": shape.rope_theta != THETA,
+        f"rope_theta: always {THETA:g}, and here {shape.rope_theta:g}": shape.rope_theta != THETA,
         "rope_scaling: it scales by the length of the sequence only": (
             shape.rope_scaling is not None and shape.rope_scaling.kind != "telechat2"
         ),
     }
     found = [problem for problem, there in problems.items() if there]
     if found:
-        raise UsageError(f"TeleChat2 does not have what this model has: {'; '.join(found)}; convert it to huggingface")
+        raise UsageError(f"TeleChat2 does not have what this model has: {'; '.join(found)}; give another --to")
