@@ -73,3 +73,7 @@ def test_a_file_with_a_fault_is_refused(tmp_path, text, message):
 def test_a_model_that_does_not_exist_is_not_taken_for_another(name: str) -> None:
     with pytest.raises(UsageError, match="is not known"):
         find_accelerator(name)
+
+
+def test_a_name_with_its_system_in_brackets_is_known() -> None:
+    assert find_accelerator("Ascend (Atlas 900 A2 PODc)")[0] == find_accelerator("Ascend 910B")[0]

@@ -98,10 +98,10 @@ def find_accelerator(name: str) -> tuple[str, Accelerator]:
     plain = re.sub(r"[\s_]+", "-", name.strip().lower())
     plain = re.sub(r"^(nvidia|google|amd|huawei|instinct)-", "", plain)
     names = {alias: key for key, one in known.items() for alias in (key, *one.aliases)}
-    # More may follow a name, such as the memory; but what follows a name without a number, as "ascend", is the model.
-    numbered = [alias for alias in names if re.search(r"\d", alias)]
-    matching = [alias for alias in numbered if re.match(re.escape(alias) + r"(?![0-9a-z])", plain)]
-    matching += [plain] if plain in names else []
+    # More may follow a name, such as the memory; but a word that follows a name without a number, as "ascend", is the
+    # model.
+    ends = {alias: r"(?![0-9a-z])" if re.search(r"\d", alias) else r"(?!-?[0-9a-z])" for alias in names}
+    matching = [alias for alias in names if plain == alias or re.match(re.escape(alias) + ends[alias], plain)]
     if not matching:
         near = difflib.get_close_matches(plain, names, n=3, cutoff=0.3)
         raise UsageError(
