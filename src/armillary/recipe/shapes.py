@@ -108,7 +108,7 @@ class RopeScaling(Document):
 
     ``telechat2`` is the only dynamic one: within ``original_length`` tokens, the factor is the one of that length. A
     longer sequence has ``ntk`` scaling by its own length in units of ``base_length`` and an attention factor by its
-    length in units of ``original_length`` (``at``). It has no ``factor`` of its own.
+    length in units of ``original_length`` (``at``). ``factor`` cannot be given.
     """
 
     kind: Literal["linear", "ntk", "yarn", "llama3", "telechat2"]

@@ -4,9 +4,9 @@ The limits follow from what was measured in this run; none is set by hand:
 
 - *frozen*: the system has called a rank stopped for ``STOPPED_S``; or it has not beaten for ``FROZEN_S``, or for three
   times the longest pause between two heartbeats before, which a busy machine makes longer;
-- *hung*: no rank has finished a step for ``HUNG_S``, or for three times the longest step before. Each kind of work that
-  may take longer than a step (a validation, a checkpoint) has a limit of its own. What was never seen to end, the
-  second step of a run too, may take ``FIRST_S``;
+- *hung*: no rank has finished a step for ``HUNG_S``, or for three times the longest step before. Work that
+  may take longer than a step (a validation, a checkpoint) has a separate limit for each kind. Work that has not ended
+  once in this run, such as the second step at its start, may take ``FIRST_S``;
 - *straggler*: of the last ``SAMPLES`` steps one rank was the last to finish nine out of ten, by a tenth of a step.
   Ranks of a synchronous job leave the last collective of a step together, so a slow rank shows in what follows it.
 
@@ -63,7 +63,7 @@ class Detector:
         A straggler is found once each ``SAMPLES`` steps.
         """
         away, self._looked = now - self._looked if self._looked else 0.0, now
-        if away > STOPPED_S:  # nobody looked, and perhaps nobody ran
+        if away > STOPPED_S:  # this process was stopped as well, so the ranks may have been
             self._excused = now
             self._stopped = {}
         self._stopped = {rank: self._stopped.get(rank, now) for rank in stopped}

@@ -67,7 +67,7 @@ def _prefix() -> str:
 
 
 def _is_own(place: Path) -> bool:
-    """Whether it is a folder of this user to which nobody else can write."""
+    """Whether this user owns the folder, and no one else can write to it."""
     about = place.lstat()
     return stat.S_ISDIR(about.st_mode) and about.st_uid == os.geteuid() and not about.st_mode & 0o077
 

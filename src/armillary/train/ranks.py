@@ -1,7 +1,7 @@
 """A run by many ranks: the same loop as on one device, over a program of the parallel room.
 
-Every rank takes the same steps with its part of the model and of each batch, and writes events of its own. Rank 0
-alone holds the folder: it writes specification, metrics and result, and it tells the others what it finds there (a
+Every rank takes the same steps with its part of the model and of each batch, and writes its own file of events. Only
+rank 0 opens the folder: it writes specification, metrics and result, and it tells the others what it finds there (a
 result, another run, a lock).
 
 Final weights are put together through the file system: the ranks write their pieces, and rank 0 copies them, tensor by

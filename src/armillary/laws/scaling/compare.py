@@ -49,7 +49,7 @@ LEVEL_MISS = 0.006
 # Scatter of a run beside others of the same N and D: a fifth of that around a law. Estimated from FREEDOM runs on.
 NOISE_APART, FREEDOM = 0.0008, 3
 
-# A family needs this many runs, and all families together so many.
+# The least number of runs: of one family, and of all families together.
 LEAST_RUNS, LEAST_TOTAL = 2, 6
 
 # Families are compared by the upper half of their own compute, so no farther than about this factor is tested.
