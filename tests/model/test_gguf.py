@@ -126,7 +126,7 @@ def test_what_llamacpp_lacks_is_refused_by_name(tmp_path: Path, tokenizer_file: 
         with pytest.raises(UsageError, match=said):
             convert(folder, tmp_path / "model.gguf", ConvertOptions("gguf"))
     _, folder = exported(ModelShape(**SIZES), tmp_path / "plain", tokenizer_file)
-    with pytest.raises(UsageError, match="quantize is 'q5'"):
+    with pytest.raises(UsageError, match="--quantize q5 with --to gguf"):
         convert(folder, tmp_path / "model.gguf", ConvertOptions("gguf", quantize="q5"))
     document = json.loads((folder / "tokenizer.json").read_text())
     document["pre_tokenizer"] = {"type": "Whitespace"}
