@@ -44,7 +44,12 @@ def test_the_better_family_is_found_with_its_multiplier(families):
         (["params", "tokens", "loss"], "family", ["1B"], "--at 1B: give parameters and tokens"),
         (["params", "tokens", "loss"], "family", ["1B", "many"], "'many' is not"),
         (["params", "tokens", "loss"], "kind", ["1B", "1B"], "has no column 'kind'"),
-        (["params", "tokens", "loss"], "family", ["7e30", "1e30"], "times beyond the fitted runs, more than 1000; give a nearer target"),
+        (
+            ["params", "tokens", "loss"],
+            "family",
+            ["7e30", "1e30"],
+            "times beyond the fitted runs, more than 1000; give a nearer target",
+        ),
         (["params", "tokens", "loss"], "params", ["1B", "1B"], "no family has runs of two sizes"),
     ],
 )

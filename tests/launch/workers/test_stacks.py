@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -136,6 +137,35 @@ def test_a_stack_is_chosen_where_it_gains_more_than_noise(rates, chosen, fleet, 
 
     monkeypatch.setattr(fleet, "measure", measure)
     assert fleet._best_members(make_spec(), 200) == chosen
+
+
+@pytest.mark.parametrize(
+    ("jobs", "ready", "given"),
+    [
+        (10, 2, [(5, 5), (5, 5)]),  # one stack could hold them all, and the other worker would wait
+        (1, 2, [(1, 1)]),
+        (41, 2, [(21, 16), (20, 16)]),  # more than fit at once
+        (10, 1, [(5, 5)]),  # the other worker is about to start
+    ],
+)
+def test_workers_share_what_one_stack_could_hold(jobs, ready, given, tmp_path, make_spec):
+    class Given(pool.Worker):
+        def send(self, message):
+            taken.append((len(message.jobs), message.members))
+
+    class Two(pool.WorkerExecutor):
+        n_workers, device = 2, "none"
+        _start_workers = _await_workers = _receive = _close = None
+
+    taken = []
+    specs = [make_spec(seed=seed) for seed in range(jobs)]
+    store = Store(tmp_path / "store")
+    store.add("shared", specs)
+    executor = Two(store, tmp_path, 30.0, SimpleNamespace(value=0))
+    executor._workers = [Given() for _ in range(ready)]
+    executor._members[stack_key(specs[0])] = 16
+    executor._hand_out(pool._Queue([Job(spec) for spec in specs]))
+    assert taken == given
 
 
 def test_nothing_is_measured_where_little_is_to_be_done(fleet, make_spec, monkeypatch):

@@ -270,9 +270,10 @@ class WorkerExecutor(Executor):
         at_hand = [job for worker in self._workers for jobs in worker.stacks for job in jobs]
         unfinished = {job.spec.id for job in [*at_hand, *queue.waiting]}
         # Idle workers come first: jobs are sent early only when no worker is idle.
-        for worker in sorted(self._workers, key=lambda worker: len(worker.stacks)):
-            if not worker.wants_more():
-                continue
+        asking = sorted((worker for worker in self._workers if worker.wants_more()), key=lambda w: len(w.stacks))
+        starting = max(0, self.n_workers - len(self._workers))
+        idle = sum(not worker.stacks for worker in asking)
+        for number, worker in enumerate(asking):
             ready = [job for job in queue.waiting if self._is_ready(job, unfinished)]
             if not ready:
                 return
@@ -280,16 +281,18 @@ class WorkerExecutor(Executor):
             # it.
             members = self._members.get(stack_key(ready[0].spec), 1) if queue.may_stack(ready[0]) else 1
             mates = [job for job in ready if queue.may_stack(job) and stack_key(job.spec) == stack_key(ready[0].spec)]
-            # More jobs than fit at once, since one enters as another leaves; fewer each time, so that all workers
-            # finish together.
-            jobs = mates[: max(members, -(-len(mates) // len(self._workers)))] if members > 1 else ready[:1]
+            # The idle workers share what there is, even where one stack could hold it all: two workers with half a
+            # stack each are faster than one with a full stack. More jobs than fit at once are sent, since one enters
+            # as another leaves; fewer each time, so that all workers finish together.
+            sharing = idle - number + starting if number < idle else self.n_workers
+            jobs = mates[: -(-len(mates) // sharing)] if members > 1 else ready[:1]
             for job in jobs:
                 queue.waiting.remove(job)
             jobs = [job for job in jobs if not self._settle(job, queue)]
             for job in jobs:
                 self.store.mark_running(job.spec.id)
             if jobs:
-                worker.give(jobs, members)
+                worker.give(jobs, min(members, len(jobs)))
 
     def _settle(self, job: Job, queue: _Queue) -> bool:
         """Whether another process with the same store has finished the run since this call began."""
