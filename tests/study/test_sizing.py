@@ -107,6 +107,22 @@ def test_a_budget_in_time_is_kept_at_the_rate_measured(make_recipe, make_fleet, 
     assert other.tokens == {stage: pytest.approx(tokens, abs=2) for stage, tokens in plan.tokens.items()}
 
 
+@pytest.mark.parametrize(("workers", "rounds"), [(1, 9), (2, 5), (4, 3), (9, 1)])
+def test_the_last_round_of_the_target_takes_as_long_as_a_full_one(
+    make_recipe, make_fleet, tiny_corpus, workers, rounds
+):
+    """Nine runs on two workers take the time of ten."""
+    fleet = make_fleet(1e9)
+    fleet.n_workers = workers
+    recipe = make_recipe(seeds=[1, 2, 3], budget_share=None, tokens=100_000_000)
+    plan = make_plan(recipe, tiny_corpus, fleet, budget="1000h")
+    alone = make_fleet(1e9)
+    alone.n_workers = 1
+    one = make_plan(recipe, tiny_corpus, alone, budget="1000h").seconds["target"] / 9
+    assert plan.seconds["target"] == pytest.approx(rounds * workers * one)
+    assert plan.flops["target"] == make_plan(recipe, tiny_corpus, alone, budget="1000h").flops["target"]
+
+
 def test_what_is_spent_and_what_no_run_takes_is_taken_off_a_time():
     assert remaining("1e15flops", 100.0) == "1e15flops"
     assert parse_budget(remaining("13m", 30.0)) == (pytest.approx(780 - 30 - 22), "s")

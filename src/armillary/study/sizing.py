@@ -22,7 +22,7 @@ STAGES: tuple[Stage, ...] = ("mixture", "anneal", "ladder", "target")
 
 # What validation costs in training tokens: a forward pass is a third of a training step.
 _FORWARD_SHARE = 1 / 3
-# Starting runs, checkpoints and the last run of a stage, for which one worker has nothing to do.
+# Starting runs, checkpoints, and the end of a study, where one worker has nothing to do.
 _SLACK = 1.12
 # Seconds for fitting the laws, starting workers, the report and the export: an allowance, the same for every recipe.
 _RESERVE_S, _RESERVE_SHARE = 22.0, 0.1
@@ -124,7 +124,8 @@ def make_plan(
             name: (1 / rates[name] if unit == "s" else shape.train_flops_per_token(recipe.training.context_length))
             for name, shape in shapes.items()
         }
-        sizing = _Sizing(recipe, stages, _Costs(recipe, corpus, cost))
+        at_once = _at_once(recipe, executor) if unit == "s" else 1
+        sizing = _Sizing(recipe, stages, _Costs(recipe, corpus, cost, at_once))
         try:
             sized, runs = sizing.sizes(value / slack)
         except _TooSmallError as error:
@@ -133,7 +134,7 @@ def make_plan(
     if tokens["target"] == 0:
         # Only studies were asked for, and the target's size hangs on a budget for everything.
         tokens["target"] = tokens["ladder"]
-    in_seconds = _Costs(recipe, corpus, {name: 1 / rate for name, rate in rates.items()})
+    in_seconds = _Costs(recipe, corpus, {name: 1 / rate for name, rate in rates.items()}, _at_once(recipe, executor))
     flops = {name: shape.train_flops_per_token(recipe.training.context_length) for name, shape in shapes.items()}
     in_flops = _Costs(recipe, corpus, flops)
     return Plan(
@@ -146,6 +147,11 @@ def make_plan(
         flops={s: in_flops.of(s, tokens[s], runs) for s in stages},
         rates=rates,
     )
+
+
+def _at_once(recipe: Recipe, executor: Fleet) -> int:
+    """How many target runs train at the same time: one with a layout, since its ranks are the whole machine."""
+    return executor.n_workers if recipe.training.layout is None else 1
 
 
 class SmallBudgetError(UsageError):
@@ -186,11 +192,15 @@ class _TooSmallError(Exception):
 
 @dataclass(frozen=True)
 class _Costs:
-    """The costs of stages in seconds or FLOPs, the units of ``per_token`` by shape (``family/depth``)."""
+    """The costs of stages in seconds or FLOPs, the units of ``per_token`` by shape (``family/depth``).
+
+    Target runs are few and long, so a last round of fewer than ``at_once`` of them takes as long as a full one.
+    """
 
     recipe: Recipe
     corpus: Corpus
     per_token: dict[str, float]
+    at_once: int = 1
 
     def of(self, stage: Stage, tokens: float, mixture_runs: int) -> float:
         """The cost of a stage whose largest run takes ``tokens``."""
@@ -211,7 +221,8 @@ class _Costs:
             looks = 1 + len(study.ladder.fractions)
             names = [f"{name}/{depth}" for name in study.ladder.families for depth in study.ladder.depths]
             return study.ladder.seeds * (tokens * share + looks * look) * sum(cost[name] for name in names)
-        return 3 * seeds * (tokens + TARGET_LOOKS * look) * cost[f"{family}/{recipe.model.depth}"]
+        runs = self.at_once * math.ceil(3 * seeds / self.at_once)
+        return runs * (tokens + TARGET_LOOKS * look) * cost[f"{family}/{recipe.model.depth}"]
 
 
 @dataclass(frozen=True)
