@@ -45,6 +45,7 @@ VERBS = [
     ["reproduce"],
     ["generate"],
     ["chat"],
+    ["serve"],
     ["convert"],
     ["logits"],
     ["evaluate", "contest"],

@@ -51,6 +51,17 @@ _OPTIONS: dict[str, Any] = {
 }
 
 
+# A server opens no other server.
+_SERVED = {name: option for name, option in _OPTIONS.items() if name != "endpoint"}
+_SERVED["backend"] = Annotated[
+    str | None,
+    typer.Option(help="Engine: auto, native, llama.cpp, vllm or transformers (default: auto).", show_default=False),
+]
+_SERVED["batch_size"] = Annotated[
+    int | None, typer.Option(min=1, help="Answers computed at a time (native: 64, others: 1).", show_default=False)
+]
+
+
 @dataclass(frozen=True)
 class Engine:
     """How to open a model: the ``name`` of an engine (None: the one that recognises the model), and its options."""
@@ -62,9 +73,11 @@ class Engine:
 def _engine(values: dict[str, Any]) -> Engine:
     from armillary.generate import BackendOptions, EndpointOptions  # imported here to keep `armillary --help` fast
 
-    name, endpoint = values.pop("backend"), values.pop("endpoint")
+    name, endpoint = values.pop("backend"), values.pop("endpoint", None)
     return Engine(name, BackendOptions(**values, endpoint=EndpointOptions.from_settings(endpoint or [])))
 
 
 # Replaces a verb's parameter ``engine`` with the options to open a model, and passes them as one object.
 opens_models = with_options("engine", _OPTIONS, _engine)
+# The same for a verb that serves a model.
+serves_models = with_options("engine", _SERVED, _engine)

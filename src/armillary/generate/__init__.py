@@ -50,6 +50,7 @@ __all__ = [
     "Sampling",
     "Streaming",
     "Written",
+    "batch",  # a module: it loads torch
     "check_answers",
     "complete_file",
     "native",  # a module: it loads torch

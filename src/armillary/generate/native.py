@@ -1,30 +1,27 @@
 """Our own models behind the ``Backend`` protocol: many sequences in one step, each independent of the others.
 
-When a sequence finishes, a waiting one starts at once. Prompts enter the same steps as new tokens, so a long prompt
-delays the others by at most one step. The text and likelihoods of a request are the same to the last bit at any batch
-size, in any order and with any number of threads, because single steps have this property (``decoder.py``).
+When a sequence finishes, a waiting one starts at once (``batch.py``). The text and likelihoods of a request are the
+same to the last bit at any batch size, in any order and with any number of threads, because single steps have this
+property (``decoder.py``).
 
 It reads a folder that ``armillary`` published, or any other that ``open_model`` reads. It also takes a
 model in memory with its tokenizer, to examine models without a published format.
 
-Trade-offs: weights are held in fp32. A sequence reserves memory for its maximum length; if a whole batch does not fit,
-fewer sequences run at a time. Prefixes are shared between the pairs of one call of ``loglikelihood`` and between the
-answers to one request, but not between requests.
+Trade-offs: weights are held in fp32. If the caches of a whole batch do not fit, fewer sequences run at a time. Prefixes
+are shared between the pairs of one call of ``loglikelihood`` and between the answers to one request, but not between
+requests.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from armillary.generate.backend import (
     BadRequestError,
@@ -40,54 +37,16 @@ from armillary.generate.backend import (
     fit_prompt,
     split_pair,
 )
-from armillary.generate.decoder import CacheMemory, Decoder, Rows, build_decoder, check_length
-from armillary.generate.sampling import Sampler, check_logit
+from armillary.generate.batch import Answer, Batch, Chunk, Logits, Recorded, run_step
+from armillary.generate.decoder import CacheMemory, build_decoder, check_length
+from armillary.generate.sampling import Sampler, log_probabilities
 from armillary.generate.text import ModelText, TextStream
 from armillary.model import Transformer, build, open_model
 from armillary.recipe import ArmillaryError, UsageError
 
 BATCH_SIZE = 32
-# Share of the free memory available to the caches of a batch.
-_CACHE_SHARE = 0.5
 # If two contexts share at least this many tokens, the second waits for the first.
 _WORTH_SHARING = 32
-_Logits = NDArray[np.float32]
-
-
-@dataclass
-class _Chunk:
-    """Tokens that a step appends to a sequence at ``position``; logits are needed for all rows, the last, or none."""
-
-    tokens: Sequence[int]
-    position: int
-    cache: CacheMemory
-    last: bool = False
-    all_rows: bool = False
-
-
-@dataclass
-class _Answer:
-    """One answer in progress; ``waiting`` are the tokens not yet in a step, starting at ``position``."""
-
-    request: int
-    number: int
-    prompt: list[int]
-    sampler: Sampler
-    room: int
-    ends: frozenset[int | None]
-    stream: TextStream | None = None
-    waiting: list[int] = field(default_factory=list)
-    position: int = 0
-    tokens: list[int] = field(default_factory=list)
-    cache: CacheMemory | None = None
-    prefix: tuple[CacheMemory, _Logits] | None = None  # of the prompt, computed by the first answer
-    siblings: list[_Answer] = field(default_factory=list)  # answers to the same request, which wait for this one
-    finish: Literal["stop", "length"] | None = None
-
-    @property
-    def capacity(self) -> int:
-        """Tokens that the cache must hold: the last drawn token never enters it."""
-        return len(self.prompt) + self.room - 1
 
 
 class NativeBackend(InProcess):
@@ -148,6 +107,16 @@ class NativeBackend(InProcess):
             self._identity = {"backend": "native", **self._name(), "precision": "float32"}
         return self._identity
 
+    @property
+    def text(self) -> ModelText:
+        """The tokenizer, with the chat template."""
+        return self._text
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens that the model knows."""
+        return self._decoder.shape.vocab_size
+
     def tokenize(self, text: str) -> list[int]:
         """The token ids of ``text``, without special tokens added."""
         return self._text.encode(text, False)
@@ -171,8 +140,8 @@ class NativeBackend(InProcess):
         return self._completions(given, prompts)
 
     def _completions(self, requests: list[Request], prompts: list[tuple[list[int], int]]) -> Iterator[Completion]:
-        unfinished: dict[int, list[_Answer]] = {}
-        answers = (self._first(index, prompts[index][0], request) for index, request in enumerate(requests))
+        unfinished: dict[int, list[Answer]] = {}
+        answers = (self.start(index, prompts[index][0], request.sampling) for index, request in enumerate(requests))
         for answer in self._run(answers):
             request = answer.request
             done = unfinished.setdefault(request, [])
@@ -185,10 +154,10 @@ class NativeBackend(InProcess):
     def stream(self, request: Request) -> Generator[str, None, Completion]:
         """Yields the text of the first answer piece by piece, and returns the completion that ``complete`` gives."""
         prompt, cut = self._prompt(0, request)
-        first = self._first(0, prompt, request)
-        stream = first.stream or TextStream(self._text, ())
-        first.stream, said = stream, 0
-        done: list[_Answer] = []
+        first, said = self.start(0, prompt, request.sampling, Recorded(growing=True)), 0
+        stream = first.stream
+        assert stream is not None, "it grows"
+        done: list[Answer] = []
         for answer in self._run(iter([first]), every_step=True):
             if answer.finish is not None:
                 done.append(answer)
@@ -212,7 +181,7 @@ class NativeBackend(InProcess):
         return tokens, cut
 
     def _check_tokens(self, index: int, tokens: list[int], what: str) -> None:
-        size = self._decoder.shape.vocab_size
+        size = self.vocab_size
         if tokens and max(tokens) >= size:
             raise BadRequestError(
                 index,
@@ -221,20 +190,26 @@ class NativeBackend(InProcess):
                 what,
             )
 
-    def _first(self, index: int, prompt: list[int], request: Request) -> _Answer:
-        """The first answer to a request, with the others as its siblings."""
-        first, *others = (self._answer(index, n, prompt, request.sampling) for n in range(request.sampling.n))
+    def start(self, index: int, prompt: list[int], sampling: Sampling, recorded: Recorded = Recorded()) -> Answer:
+        """The first answer to request ``index``, for a batch; the others are its ``siblings``.
+
+        ``prompt`` has at least one token, none outside the vocabulary, and fits the context.
+        """
+        first, *others = (self._answer(index, n, prompt, sampling, recorded) for n in range(sampling.n))
         first.siblings = others
         return first
 
-    def _answer(self, request: int, number: int, prompt: list[int], sampling: Sampling) -> _Answer:
-        room = min(sampling.max_new_tokens, self._context - len(prompt))
-        stream = TextStream(self._text, sampling.stop) if sampling.stop else None
+    def _answer(self, request: int, number: int, prompt: list[int], sampling: Sampling, recorded: Recorded) -> Answer:
+        room = min(sampling.max_new_tokens, self._context - len(prompt)) if recorded.answer else 0
         # the text of an answer has no special tokens, so a special token as a stop string becomes an end token
         ends = self._text.ends | {self._text.special(stop) for stop in sampling.stop}
-        return _Answer(request, number, prompt, Sampler(sampling, number), room, ends, stream, list(prompt))
+        answer = Answer(request, number, prompt, Sampler(sampling, number), room, ends)
+        if sampling.stop or recorded.growing:
+            answer.stream = TextStream(self._text, sampling.stop)
+        answer.top, answer.echo = recorded.top, recorded.echo and number == 0
+        return answer
 
-    def _completion(self, index: int, prompt: list[int], answers: list[_Answer]) -> Completion:
+    def _completion(self, index: int, prompt: list[int], answers: list[Answer]) -> Completion:
         choices = []
         for answer in sorted(answers, key=lambda one: one.number):
             text = self._text.decode(answer.tokens) if answer.stream is None else answer.stream.finish()
@@ -245,101 +220,26 @@ class NativeBackend(InProcess):
 
     # -- steps --
 
-    def _run(self, answers: Iterator[_Answer], every_step: bool = False) -> Iterator[_Answer]:
+    def new_batch(self, size: int) -> Batch:
+        """An empty batch for ``size`` answers of this model at a time."""
+        return Batch(self._decoder, size)
+
+    def _run(self, answers: Iterator[Answer], every_step: bool = False) -> Iterator[Answer]:
         """Yield each answer when it is finished; with ``every_step`` also after each of its tokens."""
-        free = self._decoder.free_memory()
-        queue, running = deque[_Answer](), list[_Answer]()
+        batch = self.new_batch(self._batch_size)
         while True:
             started = time.monotonic()
-            touched: list[_Answer] = []
-            while len(running) < self._batch_size:
-                if not queue and (answer := next(answers, None)) is not None:
-                    queue.append(answer)
-                if not queue or not self._admit(queue[0], running, free):
-                    break
-                answer = queue.popleft()
-                running.append(answer)
-                if answer.prefix is not None:
-                    self._take(answer, answer.prefix[1])
-                    answer.prefix = None
-                    touched.append(answer)
-            active = [answer for answer in running if answer.finish is None]
-            if active:
-                for answer in self._step(active):
-                    touched.append(answer)
-                    queue.extendleft(reversed(answer.siblings))
-                    answer.siblings = []
-            running = [answer for answer in active if answer.finish is None]
+            while batch.room > 0 and (answer := next(answers, None)) is not None:
+                batch.add(answer)
+            if batch.idle:
+                return
+            touched = batch.step()
             self._cost.seconds += time.monotonic() - started
             for answer in touched:
-                if answer.finish is not None:
-                    answer.cache = None
+                if answer.error is not None:
+                    raise RequestError(answer.request, str(answer.error)) from answer.error
                 if answer.finish is not None or every_step:
                     yield answer
-            if not touched and not running and not queue:
-                return
-
-    def _admit(self, answer: _Answer, running: list[_Answer], free: int | None) -> bool:
-        """Give the answer a cache; False if the running answers leave too little memory."""
-        needed = self._decoder.cache_bytes(answer.capacity)
-        occupied = sum(other.cache.bytes for other in running if other.cache is not None)
-        if free is not None:
-            if running and occupied + needed > _CACHE_SHARE * free:
-                return False
-            if needed > free:
-                raise RequestError(
-                    answer.request,
-                    f"keys and values of {answer.capacity} tokens need {needed:,} bytes, but only {free:,} are free; "
-                    "ask for fewer new tokens",
-                )
-        answer.cache = self._decoder.new_cache(answer.capacity)
-        if answer.prefix is not None:
-            answer.cache.take_prefix(answer.prefix[0], len(answer.prompt))
-            answer.waiting, answer.position = [], len(answer.prompt)
-        return True
-
-    def _step(self, running: list[_Answer]) -> list[_Answer]:
-        """One step: one token of each started answer, and as many prompt tokens as fit."""
-        room = self._decoder.max_rows
-        parts: list[tuple[_Answer, int]] = []
-        for answer in sorted(running, key=lambda one: len(one.waiting)):
-            count = min(len(answer.waiting), room)
-            if count:
-                parts.append((answer, count))
-                room -= count
-        chunks, drawing = [], []
-        for answer, count in parts:
-            assert answer.cache is not None, "it runs"
-            ends = count == len(answer.waiting)
-            chunks.append(_Chunk(answer.waiting[:count], answer.position, answer.cache, last=ends))
-            answer.position += count
-            del answer.waiting[:count]
-            if ends:
-                drawing.append(answer)
-        for answer, line in zip(drawing, _step(self._decoder, chunks), strict=True):
-            for other in answer.siblings:
-                assert answer.cache is not None, "the cache was just written"
-                other.prefix = answer.cache, line.copy()
-            self._take(answer, line)
-        return drawing
-
-    def _take(self, answer: _Answer, logits: _Logits) -> None:
-        """Draw the next token of an answer."""
-        try:
-            token = answer.sampler.draw(logits)
-        except ArmillaryError as error:
-            raise RequestError(answer.request, f"new token {len(answer.tokens) + 1}: {error}") from error
-        if token in answer.ends:
-            answer.finish = "stop"
-            return
-        answer.tokens.append(token)
-        answer.waiting = [token]
-        if answer.stream is not None:
-            answer.stream.add(token)
-            if answer.stream.stopped:
-                answer.finish = "stop"
-        if answer.finish is None and len(answer.tokens) >= answer.room:
-            answer.finish = "length"
 
     # -- likelihoods --
 
@@ -388,7 +288,7 @@ class NativeBackend(InProcess):
 
         ``before`` is a context that was computed earlier, and its cache.
         """
-        decoder, work, caches = self._decoder, list[_Chunk](), list[CacheMemory]()
+        decoder, work, caches = self._decoder, list[Chunk](), list[CacheMemory]()
         for context in wave:
             cache = decoder.new_cache(len(context))
             shared = 0
@@ -396,7 +296,7 @@ class NativeBackend(InProcess):
                 # the last token is computed again for its logits
                 shared = min(_shared(context, before[0]), len(context) - 1)
                 cache.take_prefix(before[1], shared)
-            work.append(_Chunk(context[shared:], shared, cache, last=True))
+            work.append(Chunk(context[shared:], shared, cache, last=True))
             caches.append(cache)
         for context, line in zip(wave, self._steps(work), strict=True):
             for one in contexts[context]:
@@ -413,30 +313,30 @@ class NativeBackend(InProcess):
             for one, context, cache in group:
                 own = decoder.new_cache(len(context) + len(one.continuation) - 1)
                 own.take_prefix(cache, len(context))
-                work.append(_Chunk(one.continuation[:-1], len(context), own, all_rows=True))
+                work.append(Chunk(one.continuation[:-1], len(context), own, all_rows=True))
             targets = ((scores[one], token) for one, _, _ in group for token in one.continuation[1:])
             for (score, token), line in zip(targets, self._steps(work), strict=True):
                 score.add(line, token)
         return wave[-1], caches[-1]
 
-    def _steps(self, work: list[_Chunk]) -> Iterator[_Logits]:
+    def _steps(self, work: list[Chunk]) -> Iterator[Logits]:
         """The requested logits of the chunks, in order, in as many steps as needed."""
-        parts: list[_Chunk] = []
+        parts: list[Chunk] = []
         room = self._decoder.max_rows
         for chunk in work:
             at = 0
             while at < len(chunk.tokens):
                 count = min(room, len(chunk.tokens) - at)
                 ends = at + count == len(chunk.tokens)
-                piece = _Chunk(chunk.tokens[at : at + count], chunk.position + at, chunk.cache)
+                piece = Chunk(chunk.tokens[at : at + count], chunk.position + at, chunk.cache)
                 piece.all_rows, piece.last = chunk.all_rows, chunk.last and ends
                 parts.append(piece)
                 at, room = at + count, room - count
                 if not room:
-                    yield from _step(self._decoder, parts)
+                    yield from run_step(self._decoder, parts)
                     parts, room = [], self._decoder.max_rows
         if parts:
-            yield from _step(self._decoder, parts)
+            yield from run_step(self._decoder, parts)
 
 
 @dataclass(frozen=True)
@@ -453,17 +353,16 @@ class _Score:
     def __init__(self, place: int) -> None:
         self._place, self.likelihood = place, Likelihood(0.0, 0, True)
 
-    def add(self, logits: _Logits, token: int) -> None:
+    def add(self, logits: Logits, token: int) -> None:
         """Add one token, with the logits at its position."""
-        exact = logits.astype(np.float64)
-        best = exact.argmax()
         try:
-            check_logit(float(exact[best]))  # NaN counts as the largest
+            value = float(log_probabilities(logits)[token])
         except ArmillaryError as error:
             raise RequestError(self._place, str(error), "pair") from error
-        value = float(exact[token] - exact[best] - np.log(np.exp(exact - exact[best]).sum()))
         so_far = self.likelihood
-        self.likelihood = Likelihood(so_far.value + value, so_far.tokens + 1, so_far.greedy and bool(best == token))
+        self.likelihood = Likelihood(
+            so_far.value + value, so_far.tokens + 1, so_far.greedy and int(logits.argmax()) == token
+        )
 
 
 def generate(model: Transformer, prompt: Sequence[int], sampling: Sampling, end_token: int | None) -> list[int]:
@@ -492,7 +391,7 @@ def generate(model: Transformer, prompt: Sequence[int], sampling: Sampling, end_
         chunk = waiting[: decoder.max_rows]
         waiting = waiting[len(chunk) :]
         at = len(tokens) - len(waiting) - len(chunk)
-        (line,) = _step(decoder, [_Chunk(chunk, at, cache, last=True)])
+        (line,) = run_step(decoder, [Chunk(chunk, at, cache, last=True)])
         if waiting:
             continue
         token = sampler.draw(line)
@@ -501,21 +400,6 @@ def generate(model: Transformer, prompt: Sequence[int], sampling: Sampling, end_
         tokens.append(token)
         waiting = [token]
     return tokens[len(prompt) :]
-
-
-def _step(decoder: Decoder, chunks: list[_Chunk]) -> _Logits:
-    """The logits of the rows that the chunks request, in order."""
-    tokens, positions, sequence, wanted = list[int](), list[int](), list[int](), list[int]()
-    for number, chunk in enumerate(chunks):
-        if chunk.all_rows:
-            wanted += range(len(tokens), len(tokens) + len(chunk.tokens))
-        tokens += chunk.tokens
-        positions += range(chunk.position, chunk.position + len(chunk.tokens))
-        sequence += [number] * len(chunk.tokens)
-        if chunk.last:
-            wanted.append(len(tokens) - 1)
-    rows = Rows(*(np.array(numbers, np.int32) for numbers in (tokens, positions, sequence, wanted)))
-    return decoder.step(rows, [chunk.cache for chunk in chunks])
 
 
 def _waves(contexts: list[tuple[int, ...]], size: int) -> Iterator[list[tuple[int, ...]]]:

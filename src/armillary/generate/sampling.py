@@ -7,6 +7,7 @@ float64 on the host, equal logits give equal draws on every device.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,48 @@ class Sampler:
             chosen = _pick(order, weights, total, point, sampling)
             assert chosen is not None, "the whole vocabulary covers every point"
         return chosen
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A token, its log probability in nats, and the most likely tokens at its place with theirs, best first.
+
+    The first token of a prompt has no log probability.
+    """
+
+    token: int
+    value: float | None
+    top: tuple[tuple[int, float], ...]
+
+
+def log_probabilities(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """The log softmax of ``logits`` [vocab_size] in nats, in float64.
+
+    Raises:
+        ArmillaryError: the logits are not finite.
+    """
+    exact = logits.astype(np.float64)
+    best = exact[exact.argmax()]
+    check_logit(float(best))  # NaN counts as the largest
+    exact -= best
+    exact -= np.log(np.exp(exact).sum())
+    return exact
+
+
+def score(logits: NDArray[np.floating[Any]], token: int, top: int) -> Scored:
+    """The log probability of ``token``, with the ``top`` most likely tokens; in a tie the lower id comes first.
+
+    Raises:
+        ArmillaryError: the logits are not finite.
+    """
+    values = log_probabilities(logits)
+    if top:
+        least = np.partition(values, len(values) - top)[len(values) - top] if top < len(values) else values.min()
+        likely = np.flatnonzero(values >= least)
+        likely = likely[np.argsort(-values[likely], kind="stable")][:top]
+    else:
+        likely = np.array([], np.intp)
+    return Scored(token, float(values[token]), tuple((int(one), float(values[one])) for one in likely))
 
 
 def check_logit(largest: float) -> None:

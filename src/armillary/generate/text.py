@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ from armillary.generate.chat import ChatTemplate, read_template
 from armillary.recipe import UsageError
 
 _TORN = "\ufffd"  # the decoded form of an incomplete character
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")  # a byte, in vocabularies that have a token for each
+# The character that stands for each byte in a byte-level vocabulary (GPT-2): itself if it can be seen.
+_SEEN = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+_HIDDEN = [byte for byte in range(256) if byte not in _SEEN]
+_BYTES = {chr(byte): byte for byte in _SEEN} | {chr(256 + n): byte for n, byte in enumerate(_HIDDEN)}
 
 
 class ModelText:
@@ -34,9 +40,10 @@ class ModelText:
         self.tokenizer, self.ends, self.named, self._template = tokenizer, ends, dict(named or {}), template
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        self._special = {
-            added.content: number for number, added in tokenizer.get_added_tokens_decoder().items() if added.special
-        }
+        added = tokenizer.get_added_tokens_decoder()
+        self._added = frozenset(added)
+        self._special = {token.content: number for number, token in added.items() if token.special}
+        self._byte_level = tokenizer.decoder is not None and "ByteLevel" in str(tokenizer.decoder)
         self._bos = self.named.get("bos_token")
         token = self._bos or self.named.get("eos_token")
         self.first: int | None = tokenizer.token_to_id(token) if token else min(ends, default=None)
@@ -97,6 +104,19 @@ class ModelText:
         """The text of ``tokens`` without special tokens."""
         text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
         return text
+
+    def spell(self, token: int) -> bytes:
+        """The bytes of one token: of a special token its name, of a number without a token none."""
+        name = self.tokenizer.id_to_token(token)
+        if name is None:
+            return b""
+        if token in self._added:
+            return name.encode()
+        if self._byte_level:
+            return bytes(_BYTES[character] for character in name)
+        if (byte := _BYTE.fullmatch(name)) is not None:
+            return bytes([int(byte[1], 16)])
+        return name.replace("\u2581", " ").encode()
 
     def chat(self, messages: Sequence[Message]) -> str:
         """The messages in the text format that the model was trained on.

@@ -1,0 +1,356 @@
+"""Answers that grow together, one step at a time: they join before any step and leave after any.
+
+The tokens of an answer are the same to the last bit whatever else is in the batch, because single steps have this
+property (``decoder.py``). The batch may therefore decide freely which answers a step serves:
+
+- New tokens come first, then prompts, in pieces. The oldest prompt gets at least half of the room that is left, the
+  shortest ones the rest. A long prompt delays the others by at most one step, and short ones cannot hold it up.
+- A free place goes to the request with the fewest answers in the batch, then to the oldest.
+- A cache begins with room for the prompt and some new tokens, and grows. Where memory runs out, the youngest answer
+  waits and is computed again later, with the same result.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from armillary.generate.decoder import CacheMemory, Decoder, Rows
+from armillary.generate.sampling import Sampler, Scored, score
+from armillary.generate.text import TextStream
+from armillary.recipe import ArmillaryError
+
+# Share of the free memory available to the caches of a batch.
+_CACHE_SHARE = 0.5
+# Positions that a cache has at first beyond its prompt.
+_FIRST_ROOM = 256
+
+Logits = NDArray[np.float32]
+
+
+@dataclass
+class Chunk:
+    """Tokens that a step appends to a sequence at ``position``; logits are needed for all rows, the last, or none."""
+
+    tokens: Sequence[int]
+    position: int
+    cache: CacheMemory
+    last: bool = False
+    all_rows: bool = False
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What is recorded of an answer beside its tokens.
+
+    Attributes:
+        growing: its text while it grows.
+        top: log probabilities of its tokens, and of this many most likely ones at each place; None: none.
+        echo: those of the prompt too.
+        answer: whether there is an answer at all, or the prompt is only read.
+    """
+
+    growing: bool = False
+    top: int | None = None
+    echo: bool = False
+    answer: bool = True
+
+
+@dataclass(eq=False)
+class Answer:
+    """One answer in progress; ``waiting`` are the tokens not yet in a step, starting at ``position``.
+
+    With ``top``, each token is recorded in ``scored`` with its log probability and the ``top`` most likely tokens; with
+    ``echo`` also those of the prompt. An answer whose ``room`` is 0 ends with its prompt. One that failed has an
+    ``error``.
+    """
+
+    request: int
+    number: int
+    prompt: list[int]
+    sampler: Sampler
+    room: int
+    ends: frozenset[int | None]
+    stream: TextStream | None = None
+    top: int | None = None
+    echo: bool = False
+    waiting: list[int] = field(default_factory=list)
+    position: int = 0
+    tokens: list[int] = field(default_factory=list)
+    scored: list[Scored] = field(default_factory=list)
+    cache: CacheMemory | None = None
+    prefix: tuple[CacheMemory, Logits] | None = None  # of the prompt, computed by the first answer
+    siblings: list[Answer] = field(default_factory=list)  # answers to the same request, which wait for this one
+    finish: Literal["stop", "length"] | None = None
+    error: ArmillaryError | None = None
+    served: int = 0  # the last step that it was in
+
+    def __post_init__(self) -> None:
+        self.waiting = list(self.prompt)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that the cache must hold in the end: the last drawn token never enters it."""
+        return len(self.prompt) + max(self.room - 1, 0)
+
+    def fail(self, error: ArmillaryError) -> None:
+        """End the answer with an error."""
+        self.error, self.finish = error, "stop"
+
+
+class Batch:
+    """Up to ``size`` answers at a time, computed by ``decoder``; others wait in the order in which they were added."""
+
+    def __init__(self, decoder: Decoder, size: int) -> None:
+        self._decoder, self._size = decoder, size
+        self._free = decoder.free_memory()
+        self._queue = deque[Answer]()
+        self._running = list[Answer]()
+        self._steps = 0
+
+    @property
+    def running(self) -> int:
+        """The number of answers with a place in the batch."""
+        return len(self._running)
+
+    @property
+    def waiting(self) -> int:
+        """The number of answers without one."""
+        return len(self._queue)
+
+    @property
+    def room(self) -> int:
+        """The number of answers that may be added before others have to wait; 0 or less if some do."""
+        return self._size - len(self._running) - len(self._queue)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self._running and not self._queue
+
+    def add(self, answer: Answer) -> None:
+        """Let an answer, with its siblings, join as soon as there is a place."""
+        self._queue.append(answer)
+
+    def remove(self, answer: Answer) -> None:
+        """Take an answer out, wherever it is, with the siblings that wait for it; its place is free for the next
+        step."""
+        answer.siblings = []
+        for where in (self._running, self._queue):
+            if answer in where:
+                where.remove(answer)
+        answer.cache = answer.prefix = None
+
+    def step(self) -> list[Answer]:
+        """One step: one token of each started answer, and as many prompt tokens as fit.
+
+        Returns:
+            The answers that have a new token or have ended; none if the step only read prompts.
+
+        Raises:
+            ArmillaryError: the step itself failed; the answers are as before it, or must be removed.
+        """
+        touched = self._admit()
+        self._steps += 1
+        parts = self._parts([answer for answer in self._running if answer.finish is None])
+        chunks = list[Chunk]()
+        for answer, count in parts:
+            assert answer.cache is not None, "it runs"
+            scores, ends = answer.echo and not answer.tokens, count == len(answer.waiting)
+            chunks.append(Chunk(answer.waiting[:count], answer.position, answer.cache, ends and not scores, scores))
+        if chunks:
+            lines = iter(run_step(self._decoder, chunks))
+            for (answer, count), chunk in zip(parts, chunks, strict=True):
+                answer.position += count
+                answer.served = self._steps
+                del answer.waiting[:count]
+                ends, line = not answer.waiting, None
+                for place in range(len(chunk.tokens) if chunk.all_rows else int(chunk.last)):
+                    line = next(lines)
+                    if chunk.all_rows:
+                        self._read(answer, chunk.position + place + 1, line)
+                if ends and answer.finish is None:
+                    assert line is not None, "the last row of a prompt has logits"
+                    self._release(answer, line)
+                    self._take(answer, line)
+                if ends or answer.finish is not None:
+                    touched.append(answer)
+        touched += [answer for answer in self._running if answer.error is not None]
+        self._running = [answer for answer in self._running if answer.finish is None]
+        for answer in touched:
+            if answer.finish is not None:
+                answer.cache = None
+        return list(dict.fromkeys(touched))
+
+    # -- places and memory --
+
+    def _admit(self) -> list[Answer]:
+        """Give waiting answers the free places; return those that thereby have a token, or have failed."""
+        touched = []
+        while self._queue and len(self._running) < self._size:
+            crowd = Counter(answer.request for answer in self._running)
+            at = min(range(len(self._queue)), key=lambda i: (crowd[self._queue[i].request], i))
+            answer = self._queue[at]
+            if not self._fits(answer):
+                break
+            del self._queue[at]
+            if answer.error is None:
+                self._running.append(answer)
+            if answer.prefix is not None and answer.error is None:
+                cache, line = answer.prefix
+                assert answer.cache is not None, "it was just given one"
+                answer.cache.take_prefix(cache, len(answer.prompt))
+                answer.waiting, answer.position, answer.prefix = [], len(answer.prompt), None
+                self._take(answer, line)
+            if answer.finish is not None or answer.tokens:
+                touched.append(answer)
+        return touched
+
+    def _fits(self, answer: Answer) -> bool:
+        """Give the answer a cache; False if the running answers leave too little memory.
+
+        An answer that could never fit fails.
+        """
+        decoder, free = self._decoder, self._free
+        begin = min(answer.capacity, len(answer.prompt) + len(answer.tokens) + _FIRST_ROOM)
+        if free is not None:
+            if self._running and self._occupied() + decoder.cache_bytes(begin) > _CACHE_SHARE * free:
+                return False
+            needed = decoder.cache_bytes(answer.capacity)
+            if needed > free:
+                answer.fail(
+                    ArmillaryError(
+                        f"keys and values of {answer.capacity} tokens need {needed:,} bytes, but only {free:,} are "
+                        "free; ask for fewer new tokens"
+                    )
+                )
+                return True
+        try:
+            answer.cache = decoder.new_cache(begin)
+        except ArmillaryError as error:
+            answer.fail(error)
+        return True
+
+    def _occupied(self) -> int:
+        """Bytes of the caches of running answers, and of prompts that waiting ones share."""
+        caches = [answer.cache for answer in self._running if answer.cache is not None]
+        caches += [answer.prefix[0] for answer in self._queue if answer.prefix is not None]
+        return sum({id(cache): cache.bytes for cache in caches}.values())
+
+    def _grow(self, answer: Answer, length: int) -> bool:
+        """Make room for ``length`` positions; False if the answer has to wait, since others take the memory."""
+        assert answer.cache is not None, "it runs"
+        old = answer.cache
+        if length <= old.capacity:
+            return True
+        wanted = min(answer.capacity, max(length, 2 * old.capacity))
+        more = self._decoder.cache_bytes(wanted) - old.bytes
+        while self._free is not None and self._occupied() + more > _CACHE_SHARE * self._free:
+            youngest = self._running[-1]
+            if len(self._running) == 1:
+                break
+            self._postpone(youngest)
+            if youngest is answer:
+                return False
+        try:
+            answer.cache = self._decoder.new_cache(wanted)
+        except ArmillaryError as error:
+            answer.fail(error)
+            return False
+        answer.cache.take_prefix(old, answer.position)
+        return True
+
+    def _postpone(self, answer: Answer) -> None:
+        """Move an answer from the batch to the front of the queue; it will be computed again."""
+        self._running.remove(answer)
+        self._queue.appendleft(answer)
+        answer.cache, answer.position = None, 0
+        answer.waiting = answer.prompt + answer.tokens
+        if not answer.tokens:
+            answer.scored = []
+
+    # -- rows --
+
+    def _parts(self, active: list[Answer]) -> list[tuple[Answer, int]]:
+        """How many waiting tokens of which answers the next step takes."""
+        room = self._decoder.max_rows
+        prompts = [answer for answer in active if len(answer.waiting) > 1]
+        started = sorted((answer for answer in active if len(answer.waiting) == 1), key=lambda one: one.served)
+        counts = dict.fromkeys(started[: room - room // 4 if prompts else room], 1)
+        room -= len(counts)
+        if prompts:
+            oldest = prompts[0]
+            counts[oldest] = min(len(oldest.waiting), max(room // 2, 1))
+            room -= counts[oldest]
+            for answer in sorted(prompts, key=lambda one: len(one.waiting)):
+                more = min(len(answer.waiting) - counts.get(answer, 0), room)
+                if more:
+                    counts[answer] = counts.get(answer, 0) + more
+                    room -= more
+        for answer, count in counts.items():
+            if answer.cache is not None and answer.finish is None:
+                self._grow(answer, answer.position + count)
+        return [(one, count) for one, count in counts.items() if one.cache is not None and one.finish is None]
+
+    def _read(self, answer: Answer, place: int, logits: Logits) -> None:
+        """Score the prompt token at ``place`` by the logits of the position before it."""
+        if not answer.scored:
+            answer.scored.append(Scored(answer.prompt[0], None, ()))
+        if answer.finish is not None or place >= len(answer.prompt):
+            return
+        try:
+            answer.scored.append(score(logits, answer.prompt[place], answer.top or 0))
+        except ArmillaryError as error:
+            answer.fail(error)
+
+    def _release(self, answer: Answer, line: Logits) -> None:
+        """Let the siblings of an answer wait for places of their own, with what was computed of their prompt."""
+        for other in answer.siblings:
+            assert answer.cache is not None, "the cache was just written"
+            other.prefix = answer.cache, line.copy()
+            other.scored = list(answer.scored)
+        self._queue.extendleft(reversed(answer.siblings))
+        answer.siblings = []
+
+    def _take(self, answer: Answer, logits: Logits) -> None:
+        """Draw the next token of an answer."""
+        if not answer.room:
+            answer.finish = "length"
+            return
+        try:
+            token = answer.sampler.draw(logits)
+        except ArmillaryError as error:
+            return answer.fail(ArmillaryError(f"new token {len(answer.tokens) + 1}: {error}"))
+        if token in answer.ends:
+            answer.finish = "stop"
+            return
+        answer.tokens.append(token)
+        answer.waiting = [token]
+        if answer.top is not None:
+            answer.scored.append(score(logits, token, answer.top))
+        if answer.stream is not None:
+            answer.stream.add(token)
+            if answer.stream.stopped:
+                answer.finish = "stop"
+        if answer.finish is None and len(answer.tokens) >= answer.room:
+            answer.finish = "length"
+
+
+def run_step(decoder: Decoder, chunks: Sequence[Chunk]) -> Logits:
+    """The logits of the rows that the chunks request, in order."""
+    tokens, positions, sequence, wanted = list[int](), list[int](), list[int](), list[int]()
+    for number, chunk in enumerate(chunks):
+        if chunk.all_rows:
+            wanted += range(len(tokens), len(tokens) + len(chunk.tokens))
+        tokens += chunk.tokens
+        positions += range(chunk.position, chunk.position + len(chunk.tokens))
+        sequence += [number] * len(chunk.tokens)
+        if chunk.last:
+            wanted.append(len(tokens) - 1)
+    rows = Rows(*(np.array(numbers, np.int32) for numbers in (tokens, positions, sequence, wanted)))
+    return decoder.step(rows, [chunk.cache for chunk in chunks])

@@ -1,0 +1,295 @@
+"""The bodies of requests: which fields there are, which values they may have, and what they mean for the engine.
+
+A field that would change the answer and that this server does not have is refused unless its value is neutral. Fields
+without an effect on the answer (``user``, ``metadata``, …) are ignored.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import secrets
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from armillary.generate import Sampling
+from armillary.serve.engine import Ask, Chat
+from armillary.serve.errors import ApiError
+from armillary.serve.tools import for_template
+
+_LARGEST_N = 128
+_MOST_STOPS, _LONGEST_STOP = 16, 500
+_MOST_SCORES = 20
+# Fields that are known and not supported, with the values that change nothing.
+_NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "best_of": (1,),
+    "suffix": ("",),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "min_p": (0,),
+    "logit_bias": ({},),
+    "response_format": ({"type": "text"},),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (),
+    "reasoning_effort": ("none",),
+    "ignore_eos": (False,),
+}
+_IGNORED = frozenset(
+    {"user", "metadata", "store", "service_tier", "prediction", "safety_identifier", "prompt_cache_key", "verbosity"}
+)
+
+
+class _StreamOptions(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+    include_usage: bool = False
+
+
+class _Body(BaseModel):
+    """The fields that both endpoints have."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    default_tokens: ClassVar[int | None] = None
+
+    model: str | None = None
+    max_tokens: int | None = Field(None, ge=0)
+    temperature: float | None = Field(None, ge=0, le=100)
+    top_p: float | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1)
+    n: int | None = Field(None, ge=1, le=_LARGEST_N)
+    seed: int | None = None
+    stop: list[str] | None = None
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _stops(cls, given: Any) -> Any:
+        stops = [given] if isinstance(given, str) else given
+        if isinstance(stops, list):
+            if len(stops) > _MOST_STOPS:
+                raise ValueError(f"{len(stops)} strings, and {_MOST_STOPS} is the most")
+            if any(isinstance(one, str) and not 0 < len(one) <= _LONGEST_STOP for one in stops):
+                raise ValueError(f"a stop string must have 1 to {_LONGEST_STOP} characters")
+        return stops
+
+    def sampling(self, tokens: int | None, context: int) -> Sampling:
+        """How the answer is drawn; without ``tokens`` it is as long as the context allows."""
+        return Sampling(
+            max_new_tokens=max(context if tokens is None else tokens, 1),
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=self.top_k if self.top_k and self.top_k > 0 else None,
+            stop=tuple(self.stop or ()),
+            seed=secrets.randbits(31) if self.seed is None else self.seed,
+            n=self.n or 1,
+        )
+
+    @property
+    def with_usage(self) -> bool:
+        """Whether a stream ends with the counts of tokens."""
+        return self.stream_options is not None and self.stream_options.include_usage
+
+
+class CompletionBody(_Body):
+    """The body of ``/v1/completions``."""
+
+    prompt: list[str | tuple[int, ...]]
+    echo: bool | None = None
+    logprobs: int | None = Field(None, ge=0, le=_MOST_SCORES)
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _prompts(cls, given: Any) -> Any:
+        prompts = [given] if isinstance(given, str) or (isinstance(given, list) and _are_tokens(given)) else given
+        if not isinstance(prompts, list) or not prompts:
+            raise ValueError("give a text, a list of token ids, or a list of these")
+        if len(prompts) > _LARGEST_N:
+            raise ValueError(f"{len(prompts)} prompts, and {_LARGEST_N} is the most; send several requests")
+        read = list[Any]()
+        for place, prompt in enumerate(prompts):
+            if isinstance(prompt, str):
+                read.append(prompt)
+            elif isinstance(prompt, list) and _are_tokens(prompt):
+                read.append(tuple(prompt))
+            else:
+                raise ValueError(f"prompt {place + 1} is neither a text nor a list of token ids")
+        return read
+
+    def ask(self, context: int) -> Ask:
+        """What the engine is to do.
+
+        Raises:
+            ApiError: an answer of no tokens, without the prompt.
+        """
+        tokens = 16 if self.max_tokens is None else self.max_tokens
+        if not tokens and not self.echo:
+            raise ApiError(400, "max_tokens: 0 needs echo; give 1 or more", "max_tokens")
+        return Ask(
+            tuple(self.prompt),
+            self.sampling(tokens, context),
+            bool(self.stream),
+            self.logprobs,
+            bool(self.echo),
+            answer=tokens > 0,
+        )
+
+
+def _are_tokens(given: list[Any]) -> bool:
+    return bool(given) and all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in given)
+
+
+class _Function(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+    name: str = Field(min_length=1)
+
+
+class _Tool(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+    type: Literal["function"]
+    function: _Function
+
+
+class _CalledFunction(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+    name: str
+    arguments: str
+
+
+class _ToolCall(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+    id: str | None = None
+    type: Literal["function"] = "function"
+    function: _CalledFunction
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="ignore", strict=True)
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | None = None
+    name: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+    tool_call_id: str | None = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _text(cls, given: Any) -> Any:
+        if not isinstance(given, list):
+            return given
+        texts = []
+        for part in given:
+            if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+                kind = part.get("type") if isinstance(part, dict) else part
+                raise ValueError(f"a part of type {kind!r}; this model reads parts of type 'text' alone")
+            texts.append(part["text"])
+        return "".join(texts)
+
+
+class ChatBody(_Body):
+    """The body of ``/v1/chat/completions``."""
+
+    messages: list[_Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=_MOST_SCORES)
+    tools: list[_Tool] | None = None
+    tool_choice: Any = None
+    parallel_tool_calls: bool | None = None
+
+    @property
+    def tool_names(self) -> list[str]:
+        """Names of the tools that the model may call."""
+        return [] if self.tool_choice == "none" else [tool.function.name for tool in self.tools or ()]
+
+    def ask(self, context: int) -> Ask:
+        """What the engine is to do.
+
+        Raises:
+            ApiError: fields that contradict each other, or a tool that must be called.
+        """
+        if self.tool_choice not in (None, "auto", "none"):
+            raise ApiError(
+                400, "tool_choice: only auto and none; this server cannot force the model to call a tool", "tool_choice"
+            )
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
+        tokens = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        if tokens == 0:
+            raise ApiError(400, "max_tokens must be 1 or more", "max_tokens")
+        tools = tuple(tool.model_dump() for tool in self.tools or ()) if self.tool_names else ()
+        return Ask(
+            (Chat(tuple(self._plain(place) for place in range(len(self.messages))), tools),),
+            self.sampling(tokens, context),
+            bool(self.stream),
+            (self.top_logprobs or 0) if self.logprobs else None,
+        )
+
+    def _plain(self, place: int) -> dict[str, Any]:
+        """A message as chat templates expect it."""
+        message = self.messages[place]
+        where = f"messages[{place}]"
+        plain = message.model_dump(exclude_none=True)
+        plain["role"] = "system" if message.role == "developer" else message.role
+        plain.setdefault("content", "")
+        if message.tool_calls is not None:
+            if message.role != "assistant":
+                raise ApiError(400, f"{where}: only an assistant calls tools", f"{where}.tool_calls")
+            try:
+                plain["tool_calls"] = for_template(plain["tool_calls"])
+            except (ValueError, RecursionError) as error:
+                raise ApiError(400, f"{where}.tool_calls: {error}", f"{where}.tool_calls") from error
+        elif message.content is None:
+            raise ApiError(400, f"{where}.content is missing", f"{where}.content")
+        return plain
+
+
+def read_body(data: bytes, kind: type[CompletionBody] | type[ChatBody]) -> CompletionBody | ChatBody:
+    """The checked body of a request.
+
+    Raises:
+        ApiError: not a JSON object, or a field that is unknown, wrong or not supported; it is named.
+    """
+    document = read_object(data)
+    given = {name: value for name, value in document.items() if name not in _IGNORED}
+    for name, neutral in _NEUTRAL.items():
+        value = given.pop(name, None)
+        if value is not None and value not in neutral:
+            raise ApiError(400, f"{name}: this server does not have it; leave it out", name, "unsupported_parameter")
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        raise _named(error, kind) from error
+
+
+def read_object(data: bytes) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ApiError: it is none.
+    """
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from error
+    if not isinstance(document, dict):
+        raise ApiError(400, "the body is not a JSON object", code="invalid_json")
+    return document
+
+
+def _named(error: ValidationError, kind: type[BaseModel]) -> ApiError:
+    first = error.errors(include_url=False)[0]
+    param = ""
+    for part in first["loc"]:
+        param += f"[{part}]" if isinstance(part, int) else f".{part}" if param else str(part)
+    if first["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(first["loc"][-1]), kind.model_fields, 1)
+        said = f"there is no such field{f'; nearest: {near[0]}' if near else ''}"
+        return ApiError(400, f"{param}: {said}", param, "unknown_parameter")
+    if first["type"] == "missing":
+        return ApiError(400, f"{param} is missing", param, "missing_required_parameter")
+    said = first["msg"].removeprefix("Value error, ")
+    said = said[0].lower() + said[1:]
+    return ApiError(400, f"{param}: {said}", param, "invalid_value")
