@@ -144,6 +144,7 @@ TESTED_THROUGH = {
     "publish/lineage.py": ("publish/test_export.py", "walks back from a published folder"),
     "recipe/*.py": ("recipe/test_load_recipe.py", "parts of the documents, checked as they are read"),
     "report/*.py": ("report/test_report.py", "parts of one page"),
+    "serve/*.py": ("serve/test_server.py", "parts of one server, which is tested as a process"),
     "store/*.py": ("store/test_store.py", "parts of one class"),
     "train/answers.py": ("post/test_dpo.py", "the reference of a loss of pairs"),
     "train/engines/*.py": ("train/test_ranks.py", "engines are compared by the runs that they train"),
