@@ -90,12 +90,20 @@ def test_verbs(tmp_path):
 
     done = call("report", out, "--json", "--svg", tmp_path / "timeline.svg")
     report = json.loads(done.stdout)
+    assert report["accelerators"] == 1024 and "1,024 accelerators, simulated" in call("report", out).stdout
     assert report["goodput"] == said["goodput"] and {"losses_s", "restarts", "detection_s", "recovery_s"} <= set(report)
     assert report["productive_s"] + sum(report["losses_s"].values()) == pytest.approx(report["elapsed_s"])
     assert "<svg" in (tmp_path / "timeline.svg").read_text()
 
     done = call("limits", "--accelerators", 10240, "--mtbf-accelerator-hours", 50000, "--goal", 0.98, "--json")
     assert json.loads(done.stdout)["frontier"][0]["checkpoint_block_s"] > 0
+    asked = ("--recovery-s", 10, "--recovery-s", 36000)  # the second is longer than the goal allows
+    done = call("limits", "--accelerators", 10240, "--mtbf-accelerator-hours", 50000, *asked, "--json")
+    first, second = json.loads(done.stdout)["frontier"]
+    assert (first["recovery_s"], second["recovery_s"]) == (10, 36000)
+    assert first["checkpoint_block_s"] > 0 and second["checkpoint_block_s"] is None
+    shown = call("limits", "--accelerators", 10240, "--mtbf-accelerator-hours", 50000, *asked).stdout
+    assert "nothing" in shown and "10.0 h" in shown
 
     yaml = tmp_path / "cluster.yaml"
     yaml.write_text("accelerators: 64\nmtbf_accelerator_hours: 100\nrecovery_s: 60\ntiers:\n  - {interval_s: 300}\n")

@@ -34,6 +34,8 @@ def test_the_better_family_is_found_with_its_multiplier(families):
     reached = losses(1e9 * factors**0.5, 1e11 * factors**0.5)
     truth = factors[np.abs(reached - losses(1e9, 1e11, 0.93)).argmin()]
     assert versus["low"] < truth < versus["high"]
+    better = losses(1e9, 1e11, 0.93) / losses(1e9, 1e11) - 1
+    assert versus["difference_low"] < better < versus["difference_high"]
     assert [row["runs"] for row in said["expected_loss"]] == [16, 16]
 
 

@@ -73,6 +73,7 @@ class Ledger:
 
     ``seconds`` are means over the ranks and sum to ``elapsed_s``. ``detection_s`` and ``recovery_s`` hold one value
     per fault: until it was detected, and from then until a step was finished again. ``spans`` are those of each rank.
+    ``accelerators`` are those of a simulated cluster, whose events are in one file; None for a run of this program.
     """
 
     elapsed_s: float
@@ -85,6 +86,7 @@ class Ledger:
     replayed_steps: int
     skipped_batches: int
     spans: dict[int, tuple[Span, ...]] = field(repr=False)
+    accelerators: int | None = None
 
     @property
     def goodput(self) -> float | None:
@@ -106,6 +108,7 @@ class Ledger:
             "productive_s": self.seconds["productive"],
             "losses_s": {account: value for account, value in self.seconds.items() if account != "productive"},
             "ranks": self.ranks,
+            "accelerators": self.accelerators,
             "faults": self.faults,
             "restarts": self.restarts,
             "detection_s": list(self.detection_s),
@@ -176,6 +179,7 @@ def ledger(streams: dict[int, list[Event]], until_s: float | None = None) -> Led
             default=0,
         ),
         spans=spans,
+        accelerators=next((round(_number(e, "accelerators", 1)) for e in merged if "accelerators" in e.data), None),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,21 +102,26 @@ def run_simulation(cluster: Cluster, days: float, seed: int, out: Path) -> dict[
     }
 
 
-def limits_of(accelerators: int, mtbf_accelerator_hours: float, goal: float) -> dict[str, Any]:
+def limits_of(
+    accelerators: int, mtbf_accelerator_hours: float, goal: float, recoveries_s: Sequence[float] = ()
+) -> dict[str, Any]:
     """What ``goal`` allows: for several recovery times, the longest block of a checkpoint, at its best interval.
+
+    ``recoveries_s`` are those times; by default shares of the longest that the goal allows. A recovery that the goal
+    does not allow has None for block and interval.
 
     Raises:
         UsageError: a value is out of range.
     """
     job = Reliability.of_cluster(accelerators, mtbf_accelerator_hours, 0, 0)
     longest = largest_recovery(job.mtbf_s, goal)
-    frontier = []
-    for share in _SHARES:
-        block_s = largest_block(job.mtbf_s, share * longest, goal)
-        at = Reliability(job.mtbf_s, block_s, share * longest)
-        frontier.append(
-            {"recovery_s": share * longest, "checkpoint_block_s": block_s, "checkpoint_interval_s": best_interval(at)}
-        )
+    frontier: list[dict[str, float | None]] = []
+    for recovery_s in recoveries_s or [share * longest for share in _SHARES]:
+        block_s = interval_s = None
+        if recovery_s < longest:
+            block_s = largest_block(job.mtbf_s, recovery_s, goal)
+            interval_s = best_interval(Reliability(job.mtbf_s, block_s, recovery_s))
+        frontier.append({"recovery_s": recovery_s, "checkpoint_block_s": block_s, "checkpoint_interval_s": interval_s})
     return {
         "goal": goal,
         "accelerators": accelerators,

@@ -198,9 +198,16 @@ def compare(points: Path, columns: Sequence[str] | None, family_column: str, at:
                 "low": float(v.multiplier.low),
                 "high": float(v.multiplier.high),
                 "difference": float(v.difference.mean),
+                "difference_low": float(v.difference.low),
+                "difference_high": float(v.difference.high),
             }
             for v in said.versus
         ],
+        "meaning": (
+            "probability_better: that one run of the family ends with a lower loss than one of the reference; "
+            "compute_multiplier (low to high): compute with which the reference reaches the same loss, as a multiple; "
+            "difference (difference_low to difference_high): loss of one run over that of the reference, minus 1"
+        ),
     }
 
 

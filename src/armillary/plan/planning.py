@@ -69,6 +69,12 @@ class Plan:
             "others": [{**one.to_json(used), "loses_by": self.found.reason(one)} for one in self.found.others],
             "tried": self.found.tried,
             "cost": self.cost,
+            "cluster": {
+                "accelerator": self.job.accelerator_name,
+                "accelerators": self.cluster.accelerators,
+                "software": self.cluster.software,
+                "precision": self.cluster.precision,
+            },
             "parameters": self.job.model.parameters,
             "active_parameters": self.job.model.active_parameters,
         }

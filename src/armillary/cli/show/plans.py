@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from armillary.cli.show.screen import out, show_table
+from armillary.recipe import counted
 
 
 def show_plan(plan: dict[str, Any]) -> None:
     """Print ``Plan.to_json``."""
-    best, cost = plan["best"], plan["cost"]
+    best, cost, cluster = plan["best"], plan["cost"], plan["cluster"]
     memory = best["memory_gb"]
     out.print(
+        f"{counted(plan['parameters'], 'parameter')} on {cluster['accelerators']:,} x {cluster['accelerator']}, "
+        f"{cluster['precision']}, {cluster['software']}\n"
         f"best layout: {_layout(best['layout'])}\n"
         f"step {best['step_time_s']:.3g} s (90 %: {best['step_time_low_s']:.3g} to {best['step_time_high_s']:.3g}), "
         f"{best['tokens_per_s_per_accelerator']:,.0f} tokens/s per accelerator, MFU {100 * best['mfu']:.1f} %, "

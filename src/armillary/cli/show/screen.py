@@ -59,9 +59,9 @@ class Reporter:
             if now - self.told.get(stage, 0.0) >= _PLAIN_EVERY_S or done >= total:
                 self.told[stage] = now if done < total else float("inf")
                 left = (now - begun) * (total - done) / done if done else 0.0
-                err.print(
-                    f"{stage}: {done / max(total, 1e-9):.0%} {note}, {now - begun:.0f} s, about {left:.0f} s left"
-                )
+                said = f"{done / max(total, 1e-9):.0%} {note}".rstrip()
+                ends = f", about {left:.0f} s left" if done < total else ""
+                err.print(f"{stage}: {said}, {now - begun:.0f} s{ends}")
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""

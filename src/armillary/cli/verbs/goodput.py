@@ -10,6 +10,7 @@ import typer
 from armillary.cli.app import JsonOption, app
 from armillary.cli.show.screen import out, show_json, show_table
 from armillary.cli.values import not_negative, positive, probability
+from armillary.recipe import counted
 
 goodput = typer.Typer(no_args_is_help=True, help="Where the time of a run went, and what a cluster makes possible.")
 app.add_typer(goodput, name="goodput")
@@ -42,8 +43,11 @@ def report(
     if as_json:
         return show_json(found.to_json())
     share = {account: value / found.elapsed_s if found.elapsed_s else 0.0 for account, value in found.seconds.items()}
+    where = counted(found.ranks, "rank")
+    if found.accelerators is not None:  # a simulated cluster writes one file for all its accelerators
+        where = f"{counted(found.accelerators, 'accelerator')}, simulated"
     show_table(
-        f"{run}: {_duration(found.elapsed_s)} on {found.ranks} rank{'' if found.ranks == 1 else 's'}",
+        f"{run}: {_duration(found.elapsed_s)} on {where}",
         ["account", "time", "share"],
         [
             [account.replace("_", " "), _duration(found.seconds[account]), f"{100 * share[account]:.2f} %"]
@@ -103,7 +107,8 @@ def simulate(
     if as_json:
         return show_json(found)
     out.print(
-        f"{out_file}: {found['faults']} failures in {days:g} days, goodput {_percent(found['goodput'])}"
+        f"{out_file}: {counted(found['faults'], 'failure')} in {days:g} day{'' if days == 1 else 's'}, "
+        f"goodput {_percent(found['goodput'])}"
         + (f" (exact formula {_percent(found['formula'])})" if found["formula"] is not None else "")
         + f"; checkpoint every {found['checkpoint_interval_s']:.0f} s",
         highlight=False,
@@ -115,6 +120,10 @@ def limits(
     accelerators: Accelerators,
     mtbf_accelerator_hours: Mtbf,
     goal: Annotated[float, typer.Option(callback=probability, help="Goodput to reach.")] = 0.98,
+    recovery_s: Annotated[
+        list[float] | None,
+        typer.Option(min=0, help="Recovery to show, in seconds; may be repeated (default: shares of the longest)."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show how short recovery and checkpoints must be for a goal, such as 98 %.
@@ -123,13 +132,14 @@ def limits(
     """
     from armillary.goodput import limits_of
 
-    found = limits_of(accelerators, mtbf_accelerator_hours, goal)
+    found = limits_of(accelerators, mtbf_accelerator_hours, goal, recovery_s or ())
     if as_json:
         return show_json(found)
     show_table(
         f"goodput {100 * goal:g} % on {accelerators:,} accelerators: a failure every {_duration(found['mtbf_job_s'])}",
         ["recovery", "checkpoint may block for", "best interval"],
-        [[_duration(row["recovery_s"]), _seconds(row["checkpoint_block_s"]), _duration(row["checkpoint_interval_s"])]
+        [[_duration(row["recovery_s"]), "nothing", ""] if row["checkpoint_block_s"] is None else
+         [_duration(row["recovery_s"]), _seconds(row["checkpoint_block_s"]), _duration(row["checkpoint_interval_s"])]
          for row in found["frontier"]],
     )  # fmt: skip
     out.print(f"a recovery may take at most {_duration(found['largest_recovery_s'])}, even if checkpoints cost nothing")

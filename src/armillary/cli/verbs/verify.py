@@ -13,6 +13,7 @@ from rich.markup import escape
 from armillary.cli.app import JsonOption, app
 from armillary.cli.show.screen import out, show_json
 from armillary.cli.workspaces import DatabaseOption
+from armillary.recipe import counted
 
 
 @app.command()
@@ -44,6 +45,9 @@ def verify(
         parts = f": {len(found.checked)} parts, all" if len(found.checked) > 1 else ":"
         out.print(f"{found.kind} {escape(str(place))}{parts} as written", highlight=False)
     if len(found.checked) > 1 and not as_json:
+        if found.problems:
+            said = f"{counted(len(found.problems), 'problem')} in {counted(len(found.checked), 'part')}"
+            out.print(f"{found.kind} {escape(str(place))}: {said}", highlight=False)
         kinds = Counter(part.rpartition(" ")[0] or part for part in found.checked)
         out.print(f"checked: {', '.join(f'{count} x {kind}' if count > 1 else kind for kind, count in kinds.items())}")
     if found.problems:
