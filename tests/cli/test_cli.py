@@ -48,6 +48,7 @@ VERBS = [
     ["serve"],
     ["convert"],
     ["logits"],
+    ["publish"],
     ["evaluate", "contest"],
     ["leaderboard"],
     ["forecast", "record"],

@@ -205,7 +205,7 @@ def test_what_telechat2_lacks_is_refused_by_name(
 ) -> None:
     model = drawn(ModelShape(**{**SIZES, **shape}))
     export_hf(model, tmp_path / "hf", tokenizer_file=tokenizer_file, end_token="<|end|>", context_length=64)
-    with pytest.raises(UsageError, match=named):
+    with pytest.raises(UsageError, match=f"{tmp_path / 'hf'}: .*{named}"):
         convert(tmp_path / "hf", tmp_path / "out", ConvertOptions("telechat2"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
 

@@ -34,6 +34,17 @@ def test_the_logits_of_a_folder_are_the_models(exported: tuple[Transformer, Path
         torch.testing.assert_close(found, model(tokens), rtol=1e-6, atol=1e-6)
 
 
+def test_an_older_file_is_replaced_only_with_force(exported: tuple[Transformer, Path], tmp_path: Path) -> None:
+    tokens, out = tmp_path / "tokens.safetensors", tmp_path / "out.safetensors"
+    save_file({"tokens": torch.tensor([[1, 2, 3]])}, tokens)
+    out.write_bytes(b"other")
+    with pytest.raises(UsageError, match=r"out\.safetensors: exists; .*--force"):
+        write_logits(exported[1], tokens, out)
+    assert out.read_bytes() == b"other"
+    write_logits(exported[1], tokens, out, force=True)
+    assert load_file(out)["logits"].shape == (1, 3, 300)
+
+
 @pytest.mark.parametrize(
     ("tensors", "said"),
     [

@@ -16,10 +16,12 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+import yaml
+from publications import LINEAGE, SHAPE, SPEC, built, published
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 import armillary
-from armillary.model import Transformer, import_hf
+from armillary.model import import_hf
 from armillary.publish import (
     check_lineage,
     check_publishable,
@@ -34,91 +36,13 @@ from armillary.publish.ledger import ledger_file
 from armillary.recipe import (
     ArmillaryError,
     DamagedFileError,
-    Family,
     ForeignFileError,
-    MixturePhase,
-    OptimizerSpec,
-    RunSpec,
-    Schedule,
     Supervised,
     UsageError,
     write_sealed,
 )
 
 torch.set_num_threads(1)
-
-
-def about(source: str, licence: str | None, tokens: int) -> dict[str, Any]:
-    return {
-        "source": source,
-        "licence": licence,
-        "train": tokens > 0,
-        "train_tokens": tokens,
-        "validation_tokens": 1000,
-    }
-
-
-SHAPE = Family(width_per_layer=8, head_dim=8).shape(1, 300)
-SPEC = RunSpec(
-    corpus="feedc0de",
-    model=SHAPE,
-    context_length=32,
-    batch_sequences=4,
-    steps=100,
-    mixture=(
-        MixturePhase(start_step=0, weights={"news": 0.75, "code": 0.25}),
-        MixturePhase(start_step=80, weights={"news": 0.5, "code": 0.5}),
-    ),
-    schedule=Schedule(kind="wsd", warmup_steps=5, decay_steps=20),
-    optimizer=OptimizerSpec(lr=1e-3),
-    seed=1,
-)
-LINEAGE: dict[str, Any] = {
-    "run": SPEC.id,
-    "spec": SPEC.model_dump(mode="json"),
-    "corpus": {
-        "hash": "feedc0de",
-        "domains": {
-            "news": about("demo:news", "MIT", 1234567),
-            "code": about("src", "Apache-2.0", 500),
-            "novel | 小说": about("novel", None, 0),
-        },
-    },
-    "edges": [[f"run:{SPEC.id}", "trained on", "corpus:feedc0de"]],
-    "argued_by": {"mixture": ["aa", "bb"], "ladder": ["cc"], "anneal": []},
-    "prediction": {"run": SPEC.id, "recorded_at": "2030-01-01T00:00:00Z"},
-    "verdict_status": "judged",
-    "verdict": [
-        {"domain": "news", "predicted": 2.5, "low": 2.4, "high": 2.6, "measured": 2.45, "inside": True},
-        {"domain": "novel | 小说", "predicted": 4.0, "low": 3.9, "high": 4.1, "measured": 4.3, "inside": False},
-        {"domain": "target", "predicted": 3.0, "low": 2.9, "high": 3.1, "measured": 3.05, "inside": True},
-    ],
-    "losses": {"news": 2.45, "novel | 小说": 4.3, "code": 1.5},
-    "passes": {"news": 0.0073, "code": 7.68},
-}
-
-
-@pytest.fixture(scope="module")
-def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(["<|end|>", *alphabet])}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    tokenizer.save(str(path))
-    return path
-
-
-def built(seed: int = 0) -> Transformer:
-    model = Transformer(SHAPE)
-    model.init_weights(seed)
-    return model
-
-
-def published(folder: Path, tokenizer_file: Path, seed: int = 0, **changed: Any) -> Path:
-    lineage = {**copy.deepcopy(LINEAGE), **changed}
-    publish(built(seed), folder, tokenizer_file=tokenizer_file, end_token="<|end|>", context_length=32, lineage=lineage)
-    return folder
 
 
 def test_transformers_loads_what_was_published(
@@ -256,12 +180,45 @@ def test_the_card_tells_text_licences_and_verdict(tmp_path: Path, tokenizer_file
     assert "2 runs of the mixture study, 1 run of the ladder study" in card and "anneal" not in card
 
 
-@pytest.mark.parametrize(("layers", "small"), [(2, True), (40, False)])
-def test_the_card_calls_a_model_very_small_only_where_it_is(layers: int, small: bool) -> None:
-    shape = Family(width_per_layer=32, head_dim=64).shape(layers, 32_000)
+def test_the_card_says_nothing_that_the_lineage_does_not(tmp_path: Path, tokenizer_file: Path) -> None:
+    """No sentence on size or purpose; each limit follows from what is recorded, in both languages."""
     lineage = {**LINEAGE, "weights": {"sha256": "0" * 64}}
-    assert ("very small" in model_card("m", shape, 32, lineage)) is small
-    assert small is (shape.parameters < 100e6)
+    card = model_card("m", SHAPE, 32, lineage)
+    for claim in ("very small", "made to show", "repeats itself", "chat or to follow"):
+        assert claim not in card
+    assert "- The licence of novel | 小说 is not stated." in card and "- novel | 小说 的许可证未说明。" in card
+    assert "- No examination on public tasks is recorded." in card and "- 没有公开任务评测的记录。" in card
+    stated = copy.deepcopy(lineage)
+    stated["corpus"]["domains"]["novel | 小说"]["licence"] = "CC0"
+    rows = [{"task": "t", "subset": "t", "metric": "acc", "value": 0.5, "low": 0.4, "high": 0.6, "n": 90}]
+    stated["publication"] = {"evaluation": rows, "licence": "my-own 1.0", "languages": ["zh"]}
+    card = model_card("m", SHAPE, 32, stated)
+    assert "is not stated" not in card and "public tasks" not in card
+    assert "| t |  | acc | 90 | 0.5000 | 0.4000 to 0.6000 |" in card
+    assert "| t |  | acc | 90 | 0.5000 | 0.4000 至 0.6000 |" in card
+    assert card.index("## 中文说明") > card.index("## Limits")
+
+
+def test_the_front_matter_has_the_keys_of_every_hub() -> None:
+    about = {"licence": "Apache-2.0", "languages": ["en", "zh"]}
+    lineage = {**LINEAGE, "weights": {"sha256": "0" * 64}, "publication": about}
+    front = yaml.safe_load(model_card("m: 1", SHAPE, 32, lineage).split("---\n")[1])
+    assert front["license"] == "apache-2.0" and front["language"] == ["en", "zh"]
+    assert front["library_name"] == "transformers" and front["pipeline_tag"] == "text-generation"
+    assert front["frameworks"] == ["PyTorch"] and front["tasks"] == ["text-generation"] and front["domain"] == ["nlp"]
+    (index,) = front["model-index"]
+    assert index["name"] == "m: 1" and len(index["results"]) == 3
+    own = yaml.safe_load(
+        model_card("m", SHAPE, 32, {**lineage, "publication": {"licence": "Ours 2"}}).split("---\n")[1]
+    )
+    assert own["license"] == "other" and own["license_name"] == "Ours 2" and "language" not in own
+
+
+def test_hugging_face_reads_the_front_matter() -> None:
+    hub = pytest.importorskip("huggingface_hub", reason="needs the extra publish")
+    card = hub.ModelCard(model_card("m", SHAPE, 32, {**LINEAGE, "weights": {"sha256": "0" * 64}}))
+    assert card.data.license == "unknown" and card.data.library_name == "transformers"
+    assert {result.dataset_name for result in card.data.eval_results} == set(LINEAGE["losses"])
 
 
 def test_the_card_of_supervised_examples_names_them(tmp_path: Path, tokenizer_file: Path) -> None:
@@ -269,7 +226,7 @@ def test_the_card_of_supervised_examples_names_them(tmp_path: Path, tokenizer_fi
     folder = published(tmp_path / "model", tokenizer_file, spec=spec.model_dump(mode="json"), passes={"answers": 2.5})
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "supervised examples (0123456789abcdef)." in card and "| answers | 2.50 |" in card
-    assert "not taught to chat" not in card
+    assert "no chat template" not in card
 
 
 def test_the_card_of_one_mixture_names_one_share(tmp_path: Path, tokenizer_file: Path) -> None:

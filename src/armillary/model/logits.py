@@ -55,20 +55,27 @@ def logits_of(
 
 
 def write_logits(
-    model: Path, tokens: Path, out: Path, progress: Callable[[int, int], None] = lambda done, of: None
+    model: Path,
+    tokens: Path,
+    out: Path,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+    *,
+    force: bool = False,
 ) -> Tensor:
     """Write ``logits`` [b, n, vocab_size] (fp32) of the model in the folder ``model`` for ``tokens`` to ``out``.
 
     Both are safetensors files. The weights are widened to fp32, and each sequence is computed whole, without a cache.
-    An older file ``out`` is replaced. Returns the logits.
+    An older file ``out`` is replaced only with ``force``. Returns the logits.
 
     Raises:
-        UsageError: as ``open_model`` and ``read_tokens``, or a token outside of the vocabulary.
+        UsageError: as ``open_model`` and ``read_tokens``, a token outside of the vocabulary, or ``out`` exists.
         ArmillaryError: the weights cannot be read.
     """
     given = read_tokens(tokens)
     if out.is_dir():
         raise IsADirectoryError(errno.EISDIR, "Is a directory", str(out))
+    if out.exists() and not force:
+        raise UsageError(f"{out}: exists; give another --out, or --force to replace it")
     source = open_model(model)
     outside = (given < 0) | (given >= source.shape.vocab_size)
     if outside.any():

@@ -18,7 +18,7 @@ from armillary.path import examination, lesson
 from armillary.path.derived import check_derived
 from armillary.path.verify_taught import kind_of, verify_taught
 from armillary.path.workspace import COST_FORMAT, PLAN_FORMAT
-from armillary.publish import check_lineage, check_record, is_publication
+from armillary.publish import SUMS, check_lineage, check_record, check_sums, is_publication
 from armillary.recipe import (
     RECORD,
     RECORD_REMEDY,
@@ -66,7 +66,7 @@ _KNOWN = (
 )
 _SQLITE = b"SQLite format 3\0"
 # Files that stand for their folder, and the fields that identify other files.
-_OF_A_FOLDER = {"lineage.json", "manifest.json", "checkpoint.json", "result.json", "spec.json"}
+_OF_A_FOLDER = {"lineage.json", SUMS, "manifest.json", "checkpoint.json", "result.json", "spec.json"}
 _LAW_FIELDS = {"laws_version", "fitted", "kind", "targets"}
 _DOCUMENT_KEYS = {*Recipe.model_fields, *LargeRun.model_fields} - {"format", "name"}
 
@@ -124,7 +124,7 @@ def _kind(folder: Path) -> str | None:
         return taught
     if has("spec.json", "result.json"):
         return "run"
-    if has("lineage.json"):
+    if has("lineage.json", SUMS):
         return "published model"
     if has("manifest.json") or (folder / "index").is_dir() or (has("tokenizer.json") and has("validation")):
         return "corpus"
@@ -264,7 +264,8 @@ def _publication(folder: Path) -> list[FileProblem]:
         return [FileProblem(folder, "is missing, and a model was published there", remedy)]
     if not (folder / "lineage.json").exists():
         return [FileProblem(folder / "lineage.json", "is missing, and with it the hashes of the other files", remedy)]
-    return _refused(folder, _REMEDY, check_lineage)
+    problems = [*_refused(folder, _REMEDY, check_lineage), *_refused(folder, _REMEDY, check_sums)]
+    return _first_of_each(problems)
 
 
 def _store(folder: Path, database: str | None, begun: bool) -> Verified:

@@ -8,16 +8,28 @@ from armillary.publish.export import (
     publish,
     publish_chat,
 )
+from armillary.publish.hubs import HUBS, Target
 from armillary.publish.ledger import check_record
 from armillary.publish.lineage import origins
+from armillary.publish.sending import SendOptions, Sent, send
+from armillary.publish.stage import Additions
+from armillary.publish.sums import SUMS, check_sums
 
 __all__ = [
+    "HUBS",
+    "SUMS",
+    "Additions",
+    "SendOptions",
+    "Sent",
+    "Target",
     "check_lineage",
     "check_publishable",
     "check_record",
+    "check_sums",
     "is_publication",
     "is_published",
     "origins",
     "publish",
     "publish_chat",
+    "send",
 ]

@@ -1,22 +1,39 @@
-"""Writes the model card: a README.md for readers who find the published folder and do not know its history."""
+"""Writes the model card: a README.md for readers who find the published folder and do not know its history.
+
+Every sentence follows from the lineage, so that none can be false of another model. The front matter has the keys that
+Hugging Face, ModelScope, Gitee and Modelers read. The text is in English first, and then in Chinese.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
+
+import yaml
 
 from armillary.recipe import ModelShape, RunSpec, Supervised, counted
 
-# Up to this size a model demonstrates a method and knows almost nothing; GPT-2 small has 124 million parameters.
-_VERY_SMALL = 100e6
-
+Language = Literal["en", "zh"]
 
 _TAG = "tags:\n- armillary\n"
+UNKNOWN = "unknown"
+# Identifiers of licences that Hugging Face lists; any other is "other" with a name.
+_LICENCES = frozenset(
+    (
+        *("apache-2.0", "mit", "openrail", "bigscience-openrail-m", "openrail++", "afl-3.0", "artistic-2.0", "bsl-1.0"),
+        *("bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "cc", "cc0-1.0", "cc-by-3.0", "cc-by-4.0"),
+        *("cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-4.0"),
+        *("cc-by-nc-sa-4.0", "ecl-2.0", "epl-1.0", "epl-2.0", "eupl-1.1", "eupl-1.2", "agpl-3.0", "gpl", "gpl-2.0"),
+        *("gpl-3.0", "lgpl", "lgpl-2.1", "lgpl-3.0", "isc", "lppl-1.3c", "ms-pl", "mpl-2.0", "odc-by", "odbl"),
+        *("ofl-1.1", "osl-3.0", "postgresql", "ncsa", "unlicense", "zlib", "pddl", "wtfpl", "llama2", "llama3"),
+        *("llama3.1", "llama3.2", "llama3.3", "llama4", "gemma", "deepfloyd-if-license", UNKNOWN),
+    )
+)
 
 
 def is_card(text: str) -> bool:
-    """Whether ``model_card`` wrote ``text``."""
+    """Whether this program wrote the card ``text``."""
     return text.startswith("---\n") and _TAG in text.partition("\n---")[0] + "\n"
 
 
@@ -25,22 +42,107 @@ def model_card(name: str, shape: ModelShape, context_length: int, lineage: dict[
 
     ``lineage`` is the document of ``lineage.json``.
     """
+    losses = [
+        (domain, "loss", loss, "validation loss, nats per token") for domain, loss in sorted(lineage["losses"].items())
+    ]
+    return _joined(
+        name, lineage, losses, *(_model_parts(shape, context_length, lineage, language) for language in ("en", "zh"))
+    )
+
+
+def chat_card(name: str, lineage: dict[str, Any]) -> str:
+    """The card of a chat model in Markdown; ``lineage`` is as ``publish_chat`` writes it."""
+    scores = [
+        (row["test"], "accuracy", row["after"], f"share of right answers, n={row['n']}")
+        for row in lineage["teaching"]["scores"]
+    ]
+    return _joined(name, lineage, scores, *(_chat_parts(lineage, language) for language in ("en", "zh")))
+
+
+def _joined(
+    name: str,
+    lineage: Mapping[str, Any],
+    measured: Sequence[tuple[str, str, float, str]],
+    english: Sequence[str],
+    chinese: Sequence[str],
+) -> str:
+    lead = "[中文](#中文说明)"
+    parts = [front_matter(name, lineage, measured), f"# {name}", lead, *english, "## 中文说明", *chinese]
+    return "\n\n".join(parts) + "\n"
+
+
+def front_matter(name: str, lineage: Mapping[str, Any], measured: Sequence[tuple[str, str, float, str]]) -> str:
+    """The YAML between two lines of dashes; ``measured`` has data, metric, value and name of each result."""
+    about = lineage.get("publication") or {}
+    licence = about.get("licence") or UNKNOWN
+    known = licence.lower() in _LICENCES
+    rows = [
+        *measured,
+        *(
+            (
+                row["task"] if row["subset"] == row["task"] else f"{row['task']}: {row['subset']}",
+                row["metric"],
+                row["value"],
+                f"{row['metric']}, 95% interval {row['low']:.4f} to {row['high']:.4f}, n={row['n']}",
+            )
+            for row in about.get("evaluation") or ()
+        ),
+    ]
+    front: dict[str, Any] = {
+        "license": licence.lower() if known else "other",
+        **({} if known else {"license_name": licence}),
+        **({"language": about["languages"]} if about.get("languages") else {}),
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["armillary"],
+        # of ModelScope and Modelers
+        "frameworks": ["PyTorch"],
+        "tasks": ["text-generation"],
+        "domain": ["nlp"],
+    }
+    if rows:
+        front["model-index"] = [
+            {
+                "name": name,
+                "results": [
+                    {
+                        "task": {"type": "text-generation"},
+                        "dataset": {"name": data, "type": "held-out"},
+                        "metrics": [{"type": metric, "value": round(float(value), 6), "name": said}],
+                    }
+                    for data, metric, value, said in rows
+                ],
+            }
+        ]
+    return f"---\n{yaml.safe_dump(front, allow_unicode=True, sort_keys=False, width=1000)}---"
+
+
+# ---- a model that continues text ------------------------------------------------------------------------------------
+
+
+def _model_parts(shape: ModelShape, context_length: int, lineage: dict[str, Any], language: Language) -> list[str]:
     run = RunSpec.model_validate(lineage["spec"])
-    moe = "Moe" if shape.experts else ""
-    kind = f"Qwen3{moe}ForCausalLM" if shape.qk_norm else "LlamaForCausalLM"
-    very_small = shape.parameters < _VERY_SMALL
-    parts = [
-        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n{_TAG}---",
-        f"# {name}",
-        f"A decoder-only language model of {counted(shape.parameters, 'parameter')} "
-        f"({shape.non_embedding_parameters:,} without "
-        f"embedding and output matrix), trained on {counted(run.tokens, 'token')}: "
-        f"{counted(shape.n_layers, 'layer')} of width "
-        f"{shape.d_model}, {shape.n_heads} query and {shape.n_kv_heads} key-value heads of {shape.head_dim}, "
-        f"feed-forward width {shape.d_ff}, vocabulary of {counted(shape.vocab_size, 'token')}, contexts of "
-        f"{context_length} "
-        f"tokens. To `transformers` it is a `{kind}`.",
-        "## How to load it",
+    kind = f"Qwen3{'Moe' if shape.experts else ''}ForCausalLM" if shape.qk_norm else "LlamaForCausalLM"
+    sizes = (shape.n_layers, shape.d_model, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.d_ff)
+    layers, width, heads, kv_heads, dim, d_ff = sizes
+    supervised = isinstance(run.objective, Supervised)
+    if language == "en":
+        about = (
+            f"A decoder-only language model of {counted(shape.parameters, 'parameter')} "
+            f"({shape.non_embedding_parameters:,} without embedding and output matrix), trained on "
+            f"{counted(run.tokens, 'token')}: {counted(layers, 'layer')} of width {width}, {heads} query and "
+            f"{kv_heads} key-value heads of {dim}, feed-forward width {d_ff}, vocabulary of "
+            f"{counted(shape.vocab_size, 'token')}, contexts of {context_length} tokens. To `transformers` it is a "
+            f"`{kind}`."
+        )
+    else:
+        about = (
+            f"仅解码器语言模型，{shape.parameters:,} 个参数（不含词嵌入与输出矩阵为 "
+            f"{shape.non_embedding_parameters:,} 个），训练了 {run.tokens:,} 个 token：{layers} 层，宽度 {width}，"
+            f"{heads} 个查询头与 {kv_heads} 个键值头，每头 {dim} 维，前馈宽度 {d_ff}，词表 {shape.vocab_size:,}，"
+            f"上下文 {context_length} 个 token。在 `transformers` 中为 `{kind}`。"
+        )
+    code = (
         "```python\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         'folder = "."  # where this file lies\n'
@@ -48,108 +150,66 @@ def model_card(name: str, shape: ModelShape, context_length: int, lineage: dict[
         "model = AutoModelForCausalLM.from_pretrained(folder)\n"
         'tokens = tokenizer("The ", return_tensors="pt")\n'
         f"text = model.generate(**tokens, max_new_tokens={context_length // 2}, do_sample=True, temperature=0.8)\n"
-        "print(tokenizer.decode(text[0]))\n```",
-        "It continues text."
-        + ("" if isinstance(run.objective, Supervised) else " It was not taught to chat or to follow instructions."),
-        "## What it was trained on",
-        *_text(run, lineage["corpus"]["domains"], lineage["passes"]),
-        "## How it measured",
-        *_measured(lineage),
-        "## Where it comes from",
-        _origin(lineage),
-        "## Limits",
-        ("This is a very small model, made to show how a training recipe is found and checked. " if very_small else "")
-        + "It states false things fluently, repeats itself, and carries whatever bias its text has. It was neither "
-        "examined nor tuned for safety; do not put it before users without doing both.",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def chat_card(name: str, lineage: dict[str, Any]) -> str:
-    """The card of a chat model in Markdown; ``lineage`` is as ``publish_chat`` writes it."""
-    taught, base = lineage["teaching"], lineage["base"]
-    scores = [
-        (
-            row["test"],
-            f"{row['n']:,}",
-            _share(row["before"]),
-            _share(row["after"]),
-            f"{100 * row['difference']:+.1f} ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})",
-        )
-        for row in taught["scores"]
-    ]
-    forgotten = [
-        (domain, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}")
-        for domain, (before, after) in lineage["losses"].items()
-    ]
-    parts = [
-        f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n{_TAG}---",
-        f"# {name}",
-        f"A small language model that was taught to answer short questions of {len(taught['families'])} kinds "
-        f"({', '.join(taught['families'])}), in Chinese and English where the questions were. It is the base model of "
-        f"run `{base['run']}`, fine-tuned on {counted(taught['items'], 'question')} whose answers a program computes.",
-        "## How to talk to it",
-        "```\narmillary chat .\n```",
-        "```python\n"
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'folder = "."  # where this file lies\n'
-        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
-        "model = AutoModelForCausalLM.from_pretrained(folder)\n"
-        f'turns = [{{"role": "user", "content": {json.dumps(taught["example"], ensure_ascii=False)}}}]\n'
-        'tokens = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", '
-        "return_dict=True)\n"
-        "text = model.generate(**tokens, max_new_tokens=40)\n"
-        'print(tokenizer.decode(text[0, tokens["input_ids"].shape[1]:], skip_special_tokens=True))\n```',
-        "## How it measured",
-        "Share of right answers before and after, on the same questions that it was not trained on, with the 95% "
-        "interval of the paired difference in points:",
-        _table(("questions", "n", "before", "after", "difference"), scores),
-        _gain(taught["gain"]),
-        "What it forgot: validation loss of the pretraining text in nats per token.",
-        _table(("domain", "before", "after", "difference"), forgotten),
-        "## Where it comes from",
-        f"Run `{lineage['run']}`, which starts from the model with the weights `{base['weights'][:16]}…`. "
-        "`lineage.json` holds its full specification, what it was trained on, the runs behind the base model, the "
-        "version of the code and the SHA-256 of every file.",
-        "## Limits",
-        "It answers these kinds of questions and no others; to anything else it replies in the same form and is wrong. "
-        "It was neither examined nor tuned for safety.",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _share(value: float) -> str:
-    return f"{100 * value:.1f}%"
-
-
-def _gain(gain: dict[str, Any] | None) -> str:
-    if gain is None or gain["predicted"] is None:
-        return "The gain was not predicted."
-    inside = "inside" if gain["inside"] else "outside"
-    return (
-        f"From runs on parts of the questions {_share(gain['predicted'])} ({_share(gain['low'])} to "
-        f"{_share(gain['high'])}) was predicted of the held-out questions and recorded before; "
-        f"{_share(gain['measured'])} was measured: {inside}."
+        "print(tokenizer.decode(text[0]))\n```"
     )
+    continues = {
+        "en": "It continues text." + ("" if supervised else " It has no chat template."),
+        "zh": "它续写文本。" + ("" if supervised else "不含对话模板。"),
+    }
+    return [
+        about,
+        _head(language, "How to load it", "加载"),
+        code,
+        continues[language],
+        _head(language, "What it was trained on", "训练数据"),
+        *_text(run, lineage["corpus"]["domains"], lineage["passes"], language),
+        _head(language, "How it measured", "测量结果"),
+        *_measured(lineage, language),
+        *_evaluation(lineage, language),
+        _head(language, "Where it comes from", "来源"),
+        _origin(lineage, language),
+        _head(language, "Limits", "局限"),
+        _limits(lineage, context_length, language),
+    ]
 
 
-def _text(run: RunSpec, domains: Mapping[str, Any], passes: Mapping[str, float]) -> list[str]:
+def _head(language: Language, english: str, chinese: str) -> str:
+    return f"## {english}" if language == "en" else f"### {chinese}"
+
+
+def _text(run: RunSpec, domains: Mapping[str, Any], passes: Mapping[str, float], language: Language) -> list[str]:
     """Mixture by phase, passes and licence of each training domain, and the domains that were only examined."""
+    english = language == "en"
     phases = [phase.start_step for phase in run.mixture]
     ends = [*phases[1:], run.steps]
-    lead = f"{counted(run.tokens, 'token')} in {counted(run.steps, 'step')}"
+    lead = (
+        f"{counted(run.tokens, 'token')} in {counted(run.steps, 'step')}"
+        if english
+        else f"{run.steps:,} 步，共 {run.tokens:,} 个 token"
+    )
     if isinstance(run.objective, Supervised):
         read = [(name, f"{times:.2f}") for name, times in passes.items()]
-        lead += f" of supervised examples ({run.objective.examples})."
-        return [lead, _table(("examples", "passes over them"), read), *_examined(domains)]
-    heads = ["domain"]
+        examples = run.objective.examples
+        lead += f" of supervised examples ({examples})." if english else f"，为监督样本（{examples}）。"
+        heads = ("examples", "passes over them") if english else ("样本", "遍数")
+        return [lead, _table(heads, read), *_examined(domains, language)]
+    columns = ["domain" if english else "领域"]
     if len(phases) == 1:
-        lead += ", with one mixture throughout"
-        heads.append("share of the tokens")
+        lead += ", with one mixture throughout" if english else "，全程使用同一配比"
+        columns.append("share of the tokens" if english else "token 占比")
     else:
-        lead += f", with {counted(len(phases), 'mixture')} one after the other"
-        heads += [f"share in steps {a + 1:,} to {b:,}" for a, b in zip(phases, ends, strict=True)]
-    heads += ["tokens trained on, about", "passes over its text", "licence", "source"]
+        lead += (
+            f", with {counted(len(phases), 'mixture')} one after the other"
+            if english
+            else f"，依次使用 {len(phases)} 个配比"
+        )
+        steps = [(a + 1, b) for a, b in zip(phases, ends, strict=True)]
+        columns += [f"share in steps {a:,} to {b:,}" if english else f"第 {a:,} 至 {b:,} 步占比" for a, b in steps]
+    columns += (
+        ["tokens trained on, about", "passes over its text", "licence", "source"]
+        if english
+        else ["训练 token 数（约）", "遍数", "许可证", "来源"]
+    )
     rows = []
     for name in dict.fromkeys(name for phase in run.mixture for name in phase.weights):
         shares = [phase.weights.get(name, 0.0) for phase in run.mixture]
@@ -163,72 +223,275 @@ def _text(run: RunSpec, domains: Mapping[str, Any], passes: Mapping[str, float])
                 name,
                 *(f"{100 * share:.1f}%" for share in shares),
                 f"{drawn:,.0f}",
-                f"{passes[name]:.2f}" if name in passes else "not recorded",
-                about.get("licence") or "not stated",
+                f"{passes[name]:.2f}" if name in passes else "not recorded" if english else "未记录",
+                about.get("licence") or _not_stated(language),
                 about.get("source", ""),
             )
         )
-    return [f"{lead}.", _table(tuple(heads), rows), *_examined(domains)]
+    return [f"{lead}{'.' if english else '。'}", _table(tuple(columns), rows), *_examined(domains, language)]
 
 
-def _examined(domains: Mapping[str, Any]) -> list[str]:
+def _not_stated(language: Language) -> str:
+    return "not stated" if language == "en" else "未说明"
+
+
+def _examined(domains: Mapping[str, Any], language: Language) -> list[str]:
     """A sentence and a table of the domains that were only examined, if any."""
     examined = [
-        (name, f"{about['validation_tokens']:,}", about["licence"] or "not stated", about["source"])
+        (name, f"{about['validation_tokens']:,}", about["licence"] or _not_stated(language), about["source"])
         for name, about in domains.items()
         if not about["train"]
     ]
     if not examined:
         return []
-    return [
-        "Not trained on, only examined:",
-        _table(("domain", "validation tokens", "licence", "source"), examined),
-    ]
+    if language == "en":
+        return [
+            "Not trained on, only examined:",
+            _table(("domain", "validation tokens", "licence", "source"), examined),
+        ]
+    return ["未参与训练，只用于评测：", _table(("领域", "验证 token 数", "许可证", "来源"), examined)]
 
 
-def _measured(lineage: dict[str, Any]) -> list[str]:
+def _measured(lineage: dict[str, Any], language: Language) -> list[str]:
     """A sentence and a table of the measured losses, with the predictions if there is a verdict."""
+    english = language == "en"
     held_out = sum(about["validation_tokens"] for about in lineage["corpus"]["domains"].values())
-    text = f"Validation loss on held-out text ({counted(held_out, 'token')} in all domains), in nats per token."
+    text = (
+        f"Validation loss on held-out text ({counted(held_out, 'token')} in all domains), in nats per token."
+        if english
+        else f"留出文本（全部领域共 {held_out:,} 个 token）上的验证损失，单位为每 token 奈特。"
+    )
     losses: dict[str, float] = lineage["losses"]
     verdict = {row["domain"]: row for row in lineage["verdict"] or ()}
     if not verdict:
         if (said := lineage["prediction"]) is not None:
-            if said["run"] == lineage["run"]:
-                text += " A prediction was recorded; no verdict on it is recorded."
-            else:
-                state = "diverged" if lineage["verdict_status"] == "diverged" else "has no result"
-                text += (
-                    f" What was predicted is another run, `{said['run']}`, which {state}: nothing was predicted of "
-                    "these weights, which come from another seed."
-                )
-        return [text, _table(("domain", "loss"), [(domain, f"{loss:.4f}") for domain, loss in losses.items()])]
+            text += _unjudged(said["run"], lineage, language)
+        heads = ("domain", "loss") if english else ("领域", "损失")
+        return [text, _table(heads, [(domain, f"{loss:.4f}") for domain, loss in losses.items()])]
     hits = sum(bool(row["inside"]) for row in verdict.values())
     text += (
         " What the run would reach was predicted from the runs of the ladder and recorded before it began; "
-        f"{hits} of {counted(len(verdict), 'prediction')} (the domains and the target, their weighted mean) lie "
-        f"inside their "
-        "intervals."
+        f"{hits} of {counted(len(verdict), 'prediction')} (the domains and the target, their weighted mean) lie inside "
+        "their intervals."
+        if english
+        else f"训练开始之前，已根据阶梯实验预测并记录结果；{len(verdict)} 个预测（各领域及其加权平均即目标）中有 "
+        f"{hits} 个落在区间内。"
     )
     rows = []
     for domain, loss in (losses | {name: row["measured"] for name, row in verdict.items()}).items():
         predicted = interval = inside = ""
         if row := verdict.get(domain):
-            predicted, interval = f"{row['predicted']:.4f}", f"{row['low']:.4f} to {row['high']:.4f}"
-            inside = "inside" if row["inside"] else "outside"
+            predicted = f"{row['predicted']:.4f}"
+            interval = f"{row['low']:.4f} {'to' if english else '至'} {row['high']:.4f}"
+            inside = ("inside" if row["inside"] else "outside") if english else ("之内" if row["inside"] else "之外")
         rows.append((domain, f"{loss:.4f}", predicted, interval, inside))
-    return [text, _table(("domain", "loss", "predicted", "interval", "verdict"), rows)]
+    heads5 = ("domain", "loss", "predicted", "interval", "verdict")
+    return [text, _table(heads5 if english else ("领域", "损失", "预测", "区间", "判定"), rows)]
 
 
-def _origin(lineage: dict[str, Any]) -> str:
-    studies = [
-        f"{counted(len(runs), 'run')} of the {study} study" for study, runs in lineage["argued_by"].items() if runs
-    ]
-    argued = f" The recipe rests on {', '.join(studies)}." if studies else ""
+def _unjudged(predicted: str, lineage: dict[str, Any], language: Language) -> str:
+    """What the card says of a prediction without a verdict on these weights."""
+    diverged = lineage["verdict_status"] == "diverged"
+    if predicted == lineage["run"]:
+        return {
+            "en": " A prediction was recorded; no verdict on it is recorded.",
+            "zh": "已记录一个预测，但没有判定记录。",
+        }[language]
+    if language == "en":
+        return (
+            f" What was predicted is another run, `{predicted}`, which "
+            f"{'diverged' if diverged else 'has no result'}: nothing was predicted of these weights, which come from "
+            "another seed."
+        )
     return (
-        f"Run `{lineage['run']}` on corpus `{lineage['corpus']['hash']}`.{argued} `lineage.json` holds its full "
-        "specification, the runs behind it, the version of the code and the SHA-256 of every file (of the weights: "
-        f"`{lineage['weights']['sha256'][:16]}…`)."
+        f"预测针对的是另一次训练 `{predicted}`，该训练{'已发散' if diverged else '没有结果'}；"
+        "这里的权重来自另一个随机种子，没有针对它的预测。"
+    )
+
+
+def _evaluation(lineage: Mapping[str, Any], language: Language) -> list[str]:
+    """The results of examinations that were given to the publication."""
+    rows = (lineage.get("publication") or {}).get("evaluation") or ()
+    if not rows:
+        return []
+    english = language == "en"
+    table = [
+        (
+            row["task"],
+            "" if row["subset"] == row["task"] else row["subset"],
+            row["metric"],
+            f"{row['n']:,}",
+            f"{row['value']:.4f}",
+            f"{row['low']:.4f} {'to' if english else '至'} {row['high']:.4f}",
+        )
+        for row in rows
+    ]
+    if english:
+        return ["Examinations:", _table(("task", "part", "metric", "n", "score", "95% interval"), table)]
+    return ["评测：", _table(("任务", "子集", "指标", "题数", "得分", "95% 区间"), table)]
+
+
+def _origin(lineage: dict[str, Any], language: Language) -> str:
+    argued = {study: len(runs) for study, runs in lineage["argued_by"].items() if runs}
+    weights, run, corpus = lineage["weights"]["sha256"][:16], lineage["run"], lineage["corpus"]["hash"]
+    if language == "en":
+        studies = ", ".join(f"{counted(count, 'run')} of the {study} study" for study, count in argued.items())
+        return (
+            f"Run `{run}` on corpus `{corpus}`.{f' The recipe rests on {studies}.' if studies else ''} `lineage.json` "
+            "holds its full specification, the runs behind it, the version of the code and the SHA-256 of every file "
+            f"(of the weights: `{weights}…`)."
+        )
+    studies = "、".join(f"{study} 实验的 {count} 次训练" for study, count in argued.items())
+    return (
+        f"训练 `{run}`，语料 `{corpus}`。{f'配方依据：{studies}。' if studies else ''}`lineage.json` 记录完整规格、"
+        f"所依据的训练、代码版本以及每个文件的 SHA-256（权重：`{weights}…`）。"
+    )
+
+
+def _limits(lineage: Mapping[str, Any], context_length: int, language: Language) -> str:
+    """Points that hold by what is recorded, and by what is not."""
+    unstated = [name for name, about in lineage["corpus"]["domains"].items() if not about["licence"]]
+    examined = bool((lineage.get("publication") or {}).get("evaluation"))
+    if language == "en":
+        points = [
+            f"It was trained on sequences of up to {context_length} tokens; longer ones were not measured.",
+            "Its training made the text of the domains above likely. Nothing in it checks whether a statement is true.",
+            "No examination for safety or bias is recorded.",
+            *([] if examined else ["No examination on public tasks is recorded."]),
+            *([f"The licence of {', '.join(unstated)} is not stated."] if unstated else []),
+        ]
+    else:
+        points = [
+            f"训练序列最长 {context_length} 个 token，更长的输入未测量。",
+            "训练目标是提高上述领域文本的似然，并不检查陈述是否真实。",
+            "没有安全性或偏见评测的记录。",
+            *([] if examined else ["没有公开任务评测的记录。"]),
+            *([f"{'、'.join(unstated)} 的许可证未说明。"] if unstated else []),
+        ]
+    return "\n".join(f"- {point}" for point in points)
+
+
+# ---- a model that answers -------------------------------------------------------------------------------------------
+
+
+def _chat_parts(lineage: dict[str, Any], language: Language) -> list[str]:
+    english = language == "en"
+    taught, base = lineage["teaching"], lineage["base"]
+    to = "to" if english else "至"
+    scores = [
+        (
+            row["test"],
+            f"{row['n']:,}",
+            _share(row["before"]),
+            _share(row["after"]),
+            f"{100 * row['difference']:+.1f} ({100 * row['low']:+.1f} {to} {100 * row['high']:+.1f})",
+        )
+        for row in taught["scores"]
+    ]
+    forgotten = [
+        (domain, f"{before:.4f}", f"{after:.4f}", f"{after - before:+.4f}")
+        for domain, (before, after) in lineage["losses"].items()
+    ]
+    code = (
+        "```\narmillary chat .\n```\n\n"
+        "```python\n"
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'folder = "."  # where this file lies\n'
+        "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
+        "model = AutoModelForCausalLM.from_pretrained(folder)\n"
+        f'turns = [{{"role": "user", "content": {json.dumps(taught["example"], ensure_ascii=False)}}}]\n'
+        'tokens = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", '
+        "return_dict=True)\n"
+        "text = model.generate(**tokens, max_new_tokens=40)\n"
+        'print(tokenizer.decode(text[0, tokens["input_ids"].shape[1]:], skip_special_tokens=True))\n```'
+    )
+    families = taught["families"]
+    if english:
+        about = (
+            f"A language model that was taught to answer questions of {len(families)} kinds ({', '.join(families)}), "
+            f"in Chinese and English where the questions were. It is the base model of run `{base['run']}`, fine-tuned "
+            f"on {counted(taught['items'], 'question')} whose answers a program computes."
+        )
+        measured = (
+            "Share of right answers before and after, on the same questions that it was not trained on, with the 95% "
+            "interval of the paired difference in points:"
+        )
+        origin = (
+            f"Run `{lineage['run']}`, which starts from the model with the weights `{base['weights'][:16]}…`. "
+            "`lineage.json` holds its full specification, what it was trained on, the runs behind the base model, the "
+            "version of the code and the SHA-256 of every file."
+        )
+        limits = [
+            "The questions above are of the kinds that it was taught; answers to other questions were not measured.",
+            "No examination for safety or bias is recorded.",
+        ]
+    else:
+        about = (
+            f"学会回答 {len(families)} 类问题（{'、'.join(families)}）的语言模型；问题有中英文时，两种语言都学过。"
+            f"它以训练 `{base['run']}` 的模型为基础，在 {taught['items']:,} 道由程序算出答案的问题上微调。"
+        )
+        measured = "同一批未参与训练的问题上，微调前后的正确率，以及配对差值的 95% 区间（百分点）："
+        origin = (
+            f"训练 `{lineage['run']}`，从权重 `{base['weights'][:16]}…` 的模型开始。`lineage.json` 记录完整规格、"
+            "训练内容、基础模型所依据的训练、代码版本以及每个文件的 SHA-256。"
+        )
+        limits = ["以上问题都属于学过的类型；对其他问题的回答没有测量。", "没有安全性或偏见评测的记录。"]
+    return [
+        about,
+        _head(language, "How to talk to it", "对话"),
+        code,
+        _head(language, "How it measured", "测量结果"),
+        measured,
+        _table(
+            ("questions", "n", "before", "after", "difference")
+            if english
+            else ("问题", "题数", "之前", "之后", "差值"),
+            scores,
+        ),
+        _gain(taught["gain"], language),
+        "What it forgot: validation loss of the pretraining text in nats per token."
+        if english
+        else "遗忘：预训练文本的验证损失，单位为每 token 奈特。",
+        _table(("domain", "before", "after", "difference") if english else ("领域", "之前", "之后", "差值"), forgotten),
+        *_evaluation(lineage, language),
+        _head(language, "Where it comes from", "来源"),
+        origin,
+        *_corpus(lineage["corpus"]["domains"], language),
+        _head(language, "Limits", "局限"),
+        "\n".join(f"- {point}" for point in limits),
+    ]
+
+
+def _corpus(domains: Mapping[str, Any], language: Language) -> list[str]:
+    """A sentence and a table of the text that the base model was trained on."""
+    rows = [
+        (name, about["licence"] or _not_stated(language), about["source"])
+        for name, about in domains.items()
+        if about["train"]
+    ]
+    if language == "en":
+        return ["Text of the base model:", _table(("domain", "licence", "source"), rows)]
+    return ["基础模型的训练文本：", _table(("领域", "许可证", "来源"), rows)]
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f}%"
+
+
+def _gain(gain: dict[str, Any] | None, language: Language) -> str:
+    if gain is None or gain["predicted"] is None:
+        return {"en": "The gain was not predicted.", "zh": "没有预测增益。"}[language]
+    predicted, low, high, measured = (_share(gain[key]) for key in ("predicted", "low", "high", "measured"))
+    if language == "en":
+        inside = "inside" if gain["inside"] else "outside"
+        return (
+            f"From runs on parts of the questions {predicted} ({low} to {high}) was predicted of the held-out "
+            f"questions and recorded before; {measured} was measured: {inside}."
+        )
+    inside = "之内" if gain["inside"] else "之外"
+    return (
+        f"根据部分问题上的训练，事先预测并记录留出问题的正确率为 {predicted}（{low} 至 {high}）；"
+        f"实测 {measured}，在区间{inside}。"
     )
 
 

@@ -24,6 +24,7 @@ def logits(
             "--out", "-o", help="The file to write: 'logits', fp32 of shape (b, n, vocabulary).", show_default=False
         ),
     ],
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     *,
     as_json: JsonOption = False,
 ) -> None:
@@ -38,7 +39,11 @@ def logits(
     reporter = Reporter()
     try:
         found = write_logits(
-            model, tokens, out, lambda done, of: reporter("logits", done, of, f"{done} of {of} sequences")
+            model,
+            tokens,
+            out,
+            lambda done, of: reporter("logits", done, of, f"{done} of {of} sequences"),
+            force=force,
         )
     finally:
         reporter.close()

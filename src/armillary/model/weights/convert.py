@@ -109,7 +109,10 @@ def convert(
         write = partial(export_mindspore, container=options.container)
     if options.quantize is not None:
         write = partial(export_gguf if options.to == "gguf" else export_huggingface, quantize=options.quantize)
-    export = write(source, dtype)
+    try:
+        export = write(source, dtype)
+    except UsageError as error:  # a shape knows no file
+        raise error if str(src) in str(error) else UsageError(f"{src}: {error}") from error
     total = sum(tensor.bytes for tensor in export.tensors)
     done = 0
 

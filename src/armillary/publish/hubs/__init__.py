@@ -1,0 +1,16 @@
+"""The places that models are published to: one file per hub."""
+
+from armillary.publish.hubs import gitee, huggingface
+from armillary.publish.hubs.hub import HUBS, Hub, Outgoing, PassingError, Target, attempt, differences
+
+__all__ = [
+    "HUBS",
+    "Hub",
+    "Outgoing",
+    "PassingError",
+    "Target",
+    "attempt",
+    "differences",
+    "gitee",
+    "huggingface",
+]

@@ -1,0 +1,184 @@
+"""What every hub does: create a repository, take files one by one, commit them together, and list what it holds.
+
+A hub is one file in this folder with a class that ``register`` names. Files are sent before the commit, so readers of
+the repository see the older publication or the new one. The token comes from the environment, and ``Hub.scrubbed``
+removes it from every text that leaves a hub.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+from armillary.recipe import ArmillaryError, UsageError, without_passwords
+
+_T = TypeVar("_T")
+# Waits between attempts, if the hub names none; and the longest wait that it may name.
+WAITS_S = (1.0, 4.0, 15.0)
+_LONGEST_WAIT_S = 300.0
+# Statuses after which another attempt may succeed.
+_PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524})
+
+
+class PassingError(ArmillaryError):
+    """A failure that may pass. ``wait_s`` is the wait that the hub asked for."""
+
+    def __init__(self, message: str, wait_s: float | None = None) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a model goes: the repository ``OWNER/NAME``, its branch (None: the default one), and whether a new
+    repository is private.
+
+    Raises:
+        UsageError: the repository is not ``OWNER/NAME``.
+    """
+
+    repo: str
+    revision: str | None = None
+    private: bool = False
+
+    def __post_init__(self) -> None:
+        owner, _, name = self.repo.partition("/")
+        if not owner or not name or "/" in name or any(c.isspace() or c in "\\:@?#" for c in self.repo):
+            raise UsageError(f"{self.repo}: not the name of a repository; give OWNER/NAME")
+
+
+@dataclass(frozen=True)
+class Outgoing:
+    """A file to send: its name in the repository, where it lies, and its size and SHA-256."""
+
+    name: str
+    path: Path
+    size: int
+    sha256: str
+
+
+class Hub(ABC):
+    """A place that models are published to.
+
+    Attributes:
+        name: as given to ``--to``.
+        variable: the environment variable that holds the token.
+        site: the default address; ``site_variable`` is the environment variable that replaces it.
+    """
+
+    name: ClassVar[str]
+    variable: ClassVar[str]
+    site: ClassVar[str]
+    site_variable: ClassVar[str]
+
+    def __init__(self, target: Target, work: Path) -> None:
+        """``work`` is a folder for the hub's own files, which stays until the publication is complete.
+
+        Raises:
+            UsageError: there is no token.
+            ArmillaryError: a program or package that the transfer needs is missing.
+        """
+        self.target, self.work = target, work
+        self.endpoint = os.environ.get(self.site_variable, self.site).rstrip("/")
+        token = os.environ.get(self.variable, "").strip()
+        if not token:
+            raise UsageError(f"{self.variable}: not set; put a token of {self.endpoint} with write access into it")
+        self._token = token
+
+    @abstractmethod
+    def prepare(self) -> None:
+        """Create the repository and the branch if they are missing."""
+
+    @abstractmethod
+    def send(self, file: Outgoing) -> None:
+        """Send the bytes of ``file``, if the hub does not have them; readers do not see it yet."""
+
+    @abstractmethod
+    def commit(self, files: Sequence[Outgoing]) -> str:
+        """Make ``files`` visible in one commit; returns its address."""
+
+    @abstractmethod
+    def remote(self) -> Mapping[str, str]:
+        """The files that the branch holds: ``sha256:HEX``, or ``git:HEX`` (the id of a git blob) for each name."""
+
+    def scrubbed(self, text: str) -> str:
+        """``text`` without the token and without passwords."""
+        return without_passwords(text.replace(self._token, "***"))
+
+    def refused(self, status: int, said: str, wait_s: float | None = None) -> ArmillaryError:
+        """The error for an answer of the hub with an HTTP ``status``."""
+        said = " ".join(self.scrubbed(said).split())[:300]
+        what = f"{self.name} {self.target.repo}: status {status}{f' ({said})' if said else ''}"
+        if status in (401, 403):
+            return UsageError(f"{what}; give {self.variable} a token that may write to the repository")
+        if status == 404:
+            return UsageError(f"{what}: not found; check the name, and that {self.variable} may see the repository")
+        if status in _PASSING:
+            return PassingError(what, wait_s)
+        return ArmillaryError(what)
+
+    def unreachable(self, error: BaseException) -> PassingError:
+        """The error for a connection that could not be made, or was torn."""
+        said = " ".join(self.scrubbed(str(error)).split())[:300] or type(error).__name__
+        return PassingError(f"{self.name} {self.target.repo}: {self.endpoint} cannot be reached ({said})")
+
+
+HUBS: dict[str, type[Hub]] = {}
+
+
+def register(hub: type[Hub]) -> type[Hub]:
+    """Make ``hub`` known under its name."""
+    HUBS[hub.name] = hub
+    return hub
+
+
+def attempt(act: Callable[[], _T]) -> _T:
+    """The value of ``act``, which is repeated after a ``PassingError``, with growing waits.
+
+    Raises:
+        ArmillaryError: the last attempt failed too, or with an error that does not pass.
+    """
+    for wait in (*WAITS_S, None):
+        try:
+            return act()
+        except PassingError as error:
+            if wait is None:
+                raise ArmillaryError(f"{error}, in {len(WAITS_S) + 1} attempts; the same command resumes") from error
+            time.sleep(min(error.wait_s if error.wait_s is not None else wait, _LONGEST_WAIT_S))
+    raise AssertionError("the last attempt returns or raises")
+
+
+def retry_after(value: str | None) -> float | None:
+    """The seconds in a ``Retry-After`` header; None for a date or nonsense."""
+    try:
+        return max(0.0, float(value or ""))
+    except ValueError:
+        return None
+
+
+def differences(files: Sequence[Outgoing], remote: Mapping[str, str]) -> dict[str, str]:
+    """What is wrong with each of ``files`` that ``remote`` (``Hub.remote``) does not hold as it is here."""
+    found = {}
+    for file in files:
+        there = remote.get(file.name)
+        if there is None:
+            found[file.name] = "is missing there"
+        elif there != (here := _digest(file, there)):
+            found[file.name] = f"is {there} there and {here} here"
+    return found
+
+
+def _digest(file: Outgoing, like: str) -> str:
+    """The digest of ``file`` of the kind of ``like``."""
+    if like.startswith("sha256:"):
+        return f"sha256:{file.sha256}"
+    content = file.path.read_bytes()  # a plain blob of git is small
+    digest = hashlib.sha1(b"blob %d\0" % len(content), usedforsecurity=False)
+    digest.update(content)
+    return f"git:{digest.hexdigest()}"
