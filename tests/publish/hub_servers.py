@@ -244,6 +244,52 @@ class HuggingFaceServer(HubServer):
 
 
 @dataclass
+class ModelScopeServer(HubServer):
+    """Repositories of models with one branch: the files with their bytes, or the id of their LFS object."""
+
+    repos: dict[str, dict[str, bytes | str]] = field(default_factory=dict)
+    created: list[dict[str, Any]] = field(default_factory=list)
+    commits: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def reply(self, asked: Asked, body: bytes) -> Answer:
+        path = urlsplit(asked.path).path
+        if path.startswith("/lfs-objects/"):
+            return self.lfs_object(asked, body)
+        if asked.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return as_json({"Code": 10990100001, "Message": "bad token"}, 401)
+        if path == "/api/v1/models" and asked.method == "POST":
+            given = json.loads(body)
+            self.created.append(given)
+            self.repos[f"{given['Path']}/{given['Name']}"] = {}
+            return as_json({"Code": 200, "Data": {}})
+        found = re.fullmatch(r"/api/v1/(?:repos/)?models/([^/]+/[^/]+)(?:/(.+))?", path)
+        if found is None or found[1] not in self.repos:
+            return as_json({"Code": 10010205001, "Message": "not found"}, 404)
+        files, what = self.repos[found[1]], found[2]
+        if what is None:
+            return as_json({"Code": 200, "Data": {"Path": "me", "Name": found[1].partition("/")[2]}})
+        if what == "info/lfs/objects/batch":
+            rows = json.loads(self.lfs_batch(body)[2])["objects"]
+            # it lists only what it wants
+            return as_json({"Code": 200, "Data": {"objects": [row for row in rows if "actions" in row]}})
+        if what == "repo/files":
+            rows = [
+                {"Path": name, "Type": "blob", "Sha256": hashlib.sha256(data).hexdigest()}
+                for name, content in files.items()
+                if (data := self.objects.get(content) if isinstance(content, str) else content) is not None
+            ]
+            return as_json({"Code": 200, "Data": {"Files": rows}})
+        for action in json.loads(body)["actions"]:
+            lfs = action["type"] == "lfs"
+            files[action["path"]] = action["sha256"] if lfs else base64.b64decode(action["content"])
+        self.commits.append(what)
+        return as_json({"Code": 200, "Success": True, "Data": {}})
+
+
+@dataclass
 class GitServer(HubServer):
     """Bare repositories below ``root`` over smart HTTP, and their LFS objects; both want the token as a password."""
 
@@ -263,12 +309,21 @@ class GitServer(HubServer):
         if parts.path.startswith("/lfs-objects/"):
             return self.lfs_object(asked, body)
         given = asked.headers.get("Authorization", asked.headers.get("authorization", ""))
+        if parts.path == "/api/v1/model":  # of Modelers
+            if given != f"Bearer {TOKEN}":
+                return as_json({"code": "invalid_token"}, 401)
+            about = json.loads(body)
+            repo = f"{about['owner']}/{about['name']}"
+            if (self.root / f"{repo}.git").exists():
+                return as_json({"code": "duplicate_creating"}, 400)
+            self.create(repo)
+            return as_json({"code": "", "data": about}, 201)
         if base64.b64decode(given.removeprefix("Basic ")).decode().partition(":")[2] != TOKEN:
             return 401, {"WWW-Authenticate": 'Basic realm="hub"', "LFS-Authenticate": 'Basic realm="hub"'}, b""
         if parts.path.endswith("/info/lfs/objects/batch"):
             return self.lfs_batch(body)
-        repo = re.match(r"/([^/]+/[^/]+\.git)/", parts.path)
-        if repo is None or not (self.root / repo[1]).exists():
+        wanted = re.match(r"/([^/]+/[^/]+\.git)/", parts.path)
+        if wanted is None or not (self.root / wanted[1]).exists():
             return 404, {}, b"not found"
         environment = {
             **os.environ,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hub_servers import TOKEN, Fault, GitServer, HubServer, HuggingFaceServer
+from hub_servers import TOKEN, Fault, GitServer, HubServer, HuggingFaceServer, ModelScopeServer
 from publications import published
 
 from armillary.publish import Additions, SendOptions, Sent, Target, check_lineage, check_sums, send
@@ -22,8 +22,18 @@ from armillary.publish.plan import FILE, read_plan
 from armillary.recipe import ArmillaryError, DamagedFileError, UsageError
 
 REPO = "me/sphere-1"
-VARIABLES = {"huggingface": "HF_TOKEN", "gitee": "GITEE_TOKEN"}
-ENDPOINTS = {"huggingface": "HF_ENDPOINT", "gitee": "GITEE_ENDPOINT"}
+VARIABLES = {
+    "huggingface": "HF_TOKEN",
+    "gitee": "GITEE_TOKEN",
+    "modelscope": "MODELSCOPE_API_TOKEN",
+    "modelers": "MODELERS_TOKEN",
+}
+ENDPOINTS = {
+    "huggingface": "HF_ENDPOINT",
+    "gitee": "GITEE_ENDPOINT",
+    "modelscope": "MODELSCOPE_ENDPOINT",
+    "modelers": "MODELERS_ENDPOINT",
+}
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +56,15 @@ def hub(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         server = HuggingFaceServer()
+    elif name == "modelscope":
+        pytest.importorskip("modelscope_hub", reason="needs the extra publish")
+        server = ModelScopeServer()
     else:
         if shutil.which("git-lfs") is None:
             pytest.skip("needs git-lfs")
         server = GitServer(tmp_path / "repositories")
-        server.create(REPO)
+        if name == "gitee":
+            server.create(REPO)
     server.hub = name
     monkeypatch.setenv(VARIABLES[name], TOKEN)
     monkeypatch.setenv(ENDPOINTS[name], server.url)
@@ -62,14 +76,15 @@ def hub(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def options(hub: Any, **changed: Any) -> SendOptions:
-    return SendOptions(hub.hub, Target(REPO, changed.pop("revision", None)), load=False, **changed)
+    target = Target(REPO, changed.pop("revision", None))
+    return SendOptions(hub.hub, target, changed.pop("additions", Additions("mit")), load=False, **changed)
 
 
 def there(hub: Any, branch: str | None = None) -> dict[str, bytes]:
     """What the hub holds, with the bytes of LFS objects."""
     if isinstance(hub, GitServer):
         return hub.holds(REPO, branch or "master")
-    files = hub.repos[REPO][branch or "main"]
+    files = hub.repos[REPO] if isinstance(hub, ModelScopeServer) else hub.repos[REPO][branch or "main"]
     return {name: hub.objects[content] if isinstance(content, str) else content for name, content in files.items()}
 
 
@@ -107,14 +122,17 @@ def test_a_publication_arrives_whole_and_only_once(hub: HubServer, model: Path, 
 @pytest.mark.slow
 def test_a_branch_and_a_changed_card(hub: HubServer, model: Path) -> None:
     send(model, options(hub))
-    found = send(model, options(hub, revision="v2", additions=Additions("apache-2.0", ("en", "zh"))))
-    arrived(hub, found, "v2")
-    assert b"license: apache-2.0\nlanguage:\n- en\n- zh\n" in there(hub, "v2")["README.md"]
-    assert b"license: unknown\n" in there(hub)["README.md"]
+    assert b"license: mit\n" in there(hub)["README.md"]
+    branch = None if isinstance(hub, ModelScopeServer) else "v2"
+    found = send(model, options(hub, revision=branch, additions=Additions("apache-2.0", ("en", "zh"))))
+    arrived(hub, found, branch)
+    assert b"license: apache-2.0\nlanguage:\n- en\n- zh\n" in there(hub, branch)["README.md"]
+    if branch is not None:
+        assert b"license: mit\n" in there(hub)["README.md"]
     assert len(hub.put()) == 1, "the weights are there already"
 
 
-COMMIT = "(commit/main|git-receive-pack)$"
+COMMIT = "(commit/ma(in|ster)|git-receive-pack)$"
 FAULTS = [
     ("PUT", "lfs-objects", "torn"),
     ("POST", COMMIT, 500),
@@ -127,8 +145,8 @@ FAULTS = [
             ("POST", "batch", 503),
             ("POST", "batch", "torn"),
             ("POST", COMMIT, "torn"),
-            ("GET", "(tree/main|info/refs)", 502),
-            ("GET", "(tree/main|info/refs)", "torn"),
+            ("GET", "(tree/main|info/refs|repo/files)", 502),
+            ("GET", "(tree/main|info/refs|repo/files)", "torn"),
         )
     ),
 ]
@@ -198,6 +216,24 @@ def test_a_transfer_killed_at_any_file_repeats_none(point: int, hub: Any, model:
     found = send(model, options(hub))
     arrived(hub, found)
     assert len(hub.put()) == 1
+
+
+def test_a_new_repository_states_its_licence_and_who_sees_it(hub: Any, model: Path) -> None:
+    target = Target(REPO, private=True)
+    if hub.hub in ("modelscope", "modelers"):
+        with pytest.raises(UsageError, match="--licence"):
+            send(model, SendOptions(hub.hub, target, load=False))
+    send(model, SendOptions(hub.hub, target, Additions("mit"), load=False))
+    if hub.hub == "huggingface":
+        assert hub.private[REPO]
+    elif hub.hub == "modelscope":
+        assert hub.created == [{"Path": "me", "Name": "sphere-1", "Visibility": 1, "License": "mit"}]
+    elif hub.hub == "modelers":
+        (about,) = [json.loads(asked.body) for asked in hub.asked if asked.path == "/api/v1/model"]
+        assert about == {"name": "sphere-1", "owner": "me", "license": "mit", "visibility": "private"}
+    else:
+        with pytest.raises(UsageError, match="a new repository is created at"):
+            send(model, SendOptions(hub.hub, Target("me/other"), load=False))
 
 
 def test_a_dry_run_needs_no_hub_and_leaves_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

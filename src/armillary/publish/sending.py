@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from armillary.publish.hubs import HUBS, Target
@@ -57,7 +57,8 @@ def send(
     model = model.resolve()
     owner, _, name = options.target.repo.partition("/")
     work = model.with_name(f".{model.name}.{options.to}.{owner}--{name}")
-    hub = None if options.dry_run else HUBS[options.to](options.target, work)
+    target = replace(options.target, licence=options.additions.licence)
+    hub = None if options.dry_run else HUBS[options.to](target, work)
     try:
         with exclusive(work / "lock", "publishes this model"):
             staged = stage(model, work / "folder", name, options.additions)

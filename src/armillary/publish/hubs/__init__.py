@@ -1,6 +1,6 @@
 """The places that models are published to: one file per hub."""
 
-from armillary.publish.hubs import gitee, huggingface
+from armillary.publish.hubs import gitee, huggingface, modelers, modelscope
 from armillary.publish.hubs.hub import HUBS, Hub, Outgoing, PassingError, Target, attempt, differences
 
 __all__ = [
@@ -13,4 +13,6 @@ __all__ = [
     "differences",
     "gitee",
     "huggingface",
+    "modelers",
+    "modelscope",
 ]

@@ -18,12 +18,9 @@ from typing import ClassVar
 
 import httpx2
 
-from armillary.publish.hubs.hub import Hub, Outgoing, PassingError, Target, retry_after
+from armillary.publish.hubs.hub import Hub, Outgoing, PassingError, Target, is_large, retry_after
 from armillary.recipe import ArmillaryError, UsageError
 
-# Files that git-LFS holds: these kinds, and any of at least this size.
-_LARGE = frozenset({".safetensors", ".gguf", ".ckpt", ".bin", ".pt", ".model"})
-_LARGE_BYTES = 5 * 2**20
 _POINTER = re.compile(rb"version https://git-lfs\.github\.com/spec/v1\noid sha256:([0-9a-f]{64})\nsize (\d+)\n")
 _STATUS = re.compile(r"(?:HTTP|error:|returned error:|status)\s*:?\s*(\d{3})\b", re.IGNORECASE)
 _DENIED = re.compile(
@@ -38,7 +35,7 @@ _MEDIA = "application/vnd.git-lfs+json"
 
 
 class GitLfs(Hub):
-    """A repository under ``ENDPOINT/OWNER/NAME.git``. It must exist: these hubs create it on their site.
+    """A repository under ``ENDPOINT/OWNER/NAME.git``.
 
     Attributes:
         user: the user name that goes with a token.
@@ -53,14 +50,12 @@ class GitLfs(Hub):
         missing = [program for program in ("git", "git-lfs") if shutil.which(program) is None]
         if missing:
             raise ArmillaryError(f"{self.name} needs the program {missing[0]}; install git and git-lfs")
-        if target.private:
-            raise UsageError(f"--private: create the private repository at {self.endpoint}{self.new}, and leave it out")
         self.url = f"{self.endpoint}/{target.repo}.git"
         self._git_folder = work / "git"
         self._branch = target.revision
 
     def prepare(self) -> None:
-        """Check that the repository can be read, and find its default branch."""
+        """Create the repository where the hub can, check that it can be read, and find its default branch."""
         if not (self._git_folder / "HEAD").exists():
             shutil.rmtree(self._git_folder, ignore_errors=True)  # of a process that was killed
             self._run("init", "--quiet", "--bare", str(self._git_folder))
@@ -69,13 +64,18 @@ class GitLfs(Hub):
         try:
             head = self._git("ls-remote", "--symref", "origin", "HEAD")
         except UsageError as error:
-            raise UsageError(f"{error}; a new repository is created at {self.endpoint}{self.new}") from error
+            self.create(error)
+            head = self._git("ls-remote", "--symref", "origin", "HEAD")
         found = re.search(r"^ref: refs/heads/(\S+)\tHEAD$", head, re.MULTILINE)
         self._branch = self.target.revision or (found[1] if found else "master")
 
+    def create(self, missing: UsageError) -> None:
+        """Create the repository, which cannot be read (``missing``); here that is left to the site of the hub."""
+        raise UsageError(f"{missing}; a new repository is created at {self.endpoint}{self.new}") from None
+
     def send(self, file: Outgoing) -> None:
         """As ``Hub.send``; small files travel with the commit."""
-        if not _is_large(file):
+        if not is_large(file):
             return
         stored = self._git_folder / "lfs" / "objects" / file.sha256[:2] / file.sha256[2:4] / file.sha256
         stored.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ class GitLfs(Hub):
         attributes = self._git("cat-file", "-p", f"{head}:.gitattributes") if self._has_attributes(head) else ""
         rows = []
         for file in files:
-            if _is_large(file):
+            if is_large(file):
                 pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{file.sha256}\nsize {file.size}\n"
                 blob = self._git("hash-object", "-w", "--stdin", given=pointer)
                 line = f"{_quoted(file.name)} filter=lfs diff=lfs merge=lfs -text"
@@ -214,10 +214,6 @@ class GitLfs(Hub):
         if re.search(r"not found|does not exist", words, re.IGNORECASE):
             return self.refused(404, words)
         return PassingError(f"{self.name} {self.target.repo}: git: {self.scrubbed(words)[:300] or 'failed'}")
-
-
-def _is_large(file: Outgoing) -> bool:
-    return file.size >= _LARGE_BYTES or file.path.suffix in _LARGE
 
 
 def _quoted(name: str) -> str:

@@ -22,6 +22,8 @@ _T = TypeVar("_T")
 # Waits between attempts, if the hub names none; and the longest wait that it may name.
 WAITS_S = (1.0, 4.0, 15.0)
 _LONGEST_WAIT_S = 300.0
+_LARGE = frozenset({".safetensors", ".gguf", ".ckpt", ".bin", ".pt", ".model"})
+_LARGE_BYTES = 5 * 2**20
 # Statuses after which another attempt may succeed.
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524})
 
@@ -37,7 +39,7 @@ class PassingError(ArmillaryError):
 @dataclass(frozen=True)
 class Target:
     """Where a model goes: the repository ``OWNER/NAME``, its branch (None: the default one), and whether a new
-    repository is private.
+    repository is private. ``licence`` is what a new repository states.
 
     Raises:
         UsageError: the repository is not ``OWNER/NAME``.
@@ -46,6 +48,7 @@ class Target:
     repo: str
     revision: str | None = None
     private: bool = False
+    licence: str | None = None
 
     def __post_init__(self) -> None:
         owner, _, name = self.repo.partition("/")
@@ -107,6 +110,12 @@ class Hub(ABC):
     def remote(self) -> Mapping[str, str]:
         """The files that the branch holds: ``sha256:HEX``, or ``git:HEX`` (the id of a git blob) for each name."""
 
+    def licence(self) -> str:
+        """The licence of a new repository; raises UsageError if none is given."""
+        if self.target.licence is None:
+            raise UsageError(f"--licence: {self.name} states a licence for every new repository; give one")
+        return self.target.licence
+
     def scrubbed(self, text: str) -> str:
         """``text`` without the token and without passwords."""
         return without_passwords(text.replace(self._token, "***"))
@@ -127,6 +136,11 @@ class Hub(ABC):
         """The error for a connection that could not be made, or was torn."""
         said = " ".join(self.scrubbed(str(error)).split())[:300] or type(error).__name__
         return PassingError(f"{self.name} {self.target.repo}: {self.endpoint} cannot be reached ({said})")
+
+
+def is_large(file: Outgoing) -> bool:
+    """Whether git-LFS holds ``file``: weights, and any file of at least 5 MiB."""
+    return file.size >= _LARGE_BYTES or file.path.suffix in _LARGE
 
 
 HUBS: dict[str, type[Hub]] = {}
