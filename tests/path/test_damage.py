@@ -195,6 +195,8 @@ def check(made: Made, name: str, how: str, folder: Path) -> None:
         ("store/store.sqlite", "truncated"),
         ("store/runs/TARGET/metrics.parquet", "flipped"),
         ("store/runs/TARGET/events.jsonl", "flipped"),
+        ("store/runs/TARGET/events.jsonl", "doubled"),
+        ("store/store.sqlite", "doubled"),
     ],
 )
 def test_a_damaged_file_is_named_and_nothing_is_lost(name: str, how: str, made: Made, tmp_path: Path) -> None:

@@ -22,7 +22,14 @@ from typing import Any
 import sqlalchemy as sa
 
 from armillary.files import aside, sync
-from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, UsageError, without_passwords
+from armillary.recipe import (
+    ArmillaryError,
+    DamagedFileError,
+    ForeignFileError,
+    UsageError,
+    counted,
+    without_passwords,
+)
 from armillary.store import schema
 
 _BUSY_MS = 10_000  # SQLite waits this long for a lock, each time
@@ -345,6 +352,12 @@ class Database:
             return []
         with self.reading() as db:
             found = [str(row[0]) for row in db.execute(sa.text("PRAGMA integrity_check")) if row[0] != "ok"]
+            pages, size = (db.execute(sa.text(f"PRAGMA {name}")).scalar_one() for name in ("page_count", "page_size"))
+            log = self.file.with_name(f"{self.file.name}-wal")
+            # SQLite ignores what follows its last page; while a log is open, pages may be cut off that are still there
+            rest = self.file.stat().st_size - pages * size
+            if rest > 0 and not (log.exists() and log.stat().st_size):
+                found.append(f"{counted(rest, 'byte')} follow its last page, and no database of SQLite has any there")
             keys = db.execute(sa.text("PRAGMA foreign_key_check")).all()
         return [f"{self.file}: {text}" for text in found] + [
             f"{self.file}: table {row[0]}, row {row[1]}: refers to a missing row of {row[2]}" for row in keys

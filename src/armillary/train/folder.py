@@ -235,6 +235,11 @@ def _check_events(path: Path, run: str | None, recorded: tuple[int, str] | None)
             return [FileProblem(path, f"has {counted(len(data), 'byte')} instead of {recorded[0]} or more", remedy)]
         if sha256(data).hexdigest() != recorded[1]:
             return [FileProblem(path, "does not match its checksum", remedy)]
+    seen: set[str] = set()
+    for event in events:
+        if (text := event.model_dump_json()) in seen:  # the time of another event would be later
+            return [FileProblem(path, f"holds the event {text} twice", remedy)]
+        seen.add(text)
     others = sorted({event.run for event in events} - {run})
     return [FileProblem(path, f"holds events of run {others[0]}", remedy)] if run is not None and others else []
 
