@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from armillary.cli.verbs import app
 from armillary.corpus import Corpus
+from armillary.laws import ExtrapolationWarning, ScalingLaw
 from armillary.path import Evidence, Workspace
 from armillary.path.evidence import lineage, summary
 from armillary.path.pages import report_data
@@ -41,10 +42,31 @@ def html_of(data: ReportData, folder: Path, language: str = "en") -> str:
     return path.read_text(encoding="utf-8")
 
 
+def far_warning() -> str:
+    """What the scaling law says of a target far beyond its runs."""
+    points = np.array([[n, d] for n in (1e6, 3e6, 1e7) for d in (1e8, 3e8, 1e9)])
+    law = ScalingLaw().fit(points, 1.7 + 400 / points[:, :1] ** 0.34 + 410 / points[:, 1:] ** 0.28)
+    with pytest.warns(ExtrapolationWarning) as said:
+        law.predict(np.array([[4e7, 4e9]]))
+    return str(said[0].message)
+
+
 def is_target(spec: RunSpec, sky: float | None = None, seed: int | None = None) -> bool:
     """Whether a run is of the target's size, with that weight of ``sky`` and that seed."""
     same = sky is None or abs(spec.mixture[0].weights["sky"] - sky) < 1e-9
     return spec.validation.every is not None and same and seed in (None, spec.seed)
+
+
+def test_a_warning_about_a_far_target_is_in_the_language_of_the_page(lab: Lab, tmp_path: Path) -> None:
+    evidence = evidence_of(lab)
+    assert evidence.prediction is not None
+    said = {**evidence.prediction, "warnings": [far_warning(), "the run of row 3 is set aside"]}
+    data = data_of(replace(evidence, prediction=said), tmp_path)
+    (reach,) = [note for note in data.notes if note.what == "reach"]
+    assert float(reach.subject) == pytest.approx(16) and 1 < float(reach.detail) < 16
+    page = html_of(data, tmp_path, "zh")
+    assert f"最大算力的 {reach.subject} 倍" in re.sub(r"<[^>]*>", "", page) and "largest compute" not in page
+    assert "the run of row 3 is set aside" in page  # no translation of it is known
 
 
 def test_every_part_is_there_and_says_what_the_runs_measured(lab: Lab, tmp_path: Path) -> None:

@@ -289,6 +289,7 @@ def full_report() -> ReportData:
             Note("edge_limits", "code", "5%", end="low"),
             Note("adjusted", "uniform"),
             Note("rise", "3", "1.6%"),
+            Note("reach", "9.3", "4.1"),
             Note("forecast", detail="4.3 times the largest N"),
             Note("unreadable", "runs/88ab01c2d3e4f567/metrics.parquet", "it is torn"),
             Note("family", "qk-norm", "3 points"),

@@ -35,6 +35,10 @@ from armillary.train import load_trained, read_metrics
 _CURVE_POINTS, _CURVE_STEPS = 60, 4
 # The worth of a difference is extrapolated at most this far beyond the target's own parameters and tokens.
 _BEYOND = 2.0
+# The scaling law's warning about a far target, which the page says in its own language.
+_REACH = re.compile(
+    r"([^ ]+) times the largest compute of the runs; .* tested the law up to ([^ ]+) times the compute$"
+)
 _COMMANDS = (
     ("corpus", "corpus"),
     ("mixture", "study mixture"),
@@ -573,7 +577,7 @@ class _Pages:
             share = f"{100 * (rise.after / rise.before - 1):.2g}%"
             self.notes.append(report.Note("rise", f"{rise.larger}", share))
         if said is not None:
-            self.notes += [report.Note("forecast", detail=text) for text in said.get("warnings", [])]
+            self.notes += map(_warning, said.get("warnings", []))
         for name, domain in self.evidence.corpus.manifest.domains.items():
             if domain.problem_count:
                 first = self._local(domain.problems[0]) if domain.problems else ""
@@ -587,6 +591,12 @@ class _Pages:
         for known in (self.folder.absolute(), Path.cwd(), Path.home()):
             text = text.replace(f"{known}{os.sep}", "")
         return re.sub(r"(?<![\w:/.])/(?:[^\s/:'\"]+/)+(?=[^\s/])", "", text)
+
+
+def _warning(text: str) -> report.Note:
+    """The note for a recorded warning of the law."""
+    reach = _REACH.search(text)
+    return report.Note("forecast", detail=text) if reach is None else report.Note("reach", reach[1], reach[2])
 
 
 def _mixture_part(evidence: Evidence, found: MixtureOutcome) -> report.MixturePart:

@@ -657,6 +657,11 @@ STRINGS: dict[str, tuple[str, str]] = {
         "{subject}：读取文本时有 {things}，第一处：{detail}",
     ),
     "note_forecast": ("The law warns about this prediction: {detail}", "规律对该预测的提示：{detail}"),
+    "note_reach": (
+        "The target run lies at {subject} times the largest compute of the ladder. Leaving out the ladder's own "
+        "largest runs has tested the law up to {detail} times.",
+        "目标训练的算力是阶梯中最大算力的 {subject} 倍；逐一留出阶梯中最大的训练时，规律只检验到 {detail} 倍。",
+    ),
     "note_rise": (
         "In the ladder, the loss at depth {subject} is {detail} higher than one depth below after the same tokens. The "
         "learning rate does not suit the deeper models at so few steps, and the prediction leans low.",
