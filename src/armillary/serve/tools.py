@@ -27,12 +27,16 @@ class ToolReader:
 
     def __init__(self, names: Collection[str]) -> None:
         self._names, self._held, self.calls = frozenset(names), "", 0
+        self._after_call = False
 
     def feed(self, text: str) -> list[str | Call]:
         """The parts that ``text`` completes."""
         self._held += text
         found = list[str | Call]()
         while True:
+            if self._after_call:
+                self._held = self._held.lstrip()
+                self._after_call = not self._held
             start = self._held.find(OPEN)
             if start < 0:
                 keep = next((n for n in range(len(OPEN) - 1, 0, -1) if self._held.endswith(OPEN[:n])), 0)
@@ -53,8 +57,7 @@ class ToolReader:
                 self.calls += 1
                 found += [self._held[:start].rstrip(), call]
             self._held = self._held[end + len(CLOSE) :]
-            if call is not None:
-                self._held = self._held.lstrip()
+            self._after_call = call is not None
         return [part for part in found if part]
 
     def finish(self) -> str:
