@@ -164,7 +164,9 @@ def test_scores_are_likelihoods(backend: NativeBackend) -> None:
     first = backend.start(0, tokens, Sampling(3, 1.0, n=2), Recorded(top=4, echo=True))
     for answer in finish_one(backend, first):
         scored = answer.scored
-        assert [one.token for one in scored] == tokens + answer.tokens and scored[0].value is None
+        ends = [one.token for one in scored[len(tokens) + len(answer.tokens) :]]
+        assert [one.token for one in scored] == tokens + answer.tokens + ends and scored[0].value is None
+        assert len(ends) == (len(answer.tokens) < 3) and set(ends) <= answer.ends
         value = 0.0
         for one in scored[split : len(tokens)]:
             value += one.value or 0.0

@@ -20,7 +20,7 @@ from armillary.generate import (
     open_backend,
 )
 from armillary.generate.native import NativeBackend
-from conftest import Server
+from server_process import Server
 
 CHAT: list[Any] = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "The sea?"}]
 
@@ -151,7 +151,8 @@ def test_the_bytes_of_scored_tokens_are_the_text(client: openai.OpenAI) -> None:
     ).choices[0]
     assert found.logprobs is not None and found.logprobs.content is not None
     joined = b"".join(bytes(one.bytes or []) for one in found.logprobs.content)
-    assert joined.decode("utf-8", "replace").replace("<|start|>", "") == found.message.content
+    said = joined.decode("utf-8", "replace").replace("<|start|>", "").removesuffix("<|end|>")
+    assert said == found.message.content
     assert all(len(one.top_logprobs) == 2 for one in found.logprobs.content)
     assert all(one.top_logprobs[0].logprob >= one.top_logprobs[1].logprob for one in found.logprobs.content)
 
@@ -168,6 +169,19 @@ def test_several_prompts_are_answered_in_order(client: openai.OpenAI) -> None:
     assert [one.text for one in echoed.choices] == [
         prompt + one.text for prompt, one in zip(prompts, both.choices, strict=True)
     ]
+
+
+def test_our_own_client_examines_over_the_server(server: Server, backend: NativeBackend) -> None:
+    remote = open_backend(server.url, BackendOptions())
+    pairs = [Pair("The sky is", " blue and"), Pair("1 + 1 =", " 2"), Pair("def add(x", ", y)")]
+    for one, other in zip(remote.loglikelihood(pairs), backend.loglikelihood(pairs), strict=True):
+        assert one.value == pytest.approx(other.value, abs=1e-12)
+        assert (one.tokens, one.greedy) == (other.tokens, other.greedy)
+    assert remote.context == 128 and remote.tokenize("The sky") == backend.tokenize("The sky")
+    request = Request("The sky", Sampling(20, 0.9, seed=2))
+    (one,), (other,) = remote.complete([request]), backend.complete([request])
+    assert one == other
+    remote.close()
 
 
 WRONG = [

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from armillary.generate import ChatTemplate
 from armillary.serve.tools import Call, ToolReader, check_template, for_template
-from conftest import TOOLS, Server, serving
+from server_process import TOOLS, Server, serving
 
 CALL = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "海"}}\n</tool_call>'
 UNKNOWN = '<tool_call>{"name": "sub", "arguments": {}}</tool_call>'

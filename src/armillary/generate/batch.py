@@ -65,9 +65,9 @@ class Recorded:
 class Answer:
     """One answer in progress; ``waiting`` are the tokens not yet in a step, starting at ``position``.
 
-    With ``top``, each token is recorded in ``scored`` with its log probability and the ``top`` most likely tokens; with
-    ``echo`` also those of the prompt. An answer whose ``room`` is 0 ends with its prompt. One that failed has an
-    ``error``.
+    With ``top``, each token (that of the end included) is recorded in ``scored`` with its log probability and the
+    ``top`` most likely tokens; with ``echo`` also those of the prompt. An answer whose ``room`` is 0 ends with its
+    prompt. One that failed has an ``error``.
     """
 
     request: int
@@ -326,13 +326,13 @@ class Batch:
             token = answer.sampler.draw(logits)
         except ArmillaryError as error:
             return answer.fail(ArmillaryError(f"new token {len(answer.tokens) + 1}: {error}"))
+        if answer.top is not None:
+            answer.scored.append(score(logits, token, answer.top))
         if token in answer.ends:
             answer.finish = "stop"
             return
         answer.tokens.append(token)
         answer.waiting = [token]
-        if answer.top is not None:
-            answer.scored.append(score(logits, token, answer.top))
         if answer.stream is not None:
             answer.stream.add(token)
             if answer.stream.stopped:
