@@ -5,6 +5,7 @@ from armillary.store.chain import Chain
 from armillary.store.database import secrets
 from armillary.store.locks import in_use
 from armillary.store.predictions import Order
+from armillary.store.reader import Key, ListedRun, Outcome, Reader, RunFilter, Said, StudyState
 from armillary.store.runs import State
 from armillary.store.stages import EXAMINATION
 from armillary.store.store import Store, verify_database
@@ -12,9 +13,16 @@ from armillary.store.store import Store, verify_database
 __all__ = [
     "EXAMINATION",
     "Chain",
+    "Key",
+    "ListedRun",
     "Order",
+    "Outcome",
+    "Reader",
+    "RunFilter",
+    "Said",
     "State",
     "Store",
+    "StudyState",
     "in_use",
     "iso_time",
     "secrets",

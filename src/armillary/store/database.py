@@ -74,6 +74,7 @@ class Database:
         self.url = parsed
         self.name = without_passwords(parsed.render_as_string(hide_password=True))
         self.file: Path | None = None
+        self.waited_s = _TRIES * _BUSY_MS // 1000  # for a lock
         self._known = False  # once it has been used, what fails now may pass
         if self.engine.dialect.name == "sqlite":
             if str(parsed.database).startswith("file:"):
@@ -82,7 +83,7 @@ class Database:
                 self.file = Path(str(parsed.database))
                 self.name = str(self.file)
             sa.event.listen(self.engine, "connect", _prepare)
-            sa.event.listen(self.engine, "begin", _begin)
+            sa.event.listen(self.engine, "begin", begin)
         self._writer = self.engine.execution_options(**{_WRITE: True})
 
     def open(self) -> None:
@@ -98,8 +99,9 @@ class Database:
             others = schema.strangers(db)
             if others:
                 raise self._foreign(others)
-            found = self._known_version(db)
+            found = self.known_version(db)
             schema.metadata.create_all(db)
+            schema.add_indexes(db)
             if found is None:
                 db.execute(sa.insert(schema.form).values(version=schema.FORMAT))
                 self._stamp(db)
@@ -108,7 +110,7 @@ class Database:
                 self._stamp(db)  # the journal, with which the migration ends, is the store's (`Store`)
         self._known = True
 
-    def _known_version(self, db: sa.Connection) -> int | None:
+    def known_version(self, db: sa.Connection) -> int | None:
         """The format of the store; None where it is new.
 
         Raises:
@@ -152,6 +154,14 @@ class Database:
             finally:
                 hidden.unlink(missing_ok=True)
             return
+        self.check_file(file)
+
+    def check_file(self, file: Path) -> None:
+        """Look at an SQLite file without writing to it: is it whole, ours, and of a format that is known?
+
+        Raises:
+            As the class.
+        """
         remedy = "put a backup in its place, or move it away to begin a new store"
         if not file.is_file():
             raise UsageError(f"{file}: not a file; give the path of the store's database")
@@ -179,18 +189,13 @@ class Database:
         application = struct.unpack(">I", head[68:72])[0]
         if application not in (0, schema.APPLICATION):
             raise self._foreign([f"application_id {application:#x}"])
-        # Without a log nothing is written beside it either, not even for a moment.
-        beside = [file.with_name(f"{file.name}-{suffix}") for suffix in ("wal", "journal")]
-        mode = "mode=ro" if any(path.exists() for path in beside) else "mode=ro&immutable=1"
-        look = sa.create_engine(
-            "sqlite://", creator=lambda: sqlite3.connect(f"{file.absolute().as_uri()}?{mode}", uri=True)
-        )
+        look = sa.create_engine("sqlite://", creator=lambda: connect_read_only(file), poolclass=sa.pool.NullPool)
         try:
             with look.connect() as db:
                 others = schema.strangers(db)
                 if others:
                     raise self._foreign(others)
-                self._known_version(db)
+                self.known_version(db)
         finally:
             look.dispose()
 
@@ -259,7 +264,7 @@ class Database:
         code = _sqlite_error(error)
         again = "what was recorded is kept: give the same command again"
         if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-            waited = _TRIES * _BUSY_MS // 1000
+            waited = self.waited_s
             return ArmillaryError(
                 f"{self.name}: the store's database was locked for {waited} s{self._holders()}; end that, and give the "
                 "same command again"
@@ -369,12 +374,23 @@ class Database:
         self.engine.dispose()
 
 
+def connect_read_only(file: Path, wait_s: float = _BUSY_MS / 1000) -> sqlite3.Connection:
+    """A connection to an SQLite file that cannot change it.
+
+    Without a log beside the file nothing is written beside it either, not even for a moment.
+    """
+    beside = [file.with_name(f"{file.name}-{suffix}") for suffix in ("wal", "journal")]
+    mode = "mode=ro" if any(path.exists() for path in beside) else "mode=ro&immutable=1"
+    uri = f"{file.absolute().as_uri()}?{mode}"
+    return sqlite3.connect(uri, uri=True, timeout=wait_s, check_same_thread=False, isolation_level=None)
+
+
 def _sqlite_error(error: Exception) -> str:
     return str(getattr(getattr(error, "orig", None) or error, "sqlite_errorname", ""))
 
 
 def _prepare(connection: Any, _record: Any) -> None:
-    connection.isolation_level = None  # transactions begin where `_begin` says so
+    connection.isolation_level = None  # transactions begin where `begin` says so
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout={_BUSY_MS}")
     cursor.execute("PRAGMA journal_mode=WAL")
@@ -383,6 +399,6 @@ def _prepare(connection: Any, _record: Any) -> None:
     cursor.close()
 
 
-def _begin(db: sa.Connection) -> None:
+def begin(db: sa.Connection) -> None:
     """A transaction that will write takes its lock at once, so that nothing changes between its look and its change."""
     db.exec_driver_sql("BEGIN IMMEDIATE" if db.get_execution_options().get(_WRITE) else "BEGIN")

@@ -13,6 +13,9 @@ from armillary.store.runs import Runs
 from armillary.store.stages import Stages
 
 
+_MOST_IDS = 500  # in one query
+
+
 class Lineage(Runs, Stages):
     """Parents and edges of the runs of a store."""
 
@@ -31,24 +34,26 @@ class Lineage(Runs, Stages):
         a prediction to the runs that argued for it. A run that is not in the store is a node without edges.
         """
         examined = self.examinations()
-        with self.database.reading() as db:
-            rows = db.execute(sa.select(schema.runs.c.id, schema.runs.c.spec, schema.runs.c.parents)).all()
-            contents = db.execute(sa.select(schema.predictions.c.run, schema.predictions.c.content)).all()
-        known = {row.id: row for row in rows}
         predicted: dict[str, list[tuple[str, list[str]]]] = {}
-        for key, content in contents:
-            if isinstance(content, dict):  # else it is damaged, which `chain` reports
-                about = (key, content.get("from_runs", []))
-                predicted.setdefault(content.get("run", key), []).append(about)
+        with self.database.reading() as db:
+            for key, content in db.execute(sa.select(schema.predictions.c.run, schema.predictions.c.content)):
+                if isinstance(content, dict):  # else it is damaged, which `chain` reports
+                    about = (key, content.get("from_runs", []))
+                    predicted.setdefault(content.get("run", key), []).append(about)
         edges: list[Edge] = []
         waiting, seen = list(runs), set()
+        known: dict[str, Any] = {}
         while waiting:
-            run = waiting.pop(0)
-            if run in seen:
+            if waiting[0] in seen:
+                waiting.pop(0)
                 continue
+            if waiting[0] not in known:  # all that wait, in as few queries as possible
+                unseen = [run for run in waiting if run not in seen and run not in known]
+                known.update({**dict.fromkeys(unseen), **self._specs_of(unseen)})
+            run = waiting.pop(0)
             seen.add(run)
-            if run in known:
-                spec, parents = self._spec_of(run, known[run].spec), self._parents_of(run, known[run].parents)
+            if (row := known.pop(run)) is not None:
+                spec, parents = self._spec_of(run, row.spec), self._parents_of(run, row.parents)
                 edges += [Edge(f"run:{run}", "starts from", f"run:{parent}") for parent in parents]
                 if spec.start is not None and not parents:
                     edges.append(Edge(f"run:{run}", "starts from", f"weights:{spec.start.sha256}"))
@@ -60,6 +65,16 @@ class Lineage(Runs, Stages):
                 edges += [Edge(f"prediction:{key}", "argued by", f"run:{other}") for other in argued]
                 waiting += argued
         return edges
+
+    def _specs_of(self, runs: Iterable[str]) -> dict[str, Any]:
+        """Rows with specification and parents of those of ``runs`` that are known."""
+        wanted, found = list(dict.fromkeys(runs)), {}
+        columns = (schema.runs.c.id, schema.runs.c.spec, schema.runs.c.parents)
+        for first in range(0, len(wanted), _MOST_IDS):
+            query = sa.select(*columns).where(schema.runs.c.id.in_(wanted[first : first + _MOST_IDS]))
+            with self.database.reading() as db:
+                found.update({row.id: row for row in db.execute(query)})
+        return found
 
     def _parents_of(self, run: str, content: Any) -> list[str]:
         if content is not None and not (isinstance(content, list) and all(isinstance(one, str) for one in content)):

@@ -29,6 +29,7 @@ from armillary.recipe import (
 from armillary.store import chain as journal
 from armillary.store import schema
 from armillary.store.base import Base, to_json
+from armillary.store.facts import facts_of
 from armillary.store.locks import in_use, is_locked
 
 # What others read of a finished run; ``result.json`` last, since it makes a run done.
@@ -72,6 +73,7 @@ class Runs(Base):
                     row = {"id": run, "spec": spec.model_dump(mode="json"), "status": "pending", "attempts": 0}
                     row["parents"] = list(spec.parents) or None
                     db.execute(sa.insert(schema.runs).values(created_at=time.time(), **row))
+                    db.execute(sa.insert(schema.run_facts).values(run=run, **facts_of(spec)))
                 if run not in paired:
                     db.execute(sa.insert(schema.study_runs).values(study=study, run=run))
 

@@ -2,7 +2,8 @@
 
 Format 2 added to format 1 the journal (`chain`), and of each run the folder that it was written in and its owner. Rates
 of format 1 did not know the optimizer and are forgotten. Format 3 added of each run its parents. Format 4 added the
-outcomes of stages to the journal.
+outcomes of stages to the journal. The table ``run_facts`` and the indexes came without a new format: older versions
+leave them alone, and rows that they add are completed when this version opens the store for writing.
 """
 
 from __future__ import annotations
@@ -31,6 +32,19 @@ runs = sa.Table(
     sa.Column("folder", sa.Text),  # the store's folder that its files were last written in
     sa.Column("owner", sa.String(32)),  # the process that last began it
     sa.Column("parents", sa.JSON(none_as_null=True)),  # ids of the runs whose weights it starts from; null: none
+)
+
+# What lists and filters show of a specification, so that they need not read it: `facts_of`.
+run_facts = sa.Table(
+    "run_facts",
+    metadata,
+    sa.Column("run", sa.String(16), primary_key=True),
+    sa.Column("shape", sa.String(32), nullable=False),  # layers x width
+    sa.Column("parameters", sa.BigInteger, nullable=False),
+    sa.Column("tokens", sa.BigInteger, nullable=False),
+    sa.Column("flops", sa.Float, nullable=False),
+    sa.Column("mixture", sa.JSON, nullable=False),  # weights of the first phase
+    sa.Column("tags", sa.Text, nullable=False),  # words, with a blank before and after each
 )
 
 study_runs = sa.Table(
@@ -118,6 +132,16 @@ for _table, _key in ((predictions, "run"), (verdicts, "run"), (journal, "seq")):
             _rule = sa.DDL(_statement.replace("{key}", _key))  # type: ignore[no-untyped-call]
             sa.event.listen(_table, "after_create", _rule.execute_if(dialect=_dialect))
 
+# Lists are read in the order of time, whole or of one status; `create_all` adds indexes to new tables only.
+INDEXES = (
+    sa.Index("runs_by_time", runs.c.created_at, runs.c.id),
+    sa.Index("runs_by_status", runs.c.status, runs.c.created_at, runs.c.id),
+    sa.Index("runs_by_state", runs.c.id, runs.c.status, runs.c.started_at, runs.c.finished_at),
+    sa.Index("run_facts_by_shape", run_facts.c.shape),
+    sa.Index("study_runs_by_run", study_runs.c.run),
+    sa.Index("journal_by_run", journal.c.run),
+)
+
 _ADDED = {"runs": ("folder", "owner", "parents")}  # since format 1
 
 
@@ -156,3 +180,12 @@ def add_columns(db: sa.Connection) -> None:
             if column not in there:
                 kind = metadata.tables[name].columns[column].type.compile(db.dialect)
                 db.execute(sa.DDL(f"ALTER TABLE {name} ADD COLUMN {column} {kind}"))  # type: ignore[no-untyped-call]
+
+
+def add_indexes(db: sa.Connection) -> None:
+    """Create the indexes that the tables lack."""
+    inspector = sa.inspect(db)
+    for index in INDEXES:
+        assert index.table is not None
+        if index.name not in {found["name"] for found in inspector.get_indexes(index.table.name)}:
+            index.create(db)

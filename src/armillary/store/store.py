@@ -4,7 +4,7 @@ A store is a folder and a database beside it. The folder ``runs/ID`` holds what 
 makes the run done. The database is the index over them, plus what lives nowhere else: which study asked for a run, the
 result of each stage, predictions, verdicts, and the journal that proves their order (`chain`). SQLite in WAL mode by
 default, any SQLAlchemy URL (PostgreSQL for a team) instead; `database` has the connection, `schema` the tables, and
-`runs`, `stages`, `rates`, `predictions` and `lineage` read and write them.
+`runs`, `stages`, `rates`, `predictions` and `lineage` read and write them. `reader` reads a store without changing it.
 
 Trade-off: results are read from the database and taken from the folder where the database does not have them yet (a
 kill between the two writes), so neither has to be trusted alone.
@@ -28,13 +28,11 @@ from armillary.recipe import (
 )
 from armillary.store import chain as journal
 from armillary.store import schema
-from armillary.store.chain import Chain
 from armillary.store.database import Database
-from armillary.store.lineage import Lineage
-from armillary.store.predictions import Predictions, prediction_problem, verdict_problem
-from armillary.store.rates import Rates
+from armillary.store.facts import complete
+from armillary.store.reader import Reader
 from armillary.store.runs import FILES, difference
-from armillary.store.stages import stage_digest, stage_problem
+from armillary.store.stages import stage_digest
 
 
 def verify_database(file: Path) -> list[str]:
@@ -61,7 +59,7 @@ def verify_database(file: Path) -> list[str]:
             raise type(error)(str(error).replace(str(copy), str(file))) from error
 
 
-class Store(Lineage, Predictions, Rates):
+class Store(Reader):
     """Opens, and where needed creates or migrates, the store in ``folder``.
 
     Raises:
@@ -80,6 +78,7 @@ class Store(Lineage, Predictions, Rates):
             with self._opening():
                 self.database.open()
                 self._begin_journal()
+                complete(self.database)
         except BaseException:
             self.engine.dispose()
             raise
@@ -127,66 +126,6 @@ class Store(Lineage, Predictions, Rates):
                 journal.append(db, kind, run, recorded_at, **about, taken_over=True)
             db.execute(sa.delete(schema.rates))  # of any optimizer
             db.execute(sa.update(schema.form).values(version=schema.FORMAT))
-
-    def overview(self) -> list[dict[str, Any]]:
-        """A row per run and study: run, study, status, attempts, parameters, tokens, examined and error.
-
-        ``status`` is that of the table, with ``interrupted`` for a run that was begun and that no process trains.
-        ``examined`` is a text with the scores of the run's model, the last of each task; None without examination.
-        """
-        examined = self.examinations()
-        query = sa.select(schema.runs, schema.study_runs.c.study).join(schema.study_runs)
-        with self.database.reading() as db:
-            found = db.execute(query.order_by(schema.runs.c.created_at)).all()
-        rows = []
-        for row in found:
-            spec = self._spec_of(row.id, row.spec)
-            rows.append(
-                {
-                    "run": row.id,
-                    "study": row.study,
-                    "status": "interrupted" if row.status == "running" and not self._lives(row) else row.status,
-                    "attempts": row.attempts,
-                    "parameters": spec.model.parameters,
-                    "tokens": spec.tokens,
-                    "examined": _scores(examined.get(row.id, [])),
-                    "error": row.error,
-                }
-            )
-        return rows
-
-    def chain(self) -> Chain:
-        """The journal, and what of the store no longer fits it: the evidence for the order of what was recorded."""
-        with self.database.reading() as db:
-            entries = journal.read(db)
-            predictions = {row.run: row for row in db.execute(sa.select(schema.predictions))}
-            verdicts = {row.run: row for row in db.execute(sa.select(schema.verdicts))}
-            runs = {row.id: row for row in db.execute(sa.select(schema.runs))}
-            stages = {(row.name, row.key): row for row in db.execute(sa.select(schema.stages))}
-        problems = journal.broken(entries)
-        recorded_stages = {(str(entry.about.get("stage")), entry.run) for entry in entries if entry.kind == "stage"}
-        for name, key in sorted(set(stages) | recorded_stages):
-            problems.append(stage_problem(name, key, stages.get((name, key)), entries) or "")
-        results = {run: row.result for run, row in runs.items()}
-        named = {kind: {entry.run for entry in entries if entry.kind == kind} for kind in ("prediction", "verdict")}
-        for run in sorted(set(predictions) | named["prediction"]):
-            problems.append(prediction_problem(run, predictions.get(run), entries) or "")
-        for run in sorted(set(verdicts) | named["verdict"]):
-            problems.append(verdict_problem(run, verdicts.get(run), results, entries) or "")
-        started = {entry.run: entry for entry in reversed(entries) if entry.kind == "start"}
-        recorded = {entry.run: entry for entry in reversed(entries) if entry.kind == "result"}
-        for run, row in runs.items():
-            start, result = started.get(run), recorded.get(run)
-            if row.started_at != (start.about.get("started_at") if start is not None else None):
-                problems.append(f"run {run}: its start is not the one that was recorded")
-            if row.result is not None and (result is None or journal.digest(row.result) != result.about.get("result")):
-                problems.append(f"run {run}: its result was changed after it was recorded")
-        for run in sorted((set(started) | set(recorded)) - set(runs)):
-            problems.append(f"run {run}: it was removed after it was recorded")
-        for run in recorded:
-            if run in runs and runs[run].result is None:
-                problems.append(f"run {run}: its result was removed after it was recorded")
-        return Chain(entries, tuple(filter(None, problems)), tuple(journal.set_back(entries)))
 
     def verify(self) -> list[str]:
         """All that is wrong with the store, a line each: what ``verify_records`` finds, and the folders of done runs.
@@ -240,13 +179,6 @@ class Store(Lineage, Predictions, Rates):
             ArmillaryError: the copy could not be written, or is not sound.
         """
         self.database.backup(path)
-
-
-def _scores(examinations: list[tuple[str, dict[str, Any]]]) -> str | None:
-    """Task, metric and value of each whole task, the last examination's."""
-    results = [result for _, row in examinations for result in row.get("results", ())]
-    values = {f"{one['task']} {one['metric']}": one["value"] for one in results if one["subset"] == one["task"]}
-    return "; ".join(f"{name} {value:.3f}" for name, value in values.items()) or None
 
 
 def _close(database: Database, held: list[Any]) -> None:

@@ -1,0 +1,109 @@
+"""The connection of a reader, such as a page that watches a store: it never changes, migrates or creates a database.
+
+An SQLite file is opened anew for each transaction. So a file that was deleted or replaced since is seen as what it is
+now, and a study that writes meanwhile never waits. A lock is waited for one second only: whoever looks can look again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from armillary.recipe import ArmillaryError
+from armillary.store import schema
+from armillary.store.database import Database, begin, connect_read_only
+
+_WAIT_S = 1
+_SERVER_WAIT_S = 3
+
+
+class ReadOnlyDatabase(Database):
+    """A store's database at ``url``, opened for reading.
+
+    Raises:
+        UsageError: ``url`` names no database that can be used here. All else is raised by ``reading``.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.engine.dispose()
+        self.waited_s = _WAIT_S
+        self._seen: tuple[int, ...] = ()  # the file that was looked at last
+        self._columns: dict[str, frozenset[str]] = {}
+        if self.file is not None:
+            file = self.file
+            self.engine = sa.create_engine(
+                "sqlite://", creator=lambda: connect_read_only(file, _WAIT_S), poolclass=sa.pool.NullPool
+            )
+            sa.event.listen(self.engine, "begin", begin)
+        elif self.engine.dialect.name == "postgresql":
+            self.engine = sa.create_engine(
+                self.url,
+                pool_pre_ping=True,
+                connect_args={"connect_timeout": _SERVER_WAIT_S},
+                execution_options={"postgresql_readonly": True},
+            )
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A transaction that reads.
+
+        Raises:
+            DamagedFileError, ForeignFileError, UsageError: as ``Database.open``.
+            ArmillaryError: there is no database (any more), or it cannot be read.
+        """
+        with self.translated():
+            if self.file is not None:
+                self._look(self.file)
+            with super().reading() as db:
+                if not self._columns:
+                    self._learn(db)
+                yield db
+
+    def has(self, table: sa.Table) -> bool:
+        """Whether the database has the table with all its columns; an older store may not."""
+        return {column.name for column in table.columns} <= self._columns.get(table.name, frozenset())
+
+    def columns_of(self, table: sa.Table, *names: str) -> list[Any]:
+        """The columns of ``table`` of these names; null for those that an older store lacks."""
+        there = self._columns.get(table.name, frozenset())
+        return [table.c[name] if name in there else sa.null().label(name) for name in names]
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """Refused."""
+        raise ArmillaryError(f"{self.name}: the store is opened for reading only")
+        yield
+
+    def flush(self, wait_ms: int = 1000) -> None:
+        """Nothing to do: nothing was written."""
+
+    def _look(self, file: Path) -> None:
+        try:
+            status = file.stat()
+        except FileNotFoundError as error:
+            raise ArmillaryError(
+                f"{file}: the store's database is missing (deleted, moved, or not begun yet)"
+            ) from error
+        seen = (status.st_ino, status.st_mtime_ns, status.st_size)
+        if seen != self._seen:
+            self.check_file(file)
+            self._columns, self._seen = {}, seen
+
+    def _learn(self, db: sa.Connection) -> None:
+        """Note which tables and columns there are; ``check_file`` has done the rest for a file."""
+        inspector = sa.inspect(db)
+        if self.file is None:
+            self.known_version(db)
+        found = inspector.get_table_names()
+        if schema.runs.name not in found:
+            raise ArmillaryError(f"{self.name}: holds no store yet")
+        self._columns = {
+            name: frozenset(column["name"] for column in inspector.get_columns(name))
+            for name in schema.metadata.tables
+            if name in found
+        }
