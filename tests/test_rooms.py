@@ -104,6 +104,8 @@ TESTED_THROUGH = {
     "cli/show/*.py": ("cli/test_cli.py", "what is printed is compared where a verb prints it"),
     "cli/verbs/*.py": ("cli/test_cli.py", "a verb parses, calls one function and prints; that function has its tests"),
     "cli/verbs/post/*.py": ("cli/test_post_data_verbs.py", "as the other verbs"),
+    "console/*.py": ("console/test_console_pages.py", "parts of the pages, seen in what they show"),
+    "console/pages/*.py": ("console/test_console_pages.py", "one module for each page"),
     "corpus/batch.py": ("corpus/test_order.py", "the form in which a data order yields its batches"),
     "corpus/index.py": ("corpus/test_overlap.py", "the index is a part of looking for overlap"),
     "corpus/orders.py": ("corpus/test_order.py", "chooses an order by the run's objective"),

@@ -21,6 +21,7 @@ VERBS = [
     ["run"],
     ["demo"],
     ["report"],
+    ["console"],
     ["runs"],
     ["rates"],
     ["verify"],

@@ -3,6 +3,7 @@
 from armillary.store.base import iso_time, to_json
 from armillary.store.chain import Chain
 from armillary.store.database import secrets
+from armillary.store.facts import facts_of
 from armillary.store.locks import in_use
 from armillary.store.predictions import Order
 from armillary.store.reader import Key, ListedRun, Outcome, Reader, RunFilter, Said, StudyState
@@ -23,6 +24,7 @@ __all__ = [
     "State",
     "Store",
     "StudyState",
+    "facts_of",
     "in_use",
     "iso_time",
     "secrets",

@@ -19,7 +19,7 @@ def facts_of(spec: RunSpec) -> dict[str, Any]:
     """The row of ``run_facts`` without its run.
 
     ``shape`` is layers x width, as in ``4x256``; ``mixture`` the weights of the first phase. ``tags`` are the words
-    that tell runs of one shape apart: optimizer, schedule, precision, objective, seed, and ``adapter`` or ``continued``.
+    that tell runs of one shape apart: optimizer, schedule, precision, objective, seed, ``adapter`` and ``continued``.
     """
     tags = [spec.optimizer.kind, spec.schedule.kind, spec.precision, spec.objective.kind, f"seed-{spec.seed}"]
     tags += ["adapter"] * (spec.adapter is not None) + ["continued"] * (spec.start is not None)

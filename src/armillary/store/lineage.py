@@ -12,7 +12,6 @@ from armillary.store import schema
 from armillary.store.runs import Runs
 from armillary.store.stages import Stages
 
-
 _MOST_IDS = 500  # in one query
 
 

@@ -8,7 +8,7 @@ at either end, and a run that is added meanwhile moves no other row.
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 from pydantic import ValidationError
 
-from armillary.recipe import ArmillaryError, RunSpec
+from armillary.recipe import RunSpec
 from armillary.store import chain as journal
 from armillary.store import schema
 from armillary.store.chain import Chain
@@ -29,7 +29,12 @@ from armillary.store.stages import stage_problem
 
 Key = tuple[float, str]  # of a row in a list by time: when, and its id
 
-_COMPARE = {">=": operator.ge, "<=": operator.le, "=": lambda a, b: abs(a - b) < 5e-4}
+_SAME = 5e-4  # weights that are shown alike
+_COMPARE: dict[str, Callable[[Any, Any], Any]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "=": lambda a, b: abs(a - b) < _SAME,
+}
 _SCANNED = 100_000  # rows of a store without facts that a filter looks at for one page
 
 
@@ -170,7 +175,7 @@ class Reader(Lineage, Predictions, Rates):
         """Runs by the status of the table."""
         query = sa.select(schema.runs.c.status, sa.func.count()).group_by(schema.runs.c.status)
         with self.database.reading() as db:
-            return {status: count for status, count in db.execute(query)}
+            return {row[0]: row[1] for row in db.execute(query)}
 
     def page(self, wanted: RunFilter, limit: int, before: Key | None = None) -> list[ListedRun]:
         """At most ``limit`` runs, the newest first; those added before the run of key ``before``."""
@@ -257,7 +262,7 @@ class Reader(Lineage, Predictions, Rates):
             .group_by(runs.c.status)
         )
         with self.database.reading() as db:
-            return {status: flops for status, flops in db.execute(query)} if self._has_facts() else {}
+            return {row[0]: row[1] for row in db.execute(query)} if self._has_facts() else {}
 
     def outcomes(self, name: str = "") -> list[Outcome]:
         """Outcomes of stages, the newest first; of the stage ``name``, or of all."""
@@ -282,7 +287,9 @@ class Reader(Lineage, Predictions, Rates):
         """At most ``limit`` predictions, the newest first, each with its verdict."""
         p, v = schema.predictions.c, schema.verdicts.c
         query = (
-            sa.select(p.run, p.recorded_at, p.sha256, p.content, v.recorded_at.label("judged_at"), v.content.label("verdict"))
+            sa.select(
+                p.run, p.recorded_at, p.sha256, p.content, v.recorded_at.label("judged_at"), v.content.label("verdict")
+            )
             .outerjoin(schema.verdicts, p.run == v.run)
             .order_by(p.recorded_at.desc(), p.run.desc())
             .limit(limit)
@@ -383,7 +390,7 @@ class Reader(Lineage, Predictions, Rates):
         known += [facts.c.tags.contains(f" {tag} ", autoescape=True) for tag in wanted.tags]
         for domain, how, value in wanted.mixture:
             weight = sa.func.coalesce(facts.c.mixture[domain].as_float(), 0.0)
-            known.append(sa.func.abs(weight - value) < 5e-4 if how == "=" else _COMPARE[how](weight, value))
+            known.append(sa.func.abs(weight - value) < _SAME if how == "=" else _COMPARE[how](weight, value))
         # a run without facts is compared afterwards
         return self._rows_where(sa.and_(sa.true(), *conditions), limit, sa.and_(*known) if known else None)
 

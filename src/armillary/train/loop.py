@@ -264,6 +264,7 @@ class Run(Generic[EngineT]):
             self.metrics.append({**self._row(step), "loss": loss, "grad_norm": norm, **dict(more)})
         loss = self.metrics.last["loss"]
         self.reporter.write("progress", self.step, seconds, loss=loss, data_wait_s=round(waited_s, 6))
+        self.metrics.show()
         self.save.report(self)
 
     def attend(self) -> None:

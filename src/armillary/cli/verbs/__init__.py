@@ -12,6 +12,7 @@ from armillary.cli.app import app
 from armillary.cli.values import of_option
 from armillary.cli.verbs import (
     chat,
+    console,
     convert,
     corpus,
     evaluate,
@@ -39,6 +40,7 @@ __all__ = [
     "PANELS",
     "app",
     "chat",
+    "console",
     "convert",
     "corpus",
     "evaluate",
@@ -66,7 +68,7 @@ __all__ = [
 PANELS = {
     "From text to a model": ("run", "demo", "report", "corpus", "predict", "train", "verdict"),
     "From a base model to one that answers": ("post",),
-    "What exists": ("runs", "rates", "verify", "store"),
+    "What exists": ("console", "runs", "rates", "verify", "store"),
     "Where the time goes": ("plan", "goodput"),
     "What a model can do": ("chat", "generate", "serve", "evaluate", "leaderboard", "forecast"),
     "In and out": ("convert", "logits", "publish"),

@@ -4,6 +4,9 @@ Rows are added one by one and written out every ``ROWS`` steps, as a Parquet fil
 A kill loses the rows that were not written. A resumed run begins with the rows of its checkpoint and removes what an
 earlier attempt wrote after it, so no step is missing or there twice.
 
+Between two parts the rows that are not in one yet lie in ``metrics/live.parquet``, which is replaced every
+``LIVE_S`` seconds: whoever watches a run sees its last steps. A resumed run does not need it.
+
 A part that cannot be written now (a full disk) stays in memory and is written with the next one; the checkpoints, which
 need all rows, fail with an error of their own.
 """
@@ -11,6 +14,7 @@ need all rows, fail with an error of their own.
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
     from armillary.train.loop import Run
 
 ROWS = 4096  # rows of a part
+LIVE = "live.parquet"
+LIVE_S = 3.0
 
 
 class Metrics:
@@ -34,6 +40,7 @@ class Metrics:
         self._columns: dict[str, None] = {}
         self._parts: list[Path] = []
         self._rest: list[dict[str, float]] = []
+        self._shown = time.monotonic()
 
     def due(self, step: int) -> bool:
         """Every ``ROWS`` steps."""
@@ -42,6 +49,13 @@ class Metrics:
     def act(self, run: Run[Any]) -> None:
         """Write out all rows but the last, to which a validation may still be added."""
         self._write()
+
+    def show(self) -> None:
+        """Write the rows that are in no part to the live file, unless that was done a moment ago."""
+        now = time.monotonic()
+        if self.folder is not None and self._rest and now - self._shown >= LIVE_S:
+            self._shown = now
+            self._put(self.folder / LIVE, self._rest)
 
     @property
     def last(self) -> dict[str, float]:
@@ -78,7 +92,8 @@ class Metrics:
         """Forget all rows and remove the parts that an earlier attempt left."""
         self._columns, self._parts, self._rest = {}, [], []
         if self.folder is not None and self.folder.is_dir():
-            for path in [*self.folder.glob("rows-*.parquet"), *self.folder.glob(".rows-*.parquet.*")]:
+            left = [pattern for name in ("rows-*.parquet", LIVE) for pattern in (name, f".{name}.*")]
+            for path in [path for pattern in left for path in self.folder.glob(pattern)]:
                 path.unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # something else lies there
                 self.folder.rmdir()
@@ -87,14 +102,20 @@ class Metrics:
         done, last = self._rest[:-1], self._rest[-1:]
         if self.folder is not None and done:
             path = self.folder / f"rows-{done[0]['step']}.parquet"
-            hidden = aside(path)
-            try:
-                self.folder.mkdir(exist_ok=True)
-                pq.write_table(metrics_table(done), hidden)
-                hidden.rename(path)
-            except (OSError, pa.ArrowException):
-                with contextlib.suppress(OSError):
-                    hidden.unlink(missing_ok=True)
+            if not self._put(path, done):
                 return
             self._parts.append(path)
         self._rest = last
+
+    def _put(self, path: Path, rows: list[dict[str, float]]) -> bool:
+        """Write a file of rows, which appears whole; whether that could be done."""
+        hidden = aside(path)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            pq.write_table(metrics_table(rows), hidden)
+            hidden.rename(path)
+        except (OSError, pa.ArrowException):
+            with contextlib.suppress(OSError):
+                hidden.unlink(missing_ok=True)
+            return False
+        return True

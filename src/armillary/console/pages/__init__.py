@@ -1,0 +1,1 @@
+"""One module for each page: it reads places and returns what the template of that name shows."""

@@ -1,0 +1,117 @@
+"""Lineage: from a published folder, or any run, back to everything that made it, one click at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from armillary.console.app import Page, missing
+from armillary.console.places import Place
+from armillary.recipe import ArmillaryError, Edge, read_json, sealed, walk_back
+
+LINEAGE = "lineage.json"
+_SHOWN = 400
+
+
+def lineage(page: Page) -> dict[str, Any]:
+    """The published folders of all places."""
+    rows = []
+    for place in page.watch.places:
+        for key, folder in place.found.publications.items():
+            try:
+                document, whole = _document(folder)
+            except (ArmillaryError, OSError) as error:
+                page.problems.append(str(error))
+                continue
+            rows.append((place, key, folder, document, whole))
+    return {"rows": rows}
+
+
+def node(page: Page) -> dict[str, Any]:
+    """One node: what it was directly made from, what used it, and all of its origins."""
+    path = page.request.path_params
+    place, kind, name = page.watch.place(path["place"]), path["kind"], path["name"]
+    if place is None:
+        raise missing()
+    key = name if kind == "publication" else page.get("in")
+    folder = place.found.publications.get(key)
+    document: dict[str, Any] = {}
+    whole = True
+    if folder is not None:
+        document, whole = _document(folder)
+        edges = _edges(document)
+    elif place.reader is not None and kind in ("run", "prediction"):
+        edges = place.reader.edges([name])
+    else:
+        raise missing()
+    files = [str(one) for one in document.get("files", {})]
+    here = f"{kind}:{name}"
+    if kind == "publication":
+        run = f"run:{document.get('run')}"
+        here = f"file:{next(iter(files), 'model.safetensors')}"
+        edges = [*(Edge(f"file:{file}", "written by", run) for file in files or ["model.safetensors"]), *edges]
+    origins = walk_back(edges, here)
+    kinds = Counter(one.partition(":")[0] for one in origins)
+    t = page.words
+    return {
+        "place": place,
+        "kind": kind,
+        "name": name,
+        "title": folder.name if kind == "publication" and folder is not None else name,
+        "inside": key if folder is not None else "",
+        "folder": folder,
+        "document": document,
+        "whole": whole,
+        "files": files,
+        "direct": _grouped(edge for edge in edges if edge.node == here),
+        "users": _grouped(Edge(edge.origin, edge.how, edge.node) for edge in edges if edge.origin == here),
+        "origins": [one.partition(":")[::2] for one in origins[:_SHOWN]],
+        "count": len(origins),
+        "kinds": t.join([f"{t.one_of('kind', one)} {count}" for one, count in kinds.items()]),
+        "known": _known(place, [one.removeprefix("run:") for one in origins[:_SHOWN] if one.startswith("run:")]),
+        "domains": ((document.get("corpus") or {}).get("domains") or {})
+        if isinstance(document.get("corpus"), dict)
+        else {},
+    }
+
+
+def _grouped(edges: Any) -> list[tuple[str, str, str]]:
+    """How, kind and name of the other end of each edge, each once."""
+    return list(dict.fromkeys((edge.how, *edge.origin.partition(":")[::2]) for edge in edges))
+
+
+def _known(place: Place, runs: Sequence[str]) -> dict[str, Any]:
+    """Those of the runs that the place's store has, as lists show them."""
+    if place.reader is None or not runs:
+        return {}
+    try:
+        return {row.run: row for row in place.reader.listed(runs)}
+    except ArmillaryError:  # the lineage of the folder is shown all the same
+        return {}
+
+
+def _document(folder: Path) -> tuple[dict[str, Any], bool]:
+    """The lineage of a published folder, and whether its seal fits.
+
+    Raises:
+        DamagedFileError: it is torn.
+    """
+    document = dict(read_json(folder / LINEAGE, "lineage", "publish the model again"))
+    seal = document.pop("sha256", None)
+    return document, seal is None or sealed(document)["sha256"] == seal
+
+
+def _edges(document: dict[str, Any]) -> list[Edge]:
+    """The edges of a lineage; what is not one is left out."""
+    found = []
+    for edge in document.get("edges", ()):
+        if isinstance(edge, list) and len(edge) == 3:
+            found.append(Edge(*map(str, edge)))
+    run, corpus = f"run:{document.get('run')}", document.get("corpus")
+    if not found and isinstance(corpus, dict):  # of a version without edges
+        argued = document.get("argued_by") or {}
+        found = [Edge(run, "argued by", f"run:{other}") for runs in argued.values() for other in runs]
+        found.append(Edge(run, "trained on", f"corpus:{corpus.get('hash')}"))
+    return found

@@ -1,0 +1,195 @@
+"""Every page over a whole workspace: what it shows, in both languages, and where its links lead."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from made import links, metrics
+
+from armillary.recipe import RunSpec
+from armillary.store import Reader, RunFilter, Store
+
+PAGES = ("/", "/studies", "/runs", "/predictions", "/goodput", "/examinations", "/lineage", "/compare")
+
+
+def ok(client, address):
+    answer = client.get(address)
+    assert answer.status_code == 200, (address, answer.text[:2000])
+    assert 'class="problems"' not in answer.text, (address, re.findall(r"<li>(.*?)</li>", answer.text)[-3:])
+    return answer.text
+
+
+def test_every_link_of_every_page_leads_to_a_page(built, client):
+    here = client(built)
+    waiting, seen, kinds = list(PAGES), set(), {}
+    while waiting:
+        address = waiting.pop(0)
+        kind = re.sub(r"[0-9a-f]{16,}|\d[\d.]*", "#", address.split("?")[0]) + str(
+            sorted(re.findall(r"[?&](\w+)=", address))
+        )
+        kinds[kind] = kinds.get(kind, 0) + 1
+        if address in seen or kinds[kind] > 3:
+            continue
+        seen.add(address)
+        waiting += links(ok(here, address))
+    assert len(seen) > 40 and any(address.startswith("/lineage/0/corpus") for address in seen)
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_pages_speak_the_language_of_the_browser_or_of_the_cookie(built, client, language):
+    here = client(built)
+    words = {"en": "Predictions", "zh": "预测"}
+    asked = here.get("/runs", headers={"accept-language": f"{language}-XX,fr;q=0.5"}).text
+    assert f">{words[language]}</a>" in asked
+    answer = here.get(f"/set?language={language}&theme=dark&back=/goodput", follow_redirects=False)
+    assert answer.headers["location"] == "/goodput"
+    kept = here.get("/goodput").text
+    assert f">{words[language]}</a>" in kept and 'data-theme="dark"' in kept
+
+
+def test_the_studies_show_choice_candidates_law_and_design(built, client):
+    here = client(built)
+    first = ok(here, "/")
+    assert "mixture study" in first and "<progress" in first
+    (address,) = {link for link in links(first) if link.startswith("/outcomes/0/mixture/")}
+    shown = ok(here, address)
+    for part in ("Choice", "Candidates", "Law against measured", "Design", "Taken: "):
+        assert part in shown
+    assert shown.count('<circle class="dot') + shown.count('<path class="dot') > 30
+    (ladder,) = {link for link in links(first) if link.startswith("/outcomes/0/ladder/")}
+    assert ok(here, ladder).count("depth ") >= 2
+
+
+def test_predictions_show_interval_verdict_calibration_chain_and_budget(built, client):
+    shown = ok(client(built), "/predictions")
+    assert "90 % expected" in shown and re.search(r"is intact: <span class=\"value\">\d+", shown)
+    assert "✓ inside" in shown or "✕ outside" in shown
+    assert re.search(r"<span class=\"value\">1 min 40 s</span> of <span class=\"value\">6 min 00 s</span>", shown)
+
+
+def test_a_changed_record_breaks_the_chain_on_the_page(workspace, client):
+    with sqlite3.connect(workspace / "store" / "store.sqlite") as db:
+        db.execute("DROP TRIGGER predictions_UPDATE")
+        db.execute("UPDATE predictions SET content = replace(content, '\"target\"', '\"other\"')")
+    shown = client(workspace).get("/predictions").text
+    assert "The chain of records is broken" in shown and "was changed after it was recorded" in shown
+
+
+def test_runs_are_filtered_and_paged_by_key(built, client):
+    here = client(built)
+    every = {row.run for row in Reader(built / "store").page(RunFilter(), 1000)}
+    seen, address = [], "/runs?per=50"
+    while address:
+        shown = ok(here, address)
+        seen += re.findall(r'name="run" value="0\.([0-9a-f]{16})"', shown)
+        older = re.search(r'rel="next" href="([^"]+)"', shown)
+        address = older and older[1].replace("&amp;", "&")
+    assert len(seen) == len(set(seen)) and set(seen) == every
+    heavy = ok(here, "/runs?mixture=a%3E%3D0.5&per=200")
+    found = re.findall(r'name="run" value="0\.([0-9a-f]{16})"', heavy)
+    store = Reader(built / "store")
+    assert found and set(found) == {
+        run for run in every if RunSpec.model_validate(store.spec_content(run)).mixture[0].weights["a"] >= 0.5
+    }
+    assert "is not a condition on a domain" in here.get("/runs?mixture=nonsense").text
+    for query in ("shape=1x8", "tag=seed-1%20adamw", "study=ladder", "status=done", f"run={seen[0][:4]}"):
+        assert re.search(r'name="run" value="0\.', ok(here, f"/runs?{query}")), query
+    assert "Nothing here" in ok(here, "/runs?shape=9x9")
+
+
+def test_runs_are_compared_over_steps_tokens_flops_and_time(built, client):
+    here = client(built)
+    folders = sorted(path.name for path in (built / "store" / "runs").iterdir())
+    chosen = "&".join(f"run=0.{run}" for run in folders)
+    for over in ("step", "tokens", "flops", "time"):
+        for what in ("loss", "grad_norm", "lr", "tokens_per_s", "flops_per_s", "validation/a/loss"):
+            shown = ok(here, f"/compare?{chosen}&x={over}&y={what}&log=1")
+            assert shown.count('<polyline class="line') >= len(folders), (over, what)
+    shown = ok(here, f"/compare?{chosen}&y=mfu&hardware=h100")
+    assert '<polyline class="line' in shown
+    assert "mixture.0.weights.a" in shown
+
+
+def test_goodput_shows_accounts_faults_heat_and_memory(built, client):
+    here = client(built)
+    address = next(link for link in links(ok(here, "/goodput")) if link.startswith("/goodput/"))
+    shown = ok(here, address)
+    for part in ("restart", "rank 1 was killed", "Step times by rank", "2.50", 'class="a-productive"', 'class="h9"'):
+        assert part in shown, part
+
+
+def test_examinations_are_ranked_browsed_and_paired(built, client):
+    here = client(built)
+    shown = ok(here, "/examinations")
+    assert "Leaderboard" in shown and "1 of 30 items overlap" in shown
+    keys = re.findall(r'<option value="([0-9a-f]{16})"', shown)[:2]
+    paired = ok(here, f"/examinations?with={keys[0]}&with={keys[1]}")
+    assert re.search(r"\[[+−]0\.\d+, [+−]0\.\d+\]", paired)
+    wrong = ok(here, f"/examinations/{keys[0]}?only=wrong&subset=words")
+    assert wrong.count('class="t mono"') in (3, 11)
+    assert ok(here, f"/examinations/{keys[0]}?only=contaminated").count('class="t mono"') == 1
+
+
+def test_the_lineage_leads_from_a_file_to_the_runs_that_argued_for_it(built, client):
+    here = client(built)
+    address = next(link for link in links(ok(here, "/lineage")) if "/publication/" in link)
+    shown = ok(here, address)
+    assert "trained on" not in shown.split("Everything")[0] and "written by" in shown and "CC BY 4.0" in shown
+    run = next(link for link in links(shown) if "/lineage/0/run/" in link)
+    assert "predicted by" in ok(here, run) and "argued by" in ok(
+        here, next(x for x in links(ok(here, run)) if "/prediction/" in x)
+    )
+
+
+def test_a_run_that_trains_shows_what_it_has_written_so_far(workspace, client):
+    store = Store(workspace / "store")
+    run = next(iter(store.study_runs("mixture")))
+    folder = store.run_folder(run)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        path.unlink()
+    (folder / "metrics").mkdir(parents=True)
+    table = metrics(100)
+    pq.write_table(table.slice(0, 60), folder / "metrics" / "rows-1.parquet")
+    pq.write_table(table.slice(50, 50), folder / "metrics" / "live.parquet")  # some rows are in both
+    here = client(workspace)
+    shown = ok(here, f"/runs/0.{run}")
+    assert '<polyline class="line' in shown
+    (folder / "metrics" / "live.parquet").write_bytes(b"PAR1 torn")
+    assert '<polyline class="line' in ok(here, f"/runs/0.{run}")
+
+
+def test_the_console_starts_and_serves_without_torch(built):
+    program = (
+        "import sys\n"
+        "class Blocked:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.split('.')[0] == 'torch': raise ImportError('torch is blocked')\n"
+        "sys.meta_path.insert(0, Blocked())\n"
+        "from starlette.testclient import TestClient\n"
+        "from armillary.console import ConsoleOptions, create_app\n"
+        f"client = TestClient(create_app(ConsoleOptions(({str(built)!r},))), base_url='http://localhost')\n"
+        f"print([client.get(address).status_code for address in {PAGES!r}], 'torch' in sys.modules)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=False, capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert done.stdout == f"{[200] * len(PAGES)} False\n", done.stderr[-2000:]
+
+
+def test_the_store_is_not_written_to(workspace, client):
+    def state() -> dict[Path, tuple[int, int]]:
+        return {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in workspace.rglob("*") if path.is_file()}
+
+    before = state()
+    here = client(workspace)
+    for address in PAGES:
+        ok(here, address)
+    assert state() == before
