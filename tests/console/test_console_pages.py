@@ -7,6 +7,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -24,6 +25,16 @@ def ok(client, address):
     assert answer.status_code == 200, (address, answer.text[:2000])
     assert 'class="problems"' not in answer.text, (address, re.findall(r"<li>(.*?)</li>", answer.text)[-3:])
     return answer.text
+
+
+def checked(client):
+    """The page of predictions once the chain has been checked."""
+    for _ in range(100):
+        shown = client.get("/predictions").text
+        if "being checked" not in shown:
+            return shown
+        time.sleep(0.1)
+    raise AssertionError("the chain is not checked")
 
 
 def test_every_link_of_every_page_leads_to_a_page(built, client):
@@ -68,7 +79,7 @@ def test_the_studies_show_choice_candidates_law_and_design(built, client):
 
 
 def test_predictions_show_interval_verdict_calibration_chain_and_budget(built, client):
-    shown = ok(client(built), "/predictions")
+    shown = checked(client(built))
     assert "90 % expected" in shown and re.search(r"is intact: <span class=\"value\">\d+", shown)
     assert "✓ inside" in shown or "✕ outside" in shown
     assert re.search(r"<span class=\"value\">1 min 40 s</span> of <span class=\"value\">6 min 00 s</span>", shown)
@@ -78,7 +89,8 @@ def test_a_changed_record_breaks_the_chain_on_the_page(workspace, client):
     with sqlite3.connect(workspace / "store" / "store.sqlite") as db:
         db.execute("DROP TRIGGER predictions_UPDATE")
         db.execute("UPDATE predictions SET content = replace(content, '\"target\"', '\"other\"')")
-    shown = client(workspace).get("/predictions").text
+    here = client(workspace)
+    shown = checked(here)
     assert "The chain of records is broken" in shown and "was changed after it was recorded" in shown
 
 

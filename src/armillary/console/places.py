@@ -28,7 +28,7 @@ from armillary.recipe import (
     read_result,
     read_spec,
 )
-from armillary.store import Key, ListedRun, Reader, RunFilter, facts_of, in_use
+from armillary.store import Chain, Key, ListedRun, Reader, RunFilter, facts_of, in_use
 
 T = TypeVar("T")
 
@@ -71,11 +71,24 @@ class Run:
             return None
 
 
+@dataclass
+class Check:
+    """What is known of a store's chain: the head that was checked, when, what was found, and how long it took."""
+
+    head: tuple[int, str] = (-1, "")
+    at: float = 0.0
+    took: float = 0.0
+    chain: Chain | None = None
+    error: str = ""
+    running: bool = False
+
+
 class Place:
     """One store or folder. ``workspace`` is looked through for examinations and publications."""
 
     def __init__(self, number: int, name: str, workspace: Path | None, reader: Reader | None) -> None:
         self.number, self.name, self.workspace, self.reader = number, name, workspace, reader
+        self.check = Check()
         self._found, self._looked = Found(), float("-inf")
         self._listed: dict[str, tuple[Any, ListedRun]] = {}
 

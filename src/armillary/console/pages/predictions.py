@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from scipy import stats
@@ -13,10 +12,10 @@ from scipy import stats
 from armillary.console import svg
 from armillary.console.app import Page
 from armillary.console.pages.runs import key_of
-from armillary.console.places import Place
+from armillary.console.places import Check, Place
 from armillary.recipe import ArmillaryError, parse_budget, read_json
 from armillary.report import format as fmt
-from armillary.store import Chain, Reader, Said
+from armillary.store import Reader, Said
 
 _SHOWN = 40
 _INTERVAL = 0.9
@@ -35,7 +34,7 @@ def predictions(page: Page) -> dict[str, Any]:
         if place.reader is None:
             return
         rows.extend((place, one) for one in place.reader.said(_SHOWN + 1, before))
-        chains.append((place, _chain_of(page, place.reader)))
+        chains.append((place, _chain_of(page, place.reader, place.check)))
         for verdict in place.reader.verdicts():
             judged.extend(_judged(verdict))
 
@@ -116,27 +115,13 @@ def _chart(page: Page, judged: list[tuple[str, float, bool]]) -> Any:
     return svg.dots(named, svg.Axis(page.words("z_axis")), svg.Axis(), 200) if judged else ""
 
 
-@dataclass
-class _Check:
-    """What is known of a chain: the head that was checked, when, what was found, and how long it took."""
-
-    head: tuple[int, str] = (-1, "")
-    at: float = 0.0
-    took: float = 0.0
-    chain: Chain | None = None
-    error: str = ""
-    running: bool = False
-
-
-_CHECKS: dict[int, _Check] = {}
 _LOCK = threading.Lock()
 
 
-def _chain_of(page: Page, reader: Reader) -> dict[str, Any]:
+def _chain_of(page: Page, reader: Reader, check: Check) -> dict[str, Any]:
     """The state of a store's chain; a long one is checked in the background, and the page says so."""
     head = reader.head()
     with _LOCK:
-        check = _CHECKS.setdefault(id(reader), _Check())
         due = check.head != head and time.monotonic() - check.at > _PATIENCE * check.took
         start = due and not check.running
         if start:
@@ -158,7 +143,7 @@ def _chain_of(page: Page, reader: Reader) -> dict[str, Any]:
     }
 
 
-def _check(reader: Reader, check: _Check, head: tuple[int, str]) -> None:
+def _check(reader: Reader, check: Check, head: tuple[int, str]) -> None:
     begun = time.monotonic()
     try:
         check.chain, check.error = reader.chain(), ""
