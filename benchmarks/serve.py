@@ -27,7 +27,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -111,33 +111,56 @@ async def ask(client: httpx2.AsyncClient, body: dict[str, Any]) -> Done:
     return Done(body, text, first - begun, last - begun, gap)
 
 
-async def load(url: str, clients: int, seconds: float, sample: bool) -> tuple[list[Done], list[str], float, list[Any]]:
-    """What was done, what failed, the seconds until the last answer, and memory over time."""
-    done, failed, memory = list[Done](), list[str](), list[Any]()
-    begun = time.perf_counter()
+@dataclass
+class Load:
+    """What was done, what failed, the time until the last answer, the server's processor time, and its memory."""
+
+    done: list[Done]
+    failed: list[str]
+    seconds: float = 0.0
+    cpu_s: float = 0.0
+    memory_mib: list[tuple[int, float]] = field(default_factory=list)
+
+    @property
+    def tokens(self) -> int:
+        """New tokens of all answers."""
+        return sum(one.body["max_tokens"] for one in self.done)
+
+
+async def metric(client: httpx2.AsyncClient, name: str) -> float:
+    """A number of the server."""
+    found = re.search(rf"^{name} (\S+)$", (await client.get("/metrics")).text, re.M)
+    return float(found[1]) if found else 0.0
+
+
+async def load(url: str, clients: int, seconds: float) -> Load:
+    """Let clients send requests for a while."""
+    made = Load([], [])
     limits = httpx2.Limits(max_connections=clients + 1)
     async with httpx2.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
+        cpu = await metric(client, "process_cpu_seconds_total")
+        begun = time.perf_counter()
 
         async def work(number: int) -> None:
             random_ = random.Random(number)
             while time.perf_counter() - begun < seconds:
                 try:
-                    done.append(await ask(client, new_body(random_)))
+                    made.done.append(await ask(client, new_body(random_)))
                 except (httpx2.HTTPError, ValueError) as error:
-                    failed.append(f"{type(error).__name__}: {error}")
+                    made.failed.append(f"{type(error).__name__}: {error}")
 
         async def watch() -> None:
-            while sample:
-                await asyncio.sleep(max(len(memory) * 10 + 10 - (time.perf_counter() - begun), 0))
-                text = (await client.get("/metrics")).text
-                found = re.search(r"^process_resident_memory_bytes (\S+)$", text, re.M)
-                memory.append((round(time.perf_counter() - begun), float(found[1]) / 2**20 if found else 0.0))
+            while True:
+                await asyncio.sleep(max(len(made.memory_mib) * 10 + 10 - (time.perf_counter() - begun), 0))
+                resident = await metric(client, "process_resident_memory_bytes")
+                made.memory_mib.append((round(time.perf_counter() - begun), resident / 2**20))
 
         watching = asyncio.create_task(watch())
         await asyncio.gather(*map(work, range(clients)))
-        took = time.perf_counter() - begun
+        made.seconds = time.perf_counter() - begun
         watching.cancel()
-    return done, failed, took, memory
+        made.cpu_s = await metric(client, "process_cpu_seconds_total") - cpu
+    return made
 
 
 async def repeat(url: str, done: list[Done]) -> int:
@@ -174,16 +197,18 @@ def main() -> None:
             while not said.rstrip().endswith("}"):
                 said += server.stdout.readline()
             url = json.loads(said)["url"].removesuffix("/v1")
-            asyncio.run(load(url, 2, 2, False))  # first allocations
-            done, failed, took, memory = asyncio.run(load(url, arguments.clients, arguments.seconds, True))
-            same = asyncio.run(repeat(url, done))
-            alone, lost, alone_s, _ = asyncio.run(load(url, 1, SEQUENTIAL_S, False))
+            asyncio.run(load(url, 2, 2))  # first allocations
+            crowd = asyncio.run(load(url, arguments.clients, arguments.seconds))
+            same = asyncio.run(repeat(url, crowd.done))
+            alone = asyncio.run(load(url, 1, SEQUENTIAL_S))
         finally:
             server.terminate()
             server.wait()
-    speeds = [sum(one.body["max_tokens"] for one in each) / s for each, s in ((done, took), (alone, alone_s))]
+    speeds = [each.tokens / each.seconds for each in (crowd, alone)]
+    of_cpu = [each.tokens / each.cpu_s for each in (crowd, alone)]
+    failed = crowd.failed + alone.failed
     rows = []
-    for name, each in ((f"{arguments.clients} clients", done), ("1 client", alone)):
+    for name, each in ((f"{arguments.clients} clients", crowd.done), ("1 client", alone.done)):
         for what, values in (
             ("first piece", [one.first_s for one in each]),
             ("whole answer", [one.whole_s for one in each]),
@@ -191,15 +216,16 @@ def main() -> None:
         ):
             rows.append([name, what, *(f"{value * 1e3:.0f}" for value in percentiles(values))])
     print(f"{parameters:,} parameters, {arguments.slots} slots, {arguments.threads} threads")
-    print(f"{len(done)} answers in {took:.1f} s, {len(failed) + len(lost)} lost {(failed + lost)[:3]}")
-    print(f"{same} of {min(CHECKED, len(done))} answers are the same alone")
+    print(f"{len(crowd.done)} answers in {crowd.seconds:.1f} s, {len(failed)} lost {failed[:3]}")
+    print(f"{same} of {min(CHECKED, len(crowd.done))} answers are the same alone")
     print(f"{speeds[0]:.0f} tokens/s against {speeds[1]:.0f} one after another: {speeds[0] / speeds[1]:.2f} times")
-    print("memory in MiB: " + ", ".join(f"{at} s: {mib:.0f}" for at, mib in memory))
+    print(f"of a processor second {of_cpu[0]:.0f} against {of_cpu[1]:.0f}: {of_cpu[0] / of_cpu[1]:.2f} times")
+    print("memory in MiB: " + ", ".join(f"{at} s: {mib:.0f}" for at, mib in crowd.memory_mib))
     print(markdown(["", "ms", "p50", "p90", "p99", "max"], rows))
     write_json(
         arguments.json, "serve", parameters=parameters, clients=arguments.clients, slots=arguments.slots,
-        threads=arguments.threads, answers=len(done), lost=len(failed) + len(lost), same_alone=same, seconds=took,
-        tokens_per_second=speeds, memory_mib=memory, percentiles_ms=rows,
+        threads=arguments.threads, answers=len(crowd.done), lost=len(failed), same_alone=same, seconds=crowd.seconds,
+        tokens_per_second=speeds, tokens_per_cpu_second=of_cpu, memory_mib=crowd.memory_mib, percentiles_ms=rows,
     )  # fmt: skip
 
 

@@ -200,6 +200,8 @@ WRONG = [
     ({"stop": ["a"] * 99}, "stop", "16 is the most"),
     ({"stop": [""]}, "stop", "1 to 500 characters"),
     ({"logprobs": 99}, "logprobs", "less than or equal to 20"),
+    ({"prompt": ["a"] * 100, "n": 6}, "n", "600 answers in all"),
+    ({"prompt": ["The sky"] * 128 + ["a"], "echo": True}, "prompt", "129 prompts"),
     ({"best_of": 4}, "best_of", "does not have it"),
     ({"temprature": 1}, "temprature", "no such field; nearest: temperature"),
     ({"seed": 1.5}, "seed", "valid integer"),

@@ -54,7 +54,12 @@ def build_app(serving: Serving) -> ASGIApp:
             Route("/health", routes.health),
             Route("/metrics", routes.metrics),
         ],
-        exception_handlers={ApiError: _refused, HTTPException: _no_route, ClientDisconnect: _gone},
+        exception_handlers={
+            ApiError: _refused,
+            HTTPException: _no_route,
+            ClientDisconnect: _gone,
+            Exception: _fault,
+        },
     )
     return _Gate(app, serving)
 
@@ -261,3 +266,7 @@ async def _no_route(request: Request, error: Exception) -> Response:
 
 async def _gone(_: Request, __: Exception) -> Response:
     return Response(status_code=499)  # nobody reads it
+
+
+async def _fault(_: Request, __: Exception) -> Response:
+    return _response(ApiError(500, "a bug in the server; its log has the traceback"))

@@ -19,6 +19,7 @@ from armillary.serve.errors import ApiError
 from armillary.serve.tools import OPEN
 
 SLOTS = 64
+_MOST_SCORES = 1_000_000  # of the prompts of one request: each takes some 150 bytes
 
 
 @dataclass
@@ -86,6 +87,13 @@ class BatchingEngine(Engine):
                     "messages" if isinstance(ask.prompts[0], Chat) else "prompt",
                     "context_length_exceeded",
                 )
+        scores = sum(len(tokens) for tokens, _ in read) * (1 + (ask.top or 0))
+        if ask.echo and ask.top is not None and scores > _MOST_SCORES:
+            raise ApiError(
+                400,
+                f"echo: {scores:,} log probabilities, and {_MOST_SCORES:,} is the most; send several requests",
+                "echo",
+            )
         return _Batched(ask, [tokens for tokens, _ in read], [text for _, text in read], self._backend)
 
     def _read(self, prompt: str | tuple[int, ...] | Chat, param: str) -> tuple[list[int], str]:

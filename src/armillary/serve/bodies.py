@@ -19,6 +19,7 @@ from armillary.serve.errors import ApiError
 from armillary.serve.tools import for_template
 
 _LARGEST_N = 128
+_MOST_ANSWERS = 512  # to one request
 _MOST_STOPS, _LONGEST_STOP = 16, 500
 _MOST_SCORES = 20
 # Fields that are known and not supported, with the values that change nothing.
@@ -123,9 +124,16 @@ class CompletionBody(_Body):
         """What the engine is to do.
 
         Raises:
-            ApiError: an answer of no tokens, without the prompt.
+            ApiError: too many answers, or an answer of no tokens without the prompt.
         """
         tokens = 16 if self.max_tokens is None else self.max_tokens
+        if len(self.prompt) * (self.n or 1) > _MOST_ANSWERS:
+            raise ApiError(
+                400,
+                f"n: {len(self.prompt) * (self.n or 1)} answers in all, and {_MOST_ANSWERS} is the most; send several "
+                "requests",
+                "n",
+            )
         if not tokens and not self.echo:
             raise ApiError(400, "max_tokens: 0 needs echo; give 1 or more", "max_tokens")
         return Ask(
