@@ -41,6 +41,7 @@ __all__ = [
     "judge",
     "judge_pairs",
     "leaderboard",
+    "losses",
     "mean_interval",
     "paired",
     "paired_over_seeds",

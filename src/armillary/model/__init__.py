@@ -22,6 +22,7 @@ from armillary.model.transformer import Layer, Part, Transformer, model_roles
 from armillary.model.weights import (
     Converted,
     ConvertOptions,
+    Source,
     build,
     check_weights,
     convert,
@@ -50,6 +51,7 @@ __all__ = [
     "Places",
     "ReLU2FeedForward",
     "Role",
+    "Source",
     "TokenError",
     "Transformer",
     "adapter_state",

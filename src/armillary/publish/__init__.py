@@ -1,5 +1,6 @@
 """Publishes a model with its evidence: a folder that transformers loads, the lineage, and the model card."""
 
+from armillary.publish.converted import convert_measured
 from armillary.publish.export import (
     check_lineage,
     check_publishable,
@@ -26,6 +27,7 @@ __all__ = [
     "check_publishable",
     "check_record",
     "check_sums",
+    "convert_measured",
     "is_publication",
     "is_published",
     "origins",

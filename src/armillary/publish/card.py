@@ -42,11 +42,13 @@ def model_card(name: str, shape: ModelShape, context_length: int, lineage: dict[
 
     ``lineage`` is the document of ``lineage.json``.
     """
-    losses = [
-        (domain, "loss", loss, "validation loss, nats per token") for domain, loss in sorted(lineage["losses"].items())
-    ]
+    conversion = lineage.get("conversion")
+    losses = (
+        [(row["domain"], row["after"]) for row in conversion["losses"]] if conversion else lineage["losses"].items()
+    )
+    measured = [(domain, "loss", loss, "validation loss, nats per token") for domain, loss in sorted(losses)]
     return _joined(
-        name, lineage, losses, *(_model_parts(shape, context_length, lineage, language) for language in ("en", "zh"))
+        name, lineage, measured, *(_model_parts(shape, context_length, lineage, language) for language in ("en", "zh"))
     )
 
 
@@ -126,21 +128,23 @@ def _model_parts(shape: ModelShape, context_length: int, lineage: dict[str, Any]
     sizes = (shape.n_layers, shape.d_model, shape.n_heads, shape.n_kv_heads, shape.head_dim, shape.d_ff)
     layers, width, heads, kv_heads, dim, d_ff = sizes
     supervised = isinstance(run.objective, Supervised)
+    conversion = lineage.get("conversion")
+    folder = conversion is None or conversion["to"] == "huggingface"
     if language == "en":
         about = (
             f"A decoder-only language model of {counted(shape.parameters, 'parameter')} "
             f"({shape.non_embedding_parameters:,} without embedding and output matrix), trained on "
             f"{counted(run.tokens, 'token')}: {counted(layers, 'layer')} of width {width}, {heads} query and "
             f"{kv_heads} key-value heads of {dim}, feed-forward width {d_ff}, vocabulary of "
-            f"{counted(shape.vocab_size, 'token')}, contexts of {context_length} tokens. To `transformers` it is a "
-            f"`{kind}`."
+            f"{counted(shape.vocab_size, 'token')}, contexts of {context_length} tokens."
+            + (f" To `transformers` it is a `{kind}`." if folder else "")
         )
     else:
         about = (
             f"仅解码器语言模型，{shape.parameters:,} 个参数（不含词嵌入与输出矩阵为 "
             f"{shape.non_embedding_parameters:,} 个），训练了 {run.tokens:,} 个 token：{layers} 层，宽度 {width}，"
             f"{heads} 个查询头与 {kv_heads} 个键值头，每头 {dim} 维，前馈宽度 {d_ff}，词表 {shape.vocab_size:,}，"
-            f"上下文 {context_length} 个 token。在 `transformers` 中为 `{kind}`。"
+            f"上下文 {context_length} 个 token。" + (f"在 `transformers` 中为 `{kind}`。" if folder else "")
         )
     code = (
         "```python\n"
@@ -152,6 +156,10 @@ def _model_parts(shape: ModelShape, context_length: int, lineage: dict[str, Any]
         f"text = model.generate(**tokens, max_new_tokens={context_length // 2}, do_sample=True, temperature=0.8)\n"
         "print(tokenizer.decode(text[0]))\n```"
     )
+    if not folder:
+        assert conversion is not None
+        gguf = conversion["to"] == "gguf"
+        code = "```\n" + ("llama-cli -m model.gguf -p 'The '" if gguf else "armillary generate .") + "\n```"
     continues = {
         "en": "It continues text." + ("" if supervised else " It has no chat template."),
         "zh": "它续写文本。" + ("" if supervised else "不含对话模板。"),
@@ -160,12 +168,14 @@ def _model_parts(shape: ModelShape, context_length: int, lineage: dict[str, Any]
         about,
         _head(language, "How to load it", "加载"),
         code,
-        continues[language],
+        continues[language] + (_packed(conversion, language) if conversion is not None else ""),
         _head(language, "What it was trained on", "训练数据"),
         *_text(run, lineage["corpus"]["domains"], lineage["passes"], language),
         _head(language, "How it measured", "测量结果"),
+        *({"en": ["Before the conversion:"], "zh": ["转换之前："]}[language] if conversion is not None else []),
         *_measured(lineage, language),
         *_evaluation(lineage, language),
+        *(_conversion(conversion, language) if conversion is not None else []),
         _head(language, "Where it comes from", "来源"),
         _origin(lineage, language),
         _head(language, "Limits", "局限"),
@@ -331,6 +341,70 @@ def _evaluation(lineage: Mapping[str, Any], language: Language) -> list[str]:
     return ["评测：", _table(("任务", "子集", "指标", "题数", "得分", "95% 区间"), table)]
 
 
+def _packed(conversion: Mapping[str, Any], language: Language) -> str:
+    """What loading takes if the weights are packed integers."""
+    if conversion["stored"] not in ("int4", "int8"):
+        return ""
+    return {
+        "en": " `transformers` needs the package `compressed-tensors` to load it.",
+        "zh": "用 `transformers` 加载时需要安装 `compressed-tensors`。",
+    }[language]
+
+
+def _conversion(about: Mapping[str, Any], language: Language) -> list[str]:
+    """What a conversion of the weights cost: the loss before and after, domain by domain."""
+    english = language == "en"
+    to = "to" if english else "至"
+    rows = []
+    for row in about["losses"]:
+        gap = row["difference"]
+        rows.append(
+            (
+                row["domain"],
+                f"{row['tokens']:,}",
+                f"{row['before']:.4f}",
+                f"{row['after']:.4f}",
+                f"{gap['value']:+.4f} ({gap['low']:+.4f} {to} {gap['high']:+.4f})",
+                f"{row['p_value']:.2g}",
+            )
+        )
+    if english:
+        lead = (
+            f"These weights are `{about['from']}` converted to `{about['to']}` in `{about['stored']}`. Both were "
+            f"measured on the same windows of the validation text of corpus `{about['corpus']}`: nats per token before "
+            "and after, the paired difference with its 95% interval over windows, and the p-value of a sign-flip test."
+        )
+        heads = ("domain", "tokens", "before", "after", "difference", "p")
+        return ["## What the conversion cost", lead, _table(heads, rows)]
+    lead = (
+        f"这些权重由 `{about['from']}` 转换为 `{about['to']}`，以 `{about['stored']}` 存储。两者在语料 "
+        f"`{about['corpus']}` 验证文本的相同窗口上测量：转换前后每 token 奈特数、配对差值及其 95% 区间（按窗口）、"
+        "符号翻转检验的 p 值。"
+    )
+    return ["### 转换的代价", lead, _table(("领域", "token 数", "之前", "之后", "差值", "p"), rows)]
+
+
+def converted_card(name: str, shape: ModelShape, about: Mapping[str, Any]) -> str:
+    """The card of a converted model without lineage; ``about`` as a lineage holds it under ``conversion``."""
+    measured = [
+        (row["domain"], "loss", row["after"], f"loss after conversion, {row['before']:.6f} before, nats per token")
+        for row in about["losses"]
+    ]
+    lineage = {"conversion": about}
+
+    def parts(language: Language) -> list[str]:
+        rows = [(domain, licence or _not_stated(language)) for domain, licence in about["licences"].items()]
+        if language == "en":
+            text = f"A language model of {counted(shape.parameters, 'parameter')}. Its training is not recorded here."
+            heads, lead = ("domain", "licence"), "Licences of the text that it was measured on:"
+        else:
+            text = f"语言模型，{shape.parameters:,} 个参数。此处没有训练记录。"
+            heads, lead = ("领域", "许可证"), "测量所用文本的许可证："
+        return [text, *_conversion(about, language), lead, _table(heads, rows)]
+
+    return _joined(name, lineage, measured, parts("en"), parts("zh"))
+
+
 def _origin(lineage: dict[str, Any], language: Language) -> str:
     argued = {study: len(runs) for study, runs in lineage["argued_by"].items() if runs}
     weights, run, corpus = lineage["weights"]["sha256"][:16], lineage["run"], lineage["corpus"]["hash"]
@@ -454,6 +528,7 @@ def _chat_parts(lineage: dict[str, Any], language: Language) -> list[str]:
         else "遗忘：预训练文本的验证损失，单位为每 token 奈特。",
         _table(("domain", "before", "after", "difference") if english else ("领域", "之前", "之后", "差值"), forgotten),
         *_evaluation(lineage, language),
+        *(_conversion(lineage["conversion"], language) if "conversion" in lineage else []),
         _head(language, "Where it comes from", "来源"),
         origin,
         *_corpus(lineage["corpus"]["domains"], language),

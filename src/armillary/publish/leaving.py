@@ -72,6 +72,11 @@ def check_leaving(folder: Path, *, load: bool = True) -> Checked:
         return Checked(
             len(checked), None, "not loaded: transformers is not installed (pip install 'armillary[export]')"
         )
+    if not (folder / "config.json").is_file():
+        return Checked(len(checked), None, "not loaded: transformers has no such format")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if config.get("quantization_config") and importlib.util.find_spec("compressed_tensors") is None:
+        return Checked(len(checked), None, "not loaded: transformers needs compressed-tensors for packed weights")
     return Checked(len(checked), _difference(folder), None)
 
 

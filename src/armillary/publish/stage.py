@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from armillary.evaluate import Examination, read_examination
-from armillary.model import read_shape
 from armillary.publish import ledger
 from armillary.publish.card import chat_card, model_card
 from armillary.publish.export import LINEAGE, check_lineage
@@ -63,17 +62,13 @@ def stage(model: Path, into: Path, name: str, additions: Additions) -> Staged:
     document = check_lineage(model)
     if document["format"] == 1:
         raise UsageError(f"{model}: was published by an older version; publish it again (`armillary run`)")
-    digests: dict[str, str] = dict(document["files"])
-    _check_foreign(model, {*digests, LINEAGE})
+    digests: dict[str, str] = {file: digest for file, digest in document["files"].items() if file != SUMS}
+    _check_foreign(model, {*digests, LINEAGE, SUMS})
     lineage = {key: value for key, value in document.items() if key not in ("files", "publication")}
     added = _added(additions, lineage, digests)
     if added:
         lineage["publication"] = added
-    if "teaching" in lineage:
-        card = chat_card(name, lineage)
-    else:
-        run = RunSpec.model_validate(lineage["spec"])
-        card = model_card(name, read_shape(model), run.longest, lineage)
+    card = card_of(name, lineage)
     shutil.rmtree(into, ignore_errors=True)
     into.mkdir(parents=True)
     for file in sorted(digests.keys() - {CARD}):
@@ -87,6 +82,14 @@ def stage(model: Path, into: Path, name: str, additions: Additions) -> Staged:
     digests[LINEAGE] = ledger.sha256(into / LINEAGE)
     (into / SUMS).write_text(sums(digests), encoding="utf-8")
     return Staged(into, {**digests, SUMS: ledger.sha256(into / SUMS)})
+
+
+def card_of(name: str, lineage: dict[str, Any]) -> str:
+    """The card of a model with this ``lineage``, under the title ``name``."""
+    if "teaching" in lineage:
+        return chat_card(name, lineage)
+    run = RunSpec.model_validate(lineage["spec"])
+    return model_card(name, run.model, run.longest, lineage)
 
 
 def _check_foreign(model: Path, known: set[str]) -> None:

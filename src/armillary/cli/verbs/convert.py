@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from armillary.cli.app import JsonOption, app
-from armillary.cli.show.screen import Reporter, err, show_json
+from armillary.cli.show.screen import Reporter, err, show_json, show_table
 
 
 @app.command()
@@ -31,6 +31,10 @@ def convert(
     quantize: Annotated[
         str | None, typer.Option(help="For gguf: q8_0 or q4_k_m; for huggingface: int8 or int4.", show_default=False)
     ] = None,
+    evaluate: Annotated[
+        Path | None,
+        typer.Option(help="The folder of a corpus: measure the loss before and after; card.", show_default=False),
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Compare the logits of both; loads both models.")] = False,
     *,
     as_json: JsonOption = False,
@@ -41,19 +45,26 @@ def convert(
     """
     from armillary.model import ConvertOptions
     from armillary.model import convert as run
+    from armillary.publish import convert_measured
 
     reporter, begun = Reporter(), time.monotonic()
+    options = ConvertOptions(to, dtype, check, config, container, quantize)
+    losses: list[Any] = []
 
-    def progress(done: int, total: int) -> None:
+    def progress(stage: str, done: int, total: int) -> None:
         rate = done / max(time.monotonic() - begun, 1e-9) / 1e6
-        reporter("convert", done, total, f"{done / 1e9:.2f} of {total / 1e9:.2f} GB, {rate:.0f} MB/s")
+        note = f"{done / 1e9:.2f} of {total / 1e9:.2f} GB, {rate:.0f} MB/s"
+        reporter(stage, done, total, note if stage == "convert" else f"{done} of {total} windows")
 
     try:
-        found = run(src, dst, ConvertOptions(to, dtype, check, config, container, quantize), progress)
+        if evaluate is None:
+            found = run(src, dst, options, lambda done, of: progress("convert", done, of))
+        else:
+            found, losses = convert_measured(src, dst, options, evaluate, progress)
     finally:
         reporter.close()
     if as_json:
-        show_json({**asdict(found), "out": str(dst)})
+        show_json({**asdict(found), "out": str(dst), "losses": [asdict(row) for row in losses]})
         return
     checked = ""
     if found.difference is not None:
@@ -62,3 +73,10 @@ def convert(
         f"{escape(str(dst))}: {found.source} to {found.to}, {found.dtype}, {found.bytes / 1e9:.2f} GB{checked}",
         highlight=False,
     )
+    if losses:
+        heads = ["domain", "tokens", "before", "after", "difference", "low", "high", "p"]
+        rows = [
+            [row.domain, row.tokens, row.before, row.after, *asdict(row.difference).values(), row.p_value]
+            for row in losses
+        ]
+        show_table("loss in nats per token", heads, rows)

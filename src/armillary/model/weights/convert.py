@@ -81,9 +81,15 @@ class Converted:
 
 
 def convert(
-    src: Path, dst: Path, options: ConvertOptions, progress: Callable[[int, int], None] = lambda done, of: None
+    src: Path,
+    dst: Path,
+    options: ConvertOptions,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+    finish: Callable[[Source, Path], None] | None = None,
 ) -> Converted:
     """Convert the model in ``src`` to a new folder ``dst``; ``progress`` is called with bytes written and bytes in all.
+
+    ``finish`` gets the source and the complete folder before it has its name, and may add files to it.
 
     With ``check``, both sides compute the logits of random tokens, and of a text where there is a ``tokenizer.json``.
     A conversion in fp32 whose logits differ by more than ``EXACT`` is not kept.
@@ -122,6 +128,8 @@ def convert(
         progress(done, total)
 
     single = gguf.FILE if options.to == "gguf" and dst.suffix == ".gguf" else None
+    if single and finish is not None:
+        raise UsageError(f"{dst}: is a single file, which has no place for a card; give the name of a folder")
     with new_path(dst, total, single) as folder:
         carried = [] if single else _carry(src, folder)
         for name, document in export.documents.items():
@@ -137,6 +145,8 @@ def convert(
                     f"{dst}: not written: its logits differ from those of {src} by {difference:.3g} ({relative:.3g} of "
                     f"the largest), more than {EXACT:g}; please report it with the configuration of the model"
                 )
+        if finish is not None:
+            finish(source, folder)
     stored = options.quantize or str(dtype).removeprefix("torch.")
     size = sum(path.stat().st_size for path in ([dst] if dst.is_file() else dst.rglob("*")) if path.is_file())
     return Converted(source.format, options.to, stored, size, tuple(carried), difference, relative)
