@@ -1,4 +1,4 @@
-"""The log-probabilities of answers under a model: the reference of a loss of pairs, and what selects pairs by it."""
+"""The log-probabilities of answers under a model: the reference of a preference loss, also used to select pairs."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import torch
 from armillary.corpus import Example
 from armillary.model import Transformer, check_tokens
 
-GROUP = 256  # examples that are sorted by their length together
-TOKENS = 8192  # tokens that are computed together, padding included
+GROUP = 256  # number of examples that are sorted by length together
+TOKENS = 8192  # tokens in one batch, padding included
 
 
 def answer_log_probs(
     model: Transformer, examples: Iterable[Example], precision: Literal["fp32", "bf16"] = "fp32"
 ) -> Iterator[float]:
-    """For each of ``examples`` the log-probability in nats that ``model`` gives to its tokens, times their weights.
+    """Yield, for each of ``examples``, the weighted log-probability in nats of its tokens under ``model``.
 
-    Streams: as many examples are in memory as are sorted by their length together. ``precision`` is that of matrix
-    products, and should be that of the run that compares with these numbers.
+    The examples are streamed; only those that are sorted together are in memory. ``precision`` is that of matrix
+    products. It should equal the precision of the run that uses these numbers.
 
     Raises:
-        TokenError: a token outside of the vocabulary.
+        TokenError: a token outside the vocabulary.
     """
     coming = iter(examples)
     while group := list(itertools.islice(coming, GROUP)):
@@ -39,7 +39,7 @@ def answer_log_probs(
 
 
 def _parts(order: Sequence[int], lengths: Sequence[int]) -> Iterator[list[int]]:
-    """``order``, which goes up in ``lengths``, in parts of at most TOKENS with what pads them."""
+    """Split ``order``, sorted by ``lengths``, into parts of at most TOKENS tokens with padding."""
     part: list[int] = []
     for number in order:
         if part and (len(part) + 1) * lengths[number] > TOKENS:

@@ -1,7 +1,7 @@
-"""Whether a run can be trained to its end, found out before its first step.
+"""Checks before the first step that a run can be trained to its end.
 
-Everything that a run takes from its corpus, its layout and its schedule is compared here: a run that would fail at its
-last validation is refused before it has cost anything. The trainer, a study and the dry run call the same function.
+Corpus, layout and schedule are compared with the specification here. So a run that would fail at its last validation is
+refused before it costs anything. The trainer, a study and the dry run call the same function.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from armillary.recipe import Layout, RunSpec, UsageError, all_problems
 
 
 def check_run(spec: RunSpec, corpus: Corpus, layout: Layout | None = None) -> None:
-    """Hold a run against the corpus it is trained on and, where it has one, its layout.
+    """Check a run against its corpus and, if it has one, its layout.
 
     Raises:
-        UsageError: every reason for which it cannot be trained to its end, with names, numbers and remedies: another
-            corpus; a vocabulary below the corpus's; phases, schedule or batch that do not fit; a domain of the mixture
-            that is missing or too short; examples that are missing or too long; an objective that this version does not
-            train; a validation domain shorter than one window of any length at which it is
-            validated; a layout that does not divide the run.
+        UsageError: all reasons why it cannot be trained to its end, with names, numbers and remedies: another corpus; a
+            vocabulary below the corpus's; phases, schedule or batch that do not fit; a domain of the mixture that is
+            missing or too short; examples that are missing or too long; an objective that this version does not train;
+            a validation domain shorter than one window of any length at which it is validated; a layout that does not
+            divide the run.
     """
     if corpus.hash != spec.corpus:
         raise UsageError(
@@ -32,7 +32,7 @@ def check_run(spec: RunSpec, corpus: Corpus, layout: Layout | None = None) -> No
         )
     problems: list[str] = []
     try:
-        # a specification that was made from another one by copying may not have been checked
+        # pydantic does not check a specification that was copied from another one
         RunSpec.model_validate(spec.model_dump(mode="json"))
     except ValidationError as error:
         problems += all_problems(error)
@@ -56,7 +56,7 @@ def check_run(spec: RunSpec, corpus: Corpus, layout: Layout | None = None) -> No
 
 
 def _validation_problems(spec: RunSpec, corpus: Corpus) -> list[str]:
-    """Domains that are shorter than a window of the longest length at which the run is validated."""
+    """Domains shorter than one window of the longest length at which the run is validated."""
     longest: dict[int, int] = {}
     for start, end, run in spec.stretches():
         every = spec.validation.every

@@ -7,7 +7,7 @@ from armillary.resilience import Verdict
 
 
 class BusyRunError(ArmillaryError):
-    """Another process trains in the run's folder."""
+    """Another process is training in the run's folder."""
 
 
 class DivergedError(ArmillaryError):
@@ -15,11 +15,11 @@ class DivergedError(ArmillaryError):
 
 
 class InterruptedRunError(ArmillaryError):
-    """The run was asked to stop; a checkpoint of its last step is written."""
+    """A stop was requested; a checkpoint of the last step is written."""
 
 
 class LostStepError(ArmillaryError):
-    """A step or the weights are wrong for a cause that is not the run's; it continues from its last checkpoint."""
+    """A step or the weights are wrong for an external cause; the run continues from its last checkpoint."""
 
 
 class BadStepError(LostStepError):
@@ -31,5 +31,5 @@ class BadStepError(LostStepError):
 
 
 def lost_connection(error: Exception) -> bool:
-    """Whether ``error`` says that another rank is gone or out of reach."""
+    """Whether ``error`` means that another rank has died or is unreachable."""
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))

@@ -1,21 +1,20 @@
 """Many runs of one model shape trained as one program: a stack.
 
-A model of a million parameters leaves a large accelerator idle. Here the parameters of up to ``capacity`` runs lie in
-one buffer, a row for each; forward and backward run once for all rows (``torch.vmap`` over the model, which knows
-nothing of it), and one optimizer step follows. What makes a run a run stays its own: order of the data, schedule,
-clipping, losses, validation, checkpoints, and the folder with all that `loop` writes there. So a run may begin in a
-stack and continue alone, or the other way round; one that is done, has diverged or was stopped leaves its row to the
-next, which may be at any step.
+A model of a million parameters leaves a large accelerator idle. Here the parameters of up to ``capacity`` runs are in
+one buffer, one row each. Forward and backward run once for all rows (``torch.vmap`` over the unchanged model), and one
+optimizer step follows. All else is separate for each run: data order, schedule, clipping, losses, validation,
+checkpoints, and the folder that `loop` writes. So a run may begin in a stack and continue alone, or the other way
+round. A run that is done, diverged or stopped leaves its row to the next one, which may be at any step.
 
 Trade-offs:
 
-- AdamW is PyTorch's fused kernel over the rows: it passes over the memory once, where batched formulas need ten passes
-  and round differently. It takes one learning rate, so rows that agree on rate and constants share a call; in a sweep
-  of learning rates each row has a call of its own.
-- Members must agree on what shapes the program, which includes ``z_loss``.
+- AdamW is PyTorch's fused kernel over the rows. It reads the memory once; batched formulas need ten passes and round
+  differently. It takes one learning rate, so rows of equal rate and constants share a call. In a sweep of learning
+  rates each row has a separate call.
+- Members must have all settings in common that shape the program, which include ``z_loss``.
 - Members are validated and saved one after another, while the others wait.
-- A row that is free is not computed, so the number of members may change what the device computes by rounding. The CPU
-  kernels treat each member alike however many there are, and so does MKL but for matrices of fewer than 16 rows.
+- A free row is not computed, so the number of members may change the rounding of a device. The CPU kernels give each
+  member the same result for any number of members. So does MKL, except for matrices of fewer than 16 rows.
 """
 
 from __future__ import annotations
@@ -58,25 +57,25 @@ class Assignment:
 
 
 def stack_key(spec: RunSpec) -> Hashable:
-    """What runs must agree on to be members of one stack; all else may differ.
+    """The settings that members of one stack have in common; all others may differ.
 
-    Runs of another optimizer than AdamW, those that change their length, mixtures of experts, preferences and adapters
-    agree with none.
+    A run without AdamW, or with phases of length, experts, preferences or adapters, has a key that no other run has.
     """
     shape, o = spec.model.model_dump_json(), spec.optimizer
     batch = spec.context_length, spec.batch_sequences, spec.accumulation, spec.precision
     single = spec.model.experts or isinstance(spec.objective, Preference) or spec.adapter
     alone = not o.own.stacks or spec.lengths or single
-    # batches of one objective agree on whether they have weights and documents
+    # the objective decides whether batches have weights and documents
     kind = spec.objective.kind
     return shape, *batch, kind, o.z_loss, o.base_width, o.base_head_dim, spec.id if alone else None
 
 
 def stack_capacity(spec: RunSpec, wanted: int, device: torch.device) -> int:
-    """How many members of a stack fit into the memory that is free now: at least 1, at most ``wanted``.
+    """How many members of a stack fit into the free memory: at least 1, at most ``wanted``.
 
-    What one takes is measured, by a step of two, on a device that reports its peak, else estimated (``member_bytes``).
-    A tenth of the free memory is left; of a CPU's each core has its part, since there is a worker for each.
+    The memory of a member is measured in a step of two members if the device reports its peak, else estimated
+    (``member_bytes``). A tenth of the free memory stays free. On a CPU each core has an equal part, since each has a
+    worker.
     """
     if device.type == "cpu":
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // len(os.sched_getaffinity(0))
@@ -94,17 +93,17 @@ def stack_capacity(spec: RunSpec, wanted: int, device: torch.device) -> int:
 
 
 def member_bytes(spec: RunSpec) -> int:
-    """Estimated bytes that a member adds to a stack: parameters, gradients and moments, and activations of a step.
+    """Estimated bytes of a member of a stack: parameters, gradients, moments, and the activations of a step.
 
-    Per token, what autograd keeps of each layer: the residual stream twice in fp32, and in the precision of products
-    both norms and what the blocks keep (``Block.kept``).
-    The logits count in full with their gradient, though in large stacks only a block of them exists at a time.
+    Per token, autograd keeps of each layer the residual stream twice in fp32, and in the precision of products both
+    norms and the tensors of the blocks (``Block.kept``). The logits count in full with their gradient, though in large
+    stacks only a block of them exists at a time.
     """
     shape, product = spec.model, 2 if spec.precision == "bf16" else 4
     kept = 2 * shape.d_model + shape.attention_block.kept(shape) + shape.feed_forward_block.kept(shape)
     layer = 2 * 4 * shape.d_model + product * kept
     tokens = spec.batch_tokens // spec.accumulation
-    # fp32: weights, gradients, two moments, and gradients once more before they are added; and weights for products
+    # fp32: weights, gradients, two moments, and gradients before they are added; then weights for products
     state = (5 * 4 + product) * shape.parameters
     return state + tokens * (shape.n_layers * layer + 2 * (4 + product) * shape.vocab_size)
 
@@ -119,12 +118,12 @@ def train_fleet(
     progress: Callable[[str, int], None] = lambda run, step: None,
     stop: Callable[[str], bool] = lambda run: False,
 ) -> Iterator[tuple[str, Outcome]]:
-    """Train runs that agree on ``stack_key``, at most ``capacity`` at a time, each as ``train_run`` would.
+    """Train runs with the same ``stack_key``, at most ``capacity`` at a time, each as by ``train_run``.
 
-    Runs enter in the given order, a new one as soon as one has left. ``progress(run, step)`` is called after every
-    step of every run; ``stop(run)`` is asked as often, and before a run enters. Yields each run's id with its result,
-    as soon as it is known, or with the error that ``train_run`` would have raised (UsageError where it does not agree
-    with the first): it touches no other run.
+    Runs enter in the given order, a new one as soon as another has left. ``progress(run, step)`` and ``stop(run)`` are
+    called after every step of every run, ``stop`` also before a run enters. Yields each run's id with its result as
+    soon as it is known, or with the error that ``train_run`` would raise (UsageError if its key differs from the first
+    run's). An error affects no other run.
     """
     waiting = deque(runs)
     with Fleet(runs[0].spec, corpus, capacity, checkpoint_every_s, device) as fleet:
@@ -146,10 +145,9 @@ def train_fleet(
 
 
 class Fleet:
-    """Runs in training, at most ``capacity`` at a time, that agree with ``spec`` on ``stack_key``.
+    """Runs in training, at most ``capacity`` at a time, with the ``stack_key`` of ``spec``.
 
-    Use as a context manager; leaving it lets go of the folders of runs that are still in training, whose checkpoints
-    are then what is left of them.
+    Use as a context manager. Leaving it unlocks the folders of unfinished runs, which resume from their checkpoints.
     """
 
     def __init__(
@@ -186,10 +184,10 @@ class Fleet:
         progress: Callable[[int], None] = lambda step: None,
         stop: Callable[[], bool] = lambda: False,
     ) -> RunResult | None:
-        """Take in a run where ``train_run`` would resume it; returns its result if it is done already.
+        """Add a run at the step where ``train_run`` would resume it; return its result if it is done already.
 
         Raises:
-            UsageError: it does not fit into this stack, or there is no room.
+            UsageError: it does not fit into this stack, or the stack is full.
             BusyRunError, ArmillaryError: as ``train_run``.
         """
         if stack_key(run.spec) != self._key:
@@ -205,7 +203,7 @@ class Fleet:
             opened = closing.enter_context(open_run(run.spec, self.corpus, run.folder, how))
             if isinstance(opened, RunResult):
                 return opened
-            if opened.skipped:  # members of a stack take their steps together
+            if opened.skipped:  # no step may be retried, since members take their steps together
                 return self._alone(opened)
             self._stack.put(len(self.runs), opened.engine.model, opened.engine.optimizer)
             self.runs.append(opened)
@@ -220,14 +218,14 @@ class Fleet:
             self._since = time.perf_counter()
 
     def step(self) -> dict[str, Outcome]:
-        """One step of every run; returns the outcomes of those that have left since the last step."""
+        """Take one step of every run; return the outcomes of the runs that have left since the last step."""
         batches = self._batches()
         if batches:
             taken = [(run.spec, run.step) for run in self.runs]
             self._pending.append(self._stack.step(taken, batches))
             for run in self.runs:
                 run.advance()
-            wanting = [run.wants_attention() for run in self.runs]  # all are asked: asking notes the answer
+            wanting = [run.wants_attention() for run in self.runs]  # no short circuit: each call records its answer
             if any(wanting) or len(self._pending) >= FLUSH:
                 self._look()
                 for place in reversed(range(len(self.runs))):
@@ -237,7 +235,7 @@ class Fleet:
         return left
 
     def _batches(self) -> list[Batch[Tensor]]:
-        """The next batch of every run; a run with a token outside of the vocabulary leaves."""
+        """The next batch of every run; a run with a token outside the vocabulary leaves."""
         batches, bad = [], []
         for run in self.runs:
             batch = run.order.batch(run.step).map(torch.from_numpy)
@@ -255,11 +253,11 @@ class Fleet:
         return batches
 
     def _look(self) -> None:
-        """Fetch the losses of the steps since the last look; who has diverged leaves."""
+        """Fetch the losses of the steps since the last call; a diverged run leaves."""
         if self._pending:
             values = torch.stack([torch.stack(pair) for pair in self._pending]).permute(2, 0, 1).tolist()
             self._pending.clear()
-            # The time of a stack is divided among its members, so that the times of all runs add up to it.
+            # The time of a stack is divided among its members, so that the times of all runs sum to it.
             seconds = (time.perf_counter() - self._since) / len(self.runs)
             for place in reversed(range(len(self.runs))):
                 try:
@@ -277,7 +275,7 @@ class Fleet:
             self._remove(place, error)
 
     def _remove(self, place: int, outcome: Outcome) -> None:
-        """Let a run go; the last one takes its place."""
+        """Remove a run; the last one takes its row."""
         self._left[self.runs[place].spec.id] = outcome
         self._close[place].close()
         last, closing = self.runs.pop(), self._close.pop()

@@ -1,6 +1,6 @@
-"""The folder of a run: claimed and locked for training, read where the run is done, and verified.
+"""The folder of a run: locked for training, read when the run is done, and verified.
 
-What is read is compared with the checksums in the run's result (``recipe.result``).
+Files are compared with the checksums in the run's result (``recipe.result``).
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from armillary.train.writing import writing
 
 @contextlib.contextmanager
 def open_folder(spec: RunSpec, corpus: Corpus, folder: Path) -> Iterator[EventWriter | RunResult]:
-    """The run's folder, locked: its result where it is done, else where to write its events.
+    """Lock the run's folder; yield the result if the run is done, else the log for its events.
 
     Raises:
         UsageError, BusyRunError, DamagedFileError, ForeignFileError, ArmillaryError: as ``train_run``.
@@ -68,10 +68,10 @@ def open_folder(spec: RunSpec, corpus: Corpus, folder: Path) -> Iterator[EventWr
 
 
 def _claim(folder: Path, spec: RunSpec) -> list[tuple[str, str]]:
-    """Make sure that the folder is that of ``spec``, and write what is missing of its specification.
+    """Check that the folder belongs to ``spec``, and write the specification if it is missing.
 
-    What is damaged and can be done without is set aside: the specification, which the caller has, and the events, of
-    which only the times are lost. Returns their names and what is wrong.
+    Damaged files that can be replaced are set aside: the specification, which the caller has, and the events, of which
+    only the times are lost. Returns their names and the problems.
 
     Raises:
         ForeignFileError: the folder holds another run, or a file of a newer format.
@@ -110,7 +110,7 @@ def _claim(folder: Path, spec: RunSpec) -> list[tuple[str, str]]:
 
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
-    """Keep other processes out of the folder; a dead process's lock is gone with it.
+    """Lock the folder against other processes; the lock of a dead process is released.
 
     Raises:
         BusyRunError: another process holds it.
@@ -130,13 +130,13 @@ def read_metrics(folder: Path, columns: list[str] | None = None) -> pa.Table:
     """The metrics of a finished run, a row for each step; ``columns`` picks some of them.
 
     Raises:
-        DamagedFileError: the table is missing, cannot be read, or is not the one that the result records.
+        DamagedFileError: the table is missing, unreadable, or not the one in the result.
     """
     path = folder / METRICS
     if (problem := _changed(folder, METRICS)) is not None:
         raise DamagedFileError(str(problem))
     try:
-        with open(path, "rb") as file:  # a folder would be read as a table without rows
+        with open(path, "rb") as file:  # pyarrow reads a folder as a table without rows
             return pq.read_table(file, columns=columns)
     except (OSError, pa.ArrowException) as error:
         said = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
@@ -144,10 +144,10 @@ def read_metrics(folder: Path, columns: list[str] | None = None) -> pa.Table:
 
 
 def load_trained(folder: Path, spec: RunSpec) -> Transformer:
-    """The model that the finished run ``spec`` in ``folder`` has trained, as it was written.
+    """The trained model of the finished run ``spec`` in ``folder``.
 
     Raises:
-        DamagedFileError: the weights are missing, or not those that the result speaks of.
+        DamagedFileError: the weights are missing, or not those in the result.
         ForeignFileError: the folder holds the result of another run.
         ArmillaryError: the run is not done, or the weights are not those of its model.
     """
@@ -160,11 +160,10 @@ def load_trained(folder: Path, spec: RunSpec) -> Transformer:
 
 
 def verify_run(folder: Path) -> list[FileProblem]:
-    """Everything in a run's folder that is not what the run wrote, finished or not; an empty list if all is well.
+    """All problems of a run's folder, finished or not: files that differ from what the run wrote.
 
-    Compares each file with its checksum: specification, events, skipped batches, checkpoints, and of a finished run
-    result, weights and metrics. A run of an older version, which recorded fewer checksums, is checked as far
-    as they go.
+    Compares each file with its checksum: specification, events, skipped batches and checkpoints, and for a finished run
+    also result, weights and metrics. A run of an older version has fewer checksums; only these are compared.
 
     Raises:
         UsageError: not the folder of a run.
@@ -190,7 +189,7 @@ def verify_run(folder: Path) -> list[FileProblem]:
     run = result.run if result is not None else spec.id if spec is not None else None
     problems += _check_events(folder / EVENTS, run, recorded)
     if spec is not None and result is not None and spec.id != result.run:
-        # one of the two is another run's; the events say which
+        # one of the two belongs to another run; the events name their run
         theirs = any(problem.file.name == EVENTS for problem in problems)
         name, other = (RESULT, result.run) if theirs else (SPEC, spec.id)
         problems.append(FileProblem(folder / name, f"is that of run {other}, and the rest is another run's", anew))
@@ -218,7 +217,7 @@ def verify_run(folder: Path) -> list[FileProblem]:
 
 
 def _check_events(path: Path, run: str | None, recorded: tuple[int, str] | None) -> list[FileProblem]:
-    """What is wrong with a run's events; ``recorded`` are the bytes and checksum that they had when the run ended."""
+    """The problems of a run's events; ``recorded`` is their size in bytes and checksum at the run's end."""
     remedy = "restore it from a copy; the run's numbers do not depend on it, the times do"
     try:
         events = list(read_events(path))
@@ -228,7 +227,7 @@ def _check_events(path: Path, run: str | None, recorded: tuple[int, str] | None)
         return [problem_of(path, error, remedy)]
     if not events:
         return [FileProblem(path, "is empty", remedy)]
-    if recorded is not None:  # lines that were appended afterwards are not compared
+    if recorded is not None:  # lines appended later are not compared
         with open(path, "rb") as file:
             data = file.read(recorded[0])
         if len(data) < recorded[0]:
@@ -245,7 +244,7 @@ def _check_events(path: Path, run: str | None, recorded: tuple[int, str] | None)
 
 
 def _check_skips(folder: Path, run: str, result: RunResult | None) -> list[FileProblem]:
-    """What is wrong with the record of skipped batches; a finished run may do without it."""
+    """The problems of the record of skipped batches, which a finished run may lack."""
     remedy = "restore it from a copy, or move it away: the result and the checkpoints have the steps too"
     try:
         skipped = tuple(read_skips(folder, run))
@@ -257,7 +256,7 @@ def _check_skips(folder: Path, run: str, result: RunResult | None) -> list[FileP
 
 
 def _check_content(folder: Path, spec: RunSpec | None, result: RunResult, known: set[str]) -> list[FileProblem]:
-    """Hold weights and metrics against specification and result, which finds more where no checksum is recorded."""
+    """Compare weights and metrics with specification and result, for results without checksums."""
     problems = []
     if spec is not None and WEIGHTS not in known:
         try:
@@ -276,7 +275,7 @@ def _check_content(folder: Path, spec: RunSpec | None, result: RunResult, known:
 
 
 def _changed(folder: Path, name: str) -> FileProblem | None:
-    """What is wrong with a file of a finished run by its recorded size and checksum."""
+    """The problem of a finished run's file, by its recorded size and checksum."""
     found = recorded_files(folder)
     path = folder / name
     try:

@@ -1,12 +1,12 @@
-"""One training run, from its specification to its result; on one device, or by many ranks (`ranks`).
+"""One training run, from its specification to its result, on one device or over many ranks (`ranks`).
 
-The run lives in a folder: ``spec.json``, ``events.jsonl`` (contract 3), ``checkpoints/``, and at the end
-``metrics.parquet``, ``model.safetensors`` and ``result.json``, the last of which makes the run done. ``train_run``
-called again on the folder returns the result if it is there, or resumes from the last good checkpoint; the numbers do
-not depend on how often that happened (contract 1). A lock on the folder keeps a second process out.
+The run's folder has ``spec.json``, ``events.jsonl`` (contract 3) and ``checkpoints/``, and at the end
+``metrics.parquet``, ``model.safetensors`` and ``result.json``. The last file marks the run as done. A second call of
+``train_run`` returns the result if it exists, or resumes from the last good checkpoint. The numbers do not depend on
+how often a run was resumed (contract 1). A lock on the folder excludes a second process.
 
-A checkpoint that is due after a step is written before that step's validation, so that a validation that fails costs
-no step. A run that resumes at a step whose validation is missing takes it first.
+A checkpoint due after a step is written before that step's validation, so a failed validation loses no step. If the
+validation of the resumed step is missing, it runs first.
 
 Trade-offs: losses are fetched from the device only every ``FLUSH`` steps, so a divergence is noticed up to that many
 steps late, and training never waits for a number that is not needed yet.
@@ -49,11 +49,11 @@ from armillary.train.skips import write_skips
 from armillary.train.world import Single, World, by_first, together
 from armillary.train.writing import writing
 
-FLUSH = 25  # steps between two looks at the losses
+FLUSH = 25  # steps between two fetches of the losses
 
 
 def default_device() -> torch.device:
-    """The machine's accelerator where there is one, else the CPU."""
+    """The machine's accelerator if it has one, else the CPU."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator or torch.device("cpu")
 
@@ -71,18 +71,18 @@ def train_run(
     stop: Callable[[], bool] = lambda: False,
     hooks: Sequence[Hook] = (),
 ) -> RunResult:
-    """Train ``spec`` in ``folder``, or resume it, or return its result where it is done.
+    """Train ``spec`` in ``folder``, resume it, or return its result if it is done.
 
-    ``trunk`` saves the steps that another run has already taken; the result is the same without it. Checkpoints of the
-    steps in ``keep`` stay for other runs to branch from. After every step ``progress(step)`` is called with the number
-    of finished ones, and ``stop()``. ``hooks`` act after each step that they are due at (`hooks`).
+    With ``trunk``, the run reuses the steps of another run; the result is the same without it. Checkpoints of the steps
+    in ``keep`` are kept for other runs to branch from. After every step, ``progress(step)`` gets the number of finished
+    steps, and ``stop()`` is called. ``hooks`` act after each step at which they are due (`hooks`).
 
     Raises:
         UsageError: the run cannot be trained to its end on this corpus (``check_run``); nothing was written.
         DivergedError: the loss is not finite.
         InterruptedRunError: ``stop()`` returned true; call again to resume.
         BusyRunError: another process trains in this folder.
-        DamagedFileError, ForeignFileError: a file of the folder cannot be used; it is named, and left as it is.
+        DamagedFileError, ForeignFileError: a file of the folder cannot be used; it is named and not changed.
         ArmillaryError: a file could not be read or written, or a hook failed.
     """
     how = TrainOptions(device or default_device(), trunk, keep, checkpoint_every_s, progress, stop, tuple(hooks))
@@ -93,7 +93,7 @@ def train_run(
 
 
 def carry_out(run: Run[Any], batches: Iterable[Batch[Tensor]]) -> RunResult:
-    """Take the run through its remaining steps to its end, with a batch for each that is not skipped.
+    """Take the remaining steps of the run, with a batch for each step that is not skipped.
 
     Raises:
         DivergedError, InterruptedRunError: as ``train_run``.
@@ -132,7 +132,7 @@ def carry_out(run: Run[Any], batches: Iterable[Batch[Tensor]]) -> RunResult:
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How a run is trained by one process: what changes no number of it. The fields are arguments of ``train_run``."""
+    """The arguments of ``train_run`` that do not affect the run's numbers."""
 
     device: torch.device
     trunk: Trunk | None = None
@@ -147,7 +147,7 @@ class TrainOptions:
 def open_run(
     spec: RunSpec, corpus: Corpus, folder: Path, how: TrainOptions
 ) -> Iterator[Run[SingleDeviceEngine] | RunResult]:
-    """The run of a folder where ``train_run`` would resume it; its result if it is done.
+    """Open the run in a folder at the step where ``train_run`` would resume it; yield its result if it is done.
 
     The folder is locked meanwhile.
 
@@ -171,7 +171,7 @@ EngineT = TypeVar("EngineT", bound=Engine)
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained, where, by which processes, and where progress is reported."""
+    """The parts of a run in progress: specification, corpus, folder, engine, processes and reporter."""
 
     spec: RunSpec
     corpus: Corpus
@@ -181,11 +181,12 @@ class Job:
 
 
 class Run(Generic[EngineT]):
-    """A run between two of its steps, whether ``carry_out`` takes them or a stack of many runs.
+    """A run between two steps; ``carry_out`` or a stack of many runs takes the steps.
 
-    After every step ``advance``; then, if it ``wants_attention`` and otherwise within ``FLUSH`` steps, ``record`` the
-    losses of the steps and ``attend``; after the last one ``finish``. With many ranks each has one of these and all do
-    the same; the first alone writes. ``hooks`` act in their order, between checkpoint and stop.
+    The caller calls ``advance`` after every step. If ``wants_attention`` is true, and at least every ``FLUSH`` steps,
+    it calls ``record`` with the losses and then ``attend``. After the last step it calls ``finish``. With many ranks
+    each has a ``LiveRun`` and all make the same calls; only the first writes. ``hooks`` act in their order, between
+    checkpoint and stop.
     """
 
     def __init__(self, job: Job, engine: EngineT, save: Save, stop: Stop, hooks: Sequence[Hook] = ()) -> None:
@@ -194,30 +195,30 @@ class Run(Generic[EngineT]):
         )  # fmt: skip
         self.engine, self.save, self.stop = engine, save, stop
         self.checkpoints = job.folder / "checkpoints"
-        self.memory: Path | None = None  # where snapshots lie, if there are any
+        self.memory: Path | None = None  # folder of snapshots, if any
         self.order: DataOrder = data_order(job.spec, job.corpus)
         self.metrics = Metrics(job.folder / "metrics" if job.world.rank == 0 else None)
-        self.step = self.began = 0  # finished steps, and those that the run began with
-        self.skipped: dict[int, str] = {}  # the record of steps that take no update (`skips`)
+        self.step = self.began = 0  # finished steps now, and at the start of this attempt
+        self.skipped: dict[int, str] = {}  # the steps that take no update, with reasons (`skips`)
         self.judge = Judge()
         self._between: tuple[Hook, ...] = (Validate(job.spec), *hooks, self.metrics)
         self._due: list[Hook] = []
 
     def catch_up(self) -> None:
-        """Have the hooks act that are due after the step of a checkpoint, which was written before they could."""
+        """Call the hooks due at a checkpoint's step, since the checkpoint was written before they acted."""
         self._act([hook for hook in self._between if hook.due(self.step)])
 
     def to_take(self) -> list[int]:
-        """The remaining steps (0-based) that have a batch to train on."""
+        """The remaining steps (0-based) whose batch is not skipped."""
         return [step for step in range(self.step, self.spec.steps) if step + 1 not in self.skipped]
 
     def skip(self) -> None:
-        """Pass over the next step, whose batch is skipped."""
+        """Count the next step, whose batch is skipped."""
         self.advance()
         self.metrics.append(self._row(self.step))
 
     def leave_out(self, step: int, why: str) -> None:
-        """Record that ``step`` takes no update; it counts from the next time on that the run begins.
+        """Record that ``step`` takes no update; this takes effect when the run next starts.
 
         Raises:
             ArmillaryError: the record could not be written; on all ranks.
@@ -232,17 +233,17 @@ class Run(Generic[EngineT]):
         return {"step": step, "tokens": self.spec.tokens_after(step), "lr": self.spec.lr(step - 1)}
 
     def advance(self) -> None:
-        """One more step is taken."""
+        """Count one more step."""
         self.step += 1
         self.reporter.progress(self.step)
 
     def wants_attention(self) -> bool:
-        """Whether this step is one to ``attend`` to, for which its losses have to be fetched; called once a step."""
+        """Whether ``attend`` must be called after this step, with fetched losses; called once per step."""
         hooks: list[Hook] = [self.save, *self._between, self.stop]
         wishes = [isinstance(hook, Voted) and hook.wish() for hook in hooks]
         decided = self.world.vote(sum(1 << place for place, wished in enumerate(wishes) if wished))
         called = [bool(decided >> place & 1) for place in range(len(hooks))]
-        if called[-1] and self.step < self.spec.steps:  # all else is left to the next start
+        if called[-1] and self.step < self.spec.steps:  # everything else is done at the next start
             self._due = [self.save, self.stop]
         else:
             chosen = zip(hooks[:-1], called, strict=False)
@@ -250,7 +251,7 @@ class Run(Generic[EngineT]):
         return bool(self._due)
 
     def record(self, values: Sequence[Sequence[float]], seconds: float, waited_s: float = 0.0) -> None:
-        """Take in what the engine's last steps returned, which took ``seconds``, ``waited_s`` of them for data.
+        """Record the results of the last steps; of their ``seconds``, ``waited_s`` were waiting for data.
 
         Raises:
             DivergedError: a loss or a gradient norm is not finite; with many ranks it is a BadStepError.
@@ -268,7 +269,7 @@ class Run(Generic[EngineT]):
         self.save.report(self)
 
     def attend(self) -> None:
-        """Have the hooks act that are due after the last recorded step: checkpoint, validation, others, stop.
+        """Call the hooks due after the last recorded step: checkpoint, validation, others, stop.
 
         Raises:
             DivergedError: a validation loss is not finite.
@@ -285,13 +286,13 @@ class Run(Generic[EngineT]):
         self.reporter.busy(None)
 
     def bad_step(self, error: BadStepError) -> NoReturn:
-        """Many ranks may compute the step again; alone there is nothing that could have been lost on the way."""
+        """Whether the step can be retried: only many ranks can, since a single process loses nothing on the way."""
         if self.world.size > 1:
             raise error
         self.diverged(error.step, error.what)
 
     def diverged(self, step: int, what: str) -> NoReturn:
-        """End the run because a number of ``step`` is not finite."""
+        """End the run, because a value of ``step`` is not finite."""
         self.save.saver.wait()
         if self.reporter.first:
             self.reporter.write("fault", step, problem="diverged")
@@ -299,7 +300,7 @@ class Run(Generic[EngineT]):
         raise DivergedError(f"run {self.spec.id} diverged: at step {step} {what}; lower the learning rate ({rate:g})")
 
     def finish(self) -> RunResult:
-        """Write metrics, weights and, last of all, the result that makes the run done.
+        """Write metrics, weights and, last, the result, which marks the run as done.
 
         Raises:
             ArmillaryError: one of them could not be written; the last checkpoint is kept.
@@ -317,7 +318,7 @@ def _conclude(run: Run[Any]) -> RunResult:
     write_metrics(run.metrics.rows(), run.folder / METRICS)
     last, steps = run.metrics.last, run.spec.steps
     columns = ["loss", *measures(run.spec.objective)]
-    taken = read_metrics(run.folder, columns).drop_null()  # a skipped step has none
+    taken = read_metrics(run.folder, columns).drop_null()  # a skipped step has no loss
     tail = taken.slice(max(0, len(taken) - max(1, steps // 10))).to_pydict()
     means = {name: sum(values) / len(values) for name, values in tail.items()}
     domains = run.corpus.domains
@@ -342,5 +343,5 @@ def _conclude(run: Run[Any]) -> RunResult:
 
 
 def _spent(path: Path) -> float:
-    """Seconds of work in the events of a run: what its steps, validations and checkpoints took, in all attempts."""
+    """Seconds of work in the events of a run: steps, validations and checkpoints of all attempts."""
     return sum(event.duration_s or 0.0 for event in read_events(path))

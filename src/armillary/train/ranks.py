@@ -1,11 +1,11 @@
-"""A run by many ranks: the same loop as on one device, over a program of the parallel room.
+"""A run over many ranks: the same loop as on one device, over a program of ``parallel``.
 
-Every rank takes the same steps with its part of the model and of each batch, and writes its own file of events. Only
-rank 0 opens the folder: it writes specification, metrics and result, and it tells the others what it finds there (a
-result, another run, a lock).
+Every rank takes the same steps with its part of the model and of each batch, and writes its own event file. Only rank 0
+opens the folder. It writes specification, metrics and result, and broadcasts the state of the folder (a result, another
+run, a lock).
 
-Final weights are put together through the file system: the ranks write their pieces, and rank 0 copies them, tensor by
-tensor, into the file that a run on one device would have written. So no rank ever holds the whole model.
+Final weights are assembled through the file system: the ranks write their pieces, and rank 0 copies them, tensor by
+tensor, into the same file as a run on one device. So no rank holds the whole model.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from armillary.train.reporter import Reporter
 from armillary.train.resume import begin
 from armillary.train.world import Ranks, by_first
 
-ROLL_BACKS = 3  # from the same step
-IN_A_ROW = 3  # skipped batches; if the next one is not finite either, the weights are at fault
+ROLL_BACKS = 3  # restarts from the same step
+IN_A_ROW = 3  # skipped batches; if the next batch is not finite either, the weights are the cause
 _NEVER_S = 1e12
 
 
@@ -59,9 +59,10 @@ def train_ranks(
 ) -> RunResult:
     """Train ``spec`` as one of the ranks of ``layout``; the process group must be initialised.
 
-    Every rank calls this with the same arguments, but for ``device`` (its own), ``progress``, ``stop`` and ``tell``.
-    Any rank's ``stop`` stops all after the same step; ``tell`` takes lines for a person, on rank 0. ``busy`` is
-    called with what may take longer than a step, and with None when steps follow. ``hooks`` are as for ``train_run``.
+    Every rank calls this with the same arguments, except ``device`` (its own), ``progress``, ``stop`` and ``tell``. Any
+    rank's ``stop`` stops all after the same step. ``tell`` gets lines for the user, on rank 0. ``busy`` is called with
+    the name of work that may take longer than a step, and with None when steps follow. ``hooks`` are as for
+    ``train_run``.
 
     Raises:
         UsageError: the layout does not fit, or as ``train_run``.
@@ -100,7 +101,7 @@ def train_ranks(
         begin(run)
         try:
             result = _to_the_end(run, device, skipping)
-        except InterruptedRunError:  # its last step is a checkpoint on disk, and the memory is needed elsewhere
+        except InterruptedRunError:  # the last step has a checkpoint on disk, so the memory of snapshots can be freed
             if first:
                 forget(folder)
             raise
@@ -110,9 +111,9 @@ def train_ranks(
 
 
 def _to_the_end(run: Run[ParallelEngine], device: torch.device, skipping: Skipping) -> RunResult:
-    """Take the remaining steps; what is lost on the way is taken again from the last checkpoint or snapshot.
+    """Take the remaining steps; lost steps are repeated from the last checkpoint or snapshot.
 
-    A step that is bad again after that is the fault of its batch.
+    If a repeated step is bad again, its batch is the cause.
     """
     lost: Counter[int] = Counter()
     while True:
@@ -121,7 +122,7 @@ def _to_the_end(run: Run[ParallelEngine], device: torch.device, skipping: Skippi
                 return carry_out(run, batches)
         except LostStepError as error:
             found, step = "lost step", run.step
-            if isinstance(error, BadStepError):  # on an accelerator it is noticed some steps later
+            if isinstance(error, BadStepError):  # an accelerator reports it some steps later
                 found, step = "spike" if error.finite else "not finite", error.step
             lost[step] += 1
             if isinstance(error, BadStepError) and lost[step] > 1:
@@ -135,10 +136,10 @@ def _to_the_end(run: Run[ParallelEngine], device: torch.device, skipping: Skippi
 
 
 def _skip(run: Run[ParallelEngine], error: BadStepError, skipping: Skipping) -> None:
-    """Skip the batch of a bad step, or accept its loss where too many are skipped already.
+    """Skip the batch of a bad step, or accept its loss if too many batches are skipped already.
 
     Raises:
-        DivergedError: it is not finite, and too many are skipped already.
+        DivergedError: the loss is not finite, and too many batches are skipped already.
     """
     before = range(error.step - IN_A_ROW, error.step)
     if len(run.skipped) < min(skipping.most, run.spec.steps - 1) and not run.skipped.keys() >= set(before):
@@ -155,7 +156,7 @@ def _notice(reporter: Reporter, step: int, found: str, how: str) -> None:
 
 
 def _snapshots(world: Ranks, folder: Path, checkpoints: Checkpoints) -> tuple[Path | None, list[Hook]]:
-    """Where snapshots lie and the hook that makes them; none if there are to be none.
+    """The folder of snapshots and the hook that writes them, or None without snapshots.
 
     Raises:
         ArmillaryError: the ranks are on several machines, or as ``memory_folder``; on all ranks.
@@ -171,7 +172,7 @@ def _snapshots(world: Ranks, folder: Path, checkpoints: Checkpoints) -> tuple[Pa
 
 
 def _ahead(order: DataOrder, steps: Sequence[int], device: torch.device) -> Generator[Batch[Tensor], None, None]:
-    """The batches of ``steps``; the next is made ready while one is trained on."""
+    """The batches of ``steps``; the next is read while one trains."""
 
     def make(step: int) -> Batch[Tensor]:
         batch = order.batch(step).map(torch.from_numpy)

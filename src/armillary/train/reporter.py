@@ -1,4 +1,4 @@
-"""What a run reports: events to its file, steps to its caller, and lines for a person."""
+"""Reports of a run: events to its file, steps to its caller, and lines for the user."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from armillary.goodput import EventKind, EventWriter
 
 @dataclass(frozen=True)
 class Reporter:
-    """``events`` are those of this rank; of what all ranks find together, the ``first`` alone writes.
+    """``events`` are those of this rank; an event common to all ranks is written only by the ``first``.
 
-    ``progress`` is called after each step with the number of finished steps; ``tell`` takes a line for a person.
-    ``busy`` is called with what may take longer than a step, and with None when steps follow.
+    ``progress`` is called after each step with the number of finished steps; ``tell`` gets lines for the user. ``busy``
+    is called with the name of work that may take longer than a step, and with None when steps follow.
     """
 
     events: EventWriter

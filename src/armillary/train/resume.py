@@ -1,4 +1,4 @@
-"""Where a run begins: at its last good checkpoint, at its trunk's, at given weights, or at drawn ones."""
+"""Where a run begins: at its last good checkpoint, at its trunk's, with given weights, or with drawn ones."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trunk:
-    """The folder of a run that shares its first ``step`` steps with the one to train."""
+    """The folder of a run with the same first ``step`` steps."""
 
     folder: Path
     step: int
@@ -35,9 +35,9 @@ class Trunk:
 def begin(run: Run[Any], trunk: Trunk | None = None, kind: EventKind = "resume") -> None:
     """Start from the last good checkpoint or snapshot of this run, else from the trunk's, else from the beginning.
 
-    Initial weights are those of ``spec.start``, and drawn only where the run has none and no checkpoint is loaded.
-    Damaged checkpoints after the last good one are set aside. Without a good one nothing is touched. ``kind`` is the
-    event that says so.
+    Initial weights are those of ``spec.start``, or are drawn if the run has none; both only if no checkpoint is loaded.
+    Damaged checkpoints after the last good one are set aside. Without a good one nothing is changed. ``kind`` is the
+    kind of the recorded event.
 
     Raises:
         ForeignFileError: the newest checkpoint is of a newer format, another run or another model.
@@ -61,7 +61,7 @@ def begin(run: Run[Any], trunk: Trunk | None = None, kind: EventKind = "resume")
             return
         if folder == run.checkpoints:
             damaged.append((step, found))
-        else:  # a snapshot, of which nothing is kept
+        else:  # a snapshot, which is not kept
             by_first(run.world, partial(shutil.rmtree, folder / f"step-{step}", ignore_errors=True))
             run.reporter.fault(step, f"step-{step}", found, "the one before it is used")
     if damaged:
@@ -70,7 +70,7 @@ def begin(run: Run[Any], trunk: Trunk | None = None, kind: EventKind = "resume")
             f"{run.checkpoints}: {count} damaged: {damaged[0][1]}; or move the step-* folders away to train the "
             "run from its beginning. Nothing was changed"
         )
-    # A trunk as long as the run leaves nothing to branch off, and lacks the last validation.
+    # A trunk as long as the run cannot be branched from, and lacks the last validation.
     if trunk is not None and trunk.step < run.spec.steps:
         path = trunk.folder / "checkpoints" / f"step-{trunk.step}"
         try:
@@ -94,7 +94,7 @@ def _candidates(run: Run[Any]) -> list[tuple[int, Path]]:
 
 
 def _begin_anew(run: Run[Any]) -> None:
-    """Give the engine its initial weights.
+    """Load or draw the engine's initial weights.
 
     Raises:
         DamagedFileError, ForeignFileError, ArmillaryError: as ``open_start``; on all ranks.
@@ -113,10 +113,10 @@ def _begin_anew(run: Run[Any]) -> None:
 
 
 def _examine(run: Run[Any], path: Path, step: int) -> CheckpointReader | str:
-    """A checkpoint to resume from, or in words what is damaged in it; the ranks divide its files.
+    """The reader of a checkpoint, or a description of its damage; the ranks divide its files.
 
     Raises:
-        ArmillaryError: for another reason it must not, or cannot now be used; on all ranks.
+        ArmillaryError: it is not for this run, or cannot be read now; on all ranks.
     """
     problem: ArmillaryError | None = None
     reader = None
@@ -141,15 +141,15 @@ def _examine(run: Run[Any], path: Path, step: int) -> CheckpointReader | str:
 
 
 def _open(spec: RunSpec, path: Path, step: int) -> CheckpointReader:
-    """Hold a checkpoint against the run: sizes of its tensors, and what the steps in its metrics were taken with.
+    """Compare a checkpoint with the run: sizes of tensors, and the settings of the steps in its metrics.
 
     Raises:
-        ForeignFileError: it is one of another model or run.
+        ForeignFileError: it belongs to another model or run.
     """
     reader = CheckpointReader(path)
     reader.compare({name: tuple(tensor.shape) for name, tensor in outline(spec).state_dict().items()})
     last = reader.metrics().slice(max(0, step - 1)).to_pylist()
-    if last and "run" not in reader.manifest:  # formats 1 and 2 say no more of the run than this
+    if last and "run" not in reader.manifest:  # formats 1 and 2 hold nothing else of the run
         tokens, rate = spec.tokens_after(step), spec.lr(step - 1)
         if last[0]["tokens"] != tokens or not math.isclose(last[0]["lr"], rate, rel_tol=1e-6):
             raise ForeignFileError(
@@ -160,7 +160,7 @@ def _open(spec: RunSpec, path: Path, step: int) -> CheckpointReader:
 
 
 def _open_trunk(spec: RunSpec, trunk: Trunk, path: Path) -> CheckpointReader:
-    """The trunk's checkpoint; ArmillaryError where it is not the state of this run after as many steps."""
+    """The trunk's checkpoint; ArmillaryError if it is not the state of this run after the same number of steps."""
     verify_checkpoint(path)
     reader = _open(spec, path, trunk.step)
     manifest = reader.manifest
@@ -177,7 +177,7 @@ def _load(run: Run[Any], reader: CheckpointReader, step: int) -> None:
         run.engine.load(reader)
         return reader.metrics()
 
-    rows = together(run.world, read)  # some ranks may find all that they need
+    rows = together(run.world, read)  # on some ranks alone the read may succeed
     # A trunk is validated at its last step; a branch continues from that step without a validation.
     run.metrics.restore(rows, lambda step: run.spec.validation.due(step, run.spec.steps))
     losses = rows["loss"].drop_null()

@@ -1,6 +1,6 @@
 """The metrics of a run as rows of Parquet files: one row for each step, most of them already on disk.
 
-A long run does not hold its rows in memory: the oldest lie in *parts*, whole Parquet files of some thousand rows, and a
+A long run does not hold its rows in memory. The oldest are in *parts*, whole Parquet files of some thousand rows. A
 snapshot of all rows is a list of parts and the few rows after them. Checkpoints and ``metrics.parquet`` are written
 from it part by part, each as a row group.
 """
@@ -22,14 +22,14 @@ _COUNTS = ("step", "tokens")  # int64; all other columns are double
 
 @dataclass(frozen=True)
 class Rows:
-    """All rows so far: those in ``parts``, then ``rest``. ``columns`` are those that any row has, in order."""
+    """All rows so far: those in ``parts``, then ``rest``. ``columns`` has the column of any row, in order."""
 
     columns: tuple[str, ...]
     parts: tuple[Path, ...]
     rest: tuple[dict[str, float], ...]
 
     def write(self, path: Path) -> None:
-        """Write a Parquet file of all rows, with a row group for each part; one part is in memory at a time."""
+        """Write all rows to a Parquet file, with a row group for each part; one part is in memory at a time."""
         with pq.ParquetWriter(path, _schema(self.columns)) as writer:
             for part in self.parts:
                 with open(part, "rb") as file:
@@ -39,13 +39,13 @@ class Rows:
 
 
 def metrics_table(rows: Sequence[dict[str, float]], columns: Iterable[str] | None = None) -> pa.Table:
-    """Rows as a table of ``columns``: by default of every key that any row has, in order of first appearance."""
+    """Rows as a table of ``columns``: by default every key of any row, in order of first appearance."""
     named = list(columns if columns is not None else dict.fromkeys(key for row in rows for key in row))
     return pa.table({name: [row.get(name) for row in rows] for name in named}, schema=_schema(named))
 
 
 def write_metrics(rows: Rows, path: Path) -> None:
-    """Write ``rows`` to ``path``, which appears whole.
+    """Write ``rows`` to ``path`` atomically.
 
     Raises:
         ArmillaryError: it could not be written, or a part could not be read.
@@ -65,7 +65,7 @@ def _schema(columns: Iterable[str]) -> pa.Schema:
 
 
 def _widened(table: pa.Table, columns: Sequence[str]) -> pa.Table:
-    """A table with ``columns``; those that it lacks are null."""
+    """The table with ``columns``; missing columns are null."""
     there = {name: table[name] for name in table.column_names}
     schema = _schema(columns)
     empty = {field.name: pa.nulls(table.num_rows, field.type) for field in schema if field.name not in there}

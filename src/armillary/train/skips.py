@@ -1,8 +1,8 @@
-"""The record of the batches that a run does not train on: ``skipped.json`` in its folder.
+"""The record of the batches that a run skips: ``skipped.json`` in its folder.
 
-A step whose batch is skipped takes no update. Its number, its learning rate and the batches of all other steps stay
-(contract 2), so the result is a pure function of the specification and this record: the record in the folder of a new
-run gives the same weights. Steps are counted as in the metrics, from 1.
+A step whose batch is skipped takes no update. The step's number, its learning rate and the batches of all other steps
+stay the same (contract 2). So the result is a pure function of the specification and this record: with the record in
+its folder, a new run gives the same weights. Steps are counted as in the metrics, from 1.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FORMAT = 1
 
 
 def read_skips(folder: Path, run: str) -> dict[int, str]:
-    """The steps of ``run`` that take no update, and why; empty where there is no record.
+    """The steps of ``run`` that take no update, with the reasons; empty without a record.
 
     Raises:
         DamagedFileError: the record is torn, edited or cannot be read.
@@ -49,7 +49,7 @@ def write_skips(folder: Path, run: str, skips: Mapping[int, str]) -> None:
     """Write the record.
 
     Raises:
-        ArmillaryError: it could not be written; the one before is kept.
+        ArmillaryError: it could not be written; the previous record is kept.
     """
     entries = [{"step": step, "why": why} for step, why in sorted(skips.items())]
     with writing(folder / SKIPPED):

@@ -1,8 +1,8 @@
 """The weights that a run starts from: found, compared with their hash, and opened for reading by slices.
 
 A run may start from another run's final weights, from a checkpoint, or from any safetensors file that has the tensors
-of the model under their own names. The hash is compared before a number is read, so the id of the run, which contains
-it, stands for the numbers. What is read becomes fp32, whatever floating-point type the file has.
+of the model under their own names. The hash is compared before any weight is read. The id of the run contains this
+hash, so it identifies the weights. Weights of any floating-point type become fp32.
 
 Trade-off: rank 0 alone reads the whole file for its hash. The other ranks trust the shared storage and read their part.
 """
@@ -34,12 +34,12 @@ def start_from(path: Path) -> Start:
 
 
 def verify_start(start: Start, runs: Path) -> None:
-    """Compare the weights with ``start.sha256``; ``runs`` is the folder in which runs lie by their ids.
+    """Compare the weights with ``start.sha256``; ``runs`` is the folder with runs by id.
 
     Raises:
-        DamagedFileError: the file was changed, or a file of the checkpoint is not the one that was written.
+        DamagedFileError: the file, or a file of the checkpoint, was changed.
         ForeignFileError: the path is neither a weight file nor a checkpoint, or holds another run.
-        ArmillaryError: there is nothing at the path, the run is not done, or the file cannot be read.
+        ArmillaryError: the path does not exist, the run is not done, or the file cannot be read.
     """
     path = _place(start, runs)
     found = _digest(path)
@@ -53,7 +53,7 @@ def verify_start(start: Start, runs: Path) -> None:
 
 
 def open_start(start: Start, runs: Path, shape: ModelShape) -> PieceReader:
-    """A reader of the weights, whose names, sizes and types are those of a model of ``shape``.
+    """A reader of the weights, which must have the names, sizes and types of a model of ``shape``.
 
     Raises:
         ForeignFileError: not a safetensors file, or one of another model.
@@ -62,7 +62,7 @@ def open_start(start: Start, runs: Path, shape: ModelShape) -> PieceReader:
     path = _place(start, runs)
     try:
         reader = CheckpointReader(path) if path.is_dir() else PieceReader.of(path)
-    except DamagedFileError as error:  # its hash is right: it was never a file of ours
+    except DamagedFileError as error:  # its hash matches, so it was never a file of this program
         raise ForeignFileError(
             f"{path}: cannot be read as weights; a start is a safetensors file or the folder of a checkpoint ({error})"
         ) from error
@@ -95,7 +95,7 @@ def _place(start: Start, runs: Path) -> Path:
 
 
 def _within(path: Path, run: str | None = None) -> Path:
-    """``path`` itself where it is a file or a checkpoint; of the folder of a finished run its final weights."""
+    """``path`` itself if it is a file or a checkpoint; for the folder of a finished run, its final weights."""
     if path.is_file() or (path / _MANIFEST).is_file():
         return path
     if not path.exists():

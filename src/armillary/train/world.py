@@ -1,8 +1,8 @@
-"""The processes that train a run together, and how they come to one decision without a step waiting for it.
+"""The processes that train a run together, and how they agree without delaying a step.
 
-``Single`` is one process. ``Ranks`` are those of a process group. A vote (which hooks any rank wishes) is counted on
-the CPU while the next step is computed, and read after it: what is wished after step n happens after step n + 1, on all
-ranks.
+``Single`` is one process; ``Ranks`` are the ranks of a process group. A vote collects the hooks that any rank wishes.
+It is counted on the CPU while the next step is computed, and read after it. So a wish after step n takes effect after
+step n + 1, on all ranks.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ class World(Protocol):
     size: int
 
     def vote(self, wishes: int) -> int:
-        """All bits that any rank has set, at the latest by its vote after this one; called once a step."""
+        """All bits that any rank has set; a new bit appears at the latest in the next vote. Called once per step."""
 
     def share(self, value: Any) -> Any:
-        """Rank 0's value, on every rank; all wait."""
+        """Return rank 0's value on every rank; all ranks wait."""
 
     def collect(self, value: Any) -> list[Any]:
-        """The values of all ranks, on every rank; all wait."""
+        """Return the values of all ranks on every rank; all ranks wait."""
 
     def any(self, value: bool) -> bool:
-        """Whether ``value`` is true on any rank, on every rank; all wait."""
+        """Return on every rank whether ``value`` is true on any; all ranks wait."""
 
 
 class Single:
-    """A process alone."""
+    """A single process; every method returns its own value."""
 
     rank, size = 0, 1
 
@@ -64,11 +64,11 @@ class Ranks:
 
     def __init__(self) -> None:
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
-        self.group = dist.new_group(backend="gloo")  # on the CPU, whatever the tensors are on
+        self.group = dist.new_group(backend="gloo")  # on the CPU, wherever the tensors are
         self._round: tuple[torch.Tensor, Any] | None = None
 
     def vote(self, wishes: int) -> int:
-        """All bits of the votes before this one."""
+        """All bits of the earlier votes."""
         decided = self._counted()
         ballot = torch.tensor([wishes])
         work = dist.all_reduce(ballot, dist.ReduceOp.BOR, group=self.group, async_op=True)
@@ -88,7 +88,7 @@ class Ranks:
         return values
 
     def any(self, value: bool) -> bool:
-        """Whether it is true on any rank."""
+        """Whether ``value`` is true on any rank."""
         flag = torch.tensor([int(value)])
         dist.all_reduce(flag, dist.ReduceOp.MAX, group=self.group)
         return bool(flag.item())
@@ -101,12 +101,12 @@ class Ranks:
         return int(ballot.item())
 
     def close(self) -> None:
-        """Wait for the vote that is still going round."""
+        """Wait for the vote in progress."""
         self._counted()
 
 
 def by_first(world: World, act: Callable[[], T]) -> T:
-    """What ``act`` returns on rank 0, on every rank; an error of it is raised on all."""
+    """Call ``act`` on rank 0; return its result on every rank, or raise its error on all."""
     outcome: Any = None
     if world.rank == 0:
         try:
@@ -121,7 +121,7 @@ def by_first(world: World, act: Callable[[], T]) -> T:
 
 
 def together(world: World, act: Callable[[], T]) -> T:
-    """What ``act`` returns on this rank; where it fails on some ranks, its first error is raised on all."""
+    """Call ``act`` on every rank and return its result; if it fails on some, raise the first error on all."""
     result: Any = None
     problem: ArmillaryError | None = None
     try:

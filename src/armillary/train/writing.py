@@ -1,4 +1,4 @@
-"""Errors of the system while a file of a run is written, as one clear line."""
+"""Converts system errors while a run's file is written to one clear line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from armillary.recipe import ArmillaryError
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the system reports while ``path`` is written into one clear line.
+    """Convert a system error while ``path`` is written to one clear line.
 
     Raises:
         ArmillaryError: the file, the reason and the remedy.
@@ -29,5 +29,5 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def reason(error: Exception) -> str:
-    """An error in words, without the path that a message names already."""
+    """An error as text, without the path that the message already names."""
     return error.strerror or str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"

@@ -1,26 +1,26 @@
-"""Checkpoints of one run: all that training needs to resume, in pieces that any layout can read.
+"""Checkpoints of one run: everything that training needs to resume, in pieces that any layout can read.
 
 A checkpoint is a folder ``step-N``::
 
-    rank-00000.safetensors   the pieces of weights and optimizer state that this rank is the first to hold
+    rank-00000.safetensors   this rank's pieces of weights and optimizer state; of copies, the first rank's
     metrics.parquet          the metrics so far
-    checkpoint.json          format, run, step, size and SHA-256 of every file, which pieces make up each tensor, and a
-                             hash of all that
+    checkpoint.json          format, run, step, size and SHA-256 of every file, the pieces of each tensor, and a hash of
+                             all of it
 
-The manifest is written last and the folder is written aside and then renamed, so a checkpoint is there whole or not at
-all. Reading one has three outcomes. It is good; it is damaged (a torn disk, a flipped bit: ``DamagedFileError``); or
-it is not for this run (a newer format, another run, a model of other sizes: ``ForeignFileError``). A damaged one is
-renamed ``step-N.damaged``, never removed; nothing but a checkpoint of the run itself is ever removed, and what stands
-beside under other names (``step-7.bak``) is left alone. There is no saved state of the data loader and none of a
-random generator: the batches are a function of the step (contract 2), and nothing in a step is random.
+A checkpoint is atomic: it is written under a temporary name, its manifest last, and then renamed. Reading one has three
+outcomes. It is good; it is damaged (a torn file, a flipped bit: ``DamagedFileError``); or it is not for this run (a
+newer format, another run, a model of other sizes: ``ForeignFileError``). A damaged one is renamed ``step-N.damaged``
+and never removed. Only checkpoints of the run itself are ever removed; entries with other names (``step-7.bak``) are
+left alone. A checkpoint holds no state of the data loader or of a random generator: the batches are a function of the
+step (contract 2), and nothing in a step is random.
 
-A rank reads of each tensor the slices it needs, whichever rank wrote them, so a run resumes under another layout, or on
-one device. Formats 1 (whole tensors of one process) and 2 (without the run) are still read; format 4 has the steps of
-the run that were skipped.
+A rank reads only the slices of each tensor that it needs, independent of the rank that wrote them. So a run resumes
+under another layout, or on one device. Formats 1 (whole tensors of one process) and 2 (without the run) are still read;
+format 4 has the steps of the run that were skipped.
 
-Trade-off: this is not ``torch.distributed.checkpoint``. Its index is a pickle, which runs code when it is read; its
-safetensors writer leaves no index at all, so that a lost file looks like a smaller tensor, and neither has checksums.
-The pieces are those that DTensor names, which is what it would have written.
+Trade-off: this is not ``torch.distributed.checkpoint``. Its index is a pickle, which runs code when it is read. Its
+safetensors writer writes no index, so a lost file looks like a smaller tensor. Neither has checksums. The pieces are
+those of DTensor, which that module would have written too.
 """
 
 from armillary.train.checkpoint.manifest import (

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: it makes the files a checkpoint, and by it they are read and verified."""
+"""The manifest of a checkpoint: lists the files, and is used to read and verify them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from armillary.recipe import (
 from armillary.train.checkpoint.pieces import REMEDY, PieceReader, Written, tensor_index, written_file
 from armillary.train.rows import Rows
 
-FORMAT = 4  # of a run with skipped batches; others are written in format 3, which older versions read
+FORMAT = 4  # only for a run with skipped batches; other checkpoints use format 3, which older versions read
 
 _METRICS = "metrics.parquet"
 _MANIFEST = "checkpoint.json"
@@ -37,7 +37,7 @@ _NAME = re.compile(r"step-(0|[1-9][0-9]*)")
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: the finished steps, a row of metrics for each, and which of them took no update."""
+    """The progress of a run: the finished steps, a row of metrics for each, and the steps that took no update."""
 
     spec: RunSpec
     step: int
@@ -46,7 +46,7 @@ class Progress:
 
 
 def complete(hidden: Path, folder: Path, written: Iterable[Written], progress: Progress) -> None:
-    """Make the files in ``hidden`` the checkpoint ``folder/step-N``."""
+    """Commit the files in ``hidden`` as the checkpoint ``folder/step-N``."""
     progress.metrics.write(hidden / _METRICS)
     files = [*written, written_file(hidden / _METRICS, {})]
     skipped = {step: why for step, why in progress.skipped.items() if step <= progress.step}
@@ -83,7 +83,7 @@ def checkpoint_steps(folder: Path) -> list[int]:
     """Steps of the checkpoints in ``folder``, ascending; other names and plain files are not counted.
 
     Raises:
-        ArmillaryError: ``folder`` is a file, or a link that leads nowhere: checkpoints may lie behind it.
+        ArmillaryError: ``folder`` is a file or a broken link, whose target may hold checkpoints.
     """
     if not folder.is_dir():
         if folder.exists() or folder.is_symlink():
@@ -104,7 +104,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     file = path / _MANIFEST
     manifest = read_json(file, "checkpoint manifest", REMEDY)
-    if manifest.get("format") != 1:  # format 1 has the checksums of its files where later ones have the seal
+    if manifest.get("format") != 1:  # format 1 has no seal, only checksums of its files
         manifest = read_sealed(file, "checkpoint manifest", FORMAT, REMEDY, sealed_since=2)
         if manifest["format"] > 2 and not all(isinstance(manifest.get(name), str) for name in ("run", "prefix")):
             raise ForeignFileError(
@@ -115,15 +115,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def verify_checkpoint(path: Path, run: str | None = None, part: int = 0, parts: int = 1) -> None:
-    """Compare the manifest of a checkpoint with its name and with ``run``, and every file with its size and checksum.
+    """Compare a checkpoint's manifest with its name and ``run``, and every file with its size and checksum.
 
-    The files can be divided among many readers: each takes the ``part``-th of ``parts``. Without ``run`` the
-    checkpoint may be of any run.
+    Several readers can divide the files: each checks part ``part`` of ``parts``. Without ``run`` the checkpoint may
+    belong to any run.
 
     Raises:
         DamagedFileError: a file is missing, torn or changed; one line for each.
         ForeignFileError: the format is newer, or the checkpoint belongs to another run.
-        ArmillaryError: a file cannot be read now, for a cause that may pass.
+        ArmillaryError: a file cannot be read now, for a transient cause.
     """
     try:
         manifest = read_manifest(path)
@@ -157,7 +157,7 @@ def verify_checkpoint(path: Path, run: str | None = None, part: int = 0, parts: 
 
 
 def _difference(file: Path, size: int | None, digest: str | None) -> str | None:
-    """What of a file is not as recorded; None where nothing is. A size or digest of None is not compared."""
+    """How a file differs from its record, or None. A size or digest of None is not compared."""
     try:
         found = file.stat().st_size
         if size is not None and found != size:
@@ -181,15 +181,15 @@ class CheckpointReader(PieceReader):
 
     @property
     def skipped(self) -> dict[int, str]:
-        """The steps up to this one that took no update, and why."""
+        """The steps up to this one that took no update, with the reasons."""
         return {int(step): str(why) for step, why in self.manifest.get("skipped", {}).items()}
 
     def parameters(self) -> dict[str, tuple[int, ...]]:
-        """The weights in the checkpoint with their whole sizes, without the optimizer's state."""
+        """The names and whole sizes of the weights in the checkpoint, without the optimizer state."""
         return {name: tuple(tensor["size"]) for name, tensor in self._index.items() if "/" not in name}
 
     def compare(self, sizes: Mapping[str, tuple[int, ...]]) -> None:
-        """Compare the whole sizes of all tensors with those of a model, before any slice is read.
+        """Compare the whole sizes of all tensors with those of a model; reads no slice.
 
         Raises:
             ForeignFileError: a tensor is missing, unexpected, or of another size.

@@ -1,4 +1,4 @@
-"""The pieces of a checkpoint: written by each rank, put together, and read by slices under any layout."""
+"""The pieces of a checkpoint: written by each rank, assembled, and read by slices under any layout."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from armillary.recipe import ArmillaryError, DamagedFileError
 
 REMEDY = "restore it from a copy"
 
-# Bytes of a number, by the name that safetensors has for its type.
+# Bytes per number, by the safetensors name of the type.
 _KINDS = {"F64": 8, "I64": 8, "F32": 4, "I32": 4, "BF16": 2, "F16": 2, "U8": 1, "BOOL": 1}
 
 
 @dataclass(frozen=True)
 class Piece:
-    """``values``: the part of a tensor of ``size`` that begins at ``offset``."""
+    """``values`` is the part of a tensor of ``size`` that begins at ``offset``."""
 
     values: Tensor
     size: tuple[int, ...]
@@ -34,7 +34,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Written:
-    """A file of a checkpoint: size, checksum, and for each of its pieces the whole tensor's size and the offset."""
+    """A file of a checkpoint: its size and checksum, and for each piece the whole tensor's size and the offset."""
 
     name: str
     bytes: int
@@ -55,10 +55,9 @@ def write_pieces(folder: Path, rank: int, pieces: Mapping[str, Piece]) -> Writte
 
 
 def join_pieces(written: Iterable[Written], folder: Path, path: Path) -> None:
-    """Put the pieces that were written into ``folder`` together to a safetensors file of whole tensors.
+    """Assemble the pieces in ``folder`` into a safetensors file of whole tensors.
 
-    One tensor is in memory at a time. The file has the bytes that the library writes for the same tensors: those of
-    wide types first, then by name.
+    One tensor is in memory at a time. The file is byte-identical to the library's own: wide types first, then by name.
     """
     index = tensor_index(written)
     reader = PieceReader(folder, index)
@@ -85,7 +84,7 @@ def join_pieces(written: Iterable[Written], folder: Path, path: Path) -> None:
 
 
 def tensor_index(files: Iterable[Written]) -> dict[str, Any]:
-    """The size of each tensor, and where its pieces begin by file."""
+    """The size of each tensor, and the offsets of its pieces by file."""
     tensors: dict[str, Any] = {}
     for file in files:
         for name, (size, offset) in file.pieces.items():
@@ -94,13 +93,13 @@ def tensor_index(files: Iterable[Written]) -> dict[str, Any]:
 
 
 def written_file(path: Path, pieces: dict[str, tuple[tuple[int, ...], tuple[int, ...]]]) -> Written:
-    """Flush a file of a checkpoint and take its checksum; ``pieces`` are those that it holds."""
+    """Flush a file of a checkpoint and return its record; ``pieces`` are the pieces in it."""
     sync(path)
     return Written(path.name, path.stat().st_size, file_sha256(path), pieces)
 
 
 class PieceReader:
-    """Tensors in pieces, read by slices. ``index`` is that of a checkpoint, for files in ``folder``."""
+    """Reads tensors in pieces, slice by slice. ``index`` is a checkpoint's index of the files in ``folder``."""
 
     def __init__(self, folder: Path, index: Mapping[str, Any]) -> None:
         self.folder, self._index = folder, index
@@ -119,7 +118,7 @@ class PieceReader:
         """The reader of one safetensors file of whole tensors.
 
         Raises:
-            DamagedFileError: it cannot be read as one.
+            DamagedFileError: it is not a readable safetensors file.
         """
         reader = cls(path.parent, {})
         reader._index = reader._whole_files([path.name])
@@ -136,17 +135,17 @@ class PieceReader:
         return index
 
     def kind(self, name: str) -> str:
-        """The type of the numbers of the tensor ``name``, as safetensors writes it."""
+        """The safetensors name of the type of tensor ``name``."""
         kind: str = self._open(next(iter(self._index[name]["pieces"]))).get_slice(name).get_dtype()
         return kind
 
     def whole(self, name: str) -> Tensor:
-        """All of the tensor ``name``, on the CPU."""
+        """The whole tensor ``name``, on the CPU."""
         size = tuple(self._index[name]["size"])
         return self.read(name, size, (0,) * len(size))
 
     def difference(self, sizes: Mapping[str, tuple[int, ...]]) -> str | None:
-        """Which tensor is missing, unexpected or of another size than in a model of ``sizes``; None where none is."""
+        """The first tensor that is missing, unexpected or of another size than in ``sizes``, as text; else None."""
         for name, size in sizes.items():
             if name not in self._index:
                 return f"it lacks the tensor '{name}'"
@@ -156,7 +155,7 @@ class PieceReader:
             parameter, _, key = name.partition("/")
             if parameter not in sizes:
                 return f"it has a tensor '{name}', which this run's model lacks"
-            # a moment has its parameter's size, and a count none
+            # a moment has its parameter's size, a count has no dimensions
             if key and math.prod(tensor["size"]) != 1 and tuple(tensor["size"]) != sizes[parameter]:
                 return f"'{name}' is {list(tensor['size'])} there and {list(sizes[parameter])} in this run"
         return None
@@ -170,7 +169,7 @@ class PieceReader:
         """The part of the tensor ``name`` of ``size`` that begins at ``offset``, on the CPU.
 
         Raises:
-            ArmillaryError: there is no such tensor, or not all of that part.
+            ArmillaryError: the tensor, or a part of that slice, is missing.
         """
         result, missing = torch.empty(size), math.prod(size)
         for file, start in self._index.get(name, {"pieces": {}})["pieces"].items():
@@ -181,7 +180,7 @@ class PieceReader:
                 continue
             part: Tensor = piece[tuple(slice(b - s, e - s) for (b, e), s in zip(common, start, strict=True))]
             if part.shape == size:
-                return part.clone()  # what is read is the mapped file
+                return part.clone()  # the values are a view of the mapped file
             result = result.to(part.dtype)
             result[tuple(slice(b - o, e - o) for (b, e), o in zip(common, offset, strict=True))] = part
             missing -= part.numel()

@@ -1,4 +1,4 @@
-"""Which checkpoints of a run are written and stay, and how the others are removed."""
+"""Decides which checkpoints of a run are written and kept, and removes the others."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HIDDEN = re.compile(r"\.step-([0-9]+)\.(.+)")
 
 
 class RetentionPolicy(Protocol):
-    """When checkpoints are written and which stay, as ``recipe.Checkpoints`` says it."""
+    """When checkpoints are written and which are kept, according to ``recipe.Checkpoints``."""
 
     @property
     def every_s(self) -> float:
@@ -29,10 +29,10 @@ class RetentionPolicy(Protocol):
 
     @property
     def keep_last(self) -> int:
-        """How many of the last ones stay."""
+        """How many of the last ones are kept."""
 
     def due(self, step: int) -> bool:
-        """Whether one is written after ``step`` steps, whatever the clock says."""
+        """Whether one is written after ``step`` steps, independent of the clock."""
 
     def stays(self, step: int) -> bool:
         """Whether the checkpoint of ``step`` is never removed."""
@@ -40,7 +40,7 @@ class RetentionPolicy(Protocol):
 
 @dataclass(frozen=True)
 class Branches:
-    """Checkpoints by the clock, and of the steps that other runs branch from."""
+    """Checkpoints by the clock, and at the steps that other runs branch from."""
 
     keep: tuple[int, ...]
     every_s: float
@@ -56,7 +56,7 @@ class Branches:
 
 
 def thin_out(folder: Path, progress: Progress, policy: RetentionPolicy) -> None:
-    """Remove all checkpoints but that of the last step, the ``keep_last - 1`` before it, and those that stay."""
+    """Remove all checkpoints except the last ``keep_last`` and those that are always kept."""
     step, keep_last = progress.step, policy.keep_last
     passing = [s for s in checkpoint_steps(folder) if s < step and not policy.stays(s)]
     before = passing[len(passing) - keep_last + 1 :] if keep_last > 1 else []
@@ -64,16 +64,16 @@ def thin_out(folder: Path, progress: Progress, policy: RetentionPolicy) -> None:
 
 
 def remove_checkpoints(folder: Path, run: str, stays: Callable[[int], bool], written: float = math.inf) -> None:
-    """Remove the checkpoints of ``run`` except the steps that stay, and what a killed process left half written.
+    """Remove the checkpoints of ``run`` except the kept steps, and incomplete files of killed processes.
 
-    What is half written of a step after ``written`` is not touched: another rank may have begun the next checkpoint.
-    What another machine writes is removed only when it is old: that machine may be alive and merely cut off, its lock
-    on the run lost. A checkpoint of another run, of a newer format or without a readable manifest is left alone.
+    Incomplete files of a step after ``written`` stay, because another rank may have begun the next checkpoint.
+    Incomplete files of another machine are removed only when they are old: that machine may still run, disconnected and
+    without its lock. A checkpoint of another run, of a newer format or without a readable manifest is left alone.
     """
     for step in checkpoint_steps(folder):
         path = folder / f"step-{step}"
         if not stays(step) and _removable(path, run):
-            hidden = aside(path)  # a kill in the middle must not leave half a checkpoint under its name
+            hidden = aside(path)  # so that a kill does not leave half a checkpoint under this name
             with contextlib.suppress(OSError):
                 path.rename(hidden)
                 shutil.rmtree(hidden, ignore_errors=True)

@@ -1,11 +1,11 @@
-"""Writes the checkpoints of a run: this process at once, or all ranks in their background.
+"""Writes the checkpoints of a run: at once in one process, or in the background of all ranks.
 
-``AsyncSaver`` copies what a rank has to write into buffers on the host and leaves the rest to a thread: training is
-blocked for the copy alone, which on an accelerator the device does by itself into pinned memory. The next checkpoint
-waits for the one before. The ranks' threads have a process group of their own; rank 0 commits the checkpoint once every
-rank has flushed its files. Where a rank fails, the checkpoint before stays in place, and rank 0 reports it.
+``AsyncSaver`` copies a rank's pieces into buffers on the host, and a thread writes them. Training waits only for the
+copy; an accelerator copies into pinned memory without the CPU. The next checkpoint waits for the one before. The ranks'
+threads have a separate process group. Rank 0 commits the checkpoint once every rank has flushed its files. If a rank
+fails, the previous checkpoint stays, and rank 0 reports the failure.
 
-Trade-off: the buffers double what a rank needs for the pieces it writes, on the host.
+Trade-off: the buffers take as much host memory as the pieces that a rank writes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from armillary.train.writing import reason, writing
 
 @dataclass
 class Saved:
-    """A checkpoint that was to be written: how long training waited for it, and what was wrong."""
+    """The outcome of writing a checkpoint: how long training waited for it, and the problem if it failed."""
 
     step: int
     blocked_s: float
@@ -46,17 +46,17 @@ class Saver(Protocol):
     """Writes checkpoints."""
 
     def save(self, pieces: Mapping[str, Piece], progress: Progress, since: float) -> None:
-        """Begin to write the checkpoint of the last step, for which training waits ``since`` (``perf_counter``)."""
+        """Begin to write the checkpoint of the last step; training has waited ``since`` (``perf_counter``)."""
 
     def finished(self) -> list[Saved]:
         """What has been written since this was asked last."""
 
     def wait(self) -> None:
-        """Until nothing is left to be written."""
+        """Wait until all checkpoints are written."""
 
 
 class SyncSaver:
-    """Writes at once; what goes wrong is raised."""
+    """Writes at once; errors are raised."""
 
     def __init__(self, folder: Path, policy: RetentionPolicy) -> None:
         self.folder, self.policy = folder, policy
@@ -73,16 +73,16 @@ class SyncSaver:
         return saved
 
     def wait(self) -> None:
-        """Nothing is left to be written."""
+        """Return at once, since every write is finished."""
 
 
 class AsyncSaver:
-    """Writes by all ranks of ``world`` in their background; every rank has to be asked for the same."""
+    """Writes in the background of all ranks of ``world``; every rank must make the same calls."""
 
     def __init__(self, folder: Path, world: Ranks, policy: RetentionPolicy) -> None:
         self.folder, self.world, self.policy = folder, world, policy
-        self._group = dist.new_group(backend="gloo")  # for the threads alone
-        # One name for the folders of this attempt, as ``aside`` gives one process
+        self._group = dist.new_group(backend="gloo")  # used only by the threads
+        # One temporary name for the folders of this attempt, like that of ``aside`` for one process
         self._token = world.share(f"{HOST}.{uuid.uuid4().hex[:12]}")
         self._buffers: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
@@ -91,7 +91,7 @@ class AsyncSaver:
     def prepare(self, pieces: Mapping[str, Piece]) -> None:
         """Allocate the host's memory for ``pieces`` in the background, if they are on an accelerator.
 
-        Pinning takes about one second per GB, for which the first checkpoint would block training.
+        Pinning takes about one second per GB; otherwise the first checkpoint would block training for this time.
         """
         if any(piece.values.device.type != "cpu" for piece in pieces.values()):
             self._thread = threading.Thread(target=lambda: [self._buffer(*item) for item in pieces.items()])
@@ -106,20 +106,20 @@ class AsyncSaver:
         self._thread.start()
 
     def finished(self) -> list[Saved]:
-        """What has been written since this was asked last; of what went wrong rank 0 alone knows all."""
+        """The checkpoints finished since the last call; only rank 0 knows the failures of all ranks."""
         if self._thread is not None and self._thread.is_alive():
             return []
         saved, self._saved = self._saved, []
         return saved
 
     def wait(self) -> None:
-        """Until nothing is left to be written."""
+        """Wait until all checkpoints are written."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
 
     def save_weights(self, pieces: Mapping[str, Piece], path: Path) -> None:
-        """Put ``pieces`` of all ranks together to one safetensors file of whole tensors; all ranks wait for it.
+        """Assemble the ``pieces`` of all ranks into one safetensors file of whole tensors; all ranks wait for it.
 
         Raises:
             ArmillaryError: a rank could not write its part; on all ranks.
@@ -145,7 +145,7 @@ class AsyncSaver:
             raise ArmillaryError(f"{path}: the weights could not be written: {problem}; start it again to resume")
 
     def _copy(self, pieces: Mapping[str, Piece]) -> tuple[dict[str, Piece], torch.Event | None]:
-        """``pieces`` on the host, and what says that they have arrived there."""
+        """``pieces`` on the host, and the event that marks the end of the copy."""
         copied, device = {}, torch.device("cpu")
         for name, piece in pieces.items():
             device = piece.values.device if piece.values.device.type != "cpu" else device
@@ -154,7 +154,7 @@ class AsyncSaver:
             )
         if device.type == "cpu":
             return copied, None
-        # The next optimizer step lies behind the copies on the device's queue, so training need not wait for them.
+        # The next optimizer step is queued on the device behind the copies, so training need not wait for them.
         arrived = torch.Event(device)
         arrived.record()
         return copied, arrived
@@ -204,7 +204,7 @@ def save_checkpoint(folder: Path, pieces: Mapping[str, Piece], progress: Progres
     """Write ``folder/step-N`` by one process, and ``thin_out``.
 
     Raises:
-        ArmillaryError: it could not be written; the checkpoints before it are as they were.
+        ArmillaryError: it could not be written; the earlier checkpoints are unchanged.
     """
     hidden = aside(folder / f"step-{progress.step}")
     try:

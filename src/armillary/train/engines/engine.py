@@ -1,7 +1,7 @@
-"""The protocol of an engine, which takes the steps of a run for `loop`, and what all engines share.
+"""The protocol of an engine, which takes the steps of a run for `loop`, and the code that all engines share.
 
 `single` is one model on one device, `parallel` a program over many ranks, `stack` many models of one shape on one
-device. A run does not know which engine it has.
+device. The loop does not depend on the engine.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from armillary.model import (
 from armillary.recipe import RunSpec
 from armillary.train.checkpoint import CheckpointReader, Piece, PieceReader
 
-VALIDATION_BATCH = 64  # windows; part of the arithmetic, so it is fixed
+VALIDATION_BATCH = 64  # windows per batch; fixed, because it affects rounding
 
 
 def outline(spec: RunSpec) -> Transformer:
-    """The model that a run trains, with its adapters, on the meta device: names and sizes without numbers."""
+    """The model of a run with its adapters on the meta device: names and sizes without values."""
     with torch.device("meta"):
         model = Transformer(spec.model)
         if spec.adapter is not None:
@@ -37,26 +37,26 @@ def outline(spec: RunSpec) -> Transformer:
 
 
 class Engine(Protocol):
-    """A model with its optimizer, wherever their numbers lie.
+    """A model with its optimizer, on one device or over many ranks.
 
-    A new engine has no sensible weights: ``draw_weights``, ``load_weights`` or ``load`` comes first.
+    A new engine has uninitialised weights; call ``draw_weights``, ``load_weights`` or ``load`` first.
     """
 
     device: torch.device
-    described: dict[str, Any]  # what the events of a start say of it
+    described: dict[str, Any]  # fields about the engine in the event of a start
 
     def step(self, step: int, batch: Batch[Tensor]) -> tuple[Tensor, ...]:
         """One optimizer step on the global ``batch``.
 
-        Returns the mean loss in nats, the gradient norm before clipping, and what the objective measures besides
-        (``recipe.measures``), scalars that are still on the device.
+        Returns scalars on the device: the mean loss in nats, the gradient norm before clipping, and the further
+        measurements of the objective (``recipe.measures``).
         """
 
     def entropy(self, step: int, windows: Tensor) -> float:
-        """Mean cross entropy in nats over ``windows`` [n, T + 1] (int64), with the positions that ``step`` has."""
+        """Mean cross entropy in nats over ``windows`` [n, T + 1] (int64), with the positions used at ``step``."""
 
     def pieces(self) -> dict[str, Piece]:
-        """What this process has of the weights (under the names of the model) and optimizer state (``NAME/KEY``)."""
+        """This process's pieces of the weights (under the names of the model) and optimizer state (``NAME/KEY``)."""
 
     def draw_weights(self) -> None:
         """Draw initial weights from the seed of the run."""
@@ -71,7 +71,7 @@ class Engine(Protocol):
         """Write the weights of the whole model as one safetensors file."""
 
     def check_copies(self) -> str | None:
-        """What differs between copies of the same numbers on several ranks; None if nothing differs here."""
+        """A description of differing copies of the same values on several ranks; None if all agree."""
 
 
 def autocast(spec: RunSpec, device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -87,7 +87,7 @@ def parts(batch: Batch[Tensor], count: int, dim: int = 0) -> list[Batch[Tensor]]
 
 
 def validate(entropy: Callable[[Tensor], float], spec: RunSpec, corpus: Corpus) -> dict[str, tuple[float, float]]:
-    """Mean loss in nats per token, and bits per byte, on the validation windows of every domain.
+    """The mean loss in nats per token and the bits per byte of every domain's validation windows.
 
     ``entropy`` is the mean cross entropy in nats over windows [n, T + 1] (int64).
     """

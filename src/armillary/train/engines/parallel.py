@@ -1,4 +1,4 @@
-"""The engine over many ranks: a program of the parallel room, its optimizer, and what a checkpoint has of them."""
+"""The engine over many ranks: a program of ``parallel``, its optimizer, and their pieces in a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from armillary.resilience import Judge
 from armillary.train.checkpoint import AsyncSaver, CheckpointReader, Piece, PieceReader, whole
 from armillary.train.errors import BadStepError
 
-# What dimensions of the mesh the parallel room has flattened into one.
+# The mesh dimensions that ``parallel`` has flattened into one.
 _FLATTENED = {"shard": ("dp_shard", "ep", "cp"), "experts_shard": ("dp_shard", "cp", "tp")}
 
 
@@ -35,22 +35,22 @@ class ParallelEngine:
         notice: Callable[[int, str, str], None] = lambda step, found, how: None,
     ) -> None:
         self.judge = Judge()
-        self.notice = notice  # takes a fault that the engine put right: finished steps, what was found, what it did
+        self.notice = notice  # called with a fault that the engine repaired: finished steps, the finding, the repair
         self.spec, self.layout, self.device, self.saver = spec, layout, device, saver
         self.described = {"ranks": layout.ranks, "layout": layout.model_dump(mode="json", exclude_defaults=True)}
         self.program = Program(spec, layout, device)
         self.optimizer = LocalOptimizer(self.program.named_parameters(), spec)
-        # The memory of the weights stays where it is; the optimizer, which changes them in place, relies on that too.
+        # The memory of the weights is never reallocated; the optimizer also relies on this, since it works in place.
         weights = {name: tensor for part in self.program.parts for name, tensor in part.state_dict().items()}
         self._weights = {name: _piece(tensor) for name, tensor in weights.items()}
         self._first = {name for name, tensor in weights.items() if self._is_first(tensor)}
 
     def step(self, step: int, batch: Batch[Tensor]) -> tuple[Tensor, ...]:
-        """One optimizer step on the global batch, of which the program takes this rank's part."""
+        """One optimizer step on the global batch; the program computes this rank's part."""
         for part in self.program.parts:
             part.turn_as(self.spec.during(step).model)
         loss, norm = self._gradients(batch)
-        # An accelerator would have to wait for the number: there it is noticed when the losses are fetched.
+        # Reading the value would make an accelerator wait; there it is checked when the losses are fetched.
         if self.device.type == "cpu" and (wrong := self.judge.look(step + 1, loss.item(), norm.item())) is not None:
             loss, norm = self._gradients(batch)
             again = self.judge.look(step + 1, loss.item(), norm.item())
@@ -68,14 +68,14 @@ class ParallelEngine:
         return self.program.gradients(batch), self.program.clip(self.spec.optimizer.grad_clip)
 
     def check_copies(self) -> str | None:
-        """Compare a checksum of weights and optimizer state over the ranks of ``dp_replicate``, which hold the same.
+        """Compare a checksum of weights and optimizer state over the ranks of ``dp_replicate``, which hold copies.
 
-        Says it on the ranks that hold the numbers which differ.
+        Only ranks with differing values return a description.
         """
         if self.layout.dp_replicate == 1:
             return None
         states = [value for state in self.optimizer.state.values() for value in state.values()]
-        # A sum of whole numbers: every changed bit changes it, and the order of the terms does not.
+        # A sum of integers: every changed bit changes it, and the order of the terms does not matter.
         own = torch.stack([t.view(torch.int32).sum() for t in (*self.optimizer.local.values(), *states)])
         ends = torch.cat((own, -own))
         dist.all_reduce(ends, dist.ReduceOp.MAX, group=self.program.grid.group("dp_replicate"))
@@ -85,13 +85,13 @@ class ParallelEngine:
         return "the copies of the weights or of the optimizer's state differ between data-parallel ranks"
 
     def entropy(self, step: int, windows: Tensor) -> float:
-        """Mean cross entropy in nats over ``windows`` [n, T + 1], with the positions that the run has in ``step``."""
+        """Mean cross entropy in nats over ``windows`` [n, T + 1], with the positions used at ``step``."""
         for part in self.program.parts:
             part.turn_as(self.spec.during(step).model)
         return self.program.entropy(windows).item()
 
     def pieces(self) -> dict[str, Piece]:
-        """What this rank is the first to hold."""
+        """The pieces of which this rank holds the first copy."""
         pieces = {}
         for name, piece in self._weights.items():
             if name not in self._first:
@@ -101,7 +101,7 @@ class ParallelEngine:
                 like = value.shape == piece.values.shape
                 if like:
                     pieces[f"{name}/{key}"] = Piece(value, piece.size, piece.offset)
-                elif not any(piece.offset):  # a count beside the parameter, the same for all of its parts
+                elif not any(piece.offset):  # a count of the whole parameter, equal for all its parts
                     pieces |= whole({f"{name}/{key}": value})
         return {name: piece for name, piece in pieces.items() if piece.values.numel()}
 
@@ -110,12 +110,12 @@ class ParallelEngine:
         self.program.init_weights()
 
     def load_weights(self, reader: PieceReader) -> None:
-        """Read of each weight the part that is this rank's; the optimizer keeps its initial state."""
+        """Read this rank's part of each weight; the optimizer keeps its initial state."""
         for name, piece in self._weights.items():
             piece.values.copy_(reader.read(name, tuple(piece.values.shape), piece.offset))
 
     def load(self, reader: CheckpointReader) -> None:
-        """Read weights and optimizer state from a checkpoint: of each tensor the part that is this rank's."""
+        """Read this rank's part of the weights and optimizer state from a checkpoint."""
         self.load_weights(reader)
         for name, piece in self._weights.items():
             for key, value in self.optimizer.state.get(name, {}).items():
@@ -127,11 +127,11 @@ class ParallelEngine:
         self.saver.save_weights({n: p for n, p in self.pieces().items() if n in self._weights}, path)
 
     def _is_first(self, tensor: Tensor) -> bool:
-        """Whether no rank before this one holds the same part of the tensor."""
+        """Whether this rank is the first that holds this part of the tensor."""
         divided = {"pp"}
         if isinstance(tensor, DTensor):
             for name, placement in zip(tensor.device_mesh.mesh_dim_names or (), tensor.placements, strict=True):
-                if not placement.is_replicate():  # there is more than one kind of shard
+                if not placement.is_replicate():  # any kind of shard
                     divided |= set(_FLATTENED.get(name, (name,)))
         return all(self.program.grid.rank(name) == 0 for name in DIMENSIONS if name not in divided)
 

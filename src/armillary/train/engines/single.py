@@ -32,7 +32,7 @@ from armillary.train.checkpoint import CheckpointReader, Piece, PieceReader, who
 from armillary.train.engines.engine import autocast, outline, parts
 from armillary.train.writing import writing
 
-ADAPTER = "adapter.safetensors"  # in the folder of a run that trains one
+ADAPTER = "adapter.safetensors"  # file of the adapter in the folder of its run
 
 
 class SingleDeviceEngine:
@@ -46,7 +46,7 @@ class SingleDeviceEngine:
         self.optimizer = build_optimizer(self.model, spec)
 
     def step(self, step: int, batch: Batch[Tensor]) -> tuple[Tensor, ...]:
-        """As ``train_step``, with the positions that the run has in this step; TokenError for a foreign token."""
+        """As ``train_step``, with the positions used at this step; TokenError for a token outside the vocabulary."""
         check_tokens(without_ignored(batch.tokens, batch.weights), self.spec.model.vocab_size)
         self.model.turn_as(self.spec.during(step).model)
         here = batch.map(lambda part: part.to(self.device, non_blocking=True))
@@ -54,7 +54,7 @@ class SingleDeviceEngine:
 
     @torch.no_grad()
     def entropy(self, step: int, windows: Tensor) -> float:
-        """Mean cross entropy in nats over ``windows`` [n, T + 1], with the positions that the run has in ``step``."""
+        """Mean cross entropy in nats over ``windows`` [n, T + 1], with the positions used at ``step``."""
         check_tokens(windows, self.spec.model.vocab_size)
         self.model.turn_as(self.spec.during(step).model)
         with autocast(self.spec, self.device):
@@ -62,7 +62,7 @@ class SingleDeviceEngine:
         return mean_share(entropy, windows[:, 1:].numel(), 1).item()
 
     def pieces(self) -> dict[str, Piece]:
-        """All of it."""
+        """All weights and the optimizer state."""
         tensors = dict(self.model.state_dict())
         for name, parameter in self.model.named_parameters():
             for key, value in self.optimizer.state[parameter].items():
@@ -87,17 +87,17 @@ class SingleDeviceEngine:
         """Read weights and optimizer state from a checkpoint."""
         self._read(reader, self.model.state_dict())
         for name, parameter in self.model.named_parameters():
-            # The fused optimizer keeps its step count beside the parameter.
+            # The fused optimizer keeps its step count on the parameter's device.
             self.optimizer.state[parameter] = {
                 key: reader.read(f"{name}/{key}", size, (0,) * len(size)).to(self.device)
                 for key, size in reader.states(name).items()
             }
 
     def check_copies(self) -> None:
-        """There is one copy."""
+        """None, since there is only one copy."""
 
     def save_weights(self, path: Path) -> None:
-        """Write the weights as one safetensors file, adapters merged; these alone beside it as ``ADAPTER``.
+        """Write the weights with merged adapters as one safetensors file, and the adapters beside it as ``ADAPTER``.
 
         Raises:
             ArmillaryError: a file cannot be written.
@@ -113,8 +113,8 @@ def train_step(
 ) -> tuple[Tensor, ...]:
     """One optimizer step on ``batch``, which is on the model's device.
 
-    Returns the mean loss in nats, the gradient norm before clipping, and what the objective measures besides
-    (``recipe.measures``), scalars that are still on the device.
+    Returns scalars on the device: the mean loss in nats, the gradient norm before clipping, and the further
+    measurements of the objective (``recipe.measures``).
     """
     set_lr(optimizer, spec.lr(step))
     set_batch_weight(model, batch.predictions)
@@ -134,9 +134,9 @@ def train_step(
 
 
 def loss_sums(model: Transformer, batch: Batch[Tensor], spec: RunSpec) -> tuple[Tensor, Tensor]:
-    """What to call ``backward`` on for a part of a batch, and sums [1 + measures] of the loss and what is measured.
+    """The objective to call ``backward`` on, and sums [1 + measures] of the loss and of the further measurements.
 
-    Both are to be divided by ``batch.weight``; the second carries no gradient.
+    Divide both by ``batch.weight``; only the first carries a gradient.
     """
     if not isinstance(spec.objective, Preference):
         z_loss = spec.optimizer.z_loss

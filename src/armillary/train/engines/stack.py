@@ -18,10 +18,10 @@ from armillary.train.engines.engine import autocast, parts
 
 
 class Stack:
-    """Parameters, gradients and moments of up to ``capacity`` models, a row for each; rows in use come first.
+    """Parameters, gradients and moments of up to ``capacity`` models, one row each; rows in use come first.
 
     Raises:
-        UsageError: the runs take other steps than AdamW's, change their length, have mixtures of experts, or learn
+        UsageError: the runs do not use AdamW, change their context length, have mixtures of experts, or learn
             preferences.
     """
 
@@ -33,9 +33,9 @@ class Stack:
             )
         if spec.lengths:
             raise UsageError("members of a stack keep one length; train a run with 'lengths' alone (train_run)")
-        if spec.model.experts:  # how many tokens an expert has differs between members, and so would sizes
+        if spec.model.experts:  # the number of tokens per expert, and so the tensor sizes, would differ between members
             raise UsageError("a stack has no mixtures of experts; train a run of such a model alone (train_run)")
-        if isinstance(spec.objective, Preference):  # its criterion takes the gradient of a loss within
+        if isinstance(spec.objective, Preference):  # its criterion computes a gradient inside the loss
             raise UsageError("a stack does not train objective 'preference'; train the run alone (train_run)")
         if spec.adapter is not None:
             raise UsageError("members of a stack train all weights; train a run with an adapter alone (train_run)")
@@ -44,7 +44,7 @@ class Stack:
             self._objective = _Objective(spec.model, spec.optimizer.z_loss)
         model = self._objective.model
         self._shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
-        # A row holds parameters that share a decay and a rate side by side; the dictionaries have the model's order.
+        # In a row, parameters with the same decay and rate are adjacent; the dictionaries have the model's order.
         kinds = {
             name: (not role.decay, width_factors(role, spec.model, spec.optimizer)[1])
             for name, role in model.roles.items()
@@ -55,9 +55,9 @@ class Stack:
         self._parameters, self._gradients, self._mean, self._square = (
             torch.zeros(capacity, ends[-1], device=device) for _ in range(4)
         )
-        # One count for each parameter, because that is what a checkpoint has; in a row all are equal.
+        # One count per parameter, as in a checkpoint; within a row all are equal.
         self._steps = torch.zeros(capacity, len(ends), device=device)
-        # What the optimizer takes of every row, by kind: a run of parameters, whether they decay, their rate's factor.
+        # Spans of every row for the optimizer: adjacent parameters, whether they decay, and the factor of their rate.
         buffers = (self._parameters, self._gradients, self._mean, self._square)
         self._parts = []
         start = 0
@@ -67,7 +67,7 @@ class Stack:
             self._parts.append((rows, not gain, factor))
 
     def _cut(self, rows: Tensor) -> dict[str, Tensor]:
-        """Views of [..., all parameters side by side], by parameter."""
+        """Views of [..., all parameters concatenated], by parameter."""
         return {
             name: rows[..., self._ends[name] - shape.numel() : self._ends[name]].unflatten(-1, shape)  # type: ignore[no-untyped-call]
             for name, shape in self._shapes.items()
@@ -75,7 +75,7 @@ class Stack:
 
     @torch.no_grad()
     def put(self, row: int, model: Transformer, optimizer: torch.optim.Optimizer) -> None:
-        """Copy a model and its AdamW moments into ``row``; from then on both are views of it."""
+        """Copy a model and its AdamW moments into ``row``; both become views of it."""
         views = [self._cut(buffer[row]) for buffer in (self._parameters, self._mean, self._square)]
         counts = dict(zip(self._shapes, self._steps[row].unbind(), strict=True))
         for name, parameter in model.named_parameters():
@@ -89,9 +89,9 @@ class Stack:
             optimizer.state[parameter] = state
 
     def step(self, taken: Sequence[tuple[RunSpec, int]], batches: Sequence[Batch[Tensor]]) -> tuple[Tensor, Tensor]:
-        """One optimizer step of the first rows, for the specification and step (0-based) of each and its batch.
+        """One optimizer step of the first rows, each with its specification, step (0-based) and batch.
 
-        The batches must agree on whether they have weights, and documents. Returns the mean cross entropy in nats and
+        Either all batches have weights or none has, and likewise documents. Returns the mean cross entropy in nats and
         the gradient norm before clipping, both [members] and still on the device.
         """
         members = len(taken)
@@ -99,7 +99,7 @@ class Stack:
         cut = list(self._cut(gradients).values())
         loss = self._backward(batches, cut)
         with torch.no_grad():
-            # As for a single model: the norm of the parameters' norms.
+            # The norm of the parameters' norms, as for a single model.
             norms = [torch.linalg.vector_norm(part.flatten(1), dim=1) for part in cut]
             norm = torch.linalg.vector_norm(torch.stack(norms, dim=1), dim=1)
             limits = torch.tensor([spec.optimizer.grad_clip for spec, _ in taken]).to(norm.device, non_blocking=True)
@@ -128,14 +128,14 @@ class Stack:
         return loss
 
     def _update(self, taken: Sequence[tuple[RunSpec, int]]) -> None:
-        """AdamW, in one call for all rows that agree on rate and constants."""
+        """AdamW, with one call for all rows of equal rate and constants."""
         calls: dict[tuple[float, OptimizerSpec], list[int]] = {}
         for row, (spec, step) in enumerate(taken):
             calls.setdefault((spec.lr(step), spec.optimizer), []).append(row)
         for (lr, o), rows in calls.items():
             for part, decays, factor in self._parts:
                 weights, gradients, means, squares, steps = map(list, zip(*(part[row] for row in rows), strict=True))
-                # What torch.optim.AdamW(fused=True) calls; it takes its state from here instead of a dictionary.
+                # The kernel of torch.optim.AdamW(fused=True), with its state from here instead of a dictionary.
                 torch._fused_adamw_(
                     weights, gradients, means, squares, [], steps,
                     lr=lr * factor, beta1=o.beta1, beta2=o.beta2, eps=o.eps,
@@ -145,7 +145,7 @@ class Stack:
 
 
 class _Objective(nn.Module):
-    """The loss of a model as its ``forward``, the form in which parameters can be given from outside."""
+    """The loss of a model as its ``forward``, so that ``functional_call`` can replace the parameters."""
 
     def __init__(self, shape: ModelShape, z_loss: float) -> None:
         super().__init__()
@@ -154,12 +154,12 @@ class _Objective(nn.Module):
     def forward(
         self, tokens: Tensor, weights: Tensor | None = None, documents: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Objective and cross entropy, sums, of a member's part of a batch."""
+        """The objective and the cross entropy of a member's part of a batch, both as sums."""
         return self.model.loss(tokens, self.z_loss, weights, documents)
 
 
 def _stacked(batches: Sequence[Batch[Tensor]]) -> Batch[Tensor]:
-    """The batches of all members as one, with the members as first dimension."""
+    """The batches of all members stacked along a new first dimension."""
     weights = [batch.weights for batch in batches if batch.weights is not None]
     documents = [batch.documents for batch in batches if batch.documents is not None]
     return Batch(

@@ -1,4 +1,4 @@
-"""What a run does between its steps, one behaviour per file."""
+"""Hooks that run between the steps of a run, one behaviour per file."""
 
 from armillary.train.hooks.hook import Hook, Voted, call_hook
 from armillary.train.hooks.metrics import Metrics

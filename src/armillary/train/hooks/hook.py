@@ -1,12 +1,12 @@
 """The protocol of a behaviour of the training loop.
 
-The loop calls ``due`` after each step, and where a hook is due it fetches the losses and calls ``act``. ``due`` is a
-pure function of the step, so that all ranks call the same hooks, whose ``act`` may then communicate. What depends on
-the clock, a signal or anything else that ranks see differently is a wish: the ranks vote, and where any of them wished,
-all call the hook, one step later (see `world`).
+The loop calls ``due`` after each step. If a hook is due, the loop fetches the losses and calls ``act``. ``due`` is a
+pure function of the step, so all ranks call the same hooks, and ``act`` may communicate. A condition that can differ
+between ranks, such as the clock or a signal, is a *wish*. The ranks vote, and if any rank wished, all call the hook one
+step later (see `world`).
 
 A resumed run calls the hooks that are due at its checkpoint's step again, because the checkpoint was written before
-they acted. So a hook acts at least once for a step that it is due at, and must bear to act twice.
+they acted. So a hook acts at least once for each step at which it is due, and acting twice must be harmless.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Hook(Protocol):
     """A behaviour of the training loop."""
 
     def due(self, step: int) -> bool:
-        """Whether the hook acts after ``step`` steps are done; pure, and the same on all ranks."""
+        """Whether the hook acts after ``step`` steps; pure, and the same on all ranks."""
 
     def act(self, run: Run[Any]) -> None:
         """Act after step ``run.step``; an error ends the run on all ranks and names the hook."""
@@ -32,14 +32,14 @@ class Hook(Protocol):
 
 @runtime_checkable
 class Voted(Protocol):
-    """A hook that is also due where any rank wishes it."""
+    """A hook that is also due if any rank wishes it."""
 
     def wish(self) -> bool:
         """Whether this rank wishes the hook to act; called once a step."""
 
 
 def call_hook(hook: Hook, run: Run[Any]) -> None:
-    """Have ``hook`` act.
+    """Call ``hook.act``, and name the hook in its errors.
 
     Raises:
         DivergedError, InterruptedRunError: as the hook raised them; both are outcomes of the run.
@@ -50,7 +50,7 @@ def call_hook(hook: Hook, run: Run[Any]) -> None:
     except (DivergedError, InterruptedRunError, LostStepError):
         raise
     except Exception as error:
-        if lost_connection(error):  # another rank is gone: not an error of the hook
+        if lost_connection(error):  # another rank has died, so this is not an error of the hook
             raise
         kinds = (UsageError, DamagedFileError, ForeignFileError)
         kind = next((kind for kind in kinds if isinstance(error, kind)), ArmillaryError)

@@ -1,14 +1,14 @@
 """Appends the metrics of a run to files while it trains, so that its memory does not grow with its steps.
 
-Rows are added one by one and written out every ``ROWS`` steps, as a Parquet file in ``metrics/`` of the run's folder.
-A kill loses the rows that were not written. A resumed run begins with the rows of its checkpoint and removes what an
-earlier attempt wrote after it, so no step is missing or there twice.
+Every ``ROWS`` steps the rows are written as a Parquet file to ``metrics/`` in the run's folder. A kill loses the
+unwritten rows. A resumed run begins with the rows of its checkpoint and removes later rows of an earlier attempt, so no
+step is missing or duplicated.
 
-Between two parts the rows that are not in one yet lie in ``metrics/live.parquet``, which is replaced every
-``LIVE_S`` seconds: whoever watches a run sees its last steps. A resumed run does not need it.
+Rows after the last part are also in ``metrics/live.parquet``, which is replaced every ``LIVE_S`` seconds, so that other
+programs can show the last steps. A resumed run does not need this file.
 
-A part that cannot be written now (a full disk) stays in memory and is written with the next one; the checkpoints, which
-need all rows, fail with an error of their own.
+A part that cannot be written (a full disk) stays in memory and is written with the next one. Checkpoints need all rows
+and report a separate error.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from armillary.train.rows import Rows, metrics_table
 if TYPE_CHECKING:
     from armillary.train.loop import Run
 
-ROWS = 4096  # rows of a part
+ROWS = 4096  # rows per part
 LIVE = "live.parquet"
 LIVE_S = 3.0
 
 
 class Metrics:
-    """The rows of a run. ``folder`` is where parts are written; without one (not rank 0) old rows are forgotten."""
+    """The rows of a run. Parts are written to ``folder``; without one (not rank 0) old rows are dropped."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
@@ -47,11 +47,11 @@ class Metrics:
         return step % ROWS == 0
 
     def act(self, run: Run[Any]) -> None:
-        """Write out all rows but the last, to which a validation may still be added."""
+        """Write all rows except the last, to which a validation may still add columns."""
         self._write()
 
     def show(self) -> None:
-        """Write the rows that are in no part to the live file, unless that was done a moment ago."""
+        """Write the rows after the last part to the live file, at most every ``LIVE_S`` seconds."""
         now = time.monotonic()
         if self.folder is not None and self._rest and now - self._shown >= LIVE_S:
             self._shown = now
@@ -73,12 +73,12 @@ class Metrics:
         self._columns.update(dict.fromkeys(values))
 
     def rows(self) -> Rows:
-        """All rows so far, as they are now: parts are never changed, and the last row is copied."""
+        """A snapshot of all rows: parts never change, and the last row is copied."""
         rest = (*self._rest[:-1], *map(dict, self._rest[-1:]))
         return Rows(tuple(self._columns), tuple(self._parts), rest)
 
     def restore(self, table: pa.Table, validated: Any) -> None:
-        """Begin with the rows of a checkpoint; of steps for which ``validated`` is false, without their validation."""
+        """Begin with the rows of a checkpoint; drop the validation of steps for which ``validated`` is false."""
         self.clear()
         for batch in table.to_batches(max_chunksize=ROWS):
             for row in batch.to_pylist():
@@ -89,13 +89,13 @@ class Metrics:
                 self._write()
 
     def clear(self) -> None:
-        """Forget all rows and remove the parts that an earlier attempt left."""
+        """Drop all rows, and remove the parts of an earlier attempt."""
         self._columns, self._parts, self._rest = {}, [], []
         if self.folder is not None and self.folder.is_dir():
             left = [pattern for name in ("rows-*.parquet", LIVE) for pattern in (name, f".{name}.*")]
             for path in [path for pattern in left for path in self.folder.glob(pattern)]:
                 path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # something else lies there
+            with contextlib.suppress(OSError):  # not a part
                 self.folder.rmdir()
 
     def _write(self) -> None:
@@ -108,7 +108,7 @@ class Metrics:
         self._rest = last
 
     def _put(self, path: Path, rows: list[dict[str, float]]) -> bool:
-        """Write a file of rows, which appears whole; whether that could be done."""
+        """Write a file of rows atomically; return whether it succeeded."""
         hidden = aside(path)
         try:
             path.parent.mkdir(exist_ok=True)

@@ -1,7 +1,7 @@
 """Records some steps with PyTorch's profiler: a trace per rank in the run's folder, for chrome://tracing or Perfetto.
 
-Operators of the device are recorded where PyTorch's profiler supports it. Recording slows the steps down; it changes no
-number.
+Operators of the device are recorded if PyTorch's profiler supports it. Recording slows the steps down but does not
+change any number.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Profile:
         if run.step == self.first:
             self._recording = torch.profiler.profile()
             self._recording.start()
-        elif self._recording is not None:  # else the run was resumed in between
+        elif self._recording is not None:  # otherwise the run was resumed in between
             self._recording.stop()
             path = run.folder / f"profile-rank-{run.world.rank}.json"
             hidden = aside(path)

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class Save:
-    """A checkpoint is due at the steps of ``policy`` and where ``policy.every_s`` seconds have passed on ``clock``.
+    """A checkpoint is due at the steps of ``policy``, and when ``policy.every_s`` seconds have passed on ``clock``.
 
-    ``kind`` is that of its events: a snapshot is a checkpoint in the machine's memory.
+    ``kind`` is the kind of its events: a snapshot is a checkpoint in the machine's memory.
     """
 
     def __init__(
@@ -26,27 +26,28 @@ class Save:
         self._saved = time.perf_counter()
 
     def wish(self) -> bool:
-        """Whether the seconds between two checkpoints have passed; always false but on rank 0, which has the clock."""
+        """Whether the seconds between two checkpoints have passed; only rank 0 has the clock, other ranks return
+        False."""
         if not self.clock or time.perf_counter() - self._saved <= self.policy.every_s:
             return False
         self._saved = time.perf_counter()
         return True
 
     def due(self, step: int) -> bool:
-        """As the policy says."""
+        """Whether ``policy`` has a checkpoint at this step."""
         return self.policy.due(step)
 
     def act(self, run: Run[Any]) -> None:
         """Begin to write the checkpoint of this step.
 
         Raises:
-            LostStepError: ranks that hold the same numbers do not agree about them.
+            LostStepError: copies of the same values differ between ranks.
         """
         self.report(run)
         if run.step == run.began:
             return  # the run began with this checkpoint
         begin = time.perf_counter()
-        # All ranks save or none does: a rank that saved alone would wait for the others with the next checkpoint.
+        # All ranks save or none does: the next checkpoint of a rank that saved alone would wait for the others.
         differ = run.engine.check_copies()
         if run.world.any(differ is not None):
             raise LostStepError(
@@ -58,7 +59,7 @@ class Save:
         self.report(run)
 
     def report(self, run: Run[Any]) -> str | None:
-        """Report the checkpoints that were finished; returns what was wrong with the last one."""
+        """Report the finished checkpoints; return the problem of the last one, if any."""
         written = self.saver.finished()
         for saved in written:
             if saved.problem is None:
@@ -70,6 +71,6 @@ class Save:
         return written[-1].problem if written else None
 
     def wait(self, run: Run[Any]) -> str | None:
-        """Wait until no checkpoint is left to be written; returns what ``report`` does."""
+        """Wait until all checkpoints are written; return the same as ``report``."""
         self.saver.wait()
         return self.report(run)

@@ -1,4 +1,4 @@
-"""Ends a run where any rank was asked to stop, after the checkpoint of its last step."""
+"""Ends a run after the checkpoint of its last step if any rank received a request to stop."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 class Stop:
-    """``asked()`` says whether this rank was asked to stop."""
+    """``asked()`` returns whether this rank received a request to stop."""
 
     def __init__(self, asked: Callable[[], bool]) -> None:
         self.asked = asked
 
     def wish(self) -> bool:
-        """Whether this rank was asked to stop."""
+        """Whether this rank received a request to stop."""
         return self.asked()
 
     def due(self, step: int) -> bool:
-        """Never without a wish."""
+        """False: the hook acts only on a wish."""
         return False
 
     def act(self, run: Run[Any]) -> NoReturn:
