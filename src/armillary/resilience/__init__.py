@@ -1,4 +1,4 @@
-"""Faults of a run over many ranks: found from outside, put right, and made on purpose."""
+"""Faults of a run over many ranks: detection, recovery, and injection."""
 
 from armillary.resilience.detect import Detector, Finding
 from armillary.resilience.heartbeats import Heartbeat, Heartbeats, HeartbeatWriter

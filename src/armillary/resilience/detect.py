@@ -1,17 +1,16 @@
-"""Finds a rank that no longer runs, steps that no longer come, and a rank that holds the others up.
+"""Detects a rank that no longer runs, steps that no longer finish, and a rank that slows down the others.
 
-The limits follow from what was measured in this run; none is set by hand:
+The limits follow from times measured in this run; none is configured:
 
-- *frozen*: the system has called a rank stopped for ``STOPPED_S``; or it has not beaten for ``FROZEN_S``, or for three
-  times the longest pause between two heartbeats before, which a busy machine makes longer;
-- *hung*: no rank has finished a step for ``HUNG_S``, or for three times the longest step before. Work that
-  may take longer than a step (a validation, a checkpoint) has a separate limit for each kind. Work that has not ended
-  once in this run, such as the second step at its start, may take ``FIRST_S``;
-- *straggler*: of the last ``SAMPLES`` steps one rank was the last to finish nine out of ten, by a tenth of a step.
-  Ranks of a synchronous job leave the last collective of a step together, so a slow rank shows in what follows it.
+- *frozen*: the system has reported a rank as stopped for ``STOPPED_S``; or its heartbeat is older than ``FROZEN_S`` and
+  three times the longest earlier pause, which grows on a busy machine;
+- *hung*: no rank has finished a step for ``HUNG_S`` and three times the longest earlier step. Each kind of longer work
+  (a validation, a checkpoint) has a separate limit. Work of a kind that has never ended in this run, such as the first
+  steps, may take ``FIRST_S``;
+- *straggler*: in nine of ten of the last ``SAMPLES`` steps, one rank finished last, by a tenth of a step. Ranks of a
+  synchronous job leave the last collective of a step together, so a slow rank shows in the work after it.
 
-A watcher that was itself stopped, with the whole machine say, finds nothing: it forgives all ranks the time in which
-it did not look.
+If the watching process itself was stopped, for instance with the whole machine, that time does not count for any rank.
 """
 
 from __future__ import annotations
@@ -24,13 +23,13 @@ from statistics import median
 from armillary.resilience.heartbeats import Heartbeat
 
 STOPPED_S, FROZEN_S, HUNG_S, FIRST_S = 0.5, 5.0, 10.0, 600.0
-TIMES = 3.0  # the longest time seen
+TIMES = 3.0  # times the longest time measured
 LATE_SHARE, LATE_STEP, SAMPLES = 0.9, 0.1, 20
 
 
 @dataclass(frozen=True)
 class Finding:
-    """``what`` is wrong with ``rank`` (None: with none that could be named), and for how many seconds."""
+    """A fault: ``what`` is wrong with ``rank`` (None if no single rank is the cause), and for how many seconds."""
 
     what: str
     rank: int | None
@@ -39,7 +38,7 @@ class Finding:
 
 
 class Detector:
-    """Looks at the heartbeats of the ranks again and again; remembers what was usual over all attempts of a run."""
+    """Checks the heartbeats of the ranks repeatedly; remembers the usual times over all attempts of a run."""
 
     def __init__(self) -> None:
         self._pause = 0.0  # the longest between two heartbeats
@@ -48,22 +47,22 @@ class Detector:
         self.restart()
 
     def restart(self) -> None:
-        """Ranks are started again: what was usual stays known."""
-        self._excused = 0.0  # until when silence is forgiven
+        """Begin a new attempt; the usual times stay known."""
+        self._excused = 0.0  # silence before this time does not count
         self._stopped: dict[int, float] = {}  # since when
         self._seen: list[Heartbeat] = []
         self._late: deque[tuple[int, float]] = deque(maxlen=SAMPLES)
         self._lengths: deque[float] = deque(maxlen=SAMPLES)
-        # The last step that all ranks had finished at a look, and when the first of them had.
+        # The last step that all ranks had finished at a check, and the time at which the first rank had finished it.
         self._complete = (-1, 0.0)
 
     def look(self, heartbeats: Sequence[Heartbeat], now: float, stopped: Collection[int] = ()) -> Finding | None:
-        """The first thing that is wrong at ``now``, if anything is; ``stopped`` are ranks that do not run now.
+        """The first fault at ``now``, or None; ``stopped`` are ranks that the system reports as stopped.
 
-        A straggler is found once each ``SAMPLES`` steps.
+        A straggler is reported once per ``SAMPLES`` steps.
         """
         away, self._looked = now - self._looked if self._looked else 0.0, now
-        if away > STOPPED_S:  # this process was stopped as well, so the ranks may have been
+        if away > STOPPED_S:  # this process was stopped, so the ranks may have been too
             self._excused = now
             self._stopped = {}
         self._stopped = {rank: self._stopped.get(rank, now) for rank in stopped}
@@ -93,8 +92,8 @@ class Detector:
                 took = heartbeat.changed_s - before.changed_s
                 self._longest[before.busy] = max(self._longest.get(before.busy, 0.0), took)
         if not any(heartbeat.stepped_s for heartbeat in heartbeats):
-            return None  # until the first step a process that lives is starting
-        # The ranks wait for each other, so what the last of them began is what all of them wait for.
+            return None  # until its first step, a live process is starting
+        # The ranks wait for each other, so all wait for the work that one of them began last.
         latest = max(heartbeats, key=lambda heartbeat: heartbeat.changed_s)
         longest = self._longest.get(latest.busy)
         limit = FIRST_S if longest is None else max(HUNG_S, TIMES * longest)
@@ -113,7 +112,7 @@ class Detector:
         (step,), first = steps, min(times)
         before, self._complete = self._complete, (step, first)
         if step != before[0] + 1:
-            return None  # the step before was not seen when all ranks had finished it
+            return None  # the previous step was never checked with all ranks finished
         latest = max(range(len(times)), key=times.__getitem__)
         self._late.append((latest, times[latest] - median(times)))
         self._lengths.append(first - before[1])

@@ -1,8 +1,8 @@
-"""Heartbeats of the ranks on one machine, in memory that they share with the process that watches them.
+"""Heartbeats of the ranks on one machine, in memory shared with the watching process.
 
 Each rank has a thread that writes the time ten times a second. The thread stops when the process is stopped or killed,
 and continues while the training thread waits. The training thread writes each finished step, and the name of any work
-that may take longer than a step. Nothing is sent, so a collective that hangs delays no heartbeat.
+that may take longer than a step. Nothing is sent over the network, so a hanging collective does not delay a heartbeat.
 
 Times are those of ``time.monotonic``, which all processes of a machine share.
 """
@@ -21,9 +21,9 @@ _CELLS = _BEAT, _STEP, _STEPPED, _BUSY, _CHANGED = range(5)
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """What is known of a rank: its last beat (0: none yet), finished steps and when, and what it does since when.
+    """The state of a rank: its last beat (0: none yet), finished steps, current work, and the times of both.
 
-    ``busy`` is a number for each kind of work, 0 for steps; each step begins anew.
+    ``busy`` is a number for each kind of work, 0 for steps. Each step counts as new work.
     """
 
     beat_s: float
@@ -41,7 +41,7 @@ class Heartbeats:
         self._cells = context.RawArray("d", len(_CELLS) * ranks)
 
     def clear(self) -> None:
-        """Forget all heartbeats, before ranks are started again."""
+        """Clear all heartbeats before a restart of the ranks."""
         self._cells[:] = [0.0] * len(self._cells)
 
     def read(self) -> list[Heartbeat]:
@@ -62,18 +62,18 @@ class HeartbeatWriter:
         self._cells, self._place = cells, place
 
     def start(self) -> None:
-        """Begin to beat, for as long as the process lives; until its first step it starts."""
+        """Start the thread that beats while the process lives; until the first step, the rank counts as starting."""
         self.busy("start")
         threading.Thread(target=self._beat, daemon=True).start()
 
     def step(self, step: int) -> None:
-        """``step`` steps are finished."""
+        """Write that ``step`` steps are finished."""
         self._cells[self._place + _STEP] = step
         self._cells[self._place + _STEPPED] = time.monotonic()
         self.busy(None)
 
     def busy(self, work: str | None) -> None:
-        """What follows may take longer than a step: a validation, a checkpoint. None: steps follow."""
+        """Write the kind of the next work if it may take longer than a step (a validation, a checkpoint), else None."""
         self._cells[self._place + _BUSY] = 0.0 if work is None else 1.0 + zlib.crc32(work.encode())
         self._cells[self._place + _CHANGED] = time.monotonic()
 

@@ -1,8 +1,8 @@
-"""Faults on purpose: what really happens to long runs, made at a chosen step of a chosen rank.
+"""Injects the faults that happen in long runs, at a chosen step of a chosen rank.
 
 Every fault is real: a process is killed or stopped, a file is damaged, a limit makes the disk full, a connection is
-shut down, a bit is flipped. Before it happens the rank writes a ``fault`` event with ``injected: true``, so that the
-ledger knows when it was. A fault happens once, however often its step is taken again.
+shut down, a bit is flipped. Before the fault, the rank writes a ``fault`` event with ``injected: true``, from which the
+ledger reads its time. A fault happens once, even if its step is repeated.
 
 | kind | what happens |
 |---|---|
@@ -41,8 +41,8 @@ from armillary.recipe import Document, UsageError, load_document
 
 Kind = Literal["kill", "stop", "hang", "slow", "nan", "flip", "disk", "corrupt", "network", "gone"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-_PASSING: tuple[Kind, ...] = KINDS[:-1]  # after which all ranks run again
-_ENDING = ("kill", "stop", "hang", "network", "gone")  # of these no further step comes
+_PASSING: tuple[Kind, ...] = KINDS[:-1]  # all ranks restart afterwards
+_ENDING = ("kill", "stop", "hang", "network", "gone")  # no further step follows these
 
 
 class Fault(Document):
@@ -59,7 +59,7 @@ class Fault(Document):
 
     @property
     def until(self) -> int:
-        """The step after which it is over."""
+        """The step after which the fault has ended."""
         return self.step + (60 if self.steps is None else self.steps)
 
     @model_validator(mode="after")
@@ -80,7 +80,7 @@ class RandomFaults(Document):
 
 
 class FaultRate(Document):
-    """Faults of ``kinds`` at random times, one in ``mtbf_s`` seconds on average, also while ranks are started again.
+    """Faults of ``kinds`` at random times, one per ``mtbf_s`` seconds on average, also during restarts.
 
     The times are exponential, the ranks uniform, both from a seed.
     """
@@ -98,7 +98,7 @@ class FaultRate(Document):
 
 
 class Faults(Document):
-    """The file of ``--inject``: faults by hand, at drawn steps, at a rate, or several of these."""
+    """The file of ``--inject``: listed faults, faults at drawn steps, faults at a rate, or several of these."""
 
     format: Literal[1] = 1
     faults: tuple[Fault, ...] = ()
@@ -112,10 +112,10 @@ class Faults(Document):
         return self
 
     def plan(self, steps: int, ranks: int) -> tuple[Fault, ...]:
-        """All faults with a step of a run of ``steps`` steps on ``ranks`` ranks, by step.
+        """All faults with a step, sorted by step, for a run of ``steps`` steps on ``ranks`` ranks.
 
         Raises:
-            UsageError: a fault of a rank or step that the run does not have.
+            UsageError: a fault at a rank or step that the run does not have.
         """
         for number, fault in enumerate(self.faults):
             for name, value, limit in (("rank", fault.rank, ranks - 1), ("step", fault.step, steps - 1)):
@@ -127,7 +127,7 @@ class Faults(Document):
                 raise UsageError(f"draw: first_step is {self.draw.first_step}, and this run has {steps} steps")
             chance = random.Random(self.draw.seed)
             for number in range(self.draw.count):
-                # every kind comes before one comes again
+                # every kind occurs before any repeats
                 kind = self.draw.kinds[number % len(self.draw.kinds)]
                 step = chance.randrange(self.draw.first_step, steps)
                 drawn.append(Fault(kind=kind, rank=chance.randrange(ranks), step=step))
@@ -145,9 +145,9 @@ def load_faults(path: Path) -> Faults:
 
 @dataclass(frozen=True)
 class FaultState:
-    """The faults of a run, and in shared memory which of them have happened, and which kind is ordered of a rank.
+    """The faults of a run; shared memory holds which have happened, and the order that a rank must execute.
 
-    An order is 1 + the place of the kind in ``KINDS``; 0: none.
+    An order is 1 + the index of the kind in ``KINDS``, or 0 for none.
     """
 
     faults: tuple[Fault, ...]
@@ -156,24 +156,24 @@ class FaultState:
 
     @classmethod
     def of(cls, context: Any, faults: Sequence[Fault], ranks: int) -> FaultState:
-        """None of ``faults`` has happened."""
+        """Mark every fault as pending."""
         return cls(tuple(faults), context.RawArray("b", max(1, len(faults))), context.RawArray("b", ranks))
 
     def is_gone(self, slot: int) -> bool:
-        """Whether the place of a rank is broken by now."""
+        """Whether the slot of a rank is broken."""
         gone = ((fault, was) for fault, was in zip(self.faults, self.happened, strict=False) if fault.kind == "gone")
         return any(was and fault.rank == slot for fault, was in gone)
 
 
 class FaultClock:
-    """When faults at a rate happen, for the process that watches the ranks."""
+    """The times of faults at a rate, for the watching process."""
 
     def __init__(self, rate: FaultRate) -> None:
         self.rate, self._chance = rate, random.Random(rate.seed)
         self._next_s: float | None = None
 
     def due(self, now: float, ranks: int) -> list[tuple[int, Kind]]:
-        """Rank and kind of each fault up to ``now`` (seconds), since this was asked last; the first call begins."""
+        """Rank and kind of each fault between the last call and ``now`` (seconds); the first call starts the clock."""
         if self._next_s is None:
             self._next_s = now + self._chance.expovariate(1 / self.rate.mtbf_s)
         found: list[tuple[int, Kind]] = []
@@ -184,28 +184,28 @@ class FaultClock:
 
 
 class FaultHook:
-    """The hook of a rank that makes its faults happen; made before the rank joins the others.
+    """The hook that injects the faults of a rank; created before the rank joins the process group.
 
-    ``rank`` is the one that it was started as first.
+    ``rank`` is the rank of the first attempt.
     """
 
     def __init__(self, state: FaultState, rank: int) -> None:
         self.state, self.rank = state, rank
-        # What happened before this attempt. All ranks read the same, because no rank takes a step before all have.
+        # Faults before this attempt. All ranks read the same, because no rank takes a step before all have read it.
         self._before = list(state.happened)
         self._steps = {fault.step for fault, before in zip(state.faults, self._before, strict=False) if not before}
         self._disk_until = 0
 
     def due(self, step: int) -> bool:
-        """At the steps of the faults of any rank, and at every step while one of them has no disk."""
+        """Whether any rank has a fault at this step, or a full disk."""
         return step in self._steps or step <= self._disk_until
 
     def wish(self) -> bool:
-        """Whether a fault at a rate is ordered of this rank."""
+        """Whether this rank has an order for a fault at a rate."""
         return bool(self.state.orders[self.rank])
 
     def act(self, run: Any) -> None:
-        """Make the faults of this step happen, unless the step is taken again, and what is ordered."""
+        """Inject the faults of this step, unless it is a repeated step, and execute an order."""
         if (order := int(self.state.orders[self.rank])) > 0:
             self.state.orders[self.rank] = 0
             _happen(Fault(kind=KINDS[order - 1], rank=self.rank, step=max(1, run.step)), run)
@@ -285,7 +285,7 @@ def _own(tensor: Any) -> torch.Tensor:
 
 
 def _disk(fault: Fault, run: Any) -> None:
-    # small enough for no checkpoint, and large enough for the events of a rank
+    # too small for a checkpoint, large enough for the events of a rank
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     size = max((path.stat().st_size for path in run.folder.glob("events*.jsonl")), default=0)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size + 2**16, hard))

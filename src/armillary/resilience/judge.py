@@ -1,11 +1,11 @@
-"""Whether a step may be taken: its loss and gradient norm are finite, and the loss is no spike.
+"""Decides whether a step is good: its loss and gradient norm are finite, and the loss is not a spike.
 
-A spike lies above the median of the last ``WINDOW`` good losses by more than ``deviations`` standard deviations, which
-are estimated from the median absolute deviation: the spike itself, and a few others before it, move neither. Losses
-that hardly vary are taken to vary by ``LEAST_SHARE`` of the median.
+A spike is above the median of the last ``WINDOW`` good losses by more than ``deviations`` standard deviations. These
+are estimated from the median absolute deviation, so a few earlier spikes do not affect the limit. For losses that
+hardly vary, the deviation counts as at least ``LEAST_SHARE`` of the median.
 
-The rule depends on the losses of the run alone, and all ranks have the same ones. So it decides the same on all ranks,
-and again after a restart.
+The rule depends only on the losses of the run, which are equal on all ranks. So the decision is the same on all ranks
+and after a restart.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
 
-WINDOW, LEAST = 64, 16  # good steps that are compared with, and how many there must be
+WINDOW, LEAST = 64, 16  # good steps to compare with: at most, and at least
 LEAST_SHARE = 0.02
-_SIGMA = 1.4826  # standard deviations of a normal distribution in a median absolute deviation
+_SIGMA = 1.4826  # standard deviations per median absolute deviation, for a normal distribution
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """``what`` is wrong with a step, in words; ``finite``: it is a spike."""
+    """``what`` describes the problem of a step; if ``finite``, it is a spike."""
 
     what: str
     finite: bool
 
 
 class Judge:
-    """Judges the steps of a run, in order; without ``deviations`` only whether they are finite."""
+    """Judges the steps of a run in order; without ``deviations``, only checks that they are finite."""
 
     def __init__(self, deviations: float | None = None) -> None:
         self.deviations = deviations
@@ -38,16 +38,16 @@ class Judge:
         self.restore(0, ())
 
     def restore(self, step: int, losses: Iterable[float]) -> None:
-        """Continue after ``step`` steps, whose last losses are given."""
+        """Continue after ``step`` steps with the given last losses."""
         self._step = step
         self._good: deque[float] = deque(losses, maxlen=WINDOW)
 
     def accept(self, step: int) -> None:
-        """Call no finite loss of ``step`` a spike."""
+        """Accept any finite loss of ``step``."""
         self._accepted.add(step)
 
     def look(self, step: int, loss: float, norm: float) -> Verdict | None:
-        """What is wrong with the ``step``-th step; a good one is remembered, and not judged again."""
+        """The problem of the ``step``-th step, or None; a good step is remembered and not judged again."""
         if step <= self._step:
             return None
         if not math.isfinite(loss) or not math.isfinite(norm):

@@ -1,10 +1,10 @@
-"""Where snapshots lie: in the machine's memory, which outlives the processes of a run but not the machine.
+"""The folder of snapshots, in the machine's memory: it survives the processes of a run but not the machine.
 
-A snapshot is a checkpoint in every respect but its place. The place is named by a token in the run's folder: a folder
-that was removed and made anew never meets the snapshots of an earlier run.
+A snapshot is a checkpoint in another place. A token in the run's folder names this place, so a folder that was deleted
+and created again never finds the snapshots of an earlier run.
 
-A run that was killed and never resumed leaves its snapshots in the memory. The next run of the same user removes those
-whose process is dead and that have not changed for an hour.
+A run that was killed and never resumed leaves its snapshots in memory. The next run of the same user removes them if
+their process is dead and they have not changed for an hour.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from armillary.recipe import ArmillaryError
 
 _SHARED = Path("/dev/shm")
 _TOKEN = "snapshots"
-_OWNER = "owner"  # in the folder of snapshots: the process that writes them
+_OWNER = "owner"  # file in the folder of snapshots that names the writing process
 _ABANDONED_S = 3600.0
 
 
@@ -29,8 +29,8 @@ def memory_folder(folder: Path) -> Path:
     """The folder for snapshots of the run in ``folder``; it belongs to this user alone. Call it on one rank.
 
     Raises:
-        ArmillaryError: this machine has no memory file system, it or the run's folder cannot be written to, or another
-            user holds the name; with what to do.
+        ArmillaryError: this machine has no memory file system, it or the run's folder is not writable, or another user
+            has a folder of this name; with a remedy.
     """
     if not os.access(_SHARED, os.W_OK):
         raise ArmillaryError(
@@ -48,7 +48,7 @@ def memory_folder(folder: Path) -> Path:
         raise ArmillaryError(
             f"{place}: belongs to another user, or others can write to it; remove {folder / _TOKEN} for a new place"
         )
-    with contextlib.suppress(OSError):  # a full memory; then it is an owner that is not known
+    with contextlib.suppress(OSError):  # the memory is full; the owner then counts as unknown
         (place / _OWNER).write_text(_process(os.getpid()), encoding="ascii")
     forget_abandoned()
     return place
@@ -67,7 +67,7 @@ def _prefix() -> str:
 
 
 def _is_own(place: Path) -> bool:
-    """Whether this user owns the folder, and no one else can write to it."""
+    """Whether this user owns the folder and other users cannot write to it."""
     about = place.lstat()
     return stat.S_ISDIR(about.st_mode) and about.st_uid == os.geteuid() and not about.st_mode & 0o077
 
@@ -82,13 +82,13 @@ def _is_owned(place: Path) -> bool:
 
 
 def _process(number: int) -> str:
-    """A process by its number and the time when it started, since numbers are used again."""
+    """A process by its id and start time, since ids are reused."""
     fields = Path(f"/proc/{number}/stat").read_text(encoding="utf-8", errors="replace").rpartition(") ")[2].split()
     return f"{number} {fields[19]}"
 
 
 def forget(folder: Path) -> None:
-    """Remove the snapshots of the run in ``folder``, if there are any: it has ended, or its last step is on disk."""
+    """Remove the snapshots of the run in ``folder``, if any; called when it has ended or its last step is on disk."""
     if (folder / _TOKEN).exists():
         with contextlib.suppress(ArmillaryError, OSError):
             shutil.rmtree(memory_folder(folder))
@@ -96,7 +96,7 @@ def forget(folder: Path) -> None:
 
 
 def _token(file: Path) -> str:
-    """What ``file`` says, or something new that it says from now on."""
+    """The token in ``file``; a new one is written if there is none."""
     try:
         found = file.read_text(encoding="ascii")
     except (FileNotFoundError, UnicodeDecodeError):
