@@ -1,4 +1,4 @@
-"""What every part of a store works with: its folder and its database."""
+"""The common base of a store's parts: its folder and its database."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Base:
     database: Database
 
     def run_folder(self, run: str) -> Path:
-        """Where the run of that id keeps its files."""
+        """The folder of the run with this id."""
         return self.folder / "runs" / run
 
     @property
@@ -31,5 +31,5 @@ def iso_time(seconds: float) -> str:
 
 
 def to_json(value: Any) -> Any:
-    """``value`` as it comes back from the database, so that what is used is what is stored."""
+    """``value`` after a round trip through JSON, as the database returns it."""
     return json.loads(json.dumps(value, allow_nan=False))

@@ -1,12 +1,12 @@
-"""The journal of a store: what was recorded, in which order, each entry sealed with the hash of the one before it.
+"""The journal of a store: the order of all records, each entry sealed with the hash of the previous one.
 
-Predictions, first starts of runs, results, outcomes of stages and verdicts are numbered 1, 2, 3 in one sequence,
-whichever process records them. An entry holds the hash of what it records and the hash of the entry before it, so a row
-that was changed, removed or inserted by hand no longer fits. The numbers show that a prediction came before its run.
-The wall clock, which can be set back, is recorded beside them.
+Predictions, first starts of runs, results, outcomes of stages and verdicts of all processes are numbered 1, 2, 3 in one
+sequence. An entry holds the hash of its record and the hash of the previous entry, so a row that was changed, removed
+or inserted by hand no longer fits. The numbers show that a prediction came before its run. The wall clock, which can be
+set back, is recorded too.
 
-Trade-off: the database's owner can write the whole journal anew, with hashes that fit, or cut off its end. Only a copy
-of the head hash that lies elsewhere (a commit, a mail, a timestamp service) detects that: publish ``Chain.head``.
+Trade-off: the database's owner can rewrite the whole journal with matching hashes, or cut off its end. Only an external
+copy of the head hash (a commit, a mail, a timestamp service) detects that, so publish ``Chain.head``.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ import sqlalchemy as sa
 
 from armillary.store.schema import journal
 
-FIRST = "0" * 64  # what the first entry has in place of the hash before it
-_SKEW_S = 1.0  # clocks of machines that share a store differ by this much
+FIRST = "0" * 64  # the first entry's value for the previous hash
+_SKEW_S = 1.0  # tolerated difference between clocks of machines that share a store
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry: ``kind`` of what was recorded of ``run``, and the hashes and times in ``about``.
+    """One entry: the ``kind`` of a record about ``run``, with hashes and times in ``about``.
 
-    Kinds: ``chain`` (the journal begins; of an older store it lists what was there), ``prediction``, ``start`` (first
-    attempt), ``result``, ``stage`` (an outcome; ``run`` is then the hash of the stage's inputs), ``verdict``,
-    ``reopened`` (to be trained again) and ``repeated`` (it was; was the result the same).
+    Kinds: ``chain`` (the beginning of the journal, with the records of an older store), ``prediction``, ``start``
+    (first attempt), ``result``, ``stage`` (an outcome; ``run`` is then the hash of the stage's inputs), ``verdict``,
+    ``reopened`` (the run is to be trained again) and ``repeated`` (it was, and whether the result was the same).
     """
 
     seq: int
@@ -44,15 +44,15 @@ class Entry:
 
     @property
     def right(self) -> str:
-        """The hash that belongs to this content."""
+        """The hash of this content."""
         return digest([self.seq, self.kind, self.run, self.recorded_at, self.about, self.previous])
 
 
 @dataclass(frozen=True)
 class Chain:
-    """The journal as it was read.
+    """A journal that was read.
 
-    ``problems``: what does not fit, a line each; ``clock``: entries whose time lies before that of the entry before.
+    ``problems`` has one line per mismatch; ``clock`` lists entries that are earlier than their predecessor.
     """
 
     entries: tuple[Entry, ...]
@@ -61,7 +61,7 @@ class Chain:
 
     @property
     def intact(self) -> bool:
-        """Whether every entry fits the one before it, and what was recorded fits its entry."""
+        """Whether every entry matches its predecessor and its record."""
         return not self.problems
 
     @property
@@ -81,7 +81,7 @@ def digest(value: Any) -> str:
 
 
 def append(db: sa.Connection, kind: str, run: str, now: float, **about: Any) -> None:
-    """Add an entry in the transaction that records its subject; no other writer may have one open."""
+    """Add an entry in the transaction that records its subject; no other writer may have an open transaction."""
     last = db.execute(sa.select(journal.c.seq, journal.c.sha256).order_by(journal.c.seq.desc()).limit(1)).first()
     seq, previous = (last.seq + 1, last.sha256) if last is not None else (1, FIRST)
     entry = Entry(seq, kind, run, now, json.loads(json.dumps(about)), previous, "")
@@ -92,12 +92,12 @@ def read(db: sa.Connection, run: str | None = None) -> tuple[Entry, ...]:
     """All entries in their order, or those on ``run``."""
     query = sa.select(journal).order_by(journal.c.seq)
     rows = db.execute(query if run is None else query.filter_by(run=run)).mappings()
-    # Any other value was put there by hand, and does not have the hash of the entry.
+    # Any other value was written by hand, and does not have the hash of the entry.
     return tuple(Entry(**{**row, "about": row["about"] if isinstance(row["about"], dict) else {}}) for row in rows)
 
 
 def broken(entries: Iterable[Entry]) -> list[str]:
-    """What does not fit in the journal itself."""
+    """The mismatches within the journal itself."""
     problems, previous, number = [], FIRST, 0
     for entry in entries:
         if entry.seq != number + 1:
@@ -111,7 +111,7 @@ def broken(entries: Iterable[Entry]) -> list[str]:
 
 
 def set_back(entries: Iterable[Entry]) -> list[str]:
-    """Where the clock went back between two entries."""
+    """The entries at which the clock went back."""
     found, before = [], float("-inf")
     for entry in entries:
         if entry.recorded_at < before - _SKEW_S:

@@ -1,8 +1,8 @@
-"""The connection to a store's database: opened only where it is ours, and every failure one line that names it.
+"""The connection to a store's database: opens only our databases, and reports every failure in one line.
 
-A database can be locked, gone, full, read-only, damaged, or another program's. Each of these reaches a caller as an
-``ArmillaryError`` with the file or the URL (without password), the cause and the remedy; what passes by itself, a lock
-or a server that is being restarted, is waited for first.
+A database can be locked, missing, full, read-only, damaged, or another program's. Each case raises an
+``ArmillaryError`` with the file or the URL (without password), the cause and the remedy. For a transient cause, a lock
+or a restarting server, the connection first waits and retries.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from armillary.recipe import (
 )
 from armillary.store import schema
 
-_BUSY_MS = 10_000  # SQLite waits this long for a lock, each time
+_BUSY_MS = 10_000  # seconds that SQLite waits for a lock, each time
 _TRIES, _PAUSE_S = 3, 1.0
-_LOCK = 0x61726D69  # any number that no other program takes for a lock in this database
+_LOCK = 0x61726D69  # an arbitrary number that identifies our lock in this database
 _MAGIC = b"SQLite format 3\0"
 _WRITE = "armillary_write"
 
 
 def secrets(url: sa.URL) -> list[str]:
-    """What of a URL is secret: the password, and parameters whose names say so."""
+    """The secrets in a URL: the password, and parameters with names such as ``token``."""
     named = [value for name, value in url.query.items() if re.search("pass|pwd|secret|token", name, re.IGNORECASE)]
     values = [part for value in named for part in ([value] if isinstance(value, str) else value)]
     return [value for value in [str(url.password or ""), *values] if value]
@@ -50,23 +50,23 @@ class Database:
     """A store's database at ``url``.
 
     Raises:
-        UsageError: ``url`` names no database that can be used here.
+        UsageError: ``url`` is not a usable database.
         DamagedFileError: the file is empty, torn, or not a database.
-        ForeignFileError: it belongs to another program or to a newer version; it is left as it is.
+        ForeignFileError: it belongs to another program or to a newer version; it is not changed.
         ArmillaryError: it cannot be reached or written.
     """
 
     def __init__(self, url: str) -> None:
         try:
             parsed = sa.make_url(url)
-            # A study may be silent for hours, and its server may have been restarted meanwhile.
+            # A study may send nothing for hours, and its server may restart meanwhile.
             self.engine = sa.create_engine(parsed, pool_pre_ping=True)
         except (sa.exc.ArgumentError, ImportError) as error:
             raise UsageError(
                 f"database: {without_passwords(str(error))}; give an SQLAlchemy URL such as "
                 "postgresql+psycopg://USER@HOST/NAME, and install the driver that it names"
             ) from error
-        except ValueError as error:  # its text quotes a part of the URL, which may be of the password
+        except ValueError as error:  # its text quotes a part of the URL, possibly of the password
             raise UsageError(
                 "database: the port in the URL is not a number; give an SQLAlchemy URL such as "
                 "postgresql+psycopg://USER:PASSWORD@HOST:5432/NAME, with %40 for an @ in the password"
@@ -75,11 +75,11 @@ class Database:
         self.name = without_passwords(parsed.render_as_string(hide_password=True))
         self.file: Path | None = None
         self.waited_s = _TRIES * _BUSY_MS // 1000  # for a lock
-        self._known = False  # once it has been used, what fails now may pass
+        self._known = False  # it has worked before, so a failure may be transient
         if self.engine.dialect.name == "sqlite":
             if str(parsed.database).startswith("file:"):
                 raise UsageError(f"database: {self.name}: give the path of a file: sqlite:////FOLDER/store.sqlite")
-            if parsed.database not in (None, "", ":memory:"):  # one in memory, for trying out, ends with its thread
+            if parsed.database not in (None, "", ":memory:"):  # a database in memory, for tests, ends with its thread
                 self.file = Path(str(parsed.database))
                 self.name = str(self.file)
             sa.event.listen(self.engine, "connect", _prepare)
@@ -87,7 +87,7 @@ class Database:
         self._writer = self.engine.execution_options(**{_WRITE: True})
 
     def open(self) -> None:
-        """Create or migrate the store's tables; the caller sees to it that one process of a folder does so at a time.
+        """Create or migrate the store's tables; the caller ensures that one process per folder does so at a time.
 
         Raises:
             As the class.
@@ -107,14 +107,14 @@ class Database:
                 self._stamp(db)
             elif found < schema.FORMAT:
                 schema.add_columns(db)
-                self._stamp(db)  # the journal, with which the migration ends, is the store's (`Store`)
+                self._stamp(db)  # `Store` writes the journal, the last part of the migration
         self._known = True
 
     def known_version(self, db: sa.Connection) -> int | None:
-        """The format of the store; None where it is new.
+        """The format of the store; None for a new one.
 
         Raises:
-            ForeignFileError: this version does not read it.
+            ForeignFileError: this version cannot read it.
         """
         found = schema.version(db)
         if found is None or (isinstance(found, int) and 1 <= found <= schema.FORMAT):
@@ -129,7 +129,7 @@ class Database:
             db.execute(sa.text(f"PRAGMA application_id = {schema.APPLICATION}"))
 
     def _open_file(self, file: Path) -> None:
-        """Look at an SQLite file without writing to it; where there is none, put a whole one in place at once."""
+        """Check an SQLite file without writing to it; if it is missing, create a complete one atomically."""
         if file.is_symlink() and not file.exists():
             raise DamagedFileError(
                 f"{file}: the store's database is a link to {file.readlink()}, which cannot be reached; mount the disk "
@@ -149,7 +149,7 @@ class Database:
                     new.execute("CREATE TABLE format (version INTEGER NOT NULL, PRIMARY KEY (version))")
                     new.commit()
                 sync(hidden)
-                hidden.rename(file)  # an empty file is never ours: no kill leaves one
+                hidden.rename(file)  # an empty file is not ours, since a kill never leaves one
                 sync(file.parent)
             finally:
                 hidden.unlink(missing_ok=True)
@@ -184,7 +184,7 @@ class Database:
         ) if len(head) == 100 else (0, b"", 1, b"")  # fmt: skip
         whole = (65536 if page == 1 else page) * pages
         torn = len(head) < 100 or (changed == valid and size < whole)
-        if torn and not (log.exists() and log.stat().st_size):  # the log may hold what the file lacks
+        if torn and not (log.exists() and log.stat().st_size):  # the log may hold data that the file lacks
             raise DamagedFileError(f"{file}: the store's database is torn: {size} of {whole} bytes; {remedy}")
         application = struct.unpack(">I", head[68:72])[0]
         if application not in (0, schema.APPLICATION):
@@ -218,7 +218,7 @@ class Database:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """A transaction that reads and writes; of all processes one is in such a transaction at a time.
+        """A transaction that reads and writes; one process at a time can have it open.
 
         Raises:
             ArmillaryError: the database cannot be written; nothing of the transaction is kept.
@@ -242,7 +242,7 @@ class Database:
 
     @contextlib.contextmanager
     def translated(self) -> Iterator[None]:
-        """Have every error of the database say in one line what is wrong, where, and what to do."""
+        """Convert every error of the database to one line with the problem, the place and the remedy."""
         try:
             yield
         except (sa.exc.SQLAlchemyError, sqlite3.Error) as error:
@@ -294,7 +294,7 @@ class Database:
         return ArmillaryError(f"{self.name}: the store's database cannot be used: {said}")
 
     def _holders(self) -> str:
-        """Which processes of this machine have the database's file open, as far as this user may see them."""
+        """The processes of this machine that have the database's file open, as far as this user can see them."""
         if self.file is None:
             return ""
         wanted, found = str(self.file.resolve()), []
@@ -308,10 +308,10 @@ class Database:
         return f"; it is open in {'; '.join(shown[:3])}" if shown else ""
 
     def flush(self, wait_ms: int = 1000) -> None:
-        """Move what SQLite keeps in its log into the file itself, as far as no other process is at work in it."""
+        """Move SQLite's log into the file, as far as no other process is using it."""
         if self.file is None or not self.file.exists():
             return
-        # What cannot be moved now is still in the log.
+        # The rest stays in the log.
         with contextlib.suppress(sa.exc.SQLAlchemyError, sqlite3.Error):
             raw = self.engine.raw_connection()
             try:
@@ -324,11 +324,11 @@ class Database:
                 raw.close()
 
     def backup(self, path: Path) -> None:
-        """Write a copy of an SQLite database, whole and checked, to the new file ``path``.
+        """Write a complete, checked copy of an SQLite database to the new file ``path``.
 
         Raises:
-            UsageError: ``path`` is there already, or the database is not a file.
-            ArmillaryError: the copy could not be written, or is not sound.
+            UsageError: ``path`` exists already, or the database is not a file.
+            ArmillaryError: the copy could not be written, or is damaged.
         """
         if self.file is None:
             raise UsageError(f"{self.name}: back up a database server by its own program, such as pg_dump")
@@ -352,7 +352,7 @@ class Database:
             hidden.unlink(missing_ok=True)
 
     def problems(self) -> list[str]:
-        """What SQLite itself finds wrong with its file."""
+        """The problems that SQLite's own check finds in its file."""
         if self.file is None:
             return []
         with self.reading() as db:
@@ -400,5 +400,5 @@ def _prepare(connection: Any, _record: Any) -> None:
 
 
 def begin(db: sa.Connection) -> None:
-    """A transaction that will write takes its lock at once, so that nothing changes between its look and its change."""
+    """A writing transaction takes its lock at once, so that nothing changes between its read and its write."""
     db.exec_driver_sql("BEGIN IMMEDIATE" if db.get_execution_options().get(_WRITE) else "BEGIN")

@@ -1,4 +1,4 @@
-"""The lineage that a store knows: an edge for each thing that made another one (contract 5)."""
+"""The lineage in a store: an edge from each artefact to the artefacts that it was made from (contract 5)."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ class Lineage(Runs, Stages):
         """Ids of the runs whose weights a known run starts from.
 
         Raises:
-            ArmillaryError: the run is not known.
+            ArmillaryError: the run is unknown.
         """
         return self._parents_of(run, self._known(run).parents)
 
     def edges(self, runs: Iterable[str]) -> list[Edge]:
-        """The lineage of ``runs`` as far as the store has it: an edge for each thing that made another one.
+        """The lineage of ``runs`` as far as the store has it.
 
-        A run leads to the runs and weights that it starts from, its corpus, its predictions and its examinations, and
-        a prediction to the runs that argued for it. A run that is not in the store is a node without edges.
+        A run leads to the runs and weights that it starts from, its corpus, its predictions and its examinations, and a
+        prediction to the runs that its law was fitted to. A run that is not in the store is a node without edges.
         """
         examined = self.examinations()
         predicted: dict[str, list[tuple[str, list[str]]]] = {}
         with self.database.reading() as db:
             for key, content in db.execute(sa.select(schema.predictions.c.run, schema.predictions.c.content)):
-                if isinstance(content, dict):  # else it is damaged, which `chain` reports
+                if isinstance(content, dict):  # otherwise it is damaged, which `chain` reports
                     about = (key, content.get("from_runs", []))
                     predicted.setdefault(content.get("run", key), []).append(about)
         edges: list[Edge] = []

@@ -17,11 +17,11 @@ from armillary.store.base import Base, iso_time, to_json
 
 @dataclass(frozen=True)
 class Order:
-    """What proves that a prediction came before its run: places in the journal (see `chain`).
+    """The evidence that a prediction came before its run: positions in the journal (see `chain`).
 
-    ``start`` is None while the run has not begun. ``by`` is ``store`` where the store recorded the start as it
-    happened; ``events`` where the run was trained without the store (a launcher), which then took the start from the
-    run's events; ``clock`` where the entries were taken over from a store without a journal.
+    ``start`` is None while the run has not begun. ``by`` names the source of the start. ``store``: the store recorded
+    it as it happened. ``events``: the run was trained without the store (by a launcher), and its events gave the start.
+    ``clock``: the entries come from a store without a journal.
     """
 
     prediction: int
@@ -32,7 +32,7 @@ class Order:
 
     @property
     def holds(self) -> bool:
-        """Whether the prediction came first: by the journal, and where the journal saw no start, by the clock too."""
+        """Whether the prediction came first: by the journal, and by the clock too if the journal recorded no start."""
         if self.start is None or self.started_at is None:
             return True
         return self.prediction < self.start and (self.by == "store" or self.predicted_at < self.started_at)
@@ -42,10 +42,10 @@ class Predictions(Base):
     """Predictions and verdicts of a store."""
 
     def record_prediction(self, run: str, content: dict[str, Any]) -> None:
-        """Write down what ``run`` will reach, before it exists (contract 4).
+        """Record a prediction of ``run`` before the run exists (contract 4).
 
         Raises:
-            ArmillaryError: the run has begun, or a prediction of it is there and says something else.
+            ArmillaryError: the run has begun, or a different prediction of it is recorded.
         """
         known = self.prediction(run)
         if known is None:
@@ -74,7 +74,7 @@ class Predictions(Base):
         """The content of the prediction of ``run`` with ``recorded_at`` (ISO 8601) and ``sha256``, or None.
 
         Raises:
-            ArmillaryError: the content, its time or its place in the journal is not what was recorded.
+            ArmillaryError: the content, its time or its position in the journal was changed.
         """
         with self.database.reading() as db:
             row = db.execute(sa.select(schema.predictions).filter_by(run=run)).first()
@@ -89,8 +89,8 @@ class Predictions(Base):
     def record_verdict(self, run: str, content: dict[str, Any]) -> None:
         """Append the outcome to a prediction; the first verdict stays.
 
-        ``content`` names under ``run`` the run that was judged, where ``run`` is the id of another question about it.
-        The journal holds the hash of that run's result.
+        If ``run`` is the id of another question about a run, ``content["run"]`` names the judged run. The journal holds
+        the hash of that run's result.
 
         Raises:
             ArmillaryError: there is no prediction of this run.
@@ -114,7 +114,7 @@ class Predictions(Base):
         """The verdict on the prediction of ``run`` with ``recorded_at``, or None.
 
         Raises:
-            ArmillaryError: the verdict, or the result that it judges, is not what was recorded.
+            ArmillaryError: the verdict, or the result that it judges, was changed.
         """
         with self.database.reading() as db:
             row = db.execute(sa.select(schema.verdicts).filter_by(run=run)).first()
@@ -128,7 +128,7 @@ class Predictions(Base):
         return None if row is None else {**row.content, "recorded_at": iso_time(row.recorded_at)}
 
     def order(self, run: str) -> Order | None:
-        """What proves that the prediction of ``run`` came before the run; None where there is no prediction."""
+        """The evidence that the prediction of ``run`` came before the run; None without a prediction."""
         with self.database.reading() as db:
             entries = journal.read(db)
         first = {(entry.kind, entry.run): entry for entry in reversed(entries)}
@@ -141,7 +141,7 @@ class Predictions(Base):
 
 
 def prediction_problem(run: str, row: Any, entries: Sequence[journal.Entry]) -> str | None:
-    """What is wrong with a prediction and its place in the journal; None where nothing is."""
+    """The problem of a prediction or of its journal entry, or None."""
     entry = next((entry for entry in entries if (entry.kind, entry.run) == ("prediction", run)), None)
     if row is None:
         return None if entry is None else f"the prediction of run {run} was removed after it was recorded"
@@ -154,7 +154,7 @@ def prediction_problem(run: str, row: Any, entries: Sequence[journal.Entry]) -> 
 
 
 def verdict_problem(run: str, row: Any, results: Mapping[str, Any], entries: Sequence[journal.Entry]) -> str | None:
-    """What is wrong with a verdict, its place in the journal or the result that it judges; None where nothing is."""
+    """The problem of a verdict, of its journal entry or of the result that it judges, or None."""
     entry = next((entry for entry in entries if (entry.kind, entry.run) == ("verdict", run)), None)
     if row is None:
         return None if entry is None else f"the verdict on run {run} was removed after it was recorded"
@@ -167,7 +167,7 @@ def verdict_problem(run: str, row: Any, results: Mapping[str, Any], entries: Seq
     if entry.about.get("result") is None and any(
         e.kind == "result" and e.run == judged and e.seq > entry.seq for e in entries
     ):
-        return None  # it diverged, was judged so, and has got a result since
+        return None  # it diverged, was judged as diverged, and has a result since then
     result = results.get(judged)
     if (None if result is None else journal.digest(result)) != entry.about.get("result"):
         return f"the result of run {judged} is not the one that its verdict judges: it was changed afterwards"

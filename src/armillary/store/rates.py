@@ -1,4 +1,4 @@
-"""Rates of training that were measured, one for each machine and kind of run."""
+"""Measured training rates, one per machine and kind of run."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from armillary.store.base import Base, iso_time
 
 
 class Rates(Base):
-    """Rates of a store: the newest of its kind takes the place of the one before."""
+    """Rates of a store: a new rate replaces the previous one of its kind."""
 
     def rates(self, **where: str | int) -> list[dict[str, Any]]:
-        """Rates that were measured, those whose columns have the given values: a row of the table each.
+        """The measured rates whose columns have the given values, as rows of the table.
 
-        ``machine`` and ``shape`` are hashes of what stands in ``about``; ``how`` is ``probe`` or ``runs``;
-        ``tokens_per_s`` is that of all workers together, ``seconds`` how long it was measured.
+        ``machine`` and ``shape`` are hashes of the content of ``about``; ``how`` is ``probe`` or ``runs``.
+        ``tokens_per_s`` is the rate of all workers together, and ``seconds`` the duration of the measurement.
         """
         query = sa.select(schema.rates).filter_by(**where).order_by(schema.rates.c.recorded_at)
         with self.database.reading() as db:
             return [dict(row) for row in db.execute(query).mappings()]
 
     def rates_overview(self) -> list[dict[str, Any]]:
-        """Rates as a person reads them: device, workers, the model's layers and width, tokens per second, when."""
+        """Rates for display: device, workers, the model's layers and width, tokens per second, and the time."""
         return [
             {
                 "device": row["about"]["machine"]["device"],
@@ -41,7 +41,7 @@ class Rates(Base):
         ]
 
     def record_rate(self, key: dict[str, str | int], **values: Any) -> None:
-        """Keep a rate in place of the one that was known for ``key`` (machine to how)."""
+        """Record a rate, replacing an earlier one with the same ``key`` (the fields from machine to how)."""
         with self.database.writing() as db:
             if not db.execute(sa.update(schema.rates).filter_by(**key).values(**values)).rowcount:
                 db.execute(sa.insert(schema.rates).values(**key, **values))

@@ -1,4 +1,4 @@
-"""The runs of a store: asked for by studies, begun, ended, and tried again; a result that is there never changes."""
+"""The runs of a store: requested by studies, started, ended and retried; a recorded result never changes."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from armillary.store.base import Base, to_json
 from armillary.store.facts import facts_of
 from armillary.store.locks import in_use, is_locked
 
-# What others read of a finished run; ``result.json`` last, since it makes a run done.
+# The files of a finished run that others read; ``result.json`` is last, since it marks the run as done.
 FILES = ("spec.json", "events.jsonl", "metrics.parquet", "model.safetensors", "result.json")
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a run stands: ``status`` as in the table, ``error`` its last one, ``result`` as first recorded."""
+    """The state of a run: ``status`` as in the table, the last ``error``, and the ``result`` as first recorded."""
 
     status: str
     error: str | None
@@ -46,14 +46,14 @@ class State:
 
 
 class Runs(Base):
-    """The runs of a store. ``_held`` are the open files by whose locks this process is known to live."""
+    """The runs of a store. ``_held`` are the open files whose locks show that this process is alive."""
 
     _owner: str | None = None
     _held: list[Any]
 
     @contextlib.contextmanager
     def _opening(self) -> Iterator[None]:
-        """One process at a time: of two that find no tables only one can create them."""
+        """One process at a time, since only one of two processes may create missing tables."""
         path = self.folder / ".lock"
         with contextlib.ExitStack() as closing:
             with self.database.translated():
@@ -63,7 +63,7 @@ class Runs(Base):
             yield
 
     def add(self, study: str, specs: Iterable[RunSpec]) -> None:
-        """Say that ``study`` needs these runs; a run that is already known keeps its state."""
+        """Record that ``study`` needs these runs; a known run keeps its state."""
         wanted = {spec.id: spec for spec in specs}
         with self.database.writing() as db:
             known = set(db.execute(sa.select(schema.runs.c.id)).scalars())
@@ -78,9 +78,9 @@ class Runs(Base):
                     db.execute(sa.insert(schema.study_runs).values(study=study, run=run))
 
     def mark_running(self, run: str) -> None:
-        """One more attempt at the run begins now; ``started_at`` keeps the time of the first.
+        """Record the start of an attempt at the run; ``started_at`` keeps the time of the first one.
 
-        A run that a launcher has begun in its folder started when its events say so.
+        If a launcher has begun the run in its folder, its events give the time.
         """
         owner = self._claim()
         with self.database.writing() as db:
@@ -92,11 +92,11 @@ class Runs(Base):
             db.execute(sa.update(schema.runs).filter_by(id=run).values(**values))
 
     def _note_start(self, db: sa.Connection, row: Any, now: float | None) -> None:
-        """Record the first start of a run, unless it is recorded: ``now``, or earlier if its events say so."""
+        """Record the first start of a run, unless it is recorded: ``now``, or the earlier time in its events."""
         if row.started_at is not None:
             return
         events = None
-        with contextlib.suppress(ArmillaryError, OSError):  # the trainer reports what is wrong with its events
+        with contextlib.suppress(ArmillaryError, OSError):  # the trainer reports problems of the events
             events = first_start_s(self.run_folder(row.id))
         times = [value for value in (events, now) if value is not None]
         if times:
@@ -106,15 +106,16 @@ class Runs(Base):
             journal.append(db, "start", row.id, time.time(), started_at=begun, by=by)
 
     def mark_failed(self, run: str, status: str, error: str) -> None:
-        """The run ended without a result: ``failed``, ``refused`` or ``diverged``, or ``pending`` to be tried again."""
+        """Record the end of a run without a result: ``failed``, ``refused``, ``diverged``, or ``pending`` for a
+        retry."""
         values = {"status": status, "error": error, "finished_at": time.time()}
         with self.database.writing() as db:
             db.execute(sa.update(schema.runs).where(schema.runs.c.id == run, _OPEN).values(**values))
 
     def mark_done(self, result: RunResult) -> str | None:
-        """The run has its result; a result that is there is never changed.
+        """Record the result of a run; an earlier result is never changed.
 
-        Returns what differs where a run that was trained again gave other numbers than those recorded, else None.
+        Returns the difference if a run that was trained again gave other numbers than those recorded, else None.
         """
         content = to_json(asdict(result))
         with self.database.writing() as db:
@@ -136,7 +137,7 @@ class Runs(Base):
             return str(values["error"]) if values["error"] else None
 
     def state(self, run: str) -> State | None:
-        """Where a run stands, or None if it is not known; a result that only its folder has is taken from there."""
+        """The state of a run, or None if it is unknown; reads the result from the folder if the database lacks it."""
         with self.database.reading() as db:
             row = db.execute(sa.select(schema.runs).filter_by(id=run)).first()
         if row is None:
@@ -150,7 +151,7 @@ class Runs(Base):
         return State(row.status, row.error, result)
 
     def result(self, run: str) -> RunResult | None:
-        """The result of a run as it was first recorded, or None while it has none."""
+        """The result of a run as first recorded, or None."""
         state = self.state(run)
         return self._result_in_folder(run) if state is None else state.result
 
@@ -168,21 +169,21 @@ class Runs(Base):
             return read_result(self.run_folder(run), run)
 
     def missing_files(self, run: str) -> bool:
-        """Whether the run is done and its folder lacks what others read of it: result, weights or metrics."""
+        """Whether the run is done but its folder lacks its result, weights or metrics."""
         state = self.state(run)
         if state is None or state.result is None:
             return False
         return not all((self.run_folder(run) / name).is_file() for name in FILES)
 
     def reopen(self, run: str, reason: str = "its files are missing") -> None:
-        """Make the files of a run available again, or have one that diverged tried again.
+        """Make the files of a run available again, or allow a retry of a diverged run.
 
-        Files that lie in the folder the run was written in (another workspace with the same database) are copied from
-        there. Where that is not possible the next call trains the run again; its recorded result stays and is compared
-        with the new one (``mark_done``).
+        If the run was written in another workspace with the same database, its files are copied from there. If that is
+        not possible, the next call trains the run again; the recorded result stays and is compared with the new one
+        (``mark_done``).
 
         Raises:
-            ArmillaryError: the run is not known, or another process trains it.
+            ArmillaryError: the run is unknown, or another process is training it.
         """
         state = self.state(run)
         if state is None:
@@ -193,14 +194,14 @@ class Runs(Base):
         if in_use(own.parent):
             raise ArmillaryError(f"{own.parent}: another process trains this run; wait for it")
         with self.database.translated():
-            if own.exists():  # it would make the run done
+            if own.exists():  # otherwise the run would count as done
                 own.replace(own.with_name("result.before.json"))
         with self.database.writing() as db:
             journal.append(db, "reopened", run, time.time(), reason=reason)
             db.execute(sa.update(schema.runs).filter_by(id=run).values(status="pending", error=reason))
 
     def _fetch(self, run: str, result: RunResult) -> bool:
-        """Copy the missing files of a run from the store that it was last written in; whether all are here now."""
+        """Copy the missing files of a run from the store where it was last written; return whether all are present."""
         with self.database.reading() as db:
             place = db.execute(sa.select(schema.runs.c.folder).filter_by(id=run)).scalar()
         if place is None or place == self._place:
@@ -221,33 +222,33 @@ class Runs(Base):
                         finally:
                             hidden.unlink(missing_ok=True)
                 sync(here)
-        except (DamagedFileError, ForeignFileError):  # what lies there cannot be used; the run is trained again
+        except (DamagedFileError, ForeignFileError):  # the other folder is unusable, so the run is trained again
             return False
         return True
 
     def started_at(self, run: str) -> float | None:
-        """When the first attempt at the run began (seconds since the epoch), or None."""
+        """The start of the first attempt at the run (seconds since the epoch), or None."""
         with self.database.reading() as db:
             return db.execute(sa.select(schema.runs.c.started_at).filter_by(id=run)).scalar()
 
     def study_runs(self, study: str) -> list[str]:
-        """Ids of the runs that a study asked for."""
+        """Ids of the runs that a study requested."""
         with self.database.reading() as db:
             return list(db.execute(sa.select(schema.study_runs.c.run).filter_by(study=study)).scalars())
 
     def _lives(self, row: Any) -> bool:
-        """Whether a process trains the run of a row, or is about to; True where that cannot be seen from here."""
-        if row.folder is None:  # begun by a version that did not say where
+        """Whether a process trains the run of a row, or is about to; True if this machine cannot tell."""
+        if row.folder is None:  # begun by a version that did not record the place
             return False
         there = Path(row.folder)
-        if not there.is_dir():  # moved since, or mounted elsewhere on that machine
+        if not there.is_dir():  # moved since then, or mounted elsewhere on that machine
             if not self.run_folder(row.id).is_dir():
                 return True
             there = self.folder
         return in_use(there / "runs" / row.id) or is_locked(there / ".owners" / str(row.owner))
 
     def run_spec(self, run: str) -> RunSpec:
-        """The specification of a known run.
+        """The specification of a run in the store.
 
         Raises:
             ArmillaryError: the run is not known.
@@ -255,7 +256,7 @@ class Runs(Base):
         return self._spec_of(run, self._known(run).spec)
 
     def _known(self, run: str) -> Any:
-        """The row of a run; an ArmillaryError where there is none."""
+        """The row of a run; ArmillaryError if the run is unknown."""
         with self.database.reading() as db:
             row = db.execute(sa.select(schema.runs).filter_by(id=run)).first()
         if row is None:
@@ -272,12 +273,12 @@ class Runs(Base):
             ) from error
 
     def _claim(self) -> str:
-        """The name under which this process begins runs: a file that it holds locked for as long as it lives."""
+        """The name under which this process starts runs: a file that it keeps locked while it lives."""
         if self._owner is None:
             folder, name = self.folder / ".owners", secrets.token_hex(8)
             with self._opening(), self.database.translated():
                 folder.mkdir(exist_ok=True)
-                for path in folder.iterdir():  # those whose process has ended
+                for path in folder.iterdir():  # files of processes that have ended
                     if not is_locked(path):
                         path.unlink(missing_ok=True)
                 file = open(folder / name, "w")  # noqa: SIM115 (closed by _close)
@@ -296,9 +297,9 @@ _OPEN = sa.or_(schema.runs.c.result.is_(None), schema.runs.c.status != "done")
 
 
 def difference(run: str, recorded: dict[str, Any], found: dict[str, Any]) -> str | None:
-    """What of two results of one run differs, apart from the time they took; None where nothing does."""
+    """The difference between two results of one run, apart from their durations, or None."""
     for name in sorted({*recorded, *found} - {"wall_s"}):
-        # what an older version did not record is empty
+        # fields that an older version did not record are empty
         if (recorded.get(name) or None) != (found.get(name) or None):
             return (
                 f"run {run}: {name} is {found.get(name)} in its folder, and {recorded.get(name)} was recorded first; "

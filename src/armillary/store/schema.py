@@ -1,9 +1,9 @@
-"""Tables of the run store, which of a database's tables are ours, and how an older store becomes one of this format.
+"""Tables of the run store, how to recognise them in a database, and the migration of older stores.
 
-Format 2 added to format 1 the journal (`chain`), and of each run the folder that it was written in and its owner. Rates
-of format 1 did not know the optimizer and are forgotten. Format 3 added of each run its parents. Format 4 added the
-outcomes of stages to the journal. The table ``run_facts`` and the indexes came without a new format: older versions
-leave them alone, and rows that they add are completed when this version opens the store for writing.
+Format 2 added the journal (`chain`), and the folder and owner of each run. Rates of format 1 lack the optimizer and are
+dropped. Format 3 added the parents of each run. Format 4 added the outcomes of stages to the journal. The table
+``run_facts`` and the indexes came without a new format: older versions leave them alone, and rows that they add are
+completed when this version opens the store for writing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 
 FORMAT = 4
-APPLICATION = 0x41726D69  # SQLite's application_id of our files: "Armi"
+APPLICATION = 0x41726D69  # the application_id of our SQLite files: "Armi"
 
 metadata = sa.MetaData()
 
@@ -29,9 +29,9 @@ runs = sa.Table(
     sa.Column("attempts", sa.Integer, nullable=False, default=0),
     sa.Column("error", sa.Text),
     sa.Column("result", sa.JSON),
-    sa.Column("folder", sa.Text),  # the store's folder that its files were last written in
-    sa.Column("owner", sa.String(32)),  # the process that last began it
-    sa.Column("parents", sa.JSON(none_as_null=True)),  # ids of the runs whose weights it starts from; null: none
+    sa.Column("folder", sa.Text),  # the store's folder where its files were last written
+    sa.Column("owner", sa.String(32)),  # the process that last started it
+    sa.Column("parents", sa.JSON(none_as_null=True)),  # ids of the runs whose weights it starts from, or null
 )
 
 # What lists and filters show of a specification, so that they need not read it: `facts_of`.
@@ -107,8 +107,8 @@ journal = sa.Table(
     sa.Column("sha256", sa.String(64), nullable=False),
 )
 
-# What was recorded stays as it was written (contract 4): the database itself refuses to change it. In SQLite INSERT is
-# watched too, because INSERT OR REPLACE deletes without firing the trigger for deletion.
+# Records are immutable (contract 4): the database itself refuses a change. In SQLite a trigger also checks INSERT,
+# because INSERT OR REPLACE deletes without firing the trigger for deletion.
 _REFUSE = {
     "sqlite": [
         f"CREATE TRIGGER %(table)s_{verb} BEFORE {verb} ON %(table)s {condition} "
@@ -146,13 +146,13 @@ _ADDED = {"runs": ("folder", "owner", "parents")}  # since format 1
 
 
 def strangers(db: sa.Connection) -> list[str]:
-    """Names of what makes this database one of another program; none where it is empty, or a store of any format."""
+    """Names of tables and views of another program; empty for an empty database or a store of any format."""
     inspector = sa.inspect(db)
     views = set(inspector.get_view_names())
     found = {*inspector.get_table_names(), *views}
     if not found:
         return []
-    if views & set(metadata.tables):  # a store has tables of these names
+    if views & set(metadata.tables):  # in a store these are tables
         return sorted(views & set(metadata.tables))
     ours = {name: table for name, table in metadata.tables.items() if name in found}
     for name, table in ours.items():
@@ -168,12 +168,12 @@ def strangers(db: sa.Connection) -> list[str]:
 
 
 def version(db: sa.Connection) -> object:
-    """The format that the database says it is of; None where it is new."""
+    """The recorded format of the database; None for a new one."""
     return db.execute(sa.select(sa.func.max(form.c.version))).scalar() if sa.inspect(db).has_table(form.name) else None
 
 
 def add_columns(db: sa.Connection) -> None:
-    """Give the tables of an older format the columns that they lack."""
+    """Add the missing columns to the tables of an older format."""
     for name, columns in _ADDED.items():
         there = {column["name"] for column in sa.inspect(db).get_columns(name)}
         for column in columns:

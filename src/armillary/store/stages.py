@@ -1,4 +1,4 @@
-"""Outcomes of stages in a store, and examinations, which are the outcomes of one of them."""
+"""Outcomes of stages in a store, and examinations, which are the outcomes of one stage."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ EXAMINATION = "examination"  # the stage whose outcomes are the examinations of 
 
 
 class Stages(Base):
-    """Outcomes of stages: the first for the same inputs stays."""
+    """Outcomes of stages; the first outcome for the same inputs is final."""
 
     def stage(self, name: str, key: str) -> Any | None:
-        """What the stage of that name found for inputs that hash to ``key``, or None.
+        """The outcome of the named stage for inputs that hash to ``key``, or None.
 
         Raises:
-            DamagedFileError: it is not what was recorded.
+            DamagedFileError: the outcome was changed.
         """
         with self.database.reading() as db:
             row = db.execute(sa.select(schema.stages).filter_by(name=name, key=key)).first()
@@ -50,7 +50,7 @@ class Stages(Base):
         return by_run
 
     def record_stage(self, name: str, key: str, content: Any) -> None:
-        """Keep what a stage found; a second result for the same inputs is not taken."""
+        """Record the outcome of a stage; a second outcome for the same inputs is ignored."""
         with self.database.writing() as db:
             if db.execute(sa.select(schema.stages.c.key).filter_by(name=name, key=key)).first() is None:
                 now = time.time()
@@ -62,11 +62,11 @@ class Stages(Base):
 
 
 def stage_problem(name: str, key: str, row: Any, entries: Sequence[journal.Entry]) -> str | None:
-    """What is wrong with an outcome and its place in the journal; None where nothing is."""
+    """The problem of an outcome or of its journal entry, or None."""
     mine = [e for e in entries if (e.kind, e.run, e.about.get("stage")) == ("stage", key, name)]
     if row is None:
         return f"the outcome {key} of stage {name} was removed after it was recorded" if mine else None
-    # The last entry counts: an outcome that was removed has been found again.
+    # The last entry counts, since a removed outcome may have been recorded again.
     if not mine or mine[-1].sha256 != mine[-1].right:
         return f"the outcome {key} of stage {name} is not the one in the journal: it was changed after it was recorded"
     if stage_digest(row) != mine[-1].about.get("content"):
@@ -75,5 +75,5 @@ def stage_problem(name: str, key: str, row: Any, entries: Sequence[journal.Entry
 
 
 def stage_digest(row: Any) -> str:
-    """What the journal records of an outcome: the hash of its time and content."""
+    """The hash of an outcome's time and content, which its journal entry holds."""
     return journal.digest([row.recorded_at, row.content])

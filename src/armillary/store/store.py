@@ -1,13 +1,13 @@
-"""The run store: what was trained, for which study, with which result; predictions and verdicts (contracts 1 and 4).
+"""The run store: runs with their studies and results, predictions and verdicts (contracts 1 and 4).
 
-A store is a folder and a database beside it. The folder ``runs/ID`` holds what a run wrote; its ``result.json`` is what
-makes the run done. The database is the index over them, plus what lives nowhere else: which study asked for a run, the
-result of each stage, predictions, verdicts, and the journal that proves their order (`chain`). SQLite in WAL mode by
-default, any SQLAlchemy URL (PostgreSQL for a team) instead; `database` has the connection, `schema` the tables, and
-`runs`, `stages`, `rates`, `predictions` and `lineage` read and write them. `reader` reads a store without changing it.
+A store is a folder with a database. The folder ``runs/ID`` holds the files of a run; its ``result.json`` marks the run
+as done. The database is an index over the folders. It alone holds the studies that requested a run, the outcomes of
+stages, predictions, verdicts, and the journal that proves their order (`chain`). The default is SQLite in WAL mode; any
+SQLAlchemy URL (PostgreSQL for a team) works too. `database` has the connection and `schema` the tables; `runs`,
+`stages`, `rates`, `predictions` and `lineage` read and write them. `reader` reads a store without changing it.
 
-Trade-off: results are read from the database and taken from the folder where the database does not have them yet (a
-kill between the two writes), so neither has to be trusted alone.
+Trade-off: results are read from the database, or from the folder if the database lacks them (after a kill between the
+two writes). So neither place needs to be complete.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from armillary.store.stages import stage_digest
 
 
 def verify_database(file: Path) -> list[str]:
-    """All that is wrong with a store's SQLite file or a backup of one, a line each; it is left as it is.
+    """The problems of a store's SQLite file or of a backup, one line each; the file is not changed.
 
-    What is checked is a copy, so that opening it neither migrates the file nor writes a log beside it.
+    A copy is checked, so that opening it neither migrates the file nor writes a log beside it.
 
     Raises:
-        DamagedFileError: it is torn, or not a database.
+        DamagedFileError: it is torn, or is not a database.
         ForeignFileError: it belongs to another program, or to a newer version.
     """
     with tempfile.TemporaryDirectory() as place:
@@ -60,12 +60,12 @@ def verify_database(file: Path) -> list[str]:
 
 
 class Store(Reader):
-    """Opens, and where needed creates or migrates, the store in ``folder``.
+    """The store in ``folder``, which is created or migrated if needed.
 
     Raises:
-        UsageError: ``url`` is no database that can be used here.
-        DamagedFileError: the database is empty, torn, or not one.
-        ForeignFileError: it belongs to another program, or to a newer version; it is left as it is.
+        UsageError: ``url`` is not a usable database.
+        DamagedFileError: the database is empty, torn, or is not one.
+        ForeignFileError: it belongs to another program, or to a newer version; it is not changed.
         ArmillaryError: it cannot be reached or written, or the folder has no locks.
     """
 
@@ -83,26 +83,26 @@ class Store(Reader):
             self.engine.dispose()
             raise
         self._held = []
-        # Without it a program that just ends would leave most of the store in SQLite's log.
+        # Otherwise a program that just ends would leave most of the store in SQLite's log.
         self._end = weakref.finalize(self, _close, self.database, self._held)
 
     def close(self) -> None:
-        """Write everything into the database's file and let go of it; a later call opens it again."""
+        """Write everything into the database's file and close it; a later call opens it again."""
         _close(self.database, self._held)
         self._owner = None
 
     def _begin_journal(self) -> None:
-        """Begin the chain; in a store of format 1 with entries for all that was there, in the order of its clock."""
+        """Begin the journal; in a store of format 1, add entries for all records in the order of its clock."""
         with self.database.writing() as db:
             found = schema.version(db)
             if db.execute(sa.select(sa.func.count()).select_from(schema.journal)).scalar():
-                if isinstance(found, int) and found < schema.FORMAT:  # its journal has no stages
+                if isinstance(found, int) and found < schema.FORMAT:  # its journal does not have stages
                     for row in db.execute(sa.select(schema.stages).order_by(schema.stages.c.recorded_at)).all():
                         about = {"stage": row.name, "content": stage_digest(row), "taken_over": True}
                         journal.append(db, "stage", row.key, time.time(), **about)
                     db.execute(sa.update(schema.form).values(version=schema.FORMAT))
                 return
-            if found == schema.FORMAT:  # new; or emptied by hand, and then nothing that is there fits the journal
+            if found == schema.FORMAT:  # new, or emptied by hand, in which case no record fits the journal
                 journal.append(db, "chain", "", time.time(), format=found)
                 return
             old: list[tuple[float, str, str, dict[str, Any]]] = []
@@ -128,7 +128,7 @@ class Store(Reader):
             db.execute(sa.update(schema.form).values(version=schema.FORMAT))
 
     def verify(self) -> list[str]:
-        """All that is wrong with the store, a line each: what ``verify_records`` finds, and the folders of done runs.
+        """The problems of the store, one line each: those of ``verify_records``, and of the folders of done runs.
 
         A line on a file begins with its path.
         """
@@ -153,7 +153,7 @@ class Store(Reader):
         return problems
 
     def verify_records(self) -> list[str]:
-        """All that is wrong with the database and the journal, a line each; run folders are not looked at."""
+        """The problems of the database and the journal, one line each; run folders are not checked."""
         problems = [*self.database.problems(), *self.chain().problems]
         for row in self._rows():
             try:
@@ -168,7 +168,7 @@ class Store(Reader):
         return problems
 
     def flush(self) -> None:
-        """Move what SQLite keeps in its log into ``store.sqlite``, so that the file alone is the whole database."""
+        """Move SQLite's log into ``store.sqlite``, so that this file is the whole database."""
         self.database.flush()
 
     def backup(self, path: Path) -> None:
