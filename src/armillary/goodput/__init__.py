@@ -1,4 +1,4 @@
-"""One schema for all that happens to a run (contract 3), the ledger of its time, and the formulas. Imports no torch."""
+"""The events of a run (contract 3), the ledger of its time, formulas, and simulations. Imports no torch."""
 
 from armillary.goodput.cluster import PUBLISHED_CAUSES, Cause, Cluster, Lemons, Repair, Stragglers, Tier
 from armillary.goodput.events import (

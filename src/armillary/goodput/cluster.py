@@ -1,7 +1,7 @@
-"""What a simulated cluster is: its accelerators, how they fail and are repaired, checkpoints, spares, stragglers.
+"""The description of a simulated cluster: accelerators, failures, repairs, checkpoints, spares, stragglers.
 
-Times are in seconds unless the name says otherwise. Every part that is left out is absent: then failures are
-exponential and independent, each costs the same recovery, and the simulation has the exact formula's goodput.
+Times are in seconds unless the name has another unit. Every part is optional. Without any, failures are exponential and
+independent, each costs the same recovery, and the simulation has the exact formula's goodput.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Cause(Document):
     """A kind of failure.
 
-    ``share`` of all failures; ``detection_s`` until it is noticed, which is a timeout for a hang; ``nodes`` that fail
-    together, neighbours under one switch; ``replaces``: whether the node has to be taken out and repaired.
+    ``share`` is its part of all failures, and ``detection_s`` the time until it is detected (for a hang, a timeout).
+    ``nodes`` neighbours under one switch fail together. ``replaces``: whether the node must be repaired.
     """
 
     share: Share
@@ -32,7 +32,7 @@ class Cause(Document):
 
 
 class Tier(Document):
-    """Where checkpoints go. ``survives``: how many neighbouring nodes may be lost at once without losing it.
+    """A place for checkpoints. ``survives``: how many neighbouring nodes may be lost at once without losing it.
 
     Peer memory that keeps each node's copy on one other node survives 1, a local disk 0, remote storage any number.
     """
@@ -44,7 +44,7 @@ class Tier(Document):
 
 
 class Repair(Document):
-    """How long a node is away: log-normal, so a few take very long. A mean of 10 times the median is common."""
+    """The duration of a repair: log-normal, so a few take very long. A mean of 10 times the median is common."""
 
     median_s: Positive
     mean_s: Positive
@@ -65,7 +65,7 @@ class Lemons(Document):
 
 
 class Stragglers(Document):
-    """Nodes that become slow: how often, by which factor a step then takes longer, and until it is noticed."""
+    """Nodes that become slow: how often, by which factor a step slows down, and the time until detection."""
 
     mtbf_node_hours: Positive
     slowdown: float = Field(gt=1, allow_inf_nan=False)
@@ -94,7 +94,7 @@ class Cluster(Document):
 
     @property
     def mtbf_s(self) -> float:
-        """Mean time between two failures of the job, of sound nodes alone."""
+        """Mean time between two failures of the job if all nodes are sound."""
         return self.mtbf_accelerator_hours * 3600.0 / self.accelerators
 
     @model_validator(mode="after")
@@ -107,8 +107,8 @@ class Cluster(Document):
 
 
 # Unexpected interruptions of Llama 3 405B on 16,384 accelerators in 54 days (arXiv 2407.21783, Table 5), as shares of
-# 419. A timeout of the collectives and silent corruption are noticed late: ten minutes is the usual timeout, an hour
-# our assumption; all else ends a process at once.
+# 419. Timeouts of collectives and silent corruption are detected late: ten minutes is the usual timeout, one hour our
+# assumption. Every other kind ends a process at once.
 _LLAMA3 = {
     "faulty GPU": 148, "HBM3 memory": 72, "software": 54, "network": 35, "host maintenance": 32, "SRAM": 19,
     "GPU system processor": 17, "network interface": 7, "collective timeout": 7, "silent corruption": 6,

@@ -1,7 +1,7 @@
 """The events of a run, one JSON object per line (contract 3).
 
 The trainer, a fault injector and a cluster simulator write these lines; the ledger of lost time and the console read
-them. A line that a kill tore in half is skipped: it was never reported as done.
+them. A line torn by a kill is skipped, since it was never reported as done.
 
 Format 2 has a minor version. A reader skips the kinds and ignores the fields that a newer minor version added; it
 refuses a newer format. Format 1, which had no minor version and fewer kinds, reads as it is.
@@ -27,21 +27,21 @@ FORMAT = 2
 MINOR = 1  # 1: degraded
 
 EventKind = Literal[
-    # the life of an attempt
+    # start and end of an attempt
     "start", "resume", "running", "stop", "end",
-    # what takes time
+    # work that takes time
     "compile", "progress", "data_wait", "validation", "checkpoint", "pause",
-    # what a checkpoint does while training continues
+    # checkpoints in the background
     "checkpoint_begin", "checkpoint_durable", "snapshot",
-    # what goes wrong, and what is done about it
+    # faults and recoveries
     "fault", "detected", "restart", "restored", "straggler", "skipped", "degraded",
 ]  # fmt: skip
 KINDS: tuple[str, ...] = get_args(EventKind)
-_LARGEST = 10**12  # of a time in seconds (30,000 years) and of a step: what is larger is a damaged line
+_LARGEST = 10**12  # largest time in seconds (30,000 years) and step; a line with a larger value is damaged
 
 
 class Event(BaseModel):
-    """One thing that happened: ``time_s`` since the Unix epoch, ``step`` counts finished steps.
+    """One event: ``time_s`` since the Unix epoch, ``step`` counts finished steps.
 
     ``progress`` carries ``duration_s`` for the steps since the last one; ``validation``, ``checkpoint`` and
     ``compile`` carry the seconds they took from training; ``stop`` is an orderly interruption, ``fault`` an unplanned
@@ -62,18 +62,18 @@ class Event(BaseModel):
 
 
 class EventWriter:
-    """Appends events of one run to a file; each line is handed to the system before the call returns.
+    """Appends events of one run to a file; each call writes its line before it returns.
 
     Raises:
-        ArmillaryError: the file cannot be written (a full disk, no access); what was written before stays.
+        ArmillaryError: the file cannot be written (a full disk, no access); earlier lines are kept.
     """
 
     def __init__(self, path: Path, run: str, rank: int = 0) -> None:
         self.path, self.run, self.rank = path, run, rank
         with self._writing():
-            # Without a buffer, so that a line that found no room is not written a second time when the file is closed.
+            # Unbuffered, so that a line that failed on a full disk is not written again when the file is closed.
             self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by close)
-            # A kill may have left half a line: begin a new one, so that the next event is not lost with it.
+            # A kill may have left half a line; a line break keeps the next event intact.
             if self._file.tell() > 0:
                 with open(path, "rb") as written:
                     written.seek(-1, os.SEEK_END)
@@ -89,12 +89,12 @@ class EventWriter:
         )
 
     def append(self, event: Event) -> None:
-        """Append an event as it is, with the time that it carries."""
+        """Append an event with its own time."""
         with self._writing():
             self._append(event.model_dump_json().encode() + b"\n")
 
     def close(self) -> None:
-        """Flush what was written to storage."""
+        """Flush the file to storage."""
         try:
             with self._writing():
                 os.fsync(self._file.fileno())
@@ -125,7 +125,7 @@ class EventWriter:
 
 
 def write_events(path: Path, events: Iterable[Event]) -> None:
-    """Write a file of events as a whole: after a kill there is the old file or the new one.
+    """Write a file of events atomically: after a kill it is either the old file or the new one.
 
     Raises:
         ArmillaryError: it cannot be written.
@@ -150,13 +150,13 @@ def write_events(path: Path, events: Iterable[Event]) -> None:
 
 
 def read_events(path: Path) -> Iterator[Event]:
-    """Events of a file in order; lines that a kill tore are skipped.
+    """Events of a file in order; lines torn by a kill are skipped.
 
     Raises:
         FileNotFoundError: there is no such file.
         DamagedFileError: a whole line that is not an event, with file and line; or the file cannot be read.
         ForeignFileError: a line of a newer format, with file and line.
-        ArmillaryError: the file cannot be read now, for a cause that may pass.
+        ArmillaryError: the file cannot be read now, for a transient cause.
     """
     remedy = "remove the line, or restore the file from a copy"
     try:
@@ -166,7 +166,7 @@ def read_events(path: Path) -> Iterator[Event]:
                     fields = json.loads(line)
                 except (ValueError, RecursionError):
                     continue
-                # Compared first: a new field of a newer format would only look wrong to this version.
+                # Compared first, because this version would report a field of a newer format as wrong.
                 version = fields.get("format") if isinstance(fields, dict) else None
                 if isinstance(version, int) and version > FORMAT:
                     raise ForeignFileError(
@@ -198,7 +198,7 @@ def event_files(run: Path) -> dict[int, Path]:
     """The files of a run's folder that hold events, by rank: ``events.jsonl`` and ``events-00001.jsonl`` and so on.
 
     Raises:
-        UsageError: the folder holds none, with what to give instead.
+        UsageError: the folder holds none; the message names the right argument.
     """
     found = {0: run / "events.jsonl"} if (run / "events.jsonl").exists() else {}
     for path in sorted(run.glob("events-*.jsonl")):
@@ -211,11 +211,10 @@ def event_files(run: Path) -> dict[int, Path]:
 
 
 def first_start_s(folder: Path) -> float | None:
-    """When the run in ``folder`` first began, in seconds since the Unix epoch, as its own events say.
+    """The first start of the run in ``folder`` by its own events, in seconds since the Unix epoch.
 
-    The earliest of all attempts counts: a study's worker, ranks started here, or a launcher. A
-    file whose first lines are lost still bounds it, by the earliest moment that what is left speaks of. None: there is
-    no ``events.jsonl``, or nothing in it.
+    The earliest of all attempts counts: a study's worker, ranks started here, or a launcher. If the first lines of a
+    file are lost, the earliest time in the rest counts. None: ``events.jsonl`` is missing or empty.
 
     Raises:
         ArmillaryError: as ``read_events``.

@@ -1,12 +1,12 @@
 """Goodput of a job that fails at random, in closed form.
 
 Failures are exponential with the job's MTBF M. A segment is τ seconds of steps and a checkpoint that blocks for δ. A
-failure at any point of the segment loses it, and R seconds pass before it is taken again; a failure during those R
-seconds starts them anew. The expected time of a segment is then ``M e^(R/M) (e^((τ+δ)/M) - 1)`` (Daly, "A higher order
-estimate of the optimum checkpoint interval for restart dumps", FGCS 2006, equation 13), and goodput is τ over it.
+failure at any point of the segment loses it, and it starts again after R seconds. A failure during the R seconds
+restarts them. The expected time of a segment is then ``M e^(R/M) (e^((τ+δ)/M) - 1)`` (Daly, "A higher order estimate of
+the optimum checkpoint interval for restart dumps", FGCS 2006, equation 13), and goodput is τ over it.
 
-What the formula does not cover: failures that come in groups, repair that takes long when no spare is left, hangs that
-are noticed late, stragglers. `simulate` has them.
+The formula does not cover groups of failures, long repairs without spares, hangs that are detected late, and
+stragglers. `simulate` does.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from armillary.recipe import UsageError
 
 HOUR_S = 3600.0
 MOST_ACCELERATORS = 10**8
-_LARGEST = 700.0  # e to this power is still a number
+_LARGEST = 700.0  # e to this power does not overflow
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """How often a job fails and what a failure and a checkpoint cost, in seconds.
+    """The failure rate of a job, and the costs of a failure and a checkpoint, in seconds.
 
-    ``mtbf_s`` is that of the whole job, ``block_s`` how long training waits for a checkpoint (δ), ``recovery_s`` how
-    long it takes from a failure until steps are taken again (R): detection, restart, and reading the checkpoint.
+    ``mtbf_s`` is that of the whole job. ``block_s`` (δ) is the time that training waits for a checkpoint.
+    ``recovery_s`` (R) is the time from a failure to the next step: detection, restart, and reading the checkpoint.
 
     Raises:
         UsageError: a value is negative or not finite, or the MTBF is zero.
@@ -48,14 +48,15 @@ class Reliability:
     def of_cluster(
         cls, accelerators: int, mtbf_accelerator_hours: float, block_s: float, recovery_s: float
     ) -> Reliability:
-        """Of ``accelerators`` that fail independently, each once in ``mtbf_accelerator_hours`` on average."""
+        """The rates of ``accelerators`` that fail independently, each once per ``mtbf_accelerator_hours`` on
+        average."""
         if not 1 <= accelerators <= MOST_ACCELERATORS:
             raise UsageError(f"accelerators is {accelerators}: there must be 1 to {MOST_ACCELERATORS:,}")
         return cls(mtbf_accelerator_hours * HOUR_S / accelerators, block_s, recovery_s)
 
 
 def goodput(job: Reliability, interval_s: float) -> float:
-    """Share of the elapsed time that is spent on steps that count, with a checkpoint every ``interval_s`` of steps."""
+    """Share of the elapsed time spent on steps that count, with a checkpoint every ``interval_s`` seconds of steps."""
     if not math.isfinite(interval_s) or interval_s <= 0:
         raise UsageError(f"interval_s is {interval_s:g}: it must be a positive number of seconds")
     segment = (interval_s + job.block_s) / job.mtbf_s
@@ -66,14 +67,14 @@ def goodput(job: Reliability, interval_s: float) -> float:
 
 
 def best_interval(job: Reliability) -> float:
-    """Seconds of steps between two checkpoints at which ``goodput`` is largest; 0 where a checkpoint costs nothing.
+    """Seconds of steps between two checkpoints that maximise ``goodput``; 0 if a checkpoint costs nothing.
 
     Setting the derivative to zero gives ``τ = M (1 + W(-e^(-1-δ/M)))``, with Lambert's W on its principal branch.
     """
     if job.block_s == 0:
         return 0.0
     ratio = job.block_s / job.mtbf_s
-    if ratio < 1e-6:  # 1 + W(-1/e + small) cancels; its series begins as Young's estimate
+    if ratio < 1e-6:  # 1 + W(-1/e + small) cancels, so use its series, which begins with Young's estimate
         root = math.sqrt(2 * ratio)
         return job.mtbf_s * (root - root * root / 3)
     return float(job.mtbf_s * (1 + lambertw(-math.exp(-1 - ratio)).real))
@@ -85,7 +86,7 @@ def young_interval(job: Reliability) -> float:
 
 
 def daly_interval(job: Reliability) -> float:
-    """Daly's estimate of higher order (2006, equation 37); M where a checkpoint costs more than 2 M."""
+    """Daly's higher-order estimate (2006, equation 37); M if a checkpoint costs more than 2 M."""
     if job.block_s >= 2 * job.mtbf_s:
         return job.mtbf_s
     root = math.sqrt(job.block_s / (2 * job.mtbf_s))
@@ -103,7 +104,7 @@ def largest_recovery(mtbf_s: float, goal: float) -> float:
 
 
 def largest_block(mtbf_s: float, recovery_s: float, goal: float) -> float:
-    """Seconds that a checkpoint may block for ``goal`` at its best interval; 0 where the recovery alone is too long.
+    """Seconds that a checkpoint may block for ``goal`` at its best interval; 0 if the recovery alone is too long.
 
     From ``goal = (1 - τ/M) e^(-R/M)`` and the best τ: ``δ = M (y - ln y - 1)`` with ``y = goal e^(R/M)``.
     """
@@ -117,7 +118,7 @@ def largest_block(mtbf_s: float, recovery_s: float, goal: float) -> float:
 def needed_mtbf(block_s: float, recovery_s: float, goal: float) -> float:
     """Seconds between two failures of the job that ``goal`` needs, with a checkpoint at the best interval.
 
-    Infinite for a goal of 1; 0 where neither a checkpoint nor a recovery costs anything.
+    Infinite for a goal of 1; 0 if neither a checkpoint nor a recovery costs anything.
     """
     _share(goal)
     if block_s == recovery_s == 0:
@@ -129,7 +130,7 @@ def needed_mtbf(block_s: float, recovery_s: float, goal: float) -> float:
             return math.inf
     while best_goodput(Reliability(low, block_s, recovery_s)) > goal:
         low /= 2
-    for _ in range(200):  # halved until two neighbours are left
+    for _ in range(200):  # bisection down to neighbouring floats
         middle = math.sqrt(low * high)
         if best_goodput(Reliability(middle, block_s, recovery_s)) < goal:
             low = middle

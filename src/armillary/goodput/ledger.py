@@ -1,21 +1,21 @@
-"""Where the time of a run went: every moment of every rank has exactly one account.
+"""The ledger of a run's time: every moment of every rank belongs to exactly one account.
 
-The ledger reads events alone, of a live run, an injected one or a simulated one (contract 3). It moves a cursor along
-the events of a rank. An event with a duration claims the time before it; what lies between two claims goes to an
-account by the state that the rank is in. So the accounts sum to the elapsed time, whatever the events are: torn,
-overlapping, of two attempts at once, or of a clock that was set back (the cursor never moves back). All sums are whole
-nanoseconds. A rank counts in the attempts that have it, as the ``ranks`` of their first events say.
+The ledger reads only events: of a live run, of one with injected faults, or of a simulated one (contract 3). It moves a
+cursor along the events of a rank. An event with a duration claims the time before it. The time between two claims goes
+to an account by the rank's state. So the accounts sum to the elapsed time for any events: torn, overlapping, of two
+attempts at once, or of a clock that was set back (the cursor never moves back). All sums are whole nanoseconds. A rank
+counts in the attempts that include it, by the ``ranks`` of their first events.
 
-Definitions, which the report prints:
+The report prints these definitions:
 
 - goodput: time of steps that count in the final model / elapsed time. Steps after the checkpoint that the run resumed
-  from are taken twice; the first time is ``replayed``. What a step takes beyond 1.1 times the usual is
-  ``degraded``; usual are steps with all ranks.
+  from are taken twice; the first time is ``replayed``. The time of a step beyond 1.1 times the usual is ``degraded``;
+  the usual time is that of steps with all ranks.
 - effective training time, as published runs define it (Llama 3, ByteRobust): elapsed time minus start-up, replayed
   work, detection, restarts, waiting and pauses. Checkpoints, validations and slow steps count as effective there.
 
-Trade-offs: the trainer reports steps in portions, so work that a kill took before it was reported, and the time in
-which nobody noticed, can only be told apart where a ``fault`` event says when the fault was.
+Trade-offs: the trainer reports several steps at once. So unreported work that a kill lost, and the time until its
+detection, can only be separated if a ``fault`` event has the time of the fault.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ Account = Literal[
     "restart", "waiting", "paused", "other",
 ]  # fmt: skip
 ACCOUNTS: tuple[Account, ...] = get_args(Account)
-# What published figures of effective training time leave out.
+# The accounts that published figures of effective training time exclude.
 _DOWN: tuple[Account, ...] = ("start_up", "replayed", "detection", "restart", "waiting", "paused", "other")
-USUAL = 1.1  # times the usual time of a step that is not yet slow
+USUAL = 1.1  # a step is slow beyond this many times the usual time
 
 DEFINITION = (
     "goodput: time of steps that count in the final model / elapsed time. effective training time: elapsed time "
@@ -60,7 +60,7 @@ _LARGEST = 1e12
 
 @dataclass(frozen=True)
 class Span:
-    """A piece of a rank's time, in nanoseconds since the Unix epoch."""
+    """A span of a rank's time, in nanoseconds since the Unix epoch."""
 
     begin_ns: int
     end_ns: int
@@ -69,11 +69,11 @@ class Span:
 
 @dataclass(frozen=True)
 class Ledger:
-    """Accounts of a run over all its ranks, and what happened to it.
+    """The accounts of a run over all its ranks, with counts of its faults and restarts.
 
-    ``seconds`` are means over the ranks and sum to ``elapsed_s``. ``detection_s`` and ``recovery_s`` hold one value
-    per fault: until it was detected, and from then until a step was finished again. ``spans`` are those of each rank.
-    ``accelerators`` are those of a simulated cluster, whose events are in one file; None for a run of this program.
+    ``seconds`` are means over the ranks and sum to ``elapsed_s``. ``detection_s`` and ``recovery_s`` hold one value per
+    fault: the time to its detection, and from there to the next finished step. ``spans`` has a list per rank.
+    ``accelerators`` is the number in a simulated cluster, whose events are in one file; None for a run of this program.
     """
 
     elapsed_s: float
@@ -90,12 +90,12 @@ class Ledger:
 
     @property
     def goodput(self) -> float | None:
-        """Share of the elapsed time in steps that count; None where no time has passed."""
+        """Share of the elapsed time in steps that count; None if no time has passed."""
         return self.seconds["productive"] / self.elapsed_s if self.elapsed_s else None
 
     @property
     def effective(self) -> float | None:
-        """Effective training time as published runs define it, as a share; None where no time has passed."""
+        """Effective training time as published runs define it, as a share; None if no time has passed."""
         down = sum(self.seconds[account] for account in _DOWN)
         return 1 - down / self.elapsed_s if self.elapsed_s else None
 
@@ -122,8 +122,7 @@ class Ledger:
 def read_ledger(path: Path, until_s: float | None = None) -> Ledger:
     """The ledger of a run's folder, or of one file of events.
 
-    ``until_s``: seconds since the Unix epoch up to which a run that is still going on is counted; default the last
-    event.
+    ``until_s``: the end of the count for a live run, in seconds since the Unix epoch; by default the last event.
 
     Raises:
         UsageError: there are no events.
@@ -140,16 +139,16 @@ def read_ledger(path: Path, until_s: float | None = None) -> Ledger:
 
 
 def ledger(streams: dict[int, list[Event]], until_s: float | None = None) -> Ledger:
-    """The ledger of each rank's events, in the order in which they were written; at least one event.
+    """The ledger of each rank's events in the order of writing; at least one event.
 
-    Every rank is counted over the same time: from the first event of any rank to the last, or to ``until_s``.
+    Every rank covers the same time: from the first event of any rank to the last, or to ``until_s``.
     """
     streams = _aligned({rank: _in_order(events) for rank, events in streams.items() if events})
     first = min(_begin_ns(event) for events in streams.values() for event in events)
     last = max(_ns(event.time_s) for events in streams.values() for event in events)
     end = max(last, _ns(until_s) if until_s is not None else last)
     merged = list(heapq.merge(*streams.values(), key=lambda event: event.time_s))
-    # What a supervisor detected and did holds for all ranks, also for one that was killed and wrote nothing.
+    # Events of a supervisor apply to all ranks, also to one that was killed and wrote nothing.
     shared = [event for event in merged if event.kind in _SHARED]
     spans, replayed = {}, 0
     for rank, events in streams.items():
@@ -185,7 +184,7 @@ def ledger(streams: dict[int, list[Event]], until_s: float | None = None) -> Led
 
 @dataclass(frozen=True)
 class _Attempt:
-    """A time with the same ``ranks``; there is at least one, and attempts follow each other without a gap."""
+    """A span with the same ``ranks``. There is at least one, and they follow each other without a gap."""
 
     begin_ns: int
     end_ns: int
@@ -193,7 +192,7 @@ class _Attempt:
 
 
 def _attempts(streams: dict[int, list[Event]], first: int, end: int) -> list[_Attempt]:
-    """The whole time by the ranks that took part, as the lowest rank's events say; files of others are left over."""
+    """The whole time, divided by the ranks that took part according to the lowest rank's events."""
     changes: list[tuple[int, frozenset[int]]] = []
     for event in streams[min(streams)]:
         count = event.data.get("ranks")
@@ -211,7 +210,7 @@ def _attempts(streams: dict[int, list[Event]], first: int, end: int) -> list[_At
 
 
 def _within(spans: Sequence[Span], attempts: Sequence[_Attempt]) -> tuple[Span, ...]:
-    """What of ``spans`` lies in ``attempts``; both are in order."""
+    """The parts of ``spans`` inside ``attempts``; both are in order."""
     kept, place = [], 0
     for span in spans:
         while place < len(attempts) and attempts[place].end_ns <= span.begin_ns:
@@ -226,7 +225,7 @@ def _within(spans: Sequence[Span], attempts: Sequence[_Attempt]) -> tuple[Span, 
 
 
 def _means(spans: dict[int, tuple[Span, ...]], attempts: Sequence[_Attempt]) -> dict[Account, float]:
-    """Seconds of each account, as a mean over the ranks that took part at the time."""
+    """Seconds of each account, as a mean over the ranks that took part at each time."""
     sums: dict[Account, float] = dict.fromkeys(ACCOUNTS, 0.0)
     for count in {len(attempt.ranks) for attempt in attempts}:
         alike = [attempt for attempt in attempts if len(attempt.ranks) == count]
@@ -244,7 +243,7 @@ def _ns(time_s: float) -> int:
 
 
 def _number(event: Event, name: str, default: float) -> float:
-    """A value of ``data``; ``default`` if it is missing or not a number of at least 0 that can be one of seconds."""
+    """A value of ``data``; ``default`` if it is missing or not a plausible number of seconds."""
     value = event.data.get(name)
     return value if isinstance(value, int | float) and 0 <= value <= _LARGEST else default
 
@@ -254,10 +253,10 @@ def _begin_ns(event: Event) -> int:
 
 
 def _aligned(streams: dict[int, list[Event]]) -> dict[int, list[Event]]:
-    """``streams`` by the clock of the lowest rank.
+    """``streams`` with all times converted to the clock of the lowest rank.
 
-    Ranks of a synchronous job finish a step together, so the median difference between their reports of the same steps
-    is that of their clocks. A rank that shares no step with the lowest keeps its own.
+    Ranks of a synchronous job finish a step together. So the median difference between their reports of the same steps
+    is the difference of their clocks. A rank that shares no step with the lowest keeps its own.
     """
     reference = _reports(streams[min(streams)])
     aligned = {}
@@ -270,7 +269,7 @@ def _aligned(streams: dict[int, list[Event]]) -> dict[int, list[Event]]:
 
 
 def _reports(events: Sequence[Event]) -> dict[tuple[int, int], float]:
-    """When each step was reported, by the step and how often it had been reported before."""
+    """The time of each report, by the step and the number of its earlier reports."""
     times: dict[tuple[int, int], float] = {}
     seen: Counter[int] = Counter()
     for event in events:
@@ -281,7 +280,7 @@ def _reports(events: Sequence[Event]) -> dict[tuple[int, int], float]:
 
 
 def _in_order(events: Sequence[Event]) -> list[Event]:
-    """``events`` with times that never fall: a clock that was set back moves nothing behind what came before."""
+    """``events`` with non-decreasing times: after a clock was set back, an event keeps the time of the previous one."""
     ordered, latest = [], float("-inf")
     for event in events:
         latest = max(latest, event.time_s)
@@ -298,7 +297,7 @@ class _Steps:
     first: int
     last: int
     wait_ns: int
-    reduced: bool = False  # with fewer ranks than there should be
+    reduced: bool = False  # with fewer ranks than planned
 
 
 class _Timeline:
@@ -321,7 +320,7 @@ class _Timeline:
         if kind == "progress":
             self._progress(event, now)
         elif kind == "data_wait":
-            self._wait += _ns(event.duration_s or 0.0)  # part of the time that the next progress reports
+            self._wait += _ns(event.duration_s or 0.0)  # part of the time in the next progress event
         elif kind in _CLAIMS:
             if event.duration_s is not None:
                 self._fill(_begin_ns(event))
@@ -329,7 +328,7 @@ class _Timeline:
         elif kind in _ATTEMPT:
             self._attempt(event, now)
         elif kind == "fault" and _ends_training(event):
-            if self.state == "other":  # between two portions of steps: work that was lost before it was reported
+            if self.state == "other":  # between two progress events: work that was lost before it was reported
                 self._claim(now, "replayed")
             self._fill(now)
             self.state = "detection"
@@ -368,14 +367,14 @@ class _Timeline:
             reduced = self._reduced is not None
             self._steps.append(_Steps(self.cursor, now, self._step, event.step, wait, reduced))
             self.cursor = now
-        else:  # no step was taken in it
+        else:  # no step is in it
             self._claim(now, "other")
         self._step, self.state = event.step, "other"
 
     def _attempt(self, event: Event, now: int) -> None:
-        """A new attempt begins after ``event.step`` steps: what an earlier one took beyond them is taken again."""
+        """Begin a new attempt after ``event.step`` steps; later steps of earlier attempts are repeated."""
         if self.state == "other":
-            self.state = "restart"  # the attempt before ended without a word
+            self.state = "restart"  # the previous attempt ended without an event
         self._fill(now)
         kept = []
         for steps in self._steps:
@@ -410,7 +409,7 @@ class _Timeline:
 
 
 def _usual(portions: Iterable[_Steps]) -> float:
-    """The time of a step in nanoseconds at which half of the steps were faster: the median, weighted by steps."""
+    """The median time of a step in nanoseconds, weighted by steps."""
     paces = sorted(
         ((p.end_ns - p.begin_ns - min(p.wait_ns, p.end_ns - p.begin_ns)) / (p.last - p.first), p.last - p.first)
         for p in portions
@@ -424,19 +423,19 @@ def _usual(portions: Iterable[_Steps]) -> float:
 
 
 def _ends_training(fault: Event) -> bool:
-    """Whether a fault stops the steps; a checkpoint or a file that cannot be used does not."""
+    """Whether a fault stops the steps; an unusable checkpoint or file does not."""
     return "checkpoint" not in fault.data and "file" not in fault.data and fault.data.get("ends") is not False
 
 
 def _restarts(streams: dict[int, list[Event]], merged: list[Event]) -> int:
-    """Attempts after the first; as the supervisor counts them where there is one."""
+    """The number of attempts after the first, by the supervisor's count if there is one."""
     ordered = sum(event.kind == "restart" for event in merged)
     begun = max(sum(event.kind in ("start", "resume") for event in events) for events in streams.values())
     return max(ordered, begun - 1)
 
 
 def _reactions(merged: list[Event]) -> tuple[list[float], list[float]]:
-    """Seconds from each fault until it was detected, and from then until a step was finished again."""
+    """Seconds from each fault to its detection, and from there to the next finished step."""
     detection, recovery = [], []
     fault_s: float | None = None
     down_s: float | None = None

@@ -1,4 +1,4 @@
-"""What the verbs of goodput compute: a simulated run in a file, and the frontier of what a goal allows."""
+"""The computations of the goodput verbs: a simulated run in a file, and the frontier of a goal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from armillary.goodput.ledger import read_ledger
 from armillary.goodput.simulate import one_tier, simulate
 from armillary.recipe import UsageError, load_document
 
-# Shares of the longest recovery that a goal allows, at which the longest block is shown.
+# Recovery times of the frontier, as shares of the longest that the goal allows.
 _SHARES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9)
 
 
@@ -26,7 +26,7 @@ def cluster_of(
     checkpoint_interval_s: str = "best",
     recovery_s: float | None = None,
 ) -> Cluster:
-    """The cluster of a YAML file, or that of the exact formula from its five numbers.
+    """The cluster in a YAML file, or the cluster of the exact formula from its five numbers.
 
     ``checkpoint_interval_s`` is a number of seconds, or ``best``.
 
@@ -73,8 +73,8 @@ def _interval(text: str, job: Reliability) -> float:
 def run_simulation(cluster: Cluster, days: float, seed: int, out: Path) -> dict[str, Any]:
     """Simulate into the file ``out``, and read it back with the ledger.
 
-    Returns the ledger's report with ``checkpoint_interval_s``, and ``formula``: the exact goodput where the cluster
-    has nothing that the formula lacks, else None.
+    Returns the ledger's report with ``checkpoint_interval_s``, and ``formula``: the exact goodput if the formula covers
+    everything in the cluster, else None.
 
     Raises:
         UsageError: ``out`` exists, or ``days`` is not positive.
@@ -105,10 +105,10 @@ def run_simulation(cluster: Cluster, days: float, seed: int, out: Path) -> dict[
 def limits_of(
     accelerators: int, mtbf_accelerator_hours: float, goal: float, recoveries_s: Sequence[float] = ()
 ) -> dict[str, Any]:
-    """What ``goal`` allows: for several recovery times, the longest block of a checkpoint, at its best interval.
+    """The frontier of ``goal``: for several recovery times, the longest block of a checkpoint at its best interval.
 
-    ``recoveries_s`` are those times; by default shares of the longest that the goal allows. A recovery that the goal
-    does not allow has None for block and interval.
+    ``recoveries_s`` are the recovery times; by default shares of the longest that the goal allows. For a longer
+    recovery, block and interval are None.
 
     Raises:
         UsageError: a value is out of range.

@@ -1,17 +1,17 @@
-"""A training job on a cluster that fails, by discrete events, written as the events of a run (contract 3).
+"""Simulates a training job on a failing cluster by discrete events, written as the events of a run (contract 3).
 
-The ledger reads what this writes as it reads a real run. One file stands for the whole job: ranks of a synchronous job
-wait for each other. The time of an event is simulated; it begins at the Unix epoch.
+The ledger reads the output like that of a real run. One file covers the whole job, since ranks of a synchronous job
+wait for each other. Times are simulated and begin at the Unix epoch.
 
 A segment is the steps up to the next checkpoint and the time that the checkpoint blocks. A failure within it loses the
 segment's steps. Then the failure is detected, nodes are replaced (from spares, or the job waits for a repair), the
-processes restart, and the newest checkpoint that survived is read. A failure during the recovery starts it anew.
-Failures and stragglers arrive at random with constant rates, so they can be drawn one at a time; between two of them
-the checkpoints follow each other without a draw. 90 days of 10,000 accelerators are some hundred failures and a
-hundred thousand checkpoints.
+processes restart, and the newest checkpoint that survived is read. A failure during the recovery restarts it. Failures
+and stragglers arrive at random with constant rates, so they can be drawn one at a time. Between two of them,
+checkpoints follow at regular intervals. 90 days of 10,000 accelerators are some hundred failures and a hundred thousand
+checkpoints.
 
-Not covered: failures that follow the time of day or the load, several jobs on one cluster, the network's topology
-beyond nodes that fail together, fewer replicas in place of a restart.
+Not covered: failures that depend on the time of day or the load, several jobs on one cluster, the network's topology
+beyond groups of nodes that fail together, and fewer replicas instead of a restart.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MOST_EVENTS = 20_000_000
 
 
 def simulate(cluster: Cluster, days: float, seed: int = 0) -> Iterator[Event]:
-    """The events of a job over ``days``, in order; the same for the same seed.
+    """The events of a job over ``days``, in order; determined by the seed.
 
     Raises:
         UsageError: ``days`` is not a positive number, or the job fails or checkpoints too often to be simulated.
@@ -72,7 +72,7 @@ class _Job:
         self.names = list(cluster.causes)
         self.shares = np.array([cluster.causes[name].share for name in self.names])
         self.shares /= self.shares.sum()
-        # Tiers by their interval: each is due at every so many of the shortest one's.
+        # Tiers by interval: each interval is a multiple of the shortest one.
         self.tiers = sorted(cluster.tiers, key=lambda tier: tier.interval_s)
         self.steps = max(1, round(self.tiers[0].interval_s / cluster.step_s))
         self.every = [max(1, round(tier.interval_s / (self.steps * cluster.step_s))) for tier in self.tiers]
@@ -93,7 +93,7 @@ class _Job:
         yield self._event("stop")
 
     def _segment(self) -> Iterator[Event]:
-        """Steps up to the next checkpoint, and the checkpoint; up to a failure or the end of the simulated time."""
+        """Steps and the next checkpoint, ended early by a failure or the end of the simulated time."""
         pace = self._pace()
         until = min(self.next_failure, self.end_s)
         taken = min(self.steps, int((until - self.now) / pace + 1e-9))
@@ -138,7 +138,7 @@ class _Job:
             yield from self._failures()
 
     def _failures(self) -> Iterator[Event]:
-        """Failures, one after another while the recovery from one is hit by the next, until the job runs again."""
+        """A failure and its recovery; further failures during the recovery restart it, until the job runs again."""
         lost = 0
         while True:
             self.now = min(self.next_failure, self.end_s)
@@ -152,10 +152,10 @@ class _Job:
             self.next_failure = self.now + self._draw(self.rates.sum())
             lost = max(lost, cause.nodes if cause.replaces else 0)
             if self.now + cause.detection_s > self.next_failure:
-                continue  # the next failure comes before this one is noticed
+                continue  # the next failure comes before this one is detected
             self.now += cause.detection_s
             yield self._event("detected", problem=name)
-            if self.slow_since is not None:  # all processes start anew; the slow node is found on the way
+            if self.slow_since is not None:  # all processes restart, which also reveals the slow node
                 self.slow_since = None
                 self._plan_straggler()
             yield from self._recover(lost, cause.nodes if cause.replaces else 0)
@@ -185,7 +185,7 @@ class _Job:
         yield self._event("running")
 
     def _replace(self, nodes: int) -> float:
-        """Take ``nodes`` out for repair; returns how long the job waits until as many others are there."""
+        """Remove ``nodes`` for repair; return how long the job waits for the same number of other nodes."""
         repair, spares = self.cluster.repair, self.cluster.spares
         if nodes == 0 or repair is None or spares is None:
             return 0.0
@@ -221,7 +221,7 @@ def one_tier(
 ) -> Cluster:
     """The cluster of the exact formula: independent failures, one checkpoint that survives all of them.
 
-    A step is at most a hundredth of the interval, so that steps that a failure cuts in two lose next to nothing more.
+    A step is at most a hundredth of the interval, so that a failure in the middle of a step loses almost nothing more.
     """
     return Cluster(
         accelerators=accelerators,
