@@ -1,9 +1,9 @@
-"""Charts as inline SVG whose text stays text and whose colours follow the page.
+"""Charts as inline SVG with real text and the colours of the page.
 
-Trade-offs: matplotlib draws with one bundled font while the reader's browser shows another, so layout is by pixels and
-estimated text widths instead of matplotlib's own engine; in return no font is needed at drawing time, Chinese
-included. Colours are drawn as placeholders and replaced by CSS variables, so that one picture serves light and dark
-screens and paper. Nothing of pyplot is used; the bytes depend on the data alone.
+Trade-offs: matplotlib draws with one bundled font, but the reader's browser shows another. So layout uses pixels and
+estimated text widths instead of matplotlib's own engine; in return drawing needs no fonts, not even for Chinese.
+Placeholder colours are replaced by CSS variables, so that one picture serves light and dark screens and paper. pyplot
+is not used, and the bytes depend only on the data.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def chart(draw: Callable[P, Figure]) -> Callable[P, Markup]:
 
     @functools.wraps(draw)
     def svg(*args: P.args, **kwargs: P.kwargs) -> Markup:
-        # the salt keeps the ids of two charts on one page apart, and the same from one writing to the next
+        # the salt makes ids unique among the charts of a page, and reproducible
         style: Any = {**_STYLE, "svg.hashsalt": draw.__name__}
         with mpl.rc_context(style), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing from font")
@@ -98,7 +98,7 @@ def chart(draw: Callable[P, Figure]) -> Callable[P, Markup]:
 
 
 def _inline(svg: str) -> str:
-    """The ``<svg>`` element alone: no prolog, metadata, namespaces, style sheet, or names that would occur twice."""
+    """Only the ``<svg>`` element: without prolog, metadata, namespaces, style sheet, and duplicate names."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
@@ -118,31 +118,31 @@ def _inline(svg: str) -> str:
 
 
 def figure(height: float, width: float = WIDTH) -> Figure:
-    """An empty picture of that many pixels."""
+    """An empty picture of this size in pixels."""
     return Figure(figsize=(width / 72, height / 72), dpi=72)
 
 
 def axes(fig: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Axes whose frame lies at these pixels, counted from the upper left corner."""
+    """Axes with their frame at these pixels, counted from the upper left corner."""
     total_w, total_h = fig.get_figwidth() * 72, fig.get_figheight() * 72
     return fig.add_axes((left / total_w, 1 - (top + height) / total_h, width / total_w, height / total_h))
 
 
 def label(name: str, longest: int = 30) -> str:
-    """A name on one line, cut where it is too long for a chart."""
+    """A name on one line, cut if it is too long for a chart."""
     line = " ".join(name.split())
-    if line.startswith("_"):  # matplotlib would leave it out of a legend: hide the underscore behind a joiner
+    if line.startswith("_"):  # matplotlib omits such names from a legend, so hide the underscore behind a joiner
         line = "\u2060" + line
     return line if len(line) <= longest else line[: longest - 1] + "…"
 
 
 def text_width(text: str, size: float = FONT) -> float:
-    """About how many pixels wide a browser shows ``text``."""
+    """The estimated width of ``text`` in a browser, in pixels."""
     return size * sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.58 for c in text)
 
 
 def rows(ax: Axes, labels: list[str]) -> None:
-    """Give a chart of horizontal rows its labels, the first on top, without marks or lines of its own."""
+    """Label the rows of a horizontal chart, the first on top, without marks or grid lines."""
     ax.set_yticks(range(len(labels)), labels, color=INK, fontsize=FONT)
     ax.set_ylim(len(labels) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)

@@ -1,7 +1,7 @@
 """The charts of the report, one function each, from the parts of ``ReportData`` to inline SVG.
 
-Every chart differs by shape or dash as well as by colour, so that it is readable in grey print, and every number in it
-also stands in a table of the page.
+Series differ by shape or dash as well as by colour, so that charts are readable in grey print. Every number of a chart
+is also in a table of the page.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ def candidates(candidate_rows: Sequence[CandidateRow], taken: str | None, words:
 
 @chart
 def anneal(part: AnnealPart, words: Words) -> Figure:
-    """Learning rates of the branches where given, and the target loss by length, shape and mixture of the decay."""
+    """Learning rates of the branches if given, and the target loss by length, shape and mixture of the decay."""
     shapes = sorted({row.shape for row in part.branches})
     measured = [row for row in part.branches if row.losses]
     powers = sorted({row.power for row in measured})
@@ -304,7 +304,7 @@ def ladder_figure(part: LadderPart, words: Words) -> Figure:
 
 @chart
 def prediction(predictions: Sequence[PredictionRow], target: PredictionRow | None, words: Words) -> Figure:
-    """Intervals around each prediction and where the measurement fell, as differences from the predicted loss."""
+    """The interval of each prediction and the measurement, as differences from the predicted loss."""
     labels = [words("target_loss") if row is target else label(row.domain) for row in predictions]
     left, height = _left_margin(labels), 32 * len(labels)
     fig = figure(height + 44)
@@ -326,7 +326,7 @@ def prediction(predictions: Sequence[PredictionRow], target: PredictionRow | Non
 
 @chart
 def gauge(row: PredictionRow) -> Figure:
-    """The recorded interval of the target loss, the prediction in it, and where the measurement fell."""
+    """The recorded interval of the target loss, the prediction, and the measurement."""
     fig = figure(58, 360)
     ax = axes(fig, 8, 2, 344, 32)
     ax.plot([row.low, row.high], [0, 0], color=C1, linewidth=7, alpha=0.3, solid_capstyle="butt")
@@ -382,7 +382,7 @@ def arms(arm_rows: Sequence[ArmRow], differences: Sequence[DifferenceRow], words
 
 
 def score_names(score_rows: Sequence[ScoreRow], words: Words) -> list[str]:
-    """What each row is called: the total, the target, and the domains."""
+    """The label of each row: the total, the target, and the domains."""
     named = {0: words("name_total")}
     if compared_row(score_rows) is not score_rows[0]:
         named[1] = words("name_target")
@@ -465,7 +465,7 @@ def taught_gain(gain: TaughtGain, words: Words) -> Figure:
 
 @chart
 def curves(loss_curves: Sequence[LossCurve], training: Sequence[LossCurve], words: Words) -> Figure:
-    """Losses of the target runs over the tokens they have seen: on held-out text, and on training batches if given."""
+    """Losses of the target runs by training tokens: on held-out text, and on training batches if given."""
     fig = figure(352)
     panels = [(words("target_loss"), loss_curves)] + ([(words("training_loss"), training)] if training else [])
     width = (WIDTH - 20 - 80 * len(panels)) / len(panels)
@@ -474,7 +474,7 @@ def curves(loss_curves: Sequence[LossCurve], training: Sequence[LossCurve], word
         for curve in group:
             _curve(ax, curve, loss_curves, words, "o" if n == 0 else "")
         ends = [value for curve in group for value in curve.losses if math.isfinite(value)]
-        if ends:  # the first steps fall from far above and would press the rest flat
+        if ends:  # the first losses are far higher and would flatten the rest
             low, high = min(ends), float(np.quantile(ends, 0.9)) if len(ends) > 30 else max(ends)
             ax.set_ylim(low - 0.04 * (high - low), high + 0.08 * (high - low) or None)
         ax.set_xlim(left=0)
@@ -489,7 +489,7 @@ def curves(loss_curves: Sequence[LossCurve], training: Sequence[LossCurve], word
 
 
 def _curve(ax: Axes, curve: LossCurve, all_curves: Sequence[LossCurve], words: Words, marker: str) -> None:
-    """One line, in the colour of the arm that it is named after."""
+    """One line in the colour of its arm."""
     arms_named, labels = list(ARM_COLOURS), [other.label for other in all_curves]
     i = labels.index(curve.label) if curve.label in labels else 0
     colour = ARM_COLOURS.get(curve.label, COLOURS[i % len(COLOURS)])

@@ -1,4 +1,4 @@
-"""Numbers as the report prints them: tabular, with true minus signs, and a dash for what is not a finite number."""
+"""Numbers as the report prints them: tabular, with true minus signs, and a dash for infinity and NaN."""
 
 from __future__ import annotations
 
@@ -50,20 +50,20 @@ def points(mean: float | None, low: float | None, high: float | None) -> str:
 
 
 def probability(value: float | None) -> str:
-    """A probability: two digits, and below a thousandth only that."""
+    """A probability with two digits; below a thousandth only ``< 0.001``."""
     if value is None or not math.isfinite(value):
         return MISSING
     return "< 0.001" if value < 0.001 else f"{value:.2g}"
 
 
 def relation(value: float | None) -> str:
-    """A probability as it stands after ``p`` in a sentence: ``= 0.011``, ``< 0.001``."""
+    """A probability as it follows ``p`` in a sentence: ``= 0.011``, ``< 0.001``."""
     text = probability(value)
     return text if text.startswith("<") else f"= {text}"
 
 
 def share(value: float) -> str:
-    """A share that someone chose, as a percentage of up to three digits: ``40%``."""
+    """A chosen share, such as a setting, as a percentage of up to three digits: ``40%``."""
     return f"{100 * value:.3g}%"
 
 
@@ -109,14 +109,14 @@ def power_short(value: float) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """A ratio of two quantities: three digits, ``∞`` where it has no bound."""
+    """A ratio of two quantities: three digits, ``∞`` if it is infinite."""
     if value is None or math.isnan(value):
         return MISSING
     return "∞" if math.isinf(value) else f"{value:.3g}"
 
 
 def general(value: float) -> str:
-    """A fitted parameter: four digits, as a power of ten where it is very large or small."""
+    """A fitted parameter: four digits, as a power of ten if it is very large or small."""
     if value != 0 and math.isfinite(value) and not 1e-3 <= abs(value) < 1e5:
         return power(value).replace("-", "−")
     return f"{value:.4g}".replace("-", "−") if math.isfinite(value) else MISSING
@@ -142,7 +142,7 @@ def duration(words: Words, seconds: float) -> str:
 
 
 def moment(text: str) -> datetime:
-    """An ISO 8601 date as a point in time, in UTC where it names no zone."""
+    """An ISO 8601 date as a point in time; UTC if it has no time zone."""
     value = datetime.fromisoformat(text)
     return value if value.tzinfo else value.replace(tzinfo=UTC)
 

@@ -17,7 +17,7 @@ _WIDTH = 240.0
 
 
 def write_leaderboard(board: Leaderboard, path: Path, language: Language = "en") -> None:
-    """Write ``board`` as HTML that loads nothing from elsewhere; an older file is replaced atomically.
+    """Write ``board`` as self-contained HTML; an older file is replaced atomically.
 
     Notes of the board are in English in every language.
 
@@ -38,7 +38,7 @@ def _percent(share: float) -> str:
 
 
 def _scale(table: Table, value: float) -> float:
-    """Where ``value`` lies in the drawing of ``table``, whose ends are the lowest and highest end of an interval."""
+    """The position of ``value`` in the drawing of ``table``, which spans all its intervals."""
     low = min(one.score.low for one in table.standings)
     high = max(one.score.high for one in table.standings)
     return round(4 + (value - low) / ((high - low) or 1.0) * (_WIDTH - 8), 1)

@@ -1,8 +1,8 @@
 """Writes the report: plain data in, one self-contained HTML file out.
 
-The template holds the layout, this file the few judgements that the page makes of its own: which sections there are,
-whether an interval excludes zero, whether a prediction really came first, which sentence the numbers bear out. What a
-section lacks is left out.
+The template holds the layout. This file holds the few decisions of the page: the sections to show, whether an interval
+excludes zero, whether a prediction came first, and the sentence that the numbers support. Missing parts of a section
+are left out.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from armillary.report.view import (
     compared_row,
 )
 
-# Notes on what this program named; the others speak of domains, families and files, whose names are the user's.
+# Notes about names of this program; other notes are about domains, families and files with the user's names.
 _ABOUT_STUDIES = frozenset({"failures", "reason", "adjusted"})
 
 
 def write_report(data: ReportData, path: Path, language: Language = "en") -> None:
-    """Write ``data`` as one HTML file that loads nothing from elsewhere; an older file is replaced atomically.
+    """Write ``data`` as one self-contained HTML file; an older file is replaced atomically.
 
     The same data gives the same bytes.
 
@@ -111,7 +111,7 @@ def _render(data: ReportData, words: Words) -> str:
 
 
 def _sections(data: ReportData) -> list[str]:
-    """Ids of the sections that have something to show, in order."""
+    """Ids of the non-empty sections, in order."""
     present: dict[str, Any] = {
         "verdict": True,
         "question": True,
@@ -148,7 +148,7 @@ def _total(data: ReportData) -> CostRow | None:
 
 
 def _target(data: ReportData) -> PredictionRow | None:
-    """What was said and what was seen of the target loss, from the recorded prediction or else from the ladder."""
+    """The predicted and the measured target loss, from the recorded prediction or else from the ladder."""
     if data.prediction is not None:
         return data.prediction.target
     if data.ladder is not None and (point := data.ladder.target) is not None:
@@ -160,7 +160,7 @@ def _target(data: ReportData) -> PredictionRow | None:
 def _recipe(data: ReportData) -> list[tuple[str, list[float], float | None]]:
     """The recipe's domains, largest weight first: weight in each phase of the target run, and in the natural mixture.
 
-    Before the phases are known, the mixture found stands for the only one.
+    Before the phases are known, the found mixture counts as the only phase.
     """
     natural: Mapping[str, float] = data.mixture.natural if data.mixture else {}
     phases = [phase.weights for phase in data.recipe.phases] if data.recipe else []
@@ -172,7 +172,7 @@ def _recipe(data: ReportData) -> list[tuple[str, list[float], float | None]]:
 
 
 def _seeds(data: ReportData, words: Words) -> str:
-    """How many seeds have finished: once where all arms agree, else by arm."""
+    """The number of finished seeds: one number if all arms have the same, else by arm."""
     counts = {row.name: len(row.losses) for row in data.arms}
     if len(set(counts.values())) == 1:
         return str(next(iter(counts.values())))
@@ -184,7 +184,7 @@ def _seeds(data: ReportData, words: Words) -> str:
 
 
 def _scores(rows: Sequence[ScoreRow], words: Words) -> list[Markup | str]:
-    """Whether the published model answers better than by chance, and than the one on the natural mixture."""
+    """Whether the published model is better than chance, and better than the model on the natural mixture."""
     total, row = rows[0], compared_row(rows)
     level = "above" if total.low > 0.5 else "below" if total.high < 0.5 else "at"
     said: list[Markup | str] = [words.sentence(f"scores_{level}", value=fmt.percent(total.value), n=fmt.count(total.n))]
@@ -197,7 +197,7 @@ def _scores(rows: Sequence[ScoreRow], words: Words) -> list[Markup | str]:
 
 
 def _hits(judged: list[PredictionRow], words: Words) -> Markup | str:
-    """How many predictions lie inside their intervals: those of the domains and the one of the target."""
+    """How many measurements are inside their predicted intervals, for the domains and for the target."""
     if not judged:
         return ""
     domains = sum(row.domain != "target" for row in judged)
@@ -210,7 +210,7 @@ def _hits(judged: list[PredictionRow], words: Words) -> Markup | str:
 
 
 def _recorded(part: PredictionPart, words: Words) -> list[Markup]:
-    """When the prediction was recorded and whether that was before the run; and the chain of records."""
+    """The time of the prediction, whether it came before the run, and the chain of records."""
     recorded = fmt.date(part.recorded_at)
     if part.started_at is None:
         said = [words.sentence("recorded_unknown" if part.begun else "recorded_only", recorded=recorded)]
@@ -227,7 +227,7 @@ def _recorded(part: PredictionPart, words: Words) -> list[Markup]:
 
 
 def _pending(part: PredictionPart, workspace: str, words: Words) -> Markup:
-    """That the verdict has to wait for the target run, and why."""
+    """The sentence that the verdict is pending, with the reason."""
     if not part.pending:
         return words.sentence("pending_plain")
     return words.sentence("pending", cause=_code(part.pending), command=_code(f"armillary train {workspace}"))
@@ -278,7 +278,7 @@ def _anneal_choice(part: AnnealPart, words: Words) -> Markup:
 
 
 def _gain(row: DifferenceRow, words: Words) -> tuple[str, list[Markup]]:
-    """Whether the difference is ``better``, ``worse``, ``undecided`` or ``untested``, and what says so."""
+    """Whether the difference is ``better``, ``worse``, ``undecided`` or ``untested``, and the evidence."""
     names = {"arm": words.name(row.arm), "reference": words.name(row.reference)}
     if row.mean is None or row.low is None or row.high is None:
         return "untested", [words.sentence("untested", **names)]
@@ -332,7 +332,7 @@ def _break_even(part: BreakEven, words: Words) -> list[Markup]:
 
 
 def _pays(part: BreakEven, words: Words) -> Markup | str:
-    """The same in one sentence, where there is an answer."""
+    """The same in one sentence, if there is an answer."""
     if part.multiplier is None:
         return ""
     if part.at is None:
@@ -355,5 +355,5 @@ def _note(note: Note, words: Words) -> Markup:
 
 
 def _code(text: str) -> Markup:
-    """Text that is shown as it is, such as an id, a path or an error message."""
+    """Text that is shown verbatim, such as an id, a path or an error message."""
     return Markup("<code>{}</code>").format(text)

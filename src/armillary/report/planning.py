@@ -1,4 +1,4 @@
-"""The chart of predicted against measured speed that ``armillary plan validate --chart`` draws."""
+"""The chart of predicted against measured speed of ``armillary plan validate --chart``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_speed_chart(path: Path, points: Sequence[tuple[str, float, float]]) ->
     """Draw points of (kind, measured, predicted) TFLOP/s on logarithmic axes, with a band of 25 %, as SVG or PNG.
 
     Raises:
-        UsageError: the file's name has another ending, or there are no points.
+        UsageError: another file extension, or no points.
     """
     if path.suffix not in (".svg", ".png"):
         raise UsageError(f"{path}: a chart is written as .svg or .png")

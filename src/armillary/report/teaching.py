@@ -1,4 +1,4 @@
-"""Writes what a model was taught: a section of the report of a recipe, and a page of its own for a post-training."""
+"""Writes the results of a post-training: a section of a recipe's report, or a separate page."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from armillary.report.view import TaughtGain, TaughtScore, TeachingPart
 
 @dataclass(frozen=True)
 class TeachingPage:
-    """A page on one post-training: its ``title``, when it was written (ISO 8601), and by which version."""
+    """A page on one post-training: its ``title``, its time of writing (ISO 8601), and the program's version."""
 
     title: str
     part: TeachingPart
@@ -28,7 +28,7 @@ class TeachingPage:
 
 
 def teaching_section(part: TeachingPart, words: Words) -> Markup:
-    """The section as HTML, and that on the diversity of the questions after it."""
+    """The section as HTML, followed by the section on the diversity of the questions."""
     template = environment().get_template("teaching.html.j2")
     diversity = diversity_section(part.diversity, words.language) if part.diversity else ""
     lead = _lead(part, words)
@@ -41,7 +41,7 @@ def teaching_section(part: TeachingPart, words: Words) -> Markup:
 
 
 def write_teaching(page: TeachingPage, path: Path, language: Language = "en") -> None:
-    """Write the page as one HTML file that loads nothing from elsewhere; an older file is replaced atomically.
+    """Write the page as one self-contained HTML file; an older file is replaced atomically.
 
     Raises:
         ArmillaryError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""The templates of the pages, and the one way in which a page is written."""
+"""The templates of the pages, and the function that writes a page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 
 @functools.cache
 def environment() -> Environment:
-    """The templates of this room; what they print is escaped."""
+    """The templates of this room; printed values are escaped."""
     return Environment(
         loader=PackageLoader("armillary.report", "."),
         autoescape=True,
@@ -29,7 +29,7 @@ def environment() -> Environment:
 def write_page(path: Path, html: str) -> None:
     """Write a page; an older file is replaced atomically.
 
-    A young model may write control characters, which HTML forbids: each becomes U+FFFD.
+    A barely trained model may write control characters, which HTML forbids; each becomes U+FFFD.
 
     Raises:
         ArmillaryError: the file cannot be written.

@@ -1,7 +1,7 @@
-"""Every string of the report, English beside Chinese, so that neither can be forgotten.
+"""Every string of the report in English and Chinese, side by side, so that neither language is forgotten.
 
-Names that the user chose (domains, model families, candidates) are never translated. The names that this program
-itself gives are: arms and stages by ``Words.name``, families of questions by ``Words.task``.
+Names that the user chose (domains, model families, candidates) are never translated. Names given by this program are
+translated: arms and stages by ``Words.name``, families of questions by ``Words.task``.
 """
 
 from __future__ import annotations
@@ -715,7 +715,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "hours_minutes": ("{hours} h {minutes:02d} min", "{hours} 小时 {minutes:02d} 分"),
     "minutes_seconds": ("{minutes} min {seconds:02d} s", "{minutes} 分 {seconds:02d} 秒"),
     "seconds": ("{seconds:.1f} s", "{seconds:.1f} 秒"),
-    # names that this program gives
+    # names given by this program
     "name_found": ("found", "所得"),
     "name_natural": ("natural", "自然"),
     "name_uniform": ("uniform", "均匀"),
@@ -797,7 +797,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "name_1-sqrt": ("1-sqrt", "1−√x"),
     "name_cosine": ("cosine", "余弦"),
     "name_linear": ("linear", "线性"),
-    # families, subjects and languages of the questions that this program draws
+    # families, subjects and languages of this program's questions
     "task_en": ("English", "英文"),
     "task_zh": ("Chinese", "中文"),
     "task_math": ("math", "数学"),
@@ -840,34 +840,34 @@ class Words:
         return STRINGS[key][self._column].format(**values)
 
     def sentence(self, key: str, **values: object) -> Markup:
-        """As a call, but as HTML in which no line breaks inside a short value (``1-sqrt``, a date)."""
+        """As a call, but as HTML without line breaks inside a short value (``1-sqrt``, a date)."""
         kept = Markup('<span class="value">{}</span>')
         return Markup(STRINGS[key][self._column]).format(
             **{name: kept.format(value) if len(str(value)) <= 40 else value for name, value in values.items()}
         )
 
     def n(self, noun: str, count: int) -> str:
-        """``count`` things: the entry ``n_NOUN`` holds the singular and the plural, where the language has both."""
+        """``count`` things: the entry ``n_NOUN`` holds the singular and, if the language has one, the plural."""
         forms = STRINGS[f"n_{noun}"][self._column].split("|")
         return forms[0 if count == 1 else -1].format(n=f"{count:,}")
 
     def join(self, parts: Sequence[str]) -> str:
-        """The parts as a list in a sentence."""
+        """The parts joined as a list in a sentence."""
         return (", " if self.language == "en" else "、").join(parts)
 
     def mixture(self, power: float) -> str:
-        """The mixture of an annealing: the one found, each weight raised to ``power``."""
+        """The mixture of an annealing: the found mixture with each weight raised to ``power``."""
         return self("mixture_found") if power == 1 else self("mixture_power", power=f"{power:g}")
 
     def candidate(self, name: str) -> str:
-        """The name of a mixture of the study: ``candidate 1``, which the study gives, or a plain mixture's."""
+        """The name of a mixture of the study: ``candidate 1``, or the name of a plain mixture."""
         number = name.removeprefix("candidate ")
         return self("name_candidate", number=number) if number != name else self.name(name)
 
     def name(self, name: str) -> str:
-        """The word for a name that this program gives; any other name as it is."""
+        """The translation of a name given by this program; any other name unchanged."""
         return self(f"name_{name}") if f"name_{name}" in STRINGS else name
 
     def task(self, name: str) -> str:
-        """The word for a family, subject or language of questions; one that this program does not draw as it is."""
+        """The translation of a family, subject or language of this program's questions; any other name unchanged."""
         return self(f"task_{name}") if f"task_{name}" in STRINGS else name

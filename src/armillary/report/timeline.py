@@ -64,7 +64,7 @@ def _figure(ledger: Ledger) -> Figure:
     fig = Figure(figsize=(11, 3.4 + rows), layout="constrained", facecolor="white")
     above, below = fig.subplots(2, 1, sharex=True, height_ratios=[2.2, rows])
     edges = np.linspace(0, ledger.elapsed_s / unit, BINS + 1)
-    # A rank that has no part in a time, because the run continued without it, has no share there.
+    # While the run continues without a rank, that rank has no shares.
     present = np.array([shares[rank].sum(axis=0) > 0 for rank in ranks])
     mean = np.sum([shares[rank] for rank in ranks], axis=0) / np.maximum(1, present.sum(axis=0))
     above.stackplot(

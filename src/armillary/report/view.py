@@ -1,4 +1,4 @@
-"""The content of a report as plain frozen data: the caller fills it from its stores, the report reads nothing else.
+"""The content of a report as plain frozen data. The caller fills it from its stores; the report reads nothing else.
 
 Trade-offs: the report recomputes no statistics. Intervals and verdicts come with the data, so it prints exactly the
 recorded decisions; it only sums costs and compares an interval with zero. A part that does not exist yet is ``None``
@@ -33,7 +33,7 @@ class Question:
 class DomainRow:
     """A domain of the corpus. ``trained`` is false for a domain that is only examined; ``train_tokens`` is then 0.
 
-    ``source`` names no folder of the machine that the report was made on; ``licence`` is empty where none is stated.
+    ``source`` does not contain folders of the machine; ``licence`` is empty if unknown.
     """
 
     name: str
@@ -51,7 +51,7 @@ class DomainRow:
 class DomainFit:
     """The mixture law against the proxies for one validation domain, over the design's n runs.
 
-    ``predicted[i]`` was made by a law that did not see run i (held out); ``form`` names the form that was chosen.
+    ``predicted[i]`` comes from a law fitted without run i (held out); ``form`` names the chosen form.
     """
 
     domain: str
@@ -76,7 +76,7 @@ class CandidateRow:
 
 @dataclass(frozen=True)
 class MixtureChoice:
-    """Which mixture was taken. ``difference`` is ``best`` minus ``reference`` on the target, at proxy size.
+    """The choice of a mixture. ``difference`` is ``best`` minus ``reference`` on the target, at proxy size.
 
     ``best`` has the lowest mean of the ``others`` mixtures that were compared with the reference. ``significant`` says
     whether it is better than the reference beyond chance; if not, ``taken`` is the reference. ``others`` is 0 if no
@@ -124,7 +124,7 @@ class Phase:
 class Recipe:
     """What the target run trains on: its phases in order, and the passes over each domain's text in the whole run.
 
-    ``measured`` says whether the passes are those of the run itself, or only planned.
+    ``measured``: whether the passes were counted by the run, or are only planned.
     """
 
     phases: Sequence[Phase]
@@ -149,7 +149,7 @@ class AnnealRow:
 
 @dataclass(frozen=True)
 class LrCurve:
-    """Learning rate of a branch: ``lr[i]`` at ``steps[i]``."""
+    """The learning rate of a branch: ``lr[i]`` at ``steps[i]``."""
 
     label: str
     steps: Sequence[int]
@@ -158,7 +158,7 @@ class LrCurve:
 
 @dataclass(frozen=True)
 class CurveLaw:
-    """The training loss by the law of the learning-rate curve.
+    """The forecast of the training loss by the law of the learning-rate curve.
 
     ``nearby`` holds pairs of a share of decay and its loss above the best; ``endings`` pairs of a number of steps and
     the additional loss of an unplanned end there. Losses in nats per token.
@@ -174,9 +174,9 @@ class CurveLaw:
 class AnnealPart:
     """The annealing study. ``chosen``, ``reference`` and ``best`` are indices of ``branches``.
 
-    ``reference`` is the usual choice; ``best`` has the lowest mean of the other complete branches, None where there is
-    none. ``difference`` is the target loss of ``best`` minus that of ``reference``; ``significant`` says whether it is
-    better beyond chance. Where it is not, ``chosen`` is the reference.
+    ``reference`` is the usual choice; ``best`` is the other complete branch with the lowest mean, or None.
+    ``difference`` is the target loss of ``best`` minus that of ``reference``; ``significant`` says whether it is better
+    beyond chance. If not, ``chosen`` is the reference.
     """
 
     branches: Sequence[AnnealRow]
@@ -195,8 +195,8 @@ class AnnealPart:
 class LadderPoint:
     """A run of the ladder: loss per validation domain, and the target loss.
 
-    ``predicted``, ``low`` and ``high`` are what its family's law says of the target loss at this run's own parameters
-    and tokens, None without a law.
+    ``predicted``, ``low`` and ``high`` are its family's law for the target loss at this run's parameters and tokens;
+    None without a law.
     """
 
     family: str
@@ -213,7 +213,7 @@ class LadderPoint:
 
 @dataclass(frozen=True)
 class LadderLaw:
-    """The law of one family for the target loss; ``form`` has the largest weight of the forms that it averages."""
+    """The law of one family for the target loss; ``form`` is the averaged form with the largest weight."""
 
     family: str
     parameters: Mapping[str, float]
@@ -286,7 +286,7 @@ class PredictionRow:
 
 @dataclass(frozen=True)
 class Chain:
-    """The store's chain of records: how many there are, the hash of the last, and what breaks the chain, or None.
+    """The store's chain of records: its length, the hash of the last record, and the break in the chain, or None.
 
     ``prediction`` and ``verdict`` are the numbers of these records in the chain, counted from 1.
     """
@@ -300,12 +300,12 @@ class Chain:
 
 @dataclass(frozen=True)
 class PredictionPart:
-    """The recorded prediction. ``started_at`` is when the target run began, None before it has or where it is unknown.
+    """The recorded prediction. ``started_at`` is the start of the target run; None if unknown or not yet begun.
 
     ``target`` is the prediction of the target loss itself; ``rows`` are the validation domains. ``extrapolation`` is
-    parameters times tokens of the target run over the largest of the ladder. ``begun`` says whether the run has begun;
-    ``pending`` is why it has no result, an empty string where the cause is unknown, and None where it has one or was
-    not asked for.
+    parameters times tokens of the target run over the largest of the ladder. ``begun`` says whether the run has begun.
+    ``pending`` is the reason for a missing result, an empty string for an unknown reason, and None if there is a result
+    or the run was not requested.
     """
 
     recorded_at: str
@@ -322,11 +322,11 @@ class PredictionPart:
 class RecordRow:
     """The record of a law's predictions of held-out measurements.
 
-    ``law`` is ``mixture_law``, ``scaling_law`` or ``anneal_law``, shown in the report's language; ``what`` says what
-    was held out: ``confirm``, ``branches``, or ``params`` or ``tokens``, of which runs with at least ``least`` were.
-    ``inside`` of ``forecasts`` lay within the interval, which was ``width`` of the loss wide on average; both are None
-    for forecasts without an interval. ``error`` is the mean relative error; ``extrapolation`` the parameters times
-    tokens of the farthest over those of the largest run that was kept.
+    ``law`` is ``mixture_law``, ``scaling_law`` or ``anneal_law``, shown in the report's language; ``what`` names the
+    held-out measurements: ``confirm``, ``branches``, or runs with at least ``least`` ``params`` or ``tokens``.
+    ``inside`` of the ``forecasts`` were within the interval, whose mean width relative to the loss is ``width``; both
+    are None for forecasts without an interval. ``error`` is the mean relative error. ``extrapolation`` is parameters
+    times tokens of the farthest held-out run over those of the largest kept run.
     """
 
     law: str
@@ -343,8 +343,8 @@ class RecordRow:
 class ArmRow:
     """The target model on one mixture: ``name`` is ``found``, ``natural`` or ``uniform``.
 
-    ``losses`` are target losses, one per finished seed, with their mean and interval, which are None where too few
-    seeds have finished; ``domain_losses`` and ``bits_per_byte`` are means over the seeds per validation domain.
+    ``losses`` are target losses, one per finished seed, with their mean and interval, which are None if too few seeds
+    have finished; ``domain_losses`` and ``bits_per_byte`` are means over the seeds per validation domain.
     """
 
     name: str
@@ -360,7 +360,7 @@ class ArmRow:
 class DifferenceRow:
     """Target loss of ``arm`` minus that of ``reference`` over ``seeds`` pairs: below zero, ``arm`` is better.
 
-    The numbers are None where fewer than two seeds have finished on both.
+    The numbers are None if fewer than two seeds have finished on both.
     """
 
     arm: str
@@ -375,8 +375,8 @@ class DifferenceRow:
 class Multiplier:
     """The value of a difference in compute, by the ladder's law.
 
-    The mixture found reaches the target loss of ``reference`` with ``1 / value`` of its compute, parameters and tokens
-    reduced alike. All three are None where the answer lies outside the sizes of the ladder.
+    The found mixture reaches the target loss of ``reference`` with ``1 / value`` of its compute; parameters and tokens
+    are reduced by the same factor. All three are None if the answer is outside the sizes of the ladder.
     """
 
     reference: str
@@ -387,11 +387,11 @@ class Multiplier:
 
 @dataclass(frozen=True)
 class BreakEven:
-    """From which target run on the studies pay, in FLOPs, against training on ``reference`` without any study.
+    """The smallest target run for which the studies pay off, in FLOPs, compared with training on ``reference``.
 
-    ``multiplier`` is that of the compute; ``at`` is the size, ``low`` and ``high`` the sizes by the ends of the
-    multiplier's interval. A size of None means that the studies pay at no size. A ``multiplier`` of None means that the
-    law does not support an answer.
+    ``multiplier`` is the compute multiplier; ``at`` is the size, and ``low`` and ``high`` are the sizes for the ends of
+    the multiplier's interval. A size of None means that the studies never pay off. A ``multiplier`` of None means that
+    the law does not support an answer.
     """
 
     reference: str
@@ -418,7 +418,7 @@ class Note:
     """A caveat: ``what`` names a sentence (``note_WHAT``) that is filled with the other fields.
 
     ``subject`` is a domain, a family or a file, and for ``failures``, ``reason`` and ``adjusted`` a word that is
-    translated as in CostRow. ``detail`` is shown as it is; ``end`` is ``low`` or ``high``.
+    translated as in CostRow. ``detail`` is shown verbatim; ``end`` is ``low`` or ``high``.
     """
 
     what: str
@@ -430,7 +430,7 @@ class Note:
 
 @dataclass(frozen=True)
 class LossCurve:
-    """A loss of a target run over its training: ``losses[i]`` after ``tokens[i]`` tokens."""
+    """The loss curve of a target run: ``losses[i]`` after ``tokens[i]`` tokens."""
 
     label: str
     tokens: Sequence[float]
@@ -439,7 +439,7 @@ class LossCurve:
 
 @dataclass(frozen=True)
 class Sample:
-    """Text that the target model of that seed wrote after ``prompt``."""
+    """Text that the target model of ``seed`` wrote after ``prompt``."""
 
     prompt: str
     text: str
@@ -448,10 +448,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class CostRow:
-    """What a stage cost: ``core_s`` is the sum over its processes of the time they ran.
+    """The cost of a stage: ``core_s`` is the time summed over its processes.
 
     The words corpus, mixture, confirm, anneal, ladder, predict, target, arms, verdict, export, total, everything,
-    recipe and code are shown in the report's language; any other ``stage`` as it is.
+    recipe and code are shown in the report's language; any other ``stage`` is shown verbatim.
     """
 
     stage: str
@@ -463,7 +463,7 @@ class CostRow:
 
 @dataclass(frozen=True)
 class Command:
-    """How to get a number of this report again. ``what`` is translated as in CostRow."""
+    """The command that reproduces a number of this report. ``what`` is translated as in CostRow."""
 
     what: str
     command: str
@@ -474,9 +474,9 @@ class ScoreRow:
     """Shares of right answers on the same ``n`` items of the domain ``subset``, with 95% intervals.
 
     The first row is the total. The second, named ``target``, is that of the target's domains with their weights; it is
-    left out where it would repeat the total. ``value`` is the published model's. ``reference`` is that of the same
-    model on the natural mixture, ``difference`` the first minus the second over pairs of answers, and ``p`` the
-    probability of one as large by chance; all are None without such a model.
+    left out if it would repeat the total. ``value`` is the published model's. ``reference`` is that of the same model
+    on the natural mixture, ``difference`` the first minus the second over pairs of answers, and ``p`` the probability
+    of one as large by chance; all are None without such a model.
     """
 
     subset: str
@@ -494,15 +494,15 @@ class ScoreRow:
 
 
 def compared_row(rows: Sequence[ScoreRow]) -> ScoreRow:
-    """The row on which two models are compared: the target, or the total where the target is not a row of its own."""
+    """The row on which two models are compared: the target, or the total if there is no row for the target."""
     return rows[1] if len(rows) > 1 and rows[1].subset == "target" else rows[0]
 
 
 @dataclass(frozen=True)
 class QuestionSet:
     """A set of questions with computed answers: ``of`` were drawn, ``verified`` is the share whose answer was confirmed
-    by a second computation and by the verifier, with its 95% interval. All three are None where the questions are those
-    of a file.
+    by a second computation and by the verifier, with its 95% interval. All three are None if the questions come from a
+    file.
     """
 
     name: str
@@ -517,8 +517,8 @@ class QuestionSet:
 class TaughtScore:
     """Share of right answers of ``model`` on ``n`` questions of the set ``test``, with its 95% interval.
 
-    ``subset`` is one family of the set; None is the whole. ``difference`` is that to the model ``against`` over pairs
-    of answers, with its 95% interval and ``p``; None where nothing is compared.
+    ``subset`` is one family of the set; None is the whole. ``difference`` is the paired difference from the model
+    ``against``, with its 95% interval and ``p``; None without a comparison.
     """
 
     model: str
@@ -540,7 +540,7 @@ class TaughtGain:
     """The predicted held-out score of the first fine-tuning, from runs on ``parts`` of its questions.
 
     ``scores`` are those of the parts, ``items`` the questions of the whole run. ``predicted`` with its 90% interval is
-    None where the gain could not be predicted, and ``reason`` says why.
+    None if the gain could not be predicted; ``reason`` says why.
     """
 
     parts: Sequence[int]
@@ -581,8 +581,8 @@ class Talk:
 class TeachingPart:
     """A post-training: questions, models with their scores, the predicted gain, and the loss on other text.
 
-    ``models`` are in the order in which they were made; ``taken`` is the one that was kept. ``left_out`` are stages
-    without a model, with the reason. ``diversity`` is that of ``diversity_section``.
+    ``models`` are in the order of training; ``taken`` is the one that was kept. ``left_out`` are stages without a
+    model, with the reason. ``diversity`` is that of ``diversity_section``.
     """
 
     models: Sequence[str]
