@@ -23,9 +23,9 @@ _REMEDY = "remove it, and `armillary post run` writes it again"
 class Taught(StageOutcome):
     """The outcome of a lesson: ``part`` is its part of the report.
 
-    ``base`` is the run that was taught, and ``weights`` a hash of its model. ``kept`` is the name of the model taken.
-    ``run`` and ``spec`` belong to its fine-tuning, or to the first one if the base is kept. ``edges`` lead from it to
-    the base. ``trained`` is the number of trainings, with their ``flops`` and ``seconds``.
+    ``base`` is the run that was taught, and ``weights`` a hash of its model. ``kept`` is the name of the published
+    model. ``run`` and ``spec`` belong to its fine-tuning, or to the first one if the base is kept. ``edges`` lead from
+    it to the base. ``trained`` is the number of trainings, with their ``flops`` and ``seconds``.
     """
 
     base: str

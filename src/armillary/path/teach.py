@@ -15,8 +15,8 @@ The folder of a teaching::
                                          Its paths are relative to OUT
 
 A stage's model is taken only if it beats the model taken before: the paired interval on the held-out questions must lie
-above zero. A stage that does not help is reported and left out. The model taken is the best of a few, so its held-out
-score is a little higher than it would be on new questions.
+above zero. A stage that does not help is reported and left out. The model taken is the best of several, so its held-out
+score is slightly too high.
 
 The same call resumes: finished stages are reused, and an unfinished one continues. Each refuses changed settings.
 """

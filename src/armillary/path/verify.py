@@ -1,7 +1,7 @@
 """Checks that the files of a workspace, or of any part of one, are unchanged since they were written.
 
-``verify`` recognises the kind of a place, lets every room check its own files, and returns all problems. It never
-changes, moves or creates a file.
+``verify`` recognises the kind of a place, calls the check of the room that wrote each file, and returns all problems.
+It never changes, moves or creates a file.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Verified:
 
 
 def verify(place: Path, database: str | None = None) -> Verified:
-    """Check a workspace, store, corpus, run, checkpoint or published model, what post-training wrote, or a file.
+    """Check a workspace, store, corpus, run, checkpoint, published model, post-training folder or single file.
 
     Args:
         database: SQLAlchemy URL of a workspace's or store's database, if it is not the file in the folder.

@@ -1,7 +1,7 @@
-"""Whether what post-training and examinations wrote is still what was written, in every folder below a place.
+"""Verifies the files of post-training and examinations in every folder below a place.
 
-A folder is told by the files in it, and its own room reads it. What no room reads as a whole is checked here: sealed
-files, answers, and files of items that a record names by their hash.
+The kind of a folder is recognised by its files, and the room that wrote it checks it. This module checks the rest:
+sealed files, answers, and files of items that a record names by their hash.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from armillary.train import verify_run
 
 _REMEDY = "restore it from a copy, or run the same command into another folder"
 _FORMAT = 1
-# Sealed files that lie beside folders; those of a stage, a fine-tuning or a merge are read with it.
+# Sealed files beside folders; those of a stage, a fine-tuning or a merge are checked with it.
 _SEALED = {RECORD, "search.json", "examination.json", "contest.json"}
 _GAIN = "gain"
-# The folders without which no post-training has ended.
+# The folders that every finished post-training has.
 _SETS = ("held-out", "questions", "verified")
 _HASH = re.compile(rb'"(?:sha256:)?([0-9a-f]{64})"')
 
 
 def kind_of(folder: Path) -> str | None:
-    """What of post-training or of an examination lies in a folder, also where a part of it is missing, or None."""
+    """The kind of post-training or examination folder, even if a part of it is missing; None for another folder."""
 
     def has(*names: str) -> bool:
         return any((folder / name).exists() for name in names)
@@ -54,7 +54,7 @@ def kind_of(folder: Path) -> str | None:
 
 
 def verify_taught(root: Path) -> tuple[list[str], list[FileProblem]]:
-    """Check every file below ``root`` that post-training or an examination wrote: what was read, and all problems."""
+    """Check every file of post-training or examinations below ``root``; return the checked parts and all problems."""
     found = _Found(root)
     for name, below, files in os.walk(root):
         below[:] = sorted(entry for entry in below if not entry.startswith("."))
@@ -64,17 +64,17 @@ def verify_taught(root: Path) -> tuple[list[str], list[FileProblem]]:
 
 
 class _Found:
-    """What was read below ``root``, the problems, and the files whose hash a record should have."""
+    """The checked parts below ``root``, the problems, and the files whose hash should be in a record."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.checked: list[str] = []
         self.problems: list[FileProblem] = []
         self._loose: list[Path] = []
-        self._hashes: dict[Path, set[bytes]] = {}  # in each record
+        self._hashes: dict[Path, set[bytes]] = {}  # the hashes in each record
 
     def folder(self, place: Path, below: list[str], files: list[str]) -> None:
-        """Check one folder; the names of folders that were checked with it are removed from ``below``."""
+        """Check one folder; remove the names of folders that are checked with it from ``below``."""
         if "spec.json" in files or "result.json" in files:
             self._add("run", place, verify_run(place))
             return below.clear()
@@ -108,7 +108,7 @@ class _Found:
                 self._hashes[path] = set(_HASH.findall(path.read_bytes()))
 
     def loose_files(self) -> None:
-        """Compare the files of items that lie beside the folders with the hashes in all records."""
+        """Compare the files of items beside the folders with the hashes in all records."""
         for path in self._loose:
             data = path.read_bytes()
             places = [place for place in path.parents if place.is_relative_to(self.root)]
@@ -121,16 +121,16 @@ class _Found:
             self._add("items", path, problems)
 
     def _recorded(self, path: Path) -> set[bytes]:
-        """The hashes that a file of items may have: those in records of its name, or in all if there are none."""
+        """The possible hashes of a file of items: those in records of its name, or in all records if there are none."""
         own = path.with_suffix("")
         named = [record for record in self._hashes if own in (record.with_suffix(""), record.parent)]
         return {found for record in named or self._hashes for found in self._hashes[record]}
 
     def _lacking(self, place: Path) -> None:
-        """The folders that the record of a post-training names and that are not there."""
+        """The folders in the record of a post-training that are missing."""
         try:
             record = read_sealed(place / RECORD, "record of a post-training", _FORMAT, _REMEDY)
-        except (FileNotFoundError, ArmillaryError):  # not finished, or named with the files of the folder
+        except (FileNotFoundError, ArmillaryError):  # unfinished, or reported with the files of the folder
             return
         names = [*_SETS]
         for step in record["steps"]:
