@@ -385,7 +385,7 @@ def judge(lab: Lab, found: Found) -> dict[str, Any]:
     ``status`` is ``judged``, ``diverged`` or ``pending``. ``rows`` holds for every domain and for the
     target ``predicted``, ``low``, ``high``, ``measured`` and ``inside``. A run that diverged lies outside in every row,
     with nothing measured. A pending verdict has no rows and the reason under ``reason``; it is not recorded. If the
-    target was not predicted before the run, its row is missing, and ``unpredicted`` holds its ``measured`` loss and
+    target loss was not predicted before the run, its row is missing; ``unpredicted`` holds the ``measured`` loss and
     the ``reason``.
 
     Raises:

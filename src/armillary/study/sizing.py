@@ -20,16 +20,16 @@ from armillary.study.rates import Fleet, Precision, faster_precision, train_rate
 Stage = Literal["mixture", "anneal", "ladder", "target"]
 STAGES: tuple[Stage, ...] = ("mixture", "anneal", "ladder", "target")
 
-# What validation costs in training tokens: a forward pass is a third of a training step.
+# The cost of validation in training tokens: a forward pass is a third of a training step.
 _FORWARD_SHARE = 1 / 3
-# Starting runs, checkpoints, and the end of a study, where one worker has nothing to do.
+# Overhead: starting runs, checkpoints, and idle workers at the end of a study.
 _SLACK = 1.12
 # Seconds for fitting the laws, starting workers, the report and the export: an allowance, the same for every recipe.
 _RESERVE_S, _RESERVE_SHARE = 22.0, 0.1
-# How the studies divide what the target run leaves.
+# The shares of the studies in the budget that the target run leaves.
 _SHARES: dict[Stage, float] = {"mixture": 0.55, "anneal": 0.15, "ladder": 0.3}
 _MIN_STEPS = 60
-# How often a target run is validated.
+# The number of validations of a target run.
 TARGET_LOOKS = 4
 _MIN_MIXTURE_RUNS = 20
 
@@ -51,22 +51,22 @@ class Plan(Document):
     rates: dict[str, float]
 
     def size(self, *stages: Stage) -> list[Any]:
-        """What of the plan decides the runs of these stages."""
+        """The part of the plan that determines the runs of these stages."""
         return [self.precision, self.mixture_runs, *[self.tokens[stage] for stage in stages]]
 
 
 def smallest_plan() -> Plan:
-    """Runs of the fewest steps: what a recipe's runs need is checked with it before throughput is measured."""
+    """A plan with the shortest runs, to check a recipe before throughput is measured."""
     tokens = dict.fromkeys(STAGES, 0)
     return Plan(budget=None, precision="fp32", workers=1, mixture_runs=1, tokens=tokens, seconds={}, flops={}, rates={})
 
 
 def remaining(budget: str, spent_s: float, set_aside: float = 0.0) -> str:
-    """What the runs may take of a budget: less the share ``set_aside`` for what comes after them, and for a budget in
-    time less what is spent of it and what no run takes.
+    """The part of a budget that the runs may use. The share ``set_aside`` for later work is subtracted, and from a
+    budget in time also the time already spent and the time outside runs.
 
     Raises:
-        UsageError: nothing is left.
+        UsageError: no budget is left.
     """
     value, unit = parse_budget(budget)
     if unit == "flops":
@@ -82,7 +82,8 @@ def remaining(budget: str, spent_s: float, set_aside: float = 0.0) -> str:
 
 
 def plan_inputs(recipe: Recipe) -> dict[str, Any]:
-    """What of the recipe decides the plan: all but the question, the limits, and what does not change a run's cost."""
+    """The part of the recipe that determines the plan: all except the target, the limits, and fields without effect on
+    cost."""
     without = {"lr", "lr_width", "lr_exponent", "weight_decay", "grad_clip", "warmup_share", "layout", "seeds"}
     asked: dict[str, Any] = recipe.model_dump(
         mode="json",
@@ -102,10 +103,11 @@ def make_plan(
     stages: tuple[Stage, ...] = STAGES,
     budget: str | None = None,
 ) -> Plan:
-    """Size the given stages to ``budget`` (else the recipe's, else as the recipe says).
+    """Size the given stages for ``budget``, by default the recipe's; without a budget, use the recipe's sizes.
 
     Raises:
-        SmallBudgetError: the budget is too small for the smallest sensible study; the message says which is enough.
+        SmallBudgetError: the budget is too small for the smallest sensible study; the message names a sufficient
+            budget.
     """
     shapes = _shapes(recipe, corpus)
     precision, rates = _measure(recipe, shapes, executor)
@@ -132,7 +134,7 @@ def make_plan(
             raise SmallBudgetError(error.stage, budget, sizing.smallest(value / slack) * slack, unit) from error
         tokens.update(sized)
     if tokens["target"] == 0:
-        # Only studies were asked for, and the target's size hangs on a budget for everything.
+        # Only studies were requested, and the target's size needs a budget for the whole path.
         tokens["target"] = tokens["ladder"]
     in_seconds = _Costs(recipe, corpus, {name: 1 / rate for name, rate in rates.items()}, _at_once(recipe, executor))
     flops = {name: shape.train_flops_per_token(recipe.training.context_length) for name, shape in shapes.items()}
@@ -150,12 +152,12 @@ def make_plan(
 
 
 def _at_once(recipe: Recipe, executor: Fleet) -> int:
-    """How many target runs train at the same time: one with a layout, since its ranks are the whole machine."""
+    """How many target runs train at the same time: one if it has a layout, since its ranks use the whole machine."""
     return executor.n_workers if recipe.training.layout is None else 1
 
 
 class SmallBudgetError(UsageError):
-    """A budget that is too small for ``stage``; ``needed`` (seconds or FLOPs) would do."""
+    """A budget that is too small for ``stage``; ``needed`` (seconds or FLOPs) is enough."""
 
     def __init__(self, stage: str, budget: str, needed: float, unit: str) -> None:
         super().__init__(
@@ -165,17 +167,17 @@ class SmallBudgetError(UsageError):
         self.stage, self.needed, self.unit = stage, needed, unit
 
     def of_whole(self, budget: str, spent_s: float, set_aside: float = 0.0) -> SmallBudgetError:
-        """The same error about ``budget``, of which ``spent_s`` seconds were spent before the plan was made, and the
-        share ``set_aside`` is for what comes after the runs.
+        """The same error for the whole ``budget``: with ``spent_s`` seconds spent before planning, and the share
+        ``set_aside`` for work after the runs.
         """
-        # The share of what is left that a plan reserves is added, too.
+        # Also add the share of the rest that a plan reserves.
         reserved = min(_RESERVE_S, _RESERVE_SHARE * self.needed / (1 - _RESERVE_SHARE))
         spent = spent_s + reserved if self.unit == "s" else 0.0
         return SmallBudgetError(self.stage, budget, (self.needed + spent) / (1 - set_aside), self.unit)
 
 
 def _as_budget(value: float, unit: str) -> str:
-    """A budget of at least ``value``, as a person writes it; a tenth more, since rates differ from call to call."""
+    """A budget of at least ``value`` in the form of a recipe; a tenth more, since rates differ from call to call."""
     value *= 1.1
     if unit == "flops":
         digits = 10.0 ** (math.floor(math.log10(value)) - 1)
@@ -192,7 +194,7 @@ class _TooSmallError(Exception):
 
 @dataclass(frozen=True)
 class _Costs:
-    """The costs of stages in seconds or FLOPs, the units of ``per_token`` by shape (``family/depth``).
+    """The costs of stages in seconds or FLOPs; ``per_token`` is the cost by shape (``family/depth``).
 
     Target runs are few and long, so a last round of fewer than ``at_once`` of them takes as long as a full one.
     """
@@ -234,10 +236,10 @@ class _Sizing:
     costs: _Costs
 
     def sizes(self, value: float) -> tuple[dict[Stage, int], int]:
-        """Tokens of each stage's largest run for the amount ``value``, and the runs of the mixture design.
+        """Tokens of each stage's largest run for the amount ``value``, and the number of runs of the mixture design.
 
         Raises:
-            _TooSmallError: of the first stage for which it is not enough.
+            _TooSmallError: the amount is too small; names the first such stage.
         """
         recipe, runs = self.recipe, self.recipe.study.mixture.runs
         tokens: dict[Stage, int] = {}
@@ -246,7 +248,7 @@ class _Sizing:
             if recipe.training.budget_share is not None:
                 tokens["target"] = self._solve("target", runs, value * recipe.training.budget_share)
             value -= self.costs.of("target", tokens["target"], runs)
-        # The mixture comes last: it takes what the others leave when more tokens than the target's own would not help.
+        # The mixture comes last: it gets the rest of the stages that reach the target's own number of tokens.
         studies: list[Stage] = [stage for stage in ("ladder", "anneal", "mixture") if stage in self.stages]
         weight = sum(_SHARES[stage] for stage in studies)
         for stage in studies:
@@ -262,7 +264,7 @@ class _Sizing:
         return tokens, runs
 
     def smallest(self, value: float) -> float:
-        """The smallest amount above ``value``, which is not enough, that is enough, within 1%; infinity for none."""
+        """The smallest sufficient amount above ``value``, within 1%; infinity if there is none."""
         low, high = value, 2 * value
         while not self._enough(high):
             low, high = high, 2 * high
@@ -285,7 +287,7 @@ class _Sizing:
         return _MIN_STEPS * self.recipe.training.batch_sequences * self.recipe.training.context_length
 
     def _solve(self, stage: Stage, runs: int, allowed: float) -> int:
-        """Tokens of the stage's largest run so that the stage costs ``allowed`` (the cost is linear in the tokens)."""
+        """Tokens of the stage's largest run for a total cost of ``allowed`` (the cost is linear in the tokens)."""
         fixed = self.costs.of(stage, 0, runs)
         tokens = (allowed - fixed) / (self.costs.of(stage, 1, runs) - fixed)
         if tokens < self._least:
@@ -302,10 +304,10 @@ def _shapes(recipe: Recipe, corpus: Corpus) -> dict[str, ModelShape]:
 
 
 def _measure(recipe: Recipe, shapes: dict[str, ModelShape], executor: Fleet) -> tuple[Precision, dict[str, float]]:
-    """The precision to use (the faster one on the target, where the recipe leaves it open) and the rates in it.
+    """The precision (if the recipe leaves it open, the faster one for the target) and the rates in this precision.
 
-    A target with a layout may not fit one device: it is not tried, and reckoned to be as fast in FLOPs as the largest
-    of the others.
+    A target with a layout may not fit on one device. It is not measured; its rate in FLOP/s counts as that of the
+    largest other shape.
     """
     context, batch, precision = (
         recipe.training.context_length,
