@@ -1,4 +1,4 @@
-"""Runs training: many runs on workers (``workers``), or one run over many ranks (``ranks``)."""
+"""Starts training: many runs on workers (``workers``), or one run over many ranks (``ranks``)."""
 
 from armillary.launch.ranks.large import check_corpus, launch, launched, stopping
 from armillary.launch.workers.capacity import default_workers, fit_workers, worker_bytes

@@ -1,1 +1,1 @@
-"""One run over many ranks: the process group, ranks started on this machine, and ranks of a launcher."""
+"""One run over many ranks: the process group, ranks on this machine, and ranks started by a launcher."""

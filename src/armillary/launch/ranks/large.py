@@ -1,4 +1,4 @@
-"""Runs a large run from its document: checks everything first, then trains it over ranks.
+"""Trains a large run from its document: checks everything first, then trains over ranks.
 
 If the environment marks this process as one of several (torchrun, or any launcher that sets ``RANK`` and
 ``WORLD_SIZE``), it is a rank. Otherwise it starts ranks on this machine.
@@ -38,15 +38,15 @@ def launch(
 ) -> RunResult | None:
     """Train ``large`` in ``folder``, or resume it, or return its result; None on all ranks but the first.
 
-    ``nproc`` ranks are started on this machine (default: as many as the layout has, or one). If one dies, freezes or
-    hangs, all are started again from the last checkpoint, at most ``max_restarts`` times in a row without getting any
-    further. If the same rank is lost each time, the run continues with fewer data replicas, down to ``min_ranks``
-    ranks: the global batch and the order of the data stay. ``faults`` are made to happen on the way. ``reporter()``
-    makes the reporter of the first rank, which is called with stage, units done and in all, and a note; ``say`` takes a
-    line, and ``close`` ends it.
+    Starts ``nproc`` ranks on this machine (default: the number of ranks in the layout, or one). If a rank dies, freezes
+    or hangs, all restart from the last checkpoint, at most ``max_restarts`` times in a row without progress. If the
+    same rank is lost each time, the run continues with fewer data replicas, down to ``min_ranks`` ranks. The global
+    batch and the order of the data stay the same. ``faults`` are injected. ``reporter()`` returns the reporter of the
+    first rank, which is called with the stage, units done, total units and a note; ``say`` takes a line, and ``close``
+    ends it.
 
     Raises:
-        UsageError: corpus, layout, run and number of ranks do not fit together; nothing has started.
+        UsageError: corpus, layout, run and number of ranks do not match; nothing has started.
         InterruptedRunError, DivergedError, BusyRunError, ArmillaryError: as ``train_ranks``.
     """
     if launched():
@@ -79,7 +79,7 @@ def launch(
 
 
 class _Witness:
-    """Writes what the watching process finds and does to the events of the run, and says it."""
+    """Writes the findings and actions of the watching process to the run's events, and shows them."""
 
     def __init__(self, path: Path, run: str, reporter: Callable[[], Any]) -> None:
         self.path, self.run, self.reporter = path, run, reporter
@@ -99,7 +99,7 @@ class _Witness:
             show.say(said)
         finally:
             show.close()
-        # Before rank 0 has opened the run there is nothing to account for; a full disk must not end the watch.
+        # Before rank 0 has opened the run there is no time to account for; a full disk must not end the watching.
         if self.path.exists():
             with contextlib.suppress(ArmillaryError), EventWriter(self.path, self.run) as events:
                 events.write(kind, step, **{name: value for name, value in data.items() if value is not None})
@@ -148,7 +148,7 @@ def prepare(large: LargeRun, ranks: int) -> tuple[RunSpec, Corpus, Layout]:
     """Open and cross-check the parts of a large run.
 
     Raises:
-        UsageError: the corpus is missing or a different one, the layout does not fit the ranks, or as ``check_run``.
+        UsageError: the corpus is missing or has another hash, the layout does not fit the ranks, or as ``check_run``.
     """
     layout = large.layout_of(ranks)
     path = Path(large.corpus)

@@ -1,11 +1,11 @@
-"""Ranks on this machine, started and watched by this process.
+"""Starts and watches ranks on this machine.
 
 If a rank dies, freezes or hangs, all ranks are ended and restart from the last checkpoint. An outcome of the run itself
-(it diverged, was stopped, its folder is in use) is not a crash: the rank returns it as a value, since a restart would
-give the same outcome.
+(diverged, stopped, folder in use) is not a crash: the rank returns it as a value, since a restart would give the same
+outcome.
 
-A rank runs in a slot: a place on this machine, such as one of its accelerators. If the same slot loses its rank again
-and again, the run continues without it: with another slot that is free, or with fewer ranks.
+A rank runs in a slot: a place on this machine, such as one of its accelerators. If the same slot loses its rank
+repeatedly, the run continues without this slot: with a free slot, or with fewer ranks.
 
 Ranks are forked from a process that has imported what they need, so a restart takes no imports.
 
@@ -36,18 +36,18 @@ from armillary.recipe import ArmillaryError, counted
 from armillary.resilience import KINDS, Detector, FaultClock, FaultState, Finding, Heartbeats, HeartbeatWriter
 
 _LOOK_S = 0.02
-_WORDS = 400  # characters of what a rank said before it died
-_PATIENCE_S = 30.0  # for the other ranks, once one has ended with an error
-# What ranks are forked with; the first optimizer of a process imports torch._dynamo.
+_WORDS = 400  # characters of a dead rank's last output
+_PATIENCE_S = 30.0  # wait for the other ranks after one has ended with an error
+# Modules that the fork server imports; the first optimizer of a process imports torch._dynamo.
 _PRELOAD = ["armillary.launch.ranks.large", "torch.distributed.fsdp", "torch.distributed.tensor", "torch._dynamo"]
 
 
 @dataclass(frozen=True)
 class RankContext:
-    """What a rank gets from the process that starts it.
+    """The arguments of a rank from the process that starts it.
 
-    ``stop()`` says whether it was asked to stop, ``heartbeat`` writes its heartbeats, ``faults`` are those to make.
-    ``slot`` is its place on this machine, if this process started it.
+    ``stop()`` returns whether a stop was requested, ``heartbeat`` writes heartbeats, and ``faults`` are the faults to
+    inject. ``slot`` is its place on this machine, if this process started it.
     """
 
     stop: Callable[[], bool]
@@ -60,9 +60,9 @@ class RankContext:
 class Supervision:
     """How ranks are watched.
 
-    At most ``max_restarts`` restarts in a row that get no further than the one before; then, if one slot was the cause,
-    the run continues with as many ranks of ``fewer`` as the other slots allow (descending numbers). ``report`` takes
-    what was found and done, as kind and data of an event.
+    At most ``max_restarts`` restarts in a row may make no progress. Then, if one slot was the cause, the run continues
+    with the first number of ranks in ``fewer`` (descending) that the other slots allow. ``report`` gets each finding
+    and action as the kind and data of an event.
     """
 
     max_restarts: int = 3
@@ -73,10 +73,10 @@ class Supervision:
 
 
 def start_ranks(act: Callable[[RankContext], Any], ranks: int, watch: Supervision = Supervision()) -> Any:
-    """What ``act(context)`` returns on the first of ``ranks`` ranks; ``act`` is called in each and must be picklable.
+    """Call ``act(context)`` in each of ``ranks`` ranks; return the first rank's result. ``act`` must be picklable.
 
     Raises:
-        ArmillaryError: one that ``act`` raised, or that ranks died too often (``Supervision``).
+        ArmillaryError: raised by ``act``, or ranks died too often (``Supervision``).
     """
     context = mp.get_context("forkserver")
     team = _Team(context, act, ranks, watch)
@@ -86,7 +86,7 @@ def start_ranks(act: Callable[[RankContext], Any], ranks: int, watch: Supervisio
 
 @contextlib.contextmanager
 def _signals(context: Any, stop: Any) -> Iterator[None]:
-    """Ctrl-C and SIGTERM set ``stop``; the second one ends this process. Ranks are born with both blocked."""
+    """Ctrl-C and SIGTERM set ``stop``; a second signal ends this process. Ranks start with both signals blocked."""
 
     def ask(number: int, frame: object) -> None:
         if stop.value:
@@ -95,8 +95,9 @@ def _signals(context: Any, stop: Any) -> Iterator[None]:
 
     prefer_large_pages()
     context.set_forkserver_preload(_PRELOAD)
-    resource_tracker.ensure_running()  # started later it would unblock what is blocked here
-    # A launcher that ends a job signals all its processes; ranks are asked to stop, and ended by SIGKILL alone.
+    resource_tracker.ensure_running()  # if started later, it would unblock the signals that are blocked here
+    # A launcher that ends a job signals all its processes. Ranks get the request through ``stop``, so only SIGKILL ends
+    # them.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         forkserver.ensure_running()
@@ -112,7 +113,7 @@ def _signals(context: Any, stop: Any) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Loss:
-    """A rank that no longer trains: which, how it was lost, and its last words."""
+    """A lost rank: its number, how it was lost, and its last output."""
 
     rank: int | None
     how: str
@@ -121,11 +122,11 @@ class _Loss:
 
 
 class _Team:
-    """All ranks of a run, attempt after attempt."""
+    """All ranks of a run, over all attempts."""
 
     def __init__(self, context: Any, act: Callable[[RankContext], Any], ranks: int, watch: Supervision) -> None:
         self.context, self.act, self.ranks, self.watch = context, act, ranks, watch
-        self.slots = list(range(ranks))  # that hold a rank when they get one; the first ``ranks`` of them have one
+        self.slots = list(range(ranks))  # slots that can run a rank; the first ``ranks`` of them do
         self.stop = context.RawValue("b", 0)
         self.heartbeats, self.detector = Heartbeats(context, ranks), Detector()
         self.faults = watch.faults(context)
@@ -135,16 +136,16 @@ class _Team:
         self.last_output: dict[int, str] = {}
 
     def train(self) -> Any:
-        """The outcome of rank 0, after as many attempts as it takes."""
+        """Run attempts until one succeeds; return the outcome of rank 0."""
         reached, in_vain, attempt = -1, 0, 0
-        culprits: Counter[int] = Counter()  # slots that lost their rank since the run last got any further
+        culprits: Counter[int] = Counter()  # slots that lost their rank since the last progress
         while True:
             try:
                 loss = self._attempt(attempt)
             finally:
                 self._end()
             if loss is None:
-                # An error of any rank is one of all; a rank that only lost the others knows less than it.
+                # An error of any rank ends all; an error of a rank that only lost the others says less.
                 outcome = next((o for o in self.outcomes.values() if isinstance(o, ArmillaryError)), None)
                 if outcome is not None:
                     raise outcome
@@ -172,7 +173,7 @@ class _Team:
             self.watch.report("restart", step, attempt=attempt)
 
     def _leave(self, culprits: Counter[int], loss: _Loss, step: int) -> bool:
-        """Leave the slot that is to blame for most losses; False if there is none, or too few slots are left."""
+        """Drop the slot that caused most losses; False if there is none, or too few slots remain."""
         slot, times = next(iter(culprits.most_common(1)), (-1, 0))
         rest = [other for other in self.slots if other != slot]
         ranks = next((number for number in (self.ranks, *self.watch.fewer) if number <= len(rest)), None)
@@ -189,7 +190,7 @@ class _Team:
         self.watch.report("detected", step, found=found, culprit=loss.rank, how=loss.how, **silent)
 
     def _attempt(self, attempt: int) -> _Loss | None:
-        """Start all ranks and watch them until all have ended (None), or one is lost."""
+        """Start all ranks and watch them until all have ended (None) or one is lost."""
         self.heartbeats.clear()
         self.detector.restart()
         self.outcomes.clear()
@@ -204,7 +205,7 @@ class _Team:
             environment = {
                 "RANK": rank, "LOCAL_RANK": slot, "WORLD_SIZE": self.ranks, "LOCAL_WORLD_SIZE": self.ranks,
                 "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port,
-                # the store is ours, and new for each attempt
+                # this process hosts the TCP store, a new one for each attempt
                 "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": attempt,
             }  # fmt: skip
             inside = (self.heartbeats.writer(rank), self.faults, slot)
@@ -231,13 +232,13 @@ class _Team:
                         return self._dead(rank, process.exitcode)
             if any(isinstance(outcome, ArmillaryError) for outcome in self.outcomes.values()):
                 failed_at = failed_at or time.monotonic()
-                if time.monotonic() - failed_at > _PATIENCE_S:  # the others wait for it
+                if time.monotonic() - failed_at > _PATIENCE_S:  # the others wait for a stopped rank
                     return None
             else:
                 now = time.monotonic()
                 self._make_faults(now)
                 stopped = [n for n, p in enumerate(self.processes) if n not in self.outcomes and _is_stopped(p.pid)]
-                # A rank that has ended beats no more, and those that have not may still freeze.
+                # A rank that has ended no longer beats, and the others may still freeze.
                 heartbeats = self.heartbeats.read()[: self.ranks]
                 beats = [replace(b, beat_s=now) if n in self.outcomes else b for n, b in enumerate(heartbeats)]
                 found = self.detector.look(beats, now, stopped)
@@ -250,7 +251,7 @@ class _Team:
         return None
 
     def _make_faults(self, now: float) -> None:
-        """Make the faults at a rate that are due: kill or stop a rank at any time, or order the fault of it."""
+        """Inject the due faults at a rate: kill or stop a rank at any time, or order the rank to inject its fault."""
         if self.faults is None or self.watch.clock is None:
             return
         for rank, kind in self.watch.clock.due(now, self.ranks):
@@ -263,7 +264,7 @@ class _Team:
                 os.kill(self.processes[rank].pid, number)
 
     def _dead(self, rank: int, code: int) -> _Loss:
-        """The rank whose death was the cause: one that was killed, before those that noticed it."""
+        """The rank whose death was the cause: a killed rank, rather than one that noticed it."""
         time.sleep(_LOOK_S)
         self._listen()
         killed = [n for n, p in enumerate(self.processes) if (p.exitcode or 0) < 0 and n not in self.outcomes]
@@ -285,7 +286,7 @@ class _Team:
             receiver.close()
 
     def _end(self) -> None:
-        """End what is left of the ranks; a checkpoint that one of them was writing does not count."""
+        """End the remaining ranks; an unfinished checkpoint does not count."""
         for process in self.processes:
             if process.is_alive():
                 process.kill()
@@ -297,7 +298,7 @@ class _Team:
 
 
 def _is_stopped(pid: int) -> bool:
-    """Whether a process is stopped by a signal, where the system says so."""
+    """Whether a process is stopped by a signal; false on systems without this information."""
     try:
         state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2][:1]
     except OSError:
@@ -317,7 +318,7 @@ def _be_rank(
     if faults is not None and faults.is_gone(slot):
         os.kill(os.getpid(), signal.SIGKILL)
     heartbeat.start()
-    parent = os.getppid()  # the fork server, which ends with the process that watches
+    parent = os.getppid()  # the fork server, which ends with the watching process
     try:
         outcome = act(RankContext(lambda: bool(stop.value) or os.getppid() != parent, heartbeat, faults, slot))
     except ArmillaryError as error:

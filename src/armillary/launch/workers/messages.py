@@ -40,7 +40,7 @@ class Job:
     keep: tuple[int, ...] = ()
 
     def new_flops(self, step: int) -> float:
-        """FLOPs spent after ``step`` steps, without the steps taken by its trunk."""
+        """FLOPs spent after ``step`` steps, without those of its trunk."""
         # Without its trunk's checkpoint, a branch begins at step 0, which is not progress.
         own = max(0, step - (self.trunk[1] if self.trunk else 0))
         return self.spec.flops * own / self.spec.steps

@@ -1,4 +1,4 @@
-"""The registry of places for ``--on``. Each place is one file and registers under the word before ``://``."""
+"""The registry of places for ``--on``. Each place is one file, registered under the scheme before ``://``."""
 
 from __future__ import annotations
 

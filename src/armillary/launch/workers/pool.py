@@ -48,8 +48,8 @@ from armillary.train import stack_key
 MAX_ATTEMPTS = 3
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _AHEAD_S = 1.0
-# A stack is tried for shapes with at least this many FLOPs per worker, and if a single model's step takes less than
-# this: with longer steps the device is already busy. The next larger stack must be faster by this factor.
+# A stack is tried for shapes with at least this many FLOPs per worker, and if a step of a single model takes less than
+# this time: with longer steps the device is already busy. The next larger stack must be faster by this factor.
 _WORTH_FLOPS = 2e12
 _BUSY_STEP_S = 0.05
 _STACKS = (4, 16, 64, 256)
@@ -216,7 +216,7 @@ class WorkerExecutor(Executor):
     ) -> dict[str, RunResult | Failure]:
         """Train the jobs that have no outcome yet; returns the outcome of each by run id.
 
-        A run that failed in an earlier call is tried again; one that diverged is returned as it is recorded.
+        A run that failed in an earlier call is retried. For a diverged run, the recorded outcome is returned.
 
         Raises:
             InterruptedStudyError: stopped by Ctrl-C; the same call resumes.
@@ -281,9 +281,9 @@ class WorkerExecutor(Executor):
             # it.
             members = self._members.get(stack_key(ready[0].spec), 1) if queue.may_stack(ready[0]) else 1
             mates = [job for job in ready if queue.may_stack(job) and stack_key(job.spec) == stack_key(ready[0].spec)]
-            # The idle workers share what there is, even where one stack could hold it all: two workers with half a
-            # stack each are faster than one with a full stack. More jobs than fit at once are sent, since one enters
-            # as another leaves; fewer each time, so that all workers finish together.
+            # The idle workers share the jobs, even if one stack could hold them all: two workers with half a stack each
+            # are faster than one with a full stack. A message has more jobs than fit at once, since one enters as
+            # another leaves. Later messages have fewer, so that all workers finish together.
             sharing = idle - number + starting if number < idle else self.n_workers
             jobs = mates[: -(-len(mates) // sharing)] if members > 1 else ready[:1]
             for job in jobs:

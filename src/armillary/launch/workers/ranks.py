@@ -1,4 +1,4 @@
-"""Trains the runs of a study one by one, each over many ranks of this machine, for targets too large for one device.
+"""Trains the runs of a study one by one, each over many ranks of this machine. For targets too large for one device.
 
 It records the same data in the store as other executors. The study's own workers end first, to free the devices for
 the ranks.
@@ -105,7 +105,7 @@ class RankExecutor(Executor):
             except InterruptedRunError as error:
                 self.store.mark_failed(run, "pending", str(error))
                 raise InterruptedStudyError(f"{error}; run the same command to resume") from error
-            except BusyRunError:  # another process was faster
+            except BusyRunError:  # another process finished it first
                 time.sleep(_LOOK_S)
             except (ArmillaryError, OSError) as error:
                 failure = Failure.of(run, error)
@@ -127,7 +127,7 @@ class _Teller:
         print(f"note {text}", file=sys.stderr)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Nothing to close."""
 
 
 @contextmanager
