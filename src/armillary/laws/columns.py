@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from armillary.laws.table import INDEX, Table
 from armillary.recipe import UsageError
 
-# Names under which tables hold what laws take, as ``plain`` writes them.
+# Known column names of the laws' features, in the form of ``plain``.
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "params": (
         *(
@@ -76,7 +76,7 @@ STEPS = (
 )
 _FEATURES = {name: feature for feature, names in ALIASES.items() for name in names}
 
-# Words that make a column a loss, and words that make it something else whatever stands beside them.
+# Words that mark a column as a loss, and words that exclude it in any combination.
 _LOSS = {"loss", "losses", "bpb", "nats", "nll", "ce", "xent", "crossentropy"}
 _LOSS_PHRASES = ("bits_per_byte", "bits_per_token", "cross_entropy", "negative_log_likelihood", "log_loss")
 _LOG_PERPLEXITIES = ("log_perplexity", "log_ppl", "logppl")
@@ -90,11 +90,11 @@ _OTHER = {
 }
 
 
-# Units that stand at the end of a column's name, in plain form and without the plural's s.
+# Units at the end of a column's name, in plain form and singular.
 _UNITS = {"k": "thousand", "thousand": "thousand", "m": "million", "mm": "million", "million": "million"}
 _UNITS |= dict.fromkeys(("b", "bn", "g", "billion"), "billion") | dict.fromkeys(("t", "trillion"), "trillion")
 
-# Names of losses that a misspelt one is compared with.
+# Names of losses for the suggestion after a misspelt name.
 LOSS_NAMES = (
     "loss",
     "val_loss",
@@ -110,7 +110,7 @@ LOSS_NAMES = (
 
 @dataclass(frozen=True)
 class ColumnReading:
-    """What a column was read as: ``role`` is a feature, ``loss``, ``index``, ``domain`` or ``ignored``."""
+    """The interpretation of a column: ``role`` is a feature, ``loss``, ``index``, ``domain`` or ``ignored``."""
 
     column: str
     role: str
@@ -162,7 +162,7 @@ def known_features(columns: Sequence[str]) -> dict[str, str]:
 
 
 def find_column(table: Table, name: str, remedy: str = "name the one with --columns") -> str:
-    """The column of ``table`` that ``name`` means: itself, without regard to case, or another name of the same.
+    """The column of ``table`` for ``name``: equal, equal except for case, or another name of the same feature.
 
     Raises:
         UsageError: none, or several; then the message ends with ``remedy``.
@@ -184,7 +184,7 @@ def find_column(table: Table, name: str, remedy: str = "name the one with --colu
 
 
 def nearly(columns: Sequence[str], names: Sequence[str]) -> str:
-    """The end of a message: the column that is nearly one of ``names``, or one of them in a unit; or nothing."""
+    """The end of a message: a column similar to one of ``names``, or one of them in another unit; or nothing."""
     known = [plain(name) for name in names]
     for column in columns:
         of, _, unit = plain(column).removesuffix("s").rpartition("_")
@@ -197,10 +197,10 @@ def nearly(columns: Sequence[str], names: Sequence[str]) -> str:
 
 
 def default_columns(table: Table) -> list[str]:
-    """Parameters, tokens and all losses of a table, each known by its name.
+    """The columns of parameters, tokens and all losses of a table, recognised by name.
 
     Raises:
-        UsageError: parameters, tokens or a loss is missing, or two columns could be one of them.
+        UsageError: parameters, tokens or a loss is missing, or two columns match one of them.
     """
     found = []
     for features in (("params", "active_params", "total_params"), ("tokens",)):

@@ -1,4 +1,4 @@
-"""Decisions by laws, from files to plain values: the best mixture, schedule, learning rate, family and next run.
+"""Decisions based on law files, as plain values: the best mixture, schedule, learning rate, family and next run.
 
 Every answer is a mapping of plain values with its uncertainty, which the command line prints or writes.
 """
@@ -37,12 +37,11 @@ def optimise(
         path: file of a mixture law.
         target: YAML of a ``MixtureTarget``.
         limits: YAML of a ``MixtureLimits``.
-        size: of the models the mixture is for, if the law knows sizes.
-        candidates: how many distinct mixtures to give.
-        tokens: that these are trained on, if the law knows tokens.
+        size: of the models for the mixture, if the law has sizes. candidates: the number of distinct mixtures to
+        return. tokens: for the training of these models, if the law has tokens.
 
     Raises:
-        UsageError: names that the law does not know, limits that no mixture fulfils.
+        UsageError: names that the law does not know, or limits without a mixture.
     """
     law = _law(path, "mixture", "armillary fit mixture")
     goal = load_document(target, MixtureTarget).weights
@@ -101,11 +100,11 @@ def schedule(
         size: as in ``parse_size``.
         steps: in all, with the warm-up.
         given: a measured curve ``step,lr,loss`` at that size.
-        peak_lr: highest rate; that of the curves known at this size if left out.
+        peak_lr: highest rate; by default that of the known curves of this size.
         out: table ``step,lr`` to write the schedule to, from the end of the warm-up on.
 
     Raises:
-        UsageError: a law of another kind, a bad curve, a budget far beyond what was fitted.
+        UsageError: a law of another kind, a bad curve, a budget far beyond the fitted curves.
     """
     law = _law(path, "anneal", "armillary fit anneal").law
     parameters = parse_size(size)
@@ -130,7 +129,7 @@ def hyperparameters(path: Path, size: str, tokens: str) -> dict[str, Any]:
     """The best learning rate and batch size for a model of ``size`` on ``tokens``, with intervals and flat ranges.
 
     Raises:
-        UsageError: a law of another kind, a size or number of tokens that is none.
+        UsageError: a law of another kind, an invalid size or number of tokens.
     """
     law = _law(path, "hyperparameters", "armillary fit scaling --columns N,D,lr,bs,loss")
     best = law.law.optimum(parse_size(size), parse_size(tokens))
@@ -146,12 +145,12 @@ def hyperparameters(path: Path, size: str, tokens: str) -> dict[str, Any]:
 
 
 def compare(points: Path, columns: Sequence[str] | None, family_column: str, at: Sequence[str]) -> dict[str, Any]:
-    """Families of models (architectures, recipes) against the first one at a target scale.
+    """Compare families of models (architectures, recipes) with the first one at a target scale.
 
     Args:
         points: one row per run, with a column that names its family.
-        columns: parameters, tokens and the loss, in this order; None for those known by their names.
-        family_column: which column names the family.
+        columns: parameters, tokens and the loss, in this order; None to recognise them by name. family_column: the
+        column with the family.
         at: parameters and tokens of the target, as in ``parse_size``.
 
     Raises:
@@ -212,16 +211,15 @@ def compare(points: Path, columns: Sequence[str] | None, family_column: str, at:
 
 
 def next_run(path: Path, target: Path, budget_flops: float, most: int = 10) -> dict[str, Any]:
-    """Which runs within a budget would narrow the interval at the target most.
+    """The runs within a budget that would narrow the interval at the target most.
 
     Args:
         path: file of a scaling law.
-        target: table of the runs to be predicted, with the columns of the law.
-        budget_flops: runs that cost more (6 N D) are left out.
-        most: how many to list.
+        target: table of the runs to predict, with the columns of the law. budget_flops: more expensive runs (6 N D) are
+        left out. most: the number of runs to list.
 
     Raises:
-        UsageError: a law of another kind, a bad entry, a budget that no run fits.
+        UsageError: a law of another kind, a bad entry, a budget too small for any run.
     """
     law = _law(path, "scaling", "armillary fit scaling")
     table = read_table(target)

@@ -37,7 +37,7 @@ from armillary.recipe import UsageError, counted
 Array = NDArray[np.float64]
 
 # Increased whenever the same table would give other fitted numbers. Stored results of a law (a study's stage, a law
-# file) carry this number.
+# file) include this number.
 LAWS_VERSION = 2
 
 
@@ -46,22 +46,22 @@ class ExtrapolationError(UsageError):
 
 
 class ExtrapolationWarning(UserWarning):
-    """A prediction is farther beyond the fitted runs than the law was tested by leaving out its largest runs."""
+    """A prediction is farther beyond the fitted runs than the law's test on left-out largest runs."""
 
 
 class SetAsideWarning(UserWarning):
-    """Runs that the others contradict were left out of a fit; the message says which and why."""
+    """Runs that contradict the others were left out of a fit; the message names them and the reason."""
 
 
 @dataclass(frozen=True)
 class SetAside:
-    """A loss that was left out of a fit because the other runs contradict it.
+    """A loss that was left out of a fit because it contradicts the other runs.
 
     Attributes:
         row: of the table that was fitted.
         target: column of the losses.
         value: the loss.
-        expected: what a law of the other runs expects there.
+        expected: the prediction of a law of the other runs.
     """
 
     row: int
@@ -85,7 +85,7 @@ class Estimator(abc.ABC):
     FITTED: ClassVar[Fields]
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The arguments of the constructor by name, as they are now; ``deep`` is scikit-learn's and changes nothing."""
+        """The current arguments of the constructor by name; ``deep`` exists for scikit-learn and has no effect."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def set_params(self, **params: Any) -> Self:
@@ -109,7 +109,7 @@ class Estimator(abc.ABC):
         return type(self)(**copy.deepcopy(self.get_params()))
 
     def __repr__(self) -> str:
-        """The class with those parameters that are not the defaults."""
+        """The class with the parameters that differ from the defaults."""
         usual = inspect.signature(type(self)).parameters
         changed = {name: repr(value) for name, value in self.get_params().items()}
         said = [f"{name}={text}" for name, text in changed.items() if text != repr(usual[name].default)]
@@ -165,7 +165,7 @@ _NAMES: ContextVar[tuple[Callable[[str, int], str | None], Sequence[str]] | None
 
 @contextlib.contextmanager
 def rows_named(row: Callable[[str, int], str | None], targets: Sequence[str] = ()) -> Iterator[None]:
-    """Within this context messages call row ``i`` of array ``name`` by ``row(name, i)`` and targets by their names."""
+    """In this context, messages name row ``i`` of array ``name`` as ``row(name, i)``, and targets by their names."""
     token = _NAMES.set((row, targets))
     try:
         yield
@@ -181,19 +181,19 @@ def row_name(name: str, row: int) -> str:
 
 
 def thing_name(name: str) -> str:
-    """The name in messages of an object with a name, such as a curve: that, or its file within ``rows_named``."""
+    """The name in messages of a named object such as a curve, or its file within ``rows_named``."""
     names = _NAMES.get()
     return (names[0](name, -1) if names else None) or name
 
 
 def target_name(target: int) -> str:
-    """The name of a column of losses in messages: ``loss 2``, or its own name within ``rows_named``."""
+    """The name in messages of a column of losses: ``loss 2``, or its own name within ``rows_named``."""
     names = _NAMES.get()
     return f"'{names[1][target]}'" if names and target < len(names[1]) else f"loss {target}"
 
 
 def report_set_aside(found: Sequence[SetAside], name: str = "y") -> None:
-    """Warn of losses that were left out of a fit, in one line."""
+    """Warn in one line about losses that were left out of a fit."""
     if not found:
         return
     said = [
@@ -211,10 +211,10 @@ def report_set_aside(found: Sequence[SetAside], name: str = "y") -> None:
     )
 
 
-# At most this many of the losses set aside are named in one message.
+# The largest number of losses named in one warning.
 SHOWN = 8
 
-# Weights are often published with three decimals, so that rows miss a sum of 1 by some thousandths.
+# Weights are often published with three decimals, so that the sums of rows differ from 1 by some thousandths.
 SUM_TOLERANCE = 0.005
 
 # Largest factor of extrapolation; beyond it every law refuses to predict.
@@ -236,10 +236,10 @@ def require_fitted(estimator: object, *attributes: str) -> None:
 
 
 def check_reach(factor: float, tested: float, what: str, remedy: str, most: float = MOST_EXTRAPOLATION) -> None:
-    """Warn where ``factor``, how far beyond the fitted runs an answer lies, exceeds what was ``tested`` by holding out.
+    """Warn if ``factor``, the distance beyond the fitted runs, exceeds the distance ``tested`` on held-out runs.
 
     Raises:
-        ExtrapolationError: beyond ``most``; ``what`` lies there, and ``remedy`` says which runs it needs.
+        ExtrapolationError: beyond ``most``; the message has ``what`` was predicted and the ``remedy``.
     """
     if factor > most:
         raise ExtrapolationError(f"{what} lies {factor:.3g} times beyond the fitted runs, more than {most:g}; {remedy}")

@@ -1,14 +1,14 @@
 """Loss curves along learning-rate schedules: reading them, and reducing a schedule to the input of an annealing law.
 
 An annealing law needs two things from a schedule: the area under the learning rate, S1, and each change of the rate
-with its area. Schedules have tens of thousands of steps, and nearly all of them hardly change the rate. So a schedule
-becomes a ``Profile``: the area at each row, and some hundred gaps.
+with the area at which it happens. A schedule has tens of thousands of steps, but the rate hardly changes in most of
+them. So a schedule becomes a ``Profile``: the area at each row, and some hundred gaps.
 
-The file has no rate between the rows of a sampled curve. It is assumed as follows:
+The file does not have the rate between the rows of a sampled curve. It is assumed as follows:
 
 - The rate is linear between two rows.
-- A large change between two intervals with almost no change is a jump. If the later row follows sooner than rows
-  elsewhere, the jump is at that row; otherwise it is in the middle of the two rows.
+- A large change between two intervals with almost no change is a jump. If these two rows are closer than rows
+  elsewhere, the jump is at the later row; otherwise it is in the middle between them.
 - Before the first row the rate rises linearly from 0 over the warm-up, and then has the value of the first row. Without
   a warm-up it jumps from 0 to that value at step 0.
 """
@@ -33,7 +33,7 @@ from armillary.recipe import UsageError, counted
 # in the neighbouring intervals.
 JUMP, JUMP_STEEPER = 0.05, 5.0
 
-# An interval shorter than this share of its neighbours' median ends with a row that was written because of a jump.
+# If an interval is shorter than this share of its neighbours' median, its last row was written because of a jump.
 SOONER = 0.75
 
 # Gaps nearer to each other than this share of the whole range, both in rate and in area, are summed.
@@ -44,15 +44,16 @@ WARMUP_GRAIN = 24
 LEAST_RATE = 1e-4
 
 
-# Peak rates of one size that differ by less (log) are one: a cosine may be sampled some way down.
+# Peak rates of one size that differ by less (log) count as equal, since the first sample of a cosine may be below its
+# peak.
 SAME_RATE = 0.1
 
 _ONE_COLUMN = "keep one of them in the file"
 
-# A loss is a spike if it is off the median of its nine neighbours by more than SPIKE (log) and by FAR times what is
-# usual. A curve has diverged if it ends more than DIVERGED and NOISY times that usual distance above its lowest median,
-# or more than APART from the median end of the others at its size (twice that from all curves, where its size has
-# fewer than three).
+# A loss is a spike if its distance from the median of its nine neighbours exceeds SPIKE (log) and FAR times the usual
+# distance. A curve has diverged if it ends above its lowest median by more than DIVERGED and NOISY times the usual
+# distance. It has also diverged if its end differs by more than APART from the median end of the other curves of its
+# size (by twice that from all curves, if its size has fewer than three).
 SPIKE, FAR, DIVERGED, APART, NOISY = 0.1, 8.0, 0.1, 0.35, 4.0
 
 
@@ -61,11 +62,11 @@ class Curve:
     """A learning-rate schedule with the losses measured along it.
 
     Attributes:
-        name: of the schedule; curves of several sizes that follow the same schedule carry the same name.
+        name: of the schedule; curves of several sizes with the same schedule have the same name.
         size: parameters of the model.
         step: [n] optimizer steps, increasing.
         lr: [n] the rate in force from each step on.
-        loss: [n] measured losses, or None for a schedule that is only asked about.
+        loss: [n] measured losses, or None for a schedule without a measurement.
         warmup_steps: length of the linear warm-up before the first row; None for that of the law.
     """
 
@@ -79,7 +80,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class CurveSetAside:
-    """A loss (``step``) or a whole curve (``step`` is None) that an annealing law left out, and why."""
+    """A loss (``step``) or a whole curve (``step`` is None) that an annealing law left out, with the reason."""
 
     name: str
     size: float
@@ -92,15 +93,13 @@ class Profile:
     """A schedule as input of an annealing law: rates in units of the peak, time in units of the caller's choice.
 
     Attributes:
-        area: [n] area under the rate up to each row, S1; the warm-up is in it.
+        area: [n] area under the rate up to each row, S1, including the warm-up.
         time: [n] time of each row.
         dwell: [n, r] time spent at each level of the rate up to each row, without the warm-up.
         level: [r] these levels.
         warmup: time of the warm-up.
-        gap: [k] by how much the rate fell (negative where it rose).
-        gap_rate: [k] the rate there.
-        gap_area: [k] the area up to there.
-        gap_time: [k] the time.
+        gap: [k] the fall of the rate (negative for a rise). gap_rate: [k] the rate there. gap_area: [k] the area up to
+        there. gap_time: [k] the time.
     """
 
     area: Array
@@ -122,7 +121,7 @@ def curve_columns(table: Table) -> tuple[str, str, str]:
     """The columns of step, learning rate and loss of a curve, found by their common names.
 
     Raises:
-        UsageError: one of them is missing, or several columns could be it.
+        UsageError: one of them is missing, or several columns match.
     """
     step, lr, loss = (find_column(table, name, _ONE_COLUMN) for name in ("step", "lr", "loss"))
     return step, lr, loss
@@ -182,10 +181,10 @@ def read_curves(directory: Path) -> list[Curve]:
 
 
 def checked_curve(curve: Curve, need_loss: bool) -> Curve:
-    """``curve`` with its columns as arrays of finite numbers, as ``read_curve`` returns it.
+    """``curve`` with its columns as arrays of finite numbers, checked as by ``read_curve``.
 
     Raises:
-        UsageError: what ``read_curve`` refuses, with curve, row and column.
+        UsageError: as ``read_curve``, with curve, row and column.
     """
     where = curve_name(curve)
     if not 0 < float(curve.size) < np.inf:
@@ -225,7 +224,7 @@ def curve_name(curve: Curve) -> str:
 
 
 def refuse_several_rates(curves: Sequence[Curve]) -> None:
-    """Refuse curves of one size whose highest rates differ: no form here has the rate itself as a variable.
+    """Refuse curves of one size whose highest rates differ, because the forms do not depend on the rate's scale.
 
     Raises:
         UsageError: such curves, with the highest rate of each.
@@ -241,7 +240,7 @@ def refuse_several_rates(curves: Sequence[Curve]) -> None:
 
 
 def without_contradicted(curves: Sequence[Curve]) -> tuple[list[Curve], list[CurveSetAside]]:
-    """Checked curves without spikes and without those that diverged, and what was left out."""
+    """Checked curves without spikes and diverged curves, and the record of what was left out."""
     aside: list[CurveSetAside] = []
     steady = []
     for curve in curves:
@@ -250,7 +249,7 @@ def without_contradicted(curves: Sequence[Curve]) -> tuple[list[Curve], list[Cur
         middle = ndimage.median_filter(logs, 9, mode="nearest")
         off = np.abs(logs - middle)
         spikes = off > max(SPIKE, FAR * 1.4826 * float(np.median(off)))
-        spikes[[0, -1]] &= len(logs) > 9  # both ends of a short curve are steep
+        spikes[[0, -1]] &= len(logs) > 9  # a short curve is steep at both ends
         aside += [
             CurveSetAside(
                 curve.name, curve.size, float(step), f"a spike of {loss:.4g} where its neighbours have {usual:.4g}"
@@ -266,7 +265,7 @@ def without_contradicted(curves: Sequence[Curve]) -> tuple[list[Curve], list[Cur
         apart = APART if alike.sum() > 2 else 2 * APART
         logs = np.log(_losses(curve))
         smooth = ndimage.median_filter(logs, 9, mode="nearest")
-        # One batch of a small model is noisy: the lowest loss is that of a neighbourhood, not of one lucky batch.
+        # One batch of a small model is noisy, so the lowest loss is a median over neighbours, not one lucky batch.
         lowest, noise = float(smooth.min()), 1.4826 * float(np.median(np.abs(logs - smooth)))
         if end > lowest + max(DIVERGED, NOISY * noise):
             why = f"it diverged: {np.exp(end):.4g} at its end after {np.exp(lowest):.4g}"
@@ -288,7 +287,7 @@ def jumps(step: Array, lr: Array) -> Array:
     """Whether the rate jumps between row i and row i + 1, [n - 1] of 0 and 1."""
     change = np.abs(np.diff(lr))
     slope = change / np.diff(step)
-    # The first and the last interval have one neighbour; the missing one counts as just as steep.
+    # The first and the last interval have one neighbour; the missing one counts as equally steep.
     before, after = np.append(slope[:1], slope[:-1]), np.append(slope[1:], slope[-1:])
     return np.asarray(
         (change >= JUMP * lr.max()) & (slope > JUMP_STEEPER * before) & (slope > JUMP_STEEPER * after), dtype=float
@@ -298,8 +297,8 @@ def jumps(step: Array, lr: Array) -> Array:
 def jump_times(time: Array, jump: NDArray[np.intp]) -> Array:
     """The time of each jump of the rate, for rows [j] after a jump.
 
-    A row that follows sooner than rows elsewhere was written because of the jump, so its time is that of the jump.
-    Otherwise the jump was anywhere between the two rows, and their middle minimises the largest error.
+    A row that is closer to its predecessor than rows elsewhere was written because of the jump, so it has the jump's
+    time. Otherwise the jump was anywhere between the two rows, and their middle minimises the largest error.
     """
     length = np.diff(time)
     usual = np.array([np.median(length[max(0, row - 4) : row + 3]) for row in jump])
@@ -314,7 +313,7 @@ def profile(curve: Curve, warmup_steps: float, peak: float, unit: float) -> Prof
     warmup = min(float(warmup_steps) / unit, float(time[0]))
     ramp = np.linspace(0.0, 1.0, WARMUP_GRAIN + 1)
     jump = np.flatnonzero(jumps(time, lr)) + 1
-    # At a jump, two more nodes: the old rate holds up to it, the new one from it on.
+    # A jump adds two nodes: one with the old rate and one with the new rate.
     place = jump_times(time, jump)
     node_time = np.concatenate([warmup * ramp, np.insert(time, np.repeat(jump, 2), np.repeat(place, 2))])
     node_lr = np.concatenate(
@@ -344,7 +343,7 @@ def profile(curve: Curve, warmup_steps: float, peak: float, unit: float) -> Prof
         np.add.reduceat(v * size, begins) / total for v in (rate[moved], gap_area, gap_time)
     )
 
-    # Time at each level of the rate, between row and row and then summed up.
+    # Time at each level of the rate between neighbouring rows, then the cumulative sum.
     after = np.arange(at[len(ramp) - 1], len(length))
     level, which = np.unique(np.round(middle[after] / (GRAIN * top)), return_inverse=True)
     dwell = np.zeros((n, len(level)))

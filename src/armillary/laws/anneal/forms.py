@@ -1,22 +1,22 @@
 """The forms an annealing law may take, and their joint fit to the curves of several model sizes.
 
-All forms are ``loss = E + A s^-alpha - A b sum_k gap_k G_k``: progress ``s`` along the schedule drives a power law, and
-each fall ``gap_k`` of the learning rate brings a further gain that sets in with the kernel ``G``, from 0 to 1. The
-warm-up's rises are gaps below 0, so a constant rate costs ``A b`` that a decay gives back.
+All forms are ``loss = E + A s^-alpha - A b sum_k gap_k G_k``: progress ``s`` along the schedule follows a power law,
+and each fall ``gap_k`` of the learning rate adds a gain that grows with the kernel ``G`` from 0 to 1. The rises of the
+warm-up are negative gaps, so a constant rate costs ``A b``, which a decay recovers.
 
 - ``multi-power`` (Luo et al. 2025, arXiv 2503.12811, equation 5): s is the area under the rate, S1, and
   ``G = 1 - (1 + C r_k^-gamma (S1(t) - S1(k)))^-beta`` at the rate r_k of the gap.
 - ``tissue`` (Tissue et al. 2024, arXiv 2408.11029, equation 1): s is S1 and ``G = 1 - exp(-C (t - k))`` in steps; the
   sum of gaps under this kernel is their S2, up to the unit.
-- ``progress``: multi-power, but s grows by ``r^q`` each step with a fitted q, and begins with a fitted share of the
-  warm-up. Half the rate brings more than half the progress: fitted to nine schedules each at 25M and at 100M
-  parameters, q comes out as 0.54 and 0.58, and the error falls by a third.
+- ``progress``: multi-power, but s grows by ``r^q`` per step with a fitted q, and begins with a fitted share of the
+  warm-up. Half the rate gives more than half the progress. Fits to nine schedules each at 25M and at 100M parameters
+  give q = 0.54 and 0.58, and reduce the error by a third.
 
 Everything is dimensionless: rates in units of the highest rate of the size, time in units of the typical length of the
 fitted curves, losses in units of a typical loss of the size. So the priors apply to any model. They are normal in the
 logarithms (except for the warm-up's share) and have two parts: the value of a parameter, and its difference between
 sizes, along log size and around that trend. For a size with a single curve, the other sizes determine the parameters
-that this curve does not.
+that this curve leaves open.
 
 Centres follow the published fits of Luo et al. The prior of q, the count of a curve and the early noise were tuned on
 their curves at 25M and 100M, where each factor of two in them changes the held-out error by a tenth.
@@ -36,7 +36,8 @@ from armillary.laws.solver import Fits, fit_many
 
 PARAMETERS = ("E", "A", "alpha", "b", "C", "beta", "gamma", "q", "warmup")
 
-# Rows at which a curve enters the fit, and as how many independent ones they count: misses along a curve go together.
+# Number of rows of a curve in the fit, and the number of independent rows for which they count, since errors along a
+# curve are correlated.
 ROWS = 64
 COUNT = 5.0
 
@@ -83,7 +84,7 @@ class Form:
     Attributes:
         kernel: sum of gaps under it.
         centre: [9] centre of the parameters (logarithms but for the last).
-        level: [9] standard deviation of what all sizes share.
+        level: [9] standard deviation of the value that all sizes share.
         slope: [9] of the change per e-fold of size.
         scatter: [9] of each size around that.
     """
@@ -96,7 +97,7 @@ class Form:
 
 
 def _form(kernel: Kernel, **priors: tuple[float, float, float, float]) -> Form:
-    """A form from ``parameter=(centre, level, slope, scatter)``; a parameter not named is held at its centre."""
+    """A form from ``parameter=(centre, level, slope, scatter)``; an omitted parameter is fixed at its centre."""
     fixed = {"beta": 0.0, "gamma": 0.0, "q": 0.0, "warmup": 0.0}
     table = np.array([priors.get(name) or (fixed[name], 0.0, 0.0, 0.0) for name in PARAMETERS])
     return Form(kernel, *table.T)
@@ -128,7 +129,7 @@ FORMS = {
 
 def law(form: Form, theta: Array, schedule: Profile) -> tuple[Array, Array]:
     """Losses [P, n] of laws ``theta`` [P, 9] along a schedule, and their derivatives [P, n, 9]."""
-    # A solver step may go far out, where numbers only have to stay finite.
+    # A solver step may go far out, where values must only stay finite.
     theta = np.clip(theta, -MOST, MOST)
     e, a, alpha, b = np.exp(theta[:, :4]).T[:, :, None]
     q, share = np.exp(theta[:, 7:8]), theta[:, 8:9]
@@ -187,7 +188,7 @@ class Joint:
         form: its name.
         frame: the units.
         z: [9 J] standardised parameters.
-        draws: [b, 9 J] draws of the same from what the curves leave open.
+        draws: [b, 9 J] posterior draws of the same.
         noise: relative standard deviation of measured losses around the law.
         freedom: degrees of freedom of ``noise``.
     """
@@ -210,14 +211,14 @@ class Joint:
         return np.asarray(np.log(np.maximum(loss, LEAST_LOSS)) + np.log(self.frame.loss[j]))
 
 
-# Losses are clipped to this share of the typical loss, so that logarithms of nonsensical laws stay finite.
+# Losses are clipped from below at this share of the typical loss, so that logarithms of bad laws stay finite.
 LEAST_LOSS = 1e-3
 
 # Prior of the relative noise, weighted as this many observations. Reruns of a schedule differ by 0.03 %.
 NOISE, NOISE_COUNT = 8e-4, 4.0
 
-# Two runs of one schedule differ by a shift of their early progress, which fades: at an area of this share of the unit,
-# the variance is twice the later one.
+# Two runs of one schedule differ by a shift of their early progress, which fades. At an area of this share of the unit,
+# the variance is twice its late value.
 EARLY = 0.05
 
 
@@ -247,18 +248,18 @@ class Problem:
             schedule = frame.profile(curve).at(rows)
             scale = np.sqrt(early_variance(schedule.area))
             self._parts.append((j, schedule, np.log(curve.loss[rows] / frame.loss[j]), scale))
-        # Each curve counts the same however many rows it has, and each row for the steps around it.
+        # Each curve has the same total weight, and each row the weight of the steps around it.
         shares = [_shares(part[1].time) for part in self._parts]
         self._curve = np.repeat(np.arange(len(curves)), [len(share) for share in shares])
         self._weights = COUNT * np.concatenate(shares)
 
     def _fit(self, kept: NDArray[np.bool_], start: Array | None) -> tuple[Fits, Array, Array]:
-        """The fits, and for each problem the noise and the degrees of freedom of that, [P] each."""
+        """The fits, and the noise and its degrees of freedom for each problem, [P] each."""
         count, p = len(kept), len(PARAMETERS) * len(self._frame.size)
         weights = kept[:, self._curve] * self._weights
         scale = np.full(count, NOISE)
         if start is None:
-            # The prior's centre, and a kernel that saturates sooner or later.
+            # Starts: the prior's centre, and kernels that saturate earlier and later.
             shifts = np.zeros((3, p))
             shifts[1, 4], shifts[2, 4] = 1.0, -1.0
             many = self._solve(
@@ -276,9 +277,10 @@ class Problem:
         return fits, scale, freedom
 
     def joints(self, kept: NDArray[np.bool_], start: Array | None, draws: int, seed: int) -> list[Joint]:
-        """P problems, each fitted to the curves that ``kept`` [P, curves] names, with draws.
+        """Fit P problems, each to its curves in the mask ``kept`` [P, curves], with draws.
 
-        The draws are normal, from the curvature at the fit. ``start`` [P, 9 J] saves the search for where to begin.
+        The draws are normal, from the curvature at the fit. ``start`` [P, 9 J] replaces the search for a starting
+        point.
         """
         fits, scale, freedom = self._fit(kept, start)
         rng = np.random.default_rng(seed)
@@ -320,7 +322,7 @@ class Problem:
 
 
 def fitted_rows(curve: Curve, warmup_steps: float) -> NDArray[np.intp]:
-    """Rows that a law is fitted to: those with a loss, and not those of a warm-up, which no form describes."""
+    """The rows for a fit: those with a loss after the warm-up, which the forms do not describe."""
     assert curve.loss is not None
     known = np.isfinite(curve.loss)
     rising = np.flatnonzero(np.append(np.diff(curve.lr) <= 0, True))[0] if curve.lr[0] < curve.lr.max() / 2 else 0
@@ -329,7 +331,7 @@ def fitted_rows(curve: Curve, warmup_steps: float) -> NDArray[np.intp]:
 
 
 def _shares(time: Array) -> Array:
-    """The share of a curve's time that each of its rows stands for, [n], summing to 1."""
+    """The share of a curve's time around each of its rows, [n], summing to 1."""
     edges = np.concatenate([time[:1], (time[1:] + time[:-1]) / 2, time[-1:]])
     width = np.diff(edges)
     return np.asarray(width / width.sum() if width.sum() > 0 else np.full(len(time), 1 / len(time)))
@@ -343,7 +345,7 @@ def _roots(form: Form, frame: Frame) -> Array:
         + form.slope[:, None, None] ** 2 * np.outer(x, x)
         + form.scatter[:, None, None] ** 2 * np.eye(len(x))
     )
-    # A parameter that is held at its centre has no covariance at all.
+    # A parameter that is fixed at its centre has covariance 0.
     held = form.level == 0
     covariance[held] = np.eye(len(x))
     roots = np.linalg.cholesky(covariance)

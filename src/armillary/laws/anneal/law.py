@@ -5,13 +5,13 @@ The forms and their joint fit are in ``forms``, the curves in ``curves``. Trade-
 - A fit that follows its three curves too closely predicts a fourth one worse than a stiffer fit. So each curve counts
   as a few observations for any number of rows, and priors determine the rest. The weights of the forms come from
   held-out schedules, not from residuals.
-- Errors along one curve go together. The interval is for each row of one new run, not for the curve as a whole.
+- Errors along one curve are correlated. The interval holds for each row of one new run, not for the curve as a whole.
 - An interval adds, in log loss and in quadrature, the uncertainty of the parameters (draws, and the disagreement of the
   forms) and the noise of a run. Both assume that the form and the priors are right. So the sum is scaled by its errors
-  on held-out data: on left-out schedules and, for a size that was not fitted, on left-out sizes of which only one curve
-  is known. Its variance grows with the e-folds of progress beyond the longest curve.
-- A new size is fitted anew together with the curves known (a tenth of a second for each form), so a curve that is
-  given later counts exactly as if it had been fitted.
+  on held-out data: on left-out schedules and, for a size that was not fitted, on left-out sizes with only one known
+  curve. Its variance grows with the e-folds of progress beyond the longest curve.
+- For a new size the law is fitted again together with the known curves (a tenth of a second per form). So a curve that
+  is given later counts exactly as if it had been fitted from the beginning.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ from armillary.laws.values import Array as ArrayField
 from armillary.laws.values import Codec, Fields, Flag, Listed, Mapped, Maybe, Number, Record, Text, Whole
 from armillary.recipe import UsageError
 
-# Rows that are kept of a curve, and at which the width of an interval is computed before it is interpolated.
+# Rows kept of a curve, and rows at which the width of an interval is computed and then interpolated.
 KEPT_ROWS = 600
 WIDTH_ROWS = 80
 CHUNK_ROWS = 512
@@ -68,7 +68,7 @@ FOLD_DRAWS = 40
 TRUST = {"progress": 8.0, "multi-power": 1.0, "tissue": 1.0}
 MOST_CASES = 8
 
-# A form that would count for less is dropped.
+# A form with a smaller weight is dropped.
 LEAST_WEIGHT = 0.02
 
 # Prior ratio of errors to expected errors, and its weight as a number of observations. Curves that are left out
@@ -88,13 +88,12 @@ class HeldOutCurve:
     """A left-out curve and its prediction from the others.
 
     Attributes:
-        name: of its schedule, which was left out at every size that has another.
+        name: of its schedule, which was left out at every size with another schedule.
         size: of its model.
         step: [k] the rows compared.
-        predicted: [k] losses foretold.
-        measured: [k] its losses.
+        predicted: [k] predicted losses. measured: [k] measured losses.
         error: mean relative absolute error over its rows (PredE of Luo et al. 2025).
-        new_size: whether the size was left out too, but for one curve of another schedule.
+        new_size: whether the size was left out too, except for one curve of another schedule.
     """
 
     name: str
@@ -117,7 +116,7 @@ class _Fold:
 
 @dataclass(frozen=True)
 class _Standardised:
-    """A ``Joint`` as a law file holds it: without the name of its form and the units, which the law has."""
+    """A ``Joint`` in a law file: without the name of its form and the units, which the law holds."""
 
     z: Array
     draws: Array
@@ -129,7 +128,7 @@ class AnnealLaw(Estimator):
     """Loss along any learning-rate schedule, fitted to a few measured curves.
 
     Args:
-        form: ``multi-power``, ``tissue``, ``progress`` (see ``forms``), or ``auto``: the three weighed by their
+        form: ``multi-power``, ``tissue``, ``progress`` (see ``forms``), or ``auto``: all three, weighted by their
             errors on held-out schedules.
         warmup_steps: length of the linear warm-up from 0 before the first row of each curve.
         bootstraps: draws for the uncertainty of the parameters.
@@ -139,10 +138,9 @@ class AnnealLaw(Estimator):
         sizes_: [J] sizes fitted.
         parameters_: for each form and size, its parameters: rates in units of the size's highest, time in units of
             ``unit_steps_``, E and A in the units of the loss.
-        weights_: how much each form counts; those under 2 % are dropped.
-        held_out_: schedules left out, foretold and measured, a list of ``HeldOutCurve``.
-        noise_: relative standard deviation of the losses around the law.
-        scale_: by how much misses exceeded what was expected, for a new ``schedule`` and for a new ``size``.
+        weights_: weight of each form; weights under 2 % are dropped. held_out_: predictions of left-out schedules and
+        their measurements, a list of ``HeldOutCurve``. noise_: relative standard deviation of the losses around the
+        law. scale_: ratio of errors to expected errors, for a new ``schedule`` and for a new ``size``.
         unit_steps_: steps in the unit of time.
         lowest_rate_: the lowest rate fitted, over the highest of its size.
         set_aside_: spikes and diverged curves that were left out, a list of ``CurveSetAside``.
@@ -247,8 +245,8 @@ class AnnealLaw(Estimator):
         """Fit to measured curves of one or several sizes.
 
         Args:
-            curves: with losses; at least one. Three of one size that differ in shape (a constant rate, a decay, a
-                step down) are a good set; other sizes then need one.
+            curves: with losses; at least one. Three curves of one size with different shapes (a constant rate, a decay,
+                a step down) are a good set; other sizes then need only one.
             y: not used; the losses are in the curves.
 
         Raises:
@@ -312,8 +310,8 @@ class AnnealLaw(Estimator):
         """Losses of a new run along a schedule, at each of its rows.
 
         Args:
-            schedule: steps and rates; its losses, if it has any, are not looked at. Its size may be new.
-            interval: probability that the interval covers, for each row by itself.
+            schedule: steps and rates; its losses, if any, are ignored. Its size may be new.
+            interval: coverage probability of the interval, for each row separately.
             given: a curve measured at the size of the schedule, which then counts as if it had been fitted.
 
         Returns:
@@ -344,7 +342,7 @@ class AnnealLaw(Estimator):
         joints = list(law._joints.values())
         parts = np.array_split(np.arange(n), -(-n // CHUNK_ROWS))
         mean = np.concatenate([law._expected(joints, profile.at(rows), schedule.size)[0] for rows in parts])
-        # Towards step 0 a power law of progress grows without bound, so it is cut at the highest fitted loss.
+        # Towards step 0 a power law of progress grows without bound, so it is limited to the highest fitted loss.
         mean = np.minimum(mean, law._highest)
         rows = np.unique(np.linspace(0, n - 1, min(n, WIDTH_ROWS)).round().astype(int))
         half = np.interp(np.arange(n), rows, law._half(profile.at(rows), schedule.size, interval))
@@ -393,12 +391,12 @@ class AnnealLaw(Estimator):
         return [*self.predict(schedule), *self.ends(schedule), *levels]
 
     def peak_lr(self, size: float) -> float | None:
-        """The highest learning rate fitted at a size, or None if the size was not fitted."""
+        """The highest fitted learning rate at a size; None for a size that was not fitted."""
         require_fitted(self, "weights_")
         return float(self._frame.peak[self._frame.index(size)]) if size in self._frame.size else None
 
     def including(self, given: Curve) -> AnnealLaw:
-        """A law that also knows a measured curve, whose size may be new; forms and intervals are weighed as before.
+        """A copy of the law with one more measured curve, whose size may be new; the weights of forms stay.
 
         Raises:
             UsageError: not fitted; a curve without losses or with bad rows.
@@ -447,7 +445,7 @@ class AnnealLaw(Estimator):
         return np.asarray(width * np.sqrt(variance * beyond))
 
     def placed(self, size: float, peak_lr: float) -> AnnealLaw:
-        """This law, or where it was not fitted at a size, one that is extrapolated to it.
+        """This law, or an extrapolated one if the size was not fitted.
 
         Raises:
             UsageError: not fitted.
@@ -472,7 +470,7 @@ class AnnealLaw(Estimator):
         return law
 
     def _extended(self, asked: float, peak_lr: float) -> tuple[Frame, float]:
-        """The units with a size among them, and how uncertain (log) the typical loss of that size is."""
+        """The units including this size, and the uncertainty (log) of its typical loss."""
         if asked in self._frame.size:
             return self._frame, 0.0
         x, y = np.log(self._frame.size), np.log(self._frame.loss)
@@ -505,7 +503,7 @@ class AnnealLaw(Estimator):
         self.lowest_rate_ = float(min(lowest))
 
     def _imagined(self, frame: Frame, size: float) -> Curve:
-        """The end of a curve at a size that was not measured, with the loss on the line through the sizes."""
+        """The end of a curve at an unmeasured size, with its loss on the line through the sizes."""
         typical = min(self._curves, key=lambda curve: abs(np.log(_end(curve) / frame.loss[frame.index(curve.size)])))
         j, k = frame.index(size), frame.index(typical.size)
         lr = typical.lr * (frame.peak[j] / frame.peak[k])
@@ -513,7 +511,7 @@ class AnnealLaw(Estimator):
         return Curve("imagined", size, typical.step, lr, loss, typical.warmup_steps)
 
     def _weigh(self, folds: list[_Fold], foretold: dict[str, list[Joint]]) -> None:
-        """Weights of the forms, the record of what was held out, and how the intervals fared on it."""
+        """The weights of the forms, the held-out predictions, and the scale of the intervals from them."""
         out: list[tuple[int, Curve, Array, Profile]] = []
         for k, fold in enumerate(folds):
             for curve in (self._curves[i] for i in fold.out):
@@ -567,7 +565,7 @@ class AnnealLaw(Estimator):
 
 
 def _report(aside: Sequence[CurveSetAside]) -> None:
-    """Warn of what was left out, in one line."""
+    """Warn in one line about what was left out."""
     if aside:
         said = []
         for one in aside[:SHOWN]:
@@ -597,7 +595,7 @@ def _end(curve: Curve) -> float:
 
 
 def _folds(curves: Sequence[Curve]) -> list[_Fold]:
-    """Each schedule left out wherever its size has another; each size left out but for its steadiest curve."""
+    """The held-out cases: each schedule at every size with another one, and each size except its steadiest curve."""
     size = np.array([curve.size for curve in curves])
     name = np.array([curve.name for curve in curves])
     folds = []

@@ -1,12 +1,12 @@
 """The best learning-rate schedule for a budget, by an annealing law, and the cost of other lengths.
 
 The law evaluates common shapes: a constant rate with a final decay (linear, cosine, or one minus the square root,
-Hägele et al. 2024, arXiv 2405.18392) of many lengths, to several final rates. A free shape, found by moving ten knots
-of a rate that never rises, is reported beside them and shows how much more could be gained.
+Hägele et al. 2024, arXiv 2405.18392) of many lengths, to several final rates. For comparison, a free shape is optimised
+over ten knots of a non-increasing rate; it shows the possible further gain.
 
-Trade-off: an optimum over many guesses picks the law's luckiest error. So a schedule stays between the lowest and the
-highest fitted rate, and within ``MOST_BEYOND`` times the longest fitted curve. Of all shapes within a twentieth of the
-law's uncertainty of the best one, the one with the shortest decay is chosen.
+Trade-off: an optimum over many predictions selects the law's most favourable error. So a schedule stays between the
+lowest and the highest fitted rate, and within ``MOST_BEYOND`` times the longest fitted curve. Of all shapes within a
+twentieth of the law's uncertainty of the best one, the one with the shortest decay is chosen.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from armillary.laws.anneal.law import AnnealLaw
 from armillary.laws.estimator import Array, ExtrapolationError
 from armillary.recipe import UsageError
 
-# From 1 to 0 along the decay, as a function of its share that has passed.
+# The rate from 1 to 0 as a function of the elapsed share of the decay.
 SHAPES: dict[str, Callable[[Array], Array]] = {
     "linear": lambda along: 1 - along,
     "cosine": lambda along: np.asarray((1 + np.cos(np.pi * along)) / 2),
@@ -32,7 +32,8 @@ SHARES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0)
 ENDS = (0.0, 0.05, 0.1, 0.2)
 LENGTHS = (0.5, 0.7, 0.8, 0.9, 1.1, 1.25, 1.5, 2.0)
 
-# Budgets whose area is this many times the longest fitted are refused; a peak above the fitted one by this factor too.
+# A budget with an area of more than this many times the largest fitted one is refused, and so is a peak above the
+# fitted one by this factor.
 MOST_BEYOND, MOST_PEAK = 5.0, 1.25
 
 POINTS, KNOTS = 240, 10
@@ -47,10 +48,10 @@ class Decay:
 
     Attributes:
         shape: ``linear``, ``cosine``, ``1-sqrt``, or ``free``.
-        share: of all steps that decay.
+        share: of the steps, the part that decays.
         end: last rate over the peak.
         loss, low, high: at the last step.
-        excess: loss minus that of the schedule that was chosen.
+        excess: loss minus that of the chosen schedule.
     """
 
     shape: str
@@ -84,12 +85,10 @@ class BestSchedule:
     """The answer of ``best_schedule``.
 
     Attributes:
-        chosen: the schedule to take.
-        curve: its rate, at some hundred steps after the warm-up.
+        chosen: the best schedule. curve: its rate at some hundred steps after the warm-up.
         decay_start: the step at which its decay begins.
-        options: all shapes asked, the best first.
-        nearby: the chosen shape and end with other shares of decay, shortest first.
-        free: the best rate that never rises, whatever its shape.
+        options: all evaluated shapes, the best first. nearby: the chosen shape and end with other shares of decay,
+        shortest first. free: the best non-increasing rate of any shape.
         free_curve: its rate.
         endings: the cost of stopping earlier or continuing, shortest first.
         extrapolation: area under the rate over the largest fitted, times the factor in size.
@@ -115,12 +114,12 @@ def best_schedule(
         law: fitted.
         size: parameters of the model.
         steps: in all, with the warm-up that the law was fitted with.
-        peak_lr: highest rate; that of the fitted curves of this size if left out (it must then be fitted or given).
+        peak_lr: highest rate; by default that of the fitted or given curves of this size.
         given: a curve measured at this size.
 
     Raises:
-        UsageError: no peak is known, a peak or a number of steps that is not above 0 (or within the warm-up).
-        ExtrapolationError: the budget or the peak lies far beyond what was fitted.
+        UsageError: the peak is unknown or not above 0, or there are no steps after the warm-up.
+        ExtrapolationError: the budget or the peak is far beyond the fitted curves.
     """
     if given is not None:
         law = law.including(given)
@@ -192,7 +191,7 @@ def rates(shape: str, share: float, end: float) -> Array:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A law, and the arguments that are the same in all its predictions."""
+    """A law with the common arguments of all predictions."""
 
     law: AnnealLaw
     size: float
@@ -225,9 +224,9 @@ class _Asked:
         return Ending(steps, planned, unplanned, unplanned - planned)
 
     def free(self, start: Decay, floor: float, steps: int) -> tuple[Decay, Curve]:
-        """The rate that never rises with the lowest loss at the end, from the best shape on."""
-        # Knots lie closer towards the end, where the rate matters most; each drop is a share of what is left above the
-        # floor, so a rate never rises and never falls below.
+        """The non-increasing rate with the lowest final loss; the search starts from the best shape."""
+        # Knots are closer towards the end, where the rate matters most. Each drop is a share of the height above the
+        # floor, so the rate never rises and never falls below the floor.
         knots = 1 - np.geomspace(1, 0.01, KNOTS)
         along = np.linspace(0, 1, POINTS)
 

@@ -1,18 +1,18 @@
-"""The score, or loss, after fine-tuning on all data, from runs on parts of it such as 1/8, 1/4 and 1/2.
+"""Predicts the score or loss after fine-tuning on all data from runs on parts of it such as 1/8, 1/4 and 1/2.
 
 The curve is a power law in the data with a floor, ``loss(D) = E + A D^-a``, on the scale of the loss, or on that of the
 logit of the score above chance. Its parameters are those that runs determine best: the level at the largest part, the
-gain of its last doubling, and the exponent. An exponent of 0 is a straight line in ``log D``; a small negative one
-describes a skill that has just begun to rise.
+gain of the last doubling before it, and the exponent. An exponent of 0 is a straight line in ``log D``; a small
+negative one describes a skill that has just begun to rise.
 
 Three sizes cannot determine level, gain, exponent and the noise between seeds. Level and gain follow the runs. Exponent
 and noise have priors, stated below, and three sizes seldom add to them. Scores have two kinds of priors: for a skill
 that is refined, and for one that the model does not have yet. The interval is a mixture over their values.
 Several seeds per size make it narrower; more sizes do not.
 
-The interval covers one new run on all of the data, examined on the held-out items. With the score of each item, it is
-for the same items: their difficulty is then not noise, and the noise of a seed is estimated from the disagreement of
-two runs. With means only, it is for as many other items of the kind, which is wider.
+The interval covers one new run on all of the data, examined on the held-out items. With the score of each item, it
+holds for the same items. Their difficulty is then not noise, and the noise of a seed is estimated from the disagreement
+of two runs. With means only, it holds for the same number of other items of the kind and is wider.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from armillary.recipe import UsageError
 
 FORMS = ("score", "loss")
 LEAST_SIZES = 3
-# Beyond this factor over the largest part only the exponent matters, which no run determines.
+# Beyond this factor over the largest part only the exponent matters, which the runs do not determine.
 MOST_EXTRAPOLATION = 16.0
 # The most common step, from one half to all, was tested by the step before it, from 1/4 to 1/2.
 TESTED = 2.0
@@ -53,7 +53,8 @@ TESTED = 2.0
 class Kind:
     """Priors of one kind of learning: of the gain of the last doubling, the exponent, and the log noise of a seed.
 
-    Gain and noise are in logits of a score, or in units of the last loss. ``share`` is how often the kind is expected.
+    Gain and noise are in logits of a score, or in units of the last loss. ``share`` is the prior probability of the
+    kind.
     """
 
     share: float
@@ -64,10 +65,10 @@ class Kind:
 
 
 # The form is that of Zhang et al. 2024, "When Scaling Meets LLM Finetuning", equation 1, at one model size; the widths
-# are ours. The noise of one seed: two seeds that differ by 6 points at a score of 0.3 are 0.2 apart in standard
-# deviations of the logit. A skill that the model does not have at the smallest part and mostly has at the end rises
-# nearly straight in logits, by more than one for each doubling, and its runs differ more, since a seed moves the time
-# of the rise. Tuned on two fine-tunings of a small model on short tasks.
+# are ours. The noise of one seed: two seeds that differ by 6 points at a score of 0.3 correspond to a standard
+# deviation of 0.2 in the logit. If the model lacks a skill at the smallest part and mostly has it at the end, the logit
+# rises nearly linearly, by more than one per doubling. Its runs differ more, since a seed moves the time of the rise.
+# Tuned on two fine-tunings of a small model on short tasks.
 KINDS = {
     "score": (
         Kind(0.8, (0.0, 0.6), (0.4, 0.4), (-0.4, 2.0), (float(np.log(0.1)), 0.5)),
@@ -91,7 +92,7 @@ class GainLaw(Estimator):
         seed: of these draws.
 
     Attributes:
-        form_, chance_, items_: what was fitted with; ``items_`` is 0 for losses.
+        form_, chance_, items_: the arguments of the fit; ``items_`` is 0 for losses.
         draws_: posterior draws [b, 4] of level and gain of the last doubling (on the curve's scale), exponent, and log
             of the noise between seeds.
         parameters_: their means, under ``level``, ``gain``, ``exponent`` and ``noise``.
@@ -154,7 +155,7 @@ class GainLaw(Estimator):
                 f"the runs have {len(np.unique(sizes))} sizes of data; give runs on {LEAST_SIZES} or more, such as "
                 "1/8, 1/4 and 1/2 of it"
             )
-        # Order does not matter, to the last bit.
+        # Sort, so that the result does not depend on the order, to the last bit.
         order = np.lexsort([*table.T[::-1], sizes])
         sizes, table = sizes[order], table[order]
         self.form_, self._noise_seed = self.form, self.seed + 1
@@ -222,7 +223,7 @@ class GainLaw(Estimator):
         return losses / self._unit, np.zeros(len(losses))
 
     def _scores(self, sizes: Array, table: Array) -> tuple[Array, Array]:
-        """Logits of the scores above chance [n], and their variance by what a run flips among the items."""
+        """Logits of the scores above chance [n], and their variance from items that flip between runs."""
         refuse_where((table < 0) | (table > 1), "y", table, "a score is a share between 0 and 1", None)
         items = table.shape[1] if table.shape[1] > 1 else self.items
         if items < 1:
@@ -231,7 +232,7 @@ class GainLaw(Estimator):
         scores = table.mean(axis=1)
         self._refuse_chance(scores[sizes == self.largest_])
         self.flips_ = _flips(sizes, table) if table.shape[1] > 1 else 1.0
-        # Half an item away from chance and from 1, where the logit has no value.
+        # Keep half an item away from chance and 1, where the logit is infinite.
         above = np.clip((scores - self.chance_) / (1 - self.chance_), 0.5 / (items + 1), 1 - 0.5 / (items + 1))
         shrunk = (scores * items + 1) / (items + 2)
         slope = 1 / (above * (1 - above) * (1 - self.chance_))
@@ -240,7 +241,7 @@ class GainLaw(Estimator):
     def _refuse_chance(self, scores: Array) -> None:
         """Raise AtChanceError unless the runs on the largest part are above chance together."""
         guess = max(self.chance_, min(LUCKY / self.items_, 0.5))
-        # The same items for each seed: more seeds are not more items.
+        # The seeds share their items, so more seeds do not mean more items.
         right = round(float(scores.mean()) * self.items_)
         p_value = float(stats.binom.sf(right - 1, self.items_, guess))
         if p_value >= 0.05:
@@ -252,7 +253,7 @@ class GainLaw(Estimator):
 
 
 def _rise(shares: Array, exponent: Array) -> Array:
-    """What the curve has gained at shares [m] of the largest part, in units of its last doubling, [b, m]."""
+    """The gain of the curve at shares [m] of the largest part, in units of its last doubling, [b, m]."""
     logs = np.log(shares)[None, :]
     straight = np.abs(exponent) < 1e-6
     safe = np.where(straight, 1.0, exponent)
@@ -261,11 +262,11 @@ def _rise(shares: Array, exponent: Array) -> Array:
 
 
 def _flips(sizes: Array, table: Array) -> float:
-    """The share of the variance of items that two runs of equal skill do not have in common.
+    """The share of the items' variance that two runs of equal skill do not share.
 
     Two runs of one size differ on an item with probability ``2 p (1 - p)`` for its own chance ``p``; half of that, over
-    the variance of all items, is the share. Without two seeds of a size, runs of neighbouring sizes are taken, which
-    differ by their gain too, so that the share errs upwards.
+    the variance of all items, is the share. Without two seeds of a size, runs of neighbouring sizes are used. They also
+    differ by their gain, so the share is then too large.
     """
     pairs = [(i, i + 1) for i in range(len(sizes) - 1) if sizes[i] == sizes[i + 1]]
     pairs = pairs or [(i, i + 1) for i in range(len(sizes) - 1)]
@@ -280,7 +281,7 @@ def _posterior(
     """Draws [b, 4] of level, gain, exponent and log noise.
 
     Given kind, exponent and noise the curve is linear in level and gain, whose posterior is then normal in closed form.
-    The others are drawn from their priors and weighed by what is left of the likelihood.
+    The others are drawn from their priors and weighted by the marginal likelihood.
     """
     rng, count = drawing
     centre = float(values[-1])

@@ -1,4 +1,4 @@
-"""The score of an examination from a run's validation loss, in two steps: loss to task loss, task loss to accuracy.
+"""Predicts an examination's score from a run's validation loss in two steps: loss to task loss to accuracy.
 
 The steps are those of the OLMo ladder (Bhagia et al. 2024, "Establishing Task Scaling Laws via Compute-Efficient Model
 Ladders", section 3): the loss on the task's right answers follows the loss by a simple curve, and the accuracy follows
@@ -6,12 +6,13 @@ the task loss by a sigmoid from chance to a ceiling (their equation 3, with the 
 
 Trade-offs taken:
 
-- The first step is a line in the losses or in their logarithms, weighed by how they predict the best runs from the
-  others. A ladder ends not far above its target in loss, so that more form would be noise.
+- The first step is a line in the losses or in their logarithms, weighted by their predictions of the best runs from the
+  others. A ladder ends near its target in loss, so a more flexible form would only fit noise.
 - Small models do not show the ceiling of the sigmoid. It has a prior (most of the way to 1, rarely below half), and its
   uncertainty is part of the interval.
-- A ladder whose models all answer at chance contains no sigmoid. ``fit`` then refuses instead of returning the prior.
-- Chance is given, not fitted: with four options it is 0.25, and a fitted lower end would follow the noise.
+- If all models of a ladder answer at chance, the sigmoid is unknown. ``fit`` then refuses instead of returning the
+prior.
+- Chance is an argument, not fitted: with four options it is 0.25, and a fitted lower end would follow the noise.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ FORMS = ("linear", "power")
 LEAST_RUNS = 5
 # A loss below the lowest fitted one by more than this factor is refused: over a whole ladder a loss falls by a fifth.
 MOST_EXTRAPOLATION = 2.0
-# A task without options still has lucky answers: this many right ones are not yet above chance.
+# Even without options some answers are right by luck; this many right answers do not count as above chance.
 LUCKY = 2
 # Priors of the sigmoid: ceiling between chance and 1 on the logit scale, and the runs' own scatter in accuracy.
 CEILING, CEILING_STD = 2.0, 1.2
@@ -64,7 +65,7 @@ class AtChanceError(UsageError):
 
 @dataclass(frozen=True)
 class LeftOutRuns:
-    """The best runs left out, predicted from the others.
+    """Predictions of the best runs by a law of the other runs.
 
     Attributes:
         rows: their rows in the table given to ``fit``, [k].
@@ -94,7 +95,7 @@ class ExaminationLaw(Estimator):
         seed: of these draws.
 
     Attributes:
-        chance_: chance that was fitted with; ``items_`` likewise.
+        chance_: chance in the fit; ``items_`` likewise.
         weights_: weight of each form of the first step.
         parameters_: means of the sigmoid's ``ceiling``, ``middle`` (task loss half way up), ``steepness`` and
             ``scatter`` (standard deviation of a run's accuracy beside the choice of items).
@@ -159,7 +160,7 @@ class ExaminationLaw(Estimator):
 
         Raises:
             UsageError: a value that is not finite or out of its range (with row and column), too few runs, losses
-                that are all equal, accuracies that fall as the loss falls.
+                that are all equal, or accuracies that fall as the loss falls.
             AtChanceError: no run is significantly above chance.
         """
         self._forget()
@@ -202,7 +203,7 @@ class ExaminationLaw(Estimator):
 
         Args:
             X: [m, 1] validation losses, or [m, 3] with the ends of their own intervals of the same ``interval``, as
-                a scaling law predicts them; the uncertainty of the loss then widens that of the score.
+                a scaling law predicts them; the uncertainty of the loss then widens the interval of the score.
             interval: probability that the interval covers.
 
         Returns:
@@ -338,7 +339,7 @@ class ExaminationLaw(Estimator):
 
 
 def _refuse_falling(through: Array, accuracy: Array, name: str, target: int) -> None:
-    """Raise UsageError where accuracies fall with the losses: one of the columns is not what it was given as."""
+    """Raise UsageError if accuracies fall with the losses, which shows that a column was misinterpreted."""
     rank = stats.spearmanr(through, accuracy).statistic if np.ptp(accuracy) > 0 else 0.0
     if rank > 0.5:
         raise UsageError(
@@ -375,7 +376,7 @@ def _coordinates(form: str, losses: Array, through: Array) -> tuple[Array, Array
 def _least_squares(x: Array, y: Array) -> tuple[Array, Array, float, int]:
     """Coefficients, their unscaled covariance, the residual variance and its degrees of freedom.
 
-    A hundredth of a percent counts as one more observation of the residuals, so that points on a line keep a noise.
+    One extra residual of a hundredth of a percent keeps the noise above 0 for points on a line.
     """
     design = np.column_stack([np.ones_like(x), x])
     inverse = np.linalg.inv(design.T @ design)
@@ -412,7 +413,7 @@ def _accuracy(draws: Array, task: Array, chance: float) -> Array:
 
 
 def _sampling(accuracy: Array, items: int) -> Array:
-    """Variance of accuracies [n] by the choice of the items; not 0 where all or none are right."""
+    """Variance of accuracies [n] from the choice of items; above 0 even if all or none are right."""
     shrunk = (accuracy * items + 1) / (items + 2)
     return np.asarray(shrunk * (1 - shrunk) / items)
 
@@ -438,7 +439,7 @@ def _sigmoid(task: Array, measured: tuple[Array, Array], chance: float, rng: np.
     start = guesses[log_posterior(guesses).argmax()]
     peak = optimize.minimize(lambda theta: -log_posterior(theta[None])[0], start, method="BFGS").x
     mean, covariance = peak, _covariance(log_posterior, peak, about)
-    # The second round takes its place and width from the first, for posteriors that lean to one side.
+    # The second round uses mean and width of the first, for skewed posteriors.
     for _ in range(2):
         proposal = stats.multivariate_t(mean, 1.5 * covariance, df=4, seed=rng)
         theta = proposal.rvs(_PROPOSALS)
@@ -454,7 +455,7 @@ def _sigmoid(task: Array, measured: tuple[Array, Array], chance: float, rng: np.
 
 
 def _covariance(log_posterior: object, peak: Array, about: Array) -> Array:
-    """Inverse curvature at the peak, by differences; the prior's where the curvature is not that of a peak."""
+    """Inverse curvature at the peak by finite differences; the prior's if the curvature is not that of a peak."""
     assert callable(log_posterior)
     step = 1e-3 * about
     eye = np.diag(step)
@@ -464,6 +465,6 @@ def _covariance(log_posterior: object, peak: Array, about: Array) -> Array:
         4 * np.outer(step, step)
     )
     wide, turn = np.linalg.eigh((curve + curve.T) / 2 * np.outer(about, about))
-    # In units of the prior a peak is never wider than the prior, and a difference quotient never that narrow.
+    # In units of the prior, limit the width: at most the prior's, and at least what finite differences resolve.
     scaled = turn @ np.diag(1 / np.clip(wide, 1.0, 1e8)) @ turn.T
     return np.asarray(scaled * np.outer(about, about))

@@ -3,7 +3,7 @@
 A file of version 3 is a JSON object with these fields:
 
 - ``format`` (``armillary-law``), ``version`` (3), ``program`` (the version of Armillary that wrote it) and
-  ``laws_version`` (raised when the same table gives other fitted numbers);
+  ``laws_version`` (increased when the same table gives other fitted numbers);
 - ``kind``: a name of ``registry.LAWS``;
 - ``features``, ``targets``, ``size_column``, ``tokens_column``, ``sources``, ``columns`` and ``set_aside``: see
   ``LawFile``;
@@ -12,9 +12,9 @@ A file of version 3 is a JSON object with these fields:
 - ``summary``: parameters, weights and held-out errors for people; it is not read back;
 - ``sha256``: of all of it, so that a torn or edited file is detected.
 
-The same fit gives the same file, and the same file the same numbers on every machine. Nothing is unpickled. A law that
-is read must repeat the predictions stored with it: so code of another version in which a field means something else is
-detected, too. Versions 1 and 2 are read through ``old``.
+The same fit gives the same file, and the same file the same numbers on every machine. Nothing is unpickled. A loaded
+law must reproduce its stored predictions, which also detects code of another version in which a field has another
+meaning. Versions 1 and 2 are read through ``old``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from armillary.recipe import DamagedFileError, ForeignFileError, UsageError
 FORMAT = "armillary-law"
 VERSION = 3
 
-# What a file's own predictions may differ by, relative: the rounding of another machine.
+# Relative tolerance for stored predictions: the rounding of another machine.
 _SAME = 1e-6
 
 _PREDICTIONS = Listed(ArrayField("...", finite=False))
@@ -64,7 +64,7 @@ _FIELDS: Fields = {
 
 
 class DamagedLawError(DamagedFileError, UsageError):
-    """A law file that is torn, empty, edited, or does not hold a whole law."""
+    """A law file that is torn, empty, edited or incomplete."""
 
 
 class ForeignLawError(ForeignFileError, UsageError):
@@ -72,7 +72,8 @@ class ForeignLawError(ForeignFileError, UsageError):
 
 
 class OtherLawsWarning(UserWarning):
-    """A law file was fitted by another version of the laws: it is read, but its tables would now give other numbers."""
+    """A law file was fitted by another version of the laws. It is usable, but its tables would now give other
+    numbers."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class LawFile:
         size_column: column of model sizes of a mixture law, if it has one.
         tokens_column: column of the tokens of each run of a mixture law, if it has one.
         sources: the tables it was fitted to.
-        columns: what each column of these was read as.
+        columns: the role of each of their columns.
         set_aside: entries and rows that were left out of the fit, with file, line, column, value and reason.
     """
 
@@ -142,7 +143,7 @@ def write_law(path: Path, law: LawFile, summary: dict[str, Any]) -> None:
         **law.law.to_json(),
         "predictions": _PREDICTIONS.write(_own_predictions(law.law), "predictions"),
     }
-    document = json.loads(json.dumps(document, allow_nan=False))  # as a reader gets it: tuples are lists
+    document = json.loads(json.dumps(document, allow_nan=False))  # normalise like a reader: tuples become lists
     write_json(path, {**document, "sha256": _seal(document)})
 
 
@@ -151,8 +152,8 @@ def read_law(path: Path) -> LawFile:
 
     Raises:
         UsageError: the file cannot be opened.
-        DamagedLawError: it was torn or edited, or does not hold a whole law.
-        ForeignLawError: it is not a law file, or of another version of the program; it is left as it is.
+        DamagedLawError: it is torn, edited or incomplete.
+        ForeignLawError: it is not a law file, or has another version; it is not changed.
     """
     remedy = "give a file that 'armillary fit' wrote"
     try:
@@ -161,7 +162,7 @@ def read_law(path: Path) -> LawFile:
     except OSError as error:
         raise UsageError(f"{path}: {error.strerror}; {remedy}") from error
     except (ValueError, RecursionError) as error:
-        if content and not content.lstrip().startswith(b"{"):  # a table, say: never advise to write over it
+        if content and not content.lstrip().startswith(b"{"):  # for instance a table: never advise to overwrite it
             raise ForeignLawError(f"{path} is not a law file; {remedy}") from error
         raise DamagedLawError(f"{path} is torn or not JSON ({error}); {_again(None, path)}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
@@ -185,7 +186,7 @@ def read_law(path: Path) -> LawFile:
     except DamagedLawError:
         raise
     except ValueInFileError as error:
-        # A whole file of another program has other fields; one of this program was changed by hand and sealed again.
+        # An intact file of another program has other fields; one of this program was edited and sealed again.
         if document.get("program") != __version__:
             written = f"Armillary {document['program']}" if document.get("program") else "an earlier Armillary"
             raise ForeignLawError(
@@ -193,7 +194,7 @@ def read_law(path: Path) -> LawFile:
                 f"{_again(document, path)}"
             ) from error
         raise DamagedLawError(f"{path} does not hold a whole law: {error}; {_again(document, path)}") from error
-    except Exception as error:  # whatever values that do not belong together lead to
+    except Exception as error:  # any error that inconsistent values cause
         raise DamagedLawError(
             f"{path} does not hold a whole law ({type(error).__name__}: {error}); {_again(document, path)}"
         ) from error
@@ -213,7 +214,7 @@ def may_replace(path: Path) -> bool:
 
 
 class _OtherCodeError(Exception):
-    """An intact file has another meaning in this program's version than in the one that wrote it."""
+    """An intact file has another meaning in this version of the program than in the version that wrote it."""
 
 
 def _again(document: object, path: Path) -> str:
@@ -269,7 +270,7 @@ def _opened(document: dict[str, Any]) -> LawFile:
 
 
 def _own_predictions(law: Estimator) -> list[Array]:
-    """Predictions of a law at the points that it chooses, and the other results that the verbs read, as arrays."""
+    """Predictions of a law at its probe points, and the other results that the verbs use, as arrays."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return [np.asarray(part, dtype=float) for part in law.probe()]
@@ -287,7 +288,7 @@ def _seal(document: dict[str, Any]) -> str:
 
 
 def _without_nan(value: Any) -> Any:
-    """``value`` with null for each number that JSON does not have."""
+    """``value`` with null for infinity and NaN."""
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -14,8 +14,8 @@ import numpy as np
 
 from armillary.laws.values import Array, ValueInFileError
 
-# For each class: ``attribute:field``, or ``attribute`` alone where the field is the same without underscores. Nothing
-# behind the colon: the attribute is left out. A ``?`` marks what version 1 may lack.
+# For each class: ``attribute:field``, or ``attribute`` alone if the field has the same name without underscores. An
+# empty field means that the attribute is left out. A ``?`` marks attributes that version 1 may lack.
 _LAWS = {
     "scaling:ScalingLaw": "features_ log_points_ _single:single_target _noise _tilt:noise_tilt _range:log_loss_range "
     "_freedom:noise_freedom _miss:miss_per_efold _miss_freedom _wide:interval_scale _members:forms "
@@ -79,7 +79,7 @@ def upgraded(document: dict[str, Any]) -> dict[str, Any]:
     """The fields of version 3 of a whole document of version 1 or 2; ``predictions`` is None for version 1.
 
     Raises:
-        ValueInFileError: it holds what those versions did not have, or lacks what they had.
+        ValueInFileError: its fields are not those of these versions.
     """
     held, summary = document["law"], document["summary"]
     if not isinstance(held, dict) or not isinstance(summary, dict):

@@ -6,17 +6,18 @@ and a basin ``h >= 0`` around these. In ``u = log lr - log lr*(N, D)`` and ``v =
     lr* = c N^a D^b,  bs* = d N^e D^f,  h = N^p D^q (k1 psi(c1, u) + k2 psi(c2, v) + k3 psi(c3, u - rho v))
     psi(c, z) = 2 (exp(c z) - 1 - c z) / c^2         (Varian's 1975 "linex": z^2 for c = 0, else steeper on one side)
 
-So the basin is convex with its lowest point at lr*, bs*; too high a learning rate may cost more than one as much too
-low; and the third term ties the learning rate to a power of the batch size (gradient noise goes with lr / bs^rho).
+So the basin is convex with its lowest point at lr*, bs*. A learning rate that is too high may cost more than one that
+is too low by the same factor. The third term ties the learning rate to a power of the batch size (gradient noise scales
+with lr / bs^rho).
 
 Trade-offs taken:
 
 - The form is accurate near the floor but not high on the walls, and diverged runs carry no information. So a run has
   the variance ``noise^2 + (FAR h)^2``, and runs more than DIVERGED above a smaller one are left out.
-- Three errors are shared. Each (N, D) is off the Chinchilla floor by some amount of its own, and its best learning
-  rate and batch size are off their power laws. Runs of one (N, D, bs) may share one more: a loss read off the last
-  batch is that batch's loss, and with the same data order they all end on the same batch. All are random effects whose
-  sizes are estimated by EM; they are taken out by whitening, not fitted one by one.
+- Three errors are shared between runs. Each (N, D) deviates from the Chinchilla floor, and its best learning rate and
+  batch size deviate from their power laws. Runs of one (N, D, bs) may share a third error: a loss on the last batch
+  depends on that batch, and with the same data order all these runs end on it. All are random effects; EM estimates
+  their sizes, and whitening removes them instead of fitting each.
 - Twenty parameters from twenty runs: each has a prior, in logarithms and relative to the centre of the data. Those of
   the exponents are round numbers amid published ones (Li et al. 2025, arXiv 2503.04715: lr N^-0.71 D^0.31, bs D^0.57;
   Bjorck et al. 2024, arXiv 2409.19913: lr N^-0.23 D^-0.32; DeepSeek 2024, arXiv 2401.02954: lr C^-0.125, bs C^0.33;
@@ -40,9 +41,9 @@ from armillary.laws.solver import Fits, fit_many
 Rows = NDArray[np.intp]
 FORMS = ("step-law", "basin")
 
-# What each number in theta is, with the mean and standard deviation of its prior. Floor: logarithms, E as a share of
-# the lowest loss, each term as a share of the median loss, at the centre of the data. lr and bs: logarithms at the
-# centre, relative to the mean best run. Steepness: logarithm of the relative loss one e-fold away from the best.
+# The meaning of each number in theta, with the mean and standard deviation of its prior. Floor: logarithms, E as a
+# share of the lowest loss, each term as a share of the median loss, at the centre of the data. lr and bs: logarithms at
+# the centre, relative to the mean best run. Steepness: logarithm of the relative loss one e-fold away from the best.
 PRIORS = {
     "E": (np.log(0.6), 0.5),
     "A": (np.log(0.3), 1.5),
@@ -68,37 +69,37 @@ PRIORS = {
 NAMES = tuple(PRIORS)
 MEANS, STDS = np.array(list(PRIORS.values())).T
 OPTIMUM = slice(5, 11)
-FIXED = 1e-4  # the standard deviation of what a form holds fixed
+FIXED = 1e-4  # the standard deviation of a parameter that a form fixes
 
-FAR = 0.25  # how wrong the form is, as a share of the height in the basin
+FAR = 0.25  # error of the form as a share of the height in the basin
 DIVERGED, LEAST, TOO_LOW = 0.1, 6, 0.2  # see ``diverged``
 # Prior standard deviations: of the log loss of a run, of the error that runs of one (N, D, bs) share, of an (N, D)
 # about the floor, and of the log lr* and log bs* of an (N, D) about their power laws. Each is weighted as COUNT
 # observations.
 NOISE, SHARED, PAIR, PLACE, COUNT = 0.002, 0.0005, 0.003, 0.1, 2.0
 BEFORE = (SHARED, PAIR, PLACE, PLACE)
-# Which of theta compete with an effect for the same errors: none with what a batch size shares, the floor with the
-# offsets of (N, D), the power law of lr* with where the basins lie in lr, that of bs* with where they lie in bs.
+# The parameters in theta that compete with an effect for the same errors. For the effect of a batch size: none. For
+# offsets of (N, D): the floor. For positions of the basins in lr or bs: the power law of lr* or bs*.
 EFFECTS: tuple[list[int], ...] = ([], [0, 1, 2, 3, 4], [5, 7, 8], [6, 9, 10])
 SNAPPED = 0.5  # standard deviation of the best point of a grid about the best of all, in e-folds
 HUBER = 2.0  # errors beyond this many of their standard deviations count linearly
-ROUNDS = 6  # of fitting and of estimating the sizes of the errors, each from the other
-STEEP, HIGHEST = 6.0, 2.0  # where the exponentials of a basin end, so that nothing overflows
+ROUNDS = 6  # rounds that alternate between fitting and estimating the sizes of the errors
+STEEP, HIGHEST = 6.0, 2.0  # limit for the exponents of a basin, to avoid overflow
 
 
 def diverged(points: Array, losses: Array) -> NDArray[np.bool_]:
-    """Rows of log points [n, 4] whose log loss lies far above what no more parameters and no more tokens reached.
+    """Rows of log points [n, 4] with a log loss far above that of a run with no more parameters and tokens.
 
-    Or far below every loss of a run that is not smaller: a mistyped one, which would make all others look diverged.
-    Far above is more than DIVERGED, and more than four times as much as the best quarter of the rows does; LEAST are
-    kept.
+    Also rows far below all runs that are not smaller: a mistyped loss, which would make all others look diverged. Far
+    above means more than DIVERGED, and more than four times the excess of the best quarter of the rows. At least LEAST
+    rows are kept.
     """
     low = _too_low(points, losses)
     sizes, which = np.unique(np.round(points[:, :2], 3), axis=0, return_inverse=True)
     which = which.ravel()
     reached = np.full(len(sizes), np.inf)
     np.minimum.at(reached, which[~low], losses[~low])
-    smaller = (sizes[:, None] >= sizes[None]).all(2)  # [size, whether that one is not larger]
+    smaller = (sizes[:, None] >= sizes[None]).all(2)  # [size, whether the other size is not larger]
     above = np.where(low, np.inf, losses - np.where(smaller, reached, np.inf).min(1)[which])
     limit = max(DIVERGED, 4 * float(np.quantile(above, 0.25)), float(np.sort(above)[min(LEAST, len(above)) - 1]))
     return np.asarray((above > limit) | low)
@@ -187,16 +188,16 @@ def jacobian(theta: Array, x: Array) -> Array:
 
 
 class Whitening:
-    """Turns errors of runs, some of them shared, into independent ones of variance 1.
+    """Transforms errors of runs, some of them shared, into independent errors of variance 1.
 
     Errors ``r`` are ``s_i e_i`` and, for each effect, ``std * g_i * b`` with one ``b`` for each of its groups; e and b
     are normal of variance 1. Then ``I - k a a'`` applied to ``r_i / s_i``, with ``a_i = g_i / s_i``, leaves errors
-    without that effect; each effect in turn is taken out so. Rows must be sorted such that groups are contiguous.
+    without that effect. The effects are removed one after another. Rows must be sorted such that groups are contiguous.
 
     Args:
         spread: [n] the s.
-        effects: (std, first row of each group, [n] the g) each; groups of the first lie within those of the others,
-            which are the same for all others.
+        effects: (std, first row of each group, [n] the g) each; groups of the first are subsets of the groups of the
+            others, and all others have the same groups.
     """
 
     def __init__(self, spread: Array, effects: Sequence[tuple[float, Rows, Array]]) -> None:
@@ -220,7 +221,7 @@ class Whitening:
         return self._apply(values * self._inverse, range(len(self._levels)))
 
     def split(self, errors: Array) -> tuple[Array, list[tuple[Array, Array]]]:
-        """Whose errors [n] they are: expected squares of the runs' own [n]; mean and variance of each effect's groups.
+        """Split errors [n] into expected squares of the runs' own [n], and mean and variance of each effect's groups.
 
         This is the E step of EM for the sizes of random effects (Laird and Ware 1982).
         """
@@ -248,17 +249,17 @@ class Whitening:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A form fitted to rows, with what draws and predictions need.
+    """A form fitted to rows, with the values that draws and predictions need.
 
     Attributes:
         theta, precision: parameters in the order of NAMES [20], and their inverse covariance.
-        prior, width, about: means and standard deviations of the priors; ``about`` is how uncertain a mean is, which
-            is more than ``width`` where a form holds a number fixed.
+        prior, width, about: means and standard deviations of the priors; ``about`` is the uncertainty of a mean, which
+            exceeds ``width`` if a form fixes the number.
         centre: of the log points, [4].
         x, losses, whiten: the sorted rows, about the centre, and their errors.
         noise, shared, pair, place, far: sizes of the errors; ``far`` is relative to the height in the basin.
         freedom: degrees of freedom of the noise.
-        pairs, offsets, offset_std: log (N, D) that were seen [pairs, 2], and by how much each lies off the law in log
+        pairs, offsets, offset_std: the fitted log (N, D) [pairs, 2], and the deviation of each from the law in log
             floor, log lr*, log bs* [pairs, 3], with standard deviations.
     """
 
@@ -283,7 +284,7 @@ class Fitted:
 
 
 def fit(form: str, points: Array, losses: Array, noise: float | None) -> Fitted:
-    """Fit a form to log points [n, 4] and log losses [n]; ``noise`` if it is known."""
+    """Fit a form to log points [n, 4] and log losses [n]; ``noise`` is the known noise, if any."""
     levels = np.round(points, 3)
     order = np.lexsort((levels[:, 2], levels[:, 3], levels[:, 1], levels[:, 0]))
     points, losses, levels = points[order], losses[order], levels[order]
@@ -322,7 +323,7 @@ def fit(form: str, points: Array, losses: Array, noise: float | None) -> Fitted:
         start = theta = fits.parameters[chosen : chosen + 1]
         above = height(theta, x)[0]
         runs, shared = whiten.split(losses - floor(theta, x)[0] - above)
-        # The fit has taken up some of the errors.
+        # The fit has absorbed some of the errors.
         freedom = max(len(x) - float(fits.effective_parameters[chosen]), 1.0)
         near = own**2 / spread**2
         relative = len(x) / freedom * runs / spread**2

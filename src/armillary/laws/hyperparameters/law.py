@@ -1,12 +1,12 @@
-"""Learning rate and batch size: the loss that a run at (N, D, lr, bs) reaches, and which lr and bs are best.
+"""Learning rate and batch size: the loss of a run at (N, D, lr, bs), and the best lr and bs.
 
 Trade-offs taken:
 
 - A prediction far from the runs needs three parts: the floor (a Chinchilla law), the position of the basin, and its
   shape (``basin`` has the form and its reasons). One law with priors, fitted to all runs at once, gives them from 20
   runs as well as from 2000. ``identified_`` shows which numbers the data did not determine.
-- The predicted basin is the mean over the draws. If lr* is uncertain and the basin is steep on one side, the best run
-  on average stays away from that side.
+- The predicted basin is the mean over the draws. If lr* is uncertain and the basin is steep on one side, the best
+  choice on average keeps away from that side.
 - The floor's error per e-fold of extrapolation is measured by leaving out the largest N, D and compute, as in
   ``ScalingLaw``. The basin's scatter between (N, D) is part of the fit.
 """
@@ -40,24 +40,23 @@ from armillary.recipe import UsageError, counted
 COLUMNS = ("params", "tokens", "lr", "bs")
 # Prior of the floor's relative error at one e-fold of extrapolation, weighted as COUNT observations.
 MISS = 0.003
-WIDEST = 100.0  # of half an interval, in log loss
-FLAT = 1e-3  # the share of the loss one may give away, see HyperparameterOptimum
+WIDEST = 100.0  # limit of half an interval, in log loss
+FLAT = 1e-3  # the tolerated share of the loss, see HyperparameterOptimum
 
 
 @dataclass(frozen=True)
 class HeldOutGrid:
-    """The largest runs left out, predicted from the others.
+    """Predictions of the largest runs by a law of the other runs.
 
     Attributes:
-        what: which were left out, such as ``params >= 4.3e+08``.
-        form: the form that predicted.
+        what: the left-out runs, such as ``params >= 4.3e+08``. form: the form of the prediction.
         rows: their rows in the table given to ``fit`` (without diverged ones), [k].
         predicted: losses by the law fitted without them, [k].
         measured: their losses, [k].
-        extrapolation: their compute N * D over the largest compute that was kept, [k].
+        extrapolation: their compute N * D over the largest kept compute, [k].
         regret: for each left-out (N, D) with at least four runs, the relative excess loss of the run that the law
-            predicts to be best over the best run, [pairs].
-        shape_error: root mean square of relative errors near the floor, after taking out each (N, D)'s own mean.
+        chooses over the best run, [pairs]. shape_error: root mean square of relative errors near the floor, without the
+        mean of each (N, D).
     """
 
     what: str
@@ -77,7 +76,7 @@ class HyperparameterOptimum:
     Attributes:
         lr, bs: best values with intervals, scalars.
         loss: predicted loss of one run there, with its interval.
-        lr_flat: learning rates, low and high, that cost less than 0.1 % of the loss at the best batch size.
+        lr_flat: lowest and highest learning rate that cost less than 0.1 % of the loss at the best batch size.
         bs_flat: the same for the batch size at the best learning rate.
         extrapolation: compute N * D over the largest compute fitted.
     """
@@ -95,7 +94,7 @@ class HyperparameterLaw(Estimator):
 
     Forms: ``step-law`` (Li et al. 2025): lr* = c N^a D^b and bs* = d D^f through the best run of each (N, D), and a
     symmetric basin of common curvature around them; ``basin``: everything above, fitted to all runs at once;
-    ``auto``: the one with the better prediction of the largest (N, D) when these are left out.
+    ``auto``: the form with the better prediction of left-out largest (N, D).
 
     Args:
         form: ``step-law``, ``basin`` or ``auto``.
@@ -110,15 +109,14 @@ class HyperparameterLaw(Estimator):
         draws_: the same for each draw, arrays [bootstraps].
         identified_: for each fitted number the share of its prior's variance that the data removed, in [0, 1]. Near 0
             the prior dominates: for ``lr_params`` if all runs have the same N, for ``bs`` if they have one batch size.
-            What a form holds fixed counts as known.
-        noise_: relative standard deviation of one run, near the floor; ``shared_noise_`` of what runs of one (N, D,
-            batch size) share.
+            A parameter that a form fixes counts as known.
+        noise_: relative standard deviation of one run near the floor; ``shared_noise_``: of the error that runs of one
+            (N, D, batch size) share.
         pair_std_: relative standard deviation of an (N, D) about the floor; ``place_std_`` of log lr* and log bs* of an
             (N, D) about their power laws.
-        miss_per_efold_: relative miss of the floor (standard deviation) at one e-fold of extrapolation.
-        diverged_: rows of X that were left out because they lie far above a run no larger in N and D, or far below all
-            runs no smaller.
-        held_out_: largest runs left out, for each form that was tried, a list of ``HeldOutGrid``.
+        miss_per_efold_: relative error of the floor (standard deviation) at one e-fold of extrapolation. diverged_:
+        rows of X that were left out, far above a run that is not larger in N and D, or far below all runs that are not
+        smaller. held_out_: predictions of left-out largest runs for each form tried, a list of ``HeldOutGrid``.
     """
 
     features = COLUMNS
@@ -261,10 +259,10 @@ class HyperparameterLaw(Estimator):
         known = run + drawn.var(0)
         place = offset_std[:, 0] ** 2 + ((offset_std[:, 1:] * slopes) ** 2).sum(1)
         miss = self.miss_per_efold_**2 * self._efolds(points)
-        # Each part is known from this many observations; Satterthwaite's (1946) degrees of freedom for their sum.
+        # Degrees of freedom of each part; Satterthwaite's (1946) formula gives those of their sum.
         total = known + place + miss
         share = known**2 / self._freedom + place**2 / (COUNT + len(self._pairs)) + miss**2 / self._miss_freedom
-        # On a table without any order an interval may reach anywhere; it ends where numbers still can be written.
+        # On a random table an interval may be huge; limit it to finite numbers.
         half = np.minimum(stats.t.isf(tail, total**2 / share) * np.sqrt(total), WIDEST)
         mean = drawn.mean(0) + offset[:, 0]
         return Prediction(np.exp(mean), np.exp(mean - half), np.exp(mean + half))
@@ -292,7 +290,7 @@ class HyperparameterLaw(Estimator):
             x = np.column_stack([np.tile(size, (len(places), 1)), places])
             return np.asarray(basin.height(self._draws, x).mean(0))
 
-        # A grid that closes in: the basin of each draw is convex, so their mean is.
+        # A shrinking grid: the basin of each draw is convex, and so is their mean.
         steps = np.linspace(-1, 1, 41)
         square = np.stack(np.meshgrid(steps, steps, indexing="ij"), axis=-1).reshape(-1, 2)
         best = basin.lowest(self._theta[None], size)[0]
@@ -359,12 +357,12 @@ class HyperparameterLaw(Estimator):
         check_reach(float(np.exp(beyond[row])), tested, f"a run of {size}", remedy)
 
     def _efolds(self, points: Array) -> Array:
-        """How far log points [m, 4] lie beyond those fitted in N and D, or in compute where that is more, [m]."""
+        """Distance [m] of log points [m, 4] beyond the fitted ones in N and D, or in compute if that is larger."""
         beyond = np.maximum(points[:, :2] - self._most, 0.0).sum(1)
         return np.asarray(np.maximum(beyond, points[:, :2].sum(1) - self._most_compute))
 
     def _held_out_error(self, form: str) -> float:
-        """Mean regret and mean shape error on left-out runs; a form is judged by the runs it would have chosen."""
+        """Mean regret and mean shape error on left-out runs; forms are compared by the runs that they choose."""
         records = [record for record in self.held_out_ if record.form == form]
         regret = np.concatenate([record.regret for record in records]) if records else np.zeros(0)
         if not len(regret):
@@ -374,7 +372,7 @@ class HyperparameterLaw(Estimator):
     def _leave_largest_out(
         self, form: str, points: Array, losses: Array, rows: Rows, noise: float | None
     ) -> list[tuple[float, float, float]]:
-        """Hold back the largest N, D and compute; returns (miss of the floor, its explained variance, e-folds)."""
+        """Leave out the largest N, D and compute; return (error of the floor, its explained variance, e-folds)."""
         found: list[tuple[float, float, float]] = []
         seen: set[bytes] = set()
         sizes = (("params", points[:, 0]), ("tokens", points[:, 1]), ("compute", points[:, :2].sum(1)))
@@ -382,7 +380,7 @@ class HyperparameterLaw(Estimator):
             levels = np.unique(np.round(size, 3))
             if len(levels) < 2:
                 continue
-            # The largest, or of many levels the largest quarter.
+            # The largest level, or of many levels the largest quarter.
             kept = size < levels[-max(1, len(levels) // 4)] - 0.05
             if kept.tobytes() in seen or kept.sum() < 6 or (np.ptp(points[kept, 2:], axis=0) < 0.01).all():
                 continue
@@ -424,7 +422,7 @@ class HyperparameterLaw(Estimator):
         return found
 
     def _set_miss(self, found: list[tuple[float, float, float]]) -> None:
-        """Variance per e-fold beyond what is explained, from few misses and a prior guess."""
+        """Unexplained variance per e-fold, from few errors and a prior guess."""
         miss, explained, far = np.array(found).reshape(-1, 3).T
         says = far / (explained + MISS**2 * far) ** 2
         beyond = max(0.0, float(says @ (miss**2 - explained) / (says @ far))) if len(far) else 0.0

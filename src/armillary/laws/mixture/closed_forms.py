@@ -8,7 +8,7 @@ Parameters are logarithms (except ``t``), and each is linear in the logarithm of
 ``theta(N) = theta + s theta'`` with ``s = ln(N / N_largest)``. So each follows a power of N. Trade-offs:
 
 - The validation domains share their movement. A first pass estimates each domain's movement, and later passes shrink
-  all of them towards their mean, by the spread that was found. A few runs at a second size suffice.
+  all of them towards their mean, by the spread that was found. So a few runs at a second size suffice.
 - With runs of one size, the movement is that of the prior. Losses fall, and the domains whose loss depends most on the
   mixture approach the others. Both were measured between 1M and 60M parameters (RegMix, arXiv 2407.01492): the spreads
   (standard deviations) of the losses of 13 domains at 60M follow the power 0.58 of those at 1M. An easy domain, such as
@@ -37,8 +37,8 @@ from armillary.laws.values import Fields
 LEVEL = -0.09
 CONTRACTION = 0.147
 
-# How much of the fall that all domains have in common is unknown with one size, per e-fold. Widened after a look at the
-# losses of tiny models on few tokens, which fell by 0.05 to nothing.
+# Uncertainty per e-fold of the fall common to all domains, with runs of one size. Widened after the losses of tiny
+# models on few tokens fell by only 0 to 0.05.
 _COMMON_STD = 0.05
 
 # Larger exponents occur only in bad steps of a search; they are clipped to avoid overflow.
@@ -49,7 +49,7 @@ _NOISE = 0.004
 
 
 class ClosedForm(abc.ABC):
-    """Base of the laws in closed form: for each validation domain q parameters and their q movements, as one array.
+    """Base class of the laws in closed form: q parameters and their q movements per validation domain, as one array.
 
     A subclass has its priors, its starts, and its value with its gradient. Below, P counts fits, G folds, v domains.
     """
@@ -59,7 +59,7 @@ class ClosedForm(abc.ABC):
         "draws": ("_draws", ArrayField("b v q")),
     }
 
-    # The parameters that are levels of the loss, whose movement all domains share.
+    # The parameters that are levels of the loss; all domains share their movement.
     _LEVELS = slice(0, 2)
 
     def held_out(self, X: Array, s: Array, Z: Array, folds: Sequence[Rows]) -> Array:
@@ -119,14 +119,14 @@ class ClosedForm(abc.ABC):
 
     @abc.abstractmethod
     def _starts(self, prior: Array, leaning: Array) -> list[Array]:
-        """Parameters [G, v, q] to begin from; ``leaning`` [G, v, d] says which training domains lower the loss."""
+        """Starting parameters [G, v, q]; ``leaning`` [G, v, d] is how much each training domain lowers the loss."""
 
     @abc.abstractmethod
     def _law(self, theta: Array, X: Array) -> tuple[Array, Array]:
         """Log losses [P, m] and their gradient [P, m, q] for parameters [P, q]."""
 
     def _in_parts(self, theta: Array, X: Array) -> Array:
-        """Log losses [P, m] for parameters [P, q], some at a time."""
+        """Log losses [P, m] for parameters [P, q], computed in blocks."""
         size = max(1, 1_000_000 // X.size)
         return np.concatenate([self._law(theta[i : i + size], X)[0] for i in range(0, len(theta), size)])
 
@@ -188,7 +188,7 @@ class ClosedForm(abc.ABC):
             theta = tries.reshape(many, count, -1)[best, np.arange(count)]
         else:
             theta = begin.reshape(count, 2 * q)
-        # The noise sets the weight of the priors and follows from the fit, as do the movements; hence the iteration.
+        # Iterate, because the noise sets the weight of the priors, but noise and movements follow from the fit.
         for _ in range(3):
             theta, _, decided = self._minimise(X, s, theta, losses, each, flat, std, scale, 30, 1e-6)
             miss = each * (self._values(theta, X, s) - losses) ** 2
@@ -214,9 +214,9 @@ class ClosedForm(abc.ABC):
         iterations: int,
         tolerance: float,
     ) -> tuple[Array, Array, Array]:
-        """Parameters with movements [P, 2 q], objective [P], and how many of them the data decide [P].
+        """Parameters with movements [P, 2 q], objective [P], and the number of parameters that the data determine [P].
 
-        With runs of one size the movements are not searched for: they are what the prior says.
+        With runs of one size the movements are not fitted but have the values of the prior.
         """
         half = len(std) // 2
         used = 2 * half if np.ptp(s) > 0 else half

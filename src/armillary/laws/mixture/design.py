@@ -1,9 +1,9 @@
 """Mixtures to run: a space-filling design on the simplex, within a floor and a ceiling for each weight.
 
 Trade-off: a uniform design on the simplex of 8 domains hardly ever gives a domain more than half, and a maximin design
-gives nothing but corners. The points here come from Dirichlet distributions of several widths, centred anywhere
-between the natural and the uniform mixture, so that both the neighbourhood of what one would train anyway and the
-far ends are seen. A scrambled Sobol sequence (Owen 1998) decides all of it, so the points spread evenly.
+gives nothing but corners. The points here come from Dirichlet distributions of several widths, centred anywhere between
+the natural and the uniform mixture. So they cover the neighbourhood of the usual mixtures as well as the far ends. A
+scrambled Sobol sequence (Owen 1998) gives all random numbers, so the points spread evenly.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ def simplex_design(n: int, lower: ArrayLike, upper: ArrayLike, *, centre: ArrayL
         n: how many, at least 2.
         lower: [d] floors.
         upper: [d] ceilings.
-        centre: [d] the natural mixture, which becomes the first row as it is; the second row is the uniform mixture,
-            brought into the bounds.
+        centre: [d] the natural mixture, which becomes the first row unchanged; the second row is the uniform mixture,
+            moved into the bounds.
         seed: of the scrambling.
 
     Raises:
-        UsageError: fewer than 2 mixtures, bounds that no mixture fulfils, a centre that is not a mixture.
+        UsageError: fewer than 2 mixtures, bounds without a mixture, a centre that is not a mixture.
     """
     natural = checked_mixtures("centre", np.reshape(np.asarray(centre, dtype=float), (1, -1)))[0]
     floor, ceiling = checked_bounds(lower, upper, len(natural))
@@ -45,14 +45,14 @@ def simplex_design(n: int, lower: ArrayLike, upper: ArrayLike, *, centre: ArrayL
     quasi = np.clip(quasi, 1e-9, 1 - 1e-9)
     middle = quasi[:, d, None] * natural + (1 - quasi[:, d, None]) * uniform
     concentration = d * CONCENTRATION[0] * (CONCENTRATION[1] / CONCENTRATION[0]) ** quasi[:, d + 1, None]
-    # Gamma variates over their sum are Dirichlet. A domain of tiny natural weight still gets a chance.
+    # Gamma variates over their sum are Dirichlet. The lower limit keeps domains of tiny natural weight in the design.
     gamma = stats.gamma.ppf(quasi[:, :d], np.maximum(middle * concentration, 0.1)) + 1e-12
     points = np.concatenate([uniform[None], gamma / gamma.sum(1, keepdims=True)])
     return np.concatenate([natural[None], into_bounds(points, floor, ceiling)])
 
 
 def checked_bounds(lower: ArrayLike, upper: ArrayLike, domains: int) -> tuple[Array, Array]:
-    """Floors and ceilings [d] that some mixture fulfils.
+    """Check floors and ceilings [d] and return them as arrays.
 
     Raises:
         UsageError: wrong length, a bound that is not finite, a floor above its ceiling or below 0, floors summing to
@@ -90,7 +90,7 @@ def into_bounds(points: Array, lower: Array, upper: Array) -> Array:
     """
     inside = np.maximum(points, 1e-12)
     low, high = np.full((len(points), 1), -80.0), np.full((len(points), 1), 80.0)
-    for _ in range(100):  # bisection on the logarithm of the scale: the sum grows with it
+    for _ in range(100):  # bisection on the logarithm of the scale, since the sum grows with it
         middle = (low + high) / 2
         short = np.clip(np.exp(middle) * inside, lower, upper).sum(1, keepdims=True) < 1
         low, high = np.where(short, middle, low), np.where(short, high, middle)

@@ -3,7 +3,7 @@
 Each form is fitted to all validation domains at once and offers three things: predictions of held-out folds, a best
 prediction, and joint posterior draws. Sizes are ``s = ln(N / N_largest)``, 0 for the largest fitted model. The draws
 use *randomise then optimise* (see ``solver``): losses are perturbed by noise with the caller's correlation over the
-domains, and priors by their width. So an error that two domains share is shared in the draws.
+domains, and priors by their width. So the draws keep errors that two domains share.
 
 - ``Linear``: ridge regression of the log loss on the weights. It has no curvature, but needs few runs.
 - ``GaussianProcess``: a smooth function of ``sqrt(x)``, in which a step from 0 to 1 % is larger than from 30 to 31 %.
@@ -53,7 +53,7 @@ class Form(Protocol):
 
 
 class _Solved(Protocol):
-    """A form that is cheap enough to be solved again without each fold."""
+    """A form that is cheap enough to be fitted again for each fold."""
 
     def _solve(self, X: Array, s: Array, Z: Array) -> object: ...
 
@@ -86,7 +86,7 @@ class Linear(_Solved):
         "draws_middle": ("_draws_middle", ArrayField("b v")),
     }
 
-    # A movement over the whole range of sizes is as easy as a step of this many in a weight.
+    # The prior of a movement over the whole range of sizes equals that of a step of this size in a weight.
     _LEVEL = 3.0
 
     def fit(self, X: Array, s: Array, Z: Array, noise: Array, rng: np.random.Generator) -> None:
@@ -124,7 +124,7 @@ class Linear(_Solved):
         columns = self._columns(X, s)
         self._centre, self._middle = columns.mean(0), Z.mean(0)
         u, sigma, vt = np.linalg.svd(columns - self._centre, full_matrices=False)
-        kept = sigma > 1e-9 * max(sigma[0], 1e-9)  # weights sum to 1: one direction is empty
+        kept = sigma > 1e-9 * max(sigma[0], 1e-9)  # weights sum to 1, so one direction is constant
         self._u, self._s, self._vt = u[:, kept], sigma[kept], vt[kept]
         rotated = self._u.T @ (Z - self._middle)
         penalties = np.geomspace(1e-4, 1e2, 13) * self._s[0] ** 2
@@ -146,8 +146,8 @@ class GaussianProcess(_Solved):
 
     Length, share of the linear part and noise are chosen for each validation domain by marginal likelihood on a grid.
     Draws are exact at the data and use random Fourier features for the prior (Wilson et al. 2020, pathwise
-    conditioning), so one draw is one function that can be evaluated anywhere. A draw is as large as the data, so with
-    many runs there are fewer different draws than requested, and they repeat.
+    conditioning), so one draw is one function that can be evaluated anywhere. A draw needs as much memory as the data,
+    so with many runs there are fewer different draws than requested, and they repeat.
     """
 
     # k features, u different draws with w weights each.
@@ -170,7 +170,7 @@ class GaussianProcess(_Solved):
 
     _LENGTHS = (0.25, 0.5, 1.0, 2.0)
     _LINEAR = (0.0, 1.0, 10.0)
-    _NOISES = np.geomspace(1e-4, 3.0, 10)  # variance of the noise over that of the Matern part
+    _NOISES = np.geomspace(1e-4, 3.0, 10)  # variance of the noise relative to the Matern part
     _FEATURES = 128
     _NUMBERS = 150_000
 
@@ -188,7 +188,7 @@ class GaussianProcess(_Solved):
         normal = rng.standard_normal((domains, self._FEATURES))
         self._frequencies = normal / np.sqrt(rng.chisquare(5, self._FEATURES) / 5)
         self._phases = rng.uniform(0, 2 * np.pi, self._FEATURES)
-        # Prior functions of correlated domains are correlated as their noise is.
+        # Prior functions of domains have the same correlation as their noise.
         mix = np.linalg.cholesky(
             np.cov(noise.reshape(-1, targets).T).reshape(targets, targets) + 1e-9 * np.eye(targets)
         )
@@ -214,7 +214,7 @@ class GaussianProcess(_Solved):
         pick = np.arange(self._count) % len(self._paths)
         kernels, features = self._stills(self._X, X), self._smooth(X)
         for v in range(out.shape[2]):
-            # A draw is linear in the size: its value at 0 and its slope.
+            # A draw is linear in the size: a value at 0 and a slope.
             paths = self._paths[:, :, v]
             still, moving = self._prior_parts(features, X, v)
             still = self._path_constants[:, v, None] + still + paths @ kernels[v]
@@ -241,7 +241,7 @@ class GaussianProcess(_Solved):
         }
 
     def _prior_parts(self, smooth: dict[float, Array], X: Array, v: int) -> tuple[Array, Array]:
-        """Draws [b, m] of the prior for domain v at size 0, and how far they move over the whole range of sizes."""
+        """Draws [b, m] of the prior for domain v at size 0, and their movement over the whole range of sizes."""
         features = np.hstack([smooth[float(self._length[v])], np.sqrt(self._linear[v] * X)])
         weights = np.sqrt(self._scale[v]) * self._weights[:, :, v]
         width = features.shape[1]
@@ -249,7 +249,7 @@ class GaussianProcess(_Solved):
         return weights[:, :width] @ features.T, moving
 
     def _stills(self, A: Array, B: Array) -> list[Array]:
-        """The kernel [a, b] of each validation domain at one size; equal ones are one array."""
+        """The kernel [a, b] of each validation domain at one size; equal kernels share one array."""
         distance, product = _distance(A, B), np.sqrt(A) @ np.sqrt(B).T
         pairs = list(zip(self._length.tolist(), self._linear.tolist(), strict=True))
         known = {(length, linear): _matern(distance, length) + linear * product for length, linear in set(pairs)}
@@ -290,8 +290,8 @@ class BoostedTrees:
     """The regression of RegMix (Liu et al. 2024, arXiv 2407.01492) by LightGBM: 1,000 trees at a rate of 0.01.
 
     Other options are LightGBM's defaults, without early stopping (the published notebook stops on its test set). Trees
-    do not quantify their uncertainty. So a draw is the prediction plus a random smooth function of ``sqrt(x)``, as
-    large as the held-out residuals (or as the losses' spread, if ``held_out`` was not called before).
+    do not quantify their uncertainty. So a draw is the prediction plus a random smooth function of ``sqrt(x)``. Its
+    size is that of the held-out residuals, or of the losses' spread if ``held_out`` was not called before.
     """
 
     FITTED: ClassVar[Fields] = {
@@ -336,7 +336,8 @@ class BoostedTrees:
         return np.asarray(self.mean(X, float(s.mean())) + smooth @ self._weights)
 
     def _grown(self, X: Array, s: Array, Z: Array) -> tuple[list[Any], Array]:
-        """A booster per validation domain, on losses less a straight line in the size; and the lines [2, v]."""
+        """One booster per validation domain, fitted to losses minus a straight line in the size, and the lines [2,
+        v]."""
         columns = np.column_stack([np.ones(len(s)), s])
         losses = np.exp(Z)
         trend = np.linalg.lstsq(columns, losses, rcond=None)[0] if np.ptp(s) > 0 else np.zeros((2, Z.shape[1]))

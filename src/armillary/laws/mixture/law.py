@@ -7,17 +7,18 @@ the other folds.
 If the runs have several model sizes, every form has parts that move with the logarithm of the size, and the law
 predicts at any size. Trade-offs:
 
-- Repeats of one mixture, at any size, are always in the same fold; otherwise a held-out mixture would be in the fit.
-- A draw follows one form, picked with the ensemble's weights, so that the draws spread where the forms disagree.
-- Every movement slows down with size, from one e-fold to the next by a share of 1 / reach. The sizes alone do not
-  determine the reach. With the constants of Hoffmann et al. 2022, between 1M and 1B, it is 4 at equal tokens, and
-  infinite if larger models see more tokens. ``REACH`` is between the two, each draw has its own, and three sizes or
-  more determine it better. Each draw also has its own bend, so that intervals grow with the extrapolation.
+- Repeats of one mixture, at any size, are always in the same fold. Otherwise a held-out mixture would also be in the
+fit.
+- A draw follows one form, chosen by the ensemble's weights, so that the draws spread where the forms disagree.
+- Every movement slows down with size, from one e-fold to the next by a share of 1 / reach. Two sizes do not determine
+  the reach. With the constants of Hoffmann et al. 2022, between 1M and 1B, it is 4 at equal tokens, and infinite if
+  larger models train on more tokens. ``REACH`` is between the two, each draw has its own, and three sizes or more
+  determine it better. Each draw also has its own bend, so that intervals grow with the extrapolation.
 - With one size only, the movement is the prior of ``EffectiveData`` for every form.
 - A scale is a size and its tokens. The level of losses is known at the fitted scales. With several sizes and numbers of
   tokens it is also known on the line or plane through them. Elsewhere, and at other sizes without tokens, only the
   ranks of mixtures are known, and intervals are 0 to infinity.
-- A loss that the others contradict, or that is missing, is replaced by the prediction from the other runs. This adds no
+- A loss that is missing or contradicts the others is replaced by the prediction from the other runs. This adds no
   information for a smooth form. A run without any loss is left out.
 - Deviations that no form describes are noise, estimated from held-out residuals and unequal over mixtures and sizes
   (``noise``).
@@ -72,16 +73,16 @@ MOST_SIZE = 1e5
 # Weights of the forms are rmse to the power of minus this: a form with twice the error counts a 16th.
 SHARPNESS = 4.0
 
-# e-folds of size over which movement slows down to 37 %, and the factor of its uncertainty. The factor, and the choice
-# of one form's movement for all beyond the fitted sizes, were tuned on test runs of tiny models on few tokens.
+# e-folds of size over which movement slows down to 37 %, and the factor of its uncertainty. Beyond the fitted sizes one
+# form's movement is used for all. This choice and the factor were tuned on test runs of tiny models on few tokens.
 REACH = 12.0
 _REACH_STD = 1.2
 
 # Number of reaches to try if the sizes can determine the reach, and the most runs to use for it.
 _REACHES, _ASKED = 12, 160
 
-# Deviation of log losses from that movement, per e-fold beyond the largest size: shared by all domains (the tokens of
-# larger models are unknown), and of each domain alone. Tuned on RegMix's test runs.
+# Deviation of log losses from that movement, per e-fold beyond the largest size: shared by all domains (since the
+# tokens of larger models are unknown), and separate for each domain. Tuned on RegMix's test runs.
 _BEND_COMMON, _BEND_OWN = 0.02, 0.01
 
 # Log sizes and log tokens that differ by less are the same.
@@ -118,7 +119,8 @@ class MixtureLaw(Estimator):
     """An ensemble of forms from mixtures [n, d] to losses [n, v].
 
     Args:
-        models: forms to weigh, of ``linear``, ``lightgbm``, ``exponential``, ``effective-data``, ``gaussian-process``.
+        models: the forms of the ensemble, from ``linear``, ``lightgbm``, ``exponential``, ``effective-data``,
+            ``gaussian-process``.
         bootstraps: joint draws for the uncertainty.
         seed: of folds and draws.
 
@@ -127,10 +129,10 @@ class MixtureLaw(Estimator):
         chosen_: weights of each form, arrays [v].
         noise_: relative standard deviation of a new run around the law, [v], at an average mixture.
         sizes_: different sizes that were fitted, ascending; empty if none were given.
-        mixtures_: [n, d] what was fitted.
+        mixtures_: [n, d] fitted mixtures.
         run_sizes_: [n] the size of each run; 1 if none were given.
         run_tokens_: [n] the tokens of each run; empty if none were given.
-        set_aside_: losses that the other runs contradict, a list of ``SetAside``.
+        set_aside_: losses that contradict the other runs, a list of ``SetAside``.
     """
 
     PARAMS: ClassVar[dict[str, Codec]] = {"models": Names(), "bootstraps": Whole(), "seed": Whole()}
@@ -207,10 +209,10 @@ class MixtureLaw(Estimator):
         Args:
             X: [n, d] mixtures, each row summing to 1, d >= 2 and n >= 8 (30 to 60 for 8 domains give useful laws).
             Y: [n, v] losses.
-            sizes: [n] parameters of each run's model. Some dozens of small runs and 16 to 32 of a larger size predict
-                still larger models better than many runs of one size.
+            sizes: [n] parameters of each run's model. Some dozens of small runs with 16 to 32 of a larger size predict
+                even larger models better than many runs of one size.
             tokens: [n] tokens of each run's training, with ``sizes``. Without them the law holds at the fitted sizes.
-            missing: [n, v], true where a run lacks this loss; its other losses count.
+            missing: [n, v], true if a run lacks this loss; its other losses count.
 
         Raises:
             UsageError: a value that is not finite, a loss or size that is not positive, a row that does not sum to 1
@@ -250,7 +252,7 @@ class MixtureLaw(Estimator):
         s = self._moves(e_folds, self._reach)
         forms = {name: FORMS[name]() for name in self.models}
         predicted = {name: form.held_out(mixtures, s, logs, folds) for name, form in forms.items()}
-        # Each size counts as much as any other, however many runs it has.
+        # Each size has the same total weight.
         _, place, runs = np.unique(s, return_inverse=True, return_counts=True)
         importance = (len(s) / len(runs) / runs)[place.reshape(-1)]
         squares = importance[:, None] * np.stack([(p - logs) ** 2 for p in predicted.values()])  # [k, n, v]
@@ -260,15 +262,15 @@ class MixtureLaw(Estimator):
 
         self._correlation = 0.9 * correlation(residuals) + 0.1 * np.eye(targets)
         noise = rng.standard_normal((self.bootstraps, *losses.shape)) @ np.linalg.cholesky(self._correlation).T
-        # Beyond the fitted sizes all forms take the movement of MOVER, the one with a meaningful movement.
+        # Beyond the fitted sizes all forms use the movement of MOVER, the only form with a meaningful one.
         self._borrows = MOVER in self.models
         self._forms: dict[str, Form] = {}
         for name, form in forms.items():
             if self.chosen_[name].any() or (self._borrows and name == MOVER):
                 form.fit(mixtures, s, logs, noise, rng)
                 self._forms[name] = form
-        # One number per draw, the same for all validation domains: where two domains weigh the forms alike, a draw
-        # takes the same form for both.
+        # One number per draw for all validation domains: if two domains have equal weights of the forms, a draw uses
+        # the same form for both.
         self._pick = (np.arange(self.bootstraps) + rng.uniform(size=self.bootstraps)) / self.bootstraps
         rng.shuffle(self._pick)
         self._bend = _BEND_COMMON * rng.standard_normal((self.bootstraps, 1))
@@ -304,8 +306,8 @@ class MixtureLaw(Estimator):
             tokens: tokens of the models' training, one number or [m]; those of the runs of that size if not given.
 
         Returns:
-            Prediction of three arrays [m, v]. Where the level is not known (``level_known``) the values only rank
-            mixtures: their intervals are from 0 to infinity, with a warning.
+            Prediction of three arrays [m, v]. If the level is unknown (``level_known``), the values only rank mixtures;
+            their intervals are 0 to infinity, with a warning.
 
         Raises:
             UsageError: not fitted; an X as ``fit`` refuses it; an interval outside (0, 1); sizes where the law was
@@ -357,10 +359,10 @@ class MixtureLaw(Estimator):
     def level_known(
         self, sizes: float | ArrayLike | None = None, tokens: float | ArrayLike | None = None, rows: int = 1
     ) -> NDArray[np.bool_]:
-        """Whether the runs determine the level of losses at sizes and tokens, [rows]; else they only rank mixtures.
+        """Whether the runs determine the level of losses at sizes and tokens, [rows]; if not, they only rank mixtures.
 
         Raises:
-            UsageError: not fitted; sizes or tokens that the law was fitted without.
+            UsageError: not fitted; sizes or tokens for a law that was fitted without them.
         """
         require_fitted(self, "noise_")
         if sizes is None and tokens is None:
@@ -374,7 +376,7 @@ class MixtureLaw(Estimator):
         near = np.asarray((np.abs(at[:, None] - fitted) < SAME_SCALE).all(axis=2)).any(axis=1)
         if not len(self.run_tokens_):
             return np.asarray(near)
-        # How far the scale lies off the line or plane through those fitted.
+        # The distance of the scale from the line or plane through the fitted scales.
         off = at - fitted.mean(0)
         for direction in _directions(fitted):
             off = off - np.outer(off @ direction, direction)
@@ -398,7 +400,7 @@ class MixtureLaw(Estimator):
         """The scale as a multiple of the largest fitted scale, in parameters, [m]; 1 without sizes.
 
         Raises:
-            UsageError: not fitted; sizes that are not positive; sizes where the law was fitted without.
+            UsageError: not fitted; sizes that are not positive; sizes for a law that was fitted without sizes.
         """
         require_fitted(self, "noise_")
         rows = max(np.size(1.0 if given is None else given) for given in (sizes, tokens))
@@ -464,7 +466,7 @@ class MixtureLaw(Estimator):
     def _checked_level(
         self, sizes: float | ArrayLike | None, tokens: float | ArrayLike | None, rows: int
     ) -> NDArray[np.bool_]:
-        """``level_known``, with a warning where it is not."""
+        """``level_known``, with a warning if false."""
         known = self.level_known(sizes, tokens, rows)
         if not known.all():
             why = (
@@ -484,7 +486,7 @@ class MixtureLaw(Estimator):
         if sizes is None and tokens is None:
             return np.zeros(rows)
         at = self._scales(sizes, tokens, rows)
-        # Unknown tokens are taken from the largest scale, which changes levels but not ranks.
+        # Unknown tokens are taken from the largest scale; this affects levels but not ranks.
         largest = (np.log(self.run_sizes_) * self._along[0]).argmax()
         usual = np.log(self.run_tokens_[largest]) if len(self.run_tokens_) else 0.0
         s: Array = np.where(np.isfinite(at), at, usual) @ self._along - self._top
@@ -501,7 +503,7 @@ class MixtureLaw(Estimator):
     def _without_contradicted(
         self, X: Array, s: Array, logs: Array, gone: NDArray[np.bool_]
     ) -> tuple[Array, NDArray[np.bool_]]:
-        """Log losses [n, v] with what others predict for those that do not count, and which rows [n] have any loss."""
+        """Log losses [n, v] with excluded entries replaced by predictions, and a mask [n] of rows with any loss."""
         self.set_aside_ = []
         kept = np.asarray(~gone.all(axis=1))
         if kept.sum() < MIN_ROWS:
@@ -521,8 +523,8 @@ class MixtureLaw(Estimator):
     def _moves(self, e_folds: float | Array, reach: float | Array) -> Array:
         """The movement at sizes this many e-folds from the largest, in e-folds of the fitted range.
 
-        For any reach, the movement from the smallest to the largest size is the whole range. It is linear below the
-        smallest size.
+        For any reach, the movement from the smallest to the largest size equals the whole range. Below the smallest
+        size it is linear.
         """
         inside = np.maximum(e_folds, -self._span)
         moved = reach * -np.expm1(-inside / reach)
@@ -531,7 +533,7 @@ class MixtureLaw(Estimator):
         return np.asarray(moved + (e_folds - inside))
 
     def _lends(self, size: float) -> bool:
-        """Whether one form's movement is taken for all: beyond the largest size, or away from the only one."""
+        """Whether all forms use one form's movement: beyond the largest size, or away from the only one."""
         return self._borrows and (size > 0 or (size < 0 and self._span == 0))
 
     def _mean(self, X: Array, s: Array) -> Array:
@@ -620,7 +622,7 @@ class MixtureLaw(Estimator):
 
 
 def rank_correlation(a: ArrayLike, b: ArrayLike) -> float:
-    """Spearman's rank correlation of two rows of numbers; 0 where one of them is constant and has no ranks."""
+    """Spearman's rank correlation of two rows of numbers; 0 if one of them is constant."""
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return 0.0
     return float(stats.spearmanr(a, b).statistic)
@@ -641,8 +643,8 @@ def _directions(points: Array) -> Array:
 def _direction(X: Array, logs: Array, gone: NDArray[np.bool_], sizes: Array, tokens: Array | None) -> Array:
     """Weights [2] of log size and log tokens in the scale along which losses move, in e-folds of the size.
 
-    Runs on a line in size and tokens move along it. Where they span both, a straight law of the mean log loss says how
-    many e-folds of size an e-fold of tokens is worth.
+    If the runs are on a line in size and tokens, the scale follows it. If they span both, a linear fit of the mean log
+    loss gives the e-folds of size that equal one e-fold of tokens.
     """
     if tokens is None:
         return np.array([1.0, 0.0])
@@ -683,7 +685,7 @@ def _reaches(
     for reach in grid:
         s = reach * -np.expm1(-e_folds / reach)
         errors.append(np.log(((GaussianProcess().held_out(X, s, Z, parts) - Z) ** 2).mean(0) + 1e-12).mean())
-    # Errors of domains are correlated, so all domains count as one.
+    # Errors of domains are correlated, so all domains together count as one.
     likelihood = np.exp(-0.5 * len(Z) * (np.array(errors) - min(errors)))
     weights = likelihood / likelihood.sum()
     return float(np.exp(weights @ np.log(grid))), rng.choice(grid, count, p=weights)

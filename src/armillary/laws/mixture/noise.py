@@ -1,15 +1,15 @@
 """The noise of single runs around a mixture law, which depends on the mixture.
 
-A run on almost a single domain is farther from any law than one near the middle of the design. So is a run whose loss
-depends on a weight of a tenth of a per cent, which tables round away. The standard deviation of a run is
+A run on almost a single domain deviates more from any law than one near the middle of the design. So does a run whose
+loss depends on a weight of a tenth of a per cent, which tables round away. The standard deviation of a run is
 
     noise_v(x, s) = scale_v exp(b . u(x, s)),
 
 with few features u that all validation domains share: the height of the predicted loss in its domain, the distance of
 the mixture to the nearest ones of the design, the change of the prediction for 0.1 % more of a domain, and the size.
 ``b`` comes from a ridge regression of the logarithms of the absolute held-out residuals (Harvey 1976), so with few runs
-it is near 0 and the noise is equal everywhere. ``scale`` follows from the range that holds nine tenths of them.
-Trade-off: features are clipped to the observed range, so no noise beyond the measured range is predicted.
+it is near 0 and the noise is equal everywhere. ``scale`` follows from their central nine tenths. Trade-off: features
+are clipped to the observed range, so no noise beyond the measured range is predicted.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def nearest_distance(X: Array, design: Array) -> Array:
 
 
 def correlation(columns: Array) -> Array:
-    """Correlation [v, v] of columns [n, v]; one that is constant is correlated with itself only."""
+    """Correlation [v, v] of columns [n, v]; a constant column correlates only with itself."""
     centred = columns - columns.mean(0)
     length = np.sqrt((centred**2).sum(0))
     unit = centred / np.where(length > 0, length, 1.0)
@@ -46,7 +46,7 @@ class RunNoise:
     """The standard deviation of a run around a law, fitted to held-out residuals.
 
     Attributes:
-        scale_: standard deviation [v] of log losses where the features are average.
+        scale_: standard deviation [v] of log losses at average features.
         coefficients_: of the features, [k].
     """
 
@@ -66,10 +66,11 @@ class RunNoise:
         self.coefficients_ = np.linalg.solve(flat.T @ flat + pull * np.eye(k), flat.T @ size.ravel())
         relative = self._relative(features)
         share = np.abs(residuals) / relative
-        # A few far misses would widen all intervals if the scale were the root mean square.
+        # With the root mean square as scale, a few large errors would widen all intervals.
         within = np.quantile(share, 0.9, axis=0) / stats.norm.ppf(0.95)
         scale = np.maximum(np.minimum(within, np.sqrt((share**2).mean(0))), 1e-6)
-        # The law's own variance is not noise. At least half remains, because the law does not know its omissions.
+        # The law's own variance is not noise, so it is subtracted. At least half remains, because the law does not know
+        # its omissions.
         own = (spread / relative**2).mean(0)
         self.scale_ = scale * np.sqrt(np.maximum(1 - own / scale**2, 0.25))
         return self

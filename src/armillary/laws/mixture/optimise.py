@@ -1,18 +1,18 @@
 """The best mixtures for a target, under limits, and only near fitted runs.
 
-A law's unconstrained optimum lies where the law is least certain: a minimum over many guesses picks the luckiest error.
-Therefore:
+A law's unconstrained optimum is where the law is least certain, because a minimum over many predictions selects the
+most favourable error. Therefore:
 
 - the objective is pessimistic: the expected target plus one standard deviation of the law (of the joint draws, which
   spread where data are sparse and where the forms disagree);
-- no weight goes beyond the largest that the design gave its domain;
-- the mean distance to the nearest three design mixtures is at most what nine tenths of the design's own mixtures have
-  to theirs (distance of square roots, as Hellinger's);
+- no weight exceeds the largest weight of its domain in the design;
+- the mean distance to the nearest three design mixtures is at most the 90th percentile of this distance among the
+  design's own mixtures (distance of square roots, as Hellinger's);
 - a mixture half-way back to the natural one is always among the candidates, if a natural one is given;
-- the remaining luck is measured and subtracted: the runs are split into halves, the law of one half chooses a mixture,
-  and the law of the other half evaluates it. The gain that disappears in this evaluation is the ``optimism`` (times
-  1 / sqrt 2 for the whole law). If the mixture has no effect, the probability to be better than the natural mixture is
-  then one half on average.
+- the remaining optimism is measured and subtracted: the runs are split into halves, the law of one half chooses a
+  mixture, and the law of the other half evaluates it. The gain that disappears in this evaluation is the ``optimism``
+  (times 1 / sqrt 2 for the whole law). If the mixture has no effect, the predicted probability of being better than the
+  natural mixture is then one half on average.
 
 The search evolves a population, because the surface is cheap to evaluate in batches, flat, and has kinks at the bounds.
 """
@@ -44,8 +44,8 @@ DISTINCT = 0.1
 POPULATION = 256
 GENERATIONS = 24
 
-# Splits into halves for the optimism, one where mixtures are many (there is little luck then, and laws take long), and
-# what the law and the search of a half make do with.
+# Number of splits into halves for the optimism, one for many mixtures (with little optimism and slow laws), and the
+# smaller settings for the law and the search of a half.
 SPLITS, MANY = 2, 256
 HALF_DRAWS, HALF_GENERATIONS = 16, 12
 
@@ -65,15 +65,15 @@ class Optimum:
         predicted: target loss of one new run with its 90 % interval, scalars.
         better_than: for each reference mixture, the probability that the expected target is lower here than there,
             after ``optimism``. One half where there are too few runs (fewer than 16 mixtures) to estimate it.
-        optimism: for each reference mixture, how much of the predicted gain over it is luck of the choice, in units of
-            the target; all of it if there are too few runs for an estimate.
+        optimism: for each reference mixture, the part of the predicted gain over it that is due to the choice, in units
+            of the target; the whole gain if there are too few runs for an estimate.
         noise: standard deviation of the target of one run here.
-        flat_low, flat_high: [d] how low and how high each weight stands among the mixtures that are predicted within
-            ``noise`` of the best one, the other weights chosen anew; the same for all candidates.
-        matters: [d] what it costs at least to have this weight 0.05 lower or higher than the best mixture has it (the
-            worse of both, where bounds and support allow it), the other weights chosen anew, in units of ``noise``.
-            Below 1, no single run would show it; the same for all candidates.
-        shrunken: whether it lies half-way between the best and the natural mixture.
+        flat_low, flat_high: [d] lowest and highest value of each weight among mixtures predicted within ``noise`` of
+            the best one, with the other weights free; the same for all candidates. matters: [d] the least cost of a
+            weight 0.05 lower or higher than in the best mixture (the worse of both, if bounds and support allow it),
+            with the other weights free, in units of ``noise``. Below 1, no single run would show it; the same for all
+            candidates.
+        shrunken: whether it is half-way between the best and the natural mixture.
     """
 
     weights: Array
@@ -135,12 +135,12 @@ def optimise_mixture(
         candidates: how many, at least 1.
         seed: of the search.
         size: parameters of the models that the mixture is for; the largest fitted size if not given.
-        tokens: that these are trained on; those of the runs of that size if not given. Where the law does not know the
-            level of losses there, mixtures are ranked and ``predicted`` has an interval from 0 to infinity.
+        tokens: that these are trained on; those of the runs of that size if not given. If the law does not know the
+            level of losses there, mixtures are only ranked, and ``predicted`` has an interval from 0 to infinity.
 
     Raises:
-        UsageError: bounds that no mixture fulfils, or that exclude where runs were made; wrong shapes; a size that the
-            law cannot be asked for.
+        UsageError: bounds without a mixture, or without a mixture near the runs; wrong shapes; a size outside the law's
+            range.
     """
     target = law.checked_weights(weights)
     design = checked_mixtures("support", support, columns=law.mixtures_.shape[1])
@@ -189,11 +189,12 @@ def optimise_mixture(
                 optimism[name], better[name] = max(float(gain.mean()), 0.0), 0.5
                 continue
             lost = luck[name]
-            # Two to four halves determine the error of their mean poorly, so the law's own spread counts as two more.
+            # Two to four halves determine the error of their mean poorly, so the law's own spread counts as two further
+            # ones.
             freedom = LUCK_COUNT + len(lost) - 1
             variance = (LUCK_COUNT * gain.var() + ((lost - lost.mean()) ** 2).sum()) / freedom
             error = np.sqrt(variance * 2 / len(lost))
-            # Luck is proportional to the distance from the reference, relative to that of the best mixture.
+            # Optimism is proportional to the distance from the reference, relative to that of the best mixture.
             way = _variation(mixture, known[name][0]) / max(_variation(mixtures[0], known[name][0]), 1e-9)
             optimism[name] = float(lost.mean()) * min(way, 1.0)
             better[name] = float(stats.t.cdf((gain - optimism[name]) / max(error, 1e-12), freedom).mean())
@@ -239,12 +240,12 @@ class _Goal:
 def _luck(
     goal: _Goal, region: _Region, known: Mapping[str, Array], rng: np.random.Generator
 ) -> dict[str, Array] | None:
-    """For each reference, how much of the best mixture's gain over it was luck, by each half of the runs [2 or 4].
+    """For each reference, the optimism in the best mixture's gain over it, by each half of the runs [2 or 4].
 
-    None where halves of the runs are too few for a law.
+    None if half of the runs is too few for a law.
     """
     law = goal.law
-    # With sizes, a half may hold runs of one size only, and then needs a form that knows how to move.
+    # With sizes, a half may have runs of only one size, and then needs a form with a prior movement.
     kept = [name for name in law.models if law.chosen_[name].any()]
     if len(law.sizes_) and MOVER not in kept:
         kept.append(MOVER)
@@ -257,7 +258,7 @@ def _luck(
     largest = np.array([law.run_sizes_[group == k].max() for k in range(groups)])
     lost: dict[str, list[float]] = {name: [] for name in known}
     for _ in range(splits):
-        # Halves alike in their sizes: every other mixture, in the order of size and chance.
+        # Halves with similar sizes: every other mixture, ordered by size and then at random.
         half = np.empty(groups, dtype=int)
         half[np.lexsort((rng.uniform(size=groups), largest))] = np.arange(groups) % 2
         goals = []
@@ -279,13 +280,13 @@ def _luck(
 
 
 def _flatness(goal: _Goal, found: Array, values: Array, region: _Region, noise: float) -> tuple[Array, Array, Array]:
-    """How low and how high each weight [d] stands among mixtures within ``noise`` of the best, and how much it matters.
+    """Lowest and highest value of each weight [d] among mixtures within ``noise`` of the best, and its importance.
 
     Args:
         goal: the target.
-        found: [m, d] mixtures that the search asked for.
+        found: [m, d] mixtures that the search evaluated.
         values: [m] their pessimistic targets.
-        region: where mixtures may lie.
+        region: the admissible mixtures.
         noise: of one run.
     """
     best = found[values.argmin()]
@@ -311,7 +312,7 @@ def _flatness(goal: _Goal, found: Array, values: Array, region: _Region, noise: 
 
 
 class _Region:
-    """Where mixtures may lie: the user's bounds, the design's largest weights, and near the design."""
+    """The admissible mixtures: within the user's bounds and the design's largest weights, and near the design."""
 
     def __init__(self, design: Array, floor: Array, ceiling: Array) -> None:
         largest = design.max(0)
@@ -337,7 +338,7 @@ class _Region:
             )
 
     def contains(self, mixtures: Array) -> NDArray[np.bool_]:
-        """Whether mixtures [m, d], which fulfil the bounds, are near the design, [m]."""
+        """Whether mixtures [m, d] within the bounds are near the design, [m]."""
         distance = np.sort(cdist(np.sqrt(mixtures), self._design), axis=1)[:, :NEIGHBOURS].mean(1)
         return np.asarray(distance <= self._radius + 1e-12)
 
@@ -345,13 +346,14 @@ class _Region:
 def _evolve(
     value: Callable[[Array], Array], region: _Region, rng: np.random.Generator, generations: int = GENERATIONS
 ) -> tuple[Array, Array]:
-    """All admissible mixtures asked [m, d], and their values [m]."""
+    """All evaluated admissible mixtures [m, d], and their values [m]."""
     found, values = region.start, value(region.start)
     width = 0.6
     for _ in range(generations):
         best = found[values.argsort()[: POPULATION // 8]]
         first, second = (best[rng.integers(len(best), size=POPULATION)] for _ in range(2))
-        # Between two of the best, a little beyond, and disturbed in proportion to each weight; a few domains dropped.
+        # New points between two of the best or slightly beyond, perturbed in proportion to each weight, with a few
+        # domains dropped.
         share = rng.uniform(-0.3, 1.3, (POPULATION, 1))
         trial = np.maximum(share * first + (1 - share) * second, 1e-4)
         trial = trial * np.exp(width * rng.standard_normal(trial.shape))

@@ -1,7 +1,7 @@
-"""Losses of mixture runs that the other runs contradict (diverged runs, mistyped entries), to be set aside.
+"""Finds losses of mixture runs that contradict the other runs (diverged runs, mistyped entries).
 
-A robust linear law finds candidates, and a smooth law of the other runs decides. Trade-off: a wrong loss that stays in
-widens intervals, and a right one that is left out may bend the law, so the threshold is high.
+A robust linear law finds candidates, and a smooth law of the other runs decides. Trade-off: a wrong loss that is kept
+widens intervals, and a right loss that is left out may bias the law, so the threshold is high.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from numpy.typing import NDArray
 from armillary.laws.estimator import Array
 from armillary.laws.mixture.forms import Form, GaussianProcess, Linear
 
-# Fewest runs and different mixtures that a mixture law is fitted to, and into how many parts they are held out.
+# Minimum number of runs and of different mixtures for a mixture law, and the number of folds.
 MIN_ROWS, FOLDS = 8, 8
 
-# A loss is suspected beyond this many times the usual error of a straight law, and contradicted beyond this many of a
-# smooth one; neither below this difference in log loss.
+# A loss is suspect beyond this many times the usual error of a linear law, and contradicted beyond this many times that
+# of a smooth law; neither below this difference in log loss.
 SUSPECT, CONTRADICTED, CONTRADICTED_LEAST = 3.0, 10.0, 0.3
 
 
 def contradicted(X: Array, s: Array, logs: Array, gone: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], Array]:
-    """Which log losses [n, v] the others contradict, and what they predict there; ``gone`` are missing.
+    """A mask of the log losses [n, v] that contradict the others, and the predictions there; ``gone`` are missing.
 
     Candidates come from a robust linear law and are replaced by its prediction. A smooth law of the others then decides
     with two thresholds: ``CONTRADICTED`` times its usual error, and ``CONTRADICTED_LEAST`` in log loss.
 
     If a domain has almost no weight, its loss rises without bound, and few other runs can predict how far. So a single
-    loss must also be outside of the range of the others, in a run whose weights the others enclose. A run with all
-    losses contradicted needs neither.
+    loss must also be outside the range of the others, in a run whose weights the others enclose. For a run with all
+    losses contradicted, neither is required.
     """
     none = np.zeros(logs.shape, dtype=bool)
     filled = np.where(gone, np.nan, logs)
@@ -68,19 +68,19 @@ def contradicted(X: Array, s: Array, logs: Array, gone: NDArray[np.bool_]) -> tu
 
 
 def _whole_rows(found: NDArray[np.bool_], gone: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Rows [n, 1] of several losses of which all are found, or missing."""
+    """Rows [n, 1] with several losses, all of them found or missing."""
     several = (~gone).sum(axis=1, keepdims=True) > 1
     return np.asarray(several & (found | gone).all(axis=1, keepdims=True))
 
 
 def _enclosed(X: Array) -> NDArray[np.bool_]:
-    """Rows [n] of which each weight has another run's on either side of it, or at it."""
+    """Rows [n] whose every weight is between, or equal to, weights of other runs."""
     ordered = np.sort(X, axis=0)
     return np.asarray(((ordered[1] <= X) & (ordered[-2] >= X)).all(axis=1))
 
 
 def _beyond(logs: Array, suspects: NDArray[np.bool_], left_out: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Those suspects [n, v] beyond the range of all values that are neither left out nor such suspects themselves."""
+    """The suspects [n, v] outside the range of all values that are neither left out nor suspect."""
     found = np.zeros_like(suspects)
     while True:
         counted = ~(left_out | found)
