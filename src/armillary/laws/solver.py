@@ -1,12 +1,12 @@
 """Many small non-linear fits at once: Levenberg-Marquardt over a batch, with Huber loss and a normal prior.
 
-Starts, folds and bootstrap draws of one law are the same problem with other weights, data or priors. Solved one by one
-in Python they take minutes; as one batch of small dense systems they take a second. Trade-offs: the Jacobian must be
-given in closed form, all problems of a batch have the same number of rows (a weight of 0 leaves a row out), and
+Starts, folds and bootstrap draws of one law are the same problem with different weights, data or priors. Solved one by
+one in Python they take minutes; as one batch of small dense systems they take a second. Trade-offs: the Jacobian must
+be given in closed form, all problems of a batch have the same number of rows (a weight of 0 leaves a row out), and
 parameters are unconstrained (fit logarithms of what must be positive).
 
-A draw from the posterior comes out of the same solver by *randomise then optimise* (Bardsley et al. 2014): disturb
-the data by the noise and the prior's mean by the prior's width, and fit again. For a linear law the draw is exact.
+The same solver gives posterior draws by *randomise then optimise* (Bardsley et al. 2014): perturb the data by the noise
+and the prior's mean by the prior's width, and fit again. For a linear law the draw is exact.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from armillary.laws.estimator import Array
 # (parameters [P, p], which problems [P]) -> residuals [P, n] in units of the noise, Jacobian [P, n, p]
 Residuals = Callable[[Array, NDArray[np.intp]], tuple[Array, Array]]
 
-# Numbers in a Jacobian that are worked on at once: small enough to stay in the cache of a laptop.
+# Numbers of a Jacobian per block, so that it fits into the cache of a laptop.
 CHUNK = 1_000_000
 
 
@@ -56,14 +56,14 @@ def fit_many(
 
     Args:
         residuals: residuals and Jacobian in closed form.
-        start: [P, p] where each begins.
+        start: [P, p] starting points.
         weights: [P, n], 0 leaves a row out.
         prior_mean: [P, p].
         prior_std: [p], or [P, p] where it differs by problem.
         huber: beyond this many units of noise rho grows linearly (Huber 1964); infinite for least squares. [P] where
             it differs by problem.
         iterations: at most this many steps.
-        tolerance: a problem is done when a step lowers its objective by less than this share of it.
+        tolerance: a problem has converged when a step lowers its objective by less than this share.
     """
     count, p = start.shape
     prior_std = np.broadcast_to(prior_std, (count, p))

@@ -1,8 +1,8 @@
 """Means, paired differences and the choice among groups, from few repeats.
 
-Two or three seeds are all one can afford, so everything here is Student's t, pairs what shares a seed, and pools the
-variance over groups. Trade-off: pooling assumes that the groups are about equally noisy, which holds for runs of one
-size; it does not hold between sizes, so compare groups of one size only.
+Usually only two or three seeds are affordable. So all functions use Student's t, pair results of equal seeds, and pool
+the variance over groups. Trade-off: pooling assumes similar noise in all groups. This holds for runs of one size but
+not between sizes, so compare only groups of one size.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ def mean_interval(samples: ArrayLike, interval: float = 0.9) -> Prediction:
 
 
 def paired_difference(a: ArrayLike, b: ArrayLike, interval: float = 0.9) -> Prediction:
-    """Mean of ``a - b`` over pairs ([n] each, n >= 2, the same seed at the same place), Student's t; scalars.
+    """Mean of ``a - b`` over pairs ([n] each, n >= 2, in the same order of seeds) with Student's t interval; scalars.
 
     Raises:
-        UsageError: other lengths, fewer than two pairs, or a value that is not finite.
+        UsageError: different lengths, fewer than two pairs, or a value that is not finite.
     """
     first, second = _samples("a", a), _samples("b", b)
     if len(first) != len(second):
@@ -43,13 +43,12 @@ def paired_difference(a: ArrayLike, b: ArrayLike, interval: float = 0.9) -> Pred
 
 @dataclass(frozen=True)
 class Choice:
-    """What to take, and why.
+    """The chosen group, and the comparison behind the choice.
 
     Attributes:
-        name: the group to take: ``best`` if it is significantly better, else the reference.
-        best: the group with the lowest mean among those that are not the reference.
-        difference: mean of ``best`` minus mean of the reference, with its interval (widened for the picking).
-        significant: whether that whole interval lies below 0.
+        name: the chosen group: ``best`` if it is significantly better, else the reference. best: the group with the
+        lowest mean, without the reference. difference: mean of ``best`` minus mean of the reference, with its interval
+        (widened for the selection). significant: whether the whole interval is below 0.
     """
 
     name: str
@@ -59,16 +58,17 @@ class Choice:
 
 
 def best_of(groups: Mapping[str, Sequence[float]], reference: str, interval: float = 0.9) -> Choice:
-    """Which group has the lowest mean, and whether it is better than ``reference`` beyond the noise.
+    """Find the group with the lowest mean, and decide whether it is better than ``reference`` beyond the noise.
 
-    Every group holds one loss per seed, the seeds in the same order. Groups and seeds are two crossed factors; what is
-    left after both has ``(G - 1)(S - 1)`` degrees of freedom and gives one variance for all differences. The best of
-    G - 1 is picked, so its interval is widened by Bonferroni's correction (slightly wider than Dunnett's 1955 exact
-    one): in ``(1 + interval) / 2`` of studies in which no group is better than the reference, none is called better.
+    Every group has one loss per seed, in the same order of seeds. Groups and seeds are two crossed factors; the
+    residual has ``(G - 1)(S - 1)`` degrees of freedom and gives one variance for all differences. The best of G - 1
+    groups is selected, so its interval is widened by Bonferroni's correction (slightly wider than Dunnett's 1955 exact
+    one). If no group is better than the reference, a study reports none as better with probability ``(1 + interval) /
+    2``.
 
     Raises:
-        UsageError: fewer than two groups or two seeds, groups of other lengths, an unknown reference, a value that is
-            not finite.
+        UsageError: fewer than two groups or two seeds, groups of different lengths, an unknown reference, a value that
+            is not finite.
     """
     checked_interval(interval)
     if reference not in groups:

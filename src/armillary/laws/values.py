@@ -2,10 +2,10 @@
 
 An estimator declares its fields once, as ``{name in the file: (attribute, codec)}``; that declaration writes the file,
 reads it and documents it. The names outlive the attributes: renaming an attribute changes the declaration's right side
-and no file. Reading checks every type and shape, so that a file cannot put into a law what ``fit`` could not.
+and no file. Reading checks every type and shape, so that a file cannot give a law values that ``fit`` could not.
 
 Arrays of more than a few numbers are base64 of their bytes: exact and small. Their shapes are written as letters, such
-as ``t p``. A letter stands for one size in a record and all records inside it; a number stands for itself.
+as ``t p``. A letter has one value in a record and all records inside it; a number is a fixed size.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ READABLE = 16
 _DTYPES = {"f": ("<f8", "<f4"), "i": ("<i8", "<i4")}
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
-# What each letter of a shape stands for.
+# The size of each letter of a shape.
 Sizes = dict[str, int]
 
 
 class ValueInFileError(ValueError):
-    """A value that a law cannot hold: its place, the value, and what it must be."""
+    """A value that a law cannot hold; the message has its place, the value and the requirement."""
 
 
 class Codec(Protocol):
     """Converts one value to JSON and back."""
 
     def write(self, value: Any, at: str) -> Any:
-        """``value`` as JSON; ValueInFileError names the place ``at`` where it is not of this kind."""
+        """``value`` as JSON; raises ValueInFileError with the place ``at`` if it is not of this kind."""
 
     def read(self, value: Any, at: str, sizes: Sizes) -> Any:
-        """The value from JSON; ValueInFileError likewise. Letters of shapes are looked up and entered in ``sizes``."""
+        """The value from JSON; raises ValueInFileError likewise. Sizes of shape letters are read from and added to
+        ``sizes``."""
 
 
 # A field of a record: the codec of an attribute of the same name, or the attribute's name and its codec.
@@ -187,7 +188,7 @@ class Together:
 
 @dataclass(frozen=True)
 class Mapped:
-    """Values by name. ``codec`` is that of every value, or gives the codec of a name, and None for an unknown one."""
+    """Values by name. ``codec`` is one codec for all, or a function from a name to its codec (None if unknown)."""
 
     codec: Codec | Callable[[str], Codec | None]
 
@@ -259,7 +260,7 @@ class Array:
         wanted = [int(letter) if letter.isdigit() else sizes.get(letter) for letter in known]
         fits = len(array.shape) == len(known) or (len(known) < len(letters) and len(array.shape) > len(known))
         pairs = list(zip(known, wanted, array.shape, strict=False))
-        # One letter may stand twice in a shape.
+        # A letter may occur twice in a shape.
         square = len({(letter, size) for letter, _, size in pairs}) == len({letter for letter, _, _ in pairs})
         if not fits or not square or any(size not in (there, None) for _, size, there in pairs):
             said = ", ".join(letter if size is None else str(size) for letter, size in zip(known, wanted, strict=True))
@@ -271,7 +272,7 @@ class Array:
 
 @dataclass(frozen=True)
 class Record:
-    """An object with ``fields``, which ``make`` puts together again from its attributes."""
+    """An object with ``fields``; ``make`` creates it from its attributes."""
 
     make: Callable[..., Any]
     fields: Fields
@@ -286,7 +287,7 @@ class Record:
 
 
 def restored(kind: type) -> Callable[..., Any]:
-    """Makes an object of a class from its attributes, without its constructor."""
+    """Creates an object of a class from its attributes without calling its constructor."""
 
     def make(**attributes: Any) -> Any:
         made: Any = object.__new__(kind)
@@ -297,7 +298,7 @@ def restored(kind: type) -> Callable[..., Any]:
 
 
 def attributes_of(fields: Fields) -> dict[str, tuple[str, Codec]]:
-    """For each field its attribute and codec."""
+    """The attribute and codec of each field."""
     return {name: field if isinstance(field, tuple) else (name, field) for name, field in fields.items()}
 
 
@@ -308,7 +309,7 @@ def write_fields(fields: Fields, get: Callable[[str], Any], at: str) -> dict[str
 
 
 def read_fields(fields: Fields, value: Any, at: str, sizes: Sizes) -> dict[str, Any]:
-    """Attributes from a JSON object that holds just ``fields``.
+    """Attributes from a JSON object with exactly these ``fields``.
 
     Raises:
         ValueInFileError: a field is missing, unknown, or not of its kind or shape.

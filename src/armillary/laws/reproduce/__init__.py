@@ -1,7 +1,7 @@
-"""Published results carried out again from their measured data, ours beside theirs.
+"""Reproductions of published results from their measured data, with our figures beside the published ones.
 
-The data are not part of this package: each result names the file it needs and where that comes from. Files are looked
-for as ``scaling/chinchilla.csv`` below the given folder, or as ``chinchilla.csv`` in it.
+The data are not part of this package: each result names its file and the source of the file. Files are looked for as
+``scaling/chinchilla.csv`` below the given folder, or as ``chinchilla.csv`` in it.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ REPRODUCTIONS = tuple(_OF)
 
 
 def reproduce(name: str, folder: Path | None = None) -> Evaluation:
-    """Carry out a published result again.
+    """Reproduce a published result.
 
     Args:
         name: one of ``REPRODUCTIONS``.
-        folder: with the measured data; by default the one that the variable ``ARMILLARY_PUBLISHED`` names.
+        folder: with the measured data; by default the value of the environment variable ``ARMILLARY_PUBLISHED``.
 
     Raises:
-        UsageError: an unknown name, no folder, or the data are not in it.
+        UsageError: an unknown name, no folder, or a folder without the data.
     """
     if name not in _OF:
         raise UsageError(f"nothing published of the name '{name}' here; take one of {', '.join(_OF)}")
@@ -69,7 +69,7 @@ def reproduce(name: str, folder: Path | None = None) -> Evaluation:
         if not os.environ.get(VARIABLE):
             raise UsageError(f"{name}: no folder of measured data; give --data or set {VARIABLE} ({remedy})")
         folder = Path(os.environ[VARIABLE])
-    # The folder itself, or one that is so far down in such a folder.
+    # The data may be directly in the folder or in a subfolder.
     depth = len(Path(wanted.needs).parts)
     for root in (folder, *list(folder.resolve().parents)[:depth]):
         if (root / wanted.needs).exists():
@@ -78,7 +78,7 @@ def reproduce(name: str, folder: Path | None = None) -> Evaluation:
 
 
 def figure_table(evaluations: Sequence[Evaluation]) -> tuple[list[str], list[list[str]]]:
-    """Column names and rows: each figure, ours beside the published or a peer's, the trivial rule's and the goal."""
+    """Column names and rows: our figure, the published or a peer's, the trivial rule's, and the goal."""
     rows = []
     for evaluation in evaluations:
         for f in evaluation.figures:
@@ -93,7 +93,7 @@ def figure_table(evaluations: Sequence[Evaluation]) -> tuple[list[str], list[lis
 
 
 def coverage_table(evaluations: Sequence[Evaluation]) -> tuple[list[str], list[list[str]]]:
-    """Column names and rows: of forecasts of held-out measurements, how many 90 % intervals cover, and how wide."""
+    """Column names and rows: coverage and width of the 90 % intervals for held-out measurements."""
     rows = []
     forecasts = {e.name: e.forecasts for e in evaluations if e.forecasts}
     everything = [f for group in forecasts.values() for f in group]

@@ -4,14 +4,15 @@ Two questions, both judged by the paper's PredE: the mean over the rows of a cur
 predicted loss, and then the mean over test curves.
 
 - From three curves of one size (cosine and constant over 24,000 steps, and a constant rate that drops to 0.3 of the
-  peak), foretell the other six. The paper fits each size by itself, and so do we; all sizes at once stand beside it.
-- From all curves of the other sizes and the one constant curve of a size, foretell the other curves there.
+  peak), predict the other six. The paper fits each size separately, and so do we; a joint fit of all sizes is reported
+  too.
+- From all curves of the other sizes and the one constant curve of a size, predict the other curves of this size.
 
-Beside ours stand the published figures, the same form fitted as the paper does (Huber's loss on log loss, no priors,
-L-BFGS), which should come near them, and a power law of the area under the rate without any term for its decay.
+For comparison there are the published figures, the same form fitted as in the paper (Huber's loss on log loss, no
+priors, L-BFGS), which should be close to them, and a power law of the area under the rate without a term for its decay.
 
-The form that ``auto`` mostly takes (``progress``) and its priors were chosen with these curves in sight: its exponent
-came out alike (0.54, 0.58) in fits to all nine curves at 25M and at 100M. The curves at 400M were not seen.
+The form that ``auto`` mostly chooses (``progress``) and its priors were chosen on these curves: its exponent was
+similar (0.54, 0.58) in fits to all nine curves at 25M and at 100M. The curves at 400M were not used.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ PUBLISHED = {25e6: 0.00110, 100e6: 0.00142, 400e6: 0.00168}
 GOAL = 0.0010
 HUBER = 1e-3
 
-# Places on a curve whose losses are forecast, as shares of its rows.
+# Rows of a curve whose losses are forecast, as shares of its length.
 PLACES = (0.5, 1.0)
 
 
 def multi_power_law(folder: Path) -> Evaluation:
-    """PredE within a size and across sizes, and forecasts of the middle and the end of each curve that was held out.
+    """PredE within a size and across sizes, and forecasts of the middle and the end of each held-out curve.
 
     Args:
         folder: holds anneal/multi_power_law/SIZE/SCHEDULE.csv.
@@ -148,7 +149,7 @@ def _judged(fitted: AnnealLaw, curves: Sequence[Curve], how: str) -> tuple[float
 
 
 def _ends(forecasts: Sequence[Forecast], measure: str) -> Figure:
-    """Mean relative absolute error of the last row of each curve; the last forecast of each curve is of that."""
+    """Mean relative absolute error of the last row of each curve, which is its last forecast."""
     ends = forecasts[len(PLACES) - 1 :: len(PLACES)]
     return Figure(measure, float(np.mean([abs(end.predicted / end.measured - 1) for end in ends])))
 

@@ -1,4 +1,4 @@
-"""What a reproduction of a published result says: figures beside the published ones, and forecasts for coverage."""
+"""The results of a reproduction: figures beside the published ones, and forecasts for coverage."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of a table: ours beside the published value and the trivial rule's, where there are such.
+    """One line of a table: our value beside the published one and the trivial rule's, if they exist.
 
     ``low`` and ``high`` are the ends of an interval for ``ours`` (over resampled training sets), if one was taken.
-    ``goal`` is what we set out to reach; ``better`` says whether ``lower`` or ``higher`` is better, or ``equal``.
+    ``goal`` is our goal; ``better`` says whether ``lower``, ``higher`` or ``equal`` is better.
     """
 
     measure: str
@@ -27,9 +27,9 @@ class Figure:
 
 @dataclass(frozen=True)
 class Forecast:
-    """A measurement that was held out, and what a law fitted without it said: 90 % interval ``low`` to ``high``.
+    """A held-out measurement, and the prediction of a law fitted without it: 90 % interval ``low`` to ``high``.
 
-    ``group`` names forecasts that stand or fall together (one fit, one held-out size); coverage counts each forecast.
+    ``group`` names forecasts with correlated errors (one fit, one held-out size); coverage counts each forecast.
     """
 
     group: str
@@ -48,7 +48,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A published result, carried out again: its name, what it is with its source, figures and forecasts."""
+    """A reproduced result: its name, its description with the source, figures and forecasts."""
 
     name: str
     source: str

@@ -1,10 +1,10 @@
-"""Step Law (Li et al. 2025, arXiv 2503.04715): the best learning rate and batch size of a larger model, foretold.
+"""Step Law (Li et al. 2025, arXiv 2503.04715): predicts the best learning rate and batch size of a larger model.
 
-Grids of about 120 runs, each at one (N, D). A rule names one run of a grid that it has not seen, and its *regret* is by
-how much that run's loss is above the lowest of the grid. Losses are ``smooth loss`` (averaged over the last steps): the
-column ``loss`` is that of the last batch, which runs of one (N, D, batch size) share and which differs by 1 % from one
-batch size to the next, ten times what is at stake. The lowest of 120 noisy losses is itself a lucky one, so even
-the true optimum has a regret above zero.
+Grids of about 120 runs, each at one (N, D). A rule chooses one run of an unseen grid. Its *regret* is that run's loss
+minus the lowest loss of the grid. Losses are ``smooth loss`` (averaged over the last steps). The column ``loss`` is
+that of the last batch, which runs of one (N, D, batch size) share. It differs by 1 % between batch sizes, ten times the
+differences of interest. The lowest of 120 noisy losses is partly luck, so even the true optimum has a regret above
+zero.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from armillary.laws.reproduce.evaluation import Evaluation, Figure, Forecast
 from armillary.laws.table import read_table
 
 SEQUENCE = 2048
-NEAR = 0.03  # random forecasts lie within this share of the lowest loss, as predicted, which excludes diverging runs
+NEAR = 0.03  # random forecasts are predicted within this share of the lowest loss, which excludes diverging runs
 
 
 def step_law(folder: Path) -> Evaluation:

@@ -1,19 +1,19 @@
-"""RegMix (Liu et al. 2024, arXiv 2407.01492): which of 256 unseen mixtures of 17 domains gives which loss on 13.
+"""RegMix (Liu et al. 2024, arXiv 2407.01492): predicts losses on 13 domains for 256 unseen mixtures of 17 domains.
 
 Laws are fitted to subsets of the 512 training runs at 1M parameters, alone or with a few of the 256 test runs at 60M,
-and judged on test runs they have not seen: by rank correlation for each validation domain and for the mean loss over
-the domains, and by what the mixture that is predicted to be best loses to the one that is. Beside them stand the
-published method (LightGBM on the runs at 1M, whose ranks hold for any size, not stopped early), linear regression, and
-rules that need no run at all: a domain's loss ranks as its own weight, the mean loss as the sum of the square roots of
-the 13 weights. What does not beat these has shown nothing.
+and judged on unseen test runs. The measures are the rank correlation for each validation domain and for the mean loss
+over the domains, and the regret: the loss of the mixture predicted to be best minus the lowest loss. The comparisons
+are the published method (LightGBM on the runs at 1M, whose ranks hold for any size, without early stopping), linear
+regression, and rules without any run. These rank a domain's loss by its own weight, and the mean loss by the sum of the
+square roots of the 13 weights. A law that does not beat them has no skill.
 
-What is not held out: the movement of a law that knows one size only (``closed_forms.LEVEL``, ``CONTRACTION`` and their
-widths) was measured on these 60M runs. So laws of 1M runs asked for 60M show no skill in mean losses that would not
-have been looked up; their ranks within a domain, and all laws that were given 60M runs, hardly use it. Their level
-there is not known, so they give no interval. The 64 most even mixtures were singled out after looking, too.
+Not everything is held out: the prior movement of a law with only one size (``closed_forms.LEVEL``, ``CONTRACTION`` and
+their widths) was measured on these 60M runs. So the mean losses at 60M from laws of 1M runs are no evidence of skill.
+Their ranks within a domain, and all laws fitted to 60M runs, hardly depend on this prior. Without 60M runs the level
+there is unknown, so these laws give no interval. The 64 most even mixtures were also chosen after seeing the results.
 
-At larger scales mixtures were tested that are more even than most here, so the mean loss is also ranked among the 64
-most even test mixtures (by entropy): there the losses differ least, and the domains' scales decide.
+Mixtures tested at larger scales are more even than most here. So the mean loss is also ranked among the 64 most even
+test mixtures (by entropy), where the losses differ least.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from armillary.laws.table import read_table
 
 SMALL, LARGE = 1e6, 6e7
 
-# Of each run, at either size (section 4 of the paper).
+# Tokens of each run, at either size (section 4 of the paper).
 TOKENS = 1e9
 EVEN = 64
 
-# Runs at 1M and at 60M that a law is fitted to.
+# Numbers of runs at 1M and at 60M for a fit.
 TRAINING = ((64, 0), (128, 0), (512, 0), (64, 16), (96, 32))
-# Training set and size of the forecasts that are kept: an unseen run at random for each validation domain.
+# Training set and size of the recorded forecasts: one random unseen run for each validation domain.
 _FORECAST = {(64, 0, SMALL), (128, 0, SMALL), (64, 16, LARGE), (96, 32, LARGE)}
 
 MEASURES = ("per domain", "mean loss", f"mean loss, {EVEN} most even", "top-1 regret")

@@ -1,8 +1,8 @@
-"""Scaling laws on published runs: the largest runs are held out, and forecast from the smaller ones.
+"""Scaling laws on published runs: the largest runs are held out and predicted from the smaller ones.
 
-Beside ours stand what most people do, on the same runs: Chinchilla's form fitted by Huber's loss (Hoffmann et al. 2022;
-``published`` in the figures), the same by least squares (in the note), and a rule without any floor, log loss linear
-in log sizes (``trivial``). Errors are mean absolute relative errors in per cent.
+The usual methods are applied to the same runs: Chinchilla's form fitted by Huber's loss (Hoffmann et al. 2022;
+``published`` in the figures), the same by least squares (in the note), and a rule without a floor, log loss linear in
+log sizes (``trivial``). Errors are mean absolute relative errors in per cent.
 
 Forecasts for coverage: from each set held out at most ``FORECASTS`` runs, evenly spaced in compute.
 """
@@ -30,7 +30,8 @@ CORPORA = ("c4_en", "pile", "wikitext_103", "dolma_stack", "dolma_wiki", "dolma_
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Runs held out: what they are, which [n]; the runs fitted are all others unless ``fitted`` says which."""
+    """A set of held-out runs: its description and mask [n]. By default all others are fitted; ``fitted`` selects
+    some."""
 
     what: str
     out: NDArray[np.bool_]
@@ -40,7 +41,7 @@ class HeldOut:
 def chinchilla(folder: Path) -> Evaluation:
     """245 points of Hoffmann et al. 2022 without the 5 highest losses; parameters, and runs held out by N, D, compute.
 
-    The main cut: fitted below a thirteenth of the largest compute, judged on all above.
+    The main split: fitted below a thirteenth of the largest compute, tested on all runs above.
     """
     X, y = _read(folder, "chinchilla.csv", ("params", "tokens"), ("loss",))
     kept = y[:, 0].argsort()[:-5]

@@ -1,19 +1,19 @@
 """Compares architectures at a target scale: which is better, by how much compute, and with what probability.
 
 Each architecture is a family of runs. All families are fitted together: each has its own law, and the parameters of
-these laws share a prior whose mean and width are learned from the families (``fit``). What the families have in
-common (the irreducible loss of the data, exponents) is thus estimated from all runs, and what differs stays free.
+these laws share a prior whose mean and width are learned from the families (``fit``). So common properties (the
+irreducible loss of the data, exponents) are estimated from all runs, and other properties are free.
 
 Trade-offs taken:
 
 - One form for all families, the one that predicts their largest runs best after a fit to the others.
-- Two or three runs per family suffice, since families share what they have in common; the intervals are then wide.
-- Runs of several families at the same N and D miss the law alike, for the form is wrong there and they share data and
-  order. What they have in common says nothing about their difference. It is estimated, removed before the families are
-  fitted once more, and belongs to the interval of a level only.
+- Two or three runs per family suffice, since families share common properties; the intervals are then wide.
+- Runs of several families at the same N and D have similar errors, because the form is wrong there and they share data
+  and order. This common error says nothing about their difference. It is estimated, removed before the families are
+  fitted again, and widens only the interval of a level.
 - A wrong form is wrong for all families alike, so only the *difference* of two families' errors widens a comparison. It
-  is mixed with a guess (``MISS``), because few such differences are known. A level has the whole error of the form,
-  with a guess as in ``ScalingLaw`` (``LEVEL_MISS``).
+  is mixed with a guess (``MISS``), because few such differences are known. A level includes the whole error of the
+  form, with a guess as in ``ScalingLaw`` (``LEVEL_MISS``).
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from armillary.recipe import UsageError, counted
 
 FORMS = ("chinchilla", "ratio", "interaction")
 
-# Relative difference of two families' misses per e-fold of compute, counted as this many observations.
+# Relative difference of two families' errors per e-fold of compute, and its weight as a number of observations.
 MISS, MISS_COUNT = 0.002, 2.0
 
-# Relative error of the form that all families share, at one e-fold of extrapolation, counted as many observations.
+# Relative error of the form common to all families, at one e-fold of extrapolation, and its weight likewise.
 LEVEL_MISS = 0.006
 
 # Scatter of a run beside others of the same N and D: a fifth of that around a law. Estimated from FREEDOM runs on.
@@ -52,22 +52,22 @@ NOISE_APART, FREEDOM = 0.0008, 3
 # The least number of runs: of one family, and of all families together.
 LEAST_RUNS, LEAST_TOTAL = 2, 6
 
-# Families are compared by the upper half of their own compute, so no farther than about this factor is tested.
+# Families are tested on the upper half of their own compute, so extrapolation is tested up to about this factor.
 TESTED = 10.0
 
-# Compute multipliers are looked for within a factor e^REACH either way.
+# Compute multipliers are searched within a factor e^REACH in both directions.
 REACH = 14.0
 
 
 @dataclass(frozen=True)
 class Versus:
-    """A family against the reference at the target.
+    """The comparison of a family with the reference at the target.
 
     Attributes:
         family, reference: their names.
-        multiplier: compute with which the reference reaches what ``family`` reaches at the target, over the target's
-            compute (N and D grow alike); above 1 where ``family`` is better. Median and interval; an end that no
-            compute reaches is infinite or 0.
+        multiplier: the compute at which the reference reaches the loss of ``family`` at the target, over the target's
+            compute (N and D grow by the same factor); above 1 if ``family`` is better. Median and interval; an
+            unreachable end is infinite or 0.
         difference: relative difference in loss at the target, family over reference minus 1, with the interval for
             one run of each.
         better: probability that ``family`` has the lower loss there, in one run of each.
@@ -82,7 +82,7 @@ class Versus:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All families at a target: their loss there, and each against the reference.
+    """All families at a target: their losses, and the comparison of each with the reference.
 
     Attributes:
         at: parameters and tokens of the target.
@@ -113,7 +113,7 @@ def compare_families(
             runs in all.
         at: (N, D) of the target, or its compute N * D alone: then N and D are split as in the runs (their median
             tokens per parameter).
-        reference: what the others are compared with; the first family by default.
+        reference: the family to compare with; the first one by default.
         interval: probability that each interval covers.
         bootstraps: joint draws.
         seed: of the draws.
@@ -152,7 +152,7 @@ def compare_families(
     spread = [fits.law_at(draws, f, where[None])[:, 0] for f in range(len(names))]
     second = names.index(against)
     steps = np.linspace(-REACH, REACH, 561)
-    path = fits.law_at(draws, second, where + steps[:, None] / 2)  # the loss falls with compute: it can be searched
+    path = fits.law_at(draws, second, where + steps[:, None] / 2)  # the loss decreases with compute, so bisection works
     versus = []
     for f, name in enumerate(names):
         if f == second:
@@ -195,8 +195,8 @@ class _Families:
 
     Attributes:
         form: its name.
-        noise: relative standard deviation of one run of each family, without what families have in common, [count].
-        common: the same of what all families have in common at one N and D.
+        noise: relative standard deviation of one run of each family without the common error, [count]. common: relative
+        standard deviation of the error common to all families at one N and D.
     """
 
     def __init__(self, points: Array, losses: Array, member: NDArray[np.intp], count: int) -> None:
@@ -224,9 +224,9 @@ class _Families:
         return SCALING_FORMS[self.form].evaluate(draws[:, family], sizes, self._centre)[0]
 
     def levels(self, where: Array, count: int, rng: np.random.Generator) -> Array:
-        """Draws of each family's log loss at a log size [2], [count, families], as if runs had nothing in common.
+        """Draws of each family's log loss at a log size [2], [count, families], with independent noise of runs.
 
-        What runs have in common is unknown at the target, so for a level it is noise like any other.
+        The common error at the target is unknown, so for a level it is noise like any other.
         """
         form, solution = SCALING_FORMS[self._first.form], self._first.solution
         weights = self._own.astype(float)
@@ -240,7 +240,7 @@ class _Families:
         return [float(value) for value in law[:, 0]]
 
     def miss_apart(self, first: int, second: int, where: Array) -> float:
-        """Relative difference of two families' misses (standard deviation) at a log size [2]."""
+        """Relative difference of two families' errors (standard deviation) at a log size [2]."""
         compute = self._points.sum(1)
         squares = [MISS**2] * int(MISS_COUNT)
         for g, kept in enumerate(self._cuts):
@@ -254,7 +254,7 @@ class _Families:
         return float(np.sqrt(np.mean(squares) * beyond))
 
     def miss_of_level(self, where: Array) -> float:
-        """Relative miss that all families share (standard deviation) at a log size [2]."""
+        """Relative error common to all families (standard deviation) at a log size [2]."""
         squares = [LEVEL_MISS**2] * int(MISS_COUNT)
         for g, kept in enumerate(self._cuts):
             means, far = [], []
@@ -278,7 +278,7 @@ class _Families:
         return cuts
 
     def _fitted(self, losses: Array, noise: float) -> _Fitted:
-        """The form that misses the runs left out least, fitted to log losses [n]."""
+        """The form with the smallest errors on left-out runs, fitted to log losses [n]."""
         families = len(self._own)
         table = np.repeat(losses[:, None], families, 1)
         common = {"noise": np.full(families, noise), "tilted": False, "pooled": ("floor", "term", "log", "plain")}
@@ -303,8 +303,8 @@ class _Families:
 
 @dataclass(frozen=True)
 class _Fitted:
-    """One form fitted to all families: its name, parameters, the log losses [n, t] it was fitted to, the misses of the
-    runs left out [g, t, n], and what each run lies above its family's law [n]."""
+    """One form fitted to all families: its name, parameters, the fitted log losses [n, t], the errors of the left-out
+    runs [g, t, n], and the residual of each run from its family's law [n]."""
 
     form: str
     solution: Solution
@@ -314,7 +314,7 @@ class _Fitted:
 
 
 def _in_common(points: Array, missed: Array, member: NDArray[np.intp]) -> tuple[Array, float, float | None]:
-    """What runs of several families at the same log size have in common of what their laws miss.
+    """The common part of the residuals of several families' runs at the same log size.
 
     Returns:
         The common part of each run [n], its standard deviation, and that of the rest (None where nothing repeats).
@@ -341,7 +341,7 @@ def _in_common(points: Array, missed: Array, member: NDArray[np.intp]) -> tuple[
 def _stacked(families: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> tuple[Array, Array, NDArray[np.intp]]:
     """Log sizes [n, 2] and log losses [n] of all families' runs, and the number of each run's family [n].
 
-    Runs that the others of their family contradict are left out and reported.
+    Runs that contradict the others of their family are left out and reported.
     """
     points, losses, member = [], [], []
     for f, (name, (X, y)) in enumerate(families.items()):
@@ -371,7 +371,7 @@ def _stacked(families: Mapping[str, tuple[ArrayLike, ArrayLike]]) -> tuple[Array
     if len(every) < LEAST_TOTAL:
         raise UsageError(f"the families have {counted(len(every), 'run')} in all; give at least {LEAST_TOTAL}")
     for column, label in enumerate(("sizes", "numbers of tokens")):
-        # Between families alone, a size cannot be told from the family.
+        # A size that only one family has cannot be separated from the effect of the family.
         if max(np.ptp(sizes[:, column]) for sizes in points) < 0.05:
             raise UsageError(f"no family has runs of two {label}; at least one must")
     return every, np.concatenate(losses), np.concatenate(member)

@@ -6,7 +6,7 @@ one batch of small problems (``solver``).
 Trade-offs taken:
 
 - The noise is fitted with the law and sets the weight of the priors. Noise is all scatter around the law, including
-  misfit, so that a law that fits badly is not more certain than one that fits well.
+  misfit, so that a bad fit is not more certain than a good one.
 - Targets of the same runs share strength through the prior of the parameters that shape a law (exponents, not the size
   of terms): its mean and width are learned from the targets themselves (empirical Bayes), never narrower than ``POOL``.
 """
@@ -28,15 +28,16 @@ NOISE, NOISE_COUNT = 0.004, 2.0
 # Log sizes that differ by less are the same, and no noise is taken to be smaller than LEAST.
 SAME, LEAST = 2e-3, 1e-4
 
-# Residuals beyond this share of the loss count linearly, as in the published fits. That is far inside the noise and
-# makes a fit of medians: robust with hundreds of points, wasteful with few. Up to MANY points the threshold is the
-# one that is 95 % efficient for normal noise (Huber 1964), in units of the noise; beyond, it falls to the published.
+# Residuals beyond this share of the loss count linearly, as in the published fits. This is far inside the noise, so
+# that the fit is one of medians: robust with hundreds of points, inefficient with few. Up to MANY points the threshold
+# is the one with 95 % efficiency for normal noise (Huber 1964), in units of the noise; beyond, it falls to the
+# published value.
 HUBER = 1e-3
 EFFICIENT = 1.345
 MANY = 30
 
 # Runs of high loss (small, or trained on few tokens) scatter more around any law. Growth of log scatter per unit of log
-# loss: what is tried, and the width of its prior around 0.
+# loss: the values to try, and the width of the prior around 0.
 TILTS = np.linspace(0.0, 8.0, 17)
 TILT_STD = 3.0
 
@@ -54,7 +55,7 @@ class Solution:
     Attributes:
         theta: parameters [g, t, p].
         scale: relative scatter around the law of a run with the lowest loss [g, t].
-        tilt: by how much the logarithm of the scatter grows with the log loss [g, t].
+        tilt: growth of the logarithm of the scatter per unit of log loss [g, t].
         freedom: observations that ``scale`` rests on [g, t].
         precision: of the parameters [g, t, p, p].
         prior_mean, prior_std: of the parameters [g, t, p].
@@ -86,8 +87,8 @@ def fit_form(
 
     Args:
         noise: relative standard deviation of a run before any fit, [t].
-        tilted: whether runs of high loss may scatter more, and so weigh less.
-        near: parameters [t, p] to start at, besides two of the usual starts; None for all of these.
+        tilted: whether runs of high loss may scatter more, and so have less weight. near: parameters [t, p] to start
+        at, with two of the usual starts; None uses all usual starts.
         pooled: kinds of parameters whose prior the targets share.
     """
     groups, targets = len(subsets), losses.shape[1]
@@ -155,8 +156,8 @@ def draw(
     """``count`` posterior draws [count, t, p] of the parameters for the first subset of ``solution``.
 
     Log losses are disturbed by their scatter and priors by their width, and the law is fitted again (see ``solver``).
-    Targets are disturbed on their own, but for what is open in the means of their priors, which they share. ``weights``
-    [t, n] are 0 for runs that a target has no loss of.
+    Targets are perturbed independently, except for the uncertainty of the means of their priors, which they share.
+    ``weights`` [t, n] are 0 for runs that a target has no loss of.
     """
     n, targets = losses.shape
     theta, centre = np.tile(solution.theta[0], (count, 1)), points.mean(0)
@@ -174,7 +175,7 @@ def draw(
 
 
 def height(law: Array, lowest: Array, highest: Array) -> Array:
-    """How far log losses [P, n] lie above the lowest that was measured [P]; 0 below it, no more above the highest."""
+    """Height of log losses [P, n] above the lowest measured one [P], limited to the measured range."""
     return np.asarray(np.clip(law, lowest[:, None], highest[:, None]) - lowest[:, None])
 
 
@@ -195,11 +196,11 @@ def seed_noise(points: Array, losses: Array) -> Array:
 
 
 def reach(sizes: Array, fitted: Array) -> Array:
-    """How far log sizes [m, 2] lie beyond those fitted in N and in D, [m, 2]: the variance of a miss is in proportion.
+    """Distance [m, 2] of log sizes beyond the fitted ones in N and in D, proportional to the variance of errors.
 
-    For f e-folds it is (f + f^2) / 2: a wrong form leans to one side (f^2), and not to the same one all the way (f).
-    Where compute goes farther beyond the largest fitted than N and D together, the rest counts as D's; inside the
-    ladder's ranges and below its largest compute both are 0.
+    For f e-folds it is (f + f^2) / 2: the error of a wrong form accumulates in one direction (f^2), but may change
+    direction (f). If compute exceeds the largest fitted one by more than N and D together, the rest counts as D's.
+    Inside the ladder's ranges and below its largest compute both are 0.
     """
     beyond = np.maximum(sizes - fitted.max(0), 0.0)
     compute = sizes.sum(1) - fitted.sum(1).max()
@@ -208,9 +209,9 @@ def reach(sizes: Array, fitted: Array) -> Array:
 
 
 def tilt_of(miss: Array, above: Array, weights: Array) -> Array:
-    """By how much the logarithm of the scatter grows with the height of a run, [P], each in ``TILTS``.
+    """The growth of the logarithm of the scatter with the height of a run, [P], each in ``TILTS``.
 
-    The most likely for a Laplace distribution, whose likelihood outliers do not rule, with a normal prior.
+    The maximum of a Laplace likelihood, which outliers do not dominate, with a normal prior.
     """
     grid = TILTS[:, None, None]
     count = weights.sum(1)
@@ -241,7 +242,7 @@ def _solve(
 
 
 def priors(form: ScalingForm, weights: Array, data: Array) -> tuple[Array, Array]:
-    """Means and standard deviations [P, p] for problems that see the entries of ``data`` with a weight above 0."""
+    """Means and standard deviations [P, p] of the priors, for problems that use the entries with positive weight."""
     seen = np.where(weights > 0, data, np.nan)
     base = {"floor": np.nanmin(seen, axis=1), "term": np.nanmedian(seen, axis=1)}
     mean = np.stack([base.get(p.kind, np.zeros(len(data))) + p.mean for p in form.parameters], axis=1)
@@ -249,7 +250,7 @@ def priors(form: ScalingForm, weights: Array, data: Array) -> tuple[Array, Array
 
 
 def starting_points(form: ScalingForm, mean: Array, near: Array | None) -> Array:
-    """Where to start each problem, [P, starts, p]: around its prior's mean, or at ``near`` and twice around it."""
+    """Starting points of each problem, [P, starts, p]: around its prior's mean, or ``near`` with two of these."""
     floor, a, b, alpha = (
         next(k for k, p in enumerate(form.parameters) if p.name == name) for name in ("E", "A", "B", "alpha")
     )
@@ -273,8 +274,8 @@ def _pool(
 ) -> tuple[Array, Array, Array]:
     """Priors of parameters of some ``kinds``, learned over the targets of each group.
 
-    Returned are their means and widths [groups * t, p], and the covariance [groups, p, p] of the means as learned.
-    ``first`` are the means before anything was learned, ``mean`` and ``std`` the present priors, all [groups * t, p].
+    Returns their means and widths [groups * t, p], and the covariance [groups, p, p] of the learned means. ``first``
+    are the means before anything was learned, ``mean`` and ``std`` the present priors, all [groups * t, p].
 
     Empirical Bayes with each target's likelihood as a normal with its whole covariance: with few runs the parameters of
     a target are nearly collinear, and their means, learned one by one, would overshoot from round to round.
@@ -284,7 +285,7 @@ def _pool(
     least = np.array([POOL[p.kind] for p in form.parameters]) ** 2
     shape = (groups, -1, len(widest))
     centre = first.reshape(shape).mean(1)
-    # The likelihood alone, as precision and precision times mean: remove the present prior of what is shared.
+    # The likelihood alone, as precision and precision times mean: remove the current prior of shared parameters.
     pull = np.where(shared, 1 / std.reshape(shape) ** 2, 0.0)
     posterior = fit.precision.reshape(groups, -1, len(widest), len(widest))
     values, vectors = np.linalg.eigh(posterior - pull[..., None] * np.eye(len(widest)))
@@ -294,7 +295,8 @@ def _pool(
     for _ in range(20):
         inverse = 1 / between[:, None, :, None] * np.eye(len(widest))
         covariance = np.linalg.inv(alone + inverse)
-        # What each target says of the mean, its own parameters integrated out; the prior of the mean is the first.
+        # The information of each target on the mean, with its own parameters integrated out; the first prior is that of
+        # the mean.
         known = (inverse - inverse @ covariance @ inverse).sum(1) + np.diag(1 / widest**2)
         heard = np.einsum("gtpq,gtqr,gtr->gp", np.broadcast_to(inverse, covariance.shape), covariance, told)
         middle = np.linalg.solve(known, (heard + centre / widest**2)[..., None])[..., 0]

@@ -6,8 +6,8 @@ effective values under repeated data.
 
 Trade-offs taken:
 
-- Every parameter has a broad normal prior on the scale it is fitted on (``Parameter``), so that six runs suffice for a
-  fit and no start runs away. Parameters that a form adds to Chinchilla's have priors around "no effect".
+- Every parameter has a broad normal prior on its scale (``Parameter``), so that six runs suffice for a fit and no start
+  diverges. Parameters that a form adds to Chinchilla's have priors around "no effect".
 - Terms are written at the centre of the runs, not at N = 1: parameters are then nearly uncorrelated and of order one.
 - Terms of a sum stay positive, so a law cannot predict a loss that rises with size. Overfitting, which does rise, is a
   separate term; its shape was tuned on published runs on repeated data.
@@ -73,8 +73,8 @@ OVERFIT = (
 
 
 class ScalingForm(Protocol):
-    """What the law asks of a form. ``theta`` [P, p] are parameters on the scale of their priors; ``points`` [n, k] logs
-    of the form's features, ``centre`` [k] those at which terms are written."""
+    """The interface of a form. ``theta`` [P, p] are parameters on the scale of their priors, ``points`` [n, k] are logs
+    of the form's features, and ``centre`` [k] is the point at which terms are written."""
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -82,7 +82,7 @@ class ScalingForm(Protocol):
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
-        """What is fitted."""
+        """The fitted parameters."""
 
     def evaluate(self, theta: Array, points: Array, centre: Array) -> tuple[Array, Array]:
         """Log losses [P, n] and their derivatives by the parameters [P, n, p]."""
@@ -171,8 +171,8 @@ class Repeated:
     and ``R_N = N / U_N - 1`` the excess over it. The loss is ``E + A N'^-alpha + B D'^-beta``; where ``joint``, the
     last term is ``B (D' / N')^-beta N'^-alpha``.
 
-    In that law no loss rises with repetition. Where ``overfits``, ``O (N / U)^kappa U^drift (1 - e^(-R_D / S))^lambda``
-    is added, which does: hardly at first, then fast, and no more once S is far behind.
+    In that law the loss never rises with repetition. With ``overfits``, the term ``O (N / U)^kappa U^drift (1 - e^(-R_D
+    / S))^lambda`` is added. It rises slowly at first, then fast, and saturates far beyond S.
 
     Attributes:
         joint: whether the base is ``ratio`` rather than Chinchilla's form.
@@ -308,7 +308,7 @@ SCALING_FORMS: Mapping[str, ScalingForm] = {
     "data-constrained-ratio": Repeated(joint=True),
     "overfitting": Repeated(overfits=True),
     "overfitting-ratio": Repeated(joint=True, overfits=True),
-    # Experts that do not matter: Chinchilla's form, and ``ratio``, of the parameters that a token passes.
+    # Chinchilla's form and ``ratio`` with the active parameters alone: idle experts have no effect.
     "active": _chinchilla(ALPHA, BETA, terms=((_ACTIVE,), (_D,)), features=("active_params", "tokens")),
     "active-ratio": _chinchilla(
         ALPHA,
@@ -324,8 +324,8 @@ SCALING_FORMS: Mapping[str, ScalingForm] = {
         terms=((_ACTIVE, ("total_params/active_params", "idle")), (_D,)),
         features=("active_params", "total_params", "tokens"),
     ),
-    # Active parameters, helped by those that lie idle; more experts see fewer tokens each (Ludziejewski et al. 2025,
-    # arXiv 2502.05172, whose terms depend on the experts in the same way).
+    # Active parameters, with a benefit from idle ones. With more experts, each gets fewer tokens (Ludziejewski et al.
+    # 2025, arXiv 2502.05172, whose terms depend on the experts in the same way).
     "moe": _chinchilla(
         ALPHA,
         BETA,
@@ -345,7 +345,7 @@ SCALING_FORMS: Mapping[str, ScalingForm] = {
         terms=((_N,), (_D,), (("context", "gamma"),)),
         features=("params", "tokens", "context"),
     ),
-    # A longer context costs or helps: what is not irreducible, by a power of either sign.
+    # A longer context multiplies the reducible loss by a power of either sign.
     "context-factor": _chinchilla(
         ALPHA,
         BETA,

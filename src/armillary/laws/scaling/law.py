@@ -1,8 +1,8 @@
-"""Scaling laws: the loss of a model as a function of its size and its training tokens, with intervals far out.
+"""Scaling laws: the loss of a model as a function of its size and its training tokens, with intervals.
 
-The form decides a forecast far beyond the runs, and no in-sample fit shows which form holds there. So each form
-predicts the largest runs after a fit to the others (leave-largest-out). The law is the average of the forms, weighted
-by these held-out errors.
+Far beyond the runs a forecast depends on the form, and an in-sample fit does not show which form holds there. So each
+form predicts the largest runs after a fit to the others (leave-largest-out). The law is the average of the forms,
+weighted by these held-out errors.
 
 Trade-offs taken:
 
@@ -11,7 +11,7 @@ Trade-offs taken:
   (posterior draws), the disagreement of the forms, the noise of one run, and the common error of all forms. Residuals
   do not show the last part: it is the law's error on left-out runs beyond what the other parts explain.
 - Few such errors are known, so their average is mixed with a prior guess.
-- N may count all parameters, or those outside the embedding: be consistent.
+- N may count all parameters, or those outside the embedding, but must be consistent.
 - Several choices were tuned on published held-out runs (Chinchilla's points, OLMo's ladder, Gemstones, IsoFLOP grids,
   repeated data), which therefore do not confirm them: the form ``ratio`` and the narrow prior of ``interaction`` around
   it, noise that may grow with the loss, ``SHARPNESS``, ``MISS`` and its growth with distance, the smaller weight of
@@ -62,10 +62,10 @@ MISS, MISS_COUNT = 0.006, 2.0
 # The 95th percentile of a normal variate: nine tenths of its absolute values are below.
 NORMAL = 1.645
 
-# An interval that reaches farther than this in log loss, either way, is useless.
+# An interval wider than this in log loss, in either direction, is useless.
 VOID = float(np.log(2.0))
 
-# Forms are weighted by their held-out error to this power for each set left out; below FAINT a form is dropped.
+# Forms are weighted by their held-out error to this power for each left-out set; a form below FAINT is dropped.
 SHARPNESS = 2.0
 FAINT = 0.02
 
@@ -76,14 +76,14 @@ Cut = tuple[str, NDArray[np.bool_]]
 
 @dataclass(frozen=True)
 class LeftOut:
-    """The largest runs left out, predicted from the others.
+    """Predictions of the largest runs by a law of the other runs.
 
     Attributes:
-        what: which were left out, such as ``tokens >= 1.2e+09``.
+        what: the left-out runs, such as ``tokens >= 1.2e+09``.
         rows: their rows in the table given to ``fit``, [k].
         predicted: losses by the law fitted without them, [k] or [k, t].
         measured: their losses, [k] or [k, t]; not a number where a loss is missing or was set aside.
-        extrapolation: their compute N * D over the largest compute that was kept, [k].
+        extrapolation: their compute N * D over the largest kept compute, [k].
     """
 
     what: str
@@ -134,17 +134,16 @@ class ScalingLaw(Estimator):
     Attributes:
         features_: what the columns of X are.
         size_columns_: which of them are N and D.
-        log_points_: logarithms of the X that was fitted.
+        log_points_: logarithms of the fitted X.
         form_: the form with the largest weight.
         weights_: weight of each form.
         parameters_: parameters of ``form_`` in the units of its formula; numbers, or arrays [t] for several targets.
         draws_: the same for each draw, arrays [b] or [b, t].
         noise_: relative standard deviation of one new run around the law, a number or [t].
-        miss_per_efold_: relative miss of the law (standard deviation) at one e-fold of extrapolation in
-            ``N`` and in ``D``, likewise.
-        holdout_error_: what was left out, predicted and measured, a list of ``LeftOut``.
+        miss_per_efold_: relative error of the law (standard deviation) at one e-fold of extrapolation in ``N`` and in
+        ``D``, likewise. holdout_error_: left-out runs with predictions and measurements, a list of ``LeftOut``.
         held_out_: the same for each form.
-        set_aside_: losses that the other runs contradict and that were left out, a list of ``SetAside``.
+        set_aside_: losses that contradict the other runs and were left out, a list of ``SetAside``.
     """
 
     PARAMS: ClassVar[dict[str, Codec]] = {
@@ -204,7 +203,7 @@ class ScalingLaw(Estimator):
     def fit(self, X: ArrayLike, y: ArrayLike, noise: float | None = None, *, missing: ArrayLike | None = None) -> Self:
         """Fit to runs.
 
-        A loss that the other runs contradict (``outliers``) is left out of the fit, recorded in ``set_aside_`` and
+        A loss that contradicts the other runs (``outliers``) is left out of the fit, recorded in ``set_aside_`` and
         reported by a ``SetAsideWarning``.
 
         Args:
@@ -236,7 +235,7 @@ class ScalingLaw(Estimator):
         cuts = self._cuts(used)
         kept = np.array([np.ones(len(logs), dtype=bool), *(kept for _, kept in cuts)])
         subsets = kept[:, None] & used.T
-        # A form that is named is fitted as the published fits are: all runs weigh the same.
+        # A named form is fitted like the published fits, with equal weights of all runs.
         tilted = self.form == "auto"
         known = seed_noise(self.log_points_, logs) if noise is None else np.full(logs.shape[1], noise)
         solutions = {}
@@ -292,7 +291,7 @@ class ScalingLaw(Estimator):
 
         Raises:
             UsageError: not fitted; an X as ``fit`` refuses it; an interval outside (0, 1).
-            ExtrapolationError: beyond ``max_extrapolation``, or so far out that the interval says nothing.
+            ExtrapolationError: beyond ``max_extrapolation``, or with a useless interval.
         """
         points = self._checked(X)
         mean, half = self._forecast(points, interval)
@@ -300,10 +299,10 @@ class ScalingLaw(Estimator):
         return self._prediction(mean, half)
 
     def predict_known(self, X: ArrayLike, interval: float = 0.9) -> Prediction:
-        """As ``predict``, but where a loss is left open its interval is from 0 to infinity, as long as others are not.
+        """As ``predict``, but an undetermined loss has the interval 0 to infinity, as long as others are determined.
 
         Raises:
-            UsageError, ExtrapolationError: as ``predict``; the second only where no loss of a run can be predicted.
+            UsageError, ExtrapolationError: as ``predict``; the second only if no loss of a run can be predicted.
         """
         points = self._checked(X)
         mean, half = self._forecast(points, interval)
@@ -330,7 +329,7 @@ class ScalingLaw(Estimator):
         mean, variance = self._moments(points)
         known = variance + (self._noise * np.exp(self._tilt * height(mean.T, *self._range).T)) ** 2
         missed = reach(self._sized(points), self._sized(self.log_points_)) @ self._miss**2
-        # Each part is known from this many observations; Satterthwaite's (1946) degrees of freedom for their sum.
+        # Degrees of freedom of each part; Satterthwaite's (1946) formula gives those of their sum.
         freedom = (known + missed) ** 2 / (known**2 / self._freedom + missed**2 / self._miss_freedom)
         return mean, stats.t.isf(tail, freedom) * np.sqrt(known + missed) * self._wide
 
@@ -347,7 +346,7 @@ class ScalingLaw(Estimator):
         return self._factors(self._checked(X))
 
     def log_sizes(self, name: str, X: ArrayLike) -> Array:
-        """Logarithms of a checked table [m, k] of this law's features; ``name`` is what errors call it."""
+        """Logarithms of a checked table [m, k] of this law's features; ``name`` is its name in errors."""
         require_fitted(self, "parameters_")
         return np.log(checked_positive(name, X, columns=len(self.features_), labels=self.features_))
 
@@ -360,7 +359,7 @@ class ScalingLaw(Estimator):
         return [*said, self.variance_after(points, points[0]), self.extrapolation(np.exp(points)), *parameters]
 
     def variance_after(self, at: Array, run: Array | None) -> Array:
-        """Expected variance [m, t] of the log loss of new runs ``at`` [m, k], once ``run`` [k] is fitted too (or None).
+        """Expected variance [m, t] of the log loss of new runs ``at`` [m, k] after also fitting ``run`` [k] (or None).
 
         Both are logs. The posterior of each form is taken as normal around its fit.
 
@@ -385,7 +384,7 @@ class ScalingLaw(Estimator):
         return np.asarray(total)
 
     def _candidates(self) -> list[str]:
-        """Names of the forms to fit; sets ``features_`` and which columns are N and D."""
+        """Names of the forms to fit; sets ``features_`` and the columns of N and D."""
         if self.form != "auto" and self.form not in SCALING_FORMS:
             raise UsageError(f"no scaling form '{self.form}'; give auto or one of {', '.join(SCALING_FORMS)}")
         self.features_ = tuple(self.features if self.form == "auto" else SCALING_FORMS[self.form].features)
@@ -418,11 +417,11 @@ class ScalingLaw(Estimator):
         return points[:, self.size_columns_]
 
     def _shown(self, values: Array) -> float | Array:
-        """Values [t] as the user sees them: a number for a single target."""
+        """Values [t] in the user's form: a number for a single target."""
         return float(values[0]) if self._single else values
 
     def _moments(self, points: Array) -> tuple[Array, Array]:
-        """Mean and variance [m, t] of the average of forms, without noise and miss."""
+        """Mean and variance [m, t] of the average of forms, without noise and error of the form."""
         means, variances = [], []
         for member in self._members:
             form, seen = SCALING_FORMS[member.form], self._columns(member.form, points)
@@ -440,7 +439,7 @@ class ScalingLaw(Estimator):
         return {"N": beyond[:, 0], "D": beyond[:, 1], "compute": np.exp(sizes.sum(1) - fitted.sum(1).max())}
 
     def _refuse_far(self, points: Array) -> None:
-        """Raise ExtrapolationError beyond ``max_extrapolation``; warn beyond what leaving out runs has tested."""
+        """Raise ExtrapolationError beyond ``max_extrapolation``; warn beyond the distance tested on left-out runs."""
         factors = self._factors(points)
         farthest = np.max(list(factors.values()), axis=0)
         row = int(farthest.argmax())
@@ -477,7 +476,7 @@ class ScalingLaw(Estimator):
             )
 
     def _cuts(self, used: NDArray[np.bool_]) -> list[Cut]:
-        """Names of sets of largest runs, and which runs are kept; of the losses [n, t], ``used`` count."""
+        """Names of sets of largest runs, and masks of the kept runs; of the losses [n, t], only ``used`` ones count."""
         sizes = self._sized(self.log_points_)
         labels = [self.features_[column] for column in self.size_columns_]
         cuts = []
@@ -496,10 +495,10 @@ class ScalingLaw(Estimator):
         return law.reshape(groups, targets, len(logs)).transpose(0, 2, 1) - logs
 
     def _weigh(self, misses: dict[str, Array], cuts: list[Cut], scatter: Array) -> dict[str, float]:
-        """Weights of the forms from their misses [g, n, t]; faint ones are dropped.
+        """Weights of the forms from their errors [g, n, t]; small weights are dropped.
 
-        A form's score is the geometric mean of its misses over runs, sets left out and targets, each in units of the
-        ``scatter`` [n, t] of such a run around a law and never below it: a difference within the scatter means nothing.
+        A form's score is the geometric mean of its errors over runs, left-out sets and targets. Each error is in units
+        of the run's ``scatter`` [n, t] around a law and at least 1, because smaller differences mean nothing.
         """
         score = {
             name: np.mean([np.log1p((miss[g] / scatter)[~kept] ** 2).mean() / 2 for g, (_, kept) in enumerate(cuts)])
@@ -515,15 +514,15 @@ class ScalingLaw(Estimator):
     def _measure_misses(
         self, left: dict[str, Solution], misses: dict[str, Array], cuts: list[Cut], logs: Array
     ) -> None:
-        """From the misses of the average, how wrong it is per e-fold, and how often intervals cover."""
+        """Estimate the error of the average per e-fold, and the coverage of intervals, from its held-out errors."""
         sizes, targets = self._sized(self.log_points_), logs.shape[1]
         share_of = np.array([self.weights_[name] for name in left])
         average = np.einsum("f,fgnt->gnt", share_of, np.array([misses[name] for name in left]))
         found, explained, distances, runs = [], [], [], []
         for g, (_, kept) in enumerate(cuts):
             out = np.flatnonzero(~kept)
-            # Runs left out together are missed together: they count as one observation, their mean miss, in which the
-            # farther ones weigh more.
+            # Errors of runs left out together are correlated. They count as one observation: their mean, in which
+            # farther runs have more weight.
             far = reach(sizes[out], sizes[kept])
             share = far.sum(1) / far.sum()
             together, each, noise = np.zeros(targets), np.zeros((len(out), targets)), np.zeros((len(logs), targets))
@@ -544,8 +543,8 @@ class ScalingLaw(Estimator):
             distances.append(share @ far)
             runs.append((average[g][out], each, far, (noise.min(0) / noise)[out]))
         self._miss_freedom = MISS_COUNT + len(cuts)
-        # Variance beyond what is explained, per e-fold of N and of D: least squares with none below 0, in which the
-        # guess stands for MISS_COUNT misses, and a miss that parameters and noise explain anyway says little.
+        # Unexplained variance per e-fold of N and of D, by non-negative least squares. The prior guess counts as
+        # MISS_COUNT errors, and an error that parameters and noise explain has little weight.
         self._miss = np.empty((2, targets))
         guess = np.sqrt(MISS_COUNT) * np.eye(2) / MISS**2
         for t in range(targets):
@@ -556,8 +555,8 @@ class ScalingLaw(Estimator):
             self._miss[:, t] = np.sqrt(
                 optimize.nnls(rows, np.concatenate([guess @ np.full(2, MISS**2), sure * beyond]))[0]
             )
-        # Are the runs left out missed as often as such intervals say? Their 9th decile, in units of that of a normal;
-        # runs that scatter more than the best do count less, as they do in the fit.
+        # Check the coverage on left-out runs: the 90th percentile of their errors over that of a normal variate. Runs
+        # with more scatter have less weight, as in the fit.
         said, count = np.full(targets, MISS_COUNT), np.full(targets, MISS_COUNT)
         for miss, known, far, sure in runs:
             wide = np.abs(miss) / np.sqrt(known + far @ self._miss**2)
@@ -577,7 +576,7 @@ class ScalingLaw(Estimator):
         used: NDArray[np.bool_],
         rows: NDArray[np.intp],
     ) -> None:
-        """Record what was left out: by each form, and by their average."""
+        """Record the left-out runs: predictions by each form, and by their average."""
         compute = self._sized(self.log_points_).sum(1)
 
         def left_out(g: int, cut: Cut, miss: Array) -> LeftOut:
@@ -596,7 +595,7 @@ class ScalingLaw(Estimator):
         self.holdout_error_ = [left_out(g, cut, np.asarray(average)) for g, cut in enumerate(cuts)]
 
     def _check_sizes(self, points: Array, used: NDArray[np.bool_]) -> None:
-        """Raise UsageError for points [n, k] too few or too alike for a law of the losses [n, t] that are used."""
+        """Raise UsageError if points [n, k] are too few or too similar for a law of the used losses [n, t]."""
         if used.sum(0).min() < FEWEST:
             raise UsageError(f"{used.sum(0).min()} runs have a loss that can be fitted; at least {FEWEST} are needed")
         points = points[used.any(1)]
@@ -610,9 +609,9 @@ class ScalingLaw(Estimator):
     def _without_contradicted(
         self, names: Sequence[str], points: Array, logs: Array, used: NDArray[np.bool_]
     ) -> tuple[Array, NDArray[np.bool_]]:
-        """Log losses [n, t] and which of them count, once those that the others contradict are set aside.
+        """Log losses [n, t] and a mask of the losses that count, after setting aside contradicted ones.
 
-        A loss that does not count is replaced by the expected one, so that ranges and scatters do not see it.
+        An excluded loss is replaced by its expected value, so that it does not affect ranges and scatters.
         """
         forms = {name: SCALING_FORMS[name] for name in names}
         seen = {name: self._columns(name, points) for name in names}
@@ -634,12 +633,12 @@ class ScalingLaw(Estimator):
 
 
 def _size_columns(features: Sequence[str]) -> list[int]:
-    """Which features are N and D; N is the active parameters where they are given."""
+    """The indices of N and D among the features; N is the active parameters if they are given."""
     return [features.index("active_params" if "active_params" in features else "params"), features.index("tokens")]
 
 
 def _levels(log_sizes: Array) -> list[float]:
-    """Sizes from which on runs are left out: the largest one or two levels; of many levels, upper parts."""
+    """Thresholds for leaving out runs: the largest one or two levels, or upper parts of many levels."""
     levels = np.unique(np.round(log_sizes / 0.05)) * 0.05
     if len(levels) > 12:
         return [float(np.quantile(log_sizes, share)) for share in (0.95, 0.85, 0.7)]
@@ -648,7 +647,7 @@ def _levels(log_sizes: Array) -> list[float]:
 
 
 def _quantile(values: Array, weights: Array, share: float) -> float:
-    """Weighted quantile of values [n]: the least below which lies ``share`` of the weight, linear between."""
+    """Weighted quantile of values [n] at ``share`` of the weight, with linear interpolation."""
     order = np.argsort(values)
     place = np.cumsum(weights[order]) - weights[order] / 2
     return float(np.interp(share * weights.sum(), place, values[order]))

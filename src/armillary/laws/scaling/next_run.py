@@ -1,11 +1,11 @@
-"""Which run to make next: the one after which a law says most about the target.
+"""Chooses the next run: the one that reduces a law's uncertainty at the target most.
 
 The posterior of each form is taken as normal around its fit (its precision matrix), and a run adds the outer product of
-its slope to that matrix, divided by the variance of a run. The wrongness of the form counts at the target's distance
-from the *then* largest runs, so a larger run reduces it; the noise of the target run stays.
+its slope to that matrix, divided by the variance of a run. The error of the form is computed at the target's distance
+from the largest runs *including the new one*, so a larger run reduces it. The noise of the target run stays.
 
-Trade-off: linearised, so that hundreds of candidates take a second; candidates are taken to reach the losses that the
-law predicts.
+Trade-off: the computation is linearised, so that hundreds of candidates take a second. Candidates are assumed to reach
+their predicted losses.
 """
 
 from __future__ import annotations
@@ -20,18 +20,17 @@ from armillary.laws.estimator import Array, checked_interval, checked_positive
 from armillary.laws.scaling.law import ScalingLaw
 from armillary.recipe import UsageError
 
-# Sizes, and numbers of tokens, that are tried where no candidates are given.
+# Number of sizes and of token counts to try without given candidates.
 GRID = 12
 
 
 @dataclass(frozen=True)
 class NextRun:
-    """A run that could be made.
+    """A candidate run.
 
     Attributes:
-        features: its sizes, in the order of the law's features.
-        flops: what it costs, 6 N D.
-        width_before, width_after: expected width of the interval at the target, relative to its loss (mean over several
+        features: its sizes, in the order of the law's features. flops: its cost, 6 N D. width_before, width_after:
+        expected width of the interval at the target, relative to its loss (mean over several
             corpora and targets).
     """
 
@@ -54,8 +53,8 @@ def next_runs(
     Args:
         law: fitted.
         target: [m, k] or [k] features of the runs to be predicted.
-        candidates: [c, k] features of runs that could be made; without them a grid over N and D from the ladder's
-            centre to the target is taken, which needs ``budget_flops``, and other features as in the farthest target.
+        candidates: [c, k] features of candidate runs. By default a grid over N and D from the ladder's centre to the
+            target, which needs ``budget_flops``, with other features as in the farthest target.
         budget_flops: runs that cost more than this (6 N D) are left out.
         interval: probability that the interval covers.
 
@@ -90,8 +89,8 @@ def _grid(law: ScalingLaw, at: Array) -> Array:
     fitted = law.log_points_
     low, high = fitted.mean(0), np.maximum(at.max(0), fitted.max(0))
     first, second = law.size_columns_
-    # All else as in the farthest target, in proportion where it goes with the size: a model holds no fewer parameters
-    # than are active, and no run sees fewer tokens than are unique.
+    # Other features are as in the farthest target, scaled with the size where needed: total parameters are at least the
+    # active ones, and tokens at least the unique ones.
     grid = np.tile(at[at[:, law.size_columns_].sum(1).argmax()], (GRID * GRID, 1))
     sizes = np.meshgrid(np.linspace(low[first], high[first], GRID), np.linspace(low[second], high[second], GRID))
     for column, name in enumerate(law.features_):

@@ -1,14 +1,14 @@
-"""Runs that the others contradict: found before a scaling law is fitted, by a fit that up to a quarter cannot move.
+"""Finds runs that contradict the others before a scaling law is fitted, by a fit that is robust to a quarter of them.
 
-A diverged run (a loss of 10.5 among losses near 2) or a mistyped digit ruins a fit twice: it moves the law, and all
-runs look noisy. Least trimmed squares (Rousseeuw and Van Driessen 2006): a form is fitted to several
-subsets of the runs, the fit that describes seven tenths of the runs best is improved on just these, and every run is
-compared with what it expects there.
+A diverged run (a loss of 10.5 among losses near 2) or a mistyped digit harms a fit twice: it moves the law, and it
+makes all runs look noisy. The method is least trimmed squares (Rousseeuw and Van Driessen 2006). A form is fitted to
+several subsets of the runs. The fit that describes seven tenths of the runs best is refined on these runs, and every
+run is compared with it.
 
-A sound table must lose no run, so a loss is set aside only if it is far off by every measure: more than ``FAR``
-standard deviations (of a run's scatter and of what the other runs leave open there), more than ``LEAST`` of the loss,
-and under every form that describes the table about as well as the best. Where more than a quarter of the losses are far
-off, the forms do not describe the table, and nothing is set aside.
+A sound table must not lose a run. So a loss is set aside only if it is far off by every measure: by more than ``FAR``
+standard deviations (of a run's scatter and of the prediction's uncertainty), by more than ``LEAST`` of the loss, and
+under every form that describes the table about as well as the best. If more than a quarter of the losses are far off,
+the forms do not describe the table, and nothing is set aside.
 """
 
 from __future__ import annotations
@@ -35,21 +35,22 @@ from armillary.laws.solver import Fits, fit_many
 # Standard deviations, and relative difference of the loss, beyond which a run is contradicted.
 FAR, LEAST = 8.0, float(np.log(1.04))
 
-# The same where no run's order contradicts it: a loss above that of a smaller run on fewer tokens, or below that of a
-# larger one on more, cannot be; any other may only lie where the forms are wrong.
+# The same for a loss that is consistent with the order of the runs. A loss above that of a smaller run on fewer tokens,
+# or below that of a larger run on more, is impossible; any other may just show an error of the forms.
 UNORDERED = float(np.log(1.3))
 
-# Share of the runs that the fit must describe, subsets of which share are tried, and the share that may be set aside.
+# The share of the runs that the fit must describe, the size of the subsets as shares, and the largest share to set
+# aside.
 TRUSTED, SHARE, SUBSETS, MOST = 0.7, 0.6, 8, 0.25
 
-# No run scatters more than both of these, the second times the median scatter; what scatters more is a contradicted run
-# that the fit has taken for a sound one.
+# Upper limits for the scatter of a run, the second in units of the median scatter. More scatter than both means that
+# the fit included a contradicted run.
 NOISIEST, UNEVEN = 2 * LEAST, 3.0
 
 # A form describes a table as well as the best if its trimmed residuals are less than this many times as large.
 AS_WELL = 2.0
 
-# No fewer runs are fitted.
+# Minimum number of runs for a fit.
 FEWEST = 6
 
 # Standard deviation of a normal variate over that of its central seven tenths.
@@ -58,9 +59,9 @@ TRIM = 1.8
 
 @dataclass(frozen=True)
 class Contradicted:
-    """Losses that the others contradict: ``far`` [n, t], and log losses ``expected`` [n, t] by the best form.
+    """Contradicted losses: a mask ``far`` [n, t], and log losses ``expected`` [n, t] by the best form.
 
-    ``many`` [t] says where more were far off than may be set aside; nothing is then.
+    ``many`` [t] marks targets with too many losses far off; none of them is then set aside.
     """
 
     far: NDArray[np.bool_]
@@ -75,7 +76,7 @@ def contradicted(
     logs: Array,
     used: NDArray[np.bool_],
 ) -> Contradicted:
-    """Losses that no form describes together with the others.
+    """Find the losses that no form describes together with the others.
 
     Args:
         forms: by name.
@@ -102,7 +103,7 @@ def contradicted(
 
 def _out_of_order(sizes: Array, logs: Array, used: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Losses [n, t] above one of a run no larger, or below one of a run no smaller, by more than ``LEAST``."""
-    larger = np.asarray((sizes[:, None] >= sizes[None] - 1e-9).all(axis=2))  # [row, whether that one is not larger]
+    larger = np.asarray((sizes[:, None] >= sizes[None] - 1e-9).all(axis=2))  # [row, whether the other is not larger]
     lowest = np.where(larger[:, :, None] & used[None], logs[None], np.inf).min(1)
     highest = np.where(larger.T[:, :, None] & used[None], logs[None], -np.inf).max(1)
     return np.asarray((logs > lowest + LEAST) | (logs < highest - LEAST))
@@ -115,7 +116,7 @@ def _judged(
     n, targets = logs.shape
     centre = points.mean(0)
     rng = np.random.default_rng(0)
-    # Subsets at random, and everything.
+    # Random subsets, and all runs.
     tried = np.array([np.ones(n), *(rng.permuted(np.arange(n) < max(FEWEST - 1, SHARE * n)) for _ in range(SUBSETS))])
     weights = (tried[:, None] * used.T).reshape(-1, n)  # [subset * target, n]
     data = np.tile(logs.T, (len(tried), 1))
@@ -144,7 +145,7 @@ def _judged(
     best = trimmed.transpose(1, 0, 2).reshape(targets, -1).argmin(1)
     theta = first.parameters.reshape(len(tried), targets, each, -1).transpose(1, 0, 2, 3)
     theta = theta.reshape(targets, len(tried) * each, -1)[np.arange(targets), best]
-    # Improve on the runs it describes best; then on all that are not far off.
+    # Refine on the runs that it describes best, then on all that are not far off.
     law = form.evaluate(theta, points, centre)[0]
     kept = _nearest(np.abs(law - logs.T), used.T, trusted)
     widen = TRIM
@@ -170,13 +171,13 @@ def _judged(
 
 
 def _trimmed(miss: Array, used: NDArray[np.bool_], trusted: NDArray[np.int_]) -> Array:
-    """Mean of the ``trusted`` smallest misses along the last axis."""
+    """Mean of the ``trusted`` smallest errors along the last axis."""
     order = np.sort(np.where(used, miss, np.inf), axis=-1)
     counted = np.arange(order.shape[-1]) < trusted[..., None]
     return np.asarray(np.where(counted, order, 0.0).sum(-1) / trusted)
 
 
 def _nearest(miss: Array, used: NDArray[np.bool_], trusted: NDArray[np.int_]) -> NDArray[np.bool_]:
-    """The ``trusted`` [t] entries with the smallest misses [t, n]."""
+    """The ``trusted`` [t] entries with the smallest errors [t, n]."""
     rank = np.where(used, miss, np.inf).argsort(1).argsort(1)
     return np.asarray((rank < trusted[:, None]) & used)

@@ -63,7 +63,7 @@ def check_out(path: Path, *inputs: Path | None) -> None:
     """Check, before any work, that ``path`` can be written and is not one of the ``inputs``.
 
     Raises:
-        UsageError: it is a folder, or lies where nothing can be written, or the work reads it.
+        UsageError: it is a folder, is not writable, or is one of the inputs.
     """
     if path.is_dir() or not path.name:
         raise UsageError(f"--out {path} is a folder; give the name of a file in it")
@@ -75,7 +75,7 @@ def check_out(path: Path, *inputs: Path | None) -> None:
 
 
 def check_law_out(path: Path, *inputs: Path | None) -> None:
-    """As ``check_out``, for a law file; a file of another kind, or a law of a newer version, is not written over.
+    """As ``check_out``, for a law file; a file of another kind, or a law of a newer version, is not overwritten.
 
     Raises:
         UsageError: as ``check_out``, or ``path`` is such a file.

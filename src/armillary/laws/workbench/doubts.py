@@ -17,29 +17,30 @@ from armillary.laws.estimator import Array
 from armillary.laws.table import Table
 from armillary.recipe import UsageError, counted
 
-# A column is not a loss if it rises in more than this share of the pairs of a run and a larger one, given this many.
+# A column is not a loss if it rises in more than this share of the pairs of a run and a larger one; minimum number of
+# pairs.
 RISING, RISING_PAIRS = 2 / 3, 6
 
 # A uniform guess over 262,144 tokens, a large vocabulary, costs this many nats. A table of losses lies below.
 GUESS = 18 * math.log(2)
 
-# Shares of the rows beyond which a column is doubted. In published tables of runs at most 4 % have more parameters than
-# tokens, and none has a loss above ``GUESS``.
+# A column is reported if more than this share of its rows is unlikely. In published tables of runs at most 4 % have
+# more parameters than tokens, and none has a loss above ``GUESS``.
 SWAPPED, ABOVE_GUESS = 0.75, 0.25
 
-# No table of language models stays below this many parameters, or tokens.
+# Every table of language models has some run above this number of parameters or tokens.
 SMALLEST = 1e4
 
 
 class UnlikelyColumnWarning(UserWarning):
-    """The values of a column are unlikely for its name; the message says what they may be and what to do."""
+    """The values of a column are unlikely for its name; the message has a likely explanation and a remedy."""
 
 
 def refuse_rising(table: Table, sizes: Array, losses: Array, targets: Sequence[str]) -> None:
-    """Refuse a column [n, t] that rises with both parameters and tokens (sizes [n, 2]), so it is not a loss.
+    """Refuse a column [n, t] that rises with both parameters and tokens (sizes [n, 2]), since it is not a loss.
 
-    Pairs of runs of which one is larger in both are compared. A column that rises in more than two thirds of them is
-    refused.
+    The function compares pairs of runs in which one is larger in both, and refuses a column that rises in more than two
+    thirds of them.
 
     Raises:
         UsageError: such a column.
@@ -58,7 +59,7 @@ def refuse_rising(table: Table, sizes: Array, losses: Array, targets: Sequence[s
 
 
 def warn_of_swapped(table: Table, sizes: Array, names: Sequence[str]) -> None:
-    """Warn where nearly all runs have more parameters than tokens (sizes [n, 2]), as swapped columns do.
+    """Warn if nearly all runs have more parameters than tokens (sizes [n, 2]), which suggests swapped columns.
 
     Args:
         table: of the runs.
@@ -77,7 +78,7 @@ def warn_of_swapped(table: Table, sizes: Array, names: Sequence[str]) -> None:
 
 
 def warn_of_units(table: Table, sizes: Array, names: Sequence[str]) -> None:
-    """Warn where parameters or tokens (sizes [n, 2]) are so small that they are likely given in millions or billions.
+    """Warn if parameters or tokens (sizes [n, 2]) are so small that their unit is probably millions or billions.
 
     Args:
         table: of the runs.
@@ -95,7 +96,7 @@ def warn_of_units(table: Table, sizes: Array, names: Sequence[str]) -> None:
 
 
 def warn_of_perplexities(path: Path, losses: Array, names: Sequence[str]) -> None:
-    """Warn of columns of losses [n, t] that are larger than a guess costs: perplexities, or sums over tokens."""
+    """Warn about columns [n, t] with losses above that of a uniform guess: perplexities, or sums over tokens."""
     for values, name in zip(losses.T, names, strict=True):
         known = values[np.isfinite(values)]
         above = int((known > GUESS).sum())

@@ -1,4 +1,4 @@
-"""Entries of tables: which count, which are set aside, and how errors and warnings name them."""
+"""Entries of tables: the ones that count, the ones set aside, and their names in errors and warnings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from armillary.recipe import UsageError, counted
 
 @contextlib.contextmanager
 def about(table: Table | Path, targets: Sequence[str] = ()) -> Iterator[None]:
-    """Make errors and warnings of a law name a table's lines, or at least its file."""
+    """Let a law's errors and warnings name a table's lines, or at least its file."""
 
     def row(_: str, i: int) -> str | None:
         return table.where(i) if isinstance(table, Table) and i < len(table.lines) else None
@@ -39,7 +39,7 @@ def entry_aside(table: Table, row: int, column: str, why: str) -> dict[str, Any]
 
 
 def report_aside(path: Path, aside: Sequence[dict[str, Any]]) -> None:
-    """Warn of entries that were left out, in one line."""
+    """Warn in one line about entries that were left out."""
     if aside:
         said = [f"line {a['line']}, column '{a['column']}' is '{a['value']}' ({a['why']})" for a in aside[:SHOWN]]
         more = f" and {len(aside) - SHOWN} more" if len(aside) > SHOWN else ""
@@ -47,7 +47,7 @@ def report_aside(path: Path, aside: Sequence[dict[str, Any]]) -> None:
 
 
 def without_copies(table: Table) -> tuple[Table, list[dict[str, Any]]]:
-    """The table without rows that equal an earlier one in every column, and the record of these."""
+    """The table without duplicate rows, and the record of the duplicates."""
     first: dict[tuple[str, ...], int] = {}
     kept, aside = [], []
     for i, row in enumerate(table.rows):
@@ -62,10 +62,10 @@ def without_copies(table: Table) -> tuple[Table, list[dict[str, Any]]]:
 
 
 def losses_of(table: Table, targets: Sequence[str], least: int) -> tuple[Array, list[str], list[dict[str, Any]]]:
-    """Losses [n, t], not a number where one is missing; the targets that ``least`` runs have; what was set aside.
+    """Losses [n, t] with NaN for missing ones, the targets with at least ``least`` runs, and the entries set aside.
 
     Raises:
-        UsageError: no target is left.
+        UsageError: no target has enough runs.
     """
     values, bad = table.losses(targets)
     aside = [entry_aside(table, entry.row, entry.column, entry.remedy) for entry in bad]
@@ -107,7 +107,7 @@ def mixtures_of(table: Table, domains: Sequence[str]) -> Array:
 
 
 def label_of(entry: str) -> str:
-    """An index as programs may write it: 7, 7.0 and 007 are one; other text is itself."""
+    """An index in normal form: 7, 7.0 and 007 are equal; other text is unchanged."""
     try:
         number = float(entry)
     except ValueError:

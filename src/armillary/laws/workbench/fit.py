@@ -1,4 +1,4 @@
-"""Fitting laws to tables. All checks that can name a line are made here, before a law sees numbers.
+"""Fits laws to tables. All checks that can name a line are made here, before a law gets the numbers.
 
 The roles of columns follow from their names (``columns``), unless the user names the columns. A named form takes its
 features from the first columns, under any name.
@@ -58,12 +58,13 @@ def fit_mixture(
     """Fit a mixture law to two tables that share an ``index`` column.
 
     Args:
-        runs: one column per training domain, rows that sum to 1; and sizes and tokens if they are not in ``losses``.
+        runs: one column per training domain, with rows that sum to 1, and sizes and tokens if they are not in
+            ``losses``.
         losses: one column per validation domain.
-        size_column: column of the models' sizes in parameters, for runs at several sizes; None for one that is known
-            by its name.
+        size_column: column of the models' sizes in parameters, for runs at several sizes; None to recognise it by name.
         tokens_column: column of the tokens that each run was trained on, likewise.
-        columns: the losses; None for all that are known as losses, or where none is, for all that are numbers.
+        columns: the losses. None takes all columns with a known name of a loss, or if there are none, all numeric
+            columns.
 
     Raises:
         UsageError: a bad entry, with file, line and column; rows that do not match.
@@ -131,7 +132,7 @@ def fit_mixture(
 
 
 def _scale_column(table: Table, feature: str) -> str | None:
-    """The column of sizes or tokens, known by its name and by values above 1, which no weight has."""
+    """The column of sizes or tokens, recognised by its name and by values above 1, which a weight cannot have."""
     for name in table.columns:
         if feature_of(name) == feature and table.numeric(name) and table.sizes([name]).min() > 1:
             return name
@@ -168,13 +169,12 @@ def _matched(inputs: Table, outputs: Table) -> np.ndarray:
 def fit_scaling(points: Path, columns: Sequence[str] | None = None, form: str = "auto") -> LawFile:
     """Fit a scaling law, or a law of learning rate and batch size, to a table of runs.
 
-    A loss that is missing or no number above 0 is set aside, and so is a row that is an exact copy of another.
+    A loss that is missing or not above 0 is set aside, and so is an exact copy of another row.
 
     Args:
         points: one row per run.
-        columns: what the law takes, then the losses it predicts; None for parameters, tokens and all losses that are
-            known by their names.
-        form: one of ``FORMS``. ``auto`` takes what the columns' names allow.
+        columns: the features of the law, then the losses; None for parameters, tokens and all losses recognised by
+        name. form: one of ``FORMS``. ``auto`` chooses by the names of the columns.
 
     Raises:
         UsageError: an unknown form or column; columns that do not fit the form; a bad entry; a loss that rises with
@@ -234,7 +234,7 @@ def fit_scaling(points: Path, columns: Sequence[str] | None = None, form: str = 
 
 
 def _features(named: list[str], form: str) -> tuple[str, Sequence[str], list[str]]:
-    """Kind of law, features it takes, and which of the ``named`` columns are these."""
+    """The kind of law, its features, and their columns among the ``named`` ones."""
     known = known_features(named)
     if form != "auto":
         kind = "hyperparameters" if form in HYPERPARAMETER_FORMS else "scaling"
@@ -263,7 +263,7 @@ def _features(named: list[str], form: str) -> tuple[str, Sequence[str], list[str
 
 
 def _in_order(columns: Sequence[str], known: dict[str, str], wanted: Sequence[str], form: str) -> list[str]:
-    """Columns that are ``wanted`` by a form: by name where all are known by name, else the first ones."""
+    """The columns for the ``wanted`` features: by name if all are recognised, else the first columns."""
     by_name = {feature: name for name, feature in known.items()}
     if all(feature in by_name for feature in wanted):
         return [by_name[feature] for feature in wanted]
@@ -276,7 +276,7 @@ def _in_order(columns: Sequence[str], known: dict[str, str], wanted: Sequence[st
 
 
 def _size_places(wanted: Sequence[str]) -> list[int]:
-    """Which of the features are parameters and tokens."""
+    """The indices of parameters and tokens among the features."""
     size = "active_params" if "active_params" in wanted else "params"
     return [list(wanted).index(size), list(wanted).index("tokens")]
 
@@ -285,13 +285,13 @@ def fit_examination(points: Path, columns: Sequence[str], chance: float, items: 
     """Fit a law of an examination to a table of runs.
 
     Args:
-        points: one row per run; a row that is an exact copy of another is set aside.
-        columns: the validation loss, the task loss where there is one, and the accuracy, in this order.
+        points: one row per run; an exact copy of another row is set aside.
+        columns: the validation loss, the task loss if there is one, and the accuracy, in this order.
         chance: accuracy of a guess.
         items: number of items of the task.
 
     Raises:
-        UsageError: not two or three columns, one twice, a bad entry, and what ``ExaminationLaw.fit`` refuses.
+        UsageError: not two or three columns, a duplicate column, a bad entry, or as ``ExaminationLaw.fit``.
     """
     whole = read_table(points)
     if len(columns) not in (2, 3):
@@ -329,15 +329,15 @@ def fit_examination(points: Path, columns: Sequence[str], chance: float, items: 
 
 
 def fit_gain(points: Path, columns: Sequence[str], law: GainLaw) -> LawFile:
-    """Fit ``law``, which is not fitted yet, to a table of fine-tuning runs on parts of the data.
+    """Fit the unfitted ``law`` to a table of fine-tuning runs on parts of the data.
 
     Args:
-        points: one row per run; seeds are rows of equal size, and may be equal in all else.
+        points: one row per run; rows of equal size are seeds, which may be equal in all columns.
         columns: the size of the data, and the score (a share between 0 and 1) or the loss.
         law: with its form, chance and items.
 
     Raises:
-        UsageError: not two columns, a bad entry, and what ``GainLaw.fit`` refuses.
+        UsageError: not two columns, a bad entry, or as ``GainLaw.fit``.
     """
     table = read_table(points)
     if len(columns) != 2:

@@ -23,13 +23,13 @@ from armillary.recipe import UsageError
 
 @dataclass(frozen=True)
 class Rows:
-    """A table to be written: column names, and rows of text and numbers."""
+    """A table for output: column names, and rows of text and numbers."""
 
     columns: list[str]
     rows: list[list[str | float]]
 
     def write(self, path: Path) -> None:
-        """Write as CSV; numbers with all their digits."""
+        """Write as CSV, with all digits of the numbers."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self.columns)
@@ -38,10 +38,10 @@ class Rows:
 
 
 def predict_mixture(law: LawFile, at: Path, interval: float, size: float | None, tokens: float | None = None) -> Rows:
-    """Losses of the mixtures in table ``at``, at the size and tokens in its columns, else at ``size`` and ``tokens``.
+    """Losses of the mixtures in table ``at``, at the sizes and tokens in its columns, else at ``size`` and ``tokens``.
 
     Raises:
-        UsageError: columns that the law does not know or misses, a bad entry.
+        UsageError: columns that are unknown to the law or missing, a bad entry.
     """
     table = read_table(at)
     allowed = {INDEX, law.size_column, law.tokens_column, *law.features, *law.targets}
@@ -93,7 +93,7 @@ def predict_curve(
         warmup_steps: of the linear warm-up before the first row of both; None for the law's.
 
     Raises:
-        UsageError: no size where several were fitted, a bad entry.
+        UsageError: no size although several were fitted, a bad entry.
     """
     if size is None:
         if len(law.law.sizes_) > 1:
@@ -111,9 +111,9 @@ def predict_curve(
 def predict_examination(law: LawFile, at: Path, interval: float) -> Rows:
     """Scores of the runs in table ``at`` from their losses.
 
-    Where the table has the columns ``LOSS_low`` and ``LOSS_high``, as this function's neighbours write them, the losses
-    are predictions themselves, and the intervals of the scores include those of the losses. They must be intervals of
-    the same probability.
+    If the table has the columns ``LOSS_low`` and ``LOSS_high``, as predictions of other laws do, the losses are
+    predictions, and the intervals of the scores include those of the losses. Both must have the same coverage
+    probability.
 
     Raises:
         UsageError: a missing column, a bad entry.
@@ -155,7 +155,7 @@ def predict(
     """Predictions of any law file for the rows of table ``at``; ``size`` and ``tokens`` as in ``parse_size``.
 
     Raises:
-        UsageError: as the functions above; an option that a law of this kind does not take.
+        UsageError: as the functions above; an option that does not apply to this kind of law.
     """
     law = read_law(path)
     for option, value in (("--given", given), ("--warmup-steps", warmup_steps)):
@@ -180,7 +180,7 @@ def predict(
 
 
 def _with_predictions(table: Table, targets: Sequence[str], prediction: Prediction, factor: Array) -> Rows:
-    """The index of ``table``, or where it has none all its columns but the targets, and the predictions."""
+    """The index of ``table`` (without one, all its columns except the targets) and the predictions."""
     said = [*(name + end for name in targets for end in ("", "_low", "_high")), "extrapolation"]
     kept = [INDEX] if INDEX in table.columns else [name for name in table.columns if name not in said]
     values = [np.reshape(part, (len(table.rows), len(targets))) for part in prediction]
@@ -194,16 +194,15 @@ def _with_predictions(table: Table, targets: Sequence[str], prediction: Predicti
 
 
 def measured_against(path: Path, at: Path, predicted: Rows, measured: Path, size: str | None = None) -> dict[str, Any]:
-    """Predictions beside measurements: errors, and how many intervals cover.
+    """Compare predictions with measurements: errors, and the number of intervals that cover.
 
-    Rows belong together by ``index`` where both tables have it, else by the columns that the law takes (``step`` for an
-    annealing law).
+    Rows are matched by ``index`` if both tables have it, else by the features of the law (``step`` for an annealing
+    law).
 
     Args:
         path: the law file.
         at: the table that was predicted.
-        predicted: what ``predict`` gave for it.
-        measured: table of the same columns with the losses.
+        predicted: the result of ``predict`` for it. measured: table with the same columns and the losses.
         size: as for ``predict``; one size for all rows.
 
     Returns:

@@ -19,7 +19,7 @@ from armillary.laws.scaling.law import ScalingLaw
 
 
 def save(path: Path, law: LawFile) -> dict[str, Any]:
-    """Write a law file, and return its summary for people: JSON values, tables as lists of rows."""
+    """Write a law file, and return its summary: JSON values, tables as lists of rows."""
     summary = {
         "columns": [asdict(reading) for reading in law.columns],
         "set_aside": law.set_aside,
@@ -39,7 +39,7 @@ def tables(summary: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
 
 
 def columns_read(summary: dict[str, Any]) -> list[str]:
-    """The lines for people on which column was read as what."""
+    """Lines of text with the role of each column."""
     return described([ColumnReading(**reading) for reading in summary["columns"]])
 
 
