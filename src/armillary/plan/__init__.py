@@ -1,4 +1,4 @@
-"""Which parallel layout to use, whether it fits, how long a step takes and what it costs. Imports no torch."""
+"""Plans a training run: parallel layout, memory, time of a step, and cost. Imports no torch."""
 
 from armillary.plan.documents import ClusterSpec
 from armillary.plan.estimate import estimate

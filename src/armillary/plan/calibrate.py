@@ -1,9 +1,9 @@
-"""Fits the factors on compute time to measured rows, and the spread of what is left.
+"""Fits factors on compute time to measured rows, and the spread of the residuals.
 
 A factor belongs to an accelerator, to a family of programs, or to mixtures of experts; the compute time of a job is
 multiplied by the product of its factors. They are found by ridge regression on the logs of measured over predicted step
-time: a factor stays near 1 unless rows of several kinds say otherwise. Each publication counts as one sample of some
-error of its own, so its weight grows with the root of its rows only. Errors beyond ``_CLIP`` count as that much.
+time, so a factor stays near 1 without evidence from several rows. The rows of a publication share an error, so its
+weight grows only with the square root of their number. Errors are clipped at ``_CLIP``.
 
 There are far fewer factors than publications have rows, and no factor belongs to a row or a model.
 """

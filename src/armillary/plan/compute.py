@@ -76,7 +76,7 @@ class Roofline:
         return copies * (flops / peak + self._c.traffic * traffic / self._bandwidth)
 
     def moved(self, count: float) -> float:
-        """Seconds in which ``count`` bytes of numbers of 16 bits pass through memory, or as many numbers of 32."""
+        """Seconds to move ``count`` bytes of 16-bit numbers through memory, or the same number of 32-bit numbers."""
         return count * self._job.number_bytes / 2 / self._bandwidth
 
     def attention_layer(self) -> LayerTime:

@@ -1,4 +1,4 @@
-"""The constants of the planner: shares of the data sheet's figures that training programs reach, each with its source.
+"""The constants of the planner: the shares of data-sheet figures that training programs reach, with sources.
 
 Those in ``calibration.toml`` are physical: shares of a peak that benchmarks of single operations show. Those in
 ``factors.toml`` are fitted to published runs by ``armillary plan validate CSV --factors FILE``: a factor on compute

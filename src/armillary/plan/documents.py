@@ -27,7 +27,7 @@ _REMEDY = "give the config.json of a model"
 
 
 class ClusterSpec(Document):
-    """``accelerators`` of one kind, and what differs from the accelerator's usual node.
+    """A cluster of ``accelerators`` of one kind, and its differences from the accelerator's usual node.
 
     ``accelerator`` is a name (``h100``) or the path of a TOML file (``armillary plan measure``). ``software`` is the
     family of programs that trains. An accelerator fails once in ``mtbf_accelerator_hours``; training then takes

@@ -1,7 +1,7 @@
 """Reads the figures of accelerators from ``hardware/*.toml`` and from the files that ``armillary plan measure`` writes.
 
-A figure is a data sheet's; its source stands beside it as a comment. What a training program reaches of it is not here
-but in ``calibration.toml``.
+Figures are those of data sheets, with the source in a comment. The share that a training program reaches is in
+``calibration.toml``.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def read_accelerator(path: Path) -> Accelerator:
 
 
 def find_accelerator(name: str) -> tuple[str, Accelerator]:
-    """The accelerator that is meant by ``name`` (``H100-80GB``, ``TPU v5p``, ``Ascend 910B``), and its file's name.
+    """The accelerator called ``name`` (``H100-80GB``, ``TPU v5p``, ``Ascend 910B``), and its file's name.
 
     Raises:
         UsageError: no accelerator has such a name; the message has the nearest ones.

@@ -1,4 +1,4 @@
-"""What the planner estimates: a model, how it is divided, and what trains it. Plain data, no estimates.
+"""The input of an estimate: a model, its parallelism, and the training program. Plain data, no estimates.
 
 A ``Parallelism`` differs from ``recipe.Layout``: it has the micro-batch and the ZeRO stage, and covers the layouts of
 published runs, which other programs trained. ``ep`` is a part of ``dp`` (times ``cp``), as Megatron counts it.
@@ -65,7 +65,7 @@ class Parallelism:
 
 @dataclass(frozen=True)
 class Software:
-    """What a family of training programs does, by its documentation; see ``software.toml``."""
+    """The properties of a family of training programs, from its documentation; see ``software.toml``."""
 
     name: str
     flash: bool = True
@@ -99,7 +99,7 @@ class Software:
 
 @dataclass(frozen=True)
 class Extras:
-    """What a model has beyond its ``ModelShape``, and what it costs.
+    """Parts of a model beyond its ``ModelShape``, with their cost.
 
     ``windowed`` of the layers attend to the last ``window`` tokens only. ``ahead`` layers predict further tokens, each
     with the output matrix (DeepSeek-AI, arXiv 2412.19437, section 2.2). ``unfused`` means biases and limits on the
@@ -112,7 +112,7 @@ class Extras:
     unfused: bool = False
 
     def attended(self, keys: float) -> float:
-        """The share of the pairs of query and key that are left, of ``keys`` keys for a query."""
+        """The share of query-key pairs inside the window, of ``keys`` keys for a query."""
         return 1 - self.windowed * (1 - min(1.0, self.window / keys))
 
 
@@ -138,7 +138,7 @@ class Job:
 
     @property
     def layers(self) -> int:
-        """Layers that run, with those that predict further tokens."""
+        """Number of layers, including those that predict further tokens."""
         return self.model.n_layers + self.extras.ahead
 
     @property
@@ -174,7 +174,7 @@ class Job:
         return replace(self, parallelism=parallelism)
 
     def check(self) -> None:
-        """Check that the model can be divided as asked.
+        """Check that the model can be divided in this way.
 
         Raises:
             UsageError: the number that does not divide, and the nearest ones that do.

@@ -1,11 +1,12 @@
 """Peak memory of the fullest rank, by kind.
 
-Activations are summed by operation: what the backward pass needs of each (Korthikanti et al. 2022, arXiv 2205.05198,
-section 4, for the bytes of a layer; attention keeps q, k, v, its output and one number per query, as flash attention
-does). A pipeline rank keeps them for each micro-batch in flight: as many as ranks from it to the last one (1F1B).
+Activations are summed over the operations: the tensors that each backward pass needs (Korthikanti et al. 2022, arXiv
+2205.05198, section 4, for the bytes of a layer; attention keeps q, k, v, its output and one number per query, as flash
+attention does). A pipeline rank keeps them for each micro-batch in flight: as many as ranks from it to the last one
+(1F1B).
 
-On top of the live tensors stands what the allocator rounds up and leaves in gaps (``fragmentation``), and what the
-driver and the collectives' library hold (``context``). ``armillary train --dry-run`` counts live tensors only.
+The overhead of the allocator (``fragmentation``) and the memory of the driver and the collectives' library
+(``context``) are added to the live tensors. ``armillary train --dry-run`` counts live tensors only.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ GB = 1e9
 
 @dataclass(frozen=True)
 class Memory:
-    """GB (10^9 bytes) of one rank; ``apart`` is what of the gradients is not there while most activations are."""
+    """GB (10^9 bytes) of one rank; ``apart`` is the part of the gradients that never coexists with most activations."""
 
     parameters: float = 0.0
     gradients: float = 0.0
@@ -125,7 +126,7 @@ def layer_activations(job: Job) -> tuple[float, float, float]:
 
 
 def peak_memory(job: Job, constants: Constants) -> Memory:
-    """The memory of the rank that needs most."""
+    """The memory of the rank with the largest need."""
     stages = job.stages
     # The first rank has most micro-batches in flight, the last one the logits, another one perhaps more layers.
     places = {0, len(stages) - 1, max(range(len(stages)), key=lambda i: stages[i]),

@@ -34,9 +34,9 @@ _LR = 3e-4
 
 @dataclass(frozen=True)
 class Question:
-    """What a plan is asked for: the files of model and cluster, the batch in tokens, the sequence, the run's tokens.
+    """The request for a plan: the files of model and cluster, the batch in tokens, the sequence, the run's tokens.
 
-    Without ``tokens`` the run has 20 for each parameter that a token uses.
+    Without ``tokens`` the run has 20 tokens per active parameter.
     """
 
     model: Path
@@ -154,7 +154,7 @@ def layout_of(job: Job) -> Layout:
 def write_run_file(plan: Plan, out: Path) -> LargeRun:
     """Write a run file with the plan's layout: the model's own run file if the plan was made from one.
 
-    Else corpus, mixture, learning rate and seed are placeholders that the file says to replace.
+    Otherwise corpus, mixture, learning rate and seed are placeholders, with a comment to replace them.
 
     Raises:
         UsageError: the trainer has no such layout, or the run cannot be divided by it.

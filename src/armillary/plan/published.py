@@ -1,8 +1,8 @@
 """Reads a table of published training speed: one job per row, or the reason why a row has none.
 
 The columns are those of ``training_throughput.csv`` in the project's published data: model and its sizes, accelerator,
-layout, batch, precision; outcome columns may be empty. What a row leaves out is taken from ``models.toml`` and from the
-defaults of the family of programs (``software.toml``); ``assumed`` lists it.
+layout, batch, precision; outcome columns may be empty. Missing values are taken from ``models.toml`` and from the
+defaults of the family of programs (``software.toml``); ``assumed`` lists them.
 """
 
 from __future__ import annotations
@@ -406,7 +406,7 @@ def flops_per_token(row: Row, job: Job) -> float:
 
 
 def _forward_flops(job: Job, full: bool) -> float:
-    """FLOPs of the forward pass per token, with what the model has beyond its shape."""
+    """FLOPs of the forward pass per token, including the parts of the model beyond its shape."""
     shape, extras = job.model, job.extras
     logits = 2 * shape.vocab_size * shape.d_model
     whole = shape.forward_flops_per_token(job.length, "full" if full else "causal")
@@ -417,7 +417,7 @@ def _forward_flops(job: Job, full: bool) -> float:
 
 
 def hardware_flops_per_token(job: Job) -> float:
-    """FLOPs per token that run: the backward pass, what is computed again, and the pairs that attention computes."""
+    """Executed FLOPs per token: with the backward pass, recomputation, and the pairs that attention computes."""
     forward = _forward_flops(job, not job.software.flash)
     logits = 2 * job.model.vocab_size * job.model.d_model * (1 + job.extras.ahead)
     share = job.parallelism.recompute_share if job.parallelism.recompute == "full" else 0.0

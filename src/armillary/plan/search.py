@@ -1,7 +1,7 @@
-"""The best layout of a model on a cluster, over all that are valid and fit, and why the next ones lose.
+"""Finds the best layout of a model on a cluster among all valid ones that fit, and compares it with the next ones.
 
-Dominated layouts are not tried: of two that differ in recomputation only, the one that computes less again is faster if
-it fits. A layout fits if the upper end of its memory's 90 % interval does.
+Dominated layouts are not tried: of two that differ only in recomputation, the one with less is faster if it fits. A
+layout fits if the upper end of its memory's 90 % interval does.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Found:
     tried: int
 
     def reason(self, other: Candidate) -> str:
-        """Why ``other`` loses: the parts of its step that take longer than the best one's, per token."""
+        """The parts of the step of ``other`` that take longer than the best one's, per token."""
         scale = self.best.job.tokens / other.job.tokens
         mine, theirs = self.best.step.parts(), other.step.parts()
         more = sorted(((theirs[name] * scale - mine[name], name) for name in mine), reverse=True)
@@ -82,7 +82,7 @@ def search(job: Job, constants: Constants, objective: Literal["time", "cost"] = 
     ``time`` uses all ranks; ``cost`` also tries halves of them, for the fewest accelerator seconds per token.
 
     Raises:
-        UsageError: no layout divides the model and the batch, or none fits; the message has the nearest that would.
+        UsageError: no layout divides the model and the batch, or none fits; the message has the nearest one.
     """
     sizes = [job.parallelism.dp]
     while objective == "cost" and sizes[-1] % 2 == 0 and len(sizes) < 8:
@@ -123,7 +123,7 @@ def search(job: Job, constants: Constants, objective: Literal["time", "cost"] = 
 
 
 def _distinct(found: list[Candidate]) -> list[Candidate]:
-    """Without layouts that differ from a better one in the ZeRO stage only."""
+    """Remove layouts that differ from a better one only in the ZeRO stage."""
     seen, kept = set(), []
     for one in found:
         key = replace(one.job.parallelism, zero=0)
@@ -199,7 +199,7 @@ def _divisors(number: int, largest: int) -> list[int]:
 
 
 def _uneven(candidate: Candidate, constants: Constants, limit: float) -> Job | None:
-    """The candidate's job with stages balanced by ``balance``; None where that changes nothing."""
+    """The candidate's job with stages balanced by ``balance``; None if the stages do not change."""
     job, p = candidate.job, candidate.job.parallelism
     experts = job.model.experts
     if experts is not None and (experts.dense_layers or experts.every > 1):

@@ -1,4 +1,4 @@
-"""Families of training programs, from ``software.toml``, and the family that a table's row is of."""
+"""Families of training programs, from ``software.toml``, and the family of a table's row."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def software(name: str) -> Software:
 
 
 def software_of(source: str, note: str) -> Software:
-    """The family that a source and a note name; Megatron's where they name none."""
+    """The family named in a source or a note; by default Megatron's."""
     text = f"{source} {note}".lower()
     for family, words, within in _read().values():
         if any(word in text for word in words) and (not within or any(word in text for word in within)):

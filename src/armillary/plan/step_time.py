@@ -1,9 +1,9 @@
-"""Time of one optimizer step, as a sum of parts that no other part hides.
+"""Time of one optimizer step, as a sum of parts that do not overlap.
 
 The slowest pipeline rank sets the pace of 1F1B; the bubble is the time of the others' first and last micro-batch, over
-the number of virtual stages (Narayanan et al. 2021, arXiv 2104.04473, section 2.2). Communication of each dimension is
-hidden behind compute to the share that the family of programs overlaps; what is left stands in the sum. Time of the
-host counts where the accelerator would be faster.
+the number of virtual stages (Narayanan et al. 2021, arXiv 2104.04473, section 2.2). The family of programs overlaps a
+share of each dimension's communication with compute; the rest is in the sum. Time of the host counts if the accelerator
+would be faster.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Step:
 
 @dataclass(frozen=True)
 class _Layer:
-    """One layer and micro-batch on one rank: its compute, and seconds of what is added to it."""
+    """One layer and micro-batch on one rank: its compute, and the seconds of its other parts."""
 
     work: Pass
     recompute: float
@@ -69,7 +69,7 @@ Memo = dict[Any, tuple[Roofline, _Layer, _Layer, Pass, Pass]]
 def step_time(job: Job, constants: Constants, factor: float = 1.0, memo: Memo | None = None) -> Step:
     """The time of one step; ``factor`` multiplies the time of compute (the calibration of accelerator and software).
 
-    ``memo`` keeps times of single layers between calls for jobs that differ in nothing but their parallelism.
+    ``memo`` caches times of single layers between calls for jobs that differ only in their parallelism.
     """
     shape, p, software = job.model, job.parallelism, job.software
     network = Network(job.accelerator, constants.of(job.accelerator), job.number_bytes)
@@ -143,7 +143,7 @@ def _layers(job: Job, roofline: Roofline, network: Network, factor: float) -> tu
         )
         starts = (software.host_expert_us if experts else software.host_layer_us) * 1e-6 * job.accelerator.host
         busy = factor * (work.total + layer.recompute) + layer.tensor
-        # The host learns how many tokens each expert has before it starts the products: nothing is queued by then.
+        # The host waits for the number of tokens per expert before it starts the products, so no work is queued.
         wait = software.host_sync_us * 1e-6 * job.accelerator.host if experts else 0.0
         host = starts * (1 + again / 3) - (0.0 if job.accelerator.host_serial else busy)
         found.append(replace(layer, host=max(wait, host)))
@@ -184,7 +184,7 @@ def _layer_communication(job: Job, network: Network) -> tuple[float, float, floa
     if p.ep > 1 and shape.experts is not None:
         rows = tokens * shape.experts.active / (p.tp if job.software.sequence_parallel else 1)
         group = Group(p.ep, p.tp)
-        # a token that goes to several experts of one node crosses the network once
+        # a token for several experts of one node crosses the network once
         nodes, k = p.ep / group.inside(job.accelerator.node), shape.experts.active
         crossing = nodes * (1 - (1 - 1 / nodes) ** k) / k if nodes > 1 else 1.0
         expert = 4 * network.all_to_all(2 * rows * shape.d_model * crossing, group)
@@ -192,7 +192,7 @@ def _layer_communication(job: Job, network: Network) -> tuple[float, float, floa
 
 
 def _data_communication(job: Job, network: Network, weights: tuple[float, float], backward: float) -> float:
-    """Seconds per step of gradients and gathered parameters that compute does not hide."""
+    """Seconds per step for exchanging gradients and parameters, as far as compute does not overlap them."""
     p, software, (common, experts) = job.parallelism, job.software, weights
     trained = 0.0 if job.adapter else 1.0
     overlap = 0.0 if job.accelerator.host_serial else software.dp_overlap  # a CPU sends with the cores that compute

@@ -1,7 +1,7 @@
-"""Intervals of 90 % for predicted speed and peak memory, from errors on publications that were left out.
+"""90 % intervals for predicted speed and peak memory, from errors on left-out publications.
 
-An error depends most on what a row says: with the layout given, with parts of it assumed, with a mixture of experts.
-Each of these kinds has its own quantiles. A kind that is seen in few rows takes those of all rows, twice as wide.
+An error depends mostly on the kind of row: with the layout given, with parts of it assumed, or with a mixture of
+experts. Each kind has separate quantiles. A kind with few rows uses those of all rows, twice as wide.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _FEWEST = 12
 
 
 def kind_of(job: Job, assumed: Iterable[str]) -> str:
-    """The kind of row whose errors a prediction has."""
+    """The kind of row for a prediction."""
     if job.model.experts is not None:
         return "experts"
     return "assumed" if {"layout", "model sizes", "micro_batch"} & set(assumed) else "given"

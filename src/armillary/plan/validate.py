@@ -1,8 +1,8 @@
 """Compares the planner with published rows, leaving one publication out at a time.
 
-For each publication the factors of ``calibrate`` and the intervals of ``uncertainty`` are found from all others. No row
-is predicted by constants that were fitted to it. Signed errors are predicted over measured speed, less 1: a
-positive one is optimism.
+For each publication the factors of ``calibrate`` and the intervals of ``uncertainty`` are computed from all others, so
+no row is predicted by constants fitted to it. Signed errors are predicted over measured speed, minus 1; a positive
+error is optimistic.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Held:
-    """The log errors of a fit that saw no row of the sample's publication."""
+    """The log errors of a fit without the sample's publication."""
 
     sample: Sample
     kind: str
@@ -105,7 +105,7 @@ def leave_one_out(samples: Sequence[Sample]) -> list[Held]:
 
 
 def validate(path: Path, factors: Path | None = None) -> Report:
-    """Compare the planner with the table at ``path``; write what all its rows give as factors to ``factors``.
+    """Compare the planner with the table at ``path``; write the factors fitted to all its rows to ``factors``.
 
     Raises:
         UsageError: the table cannot be read, or no row has both a job and a measured speed.
@@ -204,7 +204,7 @@ def _memory(rows: Iterable[Row], base: Constants) -> tuple[list[Line], dict[str,
 
 
 def _sweeps(held: Sequence[Held]) -> list[dict[str, Any]]:
-    """For models with three layouts or more: by how much the one predicted to be best is slower than the best."""
+    """For models with at least three layouts: how much slower the layout predicted to be best is than the best."""
     groups: dict[tuple[str, ...], list[tuple[float, float, str]]] = {}
     for one in held:
         row, job = one.sample.row, one.sample.row.job
