@@ -93,6 +93,11 @@ def test_verbs(tmp_path):
     assert report["accelerators"] == 1024 and "1,024 accelerators, simulated" in call("report", out).stdout
     assert report["goodput"] == said["goodput"] and {"losses_s", "restarts", "detection_s", "recovery_s"} <= set(report)
     assert report["productive_s"] + sum(report["losses_s"].values()) == pytest.approx(report["elapsed_s"])
+    theirs = report["ml_goodput_measurement"]
+    assert theirs["goodput_time"]["TOTAL"] == report["productive_s"]
+    assert theirs["badput_time"]["WASTED_PROGRESS_FROM_DISRUPTION"] == report["losses_s"]["replayed"] > 0
+    whole = theirs["goodput_time"]["TOTAL"] + sum(theirs["badput_time"].values())
+    assert whole == pytest.approx(theirs["total_elapsed_time"])
     assert "<svg" in (tmp_path / "timeline.svg").read_text()
 
     done = call("limits", "--accelerators", 10240, "--mtbf-accelerator-hours", 50000, "--goal", 0.98, "--json")

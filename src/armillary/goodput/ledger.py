@@ -58,6 +58,19 @@ _NS = 1_000_000_000
 _LARGEST = 1e12
 
 
+_MEASUREMENT: dict[Account, str] = {
+    "start_up": "PROGRAM_STARTUP",
+    "compile": "PROGRAM_STARTUP",
+    "data_wait": "DATA_LOADING_SYNC",
+    "checkpoint": "UNPRODUCTIVE_CHECKPOINT_SAVE_TIME",
+    "replayed": "WASTED_PROGRESS_FROM_DISRUPTION",
+    "detection": "INFRASTRUCTURE_RECOVERY_FROM_DISRUPTION",
+    "restart": "INFRASTRUCTURE_RECOVERY_FROM_DISRUPTION",
+    "waiting": "INFRASTRUCTURE_RECOVERY_FROM_DISRUPTION",
+    "evaluation": "CUSTOM_BADPUT_EVENTS",
+}
+
+
 @dataclass(frozen=True)
 class Span:
     """A span of a rank's time, in nanoseconds since the Unix epoch."""
@@ -99,6 +112,24 @@ class Ledger:
         down = sum(self.seconds[account] for account in _DOWN)
         return 1 - down / self.elapsed_s if self.elapsed_s else None
 
+    def measurement_names(self) -> dict[str, Any]:
+        """Seconds under the names of Google's ``ml-goodput-measurement`` 0.2, as its ``goodput_time``, ``badput_time``
+        and ``total_elapsed_time``.
+
+        Several accounts can have one name there. What that library does not know (evaluation, slow steps, pauses) is
+        ``CUSTOM_BADPUT_EVENTS`` or ``OTHER``.
+        """
+        badput: dict[str, float] = {}
+        for account, seconds in self.seconds.items():
+            if account != "productive":
+                name = _MEASUREMENT.get(account, "OTHER")
+                badput[name] = badput.get(name, 0.0) + seconds
+        return {
+            "goodput_time": {"TOTAL": self.seconds["productive"]},
+            "badput_time": badput,
+            "total_elapsed_time": self.elapsed_s,
+        }
+
     def to_json(self) -> dict[str, Any]:
         """The report as plain data."""
         return {
@@ -115,6 +146,7 @@ class Ledger:
             "recovery_s": list(self.recovery_s),
             "replayed_steps": self.replayed_steps,
             "skipped_batches": self.skipped_batches,
+            "ml_goodput_measurement": self.measurement_names(),
             "definition": DEFINITION,
         }
 
