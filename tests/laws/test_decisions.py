@@ -97,6 +97,7 @@ def test_the_best_learning_rate_lies_where_the_basin_was_put(tmp_path, write):
     lr, bs = said["best"]
     assert lr["mean"] == pytest.approx(2e-3, rel=0.3) and bs["mean"] == pytest.approx(128, rel=0.4)
     assert lr["flat_from"] < lr["mean"] < lr["flat_to"]
+    assert "law's column 'N'" in said["meaning"]
 
 
 def test_the_best_schedule_ends_with_a_decay(tmp_path, write):
@@ -119,6 +120,7 @@ def test_the_best_schedule_ends_with_a_decay(tmp_path, write):
     rows = workbench.predict(path, tmp_path / "schedule.csv", size="20M")
     assert rows.columns == ["step", "lr", "loss", "loss_low", "loss_high", "extrapolation"]
     assert rows.rows[-1][2] == pytest.approx(said["loss"], rel=1e-6)
+    assert said["end_lr"] == pytest.approx(said["end"] * said["peak_lr"]) and said["peak_lr"] == pytest.approx(1e-3)
     assert 0 < said["share"] < 1 and said["low"] < said["loss"] < said["high"]
     assert said["loss"] < 2.5 + 1.2 * (area["constant"][-1] + 0.05) ** -0.35 - 0.05
     assert all(end["lost"] > 0 for end in said["other_ends"] if end["steps"] < 4000)

@@ -122,6 +122,12 @@ def schedule(
         "free_form_gain": best.chosen.loss - best.free.loss,
         "other_lengths_of_decay": [{"share": o.share, "loss": o.loss, "excess": o.excess} for o in best.nearby],
         "other_ends": [asdict(ending) for ending in best.endings],
+        "peak_lr": float(best.curve.lr.max()),
+        "end_lr": float(best.curve.lr[-1]),
+        "meaning": (
+            "share: of all steps, the part that decays; end: last rate over the peak rate (end_lr over peak_lr); "
+            "excess and lost: loss beyond that of the chosen schedule, and beyond that of one planned for the length"
+        ),
     }
 
 
@@ -141,6 +147,10 @@ def hyperparameters(path: Path, size: str, tokens: str) -> dict[str, Any]:
         ],
         "loss": _interval(best.loss),
         "extrapolation": best.extrapolation,
+        "meaning": (
+            f"--params counts what the law's column '{law.features[0]}' counts; of a model with experts, all "
+            "parameters or the active ones, as there"
+        ),
     }
 
 

@@ -44,8 +44,17 @@ class Reporter:
         self.tasks: dict[str, Any] = {}
         self.begun: dict[str, float] = {}
         self.told: dict[str, float] = {}
+        self.ended: set[str] = set()
 
     def __call__(self, stage: str, done: float, total: float, note: str) -> None:
+        if stage in self.ended and done < total:  # another stage of that name, such as the same model's next method
+            self.ended.discard(stage)
+            self.begun.pop(stage, None)
+            self.told.pop(stage, None)
+            if stage in self.tasks:
+                self.bars.reset(self.tasks[stage])
+        if done >= total:
+            self.ended.add(stage)
         if stage == "plan":
             (self.bars.console if err.is_terminal else err).print(f"[dim]plan[/dim] {note}")
         elif err.is_terminal:

@@ -1,0 +1,33 @@
+"""Progress on a terminal that is none: lines with the time left."""
+
+from __future__ import annotations
+
+import pytest
+from rich.console import Console
+
+from armillary.cli.show import screen
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    monkeypatch.setattr(screen, "err", Console(stderr=True, soft_wrap=True, emoji=False, force_terminal=False))
+    return lambda: capsys.readouterr().err.splitlines()
+
+
+def test_a_stage_that_begins_again_is_shown_again(lines) -> None:
+    """As where a model answers with one method after the other."""
+    show = screen.Reporter()
+    for done in (1, 2, 3):
+        show("model", done, 3, f"{done} of 3 answers")
+    show("model", 1, 3, "1 of 3 answers")
+    said = lines()
+    assert [line.partition(",")[0] for line in said] == [
+        "model: 33% 1 of 3 answers",
+        "model: 100% 3 of 3 answers",
+        "model: 33% 1 of 3 answers",
+    ]
+
+
+def test_a_line_without_a_note_has_no_hole_and_an_ended_stage_no_time_left(lines) -> None:
+    screen.Reporter()("verify", 1, 1, "")
+    assert lines() == ["verify: 100%, 0 s"]
