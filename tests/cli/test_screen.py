@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from rich.console import Console
 
@@ -9,12 +11,16 @@ from armillary.cli.show import screen
 
 
 @pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+def lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[], list[str]]:
     monkeypatch.setattr(screen, "err", Console(stderr=True, soft_wrap=True, emoji=False, force_terminal=False))
-    return lambda: capsys.readouterr().err.splitlines()
+
+    def said() -> list[str]:
+        return capsys.readouterr().err.splitlines()
+
+    return said
 
 
-def test_a_stage_that_begins_again_is_shown_again(lines) -> None:
+def test_a_stage_that_begins_again_is_shown_again(lines: Callable[[], list[str]]) -> None:
     """As where a model answers with one method after the other."""
     show = screen.Reporter()
     for done in (1, 2, 3):
@@ -28,6 +34,6 @@ def test_a_stage_that_begins_again_is_shown_again(lines) -> None:
     ]
 
 
-def test_a_line_without_a_note_has_no_hole_and_an_ended_stage_no_time_left(lines) -> None:
+def test_a_line_without_a_note_has_no_hole_and_an_ended_stage_no_time_left(lines: Callable[[], list[str]]) -> None:
     screen.Reporter()("verify", 1, 1, "")
     assert lines() == ["verify: 100%, 0 s"]
