@@ -15,8 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from armillary.files import HOST
 from armillary.model import ConvertOptions, Transformer, build, convert, export_hf, open_model
 from armillary.model.weights import shards
+from armillary.model.weights.convert import new_path
 from armillary.model.weights.telechat2 import telechat2_pieces
 from armillary.recipe import ArmillaryError, DamagedFileError, Experts, ForeignFileError, ModelShape, UsageError
 from vectors import vectors
@@ -279,21 +281,69 @@ def test_too_little_space_is_said_before_and_while_writing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
 
 
-def test_a_conversion_that_is_killed_leaves_nothing_under_the_name(tmp_path: Path, tokenizer_file: Path) -> None:
-    _, folder = folder_of("llama", tmp_path / "hf", tokenizer_file)
-
-    def die(done: int, of: int) -> None:
-        if done > of / 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-
+def killed_at(point: int, folder: Path, out: Path) -> int:
+    """Convert in a child that is killed at its ``point``-th touch of the file system; how many it counted."""
+    reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        convert(folder, tmp_path / "out", ConvertOptions("native"), die)
+        count = 0
+
+        def touched(event: str, _: tuple[Any, ...]) -> None:
+            nonlocal count
+            if event == "open" or event.startswith(("os.", "shutil.", "fcntl.")):
+                count += 1
+                if count == point:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(touched)
+        convert(folder, out, ConvertOptions("gguf" if out.suffix else "native"))
+        os.write(writing, str(count).encode())
         os._exit(0)
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
-    assert not (tmp_path / "out").exists()
-    convert(folder, tmp_path / "out", ConvertOptions("native"))
-    assert same(folder, tmp_path / "out")
+    os.close(writing)
+    with os.fdopen(reading) as told:
+        counted = told.read()
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == (0 if counted else -signal.SIGKILL)
+    return int(counted or 0)
+
+
+@pytest.mark.parametrize("name", ["out", pytest.param("out.gguf", marks=pytest.mark.slow)])
+def test_a_conversion_that_is_killed_anywhere_is_cleared_away(name: str, tmp_path: Path, tokenizer_file: Path) -> None:
+    """Ten points from the first to the last touch of the file system."""
+    if name == "out.gguf":
+        pytest.importorskip("gguf", reason="needs the extra llamacpp")
+    _, folder = folder_of("llama", tmp_path / "hf", tokenizer_file)
+    out, left = tmp_path / name, 0
+    total = killed_at(0, folder, out)
+    assert total > 20
+    for number in range(10):
+        out.unlink() if out.is_file() else shutil.rmtree(out, ignore_errors=True)
+        assert killed_at(1 + number * (total - 1) // 9, folder, out) == 0
+        left += any(path.name.startswith(f".{name}.") for path in tmp_path.iterdir())
+        if not out.exists():
+            convert(folder, out, ConvertOptions("gguf" if out.suffix else "native"))
+        else:  # killed after the rename; the next call for this name clears away the rest
+            assert same(folder, out)
+            with pytest.raises(UsageError, match="exists"):
+                convert(folder, out, ConvertOptions("native"))
+        assert same(folder, out)
+        assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert left >= 4, "most kills leave a hidden folder"
+
+
+def test_what_others_write_is_left_alone(tmp_path: Path, tokenizer_file: Path) -> None:
+    """A conversion that still runs, of another machine, of another name, and a file that only looks like one."""
+    _, folder = folder_of("llama", tmp_path / "hf", tokenizer_file)
+    kept = [tmp_path / f".out.{host}.0123456789ab" for host in ("elsewhere", f"{HOST}x")]
+    kept += [tmp_path / f".other.{HOST}.0123456789ab", tmp_path / f".out.{HOST}.mine", tmp_path / ".out"]
+    for path in kept:
+        path.mkdir()
+    (tmp_path / f".out.{HOST}.ba9876543210").write_text("a file")
+    with new_path(tmp_path / "out", 0, None) as running:
+        convert(folder, tmp_path / "out", ConvertOptions("native"))
+        assert running.is_dir()
+        shutil.rmtree(tmp_path / "out")
+    assert all(path.is_dir() for path in kept) and (tmp_path / f".out.{HOST}.ba9876543210").is_file()
 
 
 def test_a_check_that_fails_keeps_nothing(

@@ -1,13 +1,18 @@
 """Converts a model on disk from one format to another, tensor by tensor.
 
 The new folder is written under a hidden name beside the target and renamed at the end, after the check. A process that
-is killed leaves nothing under the name of the target, and possibly the hidden folder ``.NAME.HOST.*``, which can be
-deleted. Memory holds one tensor and the mapped pages of one file of the source; only the check loads a whole model.
+is killed leaves nothing under the name of the target, and possibly the hidden folder ``.NAME.HOST.*``. Its writer holds
+a lock on it, so the next call for the same target can tell that the writer is gone, and removes it.
+
+Memory holds one tensor and the mapped pages of one file of the source; only the check loads a whole model.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +24,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from armillary.files import aside, sync
+from armillary.files import HOST, aside, sync
 from armillary.model.weights import gguf
 from armillary.model.weights.gguf import export_gguf
 from armillary.model.weights.huggingface import export_huggingface
@@ -158,6 +163,8 @@ def _kept(dtype: torch.dtype) -> torch.dtype:
 
 
 def _check_target(src: Path, dst: Path) -> None:
+    if dst.parent.is_dir():
+        _remove_abandoned(dst)
     if dst.exists() or dst.is_symlink():
         raise UsageError(f"{dst}: exists; nothing is overwritten. Give a new name, or move it away")
     if src.resolve() in dst.resolve().parents:
@@ -175,8 +182,7 @@ def new_path(dst: Path, size: int, single: str | None) -> Iterator[Path]:
     free = shutil.disk_usage(dst.parent).free
     if free < size:
         raise ArmillaryError(f"{dst}: needs {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free; free space there")
-    hidden = aside(dst)
-    hidden.mkdir()
+    hidden, lock = _locked_folder(dst)
     try:
         yield hidden
         for path in hidden.iterdir():
@@ -187,7 +193,44 @@ def new_path(dst: Path, size: int, single: str | None) -> Iterator[Path]:
         (hidden / single if single else hidden).rename(dst)
     finally:
         shutil.rmtree(hidden, ignore_errors=True)
+        os.close(lock)
     sync(dst.parent)
+
+
+def _locked_folder(dst: Path) -> tuple[Path, int]:
+    """A new hidden folder beside ``dst``, and the descriptor that locks it until the process ends."""
+    while True:
+        hidden = aside(dst)
+        hidden.mkdir()
+        lock = os.open(hidden, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if hidden.exists():
+                return hidden, lock
+        except BlockingIOError:
+            pass
+        except OSError:  # a file system without locks, on which nothing is removed
+            return hidden, lock
+        os.close(lock)  # another call took the new folder for an abandoned one
+
+
+def _remove_abandoned(dst: Path) -> None:
+    """Remove what killed conversions to ``dst`` on this machine left."""
+    form = re.compile(rf"\.{re.escape(dst.name)}\.{re.escape(HOST)}\.[0-9a-f]{{12}}")
+    for path in dst.parent.iterdir():
+        if not form.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+            continue
+        try:
+            lock = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:  # its writer has just ended
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+        except OSError:  # its writer lives, or the file system has no locks
+            pass
+        finally:
+            os.close(lock)
 
 
 def _carry(src: Path, folder: Path) -> list[str]:
