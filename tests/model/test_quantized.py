@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from armillary.model import ConvertOptions, Transformer, build, convert, export_hf, open_model
-from armillary.model.weights.quantized import pack, unpack
+from armillary.model.weights.quantized import _rounded, _scales, pack, unpack
 from armillary.recipe import ArmillaryError, Experts, ModelShape, UsageError
 
 SIZES = {"n_layers": 2, "d_model": 64, "n_heads": 4, "n_kv_heads": 2, "head_dim": 16, "d_ff": 96, "vocab_size": 320}
@@ -56,7 +56,8 @@ def test_every_weight_is_within_half_a_step(
     changed = 0
     for key, value in model.state_dict().items():
         step = value.abs().max() * 2 / steps
-        assert (back[key] - value).abs().max() <= step * 0.51, key
+        # at 4 bits, the largest numbers of a group may be cut off by two fifths of themselves
+        assert (back[key] - value).abs().max() <= (step * 0.51 if steps > 15 else value.abs().max() * 0.41), key
         changed += int(not torch.equal(back[key], value))
         if value.ndim == 1 or key.startswith(("embedding", "output")) or "router" in key:
             assert torch.equal(back[key], value), key
@@ -68,6 +69,23 @@ def test_every_weight_is_within_half_a_step(
     convert(tmp_path / "small", tmp_path / "native", ConvertOptions("native", "float32"))
     again = build(open_model(tmp_path / "native")).state_dict()
     assert all(torch.equal(back[key], again[key]) for key in back)
+
+
+def test_scales_are_searched_at_four_bits(tmp_path: Path) -> None:
+    """The squared error is less than with the scale of the largest number, in every group."""
+    values = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+    values[:, ::64] *= 3
+    grouped = values.view(64, -1, 64)
+    widest = grouped.abs().amax(-1) / 7.5
+
+    def error(scales: torch.Tensor) -> torch.Tensor:
+        restored = _rounded(values, scales, 4).view_as(grouped) * scales[..., None]
+        return (restored - grouped).square().sum(-1)
+
+    found = error(_scales(values, 4, 64))
+    assert (found <= error(widest) + 1e-6).all() and found.sum() < 0.9 * error(widest).sum()
+    assert torch.equal(_scales(values, 8, 64), grouped.abs().amax(-1) / 127.5)
+    assert _scales(torch.zeros(2, 64), 4, 64).min() > 0
 
 
 def test_a_quantized_folder_that_is_damaged_or_another_is_named(tmp_path: Path, tokenizer_file: Path) -> None:

@@ -135,11 +135,11 @@ def test_a_branch_and_a_changed_card(hub: HubServer, model: Path) -> None:
 COMMIT = "(commit/ma(in|ster)|git-receive-pack)$"
 FAULTS = [
     ("PUT", "lfs-objects", "torn"),
-    ("POST", COMMIT, 500),
     *(
         pytest.param(*row, marks=pytest.mark.slow)
         for row in (
             ("PUT", "lfs-objects", 500),
+            ("POST", COMMIT, 500),
             ("PUT", "lfs-objects", 429),
             ("PUT", "lfs-objects", "slow"),
             ("POST", "batch", 503),

@@ -4,8 +4,9 @@ Llama (so also TeleChat2 within its training length), Qwen2, Qwen3 and Qwen3-MoE
 ``q4_k_m`` takes llama.cpp's own quantizer of rows, which is inside the wheel of ``xllamacpp``, and its rules on which
 tensor gets which type. Norms, biases and routers stay fp32, as llama.cpp requires.
 
-Trade-offs: the tokenizer is written only if its splitting of text is one that llama.cpp has under a name; any other
-would give other tokens without an error, so it is refused. Reading takes the weights and the shape, not the tokenizer.
+Trade-offs: the tokenizer is written only if its splitting of text is one that llama.cpp has under a name, or that of
+SentencePiece's byte-pair encoding (``sentencepiece.py``). Any other would give other tokens without an error, so it is
+refused. Reading takes the weights and the shape, not the tokenizer.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch import Tensor
 from armillary.model.rotary import ntk_base, rotary_frequencies
 from armillary.model.weights.files import check_tensors
 from armillary.model.weights.huggingface import check_exportable
+from armillary.model.weights.sentencepiece import UNKNOWN, Vocabulary, of_document, of_model
 from armillary.model.weights.shards import Planned
 from armillary.model.weights.source import Export, Ours, Piece, Pieces, Source, Special, parameter_sizes, plan
 from armillary.recipe import ArmillaryError, DamagedFileError, Experts, ModelShape, RopeScaling, UsageError
@@ -302,7 +304,12 @@ def _tokenizer(source: Source) -> Callable[[Any], None]:
     """The function that writes the tokenizer in the folder of ``source``."""
     path = source.folder / "tokenizer.json"
     if not path.is_file():
-        raise UsageError(f"{path}: not found; a GGUF file holds the tokenizer, and this is the form that is read here")
+        pieces = path.with_name("tokenizer.model")
+        if not pieces.is_file():
+            raise UsageError(
+                f"{path}: not found; a GGUF file holds the tokenizer, and this file or tokenizer.model is read here"
+            )
+        return _sentencepiece(source, of_model(pieces, source.shape.vocab_size), None)
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
         model = document["model"]
@@ -313,6 +320,14 @@ def _tokenizer(source: Source) -> Callable[[Any], None]:
         }
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(f"{path}: not the tokenizer.json of a byte-pair encoding ({error!r})") from error
+    if model.get("type") == "BPE" and model.get("byte_fallback"):
+        try:
+            found = of_document(path, document, source.shape.vocab_size)
+        except UsageError:
+            if not path.with_name("tokenizer.model").is_file():
+                raise
+            found = of_model(path.with_name("tokenizer.model"), source.shape.vocab_size)  # as it was trained
+        return _sentencepiece(source, found, document)
     pre = pre_tokenizer(document)
     if model.get("type") != "BPE" or pre is None:
         shown = json.dumps(document.get("pre_tokenizer"), ensure_ascii=False)[:200]
@@ -330,15 +345,6 @@ def _tokenizer(source: Source) -> Callable[[Any], None]:
         if number >= size:
             raise UsageError(f"{path}: has token {number}, and the model has {size}; give the tokenizer of the model")
         tokens[number], kinds[number] = text, _CONTROL if control else _USER
-    template = source.folder / "chat_template.jinja"
-    chat = template.read_text(encoding="utf-8") if template.is_file() else None
-    if chat is None and (source.folder / "tokenizer_config.json").is_file():
-        try:
-            found = json.loads((source.folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-            chat = found.get("chat_template") if isinstance(found.get("chat_template"), str) else None
-        except (OSError, ValueError, AttributeError):
-            chat = None
-    special = source.special
 
     def write(writer: Any) -> None:
         writer.add_tokenizer_model("gpt2")
@@ -346,19 +352,56 @@ def _tokenizer(source: Source) -> Callable[[Any], None]:
         writer.add_token_list(tokens)
         writer.add_token_types(kinds)
         writer.add_token_merges(merges)
-        end = special.end[0] if isinstance(special.end, tuple) else special.end
-        for number, add in (
-            (special.begin, writer.add_bos_token_id),
-            (end, writer.add_eos_token_id),
-            (special.fill, writer.add_pad_token_id),
-        ):
-            if number is not None:
-                add(number)
-        writer.add_add_bos_token(_adds_begin(document))
-        if chat is not None:
-            writer.add_chat_template(chat)
+        _write_special(writer, source, _adds_begin(document))
 
     return write
+
+
+def _sentencepiece(source: Source, found: Vocabulary, document: dict[str, Any] | None) -> Callable[[Any], None]:
+    """The function that writes a vocabulary of SentencePiece; ``document`` is its ``tokenizer.json``, if it has one."""
+    begins = bool(_tokenizer_config(source).get("add_bos_token")) if document is None else _adds_begin(document)
+
+    def write(writer: Any) -> None:
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_list(found.pieces)
+        writer.add_token_scores(found.scores)
+        writer.add_token_types(found.kinds)
+        writer.add_add_space_prefix(found.space_prefix)
+        if UNKNOWN in found.kinds:
+            writer.add_unk_token_id(found.kinds.index(UNKNOWN))
+        _write_special(writer, source, begins)
+
+    return write
+
+
+def _write_special(writer: Any, source: Source, begins: bool) -> None:
+    """Write the ids of special tokens, whether a text begins with one, and the chat template."""
+    special = source.special
+    end = special.end[0] if isinstance(special.end, tuple) else special.end
+    for number, add in (
+        (special.begin, writer.add_bos_token_id),
+        (end, writer.add_eos_token_id),
+        (special.fill, writer.add_pad_token_id),
+    ):
+        if number is not None:
+            add(number)
+    writer.add_add_bos_token(begins)
+    template = source.folder / "chat_template.jinja"
+    chat = (
+        template.read_text(encoding="utf-8") if template.is_file() else _tokenizer_config(source).get("chat_template")
+    )
+    if isinstance(chat, str):
+        writer.add_chat_template(chat)
+
+
+def _tokenizer_config(source: Source) -> dict[str, Any]:
+    """The ``tokenizer_config.json`` of a folder; empty if there is none that can be read."""
+    try:
+        found = json.loads((source.folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _adds_begin(document: dict[str, Any]) -> bool:

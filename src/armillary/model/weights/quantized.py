@@ -4,6 +4,9 @@ A matrix [n, k] is three tensors: ``weight_packed`` (int32 [n, k * bits / 32], t
 with an offset of 2^(bits - 1)), ``weight_scale`` [n, groups], and ``weight_shape`` (int64 [2]). Rounding is to the
 nearest of 2^bits steps that are symmetric around 0, with one scale per row and group of ``group_size`` numbers.
 
+At 8 bits the largest number of a group sets its scale. At 4 bits the scale is the one of several with the least squared
+error: a smaller one cuts the largest numbers off and rounds all others more finely.
+
 Trade-off: no data is needed, and none is used to choose the steps, as GPTQ and AWQ do; at 4 bits these lose less.
 """
 
@@ -21,6 +24,8 @@ from armillary.recipe import UsageError
 BITS = {"int8": 8, "int4": 4}
 _GROUPS = (128, 64, 32)
 _FORMAT = "pack-quantized"
+# Scales that are tried at 4 bits, as shares of the one that the largest number needs.
+_SHARES = tuple(1 - 0.025 * i for i in range(17))
 
 
 def group_size(widths: Sequence[int], bits: int) -> int | None:
@@ -83,8 +88,17 @@ def packed(tensor: Planned, bits: int, size: int | None) -> list[Planned]:
 
 def _scales(values: Tensor, bits: int, size: int | None) -> Tensor:
     grouped = values.view(values.shape[0], -1, size or values.shape[1])
-    steps: Tensor = grouped.abs().amax(-1) / (2 ** (bits - 1) - 0.5)
-    return steps.clamp(min=torch.finfo(torch.float16).tiny)
+    widest: Tensor = (grouped.abs().amax(-1) / (2 ** (bits - 1) - 0.5)).clamp(min=torch.finfo(torch.float16).tiny)
+    if bits > 4:
+        return widest
+    best, least = widest, torch.full_like(widest, torch.inf)
+    for share in _SHARES:
+        steps = widest * share
+        restored = _rounded(values, steps, bits).view_as(grouped) * steps[..., None]
+        error = (restored - grouped).square().sum(-1)
+        best, least = torch.where(error < least, steps, best), torch.minimum(error, least)
+    chosen: Tensor = best.clamp(min=torch.finfo(torch.float16).tiny)
+    return chosen
 
 
 def _rounded(values: Tensor, scales: Tensor, bits: int) -> Tensor:
