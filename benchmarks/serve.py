@@ -142,7 +142,7 @@ async def load(url: str, clients: int, seconds: float) -> Load:
         begun = time.perf_counter()
 
         async def work(number: int) -> None:
-            random_ = random.Random(number)
+            random_ = random.Random(f"{clients} {number}")
             while time.perf_counter() - begun < seconds:
                 try:
                     made.done.append(await ask(client, new_body(random_)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -105,6 +106,50 @@ def test_an_answer_that_never_fits_fails_alone(backend: NativeBackend, monkeypat
     done = {answer.request: answer for answer in finish(batch)}
     assert done[0].error is None and done[0].tokens == texts(backend, 0, 8)[0]
     assert isinstance(done[1].error, ArmillaryError) and "ask for fewer new tokens" in str(done[1].error)
+
+
+def test_a_common_beginning_is_computed_once(backend: NativeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a running answer and of a past one, also where a chat goes on; the answers are those of a fresh batch."""
+    rows, step = list[int](), backend._decoder.step
+
+    def counting(given: Any, caches: Any) -> Any:
+        rows.append(len(given.tokens))
+        return step(given, caches)
+
+    question = backend.text.encode("The wide sea: one + two = three, 36 * 12. def sky(y): return four, 天海", True)
+    fresh = {}
+    for seed in (1, 2):
+        (fresh[seed],) = finish_one(backend, backend.start(seed, question, Sampling(8, 1.0, seed=seed)))
+    monkeypatch.setattr(backend._decoder, "step", counting)
+    batch = backend.new_batch(4)
+    first = backend.start(1, question, Sampling(8, 1.0, seed=1))
+    batch.add(first)
+    batch.step()
+    assert rows == [len(question)]
+    second = backend.start(2, question, Sampling(8, 1.0, seed=2))
+    batch.add(second)
+    batch.step()
+    assert rows[1] <= 2 and batch.reused == len(question) - 1
+    finish(batch)
+    assert (first.tokens, second.tokens) == (fresh[1].tokens, fresh[2].tokens)
+    turn = [*question, *first.tokens, *backend.text.encode(" and the sea", False)]
+    rows.clear()
+    (again,) = (batch.add(backend.start(3, turn, Sampling(4))), *finish(batch))[1:]
+    assert rows[0] <= len(turn) - len(question) - max(len(first.tokens) - 1, 0)
+    assert again.tokens == finish_one(backend, backend.start(3, turn, Sampling(4)))[0].tokens
+    other = [*question[:20], *turn[-4:]]
+    (third,) = (batch.add(backend.start(4, other, Sampling(4))), *finish(batch))[1:]
+    assert third.tokens == finish_one(backend, backend.start(4, other, Sampling(4)))[0].tokens
+
+
+def test_kept_caches_yield_to_running_answers(backend: NativeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = backend._decoder
+    monkeypatch.setattr(decoder, "free_memory", lambda: 2 * decoder.cache_bytes(100))
+    batch = backend.new_batch(1)
+    for number in range(8):
+        batch.add(start(backend, number, 60))
+        finish(batch)
+        assert sum(cache.bytes for _, cache in batch._kept) <= decoder.cache_bytes(100)
 
 
 def test_a_request_with_many_answers_leaves_places_to_others(backend: NativeBackend) -> None:

@@ -8,6 +8,8 @@ property (``decoder.py``). The batch may therefore decide freely which answers a
 - A free place goes to the request with the fewest answers in the batch, then to the oldest.
 - A cache begins with room for the prompt and some new tokens, and grows. Where memory runs out, the youngest answer
   waits and is computed again later, with the same result.
+- The caches of the last answers are kept while there is memory. A prompt that begins as one of them, or as a running
+  answer, takes over what was computed: the turns of a chat, and the examples of a few-shot prompt.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ from armillary.recipe import ArmillaryError
 _CACHE_SHARE = 0.5
 # Positions that a cache has at first beyond its prompt.
 _FIRST_ROOM = 256
+# Shared tokens that are worth a copy of their keys and values.
+_WORTH_COPYING = 16
 
 Logits = NDArray[np.float32]
 
@@ -111,7 +115,9 @@ class Batch:
         self._free = decoder.free_memory()
         self._queue = deque[Answer]()
         self._running = list[Answer]()
+        self._kept = deque[tuple[list[int], CacheMemory]]()  # tokens and caches of the last answers
         self._steps = 0
+        self.reused = 0  # tokens of prompts that were not computed again
 
     @property
     def running(self) -> int:
@@ -183,7 +189,11 @@ class Batch:
         touched += [answer for answer in self._running if answer.error is not None]
         self._running = [answer for answer in self._running if answer.finish is None]
         for answer in touched:
-            if answer.finish is not None:
+            if answer.finish is not None and answer.cache is not None:
+                if answer.error is None and answer.position >= _WORTH_COPYING:
+                    self._kept.append(((answer.prompt + answer.tokens)[: answer.position], answer.cache))
+                    if len(self._kept) > self._size:
+                        self._kept.popleft()
                 answer.cache = None
         return list(dict.fromkeys(touched))
 
@@ -200,6 +210,8 @@ class Batch:
                 break
             del self._queue[at]
             if answer.error is None:
+                if answer.prefix is None and not answer.echo:
+                    self._reuse(answer)
                 self._running.append(answer)
             if answer.prefix is not None and answer.error is None:
                 cache, line = answer.prefix
@@ -219,7 +231,7 @@ class Batch:
         decoder, free = self._decoder, self._free
         begin = min(answer.capacity, len(answer.prompt) + len(answer.tokens) + _FIRST_ROOM)
         if free is not None:
-            if self._running and self._occupied() + decoder.cache_bytes(begin) > _CACHE_SHARE * free:
+            if not self._make_room(decoder.cache_bytes(begin)) and self._running:
                 return False
             needed = decoder.cache_bytes(answer.capacity)
             if needed > free:
@@ -236,11 +248,33 @@ class Batch:
             answer.fail(error)
         return True
 
-    def _occupied(self) -> int:
-        """Bytes of the caches of running answers, and of prompts that waiting ones share."""
+    def _make_room(self, needed: int) -> bool:
+        """Whether ``needed`` bytes more fit beside the caches of running answers, of prompts that waiting ones share,
+        and of past answers, of which the oldest are dropped."""
+        if self._free is None:
+            return True
         caches = [answer.cache for answer in self._running if answer.cache is not None]
         caches += [answer.prefix[0] for answer in self._queue if answer.prefix is not None]
-        return sum({id(cache): cache.bytes for cache in caches}.values())
+        occupied = sum({id(cache): cache.bytes for cache in caches}.values()) + needed
+        while self._kept and occupied + sum(cache.bytes for _, cache in self._kept) > _CACHE_SHARE * self._free:
+            self._kept.popleft()
+        return occupied <= _CACHE_SHARE * self._free
+
+    def _reuse(self, answer: Answer) -> None:
+        """Take over what was computed of the longest common beginning; the last token is computed for its logits."""
+        assert answer.cache is not None, "it was just given one"
+        wanted, best, longest = answer.waiting, None, _WORTH_COPYING - 1
+        past = [(other.prompt + other.tokens, other.position, other.cache) for other in self._running]
+        for tokens, length, cache in (*past, *((tokens, len(tokens), cache) for tokens, cache in self._kept)):
+            if tokens[:_WORTH_COPYING] == wanted[:_WORTH_COPYING] and cache is not None:
+                common = _common(tokens, wanted, min(length, len(wanted) - 1))
+                if common > longest:
+                    best, longest = cache, common
+        if best is not None:
+            answer.cache.take_prefix(best, longest)
+            answer.position = longest
+            del answer.waiting[:longest]
+            self.reused += longest
 
     def _grow(self, answer: Answer, length: int) -> bool:
         """Make room for ``length`` positions; False if the answer has to wait, since others take the memory."""
@@ -250,7 +284,7 @@ class Batch:
             return True
         wanted = min(answer.capacity, max(length, 2 * old.capacity))
         more = self._decoder.cache_bytes(wanted) - old.bytes
-        while self._free is not None and self._occupied() + more > _CACHE_SHARE * self._free:
+        while not self._make_room(more):
             youngest = self._running[-1]
             if len(self._running) == 1:
                 break
@@ -339,6 +373,18 @@ class Batch:
                 answer.finish = "stop"
         if answer.finish is None and len(answer.tokens) >= answer.room:
             answer.finish = "length"
+
+
+def _common(one: list[int], other: list[int], most: int) -> int:
+    """The length of the common beginning of two lists, up to ``most``."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def run_step(decoder: Decoder, chunks: Sequence[Chunk]) -> Logits:

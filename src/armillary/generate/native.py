@@ -7,9 +7,8 @@ property (``decoder.py``).
 It reads a folder that ``armillary`` published, or any other that ``open_model`` reads. It also takes a
 model in memory with its tokenizer, to examine models without a published format.
 
-Trade-offs: weights are held in fp32. If the caches of a whole batch do not fit, fewer sequences run at a time. Prefixes
-are shared between the pairs of one call of ``loglikelihood`` and between the answers to one request, but not between
-requests.
+Trade-offs: weights are held in fp32. If the caches of a whole batch do not fit, fewer sequences run at a time. Common
+beginnings are computed once: of the pairs of one call of ``loglikelihood``, and of prompts that meet in a batch.
 """
 
 from __future__ import annotations

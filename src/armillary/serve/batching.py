@@ -148,6 +148,7 @@ class BatchingEngine(Engine):
     # -- in the thread --
 
     def _work(self) -> None:
+        reused = 0
         while self._obey():
             begun = time.monotonic()
             try:
@@ -156,6 +157,8 @@ class BatchingEngine(Engine):
                 self._fail(error)
                 continue
             self.metrics.step_seconds.observe(time.monotonic() - begun)
+            self.metrics.reused_tokens.inc(self._batch.reused - reused)
+            reused = self._batch.reused
             found = [piece for answer in touched if (piece := self._piece(self._choices[answer])) is not None]
             if found:
                 self._hand_over(found)

@@ -47,6 +47,9 @@ class Metrics:
             "armillary_step_seconds", "Time of one step of the batch.", buckets=_SECONDS, registry=registry
         )
         self.prompt_tokens = Counter("armillary_prompt_tokens", "Tokens of prompts.", registry=registry)
+        self.reused_tokens = Counter(
+            "armillary_reused_tokens", "Tokens of prompts that were not computed again.", registry=registry
+        )
         self.new_tokens = Counter("armillary_new_tokens", "Tokens of answers.", registry=registry)
         self.cancelled = Counter("armillary_cancelled_requests", "Requests whose client went away.", registry=registry)
 
