@@ -18,6 +18,7 @@ import httpx2
 
 # A template as Qwen's: tools in front, calls and their answers in the conversation.
 TOOLS = (
+    "{% if brief %}<|start|>brief<|end|>{% endif %}"
     "{% if tools %}<|start|>tools\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
     'Answer with <tool_call>{"name": …, "arguments": …}</tool_call>.<|end|>\n{% endif %}'
     "{% for m in messages %}<|start|>{{ m['role'] }}\n{{ m['content'] }}"

@@ -110,6 +110,7 @@ def test_other_backends_answer_as_generate_does(name: str, request: pytest.Fixtu
             ("completions", {"prompt": "a", "echo": True}, "echo"),
             ("completions", {"prompt": "word " * 9000}, "prompt"),
             ("chat/completions", {"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role"),
+            ("chat/completions", {"messages": messages, "chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
             (
                 "chat/completions",
                 {"messages": messages, "tools": [{"type": "function", "function": {"name": "f"}}]},

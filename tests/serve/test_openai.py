@@ -71,6 +71,11 @@ def test_a_chat_is_that_of_generate(client: openai.OpenAI, backend: NativeBacken
     parts = [{"role": "developer", "content": [{"type": "text", "text": "Be "}, {"type": "text", "text": "short."}]}]
     again = client.chat.completions.create(model="tiny", messages=[*parts, CHAT[1]], temperature=0.7, seed=3)
     assert again.choices[0].message.content == choice.message.content
+    longer = client.chat.completions.create(
+        model="tiny", messages=CHAT, extra_body={"chat_template_kwargs": {"brief": True, "messages": []}}
+    )
+    assert longer.usage is not None and found.usage is not None
+    assert longer.usage.prompt_tokens > found.usage.prompt_tokens  # and messages stay what they are
 
 
 @pytest.mark.parametrize("stop", [[], ["is", "海"], ["e s"]])

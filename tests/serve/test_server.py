@@ -21,23 +21,36 @@ import openai
 import pytest
 
 from armillary.cli import main
-from server_process import Server, serving
+from server_process import Server
 
 ENDLESS: dict[str, Any] = {"prompt": "The sky", "max_tokens": 50_000, "temperature": 0.9, "seed": 1}
 TOKEN = "very-secret-token"
 
 
 @pytest.fixture(scope="module")
-def open_server(endless: Path) -> Iterator[Server]:
-    """A server for all addresses, with a token and 3 places; its answers do not end. The last test ends it."""
-    with serving(endless, "--host", "0.0.0.0", "--batch-size", 3, "--queue", 1, token=TOKEN) as one:
+def started() -> Iterator[list[Server]]:
+    """The server of ``open_server``, where it has started."""
+    servers: list[Server] = []
+    yield servers
+    for server in servers:
+        server.http.close()
+        server.process.kill()
+        server.process.communicate()
+
+
+@pytest.fixture
+def open_server(endless: Path, started: list[Server]) -> Server:
+    """A server for all addresses, with a token and 3 places; its answers do not end. A test may end it."""
+    if not started or started[-1].process.poll() is not None:
+        one = Server(endless, "--host", "0.0.0.0", "--batch-size", 3, "--queue", 1, token=TOKEN)
         one.root = one.root.replace("0.0.0.0", "127.0.0.1")
         one.url = f"{one.root}/v1"
         one.http.base_url = one.root
-        yield one
+        started.append(one)
+    return started[-1]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def client(open_server: Server) -> openai.OpenAI:
     return openai.OpenAI(base_url=open_server.url, api_key=TOKEN, max_retries=0)
 
@@ -120,7 +133,6 @@ def test_a_token_is_needed(open_server: Server, client: openai.OpenAI) -> None:
 
 
 def test_the_first_signal_drains_and_the_second_ends(open_server: Server, client: openai.OpenAI) -> None:
-    """The last test of this server."""
     server = open_server
     with ExitStack() as stack:
         finite, endless = stream(server, stack, max_tokens=1500), stream(server, stack)

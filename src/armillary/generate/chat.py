@@ -43,16 +43,24 @@ class ChatTemplate:
             raise UsageError(f"the chat template refuses all messages: it is not a Jinja template ({error})") from error
 
     def render(
-        self, messages: Sequence[Mapping[str, Any]], prompt: bool = True, tools: Sequence[Mapping[str, Any]] = ()
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] = (),
+        settings: Mapping[str, Any] | None = None,
     ) -> str:
         """The text of ``messages``; with ``prompt`` also the start of the assistant's turn.
+
+        ``settings`` are variables of this template, such as Qwen3's ``enable_thinking``; those above come first.
 
         Raises:
             UsageError: the template refuses these messages.
         """
-        offered = {"tools": list(tools)} if tools else {}
+        given = {**(settings or {}), **self.named, "messages": list(messages), "add_generation_prompt": prompt}
+        if tools:
+            given["tools"] = list(tools)
         try:
-            return self._compiled.render(messages=list(messages), add_generation_prompt=prompt, **offered, **self.named)
+            return self._compiled.render(given)
         except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError, LookupError, RecursionError) as error:
             said = " ".join(str(error).split()) or type(error).__name__
             raise UsageError(f"the chat template refuses the messages ({said})") from error

@@ -104,7 +104,7 @@ class BatchingEngine(Engine):
             elif isinstance(prompt, Chat):
                 if self._text.template is None:
                     raise UsageError("this model has no chat template; use /v1/completions")
-                text = self._text.template.render(prompt.messages, tools=prompt.tools)
+                text = self._text.template.render(prompt.messages, tools=prompt.tools, settings=prompt.settings)
                 tokens = self._text.encode(text, False)
             else:
                 tokens = list(prompt)

@@ -206,6 +206,7 @@ class ChatBody(_Body):
     tools: list[_Tool] | None = None
     tool_choice: Any = None
     parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
 
     @property
     def tool_names(self) -> list[str]:
@@ -228,8 +229,9 @@ class ChatBody(_Body):
         if tokens == 0:
             raise ApiError(400, "max_tokens must be 1 or more", "max_tokens")
         tools = tuple(tool.model_dump() for tool in self.tools or ()) if self.tool_names else ()
+        messages = tuple(self._plain(place) for place in range(len(self.messages)))
         return Ask(
-            (Chat(tuple(self._plain(place) for place in range(len(self.messages))), tools),),
+            (Chat(messages, tools, self.chat_template_kwargs or {}),),
             self.sampling(tokens, context),
             bool(self.stream),
             (self.top_logprobs or 0) if self.logprobs else None,

@@ -63,6 +63,12 @@ class BorrowingEngine(Engine):
             return prompt
         if not isinstance(prompt, Chat):
             raise ApiError(400, f"the {self.name} backend reads prompts as text, not as tokens", "prompt")
+        if prompt.settings:
+            raise ApiError(
+                400,
+                f"chat_template_kwargs: the {self.name} backend does not have it; the native backend does",
+                "chat_template_kwargs",
+            )
         messages = []
         for place, message in enumerate(prompt.messages):
             if message["role"] not in _ROLES:

@@ -8,7 +8,7 @@ import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from armillary.generate import Sampling
@@ -20,10 +20,12 @@ _LONGEST_WAIT_S = 60
 
 @dataclass(frozen=True)
 class Chat:
-    """Messages for the model's template as plain data, with the tools that the model may call."""
+    """Messages for the model's template as plain data, the tools that the model may call, and settings of the
+    template."""
 
     messages: tuple[Mapping[str, Any], ...]
     tools: tuple[Mapping[str, Any], ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
