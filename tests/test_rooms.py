@@ -135,6 +135,7 @@ TESTED_THROUGH = {
     "model/width.py": ("train/test_width.py", "its claim is about trained models"),
     "optim/*.py": ("train/test_optimizer.py", "an optimizer is compared by the steps of a run"),
     "parallel/*.py": ("parallel/test_equality.py", "a layout is compared with one process as a whole"),
+    "path/worth.py": ("path/test_pages.py", "numbers of the report, compared in its data"),
     "plan/*.py": ("plan/test_step_time.py", "parts of one estimate, whose sums and limits are tested as a whole"),
     "post/chat_model.py": ("post/test_sft.py", "opens the model that is tuned"),
     "post/gym.py": ("post/test_synthesize.py", "one of the sources of questions"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -17,15 +16,15 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
 
 import armillary
 from armillary import report
 from armillary.goodput import read_events
-from armillary.laws import ExtrapolationError, ExtrapolationWarning, Prediction, ScalingLaw
+from armillary.laws import ExtrapolationError, Prediction, ScalingLaw
 from armillary.path.evidence import STUDIES, Evidence, public_source, spent_flops
 from armillary.path.examination import score_rows
 from armillary.path.samples import sample
+from armillary.path.worth import break_even, multiplier, target_losses
 from armillary.recipe import ArmillaryError, DamagedFileError, RunSpec
 from armillary.store import iso_time
 from armillary.study import AnnealOutcome, MixtureOutcome, fit_law, hold_out_rungs, phases
@@ -33,8 +32,6 @@ from armillary.train import load_trained, read_metrics
 
 # Points of a training curve, and the minimum steps per point; a single batch is too noisy.
 _CURVE_POINTS, _CURVE_STEPS = 60, 4
-# The worth of a difference is extrapolated at most this far beyond the target's own parameters and tokens.
-_BEYOND = 2.0
 # The scaling law's warning about a far target, which the page says in its own language.
 _REACH = re.compile(
     r"([^ ]+) times the largest compute of the runs; .* tested the law up to ([^ ]+) times the compute$"
@@ -85,7 +82,8 @@ class _Pages:
         evidence, recipe = self.evidence, self.evidence.recipe
         self._fit_laws()
         arms, differences = self._arms(), self._differences()
-        multipliers = [self._multiplier(row) for row in differences if row.mean is not None]
+        family = self.laws.get(recipe.model.family)
+        multipliers = [multiplier(evidence, family, row) for row in differences if row.mean is not None]
         cost = self._cost()
         curves_seed = self._curves_seed()
         data = report.ReportData(
@@ -111,7 +109,7 @@ class _Pages:
             teaching=None if evidence.lesson is None else evidence.lesson.part,
             failures=self._failures(),
             cost=cost,
-            break_even=self._break_even(cost, differences, multipliers),
+            break_even=break_even(evidence, cost, differences, multipliers),
             reproduce=self._commands(),
             workspace=self.folder.name,
             lineage=self._lineage_rows(),
@@ -228,7 +226,7 @@ class _Pages:
         points = []
         for p in found.points:
             law = self.laws.get(p.family)
-            said = None if law is None else _of_target(law, [[p.parameters, p.tokens]])
+            said = None if law is None else target_losses(law, [[p.parameters, p.tokens]])
             mean, low, high = (None, None, None) if said is None else said[0].tolist()
             points.append(
                 report.LadderPoint(
@@ -239,7 +237,9 @@ class _Pages:
         for name in self.laws:
             shape = recipe.family(name).shape(recipe.model.depth, self.evidence.corpus.vocab_size)
             try:
-                (at,) = _of_target(self.laws[name], [[shape.parameters, self.evidence.plan.tokens["target"]]]).tolist()
+                (at,) = target_losses(
+                    self.laws[name], [[shape.parameters, self.evidence.plan.tokens["target"]]]
+                ).tolist()
             except ExtrapolationError as error:
                 self.notes.append(report.Note("family", name, str(error)))
                 continue
@@ -386,69 +386,6 @@ class _Pages:
             numbers = (None, None, None) if d is None else (d.mean, d.low, d.high)
             rows.append(report.DifferenceRow("found", name, seeds, *numbers))
         return rows
-
-    def _multiplier(self, row: report.DifferenceRow) -> report.Multiplier:
-        """The value of a difference in compute, by the law of the target's family."""
-        nothing = report.Multiplier(row.reference, None, None, None)
-        law, said, ladder = (
-            self.laws.get(self.evidence.recipe.model.family),
-            self.evidence.prediction,
-            self.evidence.ladder,
-        )
-        arm = self.evidence.target.arm("found") if self.evidence.target is not None else None
-        if law is None or said is None or ladder is None or arm is None or row.mean is None:
-            return nothing
-        assert row.low is not None and row.high is not None
-        spec = RunSpec.model_validate(said["spec"])
-        own = np.array([spec.model.parameters, spec.tokens], float)
-        smallest = ladder.sizes(self.evidence.recipe.model.family).min(axis=0)
-        least = float((smallest / own).max())
-        scales = np.geomspace(min(least, 1.0), _BEYOND, 200)
-        try:
-            found = _of_target(law, own * np.append(scales, 1.0)[:, None])[:, 0]
-        except ExtrapolationError:
-            return nothing
-        losses, here = found[:-1], found[-1]
-
-        def worth(difference: float) -> float:
-            """Compute multiplier at which the law reaches the reference's loss; infinite or 0 beyond the sizes."""
-            wanted = here * (arm.mean - difference) / arm.mean
-            if wanted > losses.max():
-                return float("inf")
-            if wanted < losses.min():
-                return 0.0
-            # the law decreases along the path, so its inverse is a function
-            return float(np.interp(-wanted, -losses, scales**-2))
-
-        value = worth(row.mean)
-        if not 0 < value < float("inf") or not (np.diff(losses) < 0).all():
-            return nothing
-        return report.Multiplier(row.reference, value, worth(row.high), worth(row.low))
-
-    def _break_even(
-        self,
-        cost: list[report.CostRow],
-        differences: list[report.DifferenceRow],
-        multipliers: list[report.Multiplier],
-    ) -> report.BreakEven | None:
-        """The size of the target run from which the studies pay off, compared with the natural mixture."""
-        natural = next((row for row in differences if row.reference == "natural" and row.high is not None), None)
-        if natural is None or natural.high is None or self.evidence.prediction is None:
-            return None
-        studies = sum(row.flops for row in cost if row.stage in ("mixture", "anneal", "ladder"))
-        run = RunSpec.model_validate(self.evidence.prediction["spec"]).flops
-        worth = next(row for row in multipliers if row.reference == "natural")
-        if worth.value is None or worth.low is None or worth.high is None:
-            return report.BreakEven("natural", studies, run, None, None, None, None)
-        if natural.high >= 0:
-            return report.BreakEven("natural", studies, run, worth.value, None, None, None)
-        return report.BreakEven(
-            "natural",
-            studies,
-            run,
-            worth.value,
-            *(_pays_from(studies, m) for m in (worth.value, worth.high, worth.low)),
-        )
 
     def _curves_seed(self) -> int:
         """The seed whose runs are plotted: that of the predicted run, else the first finished one."""
@@ -646,20 +583,6 @@ def _mixture_part(evidence: Evidence, found: MixtureOutcome) -> report.MixturePa
     )
 
 
-def _of_target(law: ScalingLaw, sizes: ArrayLike) -> NDArray[np.float64]:
-    """Mean, low and high of the target loss, the last column of the law, at parameters and tokens [m, 2]: [m, 3].
-
-    Raises:
-        ExtrapolationError: the law does not determine the target loss at one of them.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExtrapolationWarning)  # the recorded prediction has the warning
-        found = np.stack([part[:, -1] for part in law.predict_known(sizes)], axis=1)
-    if not np.isfinite(found).all():
-        raise ExtrapolationError("the law leaves the target loss open by more than a factor of 2 at this size")
-    return found
-
-
 def _record_row(
     law: str, what: str, factor: float, said: Prediction, measured: np.ndarray, least: float | None = None
 ) -> report.RecordRow:
@@ -673,8 +596,3 @@ def _record_row(
         extrapolation=factor,
         least=least,
     )
-
-
-def _pays_from(studies: float, multiplier: float) -> float | None:
-    """FLOPs of the target run at which a saving of ``multiplier - 1`` times its compute covers the studies."""
-    return studies / (multiplier - 1) if multiplier > 1 else None

@@ -12,7 +12,7 @@ fit.
 - A draw follows one form, chosen by the ensemble's weights, so that the draws spread where the forms disagree.
 - Every movement slows down with size, from one e-fold to the next by a share of 1 / reach. Two sizes do not determine
   the reach. With the constants of Hoffmann et al. 2022, between 1M and 1B, it is 4 at equal tokens, and infinite if
-  larger models train on more tokens. ``REACH`` is between the two, each draw has its own, and three sizes or more
+  larger models train on more tokens. ``scale.REACH`` is between the two, each draw has its own, and three sizes or more
   determine it better. Each draw also has its own bend, so that intervals grow with the extrapolation.
 - With one size only, the movement is the prior of ``EffectiveData`` for every form.
 - A scale is a size and its tokens. The level of losses is known at the fitted scales. With several sizes and numbers of
@@ -54,6 +54,7 @@ from armillary.laws.mixture.closed_forms import EffectiveData, Exponential
 from armillary.laws.mixture.forms import BoostedTrees, Form, GaussianProcess, Linear, Rows
 from armillary.laws.mixture.noise import RunNoise, correlation, nearest_distance
 from armillary.laws.mixture.outliers import FOLDS, MIN_ROWS, contradicted
+from armillary.laws.mixture.scale import SAME_SCALE, checked_sizes, direction_of_scale, directions, likely_reaches
 from armillary.laws.values import Array as ArrayField
 from armillary.laws.values import Codec, Fields, Flag, Listed, Mapped, Names, Number, Record, Whole, restored
 from armillary.recipe import UsageError, counted
@@ -73,20 +74,9 @@ MOST_SIZE = 1e5
 # Weights of the forms are rmse to the power of minus this: a form with twice the error counts a 16th.
 SHARPNESS = 4.0
 
-# e-folds of size over which movement slows down to 37 %, and the factor of its uncertainty. Beyond the fitted sizes one
-# form's movement is used for all. This choice and the factor were tuned on test runs of tiny models on few tokens.
-REACH = 12.0
-_REACH_STD = 1.2
-
-# Number of reaches to try if the sizes can determine the reach, and the most runs to use for it.
-_REACHES, _ASKED = 12, 160
-
 # Deviation of log losses from that movement, per e-fold beyond the largest size: shared by all domains (since the
 # tokens of larger models are unknown), and separate for each domain. Tuned on RegMix's test runs.
 _BEND_COMMON, _BEND_OWN = 0.02, 0.01
-
-# Log sizes and log tokens that differ by less are the same.
-SAME_SCALE = 0.1
 
 # Change of a domain's weight by which the noise's features measure a prediction's sensitivity.
 _TINY = 0.001
@@ -233,10 +223,10 @@ class MixtureLaw(Estimator):
         if tokens is not None and sizes is None:
             raise UsageError("tokens were given without sizes; give the parameters of each run's model, too")
         n = len(mixtures)
-        given = np.ones(n) if sizes is None else _checked_sizes(sizes, n)
-        seen = np.empty(0) if tokens is None else _checked_sizes(tokens, n, "tokens")
+        given = np.ones(n) if sizes is None else checked_sizes(sizes, n)
+        seen = np.empty(0) if tokens is None else checked_sizes(tokens, n, "tokens")
         logs = np.log(losses)
-        self._along = _direction(mixtures, logs, gone, np.log(given), np.log(seen) if len(seen) else None)
+        self._along = direction_of_scale(mixtures, logs, gone, np.log(given), np.log(seen) if len(seen) else None)
         scale = np.log(np.stack([given, seen if len(seen) else np.ones(n)], axis=1)) @ self._along
         logs, kept = self._without_contradicted(mixtures, scale - scale.max(), logs, gone)
         mixtures, losses, logs, scale = mixtures[kept], np.exp(logs[kept]), logs[kept], scale[kept]
@@ -248,7 +238,7 @@ class MixtureLaw(Estimator):
         targets = losses.shape[1]
         folds = _folds(mixtures, rng)
         self._span = -float(e_folds.min())
-        self._reach, self._reaches = _reaches(mixtures, e_folds, logs, folds, self.bootstraps, rng)
+        self._reach, self._reaches = likely_reaches(mixtures, e_folds, logs, folds, self.bootstraps, rng)
         s = self._moves(e_folds, self._reach)
         forms = {name: FORMS[name]() for name in self.models}
         predicted = {name: form.held_out(mixtures, s, logs, folds) for name, form in forms.items()}
@@ -378,7 +368,7 @@ class MixtureLaw(Estimator):
             return np.asarray(near)
         # The distance of the scale from the line or plane through the fitted scales.
         off = at - fitted.mean(0)
-        for direction in _directions(fitted):
+        for direction in directions(fitted):
             off = off - np.outer(off @ direction, direction)
         return np.asarray(near | ((np.abs(off) < SAME_SCALE).all(1) & np.isfinite(off).all(1)))
 
@@ -452,9 +442,9 @@ class MixtureLaw(Estimator):
         if tokens is not None and not len(self.run_tokens_):
             raise UsageError("the law was fitted without tokens; fit it with the tokens of each run")
         top = self.run_sizes_.max() if sizes is None else sizes
-        logs = np.log(_checked_sizes(top, rows))
+        logs = np.log(checked_sizes(top, rows))
         if tokens is not None:
-            return np.stack([logs, np.log(_checked_sizes(tokens, rows, "tokens"))], axis=1)
+            return np.stack([logs, np.log(checked_sizes(tokens, rows, "tokens"))], axis=1)
         seen = np.full(rows, np.nan)
         if len(self.run_tokens_):
             for i, size in enumerate(logs):
@@ -631,64 +621,6 @@ def rank_correlation(a: ArrayLike, b: ArrayLike) -> float:
 def _different(mixtures: Array) -> Array:
     """The different rows of mixtures."""
     return np.asarray(np.unique(mixtures.round(9), axis=0))
-
-
-def _directions(points: Array) -> Array:
-    """Orthonormal directions [r, k] in which points [n, k] spread by more than ``SAME_SCALE``."""
-    _, _, directions = np.linalg.svd(points - points.mean(0), full_matrices=False)
-    spread = np.ptp((points - points.mean(0)) @ directions.T, axis=0)
-    return np.asarray(directions[spread > SAME_SCALE])
-
-
-def _direction(X: Array, logs: Array, gone: NDArray[np.bool_], sizes: Array, tokens: Array | None) -> Array:
-    """Weights [2] of log size and log tokens in the scale along which losses move, in e-folds of the size.
-
-    If the runs are on a line in size and tokens, the scale follows it. If they span both, a linear fit of the mean log
-    loss gives the e-folds of size that equal one e-fold of tokens.
-    """
-    if tokens is None:
-        return np.array([1.0, 0.0])
-    varies = np.ptp(sizes) > SAME_SCALE
-    if len(_directions(np.stack([sizes, tokens], axis=1))) < 2:
-        return np.array([1.0, 0.0]) if varies or np.ptp(tokens) <= SAME_SCALE else np.array([0.0, 1.0])
-    whole = ~gone.any(1)
-    columns = np.column_stack([np.sqrt(X), sizes, tokens])[whole]
-    level = logs[whole].mean(1)
-    centred = columns - columns.mean(0)
-    penalty = 1e-3 * np.diag((centred**2).sum(0) + 1e-12)
-    slopes = np.linalg.solve(centred.T @ centred + penalty, centred.T @ (level - level.mean()))[-2:]
-    worth = slopes[1] / slopes[0] if slopes[0] < 0 and slopes[1] < 0 else 1.0
-    return np.array([1.0, float(np.clip(worth, 0.1, 10.0))])
-
-
-def _checked_sizes(sizes: float | ArrayLike, rows: int, name: str = "sizes") -> Array:
-    """Sizes or tokens [rows], all above 0."""
-    given = np.asarray(sizes, dtype=float)
-    if given.ndim > 1 or given.size not in (1, rows):
-        raise UsageError(
-            f"{name} has shape {list(given.shape)}; give one number, or one for each of {counted(rows, 'row')}"
-        )
-    return np.broadcast_to(checked_positive(name, given.reshape(-1, 1))[:, 0], rows)
-
-
-def _reaches(
-    X: Array, e_folds: Array, Z: Array, folds: list[Rows], count: int, rng: np.random.Generator
-) -> tuple[float, Array]:
-    """The likeliest reach, and draws [count] of it: the prior, weighted by held-out errors if sizes determine it."""
-    grid = REACH * np.exp(_REACH_STD * stats.norm.ppf((np.arange(_REACHES) + 0.5) / _REACHES))
-    if len(np.unique(e_folds)) < 3:
-        return REACH, rng.choice(grid, count)
-    rows = rng.permutation(len(X))[:_ASKED]
-    parts = [part for part in (np.flatnonzero(np.isin(rows, fold)) for fold in folds) if len(part)]
-    X, e_folds, Z = X[rows], e_folds[rows], Z[rows]
-    errors = []
-    for reach in grid:
-        s = reach * -np.expm1(-e_folds / reach)
-        errors.append(np.log(((GaussianProcess().held_out(X, s, Z, parts) - Z) ** 2).mean(0) + 1e-12).mean())
-    # Errors of domains are correlated, so all domains together count as one.
-    likelihood = np.exp(-0.5 * len(Z) * (np.array(errors) - min(errors)))
-    weights = likelihood / likelihood.sum()
-    return float(np.exp(weights @ np.log(grid))), rng.choice(grid, count, p=weights)
 
 
 def _folds(mixtures: Array, rng: np.random.Generator) -> list[Rows]:
