@@ -1,8 +1,8 @@
 """The error handler of the command line: any error in a verb becomes one clear message and an exit code.
 
 Rooms raise expected problems as ``ArmillaryError`` with their own message. Other exceptions are either problems of the
-environment (a full disk, a locked database, a torn file, too little memory), which are reported with the file if known,
-or bugs, whose traceback goes to a file. ``ARMILLARY_DEBUG=1`` prints every traceback.
+environment or bugs. The former (a full disk, a locked database, a torn file, too little memory) are reported with the
+file if known; the traceback of a bug goes to a file. ``ARMILLARY_DEBUG=1`` prints every traceback.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _failed(error: BaseException) -> int:
         _print(str(error), "error")
         return error.exit_code
     if isinstance(error, BrokenPipeError) and _output_is_closed():
-        return 1  # the program that reads the output has ended, such as `head`, so a message would reach nobody
+        return 1  # the program that reads the output has ended, such as `head`, so a message would be lost
     _print(_in_words(error) or _fault(error), "error")
     return 1
 

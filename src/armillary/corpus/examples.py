@@ -57,7 +57,7 @@ class Examples:
         return np.diff(self.ends, prepend=0)
 
     def part(self, index: int) -> slice:
-        """Where example ``index`` lies in ``tokens`` and ``weights``."""
+        """The slice of example ``index`` in ``tokens`` and ``weights``."""
         return slice(int(self.ends[index - 1]) if index else 0, int(self.ends[index]))
 
 
@@ -68,8 +68,8 @@ def write_examples(corpus: Corpus, name: str, examples: Iterable[Example]) -> Ex
     in results.
 
     Raises:
-        UsageError: no examples, or one with a token outside of the corpus's vocabulary, weights that are not one finite
-            number of at least 0 for each token, no token before its end, or an end of weight 0.
+        UsageError: there are no examples, or one of them is invalid: a token outside the vocabulary, not one finite
+            weight of at least 0 per token, no token before its end, or an end of weight 0.
         ArmillaryError: the files cannot be written.
     """
 

@@ -4,7 +4,7 @@ The text is split into the units of ``near.py``: words, or pairs of adjacent cha
 Unicode NFC and in lower case. So Chinese is compared by characters, and punctuation and spacing do not matter. Two
 numbers measure how much of an item was found:
 
-- ``exact``: the share of its units that lie in a run of 13 units which some document holds too (13-grams: Brown et al.
+- ``exact``: the share of its units inside a run of 13 units that also occurs in some document (13-grams: Brown et al.
   2020, arXiv 2005.14165, appendix C).
 - ``near``: the largest share of its shingles (3 units) in one passage of at most twice the item's length. It finds an
   item with scattered changed words, which shares no run of 13 units. Shingles that more than 20 items share come from a
@@ -12,7 +12,7 @@ numbers measure how much of an item was found:
 
 The items are indexed and the text is read once, so memory depends only on the items.
 
-Not found: translations, paraphrases, and an item whose parts lie far apart. Items of fewer than 8 units occur in any
+Not found: translations, paraphrases, and items whose parts are far apart. Items of fewer than 8 units occur in any
 large text by chance; they are not judged.
 """
 
@@ -72,7 +72,7 @@ def find_overlap(items: Sequence[str], documents: Iterable[tuple[str, str]]) -> 
 
 
 class _Index:
-    """The grams of the items, sorted by hash, and what was found of them so far."""
+    """The grams of the items, sorted by hash, with the matches so far."""
 
     def __init__(self, items: Sequence[str]) -> None:
         item, unit = text_units(items)
@@ -117,7 +117,7 @@ class _Index:
                 self.document[which] = documents[int(document[at[begin]])][0]
 
     def overlaps(self) -> list[Overlap]:
-        """What was found, for each item."""
+        """The result for each item."""
         covered = np.zeros(len(self.item), dtype=bool)
         for k in range(RUN):
             covered[self.run_first[self.run_found] + k] = True

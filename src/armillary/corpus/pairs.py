@@ -68,7 +68,7 @@ class Pairs:
         return np.diff(self.ends.ravel(), prepend=0).reshape(-1, 2)
 
     def parts(self, index: int) -> tuple[slice, slice]:
-        """Where the two answers of pair ``index`` lie in ``tokens`` and ``weights``."""
+        """The slices of the two answers of pair ``index`` in ``tokens`` and ``weights``."""
         middle, end = self.ends[index].tolist()
         return slice(int(self.ends[index - 1, 1]) if index else 0, middle), slice(middle, end)
 
@@ -80,8 +80,9 @@ def write_pairs(corpus: Corpus, name: str, start: str, pairs: Iterable[Pair]) ->
     results.
 
     Raises:
-        UsageError: no pairs, or one with a token outside of the corpus's vocabulary, weights that are not 0 and 1, an
-            answer without a token behind another one, a silent end, or a reference that is not a log-probability.
+        UsageError: there are no pairs, or one of them is invalid: a token outside the vocabulary, weights other than 0
+            and 1, an answer without a predictable token, an end of weight 0, or a reference that is not a
+            log-probability.
         ArmillaryError: the files cannot be written.
     """
 
@@ -113,7 +114,7 @@ def write_pairs(corpus: Corpus, name: str, start: str, pairs: Iterable[Pair]) ->
 
 
 def _answer(example: Example, corpus: Corpus, where: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """An answer with its prompt as it is stored."""
+    """An answer with its prompt, in stored form."""
     tokens, weights = checked(example.tokens, example.weights, corpus, where)
     if not np.isin(weights, (0.0, 1.0)).all():
         raise UsageError(f"{where}: weights must be 0 or 1, found {weights.min()} to {weights.max()}")

@@ -50,7 +50,7 @@ class ProblemList:
         return sum(kind[0] for kind in self.kinds.values())
 
     def lines(self) -> list[str]:
-        """One line per kind: the first problem in full, where the next one is, and how many there are."""
+        """One line per kind: the first problem in full, the place of the next one, and their number."""
         said = []
         for count, message, places in self.kinds.values():
             others = f" ({count} like this, the next at {', '.join(places[1:])})" if len(places) > 1 else ""

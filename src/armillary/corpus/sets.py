@@ -175,7 +175,7 @@ def compare_set(kind: SetKind, folder: Path, manifest: dict[str, Any]) -> None:
     """Compare the files of a set with its manifest.
 
     Raises:
-        DamagedFileError: one is missing, cannot be read, or is not what was written.
+        DamagedFileError: a file is missing, unreadable or changed.
     """
     for file in kind.files:
         try:

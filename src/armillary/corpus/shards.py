@@ -61,7 +61,7 @@ class Corpus:
         """Open a corpus folder, and compare its files with the manifest if this copy has not been compared before.
 
         Raises:
-            DamagedFileError: no manifest, a damaged one, or a file that is missing or not what was built.
+            DamagedFileError: the manifest is missing or damaged, or a file is missing or changed.
             ForeignFileError: a corpus of a newer format.
         """
         manifest = read_manifest(path)

@@ -42,7 +42,7 @@ class DomainDocuments:
     """The parts of a domain's documents in order: hashes (bytes, ``S16``), and lengths in characters.
 
     ``document`` numbers for each part the document that it was cut from, and ``document_hashes`` are the hashes of the
-    whole documents; without them each part is a document of its own. ``files`` groups documents that are blocks of one
+    whole documents; without them each part is a separate document. ``files`` groups documents that are blocks of one
     file; by default none are.
     """
 

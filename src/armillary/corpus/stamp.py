@@ -35,7 +35,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     """Compare the files of a corpus with its manifest, unless a stamp says that they have not changed since.
 
     Raises:
-        DamagedFileError: a file is missing, cannot be read, or is not what was built.
+        DamagedFileError: a file is missing, unreadable or changed.
     """
     stamp = _stamp(folder, manifest)
     if _read_stamp(folder) == stamp:

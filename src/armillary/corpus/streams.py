@@ -1,9 +1,9 @@
-"""Bytes of a source file, decompressed and as UTF-8, with as much as possible recovered where it is damaged.
+"""Bytes of a source file, decompressed and as UTF-8; recovers as much as possible of a damaged file.
 
 Compression and encoding are recognised by the first bytes, not by the name: gzip (several members, padding between
 them), zstandard (several frames, skippable frames, windows up to 2 GiB), UTF-16 and UTF-32 with or without a byte order
 mark, UTF-8. Where compressed data is damaged, what came out before is used, and reading resumes at the next member or
-frame whose header is whole. What was lost is yielded as ``Lost`` between the bytes.
+frame whose header is whole. A lost part is yielded as ``Lost`` between the bytes.
 """
 
 from __future__ import annotations

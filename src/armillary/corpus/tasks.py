@@ -51,7 +51,7 @@ class ReadTask:
         return sum(file.size for file in self.files)
 
     def piece(self, index: int) -> Path:
-        """Where the piece of that number is."""
+        """The path of the piece with this number."""
         return self.output.with_name(f"{self.output.stem}-{index:06d}.parquet")
 
     def summary(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def write_vocabulary(root: Path, tokenizer_json: str, end: str) -> Corpus:
 
     Raises:
         UsageError: ``end`` is not a special token of the tokenizer.
-        DamagedFileError, ForeignFileError: the folder exists and is not what was written.
+        DamagedFileError, ForeignFileError: the folder exists with other content.
         ArmillaryError: it cannot be written.
     """
     data = tokenizer_json.encode()

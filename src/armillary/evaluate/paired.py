@@ -43,8 +43,8 @@ class Paired:
         worse: items on which it scored lower.
         items: number of items.
         clusters: number of independent passages.
-        equivalent: whether the difference lies within the margin by two one-sided tests, each at (1 - level)
-            (Schuirmann 1987); None without a margin.
+        equivalent: whether the difference is within the margin by two one-sided tests, each at (1 - level) (Schuirmann
+            1987); None without a margin.
         equivalence_p: the larger p-value of these two tests; None without a margin.
     """
 

@@ -124,7 +124,7 @@ class Outcome:
         exit: exit code; None if a signal ended the program.
         signal: the signal that ended it, or None.
         limit: the limit that ended it: ``wall_time``, ``cpu_time``, ``memory``, ``processes`` or ``output``; None if it
-            ended by itself. An uncaught allocation beyond the limit counts as ``memory``.
+            ended without being killed. An uncaught allocation beyond the limit counts as ``memory``.
         wall_s: seconds of wall time, including the start of the box.
         cpu_s: CPU time of the program and of the children it waited for; 0 if it was killed from outside.
         layers: the layers that were active.
@@ -358,7 +358,7 @@ def _collect(
 
 
 def _drain(selector: selectors.BaseSelector, kept: dict[str, bytearray], most: dict[str, int]) -> None:
-    """Read what is still in the pipes, without blocking: a surviving process could hold them open."""
+    """Read the rest of the pipes without blocking: a surviving process could hold them open."""
     for key in list(selector.get_map().values()):
         os.set_blocking(key.fd, False)
         with contextlib.suppress(BlockingIOError):

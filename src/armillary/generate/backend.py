@@ -219,7 +219,7 @@ class Backend(Protocol):
 
 
 class InProcess:
-    """What the backends that run in this process have in common: the context, and the cost so far."""
+    """The common base of backends that run in this process: the context, and the cost so far."""
 
     def __init__(self, context: int) -> None:
         self._context, self._cost = context, Cost()
@@ -255,14 +255,14 @@ def split_pair(
     """The tokens of context and continuation, cut where EleutherAI's lm-evaluation-harness cuts them.
 
     Spaces at the end of the context count to the continuation. The two are encoded together; the continuation is what
-    goes beyond the tokens of the context alone (``TemplateLM._encode_pair``). A continuation after an empty context
-    stands behind ``start`` (``TemplateLM.loglikelihood``).
+    goes beyond the tokens of the context alone (``TemplateLM._encode_pair``). A continuation after an empty context is
+    placed after ``start`` (``TemplateLM.loglikelihood``).
 
     Args:
         pair: the texts.
         encode: the tokens of a text; the second argument says whether special tokens are added, as in a prompt.
-        start: the token that starts a document; None where it is not known.
-        index: the place of the pair among those given.
+        start: the token that starts a document; None if unknown.
+        index: the index of the pair in the call.
 
     Returns:
         Both parts, neither of them empty.

@@ -1,7 +1,7 @@
 """Answers that grow together, one step at a time: they join before any step and leave after any.
 
-The tokens of an answer are the same to the last bit whatever else is in the batch, because single steps have this
-property (``decoder.py``). The batch may therefore decide freely which answers a step serves:
+The tokens of an answer do not depend on the rest of the batch, to the last bit, because single steps have this property
+(``decoder.py``). The batch may therefore decide freely which answers a step serves:
 
 - New tokens come first, then prompts, in pieces. The oldest prompt gets at least half of the room that is left, the
   shortest ones the rest. A long prompt delays the others by at most one step, and short ones cannot hold it up.
@@ -50,7 +50,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Recorded:
-    """What is recorded of an answer beside its tokens.
+    """The record of an answer besides its tokens.
 
     Attributes:
         growing: its text while it grows.

@@ -68,7 +68,7 @@ class Dialogue:
             raise
 
     def clear(self) -> None:
-        """Begin anew."""
+        """Begin a new conversation."""
         self.messages.clear()
 
     def _answered(self, text: str) -> None:

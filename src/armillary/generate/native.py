@@ -1,8 +1,8 @@
 """Our own models behind the ``Backend`` protocol: many sequences in one step, each independent of the others.
 
-When a sequence finishes, a waiting one starts at once (``batch.py``). The text and likelihoods of a request are the
-same to the last bit at any batch size, in any order and with any number of threads, because single steps have this
-property (``decoder.py``).
+When a sequence finishes, a waiting one starts at once (``batch.py``). The text and likelihoods of a request do not
+depend on batch size, order or number of threads, to the last bit, because single steps have this property
+(``decoder.py``).
 
 It reads a folder that ``armillary`` published, or any other that ``open_model`` reads. It also takes a
 model in memory with its tokenizer, to examine models without a published format.
@@ -113,7 +113,7 @@ class NativeBackend(InProcess):
 
     @property
     def vocab_size(self) -> int:
-        """The number of tokens that the model knows."""
+        """The size of the model's vocabulary."""
         return self._decoder.shape.vocab_size
 
     def tokenize(self, text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Logits of a model on disk for given tokens, for anyone who wants to compare two programs or two formats."""
+"""Logits of a model on disk for given tokens, to compare two programs or two formats."""
 
 from __future__ import annotations
 

@@ -102,7 +102,7 @@ def _library(compiler: str, source: bytes, flags: tuple[str, ...]) -> ctypes.CDL
             built.rename(path)
         return ctypes.CDLL(str(path))
     with tempfile.TemporaryDirectory(prefix="armillary-") as aside:
-        return ctypes.CDLL(str(_build(command, source, header, Path(aside))))  # stays loaded when its file is gone
+        return ctypes.CDLL(str(_build(command, source, header, Path(aside))))  # stays loaded after its file is deleted
 
 
 def _build(command: list[str], source: bytes, header: bytes, folder: Path) -> Path:

@@ -6,8 +6,8 @@ One model answers each question of a file of items several times. There are two 
   neither, since it does not show what the model knows.
 - *a judge*: another model compares two answers in both orders; an answer that wins in both is chosen.
 
-Among the possible pairs of a question, those with the smallest difference in length are taken, because a model trained
-on longer chosen answers learns to write more rather than better (Park et al. 2024, arXiv 2403.19159).
+Of a question's possible pairs, those with the smallest difference in length are used, because a model trained on longer
+chosen answers learns to write more, not better (Park et al. 2024, arXiv 2403.19159).
 
 The folder is that of a stage (`stage`): ``items.jsonl`` holds the pairs, ``dropped.jsonl`` the questions without a pair
 and the reason. A pair keeps the id of its question and the origin of its answers.

@@ -219,7 +219,7 @@ def finished(out: Path) -> dict[str, Any] | None:
 
 
 def check_tuning(out: Path) -> None:
-    """Compare the files of a fine-tuning with what was recorded of them; its run and corpus have checks of their own.
+    """Compare the files of a fine-tuning with their records; its run and corpus have separate checks.
 
     Every file of the model is compared with its own hash; with an older record the weights, ``config.json`` and
     ``tokenizer.json`` are compared as one.
@@ -244,7 +244,7 @@ def check_tuning(out: Path) -> None:
 
 
 def _differing(model: Path, record: Mapping[str, Any]) -> list[str]:
-    """What differs between the model and its record, and what is missing beside it."""
+    """The differences between the model and its record, and missing files beside it."""
     needed = {"run": "run/result.json", "corpus": "corpus/*/manifest.json"}
     wrong = [
         f"{model.with_name(name)}: is missing, or holds nothing; {_AGAIN}"

@@ -300,7 +300,7 @@ def _measured(lineage: dict[str, Any], language: Language) -> list[str]:
 
 
 def _unjudged(predicted: str, lineage: dict[str, Any], language: Language) -> str:
-    """What the card says of a prediction without a verdict on these weights."""
+    """The card's text on a prediction without a verdict on these weights."""
     diverged = lineage["verdict_status"] == "diverged"
     if predicted == lineage["run"]:
         return {
@@ -423,7 +423,7 @@ def _origin(lineage: dict[str, Any], language: Language) -> str:
 
 
 def _limits(lineage: Mapping[str, Any], context_length: int, language: Language) -> str:
-    """Points that hold by what is recorded, and by what is not."""
+    """Limitations that follow from recorded facts, and from missing ones."""
     unstated = [name for name, about in lineage["corpus"]["domains"].items() if not about["licence"]]
     examined = bool((lineage.get("publication") or {}).get("evaluation"))
     if language == "en":

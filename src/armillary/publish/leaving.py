@@ -54,7 +54,7 @@ class Checked:
 
 
 def check_leaving(folder: Path, *, load: bool = True) -> Checked:
-    """Check the staged ``folder``; ``load`` computes logits in ``transformers`` (in a process of its own) and here.
+    """Check the staged ``folder``; ``load`` computes logits in ``transformers`` (in a separate process) and here.
 
     Raises:
         UsageError: a text file holds a secret or a path of this machine; one line each, without the secret.
@@ -95,7 +95,7 @@ def _leaks(path: Path) -> Iterator[str]:
     if path.name in _PIECE_FILES:
         return
     prose = _prose(path, text)
-    # the folders of this user and of this call, wherever they lie
+    # the folders of this user and of this call, at any path
     own = [str(place) for place in (Path.home(), Path.cwd()) if len(place.parts) > 2]
     found = [f"line {i}: {place}" for i, line in enumerate(prose.splitlines(), 1) for place in own if place in line]
     yield from (f"{path.name}: {what} is a path of a machine; remove it" for what in found or paths_in(prose))

@@ -1,4 +1,4 @@
-"""Records what was published into a folder, so that nothing else is ever replaced.
+"""Records the files published into a folder, so that only these are ever replaced.
 
 ``.model.published.json`` next to ``model/`` holds the SHA-256 of every file of every publication written there. A
 folder that equals one of them, byte for byte, may be replaced. A folder that shares a file with one of them was

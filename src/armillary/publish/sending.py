@@ -42,7 +42,8 @@ def send(
 ) -> Sent:
     """Publish the folder ``model``, which ``publish`` wrote, to a hub.
 
-    The plan and what else an interrupted transfer needs lie in the hidden folder ``.NAME.HUB.OWNER--REPO`` beside it.
+    The plan and the other files of an interrupted transfer are in the hidden folder ``.NAME.HUB.OWNER--REPO`` beside
+    it.
 
     Raises:
         UsageError: an unknown hub, no token, a folder that is not a publication, or one that holds a secret.

@@ -1,6 +1,6 @@
 """Prepares the folder that leaves the house: a publication with a card for its repository, and ``SHA256SUMS``.
 
-The published model itself stays as it is. The new folder holds hard links to its files, so a large model is not copied.
+The published model itself is not changed. The new folder holds hard links to its files, so a large model is not copied.
 The same model with the same additions gives the same bytes, so a transfer that was killed continues.
 """
 
@@ -28,7 +28,7 @@ _ANSWERING = ((".safetensors", ".json", ".jinja"), (".safetensors", ".json", ".j
 
 @dataclass(frozen=True)
 class Additions:
-    """What the owner adds to the lineage.
+    """The owner's additions to the lineage.
 
     Attributes:
         licence: of the model, as an identifier of SPDX; None: not stated.
@@ -50,9 +50,9 @@ class Staged:
 
 
 def stage(model: Path, into: Path, name: str, additions: Additions) -> Staged:
-    """Write what the repository ``name`` shall hold of the publication ``model`` into the folder ``into``.
+    """Write the files of the publication ``model`` for the repository ``name`` into the folder ``into``.
 
-    An older folder ``into`` is removed. Files are hard links where the file system has them, else copies.
+    An older folder ``into`` is removed. Files are hard links if the file system supports them, else copies.
 
     Raises:
         UsageError: ``model`` is not a publication, holds files that are not of it, or an examination is of another

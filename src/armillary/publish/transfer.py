@@ -16,7 +16,7 @@ _THEIRS = frozenset({".gitattributes", ".gitignore", "configuration.json"})
 
 @dataclass(frozen=True)
 class Transferred:
-    """What a transfer did.
+    """The outcome of a transfer.
 
     Attributes:
         address: of the commit.
@@ -37,7 +37,7 @@ def transfer(
 ) -> Transferred:
     """Send the files of ``folder`` with their SHA-256 ``digests`` to ``hub``.
 
-    ``progress`` gets the bytes that are done, the bytes in all, and the name of the file that comes next. The plan lies
+    ``progress`` gets the bytes that are done, the bytes in all, and the name of the file that comes next. The plan is
     in ``hub.work``.
 
     Raises:

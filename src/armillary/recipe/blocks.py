@@ -47,7 +47,7 @@ class Latent(AttentionBlock):
         return self.rope_head_dim
 
     def matmul_parameters(self, shape: ModelShape) -> int:
-        """Of the latents, the decoupled key, what comes from the latents, and the output."""
+        """Parameters of the latents, the decoupled key, the matrices from the latents, and the output."""
         width, heads = shape.d_model, shape.n_heads
         queries = (width if self.q_rank is None else self.q_rank) * heads * shape.head_dim + width * (self.q_rank or 0)
         from_latent = self.kv_rank * heads * (shape.head_dim - self.rope_head_dim + self.value_dim(shape))

@@ -51,7 +51,7 @@ Budget = Annotated[str, AfterValidator(_budget)]
 
 
 def _repeated(document: Document, *fields: str) -> list[FieldError]:
-    """A problem for each of ``fields``, which are lists, in which an entry stands twice."""
+    """A problem for each of the lists ``fields`` with a duplicate entry."""
     problems = []
     for name in fields:
         values: Sequence[Any] = getattr(document, name)

@@ -145,13 +145,13 @@ def _without_layout(recipe: Recipe) -> Recipe:
 
 
 def _portable(source: str, folder: Path) -> str:
-    """``source`` relative to ``folder`` where it lies beside or below it."""
+    """``source`` relative to ``folder`` if it is beside or below it."""
     if source.startswith("demo:") or "://" in source or not Path(source).is_relative_to(folder.parent):
         return source
     return os.path.relpath(source, folder)
 
 
 def _short(path: Path) -> Path:
-    """``path`` relative to the current directory if it lies below it, as a user would write it."""
+    """``path`` relative to the current directory if it is below it."""
     here = Path.cwd()
     return path.relative_to(here) if path.is_relative_to(here) else path

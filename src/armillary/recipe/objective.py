@@ -73,7 +73,7 @@ Objective = Annotated[NextToken | Supervised | Preference, Field(discriminator="
 
 
 MEASURES = tuple(f"preference/{name}" for name in ("margin", "accuracy", "chosen_logprob", "rejected_logprob"))
-"""What a step on pairs measures, means over the pairs of its batch, before the step.
+"""The measurements of a step on pairs: means over the pairs of its batch, before the step.
 
 ``margin`` is the difference of the implicit rewards, beta (c - r) with sums over tokens whatever the loss; ``accuracy``
 the share of pairs in which the chosen answer has the larger one; the others are the answers' log-probabilities in nats.

@@ -13,7 +13,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class FileProblem:
-    """A file that is damaged, missing or not for this program, what is wrong with it, and what to do about it."""
+    """A file that is damaged, missing or not for this program, with the problem and the remedy."""
 
     file: Path
     what: str

@@ -61,7 +61,7 @@ def write_result(folder: Path, result: RunResult) -> None:
         for name in (WEIGHTS, METRICS, EVENTS)
         if name != EVENTS or (folder / name).exists()
     }
-    # what is empty is not written, so that older versions can read the result
+    # empty fields are not written, so that older versions can read the result
     numbers = {name: value for name, value in result.__dict__.items() if name not in _OPTIONAL or value}
     write_sealed(folder / RESULT, {"format": FORMAT if result.skipped else 2, **numbers, "files": files})
 

@@ -175,9 +175,10 @@ class Validation(Document):
 class Start(Document):
     """Initial weights of a run, instead of those drawn from its seed; the optimizer state starts from zero.
 
-    ``run`` is the id of a finished run, whose final weights are used; its folder lies beside the new run's folder.
+    ``run`` is the id of a finished run, whose final weights are used; its folder is beside the new run's folder.
     ``weights`` is a path: a safetensors file with the model's tensors under their own names, the folder of a checkpoint
-    (``checkpoints/step-N``), or the folder of a finished run. With both, the weights of ``run`` lie at ``weights``.
+    (``checkpoints/step-N``), or the folder of a finished run. With both, ``weights`` is the path of the weights of
+    ``run``.
 
     ``sha256`` is the hash of the file. For a checkpoint it is the hash of its ``checkpoint.json``, which holds the
     hashes of all its files. Only ``sha256`` enters the run's id, because a file's path does not change the numbers.

@@ -53,8 +53,8 @@ def read_sealed(path: Path, what: str, newest: int, remedy: str, sealed_since: i
 
     Raises:
         FileNotFoundError: there is no such file.
-        DamagedFileError: not UTF-8 JSON, no format number, or not what was written. The document raises it too, for
-            a field that it lacks.
+        DamagedFileError: not UTF-8 JSON, no format number, or changed. The document raises it too, for a field that it
+            lacks.
         ForeignFileError: the format is newer than ``newest``.
     """
     document = read_json(path, what, remedy)
@@ -85,7 +85,7 @@ class _Document(dict[str, Any]):
 
 
 def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
-    """The JSON object in ``path``, whatever its fields.
+    """The JSON object in ``path``, with any fields.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -157,7 +157,7 @@ class Database:
         self.check_file(file)
 
     def check_file(self, file: Path) -> None:
-        """Look at an SQLite file without writing to it: is it whole, ours, and of a format that is known?
+        """Check that an SQLite file is intact, ours, and of a known format, without writing to it.
 
         Raises:
             As the class.
@@ -377,7 +377,7 @@ class Database:
 def connect_read_only(file: Path, wait_s: float = _BUSY_MS / 1000) -> sqlite3.Connection:
     """A connection to an SQLite file that cannot change it.
 
-    Without a log beside the file nothing is written beside it either, not even for a moment.
+    Without a log, SQLite must not create any file beside it, not even briefly.
     """
     beside = [file.with_name(f"{file.name}-{suffix}") for suffix in ("wal", "journal")]
     mode = "mode=ro" if any(path.exists() for path in beside) else "mode=ro&immutable=1"

@@ -18,8 +18,8 @@ _BATCH = 1000  # rows of a transaction that completes an older store
 def facts_of(spec: RunSpec) -> dict[str, Any]:
     """The row of ``run_facts`` without its run.
 
-    ``shape`` is layers x width, as in ``4x256``; ``mixture`` the weights of the first phase. ``tags`` are the words
-    that tell runs of one shape apart: optimizer, schedule, precision, objective, seed, ``adapter`` and ``continued``.
+    ``shape`` is layers x width, as in ``4x256``; ``mixture`` the weights of the first phase. ``tags`` are words that
+    distinguish runs of one shape: optimizer, schedule, precision, objective, seed, ``adapter`` and ``continued``.
     """
     tags = [spec.optimizer.kind, spec.schedule.kind, spec.precision, spec.objective.kind, f"seed-{spec.seed}"]
     tags += ["adapter"] * (spec.adapter is not None) + ["continued"] * (spec.start is not None)

@@ -1,8 +1,8 @@
-"""What is read of a store without changing it: the overview, pages of runs, studies, predictions, and the journal.
+"""Read-only access to a store: the overview, pages of runs, studies, predictions, and the journal.
 
-`Reader` opens a store for reading only, also one of an older format, which it leaves as it is. `Store` adds writing.
-Lists come in pages by key: the key of the last row begins the next page, so that a page of 100,000 runs costs the same
-at either end, and a run that is added meanwhile moves no other row.
+`Reader` opens a store for reading only, also one of an older format, which it does not change. `Store` adds writing.
+Lists are paged by key: the key of the last row begins the next page. So every page of 100,000 runs costs the same, and
+a new run does not move other rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from armillary.store.rates import Rates
 from armillary.store.reading import ReadOnlyDatabase
 from armillary.store.stages import stage_problem
 
-Key = tuple[float, str]  # of a row in a list by time: when, and its id
+Key = tuple[float, str]  # key of a row in a list by time: its time and id
 
 _SAME = 5e-4  # weights that are shown alike
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
@@ -35,12 +35,12 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "<=": operator.le,
     "=": lambda a, b: abs(a - b) < _SAME,
 }
-_SCANNED = 100_000  # rows of a store without facts that a filter looks at for one page
+_SCANNED = 100_000  # rows that a filter reads for one page in a store without facts
 
 
 @dataclass(frozen=True)
 class RunFilter:
-    """Which runs a list shows; what is empty shows all.
+    """A filter for a list of runs; an empty field matches all.
 
     ``run`` is the beginning of an id; ``shape`` is layers x width; ``tags`` are words of `facts_of`, all of which a run
     must have; ``mixture`` holds (domain, ``>=``, ``<=`` or ``=``, weight), all of which must hold in the first phase.
@@ -54,7 +54,7 @@ class RunFilter:
     mixture: tuple[tuple[str, str, float], ...] = ()
 
     def fits(self, facts: Mapping[str, Any]) -> bool:
-        """Whether a run with these facts is shown."""
+        """Whether a run with these facts matches."""
         weights = facts["mixture"]
         return (
             self.shape in ("", facts["shape"])
@@ -65,9 +65,9 @@ class RunFilter:
 
 @dataclass(frozen=True)
 class ListedRun:
-    """A run as lists show it. ``status`` is that of ``overview``; ``result`` is that of the table.
+    """A run in a list. ``status`` is that of ``overview``; ``result`` is that of the table.
 
-    ``shape`` is empty and sizes are 0 where the specification is damaged.
+    ``shape`` is empty and sizes are 0 if the specification is damaged.
     """
 
     run: str
@@ -89,7 +89,7 @@ class ListedRun:
 
 @dataclass(frozen=True)
 class StudyState:
-    """Where a study stands: runs by status, the first start and the last end (seconds since the epoch)."""
+    """The state of a study: runs by status, the first start and the last end (seconds since the epoch)."""
 
     study: str
     runs: Mapping[str, int]
@@ -108,7 +108,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Said:
-    """A prediction with its verdict, None while there is none; ``problem`` says what no longer fits the journal."""
+    """A prediction with its verdict or None; ``problem`` describes a mismatch with the journal."""
 
     key: str
     recorded_at: float
@@ -119,10 +119,10 @@ class Said:
 
 
 class Reader(Lineage, Predictions, Rates):
-    """A store opened for reading only. Nothing is read before the first call.
+    """A store opened for reading only; opening does not read anything.
 
     Raises:
-        UsageError: ``url`` names no database that can be used here. Each call raises as ``ReadOnlyDatabase.reading``.
+        UsageError: ``url`` is not a usable database. Each call raises as ``ReadOnlyDatabase.reading``.
     """
 
     def __init__(self, folder: Path, url: str | None = None) -> None:
@@ -137,8 +137,8 @@ class Reader(Lineage, Predictions, Rates):
     def overview(self) -> list[dict[str, Any]]:
         """A row per run and study: run, study, status, attempts, parameters, tokens, examined and error.
 
-        ``status`` is that of the table, with ``interrupted`` for a run that was begun and that no process trains.
-        ``examined`` is a text with the scores of the run's model, the last of each task; None without examination.
+        ``status`` is that of the table, or ``interrupted`` for a started run that no process trains. ``examined`` is a
+        text with the last score of the run's model on each task, or None.
         """
         examined = self.examinations()
         runs, facts = schema.runs, schema.run_facts
@@ -178,7 +178,7 @@ class Reader(Lineage, Predictions, Rates):
             return {row[0]: row[1] for row in db.execute(query)}
 
     def page(self, wanted: RunFilter, limit: int, before: Key | None = None) -> list[ListedRun]:
-        """At most ``limit`` runs, the newest first; those added before the run of key ``before``."""
+        """At most ``limit`` runs, the newest first, that were added before the run with key ``before``."""
         found: list[ListedRun] = []
         looked = 0
         while len(found) < limit and looked < _SCANNED:
@@ -194,18 +194,18 @@ class Reader(Lineage, Predictions, Rates):
         return found[:limit]
 
     def listed(self, ids: Iterable[str]) -> list[ListedRun]:
-        """The runs of these ids as lists show them, in the order of ``ids``; those that are not known are left out."""
+        """The runs with these ids, in the order of ``ids``; unknown ids are left out."""
         wanted = list(dict.fromkeys(ids))
         rows = {row.run: row for row in self._rows_where(schema.runs.c.id.in_(wanted), len(wanted))}
         return [rows[run] for run in wanted if run in rows]
 
     def spec_content(self, run: str) -> Any:
-        """The specification of a run as it is stored; None where the run is not known."""
+        """The stored specification of a run; None if the run is unknown."""
         with self.database.reading() as db:
             return db.execute(sa.select(schema.runs.c.spec).filter_by(id=run)).scalar()
 
     def folder_of(self, run: str) -> Path:
-        """Where the files of a run lie: in this store's folder, else in the one that it was last written in."""
+        """The folder of a run's files: in this store's folder, else in the one where it was last written."""
         own = self.run_folder(run)
         if own.is_dir():
             return own
@@ -275,7 +275,7 @@ class Reader(Lineage, Predictions, Rates):
         """The content of an outcome, or None. An older store's may have no entry in the journal.
 
         Raises:
-            DamagedFileError: it is not what was recorded.
+            DamagedFileError: the content was changed.
         """
         with self.database.reading() as db:
             query = sa.select(schema.stages.c.content).filter_by(name=name, key=key)
@@ -327,7 +327,7 @@ class Reader(Lineage, Predictions, Rates):
         return (0, journal.FIRST) if row is None else (row.seq, row.sha256)
 
     def chain(self) -> Chain:
-        """The journal, and what of the store no longer fits it: the evidence for the order of what was recorded."""
+        """The journal, which proves the order of the records, and the records that do not fit it."""
         with self.database.reading() as db:
             if not self._has(schema.journal):
                 return Chain((), (), ())
@@ -372,7 +372,7 @@ class Reader(Lineage, Predictions, Rates):
         )
 
     def _listed(self, wanted: RunFilter, limit: int, before: Key | None) -> list[ListedRun]:
-        """A page of the rows that the database finds; facts that it does not have are not compared."""
+        """A page of matching rows by a database query; missing facts are not compared."""
         runs, facts = schema.runs, schema.run_facts
         conditions: list[Any] = []
         if wanted.status:
@@ -456,7 +456,7 @@ def _facts(content: Any) -> dict[str, Any]:
 
 
 def _scores(examinations: list[tuple[str, dict[str, Any]]]) -> str | None:
-    """Task, metric and value of each whole task, the last examination's."""
+    """Task, metric and value of each whole task in the last examination."""
     results = [result for _, row in examinations for result in row.get("results", ())]
     values = {f"{one['task']} {one['metric']}": one["value"] for one in results if one["subset"] == one["task"]}
     return "; ".join(f"{name} {value:.3f}" for name, value in values.items()) or None

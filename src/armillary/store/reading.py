@@ -1,7 +1,7 @@
-"""The connection of a reader, such as a page that watches a store: it never changes, migrates or creates a database.
+"""The read-only connection to a store's database, for instance for web pages: never changes, migrates or creates it.
 
-An SQLite file is opened anew for each transaction. So a file that was deleted or replaced since is seen as what it is
-now, and a study that writes meanwhile never waits. A lock is waited for one second only: whoever looks can look again.
+Each transaction opens the SQLite file again. So a deleted or replaced file is noticed, and a study that writes at the
+same time never waits. The connection waits only one second for a lock, since a reader can retry.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ class ReadOnlyDatabase(Database):
     """A store's database at ``url``, opened for reading.
 
     Raises:
-        UsageError: ``url`` names no database that can be used here. All else is raised by ``reading``.
+        UsageError: ``url`` is not a usable database. Other errors are raised by ``reading``.
     """
 
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self.engine.dispose()
         self.waited_s = _WAIT_S
-        self._seen: tuple[int, ...] = ()  # the file that was looked at last
+        self._seen: tuple[int, ...] = ()  # the file at the last transaction
         self._columns: dict[str, frozenset[str]] = {}
         if self.file is not None:
             file = self.file
@@ -54,7 +54,7 @@ class ReadOnlyDatabase(Database):
 
         Raises:
             DamagedFileError, ForeignFileError, UsageError: as ``Database.open``.
-            ArmillaryError: there is no database (any more), or it cannot be read.
+            ArmillaryError: the database is missing or unreadable.
         """
         with self.translated():
             if self.file is not None:
@@ -69,18 +69,18 @@ class ReadOnlyDatabase(Database):
         return {column.name for column in table.columns} <= self._columns.get(table.name, frozenset())
 
     def columns_of(self, table: sa.Table, *names: str) -> list[Any]:
-        """The columns of ``table`` of these names; null for those that an older store lacks."""
+        """The columns of ``table`` with these names; null for columns that an older store lacks."""
         there = self._columns.get(table.name, frozenset())
         return [table.c[name] if name in there else sa.null().label(name) for name in names]
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sa.Connection]:
-        """Refused."""
+        """Refuse writing."""
         raise ArmillaryError(f"{self.name}: the store is opened for reading only")
         yield
 
     def flush(self, wait_ms: int = 1000) -> None:
-        """Nothing to do: nothing was written."""
+        """Nothing to flush, since nothing was written."""
 
     def _look(self, file: Path) -> None:
         try:
@@ -95,7 +95,7 @@ class ReadOnlyDatabase(Database):
             self._columns, self._seen = {}, seen
 
     def _learn(self, db: sa.Connection) -> None:
-        """Note which tables and columns there are; ``check_file`` has done the rest for a file."""
+        """Record the existing tables and columns; for a file, ``check_file`` has done the other checks."""
         inspector = sa.inspect(db)
         if self.file is None:
             self.known_version(db)

@@ -336,7 +336,7 @@ class Lab:
         jobs = list({job.spec.id: job for job in jobs}.values())
         unfinished = {job.spec.id for job in jobs if not isinstance(settled(self.store, job.spec.id), RunResult)}
         wanted = {job.trunk[0] for job in jobs if job.trunk and job.spec.id in unfinished}
-        # A trunk that no branch needs any more is not touched, whatever its outcome.
+        # A trunk that no branch needs any more is not touched, for any outcome.
         jobs = [job for job in jobs if job.spec.id in arms or job.spec.id in wanted or job.spec.id not in unfinished]
         begun = time.time()
         outcomes = self.executor.run(study, jobs, self.progress)

@@ -383,8 +383,8 @@ def judge(lab: Lab, found: Found) -> dict[str, Any]:
     """The verdict on the target run's prediction; a final verdict is appended to the record.
 
     ``status`` is ``judged``, ``diverged`` or ``pending``. ``rows`` holds for every domain and for the
-    target ``predicted``, ``low``, ``high``, ``measured`` and ``inside``. A run that diverged lies outside in every row,
-    with nothing measured. A pending verdict has no rows and the reason under ``reason``; it is not recorded. If the
+    target ``predicted``, ``low``, ``high``, ``measured`` and ``inside``. A diverged run is outside in every row,
+    without a measurement. A pending verdict has no rows and the reason under ``reason``; it is not recorded. If the
     target loss was not predicted before the run, its row is missing; ``unpredicted`` holds the ``measured`` loss and
     the ``reason``.
 

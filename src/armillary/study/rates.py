@@ -32,8 +32,9 @@ from armillary.store import Store
 
 Precision = Literal["fp32", "bf16"]
 
-# A probe is the median of several windows, interleaved with those of the other shapes, so a moment of other load spoils
-# one window of each shape instead of all windows of one. The best window would promise a rate that runs never reach.
+# A probe is the median of several windows, interleaved with those of the other shapes. So a short load from other
+# programs affects one window of each shape instead of all windows of one. The best window would give a rate that runs
+# never reach.
 _WINDOWS, _WINDOW_S = 5, 0.5
 # Seconds of training after which the rate of runs replaces that of a probe, and after which older runs do not count.
 _ENOUGH_S, _MEMORY_S = 3.0, 600.0

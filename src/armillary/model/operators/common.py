@@ -71,7 +71,7 @@ def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
 
     Raises:
         MemoryError: it has no memory for its scratch space.
-        TokenError: a target lies outside of the vocabulary.
+        TokenError: a target is outside the vocabulary.
     """
     problem = getattr(kernels(dtype), name)(*map(argument, arguments))
     if problem == 1:

@@ -2,7 +2,7 @@
 
 The new folder is written under a hidden name beside the target and renamed at the end, after the check. A process that
 is killed leaves nothing under the name of the target, and possibly the hidden folder ``.NAME.HOST.*``. Its writer holds
-a lock on it, so the next call for the same target can tell that the writer is gone, and removes it.
+a lock on it, so the next call for the same target detects a dead writer and removes the folder.
 
 Memory holds one tensor and the mapped pages of one file of the source; only the check loads a whole model.
 """
@@ -100,8 +100,8 @@ def convert(
     A conversion in fp32 whose logits differ by more than ``EXACT`` is not kept.
 
     Raises:
-        UsageError: ``dst`` exists or lies inside ``src``, a format or type that does not exist, or a feature that the
-            format lacks.
+        UsageError: ``dst`` exists or is inside ``src``, the format or type does not exist, or the format lacks a
+            feature.
         ArmillaryError: weights that cannot be read or are not finite, too little space, or a failed check.
     """
     for name, value, known in (("to", options.to, [*FORMATS]), ("dtype", options.dtype or "float32", [*DTYPES])):

@@ -1,7 +1,7 @@
 """Folders of safetensors files: read one tensor at a time, and written shard by shard without a second copy.
 
 Reading opens every header and maps one file at a time. Writing computes all headers first and then streams the tensors,
-so a conversion holds one tensor and the mapped pages of one file, whatever the size of the model.
+so a conversion of any model holds only one tensor and the mapped pages of one file.
 
 The layout of a safetensors file is 8 bytes with the length of the header, the header (JSON), and the data.
 """

@@ -49,7 +49,7 @@ def make(rng: random.Random, level: int, language: Language) -> Problem:
 
 
 def read(text: str) -> str | None:
-    """The price times what is left of a hundred hundredths."""
+    """The price times the remaining share of 100 %."""
     down = re.search(r"\boff\b|reduc|discount|cheaper|drop|decreas|lower(?:ed)?\b|降|减价|便宜", text, re.I)
     up = re.search(r"increas|goes up|went up|raised?|rises?|rose|涨|上调|提高", text, re.I)
     percent = re.findall(r"(\d+(?:\.\d+)?)\s*(?:%|percent)", text)

@@ -38,7 +38,7 @@ def make(rng: random.Random, level: int, language: Language) -> Problem:
 
 
 def read(text: str) -> str | None:
-    """By a parser of its own over the one expression in the text."""
+    """Uses a separate parser on the only expression in the text."""
     plain = text.replace("×", "*").replace("÷", "/").replace("−", "-").replace("（", "(").replace("）", ")")
     for word, sign in (
         ("multiplied by", "*"),

@@ -51,7 +51,7 @@ def make(rng: random.Random, level: int, language: Language) -> Problem:
 
 
 def read(text: str) -> str | None:
-    """Compares by cross multiplication of what stands behind the letters."""
+    """Compares the numbers after the letters by cross multiplication."""
     options = re.findall(r"(?:^|[\s(（])([A-D])[.)）:、]\s*(-?\d+(?:\.\d+|/\d+)?%?)", text.replace("−", "-"))
     if [letter for letter, _ in options] != list("ABCD"):
         return None

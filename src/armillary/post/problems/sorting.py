@@ -41,7 +41,7 @@ def make(rng: random.Random, level: int, language: Language) -> Problem:
 
 
 def read(text: str) -> str | None:
-    """Takes the smallest of what is left, again and again."""
+    """Repeatedly takes the smallest remaining number."""
     rows = re.findall(r"(?<![\d.])-?\d+(?:\s*[,，、]\s*-?\d+)+(?![\d.]\d)", text)
     up, down = _UP.search(text), _DOWN.search(text)
     if len(rows) != 1 or bool(up) == bool(down) or _OTHER.search(text):
