@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from armillary.generate import BackendOptions, Pair, Request, Sampling, open_backend
 from armillary.generate import batch as batches
+from armillary.generate import decoder as decoding
 from armillary.generate.batch import Answer, Batch, Recorded
 from armillary.generate.native import NativeBackend
 from armillary.recipe import ArmillaryError
@@ -140,6 +143,33 @@ def test_a_common_beginning_is_computed_once(backend: NativeBackend, monkeypatch
     other = [*question[:20], *turn[-4:]]
     (third,) = (batch.add(backend.start(4, other, Sampling(4))), *finish(batch))[1:]
     assert third.tokens == finish_one(backend, backend.start(4, other, Sampling(4)))[0].tokens
+
+
+def test_pages_of_an_accelerator_do_the_same(tiny_hf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The decoder of accelerators, here on the CPU: growing, shared and postponed caches change no answer."""
+    folder = tiny_hf.parent / "paged"
+    shutil.copytree(tiny_hf, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 512, "eos_token_id": 9999}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 9999}))
+    monkeypatch.setattr(decoding, "_library", lambda: None)
+    backend = open_backend(str(folder), BackendOptions())
+    assert isinstance(backend, NativeBackend)
+    decoder = backend._decoder
+    assert type(decoder).__name__ == "EagerDecoder"
+    expected = [texts(backend, number, 140, 2) for number in (3, 8)]
+    monkeypatch.setattr(batches, "_FIRST_ROOM", 4)
+    monkeypatch.setattr(decoder, "free_memory", lambda: 8 * decoder.cache_bytes(128))
+    batch, postponed = backend.new_batch(4), list[Answer]()
+    postpone = batch._postpone
+    monkeypatch.setattr(batch, "_postpone", lambda answer: (postponed.append(answer), postpone(answer)))
+    for number in (3, 8):
+        batch.add(start(backend, number, 140, 2))
+    done = finish(batch)
+    found = [
+        [one.tokens for one in sorted(done, key=lambda one: one.number) if one.request == number] for number in (3, 8)
+    ]
+    assert found == expected and batch.reused > 0 and len(postponed) > 0
 
 
 def test_kept_caches_yield_to_running_answers(backend: NativeBackend, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ def vllm_command(program: str, target: str, options: ServeOptions) -> list[str]:
     given = options.backend
     for value, name in ((given.device, "--device"), (given.threads, "--threads"), (given.tokenizer, "--tokenizer")):
         if value is not None:
-            raise UsageError(f"{name} is not an option of the vllm backend; leave it out")
+            raise UsageError(f"{name} is not an option of the vllm backend; leave it out, or use --backend native")
     command = [program, "serve", target, "--host", options.host, "--port", str(options.port)]
     command += ["--served-model-name", options.name or Path(target).resolve().name]
     if given.context is not None:
