@@ -17,18 +17,18 @@ B = TypeVar("B")
 class Batch(Generic[A]):
     """The batch of one step, in arrays of NumPy or of another library (``map``).
 
-    ``tokens`` [B, T + 1] (int64): each predicts the next. ``weights`` [B, T] (fp32) multiply the losses of the
-    predictions (None: all are 1). A target of weight 0 may be any number. ``documents`` [B, T] (int64) numbers the
-    documents of the inputs ``tokens[:, :-1]`` (None: each sequence is one document). The tokens of a document are
-    adjacent, do not attend to other documents, and count their positions from 0.
+    ``tokens`` [B, T + 1] (int64): every token is the input for a prediction of the next one. ``weights`` [B, T] (fp32)
+    multiply the losses of the predictions (None: all are 1). A target of weight 0 may be any number. ``documents`` [B,
+    T] (int64) numbers the documents of the inputs ``tokens[:, :-1]`` (None: each sequence is one document). The tokens
+    of a document are adjacent, do not attend to other documents, and count their positions from 0.
 
     ``weight`` is the divisor of all losses: the sum of the weights of the *global* batch, or the number of its pairs.
     A part of a batch keeps it (``map``), so every rank divides by the same number without communication.
 
-    In a batch of pairs of answers (``PreferenceOrder``), documents 2 i and 2 i + 1 of each sequence are the chosen and
-    the rejected answer of one pair, each behind its prompt; the weights are 0 and 1. The sum of ``reference`` [B, T]
-    (fp32) over a document is the log-probability of its answer under the reference. ``answers`` holds the numbers of
-    tokens of the chosen and the rejected answers in the global batch.
+    In a batch of pairs (``PreferenceOrder``), a sequence holds whole pairs: document 2 i is a prompt with the chosen
+    answer, and document 2 i + 1 the same prompt with the rejected answer. Weights are 1 for answers and 0 for prompts.
+    The sum of ``reference`` [B, T] (fp32) over a document is the log-probability of its answer under the reference.
+    ``answers`` holds the numbers of tokens of the chosen and the rejected answers in the global batch.
     """
 
     tokens: A

@@ -2,13 +2,13 @@
 
 Several requests run at a time. Transient failures (status 408, 409, 429 and 5xx, a timeout, a dropped connection, half
 an answer) are retried with exponential backoff and jitter; ``Retry-After`` is honoured. Other failures are raised after
-the requests in progress have finished, since these are paid for.
+the requests in progress have finished, so that their paid answers are not lost.
 
 The key comes from an environment variable. It is sent only to the given server; redirects are not followed. It never
 appears in a message, an exception, an identity or a cache, even if the server repeats it.
 
-Not covered: answers that depend on the server's load. Most servers sum in batches of varying size, so two runs can
-differ even at temperature 0 or with a seed. The cache returns the same answer again.
+Not covered: reproducible answers. Most servers compute in batches of varying size, so the answer to a repeated request
+can differ even at temperature 0 or with a seed. Only the cache returns the same answer again.
 """
 
 from __future__ import annotations
@@ -75,8 +75,7 @@ _CUT = frozenset({"length", "max_tokens"})
 
 @dataclass(frozen=True)
 class _Failure:
-    """Why an attempt failed; ``wait_s`` is the wait that the server requests, ``passing`` whether a retry may
-    succeed."""
+    """A failed attempt. ``passing``: whether a retry may succeed; ``wait_s``: the wait that the server requests."""
 
     problem: str
     passing: bool
@@ -307,7 +306,7 @@ class EndpointBackend:
     def _work(
         self, work: Callable[[Item, threading.Event], tuple[Result, str | None]], items: Iterable[Item]
     ) -> Iterator[Result]:
-        """Yield the results of ``work`` as they arrive; a problem returned with a result is raised after it."""
+        """Yield the results of ``work`` as they arrive; if a result comes with a problem, raise it after the result."""
         begun = time.monotonic()
         for result, problem in as_finished(work, items, self._concurrency):
             self._cost.seconds += time.monotonic() - begun
@@ -319,7 +318,7 @@ class EndpointBackend:
     def _ask(
         self, call: _Call, parse: Callable[[dict[str, Any]], Result | _Failure], stopping: threading.Event
     ) -> tuple[Result, str | None]:
-        """The parsed answer, from the cache or the server, and the reason if it could not be cached.
+        """The parsed answer, from the cache or the server, and the problem if it could not be written to the cache.
 
         Raises:
             ArmillaryError: the last attempt failed, or a retry would not help.
@@ -499,7 +498,7 @@ class EndpointBackend:
     {"batch_size", "context", "tokenizer", "endpoint"},
 )
 def open_endpoint(target: str, options: BackendOptions) -> Backend:
-    """The URL of a server with OpenAI's API."""
+    """Open the server with OpenAI's API at the URL ``target``."""
     return EndpointBackend(target, options)
 
 
@@ -523,7 +522,7 @@ def _base(url: str) -> str:
 
 
 def _text(path: Path) -> ModelText:
-    """A folder with a tokenizer, or its ``tokenizer.json``."""
+    """The tokenizer in ``path``, a folder or its ``tokenizer.json``."""
     return ModelText.from_folder(path.parent if path.name == "tokenizer.json" else path)
 
 

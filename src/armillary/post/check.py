@@ -3,7 +3,7 @@
 - a conversation without a trained token, or a turn whose end is not trained: the model would never stop;
 - a conversation that the chat template changes, or that contains special tokens (``Renderer.render``);
 - a token outside the model's vocabulary;
-- a conversation that is too long, unless the options say to cut or drop it, which is counted;
+- a conversation that is too long, unless the options allow to cut or drop it; such conversations are counted;
 - a packed sequence whose loss is not the sum of the losses of its single conversations.
 """
 
@@ -27,9 +27,10 @@ _TOLERANCE = 2e-4  # packed and single losses differ by rounding of sums
 class Counts:
     """Counts for a file of conversations.
 
-    ``cut`` conversations lost turns at their end (``turns_cut`` in total); ``dropped`` ones were still longer than a
-    sequence. ``trained`` of the ``tokens`` are in the loss; ``longest`` is in tokens. ``apart`` conversations became
-    one sample per answer; these samples are counted as conversations.
+    ``cut`` is the number of conversations that lost turns at their end, and ``turns_cut`` the number of these turns.
+    ``dropped`` conversations were still longer than a sequence. ``trained`` of the ``tokens`` are in the loss;
+    ``longest`` is the longest conversation in tokens. ``apart`` conversations were split into one sample per answer,
+    and each sample counts as a conversation.
     """
 
     conversations: int = 0
@@ -65,7 +66,7 @@ class Checked:
         """Yield the rendered conversations to train on.
 
         Raises:
-            UsageError: raised at the end, naming the first wrong conversations by file and line; or no conversation is
+            UsageError: a conversation is wrong (raised at the end; names the first ones by file and line), or none is
                 left.
         """
         problems, wrong, kept = list[str](), 0, 0

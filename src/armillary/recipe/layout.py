@@ -230,8 +230,7 @@ class Layout(Document):
             if number % by:
                 raise UsageError(f"{name} ({number}) must be a multiple of {what} ({by})")
         if spec.optimizer.own.gathers and self.pp > 1:
-            # groups for gathering matrices are created on every rank if any rank needs one, since creation is
-            # collective
+            # if any rank needs a group for gathering matrices, all create it, since creation is collective
             kinds = [range(shape.n_layers), *([shape.mixture_layers] if shape.experts is not None else [])]
             for layers in kinds:
                 having = {
