@@ -4,7 +4,7 @@ The trainer, a fault injector and a cluster simulator write these lines; the led
 them. A line torn by a kill is skipped, since it was never reported as done.
 
 Format 2 has a minor version. A reader skips the kinds and ignores the fields that a newer minor version added; it
-refuses a newer format. Format 1, which had no minor version and fewer kinds, reads as it is.
+refuses a newer format. Format 1, without a minor version and with fewer kinds, is still read.
 """
 
 from __future__ import annotations

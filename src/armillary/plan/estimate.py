@@ -21,7 +21,7 @@ COLUMNS = (
 
 
 def estimate_row(row: Row) -> dict[str, Any]:
-    """The predicted columns of a row; ``pred_reason`` alone where it cannot be predicted."""
+    """The predicted columns of a row; only ``pred_reason`` if it cannot be predicted."""
     if row.job is None:
         return dict.fromkeys(COLUMNS, "") | {"pred_reason": row.reason}
     base = constants()

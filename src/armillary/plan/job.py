@@ -156,7 +156,7 @@ class Job:
 
     @property
     def number_bytes(self) -> int:
-        """Bytes of a number of activations and of what is sent between ranks."""
+        """Bytes per number of activations and of messages between ranks."""
         return 4 if self.precision == "fp32" else 2
 
     @property

@@ -56,7 +56,7 @@ class Row:
         return publication(self.fields.get("source", ""))
 
     def number(self, name: str) -> float | None:
-        """The number in a column; None where it is empty.
+        """The number in a column; None if it is empty.
 
         Raises:
             UsageError: the column holds another text.
@@ -441,7 +441,7 @@ def measured(row: Row) -> tuple[str, float] | None:
 
 
 def measured_tflops(row: Row) -> float | None:
-    """The measured speed in TFLOP/s by the row's convention, whatever its column; None without one."""
+    """The measured speed in TFLOP/s by the row's convention, converted from any column; None without one."""
     found, job = measured(row), row.job
     if found is None or job is None:
         return None

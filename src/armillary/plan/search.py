@@ -176,7 +176,7 @@ def _divides_sequence(job: Job, cp: int, tp: int) -> bool:
 
 
 def _expert_sizes(dp: int, count: int) -> list[int]:
-    """Expert parallel sizes; all the experts of a layer on one rank only where there are few."""
+    """Expert parallel sizes with at most ``_MOST_EXPERTS`` experts per rank, and the largest possible size."""
     most = math.gcd(dp, count)
     return [ep for ep in _divisors(most, 256) if count // ep <= _MOST_EXPERTS or ep == most] or [1]
 
@@ -203,7 +203,7 @@ def _uneven(candidate: Candidate, constants: Constants, limit: float) -> Job | N
     job, p = candidate.job, candidate.job.parallelism
     experts = job.model.experts
     if experts is not None and (experts.dense_layers or experts.every > 1):
-        return None  # layers differ: the program below takes them as equal
+        return None  # layers differ, but the program below assumes equal ones
     per_layer = candidate.step.total - candidate.step.bubble - candidate.step.data - candidate.step.optimizer
     layer_s = per_layer / max(p.counts(job.model.n_layers))
     dense, mixed, boundary = layer_activations(job)

@@ -37,7 +37,7 @@ class Line:
 
     @classmethod
     def of(cls, name: str, errors: Sequence[float], inside: Sequence[bool]) -> Line:
-        """From log errors, and whether each measured value lies in its interval."""
+        """From log errors, and whether each measured value is inside its interval."""
         shares = np.expm1(np.asarray(errors))
         return cls(name, len(errors), float(np.median(np.abs(shares))), float(np.quantile(np.abs(shares), 0.9)),
                    float(np.median(shares)), float(np.mean(inside)))  # fmt: skip

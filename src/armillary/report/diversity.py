@@ -1,4 +1,4 @@
-"""Writes the diversity of sets of items as a section of HTML, or as a page of its own: bars side by side, from numbers.
+"""Writes the diversity of sets of items as a section of HTML, or as a separate page: bars side by side, from numbers.
 
 The data is that of ``armillary post diversity --json``: by the name of each set, ``items``, ``sampled``, ``distinct``
 (by n), ``spread``, ``coverage``, ``effective`` and ``types`` (by field, the number of items by value).

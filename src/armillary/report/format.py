@@ -126,7 +126,7 @@ _GREEK = {"alpha": "α", "beta": "β", "delta": "δ", "gamma": "γ"}
 
 
 def symbol(name: str) -> str:
-    """A parameter of a law as it is written in formulas."""
+    """The symbol of a law's parameter in formulas."""
     return _GREEK.get(name, name)
 
 

@@ -122,7 +122,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the target run trains on: its phases in order, and the passes over each domain's text in the whole run.
+    """The training data of the target run: its phases in order, and the passes over each domain in the whole run.
 
     ``measured``: whether the passes were counted by the run, or are only planned.
     """

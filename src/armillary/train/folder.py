@@ -160,7 +160,7 @@ def load_trained(folder: Path, spec: RunSpec) -> Transformer:
 
 
 def verify_run(folder: Path) -> list[FileProblem]:
-    """All problems of a run's folder, finished or not: files that differ from what the run wrote.
+    """All problems of a run's folder, finished or not: missing and changed files.
 
     Compares each file with its checksum: specification, events, skipped batches and checkpoints, and for a finished run
     also result, weights and metrics. A run of an older version has fewer checksums; only these are compared.

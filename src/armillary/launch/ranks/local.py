@@ -7,11 +7,11 @@ outcome.
 A rank runs in a slot: a place on this machine, such as one of its accelerators. If the same slot loses its rank
 repeatedly, the run continues without this slot: with a free slot, or with fewer ranks.
 
-Ranks are forked from a process that has imported what they need, so a restart takes no imports.
+Ranks are forked from a process with all imports done, so a restart does not repeat them.
 
 Only this process handles signals. It requests a stop through a shared byte, so Ctrl-C, which a terminal sends to the
-whole group, has the same effect as a signal to this process alone. A second signal ends the ranks at once. Ranks that
-lose this process stop by themselves.
+whole group, has the same effect as a signal to this process alone. A second signal ends the ranks at once. If this
+process dies, the ranks stop.
 """
 
 from __future__ import annotations

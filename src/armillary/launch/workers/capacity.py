@@ -1,7 +1,7 @@
 """How many worker processes fit on this machine, given its cores and memory and the limits of a container.
 
-The system kills a worker without enough memory in the middle of its run, and a worker without a core of its own only
-slows the others down.
+The system kills a worker without enough memory in the middle of its run. A worker without a free core only slows the
+others down.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Workers on this machine: one warm process per core, each with one thread, reached through a pipe.
 
-Small models hardly use a second thread, so many one-thread processes train more tokens per second than one process with
-all cores. With accelerators, there is one worker per device. If the parent dies, workers write a checkpoint and exit.
+Small models hardly use a second thread. Therefore one-thread processes, one per core, train more tokens per second than
+one process with all cores. With accelerators, there is one worker per device. If the parent dies, workers write a
+checkpoint and exit.
 """
 
 from __future__ import annotations

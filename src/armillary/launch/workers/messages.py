@@ -122,7 +122,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Train:
-    """Requests the results of ``jobs`` from a worker, which answers each as soon as it is known.
+    """Requests the results of ``jobs`` from a worker, which answers each job as soon as it ends.
 
     Up to ``members`` jobs with the same ``stack_key`` are trained as one program.
     """

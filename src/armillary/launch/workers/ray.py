@@ -147,7 +147,7 @@ class RayExecutor(WorkerExecutor):
         return self._device
 
     def _connect(self) -> None:
-        """Connect to the cluster, let its nodes prove what they see, and count the slots; done once."""
+        """Connect to the cluster, test its nodes (`proof`), and count the slots; done once."""
         if self._connected:
             return
         _refuse_visible_password(self.store)

@@ -411,7 +411,7 @@ class AnnealLaw(Estimator):
         return law
 
     def extrapolation(self, schedule: Curve) -> Array:
-        """How far each row of a schedule lies beyond what was fitted, [n]; at most 1 inside.
+        """The extrapolation factor of each row of a schedule, [n]; at most 1 inside the fitted range.
 
         The area under the rate (in units of the highest rate of its size) over the largest fitted, times the size over
         the largest fitted if it is larger, or the smallest over it if it is smaller.

@@ -448,7 +448,7 @@ def _sigmoid(task: Array, measured: tuple[Array, Array], chance: float, rng: np.
         weights /= weights.sum()
         mean = weights @ theta
         covariance = (theta - mean).T @ ((theta - mean) * weights[:, None]) + 1e-9 * np.diag(about**2)
-    # Systematic resampling: less noise than drawing each one by itself.
+    # Systematic resampling: less noise than independent draws.
     places = (np.arange(count) + rng.random()) / count
     chosen = np.minimum(np.searchsorted(np.cumsum(weights), places), _PROPOSALS - 1)
     return np.asarray(theta[rng.permutation(chosen)])

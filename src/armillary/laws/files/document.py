@@ -7,9 +7,9 @@ A file of version 3 is a JSON object with these fields:
 - ``kind``: a name of ``registry.LAWS``;
 - ``features``, ``targets``, ``size_column``, ``tokens_column``, ``sources``, ``columns`` and ``set_aside``: see
   ``LawFile``;
-- ``params`` and ``fitted``: what the estimator's ``to_json`` returned. Its ``PARAMS`` and ``FITTED`` list the fields;
+- ``params`` and ``fitted``: the result of the estimator's ``to_json``. Its ``PARAMS`` and ``FITTED`` list the fields;
 - ``predictions``: predictions at points that the law chooses (``probe``);
-- ``summary``: parameters, weights and held-out errors for people; it is not read back;
+- ``summary``: parameters, weights and held-out errors for the user; not read back;
 - ``sha256``: of all of it, so that a torn or edited file is detected.
 
 The same fit gives the same file, and the same file the same numbers on every machine. Nothing is unpickled. A loaded

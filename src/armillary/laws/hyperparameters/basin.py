@@ -106,7 +106,7 @@ def diverged(points: Array, losses: Array) -> NDArray[np.bool_]:
 
 
 def _too_low(points: Array, losses: Array) -> NDArray[np.bool_]:
-    """Rows whose log loss lies more than TOO_LOW below all others of their (N, D) and below all larger ones."""
+    """Rows with a log loss more than TOO_LOW below all others of their (N, D) and below all larger runs."""
     low = np.zeros(len(losses), dtype=bool)
     sizes = np.round(points[:, :2], 3)
     for i in range(len(losses)):

@@ -300,8 +300,8 @@ class MixtureLaw(Estimator):
             their intervals are 0 to infinity, with a warning.
 
         Raises:
-            UsageError: not fitted; an X as ``fit`` refuses it; an interval outside (0, 1); sizes where the law was
-                fitted without.
+            UsageError: not fitted; an X as ``fit`` refuses it; an interval outside (0, 1); sizes for a law that was
+                fitted without sizes.
         """
         mixtures = self._checked(X)
         s = self._moved(sizes, len(mixtures), tokens)

@@ -334,7 +334,7 @@ class ScalingLaw(Estimator):
         return mean, stats.t.isf(tail, freedom) * np.sqrt(known + missed) * self._wide
 
     def _beyond(self, points: Array) -> NDArray[np.bool_]:
-        """Which log points lie beyond the runs, [m]."""
+        """A mask [m] of the log points beyond the runs."""
         return np.asarray(np.max(list(self._factors(points).values()), axis=0) > 1)
 
     def extrapolation(self, X: ArrayLike) -> Array:

@@ -21,7 +21,7 @@ from armillary.recipe import UsageError, counted
 # pairs.
 RISING, RISING_PAIRS = 2 / 3, 6
 
-# A uniform guess over 262,144 tokens, a large vocabulary, costs this many nats. A table of losses lies below.
+# A uniform guess over 262,144 tokens, a large vocabulary, costs this many nats. Losses are below this value.
 GUESS = 18 * math.log(2)
 
 # A column is reported if more than this share of its rows is unlikely. In published tables of runs at most 4 % have

@@ -106,7 +106,7 @@ class AsyncSaver:
         self._thread.start()
 
     def finished(self) -> list[Saved]:
-        """The checkpoints finished since the last call; only rank 0 knows the failures of all ranks."""
+        """The checkpoints finished since the last call; only rank 0 has the failures of all ranks."""
         if self._thread is not None and self._thread.is_alive():
             return []
         saved, self._saved = self._saved, []
