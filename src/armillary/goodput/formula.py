@@ -48,8 +48,7 @@ class Reliability:
     def of_cluster(
         cls, accelerators: int, mtbf_accelerator_hours: float, block_s: float, recovery_s: float
     ) -> Reliability:
-        """The rates of ``accelerators`` that fail independently, each once per ``mtbf_accelerator_hours`` on
-        average."""
+        """The rates of ``accelerators`` that fail independently, each every ``mtbf_accelerator_hours`` on average."""
         if not 1 <= accelerators <= MOST_ACCELERATORS:
             raise UsageError(f"accelerators is {accelerators}: there must be 1 to {MOST_ACCELERATORS:,}")
         return cls(mtbf_accelerator_hours * HOUR_S / accelerators, block_s, recovery_s)

@@ -40,8 +40,7 @@ class Codec(Protocol):
         """``value`` as JSON; raises ValueInFileError with the place ``at`` if it is not of this kind."""
 
     def read(self, value: Any, at: str, sizes: Sizes) -> Any:
-        """The value from JSON; raises ValueInFileError likewise. Sizes of shape letters are read from and added to
-        ``sizes``."""
+        """The value from JSON; raises ValueInFileError likewise. ``sizes`` holds the sizes of shape letters so far."""
 
 
 # A field of a record: the codec of an attribute of the same name, or the attribute's name and its codec.

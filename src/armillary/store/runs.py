@@ -106,8 +106,7 @@ class Runs(Base):
             journal.append(db, "start", row.id, time.time(), started_at=begun, by=by)
 
     def mark_failed(self, run: str, status: str, error: str) -> None:
-        """Record the end of a run without a result: ``failed``, ``refused``, ``diverged``, or ``pending`` for a
-        retry."""
+        """Record that a run ended without a result: ``failed``, ``refused``, ``diverged``, or ``pending`` (retry)."""
         values = {"status": status, "error": error, "finished_at": time.time()}
         with self.database.writing() as db:
             db.execute(sa.update(schema.runs).where(schema.runs.c.id == run, _OPEN).values(**values))

@@ -82,8 +82,7 @@ def remaining(budget: str, spent_s: float, set_aside: float = 0.0) -> str:
 
 
 def plan_inputs(recipe: Recipe) -> dict[str, Any]:
-    """The part of the recipe that determines the plan: all except the target, the limits, and fields without effect on
-    cost."""
+    """The part of the recipe that determines the plan: no target, no limits, only fields that affect cost."""
     without = {"lr", "lr_width", "lr_exponent", "weight_decay", "grad_clip", "warmup_share", "layout", "seeds"}
     asked: dict[str, Any] = recipe.model_dump(
         mode="json",

@@ -185,7 +185,7 @@ class Run(Generic[EngineT]):
 
     The caller calls ``advance`` after every step. If ``wants_attention`` is true, and at least every ``FLUSH`` steps,
     it calls ``record`` with the losses and then ``attend``. After the last step it calls ``finish``. With many ranks
-    each has a ``LiveRun`` and all make the same calls; only the first writes. ``hooks`` act in their order, between
+    each has a ``Run`` and all make the same calls; only the first writes. ``hooks`` act in their order, between
     checkpoint and stop.
     """
 

@@ -22,7 +22,7 @@ _COUNTS = ("step", "tokens")  # int64; all other columns are double
 
 @dataclass(frozen=True)
 class Rows:
-    """All rows so far: those in ``parts``, then ``rest``. ``columns`` has the column of any row, in order."""
+    """All rows so far: those in ``parts``, then ``rest``. ``columns`` are the columns of all rows, in order."""
 
     columns: tuple[str, ...]
     parts: tuple[Path, ...]

@@ -72,8 +72,7 @@ class ForeignLawError(ForeignFileError, UsageError):
 
 
 class OtherLawsWarning(UserWarning):
-    """A law file was fitted by another version of the laws. It is usable, but its tables would now give other
-    numbers."""
+    """A law file from another version of the laws: usable, but its tables would now give other numbers."""
 
 
 @dataclass(frozen=True)

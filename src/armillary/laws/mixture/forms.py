@@ -336,8 +336,7 @@ class BoostedTrees:
         return np.asarray(self.mean(X, float(s.mean())) + smooth @ self._weights)
 
     def _grown(self, X: Array, s: Array, Z: Array) -> tuple[list[Any], Array]:
-        """One booster per validation domain, fitted to losses minus a straight line in the size, and the lines [2,
-        v]."""
+        """One booster per validation domain, fitted to losses minus a line in the size, and the lines [2, v]."""
         columns = np.column_stack([np.ones(len(s)), s])
         losses = np.exp(Z)
         trend = np.linalg.lstsq(columns, losses, rcond=None)[0] if np.ptp(s) > 0 else np.zeros((2, Z.shape[1]))

@@ -30,8 +30,7 @@ CORPORA = ("c4_en", "pile", "wikitext_103", "dolma_stack", "dolma_wiki", "dolma_
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A set of held-out runs: its description and mask [n]. By default all others are fitted; ``fitted`` selects
-    some."""
+    """A set of held-out runs: its description and mask [n]. All others are fitted, or those in ``fitted``."""
 
     what: str
     out: NDArray[np.bool_]

@@ -56,7 +56,7 @@ class Solution:
         theta: parameters [g, t, p].
         scale: relative scatter around the law of a run with the lowest loss [g, t].
         tilt: growth of the logarithm of the scatter per unit of log loss [g, t].
-        freedom: observations that ``scale`` rests on [g, t].
+        freedom: degrees of freedom of ``scale`` [g, t].
         precision: of the parameters [g, t, p, p].
         prior_mean, prior_std: of the parameters [g, t, p].
         prior_common: covariance of the learned means of the priors, the same for all targets [g, p, p].
@@ -155,9 +155,9 @@ def draw(
 ) -> Array:
     """``count`` posterior draws [count, t, p] of the parameters for the first subset of ``solution``.
 
-    Log losses are disturbed by their scatter and priors by their width, and the law is fitted again (see ``solver``).
+    Log losses are perturbed by their scatter and priors by their width, and the law is fitted again (see ``solver``).
     Targets are perturbed independently, except for the uncertainty of the means of their priors, which they share.
-    ``weights`` [t, n] are 0 for runs that a target has no loss of.
+    ``weights`` [t, n] are 0 for runs without a loss of this target.
     """
     n, targets = losses.shape
     theta, centre = np.tile(solution.theta[0], (count, 1)), points.mean(0)
@@ -278,7 +278,7 @@ def _pool(
     are the means before anything was learned, ``mean`` and ``std`` the present priors, all [groups * t, p].
 
     Empirical Bayes with each target's likelihood as a normal with its whole covariance: with few runs the parameters of
-    a target are nearly collinear, and their means, learned one by one, would overshoot from round to round.
+    a target are nearly collinear, and their means, if learned separately, would overshoot from round to round.
     """
     shared = np.array([p.kind in kinds for p in form.parameters])
     widest = np.array([p.std for p in form.parameters])

@@ -46,10 +46,10 @@ class Saver(Protocol):
     """Writes checkpoints."""
 
     def save(self, pieces: Mapping[str, Piece], progress: Progress, since: float) -> None:
-        """Begin to write the checkpoint of the last step; training has waited ``since`` (``perf_counter``)."""
+        """Begin to write the checkpoint of the last step; training has waited since ``since`` (``perf_counter``)."""
 
     def finished(self) -> list[Saved]:
-        """What has been written since this was asked last."""
+        """The checkpoints finished since the last call."""
 
     def wait(self) -> None:
         """Wait until all checkpoints are written."""
@@ -68,7 +68,7 @@ class SyncSaver:
         self._saved.append(Saved(progress.step, time.perf_counter() - since))
 
     def finished(self) -> list[Saved]:
-        """What has been written since this was asked last."""
+        """The checkpoints finished since the last call."""
         saved, self._saved = self._saved, []
         return saved
 

@@ -26,8 +26,7 @@ class Save:
         self._saved = time.perf_counter()
 
     def wish(self) -> bool:
-        """Whether the seconds between two checkpoints have passed; only rank 0 has the clock, other ranks return
-        False."""
+        """Whether the seconds between two checkpoints have passed; false on ranks without the clock."""
         if not self.clock or time.perf_counter() - self._saved <= self.policy.every_s:
             return False
         self._saved = time.perf_counter()
