@@ -108,7 +108,7 @@ def test_runs_are_filtered_and_paged_by_key(built, client):
     found = re.findall(r'name="run" value="0\.([0-9a-f]{16})"', heavy)
     store = Reader(built / "store")
     assert found and set(found) == {
-        run for run in every if RunSpec.model_validate(store.spec_content(run)).mixture[0].weights["a"] >= 0.5
+        run for run in every if RunSpec.model_validate(store.spec_contents([run])[run]).mixture[0].weights["a"] >= 0.5
     }
     assert "is not a condition on a domain" in here.get("/runs?mixture=nonsense").text
     for query in ("shape=1x8", "tag=seed-1%20adamw", "study=ladder", "status=done", f"run={seen[0][:4]}"):

@@ -6,10 +6,11 @@ others go on. Keys in addresses are ids of runs, or hashes of paths that were fo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +29,7 @@ from armillary.recipe import (
     read_result,
     read_spec,
 )
-from armillary.store import Chain, Key, ListedRun, Reader, RunFilter, facts_of, in_use
+from armillary.store import Chain, Key, ListedRun, Reader, RunFilter, StudyState, facts_of, in_use
 
 T = TypeVar("T")
 
@@ -36,6 +37,7 @@ _NOWHERE = Path("/dev/null")  # the folder of a store of which only the database
 _DEEPEST = 3
 _LOOKS = 20_000  # folders that are entered at most
 _AGAIN_S = 5.0  # until folders are looked through again
+_PATIENCE = 10  # what took a second to read is not read again for this many
 _PASSED = {"store", "corpus", "checkpoints", "metrics", "node_modules", "__pycache__"}
 
 
@@ -83,12 +85,23 @@ class Check:
     running: bool = False
 
 
+@dataclass(frozen=True)
+class _Known:
+    """What was read of a store: the state of its files then, when, and how many seconds it took."""
+
+    state: Any
+    at: float
+    took: float
+    value: list[StudyState]
+
+
 class Place:
     """One store or folder. ``workspace`` is looked through for examinations and publications."""
 
     def __init__(self, number: int, name: str, workspace: Path | None, reader: Reader | None) -> None:
         self.number, self.name, self.workspace, self.reader = number, name, workspace, reader
         self.check = Check()
+        self._studies: _Known | None = None
         self._found, self._looked = Found(), float("-inf")
         self._listed: dict[str, tuple[Any, ListedRun]] = {}
 
@@ -131,26 +144,47 @@ class Place:
         states = [self._folder_run(key).status for key in self.found.runs]
         return {status: states.count(status) for status in dict.fromkeys(states)}
 
-    def run(self, key: str) -> Run | None:
-        """The run of that key.
+    def runs(self, keys: Sequence[str]) -> dict[str, Run]:
+        """The runs of these keys, those that there are.
 
         Raises:
             ArmillaryError: the store cannot be read.
         """
         if self.reader is not None:
-            rows = self.reader.listed([key])
-            if not rows:
-                return None
-            content = self.reader.spec_content(key)
-            return Run(self, rows[0], content if isinstance(content, dict) else None, self.reader.folder_of(key))
-        folder = self.found.runs.get(key)
-        if folder is None:
-            return None
-        try:
-            content = read_json(folder / SPEC, "run specification", "")
-        except (ArmillaryError, OSError):
-            content = None
-        return Run(self, self._folder_run(key), content, folder)
+            rows = self.reader.listed(keys)
+            contents = self.reader.spec_contents(row.run for row in rows)
+            return {
+                row.run: Run(self, row, _mapping(contents.get(row.run)), self.reader.folder_of(row.run)) for row in rows
+            }
+        found = {}
+        for key in keys:
+            folder = self.found.runs.get(key)
+            if folder is None:
+                continue
+            try:
+                content = read_json(folder / SPEC, "run specification", "")
+            except (ArmillaryError, OSError):
+                content = None
+            found[key] = Run(self, self._folder_run(key), content, folder)
+        return found
+
+    def studies(self) -> list[StudyState]:
+        """The studies of the store; of a large store that changes all the time they may be some seconds old.
+
+        Raises:
+            ArmillaryError: the store cannot be read.
+        """
+        if self.reader is None:
+            return []
+        state, begun = self.reader.state_of_file(), time.monotonic()
+        known = self._studies
+        if known is not None and state is not None:
+            age = begun - known.at
+            if age < _PATIENCE * known.took or (known.state == state and age < _AGAIN_S * _PATIENCE):
+                return known.value
+        value = self.reader.studies()
+        self._studies = _Known(state, time.monotonic(), time.monotonic() - begun, value)
+        return value
 
     def _folder_run(self, key: str) -> ListedRun:
         folder = self.found.runs[key]
@@ -184,17 +218,31 @@ class Watch:
         known = number.isascii() and number.isdigit() and len(number) < 5 and int(number) < len(self.places)
         return self.places[int(number)] if known else None
 
+    def runs(self, keys: Sequence[str], problems: list[str]) -> list[Run]:
+        """The runs of keys in an address, ``PLACE.RUN``, in their order; those that there are."""
+        by_place: dict[Place, list[str]] = {}
+        for key in keys:
+            number, _, run = key.partition(".")
+            place = self.place(number)
+            if place is not None and run.isascii() and run.isalnum() and len(run) <= 16:
+                by_place.setdefault(place, []).append(run)
+        found: dict[str, Run] = {}
+        for place, wanted in by_place.items():
+            try:
+                found.update({run.key: run for run in place.runs(wanted).values()})
+            except (ArmillaryError, OSError) as error:
+                problems.append(str(error))
+        return [found[key] for key in keys if key in found]
+
     def run(self, key: str, problems: list[str]) -> Run | None:
-        """The run of a key in an address, ``PLACE.RUN``; None where there is none."""
-        number, _, run = key.partition(".")
-        place = self.place(number)
-        if place is None or not (run.isascii() and run.isalnum() and len(run) <= 16):
-            return None
-        try:
-            return place.run(run)
-        except (ArmillaryError, OSError) as error:
-            problems.append(str(error))
-            return None
+        """The run of a key in an address; None where there is none."""
+        return next(iter(self.runs([key], problems)), None)
+
+    def warm(self) -> None:
+        """Read what the first page shows, so that it comes at once; what cannot be read is said there."""
+        for place in self.places:
+            with contextlib.suppress(ArmillaryError, OSError):
+                place.studies()
 
     def close(self) -> None:
         """End all connections."""
@@ -268,6 +316,10 @@ def _look(root: Path, with_runs: bool) -> Found:
                 if not entry.name.startswith(".") and (entry.name not in _PASSED)
             ]
     return found
+
+
+def _mapping(content: Any) -> dict[str, Any] | None:
+    return content if isinstance(content, dict) else None
 
 
 def _listed(key: str, folder: Path) -> ListedRun:

@@ -22,6 +22,7 @@ def serve(options: ConsoleOptions, host: str, port: int, say: Callable[[str], No
     """
     token = check_token(host, os.environ.get(TOKEN))
     app = create_app(options, host, token)
+    app.state.watch.warm()
     with contextlib.closing(_listen(host, port)) as listening:
         address = listening.getsockname()
         shown = f"[{host}]" if ":" in host else host

@@ -97,10 +97,12 @@ def decimate(x: Array, y: Array, columns: int) -> tuple[Array, Array]:
     edges = np.linspace(x[0], x[-1], columns + 1)
     starts = np.unique(np.searchsorted(x, edges[:-1], side="left"))
     starts = starts[starts < len(x)]
-    ends = np.append(starts[1:], len(x)) - 1
-    column = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(x))))
-    order = np.lexsort((y, column))
-    kept = np.unique(np.concatenate([starts, order[starts], order[ends], ends]))
+    sizes = np.diff(np.append(starts, len(x)))
+    lowest, highest = (np.repeat(of.reduceat(y, starts), sizes) for of in (np.minimum, np.maximum))
+    kept = (y == lowest) | (y == highest)
+    kept[starts] = kept[starts + sizes - 1] = True
+    if np.count_nonzero(kept) > 8 * columns:  # long stretches of one value
+        kept[np.flatnonzero(kept)[1:-1]] &= (np.diff(y[kept])[1:] != 0) | (np.diff(y[kept])[:-1] != 0)
     return x[kept], y[kept]
 
 
@@ -145,6 +147,27 @@ def scatter(predicted: Sequence[float], measured: Sequence[float], x: str, y: st
     )
     frame.parts += [_dot(frame, p, m, 0) for p, m in pairs]
     return _svg(frame, size, Axis(x), Axis(y), size + 40)
+
+
+def stack(groups: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: str, ends: tuple[float, float]) -> Markup:
+    """Points in stacks over an axis of at least ``ends``, each group with a shape of its own; heights are counts."""
+    every = np.array([point for _, points in groups for point in points], float)
+    if not len(every):
+        return Markup("")
+    low, high = min(ends[0], float(every[:, 0].min())), max(ends[1], float(every[:, 0].max()))
+    most = float(every[:, 1].max())
+    height = int(min(260, 62 + 16 * most))
+    frame = _Frame(20, 8, WIDTH - 40, height - 52, (low - 0.1, high + 0.1), (0.4, most + 0.5))
+    _x_ticks(frame, Axis(label))
+    for value in (*ends, 0.0):
+        frame.parts.append(
+            Markup('<line class="guide" x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}"/>').format(
+                float(frame.at_x(value)), frame.top, frame.top + frame.height
+            )
+        )
+    for hue, (name, points) in enumerate(groups):
+        frame.parts += [_dot(frame, a, b, hue, name) for a, b in points]
+    return _svg(frame, height, Axis(label), Axis())
 
 
 def dots(groups: Sequence[tuple[str, Sequence[tuple[float, float]]]], x: Axis, y: Axis, height: int = 320) -> Markup:

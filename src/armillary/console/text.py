@@ -167,8 +167,8 @@ STRINGS: dict[str, tuple[str, str]] = {
     ),
     "choice": ("Choice", "选择"),
     "chosen": (
-        "Taken: {taken}. It is better than {reference} by {difference} nats per token (90 % interval of "
-        "the difference), significantly.",
+        "Taken: {taken}. It is significantly better than {reference}: {difference} nats per token "
+        "(difference and its 90 % interval; below zero is better).",
         "采用：{taken}。与 {reference} 相比差异为 {difference} nats/词元（90 % 区间），显著更优。",
     ),
     "not_chosen": (

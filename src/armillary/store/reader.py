@@ -7,6 +7,7 @@ a new run does not move other rows.
 
 from __future__ import annotations
 
+import contextlib
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -151,7 +152,7 @@ class Reader(Lineage, Predictions, Rates):
         )
         rows = []
         with self.database.reading() as db:
-            for row in db.execute(query):
+            for row in db.execute(query).all():
                 parameters, tokens = row.parameters, row.tokens
                 if parameters is None:  # the specification is damaged
                     content = db.execute(sa.select(runs.c.spec).filter_by(id=row.id)).scalar()
@@ -161,11 +162,11 @@ class Reader(Lineage, Predictions, Rates):
                     {
                         "run": row.id,
                         "study": row.study,
-                        "status": self._status(row),
+                        "status": self._status(row) if row.status == "running" else row.status,
                         "attempts": row.attempts,
                         "parameters": parameters,
                         "tokens": tokens,
-                        "examined": _scores(examined.get(row.id, [])),
+                        "examined": _scores(examined[row.id]) if row.id in examined else None,
                         "error": row.error,
                     }
                 )
@@ -199,10 +200,23 @@ class Reader(Lineage, Predictions, Rates):
         rows = {row.run: row for row in self._rows_where(schema.runs.c.id.in_(wanted), len(wanted))}
         return [rows[run] for run in wanted if run in rows]
 
-    def spec_content(self, run: str) -> Any:
-        """The stored specification of a run; None if the run is unknown."""
+    def spec_contents(self, runs: Iterable[str]) -> dict[str, Any]:
+        """Specifications as they are stored, of those of ``runs`` that are known."""
+        query = sa.select(schema.runs.c.id, schema.runs.c.spec).where(schema.runs.c.id.in_(list(runs)))
         with self.database.reading() as db:
-            return db.execute(sa.select(schema.runs.c.spec).filter_by(id=run)).scalar()
+            return {row[0]: row[1] for row in db.execute(query)}
+
+    def state_of_file(self) -> tuple[int, ...] | None:
+        """What tells two states of an SQLite store apart; None for a server, and where there is no file."""
+        file = self.database.file
+        if file is None:
+            return None
+        states = []
+        for path in (file, file.with_name(f"{file.name}-wal")):
+            with contextlib.suppress(OSError):
+                found = path.stat()
+                states += [found.st_ino, found.st_mtime_ns, found.st_size]
+        return tuple(states) or None
 
     def folder_of(self, run: str) -> Path:
         """The folder of a run's files: in this store's folder, else in the one where it was last written."""
@@ -334,7 +348,8 @@ class Reader(Lineage, Predictions, Rates):
             entries = journal.read(db)
             predictions = {row.run: row for row in db.execute(sa.select(schema.predictions))}
             verdicts = {row.run: row for row in db.execute(sa.select(schema.verdicts))}
-            runs = {row.id: row for row in db.execute(sa.select(schema.runs))}
+            columns = (schema.runs.c.id, schema.runs.c.started_at, schema.runs.c.result)
+            runs = {row.id: row for row in db.execute(sa.select(*columns))}
             stages = {(row.name, row.key): row for row in db.execute(sa.select(schema.stages))}
         problems = journal.broken(entries)
         recorded_stages = {(str(entry.about.get("stage")), entry.run) for entry in entries if entry.kind == "stage"}

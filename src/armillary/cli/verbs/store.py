@@ -13,6 +13,7 @@ from armillary.cli.app import JsonOption, app
 from armillary.cli.show.screen import Reporter, out, show_json, show_table
 from armillary.cli.workspaces import WorkspaceOptions, opened, opens_workspace, workspace
 from armillary.recipe import UsageError, is_workspace
+from armillary.store import Store
 
 
 def rows_in_store(at: WorkspaceOptions, rows_of: str) -> list[dict[str, Any]]:
@@ -29,7 +30,8 @@ def rows_in_store(at: WorkspaceOptions, rows_of: str) -> list[dict[str, Any]]:
         if any(runs.glob("*")):
             why = f", and {runs} holds runs; put a backup in its place"
         raise UsageError(f"{place / 'store' / 'store.sqlite'}: there is no database{why}, or give one with --database")
-    store = workspace(replace(at, folder=place), show).store()
+    # The store alone: a workspace would load torch, which takes longer than the list.
+    store = Store(place / "store", at.database)
     rows: list[dict[str, Any]] = getattr(store, rows_of)()
     return rows
 

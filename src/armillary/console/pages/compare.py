@@ -41,7 +41,7 @@ def compare(page: Page) -> dict[str, Any]:
     from armillary.console.pages.runs import flat, last_step, mean_loss
 
     keys = list(dict.fromkeys(page.all("run")))
-    found = [run for key in keys[:MOST] if (run := page.watch.run(key, page.problems)) is not None]
+    found = page.watch.runs(keys[:MOST], page.problems)
     chosen = [Chosen(run, _label(run, found), hue) for hue, run in enumerate(found)]
     what = page.get("y", "loss")
     names = list(dict.fromkeys(name for one in chosen[:3] for name in metric_names(one.run.folder)))

@@ -112,7 +112,7 @@ def _chart(page: Page, judged: list[tuple[str, float, bool]]) -> Any:
         bins[place] = bins.get(place, 0) + 1
         groups["inside" if held else "outside"].append((place, float(bins[place])))
     named = [(page.words(name), points) for name, points in groups.items()]
-    return svg.dots(named, svg.Axis(page.words("z_axis")), svg.Axis(), 200) if judged else ""
+    return svg.stack(named, page.words("z_axis"), (-1.0, 1.0))
 
 
 _LOCK = threading.Lock()
@@ -129,7 +129,7 @@ def _chain_of(page: Page, reader: Reader, check: Check) -> dict[str, Any]:
     if start:
         thread = threading.Thread(target=_check, args=(reader, check, head), daemon=True)
         thread.start()
-        thread.join(0.25)  # a short chain is checked at once
+        thread.join(0.1)  # a short chain is checked at once
     found = check.chain
     return {
         "n": head[0],

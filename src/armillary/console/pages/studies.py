@@ -33,7 +33,7 @@ def studies(page: Page) -> dict[str, Any]:
     def read(place: Place) -> tuple[list[StudyState], list[tuple[Outcome, Any]]]:
         if place.reader is None:
             return [], []
-        states = place.reader.studies()
+        states = place.studies()
         outcomes = [one for one in place.reader.outcomes() if one.name in STAGES][:_SHOWN]
         return states, [(one, _brief(page, place, one)) for one in outcomes]
 
@@ -54,7 +54,7 @@ def study(page: Page) -> dict[str, Any]:
     name = page.request.path_params["study"]
     if place is None or place.reader is None:
         raise missing()
-    state = next((one for one in place.reader.studies() if one.study == name), None)
+    state = next((one for one in place.studies() if one.study == name), None)
     if state is None:
         raise missing()
     runs = place.reader.page(RunFilter(study=name), _RUNS)
@@ -150,16 +150,18 @@ def _mixture(page: Page, content: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _annealing(page: Page, one: Mapping[str, Any]) -> str:
+    """What an annealing is called."""
+    t = page.words
+    power = "" if one.get("sharpen", 1.0) == 1 else f", {t.mixture(one['sharpen'])}"
+    return f"{fmt.share(one['share'])} {t.name(one['shape'])}{power}"
+
+
 def _anneal(page: Page, content: Mapping[str, Any]) -> dict[str, Any]:
     t, taken = page.words, content["taken"]
-
-    def name(one: Mapping[str, Any]) -> str:
-        power = "" if one.get("sharpen", 1.0) == 1 else f", {t.mixture(one['sharpen'])}"
-        return f"{fmt.share(one['share'])} {t.name(one['shape'])}{power}"
-
     rows = [
         svg.Row(
-            name(branch["annealing"]),
+            _annealing(page, branch["annealing"]),
             middle=fmean(branch["measured"]) if branch["measured"] else None,
             points=branch["measured"],
             marked=branch["annealing"] == taken,
@@ -167,7 +169,7 @@ def _anneal(page: Page, content: Mapping[str, Any]) -> dict[str, Any]:
         for branch in content["branches"]
     ]
     return {
-        "choice": _choice(page, content, name(taken), content["reference"]),
+        "choice": _choice(page, content, _annealing(page, taken), content["reference"]),
         "reason": content.get("reason", ""),
         "branches": svg.intervals(rows, t("target_loss"), fmt.loss),
     }
@@ -273,8 +275,7 @@ def _brief(page: Page, place: Place, one: Outcome) -> str:
         if one.name == "mixture":
             return _choice(page, content, t.candidate(content["taken"]), t.candidate(content["reference"]))
         if one.name == "anneal":
-            taken = content["taken"]
-            return _choice(page, content, f"{fmt.share(taken['share'])} {t.name(taken['shape'])}", content["reference"])
+            return _choice(page, content, _annealing(page, content["taken"]), content["reference"])
         if one.name == "ladder":
             return t.n("runs", len(content["points"]))
         return "; ".join(f"{t.name(arm['name'])} {fmt.loss(arm['mean'])}" for arm in content["arms"])
