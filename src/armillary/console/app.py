@@ -94,7 +94,7 @@ def create_app(options: ConsoleOptions, host: str = "127.0.0.1", token: str | No
     routes = [
         Route("/", page("studies", studies.studies)),
         Route("/studies", page("studies", studies.studies)),
-        Route("/studies/{place}/{study:path}", page("studies", studies.study, "study")),
+        Route("/studies/{place}", page("studies", studies.study, "study")),
         Route("/outcomes/{place}/{name}/{key}", page("studies", studies.outcome, "outcome")),
         Route("/runs", page("runs", runs.runs)),
         Route("/runs/{run}", page("runs", runs.run, "run")),

@@ -116,8 +116,13 @@ def lines(
     xs = np.concatenate([one.x[[0, -1]] for one in shown])
     ys = np.concatenate([one.y[np.isfinite(one.y)] for one in shown if not one.faint] or [one.y for one in shown])
     frame = _framed(height, (float(xs.min()), float(xs.max())), y_range or _limits(ys, y.log), x, y)
-    for one in sorted(shown, key=lambda one: not one.faint):
-        frame.parts.append(_line(frame, one))
+    drawn = Markup("").join(_line(frame, one) for one in sorted(shown, key=lambda one: not one.faint))
+    # a picture in the picture hides what lies outside its frame
+    frame.parts.append(
+        Markup('<svg x="{0}" y="{1}" width="{2}" height="{3}" viewBox="{0} {1} {2} {3}">{4}</svg>').format(
+            frame.left - 4, frame.top - 4, frame.width + 8, frame.height + 8, drawn
+        )
+    )
     return _svg(frame, height, x, y)
 
 
@@ -387,7 +392,7 @@ def _number(value: float, step: float) -> str:
 def _line(frame: _Frame, one: Series) -> Markup:
     known = np.isfinite(one.y) & (np.isfinite(one.x)) & ((one.y > 0) | (not frame.log_y))
     x, y = frame.at_x(one.x[known]), frame.at_y(one.y[known])
-    y = np.clip(y, frame.top - 2, frame.top + frame.height + 2)
+    y = np.clip(y, -1e4, 1e4)
     kind = f"s{one.hue % HUES} d{one.hue // HUES % 4}" + (" faint" if one.faint else "")
     drawn = Markup('<polyline class="line {}" points="{}"><title>{}</title></polyline>').format(
         kind, _points(np.column_stack([x, y])), one.label

@@ -185,8 +185,12 @@ STRINGS: dict[str, tuple[str, str]] = {
     ),
     "ladder": ("Ladder", "规模阶梯"),
     "ladder_lead": (
-        "Target loss over compute of every run, with the law's curve where it can be fitted.",
-        "每次训练的目标损失与算力，以及可拟合时的定律曲线。",
+        "Target loss over compute of every run.",
+        "每次训练的目标损失与算力。",
+    ),
+    "law_lead_fit": (
+        "Each point is one run: what the law says that was fitted to these points, and what was measured.",
+        "每个点是一次训练：横轴为对这些点拟合的定律给出的值，纵轴为实测。",
     ),
     "ladder_law": ("law", "定律"),
     "depth": ("depth {n}", "深度 {n}"),
@@ -377,6 +381,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "kind_prediction": ("predictions", "预测"),
     "kind_weights": ("weights", "权重"),
     "kind_file": ("files", "文件"),
+    "kind_data": ("data", "数据"),
     "kind_model": ("models", "模型"),
     "kind_examination": ("examinations", "评测"),
     "seal_broken": ("Its seal does not fit: it was changed after it was published.", "封印不符：发布后被修改过。"),

@@ -74,8 +74,8 @@ class Database:
         self.url = parsed
         self.name = without_passwords(parsed.render_as_string(hide_password=True))
         self.file: Path | None = None
-        self.waited_s = _TRIES * _BUSY_MS // 1000  # for a lock
-        self._known = False  # it has worked before, so a failure may be transient
+        self.lock_s, self.waited_s = _BUSY_MS / 1000, _TRIES * _BUSY_MS // 1000  # for a lock: each time, and in all
+        self._known = False  # once it has been used, what fails now may pass
         if self.engine.dialect.name == "sqlite":
             if str(parsed.database).startswith("file:"):
                 raise UsageError(f"database: {self.name}: give the path of a file: sqlite:////FOLDER/store.sqlite")
@@ -189,7 +189,9 @@ class Database:
         application = struct.unpack(">I", head[68:72])[0]
         if application not in (0, schema.APPLICATION):
             raise self._foreign([f"application_id {application:#x}"])
-        look = sa.create_engine("sqlite://", creator=lambda: connect_read_only(file), poolclass=sa.pool.NullPool)
+        look = sa.create_engine(
+            "sqlite://", creator=lambda: connect_read_only(file, self.lock_s), poolclass=sa.pool.NullPool
+        )
         try:
             with look.connect() as db:
                 others = schema.strangers(db)

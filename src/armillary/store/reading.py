@@ -31,8 +31,8 @@ class ReadOnlyDatabase(Database):
     def __init__(self, url: str) -> None:
         super().__init__(url)
         self.engine.dispose()
-        self.waited_s = _WAIT_S
-        self._seen: tuple[int, ...] = ()  # the file at the last transaction
+        self.lock_s = self.waited_s = _WAIT_S
+        self._seen: tuple[int, ...] = ()  # the file that was looked at last
         self._columns: dict[str, frozenset[str]] = {}
         if self.file is not None:
             file = self.file
@@ -60,6 +60,7 @@ class ReadOnlyDatabase(Database):
             if self.file is not None:
                 self._look(self.file)
             with super().reading() as db:
+                self.known_version(db)  # a log beside the file may have changed it
                 if not self._columns:
                     self._learn(db)
                 yield db
@@ -95,10 +96,8 @@ class ReadOnlyDatabase(Database):
             self._columns, self._seen = {}, seen
 
     def _learn(self, db: sa.Connection) -> None:
-        """Record the existing tables and columns; for a file, ``check_file`` has done the other checks."""
+        """Note which tables and columns there are."""
         inspector = sa.inspect(db)
-        if self.file is None:
-            self.known_version(db)
         found = inspector.get_table_names()
         if schema.runs.name not in found:
             raise ArmillaryError(f"{self.name}: holds no store yet")

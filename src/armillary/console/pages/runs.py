@@ -120,7 +120,7 @@ def flat(content: Any, prefix: str = "") -> dict[str, Any]:
     elif isinstance(content, list) and any(isinstance(value, dict | list) for value in content):
         parts = [flat(value, f"{prefix}{number}.") for number, value in enumerate(content)]
     else:
-        return {prefix.rstrip("."): content}
+        return {prefix.rstrip("."): float(f"{content:.6g}") if isinstance(content, float) else content}
     return {name: value for part in parts for name, value in part.items()}
 
 

@@ -51,7 +51,7 @@ def studies(page: Page) -> dict[str, Any]:
 def study(page: Page) -> dict[str, Any]:
     """One study: progress, its newest runs with their mixtures, and its outcomes."""
     place = page.watch.place(page.request.path_params["place"])
-    name = page.request.path_params["study"]
+    name = page.fields.get("name", "")
     if place is None or place.reader is None:
         raise missing()
     state = next((one for one in place.studies() if one.study == name), None)
@@ -230,7 +230,7 @@ def _target(page: Page, content: Mapping[str, Any]) -> dict[str, Any]:
         "arms": svg.intervals(rows, t("target_loss"), fmt.loss),
         "differences": svg.intervals(differences, t("target_loss"), fmt.signed, zero=0.0),
         "points": [
-            (run, arm["name"], arm["seeds"][n], "", "", "", arm["target"][n])
+            (run, t.name(arm["name"]), arm["seeds"][n], "", "", "", arm["target"][n])
             for arm in content["arms"]
             for n, run in enumerate(arm["runs"])
         ],
