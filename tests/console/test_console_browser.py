@@ -124,17 +124,20 @@ def test_every_link_is_reached_by_the_keyboard(built, serve, browser):
     for _ in range(24):
         ActionChains(browser).send_keys(Keys.TAB).perform()
         seen.append(
-            browser.execute_script("return document.activeElement.textContent.trim() || document.activeElement.name")
+            browser.execute_script("const on = document.activeElement; return on.name || on.textContent.trim()")
         )
     assert seen[0] == "Skip to the content" and "Predictions" in seen and "status" in seen and "mixture" in seen
 
 
-def test_a_boxed_choice_survives_the_next_look(built, serve, browser):
+def test_a_page_is_not_replaced_while_runs_are_chosen_on_it(built, serve, browser):
     browser.get(serve(built) + "/runs")
-    browser.execute_script("document.querySelector('input[name=run]').click()")
-    browser.execute_script("htmx.trigger('#live', 'every')")
-    time.sleep(1)
-    assert browser.execute_script("return document.querySelector('input[name=run]').checked")
+    may = "return htmx.trigger('#live', 'htmx:beforeRequest')"
+    assert browser.execute_script(may)
+    browser.execute_script("document.querySelector('input[type=checkbox][name=run]').click()")
+    assert not browser.execute_script(may)
+    browser.execute_script("document.querySelector('[data-all]').click()")
+    boxes = "return [...document.querySelectorAll('#live input[name=run]')].every((box) => box.checked)"
+    assert browser.execute_script(boxes)
 
 
 def _train(folder: Path, corpus: Path, spec: dict[str, Any]) -> None:
@@ -150,7 +153,7 @@ def _train(folder: Path, corpus: Path, spec: dict[str, Any]) -> None:
     def progress(step: int) -> None:
         time.sleep(max(0.0, begun + 0.02 * step - time.monotonic()))  # 50 steps a second
 
-    result = train_run(run, Corpus(corpus), store.run_folder(run.id), progress=progress)
+    result = train_run(run, Corpus.open(corpus), store.run_folder(run.id), progress=progress)
     store.mark_done(result)
     store.close()
 
