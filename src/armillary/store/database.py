@@ -75,7 +75,7 @@ class Database:
         self.name = without_passwords(parsed.render_as_string(hide_password=True))
         self.file: Path | None = None
         self.lock_s, self.waited_s = _BUSY_MS / 1000, _TRIES * _BUSY_MS // 1000  # for a lock: each time, and in all
-        self._known = False  # once it has been used, what fails now may pass
+        self._known = False  # it has worked before, so a failure may be transient
         if self.engine.dialect.name == "sqlite":
             if str(parsed.database).startswith("file:"):
                 raise UsageError(f"database: {self.name}: give the path of a file: sqlite:////FOLDER/store.sqlite")

@@ -32,7 +32,7 @@ class ReadOnlyDatabase(Database):
         super().__init__(url)
         self.engine.dispose()
         self.lock_s = self.waited_s = _WAIT_S
-        self._seen: tuple[int, ...] = ()  # the file that was looked at last
+        self._seen: tuple[int, ...] = ()  # the file at the last transaction
         self._columns: dict[str, frozenset[str]] = {}
         if self.file is not None:
             file = self.file
@@ -96,7 +96,7 @@ class ReadOnlyDatabase(Database):
             self._columns, self._seen = {}, seen
 
     def _learn(self, db: sa.Connection) -> None:
-        """Note which tables and columns there are."""
+        """Record the existing tables and columns."""
         inspector = sa.inspect(db)
         found = inspector.get_table_names()
         if schema.runs.name not in found:
