@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from armillary.evaluate.losses import compare_losses
+from armillary.evaluate.losses import calibration_tokens, compare_losses
 from armillary.model import ConvertOptions, Transformer, convert, export_hf, open_model
 from armillary.recipe import Family, UsageError
 
@@ -81,3 +81,10 @@ def test_another_tokenizer_reads_the_text_again(exported: Path, tiny_corpus: Any
         source = open_model(tmp_path / "native")
         source.shape = small.shape
         compare_losses(source, source, tiny_corpus)
+
+
+def test_calibration_reads_training_text_of_every_domain(exported: Path, tiny_corpus: Any, tmp_path: Path) -> None:
+    tokens = calibration_tokens(open_model(exported), tiny_corpus)
+    assert tokens.shape == (4 * len(tiny_corpus.training_domains), 16)
+    first = tiny_corpus.train_tokens(tiny_corpus.training_domains[0])[:16]
+    assert tokens[0].tolist() == first.tolist()

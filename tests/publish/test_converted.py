@@ -58,6 +58,11 @@ def test_a_publication_stays_one_and_its_card_says_the_cost(
     losses = {result["dataset"]["name"]: result["metrics"][0]["value"] for result in results}
     assert losses["all"] == pytest.approx(rows[-1].after, abs=1e-5)
     assert verify(out).problems == []
+    content = (out / "README.md").read_bytes()
+    (out / "README.md").write_bytes(content + b" ")
+    (problem,) = verify(out / "SHA256SUMS").problems
+    assert problem.file.name == "README.md" and "changed or damaged" in problem.what
+    (out / "README.md").write_bytes(content)
     # on its way to a hub it is what it was
     staged = stage(out, tmp_path / "staged", "small", Additions("mit"))
     checked = check_leaving(staged.folder)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch.nn import functional
 
-from armillary.corpus import Corpus, held_out_texts
+from armillary.corpus import Corpus, held_out_texts, training_texts
 from armillary.evaluate.intervals import Interval, mean_interval
 from armillary.evaluate.paired import sign_flip_test
 from armillary.model import Source, build
@@ -26,6 +26,8 @@ WINDOWS = 100
 # Logits in memory at a time.
 _LOGITS = 2**22
 _ALL = "all"
+# Windows of each domain that activations are measured on, and their longest length.
+_CALIBRATION_WINDOWS, _CALIBRATION_LENGTH = 4, 256
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,49 @@ def compare_losses(
     return rows
 
 
+def calibration_tokens(source: Source, corpus: Corpus) -> torch.Tensor:
+    """Windows [n, length] of training text in the tokens of ``source``, from every domain that is trained on.
+
+    Raises:
+        UsageError: as ``compare_losses``, or there is no window.
+    """
+    length = min(source.context_length or _CALIBRATION_LENGTH, _CALIBRATION_LENGTH)
+    own = _own_tokenizer(source, corpus)
+    ids: dict[str, list[int]] = {name: [] for name in corpus.training_domains}
+    wanted = _CALIBRATION_WINDOWS * length
+    for name in ids:
+        if own is None:
+            ids[name] = corpus.train_tokens(name)[:wanted].tolist()
+    if own is not None:
+        for title, text in training_texts(corpus):
+            name = title.partition(":")[0]
+            if len(ids[name]) < wanted:
+                ids[name] += own.encode(text, add_special_tokens=False).ids
+    rows = [part[at : at + length] for part in ids.values() for at in range(0, min(len(part), wanted), length)]
+    whole = [row for row in rows if len(row) == length]
+    if not whole:
+        raise UsageError(f"{corpus.path}: no domain has training text for a window of {length} tokens")
+    return torch.tensor(whole, dtype=torch.int64)
+
+
+def _own_tokenizer(source: Source, corpus: Corpus) -> Tokenizer | None:
+    """The tokenizer of ``source``; None if the tokens of the corpus are its own.
+
+    Raises:
+        UsageError: it has none, and fewer tokens than the corpus.
+    """
+    path = source.folder / "tokenizer.json"
+    own = Tokenizer.from_file(str(path)) if path.is_file() else None
+    if own is not None and own.get_vocab() != corpus.tokenizer().get_vocab():
+        return own
+    if corpus.vocab_size > source.shape.vocab_size:
+        raise UsageError(
+            f"{source.folder}: has {source.shape.vocab_size} tokens and no tokenizer.json, and the corpus has "
+            f"{corpus.vocab_size} tokens; give a model with its tokenizer"
+        )
+    return None
+
+
 def _compared(domain: str, before: NDArray[np.float64], after: NDArray[np.float64], length: int) -> DomainLoss:
     gap = after - before
     reach = max(float(np.abs(gap).max()), 1e-12)
@@ -103,14 +148,8 @@ def _compared(domain: str, before: NDArray[np.float64], after: NDArray[np.float6
 
 def _windows(source: Source, corpus: Corpus, domain: str, length: int) -> torch.Tensor:
     """Windows [n, length + 1] of the validation text of ``domain`` in the tokens of ``source``; n may be 0."""
-    path = source.folder / "tokenizer.json"
-    own = Tokenizer.from_file(str(path)) if path.is_file() else None
-    if own is None or own.get_vocab() == corpus.tokenizer().get_vocab():
-        if corpus.vocab_size > source.shape.vocab_size:
-            raise UsageError(
-                f"{source.folder}: has {source.shape.vocab_size} tokens and no tokenizer.json, and the corpus has "
-                f"{corpus.vocab_size} tokens; give a model with its tokenizer"
-            )
+    own = _own_tokenizer(source, corpus)
+    if own is None:
         if len(corpus.validation_tokens(domain)) <= length:
             return torch.empty(0, length + 1, dtype=torch.int64)
         return torch.from_numpy(corpus.validation(domain, length, WINDOWS).tokens)

@@ -1,6 +1,6 @@
 """Publishes a model with its evidence: a folder that transformers loads, the lineage, and the model card."""
 
-from armillary.publish.converted import convert_measured
+from armillary.publish.converted import calibration_of, convert_measured
 from armillary.publish.export import (
     check_lineage,
     check_publishable,
@@ -23,6 +23,7 @@ __all__ = [
     "SendOptions",
     "Sent",
     "Target",
+    "calibration_of",
     "check_lineage",
     "check_publishable",
     "check_record",

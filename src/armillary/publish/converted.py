@@ -12,8 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from armillary.corpus import Corpus
-from armillary.evaluate.losses import DomainLoss, compare_losses
+from armillary.evaluate.losses import DomainLoss, calibration_tokens, compare_losses
 from armillary.model import Converted, ConvertOptions, Source, convert, open_model
 from armillary.publish import ledger
 from armillary.publish.card import converted_card
@@ -21,6 +23,16 @@ from armillary.publish.export import LINEAGE, check_lineage
 from armillary.publish.stage import CARD, card_of
 from armillary.publish.sums import SUMS, sums
 from armillary.recipe import write_sealed
+
+
+def calibration_of(corpus: Path) -> Callable[[Source], Tensor]:
+    """The function that gives training tokens of ``corpus`` to a conversion (``ConvertOptions.calibration``).
+
+    Raises:
+        DamagedFileError: a file of the corpus was changed.
+    """
+    opened = Corpus.open(corpus)
+    return lambda source: calibration_tokens(source, opened)
 
 
 def convert_measured(
@@ -49,6 +61,7 @@ def convert_measured(
             "from": src.resolve().name,
             "to": options.to,
             "stored": options.quantize or options.dtype or str(source.dtype).removeprefix("torch."),
+            "calibrated": options.calibration is not None,
             "corpus": opened.hash,
             "licences": {name: opened.manifest.domains[name].licence for name in opened.domains},
             "losses": [asdict(row) for row in rows],

@@ -35,6 +35,10 @@ def convert(
         Path | None,
         typer.Option(help="The folder of a corpus: measure the loss before and after; card.", show_default=False),
     ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(help="The folder of a corpus: scale channels by activations, for int8, int4.", show_default=False),
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Compare the logits of both; loads both models.")] = False,
     *,
     as_json: JsonOption = False,
@@ -45,10 +49,11 @@ def convert(
     """
     from armillary.model import ConvertOptions
     from armillary.model import convert as run
-    from armillary.publish import convert_measured
+    from armillary.publish import calibration_of, convert_measured
 
     reporter, begun = Reporter(), time.monotonic()
-    options = ConvertOptions(to, dtype, check, config, container, quantize)
+    tokens = None if calibrate is None else calibration_of(calibrate)
+    options = ConvertOptions(to, dtype, check, config, container, quantize, tokens)
     losses: list[Any] = []
 
     def progress(stage: str, done: int, total: int) -> None:

@@ -32,6 +32,7 @@ from armillary.model.weights.mindspore import export_mindspore
 from armillary.model.weights.native import export_native
 from armillary.model.weights.opening import open_model
 from armillary.model.weights.quantized import BITS
+from armillary.model.weights.scaled import scaled
 from armillary.model.weights.source import Export, Source, build
 from armillary.model.weights.telechat2 import export_telechat2
 from armillary.recipe import ArmillaryError, UsageError
@@ -61,7 +62,8 @@ class ConvertOptions:
     """How to convert: the format ``to`` write, the type of the weights (None: the source's), whether to ``check``.
 
     ``config`` is the configuration of a checkpoint of MindSpore; ``container`` is the kind of file to write for it.
-    ``quantize`` (``QUANTIZED``) is for GGUF files and folders of Hugging Face.
+    ``quantize`` (``QUANTIZED``) is for GGUF files and folders of Hugging Face. ``calibration`` gives tokens [n, length]
+    for int8 and int4, whose channels are then scaled by the activations on them (``scaled.py``).
     """
 
     to: str
@@ -70,6 +72,7 @@ class ConvertOptions:
     config: Path | None = None
     container: str | None = None
     quantize: str | None = None
+    calibration: Callable[[Source], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -120,8 +123,13 @@ def convert(
         write = partial(export_mindspore, container=options.container)
     if options.quantize is not None:
         write = partial(export_gguf if options.to == "gguf" else export_huggingface, quantize=options.quantize)
+    kept = source
+    if options.calibration is not None:
+        if options.quantize not in BITS:
+            raise UsageError(f"--calibrate: is for --quantize {' or '.join(BITS)}; llama.cpp's kinds take none here")
+        kept = scaled(source, options.calibration(source), BITS[options.quantize])
     try:
-        export = write(source, dtype)
+        export = write(kept, dtype)
     except UsageError as error:  # a shape knows no file
         raise error if str(src) in str(error) else UsageError(f"{src}: {error}") from error
     total = sum(tensor.bytes for tensor in export.tensors)
