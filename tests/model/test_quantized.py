@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from armillary.model import ConvertOptions, Transformer, build, convert, export_hf, open_model
-from armillary.model.weights.quantized import _rounded, _scales, pack, unpack
+from armillary.model.weights.quantized import _rounded, pack, searched, unpack, widest
 from armillary.recipe import ArmillaryError, Experts, ModelShape, UsageError
 
 SIZES = {"n_layers": 2, "d_model": 64, "n_heads": 4, "n_kv_heads": 2, "head_dim": 16, "d_ff": 96, "vocab_size": 320}
@@ -76,16 +76,15 @@ def test_scales_are_searched_at_four_bits(tmp_path: Path) -> None:
     values = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
     values[:, ::64] *= 3
     grouped = values.view(64, -1, 64)
-    widest = grouped.abs().amax(-1) / 7.5
 
     def error(scales: torch.Tensor) -> torch.Tensor:
         restored = _rounded(values, scales, 4).view_as(grouped) * scales[..., None]
         return (restored - grouped).square().sum(-1)
 
-    found = error(_scales(values, 4, 64))
-    assert (found <= error(widest) + 1e-6).all() and found.sum() < 0.9 * error(widest).sum()
-    assert torch.equal(_scales(values, 8, 64), grouped.abs().amax(-1) / 127.5)
-    assert _scales(torch.zeros(2, 64), 4, 64).min() > 0
+    plain, found = error(widest(values, 4, 64)), error(searched(values, 4, 64))
+    assert (found <= plain + 1e-6).all() and found.sum() < 0.9 * plain.sum()
+    assert torch.equal(widest(values, 8, 64), grouped.abs().amax(-1) / 127.5)
+    assert searched(torch.zeros(2, 64), 4, 64).min() > 0
 
 
 def test_a_quantized_folder_that_is_damaged_or_another_is_named(tmp_path: Path, tokenizer_file: Path) -> None:

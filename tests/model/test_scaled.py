@@ -57,7 +57,7 @@ def test_less_is_lost_where_channels_differ(tmp_path: Path, tokenizer_file: Path
         plain, less = (
             (build(open_model(tmp_path / name))(others) - expected).square().mean() for name in ("plain", "scaled")
         )
-    assert less < 0.7 * plain
+    assert less < 0.8 * plain
 
 
 def test_experts_stay_and_other_kinds_are_refused(tmp_path: Path, tokenizer_file: Path) -> None:

@@ -29,6 +29,7 @@ from armillary.model.rotary import ntk_base
 from armillary.model.transformer import Transformer
 from armillary.model.weights import quantized
 from armillary.model.weights.files import check_tensors, replace_folder, save_tensors
+from armillary.model.weights.scaled import Scaled
 from armillary.model.weights.shards import WEIGHTS, Shards
 from armillary.model.weights.source import (
     Export,
@@ -286,7 +287,10 @@ def export_huggingface(source: Source, dtype: torch.dtype, quantize: str | None 
         size = quantized.group_size([tensor.size[-1] for tensor in tensors if tensor.name in chosen], bits)
         routers = [f"model.layers.{i}.mlp.gate" for i in shape.mixture_layers]
         config["quantization_config"] = quantized.settings(bits, size, ["lm_head", *routers])
-        tensors = [part for t in tensors for part in (quantized.packed(t, bits, size) if t.name in chosen else [t])]
+        steps = quantized.searched if bits == 4 and not isinstance(source, Scaled) else quantized.widest
+        tensors = [
+            part for t in tensors for part in (quantized.packed(t, bits, size, steps) if t.name in chosen else [t])
+        ]
     return Export(documents, tensors)
 
 

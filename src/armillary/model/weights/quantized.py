@@ -5,7 +5,8 @@ with an offset of 2^(bits - 1)), ``weight_scale`` [n, groups], and ``weight_shap
 nearest of 2^bits steps that are symmetric around 0, with one scale per row and group of ``group_size`` numbers.
 
 At 8 bits the largest number of a group sets its scale. At 4 bits the scale is the one of several with the least squared
-error: a smaller one cuts the largest numbers off and rounds all others more finely.
+error: a smaller one cuts the largest numbers off and rounds all others more finely. Channels that were scaled by
+activations (``scaled.py``) keep the largest number, since it may be in a channel that matters.
 
 Trade-off: no data is needed to choose the steps. ``scaled.py`` scales channels by activations before (AWQ); errors are
 not passed on from column to column, as GPTQ does.
@@ -67,18 +68,22 @@ def settings(bits: int, size: int | None, ignored: list[str]) -> dict[str, Any]:
     }
 
 
-def packed(tensor: Planned, bits: int, size: int | None) -> list[Planned]:
-    """The three tensors of the matrix ``tensor``; scales have its type."""
+# The steps [n, groups] of a matrix [n, k] for bits and the size of a group (None: one per row).
+Steps = Callable[[Tensor, int, int | None], Tensor]
+
+
+def packed(tensor: Planned, bits: int, size: int | None, steps: Steps) -> list[Planned]:
+    """The three tensors of the matrix ``tensor``, with the scales that ``steps`` chooses, in its type."""
     rows, width = tensor.size
     stem, dtype = tensor.name.removesuffix("weight"), tensor.dtype
 
     def scale() -> Tensor:
-        return _scales(tensor.make().float(), bits, size).to(dtype)
+        return steps(tensor.make().float(), bits, size).to(dtype)
 
     def numbers() -> Tensor:
         values = tensor.make().float()
-        steps = _scales(values, bits, size).to(dtype).float()  # those that a reader has
-        return pack(_rounded(values, steps, bits), bits)
+        chosen = steps(values, bits, size).to(dtype).float()  # those that a reader has
+        return pack(_rounded(values, chosen, bits), bits)
 
     return [
         Planned(f"{stem}weight_packed", (rows, width * bits // 32), torch.int32, numbers),
@@ -88,25 +93,30 @@ def packed(tensor: Planned, bits: int, size: int | None) -> list[Planned]:
 
 
 def rounded(values: Tensor, bits: int, size: int | None) -> Tensor:
-    """The matrix ``values`` as a reader has it after packing."""
-    steps = _scales(values, bits, size)
+    """The matrix ``values`` as a reader has it after packing with the ``widest`` steps."""
+    steps = widest(values, bits, size)
     grouped = _rounded(values, steps, bits).view(*steps.shape, -1) * steps[..., None]
     return grouped.view(values.shape)
 
 
-def _scales(values: Tensor, bits: int, size: int | None) -> Tensor:
+def widest(values: Tensor, bits: int, size: int | None) -> Tensor:
+    """Steps that reach the largest number of each group."""
     grouped = values.view(values.shape[0], -1, size or values.shape[1])
-    widest: Tensor = (grouped.abs().amax(-1) / (2 ** (bits - 1) - 0.5)).clamp(min=torch.finfo(torch.float16).tiny)
-    if bits > 4:
-        return widest
-    best, least = widest, torch.full_like(widest, torch.inf)
+    steps: Tensor = grouped.abs().amax(-1) / (2 ** (bits - 1) - 0.5)
+    return steps.clamp(min=torch.finfo(torch.float16).tiny)
+
+
+def searched(values: Tensor, bits: int, size: int | None) -> Tensor:
+    """Steps with the least squared error in each group, of ``_SHARES`` of the widest ones."""
+    grouped = values.view(values.shape[0], -1, size or values.shape[1])
+    best = full = widest(values, bits, size)
+    least = torch.full_like(full, torch.inf)
     for share in _SHARES:
-        steps = widest * share
+        steps = full * share
         restored = _rounded(values, steps, bits).view_as(grouped) * steps[..., None]
         error = (restored - grouped).square().sum(-1)
         best, least = torch.where(error < least, steps, best), torch.minimum(error, least)
-    chosen: Tensor = best.clamp(min=torch.finfo(torch.float16).tiny)
-    return chosen
+    return best.clamp(min=torch.finfo(torch.float16).tiny)
 
 
 def _rounded(values: Tensor, scales: Tensor, bits: int) -> Tensor:
