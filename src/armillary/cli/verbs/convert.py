@@ -33,11 +33,15 @@ def convert(
     ] = None,
     evaluate: Annotated[
         Path | None,
-        typer.Option(help="The folder of a corpus: measure the loss before and after; card.", show_default=False),
+        typer.Option(
+            help="The folder of a corpus: measure the loss before and after; into the card too.", show_default=False
+        ),
     ] = None,
     calibrate: Annotated[
         Path | None,
-        typer.Option(help="The folder of a corpus: scale channels by activations, for int8, int4.", show_default=False),
+        typer.Option(
+            help="The folder of a corpus: first scale channels by activations on it (AWQ).", show_default=False
+        ),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Compare the logits of both; loads both models.")] = False,
     *,
