@@ -372,7 +372,7 @@ def _conversion(about: Mapping[str, Any], language: Language) -> list[str]:
     if english:
         lead = (
             f"These weights are `{about['from']}` converted to `{about['to']}` in `{about['stored']}`"
-            f"{', with channels scaled by activations on its training text' if calibrated else ''}. Both were "
+            f"{', with channels scaled by activations' if calibrated else ''}. Both were "
             f"measured on the same windows of the validation text of corpus `{about['corpus']}`: nats per token before "
             "and after, the paired difference with its 95% interval over windows, and the p-value of a sign-flip test."
         )
@@ -380,7 +380,7 @@ def _conversion(about: Mapping[str, Any], language: Language) -> list[str]:
         return ["## What the conversion cost", lead, _table(heads, rows)]
     lead = (
         f"这些权重由 `{about['from']}` 转换为 `{about['to']}`，以 `{about['stored']}` 存储"
-        f"{'，各通道按训练文本上的激活缩放' if calibrated else ''}。两者在语料 "
+        f"{'，各通道按激活缩放' if calibrated else ''}。两者在语料 "
         f"`{about['corpus']}` 验证文本的相同窗口上测量：转换前后每 token 奈特数、配对差值及其 95% 区间（按窗口）、"
         "符号翻转检验的 p 值。"
     )
