@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 
 WIDTH = 860
 HUES = 8
-_LONGEST = 34  # characters of a label
+_LONGEST = 40  # characters of a label
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ def intervals(rows: Sequence[Row], label: str, form: Callable[[float], str], zer
         return Markup("")
     step, top = 34, 6
     height = int(top + step * len(rows) + 42)
-    left = min(300.0, 16 + max(_width(_cut(row.label)) for row in rows))
+    left = min(320.0, 16 + max(_width(_cut(row.label)) for row in rows))
     low, high = _limits(np.array(values), False)
     frame = _Frame(left, top, WIDTH - left - 20, step * len(rows), (low, high))
     _x_ticks(frame, Axis(label, form=form))

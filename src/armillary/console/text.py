@@ -283,8 +283,8 @@ STRINGS: dict[str, tuple[str, str]] = {
     "fault_log": ("Faults and what was done", "故障与处理"),
     "heat": ("Step times by rank", "各进程的步时间"),
     "heat_lead": (
-        "Seconds per step of each rank: the darker, the slower. From {low} to {high}.",
-        "各进程每步秒数：颜色越深越慢。范围 {low} 至 {high}。",
+        "Seconds per step of each rank: blue is fast, orange is slow. From {low} to {high}.",
+        "各进程每步秒数：蓝色为快，橙色为慢。范围 {low} 至 {high}。",
     ),
     "memory": ("Memory", "显存"),
     "memory_lead": ("Peak memory by rank, as the events say.", "事件中记录的各进程显存峰值。"),

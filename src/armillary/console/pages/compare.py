@@ -94,7 +94,7 @@ def panel(page: Page, chosen: Sequence[Chosen], what: str) -> dict[str, Any] | N
         x, y = values(page, one.run, over, what)
         if not len(x):
             continue
-        smooth = window > 1 and not what.startswith("validation/") and len(x) > window
+        smooth = window > 1 and what not in SPEEDS and not what.startswith("validation/") and len(x) > window
         if smooth and len(chosen) <= _RAW:
             series.append(svg.Series(one.label, *svg.decimate(x, y, columns), one.hue, faint=True))
         y = smoothed(y, window) if smooth else y
