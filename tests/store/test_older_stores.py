@@ -8,8 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
-from armillary.store import Store
+from armillary.store import Reader, RunFilter, Store
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "before-seams"
 EXPECTED = json.loads((FIXTURES / "expected.json").read_text())
@@ -67,3 +68,22 @@ def test_a_store_of_an_older_version_reads_identically(folder):
     assert reading(store) == EXPECTED["store"]
     store.close()
     assert reading(Store(folder)) == EXPECTED["store"]  # also after it was migrated
+
+
+def test_facts_of_runs_that_an_older_version_added_are_completed(make_spec, tmp_path):
+    specs = [make_spec(seed=seed) for seed in range(4)]
+    store = Store(tmp_path)
+    store.add("a", specs)
+    with store.engine.begin() as db:
+        db.execute(sa.text("DROP TABLE run_facts"))
+        db.execute(sa.text("DROP INDEX runs_by_time"))
+    store.close()
+    before = (tmp_path / "store.sqlite").read_bytes()
+    wanted = RunFilter(tags=("seed-2",), shape="1x16", mixture=(("sky", ">=", 0.5),))
+    assert [row.run for row in Reader(tmp_path).page(wanted, 10)] == [specs[2].id]  # from the specifications
+    assert (tmp_path / "store.sqlite").read_bytes() == before
+    again = Store(tmp_path)
+    assert [row.run for row in again.page(wanted, 10)] == [specs[2].id]
+    with again.engine.connect() as db:
+        assert db.execute(sa.text("SELECT count(*) FROM run_facts")).scalar() == 4
+        assert "runs_by_time" in {index["name"] for index in sa.inspect(db).get_indexes("runs")}

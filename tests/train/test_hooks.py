@@ -270,3 +270,17 @@ def test_a_profile_is_a_trace_and_changes_no_number(make_spec, tiny_corpus, tmp_
     assert outcome(tmp_path) == undisturbed(make_spec())
     with pytest.raises(UsageError, match="must be at least 1"):
         Profile(first=0)
+
+
+def test_the_last_rows_can_be_watched_before_they_are_in_a_part(tiny_corpus, make_spec, monkeypatch, tmp_path):
+    """The live file holds them, is never read back, and is gone when the run is done."""
+    monkeypatch.setattr(metrics, "LIVE_S", 0.0)
+    live, seen = tmp_path / "metrics" / "live.parquet", {}
+
+    def look(step):
+        seen[step] = pq.read_table(live)["step"].to_pylist() if live.exists() else []
+
+    spec = make_spec()
+    train_run(spec, tiny_corpus, tmp_path, progress=look)
+    assert seen[spec.steps][-1] >= 5 and seen[spec.steps] == list(range(1, seen[spec.steps][-1] + 1))
+    assert not live.exists() and not live.parent.exists()
