@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -205,3 +206,17 @@ def test_the_store_is_not_written_to(workspace, client):
     for address in PAGES:
         ok(here, address)
     assert state() == before
+
+
+def test_folders_of_runs_without_a_store_are_shown(built, client, tmp_path):
+    runs = sorted((built / "store" / "runs").iterdir())[:2]
+    for run in runs:
+        shutil.copytree(run, tmp_path / "large" / f"<b>{run.name}")
+    (tmp_path / "large" / "circle").symlink_to(tmp_path)
+    for place in (tmp_path, tmp_path / "large", tmp_path / "large" / f"<b>{runs[0].name}"):
+        here = client(place)
+        shown = ok(here, "/runs")
+        assert "&lt;b&gt;" + runs[0].name in shown and "status-interrupted" in shown
+        for link in {link for link in links(shown) if link.startswith(("/runs/", "/compare"))}:
+            for further in links(ok(here, link)):
+                ok(here, further)

@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from armillary.goodput import read_events
 from armillary.launch import LocalExecutor
 from armillary.recipe import ArmillaryError, ForeignFileError, Recipe, UsageError, Validation
-from armillary.store import Store
+from armillary.store import Reader, RunFilter, Store
 from armillary.study import Lab, anneal_study, make_plan, mixture_study
 
 pytestmark = pytest.mark.slow
@@ -265,3 +265,23 @@ def test_studies_find_what_they_find_on_sqlite(url, tiny_corpus_spec, tiny_corpu
     shared = Store(tmp_path / "postgresql", url)
     assert studied(shared) == studied(Store(tmp_path / "sqlite"))
     assert {row["how"] for row in shared.rates()} >= {"probe"}
+
+
+def test_a_reader_sees_the_same_as_the_store_and_cannot_write(url, make_spec, tmp_path):
+    store = Store(tmp_path / "store", url)
+    specs = [make_spec(seed=seed) for seed in range(5)]
+    store.add("a", specs)
+    store.record_prediction(specs[0].id, {"run": specs[0].id, "target": {"predicted": 1.0, "low": 0.5, "high": 1.5}})
+    reader = Reader(tmp_path / "store", url)
+    assert reader.overview() == store.overview() and reader.counts() == {"pending": 5}
+    wanted = RunFilter(study="a", tags=("seed-3",), mixture=(("sky", ">=", 0.5), ("sea", "=", 0.2)))
+    assert [row.run for row in reader.page(wanted, 10)] == [specs[3].id]
+    first = reader.page(RunFilter(), 3)
+    rest = reader.page(RunFilter(), 3, (first[-1].created_at, first[-1].run))
+    assert {row.run for row in (*first, *rest)} == {spec.id for spec in specs}
+    assert reader.said(9)[0].problem is None and reader.chain().intact
+    with pytest.raises(ArmillaryError, match="reading only"):
+        reader.add("b", specs)
+    with pytest.raises(sa.exc.DBAPIError), reader.database.engine.begin() as db:
+        db.execute(sa.text("DELETE FROM study_runs"))
+    reader.close()
