@@ -110,7 +110,7 @@ class Checked:
             if self.too_long == "refuse":
                 raise UsageError(
                     f"{rendered.where}: has {size} tokens, and a sequence {self.longest} (context_length + 1); raise "
-                    " --context-length, or give --too-long cut (turns from the end) or drop"
+                    "--context-length, or give --too-long cut (turns from the end) or drop"
                 )
             fitting = [turn for turn in rendered.turns if turn.stop <= self.longest] if self.too_long == "cut" else []
             if not fitting:
