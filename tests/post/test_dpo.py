@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from armillary.recipe import Layout, Lora, UsageError, read_spec
 from armillary.train import InterruptedRunError, answer_log_probs, read_metrics
 
 WORDS = ["one", "two", "three", "four", "five", "six"]
-OPTIONS = DpoOptions(epochs=6, lr=2e-3, batch_pairs=6, beta=0.2)
+OPTIONS = DpoOptions(epochs=6, lr=2e-3, batch_pairs=6, beta=0.2, precision="fp32")
 
 
 def pairs(numbers: range) -> list[AnswerPair]:
@@ -74,7 +75,7 @@ def test_a_finished_training_is_returned_and_other_settings_are_refused(
     out = preferred.model.parent
     assert prefer(tiny_hf, files[0], out, OPTIONS, held_out=files[1]).to_json() == preferred.to_json()
     with pytest.raises(UsageError, match=r"another beta"):
-        prefer(tiny_hf, files[0], out, DpoOptions(epochs=6, lr=2e-3, batch_pairs=6), held_out=files[1])
+        prefer(tiny_hf, files[0], out, replace(OPTIONS, beta=0.1), held_out=files[1])
 
 
 def test_a_training_that_is_stopped_anywhere_goes_on_to_the_same_numbers(

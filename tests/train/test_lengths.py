@@ -69,7 +69,8 @@ def test_the_losses_are_those_of_a_loop_with_two_models(spec, tiny_corpus, tmp_p
                 assert metrics[step][f"validation/{domain}/loss"] == pytest.approx(nats, rel=1e-4)
     assert result.tokens == spec.tokens == 6 * 64 + 6 * 128
     last = load_weights(tmp_path / "run" / "model.safetensors", spec.during(11).model)
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(last.parameters(), models[0].parameters(), strict=True))
+    # AdamW turns the rounding of a gradient near zero, which differs between processors, into a step of its own
+    assert all(torch.allclose(a, b, atol=5e-5) for a, b in zip(last.parameters(), models[0].parameters(), strict=True))
 
 
 @pytest.mark.parametrize("after", [SWITCH - 1, SWITCH, SWITCH + 2])
