@@ -84,5 +84,5 @@ def read_plan(path: Path) -> Plan | None:
             document["commit"],
             document["checked"],
         )
-    except TypeError as error:
+    except (KeyError, TypeError) as error:
         raise DamagedFileError(f"{path}: not a plan of a publication ({error}); {_REMEDY}") from error

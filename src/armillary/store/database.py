@@ -32,7 +32,7 @@ from armillary.recipe import (
 )
 from armillary.store import schema
 
-_BUSY_MS = 10_000  # seconds that SQLite waits for a lock, each time
+_BUSY_MS = 10_000  # milliseconds that SQLite waits for a lock, each time
 _TRIES, _PAUSE_S = 3, 1.0
 _LOCK = 0x61726D69  # an arbitrary number that identifies our lock in this database
 _MAGIC = b"SQLite format 3\0"
