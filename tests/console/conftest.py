@@ -81,9 +81,7 @@ def client() -> Iterator[Callable[..., Any]]:
 
     made = []
 
-    def make(
-        *places: Path | str, token: str | None = None, base: str = "http://localhost"
-    ) -> Any:
+    def make(*places: Path | str, token: str | None = None, base: str = "http://localhost") -> Any:
         app = create_app(ConsoleOptions(tuple(map(str, places))), token)
         made.append(app)
         return TestClient(app, base_url=base, raise_server_exceptions=False)
