@@ -17,7 +17,11 @@
 
 #include "vectors.h"
 
-#define TILE 6          /* rows of a register tile: with two vectors across, 12 of 16 registers hold sums */
+#ifdef __AVX512F__
+#define TILE 12         /* rows of a register tile: with two vectors across, 24 of 32 registers hold sums */
+#else
+#define TILE 6          /* 12 of 16 registers */
+#endif
 #define NR (2 * LANES)  /* columns of a panel of weights */
 #define PANELS 4        /* panels of an item of work, and the most that one row goes through at once */
 #define ATTEND_HEADS 3  /* query heads of a group that share what is loaded of the cache */
@@ -173,6 +177,14 @@ static void product(const Rows *rows, const Op *op, const float *weight, int64_t
                 case 24 + 1: TILE_OF(3, 1)
                 case 32 + 1: TILE_OF(4, 1)
                 case 40 + 1: TILE_OF(5, 1)
+#if TILE > 6
+                case 56 + 1: TILE_OF(7, 1)
+                case 64 + 1: TILE_OF(8, 1)
+                case 72 + 1: TILE_OF(9, 1)
+                case 80 + 1: TILE_OF(10, 1)
+                case 88 + 1: TILE_OF(11, 1)
+                case 96 + 1: TILE_OF(12, 1)
+#endif
                 default: TILE_OF(6, 1)
             }
         }
