@@ -87,7 +87,7 @@ static inline int64_t whole(int64_t n, int64_t to) { return (n + to - 1) / to * 
 /* ---- Products ---- */
 
 /* The sums over k of `rows` rows with `panels` panels; each sum is one chain of multiply-adds from the first k on.
- * `next` is what is asked for of the memory meanwhile: a line of it for each line that is read. */
+ * `next` is prefetched meanwhile, as fast as `w` is read. */
 static inline __attribute__((always_inline)) void sums(const int rows, const int panels, const float *const *a,
                                                        const float *w, const float *next, int64_t k, vec s[][2]) {
     for (int i = 0; i < rows * panels; i++) s[i][0] = s[i][1] = (vec){0};
@@ -95,7 +95,8 @@ static inline __attribute__((always_inline)) void sums(const int rows, const int
         for (int p = 0; p < panels; p++) {
             const float *from = w + (p * k + i) * NR;
             vec w0 = *(const vec *)from, w1 = *(const vec *)(from + LANES);
-            if (rows > 2) __builtin_prefetch(next + (p * k + i) * NR);
+            if (rows > 2)
+                for (int line = 0; line < NR; line += 16) __builtin_prefetch(next + (p * k + i) * NR + line);
             for (int r = 0; r < rows; r++) {
                 s[r * panels + p][0] += a[r][i] * w0;
                 s[r * panels + p][1] += a[r][i] * w1;
