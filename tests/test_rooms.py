@@ -116,6 +116,7 @@ TESTED_THROUGH = {
     "evaluate/contests/rows.py": ("evaluate/contests/test_files.py", "reads the files of contests"),
     "generate/*.py": ("generate/test_generate.py", "parts of answering a file of prompts"),
     "goodput/*.py": ("goodput/test_simulate.py", "what a simulation is given: a cluster and a scenario"),
+    "launch/clusters/*.py": ("launch/clusters/test_jobs.py", "parts of a job, from its profile to its state"),
     "launch/workers/proof.py": (
         "launch/workers/test_ray_executor.py",
         "it takes a second machine, or a process as one",

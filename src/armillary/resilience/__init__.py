@@ -14,12 +14,16 @@ from armillary.resilience.inject import (
     load_faults,
 )
 from armillary.resilience.judge import WINDOW, Judge, Verdict
+from armillary.resilience.nodes import NODE_FAILURES, Attempt, Ending, excluded_nodes, may_restart
 from armillary.resilience.snapshots import forget, memory_folder
 
 __all__ = [
     "KINDS",
+    "NODE_FAILURES",
     "WINDOW",
+    "Attempt",
     "Detector",
+    "Ending",
     "Fault",
     "FaultClock",
     "FaultHook",
@@ -33,7 +37,9 @@ __all__ = [
     "Judge",
     "RandomFaults",
     "Verdict",
+    "excluded_nodes",
     "forget",
     "load_faults",
+    "may_restart",
     "memory_folder",
 ]

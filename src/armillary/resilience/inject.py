@@ -33,9 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-import torch
 from pydantic import Field, model_validator
-from torch.distributed.tensor import DTensor
 
 from armillary.recipe import Document, UsageError, load_document
 
@@ -274,13 +272,17 @@ def _nan(fault: Fault, run: Any) -> None:
 
 
 def _flip(fault: Fault, run: Any) -> None:
+    import torch
+
     parameter = next(p for _, p in run.engine.program.named_parameters() if _own(p).numel())
     with torch.no_grad():
         bits = _own(parameter).view(-1)[:1].view(torch.int32)
         bits ^= 1 << 20
 
 
-def _own(tensor: Any) -> torch.Tensor:
+def _own(tensor: Any) -> Any:
+    from torch.distributed.tensor import DTensor  # here, so that this room loads without torch
+
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 

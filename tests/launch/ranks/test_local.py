@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -130,3 +133,29 @@ def test_ranks_that_die_before_the_first_step_end_with_one_line(act, restarts, s
         start_ranks(act, 2, Supervision(restarts))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def _wait_for_stop(context):
+    Path(os.environ["STOPPED"]).with_suffix(".begun").touch()
+    end = time.monotonic() + 300
+    while not context.stop() and time.monotonic() < end:
+        time.sleep(0.02)
+    Path(os.environ["STOPPED"]).with_suffix(f".{context.slot}.{'ended' if context.stop() else 'late'}").touch()
+
+
+@pytest.mark.slow
+def test_ranks_stop_when_the_watching_process_is_killed(tmp_path, monkeypatch):
+    """The fork server, their parent, lives on as long as they do."""
+    monkeypatch.setenv("STOPPED", str(tmp_path / "rank"))
+    program = "import test_local\nif __name__ == '__main__': test_local.start_ranks(test_local._wait_for_stop, 1)"
+    with subprocess.Popen([sys.executable, "-c", program], cwd=Path(__file__).parent) as watching:
+        _wait_for(tmp_path / "rank.begun")
+        watching.kill()
+    _wait_for(tmp_path / "rank.0.ended")
+
+
+def _wait_for(path):
+    end = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < end, path.name
+        time.sleep(0.05)

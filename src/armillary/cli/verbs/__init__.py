@@ -31,6 +31,7 @@ from armillary.cli.verbs import (
     serve,
     store,
     study,
+    submit,
     train,
     verdict,
     verify,
@@ -59,6 +60,7 @@ __all__ = [
     "serve",
     "store",
     "study",
+    "submit",
     "train",
     "verdict",
     "verify",
@@ -67,6 +69,7 @@ __all__ = [
 # The sections of `armillary --help`, in order. Verbs in none of them come last, under "Others".
 PANELS = {
     "From text to a model": ("run", "demo", "report", "corpus", "predict", "train", "verdict"),
+    "On a cluster": ("submit", "jobs", "logs", "cancel"),
     "From a base model to one that answers": ("post",),
     "What exists": ("console", "runs", "rates", "verify", "store"),
     "Where the time goes": ("plan", "goodput"),

@@ -37,8 +37,13 @@ def train(
         int, typer.Option(min=0, help="Large run: restarts in a row that get no further than the one before.")
     ] = 3,
     min_ranks: Annotated[
-        int, typer.Option(min=1, help="Large run: fewest ranks to continue with when a rank cannot be restarted.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Large run: fewest ranks to continue with when a rank cannot be restarted (default: 1; under a "
+            "launcher, all).",
+        ),
+    ] = None,
     inject: Annotated[
         Path | None, typer.Option(help="Large run: a file of faults to make happen, to see that it survives them.")
     ] = None,

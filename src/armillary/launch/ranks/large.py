@@ -32,7 +32,7 @@ def launch(
     *,
     nproc: int | None = None,
     max_restarts: int = 3,
-    min_ranks: int = 1,
+    min_ranks: int | None = None,
     faults: Faults | None = None,
     reporter: Callable[[], Any],
 ) -> RunResult | None:
@@ -40,10 +40,10 @@ def launch(
 
     Starts ``nproc`` ranks on this machine (default: the number of ranks in the layout, or one). If a rank dies, freezes
     or hangs, all restart from the last checkpoint, at most ``max_restarts`` times in a row without progress. If the
-    same rank is lost each time, the run continues with fewer data replicas, down to ``min_ranks`` ranks. The global
-    batch and the order of the data stay the same. ``faults`` are injected. ``reporter()`` returns the reporter of the
-    first rank, which is called with the stage, units done, total units and a note; ``say`` takes a line, and ``close``
-    ends it.
+    same rank is lost each time, the run continues with fewer data replicas, down to ``min_ranks`` ranks (default:
+    1). The global batch and the order of the data stay the same. A launcher may start fewer ranks than the layout has
+    only if ``min_ranks`` is given. ``faults`` are injected. ``reporter()`` returns the first rank's reporter. It is
+    called with the stage, units done, total units and a note; ``say`` takes a line, and ``close`` ends it.
 
     Raises:
         UsageError: corpus, layout, run and number of ranks do not match; nothing has started.
@@ -58,6 +58,8 @@ def launch(
         if faults is not None:
             raise UsageError("--inject makes faults in ranks that are started here, and these were by a launcher")
         meeting_place()
+        if min_ranks is not None and min_ranks <= ranks:
+            large = large.on_fewer(ranks)
         prepare(large, ranks)
         stopping = Stop()
         for number in SIGNALS:
@@ -66,7 +68,7 @@ def launch(
     ranks = nproc or (large.layout.ranks if large.layout is not None else 1)
     spec, _, layout = prepare(large, ranks)
     planned = () if faults is None else faults.plan(spec.steps, ranks)
-    fewer = [smaller.ranks for smaller in layout.fewer_replicas(spec) if smaller.ranks >= min_ranks]
+    fewer = [smaller.ranks for smaller in layout.fewer_replicas(spec) if smaller.ranks >= (min_ranks or 1)]
     watch = Supervision(
         max_restarts,
         tuple(fewer),

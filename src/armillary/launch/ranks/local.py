@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing as mp
 import os
+import select
 import signal
 import time
 import traceback
@@ -318,13 +319,18 @@ def _be_rank(
     if faults is not None and faults.is_gone(slot):
         os.kill(os.getpid(), signal.SIGKILL)
     heartbeat.start()
-    parent = os.getppid()  # the fork server, which ends with the watching process
+    # The fork server, this process's parent, lives as long as any rank. The death of the watching process shows in the
+    # pipe alone: it has an error once its other end is closed.
+    watching = select.poll()
+    watching.register(sender.fileno(), 0)
     try:
-        outcome = act(RankContext(lambda: bool(stop.value) or os.getppid() != parent, heartbeat, faults, slot))
+        outcome = act(RankContext(lambda: bool(stop.value) or bool(watching.poll(0)), heartbeat, faults, slot))
     except ArmillaryError as error:
         outcome = error
     except BaseException as error:
         said = " ".join("".join(traceback.format_exception_only(error)).split())
-        sender.send(("died", said if len(said) <= _WORDS else f"{said[:_WORDS]}…"))
+        with contextlib.suppress(OSError):
+            sender.send(("died", said if len(said) <= _WORDS else f"{said[:_WORDS]}…"))
         raise SystemExit(1) from None
-    sender.send(("ended", outcome))
+    with contextlib.suppress(OSError):
+        sender.send(("ended", outcome))

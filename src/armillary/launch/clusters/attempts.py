@@ -1,0 +1,134 @@
+"""The record of a job's attempts, in the job's folder. Every file is sealed, written once and never changed.
+
+| file | written |
+|---|---|
+| ``attempt-N.json`` | when attempt N begins: nodes, progress of the results, the cluster's id |
+| ``attempt-N-node-NODE.json`` | when a node's processes begin |
+| ``attempt-N-node-NODE-end.json`` | when they end: exit code |
+| ``attempt-N-end.json`` | when the attempt ends: how, exit code, nodes that failed |
+| ``cancel.json`` | when a user cancels the job |
+| ``end.json`` | when the job ends: state, exit code, reason |
+
+If a node is lost, its end files are missing, and that is how it is found.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from armillary.recipe import DamagedFileError, ForeignFileError, read_sealed, write_sealed
+from armillary.resilience import Attempt
+
+FORMAT = 1
+ATTEMPT = "ARMILLARY_ATTEMPT"  # the variable with the number of the attempt, for the commands of a job
+JOBS = "jobs"  # the folder of the jobs' folders, in the folder of the results
+CANCEL, END = "cancel.json", "end.json"
+_ATTEMPT = re.compile(r"attempt-(\d+)\.json")
+_NODE_END = re.compile(r"attempt-(\d+)-node-(.+)-end\.json")
+_NODE = re.compile(r"attempt-(\d+)-node-(.+)\.json")
+_STEP = re.compile(r"step-(\d+)")
+
+
+@dataclass(frozen=True)
+class NodeEnd:
+    """How the processes of a node ended: its exit code and time; None for a node that has not ended, or is lost."""
+
+    node: str
+    code: int | None
+    time_s: float = 0.0
+
+
+def progress_of(folder: Path) -> tuple[int, int]:
+    """What the results in ``folder`` hold: finished runs, and the sum of the steps of the newest checkpoints."""
+    runs = [folder, *(folder / "store" / "runs").glob("*")]
+    finished = sum((run / "result.json").exists() for run in runs)
+    steps = 0
+    for run in runs:
+        found = [_STEP.fullmatch(checkpoint.name) for checkpoint in (run / "checkpoints").glob("step-*")]
+        steps += max((int(match[1]) for match in found if match), default=0)
+    return finished, steps
+
+
+def write_record(place: Path, name: str, **fields: Any) -> None:
+    """Write the record ``name`` of the job in the folder ``place``."""
+    write_sealed(place / name, {"format": FORMAT, "time_s": time.time(), **fields})
+
+
+def read_record(place: Path, name: str) -> dict[str, Any] | None:
+    """The record ``name`` of the job in the folder ``place``; None if there is none.
+
+    Raises:
+        DamagedFileError, ForeignFileError: as ``read_sealed``.
+    """
+    try:
+        return read_sealed(place / name, "record of a job", FORMAT, "move it away; only this job's history is lost")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def attempt_numbers(place: Path) -> list[int]:
+    """The numbers of the attempts that have begun, ascending."""
+    found = (_ATTEMPT.fullmatch(file.name) for file in place.glob("attempt-*.json"))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def read_attempts(place: Path) -> list[Attempt]:
+    """All attempts of the job in the folder ``place``, in order; damaged records are left out."""
+    attempts = []
+    for number in attempt_numbers(place):
+        with contextlib.suppress(DamagedFileError, ForeignFileError):
+            begun = read_record(place, f"attempt-{number}.json") or {}
+            ended = read_record(place, f"attempt-{number}-end.json")
+            nodes, progress = tuple(begun["nodes"]), (int(begun["progress"][0]), int(begun["progress"][1]))
+            if ended is None:
+                blamed = culprits(nodes, node_ends(place, number))
+                attempts.append(Attempt(nodes, progress, None, blamed))
+            else:
+                attempts.append(Attempt(nodes, progress, ended["ending"], tuple(ended["blamed"])))
+    return attempts
+
+
+def history(results: Path) -> list[Attempt]:
+    """The attempts of all jobs of the results in a folder, oldest job first."""
+    places = [file.parent for file in results.glob(f"{JOBS}/*/attempt-1.json")]
+    places.sort(key=lambda place: (place / "attempt-1.json").stat().st_mtime)
+    return [attempt for place in places for attempt in read_attempts(place)]
+
+
+def node_ends(place: Path, number: int) -> list[NodeEnd]:
+    """How each node of an attempt ended, as far as it is recorded."""
+    ends: dict[str, NodeEnd] = {}
+    for file in sorted(place.glob(f"attempt-{number}-node-*.json")):
+        ended, begun = _NODE_END.fullmatch(file.name), _NODE.fullmatch(file.name)
+        with contextlib.suppress(DamagedFileError, ForeignFileError):
+            if ended is not None:
+                record = read_record(place, file.name) or {}
+                ends[ended[2]] = NodeEnd(ended[2], int(record["exit"]), float(record["time_s"]))
+            elif begun is not None:
+                ends.setdefault(begun[2], NodeEnd(begun[2], None))
+    return list(ends.values())
+
+
+def culprits(nodes: Sequence[str], ends: Sequence[NodeEnd]) -> tuple[str, ...]:
+    """The nodes that caused the failure of an attempt.
+
+    A single node is the cause. Of several, ``nodes`` or others with an end, those whose processes have begun and never
+    ended are lost: they are the cause. If all have ended, it is the node that failed first. Without any end all of them
+    were ended from outside, and no node is the cause.
+    """
+    members = {*nodes, *(end.node for end in ends)}
+    if len(members) == 1:
+        return tuple(members)
+    if not any(end.code is not None for end in ends):
+        return ()
+    lost = tuple(end.node for end in ends if end.code is None)
+    if lost:
+        return lost
+    failed = [end for end in ends if end.code != 0]
+    return (min(failed, key=lambda end: end.time_s).node,) if failed else ()

@@ -1,0 +1,60 @@
+"""Runs the processes of one node of a job, and records how they end: ``python -m ...member FOLDER -- COMMAND``.
+
+A scheduler starts this on every node. SIGTERM goes on to the command, whose ranks then write a checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from armillary.launch.clusters.attempts import ATTEMPT, attempt_numbers, write_record
+from armillary.launch.clusters.cluster import node_name
+from armillary.recipe import ArmillaryError
+
+
+def run_member(place: Path, attempt: int, command: Sequence[str]) -> int:
+    """Run ``command`` and return its exit code, 128 + N for signal N; record both ends in the folder ``place``."""
+    record = f"attempt-{attempt}-node-{node_name()}"
+    # A full disk must not end the training; the node then counts as lost if it fails.
+    with contextlib.suppress(OSError):
+        write_record(place, f"{record}.json")
+    child = subprocess.Popen(command)
+    before = {
+        number: signal.signal(number, lambda number, frame: child.send_signal(number))
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        code = child.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    code = code if code >= 0 else 128 - code
+    with contextlib.suppress(OSError):
+        write_record(place, f"{record}-end.json", exit=code)
+    return code
+
+
+def _attempt(place: Path) -> int:
+    """The number of the current attempt: the supervisor's, or the newest where it runs in another pod."""
+    given = os.environ.get(ATTEMPT)
+    return int(given) if given else max(attempt_numbers(place), default=1)
+
+
+def main() -> None:
+    """Parse the arguments, which this program has written itself."""
+    place, _, *command = sys.argv[1:]
+    try:
+        sys.exit(run_member(Path(place), _attempt(Path(place)), command))
+    except (ArmillaryError, OSError) as error:
+        print(error, file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

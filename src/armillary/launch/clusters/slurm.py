@@ -1,0 +1,234 @@
+"""Jobs on Slurm: an sbatch script, and Slurm's commands.
+
+A job is requeued by Slurm after the loss of a node, and by its supervisor after another failure or before the time
+limit. Nodes that failed too often are excluded by a new submission under the same name.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from armillary.launch.clusters.attempts import CANCEL
+from armillary.launch.clusters.cluster import (
+    LOG,
+    Cluster,
+    ClusterKind,
+    Host,
+    JobFile,
+    Seen,
+    Task,
+    UnreachableError,
+    call,
+    register_cluster,
+)
+from armillary.launch.clusters.commands import TORCHRUN_VARIABLES, member, rendezvous_port, supervised, work
+from armillary.launch.clusters.profiles import ClusterProfile, Count, Line, Variable, Word
+from armillary.recipe import ArmillaryError, UsageError
+
+FILE = "job.sbatch"
+# The variables of the submitting shell that a job gets, by name, besides those of the profile.
+_INHERITED = ("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "VIRTUAL_ENV")
+_STATES = {
+    **dict.fromkeys(("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"), "pending"),
+    **dict.fromkeys(("RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT",
+                     "RESIZING"), "running"),
+}  # fmt: skip
+_GONE_S = 120.0
+
+
+class SlurmProfile(ClusterProfile):
+    """A profile of Slurm: ``clusters/slurm.yaml``.
+
+    ``time`` is the limit in Slurm's notation, such as ``1-12:00:00``. ``environment`` are names of variables of the
+    submitting shell that the job gets. ``setup`` are lines of the shell before the work, such as ``module load cuda``.
+    ``image`` and ``volumes`` (path outside: path inside) are for containers with pyxis. ``options`` are further options
+    of sbatch. With ``min_nodes`` a run on several nodes continues without a lost node, on fewer data replicas.
+    """
+
+    partition: Word | None = None
+    account: Word | None = None
+    qos: Word | None = None
+    time: Word | None = None
+    constraint: Word | None = None
+    gpus_per_node: Count | None = None
+    cpus_per_node: Count | None = None
+    memory_gib: Count | None = None
+    exclude: tuple[Word, ...] = ()
+    environment: tuple[Variable, ...] = ()
+    setup: tuple[Line, ...] = ()
+    image: Word | None = None
+    volumes: dict[Word, Word] = Field(default_factory=dict)
+    options: tuple[Word, ...] = ()
+    min_nodes: Count | None = None
+
+
+class Slurm(Cluster):
+    """Slurm, through sbatch, squeue and scancel on this machine."""
+
+    profile: SlurmProfile
+
+    def job_file(self, task: Task, excluded: Sequence[str]) -> JobFile:
+        """The sbatch script."""
+        profile, several = self.profile, task.nodes > 1
+        if several and task.ranks is None:
+            raise UsageError(
+                f"--nodes {task.nodes}: a recipe runs on one node of Slurm; for more, start Ray on the nodes and give "
+                "`armillary run --on ray`"
+            )
+        if profile.min_nodes is not None and profile.min_nodes > task.nodes:
+            raise UsageError(f"min_nodes: {profile.min_nodes} in the profile, and the job has {task.nodes}; lower it")
+        if "\\" in str(task.place):
+            raise UsageError(f"{task.place}: Slurm takes no log file whose path has a backslash; use another --out")
+        survives = several and profile.min_nodes is not None and profile.min_nodes < task.nodes
+        names = dict.fromkeys([*_INHERITED, "ARMILLARY_DATABASE", *profile.environment])
+        options = {
+            "job-name": task.name,
+            "nodes": task.nodes,
+            "ntasks-per-node": 1,
+            "partition": profile.partition,
+            "account": profile.account,
+            "qos": profile.qos,
+            "time": profile.time,
+            "constraint": profile.constraint,
+            "gpus-per-node": profile.gpus_per_node,
+            "cpus-per-task": profile.cpus_per_node,
+            "mem": f"{profile.memory_gib}G" if profile.memory_gib else None,
+            "exclude": ",".join(sorted({*profile.exclude, *excluded})) or None,
+            "signal": f"B:USR1@{profile.stop_s}",
+            "open-mode": "append",
+            "dependency": "singleton",
+            "export": ",".join(names),
+        }
+        flags = ["--requeue", *(["--no-kill"] if survives else []), *profile.options]
+        command = work(task, profile, profile.min_nodes if survives else None)
+        container = []
+        if profile.image is not None:
+            container.append(f"--container-image={profile.image}")
+        if profile.volumes:
+            mounts = ",".join(f"{outside}:{inside}" for outside, inside in profile.volumes.items())
+            container.append(f"--container-mounts={mounts}")
+        if several or container:
+            lasting = ["--no-kill", "--kill-on-bad-exit=0"] if survives else ["--kill-on-bad-exit=1"]
+            step = ["srun", "--export=ALL", f"--nodes={task.nodes}", f"--ntasks={task.nodes}", "--ntasks-per-node=1"]
+            command = [*step, *lasting, *container, *member(task, profile, command)]
+        variables = {**(TORCHRUN_VARIABLES if several else {}), **profile.variables}
+        lines = [
+            "#!/bin/bash",
+            *(f"#SBATCH --{name}={value}" for name, value in options.items() if value is not None),
+            *(f"#SBATCH {flag}" for flag in flags),
+            "unset SLURM_EXPORT_ENV",
+            *(f"export {name}={shlex.quote(value)}" for name, value in variables.items()),
+            *profile.setup,
+            f"exec {shlex.join(supervised('slurm', task, profile, command))}",
+        ]
+        return JobFile(FILE, "\n".join(lines) + "\n", tuple(submission(task.place)))
+
+    def submit(self, task: Task, job: JobFile) -> str:
+        """Submit the script with sbatch."""
+        return submitted(job.command, task.place)
+
+    def seen(self, tasks: Sequence[Task]) -> dict[str, Seen]:
+        """The jobs that squeue lists, also recently ended ones."""
+        command = ["squeue", "--me", "--states=all", "--noheader", "--format=%i|%j|%T|%r|%N|%D"]
+        try:
+            lines = call(command).splitlines()
+        except UsageError:
+            raise
+        except ArmillaryError as error:
+            raise UnreachableError(str(error)) from error
+        names = {task.name for task in tasks}
+        found: dict[str, Seen] = {}
+        for line in lines:
+            parts = line.strip().split("|")
+            if len(parts) != 6:
+                raise UnreachableError(f"squeue printed a line that is not one of a job: {line[:80]!r}")
+            native, name, word, reason, nodes, _ = parts
+            if name not in names:
+                continue
+            state = _STATES.get(word, "ended")
+            note = reason if state == "pending" and reason not in ("None", "") else ""
+            new = Seen(state, native, word.lower(), (nodes,) if nodes else (), note)  # type: ignore[arg-type]
+            old = found.get(name)
+            # A job that was submitted again under its name: the later one counts, unless only the earlier one runs.
+            if old is None or old.state == "ended" or (new.state == "running" and old.state == "pending"):
+                found[name] = new
+        return found
+
+    def cancel(self, task: Task, seen: Seen, now: bool) -> None:
+        """End a pending job, or a running one that is not to stop by itself."""
+        if now or seen.state == "pending":
+            call(["scancel", f"--name={task.name}", "--me"])
+
+
+def submission(place: Path, excluded: Sequence[str] = ()) -> list[str]:
+    """The command that submits the script in the folder ``place``; Slurm would expand a '%' in the log's path."""
+    leave_out = [f"--exclude={','.join(excluded)}"] if excluded else []
+    log = str(place / LOG).replace("%", "%%")
+    return ["sbatch", "--parsable", f"--output={log}", *leave_out, str(place / FILE)]
+
+
+def submitted(command: Sequence[str], place: Path) -> str:
+    """Submit, and return Slurm's id.
+
+    Raises:
+        ArmillaryError: Slurm refused, or printed no id.
+    """
+    said = call(command, folder=place)
+    native = said.strip().split(";")[0]
+    if not native.isdecimal():
+        raise ArmillaryError(f"sbatch printed no job id: {said.strip()[:200]!r}; see squeue --me")
+    return native
+
+
+class SlurmHost(Host):
+    """Slurm from inside a job."""
+
+    def nodes(self) -> tuple[str, ...]:
+        """The hosts of the job."""
+        return tuple(call(["scontrol", "show", "hostnames", os.environ["SLURM_JOB_NODELIST"]]).split())
+
+    def native(self) -> str:
+        """The id of the job."""
+        return os.environ["SLURM_JOB_ID"]
+
+    def environment(self, name: str) -> dict[str, str]:
+        """torchrun's rendezvous is at the first host."""
+        return {"PET_RDZV_ENDPOINT": f"{_address(self.nodes()[0])}:{rendezvous_port(name)}"}
+
+    def restart(self, place: Path, native: str, excluded: Sequence[str]) -> bool:
+        """Requeue the job, or submit it again without the excluded nodes.
+
+        Slurm does not change the excluded nodes of a job that has started, so these take a new submission. It has the
+        same name, and waits for the end of this job (``--dependency=singleton``).
+        """
+        if excluded:
+            listed = call(["scontrol", "show", "job", "--oneliner", native]).split()
+            before = next((word.removeprefix("ExcNodeList=") for word in listed if word.startswith("ExcNodeList=")), "")
+            kept = call(["scontrol", "show", "hostnames", before]).split() if before not in ("", "(null)") else []
+            submitted(submission(place, sorted({*kept, *excluded})), place)
+            return True
+        call(["scontrol", "requeue", native])
+        end = time.monotonic() + _GONE_S
+        while time.monotonic() < end and not (place / CANCEL).exists():
+            time.sleep(1)  # Slurm ends this process
+        return True
+
+
+def _address(node: str) -> str:
+    """The address of a node: its name if that is known to this machine, else what Slurm uses."""
+    try:
+        socket.getaddrinfo(node, None)
+        return node
+    except OSError:
+        words = call(["scontrol", "show", "node", "--oneliner", node]).split()
+        return next((word.removeprefix("NodeAddr=") for word in words if word.startswith("NodeAddr=")), node)
+
+
+register_cluster("slurm", ClusterKind(SlurmProfile, Slurm, SlurmHost()))

@@ -1,0 +1,189 @@
+"""Runs the command of a job, records its attempts, and restarts it as ``resilience.nodes`` decides.
+
+``python -m armillary.launch.clusters.supervise KIND RESTARTS FOLDER -- COMMAND`` is the last line of a job file.
+SIGUSR1 announces the time limit; SIGTERM is a cancellation or preemption by the cluster; ``cancel.json`` in the job's
+folder is a cancellation by the user. All of them reach the command as SIGTERM, so that its ranks write a checkpoint.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from armillary.goodput import read_events
+from armillary.launch.clusters.attempts import (
+    ATTEMPT,
+    CANCEL,
+    END,
+    attempt_numbers,
+    culprits,
+    history,
+    node_ends,
+    progress_of,
+    read_attempts,
+    read_record,
+    write_record,
+)
+from armillary.launch.clusters.cluster import FINAL, Host
+from armillary.launch.clusters.kinds import find_cluster
+from armillary.recipe import ArmillaryError, BusyError, counted, exclusive
+from armillary.resilience import NODE_FAILURES, Ending, excluded_nodes, may_restart
+
+_USAGE = 2  # exit code of wrong usage: a restart would end in the same way
+_PAUSE_S = 1.0
+_LOOK_S = 1.0
+_EARLIER_S = 60.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class Supervisor:
+    """The job in the folder ``place``, on a cluster that ``host`` sees from inside."""
+
+    def __init__(self, place: Path, max_restarts: int, host: Host) -> None:
+        self.place, self.max_restarts, self.host = place, max_restarts, host
+        self.results = place.parent.parent
+        self.native = host.native()
+        self.asked: int | None = None  # the first signal that requested a stop
+        self.child: subprocess.Popen[bytes] | None = None
+
+    def supervise(self, command: Sequence[str]) -> int:
+        """Run ``command`` until the job is done, has failed for good, or is given back; return the exit code."""
+        if read_record(self.place, END) is not None:
+            return FINAL  # the cluster has started it again by itself
+        if self.cancelled():  # while it was pending
+            return self._end("cancelled", 0, "before it started")
+        environment = self.host.environment(self.place.name)
+        while True:
+            ending, code = self._attempt(command, environment)
+            if self.cancelled():
+                return self._end("cancelled", code, "`armillary submit` with the same file resumes it")
+            if ending == "done":
+                return self._end("done", code, "the work is finished")
+            if ending == "refused":
+                return self._end("failed", code, "see the lines above; a restart would end in the same way")
+            if ending == "stopped" and self.asked != signal.SIGUSR1:
+                return code  # Slurm's own requeue starts the job again; a cancellation from outside does not
+            if ending == "failed" and not may_restart(
+                read_attempts(self.place), progress_of(self.results), self.max_restarts
+            ):
+                many = counted(self.max_restarts, "restart")
+                return self._end("failed", code, f"no progress after {many}; see the lines above")
+            try:
+                if self._given_back():
+                    return 0
+            except ArmillaryError as error:
+                return self._end("failed", code, f"the cluster does not restart it: {error}")
+            if self.asked:
+                return self._end("stopped", code, "`armillary submit` with the same file resumes it")
+            time.sleep(_PAUSE_S)
+
+    def cancelled(self) -> bool:
+        """Whether a user has cancelled the job."""
+        return (self.place / CANCEL).exists()
+
+    def stop(self, number: int, frame: object = None) -> None:
+        """Handle a signal: the command gets SIGTERM, for a further signal again."""
+        self.asked = self.asked or number
+        if self.child is not None:
+            self.child.send_signal(signal.SIGTERM)
+
+    def _attempt(self, command: Sequence[str], environment: dict[str, str]) -> tuple[Ending, int]:
+        """Run one attempt, and record its start and end."""
+        self._await_earlier()
+        number = max(attempt_numbers(self.place), default=0) + 1
+        nodes, progress = self.host.nodes(), list(progress_of(self.results))
+        write_record(self.place, f"attempt-{number}.json", nodes=list(nodes), progress=progress, native=self.native)
+        self._say(f"attempt {number} begins on {', '.join(nodes)}")
+        code = self._call(command, {**environment, ATTEMPT: str(number)})
+        ending: Ending = "failed"
+        if code == 0:
+            ending = "done"
+        elif self.asked or self.cancelled():
+            ending = "stopped"
+        elif code == _USAGE or self._diverged():
+            ending = "refused"
+        blamed = culprits(nodes, node_ends(self.place, number)) if ending == "failed" else ()
+        write_record(self.place, f"attempt-{number}-end.json", ending=ending, exit=code, blamed=list(blamed))
+        why = f"; node {', '.join(blamed)} failed" if blamed else ""
+        self._say(f"attempt {number} {ending}, exit code {code}{why}")
+        return ending, code
+
+    def _await_earlier(self) -> None:
+        """Wait for processes of an earlier attempt, which write a checkpoint and end if their parent was killed."""
+        end = time.monotonic() + _EARLIER_S
+        while time.monotonic() < end and not self.asked:
+            try:
+                with exclusive(self.results / ".lock", "waits to start a job"):
+                    return
+            except BusyError:
+                time.sleep(_LOOK_S)
+
+    def _call(self, command: Sequence[str], environment: dict[str, str]) -> int:
+        if self.asked:
+            return 128 + self.asked
+        try:
+            self.child = child = subprocess.Popen(command, env={**os.environ, **environment})
+        except OSError as error:
+            self._say(f"{command[0]}: {error.strerror}; is it installed on this node?")
+            return _USAGE
+        if self.asked:  # a signal came between the lines above
+            child.send_signal(signal.SIGTERM)
+        told = False
+        while True:
+            try:
+                code = child.wait(_LOOK_S)
+                break
+            except subprocess.TimeoutExpired:
+                if not told and self.cancelled():
+                    told = True
+                    self._say("cancelled: stopping after a checkpoint")
+                    child.send_signal(signal.SIGTERM)
+        self.child = None
+        return code if code >= 0 else 128 - code
+
+    def _given_back(self) -> bool:
+        """Whether the cluster restarts the job; nodes that failed too often are left out."""
+        attempts = history(self.results)
+        excluded = excluded_nodes(attempts)
+        new = sorted(set(excluded) - set(excluded_nodes(attempts[:-1])))
+        if new:
+            self._say(f"{', '.join(new)} failed {NODE_FAILURES} times and will not be used again")
+        return self.host.restart(self.place, self.native, excluded if new else ())
+
+    def _diverged(self) -> bool:
+        """Whether the run itself has diverged, which a restart would repeat."""
+        try:
+            last = list(read_events(self.results / "events.jsonl"))[-1:]
+        except (ArmillaryError, OSError):
+            return False
+        return any(event.kind == "fault" and event.data.get("problem") == "diverged" for event in last)
+
+    def _end(self, state: str, code: int, why: str) -> int:
+        write_record(self.place, END, state=state, exit=code, why=why)
+        self._say(f"{state}: {why}")
+        return FINAL if state == "failed" else code
+
+    def _say(self, text: str) -> None:
+        print(f"[{time.strftime('%Y-%m-%d %H:%M:%S')}] {self.place.name}: {text}", flush=True)
+
+
+def main() -> None:
+    """Parse the arguments, which ``armillary submit`` has written."""
+    kind, restarts, place, _, *command = sys.argv[1:]
+    try:
+        job = Supervisor(Path(place), int(restarts), find_cluster(kind).host)
+        for number in _SIGNALS:
+            signal.signal(number, job.stop)
+        sys.exit(job.supervise(command))
+    except (ArmillaryError, OSError) as error:
+        print(f"error {error}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

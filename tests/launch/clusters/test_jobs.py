@@ -1,0 +1,340 @@
+"""Job files, records and states of jobs, without a cluster: stand-ins for its commands only where they go wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from armillary.cli import main
+from armillary.launch import Submission, find_job, list_jobs, prepare, print_log, read_jobs, submit
+from armillary.launch.clusters import jobs as jobs_module
+from armillary.launch.clusters.attempts import NodeEnd, culprits, progress_of, write_record
+from armillary.launch.clusters.jobs import _unique
+from armillary.recipe import ArmillaryError, UsageError, load_training
+
+SECRET = "hunter2-do-not-write"
+
+
+@pytest.fixture
+def wanted(run_file):
+    """A submission of the large run."""
+
+    def make(on="slurm", nodes=None, **how):
+        path = run_file(**how)
+        return Submission(load_training(path), path.resolve(), path.parent.resolve() / "large", on, nodes)
+
+    return make
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """A command of a cluster that prints something and ends with a code; its arguments and input are kept."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+    def make(name, out="", err="", code=0):
+        script = folder / name
+        (folder / f"{name}.out").write_text(out)
+        script.write_text(
+            f'#!/bin/sh\nprintf "%s\\n" "$@" >> "{folder}/{name}.arguments"\ncat "{folder}/{name}.out"\n'
+            f"echo {shlex.quote(err)} >&2\nexit {code}\n"
+        )
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+        return folder / f"{name}.arguments"
+
+    return make
+
+
+@pytest.fixture
+def call(capfd, monkeypatch):
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["armillary", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capfd.readouterr()
+        return end.value.code, out, err
+
+    return command
+
+
+def profile(wanted, name, text):
+    folder = wanted.file.parent / "clusters"
+    folder.mkdir(exist_ok=True)
+    (folder / name).write_text(text)
+
+
+def test_the_script_of_slurm_quotes_hostile_names_and_holds_no_secret(wanted, monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", SECRET)
+    monkeypatch.setenv("ARMILLARY_DATABASE", f"postgresql://me:{SECRET}@host/db")
+    request = wanted("slurm:big", nodes=2)
+    profile(
+        request, "slurm-big.yaml",
+        "partition: gpu\naccount: me\ntime: 1-00:00:00\ngpus_per_node: 1\nenvironment: [MY_TOKEN]\nmin_nodes: 1\n"
+        "setup: ['module load cuda']\nvariables: {NCCL_SOCKET_IFNAME: \"eth0 '$(x)\"}\noptions: [--reservation=a]\n",
+    )  # fmt: skip
+    prepared = prepare(request)
+    lines = prepared.job.text.splitlines()
+    options = [line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH")]
+    for option in (
+        *("--partition=gpu", "--account=me", "--time=1-00:00:00", "--nodes=2", "--gpus-per-node=1", "--requeue"),
+        *("--no-kill", "--signal=B:USR1@300", "--dependency=singleton", "--reservation=a"),
+    ):
+        assert option in options
+    assert SECRET not in prepared.job.text and "MY_TOKEN" in prepared.job.text
+    assert all(" " not in option for option in options)
+    words = shlex.split(lines[-1])
+    assert words[:4] == ["exec", sys.executable, "-m", "armillary.launch.clusters.supervise"]
+    assert str(request.file) in words and str(request.folder) in words
+    assert words[words.index("--nnodes") + 1] == "1:2" and words[words.index("--min-ranks") + 1] == "1"
+    assert shlex.split(next(line for line in lines if "NCCL" in line)) == ["export", "NCCL_SOCKET_IFNAME=eth0 '$(x)"]
+    assert prepared.job.command[2].endswith("/log.txt") and "a%%j" in prepared.job.command[2]
+    assert not request.folder.exists() and not read_jobs()[0]  # nothing is written
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("partiton: gpu\n", r"clusters/slurm.yaml:1: unknown key 'partiton'; nearest valid: 'partition'"),
+        ("format: 2\n", r"slurm.yaml:1: format"),
+        ("partition: 'a b'\n", r"slurm.yaml:1: partition: must be one word"),
+        ("partition: a\nmax_restarts: -1\n", r"slurm.yaml:2: max_restarts"),
+        ("variables: {HF_TOKEN: abc}\n", r"slurm.yaml:1: variables: HF_TOKEN looks like a secret"),
+        ("variables: {A: 'postgresql://u:secret@h/d'}\n", r"variables: A looks like a secret"),
+        ("environment: [A=B]\n", r"slurm.yaml:1: environment.0: must be the name"),
+        ("partition: [\n", r"slurm.yaml:2: not YAML"),
+        ("", r"slurm.yaml: is empty"),
+        ("min_nodes: 3\n", r"min_nodes: 3 in the profile, and the job has 1"),
+        ("options: ['--wrap=a\n\n b']\n", r"options.0: must be one word"),
+    ],
+)
+def test_a_wrong_profile_is_refused_with_file_line_and_field(wanted, text, said):
+    request = wanted()
+    profile(request, "slurm.yaml", text)
+    with pytest.raises(UsageError, match=said):
+        prepare(request)
+
+
+def test_what_cannot_be_submitted_is_refused(wanted, tmp_path):
+    for on, nodes, said in (
+        ("lsf", None, "--on lsf: not a kind of cluster; give kubernetes, local, ray, slurm"),
+        ("slurm:none", None, "there is neither .*slurm-none.yaml nor .*config.*slurm-none.yaml"),
+        ("slurm:../x", None, "a profile's name has letters"),
+        ("local", 2, "--on local is this machine alone"),
+        ("slurm", 3, "has 2 ranks, which this does not divide"),
+        ("ray", 2, "does not divide a job by nodes"),
+        ("kubernetes", None, "image"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            prepare(wanted(on, nodes))
+    (tmp_path / "config" / "armillary" / "clusters").mkdir(parents=True)
+    (tmp_path / "config" / "armillary" / "clusters" / "slurm-own.yaml").write_text("partition: own\n")
+    assert "--partition=own" in prepare(wanted("slurm:own")).job.text
+    with pytest.raises(UsageError, match="profiles of slurm: own"):
+        prepare(wanted("slurm:other"))
+
+
+def test_the_objects_of_kubernetes_fit_the_client(wanted):
+    kubernetes = pytest.importorskip("kubernetes.client")
+    request = wanted("kubernetes", nodes=2)
+    profile(
+        request, "kubernetes.yaml",
+        f"image: registry/armillary:1\nnamespace: team\nqueue: lq\nvolumes: {{{request.file.parents[1]}: shared}}\n"
+        "gpus_per_node: 1\nmemory_gib: 64\nsecrets: {HF_TOKEN: {name: hf, key: token}}\nnode_selector: {a: b}\n"
+        "variables: {A: 'x $(B)'}\n",
+    )  # fmt: skip
+    prepared = prepare(request)
+    service, job = yaml.safe_load_all(prepared.job.text)
+
+    class Answer:
+        def __init__(self, value):
+            self.data = json.dumps(value)
+
+    client = kubernetes.ApiClient()
+    for value, kind in ((service, "V1Service"), (job, "V1Job")):
+        model = client.deserialize(value if kind is None else Answer(value).data, kind, "application/json")
+        # a field that the model lacks would be lost on the way
+        assert client.sanitize_for_serialization(model) == value
+    pod = job["spec"]["template"]["spec"]
+    assert (
+        service["spec"]["clusterIP"] == "None"
+        and pod["subdomain"] == service["metadata"]["name"] == job["metadata"]["name"]
+    )
+    (container,) = pod["containers"]
+    assert {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}} in container["env"]
+    assert job["spec"]["completions"] == 2 and container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert all("$(" not in word.replace("$$", "") for word in container["command"])
+    assert prepared.job.command[:3] == ("kubectl", "--namespace=team", "create")
+    profile(request, "kubernetes.yaml", "image: i\nvolumes: {/elsewhere: shared}\n")
+    with pytest.raises(UsageError, match=r"run.yaml: the file is not in a volume of the profile \(/elsewhere\)"):
+        prepare(request)
+
+
+def test_a_job_is_recorded_before_it_is_submitted_and_found_again_by_name(wanted, stand_in, monkeypatch):
+    stand_in("sbatch", "17\n")
+    listed = stand_in("squeue")
+    prepared = prepare(wanted())
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*args, **kwargs):
+        raise Killed
+
+    monkeypatch.setattr("armillary.launch.clusters.slurm.submitted", killed)
+    with pytest.raises(Killed):
+        submit(prepared)
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", f"{listed.parent}:/usr/bin:/bin")
+    monkeypatch.setenv("XDG_STATE_HOME", str(listed.parent.parent / "state"))
+    job = find_job(prepared.task.name)
+    assert job.native is None and list_jobs([job])[0][0].state == "submitting"
+    with pytest.raises(UsageError, match=f"job {prepared.task.name} of .* is submitting"):
+        submit(prepare(wanted()))
+    stand_in("squeue", f"17|{prepared.task.name}|PENDING|Resources||1\n18|other|RUNNING|None|n1|1\n")
+    (state,), _ = list_jobs([job])
+    assert (state.state, state.native, state.note) == ("pending", "17", "Resources")
+    assert find_job(prepared.task.name).native == "17"  # recorded now
+    with pytest.raises(UsageError, match=f"job {prepared.task.name} of .* is pending; `armillary logs"):
+        submit(prepare(wanted()))
+    stand_in("squeue")
+    assert list_jobs([find_job("17")])[0][0].state == "lost"
+    monkeypatch.setattr(jobs_module, "_ARRIVES_S", -1)
+    (Path(os.environ["XDG_STATE_HOME"]) / "armillary" / "jobs" / prepared.task.name / "submitted.json").unlink()
+    assert list_jobs(read_jobs()[0])[0][0].state == "not submitted"
+    assert submit(prepare(wanted())).native == "17"
+
+
+@pytest.mark.parametrize(
+    ("out", "err", "code", "said"),
+    [
+        ("", "sbatch: error: invalid partition specified: gpu", 1, "sbatch: sbatch: error: invalid partition"),
+        ("Submitted batch job 17\n", "", 0, "sbatch printed no job id: 'Submitted batch job 17'"),
+        ("", "", 0, "sbatch printed no job id: ''"),
+    ],
+)
+def test_a_refused_submission_is_recorded_and_does_not_block(wanted, stand_in, out, err, code, said):
+    stand_in("squeue")
+    stand_in("sbatch", out, err, code)
+    with pytest.raises(ArmillaryError, match=said):
+        submit(prepare(wanted()))
+    (state,), problems = list_jobs(read_jobs()[0])
+    assert state.state == "refused" and said.split(":")[-1].strip(" '")[:12] in state.note and problems == []
+    stand_in("sbatch", "17;cluster\n")
+    assert submit(prepare(wanted())).native == "17"
+
+
+def test_without_the_commands_of_the_cluster(wanted, monkeypatch, call, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    request = wanted()
+    code, _, err = call("submit", request.file, "--on", "slurm")
+    assert code == 2 and "sbatch: no such command; run this on a machine that has the cluster's commands" in err
+    assert call("jobs")[0] == 0
+
+
+def test_a_silent_cluster_leaves_the_others_known(wanted, stand_in, call):
+    stand_in("sbatch", "17\n")
+    stand_in("squeue")
+    name = submit(prepare(wanted())).job
+    stand_in("squeue", err="slurm_load_jobs error: Unable to contact slurm controller", code=1)
+    write_record(find_job(name).task.place, "attempt-1.json", nodes=["n1"], progress=[0, 0], native="17")
+    other = prepare(wanted("local", folder="other"))
+    other.task.place.mkdir(parents=True)
+    jobs_module.plan(other.task, "local", other.profile, ())
+    write_record(other.task.place, "end.json", state="done", exit=0, why="")
+    damaged = Path(os.environ["XDG_STATE_HOME"]) / "armillary" / "jobs" / "damaged"
+    damaged.mkdir()
+    (damaged / "planned.json").write_text('{"format": 1')
+    code, out, err = call("jobs", "--json")
+    rows = {row["job"]: row for row in json.loads(out)}
+    assert code == 0 and rows[name]["state"] == "unknown" and "Unable to contact" in rows[name]["note"]
+    assert rows[other.task.name]["state"] == "done" and rows[other.task.name]["exit"] == 0
+    assert "slurm: squeue: " in err and "damaged/planned.json" in err
+    code, _, err = call("submit", wanted().file, "--on", "slurm")
+    assert code == 2 and f"job {name}" in err and "may still run" in err
+    code, _, err = call("cancel", name)
+    assert code == 1 and "cannot be cancelled now: slurm" in err
+    stand_in("squeue", "what|is|this\n")
+    assert list_jobs([find_job(name)])[0][0].state == "unknown"
+    assert call("logs", "nothing")[2].count("no job of this name or id") == 1
+    assert "there is no log yet" in call("logs", name)[2]
+
+
+def test_the_list_of_kubectl_is_read(wanted, stand_in):
+    request = wanted("kubernetes")
+    profile(request, "kubernetes.yaml", f"image: i\nvolumes: {{{request.file.parents[1]}: shared}}\n")
+    stand_in("kubectl", '{"items": []}')
+    name = submit(prepare(request)).job
+    assert list_jobs(read_jobs()[0])[0][0].state == "lost"
+    meta = {"name": name, "labels": {"armillary/job": name}}
+    job = {"kind": "Job", "metadata": meta, "spec": {}, "status": {"active": 1}}
+    waiting = {"state": {"waiting": {"reason": "ImagePullBackOff", "message": "no image"}}}
+    pod = {"kind": "Pod", "metadata": {**meta, "name": "p"}, "spec": {"nodeName": "n1"},
+           "status": {"phase": "Pending", "containerStatuses": [waiting]}}  # fmt: skip
+    stand_in("kubectl", json.dumps({"items": [job, pod]}))
+    (state,), _ = list_jobs(read_jobs()[0])
+    assert (state.state, state.note) == ("pending", "ImagePullBackOff: no image")
+    pod["status"] = {"phase": "Running"}
+    stand_in("kubectl", json.dumps({"items": [job, pod]}))
+    (state,), _ = list_jobs(read_jobs()[0])
+    assert (state.state, state.nodes) == ("running", "n1")
+    job["status"] = {"conditions": [{"type": "Failed", "status": "True", "message": "too many pods failed"}]}
+    stand_in("kubectl", json.dumps({"items": [job]}))
+    (state,), _ = list_jobs(read_jobs()[0])
+    assert (state.state, state.note) == ("lost", "too many pods failed")
+    for out, err, code in (("<html>", "", 0), ('{"items": 3}', "", 0), ("", "refused", 1)):
+        stand_in("kubectl", out, err, code)
+        assert list_jobs(read_jobs()[0])[0][0].state == "unknown"
+
+
+def test_who_caused_a_failure():
+    ends = [NodeEnd("a", 1, 20.0), NodeEnd("b", 1, 10.0)]
+    assert culprits(["a"], []) == ("a",)
+    assert culprits(["a", "b"], []) == ()  # ended from outside
+    assert culprits(["a", "b"], ends) == ("b",)
+    assert culprits(["a", "b"], [ends[0], NodeEnd("b", None)]) == ("b",)  # it is lost
+    assert culprits(["a", "b"], [NodeEnd("a", 0, 1.0), NodeEnd("b", 0, 1.0)]) == ()
+
+
+def test_progress_counts_results_and_steps(tmp_path):
+    assert progress_of(tmp_path) == (0, 0)
+    (tmp_path / "store" / "runs" / "a" / "checkpoints" / "step-20").mkdir(parents=True)
+    (tmp_path / "store" / "runs" / "a" / "checkpoints" / "step-7.damaged").mkdir()
+    (tmp_path / "store" / "runs" / "b").mkdir()
+    (tmp_path / "store" / "runs" / "b" / "result.json").touch()
+    assert progress_of(tmp_path) == (1, 20)
+
+
+@pytest.mark.parametrize("name", ["Ä ö", "x" * 80, "3rd", "a/../b", "$(rm)"])
+def test_a_job_name_fits_every_cluster(name):
+    made = _unique(name)
+    assert made[0].isalpha() and len(made) <= 42 and set(made) <= set("abcdefghijklmnopqrstuvwxyz0123456789-")
+
+
+def test_a_log_is_followed_in_pieces_and_ends_with_the_job(wanted, stand_in, monkeypatch):
+    stand_in("sbatch", "17\n")
+    stand_in("squeue")
+    job = find_job(submit(prepare(wanted())).job)
+    stand_in("squeue", f"17|{job.task.name}|RUNNING|None|n1|1\n")
+    log, said = job.task.place / "log.txt", []
+    log.write_bytes("浑".encode()[:2])
+
+    def write(text):
+        said.append(text)
+        if text.endswith("one\n"):
+            write_record(job.task.place, "end.json", state="done", exit=0, why="")
+            log.write_bytes(log.read_bytes() + b"two\n")
+
+    monkeypatch.setattr(jobs_module, "_LOOK_S", 0.01)
+    with log.open("ab") as file:
+        file.write("浑".encode()[2:] + b"one\n")
+    print_log(job, True, write)
+    assert "".join(said) == "浑one\ntwo\n"
