@@ -56,6 +56,29 @@ def test_every_window_once_before_any_repeats(corpus):
         assert order.epochs(steps)[name] == len(drawn) / count
 
 
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.62])
+def test_a_share_of_the_text_is_a_fixed_part_that_repeats_as_often(corpus, share):
+    def order(share, seed=1):
+        return TokenOrder(corpus, (STABLE,), seed=seed, context_length=T, batch_sequences=B, text_share=share)
+
+    steps, part = 120, order(share)
+    rows = windows_of(part.batch(step).tokens for step in range(steps))
+    every = {
+        (d, min(w * T, n - T - 1)) for d, n in enumerate(TOKENS.values()) for w in range(corpus.windows("abc"[d], T))
+    }
+    for d, name in enumerate(TOKENS):
+        drawn = [start for domain, start in rows if domain == d]
+        count = max(1, round(share * corpus.windows(name, T)))
+        assert len(set(drawn)) == min(count, len(drawn)), "no window beyond the part, each before any repeats"
+        assert {(d, start) for start in drawn} <= every
+        assert part.epochs(steps)[name] == len(drawn) / count
+    # the domains are those of the whole text, step by step; the parts of one seed are nested, other seeds have others
+    whole = windows_of(order(1.0).batch(step).tokens for step in range(steps))
+    assert [d for d, _ in rows] == [d for d, _ in whole]
+    assert set(rows) <= set(windows_of(order(min(1.0, 1.5 * share)).batch(step).tokens for step in range(600)))
+    assert set(rows) != set(windows_of(order(share, seed=2).batch(step).tokens for step in range(steps)))
+
+
 def test_windows_cover_every_token_and_rows_are_the_text(corpus):
     rows = [row for step in range(120) for row in order_of(corpus, STABLE).batch(step).tokens]
     assert all((np.diff(row) == 1).all() and len(row) == T + 1 for row in rows)

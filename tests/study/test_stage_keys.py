@@ -58,6 +58,7 @@ OTHER = {
     "study.ladder.fractions": ([0.2, 0.6, 1.0], ("mixture", "anneal", "target")),
     "study.ladder.families": (["base"], ("mixture", "anneal", "target")),
     "study.ladder.seeds": (2, ("mixture", "anneal", "target")),
+    "study.match_repetition": (True, ("ladder", "target")),
     "lesson": ({"questions": {"families": ["backwards"]}}, STAGES),
     "budget": ("1e15flops", STAGES),  # acts through the plan
     "validation_windows": (8, ()),

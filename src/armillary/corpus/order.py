@@ -12,6 +12,10 @@ Sample ``g = step * batch_sequences + position`` of a run gets a domain, a draw 
 3. *Window.* Draw ``n`` of a domain with ``W`` windows is window ``permutation(n mod W)`` of epoch ``n // W``, by a
    permutation keyed by seed, domain and epoch: every window once before any repeats.
 
+A run with ``RunSpec.text_share`` below 1 draws from a part of each domain: at least one window, and that share of the
+``W`` windows to the nearest. They are the first of a permutation of all windows keyed by seed and domain, so the parts
+of two shares of one seed are nested. Then (3) holds within the part.
+
 A run may change its context length in phases (``RunSpec.lengths``). Windows then have the longest length L. A phase of
 length L / k takes the next M long windows of each domain in the order of (3), as many as its draws need. Each long
 window holds k short ones. Draw ``n`` of the phase is short window ``n // M`` of long window ``n mod M``: first all
@@ -67,6 +71,7 @@ class TokenOrder:
     """The batches of a run over ``corpus``, by ``mixture`` (phases with growing start steps, the first at 0).
 
     ``lengths`` are phases with other sizes than those at the start; with them the run's ``steps`` must be known.
+    ``text_share`` is the share of each domain's windows that is drawn from.
 
     Raises:
         UsageError: a weight for a domain that the corpus lacks or only examines, or a drawn domain with less text
@@ -83,6 +88,7 @@ class TokenOrder:
         batch_sequences: int,
         lengths: Sequence[LengthPhase] = (),
         steps: int = 0,
+        text_share: float = 1.0,
     ) -> None:
         for phase in mixture:
             _check_weights(phase, corpus)
@@ -93,9 +99,12 @@ class TokenOrder:
         # A plain view, because slicing a memmap is several times slower. Domains that are never drawn may be shorter
         # than a window; their one window is never read.
         self._tokens = [np.asarray(corpus.train_tokens(name)) for name in self._domains]
-        self._windows = np.array(
+        # All windows of each domain, and the number of them that is drawn from.
+        self._whole = np.array(
             [corpus.windows(name, self._longest) if name in drawn else 1 for name in self._domains], dtype=np.int64
         )
+        self._windows = np.maximum(1, np.round(text_share * self._whole)).astype(np.int64)
+        self._parts = np.array([keyed_hash(seed, "part", name) for name in self._domains], dtype=np.uint64)
         # Step and sample at which each length begins, and its sizes.
         begins = [(0, 0, context_length, batch_sequences)]
         for following in lengths:
@@ -135,6 +144,7 @@ class TokenOrder:
             batch_sequences=spec.batch_sequences,
             lengths=spec.lengths,
             steps=spec.steps,
+            text_share=spec.text_share,
         )
 
     def weight(self, step: int) -> float:
@@ -168,6 +178,8 @@ class TokenOrder:
         epoch, position = np.divmod(length.window[domain] + taken, windows)
         keys = [self._key(d, e) for d, e in zip(domain.tolist(), epoch.tolist(), strict=True)]
         window = permute(position, windows, np.array(keys, dtype=np.uint64))
+        whole = self._whole[domain]
+        window = np.where(windows < whole, permute(window, whole, self._parts[domain]), window)
         batch = np.empty((rows, length.context_length + 1), dtype=np.int64)
         for row, (d, w, p) in enumerate(zip(domain.tolist(), window.tolist(), part.tolist(), strict=True)):
             tokens = self._tokens[d]

@@ -299,11 +299,18 @@ class LadderStudy(Document):
 
 
 class Studies(Document):
-    """The three studies that determine the recipe: mixture, annealing and ladder."""
+    """The three studies that determine the recipe: mixture, annealing and ladder.
+
+    With ``match_repetition``, the runs of the mixture and annealing studies draw from a part of each domain, in
+    proportion to their tokens, so that they repeat it as often as the target run does.
+    """
+
+    later: ClassVar[tuple[str, ...]] = ("match_repetition",)
 
     mixture: MixtureStudy = MixtureStudy()
     anneal: AnnealStudy = AnnealStudy()
     ladder: LadderStudy = LadderStudy()
+    match_repetition: bool = False
 
 
 class Recipe(Document):

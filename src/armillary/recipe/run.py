@@ -203,9 +203,12 @@ class RunSpec(Document):
     longest context length must be a multiple of every other, so that text is not cut again (``corpus.order``).
 
     With an ``adapter``, only the adapter is trained; the weights of ``start`` are frozen.
+
+    A run with a ``text_share`` below 1 draws from this share of the windows of each domain, chosen by the seed, so it
+    repeats its text as often as a run of ``1 / text_share`` times its tokens repeats all of it.
     """
 
-    later: ClassVar[tuple[str, ...]] = ("lengths", "start", "objective", "adapter")
+    later: ClassVar[tuple[str, ...]] = ("lengths", "start", "objective", "adapter", "text_share")
 
     format: Literal[1] = 1
     corpus: str
@@ -224,6 +227,7 @@ class RunSpec(Document):
     start: Start | None = None
     objective: Objective = NextToken()
     adapter: Lora | None = None
+    text_share: float = Field(default=1.0, gt=0, le=1)
 
     @model_validator(mode="after")
     def _objective_fits(self) -> Self:
@@ -234,6 +238,10 @@ class RunSpec(Document):
                 raise FieldError(
                     f"belongs to objective 'next-token', not to '{self.objective.kind}'; leave it empty", name
                 )
+        if self.text_share != 1:
+            raise FieldError(
+                f"belongs to objective 'next-token', not to '{self.objective.kind}'; leave it out", "text_share"
+            )
         return self
 
     @model_validator(mode="after")

@@ -106,7 +106,7 @@ def anneal_study(lab: Lab, mixture: dict[str, float]) -> AnnealOutcome:
     recipe, study = lab.recipe, lab.recipe.study.anneal
     shape = lab.shape(recipe.model.family, study.depth)
     steps = lab.steps(lab.plan.tokens["anneal"])
-    size = RunSize(shape, steps, round(recipe.training.warmup_share * steps))
+    size = RunSize(shape, steps, round(recipe.training.warmup_share * steps), text_share=lab.matched(steps))
     seeds = [_SEED + i for i in range(study.seeds)]
     specs: dict[Annealing, list[RunSpec]] = {}
     for power in study.sharpen:

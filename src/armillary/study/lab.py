@@ -197,13 +197,14 @@ class Annealing(Document):
 class RunSize:
     """The size of a run: its shape, its steps with those of the warm-up, and the steps between validations.
 
-    ``validation_every`` None leaves the interval to the trainer.
+    ``validation_every`` None leaves the interval to the trainer. ``text_share`` is as in ``RunSpec``.
     """
 
     shape: ModelShape
     steps: int
     warmup_steps: int = 0
     validation_every: int | None = None
+    text_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,15 @@ class Lab:
     def tokens(self, steps: int) -> int:
         """Tokens of a run of ``steps`` steps."""
         return steps * self.recipe.training.batch_sequences * self.recipe.training.context_length
+
+    def matched(self, steps: int) -> float:
+        """The share of the text with which a run of ``steps`` steps repeats its domains as often as the target run.
+
+        1 if the recipe does not ask for it.
+        """
+        if not self.recipe.study.match_repetition:
+            return 1.0
+        return min(1.0, steps / self.steps(self.plan.tokens["target"]))
 
     def allowed(self) -> Allowed:
         """The mixtures that the limits allow for the target run, and therefore for every run of the studies.
@@ -274,6 +284,7 @@ class Lab:
             seed=seed,
             precision=self.plan.precision,
             validation=Validation(every=size.validation_every, windows=self.recipe.validation_windows),
+            text_share=size.text_share,
         )
 
     def annealed(self, size: RunSize, annealing: Annealing, mixture: Mapping[str, float], seed: int) -> RunSpec:

@@ -134,7 +134,7 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
 
     shape = lab.shape(recipe.model.family, study.depth)
     steps = lab.steps(lab.plan.tokens["mixture"])
-    size = RunSize(shape, steps, round(recipe.training.warmup_share * steps))
+    size = RunSize(shape, steps, round(recipe.training.warmup_share * steps), text_share=lab.matched(steps))
 
     def proxy(vector: np.ndarray, seed: int) -> RunSpec:
         return lab.annealed(size, PROXY_ANNEALING, lab.named(vector), seed)
