@@ -88,6 +88,7 @@ OTHER = {
     "objective": {"kind": "supervised", "examples": "0123456789abcdef"},
     "adapter": {"rank": 4},
     "lengths": [{"start_step": 30, "context_length": 64, "batch_sequences": 4}],
+    "text_share": 0.25,
 }
 
 # Fields that ``changed`` may set because of another one.
@@ -117,6 +118,7 @@ def changed(spec, changes):
     if "objective" in parts:
         parts["mixture"] = []
         parts.pop("lengths", None)
+        parts.pop("text_share", None)
     if "adapter" in parts:
         parts["start"] = OTHER["start"]
     optimizer = parts["optimizer"]
