@@ -359,12 +359,13 @@ def rate_table(rows: list[dict[str, Any]]) -> str:
 def disagreements(rows: list[dict[str, Any]]) -> list[str]:
     """Peers whose final loss is further from ours than ``AGREE`` of what two seeds of ours are from each other.
 
-    That is asked in fp32, where they compute the same; in bf16 each rounds in its own way: there it is ``ROUNDED``.
+    That holds in fp32, where they compute the same. If either computes in bf16, the limit is ``ROUNDED``.
     """
     found = []
     for row in rows:
         for name, entry in row["peers"].items():
-            for which, share in (("exact", AGREE), ("loss", ROUNDED if entry.get("precision") == "bf16" else AGREE)):
+            rounded = "bf16" in (entry.get("precision"), row["ours"]["precision"])
+            for which, share in (("exact", AGREE), ("loss", ROUNDED if rounded else AGREE)):
                 if entry.get(which) is None:
                     continue
                 apart = abs(entry[which] - row["ours"][which])

@@ -81,10 +81,8 @@ def client() -> Iterator[Callable[..., Any]]:
 
     made = []
 
-    def make(
-        *places: Path | str, host: str = "127.0.0.1", token: str | None = None, base: str = "http://localhost"
-    ) -> Any:
-        app = create_app(ConsoleOptions(tuple(map(str, places))), host, token)
+    def make(*places: Path | str, token: str | None = None, base: str = "http://localhost") -> Any:
+        app = create_app(ConsoleOptions(tuple(map(str, places))), token)
         made.append(app)
         return TestClient(app, base_url=base, raise_server_exceptions=False)
 

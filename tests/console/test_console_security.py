@@ -57,7 +57,7 @@ def test_another_host_needs_a_token_that_is_long(built):
 
 
 def test_with_a_token_nothing_is_shown_without_it(built, client):
-    here = client(built, host="0.0.0.0", token=TOKEN, base="http://10.1.2.3:8321")
+    here = client(built, token=TOKEN, base="http://10.1.2.3:8321")
     for address in ("/", "/runs", "/predictions", "/runs?token=wrong", "/nothing"):
         answer = here.get(address, follow_redirects=False)
         assert answer.status_code == 303 and answer.headers["location"] == "/token", address
@@ -73,6 +73,14 @@ def test_with_a_token_nothing_is_shown_without_it(built, client):
     assert here.get("/runs", headers={"cookie": f"{COOKIE}={'0' * 64}"}, follow_redirects=False).status_code == 303
     answer = here.post("/token", content=f"token={TOKEN}", follow_redirects=False)
     assert answer.status_code == 303 and COOKIE in answer.headers["set-cookie"]
+
+
+@pytest.mark.parametrize("host", ["10.1.2.3:8321", "console.team.example", "console-0.console.svc.cluster.local:8321"])
+def test_with_a_token_any_name_of_the_machine_is_served(built, client, host):
+    here = client(built, token=TOKEN)
+    assert here.get("/runs", headers={"host": host, "authorization": f"Bearer {TOKEN}"}).status_code == 200
+    refused = here.get("/runs", headers={"host": host}, follow_redirects=False)
+    assert refused.status_code == 303 and refused.headers["location"] == "/token"
 
 
 def test_every_answer_forbids_foreign_and_inline_scripts(built, client):

@@ -14,6 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from armillary.model import ConvertOptions, Transformer, build, convert, export_hf, open_model
 from armillary.model.weights import gguf as module
 from armillary.model.weights.gguf import pre_tokenizer
+from armillary.model.weights.gguf_tokenizer import tokenizer_files
 from armillary.recipe import ArmillaryError, DamagedFileError, Experts, ModelShape, UsageError
 
 gguf = pytest.importorskip("gguf", reason="needs the extra llamacpp")
@@ -32,6 +33,9 @@ SHAPES = {
     "qwen3": {"qk_norm": True, "head_dim": 32},
     "experts": {"qk_norm": True, "experts": Experts(count=4, active=2, d_ff=32, balance="none")},
 }
+
+
+TEXTS = ("It's 2024-11-27, we'll pay 1234567.89!", "\n\n  DON'T\t浑仪 éé  ", " a\r\n b  \n", "x١٢٣ ½ …'LL")
 
 
 def exported(shape: ModelShape, folder: Path, tokenizer_file: Path) -> tuple[Transformer, Path]:
@@ -188,7 +192,72 @@ def test_llamacpp_has_the_tokens_of_every_split(split: str, tmp_path: Path, toke
     convert(folder, tmp_path / "model.gguf", ConvertOptions("gguf"))
     backend: Any = open_backend(str(tmp_path / "model.gguf"), BackendOptions(threads=1))
     try:
-        for text in ("It's 2024-11-27, we'll pay 1234567.89!", "\n\n  DON'T\t浑仪 éé  ", " a\r\n b  \n", "x١٢٣ ½ …'LL"):
+        for text in TEXTS:
             assert backend.tokenize(text) == tokenizer.encode(text).ids, text
     finally:
         backend.close()
+    (tmp_path / "tokenizer.json").write_text("{}")  # of another model, beside the file
+    found = convert(tmp_path / "model.gguf", tmp_path / "back", ConvertOptions("huggingface", check=True))
+    assert found.no_tokenizer is None and "tokenizer.json" in found.tokenizer_files
+    back = Tokenizer.from_file(str(tmp_path / "back" / "tokenizer.json"))
+    for text in TEXTS:
+        assert back.encode(text).ids == tokenizer.encode(text).ids, text
+        assert back.decode(back.encode(text).ids) == tokenizer.decode(tokenizer.encode(text).ids)
+    assert back.token_to_id("<|user|>") == 1 and back.decode([1]) == ""
+
+
+def test_a_tokenizer_that_is_not_read_is_reported(tmp_path: Path, tokenizer_file: Path) -> None:
+    _, folder = exported(ModelShape(**SIZES), tmp_path / "hf", tokenizer_file)
+    convert(folder, tmp_path / "model.gguf", ConvertOptions("gguf"))
+    fields = {
+        name.removeprefix("tokenizer."): field.contents()
+        for name, field in gguf.GGUFReader(tmp_path / "model.gguf").fields.items()
+        if name.startswith("tokenizer.")
+    }
+    path = tmp_path / "model.gguf"
+    assert "tokenizer.json" in tokenizer_files(path, fields, module.SPLITS)
+    for change, words in (
+        ({"ggml.pre": "tekken"}, "splits text as 'tekken'; supported are gpt-2, smollm, llama-bpe, qwen2"),
+        ({"ggml.model": "bert"}, "of the kind 'bert'"),
+        ({"ggml.model": None}, "of the kind None"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            tokenizer_files(path, {**fields, **change}, module.SPLITS)
+    tokens = fields["ggml.tokens"]
+    torn: tuple[dict[str, Any], ...] = (
+        {"ggml.tokens": tokens[:-1]},
+        {"ggml.tokens": [*tokens[:-1], tokens[5]], "ggml.token_type": [1] * len(tokens)},
+        {"ggml.merges": ["a b c"]},
+        {"ggml.merges": ["nowhere known"]},
+        {"ggml.eos_token_id": len(tokens)},
+        {"ggml.token_type": "xyz"},
+    )
+    for change in torn:
+        with pytest.raises(DamagedFileError, match="its tokenizer cannot be read"):
+            tokenizer_files(path, {**fields, **change}, module.SPLITS)
+
+
+def test_a_conversion_without_a_tokenizer_says_so(
+    tmp_path: Path, tokenizer_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, folder = exported(ModelShape(**SIZES), tmp_path / "hf", tokenizer_file)
+    convert(folder, tmp_path / "model.gguf", ConvertOptions("gguf"))
+    monkeypatch.setattr(module, "SPLITS", {})
+    found = convert(tmp_path / "model.gguf", tmp_path / "back", ConvertOptions("huggingface"))
+    assert found.no_tokenizer is not None and "splits text as" in found.no_tokenizer
+    assert not (tmp_path / "back" / "tokenizer.json").exists()
+
+
+def test_the_chat_template_comes_back(tmp_path: Path, tokenizer_file: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    _, folder = exported(ModelShape(**SIZES), tmp_path / "hf", tokenizer_file)
+    template = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    convert(folder, tmp_path / "model.gguf", ConvertOptions("gguf"))
+    convert(tmp_path / "model.gguf", tmp_path / "back", ConvertOptions("huggingface"))
+    back = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
+    assert back.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "<|user|>hi"
+    assert (
+        back.eos_token == "<|end|>"
+        and back("浑仪 12").input_ids == Tokenizer.from_file(str(tokenizer_file)).encode("浑仪 12").ids
+    )

@@ -162,6 +162,12 @@ def test_llamacpp_has_the_tokens_of_sentencepiece(
             assert backend.tokenize(text) == expected, repr(text)
             fallback += any(processor.is_byte(i) for i in expected)
     assert fallback > 25
+    convert(tmp_path / "model.gguf", tmp_path / "back", ConvertOptions("huggingface"))
+    back = Tokenizer.from_file(str(tmp_path / "back" / "tokenizer.json"))
+    for text in random_texts(200):
+        expected = processor.encode(text)
+        assert back.encode(text).ids == expected, repr(text)
+        assert back.decode(expected) == processor.decode(expected), repr(text)
 
 
 @pytest.mark.skipif(WITHOUT_LLAMACPP, reason="needs the extra llamacpp")

@@ -75,8 +75,8 @@ def missing() -> HTTPException:
     return HTTPException(404)
 
 
-def create_app(options: ConsoleOptions, host: str = "127.0.0.1", token: str | None = None) -> Starlette:
-    """The application over the places of ``options``, served on ``host``; requests must show ``token`` if there is one.
+def create_app(options: ConsoleOptions, token: str | None = None) -> Starlette:
+    """The application over the places of ``options``, for requests with ``token``, or from this machine if it is None.
 
     Raises:
         UsageError: a place does not exist.
@@ -114,7 +114,7 @@ def create_app(options: ConsoleOptions, host: str = "127.0.0.1", token: str | No
     app = Starlette(
         routes=routes,
         middleware=[
-            Middleware(cast(Any, security.Guard), host=host, token=token),
+            Middleware(cast(Any, security.Guard), token=token),
             Middleware(GZipMiddleware, minimum_size=2000, compresslevel=4),
         ],
         exception_handlers=handlers,

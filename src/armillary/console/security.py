@@ -1,8 +1,9 @@
 """Who may see the console: this machine without a token, others with the token of the environment.
 
-A page of another site that a browser on this machine shows may ask for ``http://localhost:8321`` by a name of its own
-that it lets point here (DNS rebinding). Its request then names that host, and is refused: names other than those of
-this machine are never served, nor are addresses other than those that were asked for.
+Without a token, a page of another site could point its own host name at this machine and read the console through the
+browser that shows it (DNS rebinding). Its requests then name that host, so requests for any host but this machine are
+refused. With a token, any host name is served, such as that of a proxy or a cluster: the browser sends the cookie with
+the token only to the name that it was set for.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-import socket
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -74,10 +74,8 @@ def check_token(host: str, token: str | None) -> str | None:
 class Guard:
     """The middleware in front of every page: host, method, token, and the headers of every answer."""
 
-    def __init__(self, app: App, host: str, token: str | None) -> None:
-        self.app, self.host, self.token = app, host, token
-        names = {"localhost"} if is_loopback(host) else {"localhost", socket.gethostname(), socket.getfqdn()}
-        self.names = {name.lower() for name in (*names, host)}
+    def __init__(self, app: App, token: str | None) -> None:
+        self.app, self.token = app, token
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve or refuse a request."""
@@ -101,7 +99,7 @@ class Guard:
 
     async def _refused(self, request: Request) -> Response | None:
         """The answer to a request that is not served; None for one that is."""
-        if not self._is_ours(request.headers.get("host", "")):
+        if self.token is None and not _is_here(request.headers.get("host", "")):
             return PlainTextResponse("this host is not served here; open the address that the console printed\n", 421)
         if self.token is None or request.url.path.startswith("/static/"):
             return None if request.method in ("GET", "HEAD") else PlainTextResponse("only GET\n", 405)
@@ -124,17 +122,11 @@ class Guard:
             return answer
         return None if request.url.path == "/token" and request.method == "GET" else RedirectResponse("/token", 303)
 
-    def _is_ours(self, host: str) -> bool:
-        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-        name = name.strip("[]").lower()
-        if name in self.names:
-            return True
-        try:
-            address = ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        # No name leads to an address that a request states itself.
-        return address.is_loopback if is_loopback(self.host) else True
+
+def _is_here(host: str) -> bool:
+    """Whether the host of a request, with or without a port, is this machine alone."""
+    name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+    return is_loopback(name.strip("[]").lower())
 
 
 def _cookie(token: str) -> str:

@@ -21,7 +21,7 @@ def serve(options: ConsoleOptions, host: str, port: int, say: Callable[[str], No
         UsageError: a place does not exist, the host needs a token, or the port is taken.
     """
     token = check_token(host, os.environ.get(TOKEN))
-    app = create_app(options, host, token)
+    app = create_app(options, token)
     app.state.watch.warm()
     with contextlib.closing(_listen(host, port)) as listening:
         address = listening.getsockname()

@@ -17,7 +17,11 @@
 
 #include "vectors.h"
 
-#define TILE 6          /* rows of a register tile: with two vectors across, 12 of 16 registers hold sums */
+#ifdef __AVX512F__
+#define TILE 12         /* rows of a register tile: with two vectors across, 24 of 32 registers hold sums */
+#else
+#define TILE 6          /* 12 of 16 registers */
+#endif
 #define NR (2 * LANES)  /* columns of a panel of weights */
 #define PANELS 4        /* panels of an item of work, and the most that one row goes through at once */
 #define ATTEND_HEADS 3  /* query heads of a group that share what is loaded of the cache */
@@ -83,7 +87,7 @@ static inline int64_t whole(int64_t n, int64_t to) { return (n + to - 1) / to * 
 /* ---- Products ---- */
 
 /* The sums over k of `rows` rows with `panels` panels; each sum is one chain of multiply-adds from the first k on.
- * `next` is what is asked for of the memory meanwhile: a line of it for each line that is read. */
+ * `next` is prefetched meanwhile, as fast as `w` is read. */
 static inline __attribute__((always_inline)) void sums(const int rows, const int panels, const float *const *a,
                                                        const float *w, const float *next, int64_t k, vec s[][2]) {
     for (int i = 0; i < rows * panels; i++) s[i][0] = s[i][1] = (vec){0};
@@ -91,7 +95,8 @@ static inline __attribute__((always_inline)) void sums(const int rows, const int
         for (int p = 0; p < panels; p++) {
             const float *from = w + (p * k + i) * NR;
             vec w0 = *(const vec *)from, w1 = *(const vec *)(from + LANES);
-            if (rows > 2) __builtin_prefetch(next + (p * k + i) * NR);
+            if (rows > 2)
+                for (int line = 0; line < NR; line += 16) __builtin_prefetch(next + (p * k + i) * NR + line);
             for (int r = 0; r < rows; r++) {
                 s[r * panels + p][0] += a[r][i] * w0;
                 s[r * panels + p][1] += a[r][i] * w1;
@@ -173,6 +178,14 @@ static void product(const Rows *rows, const Op *op, const float *weight, int64_t
                 case 24 + 1: TILE_OF(3, 1)
                 case 32 + 1: TILE_OF(4, 1)
                 case 40 + 1: TILE_OF(5, 1)
+#if TILE > 6
+                case 56 + 1: TILE_OF(7, 1)
+                case 64 + 1: TILE_OF(8, 1)
+                case 72 + 1: TILE_OF(9, 1)
+                case 80 + 1: TILE_OF(10, 1)
+                case 88 + 1: TILE_OF(11, 1)
+                case 96 + 1: TILE_OF(12, 1)
+#endif
                 default: TILE_OF(6, 1)
             }
         }

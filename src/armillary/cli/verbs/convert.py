@@ -82,6 +82,8 @@ def convert(
         f"{escape(str(dst))}: {found.source} to {found.to}, {found.dtype}, {found.bytes / 1e9:.2f} GB{checked}",
         highlight=False,
     )
+    if found.no_tokenizer is not None:
+        err.print(f"without a tokenizer: {escape(found.no_tokenizer)}", highlight=False)
     if losses:
         heads = ["domain", "tokens", "before", "after", "difference", "low", "high", "p"]
         rows = [

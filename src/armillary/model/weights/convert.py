@@ -77,7 +77,10 @@ class ConvertOptions:
 
 @dataclass(frozen=True)
 class Converted:
-    """What ``convert`` did; ``difference`` of logits, absolute and relative to the largest, if it was checked."""
+    """What ``convert`` did; ``difference`` of logits, absolute and relative to the largest, if it was checked.
+
+    ``no_tokenizer`` says why the new folder lacks the tokenizer that the source holds.
+    """
 
     source: str
     to: str
@@ -86,6 +89,7 @@ class Converted:
     tokenizer_files: tuple[str, ...]
     difference: float | None = None
     relative: float | None = None
+    no_tokenizer: str | None = None
 
 
 def convert(
@@ -144,7 +148,7 @@ def convert(
     if single and finish is not None:
         raise UsageError(f"{dst}: is a single file, which has no place for a card; give the name of a folder")
     with new_path(dst, total, single) as folder:
-        carried = [] if single else _carry(src, folder)
+        carried, no_tokenizer = ([], None) if single else _carry(src, source, folder)
         for name, document in export.documents.items():
             if name not in carried:
                 text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
@@ -162,7 +166,7 @@ def convert(
             finish(source, folder)
     stored = options.quantize or str(dtype).removeprefix("torch.")
     size = sum(path.stat().st_size for path in ([dst] if dst.is_file() else dst.rglob("*")) if path.is_file())
-    return Converted(source.format, options.to, stored, size, tuple(carried), difference, relative)
+    return Converted(source.format, options.to, stored, size, tuple(carried), difference, relative, no_tokenizer)
 
 
 def _kept(dtype: torch.dtype) -> torch.dtype:
@@ -241,9 +245,27 @@ def _remove_abandoned(dst: Path) -> None:
             os.close(lock)
 
 
-def _carry(src: Path, folder: Path) -> list[str]:
-    """Copy the files of the tokenizer; returns their names."""
-    src = src if src.is_dir() else src.parent
+def _carry(src: Path, source: Source, folder: Path) -> tuple[list[str], str | None]:
+    """Write the files of the tokenizer; returns their names, and why the one that ``source`` holds is not among them.
+
+    A weights file that holds its tokenizer is given alone: files beside it may be those of another model.
+    """
+    found = _copy(src, folder) if src.is_dir() else []
+    if {"tokenizer.json", "tokenizer.model"} & {*found}:
+        return found, None
+    try:
+        own = source.tokenizer_files()
+    except UsageError as error:
+        return found, str(error)
+    for name, text in own.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    if own or src.is_dir():
+        return [*dict.fromkeys((*found, *own))], None
+    return _copy(src.parent, folder), None
+
+
+def _copy(src: Path, folder: Path) -> list[str]:
+    """Copy the files of the tokenizer in ``src``; returns their names."""
     found = [name for name in TOKENIZER_FILES if (src / name).is_file()]
     found += sorted(path.name for path in src.glob("tokenization_*.py"))
     for name in found:

@@ -6,7 +6,7 @@ tensor gets which type. Norms, biases and routers stay fp32, as llama.cpp requir
 
 Trade-offs: the tokenizer is written only if its splitting of text is one that llama.cpp has under a name, or that of
 SentencePiece's byte-pair encoding (``sentencepiece.py``). Any other would give other tokens without an error, so it is
-refused. Reading takes the weights and the shape, not the tokenizer.
+refused. Reading gives the tokenizer as the files of a Hugging Face folder (``gguf_tokenizer.py``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import ctypes
 import importlib.util
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from armillary.model.rotary import ntk_base, rotary_frequencies
 from armillary.model.weights.files import check_tensors
+from armillary.model.weights.gguf_tokenizer import tokenizer_files
 from armillary.model.weights.huggingface import check_exportable
 from armillary.model.weights.sentencepiece import UNKNOWN, Vocabulary, of_document, of_model
 from armillary.model.weights.shards import Planned
@@ -46,6 +47,21 @@ _LLAMA3 = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+_WORDS = {**_BYTES, "use_regex": True}
+
+
+def _split(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+# The steps that split text, for each of llama.cpp's names.
+SPLITS: dict[str, list[dict[str, Any]]] = {
+    "gpt-2": [_WORDS],
+    "smollm": [{"type": "Digits", "individual_digits": True}, _WORDS],
+    "llama-bpe": [_split(_LLAMA3), _BYTES],
+    "qwen2": [_split(_QWEN2), _BYTES],
+}
 
 
 def library() -> ModuleType:
@@ -500,6 +516,16 @@ class GGUFSource(Source):
         values = library().quants.dequantize(tensor.data, tensor.tensor_type)
         size = tuple(int(n) for n in reversed(tensor.shape))
         return torch.from_numpy(np.array(values, np.float32)).reshape(size)
+
+    def tokenizer_files(self) -> Mapping[str, str]:
+        """As ``Source.tokenizer_files``: the tokenizer that the file holds."""
+        begin = "tokenizer."
+        fields = {name: field for name, field in self._reader.fields.items() if name.startswith(begin)}
+        try:
+            values = {name.removeprefix(begin): field.contents() for name, field in fields.items()}
+        except (ValueError, IndexError) as error:
+            raise DamagedFileError(f"{self.folder}: its tokenizer cannot be read ({error}); fetch it again") from error
+        return tokenizer_files(self.folder, values, SPLITS)
 
     def tensor(self, name: str, expert: int | None = None) -> Tensor:
         """As ``Source.tensor``."""

@@ -50,6 +50,15 @@ class Source(ABC):
     def tensor(self, name: str, expert: int | None = None) -> Tensor:
         """The parameter (or buffer) ``name`` in its stored type; of a stack, only one ``expert`` if given."""
 
+    def tokenizer_files(self) -> Mapping[str, str]:
+        """The tokenizer that the weights file itself holds, as text by file name; empty if the format holds none.
+
+        Raises:
+            UsageError: it holds one that is not read here.
+            DamagedFileError: it is torn.
+        """
+        return {}
+
 
 class InMemory(Source):
     """A model in memory."""
