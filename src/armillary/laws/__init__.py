@@ -76,6 +76,7 @@ __all__ = [
     "Versus",
     "best_of",
     "best_schedule",
+    "columns",
     "compare_families",
     "decisions",
     "epoch_ceilings",
@@ -93,5 +94,6 @@ __all__ = [
     "reproduce",
     "rows_named",
     "simplex_design",
+    "table",
     "workbench",
 ]

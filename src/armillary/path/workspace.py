@@ -88,6 +88,7 @@ from armillary.study import (
     smallest_plan,
     train_target,
 )
+from armillary.trackers import Follower, destinations
 from armillary.train import InterruptedRunError, load_trained
 
 STUDIES = STAGES[:-1]
@@ -187,12 +188,39 @@ class Workspace:
             if self.database is not None:
                 self.store().close()  # refuse an unusable store before the corpus is built
             corpus, store = self.corpus(), self.store()
-            with self._executor(store, corpus) as executor:
-                lab = Lab(self.recipe, corpus, store, executor, smallest_plan(), self.progress, self.say)
+            with self._executor(store, corpus) as executor, self._tracked(store) as progress:
+                lab = Lab(self.recipe, corpus, store, executor, smallest_plan(), progress, self.say)
                 lab.check()  # most problems of a run can be found without a throughput
                 lab = replace(lab, plan=self._plan(corpus, executor, resize, begun))
                 lab.check()
                 yield lab
+
+    @contextmanager
+    def _tracked(self, store: Store) -> Iterator[Progress]:
+        """The progress of runs, which also go to the recipe's trackers from the first report on."""
+        followers = [
+            Follower(
+                where,
+                store.folder / "runs",
+                all_runs=True,
+                export=f"armillary runs export {self.folder} --to {where.tracker}",
+            )
+            for where in destinations(self.recipe.trackers, self.folder, self.recipe.name)
+        ]
+
+        def progress(stage: str, done: float, total: float, note: str) -> None:
+            for follower in followers:
+                follower.start()
+                for line in follower.words():
+                    self.say(line)
+            self.progress(stage, done, total, note)
+
+        try:
+            yield progress
+        finally:
+            for follower in followers:
+                for line in follower.close():
+                    self.say(line)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -277,7 +305,8 @@ class Workspace:
             return None
         if document["format"] == 1:  # its key was a hash over the whole recipe
             asked = self.recipe.model_dump(
-                mode="json", exclude={"corpus": True, "lesson": True, "training": {"layout"}}
+                mode="json",
+                exclude={"corpus": True, "lesson": True, "trackers": True, "training": {"layout"}},
             )
             same = document.get("key") == canonical_hash([corpus.hash, asked])
             document = {**document, "format": 2, "key": key if same else ""}
@@ -464,8 +493,9 @@ class Workspace:
 
     @property
     def _question(self) -> str:
-        """The hash of the recipe without the layout of its target run."""
-        return canonical_hash(self.recipe.model_dump(mode="json", exclude={"training": {"layout"}}))
+        """The hash of the recipe without the layout of its target run and without its trackers."""
+        asked = self.recipe.model_dump(mode="json", exclude={"training": {"layout"}, "trackers": True})
+        return canonical_hash(asked)
 
     def _write_found(self, lab: Lab, found: Found) -> None:
         """Write the recipe found, and the full specification of the target run, as YAML.
@@ -488,6 +518,7 @@ class Workspace:
             folder=os.path.relpath(lab.store.run_folder(spec.id), self.folder),
             run=spec,
             layout=self.recipe.training.layout,
+            trackers=self.recipe.trackers,
         )
         text = yaml.safe_dump(large.model_dump(mode="json", exclude_none=True), allow_unicode=True, sort_keys=False)
         write_file(self.folder / "target.yaml", text.encode())

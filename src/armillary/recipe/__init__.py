@@ -76,6 +76,7 @@ from armillary.recipe.teaching import (
     Teaching,
     load_teaching,
 )
+from armillary.recipe.trackers import MlflowTracker, TensorBoardTracker, Trackers, TrackioTracker, WandbTracker
 from armillary.recipe.words import all_problems, counted, first_problem, in_words, plural
 from armillary.recipe.written import (
     RECORD,
@@ -134,6 +135,7 @@ __all__ = [
     "MixturePhase",
     "MixtureStudy",
     "MixtureTarget",
+    "MlflowTracker",
     "ModelShape",
     "NextToken",
     "Objective",
@@ -155,10 +157,14 @@ __all__ = [
     "Start",
     "Supervised",
     "Teaching",
+    "TensorBoardTracker",
     "TokenizerSpec",
+    "Trackers",
+    "TrackioTracker",
     "Training",
     "UsageError",
     "Validation",
+    "WandbTracker",
     "all_problems",
     "canonical_hash",
     "counted",

@@ -23,6 +23,7 @@ from armillary.recipe.optimizers import OptimizerKind
 from armillary.recipe.reader import read_yaml
 from armillary.recipe.run import Decay
 from armillary.recipe.shapes import Document, Family
+from armillary.recipe.trackers import Trackers
 from armillary.recipe.words import first_problem
 from armillary.recipe.written import blaming_changes
 
@@ -314,9 +315,12 @@ class Studies(Document):
 
 
 class Recipe(Document):
-    """The recipe: domains, target, limits, model, training and studies, and the lesson after the verdict."""
+    """The recipe: domains, target, limits, model, training and studies, and the lesson after the verdict.
 
-    later: ClassVar[tuple[str, ...]] = ("lesson",)
+    ``trackers`` also get the metrics of every run.
+    """
+
+    later: ClassVar[tuple[str, ...]] = ("lesson", "trackers")
 
     format: Literal[1] = 1
     name: Annotated[str, AfterValidator(check_recipe_name)]
@@ -330,6 +334,7 @@ class Recipe(Document):
     budget: Budget | None = None
     validation_windows: int = Field(default=64, ge=1)
     lesson: Lesson | None = None
+    trackers: Trackers = Trackers()
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -473,7 +478,7 @@ def in_folder(recipe: Recipe, base: Path) -> Recipe:
     if tokenizer.file is not None:
         tokenizer = tokenizer.model_copy(update={"file": absolute(tokenizer.file)})
     corpus = recipe.corpus.model_copy(update={"domains": domains, "tokenizer": tokenizer})
-    return recipe.model_copy(update={"corpus": corpus})
+    return recipe.model_copy(update={"corpus": corpus, "trackers": recipe.trackers.beside(base)})
 
 
 def beside(folder: Path, path: str) -> Path:

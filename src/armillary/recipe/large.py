@@ -1,13 +1,13 @@
 """The document of one large run: a RunSpec, its corpus, and how it is executed.
 
-Everything that determines the numbers is under ``run``, as in a RunSpec. ``layout`` and ``checkpoints`` may change
-whenever the run is stopped. ``load_training`` distinguishes such a file from a recipe by its keys.
+Everything that determines the numbers is under ``run``, as in a RunSpec. ``layout``, ``checkpoints`` and ``trackers``
+may change whenever the run is stopped. ``load_training`` distinguishes such a file from a recipe by its keys.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -18,6 +18,7 @@ from armillary.recipe.layout import Layout
 from armillary.recipe.reader import YamlFile, read_yaml
 from armillary.recipe.run import RunSpec
 from armillary.recipe.shapes import Document
+from armillary.recipe.trackers import Trackers
 from armillary.recipe.written import blaming_changes
 
 _KEYS = {"run", "layout", "checkpoints", "skipping"}  # a recipe has none of them
@@ -67,6 +68,8 @@ class LargeRun(Document):
     parallel, with parameters in shards.
     """
 
+    later: ClassVar[tuple[str, ...]] = ("trackers",)
+
     format: Literal[1] = 1
     name: FolderName
     corpus: PathText
@@ -75,6 +78,7 @@ class LargeRun(Document):
     layout: Layout | None = None
     checkpoints: Checkpoints = Checkpoints()
     skipping: Skipping = Skipping()
+    trackers: Trackers = Trackers()
 
     @model_validator(mode="before")
     @classmethod
@@ -139,6 +143,7 @@ def load_training(path: Path) -> Recipe | LargeRun:
         large = check_document(file, LargeRun)
     named = ((name, getattr(large, name)) for name in ("corpus", "folder"))
     paths: dict[str, Any] = {name: str(beside(base, where)) for name, where in named if where}
+    paths["trackers"] = large.trackers.beside(base)
     start = large.run.start
     if start is not None and start.weights is not None:
         start = start.model_copy(update={"weights": str(beside(base, start.weights))})

@@ -87,7 +87,7 @@ def plan_inputs(recipe: Recipe) -> dict[str, Any]:
     asked: dict[str, Any] = recipe.model_dump(
         mode="json",
         exclude={
-            **dict.fromkeys(("name", "corpus", "target", "limits", "lesson"), True),
+            **dict.fromkeys(("name", "corpus", "target", "limits", "lesson", "trackers"), True),
             "training": without,
             "study": {"mixture": {"seed"}},
         },

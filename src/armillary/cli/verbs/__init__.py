@@ -19,6 +19,7 @@ from armillary.cli.verbs import (
     forecast,
     generate,
     goodput,
+    import_runs,
     laws,
     leaderboard,
     logits,
@@ -48,6 +49,7 @@ __all__ = [
     "forecast",
     "generate",
     "goodput",
+    "import_runs",
     "laws",
     "leaderboard",
     "logits",
@@ -77,7 +79,17 @@ PANELS = {
     "In and out": ("convert", "logits", "publish"),
     "One study at a time": ("study",),
     "Laws from tables of any runs": (
-        *("fit", "predict-law", "optimise-mixture", "best-schedule", "best-lr", "compare", "next-run", "reproduce"),
+        *(
+            "import",
+            "fit",
+            "predict-law",
+            "optimise-mixture",
+            "best-schedule",
+            "best-lr",
+            "compare",
+            "next-run",
+            "reproduce",
+        ),
     ),
 }
 _ORDER = [name for names in PANELS.values() for name in names]

@@ -21,6 +21,7 @@ from armillary.launch.ranks.group import joined, meeting_place, place
 from armillary.launch.ranks.local import RankContext, Supervision, start_ranks
 from armillary.recipe import EVENTS, ArmillaryError, LargeRun, Layout, RunResult, RunSpec, UsageError
 from armillary.resilience import FaultClock, FaultHook, Faults, FaultState
+from armillary.trackers import Track, destinations
 from armillary.train import check_run
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -207,6 +208,9 @@ def carry_out(large: LargeRun, folder: Path, reporter: Callable[[], Any], contex
         show = reporter() if rank == 0 else None
         total = spec.tokens
 
+        say = show.say if show is not None else lambda text: None
+        trackers = [Track(where, folder, large.name, say) for where in destinations(large.trackers, folder, large.name)]
+
         def tell(step: int) -> None:
             if context.heartbeat is not None:
                 context.heartbeat.step(step)
@@ -224,11 +228,13 @@ def carry_out(large: LargeRun, folder: Path, reporter: Callable[[], Any], contex
                 device=device,
                 progress=tell,
                 stop=context.stop,
-                tell=show.say if show is not None else lambda text: None,
+                tell=say,
                 busy=context.heartbeat.busy if context.heartbeat is not None else lambda work: None,
-                hooks=hooks,
+                hooks=[*hooks, *trackers],
             )
         finally:
+            for tracker in trackers:
+                tracker.close()
             if show is not None:
                 show.close()
     return result if rank == 0 else None

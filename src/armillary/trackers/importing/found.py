@@ -1,0 +1,69 @@
+"""What readers of foreign files return, and the readers by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from armillary.recipe import UsageError
+
+FORMATS = ("wandb", "tensorboard", "csv")
+_DEEPEST = 8
+
+
+@dataclass
+class FoundRun:
+    """A run of another program: ``config`` with dotted names, and of each metric the ``last`` finite value by step."""
+
+    name: str
+    config: dict[str, Any] = field(default_factory=dict)
+    last: dict[str, float] = field(default_factory=dict)
+    steps: dict[str, int] = field(default_factory=dict)  # of each value in ``last``
+
+    def measure(self, name: str, step: int, value: float) -> None:
+        """Take a value, unless there is one of a later step."""
+        if step >= self.steps.get(name, step):
+            self.last[name], self.steps[name] = value, step
+
+
+def read_runs(kind: str, paths: Iterable[Path]) -> tuple[list[FoundRun], list[str]]:
+    """The runs in files and folders, and sentences on what of them could not be read.
+
+    Raises:
+        UsageError: a path is missing, holds nothing of that kind, or the package that reads it is not installed.
+    """
+    try:
+        reader = import_module(f"armillary.trackers.importing.{kind}")
+    except ImportError as error:
+        raise UsageError(f"{error.name} is not installed here: pip install 'armillary[{kind}]'") from error
+    runs: list[FoundRun] = []
+    notes: list[str] = []
+    for path in paths:
+        if not path.exists():
+            raise UsageError(f"{path}: there is no such file or folder")
+        found, more = reader.read(path)
+        if not found and not more:
+            raise UsageError(f"{path}: holds {reader.LACKS}; give a file of that kind or a folder that holds some")
+        runs += found
+        notes += more
+    return runs, notes
+
+
+def files_below(path: Path, pattern: str) -> Iterator[Path]:
+    """Files of a pattern in a folder and below, in order; links to folders are not followed. A file is itself."""
+    if path.is_file():
+        yield path
+        return
+    waiting = [(path, 0)]
+    while waiting:
+        folder, depth = waiting.pop()
+        try:
+            entries = sorted(folder.iterdir())
+        except OSError:
+            continue
+        yield from (entry for entry in entries if entry.match(pattern) and entry.is_file())
+        if depth < _DEEPEST:
+            waiting += [(entry, depth + 1) for entry in reversed(entries) if entry.is_dir() and not entry.is_symlink()]
