@@ -74,7 +74,7 @@ def test_a_run_of_an_instant_is_there_when_it_ends(make_spec: Any, tiny_corpus: 
 
 @pytest.mark.slow
 def test_killed_and_resumed_no_step_is_doubled_or_missing(spec: Any, tiny_corpus: Any, tmp_path: Path) -> None:
-    from victim import process
+    from tracked_victim import process
 
     where = Destination("tensorboard", str(tmp_path / "tb"), "p")
     for die_at in (50, 90, 0):

@@ -6,6 +6,7 @@ anew, which reads what the tracker has, since a request without an answer may ha
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -43,6 +44,7 @@ class Mirror:
             ArmillaryError: a file of the run cannot be read.
         """
         if self._lock is None:
+            _ = self.source.spec  # a folder that is not there yet cannot be locked
             self._lock = _locked(self.source.folder / f".tracker-{self.where.tracker}.lock")
         added = 0
         if self._writer is None:
@@ -97,7 +99,9 @@ def _locked(path: Path) -> Any:
     """An open file that holds the lock; a folder that cannot be written to is read without one."""
     try:
         file = open(path, "a")  # noqa: SIM115 (closed by the caller)
-    except OSError:
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
         return io.BytesIO()
     try:
         lock(file.fileno(), path, wait=False)

@@ -7,6 +7,7 @@ Offline, each attempt that has something to add writes a folder ``offline-run-â€
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ class WandbWriter(Writer):
             x_disable_stats=True,
         )
         Path(self._where.place).mkdir(parents=True, exist_ok=True)
+        self._await_a_new_name()
         return wandb.init(
             dir=self._where.place,
             project=self._where.project,
@@ -59,6 +61,15 @@ class WandbWriter(Writer):
             reinit="create_new",
             settings=settings,
         )
+
+    def _await_a_new_name(self) -> None:
+        """Wait until no attempt of this second is there: folders are named by the second, and would be overwritten."""
+        names = {path.parent.name for path in offline_files(Path(self._where.place), self._about.run)}
+        while any(
+            f"offline-run-{time.strftime('%Y%m%d_%H%M%S', clock())}-{self._about.run}" in names
+            for clock in (time.localtime, time.gmtime)
+        ):
+            time.sleep(0.05)
 
     def write(self, rows: Sequence[Row]) -> None:
         """Log a record per row."""
