@@ -6,6 +6,7 @@ Secrets are not part of it: the packages read them from the environment.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -93,10 +94,10 @@ class Trackers(Document):
         for name in ("tensorboard", "wandb", "trackio"):
             options = getattr(self, name)
             if options is not None and options.folder is not None:
-                place = str(folder / Path(options.folder).expanduser())
+                place = os.path.normpath(folder / Path(options.folder).expanduser())
                 changed[name] = options.model_copy(update={"folder": place})
         uri = self.mlflow.uri if self.mlflow is not None else None
         if self.mlflow is not None and uri is not None and uri.startswith(_SQLITE):
-            place = f"{_SQLITE}{folder / uri.removeprefix(_SQLITE)}"
+            place = f"{_SQLITE}{os.path.normpath(folder / uri.removeprefix(_SQLITE))}"
             changed["mlflow"] = self.mlflow.model_copy(update={"uri": place})
         return self.model_copy(update=changed)
