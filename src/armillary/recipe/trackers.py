@@ -86,7 +86,7 @@ class Trackers(Document):
     def _key_alone(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        return {name: {} if options is None or options is True else options for name, options in value.items()}
+        return {name: {} if options is None else options for name, options in value.items()}
 
     def beside(self, folder: Path) -> Trackers:
         """The same with relative places resolved against ``folder``."""
