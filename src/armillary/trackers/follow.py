@@ -209,7 +209,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # they are meant for the training, whose end ends this process too
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(OSError):
-        os.nice(10)
+        os.nice(5)
     # Packages print; only what `say` says is for the user.
     _OUT = os.fdopen(os.dup(1), "w")
     null = os.open(os.devnull, os.O_WRONLY)
