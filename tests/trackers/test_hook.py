@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import signal
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from made_runs import READERS
 
 from armillary.recipe import Validation, read_result
+from armillary.store.locks import is_locked
 from armillary.trackers import Destination, RunFiles, Track
 from armillary.train import train_run
 
 pytest.importorskip("tensorboard", reason="pip install 'armillary[tensorboard]'")
-
-
-def scalars(folder: Path) -> dict[str, dict[int, float]]:
-    """Every scalar in a folder of one run, by TensorBoard's own reader; a step that is there twice is an error."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    found = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    found.Reload()
-    values: dict[str, dict[int, float]] = {}
-    for tag in found.Tags()["scalars"]:
-        events = found.Scalars(tag)
-        assert max(Counter(event.step for event in events).values()) == 1, tag
-        values[tag] = {event.step: event.value for event in events}
-    return values
 
 
 def expected(folder: Path) -> dict[str, dict[int, float]]:
@@ -61,7 +49,7 @@ def test_a_run_of_an_instant_is_there_when_it_ends(make_spec: Any, tiny_corpus: 
     train_run(spec, tiny_corpus, tmp_path / "run", hooks=[hook])
     hook.follower.start()
     hook.close()
-    same(scalars(tmp_path / "tb" / spec.id), expected(tmp_path / "run"))
+    same(READERS["tensorboard"](tmp_path / "tb", "p", spec.id), expected(tmp_path / "run"))
     assert set(expected(tmp_path / "run")) >= {
         "loss",
         "lr",
@@ -76,14 +64,22 @@ def test_a_run_of_an_instant_is_there_when_it_ends(make_spec: Any, tiny_corpus: 
 def test_killed_and_resumed_no_step_is_doubled_or_missing(spec: Any, tiny_corpus: Any, tmp_path: Path) -> None:
     from tracked_victim import process
 
-    where = Destination("tensorboard", str(tmp_path / "tb"), "p")
+    here = {"tensorboard": tmp_path / "tb", "mlflow": tmp_path / "m.db", "wandb": tmp_path, "trackio": tmp_path / "tr"}
+    here = {name: place for name, place in here.items() if importlib.util.find_spec(name) is not None}
+    wheres = [
+        Destination(name, f"sqlite:///{place}" if name == "mlflow" else str(place), "p") for name, place in here.items()
+    ]
     for die_at in (50, 90, 0):
-        victim = process(spec, tiny_corpus.path, tmp_path / "run", [where], die_at)
-        victim.join(120)
+        victim = process(spec, tiny_corpus.path, tmp_path / "run", wheres, die_at)
+        victim.join(200)
         assert victim.exitcode == (-signal.SIGKILL if die_at else 0)
-        time.sleep(0 if die_at else 1)
     assert len(list((tmp_path / "tb").rglob("*tfevents*"))) == 1
-    same(scalars(tmp_path / "tb" / spec.id), expected(tmp_path / "run"))
+    for name, place in here.items():  # the processes of the trackers may still write
+        end = time.monotonic() + 120
+        while is_locked(tmp_path / "run" / f".tracker-{name}.lock"):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        same(READERS[name](place, "p", spec.id), expected(tmp_path / "run"))
 
 
 def test_a_tracker_that_fails_is_said_once_and_changes_nothing(

@@ -182,3 +182,15 @@ def test_an_export_that_is_killed_resumes(results: Path, tmp_path: Path) -> None
     for seed in (1, 2):
         found = READERS["tensorboard"](tmp_path / "boards", "mine", made_spec(seed=seed).id)
         assert sorted(found["tokens"]) == list(range(1, 61))
+
+
+def test_trackers_change_neither_plan_nor_document(results: Path) -> None:
+    from armillary.recipe import load_recipe
+    from armillary.study import plan_inputs
+
+    text = (results / "recipe.yaml").read_text()
+    with_trackers = load_recipe(results / "recipe.yaml")
+    (results / "recipe.yaml").write_text(text.partition("trackers:")[0])
+    without = load_recipe(results / "recipe.yaml")
+    assert with_trackers.trackers != without.trackers and plan_inputs(with_trackers) == plan_inputs(without)
+    assert "trackers" not in without.model_dump(mode="json")
