@@ -51,13 +51,13 @@ def corpus_of(sources: Mapping[str, str], vocab_size: int, folder: Path) -> Corp
     return build_corpus(CorpusSpec(domains=domains, tokenizer=TokenizerSpec(vocab_size=vocab_size)), folder)
 
 
-def carry_out(
+def run_all(
     executor: Executor,
     study: str,
     specs: Sequence[RunSpec],
     progress: Progress = lambda stage, done, total, note: None,
 ) -> list[RunResult]:
-    """The results of the runs in the order of ``specs`` (an executor gives them in the order in which they ended).
+    """Run ``specs`` and return their results in the same order (an executor returns them in order of completion).
 
     Raises:
         ArmillaryError: a run has none.

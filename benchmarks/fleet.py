@@ -43,7 +43,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import carry_out, corpus_of, markdown, run_spec, shape, write_json
+from common import corpus_of, markdown, run_all, run_spec, shape, write_json
 from peers import loops
 from peers.processes import CORES, PEERS, PRODUCTS, Peer, product_rate
 
@@ -160,7 +160,7 @@ def peer_job(setting: Setting, corpus: Corpus, folder: Path) -> dict[str, Any]:
 
 def our_turn(executor: LocalExecutor, specs: list[RunSpec]) -> tuple[float, list[RunResult], list[list[Event]]]:
     """Seconds from the first run's first step to the last one's end, the results, and the events of each run."""
-    results = carry_out(executor, "fleet", specs)
+    results = run_all(executor, "fleet", specs)
     events = [list(read_events(executor.store.run_folder(spec.id) / "events.jsonl")) for spec in specs]
     begin = min(event.time_s for run in events for event in run if event.kind == "start")
     end = max(event.time_s for run in events for event in run if event.kind == "end")
@@ -229,7 +229,7 @@ def measure(setting: Setting, cache: Path, rounds: int, product: tuple[str, str]
                         answers[peer.name].append(answer | {"tokens_per_s": timed / answer["seconds"]})
             ceilings["ours"].append((before + between) / 2)
             ceilings["peers"].append((between + product_rate(*product, CORES, 1)) / 2)
-        exact = carry_out(executor, "exact", [setting.spec(corpus.hash, 0, "fp32")])[0].loss[DOMAIN]
+        exact = run_all(executor, "exact", [setting.spec(corpus.hash, 0, "fp32")])[0].loss[DOMAIN]
     return {
         "name": setting.name,
         "setting": asdict(setting),

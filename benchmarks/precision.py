@@ -5,7 +5,7 @@ the same batches, and differ in nothing else. Reported are the mean difference w
 and what one seed differs from another in fp32. bf16 costs no quality that a study could notice where the former is
 smaller than the latter; otherwise the benchmark fails.
 
-Runs are carried out by a study's executor on the demonstration's texts, one worker per core.
+A study's executor runs them on the demonstration's texts, one worker per core.
 
 Trade-off: on a processor that emulates bf16 a run takes 10 to 30 times as long as in fp32, so runs are short by
 default (about 31 thousand tokens each; some minutes on two cores). Where bf16 is fast, ask for more steps.
@@ -26,7 +26,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from common import carry_out, corpus_of, markdown, run_spec, shape, write_json
+from common import corpus_of, markdown, run_all, run_spec, shape, write_json
 
 from armillary.corpus import Corpus
 from armillary.launch import LocalExecutor
@@ -119,7 +119,7 @@ def main() -> None:
             print(f"\r{time.perf_counter() - begun:5.0f} s  {note}", end="", file=sys.stderr)
 
         with LocalExecutor(Store(Path(scratch) / "store"), corpus.path) as executor:
-            results = carry_out(executor, "precision", list(specs.values()), progress)
+            results = run_all(executor, "precision", list(specs.values()), progress)
     print(file=sys.stderr)
     losses = {run: statistics.mean(result.loss.values()) for run, result in zip(specs, results, strict=True)}
     rows = [

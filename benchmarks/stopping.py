@@ -31,7 +31,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one process per core
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from common import carry_out, corpus_of, markdown, run_spec, write_json
+from common import corpus_of, markdown, run_all, run_spec, write_json
 from scipy import stats
 
 from armillary.launch import LocalExecutor
@@ -125,7 +125,7 @@ def train(folder: Path, workers: int) -> Runs:
     ]
     store = Store(folder / "store")
     with LocalExecutor(store, corpus.path, workers) as executor:
-        carry_out(
+        run_all(
             executor,
             "stopping",
             specs,

@@ -125,14 +125,14 @@ def test_json_is_one_value_and_nothing_else(recipe, call):
     assert "corpus: read: 100%" in done.stderr  # progress goes elsewhere
     assert set(json.loads(done.stdout)["domains"]) == {"sky", "sea", "code", "voyage"}
     out = recipe.parent / "out"
-    assert "3 parts, all as written\nchecked: cost.json, recipe.yaml, corpus\n" in call("verify", out).stdout
+    assert "3 parts, all intact\nchecked: cost.json, recipe.yaml, corpus\n" in call("verify", out).stdout
     for verb in ("runs", "rates"):
         for where in ((recipe, "--out", out), (out,), (out / "recipe.yaml",), (out / "recipe.yaml", "--out", out)):
             done = call(verb, *where, "--json")
-            assert done.returncode == 2 and "store.sqlite: there is no database yet; `armillary run" in done.stderr
+            assert done.returncode == 2 and "store.sqlite: no database yet; run `armillary run" in done.stderr
     assert not (out / "store").exists()  # to look is not to create
     (out / "store" / "runs" / "0123456789abcdef").mkdir(parents=True)
-    assert "holds runs; put a backup in its place" in call("runs", out).stderr
+    assert "has runs; restore it from a backup" in call("runs", out).stderr
 
 
 @pytest.mark.parametrize("verb", ["runs", "rates"])
@@ -141,7 +141,7 @@ def test_a_list_of_no_results_creates_none(recipe, call, verb, tmp_path, monkeyp
     monkeypatch.chdir(tmp_path)
     for where in ((recipe,), (recipe, "--out", "elsewhere")):
         done = call(verb, *where)
-        assert done.returncode == 2 and "there are no results yet; `armillary run" in done.stderr
+        assert done.returncode == 2 and "no results yet; run `armillary run" in done.stderr
     done = call(verb, tmp_path)
     assert done.returncode == 2 and "the folder of results" in done.stderr
     assert sorted(tmp_path.rglob("*")) == before
@@ -314,12 +314,12 @@ def test_law_verbs_with_wrong_input(call, points):
     law.write_text("{}")
     new = points / "new.json"
     for arguments, said in [
-        (["fit", "scaling", "--points", points / "P.csv", "--out", law], "is not a law that this version wrote"),
+        (["fit", "scaling", "--points", points / "P.csv", "--out", law], "is not a law written by this version"),
         (["fit", "scaling", "--points", points / "bad.csv", "--out", new], "bad.csv, line 3, column 'loss' is '-3'"),
         (["fit", "scaling", "--points", points / "no.csv", "--out", new], "no.csv: No such file"),
         (
             ["fit", "scaling", "--points", points / "P.csv", "--form", "x", "--out", new],
-            "no form 'x'; take one of auto",
+            "unknown form 'x'; choose one of auto",
         ),
         (
             ["fit", "scaling", "--points", points / "P.csv", "--out", points],
@@ -333,12 +333,12 @@ def test_law_verbs_with_wrong_input(call, points):
         ),
         (
             ["predict-law", law, "--at", points / "near.csv", "--out", points / "near.csv"],
-            "near.csv is a file that is read here and would be lost; give another name",
+            "near.csv is an input file and would be overwritten; give another name",
         ),
-        (["reproduce", "nothing"], "take one of regmix, chinchilla"),
+        (["reproduce", "nothing"], "choose one of regmix, chinchilla"),
         (
             ["reproduce", "chinchilla", "--data", points],
-            "chinchilla.csv is not there; the data are published at github",
+            "chinchilla.csv is missing; the data are published at github",
         ),
     ]:
         done = call(*arguments)

@@ -97,7 +97,7 @@ def test_a_file_of_prompts_gives_one_row_each_in_their_order(call: Call, tiny_gg
         ('{"prompt": "a", "messages": []}', "give prompt or messages, not both"),
         ('{"prompt": ""}', "prompt: must be a non-empty text"),
         ('{"prompt": 3}', "prompt: must be a non-empty text"),
-        ('{"prompt": "\\ud800"}', "prompt: holds half of a surrogate pair"),
+        ('{"prompt": "\\ud800"}', "prompt: contains a lone surrogate"),
         ('{"messages": "a"}', "messages: must be a list"),
         (
             '{"messages": [{"role": "robot", "content": "a"}]}',
@@ -135,7 +135,7 @@ def test_wrong_use_is_refused(call: Call, tiny_gguf: Path, tmp_path: Path) -> No
         ((tiny_gguf, "--prompt", "a", "--file", prompts), "give --prompt, or --file with --out"),
         ((tiny_gguf, "--file", prompts), "--file and --out belong together"),
         ((tiny_gguf, "--file", tmp_path / "none", "--out", out), "No such file"),
-        ((tiny_gguf, "--file", empty, "--out", out), "holds no prompts"),
+        ((tiny_gguf, "--file", empty, "--out", out), "has no prompts"),
         ((tiny_gguf, "--prompt", "a", "--system", "b"), "add --chat"),
         ((tiny_gguf, "--prompt", "a", "--backend", "lama.cpp"), "nearest: 'llama.cpp'"),
         ((tiny_gguf, "--prompt", "a", "--device", "cpu"), "device is not an option of the llama.cpp backend"),

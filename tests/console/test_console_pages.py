@@ -32,7 +32,7 @@ def checked(client):
     """The page of predictions once the chain has been checked."""
     for _ in range(100):
         shown = client.get("/predictions").text
-        if "being checked" not in shown:
+        if "Checking the chain" not in shown:
             return shown
         time.sleep(0.1)
     raise AssertionError("the chain is not checked")
@@ -72,7 +72,7 @@ def test_the_studies_show_choice_candidates_law_and_design(built, client):
     assert "mixture study" in first and "<progress" in first
     (address,) = {link for link in links(first) if link.startswith("/outcomes/0/mixture/")}
     shown = ok(here, address)
-    for part in ("Choice", "Candidates", "Law against measured", "Design", "Taken: "):
+    for part in ("Choice", "Candidates", "Law against measured", "Design", "Chosen: "):
         assert part in shown
     assert shown.count('<circle class="dot') + shown.count('<path class="dot') > 30
     (ladder,) = {link for link in links(first) if link.startswith("/outcomes/0/ladder/")}

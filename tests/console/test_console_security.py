@@ -155,7 +155,7 @@ def broken(workspace: Path, how: str) -> str:
     file = workspace / "store" / "store.sqlite"
     if how == "torn":
         file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-        return "is torn"
+        return "is truncated"
     if how == "newer":
         with sqlite3.connect(file) as db:
             db.execute("UPDATE format SET version = 99")
@@ -255,6 +255,6 @@ def test_wrong_arguments_are_one_line(tmp_path):
         )  # fmt: skip
 
     done = call(str(tmp_path / "nothing"))
-    assert done.returncode == 2 and "there is no such file or folder" in " ".join(done.stderr.split())
+    assert done.returncode == 2 and "no such file or folder" in " ".join(done.stderr.split())
     done = call(str(tmp_path), "--host", "0.0.0.0")
     assert done.returncode == 2 and "ARMILLARY_CONSOLE_TOKEN" in done.stderr and "Traceback" not in done.stderr

@@ -217,7 +217,7 @@ def test_a_file_system_without_locks_is_named(text_spec, tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with pytest.raises(ArmillaryError, match=r"\.lock: this file system gives no locks .*NFSv4"):
+    with pytest.raises(ArmillaryError, match=r"\.lock: this file system does not support locks .*NFSv4"):
         build_corpus(text_spec, tmp_path, workers=1)
 
 
@@ -346,7 +346,7 @@ def test_problems_are_in_the_manifest_and_good_documents_in_the_corpus(tmp_path)
 def test_a_domain_without_text_lists_the_first_problems_and_leaves_nothing(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text("broken\n" * 9)
-    with pytest.raises(UsageError, match=rf"domain 'a': .* holds no usable text\n  {file}:1: not JSON") as error:
+    with pytest.raises(UsageError, match=rf"domain 'a': .* has no usable text\n  {file}:1: not JSON") as error:
         build_corpus(CorpusSpec(domains={"a": DomainSpec(source=str(file))}), tmp_path / "root")
     assert str(error.value).endswith(f"(9 like this, the next at {file}:2)")
     assert not list((tmp_path / "root").glob("build-*"))

@@ -132,9 +132,12 @@ GOOD = Example([5, 6], [0.0, 1.0])
         (Pair(Example([5, 6], [0.0]), GOOD, (-1.0, -1.0)), "pair 1 of 'bad', chosen: 2 tokens have 1 weights"),
         (Pair(GOOD, Example([5, 300], [0.0, 1.0]), (-1.0, -1.0)), "pair 1 of 'bad', rejected: token 300"),
         (Pair(GOOD, Example([5, 6], [0.0, 0.5]), (-1.0, -1.0)), "weights must be 0 or 1"),
-        (Pair(GOOD, Example([5, 6], [1.0, 0.0]), (-1.0, -1.0)), "must end with a token of its answer"),
-        (Pair(Example([5], [1.0]), GOOD, (-1.0, -1.0)), "behind another token"),
-        (Pair(GOOD, GOOD, (-1.0, float("nan"))), "log-probabilities are finite"),
+        (
+            Pair(GOOD, Example([5, 6], [1.0, 0.0]), (-1.0, -1.0)),
+            "must have two tokens or more and end with a weighted token",
+        ),
+        (Pair(Example([5], [1.0]), GOOD, (-1.0, -1.0)), "must have two tokens or more"),
+        (Pair(GOOD, GOOD, (-1.0, float("nan"))), "log-probabilities must be finite"),
         (Pair(GOOD, GOOD, (0.5, -1.0)), "at most 0"),
     ],
 )
@@ -150,7 +153,7 @@ def test_missing_damaged_and_foreign_sets_are_told_apart(pairs: Pairs, tiny_corp
     shutil.copytree(tiny_corpus.path, tmp_path / tiny_corpus.path.name)
     corpus = Corpus.open(tmp_path / tiny_corpus.path.name)
     folder = corpus.path / "pairs" / pairs.hash
-    with pytest.raises(UsageError, match=rf"no pairs 0000000000000000; there are .*{pairs.hash}"):
+    with pytest.raises(UsageError, match=rf"no pairs 0000000000000000; it has .*{pairs.hash}"):
         open_pairs(corpus, "0" * 16)
     for name in ("tokens.bin", "weights.bin", "ends.bin", "reference.bin"):
         good = (folder / name).read_bytes()
@@ -186,9 +189,9 @@ def test_the_order_of_a_run_refuses_what_cannot_be_compared_with_its_reference(
     fields = make_spec().model_dump(mode="json") | {"mixture": [], "context_length": T, "objective": objective}
     spec = RunSpec.model_validate(fields | {"start": start})
     assert isinstance(data_order(spec, tiny_corpus), PreferenceOrder)
-    with pytest.raises(UsageError, match=f"{START}, and the run has no start"):
+    with pytest.raises(UsageError, match=f"{START}, but the run has no start"):
         data_order(RunSpec.model_validate(fields), tiny_corpus)
-    with pytest.raises(UsageError, match=f"SHA-256 {START}, and the run has start.sha256 {'c' * 64}"):
+    with pytest.raises(UsageError, match=f"SHA-256 {START}, but the run has start.sha256 {'c' * 64}"):
         data_order(RunSpec.model_validate(fields | {"start": {**start, "sha256": "c" * 64}}), tiny_corpus)
     optimizer = {**fields["optimizer"], "z_loss": 1e-4}
     with pytest.raises(UsageError, match="z_loss"):

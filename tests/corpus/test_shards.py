@@ -46,7 +46,7 @@ def test_domains_that_are_not_there_or_too_short(shards):
         (lambda p: (p / "manifest.json").unlink(), "not a corpus"),
         (lambda p: (p / "manifest.json").write_text('{"format": 1, '), "cannot be read"),
         (lambda p: (p / "manifest.json").write_text('{"format": 1}'), "hash: is missing"),
-        (lambda p: (p / "train/a.bin").write_bytes(b"\0\0"), r"train/a.bin: has 2 bytes, the manifest says 600"),
+        (lambda p: (p / "train/a.bin").write_bytes(b"\0\0"), r"train/a.bin: has 2 bytes, but 600 in the manifest"),
         (lambda p: (p / "validation/a.bytes").unlink(), r"validation/a.bytes: missing"),
     ],
 )
@@ -64,6 +64,6 @@ def test_a_newer_format_is_refused_and_left(shards):
     del manifest["sha256"]
     write_sealed(file, manifest | {"format": 3, "new": 0})
     newer = file.read_bytes()
-    with pytest.raises(ForeignFileError, match="format 3, and this version reads up to 2"):
+    with pytest.raises(ForeignFileError, match="format 3, but this version reads formats up to 2"):
         Corpus.open(file.parent)
     assert file.read_bytes() == newer

@@ -41,10 +41,10 @@ WRONG = [
     ":2: not JSON",
     ":4: not UTF-8 (byte 0xff)",
     ":5: no field 'text'; it has txt; set the domain's text_field",
-    ":6: the field 'text' holds int and not text",
-    ":7: a list and not a JSON object",
+    ":6: the field 'text' is int, not text",
+    ":7: a list, not a JSON object",
     ":8: empty",
-    ":9: half a surrogate pair",
+    ":9: a lone surrogate",
 ]
 
 
@@ -93,9 +93,8 @@ def test_text_files(tmp_path):
     assert texts == ["line\nline\n", "# title\n\ntext\n", "x = 1\n"]
     assert problems == [
         f"{tmp_path}: hidden or temporary, not read: 1 (.hidden)",
-        f"{tmp_path}: passed over files of other kinds (2 .html); read: {', '.join(READERS)}",
-        f"{tmp_path}/b.txt:3: not UTF-8 (byte 0xe4); 1 line with 2 bytes left out, the others are read; "
-        "save the text as UTF-8",
+        f"{tmp_path}: skipped files of other kinds (2 .html); read: {', '.join(READERS)}",
+        f"{tmp_path}/b.txt:3: not UTF-8 (byte 0xe4); 1 line with 2 bytes skipped; save the text as UTF-8",
         f"{tmp_path}/c.txt:1: the file is empty",
         f"{tmp_path}/d.txt:1: empty",
     ]
@@ -108,9 +107,7 @@ def test_a_huge_text_file_is_taken_in_blocks_that_end_with_a_line(tmp_path, monk
     texts, problems = read(file)
     assert texts == ["天地玄黄\n", "宇宙洪荒\n", "last\n", "good again\n"]
     assert [isinstance(text, sources.Continuation) for text in texts] == [False, True, True, True]
-    assert problems == [
-        f"{file}:4: not UTF-8 (byte 0xff); 1 line with 14 bytes left out, the others are read; save the text as UTF-8"
-    ]
+    assert problems == [f"{file}:4: not UTF-8 (byte 0xff); 1 line with 14 bytes skipped; save the text as UTF-8"]
 
 
 def test_parquet(tmp_path):
@@ -119,10 +116,10 @@ def test_parquet(tmp_path):
     texts, problems = read(tmp_path, "content")
     assert texts == ["one", "天"]
     assert problems[:2] == [
-        f"{tmp_path}/a.parquet:2: the field 'content' holds null and not text",
+        f"{tmp_path}/a.parquet:2: the field 'content' is null, not text",
         f"{tmp_path}/a.parquet:3: empty",
     ]
-    assert problems[2].startswith(f"{tmp_path}/b.parquet:1: not a whole parquet file")
+    assert problems[2].startswith(f"{tmp_path}/b.parquet:1: not a complete Parquet file")
     _, problems = read(tmp_path / "a.parquet", "contents")
     assert problems == [f"{tmp_path}/a.parquet:1: no column 'contents'; it has content; set the domain's text_field"]
 
@@ -258,10 +255,8 @@ def test_a_bad_byte_costs_its_line_and_in_a_long_line_itself(tmp_path):
     texts, problems = read(tmp_path)
     assert texts == ["line\n" * 1000, "word " * 4000]
     assert problems == [
-        f"{tmp_path}/a.txt:501: not UTF-8 (byte 0xe9); 1 line with 10 bytes left out, the others are read; "
-        "save the text as UTF-8",
-        f"{tmp_path}/b.txt:1: not UTF-8 (byte 0xe9); 1 line with 1 byte left out, the others are read; "
-        "save the text as UTF-8",
+        f"{tmp_path}/a.txt:501: not UTF-8 (byte 0xe9); 1 line with 10 bytes skipped; save the text as UTF-8",
+        f"{tmp_path}/b.txt:1: not UTF-8 (byte 0xe9); 1 line with 1 byte skipped; save the text as UTF-8",
         f"{tmp_path}/c.txt:1: not UTF-8 (byte 0xe9), nor are 40 of the 40 lines; save the text as UTF-8",
     ]
 

@@ -121,7 +121,7 @@ def test_items_with_one_id_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("task", ["../gsm8k", "a/b", "", ".hidden"])
 def test_a_task_that_cannot_name_a_file_is_refused(tmp_path: Path, task: str) -> None:
-    with pytest.raises(UsageError, match="names a file"):
+    with pytest.raises(UsageError, match="named after it"):
         write_examination(tmp_path, replace(EXAMINATION, items={task: (ITEM,)}))
     assert list(tmp_path.iterdir()) == []
 

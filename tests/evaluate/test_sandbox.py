@@ -615,8 +615,8 @@ def test_others_than_root_have_the_same_protection(who, tmp_path):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: run_python("", files={"../x": ""}), "leaves the sandbox's folder"),
-        (lambda: run_python("", files={"/etc/x": ""}), "leaves the sandbox's folder"),
+        (lambda: run_python("", files={"../x": ""}), "points outside the sandbox's folder"),
+        (lambda: run_python("", files={"/etc/x": ""}), "points outside the sandbox's folder"),
         (lambda: run_python("", files={"main.py": ""}), "reserved by the sandbox"),
         (lambda: run_python("", policy=Policy(("netwrok",))), "no layer netwrok"),
         (lambda: Limits(wall_s=0), "limit wall_s is 0"),

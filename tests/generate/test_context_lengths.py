@@ -32,7 +32,7 @@ def test_an_answer_ends_at_the_end_of_the_context(backend: Any) -> None:
     (found,) = backend.complete([Request(text(backend, _CONTEXT - 3), sampling)])
     assert found.prompt_tokens == _CONTEXT - 3
     assert found.choices[0].tokens == 3 and found.choices[0].finish == "length"
-    with pytest.raises(BadRequestError, match=r"^request 2: the prompt has 16 tokens, and this model takes 16"):
+    with pytest.raises(BadRequestError, match=r"^request 2: the prompt has 16 tokens, but this model takes at most 16"):
         list(backend.complete([Request("a"), Request(text(backend, _CONTEXT))]))
 
 
@@ -44,7 +44,7 @@ def test_a_pair_that_does_not_fit_is_refused_and_not_cut(backend: Any) -> None:
         Pair(text(backend, _CONTEXT), "aa"),
         Pair("", text(backend, _CONTEXT + 1)),
     ):
-        with pytest.raises(BadRequestError, match=r"^pair 2: 18 tokens, and this model takes 17"):
+        with pytest.raises(BadRequestError, match=r"^pair 2: 18 tokens, but this model takes at most 17"):
             backend.loglikelihood([Pair("a", "b"), pair])
 
 
@@ -67,9 +67,9 @@ def test_the_last_tokens_alone_are_read_where_that_is_asked(backend: Any) -> Non
     assert found.value == pytest.approx(wanted.value, rel=1e-6)
     assert (found.tokens, found.greedy) == (wanted.tokens, wanted.greedy)
     assert wanted.cut == 0 and found.cut == total + 1 - 10
-    with pytest.raises(BadRequestError, match=r"^request 1: the prompt has 16 tokens, and this model takes 16"):
+    with pytest.raises(BadRequestError, match=r"^request 1: the prompt has 16 tokens, but this model takes at most 16"):
         list(backend.complete([Request(long, sampling, _CONTEXT)]))
     with pytest.raises(BadRequestError, match=r"^pair 1: 18 tokens"):
         backend.loglikelihood([Pair(long, "a", _CONTEXT + 2)])
-    with pytest.raises(BadRequestError, match="leaves none before"):
+    with pytest.raises(BadRequestError, match="leaves no context before"):
         backend.loglikelihood([Pair(long, "1", 1)])

@@ -121,7 +121,7 @@ def test_stop_strings_length_and_pieces(backend: Any) -> None:
 
 def test_what_does_not_fit_is_refused_before_anything_is_generated(backend: Any) -> None:
     used = backend.cost.new_tokens
-    with pytest.raises(UsageError, match=r"request 2: the prompt has \d+ tokens, and this model takes 128"):
+    with pytest.raises(UsageError, match=r"request 2: the prompt has \d+ tokens, but this model takes at most 128"):
         list(backend.complete([Request("a"), Request("word " * 200)]))
     with pytest.raises(UsageError, match="request 1: the prompt is empty"):
         list(backend.complete([Request("")]))

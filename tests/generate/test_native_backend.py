@@ -215,7 +215,7 @@ def test_an_answer_ends_at_the_end_of_the_context(tiny_hf: Path) -> None:
     short = opened(tiny_hf, context=8)
     (answer,) = short.complete([Request("The sky", Sampling(50, 1.0, seed=1))])
     assert answer.prompt_tokens + answer.choices[0].tokens == 8 and answer.choices[0].finish == "length"
-    with pytest.raises(BadRequestError, match=r"request 2: the prompt has \d+ tokens, and this model takes 8"):
+    with pytest.raises(BadRequestError, match=r"request 2: the prompt has \d+ tokens, but this model takes at most 8"):
         short.complete([Request("a"), Request("word " * 20)])
 
 

@@ -48,7 +48,7 @@ def test_a_new_engine_is_registered_by_its_own_file(monkeypatch: pytest.MonkeyPa
         UsageError, match="context is not an option of the new backend for new:model; it has batch size"
     ):
         open_backend("new:model", BackendOptions(context=3))
-    with pytest.raises(ValueError, match="registered already"):
+    with pytest.raises(ValueError, match="already registered"):
         registry.register("new", lambda _: True, set())(opens)
     with pytest.raises(ValueError, match="does not exist"):
         registry.register("newer", lambda _: True, {"colour"})(opens)

@@ -132,7 +132,7 @@ def test_an_answer_ends_at_the_end_of_the_context(backend: Any, tiny_hf: Path) -
     short = opened(tiny_hf, context=8)
     (answer,) = short.complete([Request("The sky", Sampling(max_new_tokens=50))])
     assert answer.prompt_tokens + answer.choices[0].tokens == 8 and answer.choices[0].finish == "length"
-    with pytest.raises(UsageError, match=r"request 2: the prompt has \d+ tokens, and this model takes 8"):
+    with pytest.raises(UsageError, match=r"request 2: the prompt has \d+ tokens, but this model takes at most 8"):
         list(short.complete([Request("a"), Request("word " * 20)]))
     with pytest.raises(UsageError, match=r"pair 1: \d+ tokens"):
         short.loglikelihood([Pair("word " * 20, "c")])

@@ -202,12 +202,12 @@ def test_a_time_that_is_no_number_is_named(tmp_path):
 
 
 def test_nothing_to_read_is_said(tmp_path):
-    with pytest.raises(UsageError, match=r"holds no events\.jsonl"):
+    with pytest.raises(UsageError, match=r"has no events\.jsonl"):
         read_ledger(tmp_path)
-    with pytest.raises(UsageError, match="there is no such file"):
+    with pytest.raises(UsageError, match="no such file"):
         read_ledger(tmp_path / "none.jsonl")
     (tmp_path / "events.jsonl").touch()
-    with pytest.raises(UsageError, match="holds no event yet"):
+    with pytest.raises(UsageError, match="has no events yet"):
         read_ledger(tmp_path)
 
 
@@ -265,7 +265,7 @@ def test_torn_files_of_ranks_with_other_clocks_sum_too(tmp_path_factory, streams
         path.write_text(text[:cut] + data.draw(st.sampled_from(["", "\n", "\n{}}\n", "\n\x00\x00"])))
         kept += len(list(read_events(path)))
     if kept == 0:
-        with pytest.raises(UsageError, match="holds no event"):
+        with pytest.raises(UsageError, match="has no events"):
             read_ledger(folder)
         return
     found = read_ledger(folder)
@@ -330,7 +330,7 @@ def test_reports_of_odd_files(tmp_path):
     one = report(json.dumps(LINE).encode() + b"\n")
     assert one.exit_code == 0 and "goodput unknown" in one.output
     for content in (b"", b"\xff\xfe\x00binary\x00", json.dumps(LINE | {"minor": 9, "kind": "eclipse"}).encode()):
-        assert "holds no event" in str(report(content).exception)
+        assert "has no events" in str(report(content).exception)
     assert "not an event" in str(report(b"[]\n").exception)
     # a byte order mark, Windows line ends and blank lines are no damage
     two = json.dumps(LINE | {"time_s": 9.0, "kind": "end"})

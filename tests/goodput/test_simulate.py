@@ -115,7 +115,7 @@ def test_verbs(tmp_path):
     wrong = call("simulate", "--cluster", yaml, "--out", tmp_path / "other.jsonl")
     assert isinstance(wrong.exception, UsageError) and "cluster.yaml:5" in str(wrong.exception)
     doubled = call("simulate", "--cluster", yaml, "--accelerators", 3, "--out", tmp_path / "other.jsonl")
-    assert "leave out the option" in str(doubled.exception)
+    assert "leave the option out" in str(doubled.exception)
     for text in ("0", "often", "-1"):
         refused = call("simulate", *numbers, "--checkpoint-block-s", 5, "--checkpoint-interval-s", text, "--out", "x")
         assert "must be a positive number of seconds, or best" in str(refused.exception)

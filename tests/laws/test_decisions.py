@@ -74,7 +74,7 @@ def test_the_next_run_narrows_the_prediction(families, tmp_path, write):
         (lambda: decisions.schedule(path, "1B", 1000), "anneal"),
         (lambda: decisions.hyperparameters(path, "1B", "1B"), "scaling --columns N,D,lr,bs,loss"),
     ):
-        with pytest.raises(UsageError, match=f"holds a law of kind 'scaling'; give one that 'armillary fit {wanted}"):
+        with pytest.raises(UsageError, match=f"is a law of kind 'scaling'; give one that 'armillary fit {wanted}"):
             act()
 
 

@@ -170,7 +170,7 @@ def test_a_row_that_does_not_sum_to_one_is_named():
 
 def test_unknown_form_and_repeats_of_few_mixtures_are_refused():
     X, Y = mixtures()
-    with pytest.raises(UsageError, match="no mixture model forest"):
+    with pytest.raises(UsageError, match="unknown mixture model forest"):
         MixtureLaw(models=("forest",)).fit(X, Y)
     with pytest.raises(UsageError, match="4 different mixtures"):
         MixtureLaw(**SMALL).fit(np.tile(X[:4], (4, 1)), np.tile(Y[:4], (4, 1)))

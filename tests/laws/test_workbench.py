@@ -121,7 +121,7 @@ def test_bad_mixture_rows(runs, tmp_path, table, change, said, write):
 
 def test_what_the_law_does_not_know_is_refused(runs, mixture_law, tmp_path, write):
     at = write(tmp_path / "new.csv", ["index", *DOMAINS, "poems"], [[1, 0.2, 0.3, 0.4, 0.1]])
-    with pytest.raises(UsageError, match=r"new\.csv: the law knows no column 'poems'; it was fitted to web, code, boo"):
+    with pytest.raises(UsageError, match=r"new\.csv: the law has no column 'poems'; it was fitted to web, code, boo"):
         workbench.predict(mixture_law, at)
     at = write(tmp_path / "new.csv", ["index", "web", "code"], [[1, 0.5, 0.5]])
     with pytest.raises(UsageError, match=r"new\.csv has no column 'books'"):
@@ -176,7 +176,7 @@ def test_sizes_of_mixture_runs(tmp_path, write):
     workbench.save(tmp_path / "law.json", both)
     rows = workbench.predict(tmp_path / "law.json", plain, size="600M", tokens="1B")
     assert np.isfinite(np.array([row[1:] for row in rows.rows], float)).all()
-    with pytest.warns(ExtrapolationWarning, match="the level of the losses is not known"):
+    with pytest.warns(ExtrapolationWarning, match="the level of the losses is unknown"):
         rows = workbench.predict(tmp_path / "law.json", plain, size="600M", tokens="15B")
     assert rows.rows[0][3] == np.inf
     target = tmp_path / "t.yaml"
@@ -210,7 +210,7 @@ def test_the_optimum_keeps_the_limits(runs, mixture_law, tmp_path):
     assert decisions.optimise(law, target, limits, None, 1)["weights"]["books"] >= 0.3
     for text, said in [
         ("val web: 0\n", r"t\.yaml:1: weights: no domain has a weight above 0"),
-        ("val web: 1\nval cod: 1\n", r"t\.yaml: weights\.val cod: the law knows no validation domain of that name"),
+        ("val web: 1\nval cod: 1\n", r"t\.yaml: weights\.val cod: the law has no validation domain of that name"),
         ("val web: -1\n", r"t\.yaml:1: weights\.val web: must be at least 0"),
         ("weights: {}\n", r"t\.yaml:1: weights: "),
     ]:
@@ -219,7 +219,7 @@ def test_the_optimum_keeps_the_limits(runs, mixture_law, tmp_path):
             decisions.optimise(law, target, limits, None, 2)
     target.write_text("val web: 1\n")
     for text, said in [
-        ("floors: {poems: 0.1}\n", r"l\.yaml: floors\.poems: the law knows no training domain"),
+        ("floors: {poems: 0.1}\n", r"l\.yaml: floors\.poems: the law has no training domain"),
         ("ceilings: {web: 0.1, code: 0.1, books: 0.1}\n", "upper bounds sum to 0.3"),
         ("domain_tokens: {web: 5}\n", r"l\.yaml:1: budget_tokens: the limit on epochs needs the tokens"),
     ]:
@@ -265,9 +265,9 @@ def test_scaling_columns(ladder, tmp_path, write):
     ("columns", "form", "said"),
     [
         (["params", "tokens", "lost"], "auto", r"P\.csv has no column 'lost'"),
-        (["params", "tokens"], "auto", "names no loss"),
+        (["params", "tokens"], "auto", "has no loss"),
         (["params", "loss"], "auto", r"none is known as tokens \(names such as tokens, d,"),
-        (["params", "tokens", "loss"], "cubic", "no form 'cubic'; take one of auto, chinchilla"),
+        (["params", "tokens", "loss"], "cubic", "unknown form 'cubic'; choose one of auto, chinchilla"),
         (
             ["params", "tokens", "loss"],
             "data-constrained",
@@ -285,7 +285,7 @@ def test_bad_scaling_columns(ladder, columns, form, said):
     ("columns", "said"),
     [
         (["params", "total_params", "tokens", "loss"], "'params' and 'total_params' are both known as params"),
-        (["params", "lrate", "tokens", "loss"], "'lrate' stands among what the law takes and is known as none"),
+        (["params", "lrate", "tokens", "loss"], "'lrate' is listed as an input of the law, but is not a known name"),
     ],
 )
 def test_no_column_becomes_a_loss_by_accident(tmp_path, write, columns, said):
@@ -441,10 +441,10 @@ def test_a_diverged_row_is_named_by_its_line(tmp_path, write):
     rows = ladder_rows()
     rows[15][2] = 10.5
     points = write(tmp_path / "P.csv", ["params", "tokens", "loss"], rows)
-    with pytest.warns(SetAsideWarning, match=r"P\.csv, line 17: 'loss' is 10.5, where the other runs expect about 2\."):
+    with pytest.warns(SetAsideWarning, match=r"P\.csv, line 17: 'loss' is 10.5, but the other runs predict about 2\."):
         law = workbench.fit_scaling(points)
     (aside,) = law.set_aside
-    assert aside["line"] == 17 and aside["why"].startswith("the other runs expect about 2.")
+    assert aside["line"] == 17 and aside["why"].startswith("the other runs predict about 2.")
     # A line of a table of families, too.
     families = write(tmp_path / "F.csv", ["family", "N", "D", "loss"], [[f, *row] for f in "ab" for row in rows])
     with pytest.warns(SetAsideWarning, match=r"F\.csv, line 33: 'loss' is 10.5"):
@@ -474,10 +474,12 @@ def test_a_loss_that_is_left_open_does_not_hide_the_others(tmp_path, write):
     rows = [[*row, 3 * np.exp(0.5 * rng.normal() - 0.02 * i)] for i, row in enumerate(ladder_rows())]
     law = workbench.fit_scaling(write(tmp_path / "P.csv", ["params", "tokens", "loss", "wild_loss"], rows))
     at = write(tmp_path / "at.csv", ["params", "tokens"], [["3B", "300B"]])
-    with pytest.warns(ExtrapolationWarning, match="the runs leave 'wild_loss' open: the intervals are 0 to infinity"):
+    with pytest.warns(
+        ExtrapolationWarning, match="the runs do not determine 'wild_loss': the intervals are 0 to infinity"
+    ):
         (row,) = workbench.predict_points(law, at, 0.9).rows
     assert 0 < row[3] < row[2] < row[4] < 3 and (row[6], row[7]) == (0.0, np.inf)
-    with pytest.raises(ExtrapolationError, match="leave its loss open"):
+    with pytest.raises(ExtrapolationError, match="determine its loss only"):
         law.law.predict([[3e9, 3e11]])
 
 
@@ -574,7 +576,7 @@ def test_columns_of_curves_are_known_by_the_names_people_use(tmp_path, write, he
 def test_a_curve_with_two_losses_says_which_and_a_schedule_does_not_need_one(tmp_path, write):
     rows = [(step, 1e-3, 3.0, 4.0) for step in (10, 20)]
     path = write(tmp_path / "c.csv", ["step", "lr", "train_loss", "val_loss"], rows)
-    with pytest.raises(UsageError, match="'train_loss' or 'val_loss'; keep one of them in the file"):
+    with pytest.raises(UsageError, match="'train_loss' or 'val_loss'; keep only one of them in the file"):
         read_curve(path, 25e6)
     assert read_curve(path, 25e6, need_loss=False).loss is None
 

@@ -96,9 +96,9 @@ def test_a_shape_has_one_form() -> None:
 @pytest.mark.parametrize(
     ("blocks", "problem"),
     [
-        ({"attention": "gatd"}, "kind 'gatd' is not registered; registered are 'grouped-query'"),
+        ({"attention": "gatd"}, "kind 'gatd' is not registered; registered: 'grouped-query'"),
         ({"attention": "swiglu"}, "kind 'swiglu' is not registered"),
-        ({"feed_forward": {"shift": 1.0}}, "has no kind; registered are 'swiglu'"),
+        ({"feed_forward": {"shift": 1.0}}, "has no kind; registered: 'swiglu'"),
         ({"feed_forward": {"kind": "shifted-relu", "shfit": 1.0}}, "shfit"),
         ({"attention": {"kind": "latent", "rope_head_dim": 4}}, "kv_rank"),
         ({**LATENT, "n_kv_heads": 2}, r"n_kv_heads \(2\) must be n_heads \(4\)"),
@@ -113,9 +113,9 @@ def test_what_is_no_block_is_refused(blocks: dict[str, Any], problem: str) -> No
 
 
 def test_a_kind_is_registered_once() -> None:
-    with pytest.raises(ValueError, match="'gated' is registered already"):
+    with pytest.raises(ValueError, match="'gated' is already registered"):
         register_block("gated")(new_blocks.Gated)
-    with pytest.raises(ValueError, match="'gated' is registered already"):
+    with pytest.raises(ValueError, match="'gated' is already registered"):
         register_attention("gated")(new_blocks.GatedAttention)
 
 

@@ -249,9 +249,9 @@ def test_nothing_is_overwritten_and_no_unknown_word_is_taken(tmp_path: Path, tok
         (tmp_path / "there", ConvertOptions("native"), "exists"),
         (tmp_path / "link", ConvertOptions("native"), "exists"),
         (folder, ConvertOptions("native"), "exists"),
-        (folder / "inside", ConvertOptions("native"), "lies inside"),
-        (tmp_path / "out", ConvertOptions("onnx"), "--to onnx: there is no such one; give one of native"),
-        (tmp_path / "out", ConvertOptions("native", "float8"), "--dtype float8: there is no such one"),
+        (folder / "inside", ConvertOptions("native"), "is inside"),
+        (tmp_path / "out", ConvertOptions("onnx"), "--to onnx: unknown; give one of native"),
+        (tmp_path / "out", ConvertOptions("native", "float8"), "--dtype float8: unknown"),
     ):
         with pytest.raises(UsageError, match=said):
             convert(folder, dst, options)

@@ -344,7 +344,7 @@ def test_what_no_class_computes_is_not_exported(
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"active": 7}, "active (7) must not be more than the experts there are (count 6)"),
+        ({"active": 7}, "active (7) must be at most the number of experts (count 6)"),
         ({"dense_layers": 3}, "none of the 3 layers has any"),
         ({"d_ff": 12}, "multiple of 8"),
     ],

@@ -157,7 +157,7 @@ def test_a_token_outside_of_the_vocabulary_is_an_error_that_names_it(token: int,
     """As a target alone (the last place), and as an input."""
     tokens = random_tokens(LLAMA, 2, 10)
     tokens[1, place] = token
-    with pytest.raises(TokenError, match=f"token {token} lies outside of the vocabulary of 300"):
+    with pytest.raises(TokenError, match=f"token {token} is outside the vocabulary of 300"):
         built(LLAMA).loss(tokens)
 
 

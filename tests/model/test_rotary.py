@@ -97,7 +97,7 @@ def test_kernels_take_the_attention_factor_also_backwards() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"kind": "yarn", "factor": 4.0}, "first trained on"),
+        ({"kind": "yarn", "factor": 4.0}, "context length of the first training"),
         ({"kind": "linear", "factor": 4.0, "original_length": 32}, "belongs to kind 'yarn' or 'llama3'"),
         ({"kind": "linear", "factor": 4.0, "attention_factor": 1.1}, "belongs to kind 'ntk' or 'yarn'"),
         ({"kind": "linear", "factor": 0.5}, "greater than or equal to 1"),

@@ -66,7 +66,7 @@ def test_experts_stay_and_other_kinds_are_refused(tmp_path: Path, tokenizer_file
     found = scaled(source, TOKENS, 4)
     for name in ("layers.0.feed_forward_norm.weight", "layers.0.feed_forward.experts.gate"):
         assert torch.equal(found.tensor(name), source.tensor(name))
-    with pytest.raises(UsageError, match="--calibrate: is for --quantize int8 or int4"):
+    with pytest.raises(UsageError, match="--calibrate: only for --quantize int8 or int4"):
         convert(tmp_path / "moe", tmp_path / "out", ConvertOptions("huggingface", calibration=lambda source: TOKENS))
 
 

@@ -221,9 +221,9 @@ def test_a_document_that_llamacpp_would_read_otherwise_is_refused(model: bytes, 
         ({"model": {**document["model"], "merges": shuffled}}, "not together"),
         ({"model": {**document["model"], "vocab": lacking}}, "lacks the piece <0xE4>"),
         ({"model": {**document["model"], "dropout": 0.1}}, "dropout"),
-        ({"normalizer": {"type": "NFKC"}}, "not that of SentencePiece"),
-        ({"normalizer": None, "pre_tokenizer": split}, "not that of SentencePiece"),
-        ({"normalizer": None, "pre_tokenizer": first}, "not that of SentencePiece"),
+        ({"normalizer": {"type": "NFKC"}}, "differs from SentencePiece's"),
+        ({"normalizer": None, "pre_tokenizer": split}, "differs from SentencePiece's"),
+        ({"normalizer": None, "pre_tokenizer": first}, "differs from SentencePiece's"),
     ):
         with pytest.raises(UsageError, match=said):
             of_document(tmp_path / "tokenizer.json", {**document, **change}, 604)

@@ -75,7 +75,7 @@ def test_optimizers_of_earlier_versions_keep_their_ids() -> None:
         ({"kind": "lion", "options": {"slwo": 0.9}}, "slwo"),
         ({"kind": "lion", "options": {"slow": 1.0}}, "less than 1"),
         ({"kind": "adamw", "options": {"slow": 0.9}}, "slow"),
-        ({"kind": "muon", "options": {"momentum": 0.9}}, "has its option beside it: momentum"),
+        ({"kind": "muon", "options": {"momentum": 0.9}}, "takes no options; its momentum is the key momentum"),
         ({"kind": "lion", "momentum": 0.9}, "belongs to kind 'muon'"),
     ],
 )
@@ -94,13 +94,13 @@ def test_a_pipeline_takes_it() -> None:
 
 
 def test_a_name_is_registered_once() -> None:
-    with pytest.raises(ValueError, match="'lion' is registered already"):
+    with pytest.raises(ValueError, match="'lion' is already registered"):
         register("lion", lion.initial_state)(lion.build)
-    with pytest.raises(ValueError, match="'adamw' are registered already"):
+    with pytest.raises(ValueError, match="'adamw' are already registered"):
         register_options("adamw")(OptimizerOptions)
 
 
 def test_options_without_steps_are_an_error_that_names_the_kind() -> None:
     register_options("only options")(type("OnlyOptions", (OptimizerOptions,), {}))
-    with pytest.raises(UsageError, match="'only options', of which no steps are registered; registered are adamw"):
+    with pytest.raises(UsageError, match="'only options', but no such optimizer is registered; registered: adamw"):
         build_optimizer(Transformer(SHAPE), specification(kind="only options"))

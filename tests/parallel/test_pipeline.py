@@ -56,7 +56,7 @@ def test_a_v_begins_and_ends_on_the_first_rank() -> None:
         ({"pp": 2, "schedule": "zb-v"}, "schedule 'zb-v' has 2 stages"),
         ({"pp": 2, "layers_per_stage": (1, 1, 2)}, "3 numbers for 2 x 1 stages"),
         ({**INTERLEAVED, "layers_per_stage": (2, 0, 1, 1)}, "only the first and the last stage"),
-        ({**ZERO_BUBBLE, "recompute": "full"}, "take schedule '1f1b' or 'interleaved', or leave recompute out"),
+        ({**ZERO_BUBBLE, "recompute": "full"}, "use schedule '1f1b' or 'interleaved', or leave recompute out"),
         ({**ZERO_BUBBLE, "compile": True}, "leave compile out"),
         ({"pp": 0}, "greater than or equal to 1"),
     ],
@@ -81,7 +81,7 @@ def test_a_layout_that_contradicts_itself(fields: dict[str, Any], message: str) 
         (Layout(**{**INTERLEAVED, "microbatches": 3}), {"batch_sequences": 6}, "must be a multiple of pp 2"),
         (Layout(pp=2, microbatches=4), {"batch_sequences": 9, "accumulation": 3}, "multiple of the run's accumulation"),
         (Layout(pp=2, layers_per_stage=(1, 2)), {}, "layers_per_stage sums to 3, but the model has 4 layers"),
-        (Layout(pp=8, microbatches=8), {}, "4 layers for 8 stages: take fewer stages"),
+        (Layout(pp=8, microbatches=8), {}, "4 layers for 8 stages: use fewer stages"),
         (
             Layout(pp=2, microbatches=4, layers_per_stage=(0, 4)),
             {"optimizer": OptimizerSpec(lr=1e-3, kind="muon")},
@@ -109,7 +109,7 @@ def build(layout: Layout) -> str:
 def test_another_number_of_ranks_than_the_layout_has(on_ranks: Any) -> None:
     for message in on_ranks(2, build, Layout(dp_shard=2, tp=2)):
         assert (
-            message == "the layout has 4 ranks (dp_shard 2 x tp 2), but 2 were asked for; start 4, or change the layout"
+            message == "the layout has 4 ranks (dp_shard 2 x tp 2), but 2 were requested; start 4, or change the layout"
         )
 
 

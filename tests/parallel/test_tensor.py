@@ -64,7 +64,7 @@ def raised_by_program(spec: RunSpec, layout: Layout, tokens: tuple[int, ...]) ->
 def test_a_token_outside_of_the_vocabulary_is_an_error_on_all_ranks(layout: Layout, on_ranks: Any) -> None:
     """Under every layout as on one device: nothing is ignored, and no rank waits for another."""
     spec, tokens = specification(), (-100, -1, 2**40)
-    expected = [f"token {token} lies outside of the vocabulary of {spec.model.vocab_size}" for token in tokens]
+    expected = [f"token {token} is outside the vocabulary of {spec.model.vocab_size}" for token in tokens]
     for said in on_ranks(2, raised_by_program, spec, layout, tokens):
         assert len(said) == 12
         assert all(expected[place // 4] in text for place, text in enumerate(said))
@@ -249,5 +249,5 @@ def test_the_loss_itself_refuses_a_token_outside_as_on_one_device(layout: Layout
             assert loss_of(spec, None, token, column) is not None
             said = on_ranks(2, loss_of, spec, layout, token, column)
             assert len(set(said)) == 1
-            assert said[0].startswith(f"token {token} lies outside of the vocabulary of {spec.model.vocab_size} (")
+            assert said[0].startswith(f"token {token} is outside the vocabulary of {spec.model.vocab_size} (")
     assert on_ranks(2, loss_of, spec, layout, spec.model.vocab_size - 1, -1) == [None, None]

@@ -148,12 +148,15 @@ def test_a_model_that_fails_in_a_stage_loses_nothing_before_it(
     [
         ({"dpo": {}}, "needs the stage 'reject'"),
         ({"questions": {"item": 5}}, "item"),
-        ({"gain": {"parts": [0.5, 0.5, 0.25]}}, "three or more different shares"),
-        ({"examine": {"sets": {"harder": "x.jsonl"}}}, "names a set of the path itself"),
+        ({"gain": {"parts": [0.5, 0.5, 0.25]}}, "three or more distinct shares"),
+        ({"examine": {"sets": {"harder": "x.jsonl"}}}, "is the name of a built-in set"),
         ({"sft": {"epochs": 0}}, "epochs"),
-        ({"examine": {"texts": {"harder": "x.jsonl"}}}, "names a set of questions"),
-        ({"reject": {}, "merge": {"evaluations": 4, "scale": 2}}, "found by the search"),
-        ({"reject": {}, "merge": {"evaluations": 4, "method": "weighted"}}, "are scores, which are not searched"),
+        ({"examine": {"texts": {"harder": "x.jsonl"}}}, "is already the name of a set of questions"),
+        ({"reject": {}, "merge": {"evaluations": 4, "scale": 2}}, "chosen by the search"),
+        (
+            {"reject": {}, "merge": {"evaluations": 4, "method": "weighted"}},
+            "are the models' scores and cannot be searched",
+        ),
         ({"questions": {"families": ["remainders"]}}, "nearest: 'remainder'"),
     ],
 )

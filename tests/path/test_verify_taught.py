@@ -101,7 +101,7 @@ def test_the_model_of_an_older_record_is_compared_as_one(out: Path) -> None:
     data[-1] ^= 1
     weights.write_bytes(data)
     (problem,) = verify(out).problems
-    assert problem.file == weights.parent and "not what was trained" in problem.what
+    assert problem.file == weights.parent and "were changed after training" in problem.what
 
 
 def test_files_of_a_newer_version_are_not_called_damaged(out: Path) -> None:

@@ -118,7 +118,7 @@ def test_a_layout_that_does_not_fit_the_target_is_told_before_the_studies(tiny_c
     with pytest.raises(UsageError, match=r"training\.layout: n_heads \(2\) must be a multiple of tp \(3\)"):
         workspace.go("mixture")
     assert workspace.store().overview() == []
-    with pytest.raises(UsageError, match=r"the layout has 3 ranks \(tp 3\), but 2 were asked for"):
+    with pytest.raises(UsageError, match=r"the layout has 3 ranks \(tp 3\), but 2 were requested"):
         recipe.over(2)
     assert recipe.over(3).training.layout == Layout(tp=3)
 

@@ -19,7 +19,7 @@ def workspace(tmp_path):
 
 
 @pytest.mark.parametrize("below", [".", "results"])
-@pytest.mark.parametrize("how", ["a file", "a link that leads nowhere"])
+@pytest.mark.parametrize("how", ["a file", "a broken link"])
 def test_a_place_where_no_results_can_lie_is_refused_at_once(how, below, tmp_path):
     place = tmp_path / "place"
     if how == "a file":
@@ -84,7 +84,7 @@ def test_a_damaged_plan_is_refused_and_left(workspace, how):
     assert workspace._read_plan(path, "k", corpus) == saved and workspace._read_plan(path, "other", corpus) is None
     torn = DAMAGE[how](path.read_bytes())
     path.write_bytes(torn)
-    with pytest.raises(DamagedFileError, match=r"plan\.json.*remove it to have the studies sized again"):
+    with pytest.raises(DamagedFileError, match=r"plan\.json.*remove it to size the studies again"):
         workspace._read_plan(path, "k", corpus)
     assert path.read_bytes() == torn
     path.write_text(json.dumps({"format": 9}))

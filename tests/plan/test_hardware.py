@@ -35,7 +35,7 @@ def test_names_of_tables_are_found(name, file):
 
 @pytest.mark.parametrize("name", ["", "H1000", "RTX 4090"])
 def test_an_unknown_name_is_refused(name):
-    with pytest.raises(UsageError, match="is not known"):
+    with pytest.raises(UsageError, match="is unknown"):
         find_accelerator(name)
 
 
@@ -71,7 +71,7 @@ def test_a_file_with_a_fault_is_refused(tmp_path, text, message):
 
 @pytest.mark.parametrize("name", ["ascend-911", "Ascend 910X", "tpu-v9", "h1000"])
 def test_a_model_that_does_not_exist_is_not_taken_for_another(name: str) -> None:
-    with pytest.raises(UsageError, match="is not known"):
+    with pytest.raises(UsageError, match="is unknown"):
         find_accelerator(name)
 
 

@@ -44,8 +44,8 @@ def test_a_row_is_predicted_and_its_interval_holds_the_prediction(tmp_path):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (("H100", "H1000"), "accelerator 'H1000' is not known; near are"),
-        (("bf16", "bf17"), "line 2, column 'precision': 'bf17' is none of"),
+        (("H100", "H1000"), "accelerator 'H1000' is unknown; nearest:"),
+        (("bf16", "bf17"), "line 2, column 'precision': 'bf17' is not one of"),
         ((",32,4096", ",x,4096"), "line 2, column 'layers': 'x' is not a number"),
         ((",32,4096", ",-1,4096"), "line 2, column 'layers': '-1' is not a whole number from 1"),
         ((",8,1,1,8,", ",8,inf,1,8,"), "line 2, column 'tp': 'inf' is not a number"),
@@ -57,7 +57,7 @@ def test_a_row_is_predicted_and_its_interval_holds_the_prediction(tmp_path):
         (("32,4096", "99999999,4096"), "line 2, column 'layers': '99999999' is more than 10000"),
         (("32,4096", "1e300,4096"), "column 'layers': '1e300' is not a whole number from 1 to"),
         ((",8,1,1,8,", ",99999999,1,9999999,8,"), "column 'pp': '9999999' is more than 4096"),
-        (("GPT", "Some-MoE-30B-A3B"), "it has experts, whose sizes are neither"),
+        (("GPT", "Some-MoE-30B-A3B"), "it has experts, and their sizes are neither"),
         ((",32,8,128256", ",32,8,1"), "vocab_size"),
         ((",8,1,1,8,", ",14,7,1,2,"), "heads (32) must be a multiple of tp (7); the nearest that divide are 4 and 8"),
     ],

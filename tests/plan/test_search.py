@@ -43,7 +43,7 @@ def test_cost_takes_no_more_accelerators_than_pay_off():
 
 def test_a_model_that_fits_nowhere_names_the_nearest_layout():
     with pytest.raises(
-        UsageError, match=r"nothing fits into 85\.5 GB on 2 accelerators; nearest is .*, which may need"
+        UsageError, match=r"nothing fits into 85\.5 GB on 2 accelerators; the nearest layout is .*, which may need"
     ):
         search(make_job(make_shape(n_layers=320), dp=2), constants())
 

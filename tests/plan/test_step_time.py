@@ -78,7 +78,7 @@ def test_a_group_that_leaves_the_node_is_slower():
     [
         ({"tp": 3}, r"heads \(32\) must be a multiple of tp \(3\); the nearest that divide are 2 and 4"),
         ({"ep": 2, "dp": 2}, "the model has no experts; set ep to 1"),
-        ({"pp": 64}, "64 stages for 32 layers; take at most 32 stages"),
+        ({"pp": 64}, "64 stages for 32 layers; use at most 32 stages"),
     ],
 )
 def test_a_model_that_cannot_be_divided_names_the_nearest_sizes(parallelism, message):

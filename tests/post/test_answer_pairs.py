@@ -157,5 +157,5 @@ def test_questions_without_a_check_are_counted_and_bad_options_refused(tmp_path:
         with pytest.raises(UsageError, match=next(iter(wrong))):
             PairOptions(**wrong)
     (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(UsageError, match="holds no items"):
+    with pytest.raises(UsageError, match="has no items"):
         verified(tmp_path / "empty.jsonl", tmp_path / "other", Scripted(SAMPLES.__getitem__))

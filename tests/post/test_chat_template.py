@@ -114,7 +114,7 @@ def test_calls_of_tools_are_trained_and_their_results_are_not(renderers: Any) ->
         (FORGETFUL, talk("a?", "b", "c?", "d"), r"up to messages\[1\].*changes earlier turns"),
         (DEAF, talk("a?", "b", system="Be brief."), r"messages\[0\] \(system\): its text is not in the output"),
         (None, talk("a<|end|>?", "b"), r"messages\[0\].content: holds '<\|end\|>' \(character 2\)"),
-        (None, talk("a?"), "has no turn of the assistant"),
+        (None, talk("a?"), "has no assistant turn"),
         ("{{ raise_exception('no') }}", talk("a?", "b"), "refuses the messages"),
         ("{% for %}", talk("a?", "b"), "is not a Jinja template"),
     ],
@@ -207,7 +207,7 @@ def test_a_model_without_a_template_gets_one_by_its_vocabulary(tiny_hf: Path, tm
         assert renderer.template == name and renderer.text.tokenizer.id_to_token(renderer.end) == tokens[-1]
         rendered = renderer.render(talk("a?", "b", "c?", "d", system="s"))
         assert texts_of(renderer, rendered) == [f"b{tokens[-1]}", f"d{tokens[-1]}"]
-        with pytest.raises(UsageError, match="lies outside the model's vocabulary"):
+        with pytest.raises(UsageError, match="is outside the model's vocabulary"):
             check_rendered(rendered, renderer.end, vocab_size=renderer.end)
 
 
@@ -227,7 +227,7 @@ def test_too_long_conversations_are_refused_cut_or_dropped_and_counted(renderers
     chats = [talk("a?", "b"), talk("a?", "b", "c?", "d " * 40), talk("a? " * 40, "b")]
     sizes = [len(renderer.render(chat).tokens) for chat in chats]
     longest = sizes[0] + 4
-    with pytest.raises(UsageError, match=f"has {sizes[1]} tokens, and a sequence {longest}") as error:
+    with pytest.raises(UsageError, match=f"has {sizes[1]} tokens, but a sequence has {longest}") as error:
         list(Checked(renderer, longest, 500).of(chats))
     assert str(error.value).count("chats.jsonl:3") == 2
     cut = Checked(renderer, longest, 500, "cut")

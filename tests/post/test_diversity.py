@@ -79,11 +79,11 @@ def test_an_embedding_may_be_passed_in(tmp_path: Path) -> None:
 
 
 def test_nothing_to_compare_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="name at least one file"):
+    with pytest.raises(UsageError, match="give at least one file"):
         compare_diversity([])
     with pytest.raises(UsageError, match="given twice"):
         compare_diversity([tmp_path / "a", tmp_path / "a"])
-    with pytest.raises(UsageError, match="holds no items"):
+    with pytest.raises(UsageError, match="has no items"):
         compare_diversity([written(tmp_path / "a", [])])
 
 

@@ -112,7 +112,7 @@ def test_an_examination_that_fails_goes_on_where_it_stopped(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        ([], "holds no items"),
+        ([], "has no items"),
         ([{"messages": [{"role": "user", "content": "Hi"}]}], "has no check"),
         ([sums(1)[0].to_json()] * 2, "occurs twice"),
         (
@@ -157,14 +157,14 @@ def test_the_bits_per_byte_of_plain_texts_are_those_of_the_models_likelihood(
     (result,) = [row for row in found.results if row.task == "prose"]
     assert result.value == pytest.approx(sum(wanted) / 2) and result.metric == "bits_per_byte" and result.n == 2
     assert read_examination(tmp_path / "out") == found
-    with pytest.raises(UsageError, match="another set is already named doubling"):
+    with pytest.raises(UsageError, match="another set already has the name doubling"):
         examine_items(backend, {"doubling": path}, tmp_path / "o", ExamineOptions(texts={"doubling": prose}))
     backend.close()
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("", "holds no texts"), ('{"texts": "a"}\n', "prose.jsonl:1: text: must be"), ('\n{"text": " "}\n', ":2: text:")],
+    [("", "has no texts"), ('{"texts": "a"}\n', "prose.jsonl:1: text: must be"), ('\n{"text": " "}\n', ":2: text:")],
 )
 def test_texts_that_cannot_be_read_are_refused(tmp_path: Path, text: str, said: str) -> None:
     path, prose = write(tmp_path / "items.jsonl", sums(1)), tmp_path / "prose.jsonl"

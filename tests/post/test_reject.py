@@ -155,7 +155,7 @@ def test_wrong_rules_are_named(wrong: dict[str, Any], problem: str) -> None:
         ({"samples": 0}, "samples is 0"),
         ({"temperatures": ()}, "one or more"),
         ({"temperatures": (0.5, 0.5)}, "each once"),
-        ({"temperatures": (0.0,)}, "equal samples"),
+        ({"temperatures": (0.0,)}, "all samples equal"),
     ],
 )
 def test_wrong_sampling_is_named(wrong: dict[str, Any], problem: str) -> None:

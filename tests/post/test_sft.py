@@ -97,7 +97,7 @@ def test_a_finished_fine_tuning_is_returned_and_other_settings_are_refused(
         fine_tune(tiny_hf, files[0], out, SftOptions(epochs=12, lr=0.02, batch_tokens=192, context_length=64))
     (out.parent / "other").mkdir(exist_ok=True)
     (out.parent / "other" / "thesis.txt").write_text("dear")
-    with pytest.raises(UsageError, match=r"holds .thesis\.txt. but not a fine-tuning"):
+    with pytest.raises(UsageError, match=r"contains .thesis\.txt. but no fine-tuning"):
         fine_tune(tiny_hf, files[0], out.parent / "other", OPTIONS)
 
 
@@ -171,7 +171,7 @@ def test_a_model_whose_packed_loss_is_another_is_refused(tuned: Any, tiny_hf: Pa
     assert check_packing(model, order) > 4
     loss = model.loss
     model.loss = lambda tokens, z, weights, documents=None: loss(tokens, z, weights)  # type: ignore[method-assign]
-    with pytest.raises(UsageError, match="does not keep packed conversations apart"):
+    with pytest.raises(UsageError, match="does not isolate packed conversations"):
         check_packing(model, order)
 
 
@@ -231,7 +231,7 @@ def test_ranks_fine_tune_to_the_same_numbers(tiny_hf: Path, files: tuple[Path, P
 
 def test_an_adapter_is_refused_by_a_layout(tiny_hf: Path, files: tuple[Path, Path], tmp_path: Path) -> None:
     options = replace(OPTIONS, lora=Lora(rank=2))
-    with pytest.raises(UsageError, match="adapter: is trained on one device alone"):
+    with pytest.raises(UsageError, match="adapter: trains on one device only"):
         fine_tune(tiny_hf, files[0], tmp_path / "out", options, handling=Handling(layout=Layout(dp_shard=2)))
     with pytest.raises(UsageError, match=r"vocab_size \(\d+\) must be a multiple of tp \(2\)"):
         fine_tune(tiny_hf, files[0], tmp_path / "tp", OPTIONS, handling=Handling(layout=Layout(tp=2)))
@@ -241,7 +241,7 @@ def test_what_cannot_be_trained_leaves_a_folder_that_takes_the_repaired_file(tin
     data = tmp_path / "data.jsonl"
     write_conversations(data, [*chats(range(9)), Conversation(({"role": "user", "content": "only asked"},))])
     options = replace(OPTIONS, epochs=1)
-    with pytest.raises(UsageError, match=r"data.jsonl:10: has no turn of the assistant"):
+    with pytest.raises(UsageError, match=r"data.jsonl:10: has no assistant turn"):
         fine_tune(tiny_hf, data, tmp_path / "out", options)
     assert not list((tmp_path / "out").glob("corpus/*/examples/*"))
     write_conversations(data, chats(range(9)))

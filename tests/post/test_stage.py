@@ -141,7 +141,7 @@ def test_what_a_power_failure_left_is_cut(tmp_path: Path, source: Path, name: st
 def test_other_settings_inputs_or_stage_are_refused(tmp_path: Path, source: Path) -> None:
     out = tmp_path / "out"
     run(out, source, most=3)
-    with pytest.raises(UsageError, match=r"\(seed was 1 and is 2\); name another folder, or remove"):
+    with pytest.raises(UsageError, match=r"\(seed was 1 and is 2\); give another folder, or remove"):
         open_stage(out, spec(source, seed=2)).__enter__()
     with pytest.raises(UsageError, match="belongs to the stage double, not to evolve"):
         open_stage(out, StageSpec("evolve")).__enter__()
@@ -177,7 +177,7 @@ def test_changed_and_newer_records_are_refused(tmp_path: Path, source: Path) -> 
     with pytest.raises(DamagedFileError, match="checksum"):
         run(out, source)
     (out / "record.json").unlink()
-    with pytest.raises(UsageError, match="does not hold a finished stage"):
+    with pytest.raises(UsageError, match="contains no finished stage"):
         read_record(out)
 
 
@@ -220,7 +220,7 @@ def test_forgotten_and_doubled_decisions_are_faults(tmp_path: Path, source: Path
         opened.drop(first.id, "odd")
         with pytest.raises(RuntimeError, match="decided twice"):
             opened.keep(first.id, first)
-        with pytest.raises(RuntimeError, match="6 items of its input are not decided"):
+        with pytest.raises(RuntimeError, match="6 items of its input are undecided"):
             opened.finish()
 
 

@@ -85,6 +85,6 @@ def test_a_model_without_lineage_has_a_card_that_claims_none(model: Path, tiny_c
 
 def test_a_single_file_has_no_place_for_a_card(model: Path, tiny_corpus: Any, tmp_path: Path) -> None:
     pytest.importorskip("gguf", reason="needs the extra llamacpp")
-    with pytest.raises(UsageError, match="no place for a card"):
+    with pytest.raises(UsageError, match="cannot contain a card"):
         convert_measured(model, tmp_path / "m.gguf", ConvertOptions("gguf", quantize="q8_0"), tiny_corpus.path)
     assert not list(tmp_path.iterdir())

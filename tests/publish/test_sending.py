@@ -245,7 +245,7 @@ def test_a_dry_run_needs_no_hub_and_leaves_nothing(model: Path, monkeypatch: pyt
     assert sorted(model.parent.rglob("*")) == before
     with pytest.raises(UsageError, match="HF_TOKEN: not set"):
         send(model, SendOptions("huggingface", Target(REPO), load=False))
-    with pytest.raises(UsageError, match="there is no such hub"):
+    with pytest.raises(UsageError, match="unknown hub"):
         send(model, SendOptions("hub", Target(REPO)))
     for repo in ("sphere", "me/a/b", "me/a b", "https://me/x", "/x"):
         with pytest.raises(UsageError, match="OWNER/NAME"):

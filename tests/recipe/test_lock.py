@@ -137,7 +137,7 @@ def test_a_file_system_without_locks_is_said_to_be_one(path, monkeypatch, number
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(ArmillaryError, match=r"gives no locks .*local disk") as said, exclusive(path, WHAT):
+    with pytest.raises(ArmillaryError, match=r"does not support locks .*local disk") as said, exclusive(path, WHAT):
         pass
     assert not isinstance(said.value, BusyError) and str(path) in str(said.value)
 
@@ -145,7 +145,7 @@ def test_a_file_system_without_locks_is_said_to_be_one(path, monkeypatch, number
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("not a folder")
     below = tmp_path / "file" / ".lock"
-    with pytest.raises(ArmillaryError, match=r"file.*; this folder is written to"), exclusive(below, WHAT):
+    with pytest.raises(ArmillaryError, match=r"file.*; Armillary writes to this folder"), exclusive(below, WHAT):
         pass
     (tmp_path / ".lock").mkdir()
     with pytest.raises(ArmillaryError, match=r"\.lock: Is a directory"), exclusive(tmp_path / ".lock", WHAT):

@@ -55,7 +55,7 @@ def test_what_is_no_document_is_damaged(tmp_path, text):
 def test_a_folder_in_place_of_a_file_is_named(tmp_path):
     (tmp_path / "plan.json").mkdir()
     with pytest.raises(
-        DamagedFileError, match=r"plan\.json: is a folder, and the plan is a file; move it away: run it again"
+        DamagedFileError, match=r"plan\.json: is a folder, but the plan is a file; move it away: run it again"
     ):
         read_json(tmp_path / "plan.json", "the plan", "run it again")
 

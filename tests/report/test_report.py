@@ -97,9 +97,9 @@ def score(low: float | None, high: float | None) -> ScoreRow:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        (score(0.01, 0.1), "beats the same model on the natural mixture"),
-        (score(-0.1, -0.01), "is worse than the same model on the natural mixture"),
-        (score(-0.1, 0.1), "No difference from the same model"),
+        (score(0.01, 0.1), "is significantly better than the same model on the natural mixture"),
+        (score(-0.1, -0.01), "is significantly worse than the same model on the natural mixture"),
+        (score(-0.1, 0.1), "does not differ significantly from the same model"),
         (score(None, None), "so there is no comparison"),
     ],
 )
@@ -112,12 +112,14 @@ def test_an_examination_says_what_its_interval_says(row: ScoreRow, said: str, tm
 def test_the_comparison_is_that_of_the_target_where_it_is_a_row(tmp_path: Path) -> None:
     rows = [score(-0.1, 0.1), dataclasses.replace(score(0.01, 0.1), subset="target", n=71)]
     page = Page(render(bare(scores=rows), tmp_path))
-    assert "answers 65.0% of 99 items right, beyond chance" in page.text
-    assert "beats the same model" in page.text and "the same 71 items" in page.text
+    assert "answers 65.0% of 99 items right, significantly better than chance" in page.text
+    assert "is significantly better than the same model" in page.text and "the same 71 items" in page.text
     assert "weighted as in the target loss" in page.text and {"total", "target"} <= set(page.rows)
 
 
-@pytest.mark.parametrize(("low", "said"), [(0.55, "beyond chance"), (0.45, "guessing can reach that too")])
+@pytest.mark.parametrize(
+    ("low", "said"), [(0.55, ", significantly better than chance"), (0.45, "not significantly better than chance")]
+)
 def test_a_score_says_whether_it_is_above_chance(low: float, said: str, tmp_path: Path) -> None:
     row = dataclasses.replace(score(None, None), low=low)
     assert said in Page(render(bare(scores=[row]), tmp_path)).text
@@ -382,15 +384,15 @@ def test_parts_that_are_half_there(tmp_path: Path, full_data: ReportData) -> Non
 @pytest.mark.parametrize(
     ("low", "high", "said"),
     [
-        (-0.05, -0.01, "the found mixture is better than the natural one"),
-        (0.01, 0.05, "the found mixture is worse than the natural one"),
-        (-0.01, 0.05, "no difference between the found and the natural mixture was found beyond chance"),
+        (-0.05, -0.01, "the found mixture is significantly better than the natural one"),
+        (0.01, 0.05, "the found mixture is significantly worse than the natural one"),
+        (-0.01, 0.05, "the found and the natural mixture do not differ significantly"),
     ],
 )
 def test_says_honestly_whether_the_found_mixture_is_better(low: float, high: float, said: str, tmp_path: Path) -> None:
     rows = [DifferenceRow("found", "natural", 3, (low + high) / 2, low, high)]
     text = Page(render(bare(differences=rows), tmp_path)).text
-    phrases = ["is better than", "is worse than", "no difference"]
+    phrases = ["significantly better than", "significantly worse than", "do not differ significantly"]
     assert said in text
     assert sum(phrase in text for phrase in phrases) == 1
 

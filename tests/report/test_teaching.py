@@ -69,10 +69,10 @@ _SAID: dict[Language, tuple[str, ...]] = {
         "fine-tuned on 3,996 questions",
         "families: sum, backwards",
         "+79.5 [+73.1, +85.1] points on the same 200",
-        "predicted as 79.0% with the 90% interval [68.0, 88.0]",
-        "It measured 80.0% : inside",
-        "right in 3.1% of the held-out questions",
-        "What it forgot",
+        "79.0% with the 90% interval [68.0, 88.0]",
+        "The measured score is 80.0% : inside",
+        "right for 3.1% of the held-out questions",
+        "Forgetting",
         "+0.250",
         "✗ wrong; 7 is right",
     ),
@@ -175,9 +175,9 @@ def test_a_gain_that_cannot_be_predicted_says_why(tmp_path: Path) -> None:
     assert PART.gain is not None
     unknown = replace(PART.gain, predicted=None, low=None, high=None, inside=None, reason="at chance (0.25)")
     text = page(tmp_path, replace(PART, gain=unknown))
-    assert "could not be predicted: at chance (0.25)" in text and "It measured 80.0%" in text
+    assert "could not be predicted: at chance (0.25)" in text and "The measured score is 80.0%" in text
     outside = page(tmp_path, replace(PART, gain=replace(PART.gain, measured=0.9, inside=False)))
-    assert "It measured 90.0% : outside" in outside
+    assert "The measured score is 90.0% : outside" in outside
 
 
 def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -55,9 +55,9 @@ def test_a_wrong_file_is_told_with_the_place(document, said, tmp_path):
 @pytest.mark.parametrize(
     ("faults", "said"),
     [
-        (Faults(faults=(Fault(kind="kill", rank=4, step=3),)), "rank is 4, and this run has them up to 3"),
-        (Faults(faults=(Fault(kind="kill", rank=0, step=10),)), "step is 10, and this run has them up to 9"),
-        (Faults(draw=RandomFaults(count=1, first_step=10)), "first_step is 10, and this run has 10 steps"),
+        (Faults(faults=(Fault(kind="kill", rank=4, step=3),)), "rank is 4, but the highest in this run is 3"),
+        (Faults(faults=(Fault(kind="kill", rank=0, step=10),)), "step is 10, but the highest in this run is 9"),
+        (Faults(draw=RandomFaults(count=1, first_step=10)), "first_step is 10, but this run has 10 steps"),
     ],
 )
 def test_a_fault_that_cannot_happen_is_refused(faults, said):

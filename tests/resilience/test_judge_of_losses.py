@@ -24,7 +24,7 @@ def test_an_ordinary_run_has_no_spike_and_each_spike_is_found(seed):
         assert judge.look(step, loss, 1.0) is None
     for step in range(401, 404):  # one spike does not hide the next
         verdict = judge.look(step, losses[-1] + 2, 1.0)
-        assert verdict is not None and verdict.finite and "the steps before it allow" in verdict.what
+        assert verdict is not None and verdict.finite and "from the steps before it" in verdict.what
 
 
 @given(st.lists(st.floats(0.1, 20), min_size=1, max_size=150), st.integers(1, 149))

@@ -42,7 +42,7 @@ def test_the_model_is_listed(client: openai.OpenAI, server: Server) -> None:
     assert model.id == "tiny" == server.facts["model"] and client.models.retrieve("tiny").id == "tiny"
     assert server.facts["context"] == 128 and server.facts["slots"] == 8
     assert server.http.get("/health").json() == {"status": "ok", "running": 0, "waiting": 0}
-    with pytest.raises(openai.NotFoundError, match="'giant' is not served here; there is 'tiny'"):
+    with pytest.raises(openai.NotFoundError, match="'giant' is not served here; this server has 'tiny'"):
         client.completions.create(model="giant", prompt="The")
 
 
@@ -191,24 +191,24 @@ def test_our_own_client_examines_over_the_server(server: Server, backend: Native
 
 WRONG = [
     ({"prompt": ""}, "prompt", "the prompt is empty"),
-    ({"prompt": []}, "prompt", "give a text, a list of token ids"),
-    ({"prompt": ["a", 3]}, "prompt", "prompt 2 is neither a text nor"),
+    ({"prompt": []}, "prompt", "give text, a list of token ids"),
+    ({"prompt": ["a", 3]}, "prompt", "prompt 2 is neither text nor"),
     ({"prompt": [5000]}, "prompt", "token 5000 is not in the vocabulary of 363"),
     ({"prompt": "a\ud800"}, "prompt", "lone surrogate"),
-    ({"prompt": None}, "prompt", "give a text"),
+    ({"prompt": None}, "prompt", "give text"),
     ({"temperature": "hot"}, "temperature", "valid number"),
     ({"temperature": -1}, "temperature", "greater than or equal to 0"),
     ({"top_p": 0}, "top_p", "greater than 0"),
     ({"n": 0}, "n", "greater than or equal to 1"),
     ({"n": True}, "n", "valid integer"),
     ({"max_tokens": 0}, "max_tokens", "0 needs echo"),
-    ({"stop": ["a"] * 99}, "stop", "16 is the most"),
+    ({"stop": ["a"] * 99}, "stop", "maximum is 16"),
     ({"stop": [""]}, "stop", "1 to 500 characters"),
     ({"logprobs": 99}, "logprobs", "less than or equal to 20"),
-    ({"prompt": ["a"] * 100, "n": 6}, "n", "600 answers in all"),
+    ({"prompt": ["a"] * 100, "n": 6}, "n", "600 answers in total"),
     ({"prompt": ["The sky"] * 128 + ["a"], "echo": True}, "prompt", "129 prompts"),
-    ({"best_of": 4}, "best_of", "does not have it"),
-    ({"temprature": 1}, "temprature", "no such field; nearest: temperature"),
+    ({"best_of": 4}, "best_of", "not supported by this server"),
+    ({"temprature": 1}, "temprature", "unknown field; nearest: temperature"),
     ({"seed": 1.5}, "seed", "valid integer"),
     ({"stream": "yes"}, "stream", "valid boolean"),
 ]
@@ -233,7 +233,7 @@ def test_wrong_fields_are_named(server: Server, change: dict[str, Any], param: s
         ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
         ({"tools": [{"type": "function"}]}, "tools[0].function", "missing"),
         ({"tool_choice": "required"}, "tool_choice", "cannot force"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "does not have it"),
+        ({"response_format": {"type": "json_object"}}, "response_format", "not supported by this server"),
         ({"max_tokens": 0}, "max_tokens", "1 or more"),
     ],
     ids=lambda value: str(value)[:30],
@@ -250,11 +250,11 @@ def test_bodies_that_are_none(server: Server, client: openai.OpenAI) -> None:
         answer = server.http.post("/v1/completions", content=data, headers=head)
         assert answer.status_code == 400 and answer.json()["error"]["code"] == "invalid_json"
     assert server.http.post("/v1/completions", content=b"prompt=a").status_code == 415
-    assert server.http.get("/v1/completions").json()["error"]["message"] == "/v1/completions has no GET"
+    assert server.http.get("/v1/completions").json()["error"]["message"] == "/v1/completions does not support GET"
     assert server.http.get("/v2").json()["error"]["message"] == "there is no /v2"
     large = server.http.post("/v1/completions", content=b" " * (9 << 20), headers=head)
     assert large.status_code == 413 and large.json()["error"]["code"] == "body_too_large"
-    with pytest.raises(openai.BadRequestError, match=r"the prompt has .* tokens, and this model takes 128") as error:
+    with pytest.raises(openai.BadRequestError, match=r"the prompt has .* tokens, .* at most 128") as error:
         client.completions.create(model="tiny", prompt="The sky " * 200)
     assert (error.value.code, error.value.param) == ("context_length_exceeded", "prompt")
     with pytest.raises(openai.BadRequestError) as error:

@@ -108,7 +108,7 @@ def test_a_full_queue_says_when_to_come_back(open_server: Server, client: openai
         streams = [stream(server, stack) for _ in range(3)]
         waits = pool.submit(server.http.post, "/v1/completions", json={"prompt": "a", "max_tokens": 2})
         server.until(lambda: server.metric("armillary_waiting") == 1)
-        with pytest.raises(openai.RateLimitError, match="1 answers are waiting, and no more fit") as error:
+        with pytest.raises(openai.RateLimitError, match="1 answers are waiting and the queue is full") as error:
             client.completions.create(model="tiny", prompt="The", max_tokens=2)
         assert error.value.code == "queue_full" and 1 <= int(error.value.response.headers["retry-after"]) <= 60
         assert server.metric("armillary_requests_total", path="/v1/completions", status="429") == 1
@@ -188,12 +188,15 @@ def test_wrong_use_is_one_line(tiny_hf: Path, tmp_path: Path, capfd: Any, monkey
         taken.listen()
         for arguments, said in (
             ((tiny_hf, "--port", taken.getsockname()[1]), "another program may listen there: give another --port"),
-            ((tiny_hf, "--backend", "fast"), "backend 'fast': there are auto, native, llama.cpp, vllm, transformers"),
+            (
+                (tiny_hf, "--backend", "fast"),
+                "backend 'fast' is unknown; known are auto, native, llama.cpp, vllm, transformers",
+            ),
             ((tiny_hf, "--backend", "vllm"), "vLLM is not installed"),
             ((tiny_hf, "--port", 0, "--name", " "), "name must not be empty"),
             ((tiny_hf, "--port", 0, "--context", 4096), "context 4096 is more than the 128"),
             ((tiny_hf, "--host", "nowhere.invalid"), "ARMILLARY_SERVE_TOKEN"),
-            (("https://host/v1",), "is a server already"),
+            (("https://host/v1",), "is already a server"),
             ((tmp_path, "--port", 0), "not a model that any backend recognises"),
         ):
             code, err = call(capfd, monkeypatch, *arguments)

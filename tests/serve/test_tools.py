@@ -65,8 +65,8 @@ def test_templates_without_this_form_are_refused() -> None:
     assert check_template(TOOLS, False) is None
     for source, special, said in (
         (None, False, "no chat template"),
-        ("{{ messages }}", False, "has no tools"),
-        ("{{ tools }}[TOOL_CALLS]", False, "another form"),
+        ("{{ messages }}", False, "does not support tools"),
+        ("{{ tools }}[TOOL_CALLS]", False, "a format other than"),
         (TOOLS, True, "special token"),
     ):
         assert said in str(check_template(source, special))

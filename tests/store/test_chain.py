@@ -64,7 +64,7 @@ def test_the_order_is_in_the_numbers(tmp_path, make_spec):
     assert verdict.about["result"] == chain.of("result", spec.id).about["result"] and verdict.previous != verdict.sha256
     order = store.order(spec.id)
     assert (order.prediction, order.start, order.by, order.holds) == (2, 3, "store", True)
-    assert store.verify() == [f"{store.run_folder(spec.id)}: is missing, and run {spec.id} is done"]
+    assert store.verify() == [f"{store.run_folder(spec.id)}: is missing, although run {spec.id} is done"]
 
 
 def test_a_verdict_on_a_second_question_holds_the_result_that_it_judges(tmp_path, make_spec):
@@ -284,7 +284,9 @@ def test_a_changed_outcome_of_a_stage_is_found(statement, said, tmp_path):
     assert store.stage("mixture", "k") == {"found": 1, "share": [0.1 + 0.2]} and store.chain().intact
     by_hand(store, statement)
     name = "anneal" if "anneal" in statement else "mixture"
-    with pytest.raises(DamagedFileError, match=rf"store\.sqlite: the outcome k of stage {name} .*; put a backup"):
+    with pytest.raises(
+        DamagedFileError, match=rf"store\.sqlite: the outcome k of stage {name} .*; restore the store from a backup"
+    ):
         store.stage(name, "k")
     assert any(said in problem for problem in store.verify())
 

@@ -81,7 +81,9 @@ def test_a_store_of_an_unknown_format_is_refused_and_not_touched(version, tmp_pa
     Store(tmp_path).close()
     made(tmp_path / "store.sqlite", f"UPDATE format SET version = {version}", "DROP TABLE stages")
     before = contents(tmp_path)
-    with pytest.raises(ForeignFileError, match=f"store format {version}; this version reads 1 to 4; .* left as it is"):
+    with pytest.raises(
+        ForeignFileError, match=f"store format {version}; this version reads 1 to 4; .* was not changed"
+    ):
         Store(tmp_path)
     assert contents(tmp_path) == before
 
@@ -98,7 +100,7 @@ def test_a_link_that_leads_nowhere_is_not_replaced_by_a_new_store(target, tmp_pa
 def test_what_is_left_of_a_database_that_is_gone_is_not_taken_into_a_new_one(suffix, tmp_path):
     left = tmp_path / f"store.sqlite-{suffix}"
     left.write_bytes(b"changes")
-    with pytest.raises(DamagedFileError, match=f"is missing, and store.sqlite-{suffix} holds changes to it"):
+    with pytest.raises(DamagedFileError, match=f"is missing, but store.sqlite-{suffix} has changes to it"):
         Store(tmp_path)
     assert left.read_bytes() == b"changes" and not (tmp_path / "store.sqlite").exists()
 
@@ -120,7 +122,7 @@ def test_a_store_whose_creation_was_killed_is_completed(tmp_path):
     [
         (b"", "is empty"),
         (b"a poem about the moon, which is no database " * 100, "not a database"),
-        (b"SQLite format 3\0", "torn"),
+        (b"SQLite format 3\0", "truncated"),
         (b"\0" * 4096, "not a database"),
     ],
 )
@@ -139,7 +141,7 @@ def test_a_torn_store_is_named(share, tmp_path, make_spec):
     store.close()
     file = tmp_path / "store.sqlite"
     file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
-    with pytest.raises(DamagedFileError, match=f"{re.escape(str(file))}: .*torn: .* backup"):
+    with pytest.raises(DamagedFileError, match=f"{re.escape(str(file))}: .*truncated: .* backup"):
         Store(tmp_path)
 
 
@@ -240,7 +242,7 @@ def sqlite_error(name):
         ("SQLITE_FULL", "the disk is full; free space"),
         ("SQLITE_READONLY_DBMOVED", "cannot be written"),
         ("SQLITE_IOERR_WRITE", "the disk failed"),
-        ("SQLITE_CORRUPT", "put a backup in its place"),
+        ("SQLITE_CORRUPT", "restore it from a backup"),
         ("SQLITE_CANTOPEN", "make the file and its folder writable"),
         ("SQLITE_ERROR", "said by SQLite"),
     ],
@@ -268,7 +270,7 @@ def test_what_the_database_says_is_one_line_with_its_file(name, said, tmp_path, 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ArmillaryError, match=r"file.*: Not a directory; something else lies there"):
+    with pytest.raises(ArmillaryError, match=r"file.*: Not a directory; something else is there"):
         Store(tmp_path / "file" / "store")
 
     def refuse(path, *arguments, **options):
@@ -285,7 +287,7 @@ def test_a_file_system_without_locks_is_said_in_one_line(number, tmp_path, monke
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with pytest.raises(ArmillaryError, match=r"\.lock: this file system gives no locks .*NFSv4"):
+    with pytest.raises(ArmillaryError, match=r"\.lock: this file system does not support locks .*NFSv4"):
         Store(tmp_path)
 
 
@@ -331,7 +333,7 @@ def test_a_backup_is_whole_new_and_checked(tmp_path, make_spec):
     again = Store(copy.parent)
     assert again.prediction("0123456789abcdef") == store.prediction("0123456789abcdef") and again.chain().intact
     before = copy.read_bytes()
-    with pytest.raises(UsageError, match="there is a file already"):
+    with pytest.raises(UsageError, match="already exists"):
         store.backup(copy)
     assert copy.read_bytes() == before
 

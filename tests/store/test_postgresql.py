@@ -77,14 +77,14 @@ def at_once(*actions):
     """Each in a thread, begun together; what one of them raised is raised here."""
     barrier, errors = threading.Barrier(len(actions)), []
 
-    def carry_out(action):
+    def perform(action):
         barrier.wait()
         try:
             action()
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=carry_out, args=(action,)) for action in actions]
+    threads = [threading.Thread(target=perform, args=(action,)) for action in actions]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -193,7 +193,7 @@ def test_a_store_of_format_1_is_taken_over(url, make_spec, tmp_path):
 
 def test_a_connection_that_is_lost_in_a_call_is_one_line_and_the_next_call_works(url, make_spec, tmp_path):
     store = Store(tmp_path, url)
-    with pytest.raises(ArmillaryError, match="is the server up") as caught, store.database.writing() as db:
+    with pytest.raises(ArmillaryError, match="is the server running") as caught, store.database.writing() as db:
         mine = db.execute(sa.text("SELECT pg_backend_pid()")).scalar()
         with sa.create_engine(url).connect() as other:
             other.execute(sa.text(f"SELECT pg_terminate_backend({mine})"))

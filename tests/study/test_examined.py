@@ -57,6 +57,6 @@ def test_what_is_no_examination_or_no_store_is_refused(tmp_path) -> None:
     with pytest.raises(DamagedFileError, match="not the items"):
         record_examination(store, folder)
     assert store.examinations() == {}
-    with pytest.raises(UsageError, match=r"there is no store\.sqlite"):
+    with pytest.raises(UsageError, match=r"no store\.sqlite"):
         open_store(tmp_path / "nowhere")
     assert not (tmp_path / "nowhere").exists()

@@ -151,7 +151,7 @@ def test_an_annealing_without_all_its_seeds_is_not_compared(whole, tmp_path, nam
 def test_one_annealing_with_all_its_seeds_is_taken_uncompared(whole, tmp_path):
     gone = [runs[0] for name, runs in arms_of(whole, "anneal").items() if name != "10% linear"]
     found = anneal_study(make_lab(tmp_path, lose=lost(gone)), whole["mixture"].found)
-    assert found.taken.name == "10% linear" and "taken without a comparison" in found.reason
+    assert found.taken.name == "10% linear" and "used without a comparison" in found.reason
 
 
 def test_no_annealing_with_all_its_seeds_is_an_error_of_the_work(whole, tmp_path):

@@ -61,5 +61,5 @@ def test_without_an_open_domain_the_record_is_as_before(tmp_path: Path, monkeypa
 
 
 def test_an_open_target_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ArmillaryError, match=r"target loss is open.*give study\.ladder greater depths"):
+    with pytest.raises(ArmillaryError, match=r"target loss spans more than .*give study\.ladder greater depths"):
         said(tmp_path, OpenLaw(3), monkeypatch)

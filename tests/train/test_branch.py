@@ -109,6 +109,6 @@ def test_accumulation_changes_nothing_but_rounding(make_spec, tiny_corpus, tmp_p
 
 def test_a_folder_of_another_run_is_refused(make_spec, tiny_corpus, tmp_path):
     train_run(make_spec(), tiny_corpus, tmp_path / "run")
-    with pytest.raises(Exception, match="holds another run"):
+    with pytest.raises(Exception, match="belongs to run"):
         train_run(make_spec(seed=5), tiny_corpus, tmp_path / "run")
     assert json.loads((tmp_path / "run" / "result.json").read_text())["run"] == make_spec().id

@@ -198,7 +198,7 @@ def test_a_token_outside_of_the_vocabulary_ends_the_run(token, make_spec, tiny_c
     sea = make_spec(mixture=(MixturePhase(start_step=0, weights={"sea": 1.0}),))
     sky = make_spec(mixture=(MixturePhase(start_step=0, weights={"sky": 1.0}),))
     corpus = foreign(tiny_corpus, "sea", token)
-    with pytest.raises(TokenError, match=f"token {token} lies outside of the vocabulary of 300"):
+    with pytest.raises(TokenError, match=f"token {token} is outside the vocabulary of 300"):
         train_run(sea, corpus, tmp_path / "alone")
     outcomes = dict(train_fleet([Assignment(run, tmp_path / run.id) for run in (sea, sky)], corpus, 2))
     assert isinstance(outcomes[sea.id], TokenError)

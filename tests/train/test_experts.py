@@ -45,5 +45,5 @@ def test_experts_are_dealt_out_anew_when_a_run_goes_on(spec, tiny_corpus, tmp_pa
 
 def test_a_stack_takes_no_mixtures(spec, make_spec, tiny_corpus):
     assert stack_key(spec) != stack_key(spec.model_copy(update={"seed": spec.seed + 1}))
-    with pytest.raises(UsageError, match="no mixtures of experts; train a run of such a model alone"):
+    with pytest.raises(UsageError, match="does not support mixtures of experts; train such a run by itself"):
         Fleet(spec, tiny_corpus, 2)

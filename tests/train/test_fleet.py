@@ -166,12 +166,14 @@ def test_the_times_of_members_add_up_to_the_time_of_the_stack(make_spec, tiny_co
 def test_what_does_not_fit_into_a_stack_is_refused_and_what_is_busy_waits(make_spec, tiny_corpus, tmp_path):
     first, wider = make_spec(), make_spec(context_length=17)
     with Fleet(first, tiny_corpus, 1) as fleet:
-        with pytest.raises(UsageError, match=f"run {wider.id}: shape, context length, .* must be those of the stack"):
+        with pytest.raises(
+            UsageError, match=f"run {wider.id}: shape, context length, .* must equal those of the stack"
+        ):
             fleet.add(Assignment(wider, tmp_path / "wider"))
         fleet.add(Assignment(first, tmp_path / "run"))
-        with pytest.raises(UsageError, match="all 1 places are taken"):
+        with pytest.raises(UsageError, match="all 1 slots are in use"):
             fleet.add(Assignment(make_spec(seed=8), tmp_path / "other"))
-        with Fleet(first, tiny_corpus, 1) as second, pytest.raises(BusyRunError, match="another process trains"):
+        with Fleet(first, tiny_corpus, 1) as second, pytest.raises(BusyRunError, match="another process is training"):
             second.add(Assignment(first, tmp_path / "run"))
         fleet.step()
     assert not (tmp_path / "other").exists()
@@ -186,7 +188,7 @@ def test_one_folder_that_cannot_be_used_costs_only_its_run(make_spec, tiny_corpu
         train_fleet([Assignment(spec, tmp_path / spec.id) for spec in (elsewhere, foreign, good)], tiny_corpus, 3)
     )
     assert "belongs to corpus 0123456789abcdef" in str(results[elsewhere.id])
-    assert "holds another run" in str(results[foreign.id])
+    assert "belongs to run" in str(results[foreign.id])
     assert outcome(tmp_path / good.id) == undisturbed(good)
 
 

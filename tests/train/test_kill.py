@@ -72,7 +72,7 @@ def test_a_second_process_is_refused_until_the_first_is_dead(spec, tiny_corpus, 
     while not (folder / "checkpoints" / "step-5").exists():
         assert time.monotonic() < end
         time.sleep(0.01)
-    with pytest.raises(BusyRunError, match="another process trains this run"):
+    with pytest.raises(BusyRunError, match="another process is training this run"):
         train_run(spec, tiny_corpus, folder)
     first.kill()
     first.join()

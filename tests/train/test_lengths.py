@@ -88,5 +88,5 @@ def test_a_run_that_stops_near_the_switch_goes_on_bit_for_bit(after, spec, tiny_
 def test_such_a_run_is_no_member_of_a_stack(spec, make_spec):
     other = spec.model_copy(update={"seed": spec.seed + 1})
     assert len({stack_key(spec), stack_key(other), stack_key(make_spec())}) == 3
-    with pytest.raises(UsageError, match="keep one length"):
+    with pytest.raises(UsageError, match="have one context length"):
         Stack(spec, 2, torch.device("cpu"))

@@ -267,7 +267,7 @@ def test_another_corpus_or_a_folder_that_is_in_use_is_refused(make_spec, tiny_co
         ("[]", "is a JSON list, not an object"),
         ('{"format": 1}', "is not a run's result"),
         ('{"format": 2}', "does not match its checksum"),
-        ('{"format": 4}', "result of format 4, and this version reads up to 3"),
+        ('{"format": 4}', "result of format 4, but this version reads formats up to 3"),
     ],
 )
 def test_a_result_that_cannot_be_read_is_not_taken_for_none(content, said, tmp_path):

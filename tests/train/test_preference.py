@@ -100,7 +100,9 @@ def test_stacks_refuse_preferences_by_name(spec: RunSpec, make_spec: Any, tiny_c
         lambda: Fleet(spec, tiny_corpus, 2),
         lambda: dict(train_fleet([Assignment(spec, tmp_path / "run")], tiny_corpus, 1)),
     ):
-        with pytest.raises(UsageError, match="a stack does not train objective 'preference'; train the run alone"):
+        with pytest.raises(
+            UsageError, match="a stack does not support objective 'preference'; train such a run by itself"
+        ):
             refused()
     plain = make_spec(batch_sequences=4, context_length=32, accumulation=2)
     runs = [Assignment(plain, tmp_path / "plain"), Assignment(spec, tmp_path / "other")]
@@ -109,7 +111,7 @@ def test_stacks_refuse_preferences_by_name(spec: RunSpec, make_spec: Any, tiny_c
 
 def test_what_a_run_cannot_train_is_refused_before_it_begins(spec: RunSpec, tiny_corpus: Any, tmp_path: Path) -> None:
     missing = spec.model_copy(update={"objective": Preference(examples="0" * 16)})
-    with pytest.raises(UsageError, match="no pairs 0000000000000000; there are"):
+    with pytest.raises(UsageError, match="no pairs 0000000000000000; it has"):
         train_run(missing, tiny_corpus, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(UsageError, match="raise context_length"):

@@ -152,7 +152,7 @@ DAMAGES = {
     "a truncated file": (lambda p: (p / FILES[1]).write_bytes((p / FILES[1]).read_bytes()[:-9]), "bytes instead of"),
     "a missing file": (lambda p: (p / FILES[1]).unlink(), "rank-00001.safetensors: is missing"),
     "a missing manifest": (lambda p: (p / "checkpoint.json").unlink(), "checkpoint.json: is missing"),
-    "the manifest of another step": (another_step, "is that of step 6"),
+    "the manifest of another step": (another_step, "belongs to step 6"),
     "an empty folder": (lambda p: [f.unlink() for f in p.iterdir()], "checkpoint.json: is missing"),
 }
 
@@ -185,7 +185,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(
     assert len(first["told"]) == 1 and not second["told"]
     fault = next(e for e in read_events(folder / "events.jsonl") if e.kind == "fault")
     assert fault.step == 7 and any(text in fault.data["problem"] for text in said.split("|"))
-    assert "the one before it is used" in first["told"][0] and fault.data["problem"] in first["told"][0]
+    assert "using the previous one" in first["told"][0] and fault.data["problem"] in first["told"][0]
     assert [e.step for e in read_events(folder / "events.jsonl") if e.kind == "resume"] == [6]
     check_same(folder, spec, undisturbed, outcome)
 

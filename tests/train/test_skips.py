@@ -126,7 +126,7 @@ def test_a_checkpoint_of_another_record_is_not_used(spoiled, make_spec, tiny_cor
     assert train_run(spec, tiny_corpus, folder).skipped == (3,)
     assert read_skips(folder, spec.id) == {3: "by hand"}
     write_skips(tmp_path / "later", spec.id, {2: "by hand", 3: "by hand"})
-    with pytest.raises(DamagedFileError, match="was trained on the batch of step 2, which is skipped now"):
+    with pytest.raises(DamagedFileError, match="was trained on the batch of step 2, which is now skipped"):
         train_run(spec, tiny_corpus, tmp_path / "later")
 
 

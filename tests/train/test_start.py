@@ -168,7 +168,7 @@ def harmed(parent, runs, way):
     start = start_from(folder)
     if way == "run gone":
         shutil.rmtree(folder)
-        return Start(run=parent[1].id, sha256=start.sha256), ArmillaryError, f"{folder}: not there.*start.weights"
+        return Start(run=parent[1].id, sha256=start.sha256), ArmillaryError, f"{folder}: not found.*start.weights"
     if way == "file gone":
         weights.unlink()
         return start, DamagedFileError, f"{weights}: is missing.*restore"
@@ -177,12 +177,12 @@ def harmed(parent, runs, way):
     if way == "run not done":
         (folder / "result.json").unlink()
         weights.unlink()
-        return Start(run=parent[1].id, sha256=start.sha256), ArmillaryError, r"not done.*step-N"
+        return Start(run=parent[1].id, sha256=start.sha256), ArmillaryError, r"not finished.*step-N"
     if way == "changed":
         data = bytearray(weights.read_bytes())
         data[-1] ^= 1
         weights.write_bytes(data)
-        return start, DamagedFileError, rf"{weights}: SHA-256 is {file_sha256(weights)}, and start.sha256 is"
+        return start, DamagedFileError, rf"{weights}: SHA-256 is {file_sha256(weights)}, but start.sha256 is"
     if way == "checkpoint changed":
         piece = folder / "checkpoints/step-5/rank-00000.safetensors"
         start = start_from(piece.parent)
@@ -214,7 +214,7 @@ def harmed(parent, runs, way):
     if way == "not safetensors":
         torch.save(tensors, file)
     said = {
-        "another shape": r"holds another model: 'embedding.weight' is \[\d+, 8\] there",
+        "another shape": r"is a different model: 'embedding.weight' is \[\d+, 8\] there",
         "another model": "lacks the tensor 'embedding.weight'",
         "one more": "has a tensor 'extra.weight'",
         "integers": "'embedding.weight' is I64 there",

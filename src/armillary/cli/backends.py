@@ -22,20 +22,22 @@ BackendOption = Annotated[
 ]
 BatchSizeOption = Annotated[int | None, typer.Option(min=1, help="Concurrent requests.", show_default=False)]
 ContextOption = Annotated[int | None, typer.Option(min=1, help="Longest sequence in tokens.", show_default=False)]
-DeviceOption = Annotated[str | None, typer.Option(help="PyTorch's name of a device, such as cpu.", show_default=False)]
-PrecisionOption = Annotated[str | None, typer.Option(help="Such as float32 or bfloat16.", show_default=False)]
+DeviceOption = Annotated[str | None, typer.Option(help="PyTorch device, such as cpu.", show_default=False)]
+PrecisionOption = Annotated[
+    str | None, typer.Option(help="Precision, such as float32 or bfloat16.", show_default=False)
+]
 ThreadsOption = Annotated[int | None, typer.Option(min=1, help="CPU threads.", show_default=False)]
 TokenizerOption = Annotated[
     Path | None,
-    typer.Option(help="Folder of the tokenizer of a server's model; for a run, its corpus.", show_default=False),
+    typer.Option(help="Tokenizer folder: for a server, that of its model; for a run, its corpus.", show_default=False),
 ]
 EndpointOption = Annotated[
     list[str] | None,
     typer.Option(
         "--endpoint",
-        help="A setting of a server, NAME=VALUE: model, api (completions or chat), key_variable (the environment "
-        "variable that holds the key; default OPENAI_API_KEY), timeout_s, retries, cache (a folder), prices (of a "
-        "million tokens in prompts and in answers: 0.15,0.6), extra (JSON for the body). Repeatable.",
+        help="Server setting, NAME=VALUE: model, api (completions or chat), key_variable (the environment "
+        "variable that holds the key; default OPENAI_API_KEY), timeout_s, retries, cache (a folder), prices (per "
+        "million prompt and answer tokens: 0.15,0.6), extra (JSON for the body). Repeatable.",
         show_default=False,
     ),
 ]
@@ -58,7 +60,7 @@ _SERVED["backend"] = Annotated[
     typer.Option(help="Engine: auto, native, llama.cpp, vllm or transformers (default: auto).", show_default=False),
 ]
 _SERVED["batch_size"] = Annotated[
-    int | None, typer.Option(min=1, help="Answers computed at a time (native: 64, others: 1).", show_default=False)
+    int | None, typer.Option(min=1, help="Answers computed concurrently (native: 64, others: 1).", show_default=False)
 ]
 
 

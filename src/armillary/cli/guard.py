@@ -28,14 +28,14 @@ _REMEDIES = {
     errno.ENOSPC: "free space there",
     errno.EDQUOT: "free space within the quota",
     errno.EROFS: "name a writable folder with --out",
-    errno.EACCES: "give this user the permission, or name another folder with --out",
-    errno.EPERM: "give this user the permission, or name another folder with --out",
+    errno.EACCES: "grant this user access, or name another folder with --out",
+    errno.EPERM: "grant this user access, or name another folder with --out",
     errno.EMFILE: "allow more open files (ulimit -n), or use fewer --workers",
     errno.EIO: "check the disk",
     errno.EEXIST: "something else exists there; move it away, or name another place",
     errno.ENOTDIR: "a folder is needed there; name another place",
     errno.EISDIR: "a file is needed there; move the folder away, or name another place",
-    errno.ELOOP: "the link leads to itself; name another place",
+    errno.ELOOP: "the link points to itself; name another place",
     errno.ENAMETOOLONG: "use shorter names",
 }
 _LOOP = "Symlink loop from "
@@ -113,14 +113,14 @@ def _in_words(error: BaseException) -> str | None:
         do = _REMEDIES.get(error.errno or 0)
         return f"{name}{error.strerror or said}{f'; {do}' if do else ''}; {_KEPT}"
     if "pyarrow" in from_package or type(error).__name__ in _UNREADABLE:
-        remedy = "restore it; if this program made it, remove it and it is made again"
+        remedy = "restore it; if Armillary wrote it, remove it and run the same command again"
         return f"{where}the file is damaged, or is a different kind of file ({said}); {remedy}"
     if isinstance(error, UnicodeError):
         return f"{where}the text is not UTF-8 ({said}); save it as UTF-8"
     if isinstance(error, EOFError) or type(error).__name__ in ("BrokenProcessPool", "PicklingError"):
-        return f"a child process has ended ({said}); it may have been killed for lack of memory; {_KEPT}"
+        return f"a child process died ({said}); it may have run out of memory; {_KEPT}"
     if isinstance(error, RuntimeError) and said.startswith(_LOOP):  # pathlib raises this before Python 3.13
-        return f"{said.removeprefix(_LOOP)}: the link leads to itself; give another path"
+        return f"{said.removeprefix(_LOOP)}: the link points to itself; give another path"
     if isinstance(error, ImportError):
         return f"{said}; install Armillary with the extra that provides it (demo, export, ray, postgres)"
     return None

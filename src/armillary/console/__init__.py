@@ -1,7 +1,7 @@
 """Web pages over stores and run folders, read-only: studies, runs, predictions, goodput, examinations, lineage.
 
-Imports no torch. Server-rendered HTML with charts as SVG: everything but live updates works without JavaScript, and
-nothing is loaded from elsewhere.
+Imports no torch. Server-rendered HTML with charts as SVG: everything except live updates works without JavaScript, and
+nothing is loaded from other hosts.
 """
 
 from armillary.console.app import ConsoleOptions, create_app

@@ -1,7 +1,7 @@
-"""The application: addresses, what every page shares, and how a page becomes HTML.
+"""The application: routes, the parts that all pages share, and the rendering of a page.
 
-Pages are plain functions that run in threads, since they read files and databases. What a page cannot read becomes a
-line on it (``Page.problems``).
+Pages are plain functions that run in threads, since they read files and databases. A source that cannot be read
+becomes a line on the page (``Page.problems``).
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from armillary.report import format as fmt
 
 NAVIGATION = ("studies", "runs", "predictions", "goodput", "examinations", "lineage")
 THEMES = ("auto", "light", "dark")
-_BUSY_S, _IDLE_S = 3, 15  # until a page is asked for again
+_BUSY_S, _IDLE_S = 3, 15  # until a page is requested again
 _CONTROL = dict.fromkeys((*range(9), 11, *range(14, 32), *range(127, 160)), "�")
 
 
 @dataclass(frozen=True)
 class ConsoleOptions:
-    """What is watched (see `places.watch`), and the language of a browser that asks for none of ours."""
+    """The places to watch (see `places.watch`), and the language for browsers that request none of ours."""
 
     places: tuple[str, ...]
     language: Language = "en"
@@ -46,7 +46,7 @@ class ConsoleOptions:
 
 @dataclass
 class Page:
-    """What a page function works with: the request's fields, the words, and lines on what cannot be read."""
+    """The input of a page function: the request's fields, the words, and the problems met while reading."""
 
     watch: Watch
     words: Words
@@ -55,15 +55,15 @@ class Page:
     problems: list[str] = field(default_factory=list)
 
     def get(self, name: str, default: str = "") -> str:
-        """A field of the address, without blanks around it."""
+        """A query field, stripped."""
         return self.fields.get(name, default).strip()[:400]
 
     def all(self, name: str) -> list[str]:
-        """All values of a field of the address."""
+        """All values of a query field."""
         return self.request.query_params.getlist(name)
 
     def link(self, **changes: Any) -> str:
-        """This address with the fields of this request, changed; None removes one."""
+        """This URL with changed query fields; None removes a field."""
         kept = [(name, value) for name, value in self.request.query_params.multi_items() if name not in changes]
         new = [(name, str(value)) for name, value in changes.items() if value is not None]
         query = urlencode([*kept, *new])
@@ -71,7 +71,7 @@ class Page:
 
 
 def missing() -> HTTPException:
-    """What a page raises whose subject is not there."""
+    """The exception of a page whose subject does not exist."""
     return HTTPException(404)
 
 
@@ -124,7 +124,7 @@ def create_app(options: ConsoleOptions, token: str | None = None) -> Starlette:
 
 
 class _Static(StaticFiles):
-    """The files of the console, which a browser may keep as long as the version is the same."""
+    """Static files, which a browser may cache for an hour."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         answer = super().file_response(*args, **kwargs)
@@ -133,7 +133,7 @@ class _Static(StaticFiles):
 
 
 def page(name: str, act: Callable[[Page], Mapping[str, Any]], template: str = "") -> Callable[[Request], Response]:
-    """The endpoint that fills ``template`` (default: the name of the page) with what ``act`` returns."""
+    """The endpoint that renders ``template`` (default: the name of the page) with the values that ``act`` returns."""
 
     @functools.wraps(act)
     def endpoint(request: Request) -> Response:
@@ -149,7 +149,7 @@ def page(name: str, act: Callable[[Page], Mapping[str, Any]], template: str = ""
 
 
 def settings(request: Request) -> Response:
-    """Keep the theme or the language in a cookie, and return to the page."""
+    """Store the theme or the language in a cookie, and return to the page."""
     back = request.query_params.get("back", "/")
     answer = RedirectResponse("/" + back.lstrip("/\\").replace("\r", "").replace("\n", ""), 303)
     for name, known in (("theme", THEMES), ("language", LANGUAGES)):

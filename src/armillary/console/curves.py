@@ -1,7 +1,7 @@
-"""Metrics of runs as arrays, from Parquet files that may still grow: read once for each state of a file, then kept.
+"""Metrics of runs as arrays, from Parquet files that may still grow: read once per state of a file, then cached.
 
-A finished run has ``metrics.parquet``. A run that trains has the parts and the live file of the metrics hook, and a run
-that was killed before it wrote them may have those of its last checkpoint.
+A finished run has ``metrics.parquet``. A running one has the parts and the live file of the metrics hook. A run that
+was killed before it wrote them may have those of its last checkpoint.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _KEPT_BYTES = 512 << 20
 
 
 class Cache:
-    """What was computed from files, by what they were then; the oldest is forgotten."""
+    """A cache of values computed from files, keyed by the files' states; the least recently used is dropped."""
 
     def __init__(self, most: int = _KEPT, most_bytes: int = _KEPT_BYTES) -> None:
         self._values: OrderedDict[Hashable, Any] = OrderedDict()
@@ -37,7 +37,7 @@ class Cache:
         self._lock = Lock()
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The value for ``key``, made where it is not known."""
+        """The value for ``key``; ``make`` computes it if it is missing."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
@@ -63,7 +63,7 @@ _CACHE = Cache()
 
 
 def state_of(path: Path) -> tuple[int, int, int] | None:
-    """What tells two states of a file apart; None where it is missing."""
+    """The identity of a file's state (inode, mtime, size); None if it is missing."""
     try:
         found = path.stat()
     except OSError:
@@ -72,7 +72,7 @@ def state_of(path: Path) -> tuple[int, int, int] | None:
 
 
 def metric_files(folder: Path) -> list[Path]:
-    """Files with the metrics of a run, in order; a later one counts where steps are in two."""
+    """Files with the metrics of a run, in order; if two have the same step, the later one counts."""
     whole = folder / METRICS
     if whole.is_file():
         return [whole]
@@ -85,7 +85,7 @@ def metric_files(folder: Path) -> list[Path]:
 
 
 def metric_names(folder: Path) -> list[str]:
-    """Columns of a run's metrics; empty where there are none, or they cannot be read."""
+    """Columns of a run's metrics; empty if there are none or they cannot be read."""
     names: dict[str, None] = {}
     for path in metric_files(folder)[-2:]:
         names.update(dict.fromkeys(_CACHE.get(("names", path, state_of(path)), lambda path=path: _names(path))))  # type: ignore[misc]
@@ -93,7 +93,7 @@ def metric_names(folder: Path) -> list[str]:
 
 
 def curve(folder: Path, x: str, y: str) -> tuple[Array, Array]:
-    """Two columns of a run's metrics where both are known; ``x`` is ``step`` or ``tokens``. Empty where it has none."""
+    """Two columns of a run's metrics where both are known; ``x`` is ``step`` or ``tokens``. Empty if there are none."""
     found = [
         _CACHE.get(("curve", path, state_of(path), x, y), lambda path=path: _read(path, x, y))  # type: ignore[misc]
         for path in metric_files(folder)
@@ -113,16 +113,16 @@ def curve(folder: Path, x: str, y: str) -> tuple[Array, Array]:
 
 
 def progress(folder: Path) -> tuple[Array, Array, Array]:
-    """Steps, seconds of training after them, and seconds that the last portion took; from the events of rank 0.
+    """Steps, training seconds up to each, and seconds of the last portion; from the events of rank 0.
 
-    Portions that were lost and trained again count once, with the last time.
+    Portions that were lost and replayed count once, with their last time.
     """
     path = folder / EVENTS
     return _CACHE.get(("progress", path, state_of(path)), lambda: _progress(path))
 
 
 def smoothed(values: Array, window: int) -> Array:
-    """The mean of the last ``window`` values at each place; of fewer at the beginning."""
+    """The mean of the last ``window`` values at each index; of fewer at the beginning."""
     if window <= 1 or not len(values):
         return values
     sums = np.cumsum(np.insert(values, 0, 0.0))
@@ -149,7 +149,7 @@ def _read(path: Path, x: str, y: str) -> tuple[Array, Array]:
         if not {x, y} <= set(file.schema_arrow.names):
             return np.array([]), np.array([])
         table = file.read(columns=list(dict.fromkeys([x, y])), use_threads=False)
-    except (OSError, pa.ArrowException):  # torn, or replaced while it was read: the next look has it
+    except (OSError, pa.ArrowException):  # torn, or replaced during the read: the next read gets it
         return np.array([]), np.array([])
     xs, ys = (np.asarray(table[name].to_numpy(zero_copy_only=False), float) for name in (x, y))
     known = ~np.isnan(ys) & ~np.isnan(xs)
@@ -174,7 +174,7 @@ def _progress(path: Path) -> tuple[Array, Array, Array]:
 
 
 def raw_events(path: Path, kinds: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """Events as they lie in a file, without the checks of ``read_events``: what is torn or foreign is skipped."""
+    """Events of a file without the checks of ``read_events``: torn and foreign lines are skipped."""
     found = []
     try:
         with open(path, encoding="utf-8", errors="replace") as file:

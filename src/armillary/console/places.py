@@ -1,7 +1,7 @@
-"""What the console watches: stores and folders of runs, each read-only and each on its own.
+"""The places that the console watches: stores and folders of runs, all read-only and independent of each other.
 
-A place that cannot be read now (locked, torn, of a newer format, deleted, replaced) is one line on the page, and the
-others go on. Keys in addresses are ids of runs, or hashes of paths that were found here, so that no address is a path.
+A place that cannot be read (locked, torn, of a newer format, deleted, replaced) becomes one line on the page; the
+others are shown. URLs contain ids of runs, or hashes of paths found here, never paths.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from armillary.store import Chain, Key, ListedRun, Reader, RunFilter, StudyState
 
 T = TypeVar("T")
 
-_NOWHERE = Path("/dev/null")  # the folder of a store of which only the database is known: nothing lies in it
+_NOWHERE = Path("/dev/null")  # the folder of a store given by its database only: it is empty
 _DEEPEST = 3
-_LOOKS = 20_000  # folders that are entered at most
-_AGAIN_S = 5.0  # until folders are looked through again
-_PATIENCE = 10  # what took a second to read is not read again for this many
+_LOOKS = 20_000  # maximum number of folders to scan
+_AGAIN_S = 5.0  # until folders are scanned again
+_PATIENCE = 10  # seconds until the next read, per second that the last read took
 _PASSED = {"store", "corpus", "checkpoints", "metrics", "node_modules", "__pycache__"}
 
 
 @dataclass(frozen=True)
 class Found:
-    """What lies in a folder that is watched, by key: run folders, examinations, publications."""
+    """The contents of a watched folder by key: run folders, examinations, publications."""
 
     runs: dict[str, Path] = field(default_factory=dict)
     examinations: dict[str, Path] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Run:
-    """A run of a place: how it is listed, its specification (None where it cannot be read), and its folder."""
+    """A run of a place: its row in lists, its specification (None if it cannot be read), and its folder."""
 
     place: Place
     listed: ListedRun
@@ -61,7 +61,7 @@ class Run:
 
     @property
     def key(self) -> str:
-        """What names the run in addresses."""
+        """The run's key in URLs."""
         return f"{self.place.number}.{self.listed.run}"
 
     @cached_property
@@ -75,7 +75,7 @@ class Run:
 
 @dataclass
 class Check:
-    """What is known of a store's chain: the head that was checked, when, what was found, and how long it took."""
+    """The last check of a store's chain: the checked head, the time, the result, and the duration."""
 
     head: tuple[int, str] = (-1, "")
     at: float = 0.0
@@ -87,7 +87,7 @@ class Check:
 
 @dataclass(frozen=True)
 class _Known:
-    """What was read of a store: the state of its files then, when, and how many seconds it took."""
+    """A value read from a store: the state of its files, the time, and the seconds that reading took."""
 
     state: Any
     at: float
@@ -96,7 +96,7 @@ class _Known:
 
 
 class Place:
-    """One store or folder. ``workspace`` is looked through for examinations and publications."""
+    """One store or folder. ``workspace`` is scanned for examinations and publications."""
 
     def __init__(self, number: int, name: str, workspace: Path | None, reader: Reader | None) -> None:
         self.number, self.name, self.workspace, self.reader = number, name, workspace, reader
@@ -107,7 +107,7 @@ class Place:
 
     @property
     def found(self) -> Found:
-        """What lies in the workspace; looked for again after some seconds."""
+        """The contents of the workspace; scanned again after a few seconds."""
         if self.workspace is not None and time.monotonic() - self._looked > _AGAIN_S:
             self._found, self._looked = _look(self.workspace, self.reader is None), time.monotonic()
         return self._found
@@ -145,7 +145,7 @@ class Place:
         return {status: states.count(status) for status in dict.fromkeys(states)}
 
     def runs(self, keys: Sequence[str]) -> dict[str, Run]:
-        """The runs of these keys, those that there are.
+        """The runs with these keys, as far as they exist.
 
         Raises:
             ArmillaryError: the store cannot be read.
@@ -169,7 +169,7 @@ class Place:
         return found
 
     def studies(self) -> list[StudyState]:
-        """The studies of the store; of a large store that changes all the time they may be some seconds old.
+        """The studies of the store; for a large store that changes all the time, they may be a few seconds old.
 
         Raises:
             ArmillaryError: the store cannot be read.
@@ -198,13 +198,13 @@ class Place:
 
 
 class Watch:
-    """All places, and what of them cannot be read now."""
+    """All places."""
 
     def __init__(self, places: list[Place]) -> None:
         self.places = places
 
     def each(self, act: Callable[[Place], T], problems: list[str]) -> Iterator[tuple[Place, T]]:
-        """``act`` on each place; a place on which it fails is a line of ``problems``."""
+        """Call ``act`` on each place; a failure becomes a line of ``problems``."""
         for place in self.places:
             try:
                 yield place, act(place)
@@ -214,12 +214,12 @@ class Watch:
                 problems.append(f"{error.filename or place.name}: {error.strerror or error}")
 
     def place(self, number: str) -> Place | None:
-        """The place of that number in an address."""
+        """The place with this number in a URL."""
         known = number.isascii() and number.isdigit() and len(number) < 5 and int(number) < len(self.places)
         return self.places[int(number)] if known else None
 
     def runs(self, keys: Sequence[str], problems: list[str]) -> list[Run]:
-        """The runs of keys in an address, ``PLACE.RUN``, in their order; those that there are."""
+        """The runs of keys in a URL, ``PLACE.RUN``, in their order, as far as they exist."""
         by_place: dict[Place, list[str]] = {}
         for key in keys:
             number, _, run = key.partition(".")
@@ -235,27 +235,27 @@ class Watch:
         return [found[key] for key in keys if key in found]
 
     def run(self, key: str, problems: list[str]) -> Run | None:
-        """The run of a key in an address; None where there is none."""
+        """The run of a key in a URL; None if there is none."""
         return next(iter(self.runs([key], problems)), None)
 
     def warm(self) -> None:
-        """Read what the first page shows, so that it comes at once; what cannot be read is said there."""
+        """Read the studies in advance, so that the first page is fast; the page itself reports read errors."""
         for place in self.places:
             with contextlib.suppress(ArmillaryError, OSError):
                 place.studies()
 
     def close(self) -> None:
-        """End all connections."""
+        """Close all connections."""
         for place in self.places:
             if place.reader is not None:
                 place.reader.close()
 
 
 def watch(given: Iterable[str]) -> Watch:
-    """The places of the arguments: a workspace, a store's folder or database (file or URL), or a folder that holds any.
+    """The places of the arguments: a workspace, a store's folder or database (file or URL), or a folder of these.
 
     Raises:
-        UsageError: there is no such place, or no database can be used by that URL.
+        UsageError: a place does not exist, or the database of a URL cannot be used.
     """
     places: list[Place] = []
     for argument in given:
@@ -265,7 +265,7 @@ def watch(given: Iterable[str]) -> Watch:
             continue
         path = Path(argument)
         if not path.exists():
-            raise UsageError(f"{path}: there is no such file or folder; give a workspace, a store or a folder of runs")
+            raise UsageError(f"{path}: no such file or folder; give a workspace, a store or a folder of runs")
         if path.is_file():
             reader = Reader(path.parent, f"sqlite:///{path}")
             places.append(Place(len(places), argument, _workspace(path.parent), reader))
@@ -308,7 +308,7 @@ def _look(root: Path, with_runs: bool) -> Found:
         if with_runs and (SPEC in names or EVENTS in names):
             found.runs[key] = folder
         elif depth < _DEEPEST:
-            # links are not followed: they may lead out of the folder, or in a circle
+            # links are not followed: they may point outside the folder, or form a loop
             inside = [entry for entry in names.values() if entry.is_dir(follow_symlinks=False)]
             waiting += [
                 (Path(entry.path), depth + 1)
@@ -323,7 +323,7 @@ def _mapping(content: Any) -> dict[str, Any] | None:
 
 
 def _listed(key: str, folder: Path) -> ListedRun:
-    """A run's folder as lists show it."""
+    """The row of a run's folder in lists."""
     facts: dict[str, Any] = {"shape": "", "parameters": 0, "tokens": 0, "flops": 0.0, "mixture": {}, "tags": ""}
     error, result, done = None, None, False
     try:
@@ -350,7 +350,7 @@ def _listed(key: str, folder: Path) -> ListedRun:
 
 
 def rank_files(folder: Path) -> dict[int, Path]:
-    """Files of events of a run's folder by rank; empty where there are none."""
+    """Event files of a run's folder by rank; empty if there are none."""
     try:
         return event_files(folder)
     except (ArmillaryError, OSError):

@@ -54,10 +54,10 @@ def is_loopback(host: str) -> bool:
 
 
 def check_token(host: str, token: str | None) -> str | None:
-    """The token that requests must show, or None.
+    """The token that requests must carry, or None.
 
     Raises:
-        UsageError: there is none, and the host can be reached from elsewhere; or it is short.
+        UsageError: no token although the host can be reached from other machines, or a token that is too short.
     """
     if not token:
         if is_loopback(host):
@@ -72,7 +72,7 @@ def check_token(host: str, token: str | None) -> str | None:
 
 
 class Guard:
-    """The middleware in front of every page: host, method, token, and the headers of every answer."""
+    """The middleware in front of every page: checks host, method and token, and sets the response headers."""
 
     def __init__(self, app: App, token: str | None) -> None:
         self.app, self.token = app, token
@@ -100,7 +100,7 @@ class Guard:
     async def _refused(self, request: Request) -> Response | None:
         """The answer to a request that is not served; None for one that is."""
         if self.token is None and not _is_here(request.headers.get("host", "")):
-            return PlainTextResponse("this host is not served here; open the address that the console printed\n", 421)
+            return PlainTextResponse("this host name is not served; open the address that the console printed\n", 421)
         if self.token is None or request.url.path.startswith("/static/"):
             return None if request.method in ("GET", "HEAD") else PlainTextResponse("only GET\n", 405)
         known = request.cookies.get(COOKIE, "")
@@ -130,7 +130,7 @@ def _is_here(host: str) -> bool:
 
 
 def _cookie(token: str) -> str:
-    """What the browser keeps in place of the token."""
+    """The cookie that the browser stores instead of the token."""
     return hmac.new(token.encode(), b"armillary console", hashlib.sha256).hexdigest()
 
 
@@ -139,5 +139,5 @@ def _same(shown: str, right: str) -> bool:
 
 
 def _local(path: str) -> str:
-    """A path on this host: no second slash at its beginning, which a browser would take for another host."""
+    """A path on this host: no second slash at the beginning, which a browser would read as another host."""
     return "/" + path.lstrip("/\\")

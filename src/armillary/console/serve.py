@@ -15,7 +15,7 @@ from armillary.recipe import ArmillaryError, UsageError
 
 
 def serve(options: ConsoleOptions, host: str, port: int, say: Callable[[str], None]) -> None:
-    """Serve the console on ``host`` and ``port`` (0: any free one); ``say`` gets the address.
+    """Serve the console on ``host`` and ``port`` (0: any free one) until Ctrl-C; ``say`` receives the address.
 
     Raises:
         UsageError: a place does not exist, the host needs a token, or the port is taken.
@@ -49,8 +49,6 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listening.close()
         if port and error.errno is not None and "in use" in str(error):
-            raise UsageError(f"--port {port}: is taken; give another one, or 0 for any that is free") from error
-        raise ArmillaryError(
-            f"--host {host} --port {port}: cannot be listened on ({error.strerror or error})"
-        ) from error
+            raise UsageError(f"--port {port}: already in use; give another, or 0 for any free port") from error
+        raise ArmillaryError(f"--host {host} --port {port}: cannot listen there ({error.strerror or error})") from error
     return listening

@@ -1,4 +1,4 @@
-"""Charts as inline SVG that the server draws: no script, and no inline style, which the pages' policy forbids.
+"""Charts as inline SVG, drawn by the server: no scripts and no inline styles, which the pages' policy forbids.
 
 Colours, dashes and fonts are classes of ``console.css``, so one picture serves light and dark screens. Every series
 differs by dash or shape as well as by colour. All text is escaped here. Coordinates are pixels of a picture of
@@ -26,7 +26,7 @@ _LONGEST = 40  # characters of a label
 
 @dataclass(frozen=True)
 class Series:
-    """A line. ``hue`` chooses colour and dash; ``faint`` lines lie below the others and are not in the legend."""
+    """A line. ``hue`` sets colour and dash; ``faint`` lines are behind the others and not in the legend."""
 
     label: str
     x: Array
@@ -38,7 +38,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis shows, and how its ticks are written."""
+    """The label of an axis, and the format of its ticks."""
 
     label: str = ""
     log: bool = False
@@ -64,7 +64,7 @@ class Row:
 
 @dataclass
 class _Frame:
-    """The place of the axes in a picture, and the scales."""
+    """The position of the axes in a chart, and the scales."""
 
     left: float
     top: float
@@ -88,7 +88,7 @@ class _Frame:
 
 
 def decimate(x: Array, y: Array, columns: int) -> tuple[Array, Array]:
-    """The line as an eye sees it in ``columns`` pixel columns: its first, lowest, highest and last point in each.
+    """The line reduced to ``columns`` pixel columns: the first, lowest, highest and last point of each.
 
     ``x`` must not fall. A line with at most four points per column stays as it is.
     """
@@ -101,7 +101,7 @@ def decimate(x: Array, y: Array, columns: int) -> tuple[Array, Array]:
     lowest, highest = (np.repeat(of.reduceat(y, starts), sizes) for of in (np.minimum, np.maximum))
     kept = (y == lowest) | (y == highest)
     kept[starts] = kept[starts + sizes - 1] = True
-    if np.count_nonzero(kept) > 8 * columns:  # long stretches of one value
+    if np.count_nonzero(kept) > 8 * columns:  # long runs of one value
         kept[np.flatnonzero(kept)[1:-1]] &= (np.diff(y[kept])[1:] != 0) | (np.diff(y[kept])[:-1] != 0)
     return x[kept], y[kept]
 
@@ -109,7 +109,7 @@ def decimate(x: Array, y: Array, columns: int) -> tuple[Array, Array]:
 def lines(
     series: Sequence[Series], x: Axis, y: Axis, height: int = 320, y_range: tuple[float, float] | None = None
 ) -> Markup:
-    """Lines over a common axis, with a legend below where there are several of at most 24 labels."""
+    """Lines over a common axis, with a legend below for 2 to 24 labels."""
     shown = [one for one in series if len(one.x)]
     if not shown:
         return Markup("")
@@ -117,7 +117,7 @@ def lines(
     ys = np.concatenate([one.y[np.isfinite(one.y)] for one in shown if not one.faint] or [one.y for one in shown])
     frame = _framed(height, (float(xs.min()), float(xs.max())), y_range or _limits(ys, y.log), x, y)
     drawn = Markup("").join(_line(frame, one) for one in sorted(shown, key=lambda one: not one.faint))
-    # a picture in the picture hides what lies outside its frame
+    # a nested SVG clips everything outside its frame
     frame.parts.append(
         Markup('<svg x="{0}" y="{1}" width="{2}" height="{3}" viewBox="{0} {1} {2} {3}">{4}</svg>').format(
             frame.left - 4, frame.top - 4, frame.width + 8, frame.height + 8, drawn
@@ -127,7 +127,7 @@ def lines(
 
 
 def focused(values: Iterable[Array]) -> tuple[float, float] | None:
-    """Limits without the fall of the first steps, which would press the rest of a loss flat."""
+    """Limits without the steep fall of the first steps, which would flatten the rest of a loss curve."""
     tails = [value[len(value) // 20 :] for value in values if len(value)]
     tails = [value[np.isfinite(value)] for value in tails]
     every = np.concatenate(tails) if tails else np.array([])
@@ -155,7 +155,7 @@ def scatter(predicted: Sequence[float], measured: Sequence[float], x: str, y: st
 
 
 def stack(groups: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: str, ends: tuple[float, float]) -> Markup:
-    """Points in stacks over an axis of at least ``ends``, each group with a shape of its own; heights are counts."""
+    """Stacked points over an axis of at least ``ends``, one marker shape per group; heights are counts."""
     every = np.array([point for _, points in groups for point in points], float)
     if not len(every):
         return Markup("")
@@ -176,7 +176,7 @@ def stack(groups: Sequence[tuple[str, Sequence[tuple[float, float]]]], label: st
 
 
 def dots(groups: Sequence[tuple[str, Sequence[tuple[float, float]]]], x: Axis, y: Axis, height: int = 320) -> Markup:
-    """Points in groups, each with a shape of its own."""
+    """Points in groups, one marker shape per group."""
     every = np.array([point for _, points in groups for point in points], float)
     if not len(every):
         return Markup("")
@@ -289,7 +289,7 @@ def heat(
 
 
 def strip(weights: Sequence[float]) -> Markup:
-    """A mixture as one bar of a table's cell."""
+    """A mixture as one bar in a table cell."""
     parts, at = [], 0.0
     for hue, weight in enumerate(weights):
         wide = 120 * max(0.0, weight)
@@ -332,7 +332,7 @@ def _framed(
     width: int = WIDTH,
     scaled: bool = False,
 ) -> _Frame:
-    """Axes with ticks; ``x_range`` is of the values, and of their logarithms where it is ``scaled``; so is y's."""
+    """Axes with ticks; ``x_range`` and ``y_range`` are of the values, or of their logarithms on a ``scaled`` axis."""
     if x.log and not scaled:
         low, high = (math.log10(max(value, 1e-9)) for value in x_range)
         x_range = (low, high if high > low else low + 1)
@@ -364,7 +364,7 @@ def _x_ticks(frame: _Frame, x: Axis) -> None:
 
 
 def _marks(limits: tuple[float, float], axis: Axis, most: int = 6) -> list[tuple[float, str]]:
-    """Values of the ticks, and how they are written."""
+    """Values of the ticks, and their labels."""
     low, high = limits
     if not axis.log:
         values = ticks(low, high, most)
@@ -380,7 +380,7 @@ def _marks(limits: tuple[float, float], axis: Axis, most: int = 6) -> list[tuple
 
 
 def _number(value: float, step: float) -> str:
-    """A tick of a plain axis, with enough decimals to tell it from its neighbours."""
+    """The label of a tick on a linear axis, with enough decimals to differ from its neighbours."""
     if abs(value) >= 1e4:
         return fmt.short(value)
     places = next((p for p in range(7) if abs(step * 10**p - round(step * 10**p)) < 1e-6), 7)
@@ -461,7 +461,7 @@ def _cut(text: str) -> str:
 
 
 def _width(text: str) -> float:
-    """About how many pixels wide a browser shows a label."""
+    """The approximate width of a label in pixels."""
     return 12 * sum(1.0 if ord(c) > 0x2E7F else 0.58 for c in text)
 
 

@@ -1,4 +1,4 @@
-"""Every string of the console, English beside Chinese; what the report has already is taken from there."""
+"""Every string of the console in English and Chinese; strings that the report has are reused from there."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ STRINGS: dict[str, tuple[str, str]] = {
     "lineage": ("Lineage", "溯源"),
     "skip": ("Skip to the content", "跳到正文"),
     "theme": ("Theme", "主题"),
-    "theme_auto": ("as the system", "跟随系统"),
+    "theme_auto": ("system", "跟随系统"),
     "theme_light": ("light", "浅色"),
     "theme_dark": ("dark", "深色"),
     "language": ("Language", "语言"),
-    "places": ("Watched: {places}", "正在查看：{places}"),
+    "places": ("Watching: {places}", "正在查看：{places}"),
     "read_only": ("read-only", "只读"),
     "unavailable": ("Cannot be read now", "目前无法读取"),
     "not_found": ("There is no such page.", "没有这个页面。"),
     "gone": (
-        "This is not here (any more): it was removed, or its store was replaced.",
-        "这里已经没有该对象：它已被删除，或者存储已被替换。",
+        "Not found: it was removed, or its store was replaced.",
+        "未找到：该对象已被删除，或存储已被替换。",
     ),
-    "failed": ("This page could not be made: {what}", "无法生成此页：{what}"),
+    "failed": ("This page could not be rendered: {what}", "无法生成此页：{what}"),
     "token": ("Token", "令牌"),
     "token_lead": (
-        "This console asks for the token that it was started with ({name}).",
-        "此控制台需要启动时设定的令牌（{name}）。",
+        "This console requires the token that it was started with ({name}).",
+        "请输入启动控制台时设定的令牌（{name}）。",
     ),
     "token_go": ("Open", "打开"),
-    "nothing": ("Nothing here yet.", "这里还没有内容。"),
+    "nothing": ("Nothing here yet.", "暂无内容。"),
     "older": ("Older", "更早"),
     "newest": ("Newest", "最新"),
     "apply": ("Show", "显示"),
@@ -66,18 +66,18 @@ STRINGS: dict[str, tuple[str, str]] = {
     "loss": ("loss", "损失"),
     "mean_loss": ("validation loss", "验证损失"),
     "train_loss": ("training loss", "训练损失"),
-    "begun": ("begun", "开始"),
+    "begun": ("started", "开始"),
     "took": ("took", "用时"),
     "error": ("error", "错误"),
-    "choose": ("choose", "选择"),
+    "choose": ("select", "选择"),
     "compare": ("Compare", "比较"),
-    "compare_chosen": ("Compare the chosen runs", "比较所选训练"),
+    "compare_chosen": ("Compare the selected runs", "比较所选训练"),
     "compare_all": ("Compare all on this page", "比较本页全部"),
     "bad_filter": (
         "{text} is not a condition on a domain; write sky>=0.3, sky<=0.3 or sky=0.3",
         "{text} 不是对语料域的条件；请写作 sky>=0.3、sky<=0.3 或 sky=0.3",
     ),
-    "total_runs": ("{n} in all", "共 {n}"),
+    "total_runs": ("{n} in total", "共 {n}"),
     "status_done": ("done", "完成"),
     "status_running": ("running", "训练中"),
     "status_interrupted": ("interrupted", "被中断"),
@@ -85,21 +85,21 @@ STRINGS: dict[str, tuple[str, str]] = {
     "status_failed": ("failed", "失败"),
     "status_refused": ("refused", "被拒绝"),
     "status_diverged": ("diverged", "发散"),
-    "select_none": ("Choose runs in the list, then compare them.", "请先在列表中选择训练，再进行比较。"),
+    "select_none": ("Select runs in the list, then compare them.", "请先在列表中选择训练，再进行比较。"),
     # one run, and comparisons
     "curve": ("curve", "曲线"),
-    "over": ("over", "横轴"),
+    "over": ("x axis", "横轴"),
     "x_step": ("steps", "训练步"),
     "x_tokens": ("tokens", "词元数"),
     "x_flops": ("FLOPs", "FLOPs"),
     "x_time": ("training time in seconds", "训练时间（秒）"),
-    "smooth": ("mean over", "平滑窗口"),
-    "smooth_raw": ("no smoothing", "不平滑"),
+    "smooth": ("smoothing", "平滑窗口"),
+    "smooth_raw": ("none", "不平滑"),
     "smooth_steps": ("{n} steps", "{n} 步"),
     "log": ("logarithmic", "对数坐标"),
-    "whole": ("whole range", "完整范围"),
+    "whole": ("full range", "完整范围"),
     "against": ("MFU of", "MFU 基准"),
-    "y_loss": ("training loss, nats per token", "训练损失（nats/词元）"),
+    "y_loss": ("training loss, nats per token", "训练损失（奈特/词元）"),
     "y_grad_norm": ("gradient norm", "梯度范数"),
     "y_lr": ("learning rate", "学习率"),
     "y_tokens_per_s": ("tokens per second", "每秒词元数"),
@@ -108,20 +108,20 @@ STRINGS: dict[str, tuple[str, str]] = {
     "y_validation": ("validation loss on {domain}", "{domain} 的验证损失"),
     "y_bits": ("bits per byte on {domain}", "{domain} 的每字节比特数"),
     "decimated": (
-        "Each line shows the lowest and the highest value of every pixel column, so that no spike is lost.",
-        "每条曲线按像素列保留最小值和最大值，尖峰不会丢失。",
+        "Each line shows the minimum and maximum of every pixel column, so no spike is lost.",
+        "每条曲线在每个像素列上保留最小值和最大值，不会漏掉尖峰。",
     ),
     "no_curve": (
-        "No values yet. A run shows its metrics some seconds after its first steps.",
-        "还没有数值。训练开始几秒后即可看到指标。",
+        "No values yet. Metrics appear a few seconds after the first steps.",
+        "暂无数值。训练开始几秒后即可看到指标。",
     ),
     "no_time": (
-        "The run has no events of its steps, so time and speed are unknown.",
-        "该训练没有步的事件记录，无法得知时间与速度。",
+        "The run has no step events, so time and speed are unknown.",
+        "该训练没有训练步的事件记录，无法计算时间与速度。",
     ),
     "config": ("Configuration", "配置"),
-    "config_diff": ("Differences of the configuration", "配置差异"),
-    "config_same": ("The specifications are equal.", "各训练的配置相同。"),
+    "config_diff": ("Configuration differences", "配置差异"),
+    "config_same": ("The specifications are identical.", "各训练的配置相同。"),
     "field": ("field", "字段"),
     "last_value": ("last", "最后值"),
     "best_value": ("lowest", "最低值"),
@@ -130,58 +130,58 @@ STRINGS: dict[str, tuple[str, str]] = {
     "event": ("event", "事件"),
     "when": ("when", "时间"),
     "duration": ("seconds", "秒"),
-    "about": ("about", "说明"),
+    "about": ("details", "说明"),
     "rank": ("rank", "进程"),
     "folder": ("folder", "文件夹"),
     "more_runs": ("{n} more are not shown; at most {most} are compared.", "另有 {n} 个未显示；最多比较 {most} 个。"),
-    "origin": ("Where it comes from", "来源"),
+    "origin": ("Origin", "来源"),
     "result": ("Result", "结果"),
     "domain": ("domain", "语料域"),
     "bits_per_byte": ("bits per byte", "每字节比特数"),
     "epochs": ("passes", "遍数"),
-    "skipped_steps": ("Steps without an update: {steps}", "未更新的步：{steps}"),
+    "skipped_steps": ("Steps without an update: {steps}", "未更新参数的训练步：{steps}"),
     # studies
     "progress": ("progress", "进度"),
     "left": ("time left", "剩余时间"),
     "left_unknown": ("unknown", "未知"),
     "elapsed": ("elapsed", "已用时间"),
     "outcomes": ("Outcomes", "结论"),
-    "in_work": ("Studies and their runs", "研究及其训练"),
+    "in_work": ("Studies and their runs", "各项研究及其训练"),
     "outcome": ("outcome", "结论"),
     "recorded": ("recorded", "记录于"),
     "design": ("Design", "设计"),
     "design_lead": (
-        "Mixtures of the {n} designed runs, and their loss on the target's domains where measured.",
-        "{n} 个设计训练的配比，以及已测得的损失。",
+        "Mixtures of the {n} designed runs, and their measured losses on the target's domains.",
+        "实验设计中 {n} 次训练的配比，以及在目标各域上已测得的损失。",
     ),
-    "law": ("Law against measured", "定律与实测"),
+    "law": ("Law against measured", "规律与实测"),
     "law_lead": (
-        "Each point is one run: predicted by a law that did not see it, and measured. The nearer to the "
+        "Each point is one run: the prediction of a law fitted without it, and the measurement. The nearer to the "
         "line, the better.",
-        "每个点是一次训练：横轴为未见过该训练的定律所作的预测，纵轴为实测。越接近直线越好。",
+        "每个点是一次训练：横轴为留出该次训练后拟合的规律所作的预测，纵轴为实测。越接近直线越好。",
     ),
     "candidates": ("Candidates", "候选配比"),
     "candidates_lead": (
-        "Diamond and bar: the law's prediction with its 90 % interval. Dots: runs with new seeds. Only these decide.",
-        "菱形与横条：定律的预测及 90 % 区间；圆点：用新种子重新训练的结果，只由它们决定。",
+        "Diamond and bar: the law's prediction with its 90 % interval. Dots: runs with new seeds, which alone decide.",
+        "菱形与横条：规律的预测及 90 % 区间；圆点：用新种子重新训练的结果。选择只依据后者。",
     ),
     "choice": ("Choice", "选择"),
     "chosen": (
-        "Taken: {taken}. It is significantly better than {reference}: {difference} nats per token "
+        "Chosen: {taken}. It is significantly better than {reference}: {difference} nats per token "
         "(difference and its 90 % interval; below zero is better).",
-        "采用：{taken}。与 {reference} 相比差异为 {difference} nats/词元（90 % 区间），显著更优。",
+        "采用：{taken}。显著优于 {reference}：差值为 {difference} 奈特/词元（附 90 % 区间，负值更优）。",
     ),
     "not_chosen": (
-        "Taken: {taken}. No other is significantly better than {reference}; the best differs by "
+        "Chosen: {taken}. No other is significantly better than {reference}; the best differs by "
         "{difference} nats per token (90 % interval).",
-        "采用：{taken}。没有其他选择显著优于 {reference}；其中最好的差异为 {difference} nats/词元（90 % 区间）。",
+        "采用：{taken}。没有其他选择显著优于 {reference}；其中最优者的差值为 {difference} 奈特/词元（附 90 % 区间）。",
     ),
-    "not_compared": ("Taken: {taken}. {reason}", "采用：{taken}。{reason}"),
-    "found_mixture": ("The mixture found", "所得配比"),
+    "not_compared": ("Chosen: {taken}. {reason}", "采用：{taken}。{reason}"),
+    "found_mixture": ("Mixture found", "所得配比"),
     "branches": ("Endings", "收尾"),
     "branches_lead": (
-        "Target loss of each ending, a dot per seed; the chosen one has a shaded ground.",
-        "每种收尾的目标损失，每个种子一个点；所选项带底色。",
+        "Target loss of each ending, one dot per seed; the chosen one is shaded.",
+        "每种收尾的目标损失，每个种子一个点；选定项带底色。",
     ),
     "ladder": ("Ladder", "规模阶梯"),
     "ladder_lead": (
@@ -189,24 +189,24 @@ STRINGS: dict[str, tuple[str, str]] = {
         "每次训练的目标损失与算力。",
     ),
     "law_lead_fit": (
-        "Each point is one run: what the law says that was fitted to these points, and what was measured.",
-        "每个点是一次训练：横轴为对这些点拟合的定律给出的值，纵轴为实测。",
+        "Each point is one run: the value of the law fitted to these points, and the measurement.",
+        "每个点是一次训练：横轴为由这些点拟合的规律给出的值，纵轴为实测。",
     ),
-    "ladder_law": ("law", "定律"),
+    "ladder_law": ("law", "规律"),
     "depth": ("depth {n}", "深度 {n}"),
-    "family": ("family", "系列"),
+    "family": ("family", "模型族"),
     "compute": ("compute, FLOPs", "算力（FLOPs）"),
-    "target_loss": ("target loss, nats per token", "目标损失（nats/词元）"),
+    "target_loss": ("target loss, nats per token", "目标损失（奈特/词元）"),
     "predicted_axis": ("predicted", "预测"),
     "measured_axis": ("measured", "实测"),
     "spearman": ("rank correlation {value}, error {rmse}", "秩相关 {value}，误差 {rmse}"),
-    "arms": ("The target's size", "目标规模"),
+    "arms": ("Target size", "目标规模"),
     "arms_lead": (
         "Target loss of the same model on each mixture; dots are seeds, the bar is the 90 % interval of the mean.",
         "同一模型在各配比上的目标损失；圆点为种子，横条为均值的 90 % 区间。",
     ),
-    "differences": ("Differences to the plain mixtures", "与普通配比之差"),
-    "failures": ("Runs without a result", "没有结果的训练"),
+    "differences": ("Differences from the plain mixtures", "与基线配比之差"),
+    "failures": ("Runs without a result", "无结果的训练"),
     "cause": ("cause", "原因"),
     "arm": ("arm", "分支"),
     "seed": ("seed", "种子"),
@@ -231,13 +231,14 @@ STRINGS: dict[str, tuple[str, str]] = {
     "diverged": ("outside: the run diverged", "区间外：训练发散"),
     "calibration": ("Calibration", "校准"),
     "calibration_lead": (
-        "{inside} of {n} judged values lie inside their intervals: {share} (90 % expected; with {n} "
-        "values, {low} to {high} is compatible with it).",
-        "{n} 个已判定的值中有 {inside} 个落在区间内：{share}（应为 90 %；{n} 个值时，{low} 至 {high} 与此相容）。",
+        "{inside} of {n} judged values are inside their intervals: {share} (90 % expected; with {n} "
+        "values, {low} to {high} is consistent with 90 %).",
+        "{n} 个已判定的值中有 {inside} 个落在区间内：{share}（期望为 90 %；样本数为 {n} 时，{low} 至 {high} "
+        "均与之相符）。",
     ),
     "calibration_none": ("No prediction has been judged yet.", "还没有已判定的预测。"),
     "calibration_chart": (
-        "Where each measurement fell: 0 is the prediction, −1 and 1 are the ends of the interval.",
+        "Position of each measurement: 0 is the prediction, −1 and 1 are the ends of the interval.",
         "各实测值的位置：0 为预测值，−1 与 1 为区间两端。",
     ),
     "z_axis": ("measured minus predicted, in half widths of the interval", "实测减预测（以区间半宽为单位）"),
@@ -248,47 +249,47 @@ STRINGS: dict[str, tuple[str, str]] = {
     ),
     "chain_broken": ("The chain of records is broken: {problem}", "记录链已损坏：{problem}"),
     "chain_more": ("and {n} more", "另有 {n} 处"),
-    "chain_checking": ("The chain of {n} records is being checked.", "正在检查 {n} 条记录的链。"),
+    "chain_checking": ("Checking the chain of {n} records.", "正在检查 {n} 条记录组成的记录链。"),
     "chain_none": ("A store of format 1 has no chain of records.", "格式 1 的存储没有记录链。"),
     "clock_back": (
-        "{n} records have a clock that was set back; the order is that of their numbers.",
-        "{n} 条记录的时钟被拨回；顺序以编号为准。",
+        "{n} records were written after the clock was set back; their numbers give the order.",
+        "{n} 条记录写入时系统时钟曾被回拨；顺序以编号为准。",
     ),
     "budget": ("Budget", "预算"),
-    "budget_lead": ("{spent} of {budget} were spent; {left} are left.", "预算 {budget}，已用 {spent}，剩余 {left}。"),
-    "budget_over": ("{spent} were spent, more than the budget of {budget}.", "已用 {spent}，超过预算 {budget}。"),
+    "budget_lead": ("{spent} of {budget} spent; {left} left.", "预算 {budget}，已用 {spent}，剩余 {left}。"),
+    "budget_over": ("{spent} spent, more than the budget of {budget}.", "已用 {spent}，超过预算 {budget}。"),
     "stage": ("stage", "阶段"),
     "planned": ("planned", "计划"),
     "spent": ("spent", "已用"),
     "score_of": ("score on {task}", "{task} 得分"),
     "target": ("target", "目标"),
     # goodput
-    "goodput_lead": ("Runs with events, the newest first. Choose one.", "有事件记录的训练，最新的在前。请选择。"),
-    "no_events": ("This run has no events (yet).", "该训练（尚）没有事件记录。"),
+    "goodput_lead": ("Runs with events, newest first. Select one.", "有事件记录的训练，最新的在前。请选择。"),
+    "no_events": ("This run has no events yet.", "该训练暂无事件记录。"),
     "effective": ("effective training time", "有效训练时间"),
     "restarts": ("restarts", "重启次数"),
     "faults": ("faults", "故障"),
-    "replayed": ("steps taken again", "重做的步"),
+    "replayed": ("steps replayed", "重做的训练步"),
     "ranks": ("ranks", "进程数"),
     "elapsed_time": ("elapsed time", "总时间"),
     "timeline": ("Timeline", "时间线"),
     "timeline_lead": (
-        "Share of the ranks' time by account, over the time since the first event.",
-        "自首个事件以来，各进程时间按去向的占比。",
+        "Share of the ranks' time by account, over time since the first event.",
+        "自首个事件以来，各进程时间按去向划分的占比。",
     ),
     "losses": ("Where the time went", "时间去向"),
     "account": ("account", "去向"),
     "time": ("time", "时间"),
     "share": ("share", "占比"),
-    "fault_log": ("Faults and what was done", "故障与处理"),
+    "fault_log": ("Faults and actions", "故障与处理"),
     "heat": ("Step times by rank", "各进程的步时间"),
     "heat_lead": (
         "Seconds per step of each rank: blue is fast, orange is slow. From {low} to {high}.",
-        "各进程每步秒数：蓝色为快，橙色为慢。范围 {low} 至 {high}。",
+        "各进程每步用时（秒）：蓝色为快，橙色为慢；范围 {low} 至 {high}。",
     ),
     "memory": ("Memory", "显存"),
-    "memory_lead": ("Peak memory by rank, as the events say.", "事件中记录的各进程显存峰值。"),
-    "no_memory": ("The events of this run say nothing about memory.", "该训练的事件没有显存记录。"),
+    "memory_lead": ("Peak memory by rank, from the events.", "事件中记录的各进程显存峰值。"),
+    "no_memory": ("The events of this run have no memory values.", "该训练的事件中没有显存记录。"),
     "since": ("time since the first event, {unit}", "自首个事件起的时间（{unit}）"),
     "unit_s": ("s", "秒"),
     "unit_min": ("min", "分钟"),
@@ -296,11 +297,11 @@ STRINGS: dict[str, tuple[str, str]] = {
     "unit_d": ("days", "天"),
     "detection": (
         "Detected after {median} (median of {n}), at most {most}.",
-        "发现用时中位数 {median}（共 {n} 次），最长 {most}。",
+        "故障发现用时：中位数 {median}（共 {n} 次），最长 {most}。",
     ),
     "recovery": (
         "Recovered after {median} (median of {n}), at most {most}.",
-        "恢复用时中位数 {median}（共 {n} 次），最长 {most}。",
+        "故障恢复用时：中位数 {median}（共 {n} 次），最长 {most}。",
     ),
     "account_productive": ("productive", "有效训练"),
     "account_degraded": ("degraded", "降速"),
@@ -320,7 +321,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "leaderboard_lead": (
         "Models with the same rank do not differ significantly on the same items (level {level}, "
         "corrected for all pairs).",
-        "名次相同的模型在相同题目上没有显著差异（置信水平 {level}，已按全部配对校正）。",
+        "名次相同的模型在相同题目上无显著差异（置信水平 {level}，已对全部两两比较作校正）。",
     ),
     "task": ("task", "任务"),
     "metric": ("metric", "指标"),
@@ -337,7 +338,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "output": ("output", "输出"),
     "browse": ("Items", "题目"),
     "pair": ("Paired comparison", "配对比较"),
-    "pair_with": ("compared with", "与之比较"),
+    "pair_with": ("compared with", "比较对象"),
     "pair_lead": (
         "Second minus first on the same items, with its 95 % interval and the corrected p-value.",
         "在相同题目上第二个减第一个，附 95 % 区间与校正后的 p 值。",
@@ -345,12 +346,12 @@ STRINGS: dict[str, tuple[str, str]] = {
     "difference": ("difference", "差"),
     "p_value": ("p", "p 值"),
     "better_worse": ("better / worse", "更好 / 更差"),
-    "flips": ("Items on which they differ", "结果不同的题目"),
+    "flips": ("Items with different results", "结果不同的题目"),
     "contaminated": ("contaminated", "污染"),
     "contaminated_items": ("{n} of {all} items overlap with the training text", "{all} 道题中有 {n} 道与训练文本重叠"),
-    "contamination_unknown": ("no search for contamination", "未检查污染"),
+    "contamination_unknown": ("not checked for contamination", "未检查污染"),
     "truncated": ("cut by the token limit", "被长度上限截断"),
-    "only": ("only", "仅显示"),
+    "only": ("show only", "仅显示"),
     "only_wrong": ("wrong", "答错"),
     "only_right": ("right", "答对"),
     "only_contaminated": ("contaminated", "有污染"),
@@ -359,18 +360,18 @@ STRINGS: dict[str, tuple[str, str]] = {
     "level": ("level", "水平"),
     # lineage
     "lineage_lead": (
-        "A published folder holds a graph of everything that made it. Choose a folder, or any run.",
-        "发布的文件夹包含其全部来源的图。请选择一个文件夹，或任意训练。",
+        "A published folder contains the graph of all its origins. Select a folder, or any run.",
+        "发布的文件夹中含有其全部来源的关系图。请选择一个文件夹或任意一次训练。",
     ),
     "publication": ("publication", "发布"),
     "file": ("file", "文件"),
-    "ancestors": ("Everything that made it", "全部来源"),
+    "ancestors": ("All origins", "全部来源"),
     "ancestors_lead": ("{n} origins, nearest first: {kinds}.", "共 {n} 个来源，由近及远：{kinds}。"),
-    "directly": ("Directly made from", "直接来源"),
+    "directly": ("Direct origins", "直接来源"),
     "used_by": ("Used by", "被用于"),
-    "how": ("how", "关系"),
+    "how": ("relation", "关系"),
     "node": ("node", "节点"),
-    "how_written by": ("written by", "写出者"),
+    "how_written by": ("written by", "生成自"),
     "how_starts from": ("starts from", "起始于"),
     "how_trained on": ("trained on", "训练语料"),
     "how_argued by": ("argued by", "依据"),
@@ -384,8 +385,8 @@ STRINGS: dict[str, tuple[str, str]] = {
     "kind_data": ("data", "数据"),
     "kind_model": ("models", "模型"),
     "kind_examination": ("examinations", "评测"),
-    "seal_broken": ("Its seal does not fit: it was changed after it was published.", "封印不符：发布后被修改过。"),
-    "licence": ("licence", "许可"),
+    "seal_broken": ("Checksum mismatch: it was changed after publication.", "校验和不符：发布后被修改过。"),
+    "licence": ("licence", "许可证"),
     "source": ("source", "来源"),
     "code_version": ("code version", "代码版本"),
 }
@@ -399,16 +400,16 @@ class Words(ReportWords):
         return self._pair(key).format(**values)
 
     def sentence(self, key: str, **values: object) -> Markup:
-        """As a call, but as HTML in which each value is one unbroken piece."""
+        """Like a call, but as HTML without line breaks inside a value."""
         kept = Markup('<span class="value">{}</span>')
         return Markup(self._pair(key)).format(**{name: kept.format(value) for name, value in values.items()})
 
     def one_of(self, prefix: str, name: str) -> str:
-        """The word for a name that this program gives, such as a status; any other name as it is."""
+        """The word for one of this program's names, such as a status; any other name unchanged."""
         return self(f"{prefix}_{name}") if f"{prefix}_{name}" in STRINGS else name
 
     def span(self, seconds: float | None) -> str:
-        """A span of time; a dash where it is unknown."""
+        """A duration; a dash if it is unknown."""
         if seconds is None:
             return fmt.MISSING
         if seconds < 60:
@@ -416,7 +417,7 @@ class Words(ReportWords):
         return fmt.duration(self, seconds)
 
     def moment(self, seconds: float | None) -> str:
-        """A moment (seconds since the epoch) in UTC."""
+        """A time (seconds since the epoch) in UTC."""
         if seconds is None or not -1e11 < seconds < 1e11:
             return fmt.MISSING
         return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S}"

@@ -163,14 +163,14 @@ def build_corpus(
         raise
     except BrokenProcessPool as error:
         raise ArmillaryError(
-            f"{folder}: a worker process died; finished parts stay, build again to resume. Out of memory: use fewer "
-            "workers. A script from standard input, or that calls build_corpus outside of "
-            "if __name__ == '__main__': use workers=1"
+            f"{folder}: a worker process died; finished parts are kept, build again to resume. If memory ran out, use "
+            "fewer workers. In a script read from standard input, or one that calls build_corpus outside "
+            "if __name__ == '__main__', use workers=1"
         ) from error
     except OSError as error:
         raise ArmillaryError(
             f"{error.filename or folder}: {error.strerror or error}; finished parts are kept in {folder}: "
-            "make room or fix the permission there, then build again to resume"
+            "free space or fix permissions, then build again to resume"
         ) from error
 
 
@@ -308,7 +308,7 @@ def _with_words(corpus: Corpus, words: dict[str, dict[str, str | None]]) -> Corp
         write_manifest(corpus.path, manifest.model_copy(update={"domains": domains}))
     except OSError as error:
         raise ArmillaryError(
-            f"{corpus.path / 'manifest.json'}: licences and sources of the recipe cannot be written "
+            f"{corpus.path / 'manifest.json'}: the recipe's licences and sources cannot be written "
             f"({error.strerror}); make the folder writable"
         ) from error
     return Corpus.open(corpus.path)
@@ -434,7 +434,7 @@ def _gather(name: str, spec: DomainSpec, tasks: list[ReadTask], found: list[Prob
     pieces = [task.piece(k) for task, s in zip(tasks, summaries, strict=True) for k in range(len(s["pieces"]))]
     if not pieces:
         shown = "".join(f"\n  {line}" for line in problems.lines()[:5])
-        raise UsageError(f"domain '{name}': source {spec.source} holds no usable text{shown}")
+        raise UsageError(f"domain '{name}': source {spec.source} has no usable text{shown}")
     tables = [pq.read_table(piece, columns=["hash", "chars", "bytes", "document"]) for piece in pieces]
     document_hashes, continues, first, documents = [], [], [], 0
     for piece in pieces:

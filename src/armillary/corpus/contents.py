@@ -87,7 +87,7 @@ def read_source_hashes(root: Path) -> _Known:
     except OSError as error:
         raise ArmillaryError(f"{path}: {WHAT} cannot be read ({error.strerror}); make it readable") from error
     except (KeyError, AttributeError, TypeError, ValueError) as error:
-        raise DamagedFileError(f"{path}: {WHAT} holds no list of files; {REMEDY}") from error
+        raise DamagedFileError(f"{path}: {WHAT} has no list of files; {REMEDY}") from error
 
 
 def unchanged(files: Iterable[SourceFile]) -> bool:

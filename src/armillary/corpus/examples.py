@@ -84,7 +84,7 @@ def write_examples(corpus: Corpus, name: str, examples: Iterable[Example]) -> Ex
                 weights_file.write(weights.astype("<f4").tobytes())
                 ends.append(total := total + len(tokens))
         if not ends:
-            raise UsageError(f"'{name}': there are no examples; give at least one")
+            raise UsageError(f"'{name}': no examples; give at least one")
         np.array(ends, dtype="<i8").tofile(folder / "ends.bin")
         return {"examples": len(ends), "tokens": total}
 
@@ -103,7 +103,7 @@ def checked(
     outside = ids[(ids < 0) | (ids >= corpus.vocab_size)]
     if outside.size:
         raise UsageError(
-            f"{where}: token {outside[0]} lies outside of the corpus's vocabulary (0 to {corpus.vocab_size - 1}); "
+            f"{where}: token {outside[0]} is outside the corpus's vocabulary (0 to {corpus.vocab_size - 1}); "
             "encode it with the corpus's tokenizer"
         )
     return ids, factors

@@ -64,10 +64,10 @@ NAMED = 3  # example names per kind of skipped entry
 
 HIDDEN = "hidden or temporary, not read"
 PACKAGES = "folders of installed packages (environments, node_modules, site-packages), not read"
-OTHER_KINDS = "passed over files of other kinds"
+OTHER_KINDS = "skipped files of other kinds"
 NOT_FILES = "neither a file nor a folder (a named pipe, a socket or a device), not read"
-DEAD_LINKS = "links to files that are not there, not read"
-KNOWN_LINKS = "links to what is read anyway, or in a circle, not followed"
+DEAD_LINKS = "broken links, not read"
+KNOWN_LINKS = "links to files that are read already, or in a loop, not followed"
 OWN = "written by armillary (a workspace, a corpus, a run or items), not read as text"
 
 
@@ -153,7 +153,9 @@ def _list_here(root: str, own: set[str], where: str) -> _Listing:
     except OSError as error:
         if Path(root).is_symlink():
             to = shown(os.readlink(root))  # noqa: PTH115 (a text)
-            raise UsageError(f"{where}: is a link to {to}, which cannot be reached; give the path itself") from error
+            raise UsageError(
+                f"{where}: is a link to {to}, which cannot be reached; give the path that it stands for"
+            ) from error
         if isinstance(error, (FileNotFoundError, NotADirectoryError)):
             raise UsageError(f"{where}: {_why_nothing(LocalFileSystem(), root)}") from error
         raise UsageError(f"{where}: cannot be read ({error.strerror}); make it readable") from error
@@ -303,7 +305,7 @@ def _left_out(source: str, listing: _Listing) -> list[Problem]:
     problems = []
     for reason, paths in listing.left_out.items():
         if reason == OTHER_KINDS:
-            kinds = Counter(Path(path).suffix or "without an ending" for path in paths).most_common()
+            kinds = Counter(Path(path).suffix or "without a suffix" for path in paths).most_common()
             named = ", ".join(f"{count} {shown(suffix)}" for suffix, count in sorted(kinds[:8])) + ", …" * (
                 len(kinds) > 8
             )
@@ -326,5 +328,5 @@ def _why_nothing(filesystem: Any, root: str) -> str:
         return f"does not exist, nor does its folder {shown(parent)}; give the path of a file or a folder"
     match = difflib.get_close_matches(name, siblings, n=1, cutoff=0.5)
     holds = ", ".join(shown(name) for name in sorted(siblings)[:10]) or "nothing"
-    hint = f"did you mean '{shown(match[0])}'?" if match else f"{shown(parent)} holds {holds}"
+    hint = f"did you mean '{shown(match[0])}'?" if match else f"{shown(parent)} contains {holds}"
     return f"does not exist; {hint}"

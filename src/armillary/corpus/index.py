@@ -72,7 +72,7 @@ def read_old_index(root: Path, fingerprint: str) -> IndexEntry | None:
     except OSError as error:
         raise _unreadable(file, error) from error
     if list(fields) != ["hash"] or not is_hash(fields["hash"]):
-        raise DamagedFileError(f"{file}: {WHAT} holds no hash of a corpus; {REMEDY}")
+        raise DamagedFileError(f"{file}: {WHAT} has no hash of a corpus; {REMEDY}")
     return IndexEntry(fields["hash"])
 
 

@@ -146,7 +146,7 @@ def read_manifest(folder: Path) -> Manifest:
     name = folder.absolute().name
     if is_hash(name) and name != manifest.hash:
         raise DamagedFileError(
-            f"{file}: is of the corpus {manifest.hash}, not of the one that its folder names; {REMEDY}"
+            f"{file}: belongs to corpus {manifest.hash}, not to the one that its folder is named after; {REMEDY}"
         )
     if wrong := _contradiction(manifest):
         raise DamagedFileError(f"{file}: {wrong}; {REMEDY}")
@@ -162,7 +162,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 
 def _contradiction(manifest: Manifest) -> str | None:
     if manifest.hash != manifest.content_hash():
-        return f"hash: is {manifest.hash}, but the content it lists has {manifest.content_hash()} (edited by hand)"
+        return f"hash: is {manifest.hash}, but the files it lists have {manifest.content_hash()} (edited by hand)"
     if manifest.tokenizer.path != "tokenizer.json":
         return f"tokenizer.path: is {manifest.tokenizer.path!r}, expected 'tokenizer.json'"
     if not 0 <= manifest.end_of_text_id < manifest.vocab_size:
@@ -180,5 +180,5 @@ def _contradiction(manifest: Manifest) -> str | None:
         }
         for field, (bytes_, size) in tokens.items():
             if bytes_ != size:
-                return f"domains.{name}.{field.strip()}: stands for {bytes_} bytes, but the shard has {size}"
+                return f"domains.{name}.{field.strip()}: means {bytes_} bytes, but the shard has {size}"
     return None

@@ -249,7 +249,7 @@ def _check_weights(phase: MixturePhase, corpus: Corpus) -> None:
     for name, weight in phase.weights.items():
         if name not in corpus.domains:
             nearest = difflib.get_close_matches(name, corpus.training_domains, n=1, cutoff=0.5)
-            hint = f"nearest: '{nearest[0]}'" if nearest else f"there are: {', '.join(corpus.training_domains)}"
+            hint = f"nearest: '{nearest[0]}'" if nearest else f"it has {', '.join(corpus.training_domains)}"
             raise UsageError(f"{where}: the corpus has no domain '{name}'; {hint}")
         if weight > 0 and name not in corpus.training_domains:
             raise UsageError(

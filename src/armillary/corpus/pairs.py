@@ -100,12 +100,13 @@ def write_pairs(corpus: Corpus, name: str, start: str, pairs: Iterable[Pair]) ->
                     ends.append(total := total + len(tokens))
                 if not all(math.isfinite(value) and value <= 0 for value in pair.reference):
                     raise UsageError(
-                        f"pair {number} of '{name}': reference is {pair.reference}, and log-probabilities are finite "
-                        "and at most 0; compute it with the weights that the run starts from (train.answer_log_probs)"
+                        f"pair {number} of '{name}': reference is {pair.reference}, but log-probabilities must be "
+                        "finite and at most 0; compute it with the weights that the run starts from "
+                        "(train.answer_log_probs)"
                     )
                 references.append(pair.reference)
         if not ends:
-            raise UsageError(f"'{name}': there are no pairs; give at least one")
+            raise UsageError(f"'{name}': no pairs; give at least one")
         np.array(ends, dtype="<i8").tofile(folder / "ends.bin")
         np.array(references, dtype="<f8").tofile(folder / "reference.bin")
         return {"start": start, "pairs": len(references), "tokens": total}
@@ -119,7 +120,7 @@ def _answer(example: Example, corpus: Corpus, where: str) -> tuple[NDArray[np.in
     if not np.isin(weights, (0.0, 1.0)).all():
         raise UsageError(f"{where}: weights must be 0 or 1, found {weights.min()} to {weights.max()}")
     if len(tokens) < 2 or weights[-1] == 0:
-        raise UsageError(f"{where}: must end with a token of its answer behind another token, and that has a weight")
+        raise UsageError(f"{where}: must have two tokens or more and end with a weighted token of the answer")
     weights[0] = 0.0  # no token of the answer's document predicts it
     return tokens, weights
 

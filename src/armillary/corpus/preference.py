@@ -55,13 +55,13 @@ class PreferenceOrder:
         if spec.start is None or spec.start.sha256 != pairs.start:
             other = "no start" if spec.start is None else f"start.sha256 {spec.start.sha256}"
             raise UsageError(
-                f"pairs '{pairs.name}' ({pairs.hash}): their reference is of the weights with SHA-256 {pairs.start}, "
-                f"and the run has {other}; start from those, or write the pairs with the log-probabilities of the "
-                "start (corpus.write_pairs), which is another set"
+                f"pairs '{pairs.name}' ({pairs.hash}): their reference log-probabilities come from the weights with "
+                f"SHA-256 {pairs.start}, but the run has {other}; start from those weights, or write a new set of "
+                "pairs with the log-probabilities of this start (corpus.write_pairs)"
             )
         if spec.optimizer.z_loss:
             raise UsageError(
-                f"optimizer.z_loss ({spec.optimizer.z_loss:g}) has no part in the loss of pairs; give 0 with "
+                f"optimizer.z_loss ({spec.optimizer.z_loss:g}) does not apply to the loss of pairs; set it to 0 with "
                 "objective 'preference'"
             )
         sizes = {"context_length": spec.context_length, "batch_sequences": spec.batch_sequences}

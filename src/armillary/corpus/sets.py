@@ -123,7 +123,9 @@ def verify_sets(kind: SetKind, corpus: Path, name: str) -> list[FileProblem]:
         for file in kind.files:
             try:
                 if hashlib.sha256((folder / file).read_bytes()).hexdigest() != of["files"].get(file):
-                    problems.append(FileProblem(folder / file, "is not what was written", kind.remedy))
+                    problems.append(
+                        FileProblem(folder / file, "was changed or damaged after it was written", kind.remedy)
+                    )
             except FileNotFoundError:
                 problems.append(FileProblem(folder / file, "is missing", kind.remedy))
             except OSError as error:
@@ -149,7 +151,7 @@ def open_set(kind: SetKind, corpus: Corpus, name: str, read: Callable[[Path, dic
         known = sorted(
             p.parent.name for p in folder.parent.glob("*/manifest.json") if not p.parent.name.startswith(".")
         )
-        there = f"there are {', '.join(known)}" if known else f"it has none ({kind.writer})"
+        there = f"it has {', '.join(known)}" if known else f"it has none ({kind.writer})"
         raise UsageError(f"corpus {corpus.hash}: no {kind.name} {name}; {there}") from error
     except OSError as error:
         raise ArmillaryError(f"{folder}: cannot be read ({error.strerror}); make it readable and try again") from error
@@ -185,7 +187,7 @@ def compare_set(kind: SetKind, folder: Path, manifest: dict[str, Any]) -> None:
                 f"{folder / file}: is missing or cannot be read ({error.strerror}); {kind.remedy}"
             ) from error
         if found != manifest["files"].get(file):
-            raise DamagedFileError(f"{folder / file}: is not what was written; {kind.remedy}")
+            raise DamagedFileError(f"{folder / file}: was changed or damaged after it was written; {kind.remedy}")
 
 
 def read_manifest(kind: SetKind, folder: Path, corpus: str) -> dict[str, Any]:
@@ -200,6 +202,6 @@ def read_manifest(kind: SetKind, folder: Path, corpus: str) -> dict[str, Any]:
         raise ForeignFileError(f"{folder}: belongs to corpus {manifest.get('corpus')}, not to {corpus}")
     if manifest.get("hash") != folder.name or kind.content_hash(manifest) != folder.name:
         raise DamagedFileError(
-            f"{folder / 'manifest.json'}: is not of the {kind.name} that its folder names; {kind.remedy}"
+            f"{folder / 'manifest.json'}: belongs to other {kind.name} than its folder is named after; {kind.remedy}"
         )
     return manifest

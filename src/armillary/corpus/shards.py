@@ -82,7 +82,8 @@ class Corpus:
         """
         if domain not in self.training_domains:
             raise UsageError(
-                f"corpus {self.hash}: no training text for '{domain}'; there is for {', '.join(self.training_domains)}"
+                f"corpus {self.hash}: no training text for '{domain}'; domains with training text: "
+                f"{', '.join(self.training_domains)}"
             )
         return self._map(shard_paths(domain, train=True)["train"], self.manifest.dtype)
 
@@ -108,7 +109,7 @@ class Corpus:
             UsageError: the corpus has no such domain.
         """
         if domain not in self.domains:
-            raise UsageError(f"corpus {self.hash}: no domain '{domain}'; there are {', '.join(self.domains)}")
+            raise UsageError(f"corpus {self.hash}: no domain '{domain}'; it has {', '.join(self.domains)}")
         return self._map(shard_paths(domain, train=False)["validation"], self.manifest.dtype)
 
     def validation(self, domain: str, context_length: int, windows: int) -> ValidationSet:

@@ -73,7 +73,7 @@ def read_documents(file: SourceFile, text_field: str) -> Iterator[str | Problem]
     except Exception as error:
         if "://" in file.path:  # each remote file system has its own exceptions, not only OSError
             raise ArmillaryError(
-                f"{file.path}: cannot be read ({error}); what was read before is kept, try again"
+                f"{file.path}: cannot be read ({error}); what was read so far is kept; try again"
             ) from error
         if not isinstance(error, OSError):
             raise
@@ -83,11 +83,11 @@ def read_documents(file: SourceFile, text_field: str) -> Iterator[str | Problem]
 def _document(where: str, text: Any, text_field: str) -> str | Problem:
     if not isinstance(text, str):
         kind = "null" if text is None else type(text).__name__
-        return Problem(where, f"the field '{text_field}' holds {kind} and not text")
+        return Problem(where, f"the field '{text_field}' is {kind}, not text")
     if not text.strip():
         return Problem(where, "empty")
     if SURROGATE.search(text):
-        return Problem(where, "half a surrogate pair, which is not Unicode text")
+        return Problem(where, "a lone surrogate, which is not valid Unicode")
     clean = text.replace("\r\n", "\n")
     return Continuation(clean) if isinstance(text, Continuation) else clean
 
@@ -107,7 +107,7 @@ def _demo(file: SourceFile) -> Iterator[Found]:
             yield file.path, text
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(
-            f"source {file.reader}: {file.path} is not as in the tested version of {domain.package} ({error!r}); "
+            f"source {file.reader}: {file.path} differs from the tested version of {domain.package} ({error!r}); "
             f"{domain.remedy}"
         ) from error
 
@@ -166,15 +166,15 @@ def _without_bad_lines(path: str, number: int, block: bytes, error: UnicodeDecod
     if bad_lines >= OTHER_ENCODING and lost > len(block) / 2:
         detail = f" ({byte}), nor are {bad_lines} of the {len(rows)} lines{SAVE_AS}"
         return "", Problem(where, "not UTF-8", detail, count=len(rows))
-    detail = (
-        f" ({byte}); {counted(bad_lines, 'line')} with {counted(lost, 'byte')} left out, the others are read{SAVE_AS}"
-    )
+    detail = f" ({byte}); {counted(bad_lines, 'line')} with {counted(lost, 'byte')} skipped{SAVE_AS}"
     return "".join(good), Problem(where, "not UTF-8", detail, count=bad_lines)
 
 
 def _damage(path: str, line: int, lost: Lost) -> Problem:
-    rest = f"{lost.bytes:,} bytes of the file are lost" if lost.bytes else "what follows is lost"
-    return Problem(f"{path}:{line}", "compressed data is damaged", f" ({lost.what}); {rest}, the lines before are read")
+    rest = f"{lost.bytes:,} bytes of the file are lost" if lost.bytes else "the rest of the file is lost"
+    return Problem(
+        f"{path}:{line}", "compressed data is damaged", f" ({lost.what}); {rest}, the lines before it are read"
+    )
 
 
 def _jsonl(file: SourceFile, text_field: str) -> Iterator[Found]:
@@ -228,7 +228,7 @@ def _rows(where: str, row: Any, text_field: str) -> Iterator[Found]:
 
 def _field(where: str, row: Any, text_field: str) -> Found:
     if not isinstance(row, dict):
-        return Problem(where, f"a {type(row).__name__} and not a JSON object with the field '{text_field}'")
+        return Problem(where, f"a {type(row).__name__}, not a JSON object with the field '{text_field}'")
     if text_field not in row:
         return Problem(where, f"no field '{text_field}'", f"; {_has(list(row), text_field)}")
     return where, row[text_field]
@@ -259,7 +259,7 @@ def _parquet(file: SourceFile, text_field: str) -> Iterator[Found]:
     except (pa.ArrowException, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        yield Problem(f"{path}:1", "not a whole parquet file", f" ({error})")
+        yield Problem(f"{path}:1", "not a complete Parquet file", f" ({error})")
 
 
 def _row_group(path: str, table: pq.ParquetFile, group: int, start: int, rows: int, text_field: str) -> Iterator[Found]:
@@ -279,5 +279,5 @@ def _row_group(path: str, table: pq.ParquetFile, group: int, start: int, rows: i
         if isinstance(error, OSError) and error.errno is not None:
             raise
         lost = max(rows - read, 1)
-        detail = f": {error}; {lost:,} rows are lost, the other row groups are read"
+        detail = f": {error}; {lost:,} rows are lost; the other row groups are read"
         yield Problem(f"{path}:{start + read + 1}", "damaged", detail, count=lost)

@@ -30,10 +30,10 @@ Labels = NDArray[np.int64]
 Fates = NDArray[np.uint8]
 Chars = NDArray[Any]  # characters of documents or clusters
 
-ONE_DOCUMENT = "the domain is one document; its last parts validate, and the others train"
+ONE_DOCUMENT = "the domain is one document; its last parts are the validation text, the others the training text"
 ONE_CLUSTER = (
-    "the documents of the domain are near duplicates of each other, or one file; they are split one by one, so its "
-    "validation loss is that of text that was nearly seen"
+    "the documents of the domain are near duplicates of each other, or one file; they are split one by one, so the "
+    "validation text nearly repeats the training text"
 )
 
 

@@ -68,7 +68,7 @@ def _content_problem(folder: Path, file: ShardFile) -> FileProblem | None:
     try:
         size = path.stat().st_size
         if size != file.bytes:
-            return FileProblem(path, f"has {size} bytes, the manifest says {file.bytes}", REMEDY)
+            return FileProblem(path, f"has {size} bytes, but {file.bytes} in the manifest", REMEDY)
         with path.open("rb") as stream:
             found = hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError as error:

@@ -78,7 +78,7 @@ def _decompressed(head: bytes, stream: IO[bytes], magic: bytes) -> Iterator[byte
         if magic == ZSTD and data[:4] in SKIPPABLE:
             data = _skip_frame(data, stream)
             continue
-        what = "something else lies between or after it"
+        what = "other data between or after its members"
         if data.startswith(magic):
             what, data = yield from _member(data, stream, magic)
             if not what:
@@ -100,7 +100,7 @@ def _member(data: bytes, stream: IO[bytes], magic: bytes) -> Generator[bytes | L
         if not piece:
             data, start = stream.read(CHUNK), 0
             if not data:
-                return "it breaks off", b""
+                return "the file is truncated", b""
             continue
         before: Any = decoder.copy() if magic == GZIP else None
         try:

@@ -105,7 +105,7 @@ def _config(path: Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(
-            f"{path}: cannot be read ({error}); repair it, or take it away and name the end of a text with the key "
+            f"{path}: cannot be read ({error}); repair it, or remove it and name the end-of-text token with the key "
             "tokenizer.end"
         ) from error
     return config if isinstance(config, dict) else {}
@@ -119,11 +119,11 @@ def find_end(tokenizer_json: str, end: str | None, where: str, said_by: str = ""
     """
     added = json.loads(tokenizer_json).get("added_tokens") or []
     special = [str(token["content"]) for token in added if token["special"]]
-    ask = "name the one that ends a text with the key tokenizer.end"
+    ask = "name the end-of-text token with the key tokenizer.end"
     listed = (
         f"special tokens: {', '.join(special[:SHOWN])}{', ...' * (len(special) > SHOWN)}"
         if special
-        else "no special token"
+        else "it has no special token"
     )
     if end is not None:
         if end in special:
@@ -134,14 +134,15 @@ def find_end(tokenizer_json: str, end: str | None, where: str, said_by: str = ""
             else "not a token"
         )
         raise UsageError(
-            f"{where}: {end!r} ({said_by}) is {kind}, and a text must end with a special one; {ask}; {listed}"
+            f"{where}: {end!r} ({said_by}) is {kind}, but the end-of-text token must be a special token; {ask}; "
+            f"{listed}"
         )
     ends = [token for token in special if _NOT_NAME.sub("", token.lower()) in END_NAMES]
     if len(ends) == 1:
         return ends[0]
     if ends:
-        raise UsageError(f"{where}: several special tokens may end a text: {', '.join(ends)}; {ask}")
-    raise UsageError(f"{where}: no token that ends a text: no special token has the name of an end; {ask}; {listed}")
+        raise UsageError(f"{where}: several special tokens could be the end-of-text token: {', '.join(ends)}; {ask}")
+    raise UsageError(f"{where}: no special token has a known name for the end of a text; {ask}; {listed}")
 
 
 class Encoder:

@@ -60,7 +60,7 @@ def opened(targets: Sequence[str], opening: Opening) -> Iterator[dict[str, Asker
         for target in targets:
             name = short_name(target)
             if name in models:
-                raise UsageError(f"{target}: another model is already named {name}; rename one of the two")
+                raise UsageError(f"{target}: another model already has the name {name}; rename one of the two")
             backend = stack.enter_context(closing(open_backend(target, opening.options, opening.engine)))
             answers = None
             if opening.folder is not None:

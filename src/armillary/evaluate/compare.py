@@ -73,7 +73,7 @@ def compare(
     if differing and not any_settings:
         raise UsageError(
             f"{', '.join(differing)}: prompt template, examples, extractor or generation settings differ between the "
-            "two (examination.json in each folder has both); hold one again with the settings of the other, or pass "
+            "two (see examination.json in each folder); repeat one with the settings of the other, or pass "
             "--any-settings"
         )
     found = [_compared(a, b, first.items[a.task], second.items[b.task], margin) for a, b in pairs]
@@ -106,7 +106,7 @@ def compare_seeds(
         known = [row for row in rows if row is not None]
         shared = [id_ for id_ in known[0] if all(id_ in row for row in known)]
         if not shared:
-            raise UsageError(f"{one.task}: the examinations have no item that all answered")
+            raise UsageError(f"{one.task}: the examinations have no item that all of them answered")
         table = np.array([[row[id_] for id_ in shared] for row in known]).T
         clusters = {item.id: item.cluster for item in first[0].items[one.task]}
         arms = table[:, : len(first)], table[:, len(first) :]
@@ -124,7 +124,7 @@ def compare_seeds(
             )
         )
     if not found:
-        raise UsageError("the examinations have no task and metric that all of them share")
+        raise UsageError("no task and metric is common to all examinations")
     adjusted = holm([one.paired.p_value for one in found])
     return [replace(one, p_adjusted=p) for one, p in zip(found, adjusted, strict=True)]
 
@@ -137,15 +137,15 @@ def scores_of(examinations: Sequence[Examination], task: str, metric: str | None
     """
     metrics = {r.metric for e in examinations for r in e.results if r.task == task == r.subset}
     if metric is None and len(metrics) != 1:
-        raise UsageError(f"{task} has the metrics {', '.join(sorted(metrics)) or 'of no examination'}; name one")
+        raise UsageError(f"{task} has the metrics {', '.join(sorted(metrics)) or 'of no examination'}; choose one")
     name = metric if metric is not None else metrics.pop()
     rows = [_scores(task, name, examination) for examination in examinations]
     known = [row for row in rows if row is not None]
     if len(known) < len(rows):
-        raise UsageError(f"{task} ({name}): not all of the examinations have it")
+        raise UsageError(f"{task} ({name}): missing in some of the examinations")
     shared = [id_ for id_ in known[0] if all(id_ in row for row in known)]
     if not shared:
-        raise UsageError(f"{task}: the examinations have no item in common; they used other data")
+        raise UsageError(f"{task}: the examinations have no item in common; they used different data")
     return np.array([[row[id_] for id_ in shared] for row in known]).T
 
 
@@ -162,7 +162,7 @@ def _compared(
     left, right = ({item.id: item for item in items if a.metric in item.scores} for items in (first, second))
     shared = [id_ for id_ in left if id_ in right]
     if not shared:
-        raise UsageError(f"{a.task}: the two examinations have no item in common; they used other data")
+        raise UsageError(f"{a.task}: the two examinations have no item in common; they used different data")
     scores = [{id_: float(items[id_].scores[a.metric]) for id_ in shared} for items in (left, right)]
     values = [list(part.values()) for part in scores]
     return {

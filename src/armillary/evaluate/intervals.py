@@ -124,7 +124,7 @@ def cluster_totals(table: Array, clusters: Sequence[Hashable] | None) -> tuple[A
     if clusters is None:
         return table, np.ones(len(table))
     if len(clusters) != len(table):
-        raise UsageError(f"{len(clusters)} clusters for {len(table)} items; name one cluster per item")
+        raise UsageError(f"{len(clusters)} clusters for {len(table)} items; give one cluster per item")
     places: dict[Hashable, int] = {}
     where = np.array([places.setdefault(cluster, len(places)) for cluster in clusters])
     totals = np.zeros((len(places), table.shape[1]))

@@ -88,7 +88,9 @@ class JudgeOptions:
 
     def __post_init__(self) -> None:
         if self.language not in LANGUAGES:
-            raise UsageError(f"language {self.language!r}: the judge can be asked in {' or '.join(LANGUAGES)}")
+            raise UsageError(
+                f"language {self.language!r}: the judge's instruction is available in {' or '.join(LANGUAGES)}"
+            )
         if self.repeats < 1:
             raise UsageError(f"repeats must be 1 or more, given {self.repeats}")
 
@@ -169,7 +171,7 @@ def read_questions(path: Path) -> list[Question]:
     def use(row: Row) -> None:
         name = row.text("id")
         if name in found:
-            raise row.wrong("id", f"{name} is there twice")
+            raise row.wrong("id", f"{name} appears twice")
         reference = row.text("reference") if row.data.get("reference") is not None else None
         found[name] = Question(name, row.text("question"), reference)
 
@@ -191,9 +193,9 @@ def read_answers(path: Path, questions: Sequence[Question]) -> dict[str, str]:
         if name not in known:
             raise row.wrong("id", f"{name} is not among the {len(known)} questions")
         if name in found:
-            raise row.wrong("id", f"{name} is there twice")
+            raise row.wrong("id", f"{name} appears twice")
         if not isinstance(answer, str):
-            raise row.wrong("answer", f"must be a text, given {answer!r}")
+            raise row.wrong("answer", f"must be text, given {answer!r}")
         found[name] = answer
 
     read_rows(path, use)
@@ -297,7 +299,7 @@ def _prompt(
 def _asked(prompts: Sequence[str], asker: Asker, options: JudgeOptions) -> tuple[list[list[str]], tuple[int, int]]:
     """Outputs for each prompt, and tokens read and written."""
     if not prompts:
-        raise UsageError("there are no questions to judge")
+        raise UsageError("no questions to judge")
     requests = [Request((Message("user", text),) if asker.chat else text, options.sampling) for text in prompts]
     done = asker.complete(requests)
     tokens = sum(one.prompt_tokens for one in done), sum(choice.tokens for one in done for choice in one.choices)

@@ -186,7 +186,7 @@ def _settings(
     if not differ:
         return None
     hashes = ", ".join(f"{name} {items[differ[0]].settings[:12]}" for name, items in rows.items())
-    said = f"{len(differ)} of {len(common)} items were asked with different settings ({hashes})"
+    said = f"{len(differ)} of {len(common)} items have different settings ({hashes})"
     if not across_settings:
         raise UsageError(
             f"{task}: {said}: prompt template, few-shot examples, extractor or generation differ, so the scores "

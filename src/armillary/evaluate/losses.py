@@ -130,7 +130,7 @@ def _own_tokenizer(source: Source, corpus: Corpus) -> Tokenizer | None:
         return own
     if corpus.vocab_size > source.shape.vocab_size:
         raise UsageError(
-            f"{source.folder}: has {source.shape.vocab_size} tokens and no tokenizer.json, and the corpus has "
+            f"{source.folder}: has {source.shape.vocab_size} tokens and no tokenizer.json, but the corpus has "
             f"{corpus.vocab_size} tokens; give a model with its tokenizer"
         )
     return None

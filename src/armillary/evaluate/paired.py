@@ -166,7 +166,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     """
     values = np.asarray(p_values, dtype=np.float64)
     if not ((values >= 0) & (values <= 1)).all():
-        raise UsageError(f"p-values lie between 0 and 1, not {', '.join(f'{value:g}' for value in values)}")
+        raise UsageError(f"p-values must be between 0 and 1, not {', '.join(f'{value:g}' for value in values)}")
     order = np.argsort(values, kind="stable")
     raised = np.maximum.accumulate(values[order] * (len(values) - np.arange(len(values))))
     adjusted = np.empty(len(values))

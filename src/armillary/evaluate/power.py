@@ -38,7 +38,7 @@ def items_needed(difference: float, discordant: float, power: float = 0.8, level
     _check(difference, power, level)
     if not difference <= discordant <= 1:
         raise UsageError(
-            f"the discordant share is {discordant:g}; a difference of {difference:g} needs a share from it to 1"
+            f"the discordant share is {discordant:g}; a difference of {difference:g} needs a share between it and 1"
         )
     alarm, found = _quantiles(power, level)
     root = alarm * math.sqrt(discordant) + found * math.sqrt(max(0.0, discordant - difference**2))
@@ -71,7 +71,7 @@ def difference_seen(items: int, discordant: float, power: float = 0.8, level: fl
     if items < 1:
         raise UsageError(f"{items} items; give at least 1")
     if not 0 < discordant <= 1:
-        raise UsageError(f"the discordant share is {discordant:g}; it lies above 0, at most 1")
+        raise UsageError(f"the discordant share is {discordant:g}; it must be above 0 and at most 1")
     alarm, found = _quantiles(power, level)
 
     def excess(difference: float) -> float:

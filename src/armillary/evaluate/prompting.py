@@ -99,7 +99,9 @@ class EmbeddingSimilarity:
     def _unit(self, texts: Sequence[str]) -> Numbers:
         vectors = np.asarray(self.embed(texts), np.float64)
         if vectors.ndim != 2 or len(vectors) != len(texts) or not np.isfinite(vectors).all():
-            raise UsageError(f"the embedding of {len(texts)} texts has shape {vectors.shape}; one finite row per text")
+            raise UsageError(
+                f"the embedding of {len(texts)} texts has shape {vectors.shape}; it must have one finite row per text"
+            )
         unit: Numbers = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
         return unit
 

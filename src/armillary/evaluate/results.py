@@ -23,7 +23,7 @@ RESULTS = "results.json"
 ITEMS = "items"
 ANSWERS = "answers.jsonl"
 
-_REMEDY = "run the examination again (`armillary evaluate … --out` asks the model only for what answers.jsonl lacks)"
+_REMEDY = "run the examination again (`armillary evaluate … --out` requests only the answers missing in answers.jsonl)"
 # The beginning of a local path: absolute, in the home folder, relative, or with a drive letter.
 _PATH = re.compile(r"[/~\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\]")
 _TASK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -157,7 +157,9 @@ def write_examination(folder: Path, examination: Examination) -> None:
     hashes, files = {}, {}
     for task, items in examination.items.items():
         if not _TASK.fullmatch(task):
-            raise UsageError(f"task {task!r}: use only letters, digits, '.', '_' and '-', since the task names a file")
+            raise UsageError(
+                f"task {task!r}: use only letters, digits, '.', '_' and '-', because files are named after it"
+            )
         seen: dict[tuple[str, str], int] = {}
         for number, item in enumerate(items, 1):
             if (other := seen.setdefault((item.subset, item.id), number)) != number:
@@ -198,7 +200,7 @@ def read_examination(folder: Path) -> Examination:
         items = {task: _read_items(folder / ITEMS / f"{task}.jsonl", seal) for task, seal in document["items"].items()}
         return Examination(results, items, document["model"], document["backend"], document["cost"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DamagedFileError(f"{path}: the examination has wrong content ({error}); {_REMEDY}") from error
+        raise DamagedFileError(f"{path}: the examination has invalid content ({error}); {_REMEDY}") from error
 
 
 def _read_items(path: Path, seal: str) -> tuple[Item, ...]:
@@ -206,10 +208,12 @@ def _read_items(path: Path, seal: str) -> tuple[Item, ...]:
         data = path.read_bytes()
     except OSError as error:
         raise DamagedFileError(
-            f"{path}: cannot be read ({error.strerror}), and {RESULTS} needs it; {_REMEDY}"
+            f"{path}: cannot be read ({error.strerror}), but {RESULTS} needs it; {_REMEDY}"
         ) from error
     if sha256(data).hexdigest() != seal:
-        raise DamagedFileError(f"{path}: not the items that {RESULTS} was computed from (torn, or edited); {_REMEDY}")
+        raise DamagedFileError(
+            f"{path}: not the items that {RESULTS} was computed from (truncated or edited); {_REMEDY}"
+        )
     # Split only at newlines: ``splitlines`` also splits at U+2028, which JSON does not escape.
     rows = data.decode("utf-8", "surrogatepass").split("\n")[:-1]
     return tuple(_item(json.loads(row), f"{path.name}:{number}") for number, row in enumerate(rows, 1))

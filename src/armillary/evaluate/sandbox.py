@@ -253,14 +253,16 @@ def _check(files: Mapping[str, str], policy: Policy) -> None:
     for name in files:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or not path.parts or "\0" in name:
-            raise UsageError(f"file name {name!r} leaves the sandbox's folder; give a relative name without '..'")
+            raise UsageError(
+                f"file name {name!r} points outside the sandbox's folder; give a relative name without '..'"
+            )
         if path.parts[0] in ("main.py", ".stdin"):
             raise UsageError(f"file name {name!r} is reserved by the sandbox; give another")
     unknown = set(policy.layers) - set(LAYERS)
     if unknown:
-        raise UsageError(f"no layer {', '.join(sorted(unknown))}; there are {', '.join(LAYERS)}")
+        raise UsageError(f"unknown layer {', '.join(sorted(unknown))}; known are {', '.join(LAYERS)}")
     if not sys.platform.startswith("linux"):
-        raise SandboxError(f"the sandbox needs Linux, this is {sys.platform}; run examinations of code there")
+        raise SandboxError(f"the sandbox needs Linux, and this is {sys.platform}; run code examinations on Linux")
 
 
 def _launch(folder: Path, job: _Job, report: _Report) -> dict[str, bytes]:
@@ -403,7 +405,7 @@ def _outcome(values: dict[str, Any], limits: Limits, output: dict[str, bytes], w
         raise SandboxError(f"the sandbox could not be built: {values['error']}")
     if "layers" not in values:
         raise SandboxError(
-            f"the sandbox's launcher ended without a report: {output['stderr'].decode(errors='replace')}"
+            f"the sandbox's launcher exited without a report: {output['stderr'].decode(errors='replace')}"
         )
     code = values.get("exit")
     stderr = output["stderr"].decode(errors="replace")

@@ -433,7 +433,7 @@ def reachable(path: str, layers: Layers) -> bool:
         part = start
         while "files" not in layers.active and part != "/":
             if not os.stat(part).st_mode & 0o001:
-                layers.missing["user"] = f"Python lies in {part}, which only its owner may enter"
+                layers.missing["user"] = f"Python is in {part}, which only its owner may enter"
                 return False
             part = os.path.dirname(part)
     return True

@@ -129,7 +129,7 @@ def noise_of_seeds(scores: ArrayLike) -> tuple[float, float]:
     """
     arm = score_table("scores", scores)
     if arm.shape[1] < 2:
-        raise UsageError("one seed has no spread; give two or more seeds of one recipe")
+        raise UsageError("a single seed has no spread; give two or more seeds of one recipe")
     seeds = _Seeds([arm], None)
     return math.sqrt(max(0.0, seeds.variance - seeds.flipped)), seeds.flips
 
@@ -182,8 +182,8 @@ class Noise:
             raise UsageError(f"the difference is {self.difference:g}; give a share above 0, such as 0.02")
         if not self.difference <= self.discordant <= 1:
             raise UsageError(
-                f"the discordant share is {self.discordant:g}; a difference of {self.difference:g} needs a share from "
-                "it to 1"
+                f"the discordant share is {self.discordant:g}; a difference of {self.difference:g} needs a share "
+                "between it and 1"
             )
         if not 0 <= self.seed_std < 1:
             raise UsageError(f"seed_std is {self.seed_std:g}; give the standard deviation of a score, such as 0.01")
@@ -202,7 +202,7 @@ def items_needed_over_seeds(noise: Noise, seeds: int, power: float = 0.8, level:
     if not 0.5 <= power < 1:
         raise UsageError(f"power is {power:g}; give a probability from 0.5 to below 1, such as 0.8")
     if seeds < 2:
-        raise UsageError(f"{seeds} seeds per arm; their noise can be estimated from two or more")
+        raise UsageError(f"{seeds} seeds per arm; estimating their noise needs two or more")
     if _power(noise, seeds, _MOST_ITEMS, level) < power:
         return math.inf
     low, high = 1, _MOST_ITEMS

@@ -60,7 +60,7 @@ class Weights:
         try:
             document: dict[str, Any] = read_sealed(path, "weights of voters", FORMAT, _REMEDY)
         except FileNotFoundError as error:
-            raise UsageError(f"{path}: no such file; name a file of weights that a vote has learned") from error
+            raise UsageError(f"{path}: no such file; give a file of weights that a vote has learned") from error
         try:
             return cls(
                 str(document["contest"]),
@@ -69,7 +69,7 @@ class Weights:
                 frozenset(map(str, document["learned_from"])),
             )
         except (KeyError, AttributeError, TypeError, ValueError) as error:
-            raise DamagedFileError(f"{path}: these are not weights of voters ({error!r}); {_REMEDY}") from error
+            raise DamagedFileError(f"{path}: not a file of voter weights ({error!r}); {_REMEDY}") from error
 
 
 def learn_weights(contest: Contest, items: Sequence[Item], voters: Mapping[str, Answers]) -> Weights:
@@ -126,7 +126,7 @@ def vote(
     if seen:
         raise UsageError(
             f"the weights were learned from {len(seen)} of these {len(items)} items ({', '.join(seen[:3])}…); examine "
-            "other items, or learn the weights from other ones"
+            "other items, or learn the weights from different items"
         )
     return {item.id: _combined(contest, item, weights.voters, weights.share, voters) for item in items}
 

@@ -217,7 +217,7 @@ class Answers:
             yield
         except OSError as error:
             raise ArmillaryError(
-                f"{self.path}: {error.strerror}; the answers in it are kept: make it writable or make room, and run "
+                f"{self.path}: {error.strerror}; the answers in it are kept: make it writable or free space, and run "
                 "the same command again"
             ) from error
 
@@ -264,7 +264,7 @@ def _check_header(path: Path, first: bytes) -> dict[str, Any]:
     if not isinstance(said, dict) or said.get("kind") != _KIND:
         if _BEGINNING.startswith(first[: len(_BEGINNING)]):
             raise DamagedFileError(f"{path}: its first line is damaged; {_REMEDY}")
-        raise ForeignFileError(f"{path}: not a file of answers of this program; name another file. It was not changed")
+        raise ForeignFileError(f"{path}: not a file of answers of Armillary; give another file. It was not changed")
     form = said.get("format")
     if isinstance(form, int) and form > FORMAT:
         raise ForeignFileError(
@@ -286,5 +286,5 @@ def _check_backend(path: Path, said: dict[str, Any], wanted: bytes) -> None:
             if there.get(name) != mine.get(name)
         ]
         raise ForeignFileError(
-            f"{path}: holds answers of another model or backend ({'; '.join(differing)}); name another file"
+            f"{path}: has answers of another model or backend ({'; '.join(differing)}); give another file"
         )

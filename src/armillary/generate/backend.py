@@ -279,7 +279,7 @@ def split_pair(
     if not before:
         if start is None:
             raise BadRequestError(
-                index, "the context is empty, and the token that starts a document is not known", "pair"
+                index, "the context is empty, and the model has no token that starts a document", "pair"
             )
         before, after = ([start], after) if after[:1] != [start] else (after[:1], after[1:])
     if not after:
@@ -302,14 +302,17 @@ def fit_pair(
     before, after = parts
     if last_tokens is not None and last_tokens <= len(after):
         raise BadRequestError(
-            index, f"the continuation has {len(after)} tokens, and last_tokens {last_tokens} leaves none before", "pair"
+            index,
+            f"the continuation has {len(after)} tokens, but last_tokens {last_tokens} leaves no context before it",
+            "pair",
         )
     cut = max(len(before) + len(after) - last_tokens, 0) if last_tokens is not None else 0
     length = len(before) - cut + len(after)
     if context is not None and length - 1 > context:
         raise BadRequestError(
             index,
-            f"{length} tokens, and this model takes {context + 1} with the last that is predicted; shorten it",
+            f"{length} tokens, but this model takes at most {context + 1}, including the last predicted token; "
+            "shorten it",
             "pair",
         )
     return before[cut:], after, cut
@@ -328,7 +331,8 @@ def fit_prompt(tokens: list[int], last_tokens: int | None, context: int | None, 
     if context is not None and len(kept) >= context:
         raise BadRequestError(
             index,
-            f"the prompt has {len(kept)} tokens, and this model takes {context} with its answer; shorten it",
+            f"the prompt has {len(kept)} tokens, but this model takes at most {context} including its answer; shorten "
+            "it",
         )
     return kept, cut
 

@@ -1,15 +1,15 @@
-"""Answers that grow together, one step at a time: they join before any step and leave after any.
+"""Continuous batching: answers join the batch before any step and leave after any step.
 
-The tokens of an answer do not depend on the rest of the batch, to the last bit, because single steps have this property
-(``decoder.py``). The batch may therefore decide freely which answers a step serves:
+The tokens of an answer do not depend on the rest of the batch, bit for bit, because single steps have this property
+(``decoder.py``). The scheduler is therefore free to choose the answers of each step:
 
-- New tokens come first, then prompts, in pieces. The oldest prompt gets at least half of the room that is left, the
-  shortest ones the rest. A long prompt delays the others by at most one step, and short ones cannot hold it up.
-- A free place goes to the request with the fewest answers in the batch, then to the oldest.
-- A cache begins with room for the prompt and some new tokens, and grows. Where memory runs out, the youngest answer
-  waits and is computed again later, with the same result.
-- The caches of the last answers are kept while there is memory. A prompt that begins as one of them, or as a running
-  answer, takes over what was computed: the turns of a chat, and the examples of a few-shot prompt.
+- New tokens come first, then prompts, in chunks. The oldest prompt gets at least half of the remaining tokens, the
+  shortest ones the rest. A long prompt delays the others by at most one step, and short ones cannot block it.
+- A free slot goes to the request with the fewest answers in the batch, then to the oldest.
+- A cache starts with room for the prompt and some new tokens, and grows. If memory runs out, the youngest answer
+  is preempted and recomputed later, with the same result.
+- The caches of recent answers are kept while there is memory. A prompt that shares a prefix with one of them, or with a
+  running answer, reuses the cached prefix: the turns of a chat, and the examples of a few-shot prompt.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from armillary.recipe import ArmillaryError
 
 # Share of the free memory available to the caches of a batch.
 _CACHE_SHARE = 0.5
-# Positions that a cache has at first beyond its prompt.
+# Initial positions of a cache beyond its prompt.
 _FIRST_ROOM = 256
-# Shared tokens that are worth a copy of their keys and values.
+# Minimum number of shared tokens for which copying keys and values pays off.
 _WORTH_COPYING = 16
 
 Logits = NDArray[np.float32]
@@ -50,13 +50,13 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Recorded:
-    """The record of an answer besides its tokens.
+    """What is recorded of an answer besides its tokens.
 
     Attributes:
-        growing: its text while it grows.
-        top: log probabilities of its tokens, and of this many most likely ones at each place; None: none.
-        echo: those of the prompt too.
-        answer: whether there is an answer at all, or the prompt is only read.
+        growing: its text while it is generated.
+        top: log probabilities of its tokens, and of this many most likely ones at each position; None: none.
+        echo: also those of the prompt.
+        answer: whether an answer is generated, or the prompt is only read.
     """
 
     growing: bool = False
@@ -69,9 +69,9 @@ class Recorded:
 class Answer:
     """One answer in progress; ``waiting`` are the tokens not yet in a step, starting at ``position``.
 
-    With ``top``, each token (that of the end included) is recorded in ``scored`` with its log probability and the
+    With ``top``, each token (including the end token) is recorded in ``scored`` with its log probability and the
     ``top`` most likely tokens; with ``echo`` also those of the prompt. An answer whose ``room`` is 0 ends with its
-    prompt. One that failed has an ``error``.
+    prompt. A failed answer has an ``error``.
     """
 
     request: int
@@ -89,17 +89,19 @@ class Answer:
     scored: list[Scored] = field(default_factory=list)
     cache: CacheMemory | None = None
     prefix: tuple[CacheMemory, Logits] | None = None  # of the prompt, computed by the first answer
-    siblings: list[Answer] = field(default_factory=list)  # answers to the same request, which wait for this one
+    siblings: list[Answer] = field(
+        default_factory=list
+    )  # answers to the same request, which wait for this one's prompt
     finish: Literal["stop", "length"] | None = None
     error: ArmillaryError | None = None
-    served: int = 0  # the last step that it was in
+    served: int = 0  # the last step that included it
 
     def __post_init__(self) -> None:
         self.waiting = list(self.prompt)
 
     @property
     def capacity(self) -> int:
-        """Tokens that the cache must hold in the end: the last drawn token never enters it."""
+        """Positions that the cache needs in the end: the last sampled token never enters it."""
         return len(self.prompt) + max(self.room - 1, 0)
 
     def fail(self, error: ArmillaryError) -> None:
@@ -108,43 +110,43 @@ class Answer:
 
 
 class Batch:
-    """Up to ``size`` answers at a time, computed by ``decoder``; others wait in the order in which they were added."""
+    """Up to ``size`` concurrent answers, computed by ``decoder``; others wait in first-in, first-out order."""
 
     def __init__(self, decoder: Decoder, size: int) -> None:
         self._decoder, self._size = decoder, size
         self._free = decoder.free_memory()
         self._queue = deque[Answer]()
         self._running = list[Answer]()
-        self._kept = deque[tuple[list[int], CacheMemory]]()  # tokens and caches of the last answers
+        self._kept = deque[tuple[list[int], CacheMemory]]()  # tokens and caches of recent answers
         self._steps = 0
-        self.reused = 0  # tokens of prompts that were not computed again
+        self.reused = 0  # prompt tokens reused from caches
 
     @property
     def running(self) -> int:
-        """The number of answers with a place in the batch."""
+        """The number of answers in the batch."""
         return len(self._running)
 
     @property
     def waiting(self) -> int:
-        """The number of answers without one."""
+        """The number of waiting answers."""
         return len(self._queue)
 
     @property
     def room(self) -> int:
-        """The number of answers that may be added before others have to wait; 0 or less if some do."""
+        """The number of answers that can be added before others have to wait; 0 or less if some already wait."""
         return self._size - len(self._running) - len(self._queue)
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is left to do."""
+        """Whether no answer is running or waiting."""
         return not self._running and not self._queue
 
     def add(self, answer: Answer) -> None:
-        """Let an answer, with its siblings, join as soon as there is a place."""
+        """Add an answer with its siblings; it starts as soon as there is a slot."""
         self._queue.append(answer)
 
     def remove(self, answer: Answer) -> None:
-        """Take an answer out, wherever it is, with the siblings that wait for it; its place is free for the next
+        """Remove an answer, running or waiting, with the siblings that wait for it; its slot is free for the next
         step."""
         answer.siblings = []
         for where in (self._running, self._queue):
@@ -200,7 +202,7 @@ class Batch:
     # -- places and memory --
 
     def _admit(self) -> list[Answer]:
-        """Give waiting answers the free places; return those that thereby have a token, or have failed."""
+        """Give the free slots to waiting answers; return those that got a token from this, or failed."""
         touched = []
         while self._queue and len(self._running) < self._size:
             crowd = Counter(answer.request for answer in self._running)
@@ -224,7 +226,7 @@ class Batch:
         return touched
 
     def _fits(self, answer: Answer) -> bool:
-        """Give the answer a cache; False if the running answers leave too little memory.
+        """Allocate the answer's cache; False if the running answers leave too little memory.
 
         An answer that could never fit fails.
         """
@@ -249,7 +251,7 @@ class Batch:
         return True
 
     def _make_room(self, needed: int) -> bool:
-        """Whether ``needed`` bytes more fit beside the caches of running answers, of prompts that waiting ones share,
+        """Whether ``needed`` more bytes fit next to the caches of running answers, of prompts that waiting ones share,
         and of past answers, of which the oldest are dropped."""
         if self._free is None:
             return True
@@ -261,7 +263,7 @@ class Batch:
         return occupied <= _CACHE_SHARE * self._free
 
     def _reuse(self, answer: Answer) -> None:
-        """Take over what was computed of the longest common beginning; the last token is computed for its logits."""
+        """Reuse the cache of the longest common prefix; the last token is recomputed for its logits."""
         assert answer.cache is not None, "it was just given one"
         wanted, best, longest = answer.waiting, None, _WORTH_COPYING - 1
         past = [(other.prompt + other.tokens, other.position, other.cache) for other in self._running]
@@ -277,7 +279,7 @@ class Batch:
             self.reused += longest
 
     def _grow(self, answer: Answer, length: int) -> bool:
-        """Make room for ``length`` positions; False if the answer has to wait, since others take the memory."""
+        """Grow the cache to ``length`` positions; False if the answer has to wait for memory."""
         assert answer.cache is not None, "it runs"
         old = answer.cache
         if length <= old.capacity:
@@ -300,7 +302,7 @@ class Batch:
         return True
 
     def _postpone(self, answer: Answer) -> None:
-        """Move an answer from the batch to the front of the queue; it will be computed again."""
+        """Preempt an answer: move it to the front of the queue, to be recomputed."""
         self._running.remove(answer)
         self._queue.appendleft(answer)
         answer.cache, answer.position = None, 0
@@ -311,7 +313,7 @@ class Batch:
     # -- rows --
 
     def _parts(self, active: list[Answer]) -> list[tuple[Answer, int]]:
-        """How many waiting tokens of which answers the next step takes."""
+        """The number of waiting tokens that the next step takes from each answer."""
         room = self._decoder.max_rows
         prompts = [answer for answer in active if len(answer.waiting) > 1]
         started = sorted((answer for answer in active if len(answer.waiting) == 1), key=lambda one: one.served)
@@ -332,7 +334,7 @@ class Batch:
         return [(one, count) for one, count in counts.items() if one.cache is not None and one.finish is None]
 
     def _read(self, answer: Answer, place: int, logits: Logits) -> None:
-        """Score the prompt token at ``place`` by the logits of the position before it."""
+        """Score the prompt token at index ``place`` with the logits of the position before it."""
         if not answer.scored:
             answer.scored.append(Scored(answer.prompt[0], None, ()))
         if answer.finish is not None or place >= len(answer.prompt):
@@ -343,7 +345,7 @@ class Batch:
             answer.fail(error)
 
     def _release(self, answer: Answer, line: Logits) -> None:
-        """Let the siblings of an answer wait for places of their own, with what was computed of their prompt."""
+        """Queue the siblings of an answer, with the cache of their common prompt."""
         for other in answer.siblings:
             assert answer.cache is not None, "the cache was just written"
             other.prefix = answer.cache, line.copy()
@@ -352,7 +354,7 @@ class Batch:
         answer.siblings = []
 
     def _take(self, answer: Answer, logits: Logits) -> None:
-        """Draw the next token of an answer."""
+        """Sample the next token of an answer."""
         if not answer.room:
             answer.finish = "length"
             return
@@ -376,7 +378,7 @@ class Batch:
 
 
 def _common(one: list[int], other: list[int], most: int) -> int:
-    """The length of the common beginning of two lists, up to ``most``."""
+    """The length of the common prefix of two lists, up to ``most``."""
     low, high = 0, most
     while low < high:
         middle = (low + high + 1) // 2

@@ -99,9 +99,7 @@ def read_prompts(path: Path, options: PromptOptions) -> list[Prompt]:
         shown = problems[:_MOST_PROBLEMS] + ([f"… and {more} more rows"] if more > 0 else [])
         raise UsageError("\n".join(shown))
     if not prompts:
-        raise UsageError(
-            f'{path}: holds no prompts; write one JSON object per line, such as {{"prompt": "The sky is"}}'
-        )
+        raise UsageError(f'{path}: has no prompts; write one JSON object per line, such as {{"prompt": "The sky is"}}')
     return prompts
 
 
@@ -168,7 +166,7 @@ def _check_out(out: Path) -> None:
     except (ValueError, RecursionError):
         ours = False
     if not ours:
-        raise ForeignFileError(f"{out}: exists and is not a file of completions; name another file. It was not changed")
+        raise ForeignFileError(f"{out}: exists and is not a file of completions; give another file. It was not changed")
     if not isinstance(row["format"], int) or row["format"] > COMPLETIONS_FORMAT:
         raise ForeignFileError(
             f"{out}: completions of format {row['format']}, but this version writes format {COMPLETIONS_FORMAT}; name "
@@ -203,7 +201,7 @@ def _text(name: str, value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise UsageError(f"{name}: must be a non-empty text, given {value!r}")
     if any("\ud800" <= character <= "\udfff" for character in value):
-        raise UsageError(f"{name}: holds half of a surrogate pair, which has no UTF-8 form")
+        raise UsageError(f"{name}: contains a lone surrogate, which has no UTF-8 form")
     return value
 
 
@@ -214,7 +212,7 @@ def _messages(value: Any) -> tuple[Message, ...]:
     for place, message in enumerate(value):
         where = f"messages[{place}]"
         if not isinstance(message, dict) or message.keys() != {"role", "content"}:
-            raise UsageError(f"{where}: must be an object with role and content alone, given {message!r}")
+            raise UsageError(f"{where}: must be an object with only role and content, given {message!r}")
         if message["role"] not in _ROLES:
             raise UsageError(f"{where}.role: must be one of {', '.join(_ROLES)}, given {message['role']!r}")
         messages.append(Message(message["role"], _text(f"{where}.content", message["content"])))

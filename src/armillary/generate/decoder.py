@@ -100,8 +100,8 @@ def check_length(shape: ModelShape, tokens: int) -> None:
     if scaling is not None and scaling.kind == "telechat2" and tokens > (scaling.original_length or 0):
         raise UsageError(
             f"a sequence of {tokens} tokens is longer than the {scaling.original_length} tokens of this model's "
-            "training: beyond them positions depend on the length of the whole sequence (TeleChat2), and generation "
-            "keeps the keys of earlier tokens; ask for fewer tokens"
+            "training: beyond it positions depend on the length of the whole sequence (TeleChat2), but generation "
+            "caches the keys of earlier tokens; ask for fewer tokens"
         )
 
 
@@ -278,7 +278,7 @@ class CompiledDecoder:
         work = len(rows.tokens) * self._multiply_adds
         threads = max(1, min(torch.get_num_threads(), work // THREAD_WORK))
         if self._library.step(ctypes.byref(self._model), ctypes.byref(step), ctypes.c_long(threads)):
-            raise ArmillaryError("no memory for the scratch space of a step; make the batch smaller")
+            raise ArmillaryError("no memory for the scratch space of a step; use a smaller batch")
         return self._logits[: len(rows.wanted), : self.shape.vocab_size]
 
     def _tables(self, length: int) -> None:
@@ -456,11 +456,13 @@ def _large_pages(size: int) -> mmap.mmap:
         # private: shared memory gets large pages only if the administrator enables them
         room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, ValueError) as error:
-        raise ArmillaryError(f"no memory for {size:,} bytes of weights ({error}); take a smaller model") from error
+        raise ArmillaryError(f"no memory for {size:,} bytes of weights ({error}); use a smaller model") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
         room.madvise(mmap.MADV_HUGEPAGE)
     return room
 
 
 def _unknown(part: str, kind: str) -> UsageError:
-    return UsageError(f"generation does not support {part} '{kind}'; it has grouped-query, latent, swiglu and relu2")
+    return UsageError(
+        f"generation does not support {part} '{kind}'; supported are grouped-query, latent, swiglu and relu2"
+    )

@@ -121,7 +121,7 @@ class EagerDecoder:
             x = self._layers(self._on_device(np.append(rows.tokens, [0] * idle))[None], places, attend)
             logits = F.linear(x[0], self._model.output_weight.float())
         except torch.OutOfMemoryError as error:
-            raise ArmillaryError(f"no memory on {self._device} for a step; take a smaller batch") from error
+            raise ArmillaryError(f"no memory on {self._device} for a step; use a smaller batch") from error
         return logits[self._on_device(rows.wanted)].cpu().numpy()
 
     def _layers(self, tokens: Tensor, places: Places, attend: _Attend) -> Tensor:

@@ -362,7 +362,7 @@ class EndpointBackend:
                     if time.monotonic() > deadline:
                         return _Failure(f"no complete answer within {self._own.timeout_s:g} s", True)
         except UnicodeEncodeError:
-            return _Failure("the text holds half of a surrogate pair, which has no UTF-8 form", False)
+            return _Failure("the text contains a lone surrogate, which has no UTF-8 form", False)
         except httpx2.HTTPError as error:
             return self._lost(error)
         text = self._masked(body.decode("utf-8", "replace"))

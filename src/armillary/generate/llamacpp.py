@@ -178,7 +178,7 @@ class LlamaCppBackend(InProcess):
                 if drawn["id"] != token:
                     raise ArmillaryError(
                         f"llama.cpp drew token {drawn['id']} although only {token} was allowed, so it cannot compute "
-                        "likelihoods of this model: import the model, and open the folder"
+                        "likelihoods of this model: convert the model, and open that folder"
                     )
                 value += max(drawn["logprob"], _LEAST)
                 greedy &= drawn["top_logprobs"][0]["id"] == token
@@ -258,7 +258,7 @@ class LlamaCppBackend(InProcess):
             take,
         )
         if "error" in last or "usage" not in last:
-            raise ArmillaryError(f"llama.cpp failed: {last.get('error', {}).get('message', 'no answer came')}")
+            raise ArmillaryError(f"llama.cpp failed: {last.get('error', {}).get('message', 'no answer')}")
         finish: Literal["stop", "length"] = "length" if last["choices"][0]["finish_reason"] == "length" else "stop"
         return Choice("".join(pieces), last["usage"]["completion_tokens"], finish)
 

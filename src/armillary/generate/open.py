@@ -34,8 +34,8 @@ def open_backend(target: str, options: BackendOptions | None = None, name: str |
     for option in fields(options):
         if getattr(options, option.name) != getattr(default, option.name) and option.name not in engine.takes:
             raise UsageError(
-                f"{option.name.replace('_', ' ')} is not an option of the {engine.name} backend for {target}; it has "
-                f"{', '.join(sorted(engine.takes)).replace('_', ' ')}"
+                f"{option.name.replace('_', ' ')} is not an option of the {engine.name} backend for {target}; its "
+                f"options: {', '.join(sorted(engine.takes)).replace('_', ' ')}"
             )
     return engine.open(target, options)
 

@@ -159,7 +159,7 @@ def register(name: str, recognises: Callable[[str], bool], takes: set[str]) -> C
 
     def add(opens: Open) -> Open:
         if name in _ENGINES or takes - {option.name for option in fields(BackendOptions)}:
-            raise ValueError(f"engine {name!r} is registered already, or takes an option that does not exist: {takes}")
+            raise ValueError(f"engine {name!r} is already registered, or takes an option that does not exist: {takes}")
         _ENGINES[name] = Engine(name, opens, recognises, frozenset(takes))
         return opens
 

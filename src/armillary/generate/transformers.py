@@ -97,7 +97,7 @@ class TransformersBackend(InProcess):
             raise
         except Exception as error:
             raise DamagedFileError(
-                f"{folder}: transformers cannot load this model ({_line(error)}); it takes a causal language model of "
+                f"{folder}: transformers cannot load this model ({_line(error)}); it needs a causal language model of "
                 "a known architecture with weights in safetensors and a tokenizer"
             ) from None
         self._model.to(self._device).eval()

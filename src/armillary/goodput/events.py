@@ -111,8 +111,8 @@ class EventWriter:
             yield
         except OSError as error:
             raise ArmillaryError(
-                f"{self.path}: could not be written ({error.strerror or error}); make room or give access, then start "
-                "the run again: it resumes from its last checkpoint"
+                f"{self.path}: could not be written ({error.strerror or error}); free space or fix permissions, then "
+                "start the run again: it resumes from its last checkpoint"
             ) from error
 
     def __enter__(self) -> Self:
@@ -142,7 +142,7 @@ def write_events(path: Path, events: Iterable[Event]) -> None:
     except OSError as error:
         hidden.unlink(missing_ok=True)
         raise ArmillaryError(
-            f"{path}: could not be written ({error.strerror or error}); make room or give access"
+            f"{path}: could not be written ({error.strerror or error}); free space or fix permissions"
         ) from (error)
     except BaseException:
         hidden.unlink(missing_ok=True)
@@ -171,7 +171,7 @@ def read_events(path: Path) -> Iterator[Event]:
                 if isinstance(version, int) and version > FORMAT:
                     raise ForeignFileError(
                         f"{path}:{number}: event format {version} is newer than this version reads ({FORMAT}); "
-                        "update armillary. The file is left as it is"
+                        "update armillary. The file was not changed"
                     )
                 if isinstance(fields, dict) and _is_newer(fields.get("minor")):
                     if fields.get("kind") not in KINDS:
@@ -206,7 +206,7 @@ def event_files(run: Path) -> dict[int, Path]:
         if number.isascii() and number.isdigit():
             found[int(number)] = path
     if not found:
-        raise UsageError(f"{run}: holds no events.jsonl; give the folder of a run, or a file of events")
+        raise UsageError(f"{run}: has no events.jsonl; give the folder of a run, or a file of events")
     return found
 
 

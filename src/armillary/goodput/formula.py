@@ -140,5 +140,5 @@ def needed_mtbf(block_s: float, recovery_s: float, goal: float) -> float:
 
 def _share(goal: float) -> float:
     if not 0 < goal < 1:
-        raise UsageError(f"the goal is {goal:g}: it must lie between 0 and 1, as in 0.98")
+        raise UsageError(f"the goal is {goal:g}: it must be between 0 and 1, such as 0.98")
     return goal

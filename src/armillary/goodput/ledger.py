@@ -164,9 +164,9 @@ def read_ledger(path: Path, until_s: float | None = None) -> Ledger:
     try:
         streams = {rank: list(read_events(file)) for rank, file in files.items()}
     except FileNotFoundError as error:
-        raise UsageError(f"{path}: there is no such file; give the folder of a run, or a file of events") from error
+        raise UsageError(f"{path}: no such file; give the folder of a run, or a file of events") from error
     if not any(streams.values()):
-        raise UsageError(f"{path}: holds no event yet, or it is not a file of events")
+        raise UsageError(f"{path}: has no events yet, or is not a file of events")
     return ledger(streams, until_s)
 
 

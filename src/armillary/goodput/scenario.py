@@ -42,7 +42,7 @@ def cluster_of(
     if file is not None:
         doubled = [name for name, value in given.items() if value is not None]
         if doubled:
-            raise UsageError(f"{doubled[0]} and --cluster: the file says it; leave out the option")
+            raise UsageError(f"{doubled[0]} and --cluster: the file sets it already; leave the option out")
         return load_document(file, Cluster)
     missing = [name for name, value in given.items() if value is None]
     if missing:
@@ -57,7 +57,7 @@ def _interval(text: str, job: Reliability) -> float:
     if text == "best":
         if job.block_s == 0:
             raise UsageError(
-                "--checkpoint-interval-s best: a checkpoint that costs nothing is best taken after every step; give a "
+                "--checkpoint-interval-s best: with checkpoints that cost nothing, every step is best; give a "
                 "number of seconds"
             )
         return best_interval(job)

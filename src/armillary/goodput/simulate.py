@@ -43,7 +43,8 @@ def simulate(cluster: Cluster, days: float, seed: int = 0) -> Iterator[Event]:
     if days * DAY_S / shortest > MOST_EVENTS:
         what = "the job fails" if shortest == cluster.mtbf_s else "a checkpoint is written"
         raise UsageError(
-            f"{what} every {shortest:.3g} s, which is more than {MOST_EVENTS:,} times in {days:g} days; take fewer days"
+            f"{what} every {shortest:.3g} s, which is more than {MOST_EVENTS:,} times in {days:g} days; simulate "
+            "fewer days"
         )
     return _Job(cluster, days * DAY_S, np.random.default_rng(seed), f"simulated-{seed}").events()
 

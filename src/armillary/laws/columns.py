@@ -153,7 +153,7 @@ def known_features(columns: Sequence[str]) -> dict[str, str]:
         if feature in known.values():
             other = next(c for c in known if known[c] == feature)
             raise UsageError(
-                f"'{other}' and '{column}' are both known as {feature}; name the one that is meant: --columns "
+                f"'{other}' and '{column}' are both known as {feature}; choose one: --columns "
                 f"{other if feature == 'params' else 'params'},{other if feature == 'tokens' else 'tokens'},...,loss"
             )
         if feature is not None:
@@ -161,7 +161,7 @@ def known_features(columns: Sequence[str]) -> dict[str, str]:
     return known
 
 
-def find_column(table: Table, name: str, remedy: str = "name the one with --columns") -> str:
+def find_column(table: Table, name: str, remedy: str = "choose one with --columns") -> str:
     """The column of ``table`` for ``name``: equal, equal except for case, or another name of the same feature.
 
     Raises:
@@ -192,7 +192,7 @@ def nearly(columns: Sequence[str], names: Sequence[str]) -> str:
             return f"; '{column}' may be {of.removesuffix('_in')} in {_UNITS[unit]}s: give the sizes as 10M or 10000000"
         match = difflib.get_close_matches(plain(column), [plain(name) for name in names], n=1, cutoff=0.75)
         if match and feature_of(column) is None and not is_loss(column):
-            return f"; '{column}' is nearly '{match[0]}': rename it where it is that"
+            return f"; '{column}' is close to '{match[0]}': rename it if it means that"
     return ""
 
 
@@ -208,8 +208,8 @@ def default_columns(table: Table) -> list[str]:
             same = [c for c in table.columns if feature_of(c) == feature and table.numeric(c)]
             if len(same) > 1:
                 raise UsageError(
-                    f"{table.path}: columns {' and '.join(repr(c) for c in same)} are both known as {feature}; name "
-                    "what the law takes and then the losses with --columns, such as --columns "
+                    f"{table.path}: columns {' and '.join(repr(c) for c in same)} are both known as {feature}; list "
+                    "the inputs of the law and then the losses with --columns, such as --columns "
                     + ",".join([same[0], "tokens"] if feature != "tokens" else ["params", same[0]])
                     + ",loss"
                 )
@@ -224,7 +224,7 @@ def default_columns(table: Table) -> list[str]:
             raise UsageError(
                 f"{table.path}: no column is known as {features[0]} (names such as {', '.join(names[:5])})"
                 f"{nearly(table.columns, names)}; its columns are "
-                f"{', '.join(table.columns)}. Name what the law takes and then the losses with --columns"
+                f"{', '.join(table.columns)}. List the inputs of the law and then the losses with --columns"
             )
     named = [column for column in table.columns if is_loss(column)]
     losses = [column for column in named if table.numeric(column)]
@@ -234,7 +234,7 @@ def default_columns(table: Table) -> list[str]:
         raise UsageError(
             f"{table.path}: no column is known as a loss (names such as loss, val_loss, bpb, validation/c4)"
             f"{nearly(table.columns, LOSS_NAMES)}; its "
-            f"columns are {', '.join(table.columns)}. Name it: --columns {','.join(found)},NAME"
+            f"columns are {', '.join(table.columns)}. Choose one: --columns {','.join(found)},NAME"
         )
     return [*found, *losses]
 

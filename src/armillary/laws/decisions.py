@@ -148,8 +148,8 @@ def hyperparameters(path: Path, size: str, tokens: str) -> dict[str, Any]:
         "loss": _interval(best.loss),
         "extrapolation": best.extrapolation,
         "meaning": (
-            f"--params counts what the law's column '{law.features[0]}' counts; of a model with experts, all "
-            "parameters or the active ones, as there"
+            f"--params must count the same as the law's column '{law.features[0]}': for a model with experts, all "
+            "parameters or only the active ones"
         ),
     }
 
@@ -167,14 +167,14 @@ def compare(points: Path, columns: Sequence[str] | None, family_column: str, at:
         UsageError: not three columns, not two numbers, fewer than two families, a bad entry.
     """
     if columns is not None and len(columns) != 3:
-        raise UsageError(f"--columns {','.join(columns)}: give three, parameters, tokens and the loss")
+        raise UsageError(f"--columns {','.join(columns)}: give three: parameters, tokens and the loss")
     if len(at) != 2:
         raise UsageError(f"--at {','.join(at)}: give parameters and tokens of the target, such as 7B,4T")
     table = read_table(points)
     named = default_columns(table) if columns is None else [find_column(table, name) for name in columns]
     if len(named) != 3:
         raise UsageError(
-            f"{points} has several losses ({', '.join(named[2:])}); name one: --columns {named[0]},{named[1]},LOSS"
+            f"{points} has several losses ({', '.join(named[2:])}); choose one: --columns {named[0]},{named[1]},LOSS"
         )
     known = {feature: name for name, feature in known_features(named).items()}
     if {"params", "tokens"} <= known.keys():
@@ -188,7 +188,7 @@ def compare(points: Path, columns: Sequence[str] | None, family_column: str, at:
     workbench.warn_of_perplexities(points, losses, named[2:])
     good = np.isfinite(losses[:, 0])
     for row in np.flatnonzero(~good):
-        warnings.warn(f"{table.entry(int(row), named[2])}: set aside", SetAsideWarning, stacklevel=2)
+        warnings.warn(f"{table.entry(int(row), named[2])}: left out", SetAsideWarning, stacklevel=2)
     rows = {name: np.flatnonzero((families == name) & good) for name in dict.fromkeys(families.tolist())}
     runs = {name: (sizes[found], losses[found, 0]) for name, found in rows.items()}
     with workbench.about(points), rows_named(lambda family, i: table.where(int(rows[family][i])), named[2:]):
@@ -258,7 +258,7 @@ def write_yaml(path: Path, value: dict[str, Any]) -> None:
 def _law(path: Path, kind: str, verb: str) -> LawFile:
     law = read_law(path)
     if law.kind != kind:
-        raise UsageError(f"{path} holds a law of kind '{law.kind}'; give one that '{verb}' wrote")
+        raise UsageError(f"{path} is a law of kind '{law.kind}'; give one that '{verb}' wrote")
     return law
 
 
@@ -269,7 +269,7 @@ def _interval(value: Prediction) -> dict[str, float]:
 def _known(path: Path, field: str, given: dict[str, float], names: Sequence[str], what: str) -> None:
     for name in given:
         if name not in names:
-            raise UsageError(f"{path}: {field}.{name}: the law knows no {what} of that name; it has {', '.join(names)}")
+            raise UsageError(f"{path}: {field}.{name}: the law has no {what} of that name; it has {', '.join(names)}")
 
 
 def _described(optimum: Optimum, domains: Sequence[str]) -> dict[str, Any]:

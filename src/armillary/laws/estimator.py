@@ -197,7 +197,7 @@ def report_set_aside(found: Sequence[SetAside], name: str = "y") -> None:
     if not found:
         return
     said = [
-        f"{row_name(name, one.row)}: {target_name(one.target)} is {one.value:.4g}, where the other runs expect about "
+        f"{row_name(name, one.row)}: {target_name(one.target)} is {one.value:.4g}, but the other runs predict about "
         f"{one.expected:.4g}"
         for one in found[:SHOWN]
     ]
@@ -242,9 +242,9 @@ def check_reach(factor: float, tested: float, what: str, remedy: str, most: floa
         ExtrapolationError: beyond ``most``; the message has ``what`` was predicted and the ``remedy``.
     """
     if factor > most:
-        raise ExtrapolationError(f"{what} lies {factor:.3g} times beyond the fitted runs, more than {most:g}; {remedy}")
+        raise ExtrapolationError(f"{what} is {factor:.3g} times beyond the fitted runs, more than {most:g}; {remedy}")
     if factor > max(tested, 1.0) * (1 + 1e-9):
-        text = f"{what} lies {factor:.3g} times beyond the fitted runs; the law was tested up to {max(tested, 1.0):.3g}"
+        text = f"{what} is {factor:.3g} times beyond the fitted runs; the law was tested up to {max(tested, 1.0):.3g}"
         warnings.warn(text, ExtrapolationWarning, stacklevel=3)
 
 

@@ -181,12 +181,12 @@ class Table:
         """A number with this table's decimal mark; ValueError with a remedy."""
         if self.decimal == "," and "," in entry:
             if "." in entry and not re.fullmatch(r"[+-]?[0-9]{1,3}(\.[0-9]{3})+,[0-9]+", entry):
-                raise ValueError("the file's decimal mark is a comma; write the number with one mark")
+                raise ValueError("the file's decimal separator is a comma; write the number with one separator")
             entry = entry.replace(".", "").replace(",", ".")
         elif self.decimal == "," and re.fullmatch(r"[+-]?[0-9]{1,3}\.[0-9]{3}", entry):
             whole, _, part = entry.partition(".")
             raise TwoMeaningsError(
-                f"it may be {whole}.{part} or {whole}{part} in a file with decimal commas; write it so"
+                f"it may be {whole}.{part} or {whole}{part} in a file with decimal commas; write it that way"
             )
         elif self.decimal == "?" and re.fullmatch(r"[+-]?[0-9]{1,3},[0-9]{3}", entry):
             whole, _, part = entry.partition(",")
@@ -239,7 +239,7 @@ def parse_size(text: str) -> float:
     except ValueError:
         size = 0.0
     if not 0 < size < np.inf:
-        raise UsageError(f"'{text}' is not the size of a model; write its parameters, such as 25M, 1.3B or 25000000")
+        raise UsageError(f"'{text}' is not a model size; write its parameters, such as 25M, 1.3B or 25000000")
     return size
 
 
@@ -279,7 +279,7 @@ def read_table(path: Path) -> Table:
                 raise UsageError(f"{path}, line {line}: the columns are separated by spaces; save it with commas")
             raise UsageError(
                 f"{path}, line {line} has {counted(len(row), 'entry')} and the header has {width}; quote entries that "
-                "hold a comma, or fill what is missing"
+                "contain a comma, or fill in the missing ones"
             )
         body.append(row)
     columns = tuple(INDEX if name.lower() == INDEX else name for name in header[:width])
@@ -289,7 +289,7 @@ def read_table(path: Path) -> Table:
     _check_header(path, columns, lines[0])
     for row, line in zip(body, lines[1:], strict=True):
         if [entry.strip() for entry in row] == header[:width]:
-            raise UsageError(f"{path}, line {line}: the header stands here once more; take this line out")
+            raise UsageError(f"{path}, line {line}: repeated header; remove this line")
     if len(columns) == 1 and "|" in columns[0]:
         raise UsageError(f"{path}, line {lines[0]}: the columns are separated by |; save it with commas")
     if len(columns) == 1 and len(columns[0].split()) > 1 and all(len(row[0].split()) > 1 for row in body):
@@ -316,7 +316,9 @@ def _decoded(path: Path) -> str:
         raise UsageError(f"{path} looks like JSON; write it as CSV with a header")
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
-        raise UsageError(f"{path}, line {line} holds a zero byte, so it is no text or was torn; save it as CSV UTF-8")
+        raise UsageError(
+            f"{path}, line {line} contains a zero byte, so it is not text or is damaged; save it as CSV UTF-8"
+        )
     return text
 
 
@@ -345,9 +347,9 @@ def _split(path: Path, text: str, delimiter: str) -> tuple[list[list[str]], list
 def _check_header(path: Path, columns: Sequence[str], line: int) -> None:
     for k, name in enumerate(columns):
         if not name:
-            raise UsageError(f"{path}, line {line}: column {k + 1} has no name; name it or take it out")
+            raise UsageError(f"{path}, line {line}: column {k + 1} has no name; name it or remove it")
         if columns.index(name) != k:
-            raise UsageError(f"{path}, line {line}: column '{name}' is there twice; take one out")
+            raise UsageError(f"{path}, line {line}: column '{name}' appears twice; remove one")
 
 
 def _decimal(rows: list[list[str]], delimiter: str) -> str:

@@ -72,7 +72,7 @@ def best_of(groups: Mapping[str, Sequence[float]], reference: str, interval: flo
     """
     checked_interval(interval)
     if reference not in groups:
-        raise UsageError(f"no group '{reference}' among {', '.join(groups) or 'none'}; name one of them as reference")
+        raise UsageError(f"no group '{reference}' among {', '.join(groups) or 'none'}; choose one of them as reference")
     if len(groups) < 2:
         raise UsageError(f"only the reference '{reference}' is given; a choice needs at least two groups")
     table = {name: _samples(f"group '{name}'", values) for name, values in groups.items()}

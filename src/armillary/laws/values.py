@@ -204,7 +204,7 @@ class Mapped:
     def _of(self, name: str, at: str) -> Codec:
         codec = self.codec(name) if callable(self.codec) else self.codec
         if codec is None:
-            raise ValueInFileError(f"{at} holds '{name}', which this program does not have")
+            raise ValueInFileError(f"{at} has '{name}', which this version does not know")
         return codec
 
 
@@ -244,9 +244,9 @@ class Array:
             try:
                 flat = np.frombuffer(base64.b64decode(data, validate=True), dtype)
             except (TypeError, ValueError) as error:
-                raise ValueInFileError(f"{at}.data is not the bytes of an array ({error})") from error
+                raise ValueInFileError(f"{at}.data is not the encoded data of an array ({error})") from error
         if flat.size != math.prod(shape):
-            raise ValueInFileError(f"{at}.data holds {flat.size} numbers, and its shape is {shape}")
+            raise ValueInFileError(f"{at}.data has {flat.size} numbers, but its shape is {shape}")
         array = flat.reshape(shape).astype(np.dtype(dtype).newbyteorder("="))
         self._check(array, dtype, at, sizes)
         return array
@@ -265,7 +265,7 @@ class Array:
             said = ", ".join(letter if size is None else str(size) for letter, size in zip(known, wanted, strict=True))
             raise ValueInFileError(f"{at} has shape {list(array.shape)}; it must have [{said}]")
         if self.finite and not np.isfinite(array).all():
-            raise ValueInFileError(f"{at} holds what is not a finite number")
+            raise ValueInFileError(f"{at} has a value that is not finite")
         sizes.update({letter: size for letter, _, size in pairs if not letter.isdigit()})
 
 
@@ -320,6 +320,6 @@ def read_fields(fields: Fields, value: Any, at: str, sizes: Sizes) -> dict[str, 
             raise ValueInFileError(f"{at} lacks '{name}'")
     for name in value:
         if name not in fields:
-            raise ValueInFileError(f"{at} holds '{name}', which this program does not have")
+            raise ValueInFileError(f"{at} has '{name}', which this version does not know")
     pairs = attributes_of(fields).items()
     return {attribute: codec.read(value[name], f"{at}.{name}", sizes) for name, (attribute, codec) in pairs}

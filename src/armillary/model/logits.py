@@ -81,7 +81,7 @@ def write_logits(
     if outside.any():
         row, column = (int(i) for i in outside.nonzero()[0])
         raise UsageError(
-            f"{tokens}: token {int(given[row, column])} at [{row}, {column}] is outside of the model's vocabulary of "
+            f"{tokens}: token {int(given[row, column])} at [{row}, {column}] is outside the model's vocabulary of "
             f"{source.shape.vocab_size}"
         )
     logits = logits_of(build(source), given, progress)

@@ -64,7 +64,7 @@ def compiled(source: bytes, flags: tuple[str, ...], use: str, longer: str) -> ct
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         warnings.warn(
-            f"no C compiler was found (cc, or what CC names): {use} PyTorch's operators, which take up to {longer} as "
+            f"no C compiler was found (cc, or the one in CC): {use} PyTorch's operators, which take up to {longer} as "
             "long; install gcc or clang",
             stacklevel=3,
         )
@@ -133,7 +133,7 @@ def _private_folder() -> Path:
     for above in folder.parents:
         place = above.stat()
         if place.st_uid not in (0, user) or (place.st_mode & 0o022 and not place.st_mode & stat.S_ISVTX):
-            raise PermissionError(f"{above}: another user can replace what lies in it")
+            raise PermissionError(f"{above}: another user can replace its files")
     if about.st_mode & 0o077:
         if about.st_mode & 0o022:  # another user may have put a library here
             for path in folder.glob("kernels-*.so"):

@@ -46,7 +46,7 @@ def register(name: str, initial_state: Callable[[Tensor], dict[str, Tensor]]) ->
 
     def add(build: Build) -> Build:
         if name in _KINDS:
-            raise ValueError(f"an optimizer of kind {name!r} is registered already")
+            raise ValueError(f"an optimizer of kind {name!r} is already registered")
         _KINDS[name] = Kind(build, initial_state)
         return build
 
@@ -61,6 +61,6 @@ def find_kind(name: str) -> Kind:
     """
     if name not in _KINDS:
         raise UsageError(
-            f"optimizer.kind is {name!r}, of which no steps are registered; registered are {', '.join(sorted(_KINDS))}"
+            f"optimizer.kind is {name!r}, but no such optimizer is registered; registered: {', '.join(sorted(_KINDS))}"
         )
     return _KINDS[name]

@@ -200,7 +200,7 @@ class WithoutNumbers(TorchDispatchMode):
         if func is _VALUE and args[0].dtype.is_floating_point:
             return 1.0  # a step count, or a norm for display
         if func is _VALUE or func in _BY_VALUE:
-            raise ArmillaryError(f"dry run: the program asks for values of a tensor that has none ({func})")
+            raise ArmillaryError(f"dry run: the program reads values of a tensor without data ({func})")
         key = func, _key(args), _key(tuple(kwargs.items()))
         form = self._forms.get(key)
         if form is None:

@@ -78,8 +78,8 @@ def check_schedule(layout: Layout) -> None:
     """
     if layout.splits_backward and TorchVersion(torch.__version__) < "2.13":
         raise UsageError(
-            f"layout: schedule '{layout.schedule}' needs PyTorch 2.13, and {torch.__version__} is installed; take "
-            "schedule '1f1b' or 'interleaved', or install a newer one"
+            f"layout: schedule '{layout.schedule}' needs PyTorch 2.13, but {torch.__version__} is installed; use "
+            "schedule '1f1b' or 'interleaved', or install PyTorch 2.13"
         )
 
 

@@ -159,7 +159,7 @@ def _refuse_outside(tokens: Tensor, vocab_size: int) -> None:
     check_tokens(tokens, vocab_size)
     if tokens.device.type != "cpu":
         inside = ((tokens >= 0) & (tokens < vocab_size)).all()
-        torch._assert_async(inside, f"a token lies outside of the vocabulary of {vocab_size}")  # asynchronous: no sync
+        torch._assert_async(inside, f"a token is outside the vocabulary of {vocab_size}")  # asynchronous: no sync
 
 
 class VocabularyParallelLoss:

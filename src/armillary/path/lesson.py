@@ -101,7 +101,9 @@ def give_lesson(lab: Lab, pupil: Pupil, workspace: Path) -> Taught:
     if found is None:
         found = lab.conclude(STAGE, key, _outcome(lab, pupil, out, _teach(lab, teaching, out, question)))
     if not found.published:
-        lab.say(f"lesson: no chat model is published, since none answers better than the model in {pupil.folder.name}/")
+        lab.say(
+            f"lesson: no chat model is published, because none answers better than the model in {pupil.folder.name}/"
+        )
         return found
     lineage = _lineage(pupil, found)
     if not is_published(workspace / CHAT, lineage):

@@ -17,7 +17,7 @@ from armillary.study import StageOutcome
 
 _SETS = ("questions", "verified", "questions-clean", "new-questions", HELD_OUT, "harder")
 Language = Literal["en", "zh"]
-_REMEDY = "remove it, and `armillary post run` writes it again"
+_REMEDY = "remove it and run `armillary post run` again"
 
 
 class Taught(StageOutcome):

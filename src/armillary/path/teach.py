@@ -265,9 +265,9 @@ class _Teaching:
         made = sum(reasons.get("kept", 0) for reasons in decided)
         if not made:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(decided[0].items()))
-            self._leave_out("evolve", f"no question became a harder or another one ({reasons})")
+            self._leave_out("evolve", f"no question was evolved ({reasons})")
             return items
-        self.say(f"evolve: {made} harder and other questions")
+        self.say(f"evolve: {made} evolved questions")
         both = self.out / "questions-evolved.jsonl"
         write_file(both, (out / ITEMS).read_bytes() + b"".join(lines[asked.items :]))
         return both
@@ -314,8 +314,8 @@ class _Teaching:
             known = read_sealed(place, "prediction of a gain", FORMAT, "remove the folder to predict again")
             if known["parts"] != sizes or known["items"] != len(lines):
                 raise UsageError(
-                    f"{place}: was made from parts of {known['parts']} of {known['items']} items, and the recipe has "
-                    f"{sizes} of {len(lines)}; name another folder"
+                    f"{place}: was made from parts of {known['parts']} of {known['items']} items, but the recipe has "
+                    f"{sizes} of {len(lines)}; give another folder"
                 )
             return known
         scores = [
@@ -348,14 +348,14 @@ class _Teaching:
         write_file(few, data)
         asked = {"data": digest(few), "held_out": digest(self.sets[HELD_OUT]), "recipe": self._portable()["sft"]}
         try:
-            known = read_sealed(kept, "score of a part", FORMAT, "remove it, and the part is trained again")
+            known = read_sealed(kept, "score of a part", FORMAT, "remove it to train the part again")
         except FileNotFoundError:
             found = self._asked(name, self._fine_tuned(name, few), {HELD_OUT: self.sets[HELD_OUT]})
             scores = [item.scores["right"] for item in found.items[HELD_OUT]]
             known = {"format": FORMAT, **asked, "scores": scores}
             write_sealed(kept, known)
         if differing := [field for field, value in asked.items() if known[field] != value]:
-            raise UsageError(f"{kept}: was made with another {' and '.join(differing)}; name another folder")
+            raise UsageError(f"{kept}: was made with another {' and '.join(differing)}; give another folder")
         shutil.rmtree(self.out / name, ignore_errors=True)
         return list(known["scores"])
 
@@ -405,7 +405,7 @@ class _Teaching:
         """A merge of all models trained from the base."""
         made = [step for step in self.steps if step.name != BASE]
         if len(made) < 2:
-            return self._leave_out("merged", "there is one model only")
+            return self._leave_out("merged", "there is only one model")
         scores = {step.name: step.to_json()["scores"][HELD_OUT]["right"] for step in self.steps}
         if asked.method == "slerp":  # needs two models: take the best ones
             made = sorted(made, key=lambda step: scores[step.name])[-2:]
@@ -437,7 +437,7 @@ class _Teaching:
         others = [item.to_json() for item in read_items(made) if item.text not in examined]
         if len(others) < LEAST_ITEMS:
             self._leave_out(
-                "merged", f"there are {len(others)} further held-out questions, but weights need {LEAST_ITEMS}"
+                "merged", f"{len(others)} further held-out questions are too few; choosing weights needs {LEAST_ITEMS}"
             )
             return None
         validation = self.out / "validation.jsonl"
@@ -534,6 +534,6 @@ def _said(step: Step) -> str:
     if step.against is None:
         return f"{step.name}: {scores}"
     change = step.differences[HELD_OUT]
-    word = "taken" if step.taken else f"not better beyond chance, {step.against} stays"
+    word = "chosen" if step.taken else f"not significantly better, {step.against} is kept"
     interval = f"{change['value']:+.3f} ({change['low']:+.3f} to {change['high']:+.3f})"
     return f"{step.name}: {scores}; against {step.against} {interval}: {word}"

@@ -49,9 +49,9 @@ _SEALED_SINCE = 2
 _FIELDS = {"plan.json": "plan", "cost.json": "wall_s"}
 _REMEDIES = {
     "plan.json": "restore it from a copy; without it the next call sizes the studies again",
-    "cost.json": "restore it from a copy; without it the next call counts wall time anew",
+    "cost.json": "restore it from a copy; without it the next call counts wall time from 0",
     "summary.json": RECORD_REMEDY,
-    "recipe.yaml": "restore it from a copy, or give the recipe itself with --out, which writes it anew",
+    "recipe.yaml": "restore it from a copy, or pass the recipe itself with --out to rewrite it",
     "target.yaml": RECORD_REMEDY,
 }
 _REMEDY = "restore it from a copy, or remove it to have it made again"

@@ -146,8 +146,8 @@ class Workspace:
                 break
             if place.exists() or place.is_symlink():
                 raise UsageError(
-                    f"{place}: not a folder (a file or a broken link), so it cannot hold results; name a folder with "
-                    "--out"
+                    f"{place}: not a folder (a file or a broken link), so it cannot contain results; give a folder "
+                    "with --out"
                 )
 
     def corpus(self) -> Corpus:
@@ -298,7 +298,7 @@ class Workspace:
             DamagedFileError: the plan cannot be read. It is not replaced, since other sizes would mean other runs.
             ForeignFileError: the plan has a newer version.
         """
-        remedy = "restore the file, or remove it to have the studies sized again"
+        remedy = "restore the file, or remove it to size the studies again"
         try:
             document = read_sealed(path, "plan of the studies", PLAN_FORMAT, remedy, sealed_since=2)
         except FileNotFoundError:
@@ -354,7 +354,7 @@ class Workspace:
         except DamagedFileError as error:
             kept = aside(path)
             path.rename(kept)
-            self.say(f"{error}; it is kept as {kept.name}, and the count of wall time restarts")
+            self.say(f"{error}; it is kept as {kept.name}, and wall time is counted from 0")
             return {}
 
     def go(self, until: Goal) -> Evidence:
@@ -528,7 +528,7 @@ class Workspace:
         """Publish the target run's weights with their lineage, unless exactly this model is already published."""
         assert evidence.target is not None
         if evidence.target.published is None:
-            self.say("release: no model is published, since the target run has no result yet")
+            self.say("release: no model is published, because the target run has no result yet")
             return
         record = lineage(evidence)
         folder = self.folder / "model"

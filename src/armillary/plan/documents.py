@@ -66,7 +66,7 @@ def read_cluster(path: Path) -> tuple[ClusterSpec, str, Accelerator]:
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from error
     if cluster.software not in family_names():
-        raise UsageError(f"{path}: software '{cluster.software}' is none of {', '.join(family_names())}")
+        raise UsageError(f"{path}: software '{cluster.software}' is unknown; known are {', '.join(family_names())}")
     own = {key: getattr(cluster, key) for key in ("node", "memory_gb", "link_gb_s", "network_gb_s")}
     accelerator = accelerator.model_copy(update={key: value for key, value in own.items() if value is not None})
     try:
@@ -107,7 +107,7 @@ def shape_of_config(config: dict[str, Any]) -> ModelShape:
         config = config["text_config"]
     kind = config.get("model_type", "")
     if any(key in config for key in ("mamba_d_state", "ssm_cfg", "mamba_num_heads", "state_size")):
-        raise UsageError(f"model_type '{kind}' has Mamba layers, of which the planner has no times")
+        raise UsageError(f"model_type '{kind}' has Mamba layers, which the planner cannot time")
 
     def size(*keys: str, default: int | None = None) -> int:
         for key in keys:
@@ -115,7 +115,7 @@ def shape_of_config(config: dict[str, Any]) -> ModelShape:
             if isinstance(value, int) and not isinstance(value, bool) and value > 0:
                 return value
             if value is not None:
-                raise UsageError(f"'{key}' is {value!r}: it must be a whole number from 1")
+                raise UsageError(f"'{key}' is {value!r}: it must be a whole number of 1 or more")
         if default is None:
             raise UsageError(f"the key '{keys[0]}' is missing; {_REMEDY}")
         return default

@@ -105,8 +105,8 @@ def find_accelerator(name: str) -> tuple[str, Accelerator]:
     if not matching:
         near = difflib.get_close_matches(plain, names, n=3, cutoff=0.3)
         raise UsageError(
-            f"accelerator '{name}' is not known; "
-            + (f"near are {', '.join(near)}" if near else f"known are {', '.join(known)}")
+            f"accelerator '{name}' is unknown; "
+            + (f"nearest: {', '.join(near)}" if near else f"known: {', '.join(known)}")
         )
     key = names[max(matching, key=len)]
     if key == "a100-80gb" and "40gb" in plain.replace("-", ""):

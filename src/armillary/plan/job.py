@@ -197,7 +197,7 @@ class Job:
                 )
         if p.pp * p.stages > model.n_layers + 2:
             raise UsageError(
-                f"{p.pp * p.stages} stages for {model.n_layers} layers; take at most {model.n_layers} stages: "
+                f"{p.pp * p.stages} stages for {model.n_layers} layers; use at most {model.n_layers} stages: "
                 f"pp {min(p.pp, model.n_layers)}, virtual stages {max(1, model.n_layers // p.pp)}"
             )
         if p.layers_per_stage is not None and sum(p.layers_per_stage) != model.n_layers:

@@ -109,7 +109,7 @@ def make_plan(question: Question, goodput: Goodput) -> Plan:
     if share <= 0:
         raise UsageError(
             f"{question.cluster}: with {ranks} accelerators that fail every {cluster.mtbf_accelerator_hours:g} hours "
-            f"and a recovery of {cluster.recovery_s:g} s no step is ever finished"
+            f"and a recovery of {cluster.recovery_s:g} s no step ever completes"
         )
     hours = steps * best.step.total / 3600 / share
     price = cluster.price_per_hour
@@ -135,7 +135,7 @@ def layout_of(job: Job) -> Layout:
     """
     p = job.parallelism
     if p.zero == 1:
-        raise UsageError("ZeRO stage 1 alone is not a layout of this trainer; plan with software: armillary")
+        raise UsageError("this trainer has no layout with ZeRO stage 1 only; plan with software: armillary")
     values: dict[str, Any] = {"pp": p.pp, "cp": p.cp, "tp": p.tp, "ep": p.ep, "recompute": p.recompute}
     values["dp_replicate" if p.zero == 0 else "dp_shard"] = p.dp // p.ep
     if p.zero == 2:

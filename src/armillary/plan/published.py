@@ -175,15 +175,17 @@ def _shape(fields: dict[str, str], line: int, assumed: list[str]) -> tuple[Model
         raise UsageError(f"line {line}, column 'layers': '{fields['layers']}' is more than {_MOST_LAYERS}")
     known = known_model(name)
     if re.search(r"nemotron.*(nano|super|-h|\bh\b)|mamba|jamba|zamba", name, re.IGNORECASE):
-        raise UsageError(f"model '{name}' has Mamba layers, of which the planner has no times")
+        raise UsageError(f"model '{name}' has Mamba layers, which the planner cannot time")
     hybrid = re.search(r"qwen3-next|granite-?4.*h\b|falcon-h1|rwkv", name, re.IGNORECASE)
     if hybrid is not None:
-        raise UsageError(f"model '{name}' has recurrent layers, of which the planner has no times")
+        raise UsageError(f"model '{name}' has recurrent layers, which the planner cannot time")
     if known is not None and (known[0].experts is not None or hidden is None or layers is None):
         without = re.search(r"w/?o(ut)? mtp", name, re.IGNORECASE)
         return (known[0], known[1], replace(known[2], ahead=0)) if without else known
     if re.search(r"moe|mixtral|\d+x\d+(\.\d+)?b\b|a\d+(\.\d+)?b\b", name, re.IGNORECASE):
-        raise UsageError(f"model '{name}': it has experts, whose sizes are neither in the table's columns nor known")
+        raise UsageError(
+            f"model '{name}': it has experts, and their sizes are neither in the table's columns nor known"
+        )
     if hidden is None:
         if billions is None:
             raise UsageError(f"model '{name}': its sizes are neither in the row nor known")
@@ -266,7 +268,7 @@ def _job(fields: dict[str, str], line: int, assumed: list[str]) -> Job:
         assumed.append("precision")
         precision = "bf16"
     if precision is None:
-        raise UsageError(f"line {line}, column 'precision': '{text}' is none of bf16, fp16, fp8, fp4, fp32")
+        raise UsageError(f"line {line}, column 'precision': '{text}' is not one of bf16, fp16, fp8, fp4, fp32")
     notes = fields.get("notes", "").lower() + " " + fields.get("recompute", "").lower()
     length = _whole(fields, "seq", line)
     if length is None:

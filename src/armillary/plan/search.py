@@ -239,8 +239,8 @@ def _nothing(job: Job, tightest: tuple[float, Job] | None, limit: float) -> str:
     ranks, shape = job.parallelism.dp, job.model
     if tightest is not None:
         return (
-            f"nothing fits into {limit:g} GB on {ranks} accelerators; nearest is {tightest[1].parallelism}, which may "
-            f"need {tightest[0]:.1f} GB; take more accelerators, or a smaller batch"
+            f"nothing fits into {limit:g} GB on {ranks} accelerators; the nearest layout is "
+            f"{tightest[1].parallelism}, which may need {tightest[0]:.1f} GB; use more accelerators, or a smaller batch"
         )
     near = _batch_that_divides(job)
     suggested = f"; a batch of {near} sequences ({near * job.length} tokens) can be divided" if near else ""

@@ -109,8 +109,8 @@ class Checked:
         if size > self.longest:
             if self.too_long == "refuse":
                 raise UsageError(
-                    f"{rendered.where}: has {size} tokens, and a sequence {self.longest} (context_length + 1); raise "
-                    "--context-length, or give --too-long cut (turns from the end) or drop"
+                    f"{rendered.where}: has {size} tokens, but a sequence has {self.longest} (context_length + 1); "
+                    "raise --context-length, or give --too-long cut (turns from the end) or drop"
                 )
             fitting = [turn for turn in rendered.turns if turn.stop <= self.longest] if self.too_long == "cut" else []
             if not fitting:
@@ -137,11 +137,11 @@ def check_rendered(rendered: Rendered, end: int, vocab_size: int) -> None:
     """
     where, tokens = rendered.where, rendered.tokens
     if not any(rendered.trained[1:]):
-        raise UsageError(f"{where}: none of its {len(tokens)} tokens is trained; leave it out")
+        raise UsageError(f"{where}: none of its {len(tokens)} tokens is trained on; leave it out")
     outside = [token for token in tokens if not 0 <= token < vocab_size]
     if outside:
         raise UsageError(
-            f"{where}: token {outside[0]} lies outside the model's vocabulary (0 to {vocab_size - 1}); the "
+            f"{where}: token {outside[0]} is outside the model's vocabulary (0 to {vocab_size - 1}); the "
             "tokenizer belongs to another model"
         )
     for turn in rendered.turns:
@@ -185,6 +185,6 @@ def check_packing(model: Any, order: SupervisedOrder, step: int = 0, most_tokens
             if abs(packed - alone) > _TOLERANCE * max(1.0, abs(alone)):
                 raise UsageError(
                     f"sequence {row} of step {step}: its loss is {packed:.6f} nats packed and {alone:.6f} as the "
-                    "sum of its conversations alone; this model does not keep packed conversations apart"
+                    "sum of its conversations alone; this model does not isolate packed conversations"
                 )
     return compared

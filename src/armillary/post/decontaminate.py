@@ -137,7 +137,7 @@ def find_leaks(path: Path, note: Note, near: float = NEAR) -> list[Leaks]:
                     found.append(_leaks(known, (home.name, earlier, split), of))
     if not found:
         raise UsageError(
-            f"{path}: no two splits of one evaluation set; files are told apart by train, valid, dev and test in the "
+            f"{path}: no two splits of one evaluation set; splits are recognised by train, valid, dev and test in the "
             "name of the file or its folder"
         )
     return found
@@ -190,4 +190,4 @@ def _batches(items: Iterator[Item]) -> Iterator[list[Item]]:
 
 def _check_near(near: float) -> None:
     if not 0 < near <= 1:
-        raise UsageError(f"near is {near}; give a similarity above 0 and not above 1")
+        raise UsageError(f"near is {near}; give a similarity above 0 and at most 1")

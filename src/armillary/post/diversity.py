@@ -66,9 +66,9 @@ def compare_diversity(sets: Sequence[Path], embed: Embed | None = None) -> list[
         UsageError: no file, a wrong row, or a file without items.
     """
     if not sets:
-        raise UsageError("no set of items; name at least one file")
+        raise UsageError("no set of items; give at least one file")
     if len(set(sets)) < len(sets):
-        raise UsageError(f"{', '.join(map(str, sets))}: a set is given twice; name each once")
+        raise UsageError(f"{', '.join(map(str, sets))}: a set is given twice; give each once")
     read = [_read(path) for path in sets]
     texts = [text for one in read for text in one[1]]
     vectors = (embed or hashed_embedding)(texts)
@@ -127,7 +127,7 @@ def _read(path: Path) -> tuple[int, list[str], dict[str, Counter[str]]]:
         else:
             heapq.heappushpop(kept, entry)
     if not count:
-        raise UsageError(f"{path}: holds no items")
+        raise UsageError(f"{path}: has no items")
     return count, [text for _, _, text in sorted(kept, key=lambda entry: (-entry[0], entry[1]))], types
 
 

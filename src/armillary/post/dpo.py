@@ -254,7 +254,7 @@ def render_pair(renderer: Renderer, pair: AnswerPair, vocab_size: int) -> tuple[
         check_rendered(rendered, renderer.end, vocab_size)
         sides.append(_example(rendered, len(rendered.turns) - sum(turn["role"] == "assistant" for turn in turns)))
     if list(sides[0].tokens) == list(sides[1].tokens):
-        raise UsageError(f"{pair.where}: chosen and rejected are the same tokens, which teaches nothing; leave it out")
+        raise UsageError(f"{pair.where}: chosen and rejected are the same tokens; leave the pair out")
     return sides[0], sides[1]
 
 
@@ -369,7 +369,7 @@ class _Preparation:
             return f"an answer with its prompt has {max(sizes)} tokens, but the model reads only {most}; shorten it"
         if sum(sizes) > room:
             return (
-                f"both answers and prompts have {sum(sizes)} tokens, and a sequence {room} (context_length + 1); "
+                f"both answers and prompts have {sum(sizes)} tokens, but a sequence has {room} (context_length + 1); "
                 "raise --context-length"
             )
         return None

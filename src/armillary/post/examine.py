@@ -47,7 +47,7 @@ class ExamineOptions:
 
     def __post_init__(self) -> None:
         if self.sampling.n != 1:
-            raise UsageError(f"one answer per item is judged, and sampling.n is {self.sampling.n}")
+            raise UsageError(f"sampling.n is {self.sampling.n}, but it must be 1: one answer per item is judged")
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"limit must be 1 or more, given {self.limit}")
 
@@ -81,7 +81,7 @@ def named_sets(paths: Sequence[Path]) -> dict[str, Path]:
     for path in paths:
         name = path.absolute().parent.name if path.name == ITEMS else path.stem
         if name in sets:
-            raise UsageError(f"{path}: another set is already named {name} ({sets[name]}); rename one of the two")
+            raise UsageError(f"{path}: another set already has the name {name} ({sets[name]}); rename one of the two")
         sets[name] = path
     return sets
 
@@ -104,7 +104,9 @@ def examine_items(
         ArmillaryError: a request failed, or the folder cannot be written.
     """
     if twice := sorted(sets.keys() & options.texts.keys()):
-        raise UsageError(f"{options.texts[twice[0]]}: another set is already named {twice[0]}; rename one of the two")
+        raise UsageError(
+            f"{options.texts[twice[0]]}: another set already has the name {twice[0]}; rename one of the two"
+        )
     every = {task: _items(path, options.limit) for task, path in sets.items()}
     settings = canonical_hash(
         {"format": 1, "template": options.template, "sampling": Request("", options.sampling).to_json()["sampling"]}
@@ -148,7 +150,7 @@ def _items(path: Path, limit: int | None) -> list[Item]:
         if len(items) == limit:
             break
     if not items:
-        raise UsageError(f"{path}: holds no items")
+        raise UsageError(f"{path}: has no items")
     return list(items.values())
 
 
@@ -157,12 +159,12 @@ def _texts(path: Path, limit: int | None) -> list[str]:
     for number, row in read_rows(path):
         text = row.get("text") if isinstance(row, dict) else None
         if not isinstance(text, str) or not text.strip():
-            raise UsageError(f"{path}:{number}: text: must be a text with words, given {text!r:.200}")
+            raise UsageError(f"{path}:{number}: text: must be non-empty text, given {text!r:.200}")
         texts[text] = None
         if len(texts) == limit:
             break
     if not texts:
-        raise UsageError(f"{path}: holds no texts; write one JSON object with text per line")
+        raise UsageError(f"{path}: has no texts; write one JSON object with text per line")
     return list(texts)
 
 

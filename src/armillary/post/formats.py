@@ -85,7 +85,7 @@ def read_conversations(path: Path) -> Iterator[Conversation]:
         except UsageError as error:
             raise UsageError(f"{where}: {error}") from None
     if first is None:
-        raise UsageError(f"{path}: holds no rows; write one per line, such as {_EXAMPLES['messages']}")
+        raise UsageError(f"{path}: has no rows; write one per line, such as {_EXAMPLES['messages']}")
 
 
 def read_pairs(path: Path) -> Iterator[AnswerPair]:
@@ -104,7 +104,7 @@ def read_pairs(path: Path) -> Iterator[AnswerPair]:
         except UsageError as error:
             raise UsageError(f"{path}:{number}: {error}") from None
     if not found:
-        raise UsageError(f"{path}: holds no rows; write one per line, such as {_EXAMPLES['pairs']}")
+        raise UsageError(f"{path}: has no rows; write one per line, such as {_EXAMPLES['pairs']}")
 
 
 def write_conversations(path: Path, conversations: Iterable[Conversation], kind: Format = "messages") -> int:
@@ -140,7 +140,9 @@ def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
         sync(hidden)
         hidden.replace(path)
     except OSError as error:
-        raise ArmillaryError(f"{path}: cannot be written ({error.strerror}); free space or choose another") from error
+        raise ArmillaryError(
+            f"{path}: cannot be written ({error.strerror}); free space or choose another folder"
+        ) from error
     finally:
         hidden.unlink(missing_ok=True)
     return count
@@ -155,7 +157,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
         with open(path, "rb") as file:
             start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()[:1]
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; name a file of conversations") from None
+        raise UsageError(f"{path}: {error.strerror}; give a file of conversations") from None
     return _elements(path) if start == b"[" else read_rows(path)
 
 
@@ -211,7 +213,7 @@ def _elements(path: Path) -> Iterator[tuple[int, Any]]:
             text = text[end:]
         text = text[1:]
         if skip():
-            raise UsageError(f"{path}:{line}: there is text after the array; write one array, or one object per line")
+            raise UsageError(f"{path}:{line}: text after the array; write one array, or one object per line")
 
 
 _BETWEEN = "a comma or ] is missing between the rows of the array; repair the file"
@@ -245,11 +247,11 @@ def _format_of(where: str, row: Any) -> str:
     if len(found) == 1:
         return found[0]
     if found:
-        raise UsageError(f"{where}: has the fields of formats {' and '.join(found)}; keep those of one")
+        raise UsageError(f"{where}: has the fields of formats {' and '.join(found)}; keep the fields of one")
     if {"chosen", "rejected"} <= row.keys():
-        raise UsageError(f"{where}: a preference pair, which `armillary post dpo` takes; for conversations {_known()}")
+        raise UsageError(f"{where}: a preference pair, which is for `armillary post dpo`; for conversations {_known()}")
     fields = ", ".join(map(repr, list(row)[:8])) or "none"
-    raise UsageError(f"{where}: its fields ({fields}) are of no known format; {_known()}")
+    raise UsageError(f"{where}: its fields ({fields}) match no known format; {_known()}")
 
 
 def _known() -> str:
@@ -274,13 +276,13 @@ def _turn(where: str, turn: Any) -> Turn:
     calls = turn.get("tool_calls")
     if calls is not None and calls != []:
         if role != "assistant":
-            raise UsageError(f"{where}.tool_calls: only an assistant calls tools, but the role is {role!r}")
+            raise UsageError(f"{where}.tool_calls: only an assistant can call tools, but the role is {role!r}")
         made["tool_calls"] = [_call(f"{where}.tool_calls[{i}]", call) for i, call in enumerate(_list(where, calls))]
     for name in ("tool_call_id", "name", "reasoning_content"):
         if turn.get(name) is not None:
             made[name] = _text(f"{where}.{name}", turn[name])
     if role == "assistant" and not made["content"].strip() and not made.keys() & {"tool_calls"}:
-        raise UsageError(f"{where}.content: is empty, so a model would learn to say nothing; leave the row out")
+        raise UsageError(f"{where}.content: is empty, so the model would learn to answer nothing; leave the row out")
     return made
 
 

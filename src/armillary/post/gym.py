@@ -41,10 +41,10 @@ def _generator(name: str) -> Any:
         from reasoning_gym.factory import DATASETS
     except ImportError:
         raise UsageError(
-            "tasks of reasoning-gym need it installed: pip install 'armillary[teach]', or pip install reasoning-gym"
+            "reasoning-gym is not installed: pip install 'armillary[teach]', or pip install reasoning-gym"
         ) from None
     if name not in DATASETS:
-        raise UsageError(f"reasoning-gym has no data set {name!r}; it has {', '.join(sorted(DATASETS))}")
+        raise UsageError(f"reasoning-gym has no data set {name!r}; known are {', '.join(sorted(DATASETS))}")
 
     def draw(seed: int) -> Any:
         # Some data sets also draw from the global generator.

@@ -157,7 +157,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, Any]]:
             for number, line in _lines(path, file):
                 yield number, parse_row(path, number, line)
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; name a file of items, one JSON object per line") from None
+        raise UsageError(f"{path}: {error.strerror}; give a file of items, one JSON object per line") from None
 
 
 def to_line(row: Mapping[str, Any]) -> bytes:
@@ -216,7 +216,7 @@ def _messages(value: Any) -> tuple[Message, ...]:
     for place, message in enumerate(value):
         where = f"messages[{place}]"
         if not isinstance(message, dict) or message.keys() != {"role", "content"}:
-            raise UsageError(f"{where}: must be an object with role and content alone, given {message!r:.200}")
+            raise UsageError(f"{where}: must be an object with only role and content, given {message!r:.200}")
         if message["role"] not in _ROLES:
             raise UsageError(f"{where}.role: must be one of {', '.join(_ROLES)}, given {message['role']!r:.200}")
         content = _text(f"{where}.content", message["content"])
@@ -235,7 +235,7 @@ def _check_order(messages: tuple[Message, ...]) -> None:
         if role != wanted:
             raise UsageError(f"messages[{start + place}].role: must be {wanted} here, given {role!r}")
     if len(turns) == start:
-        raise UsageError("messages: has no turn of the user")
+        raise UsageError("messages: has no user turn")
 
 
 def _text(name: str, value: Any) -> str:

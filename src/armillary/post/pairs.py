@@ -151,7 +151,7 @@ def _made(files: Files, backend: Backend, options: PairOptions, work: _Work) -> 
         if not stage.finished:
             total = sum(1 for _ in read_items(files.items))
             if not total:
-                raise UsageError(f"{files.items}: holds no items; give at least one question")
+                raise UsageError(f"{files.items}: has no items; give at least one question")
             with stage.answers(backend) as answers:
                 for group in _groups(_askable(stage, files.items, work.needs_check)):
                     work.decide(stage, _answered(group, backend, answers, options))

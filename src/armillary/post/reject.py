@@ -97,7 +97,7 @@ def reject(items: Path, out: Path, backend: Backend, options: RejectOptions) -> 
             while group := list(islice(pending, _GROUP)):
                 for item in group:
                     if item.check is None:
-                        raise UsageError(f"{items}: item {item.id} has no check, so that no answer can be verified")
+                        raise UsageError(f"{items}: item {item.id} has no check, so answers to it cannot be verified")
                 for item, samples in zip(group, draw(backend, answers, group, options.sampling), strict=True):
                     _decide(stage, item, samples, options)
                 options.progress(stage.decisions)

@@ -37,7 +37,7 @@ class SampleOptions:
         if not self.temperatures or len(set(self.temperatures)) != len(self.temperatures):
             raise UsageError(f"temperatures are {self.temperatures}; give one or more, each once")
         if self.samples > 1 and min(self.temperatures) <= 0:
-            raise UsageError(f"temperature {min(self.temperatures)} would give equal samples; it must be above 0")
+            raise UsageError(f"temperature {min(self.temperatures)} would make all samples equal; it must be above 0")
 
     def requests(self, question: Sequence[Message]) -> list[Request]:
         """The requests for an item: one per temperature."""

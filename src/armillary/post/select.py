@@ -59,7 +59,7 @@ class Selection:
     def __post_init__(self) -> None:
         low, high = self.chosen
         if not 0 <= low < high <= 1:
-            raise UsageError(f"chosen: must be two growing quantiles within 0 and 1, given {low:g} and {high:g}")
+            raise UsageError(f"chosen: must be two increasing quantiles between 0 and 1, given {low:g} and {high:g}")
         if not 0 <= self.rejected < 1:
             raise UsageError(f"rejected: must be a quantile from 0 to below 1, given {self.rejected:g}")
 
@@ -106,7 +106,7 @@ def _select(out: Path, pairs: Path, selection: Selection) -> dict[str, Any]:
     kept = (chosen >= low) & (chosen <= high) & (rejected >= least)
     if not kept.any():
         raise UsageError(
-            f"{pairs}: of {len(kept)} pairs none has its chosen answer within {low:.3f} to {high:.3f} nats per token "
+            f"{pairs}: of {len(kept)} pairs, none has its chosen answer at {low:.3f} to {high:.3f} nats per token "
             f"and its rejected one at {least:.3f} or above; widen the chosen quantiles, or lower --rejected-from"
         )
     drawn = _drawn(out, selection.seed, int(kept.sum()))
@@ -199,6 +199,6 @@ def _write(path: Path, rows: Iterator[dict[str, Any]]) -> None:
         sync(hidden)
         hidden.replace(path)
     except OSError as error:
-        raise ArmillaryError(f"{path}: cannot be written ({error.strerror}); make room and call again") from error
+        raise ArmillaryError(f"{path}: cannot be written ({error.strerror}); free space and call again") from error
     finally:
         hidden.unlink(missing_ok=True)

@@ -117,7 +117,7 @@ def read_record(out: Path) -> dict[str, Any]:
     try:
         record = read_sealed(out / RECORD, "record of a stage", FORMAT, _remedy(out))
     except FileNotFoundError:
-        raise UsageError(f"{out}: does not hold a finished stage ({RECORD} is missing); finish it first") from None
+        raise UsageError(f"{out}: contains no finished stage ({RECORD} is missing); finish it first") from None
     wrong = []
     for name, hashed in record["files"].items():
         try:
@@ -252,7 +252,7 @@ class Stage:
         if self.record is not None:
             return self.record
         if self._undecided:
-            raise RuntimeError(f"stage {self._spec['stage']}: {self._undecided} items of its input are not decided")
+            raise RuntimeError(f"stage {self._spec['stage']}: {self._undecided} items of its input are undecided")
         try:
             self._flush()
             files = {name: _sha256(self.out / name) for name in (ITEMS, DROPPED)}
@@ -403,16 +403,16 @@ def _check_folder(out: Path, wanted: dict[str, Any]) -> None:
         for name in (ITEMS, DROPPED, _JOURNAL, RECORD):
             if (out / name).exists():
                 raise ForeignFileError(
-                    f"{out / name}: exists without a {_STAGE} next to it; name another folder. It was not changed"
+                    f"{out / name}: exists without a {_STAGE} next to it; give another folder. It was not changed"
                 ) from None
         try:
             write_sealed(path, {"format": FORMAT, **wanted})
             sync(out)
         except OSError as error:
-            raise ArmillaryError(f"{path}: {error.strerror}; name a writable folder") from error
+            raise ArmillaryError(f"{path}: {error.strerror}; give a writable folder") from error
         return
     if there["stage"] != wanted["stage"]:
-        raise UsageError(f"{out}: belongs to the stage {there['stage']}, not to {wanted['stage']}; name another folder")
+        raise UsageError(f"{out}: belongs to the stage {there['stage']}, not to {wanted['stage']}; give another folder")
     changed = []
     for part in ("settings", "inputs"):
         for name in sorted({**there[part], **wanted[part]}):
@@ -422,8 +422,8 @@ def _check_folder(out: Path, wanted: dict[str, Any]) -> None:
                 changed.append(f"{of}{name} was {_short(before)} and is {_short(now)}")
     if changed:
         raise UsageError(
-            f"{out}: this stage began with other settings or inputs ({'; '.join(changed)}); name another folder, or "
-            "remove this one to begin again"
+            f"{out}: this stage began with other settings or inputs ({'; '.join(changed)}); give another folder, or "
+            "remove this one to start over"
         )
 
 

@@ -159,7 +159,7 @@ class Renderer:
     def _answers(self, conversation: Conversation) -> list[int]:
         answers = [place for place, turn in enumerate(conversation.messages) if turn["role"] == "assistant"]
         if not answers:
-            raise UsageError("has no turn of the assistant, so there is nothing to train on; leave it out")
+            raise UsageError("has no assistant turn, so there is nothing to train on; leave it out")
         return answers
 
     def _render(self, conversation: Conversation, answers: list[int]) -> Rendered:
@@ -230,7 +230,7 @@ class Renderer:
         alone, inside = (self._shown(tokens[max(0, shared - 4) : shared + 8]) for tokens in (part, whole))
         raise ChangedTurnsError(
             f"the turns {what} are {alone!r} alone and {inside!r} within the whole conversation (from token "
-            f"{max(0, shared - 4)} on), so a model would be asked otherwise than it was taught; the chat template "
+            f"{max(0, shared - 4)} on), so prompts would differ from the training text; the chat template "
             f"'{self.template}' changes earlier turns, or text runs together with what follows: give another with "
             "--template, or a conversation of one answer"
         )
@@ -247,8 +247,8 @@ class Renderer:
                 found = self._special_text.search(turn.get(name, ""))
                 if found:
                     raise UsageError(
-                        f"messages[{place}].{name}: holds {found[0]!r} (character {found.start() + 1}), which is a "
-                        "special token of this model and would end or begin a turn; take it out"
+                        f"messages[{place}].{name}: contains {found[0]!r} (character {found.start() + 1}), which is a "
+                        "special token of this model and would end or begin a turn; remove it"
                     )
 
     def _check_nothing_lost(self, messages: tuple[Mapping[str, Any], ...], whole: str, answers: list[int]) -> None:
@@ -282,8 +282,8 @@ class Renderer:
         if not special:
             after = self._shown(whole[len(asked) :]).partition(_PROBE)[2]
             raise UsageError(
-                f"the chat template '{self.template}' ends an answer with {after!r}, which holds no special token of "
-                "the tokenizer: the end of a turn would not be in the loss, and the model would never stop; give "
+                f"the chat template '{self.template}' ends an answer with {after!r}, which contains no special token "
+                "of the tokenizer: the end of a turn would not be in the loss, and the model would never stop; give "
                 f"another with --template ({', '.join(BUILT_IN)}, or a file)"
             )
         return special[0]

@@ -132,7 +132,10 @@ def refuse_ranks() -> None:
         UsageError: a launcher started this process as one of several.
     """
     if launched():
-        raise UsageError("a launcher has started this process as a rank; start one, which starts the ranks of a layout")
+        raise UsageError(
+            "a launcher has started this process as a rank; start one process without a launcher, and it starts the "
+            "ranks of the layout"
+        )
 
 
 def train(work: Work, handling: Handling) -> RunResult:
@@ -177,7 +180,7 @@ def claimed(out: Path, settings: Mapping[str, Any]) -> Iterator[None]:
         except FileNotFoundError:
             if foreign := sorted(entry.name for entry in out.iterdir() if entry.name != ".lock"):
                 raise UsageError(
-                    f"{out}: holds {foreign[0]!r} but not a fine-tuning; name a new folder with --out"
+                    f"{out}: contains {foreign[0]!r} but no fine-tuning; give a new folder with --out"
                 ) from None
             write(path, {"format": FORMAT, **settings})
         else:
@@ -189,8 +192,8 @@ def claimed(out: Path, settings: Mapping[str, Any]) -> Iterator[None]:
                 write(path, {"format": FORMAT, **settings})
             elif other:
                 raise UsageError(
-                    f"{out}: holds a fine-tuning with another {' and '.join(other)} ({found.get(other[0])!r:.80}, now "
-                    f"{wanted[other[0]]!r:.80}); give the same, another --out, or remove the folder"
+                    f"{out}: contains a fine-tuning with another {' and '.join(other)} ({found.get(other[0])!r:.80}, "
+                    f"now {wanted[other[0]]!r:.80}); give the same, another --out, or remove the folder"
                 )
         yield
 
@@ -230,7 +233,7 @@ def check_tuning(out: Path) -> None:
     """
     wrong = []
     if not (out / "settings.json").exists():
-        wrong.append(f"{out / 'settings.json'}: is missing, and it is written first; {_AGAIN}")
+        wrong.append(f"{out / 'settings.json'}: is missing, although it is written first; {_AGAIN}")
     for path in sorted(out.glob("*.json")):
         try:
             read_sealed(path, "file of a fine-tuning", FORMAT, _AGAIN)
@@ -247,14 +250,14 @@ def _differing(model: Path, record: Mapping[str, Any]) -> list[str]:
     """The differences between the model and its record, and missing files beside it."""
     needed = {"run": "run/result.json", "corpus": "corpus/*/manifest.json"}
     wrong = [
-        f"{model.with_name(name)}: is missing, or holds nothing; {_AGAIN}"
+        f"{model.with_name(name)}: is missing or empty; {_AGAIN}"
         for name, pattern in needed.items()
         if not any(model.parent.glob(pattern))
     ]
     for name, wanted in record.get("files", {}).items():
         try:
             if digest(model / name) != wanted:
-                wrong.append(f"{model / name}: is not what was written; {_AGAIN}")
+                wrong.append(f"{model / name}: was changed after it was written; {_AGAIN}")
         except UsageError:
             wrong.append(f"{model / name}: is missing, or cannot be read; {_AGAIN}")
     if "files" in record:
@@ -264,7 +267,7 @@ def _differing(model: Path, record: Mapping[str, Any]) -> list[str]:
         same = f"model:{digest_model(model)}" == trained
     except UsageError as error:
         return [*wrong, str(error)]
-    said = f"{model}: its weights, config.json or tokenizer.json are not what was trained; {_AGAIN}"
+    said = f"{model}: its weights, config.json or tokenizer.json were changed after training; {_AGAIN}"
     return wrong if same else [*wrong, said]
 
 
@@ -273,7 +276,7 @@ def write(path: Path, document: dict[str, Any]) -> None:
     try:
         write_sealed(path, document)
     except OSError as error:
-        raise ArmillaryError(f"{path}: cannot be written ({error.strerror}); make room and call again") from error
+        raise ArmillaryError(f"{path}: cannot be written ({error.strerror}); free space and call again") from error
 
 
 def digest(path: Path) -> str:
@@ -282,7 +285,7 @@ def digest(path: Path) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); name an existing file") from error
+        raise UsageError(f"{path}: cannot be read ({error.strerror}); give an existing file") from error
 
 
 def digest_model(folder: Path) -> str:

@@ -192,20 +192,7 @@ def check_lineage(folder: Path) -> dict[str, Any]:
         wanted = {str(name): str(digest) for name, digest in files.items()}
     except (KeyError, TypeError, AttributeError) as error:
         raise DamagedFileError(f"{path}: lineage without the hashes of the files ({error!r}); {_REMEDY}") from error
-    problems = []
-    for name, recorded in wanted.items():
-        try:
-            found = ledger.sha256(folder / name)
-        except ArmillaryError as error:
-            problems.append(f"{error}; {_REMEDY}")
-            continue
-        if found != recorded:
-            problems.append(
-                f"{folder / name}: was changed or damaged after publication: its SHA-256 is {found}, and {LINEAGE} "
-                f"has {recorded}; {_REMEDY}"
-            )
-    if problems:
-        raise DamagedFileError("\n".join(problems))
+    ledger.check_files(folder, wanted, LINEAGE, _REMEDY)
     return document
 
 

@@ -1,4 +1,4 @@
-"""Checks a folder before it leaves: checksums, secrets, paths of this machine, and what ``transformers`` computes."""
+"""Checks a folder before it is sent: checksums, secrets, paths of this machine, and the logits of ``transformers``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from armillary.recipe import ArmillaryError, UsageError
 CLOSE = 1e-4
 _SEQUENCES, _LENGTH = 2, 32
 _BINARY = frozenset({".safetensors", ".gguf", ".bin", ".model"})
-# Where a tokenizer holds pieces of the text that it was trained on; "/usr/bin/" may be one of them.
+# Parts of a tokenizer that contain pieces of its training text; "/usr/bin/" may be one of them.
 _PIECES = frozenset({"vocab", "merges", "added_tokens", "added_tokens_decoder"})
 _PIECE_FILES = frozenset({"vocab.json", "merges.txt", "added_tokens.json"})
 _PROGRAM = """
@@ -43,7 +43,7 @@ with torch.no_grad():
 
 @dataclass(frozen=True)
 class Checked:
-    """What was checked, and the difference of logits relative to the largest; None if it was not measured.
+    """The number of checked files, and the difference of logits relative to the largest; None if it was not measured.
 
     ``skipped`` says why a check was left out.
     """
@@ -73,7 +73,7 @@ def check_leaving(folder: Path, *, load: bool = True) -> Checked:
             len(checked), None, "not loaded: transformers is not installed (pip install 'armillary[export]')"
         )
     if not (folder / "config.json").is_file():
-        return Checked(len(checked), None, "not loaded: transformers has no such format")
+        return Checked(len(checked), None, "not loaded: transformers does not read this format")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if config.get("quantization_config") and importlib.util.find_spec("compressed_tensors") is None:
         return Checked(len(checked), None, "not loaded: transformers needs compressed-tensors for packed weights")
@@ -84,7 +84,9 @@ def _leaks(path: Path) -> Iterator[str]:
     """A line for every secret and every local path in the text of a file."""
     if path.suffix in _BINARY:
         text = json.dumps(_metadata(path), ensure_ascii=False)
-        yield from (f"{path.name}: metadata: holds {what}; remove it" for what in (*secrets_in(text), *paths_in(text)))
+        yield from (
+            f"{path.name}: metadata: contains {what}; remove it" for what in (*secrets_in(text), *paths_in(text))
+        )
         return
     try:
         text = path.read_text(encoding="utf-8")
@@ -147,13 +149,13 @@ def _difference(folder: Path) -> float:
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if ended.returncode:
             said = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
-            raise ArmillaryError(f"{folder.name}: transformers does not load it: {said[-1][:300]}")
+            raise ArmillaryError(f"{folder.name}: transformers cannot load it: {said[-1][:300]}")
         theirs = load_file(found)["logits"]
     ours = logits_of(build(source), tokens)
     difference = float((ours - theirs).abs().max() / ours.abs().max())
     if not difference <= CLOSE:
         raise ArmillaryError(
-            f"{folder.name}: transformers computes other logits: they differ by {difference:.3g} of the largest, more "
-            f"than {CLOSE:g}; please report it with the configuration of the model"
+            f"{folder.name}: transformers computes different logits: they differ by {difference:.3g} of the largest, "
+            f"more than {CLOSE:g}; please report it with the configuration of the model"
         )
     return difference

@@ -13,6 +13,7 @@ Trade-off: a copy of another run's publication without the hidden file counts as
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +21,7 @@ from armillary.recipe import ArmillaryError, DamagedFileError, UsageError, read_
 
 State = Literal["nothing", "intact", "changed"]
 _FORMAT = 1
-_REMEDY = "give `armillary run` or `armillary report` again, which writes it anew"
+_REMEDY = "run `armillary run` or `armillary report` to rewrite it"
 
 
 def ledger_file(folder: Path) -> Path:
@@ -41,7 +42,7 @@ def state(folder: Path, run: str | None = None) -> State:
     if not folder.exists():
         return "nothing"
     if not folder.is_dir():
-        raise UsageError(f"{folder}: is a file, but the model is published into a folder of that name; move it away")
+        raise UsageError(f"{folder}: is a file, but the model needs a folder of that name; move the file away")
     found = fingerprints(folder)
     if not found:
         return "nothing"
@@ -56,7 +57,7 @@ def state(folder: Path, run: str | None = None) -> State:
     if not known and _speaks_for(folder, found, run):
         return "changed"
     raise UsageError(
-        f"{folder}: holds files that were not published from here ('{min(found)}' is not in {ledger_file(folder)}), "
+        f"{folder}: has files that were not published from here ('{min(found)}' is not in {ledger_file(folder)}), "
         "and publishing would delete them; move the folder away"
     )
 
@@ -114,6 +115,28 @@ def sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ArmillaryError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def check_files(folder: Path, recorded: Mapping[str, str], source: str, remedy: str) -> None:
+    """Compare the files of ``folder`` with their ``recorded`` SHA-256 (by name) from the file ``source``.
+
+    Raises:
+        DamagedFileError: a file is missing, unreadable or changed; one line per file, each with ``remedy``.
+    """
+    problems = []
+    for name, digest in recorded.items():
+        try:
+            found = sha256(folder / name)
+        except ArmillaryError as error:
+            problems.append(f"{error}; {remedy}")
+            continue
+        if found != digest:
+            problems.append(
+                f"{folder / name}: was changed or damaged after publication: its SHA-256 is {found}, but {source} has "
+                f"{digest}; {remedy}"
+            )
+    if problems:
+        raise DamagedFileError("\n".join(problems))
 
 
 def _speaks_for(folder: Path, files: dict[str, str], run: str | None) -> bool:

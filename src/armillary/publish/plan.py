@@ -1,7 +1,7 @@
-"""The plan of a transfer: which files go where, and which of them the hub has.
+"""The plan of a transfer: the files, their target, and which of them the hub has.
 
-The plan is sealed and written after every file, so a killed transfer repeats at most the file that was on its way. It
-stays after the end as a receipt. It never holds a token.
+The plan is sealed and written after every file, so a killed transfer repeats at most one file. It
+stays after the end as a receipt. It never contains a token.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from armillary.recipe import DamagedFileError, read_sealed, write_sealed
 
 FORMAT = 1
 FILE = "plan.json"
-_REMEDY = "remove it; what the hub has is not sent again"
+_REMEDY = "remove it; files already on the hub are not sent again"
 
 
 @dataclass
 class PlannedFile:
-    """A file of the publication: its name, bytes, SHA-256, and whether the hub has taken it."""
+    """A file of the publication: its name, bytes, SHA-256, and whether the hub has it."""
 
     name: str
     bytes: int
@@ -48,11 +48,11 @@ class Plan:
         return {"format": FORMAT, **asdict(self)}
 
     def write(self, path: Path) -> None:
-        """Write the plan, whole or not at all."""
+        """Write the plan atomically."""
         write_sealed(path, self.to_json())
 
     def take_over(self, older: Plan) -> None:
-        """Mark the files that ``older``, a plan for the same place, has sent with the same content."""
+        """Mark the files that ``older``, a plan for the same target, has sent with the same content."""
         if (self.hub, self.endpoint, self.repo) != (older.hub, older.endpoint, older.repo):
             return
         sent = {file.sha256 for file in older.files if file.sent}

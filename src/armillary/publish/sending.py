@@ -1,4 +1,4 @@
-"""From a published model to a repository of a hub: prepared, checked, sent, and compared with what the hub holds."""
+"""From a published model to a repository on a hub: prepare, check, send, and compare with the hub's hashes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from armillary.recipe import UsageError, exclusive
 
 @dataclass(frozen=True)
 class SendOptions:
-    """How to publish: the hub ``to``, what the owner adds, whether ``transformers`` loads the folder before it leaves,
+    """How to publish: the hub ``to``, the owner's additions, whether ``transformers`` loads the folder first,
     and whether anything is sent (not in a dry run)."""
 
     to: str
@@ -30,7 +30,7 @@ class SendOptions:
 
 @dataclass(frozen=True)
 class Sent:
-    """A publication: its files, the checks before it left, and the transfer (None in a dry run)."""
+    """A publication: its files, the checks before sending, and the transfer (None in a dry run)."""
 
     files: tuple[PlannedFile, ...]
     checked: Checked
@@ -52,7 +52,7 @@ def send(
         BusyError: another process publishes the same model to the same repository.
     """
     if options.to not in HUBS:
-        raise UsageError(f"--to {options.to}: there is no such hub; give one of {', '.join(HUBS)}")
+        raise UsageError(f"--to {options.to}: unknown hub; give one of {', '.join(HUBS)}")
     if not model.is_dir():
         raise UsageError(f"{model}: not found; give the folder of a published model")
     model = model.resolve()

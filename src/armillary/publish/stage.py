@@ -1,7 +1,7 @@
-"""Prepares the folder that leaves the house: a publication with a card for its repository, and ``SHA256SUMS``.
+"""Prepares the folder to send: a publication with a card for its repository, and ``SHA256SUMS``.
 
-The published model itself is not changed. The new folder holds hard links to its files, so a large model is not copied.
-The same model with the same additions gives the same bytes, so a transfer that was killed continues.
+The published model itself is not changed. The new folder has hard links to its files, so a large model is not copied.
+The same model with the same additions gives the same bytes, so a killed transfer resumes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from armillary.publish.sums import SUMS, sums
 from armillary.recipe import RunSpec, UsageError, write_sealed
 
 CARD = "README.md"
-# What engines hash as the identity of a folder (`Backend.identity`).
+# The files that engines hash as the identity of a folder (`Backend.identity`).
 _ANSWERING = ((".safetensors", ".json", ".jinja"), (".safetensors", ".json", ".jinja", ".model", ".txt"))
 
 
@@ -31,7 +31,7 @@ class Additions:
     """The owner's additions to the lineage.
 
     Attributes:
-        licence: of the model, as an identifier of SPDX; None: not stated.
+        licence: of the model, as an SPDX identifier; None: not stated.
         languages: codes of its languages, such as ``en`` and ``zh``.
         results: folders of examinations of this model.
     """
@@ -43,7 +43,7 @@ class Additions:
 
 @dataclass(frozen=True)
 class Staged:
-    """A folder that is ready to be checked and sent, and the SHA-256 of each of its files."""
+    """A folder ready to check and send, and the SHA-256 of each of its files."""
 
     folder: Path
     digests: Mapping[str, str]
@@ -55,7 +55,7 @@ def stage(model: Path, into: Path, name: str, additions: Additions) -> Staged:
     An older folder ``into`` is removed. Files are hard links if the file system supports them, else copies.
 
     Raises:
-        UsageError: ``model`` is not a publication, holds files that are not of it, or an examination is of another
+        UsageError: ``model`` is not a publication, contains other files, or an examination is of another
             model.
         DamagedFileError: a file of it was changed or damaged; one line per file.
     """
@@ -95,11 +95,11 @@ def card_of(name: str, lineage: dict[str, Any]) -> str:
 def _check_foreign(model: Path, known: set[str]) -> None:
     found = sorted(path.name for path in model.iterdir() if path.name not in known or path.is_symlink())
     if found:
-        raise UsageError(f"{model}: holds '{found[0]}', which is not part of the publication; move it away")
+        raise UsageError(f"{model}: contains '{found[0]}', which is not part of the publication; move it away")
 
 
 def _added(additions: Additions, lineage: Mapping[str, Any], digests: Mapping[str, str]) -> dict[str, Any]:
-    """The additions as the lineage holds them."""
+    """The additions in the form of the lineage."""
     rows: list[dict[str, Any]] = []
     for folder in additions.results:
         examination = read_examination(folder)
@@ -113,13 +113,13 @@ def _added(additions: Additions, lineage: Mapping[str, Any], digests: Mapping[st
 def _check_examined(
     folder: Path, examination: Examination, lineage: Mapping[str, Any], digests: Mapping[str, str]
 ) -> None:
-    """Raise UsageError if the examination in ``folder`` is not known to be of this model."""
+    """Raise UsageError unless the examination in ``folder`` is of this model."""
     identity = examination.model
     hashes = {_identity(digests, suffixes) for suffixes in _ANSWERING}
     if identity.get("run") != lineage["run"] and identity.get("sha256") not in hashes:
         raise UsageError(
-            f"{folder}: examines {identity.get('model')!r}, whose files are not those of this model; examine the "
-            "folder that you publish"
+            f"{folder}: is an examination of {identity.get('model')!r}, whose files differ from this model's; examine "
+            "the folder that you publish"
         )
 
 

@@ -1,4 +1,4 @@
-"""``SHA256SUMS``: the checksums of a published folder, in the form that ``sha256sum --check`` reads."""
+"""``SHA256SUMS``: the checksums of a published folder, in the format of ``sha256sum --check``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from armillary.publish.ledger import sha256
-from armillary.recipe import ArmillaryError, DamagedFileError
+from armillary.publish.ledger import check_files
+from armillary.recipe import DamagedFileError
 
 SUMS = "SHA256SUMS"
 _LINE = re.compile(r"([0-9a-f]{64})  (?! )(.+)")
@@ -34,19 +34,6 @@ def check_sums(folder: Path) -> dict[str, str]:
         raise DamagedFileError(f"{path}: cannot be read ({error}); {_REMEDY}") from error
     wanted = {row[2]: row[1] for row in rows if row is not None}
     if not wanted or len(wanted) != len(rows):
-        raise DamagedFileError(f"{path}: has lines that are not checksums; {_REMEDY}")
-    problems = []
-    for name, recorded in wanted.items():
-        try:
-            found = sha256(folder / name)
-        except ArmillaryError as error:
-            problems.append(f"{error}; {_REMEDY}")
-            continue
-        if found != recorded:
-            problems.append(
-                f"{folder / name}: was changed or damaged after publication: its SHA-256 is {found}, and {SUMS} has "
-                f"{recorded}; {_REMEDY}"
-            )
-    if problems:
-        raise DamagedFileError("\n".join(problems))
+        raise DamagedFileError(f"{path}: contains lines that are not checksums; {_REMEDY}")
+    check_files(folder, wanted, SUMS, _REMEDY)
     return wanted

@@ -1,4 +1,4 @@
-"""Sends a folder to a hub: file by file, then one commit, then the hub's hashes compared with ours."""
+"""Sends a folder to a hub: file by file, then one commit, then a comparison of the hub's hashes with ours."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Transferred:
 
     Attributes:
         address: of the commit.
-        sent: names of the files whose bytes were sent in this call; the others were there.
-        strangers: files of the repository that are not of this publication.
+        sent: names of the files that were sent in this call; the hub already had the others.
+        strangers: files of the repository that are not part of this publication.
     """
 
     address: str
@@ -37,7 +37,7 @@ def transfer(
 ) -> Transferred:
     """Send the files of ``folder`` with their SHA-256 ``digests`` to ``hub``.
 
-    ``progress`` gets the bytes that are done, the bytes in all, and the name of the file that comes next. The plan is
+    ``progress`` receives the bytes done, the bytes in total, and the name of the next file. The plan is
     in ``hub.work``.
 
     Raises:
@@ -78,7 +78,9 @@ def transfer(
         plan.commit = None
         plan.write(path)
         told = "; ".join(f"{name} {said}" for name, said in lacking.items())
-        raise ArmillaryError(f"{hub.name} {target.repo}: not what was sent: {told}; the same command sends it again")
+        raise ArmillaryError(
+            f"{hub.name} {target.repo}: differs from what was sent: {told}; the same command sends it again"
+        )
     plan.checked = True
     plan.write(path)
     return Transferred(plan.commit, tuple(sent), tuple(sorted(set(there) - set(digests) - _THEIRS)))

@@ -29,7 +29,7 @@ class Latent(AttentionBlock):
         """Raise ValueError if heads share keys, QK-norm is on, or the head is too small for its parts."""
         if shape.n_kv_heads != shape.n_heads:
             raise ValueError(
-                f"n_kv_heads ({shape.n_kv_heads}) must be n_heads ({shape.n_heads}): no head shares its keys"
+                f"n_kv_heads ({shape.n_kv_heads}) must be n_heads ({shape.n_heads}): heads do not share keys"
             )
         if shape.qk_norm:
             raise ValueError("qk_norm belongs to kind 'grouped-query': here the latents are normalised")

@@ -31,9 +31,7 @@ def parse_budget(text: str) -> tuple[float, Literal["s", "flops"]]:
     except ValueError:  # two points in one number
         value = 0.0
     if not 0 < value < math.inf:
-        raise UsageError(
-            f"budget '{text}' is not understood; give a time (90s, 3m30s, 20m, 1.5h, 1h30m, 1d) or FLOPs (1e15flops)"
-        )
+        raise UsageError(f"budget '{text}' is neither a time (90s, 3m30s, 20m, 1.5h, 1h30m, 1d) nor FLOPs (1e15flops)")
     if unit.startswith("f"):
         return value, "flops"
     return value * _SECONDS[unit], "s"

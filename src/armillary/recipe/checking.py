@@ -198,7 +198,7 @@ def _said(kind: type[Document], location: Location, error: Any) -> str:
     if error["type"] == "missing":
         return f"the key '{where}' is missing"
     if given is None and "input" in error and error["type"] != "value_error":
-        return "has no value; give one, or take the key out"
+        return "has no value; give one, or remove the key"
     message = in_words(error)
     keys = _valid_keys(kind, location)
     if keys and error["type"] in KINDS:

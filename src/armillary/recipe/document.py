@@ -98,7 +98,9 @@ class TokenizerSpec(Document):
     @model_validator(mode="after")
     def _end_of_a_file(self) -> Self:
         if self.end is not None and self.file is None:
-            raise FieldError("names the end of a text in a tokenizer given by 'file'; a trained one has its own", "end")
+            raise FieldError(
+                "applies only to a tokenizer given by 'file'; a trained one has its own end-of-text token", "end"
+            )
         return self
 
 
@@ -235,8 +237,8 @@ class Training(Document):
     def _one_rule_for_the_width(self) -> Self:
         if self.base_width is not None and self.lr_exponent:
             raise FieldError(
-                f"makes the rate follow the width, and so does lr_exponent ({self.lr_exponent:g}): "
-                "set lr_exponent to 0, or take base_width out",
+                f"scales the rate with the width, and so does lr_exponent ({self.lr_exponent:g}): "
+                "set lr_exponent to 0, or remove base_width",
                 "base_width",
             )
         return self
@@ -294,7 +296,7 @@ class LadderStudy(Document):
         if points < 6 or min(len(set(self.depths)), len(set(self.fractions))) < 2:
             raise ValueError(
                 f"{len(set(self.depths))} depths, {len(set(self.fractions))} fractions and {self.seeds} seeds are "
-                f"{points} points; a law needs 6, of at least 2 depths and 2 fractions"
+                f"{points} points; a law needs at least 6, from 2 depths or more and 2 fractions or more"
             )
         return self
 
@@ -359,7 +361,7 @@ class Recipe(Document):
         """Floors and ceilings that allow no mixture, or a single one, for any text."""
         floors, ceilings = self.limits.floors, self.limits.ceilings
         crossed = [
-            FieldError(f"the floor {floor:g} lies above the ceiling {ceilings[name]:g}", "limits", "floors", name)
+            FieldError(f"the floor {floor:g} is above the ceiling {ceilings[name]:g}", "limits", "floors", name)
             for name, floor in floors.items()
             if floor > ceilings.get(name, 1.0)
         ]
@@ -377,7 +379,7 @@ class Recipe(Document):
         ]
         if not crossed and len(names) > 1 and max(room) < _ROOM:
             where = "floors" if floors else "ceilings"
-            return [FieldError("floors and ceilings leave a single mixture; give them more room", "limits", where)]
+            return [FieldError("floors and ceilings allow only one mixture; widen them", "limits", where)]
         return crossed
 
     def _family_problems(self) -> list[FieldError]:
@@ -393,7 +395,7 @@ class Recipe(Document):
                 message = f"'{name}' is not in families{nearest(name, names)}"
                 problems.append(FieldError(message, "study", "ladder", "families"))
         if self.model.family not in ladder.families and self.model.family in names:
-            message = f"must hold the target's family '{self.model.family}'"
+            message = f"must include the target's family '{self.model.family}'"
             problems.append(FieldError(message, "study", "ladder", "families"))
         return problems or self._shape_problems()
 
@@ -435,9 +437,7 @@ class Recipe(Document):
 def unknown_domains(names: Collection[str], known: Collection[str], *where: str) -> list[FieldError]:
     """A problem for each of ``names`` at ``where`` that is not ``known``, with the nearest known name."""
     return [
-        FieldError(f"no domain of that name here{nearest(name, list(known))}", *where, name)
-        for name in names
-        if name not in known
+        FieldError(f"unknown domain{nearest(name, list(known))}", *where, name) for name in names if name not in known
     ]
 
 

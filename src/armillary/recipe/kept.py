@@ -81,12 +81,15 @@ def keep_recipe(recipe: Recipe, folder: Path) -> str | None:
         if _same(file, recipe):
             return None
         if state is None:
-            return f"{file} is another recipe and is left as it is; this folder keeps no copy of the one in use"
+            return (
+                f"{file} is a different recipe and was not changed; no copy of the current recipe is kept in this "
+                "folder"
+            )
     note = None
     if state == "edited":
         aside = next(p for n in range(1, 1000) if not (p := folder / f"recipe.edited-{n}.yaml").exists())
         file.rename(aside)
-        note = f"{file} had been edited by hand; the edited copy is now {aside}"
+        note = f"{file} was edited by hand; the edited copy is now {aside}"
     document = recipe.model_dump(mode="json", exclude_none=True)
     base = folder.resolve()
     for domain in document["corpus"]["domains"].values():
@@ -113,9 +116,9 @@ def results_folder(file: Path, name: str) -> tuple[Path, str | None]:
     if kept.is_file() and not _same_question(kept, file):
         return place, None
     if place.exists():
-        return place, f"{older.resolve()} holds results of that name too; they are read with --out {older}"
+        return place, f"{older.resolve()} also has results of that name; read them with --out {older}"
     return older, (
-        f"the results are in {older.resolve()}, where an earlier version put them, and stay there; to have them beside "
+        f"the results are in {older.resolve()}, where an earlier version put them; to move them next to "
         f"the recipe: mv {older} {place}"
     )
 

@@ -69,7 +69,7 @@ class Layout(Document):
         if self.pp == 1:
             for name in ("stages_per_rank", "microbatches", "layers_per_stage"):
                 if getattr(self, name) != type(self).model_fields[name].default:
-                    raise FieldError("belongs to a pipeline; pp is 1", name)
+                    raise FieldError("applies only to a pipeline, but pp is 1", name)
         elif self.schedule in ("gpipe", "1f1b") and self.stages_per_rank != 1:
             raise FieldError(f"schedule '{self.schedule}' has 1 stage on each rank", "stages_per_rank")
         elif self.is_v and self.stages_per_rank != 2:
@@ -80,8 +80,8 @@ class Layout(Document):
             for name, value in (("recompute", self.recompute != "none"), ("compile", self.compile)):
                 if value:
                     raise FieldError(
-                        f"schedule '{self.schedule}' goes through each layer's backward pass in two halves, for which "
-                        f"{name} has no form; take schedule '1f1b' or 'interleaved', or leave {name} out",
+                        f"schedule '{self.schedule}' splits each layer's backward pass in two, which "
+                        f"{name} does not support; use schedule '1f1b' or 'interleaved', or leave {name} out",
                         name,
                     )
         return self
@@ -93,7 +93,7 @@ class Layout(Document):
                 "layers_per_stage",
             )
         if min(counts) < 0 or 0 in counts[1:-1]:
-            raise FieldError("only the first and the last stage can be without layers", "layers_per_stage")
+            raise FieldError("only the first and the last stage can have no layers", "layers_per_stage")
 
     @property
     def ranks(self) -> int:
@@ -146,7 +146,7 @@ class Layout(Document):
             for stage in range(start, start + spare):
                 counts[stage] += 1
             if 0 in counts[1:-1]:
-                raise UsageError(f"{counted(n_layers, 'layer')} for {counted(self.stages, 'stage')}: take fewer stages")
+                raise UsageError(f"{counted(n_layers, 'layer')} for {counted(self.stages, 'stage')}: use fewer stages")
         ends = [sum(counts[: i + 1]) for i in range(len(counts))]
         return [range(end - count, end) for end, count in zip(ends, counts, strict=True)]
 
@@ -189,7 +189,7 @@ class Layout(Document):
             named = zip(DIMENSIONS, self.sizes, strict=True)
             sizes = " x ".join(f"{name} {size}" for name, size in named if size > 1)
             raise UsageError(
-                f"the layout has {counted(self.ranks, 'rank')} ({sizes or 'all 1'}), but {ranks} were asked for; start "
+                f"the layout has {counted(self.ranks, 'rank')} ({sizes or 'all 1'}), but {ranks} were requested; start "
                 f"{self.ranks}, or change the layout"
             )
 
@@ -205,7 +205,7 @@ class Layout(Document):
             except UsageError as error:
                 raise UsageError(f"lengths: from step {start} on: {error}") from error
         if spec.adapter is not None:
-            raise UsageError("adapter: is trained on one device alone; leave the layout out, or train all weights")
+            raise UsageError("adapter: trains on one device only; leave the layout out, or train all weights")
         shape, count = spec.model, self.microbatch_count(spec)
         if count % spec.accumulation:
             raise UsageError(f"microbatches ({count}) must be a multiple of the run's accumulation {spec.accumulation}")
@@ -246,7 +246,7 @@ class Layout(Document):
                         f"have {what}, only {len(having)} have; change pp, stages_per_rank or layers_per_stage"
                     )
         if shape.experts is None and self.ep > 1:
-            raise UsageError(f"ep ({self.ep}): the model has no experts to deal out; set ep to 1")
+            raise UsageError(f"ep ({self.ep}): the model has no experts; set ep to 1")
         if shape.experts is not None:
             if shape.experts.count % self.ep:
                 raise UsageError(f"experts.count ({shape.experts.count}) must be a multiple of ep ({self.ep})")

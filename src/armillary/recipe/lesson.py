@@ -58,7 +58,7 @@ class Gain(Document):
             or len(set(self.parts)) < len(self.parts)
         ):
             raise FieldError(
-                f"must be three or more different shares between 0 and 1, given {list(self.parts)}", "parts"
+                f"must be three or more distinct shares between 0 and 1, given {list(self.parts)}", "parts"
             )
         return self
 
@@ -79,6 +79,6 @@ class Lesson(Document):
     @model_validator(mode="after")
     def _no_teacher(self) -> Self:
         if self.questions.teacher is not None:
-            message = "a lesson keeps the wording of its families; leave it out, or use `armillary post run`"
+            message = "a lesson does not reword its questions; leave it out, or use `armillary post run`"
             raise FieldError(message, "questions", "teacher")
         return self

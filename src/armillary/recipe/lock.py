@@ -56,8 +56,8 @@ def exclusive(path: Path, what: str) -> Iterator[None]:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise ArmillaryError(
-            f"{error.filename or path}: {error.strerror}; this folder is written to, so it must be one that this user "
-            "can create files in"
+            f"{error.filename or path}: {error.strerror}; Armillary writes to this folder, so this user must be able "
+            "to create files in it"
         ) from error
     try:
         lock(descriptor, path, wait=False)
@@ -91,8 +91,9 @@ def lock(file: int, path: Path, wait: bool) -> None:
         if error.errno not in _WITHOUT_LOCKS:
             raise
         raise ArmillaryError(
-            f"{path}: this file system gives no locks ({error.strerror}), without which two processes could overwrite "
-            "each other's work; mount it with them (NFSv4; Lustre with -o flock), or take a folder on a local disk"
+            f"{path}: this file system does not support locks ({error.strerror}), without which two processes could "
+            "overwrite each other's work; mount it with locks (NFSv4; Lustre with -o flock), or use a folder on a "
+            "local disk"
         ) from error
 
 

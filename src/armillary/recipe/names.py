@@ -48,9 +48,9 @@ def check_domain_name(name: str) -> str:
     if trouble is None and name.casefold() == "target":
         trouble = "is the name of the weighted sum of the domains' losses"
     if trouble is None and any(part.strip(". ") == "" for part in name.replace("\\", "/").split("/")):
-        trouble = "leads to another folder"
+        trouble = "points to another folder"
     if trouble is None and len(quote(name, safe="")) > _MAX_ENCODED:
-        trouble = "is too long for the name of a file"
+        trouble = "is too long for a file name"
     return _checked(name, trouble, "give the domain another name")
 
 
@@ -78,7 +78,7 @@ def check_twins(names: Iterable[str], *where: str) -> list[FieldError]:
     for name in names:
         first = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
         if first != name:
-            message = f"differs from '{first}' only in case or accents' encoding; give one of them another name"
+            message = f"differs from '{first}' only in case or in the encoding of accents; rename one of the two"
             problems.append(FieldError(message, *where, name))
     return problems
 
@@ -89,7 +89,7 @@ def _folder_trouble(name: str) -> str | None:
         return trouble
     bad = sorted(_NOT_IN_FILES & set(name))
     if bad:
-        return f"holds {' '.join(bad)}"
+        return f"contains {' '.join(bad)}"
     if name.startswith((".", "-", "~")):
         return f"begins with '{name[0]}'"
     if name.endswith("."):
@@ -114,7 +114,7 @@ def _invisible(name: str) -> str | None:
     for character in name:
         # control and format characters, halves of characters, line and paragraph ends
         if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-            return f"holds the invisible character U+{ord(character):04X}"
+            return f"contains the invisible character U+{ord(character):04X}"
     return None
 
 

@@ -41,7 +41,7 @@ def register_options(name: str) -> Callable[[type[_Options]], type[_Options]]:
 
     def add(options: type[_Options]) -> type[_Options]:
         if name in _KINDS:
-            raise ValueError(f"options of an optimizer of kind {name!r} are registered already")
+            raise ValueError(f"options of an optimizer of kind {name!r} are already registered")
         options()
         _KINDS[name] = options
         return options

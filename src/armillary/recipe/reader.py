@@ -69,9 +69,9 @@ class _Loader(yaml.SafeLoader):
 
 def _refuse_too_much(depth: int, count: int, mark: Any) -> None:
     if depth > _MAX_DEPTH:
-        raise _TooMuchError(problem=f"nested more than {_MAX_DEPTH} levels deep; no recipe is", problem_mark=mark)
+        raise _TooMuchError(problem=f"nested more than {_MAX_DEPTH} levels deep", problem_mark=mark)
     if count > _MAX_NODES:
-        problem = f"has more than {_MAX_NODES:,} entries, aliases followed; no recipe has"
+        problem = f"has more than {_MAX_NODES:,} entries, including those of aliases"
         raise _TooMuchError(problem=problem, problem_mark=mark)
 
 
@@ -119,11 +119,11 @@ class YamlFile:
         self._nodes += 1
         _refuse_too_much(len(self._open), self._nodes, node.start_mark)
         if id(node) in self._open:
-            problem = "an alias stands within its own anchor; take it out"
+            problem = "an alias refers to the anchor around it; remove it"
             raise _TooMuchError(problem=problem, problem_mark=node.start_mark)
         self.places.setdefault(location, (node.start_mark.line + 1, node.start_mark.column + 1))
         if node.tag not in _CORE:
-            self.problems.append(Problem(location, f"the tag {node.tag} has no meaning here; take it out"))
+            self.problems.append(Problem(location, f"the tag {node.tag} is not supported; remove it"))
             return None
         self._open.append(id(node))
         try:
@@ -143,7 +143,7 @@ class YamlFile:
         for key, value in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 line, column = key.start_mark.line + 1, key.start_mark.column + 1
-                message = f"a key is a text, and here is a {key.id} (line {line}, column {column}); write a name"
+                message = f"a key must be text, not a {key.id} (line {line}, column {column}); write a name"
                 self.problems.append(Problem(location, message))
                 continue
             if key.value == "<<" and key.style is None:
@@ -151,14 +151,14 @@ class YamlFile:
                     if isinstance(part, yaml.MappingNode):
                         merged = {**self._value(part, kind, location), **merged}
                     else:
-                        self.problems.append(Problem(location, "'<<' takes in a mapping, such as '<<: *anchor'"))
+                        self.problems.append(Problem(location, "'<<' merges a mapping, such as '<<: *anchor'"))
                 continue
             here = (*location, key.value)
             line, column = key.start_mark.line + 1, key.start_mark.column + 1
             if key.value in own:
                 # at the second of the two
                 self.places[*here, "<second>"] = line, column
-                message = f"the key '{key.value}' is there twice; take one out"
+                message = f"the key '{key.value}' appears twice; remove one"
                 self.problems.append(Problem((*here, "<second>"), message))
                 continue
             if isinstance(value, yaml.ScalarNode) and value.start_mark.line == key.start_mark.line:
@@ -200,7 +200,7 @@ def read_yaml(path: Path) -> YamlFile:
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{path}: cannot be read ({reason}); give the path of a YAML file") from error
     if len(data) > _MAX_BYTES:
-        raise UsageError(f"{path}: is larger than {_MAX_BYTES // 1024} KiB, and no recipe is; give a YAML file")
+        raise UsageError(f"{path}: is larger than {_MAX_BYTES // 1024} KiB; give a YAML file")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -211,8 +211,8 @@ def read_yaml(path: Path) -> YamlFile:
     except yaml.reader.ReaderError as error:
         line = text[: error.position].count("\n") + 1
         raise UsageError(
-            f"{path}:{line}: holds the character U+{ord(text[error.position]):04X}, which YAML does not allow; take it "
-            "out, or save the file as UTF-8"
+            f"{path}:{line}: contains the character U+{ord(text[error.position]):04X}, which YAML does not allow; "
+            "remove it, or save the file as UTF-8"
         ) from error
     except yaml.YAMLError as error:
         raise _not_yaml(path, error) from error
@@ -240,7 +240,7 @@ def number(text: str, whole: bool) -> tuple[int | float | str, str | None]:
     if re.fullmatch(r"[-+]?\d+(:\d+)+(\.\d*)?", plain, re.ASCII):
         return plain, "some programs read this as base 60; write a plain number, such as 5400"
     if re.fullmatch(r"[-+]?0[xob][0-9a-f_]+", plain, re.ASCII | re.IGNORECASE):
-        return plain, "write the number with the digits 0 to 9 alone"
+        return plain, "write the number with the digits 0 to 9 only"
     if re.fullmatch(r"[-+]?0[\d_]+", plain, re.ASCII):
         meant = plain.lstrip("+-0_") or "0"
         return plain, f"with a leading 0 some programs read this in base 8; write {meant}"
@@ -251,12 +251,12 @@ def number(text: str, whole: bool) -> tuple[int | float | str, str | None]:
         return text, None
     digits, exponent, suffix = match[1].replace("_", ""), int((match[2] or "0")[:6]), match[3]
     if len(plain) > _MAX_DIGITS or exponent > 308:
-        return plain, "the number is too large to mean anything here"
+        return plain, "the number is too large"
     exact = Decimal(f"{digits}e{exponent + _POWERS[suffix]}")
     if not whole:
         return (int(exact) if _is_whole(exact) and not (match[2] or "." in digits) else float(exact)), None
     if abs(exact) > Decimal(10) ** _MAX_EXPONENT:
-        return plain, "the number is too large to mean anything here"
+        return plain, "the number is too large"
     if suffix == "%" or exact != exact.to_integral_value():
         return plain, "must be a whole number"
     return int(exact), None

@@ -84,8 +84,8 @@ def read_result(folder: Path, run: str | None = None) -> RunResult | None:
             run = read_spec(folder).id
     if run is not None and result.run != run:
         raise ForeignFileError(
-            f"{folder / RESULT}: is the result of run {result.run}, not of {run}; move it back to its own folder, and "
-            "start this run again"
+            f"{folder / RESULT}: is the result of run {result.run}, not of {run}; move it back to the folder of that "
+            "run, and start this run again"
         )
     return result
 
@@ -125,7 +125,7 @@ def read_spec(folder: Path) -> RunSpec:
         ArmillaryError: it cannot be read, for a cause that may be temporary.
     """
     path = folder / SPEC
-    remedy = "restore it from a copy, or move it away and start the run again, which writes it anew"
+    remedy = "restore it from a copy, or move it away and start the run again to rewrite it"
     try:
         document = read_json(path, "run specification", remedy)
     except FileNotFoundError:
@@ -137,10 +137,10 @@ def read_spec(folder: Path) -> RunSpec:
     form = document.get("format")
     if isinstance(form, int) and form > 1:
         raise ForeignFileError(
-            f"{path}: run specification of format {form}, and this version reads up to 1; use the version that wrote "
-            "it. The file is left as it is"
+            f"{path}: run specification of format {form}, but this version reads formats up to 1; use the version "
+            "that wrote it. The file was not changed"
         )
     try:
         return RunSpec.model_validate(document)
     except ValidationError as error:
-        raise DamagedFileError(f"{path}: not a run's specification: {first_problem(error)}; {remedy}") from error
+        raise DamagedFileError(f"{path}: not a run specification: {first_problem(error)}; {remedy}") from error

@@ -53,7 +53,7 @@ class Schedule(Document):
     @model_validator(mode="after")
     def _only_wsd_has_decay_steps(self) -> Self:
         if self.decay_steps and self.kind != "wsd":
-            raise ValueError(f"decay_steps belongs to kind 'wsd'; kind is '{self.kind}', which decays on its own")
+            raise ValueError(f"decay_steps belongs to kind 'wsd'; kind is '{self.kind}', which has its own decay")
         return self
 
     def decay_start(self, steps: int) -> int:
@@ -150,7 +150,7 @@ class OptimizerSpec(Document):
         if self.base_head_dim is not None and self.base_width is None:
             raise FieldError("needs base_width, the width of the same base model", "base_head_dim")
         if self.options is not None and self.kind == "muon":
-            raise FieldError("kind 'muon' has its option beside it: momentum", "options")
+            raise FieldError("kind 'muon' takes no options; its momentum is the key momentum", "options")
         return self
 
     @property
@@ -247,7 +247,9 @@ class RunSpec(Document):
     @model_validator(mode="after")
     def _adapter_has_a_base(self) -> Self:
         if self.adapter is not None and self.start is None:
-            raise FieldError("adapts the weights of a start, and there is none; give start, or leave it out", "adapter")
+            raise FieldError(
+                "adapts the weights of a start, but start is missing; give it, or leave adapter out", "adapter"
+            )
         return self
 
     @model_validator(mode="after")

@@ -63,13 +63,13 @@ def read_sealed(path: Path, what: str, newest: int, remedy: str, sealed_since: i
         raise DamagedFileError(f"{path}: {what} has no format number (format: {form!r}); {remedy}")
     if form > newest:
         raise ForeignFileError(
-            f"{path}: {what} of format {form}, and this version reads up to {newest}; use the version that wrote it. "
-            "The file is left as it is"
+            f"{path}: {what} of format {form}, but this version reads formats up to {newest}; use the version that "
+            "wrote it. The file was not changed"
         )
     seal = document.pop(_SEAL, None)
     # A seal is always checked if present; otherwise an edited format number would disable the check.
     if (form >= sealed_since or seal is not None) and seal != canonical_hash(document):
-        raise DamagedFileError(f"{path}: {what} does not match its checksum (torn, or edited by hand); {remedy}")
+        raise DamagedFileError(f"{path}: {what} does not match its checksum (truncated, or edited by hand); {remedy}")
     return _Document(document, f"{path}: is not a {what}: it has no field", remedy)
 
 
@@ -94,7 +94,7 @@ def read_json(path: Path, what: str, remedy: str) -> dict[str, Any]:
     try:
         document = json.loads(path.read_bytes())
     except IsADirectoryError as error:
-        raise DamagedFileError(f"{path}: is a folder, and {what} is a file; move it away: {remedy}") from error
+        raise DamagedFileError(f"{path}: is a folder, but {what} is a file; move it away: {remedy}") from error
     except (ValueError, RecursionError) as error:  # both JSON and UTF-8 errors are ValueErrors
         raise DamagedFileError(f"{path}: {what} cannot be read ({error}); {remedy}") from error
     if not isinstance(document, dict):

@@ -90,7 +90,7 @@ class Experts(Document):
     @model_validator(mode="after")
     def _enough_experts(self) -> Self:
         if self.active > self.count:
-            raise ValueError(f"active ({self.active}) must not be more than the experts there are (count {self.count})")
+            raise ValueError(f"active ({self.active}) must be at most the number of experts (count {self.count})")
         return self
 
 
@@ -142,11 +142,9 @@ class RopeScaling(Document):
             if self.kind not in kinds and getattr(self, name) != default:
                 raise FieldError(f"belongs to kind {' or '.join(map(repr, kinds))}; kind is '{self.kind}'", name)
         if self.original_length is None and self.kind in belongs["original_length"]:
-            raise FieldError(
-                f"kind '{self.kind}' needs the length that the model was first trained on", "original_length"
-            )
+            raise FieldError(f"kind '{self.kind}' needs the context length of the first training", "original_length")
         if self.kind == "telechat2" and self.base_length is None:
-            raise FieldError("kind 'telechat2' needs the length in whose units it counts", "base_length")
+            raise FieldError("kind 'telechat2' needs the context length that its scaling is relative to", "base_length")
         for low, high in (("beta_slow", "beta_fast"), ("low_freq_factor", "high_freq_factor")):
             if getattr(self, low) >= getattr(self, high):
                 raise FieldError(f"must be less than {high} ({getattr(self, high):g})", low)
@@ -230,7 +228,7 @@ def register_block(kind: str) -> Callable[[type[_Block]], type[_Block]]:
     def add(block: type[_Block]) -> type[_Block]:
         known = next(kinds for base, kinds in _BLOCKS.items() if issubclass(block, base))
         if kind in known:
-            raise ValueError(f"a block of kind {kind!r} is registered already")
+            raise ValueError(f"a block of kind {kind!r} is already registered")
         known[kind] = block
         return block
 
@@ -354,9 +352,7 @@ class ModelShape(Document):
             raise ValueError(f"head_dim ({self.head_dim}) must be even: rotary embedding turns pairs")
         kind = None if self.rope_scaling is None else self.rope_scaling.kind
         if kind in ("ntk", "telechat2") and self.rotary_dim == 2:
-            raise ValueError(
-                f"rope_scaling: kind '{kind}' needs a head_dim above 2: a single pair has no other to keep"
-            )
+            raise ValueError(f"rope_scaling: kind '{kind}' needs a head_dim above 2: it needs two rotary pairs or more")
         return self
 
     @model_validator(mode="after")
@@ -370,8 +366,8 @@ class ModelShape(Document):
             )
         if self.d_model % 8:
             raise ValueError(
-                f"d_model ({self.d_model}) must be a multiple of 8 for experts: the grouped products of accelerators "
-                "take rows of whole 16 bytes"
+                f"d_model ({self.d_model}) must be a multiple of 8 for experts: grouped matrix products on "
+                "accelerators need rows of a multiple of 16 bytes"
             )
         return self
 
@@ -477,7 +473,7 @@ def _registered(base: type[Block], usual: type[Block], value: Any) -> Any:
         known, kind = _BLOCKS[base], value.get("kind")
         if not isinstance(kind, str) or kind not in known:
             said = "has no kind" if kind is None else f"kind {kind!r} is not registered"
-            raise FieldError(f"{said}; registered are {', '.join(map(repr, known))}", "kind")
+            raise FieldError(f"{said}; registered: {', '.join(map(repr, known))}", "kind")
         value = known[kind].model_validate(value)
     # so that a shape has one form and one hash
     return None if type(value) is usual else value

@@ -61,9 +61,11 @@ class Merging(Document):
     @model_validator(mode="after")
     def _weights_can_be_found(self) -> Self:
         if self.evaluations is not None and self.method == "weighted":
-            raise FieldError("the weights of 'weighted' are scores, which are not searched; give 'linear'", "method")
+            raise FieldError(
+                "the weights of 'weighted' are the models' scores and cannot be searched; use 'linear'", "method"
+            )
         if self.evaluations is not None and self.scale != 1.0:
-            raise FieldError("is found by the search; leave it out, or leave out evaluations", "scale")
+            raise FieldError("is chosen by the search; leave it out, or leave out evaluations", "scale")
         return self
 
 
@@ -103,9 +105,11 @@ class Teaching(Document):
         if self.merge is not None and self.reject is None and self.dpo is None:
             raise FieldError("needs two models: add the stage 'reject', or leave merge out", "merge")
         if taken := {"held-out", "harder"} & self.examine.sets.keys():
-            raise FieldError(f"'{sorted(taken)[0]}' names a set of the path itself; choose another", "examine", "sets")
+            raise FieldError(f"'{sorted(taken)[0]}' is the name of a built-in set; choose another", "examine", "sets")
         if taken := {"held-out", "harder", *self.examine.sets} & self.examine.texts.keys():
-            raise FieldError(f"'{sorted(taken)[0]}' names a set of questions; choose another", "examine", "texts")
+            raise FieldError(
+                f"'{sorted(taken)[0]}' is already the name of a set of questions; choose another", "examine", "texts"
+            )
         return self
 
 

@@ -19,7 +19,7 @@ KINDS = {
     "dict_type": "must be a mapping, with a 'name: value' on each line",
     "tuple_type": "must be a list, such as [1, 2]",
     "list_type": "must be a list, such as [1, 2]",
-    "string_type": "must be a text",
+    "string_type": "must be text",
     "int_parsing": _WHOLE,
     "int_from_float": _WHOLE,
     "int_type": _WHOLE,

@@ -18,7 +18,7 @@ from armillary.recipe.sealed import DamagedFileError, read_sealed
 
 RECORD = ".written.json"
 RECORD_FORMAT = 1
-RECORD_REMEDY = "give `armillary report` again, which writes it anew"
+RECORD_REMEDY = "run `armillary report` to rewrite it"
 
 _MARK = re.compile(r"# The recipe of the results in this folder, kept by Armillary \(sha256 ([0-9a-f]{16})\)\.")
 
@@ -86,7 +86,7 @@ def blaming_changes(file: Path) -> Iterator[None]:
         if not was_changed(file):
             raise
         raise DamagedDocumentError(
-            f"{file}: was damaged or edited after it was written; restore it from a copy, or correct this:\n{error}"
+            f"{file}: was damaged or edited after it was written; restore it from a copy, or fix this:\n{error}"
         ) from error
 
 

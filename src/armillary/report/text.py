@@ -17,7 +17,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "subtitle": ("Training recipe, prediction and outcome", "训练配方、事先预测与实测结果"),
     "written": ("Written {when} by Armillary {version}", "由 Armillary {version} 于 {when} 生成"),
     "contents": ("Contents", "目录"),
-    "warnings": ("Keep in mind", "需要留意"),
+    "warnings": ("Notes", "注意事项"),
     "units": (
         "Losses are validation losses in nats per token; lower is better. Brackets hold 90% intervals.",
         "损失均为验证集损失，单位是奈特每词元（nats/token），越低越好；方括号内为 90% 区间。",
@@ -29,23 +29,23 @@ STRINGS: dict[str, tuple[str, str]] = {
     "section_mixture": ("Mixture study", "配比研究"),
     "section_anneal": ("Annealing", "退火比较"),
     "section_ladder": ("Ladder and scaling law", "规模阶梯与缩放定律"),
-    "section_record": ("How the laws fared", "规律的检验记录"),
+    "section_record": ("How accurate the laws were", "规律的检验记录"),
     "section_prediction": ("Prediction and verdict", "预测与判定"),
     "section_arms": ("Against the natural and the uniform mixture", "与自然配比、均匀配比的对照"),
-    "section_failures": ("Runs without a result", "没有结果的训练"),
+    "section_failures": ("Runs without a result", "无结果的训练"),
     "section_curves": ("Loss curves", "损失曲线"),
     "section_scores": ("Examination", "评测"),
     "section_teaching": ("What the model was taught", "教给模型的内容"),
     "section_diversity": ("Diversity of the questions", "题目的多样性"),
     "section_samples": ("Samples of text", "生成文本样例"),
-    "section_cost": ("Cost, and where it pays", "成本，以及何时值得"),
+    "section_cost": ("Cost, and when it pays off", "成本与回本规模"),
     "section_reproduce": ("How to reproduce each number", "如何复现每个数字"),
     "section_lineage": ("Lineage", "溯源"),
     # verdict
     "card_recipe": ("The recipe", "配方"),
-    "card_prediction": ("Said before, measured after", "先预测，后测量"),
-    "card_gain": ("Better than without the study?", "是否优于不做研究？"),
-    "card_cost": ("What it took", "成本"),
+    "card_prediction": ("Predicted before, measured after", "先预测，后实测"),
+    "card_gain": ("Better than without the studies?", "是否优于不做研究？"),
+    "card_cost": ("Cost", "成本"),
     "predicted": ("predicted", "预测"),
     "measured": ("measured", "实测"),
     "not_measured": ("not measured yet", "尚未测量"),
@@ -83,8 +83,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     ),
     "phase": ("steps {first} to {last}", "第 {first} 至 {last} 步"),
     "phases_lead": (
-        "The target run trains on these mixtures, one after the other; passes are over a domain's own text in the "
-        "whole run, {how}.",
+        "The target run trains on these mixtures in turn; passes are over a domain's own text in the whole run, {how}.",
         "目标训练依次采用以下配比；遍数为整个训练中对该域文本的重复遍数（{how}）。",
     ),
     "phase_lead": (
@@ -158,23 +157,23 @@ STRINGS: dict[str, tuple[str, str]] = {
     "candidate": ("Mixture", "配比"),
     "mean": ("mean", "均值"),
     "seeds": ("seeds", "各种子"),
-    "taken": ("taken", "采用"),
+    "taken": ("chosen", "采用"),
     "choice_significant": (
-        "“{taken}” was taken: trained again with new seeds, its target loss is lower than that of “{reference}” "
-        "beyond chance ({difference}; interval widened for the pick among {others}).",
-        "采用“{taken}”：以新种子重新训练，其目标损失低于“{reference}”，超出随机波动（{difference}；区间已按从"
-        "{others}中挑选而加宽）。",
+        "“{taken}” was chosen: trained again with new seeds, its target loss is significantly lower than that of "
+        "“{reference}” ({difference}; interval widened for the choice among {others}).",
+        "采用“{taken}”：以新种子重新训练后，其目标损失显著低于“{reference}”（{difference}；区间已针对从"
+        "{others}中挑选作了加宽）。",
     ),
     "choice_not_significant": (
-        "“{taken}” was kept: of {others} trained again with new seeds, none had a lower target loss beyond "
-        "chance (lowest mean: “{best}”, {difference}).",
-        "保留“{taken}”：以新种子重新训练的 {others}中，没有一个的目标损失更低且超出随机波动（均值最低者为“{best}"
+        "“{taken}” was kept: of {others} trained again with new seeds, none had a significantly lower target "
+        "loss (lowest mean: “{best}”, {difference}).",
+        "保留“{taken}”：以新种子重新训练的 {others}中，没有一个的目标损失显著更低（均值最低者为“{best}"
         "”，{difference}）。",
     ),
     "choice_untested": (
-        "“{taken}” was taken without a test: no other mixture and its reference both have all their runs with "
-        "new seeds.",
-        "采用“{taken}”，未经检验：没有其他配比与参照同时以新种子完成全部训练。",
+        "“{taken}” was chosen without a test: no other mixture and its reference both have complete runs with new "
+        "seeds.",
+        "采用“{taken}”，未经检验：没有其他配比与其参照都以新种子完成了全部训练。",
     ),
     "design_details": ("All {runs} of the design, and their target loss", "设计中的全部 {runs}及其目标损失"),
     "run": ("Run", "编号"),
@@ -185,29 +184,29 @@ STRINGS: dict[str, tuple[str, str]] = {
         "比较 {branches}方式（学习率如何衰减），总长度相同；同一种子、同一配比的各分支共用一条稳定主干。",
     ),
     "anneal_chosen": (
-        "Taken: {shape} decay over the last {share}, on the {mixture}. Its target loss is lower than that of the "
-        "reference ({reference}) beyond chance: {difference}, interval widened for the pick among {others}.",
-        "选定：最后 {share} 按 {shape} 衰减，采用{mixture}。其目标损失低于参照（{reference}），超出随机波动："
-        "{difference}，区间已按从 {others}中挑选而加宽。",
+        "Chosen: {shape} decay over the last {share}, on the {mixture}. Its target loss is significantly lower than "
+        "that of the reference ({reference}): {difference}, interval widened for the choice among {others}.",
+        "选定：最后 {share} 按 {shape} 衰减，采用{mixture}。其目标损失显著低于参照（{reference}）："
+        "{difference}，区间已针对从 {others}中挑选作了加宽。",
     ),
     "anneal_only": (
-        "Taken without a test: {shape} decay over the last {share}, on the {mixture}. No other has all its runs.",
+        "Chosen without a test: {shape} decay over the last {share}, on the {mixture}. No other has all its runs.",
         "选定（未经检验）：最后 {share} 按 {shape} 衰减，采用{mixture}。没有其他分支完成全部训练。",
     ),
     "anneal_tied": (
-        "Taken: {shape} decay over the last {share}, on the {mixture}, the reference. Of {others}, none is better "
-        "beyond chance; the lowest mean: {best}, {difference}.",
-        "选定：最后 {share} 按 {shape} 衰减，采用{mixture}，即参照。{others}均未以超出随机波动的幅度更优；均值最低者"
+        "Chosen: the reference, {shape} decay over the last {share}, on the {mixture}. Of {others}, none is "
+        "significantly better; lowest mean: {best}, {difference}.",
+        "选定参照方案：最后 {share} 按 {shape} 衰减，采用{mixture}。{others}均未显著更优；均值最低者"
         "：{best}，{difference}。",
     ),
     "anneal_name": ("{share} {shape}, {mixture}", "{share} {shape}，{mixture}"),
     "anneal_caption": (
         "Left: learning rates of the branches. Right: target loss by length of the decay; small dots are seeds, "
-        "the ring marks the branch that was taken.",
+        "the ring marks the chosen branch.",
         "左：各分支的学习率。右：目标损失随衰减长度的变化；小点为各种子，圆环标出选定的分支。",
     ),
     "anneal_caption_plain": (
-        "Target loss by length of the decay; small dots are seeds, the ring marks the branch that was taken.",
+        "Target loss by length of the decay; small dots are seeds, the ring marks the chosen branch.",
         "目标损失随衰减长度的变化；小点为各种子，圆环标出选定的分支。",
     ),
     "learning_rate": ("learning rate", "学习率"),
@@ -217,15 +216,15 @@ STRINGS: dict[str, tuple[str, str]] = {
     "annealing_mixture": ("Mixture", "配比"),
     "curve_law": ("The law of the learning-rate curve", "学习率曲线的规律"),
     "curve_lead": (
-        "Fitted to the loss on training batches of the branches on the mixture found. By this law the shortest "
-        "decay that comes close to the best is {shape} over the last {share}. It does not choose; it estimates "
-        "what other lengths and other ends would cost (nats per token).",
-        "由所得配比上各分支的训练批损失拟合。按此规律，接近最优的最短衰减是最后 {share} 的 {shape} 衰减。选择不由它作"
-        "出；它估计其他长度与其他终点的代价（奈特/词元）。",
+        "Fitted to the training-batch loss of the branches on the mixture found. By this law, the shortest "
+        "near-optimal decay is {shape} over the last {share}. The law does not decide; it estimates "
+        "the cost of other lengths and other ends (nats per token).",
+        "由所得配比上各分支的训练批损失拟合。按此规律，接近最优的最短衰减是最后 {share} 的 {shape} 衰减。该规律不参与选"
+        "择，只用于估计其他衰减长度与终点的代价（奈特/词元）。",
     ),
-    "given_away": ("Loss against that one", "与之相比的损失"),
-    "ended_at": ("Ended at step, unplanned", "计划外停止的训练步"),
-    "lost": ("Lost", "损失增量"),
+    "given_away": ("Loss above that one", "与之相比的损失增量"),
+    "ended_at": ("Unplanned end at step", "计划外停止的训练步"),
+    "lost": ("Loss above a planned end", "相对计划内结束的损失增量"),
     # ladder
     "ladder_lead": (
         "{points}, of {sizes}; a law of the loss in parameters N and tokens D is fitted to them and extended to "
@@ -234,8 +233,8 @@ STRINGS: dict[str, tuple[str, str]] = {
     ),
     "ladder_caption": (
         "Target loss over compute. Filled marks are measured runs; the bar behind each is the law's 90% interval "
-        "at that run's own N and D, the short line its mean. {inside} of {count} runs lie inside theirs; the law "
-        "was fitted to these runs, so this is no test of it.",
+        "at that run's own N and D, the short line its mean. {inside} of {count} runs are inside it; the law "
+        "was fitted to these runs, so this does not test it.",
         "目标损失与算力。实心标记为实测；其后的竖条为该次训练自身 N、D 处规律的 90% 区间，短横线为均值。{count} 次"
         "训练中有 {inside} 次落在区间内；规律正是由这些训练拟合的，因此这不构成检验。",
     ),
@@ -257,7 +256,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "target_run": ("target run", "目标训练"),
     # record
     "record_lead": (
-        "What the laws said of measurements that they had not seen: {inside} of {forecasts} with an interval lie "
+        "The laws' forecasts of held-out measurements: {inside} of {forecasts} with an interval are "
         "inside it (90% intervals). The measurements within a row are not independent.",
         "规律对未见过的测量所作的预报：带区间的 {forecasts}中有 {inside} 次命中（90% 区间）。同一行内的测量并不独立。",
     ),
@@ -281,7 +280,7 @@ STRINGS: dict[str, tuple[str, str]] = {
         "预测记录于 {recorded}；目标训练始于 {started}，晚 {lead}。",
     ),
     "recorded_late": (
-        "The prediction was recorded at {recorded}, but the target run had begun at {started}: this is not a "
+        "The prediction was recorded at {recorded}, but the target run had already begun at {started}: this is not a "
         "prediction.",
         "预测记录于 {recorded}，而目标训练已于 {started} 开始：这不能算预测。",
     ),
@@ -290,13 +289,13 @@ STRINGS: dict[str, tuple[str, str]] = {
         "预测记录于 {recorded}；目标训练尚未开始。",
     ),
     "recorded_unknown": (
-        "The prediction was recorded at {recorded}; when the target run began is not recorded.",
+        "The prediction was recorded at {recorded}; the start of the target run was not recorded.",
         "预测记录于 {recorded}；目标训练的开始时间没有记录。",
     ),
     "chain_intact": (
-        "Records of this store are numbered and each holds the hash of the one before: {records}, none changed "
-        "since. Head of the chain: {head}.",
-        "本库的记录依次编号，每条记录含前一条的哈希：共 {records}，未被改动。链首：{head}。",
+        "The records of this store are numbered, and each contains the hash of the previous one: {records}, none "
+        "changed since. Head of the chain: {head}.",
+        "存储中的记录依次编号，每条都包含前一条的哈希：共 {records}，均未被改动。链头：{head}。",
     ),
     "chain_broken": (
         "The chain of records is broken, so a prediction, a verdict or a result may have been changed by hand: "
@@ -330,24 +329,24 @@ STRINGS: dict[str, tuple[str, str]] = {
     "arms_seeds": ("Finished seeds per mixture: {seeds}.", "各配比完成的种子数：{seeds}。"),
     "arm_seeds": ("{arm} {seeds}", "{arm} {seeds}"),
     "better": (
-        "On the target, the {arm} mixture is better than the {reference} one beyond chance: {difference}, paired "
+        "On the target, the {arm} mixture is significantly better than the {reference} one: {difference}, paired "
         "over {seeds}.",
-        "就目标而言，{arm}配比优于{reference}配比，超出随机波动：{difference}（{seeds}配对）。",
+        "在目标上，{arm}配比显著优于{reference}配比：{difference}（{seeds}配对）。",
     ),
     "worse": (
-        "On the target, the {arm} mixture is worse than the {reference} one beyond chance: {difference}, paired "
+        "On the target, the {arm} mixture is significantly worse than the {reference} one: {difference}, paired "
         "over {seeds}.",
-        "就目标而言，{arm}配比劣于{reference}配比，超出随机波动：{difference}（{seeds}配对）。",
+        "在目标上，{arm}配比显著劣于{reference}配比：{difference}（{seeds}配对）。",
     ),
     "undecided": (
-        "On the target, no difference between the {arm} and the {reference} mixture was found beyond chance: "
+        "On the target, the {arm} and the {reference} mixture do not differ significantly: "
         "{difference}, paired over {seeds}.",
-        "就目标而言，未发现{arm}配比与{reference}配比之间有超出随机波动的差别：{difference}（{seeds}配对）。",
+        "在目标上，{arm}配比与{reference}配比无显著差异：{difference}（{seeds}配对）。",
     ),
     "untested": (
         "Whether the {arm} mixture is better than the {reference} one cannot be tested: fewer than two seeds "
         "finished on both.",
-        "{arm}配比是否优于{reference}配比无从检验：两者都完成的种子不足两个。",
+        "无法检验{arm}配比是否优于{reference}配比：两者均完成的种子不足两个。",
     ),
     "perplexity": (
         "Perplexity on the target: {ratio} times that of the {reference} mixture [{low}, {high}].",
@@ -356,14 +355,14 @@ STRINGS: dict[str, tuple[str, str]] = {
     "multiplier": (
         "By the ladder's law, the {arm} mixture reaches the loss of the {reference} one with {share} of the "
         "compute [{low}, {high}], parameters and tokens reduced alike: a compute multiplier of {value}. The "
-        "interval is that of the difference; the law's own is not in it.",
+        "interval covers the difference only, not the law's own uncertainty.",
         "按阶梯的缩放定律，{arm}配比只用 {share} 的算力 [{low}, {high}]（参数量与词元数同比减少）即可达到"
         "{reference}配比的损失，即算力倍数为 {value}。该区间只含差值的不确定性，不含规律自身的。",
     ),
     "multiplier_beyond": (
-        "How much compute the difference to the {reference} mixture is worth, the ladder cannot say: the answer "
-        "lies outside the sizes that it climbed.",
-        "与{reference}配比的差别相当于多少算力，阶梯无法回答：答案落在它所覆盖的规模之外。",
+        "The ladder cannot tell how much compute the difference to the {reference} mixture is worth: the answer "
+        "is outside its range of sizes.",
+        "与{reference}配比的差异相当于多少算力，无法由规模阶梯推算：结果超出其覆盖的规模范围。",
     ),
     "arms_caption": (
         "Left: target loss on each mixture; small dots are seeds, the bar is the 90% interval of the mean. Right: "
@@ -398,9 +397,10 @@ STRINGS: dict[str, tuple[str, str]] = {
     "board_title": ("Leaderboard", "排行榜"),
     "board_kicker": ("Examinations", "评测"),
     "board_lead": (
-        "A rank is 1 plus the number of models that are significantly better on the same items. Models that nothing "
-        "separates share a rank. Within a table, the chance of any false separation is at most {chance}.",
-        "名次等于在相同题目上显著更优的模型数加 1；无法区分的模型名次并列。同一张表内，出现任何错误区分的概率不超过 "
+        "A rank is 1 plus the number of models that are significantly better on the same items. Models without a "
+        "significant difference share a rank. Within a table, the probability of any false difference is at most "
+        "{chance}.",
+        "名次等于在相同题目上显著更优的模型数加 1；无显著差异的模型名次并列。同一张表内，出现任何误判的概率不超过 "
         "{chance}。",
     ),
     "board_items": ("{items} items.", "共 {items} 题。"),
@@ -427,37 +427,35 @@ STRINGS: dict[str, tuple[str, str]] = {
         "50%。题目取自任何模型都未训练过的文档；方括号内为 95% 区间。",
     ),
     "scores_above": (
-        "The published model answers {value} of {n} items right, beyond chance.",
-        "{n} 道题中，所发布的模型答对 {value}，超出随机水平。",
+        "The published model answers {value} of {n} items right, significantly better than chance.",
+        "{n} 道题中，所发布的模型答对 {value}，显著高于随机水平。",
     ),
     "scores_at": (
-        "The published model answers {value} of {n} items right; guessing can reach that too.",
-        "{n} 道题中，所发布的模型答对 {value}；随机猜测也可能达到这一水平。",
+        "The published model answers {value} of {n} items right, not significantly better than chance.",
+        "{n} 道题中，所发布的模型答对 {value}，与随机水平无显著差异。",
     ),
     "scores_below": (
-        "The published model answers {value} of {n} items right, which is worse than guessing.",
-        "{n} 道题中，所发布的模型答对 {value}，不如随机猜测。",
+        "The published model answers {value} of {n} items right, significantly worse than chance.",
+        "{n} 道题中，所发布的模型答对 {value}，显著低于随机水平。",
     ),
     "scores_weighted": (
         "This comparison is over the domains of the target, weighted as in the target loss.",
         "该比较仅限目标所含的各域，权重与目标损失一致。",
     ),
     "scores_better": (
-        "The published model beats the same model on the natural mixture beyond chance: {difference} points on the "
-        "same {n} items (paired, p {p}).",
-        "在相同的 {n} 道题上，所发布的模型优于采用自然配比的同一模型，超出随机波动：{difference} 个百分点"
-        "（配对检验，p {p}）。",
+        "The published model is significantly better than the same model on the natural mixture: {difference} points "
+        "on the same {n} items (paired, p {p}).",
+        "在相同的 {n} 道题上，所发布的模型显著优于采用自然配比的同一模型：{difference} 个百分点（配对检验，p {p}）。",
     ),
     "scores_worse": (
-        "The published model is worse than the same model on the natural mixture beyond chance: {difference} points "
+        "The published model is significantly worse than the same model on the natural mixture: {difference} points "
         "on the same {n} items (paired, p {p}).",
-        "在相同的 {n} 道题上，所发布的模型劣于采用自然配比的同一模型，超出随机波动：{difference} 个百分点"
-        "（配对检验，p {p}）。",
+        "在相同的 {n} 道题上，所发布的模型显著劣于采用自然配比的同一模型：{difference} 个百分点（配对检验，p {p}）。",
     ),
     "scores_undecided": (
-        "No difference from the same model on the natural mixture was found beyond chance: {difference} points on the "
-        "same {n} items (paired, p {p}).",
-        "在相同的 {n} 道题上，未发现与采用自然配比的同一模型之间有超出随机波动的差别：{difference} 个百分点"
+        "The published model does not differ significantly from the same model on the natural mixture: {difference} "
+        "points on the same {n} items (paired, p {p}).",
+        "在相同的 {n} 道题上，所发布的模型与采用自然配比的同一模型无显著差异：{difference} 个百分点"
         "（配对检验，p {p}）。",
     ),
     "scores_alone": (
@@ -479,25 +477,22 @@ STRINGS: dict[str, tuple[str, str]] = {
     "teaching_subtitle": ("Post-training: questions, models and the gain", "后训练：题目、模型与收益"),
     "teaching_lead": (
         "The base model was fine-tuned on {items}. A program draws each question and computes its answer; families: "
-        "{families}. No held-out question shares a problem with them.",
-        "基座模型在 {items}上做了监督微调。题目由程序抽取，答案由程序算出；题型：{families}。留出题与训练题没有相同的"
-        "题目。",
+        "{families}. No held-out question has the same problem as a training question.",
+        "基座模型在 {items}上做了监督微调。题目由程序抽取，答案由程序算出；题型：{families}。留出题与训练题互不重复。",
     ),
     "teaching_better": (
-        "The {model} model answers better than the {against} model beyond chance: {difference} points on the same "
+        "The {model} model answers significantly better than the {against} model: {difference} points on the same "
         "{n} held-out questions (paired, p {p}).",
-        "在相同的 {n} 道留出题上，{model}模型优于{against}模型，超出随机波动：{difference} 个百分点（配对检验，"
-        "p {p}）。",
+        "在相同的 {n} 道留出题上，{model}模型显著优于{against}模型：{difference} 个百分点（配对检验，p {p}）。",
     ),
     "teaching_not_better": (
-        "No model that was trained answers the held-out questions better than the base beyond chance, so the base is "
-        "kept.",
+        "No trained model answers the held-out questions significantly better than the base, so the base is kept.",
         "没有任何训练后的模型在留出题上显著优于基座，因此保留基座。",
     ),
     "chance_said": (
-        "The best answer that does not depend on the question would be right in {chance} of the held-out questions "
+        "The best fixed answer, the same for every question, would be right for {chance} of the held-out questions "
         "(dashed line).",
-        "不看题目的最佳固定答案在留出题上的正确率为 {chance}（虚线）。",
+        "对所有题目都给出同一个最优答案时，留出题正确率为 {chance}（虚线）。",
     ),
     "taught_caption": (
         "Share of right answers; the bar is the 95% interval, the dashed line is chance.",
@@ -508,7 +503,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "verified_note": (
         "Each answer is computed twice, from the numbers and from the text alone, and the worked solution must pass "
         "the verifier. The share is of the questions drawn; only verified ones are kept.",
-        "每个答案计算两次（由数值，以及仅由题面文本），解答还须通过判题器。通过率以抽取的题目为基数，只保留通过的题"
+        "每个答案计算两次（一次由数值，一次仅由题面文本），解答还须通过判题器。通过率以抽取的题目为基数，只保留通过的题"
         "目。",
     ),
     "drawn": ("Drawn", "抽取"),
@@ -517,15 +512,16 @@ STRINGS: dict[str, tuple[str, str]] = {
     "all_families": ("all", "全部"),
     "right_share": ("Right", "正确率"),
     "against": ("Against", "对照"),
-    "gain_heading": ("Gain, said before and measured after", "收益：先预测，后测量"),
+    "gain_heading": ("Gain, predicted before and measured after", "收益：先预测，后实测"),
     "gain_said": (
-        "From runs on {parts} of the {items} questions the held-out score of the run on all of them was predicted as "
-        "{predicted} with the 90% interval {interval}, recorded {recorded}. It measured {measured}: {verdict}.",
-        "由在 {items} 道题中的 {parts} 道上的训练，预测用全部题目训练后的留出题正确率为 {predicted}，90% 区间为 "
+        "Runs on {parts} of the {items} questions predicted the held-out score of the run on all of them: "
+        "{predicted} with the 90% interval {interval}, recorded {recorded}. The measured score is {measured}: "
+        "{verdict}.",
+        "先用 {items} 道题中的 {parts} 道分别训练，据此预测用全部题目训练后的留出题正确率为 {predicted}，90% 区间为 "
         "{interval}，记录于 {recorded}。实测为 {measured}：{verdict}。",
     ),
     "gain_unpredicted": (
-        "The gain could not be predicted: {reason}. It measured {measured}.",
+        "The gain could not be predicted: {reason}. The measured score is {measured}.",
         "收益无法预测：{reason}。实测为 {measured}。",
     ),
     "gain_caption": (
@@ -535,20 +531,20 @@ STRINGS: dict[str, tuple[str, str]] = {
     ),
     "on_parts": ("on parts of the questions", "部分题目"),
     "questions_trained": ("training questions", "训练题数"),
-    "forgetting_heading": ("What it forgot", "遗忘"),
+    "forgetting_heading": ("Forgetting", "遗忘"),
     "forgetting_nats": (
-        "Validation loss of the pretraining text before and after, in nats per token: what it cost elsewhere.",
-        "预训练文本的验证损失，教学前后对照（奈特/词元）：学习新任务对原有能力的影响。",
+        "Validation loss on the pretraining text before and after, in nats per token.",
+        "预训练文本的验证损失，教学前后对照（奈特/词元），反映学习新任务对原有能力的影响。",
     ),
     "forgetting_bits": (
-        "Bits per byte of plain text before and after: what it cost elsewhere.",
-        "普通文本的每字节比特数，教学前后对照：学习新任务对原有能力的影响。",
+        "Bits per byte of plain text before and after.",
+        "普通文本的每字节比特数，教学前后对照，反映学习新任务对原有能力的影响。",
     ),
     "before": ("before", "之前"),
     "after": ("after", "之后"),
     "talks_heading": ("Two conversations", "对话两则"),
     "talks_lead": (
-        "The first held-out question of each language, as it was asked in the examination; not chosen by the answer.",
+        "The first held-out question of each language, as in the examination; not selected by the answer.",
         "每种语言的第一道留出题，与评测时的提问相同；并非按回答挑选。",
     ),
     "talk_asked": ("Question", "问"),
@@ -558,8 +554,8 @@ STRINGS: dict[str, tuple[str, str]] = {
     "talk_wrong": ("wrong; {answer} is right", "错误；正确答案是 {answer}"),
     "left_out_heading": ("Stages without a model", "没有模型的阶段"),
     "note_lesson": (
-        "The lesson was not finished; the next call tries it again: {detail}",
-        "教学未完成，下次调用会重试：{detail}",
+        "The lesson is not finished; the next call retries it: {detail}",
+        "教学未完成，下次执行时会重试：{detail}",
     ),
     # diversity
     "types_of_tasks": ("Types of tasks", "任务类型"),
@@ -574,8 +570,8 @@ STRINGS: dict[str, tuple[str, str]] = {
     "name_none": ("none", "无"),
     # samples
     "samples_lead": (
-        "Written by the target model (seed {seed}) after the beginning in bold, which is held-out text; drawn at "
-        "temperature 0.8, the first draw is shown.",
+        "Written by the target model (seed {seed}) as a continuation of the held-out text in bold; sampled at "
+        "temperature 0.8, the first sample is shown.",
         "由目标模型（种子 {seed}）续写；粗体为留出文本的开头。采样温度 0.8，展示第一次采样。",
     ),
     # cost
@@ -587,8 +583,8 @@ STRINGS: dict[str, tuple[str, str]] = {
     "break_even": (
         "The studies took {studies} FLOPs, one target run {run}. With the compute multiplier of {multiplier} "
         "against the {reference} mixture, a run on the mixture found saves {saved} times its own compute, and the "
-        "studies pay for themselves from a target run of {at} FLOPs on ({factor} times this one){range}.",
-        "各项研究用去 {studies} FLOPs，一次目标训练为 {run}。相对于{reference}配比的算力倍数为 {multiplier}，即采用"
+        "studies pay off for target runs of {at} FLOPs or more ({factor} times this one){range}.",
+        "各项研究共用 {studies} FLOPs，一次目标训练为 {run}。相对于{reference}配比的算力倍数为 {multiplier}，即采用"
         "所得配比的训练可省下自身算力的 {saved} 倍；目标训练达到 {at} FLOPs（本次的 {factor} 倍）时，研究即可回本"
         "{range}。",
     ),
@@ -597,37 +593,39 @@ STRINGS: dict[str, tuple[str, str]] = {
         "；按算力倍数的区间，为 {low} 至 {high}",
     ),
     "break_even_open": (
-        "; by the low end of the multiplier's interval, at no size",
+        "; at the low end of the multiplier's interval they pay off at no size",
         "；按算力倍数区间的下端，任何规模都不回本",
     ),
-    "pays_here": ("This target run is that large: the studies have paid.", "本次目标训练已达此规模：研究已经回本。"),
+    "pays_here": (
+        "This target run is that large: the studies have paid off.",
+        "本次目标训练已达此规模：研究已经回本。",
+    ),
     "pays_not_here": (
-        "This target run is smaller: here the studies cost more than they save.",
-        "本次目标训练小于此规模：在此，研究的花费多于节省。",
+        "This target run is smaller: the studies cost more than they save.",
+        "本次目标训练小于此规模：研究的花费多于所节省的算力。",
     ),
     "break_even_assumes": (
-        "That assumes the same multiplier at other sizes, which nothing here has tested.",
-        "前提是算力倍数在其他规模上不变，而这在此未经检验。",
+        "This assumes the same multiplier at other sizes, which was not tested here.",
+        "前提是算力倍数在其他规模上保持不变，这一点未经检验。",
     ),
     "break_even_none": (
-        "The studies took {studies} FLOPs, one target run {run}. They do not pay here at any size: no saving of "
-        "compute was found beyond chance.",
-        "各项研究用去 {studies} FLOPs，一次目标训练为 {run}。在此，任何规模都不回本：未发现超出随机波动的算力节省。",
+        "The studies took {studies} FLOPs, one target run {run}. They do not pay off at any size: no significant "
+        "saving of compute was found.",
+        "各项研究共用 {studies} FLOPs，一次目标训练为 {run}。任何规模都无法回本：未发现显著的算力节省。",
     ),
     "break_even_unknown": (
-        "The studies took {studies} FLOPs, one target run {run}. From which size on they pay cannot be said: the "
-        "difference lies outside what the ladder's law supports.",
-        "各项研究用去 {studies} FLOPs，一次目标训练为 {run}。从多大规模起回本无法断言：差值超出阶梯规律所能支持的范"
-        "围。",
+        "The studies took {studies} FLOPs, one target run {run}. The size at which they pay off is unknown: the "
+        "difference is outside the range of the ladder's law.",
+        "各项研究共用 {studies} FLOPs，一次目标训练为 {run}。回本规模未知：差值超出阶梯规律的适用范围。",
     ),
     "card_pays": (
-        "Against the {reference} mixture the studies pay for themselves from a target run of {at} FLOPs on, "
+        "Against the {reference} mixture the studies pay off for target runs of {at} FLOPs or more, "
         "{factor} times this one.",
         "相对于{reference}配比，目标训练达到 {at} FLOPs（本次的 {factor} 倍）时，研究即可回本。",
     ),
     "card_pays_none": (
-        "The studies do not pay for themselves here: no saving of compute was found beyond chance.",
-        "在此研究不能回本：未发现超出随机波动的算力节省。",
+        "The studies do not pay off here: no significant saving of compute was found.",
+        "研究无法回本：未发现显著的算力节省。",
     ),
     "cost_note": (
         "FLOPs by formula, validation not counted; a branch counts from where it leaves its trunk. The comparison "
@@ -641,16 +639,16 @@ STRINGS: dict[str, tuple[str, str]] = {
     "what": ("What", "项目"),
     "id": ("Id", "标识"),
     "reproduce_lead": (
-        "From the folder in which {folder} lies. Finished stages are read, not trained again; to train everything "
-        "anew, give {out} with a new folder.",
+        "Run these commands in the folder that contains {folder}. Finished stages are read, not trained again; to "
+        "train everything again, give {out} with a new folder.",
         "在 {folder} 所在的文件夹中执行。已完成的阶段直接读取，不重新训练；要全部重新训练，请用 {out} 指定新文件夹。",
     ),
     "status": ("State", "状态"),
     "cause": ("Cause", "原因"),
     "failures_lead": (
-        "{runs} of these studies without a result. The studies above rest on the runs that have one; the next call "
-        "tries again what failed for a passing cause.",
-        "以下 {runs}没有结果。上述研究只依据有结果的训练；因暂时原因失败的训练，下次调用会重试。",
+        "{runs} of these studies without a result. The studies above use only runs that have one; the next call "
+        "retries failures with a transient cause.",
+        "以下 {runs}没有结果。上述研究只依据有结果的训练；因临时原因失败的训练，下次执行时会重试。",
     ),
     "note_domain": (
         "{subject}: {things} while reading the text, first: {detail}",
@@ -658,37 +656,37 @@ STRINGS: dict[str, tuple[str, str]] = {
     ),
     "note_forecast": ("The law warns about this prediction: {detail}", "规律对该预测的提示：{detail}"),
     "note_reach": (
-        "The target run lies at {subject} times the largest compute of the ladder. Leaving out the ladder's own "
-        "largest runs has tested the law up to {detail} times.",
+        "The target run is at {subject} times the largest compute of the ladder. Holding out the ladder's own "
+        "largest runs tested the law up to {detail} times.",
         "目标训练的算力是阶梯中最大算力的 {subject} 倍；逐一留出阶梯中最大的训练时，规律只检验到 {detail} 倍。",
     ),
     "note_rise": (
         "In the ladder, the loss at depth {subject} is {detail} higher than one depth below after the same tokens. The "
-        "learning rate does not suit the deeper models at so few steps, and the prediction leans low.",
+        "learning rate does not suit the deeper models at so few steps, and the prediction is biased low.",
         "在阶梯中，训练词元数相同时，深度 {subject} 的损失比浅一级的模型高 {detail}。步数这么少时，"
         "该学习率不适合较深的模型，预测因而偏低。",
     ),
     "note_edge_share": (
-        "The best decay length in the annealing study ({detail} of the steps) is the {end} that was tried: a "
-        "better one may lie beyond.",
+        "The best decay length in the annealing study ({detail} of the steps) is the {end} value tried: a "
+        "better one may be beyond it.",
         "退火研究中最优的衰减长度（训练步的 {detail}）是所试范围的{end}：更好的可能在范围之外。",
     ),
     "note_edge_sharpen": (
-        "The best power of the annealing mixture ({detail}) is the {end} that was tried: a better one may lie beyond.",
+        "The best power of the annealing mixture ({detail}) is the {end} value tried: a better one may be beyond it.",
         "退火配比的最优幂次（{detail}）是所试范围的{end}：更好的可能在范围之外。",
     ),
     "note_edge_tried": (
-        "In the best mixture of the law, the weight of {subject} ({detail}) is the {end} that was tried: a better "
-        "one may lie beyond.",
+        "In the law's best mixture, the weight of {subject} ({detail}) is the {end} value tried: a better "
+        "one may be beyond it.",
         "在规律给出的最优配比中，{subject}的权重（{detail}）是所试范围的{end}：更好的可能在范围之外。",
     ),
     "note_edge_limits": (
-        "In the best mixture of the law, the weight of {subject} ({detail}) lies at the {end} that the limits allow"
-        ": without the limit a better one may exist.",
+        "In the law's best mixture, the weight of {subject} ({detail}) is the {end} that the limits allow"
+        ": without the limit there may be a better one.",
         "在规律给出的最优配比中，{subject}的权重（{detail}）是限制所允许的{end}：若无此限制，可能有更好的配比。",
     ),
     "note_adjusted": (
-        "The {subject} mixture breaks the limits and was brought within them, here and in every comparison.",
+        "The {subject} mixture violates the limits and was adjusted to them, here and in every comparison.",
         "{subject}配比超出限制，在此及所有对照中均已调整到限制之内。",
     ),
     "note_reason": ("{subject}: {detail}", "{subject}：{detail}"),
@@ -700,8 +698,8 @@ STRINGS: dict[str, tuple[str, str]] = {
         "{subject}中有 {things}没有结果，见下文。",
     ),
     "note_unreadable": (
-        "{subject}: what depends on it is left out here. {detail}",
-        "{subject}：依赖它的内容在此略去。{detail}",
+        "{subject}: everything that depends on it is left out. {detail}",
+        "{subject}：依赖于它的内容已略去。{detail}",
     ),
     "note_family": (
         "Family “{subject}”: the ladder does not support a law for it: {detail}",

@@ -64,7 +64,7 @@ class Fault(Document):
     def _says_what_counts(self) -> Self:
         for name, kinds in (("steps", ("slow", "disk")), ("seconds", ("slow",))):
             if getattr(self, name) is not None and self.kind not in kinds:
-                raise ValueError(f"{name} belongs to {' and '.join(kinds)}, and this fault is '{self.kind}'")
+                raise ValueError(f"{name} belongs to {' and '.join(kinds)}, but this fault is '{self.kind}'")
         return self
 
 
@@ -118,11 +118,11 @@ class Faults(Document):
         for number, fault in enumerate(self.faults):
             for name, value, limit in (("rank", fault.rank, ranks - 1), ("step", fault.step, steps - 1)):
                 if value > limit:
-                    raise UsageError(f"faults: {number}: {name} is {value}, and this run has them up to {limit}")
+                    raise UsageError(f"faults: {number}: {name} is {value}, but the highest in this run is {limit}")
         drawn: list[Fault] = []
         if self.draw is not None:
             if self.draw.first_step >= steps:
-                raise UsageError(f"draw: first_step is {self.draw.first_step}, and this run has {steps} steps")
+                raise UsageError(f"draw: first_step is {self.draw.first_step}, but this run has {steps} steps")
             chance = random.Random(self.draw.seed)
             for number in range(self.draw.count):
                 # every kind occurs before any repeats

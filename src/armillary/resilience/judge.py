@@ -54,7 +54,7 @@ class Judge:
             return Verdict(f"the loss is {loss} and the gradient norm {norm}", finite=False)
         limit = self._limit()
         if loss > limit and step not in self._accepted:
-            return Verdict(f"the loss is {loss:.4g}, and the steps before it allow {limit:.4g}", finite=True)
+            return Verdict(f"the loss is {loss:.4g}, above the limit {limit:.4g} from the steps before it", finite=True)
         self._step = step
         self._good.append(loss)
         return None

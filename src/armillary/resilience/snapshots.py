@@ -41,8 +41,8 @@ def memory_folder(folder: Path) -> Path:
         place.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise ArmillaryError(
-            f"{error.filename or _SHARED}: snapshots cannot be kept there ({error.strerror}); make room or give "
-            "access, or leave snapshot_every_steps out"
+            f"{error.filename or _SHARED}: snapshots cannot be kept there ({error.strerror}); free space or fix "
+            "permissions, or leave snapshot_every_steps out"
         ) from error
     if not _is_own(place):
         raise ArmillaryError(

@@ -1,4 +1,4 @@
-"""The routes of the server, with what every request must pass: token, host, size, and the end of the server."""
+"""The routes of the server, and the checks on every request: token, host, size, and whether the server is draining."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from armillary.serve.options import is_loopback
 from armillary.serve.tools import check_template
 
 LARGEST_BODY = 8 * 2**20  # bytes
-_SHORT = 20_000  # bytes of a body that is turned into tokens in the event loop: a thread would take longer
+_SHORT = 20_000  # bytes of a body that is tokenized in the event loop: a thread would take longer
 _PATHS = frozenset({"/v1/models", "/v1/completions", "/v1/chat/completions", "/tokenize", "/health", "/metrics"})
 _OPEN = "/health"  # the path that needs no token
 
 
 @dataclass
 class Serving:
-    """What the routes share: the engine, the model's name and fingerprint, and whether the server is ending."""
+    """State shared by the routes: the engine, the model's name and fingerprint, and whether the server is draining."""
 
     engine: Engine
     model: str
@@ -65,7 +65,7 @@ def build_app(serving: Serving) -> ASGIApp:
 
 
 class _Gate:
-    """Lets a request pass if it has the token, and counts it."""
+    """Middleware that checks the token of a request and counts it."""
 
     def __init__(self, app: ASGIApp, serving: Serving) -> None:
         self._app, self._serving = app, serving
@@ -97,7 +97,7 @@ class _Gate:
         headers = {name.lower(): value for name, value in scope["headers"]}
         token = self._serving.token
         if token is None:
-            # A web page that a browser shows could otherwise reach this port under a name of its own.
+            # Otherwise a web page in a browser could reach this port under its own host name (DNS rebinding).
             host = headers.get(b"host", b"localhost").decode("latin-1")
             name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
             if not is_loopback(name):
@@ -112,7 +112,7 @@ class _Gate:
 
 
 class _Routes:
-    """The functions behind the paths."""
+    """The handlers of the paths."""
 
     def __init__(self, serving: Serving) -> None:
         self._serving, self._engine = serving, serving.engine
@@ -172,7 +172,7 @@ class _Routes:
         return await self._answer(request, body, live, form)
 
     async def _begin(self, body: CompletionBody | ChatBody, size: int) -> Live:
-        """Let the request join the others."""
+        """Submit the request to the engine."""
         if self._serving.draining:
             raise DrainingError
         if body.model is not None:
@@ -188,7 +188,10 @@ class _Routes:
     def _check_model(self, name: str) -> None:
         if name != self._serving.model:
             raise ApiError(
-                404, f"model {name!r} is not served here; there is {self._serving.model!r}", "model", "model_not_found"
+                404,
+                f"model {name!r} is not served here; this server has {self._serving.model!r}",
+                "model",
+                "model_not_found",
             )
 
     async def _answer(self, request: Request, body: CompletionBody | ChatBody, live: Live, form: Format) -> Response:
@@ -219,7 +222,7 @@ class _Routes:
 
 
 async def _disconnected(request: Request) -> None:
-    """Return when the client is gone; the body has been read before."""
+    """Return when the client has disconnected; the body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
@@ -228,10 +231,10 @@ async def _body(request: Request) -> bytes:
     """The body of a request.
 
     Raises:
-        ApiError: it is not JSON by its head, or too large.
+        ApiError: its content type is not JSON, or it is too large.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":  # a web page may send other types without asking
+    if kind != "application/json":  # web pages may send other types without a preflight request
         raise ApiError(415, f"the content type is {kind or 'missing'}; send application/json")
     large = ApiError(413, f"the body is larger than {LARGEST_BODY >> 20} MiB", code="body_too_large")
     declared = request.headers.get("content-length", "")
@@ -260,12 +263,14 @@ async def _refused(_: Request, error: Exception) -> Response:
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException), "registered for it"
     path, method = request.url.path, request.method
-    said = {404: f"there is no {path}", 405: f"{path} has no {method}"}.get(error.status_code, str(error.detail))
+    said = {404: f"there is no {path}", 405: f"{path} does not support {method}"}.get(
+        error.status_code, str(error.detail)
+    )
     return _response(ApiError(error.status_code, said))
 
 
 async def _gone(_: Request, __: Exception) -> Response:
-    return Response(status_code=499)  # nobody reads it
+    return Response(status_code=499)  # the client has disconnected
 
 
 async def _fault(_: Request, __: Exception) -> Response:

@@ -19,12 +19,12 @@ from armillary.serve.errors import ApiError
 from armillary.serve.tools import OPEN
 
 SLOTS = 64
-_MOST_SCORES = 1_000_000  # of the prompts of one request: each takes some 150 bytes
+_MOST_SCORES = 1_000_000  # for the prompts of one request: each takes about 150 bytes
 
 
 @dataclass
 class _Choice:
-    """An answer of a request, and how much of it has been handed over."""
+    """An answer of a request, and how much of it has been delivered."""
 
     live: Live
     number: int
@@ -62,7 +62,7 @@ class BatchingEngine(Engine):
         self._thread = threading.Thread(target=self._work, name="steps", daemon=True)
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to compute."""
+        """Start the thread."""
         super().start(loop)
         self._thread.start()
 
@@ -72,7 +72,7 @@ class BatchingEngine(Engine):
         return self._batch.running
 
     def prepare(self, ask: Ask) -> Live:
-        """Turn the prompts into tokens, and check that they fit.
+        """Tokenize the prompts, and check that they fit.
 
         Raises:
             ApiError: a prompt that is empty, too long or not of this vocabulary, or messages that the template refuses.
@@ -82,8 +82,8 @@ class BatchingEngine(Engine):
             if len(tokens) + ask.answer > self.context:
                 raise ApiError(
                     400,
-                    f"the prompt has {len(tokens)} tokens, and this model takes {self.context} with its answer; "
-                    "shorten it",
+                    f"the prompt has {len(tokens)} tokens, but this model takes at most {self.context} including its "
+                    "answer; shorten it",
                     "messages" if isinstance(ask.prompts[0], Chat) else "prompt",
                     "context_length_exceeded",
                 )
@@ -91,7 +91,7 @@ class BatchingEngine(Engine):
         if ask.echo and ask.top is not None and scores > _MOST_SCORES:
             raise ApiError(
                 400,
-                f"echo: {scores:,} log probabilities, and {_MOST_SCORES:,} is the most; send several requests",
+                f"echo: {scores:,} log probabilities, but the maximum is {_MOST_SCORES:,}; send several requests",
                 "echo",
             )
         return _Batched(ask, [tokens for tokens, _ in read], [text for _, text in read], self._backend)
@@ -153,7 +153,7 @@ class BatchingEngine(Engine):
             begun = time.monotonic()
             try:
                 touched = self._batch.step()
-            except Exception as error:  # the requests of this step fail, and the server goes on
+            except Exception as error:  # the requests of this step fail, the server continues
                 self._fail(error)
                 continue
             self.metrics.step_seconds.observe(time.monotonic() - begun)
@@ -164,7 +164,7 @@ class BatchingEngine(Engine):
                 self._hand_over(found)
 
     def _obey(self) -> bool:
-        """Carry out the commands that have come, and wait for one if there is nothing to do; False at the end."""
+        """Execute the queued commands, and wait for one if there is nothing to do; False at the end."""
         while True:
             try:
                 command = self._commands.get(block=self._batch.idle)
@@ -194,7 +194,7 @@ class BatchingEngine(Engine):
         self._loop.call_soon_threadsafe(self._deliver, found)
 
     def _piece(self, choice: _Choice) -> tuple[Live, Piece | ApiError] | None:
-        """What is new of a choice, if a reader wants it now."""
+        """The new part of a choice, if a stream needs it now."""
         answer, ask = choice.answer, choice.live.ask
         if answer.finish is not None:
             del self._choices[answer]

@@ -1,6 +1,6 @@
-"""The bodies of requests: which fields there are, which values they may have, and what they mean for the engine.
+"""The bodies of requests: their fields, the allowed values, and the requests to the engine.
 
-A field that would change the answer and that this server does not have is refused unless its value is neutral. Fields
+An unsupported field that would change the answer is refused unless its value is neutral. Fields
 without an effect on the answer (``user``, ``metadata``, …) are ignored.
 """
 
@@ -19,10 +19,10 @@ from armillary.serve.errors import ApiError
 from armillary.serve.tools import for_template
 
 _LARGEST_N = 128
-_MOST_ANSWERS = 512  # to one request
+_MOST_ANSWERS = 512  # per request
 _MOST_STOPS, _LONGEST_STOP = 16, 500
 _MOST_SCORES = 20
-# Fields that are known and not supported, with the values that change nothing.
+# Known but unsupported fields, with the values that have no effect.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "suffix": ("",),
@@ -72,13 +72,13 @@ class _Body(BaseModel):
         stops = [given] if isinstance(given, str) else given
         if isinstance(stops, list):
             if len(stops) > _MOST_STOPS:
-                raise ValueError(f"{len(stops)} strings, and {_MOST_STOPS} is the most")
+                raise ValueError(f"{len(stops)} strings, but the maximum is {_MOST_STOPS}")
             if any(isinstance(one, str) and not 0 < len(one) <= _LONGEST_STOP for one in stops):
                 raise ValueError(f"a stop string must have 1 to {_LONGEST_STOP} characters")
         return stops
 
     def sampling(self, tokens: int | None, context: int) -> Sampling:
-        """How the answer is drawn; without ``tokens`` it is as long as the context allows."""
+        """The sampling options; without ``tokens`` an answer may fill the context."""
         return Sampling(
             max_new_tokens=max(context if tokens is None else tokens, 1),
             temperature=1.0 if self.temperature is None else self.temperature,
@@ -91,7 +91,7 @@ class _Body(BaseModel):
 
     @property
     def with_usage(self) -> bool:
-        """Whether a stream ends with the counts of tokens."""
+        """Whether a stream ends with the token counts."""
         return self.stream_options is not None and self.stream_options.include_usage
 
 
@@ -107,9 +107,9 @@ class CompletionBody(_Body):
     def _prompts(cls, given: Any) -> Any:
         prompts = [given] if isinstance(given, str) or (isinstance(given, list) and _are_tokens(given)) else given
         if not isinstance(prompts, list) or not prompts:
-            raise ValueError("give a text, a list of token ids, or a list of these")
+            raise ValueError("give text, a list of token ids, or a list of these")
         if len(prompts) > _LARGEST_N:
-            raise ValueError(f"{len(prompts)} prompts, and {_LARGEST_N} is the most; send several requests")
+            raise ValueError(f"{len(prompts)} prompts, but the maximum is {_LARGEST_N}; send several requests")
         read = list[Any]()
         for place, prompt in enumerate(prompts):
             if isinstance(prompt, str):
@@ -117,11 +117,11 @@ class CompletionBody(_Body):
             elif isinstance(prompt, list) and _are_tokens(prompt):
                 read.append(tuple(prompt))
             else:
-                raise ValueError(f"prompt {place + 1} is neither a text nor a list of token ids")
+                raise ValueError(f"prompt {place + 1} is neither text nor a list of token ids")
         return read
 
     def ask(self, context: int) -> Ask:
-        """What the engine is to do.
+        """The request to the engine.
 
         Raises:
             ApiError: too many answers, or an answer of no tokens without the prompt.
@@ -130,8 +130,8 @@ class CompletionBody(_Body):
         if len(self.prompt) * (self.n or 1) > _MOST_ANSWERS:
             raise ApiError(
                 400,
-                f"n: {len(self.prompt) * (self.n or 1)} answers in all, and {_MOST_ANSWERS} is the most; send several "
-                "requests",
+                f"n: {len(self.prompt) * (self.n or 1)} answers in total, but the maximum is {_MOST_ANSWERS}; send "
+                "several requests",
                 "n",
             )
         if not tokens and not self.echo:
@@ -191,7 +191,7 @@ class _Message(BaseModel):
         for part in given:
             if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
                 kind = part.get("type") if isinstance(part, dict) else part
-                raise ValueError(f"a part of type {kind!r}; this model reads parts of type 'text' alone")
+                raise ValueError(f"a part of type {kind!r}; this model reads only parts of type 'text'")
             texts.append(part["text"])
         return "".join(texts)
 
@@ -214,7 +214,7 @@ class ChatBody(_Body):
         return [] if self.tool_choice == "none" else [tool.function.name for tool in self.tools or ()]
 
     def ask(self, context: int) -> Ask:
-        """What the engine is to do.
+        """The request to the engine.
 
         Raises:
             ApiError: fields that contradict each other, or a tool that must be called.
@@ -238,7 +238,7 @@ class ChatBody(_Body):
         )
 
     def _plain(self, place: int) -> dict[str, Any]:
-        """A message as chat templates expect it."""
+        """A message in the form that chat templates expect."""
         message = self.messages[place]
         where = f"messages[{place}]"
         plain = message.model_dump(exclude_none=True)
@@ -260,14 +260,14 @@ def read_body(data: bytes, kind: type[CompletionBody] | type[ChatBody]) -> Compl
     """The checked body of a request.
 
     Raises:
-        ApiError: not a JSON object, or a field that is unknown, wrong or not supported; it is named.
+        ApiError: not a JSON object, or a field that is unknown, invalid or not supported; the error names it.
     """
     document = read_object(data)
     given = {name: value for name, value in document.items() if name not in _IGNORED}
     for name, neutral in _NEUTRAL.items():
         value = given.pop(name, None)
         if value is not None and value not in neutral:
-            raise ApiError(400, f"{name}: this server does not have it; leave it out", name, "unsupported_parameter")
+            raise ApiError(400, f"{name}: not supported by this server; leave it out", name, "unsupported_parameter")
     try:
         return kind.model_validate(given)
     except ValidationError as error:
@@ -278,7 +278,7 @@ def read_object(data: bytes) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        ApiError: it is none.
+        ApiError: it is not a JSON object.
     """
     try:
         document = json.loads(data)
@@ -296,7 +296,7 @@ def _named(error: ValidationError, kind: type[BaseModel]) -> ApiError:
         param += f"[{part}]" if isinstance(part, int) else f".{part}" if param else str(part)
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), kind.model_fields, 1)
-        said = f"there is no such field{f'; nearest: {near[0]}' if near else ''}"
+        said = f"unknown field{f'; nearest: {near[0]}' if near else ''}"
         return ApiError(400, f"{param}: {said}", param, "unknown_parameter")
     if first["type"] == "missing":
         return ApiError(400, f"{param} is missing", param, "missing_required_parameter")

@@ -1,6 +1,6 @@
-"""Engines that compute one request per call (llama.cpp, ``transformers``): some threads take requests in turn.
+"""Engines that compute one request per call (llama.cpp, ``transformers``), served by a pool of threads.
 
-What only the native engine has (log probabilities, prompts as tokens, tools) is refused.
+Features of the native engine only (log probabilities, prompts as tokens, tools) are refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ROLES = ("system", "user", "assistant")
 
 
 class _Borrowed(Live):
-    """A request with the requests to the engine, one for each prompt."""
+    """A request, with one engine request per prompt."""
 
     def __init__(self, ask: Ask, requests: list[Request]) -> None:
         super().__init__(ask, 0)  # the engine counts the tokens of prompts
@@ -46,15 +46,15 @@ class BorrowingEngine(Engine):
         return self._busy
 
     def prepare(self, ask: Ask) -> Live:
-        """Check that the engine can do what is asked.
+        """Check that the engine supports the request.
 
         Raises:
-            ApiError: it cannot.
+            ApiError: it does not.
         """
         for refused, param in ((ask.top is not None, "logprobs"), (ask.echo, "echo"), (not ask.answer, "max_tokens")):
             if refused:
                 raise ApiError(
-                    400, f"{param}: the {self.name} backend does not have it; the native backend does", param
+                    400, f"{param}: not supported by the {self.name} backend; the native backend supports it", param
                 )
         return _Borrowed(ask, [Request(self._prompt(prompt), ask.sampling) for prompt in ask.prompts])
 
@@ -66,14 +66,16 @@ class BorrowingEngine(Engine):
         if prompt.settings:
             raise ApiError(
                 400,
-                f"chat_template_kwargs: the {self.name} backend does not have it; the native backend does",
+                f"chat_template_kwargs: not supported by the {self.name} backend; the native backend supports it",
                 "chat_template_kwargs",
             )
         messages = []
         for place, message in enumerate(prompt.messages):
             if message["role"] not in _ROLES:
                 raise ApiError(
-                    400, f"the {self.name} backend has no role {message['role']!r}", f"messages[{place}].role"
+                    400,
+                    f"the {self.name} backend does not support the role {message['role']!r}",
+                    f"messages[{place}].role",
                 )
             messages.append(Message(message["role"], message["content"] or ""))
         return tuple(messages)
@@ -110,7 +112,7 @@ class BorrowingEngine(Engine):
                 self._hand_over(live, ApiError(400, error.problem, "prompt"))
             except UsageError as error:
                 self._hand_over(live, ApiError(400, str(error)))
-            except Exception as error:  # this request fails, and the server goes on
+            except Exception as error:  # this request fails, the server continues
                 said = str(error) if isinstance(error, ArmillaryError) else f"{type(error).__name__}: {error}"
                 self._hand_over(live, ApiError(500, said))
             finally:

@@ -1,4 +1,4 @@
-"""What the server needs of an engine: requests in progress, their pieces, and the limit on how many there are."""
+"""The interface of an engine: requests in progress, their pieces, and the limit on their number."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Chat:
 class Ask:
     """Each of ``prompts`` (text, tokens or a chat) is continued ``sampling.n`` times.
 
-    ``growing`` asks for pieces as they come, ``top`` for log probabilities with this many most likely tokens, ``echo``
-    for the prompt in front of each answer. Without ``answer``, prompts are only read.
+    ``growing`` requests pieces as they are generated, ``top`` log probabilities of this many most likely tokens, and
+    ``echo`` the prompt before each answer. Without ``answer``, prompts are only read.
     """
 
     prompts: tuple[str | tuple[int, ...] | Chat, ...]
@@ -55,7 +55,7 @@ class TokenScore:
 
 @dataclass(frozen=True)
 class Piece:
-    """What is new of a choice: its text, the number of new tokens, their scores, and why it ended if it has."""
+    """The new part of a choice: its text, the number of new tokens, their scores, and the finish reason if it ended."""
 
     choice: int
     text: str = ""
@@ -90,7 +90,7 @@ class Live:
         self._pieces.put_nowait(piece)
 
     async def pieces(self) -> AsyncIterator[list[Piece]]:
-        """What is new, at most one piece of each choice at a time, until all choices have ended.
+        """New pieces, at most one per choice at a time, until all choices have ended.
 
         Raises:
             ApiError: the request failed.
@@ -111,7 +111,7 @@ class Live:
 
 
 class Engine(ABC):
-    """Computes answers in threads of its own; everything else happens in the event loop.
+    """Computes answers in separate threads; everything else runs in the event loop.
 
     ``slots`` answers are computed at a time, and ``queue`` more may wait.
     """
@@ -126,18 +126,18 @@ class Engine(ABC):
         self._idle.set()
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Begin to work."""
+        """Start the engine."""
         self._loop = loop
         self.metrics.watch(self)
 
     @property
     @abstractmethod
     def running(self) -> int:
-        """Answers that are being computed."""
+        """The number of answers in progress."""
 
     @property
     def waiting(self) -> int:
-        """Answers that wait for a place."""
+        """The number of answers waiting for a slot."""
         return max(self._open - self.running, 0)
 
     @abstractmethod
@@ -145,11 +145,11 @@ class Engine(ABC):
         """Check a request and read its prompts; may be called in any thread.
 
         Raises:
-            ApiError: this engine cannot do what is asked, or a prompt is too long.
+            ApiError: this engine does not support the request, or a prompt is too long.
         """
 
     def submit(self, live: Live) -> None:
-        """Let a request join the others.
+        """Add a request to those in progress.
 
         Raises:
             BusyError: the queue is full.
@@ -164,7 +164,7 @@ class Engine(ABC):
         self._begin(live)
 
     def cancel(self, live: Live) -> None:
-        """Free the places of a request whose client is gone; nothing happens if it has ended."""
+        """Free the slots of a request whose client has disconnected; no effect if it has ended."""
         if self._forget(live):
             self.metrics.cancelled.inc()
             self._abort(live)
@@ -174,7 +174,7 @@ class Engine(ABC):
         await self._idle.wait()
 
     def abort(self) -> None:
-        """End all requests at once."""
+        """Abort all requests."""
         for live in list(self._live.values()):
             self._forget(live)
             self._abort(live)
@@ -185,12 +185,14 @@ class Engine(ABC):
         """Stop the threads, and free the model."""
 
     def template(self) -> tuple[str | None, bool]:
-        """The source of the chat template, and whether the marks of a tool call are special tokens.
+        """The source of the chat template, and whether the tool-call markers are special tokens.
 
         Raises:
             ApiError: this engine does not call tools.
         """
-        raise ApiError(400, f"tools: the {self.name} backend does not have them; the native backend does", "tools")
+        raise ApiError(
+            400, f"tools: not supported by the {self.name} backend; the native backend supports them", "tools"
+        )
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         """The tokens of a text."""
@@ -198,14 +200,14 @@ class Engine(ABC):
 
     @abstractmethod
     def _begin(self, live: Live) -> None:
-        """Give a request to the threads."""
+        """Hand a request to the threads."""
 
     @abstractmethod
     def _abort(self, live: Live) -> None:
-        """Tell the threads that a request has no reader."""
+        """Make the threads drop a request."""
 
     def _deliver(self, found: Iterable[tuple[Live, Piece | ApiError]]) -> None:
-        """Hand pieces to their readers; called in the event loop."""
+        """Deliver pieces to their requests; called in the event loop."""
         for live, piece in found:
             if live.number not in self._live:
                 continue
@@ -226,7 +228,7 @@ class Engine(ABC):
                     self._mean_s += 0.1 * (time.monotonic() - live.begun - self._mean_s)
 
     def _forget(self, live: Live) -> bool:
-        """Remove a request; False if that has happened before."""
+        """Remove a request; False if it was already removed."""
         if self._live.pop(live.number, None) is None:
             return False
         self._open -= live.open

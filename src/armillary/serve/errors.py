@@ -6,7 +6,7 @@ from typing import Any
 
 
 class ApiError(Exception):
-    """A request that is answered with an error: HTTP ``status``, and the fields of OpenAI's error object.
+    """An error response: HTTP ``status``, and the fields of OpenAI's error object.
 
     ``param`` names the field of the body, ``code`` is a word for programs, and ``wait_s`` goes into ``Retry-After``.
     """
@@ -37,14 +37,16 @@ class BusyError(ApiError):
     def __init__(self, waiting: int, wait_s: int) -> None:
         super().__init__(
             429,
-            f"{waiting} answers are waiting, and no more fit into the queue; try again in {wait_s} s",
+            f"{waiting} answers are waiting and the queue is full; try again in {wait_s} s",
             code="queue_full",
             wait_s=wait_s,
         )
 
 
 class DrainingError(ApiError):
-    """The server finishes the running requests and accepts no others."""
+    """The server is draining: it finishes the running requests and accepts no others."""
 
     def __init__(self) -> None:
-        super().__init__(503, "the server is shutting down; send the request to another", code="draining", wait_s=1)
+        super().__init__(
+            503, "the server is shutting down; send the request to another server", code="draining", wait_s=1
+        )

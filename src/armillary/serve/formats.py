@@ -1,4 +1,4 @@
-"""Answers in the form of OpenAI's API, whole and in pieces. Both come from the same pieces, so they say the same."""
+"""Answers in the format of OpenAI's API, complete or streamed. Both are built from the same pieces, so they agree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LEAST = -9999.0  # JSON has no infinity
 
 
 class Format(ABC):
-    """The answer to one request; ``prefix`` begins its id."""
+    """The answer to one request; its id starts with ``prefix``."""
 
     prefix: str
     whole_object: str
@@ -34,7 +34,7 @@ class Format(ABC):
         self._new_tokens = 0
 
     async def whole(self) -> dict[str, Any]:
-        """The whole answer.
+        """The complete answer.
 
         Raises:
             ApiError: the request failed.
@@ -77,12 +77,12 @@ class Format(ABC):
         }
 
     def _openings(self) -> list[dict[str, Any]]:
-        """What a stream begins with."""
+        """The first events of a stream."""
         return []
 
     @abstractmethod
     def _choice(self, piece: Piece) -> dict[str, Any]:
-        """A whole choice."""
+        """A complete choice."""
 
     @abstractmethod
     def _changes(self, piece: Piece) -> list[dict[str, Any]]:
@@ -124,7 +124,7 @@ class CompletionFormat(Format):
 
 
 class ChatFormat(Format):
-    """The answers of ``/v1/chat/completions``; calls of the tools in ``names`` are taken out of the text."""
+    """The answers of ``/v1/chat/completions``; calls of the tools in ``names`` are extracted from the text."""
 
     prefix, whole_object, piece_object = "chatcmpl", "chat.completion", "chat.completion.chunk"
 
@@ -220,7 +220,7 @@ def _scored(token: bytes, value: float | None) -> dict[str, Any]:
 
 
 def _likely(one: TokenScore) -> dict[str, float] | None:
-    """The most likely tokens and the token itself; of tokens that look the same the likeliest."""
+    """The most likely tokens and the token itself; of tokens with equal text, only the most likely."""
     if one.value is None:
         return None
     found: dict[str, float] = {}
@@ -230,7 +230,7 @@ def _likely(one: TokenScore) -> dict[str, float] | None:
 
 
 def _text(token: bytes) -> str:
-    """A token as text; one that is part of a character as its bytes."""
+    """A token as text, or as bytes if it is part of a character."""
     try:
         return token.decode()
     except UnicodeDecodeError:

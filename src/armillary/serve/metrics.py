@@ -32,36 +32,38 @@ class Metrics:
         )
         self.seconds = Histogram(
             "armillary_request_seconds",
-            "Time of a whole request, from its head to the last byte of its answer.",
+            "Time of a whole request, from its headers to the last byte of its answer.",
             ["path"],
             buckets=_SECONDS,
             registry=registry,
         )
         self.first_piece = Histogram(
             "armillary_first_piece_seconds",
-            "Time from a request to the first piece of its answer (streamed: its first text).",
+            "Time from a request to the first chunk of its answer (streamed: its first text).",
             buckets=_SECONDS,
             registry=registry,
         )
         self.step_seconds = Histogram(
             "armillary_step_seconds", "Time of one step of the batch.", buckets=_SECONDS, registry=registry
         )
-        self.prompt_tokens = Counter("armillary_prompt_tokens", "Tokens of prompts.", registry=registry)
+        self.prompt_tokens = Counter("armillary_prompt_tokens", "Prompt tokens.", registry=registry)
         self.reused_tokens = Counter(
-            "armillary_reused_tokens", "Tokens of prompts that were not computed again.", registry=registry
+            "armillary_reused_tokens", "Prompt tokens reused from the cache.", registry=registry
         )
-        self.new_tokens = Counter("armillary_new_tokens", "Tokens of answers.", registry=registry)
-        self.cancelled = Counter("armillary_cancelled_requests", "Requests whose client went away.", registry=registry)
+        self.new_tokens = Counter("armillary_new_tokens", "Answer tokens.", registry=registry)
+        self.cancelled = Counter(
+            "armillary_cancelled_requests", "Requests cancelled because the client disconnected.", registry=registry
+        )
 
     def watch(self, engine: Engine) -> None:
-        """Add gauges of the engine's places."""
+        """Add gauges of the engine's slots."""
         for name, what, read in (
-            ("armillary_running", "Answers that are being computed.", lambda: engine.running),
-            ("armillary_waiting", "Answers that wait for a place.", lambda: engine.waiting),
-            ("armillary_slots", "Answers that can be computed at a time.", lambda: engine.slots),
+            ("armillary_running", "Answers in progress.", lambda: engine.running),
+            ("armillary_waiting", "Answers waiting for a slot.", lambda: engine.waiting),
+            ("armillary_slots", "Maximum number of concurrent answers.", lambda: engine.slots),
         ):
             Gauge(name, what, registry=self.registry).set_function(read)
 
     def text(self) -> bytes:
-        """All of them, as Prometheus reads them."""
+        """All counters in Prometheus' text format."""
         return generate_latest(self.registry)

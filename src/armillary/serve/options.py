@@ -1,4 +1,4 @@
-"""The options of a server, and what it reports once it listens."""
+"""The options of a server, and its report once it listens."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class ServeOptions:
         host: the address to listen on. Beyond loopback, the environment must hold a token.
         port: its port; 0 takes a free one.
         name: the model's name for clients; None takes that of its folder or file.
-        queue: answers that may wait for a place in the batch; more are refused with status 429.
+        queue: answers that may wait for a slot; further requests get status 429.
         backend: options of the engine; ``batch_size`` is the number of answers at a time.
 
     Raises:
@@ -56,7 +56,7 @@ class Listening:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address is that of this machine alone."""
+    """Whether a host name or address is a loopback one."""
     if host.lower() == "localhost":
         return True
     try:
@@ -66,7 +66,7 @@ def is_loopback(host: str) -> bool:
 
 
 def read_token(host: str) -> str | None:
-    """The token that requests must bring, from the environment; None if there is none and ``host`` is loopback.
+    """The token that requests must carry, from the environment; None if there is none and ``host`` is loopback.
 
     Raises:
         UsageError: no token for a host that other machines reach, or one that is not valid in a header.

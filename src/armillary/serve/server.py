@@ -1,4 +1,4 @@
-"""Opens the model, listens, and ends: SIGTERM or Ctrl-C lets running requests finish, a second signal ends at once."""
+"""Opens the model, listens, and shuts down: SIGTERM or Ctrl-C drains running requests, a second signal aborts them."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def serve(target: str, options: ServeOptions, backend: str, listening: Callable[
         ArmillaryError: the model cannot be loaded, or the extra is not installed.
     """
     if backend not in BACKENDS:
-        raise UsageError(f"backend {backend!r}: there are {', '.join(BACKENDS)}")
+        raise UsageError(f"backend {backend!r} is unknown; known are {', '.join(BACKENDS)}")
     if "://" in target:
-        raise UsageError(f"{target}: is a server already; give a model folder, a run or a .gguf file")
+        raise UsageError(f"{target}: is already a server; give a model folder, a run or a .gguf file")
     token = read_token(options.host)
     from armillary.serve.vllm import find_vllm, run_vllm, vllm_reads
 
@@ -116,7 +116,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 async def _run(serving: Any, bound: socket.socket, started: Callable[[], None]) -> None:
-    """Answer requests until a signal ends the server."""
+    """Serve requests until a signal ends the server."""
     import uvicorn
 
     from armillary.serve.app import build_app

@@ -1,7 +1,7 @@
 """Tool calls in the text of an answer, as Hermes and Qwen write them.
 
-The form is ``<tool_call>{"name": …, "arguments": {…}}</tool_call>``. A call that is not such an object, or names a tool
-that was not offered, stays text. White space around calls is dropped.
+The format is ``<tool_call>{"name": …, "arguments": {…}}</tool_call>``. A call that is not such an object, or of a tool
+that was not offered, stays text. White space around calls is removed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Call:
 
 
 class ToolReader:
-    """Splits a growing text into text and calls of the tools in ``names``."""
+    """Splits streamed text into text and calls of the tools in ``names``."""
 
     def __init__(self, names: Collection[str]) -> None:
         self._names, self._held, self.calls = frozenset(names), "", 0
@@ -79,23 +79,23 @@ class ToolReader:
 
 
 def check_template(source: str | None, special: bool) -> str | None:
-    """Why a model with this chat template cannot call tools; None if it can.
+    """The reason why a model with this chat template cannot call tools; None if it can.
 
-    ``special`` says whether the tokenizer drops the marks of a call from text.
+    ``special``: whether the tokenizer removes the tool-call markers from text.
     """
     if source is None:
         return "this model has no chat template"
     if "tools" not in source:
-        return "the chat template of this model has no tools"
+        return "the chat template of this model does not support tools"
     if OPEN not in source:
-        return f"the chat template of this model writes tool calls in another form than {OPEN}{{…}}{CLOSE}"
+        return f"the chat template of this model writes tool calls in a format other than {OPEN}{{…}}{CLOSE}"
     if special:
-        return f"{OPEN} is a special token of this model, and the text of an answer has none"
+        return f"{OPEN} is a special token of this model, and answers contain no special tokens"
     return None
 
 
 def for_template(calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The calls of an earlier answer as templates expect them: arguments as an object.
+    """The calls of an earlier answer in the form that templates expect: arguments as an object.
 
     Raises:
         ValueError: arguments that are not a JSON object.

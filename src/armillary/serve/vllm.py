@@ -1,4 +1,4 @@
-"""vLLM in place of this server, where it is installed: the same model folder, address, name and token."""
+"""vLLM instead of this server, if it is installed: the same model folder, address, name and token."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from armillary.serve.options import ServeOptions
 
 
 def find_vllm() -> str | None:
-    """The program ``vllm``: beside this Python, or on the path."""
+    """The program ``vllm``: next to this Python, or on the path."""
     beside = Path(sys.executable).with_name("vllm")
     return str(beside) if os.access(beside, os.X_OK) and beside.is_file() else shutil.which("vllm")
 
 
 def vllm_reads(target: str) -> bool:
-    """Whether ``target`` is a folder in Hugging Face's form."""
+    """Whether ``target`` is a Hugging Face folder."""
     return (Path(target) / "config.json").is_file() and not (Path(target) / "armillary.json").exists()
 
 
@@ -26,7 +26,7 @@ def vllm_command(program: str, target: str, options: ServeOptions) -> list[str]:
     """The command that serves ``target``.
 
     Raises:
-        UsageError: not a folder that vLLM reads, or an option that it does not have.
+        UsageError: not a folder that vLLM reads, or an option that vLLM does not support.
     """
     if not vllm_reads(target):
         raise UsageError(

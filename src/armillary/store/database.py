@@ -64,7 +64,7 @@ class Database:
         except (sa.exc.ArgumentError, ImportError) as error:
             raise UsageError(
                 f"database: {without_passwords(str(error))}; give an SQLAlchemy URL such as "
-                "postgresql+psycopg://USER@HOST/NAME, and install the driver that it names"
+                "postgresql+psycopg://USER@HOST/NAME, and install its driver"
             ) from error
         except ValueError as error:  # its text quotes a part of the URL, possibly of the password
             raise UsageError(
@@ -121,7 +121,7 @@ class Database:
             return found
         raise ForeignFileError(
             f"{self.name}: store format {found}; this version reads 1 to {schema.FORMAT}; use the version that wrote "
-            "it. It is left as it is"
+            "it. It was not changed"
         )
 
     def _stamp(self, db: sa.Connection) -> None:
@@ -133,14 +133,14 @@ class Database:
         if file.is_symlink() and not file.exists():
             raise DamagedFileError(
                 f"{file}: the store's database is a link to {file.readlink()}, which cannot be reached; mount the disk "
-                "it lies on, or remove the link to begin a new store"
+                "it is on, or remove the link to begin a new store"
             )
         if not file.exists():
             for left in (file.with_name(f"{file.name}-{suffix}") for suffix in ("wal", "journal")):
                 if left.exists() and left.stat().st_size:
                     raise DamagedFileError(
-                        f"{file}: the store's database is missing, and {left.name} holds changes to it; put the file "
-                        f"or a backup in its place, or move {left.name} away to begin a new store"
+                        f"{file}: the store's database is missing, but {left.name} has changes to it; restore the file "
+                        f"or a backup, or move {left.name} away to begin a new store"
                     )
             hidden = aside(file)
             try:
@@ -162,7 +162,7 @@ class Database:
         Raises:
             As the class.
         """
-        remedy = "put a backup in its place, or move it away to begin a new store"
+        remedy = "restore it from a backup, or move it away to begin a new store"
         if not file.is_file():
             raise UsageError(f"{file}: not a file; give the path of the store's database")
         with open(file, "rb") as stream:
@@ -172,7 +172,7 @@ class Database:
             raise DamagedFileError(f"{file}: the store's database is empty; {remedy}")
         if not head.startswith(_MAGIC):
             raise DamagedFileError(
-                f"{file}: the store's database cannot be used: the file is not a database (or its beginning is "
+                f"{file}: the store's database cannot be used: the file is not a database (or its beginning was "
                 f"overwritten); {remedy}"
             )
         log = file.with_name(f"{file.name}-wal")
@@ -185,7 +185,7 @@ class Database:
         whole = (65536 if page == 1 else page) * pages
         torn = len(head) < 100 or (changed == valid and size < whole)
         if torn and not (log.exists() and log.stat().st_size):  # the log may hold data that the file lacks
-            raise DamagedFileError(f"{file}: the store's database is torn: {size} of {whole} bytes; {remedy}")
+            raise DamagedFileError(f"{file}: the store's database is truncated: {size} of {whole} bytes; {remedy}")
         application = struct.unpack(">I", head[68:72])[0]
         if application not in (0, schema.APPLICATION):
             raise self._foreign([f"application_id {application:#x}"])
@@ -204,8 +204,8 @@ class Database:
     def _foreign(self, others: list[str]) -> ForeignFileError:
         shown = ", ".join(others[:5]) + (", ..." if len(others) > 5 else "")
         return ForeignFileError(
-            f"{self.name}: this database belongs to another program ({shown}); it is left as it is. Give a file or a "
-            "database of its own (--database), or a schema of its own on PostgreSQL (?options=-csearch_path%3DNAME)"
+            f"{self.name}: this database belongs to another program ({shown}); it was not changed. Give a separate "
+            "file or database (--database), or a separate schema on PostgreSQL (?options=-csearch_path%3DNAME)"
         )
 
     @contextlib.contextmanager
@@ -253,23 +253,23 @@ class Database:
             where = f"{error.filename or self.name}"
             remedy = "the store must be writable"
             if error.errno in (errno.EEXIST, errno.EISDIR, errno.ENOTDIR):
-                remedy = "something else lies there, or a link that leads nowhere; move it away, or mount its disk"
+                remedy = "something else is there, or a broken link; move it away, or mount its disk"
             raise ArmillaryError(f"{where}: {error.strerror or error}; {remedy}") from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise DamagedFileError(
-                f"{self.name}: a record of the store is not JSON ({error}); put a backup in its place"
+                f"{self.name}: a record of the store is not JSON ({error}); restore it from a backup"
             ) from error
 
     def _explained(self, error: Exception) -> ArmillaryError:
         cause = getattr(error, "orig", None) or error
         said = without_passwords(" ".join(str(cause).split()))
         code = _sqlite_error(error)
-        again = "what was recorded is kept: give the same command again"
+        again = "what was recorded is kept: run the same command again"
         if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             waited = self.waited_s
             return ArmillaryError(
-                f"{self.name}: the store's database was locked for {waited} s{self._holders()}; end that, and give the "
-                "same command again"
+                f"{self.name}: the store's database was locked for {waited} s{self._holders()}; end that process and "
+                "run the same command again"
             )
         if code == "SQLITE_FULL":
             return ArmillaryError(f"{self.name}: the disk is full; free space; {again}")
@@ -280,17 +280,17 @@ class Database:
             )
         if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
             return DamagedFileError(
-                f"{self.name}: the store's database cannot be used: {said}; put a backup in its place, or move it away "
-                "to begin a new store: runs that have a folder keep their results, predictions are lost"
+                f"{self.name}: the store's database cannot be used: {said}; restore it from a backup, or move it away "
+                "to begin a new store: runs with a folder keep their results, predictions are lost"
             )
         if code.startswith("SQLITE_IOERR"):
             return ArmillaryError(
-                f"{self.name}: the disk failed ({said}): full, removed, or without the locks and shared memory that "
-                f"SQLite needs (NFS); {again}"
+                f"{self.name}: the disk failed ({said}): it is full, was removed, or lacks the locks and shared "
+                f"memory that SQLite needs (NFS); {again}"
             )
         if self.file is None and isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError):
             return ArmillaryError(
-                f"{self.name}: the store's database cannot be used: {said}; is the server up, and may this user "
+                f"{self.name}: the store's database cannot be used: {said}; is the server running, and may this user "
                 f"connect? {again}"
             )
         return ArmillaryError(f"{self.name}: the store's database cannot be used: {said}")
@@ -333,9 +333,9 @@ class Database:
             ArmillaryError: the copy could not be written, or is damaged.
         """
         if self.file is None:
-            raise UsageError(f"{self.name}: back up a database server by its own program, such as pg_dump")
+            raise UsageError(f"{self.name}: back up a database server with its own tools, such as pg_dump")
         if path.exists():
-            raise UsageError(f"{path}: there is a file already; give the name of a new one")
+            raise UsageError(f"{path}: already exists; give the name of a new file")
         hidden = aside(path)
         try:
             with self.translated():
@@ -346,7 +346,7 @@ class Database:
                     copy.execute("PRAGMA journal_mode=DELETE")  # one file, with no log beside it
                     problems = [row[0] for row in copy.execute("PRAGMA integrity_check") if row[0] != "ok"]
                 if problems:
-                    raise DamagedFileError(f"{self.file}: the copy is not sound: {problems[0]}; nothing was written")
+                    raise DamagedFileError(f"{self.file}: the copy is damaged: {problems[0]}; nothing was written")
                 sync(hidden)
                 hidden.rename(path)
                 sync(path.parent)
@@ -364,7 +364,7 @@ class Database:
             # SQLite ignores what follows its last page; while a log is open, pages may be cut off that are still there
             rest = self.file.stat().st_size - pages * size
             if rest > 0 and not (log.exists() and log.stat().st_size):
-                found.append(f"{counted(rest, 'byte')} follow its last page, and no database of SQLite has any there")
+                found.append(f"{counted(rest, 'byte')} follow its last page, which never happens in an SQLite database")
             keys = db.execute(sa.text("PRAGMA foreign_key_check")).all()
         return [f"{self.file}: {text}" for text in found] + [
             f"{self.file}: table {row[0]}, row {row[1]}: refers to a missing row of {row[2]}" for row in keys

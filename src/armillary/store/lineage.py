@@ -78,6 +78,6 @@ class Lineage(Runs, Stages):
     def _parents_of(self, run: str, content: Any) -> list[str]:
         if content is not None and not (isinstance(content, list) and all(isinstance(one, str) for one in content)):
             raise DamagedFileError(
-                f"{self.database.name}: the parents of run {run} are not a list of ids; put a backup in its place"
+                f"{self.database.name}: the parents of run {run} are not a list of ids; restore it from a backup"
             )
         return content or []

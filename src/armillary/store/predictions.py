@@ -57,8 +57,8 @@ class Predictions(Base):
                     if begun or (self.run_folder(run) / "spec.json").exists():
                         raise ArmillaryError(
                             f"{self.run_folder(run)}: the run has already begun, and {self.database.name} holds no "
-                            "prediction of it; a prediction can only be made before its run: put a backup of the "
-                            "database in its place, move the run's folder away to predict and train it again, or add "
+                            "prediction of it; a prediction can only be made before its run: restore the "
+                            "database from a backup, move the run's folder away to predict and train again, or add "
                             "a new seed to training.seeds"
                         )
                     now = time.time()
@@ -124,7 +124,7 @@ class Predictions(Base):
             results = {judged: db.execute(sa.select(schema.runs.c.result).filter_by(id=judged)).scalar()}
         problem = verdict_problem(run, row, results, entries)
         if problem is not None:
-            raise ArmillaryError(f"{problem}; put a backup of the store in its place")
+            raise ArmillaryError(f"{problem}; restore the store from a backup")
         return None if row is None else {**row.content, "recorded_at": iso_time(row.recorded_at)}
 
     def order(self, run: str) -> Order | None:

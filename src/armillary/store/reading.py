@@ -88,7 +88,7 @@ class ReadOnlyDatabase(Database):
             status = file.stat()
         except FileNotFoundError as error:
             raise ArmillaryError(
-                f"{file}: the store's database is missing (deleted, moved, or not begun yet)"
+                f"{file}: the store's database is missing (deleted, moved, or not created yet)"
             ) from error
         seen = (status.st_ino, status.st_mtime_ns, status.st_size)
         if seen != self._seen:
@@ -100,7 +100,7 @@ class ReadOnlyDatabase(Database):
         inspector = sa.inspect(db)
         found = inspector.get_table_names()
         if schema.runs.name not in found:
-            raise ArmillaryError(f"{self.name}: holds no store yet")
+            raise ArmillaryError(f"{self.name}: contains no store yet")
         self._columns = {
             name: frozenset(column["name"] for column in inspector.get_columns(name))
             for name in schema.metadata.tables

@@ -159,8 +159,8 @@ class Runs(Base):
             return RunResult(**{**content, "skipped": tuple(content.get("skipped", ()))})
         except TypeError as error:
             raise DamagedFileError(
-                f"{self.database.name}: the result of run {run} is not one of this version ({error}); put a backup in "
-                "its place"
+                f"{self.database.name}: this version cannot read the result of run {run} ({error}); restore the "
+                "database from a backup"
             ) from error
 
     def _result_in_folder(self, run: str) -> RunResult | None:
@@ -186,12 +186,12 @@ class Runs(Base):
         """
         state = self.state(run)
         if state is None:
-            raise ArmillaryError(f"run {run} is not in {self.database.name}; its study adds it when it is given again")
+            raise ArmillaryError(f"run {run} is not in {self.database.name}; run its study again, which adds it")
         if state.result is not None and self.missing_files(run) and self._fetch(run, state.result):
             return
         own = self.run_folder(run) / "result.json"
         if in_use(own.parent):
-            raise ArmillaryError(f"{own.parent}: another process trains this run; wait for it")
+            raise ArmillaryError(f"{own.parent}: another process is training this run; wait for it")
         with self.database.translated():
             if own.exists():  # otherwise the run would count as done
                 own.replace(own.with_name("result.before.json"))
@@ -259,7 +259,7 @@ class Runs(Base):
         with self.database.reading() as db:
             row = db.execute(sa.select(schema.runs).filter_by(id=run)).first()
         if row is None:
-            raise ArmillaryError(f"run {run} is not in {self.database.name}; armillary runs lists those that are")
+            raise ArmillaryError(f"run {run} is not in {self.database.name}; `armillary runs` lists the runs")
         return row
 
     def _spec_of(self, run: str, content: Any) -> RunSpec:
@@ -267,8 +267,8 @@ class Runs(Base):
             return RunSpec.model_validate(content)
         except ValidationError as error:
             raise DamagedFileError(
-                f"{self.database.name}: the specification of run {run} is not one of this version: "
-                f"{first_problem(error)}; put a backup in its place"
+                f"{self.database.name}: this version cannot read the specification of run {run}: "
+                f"{first_problem(error)}; restore it from a backup"
             ) from error
 
     def _claim(self) -> str:
@@ -301,7 +301,7 @@ def difference(run: str, recorded: dict[str, Any], found: dict[str, Any]) -> str
         # fields that an older version did not record are empty
         if (recorded.get(name) or None) != (found.get(name) or None):
             return (
-                f"run {run}: {name} is {found.get(name)} in its folder, and {recorded.get(name)} was recorded first; "
+                f"run {run}: {name} is {found.get(name)} in its folder, but {recorded.get(name)} was recorded first; "
                 "the recorded result stays (another device or version of torch, or a changed file)"
             )
     return None

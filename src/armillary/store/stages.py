@@ -32,7 +32,7 @@ class Stages(Base):
             return None
         problem = stage_problem(name, key, row, entries)
         if problem is not None:
-            raise DamagedFileError(f"{self.database.name}: {problem}; put a backup of the store in its place")
+            raise DamagedFileError(f"{self.database.name}: {problem}; restore the store from a backup")
         return row.content
 
     def examinations(self) -> dict[str, list[tuple[str, dict[str, Any]]]]:

@@ -138,12 +138,12 @@ class Store(Reader):
                 continue
             folder = self.run_folder(row.id)
             if not folder.is_dir():
-                problems.append(f"{folder}: is missing, and run {row.id} is done")
+                problems.append(f"{folder}: is missing, although run {row.id} is done")
                 continue
             try:
                 recorded = self._result_of(row.id, row.result)
                 lacking = [folder / name for name in FILES if not (folder / name).is_file()]
-                problems += [f"{file}: is missing, and run {row.id} is done" for file in lacking]
+                problems += [f"{file}: is missing, although run {row.id} is done" for file in lacking]
                 found = self._result_in_folder(row.id)
                 differs = None if found is None else difference(row.id, asdict(recorded), asdict(found))
                 if differs is not None:
@@ -162,9 +162,9 @@ class Store(Reader):
                 problems.append(str(error))
                 continue
             if spec.id != row.id:
-                problems.append(f"run {row.id}: its specification was changed: it is that of another run")
+                problems.append(f"run {row.id}: its specification was changed: it belongs to another run")
             if (row.parents or []) != list(spec.parents):
-                problems.append(f"run {row.id}: its parents are not those of its specification: they were changed")
+                problems.append(f"run {row.id}: its parents differ from those of its specification: they were changed")
         return problems
 
     def flush(self) -> None:

@@ -141,7 +141,7 @@ def anneal_study(lab: Lab, mixture: dict[str, float]) -> AnnealOutcome:
     candidates = [o for o in specs if o.sharpen == 1 and o in complete] or [o for o in specs if o in complete]
     if not candidates:
         raise ArmillaryError(
-            f"anneal: no annealing has all its runs; the first without a result: {trained.failed[0]}; the same command "
+            f"anneal: no annealing has all its runs; first cause: {trained.failed[0]}; the same command "
             "retries runs with a transient cause"
         )
     reference = _nearest_to_usual(candidates, specs)
@@ -156,7 +156,7 @@ def anneal_study(lab: Lab, mixture: dict[str, float]) -> AnnealOutcome:
     else:
         best, significant, difference, low, high = reference, False, 0.0, 0.0, 0.0
         if len(specs) > 1:
-            reason = f"only {reference.name} has all its runs, so it is taken without a comparison"
+            reason = f"only {reference.name} has all its runs, so it is used without a comparison"
     leading = min(complete, key=lambda option: float(np.mean(complete[option])))
     return lab.conclude(
         "anneal",

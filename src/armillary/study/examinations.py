@@ -55,7 +55,7 @@ def record_forecast(store: Store, asked: Question, law: Path, at: Path, interval
     file = read_law(law)
     if file.kind not in _PREDICTS:
         raise UsageError(
-            f"{law} holds a law of kind '{file.kind}'; give one that 'armillary fit examination' or 'armillary fit "
+            f"{law} is a law of kind '{file.kind}'; give one that 'armillary fit examination' or 'armillary fit "
             "gain' wrote"
         )
     if (count := len(read_table(at).rows)) != 1:
@@ -81,8 +81,7 @@ def record_forecast(store: Store, asked: Question, law: Path, at: Path, interval
         store.record_prediction(asked.id, content)
     elif known["score"] != content["score"] or known["interval"] != interval:
         raise ArmillaryError(
-            f"run {run} has a forecast of {task} of {known['recorded_at']} that says something else; it is never "
-            "rewritten"
+            f"run {run} has a forecast of {task} of {known['recorded_at']} that differs; it is never rewritten"
         )
     known = store.prediction(asked.id)
     assert known is not None

@@ -24,7 +24,7 @@ def open_store(folder: Path) -> Store:
         UsageError: there is no store.
     """
     if not (folder / "store.sqlite").is_file():
-        raise UsageError(f"{folder}: there is no store.sqlite; give the folder of a store, such as results/store")
+        raise UsageError(f"{folder}: no store.sqlite; give the folder of a store, such as results/store")
     return Store(folder)
 
 

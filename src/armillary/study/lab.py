@@ -354,7 +354,7 @@ class Lab:
         try:
             record_rates(self.executor, [job.spec for job in jobs], begun)
         except ArmillaryError as error:  # without them the sizes of later studies are less exact, but still valid
-            self.say(f"{study}: the rates of its runs were not kept: {error}")
+            self.say(f"{study}: the rates of its runs were not recorded: {error}")
         results = {run: value for run, value in outcomes.items() if isinstance(value, RunResult)}
         failed = [
             FailedRun(

@@ -50,8 +50,8 @@ class Rise(Document):
     def __str__(self) -> str:
         return (
             f"after {self.tokens:,} tokens the target loss of depth {self.larger} is {self.after:.3f}, above the "
-            f"{self.before:.3f} of depth {self.smaller}: at so few steps the rate does not suit the deeper models, and "
-            "forecasts for still larger ones lean low; lower training.lr, or give more tokens"
+            f"{self.before:.3f} of depth {self.smaller}: with so few steps the learning rate does not suit the deeper "
+            "models, and forecasts for larger ones are biased low; lower training.lr, or give more tokens"
         )
 
 
@@ -144,7 +144,7 @@ def ladder_study(lab: Lab, mixture: dict[str, float], annealing: Annealing) -> L
     ]
     left_out = {family: why for family in study.families if (why := _too_few(points, family))}
     if recipe.model.family in left_out:
-        first = f"; the first without a result: {trained.failed[0]}" if trained.failed else ""
+        first = f"; first cause: {trained.failed[0]}" if trained.failed else ""
         raise ArmillaryError(
             f"ladder: {left_out[recipe.model.family]}{first}; add depths or fractions under study.ladder, or run the "
             "same command again, which retries runs with a transient cause"

@@ -152,7 +152,7 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
     X = design[good]
     if len(good) < _ENOUGH * len(specs) or _different(X) < _MIN_MIXTURES:
         raise ArmillaryError(
-            f"mixture: {len(good)} of {len(specs)} runs have a result, too few for a law; the first without one: "
+            f"mixture: {len(good)} of {len(specs)} runs have a result, too few for a law; first cause: "
             f"{trained.failed[0]}; the same command retries runs with a transient cause"
         )
     Y = np.array([[trained.results[specs[i].id].loss[d] for d in corpus.domains] for i in good])
@@ -251,9 +251,9 @@ def _refuse_few(design: np.ndarray, lab: Lab) -> None:
         return
     limits = lab.recipe.limits
     raise UsageError(
-        f"limits: the {counted(len(design), 'mixture')} of the study hold only {found} that differ by more than "
+        f"limits: the {counted(len(design), 'mixture')} of the study include only {found} that differ by more than "
         f"{_SAME:.1%} of "
-        f"the tokens, and a law needs {_MIN_MIXTURES} (floors {limits.floors}, ceilings {limits.ceilings}, max_epochs "
+        f"the tokens, but a law needs {_MIN_MIXTURES} (floors {limits.floors}, ceilings {limits.ceilings}, max_epochs "
         f"{limits.max_epochs:g}); widen the limits, or train on fewer tokens"
     )
 
@@ -285,21 +285,21 @@ def _choose(candidates: Sequence[Candidate], confirm: Mapping[str, Sequence[RunS
         taken = choice.name if choice.significant else NATURAL
         return _Choice(taken, mean, low, high, choice.significant)
     if NATURAL in complete:
-        return _Choice(NATURAL, reason=f"no candidate has all its runs ({lost}), so the natural mixture is taken")
+        return _Choice(NATURAL, reason=f"no candidate has all its runs ({lost}), so the natural mixture is used")
     if again.may_pass(confirm[NATURAL]):
         return _Choice(
             NATURAL,
-            reason=f"the natural mixture lacks some runs ({lost}), so nothing can be compared with it; it is taken "
+            reason=f"the natural mixture lacks some runs ({lost}), so nothing can be compared with it; it is used "
             "until they exist",
         )
     if complete:
         best = min(complete, key=lambda name: float(np.mean(complete[name])))
         return _Choice(
             best,
-            reason=f"the natural mixture cannot be trained ({lost}), so the best candidate is taken unchecked",
+            reason=f"the natural mixture cannot be trained ({lost}), so the best candidate is used untested",
         )
     raise ArmillaryError(
-        f"mixture: neither the natural mixture nor a candidate has all its runs; the first without a result: "
+        f"mixture: neither the natural mixture nor a candidate has all its runs; first cause: "
         f"{again.failed[0]}; a lower training.lr may help if runs diverge"
     )
 

@@ -33,7 +33,7 @@ INTERVAL = 0.9
 _UNSUPPORTED = "the ladder does not support a prediction of the target run"
 _LONGER = "give study.ladder greater depths or more tokens"
 _TOO_LATE = (
-    "the target was asked for after run {run} had begun; a prediction of it now would come after the run, so there is "
+    "the target was requested after run {run} had begun; a prediction of it now would come after the run, so there is "
     "none"
 )
 
@@ -244,11 +244,11 @@ def forecast(lab: Lab, spec: RunSpec, mixture: MixtureOutcome, ladder: LadderOut
     }
     if "target" not in values:
         raise ArmillaryError(
-            f"{_UNSUPPORTED}: its law of the target loss is open by more than a factor of 2; {_LONGER}"
+            f"{_UNSUPPORTED}: the interval of the target loss spans more than a factor of 2; {_LONGER}"
         )
     unknown = [domain for domain in mixture.domains if domain not in values]
     if unknown:
-        lab.say(f"predict: not predicted, since their laws are open by more than a factor of 2: {', '.join(unknown)}")
+        lab.say(f"predict: not predicted, since their intervals span more than a factor of 2: {', '.join(unknown)}")
     return {
         "run": spec.id,
         "spec": spec.model_dump(mode="json"),
@@ -294,7 +294,7 @@ def train_target(lab: Lab, found: Found) -> TargetOutcome:
     trained = lab.train("target", jobs, owners)
     if not trained.results:
         raise ArmillaryError(
-            f"target: none of its {counted(len(owners), 'run')} has a result; the first: {trained.failed[0]}; "
+            f"target: none of its {counted(len(owners), 'run')} has a result; first cause: {trained.failed[0]}; "
             f"the same command "
             "retries runs with a transient cause"
         )

@@ -75,8 +75,8 @@ def remaining(budget: str, spent_s: float, set_aside: float = 0.0) -> str:
     if left <= 0:
         raise UsageError(
             f"budget {budget} is too small: building the corpus alone took {spent_s:.0f} s"
-            + (f", and {set_aside:.0%} of it are set aside for the lesson" if set_aside else "")
-            + "; give more, or run `armillary corpus` first, which is not part of a later budget"
+            + (f", and {set_aside:.0%} of it are reserved for the lesson" if set_aside else "")
+            + "; give more, or run `armillary corpus` first, which does not count towards a later budget"
         )
     return f"{left - min(_RESERVE_S, _RESERVE_SHARE * left):.3f}s"
 

@@ -28,7 +28,7 @@ def check_run(spec: RunSpec, corpus: Corpus, layout: Layout | None = None) -> No
     if corpus.hash != spec.corpus:
         raise UsageError(
             f"run {spec.id} belongs to corpus {spec.corpus}, but {corpus.path} is {corpus.hash}; give the folder of "
-            "the one it belongs to"
+            "its own corpus"
         )
     problems: list[str] = []
     try:

@@ -39,7 +39,7 @@ from armillary.recipe import Preference, RunResult, RunSpec, UsageError
 from armillary.train.engines import SingleDeviceEngine, Stack
 from armillary.train.errors import DivergedError, InterruptedRunError
 from armillary.train.hooks import Hook
-from armillary.train.loop import FLUSH, Run, TrainOptions, carry_out, default_device, open_run
+from armillary.train.loop import FLUSH, Run, TrainOptions, default_device, open_run, train_steps
 from armillary.train.resume import Trunk
 
 Outcome = RunResult | Exception
@@ -193,10 +193,10 @@ class Fleet:
         if stack_key(run.spec) != self._key:
             raise UsageError(
                 f"run {run.spec.id}: shape, context length, batch, accumulation, precision, objective and z_loss must "
-                "be those of the stack; train it in another one"
+                "equal those of the stack; train it in another stack"
             )
         if len(self.runs) == self.capacity:
-            raise UsageError(f"run {run.spec.id}: all {self.capacity} places are taken; add it when a run has left")
+            raise UsageError(f"run {run.spec.id}: all {self.capacity} slots are in use; add it when a run has finished")
         self._look()
         with contextlib.ExitStack() as closing:
             how = TrainOptions(self.device, run.trunk, run.keep, self.checkpoint_every_s, progress, stop, run.hooks)
@@ -213,7 +213,7 @@ class Fleet:
 
     def _alone(self, run: Run[SingleDeviceEngine]) -> RunResult:
         try:
-            return carry_out(run, (run.order.batch(step).map(torch.from_numpy) for step in run.to_take()))
+            return train_steps(run, (run.order.batch(step).map(torch.from_numpy) for step in run.to_take()))
         finally:
             self._since = time.perf_counter()
 

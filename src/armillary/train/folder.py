@@ -82,7 +82,7 @@ def _claim(folder: Path, spec: RunSpec) -> list[tuple[str, str]]:
         found = read_spec(folder)
         if found.id != spec.id:
             raise ForeignFileError(
-                f"{folder}: holds another run than {spec.id}: {found.id}; give every run a folder of its own"
+                f"{folder}: belongs to run {found.id}, not to {spec.id}; give every run a separate folder"
             )
     except FileNotFoundError:
         missing = True
@@ -97,8 +97,8 @@ def _claim(folder: Path, spec: RunSpec) -> list[tuple[str, str]]:
         damaged.append((EVENTS, str(error)))
     if known - {spec.id}:
         raise ForeignFileError(
-            f"{folder / EVENTS}: holds events of run {min(known - {spec.id})}, not of {spec.id}; give every run a "
-            "folder of its own. The file is left as it is"
+            f"{folder / EVENTS}: has events of run {min(known - {spec.id})}, not of {spec.id}; give every run a "
+            "separate folder. The file was not changed"
         )
     for name, _ in damaged:
         set_aside(folder / name)
@@ -122,7 +122,7 @@ def _lock(folder: Path) -> Iterator[None]:
         try:
             lock(file.fileno(), folder / ".lock", wait=False)
         except BlockingIOError as error:
-            raise BusyRunError(f"{folder}: another process trains this run; wait for it or stop it") from error
+            raise BusyRunError(f"{folder}: another process is training this run; wait for it or stop it") from error
         yield
 
 
@@ -152,7 +152,7 @@ def load_trained(folder: Path, spec: RunSpec) -> Transformer:
         ArmillaryError: the run is not done, or the weights are not those of its model.
     """
     if read_result(folder, spec.id) is None:
-        raise ArmillaryError(f"{folder}: run {spec.id} is not done; start it again to train it to its end")
+        raise ArmillaryError(f"{folder}: run {spec.id} is not finished; start it again to finish it")
     problem = _changed(folder, WEIGHTS)
     if problem is not None:
         raise DamagedFileError(str(problem))
@@ -174,7 +174,7 @@ def verify_run(folder: Path) -> list[FileProblem]:
     spec: RunSpec | None = None
     result: RunResult | None = None
     recorded: tuple[int, str] | None = None
-    anew = "restore it from a copy, or move it away and start the run again, which writes it anew"
+    anew = "restore it from a copy, or move it away and start the run again to rewrite it"
     try:
         spec = read_spec(folder)
     except FileNotFoundError:
@@ -192,7 +192,9 @@ def verify_run(folder: Path) -> list[FileProblem]:
         # one of the two belongs to another run; the events name their run
         theirs = any(problem.file.name == EVENTS for problem in problems)
         name, other = (RESULT, result.run) if theirs else (SPEC, spec.id)
-        problems.append(FileProblem(folder / name, f"is that of run {other}, and the rest is another run's", anew))
+        problems.append(
+            FileProblem(folder / name, f"belongs to run {other}, but the other files belong to another run", anew)
+        )
         return problems
     if run is not None:
         problems += _check_skips(folder, run, result)
@@ -218,7 +220,7 @@ def verify_run(folder: Path) -> list[FileProblem]:
 
 def _check_events(path: Path, run: str | None, recorded: tuple[int, str] | None) -> list[FileProblem]:
     """The problems of a run's events; ``recorded`` is their size in bytes and checksum at the run's end."""
-    remedy = "restore it from a copy; the run's numbers do not depend on it, the times do"
+    remedy = "restore it from a copy; the run's numbers do not depend on it, but its times do"
     try:
         events = list(read_events(path))
     except FileNotFoundError:
@@ -237,22 +239,22 @@ def _check_events(path: Path, run: str | None, recorded: tuple[int, str] | None)
     seen: set[str] = set()
     for event in events:
         if (text := event.model_dump_json()) in seen:  # the time of another event would be later
-            return [FileProblem(path, f"holds the event {text} twice", remedy)]
+            return [FileProblem(path, f"contains the event {text} twice", remedy)]
         seen.add(text)
     others = sorted({event.run for event in events} - {run})
-    return [FileProblem(path, f"holds events of run {others[0]}", remedy)] if run is not None and others else []
+    return [FileProblem(path, f"contains events of run {others[0]}", remedy)] if run is not None and others else []
 
 
 def _check_skips(folder: Path, run: str, result: RunResult | None) -> list[FileProblem]:
     """The problems of the record of skipped batches, which a finished run may lack."""
-    remedy = "restore it from a copy, or move it away: the result and the checkpoints have the steps too"
+    remedy = "restore it from a copy, or move it away: the result and the checkpoints also record the steps"
     try:
         skipped = tuple(read_skips(folder, run))
     except (ArmillaryError, OSError) as error:
         return [problem_of(folder / SKIPPED, error, remedy)]
     if result is None or not skipped or skipped == result.skipped:
         return []
-    return [FileProblem(folder / SKIPPED, f"has other steps than {RESULT}", remedy)]
+    return [FileProblem(folder / SKIPPED, f"has different steps than {RESULT}", remedy)]
 
 
 def _check_content(folder: Path, spec: RunSpec | None, result: RunResult, known: set[str]) -> list[FileProblem]:
@@ -270,7 +272,7 @@ def _check_content(folder: Path, spec: RunSpec | None, result: RunResult, known:
             return [*problems, problem_of(folder / METRICS, error, _again(folder))]
         losses = {domain: last[0].get(f"validation/{domain}/loss") if last else None for domain in result.loss}
         if losses != result.loss:
-            problems.append(FileProblem(folder / METRICS, f"does not end as {RESULT} says", _again(folder)))
+            problems.append(FileProblem(folder / METRICS, f"does not end with the values in {RESULT}", _again(folder)))
     return problems
 
 

@@ -89,10 +89,10 @@ def train_run(
     with open_run(spec, corpus, folder, how) as run:
         if isinstance(run, RunResult):
             return run
-        return carry_out(run, (run.order.batch(step).map(torch.from_numpy) for step in run.to_take()))
+        return train_steps(run, (run.order.batch(step).map(torch.from_numpy) for step in run.to_take()))
 
 
-def carry_out(run: Run[Any], batches: Iterable[Batch[Tensor]]) -> RunResult:
+def train_steps(run: Run[Any], batches: Iterable[Batch[Tensor]]) -> RunResult:
     """Take the remaining steps of the run, with a batch for each step that is not skipped.
 
     Raises:
@@ -181,7 +181,7 @@ class Job:
 
 
 class Run(Generic[EngineT]):
-    """A run between two steps; ``carry_out`` or a stack of many runs takes the steps.
+    """A run between two steps; ``train_steps`` or a stack of runs takes the steps.
 
     The caller calls ``advance`` after every step. If ``wants_attention`` is true, and at least every ``FLUSH`` steps,
     it calls ``record`` with the losses and then ``attend``. After the last step it calls ``finish``. With many ranks

@@ -32,7 +32,7 @@ from armillary.train.engines import ParallelEngine
 from armillary.train.errors import BadStepError, InterruptedRunError, LostStepError
 from armillary.train.folder import open_folder
 from armillary.train.hooks import Hook, Save, Stop
-from armillary.train.loop import Job, Run, carry_out
+from armillary.train.loop import Job, Run, train_steps
 from armillary.train.reporter import Reporter
 from armillary.train.resume import begin
 from armillary.train.world import Ranks, by_first
@@ -119,7 +119,7 @@ def _to_the_end(run: Run[ParallelEngine], device: torch.device, skipping: Skippi
     while True:
         try:
             with contextlib.closing(_ahead(run.order, run.to_take(), device)) as batches:
-                return carry_out(run, batches)
+                return train_steps(run, batches)
         except LostStepError as error:
             found, step = "lost step", run.step
             if isinstance(error, BadStepError):  # an accelerator reports it some steps later
@@ -128,7 +128,7 @@ def _to_the_end(run: Run[ParallelEngine], device: torch.device, skipping: Skippi
             if isinstance(error, BadStepError) and lost[step] > 1:
                 _skip(run, error, skipping)
             elif lost[step] > ROLL_BACKS:
-                raise ArmillaryError(f"{error}, {ROLL_BACKS} times from the same checkpoint on") from error
+                raise ArmillaryError(f"{error}, {ROLL_BACKS} times from the same checkpoint") from error
             _notice(run.reporter, run.step, found, str(error))
             run.reporter.tell(f"{error}; the run continues from its last checkpoint or snapshot")
             run.save.wait(run)

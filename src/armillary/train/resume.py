@@ -51,7 +51,9 @@ def begin(run: Run[Any], trunk: Trunk | None = None, kind: EventKind = "resume")
         if isinstance(found, CheckpointReader):
             for later, what in damaged:
                 kept = by_first(run.world, partial(set_aside, run.checkpoints / f"step-{later}")).name
-                run.reporter.fault(later, f"step-{later}", what, f"the one before it is used; it is kept as {kept}")
+                run.reporter.fault(
+                    later, f"step-{later}", what, f"using the previous one; the damaged one is kept as {kept}"
+                )
             for skipped, why in found.skipped.items():
                 if skipped not in run.skipped:  # the record was lost
                     run.leave_out(skipped, why)
@@ -63,12 +65,12 @@ def begin(run: Run[Any], trunk: Trunk | None = None, kind: EventKind = "resume")
             damaged.append((step, found))
         else:  # a snapshot, which is not kept
             by_first(run.world, partial(shutil.rmtree, folder / f"step-{step}", ignore_errors=True))
-            run.reporter.fault(step, f"step-{step}", found, "the one before it is used")
+            run.reporter.fault(step, f"step-{step}", found, "using the previous one")
     if damaged:
         count = f"all {len(damaged)} checkpoints are" if len(damaged) > 1 else "the only checkpoint is"
         raise DamagedFileError(
             f"{run.checkpoints}: {count} damaged: {damaged[0][1]}; or move the step-* folders away to train the "
-            "run from its beginning. Nothing was changed"
+            "run from the beginning. Nothing was changed"
         )
     # A trunk as long as the run cannot be branched from, and lacks the last validation.
     if trunk is not None and trunk.step < run.spec.steps:
@@ -123,14 +125,14 @@ def _examine(run: Run[Any], path: Path, step: int) -> CheckpointReader | str:
     try:
         if not path.is_dir():
             raise ArmillaryError(
-                f"{path}: rank {run.world.rank} does not see this checkpoint; the run's folder must be on "
+                f"{path}: rank {run.world.rank} cannot see this checkpoint; the run's folder must be on "
                 "storage that all ranks share"
             )
         verify_checkpoint(path, run.spec.id, run.world.rank, run.world.size)
         reader = _open(run.spec, path, step)
         trained = [skipped for skipped in run.skipped if skipped <= step and skipped not in reader.skipped]
         if trained:
-            problem = DamagedFileError(f"{path}: was trained on the batch of step {trained[0]}, which is skipped now")
+            problem = DamagedFileError(f"{path}: was trained on the batch of step {trained[0]}, which is now skipped")
     except ArmillaryError as error:
         problem = error
     found = [other for other in run.world.collect(problem) if other is not None]
@@ -154,7 +156,7 @@ def _open(spec: RunSpec, path: Path, step: int) -> CheckpointReader:
         if last[0]["tokens"] != tokens or not math.isclose(last[0]["lr"], rate, rel_tol=1e-6):
             raise ForeignFileError(
                 f"{path}: is a checkpoint of another run: after {last[0]['tokens']:,} tokens at the rate "
-                f"{last[0]['lr']:.6g}, and in this one after {tokens:,} at {rate:.6g}. It is left as it is"
+                f"{last[0]['lr']:.6g}, but this run after {tokens:,} at {rate:.6g}. It was not changed"
             )
     return reader
 
@@ -165,10 +167,10 @@ def _open_trunk(spec: RunSpec, trunk: Trunk, path: Path) -> CheckpointReader:
     reader = _open(spec, path, trunk.step)
     manifest = reader.manifest
     if reader.skipped:
-        raise ForeignFileError(f"{path}: step {min(reader.skipped)} was skipped, which this run does not do")
+        raise ForeignFileError(f"{path}: step {min(reader.skipped)} was skipped, but this run skips no batches")
     prefix = manifest["prefix"] if "prefix" in manifest else read_spec(trunk.folder).prefix_id(trunk.step)
     if prefix != spec.prefix_id(trunk.step):
-        raise ForeignFileError(f"{path}: the first {trunk.step} steps are those of another run")
+        raise ForeignFileError(f"{path}: the first {trunk.step} steps belong to another run")
     return reader
 
 

@@ -28,7 +28,7 @@ def read_skips(folder: Path, run: str) -> dict[int, str]:
         ArmillaryError: it cannot be read now.
     """
     path = folder / SKIPPED
-    remedy = "restore it from a copy, or move it away: the newest checkpoint has the steps too"
+    remedy = "restore it from a copy, or move it away: the newest checkpoint also records the steps"
     try:
         document = read_sealed(path, "record of skipped batches", FORMAT, remedy)
     except FileNotFoundError:
@@ -59,5 +59,5 @@ def write_skips(folder: Path, run: str, skips: Mapping[int, str]) -> None:
 def _step(entry: Any) -> int:
     step = entry["step"]
     if not isinstance(step, int) or isinstance(step, bool) or step < 1:
-        raise ValueError(f"step is {step!r}, which must be a whole number from 1 on")
+        raise ValueError(f"step is {step!r}, but must be a whole number of 1 or more")
     return step

@@ -45,8 +45,8 @@ def verify_start(start: Start, runs: Path) -> None:
     found = _digest(path)
     if found != start.sha256:
         raise DamagedFileError(
-            f"{path}: SHA-256 is {found}, and start.sha256 is {start.sha256}: the weights were changed, or are others; "
-            "restore them, or give start.sha256 of these, which makes another run"
+            f"{path}: SHA-256 is {found}, but start.sha256 is {start.sha256}: the weights were changed or replaced; "
+            "restore them, or set start.sha256 to that of the new weights, which makes a different run"
         )
     if path.is_dir():
         verify_checkpoint(path)
@@ -75,8 +75,8 @@ def open_start(start: Start, runs: Path, shape: ModelShape) -> PieceReader:
         what = None if other is None else f"'{other}' is {kinds[other]} there and must be floating point"
     if what is not None:
         raise ForeignFileError(
-            f"{path}: cannot start this run, because it holds another model: {what}; give weights of the same shape, "
-            "or the run the shape of the weights"
+            f"{path}: cannot start this run, because it is a different model: {what}; give weights of the same shape, "
+            "or give the run the shape of the weights"
         )
     return reader
 
@@ -88,8 +88,8 @@ def _place(start: Start, runs: Path) -> Path:
     folder = runs / str(start.run)
     if not folder.is_dir():
         raise ArmillaryError(
-            f"{folder}: not there, and start.run names it; copy the folder of run {start.run} there, or give the path "
-            "of its weights as start.weights"
+            f"{folder}: not found, but start.run refers to it; copy the folder of run {start.run} there, or give the "
+            "path of its weights as start.weights"
         )
     return _within(folder, start.run)
 
@@ -99,7 +99,7 @@ def _within(path: Path, run: str | None = None) -> Path:
     if path.is_file() or (path / _MANIFEST).is_file():
         return path
     if not path.exists():
-        raise ArmillaryError(f"{path}: not there, and the run starts from it; restore the file or give another start")
+        raise ArmillaryError(f"{path}: not found, but the run starts from it; restore the file or give another start")
     if not path.is_dir():
         raise ForeignFileError(f"{path}: neither a file nor a folder; a start is a safetensors file or a checkpoint")
     if run is None and not (path / WEIGHTS).exists() and not (path / "spec.json").exists():
@@ -109,11 +109,11 @@ def _within(path: Path, run: str | None = None) -> Path:
         )
     if read_result(path, run) is None and not (path / WEIGHTS).exists():
         raise ArmillaryError(
-            f"{path}: the run is not done, and another one starts from its final weights; train it to its end first, "
+            f"{path}: the run is not finished, but another run starts from its final weights; finish it first, "
             "or give one of its checkpoints (checkpoints/step-N) as start.weights"
         )
     if not (path / WEIGHTS).is_file():
-        raise DamagedFileError(f"{path / WEIGHTS}: is missing, and a run starts from it; restore it from a copy")
+        raise DamagedFileError(f"{path / WEIGHTS}: is missing, but a run starts from it; restore it from a copy")
     return path / WEIGHTS
 
 
@@ -122,4 +122,4 @@ def _digest(path: Path) -> str:
     try:
         return file_sha256(file)
     except OSError as error:
-        raise ArmillaryError(f"{file}: cannot be read ({error.strerror}), and the run starts from it") from error
+        raise ArmillaryError(f"{file}: cannot be read ({error.strerror}), but the run starts from it") from error

@@ -23,8 +23,8 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError, pa.ArrowException) as error:
         raise ArmillaryError(
-            f"{path}: could not be written ({reason(error)}); make room or give access, then start the run again: it "
-            "resumes from its last checkpoint"
+            f"{path}: could not be written ({reason(error)}); free space or fix permissions, then start the run "
+            "again: it resumes from its last checkpoint"
         ) from error
 
 

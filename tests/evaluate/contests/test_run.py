@@ -129,8 +129,8 @@ def test_a_file_of_predictions_is_a_rival_and_a_voter(data: Path, tmp_path: Path
     ("options", "models", "expected"),
     [
         ({"methods": ("vote",)}, ["a"], "at least two voters"),
-        ({"development": 30}, ["a"], "take fewer with --development"),
-        ({"methods": ("plain", "plain")}, ["a"], "each may be named once"),
+        ({"development": 30}, ["a"], "use fewer with --development"),
+        ({"methods": ("plain", "plain")}, ["a"], "give each only once"),
         ({"methods": ("plane",)}, ["a"], "combine plain, few-shot"),
         ({"limit": 0}, ["a"], "limit must be 1 or more"),
         ({"similarity": "bm52"}, ["a"], "known are bm25, embeddings"),

@@ -102,7 +102,7 @@ def test_a_wrong_file_of_bbh_is_named(tmp_path: Path, text: str, words: str) -> 
     ("tasks", "words"),
     [
         ([], "no tasks"),
-        (["gsm8k", "gsm8k"], "named twice"),
+        (["gsm8k", "gsm8k"], "given twice"),
         (["gsm8kk"], "did you mean 'gsm8k'"),
         (["cmlu"], "did you mean 'cmmlu'"),
         (["humaneval"], r"humaneval: no data in .*humaneval"),
@@ -120,7 +120,7 @@ def test_a_wrong_task_is_named(data: Path, tasks: list[str], words: str) -> None
 def test_missing_examples_are_named(data: Path) -> None:
     pytest.importorskip("lm_eval")
     (data / "gsm8k" / "train.jsonl").unlink()
-    with pytest.raises(UsageError, match=r"gsm8k: 5 few-shot examples are taken from its train split.*--shots 0"):
+    with pytest.raises(UsageError, match=r"gsm8k: 5 few-shot examples come from its train split.*--shots 0"):
         prepare(["gsm8k"], data, ExamOptions())
     with pytest.raises(UsageError, match="7 few-shot examples requested, but only 6 available"):
         prepare(["cmmlu"], data, ExamOptions(shots=7))

@@ -93,7 +93,7 @@ def test_an_examination_is_recorded_in_a_store(call: Call, folder: Path, data: P
     command = (folder, "--tasks", "gsm8k", "--data", data, "--backend", "transformers", "--device", "cpu", "--limit", 2)
     command += ("--shots", 0, "--max-new-tokens", 2, "--out", "a")
     ended = call(*command, "--store", "nowhere")
-    assert ended.returncode == 2 and "there is no store.sqlite" in " ".join(ended.stderr.split())
+    assert ended.returncode == 2 and "no store.sqlite" in " ".join(ended.stderr.split())
     assert not (tmp_path / "nowhere").exists() and not (tmp_path / "a").exists()
     Store(tmp_path / "store").close()
     ended = call(*command, "--store", "store", "--json")

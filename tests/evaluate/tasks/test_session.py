@@ -102,7 +102,7 @@ def test_another_model_is_refused(opened: Callable[..., Counted], folder: Path, 
         (other / file.name).write_bytes(file.read_bytes())
     config = json.loads((other / "config.json").read_text())
     (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
-    with pytest.raises(UsageError, match="holds an examination of another model"):
+    with pytest.raises(UsageError, match="contains an examination of another model"):
         hold_examination(
             lambda: open_backend(str(other), BackendOptions(device="cpu"), "transformers"),
             ["cmmlu"],

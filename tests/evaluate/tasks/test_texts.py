@@ -89,7 +89,7 @@ def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no such file or folder"):
         items(tmp_path / "missing")
     written(tmp_path / "set/train.jsonl", {"question": "q"})
-    with pytest.raises(UsageError, match="holds no evaluation items"):
+    with pytest.raises(UsageError, match="has no evaluation items"):
         items(tmp_path / "set")
 
 

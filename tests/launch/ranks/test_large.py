@@ -83,7 +83,7 @@ def test_a_wrong_key_or_value_is_told_with_its_line(document, write, tmp_path):
 
 
 def test_what_does_not_fit_is_refused(document, write, tmp_path, tiny_corpus):
-    assert "the layout has 2 ranks (dp_shard 2), but 3 were asked for" in refuse(document, write, tmp_path, 3)
+    assert "the layout has 2 ranks (dp_shard 2), but 3 were requested" in refuse(document, write, tmp_path, 3)
     assert "run.yaml:" in (said := refuse({**document, "layout": {"dp_shard": 3}}, write, tmp_path))
     assert "batch_sequences (8) must be a multiple of" in said
     elsewhere = refuse({**document, "corpus": str(tiny_corpus.path.parent)}, write, tmp_path)

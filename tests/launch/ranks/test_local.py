@@ -41,12 +41,12 @@ def environment(monkeypatch):
             "environment lacks MASTER_ADDR; it needs RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT",
         ),
         ({"MASTER_PORT": ""}, "environment lacks MASTER_PORT"),
-        ({"MASTER_PORT": "http"}, "MASTER_PORT is 'http', which must be a whole number"),
-        ({"MASTER_PORT": "70000"}, "MASTER_PORT is 70000, which is not a port (1 to 65535)"),
-        ({"RANK": "one"}, "RANK is 'one', which must be a whole number"),
-        ({"RANK": "2"}, "RANK is 2, which must be 0 to WORLD_SIZE - 1 (1)"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT is 'http', but must be a whole number"),
+        ({"MASTER_PORT": "70000"}, "MASTER_PORT is 70000, but a port is 1 to 65535"),
+        ({"RANK": "one"}, "RANK is 'one', but must be a whole number"),
+        ({"RANK": "2"}, "RANK is 2, but must be 0 to WORLD_SIZE - 1 (1)"),
         ({"RANK": "-1"}, "RANK is -1"),
-        ({"WORLD_SIZE": "0"}, "RANK is 0, which must be 0 to WORLD_SIZE - 1 (-1)"),
+        ({"WORLD_SIZE": "0"}, "RANK is 0, but must be 0 to WORLD_SIZE - 1 (-1)"),
     ],
 )
 def test_an_environment_that_cannot_be_right_is_refused_before_anything_waits(environment, changes, said):

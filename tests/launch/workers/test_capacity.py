@@ -76,9 +76,9 @@ def test_fewer_workers_are_started_with_a_word(monkeypatch):
     monkeypatch.setattr(capacity, "available_cores", lambda: 8)
     monkeypatch.setattr(capacity, "available_memory", lambda: 5 * GIB)
     assert fit_workers(4, GIB) == (4, None)
-    said = "5.0 GiB of memory are available, and a worker takes about 1.0 GiB"
+    said = "5.0 GiB of memory available, and a worker takes about 1.0 GiB"
     assert fit_workers(99, GIB) == (4, f"4 workers instead of 99: {said}")
-    assert fit_workers(99, GIB // 4) == (8, "8 workers instead of 99: 8 cores can be used here")
+    assert fit_workers(99, GIB // 4) == (8, "8 workers instead of 99: 8 cores available")
     assert fit_workers(2, 80 * GIB)[0] == 1  # what fits nowhere is still tried
     monkeypatch.setattr(capacity, "available_memory", lambda: None)
     assert fit_workers(8, 80 * GIB) == (8, None)

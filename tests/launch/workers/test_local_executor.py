@@ -231,7 +231,7 @@ def test_ctrl_c_leaves_checkpoints_and_says_how_to_go_on(study, tiny_corpus, und
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the workers too
     out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 1
-    assert "stopped with 3 of 3 runs to go" in err and "run the same command to resume" in err
+    assert "stopped with 3 of 3 runs to go" in err and "run the same command again to resume" in err
     assert "Traceback" not in err and out == ""
     assert all(map(gone, workers))
     assert {row["status"] for row in store.overview()} == {"pending"}

@@ -12,7 +12,7 @@ from armillary.store import Store
 
 @pytest.mark.parametrize("on", ["", "rya", "ray:/host", "ray://host", "ray://:1", "slurm://x", "RAY"])
 def test_an_address_of_no_place_is_refused_with_those_that_are(on: str) -> None:
-    with pytest.raises(UsageError, match=rf"--on {on}: not understood; give ray \(.*\) or ray://HOST:PORT"):
+    with pytest.raises(UsageError, match=rf"--on {on}: unknown; give ray \(.*\) or ray://HOST:PORT"):
         check_place(on)
 
 

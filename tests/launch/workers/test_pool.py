@@ -86,7 +86,7 @@ def raising(error):
 PASSING = [
     OSError(errno.ENOSPC, "No space left on device", "/runs/x/model.safetensors"),
     OSError("a disk that says nothing"),
-    BusyRunError("another process trains this run"),
+    BusyRunError("another process is training this run"),
     ArmillaryError("metrics.parquet: damaged"),
     MemoryError(),
     RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes"),

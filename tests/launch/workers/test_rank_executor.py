@@ -78,7 +78,7 @@ def test_a_run_that_another_process_trains_is_waited_for(ends, tiny_corpus, make
         if len(begun) == 1:  # it was faster
             if ends:
                 train_run(spec, tiny_corpus, folder)
-            raise BusyRunError(f"{place}: another process trains this run")
+            raise BusyRunError(f"{place}: another process is training this run")
         return train_run(spec, tiny_corpus, folder)
 
     monkeypatch.setattr(ranks, "launch", fake)

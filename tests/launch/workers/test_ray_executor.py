@@ -175,7 +175,7 @@ def test_what_a_node_does_not_see_is_told_before_anything_trains(
     monkeypatch.setattr("fcntl.flock", lambda file, how: None)  # here only: as on a disk whose locks are not shared
     with (
         RayExecutor(store, tiny_corpus.path, "ray") as executor,
-        pytest.raises(UsageError, match=r"node [\d.]+: .*it does not see a lock held elsewhere"),
+        pytest.raises(UsageError, match=r"node [\d.]+: .*does not see a lock held by another"),
     ):
         executor.run("locks", [job])
     assert not list(store.folder.glob("runs/*")) and not list(store.folder.glob(".proof-*"))

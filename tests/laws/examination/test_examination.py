@@ -104,7 +104,7 @@ def test_the_better_form_gets_the_weight():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda X, y: (X, np.column_stack([y[:, 0], 100 * y[:, 1]])), "row 0, column 1 of y .* share between 0 and 1"),
+        (lambda X, y: (X, np.column_stack([y[:, 0], 100 * y[:, 1]])), "row 0, column 1 of y .* between 0 and 1"),
         (lambda X, y: (X, np.column_stack([-y[:, 0], y[:, 1]])), "row 0, column 0 of y .* above 0"),
         (lambda X, y: (-X, y), r"row 0, column 0 \(loss\) of X"),
         (lambda X, y: (X[:4], y[:4]), "at least 5"),

@@ -172,7 +172,7 @@ def test_bounds_far_from_every_run_are_refused():
     X = np.random.default_rng(0).dirichlet(200 * NATURAL, 40)
     law = MixtureLaw(bootstraps=10).fit(X, truth(0)(X))
     lower = np.array([0, 0, 0, 0, 0, 0.9])
-    with pytest.raises(UsageError, match="exclude where runs were made"):
+    with pytest.raises(UsageError, match="exclude the region of the runs"):
         optimise_mixture(law, [1, 0, 0], lower=lower, upper=np.ones(D), support=X, references={}, candidates=1, seed=0)
 
 

@@ -181,7 +181,7 @@ def test_sizes_that_mean_nothing_are_refused():
     with pytest.raises(UsageError, match="fitted without sizes"):
         without.predict(X, sizes=1e9)
     straight = MixtureLaw(models=("linear",), bootstraps=10).fit(X, Y, np.full(len(X), 1e6))
-    with pytest.raises(UsageError, match="do not say how"):
+    with pytest.raises(UsageError, match="do not predict how"):
         straight.predict(X, sizes=1e9)
 
 
@@ -239,12 +239,12 @@ def test_where_the_level_is_not_known_there_are_ranks_and_no_interval():
     law = MixtureLaw(bootstraps=10).fit(X, Y, sizes, np.full(56, 1e9))
     new = simplex_design(40, **FREE, centre=CENTRE, seed=9)
     measured = scaled(new, np.full(40, 3e8), np.full(40, 2.5e10))
-    with pytest.warns(ExtrapolationWarning, match="at 40 of 40 rows the level of the losses is not known"):
+    with pytest.warns(ExtrapolationWarning, match="at 40 of 40 rows the level of the losses is unknown"):
         said = law.predict(new, sizes=3e8, tokens=2.5e10)
     assert (said.low == 0).all() and np.isinf(said.high).all()
     for v in range(V):
         assert stats.spearmanr(said.mean[:, v], measured[:, v]).statistic > 0.9
-    with pytest.warns(ExtrapolationWarning, match="is not known"):
+    with pytest.warns(ExtrapolationWarning, match="is unknown"):
         goal = law.target(new, np.ones(V), sizes=3e8, tokens=2.5e10)
     assert (goal.low == 0).all() and np.isinf(goal.high).all() and np.isfinite(goal.mean).all()
     for options in ({"sizes": 3e8}, {"tokens": 3e9}):

@@ -193,15 +193,15 @@ def test_runs_that_leave_a_far_loss_open_are_refused_for_it():
     points = grid([1e6, 2e6, 3e6], [1e8, 1.5e8])
     y = loss(points) * np.exp(0.3 * rng.standard_normal(6))
     law = ScalingLaw(bootstraps=40).fit(points, y)
-    with pytest.raises(ExtrapolationError, match=r"leave its loss open by a factor of .* either way; add runs"):
+    with pytest.raises(ExtrapolationError, match=r"determine its loss only within a factor of .* either way; add runs"):
         law.predict([[5e7, 5e9]])
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"form": "cubic"}, "no scaling form 'cubic'; give auto or one of chinchilla"),
-        ({"features": ("params", "epochs")}, "must hold params"),
+        ({"form": "cubic"}, "unknown scaling form 'cubic'; give auto or one of chinchilla"),
+        ({"features": ("params", "epochs")}, "must include params"),
         ({"features": ("params", "tokens", "colour")}, "reads feature 'colour'"),
     ],
 )

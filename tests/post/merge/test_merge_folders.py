@@ -167,7 +167,8 @@ def test_a_second_call_does_nothing_and_another_one_is_refused(family: Path, tmp
         merge(family / "base", models[::-1], out, MergeOptions("ties"))
     (out / "model.safetensors").write_bytes((out / "model.safetensors").read_bytes()[:-4])
     with pytest.raises(
-        DamagedFileError, match=r"model\.safetensors: is not what was written \(changed or missing\); remove"
+        DamagedFileError,
+        match=r"model\.safetensors: is missing or was changed after it was written; remove",
     ):
         merge(family / "base", models, out, MergeOptions("ties"))
     write_sealed(out / "record.json", {"format": 2, "stage": "merge"})
@@ -178,7 +179,7 @@ def test_a_second_call_does_nothing_and_another_one_is_refused(family: Path, tmp
 def test_what_is_no_merge_is_never_replaced(family: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("x")
-    with pytest.raises(UsageError, match=r"holds 'chapter\.tex' but not a merge"):
+    with pytest.raises(UsageError, match=r"contains 'chapter\.tex' but no merge"):
         merge(family / "base", [family / "one"], tmp_path / "thesis", MergeOptions())
     with pytest.raises(UsageError, match="is a file"):
         merge(family / "base", [family / "one"], tmp_path / "thesis" / "chapter.tex", MergeOptions())

@@ -127,11 +127,11 @@ def test_another_search_and_damaged_scores_are_refused(place: Path, tmp_path: Pa
 
 
 def test_what_cannot_be_searched_is_refused(place: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="search the weights of 'linear'"):
+    with pytest.raises(UsageError, match="search with 'linear'"):
         search(place, tmp_path / "out", Score((0, 0)), "weighted")
     asked = Search(Score((0, 0)), "a score")
     with pytest.raises(UsageError, match="no weights to search"):
         search_merge(place / "base", [place / "one"], tmp_path / "out", MergeOptions(), asked)
     few = Search(lambda _: np.zeros(3), "three items")
-    with pytest.raises(UsageError, match="3 items; at least 8"):
+    with pytest.raises(UsageError, match=r"3 items; .* at least 8"):
         search_merge(place / "base", [place / "one", place / "two"], tmp_path / "out", MergeOptions(), few)

@@ -67,7 +67,7 @@ def test_a_file_is_verified(tmp_path: Path) -> None:
 def test_a_file_without_items_or_with_a_wrong_check(tmp_path: Path) -> None:
     data = tmp_path / "items.jsonl"
     data.write_text("\n")
-    with pytest.raises(UsageError, match="holds no items"):
+    with pytest.raises(UsageError, match="has no items"):
         verify_file(data, tmp_path / "empty")
     item = Item((Message("user", "2+3=?"), Message("assistant", "5")), "5", {"kind": "maths"})
     data.write_bytes(to_line(item.to_json()))

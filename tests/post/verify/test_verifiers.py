@@ -242,11 +242,11 @@ def test_one_verdict_for_each_reply_in_order() -> None:
         ({"kind": "code", "entry": "f"}, None, "check.tests: must be text"),
         ({"kind": "code", "entry": "f", "tests": "1", "cpu_s": 0}, None, "check.cpu_s: must be a number of seconds"),
         ({"kind": "text", "among": [1]}, "a", "check.among: must be a list of texts"),
-        ({"kind": "rules", "rules": []}, None, "check.rules: must be a list"),
+        ({"kind": "rules", "rules": []}, None, "check.rules: must be a non-empty list"),
         ({"kind": "rules", "rules": [{"rule": "word"}]}, None, "check.rules[0]: no rule 'word'"),
         ({"kind": "rules", "rules": [{"rule": "words"}]}, None, "least, most or both, given none"),
         ({"kind": "rules", "rules": [{"rule": "starts", "text": 1}]}, None, "text: must be str, given 1"),
-        ({"kind": "all", "checks": [1]}, None, "check.checks: must be a list of checks"),
+        ({"kind": "all", "checks": [1]}, None, "check.checks: must be a non-empty list of checks"),
     ],
 )
 def test_a_check_that_cannot_be_used_is_named(check: dict[str, Any] | None, answer: str | None, problem: str) -> None:

@@ -28,15 +28,15 @@ def show_dry_run(name: str, found: Any) -> None:
         for report in phases[min(phases)]
     ]
     show_table(
-        f"{name}: {counted(found.parameters, 'parameter')} on {counted(found.ranks, 'rank')}; kept on a rank (GiB)",
+        f"{name}: {counted(found.parameters, 'parameter')} on {counted(found.ranks, 'rank')}; held on each rank (GiB)",
         ["rank", "layers", "numbers", "parameters", "gradients", "optimizer"],
         kept,
     )
     for first, reports in phases.items():
         show_table(
-            f"from step {first} on, {_step(reports[0])}: at the peak of a step (GiB), and the most of each kind at any "
-            "time",
-            ["rank", "peak", *_KINDS, *(f"most {kind}" for kind in _KINDS if kind in _CHANGING)],
+            f"from step {first} on, {_step(reports[0])}: memory at the peak of a step, and the maximum of each kind at "
+            "any time (GiB)",
+            ["rank", "peak", *_KINDS, *(f"max {kind}" for kind in _KINDS if kind in _CHANGING)],
             [
                 [
                     _place(report) + " ←" * (report is found.largest and len(found.reports) > 1),
@@ -49,7 +49,7 @@ def show_dry_run(name: str, found: Any) -> None:
         )
     if len(phases) > 1:
         out.print(
-            f"the peak over all phases: {_gib(found.peak)} GiB on rank {found.largest.rank}, from step "
+            f"peak over all phases: {_gib(found.peak)} GiB on rank {found.largest.rank}, from step "
             f"{found.largest.first_step} on ({_step(found.largest)})",
             highlight=False,
         )
@@ -59,14 +59,14 @@ def show_dry_run(name: str, found: Any) -> None:
     ]
     show_table(
         f"collectives of one step on rank {found.largest.rank}, {_step(found.largest)}",
-        ["kind", "over", "ranks", "times", "MiB each", "GiB in all"],
+        ["kind", "over", "ranks", "times", "MiB each", "GiB in total"],
         rows,
     )
     sums: Counter[str] = Counter()
     for c in found.largest.collectives:
         sums[c.kind] += c.count * c.nbytes
     told = ", ".join(f"{kind} {_gib(nbytes)}" for kind, nbytes in sums.most_common())
-    out.print(f"GiB in all: {told}", highlight=False)
+    out.print(f"GiB in total: {told}", highlight=False)
     out.print(f"computed in {found.seconds:.0f} s and {_gib(found.own_memory)} GiB", highlight=False)
 
 

@@ -23,7 +23,7 @@ def show_plan(plan: dict[str, Any]) -> None:
     )
     total = best["step_time_s"]
     show_table(
-        "where the step's time goes",
+        "step time by part",
         ["part", "seconds", "share"],
         [
             [name.replace("_", " "), f"{seconds:.4g}", f"{100 * seconds / total:.1f} %"]
@@ -33,13 +33,13 @@ def show_plan(plan: dict[str, Any]) -> None:
     )
     kinds = [name for name in memory if name not in ("total", "upper_end")]
     show_table(
-        "memory of the fullest rank",
+        "memory of the rank that needs the most",
         ["kind", "GB"],
         [[name, f"{memory[name]:.2f}"] for name in kinds if memory[name] > 0],
     )
     show_table(
-        f"the next of {plan['tried']} layouts",
-        ["layout", "step", "memory, upper end", "loses by"],
+        f"next best of {plan['tried']} layouts",
+        ["layout", "step", "memory, upper end", "slower by"],
         [
             [
                 _layout(one["layout"]),

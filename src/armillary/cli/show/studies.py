@@ -15,15 +15,15 @@ def show_mixture(found: Any) -> None:
         [d, found.natural[d], found.uniform[d], found.found[d]]
         for d in sorted(found.training_domains, key=lambda d: -found.found[d])
     ]
-    show_table(f"mixture taken: {found.taken}", ["domain", "natural", "uniform", "taken"], rows)
+    show_table(f"mixture chosen: {found.taken}", ["domain", "natural", "uniform", "chosen"], rows)
     rows = [
         [c.name, c.predicted, sum(c.measured) / len(c.measured) if c.measured else None, len(c.measured)]
         for c in found.candidates
     ]
-    show_table("target loss (nats per token)", ["mixture", "law", "measured again", "seeds"], rows)
+    show_table("target loss (nats per token)", ["mixture", "law", "new seeds", "seeds"], rows)
     out.print(
         f"best candidate minus {found.reference}: {found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f}), "
-        f"{'significant' if found.significant else 'not significant: the natural mixture is taken'}"
+        f"{'significant' if found.significant else 'not significant: the natural mixture is used'}"
         if not found.reason
         else found.reason,
         highlight=False,
@@ -43,7 +43,7 @@ def show_anneal(found: Any) -> None:
     out.print(
         f"best ({found.best}) minus {found.reference}: "
         f"{found.difference:+.4f} ({found.low:+.4f} to {found.high:+.4f}), "
-        f"{'significant' if found.significant else f'not significant: {found.reference} is taken'}"
+        f"{'significant' if found.significant else f'not significant: {found.reference} is used'}"
     )
 
 
@@ -62,7 +62,7 @@ def show_prediction(said: dict[str, Any]) -> None:
         ["domain", "predicted", f"low ({said['interval']:.0%})", "high"],
         rows,
     )
-    out.print(f"extrapolated {said['extrapolation']:.1f} times in compute")
+    out.print(f"extrapolated to {said['extrapolation']:.1f} times the compute of the ladder")
     if "unpredicted" in said:
         out.print(said["unpredicted"])
 
@@ -72,7 +72,7 @@ def show_arms(found: Any) -> None:
     rows = [[a.name, a.mean, a.low, a.high, len(a.target)] for a in found.arms]
     show_table("target loss (nats per token)", ["mixture", "mean", "low (90%)", "high", "seeds"], rows)
     for d in found.differences:
-        word = "better" if d.high < 0 else "worse" if d.low > 0 else "not different with confidence"
+        word = "better" if d.high < 0 else "worse" if d.low > 0 else "no significant difference"
         out.print(f"found minus {d.reference}: {d.mean:+.4f} ({d.low:+.4f} to {d.high:+.4f}): {word}")
 
 

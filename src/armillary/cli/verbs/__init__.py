@@ -72,13 +72,13 @@ __all__ = [
 PANELS = {
     "From text to a model": ("run", "demo", "report", "corpus", "predict", "train", "verdict"),
     "On a cluster": ("submit", "jobs", "logs", "cancel"),
-    "From a base model to one that answers": ("post",),
-    "What exists": ("console", "runs", "rates", "verify", "store"),
-    "Where the time goes": ("plan", "goodput"),
-    "What a model can do": ("chat", "generate", "serve", "evaluate", "leaderboard", "forecast"),
-    "In and out": ("convert", "logits", "publish"),
-    "One study at a time": ("study",),
-    "Laws from tables of any runs": (
+    "Post-training": ("post",),
+    "Results": ("console", "runs", "rates", "verify", "store"),
+    "Planning and goodput": ("plan", "goodput"),
+    "Inference and evaluation": ("chat", "generate", "serve", "evaluate", "leaderboard", "forecast"),
+    "Conversion and publishing": ("convert", "logits", "publish"),
+    "Single studies": ("study",),
+    "Laws fitted to any runs": (
         *(
             "import",
             "fit",

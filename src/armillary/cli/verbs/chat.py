@@ -34,7 +34,7 @@ def chat(
     engine: Engine,
     as_json: JsonOption = False,
 ) -> None:
-    """Chat with a model: one line per turn, on the terminal or from a pipe. /clear starts over, Ctrl-D ends.
+    """Chat with a model: one line per turn, on the terminal or from a pipe. /clear starts over, Ctrl-D quits.
 
     Example: armillary chat ./model --system "Answer briefly."
     """
@@ -51,7 +51,7 @@ def chat(
 def _talk(dialogue: Any, as_json: bool) -> None:
     person = sys.stdin.isatty()
     if person:
-        err.print("/clear starts over, Ctrl-C stops an answer, Ctrl-D ends", highlight=False)
+        err.print("/clear starts over, Ctrl-C stops an answer, Ctrl-D quits", highlight=False)
         import readline  # noqa: F401 (input() then edits its line)
     while (text := _line(person)) is not None:
         if text == "/clear":
@@ -81,11 +81,11 @@ def _turn(dialogue: Any, text: str, person: bool, as_json: bool) -> None:
             if as_json:
                 show_json(asdict(choice))
             elif choice.finish == "length":
-                err.print(" (cut: --max-new-tokens, or the context of the model)", end="", highlight=False)
+                err.print(" (truncated by --max-new-tokens or the model's context)", end="", highlight=False)
         except KeyboardInterrupt:
             if not person:
                 raise
     if not as_json:
         print()
     if dialogue.forgotten > forgotten:
-        err.print(f"the context is full: {counted(dialogue.forgotten, 'old message')} left out", highlight=False)
+        err.print(f"the context is full: {counted(dialogue.forgotten, 'old message')} dropped", highlight=False)

@@ -21,11 +21,11 @@ def console(
             show_default=False,
         ),
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 is any that is free.")] = 8321,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8321,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; others than this machine's need ARMILLARY_CONSOLE_TOKEN.")
+        str, typer.Option(help="Address to listen on; all but loopback addresses need ARMILLARY_CONSOLE_TOKEN.")
     ] = "127.0.0.1",
-    language: Annotated[Language, typer.Option(help="Language for browsers that ask for none of both.")] = "en",
+    language: Annotated[Language, typer.Option(help="Language for browsers that request neither.")] = "en",
 ) -> None:
     """Show studies, runs, predictions, goodput, examinations and lineage in a browser, read-only, while they change.
 
@@ -34,9 +34,7 @@ def console(
     try:
         from armillary.console import ConsoleOptions, serve
     except ImportError as error:
-        raise ArmillaryError(
-            f"{error}; install Armillary with the extra that has it: pip install 'armillary[console]'"
-        ) from error
+        raise ArmillaryError(f"{error}; install the extra: pip install 'armillary[console]'") from error
 
     def say(address: str) -> None:
         out.print(address, highlight=False)

@@ -23,7 +23,7 @@ def convert(
         str | None, typer.Option(help="float32, bfloat16 or float16 (default: the source's).", show_default=False)
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(help="The config.json of a checkpoint of MindSpore.", show_default=False)
+        Path | None, typer.Option(help="The config.json of a MindSpore checkpoint.", show_default=False)
     ] = None,
     container: Annotated[
         str | None, typer.Option(help="For mindspore: ckpt (default) or safetensors.", show_default=False)
@@ -34,16 +34,17 @@ def convert(
     evaluate: Annotated[
         Path | None,
         typer.Option(
-            help="The folder of a corpus: measure the loss before and after; into the card too.", show_default=False
+            help="A corpus folder: measure the loss on it before and after, and record both in the card.",
+            show_default=False,
         ),
     ] = None,
     calibrate: Annotated[
         Path | None,
         typer.Option(
-            help="The folder of a corpus: first scale channels by activations on it (AWQ).", show_default=False
+            help="A corpus folder: first scale channels by the activations on its text (AWQ).", show_default=False
         ),
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Compare the logits of both; loads both models.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Compare the logits of the two models; loads both.")] = False,
     *,
     as_json: JsonOption = False,
 ) -> None:

@@ -51,8 +51,8 @@ def run(
     tasks: Annotated[
         str,
         typer.Option(
-            help="Comma-separated: ceval, mmlu, cmmlu, bbh, gsm8k, math500, humaneval, mbpp, ifeval, or a task of "
-            "lm_eval over their data, such as mmlu_anatomy or bbh_zeroshot.",
+            help="Comma-separated: ceval, mmlu, cmmlu, bbh, gsm8k, math500, humaneval, mbpp, ifeval, or an lm_eval "
+            "task on the same data, such as mmlu_anatomy or bbh_zeroshot.",
             show_default=False,
         ),
     ],
@@ -64,7 +64,9 @@ def run(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer in tokens.", show_default=False)
     ] = None,
-    variants: Annotated[int, typer.Option(min=1, help="Prompt formats, which the interval also covers.")] = 1,
+    variants: Annotated[
+        int, typer.Option(min=1, help="Number of prompt formats; the interval includes their spread.")
+    ] = 1,
     chat: Annotated[bool, typer.Option("--chat", help="Prompt with the model's chat template.")] = False,
     trained_on: Annotated[
         list[Path] | None,
@@ -235,11 +237,12 @@ def compare(
         if one.seeds is not None:
             out.print(
                 f"{one.task} {one.metric}: {one.seeds.first} and {one.seeds.second} seeds; a seed's score has a "
-                f"standard deviation of {one.seeds.std:.4f} besides flips of single items; seeds make up "
+                f"standard deviation of {one.seeds.std:.4f} beyond flips of single items; seeds account for "
                 f"{one.seeds.share:.0%} of the variance of the difference",
                 highlight=False,
             )
         if one.left_out:
             out.print(
-                f"{one.task}: left out {counted(one.left_out, 'item')} that only one of them answered", highlight=False
+                f"{one.task}: left out {counted(one.left_out, 'item')} that only one of the two answered",
+                highlight=False,
             )

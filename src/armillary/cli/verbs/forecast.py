@@ -24,7 +24,10 @@ TaskOption = Annotated[str, typer.Option(help="Task of the examination.", show_d
 def record(
     law: Annotated[Path, typer.Argument(help="A law file from 'fit examination' or 'fit gain'.", show_default=False)],
     at: Annotated[
-        Path, typer.Option(help="CSV of one row: the run's loss or its prediction, or its data.", show_default=False)
+        Path,
+        typer.Option(
+            help="CSV with one row: the run's loss, its predicted loss, or the size of its data.", show_default=False
+        ),
     ],
     run: RunOption,
     task: TaskOption,

@@ -38,7 +38,9 @@ def generate(
     top_k: Annotated[
         int | None, typer.Option(min=1, help="Sample from this many most likely tokens.", show_default=False)
     ] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Ends an answer; repeatable.", show_default=False)] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text that ends an answer; repeatable.", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the draws.")] = 0,
     n: Annotated[int, typer.Option("--n", min=1, help="Answers to each prompt.")] = 1,
     chat: Annotated[bool, typer.Option("--chat", help="Send prompts as chat messages.")] = False,
@@ -114,7 +116,7 @@ def _file(backend: Any, prompts: Any, out: Path, as_json: bool) -> None:
         reporter.say(f"{written.answers}:{line} was damaged; its answer was requested again")
     if as_json:
         return show_json({"out": str(out), **asdict(written), "backend": backend.identity, "cost": asdict(cost)})
-    money = "" if cost.money is None else f", {cost.money:.4f} in money"
+    money = "" if cost.money is None else f", cost {cost.money:.4f}"
     err.print(
         f"{escape(str(out))}: {counted(written.rows, 'completion')}, {written.kept} kept from before; "
         f"{cost.prompt_tokens:,} "

@@ -12,21 +12,21 @@ from armillary.cli.show.screen import out, show_json, show_table
 from armillary.cli.values import not_negative, positive, probability
 from armillary.recipe import counted
 
-goodput = typer.Typer(no_args_is_help=True, help="Where the time of a run went, and what a cluster makes possible.")
+goodput = typer.Typer(no_args_is_help=True, help="Where the time of a run went, and the goodput that a cluster allows.")
 app.add_typer(goodput, name="goodput")
 
 Accelerators = Annotated[int, typer.Option(min=1, help="Accelerators of the job.", show_default=False)]
 Mtbf = Annotated[
     float,
-    typer.Option(callback=positive, help="Hours between two failures of one accelerator, its share of the node, "
-                 "the network and the software included.", show_default=False),
+    typer.Option(callback=positive, help="Mean hours between failures of one accelerator, including its share of node, "
+                 "network and software failures.", show_default=False),
 ]  # fmt: skip
 
 
 @goodput.command("report")
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a run, or a file of events.", show_default=False)],
-    svg: Annotated[Path | None, typer.Option(help="Timeline to draw.", show_default=False)] = None,
+    svg: Annotated[Path | None, typer.Option(help="SVG file for the timeline.", show_default=False)] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show where the time of a run went, even while it is running.
@@ -57,7 +57,7 @@ def report(
     )
     out.print(
         f"goodput {_percent(found.goodput)}, effective training time {_percent(found.effective)}; "
-        f"{found.faults} faults, {found.restarts} restarts, {found.replayed_steps} steps taken again, "
+        f"{found.faults} faults, {found.restarts} restarts, {found.replayed_steps} steps replayed, "
         f"{found.skipped_batches} batches skipped",
         highlight=False,
     )
@@ -74,7 +74,7 @@ def simulate(
     out_file: Annotated[Path, typer.Option("--out", help="File of events to write.", show_default=False)],
     accelerators: Annotated[int | None, typer.Option(min=1, help="Accelerators of the job.")] = None,
     mtbf_accelerator_hours: Annotated[
-        float | None, typer.Option(callback=positive, help="Hours between two failures of one accelerator.")
+        float | None, typer.Option(callback=positive, help="Mean hours between failures of one accelerator.")
     ] = None,
     checkpoint_block_s: Annotated[
         float | None, typer.Option(callback=not_negative, help="Seconds that training waits for a checkpoint.")
@@ -83,7 +83,7 @@ def simulate(
         str, typer.Option(help="Seconds of steps between two checkpoints, or `best`.")
     ] = "best",
     recovery_s: Annotated[
-        float | None, typer.Option(callback=not_negative, help="Seconds from a failure until steps are taken again.")
+        float | None, typer.Option(callback=not_negative, help="Seconds from a failure until training continues.")
     ] = None,
     cluster: Annotated[
         Path | None,
@@ -122,7 +122,7 @@ def limits(
     goal: Annotated[float, typer.Option(callback=probability, help="Goodput to reach.")] = 0.98,
     recovery_s: Annotated[
         list[float] | None,
-        typer.Option(min=0, help="Recovery to show, in seconds; may be repeated (default: shares of the longest)."),
+        typer.Option(min=0, help="Recovery time to show, in seconds; repeatable (default: fractions of the longest)."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -137,12 +137,12 @@ def limits(
         return show_json(found)
     show_table(
         f"goodput {100 * goal:g} % on {accelerators:,} accelerators: a failure every {_duration(found['mtbf_job_s'])}",
-        ["recovery", "checkpoint may block for", "best interval"],
+        ["recovery", "checkpoint may block", "best interval"],
         [[_duration(row["recovery_s"]), "nothing", ""] if row["checkpoint_block_s"] is None else
          [_duration(row["recovery_s"]), _seconds(row["checkpoint_block_s"]), _duration(row["checkpoint_interval_s"])]
          for row in found["frontier"]],
     )  # fmt: skip
-    out.print(f"a recovery may take at most {_duration(found['largest_recovery_s'])}, even if checkpoints cost nothing")
+    out.print(f"recovery may take at most {_duration(found['largest_recovery_s'])}, even if checkpoints cost nothing")
 
 
 def _percent(share: Any) -> str:

@@ -25,9 +25,7 @@ def leaderboard(
     ] = None,
     html: Annotated[Path | None, typer.Option(help="HTML page to write.", show_default=False)] = None,
     language: Annotated[Language, typer.Option(help="Language of the page.")] = "en",
-    level: Annotated[
-        float, typer.Option(callback=probability, help="Level of the intervals and of the separation of ranks.")
-    ] = 0.95,
+    level: Annotated[float, typer.Option(callback=probability, help="Confidence level of intervals and ranks.")] = 0.95,
     across_settings: Annotated[
         bool, typer.Option("--across-settings", help="Compare even if prompts, extractors or generation differ.")
     ] = False,

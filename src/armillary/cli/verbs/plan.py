@@ -30,7 +30,7 @@ def find(
     ] = None,
     seq: Annotated[int | None, typer.Option(min=2, help="Tokens of a sequence.", show_default=False)] = None,
     objective: Annotated[
-        Literal["time", "cost"], typer.Option(help="The shortest step, or the fewest accelerator hours.")
+        Literal["time", "cost"], typer.Option(help="Minimize the step time or the accelerator hours.")
     ] = "time",
     tokens: Annotated[
         str | None, typer.Option(callback=size, help="Tokens of the run (default: 20 per parameter).")
@@ -97,10 +97,10 @@ def estimate(
 def validate(
     table: Table,
     factors: Annotated[
-        Path | None, typer.Option(help="File to write with the factors that fit all rows.", show_default=False)
+        Path | None, typer.Option(help="File for the factors fitted to all rows.", show_default=False)
     ] = None,
     chart: Annotated[
-        Path | None, typer.Option(help="SVG or PNG file to draw predicted against measured.", show_default=False)
+        Path | None, typer.Option(help="SVG or PNG file for a plot of predicted against measured.", show_default=False)
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -155,7 +155,7 @@ def validate(
 @plan.command("measure")
 def measure(
     out_file: Annotated[Path, typer.Option("--out", help="TOML file to write.", show_default=False)],
-    processes: Annotated[int, typer.Option(min=1, help="Processes that measure at the same time.")] = 1,
+    processes: Annotated[int, typer.Option(min=1, help="Processes that measure in parallel.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Measure this machine: matrix products, attention, memory and collectives, as the accelerator of a plan.

@@ -74,16 +74,24 @@ def publish(
         )
         return
     checked = found.checked
-    told = f"logits of transformers within {checked.difference:.2g} of the largest" if checked.skipped is None else ""
-    err.print(f"{checked.files} checksums hold, no secret, no local path; {told or checked.skipped}", highlight=False)
+    told = (
+        f"logits of transformers differ by at most {checked.difference:.2g} of the largest"
+        if checked.skipped is None
+        else ""
+    )
+    err.print(
+        f"{checked.files} checksums match, no secrets, no local paths; {told or checked.skipped}", highlight=False
+    )
     if found.transferred is None:
         show_table(
             f"{repo} on {to}: not sent", ["file", "bytes", "sha256"], [[f.name, f.bytes, f.sha256] for f in found.files]
         )
         return
     for name in found.transferred.strangers:
-        err.print(f"{escape(name)}: in the repository, but not of this publication; left there", highlight=False)
+        err.print(
+            f"{escape(name)}: in the repository but not part of this publication; it was not deleted", highlight=False
+        )
     out.print(
-        f"{escape(found.transferred.address)}: {len(sent)} of {len(found.files)} files sent, all as here",
+        f"{escape(found.transferred.address)}: {len(sent)} of {len(found.files)} files sent; all match the local files",
         highlight=False,
     )

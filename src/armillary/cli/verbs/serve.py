@@ -16,14 +16,16 @@ from armillary.cli.show.screen import err, show_json
 @serves_models
 def serve(
     model: Annotated[str, typer.Argument(help="A model folder, a run or a .gguf file.", show_default=False)],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes any free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 picks a free one.")] = 8000,
     host: Annotated[
-        str, typer.Option(help="Address; beyond loopback ARMILLARY_SERVE_TOKEN must be set.")
+        str, typer.Option(help="Address to listen on; all but loopback addresses need ARMILLARY_SERVE_TOKEN.")
     ] = "127.0.0.1",
     name: Annotated[
         str | None, typer.Option(help="The model's name for clients (default: that of MODEL).", show_default=False)
     ] = None,
-    queue: Annotated[int, typer.Option(min=0, help="Answers that may wait; more are refused with status 429.")] = 256,
+    queue: Annotated[
+        int, typer.Option(min=0, help="Maximum number of waiting answers; further requests get status 429.")
+    ] = 256,
     *,
     engine: Engine,
     as_json: JsonOption = False,
@@ -42,7 +44,7 @@ def serve(
         token = " (with the token)" if facts.token else ""
         err.print(
             f"{facts.model} at {facts.url}{token}: {facts.backend}, context {facts.context}, {facts.slots} answers at "
-            f"a time, {facts.queue} may wait; Ctrl-C ends",
+            f"a time, {facts.queue} may wait; Ctrl-C stops the server",
             highlight=False,
             markup=False,
         )

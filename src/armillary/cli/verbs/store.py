@@ -33,15 +33,13 @@ def store_of(at: WorkspaceOptions) -> tuple[Recipe, Path]:
     show = Reporter()
     document, place = opened(at.recipe, at.folder, show)
     if at.database is None and not is_workspace(place):
-        raise UsageError(
-            f"{place}: there are no results yet; `armillary run {at.recipe}` makes them, and --out names another folder"
-        )
+        raise UsageError(f"{place}: no results yet; run `armillary run {at.recipe}`, or give their folder with --out")
     if at.database is None and not (place / "store" / "store.sqlite").exists():
         runs = place / "store" / "runs"
-        why = f" yet; `armillary run {at.recipe}` makes it"
+        why = f" yet; run `armillary run {at.recipe}`"
         if any(runs.glob("*")):
-            why = f", and {runs} holds runs; put a backup in its place"
-        raise UsageError(f"{place / 'store' / 'store.sqlite'}: there is no database{why}, or give one with --database")
+            why = f", but {runs} has runs; restore it from a backup"
+        raise UsageError(f"{place / 'store' / 'store.sqlite'}: no database{why}, or give another with --database")
     return document, place
 
 
@@ -87,7 +85,7 @@ app.command(
             *("device", "workers", "layers", "d_model", "context_length", "batch_sequences", "precision", "how"),
             *("tokens_per_s", "seconds", "recorded_at"),
         ],
-        "tokens per second of all workers together",
+        "tokens per second, all workers together",
     )
 )
 
@@ -162,8 +160,10 @@ def store_backup(
     show = Reporter()
     _, place = opened(at.recipe, at.folder, show)
     if at.database is None and not (place / "store" / "store.sqlite").exists():
-        raise UsageError(f"{place}: has no database; --out names another folder of results, --database a database")
+        raise UsageError(f"{place}: has no database; give another folder with --out, or a database with --database")
     workspace(replace(at, folder=place), show).store().backup(to)
     if as_json:
         return show_json({"backup": str(to)})
-    out.print(f"written to {escape(str(to))}; copy the folder store/runs as well for the runs' files", highlight=False)
+    out.print(
+        f"written to {escape(str(to))}; the files of the runs are in store/runs, copy that folder too", highlight=False
+    )

@@ -31,25 +31,23 @@ def train(
     folder: OutOption = None,
     nproc: Annotated[
         int | None,
-        typer.Option(min=1, help="Ranks to start here for one run (default: as many as the file's layout has)."),
+        typer.Option(min=1, help="Ranks to start on this machine (default: the number in the file's layout)."),
     ] = None,
     max_restarts: Annotated[
-        int, typer.Option(min=0, help="Large run: restarts in a row that get no further than the one before.")
+        int, typer.Option(min=0, help="Large run: restarts in a row without progress before it gives up.")
     ] = 3,
     min_ranks: Annotated[
         int | None,
         typer.Option(
             min=1,
-            help="Large run: fewest ranks to continue with when a rank cannot be restarted (default: 1; under a "
+            help="Large run: minimum ranks to continue with when one cannot be restarted (default: 1; under a "
             "launcher, all).",
         ),
     ] = None,
-    inject: Annotated[
-        Path | None, typer.Option(help="Large run: a file of faults to make happen, to see that it survives them.")
-    ] = None,
+    inject: Annotated[Path | None, typer.Option(help="Large run: file of faults to inject.")] = None,
     dry: Annotated[
         bool,
-        typer.Option("--dry-run", help="Large run: report memory and collectives of a rank instead; needs no cluster."),
+        typer.Option("--dry-run", help="Large run: only report memory and collectives per rank; needs no cluster."),
     ] = False,
     budget: BudgetOption = None,
     workers: WorkersOption = None,

@@ -42,8 +42,8 @@ def verify(
         for p in found.problems:
             out.print(escape(f"{p.file}: {p.what}; {p.remedy}"), highlight=False)
     else:
-        parts = f": {len(found.checked)} parts, all" if len(found.checked) > 1 else ":"
-        out.print(f"{found.kind} {escape(str(place))}{parts} as written", highlight=False)
+        parts = f": {len(found.checked)} parts, all intact" if len(found.checked) > 1 else ": intact"
+        out.print(f"{found.kind} {escape(str(place))}{parts}", highlight=False)
     if len(found.checked) > 1 and not as_json:
         if found.problems:
             said = f"{counted(len(found.problems), 'problem')} in {counted(len(found.checked), 'part')}"

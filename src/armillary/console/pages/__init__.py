@@ -1,1 +1,1 @@
-"""One module for each page: it reads places and returns what the template of that name shows."""
+"""One module per page: it reads places and returns the values for the template of the same name."""

@@ -1,4 +1,4 @@
-"""Curves of runs over steps, tokens, FLOPs or time, raw and smoothed, and what their specifications differ in."""
+"""Curves of runs over steps, tokens, FLOPs or time, raw and smoothed, and the differences of their specifications."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ OVER = ("step", "tokens", "flops", "time")
 WINDOWS = (1, 10, 50, 200)
 SPEEDS = ("tokens_per_s", "flops_per_s", "mfu")
 PLAIN = ("loss", "grad_norm", "lr", *SPEEDS)
-_POINTS = 48_000  # in one picture
-_RAW = 8  # runs whose raw values are drawn below the smoothed
+_POINTS = 48_000  # per chart
+_RAW = 8  # runs whose raw values are drawn behind the smoothed curves
 _LEGEND = 30
-_DIFFERENT = 24  # runs whose configurations stand side by side
+_DIFFERENT = 24  # maximum number of configurations shown side by side
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A run of a comparison, what it is called, and its colour."""
+    """A run of a comparison, its label, and its colour."""
 
     run: Run
     label: str
@@ -76,7 +76,7 @@ def compare(page: Page) -> dict[str, Any]:
 
 
 def name_of(page: Page, what: str) -> str:
-    """What a curve is called."""
+    """The label of a quantity."""
     parts = what.split("/")
     if parts[0] == "validation" and len(parts) == 3:
         return page.words("y_bits" if parts[2] == "bits_per_byte" else "y_validation", domain=parts[1])
@@ -84,7 +84,7 @@ def name_of(page: Page, what: str) -> str:
 
 
 def panel(page: Page, chosen: Sequence[Chosen], what: str) -> dict[str, Any] | None:
-    """The picture of one quantity of all runs, with its legend; None for a quantity that no run has."""
+    """The chart of one quantity of all runs, with its legend; None if no run has the quantity."""
     over = page.get("x", "step")
     over = over if over in OVER else "step"
     window = int(page.get("smooth")) if page.get("smooth") in map(str, WINDOWS) else (1 if what == "lr" else 10)
@@ -118,7 +118,7 @@ def panel(page: Page, chosen: Sequence[Chosen], what: str) -> dict[str, Any] | N
 
 
 def values(page: Page, run: Run, over: str, what: str) -> tuple[Array, Array]:
-    """A quantity of a run over another; empty where it is not known."""
+    """One quantity of a run over another; empty if it is unknown."""
     if what in SPEEDS:
         steps, _, seconds = progress(run.folder)
         tokens = _tokens(run, steps)
@@ -147,7 +147,7 @@ def values(page: Page, run: Run, over: str, what: str) -> tuple[Array, Array]:
 
 
 def _scale(page: Page, run: Run, what: str) -> float:
-    """What turns tokens per second into the quantity."""
+    """The factor from tokens per second to the quantity."""
     if what == "tokens_per_s":
         return 1.0
     rate = _flops_per_token(run)
@@ -180,7 +180,7 @@ def _flops_per_token(run: Run) -> float:
 
 
 def _label(run: Run, others: Sequence[Run]) -> str:
-    """The id, the seed where it tells runs apart, and the place where there are several."""
+    """The id, with the seed if seeds differ, and the place if there are several."""
     name = run.folder.name if run.place.reader is None else run.listed.run
     several = len({other.place.number for other in others}) > 1
     return f"{name} ({run.place.name})" if several else f"{name} {run.listed.shape}"

@@ -1,4 +1,4 @@
-"""Examinations: a ranking that separates only what differs significantly, the items, and two models item by item."""
+"""Examinations: a ranking by significant differences, the items, and two models compared item by item."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CACHE = Cache(256)
 
 
 def examinations(page: Page) -> dict[str, Any]:
-    """The leaderboard of all examinations that were found, the paired comparison of two, and recorded scores."""
+    """The leaderboard of all examinations, the paired comparison of two, and recorded scores."""
     found = _found(page)
     read: dict[str, Any] = {}
     for key, folder in found.items():
@@ -109,7 +109,7 @@ def _examination(folder: Path) -> Any:
 
 
 def _names(read: Mapping[str, Any], found: Mapping[str, Path]) -> dict[str, str]:
-    """What each model is called: its own name, with the folder where two have one."""
+    """The label of each model: its name, with the folder if two models have the same name."""
     own = {key: str(one.model.get("model") or found[key].name) for key, one in read.items()}
     every = list(own.values())
     return {
@@ -119,7 +119,7 @@ def _names(read: Mapping[str, Any], found: Mapping[str, Path]) -> dict[str, str]
 
 
 def _board(read: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """The ranking; ``why`` says what could not be ranked."""
+    """The ranking; ``why`` receives the reasons for models that could not be ranked."""
     from armillary.evaluate.leaderboard import rank
 
     if len(read) < 2:
@@ -133,7 +133,7 @@ def _board(read: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _compared(read: Mapping[str, Any], pair: list[str]) -> tuple[list[Any], str]:
-    """The paired comparison of two examinations, and why there is none."""
+    """The paired comparison of two examinations, or the reason for its absence."""
     if len(pair) < 2:
         return [], ""
     from armillary.evaluate.compare import compare

@@ -26,7 +26,7 @@ _LEDGERS = Cache(64)
 
 
 def goodput(page: Page) -> dict[str, Any]:
-    """Runs with their number of ranks, newest first; those over several ranks, or with restarts, are the large ones."""
+    """Runs with their number of ranks, newest first."""
 
     def read(place: Place) -> list[tuple[Place, ListedRun, int]]:
         rows = []
@@ -108,7 +108,7 @@ def _timeline(ledger: Ledger, axis: svg.Axis, unit: float) -> Any:
                 [(span.begin_ns - begin, span.end_ns - begin) for span in own if span.account == account], float
             )
             if len(spans):
-                # the time of the account up to a moment is piecewise linear between the ends of its spans
+                # the cumulative time of an account is piecewise linear between the ends of its spans
                 ends = spans.ravel() / 1e9
                 taken = np.repeat(np.concatenate([[0.0], np.cumsum(ends[1::2] - ends[::2])]), 2)[1:-1]
                 sums[account] += np.diff(np.interp(edges, ends, taken))
@@ -148,7 +148,7 @@ def _heat(run: Run, axis: svg.Axis, unit: float) -> tuple[Any, float, float]:
 
 
 def _memory(run: Run) -> list[tuple[int, float]]:
-    """The highest memory in GiB that the events of each rank state."""
+    """The peak memory in GiB in the events of each rank."""
     found = []
     for rank, path in sorted(rank_files(run.folder).items())[:_MOST_RANKS]:
         values = []

@@ -1,4 +1,4 @@
-"""Lineage: from a published folder, or any run, back to everything that made it, one click at a time."""
+"""Lineage: from a published folder or any run back to all its origins, one click at a time."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def lineage(page: Page) -> dict[str, Any]:
 
 
 def node(page: Page) -> dict[str, Any]:
-    """One node: what it was directly made from, what used it, and all of its origins."""
+    """One node: its direct origins, its users, and all its origins."""
     path = page.request.path_params
     place, kind, name = page.watch.place(path["place"]), path["kind"], path["name"]
     if place is None:
@@ -78,22 +78,22 @@ def node(page: Page) -> dict[str, Any]:
 
 
 def _grouped(edges: Any) -> list[tuple[str, str, str]]:
-    """How, kind and name of the other end of each edge, each once."""
+    """Relation, kind and name of the other end of each edge, without duplicates."""
     return list(dict.fromkeys((edge.how, *edge.origin.partition(":")[::2]) for edge in edges))
 
 
 def _known(place: Place, runs: Sequence[str]) -> dict[str, Any]:
-    """Those of the runs that the place's store has, as lists show them."""
+    """The rows of those runs that are in the place's store."""
     if place.reader is None or not runs:
         return {}
     try:
         return {row.run: row for row in place.reader.listed(runs)}
-    except ArmillaryError:  # the lineage of the folder is shown all the same
+    except ArmillaryError:  # the lineage of the folder is still shown
         return {}
 
 
 def _document(folder: Path) -> tuple[dict[str, Any], bool]:
-    """The lineage of a published folder, and whether its seal fits.
+    """The lineage of a published folder, and whether its checksum matches.
 
     Raises:
         DamagedFileError: it is torn.
@@ -104,13 +104,13 @@ def _document(folder: Path) -> tuple[dict[str, Any], bool]:
 
 
 def _edges(document: dict[str, Any]) -> list[Edge]:
-    """The edges of a lineage; what is not one is left out."""
+    """The edges of a lineage; invalid ones are skipped."""
     found = []
     for edge in document.get("edges", ()):
         if isinstance(edge, list) and len(edge) == 3:
             found.append(Edge(*map(str, edge)))
     run, corpus = f"run:{document.get('run')}", document.get("corpus")
-    if not found and isinstance(corpus, dict):  # of a version without edges
+    if not found and isinstance(corpus, dict):  # written by a version without edges
         argued = document.get("argued_by") or {}
         found = [Edge(run, "argued by", f"run:{other}") for runs in argued.values() for other in runs]
         found.append(Edge(run, "trained on", f"corpus:{corpus.get('hash')}"))

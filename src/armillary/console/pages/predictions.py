@@ -1,4 +1,4 @@
-"""Predictions: what was said before and measured after, how often intervals held, and whether the record is whole."""
+"""Predictions and outcomes: how often the intervals covered, and whether the chain of records is intact."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from armillary.store import Reader, Said
 _SHOWN = 40
 _INTERVAL = 0.9
 _POINTS = 400
-_PATIENCE = 20  # a chain is checked again after this many times what checking it took
+_PATIENCE = 20  # a chain is checked again after this many times the duration of the last check
 
 
 def predictions(page: Page) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def _lines(page: Page, one: Said) -> Iterator[dict[str, Any]]:
 
 
 def _judged(verdict: Mapping[str, Any]) -> Iterator[tuple[str, float, bool]]:
-    """Name, place of the measurement in half widths of its interval, and whether it lies inside."""
+    """Name, position of the measurement in half widths of its interval, and whether it is inside."""
     for row in verdict.get("rows", ()):
         try:
             low, high, inside = float(row["low"]), float(row["high"]), bool(row["inside"])
@@ -104,7 +104,7 @@ def _calibration(page: Page, inside: int, judged: int) -> str:
 
 
 def _chart(page: Page, judged: list[tuple[str, float, bool]]) -> Any:
-    """A stack of dots over the place in the interval."""
+    """Stacked dots over the position in the interval."""
     bins: dict[float, int] = {}
     groups: dict[str, list[tuple[float, float]]] = {"inside": [], "outside": []}
     for _, where, held in sorted(judged, key=lambda one: one[1]):
@@ -156,7 +156,7 @@ def _check(reader: Reader, check: Check, head: tuple[int, str]) -> None:
 
 
 def _budget(page: Page, place: Place) -> dict[str, Any] | None:
-    """Planned and spent time of a workspace, by stage; None where it has no plan."""
+    """Planned and spent time of a workspace, by stage; None if it has no plan."""
     if place.workspace is None:
         return None
     try:

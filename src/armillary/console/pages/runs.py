@@ -20,7 +20,7 @@ STATUSES = ("running", "done", "interrupted", "pending", "failed", "refused", "d
 SIZES = (50, 100, 200)
 _CONDITION = re.compile(r"(.+?)\s*(>=|<=|=)\s*([0-9.]+)\s*(%?)")
 _EVENTS_SHOWN = 200
-_QUIET = ("progress",)  # kinds that are in the curves
+_QUIET = ("progress",)  # kinds already shown as curves
 
 
 def runs(page: Page) -> dict[str, Any]:
@@ -109,12 +109,12 @@ def about(event: Mapping[str, Any]) -> str:
 
 
 def last_step(events: list[dict[str, Any]]) -> int | None:
-    """The number of finished steps, as the last event says."""
+    """The number of finished steps in the last event."""
     return next((event["step"] for event in reversed(events) if isinstance(event.get("step"), int)), None)
 
 
 def flat(content: Any, prefix: str = "") -> dict[str, Any]:
-    """A document as dotted fields."""
+    """A document flattened to dotted field names."""
     if isinstance(content, dict) and content:
         parts = [flat(value, f"{prefix}{name}.") for name, value in content.items()]
     elif isinstance(content, list) and any(isinstance(value, dict | list) for value in content):

@@ -1,4 +1,4 @@
-"""Studies: their progress, and what each stage found, with the law against the measurements that it rests on.
+"""Studies: their progress, and the outcome of each stage, with the law against its measurements.
 
 Outcomes are read as they were recorded, field by field, since the classes that wrote them import torch. What an older
 version did not record is left out.
@@ -75,7 +75,7 @@ def study(page: Page) -> dict[str, Any]:
 
 
 def outcome(page: Page) -> dict[str, Any]:
-    """What a stage found."""
+    """The outcome of a stage."""
     path = page.request.path_params
     place = page.watch.place(path["place"])
     if place is None or place.reader is None:
@@ -89,7 +89,7 @@ def outcome(page: Page) -> dict[str, Any]:
         try:
             parts = {"mixture": _mixture, "anneal": _anneal, "ladder": _ladder, "target": _target}[name](page, content)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError):
-            parts = {}  # of another version, or edited: its content is shown as it is
+            parts = {}  # from another version, or edited: its content is shown unchanged
     recorded = next((one.recorded_at for one in place.reader.outcomes(name) if one.key == key), None)
     return {
         "place": place,
@@ -151,7 +151,7 @@ def _mixture(page: Page, content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _annealing(page: Page, one: Mapping[str, Any]) -> str:
-    """What an annealing is called."""
+    """The label of an annealing."""
     t = page.words
     power = "" if one.get("sharpen", 1.0) == 1 else f", {t.mixture(one['sharpen'])}"
     return f"{fmt.share(one['share'])} {t.name(one['shape'])}{power}"
@@ -241,7 +241,7 @@ _LAWS: dict[int, list[float] | None] = {}
 
 
 def _law_of(points: Sequence[Mapping[str, Any]]) -> list[float] | None:
-    """What the law of these points says at each of them; None where it cannot be fitted."""
+    """The value of the law of these points at each of them; None if it cannot be fitted."""
     sizes = np.array([[point["parameters"], point["tokens"]] for point in points], float)
     losses = np.array([point["target"] for point in points], float)
     key = hash((sizes.tobytes(), losses.tobytes()))
@@ -264,7 +264,7 @@ def _choice(page: Page, content: Mapping[str, Any], taken: str, reference: str) 
 
 
 def _brief(page: Page, place: Place, one: Outcome) -> str:
-    """What an outcome says, in one sentence."""
+    """An outcome in one sentence."""
     assert place.reader is not None
     try:
         content: Any = place.reader.outcome(one.name, one.key)
@@ -284,18 +284,18 @@ def _brief(page: Page, place: Place, one: Outcome) -> str:
 
 
 def _done(state: StudyState) -> tuple[int, int]:
-    """Runs that have ended, and all."""
+    """The numbers of finished runs and of all runs."""
     every = sum(state.runs.values())
     return every - sum(state.runs.get(status, 0) for status in _OPEN), every
 
 
 def _left(place: Place, state: StudyState) -> float | None:
-    """Seconds until a study is done, at its speed so far; None where it does not run, or nothing is known yet."""
+    """Seconds until a study is done, at its speed so far; None if it is not running or the speed is unknown."""
     if not state.runs.get("running") or state.started_at is None or place.reader is None:
         return None
     work = place.reader.work(state.study)
     done, left = work.get("done", 0.0), sum(work.get(status) or 0.0 for status in _OPEN)
-    # What runs now is half done on average.
+    # Running runs are half done on average.
     spent = done + 0.5 * (work.get("running") or 0.0)
     seconds = time.time() - state.started_at
     return None if not done else seconds * max(0.0, left - 0.5 * (work.get("running") or 0.0)) / spent

@@ -77,7 +77,7 @@ def read_rows(path: Path, use: Callable[[Row], None]) -> None:
         except UsageError as error:
             faults.append(str(error))
     if empty:
-        raise UsageError(f"{path}: the file is empty; it has one JSON object per line")
+        raise UsageError(f"{path}: the file is empty; write one JSON object per line")
     if faults:
         more = f"\n… and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
         raise UsageError("\n".join(faults[:_NAMED]) + more)
@@ -90,7 +90,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 if data.strip():
                     yield line, data
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise UsageError(f"{path}: {error.strerror}; name a file of one JSON object per line") from error
+        raise UsageError(f"{path}: {error.strerror}; give a file with one JSON object per line") from error
 
 
 def _parsed(path: Path, line: int, data: bytes) -> dict[str, Any]:

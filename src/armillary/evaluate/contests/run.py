@@ -65,7 +65,7 @@ class ContestOptions:
         if self.similarity not in SIMILARITIES:
             raise UsageError(f"similarity {self.similarity!r}: known are {', '.join(SIMILARITIES)}")
         if len(set(self.methods)) < len(self.methods):
-            raise UsageError(f"methods {','.join(self.methods)}: each may be named once")
+            raise UsageError(f"methods {','.join(self.methods)}: give each only once")
         for name in self.methods:
             if name != VOTE:
                 method_named(name, self.shots, self.samples)
@@ -136,7 +136,7 @@ def contest_parts(contest: Contest, options: ContestOptions) -> Parts:
     folder = options.data or contest.own_data
     if folder is None:
         raise UsageError(
-            f"{contest.title}: name the folder with {contest.train_file} and {contest.test_file} with --data"
+            f"{contest.title}: give the folder that contains {contest.train_file} and {contest.test_file} with --data"
         )
     examined = by_hash(contest.items(folder / contest.test_file))[: options.limit]
     seen = {name for item in examined for name in (item.cluster, item.fingerprint)}
@@ -167,8 +167,8 @@ def cut(train: Sequence[Item], examined: Sequence[Item], development: int | None
         count += size
     if len(apart) == len(clusters):
         raise UsageError(
-            f"{len(train)} items for examples and development, of which {wanted} are to be development items; "
-            "take fewer with --development"
+            f"{len(train)} items for examples and development, but {wanted} development items were requested; "
+            "use fewer with --development"
         )
     parts = [[item for item in train if (item.cluster in apart) == side] for side in (False, True)]
     return Parts(list(examined), *parts)
@@ -229,7 +229,7 @@ def run_contest(
         if lacking and voting:
             raise UsageError(
                 f"{path}: {len(lacking)} of the {len(asked)} examined and development items have no answer "
-                f"({', '.join(lacking[:3])}…); a vote needs an answer to each"
+                f"({', '.join(lacking[:3])}…); a vote needs all answers"
             )
         voters[name] = found
         mine = {item.id: found.get(item.id) for item in parts.examined}

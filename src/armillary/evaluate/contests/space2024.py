@@ -44,7 +44,7 @@ class Space2024(Contest):
         name, text, question = row.text("qid"), row.text("text"), row.text("question")
         task = TASKS.get(name.partition("-")[0])
         if task is None:
-            raise row.wrong("qid", f"begins with a type of task from 1 to 5, as in 1-dev-s-1; given {name}")
+            raise row.wrong("qid", f"must begin with a task type from 1 to 5, such as 1-dev-s-1; given {name}")
         options = row.value("option")
         if not isinstance(options, dict) or sorted(options) != ["A", "B", "C", "D"]:
             raise row.wrong("option", "must be an object with the options A, B, C and D")

@@ -125,7 +125,7 @@ def build(leaf: Leaf, shots: int | None, data: Splits) -> Any:
     if split is not None and split not in tables:
         if wanted:
             raise UsageError(
-                f"{leaf.name}: {wanted} few-shot examples are taken from its {split} split, which {leaf.folder} does "
+                f"{leaf.name}: {wanted} few-shot examples come from its {split} split, which {leaf.folder} does "
                 f"not have; add the file, or pass --shots 0"
             )
         config |= {"fewshot_split": None}
@@ -211,8 +211,8 @@ def check_sentences(leaf: Leaf, docs: Iterable[Mapping[str, Any]]) -> None:
             _lm_eval("nltk").data.find("tokenizers/punkt_tab")
         except LookupError:
             raise ArmillaryError(
-                f"{leaf.name}: {needing} items count sentences or capital words with NLTK's punkt_tab, which is not on "
-                "this machine; unpack it below a folder of NLTK_DATA (where there is a network: python -m "
+                f"{leaf.name}: {needing} items count sentences or capital words with NLTK's punkt_tab, which is not "
+                "installed on this machine; unpack it below a folder of NLTK_DATA (where there is a network: python -m "
                 "nltk.downloader punkt_tab)"
             ) from None
 

@@ -47,7 +47,7 @@ def contamination_in(paths: Sequence[Path]) -> Contamination:
     """
     for path in paths:
         if not path.exists():
-            raise UsageError(f"{path}: no such file or folder; name the training text, or a corpus")
+            raise UsageError(f"{path}: no such file or folder; give the training text, or a corpus")
 
     def look(texts: Sequence[str]) -> list[Mapping[str, Any]]:
         documents = (document for path in paths for document in _documents(path))

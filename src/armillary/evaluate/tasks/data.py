@@ -58,7 +58,7 @@ class Source:
             if self.subsets(folder):
                 return folder
         raise UsageError(
-            f"{what}: no data in {data}; its files are looked for in {data / self.folders[0]} and in the folder itself "
+            f"{what}: no data in {data}; its files must be in {data / self.folders[0]} or in the folder itself "
             f"(layouts: docs/evaluate.md)"
         )
 
@@ -259,7 +259,7 @@ def _mbpp_row(where: str, row: Row) -> Row:
             head = next(node for node in reversed(prompt.body) if isinstance(node, ast.FunctionDef))
             body = next(node for node in check.body if isinstance(node, ast.FunctionDef)).body
         except (SyntaxError, StopIteration, ValueError, RecursionError) as error:
-            raise UsageError(f"{where}: prompt or test is not Python of the form of HumanEval ({error})") from error
+            raise UsageError(f"{where}: prompt or test is not Python in the format of HumanEval ({error})") from error
         text = ast.get_docstring(head) or ""
         name = str(row.get("entry_point", head.name))
         tests = [re.sub(r"\bcandidate\b", name, ast.unparse(node)) for node in body if isinstance(node, ast.Assert)]
@@ -267,7 +267,7 @@ def _mbpp_row(where: str, row: Row) -> Row:
     else:
         raise UsageError(f"{where}: needs text (or prompt) and test_list, or prompt and test (found: {', '.join(row)})")
     if not text or not isinstance(tests, list) or len(tests) < 3:
-        raise UsageError(f"{where}: needs a text and three tests, which lm_eval's prompt shows")
+        raise UsageError(f"{where}: needs a text and three tests for lm_eval's prompt")
     return {"task_id": row["task_id"], "text": text, "test_list": tests, "test_setup": "\n".join(setup)}
 
 

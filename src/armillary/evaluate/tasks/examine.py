@@ -98,7 +98,7 @@ def prepare(tasks: Sequence[str], data: Path, options: ExamOptions, variant: int
     if not tasks:
         raise UsageError("no tasks; name some with --tasks, such as gsm8k,cmmlu")
     if twice := sorted({name for name in tasks if list(tasks).count(name) > 1}):
-        raise UsageError(f"task {', '.join(twice)} is named twice")
+        raise UsageError(f"task {', '.join(twice)} is given twice")
     prepared = Prepared([find(name, data) for name in tasks])
     for leaf in (leaf for named in prepared.named for leaf in named.leaves):
         if leaf.name not in prepared.objects:

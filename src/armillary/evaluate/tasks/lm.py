@@ -57,7 +57,7 @@ def request_of(context: str, options: dict[str, Any]) -> Request:
     sampled = left.pop("do_sample", None)
     passed = {name: left.pop(name) for name in _PASSED_ON if name in left}
     if left:
-        raise UsageError(f"generation settings {', '.join(left)} have no counterpart; known: {', '.join(_PASSED_ON)}")
+        raise UsageError(f"generation settings {', '.join(left)} are not supported; supported: {', '.join(_PASSED_ON)}")
     if sampled is False:
         passed["temperature"] = 0.0
     stop = tuple(s for s in ([until] if isinstance(until, str) else until) if s)

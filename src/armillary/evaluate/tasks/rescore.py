@@ -53,7 +53,7 @@ def rescore(examination: Examination, extractor: str) -> Examination:
                 results.append(_result(task, subset, [item for item in items[task] if item.subset == subset], second))
     if not items:
         raise UsageError(
-            f"none of {', '.join(examination.items)} has text from which an answer is extracted; rescoring applies to "
+            f"none of {', '.join(examination.items)} extracts answers from text; rescoring applies to "
             "gsm8k, math500, bbh and their variants"
         )
     return replace(examination, results=tuple(results), items=items)

@@ -92,7 +92,7 @@ def _begin(folder: Path, identity: Mapping[str, Any], formats: Sequence[Prepared
         if plan["model"] != dict(identity):
             changed = [key for key in {**plan["model"], **identity} if plan["model"].get(key) != identity.get(key)]
             raise UsageError(
-                f"{folder}: holds an examination of another model ({', '.join(changed)} differs: "
+                f"{folder}: contains an examination of another model ({', '.join(changed)} differs: "
                 f"{plan['model'].get(changed[0])} there, {identity.get(changed[0])} now); choose another --out"
             )
         for task in wanted.keys() & known.keys():
@@ -100,7 +100,7 @@ def _begin(folder: Path, identity: Mapping[str, Any], formats: Sequence[Prepared
                 parts = [part for part in settings if known[task].get(part_of, settings).get(part) != settings[part]]
                 if parts:
                     raise UsageError(
-                        f"{folder}: holds answers of {part_of} with other settings ({', '.join(parts)}); choose "
+                        f"{folder}: contains answers of {part_of} with other settings ({', '.join(parts)}); choose "
                         "another --out, or the settings of that run"
                     )
     try:

@@ -53,17 +53,17 @@ def read_evaluation(path: Path, note: Callable[[str], None]) -> Iterator[Evaluat
     found = 0
     for each in evaluation_files(path):
         if split_of(each) == "train":
-            note(f"{each}: skipped, since its name marks it as training data")
+            note(f"{each}: skipped because its name marks it as training data")
             continue
         try:
             one = _read(each, f"{path.name}/{each.relative_to(path)}")
         except _NoQuestionsError:
-            note(f"{each}: skipped, since its rows have no question (expected fields: {', '.join(_QUESTION)})")
+            note(f"{each}: skipped because its rows have no question (expected fields: {', '.join(_QUESTION)})")
             continue
         found += 1
         yield one
     if not found:
-        raise UsageError(f"{path}: holds no evaluation items; give {', '.join(_SUFFIXES)} files or folders of them")
+        raise UsageError(f"{path}: has no evaluation items; give {', '.join(_SUFFIXES)} files or folders of them")
 
 
 def read_split(path: Path) -> EvaluationSet | None:

@@ -70,7 +70,7 @@ def place() -> tuple[int, int]:
     """
     rank, ranks = _number("RANK"), _number("WORLD_SIZE")
     if not 0 <= rank < ranks:
-        raise UsageError(f"the launcher's environment: RANK is {rank}, which must be 0 to WORLD_SIZE - 1 ({ranks - 1})")
+        raise UsageError(f"the launcher's environment: RANK is {rank}, but must be 0 to WORLD_SIZE - 1 ({ranks - 1})")
     return rank, ranks
 
 
@@ -82,7 +82,7 @@ def meeting_place() -> str:
     """
     host, port = _value("MASTER_ADDR"), _number("MASTER_PORT")
     if not 0 <= port < 2**16:
-        raise UsageError(f"the launcher's environment: MASTER_PORT is {port}, which is not a port (1 to {2**16 - 1})")
+        raise UsageError(f"the launcher's environment: MASTER_PORT is {port}, but a port is 1 to {2**16 - 1}")
     return f"{host}:{port}"
 
 
@@ -91,7 +91,7 @@ def _number(name: str) -> int:
     try:
         return int(value)
     except ValueError:
-        raise UsageError(f"the launcher's environment: {name} is '{value}', which must be a whole number") from None
+        raise UsageError(f"the launcher's environment: {name} is '{value}', but must be a whole number") from None
 
 
 def _value(name: str) -> str:

@@ -57,7 +57,9 @@ def launch(
                 f"--nproc starts ranks on this machine, but a launcher has started {ranks} already; leave it out"
             )
         if faults is not None:
-            raise UsageError("--inject makes faults in ranks that are started here, and these were by a launcher")
+            raise UsageError(
+                "--inject works only with ranks that this command starts, but a launcher has started these"
+            )
         meeting_place()
         if min_ranks is not None and min_ranks <= ranks:
             large = large.on_fewer(ranks)
@@ -65,7 +67,7 @@ def launch(
         stopping = Stop()
         for number in SIGNALS:
             signal.signal(number, stopping.ask)
-        return carry_out(large, folder, reporter, RankContext(stopping))
+        return train_as_rank(large, folder, reporter, RankContext(stopping))
     ranks = nproc or (large.layout.ranks if large.layout is not None else 1)
     spec, _, layout = prepare(large, ranks)
     planned = () if faults is None else faults.plan(spec.steps, ranks)
@@ -77,7 +79,7 @@ def launch(
         (lambda context: FaultState.of(context, planned, ranks)) if faults is not None else lambda context: None,
         FaultClock(faults.rate) if faults is not None and faults.rate is not None else None,
     )
-    result: RunResult | None = start_ranks(partial(carry_out, large, folder, reporter), ranks, watch)
+    result: RunResult | None = start_ranks(partial(train_as_rank, large, folder, reporter), ranks, watch)
     return result
 
 
@@ -92,10 +94,10 @@ class _Witness:
         who = "the ranks" if data.get("culprit") is None else f"rank {data['culprit']}"
         said = {
             "detected": "after step {step}: {who} {how}",
-            "restart": "all ranks are started again (attempt {attempt})",
-            "fault": "after step {step}: {who} is made to fail ({problem})",
+            "restart": "restarting all ranks (attempt {attempt})",
+            "fault": "after step {step}: fault injected into {who} ({problem})",
             "degraded": "{who} cannot be restarted: the run continues with {ranks} ranks instead of {before}",
-            "straggler": "{who} holds the others up: after step {step} it is {late_s:.3f} s late",
+            "straggler": "{who} is a straggler: {late_s:.3f} s late after step {step}",
         }[kind].format(step=step, who=who, **data)
         show = self.reporter()
         try:
@@ -185,10 +187,10 @@ def check_corpus(large: LargeRun, ranks: int) -> str | None:
     if Path(large.corpus).exists():
         prepare(large, ranks)
         return None
-    return f"{large.corpus} is not on this machine, so its text and vocabulary were not checked against the run"
+    return f"{large.corpus} is not on this machine, so the run was not checked against its domains and vocabulary"
 
 
-def carry_out(large: LargeRun, folder: Path, reporter: Callable[[], Any], context: RankContext) -> RunResult | None:
+def train_as_rank(large: LargeRun, folder: Path, reporter: Callable[[], Any], context: RankContext) -> RunResult | None:
     """Run as one of the ranks; the first returns the result.
 
     Raises:

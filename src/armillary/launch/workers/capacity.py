@@ -34,10 +34,10 @@ def worker_bytes(shape: ModelShape, batch_tokens: int) -> int:
 def fit_workers(wanted: int, need: int) -> tuple[int, str | None]:
     """How many of the ``wanted`` workers (at least one) fit if each takes ``need`` bytes, and why if not all fit."""
     cores, memory = available_cores(), available_memory()
-    limits = [(max(cores, torch.accelerator.device_count()), f"{counted(cores, 'core')} can be used here")]
+    limits = [(max(cores, torch.accelerator.device_count()), f"{counted(cores, 'core')} available")]
     if memory is not None:
         held = max(1, int(_SHARE * memory / need))
-        said = f"{memory / 2**30:.1f} GiB of memory are available, and a worker takes about {need / 2**30:.1f} GiB"
+        said = f"{memory / 2**30:.1f} GiB of memory available, and a worker takes about {need / 2**30:.1f} GiB"
         limits.append((held, said))
     fit, why = min(limits)
     if wanted <= fit:

@@ -53,5 +53,5 @@ def _find(on: str) -> Place:
     place = _PLACES.get(on.partition("://")[0])
     if place is None:
         known = " or ".join(place.addresses for place in _PLACES.values())
-        raise UsageError(f"--on {on}: not understood; give {known}")
+        raise UsageError(f"--on {on}: unknown; give {known}")
     return place

@@ -200,8 +200,8 @@ class WorkerExecutor(Executor):
                 asked = [other for other in asked if other is not worker]
                 if isinstance(said, Lost):
                     problems.append(
-                        f"a worker died ({said.how}; out of memory? try fewer workers; or a script that starts an "
-                        "executor outside of if __name__ == '__main__')"
+                        f"a worker died ({said.how}; out of memory: try fewer workers; or a script starts an "
+                        "executor outside if __name__ == '__main__')"
                     )
                 elif said.kind == "measured":
                     rates.append(said.value)
@@ -245,8 +245,8 @@ class WorkerExecutor(Executor):
                     self._hand_out(queue)
                 elif not any(worker.stacks for worker in self._workers):
                     raise InterruptedStudyError(
-                        f"{study}: stopped with {len(queue.waiting)} of {counted(total_runs, 'run')} to go; "
-                        "every run has written a checkpoint: run the same command to resume"
+                        f"{study}: stopped with {len(queue.waiting)} of {counted(total_runs, 'run')} left; "
+                        "every run has written a checkpoint: run the same command again to resume"
                     )
                 self._collect(queue)
                 done = queue.done_flops + sum(worker.flops() for worker in self._workers)

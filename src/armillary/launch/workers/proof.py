@@ -48,25 +48,25 @@ class Proof:
         for package, here in (("torch", str(torch.__version__)), ("armillary", __version__)):
             wanted = getattr(self, package)
             if here != wanted:
-                return f"it has {package} {here}; a study needs the same everywhere, here {wanted}"
+                return f"it has {package} {here}, but all nodes of a study need the same version, {wanted}"
         try:
             with open(self.file, "r+") as file:
                 if file.read() != self.token:
-                    return f"{self.store}: it sees a different folder there; all nodes must share this one"
+                    return f"{self.store}: this node sees a different folder there; all nodes must share one folder"
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     pass
                 else:
                     return (
-                        f"{self.store}: it does not see a lock held elsewhere, so two nodes could train the same run; "
-                        "mount the file system with locks across nodes (NFSv4; Lustre with -o flock)"
+                        f"{self.store}: this node does not see a lock held by another, so two nodes could train the "
+                        "same run; mount the file system with locks across nodes (NFSv4; Lustre with -o flock)"
                     )
             self._mark(machine).write_text("seen", encoding="utf-8")
             Corpus.open(self.corpus)
         except FileNotFoundError as error:
             return (
-                f"{error.filename}: not there; the store's folder and the corpus must be at the same path on every node"
+                f"{error.filename}: not found; the store's folder and the corpus must be at the same path on every node"
             )
         except OSError as error:
             return f"{error.filename or self.store}: {error.strerror}"
@@ -79,7 +79,9 @@ class Proof:
         None."""
         if self._mark(machine).exists():
             return None
-        return f"{self.store}: files that it writes there do not appear here; the nodes must share this folder"
+        return (
+            f"{self.store}: files written by this node do not appear on the head node; all nodes must share this folder"
+        )
 
 
 @contextlib.contextmanager

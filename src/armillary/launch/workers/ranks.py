@@ -63,8 +63,8 @@ class RankExecutor(Executor):
         """
         if not isinstance(self.workers, LocalExecutor):
             raise UsageError(
-                "a target with a layout trains on ranks of this machine, not through --on; leave out --on, or give "
-                "a launcher the target.yaml next to the report"
+                "a target with a layout trains on ranks of this machine and cannot use --on; leave it out, or give "
+                "target.yaml, next to the report, to a launcher"
             )
         self.workers.rest()
         self.store.add(study, [job.spec for job in jobs])
@@ -78,12 +78,12 @@ class RankExecutor(Executor):
         for number, job in enumerate(jobs):
             known = settled(self.store, job.spec.id)
             with _watched(shown(number, done)) as reached:
-                outcomes[job.spec.id] = self._carry_out(job, reached) if known is None else known
+                outcomes[job.spec.id] = self._train(job, reached) if known is None else known
             done += job.spec.flops
             progress(study, done, total, f"{number + 1}/{len(jobs)} runs")
         return outcomes
 
-    def _carry_out(self, job: Job, reached: Any) -> RunResult | Failure:
+    def _train(self, job: Job, reached: Any) -> RunResult | Failure:
         run = job.spec.id
         large = LargeRun(
             name=run,
@@ -104,7 +104,7 @@ class RankExecutor(Executor):
                 result = launch(large, folder, reporter=partial(_Teller, reached))
             except InterruptedRunError as error:
                 self.store.mark_failed(run, "pending", str(error))
-                raise InterruptedStudyError(f"{error}; run the same command to resume") from error
+                raise InterruptedStudyError(f"{error}; run the same command again to resume") from error
             except BusyRunError:  # another process finished it first
                 time.sleep(_LOOK_S)
             except (ArmillaryError, OSError) as error:

@@ -54,7 +54,7 @@ _GRACE_S = 5.0
 _SETTLE_S = 20.0  # a throughput is measured once no further slot has appeared for this long
 _OBJECT_STORE = 80 * 2**20  # bytes; nothing large goes through it
 _ACCELERATORS = ("GPU", "NPU")  # Ray's names
-_ADDRESSES = "ray (the cluster of this machine) or ray://HOST:PORT"
+_ADDRESSES = "ray (this machine's cluster) or ray://HOST:PORT"
 
 
 def _ray() -> Any:
@@ -72,7 +72,7 @@ def check_address(on: str) -> None:
     """
     host, _, port = on.removeprefix("ray://").rpartition(":")
     if on != "ray" and not (on.startswith("ray://") and host and port.isdigit()):
-        raise UsageError(f"--on {on}: not understood; give {_ADDRESSES}")
+        raise UsageError(f"--on {on}: unknown; give {_ADDRESSES}")
     needed = ("ray",) if on == "ray" else ("ray", "grpc")
     if not all(map(importlib.util.find_spec, needed)):
         raise UsageError(f"--on {on}: Ray is not installed; pip install 'armillary[ray]'")
@@ -185,7 +185,8 @@ class RayExecutor(WorkerExecutor):
         except Exception as error:  # Ray raises no narrower exception if it cannot start
             raise UsageError(
                 f"--on {self._address}: the cluster cannot be used: {str(error).strip().splitlines()[0]}; is it up "
-                "(ray status), of the same versions of Python and Ray, and is RAY_AUTH_MODE=token set if it wants that?"
+                "(ray status), has it the same versions of Python and Ray, and is RAY_AUTH_MODE=token set if it needs "
+                "a token?"
             ) from error
 
     def _check_nodes(self, nodes: list[dict[str, Any]]) -> None:
@@ -215,8 +216,8 @@ class RayExecutor(WorkerExecutor):
             self._last_seen = now
         elif now - self._last_seen > PATIENCE_S:
             raise ArmillaryError(
-                f"no node had a free {self._resource} for {PATIENCE_S / 60:.0f} minutes; every run has its last "
-                "checkpoint: run the same command to resume when one is free"
+                f"no node had a free {self._resource} for {PATIENCE_S / 60:.0f} minutes; every run has its latest "
+                "checkpoint: run the same command again when one is free"
             )
         if now - self._looked < _LOOK_EVERY_S:
             return
@@ -413,7 +414,7 @@ def _only_ours() -> dict[str, str | None]:
     if "RAY_AUTH_MODE" in os.environ:
         return {}  # set by the machine's administrator
     if "ray" in sys.modules:
-        raise UsageError("--on ray: this program has already imported ray; call ray.init in it too")
+        raise UsageError("--on ray: this program has imported ray already, so it must also call ray.init")
     return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 
 
@@ -441,8 +442,8 @@ def _lost_connection() -> Iterator[None]:
         yield
     except (ConnectionError, ray.exceptions.RaySystemError) as error:
         raise ArmillaryError(
-            f"the connection to Ray was lost ({str(error).strip().splitlines()[0]}); every run has its last "
-            "checkpoint: run the same command to resume when the cluster is up"
+            f"the connection to Ray was lost ({str(error).strip().splitlines()[0]}); every run has its latest "
+            "checkpoint: run the same command again when the cluster is up"
         ) from error
 
 

@@ -48,7 +48,7 @@ LEAST_RATE = 1e-4
 # peak.
 SAME_RATE = 0.1
 
-_ONE_COLUMN = "keep one of them in the file"
+_ONE_COLUMN = "keep only one of them in the file"
 
 # A loss is a spike if its distance from the median of its nine neighbours exceeds SPIKE (log) and FAR times the usual
 # distance. A curve has diverged if it ends above its lowest median by more than DIVERGED and NOISY times the usual
@@ -234,8 +234,8 @@ def refuse_several_rates(curves: Sequence[Curve]) -> None:
         if np.log(max(peaks.values()) / min(peaks.values())) > SAME_RATE:
             said = "; ".join(f"{name}: {peak:.4g}" for name, peak in sorted(peaks.items(), key=lambda pair: pair[1]))
             raise UsageError(
-                f"the curves of size {size:g} have several peak learning rates, and an annealing law holds at one; fit "
-                f"the curves of each rate from a folder of their own ({said})"
+                f"the curves of size {size:g} have several peak learning rates, but an annealing law is valid at one; "
+                f"fit the curves of each rate from a separate folder ({said})"
             )
 
 
@@ -252,7 +252,7 @@ def without_contradicted(curves: Sequence[Curve]) -> tuple[list[Curve], list[Cur
         spikes[[0, -1]] &= len(logs) > 9  # a short curve is steep at both ends
         aside += [
             CurveSetAside(
-                curve.name, curve.size, float(step), f"a spike of {loss:.4g} where its neighbours have {usual:.4g}"
+                curve.name, curve.size, float(step), f"a spike of {loss:.4g} between neighbours of {usual:.4g}"
             )
             for step, loss, usual in zip(curve.step[spikes], curve.loss[spikes], np.exp(middle[spikes]), strict=True)
         ]

@@ -266,13 +266,13 @@ class AnnealLaw(Estimator):
         sound, self.set_aside_ = without_contradicted(whole)
         _report(self.set_aside_)
         if not sound:
-            raise UsageError(f"every curve has diverged: {curve_name(whole[0])}: {self.set_aside_[-1].why}")
+            raise UsageError(f"every curve diverged: {curve_name(whole[0])}: {self.set_aside_[-1].why}")
         checked = [thinned(curve, KEPT_ROWS) for curve in sound]
         for curve in checked:
             if curve.step[-1] <= self.warmup_steps:
                 raise UsageError(
                     f"{curve_name(curve)} ends at step {curve.step[-1]:g}, not beyond the "
-                    f"warm-up of {self.warmup_steps:g} steps; a law needs what comes after it"
+                    f"warm-up of {self.warmup_steps:g} steps; a law needs the steps after it"
                 )
         self._curves = sorted(checked, key=lambda curve: (curve.size, curve.name))
         for one, other in zip(self._curves[:-1], self._curves[1:], strict=True):
@@ -328,7 +328,7 @@ class AnnealLaw(Estimator):
             if given.size != schedule.size:
                 raise UsageError(
                     f"the given curve is of size {given.size:g} and the schedule of {schedule.size:g}; give a curve "
-                    "measured at the size that is asked for"
+                    "measured at the requested size"
                 )
             return self.including(given).predict(schedule, interval)
         remedy = "measure a constant rate at that size, or over that length, first"
@@ -370,9 +370,9 @@ class AnnealLaw(Estimator):
                 f"fitted at {fitted:.4g}; the rate is not a variable of the law, so fit curves at that rate"
             )
         if count == 0:
-            said = "no curve was fitted there, and no size was left out whole"
+            said = "no curve was fitted at this size, and no whole size was held out"
         elif count == 1 and not any(held.new_size for held in self.held_out_):
-            said = "one curve was fitted there, and no size was left out but for one curve"
+            said = "one curve was fitted at this size, and no other size was held out except for one curve"
         else:
             return
         text = f"the forecast at size {schedule.size:g} is untested: {said}; measure a curve there to be sure"

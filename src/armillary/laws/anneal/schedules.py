@@ -125,11 +125,11 @@ def best_schedule(
         law = law.including(given)
     warmup = float(law.warmup_steps)
     if not warmup < steps < np.inf:
-        raise UsageError(f"{steps} steps were asked for; give more than the {warmup:g} of the warm-up")
+        raise UsageError(f"steps is {steps}; give more than the {warmup:g} of the warm-up")
     known = law.peak_lr(size)
     peak = known if peak_lr is None else peak_lr
     if peak is None or not 0 < peak < np.inf:
-        given_as = "no peak is known" if peak_lr is None else f"peak_lr is {peak_lr:g}"
+        given_as = "there is no peak" if peak_lr is None else f"peak_lr is {peak_lr:g}"
         raise UsageError(
             f"{given_as} at size {size:g}; give peak_lr, the highest learning rate (above 0), or a curve measured there"
         )

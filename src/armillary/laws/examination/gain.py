@@ -224,7 +224,7 @@ class GainLaw(Estimator):
 
     def _scores(self, sizes: Array, table: Array) -> tuple[Array, Array]:
         """Logits of the scores above chance [n], and their variance from items that flip between runs."""
-        refuse_where((table < 0) | (table > 1), "y", table, "a score is a share between 0 and 1", None)
+        refuse_where((table < 0) | (table > 1), "y", table, "a score must be between 0 and 1", None)
         items = table.shape[1] if table.shape[1] > 1 else self.items
         if items < 1:
             raise UsageError(f"items is {self.items!r}; give the number of held-out items, or the score of each")

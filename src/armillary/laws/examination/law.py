@@ -259,7 +259,7 @@ class ExaminationLaw(Estimator):
             raise UsageError(f"X has {counted(len(losses), 'row')} and y has {len(columns)}; give one row for each run")
         outside = np.zeros(columns.shape, dtype=bool)
         outside[:, -1] = (columns[:, -1] < 0) | (columns[:, -1] > 1)
-        refuse_where(outside, "y", columns, "an accuracy is a share between 0 and 1", None)
+        refuse_where(outside, "y", columns, "an accuracy must be between 0 and 1", None)
         two = columns.shape[1] == 2
         if two:
             outside[:, 0], outside[:, 1] = columns[:, 0] <= 0, False
@@ -344,7 +344,7 @@ def _refuse_falling(through: Array, accuracy: Array, name: str, target: int) -> 
     if rank > 0.5:
         raise UsageError(
             f"{target_name(target)} falls as the {name} fall (rank correlation {rank:.2f}); an accuracy rises. Check "
-            "which column is which"
+            "the order of the columns"
         )
 
 

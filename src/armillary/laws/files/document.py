@@ -163,25 +163,23 @@ def read_law(path: Path) -> LawFile:
     except (ValueError, RecursionError) as error:
         if content and not content.lstrip().startswith(b"{"):  # for instance a table: never advise to overwrite it
             raise ForeignLawError(f"{path} is not a law file; {remedy}") from error
-        raise DamagedLawError(f"{path} is torn or not JSON ({error}); {_again(None, path)}") from error
+        raise DamagedLawError(f"{path} is truncated or not JSON ({error}); {_again(None, path)}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise ForeignLawError(f"{path} is not a law file; {remedy}")
     version = document.get("version")
     if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= VERSION:
         raise ForeignLawError(
-            f"{path} is of version {version!r} of law files, and this program reads up to version {VERSION}; read it "
-            f"with the program that wrote it, or {_again(document, path)}. The file is left as it is"
+            f"{path} is a law file of version {version!r}, but this version reads up to {VERSION}; read it "
+            f"with the version that wrote it, or {_again(document, path)}. The file was not changed"
         )
     try:
         if not (old.whole(document) if version < 3 else document.pop("sha256", None) == _seal(document)):
-            raise DamagedLawError(f"{path} was torn or edited after it was written; {_again(document, path)}")
+            raise DamagedLawError(f"{path} was damaged or edited after it was written; {_again(document, path)}")
         if version < 3:
             document = old.upgraded(document)
         return _opened(document)
     except _OtherCodeError as error:
-        raise ForeignLawError(
-            f"{path} is of another version of the program: {error}; {_again(document, path)}"
-        ) from error
+        raise ForeignLawError(f"{path} was written by another version: {error}; {_again(document, path)}") from error
     except DamagedLawError:
         raise
     except ValueInFileError as error:
@@ -192,10 +190,10 @@ def read_law(path: Path) -> LawFile:
                 f"{path} was written by {written}, and Armillary {__version__} does not read it: {error}; "
                 f"{_again(document, path)}"
             ) from error
-        raise DamagedLawError(f"{path} does not hold a whole law: {error}; {_again(document, path)}") from error
+        raise DamagedLawError(f"{path} is not a complete law: {error}; {_again(document, path)}") from error
     except Exception as error:  # any error that inconsistent values cause
         raise DamagedLawError(
-            f"{path} does not hold a whole law ({type(error).__name__}: {error}); {_again(document, path)}"
+            f"{path} is not a complete law ({type(error).__name__}: {error}); {_again(document, path)}"
         ) from error
 
 
@@ -232,23 +230,23 @@ def _opened(document: dict[str, Any]) -> LawFile:
     fields = read_fields(_FIELDS, named, "the file", {})
     kind, targets = fields["kind"], fields["targets"]
     if kind not in LAWS:
-        raise _OtherCodeError(f"laws of kind '{kind}' are unknown; this program has {', '.join(LAWS)}")
+        raise _OtherCodeError(f"laws of kind '{kind}' are unknown; known are {', '.join(LAWS)}")
     law = LAWS[kind].from_json(document)
     predictions = _own_predictions(law)
     if predictions[0].ndim > 1 and predictions[0].shape[1] != len(targets):
-        raise ValueError(f"it predicts {predictions[0].shape[1]} losses and names {len(targets)}")
+        raise ValueError(f"it predicts {predictions[0].shape[1]} losses but has {len(targets)} names")
     if not np.isfinite(predictions[0]).all():
-        raise ValueError("it predicts what is not a number")
+        raise ValueError("its predictions are not finite")
     stored, fitted_by = fields["predictions"], fields["laws_version"]
     if stored is not None and not _same(predictions, stored):
         raise _OtherCodeError(
-            f"it was fitted by version {fitted_by!r} of the laws, and version {LAWS_VERSION} would predict other "
+            f"it was fitted by version {fitted_by!r} of the laws, and version {LAWS_VERSION} would predict different "
             "losses from it"
         )
     if fitted_by not in (None, LAWS_VERSION):
         warnings.warn(
-            f"the law was fitted by version {fitted_by} of the laws and is read as it is; version {LAWS_VERSION}, that "
-            "of this program, would fit other numbers to the same tables",
+            f"the law was fitted by version {fitted_by} of the laws and is used unchanged; version {LAWS_VERSION}, "
+            "that of this program, would fit different numbers to the same tables",
             OtherLawsWarning,
             stacklevel=3,
         )

@@ -86,7 +86,7 @@ def upgraded(document: dict[str, Any]) -> dict[str, Any]:
         raise ValueInFileError("its law or its summary is not an object")
     where, attributes = held.get("object"), held.get("attributes")
     if not isinstance(where, str) or where not in _LAWS or not isinstance(attributes, dict):
-        raise ValueInFileError(f"it holds a {where!r}, which is no law of versions 1 and 2")
+        raise ValueInFileError(f"it contains a {where!r}, which is not a law of versions 1 and 2")
     names = _PARAMS[where]
     lacking = [name for name in names if name not in attributes]
     if lacking:
@@ -124,7 +124,7 @@ def _plain(value: Any) -> Any:
         case {"object": str(where), "attributes": dict(attributes)} if where in _PARTS:
             return _renamed(where, _PARTS[where], attributes)
         case dict():
-            raise ValueInFileError(f"it holds a {value.get('object')!r}, which is no part of a law")
+            raise ValueInFileError(f"it contains a {value.get('object')!r}, which is not part of a law")
     return value
 
 
@@ -142,5 +142,5 @@ def _renamed(where: str, table: str, attributes: dict[str, Any]) -> dict[str, An
         if field:
             fields[field] = value
     if left:
-        raise ValueInFileError(f"its {where} holds '{min(left)}', which versions 1 and 2 did not have")
+        raise ValueInFileError(f"its {where} has '{min(left)}', which versions 1 and 2 did not have")
     return fields

@@ -353,7 +353,7 @@ class HyperparameterLaw(Estimator):
         row = int(beyond.argmax())
         tested = max((float(left.extrapolation.max()) for left in self.held_out_), default=1.0)
         size = ", ".join(f"{name} {np.exp(value):.3g}" for name, value in zip(COLUMNS[:2], points[row], strict=False))
-        remedy = "make a small grid of learning rates and batch sizes nearer to it first"
+        remedy = "run a small grid of learning rates and batch sizes nearer to it first"
         check_reach(float(np.exp(beyond[row])), tested, f"a run of {size}", remedy)
 
     def _efolds(self, points: Array) -> Array:

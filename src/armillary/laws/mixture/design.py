@@ -37,7 +37,7 @@ def simplex_design(n: int, lower: ArrayLike, upper: ArrayLike, *, centre: ArrayL
     floor, ceiling = checked_bounds(lower, upper, len(natural))
     if n < 2:
         raise UsageError(
-            f"a design of {counted(n, 'mixture')} was asked for; at least 2 are needed (natural and uniform)"
+            f"a design of {counted(n, 'mixture')} was requested; at least 2 are needed (natural and uniform)"
         )
     d = len(natural)
     uniform = np.full(d, 1 / d)
@@ -69,7 +69,7 @@ def checked_bounds(lower: ArrayLike, upper: ArrayLike, domains: int) -> tuple[Ar
     ceiling = np.minimum(ceiling, 1.0)
     for i in np.flatnonzero((floor > ceiling) | (floor < 0) | (ceiling < 0)):
         raise UsageError(
-            f"bounds of weight {i}: lower {floor[i]:g}, upper {ceiling[i]:g}; it must hold 0 <= lower <= upper"
+            f"bounds of weight {i}: lower {floor[i]:g}, upper {ceiling[i]:g}; it must satisfy 0 <= lower <= upper"
         )
     if floor.sum() > 1 + 1e-9:
         raise UsageError(

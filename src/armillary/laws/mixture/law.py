@@ -218,10 +218,12 @@ class MixtureLaw(Estimator):
             )
         unknown = [name for name in self.models if name not in FORMS]
         if unknown or not self.models:
-            raise UsageError(f"no mixture model {', '.join(unknown) or 'given'}; take some of {', '.join(FORMS)}")
+            raise UsageError(
+                f"unknown mixture model {', '.join(unknown) or '(none given)'}; choose from {', '.join(FORMS)}"
+            )
         checked_draws(self.bootstraps)
         if tokens is not None and sizes is None:
-            raise UsageError("tokens were given without sizes; give the parameters of each run's model, too")
+            raise UsageError("tokens were given without sizes; give the parameters of each run's model too")
         n = len(mixtures)
         given = np.ones(n) if sizes is None else checked_sizes(sizes, n)
         seen = np.empty(0) if tokens is None else checked_sizes(tokens, n, "tokens")
@@ -438,7 +440,7 @@ class MixtureLaw(Estimator):
     def _scales(self, sizes: float | ArrayLike | None, tokens: float | ArrayLike | None, rows: int) -> Array:
         """Log size and log tokens [rows, 2]; NaN for unknown tokens."""
         if sizes is not None and not len(self.sizes_):
-            raise UsageError("the law was fitted without sizes and holds at one size; fit it with the runs' sizes")
+            raise UsageError("the law was fitted without sizes and is valid at one size; fit it with the runs' sizes")
         if tokens is not None and not len(self.run_tokens_):
             raise UsageError("the law was fitted without tokens; fit it with the tokens of each run")
         top = self.run_sizes_.max() if sizes is None else sizes
@@ -460,10 +462,12 @@ class MixtureLaw(Estimator):
         known = self.level_known(sizes, tokens, rows)
         if not known.all():
             why = (
-                "the runs do not span that size and its tokens" if len(self.run_tokens_) else "it was not given tokens"
+                "the runs do not span that size and its tokens"
+                if len(self.run_tokens_)
+                else "it was fitted without tokens"
             )
             warnings.warn(
-                f"at {int((~known).sum())} of {counted(rows, 'row')} the level of the losses is not known "
+                f"at {int((~known).sum())} of {counted(rows, 'row')} the level of the losses is unknown "
                 f"({why}): values only "
                 "rank mixtures, and intervals are 0 to infinity; add runs at that scale, or give each run's tokens",
                 ExtrapolationWarning,
@@ -483,11 +487,11 @@ class MixtureLaw(Estimator):
         s = np.where(np.abs(s) < 1e-9, 0.0, s)
         if self._span == 0 and not self._borrows and s.any():
             raise UsageError(
-                f"the law was fitted to runs of one size with models {', '.join(self.chosen_)}, which do not say how "
-                f"it moves; add runs at another size, or the model '{MOVER}'"
+                f"the law was fitted to runs of one size with models {', '.join(self.chosen_)}, which do not predict "
+                f"how it changes with size; add runs at another size, or the model '{MOVER}'"
             )
-        remedy = "add some dozens of runs at a size nearer to it"
-        check_reach(float(np.exp(s.max())), float(np.exp(self._span)), "the size asked for", remedy, MOST_SIZE)
+        remedy = "add a few dozen runs at a size nearer to it"
+        check_reach(float(np.exp(s.max())), float(np.exp(self._span)), "the requested size", remedy, MOST_SIZE)
         return s
 
     def _without_contradicted(
@@ -630,7 +634,7 @@ def _folds(mixtures: Array, rng: np.random.Generator) -> list[Rows]:
     groups = int(group.max()) + 1
     if groups < MIN_ROWS:
         raise UsageError(
-            f"X holds {groups} different mixtures in {counted(len(mixtures), 'row')}; at least {MIN_ROWS} are needed"
+            f"X has {groups} different mixtures in {counted(len(mixtures), 'row')}; at least {MIN_ROWS} are needed"
         )
     fold = rng.permutation(groups) % min(FOLDS, groups)
     return [np.flatnonzero(fold[group] == k) for k in range(min(FOLDS, groups))]

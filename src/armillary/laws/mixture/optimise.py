@@ -150,7 +150,7 @@ def optimise_mixture(
         for name, mixture in references.items()
     }
     if candidates < 1:
-        raise UsageError(f"{candidates} candidates were asked for; ask for at least 1")
+        raise UsageError(f"candidates is {candidates}; give at least 1")
     if size is None and tokens is None and len(law.sizes_):
         size = float(law.sizes_[-1])
     region = _Region(design, floor, ceiling)
@@ -332,8 +332,8 @@ class _Region:
         self.start = self.start[self.contains(self.start)]
         if not len(self.start):
             raise UsageError(
-                "no mixture of the design, brought into the bounds, lies near the design: the bounds "
-                f"(lower {floor.round(4).tolist()}, upper {ceiling.round(4).tolist()}) exclude where runs were made; "
+                "no mixture of the design, moved within the bounds, is near the design: the bounds "
+                f"(lower {floor.round(4).tolist()}, upper {ceiling.round(4).tolist()}) exclude the region of the runs; "
                 "run a design under these bounds"
             )
 

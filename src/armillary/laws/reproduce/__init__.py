@@ -60,21 +60,19 @@ def reproduce(name: str, folder: Path | None = None) -> Evaluation:
         UsageError: an unknown name, no folder, or a folder without the data.
     """
     if name not in _OF:
-        raise UsageError(f"nothing published of the name '{name}' here; take one of {', '.join(_OF)}")
+        raise UsageError(f"no published result '{name}'; choose one of {', '.join(_OF)}")
     wanted = _OF[name]
-    remedy = (
-        f"the data are published at {wanted.origin}; lay them as {wanted.needs} below a folder and give that folder"
-    )
+    remedy = f"the data are published at {wanted.origin}; put them in a folder as {wanted.needs}, and give that folder"
     if folder is None:
         if not os.environ.get(VARIABLE):
-            raise UsageError(f"{name}: no folder of measured data; give --data or set {VARIABLE} ({remedy})")
+            raise UsageError(f"{name}: no folder of published data; give --data or set {VARIABLE} ({remedy})")
         folder = Path(os.environ[VARIABLE])
     # The data may be directly in the folder or in a subfolder.
     depth = len(Path(wanted.needs).parts)
     for root in (folder, *list(folder.resolve().parents)[:depth]):
         if (root / wanted.needs).exists():
             return wanted.run(root)
-    raise UsageError(f"{name}: {folder / wanted.needs} is not there; {remedy}")
+    raise UsageError(f"{name}: {folder / wanted.needs} is missing; {remedy}")
 
 
 def figure_table(evaluations: Sequence[Evaluation]) -> tuple[list[str], list[list[str]]]:

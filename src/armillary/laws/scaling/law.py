@@ -311,7 +311,7 @@ class ScalingLaw(Estimator):
         if void.any():
             columns = ", ".join(target_name(int(t)) for t in np.flatnonzero(void.any(0)))
             warnings.warn(
-                f"the runs leave {columns} open: the intervals are 0 to infinity; the other losses are forecast",
+                f"the runs do not determine {columns}: the intervals are 0 to infinity; the other losses are predicted",
                 ExtrapolationWarning,
                 stacklevel=2,
             )
@@ -386,7 +386,7 @@ class ScalingLaw(Estimator):
     def _candidates(self) -> list[str]:
         """Names of the forms to fit; sets ``features_`` and the columns of N and D."""
         if self.form != "auto" and self.form not in SCALING_FORMS:
-            raise UsageError(f"no scaling form '{self.form}'; give auto or one of {', '.join(SCALING_FORMS)}")
+            raise UsageError(f"unknown scaling form '{self.form}'; give auto or one of {', '.join(SCALING_FORMS)}")
         self.features_ = tuple(self.features if self.form == "auto" else SCALING_FORMS[self.form].features)
         sizes = [name for name in ("active_params", "params") if name in self.features_]
         names = [name for name, form in SCALING_FORMS.items() if set(form.features) <= set(self.features_)]
@@ -395,12 +395,14 @@ class ScalingLaw(Estimator):
         if not names or not sizes or "tokens" not in self.features_:
             known = sorted({feature for form in SCALING_FORMS.values() for feature in form.features})
             raise UsageError(
-                f"no form of scaling law reads the features {', '.join(self.features_)}; they must hold params (or "
+                f"no form of scaling law reads the features {', '.join(self.features_)}; they must include params (or "
                 f"active_params) and tokens, others known are {', '.join(known)}"
             )
         unread = set(self.features_) - {feature for name in names for feature in SCALING_FORMS[name].features}
         if unread:
-            raise UsageError(f"no form of scaling law reads feature '{min(unread)}' beside the others; leave it out")
+            raise UsageError(
+                f"no form of scaling law reads feature '{min(unread)}' together with the others; leave it out"
+            )
         self.size_columns_ = _size_columns(self.features_)
         return names
 
@@ -470,7 +472,7 @@ class ScalingLaw(Estimator):
             size, tokens = np.exp((self._sized(points)[row] + self._sized(self.log_points_).max(0)) / 2)
             said = ", ".join(f"{f[row]:.3g} times the largest {k}" for k, f in factors.items())
             raise ExtrapolationError(
-                f"{row_name('X', row)} lies at {said} of the runs, and these leave its loss open by a factor of "
+                f"{row_name('X', row)} is at {said} of the runs, which determine its loss only within a factor of "
                 f"{np.exp(half[row].max()):.2g} either way; add runs of several sizes up to about {size:.2g} "
                 f"parameters on {tokens:.2g} tokens"
             )

@@ -65,7 +65,7 @@ def next_runs(
     tail = (1 - checked_interval(interval)) / 2
     at = law.log_sizes("target", np.atleast_2d(np.asarray(target, dtype=float)))
     if candidates is None and budget_flops is None:
-        raise UsageError("next_runs was given neither candidates nor budget_flops; give one of them")
+        raise UsageError("next_runs needs candidates or budget_flops")
     runs = law.log_sizes("candidates", candidates) if candidates is not None else _grid(law, at)
     cost = 6 * np.exp(runs[:, law.size_columns_].sum(1))
     if budget_flops is not None:

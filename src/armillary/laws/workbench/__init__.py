@@ -68,10 +68,10 @@ def check_out(path: Path, *inputs: Path | None) -> None:
     if path.is_dir() or not path.name:
         raise UsageError(f"--out {path} is a folder; give the name of a file in it")
     if path.exists() and any(file is not None and file.exists() and file.samefile(path) for file in inputs):
-        raise UsageError(f"--out {path} is a file that is read here and would be lost; give another name")
+        raise UsageError(f"--out {path} is an input file and would be overwritten; give another name")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UsageError(f"--out {path}: nothing can be written in {folder}; give another place")
+        raise UsageError(f"--out {path}: {folder} is not writable; give another place")
 
 
 def check_law_out(path: Path, *inputs: Path | None) -> None:
@@ -82,7 +82,7 @@ def check_law_out(path: Path, *inputs: Path | None) -> None:
     """
     check_out(path, *inputs)
     if path.exists() and not may_replace(path):
-        raise UsageError(f"--out {path}: this file is not a law that this version wrote; give another name")
+        raise UsageError(f"--out {path}: this file is not a law written by this version; give another name")
 
 
 def names(columns: str | None) -> list[str] | None:

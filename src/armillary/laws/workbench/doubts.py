@@ -54,7 +54,7 @@ def refuse_rising(table: Table, sizes: Array, losses: Array, targets: Sequence[s
             raise UsageError(
                 f"{table.path}: column '{name}' rises with parameters and tokens ({rises} of "
                 f"{counted(count, 'pair')} of runs): "
-                "it is not a loss (an accuracy?); name a column of losses with --columns"
+                "it is not a loss (an accuracy?); choose a loss column with --columns"
             )
 
 
@@ -71,7 +71,7 @@ def warn_of_swapped(table: Table, sizes: Array, names: Sequence[str]) -> None:
         warnings.warn(
             f"{table.path}: {more} of {len(sizes)} runs have more parameters (column '{names[0]}') than training "
             f"tokens (column '{names[1]}'); the two columns look swapped. If they are, swap their names; "
-            "if not, the law is good as it is",
+            "if not, ignore this warning",
             UnlikelyColumnWarning,
             stacklevel=3,
         )
@@ -89,7 +89,7 @@ def warn_of_units(table: Table, sizes: Array, names: Sequence[str]) -> None:
         if values.max() < SMALLEST:
             warnings.warn(
                 f"{table.path}: the largest value of column '{name}' is {values.max():g}; it looks like millions or "
-                "billions. Write the unit (10M, 2B), or ask for predictions in the same one",
+                "billions. Write the unit (10M, 2B), or request predictions in the same unit",
                 UnlikelyColumnWarning,
                 stacklevel=3,
             )
@@ -102,9 +102,9 @@ def warn_of_perplexities(path: Path, losses: Array, names: Sequence[str]) -> Non
         above = int((known > GUESS).sum())
         if above > ABOVE_GUESS * len(known):
             warnings.warn(
-                f"{path}: {above} of {len(known)} values of column '{name}' are above {GUESS:.1f}, what a uniform "
-                "guess over a large vocabulary costs in nats per token; they look like perplexities. If they are, "
-                "give their logarithms; if they are sums over tokens, give the mean",
+                f"{path}: {above} of {len(known)} values of column '{name}' are above {GUESS:.1f}, the loss of a "
+                "uniform guess over a large vocabulary in nats per token; they look like perplexities. If they are, "
+                "give their logarithms; if they are sums over tokens, give their means",
                 UnlikelyColumnWarning,
                 stacklevel=3,
             )

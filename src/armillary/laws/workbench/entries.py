@@ -74,7 +74,7 @@ def losses_of(table: Table, targets: Sequence[str], least: int) -> tuple[Array, 
         first = f"; {table.entry(bad[0].row, bad[0].column)}; {bad[0].remedy}" if bad else ""
         counts = ", ".join(f"{np.isfinite(values[:, t]).sum()} of '{name}'" for t, name in enumerate(targets))
         raise UsageError(
-            f"{table.path} has {counted(len(table.rows), 'row')} and holds {counts} that can be fitted; at "
+            f"{table.path} has {counted(len(table.rows), 'row')} with {counts} that can be fitted; at "
             f"least {least} are "
             f"needed{first}"
         )
@@ -82,7 +82,7 @@ def losses_of(table: Table, targets: Sequence[str], least: int) -> tuple[Array, 
         if t not in left:
             count = int(np.isfinite(values[:, t]).sum())
             warnings.warn(
-                f"{table.path}: column '{targets[t]}' is left out: {count} of its entries are losses, and at least "
+                f"{table.path}: column '{targets[t]}' is left out: {count} of its entries are losses, but at least "
                 f"{least} are needed",
                 SetAsideWarning,
                 stacklevel=2,

@@ -81,7 +81,7 @@ def fit_mixture(
             inputs.position(given)  # raises
     if "tokens" in scale and "params" not in scale:
         raise UsageError(
-            f"{runs}: column '{scale['tokens'][0]}' holds tokens, and no column the models' parameters; add it"
+            f"{runs}: column '{scale['tokens'][0]}' has tokens, but no column has the models' parameters; add one"
         )
     taken = {INDEX, *(name for name, _ in scale.values())}
     domains = [name for name in inputs.columns if name not in taken and inputs.numeric(name)]
@@ -114,7 +114,7 @@ def fit_mixture(
         if name not in known
     ]
     contradicted = [
-        entry_aside(arranged, one.row, targets[one.target], f"the other runs expect about {one.expected:.4g}")
+        entry_aside(arranged, one.row, targets[one.target], f"the other runs predict about {one.expected:.4g}")
         for one in law.set_aside_
     ]
     columns_of = {feature: name for feature, (name, _) in scale.items()}
@@ -144,7 +144,7 @@ def _targets(table: Table, taken: set[str]) -> list[str]:
     numbers = [name for name in table.columns if name not in taken and table.numeric(name)]
     known = [name for name in numbers if is_loss(name)]
     if not known and not numbers:
-        raise UsageError(f"{table.path} has no column of losses beside '{INDEX}'; add one per validation domain")
+        raise UsageError(f"{table.path} has no loss columns besides '{INDEX}'; add one per validation domain")
     return known or numbers
 
 
@@ -156,7 +156,9 @@ def _matched(inputs: Table, outputs: Table) -> np.ndarray:
         for row, entry in enumerate(table.text(INDEX)):
             label = label_of(entry)
             if label in place:
-                raise table.error(row, INDEX, f"line {table.lines[place[label]]} has the same; an index stands once")
+                raise table.error(
+                    row, INDEX, f"line {table.lines[place[label]]} has the same index; each index must be unique"
+                )
             place[label] = row
         places.append(place)
     for k, (table, other) in enumerate(((inputs, outputs), (outputs, inputs))):
@@ -181,19 +183,19 @@ def fit_scaling(points: Path, columns: Sequence[str] | None = None, form: str = 
             parameters and tokens.
     """
     if form not in FORMS:
-        raise UsageError(f"no form '{form}'; take one of {', '.join(FORMS)}")
+        raise UsageError(f"unknown form '{form}'; choose one of {', '.join(FORMS)}")
     whole = read_table(points)
     named = default_columns(whole) if columns is None else [find_column(whole, name) for name in columns]
     for name in named:
         if named.count(name) > 1:
-            raise UsageError(f"--columns names '{name}' twice")
+            raise UsageError(f"--columns has '{name}' twice")
     kind, wanted, features = _features(named, form)
     targets = [name for name in named if name not in features]
     if not targets:
-        raise UsageError(f"--columns {','.join(named)} names no loss; name it last")
+        raise UsageError(f"--columns {','.join(named)} has no loss; give it last")
     if kind == "hyperparameters" and len(targets) > 1:
         raise UsageError(
-            f"{points}: a law of learning rate and batch size predicts one loss, not {', '.join(targets)}; name it: "
+            f"{points}: a law of learning rate and batch size predicts one loss, not {', '.join(targets)}; choose one: "
             f"--columns {','.join(features)},LOSS"
         )
     table, aside = without_copies(whole)
@@ -218,7 +220,7 @@ def fit_scaling(points: Path, columns: Sequence[str] | None = None, form: str = 
         else:
             law = ScalingLaw(form=form, features=tuple(wanted)).fit(X, np.nan_to_num(Y, nan=1.0), missing=np.isnan(Y))
             contradicted = [
-                entry_aside(table, one.row, targets[one.target], f"the other runs expect about {one.expected:.4g}")
+                entry_aside(table, one.row, targets[one.target], f"the other runs predict about {one.expected:.4g}")
                 for one in law.set_aside_
             ]
     return LawFile(
@@ -245,8 +247,8 @@ def _features(named: list[str], form: str) -> tuple[str, Sequence[str], list[str
     for name in named[:last]:
         if name not in known:
             raise UsageError(
-                f"--columns {','.join(named)}: '{name}' stands among what the law takes and is known as none of "
-                f"{', '.join(ALIASES)}; rename it, name the losses last, or name a --form"
+                f"--columns {','.join(named)}: '{name}' is listed as an input of the law, but is not a known name ("
+                f"{', '.join(ALIASES)}); rename it, give the losses last, or give a --form"
             )
     kind = "hyperparameters" if {"lr", "bs"} <= roles.keys() else "scaling"
     size = "active_params" if "active_params" in roles else "params"
@@ -255,7 +257,7 @@ def _features(named: list[str], form: str) -> tuple[str, Sequence[str], list[str
     if missing:
         raise UsageError(
             f"--columns {','.join(named)}: none is known as {' or '.join(missing)} (names such as "
-            f"{', '.join(ALIASES[missing[0]][:6])}); rename it, or name a --form, which takes its columns in order"
+            f"{', '.join(ALIASES[missing[0]][:6])}); rename it, or give a --form, which reads its columns in order"
         )
     if kind == "scaling":
         wanted = (*wanted, *(feature for feature in roles if feature not in wanted))
@@ -269,7 +271,7 @@ def _in_order(columns: Sequence[str], known: dict[str, str], wanted: Sequence[st
         return [by_name[feature] for feature in wanted]
     if len(columns) <= len(wanted):
         raise UsageError(
-            f"--form {form} takes {', '.join(wanted)} and then one loss or more; --columns {','.join(columns)} has "
+            f"--form {form} needs {', '.join(wanted)} and then one loss or more; --columns {','.join(columns)} has "
             f"{counted(len(columns), 'name')}"
         )
     return list(columns[: len(wanted)])
@@ -303,7 +305,7 @@ def fit_examination(points: Path, columns: Sequence[str], chance: float, items: 
     loss, *targets = [find_column(whole, name) for name in columns]
     for name in (loss, *targets):
         if (loss, *targets).count(name) > 1:
-            raise UsageError(f"--columns names '{name}' twice")
+            raise UsageError(f"--columns has '{name}' twice")
     table, aside = without_copies(whole)
     report_aside(points, aside)
     if len(table.rows) < LEAST_RUNS:
@@ -311,7 +313,7 @@ def fit_examination(points: Path, columns: Sequence[str], chance: float, items: 
     X = table.numbers([loss], above=0.0)
     y = np.column_stack([table.numbers(targets[:-1], above=0.0), table.numbers(targets[-1:], least=0.0)])
     for row in np.flatnonzero(y[:, -1] > 1):
-        raise table.error(int(row), targets[-1], "an accuracy is a share between 0 and 1; divide percentages by 100")
+        raise table.error(int(row), targets[-1], "an accuracy must be between 0 and 1; divide percentages by 100")
     warn_of_perplexities(points, X, [loss])
     with about(table, targets):
         law = ExaminationLaw(chance=chance, items=items).fit(X, y)
@@ -347,12 +349,12 @@ def fit_gain(points: Path, columns: Sequence[str], law: GainLaw) -> LawFile:
         )
     data, target = (find_column(table, name) for name in columns)
     if data == target:
-        raise UsageError(f"--columns names '{data}' twice")
+        raise UsageError(f"--columns has '{data}' twice")
     X = table.sizes([data])
     y = table.numbers([target], least=0.0)
     if law.form == "score":
         for row in np.flatnonzero(y[:, 0] > 1):
-            raise table.error(int(row), target, "a score is a share between 0 and 1; divide percentages by 100")
+            raise table.error(int(row), target, "a score must be between 0 and 1; divide percentages by 100")
     with about(table, [target]):
         law.fit(X, y)
     read = [ColumnReading(data, "data"), ColumnReading(target, law.form)]

@@ -48,7 +48,7 @@ def predict_mixture(law: LawFile, at: Path, interval: float, size: float | None,
     for name in table.columns:
         if name not in allowed and table.numeric(name):
             raise UsageError(
-                f"{at}: the law knows no column '{name}'; it was fitted to {', '.join(law.features)}"
+                f"{at}: the law has no column '{name}'; it was fitted to {', '.join(law.features)}"
                 + (f" and {law.size_column}" if law.size_column else "")
             )
     weights = mixtures_of(table, law.features)
@@ -98,7 +98,9 @@ def predict_curve(
     if size is None:
         if len(law.law.sizes_) > 1:
             known = ", ".join(f"{s:g}" for s in law.law.sizes_)
-            raise UsageError(f"the law was fitted to models of {known} parameters; say which with --size, such as 400M")
+            raise UsageError(
+                f"the law was fitted to models of {known} parameters; choose one with --size, such as 400M"
+            )
         size = float(law.law.sizes_[0])
     schedule = replace(read_curve(at, size, need_loss=False), warmup_steps=warmup_steps)
     known_curve = None if given is None else replace(read_curve(given, size), warmup_steps=warmup_steps)
@@ -160,13 +162,13 @@ def predict(
     law = read_law(path)
     for option, value in (("--given", given), ("--warmup-steps", warmup_steps)):
         if value is not None and law.kind != "anneal":
-            raise UsageError(f"{option} is for annealing laws; {path} holds a law of kind '{law.kind}'")
+            raise UsageError(f"{option} is for annealing laws; {path} is a law of kind '{law.kind}'")
     if size is not None and law.kind not in ("anneal", "mixture"):
         raise UsageError(
-            f"--size is for annealing and mixture laws; sizes of this one stand in column {law.features[0]}"
+            f"--size is for annealing and mixture laws; this law reads sizes from column {law.features[0]}"
         )
     if tokens is not None and law.kind != "mixture":
-        raise UsageError(f"--tokens is for mixture laws; {path} holds a law of kind '{law.kind}'")
+        raise UsageError(f"--tokens is for mixture laws; {path} is a law of kind '{law.kind}'")
     parameters = None if size is None else parse_size(size)
     if law.kind == "mixture":
         return predict_mixture(law, at, interval, parameters, None if tokens is None else parse_size(tokens))

@@ -43,7 +43,7 @@ def register_feed_forward(kind: str) -> Callable[[_Build], _Build]:
 def _register(base: type[Block], kind: str) -> Callable[[_Build], _Build]:
     def add(build: _Build) -> _Build:
         if (base, kind) in _MODULES:
-            raise ValueError(f"a module of a block of kind {kind!r} is registered already")
+            raise ValueError(f"a module of a block of kind {kind!r} is already registered")
         _MODULES[base, kind] = build
         return build
 
@@ -65,5 +65,5 @@ def build_feed_forward(shape: ModelShape) -> nn.Module:
 def _find(base: type[Block], kind: str) -> Callable[[ModelShape], nn.Module]:
     if (base, kind) not in _MODULES:
         known = ", ".join(sorted(name for one, name in _MODULES if one is base))
-        raise UsageError(f"no module is registered for a block of kind {kind!r}; there are {known}")
+        raise UsageError(f"no module is registered for a block of kind {kind!r}; registered: {known}")
     return _MODULES[base, kind]

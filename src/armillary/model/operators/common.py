@@ -38,9 +38,9 @@ def check_tokens(tokens: Tensor, vocab_size: int) -> None:
     least, most = (int(value) for value in torch.aminmax(tokens))
     if least < 0 or most >= vocab_size:
         raise TokenError(
-            f"token {least if least < 0 else most} lies outside of the vocabulary of {vocab_size} (0 to "
-            f"{vocab_size - 1}): the corpus is not one of this model, or a shard of it is damaged, which 'armillary "
-            "verify' finds out"
+            f"token {least if least < 0 else most} is outside the vocabulary of {vocab_size} (0 to "
+            f"{vocab_size - 1}): the corpus belongs to another model, or one of its shards is damaged, which "
+            "'armillary verify' checks"
         )
 
 
@@ -77,7 +77,7 @@ def call(name: str, dtype: torch.dtype, *arguments: Any) -> None:
     if problem == 1:
         raise MemoryError(f"{name}: no memory for its scratch space")
     if problem == 2:
-        raise TokenError(f"{name}: a target lies outside of the vocabulary")
+        raise TokenError(f"{name}: a target is outside the vocabulary")
 
 
 def batch_first(size: int, dim: int | None, x: Tensor | None) -> Tensor | None:

@@ -113,7 +113,7 @@ def convert(
     """
     for name, value, known in (("to", options.to, [*FORMATS]), ("dtype", options.dtype or "float32", [*DTYPES])):
         if value not in known:
-            raise UsageError(f"--{name} {value}: there is no such one; give one of {', '.join(known)}")
+            raise UsageError(f"--{name} {value}: unknown; give one of {', '.join(known)}")
     if options.container is not None and (options.to != "mindspore" or options.container not in CONTAINERS):
         raise UsageError(f"--container {options.container}: give {' or '.join(CONTAINERS)}, and only for mindspore")
     if options.quantize is not None and options.quantize not in QUANTIZED.get(options.to, ()):
@@ -130,7 +130,7 @@ def convert(
     kept = source
     if options.calibration is not None:
         if options.quantize not in BITS:
-            raise UsageError(f"--calibrate: is for --quantize {' or '.join(BITS)}; llama.cpp's kinds take none here")
+            raise UsageError(f"--calibrate: only for --quantize {' or '.join(BITS)}; llama.cpp's types do not use it")
         kept = scaled(source, options.calibration(source), BITS[options.quantize])
     try:
         export = write(kept, dtype)
@@ -146,7 +146,7 @@ def convert(
 
     single = gguf.FILE if options.to == "gguf" and dst.suffix == ".gguf" else None
     if single and finish is not None:
-        raise UsageError(f"{dst}: is a single file, which has no place for a card; give the name of a folder")
+        raise UsageError(f"{dst}: is a single file, which cannot contain a card; give the name of a folder")
     with new_path(dst, total, single) as folder:
         carried, no_tokenizer = ([], None) if single else _carry(src, source, folder)
         for name, document in export.documents.items():
@@ -180,7 +180,7 @@ def _check_target(src: Path, dst: Path) -> None:
     if dst.exists() or dst.is_symlink():
         raise UsageError(f"{dst}: exists; nothing is overwritten. Give a new name, or move it away")
     if src.resolve() in dst.resolve().parents:
-        raise UsageError(f"{dst}: lies inside of {src}; give a place beside it")
+        raise UsageError(f"{dst}: is inside {src}; give a place outside")
 
 
 @contextmanager
@@ -193,7 +193,7 @@ def new_path(dst: Path, size: int, single: str | None) -> Iterator[Path]:
     dst.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(dst.parent).free
     if free < size:
-        raise ArmillaryError(f"{dst}: needs {size / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free; free space there")
+        raise ArmillaryError(f"{dst}: needs {size / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free; free space")
     hidden, lock = _locked_folder(dst)
     try:
         yield hidden

@@ -76,12 +76,12 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     """
     folder = folder.resolve()
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder}: is a file; give a folder that is new or holds an earlier export")
+        raise UsageError(f"{folder}: is a file; give a folder that is new or contains an earlier export")
     foreign = sorted({entry.name for entry in folder.iterdir()} - MODEL_FILES) if folder.exists() else []
     if foreign:
         raise UsageError(
-            f"{folder}: holds '{foreign[0]}', which is no part of an earlier export and would be deleted; "
-            "give a folder that is new, empty or holds an earlier export"
+            f"{folder}: contains '{foreign[0]}', which is not part of an earlier export and would be deleted; "
+            "give a folder that is new, empty or contains an earlier export"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     new, older = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
@@ -129,4 +129,4 @@ def check_tensors(path: Path, found: Mapping[str, tuple[int, ...]], wanted: Mapp
     problems += [f"unexpected {name}" for name in found if name not in wanted]
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
-        raise ArmillaryError(f"{path}: the weights are not those of this model shape: {shown}")
+        raise ArmillaryError(f"{path}: the weights do not fit this model shape: {shown}")

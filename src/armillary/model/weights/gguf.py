@@ -90,7 +90,7 @@ def architecture(shape: ModelShape) -> str:
     }
     found = [problem for problem, there in problems.items() if there]
     if found:
-        raise UsageError(f"a GGUF file of this model is not written here: it has {found[0]}; convert it to huggingface")
+        raise UsageError(f"this model cannot be written as GGUF: it has {found[0]}; convert it to huggingface")
     if shape.qk_norm:
         return "qwen3moe" if experts is not None else "qwen3"
     return "qwen2" if set(shape.biases) == {"q", "k", "v"} else "llama"
@@ -262,7 +262,7 @@ def _row_quantizer() -> Any:
         function = ctypes.CDLL(str(path)).ggml_quantize_chunk
     except (AssertionError, StopIteration, OSError, AttributeError) as error:
         raise ArmillaryError(
-            "q4_k_m needs llama.cpp's quantizer, which is inside of xllamacpp: pip install 'armillary[llamacpp]'"
+            "q4_k_m needs llama.cpp's quantizer, which is part of xllamacpp: pip install 'armillary[llamacpp]'"
         ) from error
     function.restype = ctypes.c_size_t
     number = ctypes.c_int64
@@ -323,7 +323,8 @@ def _tokenizer(source: Source) -> Callable[[Any], None]:
         pieces = path.with_name("tokenizer.model")
         if not pieces.is_file():
             raise UsageError(
-                f"{path}: not found; a GGUF file holds the tokenizer, and this file or tokenizer.model is read here"
+                f"{path}: not found; a GGUF file contains the tokenizer, which is read from this file or "
+                "tokenizer.model"
             )
         return _sentencepiece(source, of_model(pieces, source.shape.vocab_size), None)
     try:
@@ -348,18 +349,22 @@ def _tokenizer(source: Source) -> Callable[[Any], None]:
     if model.get("type") != "BPE" or pre is None:
         shown = json.dumps(document.get("pre_tokenizer"), ensure_ascii=False)[:200]
         raise UsageError(
-            f"{path}: splits text in a way that llama.cpp has no known name for ({model.get('type')}, {shown}); it "
-            "would get other tokens. Known are the splits of GPT-2, SmolLM, Llama 3 and Qwen2"
+            f"{path}: splits text in a way that llama.cpp does not support ({model.get('type')}, {shown}); it "
+            "would produce different tokens. Supported are the splits of GPT-2, SmolLM, Llama 3 and Qwen2"
         )
     size = source.shape.vocab_size
     tokens, kinds = [f"[PAD{i}]" for i in range(size)], [5] * size  # unused
     for text, number in vocabulary.items():
         if number >= size:
-            raise UsageError(f"{path}: has token {number}, and the model has {size}; give the tokenizer of the model")
+            raise UsageError(
+                f"{path}: has token {number}, but the model has only {size} tokens; give the tokenizer of the model"
+            )
         tokens[number], kinds[number] = text, _NORMAL
     for text, (number, control) in added.items():
         if number >= size:
-            raise UsageError(f"{path}: has token {number}, and the model has {size}; give the tokenizer of the model")
+            raise UsageError(
+                f"{path}: has token {number}, but the model has only {size} tokens; give the tokenizer of the model"
+            )
         tokens[number], kinds[number] = text, _CONTROL if control else _USER
 
     def write(writer: Any) -> None:
@@ -498,11 +503,11 @@ class GGUFSource(Source):
         if arch not in ("llama", "qwen2", "qwen3", "qwen3moe"):
             raise UsageError(f"{path}: architecture is {arch!r}; supported are llama, qwen2, qwen3 and qwen3moe")
         if _FREQUENCIES in self._tensors:
-            raise UsageError(f"{path}: has {_FREQUENCIES}, a scaling of positions that is not read from GGUF files")
+            raise UsageError(f"{path}: has {_FREQUENCIES}, a scaling of positions that is not supported in GGUF files")
         try:
             self.shape = _shape_of(values, str(arch), self._tensors)
         except (KeyError, TypeError, ValueError) as error:
-            raise DamagedFileError(f"{path}: its numbers are not those of a model ({error}); fetch it again") from error
+            raise DamagedFileError(f"{path}: its numbers do not describe a model ({error}); fetch it again") from error
         self.context_length = values.get(f"{arch}.context_length")
         self.special = Special(*(values.get(f"tokenizer.ggml.{name}_token_id") for name in ("bos", "eos", "padding")))
         self.dtype = torch.float32

@@ -229,7 +229,7 @@ class HuggingFaceSource(Source):
             if len(size) != 2 or (rows, numbers * 32 // bits) != size or rows != scales[0] or size[1] % scales[-1]:
                 raise ArmillaryError(
                     f"{self.folder}: {stem}weight_shape is {list(size)}, and weight_packed is {[rows, numbers]} with "
-                    f"scales {list(scales)}, which are not of one matrix; fetch the folder again"
+                    f"scales {list(scales)}, which do not belong to one matrix; fetch the folder again"
                 )
             found[f"{stem}weight"] = self._sizes[f"{stem}weight"] = size
         return bits
@@ -326,9 +326,7 @@ def shape_of(path: Path) -> ModelShape:
     try:
         return _shape(path)
     except (TypeError, AttributeError, KeyError, ZeroDivisionError) as error:
-        raise UsageError(
-            f"{path}: a value is not of the kind that its key has ({error}); fetch the folder again"
-        ) from error
+        raise UsageError(f"{path}: a value has the wrong type for its key ({error}); fetch the folder again") from error
 
 
 def names_there(shape: ModelShape) -> dict[str, str]:
@@ -396,13 +394,13 @@ def check_exportable(shape: ModelShape) -> None:
     for name, block in (("attention", shape.attention), ("feed_forward", shape.feed_forward)):
         if block is not None:
             raise UsageError(
-                f"{name}: kind '{block.kind}' is not what {', '.join(ARCHITECTURES.values())} of transformers compute; "
+                f"{name}: kind '{block.kind}' is not supported by {', '.join(ARCHITECTURES.values())} of transformers; "
                 "keep the weights in armillary's own format"
             )
     inside = [name for name in shape.biases if name in MLP_BIASES]
     if inside and shape.qk_norm:
         raise UsageError(
-            f"biases: '{inside[0]}' together with qk_norm is not what a class of transformers computes; keep the "
+            f"biases: '{inside[0]}' together with qk_norm is not supported by any class of transformers; keep the "
             "weights in armillary's own format"
         )
     experts = shape.experts
@@ -480,10 +478,10 @@ def _end_token_id(tokenizer_file: Path, end_token: str, vocab_size: int) -> int:
         raise UsageError(f"{tokenizer_file}: not a tokenizer.json of Hugging Face tokenizers ({error})") from error
     end: int | None = tokenizer.token_to_id(end_token)
     if end is None:
-        raise UsageError(f"{tokenizer_file}: has no token {end_token!r} to end documents with; name one that it has")
+        raise UsageError(f"{tokenizer_file}: has no token {end_token!r} to end documents with; name one of its tokens")
     if tokenizer.get_vocab_size() > vocab_size:
         raise UsageError(
-            f"{tokenizer_file}: has {tokenizer.get_vocab_size()} tokens and the model only {vocab_size}; "
+            f"{tokenizer_file}: has {tokenizer.get_vocab_size()} tokens but the model only {vocab_size}; "
             "give the tokenizer that the model was trained with"
         )
     return end
@@ -574,7 +572,7 @@ def _shape(path: Path) -> ModelShape:
     except ValidationError as error:
         first = error.errors()[0]
         where = "".join(f"{ {**SIZES, **EXPERTS}.get(str(field), field) }: " for field in first["loc"])
-        raise UsageError(f"{path}: not the shape of a model: {where}{in_words(first)}") from error
+        raise UsageError(f"{path}: not a valid model shape: {where}{in_words(first)}") from error
 
 
 def _biases(config: dict[str, Any]) -> tuple[Projection, ...]:
@@ -591,8 +589,8 @@ def _check_window(path: Path, config: dict[str, Any]) -> None:
     length = config.get("max_position_embeddings", 131_072)
     if window is not None and (not isinstance(window, int) or not isinstance(length, int) or window < length):
         raise UsageError(
-            f"{path}: sliding_window is {window!r}, less than max_position_embeddings ({length!r}), and supported is "
-            f"only full attention; the two are equal within the window: set sliding_window to null and "
+            f"{path}: sliding_window is {window!r}, less than max_position_embeddings ({length!r}), but only full "
+            f"attention is supported; the two are equal within the window: set sliding_window to null and "
             f"max_position_embeddings to {window!r} to use the model up to that length"
         )
 
@@ -602,7 +600,7 @@ def _check_known(path: Path, config: dict[str, Any]) -> None:
     for key, value in config.items():
         if key not in known and value not in (None, False, [], {}, ""):
             raise UsageError(
-                f"{path}: {key} is {str(value)[:80]!r}, and this version does not know the key; it may change what the "
+                f"{path}: {key} is {str(value)[:80]!r}, but this version does not know the key; it may change what the "
                 "model computes. Remove it if it does not"
             )
 

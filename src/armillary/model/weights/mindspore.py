@@ -76,23 +76,21 @@ class Checkpoint:
                 self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise DamagedFileError(
-                f"{path}: cannot be read as a checkpoint of MindSpore ({said}); {_REMEDY}"
-            ) from error
+            raise DamagedFileError(f"{path}: cannot be read as a MindSpore checkpoint ({said}); {_REMEDY}") from error
         end = len(self._data)
         if self._data[end - 17 : end - 10] == b"crc_num":
             end -= 17
             self._check_sum(end, int.from_bytes(self._data[end + 7 : end + 17], "big"))
         if self._data[:1] != b"\x0a":
             kind = "; it is a file of PyTorch" if self._data[:4] == b"PK\x03\x04" or self._data[:1] == b"\x80" else ""
-            raise ForeignFileError(
-                f"{path}: not a checkpoint of MindSpore{kind}; give a .ckpt file that MindSpore wrote"
-            )
+            raise ForeignFileError(f"{path}: not a MindSpore checkpoint{kind}; give a .ckpt file that MindSpore wrote")
         self.values: dict[str, _Value] = {}
         try:
             self._scan(end)
         except (ValueError, UnicodeDecodeError, IndexError) as error:
-            raise DamagedFileError(f"{path}: is torn, or not a checkpoint of MindSpore ({error}); {_REMEDY}") from error
+            raise DamagedFileError(
+                f"{path}: is truncated, or not a MindSpore checkpoint ({error}); {_REMEDY}"
+            ) from error
 
     def _check_sum(self, end: int, wanted: int) -> None:
         found = 0
@@ -142,7 +140,7 @@ class Checkpoint:
         length = sum(b - a for a, b in value.parts)
         if length != prod(value.size) * dtype.itemsize:
             raise DamagedFileError(
-                f"{self.path}: {name} has {length} bytes, and {list(value.size)} of {value.kind} are "
+                f"{self.path}: {name} has {length} bytes, but {list(value.size)} of {value.kind} needs "
                 f"{prod(value.size) * dtype.itemsize}; {_REMEDY}"
             )
         data = bytearray(length)
@@ -218,9 +216,9 @@ class MindSporeSource(Source):
         read_from = config or self.folder / "config.json"
         if not read_from.is_file():
             raise UsageError(
-                f"{read_from}: not found; the files of MindSpore do not hold the shape of the model: put the "
-                "config.json of the same model beside them (as TeleChat2 or Hugging Face write it), or name it with "
-                "--config"
+                f"{read_from}: not found; MindSpore files do not record the model's shape: put the "
+                "config.json of the same model next to them (in the format of TeleChat2 or Hugging Face), or name it "
+                "with --config"
             )
         document = huggingface.read_config(read_from)
         self.special = huggingface.special(document)
@@ -248,7 +246,7 @@ def _opened(path: Path) -> tuple[Path, dict[str, tuple[int, ...]], Callable[[str
     """The file or folder of the weights, the sizes of its tensors, the function that reads one, and the usual type."""
     if path.is_dir() and (several := sorted(path.glob("*.ckpt"))):
         if len(several) > 1:
-            raise UsageError(f"{path}: holds {len(several)} .ckpt files; name one, such as {several[-1]}")
+            raise UsageError(f"{path}: has {len(several)} .ckpt files; name one, such as {several[-1]}")
         path = several[0]
     if path.suffix == ".ckpt":
         checkpoint = Checkpoint(path)
@@ -335,8 +333,8 @@ def export_mindspore(source: Source, dtype: torch.dtype, container: str) -> Expo
         ]
         if found:
             raise UsageError(
-                f"the models of mindformers that are written here (TeleChat2, Llama) have no {found[0]}; convert it to "
-                "huggingface"
+                f"the mindformers models that can be written (TeleChat2, Llama) do not support {found[0]}; convert it "
+                "to huggingface"
             )
         written = huggingface.export_huggingface(source, dtype).documents
         documents = {**written, "config.json": {**written["config.json"], "tie_word_embeddings": False}}
@@ -345,7 +343,7 @@ def export_mindspore(source: Source, dtype: torch.dtype, container: str) -> Expo
         files = ShardFiles(shard_bytes=2**63, framework="ms")
         return Export(documents, tensors, partial(write_shards, files=files))
     if sum(tensor.bytes + 4096 for tensor in tensors) > MAX_BYTES:
-        raise UsageError("a .ckpt file of MindSpore holds at most 2 GiB, and this model is larger; take safetensors")
+        raise UsageError("a MindSpore .ckpt file is limited to 2 GiB, but this model is larger; use safetensors")
     return Export(documents, tensors, _write_checkpoint)
 
 

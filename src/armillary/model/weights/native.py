@@ -76,12 +76,12 @@ def check_weights(path: Path, shape: ModelShape) -> None:
     check_tensors(path, sizes, wanted)
     other = next((name for name, kind in kinds.items() if kind != "F32"), None)
     if other is not None:
-        raise ArmillaryError(f"{path}: the weights are not those of a run: {other} is {kinds[other]} and should be F32")
+        raise ArmillaryError(f"{path}: the weights do not belong to a run: {other} is {kinds[other]} and should be F32")
 
 
 def _unreadable(path: Path, error: Exception) -> DamagedFileError:
     said = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-    return DamagedFileError(f"{path}: cannot be read as weights ({said}); copy or train it again")
+    return DamagedFileError(f"{path}: cannot be read as weights ({said}); copy it or train it again")
 
 
 def is_native(folder: Path) -> bool:

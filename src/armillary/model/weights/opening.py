@@ -45,12 +45,12 @@ def open_model(path: Path, config: Path | None = None) -> Source:
         raise UsageError(f"{path}: not found; give the folder of a model")
     if config is not None:
         if not is_mindspore(path):
-            raise UsageError(f"{path}: --config is for a checkpoint of MindSpore; this model has its own")
+            raise UsageError(f"{path}: --config is for MindSpore checkpoints; this model has its own")
         return MindSporeSource(path, config)
     for each in _FORMATS:
         if each.recognises(path):
             return each.open(path)
     raise UsageError(
-        f"{path}: not a model: a folder with armillary.json, a finished run, a checkpoint of MindSpore, a .gguf "
+        f"{path}: not a model: a folder with armillary.json, a finished run, a MindSpore checkpoint, a .gguf "
         "file, or a folder with config.json and *.safetensors is"
     )

@@ -86,9 +86,7 @@ def scaled(source: Source, tokens: Tensor, bits: int) -> Scaled:
     for key, parts in seen.items():
         inputs = torch.cat(parts)
         if not torch.isfinite(inputs).all():
-            raise ArmillaryError(
-                f"{source.folder}: {key} has activations that are not finite; the model computes nothing"
-            )
+            raise ArmillaryError(f"{source.folder}: {key} has activations that are not finite; the model is broken")
         place, _, kind = key.rpartition(".")
         matrices = [model.get_parameter(f"{place}.{name}.weight") for name in _BLOCKS[kind]]
         scales[key] = _best(inputs, matrices, bits, size)

@@ -47,7 +47,7 @@ def of_document(path: Path, document: Mapping[str, Any], size: int) -> Vocabular
     prefix = _prefix(document)
     reason = None
     if prefix is None:
-        reason = f"its normalizer or pre_tokenizer is not that of SentencePiece ({_shown(document)})"
+        reason = f"its normalizer or pre_tokenizer differs from SentencePiece's ({_shown(document)})"
     elif model.get("dropout") or model.get("ignore_merges") or model.get("end_of_word_suffix"):
         reason = "it has dropout, ignore_merges or end_of_word_suffix"
     elif lacking := [name for name in _BYTES if name not in vocabulary]:
@@ -57,7 +57,7 @@ def of_document(path: Path, document: Mapping[str, Any], size: int) -> Vocabular
         ranks.setdefault(left + right, []).append(rank)
     reason = reason or _other_order(vocabulary, set(merges), ranks, added.keys() | set(_BYTES))
     if reason is not None:
-        raise UsageError(f"{path}: llama.cpp would give other tokens: {reason}")
+        raise UsageError(f"{path}: llama.cpp would produce different tokens: {reason}")
     found = _empty(size, bool(prefix))
     for piece, number in vocabulary.items():
         kind = BYTE if piece in _BYTES else NORMAL
@@ -88,7 +88,7 @@ def of_model(path: Path, size: int) -> Vocabulary:
         scores = [struct.unpack("<f", row.get(2, bytes(4)))[0] for row in rows]
         kinds = [int(row.get(3, NORMAL)) for row in rows]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise UsageError(f"{path}: cannot be read as a model of SentencePiece ({error!r})") from error
+        raise UsageError(f"{path}: cannot be read as a SentencePiece model ({error!r})") from error
     if trainer.get(3, 1) != _BPE:
         reason = "it is not a byte-pair encoding, and llama.cpp has no byte fallback for Unigram models"
     elif not trainer.get(35, 0) or not set(_BYTES) <= set(pieces):
@@ -100,7 +100,7 @@ def of_model(path: Path, size: int) -> Vocabulary:
         for number, (piece, score, kind) in enumerate(zip(pieces, scores, kinds, strict=True)):
             _put(path, found, number, piece, score, kind)
         return found
-    raise UsageError(f"{path}: llama.cpp would give other tokens: {reason}")
+    raise UsageError(f"{path}: llama.cpp would produce different tokens: {reason}")
 
 
 def _empty(size: int, space_prefix: bool) -> Vocabulary:
@@ -110,7 +110,8 @@ def _empty(size: int, space_prefix: bool) -> Vocabulary:
 def _put(path: Path, found: Vocabulary, number: int, piece: str, score: float, kind: int) -> None:
     if number >= len(found.pieces):
         raise UsageError(
-            f"{path}: has token {number}, and the model has {len(found.pieces)}; give the tokenizer of the model"
+            f"{path}: has token {number}, but the model has only {len(found.pieces)} tokens; give the tokenizer of "
+            "the model"
         )
     found.pieces[number], found.scores[number], found.kinds[number] = piece, score, kind
 

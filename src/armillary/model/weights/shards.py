@@ -88,7 +88,7 @@ class Shards:
                 raise _unreadable(folder, f"{file}{named}: {said}") from error
         for key, file in listed.items():
             if key not in self.entries or self.entries[key].file != file:
-                raise _unreadable(folder, f"{index.name} has {key} in {file}, and that file does not have it")
+                raise _unreadable(folder, f"{index.name} has {key} in {file}, but that file lacks it")
 
     def tensor(self, name: str, at: int | None = None) -> Tensor:
         """The tensor ``name`` as it is stored; ``at``: only this index of the first dimension.

@@ -145,11 +145,12 @@ def plan(pieces: Sequence[Piece], source: Source, dtype: torch.dtype) -> list[Pl
                 if torch.isfinite(values).all():
                     name = str(dtype).removeprefix("torch.")
                     raise ArmillaryError(
-                        f"{source.folder}: {piece.name} has values that {name} cannot hold; take bfloat16 or float32"
+                        f"{source.folder}: {piece.name} has values that {name} cannot represent; use bfloat16 or "
+                        "float32"
                     )
                 raise ArmillaryError(
-                    f"{source.folder}: {piece.name} has values that are NaN or infinite; the model computes nothing. "
-                    "Fetch it again, or take an earlier checkpoint"
+                    f"{source.folder}: {piece.name} has values that are NaN or infinite; the model is broken. "
+                    "Fetch it again, or use an earlier checkpoint"
                 )
             return cast
 

@@ -128,7 +128,7 @@ def shape_of(path: Path, config: dict[str, Any]) -> ModelShape:
     try:
         return _shape(path, config)
     except (TypeError, AttributeError, KeyError, ZeroDivisionError) as error:
-        raise UsageError(f"{path}: a value is not of the kind that its key has ({error}); fetch it again") from error
+        raise UsageError(f"{path}: a value has the wrong type for its key ({error}); fetch it again") from error
 
 
 def _shape(path: Path, config: dict[str, Any]) -> ModelShape:
@@ -138,7 +138,7 @@ def _shape(path: Path, config: dict[str, Any]) -> ModelShape:
     for key, value in config.items():
         if key not in _NEUTRAL and key not in _CHECKED and value not in (None, False):
             raise UsageError(
-                f"{path}: {key} is {value!r}, and this version does not know the key; it may change what the model "
+                f"{path}: {key} is {value!r}, but this version does not know the key; it may change what the model "
                 "computes. Remove it if it does not"
             )
     missing = [key for key in (*_SIZES.values(), "training_seqlen") if config.get(key) is None]
@@ -165,7 +165,7 @@ def _shape(path: Path, config: dict[str, Any]) -> ModelShape:
     except ValidationError as error:
         first = error.errors()[0]
         where = "".join(f"{_SIZES.get(str(field), field)}: " for field in first["loc"])
-        raise UsageError(f"{path}: not the shape of a model: {where}{in_words(first)}") from error
+        raise UsageError(f"{path}: not a valid model shape: {where}{in_words(first)}") from error
 
 
 def telechat2_pieces(shape: ModelShape) -> list[Piece]:
@@ -277,4 +277,4 @@ def _check_exportable(shape: ModelShape) -> None:
     }
     found = [problem for problem, there in problems.items() if there]
     if found:
-        raise UsageError(f"TeleChat2 does not have what this model has: {'; '.join(found)}; give another --to")
+        raise UsageError(f"TeleChat2 does not support what this model has: {'; '.join(found)}; give another --to")

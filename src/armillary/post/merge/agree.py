@@ -53,7 +53,7 @@ def check_agreement(base: Parent, models: Sequence[Parent]) -> list[str]:
         UsageError: two models differ; the message says how.
     """
     if not models:
-        raise UsageError("no model to merge; give the folders of one or more models after the base")
+        raise UsageError("no model to merge; give one or more model folders after the base")
     for model in models:
         for check in (_kinds, _architecture, _tensors, _tokenizers, _origin):
             check(base, model)
@@ -124,8 +124,8 @@ def _tokenizers(base: Parent, model: Parent) -> None:
         )
         if not related:
             raise UsageError(
-                f"{model.folder} and {base.folder} are runs over other corpora from other starts, so their tokenizers "
-                "may differ; publish both and merge the published folders, which have tokenizers to compare"
+                f"{model.folder} and {base.folder} are runs on different corpora from different starts, so their "
+                "tokenizers may differ; publish both and merge the published folders, which have tokenizers to compare"
             )
         return
     difference = tokenizer_difference(base.folder, model.folder)
@@ -154,7 +154,7 @@ def tokenizer_difference(base: Path, model: Path) -> str | None:
         parts = [_parts(document) for document in (ours, theirs)]
         for name in parts[0]:
             if parts[0][name] != parts[1][name]:
-                return f"'{name}' of tokenizer.json is not the same in {model} and {base}"
+                return f"'{name}' of tokenizer.json differs between {model} and {base}"
         return None
     shared = [name for name in _TOKENIZER_FILES if (base / name).is_file() and (model / name).is_file()]
     if not shared:
@@ -164,7 +164,7 @@ def tokenizer_difference(base: Path, model: Path) -> str | None:
         )
     for name in shared:
         if _digest(base / name) != _digest(model / name):
-            return f"{name} is not the same in {model} and {base}"
+            return f"{name} differs between {model} and {base}"
     return None
 
 
@@ -182,7 +182,7 @@ def _token_ids(document: dict[str, Any]) -> dict[str, Any]:
         for added in document.get("added_tokens") or []:
             found.setdefault(added["content"], added["id"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise UsageError(f"a tokenizer.json has no vocabulary of the known form ({error!r}); {_REMEDY}") from error
+        raise UsageError(f"a tokenizer.json has a vocabulary in an unknown format ({error!r}); {_REMEDY}") from error
     return found
 
 

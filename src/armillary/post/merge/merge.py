@@ -80,8 +80,8 @@ def merge(
             return _write(hidden, out, parents, _Plan(method, weights, options, asked, inputs, notes, progress))
         except OSError as error:
             raise ArmillaryError(
-                f"{out}: could not be written ({error.strerror or error}); it was removed. Free space or give access, "
-                "and merge again"
+                f"{out}: could not be written ({error.strerror or error}); it was removed. Free space or fix "
+                "permissions, and merge again"
             ) from error
         finally:
             shutil.rmtree(hidden, ignore_errors=True)
@@ -100,7 +100,9 @@ def read_record(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UsageError(f"{folder}: has no {RECORD}; it was not merged by this program") from None
     if record.get("stage") != STAGE:
-        raise UsageError(f"{folder}: belongs to the stage {record.get('stage')!r}, not to a merge; give another folder")
+        raise UsageError(
+            f"{folder}: is the output of stage {record.get('stage')!r}, not of a merge; give another folder"
+        )
     wrong = []
     for name, digest in record["outputs"].items():
         try:
@@ -108,7 +110,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         except DamagedFileError:
             good = False
         if not good:
-            wrong.append(f"{folder / name}: is not what was written (changed or missing); {remedy}")
+            wrong.append(f"{folder / name}: is missing or was changed after it was written; {remedy}")
     if wrong:
         raise DamagedFileError("\n".join(wrong))
     return record
@@ -144,7 +146,7 @@ def _known(out: Path, asked: dict[str, Any], inputs: list[dict[str, Any]]) -> di
         return None
     if not (out / RECORD).exists():
         held = min(entry.name for entry in out.iterdir())
-        raise UsageError(f"{out}: holds '{held}' but not a merge; give a new folder")
+        raise UsageError(f"{out}: contains '{held}' but no merge; give a new folder")
     record = read_record(out)
     differing = [
         f"{key} was {record['settings'].get(key)!r} and is {asked.get(key)!r}"
@@ -154,7 +156,7 @@ def _known(out: Path, asked: dict[str, Any], inputs: list[dict[str, Any]]) -> di
     if [one["sha256"] for one in record["inputs"]] != [one["sha256"] for one in inputs]:
         differing.append("the base or a model has changed")
     if differing:
-        raise UsageError(f"{out}: holds another merge: {'; '.join(differing)}. Remove it, or give another folder")
+        raise UsageError(f"{out}: contains another merge: {'; '.join(differing)}. Remove it, or give another folder")
     return record
 
 
@@ -220,20 +222,22 @@ def _tensor(name: str, base: Parent, models: Sequence[Parent], plan: _Plan) -> T
         for parent, tensor in zip(models, read[1:], strict=True):
             if not torch.equal(tensor, read[0]):
                 raise UsageError(
-                    f"{name} holds whole numbers that differ between {parent.folder} and {base.folder}; such a tensor "
+                    f"{name} has integers that differ between {parent.folder} and {base.folder}; such a tensor "
                     "cannot be merged"
                 )
         return read[0]
     dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in read) else torch.float32
     for parent, tensor in zip((base, *models), read, strict=True):
         if not _finite(tensor):
-            raise ArmillaryError(f"{parent.folder}: {name} holds NaN or infinity; a diverged model cannot be merged")
+            raise ArmillaryError(
+                f"{parent.folder}: {name} has NaN or infinite values; a diverged model cannot be merged"
+            )
     wide = [tensor.to(dtype) for tensor in read]
     del read
     group = Group(name, wide[0], wide[1:], [model.id for model in models], plan.weights, plan.options)
     result = plan.method.combine(group).to(KINDS[kind])
     if not _finite(result):
-        raise ArmillaryError(f"{name}: the merged numbers do not fit {kind}; give smaller weights or scale")
+        raise ArmillaryError(f"{name}: the merged numbers exceed the range of {kind}; give smaller weights or scale")
     return result
 
 

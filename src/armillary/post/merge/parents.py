@@ -84,7 +84,7 @@ def open_parent(folder: Path) -> Parent:
         return _folder(folder)
     if (folder / _ADAPTER).is_file():
         raise UsageError(
-            f"{folder}: holds only a LoRA adapter; merge it into its base first (merge_and_unload of peft)"
+            f"{folder}: contains only a LoRA adapter; merge it into its base first (merge_and_unload of peft)"
         )
     raise UsageError(
         f"{folder}: has neither config.json (a Hugging Face folder), {_SPEC} (a finished run) nor {_CHECKPOINT} (a "
@@ -95,7 +95,7 @@ def open_parent(folder: Path) -> Parent:
 def _folder(folder: Path) -> Parent:
     config = read_json(folder / "config.json", "model configuration", _REMEDY)
     if config.get("quantization_config"):
-        raise UsageError(f"{folder}: its weights are quantised; give the folder that they were made from")
+        raise UsageError(f"{folder}: its weights are quantised; give the unquantised folder")
     if (folder / INDEX).is_file():
         index = read_json(folder / INDEX, "index of weights", _REMEDY)
         weight_map: dict[str, str] | None = index.get("weight_map")
@@ -105,7 +105,7 @@ def _folder(folder: Path) -> Parent:
         outside = [name for name in names if Path(name).name != name]
         if outside:
             raise DamagedFileError(
-                f"{folder / INDEX}: names '{outside[0]}', which is not a file in the folder; {_REMEDY}"
+                f"{folder / INDEX}: refers to '{outside[0]}', which is not a file in the folder; {_REMEDY}"
             )
     elif (folder / WEIGHTS).is_file():
         weight_map, names = None, [WEIGHTS]
@@ -119,7 +119,7 @@ def _folder(folder: Path) -> Parent:
                 tensors[key], files[key] = entry, name
     for key, name in (weight_map or {}).items():
         if key not in tensors:
-            raise DamagedFileError(f"{folder / name}: lacks {key}, which the index names; {_REMEDY}")
+            raise DamagedFileError(f"{folder / name}: lacks {key}, which is in the index; {_REMEDY}")
     if config.get("tie_word_embeddings"):
         # The second name of a tied matrix, which only some writers store.
         tensors.pop("lm_head.weight", None)
@@ -145,7 +145,7 @@ def _checkpoint(folder: Path) -> Parent:
     verify_checkpoint(folder)
     place = folder.resolve().parent.parent
     if not (place / _SPEC).is_file():
-        raise UsageError(f"{folder}: {place / _SPEC}, which has the model's shape, is missing; keep both together")
+        raise UsageError(f"{folder}: {place / _SPEC}, which has the model's shape, is missing; keep the two together")
     spec = read_spec(place)
     verify_checkpoint(folder, spec.id)
     reader = CheckpointReader(folder)

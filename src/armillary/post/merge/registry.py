@@ -111,7 +111,7 @@ def method_named(name: str) -> Method:
     """
     known = methods()
     if name not in known:
-        raise UsageError(f"no method '{name}' of merging; there are {', '.join(known)}")
+        raise UsageError(f"no merge method '{name}'; known are {', '.join(known)}")
     return known[name]
 
 

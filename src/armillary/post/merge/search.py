@@ -96,7 +96,7 @@ def find_weights(
     """
     method = method_named(options.method)
     if options.method == "weighted":
-        raise UsageError("the weights of 'weighted' are the models' scores; search the weights of 'linear' instead")
+        raise UsageError("the weights of 'weighted' are the models' scores; search with 'linear' instead")
     if search.evaluations < 1:
         raise UsageError(f"{search.evaluations} evaluations; give at least 1")
     if len(models) < 2 and not method.adds:
@@ -191,7 +191,7 @@ def _neighbours(at: _Candidate, step: float, factor: float) -> Iterator[_Candida
 def _halves(items: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """The items that choose and the items that judge, drawn with a fixed seed."""
     if items < LEAST_ITEMS:
-        raise UsageError(f"the score has {items} items; at least {LEAST_ITEMS} are needed to choose and to judge")
+        raise UsageError(f"the score has {items} items; choosing and judging needs at least {LEAST_ITEMS}")
     order = np.random.default_rng(0).permutation(items)
     return order[::2], order[1::2]
 
@@ -210,7 +210,7 @@ class _Known:
             differing = [name for name in asked if before.get(name) != asked[name]]
             if differing:
                 raise UsageError(
-                    f"{folder}: holds a search with a different {', '.join(differing)}; remove it, or "
+                    f"{folder}: contains a search with a different {', '.join(differing)}; remove it, or "
                     "give another --out"
                 )
         self._scores: dict[str, Scores] = {}

@@ -63,7 +63,7 @@ def read_header(path: Path) -> dict[str, Entry]:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(_LONGEST_HEADER, size - 8):
-                raise ValueError("its header is torn")
+                raise ValueError("its header is truncated")
             header: dict[str, Any] = json.loads(file.read(length))
         header.pop("__metadata__", None)
         entries = {}
@@ -73,7 +73,7 @@ def read_header(path: Path) -> dict[str, Entry]:
                 raise ValueError(f"{name} is {told['dtype']}; supported are {', '.join(KINDS)}")
             entries[name] = Entry(told["dtype"], tuple(int(n) for n in told["shape"]), 8 + length + begin)
             if begin < 0 or end - begin != entries[name].bytes or 8 + length + end > size:
-                raise ValueError(f"{name} does not lie within the file, which is torn or was changed")
+                raise ValueError(f"{name} is not within the file, which is truncated or was changed")
     except OSError as error:
         raise DamagedFileError(f"{path}: cannot be read ({error.strerror}); fetch or write the model again") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -100,7 +100,7 @@ def read_tensor(path: Path, entry: Entry, most: int | None = None) -> Tensor:
             while done < size:
                 got = file.readinto(view[done : done + _BLOCK])
                 if not got:
-                    raise DamagedFileError(f"{path}: ends in the middle of a tensor; fetch or write the model again")
+                    raise DamagedFileError(f"{path}: ends within a tensor; fetch or write the model again")
                 done += got
     except OSError as error:
         raise DamagedFileError(f"{path}: cannot be read ({error.strerror}); fetch or write the model again") from error

@@ -110,7 +110,7 @@ def family_of(name: str) -> Family:
     if name not in _FAMILIES:
         close = difflib.get_close_matches(name, _FAMILIES, 1)
         nearest = f"; nearest: {close[0]!r}" if close else ""
-        raise UsageError(f"no family {name!r}{nearest}; there are {', '.join(family_names())}")
+        raise UsageError(f"no family {name!r}{nearest}; known are {', '.join(family_names())}")
     return _FAMILIES[name]
 
 

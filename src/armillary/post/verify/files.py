@@ -37,7 +37,7 @@ def verify_file(
             return stage.record
         total = sum(1 for _ in read_items(data))
         if total == 0:
-            raise UsageError(f"{data}: holds no items; write one JSON object per line")
+            raise UsageError(f"{data}: has no items; write one JSON object per line")
         # Programs run in sandboxes, which are separate processes: threads keep all cores busy.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for window in _windows(stage.pending(read_items(data))):

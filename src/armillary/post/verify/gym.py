@@ -36,7 +36,7 @@ def _scorer(dataset: str) -> Any:
         import reasoning_gym
     except ImportError:
         raise UsageError(
-            "tasks of reasoning-gym need it installed: pip install 'armillary[teach]', or pip install reasoning-gym"
+            "reasoning-gym is not installed: pip install 'armillary[teach]', or pip install reasoning-gym"
         ) from None
     try:
         return reasoning_gym.get_score_answer_fn(dataset)

@@ -25,7 +25,7 @@ def verify_math(task: Task, reply: str) -> Verdict:
     """Judge the final answer of ``reply`` against the correct one."""
     unit, places = task.check.get("unit"), task.check.get("places")
     if unit is not None and unit not in unit_names():
-        raise UsageError(f"check.unit: no unit {unit!r}; there are {', '.join(unit_names())}")
+        raise UsageError(f"check.unit: no unit {unit!r}; known are {', '.join(unit_names())}")
     if places is not None and (not isinstance(places, int) or isinstance(places, bool) or places < 0):
         raise UsageError(f"check.places: must be a whole number of decimal places, given {places!r}")
     phrase = final_answer(reply)

@@ -40,7 +40,7 @@ class Task:
         """A parameter that must be a text."""
         value = self.check.get(name)
         if not isinstance(value, str) or not value:
-            raise UsageError(f"check.{name}: must be text that is not empty, given {value!r:.200}")
+            raise UsageError(f"check.{name}: must be non-empty text, given {value!r:.200}")
         return value
 
     def texts(self, name: str) -> tuple[str, ...]:
@@ -54,7 +54,9 @@ class Task:
     def gold(self) -> str:
         """The correct answer."""
         if not self.answer:
-            raise UsageError(f"answer: a check of the kind {self.check['kind']!r} needs the right answer, given none")
+            raise UsageError(
+                f"answer: a check of the kind {self.check['kind']!r} needs the right answer, but none is given"
+            )
         return self.answer
 
 
@@ -83,7 +85,7 @@ def judge_task(task: Task, reply: str) -> Verdict:
     if kind not in _VERIFIERS:
         close = difflib.get_close_matches(str(kind), _VERIFIERS, 1)
         nearest = f"; nearest: {close[0]!r}" if close else ""
-        raise UsageError(f"check.kind: no verifier {kind!r}{nearest}; there are {', '.join(verifier_kinds())}")
+        raise UsageError(f"check.kind: no verifier {kind!r}{nearest}; known are {', '.join(verifier_kinds())}")
     verifier, parameters = _VERIFIERS[kind]
     if unknown := sorted(task.check.keys() - parameters - {"kind"}):
         raise UsageError(
@@ -103,7 +105,7 @@ def verify(item: Item, reply: str | None) -> Verdict:
         ArmillaryError: the verifier itself failed (no sandbox, a missing library); never because of the reply.
     """
     if item.check is None:
-        raise UsageError(f"item {item.id}: has no check, so that no answer to it can be verified")
+        raise UsageError(f"item {item.id}: has no check, so answers to it cannot be verified")
     try:
         return judge_task(Task(item.check, item.answer, item.language), reply or "")
     except UsageError as error:

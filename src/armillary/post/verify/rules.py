@@ -39,7 +39,7 @@ def verify_rules(task: Task, reply: str) -> Verdict:
     """Judge the form of ``reply``."""
     rules = task.check.get("rules")
     if not isinstance(rules, list) or not rules:
-        raise UsageError(f"check.rules: must be a list of rules that is not empty, given {rules!r:.200}")
+        raise UsageError(f"check.rules: must be a non-empty list of rules, given {rules!r:.200}")
     broken = []
     for place, rule in enumerate(rules):
         try:
@@ -56,7 +56,7 @@ def verify_several(task: Task, reply: str) -> Verdict:
     """Judge by each of several checks."""
     checks = task.check.get("checks")
     if not isinstance(checks, list) or not checks or not all(isinstance(check, dict) for check in checks):
-        raise UsageError(f"check.checks: must be a list of checks that is not empty, given {checks!r:.200}")
+        raise UsageError(f"check.checks: must be a non-empty list of checks, given {checks!r:.200}")
     verdicts = [judge_task(replace(task, check=check), reply) for check in checks]
     for outcome in ("wrong", "unreadable"):
         for verdict in verdicts:
@@ -77,7 +77,7 @@ def _kept(rule: Any, reply: str) -> bool:
     if name in _COUNTS:
         return _within(given, _COUNTS[name](reply))
     if name not in _RULES:
-        raise UsageError(f"no rule {name!r}; there are {', '.join(rule_names())}")
+        raise UsageError(f"no rule {name!r}; known are {', '.join(rule_names())}")
     parameters, decide = _RULES[name]
     if given.keys() != set(parameters):
         raise UsageError(

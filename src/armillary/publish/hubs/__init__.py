@@ -1,4 +1,4 @@
-"""The places that models are published to: one file per hub."""
+"""Hubs to publish models to: one file per hub."""
 
 from armillary.publish.hubs import gitee, huggingface, modelers, modelscope
 from armillary.publish.hubs.hub import HUBS, Hub, Outgoing, PassingError, Target, attempt, differences

@@ -1,8 +1,8 @@
-"""Hubs that are git repositories with git-LFS: large files go to LFS one by one, then one commit names them all.
+"""Hubs that are git repositories with git-LFS: large files go to LFS one by one, then one commit adds all of them.
 
-No working tree is made and no file is copied: a bare repository holds hard links under the names of LFS objects, and
+There is no working tree and no copy of a file: a bare repository has hard links as LFS objects, and
 the tree is built from blobs. The token reaches git through a credential helper that reads the environment, so neither
-command lines nor files hold it.
+command lines nor files contain it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class GitLfs(Hub):
         self._branch = target.revision
 
     def prepare(self) -> None:
-        """Create the repository where the hub can, check that it can be read, and find its default branch."""
+        """Create the repository if the hub supports it, check that it can be read, and find its default branch."""
         if not (self._git_folder / "HEAD").exists():
             shutil.rmtree(self._git_folder, ignore_errors=True)  # of a process that was killed
             self._run("init", "--quiet", "--bare", str(self._git_folder))
@@ -70,7 +70,7 @@ class GitLfs(Hub):
         self._branch = self.target.revision or (found[1] if found else "master")
 
     def create(self, missing: UsageError) -> None:
-        """Create the repository, which cannot be read (``missing``); here that is left to the site of the hub."""
+        """Create the repository, which cannot be read (``missing``); by default only the hub's web site can."""
         raise UsageError(f"{missing}; a new repository is created at {self.endpoint}{self.new}") from None
 
     def send(self, file: Outgoing) -> None:
@@ -87,7 +87,7 @@ class GitLfs(Hub):
         self._git("lfs", "push", "--object-id", "origin", file.sha256)
 
     def commit(self, files: Sequence[Outgoing]) -> str:
-        """As ``Hub.commit``; a branch that moved meanwhile is read again by the next attempt."""
+        """As ``Hub.commit``; if the branch has moved, the next attempt reads it again."""
         head = self._fetch()
         self._git("read-tree", head or "--empty")
         attributes = self._git("cat-file", "-p", f"{head}:.gitattributes") if self._has_attributes(head) else ""
@@ -178,7 +178,7 @@ class GitLfs(Hub):
         return head is not None and bool(self._git("ls-tree", head, ".gitattributes").strip())
 
     def _git(self, *words: str, given: str | None = None) -> str:
-        """What ``git`` prints in our repository."""
+        """The output of ``git`` in our repository."""
         return self._run("--git-dir", str(self._git_folder), *words, given=given)
 
     def _run(self, *words: str, given: str | None = None) -> str:

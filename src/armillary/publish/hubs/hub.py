@@ -1,8 +1,8 @@
-"""What every hub does: create a repository, take files one by one, commit them together, and list what it holds.
+"""The interface of a hub: create a repository, send files one by one, commit them together, and list its files.
 
-A hub is one file in this folder with a class that ``register`` names. Files are sent before the commit, so readers of
+A hub is one file in this folder with a registered class (``register``). Files are sent before the commit, so readers of
 the repository see the older publication or the new one. The token comes from the environment, and ``Hub.scrubbed``
-removes it from every text that leaves a hub.
+removes it from every message of a hub.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524})
 
 
 class PassingError(ArmillaryError):
-    """A failure that may pass. ``wait_s`` is the wait that the hub asked for."""
+    """A transient failure. ``wait_s`` is the delay that the hub requested."""
 
     def __init__(self, message: str, wait_s: float | None = None) -> None:
         super().__init__(message)
@@ -38,8 +38,8 @@ class PassingError(ArmillaryError):
 
 @dataclass(frozen=True)
 class Target:
-    """Where a model goes: the repository ``OWNER/NAME``, its branch (None: the default one), and whether a new
-    repository is private. ``licence`` is what a new repository states.
+    """The target of a model: the repository ``OWNER/NAME``, its branch (None: the default one), and whether a new
+    repository is private. ``licence`` is the licence of a new repository.
 
     Raises:
         UsageError: the repository is not ``OWNER/NAME``.
@@ -58,7 +58,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Outgoing:
-    """A file to send: its name in the repository, where it lies, and its size and SHA-256."""
+    """A file to send: its name in the repository, its path, size and SHA-256."""
 
     name: str
     path: Path
@@ -67,7 +67,7 @@ class Outgoing:
 
 
 class Hub(ABC):
-    """A place that models are published to.
+    """A hub to publish models to.
 
     Attributes:
         name: as given to ``--to``.
@@ -81,7 +81,7 @@ class Hub(ABC):
     site_variable: ClassVar[str]
 
     def __init__(self, target: Target, work: Path) -> None:
-        """``work`` is a folder for the hub's own files, which stays until the publication is complete.
+        """``work`` is a folder for the hub's working files, which stays until the publication is complete.
 
         Raises:
             UsageError: there is no token.
@@ -91,7 +91,7 @@ class Hub(ABC):
         self.endpoint = os.environ.get(self.site_variable, self.site).rstrip("/")
         token = os.environ.get(self.variable, "").strip()
         if not token:
-            raise UsageError(f"{self.variable}: not set; put a token of {self.endpoint} with write access into it")
+            raise UsageError(f"{self.variable}: not set; set it to a token of {self.endpoint} with write access")
         self._token = token
 
     @abstractmethod
@@ -108,12 +108,12 @@ class Hub(ABC):
 
     @abstractmethod
     def remote(self) -> Mapping[str, str]:
-        """The files that the branch holds: ``sha256:HEX``, or ``git:HEX`` (the id of a git blob) for each name."""
+        """The files of the branch: ``sha256:HEX``, or ``git:HEX`` (the id of a git blob) for each name."""
 
     def licence(self) -> str:
         """The licence of a new repository; raises UsageError if none is given."""
         if self.target.licence is None:
-            raise UsageError(f"--licence: {self.name} states a licence for every new repository; give one")
+            raise UsageError(f"--licence: {self.name} requires a licence for every new repository; give one")
         return self.target.licence
 
     def scrubbed(self, text: str) -> str:
@@ -121,7 +121,7 @@ class Hub(ABC):
         return without_passwords(text.replace(self._token, "***"))
 
     def refused(self, status: int, said: str, wait_s: float | None = None) -> ArmillaryError:
-        """The error for an answer of the hub with an HTTP ``status``."""
+        """The error for a response of the hub with an HTTP ``status``."""
         said = " ".join(self.scrubbed(said).split())[:300]
         what = f"{self.name} {self.target.repo}: status {status}{f' ({said})' if said else ''}"
         if status in (401, 403):
@@ -133,13 +133,13 @@ class Hub(ABC):
         return ArmillaryError(what)
 
     def unreachable(self, error: BaseException) -> PassingError:
-        """The error for a connection that could not be made, or was torn."""
+        """The error for a connection that failed or was interrupted."""
         said = " ".join(self.scrubbed(str(error)).split())[:300] or type(error).__name__
         return PassingError(f"{self.name} {self.target.repo}: {self.endpoint} cannot be reached ({said})")
 
 
 def is_large(file: Outgoing) -> bool:
-    """Whether git-LFS holds ``file``: weights, and any file of at least 5 MiB."""
+    """Whether ``file`` goes to git-LFS: weights, and any file of at least 5 MiB."""
     return file.size >= _LARGE_BYTES or file.path.suffix in _LARGE
 
 
@@ -147,16 +147,16 @@ HUBS: dict[str, type[Hub]] = {}
 
 
 def register(hub: type[Hub]) -> type[Hub]:
-    """Make ``hub`` known under its name."""
+    """Register ``hub`` under its name."""
     HUBS[hub.name] = hub
     return hub
 
 
 def attempt(act: Callable[[], _T]) -> _T:
-    """The value of ``act``, which is repeated after a ``PassingError``, with growing waits.
+    """The value of ``act``, which is retried after a ``PassingError``, with growing delays.
 
     Raises:
-        ArmillaryError: the last attempt failed too, or with an error that does not pass.
+        ArmillaryError: the last attempt failed too, or the error is permanent.
     """
     for wait in (*WAITS_S, None):
         try:
@@ -177,14 +177,14 @@ def retry_after(value: str | None) -> float | None:
 
 
 def differences(files: Sequence[Outgoing], remote: Mapping[str, str]) -> dict[str, str]:
-    """What is wrong with each of ``files`` that ``remote`` (``Hub.remote``) does not hold as it is here."""
+    """The problem of each of ``files`` that differs from ``remote`` (``Hub.remote``)."""
     found = {}
     for file in files:
         there = remote.get(file.name)
         if there is None:
-            found[file.name] = "is missing there"
+            found[file.name] = "is missing on the hub"
         elif there != (here := _digest(file, there)):
-            found[file.name] = f"is {there} there and {here} here"
+            found[file.name] = f"is {there} on the hub and {here} locally"
     return found
 
 

@@ -1,7 +1,7 @@
 """Hugging Face, through ``huggingface_hub``.
 
-Large files are uploaded one by one before the commit (over Xet where ``hf_xet`` is installed, else over git-LFS), and
-the hub skips what it has. The library retries single requests; this file retries whole steps.
+Large files are uploaded one by one before the commit (over Xet if ``hf_xet`` is installed, otherwise over git-LFS), and
+the hub skips files that it has. The library retries single requests; this file retries whole steps.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class HuggingFace(Hub):
             from huggingface_hub import HfApi
             from huggingface_hub.utils.tqdm import disable_progress_bars
         except ImportError as error:
-            raise ArmillaryError("huggingface needs a package: pip install 'armillary[publish]'") from error
+            raise ArmillaryError("huggingface needs an extra: pip install 'armillary[publish]'") from error
         disable_progress_bars()
         self._api = HfApi(endpoint=self.endpoint, token=self._token)
 
@@ -54,7 +54,7 @@ class HuggingFace(Hub):
         )
 
     def commit(self, files: Sequence[Outgoing]) -> str:
-        """As ``Hub.commit``; what the hub has lost since it was sent is sent again."""
+        """As ``Hub.commit``; files that the hub has lost since they were sent are sent again."""
         return self._call(
             lambda: str(
                 self._api.create_commit(

@@ -1,6 +1,6 @@
-"""Modelers (魔乐社区): a git repository with git-LFS, which the API of the site creates.
+"""Modelers (魔乐社区): a git repository with git-LFS, created through the site's API.
 
-``openmind-hub`` is not needed: it pins ``requests`` to one version, and its transfer is git-LFS too.
+``openmind-hub`` is not used: it pins ``requests`` to one version, and its transfer is git-LFS too.
 """
 
 from __future__ import annotations

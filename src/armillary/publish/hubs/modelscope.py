@@ -1,6 +1,6 @@
 """ModelScope, through ``modelscope-hub``.
 
-Its client uploads blobs one by one and commits them together, as here. Small files travel inside the commit. The hub
+Its client uploads blobs one by one and commits them together. Small files travel inside the commit. The hub
 lists the SHA-256 of every file.
 """
 
@@ -32,7 +32,7 @@ class ModelScope(Hub):
         try:
             from modelscope_hub import HubApi
         except ImportError as error:
-            raise ArmillaryError("modelscope needs a package: pip install 'armillary[publish]'") from error
+            raise ArmillaryError("modelscope needs an extra: pip install 'armillary[publish]'") from error
         self._api = HubApi(endpoint=self.endpoint, token=self._token)
         self._branch = target.revision or "master"
 
@@ -56,7 +56,7 @@ class ModelScope(Hub):
                 self._api.legacy.upload_blob(address, data, file.size)
 
     def commit(self, files: Sequence[Outgoing]) -> str:
-        """As ``Hub.commit``; what the hub has lost since it was sent is sent again."""
+        """As ``Hub.commit``; files that the hub has lost since they were sent are sent again."""
         for file in files:
             self.send(file)
         actions = [self._action(file) for file in files]

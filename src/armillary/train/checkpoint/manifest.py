@@ -76,7 +76,7 @@ def set_aside(path: Path) -> Path:
             path.rename(target)
             sync(path.parent)
             return target
-    raise ArmillaryError(f"{path.parent}: holds 1000 damaged copies of {path.name}; move them away")
+    raise ArmillaryError(f"{path.parent}: has 1000 damaged copies of {path.name}; move them away")
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
@@ -88,8 +88,8 @@ def checkpoint_steps(folder: Path) -> list[int]:
     if not folder.is_dir():
         if folder.exists() or folder.is_symlink():
             raise ArmillaryError(
-                f"{folder}: not a folder (a file, or a link that leads nowhere), and it should hold the checkpoints; "
-                "mount the disk that the link leads to, or move it away"
+                f"{folder}: not a folder (a file, or a broken link), but it should contain the checkpoints; "
+                "mount the disk that the link points to, or move it away"
             )
         return []
     named = [(_NAME.fullmatch(path.name), path) for path in folder.iterdir()]
@@ -109,7 +109,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         if manifest["format"] > 2 and not all(isinstance(manifest.get(name), str) for name in ("run", "prefix")):
             raise ForeignFileError(
                 f"{file}: checkpoint manifest of format {manifest['format']} without a run, which this version does "
-                "not write; use the program that wrote it. The file is left as it is"
+                "not write; use the program that wrote it. The file was not changed"
             )
     return manifest
 
@@ -129,11 +129,11 @@ def verify_checkpoint(path: Path, run: str | None = None, part: int = 0, parts: 
         manifest = read_manifest(path)
         if run is not None and manifest.get("run", run) != run:
             raise ForeignFileError(
-                f"{path}: is a checkpoint of run {manifest['run']}, not of {run}; move it back to its own folder. It "
-                "is left as it is"
+                f"{path}: is a checkpoint of run {manifest['run']}, not of {run}; move it back to the folder of that "
+                "run. It was not changed"
             )
         if manifest["step"] != int(path.name.removeprefix("step-")):
-            raise DamagedFileError(f"{path}: {_MANIFEST} is that of step {manifest['step']}; {REMEDY}")
+            raise DamagedFileError(f"{path}: {_MANIFEST} belongs to step {manifest['step']}; {REMEDY}")
         if manifest["format"] == 1:
             sums, sizes = {name: manifest["sha256"][name] for name in _OF_FORMAT_1}, {}
         else:
@@ -197,8 +197,8 @@ class CheckpointReader(PieceReader):
         what = self.difference(sizes)
         if what is not None:
             raise ForeignFileError(
-                f"{self.folder}: is a checkpoint of another model: {what}; move it back to its own folder. It is left "
-                "as it is"
+                f"{self.folder}: is a checkpoint of a different model: {what}; move it back to the folder of its run. "
+                "It was not changed"
             )
 
     def metrics(self) -> pa.Table:

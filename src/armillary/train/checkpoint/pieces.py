@@ -185,5 +185,5 @@ class PieceReader:
             result[tuple(slice(b - o, e - o) for (b, e), o in zip(common, offset, strict=True))] = part
             missing -= part.numel()
         if missing:
-            raise ArmillaryError(f"{self.folder}: there is no '{name}', or not all of it")
+            raise ArmillaryError(f"{self.folder}: '{name}' is missing or incomplete")
         return result

@@ -137,7 +137,7 @@ class AsyncSaver:
             try:
                 join_pieces([file for file, _ in parts if file is not None], folder, path)
             except Exception as error:
-                problem = f"they could not be put together ({reason(error)})"
+                problem = f"the parts could not be assembled ({reason(error)})"
         if self.world.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
         problem = next((text for text in [*(text for _, text in parts), self.world.share(problem)] if text), None)
@@ -184,7 +184,7 @@ class AsyncSaver:
                 parts = [part for _, part in found]
                 saved.problem = next((part for part in parts if isinstance(part, str)), None)
                 if any(step != saved.step for step, _ in found):
-                    saved.problem = f"ranks wrote other steps: {', '.join(str(step) for step, _ in found)}"
+                    saved.problem = f"ranks wrote different steps: {', '.join(str(step) for step, _ in found)}"
                 written = [part for part in parts if isinstance(part, Written)]
                 if saved.problem is None:
                     complete(hidden, self.folder, written, progress)

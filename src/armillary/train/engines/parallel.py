@@ -57,7 +57,7 @@ class ParallelEngine:
             if again is not None:
                 raise BadStepError(step + 1, again)
             found = "spike" if wrong.finite else "not finite"
-            self.notice(step, found, f"{wrong.what}; computed again, the step is as usual")
+            self.notice(step, found, f"{wrong.what}; recomputed, the step is normal")
         self.optimizer.step(self.spec.lr(step))
         self.program.balance()
         return loss, norm, *self.program.measured

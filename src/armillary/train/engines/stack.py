@@ -28,17 +28,19 @@ class Stack:
     def __init__(self, spec: RunSpec, capacity: int, device: torch.device) -> None:
         if not spec.optimizer.own.stacks:
             raise UsageError(
-                "a stack takes AdamW's steps only; train a run of optimizer "
-                f"kind '{spec.optimizer.kind}' alone (train_run)"
+                "a stack supports only AdamW; train a run with optimizer "
+                f"kind '{spec.optimizer.kind}' by itself (train_run)"
             )
         if spec.lengths:
-            raise UsageError("members of a stack keep one length; train a run with 'lengths' alone (train_run)")
+            raise UsageError(
+                "members of a stack have one context length; train a run with 'lengths' by itself (train_run)"
+            )
         if spec.model.experts:  # the number of tokens per expert, and so the tensor sizes, would differ between members
-            raise UsageError("a stack has no mixtures of experts; train a run of such a model alone (train_run)")
+            raise UsageError("a stack does not support mixtures of experts; train such a run by itself (train_run)")
         if isinstance(spec.objective, Preference):  # its criterion computes a gradient inside the loss
-            raise UsageError("a stack does not train objective 'preference'; train the run alone (train_run)")
+            raise UsageError("a stack does not support objective 'preference'; train such a run by itself (train_run)")
         if spec.adapter is not None:
-            raise UsageError("members of a stack train all weights; train a run with an adapter alone (train_run)")
+            raise UsageError("a stack does not support adapters; train such a run by itself (train_run)")
         self._spec = spec
         with torch.device("meta"):
             self._objective = _Objective(spec.model, spec.optimizer.z_loss)

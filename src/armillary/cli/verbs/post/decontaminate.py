@@ -52,7 +52,7 @@ def decontaminate(
         ["removed by", "items"],
         [[by, number] for by, number in counts["dropped"].items()],
     )
-    out.print(f"what each removed item matched: {escape(str(folder / 'dropped.jsonl'))}", highlight=False)
+    out.print(f"matches of the removed items: {escape(str(folder / 'dropped.jsonl'))}", highlight=False)
 
 
 def leaks(

@@ -39,24 +39,24 @@ def dpo(
     folder: OutOption,
     held_out: Annotated[Path | None, typer.Option("--eval", help="Pairs to compare on.", show_default=False)] = None,
     beta: Annotated[
-        float, typer.Option(callback=positive, help="Strength of the pull towards the starting model.")
+        float, typer.Option(callback=positive, help="Strength of the pull towards the starting model (beta).")
     ] = 0.1,
     loss: Annotated[str, typer.Option(help=f"{', '.join(LOSSES)}; the names are TRL's.")] = "sigmoid",
-    label_smoothing: Annotated[float, typer.Option(callback=share, help="Share of pairs that may be swapped.")] = 0.0,
+    label_smoothing: Annotated[float, typer.Option(callback=share, help="Assumed share of mislabelled pairs.")] = 0.0,
     sft_weight: Annotated[
-        float, typer.Option(callback=not_negative, help="Weight of the cross entropy of the chosen answers.")
+        float, typer.Option(callback=not_negative, help="Weight of the cross-entropy loss on the chosen answers.")
     ] = 0.0,
     epochs: Annotated[float, typer.Option(callback=positive, help="Passes over the pairs.")] = 1.0,
     lr: RateOption = None,
     batch_pairs: Annotated[
         int | None,
-        typer.Option(min=1, help="Approximate pairs per step (default: 32, fewer for few pairs).", show_default=False),
+        typer.Option(min=1, help="Approximate pairs per step (default: 32, fewer for small sets).", show_default=False),
     ] = None,
     context_length: Annotated[
         int | None,
         typer.Option(
             min=4,
-            help="Tokens of a sequence, which holds both answers (default: the longest pair's).",
+            help="Tokens per sequence, which contains both answers (default: the longest pair's).",
             show_default=False,
         ),
     ] = None,
@@ -68,7 +68,9 @@ def dpo(
     lora_alpha: LoraAlphaOption = None,
     lora_targets: LoraTargetsOption = None,
     template: TemplateOption = None,
-    too_long: Annotated[str, typer.Option(help="A pair longer than a sequence: refuse or drop.")] = "refuse",
+    too_long: Annotated[
+        str, typer.Option(help="What to do with a pair longer than a sequence: refuse or drop.")
+    ] = "refuse",
     layout: LayoutOption = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the order of the pairs.")] = 0,
     as_json: JsonOption = False,
@@ -114,8 +116,8 @@ def dpo(
     if found.before is not None and found.after is not None and found.after.accuracy is not None:
         before, after, accuracy = found.before.likelier, found.after.likelier, found.after.accuracy
         out.print(
-            f"held out: the chosen answer is the likelier one in {before.value:.1%} of the pairs before and "
-            f"{after.value:.1%} after; it has the larger reward in {accuracy.value:.1%} ({accuracy.low:.1%} to "
+            f"held out: the chosen answer is more likely in {before.value:.1%} of the pairs before and "
+            f"{after.value:.1%} after; it has the higher reward in {accuracy.value:.1%} ({accuracy.low:.1%} to "
             f"{accuracy.high:.1%}), margin {found.after.margin:.3f}",
             highlight=False,
         )

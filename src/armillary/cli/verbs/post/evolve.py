@@ -25,15 +25,20 @@ def evolve(
         typer.Option(help="Model whose pass rate measures difficulty (default: MODEL).", show_default=False),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds of evolution.")] = 2,
-    breadth: Annotated[float, typer.Option(callback=fraction, help="Share of the changes for breadth.")] = 0.25,
-    samples: Annotated[int, typer.Option(min=1, help="Answers per item and temperature, for the pass rate.")] = 4,
+    breadth: Annotated[
+        float, typer.Option(callback=fraction, help="Share of changes that add breadth instead of depth.")
+    ] = 0.25,
+    samples: Annotated[
+        int, typer.Option(min=1, help="Answers per item and temperature, to measure the pass rate.")
+    ] = 4,
     temperature: Annotated[
         list[float] | None,
         typer.Option(help="Temperature of these answers; repeatable (default: 0.8).", show_default=False),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer and longest new instruction.")] = 256,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Token limit of answers and new instructions.")] = 256,
     topic: Annotated[
-        list[str] | None, typer.Option(help="Topic for breadth; repeatable (default: built in).", show_default=False)
+        list[str] | None,
+        typer.Option(help="Topic for breadth; repeatable (default: built-in list).", show_default=False),
     ] = None,
     held_out: Annotated[
         float,
@@ -59,7 +64,7 @@ def evolve(
         max_new_tokens,
         tuple(topic or ()),
         held_out,
-        progress=lambda done: err.print(f"evolve: {done} changes decided", highlight=False),
+        progress=lambda done: err.print(f"evolve: {done} changes done", highlight=False),
     )
     with ExitStack() as stack:
         teacher = open_backend(model, engine.options, engine.name)
@@ -74,7 +79,7 @@ def evolve(
     counts = record["counts"]
     reasons = sorted({reason for row in counts["rounds"].values() for reason in row})
     show_table(
-        f"{folder}: {counts['kept']} items, originals with them",
+        f"{folder}: {counts['kept']} items, including the originals",
         ["round", *reasons],
         [[number, *(row.get(reason, 0) for reason in reasons)] for number, row in counts["rounds"].items()],
     )

@@ -14,7 +14,7 @@ from armillary.cli.values import not_negative, nucleus, positive
 
 
 def merge(
-    base: Annotated[Path, typer.Argument(help="Folder of the base of all models.", show_default=False)],
+    base: Annotated[Path, typer.Argument(help="Folder of the models' common base.", show_default=False)],
     models: Annotated[list[Path], typer.Argument(help="Folders of the models to merge.", show_default=False)],
     folder: Annotated[Path, typer.Option("--out", "-o", help="New folder of the merged model.", show_default=False)],
     method: Annotated[str, typer.Option(help="linear, task, slerp, ties, dare or weighted.")] = "linear",
@@ -25,10 +25,10 @@ def merge(
         ),
     ] = None,
     density: Annotated[
-        float, typer.Option(callback=nucleus, help="Share of each difference that ties and dare keep.")
+        float, typer.Option(callback=nucleus, help="Share of each task vector that ties and dare keep.")
     ] = 0.5,
     scale: Annotated[
-        float, typer.Option(callback=positive, help="Factor of the difference that task, ties and dare add.")
+        float, typer.Option(callback=positive, help="Factor on the task vectors that task, ties and dare add.")
     ] = 1.0,
     rescale: Annotated[
         str, typer.Option(help="How dare compensates for dropped entries: density or norm.")
@@ -37,7 +37,9 @@ def merge(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the entries that dare drops.")] = 0,
     search: Annotated[
         Path | None,
-        typer.Option(help="Conversations (JSONL) whose loss decides the weights.", show_default=False),
+        typer.Option(
+            help="Conversations (JSONL); search the weights with the lowest loss on them.", show_default=False
+        ),
     ] = None,
     evaluations: Annotated[int, typer.Option(min=1, help="Merges to try with --search.")] = 16,
     as_json: JsonOption = False,

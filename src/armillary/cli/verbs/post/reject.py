@@ -53,7 +53,7 @@ def reject(
         hard,
         same,
         most,
-        progress=lambda done: err.print(f"reject: {done} questions decided", highlight=False),
+        progress=lambda done: err.print(f"reject: {done} questions done", highlight=False),
     )
     with closing(open_backend(model, engine.options, engine.name)) as opened:
         record = rejected(items, folder, opened, options)

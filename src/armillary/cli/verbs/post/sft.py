@@ -31,11 +31,11 @@ from armillary.cli.verbs.post.training import (
 )
 
 TooLongOption = Annotated[
-    str, typer.Option(help="A conversation longer than a sequence: refuse, cut (turns from its end) or drop.")
+    str, typer.Option(help="What to do with a conversation longer than a sequence: refuse, cut (last turns) or drop.")
 ]
 ContextLengthOption = Annotated[
     int | None,
-    typer.Option(min=2, help="Tokens of a packed sequence (default: by data and model).", show_default=False),
+    typer.Option(min=2, help="Tokens per packed sequence (default: by data and model).", show_default=False),
 ]
 
 
@@ -52,7 +52,7 @@ def sft(
     lr: RateOption = None,
     batch_tokens: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens per step (default: 8192, fewer for few data).", show_default=False),
+        typer.Option(min=1, help="Tokens per step (default: 8192, fewer for small sets).", show_default=False),
     ] = None,
     context_length: ContextLengthOption = None,
     weight_decay: DecayOption = 0.0,

@@ -17,7 +17,9 @@ from armillary.cli.values import not_negative, probability
 @opens_models
 def synthesize(
     folder: Annotated[Path, typer.Option("--out", "-o", help="New folder of the stage.", show_default=False)],
-    n: Annotated[int, typer.Option("--n", min=1, help="Questions to make, divided evenly.")] = 1000,
+    n: Annotated[
+        int, typer.Option("--n", min=1, help="Questions to make, divided evenly over families, languages and levels.")
+    ] = 1000,
     families: Annotated[
         str | None,
         typer.Option(

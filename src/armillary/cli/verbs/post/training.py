@@ -16,11 +16,12 @@ OutOption = Annotated[
     Path, typer.Option("--out", "-o", help="Folder for the run and the trained model.", show_default=False)
 ]
 RateOption = Annotated[
-    float | None, typer.Option(callback=positive, help="Peak learning rate (default: by size).", show_default=False)
+    float | None,
+    typer.Option(callback=positive, help="Peak learning rate (default: by model size).", show_default=False),
 ]
 DecayOption = Annotated[float, typer.Option(callback=not_negative, help="Weight decay of matrices.")]
 PrecisionOption = Annotated[
-    str | None, typer.Option(help="fp32 or bf16 (default: bf16 if it is faster).", show_default=False)
+    str | None, typer.Option(help="fp32 or bf16 (default: bf16 where it is faster).", show_default=False)
 ]
 DtypeOption = Annotated[
     str | None, typer.Option(help="dtype of the written model (default: the model's own).", show_default=False)
@@ -29,22 +30,29 @@ LoraOption = Annotated[bool, typer.Option("--lora", help="Train a low-rank adapt
 LoraRankOption = Annotated[int, typer.Option(min=1, help="Rank of the adapter.")]
 LoraAlphaOption = Annotated[
     float | None,
-    typer.Option(callback=positive, help="Its scale is alpha / rank (default: twice the rank).", show_default=False),
+    typer.Option(
+        callback=positive,
+        help="Alpha of the adapter; its scale is alpha / rank (default: twice the rank).",
+        show_default=False,
+    ),
 ]
 LoraTargetsOption = Annotated[
-    str | None, typer.Option(help="Its matrices, such as q,v (default: all of a layer).", show_default=False)
+    str | None, typer.Option(help="Matrices of the adapter, such as q,v (default: all of a layer).", show_default=False)
 ]
 TemplateOption = Annotated[
     str | None,
     typer.Option(
         help="folder (the model's own), chatml, telechat2, telechat2-115b, plain, or a Jinja file (default: the "
-        "model's own, else by its vocabulary).",
+        "model's own, otherwise by its vocabulary).",
         show_default=False,
     ),
 ]
 LayoutOption = Annotated[
     str | None,
-    typer.Option(help="Ranks to start here, such as dp_shard=2,tp=2 (default: one device).", show_default=False),
+    typer.Option(
+        help="Layout of the ranks to start on this machine, such as dp_shard=2,tp=2 (default: one device).",
+        show_default=False,
+    ),
 ]
 
 

@@ -70,7 +70,7 @@ def _calibrate(n: int, seed: int, as_json: bool) -> None:
 
     show_table(
         "error rates, with Wilson's 95 % intervals",
-        ["kind", "right replies not accepted", "wrong replies accepted"],
+        ["kind", "right replies rejected", "wrong replies accepted"],
         [
             [
                 rates.kind,
@@ -81,7 +81,7 @@ def _calibrate(n: int, seed: int, as_json: bool) -> None:
         ],
     )
     for case in found.errors:
-        judged = "not accepted" if case.right else "accepted"
+        judged = "rejected" if case.right else "accepted"
         out.print(
             f"{judged}: {case.kind}, {case.mutation}, answer {escape(repr(case.task.answer))}: "
             f"{escape(repr(case.reply))}"

@@ -28,11 +28,13 @@ def slerp_weights(options: MergeOptions, count: int) -> tuple[float, ...]:
     """
     if count != 2:
         raise UsageError(
-            f"SLERP needs two models, but {count} are given; the base may be one of them, or use another method"
+            f"SLERP needs two models, but {count} are given; give two (one may be the base), or use another method"
         )
     found = linear_weights(options, count)
     if min(found) < 0:
-        raise UsageError(f"SLERP has shares from 0 to 1, not {found[0]:g} and {found[1]:g}; give weights of 0 or more")
+        raise UsageError(
+            f"SLERP needs shares from 0 to 1, not {found[0]:g} and {found[1]:g}; give weights of 0 or more"
+        )
     return found
 
 
