@@ -1,4 +1,4 @@
-"""Whether one accelerator computes what the CPU does, and how fast: a table and JSON in at most eight minutes.
+"""Compares one accelerator with the CPU and measures its speed: a table and JSON in at most eight minutes.
 
 Checks, in this order, each with its limit:
 

@@ -1,7 +1,7 @@
-"""What the benchmarks share: small models, runs over a fixed mixture, the demonstration's texts, and tables.
+"""Shared parts of the benchmarks: small models, runs over a fixed mixture, the demonstration's texts, and tables.
 
-Every benchmark states its own sizes; here stands only how they become documents, so that the same sizes are the same
-run in all of them.
+Every benchmark has its own sizes. This module only turns them into documents, so the same sizes give the same run in
+all of them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""How fast the console and `armillary runs` are with 100,000 runs, and a comparison of 100 runs with 10,000 steps.
+"""Speed of the console and `armillary runs` with 100,000 runs, and of a comparison of 100 runs with 10,000 steps.
 
 Builds a store through its own schema (rows as ``Store.add`` and ``Store.mark_done`` write them, with a journal) and
-files of metrics, then asks a console over it for its pages, as a browser would, and runs ``armillary runs`` as a
-process of its own. Prints a table, and JSON with ``--json FILE``. Times are those of the server, from request to whole
-answer; the first page is the first request of a new process after its start.
+files of metrics, then requests the pages of a console over it, as a browser would, and runs ``armillary runs`` in a
+separate process. Prints a table, and JSON with ``--json FILE``. Times are those of the server, from request to complete
+answer; the first page is the first request to a new process.
 
     python benchmarks/console.py [--runs 100000] [--steps 10000] [--folder FOLDER] [--json FILE]
 """

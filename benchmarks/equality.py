@@ -1,12 +1,12 @@
-"""How far training under each layout is from training in one process: the table of equality.
+"""Differences between training under each layout and training in one process: the table of equality.
 
-For each dimension alone and for combinations of them, a small model is trained for 20 steps, in fp32, by one process
-and by ranks that are processes of this machine (gloo). Printed are the largest differences: of the first step's loss
-(nats), of its gradients (relative to the largest gradient of the same parameter), of the loss over all 20 steps. The
-model, the layouts and what is compared are those of tests/parallel/runs.py.
+For each dimension and for combinations of them, a small model is trained for 20 steps in fp32, by one process and by
+ranks that are processes of this machine (gloo). The table has the largest differences of the first step's loss (nats),
+of its gradients (relative to the largest gradient of the same parameter), and of the loss over all 20 steps. Model,
+layouts and comparison are those of tests/parallel/runs.py.
 
-Layouts with "bf16" train in bf16 and are held against one process in bf16, which keeps the residual stream in fp32;
-ranks that share parameters in shards keep it in bf16. "one process, bf16 against fp32" is how far bf16 itself is.
+Layouts with "bf16" train in bf16 and are compared with one process in bf16, which keeps the residual stream in fp32;
+ranks with sharded parameters keep it in bf16. "one process, bf16 against fp32" is the difference made by bf16 itself.
 
     python benchmarks/equality.py [--only dp2 "pp2 x tp2"] [--json FILE]
 """

@@ -1,9 +1,9 @@
-"""Examinations beside lm_eval alone: the same model, items and settings, in one run.
+"""Examinations compared with plain lm_eval: the same model, items and settings, in one run.
 
     python benchmarks/evaluate.py HF_FOLDER --data EVALUATION --limit 50
 
-Prints, for each task, both scores, the items on which they are equal, the share cut by the token limit, and the audit's
-disagreement. Ends with code 1 where an item differs.
+Prints, for each task, both scores, the items with equal scores, the share truncated by the token limit, and the audit's
+disagreement. Exits with code 1 if an item differs.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""A run over four ranks that is broken on purpose again and again, against the same run undisturbed.
+"""A run over four ranks with injected faults, compared with the same run without faults.
 
 ``armillary train`` runs each layout twice: undisturbed, and with faults of all kinds at random steps and ranks. A table
 shows, for each kind of fault, the seconds until it was detected, the seconds from then to the next finished step, and
-the steps that were repeated. It also says whether both runs end with the same weights. All figures come from the events
-of the runs; their ledgers are printed below the table.
+the steps that were repeated. It also shows whether both runs end with the same weights. All figures come from the
+events of the runs; their ledgers are printed below the table.
 
-``--against-simulator`` instead lets faults happen at a rate, and compares the ledger of that run with the simulator and
-the exact formula, which get what was measured in it: time between faults, time to detect and to recover, and how long
-snapshots block.
+``--against-simulator`` instead injects faults at a rate, and compares the ledger of that run with the simulator and
+the exact formula, which use its measurements: time between faults, times to detect and to recover, and the blocking
+time of snapshots.
 
 Trade-offs: a corrupted checkpoint is only found when it is read, so it counts as detected where a restart met it. On a
 machine with fewer cores than ranks steps are slow, and so is a restart.

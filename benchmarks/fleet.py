@@ -1,11 +1,11 @@
-"""How many tokens per second a fleet of small models trains here, beside what others reach, and beside the ceiling.
+"""Tokens per second of a fleet of small models on this machine, compared with other trainers and with the ceiling.
 
 In one run on one machine:
 
-- the ceiling: square matrix products, all cores at once, in fp32 and bf16, through each matrix library at hand; the
+- the ceiling: square matrix products, all cores at once, in fp32 and bf16, through each installed matrix library; the
   fastest is measured again before and after each turn, as the clock of a shared machine changes by the minute;
-- ours: a study's executor with one worker per core carrying out runs on a corpus in a store, with its data order,
-  optimizer, logging, checkpoints and evaluation; timed from the first run's first step to the last one's end;
+- ours: a study's executor with one worker per core, which trains runs on a corpus in a store, with its data order,
+  optimizer, logging, checkpoints and evaluation; timed from the first step of the first run to the end of the last;
 - peers, each one process with all cores, as its users start it: a plain PyTorch loop, the same compiled, Hugging Face
   ``Trainer`` with ``LlamaForCausalLM``, and litgpt's model in its pretraining loop, compiled (as that does) and not.
   Same shapes, initial weights, batches, optimizer and learning rates; final validation losses must agree with ours, in
@@ -352,7 +352,16 @@ def rate_table(rows: list[dict[str, Any]]) -> str:
                     + ("" if name == "ours" else f" ({entry['loss'] - row['ours']['loss']:+.4f})"),
                 ]
             )
-    columns = ["model", "who", "precision", "tokens/s", "turns", "of the ceiling", "ours is times", "validation loss"]
+    columns = [
+        "model",
+        "trainer",
+        "precision",
+        "tokens/s",
+        "turns",
+        "of the ceiling",
+        "speedup of ours",
+        "validation loss",
+    ]
     return markdown(columns, lines)
 
 
@@ -402,7 +411,7 @@ def main() -> None:
         found = {s.name: profile(s, options.profile, options.precision) for s in settings}
         for name, shares in found.items():
             rows = [[who, op, f"{share:.0%}"] for who, costs in shares.items() for op, share in costs]
-            print(f"\n{name}\n\n" + markdown(["whose step", "operator", "share of CPU time"], rows))
+            print(f"\n{name}\n\n" + markdown(["trainer", "operator", "share of CPU time"], rows))
         return write_json(options.json, "fleet-profile", shapes=found)
     options.cache.mkdir(parents=True, exist_ok=True)
     say("ceiling")

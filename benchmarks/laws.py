@@ -1,7 +1,7 @@
-"""How well the laws predict published measurements: ours, the published figures, and a trivial rule, in one table.
+"""Accuracy of the laws on published measurements: ours, the published figures, and a trivial rule, in one table.
 
-Carries out every result that ``armillary reproduce`` knows, two at a time, and prints figures and the record of
-coverage. The measured data are not part of this repository; name their folder with ``--data`` or ARMILLARY_PUBLISHED.
+Reproduces every result of ``armillary reproduce``, two at a time, and prints figures and the coverage of the
+intervals. The measured data are not part of this repository; give their folder with ``--data`` or ARMILLARY_PUBLISHED.
 
     python benchmarks/laws.py [--data DIR] [--docs docs/laws.md]
 

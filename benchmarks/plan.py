@@ -1,4 +1,4 @@
-"""How near the planner's step time is to the trainer's on this machine, for small models over 1, 2 and 4 processes.
+"""The planner's step time against the trainer's on this machine, for small models over 1, 2 and 4 processes.
 
 In each round and for each number of processes the machine is measured (``armillary plan measure``, as many at once),
 and ``armillary train`` runs each model. Rounds alternate over the numbers of processes, because the speed of a shared

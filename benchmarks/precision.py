@@ -1,9 +1,9 @@
-"""What bf16 costs in quality: the final validation loss of proxies trained in bf16 and in fp32, in pairs.
+"""The effect of bf16 on quality: the final validation loss of proxies trained in bf16 and in fp32, in pairs.
 
 Each shape is trained with several seeds in both precisions: the two runs of a pair have the same initial weights and
-the same batches, and differ in nothing else. Reported are the mean difference within pairs with its standard error,
-and what one seed differs from another in fp32. bf16 costs no quality that a study could notice where the former is
-smaller than the latter; otherwise the benchmark fails.
+the same batches, and differ only in precision. The table has the mean difference within pairs with its standard error,
+and the difference between seeds in fp32. If the former is smaller than the latter, a study cannot notice the effect of
+bf16; otherwise the benchmark fails.
 
 A study's executor runs them on the demonstration's texts, one worker per core.
 

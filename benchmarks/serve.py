@@ -1,11 +1,11 @@
 """Load on ``armillary serve``: many clients at a time against a random model of 12.6 million parameters, in fp32.
 
 Each client sends streamed completions one after another: prompts of 10 to 200 tokens, answers of 16 to 128 tokens,
-temperature 0.8, each with a seed. The model has no end token, so every answer has the tokens that were asked for; an
-answer is lost if it is anything else. Afterwards some of them are asked again alone, and must be the same text. Then
+temperature 0.8, each with a seed. The model has no end token, so every answer has the requested number of tokens; any
+other answer counts as lost. Afterwards some requests are repeated alone, and must return the same text. Then
 one client alone does the same for a while: sequential serving.
 
-The server is a process of its own with ``--threads`` threads; the clients are one process beside it, so both share the
+The server is a separate process with ``--threads`` threads; all clients are in one other process, so both share the
 machine. Its memory is read from ``/metrics``.
 
 Needs the extras ``serve`` and ``export``.

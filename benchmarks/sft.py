@@ -1,11 +1,11 @@
-"""Trained tokens per second of supervised fine-tuning: this trainer beside TRL's ``SFTTrainer`` with packing.
+"""Trained tokens per second of supervised fine-tuning: this trainer against TRL's ``SFTTrainer`` with packing.
 
 SmolLM2-135M-Instruct (a Hugging Face folder), the same packed sequences in the same order, full fine-tuning with AdamW,
 CPU, the same number of threads (``OMP_NUM_THREADS``) and the same precision, in one process. The two take turns within
-each round; ratios are medians over the rounds of what was measured side by side. A trained token is one in the loss.
+each round; ratios are medians over the rounds. A trained token is one in the loss.
 
 TRL gets the packed rows as its own packing makes them (``seq_lengths``), one row at a time with gradient accumulation:
-with several at a time it lays them into one row and its attention mask grows with the square. Its loss of the first
+with several at a time it joins them into one row, and its attention mask grows quadratically. Its loss of the first
 batch is compared with ours before anything is timed.
 
 On a machine that others use too, ``--clock processor`` with one thread counts the seconds of this process instead of

@@ -1,11 +1,11 @@
-"""Whether runs, seeds or studies may stop early: what each rule saves, and what it does to a law.
+"""Early-stopping rules for runs, seeds and studies: their savings, and their effect on a law.
 
 Real part: proxies of 2 layers and width 64 on demonstration text, 20 mixtures with one seed each and 4 mixtures with 8
 seeds each, examined at 50 %, at 75 % (where their decay starts) and at the end, window by window. Simulated part:
 studies with a known truth (a law fitted to the real runs) and noise drawn from the real differences between seeds.
 
-Every rule is held against what it must not do: estimates that are wrong on average (bias, in standard deviations
-between seeds), intervals that cover less often than they say, or no more knowledge per token than doing without it.
+Every rule is checked for three faults: biased estimates (in standard deviations between seeds), intervals with less
+than their nominal coverage, and no more information per token than without the rule.
 
 Trade-off: one size, three domains and short runs, so that it takes minutes. Biases of the size found here need no
 larger study; a rule that passed would have to be tried on one.

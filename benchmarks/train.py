@@ -1,14 +1,14 @@
-"""How many tokens per second one run over one or several processes reaches, beside a bare loop and Hugging Face.
+"""Tokens per second of one run over one or several processes, compared with a bare loop and Hugging Face.
 
 Contestants, all on the same batches, initial weights, optimizer and learning rates:
 
 - ours: ``armillary train FILE --nproc N`` as a user starts it, with data order, logging, checkpoints and validation;
   with several processes once with parameters in shards (FSDP2, as bare and plain), once with copies of them;
-- bare: our model in the shortest loop there is, under FSDP2 with several processes (peers/ranks.py): what ours loses
-  against it is what the trainer costs;
+- bare: our model in a minimal loop, under FSDP2 with several processes (peers/ranks.py): the difference to ours is
+  the overhead of the trainer;
 - plain: the same loop around a model in idiomatic PyTorch;
-- Hugging Face ``Trainer`` with ``LlamaForCausalLM``, spread by accelerate (with copies), in a virtual environment of
-  its own.
+- Hugging Face ``Trainer`` with ``LlamaForCausalLM``, over processes by accelerate (with copies), in a separate
+  virtual environment.
 
 They take turns, one thread per process, and validation losses at the end must agree to a hundredth of a nat.
 
@@ -131,8 +131,8 @@ def table(rows: list[dict[str, Any]]) -> str:
                 of.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if known else "")
             rate = f"{statistics.median(rates):,.0f}"
             lines.append([row["name"], str(row["ranks"]), name, rate, *of, f"{row['loss'][name]:.4f}"])
-    ratios_of = ["ours is times", f"{COPIES}, is times"]
-    return markdown(["model", "processes", "who", "tokens/s", *ratios_of, "validation loss"], lines)
+    ratios_of = ["speedup of ours", f"speedup of {COPIES}"]
+    return markdown(["model", "processes", "trainer", "tokens/s", *ratios_of, "validation loss"], lines)
 
 
 def main() -> None:

@@ -133,7 +133,7 @@ def test_files_are_read_and_their_faults_named(tmp_path: Path) -> None:
     for lines, expected in (
         ([{"id": "1", "answer": ""}], r"1 questions have no answer \(2"),
         ([{"id": "3", "answer": "x"}], ":1: id: 3 is not among the 2 questions"),
-        ([{"id": "1", "answer": 5}], ":1: answer: must be a text"),
+        ([{"id": "1", "answer": 5}], ":1: answer: must be text"),
         ([{"id": "1", "answer": "x"}, {"id": "1", "answer": "x"}], ":2: id: 1 appears twice"),
         ([{"id": "1"}], ":1: answer: is missing"),
     ):

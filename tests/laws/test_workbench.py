@@ -80,13 +80,13 @@ def test_mixture_rows_are_matched_by_index_and_columns_by_name(runs, mixture_law
 @pytest.mark.parametrize(
     ("header", "columns", "said"),
     [
-        ("parms,tokens,loss", None, "'parms' is nearly 'params'"),
-        ("params,tokns,loss", None, "'tokns' is nearly 'tokens'"),
+        ("parms,tokens,loss", None, "'parms' is close to 'params'"),
+        ("params,tokns,loss", None, "'tokns' is close to 'tokens'"),
         ("params (M),tokens,loss", None, "'params (M)' may be params in millions: give the sizes as 10M or 10000000"),
         ("params,tokens_in_billions,loss", None, "'tokens_in_billions' may be tokens in billions"),
-        ("Parameter,Tokens,Loss", None, "'Parameter' is nearly 'parameters'"),
-        ("params,tokens,los", None, "'los' is nearly 'loss'"),
-        ("params,tokens,valid_los", None, "'valid_los' is nearly 'valid_loss'"),
+        ("Parameter,Tokens,Loss", None, "'Parameter' is close to 'parameters'"),
+        ("params,tokens,los", None, "'los' is close to 'loss'"),
+        ("params,tokens,valid_los", None, "'valid_los' is close to 'valid_loss'"),
         ("params,tokens,loss", ["params", "tokens", "los"], "has no column 'los'; did you mean 'loss'?"),
         ("params,tokens,Loss", ["parms", "tokens", "Loss"], "has no column 'parms'; did you mean 'params'?"),
     ],
@@ -128,7 +128,7 @@ def test_what_the_law_does_not_know_is_refused(runs, mixture_law, tmp_path, writ
         workbench.predict(mixture_law, at)
     for options, said in [
         ({"given": at}, "--given is for annealing laws"),
-        ({"size": "many"}, "'many' is not the size"),
+        ({"size": "many"}, "'many' is not a model size"),
     ]:
         with pytest.raises(UsageError, match=said):
             workbench.predict(mixture_law, at, **options)
@@ -271,9 +271,9 @@ def test_scaling_columns(ladder, tmp_path, write):
         (
             ["params", "tokens", "loss"],
             "data-constrained",
-            "--form data-constrained takes params, tokens, unique_tokens",
+            "--form data-constrained needs params, tokens, unique_tokens",
         ),
-        (["params", "params", "loss"], "auto", "names 'params' twice"),
+        (["params", "params", "loss"], "auto", "has 'params' twice"),
     ],
 )
 def test_bad_scaling_columns(ladder, columns, form, said):
@@ -371,7 +371,7 @@ def test_names_of_losses(name, loss):
 @pytest.mark.parametrize(
     ("columns", "said"),
     [
-        (["N", "params", "tokens", "loss"], r"P\.csv: columns 'N' and 'params' are both known as params; name"),
+        (["N", "params", "tokens", "loss"], r"P\.csv: columns 'N' and 'params' are both known as params; list"),
         (["params", "D", "tokens_seen", "loss"], r"P\.csv: columns 'D' and 'tokens_seen' are both known as tokens"),
         (["params", "tokens", "quality", "x"], r"P\.csv: no column is known as a loss .*--columns params,tokens,NAME"),
         (["params", "seen", "loss", "x"], r"P\.csv: no column is known as tokens \(names such as tokens, d"),
@@ -433,7 +433,7 @@ def test_a_loss_with_too_few_values_is_dropped_and_named(tmp_path, write):
     with pytest.warns(SetAsideWarning, match=r"P\.csv: column 'code_loss' is left out: 3 of its entries are losses"):
         assert workbench.fit_scaling(points).targets == ["loss"]
     points = write(tmp_path / "P.csv", ["params", "tokens", "loss"], [[*r[:2], "nan"] for r in rows])
-    with pytest.raises(UsageError, match=r"holds 0 of 'loss' that can be fitted; .*line 2, column 'loss' is 'nan'"):
+    with pytest.raises(UsageError, match=r"with 0 of 'loss' that can be fitted; .*line 2, column 'loss' is 'nan'"):
         workbench.fit_scaling(points)
 
 

@@ -227,7 +227,7 @@ def test_a_document_that_llamacpp_would_read_otherwise_is_refused(model: bytes, 
     ):
         with pytest.raises(UsageError, match=said):
             of_document(tmp_path / "tokenizer.json", {**document, **change}, 604)
-    with pytest.raises(UsageError, match="has token 500, and the model has 500"):
+    with pytest.raises(UsageError, match="has token 500, but the model has only 500"):
         of_document(tmp_path / "tokenizer.json", document, 500)
 
 

@@ -113,7 +113,7 @@ def test_calls_of_tools_are_trained_and_their_results_are_not(renderers: Any) ->
     [
         (FORGETFUL, talk("a?", "b", "c?", "d"), r"up to messages\[1\].*changes earlier turns"),
         (DEAF, talk("a?", "b", system="Be brief."), r"messages\[0\] \(system\): its text is not in the output"),
-        (None, talk("a<|end|>?", "b"), r"messages\[0\].content: holds '<\|end\|>' \(character 2\)"),
+        (None, talk("a<|end|>?", "b"), r"messages\[0\].content: contains '<\|end\|>' \(character 2\)"),
         (None, talk("a?"), "has no assistant turn"),
         ("{{ raise_exception('no') }}", talk("a?", "b"), "refuses the messages"),
         ("{% for %}", talk("a?", "b"), "is not a Jinja template"),

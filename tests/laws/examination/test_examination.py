@@ -182,7 +182,7 @@ def test_from_a_table_through_a_file_to_a_verdict(points, tmp_path):
         ([["x", 0, 0.9, 0.5]], COLUMNS, "line 10, column 'val_loss' is '0'"),
         ([["x", 2.8, "nan", 0.5]], COLUMNS, "line 10, column 'task_loss' is 'nan'"),
         ([], ["val_loss"], "has 1 name;"),
-        ([], ["val_loss", "accuracy", "accuracy"], "names 'accuracy' twice"),
+        ([], ["val_loss", "accuracy", "accuracy"], "has 'accuracy' twice"),
         ([], ["val_loss", "f1"], "f1"),
         ([], ["val_loss", "accuracy", "task_loss"], "line 2, column 'task_loss'|falls as"),
     ],

@@ -57,7 +57,7 @@ def test_a_torn_file_is_refused(path):
     whole = path.read_bytes()
     for size in (0, 1, len(whole) // 2, len(whole) - 3):
         path.write_bytes(whole[:size])
-        with pytest.raises(DamagedFileError, match=r"law\.json is torn"):
+        with pytest.raises(DamagedFileError, match=r"law\.json is truncated"):
             read_law(path)
 
 
