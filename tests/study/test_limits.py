@@ -128,7 +128,7 @@ def test_an_annealing_may_use_up_what_the_mixture_leaves():
         ({"max_epochs": 0.06005}, "include only 1 that differ"),
         ({"floors": {"a": 0.4, "b": 0.3, "c": 0.299}}, r"include only 1 that differ .* \(floors"),
         ({"max_epochs": 0.01}, "may fill only 17% of 60,032 tokens"),
-        ({"max_epochs": 0.2, "floors": {"a": 0.9}}, "limits.floors: 'a' must be at least 0.9"),
+        ({"max_epochs": 0.2, "floors": {"a": 0.9}}, "limits.floors: the floor of 'a' is 0.9"),
     ],
 )
 def test_limits_that_are_too_tight_are_refused_before_anything_is_trained(tmp_path, limits, said):
