@@ -49,7 +49,7 @@ def raising(error):
             1,
             "a/b.bin: No space left on device; free space",
         ),
-        (OSError(errno.EROFS, "Read-only file system", "a/b"), 1, "a/b: Read-only file system; give a writable folder"),
+        (OSError(errno.EROFS, "Read-only file system", "a/b"), 1, "a/b: Read-only file system; name a writable folder"),
         (
             PermissionError(errno.EACCES, "Permission denied", "x[red]y"),
             1,

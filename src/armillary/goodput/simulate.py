@@ -7,8 +7,8 @@ A segment is the steps up to the next checkpoint and the time that the checkpoin
 segment's steps. Then the failure is detected, nodes are replaced (from spares, or the job waits for a repair), the
 processes restart, and the newest checkpoint that survived is read. A failure during the recovery restarts it. Failures
 and stragglers arrive at random with constant rates, so they can be drawn one at a time. Between two of them,
-checkpoints follow at regular intervals. 90 days of 10,000 accelerators have a few hundred failures and a hundred thousand
-checkpoints.
+checkpoints follow at regular intervals. 90 days of 10,000 accelerators have a few hundred failures and a hundred
+thousand checkpoints.
 
 Not covered: failures that depend on the time of day or the load, several jobs on one cluster, the network's topology
 beyond groups of nodes that fail together, and fewer replicas instead of a restart.

@@ -50,8 +50,9 @@ class Allowed:
         for i in np.flatnonzero(found.floors > found.by_epochs + _ROUNDING):
             raise UsageError(
                 f"limits.floors: the floor of '{domains[i]}' is {found.floors[i]:.3g} of the mixture, but its "
-                f"{texts[i]:,} tokens, repeated at most {limits.max_epochs:g} times, fill only {found.by_epochs[i]:.3g} "
-                f"of a run of {tokens:,} tokens; lower the floor, raise limits.max_epochs, or add text"
+                f"{texts[i]:,} tokens, repeated at most {limits.max_epochs:g} times, fill only "
+                f"{found.by_epochs[i]:.3g} of a run of {tokens:,} tokens; lower the floor, raise "
+                "limits.max_epochs, or add text"
             )
         if found.upper.sum() < 1.0 - _ROUNDING:
             raise UsageError(

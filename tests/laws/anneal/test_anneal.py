@@ -262,7 +262,7 @@ def test_curves_are_read_by_size_and_refused_by_line(tmp_path):
             read_curve(asked, 1e9)
     (tmp_path / "large").mkdir()
     (tmp_path / "large" / "wsd.csv").write_text("step,lr,loss\n10,1e-3,4\n")
-    with pytest.raises(UsageError, match="'large' is not the size"):
+    with pytest.raises(UsageError, match="'large' is not a model size"):
         read_curves(tmp_path)
     assert (parse_size("400m"), parse_size("7B"), parse_size("25000000")) == (4e8, 7e9, 2.5e7)
 
