@@ -70,7 +70,7 @@ def test_what_users_write_is_read(tmp_path: Path) -> None:
         ('{"message": []}', "unknown field 'message'; nearest valid: 'messages'"),
         ("{}", "messages: must be a list of objects"),
         ('{"messages": []}', "messages: must be a list of objects"),
-        ('{"messages": [{"role": "user"}]}', "messages[0]: must be an object with only role and content"),
+        ('{"messages": [{"role": "user"}]}', "messages[0]: must be an object with role and content only"),
         ('{"messages": [{"role": "human", "content": "a"}]}', "messages[0].role: must be one of system, user"),
         ('{"messages": [{"role": "user", "content": " "}]}', "messages[0].content: is empty"),
         ('{"messages": [{"role": "user", "content": 1}]}', "messages[0].content: must be text, given 1"),

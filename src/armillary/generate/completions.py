@@ -212,7 +212,7 @@ def _messages(value: Any) -> tuple[Message, ...]:
     for place, message in enumerate(value):
         where = f"messages[{place}]"
         if not isinstance(message, dict) or message.keys() != {"role", "content"}:
-            raise UsageError(f"{where}: must be an object with only role and content, given {message!r}")
+            raise UsageError(f"{where}: must be an object with role and content only, given {message!r}")
         if message["role"] not in _ROLES:
             raise UsageError(f"{where}.role: must be one of {', '.join(_ROLES)}, given {message['role']!r}")
         messages.append(Message(message["role"], _text(f"{where}.content", message["content"])))
