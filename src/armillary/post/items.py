@@ -190,7 +190,7 @@ def parse_row(path: Path, number: int, line: bytes) -> Any:
             json.dumps(row, ensure_ascii=False).encode()
         return row
     except UnicodeEncodeError:
-        problem = "holds half of a surrogate pair (\\ud800 to \\udfff), which has no UTF-8 form"
+        problem = "contains a lone surrogate (\\ud800 to \\udfff), which has no UTF-8 form"
     except (ValueError, RecursionError) as error:
         torn = "" if line.endswith(b"\n") else " (the last line, without a line end: torn?)"
         problem = f"not JSON{torn}: {error}"
