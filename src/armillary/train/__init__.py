@@ -5,7 +5,7 @@ from armillary.train.answers import answer_log_probs
 from armillary.train.check import check_run
 from armillary.train.checkpoint import CheckpointReader, verify_checkpoint
 from armillary.train.engines import ADAPTER, Stack, train_step, validate
-from armillary.train.errors import BusyRunError, DivergedError, InterruptedRunError
+from armillary.train.errors import BusyRunError, DivergedError, InterruptedRunError, lost_connection
 from armillary.train.fleet import Assignment, Fleet, Outcome, member_bytes, stack_capacity, stack_key, train_fleet
 from armillary.train.folder import load_trained, read_metrics, verify_run
 from armillary.train.hooks import Hook, Profile
@@ -33,6 +33,7 @@ __all__ = [
     "check_run",
     "default_device",
     "load_trained",
+    "lost_connection",
     "member_bytes",
     "read_metrics",
     "stack_capacity",

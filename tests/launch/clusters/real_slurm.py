@@ -111,13 +111,10 @@ class RealSlurm:
 
     def kill_node(self, name: str) -> None:
         """As when the power fails: the node's daemon and everything that it has started."""
-        found = [self._daemons[name].pid]
-        for pid in found:
-            children = Path(f"/proc/{pid}/task/{pid}/children")
-            if children.exists():
-                found += [int(child) for child in children.read_text().split()]
-        # job steps leave the daemon's tree
-        found += [pid for pid in _pids() if "slurmstepd: [" in _command(pid) and name in _environment(pid)]
+        # the processes of job steps are no descendants of the daemon
+        steps = [pid for pid in _pids() if "slurmstepd: [" in _command(pid)]
+        ours = [pid for pid in _pids() if f"SLURMD_NODENAME={name}\0" in _environment(pid)]
+        found = [self._daemons[name].pid, *ours, *(pid for pid in steps if set(_children(pid)) & set(ours))]
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -156,6 +153,13 @@ class RealSlurm:
 
 def _pids() -> list[int]:
     return [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 def _command(pid: int) -> str:

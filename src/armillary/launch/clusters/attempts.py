@@ -26,6 +26,7 @@ from armillary.recipe import DamagedFileError, ForeignFileError, read_sealed, wr
 from armillary.resilience import Attempt
 
 FORMAT = 1
+FIRST = "ARMILLARY_FIRST_NODE"  # the variable with the node that hosts the rendezvous
 ATTEMPT = "ARMILLARY_ATTEMPT"  # the variable with the number of the attempt, for the commands of a job
 JOBS = "jobs"  # the folder of the jobs' folders, in the folder of the results
 CANCEL, END = "cancel.json", "end.json"

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from armillary.launch.clusters.attempts import ATTEMPT, attempt_numbers, write_record
+from armillary.launch.clusters.attempts import ATTEMPT, FIRST, attempt_numbers, write_record
 from armillary.launch.clusters.cluster import node_name
 from armillary.recipe import ArmillaryError
 
@@ -24,7 +24,10 @@ def run_member(place: Path, attempt: int, command: Sequence[str]) -> int:
     # A full disk must not end the training; the node then counts as lost if it fails.
     with contextlib.suppress(OSError):
         write_record(place, f"{record}.json")
-    child = subprocess.Popen(command)
+    first = os.environ.get(FIRST)
+    # torchrun compares the endpoint with its own host, which fails where names and addresses differ.
+    host = {} if first is None else {"PET_RDZV_CONF": f"is_host={int(first == node_name())}"}
+    child = subprocess.Popen(command, env={**os.environ, **host})
     before = {
         number: signal.signal(number, lambda number, frame: child.send_signal(number))
         for number in (signal.SIGTERM, signal.SIGINT)

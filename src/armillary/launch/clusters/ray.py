@@ -132,8 +132,9 @@ class Ray(Cluster):
 
 
 def _token() -> str | None:
-    """The token of a cluster that wants one, as Ray's own client finds it."""
-    if os.environ.get("RAY_AUTH_MODE") != "token":
+    """The token of a cluster that wants one, where Ray's own client finds it."""
+    mode = os.environ.get("RAY_AUTH_MODE", "")
+    if mode not in ("", "token"):
         return None
     if "RAY_AUTH_TOKEN" in os.environ:
         return os.environ["RAY_AUTH_TOKEN"]
@@ -141,6 +142,8 @@ def _token() -> str | None:
     try:
         return path.read_text().strip()
     except OSError as error:
+        if mode == "":
+            return None
         raise UsageError(f"{path}: cannot be read ({error.strerror}); it holds the token of the Ray cluster") from error
 
 

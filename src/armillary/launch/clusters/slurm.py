@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from armillary.launch.clusters.attempts import CANCEL
+from armillary.launch.clusters.attempts import CANCEL, FIRST
 from armillary.launch.clusters.cluster import (
     LOG,
     Cluster,
@@ -200,7 +200,8 @@ class SlurmHost(Host):
 
     def environment(self, name: str) -> dict[str, str]:
         """torchrun's rendezvous is at the first host."""
-        return {"PET_RDZV_ENDPOINT": f"{_address(self.nodes()[0])}:{rendezvous_port(name)}"}
+        first = self.nodes()[0]
+        return {"PET_RDZV_ENDPOINT": f"{_address(first)}:{rendezvous_port(name)}", FIRST: first}
 
     def restart(self, place: Path, native: str, excluded: Sequence[str]) -> bool:
         """Requeue the job, or submit it again without the excluded nodes.

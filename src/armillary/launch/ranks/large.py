@@ -22,9 +22,10 @@ from armillary.launch.ranks.local import RankContext, Supervision, start_ranks
 from armillary.recipe import EVENTS, ArmillaryError, LargeRun, Layout, RunResult, RunSpec, UsageError
 from armillary.resilience import FaultClock, FaultHook, Faults, FaultState
 from armillary.trackers import Track, destinations
-from armillary.train import check_run
+from armillary.train import check_run, lost_connection
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_LEAVE_S = 10.0  # for a rank of a launcher to end after an error
 
 
 def launch(
@@ -67,7 +68,20 @@ def launch(
         stopping = Stop()
         for number in SIGNALS:
             signal.signal(number, stopping.ask)
-        return train_as_rank(large, folder, reporter, RankContext(stopping))
+        try:
+            return train_as_rank(large, folder, reporter, RankContext(stopping))
+        except Exception as error:
+            if not lost_connection(error):
+                raise
+            # Threads may still wait for the lost rank, and the launcher restarts this one only after its end.
+            leaving = threading.Timer(_LEAVE_S, os._exit, (1,))
+            leaving.daemon = True
+            leaving.start()
+            said = str(error).strip().splitlines()[0]
+            raise ArmillaryError(
+                f"the connection to another rank was lost ({said}); if the launcher restarts the ranks, they resume "
+                "from the last checkpoint"
+            ) from error
     ranks = nproc or (large.layout.ranks if large.layout is not None else 1)
     spec, _, layout = prepare(large, ranks)
     planned = () if faults is None else faults.plan(spec.steps, ranks)
