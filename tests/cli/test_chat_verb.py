@@ -32,7 +32,7 @@ def test_lines_of_a_pipe_are_turns(capfd: Any, monkeypatch: Any, tiny_hf: Path) 
     first, again, third = (json.loads(line) for line in out.splitlines())
     assert code == 0 and first == again and third["finish"] in ("stop", "length")
     code, out, err = call(capfd, monkeypatch, "The sea?\n", *asked[:-1])
-    assert code == 0 and out == f"{first['text']}\n" and ("cut" in err) == (first["finish"] == "length")
+    assert code == 0 and out == f"{first['text']}\n" and ("truncated" in err) == (first["finish"] == "length")
 
 
 @pytest.mark.parametrize(

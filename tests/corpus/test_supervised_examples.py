@@ -139,8 +139,8 @@ def test_padding_is_a_document_of_its_own_without_weight(tiny_corpus: Any) -> No
     "example, said",
     [
         (Example([5, 6], [1.0]), "2 tokens have 1 weights"),
-        (Example([5, 300], [1.0, 1.0]), "token 300 lies outside"),
-        (Example([-1, 5], [1.0, 1.0]), "token -1 lies outside"),
+        (Example([5, 300], [1.0, 1.0]), "token 300 is outside"),
+        (Example([-1, 5], [1.0, 1.0]), "token -1 is outside"),
         (Example([5, 6], [1.0, -1.0]), "at least 0"),
         (Example([5, 6], [1.0, float("nan")]), "finite"),
         (Example([], []), "no token before its end"),

@@ -618,7 +618,7 @@ def test_others_than_root_have_the_same_protection(who, tmp_path):
         (lambda: run_python("", files={"../x": ""}), "points outside the sandbox's folder"),
         (lambda: run_python("", files={"/etc/x": ""}), "points outside the sandbox's folder"),
         (lambda: run_python("", files={"main.py": ""}), "reserved by the sandbox"),
-        (lambda: run_python("", policy=Policy(("netwrok",))), "no layer netwrok"),
+        (lambda: run_python("", policy=Policy(("netwrok",))), "unknown layer netwrok"),
         (lambda: Limits(wall_s=0), "limit wall_s is 0"),
         (lambda: Limits(memory_bytes=1), "limit memory_bytes is 1"),
     ],

@@ -45,7 +45,7 @@ def test_a_new_engine_is_registered_by_its_own_file(monkeypatch: pytest.MonkeyPa
     assert open_backend("new:model", BackendOptions(batch_size=3)) == ("new:model", 3)
     assert open_backend("anything", name="new") == ("anything", None)
     with pytest.raises(
-        UsageError, match="context is not an option of the new backend for new:model; it has batch size"
+        UsageError, match="context is not an option of the new backend for new:model; its options: batch size"
     ):
         open_backend("new:model", BackendOptions(context=3))
     with pytest.raises(ValueError, match="already registered"):

@@ -85,7 +85,7 @@ def test_what_no_optimizer_has_is_refused(optimizer: dict[str, object], problem:
 
 
 def test_a_stack_refuses_it_by_name() -> None:
-    with pytest.raises(UsageError, match="kind 'lion' alone"):
+    with pytest.raises(UsageError, match="kind 'lion' by itself"):
         Stack(specification(kind="lion"), 2, torch.device("cpu"))
 
 

@@ -143,7 +143,7 @@ def test_a_backup_of_the_database_is_checked_and_left_as_it_is(folder, tmp_path)
     assert problem.file == backup and "its result was changed after it was recorded" in problem.what
     backup.write_bytes(before[: len(before) // 2])
     (problem,) = verify(backup).problems
-    assert problem.file == backup and "torn" in problem.what
+    assert problem.file == backup and "truncated" in problem.what
     assert sorted(path.name for path in tmp_path.iterdir()) == ["backup.sqlite", "tiny"]
     other = tmp_path / "other.sqlite"
     with sqlite3.connect(other) as db:

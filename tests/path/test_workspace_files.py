@@ -60,7 +60,7 @@ def test_damaged_wall_time_is_kept_aside_and_counted_anew(workspace, how):
     path.write_bytes(torn)
     assert workspace.wall_s() == {}
     assert [other.read_bytes() for other in workspace.folder.iterdir()] == [torn]
-    assert len(workspace.said) == 1 and "cost.json" in workspace.said[0] and "restarts" in workspace.said[0]
+    assert len(workspace.said) == 1 and "cost.json" in workspace.said[0] and "counted" in workspace.said[0]
 
 
 def test_wall_time_of_an_older_and_of_a_newer_version(workspace):

@@ -60,6 +60,7 @@ OTHER = {
     "study.ladder.seeds": (2, ("mixture", "anneal", "target")),
     "study.match_repetition": (True, ("ladder", "target")),
     "lesson": ({"questions": {"families": ["backwards"]}}, STAGES),
+    **{f"trackers.{name}": ({}, STAGES) for name in ("tensorboard", "mlflow", "wandb", "trackio")},
     "budget": ("1e15flops", STAGES),  # acts through the plan
     "validation_windows": (8, ()),
 }
@@ -253,7 +254,7 @@ def test_a_plan_is_made_anew_where_its_sizes_change(before, place, budget, monke
     part = document
     *above, last = place.split(".")
     for name in above:
-        part = part[name]
+        part = part.setdefault(name, {})
     if place == "training.tokens":
         del part["budget_share"]
     part[last] = SIZED[place]

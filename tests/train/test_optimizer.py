@@ -110,5 +110,5 @@ def test_runs_with_a_base_width_in_a_stack(
 def test_muons_runs_are_in_no_stack(make_spec: Any) -> None:
     specs = [make_spec(seed=seed, optimizer=WIDE[0]) for seed in (1, 2)]
     assert stack_key(specs[0]) != stack_key(specs[1])
-    with pytest.raises(UsageError, match="kind 'muon' alone"):
+    with pytest.raises(UsageError, match="kind 'muon' by itself"):
         Stack(specs[0], 2, torch.device("cpu"))

@@ -89,7 +89,7 @@ def test_stacks_keep_objectives_apart(spec: RunSpec, make_spec: Any, tiny_corpus
 
 def test_a_run_without_its_examples_is_refused_before_it_begins(spec: RunSpec, tiny_corpus: Any, tmp_path: Any) -> None:
     missing = spec.model_copy(update={"objective": Supervised(examples="0" * 16)})
-    with pytest.raises(UsageError, match="no examples 0000000000000000; there are"):
+    with pytest.raises(UsageError, match="no examples 0000000000000000; it has"):
         train_run(missing, tiny_corpus, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     with pytest.raises(UsageError, match="raise context_length"):

@@ -416,7 +416,7 @@ def _in_order(turns: list[Turn], to_the_user: bool = False) -> tuple[Turn, ...]:
     if late:
         raise UsageError(f"turn {late[0]}: only the first turn can be a system message")
     if "user" not in roles:
-        raise UsageError("has no turn of the user")
+        raise UsageError("has no user turn")
     if to_the_user and roles[-1] == "assistant":
         raise UsageError("prompt: must not end with a turn of the assistant")
     return tuple(turns)

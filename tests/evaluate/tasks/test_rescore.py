@@ -59,7 +59,7 @@ def test_subsets_have_their_own_score() -> None:
     ("task", "extractor", "words"),
     [
         ("gsm8k", "(", "not a regular expression"),
-        ("mmlu", "audit", "none of mmlu has text"),
+        ("mmlu", "audit", "none of mmlu extracts answers from text"),
         ("ched", "x", "none of ched"),
     ],
 )

@@ -343,7 +343,7 @@ def test_a_parent_that_changes_meanwhile_is_noticed(copies: Path, tmp_path: Path
 def test_numbers_that_do_not_fit_are_refused(copies: Path, tmp_path: Path) -> None:
     path = copies / "base" / "model.safetensors"
     save_file({key: tensor.half() for key, tensor in load_file(path).items()}, path)
-    with pytest.raises(ArmillaryError, match="do not fit F16"):
+    with pytest.raises(ArmillaryError, match="exceed the range of F16"):
         merge(copies / "base", [copies / "one"], tmp_path / "merged", MergeOptions("task", (1e9,)))
 
 

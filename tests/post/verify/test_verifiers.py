@@ -239,7 +239,7 @@ def test_one_verdict_for_each_reply_in_order() -> None:
         ({"kind": "math", "unit": "parsec"}, "5", "check.unit: no unit 'parsec'"),
         ({"kind": "math", "places": -1}, "5", "check.places: must be a whole number"),
         ({"kind": "math"}, None, "answer: a check of the kind 'math' needs the right answer"),
-        ({"kind": "code", "entry": "f"}, None, "check.tests: must be text"),
+        ({"kind": "code", "entry": "f"}, None, "check.tests: must be non-empty text"),
         ({"kind": "code", "entry": "f", "tests": "1", "cpu_s": 0}, None, "check.cpu_s: must be a number of seconds"),
         ({"kind": "text", "among": [1]}, "a", "check.among: must be a list of texts"),
         ({"kind": "rules", "rules": []}, None, "check.rules: must be a non-empty list"),
