@@ -23,7 +23,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # one process per core
 
 import numpy as np
-from common import carry_out, corpus_of, markdown, write_json
+from common import corpus_of, markdown, run_all, write_json
 from scipy import stats
 from tokenizers import Tokenizer
 
@@ -132,7 +132,7 @@ def main() -> None:
             specs = {
                 name: [target_spec(lab, found, weights, seed) for seed in SEEDS] for name, weights in mixtures.items()
             }
-            results = carry_out(executor, "target", [spec for group in specs.values() for spec in group], say_progress)
+            results = run_all(executor, "target", [spec for group in specs.values() for spec in group], say_progress)
     losses = {result.run: lab.target_loss(result) for result in results}
     measured = {name: np.array([losses[spec.id] for spec in group]) for name, group in specs.items()}
     rows: list[list[str]] = []
