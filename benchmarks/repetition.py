@@ -133,22 +133,21 @@ def main() -> None:
                 name: [target_spec(lab, found, weights, seed) for seed in SEEDS] for name, weights in mixtures.items()
             }
             results = run_all(executor, "target", [spec for group in specs.values() for spec in group], say_progress)
+        repeated = {name: passes(group[0], corpus) for name, group in specs.items()}
     losses = {result.run: lab.target_loss(result) for result in results}
     measured = {name: np.array([losses[spec.id] for spec in group]) for name, group in specs.items()}
     rows: list[list[str]] = []
     facts: dict[str, Any] = {}
     for name, weights in mixtures.items():
         mean, low, high = paired(measured[name], measured["plain"])
-        repeated = passes(specs[name][0], corpus)
-        facts[name] = {
-            "weights": weights, "passes": repeated, "losses": measured[name].tolist(), "difference": [mean, low, high],
-        }  # fmt: skip
+        losses_by_seed, difference = measured[name].tolist(), [mean, low, high]
+        facts[name] = dict(weights=weights, passes=repeated[name], losses=losses_by_seed, difference=difference)
         shown = ", ".join(f"{weights.get(domain, 0.0):.2f}" for domain in (LARGE, *SMALL))
         rows.append(
             [
                 name,
                 shown,
-                ", ".join(f"{value:.1f}" for value in repeated.values()),
+                ", ".join(f"{value:.1f}" for value in repeated[name].values()),
                 f"{measured[name].mean():.4f}",
                 "" if name == "plain" else f"{mean:+.4f} ({low:+.4f} to {high:+.4f})",
             ]
