@@ -141,7 +141,10 @@ def main() -> None:
     for name, weights in mixtures.items():
         mean, low, high = paired(measured[name], measured["plain"])
         losses_by_seed, difference = measured[name].tolist(), [mean, low, high]
-        facts[name] = dict(weights=weights, passes=repeated[name], losses=losses_by_seed, difference=difference)
+        facts[name] = {
+            **{"weights": weights, "passes": repeated[name]},
+            **{"losses": losses_by_seed, "difference": difference},
+        }
         shown = ", ".join(f"{weights.get(domain, 0.0):.2f}" for domain in (LARGE, *SMALL))
         rows.append(
             [
