@@ -13,11 +13,22 @@ import pytest
 import yaml
 
 from armillary.cli import main
-from armillary.launch import Submission, find_job, list_jobs, prepare, print_log, read_jobs, submit
+from armillary.launch import Submission, cancel, find_job, list_jobs, prepare, print_log, read_jobs, submit
 from armillary.launch.clusters import jobs as jobs_module
-from armillary.launch.clusters.attempts import NodeEnd, culprits, progress_of, write_record
+from armillary.launch.clusters.attempts import (
+    NodeEnd,
+    culprits,
+    history,
+    node_ends,
+    progress_of,
+    read_attempts,
+    read_record,
+    write_record,
+)
+from armillary.launch.clusters.cluster import UnreachableError
 from armillary.launch.clusters.jobs import _unique
-from armillary.recipe import ArmillaryError, UsageError, load_training
+from armillary.launch.clusters.records import records_folder
+from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, UsageError, load_training, write_sealed
 
 SECRET = "hunter2-do-not-write"
 
@@ -172,7 +183,23 @@ def test_the_objects_of_kubernetes_fit_the_client(wanted):
     assert {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}} in container["env"]
     assert job["spec"]["completions"] == 2 and container["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert all("$(" not in word.replace("$$", "") for word in container["command"])
+    assert {"name": "A", "value": "x $$(B)"} in container["env"]
     assert prepared.job.command[:3] == ("kubectl", "--namespace=team", "create")
+    mounts = f"image: i\nvolumes: {{{request.file.parents[1]}: shared}}\n"
+    profile(request, "kubernetes.yaml", f"{mounts}min_nodes: 3\n")
+    with pytest.raises(UsageError, match="min_nodes: 3 in the profile, and the job has 2"):
+        prepare(request)
+    profile(request, "kubernetes.yaml", mounts)
+    for number in (1, 2):
+        write_record(request.folder / "jobs" / "old", f"attempt-{number}.json", nodes=["n1", "n2"], progress=[0, 0])
+        write_record(
+            request.folder / "jobs" / "old", f"attempt-{number}-end.json", ending="failed", blamed=["n1", "n2"]
+        )
+    pod = yaml.safe_load(prepare(wanted("kubernetes")).job.text)["spec"]["template"]["spec"]
+    (term,) = pod["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+    assert term == {  # the API takes one value of metadata.name in each
+        "matchFields": [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in ("n1", "n2")]
+    }
     profile(request, "kubernetes.yaml", "image: i\nvolumes: {/elsewhere: shared}\n")
     with pytest.raises(UsageError, match=r"run.yaml: the file is not in a volume of the profile \(/elsewhere\)"):
         prepare(request)
@@ -216,18 +243,35 @@ def test_a_job_is_recorded_before_it_is_submitted_and_found_again_by_name(wanted
 @pytest.mark.parametrize(
     ("out", "err", "code", "said"),
     [
-        ("", "sbatch: error: invalid partition specified: gpu", 1, "sbatch: sbatch: error: invalid partition"),
         ("Submitted batch job 17\n", "", 0, "sbatch printed no job id: 'Submitted batch job 17'"),
         ("", "", 0, "sbatch printed no job id: ''"),
+        ("", "Batch job submission failed: Socket timed out on send/recv operation", 1, "sbatch: .*timed out on send"),
     ],
 )
-def test_a_refused_submission_is_recorded_and_does_not_block(wanted, stand_in, out, err, code, said):
+def test_a_submission_that_may_have_arrived_is_not_refused(wanted, stand_in, monkeypatch, out, err, code, said):
     stand_in("squeue")
     stand_in("sbatch", out, err, code)
-    with pytest.raises(ArmillaryError, match=said):
+    with pytest.raises(UnreachableError, match=f"{said}.*; `armillary jobs` shows in 60 s whether slurm has job large"):
+        submit(prepare(wanted()))
+    (job,), _ = read_jobs()
+    assert list_jobs([job])[0][0].state == "submitting"
+    stand_in("squeue", f"17|{job.task.name}|RUNNING|None|n1|1\n")
+    with pytest.raises(UsageError, match="is running"):
+        submit(prepare(wanted()))
+    stand_in("squeue")
+    (records_folder() / job.task.name / "submitted.json").unlink()
+    monkeypatch.setattr(jobs_module, "_ARRIVES_S", -1)
+    stand_in("sbatch", "18\n")
+    assert submit(prepare(wanted())).native == "18"
+
+
+def test_a_refused_submission_is_recorded_and_does_not_block(wanted, stand_in):
+    stand_in("squeue")
+    stand_in("sbatch", "", "sbatch: error: invalid partition specified: gpu", 1)
+    with pytest.raises(ArmillaryError, match="sbatch: sbatch: error: invalid partition"):
         submit(prepare(wanted()))
     (state,), problems = list_jobs(read_jobs()[0])
-    assert state.state == "refused" and said.split(":")[-1].strip(" '")[:12] in state.note and problems == []
+    assert state.state == "refused" and "invalid partition" in state.note and problems == []
     stand_in("sbatch", "17;cluster\n")
     assert submit(prepare(wanted())).native == "17"
 
@@ -268,6 +312,93 @@ def test_a_silent_cluster_leaves_the_others_known(wanted, stand_in, call):
     assert "there is no log yet" in call("logs", name)[2]
 
 
+@pytest.mark.parametrize("name", ["planned.json", "submitted.json"])
+def test_a_damaged_record_of_a_running_job_refuses_a_second_one(wanted, stand_in, name, call):
+    stand_in("sbatch", "17\n")
+    stand_in("squeue")
+    job = submit(prepare(wanted())).job
+    stand_in("squeue", f"17|{job}|RUNNING|None|n1|1\n")
+    (records_folder() / job / name).write_text('{"format": 1')
+    code, _, err = call("submit", wanted().file, "--on", "slurm")
+    assert code == 2 and f"job {job} of " in err and "may still run, because its record cannot be read" in err
+    assert f"{name}: record of a job cannot be read" in err and f"move {records_folder() / job} away" in err
+    code, _, err = call("cancel", job[:-4])
+    assert code == 1 and f"{name}: record of a job cannot be read" in err
+    assert submit(prepare(wanted(folder="other"))).native == "17"  # other results
+    write_record(find_place(wanted, job), "end.json", state="done", exit=0, why="")
+    assert submit(prepare(wanted())).native == "17"  # that job has ended
+
+
+def find_place(wanted, job):
+    return wanted().folder / "jobs" / job
+
+
+def test_a_folder_without_a_record_is_no_job(wanted, stand_in, call):
+    stand_in("squeue")
+    (records_folder() / "large-0").mkdir(parents=True)  # killed before the record was written
+    assert call("cancel", "large-0")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("planned.json", "cancel.json"),
+        ("submitted.json", "refused.json"),
+        ("attempt-1.json", "attempt-1-end.json"),
+        ("attempt-1.json", "attempt-2.json"),
+        ("end.json", "attempt-1-end.json"),
+    ],
+)
+def test_a_record_in_the_place_of_another_is_refused(name, other, tmp_path):
+    place = tmp_path / "large-1"
+    write_record(place, other, file="f", folder="d", nodes=["n1"], native="17", why="", state="done", exit=0)
+    (place / other).rename(place / name)
+    with pytest.raises(ForeignFileError, match=f"large-1/{name}: is the record {other} of job large-1"):
+        read_record(place, name)
+    (place / name).rename(tmp_path / "kept")
+    (tmp_path / "large-2").mkdir()
+    write_record(place, name)
+    (place / name).rename(tmp_path / "large-2" / name)
+    with pytest.raises(ForeignFileError, match=f"large-2/{name}: is the record {name} of job large-1"):
+        read_record(tmp_path / "large-2", name)
+
+
+def test_records_of_the_first_format_are_read_and_a_wrong_one_is_damaged(wanted, stand_in):
+    stand_in("squeue")
+    place = wanted().folder / "jobs" / "large-1"
+    old = {"format": 1, "time_s": 1.0}
+    planned = {**old, "kind": "slurm", "profile": {}, "excluded": [], "file": str(wanted().file)}
+    planned |= {"folder": str(wanted().folder), "nodes": 1, "ranks": 2}
+    write_sealed(records_folder() / "large-1" / "planned.json", planned)
+    write_sealed(records_folder() / "large-1" / "submitted.json", {**old, "native": "17"})
+    write_sealed(place / "attempt-1.json", {**old, "nodes": ["n1"], "progress": [0, 0], "native": "17"})
+    write_sealed(place / "attempt-1-end.json", {**old, "ending": "failed", "exit": 137, "blamed": ["n1"]})
+    (job,), problems = read_jobs()
+    assert job.native == "17" and problems == {} and read_attempts(place)[0].blamed == ("n1",)
+    write_sealed(place / "end.json", {**old, "exit": 0})  # that of an attempt
+    assert list_jobs([job])[0][0].state == "lost"
+    write_sealed(records_folder() / "large-1" / "planned.json", old)
+    assert "has no field" in read_jobs()[1]["large-1"]
+    with pytest.raises(DamagedFileError, match="has no field"):
+        find_job("large-1")
+
+
+def test_records_that_vanish_while_they_are_listed_are_left_out(tmp_path, monkeypatch):
+    place = tmp_path / "jobs" / "large-1"
+    for number in (1, 2):
+        write_record(place, f"attempt-{number}.json", nodes=["a", "b"], progress=[0, 0], native="17")
+        write_record(place, f"attempt-{number}-began-a.json")
+        write_record(place, f"attempt-{number}-ended-a.json", exit=1)
+    found = list(place.glob("*"))
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: [file for file in found if file.match(pattern)])
+    assert [end.code for end in node_ends(place, 1)] == [1]
+    for file in found:
+        file.unlink()
+    assert read_attempts(place) == [] and node_ends(place, 1) == []
+    monkeypatch.undo()
+    assert history(tmp_path) == []
+
+
 def test_the_list_of_kubectl_is_read(wanted, stand_in):
     request = wanted("kubernetes")
     profile(request, "kubernetes.yaml", f"image: i\nvolumes: {{{request.file.parents[1]}: shared}}\n")
@@ -293,6 +424,28 @@ def test_the_list_of_kubectl_is_read(wanted, stand_in):
     for out, err, code in (("<html>", "", 0), ('{"items": 3}', "", 0), ("", "refused", 1)):
         stand_in("kubectl", out, err, code)
         assert list_jobs(read_jobs()[0])[0][0].state == "unknown"
+
+
+def test_kubectl_ends_pods_at_once_and_leaves_no_service_of_a_refused_job(wanted, stand_in):
+    request = wanted("kubernetes")
+    profile(request, "kubernetes.yaml", f"image: i\nvolumes: {{{request.file.parents[1]}: shared}}\n")
+    arguments = stand_in("kubectl", '{"items": []}', "quota exceeded", 1)
+    with pytest.raises(ArmillaryError, match="quota exceeded"):
+        submit(prepare(request))
+    said = arguments.read_text().splitlines()
+    assert said[said.index("delete") + 1] == "services"
+    assert list_jobs(read_jobs()[0])[0][0].state == "refused"
+    stand_in("kubectl", "", "Unable to connect to the server: net/http: TLS handshake timeout", 1)
+    with pytest.raises(UnreachableError, match="handshake timeout"):
+        submit(prepare(request))
+    (first, _), _ = read_jobs()
+    assert first.refused is None
+    meta = {"name": first.task.name, "labels": {"armillary/job": first.task.name}}
+    stand_in("kubectl", json.dumps({"items": [{"kind": "Job", "metadata": meta, "spec": {}, "status": {}}]}))
+    arguments.unlink()
+    cancel(first, now=True)
+    said = arguments.read_text().splitlines()
+    assert said[said.index("delete") + 1] == "jobs,services,pods" and "--grace-period=0" in said
 
 
 def test_who_caused_a_failure():

@@ -18,7 +18,7 @@ from real_slurm import wait_for
 from test_slurm import state, trainer, wait_state
 
 from armillary.launch import find_job, list_jobs
-from armillary.launch.clusters.cluster import Task
+from armillary.launch.clusters.cluster import Task, UnreachableError
 from armillary.launch.clusters.jobs import plan
 from armillary.launch.clusters.ray import Ray, RayProfile
 from armillary.recipe import ArmillaryError, UsageError
@@ -128,5 +128,77 @@ def test_wrong_answers_of_a_dashboard(run_file, tmp_path):
     server.shutdown()
     server.server_close()
     assert list_jobs([find_job("large-1")])[0][0].state == "unknown"  # nothing listens
-    with pytest.raises(UsageError, match="ray://head:10001 is not that of a dashboard"):
-        Ray(RayProfile(address="ray://head:10001")).job_file(task, ())
+    with pytest.raises(ArmillaryError, match="Connection refused") as error:
+        Ray(profile).submit(task, Ray(profile).job_file(task, ()))
+    assert not isinstance(error.value, UnreachableError)  # it has not arrived
+
+
+@pytest.mark.parametrize("answer", [b"SSH-2.0-OpenSSH_9.2\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n[", b""])
+def test_a_server_that_is_no_dashboard_or_is_lost(answer, run_file):
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        for _ in range(2):
+            connection, _ = server.accept()
+            connection.recv(65536)
+            connection.sendall(answer)
+            connection.close()
+
+    Thread(target=serve, daemon=True).start()
+    ray = Ray(RayProfile(address=f"http://127.0.0.1:{server.getsockname()[1]}"))
+    path = run_file()
+    task = Task("large-1", path, path.parent / "large", ranks=2)
+    with pytest.raises(UnreachableError, match="no answer"):
+        ray.seen([task])
+    with pytest.raises(UnreachableError, match="no answer"):  # it may have arrived
+        ray.submit(task, ray.job_file(task, ()))
+    server.close()
+
+
+@pytest.mark.parametrize(
+    "address", ["ray://head:10001", "http://", "http://head:x", "http://he ad:1", "http://head\n:1", "head:8265"]
+)
+def test_an_address_that_is_none(address, run_file, monkeypatch):
+    path = run_file()
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", address)
+    with pytest.raises(UsageError, match="is not that of a dashboard; give http://HOST:8265"):
+        Ray(RayProfile()).job_file(Task("large-1", path, path.parent / "large", ranks=2), ())
+
+
+def test_secrets_of_a_dashboard(run_file, monkeypatch, tmp_path):
+    """No password in an address, and no token for another host than the one it is meant for."""
+    path = run_file()
+    task = Task("large-1", path, path.parent / "large", ranks=2)
+    with pytest.raises(UsageError, match="holds a user or a password") as error:
+        Ray(RayProfile(address="http://me:hunter2@head:8265")).job_file(task, ())
+    assert "hunter2" not in str(error.value)
+    got = []
+
+    class Elsewhere(BaseHTTPRequestHandler):
+        def do_GET(self):
+            got.append(self.headers.get("Authorization"))
+            self.send_response(200 if self.server is servers[1] else 302)
+            self.send_header("Location", f"http://127.0.0.1:{servers[1].server_port}/")
+            self.end_headers()
+            self.wfile.write(b"[]")
+
+        def log_message(self, *args):
+            """Nothing."""
+
+    servers = [HTTPServer(("127.0.0.1", 0), Elsewhere) for _ in range(2)]
+    for server in servers:
+        Thread(target=server.serve_forever, daemon=True).start()
+    ray = Ray(RayProfile(address=f"http://127.0.0.1:{servers[0].server_port}"))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of-this-cluster\n")
+    assert ray.seen([task]) == {} and got == ["Bearer of-this-cluster", None]
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of\nthis")
+    with pytest.raises(UsageError, match="RAY_AUTH_TOKEN: holds characters that no token has"):
+        ray.seen([task])
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(UsageError, match="none: cannot be read"):
+        ray.seen([task])
+    for server in servers:
+        server.shutdown()
+        server.server_close()

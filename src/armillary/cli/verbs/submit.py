@@ -78,7 +78,7 @@ def jobs(as_json: JsonOption = False) -> None:
 
     known, unreadable = read_jobs()
     states, silent = list_jobs(known)
-    for problem in (*unreadable, *silent):
+    for problem in (*unreadable.values(), *silent):
         Reporter().say(problem)
     if as_json:
         return show_json([asdict(state) for state in states])

@@ -3,13 +3,14 @@
 | file | written |
 |---|---|
 | ``attempt-N.json`` | when attempt N begins: nodes, progress of the results, the cluster's id |
-| ``attempt-N-node-NODE.json`` | when a node's processes begin |
-| ``attempt-N-node-NODE-end.json`` | when they end: exit code |
+| ``attempt-N-began-NODE.json`` | when a node's processes begin |
+| ``attempt-N-ended-NODE.json`` | when they end: exit code |
 | ``attempt-N-end.json`` | when the attempt ends: how, exit code, nodes that failed |
 | ``cancel.json`` | when a user cancels the job |
 | ``end.json`` | when the job ends: state, exit code, reason |
 
-If a node is lost, its end files are missing, and that is how it is found.
+If a node is lost, its end files are missing, and that is how it is found. Since format 2 a file holds the job's and its
+own name, so that a file in the place of another is refused.
 """
 
 from __future__ import annotations
@@ -25,14 +26,13 @@ from typing import Any
 from armillary.recipe import DamagedFileError, ForeignFileError, read_sealed, write_sealed
 from armillary.resilience import Attempt
 
-FORMAT = 1
+FORMAT = 2
 FIRST = "ARMILLARY_FIRST_NODE"  # the variable with the node that hosts the rendezvous
 ATTEMPT = "ARMILLARY_ATTEMPT"  # the variable with the number of the attempt, for the commands of a job
 JOBS = "jobs"  # the folder of the jobs' folders, in the folder of the results
 CANCEL, END = "cancel.json", "end.json"
 _ATTEMPT = re.compile(r"attempt-(\d+)\.json")
-_NODE_END = re.compile(r"attempt-(\d+)-node-(.+)-end\.json")
-_NODE = re.compile(r"attempt-(\d+)-node-(.+)\.json")
+_NODE = re.compile(r"attempt-\d+-(began|ended)-(.+)\.json")
 _STEP = re.compile(r"step-(\d+)")
 
 
@@ -57,20 +57,27 @@ def progress_of(folder: Path) -> tuple[int, int]:
 
 
 def write_record(place: Path, name: str, **fields: Any) -> None:
-    """Write the record ``name`` of the job in the folder ``place``."""
-    write_sealed(place / name, {"format": FORMAT, "time_s": time.time(), **fields})
+    """Write the record ``name`` of the job in the folder ``place``, which has the job's name."""
+    write_sealed(place / name, {"format": FORMAT, "job": place.name, "record": name, "time_s": time.time(), **fields})
 
 
 def read_record(place: Path, name: str) -> dict[str, Any] | None:
     """The record ``name`` of the job in the folder ``place``; None if there is none.
 
     Raises:
-        DamagedFileError, ForeignFileError: as ``read_sealed``.
+        ForeignFileError: a record of another name or job is in its place, or as ``read_sealed``.
+        DamagedFileError: as ``read_sealed``.
     """
+    path = place / name
     try:
-        return read_sealed(place / name, "record of a job", FORMAT, "move it away; only this job's history is lost")
+        found = read_sealed(path, "record of a job", FORMAT, "move it away; only this job's history is lost")
     except (FileNotFoundError, NotADirectoryError):
         return None
+    if found["format"] > 1 and (found["job"], found["record"]) != (place.name, name):
+        raise ForeignFileError(
+            f"{path}: is the record {found['record']} of job {found['job']}; move it away. The file was not changed"
+        )
+    return found
 
 
 def attempt_numbers(place: Path) -> list[int]:
@@ -80,12 +87,14 @@ def attempt_numbers(place: Path) -> list[int]:
 
 
 def read_attempts(place: Path) -> list[Attempt]:
-    """All attempts of the job in the folder ``place``, in order; damaged records are left out."""
+    """All attempts of the job in the folder ``place``, in order; damaged and missing records are left out."""
     attempts = []
     for number in attempt_numbers(place):
-        with contextlib.suppress(DamagedFileError, ForeignFileError):
-            begun = read_record(place, f"attempt-{number}.json") or {}
+        with contextlib.suppress(DamagedFileError, ForeignFileError, OSError):
+            begun = read_record(place, f"attempt-{number}.json")
             ended = read_record(place, f"attempt-{number}-end.json")
+            if begun is None:  # it was moved away meanwhile
+                continue
             nodes, progress = tuple(begun["nodes"]), (int(begun["progress"][0]), int(begun["progress"][1]))
             if ended is None:
                 blamed = culprits(nodes, node_ends(place, number))
@@ -97,22 +106,25 @@ def read_attempts(place: Path) -> list[Attempt]:
 
 def history(results: Path) -> list[Attempt]:
     """The attempts of all jobs of the results in a folder, oldest job first."""
-    places = [file.parent for file in results.glob(f"{JOBS}/*/attempt-1.json")]
-    places.sort(key=lambda place: (place / "attempt-1.json").stat().st_mtime)
-    return [attempt for place in places for attempt in read_attempts(place)]
+    places = {}
+    for file in results.glob(f"{JOBS}/*/attempt-1.json"):
+        with contextlib.suppress(OSError):  # it was moved away meanwhile
+            places[file.parent] = file.stat().st_mtime
+    return [attempt for place in sorted(places, key=lambda place: places[place]) for attempt in read_attempts(place)]
 
 
 def node_ends(place: Path, number: int) -> list[NodeEnd]:
-    """How each node of an attempt ended, as far as it is recorded."""
+    """How each node of an attempt ended, as far as it is recorded; damaged and missing records are left out."""
     ends: dict[str, NodeEnd] = {}
-    for file in sorted(place.glob(f"attempt-{number}-node-*.json")):
-        ended, begun = _NODE_END.fullmatch(file.name), _NODE.fullmatch(file.name)
-        with contextlib.suppress(DamagedFileError, ForeignFileError):
-            if ended is not None:
-                record = read_record(place, file.name) or {}
-                ends[ended[2]] = NodeEnd(ended[2], int(record["exit"]), float(record["time_s"]))
-            elif begun is not None:
-                ends.setdefault(begun[2], NodeEnd(begun[2], None))
+    for file in sorted(place.glob(f"attempt-{number}-*.json")):
+        if (found := _NODE.fullmatch(file.name)) is None:
+            continue
+        with contextlib.suppress(DamagedFileError, ForeignFileError, OSError):
+            record, node = read_record(place, file.name), found[2]
+            if record is not None and found[1] == "ended":
+                ends[node] = NodeEnd(node, int(record["exit"]), float(record["time_s"]))
+            elif record is not None:
+                ends.setdefault(node, NodeEnd(node, None))
     return list(ends.values())
 
 

@@ -7,6 +7,7 @@ is still found.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 from abc import ABC, abstractmethod
@@ -22,12 +23,14 @@ from armillary.recipe import ArmillaryError, UsageError, without_passwords
 LOG = "log.txt"
 FINAL = 3  # exit code of the supervisor of a job that has failed for good
 _PATIENCE_S = 60.0
+# Words of commands that lost the cluster after they had sent a request.
+_LOST = re.compile(r"time(d )?[- ]?out|\bEOF\b|deadline exceeded|connection (reset|lost)|broken pipe", re.IGNORECASE)
 # Set by the cluster where its name of a node differs from the host's name.
 _NODE_NAMES = ("SLURMD_NODENAME", "ARMILLARY_NODE")
 
 
 class UnreachableError(ArmillaryError):
-    """The cluster does not answer, so the state of its jobs is unknown."""
+    """The cluster does not answer, so the state of its jobs, or of a request, is unknown."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ class Cluster(ABC):
 
         Raises:
             UsageError: a command or package of the cluster is missing.
-            ArmillaryError: the cluster refused the job.
+            UnreachableError: the request may have arrived.
+            ArmillaryError: the cluster refused the job, or the request has not arrived.
         """
 
     @abstractmethod
@@ -204,3 +208,19 @@ def call(command: Sequence[str], *, folder: Path | None = None, given: str | Non
         said = " ".join((done.stderr or done.stdout).split())[:500] or f"exit code {done.returncode}"
         raise ArmillaryError(f"{command[0]}: {without_passwords(said)}")
     return done.stdout
+
+
+def send(command: Sequence[str], folder: Path | None = None) -> str:
+    """What a command prints that submits a job.
+
+    Raises:
+        As ``call``; UnreachableError also if the request may have arrived although the command failed.
+    """
+    try:
+        return call(command, folder=folder)
+    except (UsageError, UnreachableError):
+        raise
+    except ArmillaryError as error:
+        if _LOST.search(str(error)):
+            raise UnreachableError(str(error)) from error
+        raise

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from armillary.launch.clusters.cluster import Task
 from armillary.launch.clusters.profiles import ClusterProfile
+from armillary.recipe import UsageError
 
 _PORTS = 20_000, 10_000  # the first port for a rendezvous, and how many there are
 _RANK_RESTARTS = 3  # of the ranks within an attempt, by torchrun
@@ -16,6 +17,12 @@ _RANK_RESTARTS = 3  # of the ranks within an attempt, by torchrun
 def rendezvous_port(name: str) -> int:
     """The port at which the nodes of a job meet: jobs that share a node rarely have the same one."""
     return _PORTS[0] + zlib.crc32(name.encode()) % _PORTS[1]
+
+
+def check_min_nodes(min_nodes: int | None, task: Task) -> None:
+    """Raise a UsageError if a profile's ``min_nodes`` is larger than the number of nodes of the job."""
+    if min_nodes is not None and min_nodes > task.nodes:
+        raise UsageError(f"min_nodes: {min_nodes} in the profile, and the job has {task.nodes}; lower it")
 
 
 def work(task: Task, profile: ClusterProfile, min_nodes: int | None = None) -> list[str]:

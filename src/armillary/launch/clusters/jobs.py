@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 import time
@@ -21,7 +22,7 @@ from armillary.launch.clusters.attempts import (
     read_record,
     write_record,
 )
-from armillary.launch.clusters.cluster import LOG, JobFile, Seen, Task
+from armillary.launch.clusters.cluster import LOG, JobFile, Seen, Task, UnreachableError
 from armillary.launch.clusters.kinds import find_cluster
 from armillary.launch.clusters.profiles import load_profile
 from armillary.launch.clusters.records import (
@@ -123,22 +124,39 @@ def submit(prepared: Prepared) -> JobState:
     """
     task, cluster = prepared.task, find_cluster(prepared.kind).open(prepared.profile)
     with exclusive(records_folder() / ".lock", "submits a job"):
-        for job in read_jobs()[0]:
+        known, unreadable = read_jobs()
+        for job in known:
             if job.task.folder == task.folder:
                 (state,), _ = list_jobs([job])
                 if state.state in _ACTIVE:
                     raise UsageError(_refusal(state))
+        for name, problem in unreadable.items():
+            place = replace(task, name=name).place
+            if place.is_dir() and read_end(place) is None:
+                raise UsageError(
+                    f"job {name} of {task.folder} may still run, because its record cannot be read ({problem}); if the "
+                    f"cluster no longer has it, move {records_folder() / name} away"
+                )
         task.place.mkdir(parents=True)
         write_file(task.place / prepared.job.name, prepared.job.text.encode())
         plan(task, prepared.kind, prepared.profile, prepared.excluded)
         try:
             native = cluster.submit(task, prepared.job)
+        except UnreachableError as error:  # it may have arrived
+            raise UnreachableError(
+                f"{error}; `armillary jobs` shows in {_ARRIVES_S:.0f} s whether {prepared.kind} has job {task.name}"
+            ) from error
         except ArmillaryError as error:
             record(task, REFUSED, why=str(error))
             raise
-        record(task, SUBMITTED, native=native)
+        _record_submitted(task, native)
     (state,), _ = list_jobs([read_job(task.name)])
     return state
+
+
+def _record_submitted(task: Task, native: str) -> None:
+    with contextlib.suppress(OSError):  # with a full disk the job is found by its name
+        record(task, SUBMITTED, native=native)
 
 
 def _refusal(state: JobState) -> str:
@@ -163,7 +181,7 @@ def list_jobs(jobs: Sequence[Job]) -> tuple[list[JobState], list[str]]:
     problems = []
     groups: dict[tuple[str, str], list[Job]] = {}
     for job in jobs:
-        if read_end(job) is None and job.refused is None:
+        if read_end(job.task.place) is None and job.refused is None:
             groups.setdefault((job.kind, repr(sorted(job.profile.items()))), []).append(job)
     for (kind, _), group in groups.items():
         try:
@@ -175,30 +193,32 @@ def list_jobs(jobs: Sequence[Job]) -> tuple[list[JobState], list[str]]:
     for known in jobs:
         job, name = known, known.task.name
         if name in seen and job.native is None and job.refused is None:
-            record(job.task, SUBMITTED, native=seen[name].native)
+            _record_submitted(job.task, seen[name].native)
             job = replace(job, native=seen[name].native)
         states.append(_state(job, seen.get(name), silent.get(name)))
     return states, problems
 
 
-def read_end(job: Job) -> dict[str, Any] | None:
-    """The record of the job's end; None if there is none, or it is damaged."""
+def read_end(place: Path) -> tuple[str, int, str] | None:
+    """State, exit code and reason of a job's end, from its folder; None if there is no record, or it is damaged."""
     try:
-        return read_record(job.task.place, END)
+        end = read_record(place, END)
+        return None if end is None else (end["state"], end["exit"], end["why"])
     except (ArmillaryError, OSError):
         return None
 
 
 def _state(job: Job, seen: Seen | None, silent: str | None) -> JobState:
     place = job.task.place
-    end, attempts = read_end(job), read_attempts(place)
+    end, attempts = read_end(place), read_attempts(place)
     cancel = (place / CANCEL).exists()
     nodes = seen.nodes if seen is not None and seen.nodes else attempts[-1].nodes if attempts else ()
     code, note, since = None, seen.note if seen is not None else "", _changed(place, job.planned_s)
     if job.refused is not None:
         state, note = "refused", job.refused
     elif end is not None:
-        state, code, note = end["state"], end["exit"], "" if end["state"] == "done" else end["why"]
+        state, code, note = end
+        note = "" if state == "done" else note
     elif silent is not None:
         state, note = "unknown", silent
     elif seen is not None and seen.state == "running":
@@ -246,17 +266,14 @@ def find_job(name: str) -> Job:
         UsageError: there is none, or there are several.
         DamagedFileError, ForeignFileError: its record cannot be read.
     """
-    if any(folder.name == name for folder in records_folder().glob("*/")):
-        return read_job(name)
-    jobs, _ = read_jobs()
-    found = [job for job in jobs if job.task.name.startswith(name) or job.native == name]
-    if len(found) == 1:
-        return found[0]
-    if not found:
+    jobs, unreadable = read_jobs()
+    names = [job.task.name for job in jobs if name in (job.task.name, job.native)]
+    names = names or [found for found in (*(job.task.name for job in jobs), *unreadable) if found.startswith(name)]
+    if len(names) == 1:
+        return read_job(names[0])
+    if not names:
         raise UsageError(f"{name}: no job of this name or id; `armillary jobs` lists all")
-    raise UsageError(
-        f"{name}: {counted(len(found), 'job')}: {', '.join(job.task.name for job in found)}; give one name"
-    )
+    raise UsageError(f"{name}: {counted(len(names), 'job')}: {', '.join(names)}; give one name")
 
 
 def cancel(job: Job, now: bool) -> JobState:
@@ -318,7 +335,7 @@ def _lines(job: Job, follow: bool) -> Iterator[str]:
             continue
         if not follow or not active:
             return
-        if time.monotonic() - looked > 4 * _LOOK_S or read_end(job) is not None:
+        if time.monotonic() - looked > 4 * _LOOK_S or read_end(job.task.place) is not None:
             looked = time.monotonic()
             active = list_jobs([job])[0][0].state in _ACTIVE  # one more look at the file after the end
         time.sleep(_LOOK_S)

@@ -7,6 +7,7 @@ rendezvous, the others fail too and are started again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,8 +26,16 @@ from armillary.launch.clusters.cluster import (
     UnreachableError,
     call,
     register_cluster,
+    send,
 )
-from armillary.launch.clusters.commands import TORCHRUN_VARIABLES, member, rendezvous_port, supervised, work
+from armillary.launch.clusters.commands import (
+    TORCHRUN_VARIABLES,
+    check_min_nodes,
+    member,
+    rendezvous_port,
+    supervised,
+    work,
+)
 from armillary.launch.clusters.profiles import ClusterProfile, Count, Line, Variable, Word
 from armillary.recipe import ArmillaryError, Document, UsageError
 
@@ -75,6 +84,7 @@ class Kubernetes(Cluster):
         """The objects as YAML."""
         if task.nodes > 1 and task.ranks is None:
             raise UsageError(f"--nodes {task.nodes}: a recipe runs on one node of Kubernetes; leave out --nodes")
+        check_min_nodes(self.profile.min_nodes, task)
         mounts = [Path(path) for path in self.profile.volumes]
         for what, path in (("the file", task.file), ("the folder of the results", task.folder)):
             if not any(mount == path or mount in path.parents for mount in mounts):
@@ -132,7 +142,9 @@ class Kubernetes(Cluster):
         shared = {"HOME": "/tmp", **(TORCHRUN_VARIABLES if several else {})}
         if several:
             shared["PET_RDZV_ENDPOINT"] = f"{task.name}-0.{task.name}:{rendezvous_port(task.name)}"
-        variables += [{"name": name, "value": value} for name, value in {**shared, **profile.variables}.items()]
+        # Kubernetes expands $(NAME) in values and arguments, and $$ is a dollar sign.
+        values = {**shared, **profile.variables}
+        variables += [{"name": name, "value": value.replace("$", "$$")} for name, value in values.items()]
         variables += [
             {"name": name, "valueFrom": {"secretKeyRef": {"name": secret.name, "key": secret.key}}}
             for name, secret in profile.secrets.items()
@@ -145,7 +157,7 @@ class Kubernetes(Cluster):
         resources = {name: str(size) for name, size in sizes.items() if size is not None}
         part = work(task, profile, profile.min_nodes)
         whole = supervised("kubernetes", task, profile, member(task, profile, part) if several else part)
-        # The first pod supervises; Kubernetes expands $(NAME) in arguments, and $$ is a dollar sign.
+        # The first pod supervises.
         arguments = [word.replace("$", "$$") for word in whole]
         if several:
             script = 'n=$1; shift; if [ "$JOB_COMPLETION_INDEX" = 0 ]; then exec "$@"; fi; shift "$n"; exec "$@"'
@@ -179,14 +191,22 @@ class Kubernetes(Cluster):
         if profile.service_account is not None:
             pod["serviceAccountName"] = profile.service_account
         if excluded:
-            rule = {"key": "kubernetes.io/hostname", "operator": "NotIn", "values": list(excluded)}
-            terms = {"nodeSelectorTerms": [{"matchExpressions": [rule]}]}
+            # A field takes one value, and all must hold. The label kubernetes.io/hostname may differ from the name.
+            rules = [{"key": "metadata.name", "operator": "NotIn", "values": [node]} for node in excluded]
+            terms = {"nodeSelectorTerms": [{"matchFields": rules}]}
             pod["affinity"] = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}
         return pod
 
     def submit(self, task: Task, job: JobFile) -> str:
-        """Create the objects; the job's name is its id."""
-        call(job.command)
+        """Create the objects; the job's name is its id. If the Job is refused, its Service is deleted again."""
+        try:
+            send(job.command)
+        except UnreachableError:
+            raise
+        except ArmillaryError:
+            with contextlib.suppress(ArmillaryError):
+                call(self._delete("services", task))
+            raise
         return task.name
 
     def seen(self, tasks: Sequence[Task]) -> dict[str, Seen]:
@@ -207,14 +227,19 @@ class Kubernetes(Cluster):
 
     def cancel(self, task: Task, seen: Seen, now: bool) -> None:
         """Delete the objects; the pods get SIGTERM and the time to write a checkpoint, unless it is to be ``now``."""
-        at_once = ["--grace-period=0", "--force"] if now else []
-        selector = f"armillary/job={task.name}"
-        call(self._kubectl("delete", "jobs,services", "--selector", selector, "--wait=false", *at_once))
+        if now:  # the pods of a deleted Job would still get their grace period
+            call([*self._delete("jobs,services,pods", task), "--grace-period=0", "--force"])
+        else:
+            call(self._delete("jobs,services", task))
+
+    def _delete(self, kinds: str, task: Task) -> list[str]:
+        return self._kubectl("delete", kinds, "--selector", f"armillary/job={task.name}", "--wait=false")
 
     def log_command(self, task: Task, follow: bool) -> list[str]:
-        """The output of the first pod."""
+        """The output of the first pod, and of its earlier ones that failed."""
         selector = f"armillary/job={task.name},batch.kubernetes.io/job-completion-index=0"
-        return self._kubectl("logs", "--selector", selector, "--tail=-1", *(["--follow"] if follow else []))
+        every = ["--tail=-1", "--max-log-requests=1000"]  # kubectl refuses to follow more than 5 pods by default
+        return self._kubectl("logs", "--selector", selector, *every, *(["--follow"] if follow else []))
 
     def _kubectl(self, verb: str, *arguments: str) -> list[str]:
         where = {"context": self.profile.context, "namespace": self.profile.namespace}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -71,7 +72,8 @@ class Local(Cluster):
     def cancel(self, task: Task, seen: Seen, now: bool) -> None:
         """Kill the job's session, if it is not to stop by itself."""
         if now:
-            os.killpg(int(seen.native), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.killpg(int(seen.native), signal.SIGKILL)
 
 
 register_cluster("local", ClusterKind(LocalProfile, Local))

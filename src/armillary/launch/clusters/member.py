@@ -20,13 +20,13 @@ from armillary.recipe import ArmillaryError
 
 def run_member(place: Path, attempt: int, command: Sequence[str]) -> int:
     """Run ``command`` and return its exit code, 128 + N for signal N; record both ends in the folder ``place``."""
-    record = f"attempt-{attempt}-node-{node_name()}"
+    node = node_name()
     # A full disk must not end the training; the node then counts as lost if it fails.
     with contextlib.suppress(OSError):
-        write_record(place, f"{record}.json")
+        write_record(place, f"attempt-{attempt}-began-{node}.json")
     first = os.environ.get(FIRST)
     # torchrun compares the endpoint with its own host, which fails where names and addresses differ.
-    host = {} if first is None else {"PET_RDZV_CONF": f"is_host={int(first == node_name())}"}
+    host = {} if first is None else {"PET_RDZV_CONF": f"is_host={int(first == node)}"}
     child = subprocess.Popen(command, env={**os.environ, **host})
     before = {
         number: signal.signal(number, lambda number, frame: child.send_signal(number))
@@ -39,7 +39,7 @@ def run_member(place: Path, attempt: int, command: Sequence[str]) -> int:
             signal.signal(number, handler)
     code = code if code >= 0 else 128 - code
     with contextlib.suppress(OSError):
-        write_record(place, f"{record}-end.json", exit=code)
+        write_record(place, f"attempt-{attempt}-ended-{node}.json", exit=code)
     return code
 
 

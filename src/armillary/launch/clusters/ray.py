@@ -8,11 +8,14 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from armillary.launch.clusters.cluster import (
     LOG,
@@ -26,7 +29,7 @@ from armillary.launch.clusters.cluster import (
 )
 from armillary.launch.clusters.commands import supervised, work
 from armillary.launch.clusters.profiles import ClusterProfile, Count, Word
-from armillary.recipe import ArmillaryError, UsageError
+from armillary.recipe import ArmillaryError, UsageError, without_passwords
 
 FILE = "job.json"
 _PATIENCE_S = 30.0
@@ -102,31 +105,41 @@ class Ray(Cluster):
 
     def _address(self) -> str:
         address = self.profile.address or os.environ.get("RAY_API_SERVER_ADDRESS") or "http://127.0.0.1:8265"
-        if not address.startswith(("http://", "https://")):
-            raise UsageError(f"address: {address} is not that of a dashboard; give http://HOST:8265")
+        try:
+            parts = urlsplit(address)
+            whole = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            whole = False
+        if not whole or not address.isascii() or not address.isprintable() or " " in address:
+            raise UsageError(f"address: {without_passwords(address)} is not that of a dashboard; give http://HOST:8265")
+        if "@" in parts.netloc:
+            raise UsageError(
+                "address: holds a user or a password; the token of a Ray cluster belongs in RAY_AUTH_TOKEN"
+            )
         return address.rstrip("/")
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
         """The answer of the dashboard.
 
         Raises:
-            ArmillaryError: it refused, with its message, or sent something else than JSON.
-            UnreachableError: it does not answer.
+            ArmillaryError: it refused, with its message, or nothing listens at its address.
+            UnreachableError: it does not answer, or sent something else than JSON.
         """
         url = f"{self._address()}/api/jobs/{path}"
-        headers = {"Content-Type": "application/json"}
-        if (token := _token()) is not None:
-            headers["Authorization"] = f"Bearer {token}"
         data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+        if (token := _token()) is not None:
+            request.add_unredirected_header("Authorization", f"Bearer {token}")  # for this host alone
         try:
-            request = urllib.request.Request(url, data, headers, method=method)
             with urllib.request.urlopen(request, timeout=_PATIENCE_S) as answer:
                 return json.loads(answer.read())
         except urllib.error.HTTPError as error:
             said = " ".join(error.read(2000).decode(errors="replace").split())[-400:]
             raise ArmillaryError(f"{url}: refused ({error.code}): {said}") from error
-        except (OSError, urllib.error.URLError) as error:
-            raise UnreachableError(f"{url}: no answer ({getattr(error, 'reason', None) or error})") from error
+        except (OSError, HTTPException) as error:
+            why = getattr(error, "reason", None) or error
+            unsent = isinstance(why, ConnectionRefusedError | socket.gaierror)
+            raise (ArmillaryError if unsent else UnreachableError)(f"{url}: no answer ({why!s:.200})") from error
         except ValueError as error:
             raise UnreachableError(f"{url}: the answer is not JSON; is this Ray's dashboard?") from error
 
@@ -136,15 +149,20 @@ def _token() -> str | None:
     mode = os.environ.get("RAY_AUTH_MODE", "")
     if mode not in ("", "token"):
         return None
-    if "RAY_AUTH_TOKEN" in os.environ:
-        return os.environ["RAY_AUTH_TOKEN"]
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    try:
-        return path.read_text().strip()
-    except OSError as error:
-        if mode == "":
-            return None
-        raise UsageError(f"{path}: cannot be read ({error.strerror}); it holds the token of the Ray cluster") from error
+    where, token = "RAY_AUTH_TOKEN", os.environ.get("RAY_AUTH_TOKEN")
+    if token is None:
+        try:
+            where, token = str(path), path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            if mode == "":
+                return None
+            why = getattr(error, "strerror", None) or "not text"
+            raise UsageError(f"{path}: cannot be read ({why}); it holds the token of the Ray cluster") from error
+    token = token.strip()
+    if not (token.isascii() and token.isprintable()):
+        raise UsageError(f"{where}: holds characters that no token has; write the token of the Ray cluster alone")
+    return token or None
 
 
 register_cluster("ray", ClusterKind(RayProfile, Ray))

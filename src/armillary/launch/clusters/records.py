@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from armillary.launch.clusters.attempts import FORMAT, read_record, write_record
+from armillary.launch.clusters.attempts import read_record, write_record
 from armillary.launch.clusters.cluster import Cluster, Task, find_cluster
 from armillary.launch.clusters.profiles import ClusterProfile, kept_profile
-from armillary.recipe import ArmillaryError, read_sealed
+from armillary.recipe import ArmillaryError
 
 PLANNED, SUBMITTED, REFUSED = "planned.json", "submitted.json", "refused.json"
 
@@ -66,16 +66,16 @@ def record(task: Task, name: str, **fields: Any) -> None:
     write_record(records_folder() / task.name, name, **fields)
 
 
-def read_jobs() -> tuple[list[Job], list[str]]:
-    """All recorded jobs, newest first, and a line for each record that cannot be read."""
-    jobs, problems = [], []
+def read_jobs() -> tuple[list[Job], dict[str, str]]:
+    """All recorded jobs, newest first, and the problem of each job whose record cannot be read, by its name."""
+    jobs, problems = [], {}
     for folder in sorted(records_folder().glob("*/")):
         try:
             jobs.append(read_job(folder.name))
         except FileNotFoundError:  # killed before the record was written: nothing was submitted
             continue
         except (ArmillaryError, OSError) as error:
-            problems.append(str(error))
+            problems[folder.name] = str(error)
     return sorted(jobs, key=lambda job: job.planned_s, reverse=True), problems
 
 
@@ -84,12 +84,12 @@ def read_job(name: str) -> Job:
 
     Raises:
         FileNotFoundError: there is none.
-        DamagedFileError, ForeignFileError: as ``read_sealed``.
+        DamagedFileError, ForeignFileError: as ``read_record``.
     """
     folder = records_folder() / name
-    remedy = "move its folder away; the job itself is not touched"
-    planned = read_sealed(folder / PLANNED, "record of a job", FORMAT, remedy)
-    submitted, refused = read_record(folder, SUBMITTED), read_record(folder, REFUSED)
+    planned, submitted, refused = (read_record(folder, file) for file in (PLANNED, SUBMITTED, REFUSED))
+    if planned is None:
+        raise FileNotFoundError(folder / PLANNED)
     return Job(
         Task(name, Path(planned["file"]), Path(planned["folder"]), planned["nodes"], planned["ranks"]),
         planned["kind"],

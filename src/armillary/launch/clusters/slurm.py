@@ -27,8 +27,16 @@ from armillary.launch.clusters.cluster import (
     UnreachableError,
     call,
     register_cluster,
+    send,
 )
-from armillary.launch.clusters.commands import TORCHRUN_VARIABLES, member, rendezvous_port, supervised, work
+from armillary.launch.clusters.commands import (
+    TORCHRUN_VARIABLES,
+    check_min_nodes,
+    member,
+    rendezvous_port,
+    supervised,
+    work,
+)
 from armillary.launch.clusters.profiles import ClusterProfile, Count, Line, Variable, Word
 from armillary.recipe import ArmillaryError, UsageError
 
@@ -82,8 +90,7 @@ class Slurm(Cluster):
                 f"--nodes {task.nodes}: a recipe runs on one node of Slurm; for more, start Ray on the nodes and give "
                 "`armillary run --on ray`"
             )
-        if profile.min_nodes is not None and profile.min_nodes > task.nodes:
-            raise UsageError(f"min_nodes: {profile.min_nodes} in the profile, and the job has {task.nodes}; lower it")
+        check_min_nodes(profile.min_nodes, task)
         if "\\" in str(task.place):
             raise UsageError(f"{task.place}: Slurm takes no log file whose path has a backslash; use another --out")
         survives = several and profile.min_nodes is not None and profile.min_nodes < task.nodes
@@ -178,12 +185,13 @@ def submitted(command: Sequence[str], place: Path) -> str:
     """Submit, and return Slurm's id.
 
     Raises:
-        ArmillaryError: Slurm refused, or printed no id.
+        UnreachableError: Slurm printed no id, or as ``send``.
+        ArmillaryError: Slurm refused.
     """
-    said = call(command, folder=place)
+    said = send(command, place)
     native = said.strip().split(";")[0]
     if not native.isdecimal():
-        raise ArmillaryError(f"sbatch printed no job id: {said.strip()[:200]!r}; see squeue --me")
+        raise UnreachableError(f"sbatch printed no job id: {said.strip()[:200]!r}; see squeue --me")
     return native
 
 
