@@ -6,6 +6,8 @@ import importlib.util
 import json
 import os
 import pickle
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +156,104 @@ def test_a_file_that_is_no_run_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "run-a.wandb").write_bytes(content)
     runs, notes = read_runs("wandb", [tmp_path])
     assert runs == [] and "run-a.wandb: torn (" in notes[0]
+
+
+@wandb
+def test_a_name_with_hyphens_a_later_summary_and_values_of_other_kinds(tmp_path: Path) -> None:
+    from wandb.proto import wandb_internal_pb2
+
+    files = tmp_path / "run-20260101_000000-my-run-7" / "files"
+    files.mkdir(parents=True)
+    (files / "wandb-summary.json").write_text(json.dumps({"loss": 3.0, "tokens": 10**400, "deep": [[1]]}))
+    (files / "config.yaml").write_text("a: &a [*a]\n")  # contains itself
+    runs, notes = read_runs("wandb", [tmp_path])
+    assert [run.name for run in runs] == ["my-run-7"] and runs[0].last == {"loss": 3.0}
+    assert len(notes) == 1 and "config.yaml: cannot be read" in notes[0]
+
+    def record(kind: str, values: dict[str, str]) -> bytes:
+        made = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
+        place = made.history.item if kind == "history" else made.summary.update
+        for name, text in values.items():
+            place.add(key=name, value_json=text)
+        return bytes(made.SerializeToString())
+
+    records = [
+        *(record("summary", {"final/loss": text}) for text in ("9", "2.5", "NaN")),
+        *(record("history", {"loss": "3", "_step": text}) for text in ("null", "Infinity", '"x"', "[1]")),
+        record("history", {"loss": "2", "_step": "7"}),
+        record("summary", {"loss": "1"}),
+    ]
+    (tmp_path / "run-b.wandb").write_bytes(b":W&B\xe1\xbe\x00" + b"".join(map(wandb_frame, records)))
+    runs, notes = read_runs("wandb", [tmp_path / "run-b.wandb"])
+    assert notes == [] and runs[0].last == {"final/loss": 2.5, "loss": 2.0}
+
+
+def wandb_frame(content: bytes) -> bytes:
+    return struct.pack("<IHB", zlib.crc32(content, zlib.crc32(b"\x01")), len(content), 1) + content
+
+
+@tensorboard
+def test_tensors_and_hyperparameters_of_other_kinds(tmp_path: Path) -> None:
+    """Tensors that claim a size, bytes that are no hyperparameters, hyperparameters that are lists."""
+    from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, tensor_shape_pb2, types_pb2
+    from tensorboard.plugins.hparams import plugin_data_pb2
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    def shaped(*sizes: int) -> Any:
+        dims = [tensor_shape_pb2.TensorShapeProto.Dim(size=size) for size in sizes]
+        return tensor_pb2.TensorProto(
+            dtype=types_pb2.DT_FLOAT, float_val=[2.0], tensor_shape=tensor_shape_pb2.TensorShapeProto(dim=dims)
+        )
+
+    def hparams(content: bytes) -> Any:
+        plugin = summary_pb2.SummaryMetadata.PluginData(plugin_name="hparams", content=content)
+        return summary_pb2.Summary.Value(tag="h", metadata=summary_pb2.SummaryMetadata(plugin_data=plugin))
+
+    data = plugin_data_pb2.HParamsPluginData()
+    data.session_start_info.hparams["n_params"].number_value = 5e6
+    data.session_start_info.hparams["list"].list_value.values.add(number_value=1)
+    values = [
+        summary_pb2.Summary.Value(tag="huge/loss", tensor=shaped(10**6, 10**6)),
+        summary_pb2.Summary.Value(tag="val/loss", tensor=shaped()),
+        hparams(b"\xff\xff"),
+        hparams(data.SerializeToString()),
+    ]
+    with open(tmp_path / "events.out.tfevents.1", "wb") as file:
+        for value in values:
+            event = event_pb2.Event(step=1, summary=summary_pb2.Summary(value=[value]))
+            RecordWriter(file).write(event.SerializeToString())
+    (run,), notes = read_runs("tensorboard", [tmp_path])
+    assert run.last == {"val/loss": 2.0} and run.config == {"n_params": 5e6} and notes == []
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "a.csv").write_text("run,params,tokens,loss\na,5M,1e9,3\n")
+    (tmp_path / "closed").mkdir()
+    deep = tmp_path.joinpath(*"123456789")
+    deep.mkdir(parents=True)
+    (deep / "b.csv").write_text("run,loss\nb,3\n")
+    listed = Path.iterdir
+
+    def closed(path: Path) -> Any:
+        if path.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    runs, notes = read_runs("csv", [tmp_path, tmp_path])  # the same folder twice is read once
+    assert [run.name for run in runs] == ["a"]
+    assert f"{tmp_path / 'closed'}: cannot be read (Permission denied)" in notes
+    assert any("more than 8 folders deep" in note for note in notes)
+
+
+def test_runs_of_one_name_and_a_join_that_names_a_run_twice(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("run,params,tokens,loss\na,5M,1e9,3\na,6M,1e9,3\n")
+    (tmp_path / "b.csv").write_text("run,params,tokens,loss\na-2,7M,1e9,3\n")
+    imported = make_table(*read_runs("csv", [tmp_path]))
+    assert len({row["run"] for row in imported.rows}) == 3
+    (tmp_path / "join.csv").write_text("run,n_params\na,5M\na,6M\n")
+    with pytest.raises(UsageError, match=r"join.csv: run 'a' is there twice"):
+        make_table(*read_runs("csv", [tmp_path / "a.csv"]), tmp_path / "join.csv")
 
 
 def test_csv_with_a_row_per_run(tmp_path: Path) -> None:

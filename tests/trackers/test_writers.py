@@ -8,10 +8,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from made_runs import HOSTILE, READERS, made_rows, made_run, made_spec, write_rows
 
-from armillary.recipe import BusyError
+from armillary.recipe import BusyError, DamagedFileError
 from armillary.trackers import Destination, RunFiles
 from armillary.trackers.mirror import Mirror, TrackerError, described
 
@@ -185,3 +187,48 @@ def test_rows_stop_at_a_gap_and_at_what_is_torn(tmp_path: Path) -> None:
     assert [row.step for row in rows] == list(range(8, 40))
     assert rows[0].time_s == pytest.approx(1_700_000_008) and rows[12].values["tokens_per_s"] == 64.0
     assert list(rows[0].values)[-1] == "tokens"
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"step": ["1", "2"], "loss": [1.0, 2.0]}, "column 'step' has no whole numbers"),
+        ({"step": [1, None], "loss": [1.0, 2.0]}, "column 'step' has no whole numbers"),
+        ({"loss": [1.0, 2.0]}, "no column 'step'"),
+    ],
+)
+def test_metrics_of_another_program_are_named(columns: dict[str, list[Any]], said: str, tmp_path: Path) -> None:
+    made_run(tmp_path)
+    pq.write_table(pa.table(columns), tmp_path / "metrics.parquet")
+    with pytest.raises(DamagedFileError, match=f"metrics.parquet: .*{said}"):
+        list(RunFiles(tmp_path).rows_after(0))
+
+
+def test_metrics_and_events_with_values_of_other_kinds(tmp_path: Path) -> None:
+    made_run(tmp_path)
+    pq.write_table(
+        pa.table(
+            {"step": [1, 2], "loss": [1.0, 2.0], "note": ["a", "b"], "list": [[1.0], [2.0]], "yes": [True, False]}
+        ),
+        tmp_path / "metrics.parquet",
+    )
+    with open(tmp_path / "events.jsonl", "a") as file:
+        file.write('{"kind": "progress", "step": 1, "time_s": 1' + "0" * 400 + "}\n[1]\n3\n")
+    (rows,) = RunFiles(tmp_path).rows_after(0)
+    assert [dict(row.values) for row in rows] == [{"loss": 1.0}, {"loss": 2.0}]
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
+    spec = made_run(tmp_path, until=30)
+    rows = pq.read_table(tmp_path / "metrics" / "rows-1.parquet")
+    for file in (tmp_path / "metrics").iterdir():
+        file.unlink()
+    for name in ("step-10", "step-20.damaged", "step-30.damaged-2"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    pq.write_table(rows, tmp_path / "checkpoints" / "step-10" / "metrics.parquet")
+    (tmp_path / "checkpoints" / "step-20.damaged" / "metrics.parquet").write_bytes(b"torn")
+    (found,) = RunFiles(tmp_path).rows_after(0)
+    assert [row.step for row in found] == list(range(1, 15)) and spec.steps == 60
+    from armillary.console.curves import metric_files
+
+    assert metric_files(tmp_path) == [tmp_path / "checkpoints" / "step-10" / "metrics.parquet"]

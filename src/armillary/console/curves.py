@@ -81,6 +81,7 @@ def metric_files(folder: Path) -> list[Path]:
     if parts or live.is_file():
         return [*parts, *([live] if live.is_file() else [])]
     checkpoints = sorted((folder / "checkpoints").glob("step-*"), key=_number)
+    checkpoints = [path for path in checkpoints if path.name.removeprefix("step-").isdecimal()]  # not .damaged
     return [path / METRICS for path in checkpoints[-1:] if (path / METRICS).is_file()]
 
 

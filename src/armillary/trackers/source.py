@@ -92,7 +92,7 @@ class _Clock:
             try:
                 event = json.loads(line)
                 self._add(event["kind"], event["step"], float(event["time_s"]), event)
-            except (ValueError, KeyError, TypeError, RecursionError):
+            except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
                 continue
 
     def _add(self, kind: str, step: int, time_s: float, event: dict[str, Any]) -> None:
@@ -230,6 +230,7 @@ class RunFiles:
         if parts or tail:
             return [*parts, *tail], False
         checkpoints = sorted((self.folder / "checkpoints").glob("step-*"), key=_number)
+        checkpoints = [path for path in checkpoints if path.name.removeprefix("step-").isdecimal()]  # not .damaged
         return [path / METRICS for path in checkpoints[-1:] if (path / METRICS).is_file()], False
 
     def _timed(self, rows: list[dict[str, Any]]) -> list[Row]:
@@ -259,21 +260,28 @@ def _number(path: Path) -> int:
 def _opened(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
+    except FileNotFoundError as error:
+        raise DamagedFileError(f"{path}: is gone, because the run has just replaced it; repeat the command") from error
     except (OSError, pa.ArrowException) as error:
         raise DamagedFileError(f"{path}: metrics cannot be read ({_first_line(error)}); restore it") from error
 
 
 def _values(path: Path, after: int) -> Iterator[dict[str, Any]]:
-    """The rows of a file after step ``after``, without what is unknown or not finite."""
+    """The rows of a file after step ``after``: what of them is a finite number."""
     file = _opened(path)
-    if "step" not in file.schema_arrow.names:
+    schema = file.schema_arrow
+    if "step" not in schema.names:
         raise DamagedFileError(f"{path}: metrics have no column 'step'; restore it")
+    numeric = [one.name for one in schema if pa.types.is_integer(one.type) or pa.types.is_floating(one.type)]
     try:
         for batch in file.iter_batches(batch_size=4096, use_threads=False):
+            if "step" not in numeric or batch.column("step").null_count:
+                raise DamagedFileError(f"{path}: column 'step' has no whole numbers in some rows; restore it")
             steps = batch.column("step").to_numpy(zero_copy_only=False)
             if not len(steps) or steps[-1] <= after:
                 continue
-            for values in batch.slice(int(np.searchsorted(steps, after, side="right"))).to_pylist():
+            later = batch.select(numeric).slice(int(np.searchsorted(steps, after, side="right")))
+            for values in later.to_pylist():
                 yield {name: value for name, value in values.items() if value is not None and math.isfinite(value)}
     except (OSError, pa.ArrowException) as error:
         raise DamagedFileError(f"{path}: metrics cannot be read ({_first_line(error)}); restore it") from error

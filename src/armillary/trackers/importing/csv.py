@@ -26,7 +26,7 @@ def read(path: Path) -> tuple[list[FoundRun], list[str]]:
     """The runs in a file or in the CSV files of a folder; and what could not be read."""
     runs: list[FoundRun] = []
     notes: list[str] = []
-    files = list(files_below(path, "*.csv"))
+    files = list(files_below(path, "*.csv", notes))
     for file in files:
         try:
             table = _whole(file, notes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -23,10 +24,21 @@ class FoundRun:
     last: dict[str, float] = field(default_factory=dict)
     steps: dict[str, int] = field(default_factory=dict)  # of each value in ``last``
 
-    def measure(self, name: str, step: int, value: float) -> None:
-        """Take a value, unless there is one of a later step."""
-        if step >= self.steps.get(name, step):
-            self.last[name], self.steps[name] = value, step
+    def measure(self, name: str, step: int, value: Any) -> None:
+        """Take a value if it is a finite number, unless there is one of a later step."""
+        if (number := finite(value)) is not None and step >= self.steps.get(name, step):
+            self.last[name], self.steps[name] = number, step
+
+
+def finite(value: Any) -> float | None:
+    """A value as a finite number; None if it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
 
 
 def read_runs(kind: str, paths: Iterable[Path]) -> tuple[list[FoundRun], list[str]]:
@@ -41,7 +53,7 @@ def read_runs(kind: str, paths: Iterable[Path]) -> tuple[list[FoundRun], list[st
         raise UsageError(f"{error.name} is not installed here: pip install 'armillary[{kind}]'") from error
     runs: list[FoundRun] = []
     notes: list[str] = []
-    for path in paths:
+    for path in {path.resolve(): path for path in paths}.values():
         if not path.exists():
             raise UsageError(f"{path}: there is no such file or folder")
         found, more = reader.read(path)
@@ -52,8 +64,11 @@ def read_runs(kind: str, paths: Iterable[Path]) -> tuple[list[FoundRun], list[st
     return runs, notes
 
 
-def files_below(path: Path, pattern: str) -> Iterator[Path]:
-    """Files of a pattern in a folder and below, in order; links to folders are not followed. A file is itself."""
+def files_below(path: Path, pattern: str, notes: list[str]) -> Iterator[Path]:
+    """Files of a pattern in a folder and below, in order; links to folders are not followed. A file is itself.
+
+    Folders that are left out are added to ``notes``.
+    """
     if path.is_file():
         yield path
         return
@@ -62,8 +77,12 @@ def files_below(path: Path, pattern: str) -> Iterator[Path]:
         folder, depth = waiting.pop()
         try:
             entries = sorted(folder.iterdir())
-        except OSError:
+        except OSError as error:
+            notes.append(f"{folder}: cannot be read ({error.strerror})")
             continue
         yield from (entry for entry in entries if entry.match(pattern) and entry.is_file())
+        folders = [entry for entry in reversed(entries) if entry.is_dir() and not entry.is_symlink()]
         if depth < _DEEPEST:
-            waiting += [(entry, depth + 1) for entry in reversed(entries) if entry.is_dir() and not entry.is_symlink()]
+            waiting += [(entry, depth + 1) for entry in folders]
+        else:
+            notes += [f"{entry}: left out, more than {_DEEPEST} folders deep; name it too" for entry in folders]

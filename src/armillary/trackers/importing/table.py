@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from io import StringIO
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +122,15 @@ def _cell(value: Any) -> Any:
 
 def _different(names: Sequence[str]) -> list[str]:
     """Names without repetition: the second of a name gets ``-2``."""
-    count: Counter[str] = Counter()
-    found = []
+    used, seen = set(names), set[str]()
+    found: list[str] = []
     for name in names:
-        count[name] += 1
-        found.append(name if count[name] == 1 else f"{name}-{count[name]}")
+        free = name
+        if name in seen:
+            free = next(other for k in count(2) if (other := f"{name}-{k}") not in used)
+        used.add(free)
+        seen.add(name)
+        found.append(free)
     return found
 
 
@@ -134,7 +139,11 @@ def _joined(making: _Making, path: Path) -> set[str]:
     key = next((name for name in table.columns if name.lower() in RUN_NAMES), None)
     if key is None:
         raise UsageError(f"{path}: has no column 'run'; its columns are {', '.join(table.columns)}")
-    by_run = {run: number for number, run in enumerate(table.text(key))}
+    names_of = table.text(key)
+    for run, times in Counter(names_of).items():
+        if times > 1 and any(row["run"] == run for row in making.rows):
+            raise UsageError(f"{path}: run '{run}' is there twice; leave one line of it")
+    by_run = {run: number for number, run in enumerate(names_of)}
     matched = [by_run.get(str(row["run"])) for row in making.rows]
     if all(place is None for place in matched):
         names = ", ".join(str(row["run"]) for row in making.rows[:5])

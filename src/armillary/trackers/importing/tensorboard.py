@@ -7,11 +7,11 @@ the run above.
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from tensorboard.plugins.hparams import plugin_data_pb2
 from tensorboard.util import tensor_util
 
@@ -28,7 +28,7 @@ def read(path: Path) -> tuple[list[FoundRun], list[str]]:
     """The runs in an event file or a folder of them; and what could not be read."""
     runs: dict[Path, FoundRun] = {}
     notes: list[str] = []
-    for file in files_below(path, "*tfevents*"):
+    for file in files_below(path, "*tfevents*", notes):
         folder = file.parent
         name = folder.name if path in (file, folder) else folder.relative_to(path).as_posix()
         _read_events(file, runs.setdefault(folder, FoundRun(name)), notes)
@@ -57,9 +57,7 @@ def _read_events(file: Path, run: FoundRun, notes: list[str]) -> None:
 
 def _take(run: FoundRun, step: int, value: Any) -> None:
     if value.metadata.plugin_data.plugin_name == "hparams":
-        data = plugin_data_pb2.HParamsPluginData.FromString(value.metadata.plugin_data.content)
-        for name, one in data.session_start_info.hparams.items():
-            run.config[name] = getattr(one, one.WhichOneof("kind") or "string_value")
+        run.config.update(_hyperparameters(value.metadata.plugin_data.content))
         return
     kind = value.WhichOneof("value")
     if kind == "simple_value":
@@ -68,21 +66,31 @@ def _take(run: FoundRun, step: int, value: Any) -> None:
         run.config.update(_settings(value.tensor))
         return
     elif kind == "tensor":
-        array = np.asarray(_array(value.tensor))
-        if array.size != 1 or array.dtype.kind not in "fiu":
-            return
-        number = float(array.reshape(()))
+        number = _scalar(value.tensor)
     else:
         return
-    if math.isfinite(number):
-        run.measure(value.tag, step, float(number))
+    run.measure(value.tag, step, number)
 
 
-def _array(tensor: Any) -> Any:
+def _scalar(tensor: Any) -> float | None:
+    """The number in a tensor of one; None for any other."""
+    if any(dim.size != 1 for dim in tensor.tensor_shape.dim):  # before a tensor of a claimed size is made
+        return None
     try:
-        return tensor_util.make_ndarray(tensor)
+        array = np.asarray(tensor_util.make_ndarray(tensor))
     except (TypeError, ValueError):  # a kind that this package does not read
-        return ()
+        return None
+    return float(array.reshape(())) if array.size == 1 and array.dtype.kind in "fiu" else None
+
+
+def _hyperparameters(content: bytes) -> dict[str, Any]:
+    try:
+        found = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams
+    except DecodeError:
+        return {}
+    kinds = {name: one.WhichOneof("kind") for name, one in found.items()}
+    plain = ("number_value", "string_value", "bool_value")
+    return {name: getattr(one, kinds[name]) for name, one in found.items() if kinds[name] in plain}
 
 
 def _settings(tensor: Any) -> dict[str, Any]:

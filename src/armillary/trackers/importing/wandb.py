@@ -7,7 +7,7 @@ Several attempts at a run (the same id) are one run. Where that file is missing,
 from __future__ import annotations
 
 import json
-import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from armillary.trackers.writers import flat
 from armillary.trackers.writers.frames import TornError, wandb_records
 from armillary.trackers.writers.wandb import record_of, step_of
 
+_NO_STEP = -1
+_FOLDER = re.compile(r"^(offline-)?run-\d{8}_\d{6}-")
 LACKS = "no run of Weights & Biases (run-ID.wandb, or files/wandb-summary.json)"
 
 
@@ -26,14 +28,14 @@ def read(path: Path) -> tuple[list[FoundRun], list[str]]:
     runs: dict[str, FoundRun] = {}
     notes: list[str] = []
     seen: set[Path] = set()
-    for file in files_below(path, "*.wandb"):
+    for file in files_below(path, "*.wandb", notes):
         seen.add(file.parent.resolve())
         _read_log(file, runs, notes)
     if path.is_dir():
-        for file in files_below(path, "wandb-summary.json"):
+        for file in files_below(path, "wandb-summary.json", []):  # its folders are named above
             folder = file.parent.parent if file.parent.name == "files" else file.parent
             if folder.resolve() not in seen:
-                _read_summary(file, folder.name.rpartition("-")[2], runs, notes)
+                _read_summary(file, _FOLDER.sub("", folder.name), runs, notes)
     return list(runs.values()), notes
 
 
@@ -53,14 +55,12 @@ def _read_log(file: Path, runs: dict[str, FoundRun], notes: list[str]) -> None:
             elif kind == "config":
                 _take_config(run, record.config.update)
             elif kind == "history":
-                step = step_of(record.history)
+                step = _step(record.history)
                 for item in record.history.item:
                     _take(run, ".".join(item.nested_key) or item.key, step, item.value_json)
             elif kind == "summary":
-                for item in record.summary.update:
-                    name = ".".join(item.nested_key) or item.key
-                    if name not in run.last:
-                        _take(run, name, 0, item.value_json)
+                for item in record.summary.update:  # before any step: it counts for what has no history
+                    _take(run, ".".join(item.nested_key) or item.key, _NO_STEP, item.value_json)
     except (TornError, ValueError) as error:
         said = error if isinstance(error, TornError) else "a record is not one of Weights & Biases"
         notes.append(f"{file}: torn ({said}); {count} records before it were read")
@@ -85,11 +85,15 @@ def _take_config(run: FoundRun, updates: Any) -> None:
 
 
 def _take(run: FoundRun, name: str, step: int, text: str) -> None:
-    value = _parsed(text)
-    if name.startswith("_") or isinstance(value, bool) or not isinstance(value, int | float):
-        return
-    if math.isfinite(value):
-        run.measure(name, step, float(value))
+    if not name.startswith("_"):
+        run.measure(name, step, _parsed(text))
+
+
+def _step(history: Any) -> int:
+    try:
+        return step_of(history)
+    except (ValueError, TypeError, OverflowError, RecursionError):
+        return _NO_STEP
 
 
 def _parsed(text: str) -> Any:
@@ -108,14 +112,23 @@ def _read_summary(file: Path, run: str, runs: dict[str, FoundRun], notes: list[s
     found = runs.setdefault(run, FoundRun(run))
     step = summary.get("_step") if isinstance(summary, dict) else None
     for name, value in flat(summary if isinstance(summary, dict) else {}).items():
-        _take(found, name, step if isinstance(step, int) else 0, json.dumps(value))
+        if not name.startswith("_"):
+            found.measure(name, step if isinstance(step, int) else _NO_STEP, value)
     path = file.with_name("config.yaml")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        content = yaml.load(path.read_text(encoding="utf-8"), _Plain) if path.is_file() else {}
+        for name, value in (content if isinstance(content, dict) else {}).items():
+            if not str(name).startswith(("_wandb", "wandb_version")):
+                inner = value["value"] if isinstance(value, dict) and "value" in value else value
+                found.config.update(flat({str(name): inner}))
     except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         notes.append(f"{path}: cannot be read ({' '.join(str(error).split())})")
-        return
-    for name, value in (content if isinstance(content, dict) else {}).items():
-        if not str(name).startswith(("_wandb", "wandb_version")):
-            inner = value["value"] if isinstance(value, dict) and "value" in value else value
-            found.config.update(flat({str(name): inner}))
+
+
+class _Plain(yaml.SafeLoader):
+    """YAML without aliases, which Weights & Biases does not write and which may stand for endless data."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="aliases are not read", problem_mark=self.peek_event().start_mark)  # type: ignore[no-untyped-call]
+        return super().compose_node(parent, index)
