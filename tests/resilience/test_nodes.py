@@ -9,6 +9,17 @@ def test_a_node_that_failed_twice_is_excluded():
     assert excluded_nodes([once, Attempt(("a", "b"), (0, 5), None, ("b", "a"))]) == ("b",)
 
 
+def test_the_same_crash_on_two_nodes_is_one_of_the_program():
+    def crashed(node, crash="signal 11"):
+        return Attempt((node,), (0, 0), "failed", (node,), crash)
+
+    assert excluded_nodes([crashed("a"), crashed("a")]) == ("a",)
+    assert excluded_nodes([crashed("a"), crashed("a"), crashed("b"), crashed("b")]) == ()
+    assert excluded_nodes([crashed("a"), crashed("a"), crashed("b", "signal 6")]) == ("a",)
+    killed = [crashed(node, "") for node in "aabb"]
+    assert excluded_nodes(killed) == ("a", "b")  # a kill is none
+
+
 def test_restarts_without_progress_are_limited_and_others_are_not():
     def failed(steps):
         return Attempt(("a",), (0, steps), "failed", ("a",))

@@ -87,6 +87,10 @@ def _failed(error: BaseException) -> int:
         print(masked("".join(traceback.format_exception(error))), file=sys.stderr)
     from armillary.recipe import ArmillaryError  # here, so that this module loads in a moment: see `main`
 
+    if "ARMILLARY_CRASH" in os.environ:  # this is the work of a job
+        from armillary.launch import record_crash
+
+        record_crash(error)
     if isinstance(error, ArmillaryError):
         _print(str(error), "error")
         return error.exit_code

@@ -16,6 +16,7 @@ from armillary.launch.clusters.cluster import (
     UnreachableError,
     register_cluster,
 )
+from armillary.launch.clusters.crashes import record_crash
 from armillary.launch.clusters.jobs import (
     JobState,
     Prepared,
@@ -67,6 +68,7 @@ __all__ = [
     "prepare",
     "print_log",
     "read_jobs",
+    "record_crash",
     "register_cluster",
     "register_place",
     "settled",

@@ -7,6 +7,7 @@ from armillary.launch.clusters.cluster import Seen as Seen
 from armillary.launch.clusters.cluster import Task as Task
 from armillary.launch.clusters.cluster import UnreachableError as UnreachableError
 from armillary.launch.clusters.cluster import register_cluster as register_cluster
+from armillary.launch.clusters.crashes import record_crash as record_crash
 from armillary.launch.clusters.jobs import JobState as JobState
 from armillary.launch.clusters.jobs import Prepared as Prepared
 from armillary.launch.clusters.jobs import Submission as Submission

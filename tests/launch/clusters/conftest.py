@@ -42,6 +42,47 @@ def run_file(make_spec, tiny_corpus, tmp_path):
 
 
 @pytest.fixture
+def recipe_file(tiny_corpus_spec, tmp_path):
+    """A recipe with all studies, of runs that take seconds."""
+    (tmp_path / "study").mkdir()
+    document = {
+        "name": "tiny",
+        "corpus": tiny_corpus_spec.model_dump(mode="json"),
+        "target": {"voyage": 0.7, "code": 0.3},
+        "model": {"depth": 2},
+        "families": [{"name": "base", "width_per_layer": 8, "head_dim": 8}],
+        "training": {
+            "tokens": 12_000, "context_length": 16, "batch_sequences": 8, "seeds": [1, 2], "precision": "fp32",
+        },
+        "study": {
+            "mixture": {"depth": 1, "runs": 10, "tokens": 8_000, "candidates": 2, "confirm_seeds": 2},
+            "anneal": {"depth": 1, "tokens": 8_000, "shares": [0.2, 0.4], "shapes": ["linear"], "seeds": 2},
+            "ladder": {"depths": [1, 2], "tokens": 10_000, "fractions": [0.3, 0.6, 1.0]},
+        },
+        "validation_windows": 8,
+    }  # fmt: skip
+    path = tmp_path / "study" / "recipe.yaml"
+    path.write_text(yaml.safe_dump(document))
+    return path
+
+
+@pytest.fixture
+def whole_study():
+    """Check that a submitted recipe came to its end, each run once, and return the losses of the target."""
+
+    def check(results):
+        summary = json.loads((results / "summary.json").read_text())
+        assert (results / "report.html").exists() and (results / "model" / "model.safetensors").exists()
+        (log,) = (results / "jobs").glob("*/log.txt")
+        assert "attempt 2 begins on" in log.read_text()
+        runs = list((results / "store" / "runs").iterdir())
+        assert len(runs) == summary["runs"] and all((run / "result.json").exists() for run in runs)
+        return summary["target"]
+
+    return check
+
+
+@pytest.fixture
 def armillary():
     """Run the command line in a process of its own."""
 

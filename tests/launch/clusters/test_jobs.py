@@ -15,9 +15,9 @@ import yaml
 from armillary.cli import main
 from armillary.launch import Submission, cancel, find_job, list_jobs, prepare, print_log, read_jobs, submit
 from armillary.launch.clusters import jobs as jobs_module
+from armillary.launch.clusters import supervise as supervise_module
 from armillary.launch.clusters.attempts import (
     NodeEnd,
-    culprits,
     history,
     node_ends,
     progress_of,
@@ -25,9 +25,11 @@ from armillary.launch.clusters.attempts import (
     read_record,
     write_record,
 )
-from armillary.launch.clusters.cluster import UnreachableError
+from armillary.launch.clusters.cluster import FINAL, Host, UnreachableError
+from armillary.launch.clusters.crashes import CRASH, LostRankError, culprits, record_crash
 from armillary.launch.clusters.jobs import _unique
 from armillary.launch.clusters.records import records_folder
+from armillary.launch.clusters.supervise import Supervisor
 from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, UsageError, load_training, write_sealed
 
 SECRET = "hunter2-do-not-write"
@@ -450,11 +452,65 @@ def test_kubectl_ends_pods_at_once_and_leaves_no_service_of_a_refused_job(wanted
 
 def test_who_caused_a_failure():
     ends = [NodeEnd("a", 1, 20.0), NodeEnd("b", 1, 10.0)]
-    assert culprits(["a"], []) == ("a",)
-    assert culprits(["a", "b"], []) == ()  # ended from outside
-    assert culprits(["a", "b"], ends) == ("b",)
-    assert culprits(["a", "b"], [ends[0], NodeEnd("b", None)]) == ("b",)  # it is lost
-    assert culprits(["a", "b"], [NodeEnd("a", 0, 1.0), NodeEnd("b", 0, 1.0)]) == ()
+    assert culprits(["a"], []) == (("a",), "")
+    assert culprits(["a", "b"], []) == ((), "")  # ended from outside
+    assert culprits(["a", "b"], ends) == (("b",), "")
+    assert culprits(["a", "b"], [ends[0], NodeEnd("b", None)]) == (("b",), "")  # it is lost
+    assert culprits(["a", "b"], [NodeEnd("a", 0, 1.0), NodeEnd("b", 0, 1.0)]) == ((), "")
+
+
+@pytest.mark.parametrize(
+    ("code", "crash", "is_node", "found"),
+    [
+        (137, "", True, ""),  # killed from outside
+        (139, "", True, "signal 11"),
+        (1, "signal 6", True, "signal 6"),  # of a rank
+        (1, "", True, ""),  # it could not even start
+        (1, "ValueError: x", False, "ValueError: x"),
+        (1, "torch.OutOfMemoryError: x", False, "torch.OutOfMemoryError: x"),
+        (1, "torch.AcceleratorError: CUDA error: uncorrectable ECC error", True, None),
+        (1, "OSError: [Errno 5] Input/output error: '/data/x'", True, None),
+        (1, "OSError: [Errno 28] No space left on device", False, None),
+    ],
+)
+def test_an_error_of_the_program_is_no_fault_of_its_node(code, crash, is_node, found):
+    blamed, why = culprits(["a"], [NodeEnd("a", code, 1.0, crash)])
+    assert blamed == (("a",) if is_node else ()) and why == (crash if found is None else found)
+    other = [NodeEnd("b", 1, 2.0), NodeEnd("a", code, 1.0, crash)]  # the node that failed first
+    assert culprits(["a", "b"], other)[0] == blamed
+
+
+def test_the_error_of_a_job_is_recorded_without_a_password(tmp_path, monkeypatch):
+    record_crash(ValueError("outside a job"))
+    for number, (error, crash) in enumerate(
+        [
+            (ValueError("postgresql://me:hunter2@h/d\nx"), "ValueError: postgresql://me:***@h/d x"),
+            (LostRankError("rank 1 died", "IndexError: 3"), "IndexError: 3"),
+            (LostRankError("rank 1 froze"), None),
+            (ArmillaryError("x" * 500), "armillary.recipe.errors.ArmillaryError: " + "x" * 160),
+        ]
+    ):
+        monkeypatch.setenv(CRASH, str(tmp_path / f"attempt-{number}-crash-a.json"))
+        record_crash(error)
+        found = read_record(tmp_path, f"attempt-{number}-crash-a.json")
+        assert (found and found["crash"]) == crash
+    monkeypatch.setenv(CRASH, str(tmp_path / "file" / "x.json"))
+    (tmp_path / "file").touch()
+    record_crash(ValueError("cannot be recorded"))
+
+
+def test_a_job_whose_program_fails_excludes_no_node(wanted, monkeypatch):
+    """The supervisor with the real command line as its work."""
+    monkeypatch.setattr(supervise_module, "_PAUSE_S", 0.0)
+    place = wanted().folder / "jobs" / "large-1"
+    place.mkdir(parents=True)
+    program = "from armillary.cli import guarded; import sys; sys.exit(guarded(lambda: [][1]))"
+    code = Supervisor(place, 1, Host()).supervise([sys.executable, "-c", program])
+    assert code == FINAL
+    attempts = read_attempts(place)
+    assert [attempt.blamed for attempt in attempts] == [(), ()]
+    assert {attempt.crash for attempt in attempts} == {"IndexError: list index out of range"}
+    assert prepare(wanted()).excluded == ()
 
 
 def test_progress_counts_results_and_steps(tmp_path):

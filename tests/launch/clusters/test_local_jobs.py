@@ -11,7 +11,9 @@ import time
 
 import pytest
 from real_slurm import wait_for
-from test_slurm import state, trainer, wait_state
+from test_slurm import kill_in_study, state, trainer, wait_state
+
+from armillary.launch import find_job
 
 
 @pytest.mark.slow
@@ -34,3 +36,14 @@ def test_killed_restarted_cancelled_and_resumed(run_file, armillary):
     second = json.loads(armillary("submit", path, "--on", "local", "--json").stdout)["job"]
     assert wait_state(second, "done", "failed").state == "done"
     assert (results / "result.json").exists() and not list(path.parent.glob("pwned"))
+
+
+@pytest.mark.slow
+def test_a_recipe_is_killed_restarted_and_done(recipe_file, armillary, whole_study):
+    results = recipe_file.parent / "tiny"
+    name = json.loads(armillary("submit", recipe_file, "--on", "local", "--json").stdout)["job"]
+    kill_in_study(results)
+    done = wait_state(name, "done", "failed")
+    log = (find_job(name).task.place / "log.txt").read_text()
+    assert done.state == "done" and done.attempts == 2, log
+    print(whole_study(results), log)

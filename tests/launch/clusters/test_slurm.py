@@ -56,13 +56,24 @@ def trainer(folder):
             words = file.read_bytes().decode().split("\0")
         except (OSError, UnicodeDecodeError):
             continue
-        if "train" in words and str(folder) in words and "armillary.launch.clusters.supervise" not in words:
+        if (
+            {"train", "run"} & set(words)
+            and str(folder) in words
+            and "armillary.launch.clusters.supervise" not in words
+        ):
             return int(file.parent.name)
     return None
 
 
+def kill_in_study(results):
+    """Kill the process of a recipe once several of its runs are done."""
+    wait_for(lambda: len(list(results.glob("store/runs/*/result.json"))) >= 4, "no runs", LONG_S)
+    os.kill(trainer(results), signal.SIGKILL)
+
+
 @pytest.mark.slow
-def test_killed_restarted_and_done(on_slurm, run_file, armillary, undisturbed, outcome, capsys):
+def test_killed_restarted_and_done(on_slurm, run_file, armillary, outcome, capsys):
+    """After a kill the job has the result of a run that nothing happened to, bit for bit."""
     path = run_file(steps=1500, every_steps=100)
     results = path.parent / "large"
     sent = json.loads(armillary("submit", path, "--on", "slurm", "--json").stdout)
@@ -83,12 +94,27 @@ def test_killed_restarted_and_done(on_slurm, run_file, armillary, undisturbed, o
     for part in ("attempt 1 failed, exit code 137; node node", "attempt 2 begins on node", "done: the work"):
         assert part in said
     assert (results / "result.json").exists() and not list(path.parent.glob("pwned"))
+    alone = path.parent / "undisturbed"
+    armillary("train", path, "--out", alone)
+    assert outcome(results) == outcome(alone)
     with capsys.disabled():
-        print(said)
+        print(f"{said}weights {outcome(results)['weights']}, undisturbed {outcome(alone)['weights']}")
 
 
 @pytest.mark.slow
-def test_requeued_cancelled_and_resumed(on_slurm, run_file, armillary, undisturbed, outcome):
+def test_a_recipe_is_killed_requeued_and_done(on_slurm, recipe_file, armillary, whole_study, capsys):
+    results = recipe_file.parent / "tiny"
+    name = json.loads(armillary("submit", recipe_file, "--on", "slurm", "--json").stdout)["job"]
+    kill_in_study(results)
+    done = wait_state(name, "done", "failed")
+    log = (find_job(name).task.place / "log.txt").read_text()
+    assert done.state == "done" and done.attempts == 2, log
+    with capsys.disabled():
+        print(whole_study(results), log)
+
+
+@pytest.mark.slow
+def test_requeued_cancelled_and_resumed(on_slurm, run_file, armillary):
     """`scontrol requeue` and the signal before the time limit cost no steps, and neither does a cancellation."""
     path = run_file(steps=900, every_steps=900)
     results = path.parent / "large"

@@ -4,8 +4,9 @@
 |---|---|
 | ``attempt-N.json`` | when attempt N begins: nodes, progress of the results, the cluster's id |
 | ``attempt-N-began-NODE.json`` | when a node's processes begin |
+| ``attempt-N-crash-NODE.json`` | by a process that fails with an error: the error (`crashes`) |
 | ``attempt-N-ended-NODE.json`` | when they end: exit code |
-| ``attempt-N-end.json`` | when the attempt ends: how, exit code, nodes that failed |
+| ``attempt-N-end.json`` | when the attempt ends: how, exit code, nodes that failed, error |
 | ``cancel.json`` | when a user cancels the job |
 | ``end.json`` | when the job ends: state, exit code, reason |
 
@@ -38,11 +39,15 @@ _STEP = re.compile(r"step-(\d+)")
 
 @dataclass(frozen=True)
 class NodeEnd:
-    """How the processes of a node ended: its exit code and time; None for a node that has not ended, or is lost."""
+    """How the processes of a node ended: exit code, time, and the error that they recorded.
+
+    ``code`` is None for a node that has not ended, or is lost.
+    """
 
     node: str
     code: int | None
     time_s: float = 0.0
+    crash: str = ""
 
 
 def progress_of(folder: Path) -> tuple[int, int]:
@@ -97,10 +102,11 @@ def read_attempts(place: Path) -> list[Attempt]:
                 continue
             nodes, progress = tuple(begun["nodes"]), (int(begun["progress"][0]), int(begun["progress"][1]))
             if ended is None:
-                blamed = culprits(nodes, node_ends(place, number))
+                blamed = lost_nodes(nodes, node_ends(place, number))
                 attempts.append(Attempt(nodes, progress, None, blamed))
             else:
-                attempts.append(Attempt(nodes, progress, ended["ending"], tuple(ended["blamed"])))
+                crash = ended.get("crash", "")  # since format 2
+                attempts.append(Attempt(nodes, progress, ended["ending"], tuple(ended["blamed"]), crash))
     return attempts
 
 
@@ -122,26 +128,39 @@ def node_ends(place: Path, number: int) -> list[NodeEnd]:
         with contextlib.suppress(DamagedFileError, ForeignFileError, OSError):
             record, node = read_record(place, file.name), found[2]
             if record is not None and found[1] == "ended":
-                ends[node] = NodeEnd(node, int(record["exit"]), float(record["time_s"]))
+                crash = read_crash(place, number, node)
+                ends[node] = NodeEnd(node, int(record["exit"]), float(record["time_s"]), crash)
             elif record is not None:
                 ends.setdefault(node, NodeEnd(node, None))
     return list(ends.values())
 
 
-def culprits(nodes: Sequence[str], ends: Sequence[NodeEnd]) -> tuple[str, ...]:
-    """The nodes that caused the failure of an attempt.
+def read_crash(place: Path, number: int, node: str) -> str:
+    """The error that the processes of a node recorded in an attempt; empty if there is none."""
+    with contextlib.suppress(DamagedFileError, ForeignFileError, OSError):
+        record = read_record(place, crash_name(number, node))
+        return "" if record is None else str(record["crash"])
+    return ""
 
-    A single node is the cause. Of several, ``nodes`` or others with an end, those whose processes have begun and never
-    ended are lost: they are the cause. If all have ended, it is the node that failed first. Without any end all of them
-    were ended from outside, and no node is the cause.
+
+def crash_name(number: int, node: str) -> str:
+    """The name of the record of a node's error in an attempt."""
+    return f"attempt-{number}-crash-{node}.json"
+
+
+def lost_nodes(nodes: Sequence[str], ends: Sequence[NodeEnd]) -> tuple[str, ...]:
+    """The nodes whose processes have begun and never ended, of ``nodes`` and others with an end.
+
+    Without any end of several nodes all of them were ended from outside, and none is lost.
     """
     members = {*nodes, *(end.node for end in ends)}
     if len(members) == 1:
-        return tuple(members)
+        return tuple(members) if all(end.code is None for end in ends) else ()
     if not any(end.code is not None for end in ends):
         return ()
-    lost = tuple(end.node for end in ends if end.code is None)
-    if lost:
-        return lost
-    failed = [end for end in ends if end.code != 0]
-    return (min(failed, key=lambda end: end.time_s).node,) if failed else ()
+    return tuple(end.node for end in ends if end.code is None)
+
+
+def first_failed(ends: Sequence[NodeEnd]) -> NodeEnd | None:
+    """Of nodes that all have ended, the one that failed first; None if none has failed."""
+    return min((end for end in ends if end.code), key=lambda end: end.time_s, default=None)

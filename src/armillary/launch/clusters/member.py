@@ -13,8 +13,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from armillary.launch.clusters.attempts import ATTEMPT, FIRST, attempt_numbers, write_record
+from armillary.launch.clusters.attempts import ATTEMPT, FIRST, attempt_numbers, crash_name, write_record
 from armillary.launch.clusters.cluster import node_name
+from armillary.launch.clusters.crashes import CRASH
 from armillary.recipe import ArmillaryError
 
 
@@ -27,7 +28,8 @@ def run_member(place: Path, attempt: int, command: Sequence[str]) -> int:
     first = os.environ.get(FIRST)
     # torchrun compares the endpoint with its own host, which fails where names and addresses differ.
     host = {} if first is None else {"PET_RDZV_CONF": f"is_host={int(first == node)}"}
-    child = subprocess.Popen(command, env={**os.environ, **host})
+    crash = {CRASH: str(place / crash_name(attempt, node))}
+    child = subprocess.Popen(command, env={**os.environ, **host, **crash})
     before = {
         number: signal.signal(number, lambda number, frame: child.send_signal(number))
         for number in (signal.SIGTERM, signal.SIGINT)

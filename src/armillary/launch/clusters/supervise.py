@@ -20,16 +20,19 @@ from armillary.launch.clusters.attempts import (
     ATTEMPT,
     CANCEL,
     END,
+    NodeEnd,
     attempt_numbers,
-    culprits,
+    crash_name,
     history,
     node_ends,
     progress_of,
     read_attempts,
+    read_crash,
     read_record,
     write_record,
 )
-from armillary.launch.clusters.cluster import FINAL, Host
+from armillary.launch.clusters.cluster import FINAL, Host, node_name
+from armillary.launch.clusters.crashes import CRASH, culprits
 from armillary.launch.clusters.kinds import find_cluster
 from armillary.recipe import ArmillaryError, BusyError, counted, exclusive
 from armillary.resilience import NODE_FAILURES, Ending, excluded_nodes, may_restart
@@ -99,7 +102,9 @@ class Supervisor:
         nodes, progress = self.host.nodes(), list(progress_of(self.results))
         write_record(self.place, f"attempt-{number}.json", nodes=list(nodes), progress=progress, native=self.native)
         self._say(f"attempt {number} begins on {', '.join(nodes)}")
-        code = self._call(command, {**environment, ATTEMPT: str(number)})
+        node = node_name()
+        crash_file = str(self.place / crash_name(number, node))
+        code = self._call(command, {**environment, ATTEMPT: str(number), CRASH: crash_file})
         ending: Ending = "failed"
         if code == 0:
             ending = "done"
@@ -107,9 +112,16 @@ class Supervisor:
             ending = "stopped"
         elif code == _USAGE or self._diverged():
             ending = "refused"
-        blamed = culprits(nodes, node_ends(self.place, number)) if ending == "failed" else ()
-        write_record(self.place, f"attempt-{number}-end.json", ending=ending, exit=code, blamed=list(blamed))
-        why = f"; node {', '.join(blamed)} failed" if blamed else ""
+        blamed: tuple[str, ...] = ()
+        crash = ""
+        if ending == "failed":
+            alone = [NodeEnd(node, code, time.time(), read_crash(self.place, number, node))]
+            blamed, crash = culprits(nodes, node_ends(self.place, number) or (alone if len(nodes) == 1 else ()))
+        write_record(
+            self.place, f"attempt-{number}-end.json", ending=ending, exit=code, blamed=list(blamed), crash=crash
+        )
+        why = f"; node {', '.join(blamed)} failed" if blamed else "; this is no fault of a node" if crash else ""
+        why += f" ({crash})" if crash else ""
         self._say(f"attempt {number} {ending}, exit code {code}{why}")
         return ending, code
 

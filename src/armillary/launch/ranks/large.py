@@ -17,6 +17,7 @@ from typing import Any
 
 from armillary.corpus import Corpus
 from armillary.goodput import EventKind, EventWriter
+from armillary.launch.clusters.crashes import LostRankError
 from armillary.launch.ranks.group import joined, meeting_place, place
 from armillary.launch.ranks.local import RankContext, Supervision, start_ranks
 from armillary.recipe import EVENTS, ArmillaryError, LargeRun, Layout, RunResult, RunSpec, UsageError
@@ -78,7 +79,7 @@ def launch(
             leaving.daemon = True
             leaving.start()
             said = str(error).strip().splitlines()[0]
-            raise ArmillaryError(
+            raise LostRankError(
                 f"the connection to another rank was lost ({said}); if the launcher restarts the ranks, they resume "
                 "from the last checkpoint"
             ) from error

@@ -32,6 +32,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from armillary.launch.clusters.crashes import LostRankError, crash_of_signal
 from armillary.model import prefer_large_pages
 from armillary.recipe import ArmillaryError, counted
 from armillary.resilience import KINDS, Detector, FaultClock, FaultState, Finding, Heartbeats, HeartbeatWriter
@@ -114,12 +115,13 @@ def _signals(context: Any, stop: Any) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Loss:
-    """A lost rank: its number, how it was lost, and its last output."""
+    """A lost rank: its number, how it was lost, its last output, and its crash if it was not lost from outside."""
 
     rank: int | None
     how: str
     last_output: str = "nothing"
     finding: Finding | None = None
+    crash: str | None = None
 
 
 class _Team:
@@ -166,9 +168,10 @@ class _Team:
             if in_vain >= self.watch.max_restarts or self.stop.value:
                 again = f", and again after {counted(in_vain, 'restart')}" if in_vain else ""
                 who = "a rank" if loss.rank is None else f"rank {loss.rank}"
-                raise ArmillaryError(
+                raise LostRankError(
                     f"{who} {loss.how}{again}; its last output: {loss.last_output}; the same command "
-                    "resumes from the last checkpoint"
+                    "resumes from the last checkpoint",
+                    loss.crash,
                 )
             attempt += 1
             self.watch.report("restart", step, attempt=attempt)
@@ -272,7 +275,8 @@ class _Team:
         rank = killed[0] if killed else rank
         code = self.processes[rank].exitcode or code
         how = f"died (signal {-code})" if code < 0 else f"died (exit code {code})"
-        return _Loss(rank, how, self.last_output.get(rank, "nothing"))
+        last = self.last_output.get(rank)
+        return _Loss(rank, how, last or "nothing", crash=crash_of_signal(-code) if code < 0 else last)
 
     def _listen(self) -> None:
         for rank, receiver in enumerate(self.receivers):
