@@ -133,6 +133,8 @@ def test_ranks_that_die_before_the_first_step_end_with_one_line(act, restarts, s
         start_ranks(act, 2, Supervision(restarts))
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+    # a kill is no crash of the program
+    assert caught.value.crash == (None if act is die else "RuntimeError: of no use: no such device")
 
 
 def _wait_for_stop(context):
