@@ -52,7 +52,7 @@ def test_a_publication_stays_one_and_its_card_says_the_cost(
     card = (out / "README.md").read_text(encoding="utf-8")
     for row in rows:
         assert f"| {row.domain} | {row.tokens:,} | {row.before:.4f} | {row.after:.4f} |" in card
-    assert "## What the conversion cost" in card and "### 转换的代价" in card
+    assert "## Effect of the conversion" in card and "### 转换的影响" in card
     assert ("compressed-tensors" in card) == (quantize == "int4") and ("llama-cli" in card) == (to == "gguf")
     results = yaml.safe_load(card.split("---\n")[1])["model-index"][0]["results"]
     losses = {result["dataset"]["name"]: result["metrics"][0]["value"] for result in results}

@@ -171,7 +171,7 @@ def test_the_card_tells_text_licences_and_verdict(tmp_path: Path, tokenizer_file
     drawn = {name: 10_240 * a + 2_560 * b for name, a, b in (("news", 0.75, 0.5), ("code", 0.25, 0.5))}
     assert f"| news | 75.0% | 50.0% | {drawn['news']:,.0f} | 0.01 | MIT | demo:news |" in card
     assert f"| code | 25.0% | 50.0% | {drawn['code']:,.0f} | 7.68 | Apache-2.0 | src |" in card
-    assert "only examined" in card and "| novel \\| 小说 | 1,000 | not stated | novel |" in card
+    assert "Only examined" in card and "| novel \\| 小说 | 1,000 | not stated | novel |" in card
     assert "| news | 2.4500 | 2.5000 | 2.4000 to 2.6000 | inside |" in card
     assert "| novel \\| 小说 | 4.3000 | 4.0000 | 3.9000 to 4.1000 | outside |" in card
     assert "| code | 1.5000 |" in card
@@ -187,7 +187,7 @@ def test_the_card_says_nothing_that_the_lineage_does_not(tmp_path: Path, tokeniz
     for claim in ("very small", "made to show", "repeats itself", "chat or to follow"):
         assert claim not in card
     assert "- The licence of novel | 小说 is not stated." in card and "- novel | 小说 的许可证未说明。" in card
-    assert "- No examination on public tasks is recorded." in card and "- 没有公开任务评测的记录。" in card
+    assert "- There is no record of an examination on public tasks." in card and "- 没有公开评测集的评测记录。" in card
     stated = copy.deepcopy(lineage)
     stated["corpus"]["domains"]["novel | 小说"]["licence"] = "CC0"
     rows = [{"task": "t", "subset": "t", "metric": "acc", "value": 0.5, "low": 0.4, "high": 0.6, "n": 90}]
@@ -255,7 +255,7 @@ def test_a_model_without_prediction_has_a_card_that_claims_none(tmp_path: Path, 
     card = (folder / "README.md").read_text(encoding="utf-8")
     assert "predict" not in card
     assert "| news | 2.4500 |" in card
-    assert "rests on" not in card
+    assert "was chosen with" not in card
     assert check_lineage(folder)["verdict"] is None
 
 
@@ -271,7 +271,7 @@ def test_weights_of_another_seed_are_not_called_predicted(
 def test_a_prediction_without_verdict_is_told_as_one(tmp_path: Path, tokenizer_file: Path) -> None:
     folder = published(tmp_path / "model", tokenizer_file, verdict=None)
     card = (folder / "README.md").read_text(encoding="utf-8")
-    assert "A prediction was recorded; no verdict on it is recorded." in card and "inside" not in card
+    assert "A prediction was recorded, but no verdict." in card and "inside" not in card
 
 
 @pytest.mark.parametrize("named", ["verdict", "extra"])

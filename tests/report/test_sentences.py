@@ -101,7 +101,7 @@ def test_the_annealing_taken_is_described_as_it_was_tested(part: AnnealPart, tmp
         assert f"Of {others} other{'s' * (others != 1)}, none is significantly better" in text
     assert f"over the last {taken}" in text
     count = len(part.branches)
-    assert f"{count} ending{'s' * (count != 1)} of the learning rate" in text
+    assert f"Tested: {count} ending{'s' * (count != 1)} of training." in text
 
 
 # --- the choice among mixtures -------------------------------------------------------------------------------------
@@ -294,7 +294,7 @@ def test_a_start_that_was_not_recorded_is_not_called_none(tmp_path: Path) -> Non
 def test_the_chain_is_told_intact_only_where_it_is(problem: str | None, tmp_path: Path) -> None:
     chain = Chain(7, "abcdef", problem, prediction=3, verdict=7)
     text = page(tmp_path, prediction=PredictionPart("2026-01-01T00:00:00Z", None, [], chain=chain))
-    assert ("7 records, none changed since" in text) is (problem is None)
+    assert ("The store holds 7 records" in text and "None has been changed" in text) is (problem is None)
     assert ("The chain of records is broken" in text and "entry 3 was changed" in text) is (problem is not None)
     assert ("Prediction: number 3; verdict: number 7." in text) is (problem is None)
 
@@ -322,9 +322,9 @@ def test_the_ladder_draws_each_run_and_the_law_at_its_own_size(
     assert not [c for c in axes.collections if not isinstance(c, LineCollection)]  # no band along a path
     inside = sum(p.low <= p.target <= p.high for p in points)  # type: ignore[operator]
     text = page(tmp_path, ladder=LadderPart(points, []))
-    assert f"{inside} of {len(points)} runs are inside it" in text
+    assert f"{inside} of {len(points)} runs lie inside their interval" in text
     sizes = len({p.parameters for p in points})
-    assert f"{len(points)} run{'s' * (len(points) != 1)}, of {sizes} size{'s' * (sizes != 1)};" in text
+    assert f"{len(points)} run{'s' * (len(points) != 1)} of {sizes} size{'s' * (sizes != 1)}." in text
 
 
 # --- corpus, recipe, failures, notes -------------------------------------------------------------------------------
@@ -340,8 +340,8 @@ def test_counts_of_the_corpus_agree_in_number(counts: list[tuple[int, int, bool]
     ]
     text = page(tmp_path, corpus=rows)
     documents, duplicates = sum(n for n, _, _ in counts), sum(k for _, k, _ in counts)
-    assert f"{len(rows)} domain{'s' * (len(rows) != 1)}, {sum(t for *_, t in counts)} of them to train on" in text
-    assert f"{documents} document{'s' * (documents != 1)} in all" in text
+    assert f"{len(rows)} domain{'s' * (len(rows) != 1)}, {sum(t for *_, t in counts)} of them for training" in text
+    assert f"The corpus has {documents} document{'s' * (documents != 1)};" in text
     assert f"{duplicates} exact {'duplicate was' if duplicates == 1 else 'duplicates were'} dropped" in text
     assert text.count("not stated") == len(rows)
 
@@ -358,7 +358,7 @@ def test_a_power_is_explained(tmp_path: Path) -> None:
     part = AnnealPart([AnnealRow(0.2, "linear", [3.0], power=1.5)], chosen=0, significant=False, reference=0)
     text = page(tmp_path, anneal=part)
     assert "found^" not in text and "mixture found, power 1.5" in text
-    assert "each weight of the mixture found is raised to 1.5" in text
+    assert "Power 1.5: each weight of the mixture found is raised to this power" in text
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])

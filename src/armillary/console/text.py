@@ -212,7 +212,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "seed": ("seed", "种子"),
     "all_runs_of": ("all runs of this study", "该研究的全部训练"),
     "stage_mixture": ("mixture study", "配比研究"),
-    "stage_mixture-confirm": ("mixtures again, new seeds", "配比重训（新种子）"),
+    "stage_mixture-confirm": ("mixtures trained again, new seeds", "配比重训（新种子）"),
     "stage_anneal": ("annealing study", "退火研究"),
     "stage_ladder": ("ladder", "规模阶梯"),
     "stage_target": ("target runs", "目标训练"),
@@ -401,8 +401,8 @@ class Words(ReportWords):
 
     def sentence(self, key: str, **values: object) -> Markup:
         """Like a call, but as HTML without line breaks inside a value."""
-        kept = Markup('<span class="value">{}</span>')
-        return Markup(self._pair(key)).format(**{name: kept.format(value) for name, value in values.items()})
+        span = Markup('<span class="value">{}</span>')
+        return Markup(self._pair(key)).format(**{name: span.format(value) for name, value in values.items()})
 
     def one_of(self, prefix: str, name: str) -> str:
         """The word for one of this program's names, such as a status; any other name unchanged."""

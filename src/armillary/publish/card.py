@@ -1,7 +1,7 @@
 """Writes the model card: a README.md for readers who find the published folder and do not know its history.
 
-Every sentence follows from the lineage, so that none can be false of another model. The front matter has the keys that
-Hugging Face, ModelScope, Gitee and Modelers read. The text is in English first, and then in Chinese.
+Every sentence is derived from the lineage, so a card never states what was not recorded. The front matter has the keys
+that Hugging Face, ModelScope, Gitee and Modelers read. The text is in English first, and then in Chinese.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ Language = Literal["en", "zh"]
 
 _TAG = "tags:\n- armillary\n"
 UNKNOWN = "unknown"
+_STUDIES = {"mixture": "配比研究", "mixture-confirm": "配比重训", "anneal": "退火研究", "ladder": "规模阶梯"}
 # Identifiers of licences that Hugging Face lists; any other is "other" with a name.
 _LICENCES = frozenset(
     (
@@ -110,9 +111,9 @@ def front_matter(name: str, lineage: Mapping[str, Any], measured: Sequence[tuple
                     {
                         "task": {"type": "text-generation"},
                         "dataset": {"name": data, "type": "held-out"},
-                        "metrics": [{"type": metric, "value": round(float(value), 6), "name": said}],
+                        "metrics": [{"type": metric, "value": round(float(value), 6), "name": text}],
                     }
-                    for data, metric, value, said in rows
+                    for data, metric, value, text in rows
                 ],
             }
         ]
@@ -132,24 +133,24 @@ def _model_parts(shape: ModelShape, context_length: int, lineage: dict[str, Any]
     folder = conversion is None or conversion["to"] == "huggingface"
     if language == "en":
         about = (
-            f"A decoder-only language model of {counted(shape.parameters, 'parameter')} "
+            f"A decoder-only language model with {counted(shape.parameters, 'parameter')} "
             f"({shape.non_embedding_parameters:,} without embedding and output matrix), trained on "
-            f"{counted(run.tokens, 'token')}: {counted(layers, 'layer')} of width {width}, {heads} query and "
-            f"{kv_heads} key-value heads of {dim}, feed-forward width {d_ff}, vocabulary of "
-            f"{counted(shape.vocab_size, 'token')}, contexts of {context_length} tokens."
-            + (f" To `transformers` it is a `{kind}`." if folder else "")
+            f"{counted(run.tokens, 'token')}. It has {counted(layers, 'layer')} of width {width}, {heads} query and "
+            f"{kv_heads} key-value heads of dimension {dim}, feed-forward width {d_ff}, a vocabulary of "
+            f"{counted(shape.vocab_size, 'token')}, and a context length of {context_length} tokens."
+            + (f" `transformers` loads it as `{kind}`." if folder else "")
         )
     else:
         about = (
-            f"仅解码器语言模型，{shape.parameters:,} 个参数（不含词嵌入与输出矩阵为 "
-            f"{shape.non_embedding_parameters:,} 个），训练了 {run.tokens:,} 个 token：{layers} 层，宽度 {width}，"
-            f"{heads} 个查询头与 {kv_heads} 个键值头，每头 {dim} 维，前馈宽度 {d_ff}，词表 {shape.vocab_size:,}，"
-            f"上下文 {context_length} 个 token。" + (f"在 `transformers` 中为 `{kind}`。" if folder else "")
+            f"仅解码器（decoder-only）语言模型，共 {shape.parameters:,} 个参数（不含词嵌入与输出矩阵为 "
+            f"{shape.non_embedding_parameters:,} 个），用 {run.tokens:,} 个词元训练。{layers} 层，宽度 {width}，"
+            f"{heads} 个查询头、{kv_heads} 个键值头，每头 {dim} 维，前馈层宽度 {d_ff}，词表大小 {shape.vocab_size:,}，"
+            f"上下文长度 {context_length} 个词元。" + (f"`transformers` 以 `{kind}` 类加载。" if folder else "")
         )
     code = (
         "```python\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'folder = "."  # where this file lies\n'
+        'folder = "."  # the folder of this file\n'
         "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
         "model = AutoModelForCausalLM.from_pretrained(folder)\n"
         'tokens = tokenizer("The ", return_tensors="pt")\n'
@@ -161,22 +162,22 @@ def _model_parts(shape: ModelShape, context_length: int, lineage: dict[str, Any]
         gguf = conversion["to"] == "gguf"
         code = "```\n" + ("llama-cli -m model.gguf -p 'The '" if gguf else "armillary generate .") + "\n```"
     continues = {
-        "en": "It continues text." + ("" if supervised else " It has no chat template."),
-        "zh": "它续写文本。" + ("" if supervised else "不含对话模板。"),
+        "en": "The model continues text." + ("" if supervised else " It has no chat template."),
+        "zh": "该模型用于续写文本。" + ("" if supervised else "不含对话模板。"),
     }
     return [
         about,
-        _head(language, "How to load it", "加载"),
+        _head(language, "Loading", "加载方法"),
         code,
         continues[language] + (_packed(conversion, language) if conversion is not None else ""),
-        _head(language, "What it was trained on", "训练数据"),
+        _head(language, "Training data", "训练数据"),
         *_text(run, lineage["corpus"]["domains"], lineage["passes"], language),
-        _head(language, "How it measured", "测量结果"),
+        _head(language, "Results", "测量结果"),
         *({"en": ["Before the conversion:"], "zh": ["转换之前："]}[language] if conversion is not None else []),
         *_measured(lineage, language),
         *_evaluation(lineage, language),
         *(_conversion(conversion, language) if conversion is not None else []),
-        _head(language, "Where it comes from", "来源"),
+        _head(language, "Origin", "来源"),
         _origin(lineage, language),
         _head(language, "Limits", "局限"),
         _limits(lineage, context_length, language),
@@ -195,30 +196,26 @@ def _text(run: RunSpec, domains: Mapping[str, Any], passes: Mapping[str, float],
     lead = (
         f"{counted(run.tokens, 'token')} in {counted(run.steps, 'step')}"
         if english
-        else f"{run.steps:,} 步，共 {run.tokens:,} 个 token"
+        else f"训练 {run.steps:,} 步，共 {run.tokens:,} 个词元"
     )
     if isinstance(run.objective, Supervised):
         read = [(name, f"{times:.2f}") for name, times in passes.items()]
         examples = run.objective.examples
-        lead += f" of supervised examples ({examples})." if english else f"，为监督样本（{examples}）。"
-        heads = ("examples", "passes over them") if english else ("样本", "遍数")
+        lead += f" of supervised examples ({examples})." if english else f"，数据为监督样本（{examples}）。"
+        heads = ("examples", "passes") if english else ("样本", "遍数")
         return [lead, _table(heads, read), *_examined(domains, language)]
-    columns = ["domain" if english else "领域"]
+    columns = ["domain" if english else "语料域"]
     if len(phases) == 1:
         lead += ", with one mixture throughout" if english else "，全程使用同一配比"
-        columns.append("share of the tokens" if english else "token 占比")
+        columns.append("share of the tokens" if english else "词元占比")
     else:
-        lead += (
-            f", with {counted(len(phases), 'mixture')} one after the other"
-            if english
-            else f"，依次使用 {len(phases)} 个配比"
-        )
+        lead += f", with {counted(len(phases), 'mixture')} in turn" if english else f"，依次使用 {len(phases)} 个配比"
         steps = [(a + 1, b) for a, b in zip(phases, ends, strict=True)]
         columns += [f"share in steps {a:,} to {b:,}" if english else f"第 {a:,} 至 {b:,} 步占比" for a, b in steps]
     columns += (
-        ["tokens trained on, about", "passes over its text", "licence", "source"]
+        ["training tokens, about", "passes over its text", "licence", "source"]
         if english
-        else ["训练 token 数（约）", "遍数", "许可证", "来源"]
+        else ["训练词元数（约）", "遍数", "许可证", "来源"]
     )
     rows = []
     for name in dict.fromkeys(name for phase in run.mixture for name in phase.weights):
@@ -256,10 +253,10 @@ def _examined(domains: Mapping[str, Any], language: Language) -> list[str]:
         return []
     if language == "en":
         return [
-            "Not trained on, only examined:",
+            "Only examined, not trained on:",
             _table(("domain", "validation tokens", "licence", "source"), examined),
         ]
-    return ["未参与训练，只用于评测：", _table(("领域", "验证 token 数", "许可证", "来源"), examined)]
+    return ["未参与训练，仅用于评测：", _table(("语料域", "验证词元数", "许可证", "来源"), examined)]
 
 
 def _measured(lineage: dict[str, Any], language: Language) -> list[str]:
@@ -269,23 +266,23 @@ def _measured(lineage: dict[str, Any], language: Language) -> list[str]:
     text = (
         f"Validation loss on held-out text ({counted(held_out, 'token')} in all domains), in nats per token."
         if english
-        else f"留出文本（全部领域共 {held_out:,} 个 token）上的验证损失，单位为每 token 奈特。"
+        else f"留出文本（各语料域共 {held_out:,} 个词元）上的验证损失，单位为奈特/词元。"
     )
     losses: dict[str, float] = lineage["losses"]
     verdict = {row["domain"]: row for row in lineage["verdict"] or ()}
     if not verdict:
-        if (said := lineage["prediction"]) is not None:
-            text += _unjudged(said["run"], lineage, language)
-        heads = ("domain", "loss") if english else ("领域", "损失")
+        if (prediction := lineage["prediction"]) is not None:
+            text += _unjudged(prediction["run"], lineage, language)
+        heads = ("domain", "loss") if english else ("语料域", "损失")
         return [text, _table(heads, [(domain, f"{loss:.4f}") for domain, loss in losses.items()])]
     hits = sum(bool(row["inside"]) for row in verdict.values())
     text += (
-        " What the run would reach was predicted from the runs of the ladder and recorded before it began; "
-        f"{hits} of {counted(len(verdict), 'prediction')} (the domains and the target, their weighted mean) lie inside "
-        "their intervals."
+        " Before the run began, its losses were predicted from the smaller runs of the ladder, and the predictions "
+        f"were recorded. For {hits} of {counted(len(verdict), 'prediction')} (the domains, and the target as their "
+        "weighted mean), the measured loss lies inside the interval."
         if english
-        else f"训练开始之前，已根据阶梯实验预测并记录结果；{len(verdict)} 个预测（各领域及其加权平均即目标）中有 "
-        f"{hits} 个落在区间内。"
+        else "训练开始之前，已根据规模阶梯（一组逐级增大的小模型）预测并记录损失；"
+        f"{len(verdict)} 项预测（各语料域，以及作为其加权平均的目标）中，有 {hits} 项的实测值落在区间内。"
     )
     rows = []
     for domain, loss in (losses | {name: row["measured"] for name, row in verdict.items()}).items():
@@ -293,10 +290,12 @@ def _measured(lineage: dict[str, Any], language: Language) -> list[str]:
         if row := verdict.get(domain):
             predicted = f"{row['predicted']:.4f}"
             interval = f"{row['low']:.4f} {'to' if english else '至'} {row['high']:.4f}"
-            inside = ("inside" if row["inside"] else "outside") if english else ("之内" if row["inside"] else "之外")
+            inside = (
+                ("inside" if row["inside"] else "outside") if english else ("区间内" if row["inside"] else "区间外")
+            )
         rows.append((domain, f"{loss:.4f}", predicted, interval, inside))
     heads5 = ("domain", "loss", "predicted", "interval", "verdict")
-    return [text, _table(heads5 if english else ("领域", "损失", "预测", "区间", "判定"), rows)]
+    return [text, _table(heads5 if english else ("语料域", "损失", "预测", "区间", "判定"), rows)]
 
 
 def _unjudged(predicted: str, lineage: dict[str, Any], language: Language) -> str:
@@ -304,23 +303,23 @@ def _unjudged(predicted: str, lineage: dict[str, Any], language: Language) -> st
     diverged = lineage["verdict_status"] == "diverged"
     if predicted == lineage["run"]:
         return {
-            "en": " A prediction was recorded; no verdict on it is recorded.",
-            "zh": "已记录一个预测，但没有判定记录。",
+            "en": " A prediction was recorded, but no verdict.",
+            "zh": "有预测记录，但没有判定记录。",
         }[language]
     if language == "en":
         return (
-            f" What was predicted is another run, `{predicted}`, which "
-            f"{'diverged' if diverged else 'has no result'}: nothing was predicted of these weights, which come from "
-            "another seed."
+            f" The recorded prediction is for another run, `{predicted}`, which "
+            f"{'diverged' if diverged else 'has no result'}. These weights come from another seed, and there is no "
+            "prediction for them."
         )
     return (
-        f"预测针对的是另一次训练 `{predicted}`，该训练{'已发散' if diverged else '没有结果'}；"
-        "这里的权重来自另一个随机种子，没有针对它的预测。"
+        f"记录的预测针对另一次训练 `{predicted}`，该训练{'已发散' if diverged else '没有结果'}；"
+        "本权重来自另一个随机种子，没有针对它的预测。"
     )
 
 
 def _evaluation(lineage: Mapping[str, Any], language: Language) -> list[str]:
-    """The results of examinations that were given to the publication."""
+    """The examination results recorded in the publication."""
     rows = (lineage.get("publication") or {}).get("evaluation") or ()
     if not rows:
         return []
@@ -342,7 +341,7 @@ def _evaluation(lineage: Mapping[str, Any], language: Language) -> list[str]:
 
 
 def _packed(conversion: Mapping[str, Any], language: Language) -> str:
-    """What loading takes if the weights are packed integers."""
+    """The package needed to load packed integer weights, as a sentence."""
     if conversion["stored"] not in ("int4", "int8"):
         return ""
     return {
@@ -352,7 +351,7 @@ def _packed(conversion: Mapping[str, Any], language: Language) -> str:
 
 
 def _conversion(about: Mapping[str, Any], language: Language) -> list[str]:
-    """What a conversion of the weights cost: the loss before and after, domain by domain."""
+    """The effect of a conversion of the weights: the loss before and after, for each domain."""
     english = language == "en"
     to = "to" if english else "至"
     rows = []
@@ -373,18 +372,18 @@ def _conversion(about: Mapping[str, Any], language: Language) -> list[str]:
         lead = (
             f"These weights are `{about['from']}` converted to `{about['to']}` in `{about['stored']}`"
             f"{', with channels scaled by activations' if calibrated else ''}. Both were "
-            f"measured on the same windows of the validation text of corpus `{about['corpus']}`: nats per token before "
-            "and after, the paired difference with its 95% interval over windows, and the p-value of a sign-flip test."
+            f"measured on the same windows of the validation text of corpus `{about['corpus']}`. The table shows the "
+            "loss in nats per token before and after, the paired difference with its 95% interval over windows, and "
+            "the p-value of a sign-flip test."
         )
         heads = ("domain", "tokens", "before", "after", "difference", "p")
-        return ["## What the conversion cost", lead, _table(heads, rows)]
+        return ["## Effect of the conversion", lead, _table(heads, rows)]
     lead = (
         f"这些权重由 `{about['from']}` 转换为 `{about['to']}`，以 `{about['stored']}` 存储"
-        f"{'，各通道按激活缩放' if calibrated else ''}。两者在语料 "
-        f"`{about['corpus']}` 验证文本的相同窗口上测量：转换前后每 token 奈特数、配对差值及其 95% 区间（按窗口）、"
-        "符号翻转检验的 p 值。"
+        f"{'，各通道按激活值缩放' if calibrated else ''}。两者在语料 `{about['corpus']}` 验证文本的相同窗口上测量。"
+        "下表为转换前后的损失（奈特/词元）、配对差值及其 95% 区间（按窗口计算），以及符号翻转检验的 p 值。"
     )
-    return ["### 转换的代价", lead, _table(("领域", "token 数", "之前", "之后", "差值", "p"), rows)]
+    return ["### 转换的影响", lead, _table(("语料域", "词元数", "转换前", "转换后", "差值", "p"), rows)]
 
 
 def converted_card(name: str, shape: ModelShape, about: Mapping[str, Any]) -> str:
@@ -398,11 +397,11 @@ def converted_card(name: str, shape: ModelShape, about: Mapping[str, Any]) -> st
     def parts(language: Language) -> list[str]:
         rows = [(domain, licence or _not_stated(language)) for domain, licence in about["licences"].items()]
         if language == "en":
-            text = f"A language model of {counted(shape.parameters, 'parameter')}. Its training is not recorded here."
-            heads, lead = ("domain", "licence"), "Licences of the text that it was measured on:"
+            text = f"A language model with {counted(shape.parameters, 'parameter')}. Its training is not recorded here."
+            heads, lead = ("domain", "licence"), "Licences of the text used for the measurement:"
         else:
-            text = f"语言模型，{shape.parameters:,} 个参数。此处没有训练记录。"
-            heads, lead = ("领域", "许可证"), "测量所用文本的许可证："
+            text = f"语言模型，{shape.parameters:,} 个参数。此处没有其训练记录。"
+            heads, lead = ("语料域", "许可证"), "测量所用文本的许可证："
         return [text, *_conversion(about, language), lead, _table(heads, rows)]
 
     return _joined(name, lineage, measured, parts("en"), parts("zh"))
@@ -414,13 +413,13 @@ def _origin(lineage: dict[str, Any], language: Language) -> str:
     if language == "en":
         studies = ", ".join(f"{counted(count, 'run')} of the {study} study" for study, count in argued.items())
         return (
-            f"Run `{run}` on corpus `{corpus}`.{f' The recipe rests on {studies}.' if studies else ''} `lineage.json` "
-            "holds its full specification, the runs behind it, the version of the code and the SHA-256 of every file "
-            f"(of the weights: `{weights}…`)."
+            f"Run `{run}` on corpus `{corpus}`.{f' The recipe was chosen with {studies}.' if studies else ''} "
+            "`lineage.json` records the full specification, the runs behind the recipe, the version of the code and "
+            f"the SHA-256 of every file (of the weights: `{weights}…`)."
         )
-    studies = "、".join(f"{study} 实验的 {count} 次训练" for study, count in argued.items())
+    studies = "、".join(f"{_STUDIES.get(study, study)}的 {count} 次训练" for study, count in argued.items())
     return (
-        f"训练 `{run}`，语料 `{corpus}`。{f'配方依据：{studies}。' if studies else ''}`lineage.json` 记录完整规格、"
+        f"训练 `{run}`，语料 `{corpus}`。{f'配方依据：{studies}。' if studies else ''}`lineage.json` 记录了完整规格、"
         f"所依据的训练、代码版本以及每个文件的 SHA-256（权重：`{weights}…`）。"
     )
 
@@ -431,18 +430,18 @@ def _limits(lineage: Mapping[str, Any], context_length: int, language: Language)
     examined = bool((lineage.get("publication") or {}).get("evaluation"))
     if language == "en":
         points = [
-            f"It was trained on sequences of up to {context_length} tokens; longer ones were not measured.",
-            "Its training made the text of the domains above likely. Nothing in it checks whether a statement is true.",
-            "No examination for safety or bias is recorded.",
-            *([] if examined else ["No examination on public tasks is recorded."]),
+            f"It was trained on sequences of up to {context_length} tokens. Longer sequences were not tested.",
+            "It was trained to continue text like that of the domains above. Its statements may be false.",
+            "There is no record of a safety or bias examination.",
+            *([] if examined else ["There is no record of an examination on public tasks."]),
             *([f"The licence of {', '.join(unstated)} is not stated."] if unstated else []),
         ]
     else:
         points = [
-            f"训练序列最长 {context_length} 个 token，更长的输入未测量。",
-            "训练目标是提高上述领域文本的似然，并不检查陈述是否真实。",
-            "没有安全性或偏见评测的记录。",
-            *([] if examined else ["没有公开任务评测的记录。"]),
+            f"训练序列最长 {context_length} 个词元，更长的输入未经测试。",
+            "训练目标是续写上述语料域的文本，输出的内容可能不符合事实。",
+            "没有安全性或偏见方面的评测记录。",
+            *([] if examined else ["没有公开评测集的评测记录。"]),
             *([f"{'、'.join(unstated)} 的许可证未说明。"] if unstated else []),
         ]
     return "\n".join(f"- {point}" for point in points)
@@ -473,7 +472,7 @@ def _chat_parts(lineage: dict[str, Any], language: Language) -> list[str]:
         "```\narmillary chat .\n```\n\n"
         "```python\n"
         "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'folder = "."  # where this file lies\n'
+        'folder = "."  # the folder of this file\n'
         "tokenizer = AutoTokenizer.from_pretrained(folder)\n"
         "model = AutoModelForCausalLM.from_pretrained(folder)\n"
         f'turns = [{{"role": "user", "content": {json.dumps(taught["example"], ensure_ascii=False)}}}]\n'
@@ -485,54 +484,57 @@ def _chat_parts(lineage: dict[str, Any], language: Language) -> list[str]:
     families = taught["families"]
     if english:
         about = (
-            f"A language model that was taught to answer questions of {len(families)} kinds ({', '.join(families)}), "
-            f"in Chinese and English where the questions were. It is the base model of run `{base['run']}`, fine-tuned "
-            f"on {counted(taught['items'], 'question')} whose answers a program computes."
+            f"A language model that was taught to answer {counted(len(families), 'kind')} of questions "
+            f"({', '.join(families)}), in the languages of its training questions. It is the base model of run "
+            f"`{base['run']}`, fine-tuned on {counted(taught['items'], 'question')} whose answers a program computed."
         )
         measured = (
-            "Share of right answers before and after, on the same questions that it was not trained on, with the 95% "
-            "interval of the paired difference in points:"
+            "Share of right answers before and after fine-tuning, on questions that it was not trained on. The "
+            "difference is paired, in percentage points, with its 95% interval:"
         )
         origin = (
-            f"Run `{lineage['run']}`, which starts from the model with the weights `{base['weights'][:16]}…`. "
-            "`lineage.json` holds its full specification, what it was trained on, the runs behind the base model, the "
+            f"Run `{lineage['run']}`, which starts from the base model (weights `{base['weights'][:16]}…`). "
+            "`lineage.json` records the full specification, the training data, the runs behind the base model, the "
             "version of the code and the SHA-256 of every file."
         )
         limits = [
-            "The questions above are of the kinds that it was taught; answers to other questions were not measured.",
-            "No examination for safety or bias is recorded.",
+            "Only questions of the kinds that it was taught were tested, no others.",
+            "There is no record of a safety or bias examination.",
         ]
     else:
         about = (
-            f"学会回答 {len(families)} 类问题（{'、'.join(families)}）的语言模型；问题有中英文时，两种语言都学过。"
-            f"它以训练 `{base['run']}` 的模型为基础，在 {taught['items']:,} 道由程序算出答案的问题上微调。"
+            f"经微调可回答 {len(families)} 类题目（{'、'.join(families)}）的语言模型，语言与训练题相同。"
+            f"以训练 `{base['run']}` 的模型为基座，用 {taught['items']:,} 道题目微调，答案由程序算出。"
         )
-        measured = "同一批未参与训练的问题上，微调前后的正确率，以及配对差值的 95% 区间（百分点）："
+        measured = "在未参与训练的题目上，微调前后的正确率。差值为配对差值（百分点），附 95% 区间："
         origin = (
-            f"训练 `{lineage['run']}`，从权重 `{base['weights'][:16]}…` 的模型开始。`lineage.json` 记录完整规格、"
-            "训练内容、基础模型所依据的训练、代码版本以及每个文件的 SHA-256。"
+            f"训练 `{lineage['run']}`，从基座模型（权重 `{base['weights'][:16]}…`）开始。`lineage.json` 记录了"
+            "完整规格、训练数据、基座模型所依据的训练、代码版本以及每个文件的 SHA-256。"
         )
-        limits = ["以上问题都属于学过的类型；对其他问题的回答没有测量。", "没有安全性或偏见评测的记录。"]
+        limits = ["只测试了训练过的题型，其他问题未经测试。", "没有安全性或偏见方面的评测记录。"]
     return [
         about,
-        _head(language, "How to talk to it", "对话"),
+        _head(language, "Chat", "对话"),
         code,
-        _head(language, "How it measured", "测量结果"),
+        _head(language, "Results", "测量结果"),
         measured,
         _table(
             ("questions", "n", "before", "after", "difference")
             if english
-            else ("问题", "题数", "之前", "之后", "差值"),
+            else ("题集", "题数", "微调前", "微调后", "差值"),
             scores,
         ),
         _gain(taught["gain"], language),
-        "What it forgot: validation loss of the pretraining text in nats per token."
+        "Forgetting: validation loss on the pretraining text, in nats per token."
         if english
-        else "遗忘：预训练文本的验证损失，单位为每 token 奈特。",
-        _table(("domain", "before", "after", "difference") if english else ("领域", "之前", "之后", "差值"), forgotten),
+        else "遗忘：预训练文本的验证损失（奈特/词元）。",
+        _table(
+            ("domain", "before", "after", "difference") if english else ("语料域", "微调前", "微调后", "差值"),
+            forgotten,
+        ),
         *_evaluation(lineage, language),
         *(_conversion(lineage["conversion"], language) if "conversion" in lineage else []),
-        _head(language, "Where it comes from", "来源"),
+        _head(language, "Origin", "来源"),
         origin,
         *_corpus(lineage["corpus"]["domains"], language),
         _head(language, "Limits", "局限"),
@@ -548,8 +550,8 @@ def _corpus(domains: Mapping[str, Any], language: Language) -> list[str]:
         if about["train"]
     ]
     if language == "en":
-        return ["Text of the base model:", _table(("domain", "licence", "source"), rows)]
-    return ["基础模型的训练文本：", _table(("领域", "许可证", "来源"), rows)]
+        return ["Training text of the base model:", _table(("domain", "licence", "source"), rows)]
+    return ["基座模型的训练文本：", _table(("语料域", "许可证", "来源"), rows)]
 
 
 def _share(value: float) -> str:
@@ -558,18 +560,18 @@ def _share(value: float) -> str:
 
 def _gain(gain: dict[str, Any] | None, language: Language) -> str:
     if gain is None or gain["predicted"] is None:
-        return {"en": "The gain was not predicted.", "zh": "没有预测增益。"}[language]
+        return {"en": "The gain was not predicted.", "zh": "没有对收益作出预测。"}[language]
     predicted, low, high, measured = (_share(gain[key]) for key in ("predicted", "low", "high", "measured"))
     if language == "en":
         inside = "inside" if gain["inside"] else "outside"
         return (
-            f"From runs on parts of the questions {predicted} ({low} to {high}) was predicted of the held-out "
-            f"questions and recorded before; {measured} was measured: {inside}."
+            f"A score of {predicted} ({low} to {high}) on the held-out questions was predicted from runs on parts of "
+            f"the training questions, and recorded beforehand. The measured score is {measured}: {inside} the interval."
         )
-    inside = "之内" if gain["inside"] else "之外"
+    inside = "内" if gain["inside"] else "外"
     return (
-        f"根据部分问题上的训练，事先预测并记录留出问题的正确率为 {predicted}（{low} 至 {high}）；"
-        f"实测 {measured}，在区间{inside}。"
+        f"先用部分训练题训练，据此预测留出题的正确率为 {predicted}（{low} 至 {high}），并事先记录；"
+        f"实测为 {measured}，在区间{inside}。"
     )
 
 

@@ -287,8 +287,8 @@ def ladder_figure(part: LadderPart, words: Words) -> Figure:
     if (target := part.target) is not None:
         spread = [[target.predicted - target.low], [target.high - target.predicted]]
         ax.errorbar(target.flops, target.predicted, yerr=spread, fmt="none", ecolor=INK, elinewidth=1.6, capsize=5)
-        said = words("pair", first=words("target_run"), second=words("predicted"))
-        ax.plot(target.flops, target.predicted, "D", mfc=PAPER, mec=INK, mew=1.6, ms=11, label=said)
+        legend = words("pair", first=words("target_run"), second=words("predicted"))
+        ax.plot(target.flops, target.predicted, "D", mfc=PAPER, mec=INK, mew=1.6, ms=11, label=legend)
         if target.measured is not None:
             seen = words("pair", first=words("target_run"), second=words("measured"))
             ax.plot(target.flops, target.measured, "o", color=C5, ms=7, label=seen)
@@ -404,8 +404,8 @@ def scores(score_rows: Sequence[ScoreRow], words: Words) -> Figure:
             shown.append(("natural", row.reference, row.reference_low, row.reference_high, 0.14))
         for arm, value, low, high, shift in shown:
             ax.plot([low, high], [y + shift] * 2, color=ARM_COLOURS[arm], linewidth=2)
-            said = words("this_model") if arm == "found" else words("name_natural_model")
-            ax.plot(value, y + shift, ARM_MARKERS[arm], color=ARM_COLOURS[arm], ms=8, label=said if y == 0 else None)
+            legend = words("this_model") if arm == "found" else words("name_natural_model")
+            ax.plot(value, y + shift, ARM_MARKERS[arm], color=ARM_COLOURS[arm], ms=8, label=legend if y == 0 else None)
     rows(ax, labels)
     _percent_axis(ax, "x")
     ax.set_xlabel(words("scores_axis"))
@@ -426,8 +426,8 @@ def taught(part: TeachingPart, words: Words) -> Figure:
     for rows_of, colour, marker, shift in zip(shown, (C2, C1), ("s", "o"), (-0.14, 0.14), strict=False):
         for y, row in enumerate(rows_of):
             ax.plot([row.low, row.high], [y + shift] * 2, color=colour, linewidth=2)
-            said = words.name(row.model) if y == 0 else None
-            ax.plot(row.value, y + shift, marker, color=colour, ms=8, label=said, clip_on=False)
+            legend = words.name(row.model) if y == 0 else None
+            ax.plot(row.value, y + shift, marker, color=colour, ms=8, label=legend, clip_on=False)
     if part.gain is not None:
         ax.axvline(part.gain.chance, color=MUTED, linewidth=1, dashes=(4, 3))
     rows(ax, labels)

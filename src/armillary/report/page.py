@@ -1,8 +1,8 @@
 """Writes the report: plain data in, one self-contained HTML file out.
 
-The template holds the layout. This file holds the few decisions of the page: the sections to show, whether an interval
-excludes zero, whether a prediction came first, and the sentence that the numbers support. Missing parts of a section
-are left out.
+The template holds the layout. This module decides what the page states: which sections are shown, whether an interval
+excludes zero, whether the prediction was recorded before the run, and which sentence the numbers support. Missing parts
+of a section are left out.
 """
 
 from __future__ import annotations
@@ -87,13 +87,13 @@ def _render(data: ReportData, words: Words) -> str:
             )
             if data.ladder
             else 0,
-            pending_said=_pending(data.prediction, data.workspace, words) if data.prediction else "",
+            pending_sentence=_pending(data.prediction, data.workspace, words) if data.prediction else "",
             ladder_laws=[p for p in data.ladder.points if p.predicted is not None] if data.ladder else [],
             recorded=_recorded(data.prediction, words) if data.prediction else [],
             choice=_choice(data.mixture.choice, words) if data.mixture and data.mixture.choice else "",
             choice_taken=data.mixture.choice.taken if data.mixture and data.mixture.choice else None,
             anneal_choice=_anneal_choice(data.anneal, words) if data.anneal else "",
-            scores_said=_scores(data.scores, words) if data.scores else [],
+            scores_sentences=_scores(data.scores, words) if data.scores else [],
             scores_compared=compared_row(data.scores) if data.scores else None,
             scores_paired=any(row.reference is not None for row in data.scores),
             gains=[_gain(difference, words) for difference in data.differences],
@@ -176,24 +176,24 @@ def _seeds(data: ReportData, words: Words) -> str:
     counts = {row.name: len(row.losses) for row in data.arms}
     if len(set(counts.values())) == 1:
         return str(next(iter(counts.values())))
-    said = ""
+    listed = ""
     for name, count in counts.items():
         arm = words("arm_seeds", arm=words.name(name), seeds=count)
-        said = words("pair", first=said, second=arm) if said else arm
-    return said
+        listed = words("pair", first=listed, second=arm) if listed else arm
+    return listed
 
 
 def _scores(rows: Sequence[ScoreRow], words: Words) -> list[Markup | str]:
     """Whether the published model is better than chance, and better than the model on the natural mixture."""
     total, row = rows[0], compared_row(rows)
     level = "above" if total.low > 0.5 else "below" if total.high < 0.5 else "at"
-    said: list[Markup | str] = [words.sentence(f"scores_{level}", value=fmt.percent(total.value), n=fmt.count(total.n))]
+    lead: list[Markup | str] = [words.sentence(f"scores_{level}", value=fmt.percent(total.value), n=fmt.count(total.n))]
     if row.difference_low is None or row.difference_high is None:
-        return [*said, words("scores_alone")]
+        return [*lead, words("scores_alone")]
     difference = fmt.points(row.difference, row.difference_low, row.difference_high)
     key = "better" if row.difference_low > 0 else "worse" if row.difference_high < 0 else "undecided"
-    said.append(words.sentence(f"scores_{key}", difference=difference, n=fmt.count(row.n), p=fmt.relation(row.p)))
-    return said if row is total else [*said, words("scores_weighted")]
+    compared = words.sentence(f"scores_{key}", difference=difference, n=fmt.count(row.n), p=fmt.relation(row.p))
+    return [*lead, compared] if row is total else [*lead, compared, words("scores_weighted")]
 
 
 def _hits(judged: list[PredictionRow], words: Words) -> Markup | str:
@@ -213,17 +213,17 @@ def _recorded(part: PredictionPart, words: Words) -> list[Markup]:
     """The time of the prediction, whether it came before the run, and the chain of records."""
     recorded = fmt.date(part.recorded_at)
     if part.started_at is None:
-        said = [words.sentence("recorded_unknown" if part.begun else "recorded_only", recorded=recorded)]
+        sentences = [words.sentence("recorded_unknown" if part.begun else "recorded_only", recorded=recorded)]
     else:
         before, began = fmt.moment(part.recorded_at), fmt.moment(part.started_at)
         lead = fmt.duration(words, (began - before).total_seconds())
         key = "recorded_late" if before >= began else "recorded"
-        said = [words.sentence(key, recorded=recorded, started=fmt.date(part.started_at), lead=lead)]
+        sentences = [words.sentence(key, recorded=recorded, started=fmt.date(part.started_at), lead=lead)]
     if part.extrapolation is not None:
-        said.append(words.sentence("extrapolated", factor=fmt.ratio(part.extrapolation)))
+        sentences.append(words.sentence("extrapolated", factor=fmt.ratio(part.extrapolation)))
     if part.chain is not None:
-        said += _chain(part.chain, words)
-    return said
+        sentences += _chain(part.chain, words)
+    return sentences
 
 
 def _pending(part: PredictionPart, workspace: str, words: Words) -> Markup:
@@ -236,11 +236,11 @@ def _pending(part: PredictionPart, workspace: str, words: Words) -> Markup:
 def _chain(chain: Chain, words: Words) -> list[Markup]:
     if chain.problem is not None:
         return [words.sentence("chain_broken", problem=_code(chain.problem))]
-    said = [words.sentence("chain_intact", records=words.n("records", chain.records), head=_code(chain.head))]
+    sentences = [words.sentence("chain_intact", records=words.n("records", chain.records), head=_code(chain.head))]
     if chain.prediction is not None:
         key = "chain_order_prediction" if chain.verdict is None else "chain_order"
-        said.append(words.sentence(key, prediction=chain.prediction, verdict=chain.verdict))
-    return said
+        sentences.append(words.sentence(key, prediction=chain.prediction, verdict=chain.verdict))
+    return sentences
 
 
 def _choice(choice: MixtureChoice, words: Words) -> Markup:
@@ -314,7 +314,7 @@ def _break_even(part: BreakEven, words: Words) -> list[Markup]:
         between = words("break_even_open")
     else:
         between = words("break_even_range", low=fmt.power(part.low), high=fmt.power(part.high))
-    said = words.sentence(
+    lead = words.sentence(
         "break_even",
         **costs,
         multiplier=fmt.ratio(part.multiplier),
@@ -325,7 +325,7 @@ def _break_even(part: BreakEven, words: Words) -> list[Markup]:
         range=between,
     )
     return [
-        said,
+        lead,
         words.sentence("pays_here" if part.run >= part.at else "pays_not_here"),
         words.sentence("break_even_assumes"),
     ]

@@ -35,7 +35,7 @@ def teaching_section(part: TeachingPart, words: Words) -> Markup:
     gain = "" if part.gain is None else _gain(part.gain, words)
     return Markup(
         template.render(
-            part=part, t=words, name=words.name, fmt=fmt, charts=charts, lead=lead, gain_said=gain, diversity=diversity
+            part=part, t=words, name=words.name, fmt=fmt, charts=charts, lead=lead, gain=gain, diversity=diversity
         )
     )
 
@@ -66,18 +66,18 @@ def write_teaching(page: TeachingPage, path: Path, language: Language = "en") ->
 def _lead(part: TeachingPart, words: Words) -> list[Markup]:
     trained = next((row.items for row in part.questions if row.name.startswith("questions")), 0)
     families = words.join([words.task(name) for name in part.families])
-    said = [words.sentence("teaching_lead", items=words.n("questions", trained), families=families)]
+    sentences = [words.sentence("teaching_lead", items=words.n("questions", trained), families=families)]
     row = _decisive(part.scores, part.taken)
     if row is None or row.against is None:
-        said.append(words.sentence("teaching_not_better"))
+        sentences.append(words.sentence("teaching_not_better"))
     else:
         difference = fmt.points(row.difference, row.difference_low, row.difference_high)
         names = {"model": words.name(row.model), "against": words.name(row.against)}
         about = {"n": fmt.count(row.n), "p": fmt.relation(row.p)}
-        said.append(words.sentence("teaching_better", difference=difference, **names, **about))
+        sentences.append(words.sentence("teaching_better", difference=difference, **names, **about))
     if part.gain is not None:
-        said.append(words.sentence("chance_said", chance=fmt.percent(part.gain.chance)))
-    return said
+        sentences.append(words.sentence("chance_line", chance=fmt.percent(part.gain.chance)))
+    return sentences
 
 
 def _decisive(scores: Sequence[TaughtScore], taken: str) -> TaughtScore | None:
@@ -91,7 +91,7 @@ def _gain(gain: TaughtGain, words: Words) -> Markup:
         reason = Markup("<code>{}</code>").format(gain.reason)
         return words.sentence("gain_unpredicted", reason=reason, measured=measured)
     return words.sentence(
-        "gain_said",
+        "gain_verdict",
         parts=words.join([fmt.count(size) for size in gain.parts]),
         items=fmt.count(gain.items),
         predicted=fmt.percent(gain.predicted),

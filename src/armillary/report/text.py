@@ -35,7 +35,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "section_failures": ("Runs without a result", "无结果的训练"),
     "section_curves": ("Loss curves", "损失曲线"),
     "section_scores": ("Examination", "评测"),
-    "section_teaching": ("What the model was taught", "教给模型的内容"),
+    "section_teaching": ("What the model was taught", "教学"),
     "section_diversity": ("Diversity of the questions", "题目的多样性"),
     "section_samples": ("Samples of text", "生成文本样例"),
     "section_cost": ("Cost, and when it pays off", "成本与回本规模"),
@@ -44,7 +44,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     # verdict
     "card_recipe": ("The recipe", "配方"),
     "card_prediction": ("Predicted before, measured after", "先预测，后实测"),
-    "card_gain": ("Better than without the studies?", "是否优于不做研究？"),
+    "card_gain": ("Better than without the studies?", "研究是否带来收益？"),
     "card_cost": ("Cost", "成本"),
     "predicted": ("predicted", "预测"),
     "measured": ("measured", "实测"),
@@ -52,8 +52,8 @@ STRINGS: dict[str, tuple[str, str]] = {
     "inside": ("inside", "区间内"),
     "outside": ("outside", "区间外"),
     "gauge_caption": (
-        "Target loss: the interval and the prediction (diamond) that were recorded, and the measurement (dot).",
-        "目标损失：记录在案的预测（菱形）及其区间，与实测值（圆点）。",
+        "Target loss: the recorded prediction (diamond) with its interval, and the measurement (dot).",
+        "目标损失：事先记录的预测（菱形）及其区间，以及实测值（圆点）。",
     ),
     "hits": (
         "{inside} of {predictions} inside their 90% intervals: {domains} and the target.",
@@ -72,23 +72,24 @@ STRINGS: dict[str, tuple[str, str]] = {
     "pending_plain": ("The target run has no result yet, so the verdict is pending.", "目标训练尚无结果，判定待定。"),
     "anneal_short": (
         "Annealing: {shape} decay of the learning rate over the last {share} of the steps, on the {mixture}",
-        "退火：在最后 {share} 的训练步上学习率按 {shape} 衰减，采用{mixture}",
+        "退火：在最后 {share} 的训练步上衰减学习率（{shape}），采用{mixture}",
     ),
     "mixture_found": ("mixture found", "所得配比"),
     "mixture_power": ("mixture found, power {power}", "所得配比的 {power} 次幂"),
     "power_note": (
-        "Power {power}: each weight of the mixture found is raised to {power}, and all are scaled to sum to 1, "
-        "within the limits. Large weights grow, small ones shrink.",
-        "{power} 次幂：把所得配比的每个权重取 {power} 次幂，再在限制之内缩放至总和为 1；大的权重变大，小的变小。",
+        "Power {power}: each weight of the mixture found is raised to this power. Then the weights are scaled to sum "
+        "to 1 within the limits. Large weights grow, small ones shrink.",
+        "{power} 次幂：所得配比的每个权重取 {power} 次幂，再归一化，并保持在限制之内；大的权重更大，小的更小。",
     ),
     "phase": ("steps {first} to {last}", "第 {first} 至 {last} 步"),
     "phases_lead": (
-        "The target run trains on these mixtures in turn; passes are over a domain's own text in the whole run, {how}.",
-        "目标训练依次采用以下配比；遍数为整个训练中对该域文本的重复遍数（{how}）。",
+        "The target run trains on these mixtures in turn. Passes: how often the whole run reads the text of a domain, "
+        "{how}.",
+        "目标训练依次采用以下配比。遍数指整个训练过程中该域文本被读取的遍数（{how}）。",
     ),
     "phase_lead": (
-        "The target run trains on this mixture; passes are over a domain's own text in the whole run, {how}.",
-        "目标训练采用以下配比；遍数为整个训练中对该域文本的重复遍数（{how}）。",
+        "The target run trains on this mixture. Passes: how often the whole run reads the text of a domain, {how}.",
+        "目标训练采用以下配比。遍数指整个训练过程中该域文本被读取的遍数（{how}）。",
     ),
     "passes_measured": ("counted in the run", "按训练实际计数"),
     "passes_planned": ("as planned", "按计划计算"),
@@ -111,9 +112,9 @@ STRINGS: dict[str, tuple[str, str]] = {
     "unseen": ("no training text", "无训练文本"),
     # corpus
     "corpus_lead": (
-        "{domains}, {trained} of them to train on: {tokens} in training, {documents} in all, of which {duplicates} "
+        "{domains}, {trained} of them for training, with {tokens} in total. The corpus has {documents}; {duplicates} "
         "dropped.",
-        "{domains}，其中 {trained} 个用于训练；{tokens}训练词元，{documents}，其中剔除{duplicates}。",
+        "{domains}，其中 {trained} 个用于训练，共 {tokens}训练词元。{documents}，已剔除{duplicates}。",
     ),
     "domain": ("Domain", "语料域"),
     "source": ("Source", "来源"),
@@ -124,12 +125,12 @@ STRINGS: dict[str, tuple[str, str]] = {
     "documents": ("Documents", "文档"),
     "duplicates": ("Duplicates", "重复"),
     "bytes_per_token": ("Bytes per token", "字节/词元"),
-    "examined_only": ("examined only", "仅用于检验"),
+    "examined_only": ("examined only", "仅用于评测"),
     # mixture
     "mixture_lead": (
-        "{runs}, each trained on another mixture of {domains}. A law fitted to them predicts the loss on every "
+        "{runs}, each trained on a different mixture of {domains}. A law fitted to them predicts the loss on every "
         "validation domain from the mixture.",
-        "{runs}（代理模型），各用 {domains}的一种配比训练；由此拟合的规律可从配比预测每个验证域的损失。",
+        "{runs}（代理模型）各用 {domains}的一种配比训练；用它们拟合的规律，可由配比预测每个验证域的损失。",
     ),
     "mixtures_caption": (
         "The three mixtures: share of each domain in the training tokens.",
@@ -138,10 +139,11 @@ STRINGS: dict[str, tuple[str, str]] = {
     "share": ("share of the tokens", "词元份额"),
     "epochs": ("Passes", "遍数"),
     "scatter_caption": (
-        "The law against the proxies, the small models. Every point is held out: the law that predicted it had not "
-        "seen it. On the line, prediction and measurement agree; ρ is Spearman's rank correlation.",
-        "规律的预测与代理模型（小模型）的实测。每一点都是留出点：作出该预测的规律未见过它。落在线上即预测与实测一致"
-        "；ρ 为斯皮尔曼秩相关系数。",
+        "Predictions of the law against measurements of the proxies (the small models). Every point is held out: the "
+        "law that predicts it is fitted without it. On the line, prediction and measurement agree; ρ is Spearman's "
+        "rank correlation.",
+        "规律的预测与代理模型（小模型）的实测。每个点都是留出点：预测它的规律在拟合时没有用到它。落在线上表示预测与"
+        "实测一致；ρ 为斯皮尔曼秩相关系数。",
     ),
     "predicted_heldout": ("predicted, held out", "留出预测"),
     "nats": ("nats per token", "奈特/词元"),
@@ -149,9 +151,9 @@ STRINGS: dict[str, tuple[str, str]] = {
     "spearman": ("Rank correlation", "秩相关"),
     "rmse": ("RMSE", "均方根误差"),
     "candidates_caption": (
-        "Mixtures trained again at proxy size with new seeds: the law's prediction (hollow, 90% interval) over "
-        "each seed (small) and their mean (large).",
-        "以新的随机种子在代理模型规模上重新训练的配比：上为规律的预测（空心，90% 区间），下为各种子（小点）及其均值"
+        "Mixtures trained again at proxy size with new seeds. Above: the law's prediction (hollow, 90% interval). "
+        "Below: each seed (small) and their mean (large).",
+        "在代理模型规模上用新的随机种子重新训练的配比。上：规律的预测（空心，90% 区间）；下：各种子（小点）及其均值"
         "（大点）。",
     ),
     "candidate": ("Mixture", "配比"),
@@ -159,55 +161,56 @@ STRINGS: dict[str, tuple[str, str]] = {
     "seeds": ("seeds", "各种子"),
     "taken": ("chosen", "采用"),
     "choice_significant": (
-        "“{taken}” was chosen: trained again with new seeds, its target loss is significantly lower than that of "
-        "“{reference}” ({difference}; interval widened for the choice among {others}).",
-        "采用“{taken}”：以新种子重新训练后，其目标损失显著低于“{reference}”（{difference}；区间已针对从"
-        "{others}中挑选作了加宽）。",
+        "“{taken}” was chosen. When it was trained again with new seeds, its target loss was significantly lower than "
+        "that of “{reference}” ({difference}; the interval is widened for the choice among {others}).",
+        "采用“{taken}”：用新种子重新训练后，其目标损失显著低于“{reference}”（{difference}；区间已加宽，以计入从 "
+        "{others}中挑选的影响）。",
     ),
     "choice_not_significant": (
         "“{taken}” was kept: of {others} trained again with new seeds, none had a significantly lower target "
         "loss (lowest mean: “{best}”, {difference}).",
-        "保留“{taken}”：以新种子重新训练的 {others}中，没有一个的目标损失显著更低（均值最低者为“{best}"
-        "”，{difference}）。",
+        "保留“{taken}”：用新种子重新训练的 {others}，目标损失均未显著更低（均值最低的是“{best}”，{difference}）。",
     ),
     "choice_untested": (
-        "“{taken}” was chosen without a test: no other mixture and its reference both have complete runs with new "
-        "seeds.",
-        "采用“{taken}”，未经检验：没有其他配比与其参照都以新种子完成了全部训练。",
+        "“{taken}” was chosen without a test. A test needs the reference and another mixture with all their runs "
+        "complete on new seeds.",
+        "采用“{taken}”，未经检验：检验要求参照配比和至少一个其他配比用新种子完成全部训练。",
     ),
     "design_details": ("All {runs} of the design, and their target loss", "设计中的全部 {runs}及其目标损失"),
     "run": ("Run", "编号"),
     # anneal
     "anneal_lead": (
-        "{branches} of the learning rate, all of the same total length. Those of one seed and mixture share one "
-        "stable trunk, from which they branch off.",
-        "比较 {branches}方式（学习率如何衰减），总长度相同；同一种子、同一配比的各分支共用一条稳定主干。",
+        "Tested: {branches} of training. All have the same total length; they differ in how the learning rate falls, "
+        "over how many steps, and on which mixture. Runs of the same seed branch off the same stable trunk.",
+        "比较 {branches}方式（学习率的衰减形状、衰减步数、所用配比），训练总长度相同。同一种子的各分支从同一条稳定"
+        "主干分出。",
     ),
     "anneal_chosen": (
         "Chosen: {shape} decay over the last {share}, on the {mixture}. Its target loss is significantly lower than "
-        "that of the reference ({reference}): {difference}, interval widened for the choice among {others}.",
-        "选定：最后 {share} 按 {shape} 衰减，采用{mixture}。其目标损失显著低于参照（{reference}）："
-        "{difference}，区间已针对从 {others}中挑选作了加宽。",
+        "that of the reference ({reference}): {difference}. The interval is widened for the choice among {others}.",
+        "选定：在最后 {share} 的训练步上衰减（{shape}），采用{mixture}。其目标损失显著低于参照（{reference}）："
+        "{difference}；区间已加宽，以计入从 {others}中挑选的影响。",
     ),
     "anneal_only": (
-        "Chosen without a test: {shape} decay over the last {share}, on the {mixture}. No other has all its runs.",
-        "选定（未经检验）：最后 {share} 按 {shape} 衰减，采用{mixture}。没有其他分支完成全部训练。",
+        "Chosen without a test: {shape} decay over the last {share}, on the {mixture}. No other ending has completed "
+        "all its runs.",
+        "选定（未经检验）：在最后 {share} 的训练步上衰减（{shape}），采用{mixture}。其他收尾方式均未完成全部训练。",
     ),
     "anneal_tied": (
         "Chosen: the reference, {shape} decay over the last {share}, on the {mixture}. Of {others}, none is "
         "significantly better; lowest mean: {best}, {difference}.",
-        "选定参照方案：最后 {share} 按 {shape} 衰减，采用{mixture}。{others}均未显著更优；均值最低者"
-        "：{best}，{difference}。",
+        "选定参照方案：在最后 {share} 的训练步上衰减（{shape}），采用{mixture}。{others}均未显著更优；均值最低的是 "
+        "{best}（{difference}）。",
     ),
     "anneal_name": ("{share} {shape}, {mixture}", "{share} {shape}，{mixture}"),
     "anneal_caption": (
-        "Left: learning rates of the branches. Right: target loss by length of the decay; small dots are seeds, "
-        "the ring marks the chosen branch.",
-        "左：各分支的学习率。右：目标损失随衰减长度的变化；小点为各种子，圆环标出选定的分支。",
+        "Left: learning rates of the endings. Right: target loss by length of the decay; small dots are seeds, "
+        "the ring marks the chosen ending.",
+        "左：各收尾方式的学习率。右：目标损失随衰减长度的变化；小点为各种子，圆环标出选定的方式。",
     ),
     "anneal_caption_plain": (
-        "Target loss by length of the decay; small dots are seeds, the ring marks the chosen branch.",
-        "目标损失随衰减长度的变化；小点为各种子，圆环标出选定的分支。",
+        "Target loss by length of the decay; small dots are seeds, the ring marks the chosen ending.",
+        "目标损失随衰减长度的变化；小点为各种子，圆环标出选定的方式。",
     ),
     "learning_rate": ("learning rate", "学习率"),
     "step": ("step", "训练步"),
@@ -216,29 +219,32 @@ STRINGS: dict[str, tuple[str, str]] = {
     "annealing_mixture": ("Mixture", "配比"),
     "curve_law": ("The law of the learning-rate curve", "学习率曲线的规律"),
     "curve_lead": (
-        "Fitted to the training-batch loss of the branches on the mixture found. By this law, the shortest "
-        "near-optimal decay is {shape} over the last {share}. The law does not decide; it estimates "
-        "the cost of other lengths and other ends (nats per token).",
-        "由所得配比上各分支的训练批损失拟合。按此规律，接近最优的最短衰减是最后 {share} 的 {shape} 衰减。该规律不参与选"
-        "择，只用于估计其他衰减长度与终点的代价（奈特/词元）。",
+        "Fitted to the training-batch loss of the endings on the mixture found. By this law, the shortest "
+        "near-optimal decay is {shape} over the last {share}. The law does not choose the ending; it estimates how "
+        "much loss (nats per token) another length of the decay, or stopping early, adds.",
+        "由所得配比上各收尾方式的训练批损失拟合。按此规律，接近最优的衰减中最短的一种是最后 {share} 的训练步"
+        "（{shape}）。该规律不参与选择，只用来估计改用其他衰减长度或提前停止会增加多少损失（奈特/词元）。",
     ),
-    "given_away": ("Loss above that one", "与之相比的损失增量"),
-    "ended_at": ("Unplanned end at step", "计划外停止的训练步"),
-    "lost": ("Loss above a planned end", "相对计划内结束的损失增量"),
+    "given_away": ("Added loss", "增加的损失"),
+    "ended_at": ("Stopped early at step", "提前停止的训练步"),
+    "lost": ("Added loss against a planned end", "与按计划结束相比增加的损失"),
     # ladder
     "ladder_lead": (
-        "{points}, of {sizes}; a law of the loss in parameters N and tokens D is fitted to them and extended to "
+        "{points} of {sizes}. A law of the loss in parameters N and tokens D is fitted to them and extrapolated to "
         "the target run.",
-        "{points}，{sizes}；由此拟合损失关于参数量 N 与词元数 D 的缩放定律，并外推到目标训练。",
+        "{points}，{sizes}。用它们拟合损失关于参数量 N 与词元数 D 的缩放定律，再外推到目标训练。",
     ),
     "ladder_caption": (
-        "Target loss over compute. Filled marks are measured runs; the bar behind each is the law's 90% interval "
-        "at that run's own N and D, the short line its mean. {inside} of {count} runs are inside it; the law "
-        "was fitted to these runs, so this does not test it.",
-        "目标损失与算力。实心标记为实测；其后的竖条为该次训练自身 N、D 处规律的 90% 区间，短横线为均值。{count} 次"
-        "训练中有 {inside} 次落在区间内；规律正是由这些训练拟合的，因此这不构成检验。",
+        "Target loss over compute. Filled marks are measured runs. The bar behind each mark is the law's 90% interval "
+        "for the N and D of that run; the short line is the law's mean. {inside} of {count} runs lie inside their "
+        "interval. The law was fitted to these runs, so this does not test it.",
+        "目标损失与算力的关系。实心标记为实测；其后的竖条为规律在该次训练的 N、D 处的 90% 区间，短横线为其均值。"
+        "{count} 次训练中有 {inside} 次落在区间内；规律正是用这些训练拟合的，因此这不构成检验。",
     ),
-    "ladder_caption_plain": ("Target loss over compute. Marks are measured runs.", "目标损失与算力。标记为实测。"),
+    "ladder_caption_plain": (
+        "Target loss over compute. Marks are measured runs.",
+        "目标损失与算力的关系。标记为实测。",
+    ),
     "compute": ("training compute (FLOPs)", "训练算力（FLOPs）"),
     "depth": ("depth", "深度"),
     "law_interval": ("law, 90% interval", "规律，90% 区间"),
@@ -256,9 +262,10 @@ STRINGS: dict[str, tuple[str, str]] = {
     "target_run": ("target run", "目标训练"),
     # record
     "record_lead": (
-        "The laws' forecasts of held-out measurements: {inside} of {forecasts} with an interval are "
-        "inside it (90% intervals). The measurements within a row are not independent.",
-        "规律对未见过的测量所作的预报：带区间的 {forecasts}中有 {inside} 次命中（90% 区间）。同一行内的测量并不独立。",
+        "Each row compares forecasts of a law with measurements that it was not fitted to. Of {forecasts} with a 90% "
+        "interval, {inside} contain the measurement. The measurements within a row are not independent.",
+        "每一行把规律的预报与未用于拟合的测量相比较。带 90% 区间的 {forecasts}中，有 {inside} 次实测落在区间内。"
+        "同一行内的测量并不独立。",
     ),
     "law": ("Law", "规律"),
     "held_out": ("Held out", "留出"),
@@ -293,9 +300,9 @@ STRINGS: dict[str, tuple[str, str]] = {
         "预测记录于 {recorded}；目标训练的开始时间没有记录。",
     ),
     "chain_intact": (
-        "The records of this store are numbered, and each contains the hash of the previous one: {records}, none "
-        "changed since. Head of the chain: {head}.",
-        "存储中的记录依次编号，每条都包含前一条的哈希：共 {records}，均未被改动。链头：{head}。",
+        "The store holds {records}, numbered, each with the hash of the record before it. None has been changed. Last "
+        "hash of the chain: {head}.",
+        "存储中共有 {records}，依次编号，每条都包含前一条的哈希；均未被改动。链上最后一个哈希：{head}。",
     ),
     "chain_broken": (
         "The chain of records is broken, so a prediction, a verdict or a result may have been changed by hand: "
@@ -309,7 +316,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "chain_order_prediction": ("Prediction: number {prediction}.", "预测为第 {prediction} 号。"),
     "prediction_caption": (
         "Measured minus predicted loss, by domain; the bar is the 90% interval of the prediction.",
-        "各域实测与预测损失之差；横条为预测的 90% 区间。",
+        "各域的实测损失减去预测损失；横条为预测的 90% 区间。",
     ),
     "prediction_caption_before": (
         "The 90% interval of each prediction, around the predicted loss.",
@@ -322,9 +329,9 @@ STRINGS: dict[str, tuple[str, str]] = {
     # arms
     "arms_lead": (
         "The same model, steps and annealing on each mixture. Natural: each domain by its share of the training "
-        "text; uniform: all domains alike. {seeds}",
-        "同一模型、相同的训练步与退火，分别采用各配比。自然配比：各域按其在训练文本中的占比；均匀配比：各域相同。"
-        "{seeds}",
+        "text. Uniform: the same share for every domain. {seeds}",
+        "同一模型，训练步数与退火方式相同，只是配比不同。自然配比：各域按其在训练文本中的占比；均匀配比：各域份额"
+        "相同。{seeds}",
     ),
     "arms_seeds": ("Finished seeds per mixture: {seeds}.", "各配比完成的种子数：{seeds}。"),
     "arm_seeds": ("{arm} {seeds}", "{arm} {seeds}"),
@@ -354,10 +361,10 @@ STRINGS: dict[str, tuple[str, str]] = {
     ),
     "multiplier": (
         "By the ladder's law, the {arm} mixture reaches the loss of the {reference} one with {share} of the "
-        "compute [{low}, {high}], parameters and tokens reduced alike: a compute multiplier of {value}. The "
-        "interval covers the difference only, not the law's own uncertainty.",
-        "按阶梯的缩放定律，{arm}配比只用 {share} 的算力 [{low}, {high}]（参数量与词元数同比减少）即可达到"
-        "{reference}配比的损失，即算力倍数为 {value}。该区间只含差值的不确定性，不含规律自身的。",
+        "compute [{low}, {high}], if parameters and tokens are reduced by the same factor: a compute multiplier of "
+        "{value}. The interval covers the uncertainty of the difference, not that of the law.",
+        "按规模阶梯的缩放定律，{arm}配比只用 {share} 的算力 [{low}, {high}]（参数量与词元数按同一比例减少）即可达到"
+        "{reference}配比的损失，即算力倍数为 {value}。该区间只计入差值的不确定性，未计入定律本身的不确定性。",
     ),
     "multiplier_beyond": (
         "The ladder cannot tell how much compute the difference to the {reference} mixture is worth: the answer "
@@ -367,11 +374,11 @@ STRINGS: dict[str, tuple[str, str]] = {
     "arms_caption": (
         "Left: target loss on each mixture; small dots are seeds, the bar is the 90% interval of the mean. Right: "
         "differences; left of zero, the first-named mixture is better.",
-        "左：各配比下的目标损失；小点为各种子，横条为均值的 90% 区间。右：差值；位于零点左侧表示前者更好。",
+        "左：各配比的目标损失；小点为各种子，横条为均值的 90% 区间。右：差值；小于零表示前者更好。",
     ),
     "arms_caption_plain": (
         "Target loss on each mixture; small dots are seeds, the bar is the 90% interval of the mean.",
-        "各配比下的目标损失；小点为各种子，横条为均值的 90% 区间。",
+        "各配比的目标损失；小点为各种子，横条为均值的 90% 区间。",
     ),
     "difference": ("difference", "差值"),
     "mixture": ("Mixture", "配比"),
@@ -383,12 +390,12 @@ STRINGS: dict[str, tuple[str, str]] = {
     "curves_caption": (
         "Left: target loss on held-out text, at each validation. Right: loss on training batches (means over equal "
         "spans); each mixture has its own batches, so only the shapes can be compared. Seed {seed} of each mixture.",
-        "左：留出文本上的目标损失（每次验证）。右：训练批上的损失（等长区间的均值）；各配比的训练批不同，只能比较形"
-        "状。各配比均为种子 {seed}。",
+        "左：每次验证时留出文本上的目标损失。右：训练批上的损失（等长区间的均值）；各配比的训练批不同，只能比较曲线的"
+        "形状。各配比均为种子 {seed}。",
     ),
     "curves_caption_plain": (
         "Target loss on held-out text during training, at each validation. Seed {seed} of each mixture.",
-        "训练过程中留出文本上的目标损失（每次验证）。各配比均为种子 {seed}。",
+        "训练过程中每次验证时留出文本上的目标损失。各配比均为种子 {seed}。",
     ),
     "training_loss": ("training loss", "训练损失"),
     "tokens_seen": ("training tokens", "训练词元数"),
@@ -420,9 +427,9 @@ STRINGS: dict[str, tuple[str, str]] = {
     "board_range": ("{low} to {high}", "{low} 至 {high}"),
     # examination
     "scores_lead": (
-        "Which of two continuations belongs to the beginning of a held-out text? One is the real continuation, the "
-        "other the same words with their parts in another order. Guessing is right half of the time. The items are cut "
-        "from documents that no model was trained on. Brackets hold 95% intervals.",
+        "Each item gives the beginning of a held-out text and two continuations: the real one, and one with the parts "
+        "of the real one in another order. The model must choose the real one; guessing is right half of the time. No "
+        "model was trained on the documents of the items. Brackets hold 95% intervals.",
         "给出留出文本的开头，判断两个续文中哪一个才是原文；另一个由原续文打乱各部分的次序而成。随机猜测的正确率为 "
         "50%。题目取自任何模型都未训练过的文档；方括号内为 95% 区间。",
     ),
@@ -478,7 +485,8 @@ STRINGS: dict[str, tuple[str, str]] = {
     "teaching_lead": (
         "The base model was fine-tuned on {items}. A program draws each question and computes its answer; families: "
         "{families}. No held-out question has the same problem as a training question.",
-        "基座模型在 {items}上做了监督微调。题目由程序抽取，答案由程序算出；题型：{families}。留出题与训练题互不重复。",
+        "基座模型在 {items}上做了监督微调。题目由程序随机生成，答案由程序算出；题型：{families}。留出题与训练题互不"
+        "重复。",
     ),
     "teaching_better": (
         "The {model} model answers significantly better than the {against} model: {difference} points on the same "
@@ -489,10 +497,10 @@ STRINGS: dict[str, tuple[str, str]] = {
         "No trained model answers the held-out questions significantly better than the base, so the base is kept.",
         "没有任何训练后的模型在留出题上显著优于基座，因此保留基座。",
     ),
-    "chance_said": (
-        "The best fixed answer, the same for every question, would be right for {chance} of the held-out questions "
-        "(dashed line).",
-        "对所有题目都给出同一个最优答案时，留出题正确率为 {chance}（虚线）。",
+    "chance_line": (
+        "A model that always gives the same answer is right for at most {chance} of the held-out questions (dashed "
+        "line).",
+        "若对所有题目都给出同一个答案，留出题的正确率最高为 {chance}（虚线）。",
     ),
     "taught_caption": (
         "Share of right answers; the bar is the 95% interval, the dashed line is chance.",
@@ -502,22 +510,22 @@ STRINGS: dict[str, tuple[str, str]] = {
     "verified_share": ("Answers verified", "答案核验通过率"),
     "verified_note": (
         "Each answer is computed twice, from the numbers and from the text alone, and the worked solution must pass "
-        "the verifier. The share is of the questions drawn; only verified ones are kept.",
-        "每个答案计算两次（一次由数值，一次仅由题面文本），解答还须通过判题器。通过率以抽取的题目为基数，只保留通过的题"
-        "目。",
+        "the verifier. Only questions that pass are kept; the share is of all questions drawn.",
+        "每个答案计算两次（一次根据数值，一次仅根据题面文本），解答还须通过判题器。只保留通过的题目；通过率的分母是生成"
+        "的全部题目。",
     ),
-    "drawn": ("Drawn", "抽取"),
+    "drawn": ("Drawn", "生成"),
     "test_set": ("Set", "题集"),
     "family_of_task": ("Family", "题型"),
     "all_families": ("all", "全部"),
     "right_share": ("Right", "正确率"),
     "against": ("Against", "对照"),
     "gain_heading": ("Gain, predicted before and measured after", "收益：先预测，后实测"),
-    "gain_said": (
-        "Runs on {parts} of the {items} questions predicted the held-out score of the run on all of them: "
-        "{predicted} with the 90% interval {interval}, recorded {recorded}. The measured score is {measured}: "
-        "{verdict}.",
-        "先用 {items} 道题中的 {parts} 道分别训练，据此预测用全部题目训练后的留出题正确率为 {predicted}，90% 区间为 "
+    "gain_verdict": (
+        "The model was first trained on {parts} of the {items} questions. From these runs, the held-out score after "
+        "training on all questions was predicted: {predicted}, 90% interval {interval}, recorded {recorded}. The "
+        "measured score is {measured}: {verdict}.",
+        "先用 {items} 道题中的 {parts} 道分别训练，据此预测用全部题目训练后的留出题正确率：{predicted}，90% 区间 "
         "{interval}，记录于 {recorded}。实测为 {measured}：{verdict}。",
     ),
     "gain_unpredicted": (
@@ -527,7 +535,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "gain_caption": (
         "Held-out score by the number of training questions (logarithmic): runs on parts, the recorded prediction with "
         "its interval, and the measurement. The dashed line is chance.",
-        "留出题正确率随训练题数（对数轴）的变化：部分数据上的训练、记录在案的预测及其区间、实测值；虚线为随机水平。",
+        "留出题正确率随训练题数（对数轴）的变化：用部分题目的训练、事先记录的预测及其区间、实测值；虚线为随机水平。",
     ),
     "on_parts": ("on parts of the questions", "部分题目"),
     "questions_trained": ("training questions", "训练题数"),
@@ -545,14 +553,14 @@ STRINGS: dict[str, tuple[str, str]] = {
     "talks_heading": ("Two conversations", "对话两则"),
     "talks_lead": (
         "The first held-out question of each language, as in the examination; not selected by the answer.",
-        "每种语言的第一道留出题，与评测时的提问相同；并非按回答挑选。",
+        "每种语言的第一道留出题，提问与评测时相同；未根据回答挑选。",
     ),
     "talk_asked": ("Question", "问"),
     "talk_before": ("Before", "教学前"),
     "talk_after": ("After", "教学后"),
     "talk_right": ("right", "正确"),
     "talk_wrong": ("wrong; {answer} is right", "错误；正确答案是 {answer}"),
-    "left_out_heading": ("Stages without a model", "没有模型的阶段"),
+    "left_out_heading": ("Stages without a model", "未产生模型的阶段"),
     "note_lesson": (
         "The lesson is not finished; the next call retries it: {detail}",
         "教学未完成，下次执行时会重试：{detail}",
@@ -572,7 +580,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "samples_lead": (
         "Written by the target model (seed {seed}) as a continuation of the held-out text in bold; sampled at "
         "temperature 0.8, the first sample is shown.",
-        "由目标模型（种子 {seed}）续写；粗体为留出文本的开头。采样温度 0.8，展示第一次采样。",
+        "由目标模型（种子 {seed}）续写；粗体为留出文本的开头。采样温度 0.8，展示的是第一次采样的结果。",
     ),
     # cost
     "stage": ("Stage", "阶段"),
@@ -581,12 +589,12 @@ STRINGS: dict[str, tuple[str, str]] = {
     "wall": ("Wall time", "用时"),
     "core": ("Core time", "核时"),
     "break_even": (
-        "The studies took {studies} FLOPs, one target run {run}. With the compute multiplier of {multiplier} "
-        "against the {reference} mixture, a run on the mixture found saves {saved} times its own compute, and the "
-        "studies pay off for target runs of {at} FLOPs or more ({factor} times this one){range}.",
-        "各项研究共用 {studies} FLOPs，一次目标训练为 {run}。相对于{reference}配比的算力倍数为 {multiplier}，即采用"
-        "所得配比的训练可省下自身算力的 {saved} 倍；目标训练达到 {at} FLOPs（本次的 {factor} 倍）时，研究即可回本"
-        "{range}。",
+        "The studies took {studies} FLOPs, one target run {run}. The compute multiplier against the {reference} "
+        "mixture is {multiplier}, so a run on the mixture found saves {saved} times its own compute. The studies pay "
+        "off for target runs of {at} FLOPs or more ({factor} times this one){range}.",
+        "各项研究共用 {studies} FLOPs，一次目标训练用 {run}。相对于{reference}配比的算力倍数为 {multiplier}，即用"
+        "所得配比训练一次，可省下相当于自身算力 {saved} 倍的算力。目标训练达到 {at} FLOPs（本次的 {factor} 倍）时，"
+        "研究即可回本{range}。",
     ),
     "break_even_range": (
         "; by the interval of the multiplier, from {low} to {high}",
@@ -611,12 +619,12 @@ STRINGS: dict[str, tuple[str, str]] = {
     "break_even_none": (
         "The studies took {studies} FLOPs, one target run {run}. They do not pay off at any size: no significant "
         "saving of compute was found.",
-        "各项研究共用 {studies} FLOPs，一次目标训练为 {run}。任何规模都无法回本：未发现显著的算力节省。",
+        "各项研究共用 {studies} FLOPs，一次目标训练用 {run}。任何规模都无法回本：未发现显著的算力节省。",
     ),
     "break_even_unknown": (
         "The studies took {studies} FLOPs, one target run {run}. The size at which they pay off is unknown: the "
         "difference is outside the range of the ladder's law.",
-        "各项研究共用 {studies} FLOPs，一次目标训练为 {run}。回本规模未知：差值超出阶梯规律的适用范围。",
+        "各项研究共用 {studies} FLOPs，一次目标训练用 {run}。回本规模未知：差值超出规模阶梯定律的适用范围。",
     ),
     "card_pays": (
         "Against the {reference} mixture the studies pay off for target runs of {at} FLOPs or more, "
@@ -628,10 +636,11 @@ STRINGS: dict[str, tuple[str, str]] = {
         "研究无法回本：未发现显著的算力节省。",
     ),
     "cost_note": (
-        "FLOPs by formula, validation not counted; a branch counts from where it leaves its trunk. The comparison "
-        "on other mixtures and seeds is part of the stage “target”; core time is the sum over the processes.",
-        "FLOPs 按公式计算，不含验证；分支从离开主干处计起。其他配比与种子的对照训练计入“目标”阶段；核时为各进程用"
-        "时之和。",
+        "FLOPs are computed by formula, without validation; a branch counts from the step at which it leaves its "
+        "trunk. The comparison runs on other mixtures and seeds belong to the stage “target”. Core time is the sum "
+        "over the processes.",
+        "FLOPs 按公式计算，不含验证；分支从离开主干的那一步起计算。其他配比与种子的对照训练计入“目标”阶段；核时为各进程"
+        "用时之和。",
     ),
     # reproduce, lineage
     "number": ("Number", "数字"),
@@ -639,16 +648,16 @@ STRINGS: dict[str, tuple[str, str]] = {
     "what": ("What", "项目"),
     "id": ("Id", "标识"),
     "reproduce_lead": (
-        "Run these commands in the folder that contains {folder}. Finished stages are read, not trained again; to "
-        "train everything again, give {out} with a new folder.",
-        "在 {folder} 所在的文件夹中执行。已完成的阶段直接读取，不重新训练；要全部重新训练，请用 {out} 指定新文件夹。",
+        "Run these commands in the folder that contains {folder}. The results of finished stages are reused. To train "
+        "everything again, give {out} with a new folder.",
+        "在 {folder} 所在的文件夹中执行。已完成的阶段直接复用结果；要全部重新训练，请用 {out} 指定一个新文件夹。",
     ),
     "status": ("State", "状态"),
     "cause": ("Cause", "原因"),
     "failures_lead": (
-        "{runs} of these studies without a result. The studies above use only runs that have one; the next call "
-        "retries failures with a transient cause.",
-        "以下 {runs}没有结果。上述研究只依据有结果的训练；因临时原因失败的训练，下次执行时会重试。",
+        "{runs} of these studies without a result. The studies above use only runs with a result. The next call "
+        "retries runs that failed for a temporary reason.",
+        "以下 {runs}没有结果。上述研究只使用有结果的训练；因临时原因失败的训练，下次执行时会重试。",
     ),
     "note_domain": (
         "{subject}: {things} while reading the text, first: {detail}",
@@ -656,38 +665,39 @@ STRINGS: dict[str, tuple[str, str]] = {
     ),
     "note_forecast": ("The law warns about this prediction: {detail}", "规律对该预测的提示：{detail}"),
     "note_reach": (
-        "The target run is at {subject} times the largest compute of the ladder. Holding out the ladder's own "
-        "largest runs tested the law up to {detail} times.",
-        "目标训练的算力是阶梯中最大算力的 {subject} 倍；逐一留出阶梯中最大的训练时，规律只检验到 {detail} 倍。",
+        "The target run takes {subject} times the compute of the largest run of the ladder. The law was tested on "
+        "held-out runs of the ladder, but only up to {detail} times the compute.",
+        "目标训练的算力是阶梯中最大一次训练的 {subject} 倍；用阶梯中留出的训练检验规律时，只外推到 {detail} 倍。",
     ),
     "note_rise": (
-        "In the ladder, the loss at depth {subject} is {detail} higher than one depth below after the same tokens. The "
-        "learning rate does not suit the deeper models at so few steps, and the prediction is biased low.",
+        "After the same number of tokens, the ladder's models of depth {subject} have a {detail} higher loss than "
+        "those of the next smaller depth. The learning rate does not suit the deeper models at this few steps, so the "
+        "prediction is too low.",
         "在阶梯中，训练词元数相同时，深度 {subject} 的损失比浅一级的模型高 {detail}。步数这么少时，"
         "该学习率不适合较深的模型，预测因而偏低。",
     ),
     "note_edge_share": (
         "The best decay length in the annealing study ({detail} of the steps) is the {end} value tried: a "
         "better one may be beyond it.",
-        "退火研究中最优的衰减长度（训练步的 {detail}）是所试范围的{end}：更好的可能在范围之外。",
+        "退火研究中最优的衰减长度（训练步的 {detail}）正是所试范围的{end}：更优值可能在范围之外。",
     ),
     "note_edge_sharpen": (
         "The best power of the annealing mixture ({detail}) is the {end} value tried: a better one may be beyond it.",
-        "退火配比的最优幂次（{detail}）是所试范围的{end}：更好的可能在范围之外。",
+        "退火配比的最优幂次（{detail}）正是所试范围的{end}：更优值可能在范围之外。",
     ),
     "note_edge_tried": (
         "In the law's best mixture, the weight of {subject} ({detail}) is the {end} value tried: a better "
         "one may be beyond it.",
-        "在规律给出的最优配比中，{subject}的权重（{detail}）是所试范围的{end}：更好的可能在范围之外。",
+        "在规律给出的最优配比中，“{subject}”的权重（{detail}）正是所试范围的{end}：更优值可能在范围之外。",
     ),
     "note_edge_limits": (
         "In the law's best mixture, the weight of {subject} ({detail}) is the {end} that the limits allow"
         ": without the limit there may be a better one.",
-        "在规律给出的最优配比中，{subject}的权重（{detail}）是限制所允许的{end}：若无此限制，可能有更好的配比。",
+        "在规律给出的最优配比中，“{subject}”的权重（{detail}）正是限制所允许的{end}：若无此限制，可能有更优的配比。",
     ),
     "note_adjusted": (
-        "The {subject} mixture violates the limits and was adjusted to them, here and in every comparison.",
-        "{subject}配比超出限制，在此及所有对照中均已调整到限制之内。",
+        "The {subject} mixture violates the limits. Everywhere in this report it is adjusted to them.",
+        "{subject}配比超出限制；本报告各处均使用调整到限制之内的版本。",
     ),
     "note_reason": ("{subject}: {detail}", "{subject}：{detail}"),
     "note_unpredicted": ("The target loss itself has no prediction: {detail}", "目标损失本身没有预测：{detail}"),
@@ -698,12 +708,12 @@ STRINGS: dict[str, tuple[str, str]] = {
         "{subject}中有 {things}没有结果，见下文。",
     ),
     "note_unreadable": (
-        "{subject}: everything that depends on it is left out. {detail}",
-        "{subject}：依赖于它的内容已略去。{detail}",
+        "{subject} cannot be read, so everything that depends on it is left out. {detail}",
+        "无法读取 {subject}，依赖它的内容已略去。{detail}",
     ),
     "note_family": (
-        "Family “{subject}”: the ladder does not support a law for it: {detail}",
-        "模型族“{subject}”：阶梯不足以支持其规律：{detail}",
+        "No law can be fitted to the ladder of family “{subject}”: {detail}",
+        "模型族“{subject}”的规模阶梯不足以拟合定律：{detail}",
     ),
     # joints
     "gap": (" ", ""),
@@ -720,8 +730,8 @@ STRINGS: dict[str, tuple[str, str]] = {
     "name_target": ("target", "目标"),
     "name_corpus": ("corpus", "语料"),
     "name_mixture": ("mixture study", "配比研究"),
-    "name_confirm": ("mixtures again, new seeds", "配比重训（新种子）"),
-    "name_branches": ("branches, each from the others", "各分支（由其余分支推得）"),
+    "name_confirm": ("mixtures trained again, new seeds", "配比重训（新种子）"),
+    "name_branches": ("each ending, predicted from the others", "各收尾方式（由其余方式预测）"),
     "name_anneal": ("annealing study", "退火研究"),
     "name_ladder": ("ladder", "规模阶梯"),
     "name_predict": ("prediction", "预测"),
@@ -776,7 +786,7 @@ STRINGS: dict[str, tuple[str, str]] = {
     "n_forecasts": ("{n} forecast|{n} forecasts", "{n} 次预报"),
     "n_problems": ("{n} problem|{n} problems", "{n} 处问题"),
     "n_records": ("{n} record|{n} records", "{n} 条记录"),
-    "name_mixture-confirm": ("mixtures again, new seeds", "配比重训（新种子）"),
+    "name_mixture-confirm": ("mixtures trained again, new seeds", "配比重训（新种子）"),
     "name_interrupted": ("interrupted", "被中断"),
     "name_running": ("running", "训练中"),
     "name_pending": ("pending", "待训练"),
@@ -785,9 +795,9 @@ STRINGS: dict[str, tuple[str, str]] = {
     "name_interaction": ("interaction", "交互"),
     "name_ratio": ("tokens per parameter", "词元参数比"),
     "name_kaplan": ("Kaplan", "Kaplan"),
-    "name_shared": ("shared exponent", "同指数"),
+    "name_shared": ("shared exponent", "共用指数"),
     "name_chinchilla": ("Chinchilla", "Chinchilla"),
-    "name_lightgbm": ("LightGBM", "梯度提升树"),
+    "name_lightgbm": ("LightGBM", "LightGBM"),
     "name_exponential": ("exponential", "指数"),
     "name_gaussian-process": ("Gaussian process", "高斯过程"),
     "name_effective-data": ("effective data", "有效数据"),
@@ -839,9 +849,9 @@ class Words:
 
     def sentence(self, key: str, **values: object) -> Markup:
         """As a call, but as HTML without line breaks inside a short value (``1-sqrt``, a date)."""
-        kept = Markup('<span class="value">{}</span>')
+        span = Markup('<span class="value">{}</span>')
         return Markup(STRINGS[key][self._column]).format(
-            **{name: kept.format(value) if len(str(value)) <= 40 else value for name, value in values.items()}
+            **{name: span.format(value) if len(str(value)) <= 40 else value for name, value in values.items()}
         )
 
     def n(self, noun: str, count: int) -> str:

@@ -1,10 +1,11 @@
-"""The process beside a training: it follows run folders and keeps one tracker up to date.
+"""The process that writes metrics to one tracker while runs train: it reads run folders and keeps the tracker current.
 
-`Follower` starts it with its work as one line of JSON on standard input. When that input ends, because training has
-ended or its process has died, it writes what is left and ends too. It prints one JSON string per line for the user.
+`Follower` starts it with a `Work` as one line of JSON on standard input. That input closes when training ends or its
+process dies; this process then writes the remaining metrics and exits. Each line that it prints is a JSON string for
+the user.
 
-It has a process of its own, with low priority, so that a tracker can neither stop nor slow the training: a package that
-hangs, crashes, or ends the program does so here.
+It is a separate process with low priority so that a tracker can neither stop nor slow the training. If the tracker's
+package hangs, crashes or exits, only this process is affected.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A file of a large run over the tiny corpus, homes of records and profiles for each test, and the command line."""
+"""Fixtures: folders for records and profiles, a file of a large run on the tiny corpus, and the command line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 
 @pytest.fixture(autouse=True)
 def homes(tmp_path, monkeypatch):
-    """Records and profiles of the test alone."""
+    """Give each test empty folders for records and profiles."""
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
@@ -23,7 +23,7 @@ def homes(tmp_path, monkeypatch):
 
 @pytest.fixture
 def run_file(make_spec, tiny_corpus, tmp_path):
-    """Write a large run: ``steps`` steps in a folder whose name is as hostile as a name may be."""
+    """Write the file of a large run, in a folder whose name contains quotes, blanks and shell syntax."""
 
     def write(steps=40, folder="a%j b'$(touch pwned)", every_steps=10, **spec):
         (tmp_path / folder).mkdir(exist_ok=True)
@@ -84,7 +84,7 @@ def whole_study():
 
 @pytest.fixture
 def armillary():
-    """Run the command line in a process of its own."""
+    """Run the command line in a subprocess."""
 
     def run(*arguments, check=True):
         done = subprocess.run(

@@ -1,4 +1,4 @@
-"""A real Slurm of this machine alone: munged, slurmctld and slurmd in a folder and on ports of their own."""
+"""A real Slurm on this machine only: munged, slurmctld and slurmd in a temporary folder and on free ports."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PATIENCE_S = 40
 
 
 def missing() -> str | None:
-    """The reason why no Slurm can be started here, or None."""
+    """Return why Slurm cannot be started on this machine, or None."""
     path = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     lacking = [part for part in PARTS if shutil.which(part, path=path) is None]
     if lacking:
@@ -41,7 +41,7 @@ def wait_for(condition: Callable[[], object], what: str, patience_s: float = _PA
 
 
 class RealSlurm:
-    """Slurm's daemons with ``nodes`` nodes on this machine; ``environment`` is what its commands need."""
+    """Slurm's daemons with ``nodes`` nodes on this machine; ``environment`` has the variables for its commands."""
 
     def __init__(self, folder: Path, nodes: int = 2) -> None:
         self.folder, self.nodes = folder, [f"node{n}" for n in range(nodes)]
@@ -79,7 +79,7 @@ class RealSlurm:
             "JobAcctGatherType=jobacct_gather/none",
             "ReturnToService=2",
             "KillWait=30",
-            "MinJobAge=10",  # a job that has ended is soon forgotten
+            "MinJobAge=10",  # a job that has ended is purged soon
             "SlurmdTimeout=10",
             "InactiveLimit=0",
             *(
@@ -92,7 +92,7 @@ class RealSlurm:
         (folder / "cgroup.conf").write_text("CgroupAutomount=no\n")
 
     def start(self) -> None:
-        """Start all daemons, and wait until every node takes jobs."""
+        """Start all daemons, and wait until every node accepts jobs."""
         munged = [
             *("munged", "--foreground", "--force", f"--key-file={self.folder / 'munge.key'}", "--num-threads=2"),
             *(f"--socket={self.folder / 'munge.socket'}", f"--pid-file={self.folder / 'munged.pid'}"),
@@ -106,12 +106,12 @@ class RealSlurm:
         wait_for(lambda: self.call("sinfo", "-h", "-t", "idle", "-o", "%D") == str(len(self.nodes)), self.why())
 
     def start_node(self, name: str) -> None:
-        """Start the node's daemon, in a session of its own."""
+        """Start the node's daemon in a new session."""
         self._start(name, ["slurmd", "-D", "-N", name])
 
     def kill_node(self, name: str) -> None:
-        """As when the power fails: the node's daemon and everything that it has started."""
-        # the processes of job steps are no descendants of the daemon
+        """Kill the node's daemon and everything that it started, as a power failure would."""
+        # the processes of job steps are not descendants of the daemon
         steps = [pid for pid in _pids() if "slurmstepd: [" in _command(pid)]
         ours = [pid for pid in _pids() if f"SLURMD_NODENAME={name}\0" in _environment(pid)]
         found = [self._daemons[name].pid, *ours, *(pid for pid in steps if set(_children(pid)) & set(ours))]
@@ -120,18 +120,18 @@ class RealSlurm:
                 os.kill(pid, signal.SIGKILL)
 
     def call(self, *command: str) -> str:
-        """What one of Slurm's commands prints."""
+        """Run one of Slurm's commands and return its output."""
         done = subprocess.run(
             command, capture_output=True, text=True, env={**os.environ, **self.environment}, check=False
         )
         return done.stdout.strip()
 
     def why(self) -> str:
-        """The ends of the daemons' logs."""
+        """Return the last lines of the daemons' logs."""
         return "\n".join(f"{log}: {log.read_text()[-1500:]}" for log in self.folder.glob("*.log"))
 
     def stop(self) -> None:
-        """End the jobs and all daemons."""
+        """Stop the jobs and all daemons."""
         self.call("scancel", "--full", "-u", "root")
         for name in reversed(self._daemons):
             daemon = self._daemons[name]

@@ -1,4 +1,4 @@
-"""Job files, records and states of jobs, without a cluster: stand-ins for its commands only where they go wrong."""
+"""Job files, records and states of jobs, without a cluster; stand-ins replace its commands only to make them fail."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SECRET = "hunter2-do-not-write"
 
 @pytest.fixture
 def wanted(run_file):
-    """A submission of the large run."""
+    """Prepare a submission of the large run."""
 
     def make(on="slurm", nodes=None, **how):
         path = run_file(**how)
@@ -48,7 +48,7 @@ def wanted(run_file):
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """A command of a cluster that prints something and ends with a code; its arguments and input are kept."""
+    """A stand-in for a cluster's command: it prints a text, exits with a code, and saves its arguments and input."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
@@ -453,9 +453,9 @@ def test_kubectl_ends_pods_at_once_and_leaves_no_service_of_a_refused_job(wanted
 def test_who_caused_a_failure():
     ends = [NodeEnd("a", 1, 20.0), NodeEnd("b", 1, 10.0)]
     assert culprits(["a"], []) == (("a",), "")
-    assert culprits(["a", "b"], []) == ((), "")  # ended from outside
+    assert culprits(["a", "b"], []) == ((), "")  # stopped from outside
     assert culprits(["a", "b"], ends) == (("b",), "")
-    assert culprits(["a", "b"], [ends[0], NodeEnd("b", None)]) == (("b",), "")  # it is lost
+    assert culprits(["a", "b"], [ends[0], NodeEnd("b", None)]) == (("b",), "")  # b ended without a record
     assert culprits(["a", "b"], [NodeEnd("a", 0, 1.0), NodeEnd("b", 0, 1.0)]) == ((), "")
 
 

@@ -27,7 +27,7 @@ def test_killed_restarted_cancelled_and_resumed(run_file, armillary):
     os.kill(trainer(results), signal.SIGKILL)
     wait_for(lambda: state(name).attempts == 2, "it is not restarted", 150)
     log.send_signal(signal.SIGINT)
-    assert log.wait(30) == 0  # following has ended, the job has not
+    assert log.wait(30) == 0  # logs --follow has ended, the job has not
     assert state(name).state == "running"
     wait_for(lambda: trainer(results) is not None, "it does not train", 150)
     time.sleep(1)

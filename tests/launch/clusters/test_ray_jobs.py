@@ -1,4 +1,4 @@
-"""Jobs on a real Ray cluster of this machine, through its dashboard."""
+"""Jobs on a real Ray cluster on this machine, through its dashboard."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "of-this-test"}
 
 @pytest.fixture(scope="module")
 def dashboard(tmp_path_factory):
-    """The address of the dashboard of a cluster with two slots."""
+    """Start a cluster with two slots and return the address of its dashboard."""
     for package in ("ray", "aiohttp_cors", "opencensus", "smart_open", "colorful"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"no {package}: pip install 'ray[default]', which has the dashboard")
@@ -84,7 +84,7 @@ def test_killed_restarted_and_cancelled_on_ray(dashboard, run_file, armillary, m
 
 
 class Wrong(BaseHTTPRequestHandler):
-    """Answers that no dashboard gives."""
+    """A server whose answers are not those of a dashboard."""
 
     answers: ClassVar = {}
 
@@ -98,7 +98,7 @@ class Wrong(BaseHTTPRequestHandler):
         self.do_GET()
 
     def log_message(self, *args):
-        """Nothing."""
+        """Log nothing."""
 
 
 def test_wrong_answers_of_a_dashboard(run_file, tmp_path):

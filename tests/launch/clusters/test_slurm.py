@@ -1,4 +1,4 @@
-"""Jobs on a real Slurm of two nodes on this machine, from submission to result; a stand-in only for wrong outputs."""
+"""Jobs on a real Slurm with two nodes on this machine, from submission to result."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def wait_state(name, *wanted):
 
 
 def trainer(folder):
-    """The process that trains in a folder on one node."""
+    """Return the process that trains in a folder on one node."""
     for file in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = file.read_bytes().decode().split("\0")
@@ -135,7 +135,7 @@ def test_requeued_cancelled_and_resumed(on_slurm, run_file, armillary):
     assert armillary("cancel", name, check=False).returncode == 2
     listed = json.loads(armillary("jobs", "--json").stdout)
     assert [job["state"] for job in listed] == ["cancelled"]
-    # a job that waits is cancelled at once
+    # a pending job is cancelled at once
     blocker = [
         on_slurm.call("sbatch", "--parsable", "--nodes=2", "--exclusive", "--wrap=sleep 300", "--output=/dev/null")
     ]
@@ -144,7 +144,7 @@ def test_requeued_cancelled_and_resumed(on_slurm, run_file, armillary):
     armillary("cancel", waiting)
     assert wait_state(waiting, "cancelled").attempts == 0
     on_slurm.call("scancel", *blocker)
-    # the same command resumes the run, and a lost record of the submission is found again by the job's name
+    # the same command resumes the run; without submitted.json the job is found by its name
     last = json.loads(armillary("submit", path, "--on", "slurm", "--json").stdout)["job"]
     (Path(os.environ["XDG_STATE_HOME"]) / "armillary" / "jobs" / last / "submitted.json").unlink()
     assert wait_state(last, "done").native
@@ -153,7 +153,7 @@ def test_requeued_cancelled_and_resumed(on_slurm, run_file, armillary):
 
 @pytest.mark.slow
 def test_a_lost_node_leaves_the_others_at_work(on_slurm, run_file, armillary, tmp_path):
-    """With min_nodes the ranks that are left continue with fewer replicas; the job is not requeued."""
+    """With min_nodes the remaining ranks continue with fewer replicas; the job is not requeued."""
     path = run_file(steps=400, every_steps=50)
     results = path.parent / "large"
     (path.parent / "clusters").mkdir()
@@ -181,7 +181,7 @@ def test_a_node_that_fails_twice_is_excluded(on_slurm, run_file, armillary):
         wait_for(lambda n=attempt: state(name).attempts == n, f"attempt {attempt} does not begin", LONG_S)
         wait_for(lambda: trainer(results) is not None, "it does not train", LONG_S)
         os.kill(trainer(results), signal.SIGKILL)
-    # Slurm fills the first node first, so both failures were there
+    # Slurm fills the first node first, so both failures were on it
     wait_for(lambda: state(name).attempts == 3, "it is not submitted again", LONG_S)
     assert state(name).excluded == ("node0",) and state(name).nodes == "node1"
     armillary("cancel", name)

@@ -1,6 +1,6 @@
 """Runs the processes of one node of a job, and records how they end: ``python -m ...member FOLDER -- COMMAND``.
 
-A scheduler starts this on every node. SIGTERM goes on to the command, whose ranks then write a checkpoint.
+A scheduler starts this on every node. It forwards SIGTERM to the command, whose ranks then write a checkpoint.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from armillary.recipe import ArmillaryError
 
 
 def run_member(place: Path, attempt: int, command: Sequence[str]) -> int:
-    """Run ``command`` and return its exit code, 128 + N for signal N; record both ends in the folder ``place``."""
+    """Run ``command`` and return its exit code, 128 + N for signal N; record start and end in the folder ``place``."""
     node = node_name()
     # A full disk must not end the training; the node then counts as lost if it fails.
     with contextlib.suppress(OSError):
@@ -52,7 +52,7 @@ def _attempt(place: Path) -> int:
 
 
 def main() -> None:
-    """Parse the arguments, which this program has written itself."""
+    """Run the command given after ``--``. The supervisor writes the arguments, so they are not validated."""
     place, _, *command = sys.argv[1:]
     try:
         sys.exit(run_member(Path(place), _attempt(Path(place)), command))
