@@ -382,12 +382,23 @@ def test_the_key_is_nowhere(
         document["choices"][0]["text"] = f"your key is {KEY}"
         handler.send(200, {**document, "debug": dict(handler.headers)})
 
+    def escaped(code: int, document: dict[str, Any]) -> Act:
+        written = json.dumps(document).replace(KEY, KEY.replace("-", "\\u002d"))
+        return lambda handler, _: handler.send(code, written.encode())
+
+    def repeats_escaped(handler: Handler, body: dict[str, Any]) -> None:
+        document = whole(body)
+        document["choices"][0]["text"] = f"your key is {KEY}"
+        escaped(200, document)(handler, body)
+
     backend = opened(server, cache=cache, retries=0, timeout_s=0.3)
     with open_answers(kept, backend.identity) as answers:
-        server.acts = [repeats]
-        (found,) = answers.complete(backend, [Request("abc")])
-        assert found.choices[0].text == "your key is ***"
-    acts = [status(400), status(401), status(500), drop, half, hang, no_json, no_choices, unfinished]
+        for number, act in enumerate((repeats, repeats_escaped)):
+            server.acts = [act]
+            (found,) = answers.complete(backend, [Request(f"kept {number}")])
+            assert found.choices[0].text == "your key is ***"
+    acts = [escaped(code, {"error": {"message": f"no luck with {KEY}"}}) for code in (400, 401, 500)]
+    acts += [status(400), status(401), status(500), drop, half, hang, no_json, no_choices, unfinished]
     for number, act in enumerate([*acts, status(302, Location=f"http://127.0.0.1/{KEY}")]):
         server.acts = [act]
         with pytest.raises(RequestError) as caught:

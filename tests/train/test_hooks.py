@@ -231,6 +231,40 @@ def test_an_error_in_a_hook_of_a_stack_ends_its_member_alone(make_spec, tiny_cor
     assert outcome(tmp_path / "two") == undisturbed(two)
 
 
+class Asked(Every):
+    """Fails when it is asked whether it is due, or whether it wishes to act, after step 4."""
+
+    def __init__(self, question):
+        super().__init__(1000)
+        self.question, self.step = question, 0
+
+    def fail(self, question, step):
+        if (question, step) == (self.question, 4):
+            raise ZeroDivisionError("modulo by zero")
+        return False
+
+    def due(self, step):
+        return self.fail("due", step)
+
+    def wish(self):
+        self.step += 1
+        return self.fail("wish", self.step)
+
+
+@pytest.mark.parametrize("question", ["due", "wish"])
+def test_an_error_in_a_hook_that_is_asked_names_it_and_ends_only_its_run(
+    question, make_spec, tiny_corpus, tmp_path, undisturbed, outcome
+):
+    named = "hook Asked after step 4: ZeroDivisionError: modulo by zero"
+    with pytest.raises(ArmillaryError, match=f"^{named}$"):
+        train_run(make_spec(), tiny_corpus, tmp_path / "alone", hooks=(Asked(question),))
+    one, two = make_spec(seed=1), make_spec(seed=2)
+    runs = [Assignment(one, tmp_path / "one", hooks=(Asked(question),)), Assignment(two, tmp_path / "two")]
+    outcomes = dict(train_fleet(runs, tiny_corpus, 2))
+    assert str(outcomes[one.id]) == named
+    assert outcome(tmp_path / "two") == undisturbed(two)
+
+
 def with_hooks(spec, corpus, folder, layout, failing):
     """As a rank: train with hooks, of which rank 1's fails or wishes; what they did."""
     import torch

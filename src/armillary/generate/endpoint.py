@@ -365,7 +365,7 @@ class EndpointBackend:
             return _Failure("the text contains a lone surrogate, which has no UTF-8 form", False)
         except httpx2.HTTPError as error:
             return self._lost(error)
-        text = self._masked(body.decode("utf-8", "replace"))
+        text = self._without_key(body.decode("utf-8", "replace"))
         if response.status_code != 200:
             return self._refused(response, text)
         try:
@@ -386,7 +386,7 @@ class EndpointBackend:
                     return
                 for line in response.iter_lines():
                     if line.startswith("data:"):
-                        data = self._masked(line.removeprefix("data:").strip())
+                        data = self._without_key(line.removeprefix("data:").strip())
                         if data == "[DONE]":
                             return
                         event = json.loads(data)
@@ -440,6 +440,15 @@ class EndpointBackend:
 
     def _masked(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
+
+    def _without_key(self, text: str) -> str:
+        """A server's text without the key, also if its JSON escapes characters of the key."""
+        plain = self._masked(text)
+        if self._key and "\\" in plain:
+            with suppress(ValueError, RecursionError):
+                written = json.dumps(json.loads(plain), ensure_ascii=False)
+                plain = written.replace(json.dumps(self._key)[1:-1], "***")
+        return plain
 
     def _cache_file(self, call: _Call) -> Path | None:
         if self._own.cache is None:

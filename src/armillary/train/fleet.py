@@ -225,18 +225,30 @@ class Fleet:
             self._pending.append(self._stack.step(taken, batches))
             for run in self.runs:
                 run.advance()
-            wanting = [run.wants_attention() for run in self.runs]  # no short circuit: each call records its answer
-            if any(wanting) or len(self._pending) >= FLUSH:
+            wanting, broken = self._wanting()
+            if wanting or broken or len(self._pending) >= FLUSH:
                 self._look()
+                self._leave(broken)
                 for place in reversed(range(len(self.runs))):
                     self._attend(place)
                 self._since = time.perf_counter()
         left, self._left = self._left, {}
         return left
 
+    def _wanting(self) -> tuple[bool, list[tuple[Run[SingleDeviceEngine], Exception]]]:
+        """Whether a run wants attention, and the runs with a hook that failed when asked; every run is asked."""
+        wanting, broken = False, []
+        for run in self.runs:
+            try:
+                wanting |= run.wants_attention()
+            except Exception as error:
+                broken.append((run, error))
+        return wanting, broken
+
     def _batches(self) -> list[Batch[Tensor]]:
         """The next batch of every run; a run with a token outside the vocabulary leaves."""
-        batches, bad = [], []
+        batches: list[Batch[Tensor]] = []
+        bad: list[tuple[Run[SingleDeviceEngine], Exception]] = []
         for run in self.runs:
             batch = run.order.batch(run.step).map(torch.from_numpy)
             try:
@@ -246,9 +258,7 @@ class Fleet:
                 bad.append((run, error))
         if bad:
             self._look()
-            for run, problem in bad:
-                if run in self.runs:  # it may just have diverged
-                    self._remove(self.runs.index(run), problem)
+            self._leave(bad)
             return self._batches()
         return batches
 
@@ -273,6 +283,12 @@ class Fleet:
                 self._remove(place, run.finish())
         except Exception as error:
             self._remove(place, error)
+
+    def _leave(self, problems: Sequence[tuple[Run[SingleDeviceEngine], Exception]]) -> None:
+        """Remove runs with a problem, except those that have just diverged."""
+        for run, problem in problems:
+            if run in self.runs:
+                self._remove(self.runs.index(run), problem)
 
     def _remove(self, place: int, outcome: Outcome) -> None:
         """Remove a run; the last one takes its row."""

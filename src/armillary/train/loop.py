@@ -41,7 +41,7 @@ from armillary.train.checkpoint import Branches, SyncSaver, remove_checkpoints
 from armillary.train.engines import Engine, SingleDeviceEngine
 from armillary.train.errors import BadStepError, DivergedError
 from armillary.train.folder import open_folder, read_metrics
-from armillary.train.hooks import Hook, Metrics, Save, Stop, Validate, Voted, call_hook
+from armillary.train.hooks import Hook, Metrics, Save, Stop, Validate, call_hook, is_due, wishes
 from armillary.train.reporter import Reporter
 from armillary.train.resume import Trunk, begin
 from armillary.train.rows import write_metrics
@@ -206,7 +206,7 @@ class Run(Generic[EngineT]):
 
     def catch_up(self) -> None:
         """Call the hooks due at a checkpoint's step, since the checkpoint was written before they acted."""
-        self._act([hook for hook in self._between if hook.due(self.step)])
+        self._act([hook for hook in self._between if is_due(hook, self.step)])
 
     def to_take(self) -> list[int]:
         """The remaining steps (0-based) whose batch is not skipped."""
@@ -238,16 +238,19 @@ class Run(Generic[EngineT]):
         self.reporter.progress(self.step)
 
     def wants_attention(self) -> bool:
-        """Whether ``attend`` must be called after this step, with fetched losses; called once per step."""
+        """Whether ``attend`` must be called after this step, with fetched losses; called once per step.
+
+        Raises:
+            ArmillaryError: a hook failed; it is named.
+        """
         hooks: list[Hook] = [self.save, *self._between, self.stop]
-        wishes = [isinstance(hook, Voted) and hook.wish() for hook in hooks]
-        decided = self.world.vote(sum(1 << place for place, wished in enumerate(wishes) if wished))
+        decided = self.world.vote(sum(1 << place for place, hook in enumerate(hooks) if wishes(hook, self.step)))
         called = [bool(decided >> place & 1) for place in range(len(hooks))]
         if called[-1] and self.step < self.spec.steps:  # everything else is done at the next start
             self._due = [self.save, self.stop]
         else:
             chosen = zip(hooks[:-1], called, strict=False)
-            self._due = [hook for hook, wished in chosen if hook.due(self.step) or wished]
+            self._due = [hook for hook, wished in chosen if is_due(hook, self.step) or wished]
         return bool(self._due)
 
     def record(self, values: Sequence[Sequence[float]], seconds: float, waited_s: float = 0.0) -> None:

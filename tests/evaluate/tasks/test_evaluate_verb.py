@@ -66,6 +66,9 @@ def test_a_model_is_examined_compared_and_audited(call: Call, folder: Path, data
     assert strict["paired"]["items"] == 2 and strict["left_out"] == 1 and strict["same_settings"]
     assert isinstance(json.loads(call("audit", "a", "--json").stdout), list)
     assert json.loads(call("rescore", "a", "--json").stdout)["results"][0]["metric"] == "exact_match"
+    ended = call("rescore", "a", "--out", "a")
+    assert ended.returncode == 2 and "a: has an examination, whose scores would be lost" in ended.stderr
+    assert call("rescore", "a", "--out", "c").returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from armillary.evaluate import Examination, Item
+from armillary.evaluate.intervals import mean_interval
 from armillary.evaluate.tasks import rescore
 from armillary.recipe import UsageError
 
@@ -53,6 +54,18 @@ def test_subsets_have_their_own_score() -> None:
     items = tuple(Item(**{**vars(item), "subset": item.id}) for item in base.items["bbh"])
     found = rescore(Examination((), {"bbh": items}), "audit")
     assert [(r.subset, r.value) for r in found.results] == [("bbh", 0.5), ("i0", 1.0), ("i1", 0.0)]
+
+
+def test_outputs_of_all_prompt_formats_count() -> None:
+    rows = [("the answer is 3", "#### 3", "3"), ("the answer is 4", "#### 4", "4")]
+    base = examination("gsm8k", rows)
+    items = tuple(Item(**{**vars(item), "outputs": (*item.outputs, "the answer is 3")}) for item in base.items["gsm8k"])
+    found = rescore(Examination((), {"gsm8k": items}), "audit")
+    assert [item.scores["exact_match"] for item in found.items["gsm8k"]] == [1.0, 0.5]
+    assert [item.answer for item in found.items["gsm8k"]] == ["3", "4"]
+    (result,) = found.results
+    of_formats = mean_interval([[1.0, 1.0], [1.0, 0.0]], ["i0", "i1"])
+    assert (result.value, result.low, result.high) == (of_formats.value, of_formats.low, of_formats.high)
 
 
 @pytest.mark.parametrize(

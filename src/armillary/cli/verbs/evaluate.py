@@ -175,12 +175,13 @@ def rescore(
 
     Example: armillary evaluate rescore exam-model --extractor 'answer is (-?[0-9]+)'
     """
-    from armillary.evaluate import read_examination, write_examination
+    from armillary.evaluate import read_examination
     from armillary.evaluate.tasks import rescore as rescored
+    from armillary.evaluate.tasks import write_rescored
 
     examination = rescored(read_examination(folder), extractor)
     if place is not None:
-        write_examination(place, examination)
+        write_rescored(place, examination)
     if as_json:
         return show_json(examination.to_json())
     show_results(f"{folder} with the extractor {extractor}", examination)

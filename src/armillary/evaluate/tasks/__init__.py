@@ -3,7 +3,7 @@
 from armillary.evaluate.tasks.audit import Disagreement, audit
 from armillary.evaluate.tasks.contamination import CleanScore, clean_scores, contamination_in
 from armillary.evaluate.tasks.examine import Contamination, ExamOptions, Prepared, examine, prepare
-from armillary.evaluate.tasks.rescore import rescore
+from armillary.evaluate.tasks.rescore import rescore, write_rescored
 from armillary.evaluate.tasks.session import default_folder, hold_examination, lineage_of
 from armillary.evaluate.tasks.texts import EvaluationSet, evaluation_files, read_evaluation, read_split, split_of
 
@@ -27,4 +27,5 @@ __all__ = [
     "read_split",
     "rescore",
     "split_of",
+    "write_rescored",
 ]

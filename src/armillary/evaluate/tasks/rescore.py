@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from armillary.evaluate.intervals import mean_interval
-from armillary.evaluate.results import Examination, Item, Result
+from armillary.evaluate.results import RESULTS, Examination, Item, Result, write_examination
 from armillary.evaluate.tasks.catalog import dataset_of
 from armillary.evaluate.tasks.extract import CODE, SECOND, Extractor
 from armillary.recipe import UsageError, canonical_hash
@@ -28,8 +29,10 @@ class _Read:
 def rescore(examination: Examination, extractor: str) -> Examination:
     """Score the kept outputs with another extractor, under the metric ``exact_match``.
 
-    Each item's former answer becomes the second answer, so the disagreement compares the two extractors. Tasks without
-    answer text (choices by likelihood, IFEval) and programs, whose tests are not kept, are left out.
+    With several prompt formats, a score is the mean over their outputs, and the interval covers the formats too. The
+    answer is that of the first format. Each item's former answer becomes the second answer, so the disagreement
+    compares the two extractors. Tasks without answer text (choices by likelihood, IFEval) and programs, whose tests are
+    not kept, are left out.
 
     Args:
         extractor: ``audit`` for the second extractor of each task, or a regular expression. Its last match counts; with
@@ -45,18 +48,32 @@ def rescore(examination: Examination, extractor: str) -> Examination:
         if second is None or second is CODE:
             continue
         reader = _Read(second.name, second.read) if extractor == AUDIT else _pattern(extractor)
-        items[task] = tuple(_rescored(item, reader, second) for item in rows)
-        results.append(_result(task, task, items[task], second))
+        rescored = [_rescored(item, reader, second) for item in rows]
+        items[task] = tuple(one.item for one in rescored)
+        results.append(_result(task, task, rescored, second))
         subsets = list(dict.fromkeys(item.subset for item in rows))
         if len(subsets) > 1:
             for subset in subsets:
-                results.append(_result(task, subset, [item for item in items[task] if item.subset == subset], second))
+                part = [one for one in rescored if one.item.subset == subset]
+                results.append(_result(task, subset, part, second))
     if not items:
         raise UsageError(
             f"none of {', '.join(examination.items)} extracts answers from text; rescoring applies to "
             "gsm8k, math500, bbh and their variants"
         )
     return replace(examination, results=tuple(results), items=items)
+
+
+def write_rescored(folder: Path, examination: Examination) -> None:
+    """Write a rescored examination into a folder without results.
+
+    Raises:
+        UsageError: the folder has results, which would be lost.
+        ArmillaryError: as ``write_examination``.
+    """
+    if (folder / RESULTS).exists():
+        raise UsageError(f"{folder}: has an examination, whose scores would be lost; choose another --out")
+    write_examination(folder, examination)
 
 
 def _pattern(expression: str) -> _Read:
@@ -76,21 +93,31 @@ def _pattern(expression: str) -> _Read:
     return _Read(f"regex {expression}", read)
 
 
-def _rescored(item: Item, reader: _Read, kind: Extractor) -> Item:
-    answer = reader.read(item.outputs[0], item.gold)
+@dataclass(frozen=True)
+class _Rescored:
+    """An item with its new score, and the score of each of its outputs: one per prompt format."""
+
+    item: Item
+    scores: tuple[float, ...]
+
+
+def _rescored(item: Item, reader: _Read, kind: Extractor) -> _Rescored:
+    answers = [reader.read(output, item.gold) for output in item.outputs]
     correct = kind.read(str(item.gold), item.gold) or str(item.gold)
-    score = answer is not None and kind.same(answer, correct)
-    return replace(
+    scores = tuple(float(answer is not None and kind.same(answer, correct)) for answer in answers)
+    changed = replace(
         item,
         settings=canonical_hash({"of": item.settings, "extractor": reader.name}),
-        answer=answer,
+        answer=answers[0],
         second_answer=item.answer,
-        scores={"exact_match": float(score)},
+        scores={"exact_match": sum(scores) / len(scores)},
     )
+    return _Rescored(changed, scores)
 
 
-def _result(task: str, subset: str, rows: Sequence[Item], kind: Extractor) -> Result:
-    interval = mean_interval([row.scores["exact_match"] for row in rows], [row.cluster for row in rows])
+def _result(task: str, subset: str, rescored: Sequence[_Rescored], kind: Extractor) -> Result:
+    rows = [one.item for one in rescored]
+    interval = mean_interval([one.scores for one in rescored], [row.cluster for row in rows])
     settings = sorted({row.settings for row in rows})
     return Result(
         task=task,

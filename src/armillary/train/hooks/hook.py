@@ -11,7 +11,7 @@ they acted. So a hook acts at least once for each step at which it is due, and a
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, runtime_checkable
 
 from armillary.recipe import ArmillaryError, DamagedFileError, ForeignFileError, UsageError
 from armillary.train.errors import DivergedError, InterruptedRunError, LostStepError, lost_connection
@@ -38,6 +38,22 @@ class Voted(Protocol):
         """Whether this rank wishes the hook to act; called once a step."""
 
 
+def is_due(hook: Hook, step: int) -> bool:
+    """``hook.due(step)``; raises as ``call_hook``."""
+    try:
+        return hook.due(step)
+    except Exception as error:
+        _raise_named(hook, step, error)
+
+
+def wishes(hook: Hook, step: int) -> bool:
+    """Whether the hook wishes to act after ``step`` steps; raises as ``call_hook``."""
+    try:
+        return isinstance(hook, Voted) and hook.wish()
+    except Exception as error:
+        _raise_named(hook, step, error)
+
+
 def call_hook(hook: Hook, run: Run[Any]) -> None:
     """Call ``hook.act``, and name the hook in its errors.
 
@@ -47,12 +63,15 @@ def call_hook(hook: Hook, run: Run[Any]) -> None:
     """
     try:
         hook.act(run)
-    except (DivergedError, InterruptedRunError, LostStepError):
-        raise
     except Exception as error:
-        if lost_connection(error):  # another rank has died, so this is not an error of the hook
-            raise
-        kinds = (UsageError, DamagedFileError, ForeignFileError)
-        kind = next((kind for kind in kinds if isinstance(error, kind)), ArmillaryError)
-        said = str(error) if isinstance(error, ArmillaryError) else f"{type(error).__name__}: {error}"
-        raise kind(f"hook {type(hook).__name__} after step {run.step}: {said}") from error
+        _raise_named(hook, run.step, error)
+
+
+def _raise_named(hook: Hook, step: int, error: Exception) -> NoReturn:
+    # a lost connection means that another rank has died, so it is not an error of the hook
+    if isinstance(error, DivergedError | InterruptedRunError | LostStepError) or lost_connection(error):
+        raise error
+    kinds = (UsageError, DamagedFileError, ForeignFileError)
+    kind = next((kind for kind in kinds if isinstance(error, kind)), ArmillaryError)
+    said = str(error) if isinstance(error, ArmillaryError) else f"{type(error).__name__}: {error}"
+    raise kind(f"hook {type(hook).__name__} after step {step}: {said}") from error
