@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from armillary.cli import main
+from armillary.evaluate import Examination, write_examination
 
 VERBS = [
     ["corpus"],
@@ -407,3 +408,13 @@ def test_a_missing_source_leaves_no_folder_behind(verb, call, recipe, tiny_texts
     (tmp_path / "kept").mkdir()
     call(*verb, recipe, "--out", tmp_path / "kept", "--workers", 1)
     assert (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize("verb", [["record", "law.json", "--at", "at.csv"], ["judge", "exam"]])
+def test_a_forecast_makes_no_store(call, tmp_path, monkeypatch, verb):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "exam").mkdir()
+    write_examination(tmp_path / "exam", Examination((), {}))
+    done = call("forecast", *verb, "--run", "r", "--task", "mmlu", "--store", "none")
+    assert done.returncode == 2 and "none: no store.sqlite; give the folder of a store" in done.stderr
+    assert not (tmp_path / "none").exists()

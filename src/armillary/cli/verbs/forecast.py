@@ -41,10 +41,10 @@ def record(
 
     Example: armillary forecast record law.json --at loss.csv --run RUN --task mmlu --store results/store
     """
-    from armillary.store import Store
     from armillary.study.examinations import Question, record_forecast
+    from armillary.study.examined import open_store
 
-    said = record_forecast(Store(store), Question(run, task), law, at, interval)
+    said = record_forecast(open_store(store), Question(run, task), law, at, interval)
     if as_json:
         return show_json(said)
     score = said["score"]
@@ -73,10 +73,10 @@ def judge(
     Example: armillary forecast judge exam-target --run RUN --task mmlu --store results/store
     """
     from armillary.evaluate import read_examination
-    from armillary.store import Store
     from armillary.study.examinations import Question, judge_forecast
+    from armillary.study.examined import open_store
 
-    said = judge_forecast(Store(store), Question(run, task), read_examination(examination), metric)
+    said = judge_forecast(open_store(store), Question(run, task), read_examination(examination), metric)
     if as_json:
         return show_json(said)
     show_verdict(said)
