@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sqlite3
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -126,13 +127,17 @@ def in_mlflow(place: Path, project: str, run: str) -> Series:
 
 
 def in_wandb(place: Path, project: str, run: str) -> Series:
-    """From the offline files, by the package's own records."""
-    from armillary.trackers.writers.frames import wandb_records
+    """From the whole records of the offline files, by the package's own reader of one."""
+    from armillary.trackers.writers.frames import TornError, wandb_records
     from armillary.trackers.writers.wandb import offline_files, record_of, step_of
+
+    def whole(path: Path) -> Iterator[bytes]:
+        with contextlib.suppress(TornError):  # by a full disk
+            yield from wandb_records(path.read_bytes())
 
     pairs: dict[str, list[tuple[int, float]]] = {}
     for path in offline_files(place, run):
-        for content in wandb_records(path.read_bytes()):
+        for content in whole(path):
             record = record_of(content)
             if record.WhichOneof("record_type") == "run":
                 assert (record.run.run_id, record.run.project) == (run, project)

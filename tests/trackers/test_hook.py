@@ -93,5 +93,6 @@ def test_a_tracker_that_fails_is_said_once_and_changes_nothing(
     hook.close()
     assert outcome(tmp_path / "run") == undisturbed(spec)
     assert len(said) == 1 and said[0].startswith("tensorboard: ") and "Not a directory" in said[0]
-    assert f"`armillary runs export {tmp_path / 'run'} --to tensorboard` adds what it lacks" in said[0]
+    command = f"armillary runs export {tmp_path / 'run'} --to tensorboard --at {tmp_path / 'tb'}"
+    assert f"`{command}` adds what it lacks" in said[0]
     assert read_result(tmp_path / "run") is not None

@@ -14,7 +14,7 @@ import pytest
 from made_runs import HOSTILE, READERS, made_rows, made_run, made_spec, write_rows
 
 from armillary.recipe import BusyError, DamagedFileError
-from armillary.trackers import Destination, RunFiles
+from armillary.trackers import Destination, RunFiles, export_runs, run_in
 from armillary.trackers.mirror import Mirror, TrackerError, described
 
 SECRETS = {
@@ -167,6 +167,8 @@ def test_errors_are_told_without_secrets() -> None:
     environment = {"WANDB_API_KEY": "k" * 40, "URI": "http://u:sesame@h", "SHORT_KEY": "abc", "PATH": "/bin"}
     text = described(ValueError(f"no {'k' * 40} at http://u:sesame@h or sesame, abc in /bin\nmore"), environment)
     assert text == "no *** at http://u:***@h or ***, abc in /bin"
+    where = "(raised as a result of Query-invoked autoflush; consider ...)"
+    assert described(ValueError(f"{where}\n(sqlite3.OperationalError) disk is full"), {}).endswith("disk is full")
 
 
 def test_a_missing_package_is_named_with_its_remedy(tmp_path: Path, monkeypatch: Any) -> None:
@@ -232,3 +234,24 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     from armillary.console.curves import metric_files
 
     assert metric_files(tmp_path) == [tmp_path / "checkpoints" / "step-10" / "metrics.parquet"]
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+def test_an_export_continues_the_run_that_training_began_under_another_name(
+    name: str, places: dict[str, Path], tmp_path: Path
+) -> None:
+    """A large run is called by its name while it trains, and by its folder in an export."""
+    where, folder = destination(name, places), tmp_path / "folder"
+    spec = made_spec(seed=15)
+    made_run(folder, spec, until=30)
+    mirror = Mirror(RunFiles(folder, "large"), where)
+    mirror.sync()
+    mirror.close()
+    made_run(folder, spec)
+    chosen = run_in(folder)
+    assert chosen is not None
+    (found,) = export_runs([chosen], where)
+    assert found.rows == 31
+    if name == "tensorboard":
+        (file,) = places[name].glob(f"*{spec.id[:8]}*/*tfevents*")
+        assert file.parent.name == f"large-{spec.id[:8]}"

@@ -34,7 +34,7 @@ class Follower:
             "folder": str(folder.resolve()),
             "name": name,
             "all_runs": all_runs,
-            "export": export or f"armillary runs export {shlex.quote(str(folder))} --to {where.tracker}",
+            "export": export or _export_command(where, folder),
         }
         self._process: subprocess.Popen[bytes] | None = None
         self._said = b""
@@ -115,6 +115,13 @@ class Follower:
         self._own.append(
             f"{self.where.tracker}: {why}. Training goes on; afterwards `{self._work['export']}` adds what it lacks"
         )
+
+
+def _export_command(where: Destination, folder: Path) -> str:
+    """The command that adds to the same place; its server's secrets, and ``online``, stay in the environment."""
+    place = ["--at", where.place] if where.place else []
+    project = [] if where.tracker == "tensorboard" else ["--project", where.project]
+    return shlex.join(["armillary", "runs", "export", str(folder), "--to", where.tracker, *place, *project])
 
 
 def _environment() -> dict[str, str]:

@@ -19,6 +19,7 @@ from armillary.trackers.destination import Destination
 from armillary.trackers.source import RunFiles
 from armillary.trackers.writers import Writer, open_writer
 
+_WHERE = "(raised as a result of Query-invoked autoflush"  # a line of SQLAlchemy before the error itself
 _SECRET = re.compile(r"KEY|TOKEN|SECRET|PASS|CREDENTIAL", re.IGNORECASE)
 
 
@@ -85,7 +86,8 @@ class Mirror:
 
 def described(error: BaseException, environment: Mapping[str, str] = os.environ) -> str:
     """The first line of an error, without secrets of the environment and without passwords of URLs."""
-    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith(_WHERE)]
+    text = (lines or [type(error).__name__])[0]
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     secrets = [value for name, value in environment.items() if _SECRET.search(name) and len(value) >= 6]

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import pytest
 from real_slurm import wait_for
-from test_slurm import state, trainer, wait_state
+from test_slurm import kill_in_study, state, trainer, wait_state
 
 from armillary.launch import find_job, list_jobs
 from armillary.launch.clusters.cluster import Task, UnreachableError
@@ -31,7 +31,7 @@ def dashboard(tmp_path_factory):
     """Start a cluster with two slots and return the address of its dashboard."""
     for package in ("ray", "aiohttp_cors", "opencensus", "smart_open", "colorful"):
         if importlib.util.find_spec(package) is None:
-            pytest.skip(f"no {package}: pip install 'ray[default]', which has the dashboard")
+            pytest.skip(f"no {package}: pip install 'armillary[ray-dashboard]'")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -81,6 +81,21 @@ def test_killed_restarted_and_cancelled_on_ray(dashboard, run_file, armillary, m
     assert wait_state(second, "done", "failed").state == "done"
     print(armillary("logs", second).stdout)
     assert not list(path.parent.glob("pwned"))
+
+
+@pytest.mark.slow
+def test_a_recipe_on_ray_is_killed_restarted_and_done(dashboard, recipe_file, armillary, whole_study, monkeypatch):
+    """Its runs are tasks of the cluster."""
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", dashboard)
+    for variable, value in TOKEN.items():
+        monkeypatch.setenv(variable, value)
+    results = recipe_file.parent / "tiny"
+    name = json.loads(armillary("submit", recipe_file, "--on", "ray", "--json").stdout)["job"]
+    kill_in_study(results)
+    done = wait_state(name, "done", "failed")
+    log = armillary("logs", name).stdout
+    assert done.state == "done" and done.attempts == 2, log
+    print(whole_study(results), log)
 
 
 class Wrong(BaseHTTPRequestHandler):

@@ -31,7 +31,7 @@ class TensorBoardWriter(Writer):
     """Events in ``place/NAME``; values are float32, as TensorBoard's scalars are."""
 
     def __init__(self, about: About, where: Destination) -> None:
-        path = Path(where.place) / folder_name(about) / FILE
+        path = event_file(about, Path(where.place))
         path.parent.mkdir(parents=True, exist_ok=True)
         self.last, whole = position(path)
         self._file = open(path, "ab")  # noqa: SIM115 (closed by close)
@@ -61,9 +61,14 @@ class TensorBoardWriter(Writer):
         sync(Path(self._file.name))
 
 
-def folder_name(about: About) -> str:
-    """The folder of a run: its id, after its name if it has one."""
-    return about.run if about.name == about.run else f"{about.name}-{about.run[:8]}"
+def event_file(about: About, place: Path) -> Path:
+    """The file of a run: in a folder with its id, after its name if it has one. One under another name is kept."""
+    short = f"-{about.run[:8]}"
+    known = [
+        path for path in place.glob(f"*/{FILE}") if path.parent.name == about.run or path.parent.name.endswith(short)
+    ]
+    folder = about.run if about.name == about.run else f"{about.name}{short}"
+    return min(known, default=place / folder / FILE)
 
 
 def position(path: Path) -> tuple[int, int]:

@@ -80,9 +80,18 @@ class WandbWriter(Writer):
         self.last = rows[-1].step
 
     def close(self, state: State) -> None:
-        """End the tracker's process of the run, which writes what is left."""
-        if self._run is not None:
-            self._run.finish(exit_code=0 if state == "done" else 1)
+        """End the tracker's process of the run, which writes what is left.
+
+        Raises:
+            OSError: offline, not all of it is in the files; the package only logs that a disk is full.
+        """
+        if self._run is None:
+            return
+        self._run.finish(exit_code=0 if state == "done" else 1)
+        if not self._where.online:
+            stored = max(map(last_step, offline_files(Path(self._where.place), self._about.run)), default=0)
+            if stored < self.last:
+                raise OSError(f"{self._where.place}: steps after {stored} could not be written; is the disk full?")
 
 
 def offline_files(place: Path, run: str) -> list[Path]:
