@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from armillary.files import file_sha256
 from armillary.model import native
 
 SOURCE = b"int attention(void) { return 7; }"
@@ -79,7 +80,7 @@ def test_what_others_could_write_never_runs(cache, tmp_path):
     (tmp_path / "planted").mkdir()
     planted = native._build([COMPILER, *native._FLAGS], code.encode(), b"", tmp_path / "planted")
     path.unlink()
-    shutil.copy(planted, cache / f"{path.name.rpartition('-')[0]}-{native._digest(planted)}.so")
+    shutil.copy(planted, cache / f"{path.name.rpartition('-')[0]}-{file_sha256(planted)}.so")
     cache.chmod(0o777)
     assert works(native._library(COMPILER, SOURCE, ())) and not marker.exists()
     assert (

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from made_runs import HOSTILE, READERS, made_rows, made_run, made_spec, write_rows
 
-from armillary.recipe import BusyError, DamagedFileError
+from armillary.recipe import BusyError, DamagedFileError, metric_files
 from armillary.trackers import Destination, RunFiles, export_runs, run_in
 from armillary.trackers.mirror import Mirror, TrackerError, described
 
@@ -231,9 +231,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "step-20.damaged" / "metrics.parquet").write_bytes(b"torn")
     (found,) = RunFiles(tmp_path).rows_after(0)
     assert [row.step for row in found] == list(range(1, 15)) and spec.steps == 60
-    from armillary.console.curves import metric_files
-
-    assert metric_files(tmp_path) == [tmp_path / "checkpoints" / "step-10" / "metrics.parquet"]
+    assert metric_files(tmp_path) == ([tmp_path / "checkpoints" / "step-10" / "metrics.parquet"], False)
 
 
 @pytest.mark.parametrize("name", TRACKERS)

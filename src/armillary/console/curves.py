@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from armillary.recipe import EVENTS, METRICS
+from armillary.recipe import EVENTS, metric_files
 
 Array = NDArray[np.float64]
 T = TypeVar("T")
@@ -71,24 +71,10 @@ def state_of(path: Path) -> tuple[int, int, int] | None:
     return found.st_ino, found.st_mtime_ns, found.st_size
 
 
-def metric_files(folder: Path) -> list[Path]:
-    """Files with the metrics of a run, in order; if two have the same step, the later one counts."""
-    whole = folder / METRICS
-    if whole.is_file():
-        return [whole]
-    parts = sorted((folder / "metrics").glob("rows-*.parquet"), key=_number)
-    live = folder / "metrics" / "live.parquet"
-    if parts or live.is_file():
-        return [*parts, *([live] if live.is_file() else [])]
-    checkpoints = sorted((folder / "checkpoints").glob("step-*"), key=_number)
-    checkpoints = [path for path in checkpoints if path.name.removeprefix("step-").isdecimal()]  # not .damaged
-    return [path / METRICS for path in checkpoints[-1:] if (path / METRICS).is_file()]
-
-
 def metric_names(folder: Path) -> list[str]:
     """Columns of a run's metrics; empty if there are none or they cannot be read."""
     names: dict[str, None] = {}
-    for path in metric_files(folder)[-2:]:
+    for path in metric_files(folder)[0][-2:]:
         names.update(dict.fromkeys(_CACHE.get(("names", path, state_of(path)), lambda path=path: _names(path))))  # type: ignore[misc]
     return list(names)
 
@@ -97,7 +83,7 @@ def curve(folder: Path, x: str, y: str) -> tuple[Array, Array]:
     """Two columns of a run's metrics where both are known; ``x`` is ``step`` or ``tokens``. Empty if there are none."""
     found = [
         _CACHE.get(("curve", path, state_of(path), x, y), lambda path=path: _read(path, x, y))  # type: ignore[misc]
-        for path in metric_files(folder)
+        for path in metric_files(folder)[0]
     ]
     found = [part for part in found if len(part[0])]
     if not found:
@@ -130,11 +116,6 @@ def smoothed(values: Array, window: int) -> Array:
     last = np.arange(1, len(values) + 1)
     first = np.maximum(0, last - window)
     return np.asarray((sums[last] - sums[first]) / (last - first))
-
-
-def _number(path: Path) -> int:
-    text = path.stem.rpartition("-")[2]
-    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def _names(path: Path) -> list[str]:

@@ -64,6 +64,11 @@ class Run:
         """The run's key in URLs."""
         return f"{self.place.number}.{self.listed.run}"
 
+    @property
+    def label(self) -> str:
+        """The name of its folder in a place without a store, else its id."""
+        return self.folder.name if self.place.reader is None else self.listed.run
+
     @cached_property
     def spec(self) -> RunSpec | None:
         """The specification as this version reads it."""

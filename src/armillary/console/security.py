@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import ipaddress
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
@@ -18,7 +17,7 @@ from urllib.parse import parse_qsl, urlencode
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 
-from armillary.recipe import UsageError
+from armillary.recipe import UsageError, is_loopback
 
 TOKEN = "ARMILLARY_CONSOLE_TOKEN"
 COOKIE = "armillary-console"
@@ -41,16 +40,6 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host can only be reached from this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def check_token(host: str, token: str | None) -> str | None:
@@ -126,7 +115,7 @@ class Guard:
 def _is_here(host: str) -> bool:
     """Whether the host of a request, with or without a port, is this machine alone."""
     name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-    return is_loopback(name.strip("[]").lower())
+    return is_loopback(name)
 
 
 def _cookie(token: str) -> str:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import hashlib
 import os
 import secrets
 import threading
@@ -28,6 +27,7 @@ from typing import Any, Literal
 
 import httpx2
 
+from armillary.files import file_sha256
 from armillary.generate.backend import (
     Backend,
     Choice,
@@ -44,7 +44,7 @@ from armillary.generate.backend import (
 )
 from armillary.generate.registry import BackendOptions, register
 from armillary.generate.threads import as_finished, as_streamed
-from armillary.recipe import ArmillaryError, DamagedFileError, UsageError
+from armillary.recipe import ArmillaryError, DamagedFileError, UsageError, one_line
 
 _MAGIC = b"GGUF"
 # A longer cache is only allocated on request: models state up to a million tokens, and each needs memory.
@@ -91,8 +91,8 @@ class LlamaCppBackend(InProcess):
             self._server = xllamacpp.Server(params)
         except Exception as error:
             raise DamagedFileError(
-                f"{path}: llama.cpp cannot load this model ({_line(error)}); fetch the file again, or use a file that "
-                "this version of llama.cpp supports"
+                f"{path}: llama.cpp cannot load this model ({one_line(error)}); fetch the file again, or use a file "
+                "that this version of llama.cpp supports"
             ) from None
         self._http = httpx2.Client(
             base_url=self._server.listening_address,
@@ -106,7 +106,7 @@ class LlamaCppBackend(InProcess):
         self._identity = {
             "backend": "llama.cpp",
             "model": path.name,
-            "sha256": _hash(path),
+            "sha256": file_sha256(path),
             "precision": facts["ftype"],
             "version": xllamacpp.__version__,
         }
@@ -316,12 +316,3 @@ def _check_magic(path: Path) -> None:
         raise UsageError(f"{path}: {error.strerror}; name a GGUF file") from None
     if magic != _MAGIC:
         raise UsageError(f"{path}: not a GGUF file (it starts with {magic!r}, not {_MAGIC!r})")
-
-
-def _hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from armillary.files import file_sha256
 from armillary.generate.backend import (
     Backend,
     BadRequestError,
@@ -38,7 +39,7 @@ from armillary.generate.backend import (
 from armillary.generate.registry import BackendOptions, register
 from armillary.generate.stops import before_stop, safe_end
 from armillary.generate.threads import as_streamed
-from armillary.recipe import ArmillaryError, DamagedFileError, UsageError
+from armillary.recipe import ArmillaryError, DamagedFileError, UsageError, one_line
 
 if TYPE_CHECKING:
     import torch
@@ -97,8 +98,8 @@ class TransformersBackend(InProcess):
             raise
         except Exception as error:
             raise DamagedFileError(
-                f"{folder}: transformers cannot load this model ({_line(error)}); it needs a causal language model of "
-                "a known architecture with weights in safetensors and a tokenizer"
+                f"{folder}: transformers cannot load this model ({one_line(error)}); it needs a causal language model "
+                "of a known architecture with weights in safetensors and a tokenizer"
             ) from None
         self._model.to(self._device).eval()
         ends = self._model.generation_config.eos_token_id
@@ -312,7 +313,7 @@ class TransformersBackend(InProcess):
         try:
             text: str = self._tokenizer.apply_chat_template(plain, add_generation_prompt=True, tokenize=False)
         except Exception as error:  # templates are programs and raise errors of their own
-            raise BadRequestError(index, f"the chat template refuses the messages ({_line(error)})") from None
+            raise BadRequestError(index, f"the chat template refuses the messages ({one_line(error)})") from None
         return text
 
     def _encode(self, text: str, special: bool) -> list[int]:
@@ -346,7 +347,9 @@ def _device(name: str | None) -> Any:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {name!r} cannot be used ({_line(error).split('.')[0]}); 'cpu' always works") from None
+        raise UsageError(
+            f"device {name!r} cannot be used ({one_line(error).split('.')[0]}); 'cpu' always works"
+        ) from None
     return device
 
 
@@ -364,10 +367,5 @@ def _hash(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix in (".safetensors", ".json", ".jinja", ".model", ".txt"):
-            with open(path, "rb") as file:
-                digest.update(f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+            digest.update(f"{path.name} {file_sha256(path)}\n".encode())
     return digest.hexdigest()
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

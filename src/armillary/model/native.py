@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from armillary.files import sync
+from armillary.files import file_sha256, sync
 
 # Without the assumption that every number is finite, because divergence must stay visible.
 _FLAGS = (
@@ -98,7 +98,7 @@ def _library(compiler: str, source: bytes, flags: tuple[str, ...]) -> ctypes.CDL
         with tempfile.TemporaryDirectory(dir=folder) as aside:
             built = _build(command, source, header, Path(aside))
             # The file name holds the content's hash, so file and hash appear atomically and always match.
-            path = folder / f"kernels-{key}-{_digest(built)}.so"
+            path = folder / f"kernels-{key}-{file_sha256(built)}.so"
             built.rename(path)
         return ctypes.CDLL(str(path))
     with tempfile.TemporaryDirectory(prefix="armillary-") as aside:
@@ -149,12 +149,8 @@ def _intact(path: Path) -> bool:
         stat.S_ISREG(about.st_mode)
         and about.st_uid == os.geteuid()
         and not about.st_mode & 0o022
-        and path.stem.rpartition("-")[2] == _digest(path)
+        and path.stem.rpartition("-")[2] == file_sha256(path)
     )
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _processor() -> str:

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 
-from armillary.files import sync
+from armillary.files import file_sha256, sync
 from armillary.generate import Answers, Backend, open_answers
 from armillary.post.items import Item, to_line
 from armillary.recipe import (
@@ -78,7 +78,7 @@ class StageSpec:
         hashes = {}
         for name, path in self.inputs.items():
             try:
-                hashes[name] = _sha256(path)
+                hashes[name] = file_sha256(path)
             except OSError as error:
                 raise UsageError(
                     f"{path}: {error.strerror}; stage {self.name} reads its {name} from this file"
@@ -121,7 +121,7 @@ def read_record(out: Path) -> dict[str, Any]:
     wrong = []
     for name, hashed in record["files"].items():
         try:
-            good = _sha256(out / name) == hashed
+            good = file_sha256(out / name) == hashed
         except OSError:
             good = False
         if not good:
@@ -255,7 +255,7 @@ class Stage:
             raise RuntimeError(f"stage {self._spec['stage']}: {self._undecided} items of its input are undecided")
         try:
             self._flush()
-            files = {name: _sha256(self.out / name) for name in (ITEMS, DROPPED)}
+            files = {name: file_sha256(self.out / name) for name in (ITEMS, DROPPED)}
             made = f"data:{files[ITEMS]}"
             record = {
                 "format": FORMAT,
@@ -444,8 +444,3 @@ def _entry(line: bytes) -> dict[str, Any] | None:
 
 def _remedy(out: Path) -> str:
     return f"remove the folder {out} to run the stage again"
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -20,12 +20,14 @@ from armillary.recipe.document import (
     load_recipe,
 )
 from armillary.recipe.errors import ArmillaryError, UsageError, passwords_in, without_passwords
+from armillary.recipe.hosts import is_loopback
 from armillary.recipe.kept import Given, given, is_workspace, keep_recipe, results_folder
 from armillary.recipe.large import Checkpoints, LargeRun, Skipping, load_training
 from armillary.recipe.layout import DIMENSIONS, Layout
 from armillary.recipe.lesson import Gain, Lesson
 from armillary.recipe.lineage import Edge, walk_back
 from armillary.recipe.lock import BusyError, exclusive, lock
+from armillary.recipe.metrics import metric_files
 from armillary.recipe.objective import NextToken, Objective, Preference, PreferenceLoss, Supervised, measures
 from armillary.recipe.optimizers import OptimizerOptions, register_options
 from armillary.recipe.problem import FileProblem, problem_of
@@ -77,7 +79,7 @@ from armillary.recipe.teaching import (
     load_teaching,
 )
 from armillary.recipe.trackers import MlflowTracker, TensorBoardTracker, Trackers, TrackioTracker, WandbTracker
-from armillary.recipe.words import all_problems, counted, first_problem, in_words, plural
+from armillary.recipe.words import all_problems, counted, first_problem, in_words, one_line, plural
 from armillary.recipe.written import (
     RECORD,
     RECORD_FORMAT,
@@ -173,6 +175,7 @@ __all__ = [
     "first_problem",
     "given",
     "in_words",
+    "is_loopback",
     "is_workspace",
     "keep_recipe",
     "load_document",
@@ -181,6 +184,8 @@ __all__ = [
     "load_training",
     "lock",
     "measures",
+    "metric_files",
+    "one_line",
     "parse_budget",
     "passwords_in",
     "plural",

@@ -49,6 +49,11 @@ _LIMITS: dict[str, Callable[[Mapping[str, Any]], str]] = {
 }
 
 
+def one_line(error: BaseException) -> str:
+    """The message of an error on one line; the name of its type if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def counted(number: int, noun: str) -> str:
     """``number`` with the noun in its right form: ``1 file``, ``1,200 files``."""
     return f"{number:,} {noun if number == 1 else plural(noun)}"

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from armillary.evaluate.leaderboard import Leaderboard, Table
 from armillary.files import write_file
 from armillary.recipe import ArmillaryError, Language
+from armillary.report import format as fmt
 from armillary.report.text import Words
 
 # Width of the interval bars in the drawing's own units.
@@ -24,17 +25,13 @@ def write_leaderboard(board: Leaderboard, path: Path, language: Language = "en")
     Raises:
         ArmillaryError: the file cannot be written.
     """
-    html = _template().render(board=board, t=Words(language), percent=_percent, scale=_scale, width=_WIDTH)
+    html = _template().render(board=board, t=Words(language), percent=fmt.share, scale=_scale, width=_WIDTH)
     try:
         write_file(path, html.encode("utf-8", errors="replace"))
     except OSError as error:
         raise ArmillaryError(
             f"{path}: the leaderboard cannot be written ({error.strerror}); give a path that can be written"
         ) from error
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g}%"
 
 
 def _scale(table: Table, value: float) -> float:

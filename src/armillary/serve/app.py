@@ -16,11 +16,11 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from armillary.recipe import is_loopback
 from armillary.serve.bodies import ChatBody, CompletionBody, read_body, read_object
 from armillary.serve.engine import Engine, Live
 from armillary.serve.errors import ApiError, DrainingError
 from armillary.serve.formats import ChatFormat, CompletionFormat, Format
-from armillary.serve.options import is_loopback
 from armillary.serve.tools import check_template
 
 LARGEST_BODY = 8 * 2**20  # bytes

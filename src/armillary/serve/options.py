@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from dataclasses import dataclass, field
 
 from armillary.generate import BackendOptions
-from armillary.recipe import UsageError
+from armillary.recipe import UsageError, is_loopback
 
 TOKEN = "ARMILLARY_SERVE_TOKEN"
 
@@ -53,16 +52,6 @@ class Listening:
     slots: int
     queue: int
     token: bool
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address is a loopback one."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def read_token(host: str) -> str | None:

@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 
 from armillary.recipe import (
     EVENTS,
-    METRICS,
     RESULT,
     SPEC,
     DamagedFileError,
     RunSpec,
+    metric_files,
     read_json,
     read_spec,
 )
@@ -189,7 +189,7 @@ class RunFiles:
             DamagedFileError: a file of metrics cannot be read.
         """
         names: dict[str, None] = {}
-        for path in self._files()[0]:
+        for path in metric_files(self.folder)[0]:
             names.update(dict.fromkeys(_opened(path).schema_arrow.names))
         return [*names, SPEED]
 
@@ -199,7 +199,7 @@ class RunFiles:
         Raises:
             DamagedFileError: a file of metrics cannot be read.
         """
-        paths, whole = self._files()
+        paths, whole = metric_files(self.folder)
         last = step
         held: list[dict[str, Any]] = []  # whole rows, of which the last is held back while it may change
         for path in paths:
@@ -220,19 +220,6 @@ class RunFiles:
         if held:
             yield self._timed(held)
 
-    def _files(self) -> tuple[list[Path], bool]:
-        """Files with metrics in order, and whether their last row is final."""
-        if (self.folder / METRICS).is_file():
-            return [self.folder / METRICS], True
-        live = self.folder / "metrics" / "live.parquet"
-        tail = [live] if live.is_file() else []  # looked for before the parts, which may take over its rows meanwhile
-        parts = sorted((self.folder / "metrics").glob("rows-*.parquet"), key=_number)
-        if parts or tail:
-            return [*parts, *tail], False
-        checkpoints = sorted((self.folder / "checkpoints").glob("step-*"), key=_number)
-        checkpoints = [path for path in checkpoints if path.name.removeprefix("step-").isdecimal()]  # not .damaged
-        return [path / METRICS for path in checkpoints[-1:] if (path / METRICS).is_file()], False
-
     def _timed(self, rows: list[dict[str, Any]]) -> list[Row]:
         self._clock.refresh()
         portions = self._clock.portions()
@@ -250,11 +237,6 @@ class RunFiles:
                 values["tokens"] = tokens
             found.append(Row(step, time_s, values))
         return found
-
-
-def _number(path: Path) -> int:
-    text = path.stem.rpartition("-")[2]
-    return int(text) if text.isascii() and text.isdigit() else 0
 
 
 def _opened(path: Path) -> pq.ParquetFile:

@@ -48,12 +48,12 @@ def run_goodput(page: Page) -> dict[str, Any]:
             return {"run": None}
         raise missing()
     if not rank_files(run.folder):
-        return {"run": run, "label": _label(run), "ledger": None}
+        return {"run": run, "label": run.label, "ledger": None}
     try:
         ledger = _ledger(run)
     except ArmillaryError as error:
         page.problems.append(str(error))
-        return {"run": run, "label": _label(run), "ledger": None}
+        return {"run": run, "label": run.label, "ledger": None}
     t = page.words
     events = [event for path in rank_files(run.folder).values() for event in raw_events(path, _TOLD)]
     told = [event for event in events if isinstance(event.get("time_s"), int | float)]
@@ -66,7 +66,7 @@ def run_goodput(page: Page) -> dict[str, Any]:
     }
     return {
         "run": run,
-        "label": _label(run),
+        "label": run.label,
         "ledger": ledger,
         "timeline": _timeline(ledger, axis, unit),
         "shares": [
@@ -83,10 +83,6 @@ def run_goodput(page: Page) -> dict[str, Any]:
         ],
         "busy": run.listed.status == "running",
     }
-
-
-def _label(run: Run) -> str:
-    return run.folder.name if run.place.reader is None else run.listed.run
 
 
 def _ledger(run: Run) -> Ledger:

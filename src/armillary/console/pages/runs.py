@@ -73,7 +73,7 @@ def run(page: Page) -> dict[str, Any]:
         raise missing()
     names = metric_names(found.folder)
     domains = sorted({name.split("/")[1] for name in names if name.startswith("validation/") and name.count("/") == 2})
-    chosen = [Chosen(found, _label(found), 0)]
+    chosen = [Chosen(found, found.label, 0)]
     panels = [panel(page, chosen, what) for what in ("loss", "grad_norm", "lr", "tokens_per_s")]
     if domains:
         panels.insert(1, _validation(page, found, domains))
@@ -82,7 +82,7 @@ def run(page: Page) -> dict[str, Any]:
     return {
         "run": found,
         "row": found.listed,
-        "label": _label(found),
+        "label": found.label,
         "panels": [one for one in panels if one],
         "content": found.content,
         "flat": flat(found.content or {}),
@@ -122,10 +122,6 @@ def flat(content: Any, prefix: str = "") -> dict[str, Any]:
     else:
         return {prefix.rstrip("."): float(f"{content:.6g}") if isinstance(content, float) else content}
     return {name: value for part in parts for name, value in part.items()}
-
-
-def _label(run: Run) -> str:
-    return run.folder.name if run.place.reader is None else run.listed.run
 
 
 def _validation(page: Page, run: Run, domains: list[str]) -> dict[str, Any] | None:

@@ -7,7 +7,6 @@ a model's matrices with the base's. It is above 0.9 after fine-tuning and 0 for 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from armillary.files import file_sha256
 from armillary.model import read_shape
 from armillary.post.merge.parents import Parent
 from armillary.post.merge.tensors import FLOATS
@@ -163,13 +163,9 @@ def tokenizer_difference(base: Path, model: Path) -> str | None:
             f"{', '.join(_TOKENIZER_FILES)}); complete the folder that lacks it"
         )
     for name in shared:
-        if _digest(base / name) != _digest(model / name):
+        if file_sha256(base / name) != file_sha256(model / name):
             return f"{name} differs between {model} and {base}"
     return None
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _token_ids(document: dict[str, Any]) -> dict[str, Any]:
