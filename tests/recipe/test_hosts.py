@@ -10,8 +10,6 @@ def test_names_and_addresses_of_this_machine(host):
     assert is_loopback(host)
 
 
-@pytest.mark.parametrize(
-    "host", ["", "0.0.0.0", "::", "10.0.0.1", "example.org", "localhost.example.org"]
-)
+@pytest.mark.parametrize("host", ["", "0.0.0.0", "::", "10.0.0.1", "example.org", "localhost.example.org"])
 def test_any_other_host_is_reached_from_outside(host):
     assert not is_loopback(host)

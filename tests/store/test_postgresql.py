@@ -279,7 +279,7 @@ def test_a_reader_sees_the_same_as_the_store_and_cannot_write(url, make_spec, tm
     first = reader.page(RunFilter(), 3)
     rest = reader.page(RunFilter(), 3, (first[-1].created_at, first[-1].run))
     assert {row.run for row in (*first, *rest)} == {spec.id for spec in specs}
-    assert reader.said(9)[0].problem is None and reader.chain().intact
+    assert reader.recorded_predictions(9)[0].problem is None and reader.chain().intact
     with pytest.raises(ArmillaryError, match="reading only"):
         reader.add("b", specs)
     with pytest.raises(sa.exc.DBAPIError), reader.database.engine.begin() as db:

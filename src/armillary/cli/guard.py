@@ -103,30 +103,30 @@ def _failed(error: BaseException) -> int:
 def _in_words(error: BaseException) -> str | None:
     """The problem of the environment and its remedy; None for a bug."""
     from_package = {base.__module__.split(".")[0] for base in type(error).__mro__}
-    said = " ".join(str(getattr(error, "orig", None) or error).split()) or type(error).__name__
+    message = " ".join(str(getattr(error, "orig", None) or error).split()) or type(error).__name__
     where = f"{file}: " if (file := _file_of(error)) is not None else ""
     if "sqlalchemy" in from_package or "sqlite3" in from_package:
-        remedy = "; another process has locked it: end that process, or wait" if "locked" in said else ""
-        return f"{where}the database cannot be used ({said}){remedy}; {_KEPT}"
+        remedy = "; another process has locked it: end that process, or wait" if "locked" in message else ""
+        return f"{where}the database cannot be used ({message}){remedy}; {_KEPT}"
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return f"out of memory ({said}); use fewer --workers, or smaller batches or models; {_KEPT}"
+        return f"out of memory ({message}); use fewer --workers, or smaller batches or models; {_KEPT}"
     if isinstance(error, OSError) and "pyarrow" not in from_package:
         # A rename has two names; the second is the file that is meant, the first a temporary one beside it.
         place = error.filename2 or error.filename
         name = f"{place}: " if place else where
         do = _REMEDIES.get(error.errno or 0)
-        return f"{name}{error.strerror or said}{f'; {do}' if do else ''}; {_KEPT}"
+        return f"{name}{error.strerror or message}{f'; {do}' if do else ''}; {_KEPT}"
     if "pyarrow" in from_package or type(error).__name__ in _UNREADABLE:
         remedy = "restore it; if Armillary wrote it, remove it and run the same command again"
-        return f"{where}the file is damaged, or is a different kind of file ({said}); {remedy}"
+        return f"{where}the file is damaged, or is a different kind of file ({message}); {remedy}"
     if isinstance(error, UnicodeError):
-        return f"{where}the text is not UTF-8 ({said}); save it as UTF-8"
+        return f"{where}the text is not UTF-8 ({message}); save it as UTF-8"
     if isinstance(error, EOFError) or type(error).__name__ in ("BrokenProcessPool", "PicklingError"):
-        return f"a child process died ({said}); it may have run out of memory; {_KEPT}"
-    if isinstance(error, RuntimeError) and said.startswith(_LOOP):  # pathlib raises this before Python 3.13
-        return f"{said.removeprefix(_LOOP)}: the link points to itself; give another path"
+        return f"a child process died ({message}); it may have run out of memory; {_KEPT}"
+    if isinstance(error, RuntimeError) and message.startswith(_LOOP):  # pathlib raises this before Python 3.13
+        return f"{message.removeprefix(_LOOP)}: the link points to itself; give another path"
     if isinstance(error, ImportError):
-        return f"{said}; install Armillary with the extra that provides it (demo, export, ray, postgres)"
+        return f"{message}; install Armillary with the extra that provides it (demo, export, ray, postgres)"
     return None
 
 

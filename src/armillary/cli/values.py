@@ -52,14 +52,14 @@ def size(text: str | None) -> str | None:
     return text
 
 
-def of_option(error: BaseException, said: str) -> str:
-    """The message for a wrong option value, from the underlying error and Typer's message ``said``."""
+def of_option(error: BaseException, message: str) -> str:
+    """The message for a wrong option value, from the underlying error and Typer's message ``message``."""
     from pydantic import ValidationError
 
     from armillary.recipe import in_words
 
     if not isinstance(error, ValidationError):
-        return said
+        return message
     first = error.errors()[0]
     kinds = {"int_parsing": "is not a whole number", "int_from_float": "is not a whole number"}
     kinds |= {"float_parsing": "is not a number"}

@@ -196,13 +196,13 @@ def _html(asked: Page, template: str, values: Mapping[str, Any]) -> Response:
 
 def _not_found(request: Request, error: Exception) -> Response:
     asked = _page(request)
-    return _html(asked, "problem.html.j2", {"here": "", "said": asked.words("gone"), "status": 404})
+    return _html(asked, "problem.html.j2", {"here": "", "message": asked.words("gone"), "status": 404})
 
 
 def _broken(request: Request, error: Exception) -> Response:
     asked = _page(request)
-    said = asked.words("failed", what=f"{type(error).__name__}: {error}"[:300])
-    return _html(asked, "problem.html.j2", {"here": "", "said": said, "status": 500})
+    message = asked.words("failed", what=f"{type(error).__name__}: {error}"[:300])
+    return _html(asked, "problem.html.j2", {"here": "", "message": message, "status": 500})
 
 
 @functools.cache

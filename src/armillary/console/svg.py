@@ -411,9 +411,9 @@ _CROSS = "M-5 -5l10 10M5 -5l-10 10"
 
 def _dot(frame: _Frame, x: float, y: float, hue: int, label: str = "") -> Markup:
     at = (float(frame.at_x(x)), float(frame.at_y(y)))
-    said = f"{label}: {x:.5g}, {y:.4f}" if label else f"{x:.4f}, {y:.4f}"
+    text = f"{label}: {x:.5g}, {y:.4f}" if label else f"{x:.4f}, {y:.4f}"
     return Markup('<path class="dot s{}" transform="translate({:.1f} {:.1f})" d="{}"><title>{}</title></path>').format(
-        hue % HUES, *at, _SHAPES[hue % len(_SHAPES)], said
+        hue % HUES, *at, _SHAPES[hue % len(_SHAPES)], text
     )
 
 
@@ -426,11 +426,11 @@ def _interval(frame: _Frame, row: Row, y: float, form: Callable[[float], str]) -
     at = y - 6 if below else y
     if row.low is not None and row.high is not None:
         ends = [float(frame.at_x(value)) for value in (row.low, row.high)]
-        said = f"{form(row.middle) if row.middle is not None else ''} ({form(row.low)}, {form(row.high)})"
+        text = f"{form(row.middle) if row.middle is not None else ''} ({form(row.low)}, {form(row.high)})"
         parts.append(
             Markup(
                 '<line class="range s{0}" x1="{1:.1f}" x2="{2:.1f}" y1="{3:.1f}" y2="{3:.1f}"><title>{4}</title></line>'
-            ).format(row.hue, *ends, at, said)
+            ).format(row.hue, *ends, at, text)
         )
     if row.middle is not None:
         parts.append(_mark(float(frame.at_x(row.middle)), at, _SHAPES[3], f"hollow s{row.hue}", form(row.middle)))
@@ -441,9 +441,9 @@ def _interval(frame: _Frame, row: Row, y: float, form: Callable[[float], str]) -
     return Markup("").join(parts)
 
 
-def _mark(x: float, y: float, shape: str, kind: str, said: str) -> Markup:
+def _mark(x: float, y: float, shape: str, kind: str, text: str) -> Markup:
     return Markup('<path class="{}" transform="translate({:.1f} {:.1f})" d="{}"><title>{}</title></path>').format(
-        kind, x, y, shape, said
+        kind, x, y, shape, text
     )
 
 

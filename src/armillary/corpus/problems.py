@@ -51,11 +51,11 @@ class ProblemList:
 
     def lines(self) -> list[str]:
         """One line per kind: the first problem in full, the place of the next one, and their number."""
-        said = []
+        messages = []
         for count, message, places in self.kinds.values():
             others = f" ({count} like this, the next at {', '.join(places[1:])})" if len(places) > 1 else ""
-            said.append(f"{message}{others}")
-        return said
+            messages.append(f"{message}{others}")
+        return messages
 
     def _merge(self, what: str, count: int, message: str, places: list[str]) -> None:
         known = self.kinds.setdefault(what, [0, message, []])

@@ -69,8 +69,8 @@ def read_tokenizer_file(path: Path, end: str | None = None) -> tuple[str, str]:
     except Exception as error:  # the library raises plain Exception
         raise UsageError(f"tokenizer {path}: not a Hugging Face tokenizer.json ({error})") from error
     if end is None:
-        said = _end_in_configs(path, text)
-        return text, find_end(text, said[1], f"tokenizer {path}", said[0]) if said else find_end(
+        declared = _end_in_configs(path, text)
+        return text, find_end(text, declared[1], f"tokenizer {path}", declared[0]) if declared else find_end(
             text, None, f"tokenizer {path}"
         )
     return text, find_end(text, end, f"tokenizer {path}", "tokenizer.end")

@@ -186,13 +186,13 @@ def _settings(
     if not differ:
         return None
     hashes = ", ".join(f"{name} {items[differ[0]].settings[:12]}" for name, items in rows.items())
-    said = f"{len(differ)} of {len(common)} items have different settings ({hashes})"
+    finding = f"{len(differ)} of {len(common)} items have different settings ({hashes})"
     if not across_settings:
         raise UsageError(
-            f"{task}: {said}: prompt template, few-shot examples, extractor or generation differ, so the scores "
+            f"{task}: {finding}: prompt template, few-shot examples, extractor or generation differ, so the scores "
             "measure different things. Examine the models with equal settings, or pass --across-settings"
         )
-    return f"{said}: a difference may come from the prompt, the extractor or the generation"
+    return f"{finding}: a difference may come from the prompt, the extractor or the generation"
 
 
 def _ranked(table: Table, scores: Mapping[str, np.ndarray], clusters: Sequence[str], level: float) -> Table:

@@ -258,14 +258,14 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
 def _check_header(path: Path, first: bytes) -> dict[str, Any]:
     """The first line; refuse a file of another program or format."""
     try:
-        said = json.loads(first)
+        header = json.loads(first)
     except (ValueError, RecursionError):
-        said = None
-    if not isinstance(said, dict) or said.get("kind") != _KIND:
+        header = None
+    if not isinstance(header, dict) or header.get("kind") != _KIND:
         if _BEGINNING.startswith(first[: len(_BEGINNING)]):
             raise DamagedFileError(f"{path}: its first line is damaged; {_REMEDY}")
         raise ForeignFileError(f"{path}: not a file of answers of Armillary; give another file. It was not changed")
-    form = said.get("format")
+    form = header.get("format")
     if isinstance(form, int) and form > FORMAT:
         raise ForeignFileError(
             f"{path}: answers of format {form}, but this version reads formats up to {FORMAT}; use the version that "
@@ -273,12 +273,12 @@ def _check_header(path: Path, first: bytes) -> dict[str, Any]:
         )
     if _sealed(first) is None:
         raise DamagedFileError(f"{path}: its first line is damaged; {_REMEDY}")
-    return said
+    return header
 
 
-def _check_backend(path: Path, said: dict[str, Any], wanted: bytes) -> None:
+def _check_backend(path: Path, header: dict[str, Any], wanted: bytes) -> None:
     """Refuse the answers of another backend or model."""
-    mine, there = json.loads(wanted)["backend"], said["backend"]
+    mine, there = json.loads(wanted)["backend"], header["backend"]
     if mine != there:
         differing = [
             f"{name} is {there.get(name)!r} there and {mine.get(name)!r} now"

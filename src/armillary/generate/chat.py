@@ -62,8 +62,8 @@ class ChatTemplate:
         try:
             return self._compiled.render(given)
         except (jinja2.TemplateError, ArithmeticError, TypeError, ValueError, LookupError, RecursionError) as error:
-            said = " ".join(str(error).split()) or type(error).__name__
-            raise UsageError(f"the chat template refuses the messages ({said})") from error
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UsageError(f"the chat template refuses the messages ({reason})") from error
 
 
 def read_template(folder: Path, config: Mapping[str, Any]) -> str | None:

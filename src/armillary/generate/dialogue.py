@@ -37,7 +37,7 @@ class Dialogue:
             raise UsageError(f"engine '{self.backend.identity['backend']}' cannot stream an answer; use another")
         before, forgotten = list(self.messages), self.forgotten
         self.messages.append(Message("user", text))
-        said = ""
+        reply = ""
         try:
             while True:
                 try:
@@ -45,23 +45,23 @@ class Dialogue:
                         try:
                             while True:
                                 piece = next(pieces)
-                                said += piece
+                                reply += piece
                                 yield piece
                         except StopIteration as end:
                             completion: Completion = end.value
                             self._answered(completion.choices[0].text)
                             return completion
                 except BadRequestError:
-                    if len(self.messages) == 1 or said:
+                    if len(self.messages) == 1 or reply:
                         raise
                     oldest = 2 if self.messages[1].role == "assistant" else 1
                     del self.messages[:oldest]
                     self.forgotten += oldest
         except (GeneratorExit, KeyboardInterrupt):
-            if not said:  # stopped before its first piece: no turn
+            if not reply:  # stopped before its first piece: no turn
                 self.messages, self.forgotten = before, forgotten
             else:
-                self._answered(said)
+                self._answered(reply)
             raise
         except BaseException:
             self.messages, self.forgotten = before, forgotten

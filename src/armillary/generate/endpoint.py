@@ -233,10 +233,10 @@ class EndpointBackend:
         call, cut = self._call(0, request)
         streamed = {**(call.body or {}), "stream": True, "stream_options": {"include_usage": True}}
         events = self._events(replace(call, body=streamed))
-        texts, finishes, usage, said = dict[int, str](), dict[int, Any](), None, 0
+        texts, finishes, usage, sent = dict[int, str](), dict[int, Any](), None, 0
         for event in events:
             if isinstance(event, _Failure):
-                if said:
+                if sent:
                     raise ArmillaryError(f"{self._url}: {event.problem} during the answer; try again")
                 texts.clear()
                 break
@@ -247,19 +247,19 @@ class EndpointBackend:
                 texts[number] = texts.get(number, "") + piece
                 finishes[number] = choice.get("finish_reason") or finishes.get(number)
             end = safe_end(texts.get(0, ""), request.sampling.stop)
-            if end > said:
-                yield texts[0][said:end]
-                said = end
+            if end > sent:
+                yield texts[0][sent:end]
+                sent = end
         choices = [{"index": n, "text": text, "finish_reason": finishes[n]} for n, text in sorted(texts.items())]
         completion = _completion(0, request, {"choices": choices, "usage": usage})
         if isinstance(completion, _Failure):
-            if said:
+            if sent:
                 raise ArmillaryError(f"{self._url}: {completion.problem}; try again")
             (completion,) = self.complete([request])
         else:
             self._count({"choices": choices, "usage": usage})
             self._cost.seconds += time.monotonic() - begun
-        yield completion.choices[0].text[said:]
+        yield completion.choices[0].text[sent:]
         return replace(completion, cut=cut)
 
     def close(self) -> None:
@@ -403,9 +403,9 @@ class EndpointBackend:
         """The failure of a connection without a complete answer."""
         if isinstance(error, httpx2.TimeoutException):
             return _Failure(f"no answer within {self._own.timeout_s:g} s", True)
-        said = " ".join(self._masked(str(error)).split()) or type(error).__name__
+        reason = " ".join(self._masked(str(error)).split()) or type(error).__name__
         passing = isinstance(error, httpx2.NetworkError | httpx2.RemoteProtocolError | httpx2.DecodingError)
-        return _Failure(f"the connection failed ({said})", passing)
+        return _Failure(f"the connection failed ({reason})", passing)
 
     def _refused(self, response: httpx2.Response, text: str) -> _Failure:
         """The failure for a status other than 200."""
@@ -415,14 +415,14 @@ class EndpointBackend:
             return _Failure(
                 f"the server redirects to {_short(to)}; the key is not sent there: give that URL instead", False
             )
-        said = _short(_message(text))
+        reason = _short(_message(text))
         if status in (401, 403):
             variable = self._own.key_variable
             advice = f"check the key in {variable}" if self._key else f"set the environment variable {variable}"
-            return _Failure(f"status {status} ({said}); {advice}", False)
+            return _Failure(f"status {status} ({reason}); {advice}", False)
         if status == 404:
-            return _Failure(f"status 404 ({said}); check the URL and the name of the model, {self._model!r}", False)
-        return _Failure(f"status {status} ({said})", status in _PASSING, _retry_after(response.headers))
+            return _Failure(f"status 404 ({reason}); check the URL and the name of the model, {self._model!r}", False)
+        return _Failure(f"status {status} ({reason})", status in _PASSING, _retry_after(response.headers))
 
     def _count(self, document: dict[str, Any]) -> None:
         """Add the cost of an answer; a response without choices costs nothing."""

@@ -84,8 +84,8 @@ class LlamaCppBackend(InProcess):
         params.verbosity = -1
         params.ui = False
         params.api_keys = [key]
-        said = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-        threads = options.threads or (int(said) if said.isdigit() else len(os.sched_getaffinity(0)))
+        setting = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
+        threads = options.threads or (int(setting) if setting.isdigit() else len(os.sched_getaffinity(0)))
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
         try:
             self._server = xllamacpp.Server(params)

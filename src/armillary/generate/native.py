@@ -153,7 +153,7 @@ class NativeBackend(InProcess):
     def stream(self, request: Request) -> Generator[str, None, Completion]:
         """Yields the text of the first answer piece by piece, and returns the completion that ``complete`` gives."""
         prompt, cut = self._prompt(0, request)
-        first, said = self.start(0, prompt, request.sampling, Recorded(growing=True)), 0
+        first, sent = self.start(0, prompt, request.sampling, Recorded(growing=True)), 0
         stream = first.stream
         assert stream is not None, "it grows"
         done: list[Answer] = []
@@ -162,9 +162,9 @@ class NativeBackend(InProcess):
                 done.append(answer)
             if answer is first:
                 text = stream.finish() if answer.finish is not None else stream.text[: stream.shown]
-                if len(text) > said:
-                    yield text[said:]
-                    said = len(text)
+                if len(text) > sent:
+                    yield text[sent:]
+                    sent = len(text)
         return replace(self._completion(0, prompt, done), cut=cut)
 
     def _prompt(self, index: int, request: Request) -> tuple[list[int], int]:
@@ -445,8 +445,8 @@ def find_device(name: str | None) -> torch.device:
         place = torch.device(name)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
-        said = str(error).split("\n", 1)[0]
-        raise UsageError(f"device {name!r} cannot be used ({said}); 'cpu' always works") from error
+        reason = str(error).split("\n", 1)[0]
+        raise UsageError(f"device {name!r} cannot be used ({reason}); 'cpu' always works") from error
     return place
 
 

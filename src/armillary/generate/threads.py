@@ -58,23 +58,23 @@ def as_streamed(work: Callable[[Callable[[str], bool]], Result]) -> Generator[st
     ``work`` runs in a thread. It gets a function that emits a text and returns true once the reader has stopped;
     ``work`` should then return soon.
     """
-    said: queue.SimpleQueue[str | tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
+    messages: queue.SimpleQueue[str | tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
     stopping = threading.Event()
 
     def say(text: str) -> bool:
-        said.put(text)
+        messages.put(text)
         return stopping.is_set()
 
     def run() -> None:
         try:
-            said.put((work(say), None))
+            messages.put((work(say), None))
         except BaseException as error:  # raised again in the consumer
-            said.put((None, error))
+            messages.put((None, error))
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
-        while isinstance(text := said.get(), str):
+        while isinstance(text := messages.get(), str):
             yield text
     finally:
         stopping.set()

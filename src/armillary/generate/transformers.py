@@ -201,13 +201,13 @@ class TransformersBackend(InProcess):
 
         def work(say: Callable[[str], bool]) -> list[_Row]:
             rows = [self._row(prompt, request.sampling, number) for number in range(request.sampling.n)]
-            said = 0
+            sent = 0
 
             def say_new(text: str) -> bool:
                 # Text that may become a stop string or a complete character is held back.
-                nonlocal said
+                nonlocal sent
                 end = safe_end(text, request.sampling.stop)
-                new, said = text[said:end], max(said, end)
+                new, sent = text[sent:end], max(sent, end)
                 if new and say(new):
                     for row in rows:
                         row.ended = True
@@ -215,7 +215,7 @@ class TransformersBackend(InProcess):
 
             rows[0].say = say_new
             self._generate(rows)
-            say(self._text(rows[0])[said:])
+            say(self._text(rows[0])[sent:])
             return rows
 
         rows = yield from as_streamed(work)

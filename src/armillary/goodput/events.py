@@ -180,8 +180,8 @@ def read_events(path: Path) -> Iterator[Event]:
                 try:
                     yield Event.model_validate(fields)
                 except ValidationError as error:
-                    said = first_problem(error)
-                    raise DamagedFileError(f"{path}:{number}: not an event: {said}; {remedy}") from error
+                    reason = first_problem(error)
+                    raise DamagedFileError(f"{path}:{number}: not an event: {reason}; {remedy}") from error
     except FileNotFoundError:
         raise
     except OSError as error:

@@ -25,8 +25,8 @@ def read_tokens(path: Path) -> Tensor:
     try:
         found = load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
-        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UsageError(f"{path}: cannot be read as a safetensors file ({said})") from error
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UsageError(f"{path}: cannot be read as a safetensors file ({reason})") from error
     if "tokens" not in found:
         raise UsageError(f"{path}: has no tensor 'tokens'; it has {', '.join(sorted(found)[:8]) or 'none'}")
     tokens = found["tokens"]

@@ -45,12 +45,14 @@ class Evidence:
     def unfinished(self) -> list[str]:
         """A sentence for each run that failed for a transient cause, which the next call retries."""
         stages = {"mixture": self.mixture, "anneal": self.anneal, "ladder": self.ladder, "target": self.target}
-        said = [f"{name}: run {row}" for name, found in stages.items() if found is not None for row in found.passing]
+        sentences = [
+            f"{name}: run {row}" for name, found in stages.items() if found is not None for row in found.passing
+        ]
         if self.verdict is not None and self.verdict["status"] == "pending":
-            said.append(f"verdict: {self.verdict['reason']}")
+            sentences.append(f"verdict: {self.verdict['reason']}")
         if self.lesson_failed is not None:
-            said.append(f"lesson: {self.lesson_failed}")
-        return said
+            sentences.append(f"lesson: {self.lesson_failed}")
+        return sentences
 
     @property
     def runs(self) -> dict[str, list[str]]:

@@ -141,24 +141,24 @@ def _teach(lab: Lab, teaching: Teaching, out: Path, question: str) -> list[Step]
     def progress(stage: str, done: float, total: float, note: str) -> None:
         lab.progress(f"lesson: {stage}", done, total, note)
 
-    def record(said: dict[str, Any]) -> None:
+    def record(prediction: dict[str, Any]) -> None:
         if lab.store.prediction(question) is None:
             if (out / "sft" / "run").exists():
                 raise ArmillaryError(
                     f"{out}: its fine-tuning has begun, but the store has no prediction of it; remove the folder to "
                     "predict and teach again, or restore the database from a backup"
                 )
-            content = {name: value for name, value in said.items() if name not in ("format", "sha256")}
+            content = {name: value for name, value in prediction.items() if name not in ("format", "sha256")}
             lab.store.record_prediction(question, {"what": STAGE, "set": HELD_OUT, **content, "version": __version__})
 
     with stopping() as stop:
         steps = teach(
             teaching, out, Handling(progress=progress, stop=stop), lambda text: lab.say(f"lesson: {text}"), record
         )
-    said = read_sealed(out / "record.json", "record of a teaching", 1, "remove it")["gain"]
-    if said is not None and lab.store.verdict(question) is None:
-        status = "unpredicted" if said["inside"] is None else "judged"
-        lab.store.record_verdict(question, {"status": status, "measured": said["measured"], "inside": said["inside"]})
+    gain = read_sealed(out / "record.json", "record of a teaching", 1, "remove it")["gain"]
+    if gain is not None and lab.store.verdict(question) is None:
+        status = "unpredicted" if gain["inside"] is None else "judged"
+        lab.store.record_verdict(question, {"status": status, "measured": gain["measured"], "inside": gain["inside"]})
     return steps
 
 

@@ -36,11 +36,11 @@ def ladder(found: LadderOutcome) -> str:
     )
 
 
-def prediction(said: dict[str, Any]) -> str:
+def prediction(recorded: dict[str, Any]) -> str:
     """The recorded prediction of the target loss with its interval, or the reason why there is none."""
-    if said["target"] is None:
-        return f"predict: {said['unpredicted']}"
-    target = said["target"]
+    if recorded["target"] is None:
+        return f"predict: {recorded['unpredicted']}"
+    target = recorded["target"]
     return f"predict: target loss {target['predicted']:.4f} ({target['low']:.4f} to {target['high']:.4f})"
 
 
@@ -54,13 +54,13 @@ def target(found: TargetOutcome) -> str:
     return f"target: {means}{apart}"
 
 
-def verdict(said: dict[str, Any]) -> str:
+def verdict(judged: dict[str, Any]) -> str:
     """The number of predictions inside their intervals, or the reason why there is no verdict."""
-    if said["status"] == "judged":
-        return f"verdict: {said['inside']} of {counted(len(said['rows']), 'prediction')} inside their intervals"
-    if said["status"] == "diverged":
-        return f"verdict: diverged: outside ({said['reason']})"
-    return f"verdict: {said['reason']}"
+    if judged["status"] == "judged":
+        return f"verdict: {judged['inside']} of {counted(len(judged['rows']), 'prediction')} inside their intervals"
+    if judged["status"] == "diverged":
+        return f"verdict: diverged: outside ({judged['reason']})"
+    return f"verdict: {judged['reason']}"
 
 
 def examination(rows: Sequence[ScoreRow]) -> str:
@@ -70,28 +70,28 @@ def examination(rows: Sequence[ScoreRow]) -> str:
     """
     total = rows[0]
     interval = f"{100 * total.low:.1f} to {100 * total.high:.1f}"
-    said = f"examine: {100 * total.value:.1f}% of {counted(total.n, 'item')} right ({interval})"
+    line = f"examine: {100 * total.value:.1f}% of {counted(total.n, 'item')} right ({interval})"
     row = compared_row(rows)
     if row.difference is None or row.difference_low is None or row.difference_high is None:
-        return said
+        return line
     where = "" if row is total else " on the target's domains"
     ends = f"{100 * row.difference_low:+.1f} to {100 * row.difference_high:+.1f}"
-    return f"{said}; against the natural mixture{where} {100 * row.difference:+.1f} points ({ends}), p = {row.p:.2g}"
+    return f"{line}; against the natural mixture{where} {100 * row.difference:+.1f} points ({ends}), p = {row.p:.2g}"
 
 
 def lesson(found: Taught) -> str:
     """Accuracy before and after the lesson, and the prediction."""
     rows = {row.model: row for row in found.part.scores if row.test == HELD_OUT and row.subset is None}
     after = rows[found.kept] if found.published else rows["sft"]
-    said = f"lesson: {rows[BASE].value:.1%} of {after.n} held-out questions right before, {after.value:.1%} after"
+    line = f"lesson: {rows[BASE].value:.1%} of {after.n} held-out questions right before, {after.value:.1%} after"
     if after.difference is not None and after.difference_low is not None and after.difference_high is not None:
         ends = f"{100 * after.difference_low:+.1f} to {100 * after.difference_high:+.1f}"
-        said += f" ({100 * after.difference:+.1f} points, {ends})"
+        line += f" ({100 * after.difference:+.1f} points, {ends})"
     gain = found.part.gain
     if gain is not None and gain.predicted is not None:
         word = "inside" if gain.inside else "outside"
-        said += f"; predicted {gain.predicted:.1%} ({gain.low:.1%} to {gain.high:.1%}): {word}"
-    return said
+        line += f"; predicted {gain.predicted:.1%} ({gain.low:.1%} to {gain.high:.1%}): {word}"
+    return line
 
 
 def _between(found: MixtureOutcome | AnnealOutcome) -> str:

@@ -151,10 +151,10 @@ class _Pages:
 
     def _recipe(self) -> report.Recipe | None:
         """The phases of the predicted run, with the passes that it counted, or else the planned ones."""
-        said = self.evidence.prediction
-        if said is None:
+        prediction = self.evidence.prediction
+        if prediction is None:
             return None
-        spec = RunSpec.model_validate(said["spec"])
+        spec = RunSpec.model_validate(prediction["spec"])
         ends = [*(phase.start_step for phase in spec.mixture[1:]), spec.steps]
         result = self.store.result(spec.id)
         domains = self.evidence.corpus.manifest.domains
@@ -226,8 +226,8 @@ class _Pages:
         points = []
         for p in found.points:
             law = self.laws.get(p.family)
-            said = None if law is None else target_losses(law, [[p.parameters, p.tokens]])
-            mean, low, high = (None, None, None) if said is None else said[0].tolist()
+            law_losses = None if law is None else target_losses(law, [[p.parameters, p.tokens]])
+            mean, low, high = (None, None, None) if law_losses is None else law_losses[0].tolist()
             points.append(
                 report.LadderPoint(
                     p.family, p.depth, p.parameters, p.tokens, p.flops, p.loss, p.target, mean, low, high
@@ -278,10 +278,10 @@ class _Pages:
         return rows
 
     def _target_point(self) -> report.TargetPoint | None:
-        said = self.evidence.prediction
-        if said is None or said["target"] is None:
+        prediction = self.evidence.prediction
+        if prediction is None or prediction["target"] is None:
             return None
-        spec, target = RunSpec.model_validate(said["spec"]), said["target"]
+        spec, target = RunSpec.model_validate(prediction["spec"]), prediction["target"]
         return report.TargetPoint(
             spec.flops, target["predicted"], target["low"], target["high"], self._measured().get("target")
         )
@@ -301,9 +301,9 @@ class _Pages:
         rows = []
         mixture, anneal, ladder = self.evidence.mixture, self.evidence.anneal, self.evidence.ladder
         if mixture is not None:
-            said = [(c.predicted, c.low, c.high, m) for c in mixture.candidates for m in c.measured]
-            if said:
-                mean, low, high, measured = np.array(said).T
+            rows_of_law = [(c.predicted, c.low, c.high, m) for c in mixture.candidates for m in c.measured]
+            if rows_of_law:
+                mean, low, high, measured = np.array(rows_of_law).T
                 rows.append(_record_row("mixture_law", "confirm", 1.0, Prediction(mean, low, high), measured))
         if anneal is not None and anneal.curve is not None and anneal.curve.held_out:
             errors = list(anneal.curve.held_out.values())
@@ -317,8 +317,8 @@ class _Pages:
         return rows
 
     def _prediction_part(self) -> report.PredictionPart | None:
-        said, verdict = self.evidence.prediction, self.evidence.verdict
-        if said is None:
+        prediction, verdict = self.evidence.prediction, self.evidence.verdict
+        if prediction is None:
             return None
         outcome = {row["domain"]: row for row in (verdict["rows"] if verdict else [])}
 
@@ -328,21 +328,21 @@ class _Pages:
                 name, value["predicted"], value["low"], value["high"], judged.get("measured"), judged.get("inside")
             )
 
-        started = self.store.started_at(said["run"])
+        started = self.store.started_at(prediction["run"])
         pending = None
         if verdict is not None and verdict["status"] == "pending":
-            pending = self._local(next((r.cause for r in self._failed() if r.run == said["run"]), ""))
-        if said["target"] is None:
-            self.notes.append(report.Note("unpredicted", detail=said["unpredicted"]))
+            pending = self._local(next((r.cause for r in self._failed() if r.run == prediction["run"]), ""))
+        if prediction["target"] is None:
+            self.notes.append(report.Note("unpredicted", detail=prediction["unpredicted"]))
         return report.PredictionPart(
-            recorded_at=said["recorded_at"],
+            recorded_at=prediction["recorded_at"],
             started_at=None if started is None else iso_time(started),
-            rows=[row(domain, value) for domain, value in said["domains"].items()],
-            target=None if said["target"] is None else row("target", said["target"]),
-            extrapolation=said["extrapolation"],
-            begun=started is not None or self.store.result(said["run"]) is not None,
+            rows=[row(domain, value) for domain, value in prediction["domains"].items()],
+            target=None if prediction["target"] is None else row("target", prediction["target"]),
+            extrapolation=prediction["extrapolation"],
+            begun=started is not None or self.store.result(prediction["run"]) is not None,
             pending=pending,
-            chain=self._chain(said["run"]),
+            chain=self._chain(prediction["run"]),
         )
 
     def _chain(self, run: str) -> report.Chain:
@@ -495,7 +495,7 @@ class _Pages:
 
     def _remember(self) -> None:
         """Further notes for the reader."""
-        mixture, anneal, said = self.evidence.mixture, self.evidence.anneal, self.evidence.prediction
+        mixture, anneal, prediction = self.evidence.mixture, self.evidence.anneal, self.evidence.prediction
         for stage, outcome in (("mixture", mixture), ("anneal", anneal)):
             if outcome is None:
                 continue
@@ -513,8 +513,8 @@ class _Pages:
         if ladder is not None and (rise := ladder.rise(family)) is not None:
             share = f"{100 * (rise.after / rise.before - 1):.2g}%"
             self.notes.append(report.Note("rise", f"{rise.larger}", share))
-        if said is not None:
-            self.notes += map(_warning, said.get("warnings", []))
+        if prediction is not None:
+            self.notes += map(_warning, prediction.get("warnings", []))
         for name, domain in self.evidence.corpus.manifest.domains.items():
             if domain.problem_count:
                 first = self._local(domain.problems[0]) if domain.problems else ""
@@ -584,15 +584,15 @@ def _mixture_part(evidence: Evidence, found: MixtureOutcome) -> report.MixturePa
 
 
 def _record_row(
-    law: str, what: str, factor: float, said: Prediction, measured: np.ndarray, least: float | None = None
+    law: str, what: str, factor: float, predicted: Prediction, measured: np.ndarray, least: float | None = None
 ) -> report.RecordRow:
     return report.RecordRow(
         law=law,
         what=what,
         forecasts=measured.size,
-        inside=int(((said.low <= measured) & (measured <= said.high)).sum()),
-        error=float(np.abs(said.mean / measured - 1).mean()),
-        width=float(((said.high - said.low) / measured).mean()),
+        inside=int(((predicted.low <= measured) & (measured <= predicted.high)).sum()),
+        error=float(np.abs(predicted.mean / measured - 1).mean()),
+        width=float(((predicted.high - predicted.low) / measured).mean()),
         extrapolation=factor,
         least=least,
     )

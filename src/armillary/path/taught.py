@@ -147,19 +147,19 @@ def _forgetting(base: Step, taken: Step) -> list[report.Forgetting]:
     return [report.Forgetting(text, row[BITS], after[text][BITS], "bits") for text, row in before.items()]
 
 
-def _gain(said: dict[str, Any]) -> report.TaughtGain:
+def _gain(record: dict[str, Any]) -> report.TaughtGain:
     return report.TaughtGain(
-        parts=said["parts"],
-        scores=said["scores"],
-        items=said["items"],
-        chance=said.get("chance", 0.0),  # missing in records of older versions
-        measured=said["measured"],
-        recorded_at=said["recorded_at"],
-        predicted=said.get("predicted"),
-        low=said.get("low"),
-        high=said.get("high"),
-        inside=said["inside"],
-        reason=said.get("cannot_be_predicted", ""),
+        parts=record["parts"],
+        scores=record["scores"],
+        items=record["items"],
+        chance=record.get("chance", 0.0),  # missing in records of older versions
+        measured=record["measured"],
+        recorded_at=record["recorded_at"],
+        predicted=record.get("predicted"),
+        low=record.get("low"),
+        high=record.get("high"),
+        inside=record["inside"],
+        reason=record.get("cannot_be_predicted", ""),
     )
 
 
@@ -169,8 +169,8 @@ def _talks(base: Step, taken: Step, items: dict[str, Item]) -> list[report.Talk]
     talks: dict[str, report.Talk] = {}
     for row in taken.examination.items[HELD_OUT]:
         item = items[row.cluster]
-        said = before[row.id].strip(), row.outputs[0].strip()
+        replies = before[row.id].strip(), row.outputs[0].strip()
         talks.setdefault(
-            item.language, report.Talk(item.text, item.answer or "", *said, right=row.scores["right"] == 1.0)
+            item.language, report.Talk(item.text, item.answer or "", *replies, right=row.scores["right"] == 1.0)
         )
     return list(talks.values())

@@ -126,7 +126,7 @@ def teach(
     out: Path,
     handling: Handling = Handling(),
     say: Callable[[str], None] = lambda text: None,
-    on_prediction: Callable[[dict[str, Any]], None] = lambda said: None,
+    on_prediction: Callable[[dict[str, Any]], None] = lambda prediction: None,
 ) -> list[Step]:
     """Run ``recipe`` in the folder ``out``; return the models in the order of their stages.
 
@@ -452,11 +452,13 @@ class _Teaching:
         found = find_weights(self.base, models, self.out / "merged", options, search)
         self.search = {**found, "best_single": self._from_here(found["best_single"])}
         gap = found["difference"]
-        said = f"{gap['value']:+.4f} ({gap['low']:+.4f} to {gap['high']:+.4f}) nats per token better"
+        better = f"{gap['value']:+.4f} ({gap['low']:+.4f} to {gap['high']:+.4f}) nats per token better"
         if found["decision"] != MERGE:
-            self._leave_out("merged", f"do not merge: the best of {found['evaluations']} is {said}")
+            self._leave_out("merged", f"do not merge: the best of {found['evaluations']} is {better}")
             return None
-        self.say(f"merge: weights {', '.join(f'{w:.3f}' for w in found['weights'])}, scale {found['scale']:g}: {said}")
+        self.say(
+            f"merge: weights {', '.join(f'{w:.3f}' for w in found['weights'])}, scale {found['scale']:g}: {better}"
+        )
         return found
 
     def _leave_out(self, stage: str, reason: str) -> None:

@@ -147,7 +147,7 @@ def _file(place: Path, database: str | None) -> Verified:
     if is_database:
         problems: list[FileProblem] = []
         try:
-            problems += [problem_of(place, said, _BACKUP_REMEDY) for said in verify_database(place)]
+            problems += [problem_of(place, problem, _BACKUP_REMEDY) for problem in verify_database(place)]
         except DamagedFileError as error:
             problems.append(problem_of(place, error, _BACKUP_REMEDY))
         except ForeignFileError as error:
@@ -241,10 +241,10 @@ def _workspace(folder: Path, database: str | None) -> Verified:
 
 def _lost(folder: Path) -> list[FileProblem]:
     """The parts of a workspace with planned runs that are missing as a whole."""
-    problems, said = [], {}
+    problems, summary = [], {}
     with contextlib.suppress(OSError, DamagedFileError):
-        said = read_json(folder / "summary.json", "summary", RECORD_REMEDY)
-    corpus = folder / "corpus" / str(said.get("corpus", ""))
+        summary = read_json(folder / "summary.json", "summary", RECORD_REMEDY)
+    corpus = folder / "corpus" / str(summary.get("corpus", ""))
     if not any(path.is_dir() and path.name != "index" for path in corpus.glob("[!.]*")):
         remedy = "restore it from a copy, or give the same command again, which builds it from its sources"
         problems.append(FileProblem(corpus, "is missing", remedy))
@@ -252,7 +252,7 @@ def _lost(folder: Path) -> list[FileProblem]:
     if (folder / RECORD).exists() and not any(runs.glob("*")):
         remedy = "restore it from a copy, or give the same command again, which trains the runs again"
         problems.append(FileProblem(runs, "is missing, and with it every run", remedy))
-    if said.get("target") and not any((folder / "model").glob("*")):
+    if summary.get("target") and not any((folder / "model").glob("*")):
         problems.append(FileProblem(folder / "model", "is missing, and a model was published", RECORD_REMEDY))
     return problems
 
@@ -284,7 +284,7 @@ def _store(folder: Path, database: str | None, begun: bool) -> Verified:
     if database is not None or file.exists():
         checked.append("store")
         try:
-            found = [problem_of(file, said, _STORE_REMEDY) for said in Store(folder, database).verify()]
+            found = [problem_of(file, message, _STORE_REMEDY) for message in Store(folder, database).verify()]
         except ArmillaryError as error:
             found = [problem_of(file, error, _REMEDY)]
         # A run with damaged files also differs from its record in the store.

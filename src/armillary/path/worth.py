@@ -19,12 +19,12 @@ _BEYOND = 2.0
 def multiplier(evidence: Evidence, law: ScalingLaw | None, row: report.DifferenceRow) -> report.Multiplier:
     """The value of a difference in compute, by ``law``, that of the target's family (None without a fit)."""
     nothing = report.Multiplier(row.reference, None, None, None)
-    said, ladder = evidence.prediction, evidence.ladder
+    prediction, ladder = evidence.prediction, evidence.ladder
     arm = evidence.target.arm("found") if evidence.target is not None else None
-    if law is None or said is None or ladder is None or arm is None or row.mean is None:
+    if law is None or prediction is None or ladder is None or arm is None or row.mean is None:
         return nothing
     assert row.low is not None and row.high is not None
-    spec = RunSpec.model_validate(said["spec"])
+    spec = RunSpec.model_validate(prediction["spec"])
     own = np.array([spec.model.parameters, spec.tokens], float)
     smallest = ladder.sizes(evidence.recipe.model.family).min(axis=0)
     least = float((smallest / own).max())

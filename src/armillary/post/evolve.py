@@ -340,9 +340,9 @@ def _step(change: _Change, drawn: random.Random) -> None:
     step = drawn.choice(steps)
     found = step.work(int(parent.answer or 0), drawn.randint(3, 19))
     question = f"{parent.text.rstrip()}\n{found.question[language]}"
-    said = {"zh": "答案是{}。", "en": "The answer is {}."}[language].format(found.value)
+    conclusion = {"zh": "答案是{}。", "en": "The answer is {}."}[language].format(found.value)
     before = [] if parent.reply is None else [_without_answer(parent.reply)]
-    reply = "\n".join([*before, f"N = {parent.answer}", found.steps, said])
+    reply = "\n".join([*before, f"N = {parent.answer}", found.steps, conclusion])
     change.operation = f"step {step.name}"
     change.child = _child(
         change,

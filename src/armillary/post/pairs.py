@@ -155,8 +155,8 @@ def _made(files: Files, backend: Backend, options: PairOptions, work: _Work) -> 
             with stage.answers(backend) as answers:
                 for group in _groups(_askable(stage, files.items, work.needs_check)):
                     work.decide(stage, _answered(group, backend, answers, options))
-                    said = f"{stage.kept} pairs from {stage.decisions} questions"
-                    files.progress("pairs", stage.decisions, total, said)
+                    summary = f"{stage.kept} pairs from {stage.decisions} questions"
+                    files.progress("pairs", stage.decisions, total, summary)
         record = stage.finish()
     return PairsMade(files.out, files.out / "items.jsonl", record["counts"])
 

@@ -267,8 +267,8 @@ def _differing(model: Path, record: Mapping[str, Any]) -> list[str]:
         same = f"model:{digest_model(model)}" == trained
     except UsageError as error:
         return [*wrong, str(error)]
-    said = f"{model}: its weights, config.json or tokenizer.json were changed after training; {_AGAIN}"
-    return wrong if same else [*wrong, said]
+    changed = f"{model}: its weights, config.json or tokenizer.json were changed after training; {_AGAIN}"
+    return wrong if same else [*wrong, changed]
 
 
 def write(path: Path, document: dict[str, Any]) -> None:

@@ -148,8 +148,8 @@ def _difference(folder: Path) -> float:
         environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
         ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if ended.returncode:
-            said = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
-            raise ArmillaryError(f"{folder.name}: transformers cannot load it: {said[-1][:300]}")
+            output = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
+            raise ArmillaryError(f"{folder.name}: transformers cannot load it: {output[-1][:300]}")
         theirs = load_file(found)["logits"]
     ours = logits_of(build(source), tokens)
     difference = float((ours - theirs).abs().max() / ours.abs().max())

@@ -77,9 +77,9 @@ def transfer(
             row.sent = row.name not in lacking
         plan.commit = None
         plan.write(path)
-        told = "; ".join(f"{name} {said}" for name, said in lacking.items())
+        listed = "; ".join(f"{name} {condition}" for name, condition in lacking.items())
         raise ArmillaryError(
-            f"{hub.name} {target.repo}: differs from what was sent: {told}; the same command sends it again"
+            f"{hub.name} {target.repo}: differs from what was sent: {listed}; the same command sends it again"
         )
     plan.checked = True
     plan.write(path)

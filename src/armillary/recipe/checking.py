@@ -83,8 +83,8 @@ def check_document(file: YamlFile, kind: type[D]) -> D:
     for problem in sorted(found, key=lambda problem: file.place(problem.location)):
         line, column = file.place(problem.location)
         at = _dotted(_stands_at(problem))
-        said = problem.message if not at or problem.message.startswith(_WITH_KEY) else f"{at}: {problem.message}"
-        lines.append(f"{file.path}:{line}: {said}; column {column}")
+        message = problem.message if not at or problem.message.startswith(_WITH_KEY) else f"{at}: {problem.message}"
+        lines.append(f"{file.path}:{line}: {message}; column {column}")
     more = [f"{file.path}: and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else []
     raise UsageError("\n".join([*lines[:_SHOWN], *more]))
 

@@ -409,8 +409,8 @@ class Recipe(Document):
             try:
                 self.family(name).shape(depth, self.corpus.tokenizer.vocab_size)
             except ValidationError as error:
-                said = first_problem(error)
-                problems.append(FieldError(f"'{name}' has no model of depth {depth}: {said}", "families"))
+                reason = first_problem(error)
+                problems.append(FieldError(f"'{name}' has no model of depth {depth}: {reason}", "families"))
         return problems[:1]
 
     def over(self, ranks: int) -> Recipe:

@@ -120,8 +120,13 @@ def _holder(descriptor: int) -> str:
     end = time.monotonic() + _NAME_S
     while True:
         try:
-            said = json.loads(os.pread(descriptor, 65536, 0))
-            pid, host, command, since = int(said["pid"]), str(said["host"]), str(said["command"]), str(said["since"])
+            holder = json.loads(os.pread(descriptor, 65536, 0))
+            pid, host, command, since = (
+                int(holder["pid"]),
+                str(holder["host"]),
+                str(holder["command"]),
+                str(holder["since"]),
+            )
             # The previous holder may have been killed, and the current one may not have written its name yet.
             if host != socket.gethostname() or Path(f"/proc/{pid}").exists() or not Path("/proc/self").exists():
                 return f"process {pid} on {host} ({command}, since {since})"

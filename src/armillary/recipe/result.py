@@ -110,8 +110,8 @@ def recorded_files(folder: Path) -> tuple[RunResult, dict[str, tuple[int, str]]]
         result = TypeAdapter(RunResult).validate_python(document)
         recorded = {name: (int(file["bytes"]), str(file["sha256"])) for name, file in files.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        said = first_problem(error) if isinstance(error, ValidationError) else error
-        raise DamagedFileError(f"{path}: is not a run's result ({said}); {remedy}") from error
+        reason = first_problem(error) if isinstance(error, ValidationError) else error
+        raise DamagedFileError(f"{path}: is not a run's result ({reason}); {remedy}") from error
     return result, recorded
 
 

@@ -472,8 +472,8 @@ def _registered(base: type[Block], usual: type[Block], value: Any) -> Any:
     if isinstance(value, dict):
         known, kind = _BLOCKS[base], value.get("kind")
         if not isinstance(kind, str) or kind not in known:
-            said = "has no kind" if kind is None else f"kind {kind!r} is not registered"
-            raise FieldError(f"{said}; registered: {', '.join(map(repr, known))}", "kind")
+            problem = "has no kind" if kind is None else f"kind {kind!r} is not registered"
+            raise FieldError(f"{problem}; registered: {', '.join(map(repr, known))}", "kind")
         value = known[kind].model_validate(value)
     # so that a shape has one form and one hash
     return None if type(value) is usual else value

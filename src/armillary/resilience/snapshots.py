@@ -75,8 +75,8 @@ def _is_own(place: Path) -> bool:
 def _is_owned(place: Path) -> bool:
     """Whether the process that writes the snapshots lives."""
     try:
-        said = (place / _OWNER).read_text(encoding="ascii")
-        return said == _process(int(said.split()[0]))
+        owner = (place / _OWNER).read_text(encoding="ascii")
+        return owner == _process(int(owner.split()[0]))
     except (OSError, ValueError, IndexError):
         return False
 

@@ -263,10 +263,10 @@ async def _refused(_: Request, error: Exception) -> Response:
 async def _no_route(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException), "registered for it"
     path, method = request.url.path, request.method
-    said = {404: f"there is no {path}", 405: f"{path} does not support {method}"}.get(
+    message = {404: f"there is no {path}", 405: f"{path} does not support {method}"}.get(
         error.status_code, str(error.detail)
     )
-    return _response(ApiError(error.status_code, said))
+    return _response(ApiError(error.status_code, message))
 
 
 async def _gone(_: Request, __: Exception) -> Response:

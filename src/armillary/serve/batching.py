@@ -30,7 +30,7 @@ class _Choice:
     number: int
     answer: batch.Answer
     prompt: str
-    said: int = 0
+    sent: int = 0
     tokens: int = 0
     scores: int = 0
     begun: bool = False
@@ -187,8 +187,8 @@ class BatchingEngine(Engine):
         for answer in self._choices:
             self._batch.remove(answer)
         self._choices.clear()
-        said = str(error) if isinstance(error, ArmillaryError) else f"{type(error).__name__}: {error}"
-        self._hand_over([(live, ApiError(500, said)) for live in lives.values()])
+        message = str(error) if isinstance(error, ArmillaryError) else f"{type(error).__name__}: {error}"
+        self._hand_over([(live, ApiError(500, message)) for live in lives.values()])
 
     def _hand_over(self, found: list[tuple[Live, Piece | ApiError]]) -> None:
         self._loop.call_soon_threadsafe(self._deliver, found)
@@ -209,7 +209,7 @@ class BatchingEngine(Engine):
         else:
             assert stream is not None, "it grows"
             text, end = stream.text, stream.shown
-        new, scored = text[choice.said : end], answer.scored[choice.scores :]
+        new, scored = text[choice.sent : end], answer.scored[choice.scores :]
         if ask.echo and not choice.begun:
             new = choice.prompt + new
         if answer.finish is None and not new and not scored:
@@ -228,5 +228,5 @@ class BatchingEngine(Engine):
             ),
             answer.finish,
         )
-        choice.said, choice.tokens, choice.scores, choice.begun = end, len(answer.tokens), len(answer.scored), True
+        choice.sent, choice.tokens, choice.scores, choice.begun = end, len(answer.tokens), len(answer.scored), True
         return choice.live, piece

@@ -296,10 +296,10 @@ def _named(error: ValidationError, kind: type[BaseModel]) -> ApiError:
         param += f"[{part}]" if isinstance(part, int) else f".{part}" if param else str(part)
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(first["loc"][-1]), kind.model_fields, 1)
-        said = f"unknown field{f'; nearest: {near[0]}' if near else ''}"
-        return ApiError(400, f"{param}: {said}", param, "unknown_parameter")
+        message = f"unknown field{f'; nearest: {near[0]}' if near else ''}"
+        return ApiError(400, f"{param}: {message}", param, "unknown_parameter")
     if first["type"] == "missing":
         return ApiError(400, f"{param} is missing", param, "missing_required_parameter")
-    said = first["msg"].removeprefix("Value error, ")
-    said = said[0].lower() + said[1:]
-    return ApiError(400, f"{param}: {said}", param, "invalid_value")
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    return ApiError(400, f"{param}: {message}", param, "invalid_value")

@@ -113,14 +113,14 @@ class BorrowingEngine(Engine):
             except UsageError as error:
                 self._hand_over(live, ApiError(400, str(error)))
             except Exception as error:  # this request fails, the server continues
-                said = str(error) if isinstance(error, ArmillaryError) else f"{type(error).__name__}: {error}"
-                self._hand_over(live, ApiError(500, said))
+                message = str(error) if isinstance(error, ArmillaryError) else f"{type(error).__name__}: {error}"
+                self._hand_over(live, ApiError(500, message))
             finally:
                 with self._counting:
                     self._busy -= live.choices
 
     def _answer(self, live: _Borrowed, request: Request, first: int) -> Iterator[Piece]:
-        said = 0
+        sent = 0
         with closing(self._stream(request)) as pieces:
             while True:
                 try:
@@ -131,12 +131,12 @@ class BorrowingEngine(Engine):
                 if live.stopped.is_set():
                     return
                 if live.ask.growing and text:
-                    said += len(text)
+                    sent += len(text)
                     yield Piece(first, text)
         self.metrics.prompt_tokens.inc(completion.prompt_tokens)
         live.prompt_tokens += completion.prompt_tokens
         for number, choice in enumerate(completion.choices):
-            rest = choice.text[said:] if number == 0 else choice.text
+            rest = choice.text[sent:] if number == 0 else choice.text
             yield Piece(first + number, rest, choice.tokens, finish=choice.finish)
 
     def _hand_over(self, live: Live, piece: Piece | ApiError) -> None:

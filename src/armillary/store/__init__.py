@@ -6,7 +6,7 @@ from armillary.store.database import secrets
 from armillary.store.facts import facts_of
 from armillary.store.locks import in_use
 from armillary.store.predictions import Order
-from armillary.store.reader import Key, ListedRun, Outcome, Reader, RunFilter, Said, StudyState
+from armillary.store.reader import Key, ListedRun, Outcome, Reader, RecordedPrediction, RunFilter, StudyState
 from armillary.store.runs import State
 from armillary.store.stages import EXAMINATION
 from armillary.store.store import Store, verify_database
@@ -19,8 +19,8 @@ __all__ = [
     "Order",
     "Outcome",
     "Reader",
+    "RecordedPrediction",
     "RunFilter",
-    "Said",
     "State",
     "Store",
     "StudyState",

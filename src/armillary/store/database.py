@@ -262,7 +262,7 @@ class Database:
 
     def _explained(self, error: Exception) -> ArmillaryError:
         cause = getattr(error, "orig", None) or error
-        said = without_passwords(" ".join(str(cause).split()))
+        reason = without_passwords(" ".join(str(cause).split()))
         code = _sqlite_error(error)
         again = "what was recorded is kept: run the same command again"
         if code.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
@@ -275,25 +275,25 @@ class Database:
             return ArmillaryError(f"{self.name}: the disk is full; free space; {again}")
         if code.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
             return ArmillaryError(
-                f"{self.name}: the store's database cannot be written ({said}); make the file and its folder writable; "
-                f"{again}"
+                f"{self.name}: the store's database cannot be written ({reason}); make the file and its folder "
+                f"writable; {again}"
             )
         if code.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
             return DamagedFileError(
-                f"{self.name}: the store's database cannot be used: {said}; restore it from a backup, or move it away "
-                "to begin a new store: runs with a folder keep their results, predictions are lost"
+                f"{self.name}: the store's database cannot be used: {reason}; restore it from a backup, or move it "
+                "away to begin a new store: runs with a folder keep their results, predictions are lost"
             )
         if code.startswith("SQLITE_IOERR"):
             return ArmillaryError(
-                f"{self.name}: the disk failed ({said}): it is full, was removed, or lacks the locks and shared "
+                f"{self.name}: the disk failed ({reason}): it is full, was removed, or lacks the locks and shared "
                 f"memory that SQLite needs (NFS); {again}"
             )
         if self.file is None and isinstance(error, sa.exc.OperationalError | sa.exc.InterfaceError):
             return ArmillaryError(
-                f"{self.name}: the store's database cannot be used: {said}; is the server running, and may this user "
+                f"{self.name}: the store's database cannot be used: {reason}; is the server running, and may this user "
                 f"connect? {again}"
             )
-        return ArmillaryError(f"{self.name}: the store's database cannot be used: {said}")
+        return ArmillaryError(f"{self.name}: the store's database cannot be used: {reason}")
 
     def _holders(self) -> str:
         """The processes of this machine that have the database's file open, as far as this user can see them."""

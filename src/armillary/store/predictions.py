@@ -132,12 +132,12 @@ class Predictions(Base):
         with self.database.reading() as db:
             entries = journal.read(db)
         first = {(entry.kind, entry.run): entry for entry in reversed(entries)}
-        said, start = first.get(("prediction", run)), first.get(("start", run))
-        if said is None:
+        prediction, start = first.get(("prediction", run)), first.get(("start", run))
+        if prediction is None:
             return None
         by = "store" if start is None else str(start.about.get("by"))
         at = None if start is None else start.about.get("started_at")
-        return Order(said.seq, start.seq if start else None, by, said.recorded_at, at)
+        return Order(prediction.seq, start.seq if start else None, by, prediction.recorded_at, at)
 
 
 def prediction_problem(run: str, row: Any, entries: Sequence[journal.Entry]) -> str | None:

@@ -108,7 +108,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Said:
+class RecordedPrediction:
     """A prediction with its verdict or None; ``problem`` describes a mismatch with the journal."""
 
     key: str
@@ -297,7 +297,7 @@ class Reader(Lineage, Predictions, Rates):
             content = None if journaled else db.execute(query).scalar()
         return self.stage(name, key) if journaled else content
 
-    def said(self, limit: int, before: Key | None = None) -> list[Said]:
+    def recorded_predictions(self, limit: int, before: Key | None = None) -> list[RecordedPrediction]:
         """At most ``limit`` predictions, the newest first, each with its verdict."""
         p, v = schema.predictions.c, schema.verdicts.c
         query = (
@@ -314,7 +314,7 @@ class Reader(Lineage, Predictions, Rates):
             rows = db.execute(query).all()
             entries = self._entries(db, [row.run for row in rows])
         return [
-            Said(
+            RecordedPrediction(
                 row.run,
                 row.recorded_at,
                 row.content if isinstance(row.content, dict) else {},

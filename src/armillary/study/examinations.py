@@ -111,9 +111,9 @@ def judge_forecast(
         if of is not None and of != run:
             raise UsageError(f"the examination is of run {of}, but the forecast is of run {run}")
         result = _result(examination, task, metric)
-        said = forecast["score"]
-        inside = bool(said["low"] <= result.value <= said["high"])
-        row = {"domain": f"{task} ({result.metric})", **said, "measured": result.value, "inside": inside}
+        score = forecast["score"]
+        inside = bool(score["low"] <= result.value <= score["high"])
+        row = {"domain": f"{task} ({result.metric})", **score, "measured": result.value, "inside": inside}
         verdict = {"run": run, "status": "judged", "rows": [row], "inside": int(inside), "n": result.n}
         verdict |= {"settings": result.settings, "before_the_run": forecast["before_the_run"]}
         store.record_verdict(asked.id, verdict)

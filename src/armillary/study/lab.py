@@ -75,8 +75,8 @@ class FailedRun(Document):
 
     def __str__(self) -> str:
         whose = f" ({self.arm}, seed {self.seed})" if self.arm and self.seed is not None else ""
-        said = self.cause if self.run in self.cause else f"{self.run}: {self.cause}"
-        return f"{said}{whose}" if self.status == "failed" else f"{said}{whose} [{self.status}]"
+        cause = self.cause if self.run in self.cause else f"{self.run}: {self.cause}"
+        return f"{cause}{whose}" if self.status == "failed" else f"{cause}{whose} [{self.status}]"
 
 
 class StageOutcome(Document):
@@ -90,7 +90,7 @@ class StageOutcome(Document):
         """Outcomes of format 1 hold a sentence per failed run, and such runs were never retried."""
         if not isinstance(value, dict) or "failures" not in value:
             return value
-        rows = [str(said).partition(": ") for said in value["failures"]]
+        rows = [str(sentence).partition(": ") for sentence in value["failures"]]
         failed = [
             {"run": run, "arm": "", "seed": None, "status": "failed", "cause": cause, "passing": False}
             for run, _, cause in rows

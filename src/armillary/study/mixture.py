@@ -160,7 +160,7 @@ def mixture_study(lab: Lab) -> MixtureOutcome:
     weights = np.array([recipe.target_weights.get(domain, 0.0) for domain in corpus.domains])
     try:
         with laws_speak_of(
-            [f"run {specs[i].id}" for i in good], corpus.domains, lambda said: lab.say(f"mixture: {said}")
+            [f"run {specs[i].id}" for i in good], corpus.domains, lambda message: lab.say(f"mixture: {message}")
         ):
             law = MixtureLaw(seed=study.seed).fit(X, Y)
         optima = optimise_mixture(

@@ -227,8 +227,8 @@ def forecast(lab: Lab, spec: RunSpec, mixture: MixtureOutcome, ladder: LadderOut
     """
     left_out: list[str] = []
     law = fit_law(ladder, lab.recipe.model.family, mixture.domains, left_out.append)
-    for said in left_out:
-        lab.say(f"ladder: {said}")
+    for message in left_out:
+        lab.say(f"ladder: {message}")
     at = np.array([[spec.model.parameters, spec.tokens]], float)
     columns = [*mixture.domains, "target"]
     with warnings.catch_warnings(record=True) as caught, rows_named(lambda _table, _row: "the target run", columns):
@@ -415,9 +415,9 @@ def _is_second(lab: Lab, run: str, prediction: dict[str, Any]) -> bool:
 
 
 def _verdict(lab: Lab, run: str, prediction: dict[str, Any]) -> dict[str, Any]:
-    said = dict(prediction["domains"])
+    predicted = dict(prediction["domains"])
     if prediction["target"] is not None:
-        said["target"] = prediction["target"]
+        predicted["target"] = prediction["target"]
     result = lab.store.result(run)
     if result is not None:
         measured = {**result.loss, "target": lab.target_loss(result)}
@@ -428,7 +428,7 @@ def _verdict(lab: Lab, run: str, prediction: dict[str, Any]) -> dict[str, Any]:
                 "measured": measured[domain],
                 "inside": values["low"] <= measured[domain] <= values["high"],
             }
-            for domain, values in said.items()
+            for domain, values in predicted.items()
         ]
         verdict = {"run": run, "status": "judged", "rows": rows, "inside": sum(row["inside"] for row in rows)}
         if prediction["target"] is None:
@@ -437,7 +437,7 @@ def _verdict(lab: Lab, run: str, prediction: dict[str, Any]) -> dict[str, Any]:
     state = lab.store.state(run)
     status, cause = (state.status, state.error) if state is not None else ("pending", None)
     if status == "diverged":
-        rows = [{"domain": domain, **values, "measured": None, "inside": False} for domain, values in said.items()]
+        rows = [{"domain": domain, **values, "measured": None, "inside": False} for domain, values in predicted.items()]
         return {"run": run, "status": status, "reason": cause, "rows": rows, "inside": 0}
     why = f"{status} ({cause})" if cause else "has no result yet"
     reason = f"pending: run {run} {why}; run `armillary train` again"

@@ -139,8 +139,8 @@ def read_metrics(folder: Path, columns: list[str] | None = None) -> pa.Table:
         with open(path, "rb") as file:  # pyarrow reads a folder as a table without rows
             return pq.read_table(file, columns=columns)
     except (OSError, pa.ArrowException) as error:
-        said = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
-        raise DamagedFileError(f"{path}: {said}; {_again(folder)}") from error
+        fault = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error})"
+        raise DamagedFileError(f"{path}: {fault}; {_again(folder)}") from error
 
 
 def load_trained(folder: Path, spec: RunSpec) -> Transformer:

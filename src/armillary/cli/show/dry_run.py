@@ -65,8 +65,8 @@ def show_dry_run(name: str, found: Any) -> None:
     sums: Counter[str] = Counter()
     for c in found.largest.collectives:
         sums[c.kind] += c.count * c.nbytes
-    told = ", ".join(f"{kind} {_gib(nbytes)}" for kind, nbytes in sums.most_common())
-    out.print(f"GiB in total: {told}", highlight=False)
+    listed = ", ".join(f"{kind} {_gib(nbytes)}" for kind, nbytes in sums.most_common())
+    out.print(f"GiB in total: {listed}", highlight=False)
     out.print(f"computed in {found.seconds:.0f} s and {_gib(found.own_memory)} GiB", highlight=False)
 
 

@@ -43,14 +43,14 @@ class Reporter:
         self.bars = Progress(*columns, console=err)
         self.tasks: dict[str, Any] = {}
         self.begun: dict[str, float] = {}
-        self.told: dict[str, float] = {}
+        self.printed: dict[str, float] = {}
         self.ended: set[str] = set()
 
     def __call__(self, stage: str, done: float, total: float, note: str) -> None:
         if stage in self.ended and done < total:  # another stage of that name, such as the same model's next method
             self.ended.discard(stage)
             self.begun.pop(stage, None)
-            self.told.pop(stage, None)
+            self.printed.pop(stage, None)
             if stage in self.tasks:
                 self.bars.reset(self.tasks[stage])
         if done >= total:
@@ -65,12 +65,12 @@ class Reporter:
         else:
             now = time.monotonic()
             begun = self.begun.setdefault(stage, now)
-            if now - self.told.get(stage, 0.0) >= _PLAIN_EVERY_S or done >= total:
-                self.told[stage] = now if done < total else float("inf")
+            if now - self.printed.get(stage, 0.0) >= _PLAIN_EVERY_S or done >= total:
+                self.printed[stage] = now if done < total else float("inf")
                 left = (now - begun) * (total - done) / done if done else 0.0
-                said = f"{done / max(total, 1e-9):.0%} {note}".rstrip()
+                state = f"{done / max(total, 1e-9):.0%} {note}".rstrip()
                 ends = f", about {left:.0f} s left" if done < total else ""
-                err.print(f"{stage}: {said}, {now - begun:.0f} s{ends}")
+                err.print(f"{stage}: {state}, {now - begun:.0f} s{ends}")
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""

@@ -53,18 +53,22 @@ def show_ladder(found: Any) -> None:
     show_table("ladder", ["family", "depth", "parameters", "tokens", "target loss"], rows)
 
 
-def show_prediction(said: dict[str, Any]) -> None:
+def show_prediction(prediction: dict[str, Any]) -> None:
     """Print the recorded prediction of the target run."""
-    domains = said["domains"] if said["target"] is None else {**said["domains"], "target": said["target"]}
+    domains = (
+        prediction["domains"]
+        if prediction["target"] is None
+        else {**prediction["domains"], "target": prediction["target"]}
+    )
     rows = [[d, v["predicted"], v["low"], v["high"]] for d, v in domains.items()]
     show_table(
-        f"prediction of run {said['run']}, recorded {said['recorded_at']}",
-        ["domain", "predicted", f"low ({said['interval']:.0%})", "high"],
+        f"prediction of run {prediction['run']}, recorded {prediction['recorded_at']}",
+        ["domain", "predicted", f"low ({prediction['interval']:.0%})", "high"],
         rows,
     )
-    out.print(f"extrapolated to {said['extrapolation']:.1f} times the compute of the ladder")
-    if "unpredicted" in said:
-        out.print(said["unpredicted"])
+    out.print(f"extrapolated to {prediction['extrapolation']:.1f} times the compute of the ladder")
+    if "unpredicted" in prediction:
+        out.print(prediction["unpredicted"])
 
 
 def show_arms(found: Any) -> None:
@@ -76,18 +80,20 @@ def show_arms(found: Any) -> None:
         out.print(f"found minus {d.reference}: {d.mean:+.4f} ({d.low:+.4f} to {d.high:+.4f}): {word}")
 
 
-def show_verdict(said: dict[str, Any]) -> None:
+def show_verdict(verdict: dict[str, Any]) -> None:
     """Print the verdict: predicted, interval, measured, inside or not."""
     rows = [
         [r["domain"], r["predicted"], r["low"], r["high"], r["measured"], "yes" if r["inside"] else "no"]
-        for r in said["rows"]
+        for r in verdict["rows"]
     ]
-    if "reason" in said:
-        out.print(f"verdict on run {said['run']}, {said['status']}: {escape(said['reason'])}", highlight=False)
+    if "reason" in verdict:
+        out.print(f"verdict on run {verdict['run']}, {verdict['status']}: {escape(verdict['reason'])}", highlight=False)
     if rows:
-        show_table(f"verdict on run {said['run']}", ["domain", "predicted", "low", "high", "measured", "inside"], rows)
-    if "unpredicted" in said:
-        late = said["unpredicted"]
+        show_table(
+            f"verdict on run {verdict['run']}", ["domain", "predicted", "low", "high", "measured", "inside"], rows
+        )
+    if "unpredicted" in verdict:
+        late = verdict["unpredicted"]
         out.print(f"target loss measured: {late['measured']:.4f}; {late['reason']}", highlight=False)
 
 

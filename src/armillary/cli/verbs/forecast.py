@@ -44,16 +44,16 @@ def record(
     from armillary.study.examinations import Question, record_forecast
     from armillary.study.examined import open_store
 
-    said = record_forecast(open_store(store), Question(run, task), law, at, interval)
+    recorded = record_forecast(open_store(store), Question(run, task), law, at, interval)
     if as_json:
-        return show_json(said)
-    score = said["score"]
+        return show_json(recorded)
+    score = recorded["score"]
     show_table(
         f"forecast of run {run}",
         ["task", "predicted", "low", "high", "recorded"],
-        [[task, score["predicted"], score["low"], score["high"], said["recorded_at"]]],
+        [[task, score["predicted"], score["low"], score["high"], recorded["recorded_at"]]],
     )
-    if not said["before_the_run"]:
+    if not recorded["before_the_run"]:
         out.print(
             "the run had already begun, so this is a forecast of its examination, not of the run", highlight=False
         )
@@ -76,7 +76,7 @@ def judge(
     from armillary.study.examinations import Question, judge_forecast
     from armillary.study.examined import open_store
 
-    said = judge_forecast(open_store(store), Question(run, task), read_examination(examination), metric)
+    verdict = judge_forecast(open_store(store), Question(run, task), read_examination(examination), metric)
     if as_json:
-        return show_json(said)
-    show_verdict(said)
+        return show_json(verdict)
+    show_verdict(verdict)

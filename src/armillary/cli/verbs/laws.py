@@ -52,7 +52,7 @@ ColumnsOption = Annotated[
 PointsOption = Annotated[Path, typer.Option("--points", help="CSV, one row per run.", show_default=False)]
 
 
-def told(act: Callable[[], Any]) -> Any:
+def with_progress(act: Callable[[], Any]) -> Any:
     """Call ``act``; show the elapsed seconds on a terminal, and print each warning as one line on standard error."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     working = Progress(*columns, console=err, transient=True, disable=not err.is_terminal)
@@ -70,7 +70,7 @@ def fit(act: Callable[[], Any], path: Path, as_json: bool) -> None:
     from armillary.laws import workbench
 
     workbench.check_law_out(path)
-    summary = told(lambda: workbench.save(path, act()))
+    summary = with_progress(lambda: workbench.save(path, act()))
     for line in workbench.columns_read(summary):
         err.print(escape(line), highlight=False)
     if as_json:
@@ -234,8 +234,10 @@ def predict_law(
 
     workbench.check_out(path, law, at, measured)
     options = {"size": size, "tokens": tokens, "given": given, "warmup_steps": warmup_steps}
-    rows = told(lambda: workbench.predict(law, at, interval, **options))  # type: ignore[arg-type]
-    compared = None if measured is None else told(lambda: workbench.measured_against(law, at, rows, measured, size))
+    rows = with_progress(lambda: workbench.predict(law, at, interval, **options))  # type: ignore[arg-type]
+    compared = (
+        None if measured is None else with_progress(lambda: workbench.measured_against(law, at, rows, measured, size))
+    )
     rows.write(path)
     if as_json:
         found = {"predictions": str(path), "rows": len(rows.rows), "columns": rows.columns}
@@ -272,7 +274,7 @@ def optimise_mixture(
     from armillary.laws import decisions, workbench
 
     workbench.check_out(path, law, target, limits)
-    found = told(lambda: decisions.optimise(law, target, limits, size, candidates, tokens))
+    found = with_progress(lambda: decisions.optimise(law, target, limits, size, candidates, tokens))
     decisions.write_yaml(path, found)
     if as_json:
         return show_json(found)
@@ -287,7 +289,7 @@ def show(act: Callable[[], dict[str, Any]], as_json: bool) -> None:
     """Print an answer: its tables, and one line per single value."""
     from armillary.laws import workbench
 
-    found = told(act)
+    found = with_progress(act)
     if as_json:
         return show_json(found)
     for title, rows in workbench.tables(found):
@@ -295,8 +297,8 @@ def show(act: Callable[[], dict[str, Any]], as_json: bool) -> None:
     for name, value in found.items():
         if not isinstance(value, list):
             parts = value.items() if isinstance(value, dict) else [("", value)]
-            said = ", ".join(f"{k} {v:.5g}".strip() if isinstance(v, float) else f"{k} {v}".strip() for k, v in parts)
-            out.print(f"{name.replace('_', ' ')}: {said}", highlight=False)
+            values = ", ".join(f"{k} {v:.5g}".strip() if isinstance(v, float) else f"{k} {v}".strip() for k, v in parts)
+            out.print(f"{name.replace('_', ' ')}: {values}", highlight=False)
     out.print("intervals (low to high) hold with a probability of 90%", highlight=False)
 
 
@@ -390,7 +392,7 @@ def reproduce(
 
     from armillary.laws.reproduce import coverage_table, figure_table, reproduce
 
-    evaluation = told(lambda: reproduce(name, data))
+    evaluation = with_progress(lambda: reproduce(name, data))
     if as_json:
         return show_json(asdict(evaluation))
     show_table(f"{name}: {evaluation.source}", *figure_table([evaluation]))

@@ -67,5 +67,5 @@ def plan(
     )
     if items is not None:
         needed = found["seeds"]
-        said = "no number of seeds is enough" if needed is None else f"{needed} seeds per recipe are needed"
-        out.print(f"with {items} items {said}", highlight=False)
+        answer = "no number of seeds is enough" if needed is None else f"{needed} seeds per recipe are needed"
+        out.print(f"with {items} items {answer}", highlight=False)

@@ -74,13 +74,13 @@ def publish(
         )
         return
     checked = found.checked
-    told = (
+    logits = (
         f"logits of transformers differ by at most {checked.difference:.2g} of the largest"
         if checked.skipped is None
         else ""
     )
     err.print(
-        f"{checked.files} checksums match, no secrets, no local paths; {told or checked.skipped}", highlight=False
+        f"{checked.files} checksums match, no secrets, no local paths; {logits or checked.skipped}", highlight=False
     )
     if found.transferred is None:
         show_table(

@@ -46,8 +46,8 @@ def verify(
         out.print(f"{found.kind} {escape(str(place))}{parts}", highlight=False)
     if len(found.checked) > 1 and not as_json:
         if found.problems:
-            said = f"{counted(len(found.problems), 'problem')} in {counted(len(found.checked), 'part')}"
-            out.print(f"{found.kind} {escape(str(place))}: {said}", highlight=False)
+            count = f"{counted(len(found.problems), 'problem')} in {counted(len(found.checked), 'part')}"
+            out.print(f"{found.kind} {escape(str(place))}: {count}", highlight=False)
         kinds = Counter(part.rpartition(" ")[0] or part for part in found.checked)
         out.print(f"checked: {', '.join(f'{count} x {kind}' if count > 1 else kind for kind, count in kinds.items())}")
     if found.problems:

@@ -56,8 +56,8 @@ def run_goodput(page: Page) -> dict[str, Any]:
         return {"run": run, "label": run.label, "ledger": None}
     t = page.words
     events = [event for path in rank_files(run.folder).values() for event in raw_events(path, _TOLD)]
-    told = [event for event in events if isinstance(event.get("time_s"), int | float)]
-    told.sort(key=lambda event: float(event["time_s"]))
+    timed = [event for event in events if isinstance(event.get("time_s"), int | float)]
+    timed.sort(key=lambda event: float(event["time_s"]))
     unit, name = _unit(ledger.elapsed_s)
     axis = svg.Axis(t("since", unit=t(f"unit_{name}")))
     heat, low, high = _heat(run, axis, unit)
@@ -75,7 +75,7 @@ def run_goodput(page: Page) -> dict[str, Any]:
         "heat": heat,
         "heat_ends": (t.span(low), t.span(high)),
         "memory": _memory(run),
-        "events": [(event, about(event)) for event in told[-_LOG:][::-1]],
+        "events": [(event, about(event)) for event in timed[-_LOG:][::-1]],
         "reactions": [
             t.sentence(key, median=t.span(median(values)), n=len(values), most=t.span(max(values)))
             for key, values in (("detection", ledger.detection_s), ("recovery", ledger.recovery_s))

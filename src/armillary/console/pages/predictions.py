@@ -15,7 +15,7 @@ from armillary.console.pages.runs import key_of
 from armillary.console.places import Check, Place
 from armillary.recipe import ArmillaryError, parse_budget, read_json
 from armillary.report import format as fmt
-from armillary.store import Reader, Said
+from armillary.store import Reader, RecordedPrediction
 
 _SHOWN = 40
 _INTERVAL = 0.9
@@ -26,14 +26,14 @@ _PATIENCE = 20  # a chain is checked again after this many times the duration of
 def predictions(page: Page) -> dict[str, Any]:
     """Predictions, newest first, with calibration, the chain of records, and budgets."""
     before = key_of(page.get("before"))
-    rows: list[tuple[Place, Said]] = []
+    rows: list[tuple[Place, RecordedPrediction]] = []
     chains: list[tuple[Place, dict[str, Any]]] = []
     judged: list[tuple[str, float, bool]] = []
 
     def read(place: Place) -> None:
         if place.reader is None:
             return
-        rows.extend((place, one) for one in place.reader.said(_SHOWN + 1, before))
+        rows.extend((place, one) for one in place.reader.recorded_predictions(_SHOWN + 1, before))
         chains.append((place, _chain_of(page, place.reader, place.check)))
         for verdict in place.reader.verdicts():
             judged.extend(_judged(verdict))
@@ -50,25 +50,25 @@ def predictions(page: Page) -> dict[str, Any]:
         "judged": len(judged),
         "calibration": _calibration(page, inside, len(judged)),
         "chart": _chart(page, judged[-_POINTS:]),
-        "budgets": [(place, said) for place in page.watch.places if (said := _budget(page, place)) is not None],
+        "budgets": [(place, values) for place in page.watch.places if (values := _budget(page, place)) is not None],
         "older": page.link(before=f"{last.recorded_at!r}~{last.key}") if len(rows) > _SHOWN and last else None,
         "first": page.link(before=None) if before is not None else None,
         "busy": any(state["checking"] for _, state in chains) or any(one.verdict is None for _, one in shown),
     }
 
 
-def _lines(page: Page, one: Said) -> Iterator[dict[str, Any]]:
+def _lines(page: Page, one: RecordedPrediction) -> Iterator[dict[str, Any]]:
     """A line for each predicted quantity."""
     content, verdict = one.content, one.verdict or {}
     outcome = {row.get("domain"): row for row in verdict.get("rows", ()) if isinstance(row, dict)}
-    said: dict[str, Any] = dict(content.get("domains") or {})
+    values: dict[str, Any] = dict(content.get("domains") or {})
     if isinstance(content.get("target"), dict):
-        said["target"] = content["target"]
+        values["target"] = content["target"]
     if "score" in content:
         name = page.words("score_of", task=content.get("examination", ""))
-        said[name] = content["score"]
+        values[name] = content["score"]
         outcome[name] = next(iter(outcome.values()), {})
-    for name, value in said.items():
+    for name, value in values.items():
         if not isinstance(value, dict):
             continue
         found = outcome.get(name, {})
@@ -169,9 +169,9 @@ def _budget(page: Page, place: Place) -> dict[str, Any] | None:
         return None
     whole = budget if unit == "s" else 0.0
     t, total = page.words, sum(spent.values())
-    said = ""
+    sentence = ""
     if whole:
         key = "budget_lead" if total <= whole else "budget_over"
-        said = t.sentence(key, spent=t.span(total), budget=t.span(whole), left=t.span(whole - total))
+        sentence = t.sentence(key, spent=t.span(total), budget=t.span(whole), left=t.span(whole - total))
     stages = [(t.name(name), planned.get(name), spent.get(name)) for name in dict.fromkeys([*spent, *planned])]
-    return {"said": said, "stages": stages}
+    return {"sentence": sentence, "stages": stages}

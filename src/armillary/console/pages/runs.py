@@ -78,7 +78,7 @@ def run(page: Page) -> dict[str, Any]:
     if domains:
         panels.insert(1, _validation(page, found, domains))
     events = raw_events(found.folder / EVENTS)
-    told = [event for event in events if event.get("kind") not in _QUIET]
+    shown = [event for event in events if event.get("kind") not in _QUIET]
     return {
         "run": found,
         "row": found.listed,
@@ -86,7 +86,7 @@ def run(page: Page) -> dict[str, Any]:
         "panels": [one for one in panels if one],
         "content": found.content,
         "flat": flat(found.content or {}),
-        "events": [(event, about(event)) for event in told[-_EVENTS_SHOWN:][::-1]],
+        "events": [(event, about(event)) for event in shown[-_EVENTS_SHOWN:][::-1]],
         "step": last_step(events),
         "ranks": len(rank_files(found.folder)),
         "folder_there": found.folder.is_dir(),

@@ -41,7 +41,7 @@ def studies(page: Page) -> dict[str, Any]:
     rows = [(place, state, _left(place, state)) for place, (states, _) in found for state in states]
     return {
         "rows": rows,
-        "outcomes": [(place, one, said) for place, (_, outcomes) in found for one, said in outcomes],
+        "outcomes": [(place, one, row) for place, (_, outcomes) in found for one, row in outcomes],
         "done": _done,
         "loose": [(place, place.counts()) for place in page.watch.places if place.reader is None and place.found.runs],
         "busy": any(state.runs.get("running") for _, state, _ in rows),
@@ -118,8 +118,8 @@ def _mixture(page: Page, content: Mapping[str, Any]) -> dict[str, Any]:
         predicted = [row[column] for row in content["held_out"]]
         measured = [row[column] for row in content["losses"]]
         picture = svg.scatter(predicted, measured, t("predicted_axis"), t("measured_axis"))
-        said = t("spearman", value=fmt.rank(content["spearman"][column]), rmse=fmt.loss(content["rmse"][column]))
-        panels.append((domain, said, picture))
+        caption = t("spearman", value=fmt.rank(content["spearman"][column]), rmse=fmt.loss(content["rmse"][column]))
+        panels.append((domain, caption, picture))
     rows = [
         svg.Row(
             t.candidate(one["name"]),

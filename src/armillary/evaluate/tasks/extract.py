@@ -45,8 +45,8 @@ class Extractor:
 
 def _number(text: str, gold: Any) -> str | None:
     """The number after the last "answer is", else the last number."""
-    said = _SAID.findall(text)
-    for place in [*reversed(said), text]:
+    matches = _SAID.findall(text)
+    for place in [*reversed(matches), text]:
         found = _NUMBER.findall(place)
         if found:
             return _plain_number(found[0] if place is not text else found[-1])
@@ -69,8 +69,8 @@ def _short(text: str, gold: Any) -> str | None:
     gold = str(gold).strip()
     if _NUMBER.fullmatch(gold):
         return _number(text, gold)
-    said = _SAID.findall(text)
-    last = said[-1] if said else ""
+    matches = _SAID.findall(text)
+    last = matches[-1] if matches else ""
     for form, bare in ((_OPTION, _LETTER), (_WORDS, _WORDS)):
         if form.fullmatch(gold):
             # The first match after "the answer is"; otherwise the last one in the text.
@@ -96,8 +96,8 @@ def _math(text: str, gold: Any) -> str | None:
             depth += {"{": 1, "}": -1}.get(text[place], 0)
             if depth == 0:
                 return text[begin + 1 : place].strip() or None
-    if said := _SAID.findall(text):
-        return _formula(said[-1]) or None
+    if matches := _SAID.findall(text):
+        return _formula(matches[-1]) or None
     formulas = re.findall(r"\$([^$]+)\$", text)
     return formulas[-1].strip() if formulas else None
 

@@ -51,9 +51,9 @@ def joined() -> Iterator[torch.device]:
     try:
         dist.init_process_group(backend, timeout=_PATIENCE)
     except (RuntimeError, ValueError, OSError) as error:  # DistError is a RuntimeError
-        said = str(error).strip().splitlines() or [type(error).__name__]
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ArmillaryError(
-            f"rank {rank} of {ranks} could not reach the others at {where}: {said[0]}; the port must be free on that "
+            f"rank {rank} of {ranks} could not reach the others at {where}: {lines[0]}; the port must be free on that "
             "host and open to all others, and every rank must be started with the same address and number of ranks"
         ) from error
     try:

@@ -78,9 +78,9 @@ def launch(
             leaving = threading.Timer(_LEAVE_S, os._exit, (1,))
             leaving.daemon = True
             leaving.start()
-            said = str(error).strip().splitlines()[0]
+            reason = str(error).strip().splitlines()[0]
             raise LostRankError(
-                f"the connection to another rank was lost ({said}); if the launcher restarts the ranks, they resume "
+                f"the connection to another rank was lost ({reason}); if the launcher restarts the ranks, they resume "
                 "from the last checkpoint"
             ) from error
     ranks = nproc or (large.layout.ranks if large.layout is not None else 1)
@@ -107,7 +107,7 @@ class _Witness:
     def report(self, kind: EventKind, step: int, **data: Any) -> None:
         """Append an event that happens now, and show a line."""
         who = "the ranks" if data.get("culprit") is None else f"rank {data['culprit']}"
-        said = {
+        message = {
             "detected": "after step {step}: {who} {how}",
             "restart": "restarting all ranks (attempt {attempt})",
             "fault": "after step {step}: fault injected into {who} ({problem})",
@@ -116,7 +116,7 @@ class _Witness:
         }[kind].format(step=step, who=who, **data)
         show = self.reporter()
         try:
-            show.say(said)
+            show.say(message)
         finally:
             show.close()
         # Before rank 0 has opened the run there is no time to account for; a full disk must not end the watching.

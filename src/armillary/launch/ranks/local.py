@@ -332,9 +332,9 @@ def _be_rank(
     except ArmillaryError as error:
         outcome = error
     except BaseException as error:
-        said = " ".join("".join(traceback.format_exception_only(error)).split())
+        message = " ".join("".join(traceback.format_exception_only(error)).split())
         with contextlib.suppress(OSError):
-            sender.send(("died", said if len(said) <= _WORDS else f"{said[:_WORDS]}…"))
+            sender.send(("died", message if len(message) <= _WORDS else f"{message[:_WORDS]}…"))
         raise SystemExit(1) from None
     with contextlib.suppress(OSError):
         sender.send(("ended", outcome))

@@ -37,8 +37,8 @@ def fit_workers(wanted: int, need: int) -> tuple[int, str | None]:
     limits = [(max(cores, torch.accelerator.device_count()), f"{counted(cores, 'core')} available")]
     if memory is not None:
         held = max(1, int(_SHARE * memory / need))
-        said = f"{memory / 2**30:.1f} GiB of memory available, and a worker takes about {need / 2**30:.1f} GiB"
-        limits.append((held, said))
+        reason = f"{memory / 2**30:.1f} GiB of memory available, and a worker takes about {need / 2**30:.1f} GiB"
+        limits.append((held, reason))
     fit, why = min(limits)
     if wanted <= fit:
         return wanted, None

@@ -85,18 +85,18 @@ class LocalExecutor(WorkerExecutor):
 
     def _receive(self) -> list[tuple[_Process, Answer | Lost]]:
         by_pipe = {worker.pipe: worker for worker in self._workers}
-        said: list[tuple[_Process, Answer | Lost]] = []
+        received: list[tuple[_Process, Answer | Lost]] = []
         for pipe in wait(list(by_pipe), timeout=0.5):
             worker = by_pipe[pipe]
             try:
-                said.append((worker, worker.pipe.recv()))
+                received.append((worker, worker.pipe.recv()))
             except (EOFError, OSError):
                 worker.pipe.close()
                 worker.process.join()
                 code = worker.process.exitcode
                 self._workers.remove(worker)
-                said.append((worker, Lost(f"signal {-code}" if code and code < 0 else f"exit code {code}")))
-        return said
+                received.append((worker, Lost(f"signal {-code}" if code and code < 0 else f"exit code {code}")))
+        return received
 
     def _close(self) -> None:
         for worker in self._workers:
@@ -120,9 +120,9 @@ def _live(pipe: Connection, stop: Any, parent: int, options: WorkerOptions) -> N
             raise EOFError from error
         return message
 
-    def answer(said: Answer) -> None:
+    def answer(message: Answer) -> None:
         with contextlib.suppress(OSError):  # the parent has died; `stopping` detects this and stops cleanly
-            pipe.send(said)
+            pipe.send(message)
 
     def stopping() -> bool:
         return bool(stop.value) or os.getppid() != parent

@@ -67,22 +67,22 @@ class Failure:
     @classmethod
     def of(cls, run: str, error: BaseException) -> Failure:
         """The failure of a run that ended with ``error``; the text names the run, the cause and the remedy."""
-        said = str(error)
+        message = str(error)
         match error:
             case DivergedError():
-                return cls(run, "diverged", said)
+                return cls(run, "diverged", message)
             case UsageError():
-                return cls(run, "refused", said if run in said else f"run {run}: {said}")
+                return cls(run, "refused", message if run in message else f"run {run}: {message}")
             case ArmillaryError():
-                return cls(run, "failed", said if run in said else f"run {run}: {said}")
+                return cls(run, "failed", message if run in message else f"run {run}: {message}")
             case OSError():
                 where = f"{error.filename}: " if error.filename else ""
                 remedy = _REMEDIES.get(error.errno or 0, "remove the cause")
-                text = f"{where}{error.strerror or said}; {remedy} and run the same command again"
-            case _ if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(said):
-                text = f"not enough memory ({type(error).__name__}: {said}); give fewer --workers, or a smaller batch"
+                text = f"{where}{error.strerror or message}; {remedy} and run the same command again"
+            case _ if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(message):
+                text = f"not enough memory ({type(error).__name__}: {message}); use fewer --workers or a smaller batch"
             case _:
-                text = f"{type(error).__name__}: {said}; the same command retries the run"
+                text = f"{type(error).__name__}: {message}; the same command retries the run"
         return cls(run, "failed", f"run {run}: {text}")
 
 

@@ -196,17 +196,17 @@ class WorkerExecutor(Executor):
         rates: list[float] = []
         problems: list[str] = []
         while asked:
-            for worker, said in self._receive():
+            for worker, answer in self._receive():
                 asked = [other for other in asked if other is not worker]
-                if isinstance(said, Lost):
+                if isinstance(answer, Lost):
                     problems.append(
-                        f"a worker died ({said.how}; out of memory: try fewer workers; or a script starts an "
+                        f"a worker died ({answer.how}; out of memory: try fewer workers; or a script starts an "
                         "executor outside if __name__ == '__main__')"
                     )
-                elif said.kind == "measured":
-                    rates.append(said.value)
+                elif answer.kind == "measured":
+                    rates.append(answer.value)
                 else:
-                    problems.append(said.value)
+                    problems.append(answer.value)
         if problems:
             raise ArmillaryError(f"the throughput could not be measured: {problems[0]}")
         return sum(rates)
@@ -337,23 +337,23 @@ class WorkerExecutor(Executor):
         return best
 
     def _collect(self, queue: _Queue) -> None:
-        for worker, said in self._receive():
-            if isinstance(said, Lost):
-                self._give_back(worker, said, queue)
-            elif said.kind == "step":
-                worker.advance(said.run, said.value)
+        for worker, answer in self._receive():
+            if isinstance(answer, Lost):
+                self._give_back(worker, answer, queue)
+            elif answer.kind == "step":
+                worker.advance(answer.run, answer.value)
             else:
-                job = worker.finish(said.run)
-                if said.kind == "stopped":
-                    self.store.mark_failed(said.run, "pending", said.value)
+                job = worker.finish(answer.run)
+                if answer.kind == "stopped":
+                    self.store.mark_failed(answer.run, "pending", answer.value)
                     queue.waiting.append(job)
                     continue
                 queue.done_flops += job.new_flops(job.spec.steps)
-                if said.kind == "done":
-                    queue.outcomes[said.run] = keep_result(self.store, said.value)
-                elif said.kind in ("diverged", "refused", "failed"):
-                    self.store.mark_failed(said.run, said.kind, said.value)
-                    queue.outcomes[said.run] = Failure(said.run, said.kind, said.value)
+                if answer.kind == "done":
+                    queue.outcomes[answer.run] = keep_result(self.store, answer.value)
+                elif answer.kind in ("diverged", "refused", "failed"):
+                    self.store.mark_failed(answer.run, answer.kind, answer.value)
+                    queue.outcomes[answer.run] = Failure(answer.run, answer.kind, answer.value)
 
     def _give_back(self, worker: Worker, lost: Lost, queue: _Queue) -> None:
         """Retry the jobs of a lost worker, unless its run has killed too many workers."""

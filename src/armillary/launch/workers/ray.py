@@ -90,7 +90,7 @@ class _Actor(Worker):
         self.outbox: list[Message] = []
         self.call: Any = None
         self.number = 0
-        self.told: tuple[list[Message], bool] = ([], False)
+        self.outgoing: tuple[list[Message], bool] = ([], False)
 
     def send(self, message: Message) -> None:
         self.outbox.append(message)
@@ -99,13 +99,13 @@ class _Actor(Worker):
         """The call in progress; a new call sends the content of the outbox."""
         if self.call is None:
             self.number += 1
-            self.told, self.outbox = (self.outbox, stop), []
+            self.outgoing, self.outbox = (self.outbox, stop), []
             self.again()
         return self.call
 
     def again(self) -> None:
         """Repeat the call: its answer was lost, or it never arrived."""
-        self.call = self.actor.exchange.remote(self.number, *self.told)
+        self.call = self.actor.exchange.remote(self.number, *self.outgoing)
 
 
 class RayExecutor(WorkerExecutor):
@@ -279,7 +279,7 @@ class RayExecutor(WorkerExecutor):
         if not self._workers:
             time.sleep(_POLL_S)
             return []
-        said: list[tuple[_Actor, Answer | Lost]] = []
+        received: list[tuple[_Actor, Answer | Lost]] = []
         with _lost_connection():
             calls = {worker.exchange(bool(self._stop.value)): worker for worker in self._workers}
             ray.wait(list(calls), num_returns=1, timeout=0.5)
@@ -291,11 +291,11 @@ class RayExecutor(WorkerExecutor):
                 except ray.exceptions.ActorUnavailableError:
                     worker.again()  # Ray has not decided yet whether it is lost
                 except ray.exceptions.RayError as error:
-                    said.append((worker, self._lost(worker, error)))
+                    received.append((worker, self._lost(worker, error)))
                 else:
                     worker.call = None
-                    said.extend((worker, answer) for answer in answers)
-        return said
+                    received.extend((worker, answer) for answer in answers)
+        return received
 
     def _lost(self, worker: _Actor, error: Exception) -> Lost:
         ray = _ray()

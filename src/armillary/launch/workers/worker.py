@@ -109,14 +109,14 @@ def _train_stack(message: Train, at: _Work) -> list[Job]:
 
     left = {job.spec.id: job for job in message.jobs}
     members = [Assignment(job.spec, at.runs / job.spec.id, _trunk(job, at.runs), job.keep) for job in message.jobs]
-    told: dict[str, float] = {}
+    reported: dict[str, float] = {}
     # With this many runs, one progress message per run at the usual rate would flood the queue.
     tell_every_s = _TELL_EVERY_S * max(1.0, message.members / 4)
 
     def tell(run: str, step: int) -> None:
         now = time.monotonic()
-        if now - told.get(run, 0.0) > tell_every_s:
-            told[run] = now
+        if now - reported.get(run, 0.0) > tell_every_s:
+            reported[run] = now
             at.answer(Answer("step", step, run))
 
     try:
@@ -162,13 +162,13 @@ def _train(job: Job, at: _Work) -> Answer:
     from armillary.train import BusyRunError, train_run
 
     run = job.spec.id
-    told = 0.0
+    reported = 0.0
 
     def tell(step: int) -> None:
-        nonlocal told
+        nonlocal reported
         now = time.monotonic()
-        if now - told > _TELL_EVERY_S:
-            told = now
+        if now - reported > _TELL_EVERY_S:
+            reported = now
             at.answer(Answer("step", step, run))
 
     while not at.stopping():

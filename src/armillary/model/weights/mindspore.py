@@ -75,8 +75,8 @@ class Checkpoint:
             with open(path, "rb") as file:
                 self._data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
-            said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise DamagedFileError(f"{path}: cannot be read as a MindSpore checkpoint ({said}); {_REMEDY}") from error
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise DamagedFileError(f"{path}: cannot be read as a MindSpore checkpoint ({reason}); {_REMEDY}") from error
         end = len(self._data)
         if self._data[end - 17 : end - 10] == b"crc_num":
             end -= 17

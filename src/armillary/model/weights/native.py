@@ -80,8 +80,8 @@ def check_weights(path: Path, shape: ModelShape) -> None:
 
 
 def _unreadable(path: Path, error: Exception) -> DamagedFileError:
-    said = error.strerror or str(error) if isinstance(error, OSError) else str(error)
-    return DamagedFileError(f"{path}: cannot be read as weights ({said}); copy it or train it again")
+    reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+    return DamagedFileError(f"{path}: cannot be read as weights ({reason}); copy it or train it again")
 
 
 def is_native(folder: Path) -> bool:

@@ -83,9 +83,9 @@ class Shards:
                             raise _unreadable(folder, f"{key} is in {self.entries[key].file} and in {file}")
                         self.entries[key] = Entry(file, tuple(part.get_shape()), part.get_dtype())
             except (OSError, SafetensorError, ValueError) as error:
-                said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+                reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
                 named = f", which {index.name} names" if listed else ""
-                raise _unreadable(folder, f"{file}{named}: {said}") from error
+                raise _unreadable(folder, f"{file}{named}: {reason}") from error
         for key, file in listed.items():
             if key not in self.entries or self.entries[key].file != file:
                 raise _unreadable(folder, f"{index.name} has {key} in {file}, but that file lacks it")
@@ -125,8 +125,8 @@ class Shards:
         return DTYPES[found]
 
 
-def _unreadable(folder: Path, said: str) -> ArmillaryError:
-    return ArmillaryError(f"{folder}: its weights cannot be read ({said}); fetch the folder again")
+def _unreadable(folder: Path, reason: str) -> ArmillaryError:
+    return ArmillaryError(f"{folder}: its weights cannot be read ({reason}); fetch the folder again")
 
 
 @dataclass(frozen=True)

@@ -145,12 +145,12 @@ def tokenizer_difference(base: Path, model: Path) -> str | None:
         ids = [_token_ids(document) for document in (ours, theirs)]
         for token in sorted(ids[0].keys() | ids[1].keys()):
             if ids[0].get(token) != ids[1].get(token):
-                said = [
+                meanings = [
                     f"is {i[token]} in {f}" if token in i else f"is not in {f}"
                     for i, f in zip(ids, (base, model), strict=True)
                 ]
                 count = sum(ids[0].get(t) != ids[1].get(t) for t in ids[0].keys() | ids[1].keys())
-                return f"the token {token!r} {' and '.join(said)} ({count} tokens differ)"
+                return f"the token {token!r} {' and '.join(meanings)} ({count} tokens differ)"
         parts = [_parts(document) for document in (ours, theirs)]
         for name in parts[0]:
             if parts[0][name] != parts[1][name]:

@@ -67,11 +67,11 @@ def read_header(path: Path) -> dict[str, Entry]:
             header: dict[str, Any] = json.loads(file.read(length))
         header.pop("__metadata__", None)
         entries = {}
-        for name, told in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            begin, end = told["data_offsets"]
-            if told["dtype"] not in KINDS:
-                raise ValueError(f"{name} is {told['dtype']}; supported are {', '.join(KINDS)}")
-            entries[name] = Entry(told["dtype"], tuple(int(n) for n in told["shape"]), 8 + length + begin)
+        for name, stored in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            begin, end = stored["data_offsets"]
+            if stored["dtype"] not in KINDS:
+                raise ValueError(f"{name} is {stored['dtype']}; supported are {', '.join(KINDS)}")
+            entries[name] = Entry(stored["dtype"], tuple(int(n) for n in stored["shape"]), 8 + length + begin)
             if begin < 0 or end - begin != entries[name].bytes or 8 + length + end > size:
                 raise ValueError(f"{name} is not within the file, which is truncated or was changed")
     except OSError as error:

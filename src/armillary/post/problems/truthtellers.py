@@ -84,11 +84,11 @@ def _holds(what: str, kinds: Mapping[str, bool], language: Language) -> bool | N
     if len(named) != 1:
         return None
     if language == "en":
-        said = re.findall(r"\bis (not )?an? (knight|knave)\b", what)
-        claims = [(not negated) == (kind == "knight") for negated, kind in said]
+        stated = re.findall(r"\bis (not )?an? (knight|knave)\b", what)
+        claims = [(not negated) == (kind == "knight") for negated, kind in stated]
     else:
-        said = re.findall(r"(不)?是(老实人|骗子)", what)
-        claims = [(not negated) == (kind == "老实人") for negated, kind in said]
+        stated = re.findall(r"(不)?是(老实人|骗子)", what)
+        claims = [(not negated) == (kind == "老实人") for negated, kind in stated]
     return kinds[named[0]] == claims[0] if len(claims) == 1 else None
 
 
@@ -96,7 +96,7 @@ def read(text: str) -> str | None:
     """Tries all kinds of all people; the answer must be the same in each that fits."""
     language = language_of(text)
     text = text.replace("“", '"').replace("”", '"')
-    said = re.findall(
+    statements = re.findall(
         r'(\w+) (?:says|claims|states|said|tells you)[,:]? ?(?:that )?"([^"]+)"'
         if language == "en"
         else r'(小\w)(?:说|声称|表示)[：:,，]?"([^"]+)"',
@@ -120,20 +120,20 @@ def read(text: str) -> str | None:
     people = sorted(
         {name for name in PEOPLE[language] if (re.search(rf"\b{name}\b", text) if language == "en" else name in text)}
     )
-    if len(who) != 1 or len(known) != 1 or not said or len(people) > 6 or text.count('"') != 2 * len(said):
+    if len(who) != 1 or len(known) != 1 or not statements or len(people) > 6 or text.count('"') != 2 * len(statements):
         return None
     (asked_name,) = who
     name, kind = (known[0][0], known[0][1]) if known[0][0] else (known[0][2], known[0][3])
-    if not {asked_name, name, *(speaker for speaker, _ in said)} <= set(people):
+    if not {asked_name, name, *(speaker for speaker, _ in statements)} <= set(people):
         return None
     fits = set()
     for honest in itertools.product((True, False), repeat=len(people)):
         kinds = dict(zip(people, honest, strict=True))
-        held = [_holds(what, kinds, language) for _, what in said]
+        held = [_holds(what, kinds, language) for _, what in statements]
         if None in held:
             return None
         if kinds[name] == (kind in ("knight", "老实人")) and all(
-            kinds[speaker] == true for (speaker, _), true in zip(said, held, strict=True)
+            kinds[speaker] == true for (speaker, _), true in zip(statements, held, strict=True)
         ):
             fits.add(kinds[asked_name])
     return _KINDS[language][0 if fits.pop() else 1] if len(fits) == 1 else None

@@ -203,8 +203,8 @@ class GitLfs(Hub):
             return ended.stdout.decode("utf-8", "replace")
         raise self._explained(ended.stderr.decode("utf-8", "replace") or ended.stdout.decode("utf-8", "replace"))
 
-    def _explained(self, said: str) -> ArmillaryError:
-        lines = [line for line in said.splitlines() if line.strip() and not line.startswith(("hint:", "Uploading"))]
+    def _explained(self, output: str) -> ArmillaryError:
+        lines = [line for line in output.splitlines() if line.strip() and not line.startswith(("hint:", "Uploading"))]
         words = " ".join(lines[-3:])
         status = _STATUS.search(words)
         if status:

@@ -120,10 +120,10 @@ class Hub(ABC):
         """``text`` without the token and without passwords."""
         return without_passwords(text.replace(self._token, "***"))
 
-    def refused(self, status: int, said: str, wait_s: float | None = None) -> ArmillaryError:
+    def refused(self, status: int, message: str, wait_s: float | None = None) -> ArmillaryError:
         """The error for a response of the hub with an HTTP ``status``."""
-        said = " ".join(self.scrubbed(said).split())[:300]
-        what = f"{self.name} {self.target.repo}: status {status}{f' ({said})' if said else ''}"
+        message = " ".join(self.scrubbed(message).split())[:300]
+        what = f"{self.name} {self.target.repo}: status {status}{f' ({message})' if message else ''}"
         if status in (401, 403):
             return UsageError(f"{what}; give {self.variable} a token that may write to the repository")
         if status == 404:
@@ -134,8 +134,8 @@ class Hub(ABC):
 
     def unreachable(self, error: BaseException) -> PassingError:
         """The error for a connection that failed or was interrupted."""
-        said = " ".join(self.scrubbed(str(error)).split())[:300] or type(error).__name__
-        return PassingError(f"{self.name} {self.target.repo}: {self.endpoint} cannot be reached ({said})")
+        message = " ".join(self.scrubbed(str(error)).split())[:300] or type(error).__name__
+        return PassingError(f"{self.name} {self.target.repo}: {self.endpoint} cannot be reached ({message})")
 
 
 def is_large(file: Outgoing) -> bool:

@@ -92,8 +92,8 @@ class HuggingFace(Hub):
             response = getattr(cause, "response", None)
             if response is not None and getattr(response, "status_code", None):
                 wait = retry_after(response.headers.get("retry-after"))
-                said = getattr(cause, "server_message", None) or response.reason_phrase
-                return self.refused(response.status_code, str(said), wait)
+                message = getattr(cause, "server_message", None) or response.reason_phrase
+                return self.refused(response.status_code, str(message), wait)
             if isinstance(cause, httpx2.TransportError | json.JSONDecodeError):  # torn, or half an answer
                 return self.unreachable(cause)
         return ArmillaryError(f"{self.name} {self.target.repo}: {self.scrubbed(str(error))[:300]}")

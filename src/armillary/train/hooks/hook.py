@@ -73,5 +73,5 @@ def _raise_named(hook: Hook, step: int, error: Exception) -> NoReturn:
         raise error
     kinds = (UsageError, DamagedFileError, ForeignFileError)
     kind = next((kind for kind in kinds if isinstance(error, kind)), ArmillaryError)
-    said = str(error) if isinstance(error, ArmillaryError) else f"{type(error).__name__}: {error}"
-    raise kind(f"hook {type(hook).__name__} after step {step}: {said}") from error
+    message = str(error) if isinstance(error, ArmillaryError) else f"{type(error).__name__}: {error}"
+    raise kind(f"hook {type(hook).__name__} after step {step}: {message}") from error
