@@ -6,8 +6,8 @@
   question has one.
 
 The result also reports how often the order alone decides (position bias), how often the judge agrees with itself on
-a repeated prompt, and how many verdicts cannot be read. Unread verdicts are not dropped: the interval reaches from the
-score with all of them lost to the score with all of them won.
+a repeated prompt, and how many verdicts cannot be read. Unreadable verdicts are not dropped: the lower end of the
+interval counts all of them as losses, the upper end counts all of them as wins.
 
 Not covered: a judge that prefers its own answers or long ones.
 """
@@ -106,7 +106,8 @@ class Judgement:
     """The verdicts or grades for one question in the order of the requests, None where unreadable.
 
     Attributes:
-        verdicts: single: grades. Pairwise: "A", "B" or "C" as printed, first with the first model as A, then swapped.
+        verdicts: when judging single answers, the grades. When judging pairs, "A", "B" or "C" as printed: first the
+            verdicts with the first model as answer A, then those with the answers swapped.
         score: grade, or 1, 0.5 or 0 for the first model; None without a readable verdict.
         outputs: raw outputs of the judge.
     """

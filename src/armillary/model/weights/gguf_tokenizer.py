@@ -1,9 +1,9 @@
 """The tokenizer inside a GGUF file, as the files of a Hugging Face folder.
 
-The splits of text are those that ``gguf.py`` writes: four of byte-level encodings, and SentencePiece's byte-pair
-encoding. ``tokenizers`` then gives the tokens of llama.cpp for every text. Text is not normalized, as llama.cpp does
-not normalize it either. Any other split is refused by name, since a similar one would give other tokens without an
-error.
+Supported are the ways to split text that ``gguf.py`` writes: four of byte-level encodings, and SentencePiece's
+byte-pair encoding. For these, ``tokenizers`` gives the same tokens as llama.cpp for every text. Text is not normalized,
+because llama.cpp does not normalize it either. Any other way to split text is refused by name, since a similar one
+would silently give other tokens.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def tokenizer_files(
         splits: the steps of ``pre_tokenizer`` for each of llama.cpp's names.
 
     Raises:
-        UsageError: the file has no tokenizer, or one that is not read here.
-        DamagedFileError: its lists do not fit together.
+        UsageError: the file has no tokenizer, or one of an unsupported kind.
+        DamagedFileError: its lists contradict each other, such as by different lengths.
     """
     kind = values.get("ggml.model")
     if kind not in ("gpt2", "llama"):

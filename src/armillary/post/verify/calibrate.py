@@ -188,7 +188,7 @@ class Calibration:
 def calibrate(
     n: int = 40, seed: int = 0, progress: Callable[[int, int, str], None] = lambda done, total, note: None
 ) -> Calibration:
-    """Judge all cases of ``n`` answers per family and the table of formulas.
+    """Judge all labelled cases: those of ``n`` answers per family, and those of the table of formulas.
 
     Programs run in the sandbox, about a tenth of a second per case, so a code family gets only a tenth of ``n``.
 

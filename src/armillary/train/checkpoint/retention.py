@@ -29,10 +29,10 @@ class RetentionPolicy(Protocol):
 
     @property
     def keep_last(self) -> int:
-        """How many of the last ones are kept."""
+        """The number of most recent checkpoints that are kept."""
 
     def due(self, step: int) -> bool:
-        """Whether one is written after ``step`` steps, independent of the clock."""
+        """Whether a checkpoint is written after ``step`` steps; this does not depend on the clock."""
 
     def stays(self, step: int) -> bool:
         """Whether the checkpoint of ``step`` is never removed."""
@@ -40,7 +40,7 @@ class RetentionPolicy(Protocol):
 
 @dataclass(frozen=True)
 class Branches:
-    """Checkpoints by the clock, and at the steps that other runs branch from."""
+    """The policy of a study's run: a checkpoint every ``every_s`` seconds, and one at each step of a branch."""
 
     keep: tuple[int, ...]
     every_s: float
@@ -58,9 +58,9 @@ class Branches:
 def thin_out(folder: Path, progress: Progress, policy: RetentionPolicy) -> None:
     """Remove all checkpoints except the last ``keep_last`` and those that are always kept."""
     step, keep_last = progress.step, policy.keep_last
-    passing = [s for s in checkpoint_steps(folder) if s < step and not policy.stays(s)]
-    before = passing[len(passing) - keep_last + 1 :] if keep_last > 1 else []
-    remove_checkpoints(folder, progress.spec.id, lambda s: s >= step or s in before or policy.stays(s), step)
+    removable = [s for s in checkpoint_steps(folder) if s < step and not policy.stays(s)]
+    recent = removable[len(removable) - keep_last + 1 :] if keep_last > 1 else []
+    remove_checkpoints(folder, progress.spec.id, lambda s: s >= step or s in recent or policy.stays(s), step)
 
 
 def remove_checkpoints(folder: Path, run: str, stays: Callable[[int], bool], written: float = math.inf) -> None:
